@@ -1,0 +1,1 @@
+//! A mock of an external payment gateway with a durable ledger and faults on purpose.

@@ -1,0 +1,253 @@
+//! Reads the `(mesh.v1.policy)` option of every rpc, checks it, and renders the table that the mesh reads.
+//!
+//! Used twice: by build.rs, where a broken rule fails the build, and by the tests of this package, which show that it does.
+//! Knows descriptors only, not the generated code.
+
+use std::fmt;
+
+use prost_reflect::prost_types::method_options::IdempotencyLevel;
+use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
+
+/// The option's full name.
+const OPTION: &str = "mesh.v1.policy";
+
+/// A rule that an rpc breaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Rule {
+    /// Every rpc carries a policy.
+    NoPolicy,
+    /// An event is named, or left out.
+    EventUnspecified,
+    /// Nobody is let in by accident.
+    AccessUnspecified,
+    /// Somebody may call it.
+    EmptyAllow,
+    /// Services are let in by name.
+    ServiceWithoutCallers,
+    /// Names let nobody in without the access.
+    CallersWithoutService,
+    /// Every unary call has a deadline.
+    NoTimeout,
+    /// A stream lives as long as its token: a timeout on it would be a promise that nobody keeps.
+    TimeoutOnStream,
+    /// What the mesh repeats must not happen twice.
+    NotIdempotent,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoPolicy => "has no option (mesh.v1.policy)",
+            Self::EventUnspecified => "sets `event` to EVENT_TYPE_UNSPECIFIED; leave `event` out when it is of none",
+            Self::AccessUnspecified => "has ACCESS_UNSPECIFIED in `allow`",
+            Self::EmptyAllow => "has an empty `allow`: nobody could call it",
+            Self::ServiceWithoutCallers => "allows ACCESS_SERVICE without naming `callers`",
+            Self::CallersWithoutService => "names `callers` without allowing ACCESS_SERVICE",
+            Self::NoTimeout => "has no `timeout` above zero, which every unary call needs",
+            Self::TimeoutOnStream => "has a `timeout` though it streams; a stream says `timeout: {seconds: 0}`",
+            Self::NotIdempotent => {
+                "is IDEMPOTENT, yet its request has no field `request_id` and it does not say `naturally_idempotent: true`"
+            }
+        })
+    }
+}
+
+/// Why there is no table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum TableError {
+    /// The descriptors have no `mesh.v1.policy`.
+    NoOption,
+    /// An option that is not of the shape of `mesh.v1.Policy` as this file knows it.
+    Shape {
+        /// For example `order.v1.OrderService/CreateOrder`.
+        rpc: String,
+        /// The field.
+        field: &'static str,
+    },
+    /// An rpc breaks a rule.
+    Broken {
+        /// For example `order.v1.OrderService/CreateOrder`.
+        rpc: String,
+        /// The rule.
+        rule: Rule,
+    },
+}
+
+impl fmt::Display for TableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoOption => write!(f, "the contract does not define the option ({OPTION})"),
+            Self::Shape { rpc, field } => write!(f, "{rpc}: `{field}` of its policy cannot be read"),
+            Self::Broken { rpc, rule } => write!(f, "{rpc} {rule}"),
+        }
+    }
+}
+
+impl std::error::Error for TableError {}
+
+/// The policy of one rpc, as it will be rendered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Row {
+    /// As in HTTP/2's `:path`.
+    pub(crate) path: String,
+    /// For example `order_creation`.
+    pub(crate) event: Option<String>,
+    /// Variants of `mesh::Access`.
+    pub(crate) allow: Vec<&'static str>,
+    /// Names of services.
+    pub(crate) callers: Vec<String>,
+    /// Seconds and nanoseconds; `None` for streams.
+    pub(crate) timeout: Option<(u64, u32)>,
+    /// A variant of `mesh::Idempotency`.
+    pub(crate) idempotency: &'static str,
+    /// Does it answer with a stream?
+    pub(crate) streaming: bool,
+}
+
+/// The policies of all rpcs of all services, sorted by path.
+///
+/// # Errors
+/// The first rpc that breaks a rule.
+pub(crate) fn rows(pool: &DescriptorPool) -> Result<Vec<Row>, TableError> {
+    let option = pool.get_extension_by_name(OPTION).ok_or(TableError::NoOption)?;
+    let mut rows = Vec::new();
+    for method in pool.services().flat_map(|service| service.methods().collect::<Vec<_>>()) {
+        let options = method.options();
+        if !options.has_extension(&option) {
+            return Err(broken(&method, Rule::NoPolicy));
+        }
+        let policy = options.get_extension(&option);
+        let policy = policy.as_message().ok_or_else(|| shape(&method, "policy"))?;
+        rows.push(row(&method, policy)?);
+    }
+    rows.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(rows)
+}
+
+/// The table as a Rust expression of type `[::mesh::MethodPolicy; N]`.
+pub(crate) fn render(rows: &[Row]) -> String {
+    let rows: String = rows.iter().map(render_row).collect();
+    format!("[\n{rows}]\n")
+}
+
+fn row(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Row, TableError> {
+    let allow = allow(method, policy)?;
+    let callers = callers(method, policy)?;
+    match (allow.contains(&"Service"), callers.is_empty()) {
+        (true, true) => return Err(broken(method, Rule::ServiceWithoutCallers)),
+        (false, false) => return Err(broken(method, Rule::CallersWithoutService)),
+        (true, false) | (false, true) => {}
+    }
+    Ok(Row {
+        path: format!("/{}", name(method)),
+        event: event(method, policy)?,
+        allow,
+        callers,
+        timeout: timeout(method, policy)?,
+        idempotency: idempotency(method, policy)?,
+        streaming: method.is_server_streaming(),
+    })
+}
+
+fn event(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Option<String>, TableError> {
+    let unreadable = || shape(method, "event");
+    let field = policy.descriptor().get_field_by_name("event").ok_or_else(unreadable)?;
+    if !policy.has_field(&field) {
+        return Ok(None);
+    }
+    let number = policy.get_field(&field).as_enum_number().ok_or_else(unreadable)?;
+    if number == 0 {
+        return Err(broken(method, Rule::EventUnspecified));
+    }
+    let kind = field.kind();
+    let value = kind.as_enum().and_then(|kind| kind.get_value(number)).ok_or_else(unreadable)?;
+    let words = value.name().strip_prefix("EVENT_TYPE_").ok_or_else(unreadable)?;
+    Ok(Some(words.to_ascii_lowercase()))
+}
+
+fn allow(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Vec<&'static str>, TableError> {
+    let unreadable = || shape(method, "allow");
+    let values = policy.get_field_by_name("allow").ok_or_else(unreadable)?;
+    let mut allow = Vec::new();
+    for value in values.as_list().ok_or_else(unreadable)? {
+        allow.push(match value.as_enum_number() {
+            Some(0) => return Err(broken(method, Rule::AccessUnspecified)),
+            Some(1) => "Public",
+            Some(2) => "Customer",
+            Some(3) => "Operator",
+            Some(4) => "Service",
+            Some(_) | None => return Err(unreadable()),
+        });
+    }
+    if allow.is_empty() { Err(broken(method, Rule::EmptyAllow)) } else { Ok(allow) }
+}
+
+fn callers(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Vec<String>, TableError> {
+    let unreadable = || shape(method, "callers");
+    let values = policy.get_field_by_name("callers").ok_or_else(unreadable)?;
+    let names = values.as_list().ok_or_else(unreadable)?;
+    names.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(unreadable)).collect()
+}
+
+fn timeout(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Option<(u64, u32)>, TableError> {
+    let unreadable = || shape(method, "timeout");
+    let value = policy.get_field_by_name("timeout").ok_or_else(unreadable)?;
+    let duration = value.as_message().ok_or_else(unreadable)?;
+    let part = |name: &str| duration.get_field_by_name(name).ok_or_else(unreadable);
+    let seconds = part("seconds")?.as_i64().ok_or_else(unreadable)?;
+    let nanos = part("nanos")?.as_i32().ok_or_else(unreadable)?;
+    let timeout = match (u64::try_from(seconds), u32::try_from(nanos)) {
+        (Ok(0), Ok(0)) | (Err(_), _) | (_, Err(_)) => None,
+        (Ok(seconds), Ok(nanos)) => Some((seconds, nanos)),
+    };
+    let streams = method.is_server_streaming() || method.is_client_streaming();
+    match (streams, timeout) {
+        (false, None) => Err(broken(method, Rule::NoTimeout)),
+        (true, Some(_)) => Err(broken(method, Rule::TimeoutOnStream)),
+        (false, Some(_)) | (true, None) => Ok(timeout),
+    }
+}
+
+fn idempotency(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<&'static str, TableError> {
+    let options = method.method_descriptor_proto().options.clone().unwrap_or_default();
+    match options.idempotency_level() {
+        IdempotencyLevel::IdempotencyUnknown => Ok("Unknown"),
+        IdempotencyLevel::NoSideEffects => Ok("NoSideEffects"),
+        IdempotencyLevel::Idempotent => {
+            let natural = policy
+                .get_field_by_name("naturally_idempotent")
+                .and_then(|value| Value::as_bool(&value))
+                .ok_or_else(|| shape(method, "naturally_idempotent"))?;
+            let has_request_id = method.input().get_field_by_name("request_id").is_some();
+            if natural || has_request_id { Ok("Idempotent") } else { Err(broken(method, Rule::NotIdempotent)) }
+        }
+    }
+}
+
+fn render_row(row: &Row) -> String {
+    let Row { path, event, allow, callers, timeout, idempotency, streaming } = row;
+    let allow: Vec<String> = allow.iter().map(|access| format!("::mesh::Access::{access}")).collect();
+    let timeout = match timeout {
+        Some((seconds, nanos)) => format!("Some(::std::time::Duration::new({seconds}, {nanos}))"),
+        None => "None".to_owned(),
+    };
+    format!(
+        "    ::mesh::MethodPolicy {{\n        path: {path:?},\n        event: {event:?},\n        allow: &[{allow}],\n        \
+         callers: &{callers:?},\n        timeout: {timeout},\n        idempotency: ::mesh::Idempotency::{idempotency},\n        \
+         streaming: {streaming},\n    }},\n",
+        allow = allow.join(", "),
+    )
+}
+
+/// For example `order.v1.OrderService/CreateOrder`.
+fn name(method: &MethodDescriptor) -> String {
+    format!("{}/{}", method.parent_service().full_name(), method.name())
+}
+
+fn broken(method: &MethodDescriptor, rule: Rule) -> TableError {
+    TableError::Broken { rpc: name(method), rule }
+}
+
+fn shape(method: &MethodDescriptor, field: &'static str) -> TableError {
+    TableError::Shape { rpc: name(method), field }
+}

@@ -1,0 +1,1 @@
+//! What every service is mounted on: settings, start-up, the relay, errors.

@@ -1,0 +1,1 @@
+//! Data Service: the catalogue, delivery estimates, the trace-event store.

@@ -1,0 +1,73 @@
+//! Business days and the date of delivery. Days are UTC; Saturdays and Sundays are left out; public
+//! holidays are not known here.
+
+use std::time::Duration;
+
+use time::{Date, OffsetDateTime, Weekday};
+
+use crate::Timestamp;
+
+/// The calendar day of an instant, and its hour, both UTC. `None` outside the years 0 to 9999.
+fn day_and_hour(at: Timestamp) -> Option<(Date, u8)> {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(at.as_micros()) * 1000).ok()?;
+    Some((at.date(), at.hour()))
+}
+
+fn is_business_day(day: Date) -> bool {
+    !matches!(day.weekday(), Weekday::Saturday | Weekday::Sunday)
+}
+
+fn next_business_day(day: Date) -> Option<Date> {
+    let mut day = day.next_day()?;
+    while !is_business_day(day) {
+        day = day.next_day()?;
+    }
+    Some(day)
+}
+
+/// The day on which a parcel arrives: it leaves on the first business day whose `cutoff_hour_utc` (0 to 24)
+/// `dispatch` does not miss, and is `transit_business_days` business days under way.
+/// `None` beyond the end of the calendar.
+pub fn delivery_date(dispatch: Timestamp, transit_business_days: u16, cutoff_hour_utc: u8) -> Option<Date> {
+    let (mut day, hour) = day_and_hour(dispatch)?;
+    if !is_business_day(day) || hour >= cutoff_hour_utc {
+        day = next_business_day(day)?;
+    }
+    for _ in 0..transit_business_days {
+        day = next_business_day(day)?;
+    }
+    Some(day)
+}
+
+/// The instant at which a day begins, UTC.
+pub fn start_of_day(day: Date) -> Timestamp {
+    Timestamp::from_micros(0).plus(Duration::from_secs(
+        u64::try_from(day.midnight().assume_utc().unix_timestamp()).unwrap_or(0),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::{date, datetime};
+
+    fn at(time: OffsetDateTime) -> Timestamp {
+        Timestamp::from_micros(i64::try_from(time.unix_timestamp_nanos() / 1000).expect("in range"))
+    }
+
+    #[test]
+    fn weekends_are_left_out_and_the_cutoff_hour_counts() {
+        // 2026-11-20 is a Friday.
+        let cases = [
+            (datetime!(2026-11-18 09:00 UTC), 2, date!(2026 - 11 - 20)),
+            (datetime!(2026-11-20 09:00 UTC), 1, date!(2026 - 11 - 23)),
+            (datetime!(2026-11-20 13:59 UTC), 0, date!(2026 - 11 - 20)),
+            (datetime!(2026-11-20 14:00 UTC), 1, date!(2026 - 11 - 24)),
+            (datetime!(2026-11-21 09:00 UTC), 1, date!(2026 - 11 - 24)),
+            (datetime!(2026-12-31 20:00 UTC), 5, date!(2027 - 01 - 08)),
+        ];
+        for (dispatch, transit, expected) in cases {
+            assert_eq!(delivery_date(at(dispatch), transit, 14), Some(expected), "{dispatch} + {transit}");
+        }
+    }
+}

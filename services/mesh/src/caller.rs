@@ -1,0 +1,68 @@
+//! Who calls, and what a handler finds in its request's extensions.
+
+use std::net::SocketAddr;
+
+use kernel::Timestamp;
+use telemetry::{Kind, Operation, Parent};
+use tonic::Extensions;
+use tracing::Dispatch;
+use tracing::dispatcher::with_default;
+use uuid::Uuid;
+
+use crate::wire::OTHER_METHOD;
+
+/// A person's role.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Buys.
+    Customer,
+    /// Runs the shop.
+    Operator,
+}
+
+/// Who calls.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Caller {
+    /// Nobody knows: only public methods see this.
+    Anonymous,
+    /// A person with a verified access token.
+    Person {
+        /// The token's subject.
+        user_id: Uuid,
+        /// The token's role.
+        role: Role,
+        /// When the token ends.
+        token_expires: Timestamp,
+    },
+    /// A service of the platform.
+    Service {
+        /// Its name, for example `order`.
+        name: String,
+    },
+}
+
+/// A mark in a *client* request's extensions: the call makes no span and sends no `traceparent`. For the relay of trace
+/// events, whose own spans would be spans about spans.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Untraced;
+
+/// Who calls.
+pub fn caller(extensions: &Extensions) -> Caller {
+    extensions.get::<Caller>().cloned().unwrap_or(Caller::Anonymous)
+}
+
+/// The call's operation: its span and its event slot.
+pub fn operation(extensions: &Extensions) -> Operation {
+    extensions.get::<Operation>().cloned().unwrap_or_else(|| unseen(OTHER_METHOD, None))
+}
+
+/// The peer's address.
+pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
+    extensions.get::<SocketAddr>().copied()
+}
+
+/// An operation without a span: nothing is exported of it, and its ids lead nowhere.
+pub(crate) fn unseen(name: &'static str, event: Option<(&'static str, crate::record::Sink)>) -> Operation {
+    let (event_type, sink) = event.unzip();
+    with_default(&Dispatch::none(), || Operation::open(Kind::Server, name, Parent::Root, event_type, sink))
+}

@@ -1,0 +1,63 @@
+//! The client's deadline layer: the least of the method's own timeout, what the call asks for, and what is left of the
+//! call that is being served. It travels as `grpc-timeout`, and is enforced here as well: the peer may be dead.
+
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Status};
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
+
+use crate::deadline::{GRPC_TIMEOUT, Side, TimedBody, asked, current, effective, exceeded, format, least};
+use crate::policy::PolicyTable;
+use crate::status::mesh_status;
+use crate::wire::{Request, Response, find};
+
+#[derive(Clone)]
+pub(crate) struct ClientDeadline<S> {
+    inner: S,
+    policies: PolicyTable,
+}
+
+pub(crate) fn client_deadline<S>(policies: PolicyTable) -> impl Layer<S, Service = ClientDeadline<S>> + Clone {
+    layer_fn(move |inner| ClientDeadline { inner, policies })
+}
+
+impl<S> Service<Request> for ClientDeadline<S>
+where
+    S: Service<Request, Response = Response, Error = Status>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Response, Status>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let now = Instant::now();
+        let Ok(asked) = asked(request.headers()) else {
+            let message = "grpc-timeout must be at most 8 digits and one of H M S m u n";
+            return refuse(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message));
+        };
+        let own = effective(asked, find(self.policies, &request)).and_then(|timeout| now.checked_add(timeout));
+        let Some(deadline) = least(own, current()) else { return Box::pin(self.inner.call(request)) };
+        let left = deadline.saturating_duration_since(now);
+        if left.as_micros() == 0 {
+            return refuse(exceeded());
+        }
+        request.headers_mut().insert(GRPC_TIMEOUT, format(left));
+        let work = self.inner.call(request);
+        Box::pin(async move {
+            let response = timeout_at(deadline, work).await.map_err(|_elapsed| exceeded())??;
+            Ok(response.map(|body| TimedBody::wrap(body, Side::Client, deadline)))
+        })
+    }
+}
+
+fn refuse(status: Status) -> BoxFuture<'static, Result<Response, Status>> {
+    Box::pin(std::future::ready(Err(status)))
+}

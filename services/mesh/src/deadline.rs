@@ -1,0 +1,213 @@
+//! Deadlines that travel: `grpc-timeout` read and written, and the instant that a call must end by.
+//! The two layers are in [`crate::server_deadline`] and [`crate::client_deadline`].
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::policy::MethodPolicy;
+use crate::status::mesh_status;
+
+pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+tokio::task_local! {
+    /// When the call that this task serves must end.
+    pub(crate) static DEADLINE: Option<Instant>;
+}
+
+/// The time left of the call that is being served; `None` when it has no deadline, or when no call is being served.
+pub fn time_left() -> Option<Duration> {
+    current().map(|deadline| deadline.saturating_duration_since(Instant::now()))
+}
+
+/// The deadline of the call that is being served.
+pub(crate) fn current() -> Option<Instant> {
+    DEADLINE.try_with(|deadline| *deadline).ok().flatten()
+}
+
+/// A `grpc-timeout` that is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Malformed;
+
+/// Reads a `grpc-timeout`: at most 8 digits, and one unit.
+pub(crate) fn parse(text: &[u8]) -> Result<Duration, Malformed> {
+    let Some((unit, digits)) = text.split_last() else { return Err(Malformed) };
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Malformed);
+    }
+    let number = digits.iter().fold(0u64, |number, digit| number * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Ok(Duration::from_secs(number * 3600)),
+        b'M' => Ok(Duration::from_secs(number * 60)),
+        b'S' => Ok(Duration::from_secs(number)),
+        b'm' => Ok(Duration::from_millis(number)),
+        b'u' => Ok(Duration::from_micros(number)),
+        b'n' => Ok(Duration::from_nanos(number)),
+        _ => Err(Malformed),
+    }
+}
+
+/// Writes a `grpc-timeout`, in the finest unit that fits, rounded down.
+pub(crate) fn format(timeout: Duration) -> HeaderValue {
+    const LIMIT: u128 = 100_000_000;
+    let text = if timeout.as_micros() < LIMIT {
+        format!("{}u", timeout.as_micros())
+    } else if timeout.as_millis() < LIMIT {
+        format!("{}m", timeout.as_millis())
+    } else {
+        format!("{}S", u128::from(timeout.as_secs()).min(LIMIT - 1))
+    };
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("99999999S"))
+}
+
+/// What the caller asks for.
+pub(crate) fn asked(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
+    headers.get(GRPC_TIMEOUT).map(|value| parse(value.as_bytes())).transpose()
+}
+
+/// The least of what the caller asks for and of what the method allows.
+pub(crate) fn effective(asked: Option<Duration>, policy: Option<&MethodPolicy>) -> Option<Duration> {
+    least(asked, policy.and_then(|policy| policy.timeout))
+}
+
+/// The lesser of two limits that may both be absent.
+pub(crate) fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, None) => one,
+        (None, other) => other,
+    }
+}
+
+/// The answer of a call whose time is up.
+pub(crate) fn exceeded() -> Status {
+    mesh_status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline was exceeded")
+}
+
+/// How a body says that the time is up: a server ends its stream with trailers, a client's body fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Side {
+    Server,
+    Client,
+}
+
+/// A response's body that ends at the deadline.
+pub(crate) struct TimedBody {
+    inner: Body,
+    side: Side,
+    deadline: Instant,
+    /// Made when the body is first found waiting: most bodies are all there already.
+    alarm: Option<Pin<Box<Sleep>>>,
+    over: bool,
+}
+
+impl TimedBody {
+    pub(crate) fn wrap(inner: Body, side: Side, deadline: Instant) -> Body {
+        Body::new(Self { inner, side, deadline, alarm: None, over: false })
+    }
+}
+
+impl http_body::Body for TimedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        let alarm = this.alarm.get_or_insert_with(|| Box::pin(sleep_until(this.deadline)));
+        if alarm.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        this.over = true;
+        let status = exceeded();
+        Poll::Ready(Some(match this.side {
+            Side::Client => Err(status),
+            Side::Server => {
+                let mut trailers = HeaderMap::new();
+                status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))
+            }
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_at_most_eight_digits_and_a_unit() {
+        #[rustfmt::skip]
+        let table: [(&str, Result<Duration, Malformed>); 19] = [
+            ("1H",         Ok(Duration::from_secs(3600))),
+            ("2M",         Ok(Duration::from_secs(120))),
+            ("3S",         Ok(Duration::from_secs(3))),
+            ("50m",        Ok(Duration::from_millis(50))),
+            ("7u",         Ok(Duration::from_micros(7))),
+            ("9n",         Ok(Duration::from_nanos(9))),
+            ("0m",         Ok(Duration::ZERO)),
+            ("99999999H",  Ok(Duration::from_secs(99_999_999 * 3600))),
+            ("00000001S",  Ok(Duration::from_secs(1))),
+            ("123456789u", Err(Malformed)),
+            ("",           Err(Malformed)),
+            ("S",          Err(Malformed)),
+            ("5",          Err(Malformed)),
+            ("5s",         Err(Malformed)),
+            ("-5S",        Err(Malformed)),
+            ("+5S",        Err(Malformed)),
+            ("5 S",        Err(Malformed)),
+            ("1.5S",       Err(Malformed)),
+            ("٣S",         Err(Malformed)),
+        ];
+        for (text, expected) in table {
+            assert_eq!(parse(text.as_bytes()), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_never_longer() {
+        for timeout in [
+            Duration::from_nanos(1),
+            Duration::from_micros(99_999_999),
+            Duration::from_micros(100_000_000),
+            Duration::from_secs(86_400 * 2),
+            Duration::MAX,
+        ] {
+            let read = parse(format(timeout).as_bytes()).expect("well-formed");
+            assert!(read <= timeout, "{timeout:?} became {read:?}");
+        }
+        assert_eq!(format(Duration::from_millis(50)), "50000u");
+    }
+
+    #[test]
+    fn the_lesser_limit_wins() {
+        assert_eq!(least(Some(1), Some(2)), Some(1));
+        assert_eq!(least(None, Some(2)), Some(2));
+        assert_eq!(least(Some(1), None), Some(1));
+        assert_eq!(least::<u8>(None, None), None);
+    }
+
+    #[tokio::test]
+    async fn outside_of_a_call_there_is_no_deadline() {
+        assert_eq!(time_left(), None);
+    }
+}

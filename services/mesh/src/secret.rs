@@ -1,0 +1,62 @@
+//! A secret: never printed, compared in constant time.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+/// A secret that services share. Its `Debug` form shows nothing of it.
+#[derive(Clone)]
+pub struct Secret {
+    text: String,
+    digest: [u8; 32],
+}
+
+impl Secret {
+    /// From its text; white space around it (a file's last newline) is no part of it. An empty one matches nothing.
+    pub fn new(text: impl Into<String>) -> Self {
+        let text = text.into().trim().to_owned();
+        let digest = Sha256::digest(text.as_bytes()).into();
+        Self { text, digest }
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.text
+    }
+
+    /// Is it the same? Takes the same time whatever is offered: digests are compared, and all of their bytes.
+    pub(crate) fn matches(&self, offered: &[u8]) -> bool {
+        let offered: [u8; 32] = Sha256::digest(offered).into();
+        let difference = self.digest.iter().zip(offered).fold(0u8, |seen, (ours, theirs)| seen | (ours ^ theirs));
+        difference == 0 && !self.text.is_empty()
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.matches(other.text.as_bytes())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_matches_itself_alone_and_is_never_printed() {
+        let secret = Secret::new("hunter2\n");
+        assert!(secret.matches(b"hunter2"));
+        assert!(!secret.matches(b"hunter3") && !secret.matches(b""));
+        assert_eq!(format!("{secret:?}"), "Secret(..)");
+    }
+
+    #[test]
+    fn an_empty_secret_opens_nothing() {
+        assert!(!Secret::new("").matches(b""));
+    }
+}

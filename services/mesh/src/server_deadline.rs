@@ -1,0 +1,75 @@
+//! The server's deadline layer: the instant is taken on arrival, and whatever is not done by then is dropped.
+
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout_at};
+use tonic::Code;
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
+
+use crate::deadline::{DEADLINE, Side, TimedBody, asked, effective, exceeded};
+use crate::policy::{MethodPolicy, PolicyTable};
+use crate::status::mesh_status;
+use crate::wire::{Answer, Request, Response, find, respond};
+use http_body::Body as _;
+use std::convert::Infallible;
+
+#[derive(Clone)]
+pub(crate) struct ServerDeadline<S> {
+    inner: S,
+    policies: PolicyTable,
+}
+
+pub(crate) fn server_deadline<S>(policies: PolicyTable) -> impl Layer<S, Service = ServerDeadline<S>> + Clone {
+    layer_fn(move |inner| ServerDeadline { inner, policies })
+}
+
+impl<S> Service<Request> for ServerDeadline<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Answer>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let now = Instant::now();
+        let policy = find(self.policies, &request);
+        let Ok(asked) = asked(request.headers()) else {
+            let message = "grpc-timeout must be at most 8 digits and one of H M S m u n";
+            return ready(respond(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message)));
+        };
+        let deadline = effective(asked, policy).and_then(|timeout| now.checked_add(timeout));
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return ready(respond(exceeded()));
+        }
+        let work = DEADLINE.scope(deadline, self.inner.call(request));
+        Box::pin(async move {
+            let Some(deadline) = deadline else { return work.await };
+            match timeout_at(deadline, work).await {
+                Ok(Ok(response)) => Ok(bounded(response, policy, deadline)),
+                Ok(Err(never)) => match never {},
+                Err(_elapsed) => Ok(respond(exceeded())),
+            }
+        })
+    }
+}
+
+/// A stream ends at the deadline too; an answer that is no stream is all there already.
+fn bounded(response: Response, policy: Option<&MethodPolicy>, deadline: Instant) -> Response {
+    if response.body().is_end_stream() || policy.is_some_and(|policy| !policy.streaming) {
+        return response;
+    }
+    response.map(|body| TimedBody::wrap(body, Side::Server, deadline))
+}
+
+fn ready(response: Response) -> BoxFuture<'static, Answer> {
+    Box::pin(std::future::ready(Ok(response)))
+}
+

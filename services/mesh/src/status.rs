@@ -1,0 +1,307 @@
+//! Errors on the wire: ONE function turns a service's refusal into a gRPC status, with exactly one
+//! `google.rpc.ErrorInfo` and the other details where they fit (AIP-193).
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::time::Duration;
+
+use telemetry::EventError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+/// The domain of the errors that the mesh itself gives.
+pub(crate) const MESH_DOMAIN: &str = "mesh.ordermesh";
+
+/// The reason of [`crate::server`]'s answer when the memory budget is spent.
+pub(crate) const OUT_OF_MEMORY: &str = "OUT_OF_MEMORY";
+
+/// Details travel in one header: beyond this many, violations are counted and not listed.
+const MAX_VIOLATIONS: usize = 100;
+
+/// What kind of refusal it is: which gRPC code it gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// The request itself is wrong, whatever the state.
+    InvalidArgument,
+    /// There is no such thing, or it is somebody else's.
+    NotFound,
+    /// There is one already.
+    AlreadyExists,
+    /// The caller may not do this.
+    PermissionDenied,
+    /// Nobody knows who the caller is.
+    Unauthenticated,
+    /// Not in this state; repeating it changes nothing until the state does.
+    FailedPrecondition,
+    /// Somebody else was faster; begin again from what you read.
+    Aborted,
+    /// A quota or a limit is used up.
+    ResourceExhausted,
+    /// Not now; the same call may be tried again.
+    Unavailable,
+    /// The time ran out.
+    DeadlineExceeded,
+    /// Beyond the end of what there is.
+    OutOfRange,
+    /// Our fault: the chain is logged, the caller gets "internal error".
+    Internal,
+}
+
+impl Kind {
+    fn code(self) -> Code {
+        match self {
+            Self::InvalidArgument => Code::InvalidArgument,
+            Self::NotFound => Code::NotFound,
+            Self::AlreadyExists => Code::AlreadyExists,
+            Self::PermissionDenied => Code::PermissionDenied,
+            Self::Unauthenticated => Code::Unauthenticated,
+            Self::FailedPrecondition => Code::FailedPrecondition,
+            Self::Aborted => Code::Aborted,
+            Self::ResourceExhausted => Code::ResourceExhausted,
+            Self::Unavailable => Code::Unavailable,
+            Self::DeadlineExceeded => Code::DeadlineExceeded,
+            Self::OutOfRange => Code::OutOfRange,
+            Self::Internal => Code::Internal,
+        }
+    }
+}
+
+/// What is wrong with one field.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// The path to it, for example `items[2].quantity`.
+    pub field: String,
+    /// UPPER_SNAKE.
+    pub reason: &'static str,
+    /// A sentence for a person.
+    pub description: String,
+}
+
+/// A service's error, as the caller sees it.
+pub trait Refusal: Error {
+    /// Which gRPC code it gets.
+    fn kind(&self) -> Kind;
+    /// UPPER_SNAKE: the public contract.
+    fn reason(&self) -> &'static str;
+    /// Facts for a program: ErrorInfo's metadata. Never a secret.
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        vec![]
+    }
+    /// All that is wrong with the request's fields.
+    fn violations(&self) -> &[Violation] {
+        &[]
+    }
+    /// When it is worth another try.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The gRPC status of a refusal by the service `domain_service` ("order" → domain "order.ordermesh"). An internal
+/// error is logged with its whole chain; its caller learns the reason only.
+pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
+    let domain = format!("{domain_service}.ordermesh");
+    let (kind, reason) = (refusal.kind(), refusal.reason());
+    let mut details = ErrorDetails::new();
+    if let Some(delay) = refusal.retry_after() {
+        details.set_retry_info(Some(delay));
+    }
+    if kind == Kind::Internal {
+        tracing::error!(target: "ordermesh", reason, chain = %chain(refusal), "internal error");
+        details.set_error_info(reason, domain, HashMap::new());
+        return Status::with_error_details(Code::Internal, "internal error", details);
+    }
+    let message = refusal.to_string();
+    let mut facts: HashMap<String, String> =
+        refusal.facts().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let violations = refusal.violations();
+    if violations.len() > MAX_VIOLATIONS {
+        facts.insert("violations_left_out".to_owned(), (violations.len() - MAX_VIOLATIONS).to_string());
+    }
+    if !violations.is_empty() {
+        details.set_bad_request(violations.iter().take(MAX_VIOLATIONS).map(field_violation).collect::<Vec<_>>());
+    }
+    if kind == Kind::FailedPrecondition {
+        details.add_precondition_failure_violation(reason, domain.clone(), message.clone());
+    }
+    if kind == Kind::ResourceExhausted {
+        details.add_quota_failure_violation(domain.clone(), message.clone());
+    }
+    details.set_error_info(reason, domain, facts);
+    Status::with_error_details(kind.code(), message, details)
+}
+
+fn field_violation(violation: &Violation) -> FieldViolation {
+    let mut field = FieldViolation::new(violation.field.clone(), violation.description.clone());
+    field.reason = violation.reason.to_owned();
+    field
+}
+
+fn chain(error: &dyn Refusal) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// What a status is as a trace event's error.
+pub fn error_class(status: &Status) -> EventError {
+    let reason = reason_of(status);
+    let kind = match (status.code(), reason.as_deref()) {
+        (Code::ResourceExhausted, Some(OUT_OF_MEMORY)) => "OutOfMemoryError",
+        (Code::InvalidArgument, _) => "ValidationError",
+        (Code::DeadlineExceeded, _) => "TIMEOUT",
+        (Code::Unavailable, _) => "CONNECTION_ERROR",
+        (code, _) => code_name(code),
+    };
+    EventError {
+        kind: kind.to_owned(),
+        reason: reason.unwrap_or_else(|| code_name(status.code()).to_owned()),
+        message: status.message().to_owned(),
+    }
+}
+
+/// The ErrorInfo's reason, when it has one.
+pub(crate) fn reason_of(status: &Status) -> Option<String> {
+    if status.details().is_empty() { None } else { status.get_details_error_info().map(|info| info.reason) }
+}
+
+/// A status of the mesh's own.
+pub(crate) fn mesh_status(code: Code, reason: &'static str, message: impl Into<String>) -> Status {
+    mesh_status_retry(code, reason, message, None)
+}
+
+/// A status of the mesh's own that says when it is worth another try.
+pub(crate) fn mesh_status_retry(
+    code: Code,
+    reason: &'static str,
+    message: impl Into<String>,
+    retry_after: Option<Duration>,
+) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, MESH_DOMAIN, HashMap::new());
+    if let Some(delay) = retry_after {
+        details.set_retry_info(Some(delay));
+    }
+    Status::with_error_details(code, message, details)
+}
+
+/// The code's name in the gRPC specification.
+pub(crate) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Broken {
+        #[error("the order has 2 mistakes")]
+        Invalid(Vec<Violation>),
+        #[error("the store is gone")]
+        Store(#[source] std::io::Error),
+    }
+
+    impl Refusal for Broken {
+        fn kind(&self) -> Kind {
+            match self {
+                Self::Invalid(_) => Kind::InvalidArgument,
+                Self::Store(_) => Kind::Internal,
+            }
+        }
+        fn reason(&self) -> &'static str {
+            match self {
+                Self::Invalid(_) => "INVALID_ORDER",
+                Self::Store(_) => "INTERNAL",
+            }
+        }
+        fn facts(&self) -> Vec<(&'static str, String)> {
+            vec![("order_id", "7".into())]
+        }
+        fn violations(&self) -> &[Violation] {
+            match self {
+                Self::Invalid(violations) => violations,
+                Self::Store(_) => &[],
+            }
+        }
+        fn retry_after(&self) -> Option<Duration> {
+            Some(Duration::from_secs(3))
+        }
+    }
+
+    fn violation(number: usize) -> Violation {
+        Violation {
+            field: format!("items[{number}].quantity"),
+            reason: "NOT_POSITIVE",
+            description: "must be at least 1".into(),
+        }
+    }
+
+    #[test]
+    fn a_refusal_carries_error_info_and_every_violation() {
+        let status = status("order", &Broken::Invalid(vec![violation(0), violation(1)]));
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "the order has 2 mistakes"));
+        let info = status.get_details_error_info().expect("ErrorInfo");
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("INVALID_ORDER", "order.ordermesh"));
+        assert_eq!(info.metadata.get("order_id").map(String::as_str), Some("7"));
+        let fields = status.get_details_bad_request().expect("BadRequest").field_violations;
+        let seen: Vec<_> = fields.iter().map(|field| (field.field.as_str(), field.reason.as_str())).collect();
+        assert_eq!(seen, [("items[0].quantity", "NOT_POSITIVE"), ("items[1].quantity", "NOT_POSITIVE")]);
+        assert_eq!(
+            status.get_details_retry_info().and_then(|retry| retry.retry_delay),
+            Some(Duration::from_secs(3))
+        );
+        assert_eq!(error_class(&status).kind, "ValidationError");
+        assert_eq!(error_class(&status).reason, "INVALID_ORDER");
+    }
+
+    #[test]
+    fn more_violations_than_a_header_holds_are_counted() {
+        let status = status("order", &Broken::Invalid((0..250).map(violation).collect()));
+        assert_eq!(status.get_details_bad_request().expect("BadRequest").field_violations.len(), 100);
+        let info = status.get_details_error_info().expect("ErrorInfo");
+        assert_eq!(info.metadata.get("violations_left_out").map(String::as_str), Some("150"));
+    }
+
+    #[test]
+    fn an_internal_error_tells_its_caller_nothing() {
+        let status = status("order", &Broken::Store(std::io::Error::other("password=hunter2")));
+        assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
+        assert!(status.get_details_error_info().expect("ErrorInfo").metadata.is_empty());
+        assert!(!format!("{status:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn the_classes_of_events_are_the_designs_words() {
+        let class = |code, reason| error_class(&mesh_status(code, reason, "")).kind;
+        assert_eq!(class(Code::ResourceExhausted, OUT_OF_MEMORY), "OutOfMemoryError");
+        assert_eq!(class(Code::ResourceExhausted, "MESSAGE_TOO_LARGE"), "RESOURCE_EXHAUSTED");
+        assert_eq!(class(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"), "TIMEOUT");
+        assert_eq!(class(Code::Unavailable, "UNREACHABLE"), "CONNECTION_ERROR");
+        assert_eq!(class(Code::NotFound, "ORDER_NOT_FOUND"), "NOT_FOUND");
+        assert_eq!(error_class(&Status::aborted("x")).reason, "ABORTED");
+    }
+}

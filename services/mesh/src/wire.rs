@@ -1,0 +1,41 @@
+//! The shape of a call in the stacks: HTTP/2 requests and responses with tonic's body.
+
+use std::convert::Infallible;
+
+use tonic::Status;
+use tonic::body::Body;
+
+use crate::policy::{MethodPolicy, PolicyTable};
+
+pub(crate) type Request = http::Request<Body>;
+pub(crate) type Response = http::Response<Body>;
+
+/// What a server's layers give: a refusal is a response too.
+pub(crate) type Answer = Result<Response, Infallible>;
+
+/// Metadata that only the mesh may set.
+pub(crate) const RESERVED_PREFIX: &str = "x-ordermesh-";
+pub(crate) const SECRET_HEADER: &str = "x-ordermesh-secret";
+pub(crate) const SERVICE_HEADER: &str = "x-ordermesh-service";
+pub(crate) const TRACEPARENT: &str = "traceparent";
+
+/// Methods that are not in the contract have one name, or strangers would fill the metrics' store with names.
+pub(crate) const OTHER_METHOD: &str = "_OTHER";
+
+/// The infrastructure's own methods: no policy, no span, no limits, open to all.
+pub(crate) fn is_infrastructure(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.v1")
+}
+
+pub(crate) fn method_name(policy: Option<&'static MethodPolicy>) -> &'static str {
+    policy.map_or(OTHER_METHOD, MethodPolicy::name)
+}
+
+pub(crate) fn find(policies: PolicyTable, request: &Request) -> Option<&'static MethodPolicy> {
+    policies.find(request.uri().path())
+}
+
+/// A Trailers-Only response.
+pub(crate) fn respond(status: Status) -> Response {
+    status.into_http()
+}

@@ -1,0 +1,1 @@
+//! Order Service: the order's life, its driver, inventory.

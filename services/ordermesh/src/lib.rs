@@ -1,0 +1,1 @@
+//! The program: a supervisor, each service, demo, explain.

@@ -1,0 +1,1 @@
+//! Payment Service: the payment's life against an external gateway.

@@ -1,0 +1,172 @@
+//! A URL becomes a [`Database`].
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseConnection};
+use tokio::sync::Notify;
+
+use crate::error::Error;
+use crate::outbox::Outbox;
+use crate::transact::Writer;
+
+/// The kind of database.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backend {
+    /// A file (or memory) of this machine; one writer at a time.
+    Sqlite,
+    /// A server.
+    Postgres,
+}
+
+/// How to connect.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The most connections in the pool.
+    pub max_connections: u32,
+    /// How long to wait for a connection.
+    pub acquire_timeout: Duration,
+    /// PostgreSQL: the schema that the tables live in; made when it is missing.
+    pub schema: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { max_connections: 8, acquire_timeout: Duration::from_secs(5), schema: None }
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) backend: Backend,
+    pub(crate) pool: DatabaseConnection,
+    pub(crate) schema: Option<String>,
+    pub(crate) writer: Option<Writer>,
+    /// Woken after each commit that wrote events.
+    pub(crate) events_written: Notify,
+}
+
+/// A service's database. Clones share its connections.
+#[derive(Clone)]
+pub struct Database(pub(crate) Arc<Inner>);
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the URL: it may carry a password.
+        f.debug_struct("Database").field("backend", &self.0.backend).finish_non_exhaustive()
+    }
+}
+
+impl Database {
+    /// Opens the database of a URL: `sqlite://path/to/file.db` (made when it is missing, its folder too),
+    /// `sqlite::memory:` or `postgres://…`.
+    ///
+    /// # Errors
+    /// A URL of another kind, a folder that cannot be made, a database that does not answer.
+    pub async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
+        let backend = if url.starts_with("sqlite:") {
+            Backend::Sqlite
+        } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            Backend::Postgres
+        } else {
+            return Err(Error::Url);
+        };
+        match backend {
+            Backend::Sqlite => Self::sqlite(url, options).await,
+            Backend::Postgres => Self::postgres(url, options).await,
+        }
+    }
+
+    async fn sqlite(url: &str, options: &Options) -> Result<Self, Error> {
+        let in_memory = url.contains(":memory:");
+        if !in_memory {
+            make_folder(url)?;
+        }
+        // In memory the connection is the database: there is exactly one, and it is never closed.
+        let readers = if in_memory { 1 } else { options.max_connections };
+        let pool = open(sqlite_options(url, options, readers)).await?;
+        let write_pool =
+            if in_memory { pool.clone() } else { open(sqlite_options(url, options, 1)).await? };
+        let writer = Writer::start(write_pool);
+        Ok(Self::new(Backend::Sqlite, pool, None, Some(writer)))
+    }
+
+    async fn postgres(url: &str, options: &Options) -> Result<Self, Error> {
+        let mut connect = common_options(url, options, options.max_connections);
+        if let Some(schema) = &options.schema {
+            connect.set_schema_search_path(schema.clone());
+        }
+        let pool = open(connect).await?;
+        Ok(Self::new(Backend::Postgres, pool, options.schema.clone(), None))
+    }
+
+    fn new(backend: Backend, pool: DatabaseConnection, schema: Option<String>, writer: Option<Writer>) -> Self {
+        Self(Arc::new(Inner { backend, pool, schema, writer, events_written: Notify::new() }))
+    }
+
+    /// The kind of database.
+    pub fn backend(&self) -> Backend {
+        self.0.backend
+    }
+
+    /// For reads outside of transactions.
+    pub fn read(&self) -> &DatabaseConnection {
+        &self.0.pool
+    }
+
+    /// The events that wait to be sent.
+    pub fn outbox(&self) -> Outbox {
+        Outbox::new(self.clone())
+    }
+
+    /// Does the database answer?
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.0.pool.execute_unprepared("SELECT 1").await?;
+        Ok(())
+    }
+}
+
+async fn open(options: ConnectOptions) -> Result<DatabaseConnection, Error> {
+    sea_orm::Database::connect(options).await.map_err(Error::Connect)
+}
+
+fn common_options(url: &str, options: &Options, max_connections: u32) -> ConnectOptions {
+    let mut connect = ConnectOptions::new(url.to_owned());
+    connect
+        .max_connections(max_connections)
+        .min_connections(1)
+        .acquire_timeout(options.acquire_timeout)
+        .connect_timeout(options.acquire_timeout)
+        .test_before_acquire(false)
+        .sqlx_logging(false);
+    connect
+}
+
+fn sqlite_options(url: &str, options: &Options, max_connections: u32) -> ConnectOptions {
+    let mut connect = common_options(url, options, max_connections);
+    connect.idle_timeout(None::<Duration>).max_lifetime(None::<Duration>);
+    connect.map_sqlx_sqlite_opts(|sqlite| {
+        sqlite
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(5))
+            .foreign_keys(true)
+            .statement_cache_capacity(200)
+    });
+    connect
+}
+
+fn make_folder(url: &str) -> Result<(), Error> {
+    let path = url.trim_start_matches("sqlite:").trim_start_matches("//");
+    let path = path.split('?').next().unwrap_or(path);
+    let Some(folder) = Path::new(path).parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
+    std::fs::create_dir_all(folder)
+        .map_err(|source| Error::Folder { folder: folder.display().to_string(), source })
+}
+

@@ -1,0 +1,100 @@
+//! What can go wrong with a database, and whether it is worth another try.
+
+use sea_orm::{DbErr, RuntimeErr, SqlErr};
+
+/// What went wrong with the database.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The URL cannot be used.
+    #[error("the database URL must begin with sqlite: or postgres:, as in sqlite://data/order.db or postgres://user@host/name")]
+    Url,
+    /// The database could not be opened.
+    #[error("the database could not be opened")]
+    Connect(#[source] DbErr),
+    /// The folder of the SQLite file could not be made.
+    #[error("the database's folder {folder} could not be made")]
+    Folder {
+        /// The folder.
+        folder: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A statement failed.
+    #[error("the database refused a statement")]
+    Statement(#[source] DbErr),
+    /// A stored value cannot be read.
+    #[error("a stored {what} cannot be read: {value:?}")]
+    Corrupt {
+        /// What should be there.
+        what: &'static str,
+        /// What is there.
+        value: String,
+    },
+    /// The transaction's work panicked; nothing was committed.
+    #[error("the transaction's work panicked")]
+    Panicked,
+    /// The database's writer has ended, because the process is ending.
+    #[error("the database is closed")]
+    Closed,
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        Self::Statement(error)
+    }
+}
+
+impl Error {
+    /// SQLITE_BUSY and SQLITE_LOCKED, serialization failures (40001) and deadlocks (40P01): the same work may succeed
+    /// in a new transaction.
+    pub fn is_transient(&self) -> bool {
+        let Self::Statement(error) = self else { return false };
+        code(error).is_some_and(|code| match code.as_str() {
+            "40001" | "40P01" => true,
+            // SQLite's extended codes carry the primary code in the low byte: 5 is BUSY, 6 is LOCKED.
+            sqlite => sqlite.parse::<u32>().is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 5 | 6)),
+        })
+    }
+
+    /// The database is away: no connection, or it broke. Others may be served later.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::Closed => true,
+            Self::Statement(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)) => true,
+            Self::Statement(DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) => {
+                matches!(
+                    **error,
+                    sea_orm::sqlx::Error::Io(_) | sea_orm::sqlx::Error::PoolTimedOut | sea_orm::sqlx::Error::PoolClosed
+                ) || self.is_transient()
+            }
+            Self::Url | Self::Folder { .. } | Self::Statement(_) | Self::Corrupt { .. } | Self::Panicked => false,
+        }
+    }
+
+    /// A row with the same key is there already.
+    pub fn is_unique_violation(&self) -> bool {
+        matches!(self, Self::Statement(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))))
+    }
+}
+
+fn code(error: &DbErr) -> Option<String> {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))
+    | DbErr::Conn(RuntimeErr::SqlxError(error))) = error
+    else {
+        return None;
+    };
+    error.as_database_error()?.code().map(|code| code.into_owned())
+}
+
+/// An error of a transaction's work: it holds a database error when that is what it is.
+pub trait Failure: From<Error> + Send + 'static {
+    /// The database error inside, if it is one.
+    fn storage(&self) -> Option<&Error>;
+}
+
+impl Failure for Error {
+    fn storage(&self) -> Option<&Error> {
+        Some(self)
+    }
+}

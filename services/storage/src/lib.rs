@@ -1,0 +1,18 @@
+//! Persistence: one database per service, SQLite embedded by default, PostgreSQL by URL.
+//!
+//! # Layout
+//! - [`connect`]: a URL becomes a [`Database`]
+//! - [`migrate`]: the schema is brought up to date under a lock
+//! - [`transact`]: a change and its events are committed together, or not at all
+//! - [`outbox`]: events that wait to be sent
+
+pub mod connect;
+pub mod error;
+pub mod migrate;
+pub mod outbox;
+pub mod transact;
+
+pub use connect::{Backend, Database, Options};
+pub use error::{Error, Failure};
+pub use migrate::Migration;
+pub use transact::Tx;

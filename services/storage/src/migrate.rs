@@ -1,0 +1,94 @@
+//! The schema is brought up to date at start, under a lock, so that any number of instances may start at once.
+//!
+//! Migrations only add; what the last release reads is removed one release later. A schema that is newer than
+//! the program is left as it is: an instance of the last release must start next to the next one.
+
+use kernel::{Clock, SystemClock};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, Statement, TransactionOptions, TransactionTrait};
+
+use crate::connect::{Backend, Database};
+use crate::error::Error;
+use crate::outbox;
+
+/// A step of the schema. The statements are SQL that SQLite and PostgreSQL both understand.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// Counts from 1.
+    pub version: i32,
+    /// What it does.
+    pub name: &'static str,
+    /// Run in one transaction.
+    pub statements: &'static [&'static str],
+}
+
+/// One writer at a time may look at the schema; any number that no other program uses.
+const POSTGRES_LOCK: &str = "SELECT pg_advisory_xact_lock(7251011620)";
+
+#[derive(FromQueryResult)]
+struct Applied {
+    version: i32,
+}
+
+impl Database {
+    /// Applies those of the migrations that are not applied yet, in one transaction, under a lock.
+    ///
+    /// # Errors
+    /// A statement that the database refuses: then nothing was changed.
+    pub async fn migrate(&self, migrations: &[Migration]) -> Result<(), Error> {
+        let mut attempt = 0;
+        loop {
+            match self.try_migrate(migrations).await {
+                Err(error) if error.is_transient() && attempt < 20 => attempt += 1,
+                done => return done,
+            }
+        }
+    }
+
+    async fn try_migrate(&self, migrations: &[Migration]) -> Result<(), Error> {
+        let options = TransactionOptions {
+            sqlite_transaction_mode: Some(sea_orm::SqliteTransactionMode::Immediate),
+            ..TransactionOptions::default()
+        };
+        let tx = self.0.pool.begin_with_options(options).await?;
+        if self.backend() == Backend::Postgres {
+            tx.execute_unprepared(POSTGRES_LOCK).await?;
+            if let Some(schema) = &self.0.schema {
+                let schema = schema.replace('"', "");
+                tx.execute_unprepared(&format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")).await?;
+            }
+        }
+        tx.execute_unprepared(
+            "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_time BIGINT NOT NULL)",
+        )
+        .await?;
+        let select = Statement::from_string(tx.get_database_backend(), "SELECT version FROM schema_version");
+        let applied: Vec<i32> =
+            Applied::find_by_statement(select).all(&tx).await?.into_iter().map(|row| row.version).collect();
+        let newest = migrations.iter().map(|migration| migration.version).max().unwrap_or(0);
+        if let Some(version) = applied.iter().find(|version| **version > newest) {
+            tracing::warn!(target: "ordermesh", version, newest, "the schema is newer than this program: it is left as it is");
+            tx.rollback().await?;
+            return Ok(());
+        }
+        for migration in std::iter::once(&outbox::MIGRATION).chain(migrations) {
+            if !applied.contains(&migration.version) {
+                apply(&tx, migration).await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+async fn apply(tx: &DatabaseTransaction, migration: &Migration) -> Result<(), Error> {
+    for statement in migration.statements {
+        tx.execute_unprepared(statement).await?;
+    }
+    let insert = Statement::from_sql_and_values(
+        tx.get_database_backend(),
+        "INSERT INTO schema_version (version, name, applied_time) VALUES ($1, $2, $3)",
+        [migration.version.into(), migration.name.into(), SystemClock.now().as_micros().into()],
+    );
+    tx.execute_raw(insert).await?;
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! The outbox: events are written in the transaction that commits what they tell of, and wait here to be sent.
+//!
+//! Each row belongs to the instance that wrote it, which sends it as soon as it is committed; rows that a dead instance
+//! left are adopted by another. No watermark: a row is deleted when its event was answered for.
+
+use kernel::{Clock, SystemClock, Timestamp};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
+};
+use telemetry::TraceEvent;
+use uuid::Uuid;
+
+use crate::connect::Database;
+use crate::error::Error;
+use crate::migrate::Migration;
+
+pub(crate) const MIGRATION: Migration = Migration {
+    version: 0,
+    name: "create outbox",
+    statements: &[
+        "CREATE TABLE outbox (event_id UUID PRIMARY KEY, owner TEXT NOT NULL, create_time BIGINT NOT NULL, body TEXT NOT NULL)",
+        "CREATE INDEX outbox_by_owner ON outbox (owner, event_id)",
+        "CREATE TABLE outbox_refused (event_id UUID PRIMARY KEY, create_time BIGINT NOT NULL, refusal TEXT NOT NULL, body TEXT NOT NULL)",
+    ],
+};
+
+mod row {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "outbox")]
+    pub(super) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub event_id: Uuid,
+        pub owner: String,
+        pub create_time: i64,
+        pub body: String,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(super) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// How full the outbox is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backlog {
+    /// Events that wait to be sent.
+    pub waiting: i64,
+    /// When the oldest of them was written.
+    pub oldest: Option<Timestamp>,
+    /// Events that the store will never take.
+    pub refused: i64,
+}
+
+#[derive(FromQueryResult)]
+struct Counts {
+    waiting: i64,
+    oldest: Option<i64>,
+    refused: i64,
+}
+
+/// The events of a database that wait to be sent.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    db: Database,
+}
+
+impl Outbox {
+    pub(crate) fn new(db: Database) -> Self {
+        Self { db }
+    }
+
+    /// Waits until events were committed by this process since the last call.
+    pub async fn written(&self) {
+        self.db.0.events_written.notified().await;
+    }
+
+    /// Writes events that belong to no transaction.
+    ///
+    /// # Errors
+    /// The database refused; nothing was written.
+    pub async fn put(&self, events: Vec<TraceEvent>) -> Result<(), Error> {
+        self.db
+            .transact(move |tx| {
+                for event in &events {
+                    tx.enqueue(event.clone());
+                }
+                Box::pin(async { Ok(()) })
+            })
+            .await
+    }
+
+    /// The oldest events of an owner.
+    ///
+    /// # Errors
+    /// The database refused, or a stored event cannot be read.
+    pub async fn waiting(&self, owner: &str, limit: u64) -> Result<Vec<TraceEvent>, Error> {
+        let rows = row::Entity::find()
+            .filter(row::Column::Owner.eq(owner))
+            .order_by_asc(row::Column::EventId)
+            .limit(limit)
+            .all(self.db.read())
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                serde_json::from_str(&row.body).map_err(|_| Error::Corrupt { what: "event", value: row.body })
+            })
+            .collect()
+    }
+
+    /// Deletes events that were answered for, and keeps apart those that were refused.
+    ///
+    /// # Errors
+    /// The database refused; the events stay and are sent again.
+    pub async fn settle(&self, done: Vec<Uuid>, refused: Vec<(TraceEvent, String)>) -> Result<(), Error> {
+        self.db
+            .transact(move |tx| {
+                let (done, refused) = (done.clone(), refused.clone());
+                Box::pin(async move {
+                    for (event, refusal) in &refused {
+                        let insert = Statement::from_sql_and_values(
+                            tx.conn().get_database_backend(),
+                            "INSERT INTO outbox_refused (event_id, create_time, refusal, body) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+                            [
+                                event.event_id.into(),
+                                SystemClock.now().as_micros().into(),
+                                refusal.clone().into(),
+                                body(event).into(),
+                            ],
+                        );
+                        tx.conn().execute_raw(insert).await?;
+                    }
+                    let ids = done.into_iter().chain(refused.iter().map(|(event, _)| event.event_id));
+                    row::Entity::delete_many().filter(row::Column::EventId.is_in(ids)).exec(tx.conn()).await?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
+    }
+
+    /// Makes `owner` the owner of events that others have left lying since before `before`; says how many.
+    ///
+    /// # Errors
+    /// The database refused.
+    pub async fn adopt(&self, owner: &str, before: Timestamp) -> Result<u64, Error> {
+        let left = row::Entity::find()
+            .filter(row::Column::Owner.ne(owner))
+            .filter(row::Column::CreateTime.lt(before.as_micros()))
+            .limit(1)
+            .all(self.db.read())
+            .await?;
+        if left.is_empty() {
+            return Ok(0);
+        }
+        let owner = owner.to_owned();
+        self.db
+            .transact(move |tx| {
+                let owner = owner.clone();
+                Box::pin(async move {
+                    let adopted = row::Entity::update_many()
+                        .col_expr(row::Column::Owner, owner.clone().into())
+                        .filter(row::Column::Owner.ne(owner))
+                        .filter(row::Column::CreateTime.lt(before.as_micros()))
+                        .exec(tx.conn())
+                        .await?;
+                    Ok::<_, Error>(adopted.rows_affected)
+                })
+            })
+            .await
+    }
+
+    /// How full it is.
+    ///
+    /// # Errors
+    /// The database refused.
+    pub async fn backlog(&self) -> Result<Backlog, Error> {
+        let select = Statement::from_string(
+            self.db.read().get_database_backend(),
+            "SELECT (SELECT COUNT(*) FROM outbox) AS waiting, (SELECT MIN(create_time) FROM outbox) AS oldest, \
+             (SELECT COUNT(*) FROM outbox_refused) AS refused",
+        );
+        let counts = Counts::find_by_statement(select).one(self.db.read()).await?;
+        let counts = counts.unwrap_or(Counts { waiting: 0, oldest: None, refused: 0 });
+        Ok(Backlog {
+            waiting: counts.waiting,
+            oldest: counts.oldest.map(Timestamp::from_micros),
+            refused: counts.refused,
+        })
+    }
+}
+
+fn body(event: &TraceEvent) -> String {
+    // A struct of strings and numbers always has a JSON form.
+    serde_json::to_string(event).unwrap_or_default()
+}
+
+/// Writes events in a transaction, in one statement.
+pub(crate) async fn insert(conn: &impl ConnectionTrait, events: &[TraceEvent]) -> Result<(), Error> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let now = SystemClock.now().as_micros();
+    let rows = events.iter().map(|event| row::ActiveModel {
+        event_id: Set(event.event_id),
+        owner: Set(event.instance.clone()),
+        create_time: Set(now),
+        body: Set(body(event)),
+    });
+    row::Entity::insert_many(rows).exec_without_returning(conn).await?;
+    Ok(())
+}

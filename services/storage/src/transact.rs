@@ -1,0 +1,306 @@
+//! A change and its events are committed together, or not at all.
+//!
+//! A transaction runs in a task of its own: a caller that is cut off never drops one half way. On SQLite one
+//! writer task commits what has queued up in ONE transaction, each piece in a savepoint of its own, so that a refused
+//! piece rolls back alone and the cost of the commit is shared. On PostgreSQL each piece is a transaction.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use kernel::backoff::full_jitter;
+use sea_orm::{DatabaseConnection, DatabaseTransaction, SqliteTransactionMode, TransactionOptions, TransactionTrait};
+use telemetry::{Operation, Outcome, TraceEvent};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::connect::Database;
+use crate::error::{Error, Failure};
+use crate::outbox;
+
+/// The most pieces that the SQLite writer commits in one transaction.
+const MAX_BATCH: usize = 64;
+/// The most pieces that wait for the SQLite writer; a further one waits for its place.
+const MAX_QUEUE: usize = 4_096;
+/// How often a transaction is tried when the database is busy, or takes it for a deadlock's victim.
+const MAX_TRIES: u32 = 10;
+
+/// An open transaction.
+pub struct Tx {
+    conn: DatabaseTransaction,
+    events: Mutex<Vec<(Option<Operation>, TraceEvent)>>,
+}
+
+impl std::fmt::Debug for Tx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tx").finish_non_exhaustive()
+    }
+}
+
+impl Tx {
+    fn new(conn: DatabaseTransaction) -> Self {
+        Self { conn, events: Mutex::default() }
+    }
+
+    /// The connection that the transaction is open on.
+    pub fn conn(&self) -> &DatabaseTransaction {
+        &self.conn
+    }
+
+    /// Writes the operation's event in this transaction, and takes its slot once that is committed. Does nothing when
+    /// the operation is no event, or its slot is taken.
+    pub fn emit(&self, operation: &Operation, outcome: &Outcome) {
+        if let Some(event) = operation.event(outcome) {
+            self.push(Some(operation.clone()), event);
+        }
+    }
+
+    pub(crate) fn enqueue(&self, event: TraceEvent) {
+        self.push(None, event);
+    }
+
+    fn push(&self, operation: Option<Operation>, event: TraceEvent) {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push((operation, event));
+    }
+}
+
+type Events = Vec<(Option<Operation>, TraceEvent)>;
+
+/// A piece of work with its types hidden, so that pieces of all kinds share a batch.
+trait Piece: Send {
+    /// Runs the work; `Err` means that it is to be rolled back.
+    fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, Result<(), ()>>;
+    /// Is what it came to worth another try?
+    fn is_transient(&self) -> bool;
+    /// Its commit, or the transaction around it, failed.
+    fn fail(&mut self, error: Error);
+    /// Answers the caller.
+    fn answer(self: Box<Self>);
+}
+
+struct Work<T, E, F> {
+    work: F,
+    result: Option<Result<T, E>>,
+    answer: oneshot::Sender<Result<T, E>>,
+}
+
+impl<T, E, F> Piece for Work<T, E, F>
+where
+    T: Send + 'static,
+    E: Failure,
+    F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+{
+    fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, Result<(), ()>> {
+        Box::pin(async move {
+            let work = AssertUnwindSafe(async { (self.work)(tx).await }).catch_unwind().await;
+            let result = work.unwrap_or_else(|_| Err(Error::Panicked.into()));
+            let done = result.as_ref().map(|_| ()).map_err(|_| ());
+            self.result = Some(result);
+            done
+        })
+    }
+
+    fn is_transient(&self) -> bool {
+        matches!(&self.result, Some(Err(error)) if error.storage().is_some_and(Error::is_transient))
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.result = Some(Err(error.into()));
+    }
+
+    fn answer(self: Box<Self>) {
+        // A caller that has gone does not need an answer; the work is committed all the same.
+        let _ = self.answer.send(self.result.unwrap_or_else(|| Err(Error::Closed.into())));
+    }
+}
+
+impl Database {
+    /// Runs `work` in a transaction and commits it, with the events it emitted, when it answers `Ok`; rolls it back
+    /// otherwise. `work` may be run again when the database was busy: it must do nothing but use the transaction.
+    ///
+    /// # Errors
+    /// What `work` answered; or the database's error, when beginning or committing failed.
+    pub async fn transact<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: Failure,
+        F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let piece = Box::new(Work { work, result: None, answer });
+        match &self.0.writer {
+            Some(writer) => {
+                let job = Job { piece, db: self.clone() };
+                writer.queue.send(job).await.map_err(|_| Error::Closed)?;
+            }
+            None => {
+                let db = self.clone();
+                tokio::spawn(async move { run_alone(&db, piece).await });
+            }
+        }
+        answered.await.unwrap_or_else(|_| Err(Error::Closed.into()))
+    }
+
+    fn committed(&self, events: &Events) {
+        for (operation, event) in events {
+            if let Some(operation) = operation {
+                operation.taken(event);
+            }
+        }
+        if !events.is_empty() {
+            self.0.events_written.notify_one();
+        }
+    }
+}
+
+/// PostgreSQL: a piece is a transaction.
+async fn run_alone(db: &Database, mut piece: Box<dyn Piece>) {
+    for attempt in 1..=MAX_TRIES {
+        match try_alone(db, piece.as_mut()).await {
+            Ok(events) => {
+                db.committed(&events);
+                break;
+            }
+            Err(Some(error)) => piece.fail(error),
+            Err(None) => {}
+        }
+        if !piece.is_transient() {
+            break;
+        }
+        pause(attempt).await;
+    }
+    piece.answer();
+}
+
+/// `Err(None)`: the work itself refused, and holds its reason.
+async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Option<Error>> {
+    let begun = db.0.pool.begin().await.map_err(|error| Some(error.into()))?;
+    let tx = Tx::new(begun);
+    if piece.run(&tx).await.is_err() {
+        // A rollback that fails leaves a broken connection, which the pool drops: nothing is committed either way.
+        let _ = tx.conn.rollback().await;
+        return Err(None);
+    }
+    let events = tx.events.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let rows: Vec<TraceEvent> = events.iter().map(|(_, event)| event.clone()).collect();
+    outbox::insert(&tx.conn, &rows).await.map_err(Some)?;
+    tx.conn.commit().await.map_err(|error| Some(error.into()))?;
+    Ok(events)
+}
+
+struct Job {
+    piece: Box<dyn Piece>,
+    db: Database,
+}
+
+/// SQLite's one writer.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    queue: mpsc::Sender<Job>,
+}
+
+impl Writer {
+    pub(crate) fn start(pool: DatabaseConnection) -> Self {
+        let (queue, mut jobs) = mpsc::channel::<Job>(MAX_QUEUE);
+        tokio::spawn(async move {
+            let mut batch = Vec::with_capacity(MAX_BATCH);
+            while jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
+                run_batch(&pool, std::mem::take(&mut batch)).await;
+            }
+        });
+        Self { queue }
+    }
+}
+
+async fn run_batch(pool: &DatabaseConnection, mut batch: Vec<Job>) {
+    let Some(db) = batch.first().map(|job| job.db.clone()) else { return };
+    for attempt in 1..=MAX_TRIES {
+        match try_batch(pool, &mut batch).await {
+            Ok((events, again)) => {
+                db.committed(&events);
+                let (retried, done): (Vec<_>, Vec<_>) = std::mem::take(&mut batch)
+                    .into_iter()
+                    .enumerate()
+                    .partition(|(index, _)| attempt < MAX_TRIES && again.contains(index));
+                done.into_iter().for_each(|(_, job)| job.piece.answer());
+                batch = retried.into_iter().map(|(_, job)| job).collect();
+                if batch.is_empty() {
+                    return;
+                }
+            }
+            Err(error) if error.is_transient() && attempt < MAX_TRIES => {}
+            Err(error) => {
+                let error = Arc::new(error);
+                for mut job in batch {
+                    job.piece.fail(copy(&error));
+                    job.piece.answer();
+                }
+                return;
+            }
+        }
+        pause(attempt).await;
+    }
+}
+
+/// Commits the pieces that succeed; answers their events, and the pieces to be tried again.
+async fn try_batch(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..TransactionOptions::default()
+    };
+    let outer = pool.begin_with_options(options).await?;
+    let mut events = Events::new();
+    let mut again = Vec::new();
+    if let [job] = batch {
+        // Alone it needs no savepoint.
+        let tx = Tx::new(outer);
+        let done = job.piece.run(&tx).await;
+        events = tx.events.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if done.is_err() {
+            tx.conn.rollback().await?;
+            let again = if job.piece.is_transient() { vec![0] } else { vec![] };
+            return Ok((Events::new(), again));
+        }
+        finish(tx.conn, &events).await?;
+        return Ok((events, again));
+    }
+    for (index, job) in batch.iter_mut().enumerate() {
+        let tx = Tx::new(outer.begin().await?);
+        if job.piece.run(&tx).await.is_ok() {
+            tx.conn.commit().await?;
+            events.extend(tx.events.into_inner().unwrap_or_else(PoisonError::into_inner));
+        } else {
+            tx.conn.rollback().await?;
+            if job.piece.is_transient() {
+                again.push(index);
+            }
+        }
+    }
+    finish(outer, &events).await?;
+    Ok((events, again))
+}
+
+async fn finish(conn: DatabaseTransaction, events: &Events) -> Result<(), Error> {
+    let rows: Vec<TraceEvent> = events.iter().map(|(_, event)| event.clone()).collect();
+    outbox::insert(&conn, &rows).await?;
+    conn.commit().await?;
+    Ok(())
+}
+
+/// The same error for each piece of a batch.
+fn copy(error: &Arc<Error>) -> Error {
+    match &**error {
+        Error::Statement(inner) => Error::Statement(inner.clone()),
+        Error::Connect(inner) => Error::Connect(inner.clone()),
+        Error::Url | Error::Folder { .. } | Error::Corrupt { .. } | Error::Panicked | Error::Closed => Error::Closed,
+    }
+}
+
+async fn pause(attempt: u32) {
+    let wait = full_jitter(attempt, Duration::from_millis(5), Duration::from_millis(250), rand::random());
+    tokio::time::sleep(wait).await;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
+use telemetry::{Ended, EventSink, Kind, Operation, Outcome, Parent};
+
+use crate::{Database, Error, Migration, Options};
+
+const SCHEMA: &[Migration] = &[Migration {
+    version: 1,
+    name: "create t",
+    statements: &["CREATE TABLE t (id UUID PRIMARY KEY, n BIGINT NOT NULL UNIQUE)"],
+}];
+
+struct Nobody;
+impl EventSink for Nobody {
+    fn untaken(&self, _ended: Ended) {}
+    fn teller(&self) -> (&str, &str) {
+        ("test", "test-1")
+    }
+}
+
+fn operation() -> Operation {
+    Operation::open(Kind::Internal, "put", Parent::Root, Some("data_lookup"), Some(Arc::new(Nobody)))
+}
+
+async fn put(db: &Database, n: i64, operation: Operation) -> Result<(), Error> {
+    db.transact(move |tx| {
+        let operation = operation.clone();
+        Box::pin(async move {
+            let insert = Statement::from_sql_and_values(
+                tx.conn().get_database_backend(),
+                "INSERT INTO t (id, n) VALUES ($1, $2)",
+                [kernel::IdSource::uuid(&kernel::SystemIds).into(), n.into()],
+            );
+            tx.conn().execute_raw(insert).await?;
+            tx.emit(&operation, &Outcome::Success);
+            Ok(())
+        })
+    })
+    .await
+}
+
+#[derive(FromQueryResult, PartialEq, Debug)]
+struct Row {
+    id: uuid::Uuid,
+    n: i64,
+}
+
+async fn rows(db: &Database) -> Vec<Row> {
+    let select = Statement::from_string(db.read().get_database_backend(), "SELECT id, n FROM t ORDER BY n");
+    Row::find_by_statement(select).all(db.read()).await.expect("rows")
+}
+
+async fn file() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("sqlite://{}/deep/er/t.db", folder.path().display());
+    (folder, url)
+}
+
+async fn open(url: &str) -> Database {
+    let db = Database::connect(url, &Options::default()).await.expect("it opens");
+    db.migrate(SCHEMA).await.expect("it migrates");
+    db
+}
+
+#[tokio::test]
+async fn a_refused_piece_rolls_back_alone_and_its_event_with_it() {
+    for url in ["sqlite::memory:".to_owned(), file().await.1] {
+        let db = open(&url).await;
+        // Queued together: one batch, with the same number twice.
+        let results = join_all([1, 2, 2, 3].map(|n| put(&db, n, operation()))).await;
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 3);
+        assert!(results.iter().any(|result| matches!(result, Err(error) if error.is_unique_violation())));
+        assert_eq!(rows(&db).await.iter().map(|row| row.n).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(db.outbox().waiting("test-1", 10).await.expect("events").len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn the_slot_is_taken_by_a_commit_and_not_by_a_rollback() {
+    let db = open("sqlite::memory:").await;
+    let (first, second) = (operation(), operation());
+    put(&db, 1, first.clone()).await.expect("committed");
+    put(&db, 1, second.clone()).await.expect_err("refused");
+    assert_eq!(first.event(&Outcome::Success), None);
+    assert!(second.event(&Outcome::Success).is_some());
+}
+
+#[tokio::test]
+async fn a_panic_in_the_work_is_an_error_and_the_writer_goes_on() {
+    let db = open("sqlite::memory:").await;
+    let panicked = db.transact(|_| Box::pin(async { panic!("on purpose") })).await;
+    assert!(matches!(panicked, Err::<(), _>(Error::Panicked)));
+    put(&db, 1, operation()).await.expect("the writer goes on");
+}
+
+#[tokio::test]
+async fn two_processes_may_write_to_one_file() {
+    let (_folder, url) = file().await;
+    let (one, two) = (open(&url).await, open(&url).await);
+    let writes = (0..100).map(|n| put(if n % 2 == 0 { &one } else { &two }, n, operation()));
+    for result in join_all(writes).await {
+        result.expect("nobody is refused for being busy");
+    }
+    assert_eq!(rows(&one).await.len(), 100);
+}
+
+#[tokio::test]
+async fn eight_may_start_at_once_on_an_empty_database() {
+    let (_folder, url) = file().await;
+    join_all((0..8).map(|_| open(&url))).await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_left_as_it_is() {
+    let (_folder, url) = file().await;
+    let db = open(&url).await;
+    let newer = Migration { version: 2, name: "add m", statements: &["ALTER TABLE t ADD COLUMN m BIGINT"] };
+    db.migrate(&[SCHEMA[0], newer]).await.expect("it migrates");
+    let old = open(&url).await;
+    put(&old, 1, operation()).await.expect("the old program works on it");
+}
+
+#[tokio::test]
+async fn a_settled_event_is_gone_and_a_left_one_is_adopted() {
+    let db = open("sqlite::memory:").await;
+    put(&db, 1, operation()).await.expect("committed");
+    put(&db, 2, operation()).await.expect("committed");
+    let events = db.outbox().waiting("test-1", 10).await.expect("events");
+    db.outbox().settle(vec![events[0].event_id], vec![]).await.expect("settled");
+    let later = kernel::Timestamp::from_micros(i64::MAX);
+    assert_eq!(db.outbox().adopt("test-2", later).await.expect("adopted"), 1);
+    assert_eq!(db.outbox().waiting("test-2", 10).await.expect("events"), events[1..]);
+    db.outbox().settle(vec![], vec![(events[1].clone(), "no such type".into())]).await.expect("settled");
+    let backlog = db.outbox().backlog().await.expect("counts");
+    assert_eq!((backlog.waiting, backlog.refused), (0, 1));
+}

@@ -1,0 +1,361 @@
+//! Operations: a tracing span (exported by OpenTelemetry) plus one *event slot*.
+//!
+//! Whoever commits a change writes the event in the same transaction and says so with
+//! [`Operation::taken`]. An operation that ends with its slot untaken is shown to the [`EventSink`], which
+//! decides whether it is an event. Everybody who works on an operation holds a clone of it: it ends when the last clone
+//! is dropped, so a transaction that outlives its call still decides. One span, at most one event.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kernel::{Clock, IdSource, SystemClock, SystemIds, Timestamp};
+use opentelemetry::Context;
+use opentelemetry::trace::{Status, TraceContextExt};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use uuid::Uuid;
+
+use crate::context::TraceParent;
+use crate::event::{EventError, EventStatus, TraceEvent};
+
+/// Which side of a call an operation is (OpenTelemetry's span kind).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Serves a call.
+    Server,
+    /// Makes a call.
+    Client,
+    /// Neither: a step inside a service.
+    Internal,
+}
+
+/// Where an operation hangs in the tree.
+#[derive(Clone, Debug)]
+pub enum Parent {
+    /// Under the span that is current where it is opened; a root when there is none.
+    Current,
+    /// Under a span of another process, or of the past.
+    Remote(TraceParent),
+    /// In a trace of its own, linked to another.
+    LinkedRoot(TraceParent),
+    /// In a trace of its own.
+    Root,
+}
+
+/// How an operation ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It did what it was asked.
+    Success,
+    /// It did not; what the event says.
+    Failed(EventError),
+}
+
+/// An operation that ended with its slot untaken.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Which side of a call it was.
+    pub kind: Kind,
+    /// The event that it would be.
+    pub event: TraceEvent,
+}
+
+/// Decides what becomes of operations whose slot nobody took, and knows who tells them.
+pub trait EventSink: Send + Sync + 'static {
+    /// Called once for each such operation that has an event type, as it ends. Must not block.
+    fn untaken(&self, ended: Ended);
+    /// The service's name and instance, for the events.
+    fn teller(&self) -> (&str, &str);
+}
+
+struct Slot {
+    attributes: BTreeMap<String, String>,
+    order_id: Option<Uuid>,
+    user_id: Option<Uuid>,
+    outcome: Outcome,
+    taken: bool,
+    end: Option<Timestamp>,
+}
+
+struct Inner {
+    kind: Kind,
+    name: String,
+    event_type: Option<&'static str>,
+    sink: Option<Arc<dyn EventSink>>,
+    span: Span,
+    place: TraceParent,
+    start: Timestamp,
+    slot: Mutex<Slot>,
+}
+
+/// A span and its event slot. Clones are the same operation.
+#[derive(Clone)]
+pub struct Operation(Arc<Inner>);
+
+impl fmt::Debug for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operation").field("name", &self.0.name).field("place", &self.0.place).finish_non_exhaustive()
+    }
+}
+
+impl Operation {
+    /// Opens an operation. With an event type and a sink it has an event slot. Its outcome is pessimistic
+    /// until [`Operation::end`] says otherwise.
+    pub fn open(
+        kind: Kind,
+        name: impl Into<String>,
+        parent: Parent,
+        event_type: Option<&'static str>,
+        sink: Option<Arc<dyn EventSink>>,
+    ) -> Self {
+        let name = name.into();
+        let otel_kind = match kind {
+            Kind::Server => "server",
+            Kind::Client => "client",
+            Kind::Internal => "internal",
+        };
+        let span = match parent {
+            Parent::Current => {
+                tracing::info_span!(target: "ordermesh", "operation", otel.name = %name, otel.kind = otel_kind)
+            }
+            Parent::Remote(_) | Parent::LinkedRoot(_) | Parent::Root => {
+                tracing::info_span!(target: "ordermesh", parent: None, "operation", otel.name = %name, otel.kind = otel_kind)
+            }
+        };
+        match parent {
+            Parent::Remote(place) => {
+                // Fails only when no OpenTelemetry layer is installed; then there is no tree to hang it in.
+                let _ = span.set_parent(Context::new().with_remote_span_context(place.remote()));
+            }
+            Parent::LinkedRoot(place) => span.add_link(place.remote()),
+            Parent::Current | Parent::Root => {}
+        }
+        let place = place_of(&span);
+        Self(Arc::new(Inner {
+            kind,
+            name,
+            event_type,
+            sink,
+            span,
+            place,
+            start: SystemClock.now(),
+            slot: Mutex::new(Slot {
+                attributes: BTreeMap::new(),
+                order_id: None,
+                user_id: None,
+                outcome: Outcome::Failed(EventError {
+                    kind: "CANCELLED".into(),
+                    reason: "CANCELLED".into(),
+                    message: "the operation was cut off".into(),
+                }),
+                taken: false,
+                end: None,
+            }),
+        }))
+    }
+
+    /// Opens a step inside a service, under the current span.
+    pub fn step(name: &'static str, event_type: Option<&'static str>, sink: Option<Arc<dyn EventSink>>) -> Self {
+        Self::open(Kind::Internal, name, Parent::Current, event_type, sink)
+    }
+
+    /// The span: instrument the operation's work with it.
+    pub fn span(&self) -> &Span {
+        &self.0.span
+    }
+
+    /// The operation's name: the span's.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Its own place in the trace: what a later step continues from, and what goes out as `traceparent`.
+    pub fn place(&self) -> TraceParent {
+        self.0.place
+    }
+
+    /// Links it to another trace.
+    pub fn link(&self, other: TraceParent) {
+        self.0.span.add_link(other.remote());
+    }
+
+    /// Sets a fact of the span and of the event. Never a secret.
+    pub fn set(&self, key: &'static str, value: impl Into<String>) {
+        let value = value.into();
+        self.0.span.set_attribute(key, value.clone());
+        self.slot().attributes.insert(key.to_owned(), value);
+    }
+
+    /// Sets a fact of the span alone.
+    pub fn set_on_span(&self, key: &'static str, value: impl Into<opentelemetry::Value>) {
+        self.0.span.set_attribute(key, value);
+    }
+
+    /// Says which order it is of.
+    pub fn set_order(&self, order_id: Uuid) {
+        self.0.span.set_attribute("order.id", order_id.to_string());
+        self.slot().order_id = Some(order_id);
+    }
+
+    /// Says which user it is of.
+    pub fn set_user(&self, user_id: Uuid) {
+        self.0.span.set_attribute("enduser.id", user_id.to_string());
+        self.slot().user_id = Some(user_id);
+    }
+
+    /// Says how it ended, and when: now. The first end counts for the time, the last for the outcome.
+    pub fn end(&self, outcome: Outcome) {
+        let mut slot = self.slot();
+        slot.outcome = outcome;
+        slot.end.get_or_insert_with(|| SystemClock.now());
+    }
+
+    /// Marks the span as an error (OpenTelemetry's status). Whether it is one is the caller's convention.
+    pub fn mark_error(&self, description: impl Into<String>) {
+        let description = description.into();
+        self.0.span.set_status(Status::error(description));
+    }
+
+    /// The event that this operation is, with an outcome: to be written in the transaction that commits the change,
+    /// followed by [`Operation::taken`] once it is committed. `None` when the operation is no event, or its slot is taken.
+    pub fn event(&self, outcome: &Outcome) -> Option<TraceEvent> {
+        let slot = self.slot();
+        if slot.taken { None } else { self.0.event(&slot, outcome) }
+    }
+
+    /// The event was committed: nobody else writes one. A failed event is one WARN line.
+    pub fn taken(&self, event: &TraceEvent) {
+        self.slot().taken = true;
+        self.0.span.in_scope(|| event.log_if_failed());
+    }
+
+    /// Takes the slot and writes nothing: a replay, or a change that somebody else has committed.
+    pub fn dismiss(&self) {
+        self.slot().taken = true;
+    }
+
+    /// A replay of an earlier call: the slot is dismissed, and the span says `ordermesh.replayed`.
+    pub fn replayed(&self) {
+        self.dismiss();
+        self.0.span.set_attribute("ordermesh.replayed", true);
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.0.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn event(&self, slot: &Slot, outcome: &Outcome) -> Option<TraceEvent> {
+        let (event_type, sink) = (self.event_type?, self.sink.as_ref()?);
+        let (service, instance) = sink.teller();
+        let end = slot.end.unwrap_or_else(|| SystemClock.now());
+        let (status, error) = match outcome {
+            Outcome::Success => (EventStatus::Success, None),
+            Outcome::Failed(error) => (EventStatus::Failed, Some(error.clone())),
+        };
+        Some(TraceEvent {
+            event_id: SystemIds.uuid(),
+            event_type: event_type.to_owned(),
+            status,
+            service: service.to_owned(),
+            instance: instance.to_owned(),
+            operation: self.name.clone(),
+            trace_id: self.place.trace_id(),
+            span_id: self.place.span_id(),
+            start_micros: self.start.as_micros(),
+            duration_micros: i64::try_from(end.since(self.start).as_micros()).unwrap_or(i64::MAX),
+            order_id: slot.order_id,
+            user_id: slot.user_id,
+            error,
+            attributes: slot.attributes.clone(),
+            suppressed_count: 0,
+        })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.taken {
+            return;
+        }
+        let event = self.event(&slot, &slot.outcome);
+        drop(slot);
+        if let (Some(event), Some(sink)) = (event, &self.sink) {
+            self.span.in_scope(|| sink.untaken(Ended { kind: self.kind, event }));
+        }
+    }
+}
+
+/// The span's ids; ids of its own when no OpenTelemetry layer is installed, so that an event always has some.
+fn place_of(span: &Span) -> TraceParent {
+    let context = span.context();
+    let span_context = context.span().span_context().clone();
+    if span_context.is_valid() {
+        return TraceParent::of(&span_context);
+    }
+    let (trace, span) = (SystemIds.uuid().as_u128(), SystemIds.uuid().as_u128());
+    TraceParent {
+        trace_id: opentelemetry::trace::TraceId::from(trace),
+        // The random half of a UUIDv7.
+        span_id: opentelemetry::trace::SpanId::from(u64::try_from(span & u128::from(u64::MAX)).unwrap_or(1)),
+        sampled: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Seen(Mutex<Vec<Ended>>);
+
+    impl EventSink for Seen {
+        fn untaken(&self, ended: Ended) {
+            self.0.lock().expect("not poisoned").push(ended);
+        }
+        fn teller(&self) -> (&str, &str) {
+            ("order", "order-1")
+        }
+    }
+
+    fn open(seen: &Arc<Seen>) -> Operation {
+        let sink: Arc<dyn EventSink> = seen.clone();
+        Operation::open(Kind::Server, "order.v1.OrderService/CreateOrder", Parent::Root, Some("order_creation"), Some(sink))
+    }
+
+    #[test]
+    fn an_untaken_slot_is_shown_once_when_the_last_clone_is_gone() {
+        let seen = Arc::new(Seen::default());
+        let operation = open(&seen);
+        let transaction = operation.clone();
+        operation.end(Outcome::Success);
+        drop(operation);
+        assert_eq!(seen.0.lock().expect("not poisoned").len(), 0, "the transaction still decides");
+        drop(transaction);
+        let ended = seen.0.lock().expect("not poisoned");
+        assert_eq!(ended.len(), 1);
+        assert_eq!(ended[0].event.status, EventStatus::Success);
+    }
+
+    #[test]
+    fn a_taken_slot_is_not_shown() {
+        let seen = Arc::new(Seen::default());
+        let operation = open(&seen);
+        let event = operation.event(&Outcome::Success).expect("it has a slot");
+        operation.taken(&event);
+        assert_eq!(operation.event(&Outcome::Success), None);
+        drop(operation);
+        assert_eq!(seen.0.lock().expect("not poisoned").len(), 0);
+    }
+
+    #[test]
+    fn an_operation_that_is_cut_off_is_failed() {
+        let seen = Arc::new(Seen::default());
+        drop(open(&seen));
+        assert_eq!(seen.0.lock().expect("not poisoned")[0].event.status, EventStatus::Failed);
+    }
+}

@@ -1,0 +1,1 @@
+//! User Service: accounts, passwords, sessions, signing keys.
