@@ -1,1 +1,198 @@
 //! A mock of an external payment gateway with a durable ledger and faults on purpose.
+//!
+//! Honest where the platform has to trust it: one row per charge key (a charge or a tombstone, whichever commits first),
+//! stored answers that are replayed, only definite answers stored. Knows nothing of the platform: no orders, no users,
+//! no tokens of people; its merchants have an API key. Start reading at [`charge`].
+//!
+//! # Layout
+//! - [`charge`]: what a token does, and what a call does to the ledger
+//! - [`fault`]: faults on purpose, by token and by settings (the table of tokens is there)
+//! - `service.rs`: decode → domain → encode; `convert.rs`: every field check
+//! - `store.rs`, `entity.rs`, `migration.rs`: the ledger
+//! - [`error`]: every reason of a refusal
+//! - `main.rs`: binds, installs telemetry, waits for signals
+
+pub mod charge;
+mod convert;
+mod entity;
+pub mod error;
+pub mod fault;
+mod migration;
+mod service;
+mod store;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use contracts::gateway::v1::payment_gateway_service_server::{PaymentGatewayServiceServer, SERVICE_NAME};
+use kernel::{SystemClock, SystemIds};
+use mesh::Secret;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::charge::Gateway;
+pub use crate::error::Error;
+use crate::fault::{FaultSettings, Faults};
+use crate::service::Service;
+use crate::store::Store;
+
+/// The greatest request: keys, an amount, a token and an e-mail address are far below it.
+const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// The gateway's settings: each a flag and an environment variable.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Config {
+    /// Where merchants call, as address:port.
+    #[arg(long, env = "GATEWAY_LISTEN", default_value = "127.0.0.1:7501")]
+    pub listen: SocketAddr,
+    /// Where plain HTTP health is (/livez, /readyz), as address:port.
+    #[arg(long, env = "GATEWAY_ADMIN_LISTEN", default_value = "127.0.0.1:8501")]
+    pub admin_listen: SocketAddr,
+    /// The instance's name in logs and traces.
+    #[arg(long, env = "GATEWAY_INSTANCE", default_value = "gateway-1")]
+    pub instance: String,
+    /// The ledger: sqlite://path or postgres://user@host/name; may hold a password.
+    #[arg(long, env = "GATEWAY_DATABASE_URL", default_value = "sqlite://data/gateway.db", hide_env_values = true)]
+    pub database_url: Hidden,
+    /// The merchant's API key, 1 to 255 characters. Better set by environment or file: flags are seen by everybody.
+    #[arg(long, env = "GATEWAY_API_KEY", hide_env_values = true)]
+    pub api_key: Option<Hidden>,
+    /// A file with the merchant's API key; read when `api-key` is not set. No default: one of the two is needed.
+    #[arg(long, env = "GATEWAY_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Where traces and metrics go by OTLP/gRPC, for example http://localhost:4317. Default: nowhere.
+    #[arg(long, env = "GATEWAY_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+    /// What is logged: directives of tracing's filter.
+    #[arg(long, env = "GATEWAY_LOG", default_value = "info")]
+    pub log: String,
+    /// Calls go on in the caller's trace: for local runs, to see both sides in one trace.
+    #[arg(long, env = "GATEWAY_TRUST_CLIENT_TRACE_CONTEXT", action = clap::ArgAction::Set, default_value_t = false)]
+    pub trust_client_trace_context: bool,
+    /// How long calls may go on after the end was asked for, in milliseconds.
+    #[arg(long, env = "GATEWAY_DRAIN_TIMEOUT_MS", default_value_t = 5_000)]
+    pub drain_timeout_ms: u64,
+    /// Faults on purpose.
+    #[command(flatten)]
+    pub faults: FaultSettings,
+}
+
+/// A setting that is, or may hold, a secret. Its Debug does not show it.
+#[derive(Clone)]
+pub struct Hidden(String);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden(..)")
+    }
+}
+
+impl FromStr for Hidden {
+    /// Checked where it is used: a flag that is refused is printed.
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Config {
+    fn api_key(&self) -> Result<Secret, Error> {
+        let key = match (&self.api_key, &self.api_key_file) {
+            (Some(Hidden(key)), _) => key.clone(),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map_err(|source| Error::ApiKeyFile { path: path.display().to_string(), source })?,
+            (None, None) => return Err(Error::ApiKeyMissing),
+        };
+        let key = key.trim();
+        if !(1..=255).contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Error::ApiKeyMalformed);
+        }
+        Ok(Secret::new(key))
+    }
+}
+
+/// Serves until `shutdown`, then drains. Ready once the ledger's schema is up to date.
+///
+/// # Errors
+/// No API key, a ledger that cannot be opened or migrated, a listener that breaks.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let api_key = config.api_key()?;
+    // Dropped on every way out: the admin listener ends with the server, not before its drain is over.
+    let stop_admin = CancellationToken::new();
+    let _stop_admin = stop_admin.clone().drop_guard();
+    let (ready, readiness) = watch::channel(false);
+    tokio::spawn(mesh::serve_admin(admin_listener, readiness.clone(), stop_admin));
+
+    let database = storage::Database::connect(&config.database_url.0, &storage::Options::default()).await?;
+    database.migrate(migration::MIGRATIONS).await?;
+    let gateway =
+        Gateway::new(Store::new(database), Faults::new(config.faults), Arc::new(SystemClock), Arc::new(SystemIds));
+    let routes = Routes::new(
+        PaymentGatewayServiceServer::new(Service::new(gateway, api_key)).max_decoding_message_size(MAX_MESSAGE_BYTES),
+    );
+    let server = mesh::server(
+        mesh::ServerConfig {
+            service: error::SERVICE,
+            policies: contracts::POLICIES,
+            gatekeeper: mesh::Gatekeeper::new(contracts::POLICIES),
+            events: None,
+            descriptors: &[contracts::DESCRIPTORS],
+            health_services: &[SERVICE_NAME],
+            memory_budget_bytes: None,
+            max_message_bytes: MAX_MESSAGE_BYTES,
+            trust_client_trace_context: config.trust_client_trace_context,
+            drain_timeout: Duration::from_millis(config.drain_timeout_ms),
+        },
+        routes,
+    );
+    ready.send_replace(true);
+    server.serve(listener, readiness, shutdown).await.map_err(Error::Serve)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn config(flags: &[&str]) -> Config {
+        Cli::try_parse_from([&["gateway"], flags].concat()).expect("flags").config
+    }
+
+    #[test]
+    fn settings_do_not_show_their_secrets() {
+        let config = config(&["--api-key=hunter2", "--database-url=postgres://gateway:hunter2@db/gateway"]);
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("127.0.0.1:7501"), "{shown}");
+    }
+
+    #[test]
+    fn an_api_key_is_needed_and_has_a_shape() {
+        assert!(matches!(config(&[]).api_key(), Err(Error::ApiKeyMissing)));
+        for key in ["", " ", "two words", "schl\u{fc}ssel"] {
+            assert!(matches!(config(&["--api-key", key]).api_key(), Err(Error::ApiKeyMalformed)), "{key}");
+        }
+        assert!(config(&["--api-key=test-key"]).api_key().is_ok());
+        let missing = config(&["--api-key-file=no/such/file"]).api_key();
+        assert!(matches!(missing, Err(Error::ApiKeyFile { .. })));
+    }
+}

@@ -1,1 +1,34 @@
-//! What every service is mounted on: settings, start-up, the relay, errors.
+//! The chassis that every service is mounted on: settings, start-up, the event sink and its relay, signing keys,
+//! and what decoding needs. It knows the contracts and no service's domain.
+//!
+//! # Layout
+//! - [`settings`]: what every service can be told
+//! - [`start`]: from settings to a running server, and the drain back
+//! - [`events`]: which ended operations become events (the table of the README), and the way into the outbox
+//! - [`relay`]: from the outbox to the Data Service
+//! - [`keys`]: the public keys that verify access tokens
+//! - [`decode`]: from messages to values, all violations at once
+//! - [`encode`]: from values to messages
+//! - [`page`]: opaque page tokens (AIP-158)
+//! - [`fingerprint`]: is a repeated request the same command?
+
+pub mod decode;
+pub mod encode;
+pub mod events;
+pub mod fingerprint;
+pub mod keys;
+pub mod page;
+pub mod relay;
+pub mod settings;
+pub mod start;
+
+pub use decode::{Fields, Invalid};
+pub use fingerprint::Fingerprint;
+pub use page::PageToken;
+pub use settings::{ByteSize, Settings};
+pub use start::{Chassis, Error};
+
+/// The kind of refusal that a database error is for the caller.
+pub fn storage_kind(error: &storage::Error) -> mesh::Kind {
+    if error.is_unavailable() { mesh::Kind::Unavailable } else { mesh::Kind::Internal }
+}

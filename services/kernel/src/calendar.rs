@@ -41,9 +41,8 @@ pub fn delivery_date(dispatch: Timestamp, transit_business_days: u16, cutoff_hou
 
 /// The instant at which a day begins, UTC.
 pub fn start_of_day(day: Date) -> Timestamp {
-    Timestamp::from_micros(0).plus(Duration::from_secs(
-        u64::try_from(day.midnight().assume_utc().unix_timestamp()).unwrap_or(0),
-    ))
+    Timestamp::from_micros(0)
+        .plus(Duration::from_secs(u64::try_from(day.midnight().assume_utc().unix_timestamp()).unwrap_or(0)))
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub enum Caller {
         role: Role,
         /// When the token ends.
         token_expires: Timestamp,
+        /// The log-in's session, when the token names one (claim `sid`).
+        session_id: Option<Uuid>,
     },
     /// A service of the platform.
     Service {
@@ -45,6 +47,13 @@ pub enum Caller {
 /// events, whose own spans would be spans about spans.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Untraced;
+
+/// A request with the mark [`Untraced`].
+pub fn untraced<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.extensions_mut().insert(Untraced);
+    request
+}
 
 /// Who calls.
 pub fn caller(extensions: &Extensions) -> Caller {

@@ -72,4 +72,3 @@ fn bounded(response: Response, policy: Option<&MethodPolicy>, deadline: Instant)
 fn ready(response: Response) -> BoxFuture<'static, Answer> {
     Box::pin(std::future::ready(Ok(response)))
 }
-

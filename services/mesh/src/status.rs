@@ -190,6 +190,12 @@ pub(crate) fn mesh_status_retry(
     Status::with_error_details(code, message, details)
 }
 
+/// The answer for a path that the contract does not know.
+pub(crate) fn no_such_method() -> Status {
+    let message = "there is no such method; reflection lists those that there are";
+    mesh_status(Code::Unimplemented, "METHOD_NOT_FOUND", message)
+}
+
 /// The code's name in the gRPC specification.
 pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
@@ -270,10 +276,7 @@ mod tests {
         let fields = status.get_details_bad_request().expect("BadRequest").field_violations;
         let seen: Vec<_> = fields.iter().map(|field| (field.field.as_str(), field.reason.as_str())).collect();
         assert_eq!(seen, [("items[0].quantity", "NOT_POSITIVE"), ("items[1].quantity", "NOT_POSITIVE")]);
-        assert_eq!(
-            status.get_details_retry_info().and_then(|retry| retry.retry_delay),
-            Some(Duration::from_secs(3))
-        );
+        assert_eq!(status.get_details_retry_info().and_then(|retry| retry.retry_delay), Some(Duration::from_secs(3)));
         assert_eq!(error_class(&status).kind, "ValidationError");
         assert_eq!(error_class(&status).reason, "INVALID_ORDER");
     }

@@ -1,1 +1,143 @@
-//! Order Service: the order's life, its driver, inventory.
+//! Order Service: the order's life from creation to fulfilment, and the stock that it takes.
+//!
+//! Start reading at [`lifecycle`]: the table that everything else obeys. [`driver`] performs what a state owes,
+//! [`store`] commits it. The service never talks to the payment gateway and never reads another service's tables.
+//!
+//! # Layout
+//! - [`lifecycle`]: the table of states
+//! - [`order`]: creating, reading, cancelling, retrying an order
+//! - [`driver`]: performs the effect that a state owes, and records what came of it
+//! - [`inventory`]: stock per SKU
+//! - [`watch`]: who waits for the next step of which order
+//! - [`explain`]: one timeline of all that is known
+//! - [`ports`]: what it needs of the Data and Payment Services
+//! - `store`, `entity`, `migration`: its tables; `service`, `convert`: its contract
+
+use std::time::Duration;
+
+use chassis::settings::duration;
+use chassis::{Chassis, Settings};
+use contracts::order::v1::inventory_service_server::InventoryServiceServer;
+use contracts::order::v1::order_service_server::OrderServiceServer;
+use contracts::order::v1::payment_confirmation_service_server::PaymentConfirmationServiceServer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub mod driver;
+pub mod error;
+pub mod explain;
+pub mod inventory;
+pub mod lifecycle;
+pub mod order;
+pub mod ports;
+pub mod watch;
+
+mod convert;
+mod entity;
+mod gauges;
+mod migration;
+mod service;
+pub mod store;
+
+pub use error::Error;
+
+/// Settings of the Order Service.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Config {
+    /// What every service has.
+    #[command(flatten)]
+    pub common: Settings,
+    /// How long an order belongs to the instance that drives it, before another takes it over
+    #[arg(long, env = "ORDERMESH_ORDER_LEASE", default_value = "15s", value_parser = duration, value_name = "DURATION")]
+    pub lease: Duration,
+    /// How often to look for orders that are due, on average
+    #[arg(long, env = "ORDERMESH_ORDER_POLL_INTERVAL", default_value = "250ms", value_parser = duration, value_name = "DURATION")]
+    pub poll_interval: Duration,
+    /// Wait after the first try that came to nothing; it doubles with each, up to the cap
+    #[arg(long, env = "ORDERMESH_ORDER_BACKOFF", default_value = "200ms", value_parser = duration, value_name = "DURATION")]
+    pub backoff: Duration,
+    /// Longest wait between two tries
+    #[arg(long, env = "ORDERMESH_ORDER_BACKOFF_CAP", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    pub backoff_cap: Duration,
+    /// Most orders that this instance drives at a time
+    #[arg(long, env = "ORDERMESH_ORDER_MAX_DRIVES", default_value_t = 256, value_name = "COUNT")]
+    pub max_drives: usize,
+    /// Most WatchOrder streams of this instance
+    #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 1024, value_name = "COUNT")]
+    pub max_watchers: usize,
+    /// Stock that is put into an empty inventory at start.
+    #[arg(skip)]
+    pub seed_stock: Vec<SeedStock>,
+}
+
+/// Stock that is put into an empty inventory at start.
+#[derive(Clone, Debug)]
+pub struct SeedStock {
+    /// Stock keeping unit.
+    pub sku: String,
+    /// How many there are.
+    pub on_hand: i64,
+}
+
+/// Runs the service on a listener until `shutdown`, then drains it.
+///
+/// # Errors
+/// A database or a listener that cannot be used.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: CancellationToken,
+) -> Result<(), chassis::Error> {
+    let chassis = Chassis::start("order", &config.common, migration::MIGRATIONS, shutdown).await?;
+    let store = store::Store::new(chassis.db.clone(), chassis.clock.clone());
+    store.seed(&config.seed_stock).await.map_err(|source| chassis::Error::Database { service: "order", source })?;
+    let watchers = watch::Watchers::new(config.max_watchers);
+    let payments = ports::GrpcPayments::new(chassis.channel("payment"));
+    let driver = driver::Driver::new(driver::Parts {
+        store: store.clone(),
+        payments: std::sync::Arc::new(payments.clone()),
+        clock: chassis.clock.clone(),
+        ids: chassis.ids.clone(),
+        events: chassis.events.clone(),
+        watchers: watchers.clone(),
+        faults: std::sync::Arc::new(driver::NoFaults),
+        tasks: chassis.tasks.clone(),
+        shutdown: chassis.shutdown.clone(),
+        options: driver::Options {
+            instance: chassis.instance.clone(),
+            lease: config.lease,
+            poll_interval: config.poll_interval,
+            backoff: config.backoff,
+            backoff_cap: config.backoff_cap,
+            max_drives: config.max_drives,
+        },
+    });
+    chassis.tasks.spawn(driver.clone().poll());
+    chassis.tasks.spawn(watchers.clone().poll(store.clone(), chassis.shutdown.clone()));
+    chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
+    let orders = order::Orders {
+        store: store.clone(),
+        catalog: std::sync::Arc::new(ports::GrpcCatalog::new(chassis.channel("data"))),
+        driver: driver.clone(),
+        clock: chassis.clock.clone(),
+        ids: chassis.ids.clone(),
+    };
+    let explainer = explain::Explainer {
+        store: store.clone(),
+        payments: std::sync::Arc::new(payments),
+        events: ports::GrpcEvents::new(chassis.channel("data")),
+    };
+    let inventory = inventory::Inventory { store: store.clone() };
+    let routes = Routes::new(OrderServiceServer::new(service::OrderHandlers {
+        orders,
+        explainer,
+        watchers,
+        shutdown: chassis.shutdown.clone(),
+    }))
+    .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
+    .add_service(InventoryServiceServer::new(service::InventoryHandlers { inventory }));
+    let health = &["order.v1.OrderService", "order.v1.PaymentConfirmationService", "order.v1.InventoryService"];
+    chassis.serve(routes, health, None, listener, admin).await
+}

@@ -87,8 +87,7 @@ impl Database {
         // In memory the connection is the database: there is exactly one, and it is never closed.
         let readers = if in_memory { 1 } else { options.max_connections };
         let pool = open(sqlite_options(url, options, readers)).await?;
-        let write_pool =
-            if in_memory { pool.clone() } else { open(sqlite_options(url, options, 1)).await? };
+        let write_pool = if in_memory { pool.clone() } else { open(sqlite_options(url, options, 1)).await? };
         let writer = Writer::start(write_pool);
         Ok(Self::new(Backend::Sqlite, pool, None, Some(writer)))
     }
@@ -166,7 +165,5 @@ fn make_folder(url: &str) -> Result<(), Error> {
     let path = url.trim_start_matches("sqlite:").trim_start_matches("//");
     let path = path.split('?').next().unwrap_or(path);
     let Some(folder) = Path::new(path).parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
-    std::fs::create_dir_all(folder)
-        .map_err(|source| Error::Folder { folder: folder.display().to_string(), source })
+    std::fs::create_dir_all(folder).map_err(|source| Error::Folder { folder: folder.display().to_string(), source })
 }
-

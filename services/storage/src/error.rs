@@ -6,7 +6,9 @@ use sea_orm::{DbErr, RuntimeErr, SqlErr};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The URL cannot be used.
-    #[error("the database URL must begin with sqlite: or postgres:, as in sqlite://data/order.db or postgres://user@host/name")]
+    #[error(
+        "the database URL must begin with sqlite: or postgres:, as in sqlite://data/order.db or postgres://user@host/name"
+    )]
     Url,
     /// The database could not be opened.
     #[error("the database could not be opened")]
@@ -79,7 +81,8 @@ impl Error {
 }
 
 fn code(error: &DbErr) -> Option<String> {
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))
+    let (DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))
     | DbErr::Conn(RuntimeErr::SqlxError(error))) = error
     else {
         return None;

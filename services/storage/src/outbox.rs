@@ -104,9 +104,7 @@ impl Outbox {
             .all(self.db.read())
             .await?;
         rows.into_iter()
-            .map(|row| {
-                serde_json::from_str(&row.body).map_err(|_| Error::Corrupt { what: "event", value: row.body })
-            })
+            .map(|row| serde_json::from_str(&row.body).map_err(|_| Error::Corrupt { what: "event", value: row.body }))
             .collect()
     }
 

@@ -7,8 +7,8 @@ use std::fmt::{self, Write as _};
 use opentelemetry::trace::TraceContextExt;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -73,7 +73,8 @@ where
         event.record(&mut fields);
         let place = ctx.lookup_current().and_then(|span| {
             let id = span.id();
-            let context = tracing::dispatcher::get_default(|dispatch| tracing_opentelemetry::get_otel_context(&id, dispatch));
+            let context =
+                tracing::dispatcher::get_default(|dispatch| tracing_opentelemetry::get_otel_context(&id, dispatch));
             context.map(|context| TraceParent::of(context.span().span_context()))
         });
         let meta = event.metadata();

@@ -324,7 +324,13 @@ mod tests {
 
     fn open(seen: &Arc<Seen>) -> Operation {
         let sink: Arc<dyn EventSink> = seen.clone();
-        Operation::open(Kind::Server, "order.v1.OrderService/CreateOrder", Parent::Root, Some("order_creation"), Some(sink))
+        Operation::open(
+            Kind::Server,
+            "order.v1.OrderService/CreateOrder",
+            Parent::Root,
+            Some("order_creation"),
+            Some(sink),
+        )
     }
 
     #[test]

@@ -99,9 +99,9 @@ impl Telemetry {
             .with_default_directive(LevelFilter::INFO.into())
             .parse(&settings.log)
             .map_err(|source| SetupError::Filter { filter: settings.log.clone(), source })?;
-        let form = settings.log_form.unwrap_or_else(|| {
-            if std::io::stdout().is_terminal() { Form::Pretty } else { Form::Json }
-        });
+        let form = settings
+            .log_form
+            .unwrap_or_else(|| if std::io::stdout().is_terminal() { Form::Pretty } else { Form::Json });
         let lines = Lines { form, service: settings.service.clone(), instance: settings.instance.clone() };
         let log = fmt::layer().event_format(lines).with_filter(filter);
         tracing_subscriber::registry().with(otel).with(log).try_init().map_err(SetupError::Twice)?;
@@ -138,10 +138,7 @@ fn tracer_provider(settings: &Settings, resource: Resource) -> Result<SdkTracerP
         .with_scheduled_delay(Duration::from_millis(500))
         .build();
     let processor = BatchSpanProcessor::builder(exporter).with_batch_config(batch).build();
-    Ok(builder
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn)))
-        .with_span_processor(processor)
-        .build())
+    Ok(builder.with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOn))).with_span_processor(processor).build())
 }
 
 fn meter_provider(settings: &Settings, resource: Resource) -> Result<Option<SdkMeterProvider>, SetupError> {

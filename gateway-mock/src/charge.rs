@@ -1,0 +1,299 @@
+//! What a token does, and what a call does to the ledger.
+//!
+//! A charge key has one row, for ever: a charge (taken or declined) or a tombstone, whichever commits first. Every call
+//! answers with that row. Nothing is stored but definite answers, so a key that failed otherwise is free to be tried again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kernel::{Clock, IdSource, Money, Timestamp};
+use uuid::Uuid;
+
+use crate::error::Refused;
+use crate::fault::{self, Faults};
+use crate::store::Store;
+
+/// Why an issuer said no.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decline {
+    /// No reason given.
+    GenericDecline,
+    /// Not enough money.
+    InsufficientFunds,
+    /// The card has expired.
+    ExpiredCard,
+    /// The security code is wrong.
+    IncorrectCvc,
+    /// The card is reported lost.
+    LostCard,
+    /// The card is reported stolen.
+    StolenCard,
+    /// The issuer could not process it.
+    ProcessingError,
+    /// The payment method does not exist.
+    InvalidPaymentMethod,
+    /// The issuer takes it for fraud.
+    Fraudulent,
+}
+
+/// Where a charge is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Status {
+    /// The money was taken.
+    Succeeded,
+    /// The issuer said no.
+    Declined(Decline),
+    /// A tombstone: the key is never charged.
+    Cancelled,
+    /// The money was taken and given back.
+    Refunded,
+}
+
+/// What becomes of refunds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RefundRule {
+    /// They are given.
+    Accept,
+    /// The first refund key is refused, later ones are given.
+    RefuseFirst,
+    /// None is given.
+    RefuseAlways,
+}
+
+/// A row of the ledger.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Charge {
+    /// Made here.
+    pub id: Uuid,
+    /// The merchant's key.
+    pub key: String,
+    /// Where it is.
+    pub status: Status,
+    /// What was, or would have been, taken; `None` on a tombstone.
+    pub amount: Option<Money>,
+    /// What becomes of its refunds.
+    pub refund_rule: RefundRule,
+    /// When the row was made.
+    pub created: Timestamp,
+    /// When the money was given back.
+    pub refunded: Option<Timestamp>,
+}
+
+/// A payment method's token: a secret, shown nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// From the wire. Any text is a token; most are of no payment method.
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// Asks for a charge.
+#[derive(Clone, Debug)]
+pub struct ChargeCommand {
+    /// The merchant's key.
+    pub key: String,
+    /// More than zero.
+    pub amount: Money,
+    /// What to charge.
+    pub token: Token,
+}
+
+/// Asks for a refund.
+#[derive(Clone, Debug)]
+pub struct RefundCommand {
+    /// The merchant's key of the charge.
+    pub charge_key: String,
+    /// The merchant's key of the refund.
+    pub refund_key: String,
+}
+
+/// What came of a refund.
+#[derive(Clone, Debug)]
+pub struct RefundAnswer {
+    /// As the ledger has it now.
+    pub charge: Charge,
+    /// Why it was refused; `None` when the money is given back.
+    pub refusal: Option<String>,
+}
+
+/// The tokens of Stripe's test mode that are charged (<https://docs.stripe.com/testing>).
+const CHARGED: [&str; 3] = ["pm_card_visa", "pm_card_mastercard", "pm_card_amex"];
+
+/// Those that are declined: what follows `pm_card_` or `pm_card_visa_`.
+const DECLINED: [(&str, Decline); 8] = [
+    ("chargeDeclined", Decline::GenericDecline),
+    ("chargeDeclinedInsufficientFunds", Decline::InsufficientFunds),
+    ("chargeDeclinedExpiredCard", Decline::ExpiredCard),
+    ("chargeDeclinedIncorrectCvc", Decline::IncorrectCvc),
+    ("chargeDeclinedLostCard", Decline::LostCard),
+    ("chargeDeclinedStolenCard", Decline::StolenCard),
+    ("chargeDeclinedProcessingError", Decline::ProcessingError),
+    ("chargeDeclinedFraudulent", Decline::Fraudulent),
+];
+
+/// What the refusal of a refund says.
+const REFUSAL: &str = "the issuer refuses to take the money back";
+
+/// What the issuer says to a token, and what becomes of refunds.
+fn decide(token: &Token) -> (Status, RefundRule) {
+    let token = token.as_str();
+    if CHARGED.contains(&token) {
+        return (Status::Succeeded, RefundRule::Accept);
+    }
+    if let Some(rule) = fault::refund_rule(token) {
+        return (Status::Succeeded, rule);
+    }
+    let ending = token.strip_prefix("pm_card_").map(|rest| rest.strip_prefix("visa_").unwrap_or(rest));
+    let known = DECLINED.iter().find(|(name, _)| Some(*name) == ending);
+    let decline = known.map_or(Decline::InvalidPaymentMethod, |(_, decline)| *decline);
+    (Status::Declined(decline), RefundRule::Accept)
+}
+
+/// Whether a charge is refunded under a new refund key: `Ok(None)` when it is, `Ok(Some(why))` when that is refused.
+/// `tried_before`: another refund key was answered already. `by_chance`: a fault on purpose says no.
+///
+/// # Errors
+/// There is no money to give back.
+pub(crate) fn decide_refund(charge: &Charge, tried_before: bool, by_chance: bool) -> Result<Option<String>, Refused> {
+    let refused = match (charge.status, charge.refund_rule) {
+        (Status::Declined(_) | Status::Cancelled, _) => return Err(Refused::ChargeNotRefundable),
+        (Status::Refunded, _) => false,
+        (Status::Succeeded, RefundRule::Accept) => by_chance,
+        (Status::Succeeded, RefundRule::RefuseFirst) => !tried_before || by_chance,
+        (Status::Succeeded, RefundRule::RefuseAlways) => true,
+    };
+    Ok(refused.then(|| REFUSAL.to_owned()))
+}
+
+/// The gateway. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    store: Store,
+    faults: Arc<Faults>,
+    clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdSource>,
+}
+
+impl Gateway {
+    pub(crate) fn new(store: Store, faults: Faults, clock: Arc<dyn Clock>, ids: Arc<dyn IdSource>) -> Self {
+        Self { store, faults: Arc::new(faults), clock, ids }
+    }
+
+    /// Charges once per key; a key with a row replays it.
+    pub(crate) async fn create_charge(&self, command: ChargeCommand) -> Result<Charge, Refused> {
+        self.faults.latency().await;
+        // A token's fault is over once its key has a row. Other tokens need not look: keeping the first row replays it.
+        let is_fresh = fault::has_fault(&command.token) && self.store.find(&command.key).await?.is_none();
+        let by_token = if is_fresh { self.faults.of_charge(&command.key, &command.token) } else { None };
+        let fault = by_token.or_else(|| self.faults.by_chance());
+        let gateway = self.clone();
+        let key = command.key.clone();
+        self.faults.suffer(fault, &key, async move { gateway.charge(command).await }).await
+    }
+
+    async fn charge(&self, command: ChargeCommand) -> Result<Charge, Refused> {
+        let (status, refund_rule) = decide(&command.token);
+        let row = self.row(command.key, status, Some(command.amount), refund_rule);
+        // Checked at the commit, not before: a tombstone may have come while the issuer was asked.
+        let kept = self.store.keep_first(row).await?;
+        self.faults.forget(&kept.key);
+        match kept.amount {
+            Some(amount) if amount != command.amount => Err(Refused::ChargeKeyReused),
+            Some(_) | None => Ok(kept),
+        }
+    }
+
+    /// The row of a key.
+    pub(crate) async fn get_charge(&self, key: &str) -> Result<Charge, Refused> {
+        self.faults.latency().await;
+        self.store.find(key).await?.ok_or(Refused::ChargeNotFound)
+    }
+
+    /// A tombstone, unless the key has a row: then nothing changes and the row is the answer.
+    pub(crate) async fn cancel_charge(&self, key: String) -> Result<Charge, Refused> {
+        self.faults.latency().await;
+        let row = self.row(key.clone(), Status::Cancelled, None, RefundRule::Accept);
+        let gateway = self.clone();
+        let work = async move {
+            let kept = gateway.store.keep_first(row).await?;
+            gateway.faults.forget(&kept.key);
+            Ok(kept)
+        };
+        self.faults.suffer(self.faults.by_chance(), &key, work).await
+    }
+
+    /// Gives the money back, once per refund key; a repeated one replays its answer.
+    pub(crate) async fn refund_charge(&self, command: RefundCommand) -> Result<RefundAnswer, Refused> {
+        self.faults.latency().await;
+        let (store, now) = (self.store.clone(), self.clock.now());
+        let refused_by_chance = self.faults.refuses_refund();
+        let key = command.charge_key.clone();
+        let work = async move { store.refund(command, now, refused_by_chance).await };
+        self.faults.suffer(self.faults.by_chance(), &key, work).await
+    }
+
+    /// A page of the ledger, by charge key.
+    pub(crate) async fn list_charges(&self, after: Option<String>, count: u64) -> Result<Vec<Charge>, Refused> {
+        self.faults.latency().await;
+        Ok(self.store.page(after, count).await?)
+    }
+
+    fn row(&self, key: String, status: Status, amount: Option<Money>, refund_rule: RefundRule) -> Charge {
+        Charge { id: self.ids.uuid(), key, status, amount, refund_rule, created: self.clock.now(), refunded: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(token: &str) -> Status {
+        decide(&Token::new(token.to_owned())).0
+    }
+
+    #[test]
+    fn every_test_token_does_what_its_name_says_with_and_without_the_brand() {
+        for token in CHARGED {
+            assert_eq!(status(token), Status::Succeeded, "{token}");
+        }
+        for (name, decline) in DECLINED {
+            for token in [format!("pm_card_{name}"), format!("pm_card_visa_{name}")] {
+                assert_eq!(status(&token), Status::Declined(decline), "{token}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_token_is_an_invalid_payment_method() {
+        for token in [
+            "",
+            "pm_card_",
+            "pm_card_visa_",
+            "pm_card_visa_visa_chargeDeclined",
+            "chargeDeclined",
+            "4242",
+            "pm_gateway_",
+        ] {
+            assert_eq!(status(token), Status::Declined(Decline::InvalidPaymentMethod), "{token}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_not_in_debug_output() {
+        let token = Token::new("pm_card_visa".to_owned());
+        assert_eq!(format!("{token:?}"), "Token(..)");
+    }
+}

@@ -1,0 +1,214 @@
+//! Contract ⇄ domain: every field check is here, and a request's bad fields are told all at once.
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use contracts::common::v1 as common;
+use contracts::gateway::v1 as proto;
+use kernel::{Money, Timestamp};
+use mesh::Violation;
+
+use crate::charge::{Charge, ChargeCommand, Decline, RefundAnswer, RefundCommand, Status, Token};
+use crate::error::Refused;
+
+/// Rows on a page when the request does not say.
+const DEFAULT_PAGE_SIZE: u16 = 100;
+/// The most rows on a page.
+const MAX_PAGE_SIZE: u16 = 1_000;
+/// The longest key, in characters.
+const MAX_KEY_CHARS: usize = 255;
+/// The longest e-mail address, in bytes (RFC 5321).
+const MAX_EMAIL_BYTES: usize = 254;
+
+/// What is wrong with a request's fields.
+#[derive(Default)]
+struct Violations(Vec<Violation>);
+
+impl Violations {
+    fn add(&mut self, field: &str, reason: &'static str, description: &str) {
+        self.0.push(Violation { field: field.to_owned(), reason, description: description.to_owned() });
+    }
+
+    fn key(&mut self, field: &str, key: &str) {
+        if key.is_empty() || key.chars().count() > MAX_KEY_CHARS || key.chars().any(char::is_control) {
+            self.add(field, "INVALID_KEY", "a key has 1 to 255 characters, none of them a control character");
+        }
+    }
+
+    fn amount(&mut self, amount: Option<common::Money>) -> Option<Money> {
+        let Some(amount) = amount else {
+            self.add("amount", "AMOUNT_REQUIRED", "the amount is required");
+            return None;
+        };
+        if amount.minor_units <= 0 {
+            self.add("amount.minor_units", "INVALID_AMOUNT", "the amount must be more than zero");
+        }
+        let currency = amount.currency_code.parse().ok();
+        if currency.is_none() {
+            self.add("amount.currency_code", "INVALID_CURRENCY", "not a currency of ISO 4217 that is known here");
+        }
+        currency.map(|currency| Money::new(currency, amount.minor_units))
+    }
+
+    /// `value` is `None` only when a violation was added.
+    fn check<T>(self, value: Option<T>) -> Result<T, Refused> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            Some(_) | None => Err(Refused::InvalidArgument(self.0)),
+        }
+    }
+}
+
+impl TryFrom<proto::CreateChargeRequest> for ChargeCommand {
+    type Error = Refused;
+
+    fn try_from(request: proto::CreateChargeRequest) -> Result<Self, Refused> {
+        let mut violations = Violations::default();
+        violations.key("charge_key", &request.charge_key);
+        let amount = violations.amount(request.amount);
+        let email = &request.receipt_email;
+        let is_email = email.len() <= MAX_EMAIL_BYTES && email.contains('@') && !email.chars().any(char::is_control);
+        if !email.is_empty() && !is_email {
+            violations.add("receipt_email", "INVALID_EMAIL", "not an e-mail address");
+        }
+        // Any payment method is taken: one that does not exist is declined, which is an answer that can be stored.
+        violations.check(amount.map(|amount| Self {
+            key: request.charge_key,
+            amount,
+            token: Token::new(request.payment_method),
+        }))
+    }
+}
+
+/// The charge key of a request that carries nothing else.
+pub(crate) fn charge_key(key: String) -> Result<String, Refused> {
+    let mut violations = Violations::default();
+    violations.key("charge_key", &key);
+    violations.check(Some(key))
+}
+
+impl TryFrom<proto::RefundChargeRequest> for RefundCommand {
+    type Error = Refused;
+
+    fn try_from(request: proto::RefundChargeRequest) -> Result<Self, Refused> {
+        let mut violations = Violations::default();
+        violations.key("charge_key", &request.charge_key);
+        violations.key("refund_key", &request.refund_key);
+        violations.check(Some(Self { charge_key: request.charge_key, refund_key: request.refund_key }))
+    }
+}
+
+/// Which page of the ledger is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    /// After this charge key.
+    pub(crate) after: Option<String>,
+    /// At most so many rows.
+    pub(crate) size: u16,
+}
+
+/// What a page token begins with: the version of its form, and that of the (absent) filters.
+const TOKEN_PREFIX: &str = "1:charges:";
+
+impl TryFrom<proto::ListChargesRequest> for Page {
+    type Error = Refused;
+
+    fn try_from(request: proto::ListChargesRequest) -> Result<Self, Refused> {
+        let mut violations = Violations::default();
+        let size = match u16::try_from(request.page_size) {
+            Ok(0) => DEFAULT_PAGE_SIZE,
+            Ok(size) => size.min(MAX_PAGE_SIZE),
+            Err(_) if request.page_size > 0 => MAX_PAGE_SIZE,
+            Err(_) => {
+                violations.add("page_size", "INVALID_PAGE_SIZE", "the page size must not be negative");
+                DEFAULT_PAGE_SIZE
+            }
+        };
+        let after = (!request.page_token.is_empty()).then(|| read_token(&request.page_token));
+        if after == Some(None) {
+            violations.add("page_token", "INVALID_PAGE_TOKEN", "not a token of this list");
+        }
+        violations.check(Some(Self { after: after.flatten(), size }))
+    }
+}
+
+fn read_token(token: &str) -> Option<String> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
+    text.strip_prefix(TOKEN_PREFIX).map(str::to_owned)
+}
+
+/// A page of at most `size` rows out of `charges`, which were read with one more to see whether there is another page.
+pub(crate) fn page(mut charges: Vec<Charge>, size: u16) -> proto::ListChargesResponse {
+    let more = charges.len() > usize::from(size);
+    charges.truncate(usize::from(size));
+    let last = charges.last().filter(|_| more);
+    let next_page_token =
+        last.map_or_else(String::new, |charge| URL_SAFE_NO_PAD.encode(format!("{TOKEN_PREFIX}{}", charge.key)));
+    proto::ListChargesResponse { charges: charges.into_iter().map(Into::into).collect(), next_page_token }
+}
+
+impl From<Charge> for proto::Charge {
+    fn from(charge: Charge) -> Self {
+        let (status, decline_code) = match charge.status {
+            Status::Succeeded => (proto::ChargeStatus::Succeeded, proto::DeclineCode::Unspecified),
+            Status::Declined(decline) => (proto::ChargeStatus::Declined, decline.into()),
+            Status::Cancelled => (proto::ChargeStatus::Cancelled, proto::DeclineCode::Unspecified),
+            Status::Refunded => (proto::ChargeStatus::Refunded, proto::DeclineCode::Unspecified),
+        };
+        Self {
+            charge_id: charge.id.to_string(),
+            charge_key: charge.key,
+            status: status.into(),
+            amount: charge.amount.map(|amount| common::Money {
+                currency_code: amount.currency().code().to_owned(),
+                minor_units: amount.minor_units(),
+            }),
+            decline_code: decline_code.into(),
+            create_time: Some(timestamp(charge.created)),
+            refund_time: charge.refunded.map(timestamp),
+        }
+    }
+}
+
+impl From<Decline> for proto::DeclineCode {
+    fn from(decline: Decline) -> Self {
+        match decline {
+            Decline::GenericDecline => Self::GenericDecline,
+            Decline::InsufficientFunds => Self::InsufficientFunds,
+            Decline::ExpiredCard => Self::ExpiredCard,
+            Decline::IncorrectCvc => Self::IncorrectCvc,
+            Decline::LostCard => Self::LostCard,
+            Decline::StolenCard => Self::StolenCard,
+            Decline::ProcessingError => Self::ProcessingError,
+            Decline::InvalidPaymentMethod => Self::InvalidPaymentMethod,
+            Decline::Fraudulent => Self::Fraudulent,
+        }
+    }
+}
+
+impl From<RefundAnswer> for proto::RefundChargeResponse {
+    fn from(answer: RefundAnswer) -> Self {
+        Self {
+            charge: Some(answer.charge.into()),
+            refunded: answer.refusal.is_none(),
+            refusal: answer.refusal.unwrap_or_default(),
+        }
+    }
+}
+
+fn timestamp(at: Timestamp) -> prost_types::Timestamp {
+    let micros = at.as_micros();
+    let nanos = i32::try_from(micros.rem_euclid(1_000_000) * 1_000).unwrap_or(0);
+    prost_types::Timestamp { seconds: micros.div_euclid(1_000_000), nanos }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_before_and_after_the_epoch_keep_their_microseconds() {
+        for (micros, seconds, nanos) in [(0, 0, 0), (1_500_001, 1, 500_001_000), (-1, -1, 999_999_000)] {
+            assert_eq!(timestamp(Timestamp::from_micros(micros)), prost_types::Timestamp { seconds, nanos });
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What can go wrong: at start, and with a call. The reasons of [`Refused`] are public: merchants act on them.
+
+use std::net::SocketAddr;
+
+use mesh::{Kind, Refusal, Violation};
+
+/// The service's name: the domain of its errors is `gateway.ordermesh`.
+pub(crate) const SERVICE: &str = "gateway";
+
+/// Why the gateway does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody could call it.
+    #[error("an API key is needed: set GATEWAY_API_KEY or GATEWAY_API_KEY_FILE")]
+    ApiKeyMissing,
+    /// It could not be sent as metadata.
+    #[error("an API key is 1 to 255 visible ASCII characters")]
+    ApiKeyMalformed,
+    /// The API key's file cannot be read.
+    #[error("the API key's file {path} cannot be read")]
+    ApiKeyFile {
+        /// As it was set.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The ledger cannot be opened or migrated.
+    #[error("the ledger cannot be opened")]
+    Ledger(#[from] storage::Error),
+    /// An address cannot be listened on.
+    #[error("{address} cannot be listened on")]
+    Bind {
+        /// As it was set.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Telemetry cannot be set up.
+    #[error("telemetry cannot be set up")]
+    Telemetry(#[from] telemetry::SetupError),
+    /// Signals cannot be waited for.
+    #[error("signals cannot be waited for")]
+    Signal(#[source] std::io::Error),
+    /// The listener broke.
+    #[error("the listener broke")]
+    Serve(#[source] std::io::Error),
+}
+
+/// Why a call is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The metadata `x-api-key` is missing or wrong.
+    #[error("the API key in x-api-key is missing or wrong")]
+    InvalidApiKey,
+    /// Fields that cannot be used: all of them.
+    #[error("the request has invalid fields")]
+    InvalidArgument(Vec<Violation>),
+    /// The key has a charge of another amount.
+    #[error("the charge key was used for another amount")]
+    ChargeKeyReused,
+    /// The key has no row.
+    #[error("there is no charge under this key")]
+    ChargeNotFound,
+    /// Nothing was taken under the key.
+    #[error("the charge was declined or cancelled: there is nothing to give back")]
+    ChargeNotRefundable,
+    /// A fault on purpose.
+    #[error("the gateway is unavailable")]
+    Unavailable,
+    /// The ledger failed.
+    #[error("the ledger failed")]
+    Ledger(#[from] storage::Error),
+}
+
+impl Refusal for Refused {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::InvalidApiKey => Kind::Unauthenticated,
+            Self::InvalidArgument(_) => Kind::InvalidArgument,
+            Self::ChargeKeyReused => Kind::AlreadyExists,
+            Self::ChargeNotFound => Kind::NotFound,
+            Self::ChargeNotRefundable => Kind::FailedPrecondition,
+            Self::Unavailable => Kind::Unavailable,
+            Self::Ledger(error) if error.is_unavailable() => Kind::Unavailable,
+            Self::Ledger(_) => Kind::Internal,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::InvalidApiKey => "INVALID_API_KEY",
+            Self::InvalidArgument(_) => "INVALID_ARGUMENT",
+            Self::ChargeKeyReused => "CHARGE_KEY_REUSED",
+            Self::ChargeNotFound => "CHARGE_NOT_FOUND",
+            Self::ChargeNotRefundable => "CHARGE_NOT_REFUNDABLE",
+            Self::Unavailable => "GATEWAY_UNAVAILABLE",
+            Self::Ledger(error) if error.is_unavailable() => "GATEWAY_UNAVAILABLE",
+            Self::Ledger(_) => "INTERNAL",
+        }
+    }
+
+    fn violations(&self) -> &[Violation] {
+        match self {
+            Self::InvalidArgument(violations) => violations,
+            Self::InvalidApiKey
+            | Self::ChargeKeyReused
+            | Self::ChargeNotFound
+            | Self::ChargeNotRefundable
+            | Self::Unavailable
+            | Self::Ledger(_) => &[],
+        }
+    }
+}
+
+impl storage::Failure for Refused {
+    fn storage(&self) -> Option<&storage::Error> {
+        match self {
+            Self::Ledger(error) => Some(error),
+            Self::InvalidApiKey
+            | Self::InvalidArgument(_)
+            | Self::ChargeKeyReused
+            | Self::ChargeNotFound
+            | Self::ChargeNotRefundable
+            | Self::Unavailable => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reasons_are_public_and_change_only_on_purpose() {
+        let all = [
+            Refused::InvalidApiKey,
+            Refused::InvalidArgument(Vec::new()),
+            Refused::ChargeKeyReused,
+            Refused::ChargeNotFound,
+            Refused::ChargeNotRefundable,
+            Refused::Unavailable,
+            Refused::Ledger(storage::Error::Closed),
+            Refused::Ledger(storage::Error::Panicked),
+        ];
+        let listed: Vec<String> =
+            all.iter().map(|refused| format!("{:?} {}", refused.kind(), refused.reason())).collect();
+        assert_eq!(
+            listed,
+            [
+                "Unauthenticated INVALID_API_KEY",
+                "InvalidArgument INVALID_ARGUMENT",
+                "AlreadyExists CHARGE_KEY_REUSED",
+                "NotFound CHARGE_NOT_FOUND",
+                "FailedPrecondition CHARGE_NOT_REFUNDABLE",
+                "Unavailable GATEWAY_UNAVAILABLE",
+                "Unavailable GATEWAY_UNAVAILABLE",
+                "Internal INTERNAL",
+            ]
+        );
+    }
+}

@@ -1,0 +1,232 @@
+//! Faults on purpose, by token and by settings.
+//!
+//! # By token
+//! | token | what happens |
+//! |---|---|
+//! | `pm_gateway_noAnswer` | never charged, never answered: the call hangs until its caller goes |
+//! | `pm_gateway_answerLost` | charged durably; that answer is never sent; a repeated key replays it |
+//! | `pm_gateway_unavailable3` | UNAVAILABLE, GATEWAY_UNAVAILABLE, three times per key; then charged |
+//! | `pm_gateway_slow` | charged after `fault-slow-ms`, also when the caller has gone; a tombstone that comes first wins |
+//! | `pm_gateway_refundRefused` | charged; the first refund key is refused, later ones are given |
+//! | `pm_gateway_refundRefusedAlways` | charged; every refund is refused |
+//!
+//! A token's fault meets CreateCharge alone, and only while its key has no row.
+//!
+//! # By settings
+//! [`FaultSettings`]: how many of a thousand calls that write (CreateCharge, CancelCharge, RefundCharge) meet each fault,
+//! whatever the token and whether or not the answer is a replay; and a wait before every call.
+
+use std::collections::HashMap;
+use std::future::{Future, pending};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use clap::value_parser;
+
+use crate::charge::{RefundRule, Token};
+use crate::error::Refused;
+
+/// What goes wrong with a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Nothing happens and nothing is answered.
+    NoAnswer,
+    /// It is done, and nothing is answered.
+    AnswerLost,
+    /// Nothing happens, and the answer says so.
+    Unavailable,
+    /// It is done later.
+    Slow,
+}
+
+/// Faults by settings: each a flag and an environment variable.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct FaultSettings {
+    /// Of 1000 writing calls, how many are never done and never answered (per mille).
+    #[arg(long, env = "GATEWAY_FAULT_NO_ANSWER_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
+    pub fault_no_answer_per_mille: u16,
+    /// Of 1000 writing calls, how many are done and never answered (per mille).
+    #[arg(long, env = "GATEWAY_FAULT_ANSWER_LOST_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
+    pub fault_answer_lost_per_mille: u16,
+    /// Of 1000 writing calls, how many are refused as UNAVAILABLE (per mille).
+    #[arg(long, env = "GATEWAY_FAULT_UNAVAILABLE_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
+    pub fault_unavailable_per_mille: u16,
+    /// Of 1000 writing calls, how many are slow (per mille).
+    #[arg(long, env = "GATEWAY_FAULT_SLOW_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
+    pub fault_slow_per_mille: u16,
+    /// Of 1000 refunds, how many are refused (per mille).
+    #[arg(long, env = "GATEWAY_FAULT_REFUND_REFUSED_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
+    pub fault_refund_refused_per_mille: u16,
+    /// How long a slow call takes, in milliseconds.
+    #[arg(long, env = "GATEWAY_FAULT_SLOW_MS", default_value_t = 3_000)]
+    pub fault_slow_ms: u64,
+    /// How long every call waits first, in milliseconds.
+    #[arg(long, env = "GATEWAY_FAULT_LATENCY_MS", default_value_t = 0)]
+    pub fault_latency_ms: u64,
+}
+
+/// How often `pm_gateway_unavailable3` is unavailable per key.
+const UNAVAILABLE_TIMES: u32 = 3;
+
+/// The most keys whose tries are counted; past it a key is answered without its fault.
+const MAX_COUNTED_KEYS: usize = 100_000;
+
+/// What becomes of the refunds of a token of this file; `None` for every other token.
+pub(crate) fn refund_rule(token: &str) -> Option<RefundRule> {
+    match token {
+        "pm_gateway_refundRefused" => Some(RefundRule::RefuseFirst),
+        "pm_gateway_refundRefusedAlways" => Some(RefundRule::RefuseAlways),
+        "pm_gateway_noAnswer" | "pm_gateway_answerLost" | "pm_gateway_unavailable3" | "pm_gateway_slow" => {
+            Some(RefundRule::Accept)
+        }
+        _ => None,
+    }
+}
+
+/// May a charge of this token meet a fault by its token?
+pub(crate) fn has_fault(token: &Token) -> bool {
+    refund_rule(token.as_str()) == Some(RefundRule::Accept)
+}
+
+/// Decides which call meets which fault.
+pub(crate) struct Faults {
+    settings: FaultSettings,
+    /// How often each key of `pm_gateway_unavailable3` was unavailable. In memory: a restart begins anew.
+    tries: Mutex<HashMap<String, u32>>,
+}
+
+impl Faults {
+    pub(crate) fn new(settings: FaultSettings) -> Self {
+        Self { settings, tries: Mutex::default() }
+    }
+
+    /// The fault of a charge whose key has no row yet, by its token.
+    pub(crate) fn of_charge(&self, key: &str, token: &Token) -> Option<Fault> {
+        match token.as_str() {
+            "pm_gateway_noAnswer" => Some(Fault::NoAnswer),
+            "pm_gateway_answerLost" => Some(Fault::AnswerLost),
+            "pm_gateway_slow" => Some(Fault::Slow),
+            "pm_gateway_unavailable3" if self.is_unavailable_again(key) => Some(Fault::Unavailable),
+            _ => None,
+        }
+    }
+
+    /// The fault of a writing call, by the settings.
+    pub(crate) fn by_chance(&self) -> Option<Fault> {
+        let settings = &self.settings;
+        let odds = [
+            (settings.fault_no_answer_per_mille, Fault::NoAnswer),
+            (settings.fault_answer_lost_per_mille, Fault::AnswerLost),
+            (settings.fault_unavailable_per_mille, Fault::Unavailable),
+            (settings.fault_slow_per_mille, Fault::Slow),
+        ];
+        odds.into_iter().find(|(per_mille, _)| happens(*per_mille)).map(|(_, fault)| fault)
+    }
+
+    /// Is a refund refused, by the settings?
+    pub(crate) fn refuses_refund(&self) -> bool {
+        happens(self.settings.fault_refund_refused_per_mille)
+    }
+
+    /// The wait before every call.
+    pub(crate) async fn latency(&self) {
+        if self.settings.fault_latency_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(self.settings.fault_latency_ms)).await;
+        }
+    }
+
+    /// Does the work of a call as its fault lets it. A call that hangs holds nothing, and ends when it is cut.
+    pub(crate) async fn suffer<T, W>(&self, fault: Option<Fault>, key: &str, work: W) -> Result<T, Refused>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, Refused>> + Send + 'static,
+    {
+        if let Some(fault) = fault {
+            tracing::info!(target: "ordermesh", charge_key = key, ?fault, "a fault on purpose");
+        }
+        match fault {
+            None => work.await,
+            Some(Fault::NoAnswer) => pending().await,
+            Some(Fault::Unavailable) => Err(Refused::Unavailable),
+            Some(Fault::AnswerLost) => {
+                work.await?;
+                pending().await
+            }
+            Some(Fault::Slow) => {
+                let slow = Duration::from_millis(self.settings.fault_slow_ms);
+                // In a task of its own: a real gateway does not stop when its caller hangs up.
+                let late = tokio::spawn(async move {
+                    tokio::time::sleep(slow).await;
+                    work.await
+                });
+                match late.await {
+                    Ok(result) => result,
+                    Err(error) => match error.try_into_panic() {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        // The process is ending.
+                        Err(_) => Err(Refused::Unavailable),
+                    },
+                }
+            }
+        }
+    }
+
+    /// The key has a row now: its tries are of no more use.
+    pub(crate) fn forget(&self, key: &str) {
+        self.tries().remove(key);
+    }
+
+    fn is_unavailable_again(&self, key: &str) -> bool {
+        let mut tries = self.tries();
+        if tries.len() >= MAX_COUNTED_KEYS && !tries.contains_key(key) {
+            return false;
+        }
+        let count = tries.entry(key.to_owned()).or_insert(0);
+        *count = count.saturating_add(1);
+        *count <= UNAVAILABLE_TIMES
+    }
+
+    fn tries(&self) -> MutexGuard<'_, HashMap<String, u32>> {
+        self.tries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn happens(per_mille: u16) -> bool {
+    per_mille > 0 && rand::random_range(0..1000) < per_mille
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(text: &str) -> Token {
+        Token::new(text.to_owned())
+    }
+
+    #[test]
+    fn a_key_is_unavailable_three_times_and_then_fine() {
+        let faults = Faults::new(FaultSettings::default());
+        let token = token("pm_gateway_unavailable3");
+        for _ in 0..3 {
+            assert_eq!(faults.of_charge("a", &token), Some(Fault::Unavailable));
+        }
+        assert_eq!(faults.of_charge("a", &token), None);
+        assert_eq!(faults.of_charge("b", &token), Some(Fault::Unavailable), "each key counts for itself");
+        faults.forget("a");
+        faults.forget("b");
+        assert_eq!(faults.tries().len(), 0);
+    }
+
+    #[test]
+    fn a_per_mille_of_0_never_happens_and_one_of_1000_always_does() {
+        assert!(!(0..5_000).any(|_| happens(0)));
+        assert!((0..5_000).all(|_| happens(1000)));
+    }
+
+    #[test]
+    fn ordinary_tokens_meet_no_fault() {
+        let faults = Faults::new(FaultSettings::default());
+        assert_eq!(faults.of_charge("a", &token("pm_card_visa")), None);
+        assert_eq!(faults.by_chance(), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! The gateway as a program of its own: binds, installs telemetry, waits for signals. Everything else is the library's.
+
+use std::error::Error as _;
+use std::process::ExitCode;
+
+use clap::Parser;
+use gateway_mock::{Config, Error};
+use telemetry::Telemetry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// A mock of an external payment gateway with a durable ledger and faults on purpose.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    config: Config,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match serve(Cli::parse().config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprintln!("  because {cause}");
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config) -> Result<(), Error> {
+    let telemetry = Telemetry::install(&telemetry::Settings {
+        service: "gateway".to_owned(),
+        instance: config.instance.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        otlp_endpoint: config.otlp_endpoint.clone(),
+        log: config.log.clone(),
+        log_form: None,
+    })?;
+    let bind = async |address| TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source });
+    let (listener, admin_listener) = (bind(config.listen).await?, bind(config.admin_listen).await?);
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
+    let shutdown = CancellationToken::new();
+    let asked = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        asked.cancel();
+    });
+    let served = gateway_mock::run(config, listener, admin_listener, shutdown).await;
+    telemetry.shutdown().await;
+    served
+}

@@ -1,0 +1,212 @@
+//! The ledger's queries. What is decided inside a transaction is decided by `charge.rs`.
+
+use kernel::{Money, Timestamp};
+use sea_orm::sea_query::OnConflict;
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+    Set,
+};
+use storage::{Database, Tx};
+
+use crate::charge::{self, Charge, Decline, RefundAnswer, RefundCommand, RefundRule, Status};
+use crate::entity;
+use crate::error::Refused;
+
+/// The ledger. Clones share its connections.
+#[derive(Clone)]
+pub(crate) struct Store {
+    db: Database,
+}
+
+impl Store {
+    pub(crate) fn new(db: Database) -> Self {
+        Self { db }
+    }
+
+    /// The row of a key.
+    pub(crate) async fn find(&self, key: &str) -> Result<Option<Charge>, storage::Error> {
+        let row = entity::charge::Entity::find_by_id(key).one(self.db.read()).await?;
+        row.map(Charge::try_from).transpose()
+    }
+
+    /// A page by charge key.
+    pub(crate) async fn page(&self, after: Option<String>, count: u64) -> Result<Vec<Charge>, storage::Error> {
+        let mut query = entity::charge::Entity::find().order_by_asc(entity::charge::Column::ChargeKey).limit(count);
+        if let Some(after) = after {
+            query = query.filter(entity::charge::Column::ChargeKey.gt(after));
+        }
+        query.all(self.db.read()).await?.into_iter().map(Charge::try_from).collect()
+    }
+
+    /// Stores a row unless its key has one, and answers the one that the key has now: the first to commit stays.
+    pub(crate) async fn keep_first(&self, charge: Charge) -> Result<Charge, storage::Error> {
+        self.db
+            .transact(move |tx| {
+                let charge = charge.clone();
+                Box::pin(async move { keep_first(tx, charge).await })
+            })
+            .await
+    }
+
+    /// Answers a refund key, once.
+    pub(crate) async fn refund(
+        &self,
+        command: RefundCommand,
+        now: Timestamp,
+        refused_by_chance: bool,
+    ) -> Result<RefundAnswer, Refused> {
+        self.db
+            .transact(move |tx| {
+                let command = command.clone();
+                Box::pin(async move { refund(tx, command, now, refused_by_chance).await })
+            })
+            .await
+    }
+}
+
+async fn keep_first(tx: &Tx, charge: Charge) -> Result<Charge, storage::Error> {
+    let unless_there = OnConflict::column(entity::charge::Column::ChargeKey).do_nothing().to_owned();
+    let inserted = entity::charge::Entity::insert(entity::charge::Model::from(charge.clone()).into_active_model())
+        .on_conflict(unless_there)
+        .exec_without_returning(tx.conn())
+        .await?;
+    if inserted > 0 {
+        return Ok(charge);
+    }
+    let kept = entity::charge::Entity::find_by_id(charge.key.as_str()).one(tx.conn()).await?;
+    kept.ok_or(storage::Error::Corrupt { what: "charge", value: charge.key })?.try_into()
+}
+
+async fn refund(tx: &Tx, command: RefundCommand, now: Timestamp, by_chance: bool) -> Result<RefundAnswer, Refused> {
+    let RefundCommand { charge_key, refund_key } = command;
+    // Locked (where there are several writers): two refund keys at once are decided one after the other.
+    let row = entity::charge::Entity::find_by_id(charge_key.as_str()).lock_exclusive().one(tx.conn()).await;
+    let mut charge = Charge::try_from(row.map_err(storage::Error::from)?.ok_or(Refused::ChargeNotFound)?)?;
+    let answered = entity::refund::Entity::find_by_id((charge_key.clone(), refund_key.clone())).one(tx.conn()).await;
+    if let Some(answered) = answered.map_err(storage::Error::from)? {
+        return Ok(RefundAnswer { charge, refusal: answered.refusal });
+    }
+    let of_the_charge =
+        entity::refund::Entity::find().filter(entity::refund::Column::ChargeKey.eq(charge_key.as_str()));
+    let tried_before = of_the_charge.count(tx.conn()).await.map_err(storage::Error::from)? > 0;
+    let refusal = charge::decide_refund(&charge, tried_before, by_chance)?;
+    let answer =
+        entity::refund::Model { charge_key, refund_key, refusal: refusal.clone(), create_time: now.as_micros() };
+    let insert = entity::refund::Entity::insert(answer.into_active_model()).exec_without_returning(tx.conn()).await;
+    insert.map_err(storage::Error::from)?;
+    if refusal.is_none() && charge.status == Status::Succeeded {
+        charge.status = Status::Refunded;
+        charge.refunded = Some(now);
+        let refunded = entity::charge::ActiveModel {
+            charge_key: Set(charge.key.clone()),
+            status: Set("REFUNDED".to_owned()),
+            refund_time: Set(Some(now.as_micros())),
+            ..Default::default()
+        };
+        refunded.update(tx.conn()).await.map_err(storage::Error::from)?;
+    }
+    Ok(RefundAnswer { charge, refusal })
+}
+
+impl From<Charge> for entity::charge::Model {
+    fn from(charge: Charge) -> Self {
+        let (status, decline) = match charge.status {
+            Status::Succeeded => ("SUCCEEDED", None),
+            Status::Declined(decline) => ("DECLINED", Some(decline)),
+            Status::Cancelled => ("CANCELLED", None),
+            Status::Refunded => ("REFUNDED", None),
+        };
+        Self {
+            charge_key: charge.key,
+            charge_id: charge.id,
+            status: status.to_owned(),
+            decline_code: decline.map(|decline| decline_name(decline).to_owned()),
+            currency: charge.amount.map(|amount| amount.currency().code().to_owned()),
+            minor_units: charge.amount.map(Money::minor_units),
+            refund_rule: refund_rule_name(charge.refund_rule).to_owned(),
+            create_time: charge.created.as_micros(),
+            refund_time: charge.refunded.map(Timestamp::as_micros),
+        }
+    }
+}
+
+impl TryFrom<entity::charge::Model> for Charge {
+    type Error = storage::Error;
+
+    fn try_from(row: entity::charge::Model) -> Result<Self, storage::Error> {
+        let status = match (row.status.as_str(), row.decline_code) {
+            ("SUCCEEDED", None) => Status::Succeeded,
+            ("DECLINED", Some(decline)) => Status::Declined(named(&DECLINES, decline_name, "decline code", decline)?),
+            ("CANCELLED", None) => Status::Cancelled,
+            ("REFUNDED", None) => Status::Refunded,
+            (_, _) => return Err(storage::Error::Corrupt { what: "charge's status", value: row.status }),
+        };
+        let amount = match (row.currency, row.minor_units) {
+            (Some(code), Some(minor_units)) => {
+                let currency =
+                    code.parse().map_err(|_| storage::Error::Corrupt { what: "currency", value: code.clone() })?;
+                Some(Money::new(currency, minor_units))
+            }
+            (_, _) => None,
+        };
+        Ok(Self {
+            id: row.charge_id,
+            key: row.charge_key,
+            status,
+            amount,
+            refund_rule: named(&REFUND_RULES, refund_rule_name, "refund rule", row.refund_rule)?,
+            created: Timestamp::from_micros(row.create_time),
+            refunded: row.refund_time.map(Timestamp::from_micros),
+        })
+    }
+}
+
+/// All of them, to be found by name.
+const DECLINES: [Decline; 9] = [
+    Decline::GenericDecline,
+    Decline::InsufficientFunds,
+    Decline::ExpiredCard,
+    Decline::IncorrectCvc,
+    Decline::LostCard,
+    Decline::StolenCard,
+    Decline::ProcessingError,
+    Decline::InvalidPaymentMethod,
+    Decline::Fraudulent,
+];
+
+/// A decline code as it is stored.
+fn decline_name(decline: Decline) -> &'static str {
+    match decline {
+        Decline::GenericDecline => "GENERIC_DECLINE",
+        Decline::InsufficientFunds => "INSUFFICIENT_FUNDS",
+        Decline::ExpiredCard => "EXPIRED_CARD",
+        Decline::IncorrectCvc => "INCORRECT_CVC",
+        Decline::LostCard => "LOST_CARD",
+        Decline::StolenCard => "STOLEN_CARD",
+        Decline::ProcessingError => "PROCESSING_ERROR",
+        Decline::InvalidPaymentMethod => "INVALID_PAYMENT_METHOD",
+        Decline::Fraudulent => "FRAUDULENT",
+    }
+}
+
+/// All of them, to be found by name.
+const REFUND_RULES: [RefundRule; 3] = [RefundRule::Accept, RefundRule::RefuseFirst, RefundRule::RefuseAlways];
+
+/// A refund rule as it is stored.
+fn refund_rule_name(rule: RefundRule) -> &'static str {
+    match rule {
+        RefundRule::Accept => "ACCEPT",
+        RefundRule::RefuseFirst => "REFUSE_FIRST",
+        RefundRule::RefuseAlways => "REFUSE_ALWAYS",
+    }
+}
+
+fn named<T: Copy>(
+    all: &[T],
+    name_of: fn(T) -> &'static str,
+    what: &'static str,
+    name: String,
+) -> Result<T, storage::Error> {
+    let found = all.iter().copied().find(|value| name_of(*value) == name);
+    found.ok_or(storage::Error::Corrupt { what, value: name })
+}

@@ -1,0 +1,323 @@
+//! The gateway over the real mesh, with a ledger in a file: what merchants may rely on, and each fault on purpose.
+
+mod world;
+
+use std::time::{Duration, Instant};
+
+use contracts::gateway::v1::{ChargeStatus, DeclineCode};
+use tonic::Code;
+use tonic_types::StatusExt;
+use world::{World, reason};
+
+#[tokio::test]
+async fn every_test_token_is_answered_as_its_name_says() {
+    let world = World::start(&[]).await;
+    let declines = [
+        ("chargeDeclined", DeclineCode::GenericDecline),
+        ("chargeDeclinedInsufficientFunds", DeclineCode::InsufficientFunds),
+        ("chargeDeclinedExpiredCard", DeclineCode::ExpiredCard),
+        ("chargeDeclinedIncorrectCvc", DeclineCode::IncorrectCvc),
+        ("chargeDeclinedLostCard", DeclineCode::LostCard),
+        ("chargeDeclinedStolenCard", DeclineCode::StolenCard),
+        ("chargeDeclinedProcessingError", DeclineCode::ProcessingError),
+        ("chargeDeclinedFraudulent", DeclineCode::Fraudulent),
+    ];
+    let mut cases = vec![("no_such_token".to_owned(), DeclineCode::InvalidPaymentMethod)];
+    for (name, code) in declines {
+        cases.extend([(format!("pm_card_{name}"), code), (format!("pm_card_visa_{name}"), code)]);
+    }
+    for token in ["pm_card_visa", "pm_card_mastercard", "pm_card_amex"] {
+        cases.push((token.to_owned(), DeclineCode::Unspecified));
+    }
+    for (token, decline) in &cases {
+        let charge = world.charge(token, 1999, token).await.expect(token);
+        let status =
+            if *decline == DeclineCode::Unspecified { ChargeStatus::Succeeded } else { ChargeStatus::Declined };
+        assert_eq!((charge.status(), charge.decline_code()), (status, *decline), "{token}");
+        assert_eq!(world.get(token).await.expect("stored"), charge, "a decline is stored too");
+    }
+    assert_eq!(world.ledger().await.len(), cases.len());
+}
+
+#[tokio::test]
+async fn a_repeated_key_replays_the_stored_answer() {
+    let world = World::start(&[]).await;
+    let first = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
+    let declined = world.charge("order-2", 1999, "pm_card_chargeDeclined").await.expect("declined");
+    assert_eq!(world.charge("order-1", 1999, "pm_card_visa").await.expect("replayed"), first);
+    // Even with a card that would be charged: the key has its answer.
+    assert_eq!(world.charge("order-2", 1999, "pm_card_visa").await.expect("replayed"), declined);
+    assert_eq!(world.ledger().await.len(), 2);
+}
+
+#[tokio::test]
+async fn many_at_once_under_one_key_charge_once() {
+    let world = World::start(&[]).await;
+    let calls: Vec<_> = (0..16)
+        .map(|_| {
+            let world = world.clone();
+            tokio::spawn(async move { world.charge("order-1", 1999, "pm_card_visa").await.expect("charged") })
+        })
+        .collect();
+    let mut ids = std::collections::BTreeSet::new();
+    for call in calls {
+        ids.insert(call.await.expect("no panic").charge_id);
+    }
+    assert_eq!((ids.len(), world.ledger().await.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_key_with_another_amount_is_refused_and_changes_nothing() {
+    let world = World::start(&[]).await;
+    let first = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
+    let refused = world.charge("order-1", 2000, "pm_card_visa").await.expect_err("reused");
+    assert_eq!((refused.code(), reason(&refused)), (Code::AlreadyExists, "CHARGE_KEY_REUSED".to_owned()));
+    assert_eq!(world.ledger().await, [first]);
+}
+
+#[tokio::test]
+async fn a_tombstone_keeps_a_charge_from_ever_being_made() {
+    let world = World::start(&[]).await;
+    let tombstone = world.cancel("order-1").await.expect("cancelled");
+    assert_eq!((tombstone.status(), tombstone.amount.clone()), (ChargeStatus::Cancelled, None));
+    let late = world.charge("order-1", 1999, "pm_card_visa").await.expect("an answer");
+    assert_eq!(late, tombstone);
+    assert_eq!(world.cancel("order-1").await.expect("again"), tombstone);
+    assert_eq!(world.ledger().await, [tombstone]);
+}
+
+#[tokio::test]
+async fn a_slow_charge_finds_the_tombstone_that_came_while_it_was_under_way() {
+    let slow = Duration::from_secs(2);
+    let world = World::start(&["--fault-slow-ms=2000"]).await;
+    let late = world.clone();
+    let late = tokio::spawn(async move {
+        let started = Instant::now();
+        (late.charge("order-1", 1999, "pm_gateway_slow").await, started.elapsed())
+    });
+    // Enough round trips for the charge to be under way; its own length shows below that it was.
+    for _ in 0..20 {
+        world.get("order-1").await.expect_err("not yet");
+    }
+    let tombstone = world.cancel("order-1").await.expect("cancelled");
+    assert_eq!(tombstone.status(), ChargeStatus::Cancelled, "the charge had not committed");
+    let (answer, took) = late.await.expect("no panic");
+    assert!(took >= slow, "it was under way before the tombstone: {took:?}");
+    assert_eq!(answer.expect("an answer"), tombstone);
+    assert_eq!(world.ledger().await, [tombstone]);
+}
+
+#[tokio::test]
+async fn a_slow_charge_is_made_although_its_caller_has_gone() {
+    let world = World::start(&["--fault-slow-ms=300"]).await;
+    let call = world.charge_within(Duration::from_millis(100), "order-1", "pm_gateway_slow").await;
+    assert_eq!(call.expect_err("too slow").code(), Code::DeadlineExceeded);
+    assert_eq!(world.until_stored("order-1").await.status(), ChargeStatus::Succeeded);
+}
+
+#[tokio::test]
+async fn cancelling_a_charged_key_changes_nothing_and_answers_with_the_charge() {
+    let world = World::start(&[]).await;
+    let charge = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
+    assert_eq!(world.cancel("order-1").await.expect("an answer"), charge);
+    assert_eq!(world.ledger().await, [charge]);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_replayed_and_the_money_was_taken_once() {
+    let world = World::start(&[]).await;
+    let lost = world.clone();
+    let lost = tokio::spawn(async move { lost.charge("order-1", 1999, "pm_gateway_answerLost").await });
+    let stored = world.until_stored("order-1").await;
+    assert!(!lost.is_finished(), "the answer is not sent");
+    lost.abort();
+    let replayed = world.charge("order-1", 1999, "pm_gateway_answerLost").await.expect("replayed");
+    assert_eq!((replayed.status(), &replayed), (ChargeStatus::Succeeded, &stored));
+    assert_eq!(world.ledger().await, [stored]);
+}
+
+#[tokio::test]
+async fn no_answer_charges_nothing_and_leaves_nothing_behind() {
+    let world = World::start(&["--drain-timeout-ms=60000"]).await;
+    let call = world.charge_within(Duration::from_millis(200), "order-1", "pm_gateway_noAnswer").await;
+    assert_eq!(call.expect_err("no answer").code(), Code::DeadlineExceeded);
+    assert_eq!(world.ledger().await, []);
+    // The call that hung is gone: the drain, of up to a minute, finds nothing to wait for.
+    tokio::time::timeout(Duration::from_secs(20), world.stop()).await.expect("nothing hangs");
+}
+
+#[tokio::test]
+async fn an_unavailable_key_is_fine_in_the_end_and_charged_once() {
+    let world = World::start(&[]).await;
+    let mut refusals = 0;
+    // The mesh may repeat a call by itself; a merchant asks until there is an answer.
+    let charge = loop {
+        match world.charge("order-1", 1999, "pm_gateway_unavailable3").await {
+            Ok(charge) => break charge,
+            Err(refused) => {
+                assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "GATEWAY_UNAVAILABLE".to_owned()));
+                refusals += 1;
+                assert!(refusals <= 3, "three times per key");
+            }
+        }
+    };
+    assert_eq!(charge.status(), ChargeStatus::Succeeded);
+    assert_eq!(world.ledger().await, [charge]);
+}
+
+#[tokio::test]
+async fn a_refund_gives_the_money_back_once_per_refund_key() {
+    let world = World::start(&[]).await;
+    world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
+    let first = world.refund("order-1", "refund-1").await.expect("an answer");
+    let charge = first.charge.clone().expect("a charge");
+    assert_eq!((first.refunded, charge.status()), (true, ChargeStatus::Refunded));
+    assert!(charge.refund_time.is_some());
+    assert_eq!(world.refund("order-1", "refund-1").await.expect("replayed"), first);
+    assert_eq!(world.refund("order-1", "refund-2").await.expect("refunded already"), first);
+    assert_eq!(world.charge("order-1", 1999, "pm_card_visa").await.expect("replayed"), charge);
+    assert_eq!(world.ledger().await, [charge]);
+}
+
+#[tokio::test]
+async fn a_refused_refund_is_replayed_and_a_later_key_is_given() {
+    let world = World::start(&[]).await;
+    let charge = world.charge("order-1", 1999, "pm_gateway_refundRefused").await.expect("charged");
+    for _ in 0..2 {
+        let refused = world.refund("order-1", "refund-1").await.expect("an answer");
+        assert!(!refused.refunded && !refused.refusal.is_empty());
+        assert_eq!(refused.charge.as_ref(), Some(&charge), "still charged");
+    }
+    let given = world.refund("order-1", "refund-2").await.expect("an answer");
+    assert_eq!((given.refunded, given.charge.expect("a charge").status()), (true, ChargeStatus::Refunded));
+    let first = world.refund("order-1", "refund-1").await.expect("replayed");
+    assert!(!first.refunded, "the first key's answer stays what it was");
+}
+
+#[tokio::test]
+async fn a_refund_that_is_always_refused_stays_so() {
+    let world = World::start(&[]).await;
+    world.charge("order-1", 1999, "pm_gateway_refundRefusedAlways").await.expect("charged");
+    for key in ["refund-1", "refund-2", "refund-3"] {
+        assert!(!world.refund("order-1", key).await.expect("an answer").refunded);
+    }
+    assert_eq!(world.get("order-1").await.expect("stored").status(), ChargeStatus::Succeeded);
+}
+
+#[tokio::test]
+async fn what_was_not_taken_is_not_given_back() {
+    let world = World::start(&[]).await;
+    world.charge("declined", 1999, "pm_card_chargeDeclined").await.expect("declined");
+    world.cancel("cancelled").await.expect("cancelled");
+    for key in ["declined", "cancelled"] {
+        let refused = world.refund(key, "refund-1").await.expect_err(key);
+        assert_eq!((refused.code(), reason(&refused)), (Code::FailedPrecondition, "CHARGE_NOT_REFUNDABLE".to_owned()));
+    }
+    for refused in [
+        world.refund("nothing", "refund-1").await.expect_err("no row"),
+        world.get("nothing").await.expect_err("no row"),
+    ] {
+        assert_eq!((refused.code(), reason(&refused)), (Code::NotFound, "CHARGE_NOT_FOUND".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_api_key_changes_nothing() {
+    let world = World::start(&[]).await;
+    for key in [None, Some(""), Some("wrong"), Some("test-key-and-more"), Some("test-ke")] {
+        let stranger = world.with_key(key);
+        let refusals = [
+            stranger.charge("order-1", 1999, "pm_card_visa").await.expect_err("refused"),
+            stranger.cancel("order-1").await.expect_err("refused"),
+            stranger.refund("order-1", "refund-1").await.expect_err("refused"),
+            stranger.get("order-1").await.expect_err("refused"),
+            stranger.page(0, "").await.expect_err("refused"),
+        ];
+        for refused in refusals {
+            assert_eq!((refused.code(), reason(&refused)), (Code::Unauthenticated, "INVALID_API_KEY".to_owned()));
+        }
+    }
+    assert_eq!(world.ledger().await, []);
+}
+
+#[tokio::test]
+async fn the_ledger_is_listed_by_key_a_page_at_a_time() {
+    let world = World::start(&[]).await;
+    let keys: Vec<String> = (0..7).map(|n| format!("order-{n}")).collect();
+    for key in keys.iter().rev() {
+        world.charge(key, 1999, "pm_card_visa").await.expect("charged");
+    }
+    let mut seen = Vec::new();
+    let mut sizes = Vec::new();
+    let mut token = String::new();
+    loop {
+        let page = world.page(3, &token).await.expect("a page");
+        sizes.push(page.charges.len());
+        seen.extend(page.charges.into_iter().map(|charge| charge.charge_key));
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((seen, sizes), (keys, vec![3, 3, 1]));
+    let all = world.page(i32::MAX, "").await.expect("a page that is too large is cut down");
+    assert_eq!((all.charges.len(), all.next_page_token.as_str()), (7, ""));
+}
+
+#[tokio::test]
+async fn bad_input_is_told_field_by_field_and_changes_nothing() {
+    let world = World::start(&[]).await;
+    let long = "k".repeat(256);
+    let cases = [
+        (world.charge_raw("", None, "").await, vec!["charge_key", "amount"]),
+        (world.charge_raw(&long, Some(("EUR", 0)), "").await, vec!["charge_key", "amount.minor_units"]),
+        (
+            world.charge_raw("k", Some(("eur", -1)), "x").await,
+            vec!["amount.minor_units", "amount.currency_code", "receipt_email"],
+        ),
+        (world.charge_raw("a\nb", Some(("EUR", 1)), "a@b").await, vec!["charge_key"]),
+        (world.cancel("").await, vec!["charge_key"]),
+        (world.get(&long).await, vec!["charge_key"]),
+        (world.refund("", "").await.map(|_| Default::default()), vec!["charge_key", "refund_key"]),
+        (world.page(-1, "").await.map(|_| Default::default()), vec!["page_size"]),
+        (world.page(0, "no token").await.map(|_| Default::default()), vec!["page_token"]),
+    ];
+    for (result, fields) in cases {
+        let refused = result.expect_err("bad input");
+        assert_eq!((refused.code(), reason(&refused)), (Code::InvalidArgument, "INVALID_ARGUMENT".to_owned()));
+        let violations = refused.get_details_bad_request().expect("BadRequest").field_violations;
+        assert_eq!(violations.iter().map(|violation| violation.field.as_str()).collect::<Vec<_>>(), fields);
+    }
+    assert_eq!(world.ledger().await, []);
+    // The twin: the longest key, in characters, is fine.
+    world.charge(&"ü".repeat(255), 1, "pm_card_visa").await.expect("charged");
+}
+
+#[tokio::test]
+async fn faults_by_settings_meet_every_call_that_writes() {
+    let world = World::start(&["--fault-unavailable-per-mille=1000"]).await;
+    let refusals = [
+        world.charge("order-1", 1999, "pm_card_visa").await.expect_err("unavailable"),
+        world.cancel("order-1").await.expect_err("unavailable"),
+        world.refund("order-1", "refund-1").await.map(|_| ()).expect_err("unavailable"),
+    ];
+    for refused in refusals {
+        assert_eq!(reason(&refused), "GATEWAY_UNAVAILABLE");
+    }
+    assert_eq!(world.ledger().await, [], "reads are fine, and nothing is stored");
+}
+
+#[tokio::test]
+async fn refunds_are_refused_by_settings() {
+    let world = World::start(&["--fault-refund-refused-per-mille=1000"]).await;
+    world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
+    assert!(!world.refund("order-1", "refund-1").await.expect("an answer").refunded);
+}
+
+#[tokio::test]
+async fn the_ledger_outlives_the_process() {
+    let world = World::start(&[]).await;
+    let charge = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
+    let world = world.restart(&[]).await;
+    assert_eq!(world.charge("order-1", 1999, "pm_card_visa").await.expect("replayed"), charge);
+}

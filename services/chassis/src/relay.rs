@@ -1,0 +1,151 @@
+//! From the outbox to the Data Service: every event arrives at least once, and is stored once.
+//!
+//! Woken by the commits of this process; a jittered sweep adopts what dead instances left. Its calls open no spans.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use contracts::common::v1::EventType;
+use contracts::data::v1 as data;
+use contracts::data::v1::append_result::Outcome;
+use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
+use kernel::backoff::full_jitter;
+use kernel::{Clock, SystemClock, Timestamp};
+use mesh::Channel;
+use storage::Database;
+use telemetry::{EventStatus, TraceEvent};
+use tokio_util::sync::CancellationToken;
+
+use crate::encode;
+
+/// The most events in a call.
+const BATCH: u64 = 500;
+/// How often it looks for what others left, on average.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How old an event of another instance is when it counts as left.
+const LEFT: Duration = Duration::from_secs(15);
+/// How long it may go on when the service ends.
+const FLUSH: Duration = Duration::from_secs(3);
+
+/// Sends the events of one instance.
+#[derive(Clone, Debug)]
+pub struct Relay {
+    db: Database,
+    instance: String,
+    store: TraceEventServiceClient<Channel>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the outbox cannot be read or settled")]
+    Outbox(#[from] storage::Error),
+    #[error("the Data Service did not take the events")]
+    Store(#[from] Box<tonic::Status>),
+}
+
+impl Relay {
+    /// A relay from a database to the Data Service.
+    pub fn new(db: Database, instance: &str, data: Channel) -> Self {
+        Self { db, instance: instance.to_owned(), store: TraceEventServiceClient::new(data) }
+    }
+
+    /// Sends until `stop`, and then what is left, for a few seconds at most.
+    pub async fn run(self, stop: CancellationToken) {
+        let outbox = self.db.outbox();
+        let mut failures = 0;
+        loop {
+            match self.send_all().await {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures += 1;
+                    let wait =
+                        full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
+                    tracing::debug!(target: "ordermesh", error = %error, "events wait");
+                    if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() {
+                        break;
+                    }
+                    continue;
+                }
+            }
+            let sweep = SWEEP.mul_f64(0.5 + rand::random::<f64>());
+            tokio::select! {
+                () = outbox.written() => {}
+                () = tokio::time::sleep(sweep) => self.adopt().await,
+                () = stop.cancelled() => break,
+            }
+        }
+        if let Err(error) = tokio::time::timeout(FLUSH, self.send_all()).await.unwrap_or(Ok(())) {
+            tracing::info!(target: "ordermesh", error = %error, "events stay in the outbox");
+        }
+    }
+
+    async fn adopt(&self) {
+        let before = SystemClock.now().minus(LEFT);
+        match self.db.outbox().adopt(&self.instance, before).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(target: "ordermesh", count, "events of another instance adopted"),
+            Err(error) => tracing::debug!(target: "ordermesh", error = %error, "no events adopted"),
+        }
+    }
+
+    async fn send_all(&self) -> Result<(), Error> {
+        loop {
+            let events = self.db.outbox().waiting(&self.instance, BATCH).await?;
+            if events.is_empty() {
+                return Ok(());
+            }
+            self.send(events).await?;
+        }
+    }
+
+    async fn send(&self, events: Vec<TraceEvent>) -> Result<(), Error> {
+        let request = data::AppendTraceEventsRequest { events: events.iter().map(encode_event).collect() };
+        let response = self.store.clone().append_trace_events(mesh::untraced(request)).await.map_err(Box::new)?;
+        let mut by_id: BTreeMap<String, TraceEvent> =
+            events.into_iter().map(|event| (event.event_id.to_string(), event)).collect();
+        let (mut done, mut refused) = (Vec::new(), Vec::new());
+        for result in response.into_inner().results {
+            let Some(event) = by_id.remove(&result.event_id) else { continue };
+            match result.outcome() {
+                Outcome::Stored | Outcome::Duplicate => done.push(event.event_id),
+                Outcome::Refused => {
+                    tracing::error!(target: "ordermesh", event_id = %event.event_id, refusal = %result.refusal, "an event was refused");
+                    refused.push((event, result.refusal));
+                }
+                Outcome::Unspecified => {}
+            }
+        }
+        self.db.outbox().settle(done, refused).await?;
+        Ok(())
+    }
+}
+
+/// The event as the contract has it.
+pub fn encode_event(event: &TraceEvent) -> data::TraceEvent {
+    let duration = Duration::from_micros(u64::try_from(event.duration_micros).unwrap_or(0));
+    let name = format!("EVENT_TYPE_{}", event.event_type.to_ascii_uppercase());
+    data::TraceEvent {
+        event_id: event.event_id.to_string(),
+        r#type: EventType::from_str_name(&name).unwrap_or_default().into(),
+        status: match event.status {
+            EventStatus::Success => data::EventStatus::Success.into(),
+            EventStatus::Failed => data::EventStatus::Failed.into(),
+        },
+        service: event.service.clone(),
+        instance: event.instance.clone(),
+        operation: event.operation.clone(),
+        trace_id: event.trace_id.clone(),
+        span_id: event.span_id.clone(),
+        start_time: Some(encode::timestamp(Timestamp::from_micros(event.start_micros))),
+        duration: Some(encode::duration(duration)),
+        order_id: event.order_id.map(|id| id.to_string()).unwrap_or_default(),
+        user_id: event.user_id.map(|id| id.to_string()).unwrap_or_default(),
+        error: event.error.as_ref().map(|error| data::EventError {
+            r#type: error.kind.clone(),
+            reason: error.reason.clone(),
+            message: error.message.clone(),
+        }),
+        attributes: event.attributes.clone().into_iter().collect(),
+        suppressed_count: event.suppressed_count,
+    }
+}

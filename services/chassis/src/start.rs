@@ -1,0 +1,260 @@
+//! From settings to a running server, and the drain back.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::{Clock, IdSource, SystemClock, SystemIds};
+use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig};
+use opentelemetry::global;
+use storage::{Database, Migration};
+use telemetry::{EventSink, Operation};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use crate::events::{self, Sink};
+use crate::keys::{AUDIENCE, ISSUER, RemoteKeys};
+use crate::relay::Relay;
+use crate::settings::Settings;
+
+/// How often a service asks its database whether it answers, and counts its outbox.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Why a service could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database.
+    #[error("the {service} service's database cannot be used")]
+    Database {
+        /// The service.
+        service: &'static str,
+        /// Why.
+        #[source]
+        source: storage::Error,
+    },
+    /// The mesh secret is set and cannot be read.
+    #[error("the mesh secret {path} cannot be read")]
+    MeshSecret {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A mesh secret is a secret of one machine.
+    #[error("the mesh secret is for loopback listeners only, and {listen} is none: listen on 127.0.0.1")]
+    NotLoopback {
+        /// Where it should have listened.
+        listen: SocketAddr,
+    },
+    /// The server ended.
+    #[error("the server ended")]
+    Serve(#[source] std::io::Error),
+    /// Something of the service's own.
+    #[error("{0}")]
+    Service(String),
+}
+
+/// What a service is mounted on.
+#[derive(Clone)]
+pub struct Chassis {
+    /// For example `order`.
+    pub service: &'static str,
+    /// For example `order-1`.
+    pub instance: String,
+    /// The service's own database.
+    pub db: Database,
+    /// Where its operations' events go.
+    pub events: Arc<dyn EventSink>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// New ids.
+    pub ids: Arc<dyn IdSource>,
+    /// Cancelled when the service is told to stop: start nothing new.
+    pub shutdown: CancellationToken,
+    /// The service's own background tasks: waited for while it stops.
+    pub tasks: TaskTracker,
+    settings: Settings,
+    secret: Option<Secret>,
+    /// Cancelled when the server has drained: the last events may be sent.
+    drained: CancellationToken,
+    /// The sink's writer and the relay.
+    pipeline: TaskTracker,
+}
+
+impl std::fmt::Debug for Chassis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chassis").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+impl Chassis {
+    /// Opens the database, brings its schema up to date, and starts the relay.
+    ///
+    /// # Errors
+    /// A database or a secret that cannot be used.
+    pub async fn start(
+        service: &'static str,
+        settings: &Settings,
+        migrations: &[Migration],
+        shutdown: CancellationToken,
+    ) -> Result<Self, Error> {
+        let database = |source| Error::Database { service, source };
+        let file = settings.data_dir.join(format!("{service}.db"));
+        let url = settings.database_url.clone().unwrap_or_else(|| format!("sqlite://{}", file.display()));
+        let options = storage::Options {
+            max_connections: settings.database_connections,
+            schema: url.starts_with("postgres").then(|| service.to_owned()),
+            ..storage::Options::default()
+        };
+        let db = Database::connect(&url, &options).await.map_err(database)?;
+        db.migrate(migrations).await.map_err(database)?;
+        let instance = instance(service, settings);
+        let (sink, waiting) = Sink::new(service, &instance);
+        let chassis = Self {
+            service,
+            db: db.clone(),
+            events: Arc::new(sink),
+            clock: Arc::new(SystemClock),
+            ids: Arc::new(SystemIds),
+            shutdown,
+            tasks: TaskTracker::new(),
+            secret: mesh_secret(settings)?,
+            settings: settings.clone(),
+            drained: CancellationToken::new(),
+            pipeline: TaskTracker::new(),
+            instance,
+        };
+        chassis.pipeline.spawn(events::write(db.clone(), waiting, chassis.drained.clone()));
+        let relay = Relay::new(db, &chassis.instance, chassis.channel("data"));
+        chassis.pipeline.spawn(relay.run(chassis.drained.clone()));
+        Ok(chassis)
+    }
+
+    /// A channel to the instances of a service of the platform: `user`, `order`, `payment` or `data`.
+    pub fn channel(&self, target: &'static str) -> Channel {
+        let addresses = match target {
+            "user" => &self.settings.user_addresses,
+            "order" => &self.settings.order_addresses,
+            "payment" => &self.settings.payment_addresses,
+            _ => &self.settings.data_addresses,
+        };
+        let credentials = match &self.secret {
+            Some(secret) => Credentials::MeshSecret { service: self.service.to_owned(), secret: secret.clone() },
+            None => Credentials::None,
+        };
+        self.channel_to(target, addresses.clone(), credentials)
+    }
+
+    /// A channel to somebody else's server, which gets none of our credentials.
+    pub fn external_channel(&self, target: &'static str, addresses: Vec<String>) -> Channel {
+        self.channel_to(target, addresses, Credentials::None)
+    }
+
+    fn channel_to(&self, target: &'static str, addresses: Vec<String>, credentials: Credentials) -> Channel {
+        let events = Some(self.events.clone());
+        mesh::client(ClientConfig { target, addresses, policies: contracts::POLICIES, credentials, events })
+    }
+
+    /// Opens a step under the current span that may become an event.
+    pub fn step(&self, name: &'static str, event_type: &'static str) -> Operation {
+        Operation::step(name, Some(event_type), Some(self.events.clone()))
+    }
+
+    /// Serves until told to stop, then drains: calls in flight end, background tasks end, the last events are sent.
+    /// Keys come from the User Service unless `keys` are given.
+    ///
+    /// # Errors
+    /// The listener broke, or the settings allow no server there.
+    pub async fn serve(
+        self,
+        routes: Routes,
+        health_services: &'static [&'static str],
+        keys: Option<Arc<dyn KeySource>>,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+    ) -> Result<(), Error> {
+        let listen = listener.local_addr().map_err(Error::Serve)?;
+        if self.secret.is_some() && !listen.ip().is_loopback() {
+            return Err(Error::NotLoopback { listen });
+        }
+        let keys = keys.unwrap_or_else(|| Arc::new(RemoteKeys::new(self.channel("user"))));
+        let mut gatekeeper = Gatekeeper::new(contracts::POLICIES).with_tokens(keys, ISSUER, AUDIENCE);
+        if let Some(secret) = &self.secret {
+            gatekeeper = gatekeeper.with_mesh_secret(secret.clone());
+        }
+        let config = ServerConfig {
+            service: self.service,
+            policies: contracts::POLICIES,
+            gatekeeper,
+            events: Some(self.events.clone()),
+            descriptors: &[contracts::DESCRIPTORS],
+            health_services,
+            memory_budget_bytes: self.settings.memory_budget.map(|size| size.0),
+            max_message_bytes: self.settings.max_message.0,
+            trust_client_trace_context: self.settings.trust_client_trace_context,
+            drain_timeout: self.settings.drain_timeout,
+        };
+        let (ready, is_ready) = watch::channel(true);
+        self.tasks.spawn(watch_health(self.clone(), ready));
+        if let Some(admin) = admin {
+            tokio::spawn(mesh::serve_admin(admin, is_ready.clone(), self.drained.clone()));
+        }
+        tracing::info!(target: "ordermesh", "{} listens on {listen}", self.instance);
+        let served = mesh::server(config, routes).serve(listener, is_ready, self.shutdown.clone()).await;
+        self.shutdown.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(self.settings.drain_timeout, self.tasks.wait()).await.is_err() {
+            tracing::warn!(target: "ordermesh", "background tasks did not end in time");
+        }
+        self.drained.cancel();
+        self.pipeline.close();
+        self.pipeline.wait().await;
+        tracing::info!(target: "ordermesh", "{} has ended", self.instance);
+        served.map_err(Error::Serve)
+    }
+}
+
+/// The instance's name.
+pub fn instance(service: &str, settings: &Settings) -> String {
+    settings.instance.clone().unwrap_or_else(|| format!("{service}-{}", std::process::id()))
+}
+
+/// Ready is: the own database answers, and the service is not told to stop. Never a peer.
+async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
+    let meter = global::meter("ordermesh");
+    let waiting = meter.i64_gauge("ordermesh.outbox.events").with_description("Events that wait to be sent").build();
+    let age = meter
+        .f64_gauge("ordermesh.outbox.oldest")
+        .with_unit("s")
+        .with_description("Age of the oldest waiting event")
+        .build();
+    let refused = meter.i64_gauge("ordermesh.outbox.refused").with_description("Events that the store refused").build();
+    loop {
+        let backlog = tokio::time::timeout(HEALTH_INTERVAL, chassis.db.outbox().backlog()).await;
+        let answers = matches!(backlog, Ok(Ok(_)));
+        ready.send_if_modified(|now| std::mem::replace(now, answers) != answers);
+        if let Ok(Ok(backlog)) = backlog {
+            let now = chassis.clock.now();
+            waiting.record(backlog.waiting, &[]);
+            age.record(backlog.oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()), &[]);
+            refused.record(backlog.refused, &[]);
+        }
+        if tokio::time::timeout(HEALTH_INTERVAL, chassis.shutdown.cancelled()).await.is_ok() {
+            return;
+        }
+    }
+}
+
+fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
+    let path = settings.mesh_secret_file.clone().unwrap_or_else(|| settings.data_dir.join("mesh.secret"));
+    match std::fs::read_to_string(&path) {
+        Ok(secret) => Ok(Some(Secret::new(secret.trim()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.mesh_secret_file.is_none() => Ok(None),
+        Err(source) => Err(Error::MeshSecret { path, source }),
+    }
+}

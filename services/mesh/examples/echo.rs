@@ -1,0 +1,67 @@
+//! The mesh under a tonic service, and a call through it: `cargo run -p mesh --example echo`.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use mesh::*;
+use tonic::{Request, Response, body::Body, server::Grpc, server::NamedService, service::Routes};
+use tonic_prost::ProstCodec;
+use tower::{Service, service_fn};
+
+// A contract's build makes this table, and the service below, out of proto files.
+#[rustfmt::skip]
+const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
+    path: "/echo.v1.Echo/Say", event: None, allow: &[Access::Public], callers: &[],
+    timeout: Some(Duration::from_secs(1)), idempotency: Idempotency::NoSideEffects, streaming: false,
+}]);
+
+#[derive(Clone)]
+struct Echo;
+
+impl NamedService for Echo {
+    const NAME: &'static str = "echo.v1.Echo";
+}
+
+impl Service<http::Request<Body>> for Echo {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let say = service_fn(|said: Request<String>| async {
+            println!("{:?} has {:?} left and says:", caller(said.extensions()), time_left());
+            Ok(Response::new(said.into_inner()))
+        });
+        async move { Ok(Grpc::new(ProstCodec::<String, String>::default()).unary(say, request).await) }.boxed()
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    #[rustfmt::skip]
+    let config = ServerConfig {
+        service: "echo", policies: POLICIES, gatekeeper: Gatekeeper::new(POLICIES), events: None,
+        descriptors: &[], health_services: &["echo.v1.Echo"], memory_budget_bytes: Some(1 << 20),
+        max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES, trust_client_trace_context: true, drain_timeout: Duration::from_secs(1),
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let addresses = vec![listener.local_addr()?.to_string()];
+    let (_ready, is_ready) = tokio::sync::watch::channel(true);
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let served = tokio::spawn(server(config, Routes::new(Echo)).serve(listener, is_ready, shutdown.clone()));
+
+    let config =
+        ClientConfig { target: "echo", addresses, policies: POLICIES, credentials: Credentials::None, events: None };
+    let mut echo = tonic::client::Grpc::new(client(config));
+    echo.ready().await?;
+    let codec = ProstCodec::<String, String>::default();
+    let answer = echo.unary(Request::new("hello".to_owned()), "/echo.v1.Echo/Say".parse()?, codec).await?;
+    println!("{}", answer.into_inner());
+
+    shutdown.cancel();
+    Ok(served.await??)
+}

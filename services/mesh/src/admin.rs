@@ -1,0 +1,84 @@
+//! The admin port: plain HTTP/1 health, for those who show no certificate (kubelet). `/livez` is 200 while the runtime
+//! answers; `/readyz` is 200 when ready and 503 when not. Who drains says that he is not ready.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::serve::accept;
+
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves `/livez` and `/readyz` until the shutdown.
+pub async fn serve_admin(listener: TcpListener, ready: watch::Receiver<bool>, shutdown: CancellationToken) {
+    while let Some((stream, _peer)) = accept(&listener, &shutdown).await {
+        let (ready, shutdown) = (ready.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = answer(request.uri().path(), *ready.borrow());
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                // A prober that hangs up half way is its own business.
+                _ = connection => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+    }
+}
+
+fn answer(path: &str, is_ready: bool) -> Response<String> {
+    let (status, text) = match path {
+        "/livez" => (StatusCode::OK, "alive\n"),
+        "/readyz" if is_ready => (StatusCode::OK, "ready\n"),
+        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        _ => (StatusCode::NOT_FOUND, "there are /livez and /readyz\n"),
+    };
+    let mut response = Response::new(text.to_owned());
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    async fn get(address: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("connects");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("written");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("read");
+        text.lines().next().unwrap_or_default().to_owned()
+    }
+
+    #[tokio::test]
+    async fn readyz_follows_readiness_and_livez_does_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (ready, watched) = watch::channel(false);
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve_admin(listener, watched, shutdown.clone()));
+        assert_eq!(get(address, "/livez").await, "HTTP/1.1 200 OK");
+        assert_eq!(get(address, "/readyz").await, "HTTP/1.1 503 Service Unavailable");
+        ready.send_replace(true);
+        assert_eq!(get(address, "/readyz").await, "HTTP/1.1 200 OK");
+        assert_eq!(get(address, "/else").await, "HTTP/1.1 404 Not Found");
+        shutdown.cancel();
+        server.await.expect("ends");
+    }
+}

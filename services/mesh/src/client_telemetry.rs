@@ -1,0 +1,81 @@
+//! The client's telemetry layer: one CLIENT operation over the whole call, whatever happens inside it, and the RPC metrics.
+
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use http::HeaderValue;
+use telemetry::{Kind, Operation, Parent};
+use tonic::Status;
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
+use tracing::Instrument;
+
+use crate::caller::Untraced;
+use crate::metrics::CallDuration;
+use crate::policy::PolicyTable;
+use crate::record::{Record, Side, Sink};
+use crate::wire::{Request, Response, TRACEPARENT, find, method_name};
+
+#[derive(Clone)]
+pub(crate) struct ClientTelemetry<S> {
+    inner: S,
+    shared: std::sync::Arc<Shared>,
+}
+
+struct Shared {
+    policies: PolicyTable,
+    events: Option<Sink>,
+    duration: CallDuration,
+}
+
+pub(crate) fn client_telemetry<S>(
+    policies: PolicyTable,
+    events: Option<Sink>,
+) -> impl Layer<S, Service = ClientTelemetry<S>> + Clone {
+    let shared = std::sync::Arc::new(Shared { policies, events, duration: CallDuration::client() });
+    layer_fn(move |inner| ClientTelemetry { inner, shared: shared.clone() })
+}
+
+impl<S> Service<Request> for ClientTelemetry<S>
+where
+    S: Service<Request, Response = Response, Error = Status>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Response, Status>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let policy = find(self.shared.policies, &request);
+        let (name, duration) = (method_name(policy), self.shared.duration.clone());
+        let deadline = crate::deadline::current();
+        if request.extensions().get::<Untraced>().is_some() {
+            let record = Record::new(Side::Client, name, None, duration).with_deadline(deadline);
+            return Box::pin(recorded(record, self.inner.call(request)));
+        }
+        let event = policy.and_then(|policy| policy.event);
+        let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
+        if let Ok(place) = HeaderValue::try_from(operation.place().to_string()) {
+            request.headers_mut().insert(TRACEPARENT, place);
+        }
+        let span = operation.span().clone();
+        let record = Record::new(Side::Client, name, Some(operation.clone()), duration).with_deadline(deadline);
+        request.extensions_mut().insert(operation);
+        let work = span.in_scope(|| self.inner.call(request));
+        Box::pin(recorded(record, work).instrument(span))
+    }
+}
+
+async fn recorded(record: Record, work: impl Future<Output = Result<Response, Status>>) -> Result<Response, Status> {
+    match work.await {
+        Ok(response) => Ok(record.follow(response)),
+        Err(status) => {
+            record.failed(&status);
+            Err(status)
+        }
+    }
+}

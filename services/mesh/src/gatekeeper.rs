@@ -1,0 +1,188 @@
+//! Who may pass: the policy table decides; what it does not name is denied.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, header};
+use tonic::{Code, Status};
+
+use crate::caller::{Caller, Role};
+use crate::policy::{Access, MethodPolicy, PolicyTable};
+use crate::secret::Secret;
+use crate::status::{mesh_status, no_such_method};
+use crate::token::{KeySource, Tokens};
+use crate::wire::{SECRET_HEADER, SERVICE_HEADER};
+
+/// Knows callers by their credentials, and the policy table by heart. Clones are the same gatekeeper.
+#[derive(Clone)]
+pub struct Gatekeeper {
+    policies: PolicyTable,
+    tokens: Option<Arc<Tokens>>,
+    secret: Option<Secret>,
+}
+
+impl Gatekeeper {
+    /// Knows nobody yet: persons and services are refused, public methods are open.
+    pub fn new(policies: PolicyTable) -> Self {
+        Self { policies, tokens: None, secret: None }
+    }
+
+    /// Knows persons, by access tokens (EdDSA JWT) of this issuer for this audience, signed by one of the source's keys.
+    #[must_use]
+    pub fn with_tokens(
+        mut self,
+        keys: Arc<dyn KeySource>,
+        issuer: impl Into<String>,
+        audience: impl Into<String>,
+    ) -> Self {
+        self.tokens = Some(Arc::new(Tokens::new(keys, issuer.into(), audience.into())));
+        self
+    }
+
+    /// Knows services, by the secret that they share.
+    #[must_use]
+    pub fn with_mesh_secret(mut self, secret: Secret) -> Self {
+        self.secret = Some(secret);
+        self
+    }
+
+    pub(crate) fn tokens(&self) -> Option<Arc<Tokens>> {
+        self.tokens.clone()
+    }
+
+    /// Does a service of the platform call?
+    pub(crate) fn knows_service(&self, headers: &HeaderMap) -> bool {
+        matches!(self.service(headers), Some(Ok(_)))
+    }
+
+    /// Who calls, when he may; else the refusal.
+    pub(crate) async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Caller, Status> {
+        let Some(policy) = self.policies.find(path) else {
+            // Default deny, and the truth for a method that nobody serves: the routes are never asked.
+            return Err(no_such_method());
+        };
+        let known = self.identify(headers).await;
+        if policy.allow.contains(&Access::Public) {
+            // Credentials are not asked for here, so bad ones are as good as none.
+            return Ok(known.unwrap_or(Caller::Anonymous));
+        }
+        let caller = known?;
+        allowed(policy, &caller).map(|()| caller)
+    }
+
+    async fn identify(&self, headers: &HeaderMap) -> Result<Caller, Status> {
+        if let Some(service) = self.service(headers) {
+            return service;
+        }
+        let Some(authorization) = headers.get(header::AUTHORIZATION) else { return Ok(Caller::Anonymous) };
+        let token = bearer(authorization.as_bytes()).ok_or_else(|| {
+            mesh_status(Code::Unauthenticated, "TOKEN_MALFORMED", "authorization must be `Bearer` and an access token")
+        })?;
+        match &self.tokens {
+            Some(tokens) => tokens.verify(token).await,
+            None => Err(mesh_status(Code::Unauthenticated, "TOKEN_INVALID", "no access tokens are accepted here")),
+        }
+    }
+
+    /// The service that calls; `None` when nobody says that he is one.
+    fn service(&self, headers: &HeaderMap) -> Option<Result<Caller, Status>> {
+        let offered = headers.get(SECRET_HEADER)?;
+        let name = headers.get(SERVICE_HEADER).and_then(|name| name.to_str().ok()).filter(|name| !name.is_empty());
+        let right = self.secret.as_ref().is_some_and(|secret| secret.matches(offered.as_bytes()));
+        Some(match name {
+            Some(name) if right => Ok(Caller::Service { name: name.to_owned() }),
+            Some(_) | None => {
+                Err(mesh_status(Code::Unauthenticated, "INVALID_MESH_SECRET", "the mesh secret is not this platform's"))
+            }
+        })
+    }
+}
+
+fn bearer(authorization: &[u8]) -> Option<&str> {
+    let (scheme, token) = std::str::from_utf8(authorization).ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+fn allowed(policy: &MethodPolicy, caller: &Caller) -> Result<(), Status> {
+    match caller {
+        Caller::Anonymous => {
+            Err(mesh_status(Code::Unauthenticated, "TOKEN_MISSING", "this method needs credentials: log in first"))
+        }
+        Caller::Person { role, .. } => {
+            let needed = match role {
+                Role::Customer => Access::Customer,
+                Role::Operator => Access::Operator,
+            };
+            if policy.allow.contains(&needed) {
+                return Ok(());
+            }
+            Err(mesh_status(Code::PermissionDenied, "ROLE_NOT_ALLOWED", "your role may not call this method"))
+        }
+        Caller::Service { name } => {
+            if policy.allow.contains(&Access::Service) && policy.callers.contains(&name.as_str()) {
+                return Ok(());
+            }
+            Err(mesh_status(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "this service may not call this method"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Idempotency;
+    use crate::status::reason_of;
+    use kernel::Timestamp;
+    use uuid::Uuid;
+
+    const fn method(path: &'static str, allow: &'static [Access], callers: &'static [&'static str]) -> MethodPolicy {
+        MethodPolicy {
+            path,
+            event: None,
+            allow,
+            callers,
+            timeout: None,
+            idempotency: Idempotency::Unknown,
+            streaming: false,
+        }
+    }
+
+    const OPERATORS: MethodPolicy = method("/t.T/Operators", &[Access::Operator], &[]);
+    const SERVICES: MethodPolicy = method("/t.T/Services", &[Access::Service], &["order"]);
+
+    fn person(role: Role) -> Caller {
+        Caller::Person { user_id: Uuid::nil(), role, token_expires: Timestamp::from_micros(0), session_id: None }
+    }
+
+    fn service(name: &str) -> Caller {
+        Caller::Service { name: name.to_owned() }
+    }
+
+    #[test]
+    fn the_table_decides() {
+        #[rustfmt::skip]
+        let table = [
+            (OPERATORS, person(Role::Operator), None),
+            (OPERATORS, person(Role::Customer), Some("ROLE_NOT_ALLOWED")),
+            (OPERATORS, service("order"),       Some("CALLER_NOT_ALLOWED")),
+            (OPERATORS, Caller::Anonymous,      Some("TOKEN_MISSING")),
+            (SERVICES,  service("order"),       None),
+            (SERVICES,  service("payment"),     Some("CALLER_NOT_ALLOWED")),
+            (SERVICES,  person(Role::Operator), Some("ROLE_NOT_ALLOWED")),
+            (SERVICES,  Caller::Anonymous,      Some("TOKEN_MISSING")),
+        ];
+        for (policy, caller, refusal) in table {
+            let answer = allowed(&policy, &caller).err().and_then(|status| reason_of(&status));
+            assert_eq!(answer.as_deref(), refusal, "{} by {caller:?}", policy.path);
+        }
+    }
+
+    #[test]
+    fn a_bearer_token_is_read_whatever_the_schemes_case() {
+        assert_eq!(bearer(b"Bearer a.b.c"), Some("a.b.c"));
+        assert_eq!(bearer(b"bearer  a.b.c"), Some("a.b.c"));
+        assert_eq!(bearer(b"Basic a.b.c"), None);
+        assert_eq!(bearer(b"Bearer "), None);
+        assert_eq!(bearer(b"a.b.c"), None);
+    }
+}

@@ -1,0 +1,258 @@
+//! Admission by memory: a call reserves four times each frame's bytes as the frames arrive (gRPC tells no length
+//! beforehand, and decoding costs more than the wire), and gives them back at the end of its answer. A message that is
+//! longer than the limit is refused by its five-byte prefix, before it is read.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body::{Body as _, Frame, SizeHint};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
+
+use crate::status::{OUT_OF_MEMORY, mesh_status, mesh_status_retry};
+use crate::wire::{Answer, Request, Response, is_infrastructure};
+
+/// What a byte on the wire costs while its call is served.
+const COST_FACTOR: usize = 4;
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The bytes that calls may hold at once.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit_bytes: usize,
+    used_bytes: AtomicUsize,
+}
+
+impl Budget {
+    fn new(limit_bytes: usize) -> Self {
+        Self { limit_bytes, used_bytes: AtomicUsize::new(0) }
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit_bytes);
+        self.used_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+    }
+}
+
+/// What one call holds of the budget; given back in drop.
+#[derive(Debug)]
+struct Held {
+    budget: Arc<Budget>,
+    bytes: AtomicUsize,
+}
+
+impl Held {
+    fn take(&self, bytes: usize) -> bool {
+        let taken = self.budget.take(bytes);
+        if taken {
+            self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        }
+        taken
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.budget.used_bytes.fetch_sub(*self.bytes.get_mut(), Ordering::AcqRel);
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Memory<S> {
+    inner: S,
+    budget: Option<Arc<Budget>>,
+    max_message_bytes: usize,
+}
+
+pub(crate) fn memory<S>(
+    budget_bytes: Option<usize>,
+    max_message_bytes: usize,
+) -> impl Layer<S, Service = Memory<S>> + Clone {
+    let budget = budget_bytes.map(|bytes| Arc::new(Budget::new(bytes)));
+    layer_fn(move |inner| Memory { inner, budget: budget.clone(), max_message_bytes })
+}
+
+impl<S> Service<Request> for Memory<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Answer>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        if is_infrastructure(request.uri().path()) {
+            return Box::pin(self.inner.call(request));
+        }
+        let budget = self.budget.clone();
+        let held = budget.map(|budget| Arc::new(Held { budget, bytes: AtomicUsize::new(0) }));
+        let max_message_bytes = self.max_message_bytes;
+        let request = request.map(|inner| {
+            let prefixes = Prefixes { limit_bytes: max_message_bytes, prefix: [0; 5], read: 0, message_left: 0 };
+            Body::new(AdmittedBody { inner, held: held.clone(), prefixes })
+        });
+        let work = self.inner.call(request);
+        Box::pin(async move {
+            let response = work.await?;
+            match held {
+                Some(held) if !response.body().is_end_stream() => {
+                    Ok(response.map(|inner| Body::new(HoldingBody { inner, held: Some(held) })))
+                }
+                Some(_) | None => Ok(response),
+            }
+        })
+    }
+}
+
+/// Reads the length of each message out of the frames that go by, however they are cut.
+struct Prefixes {
+    limit_bytes: usize,
+    prefix: [u8; 5],
+    read: usize,
+    message_left: usize,
+}
+
+impl Prefixes {
+    /// The length of the first message that is too long.
+    fn too_long(&mut self, mut data: &[u8]) -> Option<usize> {
+        while !data.is_empty() {
+            let skipped = self.message_left.min(data.len());
+            self.message_left -= skipped;
+            data = &data[skipped..];
+            let wanted = (5 - self.read).min(data.len());
+            self.prefix[self.read..self.read + wanted].copy_from_slice(&data[..wanted]);
+            self.read += wanted;
+            data = &data[wanted..];
+            if self.read == 5 {
+                let [_compressed, a, b, c, d] = self.prefix;
+                self.message_left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+                self.read = 0;
+                if self.message_left > self.limit_bytes {
+                    return Some(self.message_left);
+                }
+            }
+        }
+        None
+    }
+}
+
+struct AdmittedBody {
+    inner: Body,
+    held: Option<Arc<Held>>,
+    prefixes: Prefixes,
+}
+
+impl AdmittedBody {
+    fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
+        if let Some(length) = self.prefixes.too_long(data) {
+            let limit = self.prefixes.limit_bytes;
+            let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
+            return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
+        }
+        let fits = self.held.as_ref().is_none_or(|held| held.take(data.len().saturating_mul(COST_FACTOR)));
+        if fits {
+            return Ok(());
+        }
+        let message = "the memory budget for requests is used up";
+        Err(mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER)))
+    }
+}
+
+impl http_body::Body for AdmittedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && let Err(refusal) = this.admit(data)
+        {
+            return Poll::Ready(Some(Err(refusal)));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Holds the call's memory until its answer is sent.
+struct HoldingBody {
+    inner: Body,
+    held: Option<Arc<Held>>,
+}
+
+impl http_body::Body for HoldingBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        // The trailers are the end, and the caller may be back before the body is dropped.
+        if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
+            this.held = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefixes(limit_bytes: usize) -> Prefixes {
+        Prefixes { limit_bytes, prefix: [0; 5], read: 0, message_left: 0 }
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_seen_however_its_frames_are_cut() {
+        let mut stream = vec![0, 0, 0, 0, 3, 1, 2, 3];
+        stream.extend([0, 0, 0, 0, 9]);
+        for cut in 1..=stream.len() {
+            let mut seen = prefixes(8);
+            let found: Vec<_> = stream.chunks(cut).filter_map(|frame| seen.too_long(frame)).collect();
+            assert_eq!(found, [9], "frames of {cut} bytes");
+        }
+        let mut seen = prefixes(9);
+        assert_eq!(seen.too_long(&stream), None, "at the limit it passes");
+    }
+
+    #[test]
+    fn what_a_call_holds_is_given_back() {
+        let budget = Arc::new(Budget::new(100));
+        let held = Held { budget: budget.clone(), bytes: AtomicUsize::new(0) };
+        assert!(held.take(60) && held.take(40));
+        assert!(!held.take(1), "none left");
+        drop(held);
+        assert_eq!(budget.used_bytes.load(Ordering::Acquire), 0);
+    }
+}

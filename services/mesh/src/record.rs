@@ -1,0 +1,186 @@
+//! The record of one call, on either side: settled once, from wherever the status turns up, and with the pessimistic
+//! outcome when it never does. It moves from the call's future into its response's body, so a span is as long as its call.
+//!
+//! Where the status is: in the headers (Trailers-Only), else in the trailers, else the body's error, else an end
+//! without trailers is UNKNOWN, else it was dropped: CANCELLED, or DEADLINE_EXCEEDED when past the deadline.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use telemetry::{EventSink, Operation, Outcome};
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::deadline::exceeded;
+use crate::metrics::{CallDuration, ERROR_TYPE, RPC_METHOD, RPC_STATUS, RPC_SYSTEM};
+use crate::status::{code_name, error_class};
+use crate::wire::Response;
+
+pub(crate) type Sink = Arc<dyn EventSink>;
+
+/// A mark in a response's extensions: refused before it was anybody's business (identity, limits). A metric and a span, no event.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoEvent;
+
+/// Which side of the call the record is kept on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Side {
+    Server,
+    Client,
+}
+
+/// Who said how the call ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum By {
+    /// The peer's answer (on a server: the handler's).
+    Peer,
+    /// We did, without an answer.
+    Us,
+}
+
+/// The record of one call.
+pub(crate) struct Record {
+    side: Side,
+    method: &'static str,
+    operation: Option<Operation>,
+    duration: CallDuration,
+    started: Instant,
+    deadline: Option<Instant>,
+    settled: bool,
+}
+
+impl Record {
+    pub(crate) fn new(side: Side, method: &'static str, operation: Option<Operation>, duration: CallDuration) -> Self {
+        if let Some(operation) = &operation {
+            operation.set_on_span(RPC_SYSTEM, "grpc");
+            operation.set_on_span(RPC_METHOD, method);
+        }
+        Self { side, method, operation, duration, started: Instant::now(), deadline: None, settled: false }
+    }
+
+    /// When the call must end: what a dropped call died of.
+    pub(crate) fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Goes on in the response's body, unless the headers say all.
+    pub(crate) fn follow(mut self, response: Response) -> Response {
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            if response.extensions().get::<NoEvent>().is_some()
+                && let Some(operation) = &self.operation
+            {
+                operation.dismiss();
+            }
+            self.settle(&status, By::Peer);
+            return response;
+        }
+        // tonic's Body::new replaces a body that is at its end already: a wrapper would be dropped unpolled.
+        if response.body().is_end_stream() {
+            self.settle(&no_trailers(), By::Peer);
+            return response;
+        }
+        response.map(|inner| Body::new(RecordedBody { inner, record: self }))
+    }
+
+    /// The call never got a response.
+    pub(crate) fn failed(mut self, status: &Status) {
+        self.settle(status, By::Us);
+    }
+
+    fn settle(&mut self, status: &Status, by: By) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        let code = status.code();
+        let is_error = match self.side {
+            Side::Client => code != Code::Ok,
+            Side::Server => is_server_error(code),
+        };
+        self.duration.record(self.started.elapsed(), self.method, code, is_error);
+        let Some(operation) = self.operation.take() else { return };
+        operation.set_on_span(RPC_STATUS, code_name(code));
+        if is_error {
+            operation.set_on_span(ERROR_TYPE, code_name(code));
+            operation.mark_error(status.message());
+        }
+        // Where the peer answered, the event is the peer's: the caller's operation is one only if nobody answered.
+        let no_answer = by == By::Us && matches!(code, Code::DeadlineExceeded | Code::Unavailable);
+        if self.side == Side::Client && !no_answer {
+            operation.dismiss();
+        }
+        operation.end(if code == Code::Ok { Outcome::Success } else { Outcome::Failed(error_class(status)) });
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let status = if late { exceeded() } else { Status::cancelled("the call was given up") };
+        self.settle(&status, By::Us);
+    }
+}
+
+/// On a server, what the caller did wrong is no error of ours (OpenTelemetry's convention).
+fn is_server_error(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    )
+}
+
+fn no_trailers() -> Status {
+    Status::unknown("the response ended without a grpc-status")
+}
+
+struct RecordedBody {
+    inner: Body,
+    record: Record,
+}
+
+impl http_body::Body for RecordedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let span = this.record.operation.as_ref().map(|operation| operation.span().clone());
+        let entered = span.as_ref().map(tracing::Span::enter);
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        drop(entered);
+        match &frame {
+            Some(Ok(frame)) => match frame.trailers_ref() {
+                Some(trailers) => {
+                    let status = Status::from_header_map(trailers).unwrap_or_else(no_trailers);
+                    this.record.settle(&status, By::Peer);
+                }
+                // Nobody polls a body that says it is at its end.
+                None if this.inner.is_end_stream() => this.record.settle(&no_trailers(), By::Peer),
+                None => {}
+            },
+            Some(Err(status)) => this.record.settle(status, By::Us),
+            None => this.record.settle(&no_trailers(), By::Peer),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,164 @@
+//! The rescue layer: no status leaves without ErrorInfo, and no error of a layer leaves as anything but a status.
+//! tonic's own errors (unknown method, malformed message, too large) have no details of their own.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::layer::layer_fn;
+use tower::{BoxError, Layer, Service};
+
+use crate::status::{code_name, mesh_status, no_such_method, reason_of};
+use crate::wire::{Answer, Request, Response, respond};
+
+#[derive(Clone)]
+pub(crate) struct Rescue<S> {
+    inner: S,
+}
+
+pub(crate) fn rescue<S>() -> impl Layer<S, Service = Rescue<S>> + Clone {
+    layer_fn(|inner| Rescue { inner })
+}
+
+impl<S> Service<Request> for Rescue<S>
+where
+    S: Service<Request, Response = Response>,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Answer>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // A layer that is not ready for good answers so when it is called.
+        self.inner.poll_ready(cx).map(|_| Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let work = self.inner.call(request);
+        Box::pin(async move {
+            match work.await {
+                Ok(response) => Ok(amended(response)),
+                Err(error) => Ok(respond(explained(Status::from_error(error.into())))),
+            }
+        })
+    }
+}
+
+fn amended(mut response: Response) -> Response {
+    if response.headers().contains_key(Status::GRPC_STATUS) {
+        amend(response.headers_mut());
+        return response;
+    }
+    if response.body().is_end_stream() {
+        return response;
+    }
+    response.map(|inner| Body::new(RescuedBody { inner }))
+}
+
+/// Puts ErrorInfo into headers (or trailers) whose status has none.
+fn amend(headers: &mut HeaderMap) {
+    let Some(status) = Status::from_header_map(headers) else { return };
+    if status.code() == Code::Ok || reason_of(&status).is_some() {
+        return;
+    }
+    // Fails only for a message that is no header value, and it came out of one.
+    let _ = explained(status).add_header(headers);
+}
+
+/// What tonic says when it cannot read a request.
+const UNREADABLE: [&str; 4] = [
+    "failed to decode Protobuf message",
+    "Unexpected EOF decoding stream",
+    "Missing request message",
+    "protocol error:",
+];
+
+/// The same error with ErrorInfo; where tonic's code blames the wrong side, with a better code.
+fn explained(status: Status) -> Status {
+    if reason_of(&status).is_some() {
+        return status;
+    }
+    let (code, message) = (status.code(), status.message());
+    let is = |other: Code| code == other;
+    if is(Code::Unimplemented) && message.is_empty() {
+        return no_such_method();
+    }
+    let (code, reason) = if is(Code::Unimplemented) && message.contains("compressed with") {
+        (code, "COMPRESSION_NOT_SUPPORTED")
+    } else if (is(Code::OutOfRange) || is(Code::ResourceExhausted)) && message.contains("message length too large") {
+        (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
+    } else if is(Code::Internal) && UNREADABLE.iter().any(|start| message.starts_with(start)) {
+        (Code::InvalidArgument, "MALFORMED_MESSAGE")
+    } else {
+        (code, code_name(code))
+    };
+    mesh_status(code, reason, message)
+}
+
+struct RescuedBody {
+    inner: Body,
+}
+
+impl http_body::Body for RescuedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut frame = ready!(Pin::new(&mut self.get_mut().inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            amend(trailers);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::StatusExt;
+
+    #[test]
+    fn tonics_own_errors_get_a_reason() {
+        #[rustfmt::skip]
+        let table = [
+            (Status::unimplemented(""),                                                Code::Unimplemented,     "METHOD_NOT_FOUND"),
+            (Status::out_of_range("Error, decoded message length too large: found 9"), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+            (Status::internal("failed to decode Protobuf message: X.y: bad"),          Code::InvalidArgument,   "MALFORMED_MESSAGE"),
+            (Status::deadline_exceeded("late"),                                        Code::DeadlineExceeded,  "DEADLINE_EXCEEDED"),
+            (Status::not_found("service not registered"),                              Code::NotFound,          "NOT_FOUND"),
+        ];
+        for (status, code, reason) in table {
+            let explained = explained(status);
+            let info = explained.get_details_error_info().expect("ErrorInfo");
+            assert_eq!(
+                (explained.code(), info.reason.as_str(), info.domain.as_str()),
+                (code, reason, "mesh.ordermesh")
+            );
+        }
+    }
+
+    #[test]
+    fn a_status_that_explains_itself_is_left_alone() {
+        let status = mesh_status(Code::Internal, "PANIC", "failed to decode Protobuf message");
+        let explained = explained(status);
+        assert_eq!((explained.code(), reason_of(&explained).as_deref()), (Code::Internal, Some("PANIC")));
+    }
+}

@@ -1,0 +1,98 @@
+//! The server's telemetry layer: an operation (span and event slot) and the RPC metrics of each call.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use telemetry::{Kind, Operation, Parent, TraceParent};
+use tokio::time::Instant;
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
+use tracing::Instrument;
+
+use crate::caller::unseen;
+use crate::deadline::{asked, effective};
+use crate::gatekeeper::Gatekeeper;
+use crate::metrics::CallDuration;
+use crate::policy::{MethodPolicy, PolicyTable};
+use crate::record::{Record, Side, Sink};
+use crate::wire::{Answer, Request, Response, TRACEPARENT, find, is_infrastructure, method_name};
+
+/// What the layer knows.
+#[derive(Clone)]
+pub(crate) struct ServerTelemetryConfig {
+    pub(crate) policies: PolicyTable,
+    pub(crate) gatekeeper: Gatekeeper,
+    pub(crate) events: Option<Sink>,
+    pub(crate) trust_client_trace_context: bool,
+}
+
+#[derive(Clone)]
+pub(crate) struct ServerTelemetry<S> {
+    inner: S,
+    shared: std::sync::Arc<(ServerTelemetryConfig, CallDuration)>,
+}
+
+pub(crate) fn server_telemetry<S>(
+    config: ServerTelemetryConfig,
+) -> impl Layer<S, Service = ServerTelemetry<S>> + Clone {
+    let shared = std::sync::Arc::new((config, CallDuration::server()));
+    layer_fn(move |inner| ServerTelemetry { inner, shared: shared.clone() })
+}
+
+impl ServerTelemetryConfig {
+    /// The platform's own callers are believed. At a public door a stranger's context starts a linked trace, unless
+    /// clients are trusted. A service that sends none does not want to be traced (the relay of trace events).
+    fn open(&self, request: &Request, policy: Option<&'static MethodPolicy>) -> Operation {
+        let headers = request.headers();
+        let name = method_name(policy);
+        let event = policy.and_then(|policy| policy.event);
+        let theirs = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
+        let theirs = theirs.and_then(|text| text.parse::<TraceParent>().ok());
+        let from_service = self.gatekeeper.knows_service(headers);
+        let parent = match theirs {
+            None if from_service => return unseen(name, event.zip(self.events.clone())),
+            None => Parent::Root,
+            Some(place) if from_service || self.trust_client_trace_context => Parent::Remote(place),
+            Some(place) => Parent::LinkedRoot(place),
+        };
+        Operation::open(Kind::Server, name, parent, event, self.events.clone())
+    }
+}
+
+impl<S> Service<Request> for ServerTelemetry<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Answer>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        if is_infrastructure(request.uri().path()) {
+            return Box::pin(self.inner.call(request));
+        }
+        let (config, duration) = &*self.shared;
+        let policy = find(config.policies, &request);
+        let operation = config.open(&request, policy);
+        let timeout = effective(asked(request.headers()).ok().flatten(), policy);
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let span = operation.span().clone();
+        let record = Record::new(Side::Server, method_name(policy), Some(operation.clone()), duration.clone())
+            .with_deadline(deadline);
+        request.extensions_mut().insert(operation);
+        let work = span.in_scope(|| self.inner.call(request));
+        let call = async move {
+            match work.await {
+                Ok(response) => Ok(record.follow(response)),
+                Err(never) => match never {},
+            }
+        };
+        Box::pin(call.instrument(span))
+    }
+}

@@ -1,0 +1,222 @@
+//! Access tokens: EdDSA JWTs with `iss sub aud exp nbf role`, all required. A verified token is remembered until it ends,
+//! by its hash. Keys are kept when a refetch fails; an unknown key id refetches at most once in ten seconds.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use kernel::{Clock, SystemClock, Timestamp};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use crate::caller::{Caller, Role};
+use crate::status::{mesh_status, mesh_status_retry};
+
+/// An unknown key id asks the source again at most this often: a stranger chooses the key ids.
+const REFETCH_INTERVAL: Duration = Duration::from_secs(10);
+/// As long as there are no keys at all, the source is asked more often.
+const FIRST_FETCH_INTERVAL: Duration = Duration::from_millis(250);
+const PREFETCH_MAX_PAUSE: Duration = Duration::from_secs(8);
+/// What is remembered is bounded; when it is full, what has ended goes, and then everything.
+const MAX_REMEMBERED_TOKENS: usize = 10_000;
+/// The issuer's clock may be a little ahead of ours.
+const LEEWAY_SECONDS: u64 = 5;
+/// A longer token is not ours: hashing and decoding it would be work for a stranger.
+const MAX_TOKEN_BYTES: usize = 4_096;
+
+/// A public key that access tokens are verified with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VerifyingKey {
+    /// Its id: what a token's header names.
+    pub kid: String,
+    /// The Ed25519 public key, base64url without padding (`x` of a JWK).
+    pub x: String,
+}
+
+/// Where verifying keys come from.
+pub trait KeySource: Send + Sync + 'static {
+    /// All keys that are valid now.
+    fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>>;
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: Uuid,
+    exp: i64,
+    role: String,
+    sid: Option<Uuid>,
+}
+
+type Keys = HashMap<String, DecodingKey>;
+
+/// Verifies access tokens.
+pub(crate) struct Tokens {
+    source: Arc<dyn KeySource>,
+    validation: Validation,
+    keys: RwLock<Arc<Keys>>,
+    /// When the source was asked last; held while it is being asked, so that one asks for all.
+    asked: tokio::sync::Mutex<Option<Instant>>,
+    verified: Mutex<HashMap<[u8; 32], (Caller, Timestamp)>>,
+}
+
+impl Tokens {
+    pub(crate) fn new(source: Arc<dyn KeySource>, issuer: String, audience: String) -> Self {
+        let mut validation = Validation::new(Algorithm::EdDSA);
+        validation.set_required_spec_claims(&["iss", "sub", "aud", "exp", "nbf"]);
+        validation.set_issuer(&[issuer]);
+        validation.set_audience(&[audience]);
+        validation.validate_nbf = true;
+        validation.leeway = LEEWAY_SECONDS;
+        Self {
+            source,
+            validation,
+            keys: RwLock::default(),
+            asked: tokio::sync::Mutex::new(None),
+            verified: Mutex::default(),
+        }
+    }
+
+    pub(crate) async fn verify(&self, token: &str) -> Result<Caller, Status> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(malformed());
+        }
+        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        if let Some(caller) = self.remembered(&hash) {
+            return Ok(caller);
+        }
+        let header = decode_header(token).map_err(|_| malformed())?;
+        if header.alg != Algorithm::EdDSA {
+            return Err(invalid());
+        }
+        let key = self.key(header.kid.as_deref().ok_or_else(invalid)?).await?;
+        let claims = decode::<Claims>(token, &key, &self.validation).map_err(|error| refusal(error.kind()))?.claims;
+        let role = match claims.role.as_str() {
+            "customer" => Role::Customer,
+            "operator" => Role::Operator,
+            _ => return Err(invalid()),
+        };
+        let token_expires = Timestamp::from_micros(claims.exp.saturating_mul(1_000_000));
+        let caller = Caller::Person { user_id: claims.sub, role, token_expires, session_id: claims.sid };
+        self.remember(hash, caller.clone(), token_expires);
+        Ok(caller)
+    }
+
+    /// Asks for keys until there are some, so that the first call need not wait for them.
+    pub(crate) async fn prefetch(&self) {
+        let mut pause = FIRST_FETCH_INTERVAL;
+        loop {
+            self.refetch().await;
+            if !self.keys().is_empty() {
+                return;
+            }
+            // Said once it is odd: services start in any order.
+            if pause == PREFETCH_MAX_PAUSE {
+                tracing::warn!(target: "ordermesh", "there are still no keys to verify access tokens with");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PREFETCH_MAX_PAUSE);
+        }
+    }
+
+    fn remembered(&self, hash: &[u8; 32]) -> Option<Caller> {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let (caller, expires) = verified.get(hash)?;
+        if SystemClock.now() < *expires {
+            return Some(caller.clone());
+        }
+        verified.remove(hash);
+        None
+    }
+
+    fn remember(&self, hash: [u8; 32], caller: Caller, expires: Timestamp) {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.len() >= MAX_REMEMBERED_TOKENS {
+            let now = SystemClock.now();
+            verified.retain(|_, (_, expires)| now < *expires);
+            if verified.len() >= MAX_REMEMBERED_TOKENS {
+                verified.clear();
+            }
+        }
+        verified.insert(hash, (caller, expires));
+    }
+
+    async fn key(&self, kid: &str) -> Result<DecodingKey, Status> {
+        if let Some(key) = self.keys().get(kid) {
+            return Ok(key.clone());
+        }
+        self.refetch().await;
+        let keys = self.keys();
+        if keys.is_empty() {
+            return Err(mesh_status_retry(
+                Code::Unavailable,
+                "KEYS_NOT_AVAILABLE",
+                "access tokens cannot be verified yet",
+                Some(Duration::from_secs(1)),
+            ));
+        }
+        keys.get(kid).cloned().ok_or_else(invalid)
+    }
+
+    fn keys(&self) -> Arc<Keys> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks the source, unless that was done just now. When it fails, what we have is kept.
+    async fn refetch(&self) {
+        let mut asked = self.asked.lock().await;
+        let interval = if self.keys().is_empty() { FIRST_FETCH_INTERVAL } else { REFETCH_INTERVAL };
+        if asked.is_some_and(|asked| asked.elapsed() < interval) {
+            return;
+        }
+        *asked = Some(Instant::now());
+        let fetched = match self.source.fetch().await {
+            Ok(fetched) => fetched,
+            Err(status) => {
+                // Without any, the caller is told; with some, nobody would notice.
+                if !self.keys().is_empty() {
+                    tracing::warn!(target: "ordermesh", "signing keys could not be fetched again: {}", status.message());
+                }
+                return;
+            }
+        };
+        let readable = fetched.into_iter().filter_map(|key| match DecodingKey::from_ed_components(&key.x) {
+            Ok(decoding) => Some((key.kid, decoding)),
+            Err(error) => {
+                tracing::warn!(target: "ordermesh", kid = key.kid, %error, "a signing key cannot be read");
+                None
+            }
+        });
+        let keys: Keys = readable.collect();
+        if !keys.is_empty() {
+            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        }
+    }
+}
+
+fn malformed() -> Status {
+    mesh_status(Code::Unauthenticated, "TOKEN_MALFORMED", "the access token is not a JWT of this platform")
+}
+
+fn invalid() -> Status {
+    mesh_status(Code::Unauthenticated, "TOKEN_INVALID", "the access token is not valid here")
+}
+
+fn refusal(kind: &ErrorKind) -> Status {
+    if matches!(kind, ErrorKind::ExpiredSignature) {
+        return mesh_status(
+            Code::Unauthenticated,
+            "TOKEN_EXPIRED",
+            "the access token has expired: refresh the session",
+        );
+    }
+    if matches!(kind, ErrorKind::InvalidToken | ErrorKind::Base64(_) | ErrorKind::Utf8(_)) {
+        return malformed();
+    }
+    invalid()
+}

@@ -1,0 +1,67 @@
+//! The client: over dead addresses to a live one, and back after a restart.
+
+use mesh::{Credentials, MethodPolicy, PolicyTable};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::echo::SAY;
+use crate::world::{World, channel, dead_address, reason, say};
+
+#[tokio::test]
+async fn a_dead_address_is_passed_over() {
+    let world = World::new().await;
+    // Whatever address it begins with: of twenty clients half begin with a dead one.
+    for _ in 0..20 {
+        let addresses = vec![dead_address().await, world.address.to_string(), dead_address().await];
+        assert_eq!(say(&channel(addresses, Credentials::None), SAY, "hello").await.expect("answered"), "hello");
+    }
+}
+
+#[tokio::test]
+async fn when_all_are_dead_the_answer_is_unavailable() {
+    let addresses = vec![dead_address().await, dead_address().await];
+    let status = say(&channel(addresses, Credentials::None), SAY, "hello").await.expect_err("nobody is there");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "UNREACHABLE"));
+    assert!(status.get_details_retry_info().is_some());
+    assert_eq!(mesh::error_class(&status).kind, "CONNECTION_ERROR");
+}
+
+#[tokio::test]
+async fn a_client_without_addresses_says_so() {
+    let status = say(&channel(vec![], Credentials::None), SAY, "hello").await.expect_err("nowhere to go");
+    assert_eq!(reason(&status), "UNREACHABLE");
+}
+
+#[tokio::test]
+async fn the_client_moves_to_another_instance_when_its_own_drains() {
+    let (first, second) = (World::new().await, World::new().await);
+    let channel = channel(vec![first.address.to_string(), second.address.to_string()], Credentials::None);
+    assert_eq!(say(&channel, SAY, "hello").await.expect("answered"), "hello");
+    let used = if first.begun() == 1 { first } else { second };
+    used.shutdown.cancel();
+    used.served.await.expect("no panic").expect("drained");
+    assert_eq!(say(&channel, SAY, "hello again").await.expect("the other answers"), "hello again");
+}
+
+#[tokio::test]
+async fn one_connection_serves_calls_at_the_same_time() {
+    let world = World::new().await;
+    let channel = world.stranger();
+    let held = tokio::spawn({
+        let channel = channel.clone();
+        async move { say(&channel, SAY, "hold").await }
+    });
+    world.echo.holding.notified().await;
+    assert_eq!(say(&channel, SAY, "meanwhile").await.expect("answered"), "meanwhile");
+    world.echo.release.add_permits(1);
+    held.await.expect("no panic").expect("answered");
+}
+
+#[test]
+fn a_channel_can_be_shared_and_sent() {
+    fn shared<T: Clone + Send + Sync + 'static>() {}
+    shared::<mesh::Channel>();
+    shared::<mesh::Gatekeeper>();
+    shared::<PolicyTable>();
+    shared::<MethodPolicy>();
+}

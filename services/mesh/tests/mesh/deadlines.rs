@@ -1,0 +1,132 @@
+//! Deadlines: enforced, explained, and smaller at the next hop.
+
+use std::time::Duration;
+
+use tonic::Code;
+
+use crate::echo::{SAY, STREAM};
+use crate::world::{Plan, World, call, reason, say, with_metadata};
+use mesh::Credentials;
+
+#[tokio::test]
+async fn a_slow_handler_is_dropped_at_the_callers_deadline_with_error_info() {
+    let world = World::new().await;
+    // Another client than ours: it does not give up by itself.
+    let request = raw::unary(SAY, "hold", &[("grpc-timeout", "50m")]);
+    let answer = raw::send(world.address, request).await;
+    assert_eq!(answer.code(), Code::DeadlineExceeded);
+    assert_eq!(reason(&answer), "DEADLINE_EXCEEDED");
+    world.echo.dropped.notified().await;
+}
+
+#[tokio::test]
+async fn our_client_gives_up_by_itself_when_nobody_answers() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = listener.local_addr().expect("an address").to_string();
+    let channel = crate::world::channel(vec![silent], Credentials::None);
+    let mut request = tonic::Request::new("anything".to_owned());
+    request.set_timeout(Duration::from_millis(50));
+    let status = call(&channel, SAY, request).await.expect_err("nobody answers");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+}
+
+#[tokio::test]
+async fn a_malformed_timeout_is_refused_and_starts_no_handler() {
+    let world = World::new().await;
+    let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "123456789S")])).await;
+    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::InvalidArgument, "MALFORMED_TIMEOUT"));
+    assert_eq!(world.begun(), 0);
+    let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "12345678S")])).await;
+    assert_eq!(answer.code(), Code::Ok, "eight digits are fine");
+}
+
+#[tokio::test]
+async fn a_call_whose_time_is_up_on_arrival_starts_no_handler() {
+    let world = World::new().await;
+    let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "0m")])).await;
+    assert_eq!(answer.code(), Code::DeadlineExceeded);
+    assert_eq!(world.begun(), 0);
+}
+
+#[tokio::test]
+async fn the_methods_own_timeout_is_the_greatest() {
+    let world = World::new().await;
+    let request = with_metadata("time left", &[("grpc-timeout", "1H")]);
+    let left = call(&world.stranger(), SAY, request).await.expect("answered").into_inner();
+    let left: u64 = left.parse().expect("microseconds");
+    assert!(left <= 5_000_000, "{left} µs are left of 5 s");
+}
+
+#[tokio::test]
+async fn the_deadline_travels_to_the_next_hop_and_is_smaller_there() {
+    let second = World::new().await;
+    let first = World::with(Plan { next: Some(second.stranger()), ..Plan::default() }).await;
+    let mut request = tonic::Request::new("forward time left".to_owned());
+    request.set_timeout(Duration::from_millis(900));
+    let left = call(&first.stranger(), SAY, request).await.expect("answered").into_inner();
+    let left: u64 = left.parse().expect("microseconds");
+    assert!(left < 900_000, "{left} µs are left of 900 ms, not the method's 5 s");
+    // The twin: without a deadline of the caller's, the method's own travels.
+    let left = say(&first.stranger(), SAY, "forward time left").await.expect("answered");
+    let left: u64 = left.parse().expect("microseconds");
+    assert!((900_000..5_000_000).contains(&left), "{left} µs are left of 5 s");
+}
+
+#[tokio::test]
+async fn a_stream_ends_at_its_callers_deadline() {
+    let world = World::new().await;
+    let answer = raw::send(world.address, raw::unary(STREAM, "forever", &[("grpc-timeout", "50m")])).await;
+    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+}
+
+/// A client that has nothing of the mesh: hyper alone.
+pub(crate) mod raw {
+    use std::net::SocketAddr;
+
+    use bytes::{BufMut, Bytes, BytesMut};
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tonic::{Code, Status};
+
+    pub(crate) fn unary(path: &str, text: &str, headers: &[(&str, &str)]) -> http::Request<Full<Bytes>> {
+        // google.protobuf.StringValue: field 1, length-delimited.
+        let mut message = BytesMut::new();
+        message.put_u8(0x0a);
+        message.put_u8(u8::try_from(text.len()).expect("short"));
+        message.put_slice(text.as_bytes());
+        framed(path, &message, headers)
+    }
+
+    pub(crate) fn framed(path: &str, message: &[u8], headers: &[(&str, &str)]) -> http::Request<Full<Bytes>> {
+        let mut frame = BytesMut::new();
+        frame.put_u8(0);
+        frame.put_u32(u32::try_from(message.len()).expect("short"));
+        frame.put_slice(message);
+        with_body(path, frame.freeze(), headers)
+    }
+
+    pub(crate) fn with_body(path: &str, body: Bytes, headers: &[(&str, &str)]) -> http::Request<Full<Bytes>> {
+        let mut request = http::Request::post(format!("http://test{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(Full::new(body)).expect("a request")
+    }
+
+    /// The status, wherever it turns up.
+    pub(crate) async fn send(address: SocketAddr, request: http::Request<Full<Bytes>>) -> Status {
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
+        let connection = tokio::spawn(connection);
+        let response = sender.send_request(request).await.expect("a response");
+        assert_eq!(response.status(), http::StatusCode::OK);
+        let in_headers = Status::from_header_map(response.headers());
+        let collected = response.into_body().collect().await.expect("a body");
+        let in_trailers = collected.trailers().and_then(Status::from_header_map);
+        connection.abort();
+        in_headers.or(in_trailers).unwrap_or_else(|| Status::new(Code::Unknown, "no grpc-status"))
+    }
+}

@@ -1,0 +1,184 @@
+//! A service made by hand: strings in, strings out; what the text says is what it does.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, Stream, StreamExt};
+use mesh::{Access, Channel, Idempotency, Kind, MethodPolicy, PolicyTable, Refusal};
+use tokio::sync::{Notify, Semaphore};
+use tonic::body::Body;
+use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
+use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
+use tower::Service;
+
+pub(crate) const SAY: &str = "/test.v1.Echo/Say";
+pub(crate) const CUSTOMER: &str = "/test.v1.Echo/SayAsCustomer";
+pub(crate) const OPERATOR: &str = "/test.v1.Echo/SayAsOperator";
+pub(crate) const SERVICE: &str = "/test.v1.Echo/SayAsService";
+pub(crate) const STREAM: &str = "/test.v1.Echo/Stream";
+/// In the routes, and in no policy.
+pub(crate) const UNLISTED: &str = "/test.v1.Echo/Unlisted";
+
+const fn method(path: &'static str, allow: &'static [Access], callers: &'static [&'static str]) -> MethodPolicy {
+    MethodPolicy {
+        path,
+        event: Some("test_event"),
+        allow,
+        callers,
+        timeout: Some(Duration::from_secs(5)),
+        idempotency: Idempotency::Unknown,
+        streaming: false,
+    }
+}
+
+pub(crate) const POLICIES: PolicyTable = PolicyTable(&[
+    method(SAY, &[Access::Public], &[]),
+    method(CUSTOMER, &[Access::Customer], &[]),
+    method(OPERATOR, &[Access::Operator], &[]),
+    method(SERVICE, &[Access::Service], &["order"]),
+    MethodPolicy { timeout: None, streaming: true, event: None, ..method(STREAM, &[Access::Public], &[]) },
+]);
+
+/// The service, and what a test sees of it.
+#[derive(Clone)]
+pub(crate) struct Echo {
+    /// Handlers that began.
+    pub(crate) begun: Arc<AtomicUsize>,
+    /// Told when a handler that said "hold" begins, and when it is dropped.
+    pub(crate) holding: Arc<Notify>,
+    pub(crate) dropped: Arc<Notify>,
+    /// Lets those go on that said "hold".
+    pub(crate) release: Arc<Semaphore>,
+    /// Whom "forward ..." goes to.
+    pub(crate) next: Option<Channel>,
+}
+
+impl Echo {
+    pub(crate) fn new(next: Option<Channel>) -> Self {
+        let (begun, holding, dropped) = Default::default();
+        Self { begun, holding, dropped, release: Arc::new(Semaphore::new(0)), next }
+    }
+}
+
+struct TellDrop(Arc<Notify>);
+
+impl Drop for TellDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the shop is closed")]
+struct Closed;
+
+impl Refusal for Closed {
+    fn kind(&self) -> Kind {
+        Kind::FailedPrecondition
+    }
+    fn reason(&self) -> &'static str {
+        "CLOSED"
+    }
+}
+
+impl Echo {
+    async fn say(self, request: Request<String>) -> Result<Response<String>, Status> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let extensions = request.extensions();
+        let text = request.get_ref().clone();
+        let answer = match text.as_str() {
+            "panic" => panic!("at the disco"),
+            "refuse" => return Err(mesh::status("test", &Closed)),
+            "bare" => return Err(Status::not_found("nothing here")),
+            "time left" => mesh::time_left().map_or("none".into(), |left| left.as_micros().to_string()),
+            "caller" => format!("{:?}", mesh::caller(extensions)),
+            "peer" => mesh::peer(extensions).map_or("none".into(), |peer| peer.ip().to_string()),
+            "place" => mesh::operation(extensions).place().to_string(),
+            "metadata" => {
+                let keys = request.metadata().keys();
+                let mut names: Vec<_> = keys.map(|key| format!("{key:?}").replace('"', "")).collect();
+                names.sort();
+                names.join(" ")
+            }
+            "hold" => {
+                let _tell = TellDrop(self.dropped.clone());
+                self.holding.notify_one();
+                let _permit = self.release.acquire().await;
+                "released".into()
+            }
+            other => match (other.strip_prefix("forward "), &self.next) {
+                (Some(text), Some(next)) => crate::world::say(next, SAY, text).await?,
+                _ => other.to_owned(),
+            },
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn stream(self, request: Request<String>) -> Result<Response<Texts>, Status> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let first = stream::iter([Ok("one".to_owned()), Ok("two".to_owned())]);
+        let texts: Texts = match request.get_ref().as_str() {
+            "break" => first.chain(stream::iter([Err(Status::data_loss("the middle is missing"))])).boxed(),
+            "forever" => first.chain(stream::pending()).boxed(),
+            _ => first.boxed(),
+        };
+        Ok(Response::new(texts))
+    }
+}
+
+pub(crate) type Texts = Pin<Box<dyn Stream<Item = Result<String, Status>> + Send>>;
+
+struct Unary(Echo);
+
+impl UnaryService<String> for Unary {
+    type Response = String;
+    type Future = BoxFuture<'static, Result<Response<String>, Status>>;
+
+    fn call(&mut self, request: Request<String>) -> Self::Future {
+        Box::pin(self.0.clone().say(request))
+    }
+}
+
+struct Streamed(Echo);
+
+impl ServerStreamingService<String> for Streamed {
+    type Response = String;
+    type ResponseStream = Texts;
+    type Future = BoxFuture<'static, Result<Response<Texts>, Status>>;
+
+    fn call(&mut self, request: Request<String>) -> Self::Future {
+        Box::pin(self.0.clone().stream(request))
+    }
+}
+
+impl NamedService for Echo {
+    const NAME: &'static str = "test.v1.Echo";
+}
+
+impl Service<http::Request<Body>> for Echo {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let echo = self.clone();
+        Box::pin(async move {
+            let mut grpc = Grpc::new(ProstCodec::<String, String>::default());
+            Ok(match request.uri().path() {
+                STREAM => grpc.server_streaming(Streamed(echo), request).await,
+                SAY | CUSTOMER | OPERATOR | SERVICE | UNLISTED => grpc.unary(Unary(echo), request).await,
+                _ => Status::unimplemented("").into_http(),
+            })
+        })
+    }
+}

@@ -1,0 +1,62 @@
+//! Every error leaves as a status with ErrorInfo, and the next call works.
+
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::deadlines::raw;
+use crate::echo::{SAY, STREAM};
+use crate::world::{World, reason, say};
+
+#[tokio::test]
+async fn a_panic_answers_internal_and_the_next_call_works() {
+    let world = World::new().await;
+    let channel = world.stranger();
+    let status = say(&channel, SAY, "panic").await.expect_err("panics");
+    assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
+    assert_eq!(reason(&status), "PANIC");
+    assert_eq!(say(&channel, SAY, "hello").await.expect("works"), "hello");
+}
+
+#[tokio::test]
+async fn an_unknown_method_gets_error_info() {
+    let world = World::new().await;
+    for path in ["/test.v1.Echo/Nothing", "/no.such.v1.Service/Nothing", "/"] {
+        let answer = raw::send(world.address, raw::unary(path, "hello", &[])).await;
+        assert_eq!((answer.code(), reason(&answer).as_str()), (Code::Unimplemented, "METHOD_NOT_FOUND"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_malformed_message_is_the_callers_mistake() {
+    let world = World::new().await;
+    let answer = raw::send(world.address, raw::framed(SAY, &[0x0a, 0x7f, 0x01], &[])).await;
+    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
+    let nothing = raw::send(world.address, raw::with_body(SAY, bytes::Bytes::new(), &[])).await;
+    assert_eq!((nothing.code(), reason(&nothing).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
+    assert_eq!(world.begun(), 0);
+}
+
+#[tokio::test]
+async fn a_status_without_details_gets_its_codes_name_as_the_reason() {
+    let world = World::new().await;
+    let status = say(&world.stranger(), SAY, "bare").await.expect_err("refused");
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "nothing here"));
+    assert_eq!(reason(&status), "NOT_FOUND");
+}
+
+#[tokio::test]
+async fn an_error_in_the_middle_of_a_stream_gets_error_info_too() {
+    let world = World::new().await;
+    let answer = raw::send(world.address, raw::unary(STREAM, "break", &[])).await;
+    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::DataLoss, "DATA_LOSS"));
+}
+
+#[tokio::test]
+async fn a_services_own_refusal_passes_unchanged() {
+    let world = World::new().await;
+    let status = say(&world.stranger(), SAY, "refuse").await.expect_err("refused");
+    let info = status.get_details_error_info().expect("ErrorInfo");
+    assert_eq!((info.domain.as_str(), info.reason.as_str()), ("test.ordermesh", "CLOSED"));
+    let precondition = status.get_details_precondition_failure().expect("PreconditionFailure");
+    assert_eq!(precondition.violations[0].description, "the shop is closed");
+}

@@ -1,0 +1,191 @@
+//! Who calls, and may he? A denied call starts no handler.
+
+use std::sync::atomic::Ordering;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use mesh::Channel;
+use serde_json::{Value, json};
+use tonic::{Code, Request, Status};
+
+use crate::echo::{CUSTOMER, OPERATOR, SAY, SERVICE, UNLISTED};
+use crate::world::{AUDIENCE, ISSUER, KEY_ID, Keys, MESH_SECRET, Plan, World, call, reason, say, with_metadata};
+
+const USER: &str = "018f3b0e-0000-7000-8000-000000000001";
+
+fn signing_key() -> EncodingKey {
+    // PKCS #8 around the seed of RFC 8037, appendix A.
+    let mut der = vec![0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+    der.extend(URL_SAFE_NO_PAD.decode("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A").expect("base64url"));
+    EncodingKey::from_ed_der(&der)
+}
+
+fn claims(role: &str) -> Value {
+    let now = i64::try_from(jsonwebtoken::get_current_timestamp()).expect("now");
+    json!({ "iss": ISSUER, "sub": USER, "aud": AUDIENCE, "exp": now + 900, "nbf": now, "role": role })
+}
+
+fn signed(claims: &Value, kid: &str) -> String {
+    let mut header = Header::new(Algorithm::EdDSA);
+    header.kid = Some(kid.to_owned());
+    encode(&header, claims, &signing_key()).expect("signed")
+}
+
+fn token(role: &str) -> String {
+    signed(&claims(role), KEY_ID)
+}
+
+fn with_token(text: &str, token: &str) -> Request<String> {
+    with_metadata(text, &[("authorization", &format!("Bearer {token}"))])
+}
+
+async fn refused(channel: &Channel, path: &'static str, request: Request<String>) -> (Code, String) {
+    let status: Status = call(channel, path, request).await.expect_err("refused");
+    (status.code(), reason(&status))
+}
+
+#[tokio::test]
+async fn a_person_with_the_right_role_passes_and_the_handler_knows_him() {
+    let world = World::new().await;
+    let answer = call(&world.stranger(), CUSTOMER, with_token("caller", &token("customer"))).await.expect("passes");
+    let known = answer.into_inner();
+    assert!(known.contains(USER) && known.contains("Customer"), "{known}");
+    call(&world.stranger(), OPERATOR, with_token("caller", &token("operator"))).await.expect("passes");
+}
+
+#[tokio::test]
+async fn a_denied_call_says_why_and_starts_no_handler() {
+    let world = World::new().await;
+    let channel = world.stranger();
+    let without = |claim: &str| {
+        let mut claims = claims("customer");
+        claims.as_object_mut().expect("an object").remove(claim);
+        signed(&claims, KEY_ID)
+    };
+    let with = |claim: &str, value: Value| {
+        let mut claims = claims("customer");
+        claims[claim] = value;
+        signed(&claims, KEY_ID)
+    };
+    let now = i64::try_from(jsonwebtoken::get_current_timestamp()).expect("now");
+    let mut forged = token("customer");
+    forged.replace_range(forged.len() - 6.., "AAAAAA");
+    let mut unsigned = Header::new(Algorithm::HS256);
+    unsigned.kid = Some(KEY_ID.into());
+    let confused = encode(&unsigned, &claims("customer"), &EncodingKey::from_secret(b"guess")).expect("signed");
+    #[rustfmt::skip]
+    let table = [
+        ("expired",         with("exp", json!(now - 3600)),       "TOKEN_EXPIRED"),
+        ("not yet",         with("nbf", json!(now + 3600)),       "TOKEN_INVALID"),
+        ("other issuer",    with("iss", json!("somebody")),       "TOKEN_INVALID"),
+        ("other audience",  with("aud", json!("elsewhere")),      "TOKEN_INVALID"),
+        ("unknown role",    with("role", json!("admin")),         "TOKEN_INVALID"),
+        ("subject no UUID", with("sub", json!("alice")),          "TOKEN_INVALID"),
+        ("no iss",          without("iss"),                       "TOKEN_INVALID"),
+        ("no sub",          without("sub"),                       "TOKEN_INVALID"),
+        ("no aud",          without("aud"),                       "TOKEN_INVALID"),
+        ("no exp",          without("exp"),                       "TOKEN_INVALID"),
+        ("no nbf",          without("nbf"),                       "TOKEN_INVALID"),
+        ("no role",         without("role"),                      "TOKEN_INVALID"),
+        ("forged",          forged,                               "TOKEN_INVALID"),
+        ("other algorithm", confused,                             "TOKEN_INVALID"),
+        ("unknown key",     signed(&claims("customer"), "other"), "TOKEN_INVALID"),
+        ("no JWT",          "abc".to_owned(),                     "TOKEN_MALFORMED"),
+        ("endless",         "a".repeat(5_000),                    "TOKEN_MALFORMED"),
+    ];
+    for (what, token, expected) in table {
+        let answer = refused(&channel, CUSTOMER, with_token("hello", &token)).await;
+        assert_eq!(answer, (Code::Unauthenticated, expected.to_owned()), "{what}");
+    }
+    let absent = refused(&channel, CUSTOMER, Request::new("hello".to_owned())).await;
+    assert_eq!(absent, (Code::Unauthenticated, "TOKEN_MISSING".to_owned()));
+    let basic = refused(&channel, CUSTOMER, with_metadata("hello", &[("authorization", "Basic abc")])).await;
+    assert_eq!(basic, (Code::Unauthenticated, "TOKEN_MALFORMED".to_owned()));
+    let customer = refused(&channel, OPERATOR, with_token("hello", &token("customer"))).await;
+    assert_eq!(customer, (Code::PermissionDenied, "ROLE_NOT_ALLOWED".to_owned()));
+    assert_eq!(world.begun(), 0);
+    assert!(world.events.take().is_empty(), "strangers do not fill the store");
+}
+
+#[tokio::test]
+async fn a_method_without_a_policy_is_denied_although_it_is_served() {
+    let world = World::new().await;
+    let answer = refused(&world.service("order", MESH_SECRET), UNLISTED, Request::new("hello".to_owned())).await;
+    assert_eq!(answer, (Code::Unimplemented, "METHOD_NOT_FOUND".to_owned()));
+    assert_eq!(world.begun(), 0);
+}
+
+#[tokio::test]
+async fn a_public_method_asks_for_nothing_and_still_knows_who_calls() {
+    let world = World::new().await;
+    let channel = world.stranger();
+    assert_eq!(say(&channel, SAY, "caller").await.expect("open"), "Anonymous");
+    let bad = call(&channel, SAY, with_token("caller", "abc")).await.expect("open").into_inner();
+    assert_eq!(bad, "Anonymous");
+    let good = call(&channel, SAY, with_token("caller", &token("customer"))).await.expect("open").into_inner();
+    assert!(good.contains(USER), "{good}");
+}
+
+#[tokio::test]
+async fn a_service_passes_by_the_mesh_secret_and_its_name() {
+    let world = World::new().await;
+    let known = say(&world.service("order", MESH_SECRET), SERVICE, "caller").await.expect("passes");
+    assert_eq!(known, r#"Service { name: "order" }"#);
+    let hello = || Request::new("hello".to_owned());
+    let begun = world.begun();
+    let other = refused(&world.service("payment", MESH_SECRET), SERVICE, hello()).await;
+    assert_eq!(other, (Code::PermissionDenied, "CALLER_NOT_ALLOWED".to_owned()));
+    let wrong = refused(&world.service("order", "a guess"), SERVICE, hello()).await;
+    assert_eq!(wrong, (Code::Unauthenticated, "INVALID_MESH_SECRET".to_owned()));
+    let claimed =
+        refused(&world.stranger(), SERVICE, with_metadata("hello", &[("x-ordermesh-service", "order")])).await;
+    assert_eq!(claimed, (Code::Unauthenticated, "TOKEN_MISSING".to_owned()));
+    assert_eq!(world.begun(), begun);
+}
+
+#[tokio::test]
+async fn metadata_that_only_the_mesh_may_set_does_not_reach_the_handler() {
+    let world = World::new().await;
+    let forged = [("x-ordermesh-service", "order"), ("x-ordermesh-role", "operator"), ("x-mine", "1")];
+    let seen = call(&world.stranger(), SAY, with_metadata("metadata", &forged)).await.expect("open").into_inner();
+    assert!(!seen.contains("x-ordermesh"), "{seen}");
+    assert!(seen.contains("x-mine"), "the twin: other metadata is seen: {seen}");
+    let seen = say(&world.service("order", MESH_SECRET), SERVICE, "metadata").await.expect("passes");
+    assert!(!seen.contains("x-ordermesh"), "{seen}");
+}
+
+#[tokio::test]
+async fn the_handler_knows_the_peers_address() {
+    let world = World::new().await;
+    assert_eq!(say(&world.stranger(), SAY, "peer").await.expect("open"), "127.0.0.1");
+}
+
+#[tokio::test]
+async fn without_keys_the_answer_is_unavailable_and_public_methods_stay_open() {
+    let keys = Keys::with(None);
+    let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
+    let answer = refused(&world.stranger(), CUSTOMER, with_token("hello", &token("customer"))).await;
+    assert_eq!(answer, (Code::Unavailable, "KEYS_NOT_AVAILABLE".to_owned()));
+    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("open"), "hello");
+}
+
+#[tokio::test]
+async fn keys_are_kept_when_a_refetch_fails_and_unknown_key_ids_do_not_hammer_the_source() {
+    let keys = Keys::ours();
+    let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
+    let channel = world.stranger();
+    call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("passes");
+    let fetches = keys.fetches.load(Ordering::SeqCst);
+    assert_eq!(fetches, 1);
+    *keys.answer.lock().expect("not poisoned") = None;
+    for number in 0..5 {
+        let stranger = signed(&claims("customer"), &format!("key {number}"));
+        let answer = refused(&channel, CUSTOMER, with_token("hello", &stranger)).await;
+        assert_eq!(answer, (Code::Unauthenticated, "TOKEN_INVALID".to_owned()));
+    }
+    assert_eq!(keys.fetches.load(Ordering::SeqCst), fetches, "asked again within ten seconds");
+    let mut newer = claims("customer");
+    newer["nbf"] = json!(1);
+    call(&channel, CUSTOMER, with_token("hello", &signed(&newer, KEY_ID))).await.expect("the old keys still verify");
+}

@@ -1,0 +1,12 @@
+//! The mesh under a hand-made service, over real sockets on port 0.
+
+mod client;
+mod deadlines;
+mod drain;
+mod echo;
+mod errors;
+mod identity;
+mod limits;
+mod observed;
+mod telemetry;
+mod world;

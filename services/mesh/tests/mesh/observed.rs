@@ -1,0 +1,117 @@
+//! What OpenTelemetry would send: kept in memory, for the whole test binary.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use opentelemetry::global;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
+use opentelemetry_sdk::trace::{SdkTracerProvider, SimpleSpanProcessor, SpanData, SpanExporter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<Vec<SpanData>>>);
+
+impl fmt::Debug for Spans {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Spans")
+    }
+}
+
+impl SpanExporter for Spans {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().expect("not poisoned").extend(batch);
+        Ok(())
+    }
+}
+
+/// (instrument, attributes, count) of every histogram.
+type Counts = Vec<(String, String, u64)>;
+
+#[derive(Clone, Default)]
+struct Histograms(Arc<Mutex<Counts>>);
+
+impl PushMetricExporter for Histograms {
+    async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
+        let mut counts = Counts::new();
+        for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
+            let AggregatedMetrics::F64(MetricData::Histogram(histogram)) = metric.data() else { continue };
+            for point in histogram.data_points() {
+                let mut facts: Vec<_> = point.attributes().map(|fact| format!("{}={}", fact.key, fact.value)).collect();
+                facts.sort();
+                counts.push((metric.name().to_owned(), facts.join(" "), point.count()));
+            }
+        }
+        *self.0.lock().expect("not poisoned") = counts;
+        Ok(())
+    }
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+    fn shutdown_with_timeout(&self, _timeout: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+    fn temporality(&self) -> Temporality {
+        Temporality::Cumulative
+    }
+}
+
+pub(crate) struct Observed {
+    spans: Spans,
+    histograms: Histograms,
+    meter: SdkMeterProvider,
+}
+
+/// Installed once: before the first stack is built, or its instruments measure nothing.
+pub(crate) fn observed() -> &'static Observed {
+    static OBSERVED: OnceLock<Observed> = OnceLock::new();
+    OBSERVED.get_or_init(|| {
+        let (spans, histograms) = (Spans::default(), Histograms::default());
+        let tracer = SdkTracerProvider::builder().with_span_processor(SimpleSpanProcessor::new(spans.clone())).build();
+        let meter = SdkMeterProvider::builder()
+            .with_reader(PeriodicReader::builder(histograms.clone()).with_interval(Duration::from_secs(3600)).build())
+            .build();
+        global::set_meter_provider(meter.clone());
+        let ours = tracing_subscriber::filter::FilterFn::new(|meta| meta.target().starts_with("ordermesh"));
+        let layer = tracing_opentelemetry::layer().with_tracer(tracer.tracer("test"));
+        let layer = tracing_subscriber::Layer::with_filter(layer, ours);
+        tracing_subscriber::registry().with(layer).try_init().expect("the first subscriber");
+        Observed { spans, histograms, meter }
+    })
+}
+
+impl Observed {
+    /// The spans of a trace that have ended.
+    pub(crate) fn spans_of(&self, trace_id: &str) -> Vec<SpanData> {
+        let spans = self.spans.0.lock().expect("not poisoned");
+        spans.iter().filter(|span| span.span_context.trace_id().to_string() == trace_id).cloned().collect()
+    }
+
+    /// The spans of any trace that are linked to a trace.
+    pub(crate) fn spans_linked_to(&self, trace_id: &str) -> Vec<SpanData> {
+        let spans = self.spans.0.lock().expect("not poisoned");
+        let linked =
+            |span: &SpanData| span.links.iter().any(|link| link.span_context.trace_id().to_string() == trace_id);
+        spans.iter().filter(|span| linked(span)).cloned().collect()
+    }
+
+    /// How many calls a histogram has counted whose attributes contain all of these.
+    pub(crate) fn calls(&self, instrument: &str, facts: &[&str]) -> u64 {
+        self.meter.force_flush().expect("collected");
+        let counts = self.histograms.0.lock().expect("not poisoned");
+        let fits = |name: &str, attributes: &str| {
+            name == instrument && facts.iter().all(|fact| attributes.split(' ').any(|seen| seen == *fact))
+        };
+        counts.iter().filter(|(name, attributes, _)| fits(name, attributes)).map(|(_, _, count)| count).sum()
+    }
+}
+
+/// The value of a span's attribute.
+pub(crate) fn attribute(span: &SpanData, key: &str) -> Option<String> {
+    span.attributes.iter().find(|fact| fact.key.as_str() == key).map(|fact| fact.value.to_string())
+}

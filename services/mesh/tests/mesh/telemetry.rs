@@ -1,0 +1,244 @@
+//! Spans, metrics and events: one of each per call, on either side, whatever becomes of it.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use mesh::{ClientConfig, Credentials, Untraced, client};
+use opentelemetry::trace::{SpanKind, Status as SpanStatus};
+use opentelemetry_sdk::trace::SpanData;
+use telemetry::{EventStatus, Kind, TraceParent};
+use tonic::Request;
+use tonic_prost::ProstCodec;
+
+use crate::deadlines::raw;
+use crate::echo::{CUSTOMER, POLICIES, SAY, SERVICE, STREAM};
+use crate::observed::{attribute, observed};
+use crate::world::{Events, MESH_SECRET, Plan, World, call, dead_address, say};
+
+/// A trace of the test's own.
+fn traceparent(number: u8) -> (String, String) {
+    let trace_id = format!("{number:02x}af7651916cd43dd8448eb211c80319");
+    (trace_id.clone(), format!("00-{trace_id}-b7ad6b7169203331-01"))
+}
+
+async fn trusting() -> World {
+    observed();
+    World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await
+}
+
+/// The server's span of a call by a client that has nothing of the mesh. The trace must be of the test alone.
+async fn server_span(path: &str, text: &str, number: u8) -> SpanData {
+    let world = trusting().await;
+    let (trace_id, header) = traceparent(number);
+    raw::send(world.address, raw::unary(path, text, &[("traceparent", &header)])).await;
+    let mut spans = observed().spans_of(&trace_id);
+    assert_eq!(spans.len(), 1, "one call, one span");
+    spans.remove(0)
+}
+
+#[tokio::test]
+async fn a_call_is_a_server_span_named_for_its_method_with_its_status() {
+    let span = server_span(SAY, "hello", 1).await;
+    assert_eq!((span.name.as_ref(), &span.span_kind), ("test.v1.Echo/Say", &SpanKind::Server));
+    assert_eq!(attribute(&span, "rpc.system.name").as_deref(), Some("grpc"));
+    assert_eq!(attribute(&span, "rpc.method").as_deref(), Some("test.v1.Echo/Say"));
+    assert_eq!(attribute(&span, "rpc.response.status_code").as_deref(), Some("OK"), "from the trailers");
+    assert_eq!(span.status, SpanStatus::Unset);
+}
+
+#[tokio::test]
+async fn the_callers_mistakes_are_no_errors_of_the_servers_span_and_ours_are() {
+    let refused = server_span(SAY, "refuse", 2).await;
+    assert_eq!(attribute(&refused, "rpc.response.status_code").as_deref(), Some("FAILED_PRECONDITION"));
+    assert_eq!((refused.status.clone(), attribute(&refused, "error.type")), (SpanStatus::Unset, None));
+    let panicked = server_span(SAY, "panic", 3).await;
+    assert_eq!(attribute(&panicked, "rpc.response.status_code").as_deref(), Some("INTERNAL"));
+    assert!(matches!(panicked.status, SpanStatus::Error { .. }));
+    assert_eq!(attribute(&panicked, "error.type").as_deref(), Some("INTERNAL"));
+}
+
+#[tokio::test]
+async fn an_error_in_the_middle_of_a_stream_is_seen_in_the_trailers() {
+    let span = server_span(STREAM, "break", 4).await;
+    assert_eq!(attribute(&span, "rpc.response.status_code").as_deref(), Some("DATA_LOSS"));
+}
+
+#[tokio::test]
+async fn unknown_methods_share_one_name() {
+    let span = server_span("/strange.v1.Names/Flood", "hello", 5).await;
+    assert_eq!(span.name.as_ref(), "_OTHER");
+    assert_eq!(attribute(&span, "rpc.response.status_code").as_deref(), Some("UNIMPLEMENTED"));
+}
+
+#[tokio::test]
+async fn a_strangers_trace_is_linked_and_not_continued() {
+    observed();
+    let world = World::new().await;
+    let (trace_id, header) = traceparent(6);
+    raw::send(world.address, raw::unary(SAY, "hello", &[("traceparent", &header)])).await;
+    assert!(observed().spans_of(&trace_id).is_empty());
+    assert_eq!(observed().spans_linked_to(&trace_id).len(), 1);
+}
+
+#[tokio::test]
+async fn a_services_trace_is_continued_although_clients_are_not_trusted() {
+    observed();
+    let world = World::new().await;
+    let (trace_id, header) = traceparent(7);
+    let secret =
+        [("traceparent", header.as_str()), ("x-ordermesh-service", "order"), ("x-ordermesh-secret", MESH_SECRET)];
+    raw::send(world.address, raw::unary(SERVICE, "hello", &secret)).await;
+    assert_eq!(observed().spans_of(&trace_id).len(), 1);
+    // The twin: with a wrong secret it is a stranger's.
+    let (trace_id, header) = traceparent(8);
+    let guess = [("traceparent", header.as_str()), ("x-ordermesh-service", "order"), ("x-ordermesh-secret", "guess")];
+    raw::send(world.address, raw::unary(SERVICE, "hello", &guess)).await;
+    assert!(observed().spans_of(&trace_id).is_empty());
+}
+
+#[tokio::test]
+async fn a_malformed_traceparent_begins_a_new_trace() {
+    let world = trusting().await;
+    let place = call(&world.stranger(), SAY, Request::new("place".to_owned())).await.expect("answered").into_inner();
+    place.parse::<TraceParent>().expect("a place");
+    let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("traceparent", "00-zz-1-01")])).await;
+    assert_eq!(answer.code(), tonic::Code::Ok);
+}
+
+#[tokio::test]
+async fn a_clients_span_is_the_servers_parent() {
+    let world = trusting().await;
+    let place = say(&world.stranger(), SAY, "place").await.expect("answered");
+    let place: TraceParent = place.parse().expect("a place");
+    let spans = observed().spans_of(&place.trace_id());
+    let of = |kind: SpanKind| spans.iter().find(|span| span.span_kind == kind).expect("a span of each kind");
+    let (made, served) = (of(SpanKind::Client), of(SpanKind::Server));
+    assert_eq!(served.parent_span_id, made.span_context.span_id());
+    assert_eq!(served.span_context.span_id().to_string(), place.span_id());
+    assert_eq!(made.name, served.name);
+    assert_eq!(attribute(made, "server.address").as_deref(), Some("127.0.0.1"));
+    assert_eq!(attribute(made, "server.port"), Some(world.address.port().to_string()));
+    assert_eq!(attribute(made, "rpc.response.status_code").as_deref(), Some("OK"));
+}
+
+#[tokio::test]
+async fn every_refusal_is_an_error_of_the_clients_span() {
+    let world = trusting().await;
+    // The server's operation is a child of the client's: found by the forwarded call's trace.
+    let first =
+        World::with(Plan { next: Some(world.stranger()), trust_client_trace_context: true, ..Plan::default() }).await;
+    let (trace_id, header) = traceparent(9);
+    raw::send(first.address, raw::unary(SAY, "forward refuse", &[("traceparent", &header)])).await;
+    let spans = observed().spans_of(&trace_id);
+    assert_eq!(spans.len(), 3, "server, client, server");
+    let made = spans.iter().find(|span| span.span_kind == SpanKind::Client).expect("a client's span");
+    assert!(matches!(made.status, SpanStatus::Error { .. }));
+}
+
+#[tokio::test]
+async fn an_untraced_call_of_a_service_opens_no_span_on_either_side() {
+    observed();
+    let world = World::new().await;
+    let channel = world.service("order", MESH_SECRET);
+    let seen = call(&channel, SERVICE, mesh::untraced("metadata".to_owned())).await.expect("answered").into_inner();
+    assert!(!seen.contains("traceparent"), "{seen}");
+    let place = call(&channel, SERVICE, mesh::untraced("place".to_owned())).await.expect("answered").into_inner();
+    let place: TraceParent = place.parse().expect("ids all the same");
+    assert!(observed().spans_of(&place.trace_id()).is_empty());
+    // The twin: the same call, traced.
+    let place: TraceParent = say(&channel, SERVICE, "place").await.expect("answered").parse().expect("a place");
+    assert_eq!(observed().spans_of(&place.trace_id()).len(), 2);
+}
+
+#[tokio::test]
+async fn a_denied_call_is_counted() {
+    observed();
+    let world = World::new().await;
+    let facts =
+        ["rpc.system.name=grpc", "rpc.method=test.v1.Echo/SayAsCustomer", "rpc.response.status_code=UNAUTHENTICATED"];
+    let before = observed().calls("rpc.server.call.duration", &facts);
+    say(&world.stranger(), CUSTOMER, "hello").await.expect_err("denied");
+    assert!(observed().calls("rpc.server.call.duration", &facts) > before);
+    assert!(observed().calls("rpc.client.call.duration", &facts) > 0);
+}
+
+#[tokio::test]
+async fn a_refused_call_is_a_failed_event_with_the_reason_and_a_done_one_a_success() {
+    let world = World::new().await;
+    say(&world.stranger(), SAY, "refuse").await.expect_err("refused");
+    say(&world.stranger(), SAY, "hello").await.expect("done");
+    let events = world.events.take();
+    assert_eq!(events.len(), 2);
+    let error = events[0].event.error.as_ref().expect("failed");
+    assert_eq!((error.reason.as_str(), events[0].event.status), ("CLOSED", EventStatus::Failed));
+    assert_eq!((events[1].kind, events[1].event.status), (Kind::Server, EventStatus::Success));
+}
+
+#[tokio::test]
+async fn a_call_that_its_caller_gave_up_is_cancelled() {
+    let world = World::new().await;
+    let channel = world.stranger();
+    let given_up = tokio::spawn(async move { say(&channel, SAY, "hold").await });
+    world.echo.holding.notified().await;
+    given_up.abort();
+    world.echo.dropped.notified().await;
+    // The record is dropped right behind the handler, in the same task.
+    tokio::task::yield_now().await;
+    let events = world.events.take();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].event.error.as_ref().expect("failed").kind, "CANCELLED");
+}
+
+#[tokio::test]
+async fn a_clients_call_is_an_event_only_if_nobody_answered() {
+    let world = World::new().await;
+    let events = Arc::new(Events::default());
+    let channel = |address: String| {
+        client(ClientConfig {
+            target: "test",
+            addresses: vec![address],
+            policies: POLICIES,
+            credentials: Credentials::None,
+            events: Some(events.clone()),
+        })
+    };
+    let live = channel(world.address.to_string());
+    say(&live, SAY, "hello").await.expect("answered");
+    say(&live, SAY, "refuse").await.expect_err("answered, too");
+    assert!(events.take().is_empty());
+    say(&channel(dead_address().await), SAY, "hello").await.expect_err("nobody is there");
+    let seen = events.take();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(
+        (seen[0].kind, seen[0].event.error.as_ref().expect("failed").kind.as_str()),
+        (Kind::Client, "CONNECTION_ERROR")
+    );
+}
+
+#[tokio::test]
+async fn a_span_is_as_long_as_its_stream() {
+    let world = trusting().await;
+    let (trace_id, header) = traceparent(10);
+    let mut request = Request::new("two texts".to_owned());
+    request.extensions_mut().insert(Untraced);
+    request.metadata_mut().insert("traceparent", header.parse().expect("a value"));
+    let mut grpc = tonic::client::Grpc::new(world.stranger());
+    grpc.ready().await.expect("ready");
+    let codec = ProstCodec::<String, String>::default();
+    let stream = grpc.server_streaming(request, STREAM.parse().expect("a path"), codec).await.expect("begins");
+    let texts: Vec<_> = stream.into_inner().collect().await;
+    assert_eq!(texts.len(), 2);
+    let spans = observed().spans_of(&trace_id);
+    assert_eq!(spans.len(), 1);
+    assert_eq!(attribute(&spans[0], "rpc.response.status_code").as_deref(), Some("OK"));
+}
+
+#[tokio::test]
+async fn health_opens_no_span() {
+    let world = trusting().await;
+    let (trace_id, header) = traceparent(11);
+    let path = "/grpc.health.v1.Health/Check";
+    let answer = raw::send(world.address, raw::framed(path, &[], &[("traceparent", &header)])).await;
+    assert_eq!(answer.code(), tonic::Code::Ok);
+    assert!(observed().spans_of(&trace_id).is_empty());
+}

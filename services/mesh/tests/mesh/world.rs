@@ -1,0 +1,188 @@
+//! One server on port 0 with the mesh around it, and verbs.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use mesh::{
+    Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig, VerifyingKey, client, server,
+};
+use telemetry::{Ended, EventSink};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::{Request, Status};
+use tonic_prost::ProstCodec;
+use tonic_types::StatusExt;
+
+use crate::echo::{Echo, POLICIES};
+
+pub(crate) const MESH_SECRET: &str = "the platform's own";
+pub(crate) const ISSUER: &str = "ordermesh";
+pub(crate) const AUDIENCE: &str = "ordermesh-api";
+pub(crate) const KEY_ID: &str = "rfc8037";
+/// The key pair of RFC 8037, appendix A.
+pub(crate) const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+
+/// Collects operations that ended with their slot untaken.
+#[derive(Default)]
+pub(crate) struct Events(pub(crate) Mutex<Vec<Ended>>);
+
+impl EventSink for Events {
+    fn untaken(&self, ended: Ended) {
+        self.0.lock().expect("not poisoned").push(ended);
+    }
+    fn teller(&self) -> (&str, &str) {
+        ("test", "test-1")
+    }
+}
+
+impl Events {
+    pub(crate) fn take(&self) -> Vec<Ended> {
+        std::mem::take(&mut self.0.lock().expect("not poisoned"))
+    }
+}
+
+/// A key source that answers what it is told to, and counts.
+pub(crate) struct Keys {
+    pub(crate) answer: Mutex<Option<Vec<VerifyingKey>>>,
+    pub(crate) fetches: std::sync::atomic::AtomicUsize,
+}
+
+impl Keys {
+    pub(crate) fn with(answer: Option<Vec<VerifyingKey>>) -> Arc<Self> {
+        Arc::new(Self { answer: Mutex::new(answer), fetches: Default::default() })
+    }
+
+    pub(crate) fn ours() -> Arc<Self> {
+        Self::with(Some(vec![VerifyingKey { kid: KEY_ID.into(), x: PUBLIC_KEY.into() }]))
+    }
+}
+
+impl KeySource for Keys {
+    fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
+        self.fetches.fetch_add(1, Ordering::SeqCst);
+        let answer = self.answer.lock().expect("not poisoned").clone();
+        Box::pin(async move { answer.ok_or_else(|| Status::unavailable("not yet")) })
+    }
+}
+
+/// What a test may choose.
+pub(crate) struct Plan {
+    pub(crate) next: Option<Channel>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) memory_budget_bytes: Option<usize>,
+    pub(crate) max_message_bytes: usize,
+    pub(crate) trust_client_trace_context: bool,
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            next: None,
+            keys: Keys::ours(),
+            memory_budget_bytes: None,
+            max_message_bytes: mesh::DEFAULT_MAX_MESSAGE_BYTES,
+            trust_client_trace_context: false,
+            drain_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// One server.
+pub(crate) struct World {
+    pub(crate) address: SocketAddr,
+    pub(crate) echo: Echo,
+    pub(crate) events: Arc<Events>,
+    pub(crate) ready: watch::Sender<bool>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) served: JoinHandle<Result<(), std::io::Error>>,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        Self::with(Plan::default()).await
+    }
+
+    pub(crate) async fn with(plan: Plan) -> Self {
+        let (echo, events) = (Echo::new(plan.next), Arc::new(Events::default()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (ready, watched) = watch::channel(true);
+        let shutdown = CancellationToken::new();
+        let config = ServerConfig {
+            service: "test",
+            policies: POLICIES,
+            gatekeeper: Gatekeeper::new(POLICIES)
+                .with_tokens(plan.keys, ISSUER, AUDIENCE)
+                .with_mesh_secret(Secret::new(MESH_SECRET)),
+            events: Some(events.clone()),
+            descriptors: &[],
+            health_services: &["test.v1.Echo"],
+            memory_budget_bytes: plan.memory_budget_bytes,
+            max_message_bytes: plan.max_message_bytes,
+            trust_client_trace_context: plan.trust_client_trace_context,
+            drain_timeout: plan.drain_timeout,
+        };
+        let server = server(config, Routes::new(echo.clone()));
+        let served = tokio::spawn(server.serve(listener, watched, shutdown.clone()));
+        Self { address, echo, events, ready, shutdown, served }
+    }
+
+    pub(crate) fn stranger(&self) -> Channel {
+        channel(vec![self.address.to_string()], Credentials::None)
+    }
+
+    pub(crate) fn service(&self, name: &str, secret: &str) -> Channel {
+        let credentials = Credentials::MeshSecret { service: name.into(), secret: Secret::new(secret) };
+        channel(vec![self.address.to_string()], credentials)
+    }
+
+    pub(crate) fn begun(&self) -> usize {
+        self.echo.begun.load(Ordering::SeqCst)
+    }
+}
+
+pub(crate) fn channel(addresses: Vec<String>, credentials: Credentials) -> Channel {
+    client(ClientConfig { target: "test", addresses, policies: POLICIES, credentials, events: None })
+}
+
+pub(crate) async fn call(
+    channel: &Channel,
+    path: &'static str,
+    request: Request<String>,
+) -> Result<tonic::Response<String>, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await?;
+    grpc.unary(request, path.parse().expect("a path"), ProstCodec::<String, String>::default()).await
+}
+
+pub(crate) async fn say(channel: &Channel, path: &'static str, text: &str) -> Result<String, Status> {
+    call(channel, path, Request::new(text.to_owned())).await.map(tonic::Response::into_inner)
+}
+
+pub(crate) fn with_metadata(text: &str, metadata: &[(&'static str, &str)]) -> Request<String> {
+    let mut request = Request::new(text.to_owned());
+    for (name, value) in metadata {
+        request.metadata_mut().insert(*name, value.parse().expect("a value"));
+    }
+    request
+}
+
+/// The reason of a refusal by the mesh.
+pub(crate) fn reason(status: &Status) -> String {
+    let info = status.get_details_error_info().expect("every refusal has ErrorInfo");
+    assert_eq!(info.domain, "mesh.ordermesh");
+    info.reason
+}
+
+/// An address where nobody listens.
+pub(crate) async fn dead_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    listener.local_addr().expect("an address").to_string()
+}

@@ -1,0 +1,384 @@
+//! The driver: performs the effect that an order's state owes, under a key derived from the order and the effect, then
+//! records what came of it by compare-and-set, together with the event and the history.
+//!
+//! It may die anywhere: another instance takes the order over when the lease runs out, and does the same under the
+//! same key. Whatever is not decided is tried again, with backoff that survives crashes because it is a column.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use kernel::backoff::full_jitter;
+use kernel::calendar::delivery_date;
+use kernel::{Clock, FulfillmentId, IdSource, OrderId};
+use telemetry::{EventError, EventSink, Kind, Operation, Outcome, Parent, TraceParent};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::error::Error;
+use crate::lifecycle::{Effect, State, owes};
+use crate::order::{Fulfillment, Order, PaymentFailure};
+use crate::ports::{PaymentAnswer, Payments};
+use crate::store::{Advance, Lease, Step, Store};
+use crate::watch::Watchers;
+
+/// Where a crash can be caused on purpose.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FaultPoint {
+    /// The effect has not been asked for.
+    BeforeEffect,
+    /// The effect was performed, and not recorded.
+    AfterEffect,
+    /// The result was recorded, and nothing after it happened.
+    AfterRecord,
+}
+
+/// Says where the driver dies: an argument, so that tests can let it die everywhere.
+pub trait Faults: Send + Sync + 'static {
+    /// Does it die here?
+    fn dies(&self, point: FaultPoint, order: &Order) -> bool;
+}
+
+/// Production: it dies nowhere on purpose.
+#[derive(Clone, Copy, Debug)]
+pub struct NoFaults;
+
+impl Faults for NoFaults {
+    fn dies(&self, _point: FaultPoint, _order: &Order) -> bool {
+        false
+    }
+}
+
+/// How it drives.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whose leases they are.
+    pub instance: String,
+    /// How long an order belongs to the instance that drives it.
+    pub lease: Duration,
+    /// How often it looks for orders that are due, on average.
+    pub poll_interval: Duration,
+    /// The wait after the first try that came to nothing.
+    pub backoff: Duration,
+    /// The longest wait.
+    pub backoff_cap: Duration,
+    /// The most orders at a time.
+    pub max_drives: usize,
+}
+
+/// What it is made of: everything is an argument.
+pub struct Parts {
+    /// The tables.
+    pub store: Store,
+    /// The Payment Service.
+    pub payments: Arc<dyn Payments>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// New ids.
+    pub ids: Arc<dyn IdSource>,
+    /// Where its operations' events go.
+    pub events: Arc<dyn EventSink>,
+    /// Who waits for the next step.
+    pub watchers: Watchers,
+    /// Where it dies.
+    pub faults: Arc<dyn Faults>,
+    /// What it runs its drives on.
+    pub tasks: TaskTracker,
+    /// Cancelled when nothing new may be started.
+    pub shutdown: CancellationToken,
+    /// How it drives.
+    pub options: Options,
+}
+
+struct Inner {
+    parts: Parts,
+    permits: Arc<Semaphore>,
+    in_flight: AtomicUsize,
+}
+
+/// Drives orders. Clones are the same driver.
+#[derive(Clone)]
+pub struct Driver(Arc<Inner>);
+
+/// What a try at an effect came to.
+enum Tried {
+    /// It is recorded, or somebody else was faster.
+    Recorded(Advance),
+    /// Nothing is decided.
+    PutOff(String),
+    /// A fault on purpose.
+    Died,
+}
+
+impl Driver {
+    /// A driver of its parts.
+    pub fn new(parts: Parts) -> Self {
+        let permits = Arc::new(Semaphore::new(parts.options.max_drives));
+        Self(Arc::new(Inner { parts, permits, in_flight: AtomicUsize::new(0) }))
+    }
+
+    /// How many orders it drives now.
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// A lease of this instance.
+    pub(crate) fn lease(&self) -> Lease {
+        let options = &self.0.parts.options;
+        Lease { owner: options.instance.clone(), length: options.lease }
+    }
+
+    /// Drives an order whose lease this instance has.
+    pub(crate) fn start(&self, order: Order) {
+        self.spawn(order, None);
+    }
+
+    /// The same; its next steps are linked to the trace that has turned it.
+    pub(crate) fn start_linked(&self, order: Order, link: TraceParent) {
+        self.spawn(order, Some(link));
+    }
+
+    fn spawn(&self, order: Order, link: Option<TraceParent>) {
+        let parts = &self.0.parts;
+        parts.watchers.notify(order.id, order.version);
+        let driver = self.clone();
+        parts.tasks.spawn(async move {
+            let waited_too_long = tokio::time::sleep(driver.0.parts.options.lease / 2);
+            // An order that has waited for its turn through half its lease is left to whoever claims it.
+            tokio::select! {
+                biased;
+                permit = driver.0.permits.acquire() => {
+                    let Ok(_permit) = permit else { return };
+                    driver.0.in_flight.fetch_add(1, Ordering::Relaxed);
+                    driver.drive(order, link).await;
+                    driver.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+                }
+                () = waited_too_long => {}
+            }
+        });
+    }
+
+    /// Somebody knows of a result: the order is due now.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn wake(&self, id: OrderId) -> Result<(), Error> {
+        self.0.parts.store.make_due(id).await?;
+        if let Some(order) = self.0.parts.store.claim_one(id, self.lease()).await? {
+            self.start(order);
+        }
+        Ok(())
+    }
+
+    /// Looks for orders that are due, and drives them: retries, and what dead instances left. Ends with the leases freed.
+    pub async fn poll(self) {
+        let Parts { store, options, shutdown, .. } = &self.0.parts;
+        loop {
+            let pause = options.poll_interval.mul_f64(0.5 + rand::random::<f64>());
+            if tokio::time::timeout(pause, shutdown.cancelled()).await.is_ok() {
+                break;
+            }
+            let free = self.0.permits.available_permits().min(64);
+            if free == 0 {
+                continue;
+            }
+            match store.claim_due(u64::try_from(free).unwrap_or(1), self.lease()).await {
+                Ok(orders) => orders.into_iter().for_each(|order| self.start(order)),
+                Err(error) => {
+                    tracing::warn!(target: "ordermesh", error = %error, "orders that are due cannot be claimed")
+                }
+            }
+        }
+        let all = u32::try_from(options.max_drives).unwrap_or(u32::MAX);
+        // Those in flight end first, or run into their deadline: then their leases are freed all the same.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.0.permits.acquire_many(all)).await;
+        if let Err(error) = store.free_leases(&options.instance).await {
+            tracing::info!(target: "ordermesh", error = %error, "leases are left to run out");
+        }
+    }
+
+    /// Drives an order until it is at rest, somebody else drives it, or nothing can be decided for now. Called by tests
+    /// directly, and otherwise through [`Driver::start`] and [`Driver::poll`].
+    pub async fn drive(&self, mut order: Order, link: Option<TraceParent>) {
+        let Parts { store, watchers, options, .. } = &self.0.parts;
+        while let Some(effect) = owes(order.state) {
+            match self.attempt(&order, effect, link).await {
+                Ok(Tried::Recorded(Advance::Done(after))) => {
+                    watchers.notify(after.id, after.version);
+                    if self.0.parts.faults.dies(FaultPoint::AfterRecord, &after) {
+                        return;
+                    }
+                    order = *after;
+                }
+                // Somebody has moved it, and drives it, unless he is dead: then the lease is to be had.
+                Ok(Tried::Recorded(Advance::Lost | Advance::StockLost)) => {
+                    match store.claim_one(order.id, self.lease()).await {
+                        Ok(Some(claimed)) => order = claimed,
+                        Ok(None) | Err(_) => return,
+                    }
+                }
+                Ok(Tried::PutOff(why)) => {
+                    let attempt = u32::try_from(order.attempt).unwrap_or(0).saturating_add(1);
+                    let wait = full_jitter(attempt, options.backoff, options.backoff_cap, rand::random());
+                    tracing::debug!(target: "ordermesh", order_id = %order.id, why, "put off");
+                    if let Err(error) = store.put_off(&order, wait, &why).await {
+                        tracing::warn!(target: "ordermesh", error = %error, order_id = %order.id, "left to its lease");
+                    }
+                    return;
+                }
+                Ok(Tried::Died) => return,
+                Err(error) => {
+                    tracing::warn!(target: "ordermesh", error = %error, order_id = %order.id, "left to its lease");
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, order: &Order, effect: Effect, link: Option<TraceParent>) -> Result<Tried, storage::Error> {
+        if self.0.parts.faults.dies(FaultPoint::BeforeEffect, order) {
+            return Ok(Tried::Died);
+        }
+        match effect {
+            Effect::ProcessPayment => self.process_payment(order).await,
+            Effect::AllocateInventory | Effect::StartFulfillment => self.fulfill(order, Vec::new()).await,
+            Effect::CancelPayment => self.cancel_payment(order, link).await,
+        }
+    }
+
+    async fn process_payment(&self, order: &Order) -> Result<Tried, storage::Error> {
+        // No event of ours: the Payment Service tells of the payment.
+        let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.place), None, None);
+        operation.set_order(order.id.as_uuid());
+        let answer = self.0.parts.payments.process(order).instrument(operation.span().clone()).await;
+        if self.0.parts.faults.dies(FaultPoint::AfterEffect, order) {
+            return Ok(Tried::Died);
+        }
+        let place = operation.place();
+        let step = |to, reason: String| Step { to, reason, place, event: None };
+        match answer {
+            PaymentAnswer::Done => self.fulfill(order, vec![step(State::Paid, "payment succeeded".into())]).await,
+            PaymentAnswer::Refused(failure) => {
+                let step = step(State::PaymentFailed, format!("payment refused: {}", failure.message));
+                Ok(Tried::Recorded(self.0.parts.store.advance(order, vec![step], Some(failure), None).await?))
+            }
+            PaymentAnswer::Undecided(why) => Ok(Tried::PutOff(why)),
+        }
+    }
+
+    /// Allocation and the start of fulfilment are local: they follow in the same transaction, each with its own history
+    /// row and event.
+    async fn fulfill(&self, order: &Order, mut steps: Vec<Step>) -> Result<Tried, storage::Error> {
+        let Parts { store, clock, ids, .. } = &self.0.parts;
+        let already_paid = steps.clone();
+        let allocate = (order.state != State::Allocated).then(|| self.step(order, Effect::AllocateInventory));
+        if let Some(allocate) = &allocate {
+            steps.push(done(State::Allocated, "stock allocated", allocate));
+        }
+        let start = self.step(order, Effect::StartFulfillment);
+        let Some(date) = delivery_date(clock.now(), order.transit.business_days, order.transit.cutoff_hour) else {
+            return Ok(Tried::PutOff("the calendar ends".into()));
+        };
+        let fulfillment = Fulfillment { id: FulfillmentId::from_uuid(ids.uuid()), delivery_date: date.to_string() };
+        start.set("fulfillment.id", fulfillment.id.to_string());
+        start.set("delivery.date", fulfillment.delivery_date.clone());
+        steps.push(done(State::FulfillmentStarted, "fulfilment started", &start));
+        let advance = store.advance(order, steps, None, Some(fulfillment)).await?;
+        match (&advance, allocate) {
+            (Advance::StockLost, Some(allocate)) => {
+                start.dismiss();
+                let advance = self.refuse_allocation(order, already_paid, allocate).await?;
+                Ok(Tried::Recorded(advance))
+            }
+            (Advance::Done(_) | Advance::Lost | Advance::StockLost, allocate) => {
+                if advance == Advance::Lost {
+                    start.dismiss();
+                    allocate.inspect(Operation::dismiss);
+                }
+                Ok(Tried::Recorded(advance))
+            }
+        }
+    }
+
+    /// Stock that was written off cannot be allocated: the order is cancelled, and the money given back.
+    async fn refuse_allocation(
+        &self,
+        order: &Order,
+        mut steps: Vec<Step>,
+        allocate: Operation,
+    ) -> Result<Advance, storage::Error> {
+        let error = EventError {
+            kind: "AllocationError".into(),
+            reason: "STOCK_LOST".into(),
+            message: "stock of the order was written off before it was allocated".into(),
+        };
+        steps.push(Step {
+            to: State::Cancelling,
+            reason: error.message.clone(),
+            place: allocate.place(),
+            event: Some((allocate, Outcome::Failed(error))),
+        });
+        let failure = PaymentFailure {
+            reason: "STOCK_LOST".into(),
+            decline_code: String::new(),
+            advice: "RETRY_LATER".into(),
+            message: "the goods are no longer in stock; the payment is given back".into(),
+        };
+        self.0.parts.store.advance(order, steps, Some(failure), None).await
+    }
+
+    async fn cancel_payment(&self, order: &Order, link: Option<TraceParent>) -> Result<Tried, storage::Error> {
+        let operation = self.step(order, Effect::CancelPayment);
+        if let Some(link) = link {
+            operation.link(link);
+        }
+        let answer = self.0.parts.payments.cancel(order).instrument(operation.span().clone()).await;
+        if self.0.parts.faults.dies(FaultPoint::AfterEffect, order) {
+            operation.dismiss();
+            return Ok(Tried::Died);
+        }
+        let (step, failure) = match answer {
+            PaymentAnswer::Done => (done(State::Cancelled, "nothing is charged", &operation), None),
+            PaymentAnswer::Refused(failure) => {
+                let error = EventError {
+                    kind: "NeedsAttention".into(),
+                    reason: failure.reason.clone(),
+                    message: failure.message.clone(),
+                };
+                let step = Step {
+                    to: State::NeedsAttention,
+                    reason: failure.message.clone(),
+                    place: operation.place(),
+                    event: Some((operation.clone(), Outcome::Failed(error))),
+                };
+                (step, Some(failure))
+            }
+            PaymentAnswer::Undecided(why) => {
+                operation.dismiss();
+                return Ok(Tried::PutOff(why));
+            }
+        };
+        let advance = self.0.parts.store.advance(order, vec![step], failure, None).await?;
+        if advance == Advance::Lost {
+            operation.dismiss();
+        }
+        Ok(Tried::Recorded(advance))
+    }
+
+    /// Opens the operation of an effect: a child of the order's creation, also after a crash, on another instance.
+    fn step(&self, order: &Order, effect: Effect) -> Operation {
+        let sink = Some(self.0.parts.events.clone());
+        let parent = Parent::Remote(order.place);
+        let operation = Operation::open(Kind::Internal, effect.name(), parent, Some("order_fulfillment"), sink);
+        operation.set_order(order.id.as_uuid());
+        operation.set_user(order.user.as_uuid());
+        operation.set("operation", effect.name());
+        operation
+    }
+}
+
+fn done(to: State, reason: &str, operation: &Operation) -> Step {
+    Step { to, reason: reason.into(), place: operation.place(), event: Some((operation.clone(), Outcome::Success)) }
+}

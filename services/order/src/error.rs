@@ -1,0 +1,206 @@
+//! Why the Order Service refuses. The reasons are public: a test lists them.
+
+use std::time::Duration;
+
+use chassis::Invalid;
+use mesh::{Kind, Refusal, Violation};
+
+/// A refusal.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Fields break the rules.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// SKUs that the catalogue does not have; a violation for each.
+    #[error("unknown SKU: {}", .0.0.iter().map(|v| v.description.as_str()).collect::<Vec<_>>().join(", "))]
+    UnknownSku(Invalid),
+    /// The products have prices in several currencies.
+    #[error("the items have prices in several currencies: {currencies}")]
+    MixedCurrencies {
+        /// Which.
+        currencies: String,
+    },
+    /// The total does not fit.
+    #[error("the order's total is too large")]
+    AmountTooLarge,
+    /// We do not deliver there.
+    #[error("we do not deliver to {country}")]
+    NoDeliveryZone {
+        /// ISO 3166-1.
+        country: String,
+    },
+    /// There is not enough of it.
+    #[error("not enough in stock: {skus}")]
+    InsufficientStock {
+        /// Which SKUs.
+        skus: String,
+    },
+    /// The customer saw another total.
+    #[error("the total is {total} now, not {expected}")]
+    PriceChanged {
+        /// Now.
+        total: String,
+        /// What the customer saw.
+        expected: String,
+    },
+    /// The Data Service gave no answer.
+    #[error("the catalogue could not be asked: {cause}")]
+    LookupFailed {
+        /// `TIMEOUT`, `CONNECTION_ERROR`, or the code.
+        cause: String,
+    },
+    /// The request id was used for another command.
+    #[error("the request_id was used for another command")]
+    RequestIdReused,
+    /// There is no such order, or it is somebody else's.
+    #[error("there is no such order")]
+    OrderNotFound,
+    /// Too late.
+    #[error("the order is {state} and can no longer be cancelled")]
+    OrderNotCancellable {
+        /// Where it is.
+        state: &'static str,
+    },
+    /// Only NEEDS_ATTENTION can be retried.
+    #[error("the order is {state}; only NEEDS_ATTENTION can be retried")]
+    OrderNotRetryable {
+        /// Where it is.
+        state: &'static str,
+    },
+    /// The stock is reserved for orders.
+    #[error("{reserved} of {sku} are reserved; write_off takes them from their orders")]
+    StockReserved {
+        /// Which SKU.
+        sku: String,
+        /// How many are reserved.
+        reserved: i64,
+    },
+    /// There is not so much to take.
+    #[error("only {on_hand} of {sku} are on hand")]
+    StockNegative {
+        /// Which SKU.
+        sku: String,
+        /// How many there are.
+        on_hand: i64,
+    },
+    /// This instance ends; another may serve.
+    #[error("this instance is about to end; watch again to be served by another")]
+    Draining,
+    /// The access token ended while the stream was open.
+    #[error("the access token has ended; log in again and watch on with after_version")]
+    TokenExpired,
+    /// The limit of streams.
+    #[error("this instance serves as many watchers as it can")]
+    TooManyWatchers,
+    /// The database.
+    #[error("the order store failed")]
+    Storage(#[from] storage::Error),
+}
+
+impl Refusal for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid(_) | Self::UnknownSku(_) | Self::MixedCurrencies { .. } | Self::AmountTooLarge => {
+                Kind::InvalidArgument
+            }
+            Self::NoDeliveryZone { .. }
+            | Self::InsufficientStock { .. }
+            | Self::PriceChanged { .. }
+            | Self::RequestIdReused
+            | Self::OrderNotCancellable { .. }
+            | Self::OrderNotRetryable { .. }
+            | Self::StockReserved { .. }
+            | Self::StockNegative { .. } => Kind::FailedPrecondition,
+            Self::OrderNotFound => Kind::NotFound,
+            Self::LookupFailed { .. } | Self::Draining | Self::TooManyWatchers => Kind::Unavailable,
+            Self::TokenExpired => Kind::Unauthenticated,
+            Self::Storage(error) => chassis::storage_kind(error),
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::UnknownSku(_) => "UNKNOWN_SKU",
+            Self::MixedCurrencies { .. } => "MIXED_CURRENCIES",
+            Self::AmountTooLarge => "AMOUNT_TOO_LARGE",
+            Self::NoDeliveryZone { .. } => "NO_DELIVERY_ZONE",
+            Self::InsufficientStock { .. } => "INSUFFICIENT_STOCK",
+            Self::PriceChanged { .. } => "PRICE_CHANGED",
+            Self::LookupFailed { .. } => "LOOKUP_FAILED",
+            Self::RequestIdReused => "REQUEST_ID_REUSED",
+            Self::OrderNotFound => "ORDER_NOT_FOUND",
+            Self::OrderNotCancellable { .. } => "ORDER_NOT_CANCELLABLE",
+            Self::OrderNotRetryable { .. } => "ORDER_NOT_RETRYABLE",
+            Self::StockReserved { .. } => "STOCK_RESERVED",
+            Self::StockNegative { .. } => "STOCK_NEGATIVE",
+            Self::Draining => "DRAINING",
+            Self::TokenExpired => "TOKEN_EXPIRED",
+            Self::TooManyWatchers => "TOO_MANY_WATCHERS",
+            Self::Storage(_) => "STORE_FAILED",
+        }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::MixedCurrencies { currencies } => vec![("currencies", currencies.clone())],
+            Self::NoDeliveryZone { country } => vec![("country_code", country.clone())],
+            Self::InsufficientStock { skus } => vec![("skus", skus.clone())],
+            Self::PriceChanged { total, expected } => {
+                vec![("total", total.clone()), ("expected_total", expected.clone())]
+            }
+            Self::LookupFailed { cause } => vec![("cause", cause.clone())],
+            Self::OrderNotCancellable { state } | Self::OrderNotRetryable { state } => {
+                vec![("state", (*state).to_owned())]
+            }
+            Self::StockReserved { sku, reserved } => vec![("sku", sku.clone()), ("reserved", reserved.to_string())],
+            Self::StockNegative { sku, on_hand } => vec![("sku", sku.clone()), ("on_hand", on_hand.to_string())],
+            Self::Invalid(_)
+            | Self::UnknownSku(_)
+            | Self::AmountTooLarge
+            | Self::RequestIdReused
+            | Self::OrderNotFound
+            | Self::Draining
+            | Self::TokenExpired
+            | Self::TooManyWatchers
+            | Self::Storage(_) => vec![],
+        }
+    }
+
+    fn violations(&self) -> &[Violation] {
+        match self {
+            Self::Invalid(invalid) | Self::UnknownSku(invalid) => &invalid.0,
+            Self::MixedCurrencies { .. }
+            | Self::AmountTooLarge
+            | Self::NoDeliveryZone { .. }
+            | Self::InsufficientStock { .. }
+            | Self::PriceChanged { .. }
+            | Self::LookupFailed { .. }
+            | Self::RequestIdReused
+            | Self::OrderNotFound
+            | Self::OrderNotCancellable { .. }
+            | Self::OrderNotRetryable { .. }
+            | Self::StockReserved { .. }
+            | Self::StockNegative { .. }
+            | Self::Draining
+            | Self::TokenExpired
+            | Self::TooManyWatchers
+            | Self::Storage(_) => &[],
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        matches!(self.kind(), Kind::Unavailable).then_some(Duration::from_secs(1))
+    }
+}
+
+impl storage::Failure for Error {
+    fn storage(&self) -> Option<&storage::Error> {
+        if let Self::Storage(error) = self { Some(error) } else { None }
+    }
+}
+
+/// The refusal as the caller gets it.
+pub(crate) fn status(error: Error) -> tonic::Status {
+    mesh::status("order", &error)
+}

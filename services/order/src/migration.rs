@@ -1,0 +1,81 @@
+//! The schema of the Order Service. Times are microseconds since the epoch, amounts are minor units.
+
+use storage::Migration;
+
+pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    name: "create orders, lines, history, fulfilments, stock",
+    statements: &[
+        "CREATE TABLE orders (
+            order_id UUID PRIMARY KEY,
+            user_id UUID NOT NULL,
+            request_id UUID NOT NULL,
+            fingerprint TEXT NOT NULL,
+            state TEXT NOT NULL,
+            version BIGINT NOT NULL,
+            currency TEXT NOT NULL,
+            total BIGINT NOT NULL,
+            contact_email TEXT NOT NULL,
+            address TEXT NOT NULL,
+            payment_method TEXT,
+            transit_days INTEGER NOT NULL,
+            cutoff_hour INTEGER NOT NULL,
+            refund_attempt INTEGER NOT NULL,
+            payment_failure TEXT,
+            attempt INTEGER NOT NULL,
+            next_attempt_time BIGINT,
+            last_error TEXT,
+            lease_owner TEXT,
+            lease_until BIGINT NOT NULL,
+            traceparent TEXT NOT NULL,
+            create_time BIGINT NOT NULL,
+            update_time BIGINT NOT NULL,
+            UNIQUE (user_id, request_id)
+        )",
+        // Only what owes something is in it: it stays small however many orders there are.
+        "CREATE INDEX orders_due ON orders (next_attempt_time) WHERE next_attempt_time IS NOT NULL",
+        "CREATE INDEX orders_by_user ON orders (user_id, order_id)",
+        "CREATE TABLE order_line (
+            order_id UUID NOT NULL REFERENCES orders (order_id),
+            line INTEGER NOT NULL,
+            sku TEXT NOT NULL,
+            name TEXT NOT NULL,
+            quantity BIGINT NOT NULL,
+            unit_price BIGINT NOT NULL,
+            state TEXT NOT NULL,
+            PRIMARY KEY (order_id, line)
+        )",
+        "CREATE INDEX order_line_held ON order_line (sku, order_id) WHERE state = 'HELD'",
+        "CREATE TABLE order_history (
+            order_id UUID NOT NULL REFERENCES orders (order_id),
+            version BIGINT NOT NULL,
+            state TEXT NOT NULL,
+            time BIGINT NOT NULL,
+            reason TEXT NOT NULL,
+            trace_id TEXT NOT NULL,
+            span_id TEXT NOT NULL,
+            PRIMARY KEY (order_id, version)
+        )",
+        "CREATE TABLE fulfillment (
+            fulfillment_id UUID PRIMARY KEY,
+            order_id UUID NOT NULL UNIQUE REFERENCES orders (order_id),
+            start_time BIGINT NOT NULL,
+            delivery_date TEXT NOT NULL
+        )",
+        "CREATE TABLE stock (
+            sku TEXT PRIMARY KEY,
+            on_hand BIGINT NOT NULL,
+            reserved BIGINT NOT NULL,
+            CHECK (0 <= reserved AND reserved <= on_hand)
+        )",
+        "CREATE TABLE stock_adjustment (
+            request_id UUID PRIMARY KEY,
+            fingerprint TEXT NOT NULL,
+            sku TEXT NOT NULL,
+            on_hand BIGINT NOT NULL,
+            reserved BIGINT NOT NULL,
+            lost_lines INTEGER NOT NULL,
+            create_time BIGINT NOT NULL
+        )",
+    ],
+}];

@@ -1,0 +1,260 @@
+//! What the Order Service needs of others: traits, and the clients that are behind them in production.
+
+use chassis::encode;
+use contracts::data::v1 as data;
+use contracts::data::v1::catalog_service_client::CatalogServiceClient;
+use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
+use contracts::payment::v1 as payment;
+use contracts::payment::v1::payment_service_client::PaymentServiceClient;
+use futures_util::future::BoxFuture;
+use kernel::{Currency, Money, OrderId};
+use mesh::Channel;
+use tonic::{Code, Status};
+
+use crate::error::Error;
+use crate::order::{Order, PaymentFailure};
+
+/// A product, as the catalogue has it now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Product {
+    /// Stock keeping unit.
+    pub sku: String,
+    /// Its name.
+    pub name: String,
+    /// The price of one.
+    pub price: Money,
+}
+
+/// How long a delivery takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transit {
+    /// Business days under way.
+    pub business_days: u16,
+    /// From this hour on (UTC, 0 to 24) it leaves on the next business day.
+    pub cutoff_hour: u8,
+}
+
+/// The catalogue: the Data Service.
+pub trait Catalog: Send + Sync + 'static {
+    /// Those of the products that exist.
+    fn products(&self, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>>;
+    /// How long a delivery to an address takes.
+    fn transit(&self, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>>;
+}
+
+/// What the Payment Service says of an order's payment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PaymentAnswer {
+    /// The effect is done: charged, or certainly not charged any more.
+    Done,
+    /// The effect is refused for good.
+    Refused(PaymentFailure),
+    /// Not decided: the same effect is tried again under the same key.
+    Undecided(String),
+}
+
+/// The Payment Service.
+pub trait Payments: Send + Sync + 'static {
+    /// Takes the money for an order, once.
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer>;
+    /// Makes certain that nothing stays charged for an order.
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer>;
+}
+
+/// The catalogue over gRPC.
+#[derive(Clone, Debug)]
+pub struct GrpcCatalog(CatalogServiceClient<Channel>);
+
+impl GrpcCatalog {
+    /// Over a channel to the Data Service.
+    pub fn new(data: Channel) -> Self {
+        Self(CatalogServiceClient::new(data))
+    }
+}
+
+/// A lookup that gave no answer, and why: the words of the event table.
+fn lookup_failed(status: &Status) -> Error {
+    Error::LookupFailed { cause: mesh::error_class(status).kind }
+}
+
+fn product(product: data::Product) -> Option<Product> {
+    let price = product.price?;
+    let currency: Currency = price.currency_code.parse().ok()?;
+    Some(Product { sku: product.sku, name: product.name, price: Money::new(currency, price.minor_units) })
+}
+
+impl Catalog for GrpcCatalog {
+    fn products(&self, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
+        Box::pin(async move {
+            let request = data::BatchGetProductsRequest { skus };
+            let response = self.0.clone().batch_get_products(request).await.map_err(|status| lookup_failed(&status))?;
+            let response = response.into_inner();
+            let count = response.products.len();
+            let products: Vec<Product> = response.products.into_iter().filter_map(product).collect();
+            if products.len() < count {
+                return Err(Error::LookupFailed { cause: "MALFORMED_ANSWER".into() });
+            }
+            Ok(products)
+        })
+    }
+
+    fn transit(&self, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>> {
+        Box::pin(async move {
+            let request =
+                data::GetDeliveryEstimateRequest { country_code: country.clone(), postal_code, dispatch_time: None };
+            let estimate = match self.0.clone().get_delivery_estimate(request).await {
+                Ok(response) => response.into_inner(),
+                Err(status) if status.code() == Code::NotFound => return Err(Error::NoDeliveryZone { country }),
+                Err(status) => return Err(lookup_failed(&status)),
+            };
+            let malformed = || Error::LookupFailed { cause: "MALFORMED_ANSWER".into() };
+            Ok(Transit {
+                business_days: estimate.transit_business_days.try_into().map_err(|_| malformed())?,
+                cutoff_hour: estimate.cutoff_hour_utc.try_into().map_err(|_| malformed())?,
+            })
+        })
+    }
+}
+
+/// The Payment Service over gRPC.
+#[derive(Clone, Debug)]
+pub struct GrpcPayments(PaymentServiceClient<Channel>);
+
+impl GrpcPayments {
+    /// Over a channel to the Payment Service.
+    pub fn new(payment: Channel) -> Self {
+        Self(PaymentServiceClient::new(payment))
+    }
+
+    /// The payment and its attempts, for the timeline.
+    pub(crate) async fn get(&self, order: OrderId) -> Result<payment::GetPaymentResponse, Status> {
+        let request = payment::GetPaymentRequest { order_id: order.to_string() };
+        Ok(self.0.clone().get_payment(request).await?.into_inner())
+    }
+}
+
+/// Any gRPC error, whatever its code, decides nothing.
+fn undecided(status: &Status) -> PaymentAnswer {
+    PaymentAnswer::Undecided(format!("the Payment Service did not decide: {:?}: {}", status.code(), status.message()))
+}
+
+/// What ProcessPayment's answer decides: only final states do.
+fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
+    use payment::PaymentState::*;
+    let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
+    match payment.state() {
+        Succeeded => PaymentAnswer::Done,
+        Declined | Failed | Cancelled => PaymentAnswer::Refused(PaymentFailure::from_payment(&payment)),
+        state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | Refunded | RefundRefused) => {
+            PaymentAnswer::Undecided(format!("the payment is {}", name(state)))
+        }
+    }
+}
+
+/// What CancelPayment's answer decides, for the refund that was asked for.
+fn cancelled(payment: Option<payment::Payment>, refund_attempt: i32) -> PaymentAnswer {
+    use payment::PaymentState::*;
+    let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
+    match payment.state() {
+        Cancelled | Refunded | Declined | Failed => PaymentAnswer::Done,
+        RefundRefused if payment.refund_attempt >= refund_attempt => {
+            PaymentAnswer::Refused(PaymentFailure::refund_refused())
+        }
+        state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | Succeeded | RefundRefused) => {
+            PaymentAnswer::Undecided(format!("the payment is {}", name(state)))
+        }
+    }
+}
+
+fn name(state: payment::PaymentState) -> &'static str {
+    state.as_str_name().trim_start_matches("PAYMENT_STATE_")
+}
+
+impl Payments for GrpcPayments {
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+        Box::pin(async move {
+            let request = payment::ProcessPaymentRequest {
+                order_id: order.id.to_string(),
+                user_id: order.user.to_string(),
+                amount: Some(encode::money(order.total)),
+                payment_method: order.payment_method.clone().unwrap_or_default().into_inner(),
+                contact_email: order.contact_email.clone(),
+            };
+            match self.0.clone().process_payment(request).await {
+                Ok(response) => processed(response.into_inner().payment),
+                Err(status) => undecided(&status),
+            }
+        })
+    }
+
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+        Box::pin(async move {
+            let request =
+                payment::CancelPaymentRequest { order_id: order.id.to_string(), refund_attempt: order.refund_attempt };
+            match self.0.clone().cancel_payment(request).await {
+                Ok(response) => cancelled(response.into_inner().payment, order.refund_attempt),
+                Err(status) => undecided(&status),
+            }
+        })
+    }
+}
+
+/// The trace events, over gRPC.
+#[derive(Clone, Debug)]
+pub struct GrpcEvents(TraceEventServiceClient<Channel>);
+
+impl GrpcEvents {
+    /// Over a channel to the Data Service.
+    pub fn new(data: Channel) -> Self {
+        Self(TraceEventServiceClient::new(data))
+    }
+
+    /// The events of an order.
+    pub(crate) async fn of_order(&self, order: OrderId) -> Result<Vec<data::TraceEvent>, Status> {
+        let request =
+            data::ListTraceEventsRequest { order_id: order.to_string(), page_size: 500, ..Default::default() };
+        Ok(self.0.clone().list_trace_events(request).await?.into_inner().events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use payment::PaymentState;
+
+    fn payment(state: PaymentState, refund_attempt: i32) -> Option<payment::Payment> {
+        Some(payment::Payment { state: state.into(), refund_attempt, ..Default::default() })
+    }
+
+    #[test]
+    fn only_final_states_decide_a_payment() {
+        use PaymentState::*;
+        for state in [Unspecified, Pending, InDoubt, Cancelling, Refunding, Refunded, RefundRefused] {
+            assert!(matches!(processed(payment(state, 0)), PaymentAnswer::Undecided(_)), "{state:?}");
+        }
+        assert_eq!(processed(payment(Succeeded, 0)), PaymentAnswer::Done);
+        for state in [Declined, Failed, Cancelled] {
+            assert!(matches!(processed(payment(state, 0)), PaymentAnswer::Refused(_)), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_refund_decides_only_for_its_own_attempt() {
+        use PaymentState::*;
+        for state in [Cancelled, Refunded, Declined, Failed] {
+            assert_eq!(cancelled(payment(state, 0), 1), PaymentAnswer::Done, "{state:?}");
+        }
+        assert!(matches!(cancelled(payment(RefundRefused, 1), 1), PaymentAnswer::Refused(_)));
+        assert!(matches!(cancelled(payment(RefundRefused, 1), 2), PaymentAnswer::Undecided(_)));
+        for state in [Unspecified, Pending, InDoubt, Cancelling, Refunding, Succeeded] {
+            assert!(matches!(cancelled(payment(state, 0), 1), PaymentAnswer::Undecided(_)), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_any_code_decides_nothing() {
+        for code in 1..=16 {
+            assert!(matches!(undecided(&Status::new(Code::from(code), "m")), PaymentAnswer::Undecided(_)));
+        }
+    }
+}

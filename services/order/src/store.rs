@@ -1,0 +1,245 @@
+//! The tables of the Order Service: the only place that knows them. Entities never leave it.
+//!
+//! # Layout
+//! - here: reading
+//! - `commit`: creating an order, moving it on
+//! - `claim`: which instance drives which order
+//! - `stock`: inventory
+
+mod claim;
+mod commit;
+mod stock;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::{Clock, FulfillmentId, Money, OrderId, RequestId, Timestamp, UserId};
+use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value};
+use storage::{Backend, Database, Error};
+
+use crate::entity::{fulfillment, order_history, order_line, orders};
+use crate::lifecycle::State;
+use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope};
+use crate::ports::Transit;
+
+pub use claim::Lease;
+pub use commit::{Advance, Step};
+pub use stock::Adjustment;
+
+/// The tables.
+#[derive(Clone)]
+pub struct Store {
+    db: Database,
+    clock: Arc<dyn Clock>,
+}
+
+/// A stored value that is not what it should be.
+fn corrupt(what: &'static str, value: impl ToString) -> Error {
+    Error::Corrupt { what, value: value.to_string() }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+impl Store {
+    /// On a database whose schema is up to date.
+    pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
+        Self { db, clock }
+    }
+
+    fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
+        Statement::from_sql_and_values(self.db.read().get_database_backend(), sql, values)
+    }
+
+    /// Now, in SQL: leases and due times come from the database's clock where instances on several machines share one.
+    fn now_sql(&self) -> String {
+        match self.db.backend() {
+            Backend::Sqlite => self.clock.now().as_micros().to_string(),
+            Backend::Postgres => "(extract(epoch from clock_timestamp()) * 1000000)::bigint".to_owned(),
+        }
+    }
+
+    /// The order of a request, and the fingerprint of its command.
+    pub(crate) async fn find_request(
+        &self,
+        user: UserId,
+        request: RequestId,
+    ) -> Result<Option<(Order, String)>, Error> {
+        let row = orders::Entity::find()
+            .filter(orders::Column::UserId.eq(user.as_uuid()))
+            .filter(orders::Column::RequestId.eq(request.as_uuid()))
+            .one(self.db.read())
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let fingerprint = row.fingerprint.clone();
+        Ok(self.with_lines(vec![row]).await?.pop().map(|order| (order, fingerprint)))
+    }
+
+    /// An order.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn get(&self, scope: Scope, id: OrderId) -> Result<Option<Order>, Error> {
+        let mut find = orders::Entity::find_by_id(id.as_uuid());
+        if let Scope::Of(user) = scope {
+            find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
+        }
+        let row = find.one(self.db.read()).await?;
+        Ok(self.with_lines(row.into_iter().collect()).await?.pop())
+    }
+
+    /// Orders, newest first, older than `after`.
+    pub(crate) async fn list(
+        &self,
+        scope: Scope,
+        state: Option<State>,
+        after: Option<OrderId>,
+        limit: u64,
+    ) -> Result<Vec<Order>, Error> {
+        let mut find = orders::Entity::find().order_by_desc(orders::Column::OrderId).limit(limit);
+        if let Scope::Of(user) = scope {
+            find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
+        }
+        if let Some(state) = state {
+            find = find.filter(orders::Column::State.eq(state.name()));
+        }
+        if let Some(after) = after {
+            find = find.filter(orders::Column::OrderId.lt(after.as_uuid()));
+        }
+        let rows = find.all(self.db.read()).await?;
+        self.with_lines(rows).await
+    }
+
+    /// The steps of an order after a version, oldest first.
+    pub(crate) async fn history(&self, id: OrderId, after_version: i64) -> Result<Vec<HistoryEntry>, Error> {
+        let rows = order_history::Entity::find()
+            .filter(order_history::Column::OrderId.eq(id.as_uuid()))
+            .filter(order_history::Column::Version.gt(after_version))
+            .order_by_asc(order_history::Column::Version)
+            .all(self.db.read())
+            .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(HistoryEntry {
+                    version: row.version,
+                    state: State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?,
+                    time: Timestamp::from_micros(row.time),
+                    reason: row.reason,
+                    trace_id: row.trace_id,
+                    span_id: row.span_id,
+                })
+            })
+            .collect()
+    }
+
+    /// The versions of some orders.
+    pub(crate) async fn versions(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, i64>, Error> {
+        let rows: Vec<(uuid::Uuid, i64)> = orders::Entity::find()
+            .select_only()
+            .columns([orders::Column::OrderId, orders::Column::Version])
+            .filter(orders::Column::OrderId.is_in(ids.iter().map(|id| id.as_uuid())))
+            .into_tuple()
+            .all(self.db.read())
+            .await?;
+        Ok(rows.into_iter().map(|(id, version)| (OrderId::from_uuid(id), version)).collect())
+    }
+
+    /// How many orders there are in each state that is not final, and since when the oldest of them is unfinished.
+    pub(crate) async fn unfinished(&self) -> Result<(Vec<(String, i64)>, Option<Timestamp>), Error> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            state: String,
+            count: i64,
+            oldest: i64,
+        }
+        let sql = "SELECT state, COUNT(*) AS count, MIN(create_time) AS oldest FROM orders \
+                   WHERE next_attempt_time IS NOT NULL OR state = 'NEEDS_ATTENTION' GROUP BY state";
+        let rows = Row::find_by_statement(self.statement(sql, [])).all(self.db.read()).await?;
+        let driven = rows.iter().filter(|row| row.state != State::NeedsAttention.name());
+        let oldest = driven.map(|row| row.oldest).min().map(Timestamp::from_micros);
+        Ok((rows.into_iter().map(|row| (row.state, row.count)).collect(), oldest))
+    }
+
+    /// Rows become orders: one query for all their lines, one for their fulfilments.
+    async fn with_lines(&self, rows: Vec<orders::Model>) -> Result<Vec<Order>, Error> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = || rows.iter().map(|row| row.order_id);
+        let lines = order_line::Entity::find()
+            .filter(order_line::Column::OrderId.is_in(ids()))
+            .order_by_asc(order_line::Column::Line)
+            .all(self.db.read())
+            .await?;
+        let started = rows.iter().any(|row| row.state == State::FulfillmentStarted.name());
+        let fulfillments = if started {
+            let find = fulfillment::Entity::find().filter(fulfillment::Column::OrderId.is_in(ids()));
+            find.all(self.db.read()).await?
+        } else {
+            Vec::new()
+        };
+        let mut lines_of: HashMap<uuid::Uuid, Vec<order_line::Model>> = HashMap::new();
+        for line in lines {
+            lines_of.entry(line.order_id).or_default().push(line);
+        }
+        let mut fulfillment_of: HashMap<uuid::Uuid, fulfillment::Model> =
+            fulfillments.into_iter().map(|row| (row.order_id, row)).collect();
+        rows.into_iter()
+            .map(|row| {
+                let lines = lines_of.remove(&row.order_id).unwrap_or_default();
+                let fulfillment = fulfillment_of.remove(&row.order_id);
+                order(row, lines, fulfillment)
+            })
+            .collect()
+    }
+}
+
+fn order(
+    row: orders::Model,
+    lines: Vec<order_line::Model>,
+    fulfillment: Option<fulfillment::Model>,
+) -> Result<Order, Error> {
+    let currency = row.currency.parse().map_err(|_| corrupt("currency", &row.currency))?;
+    let lines = lines
+        .into_iter()
+        .map(|line| {
+            Ok(Line {
+                state: LineState::of(&line.state).ok_or_else(|| corrupt("line state", &line.state))?,
+                quantity: line.quantity.try_into().map_err(|_| corrupt("quantity", line.quantity))?,
+                unit_price: Money::new(currency, line.unit_price),
+                sku: line.sku,
+                name: line.name,
+            })
+        })
+        .collect::<Result<_, Error>>()?;
+    let failure = row.payment_failure.as_deref().map(serde_json::from_str).transpose();
+    Ok(Order {
+        id: OrderId::from_uuid(row.order_id),
+        user: UserId::from_uuid(row.user_id),
+        state: State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?,
+        version: row.version,
+        lines,
+        total: Money::new(currency, row.total),
+        address: serde_json::from_str(&row.address).map_err(|_| corrupt("address", &row.address))?,
+        contact_email: row.contact_email,
+        payment_method: row.payment_method.map(PaymentMethod::new),
+        transit: Transit {
+            business_days: row.transit_days.try_into().map_err(|_| corrupt("transit", row.transit_days))?,
+            cutoff_hour: row.cutoff_hour.try_into().map_err(|_| corrupt("cutoff hour", row.cutoff_hour))?,
+        },
+        refund_attempt: row.refund_attempt,
+        payment_failure: failure.map_err(|_| corrupt("payment failure", row.order_id))?,
+        fulfillment: fulfillment.map(|row| Fulfillment {
+            id: FulfillmentId::from_uuid(row.fulfillment_id),
+            delivery_date: row.delivery_date,
+        }),
+        attempt: row.attempt,
+        next_attempt_time: row.next_attempt_time.map(Timestamp::from_micros),
+        last_error: row.last_error,
+        place: row.traceparent.parse().map_err(|_| corrupt("traceparent", &row.traceparent))?,
+        create_time: Timestamp::from_micros(row.create_time),
+        update_time: Timestamp::from_micros(row.update_time),
+    })
+}

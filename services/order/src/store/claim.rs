@@ -1,0 +1,138 @@
+//! Which instance drives which order. A lease saves work; it never makes the result right: keys and versions do.
+
+use std::time::Duration;
+
+use kernel::OrderId;
+use sea_orm::{ConnectionTrait, FromQueryResult, Value};
+use storage::{Backend, Error, Tx};
+
+use super::{Store, micros};
+use crate::entity::orders;
+use crate::order::Order;
+
+/// Who drives, and for how long before another may take over.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// The instance.
+    pub owner: String,
+    /// From the database's now on.
+    pub length: Duration,
+}
+
+impl Store {
+    /// Claims orders that are due and that nobody drives.
+    pub(crate) async fn claim_due(&self, limit: u64, lease: Lease) -> Result<Vec<Order>, Error> {
+        // A look first: with nothing due, as nearly always, nothing is written.
+        let now = self.now_sql();
+        let due = format!("next_attempt_time <= {now} AND lease_until <= {now}");
+        let look = self.statement(format!("SELECT order_id FROM orders WHERE {due} LIMIT 1"), []);
+        if self.db.read().query_one_raw(look).await?.is_none() {
+            return Ok(Vec::new());
+        }
+        let skip_locked = match self.db.backend() {
+            Backend::Sqlite => "",
+            Backend::Postgres => "FOR UPDATE SKIP LOCKED",
+        };
+        let sql = format!(
+            "UPDATE orders SET lease_owner = $1, lease_until = {now} + $2 WHERE order_id IN \
+             (SELECT order_id FROM orders WHERE {due} ORDER BY next_attempt_time LIMIT {limit} {skip_locked}) RETURNING *"
+        );
+        self.claim(sql, vec![lease.owner.into(), micros(lease.length).into()]).await
+    }
+
+    /// Claims one order, if it is due and nobody drives it.
+    pub(crate) async fn claim_one(&self, id: OrderId, lease: Lease) -> Result<Option<Order>, Error> {
+        let now = self.now_sql();
+        let sql = format!(
+            "UPDATE orders SET lease_owner = $1, lease_until = {now} + $2 \
+             WHERE order_id = $3 AND next_attempt_time <= {now} AND lease_until <= {now} RETURNING *"
+        );
+        let values = vec![lease.owner.into(), micros(lease.length).into(), id.as_uuid().into()];
+        Ok(self.claim(sql, values).await?.pop())
+    }
+
+    async fn claim(&self, sql: String, values: Vec<Value>) -> Result<Vec<Order>, Error> {
+        let store = self.clone();
+        let rows = self
+            .db
+            .transact(move |tx| {
+                let statement = store.statement(sql.clone(), values.clone());
+                Box::pin(
+                    async move { Ok::<_, Error>(orders::Model::find_by_statement(statement).all(tx.conn()).await?) },
+                )
+            })
+            .await?;
+        self.with_lines(rows).await
+    }
+
+    /// Makes an order due now, if it owes anything: also one that is being driven, whose driver then tries again at once.
+    pub(crate) async fn make_due(&self, id: OrderId) -> Result<(), Error> {
+        let store = self.clone();
+        let sql = format!(
+            "UPDATE orders SET next_attempt_time = {} WHERE order_id = $1 AND next_attempt_time IS NOT NULL",
+            self.now_sql()
+        );
+        self.db
+            .transact(move |tx| {
+                let statement = store.statement(sql.clone(), [id.as_uuid().into()]);
+                Box::pin(async move {
+                    tx.conn().execute_raw(statement).await?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
+    }
+
+    /// Records that a try came to nothing: when the next is due, and why. The lease is dropped. Nothing happens when
+    /// somebody has moved the order; an order that was made due meanwhile stays due.
+    pub(crate) async fn put_off(&self, order: &Order, wait: Duration, why: &str) -> Result<(), Error> {
+        let store = self.clone();
+        let sql = format!(
+            "UPDATE orders SET attempt = attempt + 1, last_error = $1, lease_owner = NULL, lease_until = 0, \
+             next_attempt_time = CASE WHEN next_attempt_time = $2 THEN {} + $3 ELSE next_attempt_time END \
+             WHERE order_id = $4 AND version = $5",
+            self.now_sql()
+        );
+        let values: Vec<Value> = vec![
+            why.chars().take(500).collect::<String>().into(),
+            order.next_attempt_time.map(kernel::Timestamp::as_micros).into(),
+            micros(wait).into(),
+            order.id.as_uuid().into(),
+            order.version.into(),
+        ];
+        self.db
+            .transact(move |tx| {
+                let statement = store.statement(sql.clone(), values.clone());
+                Box::pin(async move {
+                    tx.conn().execute_raw(statement).await?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
+    }
+
+    pub(super) async fn take_lease(&self, tx: &Tx, id: OrderId, lease: &Lease) -> Result<(), Error> {
+        let sql =
+            format!("UPDATE orders SET lease_owner = $1, lease_until = {} + $2 WHERE order_id = $3", self.now_sql());
+        let values = [lease.owner.clone().into(), micros(lease.length).into(), id.as_uuid().into()];
+        tx.conn().execute_raw(self.statement(sql, values)).await?;
+        Ok(())
+    }
+
+    /// Drops all leases of an instance that ends, so that others need not wait for them to run out.
+    pub(crate) async fn free_leases(&self, owner: &str) -> Result<(), Error> {
+        let store = self.clone();
+        let owner = owner.to_owned();
+        self.db
+            .transact(move |tx| {
+                let sql = "UPDATE orders SET lease_owner = NULL, lease_until = 0 \
+                           WHERE lease_owner = $1 AND next_attempt_time IS NOT NULL";
+                let statement = store.statement(sql, [owner.clone().into()]);
+                Box::pin(async move {
+                    tx.conn().execute_raw(statement).await?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
+    }
+}

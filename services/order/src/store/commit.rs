@@ -1,0 +1,344 @@
+//! Creating an order, and moving it on: each is one transaction, with its history and its events.
+
+use kernel::{OrderId, RequestId, Timestamp};
+use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, Value};
+use storage::Tx;
+use telemetry::{Operation, Outcome, TraceParent};
+
+use super::{Lease, Store, micros};
+use crate::entity::{fulfillment, order_history, order_line};
+use crate::error::Error;
+use crate::lifecycle::{State, is_final, owes, releases_stock};
+use crate::order::{Fulfillment, Line, LineState, Order, PaymentFailure};
+
+/// A step of an order: where to, why, and the operation that takes it.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The state after it.
+    pub to: State,
+    /// Why, for the history.
+    pub reason: String,
+    /// The span in which it happens.
+    pub place: TraceParent,
+    /// The operation whose event is written with it, and how it ended.
+    pub event: Option<(Operation, Outcome)>,
+}
+
+/// What came of moving an order on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Advance {
+    /// It is committed; the order as it is now.
+    Done(Box<Order>),
+    /// Somebody else has moved the order: nothing was changed; look again.
+    Lost,
+    /// A line has lost its stock: nothing was changed; the allocation is refused.
+    StockLost,
+}
+
+/// Why a transaction that moves an order is rolled back.
+#[derive(Debug)]
+enum Undone {
+    Lost,
+    StockLost,
+    Failed(storage::Error),
+}
+
+impl From<storage::Error> for Undone {
+    fn from(error: storage::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<sea_orm::DbErr> for Undone {
+    fn from(error: sea_orm::DbErr) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl storage::Failure for Undone {
+    fn storage(&self) -> Option<&storage::Error> {
+        if let Self::Failed(error) = self { Some(error) } else { None }
+    }
+}
+
+impl Store {
+    /// Records an order with its stock held; `false` when its request has an order already, which then stays as it is.
+    ///
+    /// # Errors
+    /// Not enough stock, or the database: nothing was changed.
+    pub(crate) async fn create(
+        &self,
+        operation: &Operation,
+        order: &Order,
+        request: RequestId,
+        fingerprint: &str,
+        lease: Lease,
+    ) -> Result<bool, Error> {
+        let (store, operation, order) = (self.clone(), operation.clone(), order.clone());
+        let fingerprint = fingerprint.to_owned();
+        self.db
+            .transact(move |tx| {
+                let (store, operation, order, lease) = (store.clone(), operation.clone(), order.clone(), lease.clone());
+                let fingerprint = fingerprint.clone();
+                Box::pin(async move {
+                    if !store.insert_order(tx, &order, request, &fingerprint, &lease).await? {
+                        return Ok(false);
+                    }
+                    insert_lines(tx, &order).await?;
+                    let step =
+                        Step { to: order.state, reason: "order created".into(), place: operation.place(), event: None };
+                    insert_history(tx, order.id, order.version, &[step], order.create_time).await?;
+                    // The hot rows come last, so that they are locked for as short as can be.
+                    store.reserve(tx, &order.lines).await?;
+                    tx.emit(&operation, &Outcome::Success);
+                    Ok(true)
+                })
+            })
+            .await
+    }
+
+    async fn insert_order(
+        &self,
+        tx: &Tx,
+        order: &Order,
+        request: RequestId,
+        fingerprint: &str,
+        lease: &Lease,
+    ) -> Result<bool, storage::Error> {
+        let sql = format!(
+            "INSERT INTO orders (order_id, user_id, request_id, fingerprint, state, version, currency, total, contact_email, \
+             address, payment_method, transit_days, cutoff_hour, refund_attempt, attempt, next_attempt_time, lease_owner, \
+             lease_until, traceparent, create_time, update_time) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 0, $15, $16, {} + $17, $18, $19, $20) \
+             ON CONFLICT (user_id, request_id) DO NOTHING",
+            self.now_sql()
+        );
+        let address = serde_json::to_string(&order.address).unwrap_or_default();
+        let values: [Value; 20] = [
+            order.id.as_uuid().into(),
+            order.user.as_uuid().into(),
+            request.as_uuid().into(),
+            fingerprint.into(),
+            order.state.name().into(),
+            order.version.into(),
+            order.total.currency().code().into(),
+            order.total.minor_units().into(),
+            order.contact_email.clone().into(),
+            address.into(),
+            order.payment_method.clone().map(crate::order::PaymentMethod::into_inner).into(),
+            i32::from(order.transit.business_days).into(),
+            i32::from(order.transit.cutoff_hour).into(),
+            order.refund_attempt.into(),
+            order.next_attempt_time.map(Timestamp::as_micros).into(),
+            lease.owner.clone().into(),
+            micros(lease.length).into(),
+            order.place.to_string().into(),
+            order.create_time.as_micros().into(),
+            order.update_time.as_micros().into(),
+        ];
+        Ok(tx.conn().execute_raw(self.statement(sql, values)).await?.rows_affected() == 1)
+    }
+
+    /// Moves an order on by steps, all or none, by compare-and-set on its version. The lease is kept while something is
+    /// owed, and dropped at rest.
+    ///
+    /// # Errors
+    /// The database: nothing was changed.
+    pub(crate) async fn advance(
+        &self,
+        order: &Order,
+        steps: Vec<Step>,
+        failure: Option<PaymentFailure>,
+        fulfillment: Option<Fulfillment>,
+    ) -> Result<Advance, storage::Error> {
+        let (store, before) = (self.clone(), order.clone());
+        let now = self.clock.now();
+        let after = after(&before, &steps, failure, fulfillment, now);
+        let committed = after.clone();
+        let result = self
+            .db
+            .transact(move |tx| {
+                let (store, before, after, steps) = (store.clone(), before.clone(), after.clone(), steps.clone());
+                Box::pin(async move { store.write_advance(tx, &before, &after, &steps, now).await })
+            })
+            .await;
+        match result {
+            Ok(()) => Ok(Advance::Done(Box::new(committed))),
+            Err(Undone::Lost) => Ok(Advance::Lost),
+            Err(Undone::StockLost) => Ok(Advance::StockLost),
+            Err(Undone::Failed(error)) => Err(error),
+        }
+    }
+
+    async fn write_advance(
+        &self,
+        tx: &Tx,
+        before: &Order,
+        after: &Order,
+        steps: &[Step],
+        now: Timestamp,
+    ) -> Result<(), Undone> {
+        let failure = after.payment_failure.as_ref().and_then(|failure| serde_json::to_string(failure).ok());
+        let method = after.payment_method.clone().map(crate::order::PaymentMethod::into_inner);
+        let rests = owes(after.state).is_none();
+        let lease = if rests { ", lease_owner = NULL, lease_until = 0" } else { "" };
+        let sql = format!(
+            "UPDATE orders SET state = $1, version = $2, payment_method = $3, payment_failure = $4, refund_attempt = $5, \
+             attempt = 0, next_attempt_time = $6, last_error = NULL, update_time = $7{lease} \
+             WHERE order_id = $8 AND version = $9"
+        );
+        let values: [Value; 9] = [
+            after.state.name().into(),
+            after.version.into(),
+            method.into(),
+            failure.into(),
+            after.refund_attempt.into(),
+            after.next_attempt_time.map(Timestamp::as_micros).into(),
+            now.as_micros().into(),
+            before.id.as_uuid().into(),
+            before.version.into(),
+        ];
+        if tx.conn().execute_raw(self.statement(sql, values)).await?.rows_affected() != 1 {
+            return Err(Undone::Lost);
+        }
+        if steps.iter().any(|step| step.to == State::Allocated) {
+            self.allocate(tx, before).await?;
+        }
+        if let Some(fulfillment) = after.fulfillment.as_ref().filter(|_| before.fulfillment.is_none()) {
+            insert_fulfillment(tx, before.id, fulfillment, now).await?;
+        }
+        insert_history(tx, before.id, before.version + 1, steps, now).await?;
+        if steps.iter().any(|step| releases_stock(step.to)) {
+            self.release(tx, before.id).await?;
+        }
+        for (operation, outcome) in steps.iter().filter_map(|step| step.event.as_ref()) {
+            tx.emit(operation, outcome);
+        }
+        Ok(())
+    }
+
+    /// Held lines become allocated; one that is no longer held refuses the whole.
+    async fn allocate(&self, tx: &Tx, order: &Order) -> Result<(), Undone> {
+        let sql = "UPDATE order_line SET state = 'ALLOCATED' WHERE order_id = $1 AND state = 'HELD'";
+        let updated = tx.conn().execute_raw(self.statement(sql, [order.id.as_uuid().into()])).await?;
+        let all = u64::try_from(order.lines.len()).unwrap_or(u64::MAX);
+        if updated.rows_affected() == all { Ok(()) } else { Err(Undone::StockLost) }
+    }
+
+    /// Turns an order to another state for somebody who asks (a cancellation, a retry); `None` when somebody else has
+    /// moved it. The one who asks drives it on: the lease is his.
+    pub(crate) async fn turn(
+        &self,
+        operation: &Operation,
+        order: &Order,
+        to: State,
+        reason: &'static str,
+        lease: Lease,
+    ) -> Result<Option<Order>, storage::Error> {
+        let (store, before) = (self.clone(), order.clone());
+        let now = self.clock.now();
+        let step = Step { to, reason: reason.into(), place: operation.place(), event: None };
+        let mut after = after(&before, std::slice::from_ref(&step), before.payment_failure.clone(), None, now);
+        if before.state == State::NeedsAttention {
+            after.refund_attempt = before.refund_attempt.saturating_add(1);
+            after.payment_failure = None;
+        }
+        let committed = after.clone();
+        let result = self
+            .db
+            .transact(move |tx| {
+                let (store, before, after) = (store.clone(), before.clone(), after.clone());
+                let (step, lease) = (step.clone(), lease.clone());
+                Box::pin(async move {
+                    store.write_advance(tx, &before, &after, std::slice::from_ref(&step), now).await?;
+                    store.take_lease(tx, before.id, &lease).await?;
+                    Ok(())
+                })
+            })
+            .await;
+        match result {
+            Ok(()) => Ok(Some(committed)),
+            Err(Undone::Lost | Undone::StockLost) => Ok(None),
+            Err(Undone::Failed(error)) => Err(error),
+        }
+    }
+}
+
+/// The order as it is once the steps are taken.
+fn after(
+    before: &Order,
+    steps: &[Step],
+    failure: Option<PaymentFailure>,
+    fulfillment: Option<Fulfillment>,
+    now: Timestamp,
+) -> Order {
+    let state = steps.last().map_or(before.state, |step| step.to);
+    let mut after = before.clone();
+    after.state = state;
+    after.version = before.version + i64::try_from(steps.len()).unwrap_or(0);
+    after.payment_failure = failure.or(after.payment_failure);
+    after.fulfillment = fulfillment.or(after.fulfillment);
+    after.attempt = 0;
+    after.last_error = None;
+    after.next_attempt_time = (!is_final(state) && owes(state).is_some()).then_some(now);
+    after.update_time = now;
+    // The token is a secret: it is forgotten once the payment is decided.
+    if state != State::Created {
+        after.payment_method = None;
+    }
+    for line in &mut after.lines {
+        if matches!(line.state, LineState::Held | LineState::Allocated)
+            && steps.iter().any(|step| releases_stock(step.to))
+        {
+            line.state = LineState::Released;
+        } else if line.state == LineState::Held && steps.iter().any(|step| step.to == State::Allocated) {
+            line.state = LineState::Allocated;
+        }
+    }
+    after
+}
+
+async fn insert_lines(tx: &Tx, order: &Order) -> Result<(), storage::Error> {
+    let rows = order.lines.iter().enumerate().map(|(index, line): (usize, &Line)| order_line::ActiveModel {
+        order_id: Set(order.id.as_uuid()),
+        line: Set(i32::try_from(index).unwrap_or(i32::MAX)),
+        sku: Set(line.sku.clone()),
+        name: Set(line.name.clone()),
+        quantity: Set(i64::from(line.quantity)),
+        unit_price: Set(line.unit_price.minor_units()),
+        state: Set(line.state.name().to_owned()),
+    });
+    order_line::Entity::insert_many(rows).exec_without_returning(tx.conn()).await?;
+    Ok(())
+}
+
+async fn insert_history(
+    tx: &Tx,
+    id: OrderId,
+    first_version: i64,
+    steps: &[Step],
+    now: Timestamp,
+) -> Result<(), storage::Error> {
+    let rows = (first_version..).zip(steps).map(|(version, step)| order_history::ActiveModel {
+        order_id: Set(id.as_uuid()),
+        version: Set(version),
+        state: Set(step.to.name().to_owned()),
+        time: Set(now.as_micros()),
+        reason: Set(step.reason.clone()),
+        trace_id: Set(step.place.trace_id()),
+        span_id: Set(step.place.span_id()),
+    });
+    order_history::Entity::insert_many(rows).exec_without_returning(tx.conn()).await?;
+    Ok(())
+}
+
+async fn insert_fulfillment(tx: &Tx, id: OrderId, started: &Fulfillment, now: Timestamp) -> Result<(), storage::Error> {
+    let row = fulfillment::ActiveModel {
+        fulfillment_id: Set(started.id.as_uuid()),
+        order_id: Set(id.as_uuid()),
+        start_time: Set(now.as_micros()),
+        delivery_date: Set(started.delivery_date.clone()),
+    };
+    fulfillment::Entity::insert(row).exec_without_returning(tx.conn()).await?;
+    Ok(())
+}

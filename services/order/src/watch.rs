@@ -1,0 +1,186 @@
+//! Who waits for the next step of which order. Commits of this instance wake them; one query per instance and interval
+//! finds the steps that other instances have committed.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use contracts::order::v1::WatchOrderResponse;
+use futures_util::Stream;
+use kernel::OrderId;
+use mesh::Caller;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::convert;
+use crate::error::Error;
+use crate::lifecycle::{State, is_final};
+use crate::order::{HistoryEntry, Orders, Scope};
+use crate::store::Store;
+
+/// How often the versions of watched orders are read.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// All who wait, of this instance. Clones are the same.
+#[derive(Clone)]
+pub struct Watchers {
+    orders: Arc<Mutex<HashMap<OrderId, watch::Sender<i64>>>>,
+    permits: Arc<Semaphore>,
+}
+
+/// One who waits.
+#[derive(Debug)]
+pub struct Watch {
+    version: watch::Receiver<i64>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Watch {
+    /// Waits until the order has a version that was not there at the last call.
+    pub async fn changed(&mut self) {
+        if self.version.changed().await.is_err() {
+            // The sender lives as long as there are receivers.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Watchers {
+    /// Nobody waits; at most so many will.
+    pub fn new(most: usize) -> Self {
+        Self { orders: Arc::default(), permits: Arc::new(Semaphore::new(most)) }
+    }
+
+    fn orders(&self) -> MutexGuard<'_, HashMap<OrderId, watch::Sender<i64>>> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for an order from now on.
+    ///
+    /// # Errors
+    /// Too many wait.
+    pub fn watch(&self, id: OrderId) -> Result<Watch, Error> {
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Error::TooManyWatchers)?;
+        let version = self.orders().entry(id).or_insert_with(|| watch::channel(0).0).subscribe();
+        Ok(Watch { version, _permit: permit })
+    }
+
+    /// The order has a version now.
+    pub fn notify(&self, id: OrderId, version: i64) {
+        if let Some(sender) = self.orders().get(&id) {
+            sender.send_if_modified(|known| {
+                let newer = version > *known;
+                *known = version.max(*known);
+                newer
+            });
+        }
+    }
+
+    /// Looks for steps that other instances have committed, until `shutdown`.
+    pub async fn poll(self, store: Store, shutdown: CancellationToken) {
+        while tokio::time::timeout(INTERVAL, shutdown.cancelled()).await.is_err() {
+            let watched: Vec<OrderId> = {
+                let mut orders = self.orders();
+                orders.retain(|_, sender| sender.receiver_count() > 0);
+                orders.keys().copied().collect()
+            };
+            if watched.is_empty() {
+                continue;
+            }
+            match store.versions(&watched).await {
+                Ok(versions) => versions.into_iter().for_each(|(id, version)| self.notify(id, version)),
+                Err(error) => tracing::debug!(target: "ordermesh", error = %error, "versions cannot be read"),
+            }
+        }
+    }
+}
+
+/// The steps of an order after a version, and then each as it is committed. Ends after a final state; with
+/// [`Error::Draining`] when this instance ends, with [`Error::TokenExpired`] when the caller's token does.
+///
+/// # Errors
+/// There is no such order in the caller's scope, or too many wait.
+pub(crate) async fn follow(
+    orders: &Orders,
+    watchers: &Watchers,
+    shutdown: &CancellationToken,
+    caller: &Caller,
+    id: OrderId,
+    after: i64,
+) -> Result<impl Stream<Item = Result<WatchOrderResponse, Status>> + Send + 'static, Error> {
+    let scope = convert::scope(caller);
+    // Waiting begins before the first look, so that no step falls in between.
+    let watch = watchers.watch(id)?;
+    orders.store.get(scope, id).await?.ok_or(Error::OrderNotFound)?;
+    let token_ends = match caller {
+        Caller::Person { token_expires, .. } => token_expires.since(orders.clock.now()),
+        Caller::Anonymous | Caller::Service { .. } => Duration::ZERO,
+    };
+    let follower = Follower {
+        store: orders.store.clone(),
+        watch,
+        shutdown: shutdown.clone(),
+        token_ends: Box::pin(tokio::time::sleep(token_ends)),
+        id,
+        after,
+        waiting: VecDeque::new(),
+        ended: false,
+    };
+    Ok(futures_util::stream::unfold(follower, |mut follower| async move {
+        let step = follower.next().await?;
+        Some((step.map_err(crate::error::status), follower))
+    }))
+}
+
+struct Follower {
+    store: Store,
+    watch: Watch,
+    shutdown: CancellationToken,
+    token_ends: std::pin::Pin<Box<tokio::time::Sleep>>,
+    id: OrderId,
+    after: i64,
+    waiting: VecDeque<HistoryEntry>,
+    ended: bool,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Option<Result<WatchOrderResponse, Error>> {
+        if self.ended {
+            return None;
+        }
+        let step = self.step().await;
+        if step.is_err() {
+            self.ended = true;
+        }
+        Some(step)
+    }
+
+    async fn step(&mut self) -> Result<WatchOrderResponse, Error> {
+        while self.waiting.is_empty() {
+            self.waiting = self.store.history(self.id, self.after).await?.into();
+            if self.waiting.is_empty() {
+                tokio::select! {
+                    () = self.watch.changed() => {}
+                    () = self.shutdown.cancelled() => return Err(Error::Draining),
+                    () = &mut self.token_ends => return Err(Error::TokenExpired),
+                }
+            }
+        }
+        let Some(entry) = self.waiting.pop_front() else { return Err(Error::Draining) };
+        self.after = entry.version;
+        self.ended = is_final(entry.state);
+        self.describe(&entry).await
+    }
+
+    async fn describe(&self, entry: &HistoryEntry) -> Result<WatchOrderResponse, Error> {
+        let mut response = WatchOrderResponse { entry: Some(convert::history(entry)), ..Default::default() };
+        if is_final(entry.state) || entry.state == State::NeedsAttention {
+            let order = self.store.get(Scope::All, self.id).await?.ok_or(Error::OrderNotFound)?;
+            response.payment_failure = order.payment_failure.as_ref().map(convert::payment_failure);
+            response.delivery_date =
+                order.fulfillment.as_ref().and_then(|started| convert::date(&started.delivery_date));
+        }
+        Ok(response)
+    }
+}
