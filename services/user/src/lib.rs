@@ -1,1 +1,214 @@
-//! User Service: accounts, passwords, sessions, signing keys.
+//! The User Service: accounts, passwords, sessions, and the keys that sign access tokens.
+//!
+//! # Layout
+//! - [`Config`] and [`run`]: from settings to a running service
+//! - `service`, `convert`: the calls (decode, act, encode) and the rules of their fields
+//! - `users`: what the service does; start reading here
+//! - `account`, `password`, `session`, `token`, `keys`, `throttle`, `operator`: the domain, a file per idea
+//! - `store`, `entity`, `migration`: the tables
+//! - [`error`]: why a call is refused
+//!
+//! It needs nothing of the other services: there is no `ports`.
+
+mod account;
+mod convert;
+mod entity;
+pub mod error;
+mod keys;
+mod migration;
+mod operator;
+mod password;
+mod service;
+mod session;
+mod store;
+mod throttle;
+mod token;
+mod users;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chassis::Chassis;
+use chassis::settings::duration;
+use contracts::user::v1::user_service_server::UserServiceServer;
+use kernel::{Clock, SystemClock, SystemIds, UserId};
+use storage::Database;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+pub use error::Error;
+
+use crate::keys::{KeyStore, OwnKeys};
+use crate::operator::{Bootstrap, Credentials};
+use crate::password::Passwords;
+use crate::service::Service;
+use crate::store::Store;
+use crate::throttle::{Limits, Throttle};
+use crate::users::{Lifetimes, Users};
+
+/// How often sessions that have ended by time are deleted, and how many at once.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+const SWEEP_BATCH: u32 = 1_000;
+
+/// The User Service's settings.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Config {
+    /// What every service can be told.
+    #[command(flatten)]
+    pub common: chassis::Settings,
+    /// bcrypt's cost: 2 to the power of it rounds; 12 takes about 0.3 s of a processor
+    #[arg(long, env = "ORDERMESH_USER_BCRYPT_COST", default_value_t = 12, value_parser = clap::value_parser!(u32).range(4..=20), value_name = "COST")]
+    pub bcrypt_cost: u32,
+    /// Most passwords that wait for a processor; further ones are refused
+    #[arg(long, env = "ORDERMESH_USER_BCRYPT_QUEUE", default_value_t = 64, value_name = "COUNT")]
+    pub bcrypt_queue: u16,
+    /// Failed log-ins to an account from an address that are let pass in a row
+    #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
+    pub login_failures: u32,
+    /// How long it takes after that until one more is let pass
+    #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURE_INTERVAL", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub login_failure_interval: Duration,
+    /// Most pairs of account and address whose failures are remembered
+    #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES_REMEMBERED", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
+    pub login_failures_remembered: u32,
+    /// How long an access token lives
+    #[arg(long, env = "ORDERMESH_USER_ACCESS_TOKEN_LIFETIME", default_value = "15m", value_parser = duration, value_name = "DURATION")]
+    pub access_token_lifetime: Duration,
+    /// How long a session lives
+    #[arg(long, env = "ORDERMESH_USER_SESSION_LIFETIME", default_value = "30d", value_parser = duration, value_name = "DURATION")]
+    pub session_lifetime: Duration,
+    /// How long the refresh token before the newest is still accepted
+    #[arg(long, env = "ORDERMESH_USER_REFRESH_GRACE", default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    pub refresh_grace: Duration,
+    /// Folder of the keys that sign access tokens: <unix seconds>.pem, Ed25519 in PKCS#8 [default: DATA_DIR/keys]
+    #[arg(long, env = "ORDERMESH_USER_KEYS_DIR", value_name = "DIR")]
+    pub keys_dir: Option<PathBuf>,
+    /// Make the first key when there is none [default: true on SQLite, false on PostgreSQL]
+    #[arg(long, env = "ORDERMESH_USER_GENERATE_KEYS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub generate_keys: Option<bool>,
+    /// File with the line `EMAIL PASSWORD`: an operator's account that is made at start when it is missing
+    #[arg(long, env = "ORDERMESH_USER_BOOTSTRAP_OPERATOR_FILE", value_name = "FILE")]
+    pub bootstrap_operator_file: Option<PathBuf>,
+}
+
+impl Config {
+    fn keys_dir(&self) -> PathBuf {
+        self.keys_dir.clone().unwrap_or_else(|| self.common.data_dir.join("keys"))
+    }
+
+    fn generate_keys(&self) -> bool {
+        let on_one_machine = self.common.database_url.as_deref().is_none_or(|url| url.starts_with("sqlite:"));
+        self.generate_keys.unwrap_or(on_one_machine)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            failures: self.login_failures,
+            interval: self.login_failure_interval,
+            max_remembered: usize::try_from(self.login_failures_remembered).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn lifetimes(&self) -> Lifetimes {
+        Lifetimes {
+            access_token: self.access_token_lifetime,
+            session: self.session_lifetime,
+            refresh_grace: self.refresh_grace,
+        }
+    }
+}
+
+/// Serves until told to stop.
+///
+/// # Errors
+/// A database, signing keys or an operator's file that cannot be used; or the listener broke.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: CancellationToken,
+) -> Result<(), chassis::Error> {
+    let operator = config.bootstrap_operator_file.as_deref().map(Credentials::from_file).transpose();
+    let operator = operator.map_err(|error| chassis::Error::Service(told(&error)))?;
+    let chassis = Chassis::start("user", &config.common, migration::MIGRATIONS, shutdown).await?;
+    let keys = open_keys(&config, chassis.clock.clone()).await?;
+    let store = Store::new(chassis.db.clone());
+    let passwords = Passwords::new(config.bcrypt_cost, config.bcrypt_queue.into());
+    let bootstrap = operator.map(|credentials| {
+        let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials);
+        chassis.tasks.spawn(work);
+        bootstrap
+    });
+    chassis.tasks.spawn(keys.clone().keep_reloading(chassis.shutdown.clone()));
+    chassis.tasks.spawn(sweep(store.clone(), chassis.clock.clone(), chassis.shutdown.clone()));
+    let users = Users {
+        store,
+        passwords,
+        throttle: Throttle::new(config.limits(), chassis.clock.clone()),
+        keys: keys.clone(),
+        bootstrap,
+        clock: chassis.clock.clone(),
+        ids: chassis.ids.clone(),
+        lifetimes: config.lifetimes(),
+    };
+    let routes = Routes::new(UserServiceServer::new(Service(Arc::new(users))));
+    chassis.serve(routes, &["user.v1.UserService"], Some(Arc::new(OwnKeys(keys))), listener, admin).await
+}
+
+/// Makes an operator's account in the database of these settings, whose schema is brought up to date. For
+/// `ordermesh operator create`: no call makes an operator.
+///
+/// # Errors
+/// An e-mail or a password that breaks the rules; an e-mail that is taken; the database.
+pub async fn create_operator(config: &Config, email: &str, password: &str) -> Result<UserId, Error> {
+    let credentials = Credentials::checked(email, password)?;
+    let db = open_database(&config.common).await?;
+    db.migrate(migration::MIGRATIONS).await?;
+    let passwords = Passwords::new(config.bcrypt_cost, 0);
+    operator::create(&Store::new(db), &passwords, credentials, &SystemClock, &SystemIds).await
+}
+
+/// The database that [`Chassis::start`] opens.
+async fn open_database(settings: &chassis::Settings) -> Result<Database, storage::Error> {
+    let file = settings.data_dir.join("user.db");
+    let url = settings.database_url.clone().unwrap_or_else(|| format!("sqlite://{}", file.display()));
+    let schema = url.starts_with("postgres").then(|| "user".to_owned());
+    Database::connect(&url, &storage::Options { schema, ..storage::Options::default() }).await
+}
+
+async fn open_keys(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<KeyStore>, chassis::Error> {
+    let (directory, generate) = (config.keys_dir(), config.generate_keys());
+    let open = tokio::task::spawn_blocking(move || KeyStore::open(directory, generate, clock));
+    let opened = open.await.map_err(|error| chassis::Error::Service(error.to_string()))?;
+    opened.map(Arc::new).map_err(|error| chassis::Error::Service(told(&error)))
+}
+
+/// Deletes sessions that have ended by time.
+async fn sweep(store: Store, clock: Arc<dyn Clock>, stop: CancellationToken) {
+    while tokio::time::timeout(SWEEP_INTERVAL, stop.cancelled()).await.is_err() {
+        loop {
+            match store.delete_expired_sessions(clock.now(), SWEEP_BATCH).await {
+                Ok(deleted) if deleted == u64::from(SWEEP_BATCH) && !stop.is_cancelled() => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(target: "ordermesh", "ended sessions could not be deleted: {}", told(&error));
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// An error and what it came from.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,88 @@
+//! An account and its profile.
+
+use kernel::{RequestId, Timestamp, UserId};
+use serde::{Deserialize, Serialize};
+
+use crate::password::{Password, PasswordHash};
+
+/// What a person may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Role {
+    /// Orders for themselves.
+    Customer,
+    /// Runs the platform.
+    Operator,
+}
+
+impl Role {
+    /// As it is stored, and as access tokens say it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Customer => "customer",
+            Self::Operator => "operator",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Customer, Self::Operator].into_iter().find(|role| role.name() == name)
+    }
+}
+
+/// Where orders go by default.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Address {
+    pub(crate) recipient: String,
+    pub(crate) lines: Vec<String>,
+    pub(crate) city: String,
+    pub(crate) postal_code: String,
+    pub(crate) country_code: String,
+}
+
+/// What others see of an account.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Profile {
+    pub(crate) user_id: UserId,
+    /// In lower case.
+    pub(crate) email: String,
+    pub(crate) display_name: String,
+    /// E.164.
+    pub(crate) phone: Option<String>,
+    pub(crate) address: Option<Address>,
+    pub(crate) role: Role,
+    pub(crate) created: Timestamp,
+    pub(crate) updated: Timestamp,
+}
+
+/// The command that made an account.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Origin {
+    pub(crate) request_id: RequestId,
+    /// Of the command without its password, which is checked against the hash.
+    pub(crate) fingerprint: String,
+}
+
+/// A person's account.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Account {
+    pub(crate) profile: Profile,
+    pub(crate) password_hash: PasswordHash,
+    /// An operator's account has none.
+    pub(crate) origin: Option<Origin>,
+}
+
+/// Asks for an account.
+#[derive(Clone, Debug)]
+pub(crate) struct Registration {
+    pub(crate) request_id: RequestId,
+    pub(crate) email: String,
+    pub(crate) password: Password,
+    pub(crate) display_name: String,
+}
+
+/// What a change sets: `None` leaves a field as it is, `Some(None)` clears it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct ProfileChange {
+    pub(crate) display_name: Option<String>,
+    pub(crate) phone: Option<Option<String>>,
+    pub(crate) address: Option<Option<Address>>,
+}

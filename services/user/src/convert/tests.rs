@@ -1,0 +1,167 @@
+use super::*;
+
+fn reasons(invalid: &Invalid) -> Vec<(&str, &str)> {
+    invalid.0.iter().map(|violation| (violation.field.as_str(), violation.reason)).collect()
+}
+
+fn registration() -> pb::RegisterRequest {
+    pb::RegisterRequest {
+        request_id: "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e".into(),
+        email: "Ada@Example.com".into(),
+        password: "correct horse".into(),
+        display_name: "Ada".into(),
+    }
+}
+
+fn update(profile: pb::Profile, paths: &[&str]) -> pb::UpdateProfileRequest {
+    let paths = paths.iter().map(|path| (*path).to_owned()).collect();
+    pb::UpdateProfileRequest { profile: Some(profile), update_mask: Some(prost_types::FieldMask { paths }) }
+}
+
+fn sound_address() -> common::Address {
+    common::Address {
+        recipient: "Ada".into(),
+        lines: vec!["1 Engine Street".into()],
+        city: "London".into(),
+        postal_code: "N1".into(),
+        country_code: "GB".into(),
+    }
+}
+
+#[test]
+fn a_registration_is_taken_with_its_email_in_lower_case() {
+    let taken = Registration::try_from(registration()).expect("sound");
+    assert_eq!((taken.email.as_str(), taken.display_name.as_str()), ("ada@example.com", "Ada"));
+    assert!(!format!("{taken:?}").contains("correct horse"));
+}
+
+#[test]
+fn every_field_of_a_registration_is_told_at_once() {
+    let invalid = Registration::try_from(pb::RegisterRequest::default()).expect_err("nothing is there");
+    assert_eq!(
+        reasons(&invalid),
+        [
+            ("request_id", "REQUEST_ID_REQUIRED"),
+            ("email", "INVALID_EMAIL"),
+            ("password", "PASSWORD_TOO_SHORT"),
+            ("display_name", "REQUIRED"),
+        ]
+    );
+    assert!(!invalid.to_string().contains("correct"));
+}
+
+#[test]
+fn a_password_has_eight_characters_to_seventy_one_bytes() {
+    let cases = [
+        ("1234567".to_owned(), Some("PASSWORD_TOO_SHORT")),
+        ("12345678".to_owned(), None),
+        // Characters count below, bytes above: 7 and 8 of three bytes each, 24 of them are 72 bytes.
+        ("€".repeat(7), Some("PASSWORD_TOO_SHORT")),
+        ("€".repeat(8), None),
+        ("€".repeat(23), None),
+        ("€".repeat(24), Some("PASSWORD_TOO_LONG")),
+        ("x".repeat(71), None),
+        ("x".repeat(72), Some("PASSWORD_TOO_LONG")),
+    ];
+    for (password, expected) in cases {
+        let result = Registration::try_from(pb::RegisterRequest { password: password.clone(), ..registration() });
+        assert_eq!(result.err().map(|invalid| invalid.0[0].reason), expected, "{password}");
+    }
+}
+
+#[test]
+fn a_log_in_does_not_tell_that_a_password_is_short() {
+    let request = |password: &str| pb::LoginRequest { email: "ada@example.com".into(), password: password.into() };
+    assert!(login(request("short")).is_ok());
+    assert_eq!(reasons(&login(request("")).expect_err("missing")), [("password", "REQUIRED")]);
+    assert_eq!(reasons(&login(request(&"x".repeat(72))).expect_err("long")), [("password", "PASSWORD_TOO_LONG")]);
+    let nothing = login(pb::LoginRequest::default()).expect_err("nothing is there");
+    assert_eq!(reasons(&nothing), [("email", "INVALID_EMAIL"), ("password", "REQUIRED")]);
+}
+
+#[test]
+fn a_password_change_needs_both() {
+    let nothing = password_change(pb::ChangePasswordRequest::default()).expect_err("nothing is there");
+    assert_eq!(reasons(&nothing), [("current_password", "REQUIRED"), ("new_password", "PASSWORD_TOO_SHORT")]);
+}
+
+#[test]
+fn a_refresh_token_has_the_form_of_ours() {
+    assert_eq!(reasons(&refresh_token("").expect_err("missing")), [("refresh_token", "REQUIRED")]);
+    let invalid = refresh_token("not-ours").expect_err("malformed");
+    assert_eq!(reasons(&invalid), [("refresh_token", "INVALID_REFRESH_TOKEN")]);
+    assert!(!invalid.to_string().contains("not-ours"), "it may be a secret all the same");
+    assert!(refresh_token(&RefreshToken::random().expose()).is_ok());
+}
+
+#[test]
+fn only_fields_that_the_mask_names_are_set_and_absent_ones_are_cleared() {
+    let profile = pb::Profile {
+        display_name: "Ada L.".into(),
+        phone: Some("+442012345678".into()),
+        address: Some(sound_address()),
+        ..pb::Profile::default()
+    };
+    let change = profile_change(update(profile.clone(), &["phone"])).expect("sound");
+    let phone = Some(Some("+442012345678".to_owned()));
+    assert_eq!(change, ProfileChange { phone, ..ProfileChange::default() });
+    let change = profile_change(update(pb::Profile::default(), &["phone", "address"])).expect("sound");
+    assert_eq!(change, ProfileChange { phone: Some(None), address: Some(None), display_name: None });
+    let change = profile_change(update(profile, &["display_name", "address"])).expect("sound");
+    assert_eq!(change.address.flatten().map(|address| address.city).as_deref(), Some("London"));
+    assert_eq!(change.display_name.as_deref(), Some("Ada L."));
+}
+
+#[test]
+fn a_mask_that_is_missing_empty_or_names_other_fields_is_refused() {
+    let invalid = profile_change(pb::UpdateProfileRequest::default()).expect_err("nothing is there");
+    assert_eq!(reasons(&invalid), [("profile", "REQUIRED"), ("update_mask", "EMPTY_MASK")]);
+    let paths = ["email", "role", "shoe_size", "address.city", "*", "phone"];
+    let invalid = profile_change(update(pb::Profile::default(), &paths)).expect_err("five of them");
+    assert_eq!(
+        reasons(&invalid),
+        [
+            ("update_mask.paths[0]", "IMMUTABLE_FIELD"),
+            ("update_mask.paths[1]", "IMMUTABLE_FIELD"),
+            ("update_mask.paths[2]", "UNKNOWN_FIELD"),
+            ("update_mask.paths[3]", "UNKNOWN_FIELD"),
+            ("update_mask.paths[4]", "UNKNOWN_FIELD"),
+        ]
+    );
+}
+
+#[test]
+fn every_bad_value_of_a_profile_is_told_at_once() {
+    let profile = pb::Profile {
+        display_name: String::new(),
+        phone: Some("030 123456".into()),
+        address: Some(common::Address { country_code: "Germany".into(), ..sound_address() }),
+        ..pb::Profile::default()
+    };
+    let invalid = profile_change(update(profile, &["display_name", "phone", "address"])).expect_err("three");
+    assert_eq!(
+        reasons(&invalid),
+        [
+            ("profile.display_name", "REQUIRED"),
+            ("profile.phone", "INVALID_PHONE"),
+            ("profile.address.country_code", "INVALID_COUNTRY_CODE"),
+        ]
+    );
+}
+
+#[test]
+fn a_telephone_number_is_e164() {
+    for (text, sound) in [
+        ("+4930123456", true),
+        ("+123456789012345", true),
+        ("+1234567890123456", false),
+        ("+123456", false),
+        ("+0123456789", false),
+        ("4930123456", false),
+        ("+49 30 123456", false),
+        ("", false),
+        ("+", false),
+    ] {
+        assert_eq!(phone(&mut Fields::default(), text).is_some(), sound, "{text}");
+    }
+}

@@ -1,0 +1,165 @@
+//! Why a call is refused. The reasons are public: clients act on them.
+
+use std::time::Duration;
+
+use mesh::{Kind, Refusal, Violation};
+
+/// Why a call is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Fields that break the rules: all of them.
+    #[error(transparent)]
+    Invalid(#[from] chassis::Invalid),
+    /// No such account, or not its password: nobody learns which.
+    #[error("the e-mail or the password is wrong")]
+    InvalidCredentials,
+    /// Too many failed log-ins to this account from this address; or more at once than the processors can check.
+    #[error("too many log-ins")]
+    TooManyLogins {
+        /// When it is worth another try.
+        retry_after: Duration,
+    },
+    /// More passwords to hash than the processors can, or too many wrong ones under one request id.
+    #[error("too many requests")]
+    TooManyRequests {
+        /// When it is worth another try.
+        retry_after: Duration,
+    },
+    /// Another account has the e-mail.
+    #[error("there is an account with this e-mail already")]
+    EmailTaken,
+    /// The request id belongs to another command.
+    #[error("the request id was used for another command")]
+    RequestIdReused,
+    /// The refresh token's session has ended, or never was.
+    #[error("the session has ended: log in again")]
+    SessionEnded,
+    /// The token's account is gone.
+    #[error("there is no such account")]
+    AccountNotFound,
+    /// The policy table lets only persons in: it does not agree with this service.
+    #[error("the call needs a person's access token")]
+    NotAPerson,
+    /// The database.
+    #[error("the user store failed")]
+    Storage(#[from] storage::Error),
+    /// A stored hash cannot be read, or the cost is out of range.
+    #[error("a password could not be hashed")]
+    Hash(#[source] bcrypt::BcryptError),
+    /// The work panicked.
+    #[error("a password's worker panicked")]
+    Worker(#[source] tokio::task::JoinError),
+    /// The token could not be made.
+    #[error("an access token could not be signed")]
+    Sign(#[source] jsonwebtoken::errors::Error),
+    /// There is no key to sign with.
+    #[error("there is no signing key")]
+    NoSigningKey,
+}
+
+impl Refusal for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid(_) => Kind::InvalidArgument,
+            Self::InvalidCredentials | Self::SessionEnded | Self::NotAPerson => Kind::Unauthenticated,
+            Self::TooManyLogins { .. } | Self::TooManyRequests { .. } => Kind::ResourceExhausted,
+            Self::EmailTaken => Kind::AlreadyExists,
+            Self::RequestIdReused => Kind::FailedPrecondition,
+            Self::AccountNotFound => Kind::NotFound,
+            Self::Storage(error) => chassis::storage_kind(error),
+            Self::Hash(_) | Self::Worker(_) | Self::Sign(_) | Self::NoSigningKey => Kind::Internal,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::InvalidCredentials => "INVALID_CREDENTIALS",
+            Self::TooManyLogins { .. } => "TOO_MANY_LOGINS",
+            Self::TooManyRequests { .. } => "TOO_MANY_REQUESTS",
+            Self::EmailTaken => "EMAIL_TAKEN",
+            Self::RequestIdReused => "REQUEST_ID_REUSED",
+            Self::SessionEnded => "SESSION_ENDED",
+            Self::AccountNotFound => "ACCOUNT_NOT_FOUND",
+            Self::NotAPerson => "PERSON_REQUIRED",
+            Self::Storage(_) => "STORE_FAILED",
+            Self::Hash(_) | Self::Worker(_) | Self::Sign(_) | Self::NoSigningKey => "INTERNAL",
+        }
+    }
+
+    fn violations(&self) -> &[Violation] {
+        if let Self::Invalid(invalid) = self { &invalid.0 } else { &[] }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooManyLogins { retry_after } | Self::TooManyRequests { retry_after } => Some(*retry_after),
+            Self::Storage(error) if error.is_unavailable() => Some(Duration::from_secs(1)),
+            Self::Invalid(_)
+            | Self::InvalidCredentials
+            | Self::EmailTaken
+            | Self::RequestIdReused
+            | Self::SessionEnded
+            | Self::AccountNotFound
+            | Self::NotAPerson
+            | Self::Storage(_)
+            | Self::Hash(_)
+            | Self::Worker(_)
+            | Self::Sign(_)
+            | Self::NoSigningKey => None,
+        }
+    }
+}
+
+impl storage::Failure for Error {
+    fn storage(&self) -> Option<&storage::Error> {
+        if let Self::Storage(error) = self { Some(error) } else { None }
+    }
+}
+
+/// The answer to a refused call; the domain is `user.ordermesh`.
+pub(crate) fn status(error: Error) -> tonic::Status {
+    mesh::status("user", &error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reasons_are_public_and_change_only_on_purpose() {
+        let retry_after = Duration::from_secs(1);
+        let all = [
+            Error::Invalid(chassis::Invalid(vec![])),
+            Error::InvalidCredentials,
+            Error::TooManyLogins { retry_after },
+            Error::TooManyRequests { retry_after },
+            Error::EmailTaken,
+            Error::RequestIdReused,
+            Error::SessionEnded,
+            Error::AccountNotFound,
+            Error::NotAPerson,
+            Error::Storage(storage::Error::Closed),
+            Error::Storage(storage::Error::Panicked),
+            Error::NoSigningKey,
+        ];
+        let listed: Vec<String> = all.iter().map(|error| format!("{:?} {}", error.kind(), error.reason())).collect();
+        assert_eq!(
+            listed,
+            [
+                "InvalidArgument INVALID_ARGUMENT",
+                "Unauthenticated INVALID_CREDENTIALS",
+                "ResourceExhausted TOO_MANY_LOGINS",
+                "ResourceExhausted TOO_MANY_REQUESTS",
+                "AlreadyExists EMAIL_TAKEN",
+                "FailedPrecondition REQUEST_ID_REUSED",
+                "Unauthenticated SESSION_ENDED",
+                "NotFound ACCOUNT_NOT_FOUND",
+                "Unauthenticated PERSON_REQUIRED",
+                "Unavailable STORE_FAILED",
+                "Internal STORE_FAILED",
+                "Internal INTERNAL",
+            ]
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! Operators' accounts. No call makes one: the program does, or a file that the first start reads.
+
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+
+use chassis::Fields;
+use kernel::{Clock, IdSource, SystemClock, SystemIds, UserId};
+use tokio::sync::watch;
+
+use crate::account::{Account, Profile, Role};
+use crate::convert;
+use crate::error::Error;
+use crate::password::{Password, Passwords};
+use crate::store::{Inserted, Store};
+
+const DISPLAY_NAME: &str = "Operator";
+
+/// Who is to be an operator.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    pub(crate) email: String,
+    pub(crate) password: Password,
+}
+
+/// Why the file does not say who is to be an operator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    /// It cannot be read.
+    #[error("the operator's file {path} cannot be read")]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It says something else.
+    #[error("the operator's file {path} must hold one line, as in `operator@example.com PASSWORD`")]
+    Form {
+        /// Which one.
+        path: PathBuf,
+    },
+    /// The e-mail or the password breaks the rules.
+    #[error("the operator's file {path} breaks a rule")]
+    Rule {
+        /// Which one.
+        path: PathBuf,
+        /// Which rule.
+        #[source]
+        source: chassis::Invalid,
+    },
+}
+
+impl Credentials {
+    /// Checks the rules of Register.
+    pub(crate) fn checked(email: &str, password: &str) -> Result<Self, chassis::Invalid> {
+        let mut fields = Fields::default();
+        let email = fields.email("email", email);
+        let password = convert::new_password(&mut fields, "password", password);
+        fields.finish(email.zip(password)).map(|(email, password)| Self { email, password })
+    }
+
+    /// Reads `EMAIL PASSWORD` from the file's one line.
+    pub(crate) fn from_file(path: &Path) -> Result<Self, FileError> {
+        let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+        let line = text.trim();
+        let Some((email, password)) = line.split_once(' ').filter(|_| !line.contains('\n')) else {
+            return Err(FileError::Form { path: path.to_owned() });
+        };
+        Self::checked(email, password.trim()).map_err(|source| FileError::Rule { path: path.to_owned(), source })
+    }
+}
+
+/// Makes an operator's account.
+pub(crate) async fn create(
+    store: &Store,
+    passwords: &Passwords,
+    credentials: Credentials,
+    clock: &dyn Clock,
+    ids: &dyn IdSource,
+) -> Result<UserId, Error> {
+    let Credentials { email, password } = credentials;
+    if store.account_by_email(&email).await?.is_some() {
+        return Err(Error::EmailTaken);
+    }
+    let busy = |retry_after| Error::TooManyRequests { retry_after };
+    let password_hash = passwords.hash(password).await.map_err(|refused| refused.or_busy(busy))?;
+    let (user_id, now) = (UserId::from_uuid(ids.uuid()), clock.now());
+    let profile = Profile {
+        user_id,
+        email,
+        display_name: DISPLAY_NAME.to_owned(),
+        phone: None,
+        address: None,
+        role: Role::Operator,
+        created: now,
+        updated: now,
+    };
+    match store.insert_account(&Account { profile, password_hash, origin: None }).await? {
+        Inserted::Made => Ok(user_id),
+        Inserted::Taken => Err(Error::EmailTaken),
+    }
+}
+
+/// The operator of the first start, whose account is made while the service already serves.
+#[derive(Clone)]
+pub(crate) struct Bootstrap {
+    email: String,
+    is_done: watch::Receiver<bool>,
+}
+
+impl fmt::Debug for Bootstrap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bootstrap").field("email", &self.email).finish_non_exhaustive()
+    }
+}
+
+impl Bootstrap {
+    /// The bootstrap, and the work that it waits for.
+    pub(crate) fn new(
+        store: Store,
+        passwords: Passwords,
+        credentials: Credentials,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (done, is_done) = watch::channel(false);
+        let email = credentials.email.clone();
+        let work = async move {
+            make_once(&store, &passwords, credentials).await;
+            // Whatever came of it: nobody waits for ever. Dropped half way, the channel closes, with the same effect.
+            done.send_replace(true);
+        };
+        (Self { email, is_done }, work)
+    }
+
+    /// Waits until the account of this e-mail is there, if it is the operator's.
+    pub(crate) async fn done(&self, email: &str) {
+        if email == self.email {
+            let _ = self.is_done.clone().wait_for(|done| *done).await;
+        }
+    }
+}
+
+async fn make_once(store: &Store, passwords: &Passwords, credentials: Credentials) {
+    let email = credentials.email.clone();
+    match create(store, passwords, credentials, &SystemClock, &SystemIds).await {
+        Ok(_) => tracing::info!(target: "ordermesh", "the operator's account {email} was made"),
+        Err(Error::EmailTaken) => match store.account_by_email(&email).await {
+            Ok(Some(account)) if account.profile.role != Role::Operator => {
+                tracing::warn!(target: "ordermesh", "{email} is a customer's account: there is no operator of this name");
+            }
+            Ok(_) | Err(_) => {}
+        },
+        Err(error) => {
+            tracing::error!(target: "ordermesh", "the operator's account {email} could not be made: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Credentials, FileError> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("operator.txt");
+        std::fs::write(&path, text).expect("written");
+        Credentials::from_file(&path)
+    }
+
+    #[test]
+    fn the_file_has_one_line_with_an_email_and_a_password() {
+        let credentials = read("Operator@ordermesh.local correct horse\n").expect("sound");
+        assert_eq!(credentials.email, "operator@ordermesh.local");
+        assert!(matches!(read("operator@ordermesh.local"), Err(FileError::Form { .. })));
+        assert!(matches!(read("a@b.c secret-enough\nd@e.f secret-enough\n"), Err(FileError::Form { .. })));
+        assert!(matches!(read("operator@ordermesh.local short"), Err(FileError::Rule { .. })));
+        assert!(matches!(Credentials::from_file(Path::new("/nowhere/at/all")), Err(FileError::Read { .. })));
+    }
+}

@@ -1,0 +1,227 @@
+//! Passwords and their bcrypt hashes. Hashing takes a processor for a good part of a second: it is done off the async
+//! threads, at most one per processor at a time, and those who wait for it are bounded.
+//!
+//! Nothing here tells by its time whether an account exists.
+
+use std::fmt;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bcrypt::{HashParts, non_truncating_hash, non_truncating_hash_with_salt, non_truncating_verify};
+use opentelemetry::metrics::Counter;
+use tokio::sync::Semaphore;
+
+use crate::error::Error;
+
+/// bcrypt takes 72 bytes, one of which is the terminating zero.
+pub(crate) const MAX_PASSWORD_BYTES: usize = 71;
+/// In characters.
+pub(crate) const MIN_PASSWORD_CHARS: usize = 8;
+
+/// A password. Never printed.
+#[derive(Clone)]
+pub(crate) struct Password(String);
+
+impl Password {
+    /// The text may be of any length: the rules are convert.rs's.
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// A password's bcrypt hash. Never printed either: it can be guessed at.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct PasswordHash(String);
+
+impl PasswordHash {
+    pub(crate) fn from_stored(text: String) -> Self {
+        Self(text)
+    }
+
+    pub(crate) fn as_stored(&self) -> &str {
+        &self.0
+    }
+
+    fn cost(&self) -> Result<u32, Error> {
+        Ok(self.0.parse::<HashParts>().map_err(Error::Hash)?.get_cost())
+    }
+}
+
+impl fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordHash(..)")
+    }
+}
+
+/// What a check came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Check {
+    Wrong,
+    Right,
+    /// Right, and here is a hash of today's cost to keep instead.
+    Renewed(PasswordHash),
+}
+
+/// No processor will be free for this one in time.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("too many passwords wait to be hashed")]
+    Busy,
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+impl Refused {
+    /// As the caller hears it; `busy` is the method's own word for it.
+    pub(crate) fn or_busy(self, busy: impl FnOnce(Duration) -> Error) -> Error {
+        match self {
+            Self::Busy => busy(Duration::from_secs(1)),
+            Self::Failed(error) => error,
+        }
+    }
+}
+
+/// Hashes and checks passwords. Clones share the processors.
+#[derive(Clone, Debug)]
+pub(crate) struct Passwords {
+    cost: u32,
+    /// One for each processor.
+    processors: Arc<Semaphore>,
+    /// One for each that hashes or waits.
+    places: Arc<Semaphore>,
+    refused: Counter<u64>,
+}
+
+impl Passwords {
+    /// With bcrypt's cost, and how many may wait for a processor.
+    pub(crate) fn new(cost: u32, max_waiting: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            cost,
+            processors: Arc::new(Semaphore::new(processors)),
+            places: Arc::new(Semaphore::new(processors + max_waiting)),
+            refused: opentelemetry::global::meter("ordermesh")
+                .u64_counter("ordermesh.passwords.refused")
+                .with_description("Passwords refused because too many wait to be hashed")
+                .build(),
+        }
+    }
+
+    pub(crate) async fn hash(&self, password: Password) -> Result<PasswordHash, Refused> {
+        let cost = self.cost;
+        self.on_a_processor(move || hash(&password, cost)).await
+    }
+
+    /// Is it the account's password? Without an account (`None`) the answer is no, after the same time.
+    pub(crate) async fn check(&self, password: Password, stored: Option<PasswordHash>) -> Result<Check, Refused> {
+        let cost = self.cost;
+        self.on_a_processor(move || check(&password, stored, cost)).await
+    }
+
+    async fn on_a_processor<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let _place = self.places.try_acquire().map_err(|_| {
+            self.refused.add(1, &[]);
+            Refused::Busy
+        })?;
+        let processor = self.processors.clone().acquire_owned().await.map_err(|_| Refused::Busy)?;
+        let work = tokio::task::spawn_blocking(move || {
+            // Kept by the work itself: a caller that goes away does not free the processor.
+            let _processor = processor;
+            work()
+        });
+        Ok(work.await.map_err(Error::Worker)??)
+    }
+}
+
+fn hash(password: &Password, cost: u32) -> Result<PasswordHash, Error> {
+    non_truncating_hash(&password.0, cost).map(PasswordHash).map_err(Error::Hash)
+}
+
+fn check(password: &Password, stored: Option<PasswordHash>, cost: u32) -> Result<Check, Error> {
+    let Some(stored) = stored else {
+        waste(password, cost)?;
+        return Ok(Check::Wrong);
+    };
+    let stored_cost = stored.cost()?;
+    if !non_truncating_verify(&password.0, &stored.0).map_err(Error::Hash)? {
+        // A hash of a lower cost was checked in less time: 2^low + (2^low + … + 2^(cost-1)) = 2^cost.
+        (stored_cost..cost).try_for_each(|cost| waste(password, cost))?;
+        return Ok(Check::Wrong);
+    }
+    Ok(if stored_cost == cost { Check::Right } else { Check::Renewed(hash(password, cost)?) })
+}
+
+/// Takes as long as a check against a hash of this cost.
+fn waste(password: &Password, cost: u32) -> Result<(), Error> {
+    black_box(non_truncating_hash_with_salt(black_box(&password.0), cost, [0; 16])).map_err(Error::Hash)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn password(text: &str) -> Password {
+        Password::new(text)
+    }
+
+    #[tokio::test]
+    async fn a_password_matches_its_hash_and_no_other() {
+        let passwords = Passwords::new(4, 8);
+        let hash = passwords.hash(password("correct horse")).await.expect("hashed");
+        assert_eq!(
+            passwords.check(password("correct horse"), Some(hash.clone())).await.expect("checked"),
+            Check::Right
+        );
+        assert_eq!(passwords.check(password("Correct horse"), Some(hash)).await.expect("checked"), Check::Wrong);
+        assert_eq!(passwords.check(password("correct horse"), None).await.expect("checked"), Check::Wrong);
+    }
+
+    #[tokio::test]
+    async fn a_hash_of_another_cost_is_renewed_by_the_right_password_only() {
+        let old = Passwords::new(4, 8).hash(password("correct horse")).await.expect("hashed");
+        let passwords = Passwords::new(5, 8);
+        assert_eq!(passwords.check(password("wrong horse"), Some(old.clone())).await.expect("checked"), Check::Wrong);
+        let Check::Renewed(new) = passwords.check(password("correct horse"), Some(old)).await.expect("checked") else {
+            panic!("the hash should be renewed");
+        };
+        assert_eq!(new.cost().expect("a cost"), 5);
+        assert_eq!(passwords.check(password("correct horse"), Some(new)).await.expect("checked"), Check::Right);
+    }
+
+    #[tokio::test]
+    async fn seventy_one_bytes_are_hashed_whole_and_seventy_two_are_refused() {
+        let passwords = Passwords::new(4, 8);
+        let longest = "x".repeat(MAX_PASSWORD_BYTES);
+        let hash = passwords.hash(password(&longest)).await.expect("hashed");
+        let almost = format!("{}y", &longest[1..]);
+        assert_eq!(passwords.check(password(&almost), Some(hash)).await.expect("checked"), Check::Wrong);
+        assert!(matches!(passwords.hash(password(&"x".repeat(72))).await, Err(Refused::Failed(Error::Hash(_)))));
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_are_bounded() {
+        let passwords = Passwords::new(4, 0);
+        let all = u32::try_from(passwords.places.available_permits()).expect("a few");
+        let busy = passwords.places.clone().acquire_many_owned(all).await.expect("open");
+        assert!(matches!(passwords.hash(password("correct horse")).await, Err(Refused::Busy)));
+        drop(busy);
+        passwords.hash(password("correct horse")).await.expect("free again");
+    }
+
+    #[test]
+    fn nothing_of_a_password_is_printed() {
+        let hash = hash(&password("correct horse"), 4).expect("hashed");
+        assert_eq!(format!("{:?} {hash:?}", password("correct horse")), "Password(..) PasswordHash(..)");
+    }
+}

@@ -1,0 +1,347 @@
+//! Queries. Entities stay in here.
+
+use kernel::{RequestId, SessionId, Timestamp, UserId};
+use sea_orm::sea_query::OnConflict;
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, IntoActiveModel, PaginatorTrait,
+    QueryFilter, QuerySelect, Set, Statement,
+};
+use storage::{Database, Tx};
+use telemetry::{Operation, Outcome};
+
+use crate::account::{Account, Address, Origin, Profile, ProfileChange, Role};
+use crate::entity::{account, session};
+use crate::error::Error;
+use crate::password::PasswordHash;
+use crate::session::{Previous, Session};
+
+/// The User Service's tables.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    db: Database,
+}
+
+/// What became of a new account.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Inserted {
+    Made,
+    /// The e-mail or the request id is there already.
+    Taken,
+}
+
+/// A refresh: which token was shown, and which one follows.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn {
+    pub(crate) family_hash: String,
+    pub(crate) presented_hash: String,
+    pub(crate) next_hash: String,
+    pub(crate) now: Timestamp,
+    pub(crate) grace: std::time::Duration,
+}
+
+/// A new password for an account whose hash is still `verified`.
+#[derive(Clone, Debug)]
+pub(crate) struct PasswordChange {
+    pub(crate) user_id: UserId,
+    pub(crate) verified: PasswordHash,
+    pub(crate) new: PasswordHash,
+    /// The caller's own session.
+    pub(crate) keep: Option<SessionId>,
+    pub(crate) now: Timestamp,
+}
+
+impl Store {
+    pub(crate) fn new(db: Database) -> Self {
+        Self { db }
+    }
+
+    pub(crate) async fn account(&self, user_id: UserId) -> Result<Option<Account>, storage::Error> {
+        read(account::Entity::find_by_id(user_id.as_uuid()).one(self.db.read()).await?)
+    }
+
+    pub(crate) async fn account_by_email(&self, email: &str) -> Result<Option<Account>, storage::Error> {
+        read(account::Entity::find().filter(account::Column::Email.eq(email)).one(self.db.read()).await?)
+    }
+
+    pub(crate) async fn account_by_request(&self, request_id: RequestId) -> Result<Option<Account>, storage::Error> {
+        let of_it = account::Column::RequestId.eq(request_id.as_uuid());
+        read(account::Entity::find().filter(of_it).one(self.db.read()).await?)
+    }
+
+    pub(crate) async fn insert_account(&self, account: &Account) -> Result<Inserted, storage::Error> {
+        let row = row(account);
+        self.db
+            .transact(move |tx| {
+                let row = row.clone();
+                Box::pin(async move {
+                    let inserted = account::Entity::insert(row.into_active_model())
+                        .on_conflict(OnConflict::new().do_nothing().to_owned())
+                        .exec_without_returning(tx.conn())
+                        .await?;
+                    Ok::<_, storage::Error>(if inserted == 0 { Inserted::Taken } else { Inserted::Made })
+                })
+            })
+            .await
+    }
+
+    /// `None`: there is no such account.
+    pub(crate) async fn change_profile(
+        &self,
+        user_id: UserId,
+        change: ProfileChange,
+        now: Timestamp,
+    ) -> Result<Option<Profile>, storage::Error> {
+        self.db
+            .transact(move |tx| {
+                let change = change.clone();
+                Box::pin(async move {
+                    let found = account::Entity::find_by_id(user_id.as_uuid()).lock_exclusive().one(tx.conn()).await?;
+                    let Some(found) = found else { return Ok(None) };
+                    let mut row = found.into_active_model();
+                    if let Some(display_name) = change.display_name {
+                        row.display_name = Set(display_name);
+                    }
+                    if let Some(phone) = change.phone {
+                        row.phone = Set(phone);
+                    }
+                    if let Some(address) = change.address {
+                        row.address = Set(address.as_ref().map(json));
+                    }
+                    row.update_time = Set(now.as_micros());
+                    let changed = row.update(tx.conn()).await?;
+                    Ok::<_, storage::Error>(Some(Account::try_from(changed)?.profile))
+                })
+            })
+            .await
+    }
+
+    /// Opens a session with its event, if the account's password is still the one that was verified; says whether it is.
+    pub(crate) async fn open_session(
+        &self,
+        session: &Session,
+        verified: &PasswordHash,
+        renewed: Option<PasswordHash>,
+        operation: &Operation,
+    ) -> Result<bool, storage::Error> {
+        let (session, verified, operation) = (session_row(session), verified.clone(), operation.clone());
+        self.db
+            .transact(move |tx| {
+                let (session, verified, renewed) = (session.clone(), verified.clone(), renewed.clone());
+                let operation = operation.clone();
+                Box::pin(async move {
+                    if !has_password(tx, session.user_id, &verified).await? {
+                        return Ok(false);
+                    }
+                    if let Some(renewed) = renewed {
+                        set_password(tx, session.user_id, &renewed).await?;
+                    }
+                    session::Entity::insert(session.into_active_model()).exec_without_returning(tx.conn()).await?;
+                    tx.emit(&operation, &Outcome::Success);
+                    Ok::<_, storage::Error>(true)
+                })
+            })
+            .await
+    }
+
+    /// Turns a session's token, or ends the session; `None`: it has ended.
+    pub(crate) async fn turn_session(&self, turn: Turn) -> Result<Option<(Session, Role)>, storage::Error> {
+        self.db
+            .transact(move |tx| {
+                let turn = turn.clone();
+                Box::pin(async move { turn_session(tx, turn).await })
+            })
+            .await
+    }
+
+    /// Ends a session, if it has not ended.
+    pub(crate) async fn end_session(&self, family_hash: String) -> Result<(), storage::Error> {
+        self.db
+            .transact(move |tx| {
+                let family_hash = family_hash.clone();
+                Box::pin(async move {
+                    let of_it = session::Column::FamilyHash.eq(family_hash);
+                    session::Entity::delete_many().filter(of_it).exec(tx.conn()).await?;
+                    Ok::<_, storage::Error>(())
+                })
+            })
+            .await
+    }
+
+    /// Changes a password and ends the other sessions; says how many. `InvalidCredentials`: it was changed meanwhile.
+    pub(crate) async fn change_password(&self, change: PasswordChange) -> Result<u64, Error> {
+        self.db
+            .transact(move |tx| {
+                let change = change.clone();
+                Box::pin(async move {
+                    let user_id = change.user_id.as_uuid();
+                    if !has_password(tx, user_id, &change.verified).await? {
+                        return Err(Error::InvalidCredentials);
+                    }
+                    set_password(tx, user_id, &change.new).await?;
+                    Ok(end_other_sessions(tx, &change).await?)
+                })
+            })
+            .await
+    }
+
+    /// Deletes some of the sessions that have ended by time; says how many.
+    pub(crate) async fn delete_expired_sessions(&self, now: Timestamp, limit: u32) -> Result<u64, storage::Error> {
+        self.db
+            .transact(move |tx| {
+                Box::pin(async move {
+                    let delete = Statement::from_sql_and_values(
+                        tx.conn().get_database_backend(),
+                        "DELETE FROM session WHERE session_id IN \
+                         (SELECT session_id FROM session WHERE expire_time <= $1 ORDER BY expire_time LIMIT $2)",
+                        [now.as_micros().into(), i64::from(limit).into()],
+                    );
+                    Ok::<_, storage::Error>(tx.conn().execute_raw(delete).await?.rows_affected())
+                })
+            })
+            .await
+    }
+}
+
+async fn turn_session(tx: &Tx, turn: Turn) -> Result<Option<(Session, Role)>, storage::Error> {
+    let Turn { family_hash, presented_hash, next_hash, now, grace } = turn;
+    let of_it = session::Column::FamilyHash.eq(family_hash);
+    let Some(found) = session::Entity::find().filter(of_it).lock_exclusive().one(tx.conn()).await? else {
+        return Ok(None);
+    };
+    let session_id = found.session_id;
+    let Some(turned) = Session::from(found).turned(&presented_hash, &next_hash, now, grace) else {
+        session::Entity::delete_by_id(session_id).exec(tx.conn()).await?;
+        return Ok(None);
+    };
+    let row = session_row(&turned);
+    let update = session::ActiveModel {
+        session_id: Set(session_id),
+        newest_hash: Set(row.newest_hash),
+        previous_hash: Set(row.previous_hash),
+        previous_until: Set(row.previous_until),
+        ..Default::default()
+    };
+    update.update(tx.conn()).await?;
+    let Some(owner) = account::Entity::find_by_id(row.user_id).one(tx.conn()).await? else { return Ok(None) };
+    Ok(Some((turned, role(owner.role)?)))
+}
+
+/// Locks the account, so that a log-in and a change of its password come one after the other.
+async fn has_password(tx: &Tx, user_id: uuid::Uuid, verified: &PasswordHash) -> Result<bool, storage::Error> {
+    let found = account::Entity::find_by_id(user_id).lock_exclusive().one(tx.conn()).await?;
+    Ok(found.is_some_and(|found| found.password_hash == verified.as_stored()))
+}
+
+async fn set_password(tx: &Tx, user_id: uuid::Uuid, hash: &PasswordHash) -> Result<(), storage::Error> {
+    let row = account::ActiveModel {
+        user_id: Set(user_id),
+        password_hash: Set(hash.as_stored().to_owned()),
+        ..Default::default()
+    };
+    row.update(tx.conn()).await?;
+    Ok(())
+}
+
+async fn end_other_sessions(tx: &Tx, change: &PasswordChange) -> Result<u64, storage::Error> {
+    let others = || {
+        let of_the_user = session::Column::UserId.eq(change.user_id.as_uuid());
+        match change.keep {
+            Some(kept) => of_the_user.and(session::Column::SessionId.ne(kept.as_uuid())),
+            None => of_the_user,
+        }
+    };
+    let open = session::Column::ExpireTime.gt(change.now.as_micros());
+    let ended = session::Entity::find().filter(others()).filter(open).count(tx.conn()).await?;
+    session::Entity::delete_many().filter(others()).exec(tx.conn()).await?;
+    Ok(ended)
+}
+
+fn read(row: Option<account::Model>) -> Result<Option<Account>, storage::Error> {
+    row.map(Account::try_from).transpose()
+}
+
+fn role(name: String) -> Result<Role, storage::Error> {
+    Role::named(&name).ok_or(storage::Error::Corrupt { what: "role", value: name })
+}
+
+fn json(address: &Address) -> String {
+    // A struct of strings always has a JSON form.
+    serde_json::to_string(address).unwrap_or_default()
+}
+
+impl TryFrom<account::Model> for Account {
+    type Error = storage::Error;
+
+    fn try_from(row: account::Model) -> Result<Self, storage::Error> {
+        let address = row.address.map(|text| {
+            serde_json::from_str(&text).map_err(|_| storage::Error::Corrupt { what: "address", value: text })
+        });
+        let profile = Profile {
+            user_id: UserId::from_uuid(row.user_id),
+            email: row.email,
+            display_name: row.display_name,
+            phone: row.phone,
+            address: address.transpose()?,
+            role: role(row.role)?,
+            created: Timestamp::from_micros(row.create_time),
+            updated: Timestamp::from_micros(row.update_time),
+        };
+        let origin = row
+            .request_id
+            .zip(row.request_fingerprint)
+            .map(|(id, fingerprint)| Origin { request_id: RequestId::from_uuid(id), fingerprint });
+        Ok(Self { profile, password_hash: PasswordHash::from_stored(row.password_hash), origin })
+    }
+}
+
+fn row(account: &Account) -> account::Model {
+    let Account { profile, password_hash, origin } = account.clone();
+    let (request_id, request_fingerprint) =
+        origin.map(|origin| (origin.request_id.as_uuid(), origin.fingerprint)).unzip();
+    account::Model {
+        user_id: profile.user_id.as_uuid(),
+        email: profile.email,
+        password_hash: password_hash.as_stored().to_owned(),
+        display_name: profile.display_name,
+        phone: profile.phone,
+        address: profile.address.as_ref().map(json),
+        role: profile.role.name().to_owned(),
+        create_time: profile.created.as_micros(),
+        update_time: profile.updated.as_micros(),
+        request_id,
+        request_fingerprint,
+    }
+}
+
+impl From<session::Model> for Session {
+    fn from(row: session::Model) -> Self {
+        let previous = row
+            .previous_hash
+            .zip(row.previous_until)
+            .map(|(hash, until)| Previous { hash, accepted_until: Timestamp::from_micros(until) });
+        Self {
+            id: SessionId::from_uuid(row.session_id),
+            user_id: UserId::from_uuid(row.user_id),
+            family_hash: row.family_hash,
+            newest_hash: row.newest_hash,
+            previous,
+            created: Timestamp::from_micros(row.create_time),
+            expires: Timestamp::from_micros(row.expire_time),
+        }
+    }
+}
+
+fn session_row(session: &Session) -> session::Model {
+    let (previous_hash, previous_until) =
+        session.previous.clone().map(|previous| (previous.hash, previous.accepted_until.as_micros())).unzip();
+    session::Model {
+        session_id: session.id.as_uuid(),
+        user_id: session.user_id.as_uuid(),
+        family_hash: session.family_hash.clone(),
+        newest_hash: session.newest_hash.clone(),
+        previous_hash,
+        previous_until,
+        create_time: session.created.as_micros(),
+        expire_time: session.expires.as_micros(),
+    }
+}

@@ -1,0 +1,238 @@
+//! Failed log-ins of one account from one address are limited: a bucket of tries that fills up again with time. It refuses
+//! and never sleeps, and is asked before a processor is spent on bcrypt.
+//!
+//! Log-ins that are under way at once are bounded too, and each that fails is counted, so that many at once are a burst and
+//! no way around the rate. Per instance, in memory: with n instances a stranger has n times as many tries.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kernel::{Clock, Timestamp};
+use opentelemetry::metrics::Counter;
+
+/// Log-ins of one account from one address whose outcome is not known yet.
+const MAX_UNDER_WAY: u32 = 32;
+
+/// How much is too much.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Limits {
+    /// Failures in a row that are let pass.
+    pub(crate) failures: u32,
+    /// How long it takes for one more.
+    pub(crate) interval: Duration,
+    /// The most accounts and addresses that are remembered.
+    pub(crate) max_remembered: usize,
+}
+
+/// An account's e-mail, and where the call comes from.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Source {
+    email: String,
+    network: IpAddr,
+}
+
+impl Source {
+    /// An IPv6 subscriber has a /64 of addresses: they count as one.
+    pub(crate) fn new(email: &str, address: IpAddr) -> Self {
+        let network = match address.to_canonical() {
+            IpAddr::V4(address) => IpAddr::V4(address),
+            IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
+        };
+        Self { email: email.to_owned(), network }
+    }
+}
+
+/// Too many failures.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Throttled {
+    /// When the next try is let pass.
+    pub(crate) retry_after: Duration,
+}
+
+/// What is known of a source. One whose bucket is full and which has nothing under way is not kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Bucket {
+    /// When it will be full again.
+    full_at: Timestamp,
+    /// Log-ins whose outcome is not known yet.
+    under_way: u32,
+}
+
+struct Inner {
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+    buckets: Mutex<HashMap<Source, Bucket>>,
+    refused: Counter<u64>,
+}
+
+/// Counts failed log-ins. Clones share the count.
+#[derive(Clone)]
+pub(crate) struct Throttle(Arc<Inner>);
+
+impl Throttle {
+    pub(crate) fn new(limits: Limits, clock: Arc<dyn Clock>) -> Self {
+        let refused = opentelemetry::global::meter("ordermesh")
+            .u64_counter("ordermesh.logins.throttled")
+            .with_description("Log-ins refused for the failures before them")
+            .build();
+        Self(Arc::new(Inner { limits, clock, buckets: Mutex::default(), refused }))
+    }
+
+    /// Lets a log-in pass; it counts as a failure unless [`Try::succeeded`] is called.
+    pub(crate) fn admit(&self, source: Source) -> Result<Try, Throttled> {
+        let Limits { failures, interval, max_remembered } = self.0.limits;
+        let now = self.0.clock.now();
+        let mut buckets = self.0.buckets();
+        let known = buckets.get(&source).copied().unwrap_or_default();
+        let allowed = interval.saturating_mul(failures.saturating_sub(1));
+        let wait = known.full_at.since(now);
+        if wait > allowed || known.under_way >= MAX_UNDER_WAY {
+            self.0.refused.add(1, &[]);
+            return Err(Throttled { retry_after: wait.saturating_sub(allowed).max(Duration::from_secs(1)) });
+        }
+        if buckets.len() >= max_remembered && !buckets.contains_key(&source) {
+            make_room(&mut buckets, now, max_remembered);
+        }
+        buckets.insert(source.clone(), Bucket { under_way: known.under_way + 1, ..known });
+        drop(buckets);
+        Ok(Try { throttle: self.clone(), source, failed: true })
+    }
+}
+
+impl Inner {
+    fn buckets(&self) -> MutexGuard<'_, HashMap<Source, Bucket>> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets what no longer matters; when everything does, the one with the fewest failures.
+fn make_room(buckets: &mut HashMap<Source, Bucket>, now: Timestamp, max_remembered: usize) {
+    buckets.retain(|_, bucket| bucket.full_at > now || bucket.under_way > 0);
+    if buckets.len() >= max_remembered
+        && let Some(least) = buckets.iter().min_by_key(|(_, bucket)| bucket.full_at).map(|(source, _)| source.clone())
+    {
+        buckets.remove(&least);
+    }
+}
+
+/// A log-in that was let pass. One that is cut off has failed.
+pub(crate) struct Try {
+    throttle: Throttle,
+    source: Source,
+    failed: bool,
+}
+
+impl Try {
+    /// The password was right.
+    pub(crate) fn succeeded(mut self) {
+        self.failed = false;
+    }
+}
+
+impl Drop for Try {
+    fn drop(&mut self) {
+        let inner = &self.throttle.0;
+        let now = inner.clock.now();
+        let mut buckets = inner.buckets();
+        let Some(bucket) = buckets.get_mut(&self.source) else { return };
+        bucket.under_way = bucket.under_way.saturating_sub(1);
+        if self.failed {
+            bucket.full_at = bucket.full_at.max(now).plus(inner.limits.interval);
+        }
+        if bucket.full_at <= now && bucket.under_way == 0 {
+            buckets.remove(&self.source);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernel::ManualClock;
+
+    const LIMITS: Limits = Limits { failures: 3, interval: Duration::from_secs(10), max_remembered: 4 };
+
+    fn throttle() -> (Throttle, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_micros(1_000_000_000)));
+        (Throttle::new(LIMITS, clock.clone()), clock)
+    }
+
+    fn from(email: &str, address: &str) -> Source {
+        Source::new(email, address.parse().expect("an address"))
+    }
+
+    fn ada() -> Source {
+        from("ada@example.com", "192.0.2.1")
+    }
+
+    #[test]
+    fn failures_use_the_bucket_up_and_time_fills_it() {
+        let (throttle, clock) = throttle();
+        for _ in 0..3 {
+            drop(throttle.admit(ada()).expect("let pass"));
+        }
+        assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
+        clock.advance(Duration::from_secs(9));
+        assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(1) }));
+        clock.advance(Duration::from_secs(1));
+        drop(throttle.admit(ada()).expect("one more"));
+        assert!(throttle.admit(ada()).is_err());
+        clock.advance(Duration::from_secs(30));
+        for _ in 0..3 {
+            drop(throttle.admit(ada()).expect("full again"));
+        }
+        assert!(throttle.admit(ada()).is_err());
+    }
+
+    #[test]
+    fn log_ins_that_succeed_do_not_count() {
+        let (throttle, _) = throttle();
+        for _ in 0..100 {
+            throttle.admit(ada()).expect("let pass").succeeded();
+        }
+        assert!(throttle.0.buckets().is_empty(), "nothing to remember");
+    }
+
+    #[test]
+    fn those_under_way_are_bounded_and_all_that_fail_are_counted() {
+        let (throttle, clock) = throttle();
+        let under_way: Vec<Try> = (0..MAX_UNDER_WAY).map(|_| throttle.admit(ada()).expect("let pass")).collect();
+        assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(1) }));
+        drop(under_way);
+        clock.advance(Duration::from_secs(10 * (u64::from(MAX_UNDER_WAY) - 3)));
+        assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
+    }
+
+    #[test]
+    fn others_are_not_held_back() {
+        let (throttle, _) = throttle();
+        for _ in 0..3 {
+            drop(throttle.admit(ada()));
+        }
+        assert!(throttle.admit(ada()).is_err());
+        assert!(throttle.admit(from("bob@example.com", "192.0.2.1")).is_ok());
+        assert!(throttle.admit(from("ada@example.com", "192.0.2.2")).is_ok());
+    }
+
+    #[test]
+    fn an_ipv6_network_counts_as_one_address() {
+        assert_eq!(from("a", "2001:db8::1"), from("a", "2001:db8::ffff"));
+        assert_ne!(from("a", "2001:db8::1"), from("a", "2001:db8:0:1::1"));
+        assert_eq!(from("a", "::ffff:192.0.2.1"), from("a", "192.0.2.1"));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_the_worst_stay() {
+        let (throttle, _) = throttle();
+        for _ in 0..3 {
+            drop(throttle.admit(ada()));
+        }
+        for number in 0..50 {
+            drop(throttle.admit(from(&format!("{number}@example.com"), "192.0.2.1")));
+            assert!(throttle.0.buckets().len() <= LIMITS.max_remembered);
+        }
+        assert!(throttle.admit(ada()).is_err(), "still remembered");
+    }
+}

@@ -1,0 +1,264 @@
+//! What the User Service does: the rules of registering, logging in, sessions and passwords.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chassis::Fingerprint;
+use kernel::{Clock, IdSource, SessionId, UserId};
+use telemetry::Operation;
+
+use crate::account::{Account, Origin, Profile, ProfileChange, Registration, Role};
+use crate::error::Error;
+use crate::keys::{KeyStore, SigningKey};
+use crate::operator::Bootstrap;
+use crate::password::{Check, Password, Passwords};
+use crate::session::{RefreshToken, Session};
+use crate::store::{Inserted, PasswordChange, Store, Turn};
+use crate::throttle::{Source, Throttle};
+use crate::token::{AccessToken, Bearer};
+
+/// How long things live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Lifetimes {
+    pub(crate) access_token: Duration,
+    pub(crate) session: Duration,
+    /// How long the refresh token before the newest is accepted.
+    pub(crate) refresh_grace: Duration,
+}
+
+/// A session's tokens, as they are given to its owner.
+#[derive(Clone, Debug)]
+pub(crate) struct Tokens {
+    pub(crate) session: Session,
+    pub(crate) access: AccessToken,
+    pub(crate) refresh: RefreshToken,
+}
+
+/// A person who calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Person {
+    pub(crate) user_id: UserId,
+    /// The session that the access token is of.
+    pub(crate) session_id: Option<SessionId>,
+}
+
+/// The domain of the service.
+pub(crate) struct Users {
+    pub(crate) store: Store,
+    pub(crate) passwords: Passwords,
+    pub(crate) throttle: Throttle,
+    pub(crate) keys: Arc<KeyStore>,
+    pub(crate) bootstrap: Option<Bootstrap>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) ids: Arc<dyn IdSource>,
+    pub(crate) lifetimes: Lifetimes,
+}
+
+impl Users {
+    /// Makes a customer's account, once per request id.
+    pub(crate) async fn register(
+        &self,
+        registration: Registration,
+        from: IpAddr,
+        operation: &Operation,
+    ) -> Result<Profile, Error> {
+        let fingerprint = fingerprint(&registration);
+        if let Some(made) = self.store.account_by_request(registration.request_id).await? {
+            return self.replay(made, registration, &fingerprint, from, operation).await;
+        }
+        self.bootstrapped(&registration.email).await;
+        if self.store.account_by_email(&registration.email).await?.is_some() {
+            return self.email_taken(registration, &fingerprint, from, operation).await;
+        }
+        let busy = |retry_after| Error::TooManyRequests { retry_after };
+        let password_hash =
+            self.passwords.hash(registration.password.clone()).await.map_err(|refused| refused.or_busy(busy))?;
+        let now = self.clock.now();
+        let profile = Profile {
+            user_id: UserId::from_uuid(self.ids.uuid()),
+            email: registration.email.clone(),
+            display_name: registration.display_name.clone(),
+            phone: None,
+            address: None,
+            role: Role::Customer,
+            created: now,
+            updated: now,
+        };
+        let origin = Some(Origin { request_id: registration.request_id, fingerprint: fingerprint.clone() });
+        let account = Account { profile, password_hash, origin };
+        match self.store.insert_account(&account).await? {
+            Inserted::Made => {
+                operation.set_user(account.profile.user_id.as_uuid());
+                Ok(account.profile)
+            }
+            Inserted::Taken => self.email_taken(registration, &fingerprint, from, operation).await,
+        }
+    }
+
+    /// Somebody was faster: perhaps the same request.
+    async fn email_taken(
+        &self,
+        registration: Registration,
+        fingerprint: &str,
+        from: IpAddr,
+        operation: &Operation,
+    ) -> Result<Profile, Error> {
+        match self.store.account_by_request(registration.request_id).await? {
+            Some(made) => self.replay(made, registration, fingerprint, from, operation).await,
+            None => Err(Error::EmailTaken),
+        }
+    }
+
+    /// The answer that the request got the first time, if it is the same command. A repeat whose password is no
+    /// longer the account's is another command: the first password is not kept.
+    async fn replay(
+        &self,
+        made: Account,
+        registration: Registration,
+        fingerprint: &str,
+        from: IpAddr,
+        operation: &Operation,
+    ) -> Result<Profile, Error> {
+        if made.origin.as_ref().is_none_or(|origin| origin.fingerprint != fingerprint) {
+            return Err(Error::RequestIdReused);
+        }
+        // Who knows the request id must not guess faster here than at Login.
+        let too_many = |retry_after| Error::TooManyRequests { retry_after };
+        let source = Source::new(&registration.email, from);
+        let admitted = self.throttle.admit(source).map_err(|throttled| too_many(throttled.retry_after))?;
+        let check = self.passwords.check(registration.password, Some(made.password_hash)).await;
+        if check.map_err(|refused| refused.or_busy(too_many))? == Check::Wrong {
+            return Err(Error::RequestIdReused);
+        }
+        admitted.succeeded();
+        operation.replayed();
+        operation.set_user(made.profile.user_id.as_uuid());
+        let Profile { user_id, role, created, .. } = made.profile;
+        let Registration { email, display_name, .. } = registration;
+        Ok(Profile { user_id, email, display_name, phone: None, address: None, role, created, updated: created })
+    }
+
+    /// Opens a session, committed together with its event.
+    pub(crate) async fn login(
+        &self,
+        email: &str,
+        password: Password,
+        from: IpAddr,
+        operation: &Operation,
+    ) -> Result<(Tokens, Profile), Error> {
+        self.bootstrapped(email).await;
+        let too_many = |retry_after| Error::TooManyLogins { retry_after };
+        let admitted =
+            self.throttle.admit(Source::new(email, from)).map_err(|throttled| too_many(throttled.retry_after))?;
+        let account = self.store.account_by_email(email).await?;
+        let stored = account.as_ref().map(|account| account.password_hash.clone());
+        let check = self.passwords.check(password, stored).await.map_err(|refused| refused.or_busy(too_many))?;
+        if let Some(account) = &account {
+            operation.set_user(account.profile.user_id.as_uuid());
+        }
+        let (account, renewed) = match (account, check) {
+            (Some(account), Check::Right) => (account, None),
+            (Some(account), Check::Renewed(hash)) => (account, Some(hash)),
+            (_, _) => return Err(Error::InvalidCredentials),
+        };
+        let Account { profile, password_hash, origin: _ } = account;
+        let id = SessionId::from_uuid(self.ids.uuid());
+        let (session, refresh) = Session::open(id, profile.user_id, self.clock.now(), self.lifetimes.session);
+        let access = self.access_token(&session, profile.role)?;
+        if !self.store.open_session(&session, &password_hash, renewed, operation).await? {
+            return Err(Error::InvalidCredentials);
+        }
+        admitted.succeeded();
+        Ok((Tokens { session, access, refresh }, profile))
+    }
+
+    /// Exchanges a refresh token for a new pair of tokens.
+    pub(crate) async fn refresh(&self, presented: RefreshToken) -> Result<Tokens, Error> {
+        let refresh = presented.next();
+        let turn = Turn {
+            family_hash: presented.family_hash(),
+            presented_hash: presented.hash(),
+            next_hash: refresh.hash(),
+            now: self.clock.now(),
+            grace: self.lifetimes.refresh_grace,
+        };
+        let (session, role) = self.store.turn_session(turn).await?.ok_or(Error::SessionEnded)?;
+        let access = self.access_token(&session, role)?;
+        Ok(Tokens { session, access, refresh })
+    }
+
+    /// Ends the session of a refresh token, whichever of its tokens it is.
+    pub(crate) async fn logout(&self, presented: RefreshToken) -> Result<(), Error> {
+        Ok(self.store.end_session(presented.family_hash()).await?)
+    }
+
+    /// The caller's profile.
+    pub(crate) async fn profile(&self, user_id: UserId) -> Result<Profile, Error> {
+        Ok(self.store.account(user_id).await?.ok_or(Error::AccountNotFound)?.profile)
+    }
+
+    /// Changes the caller's profile.
+    pub(crate) async fn change_profile(&self, user_id: UserId, change: ProfileChange) -> Result<Profile, Error> {
+        self.store.change_profile(user_id, change, self.clock.now()).await?.ok_or(Error::AccountNotFound)
+    }
+
+    /// Changes the caller's password and ends the caller's other sessions; says how many.
+    pub(crate) async fn change_password(
+        &self,
+        person: Person,
+        current: Password,
+        new: Password,
+        from: IpAddr,
+    ) -> Result<u64, Error> {
+        let Account { profile, password_hash, .. } =
+            self.store.account(person.user_id).await?.ok_or(Error::AccountNotFound)?;
+        let too_many = |retry_after| Error::TooManyLogins { retry_after };
+        let admitted = self
+            .throttle
+            .admit(Source::new(&profile.email, from))
+            .map_err(|throttled| too_many(throttled.retry_after))?;
+        let check = self.passwords.check(current, Some(password_hash.clone())).await;
+        if check.map_err(|refused| refused.or_busy(too_many))? == Check::Wrong {
+            return Err(Error::InvalidCredentials);
+        }
+        admitted.succeeded();
+        let new = self.passwords.hash(new).await.map_err(|refused| refused.or_busy(too_many))?;
+        let change = PasswordChange {
+            user_id: person.user_id,
+            verified: password_hash,
+            new,
+            keep: person.session_id,
+            now: self.clock.now(),
+        };
+        self.store.change_password(change).await
+    }
+
+    /// The public keys that verify access tokens.
+    pub(crate) fn signing_keys(&self) -> Arc<Vec<Arc<SigningKey>>> {
+        self.keys.all()
+    }
+
+    fn access_token(&self, session: &Session, role: Role) -> Result<AccessToken, Error> {
+        let now = self.clock.now();
+        let lifetime = self.lifetimes.access_token.min(session.expires.since(now));
+        let bearer = Bearer { user_id: session.user_id, session_id: session.id, role };
+        AccessToken::sign(bearer, &*self.keys.signer()?, now, lifetime)
+    }
+
+    /// The operator's account may be in the making: nobody else gets its e-mail, and its log-in waits for it.
+    async fn bootstrapped(&self, email: &str) {
+        if let Some(bootstrap) = &self.bootstrap {
+            bootstrap.done(email).await;
+        }
+    }
+}
+
+/// Of the command without its password.
+fn fingerprint(registration: &Registration) -> String {
+    let Registration { request_id: _, email, password: _, display_name } = registration;
+    Fingerprint::of("Register/1").part("email", email).part("display_name", display_name).finish()
+}
+
+#[cfg(test)]
+mod tests;

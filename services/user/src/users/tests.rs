@@ -1,0 +1,355 @@
+use std::net::Ipv4Addr;
+
+use kernel::{ManualClock, RequestId, SystemClock, SystemIds, Timestamp};
+use storage::Database;
+use telemetry::{Ended, EventSink, Kind, Operation, Parent};
+
+use super::*;
+use crate::account::Address;
+use crate::migration::MIGRATIONS;
+use crate::operator::Credentials;
+use crate::throttle::Limits;
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const PASSWORD: &str = "correct horse";
+
+struct Nobody;
+impl EventSink for Nobody {
+    fn untaken(&self, _ended: Ended) {}
+    fn teller(&self) -> (&str, &str) {
+        ("user", "user-1")
+    }
+}
+
+fn operation() -> Operation {
+    Operation::open(Kind::Server, "test", Parent::Root, Some("user_login"), Some(Arc::new(Nobody)))
+}
+
+struct World {
+    users: Users,
+    clock: Arc<ManualClock>,
+    db: Database,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let db = Database::connect("sqlite::memory:", &storage::Options::default()).await.expect("it opens");
+        db.migrate(MIGRATIONS).await.expect("it migrates");
+        let clock = Arc::new(ManualClock::at(SystemClock.now()));
+        let keys = KeyStore::open(folder.path().join("keys"), true, clock.clone()).expect("keys");
+        let limits = Limits { failures: 3, interval: Duration::from_secs(10), max_remembered: 100 };
+        let users = Users {
+            store: Store::new(db.clone()),
+            passwords: Passwords::new(4, 64),
+            throttle: Throttle::new(limits, clock.clone()),
+            keys: Arc::new(keys),
+            bootstrap: None,
+            clock: clock.clone(),
+            ids: Arc::new(SystemIds),
+            lifetimes: Lifetimes {
+                access_token: Duration::from_secs(900),
+                session: Duration::from_secs(30 * 86_400),
+                refresh_grace: Duration::from_secs(30),
+            },
+        };
+        Self { users, clock, db, _folder: folder }
+    }
+
+    async fn register(&self, registration: Registration) -> Result<Profile, Error> {
+        self.users.register(registration, HERE, &operation()).await
+    }
+
+    async fn login(&self, email: &str, password: &str) -> Result<(Tokens, Profile), Error> {
+        self.users.login(email, Password::new(password), HERE, &operation()).await
+    }
+
+    async fn ada(&self) -> Profile {
+        self.register(ada()).await.expect("registered")
+    }
+
+    async fn ada_logs_in(&self) -> Tokens {
+        self.login("ada@example.com", PASSWORD).await.expect("logged in").0
+    }
+
+    async fn refresh(&self, tokens: &Tokens) -> Result<Tokens, Error> {
+        self.users.refresh(tokens.refresh.clone()).await
+    }
+
+    async fn change_password(&self, tokens: &Tokens, current: &str, new: &str) -> Result<u64, Error> {
+        let person = Person { user_id: tokens.session.user_id, session_id: Some(tokens.session.id) };
+        self.users.change_password(person, Password::new(current), Password::new(new), HERE).await
+    }
+}
+
+fn ada() -> Registration {
+    Registration {
+        request_id: RequestId::from_uuid(SystemIds.uuid()),
+        email: "ada@example.com".into(),
+        password: Password::new(PASSWORD),
+        display_name: "Ada".into(),
+    }
+}
+
+#[tokio::test]
+async fn the_same_registration_gets_the_same_answer_also_after_the_profile_changed() {
+    let world = World::new().await;
+    let registration = ada();
+    let first = world.register(registration.clone()).await.expect("registered");
+    let address = Address {
+        recipient: "Ada".into(),
+        lines: vec!["1 Engine Street".into()],
+        city: "London".into(),
+        postal_code: String::new(),
+        country_code: "GB".into(),
+    };
+    let change = ProfileChange { display_name: Some("Countess".into()), phone: None, address: Some(Some(address)) };
+    world.clock.advance(Duration::from_secs(1));
+    world.users.change_profile(first.user_id, change).await.expect("changed");
+    assert_eq!(world.register(registration).await.expect("the same answer"), first);
+    assert_eq!(world.users.profile(first.user_id).await.expect("it is there").display_name, "Countess");
+}
+
+#[tokio::test]
+async fn a_request_id_is_of_one_command_and_its_password() {
+    let world = World::new().await;
+    let registration = ada();
+    world.register(registration.clone()).await.expect("registered");
+    let others = [
+        Registration { email: "bob@example.com".into(), ..registration.clone() },
+        Registration { display_name: "Bob".into(), ..registration.clone() },
+        Registration { password: Password::new("another horse"), ..registration },
+    ];
+    for other in others {
+        assert!(matches!(world.register(other).await, Err(Error::RequestIdReused)));
+    }
+    assert!(matches!(world.login("bob@example.com", PASSWORD).await, Err(Error::InvalidCredentials)));
+}
+
+#[tokio::test]
+async fn a_request_id_does_not_let_anybody_guess_the_password() {
+    let world = World::new().await;
+    let registration = ada();
+    world.register(registration.clone()).await.expect("registered");
+    for _ in 0..3 {
+        let guess = Registration { password: Password::new("another horse"), ..registration.clone() };
+        assert!(matches!(world.register(guess).await, Err(Error::RequestIdReused)));
+    }
+    assert!(matches!(world.register(registration).await, Err(Error::TooManyRequests { .. })));
+}
+
+#[tokio::test]
+async fn an_email_is_of_one_account() {
+    let world = World::new().await;
+    world.ada().await;
+    assert!(matches!(world.register(ada()).await, Err(Error::EmailTaken)));
+}
+
+#[tokio::test]
+async fn the_same_registration_many_times_at_once_makes_one_account() {
+    let world = World::new().await;
+    let registration = ada();
+    let all = futures_util::future::join_all((0..8).map(|_| world.register(registration.clone()))).await;
+    let first = all[0].as_ref().expect("registered");
+    for answer in &all {
+        assert_eq!(answer.as_ref().expect("the same answer"), first);
+    }
+}
+
+#[tokio::test]
+async fn a_log_in_writes_its_event_with_the_session_and_a_refused_one_writes_nothing() {
+    let world = World::new().await;
+    let profile = world.ada().await;
+    world.login("ada@example.com", "wrong horse").await.expect_err("refused");
+    assert_eq!(world.db.outbox().waiting("user-1", 10).await.expect("events"), []);
+    world.ada_logs_in().await;
+    let events = world.db.outbox().waiting("user-1", 10).await.expect("events");
+    assert_eq!(events.len(), 1);
+    assert_eq!((events[0].event_type.as_str(), events[0].status), ("user_login", telemetry::EventStatus::Success));
+    assert_eq!(events[0].user_id, Some(profile.user_id.as_uuid()));
+    let body = serde_json::to_string(&events).expect("JSON");
+    assert!(!body.contains(PASSWORD) && !body.contains("example.com"), "{body}");
+}
+
+#[tokio::test]
+async fn failures_throttle_an_account_whether_it_exists_or_not_and_the_right_password_too() {
+    let world = World::new().await;
+    world.ada().await;
+    for email in ["ada@example.com", "nobody@example.com"] {
+        for _ in 0..3 {
+            assert!(matches!(world.login(email, "wrong horse").await, Err(Error::InvalidCredentials)));
+        }
+        let Err(Error::TooManyLogins { retry_after }) = world.login(email, PASSWORD).await else {
+            panic!("{email} should be throttled");
+        };
+        assert_eq!(retry_after, Duration::from_secs(10));
+    }
+    world.clock.advance(Duration::from_secs(10));
+    world.ada_logs_in().await;
+}
+
+#[tokio::test]
+async fn many_log_ins_that_succeed_at_once_are_let_pass() {
+    let world = World::new().await;
+    world.ada().await;
+    let all = futures_util::future::join_all((0..16).map(|_| world.login("ada@example.com", PASSWORD))).await;
+    assert_eq!(all.iter().filter(|login| login.is_ok()).count(), 16);
+}
+
+#[tokio::test]
+async fn a_hash_of_another_cost_is_redone_at_the_next_log_in() {
+    let mut world = World::new().await;
+    let profile = world.ada().await;
+    world.users.passwords = Passwords::new(5, 64);
+    let hash = |account: Option<Account>| account.expect("it is there").password_hash.as_stored().to_owned();
+    assert!(hash(world.users.store.account(profile.user_id).await.expect("read")).starts_with("$2b$04$"));
+    world.ada_logs_in().await;
+    assert!(hash(world.users.store.account(profile.user_id).await.expect("read")).starts_with("$2b$05$"));
+    world.ada_logs_in().await;
+}
+
+#[tokio::test]
+async fn a_refresh_turns_the_token_and_the_one_before_works_for_thirty_seconds() {
+    let world = World::new().await;
+    world.ada().await;
+    let first = world.ada_logs_in().await;
+    let second = world.refresh(&first).await.expect("the newest");
+    assert_eq!(second.session.id, first.session.id);
+    assert_eq!(second.session.expires, first.session.expires);
+    world.clock.advance(Duration::from_secs(29));
+    let third = world.refresh(&first).await.expect("the one before the newest");
+    world.refresh(&second).await.expect("now this is the one before the newest");
+    // By now the third is the one before the newest, and the first is older.
+    assert!(matches!(world.refresh(&first).await, Err(Error::SessionEnded)));
+    assert!(matches!(world.refresh(&third).await, Err(Error::SessionEnded)), "the session has ended for all");
+}
+
+#[tokio::test]
+async fn the_token_before_the_newest_ends_the_session_after_thirty_seconds() {
+    let world = World::new().await;
+    world.ada().await;
+    let first = world.ada_logs_in().await;
+    let second = world.refresh(&first).await.expect("the newest");
+    world.clock.advance(Duration::from_secs(30));
+    assert!(matches!(world.refresh(&first).await, Err(Error::SessionEnded)));
+    assert!(matches!(world.refresh(&second).await, Err(Error::SessionEnded)));
+}
+
+#[tokio::test]
+async fn a_session_ends_after_thirty_days_and_is_swept() {
+    let world = World::new().await;
+    world.ada().await;
+    let tokens = world.ada_logs_in().await;
+    world.clock.advance(Duration::from_secs(30 * 86_400 - 60));
+    let tokens = world.refresh(&tokens).await.expect("it has not ended");
+    assert!(tokens.access.expires <= tokens.session.expires, "no access token outlives its session");
+    assert_eq!(world.users.store.delete_expired_sessions(world.clock.now(), 10).await.expect("swept"), 0);
+    world.clock.advance(Duration::from_secs(60));
+    assert_eq!(world.users.store.delete_expired_sessions(world.clock.now(), 10).await.expect("swept"), 1);
+    assert!(matches!(world.refresh(&tokens).await, Err(Error::SessionEnded)));
+}
+
+#[tokio::test]
+async fn a_strangers_token_ends_no_session() {
+    let world = World::new().await;
+    world.ada().await;
+    let tokens = world.ada_logs_in().await;
+    let stranger = RefreshToken::random();
+    assert!(matches!(world.users.refresh(stranger.clone()).await, Err(Error::SessionEnded)));
+    world.users.logout(stranger).await.expect("there is nothing to end");
+    world.refresh(&tokens).await.expect("it has not ended");
+}
+
+#[tokio::test]
+async fn a_log_out_ends_its_session_alone_and_may_be_repeated() {
+    let world = World::new().await;
+    world.ada().await;
+    let (one, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
+    for _ in 0..2 {
+        world.users.logout(one.refresh.clone()).await.expect("ended");
+    }
+    assert!(matches!(world.refresh(&one).await, Err(Error::SessionEnded)));
+    world.refresh(&other).await.expect("it has not ended");
+}
+
+#[tokio::test]
+async fn a_changed_password_ends_the_other_sessions_and_keeps_the_callers() {
+    let world = World::new().await;
+    world.ada().await;
+    let (own, other, third) = (world.ada_logs_in().await, world.ada_logs_in().await, world.ada_logs_in().await);
+    let bob = Registration { email: "bob@example.com".into(), ..ada() };
+    world.register(bob).await.expect("registered");
+    let bobs = world.login("bob@example.com", PASSWORD).await.expect("logged in").0;
+    assert_eq!(world.change_password(&own, PASSWORD, "battery staple").await.expect("changed"), 2);
+    for ended in [&other, &third] {
+        assert!(matches!(world.refresh(ended).await, Err(Error::SessionEnded)));
+    }
+    world.refresh(&own).await.expect("the caller's own");
+    world.refresh(&bobs).await.expect("somebody else's");
+    assert!(matches!(world.login("ada@example.com", PASSWORD).await, Err(Error::InvalidCredentials)));
+    world.login("ada@example.com", "battery staple").await.expect("the new one");
+}
+
+#[tokio::test]
+async fn a_password_is_changed_by_who_knows_it_and_guesses_are_throttled() {
+    let world = World::new().await;
+    world.ada().await;
+    let tokens = world.ada_logs_in().await;
+    for _ in 0..3 {
+        let refused = world.change_password(&tokens, "wrong horse", "battery staple").await;
+        assert!(matches!(refused, Err(Error::InvalidCredentials)));
+    }
+    let refused = world.change_password(&tokens, PASSWORD, "battery staple").await;
+    assert!(matches!(refused, Err(Error::TooManyLogins { .. })));
+    world.clock.advance(Duration::from_secs(10));
+    world.ada_logs_in().await;
+}
+
+#[tokio::test]
+async fn a_log_in_that_verified_the_password_before_it_was_changed_opens_no_session() {
+    let world = World::new().await;
+    let profile = world.ada().await;
+    let tokens = world.ada_logs_in().await;
+    let verified = world.users.store.account(profile.user_id).await.expect("read").expect("it is there").password_hash;
+    world.change_password(&tokens, PASSWORD, "battery staple").await.expect("changed");
+    let id = SessionId::from_uuid(SystemIds.uuid());
+    let (session, _) = Session::open(id, profile.user_id, world.clock.now(), Duration::from_secs(60));
+    let opened = world.users.store.open_session(&session, &verified, None, &operation()).await.expect("asked");
+    assert!(!opened);
+}
+
+#[tokio::test]
+async fn the_operator_of_the_file_is_made_once_and_its_log_in_waits_for_it() {
+    let mut world = World::new().await;
+    let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
+    let (store, passwords) = (world.users.store.clone(), world.users.passwords.clone());
+    let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials.clone());
+    let (_, again) = Bootstrap::new(store, passwords, credentials);
+    world.users.bootstrap = Some(bootstrap);
+    let login = world.login("operator@ordermesh.local", PASSWORD);
+    let (login, (), ()) = tokio::join!(login, work, again);
+    let (_, profile) = login.expect("it waited");
+    assert_eq!(profile.role, Role::Operator);
+}
+
+#[tokio::test]
+async fn a_bootstrap_that_is_cut_off_keeps_nobody_waiting() {
+    let mut world = World::new().await;
+    let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
+    let (bootstrap, work) = Bootstrap::new(world.users.store.clone(), world.users.passwords.clone(), credentials);
+    world.users.bootstrap = Some(bootstrap);
+    drop(work);
+    let refused = world.login("operator@ordermesh.local", PASSWORD).await;
+    assert!(matches!(refused, Err(Error::InvalidCredentials)));
+}
+
+#[tokio::test]
+async fn a_profile_of_nobody_is_not_found() {
+    let world = World::new().await;
+    let nobody = UserId::from_uuid(SystemIds.uuid());
+    assert!(matches!(world.users.profile(nobody).await, Err(Error::AccountNotFound)));
+    let changed = world.users.change_profile(nobody, ProfileChange::default()).await;
+    assert!(matches!(changed, Err(Error::AccountNotFound)));
+    assert!(world.clock.now() > Timestamp::default());
+}

@@ -1,0 +1,110 @@
+//! Bad input gets a precise error, all violations at once, and changes nothing.
+
+use contracts::user::v1 as pb;
+use tonic::Code;
+
+use crate::world::{PASSWORD, Told, World, ada, as_person, told};
+
+fn assert_invalid(refused: &Told, violations: &[(&str, &str)]) {
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
+    assert_eq!(refused.domain, "user.ordermesh");
+    let seen: Vec<_> = refused.violations.iter().map(|(field, reason)| (field.as_str(), reason.as_str())).collect();
+    assert_eq!(seen, violations);
+}
+
+#[tokio::test]
+async fn a_registration_with_nothing_in_it_is_told_of_every_field() {
+    let world = World::start().await;
+    assert_invalid(
+        &told(world.register(pb::RegisterRequest::default()).await),
+        &[
+            ("request_id", "REQUEST_ID_REQUIRED"),
+            ("email", "INVALID_EMAIL"),
+            ("password", "PASSWORD_TOO_SHORT"),
+            ("display_name", "REQUIRED"),
+        ],
+    );
+    let bad = pb::RegisterRequest {
+        request_id: "42".into(),
+        email: "ada@".into(),
+        password: "x".repeat(72),
+        display_name: "A".repeat(101),
+    };
+    assert_invalid(
+        &told(world.register(bad).await),
+        &[
+            ("request_id", "INVALID_ID"),
+            ("email", "INVALID_EMAIL"),
+            ("password", "PASSWORD_TOO_LONG"),
+            ("display_name", "INVALID_LENGTH"),
+        ],
+    );
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_registration_stores_nothing_and_its_id_may_be_tried_again() {
+    let world = World::start().await;
+    let request = ada();
+    let bad = pb::RegisterRequest { password: "short".into(), ..request.clone() };
+    assert_invalid(&told(world.register(bad).await), &[("password", "PASSWORD_TOO_SHORT")]);
+    assert_eq!(told(world.login("ada@example.com", PASSWORD).await).reason, "INVALID_CREDENTIALS");
+    world.register(request).await.expect("registered");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn log_ins_and_tokens_are_checked_before_anything_is_looked_up() {
+    let world = World::start().await;
+    let nothing = told(world.login("", "").await);
+    assert_invalid(&nothing, &[("email", "INVALID_EMAIL"), ("password", "REQUIRED")]);
+    let token = |text: &str| pb::Session { refresh_token: text.into(), ..pb::Session::default() };
+    assert_invalid(&told(world.refresh(&token("")).await), &[("refresh_token", "REQUIRED")]);
+    assert_invalid(&told(world.refresh(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
+    assert_invalid(&told(world.logout(&token("")).await), &[("refresh_token", "REQUIRED")]);
+    assert_invalid(&told(world.logout(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_change_of_profile_is_told_whole_and_changes_nothing() {
+    let world = World::start().await;
+    let registered = world.ada_registers().await;
+    let session = world.ada_logs_in().await;
+    let request = pb::UpdateProfileRequest::default();
+    let refused = told(world.client().update_profile(as_person(&session, request)).await);
+    assert_invalid(&refused, &[("profile", "REQUIRED"), ("update_mask", "EMPTY_MASK")]);
+    let values = pb::Profile {
+        email: "eve@example.com".into(),
+        role: pb::Role::Operator.into(),
+        phone: Some("12".into()),
+        ..pb::Profile::default()
+    };
+    let refused =
+        told(world.update_profile(&session, values, &["email", "role", "phone", "display_name", "hat"]).await);
+    assert_invalid(
+        &refused,
+        &[
+            ("update_mask.paths[0]", "IMMUTABLE_FIELD"),
+            ("update_mask.paths[1]", "IMMUTABLE_FIELD"),
+            ("profile.phone", "INVALID_PHONE"),
+            ("profile.display_name", "REQUIRED"),
+            ("update_mask.paths[4]", "UNKNOWN_FIELD"),
+        ],
+    );
+    assert_eq!(world.profile(&session).await.expect("a profile"), registered);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_new_password_changes_nothing() {
+    let world = World::start().await;
+    world.ada_registers().await;
+    let session = world.ada_logs_in().await;
+    let refused = told(world.change_password(&session, "", "short").await);
+    assert_invalid(&refused, &[("current_password", "REQUIRED"), ("new_password", "PASSWORD_TOO_SHORT")]);
+    let refused = told(world.change_password(&session, PASSWORD, &"x".repeat(72)).await);
+    assert_invalid(&refused, &[("new_password", "PASSWORD_TOO_LONG")]);
+    world.ada_logs_in().await;
+    world.stop().await;
+}

@@ -1,0 +1,79 @@
+//! Each log-in is one event: the success with the session, the failure with its reason, and never a secret.
+
+use std::collections::BTreeMap;
+
+use contracts::user::v1 as pb;
+use telemetry::{EventStatus, TraceEvent};
+
+use crate::world::{PASSWORD, World, ada, told};
+
+fn summary(event: &TraceEvent) -> (&str, EventStatus, Option<(&str, &str)>) {
+    let error = event.error.as_ref().map(|error| (error.kind.as_str(), error.reason.as_str()));
+    (event.event_type.as_str(), event.status, error)
+}
+
+#[tokio::test]
+async fn a_log_in_is_one_event_whether_it_succeeds_or_fails() {
+    let world = World::start().await;
+    let profile = world.ada_registers().await;
+    world.ada_logs_in().await;
+    world.login("ada@example.com", "wrong horse").await.expect_err("refused");
+    world.login("nobody@example.com", "wrong horse").await.expect_err("refused");
+    world.login("nobody", "").await.expect_err("refused");
+    let events = world.events().await;
+    let mut seen = BTreeMap::new();
+    for event in &events {
+        *seen.entry(format!("{:?}", summary(event))).or_insert(0) += 1;
+    }
+    let expected = [
+        (("user_login", EventStatus::Success, None), 1),
+        (("user_login", EventStatus::Failed, Some(("UNAUTHENTICATED", "INVALID_CREDENTIALS"))), 2),
+        (("user_login", EventStatus::Failed, Some(("ValidationError", "INVALID_ARGUMENT"))), 1),
+    ];
+    assert_eq!(seen, expected.map(|(event, count)| (format!("{event:?}"), count)).into());
+    let success = events.iter().find(|event| event.status == EventStatus::Success).expect("a success");
+    assert_eq!(success.user_id.map(|id| id.to_string()), Some(profile.user_id));
+    assert_eq!((success.service.as_str(), success.operation.as_str()), ("user", "user.v1.UserService/Login"));
+}
+
+#[tokio::test]
+async fn a_throttled_log_in_and_all_other_calls_are_no_events() {
+    let world = World::start_with(tempfile::tempdir().expect("a folder"), &["--login-failures", "1"]).await;
+    world.ada_registers().await;
+    let session = world.ada_logs_in().await;
+    world.refresh(&session).await.expect("refreshed");
+    world.profile(&session).await.expect("a profile");
+    world.login("ada@example.com", "wrong horse").await.expect_err("refused");
+    for _ in 0..3 {
+        assert_eq!(told(world.login("ada@example.com", "wrong horse").await).reason, "TOO_MANY_LOGINS");
+    }
+    let events = world.events().await;
+    let statuses: Vec<_> = events.iter().map(|event| event.status).collect();
+    assert_eq!(statuses.len(), 2, "{events:?}");
+}
+
+#[tokio::test]
+async fn no_secret_is_stored_or_told_in_the_clear() {
+    let world = World::start().await;
+    let registered = world.register(ada()).await.expect("registered");
+    let session = world.ada_logs_in().await;
+    let refused = world.login("ada@example.com", "wrong horse").await.expect_err("refused");
+    let long = format!("{PASSWORD}{}", "x".repeat(80));
+    let invalid = world.login("ada@example.com", &long).await.expect_err("refused");
+    let folder = world.stop().await;
+    let mut stored = Vec::new();
+    for entry in std::fs::read_dir(folder.path()).expect("the data folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_file() {
+            stored.extend(std::fs::read(path).expect("a file"));
+        }
+    }
+    let holds = |text: &str| stored.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(holds(&registered.display_name) && holds("INVALID_CREDENTIALS"), "the twin: what is stored is seen");
+    for secret in [PASSWORD, "wrong horse", &session.access_token, &session.refresh_token] {
+        assert!(!holds(secret), "{secret}");
+        let answers = format!("{refused:?} {invalid:?} {session:?}");
+        assert!(!answers.contains(secret), "{secret}");
+    }
+    assert!(format!("{:?}", pb::Session { session_id: "shown".into(), ..session }).contains("shown"));
+}

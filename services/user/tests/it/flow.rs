@@ -1,0 +1,148 @@
+//! The straight way, and who may do what.
+
+use contracts::common::v1::Address;
+use contracts::user::v1 as pb;
+use tonic::Code;
+
+use crate::world::{PASSWORD, World, ada, told};
+
+#[tokio::test]
+async fn a_customer_registers_logs_in_and_keeps_a_profile() {
+    let world = World::start().await;
+    let request = pb::RegisterRequest { email: "Ada@Example.com".into(), ..ada() };
+    let registered = world.register(request).await.expect("registered");
+    assert_eq!((registered.email.as_str(), registered.display_name.as_str()), ("ada@example.com", "Ada"));
+    assert_eq!(registered.role(), pb::Role::Customer);
+    assert!(registered.create_time.is_some() && registered.create_time == registered.update_time);
+
+    let (session, profile) = world.login("ADA@example.com", PASSWORD).await.expect("logged in");
+    assert_eq!(profile, registered);
+    assert_eq!(world.profile(&session).await.expect("a profile"), registered);
+
+    let address = Address {
+        recipient: "Ada Lovelace".into(),
+        lines: vec!["1 Engine Street".into()],
+        city: "London".into(),
+        postal_code: "N1".into(),
+        country_code: "GB".into(),
+    };
+    let values = pb::Profile {
+        display_name: "not in the mask".into(),
+        phone: Some("+442012345678".into()),
+        address: Some(address.clone()),
+        ..pb::Profile::default()
+    };
+    let changed = world.update_profile(&session, values, &["phone", "address"]).await.expect("changed");
+    assert_eq!(changed.display_name, "Ada");
+    assert_eq!((changed.phone.as_deref(), changed.address.as_ref()), (Some("+442012345678"), Some(&address)));
+    assert_ne!(changed.update_time, registered.update_time);
+    assert_eq!(world.profile(&session).await.expect("a profile"), changed);
+
+    let cleared = world.update_profile(&session, pb::Profile::default(), &["phone"]).await.expect("changed");
+    assert_eq!((cleared.phone, cleared.address), (None, Some(address)));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_registration_gets_the_same_answer_and_another_one_is_refused() {
+    let world = World::start().await;
+    let request = ada();
+    let first = world.register(request.clone()).await.expect("registered");
+    assert_eq!(world.register(request.clone()).await.expect("the same answer"), first);
+    for other in [
+        pb::RegisterRequest { display_name: "Bob".into(), ..request.clone() },
+        pb::RegisterRequest { password: "another horse".into(), ..request },
+    ] {
+        let refused = told(world.register(other).await);
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "REQUEST_ID_REUSED"));
+        assert_eq!(refused.domain, "user.ordermesh");
+    }
+    let refused = told(world.register(ada()).await);
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::AlreadyExists, "EMAIL_TAKEN"));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_profile_needs_a_token_of_ours() {
+    let world = World::start().await;
+    world.ada_registers().await;
+    let session = world.ada_logs_in().await;
+    let refused = told(world.client().get_profile(pb::GetProfileRequest {}).await);
+    assert_eq!(refused.code, Code::Unauthenticated);
+    let forged = pb::Session { access_token: format!("{}x", session.access_token), ..session.clone() };
+    assert_eq!(told(world.profile(&forged).await).code, Code::Unauthenticated);
+    world.profile(&session).await.expect("the twin: with the token it works");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_public_keys_are_open_to_all_and_survive_a_restart() {
+    let world = World::start().await;
+    world.ada_registers().await;
+    let session = world.ada_logs_in().await;
+    let keys = world.client().list_signing_keys(pb::ListSigningKeysRequest {}).await.expect("keys").into_inner().keys;
+    assert_eq!(keys.len(), 1);
+    let key = &keys[0];
+    assert_eq!((key.kty.as_str(), key.crv.as_str(), key.alg.as_str()), ("OKP", "Ed25519", "EdDSA"));
+    assert!(!key.kid.is_empty() && !key.x.is_empty());
+    let folder = world.stop().await;
+
+    let world = World::start_with(folder, &[]).await;
+    let again = world.client().list_signing_keys(pb::ListSigningKeysRequest {}).await.expect("keys").into_inner().keys;
+    assert_eq!(again, keys);
+    world.profile(&session).await.expect("the token of before still works");
+    world.refresh(&session).await.expect("and the session too");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_operator_of_the_file_logs_in_at_once_and_no_call_makes_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("operator.txt");
+    std::fs::write(&file, format!("operator@ordermesh.local {PASSWORD}\n")).expect("written");
+    let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8")];
+    let world = World::start_with(folder, &flags).await;
+    let taken = pb::RegisterRequest { email: "operator@ordermesh.local".into(), ..ada() };
+    assert_eq!(told(world.register(taken).await).reason, "EMAIL_TAKEN");
+    let (session, profile) = world.login("operator@ordermesh.local", PASSWORD).await.expect("logged in");
+    assert_eq!(profile.role(), pb::Role::Operator);
+    assert_eq!(world.profile(&session).await.expect("a profile"), profile);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn two_instances_that_start_at_once_agree_on_keys_sessions_and_the_operator() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shared = folder.path().display().to_string();
+    let file = folder.path().join("operator.txt");
+    std::fs::write(&file, format!("operator@ordermesh.local {PASSWORD}\n")).expect("written");
+    // The later --data-dir counts: the second folder stays empty.
+    let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8"), "--data-dir", &shared];
+    let second = tempfile::tempdir().expect("a folder");
+    let (one, other) = tokio::join!(World::start_with(folder, &flags), World::start_with(second, &flags));
+    let (at_one, at_other) = tokio::join!(
+        one.login("operator@ordermesh.local", PASSWORD),
+        other.login("operator@ordermesh.local", PASSWORD)
+    );
+    let ((session, profile), (_, same)) = (at_one.expect("logged in"), at_other.expect("logged in"));
+    assert_eq!(profile, same);
+    assert_eq!(other.profile(&session).await.expect("the other's keys verify it"), profile);
+    other.refresh(&session).await.expect("the other turns it");
+    other.stop().await;
+    one.stop().await;
+}
+
+#[tokio::test]
+async fn an_operator_made_by_the_program_logs_in() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = crate::world::config(folder.path(), &[]);
+    let user_id = user::create_operator(&config, "op@example.com", PASSWORD).await.expect("made");
+    let again = user::create_operator(&config, "op@example.com", PASSWORD).await;
+    assert!(matches!(again, Err(user::Error::EmailTaken)));
+    let short = user::create_operator(&config, "op2@example.com", "short").await;
+    assert!(matches!(short, Err(user::Error::Invalid(_))));
+    let world = World::start_with(folder, &[]).await;
+    let (_, profile) = world.login("op@example.com", PASSWORD).await.expect("logged in");
+    assert_eq!((profile.role(), profile.user_id), (pb::Role::Operator, user_id.to_string()));
+    world.stop().await;
+}

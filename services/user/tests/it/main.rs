@@ -1,0 +1,8 @@
+//! The User Service over real sockets, with a real SQLite file.
+
+mod bad_input;
+mod events;
+mod flow;
+mod passwords;
+mod sessions;
+mod world;

@@ -1,0 +1,55 @@
+//! Refreshing and ending sessions. The 30 s of the token before the newest pass in the domain's tests, by a clock of their own.
+
+use tonic::Code;
+
+use crate::world::{World, told};
+
+#[tokio::test]
+async fn a_refresh_gives_a_new_pair_of_the_same_session() {
+    let world = World::start().await;
+    world.ada_registers().await;
+    let first = world.ada_logs_in().await;
+    let second = world.refresh(&first).await.expect("refreshed");
+    assert_eq!(second.session_id, first.session_id);
+    assert_eq!(second.refresh_token_expire_time, first.refresh_token_expire_time);
+    assert_ne!(second.refresh_token, first.refresh_token);
+    world.profile(&second).await.expect("its access token works");
+    world.refresh(&first).await.expect("the answer may have been lost: the one before the newest works");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_older_token_ends_the_session() {
+    let world = World::start().await;
+    world.ada_registers().await;
+    let first = world.ada_logs_in().await;
+    let second = world.refresh(&first).await.expect("refreshed");
+    let third = world.refresh(&second).await.expect("refreshed");
+    let refused = told(world.refresh(&first).await);
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::Unauthenticated, "SESSION_ENDED"));
+    assert_eq!(told(world.refresh(&third).await).reason, "SESSION_ENDED");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_grace_of_nothing_ends_the_session_at_the_first_repeat() {
+    let world = World::start_with(tempfile::tempdir().expect("a folder"), &["--refresh-grace", "0s"]).await;
+    world.ada_registers().await;
+    let first = world.ada_logs_in().await;
+    let second = world.refresh(&first).await.expect("refreshed");
+    assert_eq!(told(world.refresh(&first).await).reason, "SESSION_ENDED");
+    assert_eq!(told(world.refresh(&second).await).reason, "SESSION_ENDED");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_out_ends_the_session_and_may_be_repeated() {
+    let world = World::start().await;
+    world.ada_registers().await;
+    let (session, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
+    world.logout(&session).await.expect("ended");
+    world.logout(&session).await.expect("it has ended");
+    assert_eq!(told(world.refresh(&session).await).reason, "SESSION_ENDED");
+    world.refresh(&other).await.expect("the other goes on");
+    world.stop().await;
+}
