@@ -1,1 +1,106 @@
-//! Data Service: the catalogue, delivery estimates, the trace-event store.
+//! The Data Service: the catalogue, delivery estimates, and the store of trace events.
+//!
+//! It knows nothing of orders, payments or stock. Start reading at [`run`].
+//!
+//! # Layout
+//! - `service`: the handlers: decode, domain, encode
+//! - `catalog`, `delivery`: the domain of products, prices and dates of delivery
+//! - `trace_event`, `retention`: the domain of stored events, and how long they are kept
+//! - `convert`, `convert_event`: messages ⇄ values, every check of a field
+//! - `store`, `trace_event_store`, `entity`, `migration`: the database
+//! - [`fault`]: faults on purpose
+//! - `error`: what is refused, and why
+
+mod catalog;
+mod convert;
+mod convert_event;
+mod delivery;
+mod entity;
+mod error;
+pub mod fault;
+mod migration;
+mod retention;
+mod service;
+mod store;
+mod trace_event;
+mod trace_event_store;
+
+use std::time::Duration;
+
+use chassis::{Chassis, Error};
+use contracts::data::v1::catalog_service_server::CatalogServiceServer;
+use contracts::data::v1::trace_event_service_server::TraceEventServiceServer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::catalog::{Catalog, Draft};
+pub use crate::fault::FaultLookup;
+use crate::service::{CatalogHandlers, TraceEventHandlers};
+use crate::store::CatalogStore;
+use crate::trace_event::TraceEvents;
+use crate::trace_event_store::TraceEventStore;
+
+/// What the Data Service can be told.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Config {
+    /// Settings that every service has.
+    #[command(flatten)]
+    pub common: chassis::Settings,
+    /// How long trace events are kept: ms, s, m, h or d
+    #[arg(long, env = "ORDERMESH_DATA_EVENT_RETENTION", default_value = "7d", value_parser = chassis::settings::duration, value_name = "DURATION")]
+    pub event_retention: Duration,
+    /// Fault on purpose in lookups: none, slow:DURATION (callers see a TIMEOUT), refuse (callers see a CONNECTION_ERROR)
+    #[arg(long, env = "ORDERMESH_DATA_FAULT_LOOKUP", default_value = "none", value_name = "FAULT")]
+    pub fault_lookup: FaultLookup,
+    /// Products for a catalogue that is empty: what the first local start brings along.
+    #[arg(skip)]
+    pub seed_products: Vec<SeedProduct>,
+}
+
+/// A product for an empty catalogue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SeedProduct {
+    /// 1 to 64 of A-Z, 0-9 and "-".
+    pub sku: String,
+    /// 1 to 200 characters.
+    pub name: String,
+    /// Up to 2000 characters.
+    pub description: String,
+    /// ISO 4217.
+    pub currency: String,
+    /// The price in the currency's minor unit.
+    pub minor_units: i64,
+}
+
+/// Serves until `shutdown`, then drains.
+///
+/// # Errors
+/// A database, a secret or a seed product that cannot be used; a listener that broke.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let chassis = Chassis::start("data", &config.common, migration::MIGRATIONS, shutdown).await?;
+    let catalog = Catalog::new(CatalogStore::new(chassis.db.clone()), chassis.clock.clone(), config.fault_lookup);
+    seed(&catalog, &config.seed_products).await?;
+    let events = TraceEvents::new(TraceEventStore::new(chassis.db.clone()), chassis.clock.clone());
+    chassis.tasks.spawn(retention::run(
+        events.clone(),
+        config.event_retention,
+        retention::INTERVAL,
+        chassis.shutdown.clone(),
+    ));
+    let routes = Routes::new(CatalogServiceServer::new(CatalogHandlers(catalog)))
+        .add_service(TraceEventServiceServer::new(TraceEventHandlers(events)));
+    chassis.serve(routes, &["data.v1.CatalogService", "data.v1.TraceEventService"], None, listener, admin).await
+}
+
+async fn seed(catalog: &Catalog, products: &[SeedProduct]) -> Result<(), Error> {
+    let of = |error: &dyn std::error::Error| Error::Service(format!("the catalogue cannot be filled: {error}"));
+    let drafts: Result<Vec<_>, _> = products.iter().map(Draft::try_from).collect();
+    let drafts = drafts.map_err(|error| of(&error))?;
+    if drafts.is_empty() { Ok(()) } else { catalog.seed(drafts).await.map_err(|error| of(&error)) }
+}

@@ -1,0 +1,219 @@
+//! The catalogue: products, their prices, and when they arrive.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use chassis::{Fingerprint, Invalid, PageToken};
+use kernel::{Clock, Money, Timestamp, calendar};
+use mesh::Violation;
+use telemetry::Operation;
+
+use crate::delivery::{self, Destination, Estimate};
+use crate::error::Error;
+use crate::fault::FaultLookup;
+use crate::store::CatalogStore;
+
+/// The most SKUs in a lookup.
+pub(crate) const MAX_SKUS: usize = 100;
+/// The most characters of a product's name.
+pub(crate) const MAX_NAME_CHARS: usize = 200;
+/// The most characters of a product's description.
+pub(crate) const MAX_DESCRIPTION_CHARS: usize = 2_000;
+/// The highest price, in the currency's minor units: far above any product, far below what a sum could overflow.
+pub(crate) const MAX_PRICE_MINOR_UNITS: i64 = 1_000_000_000;
+
+/// What a product is, before it is stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Draft {
+    pub(crate) sku: String,
+    pub(crate) name: String,
+    pub(crate) description: String,
+    pub(crate) price: Money,
+}
+
+/// A stored product.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Product {
+    pub(crate) draft: Draft,
+    /// Counts its changes, from 1.
+    pub(crate) version: i64,
+    pub(crate) update_time: Timestamp,
+}
+
+impl Product {
+    /// Changes with every change of the product.
+    pub(crate) fn etag(&self) -> String {
+        etag(&self.draft.sku, self.version)
+    }
+}
+
+/// Opaque on purpose: nobody is to count versions by it.
+pub(crate) fn etag(sku: &str, version: i64) -> String {
+    let mut etag = Fingerprint::of("etag/1").part("sku", sku).part("version", version).finish();
+    etag.truncate(16);
+    etag
+}
+
+/// What a lookup found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Lookup {
+    /// In the order asked, repeated ones repeatedly.
+    pub(crate) products: Vec<Product>,
+    /// In the order asked, each once.
+    pub(crate) missing: Vec<String>,
+}
+
+/// Asks for a page of products.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ListProducts {
+    /// In lower case; empty: all.
+    pub(crate) text: String,
+    pub(crate) page_size: u32,
+    pub(crate) page: PageToken,
+}
+
+/// A product as it shall be, and what the caller has seen of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Upsert {
+    pub(crate) draft: Draft,
+    /// Empty: there is none yet.
+    pub(crate) etag: String,
+}
+
+/// A page of a list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Page<T> {
+    pub(crate) items: Vec<T>,
+    /// Empty on the last page.
+    pub(crate) next_page_token: String,
+}
+
+impl<T> Page<T> {
+    /// Cuts a page out of what was read: one more than `page_size` when there is another page.
+    pub(crate) fn cut(mut items: Vec<T>, page_size: u32, next: impl FnOnce(&T) -> String) -> Self {
+        let size = usize::try_from(page_size).unwrap_or(usize::MAX);
+        let more = items.len() > size;
+        items.truncate(size);
+        let next_page_token = items.last().filter(|_| more).map(next).unwrap_or_default();
+        Self { items, next_page_token }
+    }
+}
+
+/// The catalogue.
+#[derive(Clone)]
+pub(crate) struct Catalog {
+    store: CatalogStore,
+    clock: Arc<dyn Clock>,
+    fault: FaultLookup,
+}
+
+impl Catalog {
+    pub(crate) fn new(store: CatalogStore, clock: Arc<dyn Clock>, fault: FaultLookup) -> Self {
+        Self { store, clock, fault }
+    }
+
+    /// Looks products up, with one query: prices are never stale.
+    pub(crate) async fn lookup(&self, skus: Vec<String>, operation: &Operation) -> Result<Lookup, Error> {
+        operation.set("skus", skus.len().to_string());
+        self.fault.strike().await?;
+        let found = self.store.products(&distinct(&skus)).await?;
+        let lookup = arrange(skus, found);
+        operation.set("missing", lookup.missing.len().to_string());
+        Ok(lookup)
+    }
+
+    /// A page of products by SKU.
+    pub(crate) async fn list(&self, asked: ListProducts) -> Result<Page<Product>, Error> {
+        let after = asked.page.after.as_deref();
+        let products = self.store.page(&asked.text, after, u64::from(asked.page_size) + 1).await?;
+        Ok(Page::cut(products, asked.page_size, |last| asked.page.next(&last.draft.sku)))
+    }
+
+    /// Makes or replaces a product, if it is as the caller has seen it.
+    pub(crate) async fn upsert(&self, upsert: Upsert) -> Result<Product, Error> {
+        self.store.upsert(upsert, self.clock.now()).await
+    }
+
+    /// When a parcel arrives.
+    pub(crate) async fn estimate(&self, to: Destination, operation: &Operation) -> Result<Estimate, Error> {
+        operation.set("country_code", to.country.clone());
+        self.fault.strike().await?;
+        let rules = self.store.delivery_rules(&to.country).await?;
+        let Some(rule) = delivery::choose(rules, &to.postal_code) else {
+            return Err(Error::NoDeliveryZone { country: to.country });
+        };
+        operation.set("zone", rule.zone.clone());
+        let dispatch = to.dispatch.unwrap_or_else(|| self.clock.now());
+        let date = calendar::delivery_date(dispatch, rule.transit_business_days, rule.cutoff_hour_utc);
+        date.map(|date| Estimate { rule, date }).ok_or_else(beyond_the_calendar)
+    }
+
+    /// Fills a catalogue that is empty.
+    pub(crate) async fn seed(&self, products: Vec<Draft>) -> Result<(), Error> {
+        self.store.seed(products, self.clock.now()).await
+    }
+}
+
+fn beyond_the_calendar() -> Error {
+    Error::Invalid(Invalid(vec![Violation {
+        field: "dispatch_time".to_owned(),
+        reason: "INVALID_TIME",
+        description: "the delivery would be after the year 9999".to_owned(),
+    }]))
+}
+
+fn distinct(skus: &[String]) -> Vec<&str> {
+    let mut seen = HashSet::with_capacity(skus.len());
+    skus.iter().map(String::as_str).filter(|sku| seen.insert(*sku)).collect()
+}
+
+/// Puts what was found into the order asked, and names what was not.
+fn arrange(skus: Vec<String>, found: Vec<Product>) -> Lookup {
+    let found: HashMap<String, Product> =
+        found.into_iter().map(|product| (product.draft.sku.clone(), product)).collect();
+    let (mut products, mut missing) = (Vec::with_capacity(skus.len()), Vec::new());
+    for sku in skus {
+        match found.get(&sku) {
+            Some(product) => products.push(product.clone()),
+            None if missing.contains(&sku) => {}
+            None => missing.push(sku),
+        }
+    }
+    Lookup { products, missing }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn product(sku: &str) -> Product {
+        let price = Money::new("EUR".parse().expect("a currency"), 100);
+        let draft = Draft { sku: sku.into(), name: sku.into(), description: String::new(), price };
+        Product { draft, version: 1, update_time: Timestamp::default() }
+    }
+
+    #[test]
+    fn products_come_in_the_order_asked_and_missing_ones_are_named_once() {
+        let asked = ["B", "X", "A", "B", "Y", "X"].map(String::from).to_vec();
+        assert_eq!(distinct(&asked), ["B", "X", "A", "Y"]);
+        let lookup = arrange(asked, vec![product("A"), product("B")]);
+        let skus: Vec<_> = lookup.products.iter().map(|product| product.draft.sku.as_str()).collect();
+        assert_eq!(skus, ["B", "A", "B"]);
+        assert_eq!(lookup.missing, ["X", "Y"]);
+    }
+
+    #[test]
+    fn an_etag_changes_with_the_version_and_the_product() {
+        let etags: HashSet<_> = [etag("A", 1), etag("A", 2), etag("B", 1)].into();
+        assert_eq!(etags.len(), 3);
+        assert_eq!(etag("A", 1), product("A").etag());
+    }
+
+    #[test]
+    fn a_page_has_a_token_only_when_there_is_more() {
+        let page = |read: Vec<i32>| Page::cut(read, 2, ToString::to_string);
+        assert_eq!(page(vec![1, 2, 3]), Page { items: vec![1, 2], next_page_token: "2".into() });
+        assert_eq!(page(vec![1, 2]).next_page_token, "");
+        assert_eq!(page(vec![]).next_page_token, "");
+    }
+}

@@ -1,0 +1,246 @@
+//! The catalogue's messages ⇄ values: every check of a field.
+
+use chassis::{Fields, Fingerprint, Invalid, PageToken, encode, page};
+use contracts::common::v1 as common;
+use contracts::data::v1 as proto;
+
+use crate::SeedProduct;
+use crate::catalog::{
+    Draft, ListProducts, Lookup, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, MAX_PRICE_MINOR_UNITS, MAX_SKUS, Page, Product,
+    Upsert,
+};
+use crate::delivery::{Destination, Estimate};
+
+/// Entries of a page of products: when none are asked for, and at most.
+const PAGE: (u32, u32) = (50, 200);
+/// The most characters of a text filter.
+const MAX_FILTER_CHARS: usize = 200;
+/// The most characters of a postal code.
+const MAX_POSTAL_CHARS: usize = 20;
+/// The most characters of an etag: ours have 16.
+const MAX_ETAG_CHARS: usize = 64;
+
+/// The SKUs of a lookup.
+pub(crate) struct Skus(pub(crate) Vec<String>);
+
+impl TryFrom<proto::BatchGetProductsRequest> for Skus {
+    type Error = Invalid;
+
+    fn try_from(request: proto::BatchGetProductsRequest) -> Result<Self, Invalid> {
+        let mut fields = Fields::default();
+        if request.skus.is_empty() || request.skus.len() > MAX_SKUS {
+            fields.refuse("skus", "INVALID_LENGTH", format!("must have 1 to {MAX_SKUS} SKUs"));
+        }
+        for (index, sku) in request.skus.iter().take(MAX_SKUS).enumerate() {
+            fields.sku(format!("skus[{index}]"), sku);
+        }
+        fields.finish(Some(Self(request.skus)))
+    }
+}
+
+impl TryFrom<proto::ListProductsRequest> for ListProducts {
+    type Error = Invalid;
+
+    fn try_from(request: proto::ListProductsRequest) -> Result<Self, Invalid> {
+        let mut fields = Fields::default();
+        let page_size = page::page_size(&mut fields, request.page_size, PAGE.0, PAGE.1);
+        let text = fields.text("text", &request.text, 0, MAX_FILTER_CHARS);
+        let filters = Fingerprint::of("ListProducts/1").part("text", &request.text);
+        let page = PageToken::decode(&mut fields, &request.page_token, filters);
+        fields.finish(text.map(|text| Self { text: text.to_lowercase(), page_size, page }))
+    }
+}
+
+impl TryFrom<proto::UpsertProductRequest> for Upsert {
+    type Error = Invalid;
+
+    fn try_from(request: proto::UpsertProductRequest) -> Result<Self, Invalid> {
+        let mut fields = Fields::default();
+        let Some(product) = request.product else {
+            fields.refuse("product", "REQUIRED", "a product is required");
+            return fields.finish(None);
+        };
+        let etag = fields.text("product.etag", &product.etag, 0, MAX_ETAG_CHARS);
+        let draft = draft(&mut fields, "product.", &product);
+        fields.finish(draft.zip(etag).map(|(draft, etag)| Self { draft, etag }))
+    }
+}
+
+impl TryFrom<&SeedProduct> for Draft {
+    type Error = Invalid;
+
+    fn try_from(seed: &SeedProduct) -> Result<Self, Invalid> {
+        let price = common::Money { currency_code: seed.currency.clone(), minor_units: seed.minor_units };
+        let product = proto::Product {
+            sku: seed.sku.clone(),
+            name: seed.name.clone(),
+            description: seed.description.clone(),
+            price: Some(price),
+            ..proto::Product::default()
+        };
+        let mut fields = Fields::default();
+        let draft = draft(&mut fields, "", &product);
+        fields.finish(draft)
+    }
+}
+
+fn draft(fields: &mut Fields, prefix: &str, product: &proto::Product) -> Option<Draft> {
+    let sku = fields.sku(format!("{prefix}sku"), &product.sku);
+    let name = fields.text(&format!("{prefix}name"), &product.name, 1, MAX_NAME_CHARS);
+    let description = fields.text(&format!("{prefix}description"), &product.description, 0, MAX_DESCRIPTION_CHARS);
+    let price = fields.money(&format!("{prefix}price"), product.price.as_ref());
+    if let Some(given) = &product.price
+        && !(1..=MAX_PRICE_MINOR_UNITS).contains(&given.minor_units)
+    {
+        let description = format!("must be 1 to {MAX_PRICE_MINOR_UNITS}");
+        fields.refuse(format!("{prefix}price.minor_units"), "OUT_OF_RANGE", description);
+    }
+    Some(Draft { sku: sku?, name: name?, description: description?, price: price? })
+}
+
+impl TryFrom<proto::GetDeliveryEstimateRequest> for Destination {
+    type Error = Invalid;
+
+    fn try_from(request: proto::GetDeliveryEstimateRequest) -> Result<Self, Invalid> {
+        let mut fields = Fields::default();
+        let country = fields.country("country_code", &request.country_code);
+        let postal_code = fields.text("postal_code", &request.postal_code, 0, MAX_POSTAL_CHARS);
+        let dispatch = fields.instant("dispatch_time", request.dispatch_time.as_ref());
+        fields.finish(country.zip(postal_code).map(|(country, postal_code)| Self { country, postal_code, dispatch }))
+    }
+}
+
+impl From<Product> for proto::Product {
+    fn from(product: Product) -> Self {
+        let etag = product.etag();
+        Self {
+            etag,
+            sku: product.draft.sku,
+            name: product.draft.name,
+            description: product.draft.description,
+            price: Some(encode::money(product.draft.price)),
+            update_time: Some(encode::timestamp(product.update_time)),
+        }
+    }
+}
+
+impl From<Lookup> for proto::BatchGetProductsResponse {
+    fn from(lookup: Lookup) -> Self {
+        Self { products: lookup.products.into_iter().map(Into::into).collect(), missing_skus: lookup.missing }
+    }
+}
+
+impl From<Page<Product>> for proto::ListProductsResponse {
+    fn from(page: Page<Product>) -> Self {
+        Self { products: page.items.into_iter().map(Into::into).collect(), next_page_token: page.next_page_token }
+    }
+}
+
+impl From<Product> for proto::UpsertProductResponse {
+    fn from(product: Product) -> Self {
+        Self { product: Some(product.into()) }
+    }
+}
+
+impl From<Estimate> for proto::GetDeliveryEstimateResponse {
+    fn from(Estimate { rule, date }: Estimate) -> Self {
+        let delivery_date =
+            common::Date { year: date.year(), month: u8::from(date.month()).into(), day: date.day().into() };
+        Self {
+            zone: rule.zone,
+            transit_business_days: rule.transit_business_days.into(),
+            cutoff_hour_utc: rule.cutoff_hour_utc.into(),
+            delivery_date: Some(delivery_date),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields_of<T>(result: Result<T, Invalid>) -> Vec<(String, &'static str)> {
+        match result {
+            Ok(_) => vec![],
+            Err(Invalid(violations)) => violations.into_iter().map(|it| (it.field, it.reason)).collect(),
+        }
+    }
+
+    fn mug() -> proto::Product {
+        proto::Product {
+            sku: "MUG-BLUE".into(),
+            name: "Blue mug".into(),
+            description: "Holds tea.".into(),
+            price: Some(common::Money { currency_code: "EUR".into(), minor_units: 1_299 }),
+            ..proto::Product::default()
+        }
+    }
+
+    #[test]
+    fn a_lookup_has_one_to_a_hundred_sound_skus() {
+        let of = |skus: Vec<&str>| {
+            let skus = skus.into_iter().map(String::from).collect();
+            fields_of(Skus::try_from(proto::BatchGetProductsRequest { skus }))
+        };
+        assert_eq!(of(vec!["A"; 100]), []);
+        assert_eq!(of(vec![]), [("skus".into(), "INVALID_LENGTH")]);
+        assert_eq!(of(vec!["A"; 101]), [("skus".into(), "INVALID_LENGTH")]);
+        assert_eq!(of(vec!["A", "b", ""]), [("skus[1]".into(), "INVALID_SKU"), ("skus[2]".into(), "INVALID_SKU")]);
+    }
+
+    #[test]
+    fn a_product_at_the_limits_is_sound() {
+        let product = proto::Product {
+            name: "é".repeat(200),
+            description: "é".repeat(2_000),
+            price: Some(common::Money { currency_code: "JPY".into(), minor_units: 1_000_000_000 }),
+            ..mug()
+        };
+        assert_eq!(fields_of(Upsert::try_from(proto::UpsertProductRequest { product: Some(product) })), []);
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_a_product_is_told_at_once() {
+        let product = proto::Product {
+            sku: "mug".into(),
+            name: String::new(),
+            description: "x".repeat(2_001),
+            price: Some(common::Money { currency_code: "EURO".into(), minor_units: 0 }),
+            etag: "e".repeat(65),
+            ..proto::Product::default()
+        };
+        let refused = fields_of(Upsert::try_from(proto::UpsertProductRequest { product: Some(product) }));
+        let expected = [
+            ("product.etag", "INVALID_LENGTH"),
+            ("product.sku", "INVALID_SKU"),
+            ("product.name", "REQUIRED"),
+            ("product.description", "INVALID_LENGTH"),
+            ("product.price.currency_code", "UNKNOWN_CURRENCY"),
+            ("product.price.minor_units", "OUT_OF_RANGE"),
+        ];
+        assert_eq!(refused, expected.map(|(field, reason)| (field.to_owned(), reason)));
+        let nothing = proto::UpsertProductRequest { product: None };
+        assert_eq!(fields_of(Upsert::try_from(nothing)), [("product".into(), "REQUIRED")]);
+    }
+
+    #[test]
+    fn a_price_is_positive_and_not_above_the_limit() {
+        for (minor_units, sound) in [(1, true), (1_000_000_000, true), (0, false), (-1, false), (1_000_000_001, false)]
+        {
+            let price = Some(common::Money { currency_code: "EUR".into(), minor_units });
+            let request = proto::UpsertProductRequest { product: Some(proto::Product { price, ..mug() }) };
+            assert_eq!(Upsert::try_from(request).is_ok(), sound, "{minor_units}");
+        }
+    }
+
+    #[test]
+    fn a_destination_needs_a_country_and_a_calendar() {
+        let request = proto::GetDeliveryEstimateRequest {
+            country_code: "Germany".into(),
+            postal_code: "1".repeat(21),
+            dispatch_time: Some(prost_types::Timestamp { seconds: -1, nanos: 0 }),
+        };
+        let fields: Vec<_> = fields_of(Destination::try_from(request)).into_iter().map(|(field, _)| field).collect();
+        assert_eq!(fields, ["country_code", "postal_code", "dispatch_time"]);
+    }
+}

@@ -1,0 +1,139 @@
+//! What the Data Service refuses, and how it says so.
+
+use std::time::Duration;
+
+use chassis::Invalid;
+use mesh::{Kind, Refusal, Violation};
+use sea_orm::DbErr;
+use tonic::Status;
+
+/// When a caller of an unavailable catalogue may come back.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a call was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The request breaks the rules.
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    /// No rule knows the country.
+    #[error("we do not deliver to {country}")]
+    NoDeliveryZone { country: String },
+    /// The stored product is not the one that the caller has seen.
+    #[error("the product {sku} is not as the etag says: read it again")]
+    EtagMismatch { sku: String },
+    /// The database refused, or is away.
+    #[error("the database does not answer")]
+    Storage(#[from] storage::Error),
+    /// A fault on purpose: as if the database were away.
+    #[error("the database refuses connections, on purpose")]
+    Refused,
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        Self::Storage(error.into())
+    }
+}
+
+impl storage::Failure for Error {
+    fn storage(&self) -> Option<&storage::Error> {
+        match self {
+            Self::Storage(error) => Some(error),
+            Self::Invalid(_) | Self::NoDeliveryZone { .. } | Self::EtagMismatch { .. } | Self::Refused => None,
+        }
+    }
+}
+
+impl Refusal for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid(_) => Kind::InvalidArgument,
+            Self::NoDeliveryZone { .. } => Kind::NotFound,
+            Self::EtagMismatch { .. } => Kind::Aborted,
+            // A stored value that cannot be read does not get better by waiting.
+            Self::Storage(storage::Error::Corrupt { .. }) => Kind::Internal,
+            Self::Storage(_) | Self::Refused => Kind::Unavailable,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::NoDeliveryZone { .. } => "NO_DELIVERY_ZONE",
+            Self::EtagMismatch { .. } => "ETAG_MISMATCH",
+            Self::Storage(storage::Error::Corrupt { .. }) => "LOOKUP_FAILED",
+            Self::Storage(_) | Self::Refused => "CATALOG_UNAVAILABLE",
+        }
+    }
+
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::NoDeliveryZone { country } => vec![("country_code", country.clone())],
+            Self::EtagMismatch { sku } => vec![("sku", sku.clone())],
+            Self::Invalid(_) | Self::Storage(_) | Self::Refused => vec![],
+        }
+    }
+
+    fn violations(&self) -> &[Violation] {
+        match self {
+            Self::Invalid(Invalid(violations)) => violations,
+            Self::NoDeliveryZone { .. } | Self::EtagMismatch { .. } | Self::Storage(_) | Self::Refused => &[],
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        (self.kind() == Kind::Unavailable).then_some(RETRY_AFTER)
+    }
+}
+
+/// The answer that a refusal is.
+pub(crate) fn status(error: impl Into<Error>) -> Status {
+    let error = error.into();
+    if let Error::Storage(cause) = &error {
+        // The caller learns only that it is away; why is for the log (the mesh logs internal errors itself).
+        if error.kind() == Kind::Unavailable {
+            tracing::warn!(target: "ordermesh", reason = error.reason(), chain = %chain(cause), "{error}");
+        }
+    }
+    mesh::status("data", &error)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every reason: they are public, a change here is a change of the contract.
+    #[test]
+    fn the_reasons_are_those_that_the_contract_names() {
+        let corrupt = storage::Error::Corrupt { what: "currency", value: "EURO".into() };
+        let all = [
+            (Error::Invalid(Invalid(vec![])), Kind::InvalidArgument, "INVALID_ARGUMENT"),
+            (Error::NoDeliveryZone { country: "AQ".into() }, Kind::NotFound, "NO_DELIVERY_ZONE"),
+            (Error::EtagMismatch { sku: "MUG".into() }, Kind::Aborted, "ETAG_MISMATCH"),
+            (Error::Storage(corrupt), Kind::Internal, "LOOKUP_FAILED"),
+            (Error::Storage(storage::Error::Closed), Kind::Unavailable, "CATALOG_UNAVAILABLE"),
+            (Error::Refused, Kind::Unavailable, "CATALOG_UNAVAILABLE"),
+        ];
+        for (error, kind, reason) in all {
+            assert_eq!((error.kind(), error.reason()), (kind, reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_get_better_asks_to_come_back() {
+        assert_eq!(Error::Refused.retry_after(), Some(RETRY_AFTER));
+        assert_eq!(Error::EtagMismatch { sku: "MUG".into() }.retry_after(), None);
+    }
+}

@@ -1,0 +1,60 @@
+//! Faults on purpose: what a caller sees of a catalogue that is slow or away.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// What becomes of every lookup (BatchGetProducts, GetDeliveryEstimate).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FaultLookup {
+    /// It is answered.
+    #[default]
+    None,
+    /// It is answered after that long: its callers see a TIMEOUT.
+    Slow(Duration),
+    /// As if the database refused connections: its callers see a CONNECTION_ERROR.
+    Refuse,
+}
+
+impl FromStr for FaultLookup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("slow:")) {
+            ("none", _) => Ok(Self::None),
+            ("refuse", _) => Ok(Self::Refuse),
+            (_, Some(wait)) => chassis::settings::duration(wait).map(Self::Slow),
+            (_, None) => Err("not a fault; examples are none, slow:5s, refuse".to_owned()),
+        }
+    }
+}
+
+impl FaultLookup {
+    /// Passes, passes late, or refuses.
+    pub(crate) async fn strike(self) -> Result<(), Error> {
+        match self {
+            Self::None => Ok(()),
+            Self::Slow(wait) => {
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            Self::Refuse => Err(Error::Refused),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_reads_as_the_help_says() {
+        assert_eq!("none".parse(), Ok(FaultLookup::None));
+        assert_eq!("refuse".parse(), Ok(FaultLookup::Refuse));
+        assert_eq!("slow:5s".parse(), Ok(FaultLookup::Slow(Duration::from_secs(5))));
+        for bad in ["", "slow", "slow:", "slow:fast", "Refuse"] {
+            assert!(bad.parse::<FaultLookup>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Deletes trace events that are older than the service keeps them.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::trace_event::TraceEvents;
+
+/// How often, on average: instances of one database do not come together.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Deletes every `interval`, on average, until `stop`.
+pub(crate) async fn run(events: TraceEvents, keep: Duration, interval: Duration, stop: CancellationToken) {
+    loop {
+        let wait = interval.mul_f64(0.5 + rand::random::<f64>());
+        if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() {
+            return;
+        }
+        let expired = tokio::select! {
+            expired = events.expire(keep) => expired,
+            () = stop.cancelled() => return,
+        };
+        match expired {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(target: "ordermesh", count, "trace events past their retention were deleted"),
+            Err(error) => tracing::warn!(target: "ordermesh", error = %error, "trace events past their retention stay"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use kernel::{ManualClock, Timestamp};
+    use storage::{Database, Options};
+    use telemetry::{EventStatus, TraceEvent};
+    use uuid::Builder;
+
+    use super::*;
+    use crate::migration::MIGRATIONS;
+    use crate::trace_event::{Outcome, Sent};
+    use crate::trace_event_store::TraceEventStore;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+    /// 2026-11-23, 00:00 UTC.
+    const NOW: Timestamp = Timestamp::from_micros(1_795_392_000_000_000);
+
+    /// The event of an operation that ended at an instant; `number` makes it unlike others of that instant.
+    fn event(ended: Timestamp, number: u16) -> TraceEvent {
+        let millis = u64::try_from(ended.as_micros() / 1_000).expect("after 1970");
+        let mut random = [0; 10];
+        random[8..].copy_from_slice(&number.to_be_bytes());
+        TraceEvent {
+            event_id: Builder::from_unix_timestamp_millis(millis, &random).into_uuid(),
+            event_type: "data_lookup".into(),
+            status: EventStatus::Success,
+            service: "data".into(),
+            instance: "data-1".into(),
+            operation: "op".into(),
+            trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
+            span_id: "b7ad6b7169203331".into(),
+            start_micros: ended.as_micros(),
+            duration_micros: 0,
+            order_id: None,
+            user_id: None,
+            error: None,
+            attributes: BTreeMap::new(),
+            suppressed_count: 0,
+        }
+    }
+
+    async fn events_with(clock: Arc<ManualClock>, stored: &[TraceEvent]) -> TraceEvents {
+        let db = Database::connect("sqlite::memory:", &Options::default()).await.expect("a database");
+        db.migrate(MIGRATIONS).await.expect("migrated");
+        let events = TraceEvents::new(TraceEventStore::new(db), clock);
+        for batch in stored.chunks(500) {
+            let sent = batch.iter().map(|event| Sent { event_id: String::new(), event: Ok(event.clone()) }).collect();
+            events.append(sent).await.expect("stored");
+        }
+        events
+    }
+
+    #[tokio::test]
+    async fn what_is_older_than_the_retention_goes_and_nothing_else() {
+        let clock = Arc::new(ManualClock::at(NOW));
+        let kept = event(NOW.minus(DAY * 7), 0);
+        let stored = [
+            event(NOW.minus(DAY * 7 + Duration::from_millis(1)), 0),
+            event(NOW.minus(DAY * 30), 0),
+            kept.clone(),
+            event(NOW, 0),
+        ];
+        let events = events_with(clock.clone(), &stored).await;
+        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 2);
+        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 0);
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
+        let again = vec![Sent { event_id: "again".into(), event: Ok(kept) }];
+        let appended = events.append(again).await.expect("stored");
+        assert_eq!(appended[0].outcome, Outcome::Stored, "it was gone");
+    }
+
+    #[tokio::test]
+    async fn more_than_a_chunk_goes_in_one_sweep() {
+        let old = NOW.minus(DAY * 8);
+        let stored: Vec<_> = (0..5_003).map(|number| event(old, number)).chain([event(NOW, 0)]).collect();
+        let events = events_with(Arc::new(ManualClock::at(NOW)), &stored).await;
+        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 5_003);
+    }
+
+    #[tokio::test]
+    async fn the_sweeper_sweeps_until_it_is_told_to_stop() {
+        let old = event(NOW.minus(DAY * 8), 0);
+        let events = events_with(Arc::new(ManualClock::at(NOW)), std::slice::from_ref(&old)).await;
+        let stop = CancellationToken::new();
+        let sweeper = tokio::spawn(run(events.clone(), DAY * 7, Duration::from_millis(1), stop.clone()));
+        let gone = async {
+            // Only what is not there can be stored (and is then swept again).
+            let sent = || vec![Sent { event_id: String::new(), event: Ok(old.clone()) }];
+            while events.append(sent()).await.expect("an answer")[0].outcome != Outcome::Stored {}
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("swept in time");
+        stop.cancel();
+        sweeper.await.expect("it ends");
+    }
+}

@@ -1,0 +1,91 @@
+//! The handlers: decode, the domain, encode.
+
+use contracts::data::v1 as proto;
+use contracts::data::v1::catalog_service_server::CatalogService;
+use contracts::data::v1::trace_event_service_server::TraceEventService;
+use tonic::{Request, Response, Status};
+
+use crate::catalog::{Catalog, ListProducts, Upsert};
+use crate::convert::Skus;
+use crate::convert_event;
+use crate::delivery::Destination;
+use crate::error::status;
+use crate::trace_event::{ListTraceEvents, SummarizeTraceEvents, TraceEvents};
+
+/// The catalogue's handlers.
+pub(crate) struct CatalogHandlers(pub(crate) Catalog);
+
+#[tonic::async_trait]
+impl CatalogService for CatalogHandlers {
+    async fn batch_get_products(
+        &self,
+        request: Request<proto::BatchGetProductsRequest>,
+    ) -> Result<Response<proto::BatchGetProductsResponse>, Status> {
+        let operation = mesh::operation(request.extensions());
+        let Skus(skus) = Skus::try_from(request.into_inner()).map_err(status)?;
+        let lookup = self.0.lookup(skus, &operation).await.map_err(status)?;
+        Ok(Response::new(lookup.into()))
+    }
+
+    async fn list_products(
+        &self,
+        request: Request<proto::ListProductsRequest>,
+    ) -> Result<Response<proto::ListProductsResponse>, Status> {
+        let asked = ListProducts::try_from(request.into_inner()).map_err(status)?;
+        let page = self.0.list(asked).await.map_err(status)?;
+        Ok(Response::new(page.into()))
+    }
+
+    async fn upsert_product(
+        &self,
+        request: Request<proto::UpsertProductRequest>,
+    ) -> Result<Response<proto::UpsertProductResponse>, Status> {
+        let upsert = Upsert::try_from(request.into_inner()).map_err(status)?;
+        let product = self.0.upsert(upsert).await.map_err(status)?;
+        Ok(Response::new(product.into()))
+    }
+
+    async fn get_delivery_estimate(
+        &self,
+        request: Request<proto::GetDeliveryEstimateRequest>,
+    ) -> Result<Response<proto::GetDeliveryEstimateResponse>, Status> {
+        let operation = mesh::operation(request.extensions());
+        let destination = Destination::try_from(request.into_inner()).map_err(status)?;
+        let estimate = self.0.estimate(destination, &operation).await.map_err(status)?;
+        Ok(Response::new(estimate.into()))
+    }
+}
+
+/// The trace-event store's handlers.
+pub(crate) struct TraceEventHandlers(pub(crate) TraceEvents);
+
+#[tonic::async_trait]
+impl TraceEventService for TraceEventHandlers {
+    async fn append_trace_events(
+        &self,
+        request: Request<proto::AppendTraceEventsRequest>,
+    ) -> Result<Response<proto::AppendTraceEventsResponse>, Status> {
+        let caller = mesh::caller(request.extensions());
+        let sent = convert_event::append(&caller, request.into_inner()).map_err(status)?;
+        let appended = self.0.append(sent).await.map_err(status)?;
+        Ok(Response::new(convert_event::appended(appended)))
+    }
+
+    async fn list_trace_events(
+        &self,
+        request: Request<proto::ListTraceEventsRequest>,
+    ) -> Result<Response<proto::ListTraceEventsResponse>, Status> {
+        let asked = ListTraceEvents::try_from(request.into_inner()).map_err(status)?;
+        let page = self.0.list(asked).await.map_err(status)?;
+        Ok(Response::new(page.into()))
+    }
+
+    async fn summarize_trace_events(
+        &self,
+        request: Request<proto::SummarizeTraceEventsRequest>,
+    ) -> Result<Response<proto::SummarizeTraceEventsResponse>, Status> {
+        let asked = SummarizeTraceEvents::try_from(request.into_inner()).map_err(status)?;
+        let counts = self.0.summarize(asked).await.map_err(status)?;
+        Ok(Response::new(convert_event::summary(counts)))
+    }
+}

@@ -1,0 +1,201 @@
+//! The catalogue's queries. Entities do not leave this file.
+
+use kernel::{Money, Timestamp};
+use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
+    TryInsertResult, Value,
+};
+use storage::Database;
+
+use crate::catalog::{Draft, Product, Upsert, etag};
+use crate::delivery::Rule;
+use crate::entity::{delivery_zone, product};
+use crate::error::Error;
+
+/// Stands before a character of a filter that LIKE would take for a wildcard.
+const ESCAPE: char = '!';
+
+/// The catalogue in the database.
+#[derive(Clone, Debug)]
+pub(crate) struct CatalogStore {
+    db: Database,
+}
+
+impl CatalogStore {
+    pub(crate) fn new(db: Database) -> Self {
+        Self { db }
+    }
+
+    /// The products that exist among some, in any order, by one query.
+    pub(crate) async fn products(&self, skus: &[&str]) -> Result<Vec<Product>, Error> {
+        let Some(last) = skus.last() else { return Ok(vec![]) };
+        // The hot path: no query is built, and the last SKU is repeated up to a power of two, so that each connection
+        // keeps few statements prepared.
+        let count = skus.len().next_power_of_two();
+        let marks: Vec<String> = (1..=count).map(|number| format!("${number}")).collect();
+        let values: Vec<Value> =
+            skus.iter().chain(std::iter::repeat(last)).take(count).map(|sku| (*sku).into()).collect();
+        let sql = format!(
+            "SELECT sku, name, description, currency_code, minor_units, version, update_time \
+             FROM product WHERE sku IN ({})",
+            marks.join(",")
+        );
+        let select = Statement::from_sql_and_values(self.db.read().get_database_backend(), sql, values);
+        let rows = Row::find_by_statement(select).all(self.db.read()).await?;
+        rows.into_iter().map(Row::product).collect()
+    }
+
+    /// The first products after a SKU that contain a text, which is in lower case.
+    pub(crate) async fn page(&self, text: &str, after: Option<&str>, limit: u64) -> Result<Vec<Product>, Error> {
+        let mut select = product::Entity::find().order_by_asc(product::Column::Sku).limit(limit);
+        if !text.is_empty() {
+            let like = LikeExpr::new(format!("%{}%", escaped(text))).escape(ESCAPE);
+            select = select.filter(Expr::col(product::Column::SearchText).like(like));
+        }
+        if let Some(after) = after {
+            select = select.filter(product::Column::Sku.gt(after));
+        }
+        select.into_model::<Row>().all(self.db.read()).await?.into_iter().map(Row::product).collect()
+    }
+
+    /// Makes a product (no etag), or replaces the one that the etag is of.
+    pub(crate) async fn upsert(&self, upsert: Upsert, now: Timestamp) -> Result<Product, Error> {
+        self.db
+            .transact(move |tx| {
+                let Upsert { draft, etag: seen } = upsert.clone();
+                Box::pin(async move {
+                    let mismatch = Error::EtagMismatch { sku: draft.sku.clone() };
+                    if seen.is_empty() {
+                        let made = insert(tx.conn(), vec![draft.clone()], now).await?;
+                        return if made == 1 {
+                            Ok(Product { draft, version: 1, update_time: now })
+                        } else {
+                            Err(mismatch)
+                        };
+                    }
+                    let stored = product::Entity::find_by_id(draft.sku.clone()).one(tx.conn()).await?;
+                    let Some(stored) = stored.filter(|stored| etag(&stored.sku, stored.version) == seen) else {
+                        return Err(mismatch);
+                    };
+                    let version = stored.version + 1;
+                    let replaced = product::Entity::update_many()
+                        .set(active(&draft, version, now))
+                        .filter(product::Column::Sku.eq(draft.sku.clone()))
+                        .filter(product::Column::Version.eq(stored.version))
+                        .exec(tx.conn())
+                        .await?;
+                    // Somebody else may have been quicker since it was read.
+                    if replaced.rows_affected == 1 {
+                        Ok(Product { draft, version, update_time: now })
+                    } else {
+                        Err(mismatch)
+                    }
+                })
+            })
+            .await
+    }
+
+    /// Inserts products if there are none.
+    pub(crate) async fn seed(&self, products: Vec<Draft>, now: Timestamp) -> Result<(), Error> {
+        self.db
+            .transact(move |tx| {
+                let products = products.clone();
+                Box::pin(async move {
+                    let any = product::Entity::find().limit(1).one(tx.conn()).await?;
+                    if any.is_none() && !products.is_empty() {
+                        insert(tx.conn(), products, now).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// The delivery rules of a country.
+    pub(crate) async fn delivery_rules(&self, country: &str) -> Result<Vec<Rule>, Error> {
+        let rows = delivery_zone::Entity::find()
+            .filter(delivery_zone::Column::CountryCode.eq(country))
+            .all(self.db.read())
+            .await?;
+        rows.into_iter().map(rule).collect()
+    }
+}
+
+/// A product's row without what only the filter needs.
+#[derive(FromQueryResult)]
+struct Row {
+    sku: String,
+    name: String,
+    description: String,
+    currency_code: String,
+    minor_units: i64,
+    version: i64,
+    update_time: i64,
+}
+
+impl Row {
+    fn product(self) -> Result<Product, Error> {
+        let Ok(currency) = self.currency_code.parse() else {
+            return Err(storage::Error::Corrupt { what: "currency", value: self.currency_code }.into());
+        };
+        let price = Money::new(currency, self.minor_units);
+        let draft = Draft { sku: self.sku, name: self.name, description: self.description, price };
+        Ok(Product { draft, version: self.version, update_time: Timestamp::from_micros(self.update_time) })
+    }
+}
+
+fn rule(row: delivery_zone::Model) -> Result<Rule, Error> {
+    let corrupt = || storage::Error::Corrupt { what: "delivery zone", value: format!("{row:?}") };
+    Ok(Rule {
+        transit_business_days: u16::try_from(row.transit_business_days).map_err(|_| corrupt())?,
+        cutoff_hour_utc: u8::try_from(row.cutoff_hour_utc).map_err(|_| corrupt())?,
+        postal_prefix: row.postal_prefix,
+        zone: row.zone,
+    })
+}
+
+/// Inserts new products; says how many were not there.
+async fn insert(conn: &impl ConnectionTrait, drafts: Vec<Draft>, now: Timestamp) -> Result<u64, Error> {
+    let rows = drafts.iter().map(|draft| active(draft, 1, now));
+    let inserted = product::Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(conn).await?;
+    Ok(match inserted {
+        TryInsertResult::Inserted(count) => count,
+        TryInsertResult::Empty | TryInsertResult::Conflicted => 0,
+    })
+}
+
+fn active(draft: &Draft, version: i64, now: Timestamp) -> product::ActiveModel {
+    product::ActiveModel {
+        sku: Set(draft.sku.clone()),
+        name: Set(draft.name.clone()),
+        description: Set(draft.description.clone()),
+        currency_code: Set(draft.price.currency().code().to_owned()),
+        minor_units: Set(draft.price.minor_units()),
+        version: Set(version),
+        update_time: Set(now.as_micros()),
+        // Lower case is made here: SQLite knows that of ASCII only.
+        search_text: Set(format!("{}\n{}\n{}", draft.sku, draft.name, draft.description).to_lowercase()),
+    }
+}
+
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '%' | '_' | ESCAPE) {
+            escaped.push(ESCAPE);
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_of_a_filter_stand_for_themselves() {
+        assert_eq!(escaped("100%_!"), "100!%!_!!");
+    }
+}

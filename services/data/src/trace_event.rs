@@ -1,0 +1,307 @@
+//! The trace-event store: the audit log of all services.
+//!
+//! Lists are newest first by (start time, event id), which is what the indexes are sorted by, and what a page
+//! token holds. Start reading at [`TraceEvents`].
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chassis::{Fields, PageToken};
+use kernel::{Clock, Timestamp};
+use telemetry::{EventStatus, TraceEvent};
+use uuid::{Builder, Uuid};
+
+use crate::catalog::Page;
+use crate::error::Error;
+use crate::trace_event_store::TraceEventStore;
+
+/// The most events in an append.
+pub(crate) const MAX_APPEND: usize = 500;
+/// The window of a list or a summary that names none.
+pub(crate) const DEFAULT_WINDOW: Duration = Duration::from_secs(3_600);
+/// The longest window of a summary: it reads every event in it.
+pub(crate) const MAX_SUMMARY_WINDOW: Duration = Duration::from_secs(31 * 86_400);
+/// The most events that retention deletes in one transaction.
+const RETENTION_CHUNK: u64 = 5_000;
+
+/// An event as it was sent: sound, or refused with a reason.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Sent {
+    /// As it was sent, so that the caller finds it again.
+    pub(crate) event_id: String,
+    pub(crate) event: Result<TraceEvent, String>,
+}
+
+/// What became of an event.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// It is stored now.
+    Stored,
+    /// It was stored already.
+    Duplicate,
+    /// It will never be stored.
+    Refused(String),
+}
+
+/// What became of an event, and of which.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Appended {
+    pub(crate) event_id: String,
+    pub(crate) outcome: Outcome,
+}
+
+/// Which events; every field that is set must fit.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Filter {
+    pub(crate) event_type: Option<String>,
+    pub(crate) status: Option<EventStatus>,
+    pub(crate) service: Option<String>,
+    pub(crate) order_id: Option<Uuid>,
+    pub(crate) user_id: Option<Uuid>,
+    pub(crate) trace_id: Option<String>,
+    /// From this instant on.
+    pub(crate) start: Option<Timestamp>,
+    /// Before this instant.
+    pub(crate) end: Option<Timestamp>,
+}
+
+impl Filter {
+    /// The start of the window: an order, a user or a trace has few events, anything else needs one.
+    fn start_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let few = self.order_id.is_some() || self.user_id.is_some() || self.trace_id.is_some();
+        if self.start.is_some() || few { self.start } else { Some(self.end.unwrap_or(now).minus(DEFAULT_WINDOW)) }
+    }
+}
+
+/// Where the page before ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Cursor {
+    pub(crate) start_time: Timestamp,
+    pub(crate) event_id: Uuid,
+}
+
+/// Asks for a page of events.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ListTraceEvents {
+    pub(crate) filter: Filter,
+    pub(crate) page_size: u32,
+    pub(crate) page: PageToken,
+    pub(crate) resume: Option<Resume>,
+}
+
+/// What a page token holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Resume {
+    /// Where the window began on the first page: a window that moved on between pages would lose the last ones.
+    pub(crate) window_start: Option<Timestamp>,
+    pub(crate) after: Cursor,
+}
+
+impl Resume {
+    /// Reads what [`Resume::text`] wrote; anything else is a violation of `page_token`.
+    pub(crate) fn decode(fields: &mut Fields, text: Option<&str>) -> Option<Self> {
+        let text = text?;
+        let resume = Self::parse(text);
+        if resume.is_none() {
+            fields.refuse("page_token", "INVALID_PAGE_TOKEN", "the token is not one that this list gave");
+        }
+        resume
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        let window_start = match parts.next()? {
+            "-" => None,
+            micros => Some(Timestamp::from_micros(micros.parse().ok()?)),
+        };
+        let start_time = Timestamp::from_micros(parts.next()?.parse().ok()?);
+        let event_id = Uuid::try_parse(parts.next()?).ok()?;
+        parts.next().is_none().then_some(Self { window_start, after: Cursor { start_time, event_id } })
+    }
+
+    fn text(&self) -> String {
+        let window_start = self.window_start.map_or_else(|| "-".to_owned(), |start| start.as_micros().to_string());
+        format!("{window_start} {} {}", self.after.start_time.as_micros(), self.after.event_id)
+    }
+}
+
+/// Asks for counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SummarizeTraceEvents {
+    /// `None`: an hour before the end.
+    pub(crate) start: Option<Timestamp>,
+    /// `None`: now.
+    pub(crate) end: Option<Timestamp>,
+}
+
+impl SummarizeTraceEvents {
+    /// The window, from and before.
+    fn window(self, now: Timestamp) -> Result<(Timestamp, Timestamp), Error> {
+        let end = self.end.unwrap_or(now);
+        let start = self.start.unwrap_or_else(|| end.minus(DEFAULT_WINDOW));
+        let mut fields = Fields::default();
+        if end < start {
+            fields.refuse("start_time", "WINDOW_REVERSED", "the window must not end before it starts");
+        } else if end.since(start) > MAX_SUMMARY_WINDOW {
+            fields.refuse("start_time", "WINDOW_TOO_LONG", "the window must not be longer than 31 days");
+        }
+        Ok(fields.finish(Some((start, end)))?)
+    }
+}
+
+/// How many events are alike.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct EventCount {
+    pub(crate) event_type: String,
+    pub(crate) status: EventStatus,
+    /// Empty on success.
+    pub(crate) error_type: String,
+    pub(crate) count: i64,
+}
+
+/// The trace-event store.
+#[derive(Clone)]
+pub(crate) struct TraceEvents {
+    store: TraceEventStore,
+    clock: Arc<dyn Clock>,
+}
+
+impl TraceEvents {
+    pub(crate) fn new(store: TraceEventStore, clock: Arc<dyn Clock>) -> Self {
+        Self { store, clock }
+    }
+
+    /// Stores what is sound, each event once; answers for each in the order sent.
+    pub(crate) async fn append(&self, sent: Vec<Sent>) -> Result<Vec<Appended>, Error> {
+        // Sorted by id: in the order of the primary key, and two appends of the same events lock in the same order.
+        let mut sound = BTreeMap::new();
+        let mut answers = Vec::with_capacity(sent.len());
+        for Sent { event_id, event } in sent {
+            let outcome = match event {
+                Ok(event) => {
+                    let id = event.event_id;
+                    let first = !sound.contains_key(&id);
+                    if first {
+                        sound.insert(id, event);
+                    }
+                    Ok((id, first))
+                }
+                Err(refusal) => Err(refusal),
+            };
+            answers.push((event_id, outcome));
+        }
+        let stored: HashSet<Uuid> =
+            if sound.is_empty() { HashSet::new() } else { self.store.insert(sound.into_values().collect()).await? };
+        let answer = |(event_id, outcome)| {
+            let outcome = match outcome {
+                Ok((id, true)) if stored.contains(&id) => Outcome::Stored,
+                Ok(_) => Outcome::Duplicate,
+                Err(refusal) => Outcome::Refused(refusal),
+            };
+            Appended { event_id, outcome }
+        };
+        Ok(answers.into_iter().map(answer).collect())
+    }
+
+    /// A page of events, newest first.
+    pub(crate) async fn list(&self, asked: ListTraceEvents) -> Result<Page<TraceEvent>, Error> {
+        let ListTraceEvents { mut filter, page_size, page, resume } = asked;
+        let window_start = match resume {
+            Some(resume) => resume.window_start,
+            None => filter.start_at(self.clock.now()),
+        };
+        filter.start = window_start;
+        let after = resume.map(|resume| resume.after);
+        let events = self.store.page(filter, after, u64::from(page_size) + 1).await?;
+        Ok(Page::cut(events, page_size, |last| {
+            let start_time = Timestamp::from_micros(last.start_micros);
+            page.next(&Resume { window_start, after: Cursor { start_time, event_id: last.event_id } }.text())
+        }))
+    }
+
+    /// Counts by type, status and error type.
+    pub(crate) async fn summarize(&self, asked: SummarizeTraceEvents) -> Result<Vec<EventCount>, Error> {
+        let (start, end) = asked.window(self.clock.now())?;
+        self.store.count(start, end).await
+    }
+
+    /// Deletes what is older than `retention`, a chunk at a time; says how many.
+    pub(crate) async fn expire(&self, retention: Duration) -> Result<u64, Error> {
+        let before = first_id_at(self.clock.now().minus(retention));
+        let mut deleted = 0;
+        loop {
+            let chunk = self.store.delete_before(before, RETENTION_CHUNK).await?;
+            deleted += chunk;
+            if chunk < RETENTION_CHUNK {
+                return Ok(deleted);
+            }
+        }
+    }
+}
+
+/// The lowest UUIDv7 of an instant: ids that were made before it are lower.
+fn first_id_at(instant: Timestamp) -> Uuid {
+    let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
+    Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn a_list_of_neither_order_nor_user_nor_trace_is_of_an_hour_unless_it_says_more() {
+        let now = at(100_000);
+        let all = Filter::default();
+        assert_eq!(all.start_at(now), Some(at(96_400)));
+        assert_eq!(Filter { end: Some(at(50_000)), ..all.clone() }.start_at(now), Some(at(46_400)));
+        assert_eq!(Filter { start: Some(at(1)), ..all.clone() }.start_at(now), Some(at(1)));
+        let id = Some(Uuid::from_u128(1));
+        assert_eq!(Filter { order_id: id, ..all.clone() }.start_at(now), None);
+        assert_eq!(Filter { user_id: id, ..all.clone() }.start_at(now), None);
+        assert_eq!(Filter { trace_id: Some("t".into()), ..all.clone() }.start_at(now), None);
+        assert_eq!(Filter { order_id: id, start: Some(at(5)), ..all }.start_at(now), Some(at(5)));
+    }
+
+    #[test]
+    fn a_summary_is_of_the_last_hour_and_of_31_days_at_most() {
+        let now = at(100 * 86_400);
+        let window = |start: Option<i64>, end: Option<i64>| {
+            SummarizeTraceEvents { start: start.map(at), end: end.map(at) }
+                .window(now)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(window(None, None), Ok((now.minus(DEFAULT_WINDOW), now)));
+        assert_eq!(window(None, Some(7_200)), Ok((at(3_600), at(7_200))));
+        assert_eq!(window(Some(0), Some(31 * 86_400)), Ok((at(0), at(31 * 86_400))));
+        assert!(window(Some(0), Some(31 * 86_400 + 1)).is_err_and(|error| error.contains("WINDOW_TOO_LONG")));
+        assert!(window(Some(2), Some(1)).is_err_and(|error| error.contains("WINDOW_REVERSED")));
+        assert!(window(Some(0), None).is_err_and(|error| error.contains("WINDOW_TOO_LONG")));
+    }
+
+    #[test]
+    fn a_page_token_keeps_the_window_and_the_place() {
+        let after = Cursor { start_time: at(7), event_id: Uuid::from_u128(7) };
+        for window_start in [None, Some(at(3))] {
+            let resume = Resume { window_start, after };
+            assert_eq!(Resume::parse(&resume.text()), Some(resume));
+        }
+        for bad in ["", "-", "- 1", "- 1 x", "x 1 00000000-0000-0000-0000-000000000007", "SKU-1"] {
+            assert_eq!(Resume::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_first_id_of_an_instant_divides_older_ids_from_newer_ones() {
+        let id = |millis, random| Builder::from_unix_timestamp_millis(millis, &[random; 10]).into_uuid();
+        let first = first_id_at(Timestamp::from_micros(5_000_000));
+        assert!(id(4_999, 0xff) < first);
+        assert!(id(5_000, 0x00) >= first);
+        assert_eq!(first.get_version_num(), 7);
+    }
+}

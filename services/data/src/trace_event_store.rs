@@ -1,0 +1,276 @@
+//! The trace events' queries. Entities do not leave this file.
+//!
+//! The append is the platform's hottest write: a full batch is one statement, and no query builder makes it.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use kernel::Timestamp;
+use sea_orm::{
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
+    QuerySelect, Statement, Value,
+};
+use storage::Database;
+use telemetry::{EventError, EventStatus, TraceEvent};
+use uuid::Uuid;
+
+use crate::entity::trace_event::{Column, Entity, Model};
+use crate::error::Error;
+use crate::trace_event::{Cursor, EventCount, Filter, MAX_APPEND};
+
+const COLUMNS: &str = "event_id, event_type, status, service, instance, operation, trace_id, span_id, start_time, \
+     duration_micros, order_id, user_id, error_type, error_reason, error_message, attributes, suppressed_count";
+const COLUMN_COUNT: usize = 17;
+
+/// The trace events in the database.
+#[derive(Clone, Debug)]
+pub(crate) struct TraceEventStore {
+    db: Database,
+}
+
+#[derive(FromQueryResult)]
+struct Stored {
+    event_id: Uuid,
+}
+
+#[derive(FromQueryResult)]
+struct Count {
+    event_type: String,
+    status: String,
+    error_type: String,
+    events: i64,
+}
+
+impl TraceEventStore {
+    pub(crate) fn new(db: Database) -> Self {
+        Self { db }
+    }
+
+    /// Stores events whose ids differ from each other; answers the ids of those that were not there.
+    pub(crate) async fn insert(&self, events: Vec<TraceEvent>) -> Result<HashSet<Uuid>, Error> {
+        let events: Arc<[TraceEvent]> = events.into();
+        self.db
+            .transact(move |tx| {
+                let events = events.clone();
+                Box::pin(async move {
+                    let mut stored = HashSet::with_capacity(events.len());
+                    for block in blocks(&events) {
+                        let insert = insert_statement(tx.conn().get_database_backend(), block);
+                        let rows = Stored::find_by_statement(insert).all(tx.conn()).await?;
+                        stored.extend(rows.into_iter().map(|row| row.event_id));
+                    }
+                    Ok(stored)
+                })
+            })
+            .await
+    }
+
+    /// The newest events that fit, after a place in the list.
+    pub(crate) async fn page(
+        &self,
+        filter: Filter,
+        after: Option<Cursor>,
+        limit: u64,
+    ) -> Result<Vec<TraceEvent>, Error> {
+        let rows = Entity::find()
+            .filter(condition(filter, after))
+            .order_by_desc(Column::StartTime)
+            .order_by_desc(Column::EventId)
+            .limit(limit)
+            .all(self.db.read())
+            .await?;
+        rows.into_iter().map(event).collect()
+    }
+
+    /// Counts the events that began in a window by type, status and error type.
+    pub(crate) async fn count(&self, start: Timestamp, end: Timestamp) -> Result<Vec<EventCount>, Error> {
+        let select = Statement::from_sql_and_values(
+            self.db.read().get_database_backend(),
+            "SELECT event_type, status, COALESCE(error_type, '') AS error_type, COUNT(*) AS events FROM trace_event \
+             WHERE start_time >= $1 AND start_time < $2 GROUP BY event_type, status, COALESCE(error_type, '') \
+             ORDER BY event_type, status, COALESCE(error_type, '')",
+            [start.as_micros().into(), end.as_micros().into()],
+        );
+        let rows = Count::find_by_statement(select).all(self.db.read()).await?;
+        let count = |row: Count| {
+            let status = status(&row.status)?;
+            Ok(EventCount { event_type: row.event_type, status, error_type: row.error_type, count: row.events })
+        };
+        rows.into_iter().map(count).collect()
+    }
+
+    /// Deletes the oldest events whose ids are lower, so many at most; says how many.
+    pub(crate) async fn delete_before(&self, before: Uuid, limit: u64) -> Result<u64, Error> {
+        self.db
+            .transact(move |tx| {
+                Box::pin(async move {
+                    let delete = Statement::from_sql_and_values(
+                        tx.conn().get_database_backend(),
+                        "DELETE FROM trace_event WHERE event_id IN \
+                         (SELECT event_id FROM trace_event WHERE event_id < $1 ORDER BY event_id LIMIT $2)",
+                        [before.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()],
+                    );
+                    Ok(tx.conn().execute_raw(delete).await?.rows_affected())
+                })
+            })
+            .await
+    }
+}
+
+/// Cuts a batch into blocks of few different lengths. Each length is a statement that every connection keeps
+/// prepared; 500 of them would take more memory than the rest of the service.
+fn blocks(mut events: &[TraceEvent]) -> Vec<&[TraceEvent]> {
+    let mut blocks = Vec::new();
+    while !events.is_empty() {
+        // A full batch in one piece, else powers of two.
+        let length = if events.len() == MAX_APPEND { MAX_APPEND } else { 1 << events.len().ilog2() };
+        let (block, rest) = events.split_at(length);
+        blocks.push(block);
+        events = rest;
+    }
+    blocks
+}
+
+fn insert_statement(backend: DbBackend, events: &[TraceEvent]) -> Statement {
+    let mut sql = String::with_capacity(256 + events.len() * COLUMN_COUNT * 6);
+    let mut values = Vec::with_capacity(events.len() * COLUMN_COUNT);
+    // Writing to a String cannot fail.
+    let _ = write!(sql, "INSERT INTO trace_event ({COLUMNS}) VALUES ");
+    for (row, event) in events.iter().enumerate() {
+        sql.push_str(if row == 0 { "(" } else { ",(" });
+        for column in 1..=COLUMN_COUNT {
+            let separator = if column == 1 { "" } else { "," };
+            let _ = write!(sql, "{separator}${}", row * COLUMN_COUNT + column);
+        }
+        sql.push(')');
+        values.extend(values_of(event));
+    }
+    sql.push_str(" ON CONFLICT (event_id) DO NOTHING RETURNING event_id");
+    Statement::from_sql_and_values(backend, sql, values)
+}
+
+/// In the order of [`COLUMNS`].
+fn values_of(event: &TraceEvent) -> [Value; COLUMN_COUNT] {
+    let error = event.error.as_ref();
+    // A map of strings always has a JSON form.
+    let attributes = serde_json::to_string(&event.attributes).unwrap_or_default();
+    [
+        event.event_id.into(),
+        event.event_type.as_str().into(),
+        word(event.status).into(),
+        event.service.as_str().into(),
+        event.instance.as_str().into(),
+        event.operation.as_str().into(),
+        event.trace_id.as_str().into(),
+        event.span_id.as_str().into(),
+        event.start_micros.into(),
+        event.duration_micros.into(),
+        event.order_id.into(),
+        event.user_id.into(),
+        error.map(|error| error.kind.clone()).into(),
+        error.map(|error| error.reason.clone()).into(),
+        error.map(|error| error.message.clone()).into(),
+        attributes.into(),
+        event.suppressed_count.into(),
+    ]
+}
+
+fn condition(filter: Filter, after: Option<Cursor>) -> Condition {
+    let before = after.map(|after| {
+        let start = after.start_time.as_micros();
+        // The first part says less than the second, and lets an index find its place.
+        let tie = Condition::all().add(Column::StartTime.eq(start)).add(Column::EventId.lt(after.event_id));
+        Condition::all()
+            .add(Column::StartTime.lte(start))
+            .add(Condition::any().add(Column::StartTime.lt(start)).add(tie))
+    });
+    Condition::all()
+        .add_option(filter.event_type.map(|event_type| Column::EventType.eq(event_type)))
+        .add_option(filter.status.map(|status| Column::Status.eq(word(status))))
+        .add_option(filter.service.map(|service| Column::Service.eq(service)))
+        .add_option(filter.order_id.map(|order_id| Column::OrderId.eq(order_id)))
+        .add_option(filter.user_id.map(|user_id| Column::UserId.eq(user_id)))
+        .add_option(filter.trace_id.map(|trace_id| Column::TraceId.eq(trace_id)))
+        .add_option(filter.start.map(|start| Column::StartTime.gte(start.as_micros())))
+        .add_option(filter.end.map(|end| Column::StartTime.lt(end.as_micros())))
+        .add_option(before)
+}
+
+fn event(row: Model) -> Result<TraceEvent, Error> {
+    let Ok(attributes) = serde_json::from_str(&row.attributes) else {
+        return Err(storage::Error::Corrupt { what: "map of attributes", value: row.attributes }.into());
+    };
+    Ok(TraceEvent {
+        event_id: row.event_id,
+        event_type: row.event_type,
+        status: status(&row.status)?,
+        service: row.service,
+        instance: row.instance,
+        operation: row.operation,
+        trace_id: row.trace_id,
+        span_id: row.span_id,
+        start_micros: row.start_time,
+        duration_micros: row.duration_micros,
+        order_id: row.order_id,
+        user_id: row.user_id,
+        error: row.error_type.map(|kind| EventError {
+            kind,
+            reason: row.error_reason.unwrap_or_default(),
+            message: row.error_message.unwrap_or_default(),
+        }),
+        attributes,
+        suppressed_count: row.suppressed_count,
+    })
+}
+
+fn word(status: EventStatus) -> &'static str {
+    match status {
+        EventStatus::Success => "success",
+        EventStatus::Failed => "failed",
+    }
+}
+
+fn status(word: &str) -> Result<EventStatus, Error> {
+    match word {
+        "success" => Ok(EventStatus::Success),
+        "failed" => Ok(EventStatus::Failed),
+        _ => Err(storage::Error::Corrupt { what: "event status", value: word.to_owned() }.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    #[test]
+    fn a_batch_of_any_length_is_cut_into_few_lengths_and_nothing_is_lost() {
+        let event = TraceEvent {
+            event_id: Uuid::nil(),
+            event_type: String::new(),
+            status: EventStatus::Success,
+            service: String::new(),
+            instance: String::new(),
+            operation: String::new(),
+            trace_id: String::new(),
+            span_id: String::new(),
+            start_micros: 0,
+            duration_micros: 0,
+            order_id: None,
+            user_id: None,
+            error: None,
+            attributes: BTreeMap::new(),
+            suppressed_count: 0,
+        };
+        let events = vec![event; MAX_APPEND];
+        let mut lengths = BTreeSet::new();
+        for count in 0..=MAX_APPEND {
+            let cut: Vec<usize> = blocks(&events[..count]).into_iter().map(<[_]>::len).collect();
+            assert_eq!(cut.iter().sum::<usize>(), count);
+            lengths.extend(cut);
+        }
+        assert_eq!(lengths.into_iter().collect::<Vec<_>>(), [1, 2, 4, 8, 16, 32, 64, 128, 256, MAX_APPEND]);
+    }
+}

@@ -1,0 +1,150 @@
+//! Products: looked up, listed, changed.
+
+use contracts::common::v1::Money;
+use contracts::data::v1::{ListProductsRequest, Product, UpsertProductRequest};
+use tonic::Code;
+
+use crate::world::{World, as_operator, product, refusal, seeds, violations};
+
+fn skus(products: &[Product]) -> Vec<&str> {
+    products.iter().map(|product| product.sku.as_str()).collect()
+}
+
+async fn list(world: &World, text: &str, page_size: i32, page_token: &str) -> (Vec<String>, String) {
+    let request = ListProductsRequest { text: text.into(), page_size, page_token: page_token.into() };
+    let page = world.catalog().list_products(request).await.expect("a page").into_inner();
+    (page.products.into_iter().map(|product| product.sku).collect(), page.next_page_token)
+}
+
+#[tokio::test]
+async fn a_lookup_answers_in_the_order_asked_and_names_what_is_missing_once() {
+    let world = World::new().await;
+    let answer = world.lookup(&["TEA-GREEN", "NONE", "MUG-BLUE", "TEA-GREEN", "NONE"]).await.expect("an answer");
+    assert_eq!(skus(&answer.products), ["TEA-GREEN", "MUG-BLUE", "TEA-GREEN"]);
+    assert_eq!(answer.missing_skus, ["NONE"]);
+    let mug = &answer.products[1];
+    assert_eq!(mug.price, Some(Money { currency_code: "EUR".into(), minor_units: 1_299 }));
+    assert!(!mug.etag.is_empty() && mug.update_time.is_some());
+}
+
+#[tokio::test]
+async fn a_lookup_without_sound_skus_is_refused_with_every_violation() {
+    let world = World::new().await;
+    let refused = refusal(world.lookup(&["mug", "MUG-BLUE", ""]).await);
+    let expected = violations(&[("skus[0]", "INVALID_SKU"), ("skus[2]", "INVALID_SKU")]);
+    assert_eq!(refused, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    for wrong in [vec![], vec!["MUG-BLUE"; 101]] {
+        let (_, _, found) = refusal(world.lookup(&wrong).await);
+        assert_eq!(found, violations(&[("skus", "INVALID_LENGTH")]));
+    }
+    assert_eq!(world.lookup(&["MUG-BLUE"; 100]).await.expect("an answer").products.len(), 100);
+}
+
+#[tokio::test]
+async fn pages_go_to_the_end_without_gaps_or_repeats() {
+    let world = World::with(&[], vec![]).await;
+    let all: Vec<String> = (0..7).map(|number| format!("P-{number}")).collect();
+    for sku in &all {
+        world.upsert(product(sku)).await.expect("stored");
+    }
+    let (mut seen, mut token) = (Vec::new(), String::new());
+    loop {
+        let (page, next) = list(&world, "p-", 3, &token).await;
+        assert!(page.len() <= 3);
+        seen.extend(page);
+        if next.is_empty() {
+            break;
+        }
+        token = next;
+    }
+    assert_eq!(seen, all);
+    assert_eq!(list(&world, "p-", 0, &token).await.0, all[6..], "another page size may go on with the token");
+}
+
+#[tokio::test]
+async fn a_token_of_other_filters_and_a_negative_page_are_refused_together() {
+    let world = World::new().await;
+    let (_, token) = list(&world, "", 1, "").await;
+    let request = ListProductsRequest { text: "mug".into(), page_size: -1, page_token: token };
+    let (code, _, found) = refusal(world.catalog().list_products(request).await);
+    assert_eq!(code, Code::InvalidArgument);
+    let expected = [("page_size", "NEGATIVE_PAGE_SIZE"), ("page_token", "PAGE_TOKEN_OF_OTHER_FILTERS")];
+    assert_eq!(found, violations(&expected));
+}
+
+#[tokio::test]
+async fn the_text_filter_minds_neither_case_nor_wildcards() {
+    let world = World::new().await;
+    let found = async |text: &str| list(&world, text, 0, "").await.0;
+    assert_eq!(found("BLUE m").await, ["MUG-BLUE"]);
+    assert_eq!(found("tea").await, ["MUG-BLUE", "TEA-GREEN"], "in a description, and in a SKU");
+    assert_eq!(found("täA").await, ["TEA-GREEN"], "also beyond ASCII");
+    assert_eq!(found("100%").await, ["MUG-BLUE"]);
+    for nothing in ["%g", "M_G", "!", "blue mugholds"] {
+        assert_eq!(found(nothing).await, [""; 0], "{nothing}");
+    }
+}
+
+#[tokio::test]
+async fn a_product_is_made_once_and_replaced_only_by_who_has_seen_it() {
+    let world = World::new().await;
+    let made = world.upsert(product("POT-RED")).await.expect("made");
+    let mismatch = || (Code::Aborted, "ETAG_MISMATCH".to_owned(), vec![]);
+    assert_eq!(refusal(world.upsert(product("POT-RED")).await), mismatch(), "there is one already");
+    let dearer = Product { price: Some(Money { currency_code: "EUR".into(), minor_units: 150 }), ..made.clone() };
+    let replaced = world.upsert(dearer.clone()).await.expect("replaced");
+    assert_ne!(replaced.etag, made.etag);
+    assert_eq!(refusal(world.upsert(dearer).await), mismatch(), "its etag is an old one");
+    let unknown = Product { etag: made.etag, ..product("POT-BLUE") };
+    assert_eq!(refusal(world.upsert(unknown).await), mismatch(), "there is none to replace");
+    assert_eq!(world.lookup(&["POT-RED", "POT-BLUE"]).await.expect("an answer").products, [replaced]);
+}
+
+#[tokio::test]
+async fn of_two_who_replace_a_product_at_once_one_wins() {
+    let world = World::new().await;
+    let seen = world.upsert(product("POT-RED")).await.expect("made");
+    let rename = |name: &str| world.upsert(Product { name: name.into(), ..seen.clone() });
+    let (one, two) = tokio::join!(rename("One"), rename("Two"));
+    let winner = match (one, two) {
+        (Ok(winner), Err(status)) | (Err(status), Ok(winner)) => {
+            assert_eq!(status.code(), Code::Aborted);
+            winner
+        }
+        both => panic!("one must win: {both:?}"),
+    };
+    assert_eq!(world.lookup(&["POT-RED"]).await.expect("an answer").products, [winner]);
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_with_a_product_is_told_at_once_and_nothing_is_stored() {
+    let world = World::new().await;
+    let price = Some(Money { currency_code: "EURO".into(), minor_units: 1_000_000_001 });
+    let wrong =
+        Product { sku: "pot".into(), name: "x".repeat(201), description: "\n".into(), price, ..Product::default() };
+    let expected = violations(&[
+        ("product.sku", "INVALID_SKU"),
+        ("product.name", "INVALID_LENGTH"),
+        ("product.description", "CONTROL_CHARACTER"),
+        ("product.price.currency_code", "UNKNOWN_CURRENCY"),
+        ("product.price.minor_units", "OUT_OF_RANGE"),
+    ]);
+    assert_eq!(refusal(world.upsert(wrong).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    let nothing = world.catalog().upsert_product(as_operator(UpsertProductRequest { product: None })).await;
+    assert_eq!(refusal(nothing).2, violations(&[("product", "REQUIRED")]));
+    assert_eq!(list(&world, "", 0, "").await.0, ["MUG-BLUE", "TEA-GREEN"]);
+}
+
+#[tokio::test]
+async fn only_an_empty_catalogue_is_filled_at_the_start() {
+    let world = World::new().await;
+    let mut mug = world.lookup(&["MUG-BLUE"]).await.expect("an answer").products.remove(0);
+    mug.name = "Very blue mug".into();
+    let mug = world.upsert(mug).await.expect("replaced");
+    let mut others = seeds();
+    others[1].sku = "TEA-WHITE".into();
+    let world = world.restart(&[], others).await;
+    let answer = world.lookup(&["MUG-BLUE", "TEA-WHITE"]).await.expect("an answer");
+    assert_eq!(answer.products, [mug], "what was changed stays changed");
+    assert_eq!(answer.missing_skus, ["TEA-WHITE"]);
+}

@@ -1,0 +1,153 @@
+//! Delivery estimates, and lookups that fail on purpose.
+
+use std::time::Duration;
+
+use contracts::common::v1::{Date, EventType};
+use contracts::data::v1::{
+    EventStatus, GetDeliveryEstimateRequest, GetDeliveryEstimateResponse, ListTraceEventsRequest, TraceEvent,
+};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+use crate::world::{World, refusal, seeds, violations};
+
+/// 2026-11-20, a Friday, 09:00 UTC.
+const FRIDAY: prost_types::Timestamp = prost_types::Timestamp { seconds: 1_795_165_200, nanos: 0 };
+
+async fn estimate(world: &World, country: &str, postal_code: &str) -> Result<GetDeliveryEstimateResponse, Status> {
+    let request = GetDeliveryEstimateRequest {
+        country_code: country.into(),
+        postal_code: postal_code.into(),
+        dispatch_time: Some(FRIDAY),
+    };
+    Ok(world.catalog().get_delivery_estimate(request).await?.into_inner())
+}
+
+/// Asks until the service has told of a lookup: its events travel in the background.
+async fn told_lookup(world: &World) -> TraceEvent {
+    let request = ListTraceEventsRequest { r#type: EventType::DataLookup.into(), ..ListTraceEventsRequest::default() };
+    let asked = async {
+        loop {
+            if let Some(event) = world.list(request.clone()).await.expect("a page").events.pop() {
+                return event;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asked).await.expect("an event in time")
+}
+
+#[tokio::test]
+async fn an_estimate_tells_the_date_and_the_rule_behind_it() {
+    let world = World::new().await;
+    let answer = estimate(&world, "DE", "10115").await.expect("an estimate");
+    let monday = Some(Date { year: 2026, month: 11, day: 23 });
+    let expected = GetDeliveryEstimateResponse {
+        zone: "DE".into(),
+        transit_business_days: 1,
+        cutoff_hour_utc: 15,
+        delivery_date: monday,
+    };
+    assert_eq!(answer, expected);
+}
+
+#[tokio::test]
+async fn the_longest_prefix_of_the_postal_code_decides() {
+    let world = World::new().await;
+    let cases = [
+        ("DE", "27498", "DE-ISLANDS"),
+        ("DE", "27499", "DE"),
+        ("GB", "kw15 1aa", "GB-ISLANDS"),
+        ("GB", "KW1 4XX", "GB"),
+        ("US", "96701", "US-HAWAII"),
+        ("US", "", "US"),
+        ("JP", "900-0001", "JP-OKINAWA"),
+        ("CA", "X0A 0H0", "CA-NORTH"),
+    ];
+    for (country, postal_code, zone) in cases {
+        assert_eq!(
+            estimate(&world, country, postal_code).await.expect("an estimate").zone,
+            zone,
+            "{country} {postal_code}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_country_of_the_rules_has_a_default() {
+    let world = World::new().await;
+    for country in
+        "AT AU BE BG CA CH CZ DE DK EE ES FI FR GB GR HR HU IE IT JP KR LI LT LU LV NL NO NZ PL PT RO SE SG SI SK US"
+            .split(' ')
+    {
+        assert!(estimate(&world, country, "").await.is_ok(), "{country}");
+    }
+}
+
+#[tokio::test]
+async fn where_we_do_not_deliver_there_is_no_zone() {
+    let world = World::new().await;
+    let (code, reason, _) = refusal(estimate(&world, "AQ", "").await);
+    assert_eq!((code, reason.as_str()), (Code::NotFound, "NO_DELIVERY_ZONE"));
+    let event = told_lookup(&world).await;
+    assert_eq!(event.status(), EventStatus::Success, "that we do not deliver there is an answer");
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_with_an_address_is_told_at_once() {
+    let world = World::new().await;
+    let request = GetDeliveryEstimateRequest {
+        country_code: "de".into(),
+        postal_code: "1".repeat(21),
+        dispatch_time: Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }),
+    };
+    let (code, _, found) = refusal(world.catalog().get_delivery_estimate(request).await);
+    assert_eq!(code, Code::InvalidArgument);
+    let expected = [
+        ("country_code", "INVALID_COUNTRY_CODE"),
+        ("postal_code", "INVALID_LENGTH"),
+        ("dispatch_time", "INVALID_TIME"),
+    ];
+    assert_eq!(found, violations(&expected));
+    let last_second = prost_types::Timestamp { seconds: 253_402_300_799, nanos: 0 };
+    let request = GetDeliveryEstimateRequest {
+        country_code: "DE".into(),
+        dispatch_time: Some(last_second),
+        ..Default::default()
+    };
+    let (_, _, found) = refusal(world.catalog().get_delivery_estimate(request).await);
+    assert_eq!(found, violations(&[("dispatch_time", "INVALID_TIME")]));
+}
+
+#[tokio::test]
+async fn a_lookup_that_answered_is_an_event_with_its_counts() {
+    let world = World::new().await;
+    world.lookup(&["MUG-BLUE", "MUG-BLUE", "NONE"]).await.expect("an answer");
+    let event = told_lookup(&world).await;
+    assert_eq!((event.status(), event.service.as_str()), (EventStatus::Success, "data"));
+    assert_eq!(event.attributes.get("skus").map(String::as_str), Some("3"));
+    assert_eq!(event.attributes.get("missing").map(String::as_str), Some("1"));
+}
+
+#[tokio::test]
+async fn a_catalogue_that_refuses_connections_is_unavailable_and_says_when_to_come_back() {
+    let world = World::with(&["--fault-lookup", "refuse"], seeds()).await;
+    let status = world.lookup(&["MUG-BLUE"]).await.expect_err("a fault");
+    assert!(status.get_details_retry_info().is_some());
+    let refused = (Code::Unavailable, "CATALOG_UNAVAILABLE".to_owned(), vec![]);
+    assert_eq!(refusal(Err::<(), _>(status)), refused);
+    assert_eq!(refusal(estimate(&world, "DE", "").await), refused);
+    let event = told_lookup(&world).await;
+    assert_eq!(event.error.expect("an error").r#type, "CONNECTION_ERROR");
+}
+
+#[tokio::test]
+async fn a_slow_catalogue_is_a_timeout() {
+    let world = World::with(&["--fault-lookup", "slow:1h"], seeds()).await;
+    let mut request = Request::new(contracts::data::v1::BatchGetProductsRequest { skus: vec!["MUG-BLUE".into()] });
+    request.set_timeout(Duration::from_millis(100));
+    let status = world.catalog().batch_get_products(request).await.expect_err("a timeout");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    let told = told_lookup(&world).await.error.expect("an error").r#type;
+    // Caller and service watch the same deadline: when the caller's clock strikes first, the service sees it hang up.
+    assert!(["TIMEOUT", "CANCELLED"].contains(&told.as_str()), "{told}");
+}

@@ -1,0 +1,7 @@
+//! The Data Service over real sockets, with a real database. Start reading at [`world`].
+
+mod catalog;
+mod delivery;
+mod events;
+mod permissions;
+mod world;

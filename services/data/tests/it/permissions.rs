@@ -1,0 +1,47 @@
+//! Who may call what: the policy table decides, before anything is looked up.
+
+use contracts::data::v1::{
+    AppendTraceEventsRequest, ListTraceEventsRequest, SummarizeTraceEventsRequest, UpsertProductRequest,
+};
+use tonic::Code;
+
+use crate::world::{World, as_operator, as_person, event, product, refusal};
+
+#[tokio::test]
+async fn a_customer_changes_no_product_and_an_operator_does() {
+    let world = World::new().await;
+    let request = || UpsertProductRequest { product: Some(product("POT-RED")) };
+    let refused = refusal(world.catalog().upsert_product(as_person(request(), "customer")).await);
+    assert_eq!(refused.0, Code::PermissionDenied);
+    let anonymous = refusal(world.catalog().upsert_product(request()).await);
+    assert_eq!(anonymous.0, Code::Unauthenticated);
+    assert_eq!(world.lookup(&["POT-RED"]).await.expect("an answer").missing_skus, ["POT-RED"]);
+    assert!(world.catalog().upsert_product(as_operator(request())).await.is_ok());
+}
+
+#[tokio::test]
+async fn only_services_append_events_and_only_their_own() {
+    let world = World::new().await;
+    let request = || AppendTraceEventsRequest { events: vec![event(1)] };
+    let operator = refusal(world.events().append_trace_events(as_operator(request())).await);
+    assert_eq!(operator.0, Code::PermissionDenied);
+    let stranger = refusal(world.events_as("gateway").append_trace_events(request()).await);
+    assert_eq!(stranger.0, Code::PermissionDenied);
+    let answer = world.events_as("payment").append_trace_events(request()).await.expect("an answer").into_inner();
+    assert_eq!(answer.results[0].refusal, "service is not the caller");
+    assert_eq!(world.ids(ListTraceEventsRequest::default()).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn events_are_read_by_operators_and_listed_by_the_order_service() {
+    let world = World::new().await;
+    let list = ListTraceEventsRequest::default;
+    let customer = refusal(world.events().list_trace_events(as_person(list(), "customer")).await);
+    assert_eq!(customer.0, Code::PermissionDenied);
+    let payment = refusal(world.events_as("payment").list_trace_events(list()).await);
+    assert_eq!(payment.0, Code::PermissionDenied);
+    assert!(world.events_as("order").list_trace_events(list()).await.is_ok());
+    let summary = SummarizeTraceEventsRequest::default();
+    let order = refusal(world.events_as("order").summarize_trace_events(summary).await);
+    assert_eq!(order.0, Code::PermissionDenied);
+}

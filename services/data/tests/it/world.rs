@@ -1,0 +1,318 @@
+//! A Data Service of one's own for each test, somebody who signs access tokens, and verbs.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Parser;
+use contracts::common::v1::{EventType, Money};
+use contracts::data::v1::catalog_service_client::CatalogServiceClient;
+use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
+use contracts::data::v1::{self as proto, AppendTraceEventsRequest, ListTraceEventsRequest, Product, append_result};
+use contracts::user::v1 as user;
+use contracts::user::v1::user_service_server::{UserService, UserServiceServer};
+use data::SeedProduct;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use kernel::{Clock, IdSource, SystemClock, SystemIds, Timestamp};
+use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, Secret, ServerConfig};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::service::Routes;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt;
+
+const SECRET: &str = "a secret for tests only";
+/// The first key pair of RFC 8032, section 7.1: known to the whole world.
+const SIGNING_KEY: &str = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
+const VERIFYING_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    config: data::Config,
+}
+
+/// A running Data Service.
+pub(crate) struct World {
+    pub(crate) address: SocketAddr,
+    folder: TempDir,
+    /// Ends the service when the test ends, however it ends.
+    running: DropGuard,
+    served: JoinHandle<Result<(), chassis::Error>>,
+}
+
+impl World {
+    /// Two products, no faults.
+    pub(crate) async fn new() -> Self {
+        Self::with(&[], seeds()).await
+    }
+
+    /// With settings of its own.
+    pub(crate) async fn with(settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("mesh.secret"), SECRET).expect("written");
+        Self::start(folder, settings, seed_products).await
+    }
+
+    async fn start(folder: TempDir, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
+        let shutdown = CancellationToken::new();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let signer = serve_keys(shutdown.clone()).await.to_string();
+        let (own, dir) = (address.to_string(), folder.path().display().to_string());
+        let mut args = vec!["data", "--data-dir", &dir, "--user-addresses", &signer, "--data-addresses", &own];
+        args.extend(settings);
+        let mut config = Cli::try_parse_from(args).expect("settings").config;
+        config.seed_products = seed_products;
+        let served = tokio::spawn(data::run(config, listener, None, shutdown.clone()));
+        let world = Self { address, folder, running: shutdown.drop_guard(), served };
+        // A test with a deadline of its own must not spend it on the start.
+        world.catalog().list_products(proto::ListProductsRequest::default()).await.expect("it serves");
+        world
+    }
+
+    /// Ends the service and starts another one on the same database.
+    pub(crate) async fn restart(self, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
+        drop(self.running);
+        self.served.await.expect("no panic").expect("a clean end");
+        Self::start(self.folder, settings, seed_products).await
+    }
+
+    fn channel(&self, credentials: Credentials) -> Channel {
+        let addresses = vec![self.address.to_string()];
+        mesh::client(ClientConfig {
+            target: "data",
+            addresses,
+            policies: contracts::POLICIES,
+            credentials,
+            events: None,
+        })
+    }
+
+    /// The catalogue, as anybody calls it.
+    pub(crate) fn catalog(&self) -> CatalogServiceClient<Channel> {
+        CatalogServiceClient::new(self.channel(Credentials::None))
+    }
+
+    /// The trace-event store, as people call it.
+    pub(crate) fn events(&self) -> TraceEventServiceClient<Channel> {
+        TraceEventServiceClient::new(self.channel(Credentials::None))
+    }
+
+    /// The trace-event store, as a service calls it.
+    pub(crate) fn events_as(&self, service: &str) -> TraceEventServiceClient<Channel> {
+        let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: Secret::new(SECRET) };
+        TraceEventServiceClient::new(self.channel(credentials))
+    }
+
+    /// Stores or replaces a product.
+    pub(crate) async fn upsert(&self, product: Product) -> Result<Product, Status> {
+        let request = as_operator(proto::UpsertProductRequest { product: Some(product) });
+        let response = self.catalog().upsert_product(request).await?;
+        Ok(response.into_inner().product.expect("a product"))
+    }
+
+    /// Looks products up.
+    pub(crate) async fn lookup(&self, skus: &[&str]) -> Result<proto::BatchGetProductsResponse, Status> {
+        let skus = skus.iter().map(ToString::to_string).collect();
+        Ok(self.catalog().batch_get_products(proto::BatchGetProductsRequest { skus }).await?.into_inner())
+    }
+
+    /// Appends events as the order service; answers what became of each.
+    pub(crate) async fn append(&self, events: Vec<proto::TraceEvent>) -> Vec<append_result::Outcome> {
+        let request = AppendTraceEventsRequest { events };
+        let response = self.events_as("order").append_trace_events(request).await.expect("an answer");
+        response.into_inner().results.iter().map(proto::AppendResult::outcome).collect()
+    }
+
+    /// A page of events, as an operator sees it.
+    pub(crate) async fn list(&self, request: ListTraceEventsRequest) -> Result<proto::ListTraceEventsResponse, Status> {
+        Ok(self.events().list_trace_events(as_operator(request)).await?.into_inner())
+    }
+
+    /// The ids of the events that fit.
+    pub(crate) async fn ids(&self, request: ListTraceEventsRequest) -> Vec<String> {
+        let page = self.list(request).await.expect("a page");
+        page.events.into_iter().map(|event| event.event_id).collect()
+    }
+}
+
+/// What an empty catalogue is filled with here.
+pub(crate) fn seeds() -> Vec<SeedProduct> {
+    [("MUG-BLUE", "Blue mug", "Holds 100% of your tea.", 1_299), ("TEA-GREEN", "Green tea", "For the Ä in tÄa.", 499)]
+        .map(|(sku, name, description, minor_units)| SeedProduct {
+            sku: sku.into(),
+            name: name.into(),
+            description: description.into(),
+            currency: "EUR".into(),
+            minor_units,
+        })
+        .to_vec()
+}
+
+/// A product without an etag: a new one.
+pub(crate) fn product(sku: &str) -> Product {
+    Product {
+        sku: sku.into(),
+        name: format!("The {sku}"),
+        price: Some(Money { currency_code: "EUR".into(), minor_units: 100 }),
+        ..Product::default()
+    }
+}
+
+/// A sound event of the order service, of an operation that began so many seconds ago.
+pub(crate) fn event(seconds_ago: u64) -> proto::TraceEvent {
+    proto::TraceEvent {
+        event_id: uuid(),
+        r#type: EventType::OrderCreation.into(),
+        status: proto::EventStatus::Success.into(),
+        service: "order".into(),
+        instance: "order-1".into(),
+        operation: "order.v1.OrderService/CreateOrder".into(),
+        trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
+        span_id: "b7ad6b7169203331".into(),
+        start_time: Some(ago(seconds_ago)),
+        duration: Some(prost_types::Duration { seconds: 1, nanos: 5_000 }),
+        order_id: uuid(),
+        user_id: uuid(),
+        attributes: [("lines".to_owned(), "2".to_owned())].into(),
+        ..proto::TraceEvent::default()
+    }
+}
+
+/// The same event, failed.
+pub(crate) fn failed(event: proto::TraceEvent, kind: &str) -> proto::TraceEvent {
+    let error = proto::EventError { r#type: kind.into(), reason: "REASON".into(), message: "it failed".into() };
+    proto::TraceEvent { status: proto::EventStatus::Failed.into(), error: Some(error), ..event }
+}
+
+/// An instant so many seconds ago.
+pub(crate) fn ago(seconds: u64) -> prost_types::Timestamp {
+    chassis::encode::timestamp(SystemClock.now().minus(Duration::from_secs(seconds)))
+}
+
+/// A new UUIDv7.
+pub(crate) fn uuid() -> String {
+    SystemIds.uuid().to_string()
+}
+
+/// A call that an operator makes.
+pub(crate) fn as_operator<T>(message: T) -> Request<T> {
+    as_person(message, "operator")
+}
+
+/// A call that a person of a role makes.
+pub(crate) fn as_person<T>(message: T, role: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let bearer = format!("Bearer {}", token(role)).parse().expect("a header");
+    request.metadata_mut().insert("authorization", bearer);
+    request
+}
+
+/// A refusal's code, reason and violations (field and reason).
+pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String, Vec<(String, String)>) {
+    let status = result.expect_err("a refusal");
+    let info = status.get_details_error_info().expect("ErrorInfo");
+    assert!(["data.ordermesh", "mesh.ordermesh"].contains(&info.domain.as_str()), "{}", info.domain);
+    let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
+    let violations = violations.into_iter().map(|violation| (violation.field, violation.reason)).collect();
+    (status.code(), info.reason, violations)
+}
+
+/// Violations as [`refusal`] gives them.
+pub(crate) fn violations(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(field, reason)| ((*field).to_owned(), (*reason).to_owned())).collect()
+}
+
+fn token(role: &str) -> String {
+    #[derive(serde::Serialize)]
+    struct Claims<'a> {
+        iss: &'a str,
+        sub: String,
+        aud: &'a str,
+        exp: i64,
+        nbf: i64,
+        role: &'a str,
+    }
+    let seconds = |at: Timestamp| at.as_micros() / 1_000_000;
+    let now = SystemClock.now();
+    let claims = Claims {
+        iss: chassis::keys::ISSUER,
+        sub: uuid(),
+        aud: chassis::keys::AUDIENCE,
+        exp: seconds(now.plus(Duration::from_secs(900))),
+        nbf: seconds(now),
+        role,
+    };
+    // PKCS #8 (RFC 8410): a fixed head, then the seed.
+    let pkcs8: Vec<u8> = bytes("302e020100300506032b657004220420").chain(bytes(SIGNING_KEY)).collect();
+    let header = Header { kid: Some("test".into()), ..Header::new(Algorithm::EdDSA) };
+    jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&pkcs8)).expect("a token")
+}
+
+fn bytes(hex: &str) -> impl Iterator<Item = u8> + '_ {
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex"))
+}
+
+/// A User Service that can only say whose tokens are good.
+async fn serve_keys(shutdown: CancellationToken) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let config = ServerConfig {
+        service: "user",
+        policies: contracts::POLICIES,
+        gatekeeper: Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(SECRET)),
+        events: None,
+        descriptors: &[contracts::DESCRIPTORS],
+        health_services: &[],
+        memory_budget_bytes: None,
+        max_message_bytes: 1 << 20,
+        trust_client_trace_context: false,
+        drain_timeout: Duration::from_secs(1),
+    };
+    let server = mesh::server(config, Routes::new(UserServiceServer::new(Signer)));
+    let (ready, is_ready) = watch::channel(true);
+    tokio::spawn(async move {
+        let _ready = ready;
+        server.serve(listener, is_ready, shutdown).await
+    });
+    address
+}
+
+struct Signer;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl UserService for Signer {
+    async fn list_signing_keys(
+        &self,
+        _: Request<user::ListSigningKeysRequest>,
+    ) -> Answer<user::ListSigningKeysResponse> {
+        let key = user::SigningKey { kid: "test".into(), x: VERIFYING_KEY.into(), ..user::SigningKey::default() };
+        Ok(Response::new(user::ListSigningKeysResponse { keys: vec![key] }))
+    }
+    async fn register(&self, _: Request<user::RegisterRequest>) -> Answer<user::RegisterResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn login(&self, _: Request<user::LoginRequest>) -> Answer<user::LoginResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn refresh_session(&self, _: Request<user::RefreshSessionRequest>) -> Answer<user::RefreshSessionResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn logout(&self, _: Request<user::LogoutRequest>) -> Answer<user::LogoutResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn get_profile(&self, _: Request<user::GetProfileRequest>) -> Answer<user::GetProfileResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn update_profile(&self, _: Request<user::UpdateProfileRequest>) -> Answer<user::UpdateProfileResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn change_password(&self, _: Request<user::ChangePasswordRequest>) -> Answer<user::ChangePasswordResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+}
