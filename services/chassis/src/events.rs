@@ -132,7 +132,11 @@ pub async fn write(db: Database, mut waiting: mpsc::Receiver<TraceEvent>, stop: 
         tokio::select! {
             biased;
             count = waiting.recv_many(&mut batch, MAX_BATCH) => if count == 0 { return },
-            () = stop.cancelled() => return,
+            // What is in the channel is still written; then there is nothing more to come.
+            () = stop.cancelled() => waiting.close(),
+        }
+        if batch.is_empty() {
+            continue;
         }
         if let Err(error) = db.outbox().put(std::mem::take(&mut batch)).await {
             tracing::error!(target: "ordermesh", error = %error, "events could not be written to the outbox");

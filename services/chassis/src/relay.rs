@@ -12,6 +12,7 @@ use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
 use kernel::backoff::full_jitter;
 use kernel::{Clock, SystemClock, Timestamp};
 use mesh::Channel;
+use prost::Message;
 use storage::Database;
 use telemetry::{EventStatus, TraceEvent};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,8 @@ use crate::encode;
 
 /// The most events in a call.
 const BATCH: u64 = 500;
+/// The most bytes in a call, well below what a message may have; a single larger event goes alone.
+const BATCH_BYTES: usize = 256 * 1_024;
 /// How often it looks for what others left, on average.
 const SWEEP: Duration = Duration::from_secs(5);
 /// How old an event of another instance is when it counts as left.
@@ -94,12 +97,19 @@ impl Relay {
             if events.is_empty() {
                 return Ok(());
             }
+            // Those that do not fit into the call come with the next.
             self.send(events).await?;
         }
     }
 
     async fn send(&self, events: Vec<TraceEvent>) -> Result<(), Error> {
-        let request = data::AppendTraceEventsRequest { events: events.iter().map(encode_event).collect() };
+        let mut bytes = 0;
+        let fits = |event: &data::TraceEvent| {
+            let first = bytes == 0;
+            bytes += event.encoded_len();
+            first || bytes <= BATCH_BYTES
+        };
+        let request = data::AppendTraceEventsRequest { events: events.iter().map(encode_event).take_while(fits).collect() };
         let response = self.store.clone().append_trace_events(mesh::untraced(request)).await.map_err(Box::new)?;
         let mut by_id: BTreeMap<String, TraceEvent> =
             events.into_iter().map(|event| (event.event_id.to_string(), event)).collect();

@@ -3,10 +3,8 @@
 use std::net::SocketAddr;
 
 use kernel::Timestamp;
-use telemetry::{Kind, Operation, Parent};
+use telemetry::{Kind, Operation};
 use tonic::Extensions;
-use tracing::Dispatch;
-use tracing::dispatcher::with_default;
 use uuid::Uuid;
 
 use crate::wire::OTHER_METHOD;
@@ -73,5 +71,5 @@ pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
 /// An operation without a span: nothing is exported of it, and its ids lead nowhere.
 pub(crate) fn unseen(name: &'static str, event: Option<(&'static str, crate::record::Sink)>) -> Operation {
     let (event_type, sink) = event.unzip();
-    with_default(&Dispatch::none(), || Operation::open(Kind::Server, name, Parent::Root, event_type, sink))
+    Operation::unseen(Kind::Server, name, event_type, sink)
 }

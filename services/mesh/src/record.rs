@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
@@ -41,6 +42,9 @@ enum By {
     /// We did, without an answer.
     Us,
 }
+
+/// A caller's clock starts before ours: a call that is given up so shortly before its deadline was given up for it.
+const LATE_WITHIN: Duration = Duration::from_millis(20);
 
 /// The record of one call.
 pub(crate) struct Record {
@@ -122,7 +126,7 @@ impl Drop for Record {
         if self.settled {
             return;
         }
-        let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now() + LATE_WITHIN);
         let status = if late { exceeded() } else { Status::cancelled("the call was given up") };
         self.settle(&status, By::Us);
     }

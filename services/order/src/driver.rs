@@ -5,7 +5,6 @@
 //! same key. Whatever is not decided is tried again, with backoff that survives crashes because it is a column.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kernel::backoff::full_jitter;
@@ -95,7 +94,6 @@ pub struct Parts {
 struct Inner {
     parts: Parts,
     permits: Arc<Semaphore>,
-    in_flight: AtomicUsize,
 }
 
 /// Drives orders. Clones are the same driver.
@@ -116,12 +114,12 @@ impl Driver {
     /// A driver of its parts.
     pub fn new(parts: Parts) -> Self {
         let permits = Arc::new(Semaphore::new(parts.options.max_drives));
-        Self(Arc::new(Inner { parts, permits, in_flight: AtomicUsize::new(0) }))
+        Self(Arc::new(Inner { parts, permits }))
     }
 
     /// How many orders it drives now.
     pub fn in_flight(&self) -> usize {
-        self.0.in_flight.load(Ordering::Relaxed)
+        self.0.parts.options.max_drives.saturating_sub(self.0.permits.available_permits())
     }
 
     /// A lease of this instance.
@@ -151,13 +149,42 @@ impl Driver {
                 biased;
                 permit = driver.0.permits.acquire() => {
                     let Ok(_permit) = permit else { return };
-                    driver.0.in_flight.fetch_add(1, Ordering::Relaxed);
                     driver.drive(order, link).await;
-                    driver.0.in_flight.fetch_sub(1, Ordering::Relaxed);
                 }
                 () = waited_too_long => {}
             }
         });
+    }
+
+    /// Runs work to its end, also when the one who waits for it is cut off: an order that was committed is also started.
+    pub(crate) async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = self.0.parts.tasks.spawn(work.in_current_span()).await;
+        done.unwrap_or(Err(Error::Storage(storage::Error::Panicked)))
+    }
+
+    /// Claims orders that are due and that nobody drives: the lease is this instance's.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn claim_due(&self, most: u64) -> Result<Vec<Order>, storage::Error> {
+        self.0.parts.store.claim_due(most, self.lease()).await
+    }
+
+    /// Claims orders that are due and drives them here and now, one after the other; says how many. For tests, which
+    /// need to know when it is over; the service calls [`Driver::poll`].
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn drive_due(&self) -> Result<usize, storage::Error> {
+        let orders = self.claim_due(64).await?;
+        let count = orders.len();
+        for order in orders {
+            self.drive(order, None).await;
+        }
+        Ok(count)
     }
 
     /// Somebody knows of a result: the order is due now.
@@ -184,7 +211,7 @@ impl Driver {
             if free == 0 {
                 continue;
             }
-            match store.claim_due(u64::try_from(free).unwrap_or(1), self.lease()).await {
+            match self.claim_due(u64::try_from(free).unwrap_or(1)).await {
                 Ok(orders) => orders.into_iter().for_each(|order| self.start(order)),
                 Err(error) => {
                     tracing::warn!(target: "ordermesh", error = %error, "orders that are due cannot be claimed")
@@ -223,7 +250,7 @@ impl Driver {
                     let attempt = u32::try_from(order.attempt).unwrap_or(0).saturating_add(1);
                     let wait = full_jitter(attempt, options.backoff, options.backoff_cap, rand::random());
                     tracing::debug!(target: "ordermesh", order_id = %order.id, why, "put off");
-                    if let Err(error) = store.put_off(&order, wait, &why).await {
+                    if let Err(error) = store.put_off(&order, &options.instance, wait, &why).await {
                         tracing::warn!(target: "ordermesh", error = %error, order_id = %order.id, "left to its lease");
                     }
                     return;
@@ -279,6 +306,8 @@ impl Driver {
         }
         let start = self.step(order, Effect::StartFulfillment);
         let Some(date) = delivery_date(clock.now(), order.transit.business_days, order.transit.cutoff_hour) else {
+            start.dismiss();
+            allocate.inspect(Operation::dismiss);
             return Ok(Tried::PutOff("the calendar ends".into()));
         };
         let fulfillment = Fulfillment { id: FulfillmentId::from_uuid(ids.uuid()), delivery_date: date.to_string() };
@@ -318,7 +347,7 @@ impl Driver {
             to: State::Cancelling,
             reason: error.message.clone(),
             place: allocate.place(),
-            event: Some((allocate, Outcome::Failed(error))),
+            event: Some((allocate.clone(), Outcome::Failed(error))),
         });
         let failure = PaymentFailure {
             reason: "STOCK_LOST".into(),
@@ -326,7 +355,11 @@ impl Driver {
             advice: "RETRY_LATER".into(),
             message: "the goods are no longer in stock; the payment is given back".into(),
         };
-        self.0.parts.store.advance(order, steps, Some(failure), None).await
+        let advance = self.0.parts.store.advance(order, steps, Some(failure), None).await?;
+        if advance == Advance::Lost {
+            allocate.dismiss();
+        }
+        Ok(advance)
     }
 
     async fn cancel_payment(&self, order: &Order, link: Option<TraceParent>) -> Result<Tried, storage::Error> {

@@ -41,6 +41,7 @@ mod service;
 pub mod store;
 
 pub use error::Error;
+pub use migration::MIGRATIONS;
 
 /// Settings of the Order Service.
 #[derive(clap::Args, Clone, Debug)]

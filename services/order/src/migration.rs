@@ -2,7 +2,8 @@
 
 use storage::Migration;
 
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+/// The schema's versions, oldest first.
+pub const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
     name: "create orders, lines, history, fulfilments, stock",
     statements: &[

@@ -337,19 +337,34 @@ impl Orders {
             create_time: now,
             update_time: now,
         };
-        let lease = self.driver.lease();
-        match self.store.create(operation, &order, command.request_id, &fingerprint, lease).await {
-            Ok(true) => {
-                self.driver.start(order.clone());
-                Ok(order)
-            }
+        match self.record(operation, order, command.request_id, fingerprint.clone()).await? {
+            Some(order) => Ok(order),
             // Another call with the same request_id was faster.
-            Ok(false) => self
+            None => self
                 .replay(operation, user, command.request_id, &fingerprint)
                 .await?
                 .ok_or(Error::Storage(storage::Error::Closed)),
-            Err(error) => Err(error),
         }
+    }
+
+    /// Records an order and starts to drive it: both, also when the caller is cut off in between.
+    async fn record(
+        &self,
+        operation: &Operation,
+        order: Order,
+        request: RequestId,
+        fingerprint: String,
+    ) -> Result<Option<Order>, Error> {
+        let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
+        self.driver
+            .detached(async move {
+                if !store.create(&operation, &order, request, &fingerprint, driver.lease()).await? {
+                    return Ok(None);
+                }
+                driver.start(order.clone());
+                Ok(Some(order))
+            })
+            .await
     }
 
     async fn replay(
@@ -433,11 +448,17 @@ impl Orders {
                 Answer::Stays => return Ok(order),
                 Answer::No => return Err(refuse(order.state)),
                 Answer::To(state) => {
-                    let lease = self.driver.lease();
-                    let turned = self.store.turn(operation, &order, state, reason, lease).await?;
+                    let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
+                    // Turned and driven on: both, also when the caller is cut off in between.
+                    let turned = self.driver.detached(async move {
+                        let turned = store.turn(&operation, &order, state, reason, driver.lease()).await?;
+                        if let Some(turned) = &turned {
+                            driver.start_linked(turned.clone(), operation.place());
+                        }
+                        Ok(turned)
+                    });
                     // Lost the compare-and-set: somebody moved the order; look again.
-                    let Some(turned) = turned else { continue };
-                    self.driver.start_linked(turned.clone(), operation.place());
+                    let Some(turned) = turned.await? else { continue };
                     return Ok(turned);
                 }
             }

@@ -96,7 +96,8 @@ impl Watchers {
     }
 }
 
-/// The steps of an order after a version, and then each as it is committed. Ends after a final state; with
+/// The steps of an order after a version, and then each as it is committed. Ends after a final state, at once when the
+/// caller has seen it already; with
 /// [`Error::Draining`] when this instance ends, with [`Error::TokenExpired`] when the caller's token does.
 ///
 /// # Errors
@@ -149,17 +150,25 @@ impl Follower {
         if self.ended {
             return None;
         }
-        let step = self.step().await;
-        if step.is_err() {
+        let step = self.step().await.transpose();
+        if !matches!(step, Some(Ok(_))) {
             self.ended = true;
         }
-        Some(step)
+        step
     }
 
-    async fn step(&mut self) -> Result<WatchOrderResponse, Error> {
+    async fn step(&mut self) -> Result<Option<WatchOrderResponse>, Error> {
         while self.waiting.is_empty() {
             self.waiting = self.store.history(self.id, self.after).await?.into();
             if self.waiting.is_empty() {
+                // The caller has seen the last step there will be: nothing would ever wake this.
+                let order = self.store.get(Scope::All, self.id).await?.ok_or(Error::OrderNotFound)?;
+                if is_final(order.state) && order.version <= self.after {
+                    return Ok(None);
+                }
+                if order.version > self.after {
+                    continue;
+                }
                 tokio::select! {
                     () = self.watch.changed() => {}
                     () = self.shutdown.cancelled() => return Err(Error::Draining),
@@ -170,7 +179,7 @@ impl Follower {
         let Some(entry) = self.waiting.pop_front() else { return Err(Error::Draining) };
         self.after = entry.version;
         self.ended = is_final(entry.state);
-        self.describe(&entry).await
+        self.describe(&entry).await.map(Some)
     }
 
     async fn describe(&self, entry: &HistoryEntry) -> Result<WatchOrderResponse, Error> {

@@ -1,1 +1,198 @@
 //! Payment Service: the payment's life against an external gateway.
+//!
+//! Start reading at [`lifecycle`]: the table that everything else obeys. [`process`] starts or joins a payment and waits,
+//! [`driver`] asks the gateway and records what came of it. The service knows nothing of orders but their ids, and card
+//! numbers never come here: a payment method is a token.
+//!
+//! # Layout
+//! - [`lifecycle`]: the table of states
+//! - [`payment`]: what is kept of a payment, its keys at the gateway, which change is which event
+//! - [`process`]: starting, joining, cancelling; waiting for the answer
+//! - [`driver`]: performs the effect that a payment owes, and records what came of it
+//! - [`reconcile`]: our payments beside the gateway's ledger
+//! - [`waiters`]: who waits for which payment
+//! - [`ports`]: what it needs of the gateway and of the Order Service
+//! - [`store`], `sql`, `entity`, `migration`: its tables; `service`, `convert`, [`error`]: its contract; `gauges`: its metrics
+
+pub mod driver;
+pub mod error;
+pub mod lifecycle;
+pub mod payment;
+pub mod ports;
+pub mod process;
+pub mod reconcile;
+pub mod store;
+pub mod waiters;
+
+mod convert;
+mod entity;
+mod gauges;
+mod migration;
+mod service;
+mod sql;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chassis::settings::duration;
+use chassis::{Chassis, Settings};
+use contracts::payment::v1::payment_service_server::{PaymentServiceServer, SERVICE_NAME};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Routes;
+
+pub use error::Error;
+
+/// Settings of the Payment Service.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Config {
+    /// What every service has.
+    #[command(flatten)]
+    pub common: Settings,
+    /// Instances of the payment gateway
+    #[arg(
+        long,
+        env = "ORDERMESH_PAYMENT_GATEWAY_ADDRESSES",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7501",
+        value_name = "HOST:PORT,…"
+    )]
+    pub gateway_addresses: Vec<String>,
+    /// Our API key at the gateway. Better set by environment or file: flags are seen by everybody
+    #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_API_KEY", hide_env_values = true, value_name = "KEY")]
+    pub gateway_api_key: Option<ApiKey>,
+    /// File with our API key at the gateway [default: DATA_DIR/gateway.key]
+    #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE", value_name = "FILE")]
+    pub gateway_api_key_file: Option<PathBuf>,
+    /// How long a question to the gateway may take
+    #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_TIMEOUT", default_value = "2s", value_parser = duration, value_name = "DURATION")]
+    pub gateway_timeout: Duration,
+    /// How long a payment may be in doubt before it is given up, certainly not charged
+    #[arg(long, env = "ORDERMESH_PAYMENT_DOUBT_LIMIT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub doubt_limit: Duration,
+    /// Most that is charged for an order, in minor units of its currency
+    #[arg(long, env = "ORDERMESH_PAYMENT_AMOUNT_LIMIT", default_value_t = 10_000_000, value_name = "MINOR_UNITS")]
+    pub amount_limit: i64,
+    /// Longest that a call waits for its payment before it answers "pending"
+    #[arg(long, env = "ORDERMESH_PAYMENT_ANSWER_WITHIN", default_value = "3s", value_parser = duration, value_name = "DURATION")]
+    pub answer_within: Duration,
+    /// How long a payment belongs to the instance that drives it, before another takes it over
+    #[arg(long, env = "ORDERMESH_PAYMENT_LEASE", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub lease: Duration,
+    /// How often to look for payments that are due, on average
+    #[arg(long, env = "ORDERMESH_PAYMENT_POLL_INTERVAL", default_value = "500ms", value_parser = duration, value_name = "DURATION")]
+    pub poll_interval: Duration,
+    /// Wait after the first try that came to nothing; it doubles with each, up to the cap
+    #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF", default_value = "200ms", value_parser = duration, value_name = "DURATION")]
+    pub backoff: Duration,
+    /// Longest wait between two tries
+    #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF_CAP", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    pub backoff_cap: Duration,
+    /// Most payments that this instance drives at a time
+    #[arg(long, env = "ORDERMESH_PAYMENT_MAX_DRIVES", default_value_t = 256, value_name = "COUNT", value_parser = max_drives)]
+    pub max_drives: usize,
+}
+
+fn max_drives(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1_000_000) => Ok(count),
+        Ok(_) | Err(_) => Err("1 to 1000000".to_owned()),
+    }
+}
+
+/// An API key. Its Debug does not show it.
+#[derive(Clone)]
+pub struct ApiKey(MetadataValue<Ascii>);
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(..)")
+    }
+}
+
+impl FromStr for ApiKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if text.is_empty() || text.len() > 255 || !text.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err("an API key is 1 to 255 visible ASCII characters".to_owned());
+        }
+        text.parse().map(Self).map_err(|_| "an API key is 1 to 255 visible ASCII characters".to_owned())
+    }
+}
+
+impl Config {
+    fn api_key(&self) -> Result<ApiKey, chassis::Error> {
+        if let Some(key) = &self.gateway_api_key {
+            return Ok(key.clone());
+        }
+        let path = self.gateway_api_key_file.clone().unwrap_or_else(|| self.common.data_dir.join("gateway.key"));
+        let refused = |why: String| {
+            let hint = "set ORDERMESH_PAYMENT_GATEWAY_API_KEY or ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE";
+            chassis::Error::Service(format!("the gateway's API key {} cannot be used: {why}; {hint}", path.display()))
+        };
+        let text = std::fs::read_to_string(&path).map_err(|error| refused(error.to_string()))?;
+        text.parse().map_err(refused)
+    }
+
+    fn driver_options(&self, instance: &str) -> driver::Options {
+        driver::Options {
+            instance: instance.to_owned(),
+            lease: self.lease,
+            poll_interval: self.poll_interval,
+            backoff: self.backoff,
+            backoff_cap: self.backoff_cap,
+            doubt_limit: self.doubt_limit,
+            max_drives: self.max_drives,
+        }
+    }
+}
+
+/// Runs the service on a listener until `shutdown`, then drains it.
+///
+/// # Errors
+/// An API key, a database or a listener that cannot be used.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: CancellationToken,
+) -> Result<(), chassis::Error> {
+    let api_key = config.api_key()?;
+    let chassis = Chassis::start("payment", &config.common, migration::MIGRATIONS, shutdown).await?;
+    let store = store::Store::new(chassis.db.clone(), chassis.clock.clone());
+    let channel = chassis.external_channel("gateway", config.gateway_addresses.clone());
+    let gateway = Arc::new(ports::GrpcGateway::new(channel, api_key.0, config.gateway_timeout));
+    let waiters = waiters::Waiters::default();
+    let driver = driver::Driver::new(driver::Parts {
+        store: store.clone(),
+        gateway: gateway.clone(),
+        confirmations: Arc::new(ports::GrpcConfirmations::new(chassis.channel("order"))),
+        clock: chassis.clock.clone(),
+        ids: chassis.ids.clone(),
+        events: chassis.events.clone(),
+        waiters: waiters.clone(),
+        faults: Arc::new(driver::NoFaults),
+        tasks: chassis.tasks.clone(),
+        shutdown: chassis.shutdown.clone(),
+        options: config.driver_options(&chassis.instance),
+    });
+    chassis.tasks.spawn(driver.clone().poll());
+    chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
+    let processor = process::Processor {
+        store: store.clone(),
+        driver,
+        waiters,
+        events: chassis.events.clone(),
+        tasks: chassis.tasks.clone(),
+        limits: process::Limits { amount_minor_units: config.amount_limit, answer_within: config.answer_within },
+    };
+    let handlers = service::Handlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
+    let routes = Routes::new(PaymentServiceServer::new(handlers));
+    chassis.serve(routes, &[SERVICE_NAME], None, listener, admin).await
+}

@@ -131,6 +131,26 @@ impl Operation {
             Parent::LinkedRoot(place) => span.add_link(place.remote()),
             Parent::Current | Parent::Root => {}
         }
+        Self::on(span, kind, name, event_type, sink)
+    }
+
+    /// Opens an operation without a span: nothing is exported of it, and its ids lead nowhere.
+    pub fn unseen(
+        kind: Kind,
+        name: impl Into<String>,
+        event_type: Option<&'static str>,
+        sink: Option<Arc<dyn EventSink>>,
+    ) -> Self {
+        Self::on(Span::none(), kind, name.into(), event_type, sink)
+    }
+
+    fn on(
+        span: Span,
+        kind: Kind,
+        name: String,
+        event_type: Option<&'static str>,
+        sink: Option<Arc<dyn EventSink>>,
+    ) -> Self {
         let place = place_of(&span);
         Self(Arc::new(Inner {
             kind,

@@ -62,15 +62,30 @@ impl Store {
                 )
             })
             .await?;
-        self.with_lines(rows).await
+        match self.with_lines(rows.clone()).await {
+            Err(Error::Corrupt { .. }) => {}
+            read => return read,
+        }
+        // One that cannot be read must not keep the others, which were claimed with it, from being driven.
+        let mut readable = Vec::with_capacity(rows.len());
+        for row in rows {
+            let id = row.order_id;
+            match self.with_lines(vec![row]).await {
+                Ok(order) => readable.extend(order),
+                Err(error) => tracing::error!(target: "ordermesh", order_id = %id, %error, "an order cannot be read"),
+            }
+        }
+        Ok(readable)
     }
 
-    /// Makes an order due now, if it owes anything: also one that is being driven, whose driver then tries again at once.
+    /// Makes an order due now, if it owes anything: also one that is being driven, whose driver then tries again at once:
+    /// it sees that the due time is not the one that it knows, so that changes even when the order was due already.
     pub(crate) async fn make_due(&self, id: OrderId) -> Result<(), Error> {
         let store = self.clone();
         let sql = format!(
-            "UPDATE orders SET next_attempt_time = {} WHERE order_id = $1 AND next_attempt_time IS NOT NULL",
-            self.now_sql()
+            "UPDATE orders SET next_attempt_time = CASE WHEN next_attempt_time > {now} THEN {now} ELSE next_attempt_time - 1 END \
+             WHERE order_id = $1 AND next_attempt_time IS NOT NULL",
+            now = self.now_sql()
         );
         self.db
             .transact(move |tx| {
@@ -85,12 +100,13 @@ impl Store {
 
     /// Records that a try came to nothing: when the next is due, and why. The lease is dropped. Nothing happens when
     /// somebody has moved the order; an order that was made due meanwhile stays due.
-    pub(crate) async fn put_off(&self, order: &Order, wait: Duration, why: &str) -> Result<(), Error> {
+    /// The same when the lease is another's by now: the order is driven by him, and the lease is not ours to drop.
+    pub(crate) async fn put_off(&self, order: &Order, owner: &str, wait: Duration, why: &str) -> Result<(), Error> {
         let store = self.clone();
         let sql = format!(
             "UPDATE orders SET attempt = attempt + 1, last_error = $1, lease_owner = NULL, lease_until = 0, \
              next_attempt_time = CASE WHEN next_attempt_time = $2 THEN {} + $3 ELSE next_attempt_time END \
-             WHERE order_id = $4 AND version = $5",
+             WHERE order_id = $4 AND version = $5 AND lease_owner = $6",
             self.now_sql()
         );
         let values: Vec<Value> = vec![
@@ -99,6 +115,7 @@ impl Store {
             micros(wait).into(),
             order.id.as_uuid().into(),
             order.version.into(),
+            owner.into(),
         ];
         self.db
             .transact(move |tx| {

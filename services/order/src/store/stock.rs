@@ -135,9 +135,6 @@ impl Store {
     async fn write_adjustment(&self, tx: &Tx, command: AdjustStock) -> Result<Adjustment, Error> {
         let AdjustStock { request_id, sku, delta, write_off } = &command;
         let fingerprint = command.fingerprint();
-        if let Some(earlier) = self.earlier(tx, *request_id, &fingerprint).await? {
-            return Ok(earlier);
-        }
         let sql = "INSERT INTO stock (sku, on_hand, reserved) VALUES ($1, 0, 0) ON CONFLICT DO NOTHING";
         tx.conn().execute_raw(self.statement(sql, [sku.clone().into()])).await.map_err(storage::Error::from)?;
         // A write first, so that the row is locked before it is read.
@@ -147,6 +144,10 @@ impl Store {
             .await
             .map_err(storage::Error::from)?
             .ok_or(storage::Error::Closed)?;
+        // Behind the lock: of two with the same request at once, the second sees what the first has done.
+        if let Some(earlier) = self.earlier(tx, *request_id, &fingerprint).await? {
+            return Ok(earlier);
+        }
         let on_hand = row.on_hand.saturating_add(*delta);
         if on_hand < 0 {
             return Err(Error::StockNegative { sku: sku.clone(), on_hand: row.on_hand });

@@ -1,0 +1,268 @@
+//! Peers that do what the test says: a Payment Service with a ledger of its own, a catalogue, faults, a sink of events.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use futures_util::future::BoxFuture;
+use kernel::{Money, OrderId};
+use order::Error;
+use order::driver::{FaultPoint, Faults};
+use order::lifecycle::State;
+use order::order::{Order, PaymentFailure};
+use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
+use telemetry::{Ended, EventSink};
+use tokio::sync::{Notify, watch};
+
+/// What the fake Payment Service does when it is asked next.
+pub(crate) enum Reply {
+    /// What its ledger says.
+    Honest,
+    /// Nothing, and no answer.
+    Silent,
+    /// What its ledger says, and the answer is lost.
+    Lost,
+    /// This, first; then what its ledger says.
+    After(BoxFuture<'static, ()>),
+    /// What its ledger says; then this; then the answer.
+    Then(BoxFuture<'static, ()>),
+}
+
+impl Reply {
+    /// Waits to be released; then what its ledger says.
+    pub(crate) fn held(gate: &Arc<Notify>) -> Self {
+        let gate = gate.clone();
+        Self::After(Box::pin(async move { gate.notified().await }))
+    }
+
+    /// What its ledger says; the answer waits to be released.
+    pub(crate) fn answer_held(gate: &Arc<Notify>) -> Self {
+        let gate = gate.clone();
+        Self::Then(Box::pin(async move { gate.notified().await }))
+    }
+}
+
+/// Where the money of an order is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ledger {
+    Charged,
+    Declined,
+    /// Cancelled before it was charged: a charge that comes later is refused.
+    Tombstone,
+    Refunded,
+    RefundRefused(i32),
+}
+
+/// What the fake was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asked {
+    Process(OrderId),
+    Cancel(OrderId, i32),
+}
+
+/// A Payment Service with a ledger: an effect performed twice under a key is performed once.
+pub(crate) struct FakePayments {
+    replies: Mutex<VecDeque<Reply>>,
+    pub(crate) ledger: Mutex<HashMap<OrderId, Ledger>>,
+    pub(crate) declines: AtomicBool,
+    /// Refunds up to this attempt are refused.
+    pub(crate) refused_refunds: Mutex<i32>,
+    pub(crate) asked: Mutex<Vec<Asked>>,
+    count: watch::Sender<usize>,
+}
+
+pub(crate) fn declined() -> PaymentFailure {
+    PaymentFailure {
+        reason: "PAYMENT_DECLINED".into(),
+        decline_code: "GENERIC_DECLINE".into(),
+        advice: "USE_OTHER_METHOD".into(),
+        message: "the issuer declined the payment".into(),
+    }
+}
+
+fn refused(reason: &str) -> PaymentAnswer {
+    PaymentAnswer::Refused(PaymentFailure { reason: reason.into(), ..declined() })
+}
+
+impl FakePayments {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            replies: Mutex::default(),
+            ledger: Mutex::default(),
+            declines: AtomicBool::new(false),
+            refused_refunds: Mutex::new(0),
+            asked: Mutex::default(),
+            count: watch::Sender::new(0),
+        })
+    }
+
+    /// What it does when it is asked next, and then next; honest when nothing is said.
+    pub(crate) fn will(&self, replies: impl IntoIterator<Item = Reply>) {
+        self.replies.lock().expect("not poisoned").extend(replies);
+    }
+
+    /// Waits until it was asked so often, all in all.
+    pub(crate) async fn was_asked(&self, times: usize) {
+        let mut count = self.count.subscribe();
+        count.wait_for(|count| *count >= times).await.expect("the sender lives");
+    }
+
+    pub(crate) fn all_asked(&self) -> Vec<Asked> {
+        self.asked.lock().expect("not poisoned").clone()
+    }
+
+    pub(crate) fn of(&self, order: OrderId) -> Option<Ledger> {
+        self.ledger.lock().expect("not poisoned").get(&order).copied()
+    }
+
+    fn charge(&self, order: OrderId) -> PaymentAnswer {
+        let mut ledger = self.ledger.lock().expect("not poisoned");
+        let charge = || if self.declines.load(Ordering::SeqCst) { Ledger::Declined } else { Ledger::Charged };
+        match *ledger.entry(order).or_insert_with(charge) {
+            Ledger::Charged => PaymentAnswer::Done,
+            Ledger::Declined => PaymentAnswer::Refused(declined()),
+            Ledger::Tombstone => refused("PAYMENT_CANCELLED"),
+            Ledger::Refunded | Ledger::RefundRefused(_) => PaymentAnswer::Undecided("refunded".into()),
+        }
+    }
+
+    fn cancel(&self, order: OrderId, attempt: i32) -> PaymentAnswer {
+        let refuses = attempt <= *self.refused_refunds.lock().expect("not poisoned");
+        let mut ledger = self.ledger.lock().expect("not poisoned");
+        let entry = ledger.entry(order).or_insert(Ledger::Tombstone);
+        match *entry {
+            Ledger::Charged if refuses => *entry = Ledger::RefundRefused(attempt),
+            Ledger::RefundRefused(last) if attempt > last && refuses => *entry = Ledger::RefundRefused(attempt),
+            Ledger::RefundRefused(last) if attempt <= last => {}
+            Ledger::Charged | Ledger::RefundRefused(_) => *entry = Ledger::Refunded,
+            Ledger::Declined | Ledger::Tombstone | Ledger::Refunded => {}
+        }
+        match *entry {
+            Ledger::RefundRefused(_) => refused("REFUND_REFUSED"),
+            Ledger::Charged => PaymentAnswer::Undecided("charged".into()),
+            Ledger::Declined | Ledger::Tombstone | Ledger::Refunded => PaymentAnswer::Done,
+        }
+    }
+
+    async fn reply(&self, asked: Asked, perform: impl Fn() -> PaymentAnswer) -> PaymentAnswer {
+        self.asked.lock().expect("not poisoned").push(asked);
+        self.count.send_modify(|count| *count += 1);
+        let reply = self.replies.lock().expect("not poisoned").pop_front().unwrap_or(Reply::Honest);
+        match reply {
+            Reply::Honest => perform(),
+            Reply::Silent => PaymentAnswer::Undecided("no answer".into()),
+            Reply::Lost => {
+                perform();
+                PaymentAnswer::Undecided("no answer".into())
+            }
+            Reply::After(first) => {
+                first.await;
+                perform()
+            }
+            Reply::Then(then) => {
+                let answer = perform();
+                then.await;
+                answer
+            }
+        }
+    }
+}
+
+impl Payments for FakePayments {
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+        assert_eq!(order.state, State::Created);
+        assert_eq!(order.payment_method.clone().expect("it is needed").into_inner(), "pm_card_visa");
+        Box::pin(self.reply(Asked::Process(order.id), || self.charge(order.id)))
+    }
+
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+        assert_eq!(order.state, State::Cancelling);
+        let attempt = order.refund_attempt;
+        Box::pin(self.reply(Asked::Cancel(order.id, attempt), move || self.cancel(order.id, attempt)))
+    }
+}
+
+/// A catalogue.
+pub(crate) struct FakeCatalog {
+    pub(crate) prices: Mutex<BTreeMap<String, Money>>,
+    pub(crate) is_down: AtomicBool,
+    /// Told of each question.
+    pub(crate) asked: Notify,
+}
+
+impl FakeCatalog {
+    pub(crate) fn new(prices: impl IntoIterator<Item = (&'static str, Money)>) -> Arc<Self> {
+        let prices = prices.into_iter().map(|(sku, price)| (sku.to_owned(), price)).collect();
+        Arc::new(Self { prices: Mutex::new(prices), is_down: AtomicBool::new(false), asked: Notify::new() })
+    }
+}
+
+impl Catalog for FakeCatalog {
+    fn products(&self, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
+        Box::pin(async move {
+            self.asked.notify_one();
+            if self.is_down.load(Ordering::SeqCst) {
+                return Err(Error::LookupFailed { cause: "CONNECTION_ERROR".into() });
+            }
+            let prices = self.prices.lock().expect("not poisoned");
+            let product = |sku: String| prices.get(&sku).map(|price| Product { name: sku.clone(), sku, price: *price });
+            Ok(skus.into_iter().filter_map(product).collect())
+        })
+    }
+
+    fn transit(&self, country: String, _postal_code: String) -> BoxFuture<'_, Result<Transit, Error>> {
+        Box::pin(async move {
+            if country == "AQ" {
+                return Err(Error::NoDeliveryZone { country });
+            }
+            Ok(Transit { business_days: 2, cutoff_hour: 14 })
+        })
+    }
+}
+
+/// Dies where it is told to, once for each time that it is told.
+#[derive(Default)]
+pub(crate) struct Plan {
+    deaths: Mutex<Vec<(FaultPoint, State)>>,
+    /// Every place that was passed.
+    pub(crate) passed: Mutex<Vec<(FaultPoint, State)>>,
+}
+
+impl Plan {
+    pub(crate) fn die(&self, point: FaultPoint, state: State) {
+        self.deaths.lock().expect("not poisoned").push((point, state));
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.deaths.lock().expect("not poisoned").is_empty()
+    }
+}
+
+impl Faults for Plan {
+    fn dies(&self, point: FaultPoint, order: &Order) -> bool {
+        let here = (point, order.state);
+        self.passed.lock().expect("not poisoned").push(here);
+        let mut deaths = self.deaths.lock().expect("not poisoned");
+        let planned = deaths.iter().position(|death| *death == here);
+        if let Some(index) = planned {
+            deaths.remove(index);
+        }
+        planned.is_some()
+    }
+}
+
+/// Keeps what nobody took.
+#[derive(Default)]
+pub(crate) struct Seen(pub(crate) Mutex<Vec<Ended>>);
+
+/// Who tells the events.
+pub(crate) const TELLER: &str = "order-test";
+
+impl EventSink for Seen {
+    fn untaken(&self, ended: Ended) {
+        self.0.lock().expect("not poisoned").push(ended);
+    }
+    fn teller(&self) -> (&str, &str) {
+        ("order", TELLER)
+    }
+}

@@ -1,0 +1,286 @@
+//! An order's life: paid, refused, undecided, woken.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kernel::OrderId;
+use order::driver::FaultPoint;
+use order::lifecycle::State;
+use order::order::LineState;
+use order::store::Store;
+use telemetry::EventStatus;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::fakes::{Asked, Reply};
+use crate::world::{BACKOFF_CAP, GUARD, LEASE, World, eur, wants};
+
+const WHOLE_LIFE: [(i64, State); 4] =
+    [(1, State::Created), (2, State::Paid), (3, State::Allocated), (4, State::FulfillmentStarted)];
+
+async fn an_order_that_is_paid_is_fulfilled(world: World) {
+    let order = world.create(wants(&[("MUG", 2), ("PLATE", 1)])).await.expect("an order");
+    assert_eq!((order.state, order.version, order.total), (State::Created, 1, eur(3_300)));
+    assert_eq!(world.stock("MUG").await.1, 2, "the stock is held as soon as there is an order");
+    world.settle().await;
+    assert_eq!(world.history(order.id).await, WHOLE_LIFE);
+    let done = world.order(order.id).await;
+    assert_eq!((done.state, done.version, done.next_attempt_time), (State::FulfillmentStarted, 4, None));
+    assert!(done.payment_method.is_none(), "the token is forgotten");
+    assert!(done.lines.iter().all(|line| line.state == LineState::Allocated));
+    // Monday at ten, two business days.
+    assert_eq!(done.fulfillment.expect("it has started").delivery_date, "2026-03-04");
+    assert_eq!((world.stock("MUG").await, world.stock("PLATE").await), ((10, 2), (10, 1)));
+    let told: Vec<_> = world
+        .events()
+        .await
+        .into_iter()
+        .map(|event| {
+            assert_eq!(event.order_id, Some(order.id.as_uuid()));
+            assert_eq!(event.user_id, Some(world.user.as_uuid()));
+            (event.event_type, event.status, event.operation)
+        })
+        .collect();
+    let success = |kind: &str, operation: &str| (kind.to_owned(), EventStatus::Success, operation.to_owned());
+    let expected = [
+        success("order_creation", "order.v1.OrderService/CreateOrder"),
+        success("order_fulfillment", "allocate_inventory"),
+        success("order_fulfillment", "start_fulfillment"),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(world.payments.all_asked(), [Asked::Process(order.id)]);
+}
+
+#[tokio::test]
+async fn an_order_that_is_paid_is_fulfilled_in_memory() {
+    an_order_that_is_paid_is_fulfilled(World::new().await).await;
+}
+
+#[tokio::test]
+async fn an_order_that_is_paid_is_fulfilled_on_a_file() {
+    an_order_that_is_paid_is_fulfilled(World::on_file().await).await;
+}
+
+#[tokio::test]
+async fn a_refused_payment_ends_the_order_and_releases_its_stock() {
+    let world = World::new().await;
+    world.payments.declines.store(true, Ordering::SeqCst);
+    let id = world.order_mugs().await;
+    world.settle().await;
+    assert_eq!(world.history(id).await, [(1, State::Created), (2, State::PaymentFailed)]);
+    let order = world.order(id).await;
+    assert!(order.lines.iter().all(|line| line.state == LineState::Released));
+    assert_eq!(world.stock("MUG").await, (10, 0));
+    let failure = order.payment_failure.expect("it says why");
+    assert_eq!((failure.reason.as_str(), failure.decline_code.as_str()), ("PAYMENT_DECLINED", "GENERIC_DECLINE"));
+    let fulfillment = world.events().await.into_iter().filter(|event| event.event_type == "order_fulfillment").count();
+    assert_eq!(fulfillment, 0, "the Payment Service tells of the payment; nothing else has happened");
+}
+
+/// The database's row says when the next try is due.
+async fn due_in(world: &World, id: OrderId) -> Duration {
+    world.order(id).await.next_attempt_time.expect("something is owed").since(world.now())
+}
+
+#[tokio::test]
+async fn an_undecided_payment_is_put_off_and_tried_again_under_the_same_order() {
+    let world = World::new().await;
+    world.payments.will([Reply::Silent, Reply::Lost]);
+    let id = world.order_mugs().await;
+    world.settle().await;
+    let order = world.order(id).await;
+    assert_eq!((order.state, order.version, order.attempt), (State::Created, 1, 1));
+    assert_eq!(order.last_error.as_deref(), Some("no answer"));
+    let wait = due_in(&world, id).await;
+    assert!(Duration::from_millis(20) <= wait && wait <= Duration::from_millis(200), "{wait:?}");
+    let other = world.instance("order-2");
+    assert_eq!(other.drive_due().await.expect("it looks"), 0, "it is not due");
+    world.clock.advance(wait - Duration::from_micros(1));
+    assert_eq!(other.drive_due().await.expect("it looks"), 0, "it is not due, by a microsecond");
+    world.clock.advance(Duration::from_micros(1));
+    assert_eq!(other.drive_due().await.expect("it looks"), 1, "it is due, and the lease was dropped");
+    assert_eq!(world.order(id).await.attempt, 2);
+    assert!(due_in(&world, id).await <= Duration::from_millis(400));
+    world.clock.advance(Duration::from_millis(400));
+    assert_eq!(other.drive_due().await.expect("it looks"), 1);
+    world.settle().await;
+    assert_eq!(world.history(id).await, WHOLE_LIFE);
+    let order = world.order(id).await;
+    assert_eq!((order.attempt, order.last_error), (0, None), "a step forgets the tries before it");
+    assert_eq!(world.payments.all_asked(), [Asked::Process(id); 3]);
+}
+
+#[tokio::test]
+async fn waits_grow_up_to_the_cap() {
+    let world = World::new().await;
+    let driver = world.instance("order-2");
+    let id = world.abandoned_order().await;
+    for attempt in 1..=30 {
+        world.clock.advance(LEASE + BACKOFF_CAP);
+        world.payments.will([Reply::Silent]);
+        assert_eq!(driver.drive_due().await.expect("it looks"), 1);
+        assert_eq!(world.order(id).await.attempt, attempt);
+        assert!(due_in(&world, id).await <= BACKOFF_CAP);
+    }
+    assert!(due_in(&world, id).await >= BACKOFF_CAP / 10);
+    world.drive_to_rest(&driver, 2).await;
+    assert_eq!(world.state(id).await, State::FulfillmentStarted);
+}
+
+#[tokio::test]
+async fn a_confirmation_wakes_an_order_that_is_put_off() {
+    let world = World::new().await;
+    world.payments.will([Reply::Lost]);
+    let id = world.order_mugs().await;
+    world.settle().await;
+    assert_eq!(world.state(id).await, State::Created);
+    // The clock stands: it is not due by itself.
+    world.instance("order-2").wake(id).await.expect("it is woken");
+    world.settle().await;
+    assert_eq!(world.history(id).await, WHOLE_LIFE);
+}
+
+#[tokio::test]
+async fn confirmations_that_are_late_or_repeated_or_forged_do_nothing() {
+    let world = World::new().await;
+    let id = world.order_mugs().await;
+    world.settle().await;
+    let before = (world.order(id).await, world.events().await);
+    for _ in 0..3 {
+        world.driver.wake(id).await.expect("it is heard");
+    }
+    world.driver.wake(OrderId::from_uuid(uuid::Uuid::from_u128(7))).await.expect("it is heard");
+    world.settle().await;
+    assert_eq!((world.order(id).await, world.events().await), before);
+    assert_eq!(world.payments.all_asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_confirmation_in_the_middle_of_a_try_is_not_lost_when_the_try_comes_to_nothing() {
+    let world = World::new().await;
+    let gate = Arc::new(Notify::new());
+    // It is asked, and "pending" is on its way while the confirmation arrives.
+    let held = gate.clone();
+    world.payments.will([Reply::After(Box::pin(async move { held.notified().await })), Reply::Honest]);
+    world.payments.declines.store(false, Ordering::SeqCst);
+    let id = world.abandoned_order().await;
+    world.clock.advance(LEASE);
+    let driver = world.instance("order-2");
+    let orders = driver.claim_due(1).await.expect("it is claimed");
+    let [order] = &orders[..] else { panic!("one order is due") };
+    // A driver whose clock stands still still sees that it was woken: see `make_due`.
+    world.instance("order-3").wake(id).await.expect("it is heard");
+    world.store.put_off_for_tests(order, "order-2").await;
+    gate.notify_one();
+    assert_eq!(world.instance("order-3").drive_due().await.expect("it looks"), 1, "it is due at once");
+    world.settle().await;
+    assert_eq!(world.state(id).await, State::FulfillmentStarted);
+    let _: &Store = &world.store;
+}
+
+#[tokio::test]
+async fn only_one_of_two_instances_gets_an_order() {
+    let world = World::on_file().await;
+    let id = world.abandoned_order().await;
+    let (one, other) = (world.instance("order-2"), world.instance("order-3"));
+    assert!(one.claim_due(10).await.expect("it looks").is_empty(), "the dead instance's lease is not over");
+    world.clock.advance(LEASE);
+    let (first, second) = tokio::join!(one.claim_due(10), other.claim_due(10));
+    let claimed = first.expect("it looks").len() + second.expect("it looks").len();
+    assert_eq!(claimed, 1);
+    world.drive_to_rest(&one, 3).await;
+    assert_eq!(world.history(id).await, WHOLE_LIFE);
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_read_does_not_keep_others_from_being_driven() {
+    let world = World::new().await;
+    let (broken, sound) = (world.abandoned_order().await, world.abandoned_order().await);
+    let sql = format!("UPDATE orders SET address = '{{' WHERE order_id = X'{}'", broken.as_uuid().simple());
+    sea_orm::ConnectionTrait::execute_unprepared(world.db.read(), &sql).await.expect("it is broken");
+    world.clock.advance(LEASE);
+    assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 1);
+    assert_eq!(world.state(sound).await, State::FulfillmentStarted);
+}
+
+#[tokio::test]
+async fn the_poller_finds_what_is_due_and_frees_its_leases_when_it_ends() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    world.clock.advance(LEASE);
+    let gate = Arc::new(Notify::new());
+    world.payments.will([Reply::held(&gate)]);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let driver = world.instance_until("order-2", &stop);
+    let polling = tokio::spawn(driver.poll());
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    stop.cancel();
+    gate.notify_one();
+    timeout(GUARD, polling).await.expect("it ends").expect("without a panic");
+    world.settle().await;
+    assert_eq!(world.state(id).await, State::FulfillmentStarted);
+}
+
+#[tokio::test]
+async fn an_instance_that_ends_leaves_its_orders_to_others_at_once() {
+    let world = World::new().await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let id = world.abandoned_order().await;
+    world.clock.advance(LEASE);
+    let driver = world.instance_until("order-2", &stop);
+    assert_eq!(driver.claim_due(1).await.expect("it looks").len(), 1);
+    stop.cancel();
+    timeout(GUARD, driver.poll()).await.expect("it ends");
+    // No lease has run out.
+    assert_eq!(world.instance("order-3").drive_due().await.expect("it looks"), 1);
+    assert_eq!(world.state(id).await, State::FulfillmentStarted);
+}
+
+#[tokio::test]
+async fn a_stalled_owner_does_not_drop_the_lease_of_the_one_who_took_over() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    world.clock.advance(LEASE);
+    let (stalled, gate) = (world.instance("order-2"), Arc::new(Notify::new()));
+    let held = gate.clone();
+    world.payments.will([Reply::Then(Box::pin(async move { held.notified().await })), Reply::Silent]);
+    let mut orders = stalled.claim_due(1).await.expect("it is claimed");
+    let order = orders.pop().expect("it is due");
+    let first = tokio::spawn(async move { stalled.drive(order, None).await });
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    world.clock.advance(LEASE);
+    let second = world.instance("order-3");
+    assert_eq!(second.claim_due(1).await.expect("it looks").len(), 1, "it is taken over");
+    gate.notify_one();
+    timeout(GUARD, first).await.expect("it ends").expect("without a panic");
+    assert_eq!(world.history(id).await, WHOLE_LIFE, "the key made the result right, whoever brought it");
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn a_stalled_owners_put_off_does_not_touch_the_new_owners_lease() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    world.clock.advance(LEASE);
+    let gate = Arc::new(Notify::new());
+    let held = gate.clone();
+    let stalled = world.instance("order-2");
+    let silent = world.payments.clone();
+    world.payments.will([Reply::SilentAfter(Box::pin(async move { held.notified().await }))]);
+    let order = stalled.claim_due(1).await.expect("it is claimed").pop().expect("it is due");
+    let first = tokio::spawn(async move { stalled.drive(order, None).await });
+    timeout(GUARD, silent.was_asked(1)).await.expect("it is driven");
+    world.clock.advance(LEASE);
+    let second = world.instance("order-3");
+    let order = second.claim_due(1).await.expect("it looks").pop().expect("it is taken over");
+    gate.notify_one();
+    timeout(GUARD, first).await.expect("it ends").expect("without a panic");
+    assert_eq!(world.order(id).await.attempt, 0, "the try of the one who lost the lease is not counted");
+    world.clock.advance(BACKOFF_CAP.min(LEASE) - Duration::from_secs(1));
+    assert_eq!(world.instance("order-4").drive_due().await.expect("it looks"), 0, "the lease is still the second's");
+    second.drive(order, None).await;
+    assert_eq!(world.state(id).await, State::FulfillmentStarted);
+    assert!(world.faults.passed.lock().expect("not poisoned").contains(&(FaultPoint::BeforeEffect, State::Created)));
+    world.settle().await;
+}

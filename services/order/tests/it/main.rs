@@ -1,0 +1,21 @@
+//! The Order Service, tested as sentences.
+//!
+//! # Layout
+//! - `world`, `fakes`, `invariants`: the domain on a real store, with a clock, peers and faults that obey the test
+//! - `life`, `create`, `cancel`, `stock`, `crash`: its rules
+//! - `system`, `api`, `watching`, `limits`: the whole service over real sockets
+//! - `reasons`: the reasons of refusals, which are public
+
+mod api;
+mod cancel;
+mod crash;
+mod create;
+mod fakes;
+mod invariants;
+mod life;
+mod limits;
+mod reasons;
+mod stock;
+mod system;
+mod watching;
+mod world;

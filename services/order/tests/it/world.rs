@@ -1,0 +1,282 @@
+//! The domain on a real store, and verbs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::{Clock, IdSource, ManualClock, Money, OrderId, RequestId, SystemIds, Timestamp, UserId};
+use order::Error;
+use order::driver::{Driver, FaultPoint, Options, Parts};
+use order::inventory::{AdjustStock, Inventory, Stock};
+use order::lifecycle::State;
+use order::order::{Address, CreateOrder, Order, Orders, PaymentMethod, Scope};
+use order::store::{Adjustment, Store};
+use order::watch::Watchers;
+use storage::Database;
+use telemetry::{Kind, Operation, Outcome, Parent, TraceEvent};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::fakes::{FakeCatalog, FakePayments, Plan, Seen, TELLER};
+use crate::invariants::invariants;
+
+pub(crate) const LEASE: Duration = Duration::from_secs(15);
+pub(crate) const BACKOFF_CAP: Duration = Duration::from_secs(60);
+/// Longer than anything takes when it works: a test that waits so long has failed.
+pub(crate) const GUARD: Duration = Duration::from_secs(10);
+/// Monday, 2026-03-02, 10:00 UTC.
+const MONDAY: i64 = 1_772_445_600_000_000;
+
+pub(crate) fn eur(minor_units: i64) -> Money {
+    Money::new("EUR".parse().expect("a currency"), minor_units)
+}
+
+pub(crate) fn usd(minor_units: i64) -> Money {
+    Money::new("USD".parse().expect("a currency"), minor_units)
+}
+
+pub(crate) fn new_request() -> RequestId {
+    RequestId::from_uuid(SystemIds.uuid())
+}
+
+pub(crate) fn new_user() -> UserId {
+    UserId::from_uuid(SystemIds.uuid())
+}
+
+/// An order of some items, as a customer asks for it.
+pub(crate) fn wants(items: &[(&str, u32)]) -> CreateOrder {
+    CreateOrder {
+        request_id: new_request(),
+        items: items.iter().map(|(sku, quantity)| ((*sku).to_owned(), *quantity)).collect(),
+        payment_method: PaymentMethod::new("pm_card_visa".into()),
+        address: Address {
+            recipient: "Ada".into(),
+            lines: vec!["Street 1".into()],
+            city: "Berlin".into(),
+            postal_code: "10115".into(),
+            country_code: "DE".into(),
+        },
+        contact_email: "ada@example.com".into(),
+        expected_total: None,
+    }
+}
+
+/// One store; instances and peers around it.
+pub(crate) struct World {
+    pub(crate) db: Database,
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) payments: Arc<FakePayments>,
+    pub(crate) catalog: Arc<FakeCatalog>,
+    pub(crate) faults: Arc<Plan>,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) tasks: TaskTracker,
+    /// Instance "order-1", which dies as `faults` says.
+    pub(crate) driver: Driver,
+    pub(crate) orders: Orders,
+    pub(crate) inventory: Inventory,
+    pub(crate) watchers: Watchers,
+    pub(crate) user: UserId,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl World {
+    /// Ten mugs, ten plates, one vase (in dollars), no spoons.
+    pub(crate) async fn new() -> Self {
+        Self::on("sqlite::memory:", None).await
+    }
+
+    /// The same on a file.
+    pub(crate) async fn on_file() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("order.db").display());
+        Self::on(&url, Some(folder)).await
+    }
+
+    async fn on(url: &str, folder: Option<tempfile::TempDir>) -> Self {
+        let db = Database::connect(url, &storage::Options::default()).await.expect("a database");
+        db.migrate(order::MIGRATIONS).await.expect("a schema");
+        let clock = Arc::new(ManualClock::at(Timestamp::from_micros(MONDAY)));
+        let store = Store::new(db.clone(), clock.clone());
+        let payments = FakePayments::new();
+        let prices = [("MUG", eur(1_250)), ("PLATE", eur(800)), ("SPOON", eur(100)), ("VASE", usd(4_000))];
+        let catalog = FakeCatalog::new(prices);
+        let (faults, seen) = (Arc::new(Plan::default()), Arc::new(Seen::default()));
+        let (tasks, watchers) = (TaskTracker::new(), Watchers::new(10));
+        let parts = parts(&store, &payments, &clock, &seen, &watchers, &faults, &tasks, "order-1");
+        let driver = Driver::new(parts);
+        let orders = Orders {
+            store: store.clone(),
+            catalog: catalog.clone(),
+            driver: driver.clone(),
+            clock: clock.clone(),
+            ids: Arc::new(SystemIds),
+        };
+        let inventory = Inventory { store: store.clone() };
+        let user = new_user();
+        let world = Self {
+            db,
+            store,
+            clock,
+            payments,
+            catalog,
+            faults,
+            seen,
+            tasks,
+            driver,
+            orders,
+            inventory,
+            watchers,
+            user,
+            _folder: folder,
+        };
+        for (sku, on_hand) in [("MUG", 10), ("PLATE", 10), ("VASE", 1)] {
+            world.adjust(sku, on_hand, false).await.expect("stock");
+        }
+        world
+    }
+
+    /// Another instance on the same store, with the same peers; it never dies.
+    pub(crate) fn instance(&self, name: &str) -> Driver {
+        let immortal = Arc::new(Plan::default());
+        let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
+        Driver::new(parts(store, payments, clock, seen, watchers, &immortal, tasks, name))
+    }
+
+    pub(crate) fn operation(&self, name: &'static str, event_type: Option<&'static str>) -> Operation {
+        Operation::open(Kind::Server, name, Parent::Root, event_type, Some(self.seen.clone()))
+    }
+
+    /// What a handler does around the domain's CreateOrder.
+    pub(crate) async fn create_for(&self, user: UserId, command: CreateOrder) -> Result<Order, Error> {
+        let operation = self.operation("order.v1.OrderService/CreateOrder", Some("order_creation"));
+        let id = self.orders.begin(&operation, user);
+        let result = self.orders.create(&operation, id, user, command).await;
+        operation.end(match &result {
+            Ok(_) => Outcome::Success,
+            Err(error) => Outcome::Failed(mesh::error_class(&mesh::status("order", error))),
+        });
+        result
+    }
+
+    pub(crate) async fn create(&self, command: CreateOrder) -> Result<Order, Error> {
+        self.create_for(self.user, command).await
+    }
+
+    /// An order of two mugs, on its way.
+    pub(crate) async fn order_mugs(&self) -> OrderId {
+        self.create(wants(&[("MUG", 2)])).await.expect("an order").id
+    }
+
+    /// An order of two mugs whose instance died before it did anything: it lies in CREATED.
+    pub(crate) async fn abandoned_order(&self) -> OrderId {
+        self.faults.die(FaultPoint::BeforeEffect, State::Created);
+        let id = self.order_mugs().await;
+        self.settle().await;
+        assert_eq!(self.state(id).await, State::Created);
+        id
+    }
+
+    pub(crate) async fn cancel(&self, id: OrderId) -> Result<Order, Error> {
+        cancel(&self.orders, &self.seen, id).await
+    }
+
+    pub(crate) async fn retry(&self, id: OrderId) -> Result<Order, Error> {
+        let operation = self.operation("order.v1.OrderService/RetryOrder", None);
+        self.orders.retry(&operation, id).await
+    }
+
+    pub(crate) async fn adjust(&self, sku: &str, delta: i64, write_off: bool) -> Result<Adjustment, Error> {
+        self.inventory.adjust(AdjustStock { request_id: new_request(), sku: sku.into(), delta, write_off }).await
+    }
+
+    pub(crate) async fn order(&self, id: OrderId) -> Order {
+        self.store.get(Scope::All, id).await.expect("it is read").expect("it is there")
+    }
+
+    pub(crate) async fn state(&self, id: OrderId) -> State {
+        self.order(id).await.state
+    }
+
+    pub(crate) async fn history(&self, id: OrderId) -> Vec<(i64, State)> {
+        let (_, history) = self.orders.get(Scope::All, id).await.expect("it is there");
+        history.into_iter().map(|entry| (entry.version, entry.state)).collect()
+    }
+
+    pub(crate) async fn states(&self, id: OrderId) -> Vec<State> {
+        self.history(id).await.into_iter().map(|(_, state)| state).collect()
+    }
+
+    /// (on hand, reserved).
+    pub(crate) async fn stock(&self, sku: &str) -> (i64, i64) {
+        let stocks = self.inventory.stock(&[sku.to_owned()]).await.expect("it is read");
+        let [Stock { on_hand, reserved, .. }] = &stocks[..] else { panic!("one SKU was asked for") };
+        (*on_hand, *reserved)
+    }
+
+    pub(crate) async fn events(&self) -> Vec<TraceEvent> {
+        self.db.outbox().waiting(TELLER, 100_000).await.expect("they are read")
+    }
+
+    /// Waits until all that was started has ended; checks what must always be.
+    pub(crate) async fn settle(&self) {
+        self.tasks.close();
+        tokio::time::timeout(GUARD, self.tasks.wait()).await.expect("what was started ends");
+        self.tasks.reopen();
+        invariants(self).await;
+    }
+
+    /// Lets every lease run out and everything become due, and drives until nothing is owed or `most` rounds are over.
+    pub(crate) async fn drive_to_rest(&self, driver: &Driver, most: usize) {
+        for _ in 0..most {
+            self.clock.advance(LEASE + BACKOFF_CAP);
+            if driver.drive_due().await.expect("orders are claimed") == 0 {
+                return;
+            }
+            invariants(self).await;
+        }
+        panic!("orders are still due after {most} rounds");
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+}
+
+pub(crate) async fn cancel(orders: &Orders, seen: &Arc<Seen>, id: OrderId) -> Result<Order, Error> {
+    let sink: Arc<dyn telemetry::EventSink> = seen.clone();
+    let name = "order.v1.OrderService/CancelOrder";
+    let operation = Operation::open(Kind::Server, name, Parent::Root, Some("order_fulfillment"), Some(sink));
+    orders.cancel(&operation, Scope::All, id).await
+}
+
+#[expect(clippy::too_many_arguments, reason = "everything that a driver is made of is an argument")]
+fn parts(
+    store: &Store,
+    payments: &Arc<FakePayments>,
+    clock: &Arc<ManualClock>,
+    seen: &Arc<Seen>,
+    watchers: &Watchers,
+    faults: &Arc<Plan>,
+    tasks: &TaskTracker,
+    instance: &str,
+) -> Parts {
+    Parts {
+        store: store.clone(),
+        payments: payments.clone(),
+        clock: clock.clone(),
+        ids: Arc::new(SystemIds),
+        events: seen.clone(),
+        watchers: watchers.clone(),
+        faults: faults.clone(),
+        tasks: tasks.clone(),
+        shutdown: CancellationToken::new(),
+        options: Options {
+            instance: instance.into(),
+            lease: LEASE,
+            poll_interval: Duration::from_millis(20),
+            backoff: Duration::from_millis(200),
+            backoff_cap: BACKOFF_CAP,
+            max_drives: 16,
+        },
+    }
+}

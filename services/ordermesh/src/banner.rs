@@ -1,0 +1,180 @@
+//! What a person sees when the system is ready: addresses, the operator's password on the first start, and lines to copy.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::data_dir::Login;
+use crate::service::Service;
+use crate::trace::Trace;
+
+/// What the start-up output tells.
+#[derive(Clone, Debug)]
+pub(crate) struct Banner {
+    pub(crate) port_base: u16,
+    pub(crate) instances: u16,
+    pub(crate) processes: usize,
+    pub(crate) took: Duration,
+    /// Absolute: the lines work in any folder.
+    pub(crate) data_dir: PathBuf,
+    /// The operator that was made up on this very start.
+    pub(crate) new_operator: Option<Login>,
+    /// The one trace of the printed log-in and order.
+    pub(crate) trace: Trace,
+    /// Makes the printed account and requests new ones on each start.
+    pub(crate) ids: [Uuid; 2],
+}
+
+impl Banner {
+    /// The text.
+    pub(crate) fn text(&self) -> String {
+        let mut text = format!(
+            "Ordermesh {} is ready: {} processes in {} ms, data in {}\n\n",
+            env!("CARGO_PKG_VERSION"),
+            self.processes,
+            self.took.as_millis(),
+            self.data_dir.display(),
+        );
+        for service in Service::ALL {
+            let addresses = service.addresses(self.port_base, self.instances).join("  ");
+            let _ = writeln!(text, "  {service:<9} {addresses}");
+        }
+        let _ = writeln!(text, "  {:<9} http://{}/readyz, and so on: each port + 1000", "health", Service::User.admin_address(self.port_base, 1));
+        let operator = match &self.new_operator {
+            Some(login) => format!("{}, password {} (kept in operator.txt there)", login.email, login.password),
+            None => format!("e-mail and password are in {}", self.operator_file()),
+        };
+        let _ = writeln!(text, "  {:<9} {operator}\n", "operator");
+        text.push_str("Lines to copy, in this order:\n");
+        for (what, line) in self.lines() {
+            let _ = write!(text, "\n# {what}\n{line}\n");
+        }
+        let _ = write!(text, "\nThe trace of it all is {}. Ctrl-C ends the system.", self.trace.id());
+        text
+    }
+
+    /// Each line for the shell, and what it is for. Values are in single quotes: nothing in them is the shell's.
+    pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
+        let [account, order] = &self.ids;
+        let at = |service: Service| service.address(self.port_base, 1);
+        let email = format!("ada-{}@example.com", &account.simple().to_string()[24..]);
+        let password = "correct horse battery";
+        let traced = format!("-H 'traceparent: {}'", self.trace);
+        vec![
+            (
+                "register",
+                format!(
+                    r#"grpcurl -plaintext -d '{{"request_id":"{account}","email":"{email}","password":"{password}","display_name":"Ada"}}' {} user.v1.UserService/Register"#,
+                    at(Service::User)
+                ),
+            ),
+            (
+                "log in",
+                format!(
+                    r#"TOKEN=$(grpcurl -plaintext {traced} -d '{{"email":"{email}","password":"{password}"}}' {} user.v1.UserService/Login | sed -n 's/.*"accessToken": "\(.*\)".*/\1/p')"#,
+                    at(Service::User)
+                ),
+            ),
+            (
+                "look at the catalogue",
+                format!(
+                    r#"grpcurl -plaintext -d '{{"text":"mug"}}' {} data.v1.CatalogService/ListProducts"#,
+                    at(Service::Data)
+                ),
+            ),
+            (
+                "order",
+                format!(
+                    r#"ORDER=$(grpcurl -plaintext -H "authorization: Bearer $TOKEN" {traced} -d '{{"request_id":"{order}","items":[{{"sku":"MUG-BLUE","quantity":2}}],"payment_method":"pm_card_visa","contact_email":"{email}","shipping_address":{{"recipient":"Ada Lovelace","lines":["Chausseestr. 1"],"city":"Berlin","postal_code":"10115","country_code":"DE"}}}}' {} order.v1.OrderService/CreateOrder | sed -n 's/.*"orderId": "\(.*\)".*/\1/p'); echo "order $ORDER""#,
+                    at(Service::Order)
+                ),
+            ),
+            (
+                "watch it",
+                format!(
+                    r#"grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{{"order_id":"'$ORDER'"}}' {} order.v1.OrderService/WatchOrder"#,
+                    at(Service::Order)
+                ),
+            ),
+            (
+                "log in as the operator, and see the stored trace events",
+                format!(
+                    r#"OPERATOR=$(grpcurl -plaintext -d '{{"email":"'$(cut -d' ' -f1 {file})'","password":"'$(cut -d' ' -f2 {file})'"}}' {user} user.v1.UserService/Login | sed -n 's/.*"accessToken": "\(.*\)".*/\1/p'); grpcurl -plaintext -H "authorization: Bearer $OPERATOR" -d '{{"trace_id":"{trace}"}}' {data} data.v1.TraceEventService/ListTraceEvents"#,
+                    file = self.operator_file(),
+                    user = at(Service::User),
+                    trace = self.trace.id(),
+                    data = at(Service::Data),
+                ),
+            ),
+        ]
+    }
+
+    /// As one word of the shell.
+    fn operator_file(&self) -> String {
+        let path = crate::data_dir::operator_file(&self.data_dir).display().to_string();
+        if path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)) {
+            path
+        } else {
+            format!("'{}'", path.replace('\'', r"'\''"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn banner(new_operator: Option<Login>) -> Banner {
+        Banner {
+            port_base: 9000,
+            instances: 2,
+            processes: 9,
+            took: Duration::from_millis(420),
+            data_dir: "/srv/my shop".into(),
+            new_operator,
+            trace: Trace::random(),
+            ids: [Uuid::from_u128(7), Uuid::from_u128(8)],
+        }
+    }
+
+    #[test]
+    fn the_login_and_the_order_are_one_trace() {
+        let banner = banner(None);
+        let header = format!("-H 'traceparent: {}'", banner.trace);
+        let traced: Vec<_> =
+            banner.lines().into_iter().filter(|(_, line)| line.contains(&header)).map(|(what, _)| what).collect();
+        assert_eq!(traced, ["log in", "order"]);
+        let events = &banner.lines()[5].1;
+        assert!(events.contains(&banner.trace.id()), "{events}");
+    }
+
+    #[test]
+    fn the_lines_are_in_order_and_name_the_systems_own_ports() {
+        let lines = banner(None).lines();
+        let whats: Vec<_> = lines.iter().map(|(what, _)| *what).collect();
+        assert_eq!(whats[..5], ["register", "log in", "look at the catalogue", "order", "watch it"]);
+        let ports = ["9101", "9101", "9401", "9201", "9201", "9401"];
+        for ((_, line), port) in lines.iter().zip(ports) {
+            assert!(line.contains(&format!(" 127.0.0.1:{port} ")), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_shell_takes_each_line_as_it_stands() {
+        for (what, line) in banner(None).lines() {
+            let checked = std::process::Command::new("sh").args(["-n", "-c", &line]).output().expect("sh");
+            assert!(checked.status.success(), "{what}: {}", String::from_utf8_lossy(&checked.stderr));
+            assert!(!line.contains('\n'), "{what}");
+        }
+    }
+
+    #[test]
+    fn the_operators_password_is_printed_on_the_first_start_only() {
+        let login = Login { email: "operator@ordermesh.local".into(), password: "s3cret-of-the-day".into() };
+        assert!(banner(Some(login)).text().contains("password s3cret-of-the-day"));
+        let later = banner(None).text();
+        assert!(later.contains("are in '/srv/my shop/operator.txt'"), "{later}");
+    }
+}

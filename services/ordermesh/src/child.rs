@@ -1,0 +1,152 @@
+//! One child process: started, restarted when it dies, ended when it is told to.
+//!
+//! A child reads its stdin, a pipe that only its supervisor holds: at its end (because the supervisor closed it, or
+//! was killed) the child drains. So no child outlives its supervisor, and no signal is needed to end one.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+
+/// Tells a process that its stdin is its supervisor's.
+pub(crate) const SUPERVISED: &str = "ORDERMESH_SUPERVISED";
+
+/// How long a drain may take: longer than the services' own limits.
+const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+
+/// How to start a child.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    /// For example `order-1`.
+    pub(crate) name: String,
+    /// This program.
+    pub(crate) program: PathBuf,
+    /// The subcommand and its flags.
+    pub(crate) args: Vec<OsString>,
+    /// Added to our own environment.
+    pub(crate) env: Vec<(String, OsString)>,
+    /// Neither it nor we print anything about it.
+    pub(crate) quiet: bool,
+}
+
+impl Spec {
+    fn spawn(&self) -> Result<Child, Error> {
+        Command::new(&self.program)
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .env(SUPERVISED, "1")
+            .stdin(Stdio::piped())
+            .stdout(if self.quiet { Stdio::null() } else { Stdio::inherit() })
+            // Out of the terminal's foreground group: Ctrl-C is for the supervisor, which ends them in order.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| Error::Spawn(self.name.clone(), source))
+    }
+
+    fn say(&self, text: &str) {
+        if !self.quiet {
+            println!("ordermesh: {} {text}", self.name);
+        }
+    }
+}
+
+/// How long to wait before a child is started again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Restarts {
+    in_a_row: u32,
+}
+
+impl Restarts {
+    const FIRST: Duration = Duration::from_millis(100);
+    const MOST: Duration = Duration::from_secs(5);
+    /// A life this long was a good one: the next wait is the first again.
+    const GOOD_LIFE: Duration = Duration::from_secs(10);
+
+    /// The wait after a life this long.
+    pub(crate) fn after(&mut self, life: Duration) -> Duration {
+        if life >= Self::GOOD_LIFE {
+            self.in_a_row = 0;
+        }
+        let wait = Self::FIRST.saturating_mul(1 << self.in_a_row.min(10)).min(Self::MOST);
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        wait
+    }
+}
+
+/// Keeps a child alive until told to stop; then lets it drain.
+pub(crate) async fn keep(spec: Spec, stop: CancellationToken) {
+    let mut restarts = Restarts::default();
+    while !stop.is_cancelled() {
+        let born = Instant::now();
+        let ended = match spec.spawn() {
+            Ok(mut child) => {
+                // Taken out: `wait` would close it first, and the child would end.
+                let stdin = child.stdin.take();
+                tokio::select! {
+                    status = child.wait() => how_it_ended(status),
+                    () = stop.cancelled() => return drain(&spec, child, stdin).await,
+                }
+            }
+            Err(error) => error.report(),
+        };
+        let wait = restarts.after(born.elapsed());
+        spec.say(&format!("{ended}; it is started again in {} ms", wait.as_millis()));
+        stop.run_until_cancelled(tokio::time::sleep(wait)).await;
+    }
+}
+
+async fn drain(spec: &Spec, mut child: Child, stdin: Option<ChildStdin>) {
+    drop(stdin);
+    if tokio::time::timeout(DRAIN_LIMIT, child.wait()).await.is_err() {
+        spec.say(&format!("did not end within {} s: it is killed", DRAIN_LIMIT.as_secs()));
+        // It may have ended just now: then there is nothing to kill.
+        let _ = child.kill().await;
+    }
+}
+
+fn how_it_ended(status: std::io::Result<ExitStatus>) -> String {
+    match status {
+        Ok(status) => format!("has ended ({status})"),
+        Err(error) => format!("cannot be watched ({error})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_five_seconds_and_a_good_life_begins_anew() {
+        let mut restarts = Restarts::default();
+        let short = Duration::from_millis(5);
+        let waits: Vec<u128> = (0..8).map(|_| restarts.after(short).as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        assert_eq!(restarts.after(Duration::from_secs(10)), Duration::from_millis(100));
+        assert_eq!(restarts.after(short), Duration::from_millis(200));
+    }
+
+    #[tokio::test]
+    async fn a_child_ends_when_its_stdin_does() {
+        let spec = Spec {
+            name: "cat".into(),
+            program: "cat".into(),
+            args: vec![],
+            env: vec![],
+            quiet: true,
+        };
+        let mut child = spec.spawn().expect("cat is everywhere");
+        let stdin = child.stdin.take();
+        assert!(child.try_wait().expect("watched").is_none(), "it waits for its stdin");
+        // Were it not for its stdin, this would take 25 s and be killed.
+        let began = Instant::now();
+        drain(&spec, child, stdin).await;
+        assert!(began.elapsed() < DRAIN_LIMIT);
+    }
+}

@@ -1,0 +1,156 @@
+//! The folder of a system on this machine: databases, keys, and the secrets that are made on the first start.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// The account of the first start.
+pub(crate) const OPERATOR_EMAIL: &str = "operator@ordermesh.local";
+
+/// The folder of a system.
+#[derive(Clone, Debug)]
+pub(crate) struct DataDir {
+    path: PathBuf,
+    first_start: bool,
+}
+
+/// Somebody's e-mail and password. Its Debug does not show the password.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Login {
+    pub(crate) email: String,
+    pub(crate) password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("email", &self.email).finish_non_exhaustive()
+    }
+}
+
+impl DataDir {
+    /// Makes the folder and whatever secret is missing. An operator is made up on the first start only: on a later one
+    /// the User Service has its accounts, and a password made up now would be nobody's.
+    ///
+    /// # Errors
+    /// A folder or file that cannot be made.
+    pub(crate) fn prepare(path: &Path) -> Result<Self, Error> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file(path, "made"))?;
+        let path = path.canonicalize().map_err(file(path, "found"))?;
+        let dir = Self { first_start: !path.join("user.db").exists(), path };
+        dir.write_once("mesh.secret", &random_secret())?;
+        dir.write_once("gateway.key", &random_secret())?;
+        if dir.first_start {
+            dir.write_once("operator.txt", &format!("{OPERATOR_EMAIL} {}", random_password()))?;
+        }
+        Ok(dir)
+    }
+
+    /// Its absolute path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Was it empty?
+    pub(crate) fn is_first_start(&self) -> bool {
+        self.first_start
+    }
+
+    /// The gateway's API key.
+    pub(crate) fn gateway_key(&self) -> PathBuf {
+        self.path.join("gateway.key")
+    }
+
+    /// The first operator's e-mail and password; `None` when somebody has taken the file away.
+    pub(crate) fn operator_file(&self) -> Option<PathBuf> {
+        Some(operator_file(&self.path)).filter(|file| file.exists())
+    }
+
+    /// Writes a file that only its owner reads, unless it is there.
+    fn write_once(&self, name: &str, text: &str) -> Result<(), Error> {
+        let path = self.path.join(name);
+        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(mut opened) => writeln!(opened, "{text}").map_err(file(&path, "written")),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(source) => Err(Error::File { path, deed: "written", source }),
+        }
+    }
+}
+
+/// Where the first operator's e-mail and password are.
+pub(crate) fn operator_file(data_dir: &Path) -> PathBuf {
+    data_dir.join("operator.txt")
+}
+
+/// Reads the first operator's e-mail and password.
+///
+/// # Errors
+/// A file that cannot be read, or holds something else.
+pub(crate) fn read_operator(data_dir: &Path) -> Result<Login, Error> {
+    let path = operator_file(data_dir);
+    let text = fs::read_to_string(&path).map_err(file(&path, "read"))?;
+    match text.trim().split_once(' ') {
+        Some((email, password)) => Ok(Login { email: email.to_owned(), password: password.to_owned() }),
+        None => Err(Error::OperatorFile { path }),
+    }
+}
+
+fn file(path: &Path, deed: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File { path, deed, source }
+}
+
+/// 256 random bits.
+fn random_secret() -> String {
+    rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// 100 random bits that a person can type: no letters that look like others.
+fn random_password() -> String {
+    const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+    (0..20).map(|_| char::from(LETTERS[usize::from(rand::random::<u8>() % 32)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn secrets_are_made_once_and_only_their_owner_reads_them() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let path = temporary.path().join("data");
+        let first = DataDir::prepare(&path).expect("prepared");
+        assert!(first.is_first_start());
+        let before = fs::read_to_string(path.join("mesh.secret")).expect("readable");
+        assert_eq!(before.trim().len(), 64);
+        for name in ["mesh.secret", "gateway.key", "operator.txt"] {
+            let mode = fs::metadata(path.join(name)).expect("there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        fs::write(path.join("user.db"), "").expect("written");
+        let second = DataDir::prepare(&path).expect("prepared");
+        assert!(!second.is_first_start());
+        assert_eq!(fs::read_to_string(path.join("mesh.secret")).expect("readable"), before);
+    }
+
+    #[test]
+    fn the_operator_is_read_as_written_and_never_printed() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        DataDir::prepare(temporary.path()).expect("prepared");
+        let login = read_operator(temporary.path()).expect("readable");
+        assert_eq!(login.email, OPERATOR_EMAIL);
+        assert_eq!(login.password.len(), 20);
+        assert!(!format!("{login:?}").contains(&login.password));
+    }
+
+    #[test]
+    fn no_operator_is_made_up_for_accounts_that_are_there() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        fs::write(temporary.path().join("user.db"), "").expect("written");
+        let dir = DataDir::prepare(temporary.path()).expect("prepared");
+        assert_eq!(dir.operator_file(), None);
+    }
+}

@@ -1,0 +1,113 @@
+//! `ordermesh demo`: every path, good and bad, through the public API of a running system; for causes that are settings,
+//! against a small system that it starts and ends itself. Each checks the state, the error and the stored trace event.
+//!
+//! # Layout
+//! - `scenario`: what a path is, and what comes of playing it; `stage`: who plays, and how he talks to the system
+//! - `payments`, `refusals`, `cancels`, `settings`: the paths
+
+mod cancels;
+mod payments;
+mod refusals;
+mod scenario;
+mod settings;
+mod stage;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use futures_util::{StreamExt, stream};
+
+use crate::demo::scenario::{Scenario, Where};
+use crate::demo::stage::Stage;
+use crate::error::Error;
+use crate::system::{Place, System};
+
+/// How many paths of the running system are played at once: most of them wait.
+const AT_ONCE: usize = 6;
+
+/// What to play.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// Play only this path; may be given several times
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Print the names of the paths, and what each shows
+    #[arg(long)]
+    list: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Every path, in the order in which they are printed.
+fn scenarios() -> Vec<Scenario> {
+    [payments::scenarios(), refusals::scenarios(), cancels::scenarios(), settings::scenarios()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Plays.
+///
+/// # Errors
+/// No system, an unknown name, or anything that was not as it should be.
+pub(crate) async fn run(options: Options) -> Result<(), Error> {
+    let all = scenarios();
+    if options.list {
+        for scenario in &all {
+            println!("{:<26} {}", scenario.name, scenario.about);
+        }
+        return Ok(());
+    }
+    if let Some(unknown) = options.only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
+        return Err(Error::Usage(format!("no path is called {unknown}; `ordermesh demo --list` names them")));
+    }
+    let is_chosen = |scenario: &Scenario| options.only.is_empty() || options.only.iter().any(|name| name == scenario.name);
+    let (own, running): (Vec<_>, Vec<_>) =
+        all.into_iter().filter(is_chosen).partition(|scenario| matches!(scenario.at, Where::Own(_)));
+
+    let (mut failed, mut played) = (0, 0);
+    let mut count = |ok: bool| {
+        played += 1;
+        failed += usize::from(!ok);
+    };
+    if !running.is_empty() {
+        let stage = Arc::new(Stage::open(System::find(&options.place).await?).await?);
+        let mut results = stream::iter(running).map(|scenario| play(scenario, stage.clone())).buffered(AT_ONCE);
+        while let Some(ok) = results.next().await {
+            count(ok.print());
+        }
+    }
+    // One at a time: each has all of the machine.
+    for scenario in own {
+        let result = match &scenario.at {
+            Where::Own(flags) => settings::play(&scenario, flags).await,
+            Where::Running => continue,
+        };
+        count(result.print());
+    }
+    println!("\n{} of {played} paths were as they should be", played - failed);
+    if failed == 0 { Ok(()) } else { Err(Error::Demo { failed, played }) }
+}
+
+async fn play(scenario: Scenario, stage: Arc<Stage>) -> scenario::Played {
+    let began = Instant::now();
+    let result = scenario.play(stage).await;
+    scenario.played(result, began.elapsed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_has_a_name_of_its_own_and_says_what_it_shows() {
+        let all = scenarios();
+        let names: std::collections::BTreeSet<_> = all.iter().map(|scenario| scenario.name).collect();
+        assert_eq!(names.len(), all.len());
+        assert!(all.iter().all(|scenario| !scenario.about.is_empty()));
+        for needed in ["success", "out-of-memory", "lookup-timeout", "lookup-refused", "gateway-timeout", "answer-lost"] {
+            assert!(names.contains(needed), "{needed}");
+        }
+    }
+}

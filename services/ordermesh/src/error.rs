@@ -1,0 +1,71 @@
+//! Why the program gives up, in words for the person at the terminal.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tonic::Status;
+use tonic_types::StatusExt;
+
+/// Why the program gives up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{address} is taken: {who} cannot listen there; {hint}")]
+    PortTaken { who: String, address: SocketAddr, hint: &'static str, source: std::io::Error },
+    #[error("{path} cannot be {deed}")]
+    File { path: PathBuf, deed: &'static str, source: std::io::Error },
+    #[error("{0} cannot be started")]
+    Spawn(String, #[source] std::io::Error),
+    #[error("signals cannot be waited for")]
+    Signal(#[source] std::io::Error),
+    #[error("telemetry cannot be set up")]
+    Telemetry(#[from] telemetry::SetupError),
+    #[error("the service ended")]
+    Service(#[from] chassis::Error),
+    #[error("the gateway ended")]
+    Gateway(#[from] gateway_mock::Error),
+    #[error("no {service} service answers at 127.0.0.1:{port}; start a system with `ordermesh`, or say which one with --port-base and --data-dir")]
+    NoSystem { service: &'static str, port: u16 },
+    #[error("{path} does not hold an operator's e-mail and password; name the system's --data-dir")]
+    OperatorFile { path: PathBuf },
+    #[error("no {0} free ports in a row were found on 127.0.0.1")]
+    NoFreePorts(u16),
+    #[error("the system was not ready within {0} s")]
+    NotReady(u64),
+    #[error("{what} was refused: {}", refusal(.status))]
+    Refused { what: &'static str, status: Box<Status> },
+    #[error("the account was not made")]
+    Account(#[from] user::Error),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{failed} of {played} were not as they should be")]
+    Demo { failed: usize, played: usize },
+}
+
+impl Error {
+    pub(crate) fn refused(what: &'static str) -> impl FnOnce(Status) -> Self {
+        move |status| Self::Refused { what, status: Box::new(status) }
+    }
+
+    /// The error and what caused it, a line each.
+    pub(crate) fn report(&self) -> String {
+        let mut text = format!("error: {self}");
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(&format!("\n  because {error}"));
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// Code, reason and message of a status.
+pub(crate) fn refusal(status: &Status) -> String {
+    let reason = reason(status);
+    let reason = if reason.is_empty() { String::new() } else { format!(" {reason}") };
+    format!("{:?}{reason}: {}", status.code(), status.message())
+}
+
+/// The ErrorInfo's reason; empty when there is none.
+pub(crate) fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}

@@ -1,0 +1,102 @@
+//! `ordermesh explain ORDER_ID`: all that is known of an order, as a person wants to read it.
+
+use clap::Args;
+use contracts::order::v1 as order_v1;
+use contracts::order::v1::order_service_client::OrderServiceClient;
+
+use crate::error::Error;
+use crate::system::{Place, System, request};
+use crate::text;
+
+/// Which order.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// The order's id
+    pub(crate) order_id: String,
+    #[command(flatten)]
+    pub(crate) place: Place,
+}
+
+/// Asks as the operator, and prints.
+///
+/// # Errors
+/// No system, no such order.
+pub(crate) async fn run(options: Options) -> Result<(), Error> {
+    let system = System::find(&options.place).await?;
+    let token = system.operator_token().await?;
+    let message = order_v1::ExplainOrderRequest { order_id: options.order_id };
+    let answer = OrderServiceClient::new(system.order.clone())
+        .explain_order(request(message, &token, None))
+        .await
+        .map_err(Error::refused("ExplainOrder"))?;
+    print!("{}", page(&answer.into_inner()));
+    Ok(())
+}
+
+fn page(answer: &order_v1::ExplainOrderResponse) -> String {
+    let order = answer.order.clone().unwrap_or_default();
+    let mut lines = vec![format!("order    {}  {}", order.order_id, text::state(order.state))];
+    for line in &order.lines {
+        let price = text::money(line.unit_price.as_ref());
+        lines.push(format!("         {} × {} ({}) at {price}, {}", line.quantity, line.sku, line.name, text::line_state(line.state)));
+    }
+    lines.push(format!("total    {}", text::money(order.total.as_ref())));
+    lines.push(format!("customer {}  {}", order.user_id, order.contact_email));
+    if let Some(failure) = &order.payment_failure {
+        lines.push(format!("payment  {}: {} ({})", failure.reason, failure.message, failure.advice));
+    }
+    if let Some(date) = &order.delivery_date {
+        lines.push(format!("delivery {:04}-{:02}-{:02}", date.year, date.month, date.day));
+    }
+    if !order.last_error.is_empty() {
+        lines.push(format!("trouble  {}", order.last_error));
+    }
+    lines.push(format!("gateway  {}", answer.gateway_ledger));
+    lines.push(format!("trace    {}", order.trace_id));
+    lines.push(String::new());
+    let start = answer.timeline.first().and_then(|entry| entry.time);
+    for entry in &answer.timeline {
+        let offset = text::offset(start.as_ref(), entry.time.as_ref());
+        // The order's own trace stands above; another one is worth a word.
+        let elsewhere = if entry.trace_id == order.trace_id || entry.trace_id.is_empty() {
+            String::new()
+        } else {
+            format!(", trace {}", entry.trace_id)
+        };
+        lines.push(format!("{offset:>10}  {:<8} {}  (span {}{elsewhere})", entry.source, entry.summary, entry.span_id));
+    }
+    for gap in &answer.gaps {
+        lines.push(format!("   missing  {gap}"));
+    }
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(micros: i32, summary: &str, trace_id: &str) -> order_v1::TimelineEntry {
+        order_v1::TimelineEntry {
+            time: Some(prost_types::Timestamp { seconds: 1_000, nanos: micros * 1_000 }),
+            source: "history".into(),
+            summary: summary.into(),
+            trace_id: trace_id.into(),
+            span_id: "00f067aa0ba902b7".into(),
+        }
+    }
+
+    #[test]
+    fn the_page_tells_the_steps_with_their_times_and_what_is_missing() {
+        let order = order_v1::Order { trace_id: "aa".into(), state: order_v1::OrderState::Paid.into(), ..Default::default() };
+        let text = page(&order_v1::ExplainOrderResponse {
+            order: Some(order),
+            timeline: vec![entry(0, "CREATED", "aa"), entry(12_500, "PAID", "bb")],
+            gateway_ledger: "SUCCEEDED".into(),
+            gaps: vec!["events: no answer".into()],
+        });
+        for part in ["PAID", "+0.0 ms  history  CREATED  (span", "+12.5 ms", ", trace bb)", "missing  events: no answer"] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! The program: a supervisor, each service, demo, explain.

@@ -1,0 +1,80 @@
+//! Settings that the supervisor passes on to one service's processes: `--order.memory-budget 4KiB`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use crate::service::Service;
+
+/// What each service's processes are told besides their addresses and secrets.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Passed(BTreeMap<Service, Vec<OsString>>);
+
+impl Passed {
+    /// The arguments for a service's processes.
+    pub(crate) fn of(&self, service: Service) -> &[OsString] {
+        self.0.get(&service).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Takes `--<service>.<flag>`, with `=<value>` or the value behind it, out of the arguments; the rest are the program's.
+pub(crate) fn split(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Passed) {
+    let (mut own, mut passed) = (Vec::new(), Passed::default());
+    let mut args = args.into_iter().peekable();
+    while let Some(arg) = args.next() {
+        let Some((service, flag)) = arg.to_str().and_then(prefixed) else {
+            own.push(arg);
+            continue;
+        };
+        let has_value = flag.contains('=');
+        let to = passed.0.entry(service).or_default();
+        to.push(flag.into());
+        // A flag without a value is followed by another flag, or by nothing.
+        if !has_value && let Some(value) = args.next_if(|next| !next.as_encoded_bytes().starts_with(b"--")) {
+            to.push(value);
+        }
+    }
+    (own, passed)
+}
+
+fn prefixed(arg: &str) -> Option<(Service, String)> {
+    let (service, flag) = arg.strip_prefix("--")?.split_once('.')?;
+    Some((Service::named(service)?, format!("--{flag}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split_words(line: &str) -> (Vec<OsString>, Passed) {
+        split(line.split_ascii_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn settings_of_one_service_go_to_it_and_the_rest_stays() {
+        let (own, passed) = split_words("ordermesh --order.memory-budget 4KiB --instances 1 --data.fault=x=y --port-base 9000");
+        assert_eq!(own, ["ordermesh", "--instances", "1", "--port-base", "9000"]);
+        assert_eq!(passed.of(Service::Order), ["--memory-budget", "4KiB"]);
+        assert_eq!(passed.of(Service::Data), ["--fault=x=y"]);
+        assert!(passed.of(Service::User).is_empty());
+    }
+
+    #[test]
+    fn a_setting_without_a_value_takes_none() {
+        let (own, passed) = split_words("ordermesh --user.bold --order.lease 1s --payment.quick");
+        assert_eq!(own, ["ordermesh"]);
+        assert_eq!(passed.of(Service::User), ["--bold"]);
+        assert_eq!(passed.of(Service::Order), ["--lease", "1s"]);
+        assert_eq!(passed.of(Service::Payment), ["--quick"]);
+    }
+
+    #[test]
+    fn what_is_no_services_is_the_programs() {
+        let (own, passed) = split_words("ordermesh --nobody.flag 1 --log order.x=info");
+        assert_eq!(own, ["ordermesh", "--nobody.flag", "1", "--log", "order.x=info"]);
+        assert!(passed.is_empty());
+    }
+}

@@ -1,0 +1,60 @@
+//! Is a process ready? Asks its admin port, by hand: `/readyz` is one line of HTTP.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Between two questions while it is not.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// How long one question may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Returns when the process behind an admin port is ready.
+pub(crate) async fn until_ready(admin: SocketAddr) {
+    while !is_ready(admin).await {
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Is it ready now?
+pub(crate) async fn is_ready(admin: SocketAddr) -> bool {
+    matches!(tokio::time::timeout(PATIENCE, ask(admin)).await, Ok(Ok(true)))
+}
+
+/// Does anything listen there?
+pub(crate) async fn listens(address: SocketAddr) -> bool {
+    matches!(tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_)))
+}
+
+async fn ask(admin: SocketAddr) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(admin).await?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).await?;
+    Ok(status.ends_with(b" 200"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn only_a_200_is_ready() {
+        for (answer, ready) in [("HTTP/1.1 200 OK\r\n\r\n", true), ("HTTP/1.1 503 Not yet\r\n\r\n", false), ("", false)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let answering = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.expect("a caller");
+                let mut question = [0; 16];
+                stream.read_exact(&mut question).await.expect("asked");
+                stream.write_all(answer.as_bytes()).await.expect("answered");
+            });
+            assert_eq!(is_ready(address).await, ready, "{answer:?}");
+            answering.await.expect("ends");
+            assert!(!is_ready(address).await, "nobody listens any more");
+        }
+    }
+}

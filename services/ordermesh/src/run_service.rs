@@ -1,0 +1,173 @@
+//! `ordermesh user` and so on: one service in this process. Binding, signals and telemetry are here; the rest is the service's.
+
+use std::io::Read;
+use std::net::SocketAddr;
+
+use telemetry::Telemetry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog;
+use crate::child::SUPERVISED;
+use crate::error::Error;
+use crate::service::Service;
+use crate::up::Signals;
+
+/// Settings of the Data Service as a program.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct DataArgs {
+    #[command(flatten)]
+    config: data::Config,
+    /// Put the products of the demonstration into an empty catalogue
+    #[arg(long)]
+    demo_catalog: bool,
+}
+
+/// Settings of the Order Service as a program.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct OrderArgs {
+    #[command(flatten)]
+    config: order::Config,
+    /// Put the stock of the demonstration into an empty inventory
+    #[arg(long)]
+    demo_catalog: bool,
+}
+
+/// What is the same for every service.
+struct Frame {
+    service: Service,
+    instance: String,
+    listen: SocketAddr,
+    admin: Option<SocketAddr>,
+    log: String,
+    otlp_endpoint: Option<String>,
+}
+
+impl Frame {
+    fn of(service: Service, settings: &chassis::Settings) -> Self {
+        Self {
+            service,
+            instance: chassis::start::instance(service.name(), settings),
+            listen: settings.listen,
+            admin: settings.admin_listen,
+            log: settings.log.clone(),
+            otlp_endpoint: settings.otlp_endpoint.clone(),
+        }
+    }
+
+    /// Installs telemetry, binds, serves until a signal, flushes.
+    async fn serve<E: Into<Error>>(
+        self,
+        run: impl AsyncFnOnce(TcpListener, Option<TcpListener>, CancellationToken) -> Result<(), E>,
+    ) -> Result<(), Error> {
+        let telemetry = Telemetry::install(&telemetry::Settings {
+            service: self.service.name().to_owned(),
+            instance: self.instance.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            otlp_endpoint: self.otlp_endpoint.clone(),
+            log: self.log.clone(),
+            log_form: None,
+        })?;
+        let shutdown = shutdown()?;
+        let listener = self.bind(self.listen, "choose another with --listen").await?;
+        let admin = match self.admin {
+            Some(address) => Some(self.bind(address, "choose another with --admin-listen").await?),
+            None => None,
+        };
+        let served = run(listener, admin, shutdown).await.map_err(Into::into);
+        telemetry.shutdown().await;
+        served
+    }
+
+    async fn bind(&self, address: SocketAddr, hint: &'static str) -> Result<TcpListener, Error> {
+        let who = self.instance.clone();
+        TcpListener::bind(address).await.map_err(|source| Error::PortTaken { who, address, hint, source })
+    }
+}
+
+/// Cancelled by SIGTERM, by SIGINT, and by the end of a supervisor.
+fn shutdown() -> Result<CancellationToken, Error> {
+    let shutdown = CancellationToken::new();
+    let mut signals = Signals::new()?;
+    let asked = shutdown.clone();
+    tokio::spawn(async move {
+        signals.next().await;
+        asked.cancel();
+    });
+    if std::env::var_os(SUPERVISED).is_some() {
+        let gone = shutdown.clone();
+        // A thread of its own: tokio's stdin would keep the runtime from ending.
+        std::thread::spawn(move || {
+            let mut nothing = [0; 64];
+            while matches!(std::io::stdin().read(&mut nothing), Ok(count) if count > 0) {}
+            gone.cancel();
+        });
+    }
+    Ok(shutdown)
+}
+
+/// Runs the User Service.
+///
+/// # Errors
+/// A taken port; whatever the service cannot do without.
+pub(crate) async fn user(config: user::Config) -> Result<(), Error> {
+    let frame = Frame::of(Service::User, &config.common);
+    frame.serve(async |listener, admin, shutdown| user::run(config, listener, admin, shutdown).await).await
+}
+
+/// Runs the Order Service.
+///
+/// # Errors
+/// As [`user`].
+pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
+    let mut config = args.config;
+    if args.demo_catalog {
+        config.seed_stock = catalog::stock();
+    }
+    let frame = Frame::of(Service::Order, &config.common);
+    frame.serve(async |listener, admin, shutdown| order::run(config, listener, admin, shutdown).await).await
+}
+
+/// Runs the Payment Service.
+///
+/// # Errors
+/// As [`user`].
+pub(crate) async fn payment(config: payment::Config) -> Result<(), Error> {
+    let frame = Frame::of(Service::Payment, &config.common);
+    frame.serve(async |listener, admin, shutdown| payment::run(config, listener, admin, shutdown).await).await
+}
+
+/// Runs the Data Service.
+///
+/// # Errors
+/// As [`user`].
+pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
+    let mut config = args.config;
+    if args.demo_catalog {
+        config.seed_products = catalog::products();
+    }
+    let frame = Frame::of(Service::Data, &config.common);
+    frame.serve(async |listener, admin, shutdown| data::run(config, listener, admin, shutdown).await).await
+}
+
+/// Runs the gateway: a package of its own, in this program so that one file is all that is needed.
+///
+/// # Errors
+/// As [`user`].
+pub(crate) async fn gateway(config: gateway_mock::Config) -> Result<(), Error> {
+    let admin_address = config.admin_listen;
+    let frame = Frame {
+        service: Service::Gateway,
+        instance: config.instance.clone(),
+        listen: config.listen,
+        admin: Some(admin_address),
+        log: config.log.clone(),
+        otlp_endpoint: config.otlp_endpoint.clone(),
+    };
+    frame
+        .serve(async |listener, admin, shutdown| {
+            let Some(admin) = admin else { return Err(Error::Usage("the gateway needs an admin port".to_owned())) };
+            Ok(gateway_mock::run(config, listener, admin, shutdown).await?)
+        })
+        .await
+}

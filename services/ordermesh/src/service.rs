@@ -1,0 +1,117 @@
+//! The five processes of a system, and where they listen.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// Between a service's port and its admin port.
+const ADMIN_OFFSET: u16 = 1_000;
+/// The most instances of one service: their ports are neighbours.
+pub(crate) const MAX_INSTANCES: u16 = 32;
+/// The greatest port base: the last admin port is still a port.
+pub(crate) const MAX_PORT_BASE: u16 = 63_000;
+
+/// A service that the program runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Service {
+    /// Accounts and sessions.
+    User,
+    /// Orders and stock.
+    Order,
+    /// Payments.
+    Payment,
+    /// Catalogue and trace events.
+    Data,
+    /// The mock of the external payment gateway; one instance.
+    Gateway,
+}
+
+impl Service {
+    pub(crate) const ALL: [Self; 5] = [Self::User, Self::Order, Self::Payment, Self::Data, Self::Gateway];
+
+    /// Its subcommand, and its name in traces.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Order => "order",
+            Self::Payment => "payment",
+            Self::Data => "data",
+            Self::Gateway => "gateway",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|service| service.name() == name)
+    }
+
+    /// How many instances a system with so many of each service has.
+    pub(crate) const fn instances(self, of_each: u16) -> u16 {
+        match self {
+            Self::User | Self::Order | Self::Payment | Self::Data => of_each,
+            Self::Gateway => 1,
+        }
+    }
+
+    /// The port of an instance, from 1.
+    pub(crate) const fn port(self, port_base: u16, instance: u16) -> u16 {
+        let offset = match self {
+            Self::User => 100,
+            Self::Order => 200,
+            Self::Payment => 300,
+            Self::Data => 400,
+            Self::Gateway => 500,
+        };
+        port_base.saturating_add(offset).saturating_add(instance)
+    }
+
+    /// Where an instance listens.
+    pub(crate) fn address(self, port_base: u16, instance: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port(port_base, instance)).into()
+    }
+
+    /// Where an instance's plain health is.
+    pub(crate) fn admin_address(self, port_base: u16, instance: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port(port_base, instance).saturating_add(ADMIN_OFFSET)).into()
+    }
+
+    /// Where all instances listen.
+    pub(crate) fn addresses(self, port_base: u16, of_each: u16) -> Vec<String> {
+        (1..=self.instances(of_each)).map(|instance| self.address(port_base, instance).to_string()).collect()
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_those_of_the_readme() {
+        let ports = |service: Service| service.addresses(7000, 2);
+        assert_eq!(ports(Service::User), ["127.0.0.1:7101", "127.0.0.1:7102"]);
+        assert_eq!(ports(Service::Order), ["127.0.0.1:7201", "127.0.0.1:7202"]);
+        assert_eq!(ports(Service::Payment), ["127.0.0.1:7301", "127.0.0.1:7302"]);
+        assert_eq!(ports(Service::Data), ["127.0.0.1:7401", "127.0.0.1:7402"]);
+        assert_eq!(ports(Service::Gateway), ["127.0.0.1:7501"]);
+        assert_eq!(Service::Order.admin_address(7000, 2).port(), 8202);
+    }
+
+    #[test]
+    fn no_two_instances_share_a_port() {
+        let mut ports = Vec::new();
+        for service in Service::ALL {
+            for instance in 1..=service.instances(MAX_INSTANCES) {
+                ports.push(service.address(MAX_PORT_BASE, instance).port());
+                ports.push(service.admin_address(MAX_PORT_BASE, instance).port());
+            }
+        }
+        let count = ports.len();
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), count);
+    }
+}

@@ -1,0 +1,238 @@
+//! A system on this machine: the gateway and so many instances of each service, as child processes of this program.
+
+use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+
+use futures_util::future::join_all;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::child::{self, Spec};
+use crate::data_dir::DataDir;
+use crate::error::Error;
+use crate::passed::Passed;
+use crate::probe;
+use crate::service::Service;
+
+/// The system to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// The first port is a hundred above it.
+    pub(crate) port_base: u16,
+    /// Of each service.
+    pub(crate) instances: u16,
+    /// Databases and secrets.
+    pub(crate) data_dir: PathBuf,
+    /// The children's log filter.
+    pub(crate) log: String,
+    /// Settings of one service each.
+    pub(crate) passed: Passed,
+    /// Prints nothing.
+    pub(crate) quiet: bool,
+}
+
+/// A running system. Its processes end with it.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    pub(crate) data_dir: DataDir,
+    admins: Vec<SocketAddr>,
+    /// Those who still need the others while they drain.
+    front: Group,
+    /// The gateway and Data: they end last.
+    back: Group,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    children: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Group {
+    async fn stop(&self) {
+        self.stop.cancel();
+        self.children.close();
+        self.children.wait().await;
+    }
+}
+
+impl Supervisor {
+    /// Starts the system's processes; they may not be ready yet.
+    ///
+    /// # Errors
+    /// A taken port; a data folder that cannot be used. Nothing runs then.
+    pub(crate) fn start(plan: &Plan) -> Result<Self, Error> {
+        check_ports(plan)?;
+        let data_dir = DataDir::prepare(&plan.data_dir)?;
+        let program = std::env::current_exe().map_err(|source| Error::Spawn("this program".into(), source))?;
+        let supervisor = Self {
+            admins: each(plan).map(|(service, instance)| service.admin_address(plan.port_base, instance)).collect(),
+            front: Group::default(),
+            back: Group::default(),
+            data_dir,
+        };
+        for (service, instance) in each(plan) {
+            let group = match service {
+                Service::User | Service::Order | Service::Payment => &supervisor.front,
+                Service::Data | Service::Gateway => &supervisor.back,
+            };
+            let spec = Spec {
+                name: format!("{service}-{instance}"),
+                program: program.clone(),
+                args: args(plan, &supervisor.data_dir, service),
+                env: env(plan, &supervisor.data_dir, service, instance),
+                quiet: plan.quiet,
+            };
+            group.children.spawn(child::keep(spec, group.stop.clone()));
+        }
+        Ok(supervisor)
+    }
+
+    /// Returns when every process is ready.
+    pub(crate) async fn ready(&self) {
+        join_all(self.admins.iter().map(|admin| probe::until_ready(*admin))).await;
+    }
+
+    /// How many processes there are.
+    pub(crate) fn processes(&self) -> usize {
+        self.admins.len()
+    }
+
+    /// Lets all of them drain: those first who need the others.
+    pub(crate) async fn stop(self) {
+        self.front.stop().await;
+        self.back.stop().await;
+    }
+}
+
+/// Every process of the system.
+fn each(plan: &Plan) -> impl Iterator<Item = (Service, u16)> {
+    let of_each = plan.instances;
+    // The gateway and Data first: the others ask them.
+    let order = [Service::Gateway, Service::Data, Service::User, Service::Payment, Service::Order];
+    order.into_iter().flat_map(move |service| (1..=service.instances(of_each)).map(move |instance| (service, instance)))
+}
+
+/// What a service's processes are told by flags: whatever was passed on comes last.
+fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec![service.name().into()];
+    match service {
+        Service::User => {
+            if let Some(file) = data_dir.operator_file() {
+                args.extend(["--bootstrap-operator-file".into(), file.into()]);
+            }
+        }
+        // Both insert into empty tables only.
+        Service::Data | Service::Order => args.push("--demo-catalog".into()),
+        Service::Payment | Service::Gateway => {}
+    }
+    args.extend(plan.passed.of(service).iter().cloned());
+    args
+}
+
+/// What a process is told by its environment: addresses, and where secrets are.
+fn env(plan: &Plan, data_dir: &DataDir, service: Service, instance: u16) -> Vec<(String, OsString)> {
+    let prefix = match service {
+        Service::Gateway => "GATEWAY",
+        Service::User | Service::Order | Service::Payment | Service::Data => "ORDERMESH",
+    };
+    let mut env: Vec<(String, OsString)> = vec![
+        (format!("{prefix}_LISTEN"), service.address(plan.port_base, instance).to_string().into()),
+        (format!("{prefix}_ADMIN_LISTEN"), service.admin_address(plan.port_base, instance).to_string().into()),
+        (format!("{prefix}_INSTANCE"), format!("{service}-{instance}").into()),
+        (format!("{prefix}_LOG"), plan.log.clone().into()),
+        (format!("{prefix}_TRUST_CLIENT_TRACE_CONTEXT"), "true".into()),
+    ];
+    if service == Service::Gateway {
+        let ledger = data_dir.path().join("gateway.db");
+        env.push(("GATEWAY_DATABASE_URL".into(), format!("sqlite://{}", ledger.display()).into()));
+        env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
+        if let Some(endpoint) = std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
+            env.push(("GATEWAY_OTLP_ENDPOINT".into(), endpoint));
+        }
+        return env;
+    }
+    env.push(("ORDERMESH_DATA_DIR".into(), data_dir.path().into()));
+    env.push(("ORDERMESH_MESH_SECRET_FILE".into(), data_dir.path().join("mesh.secret").into()));
+    for peer in [Service::User, Service::Order, Service::Payment, Service::Data] {
+        let addresses = peer.addresses(plan.port_base, plan.instances).join(",");
+        env.push((format!("ORDERMESH_{}_ADDRESSES", peer.name().to_uppercase()), addresses.into()));
+    }
+    if service == Service::Payment {
+        let gateway = Service::Gateway.addresses(plan.port_base, 1).join(",");
+        env.push(("ORDERMESH_PAYMENT_GATEWAY_ADDRESSES".into(), gateway.into()));
+        env.push(("ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
+    }
+    env
+}
+
+/// Every port, before anything is started: a half-started system helps nobody.
+fn check_ports(plan: &Plan) -> Result<(), Error> {
+    for (service, instance) in each(plan) {
+        for address in [service.address(plan.port_base, instance), service.admin_address(plan.port_base, instance)] {
+            TcpListener::bind(address).map_err(|source| Error::PortTaken {
+                who: format!("{service}-{instance}"),
+                address,
+                hint: "choose other ports with --port-base (and another --data-dir), for example --port-base 17000",
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A port base of which every port is free now, for a system of `instances` of each service.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn free_port_base(instances: u16) -> Result<u16, Error> {
+    // From anywhere, so that two who look at once do not find the same.
+    let start = rand::random_range(0..200_u16);
+    let bases = (0..200_u16).map(|step| 20_000 + (start + step) % 200 * 100);
+    let is_free = |base: &u16| {
+        Service::ALL.into_iter().all(|service| {
+            (1..=service.instances(instances)).all(|instance| {
+                TcpListener::bind(service.address(*base, instance)).is_ok()
+                    && TcpListener::bind(service.admin_address(*base, instance)).is_ok()
+            })
+        })
+    };
+    bases.into_iter().find(is_free).ok_or(Error::NoFreePorts(Service::ALL.len() as u16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(port_base: u16, data_dir: PathBuf) -> Plan {
+        let (_, passed) = crate::passed::split(["--order.lease".into(), "1s".into()]);
+        Plan { port_base, instances: 2, data_dir, log: "warn".into(), passed, quiet: true }
+    }
+
+    #[test]
+    fn a_taken_port_is_named_and_nothing_is_started() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let base = free_port_base(2).expect("free ports");
+        let _taken = TcpListener::bind(Service::Payment.admin_address(base, 2)).expect("free");
+        let data_dir = temporary.path().join("data");
+        let error = Supervisor::start(&plan(base, data_dir.clone())).expect_err("the port is taken").to_string();
+        let port = Service::Payment.admin_address(base, 2).to_string();
+        assert!(error.contains(&port) && error.contains("payment-2") && error.contains("--port-base"), "{error}");
+        assert!(!data_dir.exists());
+    }
+
+    #[test]
+    fn each_process_gets_its_own_address_all_addresses_and_what_was_passed_on() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let plan = plan(7000, temporary.path().join("data"));
+        let data_dir = DataDir::prepare(&plan.data_dir).expect("prepared");
+        let env = env(&plan, &data_dir, Service::Order, 2);
+        let value = |name: &str| env.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.to_str());
+        assert_eq!(value("ORDERMESH_LISTEN"), Some("127.0.0.1:7202"));
+        assert_eq!(value("ORDERMESH_ADMIN_LISTEN"), Some("127.0.0.1:8202"));
+        assert_eq!(value("ORDERMESH_DATA_ADDRESSES"), Some("127.0.0.1:7401,127.0.0.1:7402"));
+        assert_eq!(args(&plan, &data_dir, Service::Order), ["order", "--demo-catalog", "--lease", "1s"]);
+        assert_eq!(args(&plan, &data_dir, Service::Payment), ["payment"]);
+    }
+}

@@ -1,0 +1,64 @@
+//! How values of the contracts are printed.
+
+use contracts::common::v1 as common;
+use contracts::order::v1::{LineState, OrderState};
+use kernel::Money;
+use prost_types::Timestamp;
+
+/// The state's name without its prefix.
+pub(crate) fn state(state: i32) -> &'static str {
+    let name = OrderState::try_from(state).unwrap_or_default().as_str_name();
+    name.strip_prefix("ORDER_STATE_").unwrap_or(name)
+}
+
+/// The state's name without its prefix.
+pub(crate) fn line_state(state: i32) -> &'static str {
+    let name = LineState::try_from(state).unwrap_or_default().as_str_name();
+    name.strip_prefix("LINE_STATE_").unwrap_or(name)
+}
+
+/// An amount; `-` when there is none.
+pub(crate) fn money(money: Option<&common::Money>) -> String {
+    let Some(money) = money else { return "-".to_owned() };
+    match money.currency_code.parse() {
+        Ok(currency) => Money::new(currency, money.minor_units).to_string(),
+        Err(_) => format!("{} minor units of {}", money.minor_units, money.currency_code),
+    }
+}
+
+/// How long after `start`, for example `+12.5 ms`.
+pub(crate) fn offset(start: Option<&Timestamp>, at: Option<&Timestamp>) -> String {
+    let (Some(start), Some(at)) = (start, at) else { return "?".to_owned() };
+    let micros = (at.seconds - start.seconds) * 1_000_000 + i64::from(at.nanos - start.nanos) / 1_000;
+    if micros.abs() < 10_000_000 {
+        format!("{:+}.{} ms", micros / 1_000, micros.abs() % 1_000 / 100)
+    } else {
+        format!("{:+}.{} s", micros / 1_000_000, micros.abs() % 1_000_000 / 100_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64, nanos: i32) -> Timestamp {
+        Timestamp { seconds, nanos }
+    }
+
+    #[test]
+    fn offsets_are_in_milliseconds_until_they_are_long() {
+        let start = at(100, 900_000_000);
+        assert_eq!(offset(Some(&start), Some(&start)), "+0.0 ms");
+        assert_eq!(offset(Some(&start), Some(&at(101, 12_345_000))), "+112.3 ms");
+        assert_eq!(offset(Some(&start), Some(&at(112, 0))), "+11.1 s");
+        assert_eq!(offset(None, Some(&start)), "?");
+    }
+
+    #[test]
+    fn states_lose_their_prefix_and_money_its_minor_units() {
+        assert_eq!(state(OrderState::FulfillmentStarted.into()), "FULFILLMENT_STARTED");
+        assert_eq!(line_state(LineState::Held.into()), "HELD");
+        let price = common::Money { currency_code: "EUR".into(), minor_units: 1_250 };
+        assert_eq!(money(Some(&price)), "12.50 EUR");
+    }
+}

@@ -1,0 +1,109 @@
+//! `ordermesh` without a subcommand: starts a system, says what a person needs, ends it.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use kernel::{IdSource, SystemIds};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::banner::Banner;
+use crate::data_dir;
+use crate::error::Error;
+use crate::passed::Passed;
+use crate::service::{MAX_INSTANCES, MAX_PORT_BASE};
+use crate::supervisor::{Plan, Supervisor};
+use crate::trace::Trace;
+
+/// What the supervisor can be told.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// Ports: user 101 above it, order 201, payment 301, data 401, gateway 501; plain health 1000 above each
+    #[arg(long, env = "ORDERMESH_PORT_BASE", default_value_t = 7000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PORT_BASE)))]
+    pub(crate) port_base: u16,
+    /// How many instances of each service; the gateway is one
+    #[arg(long, env = "ORDERMESH_INSTANCES", default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_INSTANCES)))]
+    pub(crate) instances: u16,
+    /// Folder of databases, keys and secrets; made when it is not there
+    #[arg(long, env = "ORDERMESH_DATA_DIR", default_value = "data", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// What the services log, as filter directives, for example info or warn,ordermesh=debug
+    #[arg(long, env = "ORDERMESH_LOG", default_value = "warn", value_name = "FILTER")]
+    pub(crate) log: String,
+}
+
+/// Runs a system until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// A taken port, a data folder that cannot be used.
+pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
+    let began = Instant::now();
+    // First of all: a signal during the start is one too.
+    let mut signals = Signals::new()?;
+    let plan = Plan {
+        port_base: options.port_base,
+        instances: options.instances,
+        data_dir: options.data_dir,
+        log: options.log,
+        passed,
+        quiet: false,
+    };
+    let supervisor = Supervisor::start(&plan)?;
+    tokio::select! {
+        () = supervisor.ready() => {
+            println!("{}", banner(&plan, &supervisor, began)?.text());
+            signals.next().await;
+        }
+        () = signals.next() => {}
+    }
+    println!("\nordermesh: ending; calls and orders in flight may finish (once more: end at once)");
+    tokio::select! {
+        () = supervisor.stop() => println!("ordermesh: has ended"),
+        // What is dropped is killed; every order that was acknowledged goes on at the next start.
+        () = signals.next() => println!("ordermesh: has ended at once"),
+    }
+    Ok(())
+}
+
+fn banner(plan: &Plan, supervisor: &Supervisor, began: Instant) -> Result<Banner, Error> {
+    let data_dir = supervisor.data_dir.path().to_owned();
+    let new_operator =
+        if supervisor.data_dir.is_first_start() { Some(data_dir::read_operator(&data_dir)?) } else { None };
+    Ok(Banner {
+        port_base: plan.port_base,
+        instances: plan.instances,
+        processes: supervisor.processes(),
+        took: began.elapsed(),
+        data_dir,
+        new_operator,
+        trace: Trace::random(),
+        ids: [SystemIds.uuid(), SystemIds.uuid()],
+    })
+}
+
+/// SIGTERM and SIGINT.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on they do not kill the process.
+    ///
+    /// # Errors
+    /// The system allows no handler.
+    pub(crate) fn new() -> Result<Self, Error> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(Error::Signal)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(Error::Signal)?,
+        })
+    }
+
+    /// Returns at the next one.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The README says what the code says: the diagrams, the settings, and the names of tests. `.ci/e2e.py` runs its commands.
+//!
+//! `UPDATE_README=1 cargo test -p ordermesh --test readme` writes the diagrams and the settings into it.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const SERVICES: [&str; 5] = ["user", "order", "payment", "data", "gateway"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn readme() -> String {
+    std::fs::read_to_string(root().join("README.md")).expect("README.md is readable")
+}
+
+/// What stands between `<!-- mark -->` and `<!-- /mark -->` is what the code says.
+fn stands(mark: &str, should: &str) {
+    let (text, open, close) = (readme(), format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
+    let start = text.find(&open).unwrap_or_else(|| panic!("README.md has no {open}")) + open.len();
+    let end = text.find(&close).unwrap_or_else(|| panic!("README.md has no {close}"));
+    if std::env::var_os("UPDATE_README").is_some() {
+        let updated = format!("{}{should}{}", &text[..start], &text[end..]);
+        std::fs::write(root().join("README.md"), updated).expect("README.md is writable");
+        return;
+    }
+    assert_eq!(&text[start..end], should, "README.md between {open}and {close}: UPDATE_README=1 writes it anew");
+}
+
+/// One setting, out of `--help`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Setting {
+    flag: String,
+    env: String,
+    default: String,
+    meaning: String,
+}
+
+/// Cuts `[name: value]` out of a help text; the last one counts.
+fn cut(text: &mut String, name: &str) -> Option<String> {
+    let open = format!("[{name}: ");
+    let mut found = None;
+    while let Some(start) = text.find(&open) {
+        let length = text[start..].find(']').expect("a bracket is closed");
+        let cut = text[start + open.len()..start + length].to_owned();
+        text.replace_range(start..=start + length, "");
+        found = Some(cut);
+    }
+    found
+}
+
+/// The settings of a subcommand, or of the program without one, as its help tells them.
+fn settings(subcommand: Option<&str>) -> Vec<Setting> {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
+    let output = program.env_clear().args(subcommand).arg("--help").output().expect("it runs");
+    let help = String::from_utf8(output.stdout).expect("text");
+    let mut found: Vec<(String, String)> = Vec::new();
+    let mut in_options = false;
+    for line in help.lines() {
+        if line == "Options:" {
+            in_options = true;
+        } else if !line.starts_with(' ') && !line.is_empty() {
+            in_options = false;
+        }
+        let text = line.trim();
+        if !in_options || text.is_empty() {
+            continue;
+        }
+        match text.split_once("--") {
+            Some((before, flag)) if line.starts_with("      --") || before.ends_with(", ") => {
+                found.push((flag.to_owned(), String::new()));
+            }
+            _ => {
+                let Some((_, meaning)) = found.last_mut() else { continue };
+                meaning.push_str(text);
+                meaning.push(' ');
+            }
+        }
+    }
+    let own = found.into_iter().filter(|(flag, _)| flag != "help" && flag != "version");
+    own.map(|(flag, mut meaning)| {
+        let env = cut(&mut meaning, "env").unwrap_or_default().trim_end_matches('=').to_owned();
+        let _ = cut(&mut meaning, "possible values");
+        let default = cut(&mut meaning, "default").unwrap_or_default();
+        let meaning = meaning.split_whitespace().collect::<Vec<_>>().join(" ");
+        Setting { flag: format!("--{flag}"), env, default, meaning }
+    })
+    .collect()
+}
+
+fn table(title: &str, settings: &[Setting]) -> String {
+    let mut text = format!("\n{title}\n\n| flag | environment | default | meaning |\n|---|---|---|---|\n");
+    let code = |word: &str| if word.is_empty() { String::new() } else { format!("`{word}`") };
+    for Setting { flag, env, default, meaning } in settings {
+        let meaning = meaning.replace('|', "\\|").replace('<', "&lt;");
+        let _ = writeln!(text, "| `{flag}` | {} | {} | {meaning} |", code(env), code(default));
+    }
+    text
+}
+
+#[test]
+fn the_orders_lifecycle_is_the_tables() {
+    stands("lifecycle:order", &format!("```mermaid\n{}```\n", order::lifecycle::diagram()));
+}
+
+#[test]
+fn the_payments_lifecycle_is_the_tables() {
+    stands("lifecycle:payment", &format!("```mermaid\n{}```\n", payment::lifecycle::diagram()));
+}
+
+#[test]
+fn the_settings_are_those_that_help_tells() {
+    let of: Vec<_> = SERVICES.into_iter().map(|service| (service, settings(Some(service)))).collect();
+    // The gateway is somebody else's program: it shares no settings.
+    let platform = &of[..4];
+    let common: Vec<Setting> =
+        of[0].1.iter().filter(|setting| platform.iter().all(|(_, all)| all.contains(setting))).cloned().collect();
+    assert!(common.len() > 10, "what every service has: {common:?}");
+    let mut text = table("**The whole system** (`ordermesh` without a subcommand):", &settings(None));
+    text += &table("**Every service** (`user`, `order`, `payment`, `data`):", &common);
+    for (service, all) in &of {
+        let own: Vec<Setting> = all.iter().filter(|setting| !common.contains(setting)).cloned().collect();
+        assert!(!own.is_empty(), "{service} has settings of its own");
+        text += &table(&format!("**`{service}`**:"), &own);
+    }
+    text.push('\n');
+    stands("settings", &text);
+}
+
+/// Every .rs file below the folder.
+fn sources(folder: &Path, found: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push_str(&std::fs::read_to_string(&path).expect("a source file"));
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_promises_name_exists() {
+    let text = readme();
+    let start = text.find("\n## The promises").expect("README.md has the promises");
+    let length = text[start + 1..].find("\n## ").expect("another section follows");
+    let names: BTreeSet<&str> = text[start..start + length]
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.matches('_').count() >= 2 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
+        .collect();
+    assert!(names.len() >= 7, "a test behind each promise: {names:?}");
+    let mut code = String::new();
+    for folder in ["services", "proto", "gateway-mock"] {
+        sources(&root().join(folder), &mut code);
+    }
+    let missing: Vec<_> = names.into_iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "README.md names tests that are not there: {missing:?}");
+}

@@ -1,0 +1,185 @@
+//! Contract ⇄ domain: every field check is here.
+
+use chassis::encode::{money, timestamp};
+use chassis::{Fields, Fingerprint, Invalid};
+use contracts::common::v1 as common;
+use contracts::payment::v1 as proto;
+use kernel::{Money, OrderId, UserId};
+
+use crate::lifecycle::State;
+use crate::payment::{Advice, Attempt, DeclineCode, Payment, PaymentMethod, charge_key};
+use crate::process::{CancelCommand, ProcessCommand};
+use crate::reconcile::{Account, Difference, Reconciliation};
+
+/// The longest token of a payment method, in bytes.
+const MAX_METHOD_BYTES: usize = 255;
+
+impl TryFrom<proto::ProcessPaymentRequest> for ProcessCommand {
+    type Error = Invalid;
+
+    /// Ids that are none are the caller's mistake. An amount or details that cannot be paid are the payment's: it is
+    /// recorded, and declined.
+    fn try_from(request: proto::ProcessPaymentRequest) -> Result<Self, Invalid> {
+        let mut fields = Fields::default();
+        let order_id = fields.id::<OrderId>("order_id", &request.order_id);
+        let user_id = fields.id::<UserId>("user_id", &request.user_id);
+        let (order_id, user_id) = fields.finish(order_id.zip(user_id))?;
+        let contact_email = Fields::default().email("contact_email", &request.contact_email);
+        let fingerprint = fingerprint(order_id, user_id, &request);
+        Ok(Self {
+            order_id,
+            user_id,
+            amount: request.amount.as_ref().and_then(amount),
+            are_details_sound: is_method_sound(&request.payment_method) && contact_email.is_some(),
+            payment_method: PaymentMethod::new(request.payment_method),
+            contact_email: contact_email.unwrap_or_default(),
+            fingerprint,
+        })
+    }
+}
+
+fn fingerprint(order_id: OrderId, user_id: UserId, request: &proto::ProcessPaymentRequest) -> String {
+    let amount = request.amount.clone().unwrap_or_default();
+    Fingerprint::of("ProcessPayment/1")
+        .part("order_id", order_id)
+        .part("user_id", user_id)
+        .part("currency_code", amount.currency_code)
+        .part("minor_units", amount.minor_units)
+        .part("payment_method", &request.payment_method)
+        .part("contact_email", &request.contact_email)
+        .finish()
+}
+
+fn amount(amount: &common::Money) -> Option<Money> {
+    Some(Money::new(amount.currency_code.parse().ok()?, amount.minor_units))
+}
+
+fn is_method_sound(token: &str) -> bool {
+    (1..=MAX_METHOD_BYTES).contains(&token.len()) && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+impl TryFrom<proto::CancelPaymentRequest> for CancelCommand {
+    type Error = Invalid;
+
+    fn try_from(request: proto::CancelPaymentRequest) -> Result<Self, Invalid> {
+        let mut fields = Fields::default();
+        let order_id = fields.id("order_id", &request.order_id);
+        if request.refund_attempt < 1 {
+            fields.refuse("refund_attempt", "NOT_POSITIVE", "refunds are numbered from 1");
+        }
+        fields.finish(order_id.map(|order_id| Self { order_id, refund_n: request.refund_attempt }))
+    }
+}
+
+/// The order of a GetPayment.
+pub(crate) fn order_id(request: &proto::GetPaymentRequest) -> Result<OrderId, Invalid> {
+    let mut fields = Fields::default();
+    let order_id = fields.id("order_id", &request.order_id);
+    fields.finish(order_id)
+}
+
+impl From<State> for proto::PaymentState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Pending => Self::Pending,
+            State::InDoubt => Self::InDoubt,
+            State::Cancelling => Self::Cancelling,
+            State::Refunding => Self::Refunding,
+            State::Succeeded => Self::Succeeded,
+            State::Declined => Self::Declined,
+            State::Failed => Self::Failed,
+            State::Cancelled => Self::Cancelled,
+            State::Refunded => Self::Refunded,
+            State::RefundRefused => Self::RefundRefused,
+        }
+    }
+}
+
+impl From<DeclineCode> for proto::DeclineCode {
+    fn from(code: DeclineCode) -> Self {
+        match code {
+            DeclineCode::GenericDecline => Self::GenericDecline,
+            DeclineCode::InsufficientFunds => Self::InsufficientFunds,
+            DeclineCode::ExpiredCard => Self::ExpiredCard,
+            DeclineCode::IncorrectCvc => Self::IncorrectCvc,
+            DeclineCode::LostCard => Self::LostCard,
+            DeclineCode::StolenCard => Self::StolenCard,
+            DeclineCode::ProcessingError => Self::ProcessingError,
+            DeclineCode::Fraudulent => Self::Fraudulent,
+            DeclineCode::InvalidPaymentDetails => Self::InvalidPaymentDetails,
+            DeclineCode::InvalidAmount => Self::InvalidAmount,
+            DeclineCode::GatewayTimeout => Self::GatewayTimeout,
+        }
+    }
+}
+
+impl From<Advice> for proto::DeclineAdvice {
+    fn from(advice: Advice) -> Self {
+        match advice {
+            Advice::DoNotRetry => Self::DoNotRetry,
+            Advice::RetryLater => Self::RetryLater,
+            Advice::UseOtherMethod => Self::UseOtherMethod,
+        }
+    }
+}
+
+impl From<Payment> for proto::Payment {
+    fn from(payment: Payment) -> Self {
+        let decline = payment.decline_code;
+        Self {
+            order_id: payment.order_id.to_string(),
+            state: proto::PaymentState::from(payment.state).into(),
+            amount: payment.amount.map(money),
+            decline_code: decline.map_or(proto::DeclineCode::Unspecified, Into::into).into(),
+            advice: decline.map_or(proto::DeclineAdvice::Unspecified, |code| code.advice().into()).into(),
+            charge_id: payment.charge_id.unwrap_or_default(),
+            charge_key: charge_key(payment.order_id),
+            refund_attempt: payment.refund_n,
+            version: payment.version,
+            create_time: Some(timestamp(payment.create_time)),
+            update_time: Some(timestamp(payment.update_time)),
+        }
+    }
+}
+
+impl From<Attempt> for proto::PaymentAttempt {
+    fn from(attempt: Attempt) -> Self {
+        Self {
+            attempt: attempt.attempt,
+            effect: attempt.effect,
+            outcome: attempt.outcome,
+            state: proto::PaymentState::from(attempt.state).into(),
+            time: Some(timestamp(attempt.time)),
+            trace_id: attempt.trace_id,
+            span_id: attempt.span_id,
+        }
+    }
+}
+
+impl From<Account> for proto::GetPaymentResponse {
+    fn from(account: Account) -> Self {
+        Self {
+            payment: Some(account.payment.into()),
+            attempts: account.attempts.into_iter().map(Into::into).collect(),
+            gateway_ledger: account.ledger.to_string(),
+        }
+    }
+}
+
+impl From<Difference> for proto::Difference {
+    fn from(difference: Difference) -> Self {
+        let Difference { order_id, payment, gateway, message } = difference;
+        Self { order_id, payment, gateway, message }
+    }
+}
+
+impl From<Reconciliation> for proto::ReconcilePaymentsResponse {
+    fn from(found: Reconciliation) -> Self {
+        Self {
+            differences: found.differences.into_iter().map(Into::into).collect(),
+            payment_count: found.payment_count,
+            charge_count: found.charge_count,
+            unfinished_count: found.unfinished_count,
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What can go wrong with a call. The reasons are public: callers act on them.
+
+use std::time::Duration;
+
+use chassis::Invalid;
+use mesh::{Kind, Refusal, Violation};
+
+/// Why a call is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Fields that cannot be used: all of them.
+    #[error("the request has invalid fields: {0}")]
+    Invalid(#[from] Invalid),
+    /// The order has a payment by another command.
+    #[error("the order's payment was asked for with another command")]
+    RequestIdReused,
+    /// Nobody asked for a payment of that order.
+    #[error("there is no payment of this order")]
+    PaymentNotFound,
+    /// The gateway's ledger could not be read.
+    #[error("the gateway's ledger cannot be read: {cause}")]
+    GatewayUnreachable {
+        /// A class and a sentence.
+        cause: String,
+    },
+    /// The database.
+    #[error("the payment store failed")]
+    Storage(#[from] storage::Error),
+}
+
+impl Refusal for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Invalid(_) => Kind::InvalidArgument,
+            Self::RequestIdReused => Kind::FailedPrecondition,
+            Self::PaymentNotFound => Kind::NotFound,
+            Self::GatewayUnreachable { .. } => Kind::Unavailable,
+            Self::Storage(error) => chassis::storage_kind(error),
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::RequestIdReused => "REQUEST_ID_REUSED",
+            Self::PaymentNotFound => "PAYMENT_NOT_FOUND",
+            Self::GatewayUnreachable { .. } => "GATEWAY_UNREACHABLE",
+            Self::Storage(_) => "STORE_FAILED",
+        }
+    }
+
+    fn violations(&self) -> &[Violation] {
+        match self {
+            Self::Invalid(invalid) => &invalid.0,
+            Self::RequestIdReused | Self::PaymentNotFound | Self::GatewayUnreachable { .. } | Self::Storage(_) => &[],
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        (self.kind() == Kind::Unavailable).then_some(Duration::from_secs(1))
+    }
+}
+
+impl storage::Failure for Error {
+    fn storage(&self) -> Option<&storage::Error> {
+        match self {
+            Self::Storage(error) => Some(error),
+            Self::Invalid(_) | Self::RequestIdReused | Self::PaymentNotFound | Self::GatewayUnreachable { .. } => None,
+        }
+    }
+}
+
+/// The refusal as the caller gets it.
+pub(crate) fn status(error: Error) -> tonic::Status {
+    mesh::status("payment", &error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reasons_are_public_and_change_only_on_purpose() {
+        let all = [
+            Error::Invalid(Invalid(vec![])),
+            Error::RequestIdReused,
+            Error::PaymentNotFound,
+            Error::GatewayUnreachable { cause: "TIMEOUT".into() },
+            Error::Storage(storage::Error::Closed),
+            Error::Storage(storage::Error::Panicked),
+        ];
+        let listed: Vec<String> = all.iter().map(|error| format!("{:?} {}", error.kind(), error.reason())).collect();
+        assert_eq!(
+            listed,
+            [
+                "InvalidArgument INVALID_ARGUMENT",
+                "FailedPrecondition REQUEST_ID_REUSED",
+                "NotFound PAYMENT_NOT_FOUND",
+                "Unavailable GATEWAY_UNREACHABLE",
+                "Unavailable STORE_FAILED",
+                "Internal STORE_FAILED",
+            ]
+        );
+    }
+}

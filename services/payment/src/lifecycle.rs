@@ -1,0 +1,396 @@
+//! The payment's life, on one screen. Everything else (driver, API, diagram, tests, the crash suite) reads this table.
+//!
+//! A payment is recorded PENDING before the gateway is asked. An answer decides; silence never does: the charge is in doubt
+//! and asked for again under the same key, which charges once however often it is asked. Doubt that lasts too long, or an
+//! order that cancels, puts a tombstone under the key: from then on either the charge is there and known, or it can never
+//! come to be. What is charged for a cancelled order is given back. When the gateway refuses that, a person has to look.
+
+use std::fmt::Write as _;
+
+/// Where a payment is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum State {
+    /// Recorded; the gateway has not answered yet.
+    Pending,
+    /// The gateway was asked and did not answer.
+    InDoubt,
+    /// A tombstone is being put under the charge's key.
+    Cancelling,
+    /// Charged; the money is being given back.
+    Refunding,
+    /// Final, unless the order cancels: charged.
+    Succeeded,
+    /// Final: refused by the issuer or by our own checks.
+    Declined,
+    /// Final: given up after too long in doubt; certainly not charged.
+    Failed,
+    /// Final: cancelled by the order; certainly not charged.
+    Cancelled,
+    /// Final: charged and given back.
+    Refunded,
+    /// At rest until a larger refund number: charged, and the gateway refuses to give it back.
+    RefundRefused,
+}
+
+/// What a state owes: asked of the gateway under a key derived from the order, so that twice is once.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Effect {
+    /// Take the money. Key: (order, charge).
+    CreateCharge,
+    /// Make certain that the money is never taken from now on. Key: (order, charge).
+    CancelCharge,
+    /// Give the money back. Key: (order, refund, n).
+    RefundCharge {
+        /// Which refund it is, from 1.
+        n: i32,
+    },
+}
+
+/// What the gateway let us see.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Observation {
+    /// The money was taken and not given back.
+    Charged,
+    /// The issuer said no: the money was not taken, and never will be under this key.
+    Declined,
+    /// A tombstone: the money was not taken, and never will be under this key.
+    Tombstone,
+    /// The money was taken and given back.
+    GivenBack,
+    /// The money was taken, and the gateway will not give it back under this refund's key.
+    RefundRefused,
+    /// No answer that decides: silence, or an error, whatever its code.
+    Unknown,
+}
+
+/// Has the order asked to cancel?
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum CancelAsked {
+    /// Yes.
+    Yes,
+    /// No.
+    No,
+}
+
+/// How long it has been in doubt.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Doubt {
+    /// Not so long as the limit, or not at all.
+    WithinLimit,
+    /// As long as the limit, or longer.
+    PastLimit,
+}
+
+/// What a state owes. `refund_n` is the number of the refund that the order asked for last.
+#[rustfmt::skip]
+pub const fn owes(state: State, refund_n: i32) -> Option<Effect> {
+    match state {
+        State::Pending       => Some(Effect::CreateCharge),
+        State::InDoubt       => Some(Effect::CreateCharge),
+        State::Cancelling    => Some(Effect::CancelCharge),
+        State::Refunding     => Some(Effect::RefundCharge { n: refund_n }),
+        State::Succeeded     => None,
+        State::Declined      => None,
+        State::Failed        => None,
+        State::Cancelled     => None,
+        State::Refunded      => None,
+        State::RefundRefused => None,
+    }
+}
+
+/// The table: where a payment is after what was seen of the effect that it owed.
+#[rustfmt::skip]
+pub const fn after(state: State, seen: Observation, asked: CancelAsked, doubt: Doubt) -> State {
+    use CancelAsked::{No, Yes};
+    use Doubt::{PastLimit, WithinLimit};
+    use Observation as Seen;
+    use State::*;
+    match (state, seen, asked, doubt) {
+        // create charge
+        (Pending,    Seen::Charged,       No,  _)           => Succeeded,
+        (Pending,    Seen::Declined,      No,  _)           => Declined,
+        (Pending,    Seen::Tombstone,     No,  _)           => Failed,
+        (Pending,    Seen::GivenBack,     _,   _)           => Refunded,
+        (Pending,    Seen::Unknown,       No,  _)           => InDoubt,
+
+        // create charge again, under the same key
+        (InDoubt,    Seen::Charged,       No,  _)           => Succeeded,
+        (InDoubt,    Seen::Declined,      No,  _)           => Declined,
+        (InDoubt,    Seen::Tombstone,     No,  _)           => Failed,
+        (InDoubt,    Seen::GivenBack,     _,   _)           => Refunded,
+        (InDoubt,    Seen::Unknown,       No,  WithinLimit) => InDoubt,
+        (InDoubt,    Seen::Unknown,       No,  PastLimit)   => Cancelling,
+
+        // An order that asks moves its payment to CANCELLING at once (on_cancel): these rows are for totality, and safe.
+        (Pending | InDoubt, Seen::Charged,                   Yes, _) => Refunding,
+        (Pending | InDoubt, Seen::Declined | Seen::Tombstone, Yes, _) => Cancelled,
+        (Pending | InDoubt, Seen::Unknown,                   Yes, _) => Cancelling,
+        // Not an answer to the question.
+        (Pending | InDoubt, Seen::RefundRefused,             _,   _) => state,
+
+        // cancel charge
+        (Cancelling, Seen::Charged,       Yes, _)           => Refunding,
+        (Cancelling, Seen::Charged,       No,  _)           => Succeeded,
+        (Cancelling, Seen::Declined,      Yes, _)           => Cancelled,
+        (Cancelling, Seen::Declined,      No,  _)           => Declined,
+        (Cancelling, Seen::Tombstone,     Yes, _)           => Cancelled,
+        (Cancelling, Seen::Tombstone,     No,  _)           => Failed,
+        (Cancelling, Seen::GivenBack,     _,   _)           => Refunded,
+        (Cancelling, Seen::RefundRefused, _,   _)           => Cancelling,
+        (Cancelling, Seen::Unknown,       _,   _)           => Cancelling,
+
+        // refund charge
+        (Refunding,  Seen::GivenBack,     _,   _)           => Refunded,
+        (Refunding,  Seen::RefundRefused, _,   _)           => RefundRefused,
+        (Refunding,  Seen::Charged,       _,   _)           => Refunding,
+        (Refunding,  Seen::Declined,      _,   _)           => Refunding,
+        (Refunding,  Seen::Tombstone,     _,   _)           => Refunding,
+        (Refunding,  Seen::Unknown,       _,   _)           => Refunding,
+
+        // Nothing is owed, so nothing is decided.
+        (Succeeded | Declined | Failed | Cancelled | Refunded | RefundRefused, _, _, _) => state,
+    }
+}
+
+/// Where a payment is after the order asked to cancel it, with refund number `n`; `current_n` is the number before.
+/// `None` in place of a state stands for "no payment yet": a tombstone of our own.
+#[rustfmt::skip]
+pub const fn on_cancel(state: Option<State>, n: i32, current_n: i32) -> State {
+    match state {
+        None                       => State::Cancelled,
+        Some(State::Pending)       => State::Cancelling,
+        Some(State::InDoubt)       => State::Cancelling,
+        // Also when the doubt limit began it: that the order asks is noted, and decides what comes after.
+        Some(State::Cancelling)    => State::Cancelling,
+        Some(State::Refunding)     => State::Refunding,
+        Some(State::Succeeded)     => State::Refunding,
+        Some(State::RefundRefused) => if n > current_n { State::Refunding } else { State::RefundRefused },
+        Some(State::Declined)      => State::Declined,
+        Some(State::Failed)        => State::Failed,
+        Some(State::Cancelled)     => State::Cancelled,
+        Some(State::Refunded)      => State::Refunded,
+    }
+}
+
+/// All states.
+pub const STATES: [State; 10] = [
+    State::Pending,
+    State::InDoubt,
+    State::Cancelling,
+    State::Refunding,
+    State::Succeeded,
+    State::Declined,
+    State::Failed,
+    State::Cancelled,
+    State::Refunded,
+    State::RefundRefused,
+];
+
+/// All observations.
+pub const OBSERVATIONS: [Observation; 6] = [
+    Observation::Charged,
+    Observation::Declined,
+    Observation::Tombstone,
+    Observation::GivenBack,
+    Observation::RefundRefused,
+    Observation::Unknown,
+];
+
+impl State {
+    /// Its name in the contract and in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "PENDING",
+            Self::InDoubt => "IN_DOUBT",
+            Self::Cancelling => "CANCELLING",
+            Self::Refunding => "REFUNDING",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Declined => "DECLINED",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+            Self::Refunded => "REFUNDED",
+            Self::RefundRefused => "REFUND_REFUSED",
+        }
+    }
+
+    /// The state of a name.
+    pub fn of(name: &str) -> Option<Self> {
+        STATES.into_iter().find(|state| state.name() == name)
+    }
+
+    /// It owes nothing: it rests until the order asks for something else.
+    pub const fn is_settled(self) -> bool {
+        owes(self, 1).is_none()
+    }
+}
+
+impl Effect {
+    /// Its name in `payment_attempt`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CreateCharge => "create_charge",
+            Self::CancelCharge => "cancel_charge",
+            Self::RefundCharge { .. } => "refund_charge",
+        }
+    }
+
+    /// The name of the span that it is performed in.
+    pub const fn span_name(self) -> &'static str {
+        match self {
+            Self::CreateCharge => "process_payment",
+            Self::CancelCharge => "cancel_payment",
+            Self::RefundCharge { .. } => "refund_payment",
+        }
+    }
+}
+
+impl Observation {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Charged => "charged",
+            Self::Declined => "declined",
+            Self::Tombstone => "tombstone",
+            Self::GivenBack => "given back",
+            Self::RefundRefused => "refund refused",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// The table as a mermaid state diagram; the README shows it, and a test keeps them equal. Left out: what cannot be reached
+/// (asked to cancel and not CANCELLING), and money given back behind our back.
+pub fn diagram() -> String {
+    let mut text = String::from("stateDiagram-v2\n    [*] --> PENDING: ProcessPayment\n");
+    let mut lines = vec![format!("    [*] --> {}: CancelPayment came first", on_cancel(None, 1, 0).name())];
+    for state in STATES {
+        for (asked, doubt) in [
+            (CancelAsked::No, Doubt::WithinLimit),
+            (CancelAsked::No, Doubt::PastLimit),
+            (CancelAsked::Yes, Doubt::WithinLimit),
+        ] {
+            if asked == CancelAsked::Yes && matches!(state, State::Pending | State::InDoubt) {
+                continue;
+            }
+            for seen in OBSERVATIONS {
+                let to = after(state, seen, asked, doubt);
+                if to == state || (seen == Observation::GivenBack && state != State::Refunding) {
+                    continue;
+                }
+                let decides = after(state, seen, CancelAsked::No, doubt) != after(state, seen, CancelAsked::Yes, doubt);
+                let when = match (state, asked, doubt) {
+                    (State::InDoubt, _, Doubt::PastLimit) if seen == Observation::Unknown => " past the limit",
+                    (State::Cancelling, CancelAsked::Yes, _) if decides => ", the order asked",
+                    (_, _, _) => "",
+                };
+                lines.push(format!("    {} --> {}: {}{when}", state.name(), to.name(), seen.label()));
+            }
+        }
+        let to = on_cancel(Some(state), 2, 1);
+        if to != state {
+            let larger = if state == State::RefundRefused { " with a larger n" } else { "" };
+            lines.push(format!("    {} --> {}: CancelPayment{larger}", state.name(), to.name()));
+        }
+        if state.is_settled() && !matches!(state, State::RefundRefused) {
+            lines.push(format!("    {} --> [*]", state.name()));
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for line in lines.into_iter().filter(|line| seen.insert(line.clone())) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASKED: [CancelAsked; 2] = [CancelAsked::Yes, CancelAsked::No];
+    const DOUBTS: [Doubt; 2] = [Doubt::WithinLimit, Doubt::PastLimit];
+
+    fn rows() -> impl Iterator<Item = (State, Observation, CancelAsked, Doubt)> {
+        STATES.into_iter().flat_map(|state| {
+            OBSERVATIONS.into_iter().flat_map(move |seen| {
+                ASKED
+                    .into_iter()
+                    .flat_map(move |asked| DOUBTS.into_iter().map(move |doubt| (state, seen, asked, doubt)))
+            })
+        })
+    }
+
+    #[test]
+    fn what_owes_nothing_is_moved_by_no_observation() {
+        for (state, seen, asked, doubt) in rows().filter(|row| row.0.is_settled()) {
+            assert_eq!(after(state, seen, asked, doubt), state, "{state:?} {seen:?}");
+        }
+    }
+
+    #[test]
+    fn what_owes_something_is_settled_by_some_answer_and_never_by_silence() {
+        for state in STATES.into_iter().filter(|state| !state.is_settled()) {
+            assert!(rows().any(|(of, seen, asked, doubt)| of == state && after(of, seen, asked, doubt).is_settled()));
+        }
+        for (state, _, asked, doubt) in rows().filter(|row| !row.0.is_settled()) {
+            assert!(!after(state, Observation::Unknown, asked, doubt).is_settled(), "{state:?} {asked:?} {doubt:?}");
+        }
+    }
+
+    #[test]
+    fn money_that_was_taken_is_never_forgotten() {
+        for (state, _, asked, doubt) in rows().filter(|row| !row.0.is_settled()) {
+            let to = after(state, Observation::Charged, asked, doubt);
+            assert!(matches!(to, State::Succeeded | State::Refunding), "{state:?} {asked:?} {doubt:?}");
+            if asked == CancelAsked::Yes {
+                assert_eq!(to, State::Refunding, "{state:?}: the order asked, so it is given back");
+            }
+        }
+    }
+
+    #[test]
+    fn a_payment_is_given_up_only_when_it_certainly_was_not_taken() {
+        for (state, seen, asked, doubt) in rows().filter(|row| !row.0.is_settled()) {
+            if matches!(after(state, seen, asked, doubt), State::Declined | State::Failed | State::Cancelled) {
+                assert!(matches!(seen, Observation::Declined | Observation::Tombstone), "{state:?} {seen:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancelled_order_never_finds_its_payment_charged_for_good() {
+        for state in STATES {
+            assert_ne!(on_cancel(Some(state), 1, 0), State::Succeeded, "{state:?}");
+        }
+        assert_eq!(on_cancel(Some(State::RefundRefused), 1, 1), State::RefundRefused);
+        assert_eq!(on_cancel(Some(State::RefundRefused), 2, 1), State::Refunding);
+        assert_eq!(on_cancel(None, 1, 0), State::Cancelled);
+    }
+
+    #[test]
+    fn a_state_reads_the_name_that_it_prints() {
+        for state in STATES {
+            assert_eq!(State::of(state.name()), Some(state));
+        }
+        assert_eq!(State::of("PAID"), None);
+    }
+
+    #[test]
+    fn the_diagram_shows_the_table() {
+        let diagram = diagram();
+        for line in [
+            "[*] --> PENDING: ProcessPayment",
+            "[*] --> CANCELLED: CancelPayment came first",
+            "PENDING --> IN_DOUBT: unknown",
+            "IN_DOUBT --> CANCELLING: unknown past the limit",
+            "CANCELLING --> REFUNDING: charged, the order asked",
+            "CANCELLING --> SUCCEEDED: charged",
+            "SUCCEEDED --> REFUNDING: CancelPayment",
+            "REFUND_REFUSED --> REFUNDING: CancelPayment with a larger n",
+        ] {
+            assert!(diagram.lines().any(|shown| shown.trim() == line), "{line} is missing in\n{diagram}");
+        }
+        let lines: Vec<_> = diagram.lines().collect();
+        let distinct: std::collections::BTreeSet<_> = lines.iter().collect();
+        assert_eq!(lines.len(), distinct.len(), "a line is there twice in\n{diagram}");
+    }
+}

@@ -1,0 +1,48 @@
+//! The schema of the Payment Service. Times are microseconds since the epoch, amounts are minor units.
+
+use storage::Migration;
+
+pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+    version: 1,
+    name: "create payments and their attempts",
+    statements: &[
+        "CREATE TABLE payment (
+            order_id UUID PRIMARY KEY,
+            user_id UUID,
+            state TEXT NOT NULL,
+            amount BIGINT,
+            currency TEXT,
+            payment_method TEXT,
+            contact_email TEXT,
+            fingerprint TEXT,
+            version BIGINT NOT NULL,
+            attempt INTEGER NOT NULL,
+            tries INTEGER NOT NULL,
+            next_attempt_time BIGINT,
+            lease_owner TEXT,
+            lease_until BIGINT NOT NULL,
+            doubt_since BIGINT,
+            cancel_asked BOOLEAN NOT NULL,
+            refund_n INTEGER NOT NULL,
+            decline_code TEXT,
+            charge_id TEXT,
+            last_error TEXT,
+            traceparent TEXT NOT NULL,
+            create_time BIGINT NOT NULL,
+            update_time BIGINT NOT NULL
+        )",
+        // Only what owes something is in it: it stays small however many payments there are.
+        "CREATE INDEX payment_due ON payment (next_attempt_time) WHERE next_attempt_time IS NOT NULL",
+        "CREATE TABLE payment_attempt (
+            order_id UUID NOT NULL REFERENCES payment (order_id),
+            attempt INTEGER NOT NULL,
+            effect TEXT NOT NULL,
+            outcome TEXT NOT NULL,
+            state TEXT NOT NULL,
+            time BIGINT NOT NULL,
+            trace_id TEXT NOT NULL,
+            span_id TEXT NOT NULL,
+            PRIMARY KEY (order_id, attempt)
+        )",
+    ],
+}];

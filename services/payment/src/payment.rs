@@ -1,0 +1,314 @@
+//! A payment: what is kept of it, its keys at the gateway, and which change of it is which event. Pure.
+
+use std::fmt;
+
+use kernel::{Money, OrderId, Timestamp, UserId};
+use telemetry::{EventError, Outcome, TraceParent};
+
+use crate::lifecycle::{CancelAsked, Effect, State, owes};
+
+/// The type of the events that payments are.
+pub const EVENT_TYPE: &str = "payment_processing";
+
+/// A token of a payment method. A secret: its Debug does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PaymentMethod(String);
+
+impl PaymentMethod {
+    /// From the token's text.
+    pub fn new(token: impl Into<String>) -> Self {
+        Self(token.into())
+    }
+
+    /// The token, for the gateway and for the store alone.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PaymentMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PaymentMethod(..)")
+    }
+}
+
+/// Why a payment was declined or failed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum DeclineCode {
+    /// No reason given.
+    GenericDecline,
+    /// Not enough money.
+    InsufficientFunds,
+    /// The card has expired.
+    ExpiredCard,
+    /// The security code is wrong.
+    IncorrectCvc,
+    /// The card is reported lost.
+    LostCard,
+    /// The card is reported stolen.
+    StolenCard,
+    /// The issuer could not process it.
+    ProcessingError,
+    /// The issuer takes it for fraud.
+    Fraudulent,
+    /// The payment details are malformed, or the payment method is unknown.
+    InvalidPaymentDetails,
+    /// The amount is not positive, over the limit, or in an unknown currency.
+    InvalidAmount,
+    /// The gateway did not answer in time; certainly not charged.
+    GatewayTimeout,
+}
+
+/// All decline codes.
+pub const DECLINE_CODES: [DeclineCode; 11] = [
+    DeclineCode::GenericDecline,
+    DeclineCode::InsufficientFunds,
+    DeclineCode::ExpiredCard,
+    DeclineCode::IncorrectCvc,
+    DeclineCode::LostCard,
+    DeclineCode::StolenCard,
+    DeclineCode::ProcessingError,
+    DeclineCode::Fraudulent,
+    DeclineCode::InvalidPaymentDetails,
+    DeclineCode::InvalidAmount,
+    DeclineCode::GatewayTimeout,
+];
+
+/// What a customer can do about a decline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Advice {
+    /// It will not work.
+    DoNotRetry,
+    /// The same method may work later, with a new order.
+    RetryLater,
+    /// Place a new order with another payment method.
+    UseOtherMethod,
+}
+
+impl DeclineCode {
+    /// Its name in events and in the database.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GenericDecline => "GENERIC_DECLINE",
+            Self::InsufficientFunds => "INSUFFICIENT_FUNDS",
+            Self::ExpiredCard => "EXPIRED_CARD",
+            Self::IncorrectCvc => "INCORRECT_CVC",
+            Self::LostCard => "LOST_CARD",
+            Self::StolenCard => "STOLEN_CARD",
+            Self::ProcessingError => "PROCESSING_ERROR",
+            Self::Fraudulent => "FRAUDULENT",
+            Self::InvalidPaymentDetails => "INVALID_PAYMENT_DETAILS",
+            Self::InvalidAmount => "INVALID_AMOUNT",
+            Self::GatewayTimeout => "GATEWAY_TIMEOUT",
+        }
+    }
+
+    /// The code of a name.
+    pub fn of(name: &str) -> Option<Self> {
+        DECLINE_CODES.into_iter().find(|code| code.name() == name)
+    }
+
+    /// What can be done about it.
+    #[rustfmt::skip]
+    pub const fn advice(self) -> Advice {
+        match self {
+            Self::LostCard | Self::StolenCard | Self::Fraudulent => Advice::DoNotRetry,
+            Self::InvalidAmount                                  => Advice::DoNotRetry,
+            Self::ProcessingError | Self::GatewayTimeout         => Advice::RetryLater,
+            Self::GenericDecline | Self::InsufficientFunds       => Advice::UseOtherMethod,
+            Self::ExpiredCard | Self::IncorrectCvc               => Advice::UseOtherMethod,
+            Self::InvalidPaymentDetails                          => Advice::UseOtherMethod,
+        }
+    }
+
+    /// A sentence.
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::GenericDecline => "the issuer declined the payment and gave no reason",
+            Self::InsufficientFunds => "the account has insufficient funds",
+            Self::ExpiredCard => "the card has expired",
+            Self::IncorrectCvc => "the card's security code is wrong",
+            Self::LostCard => "the card is reported lost",
+            Self::StolenCard => "the card is reported stolen",
+            Self::ProcessingError => "the issuer could not process the payment",
+            Self::Fraudulent => "the issuer takes the payment for fraud",
+            Self::InvalidPaymentDetails => "the payment details are malformed, or the payment method is unknown",
+            Self::InvalidAmount => "the amount is not positive, over the limit, or in an unknown currency",
+            Self::GatewayTimeout => "the payment gateway did not answer in time; nothing was charged",
+        }
+    }
+}
+
+/// The payment of an order, as it is kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Payment {
+    /// The key.
+    pub order_id: OrderId,
+    /// The customer. None on a tombstone that came before the payment.
+    pub user_id: Option<UserId>,
+    /// Where it is.
+    pub state: State,
+    /// What is charged. None on a tombstone, and when the currency is unknown.
+    pub amount: Option<Money>,
+    /// Kept only while the charge may still have to be asked for.
+    pub payment_method: Option<PaymentMethod>,
+    /// Where the receipt goes.
+    pub contact_email: Option<String>,
+    /// Of the command that asked for it. None on a tombstone.
+    pub fingerprint: Option<String>,
+    /// Counts the changes.
+    pub version: i64,
+    /// Counts the rows of `payment_attempt`.
+    pub attempt: i32,
+    /// How many tries came to nothing since something was last decided.
+    pub tries: u32,
+    /// When the effect that it owes is due; None when it owes none.
+    pub next_attempt_time: Option<Timestamp>,
+    /// Which instance performs the effect.
+    pub lease_owner: Option<String>,
+    /// Until when it is left to that instance.
+    pub lease_until: Timestamp,
+    /// When the first question began that got no answer.
+    pub doubt_since: Option<Timestamp>,
+    /// Has the order asked to cancel?
+    pub cancel_asked: bool,
+    /// The number of the refund that the order asked for last; 0 before any.
+    pub refund_n: i32,
+    /// Why it was declined or failed.
+    pub decline_code: Option<DeclineCode>,
+    /// The gateway's id of the charge, when charged.
+    pub charge_id: Option<String>,
+    /// Why the last try came to nothing.
+    pub last_error: Option<String>,
+    /// The call that asked for what is owed: later attempts are its children.
+    pub traceparent: String,
+    /// When it was recorded.
+    pub create_time: Timestamp,
+    /// When it last changed.
+    pub update_time: Timestamp,
+}
+
+impl Payment {
+    /// What it owes.
+    pub fn owes(&self) -> Option<Effect> {
+        owes(self.state, self.refund_n)
+    }
+
+    /// Has the order asked to cancel?
+    pub fn asked(&self) -> CancelAsked {
+        if self.cancel_asked { CancelAsked::Yes } else { CancelAsked::No }
+    }
+
+    /// The call that asked for what is owed.
+    pub fn parent(&self) -> Option<TraceParent> {
+        self.traceparent.parse().ok()
+    }
+}
+
+/// A row of `payment_attempt`: a try at the gateway, or a change that came without one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attempt {
+    /// From 1.
+    pub attempt: i32,
+    /// [`Effect::name`], or "record".
+    pub effect: String,
+    /// What came of it.
+    pub outcome: String,
+    /// The state afterwards.
+    pub state: State,
+    /// When it ended.
+    pub time: Timestamp,
+    /// The trace that it is part of.
+    pub trace_id: String,
+    /// Its span.
+    pub span_id: String,
+}
+
+/// The key under which an order is charged: one order, one key, one charge.
+pub fn charge_key(order_id: OrderId) -> String {
+    format!("order-{order_id}-charge")
+}
+
+/// The key of an order's refund number `n`.
+pub fn refund_key(order_id: OrderId, n: i32) -> String {
+    format!("order-{order_id}-refund-{n}")
+}
+
+/// The order of a charge key; None when the key is not one of ours.
+pub fn order_of(charge_key: &str) -> Option<OrderId> {
+    charge_key.strip_prefix("order-")?.strip_suffix("-charge")?.parse().ok()
+}
+
+/// The event that entering a state is: the value of its attribute `operation`, and its outcome. None for the states that
+/// are not settled: doubt is no event.
+pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Option<(&'static str, Outcome)> {
+    let failed = |kind: &str, reason: &str, message: String| {
+        Outcome::Failed(EventError { kind: kind.to_owned(), reason: reason.to_owned(), message })
+    };
+    let code = decline.unwrap_or(DeclineCode::GenericDecline);
+    match state {
+        State::Succeeded => Some(("charge", Outcome::Success)),
+        State::Refunded => Some(("refund", Outcome::Success)),
+        State::Cancelled => Some(("cancel", Outcome::Success)),
+        State::Declined => Some(("charge", failed("PaymentDeclined", code.name(), code.message().to_owned()))),
+        State::Failed => Some(("charge", failed("GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT", code.message().to_owned()))),
+        State::RefundRefused => {
+            let message = format!("the gateway refuses to give the money back: {detail}");
+            Some(("refund", failed("REFUND_REFUSED", "REFUND_REFUSED", message)))
+        }
+        State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,
+    }
+}
+
+/// At most so many bytes of a text that came from outside.
+pub(crate) fn shortened(text: &str, most: usize) -> String {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::STATES;
+    use kernel::{IdSource, SystemIds};
+
+    #[test]
+    fn a_charge_key_leads_back_to_its_order() {
+        let order_id = OrderId::from_uuid(SystemIds.uuid());
+        assert_eq!(order_of(&charge_key(order_id)), Some(order_id));
+        assert_ne!(refund_key(order_id, 1), refund_key(order_id, 2));
+        for key in
+            ["", "order-7-charge", "order--charge", &refund_key(order_id, 1), &charge_key(order_id).to_uppercase()]
+        {
+            assert_eq!(order_of(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn what_is_settled_is_an_event_and_nothing_else_is() {
+        for state in STATES {
+            assert_eq!(event_of(state, None, "").is_some(), state.is_settled(), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_code_reads_the_name_that_it_prints() {
+        for code in DECLINE_CODES {
+            assert_eq!(DeclineCode::of(code.name()), Some(code));
+        }
+    }
+
+    #[test]
+    fn a_payment_method_is_never_printed() {
+        assert_eq!(format!("{:?}", PaymentMethod::new("pm_card_visa")), "PaymentMethod(..)");
+    }
+
+    #[test]
+    fn a_text_is_shortened_at_a_characters_edge() {
+        assert_eq!(shortened("aäb", 2), "a");
+        assert_eq!(shortened("ab", 5), "ab");
+    }
+}

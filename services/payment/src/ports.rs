@@ -1,0 +1,295 @@
+//! What the service needs of others: the payment gateway, and somebody to tell of late results. Traits, so that tests and
+//! the crash suite bring their own; and their gRPC clients.
+
+use std::fmt;
+use std::time::Duration;
+
+use contracts::gateway::v1 as proto;
+use contracts::gateway::v1::payment_gateway_service_client::PaymentGatewayServiceClient;
+use contracts::order::v1::ConfirmPaymentRequest;
+use contracts::order::v1::payment_confirmation_service_client::PaymentConfirmationServiceClient;
+use futures_util::future::BoxFuture;
+use kernel::{Money, OrderId};
+use mesh::Channel;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Code, Request, Status};
+
+use crate::payment::{DeclineCode, PaymentMethod, shortened};
+
+/// How much of somebody else's message is kept.
+const MAX_MESSAGE_BYTES: usize = 200;
+/// How many rows of the ledger are asked for at a time.
+const LEDGER_PAGE: i32 = 1_000;
+
+/// Where a charge is, as the gateway says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChargeStatus {
+    /// The money was taken.
+    Succeeded,
+    /// The issuer said no.
+    Declined(DeclineCode),
+    /// A tombstone.
+    Cancelled,
+    /// The money was taken and given back.
+    Refunded,
+}
+
+impl ChargeStatus {
+    /// Its name in the gateway's contract.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Succeeded => "SUCCEEDED",
+            Self::Declined(_) => "DECLINED",
+            Self::Cancelled => "CANCELLED",
+            Self::Refunded => "REFUNDED",
+        }
+    }
+}
+
+/// A row of the gateway's ledger.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Charge {
+    /// The gateway's id.
+    pub charge_id: String,
+    /// Our key.
+    pub charge_key: String,
+    /// Where it is.
+    pub status: ChargeStatus,
+    /// What was, or would have been, taken. None on a tombstone.
+    pub amount: Option<Money>,
+}
+
+/// Asks for a charge.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChargeCommand {
+    /// One key, one charge.
+    pub charge_key: String,
+    /// How much.
+    pub amount: Money,
+    /// Of whom.
+    pub payment_method: PaymentMethod,
+    /// Where the receipt goes.
+    pub receipt_email: String,
+}
+
+/// What became of a refund.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RefundAnswer {
+    /// The money was given back.
+    Refunded,
+    /// The gateway will not, under this key; its reason.
+    Refused(String),
+}
+
+/// No answer that decides anything: silence, or an error, whatever its code.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NoAnswer {
+    /// A class and a sentence.
+    pub message: String,
+    /// The gateway says that it has no such row: an answer to GetCharge alone.
+    pub is_not_found: bool,
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for NoAnswer {}
+
+impl NoAnswer {
+    /// Of a text.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), is_not_found: false }
+    }
+}
+
+impl From<Status> for NoAnswer {
+    fn from(status: Status) -> Self {
+        let error = mesh::error_class(&status);
+        let message = shortened(&format!("{}: {}", error.reason, error.message), MAX_MESSAGE_BYTES);
+        Self { message, is_not_found: status.code() == Code::NotFound }
+    }
+}
+
+/// The payment gateway. Every call has an end of its own.
+pub trait Gateway: Send + Sync + 'static {
+    /// Takes money, once per key.
+    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
+    /// Makes certain that a key is never charged from now on, and answers what stands under it.
+    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
+    /// Gives the money of a charge back, once per refund key.
+    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>>;
+    /// What stands under a key.
+    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
+    /// A page of the ledger, and the token of the next.
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<(Vec<Charge>, Option<String>), NoAnswer>>;
+}
+
+/// Who is told of results that came after the answer.
+pub trait Confirmations: Send + Sync + 'static {
+    /// Tells of an order's payment.
+    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>>;
+}
+
+/// The gateway by gRPC.
+#[derive(Clone)]
+pub struct GrpcGateway {
+    channel: Channel,
+    api_key: MetadataValue<Ascii>,
+    timeout: Duration,
+}
+
+impl fmt::Debug for GrpcGateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrpcGateway").field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+impl GrpcGateway {
+    /// Over a channel, with the merchant's API key. Each call ends after `timeout`.
+    pub fn new(channel: Channel, mut api_key: MetadataValue<Ascii>, timeout: Duration) -> Self {
+        api_key.set_sensitive(true);
+        Self { channel, api_key, timeout }
+    }
+
+    fn client(&self) -> PaymentGatewayServiceClient<Channel> {
+        PaymentGatewayServiceClient::new(self.channel.clone())
+    }
+
+    fn request<M>(&self, message: M) -> Request<M> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request.metadata_mut().insert("x-api-key", self.api_key.clone());
+        request
+    }
+}
+
+impl Gateway for GrpcGateway {
+    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        Box::pin(async move {
+            let request = self.request(proto::CreateChargeRequest {
+                charge_key: command.charge_key,
+                amount: Some(chassis::encode::money(command.amount)),
+                payment_method: command.payment_method.expose().to_owned(),
+                receipt_email: command.receipt_email,
+            });
+            read(self.client().create_charge(request).await?.into_inner().charge)
+        })
+    }
+
+    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        Box::pin(async move {
+            let request = self.request(proto::CancelChargeRequest { charge_key });
+            read(self.client().cancel_charge(request).await?.into_inner().charge)
+        })
+    }
+
+    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>> {
+        Box::pin(async move {
+            let request = self.request(proto::RefundChargeRequest { charge_key, refund_key });
+            let answer = self.client().refund_charge(request).await?.into_inner();
+            // The ledger's word counts more than the flag: a charge that is refunded is refunded, by whichever key.
+            match (read(answer.charge)?.status, answer.refunded) {
+                (ChargeStatus::Refunded, _) => Ok(RefundAnswer::Refunded),
+                (ChargeStatus::Succeeded, false) => {
+                    Ok(RefundAnswer::Refused(shortened(&answer.refusal, MAX_MESSAGE_BYTES)))
+                }
+                (status, refunded) => {
+                    Err(NoAnswer::new(format!("refunded is {refunded}, and yet the charge is {}", status.name())))
+                }
+            }
+        })
+    }
+
+    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        Box::pin(async move {
+            let request = self.request(proto::GetChargeRequest { charge_key });
+            read(self.client().get_charge(request).await?.into_inner().charge)
+        })
+    }
+
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<(Vec<Charge>, Option<String>), NoAnswer>> {
+        Box::pin(async move {
+            let request = self.request(proto::ListChargesRequest { page_size: LEDGER_PAGE, page_token });
+            let page = self.client().list_charges(request).await?.into_inner();
+            let charges = page.charges.into_iter().map(|charge| read(Some(charge))).collect::<Result<_, _>>()?;
+            Ok((charges, Some(page.next_page_token).filter(|token| !token.is_empty())))
+        })
+    }
+}
+
+/// A charge as it came. One that cannot be read decides nothing.
+fn read(charge: Option<proto::Charge>) -> Result<Charge, NoAnswer> {
+    let Some(charge) = charge else { return Err(NoAnswer::new("the answer has no charge")) };
+    let status = match charge.status() {
+        proto::ChargeStatus::Succeeded => ChargeStatus::Succeeded,
+        proto::ChargeStatus::Declined => ChargeStatus::Declined(decline(charge.decline_code())),
+        proto::ChargeStatus::Cancelled => ChargeStatus::Cancelled,
+        proto::ChargeStatus::Refunded => ChargeStatus::Refunded,
+        proto::ChargeStatus::Unspecified => return Err(NoAnswer::new("the answer has a charge of an unknown status")),
+    };
+    let amount =
+        charge.amount.and_then(|amount| Some(Money::new(amount.currency_code.parse().ok()?, amount.minor_units)));
+    Ok(Charge { charge_id: charge.charge_id, charge_key: charge.charge_key, status, amount })
+}
+
+/// A code that a later gateway may add is a decline all the same.
+fn decline(code: proto::DeclineCode) -> DeclineCode {
+    match code {
+        proto::DeclineCode::Unspecified | proto::DeclineCode::GenericDecline => DeclineCode::GenericDecline,
+        proto::DeclineCode::InsufficientFunds => DeclineCode::InsufficientFunds,
+        proto::DeclineCode::ExpiredCard => DeclineCode::ExpiredCard,
+        proto::DeclineCode::IncorrectCvc => DeclineCode::IncorrectCvc,
+        proto::DeclineCode::LostCard => DeclineCode::LostCard,
+        proto::DeclineCode::StolenCard => DeclineCode::StolenCard,
+        proto::DeclineCode::ProcessingError => DeclineCode::ProcessingError,
+        proto::DeclineCode::InvalidPaymentMethod => DeclineCode::InvalidPaymentDetails,
+        proto::DeclineCode::Fraudulent => DeclineCode::Fraudulent,
+    }
+}
+
+/// The Order Service by gRPC.
+#[derive(Clone, Debug)]
+pub struct GrpcConfirmations(Channel);
+
+impl GrpcConfirmations {
+    /// Over a channel to the Order Service.
+    pub fn new(order: Channel) -> Self {
+        Self(order)
+    }
+}
+
+impl Confirmations for GrpcConfirmations {
+    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
+        Box::pin(async move {
+            let request = ConfirmPaymentRequest { order_id: order_id.to_string() };
+            PaymentConfirmationServiceClient::new(self.0.clone()).confirm_payment(request).await?;
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_charge_that_cannot_be_read_decides_nothing() {
+        assert!(read(None).is_err());
+        assert!(read(Some(proto::Charge::default())).is_err());
+        let declined =
+            proto::Charge { status: proto::ChargeStatus::Declined.into(), decline_code: 99, ..Default::default() };
+        let status = read(Some(declined)).expect("readable").status;
+        assert_eq!(status, ChargeStatus::Declined(DeclineCode::GenericDecline));
+    }
+
+    #[test]
+    fn every_status_is_no_answer_whatever_its_code() {
+        let no_answer = NoAnswer::from(Status::failed_precondition("x".repeat(1_000)));
+        assert_eq!(no_answer.message.len(), MAX_MESSAGE_BYTES);
+        assert!(!no_answer.is_not_found);
+        assert!(NoAnswer::from(Status::not_found("no row")).is_not_found);
+    }
+}

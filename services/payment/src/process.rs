@@ -1,0 +1,222 @@
+//! Starting, joining, cancelling a payment, and waiting for it: what is known by the deadline is the answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::{Money, OrderId, UserId};
+use telemetry::{EventSink, Kind, Operation, Parent};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::TaskTracker;
+
+use crate::driver::Driver;
+use crate::error::Error;
+use crate::payment::{DeclineCode, EVENT_TYPE, Payment, PaymentMethod};
+use crate::store::{Draft, OpenOperation, Opened, Store};
+use crate::waiters::{Waiter, Waiters};
+
+/// Left of a call's time for its answer to travel.
+const ANSWER_MARGIN: Duration = Duration::from_millis(250);
+/// How often to look at a payment that another instance may be driving.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Asks for a payment.
+#[derive(Clone, Debug)]
+pub struct ProcessCommand {
+    /// The key.
+    pub order_id: OrderId,
+    /// The customer.
+    pub user_id: UserId,
+    /// None when the currency is not known here.
+    pub amount: Option<Money>,
+    /// How it is paid.
+    pub payment_method: PaymentMethod,
+    /// Where the receipt goes.
+    pub contact_email: String,
+    /// Is the method's form that of a token, and the e-mail's that of an address?
+    pub are_details_sound: bool,
+    /// Of the command as it came.
+    pub fingerprint: String,
+}
+
+/// Asks that nothing stays charged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CancelCommand {
+    /// The key.
+    pub order_id: OrderId,
+    /// Which refund, from 1.
+    pub refund_n: i32,
+}
+
+/// Limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most that is charged, in minor units of whatever currency.
+    pub amount_minor_units: i64,
+    /// The longest that a call waits for its payment to settle.
+    pub answer_within: Duration,
+}
+
+/// Starts, joins and cancels payments.
+#[derive(Clone)]
+pub struct Processor {
+    /// The payments.
+    pub store: Store,
+    /// Who drives them.
+    pub driver: Driver,
+    /// Who waits for them.
+    pub waiters: Waiters,
+    /// Where events go.
+    pub events: Arc<dyn EventSink>,
+    /// Drives outlive their callers here.
+    pub tasks: TaskTracker,
+    /// Limits.
+    pub limits: Limits,
+}
+
+impl std::fmt::Debug for Processor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Processor").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+struct Started {
+    opened: Opened,
+    waiter: Waiter,
+}
+
+impl Processor {
+    /// Starts or joins the payment of an order, and answers what is known when it settles or the time is up. The drive
+    /// is a task of its own: it outlives the call.
+    ///
+    /// # Errors
+    /// The order has a payment by another command; the database.
+    pub async fn process(&self, command: ProcessCommand, call: &Operation) -> Result<Payment, Error> {
+        call.set_order(command.order_id.as_uuid());
+        call.set_user(command.user_id.as_uuid());
+        let declined = self.check(&command);
+        let draft = Draft {
+            order_id: command.order_id,
+            user_id: command.user_id,
+            amount: command.amount,
+            payment_method: command.payment_method,
+            contact_email: command.contact_email,
+            fingerprint: command.fingerprint.clone(),
+            declined,
+            parent: call.place(),
+        };
+        let open = self.opener("process_payment", call, command.order_id, Some(command.user_id));
+        let store = self.store.clone();
+        let started =
+            self.start(command.order_id, move |lease| async move { store.open(draft, lease, open).await }).await?;
+        // A tombstone that came first has no command to compare with: the answer is CANCELLED.
+        if started.opened.payment.fingerprint.as_ref().is_some_and(|stored| *stored != command.fingerprint) {
+            return Err(Error::RequestIdReused);
+        }
+        Ok(self.answer(started).await)
+    }
+
+    /// Makes certain that nothing stays charged for an order, and answers what is known when that is settled or the time
+    /// is up.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn cancel(&self, command: CancelCommand, call: &Operation) -> Result<Payment, Error> {
+        call.set_order(command.order_id.as_uuid());
+        let open = self.opener("cancel_payment", call, command.order_id, None);
+        let (store, parent) = (self.store.clone(), call.place());
+        let CancelCommand { order_id, refund_n } = command;
+        let started = self
+            .start(order_id, move |lease| async move { store.cancel(order_id, refund_n, parent, lease, open).await })
+            .await?;
+        Ok(self.answer(started).await)
+    }
+
+    /// Our own checks: a payment that they refuse is recorded DECLINED, and the gateway is never asked.
+    fn check(&self, command: &ProcessCommand) -> Option<DeclineCode> {
+        let is_amount_sound =
+            command.amount.is_some_and(|amount| (1..=self.limits.amount_minor_units).contains(&amount.minor_units()));
+        if !is_amount_sound {
+            Some(DeclineCode::InvalidAmount)
+        } else if !command.are_details_sound {
+            Some(DeclineCode::InvalidPaymentDetails)
+        } else {
+            None
+        }
+    }
+
+    /// Opens (or cancels) and drives in one task of its own, so that a caller who goes away in between leaves no lease
+    /// behind that nobody works for.
+    async fn start<W, F>(&self, order_id: OrderId, open: W) -> Result<Started, Error>
+    where
+        W: FnOnce(Option<crate::store::Lease>) -> F + Send + 'static,
+        F: Future<Output = Result<Opened, storage::Error>> + Send,
+    {
+        let (answer, answered) = oneshot::channel();
+        let (driver, waiters) = (self.driver.clone(), self.waiters.clone());
+        self.tasks.spawn(async move {
+            let permit = driver.permit();
+            let lease = permit.as_ref().map(|_| driver.lease());
+            let opened = match open(lease).await {
+                Ok(opened) => opened,
+                Err(error) => return drop(answer.send(Err(error))),
+            };
+            let to_drive = opened.is_ours.then(|| opened.payment.clone()).zip(permit);
+            // Waiting begins before driving does, and after the change: what settled before it is not the answer.
+            let waiter = waiters.join(order_id);
+            let _ = answer.send(Ok(Started { opened, waiter }));
+            if let Some((payment, permit)) = to_drive {
+                driver.drive(payment, permit).await;
+            }
+        });
+        Ok(answered.await.unwrap_or(Err(storage::Error::Panicked))?)
+    }
+
+    async fn answer(&self, started: Started) -> Payment {
+        let Started { opened: Opened { payment, is_ours }, mut waiter } = started;
+        if payment.state.is_settled() {
+            return payment;
+        }
+        let left = mesh::time_left().map_or(Duration::MAX, |left| left.saturating_sub(ANSWER_MARGIN));
+        let end = Instant::now() + left.min(self.limits.answer_within);
+        loop {
+            // Our own drive wakes us; another instance's does not.
+            let next_look = if is_ours { end } else { end.min(Instant::now() + LOOK_INTERVAL) };
+            tokio::select! {
+                Some(settled) = waiter.settled() => return settled,
+                () = sleep_until(next_look) => {}
+            }
+            let is_over = Instant::now() >= end;
+            if is_over && let Some(settled) = waiter.leave_if_settled() {
+                return settled;
+            }
+            // A database that is away for this read changes nothing of what is known.
+            let seen = self.store.find(payment.order_id).await.ok().flatten();
+            match seen {
+                Some(seen) if is_over || seen.state.is_settled() => return seen,
+                None if is_over => return payment,
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    /// Opens the operation of a change that is made without the gateway: a child of the call, not held open by it.
+    fn opener(
+        &self,
+        name: &'static str,
+        call: &Operation,
+        order_id: OrderId,
+        user_id: Option<UserId>,
+    ) -> OpenOperation {
+        let (events, place) = (self.events.clone(), call.place());
+        Arc::new(move || {
+            let operation =
+                Operation::open(Kind::Internal, name, Parent::Remote(place), Some(EVENT_TYPE), Some(events.clone()));
+            operation.set_order(order_id.as_uuid());
+            if let Some(user_id) = user_id {
+                operation.set_user(user_id.as_uuid());
+            }
+            operation
+        })
+    }
+}

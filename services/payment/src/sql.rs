@@ -1,0 +1,69 @@
+//! The hot statements, written out: SQL that SQLite and PostgreSQL both understand, made once.
+//!
+//! `$now` is the last clock: on PostgreSQL a NULL stands for the database's own (the transaction's start, so that it can be
+//! compared by index).
+
+const POSTGRES_NOW: &str = "COALESCE($NOW, CAST(EXTRACT(EPOCH FROM now()) * 1000000 AS BIGINT))";
+
+/// The statements of one kind of database.
+pub(crate) struct Sql {
+    pub(crate) insert: String,
+    pub(crate) insert_attempt: String,
+    pub(crate) write: String,
+    pub(crate) claim: String,
+    pub(crate) any_due: String,
+    pub(crate) claim_due: String,
+    pub(crate) free: String,
+    pub(crate) in_doubt: String,
+}
+
+impl Sql {
+    pub(crate) fn new(is_postgres: bool) -> Self {
+        let now = |parameter: &str| {
+            if is_postgres { POSTGRES_NOW.replace("$NOW", parameter) } else { parameter.to_owned() }
+        };
+        let skip_locked = if is_postgres { "FOR UPDATE SKIP LOCKED" } else { "" };
+        Self {
+            insert: format!(
+                "INSERT INTO payment (order_id, user_id, state, amount, currency, payment_method, contact_email, fingerprint, \
+                 version, attempt, tries, next_attempt_time, lease_owner, lease_until, cancel_asked, refund_n, decline_code, \
+                 traceparent, create_time, update_time) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 1, $9, 0, {now} + $10, $11, COALESCE({now} + $12, 0), $13, $14, $15, \
+                 $16, $17, $17) ON CONFLICT (order_id) DO NOTHING",
+                now = now("$18"),
+            ),
+            insert_attempt:
+                "INSERT INTO payment_attempt (order_id, attempt, effect, outcome, state, time, trace_id, span_id) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+                    .to_owned(),
+            write: format!(
+                "UPDATE payment SET state = $1, attempt = $2, tries = $3, next_attempt_time = {now} + $4, lease_owner = $5, \
+                 lease_until = COALESCE({now} + $6, 0), doubt_since = $7, cancel_asked = $8, refund_n = $9, decline_code = $10, \
+                 charge_id = $11, last_error = $12, traceparent = $13, payment_method = $14, update_time = $15, \
+                 version = version + 1 WHERE order_id = $17 AND version = $18",
+                now = now("$16"),
+            ),
+            claim: format!(
+                "UPDATE payment SET lease_owner = $1, lease_until = {now} + $2 \
+                 WHERE order_id = $4 AND next_attempt_time <= {now} AND lease_until <= {now} RETURNING *",
+                now = now("$3"),
+            ),
+            any_due: format!(
+                "SELECT 1 AS due FROM payment WHERE next_attempt_time <= {now} AND lease_until <= {now} LIMIT 1",
+                now = now("$1"),
+            ),
+            claim_due: format!(
+                "UPDATE payment SET lease_owner = $1, lease_until = {now} + $2 WHERE order_id IN \
+                 (SELECT order_id FROM payment WHERE next_attempt_time <= {now} AND lease_until <= {now} \
+                 ORDER BY next_attempt_time LIMIT $4 {skip_locked}) RETURNING *",
+                now = now("$3"),
+            ),
+            free: "UPDATE payment SET lease_owner = NULL, lease_until = 0 \
+                 WHERE lease_owner = $1 AND next_attempt_time IS NOT NULL"
+                .to_owned(),
+            in_doubt: "SELECT COUNT(*) AS count, MIN(doubt_since) AS oldest FROM payment \
+                 WHERE next_attempt_time IS NOT NULL AND state = 'IN_DOUBT'"
+                .to_owned(),
+        }
+    }
+}

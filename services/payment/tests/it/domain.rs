@@ -1,0 +1,457 @@
+//! The payment's life, with a scripted gateway.
+
+use std::sync::{Arc, Mutex};
+
+use kernel::{Clock, Money};
+use payment::driver::{Point, Step};
+use payment::error::Error;
+use payment::lifecycle::State;
+use payment::payment::{DECLINE_CODES, DeclineCode, charge_key};
+use payment::ports::{Charge, ChargeStatus};
+use payment::process::ProcessCommand;
+use payment::reconcile::Ledger;
+use payment::store::Lease;
+
+use crate::scripted::Turn;
+use crate::world::{DOUBT_LIMIT, LEASE, LONG, StopAt, World};
+
+fn ok(operation: &str) -> (String, Option<String>) {
+    (operation.to_owned(), None)
+}
+
+fn failed(operation: &str, error: &str) -> (String, Option<String>) {
+    (operation.to_owned(), Some(error.to_owned()))
+}
+
+#[tokio::test]
+async fn a_payment_is_charged_once_however_often_it_is_asked_for() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    for _ in 0..3 {
+        let payment = world.process(&one).await;
+        assert_eq!((payment.state, payment.version), (State::Succeeded, 2));
+        assert!(payment.charge_id.is_some());
+        assert_eq!(payment.payment_method, None, "the secret is kept no longer than it is needed");
+    }
+    assert_eq!(world.gateway.calls().len(), 1);
+    assert_eq!(world.events().await, [ok("charge")]);
+    assert_eq!(world.attempts().await, [("create_charge".to_owned(), State::Succeeded)]);
+    assert!(!world.told.was_told_of(world.order_id), "who waited was answered");
+}
+
+#[tokio::test]
+async fn a_decline_is_final_and_tells_its_code() {
+    for code in DECLINE_CODES {
+        let world = World::new().await;
+        world.gateway.declines(code);
+        let payment = world.process(&world.instance("one")).await;
+        assert_eq!((payment.state, payment.decline_code), (State::Declined, Some(code)));
+        assert_eq!(world.events().await, [failed("charge", &format!("PaymentDeclined {}", code.name()))]);
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again_and_charges_once() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.script([Turn::AnswerLost, Turn::Silent]);
+    assert_eq!(world.process(&one).await.state, State::InDoubt);
+    assert_eq!(world.events().await, [], "doubt is no event");
+    world.when_due(&one).await;
+    assert_eq!(world.state().await, State::InDoubt);
+    world.when_due(&one).await;
+    assert_eq!(world.state().await, State::Succeeded);
+    assert_eq!(world.gateway.money_taken(), 1);
+    assert_eq!(world.events().await, [ok("charge")]);
+    assert!(world.told.was_told_of(world.order_id), "nobody waited any more, so the order is told");
+}
+
+#[tokio::test]
+async fn doubt_past_its_limit_is_given_up_only_when_certainly_not_charged() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.script([Turn::Silent; 2]);
+    assert_eq!(world.process(&one).await.state, State::InDoubt);
+    assert!(world.payment().await.payment_method.is_some(), "it may have to be asked for again");
+    let steps = world.later(&one, 2).await;
+    assert!(matches!(&steps[..], [Step::GoesOn(on), ..] if on.state == State::Cancelling), "{steps:?}");
+    let payment = world.payment().await;
+    assert_eq!((payment.state, payment.decline_code), (State::Failed, Some(DeclineCode::GatewayTimeout)));
+    assert_eq!(world.gateway.money_taken(), 0);
+    assert_eq!(world.events().await, [failed("charge", "GATEWAY_TIMEOUT GATEWAY_TIMEOUT")]);
+}
+
+#[tokio::test]
+async fn doubt_past_its_limit_that_turns_out_charged_succeeds() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.script([Turn::AnswerLost, Turn::Silent]);
+    world.process(&one).await;
+    world.later(&one, 2).await;
+    assert_eq!(world.state().await, State::Succeeded);
+    let effects: Vec<String> = world.attempts().await.into_iter().map(|(effect, _)| effect).collect();
+    assert_eq!(effects, ["create_charge", "create_charge", "cancel_charge"]);
+    assert_eq!(world.events().await, [ok("charge")]);
+}
+
+#[tokio::test]
+async fn a_try_in_doubt_is_due_no_later_than_the_limit() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.falls_silent(true);
+    world.process(&one).await;
+    let since = world.payment().await.doubt_since.expect("in doubt");
+    for _ in 0..12 {
+        let payment = world.payment().await;
+        if payment.state != State::InDoubt {
+            break;
+        }
+        let due = payment.next_attempt_time.expect("due");
+        assert!(due <= since.plus(DOUBT_LIMIT), "the last try of all is made when doubt ends");
+        world.when_due(&one).await;
+    }
+    assert_eq!(world.state().await, State::Cancelling);
+}
+
+#[tokio::test]
+async fn a_gateway_that_stays_silent_decides_nothing_ever() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.falls_silent(true);
+    world.process(&one).await;
+    world.later(&one, 30).await;
+    assert_eq!(world.state().await, State::Cancelling);
+    world.gateway.falls_silent(false);
+    world.later(&one, 1).await;
+    assert_eq!(world.state().await, State::Failed);
+}
+
+/// How the payment is when the order cancels, and what that ends in.
+#[tokio::test]
+async fn a_cancel_leaves_nothing_charged_whenever_it_comes() {
+    let cases: [(&str, &[Turn], State); 6] = [
+        ("pending, its driver died before it asked", &[], State::Cancelled),
+        ("in doubt, not charged", &[Turn::Silent], State::Cancelled),
+        ("in doubt, charged", &[Turn::AnswerLost], State::Refunded),
+        ("charged", &[Turn::Fine], State::Refunded),
+        (
+            "charged, and the cancelling is silent at first",
+            &[Turn::Fine, Turn::Silent, Turn::AnswerLost],
+            State::Refunded,
+        ),
+        ("in doubt, and the tombstone's answer is lost", &[Turn::Silent, Turn::AnswerLost], State::Cancelled),
+    ];
+    for (case, turns, expected) in cases {
+        let world = World::new().await;
+        let stop = (turns.is_empty()).then_some((Point::BeforeEffect, State::Pending));
+        let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(stop))), 8);
+        world.gateway.script(turns.iter().copied());
+        world.process(&one).await;
+        world.cancel(&one, 1).await;
+        world.later(&one, 3).await;
+        let payment = world.payment().await;
+        assert_eq!(payment.state, expected, "{case}");
+        assert!(payment.cancel_asked, "{case}");
+        assert!(!world.gateway.holds_money(), "{case}");
+        let name = if expected == State::Refunded { "refund" } else { "cancel" };
+        assert_eq!(world.events().await.iter().filter(|event| **event == ok(name)).count(), 1, "{case}");
+        assert_eq!(world.cancel(&one, 1).await.version, payment.version, "{case}: asked twice, it changes nothing");
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_is_answered_with_what_it_came_to() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.process(&one).await;
+    assert_eq!(world.cancel(&one, 1).await.state, State::Refunded);
+    assert_eq!(world.events().await, [ok("charge"), ok("refund")]);
+    assert!(!world.told.was_told_of(world.order_id));
+}
+
+#[tokio::test]
+async fn a_cancel_during_doubts_own_cancelling_refunds_what_turns_out_charged() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.script([Turn::AnswerLost, Turn::Silent, Turn::Silent, Turn::Silent]);
+    world.process(&one).await;
+    world.later(&one, 1).await;
+    assert_eq!(world.state().await, State::Cancelling, "the limit began it");
+    world.cancel(&one, 1).await;
+    world.later(&one, 3).await;
+    assert_eq!(world.state().await, State::Refunded);
+}
+
+#[tokio::test]
+async fn a_cancel_that_comes_first_is_a_tombstone_and_the_gateway_is_never_asked() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    let tombstone = world.cancel(&one, 1).await;
+    assert_eq!((tombstone.state, tombstone.amount), (State::Cancelled, None));
+    assert_eq!(world.process(&one).await.state, State::Cancelled);
+    world.later(&one, 2).await;
+    assert_eq!(world.gateway.calls(), [""; 0]);
+    assert_eq!(world.events().await, [ok("cancel")]);
+    assert_eq!(world.attempts().await, [("record".to_owned(), State::Cancelled)]);
+}
+
+/// The hole in the first design: a stalled driver charges an order that was cancelled meanwhile.
+#[tokio::test]
+async fn a_driver_that_wakes_after_the_cancel_charges_nothing() {
+    let world = World::new().await;
+    let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((Point::BeforeEffect, State::Pending))))), 8);
+    let stalled = world.process(&one).await;
+    assert_eq!(world.cancel(&world.instance("two"), 1).await.state, State::Cancelled);
+    let step = one.driver.step(stalled).await.expect("a try");
+    assert_eq!(step, Step::Lost);
+    assert_eq!(world.gateway.money_taken(), 0);
+    assert_eq!(world.state().await, State::Cancelled);
+    assert_eq!(world.events().await, [ok("cancel")]);
+}
+
+#[tokio::test]
+async fn a_refused_refund_rests_until_a_larger_number() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.refuses_refunds(1);
+    world.process(&one).await;
+    let refused = world.cancel(&one, 1).await;
+    assert_eq!((refused.state, refused.refund_n), (State::RefundRefused, 1));
+    assert!(refused.last_error.is_some_and(|error| error.contains("on purpose")));
+    assert_eq!(world.cancel(&one, 1).await.state, State::RefundRefused, "the same number is answered, not tried");
+    let refunded = world.cancel(&one, 2).await;
+    assert_eq!((refunded.state, refunded.refund_n), (State::Refunded, 2));
+    assert_eq!(world.events().await, [ok("charge"), failed("refund", "REFUND_REFUSED REFUND_REFUSED"), ok("refund")]);
+    assert!(!world.gateway.holds_money());
+}
+
+#[tokio::test]
+async fn two_drivers_at_once_charge_once_and_tell_once() {
+    let world = World::new().await;
+    let (one, two) = (
+        world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((Point::BeforeEffect, State::Pending))))), 8),
+        world.instance("two"),
+    );
+    let pending = world.process(&one).await;
+    let (first, second) = tokio::join!(one.driver.step(pending.clone()), two.driver.step(pending));
+    let steps = [first.expect("a try"), second.expect("a try")];
+    assert_eq!(steps.iter().filter(|step| **step == Step::Lost).count(), 1);
+    assert_eq!(steps.iter().filter(|step| matches!(step, Step::Settled(_))).count(), 1);
+    assert_eq!(world.gateway.money_taken(), 1);
+    assert_eq!(world.events().await, [ok("charge")]);
+    assert_eq!(world.attempts().await.len(), 1);
+}
+
+#[tokio::test]
+async fn whatever_point_a_driver_dies_at_another_ends_it_the_same() {
+    for point in [Point::BeforeEffect, Point::AfterEffect, Point::AfterRecord] {
+        let world = World::new().await;
+        let at = if point == Point::AfterRecord { State::Succeeded } else { State::Pending };
+        let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((point, at))))), 8);
+        let known = world.process(&one).await.state;
+        assert_eq!(known, at, "{point:?}");
+        let two = world.instance("two");
+        assert_eq!(two.driver.tick().await.expect("nothing due"), [], "{point:?}: the lease is the dead one's");
+        world.clock.advance(LEASE);
+        two.driver.tick().await.expect("a try");
+        assert_eq!(world.state().await, State::Succeeded, "{point:?}");
+        assert_eq!(world.gateway.money_taken(), 1, "{point:?}");
+        assert_eq!(world.events().await, [ok("charge")], "{point:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_instance_takes_its_own_payments_up_at_once() {
+    let world = World::new().await;
+    let dead = world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((Point::AfterEffect, State::Pending))))), 8);
+    world.process(&dead).await;
+    let again = world.instance("one");
+    let polling = tokio::spawn(again.driver.clone().poll());
+    while world.state().await != State::Succeeded {
+        tokio::task::yield_now().await;
+    }
+    again.shutdown.cancel();
+    polling.await.expect("it drains");
+    assert_eq!(world.gateway.money_taken(), 1);
+}
+
+#[tokio::test]
+async fn a_draining_instance_drives_nothing_more_and_frees_its_leases() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    one.shutdown.cancel();
+    let lease = Lease { owner: one.name.to_owned(), length: LEASE };
+    world.gateway.script([Turn::Silent]);
+    world.process(&one).await;
+    world.clock.advance(LONG);
+    assert!(world.store.claim(world.order_id, lease).await.expect("a database").is_some());
+    one.driver.clone().poll().await;
+    let payment = world.payment().await;
+    assert_ne!(payment.state, State::Pending);
+    assert_eq!(payment.lease_owner, None);
+    assert!(one.driver.permit().is_none());
+    let mut world = world;
+    world.another_order();
+    assert_eq!(world.process(&one).await.state, State::Pending, "recorded, and left to the others");
+    world.instance("two").driver.tick().await.expect("a try");
+    assert_eq!(world.state().await, State::Succeeded);
+}
+
+#[tokio::test]
+async fn as_many_as_may_be_are_driven_and_the_rest_lie_due() {
+    let mut world = World::new().await;
+    let one = world.instance_with("one", Arc::new(payment::driver::NoFaults), 1);
+    world.gateway.script([Turn::Hangs]);
+    assert_eq!(world.process(&one).await.state, State::Pending);
+    assert_eq!(one.driver.in_flight(), 1);
+    world.another_order();
+    let waiting = world.process(&one).await;
+    assert_eq!((waiting.state, waiting.lease_owner), (State::Pending, None));
+    assert_eq!(one.driver.tick().await.expect("a try").len(), 1);
+    assert_eq!(world.state().await, State::Succeeded);
+}
+
+#[tokio::test]
+async fn the_drive_goes_on_when_its_caller_has_gone() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    let call = Box::pin(world.process(&one));
+    // One poll hands the work over; then the caller hangs up.
+    let polled = futures_util::future::select(call, std::future::ready(())).await;
+    drop(polled);
+    one.tasks.close();
+    one.tasks.wait().await;
+    assert_eq!(world.state().await, State::Succeeded);
+    assert!(world.told.was_told_of(world.order_id), "nobody waited, so the order is told");
+}
+
+#[tokio::test]
+async fn an_amount_or_details_that_cannot_be_paid_are_declined_without_the_gateway() {
+    let eur = |minor_units| Some(Money::new("EUR".parse().expect("a currency"), minor_units));
+    let cases = [
+        (eur(0), true, DeclineCode::InvalidAmount),
+        (eur(-5), true, DeclineCode::InvalidAmount),
+        (eur(10_001), true, DeclineCode::InvalidAmount),
+        (None, true, DeclineCode::InvalidAmount),
+        (eur(1_999), false, DeclineCode::InvalidPaymentDetails),
+    ];
+    for (amount, are_details_sound, code) in cases {
+        let world = World::new().await;
+        let one = world.instance("one");
+        let command = ProcessCommand { amount, are_details_sound, ..world.command() };
+        for _ in 0..2 {
+            let payment = world.try_process(&one, command.clone()).await.expect("an answer");
+            assert_eq!((payment.state, payment.decline_code), (State::Declined, Some(code)));
+        }
+        assert_eq!(world.gateway.calls(), [""; 0]);
+        assert_eq!(world.events().await, [failed("charge", &format!("PaymentDeclined {}", code.name()))]);
+        assert_eq!(world.attempts().await, [("record".to_owned(), State::Declined)]);
+    }
+}
+
+#[tokio::test]
+async fn an_order_has_one_command() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.process(&one).await;
+    let other = ProcessCommand { fingerprint: "another".into(), ..world.command() };
+    let refused = world.try_process(&one, other).await.expect_err("another command");
+    assert!(matches!(refused, Error::RequestIdReused));
+    assert_eq!(world.payment().await.version, 2, "nothing changed");
+}
+
+#[tokio::test]
+async fn a_settled_payment_owes_nothing_and_is_never_due() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.process(&one).await;
+    assert_eq!(world.payment().await.next_attempt_time, None);
+    assert_eq!(world.later(&one, 3).await, []);
+}
+
+#[tokio::test]
+async fn what_is_in_doubt_is_counted_with_its_age() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    assert_eq!(world.store.in_doubt().await.expect("a count").count, 0);
+    world.gateway.script([Turn::Silent]);
+    world.process(&one).await;
+    let in_doubt = world.store.in_doubt().await.expect("a count");
+    assert_eq!((in_doubt.count, in_doubt.oldest), (1, Some(world.clock.now().as_micros())));
+}
+
+#[tokio::test]
+async fn a_healthy_ledger_has_no_differences_and_a_broken_one_tells_each() {
+    let mut world = World::new().await;
+    let one = world.instance("one");
+    let mut orders = vec![];
+    // Charged; refunded; declined; given up; cancelled before it was asked for; declined by us; on its way.
+    world.process(&one).await;
+    orders.push(world.order_id);
+    world.another_order();
+    world.process(&one).await;
+    world.cancel(&one, 1).await;
+    orders.push(world.order_id);
+    world.another_order();
+    world.gateway.script([Turn::Silent, Turn::Silent]);
+    world.process(&one).await;
+    world.later(&one, 2).await;
+    assert_eq!(world.state().await, State::Failed);
+    orders.push(world.order_id);
+    world.another_order();
+    world.cancel(&one, 1).await;
+    world.another_order();
+    let refused = ProcessCommand { amount: None, ..world.command() };
+    world.try_process(&one, refused).await.expect("an answer");
+    world.another_order();
+    world.gateway.script([Turn::Silent]);
+    world.process(&one).await;
+
+    let healthy = world.reconciler().reconcile().await.expect("a comparison");
+    assert_eq!(healthy.differences, []);
+    assert_eq!((healthy.payment_count, healthy.charge_count, healthy.unfinished_count), (6, 3, 1));
+
+    world.gateway.loses_row(&charge_key(orders[0]));
+    world.gateway.loses_row(&charge_key(orders[2]));
+    let stray = |key: &str| Charge {
+        charge_id: "ch_x".into(),
+        charge_key: key.into(),
+        status: ChargeStatus::Succeeded,
+        amount: world.command().amount,
+    };
+    world.gateway.invents_row(stray("nobody-knows"));
+    world.gateway.invents_row(stray(&charge_key(orders[1])));
+    let broken = world.reconciler().reconcile().await.expect("a comparison");
+    let mut seen: Vec<_> =
+        broken.differences.iter().map(|d| (d.order_id.clone(), d.payment.as_str(), d.gateway.as_str())).collect();
+    let mut expected = vec![
+        (orders[0].to_string(), "SUCCEEDED", "no row"),
+        (orders[1].to_string(), "REFUNDED", "SUCCEEDED"),
+        (orders[2].to_string(), "FAILED", "no row"),
+        ("nobody-knows".to_owned(), "no payment", "SUCCEEDED"),
+    ];
+    seen.sort();
+    expected.sort();
+    assert_eq!(seen, expected);
+
+    world.gateway.falls_silent(true);
+    let refused = world.reconciler().reconcile().await.expect_err("no ledger");
+    assert!(matches!(refused, Error::GatewayUnreachable { .. }));
+}
+
+#[tokio::test]
+async fn an_account_tells_the_attempts_and_what_the_gateway_has() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    assert!(matches!(world.reconciler().account(world.order_id).await, Err(Error::PaymentNotFound)));
+    world.gateway.script([Turn::Silent]);
+    world.process(&one).await;
+    assert_eq!(world.reconciler().account(world.order_id).await.expect("an account").ledger, Ledger::NoRow);
+    world.later(&one, 1).await;
+    let account = world.reconciler().account(world.order_id).await.expect("an account");
+    assert_eq!(account.ledger.to_string(), "SUCCEEDED");
+    let outcomes: Vec<_> = account.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
+    assert_eq!(outcomes, ["no answer: TIMEOUT: silent on purpose", "SUCCEEDED"]);
+    world.gateway.falls_silent(true);
+    assert_eq!(world.reconciler().account(world.order_id).await.expect("an account").ledger, Ledger::NoAnswer);
+}

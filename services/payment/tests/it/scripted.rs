@@ -1,0 +1,199 @@
+//! A gateway in memory, as honest as the real one, whose silence is scripted; and somebody who is told of late results.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::BoxFuture;
+use kernel::OrderId;
+use payment::payment::DeclineCode;
+use payment::ports::{Charge, ChargeCommand, ChargeStatus, Confirmations, Gateway, NoAnswer, RefundAnswer};
+
+/// What becomes of the next call that would change something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Turn {
+    /// Done and answered.
+    Fine,
+    /// Neither done nor answered.
+    Silent,
+    /// Done, and not answered.
+    AnswerLost,
+    /// Neither done nor answered, and never ends.
+    Hangs,
+}
+
+#[derive(Default)]
+struct Inner {
+    turns: VecDeque<Turn>,
+    silent_from_now_on: bool,
+    decline: Option<DeclineCode>,
+    refused_refunds: usize,
+    charges: BTreeMap<String, Charge>,
+    refunds: BTreeMap<String, RefundAnswer>,
+    money_taken: u32,
+    calls: Vec<String>,
+}
+
+/// The gateway.
+#[derive(Default)]
+pub(crate) struct Scripted(Mutex<Inner>);
+
+impl Scripted {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What becomes of the next calls; those after them are fine.
+    pub(crate) fn script(&self, turns: impl IntoIterator<Item = Turn>) {
+        self.lock().turns.extend(turns);
+    }
+
+    /// It answers nobody from now on, or everybody.
+    pub(crate) fn falls_silent(&self, silent: bool) {
+        self.lock().silent_from_now_on = silent;
+    }
+
+    /// The issuer says no.
+    pub(crate) fn declines(&self, code: DeclineCode) {
+        self.lock().decline = Some(code);
+    }
+
+    /// So many refund keys are refused.
+    pub(crate) fn refuses_refunds(&self, count: usize) {
+        self.lock().refused_refunds = count;
+    }
+
+    /// How often money was taken.
+    pub(crate) fn money_taken(&self) -> u32 {
+        self.lock().money_taken
+    }
+
+    /// Money that was taken and not given back.
+    pub(crate) fn holds_money(&self) -> bool {
+        self.lock().charges.values().any(|charge| charge.status == ChargeStatus::Succeeded)
+    }
+
+    /// What was asked, in order: effect and key.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.lock().calls.clone()
+    }
+
+    /// The ledger forgets a row: a difference.
+    pub(crate) fn loses_row(&self, key: &str) {
+        self.lock().charges.remove(key);
+    }
+
+    /// The ledger has a row of its own.
+    pub(crate) fn invents_row(&self, charge: Charge) {
+        self.lock().charges.insert(charge.charge_key.clone(), charge);
+    }
+
+    async fn turn<T>(&self, call: String, work: impl FnOnce(&mut Inner) -> T) -> Result<T, NoAnswer> {
+        let turn = {
+            let mut inner = self.lock();
+            inner.calls.push(call);
+            let scripted = inner.turns.pop_front();
+            scripted.unwrap_or(if inner.silent_from_now_on { Turn::Silent } else { Turn::Fine })
+        };
+        match turn {
+            Turn::Fine => Ok(work(&mut self.lock())),
+            Turn::Silent => Err(NoAnswer::new("TIMEOUT: silent on purpose")),
+            Turn::AnswerLost => {
+                work(&mut self.lock());
+                Err(NoAnswer::new("TIMEOUT: the answer is lost on purpose"))
+            }
+            Turn::Hangs => std::future::pending().await,
+        }
+    }
+}
+
+impl Inner {
+    fn keep(&mut self, key: String, status: ChargeStatus, amount: Option<kernel::Money>) -> Charge {
+        if let Some(charge) = self.charges.get(&key) {
+            return charge.clone();
+        }
+        if status == ChargeStatus::Succeeded {
+            self.money_taken += 1;
+        }
+        let charge =
+            Charge { charge_id: format!("ch_{}", self.charges.len()), charge_key: key.clone(), status, amount };
+        self.charges.insert(key, charge.clone());
+        charge
+    }
+
+    fn refund(&mut self, charge_key: &str, refund_key: String) -> RefundAnswer {
+        let refused = self.refused_refunds;
+        let number = self.refunds.len();
+        let answer = self.refunds.entry(refund_key).or_insert_with(|| {
+            if number < refused { RefundAnswer::Refused("on purpose".into()) } else { RefundAnswer::Refunded }
+        });
+        if *answer == RefundAnswer::Refunded
+            && let Some(charge) = self.charges.get_mut(charge_key)
+        {
+            charge.status = ChargeStatus::Refunded;
+        }
+        answer.clone()
+    }
+}
+
+impl Gateway for Scripted {
+    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        Box::pin(self.turn(format!("create {}", command.charge_key), move |inner| {
+            let status = inner.decline.map_or(ChargeStatus::Succeeded, ChargeStatus::Declined);
+            inner.keep(command.charge_key, status, Some(command.amount))
+        }))
+    }
+
+    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        Box::pin(
+            self.turn(format!("cancel {charge_key}"), move |inner| {
+                inner.keep(charge_key, ChargeStatus::Cancelled, None)
+            }),
+        )
+    }
+
+    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>> {
+        Box::pin(self.turn(format!("refund {refund_key}"), move |inner| inner.refund(&charge_key, refund_key)))
+    }
+
+    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        Box::pin(async move {
+            let inner = self.lock();
+            if inner.silent_from_now_on {
+                return Err(NoAnswer::new("TIMEOUT: silent on purpose"));
+            }
+            let no_row = NoAnswer { message: "CHARGE_NOT_FOUND".into(), is_not_found: true };
+            inner.charges.get(&charge_key).cloned().ok_or(no_row)
+        })
+    }
+
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<(Vec<Charge>, Option<String>), NoAnswer>> {
+        Box::pin(async move {
+            let inner = self.lock();
+            if inner.silent_from_now_on {
+                return Err(NoAnswer::new("TIMEOUT: silent on purpose"));
+            }
+            // Two a page, so that there are pages.
+            let rest: Vec<Charge> =
+                inner.charges.range(page_token.clone()..).map(|(_, charge)| charge.clone()).collect();
+            let next = rest.get(2).map(|charge| charge.charge_key.clone());
+            Ok((rest.into_iter().take(2).collect(), next))
+        })
+    }
+}
+
+/// Notes who is told of.
+#[derive(Default)]
+pub(crate) struct Told(Mutex<BTreeSet<OrderId>>);
+
+impl Told {
+    pub(crate) fn was_told_of(&self, order_id: OrderId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&order_id)
+    }
+}
+
+impl Confirmations for Told {
+    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(order_id);
+        Box::pin(std::future::ready(Ok(())))
+    }
+}

@@ -1,0 +1,214 @@
+//! One store in memory, drivers on it, and a clock that is moved by hand.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kernel::{Clock, IdSource, ManualClock, Money, OrderId, SystemIds, Timestamp, UserId};
+use payment::driver::{Driver, FaultPoint, NoFaults, Options, Parts, Point, Step};
+use payment::error::Error;
+use payment::lifecycle::State;
+use payment::payment::{Payment, PaymentMethod};
+use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
+use payment::reconcile::Reconciler;
+use payment::store::Store;
+use payment::waiters::Waiters;
+use storage::Database;
+use telemetry::{Ended, EventSink, Kind, Operation, Parent, TraceEvent};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::scripted::{Scripted, Told};
+
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+pub(crate) const DOUBT_LIMIT: Duration = Duration::from_secs(60);
+/// So long that no driver waits for its next try by itself: tests say when it is made.
+const BACKOFF: Duration = Duration::from_secs(21);
+/// Longer than any wait between two tries.
+pub(crate) const LONG: Duration = Duration::from_secs(61);
+
+struct Nobody(String);
+
+impl EventSink for Nobody {
+    fn untaken(&self, _ended: Ended) {}
+    fn teller(&self) -> (&str, &str) {
+        ("payment", &self.0)
+    }
+}
+
+/// Stops every driver at a point, once.
+pub(crate) struct StopAt(pub(crate) Mutex<Option<(Point, State)>>);
+
+impl FaultPoint for StopAt {
+    fn at<'a>(&'a self, point: Point, payment: &'a Payment) -> BoxFuture<'a, ControlFlow<()>> {
+        let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let stops = *next == Some((point, payment.state));
+        if stops {
+            *next = None;
+        }
+        let flow = if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        Box::pin(std::future::ready(flow))
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) db: Database,
+    pub(crate) store: Store,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) gateway: Arc<Scripted>,
+    pub(crate) told: Arc<Told>,
+    pub(crate) order_id: OrderId,
+    user_id: UserId,
+}
+
+/// An instance: a driver and what is around it.
+pub(crate) struct Instance {
+    pub(crate) name: &'static str,
+    pub(crate) driver: Driver,
+    pub(crate) processor: Processor,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let db = Database::connect("sqlite::memory:", &storage::Options::default()).await.expect("a database");
+        Store::migrate(&db).await.expect("a schema");
+        let clock = Arc::new(ManualClock::at(Timestamp::from_micros(1_700_000_000_000_000)));
+        Self {
+            store: Store::new(db.clone(), clock.clone()),
+            db,
+            clock,
+            gateway: Arc::default(),
+            told: Arc::default(),
+            order_id: OrderId::from_uuid(SystemIds.uuid()),
+            user_id: UserId::from_uuid(SystemIds.uuid()),
+        }
+    }
+
+    pub(crate) fn another_order(&mut self) {
+        self.order_id = OrderId::from_uuid(SystemIds.uuid());
+    }
+
+    pub(crate) fn instance(&self, name: &'static str) -> Instance {
+        self.instance_with(name, Arc::new(NoFaults), 8)
+    }
+
+    pub(crate) fn instance_with(&self, name: &'static str, faults: Arc<dyn FaultPoint>, max_drives: usize) -> Instance {
+        let events: Arc<dyn EventSink> = Arc::new(Nobody(name.to_owned()));
+        let (tasks, shutdown, waiters) = (TaskTracker::new(), CancellationToken::new(), Waiters::default());
+        let driver = Driver::new(Parts {
+            store: self.store.clone(),
+            gateway: self.gateway.clone(),
+            confirmations: self.told.clone(),
+            clock: self.clock.clone(),
+            ids: Arc::new(SystemIds),
+            events: events.clone(),
+            waiters: waiters.clone(),
+            faults,
+            tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
+            options: Options {
+                instance: name.to_owned(),
+                lease: LEASE,
+                poll_interval: Duration::from_millis(10),
+                backoff: BACKOFF,
+                backoff_cap: Duration::from_secs(60),
+                doubt_limit: DOUBT_LIMIT,
+                max_drives,
+            },
+        });
+        let processor = Processor {
+            store: self.store.clone(),
+            driver: driver.clone(),
+            waiters,
+            events,
+            tasks: tasks.clone(),
+            limits: Limits { amount_minor_units: 10_000, answer_within: Duration::from_millis(20) },
+        };
+        Instance { name, driver, processor, tasks, shutdown }
+    }
+
+    pub(crate) fn command(&self) -> ProcessCommand {
+        ProcessCommand {
+            order_id: self.order_id,
+            user_id: self.user_id,
+            amount: Some(Money::new("EUR".parse().expect("a currency"), 1_999)),
+            payment_method: PaymentMethod::new("pm_card_visa"),
+            contact_email: "ada@example.com".into(),
+            are_details_sound: true,
+            fingerprint: "one".into(),
+        }
+    }
+
+    pub(crate) async fn process(&self, instance: &Instance) -> Payment {
+        self.try_process(instance, self.command()).await.expect("an answer")
+    }
+
+    pub(crate) async fn try_process(&self, instance: &Instance, command: ProcessCommand) -> Result<Payment, Error> {
+        instance.processor.process(command, &call()).await
+    }
+
+    pub(crate) async fn cancel(&self, instance: &Instance, refund_n: i32) -> Payment {
+        let command = CancelCommand { order_id: self.order_id, refund_n };
+        instance.processor.cancel(command, &call()).await.expect("an answer")
+    }
+
+    /// Moves the clock past every wait and every lease, and lets an instance make the tries that are due; so often.
+    pub(crate) async fn later(&self, instance: &Instance, times: u32) -> Vec<Step> {
+        let mut steps = vec![];
+        for _ in 0..times {
+            self.clock.advance(LONG);
+            steps.extend(instance.driver.tick().await.expect("tries"));
+        }
+        steps
+    }
+
+    /// Moves the clock to when the next try is due, and lets an instance make it.
+    pub(crate) async fn when_due(&self, instance: &Instance) {
+        let due = self.payment().await.next_attempt_time.expect("it owes something");
+        self.clock.advance(due.since(self.clock.now()));
+        instance.driver.tick().await.expect("a try");
+    }
+
+    pub(crate) async fn payment(&self) -> Payment {
+        self.store.find(self.order_id).await.expect("a database").expect("a payment")
+    }
+
+    pub(crate) async fn state(&self) -> State {
+        self.payment().await.state
+    }
+
+    /// Effect and state of the attempts.
+    pub(crate) async fn attempts(&self) -> Vec<(String, State)> {
+        let attempts = self.store.attempts(self.order_id).await.expect("a database");
+        attempts.into_iter().map(|attempt| (attempt.effect, attempt.state)).collect()
+    }
+
+    /// Events of all instances: operation, and the error's reason.
+    pub(crate) async fn events(&self) -> Vec<(String, Option<String>)> {
+        let mut events: Vec<TraceEvent> = vec![];
+        for name in ["one", "two"] {
+            events.extend(self.db.outbox().waiting(name, 100).await.expect("events"));
+        }
+        events.sort_by_key(|event| event.event_id);
+        events
+            .into_iter()
+            .map(|event| {
+                assert_eq!(event.event_type, "payment_processing");
+                assert_eq!(event.order_id, Some(self.order_id.as_uuid()));
+                let operation = event.attributes.get("operation").cloned().unwrap_or_default();
+                (operation, event.error.map(|error| format!("{} {}", error.kind, error.reason)))
+            })
+            .collect()
+    }
+
+    pub(crate) fn reconciler(&self) -> Reconciler {
+        Reconciler { store: self.store.clone(), gateway: self.gateway.clone() }
+    }
+}
+
+pub(crate) fn call() -> Operation {
+    Operation::open(Kind::Server, "payment.v1.PaymentService/ProcessPayment", Parent::Root, None, None)
+}
