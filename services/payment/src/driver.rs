@@ -2,30 +2,32 @@
 //!
 //! A lease saves work; it never makes the result right: keys and versions do. Whoever changes a payment sees to it that it
 //! goes on, so whoever loses its compare-and-set just stops. Clock, ids, store, peers and fault points are arguments.
+//!
+//! `effect` asks the gateway and decides by the table; `poll` finds what is due.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use kernel::backoff::full_jitter;
-use kernel::{Clock, IdSource, OrderId, Timestamp};
+use kernel::{Clock, IdSource, OrderId};
 use telemetry::{EventSink, Kind, Operation, Outcome, Parent};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use crate::lifecycle::{Doubt, Effect, Observation, State, after};
-use crate::payment::{Attempt, DeclineCode, EVENT_TYPE, Payment, charge_key, event_of, refund_key};
-use crate::ports::{Charge, ChargeCommand, ChargeStatus, Confirmations, Gateway, NoAnswer, RefundAnswer};
-use crate::store::{Lease, Schedule, Store};
+use crate::lifecycle::Observation;
+use crate::payment::{EVENT_TYPE, Payment, event_of};
+use crate::ports::{Confirmations, Gateway};
+use crate::store::{Lease, Store};
 use crate::waiters::Waiters;
+
+mod effect;
+mod poll;
 
 /// A wait up to this is waited for where the try was made; a longer one lies in the table.
 const SOON: Duration = Duration::from_secs(2);
-/// The most payments that are claimed at a time.
-const MAX_CLAIM: usize = 64;
 /// How often a late result is told.
 const CONFIRM_TRIES: u32 = 3;
 
@@ -137,15 +139,6 @@ impl std::fmt::Debug for Driver {
 #[derive(Debug)]
 pub struct Permit(#[expect(dead_code, reason = "held, and given back when it is dropped")] OwnedSemaphorePermit);
 
-/// What was seen of an effect.
-struct Seen {
-    observation: Observation,
-    decline: Option<DeclineCode>,
-    charge_id: Option<String>,
-    /// For a person.
-    outcome: String,
-}
-
 impl Driver {
     /// Of its parts.
     pub fn new(parts: Parts) -> Self {
@@ -203,6 +196,12 @@ impl Driver {
         if was_full {
             self.0.work.notify_one();
         }
+    }
+
+    /// 0 to 1, out of the last bits of an id: they are random.
+    fn jitter(&self) -> f64 {
+        let bits = u32::try_from(self.0.parts.ids.uuid().as_u128() & 0xffff_ffff).unwrap_or(0);
+        f64::from(bits) / f64::from(u32::MAX)
     }
 
     async fn again_after(&self, order_id: OrderId, wait: Duration) -> Option<(Payment, Permit)> {
@@ -276,95 +275,6 @@ impl Driver {
         operation
     }
 
-    async fn perform(&self, effect: Effect, payment: &Payment) -> Seen {
-        let gateway = &self.0.parts.gateway;
-        let key = charge_key(payment.order_id);
-        match effect {
-            Effect::CreateCharge => match command(payment) {
-                Some(command) => Seen::charge(gateway.create_charge(command).await),
-                // Cannot be: what is PENDING has both. Doubt, and a tombstone after a while, is the safe way out.
-                None => Seen::charge(Err(NoAnswer::new("the payment has no amount or no method"))),
-            },
-            Effect::CancelCharge => Seen::charge(gateway.cancel_charge(key).await),
-            Effect::RefundCharge { n } => {
-                Seen::refund(gateway.refund_charge(key, refund_key(payment.order_id, n)).await)
-            }
-        }
-    }
-
-    /// By the table: the payment afterwards, when it is due, and the attempt.
-    fn decide(
-        &self,
-        before: &Payment,
-        effect: Effect,
-        seen: &Seen,
-        began: Timestamp,
-        operation: &Operation,
-    ) -> (Payment, Schedule, Attempt) {
-        let now = self.0.parts.clock.now();
-        let limit = self.0.parts.options.doubt_limit;
-        let is_past = before.doubt_since.is_some_and(|since| now.since(since) >= limit);
-        let doubt = if is_past { Doubt::PastLimit } else { Doubt::WithinLimit };
-        let state = after(before.state, seen.observation, before.asked(), doubt);
-        let may_charge = matches!(state, State::Pending | State::InDoubt);
-        // Nothing was decided: the same question again, after a while.
-        let asks_again = matches!(
-            (before.state, state),
-            (State::Pending | State::InDoubt, State::Pending | State::InDoubt)
-                | (State::Cancelling, State::Cancelling)
-                | (State::Refunding, State::Refunding)
-        );
-        let mut next = Payment {
-            state,
-            attempt: before.attempt + 1,
-            tries: if asks_again { before.tries.saturating_add(1) } else { 0 },
-            doubt_since: if state == State::InDoubt { before.doubt_since.or(Some(began)) } else { before.doubt_since },
-            payment_method: before.payment_method.clone().filter(|_| may_charge),
-            charge_id: seen.charge_id.clone().or_else(|| before.charge_id.clone()),
-            last_error: (asks_again || seen.observation == Observation::Unknown || state == State::RefundRefused)
-                .then(|| seen.outcome.clone()),
-            ..before.clone()
-        };
-        next.decline_code = match state {
-            State::Declined => Some(seen.decline.unwrap_or(DeclineCode::GenericDecline)),
-            State::Failed => Some(DeclineCode::GatewayTimeout),
-            State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,
-            State::Succeeded | State::Cancelled | State::Refunded | State::RefundRefused => None,
-        };
-        let schedule = if next.owes().is_none() {
-            Schedule::default()
-        } else if asks_again {
-            Schedule { due_in: Some(self.wait(&next, now)), lease: None }
-        } else {
-            Schedule { due_in: Some(Duration::ZERO), lease: Some(self.lease()) }
-        };
-        let attempt = Attempt {
-            attempt: next.attempt,
-            effect: effect.name().to_owned(),
-            outcome: seen.outcome.clone(),
-            state,
-            time: now,
-            trace_id: operation.place().trace_id(),
-            span_id: operation.place().span_id(),
-        };
-        (next, schedule, attempt)
-    }
-
-    /// Until the next try: full jitter; doubt ends at its limit, not at some time after it.
-    fn wait(&self, payment: &Payment, now: Timestamp) -> Duration {
-        let options = &self.0.parts.options;
-        // The last bits of a UUIDv7 are random.
-        let jitter = f64::from(u32::try_from(self.0.parts.ids.uuid().as_u128() & 0xffff_ffff).unwrap_or(0))
-            / f64::from(u32::MAX);
-        let wait = full_jitter(payment.tries, options.backoff, options.backoff_cap, jitter);
-        match (payment.state, payment.doubt_since) {
-            (State::InDoubt, Some(since)) if now.since(since) < options.doubt_limit => {
-                wait.min(since.plus(options.doubt_limit).since(now))
-            }
-            (_, _) => wait,
-        }
-    }
-
     /// Tells those who wait for a settled payment; when nobody does, the Order Service: a wake-up, best effort.
     pub async fn announce(&self, payment: &Payment) {
         let parts = &self.0.parts;
@@ -391,116 +301,5 @@ impl Driver {
         };
         let outcome = told.instrument(operation.span().clone()).await;
         operation.end(outcome);
-    }
-
-    /// Claims what is due and makes one try at each, one after the other: for tests that move the clock themselves.
-    ///
-    /// # Errors
-    /// The database refused.
-    pub async fn tick(&self) -> Result<Vec<Step>, storage::Error> {
-        let count = u32::try_from(MAX_CLAIM).unwrap_or(u32::MAX);
-        let mut steps = vec![];
-        for payment in self.0.parts.store.claim_due(count, self.lease()).await? {
-            let step = self.step(payment).await?;
-            if let Step::Settled(settled) = &step {
-                self.announce(settled).await;
-            }
-            steps.push(step);
-        }
-        Ok(steps)
-    }
-
-    /// Claims due payments and drives them until told to stop; then waits for those that are driven, and gives back the
-    /// leases, so that other instances go on at once.
-    pub async fn poll(self) {
-        let parts = &self.0.parts;
-        // Those of an earlier process of this name: it is dead.
-        if let Err(error) = parts.store.free(&parts.options.instance).await {
-            tracing::warn!(target: "ordermesh", error = %error, "the leases of the last run could not be freed");
-        }
-        loop {
-            if let Err(error) = self.claim_due().await {
-                tracing::warn!(target: "ordermesh", error = %error, "due payments cannot be claimed");
-            }
-            // Half to one and a half times the interval: instances do not poll in step.
-            let pause = full_jitter(1, parts.options.poll_interval, Duration::MAX, rand::random())
-                + parts.options.poll_interval / 2;
-            tokio::select! {
-                () = parts.shutdown.cancelled() => break,
-                () = self.0.work.notified() => {}
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-        let all = u32::try_from(parts.options.max_drives).unwrap_or(u32::MAX);
-        let _drives = self.0.permits.clone().acquire_many_owned(all).await;
-        self.0.permits.close();
-        if let Err(error) = parts.store.free(&parts.options.instance).await {
-            tracing::warn!(target: "ordermesh", error = %error, "leases could not be freed; they run out by themselves");
-        }
-    }
-
-    async fn claim_due(&self) -> Result<(), storage::Error> {
-        loop {
-            let mut permits: Vec<Permit> = std::iter::from_fn(|| self.permit()).take(MAX_CLAIM).collect();
-            let asked = permits.len();
-            if asked == 0 {
-                return Ok(());
-            }
-            let count = u32::try_from(asked).unwrap_or(u32::MAX);
-            let claimed = self.0.parts.store.claim_due(count, self.lease()).await?;
-            let is_all = claimed.len() < asked;
-            for (payment, permit) in claimed.into_iter().zip(permits.drain(..)) {
-                let driver = self.clone();
-                self.0.parts.tasks.spawn(async move { driver.drive(payment, permit).await });
-            }
-            if is_all {
-                return Ok(());
-            }
-        }
-    }
-}
-
-fn command(payment: &Payment) -> Option<ChargeCommand> {
-    Some(ChargeCommand {
-        charge_key: charge_key(payment.order_id),
-        amount: payment.amount?,
-        payment_method: payment.payment_method.clone()?,
-        receipt_email: payment.contact_email.clone().unwrap_or_default(),
-    })
-}
-
-impl Seen {
-    fn charge(answer: Result<Charge, NoAnswer>) -> Self {
-        let charge = match answer {
-            Ok(charge) => charge,
-            Err(error) => return Self::nothing(&error),
-        };
-        let name = charge.status.name();
-        let (observation, decline, outcome) = match charge.status {
-            ChargeStatus::Succeeded => (Observation::Charged, None, name.to_owned()),
-            ChargeStatus::Declined(code) => (Observation::Declined, Some(code), format!("{name} {}", code.name())),
-            ChargeStatus::Cancelled => (Observation::Tombstone, None, name.to_owned()),
-            ChargeStatus::Refunded => (Observation::GivenBack, None, name.to_owned()),
-        };
-        let is_charged = matches!(observation, Observation::Charged | Observation::GivenBack);
-        Self { observation, decline, charge_id: is_charged.then_some(charge.charge_id), outcome }
-    }
-
-    fn refund(answer: Result<RefundAnswer, NoAnswer>) -> Self {
-        let (observation, outcome) = match answer {
-            Ok(RefundAnswer::Refunded) => (Observation::GivenBack, "REFUNDED".to_owned()),
-            Ok(RefundAnswer::Refused(reason)) => (Observation::RefundRefused, format!("REFUND_REFUSED {reason}")),
-            Err(error) => return Self::nothing(&error),
-        };
-        Self { observation, decline: None, charge_id: None, outcome }
-    }
-
-    fn nothing(error: &NoAnswer) -> Self {
-        Self {
-            observation: Observation::Unknown,
-            decline: None,
-            charge_id: None,
-            outcome: format!("no answer: {error}"),
-        }
     }
 }

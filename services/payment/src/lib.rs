@@ -29,7 +29,6 @@ mod entity;
 mod gauges;
 mod migration;
 mod service;
-mod sql;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -182,6 +181,7 @@ pub async fn run(
         shutdown: chassis.shutdown.clone(),
         options: config.driver_options(&chassis.instance),
     });
+    driver.recover().await.map_err(|source| chassis::Error::Database { service: "payment", source })?;
     chassis.tasks.spawn(driver.clone().poll());
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
     let processor = process::Processor {

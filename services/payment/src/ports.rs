@@ -1,5 +1,11 @@
 //! What the service needs of others: the payment gateway, and somebody to tell of late results. Traits, so that tests and
 //! the crash suite bring their own; and their gRPC clients.
+//!
+//! A real gateway without tombstones maps onto [`Gateway`] like this (Stripe): `create_charge` creates a PaymentIntent under
+//! the charge key and then confirms it (two calls, the intent's id kept with the payment); `cancel_charge` cancels that intent,
+//! creating it first when there is none, so that a late confirmation fails; `refund_charge` creates a Refund with the refund
+//! key as its idempotency key; `get_charge` retrieves the intent. Stripe forgets idempotency keys after a day: past that the
+//! intent's own state, not its key, is what stops a second charge.
 
 use std::fmt;
 use std::time::Duration;
@@ -57,6 +63,15 @@ pub struct Charge {
     pub status: ChargeStatus,
     /// What was, or would have been, taken. None on a tombstone.
     pub amount: Option<Money>,
+}
+
+/// A page of the gateway's ledger.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LedgerPage {
+    /// By key.
+    pub charges: Vec<Charge>,
+    /// The next page's token; None on the last.
+    pub next: Option<String>,
 }
 
 /// Asks for a charge.
@@ -123,8 +138,8 @@ pub trait Gateway: Send + Sync + 'static {
     fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>>;
     /// What stands under a key.
     fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
-    /// A page of the ledger, and the token of the next.
-    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<(Vec<Charge>, Option<String>), NoAnswer>>;
+    /// A page of the ledger; the first has an empty token.
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>>;
 }
 
 /// Who is told of results that came after the answer.
@@ -210,12 +225,12 @@ impl Gateway for GrpcGateway {
         })
     }
 
-    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<(Vec<Charge>, Option<String>), NoAnswer>> {
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>> {
         Box::pin(async move {
             let request = self.request(proto::ListChargesRequest { page_size: LEDGER_PAGE, page_token });
             let page = self.client().list_charges(request).await?.into_inner();
             let charges = page.charges.into_iter().map(|charge| read(Some(charge))).collect::<Result<_, _>>()?;
-            Ok((charges, Some(page.next_page_token).filter(|token| !token.is_empty())))
+            Ok(LedgerPage { charges, next: Some(page.next_page_token).filter(|token| !token.is_empty()) })
         })
     }
 }

@@ -9,7 +9,7 @@ use kernel::OrderId;
 use crate::error::Error;
 use crate::lifecycle::State;
 use crate::payment::{Attempt, DeclineCode, Payment, charge_key, order_of};
-use crate::ports::{Charge, ChargeStatus, Gateway, NoAnswer};
+use crate::ports::{Charge, ChargeStatus, Gateway, LedgerPage, NoAnswer};
 use crate::store::Store;
 
 /// How many payments are read at a time.
@@ -123,7 +123,7 @@ impl Reconciler {
         let mut fits = HashSet::new();
         let mut token = Some(String::new());
         while let Some(page_token) = token {
-            let (charges, next) = self.gateway.list_charges(page_token).await.map_err(unreachable)?;
+            let LedgerPage { charges, next } = self.gateway.list_charges(page_token).await.map_err(unreachable)?;
             found.charge_count = found.charge_count.saturating_add(i64::try_from(charges.len()).unwrap_or(i64::MAX));
             self.compare_charges(charges, &mut fits, &mut found).await?;
             token = next;

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::{Clock, Money, OrderId, Timestamp, UserId};
+use kernel::{Clock, Money, OrderId, UserId};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value,
 };
@@ -16,8 +16,14 @@ use telemetry::{Operation, Outcome, TraceParent};
 
 use crate::entity::{payment as row, payment_attempt as attempt_row};
 use crate::lifecycle::{State, on_cancel};
-use crate::payment::{Attempt, DeclineCode, Payment, PaymentMethod, event_of};
-use crate::sql::Sql;
+use crate::payment::{Attempt, DeclineCode, Payment, PaymentMethod};
+
+mod rows;
+mod sql;
+mod write;
+
+use rows::micros;
+use sql::Sql;
 
 /// How long a payment is left to an instance.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -202,7 +208,7 @@ impl Store {
         open: &OpenOperation,
     ) -> Result<Opened, Error> {
         let fingerprint = draft.fingerprint.clone();
-        let new = self.from_draft(draft, lease.as_ref());
+        let new = self.pending(draft, lease.as_ref());
         let schedule = Schedule {
             due_in: new.owes().map(|_| Duration::ZERO),
             lease: lease.clone().filter(|_| new.owes().is_some()),
@@ -377,249 +383,9 @@ impl Store {
             .await
     }
 
-    async fn insert(&self, tx: &Tx, new: &Payment, schedule: &Schedule) -> Result<bool, Error> {
-        let values = vec![
-            new.order_id.as_uuid().into(),
-            new.user_id.map(UserId::as_uuid).into(),
-            new.state.name().into(),
-            new.amount.map(Money::minor_units).into(),
-            new.amount.map(|amount| amount.currency().code().to_owned()).into(),
-            secret(new),
-            new.contact_email.clone().into(),
-            new.fingerprint.clone().into(),
-            new.attempt.into(),
-            schedule.due_in.map(micros).into(),
-            schedule.lease.as_ref().map(|lease| lease.owner.clone()).into(),
-            schedule.lease.as_ref().map(|lease| micros(lease.length)).into(),
-            new.cancel_asked.into(),
-            new.refund_n.into(),
-            new.decline_code.map(|code| code.name().to_owned()).into(),
-            new.traceparent.clone().into(),
-            new.create_time.as_micros().into(),
-            self.now(),
-        ];
-        Ok(tx.conn().execute_raw(self.statement(&self.sql.insert, values)).await?.rows_affected() == 1)
-    }
-
-    /// The compare-and-set and its attempt.
-    async fn write(
-        &self,
-        tx: &Tx,
-        before: &Payment,
-        after: Payment,
-        attempt: &Attempt,
-        schedule: &Schedule,
-    ) -> Result<Option<Payment>, Error> {
-        let now = self.clock.now();
-        let lease = schedule.lease.as_ref();
-        let values = vec![
-            after.state.name().into(),
-            after.attempt.into(),
-            i32::try_from(after.tries).unwrap_or(i32::MAX).into(),
-            schedule.due_in.map(micros).into(),
-            lease.map(|lease| lease.owner.clone()).into(),
-            lease.map(|lease| micros(lease.length)).into(),
-            after.doubt_since.map(Timestamp::as_micros).into(),
-            after.cancel_asked.into(),
-            after.refund_n.into(),
-            after.decline_code.map(|code| code.name().to_owned()).into(),
-            after.charge_id.clone().into(),
-            after.last_error.clone().into(),
-            after.traceparent.clone().into(),
-            secret(&after),
-            now.as_micros().into(),
-            self.now(),
-            before.order_id.as_uuid().into(),
-            before.version.into(),
-        ];
-        if tx.conn().execute_raw(self.statement(&self.sql.write, values)).await?.rows_affected() == 0 {
-            return Ok(None);
-        }
-        self.insert_attempt(tx, before.order_id, attempt).await?;
-        Ok(Some(Payment {
-            version: before.version + 1,
-            next_attempt_time: schedule.due_in.map(|wait| now.plus(wait)),
-            lease_owner: lease.map(|lease| lease.owner.clone()),
-            lease_until: lease.map_or(Timestamp::default(), |lease| now.plus(lease.length)),
-            update_time: now,
-            ..after
-        }))
-    }
-
-    async fn insert_attempt(&self, tx: &Tx, order_id: OrderId, attempt: &Attempt) -> Result<(), Error> {
-        let values = vec![
-            order_id.as_uuid().into(),
-            attempt.attempt.into(),
-            attempt.effect.clone().into(),
-            attempt.outcome.clone().into(),
-            attempt.state.name().into(),
-            attempt.time.as_micros().into(),
-            attempt.trace_id.clone().into(),
-            attempt.span_id.clone().into(),
-        ];
-        tx.conn().execute_raw(self.statement(&self.sql.insert_attempt, values)).await?;
-        Ok(())
-    }
-
-    /// The attempt and the event of a payment that was settled as it was inserted.
-    async fn tell(&self, tx: &Tx, new: &Payment, outcome: &str, open: &OpenOperation) -> Result<(), Error> {
-        let operation = open();
-        self.insert_attempt(tx, new.order_id, &self.record_of(new, outcome, operation.place())).await?;
-        if let Some((name, event)) = event_of(new.state, new.decline_code, outcome) {
-            operation.set("operation", name);
-            tx.emit(&operation, &event);
-        }
-        Ok(())
-    }
-
-    /// A change that was made without the gateway.
-    fn record_of(&self, payment: &Payment, outcome: &str, place: TraceParent) -> Attempt {
-        Attempt {
-            attempt: payment.attempt,
-            effect: "record".to_owned(),
-            outcome: payment
-                .decline_code
-                .map_or_else(|| outcome.to_owned(), |code| format!("{outcome}: {}", code.name())),
-            state: payment.state,
-            time: self.clock.now(),
-            trace_id: place.trace_id(),
-            span_id: place.span_id(),
-        }
-    }
-
     async fn lock(&self, tx: &Tx, order_id: OrderId) -> Result<Payment, Error> {
         let found = row::Entity::find_by_id(order_id.as_uuid()).lock_exclusive().one(tx.conn()).await?;
         // Payments are never deleted, and this one was in the way of an insert.
         found.ok_or(Error::Corrupt { what: "payment", value: order_id.to_string() })?.try_into()
     }
-
-    fn from_draft(&self, draft: Draft, lease: Option<&Lease>) -> Payment {
-        let now = self.clock.now();
-        let settled = draft.declined.is_some();
-        Payment {
-            order_id: draft.order_id,
-            user_id: Some(draft.user_id),
-            state: if settled { State::Declined } else { State::Pending },
-            amount: draft.amount,
-            payment_method: (!settled).then_some(draft.payment_method),
-            contact_email: (!settled).then_some(draft.contact_email),
-            fingerprint: Some(draft.fingerprint),
-            attempt: i32::from(settled),
-            next_attempt_time: (!settled).then_some(now),
-            lease_owner: lease.filter(|_| !settled).map(|lease| lease.owner.clone()),
-            lease_until: lease.filter(|_| !settled).map_or(Timestamp::default(), |lease| now.plus(lease.length)),
-            decline_code: draft.declined,
-            traceparent: draft.parent.to_string(),
-            ..self.blank(draft.order_id)
-        }
-    }
-
-    fn tombstone(&self, order_id: OrderId, n: i32, parent: TraceParent) -> Payment {
-        Payment {
-            state: on_cancel(None, n, 0),
-            attempt: 1,
-            cancel_asked: true,
-            refund_n: n,
-            traceparent: parent.to_string(),
-            ..self.blank(order_id)
-        }
-    }
-
-    fn blank(&self, order_id: OrderId) -> Payment {
-        let now = self.clock.now();
-        Payment {
-            order_id,
-            user_id: None,
-            state: State::Pending,
-            amount: None,
-            payment_method: None,
-            contact_email: None,
-            fingerprint: None,
-            version: 1,
-            attempt: 0,
-            tries: 0,
-            next_attempt_time: None,
-            lease_owner: None,
-            lease_until: Timestamp::default(),
-            doubt_since: None,
-            cancel_asked: false,
-            refund_n: 0,
-            decline_code: None,
-            charge_id: None,
-            last_error: None,
-            traceparent: String::new(),
-            create_time: now,
-            update_time: now,
-        }
-    }
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
-
-fn secret(payment: &Payment) -> Value {
-    payment.payment_method.as_ref().map(|method| method.expose().to_owned()).into()
-}
-
-impl TryFrom<row::Model> for Payment {
-    type Error = Error;
-
-    fn try_from(row: row::Model) -> Result<Self, Error> {
-        let amount = match (row.currency, row.amount) {
-            (Some(code), Some(minor_units)) => {
-                let currency = code.parse().map_err(|_| Error::Corrupt { what: "currency", value: code.clone() })?;
-                Some(Money::new(currency, minor_units))
-            }
-            (_, _) => None,
-        };
-        let decline_code = row
-            .decline_code
-            .map(|name| DeclineCode::of(&name).ok_or(Error::Corrupt { what: "decline code", value: name }))
-            .transpose()?;
-        Ok(Self {
-            order_id: OrderId::from_uuid(row.order_id),
-            user_id: row.user_id.map(UserId::from_uuid),
-            state: state(row.state)?,
-            amount,
-            payment_method: row.payment_method.map(PaymentMethod::new),
-            contact_email: row.contact_email,
-            fingerprint: row.fingerprint,
-            version: row.version,
-            attempt: row.attempt,
-            tries: u32::try_from(row.tries).unwrap_or(0),
-            next_attempt_time: row.next_attempt_time.map(Timestamp::from_micros),
-            lease_owner: row.lease_owner,
-            lease_until: Timestamp::from_micros(row.lease_until),
-            doubt_since: row.doubt_since.map(Timestamp::from_micros),
-            cancel_asked: row.cancel_asked,
-            refund_n: row.refund_n,
-            decline_code,
-            charge_id: row.charge_id,
-            last_error: row.last_error,
-            traceparent: row.traceparent,
-            create_time: Timestamp::from_micros(row.create_time),
-            update_time: Timestamp::from_micros(row.update_time),
-        })
-    }
-}
-
-impl TryFrom<attempt_row::Model> for Attempt {
-    type Error = Error;
-
-    fn try_from(row: attempt_row::Model) -> Result<Self, Error> {
-        Ok(Self {
-            attempt: row.attempt,
-            effect: row.effect,
-            outcome: row.outcome,
-            state: state(row.state)?,
-            time: Timestamp::from_micros(row.time),
-            trace_id: row.trace_id,
-            span_id: row.span_id,
-        })
-    }
-}
-
-fn state(name: String) -> Result<State, Error> {
-    State::of(&name).ok_or(Error::Corrupt { what: "payment state", value: name })
 }

@@ -266,6 +266,7 @@ async fn a_restarted_instance_takes_its_own_payments_up_at_once() {
     let dead = world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((Point::AfterEffect, State::Pending))))), 8);
     world.process(&dead).await;
     let again = world.instance("one");
+    assert_eq!(again.driver.recover().await.expect("a database"), 1);
     let polling = tokio::spawn(again.driver.clone().poll());
     while world.state().await != State::Succeeded {
         tokio::task::yield_now().await;

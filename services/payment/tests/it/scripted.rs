@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures_util::future::BoxFuture;
 use kernel::OrderId;
 use payment::payment::DeclineCode;
-use payment::ports::{Charge, ChargeCommand, ChargeStatus, Confirmations, Gateway, NoAnswer, RefundAnswer};
+use payment::ports::{Charge, ChargeCommand, ChargeStatus, Confirmations, Gateway, LedgerPage, NoAnswer, RefundAnswer};
 
 /// What becomes of the next call that would change something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -166,7 +166,7 @@ impl Gateway for Scripted {
         })
     }
 
-    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<(Vec<Charge>, Option<String>), NoAnswer>> {
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>> {
         Box::pin(async move {
             let inner = self.lock();
             if inner.silent_from_now_on {
@@ -176,7 +176,7 @@ impl Gateway for Scripted {
             let rest: Vec<Charge> =
                 inner.charges.range(page_token.clone()..).map(|(_, charge)| charge.clone()).collect();
             let next = rest.get(2).map(|charge| charge.charge_key.clone());
-            Ok((rest.into_iter().take(2).collect(), next))
+            Ok(LedgerPage { charges: rest.into_iter().take(2).collect(), next })
         })
     }
 }

@@ -73,11 +73,15 @@ pub(crate) struct Instance {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let db = Database::connect("sqlite::memory:", &storage::Options::default()).await.expect("a database");
+        // Also on PostgreSQL, when there is one to be used: a schema for each world.
+        let url = std::env::var("PAYMENT_TEST_DATABASE_URL").unwrap_or_else(|_| "sqlite::memory:".to_owned());
+        let schema = url.starts_with("postgres").then(|| format!("payment_{}", SystemIds.uuid().simple()));
+        let options = storage::Options { schema, max_connections: 4, ..storage::Options::default() };
+        let db = Database::connect(&url, &options).await.expect("a database");
         Store::migrate(&db).await.expect("a schema");
         let clock = Arc::new(ManualClock::at(Timestamp::from_micros(1_700_000_000_000_000)));
         Self {
-            store: Store::new(db.clone(), clock.clone()),
+            store: Store::new(db.clone(), clock.clone()).by_given_clock(),
             db,
             clock,
             gateway: Arc::default(),

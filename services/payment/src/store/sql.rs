@@ -9,7 +9,9 @@ const POSTGRES_NOW: &str = "COALESCE($NOW, CAST(EXTRACT(EPOCH FROM now()) * 1000
 pub(crate) struct Sql {
     pub(crate) insert: String,
     pub(crate) insert_attempt: String,
+    /// On PostgreSQL with the attempt, of which it then says whether it was inserted.
     pub(crate) write: String,
+    pub(crate) writes_attempt: bool,
     pub(crate) claim: String,
     pub(crate) any_due: String,
     pub(crate) claim_due: String,
@@ -36,13 +38,18 @@ impl Sql {
                 "INSERT INTO payment_attempt (order_id, attempt, effect, outcome, state, time, trace_id, span_id) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
                     .to_owned(),
-            write: format!(
-                "UPDATE payment SET state = $1, attempt = $2, tries = $3, next_attempt_time = {now} + $4, lease_owner = $5, \
-                 lease_until = COALESCE({now} + $6, 0), doubt_since = $7, cancel_asked = $8, refund_n = $9, decline_code = $10, \
-                 charge_id = $11, last_error = $12, traceparent = $13, payment_method = $14, update_time = $15, \
-                 version = version + 1 WHERE order_id = $17 AND version = $18",
-                now = now("$16"),
-            ),
+            write: if is_postgres {
+                // One round trip: no row of attempts without the change.
+                format!(
+                    "WITH changed AS ({} RETURNING order_id) INSERT INTO payment_attempt \
+                     (order_id, attempt, effect, outcome, state, time, trace_id, span_id) \
+                     SELECT order_id, $19, $20, $21, $22, $23, $24, $25 FROM changed",
+                    write(&now("$16")),
+                )
+            } else {
+                write(&now("$16"))
+            },
+            writes_attempt: is_postgres,
             claim: format!(
                 "UPDATE payment SET lease_owner = $1, lease_until = {now} + $2 \
                  WHERE order_id = $4 AND next_attempt_time <= {now} AND lease_until <= {now} RETURNING *",
@@ -66,4 +73,14 @@ impl Sql {
                 .to_owned(),
         }
     }
+}
+
+/// The compare-and-set.
+fn write(now: &str) -> String {
+    format!(
+        "UPDATE payment SET state = $1, attempt = $2, tries = $3, next_attempt_time = {now} + $4, lease_owner = $5, \
+         lease_until = COALESCE({now} + $6, 0), doubt_since = $7, cancel_asked = $8, refund_n = $9, decline_code = $10, \
+         charge_id = $11, last_error = $12, traceparent = $13, payment_method = $14, update_time = $15, \
+         version = version + 1 WHERE order_id = $17 AND version = $18"
+    )
 }

@@ -1,0 +1,155 @@
+//! Asking the gateway, and what its answer (or its silence) makes of a payment.
+
+use std::time::Duration;
+
+use kernel::Timestamp;
+use kernel::backoff::full_jitter;
+use telemetry::Operation;
+
+use super::Driver;
+use crate::lifecycle::{Doubt, Effect, Observation, State, after};
+use crate::payment::{Attempt, DeclineCode, Payment, charge_key, refund_key};
+use crate::ports::{Charge, ChargeCommand, ChargeStatus, NoAnswer, RefundAnswer};
+use crate::store::Schedule;
+
+/// What was seen of an effect.
+pub(super) struct Seen {
+    pub(super) observation: Observation,
+    decline: Option<DeclineCode>,
+    charge_id: Option<String>,
+    /// For a person.
+    pub(super) outcome: String,
+}
+
+impl Driver {
+    pub(super) async fn perform(&self, effect: Effect, payment: &Payment) -> Seen {
+        let gateway = &self.0.parts.gateway;
+        let key = charge_key(payment.order_id);
+        match effect {
+            Effect::CreateCharge => match command(payment) {
+                Some(command) => Seen::charge(gateway.create_charge(command).await),
+                // Cannot be: what is PENDING has both. Doubt, and a tombstone after a while, is the safe way out.
+                None => Seen::charge(Err(NoAnswer::new("the payment has no amount or no method"))),
+            },
+            Effect::CancelCharge => Seen::charge(gateway.cancel_charge(key).await),
+            Effect::RefundCharge { n } => {
+                Seen::refund(gateway.refund_charge(key, refund_key(payment.order_id, n)).await)
+            }
+        }
+    }
+
+    /// By the table: the payment afterwards, when it is due, and the attempt.
+    pub(super) fn decide(
+        &self,
+        before: &Payment,
+        effect: Effect,
+        seen: &Seen,
+        began: Timestamp,
+        operation: &Operation,
+    ) -> (Payment, Schedule, Attempt) {
+        let now = self.0.parts.clock.now();
+        let limit = self.0.parts.options.doubt_limit;
+        let is_past = before.doubt_since.is_some_and(|since| now.since(since) >= limit);
+        let doubt = if is_past { Doubt::PastLimit } else { Doubt::WithinLimit };
+        let state = after(before.state, seen.observation, before.asked(), doubt);
+        let may_charge = matches!(state, State::Pending | State::InDoubt);
+        // Nothing was decided: the same question again, after a while.
+        let asks_again = matches!(
+            (before.state, state),
+            (State::Pending | State::InDoubt, State::Pending | State::InDoubt)
+                | (State::Cancelling, State::Cancelling)
+                | (State::Refunding, State::Refunding)
+        );
+        let mut next = Payment {
+            state,
+            attempt: before.attempt + 1,
+            tries: if asks_again { before.tries.saturating_add(1) } else { 0 },
+            doubt_since: if state == State::InDoubt { before.doubt_since.or(Some(began)) } else { before.doubt_since },
+            payment_method: before.payment_method.clone().filter(|_| may_charge),
+            charge_id: seen.charge_id.clone().or_else(|| before.charge_id.clone()),
+            last_error: (asks_again || seen.observation == Observation::Unknown || state == State::RefundRefused)
+                .then(|| seen.outcome.clone()),
+            ..before.clone()
+        };
+        next.decline_code = match state {
+            State::Declined => Some(seen.decline.unwrap_or(DeclineCode::GenericDecline)),
+            State::Failed => Some(DeclineCode::GatewayTimeout),
+            State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,
+            State::Succeeded | State::Cancelled | State::Refunded | State::RefundRefused => None,
+        };
+        let schedule = if next.owes().is_none() {
+            Schedule::default()
+        } else if asks_again {
+            Schedule { due_in: Some(self.wait(&next, now)), lease: None }
+        } else {
+            Schedule { due_in: Some(Duration::ZERO), lease: Some(self.lease()) }
+        };
+        let attempt = Attempt {
+            attempt: next.attempt,
+            effect: effect.name().to_owned(),
+            outcome: seen.outcome.clone(),
+            state,
+            time: now,
+            trace_id: operation.place().trace_id(),
+            span_id: operation.place().span_id(),
+        };
+        (next, schedule, attempt)
+    }
+
+    /// Until the next try: full jitter; doubt ends at its limit, not at some time after it.
+    fn wait(&self, payment: &Payment, now: Timestamp) -> Duration {
+        let options = &self.0.parts.options;
+        let wait = full_jitter(payment.tries, options.backoff, options.backoff_cap, self.jitter());
+        match (payment.state, payment.doubt_since) {
+            (State::InDoubt, Some(since)) if now.since(since) < options.doubt_limit => {
+                wait.min(since.plus(options.doubt_limit).since(now))
+            }
+            (_, _) => wait,
+        }
+    }
+}
+
+fn command(payment: &Payment) -> Option<ChargeCommand> {
+    Some(ChargeCommand {
+        charge_key: charge_key(payment.order_id),
+        amount: payment.amount?,
+        payment_method: payment.payment_method.clone()?,
+        receipt_email: payment.contact_email.clone().unwrap_or_default(),
+    })
+}
+
+impl Seen {
+    fn charge(answer: Result<Charge, NoAnswer>) -> Self {
+        let charge = match answer {
+            Ok(charge) => charge,
+            Err(error) => return Self::nothing(&error),
+        };
+        let name = charge.status.name();
+        let (observation, decline, outcome) = match charge.status {
+            ChargeStatus::Succeeded => (Observation::Charged, None, name.to_owned()),
+            ChargeStatus::Declined(code) => (Observation::Declined, Some(code), format!("{name} {}", code.name())),
+            ChargeStatus::Cancelled => (Observation::Tombstone, None, name.to_owned()),
+            ChargeStatus::Refunded => (Observation::GivenBack, None, name.to_owned()),
+        };
+        let is_charged = matches!(observation, Observation::Charged | Observation::GivenBack);
+        Self { observation, decline, charge_id: is_charged.then_some(charge.charge_id), outcome }
+    }
+
+    fn refund(answer: Result<RefundAnswer, NoAnswer>) -> Self {
+        let (observation, outcome) = match answer {
+            Ok(RefundAnswer::Refunded) => (Observation::GivenBack, "REFUNDED".to_owned()),
+            Ok(RefundAnswer::Refused(reason)) => (Observation::RefundRefused, format!("REFUND_REFUSED {reason}")),
+            Err(error) => return Self::nothing(&error),
+        };
+        Self { observation, decline: None, charge_id: None, outcome }
+    }
+
+    fn nothing(error: &NoAnswer) -> Self {
+        Self {
+            observation: Observation::Unknown,
+            decline: None,
+            charge_id: None,
+            outcome: format!("no answer: {error}"),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Finding payments that are due: what other instances have left, what waits for its next try, what found no permit.
+
+use std::time::Duration;
+
+use kernel::backoff::full_jitter;
+
+use super::{Driver, Permit, Step};
+
+/// The most payments that are claimed at a time.
+const MAX_CLAIM: usize = 64;
+
+impl Driver {
+    /// Claims what is due and makes one try at each, one after the other: for tests that move the clock themselves.
+    ///
+    /// # Errors
+    /// The database refused.
+    pub async fn tick(&self) -> Result<Vec<Step>, storage::Error> {
+        let count = u32::try_from(MAX_CLAIM).unwrap_or(u32::MAX);
+        let mut steps = vec![];
+        for payment in self.0.parts.store.claim_due(count, self.lease()).await? {
+            let step = self.step(payment).await?;
+            if let Step::Settled(settled) = &step {
+                self.announce(settled).await;
+            }
+            steps.push(step);
+        }
+        Ok(steps)
+    }
+
+    /// Gives back the leases of an earlier process of this name: it is dead. To be called before anything is driven.
+    ///
+    /// # Errors
+    /// The database refused.
+    pub async fn recover(&self) -> Result<u64, storage::Error> {
+        self.0.parts.store.free(&self.0.parts.options.instance).await
+    }
+
+    /// Claims due payments and drives them until told to stop; then waits for those that are driven, and gives back the
+    /// leases, so that other instances go on at once.
+    pub async fn poll(self) {
+        let parts = &self.0.parts;
+        loop {
+            if let Err(error) = self.claim_due().await {
+                tracing::warn!(target: "ordermesh", error = %error, "due payments cannot be claimed");
+            }
+            // Half to one and a half times the interval: instances do not poll in step.
+            let pause = full_jitter(1, parts.options.poll_interval, Duration::MAX, self.jitter())
+                + parts.options.poll_interval / 2;
+            tokio::select! {
+                () = parts.shutdown.cancelled() => break,
+                () = self.0.work.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        let all = u32::try_from(parts.options.max_drives).unwrap_or(u32::MAX);
+        let _drives = self.0.permits.clone().acquire_many_owned(all).await;
+        self.0.permits.close();
+        if let Err(error) = parts.store.free(&parts.options.instance).await {
+            tracing::warn!(target: "ordermesh", error = %error, "leases could not be freed; they run out by themselves");
+        }
+    }
+
+    async fn claim_due(&self) -> Result<(), storage::Error> {
+        loop {
+            let mut permits: Vec<Permit> = std::iter::from_fn(|| self.permit()).take(MAX_CLAIM).collect();
+            let asked = permits.len();
+            if asked == 0 {
+                return Ok(());
+            }
+            let count = u32::try_from(asked).unwrap_or(u32::MAX);
+            let claimed = self.0.parts.store.claim_due(count, self.lease()).await?;
+            let is_all = claimed.len() < asked;
+            for (payment, permit) in claimed.into_iter().zip(permits.drain(..)) {
+                let driver = self.clone();
+                self.0.parts.tasks.spawn(async move { driver.drive(payment, permit).await });
+            }
+            if is_all {
+                return Ok(());
+            }
+        }
+    }
+}
