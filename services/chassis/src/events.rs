@@ -125,6 +125,9 @@ impl EventSink for Sink {
     }
 }
 
+/// How long the writer collects before it writes.
+const LINGER: Duration = Duration::from_millis(10);
+
 /// Puts what the sink takes into the outbox, until `stop`; then what is left.
 pub async fn write(db: Database, mut waiting: mpsc::Receiver<TraceEvent>, stop: CancellationToken) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
@@ -137,6 +140,12 @@ pub async fn write(db: Database, mut waiting: mpsc::Receiver<TraceEvent>, stop: 
         }
         if batch.is_empty() {
             continue;
+        }
+        let _ = tokio::time::timeout(LINGER, stop.cancelled()).await;
+        while batch.len() < MAX_BATCH
+            && let Ok(event) = waiting.try_recv()
+        {
+            batch.push(event);
         }
         if let Err(error) = db.outbox().put(std::mem::take(&mut batch)).await {
             tracing::error!(target: "ordermesh", error = %error, "events could not be written to the outbox");

@@ -23,6 +23,8 @@ use crate::encode;
 const BATCH: u64 = 500;
 /// The most bytes in a call, well below what a message may have; a single larger event goes alone.
 const BATCH_BYTES: usize = 256 * 1_024;
+/// How long it collects before it sends: under load a call carries many events instead of one.
+const LINGER: Duration = Duration::from_millis(25);
 /// How often it looks for what others left, on average.
 const SWEEP: Duration = Duration::from_secs(5);
 /// How old an event of another instance is when it counts as left.
@@ -72,7 +74,9 @@ impl Relay {
             }
             let sweep = SWEEP.mul_f64(0.5 + rand::random::<f64>());
             tokio::select! {
-                () = outbox.written() => {}
+                () = outbox.written() => {
+                    let _ = tokio::time::timeout(LINGER, stop.cancelled()).await;
+                }
                 () = tokio::time::sleep(sweep) => self.adopt().await,
                 () = stop.cancelled() => break,
             }

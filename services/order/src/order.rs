@@ -303,10 +303,26 @@ impl Orders {
         user: UserId,
         command: CreateOrder,
     ) -> Result<Order, Error> {
-        let fingerprint = command.fingerprint();
-        if let Some(replayed) = self.replay(operation, user, command.request_id, &fingerprint).await? {
-            return Ok(replayed);
-        }
+        let (request, fingerprint) = (command.request_id, command.fingerprint());
+        let refusal = match self.create_new(operation, id, user, command, fingerprint.clone()).await {
+            Ok(Some(order)) => return Ok(order),
+            Ok(None) => Error::RequestIdReused,
+            Err(refusal) => refusal,
+        };
+        // A request that has its order gets it again, whatever would be refused by now. It is looked for last, because
+        // nearly every request is new.
+        self.replay(operation, user, request, &fingerprint).await?.ok_or(refusal)
+    }
+
+    /// `None` when the request has an order already.
+    async fn create_new(
+        &self,
+        operation: &Operation,
+        id: OrderId,
+        user: UserId,
+        command: CreateOrder,
+        fingerprint: String,
+    ) -> Result<Option<Order>, Error> {
         let skus = command.items.iter().map(|(sku, _)| sku.clone()).collect();
         let country = command.address.country_code.clone();
         let postal_code = command.address.postal_code.clone();
@@ -337,14 +353,7 @@ impl Orders {
             create_time: now,
             update_time: now,
         };
-        match self.record(operation, order, command.request_id, fingerprint.clone()).await? {
-            Some(order) => Ok(order),
-            // Another call with the same request_id was faster.
-            None => self
-                .replay(operation, user, command.request_id, &fingerprint)
-                .await?
-                .ok_or(Error::Storage(storage::Error::Closed)),
-        }
+        self.record(operation, order, command.request_id, fingerprint).await
     }
 
     /// Records an order and starts to drive it: both, also when the caller is cut off in between.

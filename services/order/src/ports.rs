@@ -144,8 +144,9 @@ fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
     let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
     match payment.state() {
         Succeeded => PaymentAnswer::Done,
-        Declined | Failed | Cancelled => PaymentAnswer::Refused(PaymentFailure::from_payment(&payment)),
-        state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | Refunded | RefundRefused) => {
+        // Refunded here means that the gateway gave the money back of its own accord: nothing stays charged.
+        Declined | Failed | Cancelled | Refunded => PaymentAnswer::Refused(PaymentFailure::from_payment(&payment)),
+        state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | RefundRefused) => {
             PaymentAnswer::Undecided(format!("the payment is {}", name(state)))
         }
     }
@@ -229,11 +230,11 @@ mod tests {
     #[test]
     fn only_final_states_decide_a_payment() {
         use PaymentState::*;
-        for state in [Unspecified, Pending, InDoubt, Cancelling, Refunding, Refunded, RefundRefused] {
+        for state in [Unspecified, Pending, InDoubt, Cancelling, Refunding, RefundRefused] {
             assert!(matches!(processed(payment(state, 0)), PaymentAnswer::Undecided(_)), "{state:?}");
         }
         assert_eq!(processed(payment(Succeeded, 0)), PaymentAnswer::Done);
-        for state in [Declined, Failed, Cancelled] {
+        for state in [Declined, Failed, Cancelled, Refunded] {
             assert!(matches!(processed(payment(state, 0)), PaymentAnswer::Refused(_)), "{state:?}");
         }
     }

@@ -90,6 +90,30 @@ impl Store {
         Ok(self.with_lines(row.into_iter().collect()).await?.pop())
     }
 
+    /// Is there such an order?
+    pub(crate) async fn exists(&self, scope: Scope, id: OrderId) -> Result<bool, Error> {
+        let mut find = orders::Entity::find_by_id(id.as_uuid()).select_only().column(orders::Column::Version);
+        if let Scope::Of(user) = scope {
+            find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
+        }
+        Ok(find.into_tuple::<i64>().one(self.db.read()).await?.is_some())
+    }
+
+    /// Where an order is: its state and version.
+    pub(crate) async fn position(&self, id: OrderId) -> Result<Option<(State, i64)>, Error> {
+        let columns = [orders::Column::State, orders::Column::Version];
+        let find = orders::Entity::find_by_id(id.as_uuid()).select_only().columns(columns);
+        let row: Option<(String, i64)> = find.into_tuple().one(self.db.read()).await?;
+        row.map(|(state, version)| Ok((State::of(&state).ok_or_else(|| corrupt("state", &state))?, version)))
+            .transpose()
+    }
+
+    /// The fulfilment of an order, once it has started.
+    pub(crate) async fn fulfillment(&self, id: OrderId) -> Result<Option<Fulfillment>, Error> {
+        let find = fulfillment::Entity::find().filter(fulfillment::Column::OrderId.eq(id.as_uuid()));
+        Ok(find.one(self.db.read()).await?.map(started))
+    }
+
     /// Orders, newest first, older than `after`.
     pub(crate) async fn list(
         &self,
@@ -196,6 +220,10 @@ impl Store {
     }
 }
 
+fn started(row: fulfillment::Model) -> Fulfillment {
+    Fulfillment { id: FulfillmentId::from_uuid(row.fulfillment_id), delivery_date: row.delivery_date }
+}
+
 fn order(
     row: orders::Model,
     lines: Vec<order_line::Model>,
@@ -231,10 +259,7 @@ fn order(
         },
         refund_attempt: row.refund_attempt,
         payment_failure: failure.map_err(|_| corrupt("payment failure", row.order_id))?,
-        fulfillment: fulfillment.map(|row| Fulfillment {
-            id: FulfillmentId::from_uuid(row.fulfillment_id),
-            delivery_date: row.delivery_date,
-        }),
+        fulfillment: fulfillment.map(started),
         attempt: row.attempt,
         next_attempt_time: row.next_attempt_time.map(Timestamp::from_micros),
         last_error: row.last_error,

@@ -113,7 +113,7 @@ pub(crate) async fn follow(
     let scope = convert::scope(caller);
     // Waiting begins before the first look, so that no step falls in between.
     let watch = watchers.watch(id)?;
-    orders.store.get(scope, id).await?.ok_or(Error::OrderNotFound)?;
+    orders.store.exists(scope, id).await?.then_some(()).ok_or(Error::OrderNotFound)?;
     let token_ends = match caller {
         Caller::Person { token_expires, .. } => token_expires.since(orders.clock.now()),
         Caller::Anonymous | Caller::Service { .. } => Duration::ZERO,
@@ -126,6 +126,7 @@ pub(crate) async fn follow(
         id,
         after,
         waiting: VecDeque::new(),
+        nothing_sent: true,
         ended: false,
     };
     Ok(futures_util::stream::unfold(follower, |mut follower| async move {
@@ -142,6 +143,7 @@ struct Follower {
     id: OrderId,
     after: i64,
     waiting: VecDeque<HistoryEntry>,
+    nothing_sent: bool,
     ended: bool,
 }
 
@@ -161,13 +163,8 @@ impl Follower {
         while self.waiting.is_empty() {
             self.waiting = self.store.history(self.id, self.after).await?.into();
             if self.waiting.is_empty() {
-                // The caller has seen the last step there will be: nothing would ever wake this.
-                let order = self.store.get(Scope::All, self.id).await?.ok_or(Error::OrderNotFound)?;
-                if is_final(order.state) && order.version <= self.after {
+                if self.nothing_sent && self.has_seen_all().await? {
                     return Ok(None);
-                }
-                if order.version > self.after {
-                    continue;
                 }
                 tokio::select! {
                     () = self.watch.changed() => {}
@@ -177,18 +174,30 @@ impl Follower {
             }
         }
         let Some(entry) = self.waiting.pop_front() else { return Err(Error::Draining) };
+        self.nothing_sent = false;
         self.after = entry.version;
         self.ended = is_final(entry.state);
         self.describe(&entry).await.map(Some)
     }
 
+    /// The caller begins behind the last step there will ever be: nothing would wake this.
+    async fn has_seen_all(&self) -> Result<bool, Error> {
+        let (state, version) = self.store.position(self.id).await?.ok_or(Error::OrderNotFound)?;
+        Ok(is_final(state) && version <= self.after)
+    }
+
     async fn describe(&self, entry: &HistoryEntry) -> Result<WatchOrderResponse, Error> {
         let mut response = WatchOrderResponse { entry: Some(convert::history(entry)), ..Default::default() };
-        if is_final(entry.state) || entry.state == State::NeedsAttention {
-            let order = self.store.get(Scope::All, self.id).await?.ok_or(Error::OrderNotFound)?;
-            response.payment_failure = order.payment_failure.as_ref().map(convert::payment_failure);
-            response.delivery_date =
-                order.fulfillment.as_ref().and_then(|started| convert::date(&started.delivery_date));
+        match entry.state {
+            State::FulfillmentStarted => {
+                let started = self.store.fulfillment(self.id).await?;
+                response.delivery_date = started.and_then(|started| convert::date(&started.delivery_date));
+            }
+            State::PaymentFailed | State::Cancelled | State::NeedsAttention => {
+                let order = self.store.get(Scope::All, self.id).await?.ok_or(Error::OrderNotFound)?;
+                response.payment_failure = order.payment_failure.as_ref().map(convert::payment_failure);
+            }
+            State::Created | State::Paid | State::Allocated | State::Cancelling => {}
         }
         Ok(response)
     }

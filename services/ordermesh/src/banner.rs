@@ -41,7 +41,12 @@ impl Banner {
             let addresses = service.addresses(self.port_base, self.instances).join("  ");
             let _ = writeln!(text, "  {service:<9} {addresses}");
         }
-        let _ = writeln!(text, "  {:<9} http://{}/readyz, and so on: each port + 1000", "health", Service::User.admin_address(self.port_base, 1));
+        let _ = writeln!(
+            text,
+            "  {:<9} http://{}/readyz, and so on: each port + 1000",
+            "health",
+            Service::User.admin_address(self.port_base, 1)
+        );
         let operator = match &self.new_operator {
             Some(login) => format!("{}, password {} (kept in operator.txt there)", login.email, login.password),
             None => format!("e-mail and password are in {}", self.operator_file()),

@@ -4,7 +4,7 @@
 //! was killed) the child drains. So no child outlives its supervisor, and no signal is needed to end one.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -37,7 +37,11 @@ pub(crate) struct Spec {
 
 impl Spec {
     fn spawn(&self) -> Result<Child, Error> {
-        Command::new(&self.program)
+        // Built anew or taken away while we run: then it is found where the kernel still has it.
+        let is_gone = self.program.is_absolute() && !self.program.exists();
+        let program = if is_gone { Path::new("/proc/self/exe") } else { &self.program };
+        Command::new(program)
+            .arg0(&self.program)
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .env(SUPERVISED, "1")
@@ -134,13 +138,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_ends_when_its_stdin_does() {
-        let spec = Spec {
-            name: "cat".into(),
-            program: "cat".into(),
-            args: vec![],
-            env: vec![],
-            quiet: true,
-        };
+        let spec = Spec { name: "cat".into(), program: "cat".into(), args: vec![], env: vec![], quiet: true };
         let mut child = spec.spawn().expect("cat is everywhere");
         let stdin = child.stdin.take();
         assert!(child.try_wait().expect("watched").is_none(), "it waits for its stdin");

@@ -62,7 +62,8 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     if let Some(unknown) = options.only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
         return Err(Error::Usage(format!("no path is called {unknown}; `ordermesh demo --list` names them")));
     }
-    let is_chosen = |scenario: &Scenario| options.only.is_empty() || options.only.iter().any(|name| name == scenario.name);
+    let is_chosen =
+        |scenario: &Scenario| options.only.is_empty() || options.only.iter().any(|name| name == scenario.name);
     let (own, running): (Vec<_>, Vec<_>) =
         all.into_iter().filter(is_chosen).partition(|scenario| matches!(scenario.at, Where::Own(_)));
 
@@ -106,7 +107,8 @@ mod tests {
         let names: std::collections::BTreeSet<_> = all.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), all.len());
         assert!(all.iter().all(|scenario| !scenario.about.is_empty()));
-        for needed in ["success", "out-of-memory", "lookup-timeout", "lookup-refused", "gateway-timeout", "answer-lost"] {
+        for needed in ["success", "out-of-memory", "lookup-timeout", "lookup-refused", "gateway-timeout", "answer-lost"]
+        {
             assert!(names.contains(needed), "{needed}");
         }
     }

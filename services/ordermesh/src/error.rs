@@ -23,7 +23,9 @@ pub(crate) enum Error {
     Service(#[from] chassis::Error),
     #[error("the gateway ended")]
     Gateway(#[from] gateway_mock::Error),
-    #[error("no {service} service answers at 127.0.0.1:{port}; start a system with `ordermesh`, or say which one with --port-base and --data-dir")]
+    #[error(
+        "no {service} service answers at 127.0.0.1:{port}; start a system with `ordermesh`, or say which one with --port-base and --data-dir"
+    )]
     NoSystem { service: &'static str, port: u16 },
     #[error("{path} does not hold an operator's e-mail and password; name the system's --data-dir")]
     OperatorFile { path: PathBuf },

@@ -38,7 +38,13 @@ fn page(answer: &order_v1::ExplainOrderResponse) -> String {
     let mut lines = vec![format!("order    {}  {}", order.order_id, text::state(order.state))];
     for line in &order.lines {
         let price = text::money(line.unit_price.as_ref());
-        lines.push(format!("         {} × {} ({}) at {price}, {}", line.quantity, line.sku, line.name, text::line_state(line.state)));
+        lines.push(format!(
+            "         {} × {} ({}) at {price}, {}",
+            line.quantity,
+            line.sku,
+            line.name,
+            text::line_state(line.state)
+        ));
     }
     lines.push(format!("total    {}", text::money(order.total.as_ref())));
     lines.push(format!("customer {}  {}", order.user_id, order.contact_email));
@@ -88,14 +94,17 @@ mod tests {
 
     #[test]
     fn the_page_tells_the_steps_with_their_times_and_what_is_missing() {
-        let order = order_v1::Order { trace_id: "aa".into(), state: order_v1::OrderState::Paid.into(), ..Default::default() };
+        let order =
+            order_v1::Order { trace_id: "aa".into(), state: order_v1::OrderState::Paid.into(), ..Default::default() };
         let text = page(&order_v1::ExplainOrderResponse {
             order: Some(order),
             timeline: vec![entry(0, "CREATED", "aa"), entry(12_500, "PAID", "bb")],
             gateway_ledger: "SUCCEEDED".into(),
             gaps: vec!["events: no answer".into()],
         });
-        for part in ["PAID", "+0.0 ms  history  CREATED  (span", "+12.5 ms", ", trace bb)", "missing  events: no answer"] {
+        for part in
+            ["PAID", "+0.0 ms  history  CREATED  (span", "+12.5 ms", ", trace bb)", "missing  events: no answer"]
+        {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
     }

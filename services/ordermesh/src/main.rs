@@ -110,7 +110,9 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
 /// Settings that are passed on are checked here: a child that refuses them would only be restarted for ever.
 fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
     if cli.command.is_some() && !passed.is_empty() {
-        return Err(Error::Usage("--<service>.<setting> is for a whole system: leave the prefix away for one service".to_owned()));
+        return Err(Error::Usage(
+            "--<service>.<setting> is for a whole system: leave the prefix away for one service".to_owned(),
+        ));
     }
     for service in Service::ALL {
         let args = ["ordermesh".into(), service.name().into()].into_iter().chain(passed.of(service).iter().cloned());

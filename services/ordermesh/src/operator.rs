@@ -38,8 +38,11 @@ struct Create {
 /// A password that cannot be read; a database that cannot be used; an account that breaks the rules or is there.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let Command::Create(create) = options.command;
-    let password = std::fs::read_to_string(&create.password_file)
-        .map_err(|source| Error::File { path: create.password_file.clone(), deed: "read", source })?;
+    let password = std::fs::read_to_string(&create.password_file).map_err(|source| Error::File {
+        path: create.password_file.clone(),
+        deed: "read",
+        source,
+    })?;
     let password = password.strip_suffix('\n').unwrap_or(&password);
     let user_id = user::create_operator(&create.service, &create.email, password).await?;
     println!("{} is an operator now: {user_id}", create.email);

@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn settings_of_one_service_go_to_it_and_the_rest_stays() {
-        let (own, passed) = split_words("ordermesh --order.memory-budget 4KiB --instances 1 --data.fault=x=y --port-base 9000");
+        let (own, passed) =
+            split_words("ordermesh --order.memory-budget 4KiB --instances 1 --data.fault=x=y --port-base 9000");
         assert_eq!(own, ["ordermesh", "--instances", "1", "--port-base", "9000"]);
         assert_eq!(passed.of(Service::Order), ["--memory-budget", "4KiB"]);
         assert_eq!(passed.of(Service::Data), ["--fault=x=y"]);

@@ -28,7 +28,8 @@ pub(crate) struct Options {
     #[arg(long, env = "ORDERMESH_DATA_DIR", default_value = "data", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
     /// What the services log, as filter directives, for example info or warn,ordermesh=debug
-    #[arg(long, env = "ORDERMESH_LOG", default_value = "warn", value_name = "FILTER")]
+    // Jaeger alone takes no metrics: every process would say so every ten seconds.
+    #[arg(long, env = "ORDERMESH_LOG", default_value = "warn,opentelemetry_sdk=off", value_name = "FILTER")]
     pub(crate) log: String,
 }
 

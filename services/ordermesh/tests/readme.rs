@@ -1,6 +1,6 @@
 //! The README says what the code says: the diagrams, the settings, and the names of tests. `.ci/e2e.py` runs its commands.
 //!
-//! `UPDATE_README=1 cargo test -p ordermesh --test readme` writes the diagrams and the settings into it.
+//! `UPDATE_README=1 cargo test -p ordermesh --test readme -- --test-threads=1` writes diagrams, settings and the golden trace into it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -86,6 +86,11 @@ fn settings(subcommand: Option<&str>) -> Vec<Setting> {
         let _ = cut(&mut meaning, "possible values");
         let default = cut(&mut meaning, "default").unwrap_or_default();
         let meaning = meaning.split_whitespace().collect::<Vec<_>>().join(" ");
+        // A placeholder that only repeats the flag's name tells nothing.
+        let flag = match flag.split_once(' ') {
+            Some((name, value)) if value == format!("<{}>", name.replace('-', "_").to_uppercase()) => name,
+            Some(_) | None => &flag,
+        };
         Setting { flag: format!("--{flag}"), env, default, meaning }
     })
     .collect()
@@ -109,6 +114,12 @@ fn the_orders_lifecycle_is_the_tables() {
 #[test]
 fn the_payments_lifecycle_is_the_tables() {
     stands("lifecycle:payment", &format!("```mermaid\n{}```\n", payment::lifecycle::diagram()));
+}
+
+#[test]
+fn the_golden_trace_is_the_one_that_ci_compares() {
+    let golden = std::fs::read_to_string(root().join(".ci/golden-trace.txt")).expect("the golden trace is readable");
+    stands("golden-trace", &format!("```text\n{golden}```\n"));
 }
 
 #[test]
@@ -151,7 +162,10 @@ fn every_test_that_the_promises_name_exists() {
         .split('`')
         .skip(1)
         .step_by(2)
-        .filter(|word| word.matches('_').count() >= 2 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
+        .filter(|word| {
+            word.matches('_').count() >= 2
+                && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+        })
         .collect();
     assert!(names.len() >= 7, "a test behind each promise: {names:?}");
     let mut code = String::new();

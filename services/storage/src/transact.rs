@@ -1,8 +1,9 @@
 //! A change and its events are committed together, or not at all.
 //!
 //! A transaction runs in a task of its own: a caller that is cut off never drops one half way. On SQLite one
-//! writer task commits what has queued up in ONE transaction, each piece in a savepoint of its own, so that a refused
-//! piece rolls back alone and the cost of the commit is shared. On PostgreSQL each piece is a transaction.
+//! writer task commits what has queued up in ONE transaction, so that the cost of the commit is shared. When a piece of it is
+//! refused, the whole is rolled back and run again with a savepoint for each piece, so that only the refused one is undone:
+//! refusals are rare, and savepoints cost two statements a piece. On PostgreSQL each piece is a transaction.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -245,26 +246,43 @@ async fn run_batch(pool: &DatabaseConnection, mut batch: Vec<Job>) {
 
 /// Commits the pieces that succeed; answers their events, and the pieces to be tried again.
 async fn try_batch(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
+    match try_together(pool, batch).await? {
+        Some(events) => Ok((events, Vec::new())),
+        None if batch.len() == 1 => {
+            let again = batch.first().is_some_and(|job| job.piece.is_transient());
+            Ok((Events::new(), if again { vec![0] } else { vec![] }))
+        }
+        None => try_apart(pool, batch).await,
+    }
+}
+
+async fn begin(pool: &DatabaseConnection) -> Result<DatabaseTransaction, Error> {
     let options = TransactionOptions {
         sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         ..TransactionOptions::default()
     };
-    let outer = pool.begin_with_options(options).await?;
+    Ok(pool.begin_with_options(options).await?)
+}
+
+/// All or none: `None` when a piece was refused, and everything is undone.
+async fn try_together(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<Option<Events>, Error> {
+    let tx = Tx::new(begin(pool).await?);
+    for job in batch.iter_mut() {
+        if job.piece.run(&tx).await.is_err() {
+            tx.conn.rollback().await?;
+            return Ok(None);
+        }
+    }
+    let events = tx.events.into_inner().unwrap_or_else(PoisonError::into_inner);
+    finish(tx.conn, &events).await?;
+    Ok(Some(events))
+}
+
+/// Each piece in a savepoint of its own.
+async fn try_apart(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
+    let outer = begin(pool).await?;
     let mut events = Events::new();
     let mut again = Vec::new();
-    if let [job] = batch {
-        // Alone it needs no savepoint.
-        let tx = Tx::new(outer);
-        let done = job.piece.run(&tx).await;
-        events = tx.events.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if done.is_err() {
-            tx.conn.rollback().await?;
-            let again = if job.piece.is_transient() { vec![0] } else { vec![] };
-            return Ok((Events::new(), again));
-        }
-        finish(tx.conn, &events).await?;
-        return Ok((events, again));
-    }
     for (index, job) in batch.iter_mut().enumerate() {
         let tx = Tx::new(outer.begin().await?);
         if job.piece.run(&tx).await.is_ok() {

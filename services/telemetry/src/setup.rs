@@ -142,7 +142,9 @@ fn tracer_provider(settings: &Settings, resource: Resource) -> Result<SdkTracerP
 }
 
 fn meter_provider(settings: &Settings, resource: Resource) -> Result<Option<SdkMeterProvider>, SetupError> {
-    let Some(endpoint) = &settings.otlp_endpoint else { return Ok(None) };
+    // OpenTelemetry's own variable: a collector that takes traces only (Jaeger) would refuse every export.
+    let unwanted = std::env::var("OTEL_METRICS_EXPORTER").is_ok_and(|exporter| exporter == "none");
+    let Some(endpoint) = settings.otlp_endpoint.as_ref().filter(|_| !unwanted) else { return Ok(None) };
     let exporter = MetricExporter::builder()
         .with_tonic()
         .with_endpoint(endpoint)

@@ -26,6 +26,8 @@ pub(crate) enum Reply {
     After(BoxFuture<'static, ()>),
     /// What its ledger says; then this; then the answer.
     Then(BoxFuture<'static, ()>),
+    /// This, and no answer.
+    SilentAfter(BoxFuture<'static, ()>),
 }
 
 impl Reply {
@@ -39,6 +41,12 @@ impl Reply {
     pub(crate) fn answer_held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
         Self::Then(Box::pin(async move { gate.notified().await }))
+    }
+
+    /// Nothing; and no answer once it is released.
+    pub(crate) fn silent_held(gate: &Arc<Notify>) -> Self {
+        let gate = gate.clone();
+        Self::SilentAfter(Box::pin(async move { gate.notified().await }))
     }
 }
 
@@ -163,6 +171,10 @@ impl FakePayments {
                 let answer = perform();
                 then.await;
                 answer
+            }
+            Reply::SilentAfter(then) => {
+                then.await;
+                PaymentAnswer::Undecided("no answer".into())
             }
         }
     }

@@ -46,7 +46,11 @@ async fn order_rows(world: &World) -> Vec<OrderRow> {
         let lease: Option<String> = get(&row, "lease_owner");
         assert!(lease.is_none() || owes(state).is_some(), "{id} in {name} is at rest and leased by {lease:?}");
         let token: Option<String> = get(&row, "payment_method");
-        assert_eq!(token.is_some(), state == State::Created, "{id} in {name}: the payment token is kept until it is used");
+        assert_eq!(
+            token.is_some(),
+            state == State::Created,
+            "{id} in {name}: the payment token is kept until it is used"
+        );
         let started: i64 = get(&row, "started");
         assert_eq!(started == 1, state == State::FulfillmentStarted, "{id} in {name} has {started} fulfilments");
         orders.push(OrderRow { id, state, version: get(&row, "version") });
@@ -68,7 +72,8 @@ async fn stock_is_the_sum_of_its_lines(world: &World, orders: &[OrderRow]) {
         assert_eq!(line == "ALLOCATED", allocated, "{id} is {state:?} and has a line that is {line}");
     }
     for row in rows(world, "SELECT sku, on_hand, reserved FROM stock").await {
-        let (sku, on_hand, reserved): (String, i64, i64) = (get(&row, "sku"), get(&row, "on_hand"), get(&row, "reserved"));
+        let (sku, on_hand, reserved): (String, i64, i64) =
+            (get(&row, "sku"), get(&row, "on_hand"), get(&row, "reserved"));
         assert_eq!(reserved, wanted.remove(&sku).unwrap_or(0), "{sku}: reserved is the sum of the lines");
         assert!(0 <= reserved && reserved <= on_hand, "{sku}: 0 <= {reserved} <= {on_hand}");
     }
@@ -97,7 +102,12 @@ async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
         steps.push((id, state, get(&row, "span_id")));
     }
     for order in orders {
-        assert_eq!(last.remove(&order.id), Some((order.version, order.state)), "{}: the history ends where it is", order.id);
+        assert_eq!(
+            last.remove(&order.id),
+            Some((order.version, order.state)),
+            "{}: the history ends where it is",
+            order.id
+        );
     }
     assert!(last.is_empty(), "history without an order: {last:?}");
     steps

@@ -5,10 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kernel::OrderId;
-use order::driver::FaultPoint;
 use order::lifecycle::State;
 use order::order::LineState;
-use order::store::Store;
 use telemetry::EventStatus;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -159,24 +157,16 @@ async fn confirmations_that_are_late_or_repeated_or_forged_do_nothing() {
 #[tokio::test]
 async fn a_confirmation_in_the_middle_of_a_try_is_not_lost_when_the_try_comes_to_nothing() {
     let world = World::new().await;
-    let gate = Arc::new(Notify::new());
-    // It is asked, and "pending" is on its way while the confirmation arrives.
-    let held = gate.clone();
-    world.payments.will([Reply::After(Box::pin(async move { held.notified().await })), Reply::Honest]);
-    world.payments.declines.store(false, Ordering::SeqCst);
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let driver = world.instance("order-2");
-    let orders = driver.claim_due(1).await.expect("it is claimed");
-    let [order] = &orders[..] else { panic!("one order is due") };
-    // A driver whose clock stands still still sees that it was woken: see `make_due`.
+    let stalled = world.stalled(id, Reply::silent_held).await;
+    // It is being driven: nobody can have it. And the clock stands: the due time is what it was, or nearly.
     world.instance("order-3").wake(id).await.expect("it is heard");
-    world.store.put_off_for_tests(order, "order-2").await;
-    gate.notify_one();
+    stalled.let_go().await;
+    assert_eq!(world.order(id).await.attempt, 1);
     assert_eq!(world.instance("order-3").drive_due().await.expect("it looks"), 1, "it is due at once");
+    assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;
-    assert_eq!(world.state(id).await, State::FulfillmentStarted);
-    let _: &Store = &world.store;
 }
 
 #[tokio::test]
@@ -238,49 +228,36 @@ async fn an_instance_that_ends_leaves_its_orders_to_others_at_once() {
 }
 
 #[tokio::test]
-async fn a_stalled_owner_does_not_drop_the_lease_of_the_one_who_took_over() {
+async fn a_stalled_owner_that_wakes_late_brings_its_result_and_the_one_who_took_over_loses() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let (stalled, gate) = (world.instance("order-2"), Arc::new(Notify::new()));
-    let held = gate.clone();
-    world.payments.will([Reply::Then(Box::pin(async move { held.notified().await })), Reply::Silent]);
-    let mut orders = stalled.claim_due(1).await.expect("it is claimed");
-    let order = orders.pop().expect("it is due");
-    let first = tokio::spawn(async move { stalled.drive(order, None).await });
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    let stalled = world.stalled(id, Reply::answer_held).await;
     world.clock.advance(LEASE);
     let second = world.instance("order-3");
-    assert_eq!(second.claim_due(1).await.expect("it looks").len(), 1, "it is taken over");
-    gate.notify_one();
-    timeout(GUARD, first).await.expect("it ends").expect("without a panic");
-    assert_eq!(world.history(id).await, WHOLE_LIFE, "the key made the result right, whoever brought it");
+    let order = second.claim_due(1).await.expect("it looks").pop().expect("it is taken over");
+    stalled.let_go().await;
+    assert_eq!(world.history(id).await, WHOLE_LIFE, "the key makes the result right, whoever brings it");
+    second.drive(order, None).await;
+    assert_eq!(world.history(id).await, WHOLE_LIFE);
+    assert_eq!(world.payments.all_asked(), [Asked::Process(id); 2]);
     world.settle().await;
 }
 
 #[tokio::test]
-async fn a_stalled_owners_put_off_does_not_touch_the_new_owners_lease() {
+async fn a_stalled_owner_does_not_drop_the_lease_of_the_one_who_took_over() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let gate = Arc::new(Notify::new());
-    let held = gate.clone();
-    let stalled = world.instance("order-2");
-    let silent = world.payments.clone();
-    world.payments.will([Reply::SilentAfter(Box::pin(async move { held.notified().await }))]);
-    let order = stalled.claim_due(1).await.expect("it is claimed").pop().expect("it is due");
-    let first = tokio::spawn(async move { stalled.drive(order, None).await });
-    timeout(GUARD, silent.was_asked(1)).await.expect("it is driven");
+    let stalled = world.stalled(id, Reply::silent_held).await;
     world.clock.advance(LEASE);
     let second = world.instance("order-3");
     let order = second.claim_due(1).await.expect("it looks").pop().expect("it is taken over");
-    gate.notify_one();
-    timeout(GUARD, first).await.expect("it ends").expect("without a panic");
+    stalled.let_go().await;
     assert_eq!(world.order(id).await.attempt, 0, "the try of the one who lost the lease is not counted");
-    world.clock.advance(BACKOFF_CAP.min(LEASE) - Duration::from_secs(1));
+    world.clock.advance(LEASE - Duration::from_secs(1));
     assert_eq!(world.instance("order-4").drive_due().await.expect("it looks"), 0, "the lease is still the second's");
     second.drive(order, None).await;
-    assert_eq!(world.state(id).await, State::FulfillmentStarted);
-    assert!(world.faults.passed.lock().expect("not poisoned").contains(&(FaultPoint::BeforeEffect, State::Created)));
+    assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;
 }

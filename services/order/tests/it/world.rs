@@ -13,10 +13,12 @@ use order::store::{Adjustment, Store};
 use order::watch::Watchers;
 use storage::Database;
 use telemetry::{Kind, Operation, Outcome, Parent, TraceEvent};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fakes::{FakeCatalog, FakePayments, Plan, Seen, TELLER};
+use crate::fakes::{FakeCatalog, FakePayments, Plan, Reply, Seen, TELLER};
 use crate::invariants::invariants;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(15);
@@ -137,9 +139,34 @@ impl World {
 
     /// Another instance on the same store, with the same peers; it never dies.
     pub(crate) fn instance(&self, name: &str) -> Driver {
+        self.instance_until(name, &CancellationToken::new())
+    }
+
+    /// The same, until it is told to stop.
+    pub(crate) fn instance_until(&self, name: &str, stop: &CancellationToken) -> Driver {
         let immortal = Arc::new(Plan::default());
         let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
-        Driver::new(parts(store, payments, clock, seen, watchers, &immortal, tasks, name))
+        let parts = parts(store, payments, clock, seen, watchers, &immortal, tasks, name);
+        Driver::new(Parts { shutdown: stop.clone(), ..parts })
+    }
+
+    /// Another instance that dies as `faults` says.
+    pub(crate) fn mortal(&self, name: &str) -> Driver {
+        let Self { store, payments, clock, seen, watchers, tasks, faults, .. } = self;
+        Driver::new(parts(store, payments, clock, seen, watchers, faults, tasks, name))
+    }
+
+    /// Instance "order-2" drives what is due, and stands still in the middle of asking the Payment Service.
+    pub(crate) async fn stalled(&self, id: OrderId, reply: impl Fn(&Arc<Notify>) -> Reply) -> Stalled {
+        let gate = Arc::new(Notify::new());
+        let asked = self.payments.all_asked().len();
+        self.payments.will([reply(&gate)]);
+        let driver = self.instance("order-2");
+        let order = driver.claim_due(1).await.expect("it looks").pop().expect("one is due");
+        assert_eq!(order.id, id);
+        let driving = tokio::spawn(async move { driver.drive(order, None).await });
+        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("it is asked");
+        Stalled { gate, driving }
     }
 
     pub(crate) fn operation(&self, name: &'static str, event_type: Option<&'static str>) -> Operation {
@@ -173,6 +200,20 @@ impl World {
         let id = self.order_mugs().await;
         self.settle().await;
         assert_eq!(self.state(id).await, State::Created);
+        id
+    }
+
+    /// An order that was charged, then cancelled, and whose refund was refused.
+    pub(crate) async fn order_that_needs_attention(&self) -> OrderId {
+        let gate = Arc::new(Notify::new());
+        let asked = self.payments.all_asked().len();
+        self.payments.will([Reply::answer_held(&gate)]);
+        let id = self.order_mugs().await;
+        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("it is driven");
+        self.cancel(id).await.expect("it is not too late");
+        gate.notify_one();
+        self.settle().await;
+        assert_eq!(self.state(id).await, State::NeedsAttention);
         id
     }
 
@@ -239,6 +280,20 @@ impl World {
 
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+}
+
+/// A driver that stands still.
+pub(crate) struct Stalled {
+    gate: Arc<Notify>,
+    driving: JoinHandle<()>,
+}
+
+impl Stalled {
+    /// It goes on, to its end.
+    pub(crate) async fn let_go(self) {
+        self.gate.notify_one();
+        tokio::time::timeout(GUARD, self.driving).await.expect("it ends").expect("without a panic");
     }
 }
 

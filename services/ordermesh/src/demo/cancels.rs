@@ -13,8 +13,16 @@ use crate::error::reason;
 /// The paths.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        Scenario::new("cancel-before-payment", "cancelled while the gateway is silent: nothing is ever charged", before_payment),
-        Scenario::new("cancel-after-payment", "cancelled when the gateway has charged: the money is given back", after_payment),
+        Scenario::new(
+            "cancel-before-payment",
+            "cancelled while the gateway is silent: nothing is ever charged",
+            before_payment,
+        ),
+        Scenario::new(
+            "cancel-after-payment",
+            "cancelled when the gateway has charged: the money is given back",
+            after_payment,
+        ),
         Scenario::new("cancel-too-late", "cancelled after fulfilment has started: ORDER_NOT_CANCELLABLE", too_late),
     ]
 }

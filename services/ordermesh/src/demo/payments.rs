@@ -12,19 +12,63 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         pays("success", "paid at once; fulfilment starts", "pm_card_visa"),
         pays("gateway-slow", "the gateway takes 3 s", "pm_gateway_slow"),
         pays("gateway-unavailable", "the gateway is unavailable three times", "pm_gateway_unavailable3"),
-        pays("answer-lost", "charged, but the gateway's answer is lost; found by asking again", "pm_gateway_answerLost"),
+        pays(
+            "answer-lost",
+            "charged, but the gateway's answer is lost; found by asking again",
+            "pm_gateway_answerLost",
+        ),
         declined("declined", "pm_card_visa_chargeDeclined", "GENERIC_DECLINE", "GENERIC_DECLINE", "USE_OTHER_METHOD"),
-        declined("insufficient-funds", "pm_card_visa_chargeDeclinedInsufficientFunds", "INSUFFICIENT_FUNDS", "INSUFFICIENT_FUNDS", "USE_OTHER_METHOD"),
-        declined("expired-card", "pm_card_chargeDeclinedExpiredCard", "EXPIRED_CARD", "EXPIRED_CARD", "USE_OTHER_METHOD"),
-        declined("incorrect-cvc", "pm_card_chargeDeclinedIncorrectCvc", "INCORRECT_CVC", "INCORRECT_CVC", "USE_OTHER_METHOD"),
+        declined(
+            "insufficient-funds",
+            "pm_card_visa_chargeDeclinedInsufficientFunds",
+            "INSUFFICIENT_FUNDS",
+            "INSUFFICIENT_FUNDS",
+            "USE_OTHER_METHOD",
+        ),
+        declined(
+            "expired-card",
+            "pm_card_chargeDeclinedExpiredCard",
+            "EXPIRED_CARD",
+            "EXPIRED_CARD",
+            "USE_OTHER_METHOD",
+        ),
+        declined(
+            "incorrect-cvc",
+            "pm_card_chargeDeclinedIncorrectCvc",
+            "INCORRECT_CVC",
+            "INCORRECT_CVC",
+            "USE_OTHER_METHOD",
+        ),
         declined("lost-card", "pm_card_visa_chargeDeclinedLostCard", "GENERIC_DECLINE", "LOST_CARD", "DO_NOT_RETRY"),
-        declined("stolen-card", "pm_card_visa_chargeDeclinedStolenCard", "GENERIC_DECLINE", "STOLEN_CARD", "DO_NOT_RETRY"),
-        declined("processing-error", "pm_card_chargeDeclinedProcessingError", "PROCESSING_ERROR", "PROCESSING_ERROR", "RETRY_LATER"),
-        declined("invalid-payment-details", "pm_card_nobody_knows", "INVALID_PAYMENT_DETAILS", "INVALID_PAYMENT_DETAILS", "USE_OTHER_METHOD"),
-        Scenario::new("gateway-timeout", "the gateway never answers and was never charged: GATEWAY_TIMEOUT", |act| async move {
-            let event = failed(PaymentProcessing, "GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT");
-            fails(act, "pm_gateway_noAnswer", ["GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT", "RETRY_LATER"], event).await
-        }),
+        declined(
+            "stolen-card",
+            "pm_card_visa_chargeDeclinedStolenCard",
+            "GENERIC_DECLINE",
+            "STOLEN_CARD",
+            "DO_NOT_RETRY",
+        ),
+        declined(
+            "processing-error",
+            "pm_card_chargeDeclinedProcessingError",
+            "PROCESSING_ERROR",
+            "PROCESSING_ERROR",
+            "RETRY_LATER",
+        ),
+        declined(
+            "invalid-payment-details",
+            "pm_card_nobody_knows",
+            "INVALID_PAYMENT_DETAILS",
+            "INVALID_PAYMENT_DETAILS",
+            "USE_OTHER_METHOD",
+        ),
+        Scenario::new(
+            "gateway-timeout",
+            "the gateway never answers and was never charged: GATEWAY_TIMEOUT",
+            |act| async move {
+                let event = failed(PaymentProcessing, "GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT");
+                fails(act, "pm_gateway_noAnswer", ["GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT", "RETRY_LATER"], event).await
+            },
+        ),
     ]
 }
 
@@ -52,7 +96,13 @@ pub(crate) async fn fulfilled(act: &Act, order_id: &str) -> Result<Report, Wrong
 }
 
 /// `shown` is what the customer sees, `code` what the event keeps.
-fn declined(name: &'static str, token: &'static str, shown: &'static str, code: &'static str, advice: &'static str) -> Scenario {
+fn declined(
+    name: &'static str,
+    token: &'static str,
+    shown: &'static str,
+    code: &'static str,
+    advice: &'static str,
+) -> Scenario {
     let about = if shown == code { format!("declined: {code}") } else { format!("declined: {code}, shown as {shown}") };
     Scenario::new(name, about, move |act| async move {
         fails(act, token, ["PAYMENT_DECLINED", shown, advice], failed(PaymentProcessing, "PaymentDeclined", code)).await

@@ -27,13 +27,29 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         invalid("empty-order", |order| order.items.clear(), &[("items", "EMPTY_ORDER")]),
         invalid("too-many-items", |order| order.items = many(101), &[("items", "TOO_MANY_ITEMS")]),
         invalid("malformed-sku", |order| order.items = vec![item("mug blue", 1)], &[("items[0].sku", "INVALID_SKU")]),
-        invalid("zero-quantity", |order| order.items = vec![item("MUG-BLUE", 0)], &[("items[0].quantity", "INVALID_QUANTITY")]),
-        invalid("negative-quantity", |order| order.items = vec![item("MUG-BLUE", -3)], &[("items[0].quantity", "INVALID_QUANTITY")]),
-        invalid("huge-quantity", |order| order.items = vec![item("MUG-BLUE", 1_000)], &[("items[0].quantity", "INVALID_QUANTITY")]),
+        invalid(
+            "zero-quantity",
+            |order| order.items = vec![item("MUG-BLUE", 0)],
+            &[("items[0].quantity", "INVALID_QUANTITY")],
+        ),
+        invalid(
+            "negative-quantity",
+            |order| order.items = vec![item("MUG-BLUE", -3)],
+            &[("items[0].quantity", "INVALID_QUANTITY")],
+        ),
+        invalid(
+            "huge-quantity",
+            |order| order.items = vec![item("MUG-BLUE", 1_000)],
+            &[("items[0].quantity", "INVALID_QUANTITY")],
+        ),
         invalid("duplicate-item", |order| order.items.push(item("MUG-BLUE", 2)), &[("items[1].sku", "DUPLICATE_ITEM")]),
         invalid("no-payment-method", |order| order.payment_method.clear(), &[("payment_method", "REQUIRED")]),
         invalid("no-address", |order| order.shipping_address = None, &[("shipping_address", "REQUIRED")]),
-        invalid("malformed-email", |order| order.contact_email = "ada at home".into(), &[("contact_email", "INVALID_EMAIL")]),
+        invalid(
+            "malformed-email",
+            |order| order.contact_email = "ada at home".into(),
+            &[("contact_email", "INVALID_EMAIL")],
+        ),
         invalid(
             "everything-wrong",
             |order| {
@@ -50,11 +66,31 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
     ];
     all.extend([
-        refused("unknown-sku", |order| order.items.push(item("NO-SUCH-THING", 1)), Code::InvalidArgument, "UNKNOWN_SKU"),
-        refused("mixed-currencies", |order| order.items.push(item(FOREIGN, 1)), Code::InvalidArgument, "MIXED_CURRENCIES"),
+        refused(
+            "unknown-sku",
+            |order| order.items.push(item("NO-SUCH-THING", 1)),
+            Code::InvalidArgument,
+            "UNKNOWN_SKU",
+        ),
+        refused(
+            "mixed-currencies",
+            |order| order.items.push(item(FOREIGN, 1)),
+            Code::InvalidArgument,
+            "MIXED_CURRENCIES",
+        ),
         refused("no-delivery-zone", antarctica, Code::FailedPrecondition, "NO_DELIVERY_ZONE"),
-        refused("insufficient-stock", |order| order.items = vec![item(SCARCE, 2)], Code::FailedPrecondition, "INSUFFICIENT_STOCK"),
-        refused("price-changed", |order| order.expected_total = Some(a_cent()), Code::FailedPrecondition, "PRICE_CHANGED"),
+        refused(
+            "insufficient-stock",
+            |order| order.items = vec![item(SCARCE, 2)],
+            Code::FailedPrecondition,
+            "INSUFFICIENT_STOCK",
+        ),
+        refused(
+            "price-changed",
+            |order| order.expected_total = Some(a_cent()),
+            Code::FailedPrecondition,
+            "PRICE_CHANGED",
+        ),
         Scenario::new("request-id-reused", "one request_id, two commands: REQUEST_ID_REUSED", request_id_reused),
         Scenario::new("no-token", "no access token: UNAUTHENTICATED", no_token),
         Scenario::new("not-an-operator", "a customer adjusts stock: PERMISSION_DENIED", not_an_operator),
@@ -88,7 +124,8 @@ fn invalid(name: &'static str, spoil: Spoil, violations: &'static [(&'static str
         let status = act.refused(order).await?;
         same("the refusal", (status.code(), reason(&status)), (Code::InvalidArgument, "INVALID_ARGUMENT".to_owned()))?;
         let named = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
-        let named: Vec<_> = named.iter().map(|violation| (violation.field.as_str(), violation.reason.as_str())).collect();
+        let named: Vec<_> =
+            named.iter().map(|violation| (violation.field.as_str(), violation.reason.as_str())).collect();
         same("the violations", named.as_slice(), violations)?;
         creation_failed(&act, &status, "ValidationError", "INVALID_ARGUMENT").await
     })

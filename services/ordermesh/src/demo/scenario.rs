@@ -34,7 +34,11 @@ pub(crate) struct Scenario {
 
 impl Scenario {
     /// A path through the running system.
-    pub(crate) fn new<F>(name: &'static str, about: impl Into<String>, play: impl Fn(Act) -> F + Send + Sync + 'static) -> Self
+    pub(crate) fn new<F>(
+        name: &'static str,
+        about: impl Into<String>,
+        play: impl Fn(Act) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<Report, Wrong>> + Send + 'static,
     {
@@ -125,7 +129,13 @@ impl Played {
     /// Prints it; was it as it should be?
     pub(crate) fn print(&self) -> bool {
         let word = if self.result.is_ok() { "ok  " } else { "FAIL" };
-        println!("{word} {:<26} {} ({:.1} s)\n       trace {}", self.name, self.about, self.took.as_secs_f64(), self.trace);
+        println!(
+            "{word} {:<26} {} ({:.1} s)\n       trace {}",
+            self.name,
+            self.about,
+            self.took.as_secs_f64(),
+            self.trace
+        );
         match &self.result {
             Ok(report) => report.0.iter().for_each(|line| println!("       {line}")),
             Err(wrong) => println!("       {wrong}"),

@@ -34,10 +34,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             .with(&["--data.fault-lookup", "refuse"]),
         Scenario::new(
             "refund-refused",
-            "--gateway.fault-latency-ms 2000: stock is lost while paying, the refund is refused: NEEDS_ATTENTION, then RetryOrder",
+            "--gateway.fault-latency-ms 1200: stock is lost while paying, the refund is refused: NEEDS_ATTENTION, then RetryOrder",
             refund_refused,
         )
-        .with(&["--gateway.fault-latency-ms", "2000"]),
+        .with(&["--gateway.fault-latency-ms", "1200"]),
     ]
 }
 
@@ -57,10 +57,11 @@ pub(crate) async fn play(scenario: &Scenario, flags: &[&str]) -> Played {
 
 async fn start(flags: &[&str]) -> Result<(Supervisor, Stage, tempfile::TempDir), Error> {
     let temporary = std::env::temp_dir();
-    let folder = tempfile::Builder::new()
-        .prefix("ordermesh-demo-")
-        .tempdir()
-        .map_err(|source| Error::File { path: temporary, deed: "used for a folder", source })?;
+    let folder = tempfile::Builder::new().prefix("ordermesh-demo-").tempdir().map_err(|source| Error::File {
+        path: temporary,
+        deed: "used for a folder",
+        source,
+    })?;
     // Cheap passwords: nobody attacks a system that lives for seconds.
     let flags = flags.iter().chain(&["--user.bcrypt-cost", "4"]);
     let (_, passed) = passed::split(flags.map(std::ffi::OsString::from));

@@ -85,9 +85,10 @@ impl Told {
             Some(_) => data_v1::EventStatus::Failed,
         };
         let right_error = self.error.is_none_or(|(error_type, reason)| {
-            event.error.as_ref().is_some_and(|error| {
-                error.r#type == error_type && (reason.is_empty() || error.reason == reason)
-            })
+            event
+                .error
+                .as_ref()
+                .is_some_and(|error| error.r#type == error_type && (reason.is_empty() || error.reason == reason))
         });
         event.r#type == i32::from(self.kind) && event.status == i32::from(right_status) && right_error
     }
@@ -141,7 +142,10 @@ impl Act {
     pub(crate) async fn accepted(&self, message: order_v1::CreateOrderRequest) -> Result<String, Wrong> {
         let order = self.create(message).await.map_err(Wrong::refused("CreateOrder"))?;
         if order.trace_id != self.trace.id() {
-            return Err(Wrong::Unexpected(format!("the order is in trace {:?}, not in its customer's", order.trace_id)));
+            return Err(Wrong::Unexpected(format!(
+                "the order is in trace {:?}, not in its customer's",
+                order.trace_id
+            )));
         }
         Ok(order.order_id)
     }
@@ -155,13 +159,20 @@ impl Act {
     }
 
     /// Watches an order until it is in a state; all its steps.
-    pub(crate) async fn follow(&self, order_id: &str, until: order_v1::OrderState) -> Result<Vec<order_v1::OrderHistoryEntry>, Wrong> {
+    pub(crate) async fn follow(
+        &self,
+        order_id: &str,
+        until: order_v1::OrderState,
+    ) -> Result<Vec<order_v1::OrderHistoryEntry>, Wrong> {
         let mut seen = Vec::new();
         match timeout(PATIENCE, self.watch(order_id, until, &mut seen)).await {
             Ok(watched) => watched.map(|()| seen),
             Err(_) => {
                 let steps: Vec<_> = seen.iter().map(|entry| text::state(entry.state)).collect();
-                Err(Wrong::Late(format!("{} (seen: {})", text::state(until.into()), steps.join(", ")), PATIENCE.as_secs()))
+                Err(Wrong::Late(
+                    format!("{} (seen: {})", text::state(until.into()), steps.join(", ")),
+                    PATIENCE.as_secs(),
+                ))
             }
         }
     }
@@ -189,7 +200,10 @@ impl Act {
                     Ok(Some(step)) => seen.extend(step.entry),
                     Ok(None) => {
                         let last = seen.last().map_or("nowhere", |entry| text::state(entry.state));
-                        return Err(Wrong::Unexpected(format!("the order ended {last}, not {}", text::state(until.into()))));
+                        return Err(Wrong::Unexpected(format!(
+                            "the order ended {last}, not {}",
+                            text::state(until.into())
+                        )));
                     }
                     // The instance drains or died: another one goes on from here.
                     Err(status) if status.code() == Code::Unavailable => break,

@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""End to end: the built program, real grpcurl, real Jaeger, real PostgreSQL, kill -9. Standard library only.
+
+    .ci/e2e.py [PART...]
+
+ORDERMESH_BIN names another program than target/release/ordermesh. The tools of .ci/tools.sh are found in .ci/bin or PATH.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(HERE))
+os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}"
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+# The system under test is told by flags and files alone.
+for name in list(os.environ):
+    if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
+        del os.environ[name]
+
+import crash  # noqa: E402
+import readme  # noqa: E402
+import golden  # noqa: E402
+from system import BIN, CallError, Failed  # noqa: E402
+
+PARTS = {
+    "readme": readme.run,
+    "trace": golden.run,
+    "kill": crash.kill_each_service,
+    "supervisor": crash.kill_the_supervisor,
+    "port": crash.taken_port,
+    "postgres": crash.on_postgres,
+}
+
+
+def main(names):
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        print(f"no such part: {unknown}; there are {', '.join(PARTS)}")
+        return 2
+    needed = ["grpcurl", "jaeger", "bash"]
+    missing = [tool for tool in needed if not shutil.which(tool)]
+    if missing or not BIN.exists():
+        print(f"missing: {missing or BIN}; run .ci/tools.sh and cargo build --release")
+        return 2
+    for name in names or PARTS:
+        began = time.monotonic()
+        print(f"--- {name}: {(PARTS[name].__doc__ or '').strip().splitlines()[0]}", flush=True)
+        try:
+            result = PARTS[name]()
+        except (Failed, CallError) as error:
+            print(f"{error}\nE2E FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
+            return 1
+        except Exception:
+            traceback.print_exc()
+            print(f"E2E FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
+            return 1
+        print(f"--- {name}: ok, {time.monotonic() - began:.0f} s; {result}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,257 @@
+"""Runs the README as it stands: its blocks in one shell, in order, and its table of failures row by row.
+
+- A ```sh block is executed, unless the line before it is `<!-- no-ci: why -->`.
+- `<!-- ci: background, until "text" -->` before a block: it is started, and the text waited for.
+- `<!-- ci: expect "text" -->` after a block: its output must hold the text.
+- A row of the table of failures is a command and what comes of it: see `Row`.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from system import BIN, OFFSETS, ROOT, CallError, Failed, System, check, eventually, is_free
+
+README = ROOT / "README.md"
+PORT_BASE = 7000
+
+
+@dataclass
+class Block:
+    """A block of commands."""
+
+    line: int
+    code: str
+    skipped: bool = False
+    background_until: str | None = None
+    expected: list = field(default_factory=list)
+
+
+@dataclass
+class Row:
+    """A row of the table of failures. Words in backticks are checked; an order's state is the last one that was printed."""
+
+    line: int
+    cause: str
+    command: str
+    state: str
+    reason: str
+    event: str
+
+
+def cells(line):
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+
+
+def parse(text):
+    """The blocks and rows, in the order in which they stand."""
+    found, lines, at, mark, in_table, last = [], text.splitlines(), 0, "", False, None
+    while at < len(lines):
+        line = lines[at].strip()
+        if line.startswith("```"):
+            end = next(i for i in range(at + 1, len(lines)) if lines[i].strip() == "```")
+            if line == "```sh":
+                last = Block(at + 1, "\n".join(lines[at + 1:end]))
+                last.skipped = mark.startswith("no-ci:")
+                until = re.match(r'ci: background, until "(.*)"$', mark)
+                last.background_until = until.group(1) if until else None
+                check(not mark.startswith("ci: background") or until, f"README line {at}: a mark that is understood")
+                found.append(last)
+            at, mark = end + 1, ""
+            continue
+        comment = re.fullmatch(r"<!-- (.*) -->", line)
+        if comment:
+            mark = comment.group(1)
+            expected = re.match(r'ci: expect "(.*)"$', mark)
+            if expected:
+                check(last, f"README line {at + 1}: a block before the expectation")
+                last.expected.append(expected.group(1))
+        elif line:
+            mark = ""
+        if line.startswith("| cause |"):
+            in_table = True
+        elif in_table and line.startswith("|") and not line.startswith("|-"):
+            cause, command, *rest = cells(line)
+            check(len(rest) == 3 and command.startswith("`") and command.endswith("`"), f"README line {at + 1}: five cells, the second a command")
+            found.append(Row(at + 1, cause, command.strip("`"), *rest))
+        elif not line.startswith("|"):
+            in_table = False
+        at += 1
+    return found
+
+
+class Shell:
+    """One bash for the whole README: variables and functions stay."""
+
+    def __init__(self, cwd, env):
+        self.folder = tempfile.TemporaryDirectory(prefix="ordermesh-shell-")
+        self.bash = subprocess.Popen(
+            ["bash", "--noprofile", "--norc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd, env=env, start_new_session=True)
+        self.count = 0
+
+    def run(self, code):
+        """(output, status) of commands."""
+        self.count += 1
+        script, output = (Path(self.folder.name) / f"{self.count}.{kind}" for kind in ("sh", "out"))
+        script.write_text(code + "\n")
+        self.bash.stdin.write(f". {script} </dev/null >{output} 2>&1; echo $?\n")
+        self.bash.stdin.flush()
+        status = self.bash.stdout.readline()
+        check(status, "the shell goes on")
+        return output.read_text(), int(status)
+
+    def close(self):
+        self.bash.stdin.close()
+        try:
+            self.bash.wait(5)
+        except subprocess.TimeoutExpired:
+            self.bash.kill()
+            self.bash.wait()
+        self.bash.stdout.close()
+        self.folder.cleanup()
+
+
+def words(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def events_of(cell):
+    """[(type, status, words of its error)] that a cell names."""
+    found = []
+    for kind, status, rest in re.findall(r"`([a-z_]+)` (success|failed)([^;]*)", cell):
+        found.append((kind, status, words(rest)))
+    return found
+
+
+def fits(event, wanted):
+    kind, status, error_words = wanted
+    error = event.get("error", {})
+    told = {error.get("type"), error.get("reason")}
+    return (event["type"] == f"EVENT_TYPE_{kind.upper()}" and event["status"] == f"EVENT_STATUS_{status.upper()}"
+            and set(error_words) <= told)
+
+
+def told(event):
+    error = event.get("error", {})
+    return f"{event['type']} {event['status']} {error.get('type', '')} {error.get('reason', '')}".strip()
+
+
+def check_state(row, output):
+    for word in words(row.state):
+        if word.isupper():
+            states = re.findall(r'"state": "ORDER_STATE_(\w+)"|→ (\w+) [+-]', output)
+            last = "".join(states[-1]) if states else "none"
+            check(last == word, f"the order's state is {last}, and should be {word}")
+        else:
+            check(re.search(rf"\b{word}\b", output), f"the code {word} is not in the output")
+
+
+def check_events(row, output, system, trace):
+    wanted = events_of(row.event)
+    check(wanted or row.event == "none", f"the cell {row.event!r} names events, or none")
+    if row.command.startswith("cargo "):
+        # The demo has asked a system of its own for them, which is gone; and has failed unless they were there.
+        for kind, status, error_words in wanted:
+            line = re.search(rf"event {kind} {status}.*", output)
+            check(line and all(word in line.group() for word in error_words), f"{kind} {status} {error_words} is told")
+        return
+    check(re.fullmatch(r"[0-9a-f]{32}", trace), f"TRACE is a trace id: {trace!r}")
+    if not wanted:
+        time.sleep(1)
+        found = system.events(trace_id=trace)
+        check(not found, f"there should be no event: {list(map(told, found))}")
+        return
+
+    def stored():
+        found = system.events(trace_id=trace)
+        missing = [each for each in wanted if not any(fits(event, each) for event in found)]
+        check(not missing, f"missing {missing}; there are {list(map(told, found))}")
+        return found
+
+    found = eventually("the events", 15, stored)
+    surplus = [told(event) for event in found if event["status"] == "EVENT_STATUS_FAILED" and not any(fits(event, each) for each in wanted)]
+    check(not surplus, f"failures that the row does not name: {surplus}")
+
+
+def run_row(row, shell, system):
+    output, status = shell.run(row.command)
+    trace = shell.run('printf %s "$TRACE"')[0]
+    try:
+        check_state(row, output)
+        for word in words(row.reason):
+            check(re.search(rf"\b{re.escape(word)}\b", output), f"the reason {word} is not in the output")
+        check_events(row, output, system, trace)
+    except Failed as error:
+        raise Failed(f"README line {row.line}, {row.cause!r}: {row.command}\n{error}\noutput (status {status}):\n{output}") from None
+
+
+def start(block, shell_env, cwd):
+    """Starts the block's command, which runs until it is told to end."""
+    commands = [line for line in block.code.splitlines() if line and not line.startswith("#")]
+    check(len(commands) == 1, f"README line {block.line}: one command that goes on")
+    system = System(command=["bash", "-c", f"exec {commands[0]}"], cwd=cwd, data_dir=Path(cwd) / "data", port_base=PORT_BASE, env=shell_env)
+    # Building it is part of the command, for a stranger and here.
+    return system.start(seconds=1800, until=block.background_until)
+
+
+def place():
+    """Where the commands run, and their environment. With ORDERMESH_BIN the program is that one, and nothing is built."""
+    env = dict(os.environ)
+    if "ORDERMESH_BIN" not in os.environ:
+        check(not (ROOT / "data").exists(), "there is no folder data/ (the README begins with none): move it away")
+        return None, ROOT, env
+    folder = tempfile.TemporaryDirectory(prefix="ordermesh-readme-")
+    cwd = Path(folder.name)
+    (cwd / "bin").mkdir()
+    cargo = cwd / "bin/cargo"
+    cargo.write_text(f'#!/bin/sh\nshift 2\n[ "$1" != -- ] || shift\nexec {BIN} "$@"\n')
+    cargo.chmod(0o755)
+    env["PATH"] = f"{cwd / 'bin'}:{env['PATH']}"
+    return folder, cwd, env
+
+
+def run():
+    """Everything that the README says can be done."""
+    parts = parse(README.read_text())
+    rows = [part for part in parts if isinstance(part, Row)]
+    check(len(rows) >= 20, f"the table of failures has its rows: {len(rows)}")
+    taken = [PORT_BASE + offset + n for offset in OFFSETS.values() for n in (1, 2) if not is_free(PORT_BASE + offset + n)]
+    check(not taken, f"the README's own ports are free: {taken} are taken")
+    folder, cwd, env = place()
+    shell, system = Shell(cwd, env), None
+    try:
+        for part in parts:
+            began = time.monotonic()
+            if isinstance(part, Row):
+                run_row(part, shell, system)
+                print(f"  {part.cause}: {part.state} {part.reason} ({time.monotonic() - began:.1f} s)", flush=True)
+            elif part.background_until:
+                system = start(part, env, cwd)
+                print(f"  line {part.line}: {part.code.strip()} (ready after {time.monotonic() - began:.1f} s)", flush=True)
+            elif not part.skipped and not part.code.startswith("cargo test"):
+                output, status = shell.run(part.code)
+                missing = [text for text in part.expected if text not in output]
+                where = f"README line {part.line}:\n{part.code}\nstatus {status}, output:\n{output}"
+                check(status == 0, f"a block that ends well; {where}")
+                check(not missing, f"{missing} in the output; {where}")
+                print(f"  line {part.line}: {part.code.strip().splitlines()[0][:90]} ({time.monotonic() - began:.1f} s)", flush=True)
+        check(system, "the README starts the system")
+        code = system.stop()
+        check(code == 0, f"SIGTERM ends it with 0, not {code}")
+        return f"{len(parts) - len(rows)} blocks, {len(rows)} rows of the table of failures"
+    except (Failed, CallError):
+        if system:
+            print("--- the system's last lines:", *system.lines[-20:], "---", sep="\n")
+        raise
+    finally:
+        shell.close()
+        if system:
+            system.kill()
+            shutil.rmtree(cwd / "data", ignore_errors=True)
+        if folder:
+            folder.cleanup()

@@ -1,0 +1,320 @@
+"""A system of Ordermesh as CI sees it: its processes, its output, and calls with grpcurl. Standard library only."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(os.environ.get("ORDERMESH_BIN", ROOT / "target/release/ordermesh")).resolve()
+OFFSETS = {"user": 100, "order": 200, "payment": 300, "data": 400, "gateway": 500}
+ADDRESS = {"recipient": "Ada Lovelace", "lines": ["Chausseestr. 1"], "city": "Berlin", "postal_code": "10115", "country_code": "DE"}
+FINAL = {"ORDER_STATE_FULFILLMENT_STARTED", "ORDER_STATE_PAYMENT_FAILED", "ORDER_STATE_CANCELLED"}
+
+
+class Failed(Exception):
+    """What was checked is not so."""
+
+
+def check(truth, what):
+    if not truth:
+        raise Failed(what)
+
+
+def eventually(what, seconds, ask):
+    """Asks until the answer is true, and gives it back. `ask` may raise while it is not."""
+    end = time.monotonic() + seconds
+    last = None
+    while time.monotonic() < end:
+        try:
+            last = ask()
+            if last:
+                return last
+        except (Failed, CallError, OSError) as error:
+            last = error
+        time.sleep(0.1)
+    raise Failed(f"{what}: not within {seconds} s; at last: {last}")
+
+
+def is_free(port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            return True
+        except OSError:
+            return False
+
+
+def free_ports(count):
+    """Ports that nobody listens on now, outside of the range that clients' connections take."""
+    start = random.randrange(21_000, 29_000)
+    ports = [port for port in range(start, 30_000) if is_free(port)][:count]
+    check(len(ports) == count, "there are free ports")
+    return ports
+
+
+def free_port_base(instances):
+    bases = list(range(10_000, 20_000, 600))
+    random.shuffle(bases)
+    for base in bases:
+        ports = [base + offset + n + admin for offset in OFFSETS.values() for n in range(1, instances + 1) for admin in (0, 1000)]
+        if all(map(is_free, ports)):
+            return base
+    raise Failed("there is no free range of ports")
+
+
+class CallError(Exception):
+    """A call that was refused."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.text = text
+        found = re.search(r'"reason":\s*"([A-Z_]+)"', text)
+        self.reason = found.group(1) if found else None
+
+
+def documents(text):
+    """The JSON documents that grpcurl prints one after the other."""
+    decoder, at, found = json.JSONDecoder(), 0, []
+    while at < len(text):
+        if text[at].isspace():
+            at += 1
+            continue
+        document, at = decoder.raw_decode(text, at)
+        found.append(document)
+    return found
+
+
+def grpc_all(port, method, message, token=None, headers=(), seconds=60):
+    """Every message of the answer."""
+    command = ["grpcurl", "-plaintext", "-format-error", "-max-time", str(seconds)]
+    if token:
+        command += ["-H", f"authorization: Bearer {token}"]
+    for header in headers:
+        command += ["-H", header]
+    command += ["-d", json.dumps(message), f"127.0.0.1:{port}", method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 10, check=False)
+    if done.returncode != 0:
+        raise CallError(f"{method}: {done.stderr.strip() or done.stdout.strip()}")
+    return documents(done.stdout)
+
+
+def grpc(port, method, message, token=None, headers=(), seconds=15):
+    """The one message of the answer."""
+    answers = grpc_all(port, method, message, token, headers, seconds)
+    return answers[0] if answers else {}
+
+
+def new_trace():
+    return uuid.uuid4().hex
+
+
+def traceparent(trace):
+    return f"traceparent: 00-{trace}-{trace[:16]}-01"
+
+
+class System:
+    """A whole system that was started by its program, in a folder of its own."""
+
+    def __init__(self, flags=(), instances=2, env=None, data_dir=None, port_base=None, command=None, cwd=None):
+        self.instances = instances
+        self.base = port_base or free_port_base(instances)
+        self.temporary = None if data_dir else tempfile.TemporaryDirectory(prefix="ordermesh-e2e-")
+        self.data_dir = Path(data_dir or self.temporary.name) if data_dir else Path(self.temporary.name) / "data"
+        self.command = command or [
+            str(BIN), "--port-base", str(self.base), "--data-dir", str(self.data_dir), "--instances", str(instances), *flags]
+        self.env = {**os.environ, **(env or {})}
+        self.cwd = cwd
+        self.process = None
+        self.lines = []
+        self.operator = None
+        self.known = set()
+
+    # --- its life
+
+    def start(self, seconds=20, until="is ready"):
+        self.lines = []
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=self.env, cwd=self.cwd, start_new_session=True)
+        ready = threading.Event()
+        ended = threading.Event()
+
+        def read(stream):
+            for line in stream:
+                self.lines.append(line.rstrip("\n"))
+                # The line that is waited for is the first of several; the last one is about Ctrl-C.
+                if until in line:
+                    ready.set()
+            ended.set()
+
+        threading.Thread(target=read, args=(self.process.stdout,), daemon=True).start()
+        end = time.monotonic() + seconds
+        while not ready.wait(0.05):
+            if ended.is_set() or time.monotonic() > end:
+                text = "\n".join(self.lines[-30:])
+                self.kill()
+                raise Failed(f"the system said nothing of {until!r} within {seconds} s:\n{text}")
+        eventually("the start-up text is complete", 5, lambda: any("Ctrl-C" in line for line in self.lines))
+        self.known |= {pid for pid, _ in self.children()}
+        return self
+
+    def __enter__(self):
+        return self if self.process else self.start()
+
+    def __exit__(self, kind, _value, _traceback):
+        if kind:
+            print("--- the system's last lines:", *self.lines[-40:], "---", sep="\n")
+        self.kill()
+        if self.temporary:
+            self.temporary.cleanup()
+
+    def stop(self, seconds=40):
+        """SIGTERM; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"the system did not end within {seconds} s of SIGTERM") from None
+
+    def kill(self):
+        """Kill -9 of the supervisor and of every child that is still there."""
+        if not self.process:
+            return
+        self.known |= {pid for pid, _ in self.children()}
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pid in self.known:
+            if is_ours(pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+
+    # --- its processes
+
+    def port(self, service, instance=1):
+        return self.base + OFFSETS[service] + instance
+
+    def ports(self):
+        return [self.port(service, n) + admin for service in OFFSETS for n in range(1, self.instances + 1)
+                if service != "gateway" or n == 1 for admin in (0, 1000)]
+
+    def children(self):
+        """(pid, instance) of every child process."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or not is_ours(int(entry.name)):
+                continue
+            environ = read_bytes(entry / "environ").split(b"\0")
+            values = dict(pair.split(b"=", 1) for pair in environ if b"=" in pair)
+            listen = values.get(b"ORDERMESH_LISTEN") or values.get(b"GATEWAY_LISTEN") or b""
+            instance = values.get(b"ORDERMESH_INSTANCE") or values.get(b"GATEWAY_INSTANCE")
+            if instance and listen.rsplit(b":", 1)[-1] in {str(port).encode() for port in self.ports()}:
+                found.append((int(entry.name), instance.decode()))
+        return found
+
+    def kill_9(self, service, instance=None):
+        """Kill -9 of a service's instance, or of all; returns the pids."""
+        name = f"{service}-{instance}" if instance else f"{service}-"
+        victims = [pid for pid, which in self.children() if which == name or (not instance and which.startswith(name))]
+        check(victims, f"{name} runs")
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        return victims
+
+    # --- calls
+
+    def login_as_operator(self):
+        if not self.operator:
+            email, password = (self.data_dir / "operator.txt").read_text().split()
+            self.operator = self.login(email, password)
+        return self.operator
+
+    def login(self, email, password, headers=()):
+        message = {"email": email, "password": password}
+        return grpc(self.port("user"), "user.v1.UserService/Login", message, headers=headers)["session"]["accessToken"]
+
+    def customer(self, headers=()):
+        """A new customer's e-mail and access token."""
+        email = f"customer-{uuid.uuid4().hex[:12]}@example.com"
+        message = {"request_id": str(uuid.uuid4()), "email": email, "password": "correct horse battery", "display_name": "Customer"}
+        grpc(self.port("user"), "user.v1.UserService/Register", message)
+        return email, self.login(email, "correct horse battery", headers)
+
+    def order(self, token, method="pm_card_visa", items=None, headers=(), instance=1):
+        """Creates an order, and gives it back."""
+        message = {
+            "request_id": str(uuid.uuid4()), "items": items or [{"sku": "MUG-BLUE", "quantity": 1}], "payment_method": method,
+            "contact_email": "customer@example.com", "shipping_address": ADDRESS}
+        return grpc(self.port("order", instance), "order.v1.OrderService/CreateOrder", message, token, headers)["order"]
+
+    def get(self, order_id, token, instance=1):
+        return grpc(self.port("order", instance), "order.v1.OrderService/GetOrder", {"order_id": order_id}, token)["order"]
+
+    def until_final(self, order_id, token, seconds=60):
+        """The order once it is in a final state, asked of whichever instance answers."""
+        turns = iter(range(10**6))
+
+        def ask():
+            order = self.get(order_id, token, next(turns) % self.instances + 1)
+            return order if order["state"] in FINAL else None
+
+        return eventually(f"order {order_id} is final", seconds, ask)
+
+    def events(self, **filters):
+        message = {"page_size": 500, **filters}
+        answer = grpc(self.port("data"), "data.v1.TraceEventService/ListTraceEvents", message, self.login_as_operator())
+        return answer.get("events", [])
+
+    def charges(self):
+        """The gateway's whole ledger."""
+        key = (self.data_dir / "gateway.key").read_text().strip()
+        found, token = [], ""
+        while True:
+            message = {"page_size": 1000, "page_token": token}
+            page = grpc(self.port("gateway"), "gateway.v1.PaymentGatewayService/ListCharges", message, headers=[f"x-api-key: {key}"])
+            found += page.get("charges", [])
+            token = page.get("nextPageToken", "")
+            if not token:
+                return found
+
+    def charges_of(self, order_id):
+        return [charge for charge in self.charges() if order_id in charge["chargeKey"]]
+
+
+def is_ours(pid):
+    """Is it a process of the program? A pid may have become somebody else's."""
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return False
+    return program.removesuffix(" (deleted)") == str(BIN)
+
+
+def read_bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def counted(events):
+    """How many events there are of each (type, status), and that none is there twice."""
+    ids = [event["eventId"] for event in events]
+    check(len(ids) == len(set(ids)), f"no event is stored twice: {ids}")
+    counts = {}
+    for event in events:
+        kind = (event["type"].removeprefix("EVENT_TYPE_").lower(), event["status"].removeprefix("EVENT_STATUS_").lower())
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts

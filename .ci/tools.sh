@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Puts the pinned tools that CI uses into .ci/bin: grpcurl, buf, jaeger. What is there at its pinned version stays.
+#
+#   .ci/tools.sh [TOOL...]
+#
+# Needs go, npm and python3, and nothing of this machine but the package managers' own registries.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+bin=$here/bin
+mkdir -p "$bin"
+wanted=("$@")
+[ ${#wanted[@]} -gt 0 ] || wanted=(grpcurl buf jaeger)
+
+work=$(mktemp -d)
+# Go makes its module cache read-only.
+trap 'chmod -R u+w "$work" 2>/dev/null; rm -rf "$work"' EXIT
+
+retry() { # retry COMMAND...: three tries, for a registry's passing fault
+  local try
+  for try in 1 2 3; do
+    "$@" && return 0
+    [ "$try" = 3 ] || sleep $((try * 3))
+  done
+  return 1
+}
+
+# Builds one command inside its module's own folder: its own go.mod and go.sum decide every dependency, and the module
+# itself is checked against the hash that is pinned here.
+go_tool() { # go_tool NAME MODULE VERSION HASH PACKAGE [LDFLAGS]
+  local name=$1 module=$2 version=$3 hash=$4 package=$5 ldflags=${6:-} dir sum
+  retry env GOFLAGS= go mod download -json "$module@$version" >"$work/$name.json"
+  read -r dir sum < <(python3 -c '
+import json, sys
+module = json.load(open(sys.argv[1]))
+print(module["Dir"], module["Sum"])' "$work/$name.json")
+  if [ "$sum" != "$hash" ]; then
+    echo "$module@$version has hash $sum, not the pinned $hash" >&2
+    return 1
+  fi
+  (cd "$dir" && retry env GOWORK=off GOTOOLCHAIN=local CGO_ENABLED=0 GOFLAGS='-buildvcs=false -mod=readonly' \
+    go build -trimpath -ldflags "-s -w $ldflags" -o "$work/$name" "$package")
+  install -m 0755 "$work/$name" "$bin/$name"
+}
+
+install_tool() { # install_tool NAME
+  local name=$1 start=$SECONDS pin
+  case $name in
+    grpcurl) pin=v1.9.4 ;;
+    buf) pin=1.75.0 ;;
+    jaeger) pin=v1.76.0 ;; # the module's tag: the program is Jaeger 2.13.0
+    *) echo "unknown tool: $name" >&2; return 2 ;;
+  esac
+  if [ -x "$bin/$name" ] && [ "$(cat "$bin/.$name.version" 2>/dev/null)" = "$pin" ]; then
+    echo "$name $pin: present"
+    return 0
+  fi
+  case $name in
+    grpcurl)
+      go_tool grpcurl github.com/fullstorydev/grpcurl "$pin" \
+        'h1:7bC3tlRwS7dPyfhBo0Xmigns8hWH/K4fg9NrafpY57k=' ./cmd/grpcurl ;;
+    jaeger)
+      go_tool jaeger github.com/jaegertracing/jaeger "$pin" \
+        'h1:sWCOOF1dr+NL0PLil7mFo3BqqQL8k4WiM7aguFbc14g=' ./cmd/jaeger \
+        '-X github.com/jaegertracing/jaeger/internal/version.latestVersion=v2.13.0' ;;
+    buf)
+      # The platform's package holds the program itself; no install script runs.
+      local platform
+      case $(uname -m) in
+        x86_64) platform=linux-x64 ;;
+        aarch64) platform=linux-aarch64 ;;
+        *) echo "buf: no package for $(uname -m)" >&2; return 1 ;;
+      esac
+      mkdir -p "$work/buf"
+      retry npm install --prefix "$work/buf" --ignore-scripts --no-audit --no-fund --no-save --loglevel=error \
+        "@bufbuild/buf-$platform@$pin" >/dev/null
+      install -m 0755 "$work/buf/node_modules/@bufbuild/buf-$platform/bin/buf" "$bin/buf" ;;
+  esac
+  echo "$pin" >"$bin/.$name.version"
+  echo "$name $pin: installed in $((SECONDS - start)) s"
+}
+
+for tool in "${wanted[@]}"; do
+  install_tool "$tool"
+done

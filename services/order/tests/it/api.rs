@@ -1,0 +1,250 @@
+//! The contract over real sockets: who may do what, and what he gets.
+
+use contracts::common::v1::EventType;
+use contracts::data::v1::EventStatus;
+use contracts::order::v1 as proto;
+use contracts::payment::v1::PaymentState;
+use kernel::{IdSource, SystemIds};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::system::{System, is, mugs, refusal, state};
+
+#[tokio::test]
+async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches() {
+    let system = System::new().await;
+    let ada = system.person("customer");
+    let order = ada.create(mugs(3)).await.expect("an order");
+    assert_eq!((state(order.state()), order.version, order.user_id), ("CREATED".into(), 1, ada.id.to_string()));
+    assert_eq!(order.total.expect("a total").minor_units, 300);
+    let (seen, end) = ada.watch_to_the_end(&order.order_id, 0).await;
+    end.expect("it ends well");
+    assert_eq!(seen, ["CREATED", "PAID", "ALLOCATED", "FULFILLMENT_STARTED"]);
+    let got = ada.get(&order.order_id).await.expect("his order");
+    assert_eq!(got.history.len(), 4);
+    let done = got.order.expect("an order");
+    assert!(done.delivery_date.is_some() && !done.fulfillment_id.is_empty());
+    // Its events arrive at the Data Service, all in one trace.
+    for (kind, operation) in [
+        (EventType::OrderCreation, "order.v1.OrderService/CreateOrder"),
+        (EventType::OrderFulfillment, "allocate_inventory"),
+        (EventType::OrderFulfillment, "start_fulfillment"),
+    ] {
+        let event = system.data.event(|event| event.operation == operation).await;
+        assert_eq!((event.r#type(), event.status()), (kind, EventStatus::Success));
+        assert_eq!((event.order_id, event.user_id), (order.order_id.clone(), ada.id.to_string()));
+        assert_eq!((event.service.as_str(), event.instance.as_str()), ("order", "order-1"));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_payment_says_why_and_does_not_tell_a_thief_that_the_card_is_stolen() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Declined);
+    let ada = system.person("customer");
+    let order = ada.create(mugs(1)).await.expect("an order");
+    let mut steps = ada.watch(&order.order_id, 1).await.expect("his order");
+    let step = steps.message().await.expect("it goes on").expect("a step");
+    assert_eq!(state(step.entry.expect("an entry").state()), "PAYMENT_FAILED");
+    assert!(!step.payment_failure.expect("it says why").reason.is_empty());
+    assert!(steps.message().await.expect("it ends well").is_none());
+}
+
+#[tokio::test]
+async fn somebody_elses_order_is_not_there() {
+    let system = System::new().await;
+    let (ada, eve) = (system.person("customer"), system.person("customer"));
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    let absent = SystemIds.uuid().to_string();
+    let expected = is(Code::NotFound, "ORDER_NOT_FOUND", "order");
+    for id in [&id, &absent] {
+        let refusals: [Status; 3] = [
+            eve.get(id).await.expect_err("not hers"),
+            eve.cancel(id).await.expect_err("not hers"),
+            eve.watch_to_the_end(id, 0).await.1.expect_err("not hers"),
+        ];
+        for status in refusals {
+            assert_eq!(refusal(&status), expected);
+            assert_eq!(status.message(), "there is no such order");
+        }
+    }
+    let list = eve.orders().list_orders(eve.asks(proto::ListOrdersRequest::default())).await.expect("her list");
+    assert!(list.into_inner().orders.is_empty());
+    let operator = system.person("operator");
+    operator.get(&id).await.expect("an operator sees everybody's");
+    ada.get(&id).await.expect("her own");
+}
+
+#[tokio::test]
+async fn what_is_an_operators_is_not_a_customers_and_nothing_is_a_strangers() {
+    let system = System::new().await;
+    let (ada, stranger) = (system.person("customer"), system.stranger());
+    // Permission before existence: neither the id nor the fields are looked at.
+    for (person, expected) in [
+        (&ada, is(Code::PermissionDenied, "ROLE_NOT_ALLOWED", "mesh")),
+        (&stranger, is(Code::Unauthenticated, "TOKEN_MISSING", "mesh")),
+    ] {
+        let mut orders = person.orders();
+        let retry = orders.retry_order(person.asks(proto::RetryOrderRequest::default())).await.expect_err("refused");
+        let explain =
+            orders.explain_order(person.asks(proto::ExplainOrderRequest::default())).await.expect_err("refused");
+        let mut inventory = person.inventory();
+        let adjust = inventory.adjust_stock(person.asks(proto::AdjustStockRequest::default()));
+        for status in [retry, explain, adjust.await.expect_err("refused")] {
+            assert_eq!(refusal(&status), expected);
+        }
+    }
+    let no_token = is(Code::Unauthenticated, "TOKEN_MISSING", "mesh");
+    assert_eq!(refusal(&stranger.create(mugs(1)).await.expect_err("refused")), no_token);
+    assert_eq!(refusal(&stranger.get("x").await.expect_err("refused")), no_token);
+    assert_eq!(refusal(&stranger.watch_to_the_end("x", 0).await.1.expect_err("refused")), no_token);
+    let operator = system.person("operator");
+    let status = operator.create(mugs(1)).await.expect_err("an operator buys nothing");
+    assert_eq!(status.code(), Code::PermissionDenied);
+    let stranger = proto::ConfirmPaymentRequest { order_id: SystemIds.uuid().to_string() };
+    let status = system.confirmations("user").confirm_payment(stranger).await.expect_err("payment only");
+    assert_eq!(refusal(&status), is(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "mesh"));
+}
+
+#[tokio::test]
+async fn everything_that_is_wrong_with_an_order_is_said_at_once_and_told_as_an_event() {
+    let system = System::new().await;
+    let ada = system.person("customer");
+    let mut request = mugs(0);
+    request.request_id.clear();
+    request.items.push(proto::OrderItem { sku: "MUG".into(), quantity: 1 });
+    request.items.push(proto::OrderItem { sku: "no sku".into(), quantity: 1 });
+    request.payment_method.clear();
+    request.contact_email = "nobody".into();
+    request.shipping_address = None;
+    let status = ada.create(request).await.expect_err("refused");
+    assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+    let named: Vec<_> = status
+        .get_details_bad_request()
+        .expect("the fields")
+        .field_violations
+        .into_iter()
+        .map(|field| (field.field, field.reason))
+        .collect();
+    let expected = [
+        ("request_id", "REQUEST_ID_REQUIRED"),
+        ("items[0].quantity", "INVALID_QUANTITY"),
+        ("items[1].sku", "DUPLICATE_ITEM"),
+        ("items[2].sku", "INVALID_SKU"),
+        ("payment_method", "REQUIRED"),
+        ("shipping_address", "REQUIRED"),
+        ("contact_email", "INVALID_EMAIL"),
+    ];
+    assert_eq!(named, expected.map(|(field, reason)| (field.to_owned(), reason.to_owned())));
+    let event = system.data.failure(EventType::OrderCreation, "ValidationError").await;
+    assert_eq!((event.user_id, event.order_id.is_empty()), (ada.id.to_string(), false));
+}
+
+#[tokio::test]
+async fn a_list_is_paged_without_gaps_and_a_token_belongs_to_its_filters() {
+    let system = System::new().await;
+    let (ada, eve) = (system.person("customer"), system.person("customer"));
+    let mut made = Vec::new();
+    for _ in 0..5 {
+        made.push(ada.create(mugs(1)).await.expect("an order").order_id);
+        eve.create(mugs(1)).await.expect("an order");
+    }
+    made.reverse();
+    let list = |request: proto::ListOrdersRequest| {
+        let ada = ada.clone();
+        async move { Ok::<_, Status>(ada.orders().list_orders(ada.asks(request)).await?.into_inner()) }
+    };
+    let (mut seen, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let page = list(proto::ListOrdersRequest { page_size: 2, page_token, state: 0 }).await.expect("a page");
+        assert!(page.orders.len() <= 2);
+        seen.extend(page.orders.into_iter().map(|order| order.order_id));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, made, "newest first, each once, nobody else's");
+
+    let token = list(proto::ListOrdersRequest { page_size: 2, ..Default::default() }).await.expect("a page");
+    let page_token = token.next_page_token;
+    let refused = [
+        proto::ListOrdersRequest { page_size: 2, page_token: page_token.clone(), state: 1 },
+        proto::ListOrdersRequest { page_size: 2, page_token: "nonsense".into(), state: 0 },
+        proto::ListOrdersRequest { page_size: -1, page_token: String::new(), state: 0 },
+        proto::ListOrdersRequest { page_size: 2, page_token: String::new(), state: 77 },
+    ];
+    for request in refused {
+        let status = list(request).await.expect_err("refused");
+        assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+    }
+    let request = proto::ListOrdersRequest { page_size: 2, page_token, state: 0 };
+    let status = eve.orders().list_orders(eve.asks(request)).await.expect_err("not her token");
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn an_operator_sees_the_whole_story_and_keeps_the_stock() {
+    let system = System::new().await;
+    let (ada, operator) = (system.person("customer"), system.person("operator"));
+    let id = ada.create(mugs(2)).await.expect("an order").order_id;
+    ada.watch_to_the_end(&id, 0).await.1.expect("it ends well");
+    system.data.event(|event| event.operation == "start_fulfillment").await;
+    let request = proto::ExplainOrderRequest { order_id: id.clone() };
+    let story = operator.orders().explain_order(operator.asks(request)).await.expect("the story").into_inner();
+    assert_eq!((story.gateway_ledger.as_str(), story.gaps.len()), ("SUCCEEDED", 0));
+    let of = |source: &str| story.timeline.iter().filter(|entry| entry.source == source).count();
+    assert_eq!((of("history"), of("event")), (4, 3));
+    let place = |entry: &proto::TimelineEntry| entry.time.map(|time| (time.seconds, time.nanos));
+    assert!(story.timeline.is_sorted_by_key(place));
+    assert!(story.timeline.iter().all(|entry| entry.span_id.len() == 16));
+
+    let adjust = proto::AdjustStockRequest {
+        request_id: SystemIds.uuid().to_string(),
+        sku: "MUG".into(),
+        delta: -999,
+        write_off: false,
+    };
+    let status = operator.inventory().adjust_stock(operator.asks(adjust.clone())).await.expect_err("reserved");
+    assert_eq!(refusal(&status), is(Code::FailedPrecondition, "STOCK_RESERVED", "order"));
+    let fewer = proto::AdjustStockRequest { delta: -998, ..adjust };
+    let stock = operator.inventory().adjust_stock(operator.asks(fewer)).await.expect("it is free").into_inner().stock;
+    assert_eq!(stock.map(|stock| (stock.on_hand, stock.reserved)), Some((2, 2)));
+    let request = proto::RetryOrderRequest { order_id: id };
+    let status = operator.orders().retry_order(operator.asks(request)).await.expect_err("nothing to retry");
+    assert_eq!(refusal(&status), is(Code::FailedPrecondition, "ORDER_NOT_RETRYABLE", "order"));
+}
+
+#[tokio::test]
+async fn a_confirmation_of_the_payment_service_wakes_an_order_whose_payment_was_pending() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Pending);
+    let ada = system.person("customer");
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    let mut steps = ada.watch(&id, 1).await.expect("his order");
+    system.payments.was_asked_for(&id).await;
+    system.payments.say(PaymentState::Succeeded);
+    // The backoff is a minute: nothing but the confirmation makes it go on.
+    let confirmation = proto::ConfirmPaymentRequest { order_id: id.clone() };
+    system.confirmations("payment").confirm_payment(confirmation).await.expect("it is heard");
+    let step = steps.message().await.expect("it goes on").expect("a step");
+    assert_eq!(state(step.entry.expect("an entry").state()), "PAID");
+}
+
+#[tokio::test]
+async fn a_customer_cancels_and_watches_it_happen() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Pending);
+    let ada = system.person("customer");
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    system.payments.was_asked_for(&id).await;
+    system.payments.say(PaymentState::Cancelled);
+    let turned = ada.cancel(&id).await.expect("it is not too late");
+    assert_eq!(state(turned.state()), "CANCELLING");
+    let (seen, end) = ada.watch_to_the_end(&id, 0).await;
+    end.expect("it ends well");
+    assert_eq!(seen, ["CREATED", "CANCELLING", "CANCELLED"]);
+    assert_eq!(state(ada.cancel(&id).await.expect("twice is OK").state()), "CANCELLED");
+    let again = ada.create(mugs(1)).await.expect("another order");
+    assert_ne!(again.order_id, id);
+}

@@ -1,0 +1,200 @@
+//! Cancelling: a transition, once; it beats whatever is on its way.
+
+use std::sync::Arc;
+
+use order::Error;
+use order::driver::FaultPoint;
+use order::lifecycle::State;
+use order::order::{LineState, Scope};
+use telemetry::EventStatus;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::fakes::{Asked, Ledger, Reply};
+use crate::world::{GUARD, LEASE, World, cancel, new_user};
+
+const CANCELLED: [State; 3] = [State::Created, State::Cancelling, State::Cancelled];
+
+#[tokio::test]
+async fn a_cancel_before_the_payment_ends_cancelled_and_nothing_is_charged() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    let turned = world.cancel(id).await.expect("it is not too late");
+    assert_eq!((turned.state, turned.version), (State::Cancelling, 2));
+    assert!(turned.lines.iter().all(|line| line.state == LineState::Released));
+    assert_eq!(world.stock("MUG").await, (10, 0), "released with the transition");
+    world.settle().await;
+    assert_eq!(world.states(id).await, CANCELLED);
+    assert_eq!(world.payments.of(id), Some(Ledger::Tombstone));
+    assert_eq!(world.payments.all_asked(), [Asked::Cancel(id, 1)]);
+}
+
+#[tokio::test]
+async fn cancelling_twice_releases_and_refunds_once() {
+    let world = World::new().await;
+    let gate = Arc::new(Notify::new());
+    let id = world.abandoned_order().await;
+    world.payments.will([Reply::held(&gate)]);
+    world.cancel(id).await.expect("it is not too late");
+    let again = world.cancel(id).await.expect("it is OK");
+    assert_eq!((again.state, again.version), (State::Cancelling, 2), "it stays");
+    gate.notify_one();
+    world.settle().await;
+    assert_eq!(world.states(id).await, CANCELLED);
+    let once_more = world.cancel(id).await.expect("it is OK");
+    assert_eq!((once_more.state, once_more.version), (State::Cancelled, 3));
+    world.settle().await;
+    assert_eq!(world.stock("MUG").await, (10, 0));
+    assert_eq!(world.payments.all_asked().len(), 1);
+}
+
+#[tokio::test]
+async fn eight_cancels_at_once_are_one() {
+    let world = World::on_file().await;
+    let id = world.abandoned_order().await;
+    let all = futures_util::future::join_all((0..8).map(|_| world.cancel(id))).await;
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    world.settle().await;
+    assert_eq!(world.states(id).await, CANCELLED);
+    assert_eq!(world.payments.all_asked(), [Asked::Cancel(id, 1)]);
+}
+
+/// The driver is in the middle of ProcessPayment; the customer cancels; then the late result comes.
+async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: Ledger) {
+    let world = World::new().await;
+    let gate = Arc::new(Notify::new());
+    world.payments.will([reply(&gate)]);
+    let id = world.order_mugs().await;
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    world.cancel(id).await.expect("it is not too late");
+    timeout(GUARD, world.payments.was_asked(2)).await.expect("the cancellation does not wait for the payment");
+    gate.notify_one();
+    world.settle().await;
+    assert_eq!(world.states(id).await, CANCELLED, "the late result loses");
+    assert_eq!(world.payments.of(id), Some(ends));
+    assert_eq!(world.stock("MUG").await, (10, 0));
+}
+
+#[tokio::test]
+async fn a_cancel_in_the_middle_of_a_payment_that_charges_refunds_it() {
+    a_cancel_in_the_middle_of(Reply::answer_held, Ledger::Refunded).await;
+}
+
+#[tokio::test]
+async fn a_cancel_that_overtakes_the_charge_forbids_it() {
+    a_cancel_in_the_middle_of(Reply::held, Ledger::Tombstone).await;
+}
+
+#[tokio::test]
+async fn a_cancel_from_within_the_charge_wins_against_its_result() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    let (orders, seen) = (world.orders.clone(), world.seen.clone());
+    world.payments.will([Reply::Then(Box::pin(async move {
+        cancel(&orders, &seen, id).await.expect("it is not too late");
+    }))]);
+    world.clock.advance(LEASE);
+    assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 1);
+    world.settle().await;
+    assert_eq!(world.states(id).await, CANCELLED);
+    assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
+}
+
+#[tokio::test]
+async fn when_the_one_who_cancelled_dies_the_driver_that_lost_goes_on_only_once_the_lease_is_over() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    world.clock.advance(LEASE);
+    let stalled = world.stalled(id, Reply::answer_held).await;
+    world.faults.die(FaultPoint::BeforeEffect, State::Cancelling);
+    world.cancel(id).await.expect("it is not too late");
+    world.clock.advance(LEASE);
+    // It loses its compare-and-set, finds the lease free, and goes on from CANCELLING.
+    stalled.let_go().await;
+    assert_eq!(world.states(id).await, CANCELLED);
+    assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn it_is_too_late_once_fulfilment_has_started_or_the_payment_failed() {
+    let world = World::new().await;
+    let fulfilled = world.order_mugs().await;
+    world.settle().await;
+    world.payments.declines.store(true, std::sync::atomic::Ordering::SeqCst);
+    let failed = world.order_mugs().await;
+    world.settle().await;
+    for (id, state) in [(fulfilled, "FULFILLMENT_STARTED"), (failed, "PAYMENT_FAILED")] {
+        let before = (world.order(id).await, world.events().await);
+        let refusal = world.cancel(id).await.expect_err("too late");
+        assert!(matches!(&refusal, Error::OrderNotCancellable { state: is } if *is == state), "{refusal}");
+        assert_eq!(mesh::status("order", &refusal).code(), tonic::Code::FailedPrecondition);
+        world.settle().await;
+        assert_eq!((world.order(id).await, world.events().await), before);
+    }
+}
+
+#[tokio::test]
+async fn somebody_elses_order_is_not_found_and_not_cancelled() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    let operation = world.operation("order.v1.OrderService/CancelOrder", None);
+    let refusal = world.orders.cancel(&operation, Scope::Of(new_user()), id).await.expect_err("not his");
+    assert!(matches!(refusal, Error::OrderNotFound));
+    assert_eq!(world.state(id).await, State::Created);
+    world.orders.cancel(&operation, Scope::Of(world.user), id).await.expect("his own");
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
+    let world = World::new().await;
+    *world.payments.refused_refunds.lock().expect("not poisoned") = 1;
+    let gate = Arc::new(Notify::new());
+    world.payments.will([Reply::answer_held(&gate)]);
+    let id = world.order_mugs().await;
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    world.cancel(id).await.expect("it is not too late");
+    gate.notify_one();
+    world.settle().await;
+    assert_eq!(world.states(id).await, [State::Created, State::Cancelling, State::NeedsAttention]);
+    let order = world.order(id).await;
+    assert_eq!(order.payment_failure.expect("it says why").reason, "REFUND_REFUSED");
+    let failed: Vec<_> = world.events().await.into_iter().filter(|event| event.status == EventStatus::Failed).collect();
+    let [event] = &failed[..] else { panic!("one failed event: {failed:?}") };
+    assert_eq!((event.event_type.as_str(), event.operation.as_str()), ("order_fulfillment", "cancel_order"));
+
+    assert_eq!(world.cancel(id).await.expect("it is OK").state, State::NeedsAttention, "a cancel changes nothing");
+    world.clock.advance(LEASE * 100);
+    assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 0, "at rest");
+
+    let retried = world.retry(id).await.expect("an operator may");
+    assert_eq!((retried.state, retried.refund_attempt), (State::Cancelling, 2));
+    world.settle().await;
+    assert_eq!(world.states(id).await[2..], [State::NeedsAttention, State::Cancelling, State::Cancelled]);
+    assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
+    let asked = world.payments.all_asked();
+    assert_eq!(asked, [Asked::Process(id), Asked::Cancel(id, 1), Asked::Cancel(id, 2)]);
+    let refusal = world.retry(id).await.expect_err("there is nothing to retry");
+    assert!(matches!(refusal, Error::OrderNotRetryable { state: "CANCELLED" }), "{refusal}");
+}
+
+#[tokio::test]
+async fn two_operators_who_retry_at_once_retry_once() {
+    let world = World::on_file().await;
+    *world.payments.refused_refunds.lock().expect("not poisoned") = 2;
+    let id = world.order_that_needs_attention().await;
+    let gate = Arc::new(Notify::new());
+    world.payments.will([Reply::held(&gate)]);
+    let (one, other) = tokio::join!(world.retry(id), world.retry(id));
+    let (won, lost) = if one.is_ok() { (one, other) } else { (other, one) };
+    assert_eq!(won.expect("one has won").refund_attempt, 2);
+    assert!(matches!(lost, Err(Error::OrderNotRetryable { .. })), "{lost:?}");
+    gate.notify_one();
+    world.settle().await;
+    assert_eq!(world.state(id).await, State::NeedsAttention, "the second refund is refused, too");
+    world.retry(id).await.expect("an operator may");
+    world.settle().await;
+    assert_eq!(world.state(id).await, State::Cancelled);
+    assert_eq!(world.order(id).await.refund_attempt, 3);
+}

@@ -1,0 +1,211 @@
+//! CreateOrder: what it refuses changes nothing; a repeated request is one order.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kernel::OrderId;
+use order::Error;
+use order::lifecycle::State;
+use storage::Error as StorageError;
+use telemetry::EventStatus;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::world::{GUARD, World, eur, new_user, wants};
+
+/// Nothing is there that was not there before.
+async fn nothing_has_changed(world: &World) {
+    world.settle().await;
+    let (orders, _) = world.orders.list(order::order::Scope::All, None, None, 200).await.expect("a list");
+    assert_eq!(orders, []);
+    assert_eq!((world.stock("MUG").await, world.stock("PLATE").await), ((10, 0), (10, 0)));
+    assert_eq!(world.events().await, []);
+    assert_eq!(world.payments.all_asked(), []);
+}
+
+/// The one refusal that was seen, as its event would tell it: (class, reason).
+fn told(world: &World) -> (String, String) {
+    let seen = world.seen.0.lock().expect("not poisoned");
+    let [ended] = &seen[..] else { panic!("one refusal: {seen:?}") };
+    let event = &ended.event;
+    assert_eq!((event.event_type.as_str(), event.status), ("order_creation", EventStatus::Failed));
+    assert!(event.order_id.is_some(), "the id is made first");
+    assert_eq!(event.user_id, Some(world.user.as_uuid()));
+    let error = event.error.clone().expect("a failed event has an error");
+    (error.kind, error.reason)
+}
+
+#[tokio::test]
+async fn not_enough_in_stock_is_refused_and_names_all_that_is_short() {
+    let world = World::new().await;
+    let refusal = world.create(wants(&[("MUG", 11), ("PLATE", 10), ("SPOON", 1)])).await.expect_err("refused");
+    assert!(matches!(&refusal, Error::InsufficientStock { skus } if skus == "MUG, SPOON"), "{refusal}");
+    assert_eq!(told(&world), ("FAILED_PRECONDITION".into(), "INSUFFICIENT_STOCK".into()));
+    nothing_has_changed(&world).await;
+}
+
+#[tokio::test]
+async fn unknown_skus_are_all_named() {
+    let world = World::new().await;
+    let refusal = world.create(wants(&[("FORK", 1), ("MUG", 1), ("KNIFE", 1)])).await.expect_err("refused");
+    let Error::UnknownSku(invalid) = refusal else { panic!("{refusal}") };
+    let named: Vec<_> = invalid.0.iter().map(|v| (v.field.as_str(), v.reason, v.description.as_str())).collect();
+    assert_eq!(named, [("items[0].sku", "UNKNOWN_SKU", "FORK"), ("items[2].sku", "UNKNOWN_SKU", "KNIFE")]);
+    assert_eq!(told(&world), ("ValidationError".into(), "UNKNOWN_SKU".into()));
+    nothing_has_changed(&world).await;
+}
+
+#[tokio::test]
+async fn two_currencies_in_one_order_are_refused() {
+    let world = World::new().await;
+    let refusal = world.create(wants(&[("MUG", 1), ("VASE", 1)])).await.expect_err("refused");
+    assert!(matches!(&refusal, Error::MixedCurrencies { currencies } if currencies == "EUR, USD"), "{refusal}");
+    nothing_has_changed(&world).await;
+}
+
+#[tokio::test]
+async fn a_price_that_has_changed_is_refused_when_the_customer_said_what_he_saw() {
+    let world = World::new().await;
+    let mut command = wants(&[("MUG", 2)]);
+    command.expected_total = Some(eur(2_400));
+    let refusal = world.create(command).await.expect_err("refused");
+    assert!(matches!(&refusal, Error::PriceChanged { .. }), "{refusal}");
+    assert_eq!(told(&world), ("FAILED_PRECONDITION".into(), "PRICE_CHANGED".into()));
+    nothing_has_changed(&world).await;
+    let mut command = wants(&[("MUG", 2)]);
+    command.expected_total = Some(eur(2_500));
+    assert_eq!(world.create(command).await.expect("it is the price").total, eur(2_500));
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn a_total_that_does_not_fit_is_refused() {
+    let world = World::new().await;
+    world.catalog.prices.lock().expect("not poisoned").insert("MUG".into(), eur(i64::MAX));
+    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("refused");
+    assert!(matches!(refusal, Error::AmountTooLarge), "{refusal}");
+    nothing_has_changed(&world).await;
+}
+
+#[tokio::test]
+async fn where_nobody_delivers_nothing_is_ordered() {
+    let world = World::new().await;
+    let mut command = wants(&[("MUG", 1)]);
+    command.address.country_code = "AQ".into();
+    let refusal = world.create(command).await.expect_err("refused");
+    assert!(matches!(&refusal, Error::NoDeliveryZone { country } if country == "AQ"), "{refusal}");
+    nothing_has_changed(&world).await;
+}
+
+#[tokio::test]
+async fn a_lookup_that_fails_changes_nothing_and_its_request_may_be_tried_again() {
+    let world = World::new().await;
+    world.catalog.is_down.store(true, Ordering::SeqCst);
+    let command = wants(&[("MUG", 1)]);
+    let refusal = world.create(command.clone()).await.expect_err("refused");
+    assert!(matches!(&refusal, Error::LookupFailed { cause } if cause == "CONNECTION_ERROR"), "{refusal}");
+    assert_eq!(told(&world), ("CONNECTION_ERROR".into(), "LOOKUP_FAILED".into()));
+    nothing_has_changed(&world).await;
+    world.catalog.is_down.store(false, Ordering::SeqCst);
+    world.create(command).await.expect("a refused call stores nothing");
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn of_two_orders_for_the_last_items_exactly_one_wins() {
+    let world = World::on_file().await;
+    let (one, other) = tokio::join!(world.create(wants(&[("MUG", 6)])), world.create(wants(&[("MUG", 6)])));
+    let (won, lost) = if one.is_ok() { (one, other) } else { (other, one) };
+    assert!(matches!(lost, Err(Error::InsufficientStock { .. })), "{lost:?}");
+    world.settle().await;
+    assert_eq!(world.state(won.expect("one has won").id).await, State::FulfillmentStarted);
+    assert_eq!(world.stock("MUG").await, (10, 6));
+}
+
+#[tokio::test]
+async fn many_customers_at_once_get_exactly_what_there_is() {
+    let world = World::on_file().await;
+    let all = futures_util::future::join_all((0..25).map(|_| world.create_for(new_user(), wants(&[("MUG", 1)])))).await;
+    let won = all.iter().filter(|result| result.is_ok()).count();
+    assert_eq!(won, 10);
+    assert!(all.iter().all(|result| matches!(result, Ok(_) | Err(Error::InsufficientStock { .. }))));
+    world.settle().await;
+    assert_eq!(world.stock("MUG").await, (10, 10));
+}
+
+#[tokio::test]
+async fn the_same_request_is_the_same_order() {
+    let world = World::new().await;
+    let command = wants(&[("MUG", 2)]);
+    let first = world.create(command.clone()).await.expect("an order");
+    world.settle().await;
+    let again = world.create(command).await.expect("the order");
+    world.settle().await;
+    assert_eq!((again.id, again.state), (first.id, State::FulfillmentStarted), "as it is now");
+    assert_eq!(world.stock("MUG").await, (10, 2));
+    assert_eq!(world.payments.all_asked().len(), 1);
+    assert!(world.seen.0.lock().expect("not poisoned").is_empty(), "a replay is no event");
+}
+
+#[tokio::test]
+async fn the_same_request_twice_at_once_is_one_order() {
+    let world = World::on_file().await;
+    let command = wants(&[("MUG", 2)]);
+    let calls = (0..8).map(|_| world.create(command.clone()));
+    let all = futures_util::future::join_all(calls).await;
+    let ids: std::collections::BTreeSet<OrderId> = all.into_iter().map(|order| order.expect("the order").id).collect();
+    assert_eq!(ids.len(), 1);
+    world.settle().await;
+    assert_eq!(world.stock("MUG").await, (10, 2));
+    assert!(world.seen.0.lock().expect("not poisoned").is_empty(), "a replay is no event");
+}
+
+#[tokio::test]
+async fn a_request_id_of_another_command_is_refused_and_one_of_another_customer_is_not() {
+    let world = World::new().await;
+    let command = wants(&[("MUG", 2)]);
+    world.create(command.clone()).await.expect("an order");
+    let mut other = command.clone();
+    other.items = vec![("MUG".into(), 3)];
+    let refusal = world.create(other).await.expect_err("refused");
+    assert!(matches!(refusal, Error::RequestIdReused), "{refusal}");
+    let mut other = command.clone();
+    other.contact_email = "eve@example.com".into();
+    assert!(matches!(world.create(other).await, Err(Error::RequestIdReused)));
+    world.create_for(new_user(), command).await.expect("his own request id");
+    world.settle().await;
+    assert_eq!(world.stock("MUG").await, (10, 4));
+}
+
+#[tokio::test]
+async fn a_customer_who_hangs_up_while_his_order_is_committed_still_has_it_driven() {
+    let world = World::on_file().await;
+    // Somebody holds the store's one writer.
+    let (holding, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (db, held, release) = (world.db.clone(), holding.clone(), gate.clone());
+    let holder = tokio::spawn(async move {
+        db.transact(move |_tx| {
+            let (held, release) = (held.clone(), release.clone());
+            Box::pin(async move {
+                held.notify_one();
+                release.notified().await;
+                Ok::<_, StorageError>(())
+            })
+        })
+        .await
+    });
+    timeout(GUARD, holding.notified()).await.expect("it holds");
+    tokio::select! {
+        biased;
+        _ = world.create(wants(&[("MUG", 2)])) => panic!("it cannot commit"),
+        // It has looked everything up, and waits for the writer.
+        () = world.catalog.asked.notified() => {}
+    }
+    gate.notify_one();
+    holder.await.expect("it ends").expect("it commits");
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("the order is driven, and its lease has not run out");
+    world.settle().await;
+    let (orders, _) = world.orders.list(order::order::Scope::All, None, None, 10).await.expect("a list");
+    let [order] = &orders[..] else { panic!("one order: {orders:?}") };
+    assert_eq!(order.state, State::FulfillmentStarted);
+}

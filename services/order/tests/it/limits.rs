@@ -1,0 +1,54 @@
+//! What does not fit, and what cannot be asked.
+
+use contracts::common::v1::EventType;
+use contracts::order::v1 as proto;
+use tonic::Code;
+
+use crate::system::{Choice, System, is, mugs, refusal, retry_after};
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_refused_unread() {
+    let system = System::new().await;
+    let ada = system.person("customer");
+    let mut request = mugs(1);
+    request.contact_email = "a".repeat(70 * 1_024);
+    let status = ada.create(request).await.expect_err("too long");
+    assert_eq!(refusal(&status), is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", "mesh"));
+    ada.create(mugs(1)).await.expect("a shorter one");
+}
+
+#[tokio::test]
+async fn an_order_that_does_not_fit_into_memory_is_an_out_of_memory_error_and_a_small_one_passes() {
+    let budget = Some(chassis::ByteSize(4 * 1_024));
+    let system = System::with(Choice { memory_budget: budget, ..Choice::default() }).await;
+    let ada = system.person("customer");
+    let mut request = mugs(1);
+    request.items =
+        (0..100).map(|number| proto::OrderItem { sku: format!("MUG-OF-COLOUR-{number}"), quantity: 1 }).collect();
+    let status = ada.create(request).await.expect_err("it does not fit");
+    assert_eq!(refusal(&status), is(Code::ResourceExhausted, "OUT_OF_MEMORY", "mesh"));
+    assert!(retry_after(&status).is_some());
+    let event = system.data.failure(EventType::OrderCreation, "OutOfMemoryError").await;
+    assert_eq!((event.order_id.as_str(), event.error.expect("it says why").reason.as_str()), ("", "OUT_OF_MEMORY"));
+    let order = ada.create(mugs(1)).await.expect("it fits");
+    ada.watch_to_the_end(&order.order_id, 0).await.1.expect("it ends well");
+}
+
+#[tokio::test]
+async fn without_the_data_service_nothing_is_ordered_and_the_events_wait_for_it() {
+    let mut system = System::with(Choice { data_is_down: true, ..Choice::default() }).await;
+    let ada = system.person("customer");
+    let request = mugs(1);
+    let status = ada.create(request.clone()).await.expect_err("nobody knows the price");
+    assert_eq!(refusal(&status), is(Code::Unavailable, "LOOKUP_FAILED", "order"));
+    assert!(retry_after(&status).is_some());
+    let list = ada.orders().list_orders(ada.asks(proto::ListOrdersRequest::default())).await.expect("the list");
+    assert!(list.into_inner().orders.is_empty());
+    system.data_comes_up();
+    let creation = system.data.failure(EventType::OrderCreation, "CONNECTION_ERROR").await;
+    assert_eq!(creation.error.expect("it says why").reason, "LOOKUP_FAILED");
+    let lookup = system.data.failure(EventType::DataLookup, "CONNECTION_ERROR").await;
+    assert_eq!((lookup.service.as_str(), &lookup.trace_id), ("order", &lookup.trace_id));
+    assert!(lookup.operation.starts_with("data.v1.CatalogService/"));
+    ada.create(request).await.expect("the same request may be tried again");
+}

@@ -1,0 +1,112 @@
+//! The reasons of refusals are public: this table is the contract.
+
+use chassis::Invalid;
+use mesh::{Kind, Refusal};
+use order::Error;
+
+/// One of each. The match names every variant, so that a new one does not compile until it is here.
+fn every() -> Vec<Error> {
+    let text = || "x".to_owned();
+    let all = vec![
+        Error::Invalid(Invalid(vec![])),
+        Error::UnknownSku(Invalid(vec![])),
+        Error::MixedCurrencies { currencies: text() },
+        Error::AmountTooLarge,
+        Error::NoDeliveryZone { country: text() },
+        Error::InsufficientStock { skus: text() },
+        Error::PriceChanged { total: text(), expected: text() },
+        Error::LookupFailed { cause: text() },
+        Error::RequestIdReused,
+        Error::OrderNotFound,
+        Error::OrderNotCancellable { state: "CANCELLED" },
+        Error::OrderNotRetryable { state: "CANCELLED" },
+        Error::StockReserved { sku: text(), reserved: 1 },
+        Error::StockNegative { sku: text(), on_hand: 1 },
+        Error::Draining,
+        Error::TokenExpired,
+        Error::TooManyWatchers,
+        Error::Storage(storage::Error::Panicked),
+    ];
+    let mut places: Vec<usize> = all.iter().map(place).collect();
+    places.dedup();
+    assert_eq!(places, (0..all.len()).collect::<Vec<_>>(), "one of each");
+    all
+}
+
+fn place(error: &Error) -> usize {
+    match error {
+        Error::Invalid(_) => 0,
+        Error::UnknownSku(_) => 1,
+        Error::MixedCurrencies { .. } => 2,
+        Error::AmountTooLarge => 3,
+        Error::NoDeliveryZone { .. } => 4,
+        Error::InsufficientStock { .. } => 5,
+        Error::PriceChanged { .. } => 6,
+        Error::LookupFailed { .. } => 7,
+        Error::RequestIdReused => 8,
+        Error::OrderNotFound => 9,
+        Error::OrderNotCancellable { .. } => 10,
+        Error::OrderNotRetryable { .. } => 11,
+        Error::StockReserved { .. } => 12,
+        Error::StockNegative { .. } => 13,
+        Error::Draining => 14,
+        Error::TokenExpired => 15,
+        Error::TooManyWatchers => 16,
+        Error::Storage(_) => 17,
+    }
+}
+
+#[test]
+fn the_reasons_are_these() {
+    let table: Vec<String> = every()
+        .iter()
+        .map(|error| {
+            let facts: Vec<_> = error.facts().into_iter().map(|(name, _)| name).collect();
+            let retry = if error.retry_after().is_some() { " +RetryInfo" } else { "" };
+            format!("{} {:?} {}{retry}", error.reason(), error.kind(), facts.join(","))
+                .replace("  ", " ")
+                .trim()
+                .to_owned()
+        })
+        .collect();
+    let expected = [
+        "INVALID_ARGUMENT InvalidArgument",
+        "UNKNOWN_SKU InvalidArgument",
+        "MIXED_CURRENCIES InvalidArgument currencies",
+        "AMOUNT_TOO_LARGE InvalidArgument",
+        "NO_DELIVERY_ZONE FailedPrecondition country_code",
+        "INSUFFICIENT_STOCK FailedPrecondition skus",
+        "PRICE_CHANGED FailedPrecondition total,expected_total",
+        "LOOKUP_FAILED Unavailable cause +RetryInfo",
+        "REQUEST_ID_REUSED FailedPrecondition",
+        "ORDER_NOT_FOUND NotFound",
+        "ORDER_NOT_CANCELLABLE FailedPrecondition state",
+        "ORDER_NOT_RETRYABLE FailedPrecondition state",
+        "STOCK_RESERVED FailedPrecondition sku,reserved",
+        "STOCK_NEGATIVE FailedPrecondition sku,on_hand",
+        "DRAINING Unavailable +RetryInfo",
+        "TOKEN_EXPIRED Unauthenticated",
+        "TOO_MANY_WATCHERS Unavailable +RetryInfo",
+        "STORE_FAILED Internal",
+    ];
+    assert_eq!(table, expected);
+}
+
+#[test]
+fn a_store_that_is_away_is_unavailable_and_one_that_is_broken_is_internal() {
+    assert_eq!(Error::Storage(storage::Error::Closed).kind(), Kind::Unavailable);
+    let broken = Error::Storage(storage::Error::Corrupt { what: "state", value: "secret".into() });
+    let status = mesh::status("order", &broken);
+    assert_eq!((status.code(), status.message()), (tonic::Code::Internal, "internal error"));
+    assert!(!format!("{status:?}").contains("secret"));
+}
+
+#[test]
+fn every_reason_is_told_in_the_contract() {
+    let contract = include_str!("../../../../proto/order/v1/order.proto");
+    let untold = ["STORE_FAILED"];
+    for error in every() {
+        let reason = error.reason();
+        assert!(untold.contains(&reason) || contract.contains(reason), "{reason} is not in the contract");
+    }
+}

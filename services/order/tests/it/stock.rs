@@ -1,0 +1,131 @@
+//! Stock: adjusted once per request, never below what is reserved, written off from the newest order.
+
+use order::Error;
+use order::inventory::{AdjustStock, Stock};
+use order::lifecycle::State;
+use order::order::LineState;
+use telemetry::EventStatus;
+
+use crate::fakes::Ledger;
+use crate::world::{LEASE, World, new_request};
+
+#[tokio::test]
+async fn adjusting_adds_and_takes_away() {
+    let world = World::new().await;
+    let adjusted = world.adjust("MUG", 5, false).await.expect("it adds");
+    assert_eq!((adjusted.stock.on_hand, adjusted.stock.reserved, adjusted.lost_lines), (15, 0, 0));
+    world.adjust("MUG", -15, false).await.expect("it takes away");
+    assert_eq!(world.stock("MUG").await, (0, 0));
+    world.adjust("FORK", 3, false).await.expect("a new SKU");
+    let skus = ["FORK", "KNIFE", "PLATE"].map(str::to_owned);
+    let stocks = world.inventory.stock(&skus).await.expect("it is read");
+    let expected = [("FORK", 3), ("KNIFE", 0), ("PLATE", 10)];
+    let expected = expected.map(|(sku, on_hand)| Stock { sku: sku.into(), on_hand, reserved: 0 });
+    assert_eq!(stocks, expected, "in the order asked; what nobody knows is zero");
+}
+
+#[tokio::test]
+async fn more_than_there_is_cannot_be_taken() {
+    let world = World::new().await;
+    for write_off in [false, true] {
+        let refusal = world.adjust("MUG", -11, write_off).await.expect_err("refused");
+        assert!(matches!(&refusal, Error::StockNegative { on_hand: 10, .. }), "{refusal}");
+        let refusal = world.adjust("FORK", -1, write_off).await.expect_err("refused");
+        assert!(matches!(&refusal, Error::StockNegative { on_hand: 0, .. }), "{refusal}");
+    }
+    assert_eq!((world.stock("MUG").await, world.stock("FORK").await), ((10, 0), (0, 0)));
+}
+
+#[tokio::test]
+async fn what_is_reserved_is_taken_only_by_a_write_off_and_from_the_newest_order_first() {
+    let world = World::new().await;
+    let (old, new) = (world.abandoned_order().await, world.abandoned_order().await);
+    let refusal = world.adjust("MUG", -7, false).await.expect_err("refused");
+    assert!(matches!(&refusal, Error::StockReserved { reserved: 4, .. }), "{refusal}");
+    assert_eq!(world.stock("MUG").await, (10, 4));
+    let adjusted = world.adjust("MUG", -7, true).await.expect("written off");
+    assert_eq!((adjusted.stock.on_hand, adjusted.stock.reserved, adjusted.lost_lines), (3, 2, 1));
+    assert_eq!(world.order(new).await.lines[0].state, LineState::Lost);
+    assert_eq!(world.order(old).await.lines[0].state, LineState::Held);
+    world.settle().await;
+    world.drive_to_rest(&world.instance("order-2"), 3).await;
+    assert_eq!((world.state(old).await, world.state(new).await), (State::FulfillmentStarted, State::Cancelled));
+    assert_eq!(world.stock("MUG").await, (3, 2));
+}
+
+#[tokio::test]
+async fn an_order_whose_stock_was_written_off_is_cancelled_and_refunded() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    world.adjust("MUG", -10, true).await.expect("written off");
+    world.clock.advance(LEASE);
+    world.instance("order-2").drive_due().await.expect("it looks");
+    world.settle().await;
+    assert_eq!(world.states(id).await, [State::Created, State::Paid, State::Cancelling, State::Cancelled]);
+    let order = world.order(id).await;
+    assert_eq!(order.payment_failure.expect("it says why").reason, "STOCK_LOST");
+    assert_eq!(order.lines[0].state, LineState::Lost);
+    assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
+    assert_eq!(world.stock("MUG").await, (0, 0));
+    let events = world.events().await;
+    let failed: Vec<_> = events.iter().filter(|event| event.status == EventStatus::Failed).collect();
+    let [event] = &failed[..] else { panic!("one failed event: {failed:?}") };
+    assert_eq!((event.event_type.as_str(), event.operation.as_str()), ("order_fulfillment", "allocate_inventory"));
+    assert_eq!(event.error.as_ref().expect("it says why").reason, "STOCK_LOST");
+}
+
+#[tokio::test]
+async fn what_is_allocated_is_not_written_off() {
+    let world = World::new().await;
+    let id = world.order_mugs().await;
+    world.settle().await;
+    let refusal = world.adjust("MUG", -9, true).await.expect_err("it is on its way to the customer");
+    assert!(matches!(&refusal, Error::StockReserved { reserved: 2, .. }), "{refusal}");
+    assert_eq!((world.state(id).await, world.stock("MUG").await), (State::FulfillmentStarted, (10, 2)));
+    world.adjust("MUG", -8, true).await.expect("the rest is free");
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn a_write_off_that_is_refused_takes_nothing_from_anybody() {
+    let world = World::new().await;
+    world.order_mugs().await;
+    world.settle().await;
+    let held = world.abandoned_order().await;
+    // The held line alone is not enough: two are allocated.
+    world.adjust("MUG", -9, true).await.expect_err("refused");
+    assert_eq!(world.order(held).await.lines[0].state, LineState::Held);
+    assert_eq!(world.stock("MUG").await, (10, 4));
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn an_adjustment_is_made_once_per_request() {
+    let world = World::on_file().await;
+    let command = AdjustStock { request_id: new_request(), sku: "MUG".into(), delta: 5, write_off: false };
+    let calls = (0..5).map(|_| world.inventory.adjust(command.clone()));
+    for answer in futures_util::future::join_all(calls).await {
+        assert_eq!(answer.expect("the same answer").stock.on_hand, 15);
+    }
+    world.adjust("MUG", 1, false).await.expect("another request");
+    assert_eq!(world.inventory.adjust(command.clone()).await.expect("the same answer").stock.on_hand, 15);
+    assert_eq!(world.stock("MUG").await, (16, 0));
+    for other in [
+        AdjustStock { delta: 6, ..command.clone() },
+        AdjustStock { sku: "FORK".into(), ..command.clone() },
+        AdjustStock { write_off: true, ..command },
+    ] {
+        let refusal = world.inventory.adjust(other).await.expect_err("another command");
+        assert!(matches!(refusal, Error::RequestIdReused), "{refusal}");
+    }
+    assert_eq!((world.stock("MUG").await, world.stock("FORK").await), ((16, 0), (0, 0)));
+}
+
+#[tokio::test]
+async fn a_refused_adjustment_stores_nothing_and_its_request_may_be_tried_again() {
+    let world = World::new().await;
+    let command = AdjustStock { request_id: new_request(), sku: "FORK".into(), delta: -5, write_off: false };
+    world.inventory.adjust(command.clone()).await.expect_err("there is none");
+    world.adjust("FORK", 5, false).await.expect("now there is");
+    assert_eq!(world.inventory.adjust(command).await.expect("it takes them").stock.on_hand, 0);
+}

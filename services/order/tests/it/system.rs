@@ -1,0 +1,459 @@
+//! The whole service over real sockets, on a file, with peers that are hand-made servers behind the mesh.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use contracts::common::v1 as common;
+use contracts::data::v1 as data;
+use contracts::order::v1 as proto;
+use contracts::order::v1::inventory_service_client::InventoryServiceClient;
+use contracts::order::v1::order_service_client::OrderServiceClient;
+use contracts::order::v1::payment_confirmation_service_client::PaymentConfirmationServiceClient;
+use contracts::payment::v1 as payment;
+use contracts::user::v1 as user;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use kernel::{IdSource, SystemIds};
+use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, Secret, ServerConfig};
+use order::{Config, SeedStock};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt;
+
+use crate::world::GUARD;
+
+const MESH_SECRET: &str = "the platform's own";
+const KEY_ID: &str = "rfc8037";
+/// The key pair of RFC 8037, appendix A.
+const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+const PRIVATE_KEY: &str = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A";
+
+/// An access token as the User Service makes it, good for so many seconds.
+pub(crate) fn token(user: uuid::Uuid, role: &str, seconds: i64) -> String {
+    // PKCS #8 around the seed.
+    let mut der = vec![0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+    der.extend(URL_SAFE_NO_PAD.decode(PRIVATE_KEY).expect("base64url"));
+    let now = i64::try_from(jsonwebtoken::get_current_timestamp()).expect("now");
+    let (issuer, audience) = (chassis::keys::ISSUER, chassis::keys::AUDIENCE);
+    let claims =
+        json!({ "iss": issuer, "aud": audience, "sub": user, "role": role, "nbf": now - 60, "exp": now + seconds });
+    let mut header = Header::new(Algorithm::EdDSA);
+    header.kid = Some(KEY_ID.into());
+    jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&der)).expect("signed")
+}
+
+fn not_here<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("not in this test"))
+}
+
+/// The User Service: it has a key.
+struct Users;
+
+#[tonic::async_trait]
+#[rustfmt::skip]
+impl user::user_service_server::UserService for Users {
+    async fn list_signing_keys(&self, _: Request<user::ListSigningKeysRequest>) -> Result<Response<user::ListSigningKeysResponse>, Status> {
+        let key = user::SigningKey { kid: KEY_ID.into(), kty: "OKP".into(), crv: "Ed25519".into(), x: PUBLIC_KEY.into(), alg: "EdDSA".into() };
+        Ok(Response::new(user::ListSigningKeysResponse { keys: vec![key] }))
+    }
+    async fn register(&self, _: Request<user::RegisterRequest>) -> Result<Response<user::RegisterResponse>, Status> { not_here() }
+    async fn login(&self, _: Request<user::LoginRequest>) -> Result<Response<user::LoginResponse>, Status> { not_here() }
+    async fn refresh_session(&self, _: Request<user::RefreshSessionRequest>) -> Result<Response<user::RefreshSessionResponse>, Status> { not_here() }
+    async fn logout(&self, _: Request<user::LogoutRequest>) -> Result<Response<user::LogoutResponse>, Status> { not_here() }
+    async fn get_profile(&self, _: Request<user::GetProfileRequest>) -> Result<Response<user::GetProfileResponse>, Status> { not_here() }
+    async fn update_profile(&self, _: Request<user::UpdateProfileRequest>) -> Result<Response<user::UpdateProfileResponse>, Status> { not_here() }
+    async fn change_password(&self, _: Request<user::ChangePasswordRequest>) -> Result<Response<user::ChangePasswordResponse>, Status> { not_here() }
+}
+
+/// The Data Service: everything costs one euro; it keeps the events that it is sent.
+#[derive(Clone)]
+pub(crate) struct Data {
+    events: watch::Sender<Vec<data::TraceEvent>>,
+}
+
+impl Data {
+    fn new() -> Self {
+        Self { events: watch::Sender::new(Vec::new()) }
+    }
+
+    /// Waits for an event.
+    pub(crate) async fn event(&self, is_it: impl Fn(&data::TraceEvent) -> bool) -> data::TraceEvent {
+        let mut events = self.events.subscribe();
+        let came = events.wait_for(|events| events.iter().any(&is_it));
+        let events = tokio::time::timeout(GUARD, came).await.expect("the event comes").expect("the sender lives");
+        events.iter().find(|event| is_it(event)).cloned().expect("it is there")
+    }
+
+    /// Waits for a failed event of a type and a class of error.
+    pub(crate) async fn failure(&self, of: common::EventType, class: &str) -> data::TraceEvent {
+        let is_it = |event: &data::TraceEvent| {
+            event.r#type() == of && event.error.as_ref().is_some_and(|error| error.r#type == class)
+        };
+        self.event(is_it).await
+    }
+}
+
+#[tonic::async_trait]
+#[rustfmt::skip]
+impl data::catalog_service_server::CatalogService for Data {
+    async fn batch_get_products(&self, request: Request<data::BatchGetProductsRequest>) -> Result<Response<data::BatchGetProductsResponse>, Status> {
+        let price = common::Money { currency_code: "EUR".into(), minor_units: 100 };
+        let product = |sku: String| data::Product { name: sku.clone(), sku, price: Some(price.clone()), ..Default::default() };
+        let products = request.into_inner().skus.into_iter().map(product).collect();
+        Ok(Response::new(data::BatchGetProductsResponse { products, missing_skus: vec![] }))
+    }
+    async fn get_delivery_estimate(&self, _: Request<data::GetDeliveryEstimateRequest>) -> Result<Response<data::GetDeliveryEstimateResponse>, Status> {
+        Ok(Response::new(data::GetDeliveryEstimateResponse { zone: "home".into(), transit_business_days: 2, cutoff_hour_utc: 14, delivery_date: None }))
+    }
+    async fn list_products(&self, _: Request<data::ListProductsRequest>) -> Result<Response<data::ListProductsResponse>, Status> { not_here() }
+    async fn upsert_product(&self, _: Request<data::UpsertProductRequest>) -> Result<Response<data::UpsertProductResponse>, Status> { not_here() }
+}
+
+#[tonic::async_trait]
+#[rustfmt::skip]
+impl data::trace_event_service_server::TraceEventService for Data {
+    async fn append_trace_events(&self, request: Request<data::AppendTraceEventsRequest>) -> Result<Response<data::AppendTraceEventsResponse>, Status> {
+        let events = request.into_inner().events;
+        let stored = |event: &data::TraceEvent| data::AppendResult {
+            event_id: event.event_id.clone(), outcome: data::append_result::Outcome::Stored.into(), refusal: String::new(),
+        };
+        let results = events.iter().map(stored).collect();
+        self.events.send_modify(|all| all.extend(events));
+        Ok(Response::new(data::AppendTraceEventsResponse { results }))
+    }
+    async fn list_trace_events(&self, request: Request<data::ListTraceEventsRequest>) -> Result<Response<data::ListTraceEventsResponse>, Status> {
+        let order = request.into_inner().order_id;
+        let events = self.events.borrow().iter().filter(|event| event.order_id == order).cloned().collect();
+        Ok(Response::new(data::ListTraceEventsResponse { events, next_page_token: String::new() }))
+    }
+    async fn summarize_trace_events(&self, _: Request<data::SummarizeTraceEventsRequest>) -> Result<Response<data::SummarizeTraceEventsResponse>, Status> { not_here() }
+}
+
+/// The Payment Service: it says of each order's payment what the test says, or that it has succeeded.
+#[derive(Clone)]
+pub(crate) struct PaymentsServer {
+    says: watch::Sender<Option<payment::PaymentState>>,
+    /// Whose payments were asked for.
+    asked: watch::Sender<Vec<String>>,
+}
+
+impl PaymentsServer {
+    fn new() -> Self {
+        Self { says: watch::Sender::new(None), asked: watch::Sender::new(vec![]) }
+    }
+
+    /// From now on, of every payment.
+    pub(crate) fn say(&self, state: payment::PaymentState) {
+        self.says.send_replace(Some(state));
+    }
+
+    /// Waits until it was asked for an order's payment.
+    pub(crate) async fn was_asked_for(&self, order: &str) {
+        let mut asked = self.asked.subscribe();
+        let came = asked.wait_for(|asked| asked.iter().any(|id| id == order));
+        tokio::time::timeout(GUARD, came).await.expect("it is asked").expect("the sender lives");
+    }
+
+    fn payment(&self, order_id: String, otherwise: payment::PaymentState) -> payment::Payment {
+        let state = self.says.borrow().unwrap_or(otherwise);
+        self.asked.send_modify(|asked| asked.push(order_id.clone()));
+        payment::Payment { order_id, state: state.into(), ..Default::default() }
+    }
+}
+
+#[tonic::async_trait]
+#[rustfmt::skip]
+impl payment::payment_service_server::PaymentService for PaymentsServer {
+    async fn process_payment(&self, request: Request<payment::ProcessPaymentRequest>) -> Result<Response<payment::ProcessPaymentResponse>, Status> {
+        let payment = Some(self.payment(request.into_inner().order_id, payment::PaymentState::Succeeded));
+        Ok(Response::new(payment::ProcessPaymentResponse { payment }))
+    }
+    async fn cancel_payment(&self, request: Request<payment::CancelPaymentRequest>) -> Result<Response<payment::CancelPaymentResponse>, Status> {
+        let request = request.into_inner();
+        let mut payment = self.payment(request.order_id, payment::PaymentState::Refunded);
+        payment.refund_attempt = request.refund_attempt;
+        Ok(Response::new(payment::CancelPaymentResponse { payment: Some(payment) }))
+    }
+    async fn get_payment(&self, request: Request<payment::GetPaymentRequest>) -> Result<Response<payment::GetPaymentResponse>, Status> {
+        let payment = Some(payment::Payment { order_id: request.into_inner().order_id, ..Default::default() });
+        Ok(Response::new(payment::GetPaymentResponse { payment, attempts: vec![], gateway_ledger: "SUCCEEDED".into() }))
+    }
+    async fn reconcile_payments(&self, _: Request<payment::ReconcilePaymentsRequest>) -> Result<Response<payment::ReconcilePaymentsResponse>, Status> { not_here() }
+}
+
+/// What a test may choose.
+#[derive(Clone)]
+pub(crate) struct Choice {
+    pub(crate) memory_budget: Option<chassis::ByteSize>,
+    pub(crate) max_watchers: usize,
+    /// The Data Service comes up only when the test says so.
+    pub(crate) data_is_down: bool,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self { memory_budget: None, max_watchers: 10, data_is_down: false }
+    }
+}
+
+/// An instance of the Order Service, and its peers.
+pub(crate) struct System {
+    pub(crate) order: Channel,
+    pub(crate) data: Data,
+    pub(crate) payments: PaymentsServer,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) running: JoinHandle<Result<(), chassis::Error>>,
+    config: Config,
+    address: SocketAddr,
+    data_socket: Option<TcpSocket>,
+    _folder: tempfile::TempDir,
+}
+
+fn free_port() -> TcpSocket {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    socket
+}
+
+fn serve(service: &'static str, routes: Routes, socket: TcpSocket) {
+    let listener = socket.listen(128).expect("it listens");
+    let config = ServerConfig {
+        service,
+        policies: contracts::POLICIES,
+        gatekeeper: Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(MESH_SECRET)),
+        events: None,
+        descriptors: &[],
+        health_services: &[],
+        memory_budget_bytes: None,
+        max_message_bytes: mesh::DEFAULT_MAX_MESSAGE_BYTES,
+        trust_client_trace_context: false,
+        drain_timeout: Duration::from_secs(1),
+    };
+    let (ready, is_ready) = watch::channel(true);
+    tokio::spawn(async move {
+        let _ready = ready;
+        mesh::server(config, routes).serve(listener, is_ready, CancellationToken::new()).await
+    });
+}
+
+fn channel(address: SocketAddr, credentials: Credentials) -> Channel {
+    let addresses = vec![address.to_string()];
+    mesh::client(ClientConfig { target: "order", addresses, policies: contracts::POLICIES, credentials, events: None })
+}
+
+fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choice) -> Config {
+    let [users, payments, data] = addresses;
+    Config {
+        common: chassis::Settings {
+            listen: "127.0.0.1:0".parse().expect("an address"),
+            admin_listen: None,
+            instance: Some(instance.into()),
+            data_dir: folder,
+            database_url: None,
+            database_connections: 4,
+            mesh_secret_file: None,
+            user_addresses: vec![users],
+            order_addresses: vec![],
+            payment_addresses: vec![payments],
+            data_addresses: vec![data],
+            otlp_endpoint: None,
+            log: "info".into(),
+            trust_client_trace_context: false,
+            memory_budget: choice.memory_budget,
+            max_message: chassis::ByteSize(64 * 1_024),
+            drain_timeout: Duration::from_secs(2),
+        },
+        lease: Duration::from_secs(15),
+        poll_interval: Duration::from_millis(25),
+        backoff: Duration::from_secs(60),
+        backoff_cap: Duration::from_secs(60),
+        max_drives: 16,
+        max_watchers: choice.max_watchers,
+        seed_stock: vec![SeedStock { sku: "MUG".into(), on_hand: 1_000 }],
+    }
+}
+
+impl System {
+    pub(crate) async fn new() -> Self {
+        Self::with(Choice::default()).await
+    }
+
+    pub(crate) async fn with(choice: Choice) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("mesh.secret"), MESH_SECRET).expect("a secret");
+        let sockets = [free_port(), free_port(), free_port()];
+        let addresses = sockets.each_ref().map(|socket| socket.local_addr().expect("an address").to_string());
+        let [users, payments_socket, data_socket] = sockets;
+        let (data, payments) = (Data::new(), PaymentsServer::new());
+        serve("user", Routes::new(user::user_service_server::UserServiceServer::new(Users)), users);
+        let routes = Routes::new(payment::payment_service_server::PaymentServiceServer::new(payments.clone()));
+        serve("payment", routes, payments_socket);
+        let config = config(folder.path().to_owned(), "order-1", addresses, &choice);
+        let (address, shutdown, running) = start(config.clone()).await;
+        let order = channel(address, Credentials::None);
+        let data_socket = Some(data_socket);
+        let mut system =
+            Self { order, data, payments, shutdown, running, config, address, data_socket, _folder: folder };
+        if !choice.data_is_down {
+            system.data_comes_up();
+        }
+        system
+    }
+
+    pub(crate) fn data_comes_up(&mut self) {
+        let routes = Routes::new(data::catalog_service_server::CatalogServiceServer::new(self.data.clone()))
+            .add_service(data::trace_event_service_server::TraceEventServiceServer::new(self.data.clone()));
+        serve("data", routes, self.data_socket.take().expect("it was down"));
+    }
+
+    /// A second instance on the same store.
+    pub(crate) async fn another_instance(&self) -> Channel {
+        let mut config = self.config.clone();
+        config.common.instance = Some("order-2".into());
+        channel(start(config).await.0, Credentials::None)
+    }
+
+    pub(crate) fn person(&self, role: &str) -> Person {
+        self.person_until(role, 900)
+    }
+
+    /// Somebody whose access token is good for so many seconds.
+    pub(crate) fn person_until(&self, role: &str, seconds: i64) -> Person {
+        let id = SystemIds.uuid();
+        Person { id, token: Some(token(id, role, seconds)), order: self.order.clone() }
+    }
+
+    pub(crate) fn stranger(&self) -> Person {
+        Person { id: uuid::Uuid::nil(), token: None, order: self.order.clone() }
+    }
+
+    /// What a peer sees of the service.
+    pub(crate) fn confirmations(&self, name: &str) -> PaymentConfirmationServiceClient<Channel> {
+        let credentials = Credentials::MeshSecret { service: name.into(), secret: Secret::new(MESH_SECRET) };
+        PaymentConfirmationServiceClient::new(channel(self.address, credentials))
+    }
+}
+
+async fn start(config: Config) -> (SocketAddr, CancellationToken, JoinHandle<Result<(), chassis::Error>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(order::run(config, listener, None, shutdown.clone()));
+    (address, shutdown, running)
+}
+
+/// Somebody with an access token, or none.
+#[derive(Clone)]
+pub(crate) struct Person {
+    pub(crate) id: uuid::Uuid,
+    token: Option<String>,
+    order: Channel,
+}
+
+impl Person {
+    pub(crate) fn asks<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            let bearer = format!("Bearer {token}").parse().expect("a header");
+            request.metadata_mut().insert("authorization", bearer);
+        }
+        request
+    }
+
+    /// The same person at another instance.
+    pub(crate) fn at(&self, order: &Channel) -> Self {
+        Self { order: order.clone(), ..self.clone() }
+    }
+
+    pub(crate) fn orders(&self) -> OrderServiceClient<Channel> {
+        OrderServiceClient::new(self.order.clone())
+    }
+
+    pub(crate) fn inventory(&self) -> InventoryServiceClient<Channel> {
+        InventoryServiceClient::new(self.order.clone())
+    }
+
+    pub(crate) async fn create(&self, request: proto::CreateOrderRequest) -> Result<proto::Order, Status> {
+        let response = self.orders().create_order(self.asks(request)).await?;
+        Ok(response.into_inner().order.expect("an order"))
+    }
+
+    pub(crate) async fn get(&self, id: &str) -> Result<proto::GetOrderResponse, Status> {
+        let request = proto::GetOrderRequest { order_id: id.into() };
+        Ok(self.orders().get_order(self.asks(request)).await?.into_inner())
+    }
+
+    pub(crate) async fn cancel(&self, id: &str) -> Result<proto::Order, Status> {
+        let request = proto::CancelOrderRequest { order_id: id.into() };
+        Ok(self.orders().cancel_order(self.asks(request)).await?.into_inner().order.expect("an order"))
+    }
+
+    pub(crate) async fn watch(
+        &self,
+        id: &str,
+        after: i64,
+    ) -> Result<tonic::Streaming<proto::WatchOrderResponse>, Status> {
+        let request = proto::WatchOrderRequest { order_id: id.into(), after_version: after };
+        Ok(self.orders().watch_order(self.asks(request)).await?.into_inner())
+    }
+
+    /// Watches to the end; the states that went by, and how it ended.
+    pub(crate) async fn watch_to_the_end(&self, id: &str, after: i64) -> (Vec<String>, Result<(), Status>) {
+        let mut steps = match self.watch(id, after).await {
+            Ok(steps) => steps,
+            Err(status) => return (vec![], Err(status)),
+        };
+        let mut seen = Vec::new();
+        loop {
+            match tokio::time::timeout(GUARD, steps.message()).await.expect("the stream goes on, or ends") {
+                Ok(Some(step)) => seen.push(state(step.entry.expect("a step has an entry").state())),
+                Ok(None) => return (seen, Ok(())),
+                Err(status) => return (seen, Err(status)),
+            }
+        }
+    }
+}
+
+pub(crate) fn state(state: proto::OrderState) -> String {
+    state.as_str_name().trim_start_matches("ORDER_STATE_").to_owned()
+}
+
+/// A sound order of some mugs.
+pub(crate) fn mugs(quantity: i32) -> proto::CreateOrderRequest {
+    proto::CreateOrderRequest {
+        request_id: SystemIds.uuid().to_string(),
+        items: vec![proto::OrderItem { sku: "MUG".into(), quantity }],
+        payment_method: "pm_card_visa".into(),
+        shipping_address: Some(common::Address {
+            recipient: "Ada".into(),
+            lines: vec!["Street 1".into()],
+            city: "Berlin".into(),
+            postal_code: "10115".into(),
+            country_code: "DE".into(),
+        }),
+        contact_email: "ada@example.com".into(),
+        expected_total: None,
+    }
+}
+
+/// (code, reason, domain) of a refusal.
+pub(crate) fn refusal(status: &Status) -> (Code, String, String) {
+    let info = status.get_details_error_info().expect("every refusal has ErrorInfo");
+    (status.code(), info.reason, info.domain)
+}
+
+pub(crate) fn is(code: Code, reason: &str, by: &str) -> (Code, String, String) {
+    (code, reason.to_owned(), format!("{by}.ordermesh"))
+}
+
+/// When it is worth another try.
+pub(crate) fn retry_after(status: &Status) -> Option<Duration> {
+    status.get_details_retry_info().and_then(|info| info.retry_delay)
+}

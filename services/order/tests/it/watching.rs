@@ -1,0 +1,120 @@
+//! WatchOrder: every step once, in order, to an end that says why.
+
+use contracts::payment::v1::PaymentState;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::system::{Choice, System, is, mugs, refusal, retry_after, state};
+use crate::world::GUARD;
+
+#[tokio::test]
+async fn only_steps_after_the_version_are_sent() {
+    let system = System::new().await;
+    let ada = system.person("customer");
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    ada.watch_to_the_end(&id, 0).await.1.expect("it ends well");
+    let (seen, end) = ada.watch_to_the_end(&id, 2).await;
+    end.expect("it ends well");
+    assert_eq!(seen, ["ALLOCATED", "FULFILLMENT_STARTED"]);
+    let status = ada.watch_to_the_end(&id, -1).await.1.expect_err("versions count from 1");
+    assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+}
+
+#[tokio::test]
+async fn a_customer_who_has_seen_the_last_step_is_not_kept_waiting() {
+    let system = System::new().await;
+    let ada = system.person("customer");
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    ada.watch_to_the_end(&id, 0).await.1.expect("it ends well");
+    for after in [4, 100] {
+        let (seen, end) = ada.watch_to_the_end(&id, after).await;
+        end.expect("it ends well");
+        assert!(seen.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_order_that_needs_attention_keeps_its_stream_open_until_it_is_final() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Pending);
+    let (ada, operator) = (system.person("customer"), system.person("operator"));
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    system.payments.was_asked_for(&id).await;
+    system.payments.say(PaymentState::RefundRefused);
+    ada.cancel(&id).await.expect("it is not too late");
+    let mut steps = ada.watch(&id, 2).await.expect("his order");
+    let step = timeout(GUARD, steps.message()).await.expect("soon").expect("it goes on").expect("a step");
+    assert_eq!(state(step.entry.expect("an entry").state()), "NEEDS_ATTENTION");
+    assert_eq!(step.payment_failure.expect("it says why").reason, "REFUND_REFUSED");
+    system.payments.say(PaymentState::Refunded);
+    let retry = contracts::order::v1::RetryOrderRequest { order_id: id };
+    operator.orders().retry_order(operator.asks(retry)).await.expect("an operator may");
+    for expected in ["CANCELLING", "CANCELLED"] {
+        let step = timeout(GUARD, steps.message()).await.expect("soon").expect("it goes on").expect("a step");
+        assert_eq!(state(step.entry.expect("an entry").state()), expected);
+    }
+    assert!(steps.message().await.expect("it ends well").is_none());
+}
+
+#[tokio::test]
+async fn what_another_instance_commits_is_seen_too() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Pending);
+    let ada = system.person("customer");
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    system.payments.was_asked_for(&id).await;
+    let other = system.another_instance().await;
+    let mut steps = ada.at(&other).watch(&id, 1).await.expect("his order");
+    system.payments.say(PaymentState::Cancelled);
+    ada.cancel(&id).await.expect("it is not too late");
+    let step = timeout(GUARD, steps.message()).await.expect("soon").expect("it goes on").expect("a step");
+    assert_eq!(state(step.entry.expect("an entry").state()), "CANCELLING");
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_callers_token() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Pending);
+    // It has just ended; the clocks' leeway lets it in.
+    let ada = system.person_until("customer", -1);
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    let (seen, end) = ada.watch_to_the_end(&id, 0).await;
+    assert_eq!(seen, ["CREATED"]);
+    assert_eq!(refusal(&end.expect_err("cut")), is(Code::Unauthenticated, "TOKEN_EXPIRED", "order"));
+}
+
+#[tokio::test]
+async fn streams_are_limited_and_an_ended_one_makes_room() {
+    let system = System::with(Choice { max_watchers: 1, ..Choice::default() }).await;
+    system.payments.say(PaymentState::Pending);
+    let ada = system.person("customer");
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    let mut first = ada.watch(&id, 0).await.expect("his order");
+    first.message().await.expect("it goes on").expect("a step");
+    let status = ada.watch_to_the_end(&id, 0).await.1.expect_err("too many");
+    assert_eq!(refusal(&status), is(Code::Unavailable, "TOO_MANY_WATCHERS", "order"));
+    assert!(retry_after(&status).is_some());
+    ada.get(&id).await.expect("other calls are served");
+    system.payments.was_asked_for(&id).await;
+    system.payments.say(PaymentState::Cancelled);
+    ada.cancel(&id).await.expect("it is not too late");
+    while first.message().await.expect("it ends well").is_some() {}
+    ada.watch_to_the_end(&id, 0).await.1.expect("there is room again");
+}
+
+#[tokio::test]
+async fn a_drain_ends_streams_with_unavailable_and_when_to_come_back() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Pending);
+    let ada = system.person("customer");
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    let mut steps = ada.watch(&id, 0).await.expect("his order");
+    steps.message().await.expect("it goes on").expect("a step");
+    system.payments.was_asked_for(&id).await;
+    system.shutdown.cancel();
+    let status = timeout(GUARD, steps.message()).await.expect("soon").expect_err("it is cut");
+    assert_eq!(refusal(&status), is(Code::Unavailable, "DRAINING", "order"));
+    assert!(retry_after(&status).is_some());
+    drop(steps);
+    timeout(GUARD, system.running).await.expect("it ends").expect("without a panic").expect("well");
+}
