@@ -8,7 +8,9 @@
 
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -19,6 +21,8 @@ from system import BIN, OFFSETS, ROOT, CallError, Failed, System, check, eventua
 
 README = ROOT / "README.md"
 PORT_BASE = 7000
+# Longer than the demo, which plays every path.
+COMMAND_LIMIT_S = 240
 
 
 @dataclass
@@ -101,17 +105,25 @@ class Shell:
         script.write_text(code + "\n")
         self.bash.stdin.write(f". {script} </dev/null >{output} 2>&1; echo $?\n")
         self.bash.stdin.flush()
+        answered, _, _ = select.select([self.bash.stdout], [], [], COMMAND_LIMIT_S)
+        said = output.read_text() if output.exists() else ""
+        check(answered, f"a command that ends within {COMMAND_LIMIT_S} s: {code}\noutput:\n{said}")
         status = self.bash.stdout.readline()
-        check(status, "the shell goes on")
+        check(status, f"a shell that goes on after {code}")
         return output.read_text(), int(status)
 
     def close(self):
         self.bash.stdin.close()
         try:
-            self.bash.wait(5)
+            self.bash.wait(1)
         except subprocess.TimeoutExpired:
-            self.bash.kill()
-            self.bash.wait()
+            # A command is under way: it ends with the shell.
+            for sign in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(self.bash.pid, sign)
+                    self.bash.wait(5)
+                except (subprocess.TimeoutExpired, ProcessLookupError):
+                    continue
         self.bash.stdout.close()
         self.folder.cleanup()
 
@@ -174,6 +186,10 @@ def check_events(row, output, system, trace):
         return found
 
     found = eventually("the events", 15, stored)
+    for kind, status, _ in wanted:
+        # A failed event is one line of the log, which leads to its trace.
+        lines = [line for line in list(system.lines) if f'"event":"{kind}"' in line and f'"trace_id":"{trace}"' in line]
+        check(len(lines) == (status == "failed"), f"{kind} {status} is so many lines of the log: {lines}")
     surplus = [told(event) for event in found if event["status"] == "EVENT_STATUS_FAILED" and not any(fits(event, each) for each in wanted)]
     check(not surplus, f"failures that the row does not name: {surplus}")
 

@@ -14,7 +14,8 @@ import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(os.environ.get("ORDERMESH_BIN", ROOT / "target/release/ordermesh")).resolve()
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+BIN = Path(os.environ.get("ORDERMESH_BIN", TARGET / "release/ordermesh")).resolve()
 OFFSETS = {"user": 100, "order": 200, "payment": 300, "data": 400, "gateway": 500}
 ADDRESS = {"recipient": "Ada Lovelace", "lines": ["Chausseestr. 1"], "city": "Berlin", "postal_code": "10115", "country_code": "DE"}
 FINAL = {"ORDER_STATE_FULFILLMENT_STARTED", "ORDER_STATE_PAYMENT_FAILED", "ORDER_STATE_CANCELLED"}

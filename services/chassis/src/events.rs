@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use kernel::backoff::full_jitter;
 use kernel::{Clock, SystemClock, Timestamp};
 use storage::Database;
 use telemetry::{Ended, EventError, EventSink, EventStatus, Kind, TraceEvent};
@@ -32,6 +33,7 @@ enum Verdict {
 fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
     let error = event.error.as_ref();
     let no_answer = error.is_some_and(|error| matches!(error.kind.as_str(), "TIMEOUT" | "CONNECTION_ERROR"));
+    let unreachable = error.is_some_and(|error| error.reason == "UNREACHABLE");
     match (event.event_type.as_str(), kind) {
         // Success is written with the session or the order. A refusal by a limit is a metric, not an event.
         ("user_login" | "order_creation", Kind::Server) => match error {
@@ -46,7 +48,9 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
             Some(_)                                                  => Verdict::AsItIs,
         },
         // The caller's side tells of it only when the peer could not.
-        ("data_lookup" | "payment_processing", Kind::Client) if no_answer => Verdict::AsItIs,
+        ("data_lookup", Kind::Client) if no_answer                        => Verdict::AsItIs,
+        // A payment that was asked for and not answered is in doubt, and doubt is no event: only one that never left is.
+        ("payment_processing", Kind::Client) if unreachable               => Verdict::AsItIs,
         // Everything else is told by what it commits.
         _ => Verdict::Nothing,
     }
@@ -147,8 +151,20 @@ pub async fn write(db: Database, mut waiting: mpsc::Receiver<TraceEvent>, stop: 
         {
             batch.push(event);
         }
-        if let Err(error) = db.outbox().put(std::mem::take(&mut batch)).await {
-            tracing::error!(target: "ordermesh", error = %error, "events could not be written to the outbox");
+        put(&db, std::mem::take(&mut batch), &stop).await;
+    }
+}
+
+/// Writes a batch, again and again while the database is away; when the service ends meanwhile, it is lost, and said so.
+async fn put(db: &Database, batch: Vec<TraceEvent>, stop: &CancellationToken) {
+    let mut failures = 0;
+    while let Err(error) = db.outbox().put(batch.clone()).await {
+        failures += 1;
+        tracing::warn!(target: "ordermesh", error = %error, "events wait: the outbox cannot be written");
+        let wait = full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
+        if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() && failures > 3 {
+            tracing::error!(target: "ordermesh", count = batch.len(), "events were lost: the outbox cannot be written");
+            return;
         }
     }
 }
@@ -196,13 +212,22 @@ mod tests {
             ("data_lookup", Kind::Client, Some("TIMEOUT"), AsItIs),
             ("data_lookup", Kind::Client, Some("CONNECTION_ERROR"), AsItIs),
             ("payment_processing", Kind::Server, Some("ValidationError"), Nothing),
-            ("payment_processing", Kind::Client, Some("CONNECTION_ERROR"), AsItIs),
+            ("payment_processing", Kind::Client, Some("CONNECTION_ERROR"), Nothing),
+            ("payment_processing", Kind::Client, Some("TIMEOUT"), Nothing),
             ("payment_processing", Kind::Internal, None, Nothing),
             ("order_fulfillment", Kind::Server, Some("FAILED_PRECONDITION"), Nothing),
         ];
         for (event_type, kind, error, expected) in cases {
             assert_eq!(verdict(kind, &event(event_type, error)), expected, "{event_type} {kind:?} {error:?}");
         }
+    }
+
+    #[test]
+    fn a_payment_service_that_cannot_be_reached_is_an_event_and_doubt_is_none() {
+        let mut unreachable = event("payment_processing", Some("CONNECTION_ERROR"));
+        assert_eq!(verdict(Kind::Client, &unreachable), Verdict::Nothing);
+        unreachable.error.as_mut().expect("it failed").reason = "UNREACHABLE".into();
+        assert_eq!(verdict(Kind::Client, &unreachable), Verdict::AsItIs);
     }
 
     #[test]

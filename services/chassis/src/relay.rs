@@ -44,6 +44,8 @@ pub struct Relay {
 enum Error {
     #[error("the outbox cannot be read or settled")]
     Outbox(#[from] storage::Error),
+    #[error("the Data Service answered for none of the events")]
+    Unanswered,
     #[error("the Data Service did not take the events")]
     Store(#[from] Box<tonic::Status>),
 }
@@ -128,6 +130,9 @@ impl Relay {
                 }
                 Outcome::Unspecified => {}
             }
+        }
+        if done.is_empty() && refused.is_empty() {
+            return Err(Error::Unanswered);
         }
         self.db.outbox().settle(done, refused).await?;
         Ok(())

@@ -9,7 +9,7 @@ use kernel::{Clock, IdSource, SystemClock, SystemIds};
 use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig};
 use opentelemetry::global;
 use storage::{Database, Migration};
-use telemetry::{EventSink, Operation};
+use telemetry::EventSink;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -82,8 +82,12 @@ pub struct Chassis {
     secret: Option<Secret>,
     /// Cancelled when the server has drained: the last events may be sent.
     drained: CancellationToken,
-    /// The sink's writer and the relay.
-    pipeline: TaskTracker,
+    /// The sink's writer.
+    writer: TaskTracker,
+    /// Cancelled when the writer has ended: the relay sends what is left.
+    written: CancellationToken,
+    /// The relay.
+    relay: TaskTracker,
 }
 
 impl std::fmt::Debug for Chassis {
@@ -126,12 +130,14 @@ impl Chassis {
             secret: mesh_secret(settings)?,
             settings: settings.clone(),
             drained: CancellationToken::new(),
-            pipeline: TaskTracker::new(),
+            writer: TaskTracker::new(),
+            written: CancellationToken::new(),
+            relay: TaskTracker::new(),
             instance,
         };
-        chassis.pipeline.spawn(events::write(db.clone(), waiting, chassis.drained.clone()));
+        chassis.writer.spawn(events::write(db.clone(), waiting, chassis.drained.clone()));
         let relay = Relay::new(db, &chassis.instance, chassis.channel("data"));
-        chassis.pipeline.spawn(relay.run(chassis.drained.clone()));
+        chassis.relay.spawn(relay.run(chassis.written.clone()));
         Ok(chassis)
     }
 
@@ -158,11 +164,6 @@ impl Chassis {
     fn channel_to(&self, target: &'static str, addresses: Vec<String>, credentials: Credentials) -> Channel {
         let events = Some(self.events.clone());
         mesh::client(ClientConfig { target, addresses, policies: contracts::POLICIES, credentials, events })
-    }
-
-    /// Opens a step under the current span that may become an event.
-    pub fn step(&self, name: &'static str, event_type: &'static str) -> Operation {
-        Operation::step(name, Some(event_type), Some(self.events.clone()))
     }
 
     /// Serves until told to stop, then drains: calls in flight end, background tasks end, the last events are sent.
@@ -212,8 +213,11 @@ impl Chassis {
             tracing::warn!(target: "ordermesh", "background tasks did not end in time");
         }
         self.drained.cancel();
-        self.pipeline.close();
-        self.pipeline.wait().await;
+        self.writer.close();
+        self.writer.wait().await;
+        self.written.cancel();
+        self.relay.close();
+        self.relay.wait().await;
         tracing::info!(target: "ordermesh", "{} has ended", self.instance);
         served.map_err(Error::Serve)
     }

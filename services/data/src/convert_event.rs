@@ -53,6 +53,12 @@ fn checked(teller: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'stati
     if event.encoded_len() > MAX_EVENT_BYTES {
         return Err("the event is larger than 64 KiB");
     }
+    let texts = [&event.service, &event.instance, &event.operation].into_iter();
+    let told = event.error.iter().flat_map(|error| [&error.r#type, &error.reason, &error.message]);
+    let facts = event.attributes.iter().flat_map(|(name, value)| [name, value]);
+    if texts.chain(told).chain(facts).any(|text| text.contains('\0')) {
+        return Err("a text contains NUL, which not every database can store");
+    }
     if teller.is_empty() || event.service != teller {
         return Err("service is not the caller");
     }

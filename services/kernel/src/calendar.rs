@@ -1,8 +1,6 @@
 //! Business days and the date of delivery. Days are UTC; Saturdays and Sundays are left out; public
 //! holidays are not known here.
 
-use std::time::Duration;
-
 use time::{Date, OffsetDateTime, Weekday};
 
 use crate::Timestamp;
@@ -37,12 +35,6 @@ pub fn delivery_date(dispatch: Timestamp, transit_business_days: u16, cutoff_hou
         day = next_business_day(day)?;
     }
     Some(day)
-}
-
-/// The instant at which a day begins, UTC.
-pub fn start_of_day(day: Date) -> Timestamp {
-    Timestamp::from_micros(0)
-        .plus(Duration::from_secs(u64::try_from(day.midnight().assume_utc().unix_timestamp()).unwrap_or(0)))
 }
 
 #[cfg(test)]

@@ -53,6 +53,24 @@ pub fn untraced<T>(message: T) -> tonic::Request<T> {
     request
 }
 
+/// Which order and user a call is about: for the facts of its client operation, and so of its event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct About {
+    /// The order.
+    pub order_id: Option<Uuid>,
+    /// The user.
+    pub user_id: Option<Uuid>,
+}
+
+impl About {
+    /// A request that says what it is about.
+    pub fn request<T>(self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.extensions_mut().insert(self);
+        request
+    }
+}
+
 /// Who calls.
 pub fn caller(extensions: &Extensions) -> Caller {
     extensions.get::<Caller>().cloned().unwrap_or(Caller::Anonymous)

@@ -10,7 +10,7 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use crate::caller::Untraced;
+use crate::caller::{About, Untraced};
 use crate::metrics::CallDuration;
 use crate::policy::PolicyTable;
 use crate::record::{Record, Side, Sink};
@@ -61,6 +61,10 @@ where
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
         if let Ok(place) = HeaderValue::try_from(operation.place().to_string()) {
             request.headers_mut().insert(TRACEPARENT, place);
+        }
+        if let Some(About { order_id, user_id }) = request.extensions().get::<About>() {
+            order_id.iter().for_each(|id| operation.set_order(*id));
+            user_id.iter().for_each(|id| operation.set_user(*id));
         }
         let span = operation.span().clone();
         let record = Record::new(Side::Client, name, Some(operation.clone()), duration).with_deadline(deadline);

@@ -53,6 +53,7 @@ where
                 Ok(caller) => {
                     strip(&mut head.headers);
                     if let Some(operation) = head.extensions.get::<Operation>() {
+                        operation.admit();
                         tell(operation, &caller);
                     }
                     head.extensions.insert(caller);

@@ -44,7 +44,7 @@ mod token;
 mod wire;
 
 pub use admin::serve_admin;
-pub use caller::{Caller, Role, Untraced, caller, operation, peer, untraced};
+pub use caller::{About, Caller, Role, Untraced, caller, operation, peer, untraced};
 pub use client::{Channel, ClientConfig, client};
 pub use credentials::Credentials;
 pub use deadline::time_left;

@@ -80,6 +80,8 @@ where
         let (config, duration) = &*self.shared;
         let policy = find(config.policies, &request);
         let operation = config.open(&request, policy);
+        // Until identity has let the caller in: strangers must not fill the store of events.
+        operation.hold();
         let timeout = effective(asked(request.headers()).ok().flatten(), policy);
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let span = operation.span().clone();

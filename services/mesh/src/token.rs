@@ -167,12 +167,19 @@ impl Tokens {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks the source, unless that was done just now. When it fails, what we have is kept.
+    /// Asks the source, unless that was done just now: then, without any key, a moment later. When it fails, what we have is kept.
     async fn refetch(&self) {
+        let came = Instant::now();
         let mut asked = self.asked.lock().await;
-        let interval = if self.keys().is_empty() { FIRST_FETCH_INTERVAL } else { REFETCH_INTERVAL };
-        if asked.is_some_and(|asked| asked.elapsed() < interval) {
-            return;
+        if let Some(last) = *asked {
+            let has_keys = !self.keys().is_empty();
+            let wait = if has_keys { REFETCH_INTERVAL } else { FIRST_FETCH_INTERVAL }.saturating_sub(last.elapsed());
+            // Somebody asked while we waited for our turn; or it is too early to ask again.
+            if last > came || (has_keys && !wait.is_zero()) {
+                return;
+            }
+            // Without any key nobody can be served: better a moment late than refused. Services start in any order.
+            tokio::time::sleep(wait).await;
         }
         *asked = Some(Instant::now());
         let fetched = match self.source.fetch().await {

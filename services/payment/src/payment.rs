@@ -260,8 +260,9 @@ pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Opt
     }
 }
 
-/// At most so many bytes of a text that came from outside.
+/// At most so many bytes of a text that came from outside, without control characters, which databases may refuse.
 pub(crate) fn shortened(text: &str, most: usize) -> String {
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
     let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
-use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseConnection};
+use sea_orm::{ConnectOptions, DatabaseConnection};
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -118,15 +118,6 @@ impl Database {
     /// The events that wait to be sent.
     pub fn outbox(&self) -> Outbox {
         Outbox::new(self.clone())
-    }
-
-    /// Does the database answer?
-    ///
-    /// # Errors
-    /// Why it does not.
-    pub async fn ping(&self) -> Result<(), Error> {
-        self.0.pool.execute_unprepared("SELECT 1").await?;
-        Ok(())
     }
 }
 

@@ -69,6 +69,10 @@ impl Error {
                     **error,
                     sea_orm::sqlx::Error::Io(_) | sea_orm::sqlx::Error::PoolTimedOut | sea_orm::sqlx::Error::PoolClosed
                 ) || self.is_transient()
+                    // PostgreSQL ends or starts (57P01 to 57P03), has no place left (53300), or the connection broke (08).
+                    || error.as_database_error().and_then(|error| error.code()).is_some_and(|code| {
+                        matches!(&*code, "57P01" | "57P02" | "57P03" | "53300") || code.starts_with("08")
+                    })
             }
             Self::Url | Self::Folder { .. } | Self::Statement(_) | Self::Corrupt { .. } | Self::Panicked => false,
         }

@@ -68,15 +68,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(&self, _ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let place = ctx.lookup_current().and_then(|span| {
-            let id = span.id();
-            let context =
-                tracing::dispatcher::get_default(|dispatch| tracing_opentelemetry::get_otel_context(&id, dispatch));
-            context.map(|context| TraceParent::of(context.span().span_context()))
-        });
+        // Not the line's span as `ctx` sees it: a filter that shows the line may hide the span.
+        let context = opentelemetry::Context::current();
+        let place = Some(context.span().span_context()).filter(|place| place.is_valid()).map(TraceParent::of);
         let meta = event.metadata();
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
@@ -111,5 +108,54 @@ where
                 writeln!(writer, "{clock} {:5} {:<9} {}{facts}", meta.level(), self.instance, fields.message)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::{EnvFilter, Layer};
+
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("not poisoned").write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_ids_of_its_span_although_the_filter_hides_the_span() {
+        let written = Written::default();
+        let writer = written.clone();
+        let tracer = SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOff).build().tracer("test");
+        let lines = Lines { form: Form::Json, service: "order".into(), instance: "order-1".into() };
+        let log = tracing_subscriber::fmt::layer().event_format(lines).with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry()
+            .with(tracing_opentelemetry::layer().with_tracer(tracer))
+            .with(log.with_filter(EnvFilter::new("warn")));
+        let place = tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::info_span!(target: "ordermesh", "operation");
+            span.in_scope(|| tracing::warn!(target: "ordermesh", "inside"));
+            tracing::warn!(target: "ordermesh", "outside");
+            TraceParent::of(span.context().span().span_context())
+        });
+        let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("text");
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines[0]["trace_id"], place.trace_id());
+        assert_eq!(lines[0]["span_id"], place.span_id());
+        assert_eq!(lines[1].get("trace_id"), None, "a line outside of every span has no ids");
     }
 }

@@ -75,6 +75,7 @@ struct Slot {
     user_id: Option<Uuid>,
     outcome: Outcome,
     taken: bool,
+    held: bool,
     end: Option<Timestamp>,
 }
 
@@ -170,6 +171,7 @@ impl Operation {
                     message: "the operation was cut off".into(),
                 }),
                 taken: false,
+                held: false,
                 end: None,
             }),
         }))
@@ -261,6 +263,16 @@ impl Operation {
         self.0.span.set_attribute("ordermesh.replayed", true);
     }
 
+    /// Holds the event back until [`Operation::admit`]: a call that is cut off before anybody knows who makes it is no event.
+    pub fn hold(&self) {
+        self.slot().held = true;
+    }
+
+    /// The caller may make the call: from here its end may be an event.
+    pub fn admit(&self) {
+        self.slot().held = false;
+    }
+
     fn slot(&self) -> MutexGuard<'_, Slot> {
         self.0.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -298,7 +310,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.taken {
+        if slot.taken || slot.held {
             return;
         }
         let event = self.event(&slot, &slot.outcome);
@@ -376,6 +388,17 @@ mod tests {
         assert_eq!(operation.event(&Outcome::Success), None);
         drop(operation);
         assert_eq!(seen.0.lock().expect("not poisoned").len(), 0);
+    }
+
+    #[test]
+    fn a_held_operation_is_no_event_until_it_is_admitted() {
+        let seen = Arc::new(Seen::default());
+        let (stranger, customer) = (open(&seen), open(&seen));
+        stranger.hold();
+        customer.hold();
+        customer.admit();
+        drop((stranger, customer));
+        assert_eq!(seen.0.lock().expect("not poisoned").len(), 1);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{KeyValue, global};
 use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::metrics::{Aggregation, Instrument, PeriodicReader, SdkMeterProvider, Stream};
+use opentelemetry_sdk::metrics::{Aggregation, Instrument, InstrumentKind, PeriodicReader, SdkMeterProvider, Stream};
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracerProvider};
 use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -153,7 +153,7 @@ fn meter_provider(settings: &Settings, resource: Resource) -> Result<Option<SdkM
     let reader = PeriodicReader::builder(exporter).with_interval(Duration::from_secs(10)).build();
     // Calls between neighbours take tens of microseconds: the default buckets (from 5 ms) would show nothing.
     let durations = |instrument: &Instrument| {
-        if instrument.unit() != "s" {
+        if instrument.unit() != "s" || instrument.kind() != InstrumentKind::Histogram {
             return None;
         }
         let boundaries = vec![

@@ -171,6 +171,16 @@ async fn without_keys_the_answer_is_unavailable_and_public_methods_stay_open() {
 }
 
 #[tokio::test]
+async fn a_call_right_after_a_fetch_that_failed_waits_for_the_next_one() {
+    let keys = Keys::with(None);
+    let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
+    let channel = world.stranger();
+    refused(&channel, CUSTOMER, with_token("hello", &token("customer"))).await;
+    *keys.answer.lock().expect("not poisoned") = Keys::ours().answer.lock().expect("not poisoned").clone();
+    call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("the keys have come");
+}
+
+#[tokio::test]
 async fn keys_are_kept_when_a_refetch_fails_and_unknown_key_ids_do_not_hammer_the_source() {
     let keys = Keys::ours();
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;

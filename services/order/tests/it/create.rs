@@ -148,6 +148,28 @@ async fn the_same_request_is_the_same_order() {
 }
 
 #[tokio::test]
+async fn a_request_that_has_its_order_gets_it_again_also_when_it_would_be_refused_by_now() {
+    let world = World::new().await;
+    let mut command = wants(&[("MUG", 10)]);
+    command.expected_total = Some(eur(12_500));
+    let first = world.create(command.clone()).await.expect("an order");
+    world.settle().await;
+    assert_eq!(world.create(command.clone()).await.expect("sold out by its own order").id, first.id);
+    world.catalog.prices.lock().expect("not poisoned").insert("MUG".into(), eur(1));
+    assert_eq!(world.create(command.clone()).await.expect("another price").id, first.id);
+    world.catalog.prices.lock().expect("not poisoned").remove("MUG");
+    assert_eq!(world.create(command.clone()).await.expect("no such product any more").id, first.id);
+    world.catalog.is_down.store(true, Ordering::SeqCst);
+    assert_eq!(world.create(command.clone()).await.expect("nobody to ask").id, first.id);
+    let mut other = command;
+    other.items = vec![("MUG".into(), 1)];
+    assert!(matches!(world.create(other).await, Err(Error::RequestIdReused)), "whatever else is wrong with it");
+    world.settle().await;
+    let seen = world.seen.0.lock().expect("not poisoned");
+    assert_eq!(seen.len(), 1, "replays are no events, the refusal is one: {seen:?}");
+}
+
+#[tokio::test]
 async fn the_same_request_twice_at_once_is_one_order() {
     let world = World::on_file().await;
     let command = wants(&[("MUG", 2)]);
