@@ -115,7 +115,8 @@ impl Relay {
             bytes += event.encoded_len();
             first || bytes <= BATCH_BYTES
         };
-        let request = data::AppendTraceEventsRequest { events: events.iter().map(encode_event).take_while(fits).collect() };
+        let request =
+            data::AppendTraceEventsRequest { events: events.iter().map(encode_event).take_while(fits).collect() };
         let response = self.store.clone().append_trace_events(mesh::untraced(request)).await.map_err(Box::new)?;
         let mut by_id: BTreeMap<String, TraceEvent> =
             events.into_iter().map(|event| (event.event_id.to_string(), event)).collect();

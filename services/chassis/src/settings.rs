@@ -5,6 +5,36 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+/// The URL of a database. It may carry a password: Debug shows nothing of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The URL.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Is it a database server, which several machines may share?
+    pub fn is_server(&self) -> bool {
+        !self.0.starts_with("sqlite:")
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = std::convert::Infallible;
+
+    fn from_str(url: &str) -> Result<Self, Self::Err> {
+        Ok(Self(url.to_owned()))
+    }
+}
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DatabaseUrl(..)")
+    }
+}
+
 /// A number of bytes: `4096`, `4KiB`, `64MiB`, `1GiB`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ByteSize(pub usize);
@@ -65,7 +95,7 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Database: sqlite://FILE or postgres://… [default: sqlite://DATA_DIR/SERVICE.db]
     #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
-    pub database_url: Option<String>,
+    pub database_url: Option<DatabaseUrl>,
     /// Most connections to the database
     #[arg(long, env = "ORDERMESH_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "COUNT")]
     pub database_connections: u32,

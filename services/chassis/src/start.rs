@@ -19,7 +19,7 @@ use tonic::service::Routes;
 use crate::events::{self, Sink};
 use crate::keys::{AUDIENCE, ISSUER, RemoteKeys};
 use crate::relay::Relay;
-use crate::settings::Settings;
+use crate::settings::{DatabaseUrl, Settings};
 
 /// How often a service asks its database whether it answers, and counts its outbox.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
@@ -108,15 +108,7 @@ impl Chassis {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let database = |source| Error::Database { service, source };
-        let file = settings.data_dir.join(format!("{service}.db"));
-        let url = settings.database_url.clone().unwrap_or_else(|| format!("sqlite://{}", file.display()));
-        let options = storage::Options {
-            max_connections: settings.database_connections,
-            schema: url.starts_with("postgres").then(|| service.to_owned()),
-            ..storage::Options::default()
-        };
-        let db = Database::connect(&url, &options).await.map_err(database)?;
-        db.migrate(migrations).await.map_err(database)?;
+        let db = open_database(service, settings, migrations).await.map_err(database)?;
         let instance = instance(service, settings);
         let (sink, waiting) = Sink::new(service, &instance);
         let chassis = Self {
@@ -221,6 +213,28 @@ impl Chassis {
         tracing::info!(target: "ordermesh", "{} has ended", self.instance);
         served.map_err(Error::Serve)
     }
+}
+
+/// A service's own database, with its schema up to date. On a server the tables live in a schema of the service's name.
+///
+/// # Errors
+/// A database that cannot be used.
+pub async fn open_database(
+    service: &str,
+    settings: &Settings,
+    migrations: &[Migration],
+) -> Result<Database, storage::Error> {
+    let file = settings.data_dir.join(format!("{service}.db"));
+    let url = settings.database_url.as_ref();
+    let options = storage::Options {
+        max_connections: settings.database_connections,
+        schema: url.is_some_and(DatabaseUrl::is_server).then(|| service.to_owned()),
+        ..storage::Options::default()
+    };
+    let url = url.map_or_else(|| format!("sqlite://{}", file.display()), |url| url.as_str().to_owned());
+    let db = Database::connect(&url, &options).await?;
+    db.migrate(migrations).await?;
+    Ok(db)
 }
 
 /// The instance's name.

@@ -199,6 +199,14 @@ impl Driver {
         Ok(())
     }
 
+    /// Frees the leases that an earlier process of this instance's name has left. Before anything is driven.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn recover(&self) -> Result<(), storage::Error> {
+        self.0.parts.store.free_leases(&self.0.parts.options.instance).await
+    }
+
     /// Looks for orders that are due, and drives them: retries, and what dead instances left. Ends with the leases freed.
     pub async fn poll(self) {
         let Parts { store, options, shutdown, .. } = &self.0.parts;

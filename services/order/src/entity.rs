@@ -3,7 +3,7 @@
 pub(crate) mod orders {
     use sea_orm::entity::prelude::*;
 
-    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[derive(Clone, PartialEq, Eq, DeriveEntityModel)]
     #[sea_orm(table_name = "orders")]
     pub(crate) struct Model {
         #[sea_orm(primary_key, auto_increment = false)]
@@ -36,6 +36,16 @@ pub(crate) mod orders {
     pub(crate) enum Relation {}
 
     impl ActiveModelBehavior for ActiveModel {}
+
+    /// The payment method's token is a secret.
+    impl std::fmt::Debug for Model {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("orders::Model")
+                .field("order_id", &self.order_id)
+                .field("state", &self.state)
+                .finish_non_exhaustive()
+        }
+    }
 }
 
 pub(crate) mod order_line {

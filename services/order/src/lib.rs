@@ -115,6 +115,8 @@ pub async fn run(
             max_drives: config.max_drives,
         },
     });
+    // What an earlier process of this name has left is due at once.
+    driver.recover().await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     chassis.tasks.spawn(driver.clone().poll());
     chassis.tasks.spawn(watchers.clone().poll(store.clone(), chassis.shutdown.clone()));
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));

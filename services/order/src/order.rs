@@ -7,6 +7,7 @@ use std::sync::Arc;
 use chassis::{Fields, Fingerprint};
 use contracts::payment::v1 as payment;
 use kernel::{Clock, FulfillmentId, IdSource, Money, OrderId, RequestId, Timestamp, UserId};
+use mesh::About;
 use serde::{Deserialize, Serialize};
 use telemetry::{Operation, TraceParent};
 
@@ -118,7 +119,7 @@ impl PaymentFailure {
         let code = payment.decline_code();
         let told_the_thief = matches!(code, Code::LostCard | Code::StolenCard | Code::Fraudulent);
         let shown = if told_the_thief { Code::GenericDecline } else { code };
-        let advice = payment.advice().as_str_name().trim_start_matches("DECLINE_ADVICE_");
+        let advice = named(payment.advice().as_str_name(), "DECLINE_ADVICE_");
         let (reason, message) = match shown {
             Code::GatewayTimeout => ("GATEWAY_TIMEOUT", "the payment gateway did not answer; nothing was charged"),
             Code::Unspecified => ("PAYMENT_CANCELLED", "the payment was cancelled; nothing was charged"),
@@ -134,8 +135,8 @@ impl PaymentFailure {
         };
         Self {
             reason: reason.into(),
-            decline_code: shown.as_str_name().trim_start_matches("DECLINE_CODE_").into(),
-            advice: advice.into(),
+            decline_code: named(shown.as_str_name(), "DECLINE_CODE_"),
+            advice,
             message: message.into(),
         }
     }
@@ -149,6 +150,12 @@ impl PaymentFailure {
             message: "the payment gateway refuses to give the money back; an operator has to look".into(),
         }
     }
+}
+
+/// An enum value's name without its prefix; empty when there is none.
+fn named(name: &str, prefix: &str) -> String {
+    let name = name.trim_start_matches(prefix);
+    if name == "UNSPECIFIED" { String::new() } else { name.to_owned() }
 }
 
 /// A fulfilment that has started.
@@ -323,10 +330,12 @@ impl Orders {
         command: CreateOrder,
         fingerprint: String,
     ) -> Result<Option<Order>, Error> {
+        let about = About { order_id: Some(id.as_uuid()), user_id: Some(user.as_uuid()) };
         let skus = command.items.iter().map(|(sku, _)| sku.clone()).collect();
         let country = command.address.country_code.clone();
         let postal_code = command.address.postal_code.clone();
-        let (products, transit) = tokio::join!(self.catalog.products(skus), self.catalog.transit(country, postal_code));
+        let (products, transit) =
+            tokio::join!(self.catalog.products(about, skus), self.catalog.transit(about, country, postal_code));
         let lines = lines(&command.items, &products?)?;
         let total = total(&lines)?;
         check_expected(command.expected_total, total)?;

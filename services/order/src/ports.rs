@@ -8,7 +8,7 @@ use contracts::payment::v1 as payment;
 use contracts::payment::v1::payment_service_client::PaymentServiceClient;
 use futures_util::future::BoxFuture;
 use kernel::{Currency, Money, OrderId};
-use mesh::Channel;
+use mesh::{About, Channel};
 use tonic::{Code, Status};
 
 use crate::error::Error;
@@ -37,9 +37,9 @@ pub struct Transit {
 /// The catalogue: the Data Service.
 pub trait Catalog: Send + Sync + 'static {
     /// Those of the products that exist.
-    fn products(&self, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>>;
+    fn products(&self, about: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>>;
     /// How long a delivery to an address takes.
-    fn transit(&self, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>>;
+    fn transit(&self, about: About, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>>;
 }
 
 /// What the Payment Service says of an order's payment.
@@ -84,10 +84,15 @@ fn product(product: data::Product) -> Option<Product> {
 }
 
 impl Catalog for GrpcCatalog {
-    fn products(&self, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
+    fn products(&self, about: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
         Box::pin(async move {
             let request = data::BatchGetProductsRequest { skus };
-            let response = self.0.clone().batch_get_products(request).await.map_err(|status| lookup_failed(&status))?;
+            let response = self
+                .0
+                .clone()
+                .batch_get_products(about.request(request))
+                .await
+                .map_err(|status| lookup_failed(&status))?;
             let response = response.into_inner();
             let count = response.products.len();
             let products: Vec<Product> = response.products.into_iter().filter_map(product).collect();
@@ -98,11 +103,11 @@ impl Catalog for GrpcCatalog {
         })
     }
 
-    fn transit(&self, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>> {
+    fn transit(&self, about: About, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>> {
         Box::pin(async move {
             let request =
                 data::GetDeliveryEstimateRequest { country_code: country.clone(), postal_code, dispatch_time: None };
-            let estimate = match self.0.clone().get_delivery_estimate(request).await {
+            let estimate = match self.0.clone().get_delivery_estimate(about.request(request)).await {
                 Ok(response) => response.into_inner(),
                 Err(status) if status.code() == Code::NotFound => return Err(Error::NoDeliveryZone { country }),
                 Err(status) => return Err(lookup_failed(&status)),
@@ -171,6 +176,10 @@ fn name(state: payment::PaymentState) -> &'static str {
     state.as_str_name().trim_start_matches("PAYMENT_STATE_")
 }
 
+fn about(order: &Order) -> About {
+    About { order_id: Some(order.id.as_uuid()), user_id: Some(order.user.as_uuid()) }
+}
+
 impl Payments for GrpcPayments {
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         Box::pin(async move {
@@ -181,7 +190,7 @@ impl Payments for GrpcPayments {
                 payment_method: order.payment_method.clone().unwrap_or_default().into_inner(),
                 contact_email: order.contact_email.clone(),
             };
-            match self.0.clone().process_payment(request).await {
+            match self.0.clone().process_payment(about(order).request(request)).await {
                 Ok(response) => processed(response.into_inner().payment),
                 Err(status) => undecided(&status),
             }
@@ -192,7 +201,7 @@ impl Payments for GrpcPayments {
         Box::pin(async move {
             let request =
                 payment::CancelPaymentRequest { order_id: order.id.to_string(), refund_attempt: order.refund_attempt };
-            match self.0.clone().cancel_payment(request).await {
+            match self.0.clone().cancel_payment(about(order).request(request)).await {
                 Ok(response) => cancelled(response.into_inner().payment, order.refund_attempt),
                 Err(status) => undecided(&status),
             }

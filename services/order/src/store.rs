@@ -53,12 +53,22 @@ impl Store {
         Statement::from_sql_and_values(self.db.read().get_database_backend(), sql, values)
     }
 
-    /// Now, in SQL: leases and due times come from the database's clock where instances on several machines share one.
-    fn now_sql(&self) -> String {
+    /// Now, in the SQL of a [`Store::timed`] statement. Leases and due times come from the database's clock where
+    /// instances on several machines share one (the transaction's start, so that an index can be used).
+    fn now_sql(&self) -> &'static str {
         match self.db.backend() {
-            Backend::Sqlite => self.clock.now().as_micros().to_string(),
-            Backend::Postgres => "(extract(epoch from clock_timestamp()) * 1000000)::bigint".to_owned(),
+            Backend::Sqlite => "$1",
+            Backend::Postgres => "COALESCE(CAST($1 AS BIGINT), CAST(EXTRACT(EPOCH FROM now()) * 1000000 AS BIGINT))",
         }
+    }
+
+    /// A statement whose first parameter is now: its text stays the same, so that it is prepared once.
+    fn timed(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
+        let now: Option<i64> = match self.db.backend() {
+            Backend::Sqlite => Some(self.clock.now().as_micros()),
+            Backend::Postgres => None,
+        };
+        self.statement(sql, std::iter::once(now.into()).chain(values))
     }
 
     /// The order of a request, and the fingerprint of its command.

@@ -33,7 +33,6 @@ use chassis::Chassis;
 use chassis::settings::duration;
 use contracts::user::v1::user_service_server::UserServiceServer;
 use kernel::{Clock, SystemClock, SystemIds, UserId};
-use storage::Database;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -99,7 +98,7 @@ impl Config {
     }
 
     fn generate_keys(&self) -> bool {
-        let on_one_machine = self.common.database_url.as_deref().is_none_or(|url| url.starts_with("sqlite:"));
+        let on_one_machine = !self.common.database_url.as_ref().is_some_and(chassis::DatabaseUrl::is_server);
         self.generate_keys.unwrap_or(on_one_machine)
     }
 
@@ -164,18 +163,9 @@ pub async fn run(
 /// An e-mail or a password that breaks the rules; an e-mail that is taken; the database.
 pub async fn create_operator(config: &Config, email: &str, password: &str) -> Result<UserId, Error> {
     let credentials = Credentials::checked(email, password)?;
-    let db = open_database(&config.common).await?;
-    db.migrate(migration::MIGRATIONS).await?;
+    let db = chassis::open_database("user", &config.common, migration::MIGRATIONS).await?;
     let passwords = Passwords::new(config.bcrypt_cost, 0);
     operator::create(&Store::new(db), &passwords, credentials, &SystemClock, &SystemIds).await
-}
-
-/// The database that [`Chassis::start`] opens.
-async fn open_database(settings: &chassis::Settings) -> Result<Database, storage::Error> {
-    let file = settings.data_dir.join("user.db");
-    let url = settings.database_url.clone().unwrap_or_else(|| format!("sqlite://{}", file.display()));
-    let schema = url.starts_with("postgres").then(|| "user".to_owned());
-    Database::connect(&url, &storage::Options { schema, ..storage::Options::default() }).await
 }
 
 async fn open_keys(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<KeyStore>, chassis::Error> {

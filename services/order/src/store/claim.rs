@@ -25,7 +25,7 @@ impl Store {
         // A look first: with nothing due, as nearly always, nothing is written.
         let now = self.now_sql();
         let due = format!("next_attempt_time <= {now} AND lease_until <= {now}");
-        let look = self.statement(format!("SELECT order_id FROM orders WHERE {due} LIMIT 1"), []);
+        let look = self.timed(format!("SELECT order_id FROM orders WHERE {due} LIMIT 1"), []);
         if self.db.read().query_one_raw(look).await?.is_none() {
             return Ok(Vec::new());
         }
@@ -34,18 +34,19 @@ impl Store {
             Backend::Postgres => "FOR UPDATE SKIP LOCKED",
         };
         let sql = format!(
-            "UPDATE orders SET lease_owner = $1, lease_until = {now} + $2 WHERE order_id IN \
-             (SELECT order_id FROM orders WHERE {due} ORDER BY next_attempt_time LIMIT {limit} {skip_locked}) RETURNING *"
+            "UPDATE orders SET lease_owner = $2, lease_until = {now} + $3 WHERE order_id IN \
+             (SELECT order_id FROM orders WHERE {due} ORDER BY next_attempt_time LIMIT $4 {skip_locked}) RETURNING *"
         );
-        self.claim(sql, vec![lease.owner.into(), micros(lease.length).into()]).await
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.claim(sql, vec![lease.owner.into(), micros(lease.length).into(), limit.into()]).await
     }
 
     /// Claims one order, if it is due and nobody drives it.
     pub(crate) async fn claim_one(&self, id: OrderId, lease: Lease) -> Result<Option<Order>, Error> {
         let now = self.now_sql();
         let sql = format!(
-            "UPDATE orders SET lease_owner = $1, lease_until = {now} + $2 \
-             WHERE order_id = $3 AND next_attempt_time <= {now} AND lease_until <= {now} RETURNING *"
+            "UPDATE orders SET lease_owner = $2, lease_until = {now} + $3 \
+             WHERE order_id = $4 AND next_attempt_time <= {now} AND lease_until <= {now} RETURNING *"
         );
         let values = vec![lease.owner.into(), micros(lease.length).into(), id.as_uuid().into()];
         Ok(self.claim(sql, values).await?.pop())
@@ -56,7 +57,7 @@ impl Store {
         let rows = self
             .db
             .transact(move |tx| {
-                let statement = store.statement(sql.clone(), values.clone());
+                let statement = store.timed(sql.clone(), values.clone());
                 Box::pin(
                     async move { Ok::<_, Error>(orders::Model::find_by_statement(statement).all(tx.conn()).await?) },
                 )
@@ -84,12 +85,12 @@ impl Store {
         let store = self.clone();
         let sql = format!(
             "UPDATE orders SET next_attempt_time = CASE WHEN next_attempt_time > {now} THEN {now} ELSE next_attempt_time - 1 END \
-             WHERE order_id = $1 AND next_attempt_time IS NOT NULL",
+             WHERE order_id = $2 AND next_attempt_time IS NOT NULL",
             now = self.now_sql()
         );
         self.db
             .transact(move |tx| {
-                let statement = store.statement(sql.clone(), [id.as_uuid().into()]);
+                let statement = store.timed(sql.clone(), [id.as_uuid().into()]);
                 Box::pin(async move {
                     tx.conn().execute_raw(statement).await?;
                     Ok::<_, Error>(())
@@ -104,13 +105,14 @@ impl Store {
     pub(crate) async fn put_off(&self, order: &Order, owner: &str, wait: Duration, why: &str) -> Result<(), Error> {
         let store = self.clone();
         let sql = format!(
-            "UPDATE orders SET attempt = attempt + 1, last_error = $1, lease_owner = NULL, lease_until = 0, \
-             next_attempt_time = CASE WHEN next_attempt_time = $2 THEN {} + $3 ELSE next_attempt_time END \
-             WHERE order_id = $4 AND version = $5 AND lease_owner = $6",
+            "UPDATE orders SET attempt = attempt + 1, last_error = $2, lease_owner = NULL, lease_until = 0, \
+             next_attempt_time = CASE WHEN next_attempt_time = $3 THEN {} + $4 ELSE next_attempt_time END \
+             WHERE order_id = $5 AND version = $6 AND lease_owner = $7",
             self.now_sql()
         );
         let values: Vec<Value> = vec![
-            why.chars().take(500).collect::<String>().into(),
+            // A peer's text: PostgreSQL, for one, takes no NUL.
+            why.chars().filter(|c| !c.is_control()).take(500).collect::<String>().into(),
             order.next_attempt_time.map(kernel::Timestamp::as_micros).into(),
             micros(wait).into(),
             order.id.as_uuid().into(),
@@ -119,7 +121,7 @@ impl Store {
         ];
         self.db
             .transact(move |tx| {
-                let statement = store.statement(sql.clone(), values.clone());
+                let statement = store.timed(sql.clone(), values.clone());
                 Box::pin(async move {
                     tx.conn().execute_raw(statement).await?;
                     Ok::<_, Error>(())
@@ -130,13 +132,14 @@ impl Store {
 
     pub(super) async fn take_lease(&self, tx: &Tx, id: OrderId, lease: &Lease) -> Result<(), Error> {
         let sql =
-            format!("UPDATE orders SET lease_owner = $1, lease_until = {} + $2 WHERE order_id = $3", self.now_sql());
+            format!("UPDATE orders SET lease_owner = $2, lease_until = {} + $3 WHERE order_id = $4", self.now_sql());
         let values = [lease.owner.clone().into(), micros(lease.length).into(), id.as_uuid().into()];
-        tx.conn().execute_raw(self.statement(sql, values)).await?;
+        tx.conn().execute_raw(self.timed(sql, values)).await?;
         Ok(())
     }
 
-    /// Drops all leases of an instance that ends, so that others need not wait for them to run out.
+    /// Drops all leases of an instance: when it ends, so that others need not wait for them to run out; and before it
+    /// begins, because those that it finds are of a process that has died.
     pub(crate) async fn free_leases(&self, owner: &str) -> Result<(), Error> {
         let store = self.clone();
         let owner = owner.to_owned();

@@ -109,7 +109,7 @@ impl Store {
             "INSERT INTO orders (order_id, user_id, request_id, fingerprint, state, version, currency, total, contact_email, \
              address, payment_method, transit_days, cutoff_hour, refund_attempt, attempt, next_attempt_time, lease_owner, \
              lease_until, traceparent, create_time, update_time) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, 0, $15, $16, {} + $17, $18, $19, $20) \
+             VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17, {} + $18, $19, $20, $21) \
              ON CONFLICT (user_id, request_id) DO NOTHING",
             self.now_sql()
         );
@@ -136,7 +136,7 @@ impl Store {
             order.create_time.as_micros().into(),
             order.update_time.as_micros().into(),
         ];
-        Ok(tx.conn().execute_raw(self.statement(sql, values)).await?.rows_affected() == 1)
+        Ok(tx.conn().execute_raw(self.timed(sql, values)).await?.rows_affected() == 1)
     }
 
     /// Moves an order on by steps, all or none, by compare-and-set on its version. The lease is kept while something is

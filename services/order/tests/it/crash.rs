@@ -1,5 +1,4 @@
-//! A driver that dies anywhere is taken over, and its order ends where it should. The whole suite, with the real Payment
-//! Service and the gateway's ledger, is in services/ordermesh; this one is the order's alone.
+//! A driver that dies anywhere is taken over, and its order ends where it should. With a Payment Service that is a fake.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;

@@ -210,7 +210,7 @@ impl FakeCatalog {
 }
 
 impl Catalog for FakeCatalog {
-    fn products(&self, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
+    fn products(&self, _about: mesh::About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
         Box::pin(async move {
             self.asked.notify_one();
             if self.is_down.load(Ordering::SeqCst) {
@@ -222,7 +222,12 @@ impl Catalog for FakeCatalog {
         })
     }
 
-    fn transit(&self, country: String, _postal_code: String) -> BoxFuture<'_, Result<Transit, Error>> {
+    fn transit(
+        &self,
+        _about: mesh::About,
+        country: String,
+        _postal_code: String,
+    ) -> BoxFuture<'_, Result<Transit, Error>> {
         Box::pin(async move {
             if country == "AQ" {
                 return Err(Error::NoDeliveryZone { country });
