@@ -11,10 +11,15 @@ use mesh::Violation;
 #[error("{}", summary(.0))]
 pub struct Invalid(pub Vec<Violation>);
 
+/// The first few: a status message travels in a header, and all of them are in the details.
 fn summary(violations: &[Violation]) -> String {
-    let all: Vec<String> =
-        violations.iter().map(|v| format!("{}: {} ({})", v.field, v.description, v.reason)).collect();
-    all.join("; ")
+    const SHOWN: usize = 3;
+    let shown = violations.iter().take(SHOWN).map(|v| format!("{}: {} ({})", v.field, v.description, v.reason));
+    let mut text = shown.collect::<Vec<_>>().join("; ");
+    if violations.len() > SHOWN {
+        text.push_str(&format!("; and {} more", violations.len() - SHOWN));
+    }
+    text
 }
 
 /// The violations found so far.

@@ -263,6 +263,8 @@ async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
             refused.record(backlog.refused, &[]);
         }
         if tokio::time::timeout(HEALTH_INTERVAL, chassis.shutdown.cancelled()).await.is_ok() {
+            // Draining: nobody is to be sent here any more.
+            ready.send_replace(false);
             return;
         }
     }

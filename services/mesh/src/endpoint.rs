@@ -19,8 +19,8 @@ use crate::status::mesh_status;
 use crate::wire::{Request, Response};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer may list a hundred field violations, in one header.
 const MAX_HEADER_LIST_BYTES: u32 = 256 * 1_024;
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));

@@ -40,6 +40,24 @@ impl Failover {
     }
 }
 
+/// An instance that does not answer (it hangs, or was lost) is left for the next one: also when the caller gives up, and
+/// drops the call.
+struct Silence<'a> {
+    shared: &'a Shared,
+    index: usize,
+    answered: bool,
+}
+
+impl Drop for Silence<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            let next = (self.index + 1) % self.shared.endpoints.len();
+            // Unless another call has moved on already.
+            let _ = self.shared.current.compare_exchange(self.index, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Shared {
     async fn send(&self, mut request: Request) -> Result<Response, Status> {
         let start = self.current.load(Ordering::Relaxed);
@@ -47,7 +65,10 @@ impl Shared {
         for step in 0..self.endpoints.len() {
             let index = (start + step) % self.endpoints.len();
             let endpoint = &self.endpoints[index];
-            match endpoint.send(request).await {
+            let mut silence = Silence { shared: self, index, answered: false };
+            let sent = endpoint.send(request).await;
+            silence.answered = !matches!(sent, Err(Failure::Lost(_)));
+            match sent {
                 Ok(response) => {
                     self.current.store(index, Ordering::Relaxed);
                     return Ok(response);

@@ -114,7 +114,8 @@ impl Record {
         }
         // Where the peer answered, the event is the peer's: the caller's operation is one only if nobody answered.
         let no_answer = by == By::Us && matches!(code, Code::DeadlineExceeded | Code::Unavailable);
-        if self.side == Side::Client && !no_answer {
+        // A method that nobody serves here is no event of the service that was asked for it.
+        if (self.side == Side::Client && !no_answer) || code == Code::Unimplemented {
             operation.dismiss();
         }
         operation.end(if code == Code::Ok { Outcome::Success } else { Outcome::Failed(error_class(status)) });

@@ -15,8 +15,9 @@ pub(crate) const MESH_DOMAIN: &str = "mesh.ordermesh";
 /// The reason of [`crate::server`]'s answer when the memory budget is spent.
 pub(crate) const OUT_OF_MEMORY: &str = "OUT_OF_MEMORY";
 
-/// Details travel in one header: beyond this many, violations are counted and not listed.
-const MAX_VIOLATIONS: usize = 100;
+/// Details travel in one header, in base64, and many clients take no more than 8 KiB of headers: violations beyond this are
+/// counted and not listed.
+const MAX_VIOLATION_BYTES: usize = 3_000;
 
 /// What kind of refusal it is: which gRPC code it gets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,11 +116,12 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
     let mut facts: HashMap<String, String> =
         refusal.facts().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let violations = refusal.violations();
-    if violations.len() > MAX_VIOLATIONS {
-        facts.insert("violations_left_out".to_owned(), (violations.len() - MAX_VIOLATIONS).to_string());
+    let told = told(violations);
+    if violations.len() > told.len() {
+        facts.insert("violations_left_out".to_owned(), (violations.len() - told.len()).to_string());
     }
-    if !violations.is_empty() {
-        details.set_bad_request(violations.iter().take(MAX_VIOLATIONS).map(field_violation).collect::<Vec<_>>());
+    if !told.is_empty() {
+        details.set_bad_request(told.iter().map(field_violation).collect::<Vec<_>>());
     }
     if kind == Kind::FailedPrecondition {
         details.add_precondition_failure_violation(reason, domain.clone(), message.clone());
@@ -129,6 +131,16 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
     }
     details.set_error_info(reason, domain, facts);
     Status::with_error_details(kind.code(), message, details)
+}
+
+/// As many violations as fit.
+fn told(violations: &[Violation]) -> &[Violation] {
+    let mut bytes = 0;
+    let fit = violations.iter().take_while(|violation| {
+        bytes += violation.field.len() + violation.reason.len() + violation.description.len() + 12;
+        bytes <= MAX_VIOLATION_BYTES
+    });
+    &violations[..fit.count()]
 }
 
 fn field_violation(violation: &Violation) -> FieldViolation {
@@ -284,9 +296,11 @@ mod tests {
     #[test]
     fn more_violations_than_a_header_holds_are_counted() {
         let status = status("order", &Broken::Invalid((0..250).map(violation).collect()));
-        assert_eq!(status.get_details_bad_request().expect("BadRequest").field_violations.len(), 100);
+        let told = status.get_details_bad_request().expect("BadRequest").field_violations.len();
+        assert!((10..250).contains(&told), "{told}");
         let info = status.get_details_error_info().expect("ErrorInfo");
-        assert_eq!(info.metadata.get("violations_left_out").map(String::as_str), Some("150"));
+        assert_eq!(info.metadata.get("violations_left_out"), Some(&(250 - told).to_string()));
+        assert!(status.details().len() < 6_000, "{}", status.details().len());
     }
 
     #[test]

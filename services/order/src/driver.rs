@@ -235,7 +235,7 @@ impl Driver {
     }
 
     /// Drives an order until it is at rest, somebody else drives it, or nothing can be decided for now. Called by tests
-    /// directly, and otherwise through [`Driver::start`] and [`Driver::poll`].
+    /// directly; otherwise each order has a task of its own.
     pub async fn drive(&self, mut order: Order, link: Option<TraceParent>) {
         let Parts { store, watchers, options, .. } = &self.0.parts;
         while let Some(effect) = owes(order.state) {

@@ -12,7 +12,7 @@ pub enum Error {
     #[error(transparent)]
     Invalid(#[from] Invalid),
     /// SKUs that the catalogue does not have; a violation for each.
-    #[error("unknown SKU: {}", .0.0.iter().map(|v| v.description.as_str()).collect::<Vec<_>>().join(", "))]
+    #[error("unknown SKU: {0}")]
     UnknownSku(Invalid),
     /// The products have prices in several currencies.
     #[error("the items have prices in several currencies: {currencies}")]

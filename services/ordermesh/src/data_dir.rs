@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::Error;
 
@@ -15,6 +16,8 @@ pub(crate) const OPERATOR_EMAIL: &str = "operator@ordermesh.local";
 pub(crate) struct DataDir {
     path: PathBuf,
     first_start: bool,
+    /// Locked while the system runs: two systems in one folder would take each other's instances for their own.
+    _lock: Arc<fs::File>,
 }
 
 /// Somebody's e-mail and password. Its Debug does not show the password.
@@ -39,7 +42,14 @@ impl DataDir {
     pub(crate) fn prepare(path: &Path) -> Result<Self, Error> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file(path, "made"))?;
         let path = path.canonicalize().map_err(file(path, "found"))?;
-        let dir = Self { first_start: !path.join("user.db").exists(), path };
+        let lock = fs::File::create(path.join(".lock")).map_err(file(&path, "locked"))?;
+        if lock.try_lock().is_err() {
+            return Err(Error::Usage(format!(
+                "a system runs on {} already; end it, or choose another --data-dir (and --port-base)",
+                path.display()
+            )));
+        }
+        let dir = Self { first_start: !path.join("user.db").exists(), path, _lock: Arc::new(lock) };
         dir.write_once("mesh.secret", &random_secret())?;
         dir.write_once("gateway.key", &random_secret())?;
         if dir.first_start {
@@ -131,6 +141,9 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         fs::write(path.join("user.db"), "").expect("written");
+        let refused = DataDir::prepare(&path).expect_err("one system a folder").to_string();
+        assert!(refused.contains("--data-dir"), "{refused}");
+        drop(first);
         let second = DataDir::prepare(&path).expect("prepared");
         assert!(!second.is_first_start());
         assert_eq!(fs::read_to_string(path.join("mesh.secret")).expect("readable"), before);

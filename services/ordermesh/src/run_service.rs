@@ -118,7 +118,7 @@ pub(crate) async fn user(config: user::Config) -> Result<(), Error> {
 /// Runs the Order Service.
 ///
 /// # Errors
-/// As [`user`].
+/// As [`user()`].
 pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
     let mut config = args.config;
     if args.demo_catalog {
@@ -131,7 +131,7 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
 /// Runs the Payment Service.
 ///
 /// # Errors
-/// As [`user`].
+/// As [`user()`].
 pub(crate) async fn payment(config: payment::Config) -> Result<(), Error> {
     let frame = Frame::of(Service::Payment, &config.common);
     frame.serve(async |listener, admin, shutdown| payment::run(config, listener, admin, shutdown).await).await
@@ -140,7 +140,7 @@ pub(crate) async fn payment(config: payment::Config) -> Result<(), Error> {
 /// Runs the Data Service.
 ///
 /// # Errors
-/// As [`user`].
+/// As [`user()`].
 pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
     let mut config = args.config;
     if args.demo_catalog {
@@ -153,7 +153,7 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
 /// Runs the gateway: a package of its own, in this program so that one file is all that is needed.
 ///
 /// # Errors
-/// As [`user`].
+/// As [`user()`].
 pub(crate) async fn gateway(config: gateway_mock::Config) -> Result<(), Error> {
     let admin_address = config.admin_listen;
     let frame = Frame {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, DatabaseConnection};
 use tokio::sync::Notify;
@@ -87,7 +88,7 @@ impl Database {
         // In memory the connection is the database: there is exactly one, and it is never closed.
         let readers = if in_memory { 1 } else { options.max_connections };
         let pool = open(sqlite_options(url, options, readers)).await?;
-        let write_pool = if in_memory { pool.clone() } else { open(sqlite_options(url, options, 1)).await? };
+        let write_pool = if in_memory { pool.clone() } else { open(writer_options(url, options)).await? };
         let writer = Writer::start(write_pool);
         Ok(Self::new(Backend::Sqlite, pool, None, Some(writer)))
     }
@@ -148,6 +149,25 @@ fn sqlite_options(url: &str, options: &Options, max_connections: u32) -> Connect
             .busy_timeout(Duration::from_secs(5))
             .foreign_keys(true)
             .statement_cache_capacity(200)
+    });
+    connect
+}
+
+/// The writer's one connection is closed when a transaction on it did not end as it should. On a full disk SQLite rolls
+/// back by itself, which sqlx does not notice: it would take the next BEGIN for a savepoint, and commit nothing for ever.
+fn writer_options(url: &str, options: &Options) -> ConnectOptions {
+    let mut connect = sqlite_options(url, options, 1);
+    connect.map_sqlx_sqlite_pool_opts(|pool| {
+        pool.after_release(|connection, _| {
+            Box::pin(async move {
+                if !connection.is_in_transaction() {
+                    return Ok(true);
+                }
+                // A rollback may be on its way still: the ping is answered after it.
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        })
     });
     connect
 }

@@ -81,7 +81,7 @@ pub struct Config {
     /// How long the refresh token before the newest is still accepted
     #[arg(long, env = "ORDERMESH_USER_REFRESH_GRACE", default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub refresh_grace: Duration,
-    /// Folder of the keys that sign access tokens: <unix seconds>.pem, Ed25519 in PKCS#8 [default: DATA_DIR/keys]
+    /// Folder of the keys that sign access tokens: SECONDS.pem (unix time of its making), Ed25519 in PKCS#8 [default: DATA_DIR/keys]
     #[arg(long, env = "ORDERMESH_USER_KEYS_DIR", value_name = "DIR")]
     pub keys_dir: Option<PathBuf>,
     /// Make the first key when there is none [default: true on SQLite, false on PostgreSQL]

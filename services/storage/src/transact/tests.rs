@@ -87,6 +87,23 @@ async fn the_slot_is_taken_by_a_commit_and_not_by_a_rollback() {
     assert!(second.event(&Outcome::Success).is_some());
 }
 
+/// What SQLite does on a full disk, and on an I/O error: it rolls the whole transaction back by itself.
+const FULL_DISK: &str = "CREATE TRIGGER full_disk BEFORE INSERT ON t WHEN NEW.n >= 1000 \
+     BEGIN SELECT RAISE(ROLLBACK, 'as on a full disk'); END";
+
+#[tokio::test]
+async fn what_is_answered_after_a_full_disk_is_committed() {
+    let (_folder, url) = file().await;
+    let db = open(&url).await;
+    db.read().execute_unprepared(FULL_DISK).await.expect("a trigger");
+    put(&db, 1, operation()).await.expect("there is room");
+    put(&db, 1000, operation()).await.expect_err("the disk is full");
+    put(&db, 1, operation()).await.expect_err("it is there");
+    put(&db, 2, operation()).await.expect("there is room again");
+    assert_eq!(rows(&db).await.len(), 2, "another connection sees it");
+    assert_eq!(rows(&open(&url).await).await.len(), 2, "another process sees it");
+}
+
 #[tokio::test]
 async fn a_panic_in_the_work_is_an_error_and_the_writer_goes_on() {
     let db = open("sqlite::memory:").await;
