@@ -5,7 +5,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::echo::SAY;
-use crate::world::{World, channel, dead_address, reason, say};
+use crate::world::{World, call, channel, dead_address, reason, say};
 
 #[tokio::test]
 async fn a_dead_address_is_passed_over() {
@@ -24,6 +24,24 @@ async fn when_all_are_dead_the_answer_is_unavailable() {
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "UNREACHABLE"));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(mesh::error_class(&status).kind, "CONNECTION_ERROR");
+}
+
+#[tokio::test]
+async fn an_instance_that_hangs_is_left_for_the_other() {
+    let world = World::new().await;
+    // Connections are accepted by the kernel, and nobody ever answers on them.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let hung = listener.local_addr().expect("an address").to_string();
+    for _ in 0..10 {
+        let channel = channel(vec![hung.clone(), world.address.to_string()], Credentials::None);
+        let mut answered = 0;
+        for _ in 0..3 {
+            let mut request = tonic::Request::new("hello".to_owned());
+            request.set_timeout(std::time::Duration::from_millis(200));
+            answered += usize::from(call(&channel, SAY, request).await.is_ok());
+        }
+        assert!(answered >= 2, "whatever it begins with, one silence is enough to leave: {answered} of 3 answered");
+    }
 }
 
 #[tokio::test]

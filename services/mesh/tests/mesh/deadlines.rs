@@ -46,6 +46,7 @@ async fn a_call_whose_time_is_up_on_arrival_starts_no_handler() {
     let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "0m")])).await;
     assert_eq!(answer.code(), Code::DeadlineExceeded);
     assert_eq!(world.begun(), 0);
+    assert!(world.events.take().is_empty(), "nobody knows who called: a stranger must not fill the store");
 }
 
 #[tokio::test]
