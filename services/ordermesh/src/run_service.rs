@@ -19,7 +19,7 @@ pub(crate) struct DataArgs {
     #[command(flatten)]
     config: data::Config,
     /// Put the products of the demonstration into an empty catalogue
-    #[arg(long)]
+    #[arg(long, env = "ORDERMESH_DEMO_CATALOG")]
     demo_catalog: bool,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct OrderArgs {
     #[command(flatten)]
     config: order::Config,
     /// Put the stock of the demonstration into an empty inventory
-    #[arg(long)]
+    #[arg(long, env = "ORDERMESH_DEMO_CATALOG")]
     demo_catalog: bool,
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use log::LevelFilter;
 use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, DatabaseConnection};
@@ -13,6 +14,9 @@ use tokio::sync::Notify;
 use crate::error::Error;
 use crate::outbox::Outbox;
 use crate::transact::Writer;
+
+/// A statement that takes longer is logged.
+const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
 /// The kind of database.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,7 +138,10 @@ fn common_options(url: &str, options: &Options, max_connections: u32) -> Connect
         .acquire_timeout(options.acquire_timeout)
         .connect_timeout(options.acquire_timeout)
         .test_before_acquire(false)
-        .sqlx_logging(false);
+        // Statements are not logged, but for the slow ones; their parameters never are.
+        .sqlx_logging(true)
+        .sqlx_logging_level(LevelFilter::Off)
+        .sqlx_slow_statements_logging_settings(LevelFilter::Warn, SLOW_STATEMENT);
     connect
 }
 
