@@ -160,7 +160,7 @@ async fn put(db: &Database, batch: Vec<TraceEvent>, stop: &CancellationToken) {
     let mut failures = 0;
     while let Err(error) = db.outbox().put(batch.clone()).await {
         failures += 1;
-        tracing::warn!(target: "ordermesh", error = %error, "events wait: the outbox cannot be written");
+        tracing::warn!(target: "ordermesh", error = ?error, "events wait: the outbox cannot be written");
         let wait = full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() && failures > 3 {
             tracing::error!(target: "ordermesh", count = batch.len(), "events were lost: the outbox cannot be written");

@@ -67,7 +67,7 @@ impl Relay {
                     failures += 1;
                     let wait =
                         full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
-                    tracing::debug!(target: "ordermesh", error = %error, "events wait");
+                    tracing::debug!(target: "ordermesh", error = ?error, "events wait");
                     if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() {
                         break;
                     }
@@ -84,7 +84,7 @@ impl Relay {
             }
         }
         if let Err(error) = tokio::time::timeout(FLUSH, self.send_all()).await.unwrap_or(Ok(())) {
-            tracing::info!(target: "ordermesh", error = %error, "events stay in the outbox");
+            tracing::info!(target: "ordermesh", error = ?error, "events stay in the outbox");
         }
     }
 
@@ -93,7 +93,7 @@ impl Relay {
         match self.db.outbox().adopt(&self.instance, before).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(target: "ordermesh", count, "events of another instance adopted"),
-            Err(error) => tracing::debug!(target: "ordermesh", error = %error, "no events adopted"),
+            Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "no events adopted"),
         }
     }
 

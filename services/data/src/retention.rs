@@ -23,7 +23,7 @@ pub(crate) async fn run(events: TraceEvents, keep: Duration, interval: Duration,
         match expired {
             Ok(0) => {}
             Ok(count) => tracing::info!(target: "ordermesh", count, "trace events past their retention were deleted"),
-            Err(error) => tracing::warn!(target: "ordermesh", error = %error, "trace events past their retention stay"),
+            Err(error) => tracing::warn!(target: "ordermesh", error = ?error, "trace events past their retention stay"),
         }
     }
 }

@@ -222,7 +222,7 @@ impl Driver {
             match self.claim_due(u64::try_from(free).unwrap_or(1)).await {
                 Ok(orders) => orders.into_iter().for_each(|order| self.start(order)),
                 Err(error) => {
-                    tracing::warn!(target: "ordermesh", error = %error, "orders that are due cannot be claimed")
+                    tracing::warn!(target: "ordermesh", error = ?error, "orders that are due cannot be claimed")
                 }
             }
         }
@@ -230,7 +230,7 @@ impl Driver {
         // Those in flight end first, or run into their deadline: then their leases are freed all the same.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.0.permits.acquire_many(all)).await;
         if let Err(error) = store.free_leases(&options.instance).await {
-            tracing::info!(target: "ordermesh", error = %error, "leases are left to run out");
+            tracing::info!(target: "ordermesh", error = ?error, "leases are left to run out");
         }
     }
 
@@ -259,13 +259,13 @@ impl Driver {
                     let wait = full_jitter(attempt, options.backoff, options.backoff_cap, rand::random());
                     tracing::debug!(target: "ordermesh", order_id = %order.id, why, "put off");
                     if let Err(error) = store.put_off(&order, &options.instance, wait, &why).await {
-                        tracing::warn!(target: "ordermesh", error = %error, order_id = %order.id, "left to its lease");
+                        tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, "left to its lease");
                     }
                     return;
                 }
                 Ok(Tried::Died) => return,
                 Err(error) => {
-                    tracing::warn!(target: "ordermesh", error = %error, order_id = %order.id, "left to its lease");
+                    tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, "left to its lease");
                     return;
                 }
             }
@@ -372,8 +372,13 @@ impl Driver {
 
     async fn cancel_payment(&self, order: &Order, link: Option<TraceParent>) -> Result<Tried, storage::Error> {
         let operation = self.step(order, Effect::CancelPayment);
-        if let Some(link) = link {
-            operation.link(link);
+        // A later try, perhaps of another instance, finds in the history who has asked.
+        let asked = match link {
+            Some(link) => Some(link),
+            None => self.0.parts.store.turned_to(order.id, State::Cancelling).await?,
+        };
+        if let Some(asked) = asked.filter(|asked| asked.trace_id() != order.place.trace_id()) {
+            operation.link(asked);
         }
         let answer = self.0.parts.payments.cancel(order).instrument(operation.span().clone()).await;
         if self.0.parts.faults.dies(FaultPoint::AfterEffect, order) {

@@ -66,7 +66,12 @@ impl Explainer {
             Err(status) => gaps.push(format!("payment: {:?}: {}", status.code(), status.message())),
         }
         match events {
-            Ok(events) => timeline.extend(events.into_iter().map(event)),
+            Ok((events, more)) => {
+                if more {
+                    gaps.push(format!("events: the newest {} only", events.len()));
+                }
+                timeline.extend(events.into_iter().map(event));
+            }
             Err(status) => gaps.push(format!("events: {:?}: {}", status.code(), status.message())),
         }
         timeline.sort_by_key(|entry| entry.time.map_or((0, 0), |time| (time.seconds, time.nanos)));

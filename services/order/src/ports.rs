@@ -219,11 +219,12 @@ impl GrpcEvents {
         Self(TraceEventServiceClient::new(data))
     }
 
-    /// The events of an order.
-    pub(crate) async fn of_order(&self, order: OrderId) -> Result<Vec<data::TraceEvent>, Status> {
+    /// The newest events of an order, and whether there are more.
+    pub(crate) async fn of_order(&self, order: OrderId) -> Result<(Vec<data::TraceEvent>, bool), Status> {
         let request =
             data::ListTraceEventsRequest { order_id: order.to_string(), page_size: 500, ..Default::default() };
-        Ok(self.0.clone().list_trace_events(request).await?.into_inner().events)
+        let page = self.0.clone().list_trace_events(request).await?.into_inner();
+        Ok((page.events, !page.next_page_token.is_empty()))
     }
 }
 

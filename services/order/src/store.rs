@@ -17,6 +17,7 @@ use std::time::Duration;
 use kernel::{Clock, FulfillmentId, Money, OrderId, RequestId, Timestamp, UserId};
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value};
 use storage::{Backend, Database, Error};
+use telemetry::TraceParent;
 
 use crate::entity::{fulfillment, order_history, order_line, orders};
 use crate::lifecycle::State;
@@ -166,6 +167,13 @@ impl Store {
                 })
             })
             .collect()
+    }
+
+    /// The span in which an order last entered a state.
+    pub(crate) async fn turned_to(&self, id: OrderId, state: State) -> Result<Option<TraceParent>, Error> {
+        let history = self.history(id, 0).await?;
+        let entry = history.into_iter().rev().find(|entry| entry.state == state);
+        Ok(entry.and_then(|entry| format!("00-{}-{}-01", entry.trace_id, entry.span_id).parse().ok()))
     }
 
     /// The versions of some orders.

@@ -90,7 +90,7 @@ impl Watchers {
             }
             match store.versions(&watched).await {
                 Ok(versions) => versions.into_iter().for_each(|(id, version)| self.notify(id, version)),
-                Err(error) => tracing::debug!(target: "ordermesh", error = %error, "versions cannot be read"),
+                Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "versions cannot be read"),
             }
         }
     }

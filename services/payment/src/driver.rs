@@ -183,7 +183,7 @@ impl Driver {
                 Err(error) => {
                     self.give_back(permit);
                     // Whatever the gateway did is done under its key: whoever takes the lease next finds it.
-                    tracing::warn!(target: "ordermesh", %order_id, error = %error, "a payment's try could not be recorded");
+                    tracing::warn!(target: "ordermesh", %order_id, error = ?error, "a payment's try could not be recorded");
                     return;
                 }
             }

@@ -186,7 +186,7 @@ async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Optio
     let events = tx.events.into_inner().unwrap_or_else(PoisonError::into_inner);
     let rows: Vec<TraceEvent> = events.iter().map(|(_, event)| event.clone()).collect();
     outbox::insert(&tx.conn, &rows).await.map_err(Some)?;
-    tx.conn.commit().await.map_err(|error| Some(error.into()))?;
+    commit(tx.conn, &events).await.map_err(Some)?;
     Ok(events)
 }
 
@@ -302,8 +302,17 @@ async fn try_apart(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Even
 async fn finish(conn: DatabaseTransaction, events: &Events) -> Result<(), Error> {
     let rows: Vec<TraceEvent> = events.iter().map(|(_, event)| event.clone()).collect();
     outbox::insert(&conn, &rows).await?;
-    conn.commit().await?;
-    Ok(())
+    commit(conn, events).await
+}
+
+/// A commit whose answer is lost may have happened, and its events with it: their operations write no other.
+async fn commit(conn: DatabaseTransaction, events: &Events) -> Result<(), Error> {
+    let Err(error) = conn.commit().await else { return Ok(()) };
+    let error = Error::from(error);
+    if !error.is_transient() {
+        events.iter().filter_map(|(operation, _)| operation.as_ref()).for_each(Operation::dismiss);
+    }
+    Err(error)
 }
 
 /// The same error for each piece of a batch.

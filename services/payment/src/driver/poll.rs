@@ -41,7 +41,7 @@ impl Driver {
         let parts = &self.0.parts;
         loop {
             if let Err(error) = self.claim_due().await {
-                tracing::warn!(target: "ordermesh", error = %error, "due payments cannot be claimed");
+                tracing::warn!(target: "ordermesh", error = ?error, "due payments cannot be claimed");
             }
             // Half to one and a half times the interval: instances do not poll in step.
             let pause = full_jitter(1, parts.options.poll_interval, Duration::MAX, self.jitter())
@@ -56,7 +56,7 @@ impl Driver {
         let _drives = self.0.permits.clone().acquire_many_owned(all).await;
         self.0.permits.close();
         if let Err(error) = parts.store.free(&parts.options.instance).await {
-            tracing::warn!(target: "ordermesh", error = %error, "leases could not be freed; they run out by themselves");
+            tracing::warn!(target: "ordermesh", error = ?error, "leases could not be freed; they run out by themselves");
         }
     }
 

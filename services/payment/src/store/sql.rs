@@ -69,7 +69,7 @@ impl Sql {
                  WHERE lease_owner = $1 AND next_attempt_time IS NOT NULL"
                 .to_owned(),
             in_doubt: "SELECT COUNT(*) AS count, MIN(doubt_since) AS oldest FROM payment \
-                 WHERE next_attempt_time IS NOT NULL AND state = 'IN_DOUBT'"
+                 WHERE next_attempt_time IS NOT NULL AND doubt_since IS NOT NULL"
                 .to_owned(),
         }
     }
