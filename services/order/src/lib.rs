@@ -5,7 +5,7 @@
 //!
 //! # Layout
 //! - [`lifecycle`]: the table of states
-//! - [`order`]: creating, reading, cancelling, retrying an order
+//! - [`order`]: what an order is; [`orders`]: creating, reading, cancelling, retrying one
 //! - [`driver`]: performs the effect that a state owes, and records what came of it
 //! - [`inventory`]: stock per SKU
 //! - [`watch`]: who waits for the next step of which order
@@ -30,6 +30,7 @@ pub mod explain;
 pub mod inventory;
 pub mod lifecycle;
 pub mod order;
+pub mod orders;
 pub mod ports;
 pub mod watch;
 
@@ -120,7 +121,7 @@ pub async fn run(
     chassis.tasks.spawn(driver.clone().poll());
     chassis.tasks.spawn(watchers.clone().poll(store.clone(), chassis.shutdown.clone()));
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
-    let orders = order::Orders {
+    let orders = orders::Orders {
         store: store.clone(),
         catalog: std::sync::Arc::new(ports::GrpcCatalog::new(chassis.channel("data"))),
         driver: driver.clone(),

@@ -15,7 +15,7 @@ use crate::driver::Driver;
 use crate::error::{Error, status};
 use crate::explain::Explainer;
 use crate::inventory::Inventory;
-use crate::order::Orders;
+use crate::orders::Orders;
 use crate::watch::{self, Watchers};
 
 pub(crate) struct OrderHandlers {

@@ -16,7 +16,8 @@ use tonic::Status;
 use crate::convert;
 use crate::error::Error;
 use crate::lifecycle::{State, is_final};
-use crate::order::{HistoryEntry, Orders, Scope};
+use crate::order::{HistoryEntry, Scope};
+use crate::orders::Orders;
 use crate::store::Store;
 
 /// How often the versions of watched orders are read.
