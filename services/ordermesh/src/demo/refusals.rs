@@ -1,7 +1,7 @@
 //! Calls that are refused, and change nothing.
 
 use contracts::common::v1::EventType::{OrderCreation, UserLogin};
-use contracts::common::v1::Money;
+use contracts::common::v1::{Address, Money};
 use contracts::order::v1 as order_v1;
 use contracts::order::v1::inventory_service_client::InventoryServiceClient;
 use kernel::{IdSource, SystemIds};
@@ -49,6 +49,15 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "malformed-email",
             |order| order.contact_email = "ada at home".into(),
             &[("contact_email", "INVALID_EMAIL")],
+        ),
+        invalid("malformed-country", malformed_country, &[("shipping_address.country_code", "INVALID_COUNTRY_CODE")]),
+        invalid("no-recipient", no_recipient, &[("shipping_address.recipient", "REQUIRED")]),
+        invalid("too-many-lines", too_many_lines, &[("shipping_address.lines", "INVALID_LENGTH")]),
+        invalid("control-character", control_character, &[("shipping_address.city", "CONTROL_CHARACTER")]),
+        invalid(
+            "unknown-currency",
+            |order| order.expected_total = Some(Money { currency_code: "GOLD".into(), minor_units: 1 }),
+            &[("expected_total.currency_code", "UNKNOWN_CURRENCY")],
         ),
         invalid(
             "everything-wrong",
@@ -100,10 +109,28 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     all
 }
 
+fn address(order: &mut order_v1::CreateOrderRequest) -> &mut Address {
+    order.shipping_address.get_or_insert_default()
+}
+
 fn antarctica(order: &mut order_v1::CreateOrderRequest) {
-    if let Some(address) = &mut order.shipping_address {
-        address.country_code = "AQ".to_owned();
-    }
+    address(order).country_code = "AQ".to_owned();
+}
+
+fn malformed_country(order: &mut order_v1::CreateOrderRequest) {
+    address(order).country_code = "Germany".to_owned();
+}
+
+fn no_recipient(order: &mut order_v1::CreateOrderRequest) {
+    address(order).recipient.clear();
+}
+
+fn too_many_lines(order: &mut order_v1::CreateOrderRequest) {
+    address(order).lines = vec!["Chausseestr. 1".to_owned(); 4];
+}
+
+fn control_character(order: &mut order_v1::CreateOrderRequest) {
+    address(order).city = "Ber\u{7}lin".to_owned();
 }
 
 fn a_cent() -> Money {
