@@ -103,6 +103,8 @@ def taken_port():
     system = System()
     try:
         with socket.socket() as taken:
+            # As a server does: what an earlier system's connections left in TIME_WAIT does not keep a port from being taken.
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(("127.0.0.1", system.port("payment", 2)))
             taken.listen()
             done = subprocess.run(system.command, capture_output=True, text=True, timeout=30, check=False)
