@@ -58,7 +58,7 @@ pub struct Config {
     /// The instance's name in logs and traces.
     #[arg(long, env = "GATEWAY_INSTANCE", default_value = "gateway-1")]
     pub instance: String,
-    /// The ledger: sqlite://path or postgres://user@host/name; may hold a password.
+    /// The ledger: sqlite://path or postgres://user@host/name (in the schema `gateway` there); may hold a password.
     #[arg(long, env = "GATEWAY_DATABASE_URL", default_value = "sqlite://data/gateway.db", hide_env_values = true)]
     pub database_url: Hidden,
     /// The merchant's API key, 1 to 255 characters. Better set by environment or file: flags are seen by everybody.
@@ -136,7 +136,10 @@ pub async fn run(
     let (ready, readiness) = watch::channel(false);
     tokio::spawn(mesh::serve_admin(admin_listener, readiness.clone(), stop_admin));
 
-    let database = storage::Database::connect(&config.database_url.0, &storage::Options::default()).await?;
+    // A schema of its own, for databases that are shared.
+    let schema = (!config.database_url.0.starts_with("sqlite:")).then(|| error::SERVICE.to_owned());
+    let options = storage::Options { schema, ..storage::Options::default() };
+    let database = storage::Database::connect(&config.database_url.0, &options).await?;
     database.migrate(migration::MIGRATIONS).await?;
     let gateway =
         Gateway::new(Store::new(database), Faults::new(config.faults), Arc::new(SystemClock), Arc::new(SystemIds));

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use kernel::backoff::full_jitter;
 use kernel::{Clock, SystemClock, Timestamp};
+use opentelemetry::global;
+use opentelemetry::metrics::Counter;
 use storage::Database;
 use telemetry::{Ended, EventError, EventSink, EventStatus, Kind, TraceEvent};
 use tokio::sync::mpsc;
@@ -63,6 +65,12 @@ pub struct Sink {
     instance: String,
     waiting: mpsc::Sender<TraceEvent>,
     memory: Mutex<MemoryEvents>,
+    lost: Counter<u64>,
+}
+
+fn lost_counter() -> Counter<u64> {
+    let description = "Events that were lost, because the outbox could not be written";
+    global::meter("ordermesh").u64_counter("ordermesh.events.lost").with_description(description).build()
 }
 
 /// Spares the store when everything is refused for memory.
@@ -92,8 +100,15 @@ impl Sink {
     /// A sink, and what its writer reads from.
     pub fn new(service: &str, instance: &str) -> (Self, mpsc::Receiver<TraceEvent>) {
         let (waiting, writer) = mpsc::channel(MAX_WAITING);
-        let sink =
-            Self { service: service.to_owned(), instance: instance.to_owned(), waiting, memory: Mutex::default() };
+        let sink = Self {
+            service: service.to_owned(),
+            instance: instance.to_owned(),
+            waiting,
+            memory: Mutex::default(),
+            lost: lost_counter(),
+        };
+        // A counter that is never touched is not there to be alerted on.
+        sink.lost.add(0, &[]);
         (sink, writer)
     }
 }
@@ -120,6 +135,7 @@ impl EventSink for Sink {
                 reason = %error.reason, "{} failed: {}", event.event_type, error.message);
         }
         if let Err(lost) = self.waiting.try_send(event) {
+            self.lost.add(1, &[]);
             tracing::error!(target: "ordermesh", "an event was lost, because the database does not keep up: {lost}");
         }
     }
@@ -163,6 +179,7 @@ async fn put(db: &Database, batch: Vec<TraceEvent>, stop: &CancellationToken) {
         tracing::warn!(target: "ordermesh", error = ?error, "events wait: the outbox cannot be written");
         let wait = full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() && failures > 3 {
+            lost_counter().add(u64::try_from(batch.len()).unwrap_or(u64::MAX), &[]);
             tracing::error!(target: "ordermesh", count = batch.len(), "events were lost: the outbox cannot be written");
             return;
         }

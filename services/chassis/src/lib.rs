@@ -25,7 +25,7 @@ pub mod start;
 pub use decode::{Fields, Invalid};
 pub use fingerprint::Fingerprint;
 pub use page::PageToken;
-pub use settings::{ByteSize, DatabaseUrl, Settings};
+pub use settings::{ByteSize, DatabaseSettings, DatabaseUrl, OrderPeer, PaymentPeer, Settings, UserPeer};
 pub use start::{Chassis, Error, open_database};
 
 /// The kind of refusal that a database error is for the caller.

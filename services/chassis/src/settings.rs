@@ -1,4 +1,5 @@
-//! What every service can be told: each setting is a flag and an environment variable.
+//! What services can be told: each setting is a flag and an environment variable. [`Settings`] is what all have; a service
+//! that calls another takes that one's addresses too.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -93,43 +94,13 @@ pub struct Settings {
     /// Folder of the SQLite file, the signing keys and the mesh secret
     #[arg(long, env = "ORDERMESH_DATA_DIR", default_value = "data", value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// Database: sqlite://FILE or postgres://… [default: sqlite://DATA_DIR/SERVICE.db]
-    #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
-    pub database_url: Option<DatabaseUrl>,
-    /// Most connections to the database
-    #[arg(long, env = "ORDERMESH_DATABASE_CONNECTIONS", default_value_t = 8, value_name = "COUNT")]
-    pub database_connections: u32,
+    /// The service's own database.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
     /// File with the secret that services on one machine share; for loopback listeners only [default: DATA_DIR/mesh.secret]
     #[arg(long, env = "ORDERMESH_MESH_SECRET_FILE", value_name = "FILE")]
     pub mesh_secret_file: Option<PathBuf>,
-    /// Instances of the User Service
-    #[arg(
-        long,
-        env = "ORDERMESH_USER_ADDRESSES",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7101",
-        value_name = "HOST:PORT,…"
-    )]
-    pub user_addresses: Vec<String>,
-    /// Instances of the Order Service
-    #[arg(
-        long,
-        env = "ORDERMESH_ORDER_ADDRESSES",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7201",
-        value_name = "HOST:PORT,…"
-    )]
-    pub order_addresses: Vec<String>,
-    /// Instances of the Payment Service
-    #[arg(
-        long,
-        env = "ORDERMESH_PAYMENT_ADDRESSES",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7301",
-        value_name = "HOST:PORT,…"
-    )]
-    pub payment_addresses: Vec<String>,
-    /// Instances of the Data Service
+    /// Instances of the Data Service: it keeps the trace events of all
     #[arg(
         long,
         env = "ORDERMESH_DATA_ADDRESSES",
@@ -156,6 +127,70 @@ pub struct Settings {
     /// How long calls in flight may take to end when the service is told to stop
     #[arg(long, env = "ORDERMESH_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
+}
+
+/// A service's own database.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DatabaseSettings {
+    /// Database: sqlite://FILE or postgres://…; TLS by the URL's sslmode and sslrootcert [default: sqlite://DATA_DIR/SERVICE.db]
+    #[arg(long = "database-url", env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub url: Option<DatabaseUrl>,
+    /// Most connections to the database
+    #[arg(
+        long = "database-connections",
+        env = "ORDERMESH_DATABASE_CONNECTIONS",
+        default_value_t = 8,
+        value_name = "COUNT"
+    )]
+    pub connections: u32,
+    /// How long a call waits for a connection before it is refused as UNAVAILABLE
+    #[arg(long = "database-acquire-timeout", env = "ORDERMESH_DATABASE_ACQUIRE_TIMEOUT", default_value = "2s", value_parser = duration, value_name = "DURATION")]
+    pub acquire_timeout: Duration,
+    /// PostgreSQL: how long a statement may take before the server ends it
+    #[arg(long = "database-statement-timeout", env = "ORDERMESH_DATABASE_STATEMENT_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub statement_timeout: Duration,
+}
+
+/// Where the User Service is: for those who verify access tokens with its keys.
+#[derive(clap::Args, Clone, Debug)]
+pub struct UserPeer {
+    /// Instances of the User Service
+    #[arg(
+        long,
+        env = "ORDERMESH_USER_ADDRESSES",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7101",
+        value_name = "HOST:PORT,…"
+    )]
+    pub user_addresses: Vec<String>,
+}
+
+/// Where the Order Service is.
+#[derive(clap::Args, Clone, Debug)]
+pub struct OrderPeer {
+    /// Instances of the Order Service
+    #[arg(
+        long,
+        env = "ORDERMESH_ORDER_ADDRESSES",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7201",
+        value_name = "HOST:PORT,…"
+    )]
+    pub order_addresses: Vec<String>,
+}
+
+/// Where the Payment Service is.
+#[derive(clap::Args, Clone, Debug)]
+pub struct PaymentPeer {
+    /// Instances of the Payment Service
+    #[arg(
+        long,
+        env = "ORDERMESH_PAYMENT_ADDRESSES",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7301",
+        value_name = "HOST:PORT,…"
+    )]
+    pub payment_addresses: Vec<String>,
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use tonic::service::Routes;
 use crate::events::{self, Sink};
 use crate::keys::{AUDIENCE, ISSUER, RemoteKeys};
 use crate::relay::Relay;
-use crate::settings::{DatabaseUrl, Settings};
+use crate::settings::{DatabaseUrl, Settings, UserPeer};
 
 /// How often a service asks its database whether it answers, and counts its outbox.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
@@ -128,24 +128,28 @@ impl Chassis {
             instance,
         };
         chassis.writer.spawn(events::write(db.clone(), waiting, chassis.drained.clone()));
-        let relay = Relay::new(db, &chassis.instance, chassis.channel("data"));
+        let relay = Relay::new(db, &chassis.instance, chassis.data_channel());
         chassis.relay.spawn(relay.run(chassis.written.clone()));
         Ok(chassis)
     }
 
-    /// A channel to the instances of a service of the platform: `user`, `order`, `payment` or `data`.
-    pub fn channel(&self, target: &'static str) -> Channel {
-        let addresses = match target {
-            "user" => &self.settings.user_addresses,
-            "order" => &self.settings.order_addresses,
-            "payment" => &self.settings.payment_addresses,
-            _ => &self.settings.data_addresses,
-        };
+    /// A channel to the instances of a service of the platform.
+    pub fn channel(&self, target: &'static str, addresses: &[String]) -> Channel {
         let credentials = match &self.secret {
             Some(secret) => Credentials::MeshSecret { service: self.service.to_owned(), secret: secret.clone() },
             None => Credentials::None,
         };
-        self.channel_to(target, addresses.clone(), credentials)
+        self.channel_to(target, addresses.to_vec(), credentials)
+    }
+
+    /// A channel to the Data Service: every service sends it its events.
+    pub fn data_channel(&self) -> Channel {
+        self.channel("data", &self.settings.data_addresses)
+    }
+
+    /// The keys that verify access tokens, asked of the User Service.
+    pub fn remote_keys(&self, user: &UserPeer) -> Arc<dyn KeySource> {
+        Arc::new(RemoteKeys::new(self.channel("user", &user.user_addresses)))
     }
 
     /// A channel to somebody else's server, which gets none of our credentials.
@@ -159,7 +163,7 @@ impl Chassis {
     }
 
     /// Serves until told to stop, then drains: calls in flight end, background tasks end, the last events are sent.
-    /// Keys come from the User Service unless `keys` are given.
+    /// `keys` verify access tokens.
     ///
     /// # Errors
     /// The listener broke, or the settings allow no server there.
@@ -167,7 +171,7 @@ impl Chassis {
         self,
         routes: Routes,
         health_services: &'static [&'static str],
-        keys: Option<Arc<dyn KeySource>>,
+        keys: Arc<dyn KeySource>,
         listener: TcpListener,
         admin: Option<TcpListener>,
     ) -> Result<(), Error> {
@@ -175,7 +179,6 @@ impl Chassis {
         if self.secret.is_some() && !listen.ip().is_loopback() {
             return Err(Error::NotLoopback { listen });
         }
-        let keys = keys.unwrap_or_else(|| Arc::new(RemoteKeys::new(self.channel("user"))));
         let mut gatekeeper = Gatekeeper::new(contracts::POLICIES).with_tokens(keys, ISSUER, AUDIENCE);
         if let Some(secret) = &self.secret {
             gatekeeper = gatekeeper.with_mesh_secret(secret.clone());
@@ -225,11 +228,12 @@ pub async fn open_database(
     migrations: &[Migration],
 ) -> Result<Database, storage::Error> {
     let file = settings.data_dir.join(format!("{service}.db"));
-    let url = settings.database_url.as_ref();
+    let url = settings.database.url.as_ref();
     let options = storage::Options {
-        max_connections: settings.database_connections,
+        max_connections: settings.database.connections,
+        acquire_timeout: settings.database.acquire_timeout,
+        statement_timeout: settings.database.statement_timeout,
         schema: url.is_some_and(DatabaseUrl::is_server).then(|| service.to_owned()),
-        ..storage::Options::default()
     };
     let url = url.map_or_else(|| format!("sqlite://{}", file.display()), |url| url.as_str().to_owned());
     let db = Database::connect(&url, &options).await?;
@@ -255,6 +259,7 @@ async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
     loop {
         let backlog = tokio::time::timeout(HEALTH_INTERVAL, chassis.db.outbox().backlog()).await;
         let answers = matches!(backlog, Ok(Ok(_)));
+        chassis.db.record_connections();
         ready.send_if_modified(|now| std::mem::replace(now, answers) != answers);
         if let Ok(Ok(backlog)) = backlog {
             let now = chassis.clock.now();

@@ -8,9 +8,11 @@
 //! - `trace_event`, `retention`: the domain of stored events, and how long they are kept
 //! - `convert`, `convert_event`: messages ⇄ values, every check of a field
 //! - `store`, `trace_event_store`, `entity`, `migration`: the database
+//! - [`audit`]: the stored events, for `ordermesh verify`
 //! - [`fault`]: faults on purpose
 //! - `error`: what is refused, and why
 
+pub mod audit;
 mod catalog;
 mod convert;
 mod convert_event;
@@ -47,6 +49,9 @@ pub struct Config {
     /// Settings that every service has.
     #[command(flatten)]
     pub common: chassis::Settings,
+    /// Whose keys verify access tokens.
+    #[command(flatten)]
+    pub user: chassis::UserPeer,
     /// How long trace events are kept: ms, s, m, h or d
     #[arg(long, env = "ORDERMESH_DATA_EVENT_RETENTION", default_value = "7d", value_parser = chassis::settings::duration, value_name = "DURATION")]
     pub event_retention: Duration,
@@ -95,7 +100,8 @@ pub async fn run(
     ));
     let routes = Routes::new(CatalogServiceServer::new(CatalogHandlers(catalog)))
         .add_service(TraceEventServiceServer::new(TraceEventHandlers(events)));
-    chassis.serve(routes, &["data.v1.CatalogService", "data.v1.TraceEventService"], None, listener, admin).await
+    let keys = chassis.remote_keys(&config.user);
+    chassis.serve(routes, &["data.v1.CatalogService", "data.v1.TraceEventService"], keys, listener, admin).await
 }
 
 async fn seed(catalog: &Catalog, products: &[SeedProduct]) -> Result<(), Error> {

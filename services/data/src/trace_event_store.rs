@@ -83,6 +83,33 @@ impl TraceEventStore {
         rows.into_iter().map(event).collect()
     }
 
+    /// All events of some orders.
+    pub(crate) async fn of_orders(&self, orders: &[Uuid]) -> Result<Vec<TraceEvent>, Error> {
+        let rows = Entity::find().filter(Column::OrderId.is_in(orders.iter().copied())).all(self.db.read()).await?;
+        rows.into_iter().map(event).collect()
+    }
+
+    /// Orders of which a success is told, by id: those after `after`.
+    pub(crate) async fn orders_told_of(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
+        let ids = Entity::find()
+            .select_only()
+            .column(Column::OrderId)
+            .distinct()
+            .filter(Column::OrderId.gt(after))
+            .filter(Column::Status.eq(word(EventStatus::Success)))
+            .filter(Column::EventType.ne("data_lookup"))
+            .order_by_asc(Column::OrderId)
+            .limit(limit);
+        Ok(ids.into_tuple::<Option<Uuid>>().all(self.db.read()).await?.into_iter().flatten().collect())
+    }
+
+    /// All events of a type of some users.
+    pub(crate) async fn of_users(&self, event_type: &str, users: &[Uuid]) -> Result<Vec<TraceEvent>, Error> {
+        let find =
+            Entity::find().filter(Column::UserId.is_in(users.iter().copied())).filter(Column::EventType.eq(event_type));
+        find.all(self.db.read()).await?.into_iter().map(event).collect()
+    }
+
     /// Counts the events that began in a window by type, status and error type.
     pub(crate) async fn count(&self, start: Timestamp, end: Timestamp) -> Result<Vec<EventCount>, Error> {
         let select = Statement::from_sql_and_values(

@@ -3,6 +3,14 @@
 
 use std::time::Duration;
 
+use crate::id::IdSource;
+
+/// A random number in 0..=1, out of the last bits of a new id: they are random.
+pub fn jitter(ids: &dyn IdSource) -> f64 {
+    let bits = u32::try_from(ids.uuid().as_u128() & 0xffff_ffff).unwrap_or(0);
+    f64::from(bits) / f64::from(u32::MAX)
+}
+
 /// The wait before try number `attempt + 1`, after `attempt` tries came to nothing (from 1).
 /// `jitter` is a random number in 0..1; the result lies between a tenth of the ceiling and the ceiling
 /// `min(cap, base * 2^(attempt-1))`, so that it is never a busy loop.

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::backoff::full_jitter;
+use kernel::backoff::{full_jitter, jitter};
 use kernel::calendar::delivery_date;
-use kernel::{Clock, FulfillmentId, IdSource, OrderId};
+use kernel::{Clock, FaultPoint, Faults, FulfillmentId, IdSource, OrderId, Place};
 use telemetry::{EventError, EventSink, Kind, Operation, Outcome, Parent, TraceParent};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -22,33 +22,6 @@ use crate::order::{Fulfillment, Order, PaymentFailure};
 use crate::ports::{PaymentAnswer, Payments};
 use crate::store::{Advance, Lease, Step, Store};
 use crate::watch::Watchers;
-
-/// Where a crash can be caused on purpose.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum FaultPoint {
-    /// The effect has not been asked for.
-    BeforeEffect,
-    /// The effect was performed, and not recorded.
-    AfterEffect,
-    /// The result was recorded, and nothing after it happened.
-    AfterRecord,
-}
-
-/// Says where the driver dies: an argument, so that tests can let it die everywhere.
-pub trait Faults: Send + Sync + 'static {
-    /// Does it die here?
-    fn dies(&self, point: FaultPoint, order: &Order) -> bool;
-}
-
-/// Production: it dies nowhere on purpose.
-#[derive(Clone, Copy, Debug)]
-pub struct NoFaults;
-
-impl Faults for NoFaults {
-    fn dies(&self, _point: FaultPoint, _order: &Order) -> bool {
-        false
-    }
-}
 
 /// How it drives.
 #[derive(Clone, Debug)]
@@ -120,6 +93,10 @@ impl Driver {
     /// How many orders it drives now.
     pub fn in_flight(&self) -> usize {
         self.0.parts.options.max_drives.saturating_sub(self.0.permits.available_permits())
+    }
+
+    fn jitter(&self) -> f64 {
+        jitter(self.0.parts.ids.as_ref())
     }
 
     /// A lease of this instance.
@@ -211,7 +188,7 @@ impl Driver {
     pub async fn poll(self) {
         let Parts { store, options, shutdown, .. } = &self.0.parts;
         loop {
-            let pause = options.poll_interval.mul_f64(0.5 + rand::random::<f64>());
+            let pause = options.poll_interval.mul_f64(0.5 + self.jitter());
             if tokio::time::timeout(pause, shutdown.cancelled()).await.is_ok() {
                 break;
             }
@@ -242,7 +219,7 @@ impl Driver {
             match self.attempt(&order, effect, link).await {
                 Ok(Tried::Recorded(Advance::Done(after))) => {
                     watchers.notify(after.id, after.version);
-                    if self.0.parts.faults.dies(FaultPoint::AfterRecord, &after) {
+                    if self.dies(FaultPoint::AfterRecord, &after).await {
                         return;
                     }
                     order = *after;
@@ -256,7 +233,7 @@ impl Driver {
                 }
                 Ok(Tried::PutOff(why)) => {
                     let attempt = u32::try_from(order.attempt).unwrap_or(0).saturating_add(1);
-                    let wait = full_jitter(attempt, options.backoff, options.backoff_cap, rand::random());
+                    let wait = full_jitter(attempt, options.backoff, options.backoff_cap, self.jitter());
                     tracing::debug!(target: "ordermesh", order_id = %order.id, why, "put off");
                     if let Err(error) = store.put_off(&order, &options.instance, wait, &why).await {
                         tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, "left to its lease");
@@ -272,8 +249,14 @@ impl Driver {
         }
     }
 
+    async fn dies(&self, point: FaultPoint, order: &Order) -> bool {
+        let instance = &self.0.parts.options.instance;
+        let place = Place { instance, point, state: order.state.name(), order: order.id };
+        self.0.parts.faults.at(place).await.is_break()
+    }
+
     async fn attempt(&self, order: &Order, effect: Effect, link: Option<TraceParent>) -> Result<Tried, storage::Error> {
-        if self.0.parts.faults.dies(FaultPoint::BeforeEffect, order) {
+        if self.dies(FaultPoint::BeforeEffect, order).await {
             return Ok(Tried::Died);
         }
         match effect {
@@ -288,7 +271,7 @@ impl Driver {
         let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.place), None, None);
         operation.set_order(order.id.as_uuid());
         let answer = self.0.parts.payments.process(order).instrument(operation.span().clone()).await;
-        if self.0.parts.faults.dies(FaultPoint::AfterEffect, order) {
+        if self.dies(FaultPoint::AfterEffect, order).await {
             return Ok(Tried::Died);
         }
         let place = operation.place();
@@ -381,7 +364,7 @@ impl Driver {
             operation.link(asked);
         }
         let answer = self.0.parts.payments.cancel(order).instrument(operation.span().clone()).await;
-        if self.0.parts.faults.dies(FaultPoint::AfterEffect, order) {
+        if self.dies(FaultPoint::AfterEffect, order).await {
             operation.dismiss();
             return Ok(Tried::Died);
         }

@@ -10,13 +10,14 @@
 //! - [`inventory`]: stock per SKU
 //! - [`watch`]: who waits for the next step of which order
 //! - [`explain`]: one timeline of all that is known
+//! - [`audit`]: what must be so of every order
 //! - [`ports`]: what it needs of the Data and Payment Services
 //! - `store`, `entity`, `migration`: its tables; `service`, `convert`: its contract
 
 use std::time::Duration;
 
 use chassis::settings::duration;
-use chassis::{Chassis, Settings};
+use chassis::{Chassis, PaymentPeer, Settings, UserPeer};
 use contracts::order::v1::inventory_service_server::InventoryServiceServer;
 use contracts::order::v1::order_service_server::OrderServiceServer;
 use contracts::order::v1::payment_confirmation_service_server::PaymentConfirmationServiceServer;
@@ -24,6 +25,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+pub mod audit;
 pub mod driver;
 pub mod error;
 pub mod explain;
@@ -50,6 +52,12 @@ pub struct Config {
     /// What every service has.
     #[command(flatten)]
     pub common: Settings,
+    /// Whose keys verify access tokens.
+    #[command(flatten)]
+    pub user: UserPeer,
+    /// Who takes the money.
+    #[command(flatten)]
+    pub payment: PaymentPeer,
     /// How long an order belongs to the instance that drives it, before another takes it over
     #[arg(long, env = "ORDERMESH_ORDER_LEASE", default_value = "15s", value_parser = duration, value_name = "DURATION")]
     pub lease: Duration,
@@ -96,7 +104,7 @@ pub async fn run(
     let store = store::Store::new(chassis.db.clone(), chassis.clock.clone());
     store.seed(&config.seed_stock).await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     let watchers = watch::Watchers::new(config.max_watchers);
-    let payments = ports::GrpcPayments::new(chassis.channel("payment"));
+    let payments = ports::GrpcPayments::new(chassis.channel("payment", &config.payment.payment_addresses));
     let driver = driver::Driver::new(driver::Parts {
         store: store.clone(),
         payments: std::sync::Arc::new(payments.clone()),
@@ -104,7 +112,7 @@ pub async fn run(
         ids: chassis.ids.clone(),
         events: chassis.events.clone(),
         watchers: watchers.clone(),
-        faults: std::sync::Arc::new(driver::NoFaults),
+        faults: std::sync::Arc::new(kernel::NoFaults),
         tasks: chassis.tasks.clone(),
         shutdown: chassis.shutdown.clone(),
         options: driver::Options {
@@ -123,7 +131,7 @@ pub async fn run(
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
     let orders = orders::Orders {
         store: store.clone(),
-        catalog: std::sync::Arc::new(ports::GrpcCatalog::new(chassis.channel("data"))),
+        catalog: std::sync::Arc::new(ports::GrpcCatalog::new(chassis.data_channel())),
         driver: driver.clone(),
         clock: chassis.clock.clone(),
         ids: chassis.ids.clone(),
@@ -131,7 +139,7 @@ pub async fn run(
     let explainer = explain::Explainer {
         store: store.clone(),
         payments: std::sync::Arc::new(payments),
-        events: ports::GrpcEvents::new(chassis.channel("data")),
+        events: ports::GrpcEvents::new(chassis.data_channel()),
     };
     let inventory = inventory::Inventory { store: store.clone() };
     let routes = Routes::new(OrderServiceServer::new(service::OrderHandlers {
@@ -143,5 +151,6 @@ pub async fn run(
     .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
     .add_service(InventoryServiceServer::new(service::InventoryHandlers { inventory }));
     let health = &["order.v1.OrderService", "order.v1.PaymentConfirmationService", "order.v1.InventoryService"];
-    chassis.serve(routes, health, None, listener, admin).await
+    let keys = chassis.remote_keys(&config.user);
+    chassis.serve(routes, health, keys, listener, admin).await
 }

@@ -116,11 +116,11 @@ impl Orders {
         let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
         self.driver
             .detached(async move {
-                if !store.create(&operation, &order, request, &fingerprint, driver.lease()).await? {
-                    return Ok(None);
+                let created = store.create(&operation, &order, request, &fingerprint, driver.lease()).await?;
+                if let Some(order) = &created {
+                    driver.start(order.clone());
                 }
-                driver.start(order.clone());
-                Ok(Some(order))
+                Ok(created)
             })
             .await
     }

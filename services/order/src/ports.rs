@@ -144,7 +144,7 @@ fn undecided(status: &Status) -> PaymentAnswer {
 }
 
 /// What ProcessPayment's answer decides: only final states do.
-fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
+pub fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
     use payment::PaymentState::*;
     let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
     match payment.state() {
@@ -158,7 +158,7 @@ fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
 }
 
 /// What CancelPayment's answer decides, for the refund that was asked for.
-fn cancelled(payment: Option<payment::Payment>, refund_attempt: i32) -> PaymentAnswer {
+pub fn cancelled(payment: Option<payment::Payment>, refund_attempt: i32) -> PaymentAnswer {
     use payment::PaymentState::*;
     let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
     match payment.state() {
@@ -180,17 +180,26 @@ fn about(order: &Order) -> About {
     About { order_id: Some(order.id.as_uuid()), user_id: Some(order.user.as_uuid()) }
 }
 
+/// Asks for an order's payment.
+pub fn process_request(order: &Order) -> payment::ProcessPaymentRequest {
+    payment::ProcessPaymentRequest {
+        order_id: order.id.to_string(),
+        user_id: order.user.to_string(),
+        amount: Some(encode::money(order.total)),
+        payment_method: order.payment_method.clone().unwrap_or_default().into_inner(),
+        contact_email: order.contact_email.clone(),
+    }
+}
+
+/// Asks that nothing stays charged for an order.
+pub fn cancel_request(order: &Order) -> payment::CancelPaymentRequest {
+    payment::CancelPaymentRequest { order_id: order.id.to_string(), refund_attempt: order.refund_attempt }
+}
+
 impl Payments for GrpcPayments {
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         Box::pin(async move {
-            let request = payment::ProcessPaymentRequest {
-                order_id: order.id.to_string(),
-                user_id: order.user.to_string(),
-                amount: Some(encode::money(order.total)),
-                payment_method: order.payment_method.clone().unwrap_or_default().into_inner(),
-                contact_email: order.contact_email.clone(),
-            };
-            match self.0.clone().process_payment(about(order).request(request)).await {
+            match self.0.clone().process_payment(about(order).request(process_request(order))).await {
                 Ok(response) => processed(response.into_inner().payment),
                 Err(status) => undecided(&status),
             }
@@ -199,9 +208,7 @@ impl Payments for GrpcPayments {
 
     fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         Box::pin(async move {
-            let request =
-                payment::CancelPaymentRequest { order_id: order.id.to_string(), refund_attempt: order.refund_attempt };
-            match self.0.clone().cancel_payment(about(order).request(request)).await {
+            match self.0.clone().cancel_payment(about(order).request(cancel_request(order))).await {
                 Ok(response) => cancelled(response.into_inner().payment, order.refund_attempt),
                 Err(status) => undecided(&status),
             }

@@ -5,7 +5,9 @@
 //! - `commit`: creating an order, moving it on
 //! - `claim`: which instance drives which order
 //! - `stock`: inventory
+//! - `audit`: reading for [`crate::audit`]
 
+mod audit;
 mod claim;
 mod commit;
 mod stock;
@@ -33,6 +35,8 @@ pub use stock::Adjustment;
 pub struct Store {
     db: Database,
     clock: Arc<dyn Clock>,
+    /// Leases and due times by the database's clock?
+    by_database: bool,
 }
 
 /// A stored value that is not what it should be.
@@ -47,7 +51,14 @@ fn micros(duration: Duration) -> i64 {
 impl Store {
     /// On a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
-        Self { db, clock }
+        let by_database = db.backend() == Backend::Postgres;
+        Self { db, clock, by_database }
+    }
+
+    /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move it.
+    #[must_use]
+    pub fn by_given_clock(self) -> Self {
+        Self { by_database: false, ..self }
     }
 
     fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
@@ -65,10 +76,7 @@ impl Store {
 
     /// A statement whose first parameter is now: its text stays the same, so that it is prepared once.
     fn timed(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
-        let now: Option<i64> = match self.db.backend() {
-            Backend::Sqlite => Some(self.clock.now().as_micros()),
-            Backend::Postgres => None,
-        };
+        let now: Option<i64> = (!self.by_database).then(|| self.clock.now().as_micros());
         self.statement(sql, std::iter::once(now.into()).chain(values))
     }
 

@@ -49,7 +49,9 @@ impl DataDir {
                 path.display()
             )));
         }
-        let dir = Self { first_start: !path.join("user.db").exists(), path, _lock: Arc::new(lock) };
+        // On PostgreSQL there is no file of accounts: the password is made up where none was.
+        let first_start = !path.join("user.db").exists() && !path.join("operator.txt").exists();
+        let dir = Self { first_start, path, _lock: Arc::new(lock) };
         dir.write_once("mesh.secret", &random_secret())?;
         dir.write_once("gateway.key", &random_secret())?;
         if dir.first_start {

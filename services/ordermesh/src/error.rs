@@ -37,6 +37,12 @@ pub(crate) enum Error {
     Refused { what: &'static str, status: Box<Status> },
     #[error("the account was not made")]
     Account(#[from] user::Error),
+    #[error("the {service} service's store cannot be opened")]
+    Store { service: &'static str, source: storage::Error },
+    #[error("the promises could not be checked")]
+    Unchecked(#[from] crate::promises::Unchecked),
+    #[error("promises are broken {count} times")]
+    Broken { count: usize },
     #[error("{0}")]
     Usage(String),
     #[error("{failed} of {played} were not as they should be")]

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
+use chassis::DatabaseUrl;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) instances: u16,
     /// Databases and secrets.
     pub(crate) data_dir: PathBuf,
+    /// PostgreSQL for all of them, instead of SQLite files.
+    pub(crate) database_url: Option<DatabaseUrl>,
     /// The children's log filter.
     pub(crate) log: String,
     /// Settings of one service each.
@@ -144,14 +147,20 @@ fn env(plan: &Plan, data_dir: &DataDir, service: Service, instance: u16) -> Vec<
         (format!("{prefix}_LOG"), plan.log.clone().into()),
         (format!("{prefix}_TRUST_CLIENT_TRACE_CONTEXT"), "true".into()),
     ];
+    let database = plan.database_url.as_ref().map(|url| url.as_str().to_owned());
     if service == Service::Gateway {
-        let ledger = data_dir.path().join("gateway.db");
-        env.push(("GATEWAY_DATABASE_URL".into(), format!("sqlite://{}", ledger.display()).into()));
+        let file = || format!("sqlite://{}", data_dir.path().join("gateway.db").display());
+        env.push(("GATEWAY_DATABASE_URL".into(), database.unwrap_or_else(file).into()));
         env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
         if let Some(endpoint) = std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
             env.push(("GATEWAY_OTLP_ENDPOINT".into(), endpoint));
         }
         return env;
+    }
+    if let Some(url) = database {
+        env.push(("ORDERMESH_DATABASE_URL".into(), url.into()));
+        // All instances are on this machine, and share the folder of the keys.
+        env.push(("ORDERMESH_USER_GENERATE_KEYS".into(), "true".into()));
     }
     env.push(("ORDERMESH_DATA_DIR".into(), data_dir.path().into()));
     env.push(("ORDERMESH_MESH_SECRET_FILE".into(), data_dir.path().join("mesh.secret").into()));
@@ -207,7 +216,7 @@ mod tests {
 
     fn plan(port_base: u16, data_dir: PathBuf) -> Plan {
         let (_, passed) = crate::passed::split(["--order.lease".into(), "1s".into()]);
-        Plan { port_base, instances: 2, data_dir, log: "warn".into(), passed, quiet: true }
+        Plan { port_base, instances: 2, data_dir, database_url: None, log: "warn".into(), passed, quiet: true }
     }
 
     #[test]

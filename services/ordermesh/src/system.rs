@@ -76,6 +76,11 @@ impl System {
     }
 }
 
+/// The way to a system's gateway; it may not be there.
+pub(crate) fn gateway(place: &Place) -> Channel {
+    client(Service::Gateway, Service::Gateway.addresses(place.port_base, 1))
+}
+
 async fn channel(service: Service, port_base: u16) -> Result<Channel, Error> {
     let mut addresses = Vec::new();
     for instance in 1..=LOOKED_FOR {
@@ -87,13 +92,17 @@ async fn channel(service: Service, port_base: u16) -> Result<Channel, Error> {
     if addresses.is_empty() {
         return Err(Error::NoSystem { service: service.name(), port: service.port(port_base, 1) });
     }
-    Ok(mesh::client(ClientConfig {
+    Ok(client(service, addresses))
+}
+
+fn client(service: Service, addresses: Vec<String>) -> Channel {
+    mesh::client(ClientConfig {
         target: service.name(),
         addresses,
         policies: contracts::POLICIES,
         credentials: Credentials::None,
         events: None,
-    }))
+    })
 }
 
 /// A request as a person sends it, in a trace of their own when one is given.

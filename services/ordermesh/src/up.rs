@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Folder of databases, keys and secrets; made when it is not there
     #[arg(long, env = "ORDERMESH_DATA_DIR", default_value = "data", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
+    /// PostgreSQL for all services, each in a schema of its own name: postgres://… [default: SQLite files in DATA_DIR]
+    #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub(crate) database_url: Option<chassis::DatabaseUrl>,
     /// What the services log, as filter directives, for example info or warn,ordermesh=debug
     // Jaeger alone takes no metrics: every process would say so every ten seconds.
     #[arg(long, env = "ORDERMESH_LOG", default_value = "warn,opentelemetry_sdk=off", value_name = "FILTER")]
@@ -45,6 +48,7 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
         port_base: options.port_base,
         instances: options.instances,
         data_dir: options.data_dir,
+        database_url: options.database_url,
         log: options.log,
         passed,
         quiet: false,

@@ -5,12 +5,11 @@
 //!
 //! `effect` asks the gateway and decides by the table; `poll` finds what is due.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use kernel::{Clock, IdSource, OrderId};
+use kernel::backoff::jitter;
+use kernel::{Clock, FaultPoint, Faults, IdSource, OrderId, Place};
 use telemetry::{EventSink, Kind, Operation, Outcome, Parent};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -30,33 +29,6 @@ mod poll;
 const SOON: Duration = Duration::from_secs(2);
 /// How often a late result is told.
 const CONFIRM_TRIES: u32 = 3;
-
-/// Where a driver may be made to stop, as if its process had died there.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Point {
-    /// The payment is claimed; the gateway is not asked yet.
-    BeforeEffect,
-    /// The gateway has done what was asked; nothing is recorded of it.
-    AfterEffect,
-    /// It is recorded; nobody is told.
-    AfterRecord,
-}
-
-/// Faults on purpose, for the crash suite. May also hold the driver up: it is awaited.
-pub trait FaultPoint: Send + Sync + 'static {
-    /// `Break`: the driver stops here, and leaves everything as it is.
-    fn at<'a>(&'a self, point: Point, payment: &'a Payment) -> BoxFuture<'a, ControlFlow<()>>;
-}
-
-/// No faults: production.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoFaults;
-
-impl FaultPoint for NoFaults {
-    fn at<'a>(&'a self, _point: Point, _payment: &'a Payment) -> BoxFuture<'a, ControlFlow<()>> {
-        Box::pin(std::future::ready(ControlFlow::Continue(())))
-    }
-}
 
 /// How a driver behaves.
 #[derive(Clone, Debug)]
@@ -94,7 +66,7 @@ pub struct Parts {
     /// Who waits for results.
     pub waiters: Waiters,
     /// Faults on purpose.
-    pub faults: Arc<dyn FaultPoint>,
+    pub faults: Arc<dyn Faults>,
     /// The tasks that are waited for when the service stops.
     pub tasks: TaskTracker,
     /// Told to stop: claim nothing more.
@@ -198,10 +170,14 @@ impl Driver {
         }
     }
 
-    /// 0 to 1, out of the last bits of an id: they are random.
     fn jitter(&self) -> f64 {
-        let bits = u32::try_from(self.0.parts.ids.uuid().as_u128() & 0xffff_ffff).unwrap_or(0);
-        f64::from(bits) / f64::from(u32::MAX)
+        jitter(self.0.parts.ids.as_ref())
+    }
+
+    async fn stops(&self, point: FaultPoint, payment: &Payment) -> bool {
+        let instance = &self.0.parts.options.instance;
+        let place = Place { instance, point, state: payment.state.name(), order: payment.order_id };
+        self.0.parts.faults.at(place).await.is_break()
     }
 
     async fn again_after(&self, order_id: OrderId, wait: Duration) -> Option<(Payment, Permit)> {
@@ -226,13 +202,13 @@ impl Driver {
         let parts = &self.0.parts;
         let Some(effect) = before.owes() else { return Ok(Step::Settled(before)) };
         let operation = self.operation(effect.span_name(), &before);
-        if parts.faults.at(Point::BeforeEffect, &before).await.is_break() {
+        if self.stops(FaultPoint::BeforeEffect, &before).await {
             operation.dismiss();
             return Ok(Step::Stopped);
         }
         let began = parts.clock.now();
         let seen = self.perform(effect, &before).instrument(operation.span().clone()).await;
-        if parts.faults.at(Point::AfterEffect, &before).await.is_break() {
+        if self.stops(FaultPoint::AfterEffect, &before).await {
             operation.dismiss();
             return Ok(Step::Stopped);
         }
@@ -257,7 +233,7 @@ impl Driver {
             operation.set_on_span("payment.lost", true);
             return Ok(Step::Lost);
         };
-        if parts.faults.at(Point::AfterRecord, &recorded).await.is_break() {
+        if self.stops(FaultPoint::AfterRecord, &recorded).await {
             return Ok(Step::Stopped);
         }
         Ok(step(recorded))

@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::settings::duration;
-use chassis::{Chassis, Settings};
+use chassis::{Chassis, OrderPeer, Settings, UserPeer};
 use contracts::payment::v1::payment_service_server::{PaymentServiceServer, SERVICE_NAME};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,12 @@ pub struct Config {
     /// What every service has.
     #[command(flatten)]
     pub common: Settings,
+    /// Whose keys verify access tokens.
+    #[command(flatten)]
+    pub user: UserPeer,
+    /// Who is told of late results.
+    #[command(flatten)]
+    pub order: OrderPeer,
     /// Instances of the payment gateway
     #[arg(
         long,
@@ -105,7 +111,7 @@ fn max_drives(text: &str) -> Result<usize, String> {
 
 /// An API key. Its Debug does not show it.
 #[derive(Clone)]
-pub struct ApiKey(MetadataValue<Ascii>);
+pub struct ApiKey(pub(crate) MetadataValue<Ascii>);
 
 impl fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,16 +173,17 @@ pub async fn run(
     let store = store::Store::new(chassis.db.clone(), chassis.clock.clone());
     let channel = chassis.external_channel("gateway", config.gateway_addresses.clone());
     let gateway = Arc::new(ports::GrpcGateway::new(channel, api_key.0, config.gateway_timeout));
+    let order = chassis.channel("order", &config.order.order_addresses);
     let waiters = waiters::Waiters::default();
     let driver = driver::Driver::new(driver::Parts {
         store: store.clone(),
         gateway: gateway.clone(),
-        confirmations: Arc::new(ports::GrpcConfirmations::new(chassis.channel("order"))),
+        confirmations: Arc::new(ports::GrpcConfirmations::new(order)),
         clock: chassis.clock.clone(),
         ids: chassis.ids.clone(),
         events: chassis.events.clone(),
         waiters: waiters.clone(),
-        faults: Arc::new(driver::NoFaults),
+        faults: Arc::new(kernel::NoFaults),
         tasks: chassis.tasks.clone(),
         shutdown: chassis.shutdown.clone(),
         options: config.driver_options(&chassis.instance),
@@ -194,5 +201,6 @@ pub async fn run(
     };
     let handlers = service::Handlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
     let routes = Routes::new(PaymentServiceServer::new(handlers));
-    chassis.serve(routes, &[SERVICE_NAME], None, listener, admin).await
+    let keys = chassis.remote_keys(&config.user);
+    chassis.serve(routes, &[SERVICE_NAME], keys, listener, admin).await
 }

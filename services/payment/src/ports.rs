@@ -164,9 +164,14 @@ impl fmt::Debug for GrpcGateway {
 
 impl GrpcGateway {
     /// Over a channel, with the merchant's API key. Each call ends after `timeout`.
-    pub fn new(channel: Channel, mut api_key: MetadataValue<Ascii>, timeout: Duration) -> Self {
+    pub(crate) fn new(channel: Channel, mut api_key: MetadataValue<Ascii>, timeout: Duration) -> Self {
         api_key.set_sensitive(true);
         Self { channel, api_key, timeout }
+    }
+
+    /// As a merchant with this key sees it.
+    pub fn of_merchant(channel: Channel, api_key: crate::ApiKey, timeout: Duration) -> Self {
+        Self::new(channel, api_key.0, timeout)
     }
 
     fn client(&self) -> PaymentGatewayServiceClient<Channel> {

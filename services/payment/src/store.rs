@@ -153,6 +153,20 @@ impl Store {
         rows.into_iter().map(Attempt::try_from).collect()
     }
 
+    /// The attempts of some orders' payments, oldest first, each with its order.
+    ///
+    /// # Errors
+    /// The database refused.
+    pub async fn attempts_of(&self, order_ids: &[OrderId]) -> Result<Vec<(OrderId, Attempt)>, Error> {
+        let ids = order_ids.iter().map(|id| id.as_uuid());
+        let rows = attempt_row::Entity::find()
+            .filter(attempt_row::Column::OrderId.is_in(ids))
+            .order_by_asc(attempt_row::Column::Attempt)
+            .all(self.db.read())
+            .await?;
+        rows.into_iter().map(|row| Ok((OrderId::from_uuid(row.order_id), Attempt::try_from(row)?))).collect()
+    }
+
     /// A page of all payments, by order.
     ///
     /// # Errors

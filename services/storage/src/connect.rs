@@ -12,6 +12,7 @@ use sea_orm::{ConnectOptions, DatabaseConnection};
 use tokio::sync::Notify;
 
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::transact::Writer;
 
@@ -34,13 +35,20 @@ pub struct Options {
     pub max_connections: u32,
     /// How long to wait for a connection.
     pub acquire_timeout: Duration,
+    /// PostgreSQL: how long a statement may take before the server ends it.
+    pub statement_timeout: Duration,
     /// PostgreSQL: the schema that the tables live in; made when it is missing.
     pub schema: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_connections: 8, acquire_timeout: Duration::from_secs(5), schema: None }
+        Self {
+            max_connections: 8,
+            acquire_timeout: Duration::from_secs(2),
+            statement_timeout: Duration::from_secs(10),
+            schema: None,
+        }
     }
 }
 
@@ -51,6 +59,7 @@ pub(crate) struct Inner {
     pub(crate) writer: Option<Writer>,
     /// Woken after each commit that wrote events.
     pub(crate) events_written: Notify,
+    pub(crate) metrics: Metrics,
 }
 
 /// A service's database. Clones share its connections.
@@ -93,8 +102,9 @@ impl Database {
         let readers = if in_memory { 1 } else { options.max_connections };
         let pool = open(sqlite_options(url, options, readers)).await?;
         let write_pool = if in_memory { pool.clone() } else { open(writer_options(url, options)).await? };
-        let writer = Writer::start(write_pool);
-        Ok(Self::new(Backend::Sqlite, pool, None, Some(writer)))
+        let metrics = Metrics::new(Backend::Sqlite);
+        let writer = Writer::start(write_pool, metrics.clone());
+        Ok(Self::new(Backend::Sqlite, pool, None, Some(writer), metrics))
     }
 
     async fn postgres(url: &str, options: &Options) -> Result<Self, Error> {
@@ -102,12 +112,28 @@ impl Database {
         if let Some(schema) = &options.schema {
             connect.set_schema_search_path(schema.clone());
         }
+        connect.statement_timeout(options.statement_timeout);
         let pool = open(connect).await?;
-        Ok(Self::new(Backend::Postgres, pool, options.schema.clone(), None))
+        Ok(Self::new(Backend::Postgres, pool, options.schema.clone(), None, Metrics::new(Backend::Postgres)))
     }
 
-    fn new(backend: Backend, pool: DatabaseConnection, schema: Option<String>, writer: Option<Writer>) -> Self {
-        Self(Arc::new(Inner { backend, pool, schema, writer, events_written: Notify::new() }))
+    fn new(
+        backend: Backend,
+        pool: DatabaseConnection,
+        schema: Option<String>,
+        writer: Option<Writer>,
+        metrics: Metrics,
+    ) -> Self {
+        Self(Arc::new(Inner { backend, pool, schema, writer, events_written: Notify::new(), metrics }))
+    }
+
+    /// Tells the metrics how many connections are in use, and how many idle.
+    pub fn record_connections(&self) {
+        let (size, idle) = match self.0.backend {
+            Backend::Sqlite => counts(self.0.pool.get_sqlite_connection_pool()),
+            Backend::Postgres => counts(self.0.pool.get_postgres_connection_pool()),
+        };
+        self.0.metrics.connections(size.saturating_sub(idle), idle);
     }
 
     /// The kind of database.
@@ -124,6 +150,10 @@ impl Database {
     pub fn outbox(&self) -> Outbox {
         Outbox::new(self.clone())
     }
+}
+
+fn counts<D: sea_orm::sqlx::Database>(pool: &sea_orm::sqlx::Pool<D>) -> (u64, u64) {
+    (pool.size().into(), u64::try_from(pool.num_idle()).unwrap_or(u64::MAX))
 }
 
 async fn open(options: ConnectOptions) -> Result<DatabaseConnection, Error> {

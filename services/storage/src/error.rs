@@ -25,6 +25,9 @@ pub enum Error {
     /// A statement failed.
     #[error("the database refused a statement")]
     Statement(#[source] DbErr),
+    /// No transaction could be begun: nothing has happened.
+    #[error("the database began no transaction")]
+    Begin(#[source] DbErr),
     /// A stored value cannot be read.
     #[error("a stored {what} cannot be read: {value:?}")]
     Corrupt {
@@ -51,8 +54,7 @@ impl Error {
     /// SQLITE_BUSY and SQLITE_LOCKED, serialization failures (40001) and deadlocks (40P01): the same work may succeed
     /// in a new transaction.
     pub fn is_transient(&self) -> bool {
-        let Self::Statement(error) = self else { return false };
-        code(error).is_some_and(|code| match code.as_str() {
+        self.database().and_then(code).is_some_and(|code| match code.as_str() {
             "40001" | "40P01" => true,
             // SQLite's extended codes carry the primary code in the low byte: 5 is BUSY, 6 is LOCKED.
             sqlite => sqlite.parse::<u32>().is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 5 | 6)),
@@ -61,20 +63,36 @@ impl Error {
 
     /// The database is away: no connection, or it broke. Others may be served later.
     pub fn is_unavailable(&self) -> bool {
+        let no_connection = matches!(self, Self::Connect(_) | Self::Closed)
+            || matches!(self.database(), Some(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)));
+        no_connection
+            || self.is_transient()
+            || self.is_broken_connection()
+            || self.database().and_then(sqlx).is_some_and(|error| {
+                matches!(error, sea_orm::sqlx::Error::PoolTimedOut | sea_orm::sqlx::Error::PoolClosed)
+            })
+            // PostgreSQL has no place left.
+            || self.database().and_then(code).is_some_and(|code| code == "53300")
+    }
+
+    /// The connection broke: PostgreSQL ended it (57P01 to 57P03), or the network did (08, or an I/O error).
+    pub(crate) fn is_broken_connection(&self) -> bool {
+        let Some(error) = self.database() else { return false };
+        matches!(sqlx(error), Some(sea_orm::sqlx::Error::Io(_)))
+            || code(error).is_some_and(|code| {
+                matches!(code.as_str(), "57P01" | "57P02" | "57P03") || (code.len() == 5 && code.starts_with("08"))
+            })
+    }
+
+    fn database(&self) -> Option<&DbErr> {
         match self {
-            Self::Connect(_) | Self::Closed => true,
-            Self::Statement(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)) => true,
-            Self::Statement(DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) => {
-                matches!(
-                    **error,
-                    sea_orm::sqlx::Error::Io(_) | sea_orm::sqlx::Error::PoolTimedOut | sea_orm::sqlx::Error::PoolClosed
-                ) || self.is_transient()
-                    // PostgreSQL ends or starts (57P01 to 57P03), has no place left (53300), or the connection broke (08).
-                    || error.as_database_error().and_then(|error| error.code()).is_some_and(|code| {
-                        matches!(&*code, "57P01" | "57P02" | "57P03" | "53300") || code.starts_with("08")
-                    })
-            }
-            Self::Url | Self::Folder { .. } | Self::Statement(_) | Self::Corrupt { .. } | Self::Panicked => false,
+            Self::Statement(error) | Self::Begin(error) => Some(error),
+            Self::Url
+            | Self::Connect(_)
+            | Self::Folder { .. }
+            | Self::Corrupt { .. }
+            | Self::Panicked
+            | Self::Closed => None,
         }
     }
 
@@ -84,14 +102,18 @@ impl Error {
     }
 }
 
-fn code(error: &DbErr) -> Option<String> {
+fn sqlx(error: &DbErr) -> Option<&sea_orm::sqlx::Error> {
     let (DbErr::Exec(RuntimeErr::SqlxError(error))
     | DbErr::Query(RuntimeErr::SqlxError(error))
     | DbErr::Conn(RuntimeErr::SqlxError(error))) = error
     else {
         return None;
     };
-    error.as_database_error()?.code().map(|code| code.into_owned())
+    Some(error)
+}
+
+fn code(error: &DbErr) -> Option<String> {
+    sqlx(error)?.as_database_error()?.code().map(|code| code.into_owned())
 }
 
 /// An error of a transaction's work: it holds a database error when that is what it is.

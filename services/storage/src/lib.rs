@@ -8,6 +8,7 @@
 
 pub mod connect;
 pub mod error;
+mod metrics;
 pub mod migrate;
 pub mod outbox;
 pub mod transact;

@@ -54,6 +54,15 @@ pub struct Backlog {
     pub refused: i64,
 }
 
+/// What is in an outbox.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Waiting {
+    /// Will be sent.
+    pub waiting: Vec<TraceEvent>,
+    /// The store will never take them.
+    pub refused: Vec<TraceEvent>,
+}
+
 #[derive(FromQueryResult)]
 struct Counts {
     waiting: i64,
@@ -106,6 +115,29 @@ impl Outbox {
         rows.into_iter()
             .map(|row| serde_json::from_str(&row.body).map_err(|_| Error::Corrupt { what: "event", value: row.body }))
             .collect()
+    }
+
+    /// All that wait, whoever is to send them, and all that were refused: for `ordermesh verify`.
+    ///
+    /// # Errors
+    /// The database refused, or a stored event cannot be read.
+    pub async fn all(&self) -> Result<Waiting, Error> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            body: String,
+            refused: bool,
+        }
+        let select = Statement::from_string(
+            self.db.read().get_database_backend(),
+            "SELECT body, FALSE AS refused FROM outbox UNION ALL SELECT body, TRUE AS refused FROM outbox_refused",
+        );
+        let mut all = Waiting::default();
+        for row in Row::find_by_statement(select).all(self.db.read()).await? {
+            let event =
+                serde_json::from_str(&row.body).map_err(|_| Error::Corrupt { what: "event", value: row.body })?;
+            if row.refused { all.refused.push(event) } else { all.waiting.push(event) }
+        }
+        Ok(all)
     }
 
     /// Deletes events that were answered for, and keeps apart those that were refused.

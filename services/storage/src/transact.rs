@@ -7,7 +7,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::connect::Database;
 use crate::error::{Error, Failure};
+use crate::metrics::Metrics;
 use crate::outbox;
 
 /// The most pieces that the SQLite writer commits in one transaction.
@@ -132,7 +133,7 @@ impl Database {
         let piece = Box::new(Work { work, result: None, answer });
         match &self.0.writer {
             Some(writer) => {
-                let job = Job { piece, db: self.clone() };
+                let job = Job { piece, db: self.clone(), queued: Instant::now() };
                 writer.queue.send(job).await.map_err(|_| Error::Closed)?;
             }
             None => {
@@ -163,11 +164,17 @@ async fn run_alone(db: &Database, mut piece: Box<dyn Piece>) {
                 db.committed(&events);
                 break;
             }
-            Err(Some(error)) => piece.fail(error),
-            Err(None) => {}
-        }
-        if !piece.is_transient() {
-            break;
+            Err(Some(error)) => {
+                // Nothing has begun: a connection that the server has closed meanwhile is replaced by the pool.
+                let is_again =
+                    error.is_transient() || matches!(&error, Error::Begin(_) if error.is_broken_connection());
+                piece.fail(error);
+                if !is_again {
+                    break;
+                }
+            }
+            Err(None) if piece.is_transient() => {}
+            Err(None) => break,
         }
         pause(attempt).await;
     }
@@ -176,7 +183,9 @@ async fn run_alone(db: &Database, mut piece: Box<dyn Piece>) {
 
 /// `Err(None)`: the work itself refused, and holds its reason.
 async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Option<Error>> {
-    let begun = db.0.pool.begin().await.map_err(|error| Some(error.into()))?;
+    let asked = Instant::now();
+    let begun = db.0.pool.begin().await.map_err(|error| Some(Error::Begin(error)))?;
+    db.0.metrics.waited(asked.elapsed());
     let tx = Tx::new(begun);
     if piece.run(&tx).await.is_err() {
         // A rollback that fails leaves a broken connection, which the pool drops: nothing is committed either way.
@@ -193,6 +202,7 @@ async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Optio
 struct Job {
     piece: Box<dyn Piece>,
     db: Database,
+    queued: Instant,
 }
 
 /// SQLite's one writer.
@@ -202,11 +212,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(pool: DatabaseConnection) -> Self {
+    pub(crate) fn start(pool: DatabaseConnection, metrics: Metrics) -> Self {
         let (queue, mut jobs) = mpsc::channel::<Job>(MAX_QUEUE);
         tokio::spawn(async move {
             let mut batch = Vec::with_capacity(MAX_BATCH);
             while jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
+                batch.iter().for_each(|job| metrics.waited(job.queued.elapsed()));
                 run_batch(&pool, std::mem::take(&mut batch)).await;
             }
         });
@@ -319,6 +330,7 @@ async fn commit(conn: DatabaseTransaction, events: &Events) -> Result<(), Error>
 fn copy(error: &Arc<Error>) -> Error {
     match &**error {
         Error::Statement(inner) => Error::Statement(inner.clone()),
+        Error::Begin(inner) => Error::Begin(inner.clone()),
         Error::Connect(inner) => Error::Connect(inner.clone()),
         Error::Url | Error::Folder { .. } | Error::Corrupt { .. } | Error::Panicked | Error::Closed => Error::Closed,
     }

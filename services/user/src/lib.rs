@@ -11,6 +11,7 @@
 //! It needs nothing of the other services: there is no `ports`.
 
 mod account;
+pub mod audit;
 mod convert;
 mod entity;
 pub mod error;
@@ -98,7 +99,7 @@ impl Config {
     }
 
     fn generate_keys(&self) -> bool {
-        let on_one_machine = !self.common.database_url.as_ref().is_some_and(chassis::DatabaseUrl::is_server);
+        let on_one_machine = !self.common.database.url.as_ref().is_some_and(chassis::DatabaseUrl::is_server);
         self.generate_keys.unwrap_or(on_one_machine)
     }
 
@@ -153,7 +154,7 @@ pub async fn run(
         lifetimes: config.lifetimes(),
     };
     let routes = Routes::new(UserServiceServer::new(Service(Arc::new(users))));
-    chassis.serve(routes, &["user.v1.UserService"], Some(Arc::new(OwnKeys(keys))), listener, admin).await
+    chassis.serve(routes, &["user.v1.UserService"], Arc::new(OwnKeys(keys)), listener, admin).await
 }
 
 /// Makes an operator's account in the database of these settings, whose schema is brought up to date. For

@@ -4,12 +4,13 @@ use kernel::{RequestId, SessionId, Timestamp, UserId};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, QuerySelect, Set, Statement,
+    QueryFilter, QueryOrder, QuerySelect, Set, Statement,
 };
 use storage::{Database, Tx};
 use telemetry::{Operation, Outcome};
 
 use crate::account::{Account, Address, Origin, Profile, ProfileChange, Role};
+use crate::audit::AuditedSession;
 use crate::entity::{account, session};
 use crate::error::Error;
 use crate::password::PasswordHash;
@@ -123,6 +124,8 @@ impl Store {
         renewed: Option<PasswordHash>,
         operation: &Operation,
     ) -> Result<bool, storage::Error> {
+        // Which of the account's log-ins it was.
+        operation.set("session.id", session.id.to_string());
         let (session, verified, operation) = (session_row(session), verified.clone(), operation.clone());
         self.db
             .transact(move |tx| {
@@ -141,6 +144,24 @@ impl Store {
                 })
             })
             .await
+    }
+
+    /// A page of all sessions, by id: those after `after`.
+    pub(crate) async fn sessions(
+        &self,
+        after: Option<SessionId>,
+        limit: u64,
+    ) -> Result<Vec<AuditedSession>, storage::Error> {
+        let mut find = session::Entity::find().order_by_asc(session::Column::SessionId).limit(limit);
+        if let Some(after) = after {
+            find = find.filter(session::Column::SessionId.gt(after.as_uuid()));
+        }
+        let audited = |row: session::Model| AuditedSession {
+            id: SessionId::from_uuid(row.session_id),
+            user: UserId::from_uuid(row.user_id),
+            created: Timestamp::from_micros(row.create_time),
+        };
+        Ok(find.all(self.db.read()).await?.into_iter().map(audited).collect())
     }
 
     /// Turns a session's token, or ends the session; `None`: it has ended.

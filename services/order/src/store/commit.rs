@@ -1,7 +1,7 @@
 //! Creating an order, and moving it on: each is one transaction, with its history and its events.
 
 use kernel::{OrderId, RequestId, Timestamp};
-use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, Value};
+use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, FromQueryResult, Value};
 use storage::Tx;
 use telemetry::{Operation, Outcome, TraceParent};
 
@@ -35,6 +35,18 @@ pub enum Advance {
     StockLost,
 }
 
+/// When what an order owes is due, as the database has it: its clock is not ours.
+#[derive(FromQueryResult)]
+struct Due {
+    next_attempt_time: Option<i64>,
+}
+
+impl Due {
+    fn time(&self) -> Option<Timestamp> {
+        self.next_attempt_time.map(Timestamp::from_micros)
+    }
+}
+
 /// Why a transaction that moves an order is rolled back.
 #[derive(Debug)]
 enum Undone {
@@ -62,7 +74,8 @@ impl storage::Failure for Undone {
 }
 
 impl Store {
-    /// Records an order with its stock held; `false` when its request has an order already, which then stays as it is.
+    /// Records an order with its stock held, and answers it as it is due; `None` when its request has an order already, which
+    /// then stays as it is.
     ///
     /// # Errors
     /// Not enough stock, or the database: nothing was changed.
@@ -73,7 +86,7 @@ impl Store {
         request: RequestId,
         fingerprint: &str,
         lease: Lease,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<Order>, Error> {
         let (store, operation, order) = (self.clone(), operation.clone(), order.clone());
         let fingerprint = fingerprint.to_owned();
         self.db
@@ -81,9 +94,8 @@ impl Store {
                 let (store, operation, order, lease) = (store.clone(), operation.clone(), order.clone(), lease.clone());
                 let fingerprint = fingerprint.clone();
                 Box::pin(async move {
-                    if !store.insert_order(tx, &order, request, &fingerprint, &lease).await? {
-                        return Ok(false);
-                    }
+                    let due = store.insert_order(tx, &order, request, &fingerprint, &lease).await?;
+                    let Some(due) = due else { return Ok(None) };
                     insert_lines(tx, &order).await?;
                     let step =
                         Step { to: order.state, reason: "order created".into(), place: operation.place(), event: None };
@@ -91,7 +103,7 @@ impl Store {
                     // The hot rows come last, so that they are locked for as short as can be.
                     store.reserve(tx, &order.lines).await?;
                     tx.emit(&operation, &Outcome::Success);
-                    Ok(true)
+                    Ok(Some(Order { next_attempt_time: due.time(), ..order }))
                 })
             })
             .await
@@ -104,17 +116,17 @@ impl Store {
         request: RequestId,
         fingerprint: &str,
         lease: &Lease,
-    ) -> Result<bool, storage::Error> {
+    ) -> Result<Option<Due>, storage::Error> {
+        let now = self.now_sql();
         let sql = format!(
             "INSERT INTO orders (order_id, user_id, request_id, fingerprint, state, version, currency, total, contact_email, \
              address, payment_method, transit_days, cutoff_hour, refund_attempt, attempt, next_attempt_time, lease_owner, \
              lease_until, traceparent, create_time, update_time) \
-             VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, $16, $17, {} + $18, $19, $20, $21) \
-             ON CONFLICT (user_id, request_id) DO NOTHING",
-            self.now_sql()
+             VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, {now}, $16, {now} + $17, $18, $19, $20) \
+             ON CONFLICT (user_id, request_id) DO NOTHING RETURNING next_attempt_time"
         );
         let address = serde_json::to_string(&order.address).unwrap_or_default();
-        let values: [Value; 20] = [
+        let values: [Value; 19] = [
             order.id.as_uuid().into(),
             order.user.as_uuid().into(),
             request.as_uuid().into(),
@@ -129,14 +141,13 @@ impl Store {
             i32::from(order.transit.business_days).into(),
             i32::from(order.transit.cutoff_hour).into(),
             order.refund_attempt.into(),
-            order.next_attempt_time.map(Timestamp::as_micros).into(),
             lease.owner.clone().into(),
             micros(lease.length).into(),
             order.place.to_string().into(),
             order.create_time.as_micros().into(),
             order.update_time.as_micros().into(),
         ];
-        Ok(tx.conn().execute_raw(self.timed(sql, values)).await?.rows_affected() == 1)
+        Ok(Due::find_by_statement(self.timed(sql, values)).one(tx.conn()).await?)
     }
 
     /// Moves an order on by steps, all or none, by compare-and-set on its version. The lease is kept while something is
@@ -154,7 +165,6 @@ impl Store {
         let (store, before) = (self.clone(), order.clone());
         let now = self.clock.now();
         let after = after(&before, &steps, failure, fulfillment, now);
-        let committed = after.clone();
         let result = self
             .db
             .transact(move |tx| {
@@ -163,7 +173,7 @@ impl Store {
             })
             .await;
         match result {
-            Ok(()) => Ok(Advance::Done(Box::new(committed))),
+            Ok(committed) => Ok(Advance::Done(Box::new(committed))),
             Err(Undone::Lost) => Ok(Advance::Lost),
             Err(Undone::StockLost) => Ok(Advance::StockLost),
             Err(Undone::Failed(error)) => Err(error),
@@ -177,15 +187,17 @@ impl Store {
         after: &Order,
         steps: &[Step],
         now: Timestamp,
-    ) -> Result<(), Undone> {
+    ) -> Result<Order, Undone> {
         let failure = after.payment_failure.as_ref().and_then(|failure| serde_json::to_string(failure).ok());
         let method = after.payment_method.clone().map(crate::order::PaymentMethod::into_inner);
-        let rests = owes(after.state).is_none();
-        let lease = if rests { ", lease_owner = NULL, lease_until = 0" } else { "" };
+        let owes_more = owes(after.state).is_some();
+        // What is owed is due at once, by the same clock as the claims; at rest nothing is due and nobody has the lease.
         let sql = format!(
-            "UPDATE orders SET state = $1, version = $2, payment_method = $3, payment_failure = $4, refund_attempt = $5, \
-             attempt = 0, next_attempt_time = $6, last_error = NULL, update_time = $7{lease} \
-             WHERE order_id = $8 AND version = $9"
+            "UPDATE orders SET state = $2, version = $3, payment_method = $4, payment_failure = $5, refund_attempt = $6, \
+             attempt = 0, last_error = NULL, update_time = $7, next_attempt_time = CASE WHEN $8 THEN {} END, \
+             lease_owner = CASE WHEN $8 THEN lease_owner END, lease_until = CASE WHEN $8 THEN lease_until ELSE 0 END \
+             WHERE order_id = $9 AND version = $10 RETURNING next_attempt_time",
+            self.now_sql()
         );
         let values: [Value; 9] = [
             after.state.name().into(),
@@ -193,14 +205,12 @@ impl Store {
             method.into(),
             failure.into(),
             after.refund_attempt.into(),
-            after.next_attempt_time.map(Timestamp::as_micros).into(),
             now.as_micros().into(),
+            owes_more.into(),
             before.id.as_uuid().into(),
             before.version.into(),
         ];
-        if tx.conn().execute_raw(self.statement(sql, values)).await?.rows_affected() != 1 {
-            return Err(Undone::Lost);
-        }
+        let due = Due::find_by_statement(self.timed(sql, values)).one(tx.conn()).await?.ok_or(Undone::Lost)?;
         if steps.iter().any(|step| step.to == State::Allocated) {
             self.allocate(tx, before).await?;
         }
@@ -214,7 +224,7 @@ impl Store {
         for (operation, outcome) in steps.iter().filter_map(|step| step.event.as_ref()) {
             tx.emit(operation, outcome);
         }
-        Ok(())
+        Ok(Order { next_attempt_time: due.time(), ..after.clone() })
     }
 
     /// Held lines become allocated; one that is no longer held refuses the whole.
@@ -243,21 +253,20 @@ impl Store {
             after.refund_attempt = before.refund_attempt.saturating_add(1);
             after.payment_failure = None;
         }
-        let committed = after.clone();
         let result = self
             .db
             .transact(move |tx| {
                 let (store, before, after) = (store.clone(), before.clone(), after.clone());
                 let (step, lease) = (step.clone(), lease.clone());
                 Box::pin(async move {
-                    store.write_advance(tx, &before, &after, std::slice::from_ref(&step), now).await?;
+                    let after = store.write_advance(tx, &before, &after, std::slice::from_ref(&step), now).await?;
                     store.take_lease(tx, before.id, &lease).await?;
-                    Ok(())
+                    Ok(after)
                 })
             })
             .await;
         match result {
-            Ok(()) => Ok(Some(committed)),
+            Ok(committed) => Ok(Some(committed)),
             Err(Undone::Lost | Undone::StockLost) => Ok(None),
             Err(Undone::Failed(error)) => Err(error),
         }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use kernel::FaultPoint;
 use order::Error;
-use order::driver::FaultPoint;
 use order::lifecycle::State;
 use order::order::{LineState, Scope};
 use telemetry::EventStatus;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-use order::driver::FaultPoint;
+use kernel::FaultPoint;
 use order::inventory::AdjustStock;
 use order::lifecycle::State;
 use order::order::Scope;

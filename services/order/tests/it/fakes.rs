@@ -1,13 +1,13 @@
 //! Peers that do what the test says: a Payment Service with a ledger of its own, a catalogue, faults, a sink of events.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
-use kernel::{Money, OrderId};
+use kernel::{FaultPoint, Faults, Money, OrderId, Place};
 use order::Error;
-use order::driver::{FaultPoint, Faults};
 use order::lifecycle::State;
 use order::order::{Order, PaymentFailure};
 use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
@@ -256,15 +256,16 @@ impl Plan {
 }
 
 impl Faults for Plan {
-    fn dies(&self, point: FaultPoint, order: &Order) -> bool {
-        let here = (point, order.state);
+    fn at<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, ControlFlow<()>> {
+        let here = (place.point, State::of(place.state).expect("a state of an order"));
         self.passed.lock().expect("not poisoned").push(here);
         let mut deaths = self.deaths.lock().expect("not poisoned");
         let planned = deaths.iter().position(|death| *death == here);
         if let Some(index) = planned {
             deaths.remove(index);
         }
-        planned.is_some()
+        let flow = if planned.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        Box::pin(std::future::ready(flow))
     }
 }
 

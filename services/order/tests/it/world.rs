@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::{Clock, IdSource, ManualClock, Money, OrderId, RequestId, SystemIds, Timestamp, UserId};
+use kernel::{Clock, FaultPoint, IdSource, ManualClock, Money, OrderId, RequestId, SystemIds, Timestamp, UserId};
 use order::Error;
-use order::driver::{Driver, FaultPoint, Options, Parts};
+use order::driver::{Driver, Options, Parts};
 use order::inventory::{AdjustStock, Inventory, Stock};
 use order::lifecycle::State;
 use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};
@@ -85,21 +85,22 @@ pub(crate) struct World {
 impl World {
     /// Ten mugs, ten plates, one vase (in dollars), no spoons.
     pub(crate) async fn new() -> Self {
-        Self::on("sqlite::memory:", None).await
+        Self::on(testdb::place(), None).await
     }
 
     /// The same on a file.
     pub(crate) async fn on_file() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}", folder.path().join("order.db").display());
-        Self::on(&url, Some(folder)).await
+        Self::on(testdb::Place { url, schema: None }, Some(folder)).await
     }
 
-    async fn on(url: &str, folder: Option<tempfile::TempDir>) -> Self {
-        let db = Database::connect(url, &storage::Options::default()).await.expect("a database");
+    async fn on(place: testdb::Place, folder: Option<tempfile::TempDir>) -> Self {
+        let options = storage::Options { schema: place.schema, max_connections: 4, ..storage::Options::default() };
+        let db = Database::connect(&place.url, &options).await.expect("a database");
         db.migrate(order::MIGRATIONS).await.expect("a schema");
         let clock = Arc::new(ManualClock::at(Timestamp::from_micros(MONDAY)));
-        let store = Store::new(db.clone(), clock.clone());
+        let store = Store::new(db.clone(), clock.clone()).by_given_clock();
         let payments = FakePayments::new();
         let prices = [("MUG", eur(1_250)), ("PLATE", eur(800)), ("SPOON", eur(100)), ("VASE", usd(4_000))];
         let catalog = FakeCatalog::new(prices);

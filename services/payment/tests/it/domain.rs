@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use kernel::{Clock, Money};
-use payment::driver::{Point, Step};
+use kernel::{Clock, FaultPoint, Money};
+use payment::driver::Step;
 use payment::error::Error;
 use payment::lifecycle::State;
 use payment::payment::{DECLINE_CODES, DeclineCode, charge_key};
@@ -143,7 +143,7 @@ async fn a_cancel_leaves_nothing_charged_whenever_it_comes() {
     ];
     for (case, turns, expected) in cases {
         let world = World::new().await;
-        let stop = (turns.is_empty()).then_some((Point::BeforeEffect, State::Pending));
+        let stop = (turns.is_empty()).then_some((FaultPoint::BeforeEffect, State::Pending));
         let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(stop))), 8);
         world.gateway.script(turns.iter().copied());
         world.process(&one).await;
@@ -199,7 +199,8 @@ async fn a_cancel_that_comes_first_is_a_tombstone_and_the_gateway_is_never_asked
 #[tokio::test]
 async fn a_driver_that_wakes_after_the_cancel_charges_nothing() {
     let world = World::new().await;
-    let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((Point::BeforeEffect, State::Pending))))), 8);
+    let one =
+        world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((FaultPoint::BeforeEffect, State::Pending))))), 8);
     let stalled = world.process(&one).await;
     assert_eq!(world.cancel(&world.instance("two"), 1).await.state, State::Cancelled);
     let step = one.driver.step(stalled).await.expect("a try");
@@ -229,7 +230,7 @@ async fn a_refused_refund_rests_until_a_larger_number() {
 async fn two_drivers_at_once_charge_once_and_tell_once() {
     let world = World::new().await;
     let (one, two) = (
-        world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((Point::BeforeEffect, State::Pending))))), 8),
+        world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((FaultPoint::BeforeEffect, State::Pending))))), 8),
         world.instance("two"),
     );
     let pending = world.process(&one).await;
@@ -244,9 +245,9 @@ async fn two_drivers_at_once_charge_once_and_tell_once() {
 
 #[tokio::test]
 async fn whatever_point_a_driver_dies_at_another_ends_it_the_same() {
-    for point in [Point::BeforeEffect, Point::AfterEffect, Point::AfterRecord] {
+    for point in [FaultPoint::BeforeEffect, FaultPoint::AfterEffect, FaultPoint::AfterRecord] {
         let world = World::new().await;
-        let at = if point == Point::AfterRecord { State::Succeeded } else { State::Pending };
+        let at = if point == FaultPoint::AfterRecord { State::Succeeded } else { State::Pending };
         let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((point, at))))), 8);
         let known = world.process(&one).await.state;
         assert_eq!(known, at, "{point:?}");
@@ -263,7 +264,8 @@ async fn whatever_point_a_driver_dies_at_another_ends_it_the_same() {
 #[tokio::test]
 async fn a_restarted_instance_takes_its_own_payments_up_at_once() {
     let world = World::new().await;
-    let dead = world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((Point::AfterEffect, State::Pending))))), 8);
+    let dead =
+        world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((FaultPoint::AfterEffect, State::Pending))))), 8);
     world.process(&dead).await;
     let again = world.instance("one");
     assert_eq!(again.driver.recover().await.expect("a database"), 1);
@@ -301,7 +303,7 @@ async fn a_draining_instance_drives_nothing_more_and_frees_its_leases() {
 #[tokio::test]
 async fn as_many_as_may_be_are_driven_and_the_rest_lie_due() {
     let mut world = World::new().await;
-    let one = world.instance_with("one", Arc::new(payment::driver::NoFaults), 1);
+    let one = world.instance_with("one", Arc::new(kernel::NoFaults), 1);
     world.gateway.script([Turn::Hangs]);
     assert_eq!(world.process(&one).await.state, State::Pending);
     assert_eq!(one.driver.in_flight(), 1);

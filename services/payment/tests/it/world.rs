@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use kernel::{Clock, IdSource, ManualClock, Money, OrderId, SystemIds, Timestamp, UserId};
-use payment::driver::{Driver, FaultPoint, NoFaults, Options, Parts, Point, Step};
+use kernel::{
+    Clock, FaultPoint, Faults, IdSource, ManualClock, Money, NoFaults, OrderId, Place, SystemIds, Timestamp, UserId,
+};
+use payment::driver::{Driver, Options, Parts, Step};
 use payment::error::Error;
 use payment::lifecycle::State;
 use payment::payment::{Payment, PaymentMethod};
@@ -38,12 +40,12 @@ impl EventSink for Nobody {
 }
 
 /// Stops every driver at a point, once.
-pub(crate) struct StopAt(pub(crate) Mutex<Option<(Point, State)>>);
+pub(crate) struct StopAt(pub(crate) Mutex<Option<(FaultPoint, State)>>);
 
-impl FaultPoint for StopAt {
-    fn at<'a>(&'a self, point: Point, payment: &'a Payment) -> BoxFuture<'a, ControlFlow<()>> {
+impl Faults for StopAt {
+    fn at<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, ControlFlow<()>> {
         let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let stops = *next == Some((point, payment.state));
+        let stops = next.is_some_and(|(point, state)| point == place.point && state.name() == place.state);
         if stops {
             *next = None;
         }
@@ -73,9 +75,7 @@ pub(crate) struct Instance {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        // Also on PostgreSQL, when there is one to be used: a schema for each world.
-        let url = std::env::var("PAYMENT_TEST_DATABASE_URL").unwrap_or_else(|_| "sqlite::memory:".to_owned());
-        let schema = url.starts_with("postgres").then(|| format!("payment_{}", SystemIds.uuid().simple()));
+        let testdb::Place { url, schema } = testdb::place();
         let options = storage::Options { schema, max_connections: 4, ..storage::Options::default() };
         let db = Database::connect(&url, &options).await.expect("a database");
         Store::migrate(&db).await.expect("a schema");
@@ -99,7 +99,7 @@ impl World {
         self.instance_with(name, Arc::new(NoFaults), 8)
     }
 
-    pub(crate) fn instance_with(&self, name: &'static str, faults: Arc<dyn FaultPoint>, max_drives: usize) -> Instance {
+    pub(crate) fn instance_with(&self, name: &'static str, faults: Arc<dyn Faults>, max_drives: usize) -> Instance {
         let events: Arc<dyn EventSink> = Arc::new(Nobody(name.to_owned()));
         let (tasks, shutdown, waiters) = (TaskTracker::new(), CancellationToken::new(), Waiters::default());
         let driver = Driver::new(Parts {

@@ -1,0 +1,51 @@
+//! The stored trace events as `ordermesh verify` reads them.
+
+use storage::{Database, Error};
+use telemetry::TraceEvent;
+use uuid::Uuid;
+
+use crate::error::Error as Refusal;
+use crate::trace_event_store::TraceEventStore;
+
+/// The stored trace events. Clones share their connections.
+#[derive(Clone, Debug)]
+pub struct StoredEvents(TraceEventStore);
+
+impl StoredEvents {
+    /// In a database whose schema is up to date.
+    pub fn new(db: Database) -> Self {
+        Self(TraceEventStore::new(db))
+    }
+
+    /// All events of some orders.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn of_orders(&self, orders: &[Uuid]) -> Result<Vec<TraceEvent>, Error> {
+        self.0.of_orders(orders).await.map_err(of_the_database)
+    }
+
+    /// Orders of which a success is told (lookups aside), by id: those after `after`.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn orders_told_of(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
+        self.0.orders_told_of(after, limit).await.map_err(of_the_database)
+    }
+
+    /// All log-ins of some users.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn logins_of(&self, users: &[Uuid]) -> Result<Vec<TraceEvent>, Error> {
+        self.0.of_users("user_login", users).await.map_err(of_the_database)
+    }
+}
+
+/// Reading events is refused by the database alone.
+fn of_the_database(refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::Storage(error) => error,
+        other => Error::Corrupt { what: "event", value: other.to_string() },
+    }
+}

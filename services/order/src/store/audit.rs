@@ -1,0 +1,150 @@
+//! Reading for [`crate::audit`].
+
+use std::collections::HashMap;
+
+use kernel::{Money, OrderId, Timestamp, UserId};
+use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect};
+use storage::Error;
+use uuid::Uuid;
+
+use super::{Store, corrupt};
+use crate::audit::{AuditedOrder, AuditedStep, AuditedStock};
+use crate::entity::{fulfillment, order_history, order_line, orders};
+use crate::lifecycle::State;
+use crate::order::LineState;
+
+#[derive(FromQueryResult)]
+struct StockRow {
+    sku: String,
+    on_hand: Option<i64>,
+    reserved: i64,
+    held: i64,
+    held_wrongly: i64,
+}
+
+#[derive(FromQueryResult)]
+struct Now {
+    now: i64,
+}
+
+impl Store {
+    /// The time by the clock of leases and due times.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn now(&self) -> Result<Timestamp, Error> {
+        let statement = self.timed(format!("SELECT CAST({} AS BIGINT) AS now", self.now_sql()), []);
+        let row = Now::find_by_statement(statement).one(self.db.read()).await?;
+        Ok(Timestamp::from_micros(row.ok_or(Error::Closed)?.now))
+    }
+
+    /// A page of all orders, by id: those after `after`.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn audit_page(&self, after: Option<OrderId>, limit: u64) -> Result<Vec<AuditedOrder>, Error> {
+        let mut find = orders::Entity::find().order_by_asc(orders::Column::OrderId).limit(limit);
+        if let Some(after) = after {
+            find = find.filter(orders::Column::OrderId.gt(after.as_uuid()));
+        }
+        self.audit(find.all(self.db.read()).await?).await
+    }
+
+    /// Those of some orders that there are.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn audit_orders(&self, ids: &[OrderId]) -> Result<Vec<AuditedOrder>, Error> {
+        let find = orders::Entity::find().filter(orders::Column::OrderId.is_in(ids.iter().map(|id| id.as_uuid())));
+        self.audit(find.all(self.db.read()).await?).await
+    }
+
+    /// The versions of some orders: of those that there are.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn audit_versions(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, i64>, Error> {
+        self.versions(ids).await
+    }
+
+    /// The orders are read first: what is read after them may be of a later version, and is left out.
+    async fn audit(&self, rows: Vec<orders::Model>) -> Result<Vec<AuditedOrder>, Error> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = || rows.iter().map(|row| row.order_id);
+        let history = order_history::Entity::find()
+            .filter(order_history::Column::OrderId.is_in(ids()))
+            .order_by_asc(order_history::Column::Version)
+            .all(self.db.read())
+            .await?;
+        let lines = order_line::Entity::find().filter(order_line::Column::OrderId.is_in(ids()));
+        let lines = lines.all(self.db.read()).await?;
+        let started = fulfillment::Entity::find().filter(fulfillment::Column::OrderId.is_in(ids()));
+        let started = started.all(self.db.read()).await?;
+
+        let mut steps_of: HashMap<Uuid, Vec<AuditedStep>> = HashMap::new();
+        for row in history {
+            let state = State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?;
+            let time = Timestamp::from_micros(row.time);
+            let step = AuditedStep { version: row.version, state, time, span_id: row.span_id };
+            steps_of.entry(row.order_id).or_default().push(step);
+        }
+        let mut lines_of: HashMap<Uuid, Vec<LineState>> = HashMap::new();
+        for row in lines {
+            let state = LineState::of(&row.state).ok_or_else(|| corrupt("line state", &row.state))?;
+            lines_of.entry(row.order_id).or_default().push(state);
+        }
+        let mut started_of: HashMap<Uuid, i64> = HashMap::new();
+        for row in started {
+            *started_of.entry(row.order_id).or_default() += 1;
+        }
+        rows.into_iter()
+            .map(|row| {
+                let mut steps = steps_of.remove(&row.order_id).unwrap_or_default();
+                steps.retain(|step| step.version <= row.version);
+                let currency = row.currency.parse().map_err(|_| corrupt("currency", &row.currency))?;
+                Ok(AuditedOrder {
+                    id: OrderId::from_uuid(row.order_id),
+                    user: UserId::from_uuid(row.user_id),
+                    state: State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?,
+                    version: row.version,
+                    total: Money::new(currency, row.total),
+                    keeps_token: row.payment_method.is_some(),
+                    due: row.next_attempt_time.map(Timestamp::from_micros),
+                    leased_until: row.lease_owner.map(|_| Timestamp::from_micros(row.lease_until)),
+                    created: Timestamp::from_micros(row.create_time),
+                    fulfillments: started_of.get(&row.order_id).copied().unwrap_or(0),
+                    lines: lines_of.remove(&row.order_id).unwrap_or_default(),
+                    steps,
+                })
+            })
+            .collect()
+    }
+
+    /// All stock beside the lines that hold of it: one statement, so one snapshot.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn audit_stock(&self) -> Result<Vec<AuditedStock>, Error> {
+        let may_hold = "o.state IN ('CREATED', 'PAID', 'ALLOCATED', 'FULFILLMENT_STARTED')";
+        let sql = format!(
+            "WITH held AS (SELECT l.sku, CAST(SUM(CASE WHEN {may_hold} THEN l.quantity ELSE 0 END) AS BIGINT) AS held, \
+             CAST(SUM(CASE WHEN {may_hold} THEN 0 ELSE l.quantity END) AS BIGINT) AS held_wrongly \
+             FROM order_line l JOIN orders o ON o.order_id = l.order_id WHERE l.state IN ('HELD', 'ALLOCATED') GROUP BY l.sku) \
+             SELECT s.sku, s.on_hand, s.reserved, COALESCE(h.held, 0) AS held, COALESCE(h.held_wrongly, 0) AS held_wrongly \
+             FROM stock s LEFT JOIN held h ON h.sku = s.sku \
+             UNION ALL SELECT h.sku, NULL, 0, h.held, h.held_wrongly FROM held h \
+             WHERE NOT EXISTS (SELECT 1 FROM stock s WHERE s.sku = h.sku)"
+        );
+        let rows = StockRow::find_by_statement(self.statement(sql, [])).all(self.db.read()).await?;
+        let stock = |row: StockRow| AuditedStock {
+            sku: row.sku,
+            on_hand: row.on_hand,
+            reserved: row.reserved,
+            held: row.held,
+            held_wrongly: row.held_wrongly,
+        };
+        Ok(rows.into_iter().map(stock).collect())
+    }
+}

@@ -1,0 +1,163 @@
+//! The program: a supervisor that runs a whole system on this machine, each service by itself, and what a person does
+//! with a running system.
+//!
+//! # Layout
+//! - `up`: without a subcommand; `supervisor`, `child`, `probe`, `banner`: its parts
+//! - `run_service`: one service in this process
+//! - `demo`, `explain`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: how they find and talk to a
+//!   running system
+//! - [`promises`]: what must be so of a whole system, as queries over its stores: what `verify` and the crash suite ask
+//! - `service`: names and ports; `passed`: `--order.memory-budget 4KiB`; `data_dir`: the folder and its secrets
+//! - `catalog`: what a first local start loads
+//! - `trace`, `text`: a client's trace ids; how values are printed
+
+mod banner;
+mod catalog;
+mod child;
+mod data_dir;
+mod demo;
+mod error;
+mod explain;
+mod load;
+mod operator;
+mod passed;
+mod probe;
+pub mod promises;
+mod run_service;
+mod service;
+mod supervisor;
+mod system;
+mod text;
+mod trace;
+mod up;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+use crate::passed::Passed;
+use crate::service::Service;
+
+/// Order processing for e-commerce: four services, a mock of a payment gateway, one program.
+///
+/// Without a subcommand it starts all of them on this machine, and ends them when it ends.
+#[derive(Parser, Debug)]
+#[command(name = "ordermesh", version, args_conflicts_with_subcommands = true, after_help = PASSED_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    up: up::Options,
+}
+
+const PASSED_HELP: &str = "Settings of one service are passed on by prefix, for example
+  ordermesh --order.memory-budget 4KiB --data.fault-lookup refuse
+See `ordermesh user|order|payment|data|gateway --help` for them.
+With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service sends its traces and metrics there.";
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run one instance of the User Service
+    User(Box<user::Config>),
+    /// Run one instance of the Order Service
+    Order(Box<run_service::OrderArgs>),
+    /// Run one instance of the Payment Service
+    Payment(Box<payment::Config>),
+    /// Run one instance of the Data Service
+    Data(Box<run_service::DataArgs>),
+    /// Run the mock of the external payment gateway
+    Gateway(Box<gateway_mock::Config>),
+    /// Play every path, good and bad, through the public API of a running system
+    Demo(demo::Options),
+    /// Tell all that is known of an order
+    Explain(explain::Options),
+    /// Put a running system under load, and say how fast it was
+    Load(load::Options),
+    /// Check the promises on a running system: as queries over its stores and the gateway's ledger
+    Verify(verify::Options),
+    /// Accounts that run the platform
+    Operator(operator::Options),
+}
+
+/// The program, from its arguments to its exit code.
+pub fn program() -> ExitCode {
+    let (own, passed) = passed::split(std::env::args_os());
+    let cli = Cli::parse_from(own);
+    match check(&cli, &passed).and_then(|()| run(cli, passed)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.report());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
+    match cli.command {
+        None => up::run(cli.up, passed).await,
+        Some(Command::User(config)) => run_service::user(*config).await,
+        Some(Command::Order(args)) => run_service::order(*args).await,
+        Some(Command::Payment(config)) => run_service::payment(*config).await,
+        Some(Command::Data(args)) => run_service::data(*args).await,
+        Some(Command::Gateway(config)) => run_service::gateway(*config).await,
+        Some(Command::Demo(options)) => demo::run(options).await,
+        Some(Command::Explain(options)) => explain::run(options).await,
+        Some(Command::Load(options)) => load::run(options).await,
+        Some(Command::Verify(options)) => verify::run(options).await,
+        Some(Command::Operator(options)) => operator::run(options).await,
+    }
+}
+
+/// Settings that are passed on are checked here: a child that refuses them would only be restarted for ever.
+fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
+    if cli.command.is_some() && !passed.is_empty() {
+        return Err(Error::Usage(
+            "--<service>.<setting> is for a whole system: leave the prefix away for one service".to_owned(),
+        ));
+    }
+    for service in Service::ALL {
+        let args = ["ordermesh".into(), service.name().into()].into_iter().chain(passed.of(service).iter().cloned());
+        if let Err(error) = Cli::try_parse_from(args) {
+            let told = error.to_string();
+            let first = told.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            return Err(Error::Usage(format!("{service}: {first}; see `ordermesh {service} --help`")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_says_what_it_is_for() {
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments().filter(|argument| argument.get_id() != "help") {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn a_setting_that_a_service_does_not_know_is_refused_before_anything_starts() {
+        let parse = |line: &str| {
+            let (own, passed) = passed::split(line.split(' ').map(Into::into));
+            check(&Cli::try_parse_from(own).expect("parses"), &passed)
+        };
+        assert!(parse("ordermesh --order.memory-budget 4KiB").is_ok());
+        let error = parse("ordermesh --order.memory-budget much").expect_err("not a size").to_string();
+        assert!(error.starts_with("order: ") && error.contains("memory-budget"), "{error}");
+        assert!(parse("ordermesh --gateway.memory-budget 4KiB").is_err());
+        assert!(parse("ordermesh explain 7 --order.memory-budget 4KiB").is_err());
+    }
+}

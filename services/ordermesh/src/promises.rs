@@ -1,0 +1,304 @@
+//! The promises 1 to 4 as queries over the stores of a whole system and the gateway's ledger.
+//!
+//! The same code is behind `ordermesh verify`, on a system that runs, and behind the crash suite, after every step. A system that
+//! runs changes while it is read: whatever looks wrong is looked at again, alone, between two reads of the same
+//! version, before it counts as a violation; and events that are on their way lie in the outboxes, which are read before
+//! the store that they go to.
+//!
+//! # Layout
+//! - here: what is read, and in which order
+//! - [`mod@case`]: the rules, pure: one order beside its payment, its charge and its events
+//! - [`report`]: what was found
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use data::audit::StoredEvents;
+use kernel::{OrderId, SessionId, Timestamp};
+use payment::payment::order_of;
+use payment::ports::{Charge, Gateway, NoAnswer};
+use storage::outbox::Outbox;
+use telemetry::TraceEvent;
+use user::audit::Sessions;
+use uuid::Uuid;
+
+pub mod case;
+pub mod report;
+
+use case::Case;
+pub use report::{Promise, Report, Violation};
+
+/// How many orders are read at a time.
+const PAGE: u64 = 500;
+/// How often something that changes while it is read is read again.
+const LOOKS: usize = 20;
+
+/// Where a system's truth is.
+#[derive(Clone)]
+pub struct Sources {
+    /// The Order Service's store.
+    pub orders: order::store::Store,
+    /// The Payment Service's store.
+    pub payments: payment::store::Store,
+    /// The gateway's ledger.
+    pub gateway: Arc<dyn Gateway>,
+    /// The outboxes of all services.
+    pub outboxes: Vec<Outbox>,
+    /// The Data Service's store of events; `None`: they stay in the outboxes.
+    pub events: Option<StoredEvents>,
+    /// The User Service's sessions.
+    pub sessions: Option<Sessions>,
+    /// How long what is due may lie there before it counts as left.
+    pub patience: Duration,
+    /// Changes before it may have lost their events to the retention.
+    pub told_since: Timestamp,
+}
+
+/// Why the promises could not be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum Unchecked {
+    /// A store could not be read.
+    #[error("a store cannot be read")]
+    Store(#[from] storage::Error),
+    /// The gateway's ledger could not be read.
+    #[error("the gateway's ledger cannot be read: {0}")]
+    Ledger(NoAnswer),
+}
+
+impl Sources {
+    /// Checks promises 1 to 4.
+    ///
+    /// # Errors
+    /// A store or the ledger could not be read.
+    pub async fn check(&self) -> Result<Report, Unchecked> {
+        let mut report = Report::default();
+        self.check_stock(&mut report).await?;
+        let ledger = self.read_ledger().await?;
+        report.looked_at(Promise::ChargedOnce, "charges", ledger.len());
+        // Where events stay in the outboxes, they are looked for there from the beginning.
+        let waiting = if self.events.is_none() { self.waiting(&mut report).await? } else { Vec::new() };
+        let mut suspects: BTreeSet<OrderId> = BTreeSet::new();
+        let mut known: BTreeSet<OrderId> = BTreeSet::new();
+        let mut after = None;
+        loop {
+            let page = self.orders.audit_page(after, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            let ids: Vec<OrderId> = page.iter().map(|order| order.id).collect();
+            known.extend(&ids);
+            let now = self.orders.now().await?;
+            for case in self.cases(&ids, page, &waiting, |id| ledger.get(&id).cloned()).await? {
+                case.count(&mut report);
+                if !case.violations(now, self).is_empty() {
+                    suspects.insert(case.order.id);
+                }
+            }
+        }
+        suspects.extend(self.without_an_order(&ledger, &known).await?);
+        self.look_again(suspects.into_iter().collect(), &mut report).await?;
+        self.check_logins(&mut report).await?;
+        Ok(report)
+    }
+
+    /// Promise 3: one statement, one snapshot.
+    async fn check_stock(&self, report: &mut Report) -> Result<(), Unchecked> {
+        let stock = self.orders.audit_stock().await?;
+        report.looked_at(Promise::StockAddsUp, "SKUs", stock.len());
+        for sku in stock {
+            for what in sku.problems() {
+                report.violated(Promise::StockAddsUp, sku.sku.clone(), what);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_ledger(&self) -> Result<HashMap<OrderId, Charge>, Unchecked> {
+        let mut ledger = HashMap::new();
+        let mut token = Some(String::new());
+        while let Some(page_token) = token {
+            let page = self.gateway.list_charges(page_token).await.map_err(Unchecked::Ledger)?;
+            // Keys that are not ours are another merchant's.
+            ledger.extend(page.charges.into_iter().filter_map(|charge| Some((order_of(&charge.charge_key)?, charge))));
+            token = page.next;
+        }
+        Ok(ledger)
+    }
+
+    /// Orders beside what others know of them. The order of the reads is what makes the comparison sound: changes first, then
+    /// the outboxes that their events were written to, then the store that these go to.
+    async fn cases(
+        &self,
+        ids: &[OrderId],
+        orders: Vec<order::audit::AuditedOrder>,
+        waiting: &[TraceEvent],
+        charge: impl Fn(OrderId) -> Option<Charge>,
+    ) -> Result<Vec<Case>, Unchecked> {
+        let mut payments: HashMap<OrderId, _> =
+            self.payments.find_all(ids).await?.into_iter().map(|payment| (payment.order_id, payment)).collect();
+        let mut attempts: HashMap<OrderId, Vec<_>> = HashMap::new();
+        for (id, attempt) in self.payments.attempts_of(ids).await? {
+            attempts.entry(id).or_default().push(attempt);
+        }
+        let uuids: Vec<Uuid> = ids.iter().map(|id| id.as_uuid()).collect();
+        let stored = match &self.events {
+            Some(events) => events.of_orders(&uuids).await?,
+            None => Vec::new(),
+        };
+        // An event that is being moved is in both.
+        let mut events: HashMap<Uuid, BTreeMap<Uuid, TraceEvent>> = HashMap::new();
+        for event in waiting.iter().cloned().chain(stored) {
+            let Some(order) = event.order_id else { continue };
+            events.entry(order).or_default().insert(event.event_id, event);
+        }
+        let case = |order: order::audit::AuditedOrder| {
+            let payment = payments.remove(&order.id);
+            let mut attempts = attempts.remove(&order.id).unwrap_or_default();
+            // The payment was read first: an attempt may have been added since.
+            attempts.retain(|attempt| payment.as_ref().is_some_and(|payment| attempt.attempt <= payment.attempt));
+            let events = events.remove(&order.id.as_uuid()).unwrap_or_default().into_values().collect();
+            Case { charge: charge(order.id), payment, attempts, events, order }
+        };
+        Ok(orders.into_iter().map(case).collect())
+    }
+
+    /// Orders that payments, charges or events speak of, and that were not among those that were read.
+    async fn without_an_order(
+        &self,
+        ledger: &HashMap<OrderId, Charge>,
+        known: &BTreeSet<OrderId>,
+    ) -> Result<BTreeSet<OrderId>, Unchecked> {
+        let mut unknown: BTreeSet<OrderId> = ledger.keys().filter(|id| !known.contains(id)).copied().collect();
+        let mut after = None;
+        loop {
+            let page = self.payments.page(after, PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.order_id);
+            unknown.extend(page.iter().map(|payment| payment.order_id).filter(|id| !known.contains(id)));
+        }
+        if let Some(events) = &self.events {
+            let mut after = Uuid::nil();
+            loop {
+                let page = events.orders_told_of(after, PAGE).await?;
+                let Some(last) = page.last() else { break };
+                after = *last;
+                unknown.extend(page.into_iter().map(OrderId::from_uuid).filter(|id| !known.contains(id)));
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// What looked wrong is read again, until it is read between two equal versions.
+    async fn look_again(&self, suspects: Vec<OrderId>, report: &mut Report) -> Result<(), Unchecked> {
+        for batch in suspects.chunks(PAGE as usize) {
+            let mut left = batch.to_vec();
+            for _ in 0..LOOKS {
+                left = self.look(&left, report).await?;
+                if left.is_empty() {
+                    break;
+                }
+            }
+            report.restless(left.len());
+        }
+        Ok(())
+    }
+
+    /// One more look; answers those that have changed meanwhile.
+    async fn look(&self, ids: &[OrderId], report: &mut Report) -> Result<Vec<OrderId>, Unchecked> {
+        let orders = self.orders.audit_orders(ids).await?;
+        let found: BTreeSet<OrderId> = orders.iter().map(|order| order.id).collect();
+        let before = self.payment_versions(ids).await?;
+        let waiting = self.waiting(report).await?;
+        let mut charges = HashMap::new();
+        for id in ids {
+            match self.gateway.get_charge(payment::payment::charge_key(*id)).await {
+                Ok(charge) => drop(charges.insert(*id, charge)),
+                Err(error) if error.is_not_found => {}
+                Err(error) => return Err(Unchecked::Ledger(error)),
+            }
+        }
+        let cases = self.cases(ids, orders, &waiting, |id| charges.get(&id).cloned()).await?;
+        let now = self.orders.now().await?;
+        let versions = self.orders.audit_versions(ids).await?;
+        let after = self.payment_versions(ids).await?;
+        let mut changed = Vec::new();
+        for case in cases {
+            let id = case.order.id;
+            let is_as_read = versions.get(&id) == Some(&case.order.version) && before.get(&id) == after.get(&id);
+            if !is_as_read {
+                changed.push(id);
+                continue;
+            }
+            for violation in case.violations(now, self) {
+                report.violations.insert(violation);
+            }
+        }
+        for id in ids.iter().filter(|id| !found.contains(id)) {
+            if charges.contains_key(id) || after.contains_key(id) {
+                report.violated(Promise::NeverLost, id.to_string(), "there is a payment, and no order".to_owned());
+            } else if !versions.contains_key(id) {
+                report.violated(
+                    Promise::ToldOnce,
+                    id.to_string(),
+                    "a success is told, and there is no order".to_owned(),
+                );
+            } else {
+                changed.push(*id);
+            }
+        }
+        Ok(changed)
+    }
+
+    /// All events that are in the outboxes, also those that the store will never take.
+    async fn waiting(&self, report: &mut Report) -> Result<Vec<TraceEvent>, Unchecked> {
+        let (mut events, mut refused) = (Vec::new(), 0);
+        for outbox in &self.outboxes {
+            let all = outbox.all().await?;
+            refused += all.refused.len();
+            events.extend(all.waiting);
+            events.extend(all.refused);
+        }
+        report.refused_events(refused);
+        Ok(events)
+    }
+
+    async fn payment_versions(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, i64>, Unchecked> {
+        let payments = self.payments.find_all(ids).await?;
+        Ok(payments.into_iter().map(|payment| (payment.order_id, payment.version)).collect())
+    }
+
+    /// Promise 4, for log-ins: every session that is open was told of, once.
+    async fn check_logins(&self, report: &mut Report) -> Result<(), Unchecked> {
+        let (Some(sessions), Some(events)) = (&self.sessions, &self.events) else { return Ok(()) };
+        let mut after: Option<SessionId> = None;
+        loop {
+            let page = sessions.page(after, PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.id);
+            let waiting = self.waiting(report).await?;
+            let users: BTreeSet<Uuid> = page.iter().map(|session| session.user.as_uuid()).collect();
+            let stored = events.logins_of(&users.into_iter().collect::<Vec<_>>()).await?;
+            let mut told: HashMap<String, BTreeSet<Uuid>> = HashMap::new();
+            for event in waiting.iter().chain(&stored) {
+                if let Some(session) = event.attributes.get("session.id") {
+                    told.entry(session.clone()).or_default().insert(event.event_id);
+                }
+            }
+            report.looked_at(Promise::ToldOnce, "sessions", page.len());
+            for session in page.iter().filter(|session| session.created >= self.told_since) {
+                let id = session.id.to_string();
+                let count = told.get(&id).map_or(0, BTreeSet::len);
+                if count != 1 {
+                    let what = format!("the log-in that opened the session is told of {count} times");
+                    report.violated(Promise::ToldOnce, format!("session {id}"), what);
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("patience", &self.patience).finish_non_exhaustive()
+    }
+}

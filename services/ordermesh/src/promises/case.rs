@@ -1,0 +1,159 @@
+//! One order beside its payment, its charge and its events: what must be so. Pure.
+
+use std::collections::BTreeMap;
+
+use kernel::Timestamp;
+use order::audit::AuditedOrder;
+use order::lifecycle::State;
+use payment::lifecycle::State as Paid;
+use payment::payment::{Attempt, EVENT_TYPE, Payment, event_of};
+use payment::ports::{Charge, ChargeStatus};
+use payment::reconcile::{Ledger, difference};
+use telemetry::{EventStatus, Outcome, TraceEvent};
+
+use super::{Promise, Report, Sources, Violation};
+
+/// An order, and all that others know of it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// The order.
+    pub order: AuditedOrder,
+    /// Its payment.
+    pub payment: Option<Payment>,
+    /// The payment's attempts, oldest first.
+    pub attempts: Vec<Attempt>,
+    /// The gateway's row.
+    pub charge: Option<Charge>,
+    /// Its events, wherever they are: each once.
+    pub events: Vec<TraceEvent>,
+}
+
+/// An event that must be, or is: what it tells, of which span.
+type Told<'a> = (&'a str, &'a str, EventStatus, &'a str);
+
+impl Case {
+    /// Notes that it was looked at.
+    pub(crate) fn count(&self, report: &mut Report) {
+        *report.states.entry(self.order.state.name()).or_default() += 1;
+        report.unfinished += u64::from(!self.order.is_at_rest());
+        report.looked_at(Promise::NeverLost, "orders", 1);
+        report.looked_at(Promise::NeverLost, "steps", self.order.steps.len());
+        report.looked_at(Promise::ChargedOnce, "payments", usize::from(self.payment.is_some()));
+        report.looked_at(Promise::StockAddsUp, "lines", self.order.lines.len());
+        report.looked_at(Promise::ToldOnce, "events", self.events.len());
+    }
+
+    /// What is wrong with it.
+    pub fn violations(&self, now: Timestamp, sources: &Sources) -> Vec<Violation> {
+        let mut wrong: Vec<(Promise, String)> = Vec::new();
+        let life = self.order.life_problems(now, sources.patience);
+        wrong.extend(life.into_iter().map(|what| (Promise::NeverLost, what)));
+        wrong.extend(self.payment_is_left(now, sources).map(|what| (Promise::NeverLost, what)));
+        wrong.extend(self.money().into_iter().map(|what| (Promise::ChargedOnce, what)));
+        wrong.extend(self.order.line_problems().into_iter().map(|what| (Promise::StockAddsUp, what)));
+        wrong.extend(self.telling(sources.told_since).into_iter().map(|what| (Promise::ToldOnce, what)));
+        let subject = self.order.id.to_string();
+        let violation = |(promise, what)| Violation { promise, subject: subject.clone(), what };
+        wrong.into_iter().map(violation).collect()
+    }
+
+    /// A payment that owes something, and that nobody has driven for long.
+    fn payment_is_left(&self, now: Timestamp, sources: &Sources) -> Option<String> {
+        let payment = self.payment.as_ref()?;
+        match (payment.owes(), payment.next_attempt_time) {
+            (Some(_), None) => Some(format!("its payment is {} and never due", payment.state.name())),
+            (None, Some(_)) => Some(format!("its payment is {} and due", payment.state.name())),
+            (None, None) => None,
+            (Some(_), Some(due)) => {
+                let since = if payment.lease_owner.is_some() { due.max(payment.lease_until) } else { due };
+                let lain = now.since(since);
+                (lain > sources.patience).then(|| {
+                    format!("its payment is {} and nobody has driven it for {} s", payment.state.name(), lain.as_secs())
+                })
+            }
+        }
+    }
+
+    /// Promise 2: the money is where the order says that it is.
+    fn money(&self) -> Vec<String> {
+        let state = self.order.state;
+        let charge = self.charge.as_ref().map(|charge| charge.status);
+        let is_charged = charge == Some(ChargeStatus::Succeeded);
+        let paid = self.payment.as_ref().map(|payment| payment.state);
+        let mut problems = Vec::new();
+        let right = match state {
+            State::Paid | State::Allocated | State::FulfillmentStarted => paid == Some(Paid::Succeeded) && is_charged,
+            State::PaymentFailed | State::Cancelled => {
+                let settled = [Paid::Declined, Paid::Failed, Paid::Cancelled, Paid::Refunded];
+                paid.is_some_and(|paid| settled.contains(&paid)) && !is_charged
+            }
+            State::NeedsAttention => paid == Some(Paid::RefundRefused) && is_charged,
+            State::Created | State::Cancelling => true,
+        };
+        if !right {
+            problems.push(format!(
+                "it is {}, its payment {}, and the gateway has {}",
+                state.name(),
+                paid.map_or("is none", Paid::name),
+                charge.map_or("no row", ChargeStatus::name),
+            ));
+        }
+        if let Some(payment) = &self.payment {
+            let ledger = self.charge.clone().map_or(Ledger::NoRow, Ledger::Row);
+            problems.extend(difference(payment, &ledger).map(str::to_owned));
+            if payment.amount.is_some_and(|amount| amount != self.order.total) {
+                problems.push("its payment is of another amount".to_owned());
+            }
+        }
+        problems
+    }
+
+    /// Promise 4: an event for each change that has one, and none besides.
+    fn telling(&self, told_since: Timestamp) -> Vec<String> {
+        let mut balance: BTreeMap<Told<'_>, i64> = BTreeMap::new();
+        for step in self.order.steps.iter().filter(|step| step.time >= told_since) {
+            if let Some((kind, operation, status)) = order::audit::event_of(step.state) {
+                *balance.entry((kind, operation, status, &step.span_id)).or_default() += 1;
+            }
+        }
+        for attempt in self.attempts.iter().filter(|attempt| attempt.time >= told_since) {
+            if let Some((operation, outcome)) = event_of(attempt.state, None, "") {
+                let status = if outcome == Outcome::Success { EventStatus::Success } else { EventStatus::Failed };
+                *balance.entry((EVENT_TYPE, operation, status, &attempt.span_id)).or_default() += 1;
+            }
+        }
+        let oldest = self.order.steps.first().is_some_and(|step| step.time < told_since);
+        for event in self.events.iter().filter(|event| is_of_a_change(event)) {
+            let operation = event.attributes.get("operation").map_or("", String::as_str);
+            *balance.entry((&event.event_type, operation, event.status, &event.span_id)).or_default() -= 1;
+        }
+        let problem = |((kind, operation, status, span), balance): (Told<'_>, i64)| {
+            let told =
+                format!("{kind} {operation} ({})", if status == EventStatus::Success { "success" } else { "failed" });
+            match balance {
+                0 => None,
+                1.. => Some(format!("{told} of span {span} is a change, and not told")),
+                // The change may be older than what is compared.
+                _ if oldest => None,
+                _ => Some(format!("{told} of span {span} is told, and there is no such change")),
+            }
+        };
+        balance.into_iter().filter_map(problem).collect()
+    }
+}
+
+/// Events that are written with a change. Failures that change nothing, and lookups, are written without.
+fn is_of_a_change(event: &TraceEvent) -> bool {
+    match (event.event_type.as_str(), event.status) {
+        ("data_lookup", _) => false,
+        (EVENT_TYPE, EventStatus::Failed) => {
+            // That the Payment Service could not be reached is told, and changes nothing.
+            event.error.as_ref().is_none_or(|error| error.reason != "UNREACHABLE")
+        }
+        // An allocation that was refused is told with the cancellation that follows, which may also be the customer's.
+        ("order_fulfillment", EventStatus::Failed) => {
+            event.error.as_ref().is_some_and(|error| error.kind == "NeedsAttention")
+        }
+        (_, status) => status == EventStatus::Success,
+    }
+}

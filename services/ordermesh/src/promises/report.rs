@@ -1,0 +1,134 @@
+//! What was found of the promises.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// A promise that is kept by what the stores say.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Promise {
+    /// 1: an order that was acknowledged reaches a final state, or is on its way there.
+    NeverLost,
+    /// 2: charged at most once, and nothing stays charged for an order that was not fulfilled.
+    ChargedOnce,
+    /// 3: reserved stock is what orders hold.
+    StockAddsUp,
+    /// 4: a success event exists exactly where the change does, once.
+    ToldOnce,
+}
+
+impl Promise {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::NeverLost, Self::ChargedOnce, Self::StockAddsUp, Self::ToldOnce];
+
+    /// Its number in the README.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::NeverLost => 1,
+            Self::ChargedOnce => 2,
+            Self::StockAddsUp => 3,
+            Self::ToldOnce => 4,
+        }
+    }
+
+    /// In a few words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::NeverLost => "no order is lost",
+            Self::ChargedOnce => "charged once, or not at all",
+            Self::StockAddsUp => "stock adds up",
+            Self::ToldOnce => "told exactly once",
+        }
+    }
+}
+
+/// A promise that is broken, of what, and how.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Violation {
+    /// Which.
+    pub promise: Promise,
+    /// An order's id, a SKU, a session.
+    pub subject: String,
+    /// A sentence.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "promise {}: {}: {}", self.promise.number(), self.subject, self.what)
+    }
+}
+
+/// What was looked at, and what is wrong.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Rows that were looked at, by promise and kind.
+    pub looked_at: BTreeMap<Promise, BTreeMap<&'static str, u64>>,
+    /// Orders by state.
+    pub states: BTreeMap<&'static str, u64>,
+    /// Orders that are on their way: what they owe is due later, or somebody drives them.
+    pub unfinished: u64,
+    /// Events that the store will never take: an operator's case.
+    pub refused_events: u64,
+    /// Orders that changed each time that they were read: nothing is said of them.
+    pub restless: u64,
+    /// Everything that is wrong.
+    pub violations: BTreeSet<Violation>,
+}
+
+impl Report {
+    pub(crate) fn looked_at(&mut self, promise: Promise, what: &'static str, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        *self.looked_at.entry(promise).or_default().entry(what).or_default() += count;
+    }
+
+    pub(crate) fn violated(&mut self, promise: Promise, subject: String, what: String) {
+        self.violations.insert(Violation { promise, subject, what });
+    }
+
+    pub(crate) fn refused_events(&mut self, count: usize) {
+        self.refused_events = self.refused_events.max(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn restless(&mut self, count: usize) {
+        self.restless += u64::try_from(count).unwrap_or(u64::MAX);
+    }
+
+    /// How many orders there are.
+    pub fn orders(&self) -> u64 {
+        self.states.values().sum()
+    }
+
+    /// How many orders are in a state.
+    pub fn in_state(&self, state: order::lifecycle::State) -> u64 {
+        self.states.get(state.name()).copied().unwrap_or(0)
+    }
+
+    /// Are all promises kept?
+    pub fn is_clean(&self) -> bool {
+        self.violations.is_empty()
+    }
+}
+
+/// As `ordermesh verify` prints it.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for promise in Promise::ALL {
+            let broken = self.violations.iter().filter(|violation| violation.promise == promise).count();
+            let verdict = if broken == 0 { "kept".to_owned() } else { format!("BROKEN {broken} times") };
+            let rows = self.looked_at.get(&promise).into_iter().flatten();
+            let rows: Vec<String> = rows.map(|(what, count)| format!("{count} {what}")).collect();
+            writeln!(f, "promise {}  {:<28} {:<16} {}", promise.number(), promise.words(), verdict, rows.join(", "))?;
+        }
+        let states: Vec<String> = self.states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        writeln!(f, "orders     {}", if states.is_empty() { "none".to_owned() } else { states.join(", ") })?;
+        writeln!(
+            f,
+            "           {} on their way, {} restless, {} events refused for good",
+            self.unfinished, self.restless, self.refused_events
+        )?;
+        for violation in &self.violations {
+            writeln!(f, "VIOLATION  {violation}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! `ordermesh verify`: the promises 1 to 4, as queries over the stores of a running system and the gateway's ledger.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chassis::DatabaseUrl;
+use chassis::settings::duration;
+use clap::Args;
+use data::audit::StoredEvents;
+use kernel::{Clock, SystemClock};
+use payment::ports::GrpcGateway;
+use storage::Database;
+use user::audit::Sessions;
+
+use crate::error::Error;
+use crate::promises::{Report, Sources};
+use crate::service::Service;
+use crate::system::{self, Place};
+
+/// Between a change and the retention's end, so that no event is missed that is being deleted.
+const RETENTION_MARGIN: Duration = Duration::from_secs(3_600);
+/// How long a page of the ledger may take.
+const LEDGER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What to check.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) stores: Stores,
+    /// How long what is due may lie there, with nobody driving it, before its order counts as lost
+    #[arg(long, default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    pub(crate) patience: Duration,
+    /// How long the system keeps its events: older changes need not be told of any more
+    #[arg(long, default_value = "7d", value_parser = duration, value_name = "DURATION")]
+    pub(crate) event_retention: Duration,
+}
+
+/// Where the stores are, when they are not SQLite files in the system's folder.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Stores {
+    /// PostgreSQL of all services, each in the schema of its name [default: SQLite files in DATA_DIR]
+    #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub(crate) database_url: Option<DatabaseUrl>,
+    /// Database of the User Service, when it is another
+    #[arg(long, hide_env_values = true, value_name = "URL")]
+    user_database_url: Option<DatabaseUrl>,
+    /// Database of the Order Service, when it is another
+    #[arg(long, hide_env_values = true, value_name = "URL")]
+    order_database_url: Option<DatabaseUrl>,
+    /// Database of the Payment Service, when it is another
+    #[arg(long, hide_env_values = true, value_name = "URL")]
+    payment_database_url: Option<DatabaseUrl>,
+    /// Database of the Data Service, when it is another
+    #[arg(long, hide_env_values = true, value_name = "URL")]
+    data_database_url: Option<DatabaseUrl>,
+}
+
+impl Stores {
+    fn url_of(&self, service: Service) -> Option<&DatabaseUrl> {
+        let own = match service {
+            Service::User => self.user_database_url.as_ref(),
+            Service::Order => self.order_database_url.as_ref(),
+            Service::Payment => self.payment_database_url.as_ref(),
+            Service::Data => self.data_database_url.as_ref(),
+            Service::Gateway => None,
+        };
+        own.or(self.database_url.as_ref())
+    }
+
+    async fn open(&self, place: &Place, service: Service) -> Result<Database, Error> {
+        let url = self.url_of(service);
+        let schema = url.is_some_and(DatabaseUrl::is_server).then(|| service.name().to_owned());
+        let options = storage::Options { max_connections: 2, schema, ..storage::Options::default() };
+        let url = match url {
+            Some(url) => url.as_str().to_owned(),
+            None => format!("sqlite://{}", file(place, service)?.display()),
+        };
+        Database::connect(&url, &options).await.map_err(|source| Error::Store { service: service.name(), source })
+    }
+}
+
+/// Opening a file that is not there would make it.
+fn file(place: &Place, service: Service) -> Result<PathBuf, Error> {
+    let path = place.data_dir.join(format!("{service}.db"));
+    if path.exists() {
+        return Ok(path);
+    }
+    let path = path.display();
+    Err(Error::Usage(format!(
+        "{path} is not there: say where the system's stores are, with --data-dir or --database-url"
+    )))
+}
+
+/// Opens the stores of a running system, and a way to its gateway.
+///
+/// # Errors
+/// A store or the gateway's key that is not there.
+pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
+    let Options { place, stores, patience, event_retention } = options;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let user = stores.open(place, Service::User).await?;
+    let order = stores.open(place, Service::Order).await?;
+    let payment = stores.open(place, Service::Payment).await?;
+    let data = stores.open(place, Service::Data).await?;
+    let path = place.data_dir.join("gateway.key");
+    let key =
+        std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), deed: "read", source })?;
+    let key: payment::ApiKey = key.parse().map_err(Error::Usage)?;
+    let gateway = GrpcGateway::of_merchant(system::gateway(place), key, LEDGER_TIMEOUT);
+    Ok(Sources {
+        outboxes: [&user, &order, &payment, &data].into_iter().map(Database::outbox).collect(),
+        orders: order::store::Store::new(order, clock.clone()),
+        payments: payment::store::Store::new(payment, clock.clone()),
+        gateway: Arc::new(gateway),
+        events: Some(StoredEvents::new(data)),
+        sessions: Some(Sessions::new(user)),
+        patience: *patience,
+        told_since: clock.now().minus(event_retention.saturating_sub(RETENTION_MARGIN)),
+    })
+}
+
+/// Checks, and prints what was found.
+///
+/// # Errors
+/// Something could not be read, or a promise is broken.
+pub(crate) async fn run(options: Options) -> Result<(), Error> {
+    let report = sources(&options).await?.check().await?;
+    print!("{report}");
+    verdict(&report)
+}
+
+/// # Errors
+/// A promise is broken.
+pub(crate) fn verdict(report: &Report) -> Result<(), Error> {
+    match report.violations.len() {
+        0 => Ok(()),
+        count => Err(Error::Broken { count }),
+    }
+}

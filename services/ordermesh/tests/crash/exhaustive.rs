@@ -1,0 +1,244 @@
+//! Every script, and a death at every spot that it comes to; then two deaths; then everything twice; then a driver that stands
+//! still and wakes late. After every step of each run all promises are checked.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kernel::FaultPoint::{self, AfterEffect, AfterRecord, BeforeEffect};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::faults::{Act, Spot};
+use crate::scripts::{Deed, Script, Weather, scripts};
+use crate::world::On;
+
+/// Runs at once: each waits now and then.
+const AT_ONCE: usize = 8;
+
+/// What a suite did.
+#[derive(Default)]
+struct Tally {
+    runs: AtomicUsize,
+    checks: AtomicUsize,
+}
+
+impl Tally {
+    fn tell(&self, what: &str, spots: usize) {
+        let (runs, checks) = (self.runs.load(Ordering::SeqCst), self.checks.load(Ordering::SeqCst));
+        println!("{what}: {runs} runs, {spots} spots, all promises checked {checks} times");
+    }
+}
+
+/// Plays a script with deaths; answers the spots that were come to, and whether everybody died who was to.
+async fn play(script: Script, on: On, deaths: &[Spot], restarts: bool, tally: &Tally) -> (BTreeSet<Spot>, bool) {
+    let (world, mut order) = script.world(on).await;
+    for spot in deaths {
+        world.plan.add(*spot, Act::Die);
+    }
+    world.to_rest(&mut order, restarts).await;
+    let all_died = world.plan.is_over();
+    // A cancellation at a spot that was never come to (because of a death) does not happen.
+    world.plan.forget();
+    script.has_ended_right(&world, &format!("deaths at {deaths:?}, restarts {restarts}")).await;
+    tally.runs.fetch_add(1, Ordering::SeqCst);
+    tally.checks.fetch_add(world.checks(), Ordering::SeqCst);
+    (world.plan.visited(), all_died)
+}
+
+/// The spots of every script when nobody dies.
+async fn spots(on: On, scripts: &[Script], tally: &Arc<Tally>) -> Vec<(Script, Vec<Spot>)> {
+    let mut found = Vec::new();
+    for script in scripts {
+        let (visited, over) = play(*script, on, &[], false, tally).await;
+        assert!(over || script.deed != Deed::None, "{script:?}");
+        found.push((*script, visited.into_iter().collect()));
+    }
+    found
+}
+
+type Run = (Script, Vec<Spot>, bool);
+
+/// Plays all, some at once; answers the spots where somebody died.
+async fn play_all(on: On, runs: Vec<Run>, tally: &Arc<Tally>) -> BTreeSet<Spot> {
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let mut playing = JoinSet::new();
+    for (script, deaths, restarts) in runs {
+        let (permits, tally) = (permits.clone(), tally.clone());
+        playing.spawn(async move {
+            let _permit = permits.acquire_owned().await.expect("open");
+            let (_, all_died) = play(script, on, &deaths, restarts, &tally).await;
+            if all_died { deaths } else { Vec::new() }
+        });
+    }
+    let mut died_at = BTreeSet::new();
+    while let Some(played) = playing.join_next().await {
+        died_at.extend(played.expect("it ends as it should"));
+    }
+    died_at
+}
+
+fn all_of(service: &'static str, points: &[FaultPoint], states: &[&'static str]) -> impl Iterator<Item = Spot> {
+    let (points, states) = (points.to_vec(), states.to_vec());
+    points.into_iter().flat_map(move |point| states.clone().into_iter().map(move |state| (service, point, state)))
+}
+
+/// What a suite that visits nothing could not have visited. PAID and ALLOCATED are not among the order's: paying, allocating and
+/// starting are one commit, so nobody ever finds an order there (the Order Service's own tests put one there).
+fn expected() -> BTreeSet<Spot> {
+    let owing = ["CREATED", "CANCELLING"];
+    let reached = ["FULFILLMENT_STARTED", "PAYMENT_FAILED", "CANCELLING", "CANCELLED", "NEEDS_ATTENTION"];
+    let payment_owing = ["PENDING", "IN_DOUBT", "CANCELLING", "REFUNDING"];
+    let payment_reached = [
+        "IN_DOUBT",
+        "CANCELLING",
+        "REFUNDING",
+        "SUCCEEDED",
+        "DECLINED",
+        "FAILED",
+        "CANCELLED",
+        "REFUNDED",
+        "REFUND_REFUSED",
+    ];
+    all_of("order", &[BeforeEffect, AfterEffect], &owing)
+        .chain(all_of("order", &[AfterRecord], &reached))
+        .chain(all_of("payment", &[BeforeEffect, AfterEffect], &payment_owing))
+        .chain(all_of("payment", &[AfterRecord], &payment_reached))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_at_every_spot_of_every_script_is_survived() {
+    let tally = Arc::new(Tally::default());
+    let found = spots(On::Memory, &scripts(), &tally).await;
+    let runs = found.iter().flat_map(|(script, spots)| {
+        let deaths = spots.iter().map(|spot| vec![*spot]);
+        deaths.flat_map(|death| [(*script, death.clone(), false), (*script, death, true)])
+    });
+    let died_at = play_all(On::Memory, runs.collect(), &tally).await;
+    tally.tell("one death", died_at.len());
+    assert_eq!(died_at, expected(), "the spots where somebody died are those where somebody can");
+}
+
+/// The scripts that differ in what is owed on the way: pairs of deaths are many.
+fn double_scripts() -> Vec<Script> {
+    let deeds = [None, Some(crate::scripts::HAPPY_SPOTS[1]), Some(crate::scripts::HAPPY_SPOTS[2])];
+    let all = scripts();
+    let is_chosen = |script: &&Script| {
+        let deed = match script.deed {
+            Deed::None => deeds.contains(&None),
+            Deed::Cancels(spot) | Deed::WritesOff(spot) => deeds.contains(&Some(spot)),
+        };
+        let weather = match script.weather {
+            Weather::Declines(code) => code == payment::payment::DeclineCode::InsufficientFunds,
+            Weather::Fine | Weather::Gateway(_) | Weather::Wire(_) | Weather::RefundRefused | Weather::Twice => true,
+        };
+        deed && weather
+    };
+    all.iter().filter(is_chosen).copied().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_deaths_are_no_worse_than_one() {
+    let tally = Arc::new(Tally::default());
+    let mut runs: Vec<Run> = Vec::new();
+    for (script, spots) in spots(On::Memory, &double_scripts(), &tally).await {
+        for (index, first) in spots.iter().enumerate() {
+            // Which of them is named first makes no difference; the same spot twice does.
+            runs.extend(spots[index..].iter().map(|second| (script, vec![*first, *second], index % 2 == 0)));
+        }
+    }
+    let died_at = play_all(On::Memory, runs, &tally).await;
+    tally.tell("two deaths", died_at.len());
+    assert_eq!(died_at, expected());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_twice_is_done_once() {
+    let tally = Arc::new(Tally::default());
+    let twice = |deed: Deed| Script { weather: Weather::Twice, deed };
+    let deeds = crate::scripts::HAPPY_SPOTS.into_iter().flat_map(|spot| [Deed::Cancels(spot), Deed::WritesOff(spot)]);
+    let scripts: Vec<Script> = std::iter::once(Deed::None).chain(deeds).map(twice).collect();
+    let found = spots(On::Memory, &scripts, &tally).await;
+    let runs = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot], false)));
+    let died_at = play_all(On::Memory, runs.collect(), &tally).await;
+    tally.tell("everything twice, and one death", died_at.len());
+    assert!(died_at.len() >= 10, "{died_at:?}");
+}
+
+/// A driver stands still at a spot, with its lease; another one goes on when that has run out, to the end; then the first wakes.
+async fn stand_still(script: Script, spot: Spot, tally: &Tally) -> bool {
+    let (world, mut order) = script.world(On::Memory).await;
+    world.plan.add(spot, Act::Stall);
+    world.to_rest(&mut order, false).await;
+    let stood_still = world.is_standing();
+    if stood_still {
+        world.let_go().await;
+        // What the late one has left behind, if anything, is driven too.
+        world.later();
+        world.to_rest(&mut order, false).await;
+    }
+    world.plan.forget();
+    script.has_ended_right(&world, &format!("somebody stood still at {spot:?}")).await;
+    tally.runs.fetch_add(1, Ordering::SeqCst);
+    tally.checks.fetch_add(world.checks(), Ordering::SeqCst);
+    stood_still
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_stood_still_and_wakes_late_breaks_nothing() {
+    let tally = Arc::new(Tally::default());
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let mut playing = JoinSet::new();
+    for (script, spots) in spots(On::Memory, &scripts(), &tally).await {
+        for spot in spots {
+            let (permits, tally) = (permits.clone(), tally.clone());
+            playing.spawn(async move {
+                let _permit = permits.acquire_owned().await.expect("open");
+                stand_still(script, spot, &tally).await.then_some(spot)
+            });
+        }
+    }
+    let mut stood_at = BTreeSet::new();
+    while let Some(played) = playing.join_next().await {
+        stood_at.extend(played.expect("it ends as it should"));
+    }
+    tally.tell("a late owner", stood_at.len());
+    assert_eq!(stood_at, expected(), "somebody stood still wherever somebody can");
+}
+
+/// Enough of the scripts for the stores that are slower.
+fn some_scripts() -> Vec<Script> {
+    let all = scripts();
+    let kinds = all.iter().filter(|script| script.deed == Deed::None).take(7);
+    let charged = ("payment", AfterEffect, "PENDING");
+    let deeds = [
+        (Weather::Fine, Deed::Cancels(charged)),
+        (Weather::Fine, Deed::WritesOff(charged)),
+        (Weather::RefundRefused, Deed::Cancels(charged)),
+    ];
+    kinds.copied().chain(deeds.map(|(weather, deed)| Script { weather, deed })).collect()
+}
+
+async fn on_another_store(on: On, what: &str) {
+    let tally = Arc::new(Tally::default());
+    let found = spots(on, &some_scripts(), &tally).await;
+    let there: BTreeSet<Spot> = found.iter().flat_map(|(_, spots)| spots).copied().collect();
+    let runs = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot], false)));
+    let died_at = play_all(on, runs.collect(), &tally).await;
+    tally.tell(what, died_at.len());
+    assert_eq!(died_at, there);
+    assert!(there.len() > 20, "{there:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaths_on_sqlite_files_are_survived_as_in_memory() {
+    on_another_store(On::File, "one death on files").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaths_on_postgresql_are_survived_as_in_memory() {
+    if testdb::postgres().is_some() {
+        on_another_store(On::Postgres, "one death on PostgreSQL").await;
+    }
+}

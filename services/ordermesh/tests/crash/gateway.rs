@@ -1,0 +1,174 @@
+//! A gateway in memory: as honest about its ledger as the real one, and as unreliable about its answers as it is told to be.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::BoxFuture;
+use kernel::Money;
+use payment::payment::DeclineCode;
+use payment::ports::{Charge, ChargeCommand, ChargeStatus, Gateway, LedgerPage, NoAnswer, RefundAnswer};
+
+/// What a call that would change something comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mood {
+    /// It is done and answered.
+    Fine,
+    /// The first call of each kind is neither done nor answered.
+    SilentOnce,
+    /// The first call of each kind is done, and not answered.
+    AnswerLostOnce,
+    /// Charges are neither made nor answered, for ever.
+    NeverCharges,
+    /// Charges are made and never answered.
+    NeverAnswersCharges,
+}
+
+/// A kind of call, as moods count them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Kind {
+    Create,
+    Cancel,
+    Refund,
+}
+
+struct Inner {
+    mood: Mood,
+    /// Calls come twice, as a network may deliver them.
+    twice: bool,
+    decline: Option<DeclineCode>,
+    refused_refunds: usize,
+    /// Off: what the first design had, and why it was wrong.
+    keeps_tombstones: bool,
+    calls: BTreeMap<Kind, u32>,
+    charges: BTreeMap<String, Charge>,
+    refunds: BTreeMap<String, RefundAnswer>,
+    taken: u32,
+}
+
+/// The gateway.
+pub(crate) struct Ledger(Mutex<Inner>);
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self(Mutex::new(Inner {
+            mood: Mood::Fine,
+            twice: false,
+            decline: None,
+            refused_refunds: 0,
+            keeps_tombstones: true,
+            calls: BTreeMap::new(),
+            charges: BTreeMap::new(),
+            refunds: BTreeMap::new(),
+            taken: 0,
+        }))
+    }
+}
+
+impl Ledger {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_mood(&self, mood: Mood) {
+        self.lock().mood = mood;
+    }
+
+    pub(crate) fn calls_come_twice(&self) {
+        self.lock().twice = true;
+    }
+
+    pub(crate) fn declines(&self, code: DeclineCode) {
+        self.lock().decline = Some(code);
+    }
+
+    pub(crate) fn refuses_refunds(&self, count: usize) {
+        self.lock().refused_refunds = count;
+    }
+
+    pub(crate) fn forgets_tombstones(&self) {
+        self.lock().keeps_tombstones = false;
+    }
+
+    /// How often money was taken, all in all.
+    pub(crate) fn taken(&self) -> u32 {
+        self.lock().taken
+    }
+
+    async fn call<T>(&self, kind: Kind, work: impl Fn(&mut Inner) -> T) -> Result<T, NoAnswer> {
+        let mut inner = self.lock();
+        let count = inner.calls.entry(kind).or_default();
+        *count += 1;
+        let (is_first, is_charge) = (*count == 1, kind == Kind::Create);
+        let silent = match inner.mood {
+            Mood::Fine | Mood::AnswerLostOnce | Mood::NeverAnswersCharges => false,
+            Mood::SilentOnce => is_first,
+            Mood::NeverCharges => is_charge,
+        };
+        let lost = match inner.mood {
+            Mood::Fine | Mood::SilentOnce | Mood::NeverCharges => false,
+            Mood::AnswerLostOnce => is_first,
+            Mood::NeverAnswersCharges => is_charge,
+        };
+        if silent {
+            return Err(NoAnswer::new("TIMEOUT: silent on purpose"));
+        }
+        if inner.twice {
+            work(&mut inner);
+        }
+        let answer = work(&mut inner);
+        if lost { Err(NoAnswer::new("TIMEOUT: the answer is lost on purpose")) } else { Ok(answer) }
+    }
+}
+
+impl Inner {
+    /// The row of a key: the first to come stays.
+    fn keep(&mut self, key: &str, status: ChargeStatus, amount: Option<Money>) -> Charge {
+        if let Some(kept) = self.charges.get(key) {
+            return kept.clone();
+        }
+        self.taken += u32::from(status == ChargeStatus::Succeeded);
+        let charge = Charge { charge_id: format!("ch_{}", self.taken), charge_key: key.to_owned(), status, amount };
+        if status != ChargeStatus::Cancelled || self.keeps_tombstones {
+            self.charges.insert(key.to_owned(), charge.clone());
+        }
+        charge
+    }
+
+    fn refund(&mut self, charge_key: &str, refund_key: &str) -> RefundAnswer {
+        let is_refused = !self.refunds.contains_key(refund_key) && self.refunds.len() < self.refused_refunds;
+        let new = if is_refused { RefundAnswer::Refused("on purpose".into()) } else { RefundAnswer::Refunded };
+        let answer = self.refunds.entry(refund_key.to_owned()).or_insert(new).clone();
+        if let (RefundAnswer::Refunded, Some(charge)) = (&answer, self.charges.get_mut(charge_key)) {
+            charge.status = ChargeStatus::Refunded;
+        }
+        answer
+    }
+}
+
+impl Gateway for Ledger {
+    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        Box::pin(self.call(Kind::Create, move |inner| {
+            let status = inner.decline.map_or(ChargeStatus::Succeeded, ChargeStatus::Declined);
+            inner.keep(&command.charge_key, status, Some(command.amount))
+        }))
+    }
+
+    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        Box::pin(self.call(Kind::Cancel, move |inner| inner.keep(&charge_key, ChargeStatus::Cancelled, None)))
+    }
+
+    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>> {
+        Box::pin(self.call(Kind::Refund, move |inner| inner.refund(&charge_key, &refund_key)))
+    }
+
+    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+        let found = self.lock().charges.get(&charge_key).cloned();
+        let no_row = NoAnswer { message: "CHARGE_NOT_FOUND".into(), is_not_found: true };
+        Box::pin(std::future::ready(found.ok_or(no_row)))
+    }
+
+    fn list_charges(&self, _page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>> {
+        let charges = self.lock().charges.values().cloned().collect();
+        Box::pin(std::future::ready(Ok(LedgerPage { charges, next: None })))
+    }
+}

@@ -1,0 +1,480 @@
+//! A smaller world, of which every interleaving is looked at: two drivers of the order, two of its payment, a customer who may
+//! cancel at any time, an operator who may retry, a network and a gateway that lose, delay and repeat whatever they like, and
+//! processes that die anywhere.
+//!
+//! What is decided is decided by the very tables of the services (`lifecycle`, and what answers mean to the order): nothing of
+//! them is copied. Leases are left out on purpose: they save work, and whatever is right must be right without them.
+//!
+//! A breadth-first search of our own: besides what must always be so, it shows that from everywhere an end stays in reach,
+//! which needs the whole graph.
+
+use std::collections::{HashMap, VecDeque};
+
+use contracts::payment::v1 as proto;
+use order::lifecycle::{self as life, Answer, Effect, Input, State};
+use order::ports::{PaymentAnswer, cancelled, processed};
+use payment::lifecycle::{self as pay, CancelAsked, Doubt, Observation, State as Pay};
+
+/// Refunds that are asked for: the first, and one retry.
+const MOST_REFUNDS: u8 = 2;
+
+/// What is taken out of the design, to see what it is there for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Without {
+    Nothing,
+    /// CancelPayment leaves no row when there is no payment yet.
+    PaymentTombstone,
+    /// The gateway's CancelCharge leaves no row.
+    GatewayTombstone,
+    /// The order's driver records without comparing versions.
+    OrderVersion,
+    /// A payment is recorded after the gateway was asked, not before: its driver's record is not compared.
+    PaymentVersion,
+}
+
+/// A driver of the order, with the order as it knows it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum OrderDriver {
+    Idle,
+    Holds { state: State, refund: u8, stale: bool, phase: Phase },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum Phase {
+    Fresh,
+    Asked,
+    Done,
+    Refused,
+}
+
+/// A driver of the payment, with the payment as it knows it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum PaymentDriver {
+    Idle,
+    Holds { payment: Payment, stale: bool, seen: Option<u8> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+struct Payment {
+    state: Pay,
+    asked: bool,
+    refund: u8,
+}
+
+/// The gateway's row.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum Row {
+    None,
+    Charged,
+    Declined,
+    Tombstone,
+    GivenBack,
+}
+
+/// The world. Messages that were ever sent may arrive at any time from then on, and any number of times.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct World {
+    order: State,
+    refund: u8,
+    order_drivers: [OrderDriver; 2],
+    payment: Option<Payment>,
+    payment_drivers: [PaymentDriver; 2],
+    /// ProcessPayment was sent; CancelPayment was sent with a refund up to this one.
+    process_sent: bool,
+    cancel_sent: u8,
+    /// CreateCharge, CancelCharge were sent.
+    create_sent: bool,
+    tombstone_sent: bool,
+    row: Row,
+    /// Refunds that the gateway has refused: a bit each.
+    refused: u8,
+}
+
+type Step = (&'static str, World);
+
+impl World {
+    const START: Self = Self {
+        order: State::Created,
+        refund: 1,
+        order_drivers: [OrderDriver::Idle; 2],
+        payment: None,
+        payment_drivers: [PaymentDriver::Idle; 2],
+        process_sent: false,
+        cancel_sent: 0,
+        create_sent: false,
+        tombstone_sent: false,
+        row: Row::None,
+        refused: 0,
+    };
+
+    /// Two drivers are alike: their order makes no difference.
+    fn sorted(mut self) -> Self {
+        self.order_drivers.sort_unstable();
+        self.payment_drivers.sort_unstable();
+        self
+    }
+
+    fn steps(self, without: Without) -> Vec<Step> {
+        let mut steps = Vec::new();
+        self.people(&mut steps);
+        for index in 0..2 {
+            self.drive_order(index, without, &mut steps);
+            self.drive_payment(index, without, &mut steps);
+        }
+        self.network(without, &mut steps);
+        steps.into_iter().map(|(name, world)| (name, world.sorted())).collect()
+    }
+
+    /// The order moves: whoever knows it as it was is stale.
+    fn turn(&mut self, to: State) {
+        self.order = to;
+        for driver in &mut self.order_drivers {
+            if let OrderDriver::Holds { stale, .. } = driver {
+                *stale = true;
+            }
+        }
+    }
+
+    fn set_payment(&mut self, payment: Payment) {
+        self.payment = Some(payment);
+        for driver in &mut self.payment_drivers {
+            if let PaymentDriver::Holds { stale, .. } = driver {
+                *stale = true;
+            }
+        }
+    }
+
+    fn people(self, steps: &mut Vec<Step>) {
+        if let Answer::To(to) = life::next(self.order, Input::CancelAsked) {
+            let mut after = self;
+            after.turn(to);
+            steps.push(("the customer cancels", after));
+        }
+        if let Answer::To(to) = life::next(self.order, Input::RetryAsked)
+            && self.refund < MOST_REFUNDS
+        {
+            let mut after = self;
+            after.refund += 1;
+            after.turn(to);
+            steps.push(("an operator retries", after));
+        }
+    }
+
+    fn drive_order(self, index: usize, without: Without, steps: &mut Vec<Step>) {
+        let mut with = |name: &'static str, driver: OrderDriver, change: &dyn Fn(&mut Self)| {
+            let mut after = self;
+            after.order_drivers[index] = driver;
+            change(&mut after);
+            steps.push((name, after));
+        };
+        let OrderDriver::Holds { state, refund, stale, phase } = self.order_drivers[index] else {
+            if life::owes(self.order).is_some() {
+                let (state, refund) = (self.order, self.refund);
+                let holds = OrderDriver::Holds { state, refund, stale: false, phase: Phase::Fresh };
+                with("the order is claimed", holds, &|_| {});
+            }
+            return;
+        };
+        let at = |phase| OrderDriver::Holds { state, refund, stale, phase };
+        with("the order's driver dies", OrderDriver::Idle, &|_| {});
+        match (phase, life::owes(state)) {
+            (Phase::Fresh, Some(Effect::ProcessPayment)) => {
+                with("ProcessPayment is sent", at(Phase::Asked), &|world| world.process_sent = true);
+            }
+            (Phase::Fresh, Some(Effect::CancelPayment)) => {
+                let sent = self.cancel_sent.max(refund);
+                with("CancelPayment is sent", at(Phase::Asked), &move |world| world.cancel_sent = sent);
+            }
+            // Local; an allocation may find its stock lost.
+            (Phase::Fresh, Some(Effect::AllocateInventory)) => {
+                with("stock is there", at(Phase::Done), &|_| {});
+                with("stock is lost", at(Phase::Refused), &|_| {});
+            }
+            (Phase::Fresh, Some(Effect::StartFulfillment)) => with("fulfilment starts", at(Phase::Done), &|_| {}),
+            (Phase::Asked, Some(effect)) => match self.answer(effect, refund, without) {
+                PaymentAnswer::Done => with("the payment is answered: done", at(Phase::Done), &|_| {}),
+                PaymentAnswer::Refused(_) => with("the payment is answered: refused", at(Phase::Refused), &|_| {}),
+                PaymentAnswer::Undecided(_) => {}
+            },
+            (Phase::Done | Phase::Refused, Some(_)) => {
+                let input = if phase == Phase::Done { Input::Done } else { Input::Refused };
+                if stale && without != Without::OrderVersion {
+                    with("the order's driver has lost", OrderDriver::Idle, &|_| {});
+                } else if let Answer::To(to) = life::next(state, input) {
+                    with("the order's driver records", OrderDriver::Idle, &move |world| world.turn(to));
+                }
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// What the Payment Service answers now, and what that means to the order: by the contract's message.
+    fn answer(self, effect: Effect, refund: u8, without: Without) -> PaymentAnswer {
+        let message = self.payment.map(|payment| proto::Payment {
+            state: proto::PaymentState::from(payment.state).into(),
+            refund_attempt: payment.refund.into(),
+            ..Default::default()
+        });
+        match effect {
+            Effect::ProcessPayment => processed(message),
+            Effect::CancelPayment
+                if message.is_none() && without == Without::PaymentTombstone && self.cancel_sent > 0 =>
+            {
+                PaymentAnswer::Done
+            }
+            Effect::CancelPayment => cancelled(message, refund.into()),
+            Effect::AllocateInventory | Effect::StartFulfillment => PaymentAnswer::Undecided(String::new()),
+        }
+    }
+
+    fn drive_payment(self, index: usize, without: Without, steps: &mut Vec<Step>) {
+        let mut with = |name: &'static str, driver: PaymentDriver, change: &dyn Fn(&mut Self)| {
+            let mut after = self;
+            after.payment_drivers[index] = driver;
+            change(&mut after);
+            steps.push((name, after));
+        };
+        let PaymentDriver::Holds { payment, stale, seen } = self.payment_drivers[index] else {
+            if let Some(payment) = self.payment.filter(|payment| owes(*payment).is_some()) {
+                with("the payment is claimed", PaymentDriver::Holds { payment, stale: false, seen: None }, &|_| {});
+            }
+            return;
+        };
+        with("the payment's driver dies", PaymentDriver::Idle, &|_| {});
+        match seen {
+            None => {
+                let Some(effect) = owes(payment) else { return };
+                for (row, refused, seen) in self.gateway(effect, without) {
+                    let change = move |world: &mut Self| {
+                        (world.row, world.refused) = (row, refused);
+                        world.create_sent |= effect == pay::Effect::CreateCharge;
+                        world.tombstone_sent |= effect == pay::Effect::CancelCharge;
+                    };
+                    let answered = PaymentDriver::Holds { payment, stale, seen: Some(number(seen)) };
+                    with("the gateway does it and answers", answered, &change);
+                    let silent = PaymentDriver::Holds { payment, stale, seen: Some(number(Observation::Unknown)) };
+                    with("the gateway does it and does not answer", silent, &change);
+                    let unheard = move |world: &mut Self| {
+                        change(world);
+                        (world.row, world.refused) = (self.row, self.refused);
+                    };
+                    with("the gateway does not hear of it", silent, &unheard);
+                }
+            }
+            Some(_) if stale && without != Without::PaymentVersion => {
+                with("the payment's driver has lost", PaymentDriver::Idle, &|_| {});
+            }
+            Some(seen) => {
+                let asked = if payment.asked { CancelAsked::Yes } else { CancelAsked::No };
+                for doubt in [Doubt::WithinLimit, Doubt::PastLimit] {
+                    let state = pay::after(payment.state, pay::OBSERVATIONS[usize::from(seen)], asked, doubt);
+                    let next = Payment { state, ..payment };
+                    with("the payment's driver records", PaymentDriver::Idle, &move |world| world.set_payment(next));
+                }
+            }
+        }
+    }
+
+    /// What the gateway may make of an effect: its row, the refunds that it has refused, what it lets one see.
+    fn gateway(self, effect: pay::Effect, without: Without) -> Vec<(Row, u8, Observation)> {
+        let told = |row: Row| match row {
+            Row::Charged => Observation::Charged,
+            Row::Declined => Observation::Declined,
+            Row::GivenBack => Observation::GivenBack,
+            Row::Tombstone | Row::None => Observation::Tombstone,
+        };
+        match (effect, self.row) {
+            (pay::Effect::CreateCharge, Row::None) => {
+                [Row::Charged, Row::Declined].map(|row| (row, self.refused, told(row))).to_vec()
+            }
+            (pay::Effect::CancelCharge, Row::None) => {
+                let row = if without == Without::GatewayTombstone { Row::None } else { Row::Tombstone };
+                vec![(row, self.refused, Observation::Tombstone)]
+            }
+            (pay::Effect::RefundCharge { n }, Row::Charged) => {
+                let bit = 1 << n;
+                let refused = (Row::Charged, self.refused | bit, Observation::RefundRefused);
+                let given = (Row::GivenBack, self.refused, Observation::GivenBack);
+                // A refund key has one answer.
+                if self.refused & bit != 0 { vec![refused] } else { vec![refused, given] }
+            }
+            (_, row) => vec![(row, self.refused, told(row))],
+        }
+    }
+
+    /// What was sent arrives: for the first time, or late, or again.
+    fn network(self, without: Without, steps: &mut Vec<Step>) {
+        if self.process_sent && self.payment.is_none() {
+            let mut after = self;
+            after.set_payment(Payment { state: Pay::Pending, asked: false, refund: 0 });
+            steps.push(("ProcessPayment arrives", after));
+        }
+        for refund in 1..=self.cancel_sent {
+            let before = self.payment;
+            if before.is_none() && without == Without::PaymentTombstone {
+                continue;
+            }
+            let current = before.map_or(0, |payment| payment.refund);
+            let state = pay::on_cancel(before.map(|payment| payment.state), refund.into(), current.into());
+            let asks_anew =
+                before.is_none_or(|before| state != before.state || (state == Pay::Cancelling && !before.asked));
+            if asks_anew {
+                let mut after = self;
+                after.set_payment(Payment { state, asked: true, refund: refund.max(current) });
+                steps.push(("CancelPayment arrives", after));
+            }
+        }
+        let late = [(self.create_sent, pay::Effect::CreateCharge), (self.tombstone_sent, pay::Effect::CancelCharge)];
+        for (sent, effect) in late {
+            for (row, refused, _) in self.gateway(effect, without) {
+                if sent && row != self.row {
+                    steps.push(("a late request reaches the gateway", Self { row, refused, ..self }));
+                }
+            }
+        }
+    }
+
+    /// Promise 2, and that fulfilment follows payment.
+    fn is_right(self) -> bool {
+        let paid = self.payment.map(|payment| payment.state);
+        match self.order {
+            State::Paid | State::Allocated | State::FulfillmentStarted => {
+                self.row == Row::Charged && paid == Some(Pay::Succeeded)
+            }
+            State::PaymentFailed | State::Cancelled => self.row != Row::Charged,
+            State::NeedsAttention => self.row == Row::Charged && paid == Some(Pay::RefundRefused),
+            State::Created | State::Cancelling => true,
+        }
+    }
+
+    /// Nothing is owed by anybody.
+    fn is_at_rest(self) -> bool {
+        life::owes(self.order).is_none() && self.payment.is_none_or(|payment| owes(payment).is_none())
+    }
+}
+
+fn owes(payment: Payment) -> Option<pay::Effect> {
+    pay::owes(payment.state, payment.refund.into())
+}
+
+fn number(seen: Observation) -> u8 {
+    let index = pay::OBSERVATIONS.iter().position(|observation| *observation == seen).expect("it is one of all");
+    u8::try_from(index).expect("there are few")
+}
+
+/// What a search found.
+struct Searched {
+    /// Every world that can be reached.
+    worlds: Vec<World>,
+    /// From which one, by which step.
+    came: Vec<Option<(usize, &'static str)>>,
+    /// The first that is wrong.
+    wrong: Option<usize>,
+    /// How many worlds cannot come to rest any more.
+    stuck: usize,
+    steps: usize,
+}
+
+impl Searched {
+    /// How a world is come to.
+    fn story(&self, mut index: usize) -> Vec<&'static str> {
+        let mut story = Vec::new();
+        while let Some((from, step)) = self.came[index] {
+            story.push(step);
+            index = from;
+        }
+        story.reverse();
+        story
+    }
+}
+
+/// Every world that can be reached, breadth first: the story of the first wrong one is as short as can be.
+fn search(without: Without) -> Searched {
+    let mut index_of: HashMap<World, usize> = HashMap::from([(World::START, 0)]);
+    let mut found = Searched { worlds: vec![World::START], came: vec![None], wrong: None, stuck: 0, steps: 0 };
+    let mut edges: Vec<(usize, usize)> = Vec::new();
+    let mut next = 0;
+    while next < found.worlds.len() {
+        let world = found.worlds[next];
+        if !world.is_right() {
+            found.wrong = Some(next);
+            return found;
+        }
+        for (name, after) in world.steps(without) {
+            let index = *index_of.entry(after).or_insert_with(|| {
+                found.worlds.push(after);
+                found.came.push(Some((next, name)));
+                found.worlds.len() - 1
+            });
+            edges.push((index, next));
+        }
+        next += 1;
+    }
+    found.steps = edges.len();
+    found.stuck = found.worlds.len() - can_rest(&found.worlds, edges);
+    found
+}
+
+/// How many worlds can still come to rest: those at rest, and from there backwards.
+fn can_rest(worlds: &[World], mut edges: Vec<(usize, usize)>) -> usize {
+    edges.sort_unstable();
+    let from = |to: usize| {
+        let start = edges.partition_point(|edge| edge.0 < to);
+        edges[start..].iter().take_while(move |edge| edge.0 == to).map(|edge| edge.1)
+    };
+    let mut can: Vec<bool> = worlds.iter().map(|world| world.is_at_rest()).collect();
+    let mut queue: VecDeque<usize> = (0..worlds.len()).filter(|index| can[*index]).collect();
+    while let Some(to) = queue.pop_front() {
+        for before in from(to) {
+            if !can[before] {
+                can[before] = true;
+                queue.push_back(before);
+            }
+        }
+    }
+    can.into_iter().filter(|can| *can).count()
+}
+
+#[test]
+fn no_interleaving_charges_wrongly_and_from_everywhere_an_end_is_in_reach() {
+    let found = search(Without::Nothing);
+    let story = found.wrong.map(|index| (found.worlds[index], found.story(index)));
+    assert_eq!(story, None);
+    assert_eq!(found.stuck, 0, "worlds that can never come to rest");
+    println!("model: {} worlds, {} steps", found.worlds.len(), found.steps);
+    // It has been everywhere.
+    for state in life::STATES {
+        assert!(found.worlds.iter().any(|world| world.order == state), "{state:?} is never reached");
+    }
+    for state in pay::STATES {
+        let is_there = |world: &World| world.payment.is_some_and(|payment| payment.state == state);
+        assert!(found.worlds.iter().any(is_there), "{state:?} is never reached");
+    }
+}
+
+/// What is taken out is missed: the search finds what goes wrong without it.
+fn is_missed(without: Without) -> Vec<&'static str> {
+    let found = search(without);
+    let index = found.wrong.unwrap_or_else(|| panic!("{without:?} is not missed"));
+    let story = found.story(index);
+    println!("without {without:?}: {:?} after {story:#?}", found.worlds[index].order);
+    story
+}
+
+#[test]
+fn without_cancel_payments_tombstone_a_stalled_process_payment_charges_a_cancelled_order() {
+    let story = is_missed(Without::PaymentTombstone);
+    assert!(story.contains(&"the customer cancels") && story.contains(&"ProcessPayment arrives"), "{story:?}");
+}
+
+#[test]
+fn without_the_gateways_tombstone_a_late_charge_is_made_for_a_cancelled_order() {
+    let story = is_missed(Without::GatewayTombstone);
+    assert!(story.contains(&"the customer cancels"), "{story:?}");
+}
+
+#[test]
+fn without_compare_and_set_a_late_driver_breaks_the_order() {
+    is_missed(Without::OrderVersion);
+    is_missed(Without::PaymentVersion);
+}

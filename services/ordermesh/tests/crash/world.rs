@@ -1,0 +1,634 @@
+//! The Order and the Payment Service's domains on real stores, with a gateway in memory between them and the money. One order;
+//! one thread of control: nothing happens but what the test lets happen.
+//!
+//! What people ask for (create, cancel, retry) is asked of an instance that never drives: a process that dies right after its
+//! answer. Everything after that is driven step by step by instances that the test starts and lets die.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use contracts::payment::v1 as proto;
+use futures_util::future::BoxFuture;
+use kernel::{IdSource, ManualClock, Money, NoFaults, OrderId, RequestId, SystemIds, Timestamp, UserId};
+use mesh::About;
+use order::inventory::{AdjustStock, Inventory};
+use order::lifecycle::State;
+use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope};
+use order::orders::Orders;
+use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
+use order::watch::Watchers;
+use ordermesh::promises::{Report, Sources};
+use payment::payment::Payment;
+use payment::ports::{Confirmations, NoAnswer};
+use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
+use payment::waiters::Waiters;
+use sea_orm::ConnectionTrait;
+use storage::Database;
+use telemetry::{Ended, EventSink, Kind, Operation, Parent};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::faults::{Plan, lock};
+use crate::gateway::Ledger;
+
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+/// So long that no driver waits for its next try by itself: the test says when it is made.
+const BACKOFF: Duration = Duration::from_secs(21);
+const BACKOFF_CAP: Duration = Duration::from_secs(60);
+const DOUBT_LIMIT: Duration = Duration::from_secs(200);
+/// Longer than anything takes when it works.
+const GUARD: Duration = Duration::from_secs(30);
+/// Rounds after which an order that is still not at rest never will be.
+const MAX_ROUNDS: usize = 60;
+/// Monday, 2026-03-02, 10:00 UTC.
+const MONDAY: i64 = 1_772_445_600_000_000;
+const SKU: &str = "MUG";
+
+/// On what the stores are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum On {
+    Memory,
+    File,
+    Postgres,
+}
+
+/// Who tells events.
+struct Teller(&'static str, String);
+
+impl EventSink for Teller {
+    fn untaken(&self, _ended: Ended) {}
+    fn teller(&self) -> (&str, &str) {
+        (self.0, &self.1)
+    }
+}
+
+struct Shelf;
+
+impl Catalog for Shelf {
+    fn products(&self, _: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, order::Error>> {
+        let price = Money::new("EUR".parse().expect("a currency"), 1_250);
+        let product = |sku: String| Product { name: sku.clone(), sku, price };
+        Box::pin(std::future::ready(Ok(skus.into_iter().map(product).collect())))
+    }
+    fn transit(&self, _: About, _: String, _: String) -> BoxFuture<'_, Result<Transit, order::Error>> {
+        Box::pin(std::future::ready(Ok(Transit { business_days: 2, cutoff_hour: 14 })))
+    }
+}
+
+/// What people may do, and what must be so whenever they look.
+#[derive(Clone)]
+pub(crate) struct Api {
+    orders: Orders,
+    inventory: Inventory,
+    sources: Sources,
+    order: Arc<OnceLock<OrderId>>,
+    /// Was a cancellation accepted?
+    pub(crate) cancelled: Arc<OnceLock<()>>,
+    checks: Arc<AtomicUsize>,
+    pub(crate) broken: Arc<Mutex<Vec<String>>>,
+}
+
+impl Api {
+    /// All promises, now. What is broken is kept: a panic inside of a driver's task would be taken for a crash.
+    pub(crate) async fn check(&self, when: &str) {
+        self.checks.fetch_add(1, Ordering::Relaxed);
+        let report = self.sources.check().await.expect("everything can be read");
+        for violation in report.violations {
+            lock(&self.broken).push(format!("{when}: {violation}"));
+        }
+    }
+
+    fn id(&self) -> OrderId {
+        *self.order.get().expect("there is an order")
+    }
+
+    /// The customer cancels; too late is an answer.
+    pub(crate) async fn cancel(&self) {
+        let operation = self.operation("order.v1.OrderService/CancelOrder");
+        match self.orders.cancel(&operation, Scope::All, self.id()).await {
+            Ok(_) => drop(self.cancelled.set(())),
+            Err(order::Error::OrderNotCancellable { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        self.check("a cancellation").await;
+    }
+
+    /// An operator asks to try again; not to be retried is an answer.
+    pub(crate) async fn retry(&self) {
+        let operation = self.operation("order.v1.OrderService/RetryOrder");
+        match self.orders.retry(&operation, self.id()).await {
+            Ok(_) | Err(order::Error::OrderNotRetryable { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        self.check("a retry").await;
+    }
+
+    /// All stock is written off, except what is on its way to a customer.
+    pub(crate) async fn write_off(&self) {
+        let request_id = RequestId::from_uuid(SystemIds.uuid());
+        match self.inventory.adjust(AdjustStock { request_id, sku: SKU.into(), delta: -10, write_off: true }).await {
+            Ok(_) | Err(order::Error::StockReserved { .. } | order::Error::StockNegative { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        self.check("stock that is written off").await;
+    }
+
+    fn operation(&self, name: &'static str) -> Operation {
+        let sink: Arc<dyn EventSink> = Arc::new(Teller("order", "order-api".into()));
+        Operation::open(Kind::Server, name, Parent::Root, Some("order_fulfillment"), Some(sink))
+    }
+}
+
+/// What the wire between the services does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wire {
+    Fine,
+    /// The first answer of each kind is lost.
+    LosesFirst,
+    /// Requests come twice: one after the other, and both at once.
+    Twice,
+}
+
+/// The Payment Service as the order's driver sees it: whichever instance is to be had, by the contract's own messages.
+struct Cable {
+    world: Arc<Shared>,
+    wire: Wire,
+    lost: Mutex<Vec<&'static str>>,
+}
+
+impl Cable {
+    /// A call: what the instance answers; nothing when it dies or stands still meanwhile. When the work is over and nobody has
+    /// answered, what is known then is the answer, as it is at the deadline of a real call.
+    async fn call<F>(&self, kind: &'static str, order: OrderId, ask: impl Fn(Processor) -> F) -> Option<Payment>
+    where
+        F: Future<Output = Result<Payment, payment::Error>>,
+    {
+        let instance = self.world.payment_instance();
+        let known = || async { self.world.payments.find(order).await.expect("it is read") };
+        let idle = async {
+            instance.tasks.close();
+            instance.tasks.wait().await;
+            known().await
+        };
+        let asked = async {
+            if self.wire == Wire::Twice {
+                let once = ask(instance.processor.clone()).await;
+                let both = tokio::join!(ask(instance.processor.clone()), ask(instance.processor.clone()));
+                assert_eq!(both.0.is_ok(), once.is_ok());
+            }
+            ask(instance.processor.clone()).await.ok()
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = asked => answer,
+            () = self.world.plan.is_gone(&instance.name) => None,
+            known = idle => known,
+        };
+        let is_gone = self.world.plan.has_died(&instance.name);
+        let is_lost = self.wire == Wire::LosesFirst && !lock(&self.lost).contains(&kind);
+        if is_lost {
+            lock(&self.lost).push(kind);
+        }
+        answer.filter(|_| !is_gone && !is_lost)
+    }
+}
+
+fn decided(answer: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentAnswer) -> PaymentAnswer {
+    match answer {
+        Some(payment) => decide(Some(payment.into())),
+        None => PaymentAnswer::Undecided("the connection was lost".into()),
+    }
+}
+
+fn call_operation() -> Operation {
+    Operation::open(Kind::Server, "payment.v1.PaymentService/ProcessPayment", Parent::Root, None, None)
+}
+
+impl Payments for Cable {
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+        Box::pin(async move {
+            let command = ProcessCommand::try_from(order::ports::process_request(order)).expect("a sound request");
+            let ask = |processor: Processor| {
+                let command = command.clone();
+                async move { processor.process(command, &call_operation()).await }
+            };
+            decided(self.call("process", order.id, ask).await, order::ports::processed)
+        })
+    }
+
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+        Box::pin(async move {
+            let command = CancelCommand::try_from(order::ports::cancel_request(order)).expect("a sound request");
+            let ask = |processor: Processor| async move { processor.cancel(command, &call_operation()).await };
+            let n = order.refund_attempt;
+            decided(self.call("cancel", order.id, ask).await, |payment| order::ports::cancelled(payment, n))
+        })
+    }
+}
+
+/// Tells the Order Service of a payment that has settled: a wake-up, which decides nothing.
+struct WakeUp(Arc<Shared>);
+
+impl Confirmations for WakeUp {
+    fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
+        Box::pin(async move {
+            let woken = self.0.api_driver.get().expect("there is an instance").wake(order).await;
+            woken.map_err(|error| NoAnswer::new(error.to_string()))
+        })
+    }
+}
+
+struct Shared {
+    plan: Arc<Plan>,
+    orders: order::store::Store,
+    payments: payment::store::Store,
+    ledger: Arc<Ledger>,
+    clock: Arc<ManualClock>,
+    api_driver: OnceLock<order::driver::Driver>,
+    payment: Mutex<Option<PaymentInstance>>,
+}
+
+impl Shared {
+    fn payment_instance(&self) -> PaymentInstance {
+        lock(&self.payment).clone().expect("there is an instance")
+    }
+}
+
+#[derive(Clone)]
+struct PaymentInstance {
+    name: String,
+    driver: payment::driver::Driver,
+    processor: Processor,
+    tasks: TaskTracker,
+}
+
+/// An instance of the Order Service that drives.
+#[derive(Clone)]
+pub(crate) struct OrderInstance {
+    pub(crate) name: String,
+    pub(crate) driver: order::driver::Driver,
+    tasks: TaskTracker,
+}
+
+/// One order, and all that is around it.
+pub(crate) struct World {
+    shared: Arc<Shared>,
+    wire: Wire,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) api: Api,
+    payment_db: Database,
+    generation: AtomicUsize,
+    /// Drives of those who stand still, and the other tasks of their instances.
+    standing: Mutex<Vec<JoinHandle<Result<(), storage::Error>>>>,
+    left: Mutex<Vec<TaskTracker>>,
+    _folder: Option<tempfile::TempDir>,
+}
+
+async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Database {
+    let place = match on {
+        On::Memory => testdb::Place { url: "sqlite::memory:".into(), schema: None },
+        On::File => {
+            let folder = folder.expect("a folder").path().display();
+            testdb::Place { url: format!("sqlite://{folder}/{name}.db"), schema: None }
+        }
+        On::Postgres => testdb::postgres().expect("it was asked for before"),
+    };
+    let options = storage::Options { schema: place.schema, max_connections: 3, ..storage::Options::default() };
+    Database::connect(&place.url, &options).await.expect("a database")
+}
+
+impl World {
+    pub(crate) async fn new(on: On, wire: Wire, ledger: Ledger, plan: Arc<Plan>) -> Self {
+        let folder = (on == On::File).then(|| tempfile::tempdir().expect("a folder"));
+        let clock = Arc::new(ManualClock::at(Timestamp::from_micros(MONDAY)));
+        let order_db = open(on, "order", folder.as_ref()).await;
+        order_db.migrate(order::MIGRATIONS).await.expect("a schema");
+        let payment_db = open(on, "payment", folder.as_ref()).await;
+        payment::store::Store::migrate(&payment_db).await.expect("a schema");
+        let ledger = Arc::new(ledger);
+        let shared = Arc::new(Shared {
+            plan: plan.clone(),
+            orders: order::store::Store::new(order_db.clone(), clock.clone()).by_given_clock(),
+            payments: payment::store::Store::new(payment_db.clone(), clock.clone()).by_given_clock(),
+            ledger: ledger.clone(),
+            clock,
+            api_driver: OnceLock::new(),
+            payment: Mutex::new(None),
+        });
+        let sources = Sources {
+            orders: shared.orders.clone(),
+            payments: shared.payments.clone(),
+            gateway: ledger.clone(),
+            outboxes: vec![order_db.outbox(), payment_db.outbox()],
+            events: None,
+            sessions: None,
+            patience: Duration::MAX,
+            told_since: Timestamp::default(),
+        };
+        let idle = order_driver(&shared, "order-api", 0, wire, &TaskTracker::new());
+        assert!(shared.api_driver.set(idle.clone()).is_ok());
+        let api = Api {
+            orders: Orders {
+                store: shared.orders.clone(),
+                catalog: Arc::new(Shelf),
+                driver: idle,
+                clock: shared.clock.clone(),
+                ids: Arc::new(SystemIds),
+            },
+            inventory: Inventory { store: shared.orders.clone() },
+            sources,
+            order: Arc::default(),
+            cancelled: Arc::default(),
+            checks: Arc::default(),
+            broken: Arc::default(),
+        };
+        assert!(plan.api.set(api.clone()).is_ok());
+        let world = Self {
+            shared,
+            wire,
+            plan,
+            ledger,
+            api,
+            payment_db,
+            generation: AtomicUsize::new(1),
+            standing: Mutex::default(),
+            left: Mutex::default(),
+            _folder: folder,
+        };
+        world.start_payment("payment-1");
+        let stock = AdjustStock {
+            request_id: RequestId::from_uuid(SystemIds.uuid()),
+            sku: SKU.into(),
+            delta: 10,
+            write_off: false,
+        };
+        world.api.inventory.adjust(stock).await.expect("stock");
+        world.create().await;
+        world
+    }
+
+    async fn create(&self) {
+        let command = CreateOrder {
+            request_id: RequestId::from_uuid(SystemIds.uuid()),
+            items: vec![(SKU.to_owned(), 2)],
+            payment_method: PaymentMethod::new("pm_card_visa".into()),
+            address: Address {
+                recipient: "Ada".into(),
+                lines: vec!["Street 1".into()],
+                city: "Berlin".into(),
+                postal_code: "10115".into(),
+                country_code: "DE".into(),
+            },
+            contact_email: "ada@example.com".into(),
+            expected_total: None,
+        };
+        let sink: Arc<dyn EventSink> = Arc::new(Teller("order", "order-api".into()));
+        let name = "order.v1.OrderService/CreateOrder";
+        let operation = Operation::open(Kind::Server, name, Parent::Root, Some("order_creation"), Some(sink));
+        let user = UserId::from_uuid(SystemIds.uuid());
+        let id = self.api.orders.begin(&operation, user);
+        assert!(self.api.order.set(id).is_ok());
+        self.api.orders.create(&operation, id, user, command).await.expect("an order");
+        self.api.check("a creation").await;
+    }
+
+    /// An instance of the Order Service.
+    pub(crate) fn order_instance(&self, name: &str) -> OrderInstance {
+        let tasks = TaskTracker::new();
+        let driver = order_driver(&self.shared, name, 8, self.wire, &tasks);
+        OrderInstance { name: name.to_owned(), driver, tasks }
+    }
+
+    /// From now on calls go to this instance of the Payment Service.
+    pub(crate) fn start_payment(&self, name: &str) {
+        let shared = &self.shared;
+        let (tasks, waiters) = (TaskTracker::new(), Waiters::default());
+        let events: Arc<dyn EventSink> = Arc::new(Teller("payment", name.to_owned()));
+        let driver = payment::driver::Driver::new(payment::driver::Parts {
+            store: shared.payments.clone(),
+            gateway: shared.ledger.clone(),
+            confirmations: Arc::new(WakeUp(shared.clone())),
+            clock: shared.clock.clone(),
+            ids: Arc::new(SystemIds),
+            events: events.clone(),
+            waiters: waiters.clone(),
+            faults: shared.plan.clone(),
+            tasks: tasks.clone(),
+            shutdown: CancellationToken::new(),
+            options: payment::driver::Options {
+                instance: name.to_owned(),
+                lease: LEASE,
+                poll_interval: GUARD,
+                backoff: BACKOFF,
+                backoff_cap: BACKOFF_CAP,
+                doubt_limit: DOUBT_LIMIT,
+                max_drives: 8,
+            },
+        });
+        let processor = Processor {
+            store: shared.payments.clone(),
+            driver: driver.clone(),
+            waiters,
+            events,
+            tasks: tasks.clone(),
+            limits: Limits { amount_minor_units: 1_000_000, answer_within: GUARD },
+        };
+        *lock(&shared.payment) = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
+    }
+
+    /// A process of another name takes the place of one that has died, or the supervisor starts it again under its own.
+    pub(crate) async fn replace_the_dead(&self, order: &mut OrderInstance, restarts: bool) {
+        let n = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.plan.has_died(&order.name) || self.plan.is_stalled(&order.name) {
+            let name = if restarts { order.name.clone() } else { format!("order-{n}") };
+            *order = self.order_instance(&name);
+            if restarts {
+                self.plan.lives_again(&name);
+                order.driver.recover().await.expect("leases are freed");
+            }
+        }
+        let payment = self.shared.payment_instance();
+        if self.plan.has_died(&payment.name) || self.plan.is_stalled(&payment.name) {
+            let name = if restarts { payment.name.clone() } else { format!("payment-{n}") };
+            self.start_payment(&name);
+            if restarts {
+                self.plan.lives_again(&name);
+                self.shared.payment_instance().driver.recover().await.expect("leases are freed");
+            }
+        }
+    }
+
+    /// One look of each driver at what is due now. Returns when nothing moves; who stands still is left where he is.
+    pub(crate) async fn drive_once(&self, order: &OrderInstance) {
+        let driver = order.driver.clone();
+        self.run(&order.name, async move { driver.drive_due().await.map(|_| ()) }).await;
+        self.settle(&order.tasks, &order.name).await;
+        let payment = self.shared.payment_instance();
+        if !self.plan.has_died(&payment.name) && !self.plan.is_stalled(&payment.name) {
+            let driver = payment.driver.clone();
+            self.run(&payment.name, async move { driver.tick().await.map(|_| ()) }).await;
+        }
+        self.settle(&payment.tasks, &payment.name).await;
+        self.api.check("a round").await;
+    }
+
+    async fn run(&self, instance: &str, work: impl Future<Output = Result<(), storage::Error>> + Send + 'static) {
+        let mut running = tokio::spawn(work);
+        let ended = tokio::select! {
+            biased;
+            ended = &mut running => Some(ended),
+            () = self.plan.stands_still(instance) => None,
+        };
+        match ended {
+            Some(ended) => ended.expect("no panic").expect("the stores are there"),
+            None => lock(&self.standing).push(running),
+        }
+    }
+
+    async fn settle(&self, tasks: &TaskTracker, instance: &str) {
+        tasks.close();
+        let settled = async {
+            tokio::select! {
+                biased;
+                () = tasks.wait() => {}
+                () = self.plan.stands_still(instance) => lock(&self.left).push(tasks.clone()),
+            }
+        };
+        tokio::time::timeout(GUARD, settled).await.expect("what was started ends");
+    }
+
+    /// Does somebody stand still?
+    pub(crate) fn is_standing(&self) -> bool {
+        self.plan.somebody_stands()
+    }
+
+    /// Lets the one who stands still go on, and waits for his end.
+    pub(crate) async fn let_go(&self) {
+        self.plan.let_go();
+        let ended = async {
+            let standing: Vec<_> = lock(&self.standing).drain(..).collect();
+            for running in standing {
+                running.await.expect("no panic").expect("the stores are there");
+            }
+            let left: Vec<_> = lock(&self.left).drain(..).collect();
+            for tasks in left {
+                tasks.wait().await;
+            }
+        };
+        tokio::time::timeout(GUARD, ended).await.expect("who stood still ends");
+        self.api.check("the late end of who stood still").await;
+    }
+
+    /// Somebody tells the Order Service of the payment: true or not, it decides nothing.
+    pub(crate) async fn confirm(&self) {
+        self.shared.api_driver.get().expect("there is an instance").wake(self.api.id()).await.expect("it is woken");
+        self.api.check("a confirmation").await;
+    }
+
+    /// The payment's row is gone, as if none had been made.
+    pub(crate) async fn takes_out_the_tombstone(&self) {
+        for sql in ["DELETE FROM payment_attempt", "DELETE FROM payment"] {
+            self.payment_db.read().execute_unprepared(sql).await.expect("it is gone");
+        }
+    }
+
+    /// Drives the payment once, whatever the order is.
+    pub(crate) async fn settle_payment(&self) {
+        self.later();
+        self.shared.payment_instance().driver.tick().await.expect("payments are claimed");
+    }
+
+    /// Lets leases run out and waits pass.
+    pub(crate) fn later(&self) {
+        self.shared.clock.advance(LEASE + BACKOFF_CAP);
+    }
+
+    pub(crate) fn advance(&self, duration: Duration) {
+        self.shared.clock.advance(duration);
+    }
+
+    /// Drives until order and payment are at rest; an operator retries what needs attention. The dead are replaced.
+    pub(crate) async fn to_rest(&self, order: &mut OrderInstance, restarts: bool) {
+        for _ in 0..MAX_ROUNDS {
+            self.replace_the_dead(order, restarts).await;
+            self.drive_once(order).await;
+            if self.is_at_rest().await {
+                if self.state().await != State::NeedsAttention {
+                    return;
+                }
+                self.api.retry().await;
+            }
+            self.later();
+        }
+        panic!("the order is {:?} after {MAX_ROUNDS} rounds: {:?}", self.state().await, self.payment().await);
+    }
+
+    async fn is_at_rest(&self) -> bool {
+        let order = self.order().await;
+        let payment = self.payment().await;
+        order.next_attempt_time.is_none() && payment.is_none_or(|payment| payment.owes().is_none())
+    }
+
+    pub(crate) async fn order(&self) -> Order {
+        self.shared.orders.get(Scope::All, self.api.id()).await.expect("it is read").expect("it is there")
+    }
+
+    pub(crate) async fn state(&self) -> State {
+        self.order().await.state
+    }
+
+    pub(crate) async fn failure(&self) -> Option<PaymentFailure> {
+        self.order().await.payment_failure
+    }
+
+    pub(crate) async fn payment(&self) -> Option<Payment> {
+        self.shared.payments.find(self.api.id()).await.expect("it is read")
+    }
+
+    pub(crate) async fn report(&self) -> Report {
+        self.api.sources.check().await.expect("everything can be read")
+    }
+
+    /// How often all promises were checked.
+    pub(crate) fn checks(&self) -> usize {
+        self.api.checks.load(Ordering::Relaxed)
+    }
+
+    /// What was broken on the way.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        lock(&self.api.broken).clone()
+    }
+}
+
+fn order_driver(
+    shared: &Arc<Shared>,
+    name: &str,
+    max_drives: usize,
+    wire: Wire,
+    tasks: &TaskTracker,
+) -> order::driver::Driver {
+    let faults: Arc<dyn kernel::Faults> = if max_drives == 0 { Arc::new(NoFaults) } else { shared.plan.clone() };
+    order::driver::Driver::new(order::driver::Parts {
+        store: shared.orders.clone(),
+        payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
+        clock: shared.clock.clone(),
+        ids: Arc::new(SystemIds),
+        events: Arc::new(Teller("order", name.to_owned())),
+        watchers: Watchers::new(1),
+        faults,
+        tasks: tasks.clone(),
+        shutdown: CancellationToken::new(),
+        options: order::driver::Options {
+            instance: name.to_owned(),
+            // Nothing is driven by who never drives: its tasks give up at once.
+            lease: if max_drives == 0 { Duration::from_millis(2) } else { LEASE },
+            poll_interval: GUARD,
+            backoff: BACKOFF,
+            backoff_cap: BACKOFF_CAP,
+            max_drives,
+        },
+    })
+}

@@ -1,0 +1,192 @@
+//! Storage on a PostgreSQL server of the test's own: starts at once, deadlocks, a server that goes away, TLS.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
+use storage::{Database, Error, Migration, Options};
+use testdb::Server;
+
+const SCHEMA: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "create t",
+        statements: &["CREATE TABLE t (n BIGINT PRIMARY KEY, v BIGINT NOT NULL)"],
+    },
+    // Refused when it is run twice.
+    Migration { version: 2, name: "fill t", statements: &["INSERT INTO t (n, v) VALUES (-1, 0), (-2, 0)"] },
+];
+
+fn options(schema: &str) -> Options {
+    Options { schema: Some(schema.to_owned()), max_connections: 4, ..Options::default() }
+}
+
+async fn open(url: &str, schema: &str) -> Result<Database, Error> {
+    let db = Database::connect(url, &options(schema)).await?;
+    db.migrate(SCHEMA).await?;
+    Ok(db)
+}
+
+async fn execute(db: &Database, sql: &'static str, values: Vec<sea_orm::Value>) -> Result<u64, Error> {
+    db.transact(move |tx| {
+        let statement = Statement::from_sql_and_values(tx.conn().get_database_backend(), sql, values.clone());
+        Box::pin(async move { Ok(tx.conn().execute_raw(statement).await?.rows_affected()) })
+    })
+    .await
+}
+
+async fn put(db: &Database, n: i64) -> Result<u64, Error> {
+    execute(db, "INSERT INTO t (n, v) VALUES ($1, 0)", vec![n.into()]).await
+}
+
+#[derive(FromQueryResult)]
+struct Count {
+    count: i64,
+}
+
+async fn count(db: &Database) -> Result<i64, Error> {
+    let select =
+        Statement::from_string(db.read().get_database_backend(), "SELECT COUNT(*) AS count FROM t WHERE n >= 0");
+    Ok(Count::find_by_statement(select).one(db.read()).await?.map_or(0, |row| row.count))
+}
+
+/// Eight at once on an empty database, on a migrated one, and on one whose schema is newer than the program.
+async fn eight_at_once(url: &str, schema: &str) {
+    for state in ["empty", "migrated", "newer"] {
+        if state == "newer" {
+            let db = Database::connect(url, &options(schema)).await.expect("it is there");
+            execute(
+                &db,
+                "INSERT INTO schema_version (version, name, applied_time) VALUES (99, 'tomorrow''s', 0)",
+                vec![],
+            )
+            .await
+            .expect("a newer schema");
+            execute(&db, "ALTER TABLE t ADD COLUMN tomorrow BIGINT", vec![]).await.expect("it adds");
+        }
+        let starts = (0..8).map(|_| {
+            let (url, schema) = (url.to_owned(), schema.to_owned());
+            tokio::spawn(async move { open(&url, &schema).await })
+        });
+        for started in join_all(starts).await {
+            let db = started.expect("no panic").unwrap_or_else(|error| panic!("{state}: {error:?}"));
+            execute(&db, "UPDATE t SET v = v + 1 WHERE n = -1", vec![]).await.expect("it works");
+        }
+    }
+    let db = Database::connect(url, &options(schema)).await.expect("it is there");
+    let select = "SELECT CAST(v AS BIGINT) AS count FROM t WHERE n = -1";
+    let select = Statement::from_string(db.read().get_database_backend(), select);
+    let worked = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("a row");
+    assert_eq!(worked.count, 24, "each of the starts worked on the same, once filled table");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn eight_instances_start_at_once_twenty_times_on_postgresql() {
+    let Some(place) = testdb::postgres() else { return };
+    for _ in 0..20 {
+        eight_at_once(&place.url, &testdb::unique("start")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn eight_instances_start_at_once_twenty_times_on_sqlite() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for round in 0..20 {
+        let url = format!("sqlite://{}/start-{round}.db", folder.path().display());
+        eight_at_once(&url, "").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_deadlocks_victim_is_tried_again() {
+    let Some(place) = testdb::postgres() else { return };
+    let schema = place.schema.expect("PostgreSQL has schemas");
+    let db = open(&place.url, &schema).await.expect("a database");
+    // Both rows, in opposite orders, held for a moment: one of each pair is a deadlock's victim.
+    let both = |first: i64, second: i64| {
+        let db = db.clone();
+        tokio::spawn(async move {
+            db.transact(move |tx| {
+                Box::pin(async move {
+                    for n in [first, second] {
+                        let sql = "UPDATE t SET v = v + 1 WHERE n = $1";
+                        let backend = tx.conn().get_database_backend();
+                        let update = Statement::from_sql_and_values(backend, sql, [n.into()]);
+                        tx.conn().execute_raw(update).await?;
+                        let wait = Statement::from_string(backend, "SELECT pg_sleep(0.02)");
+                        tx.conn().execute_raw(wait).await?;
+                    }
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
+        })
+    };
+    let all = (0..8).flat_map(|_| [both(-1, -2), both(-2, -1)]);
+    for done in join_all(all).await {
+        done.expect("no panic").expect("it is tried again until it succeeds");
+    }
+    let victims =
+        testdb::shared().expect("it runs").sql("SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'");
+    assert_ne!(victims, "0", "there were deadlocks to survive");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_goes_away_is_unavailable_and_work_goes_on_when_it_is_back() {
+    let Some(server) = Server::start(&[]) else { return };
+    let options = Options { acquire_timeout: Duration::from_millis(500), ..options("away") };
+    let db = Database::connect(&server.url(), &options).await.expect("a database");
+    db.migrate(SCHEMA).await.expect("a schema");
+    let mut acknowledged = 0;
+    for round in 0..3 {
+        // As many connections as there may be: all of them are broken by the end.
+        for done in join_all((0..8).map(|n| put(&db, round * 100 + n))).await {
+            done.expect("it is there");
+            acknowledged += 1;
+        }
+        server.end();
+        let refused = put(&db, round * 100 + 50).await.expect_err("it is away");
+        assert!(refused.is_unavailable(), "{refused:?}");
+        let refused = count(&db).await.expect_err("it is away");
+        assert!(refused.is_unavailable(), "{refused:?}");
+        server.begin();
+        for done in join_all((0..8).map(|n| put(&db, round * 100 + 60 + n))).await {
+            done.expect("no call has to know that it was away");
+            acknowledged += 1;
+        }
+        assert_eq!(count(&db).await.expect("it is back"), acknowledged, "nothing is lost");
+    }
+}
+
+/// A server that takes TLS, and the file with the certificate that it shows.
+fn with_tls() -> Option<(Server, String)> {
+    let mut server = Server::start(&[])?;
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let certificate = server.write_private("server.crt", &made.cert.pem());
+    let key = server.write_private("server.key", &made.signing_key.serialize_pem());
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    let trusted = certificate.display().to_string();
+    server.end();
+    let key = key.display().to_string();
+    let settings =
+        [("listen_addresses", "localhost"), ("ssl", "on"), ("ssl_cert_file", &trusted), ("ssl_key_file", &key)];
+    server.set(port, &settings);
+    server.begin();
+    Some((server, trusted))
+}
+
+#[tokio::test]
+async fn the_connection_is_encrypted_and_the_server_checked_when_the_url_says_so() {
+    let Some((server, trusted)) = with_tls() else { return };
+    let url = format!("postgres://postgres@localhost:{}/postgres?sslmode=verify-full&sslrootcert=", server.port());
+    let db = open(&format!("{url}{trusted}"), "tls").await.expect("it is who it should be");
+    let sql = "SELECT CAST(COUNT(*) AS BIGINT) AS count FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl";
+    let select = Statement::from_string(db.read().get_database_backend(), sql);
+    let encrypted = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("a row");
+    assert_eq!(encrypted.count, 1);
+    let stranger = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let other = server.write_private("other.crt", &stranger.cert.pem());
+    let began = Instant::now();
+    let refused = open(&format!("{url}{}", other.display()), "tls").await.expect_err("somebody else's certificate");
+    assert!(matches!(refused, Error::Connect(_)), "{refused:?} after {:?}", began.elapsed());
+}

@@ -1,0 +1,228 @@
+//! A PostgreSQL server in a temporary folder.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Longer than a start ever takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the server until its stdin ends, as it does when the test's process does: no server outlives it. With the word
+/// `keep` the folder stays, for another start.
+const KEEPER: &str = r#"folder=$1; shift
+"$@" >>"$folder/log" 2>&1 & server=$!
+read -r word
+kill -INT $server; wait $server
+[ "$word" = keep ] || rm -rf "$folder""#;
+
+/// A server. It ends with the process, and when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    programs: PathBuf,
+    folder: PathBuf,
+    settings: Vec<(String, String)>,
+    /// Also the end of its socket's name.
+    port: u16,
+    /// It refuses to be run by root.
+    account: Option<(u32, u32)>,
+    keeper: Mutex<Option<Child>>,
+}
+
+impl Server {
+    /// Starts one, with settings of its own; `None`, said once, where PostgreSQL's programs are not there.
+    ///
+    /// # Panics
+    /// The programs are there and no server comes of them; or they are not there, and `CI` is set.
+    pub fn start(settings: &[(&str, &str)]) -> Option<Self> {
+        let Some(programs) = programs() else {
+            let told = "PostgreSQL's server programs (initdb, postgres) are not on this machine";
+            assert!(std::env::var_os("CI").is_none(), "{told}, and CI skips nothing");
+            eprintln!("SKIPPED: {told}: apt-get install postgresql");
+            return None;
+        };
+        let account = account();
+        // Short, because a socket's path may have 107 bytes; kept, because its keeper deletes it.
+        let folder = tempfile::Builder::new().prefix("pg-").tempdir().expect("a folder").keep();
+        if let Some((user, group)) = account {
+            chown(&folder, Some(user), Some(group)).expect("the folder is given away");
+        }
+        let server = Self {
+            programs,
+            folder,
+            settings: settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            port: 5432,
+            account,
+            keeper: Mutex::new(None),
+        };
+        let made = server
+            .command(&server.programs.join("initdb"))
+            .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C", "-U", "postgres", "-D"])
+            .arg(server.folder.join("data"))
+            .output()
+            .expect("initdb runs");
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        server.begin();
+        Some(server)
+    }
+
+    /// The URL of the database `postgres`, by its socket.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@localhost:{}/postgres?host={}", self.port, self.folder.display())
+    }
+
+    /// Its port: of its socket, and of TCP when `listen_addresses` is set.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where its files are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Gives a file to the server's account, for its eyes only: a key.
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn write_private(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.join(name);
+        fs::write(&path, content).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("hidden");
+        if let Some((user, group)) = self.account {
+            chown(&path, Some(user), Some(group)).expect("given away");
+        }
+        path
+    }
+
+    /// Changes settings, and the port; they count from the next start.
+    pub fn set(&mut self, port: u16, settings: &[(&str, &str)]) {
+        self.port = port;
+        self.settings.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    }
+
+    /// Ends it, and all connections with it; [`Server::begin`] starts it again with all that was committed.
+    ///
+    /// # Panics
+    /// It does not end.
+    pub fn end(&self) {
+        let Some(mut keeper) = self.keeper().take() else { return };
+        let mut stdin = keeper.stdin.take().expect("piped");
+        stdin.write_all(b"keep\n").expect("told");
+        drop(stdin);
+        keeper.wait().expect("it ends");
+    }
+
+    /// Starts it, when it does not run; returns when it answers.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn begin(&self) {
+        let mut keeper = self.keeper();
+        if keeper.is_some() {
+            return;
+        }
+        let folder = self.folder.display().to_string();
+        let mut command = self.command(Path::new("sh"));
+        command.args(["-c", KEEPER, "sh", &folder]).arg(self.programs.join("postgres"));
+        command.arg("-D").arg(self.folder.join("data"));
+        let port = self.port.to_string();
+        let own = [
+            ("unix_socket_directories", folder.as_str()),
+            ("listen_addresses", ""),
+            ("port", port.as_str()),
+            ("max_connections", "200"),
+            // Nothing of it outlives the test.
+            ("fsync", "off"),
+            ("synchronous_commit", "off"),
+            ("full_page_writes", "off"),
+        ];
+        let given = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in own.into_iter().chain(given) {
+            command.args(["-c", &format!("{name}={value}")]);
+        }
+        *keeper = Some(command.stdin(Stdio::piped()).spawn().expect("sh runs"));
+        drop(keeper);
+        let end = Instant::now() + PATIENCE;
+        while self.try_sql("SELECT 1").is_err() {
+            assert!(Instant::now() < end, "no server: {}", self.log());
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs a statement in the database `postgres`.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub fn sql(&self, statement: &str) -> String {
+        self.try_sql(statement).unwrap_or_else(|error| panic!("{statement}: {error}"))
+    }
+
+    fn try_sql(&self, statement: &str) -> Result<String, String> {
+        let mut command = self.command(&self.programs.join("psql"));
+        let output = command
+            .args(["-U", "postgres", "-d", "postgres", "-p", &self.port.to_string(), "-Atqc", statement, "-h"])
+            .arg(&self.folder)
+            .output()
+            .expect("psql runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.folder).env("LC_ALL", "C").stdin(Stdio::null());
+        if let Some((user, group)) = self.account {
+            command.uid(user).gid(group);
+        }
+        command
+    }
+
+    fn keeper(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper().take() {
+            drop(keeper.stdin.take());
+            // Whatever comes of it: the test has its result.
+            let _ = keeper.wait();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The folder of initdb and postgres, of the newest version: Debian keeps them out of PATH.
+fn programs() -> Option<PathBuf> {
+    let has_both = |folder: &PathBuf| folder.join("initdb").exists() && folder.join("postgres").exists();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut versions: Vec<PathBuf> = debian.map(|version| version.join("bin")).filter(has_both).collect();
+    let version = |folder: &PathBuf| -> u32 {
+        folder.parent().and_then(|folder| folder.file_name()?.to_str()?.parse().ok()).unwrap_or(0)
+    };
+    versions.sort_by_key(version);
+    std::env::split_paths(&path).find(has_both).or_else(|| versions.pop())
+}
+
+/// Who runs it when we are root: the account `postgres`, else `nobody`.
+fn account() -> Option<(u32, u32)> {
+    let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = |name: &str| {
+        let line = accounts.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut ids = line.split(':').skip(2).map(str::parse);
+        Some((ids.next()?.ok()?, ids.next()?.ok()?))
+    };
+    is_root.then(|| named("postgres").or_else(|| named("nobody"))).flatten()
+}
