@@ -66,6 +66,11 @@ pub enum Unchecked {
     Ledger(NoAnswer),
 }
 
+/// A page that is not full is the last.
+fn is_last(count: usize) -> bool {
+    u64::try_from(count).is_ok_and(|count| count < PAGE)
+}
+
 impl Sources {
     /// Checks promises 1 to 4.
     ///
@@ -93,6 +98,9 @@ impl Sources {
                 if !case.violations(now, self).is_empty() {
                     suspects.insert(case.order.id);
                 }
+            }
+            if is_last(ids.len()) {
+                break;
             }
         }
         suspects.extend(self.without_an_order(&ledger, &known).await?);
@@ -175,6 +183,9 @@ impl Sources {
             let Some(last) = page.last() else { break };
             after = Some(last.order_id);
             unknown.extend(page.iter().map(|payment| payment.order_id).filter(|id| !known.contains(id)));
+            if is_last(page.len()) {
+                break;
+            }
         }
         if let Some(events) = &self.events {
             let mut after = Uuid::nil();

@@ -14,10 +14,13 @@ use tokio::sync::Notify;
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
-use crate::transact::Writer;
+use crate::transact::{Writer, pause};
 
 /// A statement that takes longer is logged.
 const SLOW_STATEMENT: Duration = Duration::from_millis(500);
+
+/// How often a file is opened that somebody else has locked.
+const MOST_OPENS: u32 = 50;
 
 /// The kind of database.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,8 +103,8 @@ impl Database {
         }
         // In memory the connection is the database: there is exactly one, and it is never closed.
         let readers = if in_memory { 1 } else { options.max_connections };
-        let pool = open(sqlite_options(url, options, readers)).await?;
-        let write_pool = if in_memory { pool.clone() } else { open(writer_options(url, options)).await? };
+        let pool = open_file(|| sqlite_options(url, options, readers)).await?;
+        let write_pool = if in_memory { pool.clone() } else { open_file(|| writer_options(url, options)).await? };
         let metrics = Metrics::new(Backend::Sqlite);
         let writer = Writer::start(write_pool, metrics.clone());
         Ok(Self::new(Backend::Sqlite, pool, None, Some(writer), metrics))
@@ -154,6 +157,18 @@ impl Database {
 
 fn counts<D: sea_orm::sqlx::Database>(pool: &sea_orm::sqlx::Pool<D>) -> (u64, u64) {
     (pool.size().into(), u64::try_from(pool.num_idle()).unwrap_or(u64::MAX))
+}
+
+/// Two that open a new file at once may be in each other's way while it becomes a WAL database: SQLite does not wait then.
+async fn open_file(options: impl Fn() -> ConnectOptions) -> Result<DatabaseConnection, Error> {
+    let mut attempt = 1;
+    loop {
+        match open(options()).await {
+            Err(error) if error.is_busy() && attempt < MOST_OPENS => pause(attempt).await,
+            done => return done,
+        }
+        attempt += 1;
+    }
 }
 
 async fn open(options: ConnectOptions) -> Result<DatabaseConnection, Error> {

@@ -56,9 +56,13 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         self.database().and_then(code).is_some_and(|code| match code.as_str() {
             "40001" | "40P01" => true,
-            // SQLite's extended codes carry the primary code in the low byte: 5 is BUSY, 6 is LOCKED.
-            sqlite => sqlite.parse::<u32>().is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 5 | 6)),
+            sqlite => is_busy_or_locked(sqlite),
         })
+    }
+
+    /// SQLite was locked by somebody else as the file was opened.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::Connect(error) if code(error).is_some_and(|code| is_busy_or_locked(&code)))
     }
 
     /// The database is away: no connection, or it broke. Others may be served later.
@@ -100,6 +104,11 @@ impl Error {
     pub fn is_unique_violation(&self) -> bool {
         matches!(self, Self::Statement(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))))
     }
+}
+
+/// SQLite's extended codes carry the primary code in the low byte: 5 is BUSY, 6 is LOCKED.
+fn is_busy_or_locked(code: &str) -> bool {
+    code.parse::<u32>().is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 5 | 6))
 }
 
 fn sqlx(error: &DbErr) -> Option<&sea_orm::sqlx::Error> {

@@ -336,7 +336,7 @@ fn copy(error: &Arc<Error>) -> Error {
     }
 }
 
-async fn pause(attempt: u32) {
+pub(crate) async fn pause(attempt: u32) {
     let wait = full_jitter(attempt, Duration::from_millis(5), Duration::from_millis(250), rand::random());
     tokio::time::sleep(wait).await;
 }

@@ -101,7 +101,10 @@ async fn eight_instances_start_at_once_twenty_times_on_sqlite() {
 async fn a_deadlocks_victim_is_tried_again() {
     let Some(place) = testdb::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
-    let db = open(&place.url, &schema).await.expect("a database");
+    // Each has a connection of its own, however long a deadlock takes to be found.
+    let all = Options { max_connections: 16, acquire_timeout: Duration::from_secs(60), ..options(&schema) };
+    let db = Database::connect(&place.url, &all).await.expect("a database");
+    db.migrate(SCHEMA).await.expect("a schema");
     // Both rows, in opposite orders, held for a moment: one of each pair is a deadlock's victim.
     let both = |first: i64, second: i64| {
         let db = db.clone();

@@ -202,17 +202,18 @@ impl Drop for Server {
     }
 }
 
-/// The folder of initdb and postgres, of the newest version: Debian keeps them out of PATH.
+/// The folder of initdb, postgres and psql, of the newest version: Debian keeps it out of PATH.
 fn programs() -> Option<PathBuf> {
-    let has_both = |folder: &PathBuf| folder.join("initdb").exists() && folder.join("postgres").exists();
+    let needed = ["initdb", "postgres", "psql"];
+    let has_all = |folder: &PathBuf| needed.iter().all(|program| folder.join(program).exists());
     let path = std::env::var_os("PATH").unwrap_or_default();
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut versions: Vec<PathBuf> = debian.map(|version| version.join("bin")).filter(has_both).collect();
+    let mut versions: Vec<PathBuf> = debian.map(|version| version.join("bin")).filter(has_all).collect();
     let version = |folder: &PathBuf| -> u32 {
         folder.parent().and_then(|folder| folder.file_name()?.to_str()?.parse().ok()).unwrap_or(0)
     };
     versions.sort_by_key(version);
-    std::env::split_paths(&path).find(has_both).or_else(|| versions.pop())
+    std::env::split_paths(&path).find(has_all).or_else(|| versions.pop())
 }
 
 /// Who runs it when we are root: the account `postgres`, else `nobody`.

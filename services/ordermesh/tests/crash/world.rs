@@ -296,7 +296,8 @@ async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Databas
         }
         On::Postgres => testdb::postgres().expect("it was asked for before"),
     };
-    let options = storage::Options { schema: place.schema, max_connections: 3, ..storage::Options::default() };
+    let options =
+        storage::Options { schema: place.schema, max_connections: 3, acquire_timeout: GUARD, statement_timeout: GUARD };
     Database::connect(&place.url, &options).await.expect("a database")
 }
 
