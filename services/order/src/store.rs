@@ -197,7 +197,10 @@ impl Store {
     }
 
     /// How many orders there are in each state that is not final, and since when the oldest of them is unfinished.
-    pub(crate) async fn unfinished(&self) -> Result<(Vec<(String, i64)>, Option<Timestamp>), Error> {
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn unfinished(&self) -> Result<(Vec<(String, i64)>, Option<Timestamp>), Error> {
         #[derive(FromQueryResult)]
         struct Row {
             state: String,

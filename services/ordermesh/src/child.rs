@@ -3,11 +3,14 @@
 //! A child reads its stdin, a pipe that only its supervisor holds: at its end (because the supervisor closed it, or
 //! was killed) the child drains. So no child outlives its supervisor, and no signal is needed to end one.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +22,9 @@ pub(crate) const SUPERVISED: &str = "ORDERMESH_SUPERVISED";
 
 /// How long a drain may take: longer than the services' own limits.
 const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+
+/// Between a death and a start that is at once.
+const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// How to start a child.
 #[derive(Clone, Debug)]
@@ -33,6 +39,38 @@ pub(crate) struct Spec {
     pub(crate) env: Vec<(String, OsString)>,
     /// Neither it nor we print anything about it.
     pub(crate) quiet: bool,
+    /// However often it dies.
+    pub(crate) restarts_at_once: bool,
+    /// Where its process is told of.
+    pub(crate) pids: Pids,
+}
+
+/// The processes that run now, by instance. Clones are the same list.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pids(Arc<Mutex<BTreeMap<String, u32>>>);
+
+impl Pids {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of the instances of a service.
+    pub(crate) fn of(&self, service: &str) -> Vec<u32> {
+        let is_of_it = |name: &str| name.rsplit_once('-').is_some_and(|(of, _)| of == service);
+        self.lock().iter().filter(|(name, _)| is_of_it(name)).map(|(_, pid)| *pid).collect()
+    }
+
+    /// kill -9 of all of them.
+    pub(crate) fn kill_all(&self) {
+        self.lock().values().for_each(|pid| signal(*pid, Signal::KILL));
+    }
+}
+
+/// Sends a signal to one of our children; one that has just ended by itself has nothing to be told.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
 }
 
 impl Spec {
@@ -93,14 +131,24 @@ pub(crate) async fn keep(spec: Spec, stop: CancellationToken) {
             Ok(mut child) => {
                 // Taken out: `wait` would close it first, and the child would end.
                 let stdin = child.stdin.take();
-                tokio::select! {
-                    status = child.wait() => how_it_ended(status),
-                    () = stop.cancelled() => return drain(&spec, child, stdin).await,
+                if let Some(pid) = child.id() {
+                    spec.pids.lock().insert(spec.name.clone(), pid);
                 }
+                let ended = tokio::select! {
+                    // What has been waited for has no process any more: its number may soon be somebody else's.
+                    status = child.wait() => how_it_ended(status),
+                    () = stop.cancelled() => {
+                        drain(&spec, child, stdin).await;
+                        spec.pids.lock().remove(&spec.name);
+                        return;
+                    }
+                };
+                spec.pids.lock().remove(&spec.name);
+                ended
             }
             Err(error) => error.report(),
         };
-        let wait = restarts.after(born.elapsed());
+        let wait = if spec.restarts_at_once { AT_ONCE } else { restarts.after(born.elapsed()) };
         spec.say(&format!("{ended}; it is started again in {} ms", wait.as_millis()));
         stop.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
@@ -138,7 +186,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_ends_when_its_stdin_does() {
-        let spec = Spec { name: "cat".into(), program: "cat".into(), args: vec![], env: vec![], quiet: true };
+        let spec = Spec {
+            name: "cat".into(),
+            program: "cat".into(),
+            args: vec![],
+            env: vec![],
+            quiet: true,
+            restarts_at_once: false,
+            pids: Pids::default(),
+        };
         let mut child = spec.spawn().expect("cat is everywhere");
         let stdin = child.stdin.take();
         assert!(child.try_wait().expect("watched").is_none(), "it waits for its stdin");

@@ -13,6 +13,7 @@
 
 mod banner;
 mod catalog;
+mod chaos;
 mod child;
 mod data_dir;
 mod demo;
@@ -77,6 +78,8 @@ enum Command {
     Load(load::Options),
     /// Check the promises on a running system: as queries over its stores and the gateway's ledger
     Verify(verify::Options),
+    /// Break a system of its own in every way, heal it, and check the promises
+    Chaos(chaos::Options),
     /// Accounts that run the platform
     Operator(operator::Options),
 }
@@ -107,6 +110,7 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
         Some(Command::Explain(options)) => explain::run(options).await,
         Some(Command::Load(options)) => load::run(options).await,
         Some(Command::Verify(options)) => verify::run(options).await,
+        Some(Command::Chaos(options)) => chaos::run(options).await,
         Some(Command::Operator(options)) => operator::run(options).await,
     }
 }

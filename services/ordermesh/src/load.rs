@@ -1,195 +1,205 @@
-//! `ordermesh load`: customers in a closed loop against a running system, through the public API. Each creates an order,
-//! watches it to its end, and begins again. It says how fast orders were acknowledged and finished.
+//! `ordermesh load`: customers against a running system, through the public API. It says how fast orders were acknowledged and
+//! finished, how they ended, what was refused and why; then it checks the promises.
+//!
+//! # Layout
+//! - here: how much, and for how long; the report
+//! - `mix`: what customers do, by weight; `customer`: one order as its customer sees it; `seen`: what they saw
+//! - `pace`: closed and open loop; `progress`: live rates
 
-use std::collections::BTreeMap;
+mod customer;
+mod mix;
+mod pace;
+mod progress;
+mod seen;
+
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use chassis::settings::duration;
 use clap::Args;
-use contracts::common::v1::Address;
-use contracts::order::v1 as order_v1;
-use contracts::order::v1::order_service_client::OrderServiceClient;
-use contracts::user::v1 as user_v1;
-use contracts::user::v1::user_service_client::UserServiceClient;
-use hdrhistogram::Histogram;
-use kernel::{IdSource, SystemIds};
-use rand::Rng;
-use tokio::task::JoinSet;
-use tonic::Status;
+use kernel::OrderId;
+use tokio_util::sync::CancellationToken;
 
-use crate::catalog;
-use crate::data_dir::Login;
 use crate::error::Error;
-use crate::system::{Place, System, request};
+use crate::load::customer::{Account, Shop};
+pub(crate) use crate::load::mix::Mix;
+use crate::load::pace::{Amount, Pace};
+pub(crate) use crate::load::seen::Seen;
+use crate::promises::Report;
+use crate::system::{Place, System};
+use crate::verify;
 
 /// How much load.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
     place: Place,
-    /// Customers at a time, each with one order at a time
-    #[arg(long, default_value_t = 32, value_name = "COUNT")]
+    #[command(flatten)]
+    stores: verify::Stores,
+    /// Closed loop: customers at a time, each with one order at a time
+    #[arg(long, default_value_t = 32, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     customers: u32,
+    /// Open loop: orders a second, whatever becomes of those before; latencies count from when each was to begin
+    #[arg(long, value_name = "PER_SECOND", conflicts_with = "customers", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: Option<u32>,
+    /// How long new orders are placed [default: until --orders]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    duration: Option<Duration>,
+    /// Orders in all [default: 5000, or no limit with --duration]
+    #[arg(long, value_name = "COUNT")]
+    orders: Option<u64>,
+    /// What customers do, by weight: happy, declined, cancel, silent, lost, flaky, slow, refund
+    #[arg(long, default_value = "happy=100", value_name = "NAME=WEIGHT,…")]
+    mix: Mix,
+    /// Log-ins a second besides, each one bcrypt hash
+    #[arg(long, default_value_t = 0, value_name = "PER_SECOND")]
+    logins: u32,
     /// Accounts that the customers share: each costs two bcrypt hashes at the start
-    #[arg(long, default_value_t = 2, value_name = "COUNT")]
+    #[arg(long, default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     accounts: u32,
-    /// Orders in all
-    #[arg(long, default_value_t = 5_000, value_name = "COUNT")]
-    orders: u64,
+    /// Customers fight for a SKU of which there are few, instead of buying what there is plenty of
+    #[arg(long)]
+    scarce: bool,
+    /// Seed of everything that is drawn by lot [default: drawn and printed]
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+    /// Write the figures to a file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Leave the promises unchecked at the end
+    #[arg(long)]
+    no_verify: bool,
 }
 
-/// What one customer saw.
-struct Seen {
-    /// CreateOrder, in microseconds.
-    acknowledged: Histogram<u64>,
-    /// From CreateOrder to the final state, in microseconds.
-    finished: Histogram<u64>,
-    /// Final states, and errors by code and message.
-    ends: BTreeMap<String, u64>,
-}
-
-impl Seen {
-    fn new() -> Self {
-        let histogram = || Histogram::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed"));
-        Self { acknowledged: histogram(), finished: histogram(), ends: BTreeMap::new() }
-    }
-
-    fn add(&mut self, other: &Self) {
-        // Histograms that resize themselves take any value.
-        let _ = self.acknowledged.add(&other.acknowledged);
-        let _ = self.finished.add(&other.finished);
-        for (end, count) in &other.ends {
-            *self.ends.entry(end.clone()).or_default() += count;
-        }
-    }
-}
-
-/// Runs the load and prints what it saw.
+/// Runs the load, prints what was seen, and checks the promises.
 ///
 /// # Errors
-/// No system, or no account to be had on it; orders that did not end in FULFILLMENT_STARTED.
+/// No system, no account to be had on it; an order that did not end as its customer expects; a broken promise.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
+    let seed = options.seed.unwrap_or_else(rand::random);
     let system = System::find(&options.place).await?;
-    let mut tokens = Vec::new();
-    for _ in 0..options.accounts.max(1) {
-        tokens.push(account(&system).await?);
-    }
-    println!("{} customers, {} orders", options.customers, options.orders);
-    let left = Arc::new(AtomicU64::new(options.orders));
-    let mut customers = JoinSet::new();
+    let pace = match options.rate {
+        Some(rate) => Pace::Open { rate },
+        None => Pace::Closed { customers: options.customers },
+    };
+    println!("{pace}, mix {}, seed {seed}", options.mix);
+    let load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;
+    let orders = options.orders.or_else(|| options.duration.is_none().then_some(5_000));
+    let amount = Amount { orders, duration: options.duration };
+    let stop = CancellationToken::new();
     let start = Instant::now();
-    for (_, token) in (0..options.customers).zip(tokens.iter().cycle()) {
-        let (system, token, left) = (system.clone(), token.clone(), left.clone());
-        customers.spawn(async move { customer(&system, &token, &left).await });
+    let watching = tokio::spawn(progress::watch(load.seen.clone(), amount, stop.clone()));
+    let logins = tokio::spawn(load.clone().log_in(options.logins, stop.clone()));
+    load.place_orders(pace, amount, stop.clone()).await;
+    let took = start.elapsed();
+    stop.cancel();
+    // Both end with the token.
+    let _ = tokio::join!(watching, logins);
+    let report = if options.no_verify { None } else { Some(verified(&options, &load).await?) };
+    let summary = load.seen.summary(took);
+    println!("{summary}");
+    if let Some(report) = &report {
+        print!("{report}");
     }
-    let mut seen = Seen::new();
-    while let Some(one) = customers.join_next().await {
-        if let Ok(one) = one {
-            seen.add(&one);
+    if let Some(path) = &options.json {
+        let text = summary.json(seed, &options.mix, report.as_ref());
+        std::fs::write(path, text).map_err(|source| Error::File { path: path.clone(), deed: "written", source })?;
+    }
+    load.verdict()?;
+    report.as_ref().map_or(Ok(()), verify::verdict)
+}
+
+/// The promises, once what is on its way has arrived.
+async fn verified(options: &Options, load: &Load) -> Result<Report, Error> {
+    let options = verify::Options::of(options.place.clone(), options.stores.clone());
+    let mut report = verify::sources(&options).await?.settled(Duration::from_secs(30)).await?;
+    verify::acknowledged(&options, &load.seen.acknowledged(), &mut report).await?;
+    Ok(report)
+}
+
+/// Customers, and what they saw. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Load {
+    shop: Shop,
+    accounts: Arc<Vec<Account>>,
+    mix: Mix,
+    seed: u64,
+    pub(crate) seen: Seen,
+}
+
+impl Load {
+    /// Registers customers.
+    ///
+    /// # Errors
+    /// No account to be had.
+    pub(crate) async fn prepare(
+        system: System,
+        mix: Mix,
+        seed: u64,
+        accounts: u32,
+        scarce: bool,
+    ) -> Result<Self, Error> {
+        let seen = Seen::default();
+        let shop = Shop::new(system, seen.clone(), scarce);
+        let mut registered = Vec::new();
+        for _ in 0..accounts {
+            registered.push(Account::register(&shop.system).await?);
+        }
+        if scarce {
+            shop.stock_few().await?;
+        }
+        Ok(Self { shop, accounts: Arc::new(registered), mix, seed, seen })
+    }
+
+    /// The same, with customers that ask again for as long as it takes, and do not wait for the end of their orders for longer
+    /// than this.
+    pub(crate) fn patient(mut self, most_wait: Duration) -> Self {
+        self.shop.most_tries = u32::MAX;
+        self.shop.most_wait = Some(most_wait);
+        self
+    }
+
+    /// Places orders until there are enough, or `stop`.
+    pub(crate) async fn place_orders(&self, pace: Pace, amount: Amount, stop: CancellationToken) {
+        pace::place(self, pace, amount, stop).await;
+    }
+
+    /// Logs in so often, besides.
+    async fn log_in(self, rate: u32, stop: CancellationToken) {
+        if rate == 0 {
+            return;
+        }
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let load = self.clone();
+            tokio::spawn(async move {
+                let Some(account) = load.accounts.first() else { return };
+                let began = Instant::now();
+                match load.shop.system.login(&account.login).await {
+                    Ok(_) => load.seen.logged_in(began.elapsed()),
+                    Err(error) => load.seen.refused(format!("Login: {error}")),
+                }
+            });
         }
     }
-    report(&seen, start.elapsed());
-    let fulfilled = seen.ends.get("FULFILLMENT_STARTED").copied().unwrap_or(0);
-    if fulfilled == options.orders {
-        Ok(())
-    } else {
-        Err(Error::Usage(format!("{} orders were not fulfilled", options.orders - fulfilled)))
+
+    /// # Errors
+    /// Orders ended otherwise than their customers expect.
+    fn verdict(&self) -> Result<(), Error> {
+        match self.seen.surprises() {
+            0 => Ok(()),
+            count => Err(Error::Usage(format!("{count} orders did not end as their customers expect: see above"))),
+        }
+    }
+
+    /// The orders that were acknowledged.
+    pub(crate) fn acknowledged(&self) -> Vec<OrderId> {
+        self.seen.acknowledged()
     }
 }
 
-async fn account(system: &System) -> Result<String, Error> {
-    let id = SystemIds.uuid();
-    let login = Login { email: format!("load-{id}@example.com"), password: id.to_string() };
-    let message = user_v1::RegisterRequest {
-        request_id: SystemIds.uuid().to_string(),
-        email: login.email.clone(),
-        password: login.password.clone(),
-        display_name: "Load".into(),
-    };
-    UserServiceClient::new(system.user.clone())
-        .register(mesh::untraced(message))
-        .await
-        .map_err(Error::refused("the registration"))?;
-    system.login(&login).await
-}
-
-async fn customer(system: &System, token: &str, left: &AtomicU64) -> Seen {
-    let mut seen = Seen::new();
-    while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-        let end = match one_order(system, token, &mut seen).await {
-            Ok(end) => end,
-            Err(status) => format!("{:?}: {}", status.code(), status.message()),
-        };
-        *seen.ends.entry(end).or_default() += 1;
-    }
-    seen
-}
-
-async fn one_order(system: &System, token: &str, seen: &mut Seen) -> Result<String, Status> {
-    let mut client = OrderServiceClient::new(system.order.clone());
-    let start = Instant::now();
-    let created = client.create_order(request(new_order(), token, None)).await?.into_inner();
-    let _ = seen.acknowledged.record(micros(start));
-    let order_id = created.order.unwrap_or_default().order_id;
-    let watch = order_v1::WatchOrderRequest { order_id, after_version: 1 };
-    let mut steps = client.watch_order(request(watch, token, None)).await?.into_inner();
-    let mut state = order_v1::OrderState::Created;
-    while let Some(step) = steps.message().await? {
-        state = step.entry.unwrap_or_default().state();
-    }
-    let _ = seen.finished.record(micros(start));
-    Ok(state.as_str_name().trim_start_matches("ORDER_STATE_").to_owned())
-}
-
-fn micros(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-fn new_order() -> order_v1::CreateOrderRequest {
-    let stock: Vec<String> = catalog::stock()
-        .into_iter()
-        .map(|stock| stock.sku)
-        .filter(|sku| sku != catalog::SCARCE && sku != catalog::FOREIGN)
-        .collect();
-    let mut random = rand::rng();
-    let first = random.random_range(0..stock.len());
-    let count = random.random_range(1..=3);
-    let items = stock.iter().cycle().skip(first).take(count);
-    order_v1::CreateOrderRequest {
-        request_id: SystemIds.uuid().to_string(),
-        items: items.map(|sku| order_v1::OrderItem { sku: sku.clone(), quantity: 1 }).collect(),
-        payment_method: "pm_card_visa".into(),
-        shipping_address: Some(Address {
-            recipient: "Load".into(),
-            lines: vec!["Main Street 1".into()],
-            city: "Berlin".into(),
-            postal_code: "10115".into(),
-            country_code: "DE".into(),
-        }),
-        contact_email: "load@example.com".into(),
-        expected_total: None,
-    }
-}
-
-fn report(seen: &Seen, took: Duration) {
-    let seconds = took.as_secs_f64();
-    let rate = |histogram: &Histogram<u64>| f64::from(u32::try_from(histogram.len()).unwrap_or(u32::MAX)) / seconds;
-    let ms = |histogram: &Histogram<u64>, quantile: f64| {
-        Duration::from_micros(histogram.value_at_quantile(quantile)).as_secs_f64() * 1_000.0
-    };
-    println!("took {seconds:.1} s");
-    for (what, histogram) in [("acknowledged", &seen.acknowledged), ("finished", &seen.finished)] {
-        println!(
-            "{what:<13} {:>7.0}/s   p50 {:>7.1} ms   p90 {:>7.1} ms   p99 {:>7.1} ms   max {:>7.1} ms",
-            rate(histogram),
-            ms(histogram, 0.5),
-            ms(histogram, 0.9),
-            ms(histogram, 0.99),
-            ms(histogram, 1.0),
-        );
-    }
-    for (end, count) in &seen.ends {
-        println!("{count:>8} {end}");
-    }
+/// Customers in a closed loop, until `stop`.
+pub(crate) async fn closed_loop(load: &Load, customers: u32, stop: CancellationToken) {
+    load.place_orders(Pace::Closed { customers }, Amount { orders: None, duration: None }, stop).await;
 }

@@ -33,6 +33,8 @@ pub use report::{Promise, Report, Violation};
 const PAGE: u64 = 500;
 /// How often something that changes while it is read is read again.
 const LOOKS: usize = 20;
+/// Between two checks while something is on its way.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Where a system's truth is.
 #[derive(Clone)]
@@ -107,6 +109,36 @@ impl Sources {
         self.look_again(suspects.into_iter().collect(), &mut report).await?;
         self.check_logins(&mut report).await?;
         Ok(report)
+    }
+
+    /// Checks again and again until nothing is on its way any more, at most so long; the last report.
+    ///
+    /// # Errors
+    /// As [`Sources::check`].
+    pub async fn settled(&self, most: Duration) -> Result<Report, Unchecked> {
+        let end = tokio::time::Instant::now() + most;
+        loop {
+            let report = self.check().await?;
+            if report.unfinished == 0 && report.is_clean() || tokio::time::Instant::now() >= end {
+                return Ok(report);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Promise 1, for orders that customers were told of: each of them is there.
+    ///
+    /// # Errors
+    /// The Order Service's store cannot be read.
+    pub async fn check_acknowledged(&self, ids: &[OrderId], report: &mut Report) -> Result<(), Unchecked> {
+        report.looked_at(Promise::NeverLost, "acknowledged", ids.len());
+        for page in ids.chunks(usize::try_from(PAGE).unwrap_or(1)) {
+            let there = self.orders.audit_versions(page).await?;
+            for id in page.iter().filter(|id| !there.contains_key(id)) {
+                report.violated(Promise::NeverLost, id.to_string(), "it was acknowledged and is not there".to_owned());
+            }
+        }
+        Ok(())
     }
 
     /// Promise 3: one statement, one snapshot.
@@ -201,7 +233,7 @@ impl Sources {
 
     /// What looked wrong is read again, until it is read between two equal versions.
     async fn look_again(&self, suspects: Vec<OrderId>, report: &mut Report) -> Result<(), Unchecked> {
-        for batch in suspects.chunks(PAGE as usize) {
+        for batch in suspects.chunks(usize::try_from(PAGE).unwrap_or(1)) {
             let mut left = batch.to_vec();
             for _ in 0..LOOKS {
                 left = self.look(&left, report).await?;

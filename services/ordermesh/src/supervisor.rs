@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::child::{self, Spec};
+use crate::child::{self, Pids, Spec};
 use crate::data_dir::DataDir;
 use crate::error::Error;
 use crate::passed::Passed;
@@ -33,12 +33,15 @@ pub(crate) struct Plan {
     pub(crate) passed: Passed,
     /// Prints nothing.
     pub(crate) quiet: bool,
+    /// Who dies is started again at once, however often.
+    pub(crate) restarts_at_once: bool,
 }
 
 /// A running system. Its processes end with it.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     pub(crate) data_dir: DataDir,
+    pids: Pids,
     admins: Vec<SocketAddr>,
     /// Those who still need the others while they drain.
     front: Group,
@@ -71,6 +74,7 @@ impl Supervisor {
         let program = std::env::current_exe().map_err(|source| Error::Spawn("this program".into(), source))?;
         let supervisor = Self {
             admins: each(plan).map(|(service, instance)| service.admin_address(plan.port_base, instance)).collect(),
+            pids: Pids::default(),
             front: Group::default(),
             back: Group::default(),
             data_dir,
@@ -86,6 +90,8 @@ impl Supervisor {
                 args: args(plan, &supervisor.data_dir, service),
                 env: env(plan, &supervisor.data_dir, service, instance),
                 quiet: plan.quiet,
+                restarts_at_once: plan.restarts_at_once,
+                pids: supervisor.pids.clone(),
             };
             group.children.spawn(child::keep(spec, group.stop.clone()));
         }
@@ -100,6 +106,19 @@ impl Supervisor {
     /// How many processes there are.
     pub(crate) fn processes(&self) -> usize {
         self.admins.len()
+    }
+
+    /// The processes of a service's instances that run now.
+    pub(crate) fn pids_of(&self, service: Service) -> Vec<u32> {
+        self.pids.of(service.name())
+    }
+
+    /// kill -9 of all of them; none is started again.
+    pub(crate) async fn kill(self) {
+        self.front.stop.cancel();
+        self.back.stop.cancel();
+        self.pids.kill_all();
+        self.stop().await;
     }
 
     /// Lets all of them drain: those first who need the others.
@@ -216,7 +235,16 @@ mod tests {
 
     fn plan(port_base: u16, data_dir: PathBuf) -> Plan {
         let (_, passed) = crate::passed::split(["--order.lease".into(), "1s".into()]);
-        Plan { port_base, instances: 2, data_dir, database_url: None, log: "warn".into(), passed, quiet: true }
+        Plan {
+            port_base,
+            instances: 2,
+            data_dir,
+            database_url: None,
+            log: "warn".into(),
+            passed,
+            quiet: true,
+            restarts_at_once: false,
+        }
     }
 
     #[test]

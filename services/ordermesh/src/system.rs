@@ -54,6 +54,21 @@ impl System {
         })
     }
 
+    /// A system of so many instances of each service, whether they answer just now or not.
+    ///
+    /// # Errors
+    /// No operator's password.
+    pub(crate) fn at(place: &Place, instances: u16) -> Result<Self, Error> {
+        let to = |service: Service| client(service, service.addresses(place.port_base, instances));
+        Ok(Self {
+            user: to(Service::User),
+            order: to(Service::Order),
+            payment: to(Service::Payment),
+            data: to(Service::Data),
+            operator: data_dir::read_operator(&place.data_dir)?,
+        })
+    }
+
     /// An operator's access token.
     ///
     /// # Errors

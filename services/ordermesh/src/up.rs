@@ -52,6 +52,7 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
         log: options.log,
         passed,
         quiet: false,
+        restarts_at_once: false,
     };
     let supervisor = Supervisor::start(&plan)?;
     tokio::select! {

@@ -8,7 +8,7 @@ use chassis::DatabaseUrl;
 use chassis::settings::duration;
 use clap::Args;
 use data::audit::StoredEvents;
-use kernel::{Clock, SystemClock};
+use kernel::{Clock, OrderId, SystemClock};
 use payment::ports::GrpcGateway;
 use storage::Database;
 use user::audit::Sessions;
@@ -18,6 +18,9 @@ use crate::promises::{Report, Sources};
 use crate::service::Service;
 use crate::system::{self, Place};
 
+/// What `--patience` and `--event-retention` are when they are not set.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 /// Between a change and the retention's end, so that no event is missed that is being deleted.
 const RETENTION_MARGIN: Duration = Duration::from_secs(3_600);
 /// How long a page of the ledger may take.
@@ -27,15 +30,22 @@ const LEDGER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
-    pub(crate) place: Place,
+    place: Place,
     #[command(flatten)]
-    pub(crate) stores: Stores,
+    stores: Stores,
     /// How long what is due may lie there, with nobody driving it, before its order counts as lost
     #[arg(long, default_value = "60s", value_parser = duration, value_name = "DURATION")]
-    pub(crate) patience: Duration,
+    patience: Duration,
     /// How long the system keeps its events: older changes need not be told of any more
     #[arg(long, default_value = "7d", value_parser = duration, value_name = "DURATION")]
-    pub(crate) event_retention: Duration,
+    event_retention: Duration,
+}
+
+impl Options {
+    /// The usual ones, for a system.
+    pub(crate) fn of(place: Place, stores: Stores) -> Self {
+        Self { place, stores, patience: PATIENCE, event_retention: RETENTION }
+    }
 }
 
 /// Where the stores are, when they are not SQLite files in the system's folder.
@@ -59,6 +69,11 @@ pub(crate) struct Stores {
 }
 
 impl Stores {
+    /// All in one place, each in a schema of its own; SQLite files when it is none.
+    pub(crate) fn on(database_url: Option<DatabaseUrl>) -> Self {
+        Self { database_url, ..Self::default() }
+    }
+
     fn url_of(&self, service: Service) -> Option<&DatabaseUrl> {
         let own = match service {
             Service::User => self.user_database_url.as_ref(),
@@ -130,6 +145,15 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let report = sources(&options).await?.check().await?;
     print!("{report}");
     verdict(&report)
+}
+
+/// Promise 1 begins with the acknowledgement: every order that a customer was told of is there.
+///
+/// # Errors
+/// The Order Service's store cannot be read.
+pub(crate) async fn acknowledged(options: &Options, orders: &[OrderId], report: &mut Report) -> Result<(), Error> {
+    let sources = sources(options).await?;
+    Ok(sources.check_acknowledged(orders, report).await?)
 }
 
 /// # Errors

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the server until its stdin ends, as it does when the test's process does: no server outlives it. With the word
-/// `keep` the folder stays, for another start.
+/// `keep` the folder stays, for another start; with `crash` too, and the server ends without writing anything down.
 const KEEPER: &str = r#"folder=$1; shift
 "$@" >>"$folder/log" 2>&1 & server=$!
 read -r word
-kill -INT $server; wait $server
-[ "$word" = keep ] || rm -rf "$folder""#;
+signal=INT; [ "$word" != crash ] || signal=QUIT
+kill -$signal $server; wait $server
+[ -n "$word" ] || rm -rf "$folder""#;
 
 /// A server. It ends with the process, and when it is dropped.
 #[derive(Debug)]
@@ -110,9 +111,21 @@ impl Server {
     /// # Panics
     /// It does not end.
     pub fn end(&self) {
+        self.end_with("keep\n");
+    }
+
+    /// The same as a crash: nothing is written down, connections break.
+    ///
+    /// # Panics
+    /// It does not end.
+    pub fn crash(&self) {
+        self.end_with("crash\n");
+    }
+
+    fn end_with(&self, word: &str) {
         let Some(mut keeper) = self.keeper().take() else { return };
         let mut stdin = keeper.stdin.take().expect("piped");
-        stdin.write_all(b"keep\n").expect("told");
+        stdin.write_all(word.as_bytes()).expect("told");
         drop(stdin);
         keeper.wait().expect("it ends");
     }

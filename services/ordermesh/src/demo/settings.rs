@@ -74,6 +74,7 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Stage, tempfile::TempDir),
         log: "error".to_owned(),
         passed,
         quiet: true,
+        restarts_at_once: false,
     };
     let system = Supervisor::start(&plan)?;
     if tokio::time::timeout(START_LIMIT, system.ready()).await.is_err() {

@@ -93,6 +93,20 @@ impl Report {
         self.restless += u64::try_from(count).unwrap_or(u64::MAX);
     }
 
+    /// Everything has been healed and has had its time: what is still on its way is lost.
+    pub(crate) fn expect_rest(&mut self) {
+        let attention = self.in_state(order::lifecycle::State::NeedsAttention);
+        for (count, what) in [(self.unfinished, "are on their way"), (attention, "need attention")] {
+            if count > 0 {
+                self.violated(Promise::NeverLost, format!("{count} orders"), format!("{what}, long after all is well"));
+            }
+        }
+        if self.refused_events > 0 {
+            let what = "were refused by the store of events".to_owned();
+            self.violated(Promise::ToldOnce, format!("{} events", self.refused_events), what);
+        }
+    }
+
     /// How many orders there are.
     pub fn orders(&self) -> u64 {
         self.states.values().sum()

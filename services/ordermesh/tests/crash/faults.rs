@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use kernel::{FaultPoint, Faults, Place};
@@ -36,7 +36,7 @@ pub(crate) struct Plan {
     stalled: watch::Sender<Option<String>>,
     gate: Notify,
     /// What checks and acts: set once there is a world.
-    pub(crate) api: OnceLock<Api>,
+    pub(crate) api: Mutex<Option<Api>>,
 }
 
 impl Plan {
@@ -126,7 +126,7 @@ impl Faults for Plan {
         Box::pin(async move {
             let service = if place.instance.starts_with("order") { "order" } else { "payment" };
             let spot = (service, place.point, place.state);
-            let api = self.api.get().expect("there is a world");
+            let api = lock(&self.api).clone().expect("there is a world");
             api.check(&format!("{} comes to {spot:?}", place.instance)).await;
             for act in self.take(spot) {
                 match act {

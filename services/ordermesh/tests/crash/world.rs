@@ -234,7 +234,7 @@ struct WakeUp(Arc<Shared>);
 impl Confirmations for WakeUp {
     fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
         Box::pin(async move {
-            let woken = self.0.api_driver.get().expect("there is an instance").wake(order).await;
+            let woken = self.0.api_driver().wake(order).await;
             woken.map_err(|error| NoAnswer::new(error.to_string()))
         })
     }
@@ -246,11 +246,15 @@ struct Shared {
     payments: payment::store::Store,
     ledger: Arc<Ledger>,
     clock: Arc<ManualClock>,
-    api_driver: OnceLock<order::driver::Driver>,
+    api_driver: Mutex<Option<order::driver::Driver>>,
     payment: Mutex<Option<PaymentInstance>>,
 }
 
 impl Shared {
+    fn api_driver(&self) -> order::driver::Driver {
+        lock(&self.api_driver).clone().expect("there is an instance")
+    }
+
     fn payment_instance(&self) -> PaymentInstance {
         lock(&self.payment).clone().expect("there is an instance")
     }
@@ -287,6 +291,15 @@ pub(crate) struct World {
     _folder: Option<tempfile::TempDir>,
 }
 
+/// Everything knows everything here: what is not cut apart would keep its connections.
+impl Drop for World {
+    fn drop(&mut self) {
+        *lock(&self.shared.api_driver) = None;
+        *lock(&self.shared.payment) = None;
+        *lock(&self.plan.api) = None;
+    }
+}
+
 async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Database {
     let place = match on {
         On::Memory => testdb::Place { url: "sqlite::memory:".into(), schema: None },
@@ -316,7 +329,7 @@ impl World {
             payments: payment::store::Store::new(payment_db.clone(), clock.clone()).by_given_clock(),
             ledger: ledger.clone(),
             clock,
-            api_driver: OnceLock::new(),
+            api_driver: Mutex::new(None),
             payment: Mutex::new(None),
         });
         let sources = Sources {
@@ -330,7 +343,7 @@ impl World {
             told_since: Timestamp::default(),
         };
         let idle = order_driver(&shared, "order-api", 0, wire, &TaskTracker::new());
-        assert!(shared.api_driver.set(idle.clone()).is_ok());
+        *lock(&shared.api_driver) = Some(idle.clone());
         let api = Api {
             orders: Orders {
                 store: shared.orders.clone(),
@@ -346,7 +359,7 @@ impl World {
             checks: Arc::default(),
             broken: Arc::default(),
         };
-        assert!(plan.api.set(api.clone()).is_ok());
+        *lock(&plan.api) = Some(api.clone());
         let world = Self {
             shared,
             wire,
@@ -525,7 +538,7 @@ impl World {
 
     /// Somebody tells the Order Service of the payment: true or not, it decides nothing.
     pub(crate) async fn confirm(&self) {
-        self.shared.api_driver.get().expect("there is an instance").wake(self.api.id()).await.expect("it is woken");
+        self.shared.api_driver().wake(self.api.id()).await.expect("it is woken");
         self.api.check("a confirmation").await;
     }
 

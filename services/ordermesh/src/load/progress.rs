@@ -1,0 +1,58 @@
+//! Live rates: a bar on a terminal, a line now and then elsewhere.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio_util::sync::CancellationToken;
+
+use crate::load::pace::Amount;
+use crate::load::seen::Seen;
+
+const ON_A_TERMINAL: Duration = Duration::from_millis(200);
+const ELSEWHERE: Duration = Duration::from_secs(5);
+
+/// Shows how it goes, until `stop`.
+pub(crate) async fn watch(seen: Seen, amount: Amount, stop: CancellationToken) {
+    let is_terminal = std::io::stderr().is_terminal();
+    let bar = is_terminal.then(|| bar(amount));
+    let every = if is_terminal { ON_A_TERMINAL } else { ELSEWHERE };
+    let start = Instant::now();
+    let (mut last, mut last_time) = (seen.so_far(), start);
+    while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+        let (now, time) = (seen.so_far(), Instant::now());
+        let seconds = time.duration_since(last_time).as_secs_f64();
+        let rate = |now: u64, last: u64| f64::from(u32::try_from(now - last).unwrap_or(u32::MAX)) / seconds;
+        let text = format!("{:.0} acknowledged/s, {:.0} finished/s", rate(now.0, last.0), rate(now.1, last.1));
+        match &bar {
+            Some(bar) => {
+                let done = match (amount.orders, amount.duration) {
+                    (None, Some(_)) => start.elapsed().as_secs(),
+                    (_, _) => now.1,
+                };
+                bar.set_position(done);
+                bar.set_message(text);
+            }
+            None => println!(
+                "{:>5.0} s  {:>8} acknowledged  {:>8} finished  {text}",
+                start.elapsed().as_secs_f64(),
+                now.0,
+                now.1
+            ),
+        }
+        (last, last_time) = (now, time);
+    }
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+}
+
+fn bar(amount: Amount) -> ProgressBar {
+    let (length, unit) = match (amount.orders, amount.duration) {
+        (Some(orders), _) => (orders, "orders"),
+        (None, duration) => (duration.unwrap_or_default().as_secs(), "s"),
+    };
+    let style = ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {unit}  {{msg}}"));
+    // The template is a constant.
+    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}

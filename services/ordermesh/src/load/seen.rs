@@ -1,0 +1,207 @@
+//! What customers saw: latencies, ends, refusals, tries.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use kernel::OrderId;
+use serde_json::{Map, Value, json};
+
+use crate::load::mix::{Deed, Mix};
+use crate::promises::Report;
+
+/// The quantiles that are told.
+const QUANTILES: [(&str, f64); 6] =
+    [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
+
+struct Inner {
+    /// CreateOrder, in microseconds.
+    acknowledged: Histogram<u64>,
+    /// From CreateOrder to the final state, in microseconds.
+    finished: Histogram<u64>,
+    logins: Histogram<u64>,
+    ends: BTreeMap<(Deed, String), u64>,
+    refusals: BTreeMap<String, u64>,
+    tries: u64,
+    rewatches: u64,
+    surprises: u64,
+    orders: Vec<OrderId>,
+}
+
+/// What all customers saw. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Seen(Arc<Mutex<Inner>>);
+
+impl Default for Seen {
+    fn default() -> Self {
+        let histogram = || Histogram::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed"));
+        Self(Arc::new(Mutex::new(Inner {
+            acknowledged: histogram(),
+            finished: histogram(),
+            logins: histogram(),
+            ends: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            tries: 0,
+            rewatches: 0,
+            surprises: 0,
+            orders: Vec::new(),
+        })))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Seen {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An order was acknowledged.
+    pub(crate) fn acknowledged_after(&self, order: OrderId, latency: Duration) {
+        let mut inner = self.lock();
+        // A histogram that resizes itself takes any value.
+        let _ = inner.acknowledged.record(micros(latency));
+        inner.orders.push(order);
+    }
+
+    /// An order has ended, or its customer waits no longer.
+    pub(crate) fn ended(&self, deed: Deed, end: &str, latency: Option<Duration>, is_surprise: bool) {
+        let mut inner = self.lock();
+        if let Some(latency) = latency {
+            let _ = inner.finished.record(micros(latency));
+        }
+        *inner.ends.entry((deed, end.to_owned())).or_default() += 1;
+        inner.surprises += u64::from(is_surprise);
+    }
+
+    /// A call was refused.
+    pub(crate) fn refused(&self, why: String) {
+        *self.lock().refusals.entry(why).or_default() += 1;
+    }
+
+    /// A call was tried again.
+    pub(crate) fn tried_again(&self) {
+        self.lock().tries += 1;
+    }
+
+    /// A watch broke and was taken up again.
+    pub(crate) fn watched_again(&self) {
+        self.lock().rewatches += 1;
+    }
+
+    pub(crate) fn logged_in(&self, latency: Duration) {
+        let _ = self.lock().logins.record(micros(latency));
+    }
+
+    /// How many orders ended otherwise than their customers expect.
+    pub(crate) fn surprises(&self) -> u64 {
+        self.lock().surprises
+    }
+
+    /// Every order that was acknowledged.
+    pub(crate) fn acknowledged(&self) -> Vec<OrderId> {
+        self.lock().orders.clone()
+    }
+
+    /// Acknowledged and finished so far.
+    pub(crate) fn so_far(&self) -> (u64, u64) {
+        let inner = self.lock();
+        (inner.acknowledged.len(), inner.finished.len())
+    }
+
+    pub(crate) fn summary(&self, took: Duration) -> Summary {
+        let inner = self.lock();
+        Summary {
+            took,
+            latencies: vec![
+                ("acknowledged", inner.acknowledged.clone()),
+                ("finished", inner.finished.clone()),
+                ("log-ins", inner.logins.clone()),
+            ],
+            ends: inner.ends.clone(),
+            refusals: inner.refusals.clone(),
+            tries: inner.tries,
+            rewatches: inner.rewatches,
+        }
+    }
+}
+
+/// All of it, at the end.
+pub(crate) struct Summary {
+    took: Duration,
+    latencies: Vec<(&'static str, Histogram<u64>)>,
+    ends: BTreeMap<(Deed, String), u64>,
+    refusals: BTreeMap<String, u64>,
+    tries: u64,
+    rewatches: u64,
+}
+
+fn per_second(count: u64, took: Duration) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / took.as_secs_f64().max(f64::MIN_POSITIVE)
+}
+
+fn ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+    Duration::from_micros(histogram.value_at_quantile(quantile)).as_secs_f64() * 1_000.0
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "took {:.1} s", self.took.as_secs_f64())?;
+        for (what, histogram) in self.latencies.iter().filter(|(_, histogram)| !histogram.is_empty()) {
+            write!(f, "{what:<13} {:>8} {:>7.0}/s  ", histogram.len(), per_second(histogram.len(), self.took))?;
+            for (name, quantile) in QUANTILES {
+                write!(f, " {name} {:.1}", ms(histogram, quantile))?;
+            }
+            writeln!(f, " ms")?;
+        }
+        for ((deed, end), count) in &self.ends {
+            writeln!(f, "{count:>8} {:<9} {end}", deed.name())?;
+        }
+        for (why, count) in &self.refusals {
+            writeln!(f, "{count:>8} refused   {why}")?;
+        }
+        write!(f, "{:>8} tries again, {} watches taken up again", self.tries, self.rewatches)
+    }
+}
+
+impl Summary {
+    /// For machines.
+    pub(crate) fn json(&self, seed: u64, mix: &Mix, report: Option<&Report>) -> String {
+        let latencies: Map<String, Value> = self
+            .latencies
+            .iter()
+            .map(|(what, histogram)| {
+                let mut figures = Map::new();
+                figures.insert("count".to_owned(), histogram.len().into());
+                figures.insert("per_second".to_owned(), per_second(histogram.len(), self.took).into());
+                for (name, quantile) in QUANTILES {
+                    figures.insert(format!("{name}_ms"), ms(histogram, quantile).into());
+                }
+                ((*what).to_owned(), Value::Object(figures))
+            })
+            .collect();
+        let ends: Vec<Value> = self
+            .ends
+            .iter()
+            .map(|((deed, end), count)| json!({ "deed": deed.name(), "end": end, "count": count }))
+            .collect();
+        let violations: Option<Vec<String>> =
+            report.map(|report| report.violations.iter().map(ToString::to_string).collect());
+        let all = json!({
+            "seed": seed,
+            "mix": mix.to_string(),
+            "seconds": self.took.as_secs_f64(),
+            "latencies": latencies,
+            "ends": ends,
+            "refusals": self.refusals,
+            "tries_again": self.tries,
+            "violations": violations,
+        });
+        // Text and numbers always have a JSON form.
+        serde_json::to_string_pretty(&all).unwrap_or_default()
+    }
+}
