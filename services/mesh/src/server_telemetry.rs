@@ -49,7 +49,7 @@ impl ServerTelemetryConfig {
         let event = policy.and_then(|policy| policy.event);
         let theirs = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
         let theirs = theirs.and_then(|text| text.parse::<TraceParent>().ok());
-        let from_service = self.gatekeeper.knows_service(headers);
+        let from_service = self.gatekeeper.knows_service(headers, request.extensions());
         let parent = match theirs {
             None if from_service => return unseen(name, event.zip(self.events.clone())),
             None => Parent::Root,

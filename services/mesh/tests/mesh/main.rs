@@ -9,4 +9,5 @@ mod identity;
 mod limits;
 mod observed;
 mod telemetry;
+mod tls;
 mod world;
