@@ -175,7 +175,7 @@ mod tests {
         type Error = Infallible;
         type Future = BoxFuture<'static, Answer>;
         fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-            self.0.poll_ready(cx).map(|ready| Ok(ready.expect("the mock is ready")))
+            self.0.poll_ready(cx).map_err(|error| panic!("the mock is not ready: {error}"))
         }
         fn call(&mut self, request: Request) -> Self::Future {
             let work = self.0.call(request);

@@ -48,6 +48,8 @@ const CROWDED_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TICK: Duration = Duration::from_secs(5);
 /// An answer that its caller does not take for so long is dropped.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// What HTTP/2 keeps of an answer that is not taken: a frame more than this, for each stream.
+const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
 /// HTTP/2 begins with these words and a frame's head (of SETTINGS).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PREFACE_AND_HEAD_BYTES: usize = PREFACE.len() + 9;
@@ -167,24 +169,30 @@ impl Connections {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .max_send_buf_size(MAX_SEND_BUFFER_BYTES)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .max_local_error_reset_streams(MAX_LOCAL_RESETS)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
-        let enough = async {
-            tokio::select! {
-                () = goaway.cancelled() => {}
-                () = self.idle(&activity) => {}
-            }
-        };
-        let mut enough = std::pin::pin!(enough);
+        let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
         let mut asked = false;
         let ended = loop {
             tokio::select! {
                 ended = &mut connection => break ended,
-                () = &mut enough, if !asked => {
+                // Whoever drains bounds what comes then.
+                () = goaway.cancelled(), if !asked => {
                     asked = true;
                     connection.as_mut().graceful_shutdown();
+                }
+                () = &mut idle => {
+                    if asked {
+                        // There is still nothing to do, and the peer does not go: answers that he does not take, maybe.
+                        self.refusals.count(Cause::Stalled);
+                        return;
+                    }
+                    asked = true;
+                    connection.as_mut().graceful_shutdown();
+                    idle.set(self.idle(&activity, STALL_TIMEOUT));
                 }
             }
         };
@@ -197,7 +205,7 @@ impl Connections {
     }
 
     /// Returns when the connection has had no call for long enough.
-    async fn idle(&self, activity: &Activity) {
+    async fn idle(&self, activity: &Activity, limit: Duration) {
         let (mut seen, mut idle) = (activity.begun(), Duration::ZERO);
         loop {
             tokio::time::sleep(IDLE_TICK).await;
@@ -207,7 +215,7 @@ impl Connections {
                 continue;
             }
             idle += IDLE_TICK;
-            if idle >= if self.is_crowded() { CROWDED_IDLE_TIMEOUT } else { IDLE_TIMEOUT } {
+            if idle >= if self.is_crowded() { limit.min(CROWDED_IDLE_TIMEOUT) } else { limit } {
                 return;
             }
         }
@@ -327,5 +335,143 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use h2::client::SendRequest;
+    use http_body_util::Full;
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+    use tokio::time::Instant;
+    use tower::util::BoxCloneSyncService;
+
+    use crate::wire::{Answer, Request};
+
+    /// A server of two connections, whose handler answers with 100 kB.
+    struct World {
+        connections: Arc<Connections>,
+        refusals: Arc<Refusals>,
+        goaway: CancellationToken,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let refusals = Arc::new(Refusals::new("test"));
+            let connections = Arc::new(Connections::new(2, None, refusals.clone()));
+            Self { connections, refusals, goaway: CancellationToken::new() }
+        }
+
+        /// A new connection's other end, and the task that serves it.
+        fn connect(&self) -> Option<(DuplexStream, tokio::task::JoinHandle<()>)> {
+            let (ours, theirs) = duplex(1 << 20);
+            let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+            let handler = tower::service_fn(|_: Request| async {
+                let body = Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {});
+                Answer::Ok(Response::new(Body::new(body)))
+            });
+            let stack = BoxCloneSyncService::new(handler);
+            let served = self.connections.serve(theirs, peer, stack, self.goaway.clone())?;
+            Some((ours, tokio::spawn(served)))
+        }
+
+        fn seen(&self) -> Vec<Cause> {
+            self.refusals.seen.lock().expect("not poisoned").clone()
+        }
+    }
+
+    async fn handshake(stream: DuplexStream, window: u32) -> SendRequest<Bytes> {
+        let builder = h2::client::Builder::new().initial_window_size(window).clone();
+        let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        sender.ready().await.expect("ready")
+    }
+
+    async fn call(sender: &mut SendRequest<Bytes>) -> http::Response<h2::RecvStream> {
+        let request = http::Request::post("http://test/t.T/Call").body(()).expect("a request");
+        let (response, _) = sender.send_request(request, true).expect("sent");
+        response.await.expect("answered")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_does_not_begin_in_time_is_ended() {
+        for first in [&b""[..], b"PRI * HTTP/2.0\r\n", PREFACE] {
+            let world = World::new();
+            let (mut stream, served) = world.connect().expect("a place");
+            stream.write_all(first).await.expect("written");
+            let began = Instant::now();
+            served.await.expect("no panic");
+            assert_eq!((began.elapsed(), world.seen()), (HANDSHAKE_TIMEOUT, vec![Cause::Preface]));
+            assert_eq!(world.connections.open(), 0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_http2_is_ended_at_once() {
+        let world = World::new();
+        let (mut stream, served) = world.connect().expect("a place");
+        let began = Instant::now();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: somebody.example.com\r\n\r\n").await.expect("written");
+        served.await.expect("no panic");
+        assert_eq!((began.elapsed(), world.seen()), (Duration::ZERO, vec![Cause::Preface]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_frame_is_waited_for_no_longer_than_keepalive_waits() {
+        let world = World::new();
+        let (mut stream, served) = world.connect().expect("a place");
+        stream.write_all(PREFACE).await.expect("written");
+        // SETTINGS, empty; then the head of HEADERS: 16 bytes that never come, flags END_STREAM, END_HEADERS; stream 1.
+        stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.expect("written");
+        stream.write_all(&[0, 0, 16, 1, 5, 0, 0, 0, 1, 0x82]).await.expect("written");
+        let began = Instant::now();
+        served.await.expect("no panic");
+        assert!(began.elapsed() <= KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT + Duration::from_secs(1));
+        assert_eq!(world.seen(), [Cause::Protocol]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_are_so_many_connections_and_a_place_is_free_again_after_one() {
+        let world = World::new();
+        let (first, served) = world.connect().expect("a place");
+        let _second = world.connect().expect("a place");
+        assert!(world.connect().is_none());
+        assert_eq!((world.seen(), world.connections.open()), (vec![Cause::Connections], 2));
+        drop(first);
+        served.await.expect("no panic");
+        assert!(world.connect().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_ended_and_sooner_when_it_is_crowded() {
+        let world = World::new();
+        let idle = |world: &World| world.connect().expect("a place");
+        let (stream, served) = idle(&world);
+        let mut sender = handshake(stream, 65_535).await;
+        call(&mut sender).await.into_body().data().await.expect("data").expect("well-formed");
+        let began = Instant::now();
+        served.await.expect("no panic");
+        assert!((IDLE_TIMEOUT..IDLE_TIMEOUT + 2 * IDLE_TICK).contains(&began.elapsed()), "{:?}", began.elapsed());
+        // Both places taken.
+        let ((one, served), (other, _)) = (idle(&world), idle(&world));
+        let (_one, _other) = (handshake(one, 65_535).await, handshake(other, 65_535).await);
+        let began = Instant::now();
+        served.await.expect("no panic");
+        assert!(began.elapsed() < CROWDED_IDLE_TIMEOUT + 2 * IDLE_TICK, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_not_taken_is_dropped_and_the_connection_serves_on() {
+        let world = World::new();
+        let (stream, _served) = world.connect().expect("a place");
+        let mut sender = handshake(stream, 0).await;
+        let began = Instant::now();
+        let mut stuck = call(&mut sender).await.into_body();
+        let error = stuck.data().await.expect("not the end").expect_err("the window is shut: a reset");
+        assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
+        assert_eq!(world.seen(), [Cause::Stalled]);
+        assert_eq!(call(&mut sender).await.status(), http::StatusCode::OK);
     }
 }

@@ -67,6 +67,9 @@ pub(crate) struct Refusals {
     service: &'static str,
     counter: Counter<u64>,
     seldom: Seldom,
+    /// What a test sees without a meter.
+    #[cfg(test)]
+    pub(crate) seen: Mutex<Vec<Cause>>,
 }
 
 impl Refusals {
@@ -75,12 +78,20 @@ impl Refusals {
             .u64_counter("mesh.server.refusals")
             .with_description("Calls and connections that were turned away, by cause")
             .build();
-        Self { service, counter, seldom: Seldom::default() }
+        Self {
+            service,
+            counter,
+            seldom: Seldom::default(),
+            #[cfg(test)]
+            seen: Mutex::default(),
+        }
     }
 
     pub(crate) fn count(&self, cause: Cause) {
         let facts = [KeyValue::new("mesh.service", self.service), KeyValue::new("cause", cause.name())];
         self.counter.add(1, &facts);
+        #[cfg(test)]
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(cause);
         if let Some(since_last_line) = self.seldom.count(Instant::now()) {
             let cause = cause.name();
             tracing::warn!(target: "ordermesh", cause, since_last_line, "the server turns callers away");
