@@ -131,7 +131,8 @@ impl Connections {
                 self.begin(stream, PerConnection::new(stack, peer, service), goaway).await;
             }
             Err(error) => {
-                self.handshakes_failed.add(1, &[KeyValue::new("cause", failure(&error))]);
+                let service = KeyValue::new("mesh.service", self.refusals.service);
+                self.handshakes_failed.add(1, &[service, KeyValue::new("cause", failure(&error))]);
                 self.refusals.count(Cause::Tls);
                 tracing::debug!(target: "ordermesh", %peer, %error, "a TLS handshake failed");
             }

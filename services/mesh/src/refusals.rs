@@ -64,7 +64,7 @@ impl Cause {
 /// Counts what a server turns away.
 #[derive(Debug)]
 pub(crate) struct Refusals {
-    service: &'static str,
+    pub(crate) service: &'static str,
     counter: Counter<u64>,
     seldom: Seldom,
     /// What a test sees without a meter.

@@ -190,6 +190,19 @@ async fn a_call_that_its_caller_gave_up_is_cancelled() {
 }
 
 #[tokio::test]
+async fn a_slow_handlers_span_says_that_the_deadline_was_exceeded() {
+    let world = trusting().await;
+    let (trace_id, header) = traceparent(12);
+    let request = raw::unary(SAY, "hold", &[("traceparent", &header), ("grpc-timeout", "50m")]);
+    assert_eq!(raw::send(world.address, request).await.code(), tonic::Code::DeadlineExceeded);
+    let spans = observed().spans_of(&trace_id);
+    assert_eq!(spans.len(), 1);
+    assert_eq!(attribute(&spans[0], "rpc.response.status_code").as_deref(), Some("DEADLINE_EXCEEDED"));
+    assert_eq!(attribute(&spans[0], "error.type").as_deref(), Some("DEADLINE_EXCEEDED"));
+    assert!(matches!(spans[0].status, SpanStatus::Error { .. }));
+}
+
+#[tokio::test]
 async fn a_clients_call_is_an_event_only_if_nobody_answered() {
     let world = World::new().await;
     let events = Arc::new(Events::default());

@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 
 use crate::deadlines::raw;
 use crate::echo::{SAY, SERVICE};
+use crate::observed::observed;
 use crate::world::{MESH_SECRET, Plan, World, reason};
 
 const DOMAIN: &str = "test.local";
@@ -157,8 +158,13 @@ async fn a_person_needs_no_certificate() {
 
 #[tokio::test]
 async fn a_bad_client_certificate_is_refused_and_the_next_client_is_served() {
+    observed();
     let platform = Platform::new();
-    let world = platform.server("order").await;
+    let tls = platform.identity("order").server();
+    let world = World::altered(Plan::default(), |config| {
+        (config.service, config.tls) = ("bad-certificates", Some(tls));
+    })
+    .await;
     let ours = Names::of_service(DOMAIN, "order");
     let long_ago = Validity::from(Timestamp::from_micros(1_500_000_000_000_000), DAY);
     let to_come = Validity { begins: SystemClock.now().plus(DAY), ends: SystemClock.now().plus(2 * DAY) };
@@ -179,6 +185,14 @@ async fn a_bad_client_certificate_is_refused_and_the_next_client_is_served() {
         let answer = shown(&world, &platform, &issued).await;
         assert_eq!(answer.is_ok(), is_taken, "{what}: {answer:?}");
     }
+    let failed = |cause: &str| {
+        let facts = ["mesh.service=bad-certificates", &format!("cause={cause}")];
+        observed().value("mesh.server.tls.handshakes.failed", &facts)
+    };
+    let causes = ["expired", "not_yet_valid", "unknown_issuer", "spiffe_name"].map(failed);
+    assert_eq!(causes, [1, 1, 1, 4]);
+    let refusals = ["mesh.service=bad-certificates", "cause=tls"];
+    assert_eq!(observed().value("mesh.server.refusals", &refusals), 7);
     let good = platform.identity("order").client("order");
     assert_eq!(send(&world, &good, request(SAY, "hello")).await.expect("connected").code(), Code::Ok);
 }
