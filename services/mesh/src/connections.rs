@@ -198,8 +198,8 @@ impl Connections {
             }
         };
         if let Err(error) = ended {
-            if is_against_the_rules(&error) {
-                self.refusals.count(Cause::Protocol);
+            if let Some(cause) = cause_of(&error) {
+                self.refusals.count(cause);
             }
             tracing::debug!(target: "ordermesh", %error, "a connection ended badly");
         }
@@ -223,10 +223,13 @@ impl Connections {
     }
 }
 
-/// Did we end the connection for what the peer did?
-fn is_against_the_rules(error: &hyper::Error) -> bool {
+/// Why we ended a connection; `None` when the peer did, or the network.
+fn cause_of(error: &hyper::Error) -> Option<Cause> {
+    if error.is_timeout() {
+        return Some(Cause::Silent);
+    }
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    source.is_some_and(|error| !error.is_remote() && !error.is_io()) || error.is_timeout()
+    source.is_some_and(|error| !error.is_remote() && !error.is_io()).then_some(Cause::Protocol)
 }
 
 /// The calls of a connection.
@@ -430,7 +433,7 @@ mod tests {
         let began = Instant::now();
         served.await.expect("no panic");
         assert!(began.elapsed() <= KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT + Duration::from_secs(1));
-        assert_eq!(world.seen(), [Cause::Protocol]);
+        assert_eq!(world.seen(), [Cause::Silent]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -37,6 +37,8 @@ pub(crate) enum Cause {
     Tls,
     /// A connection that did not begin as HTTP/2 in time.
     Preface,
+    /// A connection whose peer answered no ping.
+    Silent,
     /// A connection that broke the rules of HTTP/2, and was ended.
     Protocol,
 }
@@ -56,6 +58,7 @@ impl Cause {
             Self::Connections => "connections",
             Self::Tls => "tls",
             Self::Preface => "preface",
+            Self::Silent => "silent",
             Self::Protocol => "protocol",
         }
     }

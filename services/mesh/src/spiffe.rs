@@ -1,6 +1,7 @@
 //! The name in a certificate: `spiffe://<trust-domain>/service/<name>`, exactly one of it. The certificate's chain is
 //! somebody else's business, and is checked before.
 
+use kernel::Timestamp;
 use rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
@@ -42,6 +43,13 @@ pub(crate) fn service_of(certificate: &CertificateDer<'_>, trust_domain: &str) -
         return Err(NameError::Several);
     }
     service_in(uri, trust_domain).map(str::to_owned).ok_or(NameError::Foreign)
+}
+
+/// Until when a certificate is good.
+pub(crate) fn end_of(certificate: &CertificateDer<'_>) -> Result<Timestamp, NameError> {
+    let certificate = Certificate::from_der(certificate).map_err(|_| NameError::Unreadable)?;
+    let end = certificate.tbs_certificate.validity.not_after.to_unix_duration();
+    Ok(Timestamp::from_micros(i64::try_from(end.as_micros()).unwrap_or(i64::MAX)))
 }
 
 fn service_in<'u>(uri: &'u str, trust_domain: &str) -> Option<&'u str> {

@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use kernel::Clock;
+use kernel::{Clock, Timestamp};
+use opentelemetry::{KeyValue, global};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
@@ -27,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_util::sync::CancellationToken;
 
-use crate::spiffe::{NameError, service_of};
+use crate::spiffe::{NameError, end_of, service_of};
 use crate::tls_verify::{PlatformClients, TargetServer};
 
 const ALPN_HTTP2: &[u8] = b"h2";
@@ -90,6 +91,7 @@ struct Inner {
 struct Material {
     read: Read,
     service: String,
+    ends: Timestamp,
     certified: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
     server: Arc<rustls::ServerConfig>,
@@ -124,12 +126,32 @@ impl Identity {
         let trust_domain = trust_domain.into();
         let material = make(read(&files)?, &files, &trust_domain, &provider, &clock)?;
         let current = RwLock::new(Arc::new(material));
-        Ok(Self(Arc::new(Inner { files, trust_domain, provider, clock, current })))
+        let identity = Self(Arc::new(Inner { files, trust_domain, provider, clock, current }));
+        identity.show_expiry();
+        Ok(identity)
     }
 
     /// The name in this process's own certificate, for example `order`.
     pub fn service(&self) -> String {
         self.current().service.clone()
+    }
+
+    /// How long this process's own certificate is still good: zero when it has expired.
+    pub fn expires_in(&self) -> Duration {
+        self.current().ends.since(self.0.clock.now())
+    }
+
+    /// A metric to be warned by, for as long as there is somebody with this identity.
+    fn show_expiry(&self) {
+        let weak = Arc::downgrade(&self.0);
+        let meter = global::meter("mesh");
+        let gauge = meter.u64_observable_gauge("mesh.tls.certificate.remaining").with_unit("s");
+        let gauge = gauge.with_description("How long this process's certificate is still good");
+        let gauge = gauge.with_callback(move |observer| {
+            let Some(identity) = weak.upgrade().map(Self) else { return };
+            observer.observe(identity.expires_in().as_secs(), &[KeyValue::new("mesh.service", identity.service())]);
+        });
+        gauge.build();
     }
 
     /// Looks at the files every so often, and takes what is new and good, until the shutdown. Connections that are open
@@ -330,6 +352,7 @@ fn make(
     // What our peers would refuse is not shown to them: better an old certificate, or none and no start.
     verifier.verify_client_cert(own, between, Time(clock.clone()).now()).map_err(bad)?;
     let service = service_of(own, trust_domain).map_err(|error| bad(name_error(error)))?;
+    let ends = end_of(own).map_err(|error| bad(name_error(error)))?;
     let certified = CertifiedKey::from_der(chain.clone(), key, provider).map_err(bad)?;
     certified.keys_match().map_err(bad)?;
     let certified = Arc::new(certified);
@@ -341,7 +364,7 @@ fn make(
     server.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
     server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
-    Ok(Material { read, service, certified, roots, server: Arc::new(server), clients: Mutex::default() })
+    Ok(Material { read, service, ends, certified, roots, server: Arc::new(server), clients: Mutex::default() })
 }
 
 pub(crate) fn name_error(error: NameError) -> rustls::Error {

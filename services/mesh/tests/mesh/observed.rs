@@ -41,18 +41,15 @@ impl PushMetricExporter for Metrics {
         let mut values = Values::new();
         for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
             let mut push = |facts: String, value: u64| values.push((metric.name().to_owned(), facts, value));
-            match metric.data() {
-                AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
-                    histogram.data_points().for_each(|point| push(facts(point.attributes()), point.count()));
-                }
-                AggregatedMetrics::U64(MetricData::Sum(sum)) => {
-                    sum.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
-                }
-                AggregatedMetrics::I64(MetricData::Sum(sum)) => {
-                    let value = |value: i64| u64::try_from(value).expect("nothing here is less than none");
-                    sum.data_points().for_each(|point| push(facts(point.attributes()), value(point.value())));
-                }
-                _ => {}
+            if let AggregatedMetrics::F64(MetricData::Histogram(histogram)) = metric.data() {
+                histogram.data_points().for_each(|point| push(facts(point.attributes()), point.count()));
+            } else if let AggregatedMetrics::U64(MetricData::Sum(sum)) = metric.data() {
+                sum.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
+            } else if let AggregatedMetrics::I64(MetricData::Sum(sum)) = metric.data() {
+                let value = |value: i64| u64::try_from(value).expect("nothing here is less than none");
+                sum.data_points().for_each(|point| push(facts(point.attributes()), value(point.value())));
+            } else if let AggregatedMetrics::U64(MetricData::Gauge(gauge)) = metric.data() {
+                gauge.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
             }
         }
         *self.0.lock().expect("not poisoned") = values;
