@@ -4,7 +4,7 @@
 //!
 //! # Layout
 //! - [`policy`]: what the mesh does for each method, a table that the contract's build makes
-//! - `server`, `serve`, `connections`: the server's stack; the accept loop and the drain; one connection
+//! - `server`, `server_config`, `serve`, `connections`: the server's stack; what it is made of; the accept loop and the drain; one connection
 //! - `client`, `failover`, `endpoint`: the client's stack; the addresses of a target; one address
 //! - `record`, `metrics`, `server_telemetry`, `client_telemetry`: a span, an event slot and metrics per call
 //! - `rescue`, `panic`: every error leaves as a status with ErrorInfo
@@ -48,6 +48,7 @@ mod rescue;
 mod secret;
 mod serve;
 mod server;
+mod server_config;
 mod server_deadline;
 mod server_telemetry;
 mod spiffe;
@@ -69,9 +70,9 @@ pub use policy::{Access, Idempotency, MethodPolicy, PolicyTable};
 pub use rate_limit::Quota;
 pub use secret::Secret;
 pub use serve::Server;
-pub use server::{
+pub use server::server;
+pub use server_config::{
     DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, ServerConfig,
-    server,
 };
 pub use status::{Kind, Refusal, Violation, error_class, status};
 pub use token::{KeySource, VerifyingKey};

@@ -29,6 +29,8 @@ pub(crate) enum Cause {
     Identity,
     /// A `grpc-timeout` that is none.
     Timeout,
+    /// A `traceparent` that is none: the call is served, in a trace of its own.
+    Traceparent,
     /// An answer that its caller did not take.
     Stalled,
     /// There are enough connections.
@@ -54,6 +56,7 @@ impl Cause {
             Self::RateLimit => "rate_limit",
             Self::Identity => "identity",
             Self::Timeout => "timeout",
+            Self::Traceparent => "traceparent",
             Self::Stalled => "stalled",
             Self::Connections => "connections",
             Self::Tls => "tls",
