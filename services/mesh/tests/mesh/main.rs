@@ -8,6 +8,7 @@ mod errors;
 mod identity;
 mod limits;
 mod observed;
+mod readme;
 mod rude;
 mod telemetry;
 mod tls;
