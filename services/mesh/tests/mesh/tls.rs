@@ -10,6 +10,8 @@ use certs::{Authority, Issued, Names, Validity};
 use http_body_util::Full;
 use kernel::{Clock, SystemClock, Timestamp};
 use mesh::tls::{ClientTls, Files, Identity};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
@@ -55,6 +57,13 @@ impl Platform {
         self.authority.issue(names, validity).expect("issued")
     }
 
+    fn roots(&self) -> rustls::RootCertStore {
+        let mut roots = rustls::RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(self.authority.certificate_pem().as_bytes()).expect("a root");
+        roots.add(root).expect("added");
+        roots
+    }
+
     /// A service's identity, as the platform makes it.
     fn identity(&self, service: &str) -> Identity {
         self.named(service, &Names::of_service(DOMAIN, service))
@@ -69,6 +78,11 @@ impl Platform {
         let tls = self.identity(service).server();
         World::altered(Plan::default(), |config| config.tls = Some(tls)).await
     }
+}
+
+fn pair(issued: &Issued) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let certificate = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).expect("a certificate");
+    (vec![certificate], PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).expect("a key"))
 }
 
 fn load(files: Files) -> Result<Identity, mesh::tls::Error> {
@@ -90,18 +104,12 @@ async fn send(world: &World, tls: &ClientTls, request: http::Request<Full<Bytes>
 /// The handshake from the client's side, with a certificate that our own [`Identity`] would not load: what a client reads
 /// first says whether the server took it.
 async fn shown(world: &World, platform: &Platform, issued: &Issued) -> io::Result<()> {
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let mut roots = rustls::RootCertStore::empty();
-    let root = CertificateDer::from_pem_slice(platform.authority.certificate_pem().as_bytes()).expect("a root");
-    roots.add(root).expect("added");
-    let chain = vec![CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).expect("a certificate")];
-    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).expect("a key");
+    let (chain, key) = pair(issued);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("versions")
-        .with_root_certificates(roots)
+        .with_root_certificates(platform.roots())
         .with_client_auth_cert(chain, key)
         .expect("a pair");
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -136,15 +144,11 @@ async fn a_service_is_known_by_its_certificate_and_the_table_decides() {
 async fn a_person_needs_no_certificate() {
     let platform = Platform::new();
     let world = platform.server("order").await;
-    let mut roots = rustls::RootCertStore::empty();
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
-    let root = CertificateDer::from_pem_slice(platform.authority.certificate_pem().as_bytes()).expect("a root");
-    roots.add(root).expect("added");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
-        .with_root_certificates(roots)
+        .with_root_certificates(platform.roots())
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
@@ -216,18 +220,54 @@ async fn a_client_refuses_a_server_that_is_not_its_target() {
     assert!(wrong_root.contains("BadSignature"), "{wrong_root}");
 }
 
+/// A server that our own [`Identity`] would not make: with this certificate, whatever is in it.
+async fn served_with(issued: &Issued) -> std::net::SocketAddr {
+    let (chain, key) = pair(issued);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .expect("a pair");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let _refused_by_the_client = acceptor.accept(stream).await;
+        }
+    });
+    address
+}
+
 #[tokio::test]
 async fn a_client_refuses_a_server_without_a_platforms_name() {
     let platform = Platform::new();
-    let us = platform.identity("payment");
-    // Such an identity does not even load.
-    let nameless = Names { uris: vec![], ..Names::of_service(DOMAIN, "order") };
-    let files = platform.write("nameless", &platform.issue(&nameless, today()), platform.authority.certificate_pem());
-    let error = load(files).expect_err("nobody would take it");
-    assert!(format!("{error:?}").contains("Missing"), "{error:?}");
+    let us = platform.identity("payment").client("order");
+    let ours = Names::of_service(DOMAIN, "order");
+    let two = [ours.uris.clone(), vec!["spiffe://test.local/service/data".to_owned()]].concat();
+    let connect = async |names: &Names, validity: Validity| {
+        let address = served_with(&platform.issue(names, validity)).await;
+        let stream = TcpStream::connect(address).await.expect("connects");
+        us.connect(stream).await.map(drop).map_err(|error| error.to_string())
+    };
+    connect(&ours, today()).await.expect("the twin: a good one");
+    let long_ago = Validity::from(Timestamp::from_micros(1_500_000_000_000_000), DAY);
+    #[rustfmt::skip]
+    let table = [
+        (Names { uris: vec![], ..ours.clone() }, today(),  "Missing"),
+        (Names { uris: two, ..ours.clone() },    today(),  "Several"),
+        (ours.clone(),                           long_ago, "expired"),
+    ];
+    for (names, validity, why) in table {
+        let error = connect(&names, validity).await.expect_err("refused");
+        assert!(error.contains(why), "{error} for {why}");
+    }
     // Plain text is no TLS.
     let plain = World::new().await;
-    us.client("order").connect(tcp(&plain).await).await.expect_err("no TLS there");
+    us.connect(tcp(&plain).await).await.expect_err("no TLS there");
 }
 
 #[test]
