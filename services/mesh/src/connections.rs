@@ -35,6 +35,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For all of a connection's first steps: TLS, and HTTP/2's preface.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// When most places are taken.
+const CROWDED_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Looser than our own limit on metadata, which answers with a status.
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1_024;
@@ -94,6 +96,10 @@ impl Connections {
         self.open() * 4 >= self.max * 3
     }
 
+    fn patience(&self) -> Duration {
+        if self.is_crowded() { CROWDED_HANDSHAKE_TIMEOUT } else { HANDSHAKE_TIMEOUT }
+    }
+
     /// Serves a connection to its end, when there is a place for it. Who has none is hung up on: another instance has.
     pub(crate) fn serve<S>(
         self: &Arc<Self>,
@@ -123,7 +129,7 @@ impl Connections {
         let Some(tls) = &self.tls else {
             return self.begin(stream, PerConnection::new(stack, peer, None), goaway).await;
         };
-        let handshake = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
+        let handshake = timeout(self.patience(), tls.accept(stream));
         let Some(shaken) = goaway.run_until_cancelled(handshake).await else { return };
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok((stream, service)) => {
@@ -145,7 +151,7 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut first = [0; PREFACE_AND_HEAD_BYTES];
-        let reading = timeout(HANDSHAKE_TIMEOUT, stream.read_exact(&mut first));
+        let reading = timeout(self.patience(), stream.read_exact(&mut first));
         let Some(read) = goaway.run_until_cancelled(reading).await else { return };
         match read {
             // Somebody looked whether the port is open.
@@ -410,6 +416,17 @@ mod tests {
             assert_eq!((began.elapsed(), world.seen()), (HANDSHAKE_TIMEOUT, vec![Cause::Preface]));
             assert_eq!(world.connections.open(), 0);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_it_is_crowded_less_time_is_given() {
+        let world = World::new();
+        let (_one, _other) = (world.connect().expect("a place"), world.connect().expect("a place"));
+        let began = Instant::now();
+        while world.seen().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(began.elapsed() <= CROWDED_HANDSHAKE_TIMEOUT + Duration::from_millis(100), "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,8 @@
 //! Clients that are rude on purpose, over real sockets: others are served, what they held is given back, and it is counted.
 //! What takes time (half frames, idleness, shut windows) is tested in `connections.rs`, with paused time.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::io::AsyncWriteExt;
@@ -52,9 +54,12 @@ fn head(headers: &[(&str, &str)]) -> http::Request<()> {
 
 /// Until the server has noticed that somebody is gone.
 async fn until(what: impl Fn() -> bool) {
-    while !what() {
-        tokio::task::yield_now().await;
-    }
+    let noticed = async {
+        while !what() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), noticed).await.expect("the server notices");
 }
 
 async fn others_are_served(world: &World) {
