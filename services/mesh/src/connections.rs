@@ -1,4 +1,5 @@
 //! One connection: TLS if there is any, HTTP/2's first bytes in time, calls, idleness, the end. And how many there are.
+//! hyper's HTTP/2 builder is used directly: tonic's server would put layers of its own outside of ours.
 
 use std::convert::Infallible;
 use std::io;

@@ -87,7 +87,7 @@ impl Refusals {
         Self {
             service,
             counter,
-            seldom: Seldom::default(),
+            seldom: Seldom::new(),
             #[cfg(test)]
             seen: Mutex::default(),
         }
@@ -106,10 +106,14 @@ impl Refusals {
 }
 
 /// Says when to log: at most once a second, with how many there were since.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Seldom(Mutex<(Option<Instant>, u64)>);
 
 impl Seldom {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new((None, 0)))
+    }
+
     /// One more. How many there were since the last line, when it is time for another.
     pub(crate) fn count(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +133,7 @@ mod tests {
 
     #[test]
     fn there_is_one_line_a_second_at_most_and_it_says_how_many_there_were() {
-        let (seldom, start) = (Seldom::default(), Instant::now());
+        let (seldom, start) = (Seldom::new(), Instant::now());
         let at = |millis: u64| start + Duration::from_millis(millis);
         assert_eq!(seldom.count(at(0)), Some(1));
         let lines: Vec<_> = (1..1_000).filter_map(|millis| seldom.count(at(millis))).collect();

@@ -1,5 +1,4 @@
 //! The accept loop, and the drain: health says NOT_SERVING → serve on while others notice → GOAWAY → a bounded wait.
-//! hyper's HTTP/2 builder is used directly: tonic's server would put layers of its own outside of ours.
 
 use std::convert::Infallible;
 use std::io;
@@ -9,12 +8,14 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::util::BoxCloneSyncService;
 
 use crate::gauges::Holdings;
 use crate::health::Health;
+use crate::refusals::Seldom;
 use crate::token::Tokens;
 use crate::wire::{Request, Response};
 
@@ -105,7 +106,10 @@ pub(crate) async fn accept(listener: &TcpListener, end: &CancellationToken) -> O
                 return Some((stream, peer));
             }
             Err(error) => {
-                tracing::warn!(target: "ordermesh", %error, "a connection could not be accepted");
+                static SELDOM: Seldom = Seldom::new();
+                if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                    tracing::warn!(target: "ordermesh", %error, since_last_line, "a connection could not be accepted");
+                }
                 end.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await?;
             }
         }
