@@ -146,18 +146,15 @@ pub async fn run(
     let routes = Routes::new(
         PaymentGatewayServiceServer::new(Service::new(gateway, api_key)).max_decoding_message_size(MAX_MESSAGE_BYTES),
     );
+    let gatekeeper = mesh::Gatekeeper::new(contracts::POLICIES);
     let server = mesh::server(
         mesh::ServerConfig {
-            service: error::SERVICE,
-            policies: contracts::POLICIES,
-            gatekeeper: mesh::Gatekeeper::new(contracts::POLICIES),
-            events: None,
             descriptors: &[contracts::DESCRIPTORS],
             health_services: &[SERVICE_NAME],
-            memory_budget_bytes: None,
             max_message_bytes: MAX_MESSAGE_BYTES,
             trust_client_trace_context: config.trust_client_trace_context,
             drain_timeout: Duration::from_millis(config.drain_timeout_ms),
+            ..mesh::ServerConfig::new(error::SERVICE, contracts::POLICIES, gatekeeper)
         },
         routes,
     );

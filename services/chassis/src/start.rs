@@ -184,9 +184,6 @@ impl Chassis {
             gatekeeper = gatekeeper.with_mesh_secret(secret.clone());
         }
         let config = ServerConfig {
-            service: self.service,
-            policies: contracts::POLICIES,
-            gatekeeper,
             events: Some(self.events.clone()),
             descriptors: &[contracts::DESCRIPTORS],
             health_services,
@@ -194,6 +191,7 @@ impl Chassis {
             max_message_bytes: self.settings.max_message.0,
             trust_client_trace_context: self.settings.trust_client_trace_context,
             drain_timeout: self.settings.drain_timeout,
+            ..ServerConfig::new(self.service, contracts::POLICIES, gatekeeper)
         };
         let (ready, is_ready) = watch::channel(true);
         self.tasks.spawn(watch_health(self.clone(), ready));

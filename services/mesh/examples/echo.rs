@@ -42,11 +42,10 @@ impl Service<http::Request<Body>> for Echo {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    #[rustfmt::skip]
     let config = ServerConfig {
-        service: "echo", policies: POLICIES, gatekeeper: Gatekeeper::new(POLICIES), events: None,
-        descriptors: &[], health_services: &["echo.v1.Echo"], memory_budget_bytes: Some(1 << 20),
-        max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES, trust_client_trace_context: true, drain_timeout: Duration::from_secs(1),
+        health_services: &["echo.v1.Echo"],
+        trust_client_trace_context: true,
+        ..ServerConfig::new("echo", POLICIES, Gatekeeper::new(POLICIES))
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let addresses = vec![listener.local_addr()?.to_string()];

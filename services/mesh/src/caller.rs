@@ -41,6 +41,10 @@ pub enum Caller {
     },
 }
 
+/// The service that a connection's certificate names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct PeerService(pub(crate) String);
+
 /// A mark in a *client* request's extensions: the call makes no span and sends no `traceparent`. For the relay of trace
 /// events, whose own spans would be spans about spans.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

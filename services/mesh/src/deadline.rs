@@ -210,4 +210,39 @@ mod tests {
     async fn outside_of_a_call_there_is_no_deadline() {
         assert_eq!(time_left(), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic_and_what_it_takes_has_the_form(text in proptest::collection::vec(0u8.., 0..12)) {
+            let form = |text: &[u8]| {
+                (2..=9).contains(&text.len())
+                    && text[..text.len() - 1].iter().all(u8::is_ascii_digit)
+                    && b"HMSmun".contains(&text[text.len() - 1])
+            };
+            proptest::prop_assert_eq!(parse(&text).is_ok(), form(&text));
+        }
+
+        #[test]
+        fn what_is_written_is_read_again_and_loses_less_than_its_unit(micros in 0u64..) {
+            let timeout = Duration::from_micros(micros);
+            let read = parse(format(timeout).as_bytes()).expect("well-formed");
+            let greatest = Duration::from_secs(99_999_999);
+            proptest::prop_assert!(read <= timeout);
+            proptest::prop_assert!(timeout.min(greatest) - read < Duration::from_secs(1));
+        }
+
+        #[test]
+        fn every_well_formed_timeout_is_read(number in 0u64..100_000_000, unit in "[HMSmun]", width in 1usize..=8) {
+            let text = format!("{number:0width$}{unit}");
+            let nanos: u128 = match unit.as_str() {
+                "H" => 3_600_000_000_000,
+                "M" => 60_000_000_000,
+                "S" => 1_000_000_000,
+                "m" => 1_000_000,
+                "u" => 1_000,
+                _ => 1,
+            };
+            proptest::prop_assert_eq!(parse(text.as_bytes()).expect("well-formed").as_nanos(), u128::from(number) * nanos);
+        }
+    }
 }

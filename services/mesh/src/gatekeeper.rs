@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, header};
+use http::{Extensions, HeaderMap, header};
 use tonic::{Code, Status};
 
-use crate::caller::{Caller, Role};
+use crate::caller::{Caller, PeerService, Role};
 use crate::policy::{Access, MethodPolicy, PolicyTable};
 use crate::secret::Secret;
 use crate::status::{mesh_status, no_such_method};
@@ -49,18 +49,27 @@ impl Gatekeeper {
         self.tokens.clone()
     }
 
+    pub(crate) fn takes_secret(&self) -> bool {
+        self.secret.is_some()
+    }
+
     /// Does a service of the platform call?
-    pub(crate) fn knows_service(&self, headers: &HeaderMap) -> bool {
-        matches!(self.service(headers), Some(Ok(_)))
+    pub(crate) fn knows_service(&self, headers: &HeaderMap, connection: &Extensions) -> bool {
+        matches!(self.service(headers, connection), Some(Ok(_)))
     }
 
     /// Who calls, when he may; else the refusal.
-    pub(crate) async fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Caller, Status> {
+    pub(crate) async fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        connection: &Extensions,
+    ) -> Result<Caller, Status> {
         let Some(policy) = self.policies.find(path) else {
             // Default deny, and the truth for a method that nobody serves: the routes are never asked.
             return Err(no_such_method());
         };
-        let known = self.identify(headers).await;
+        let known = self.identify(headers, connection).await;
         if policy.allow.contains(&Access::Public) {
             // Credentials are not asked for here, so bad ones are as good as none.
             return Ok(known.unwrap_or(Caller::Anonymous));
@@ -69,8 +78,8 @@ impl Gatekeeper {
         allowed(policy, &caller).map(|()| caller)
     }
 
-    async fn identify(&self, headers: &HeaderMap) -> Result<Caller, Status> {
-        if let Some(service) = self.service(headers) {
+    async fn identify(&self, headers: &HeaderMap, connection: &Extensions) -> Result<Caller, Status> {
+        if let Some(service) = self.service(headers, connection) {
             return service;
         }
         let Some(authorization) = headers.get(header::AUTHORIZATION) else { return Ok(Caller::Anonymous) };
@@ -83,8 +92,11 @@ impl Gatekeeper {
         }
     }
 
-    /// The service that calls; `None` when nobody says that he is one.
-    fn service(&self, headers: &HeaderMap) -> Option<Result<Caller, Status>> {
+    /// The service that calls; `None` when nobody says that he is one. A certificate says more than a header.
+    fn service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Result<Caller, Status>> {
+        if let Some(PeerService(name)) = connection.get() {
+            return Some(Ok(Caller::Service { name: name.clone() }));
+        }
         let offered = headers.get(SECRET_HEADER)?;
         let name = headers.get(SERVICE_HEADER).and_then(|name| name.to_str().ok()).filter(|name| !name.is_empty());
         let right = self.secret.as_ref().is_some_and(|secret| secret.matches(offered.as_bytes()));

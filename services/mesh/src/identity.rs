@@ -1,6 +1,7 @@
 //! The identity layer: who calls, and may he? Metadata that only the mesh may set goes no further.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
@@ -12,16 +13,21 @@ use tower::{Layer, Service};
 use crate::caller::Caller;
 use crate::gatekeeper::Gatekeeper;
 use crate::record::NoEvent;
+use crate::refusals::{Cause, Refusals};
 use crate::wire::{Answer, RESERVED_PREFIX, Request, Response, is_infrastructure, respond};
 
 #[derive(Clone)]
 pub(crate) struct Identity<S> {
     inner: S,
     gatekeeper: Gatekeeper,
+    refusals: Arc<Refusals>,
 }
 
-pub(crate) fn identity<S>(gatekeeper: Gatekeeper) -> impl Layer<S, Service = Identity<S>> + Clone {
-    layer_fn(move |inner| Identity { inner, gatekeeper: gatekeeper.clone() })
+pub(crate) fn identity<S>(
+    gatekeeper: Gatekeeper,
+    refusals: Arc<Refusals>,
+) -> impl Layer<S, Service = Identity<S>> + Clone {
+    layer_fn(move |inner| Identity { inner, gatekeeper: gatekeeper.clone(), refusals: refusals.clone() })
 }
 
 impl<S> Service<Request> for Identity<S>
@@ -45,11 +51,11 @@ where
             strip(request.headers_mut());
             return Box::pin(inner.call(request));
         }
-        let gatekeeper = self.gatekeeper.clone();
+        let (gatekeeper, refusals) = (self.gatekeeper.clone(), self.refusals.clone());
         Box::pin(async move {
             // The body is not Sync: only the head is held over the wait.
             let (mut head, body) = request.into_parts();
-            match gatekeeper.admit(head.uri.path(), &head.headers).await {
+            match gatekeeper.admit(head.uri.path(), &head.headers, &head.extensions).await {
                 Ok(caller) => {
                     strip(&mut head.headers);
                     if let Some(operation) = head.extensions.get::<Operation>() {
@@ -60,6 +66,7 @@ where
                     inner.call(Request::from_parts(head, body)).await
                 }
                 Err(refusal) => {
+                    refusals.count(Cause::Identity);
                     let mut response = respond(refusal);
                     response.extensions_mut().insert(NoEvent);
                     Ok(response)

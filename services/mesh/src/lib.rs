@@ -4,13 +4,16 @@
 //!
 //! # Layout
 //! - [`policy`]: what the mesh does for each method, a table that the contract's build makes
-//! - `server`, `serve`: the server's stack; the accept loop and the drain
+//! - `server`, `server_config`, `serve`, `connections`: the server's stack; what it is made of; the accept loop and the drain; one connection
 //! - `client`, `failover`, `endpoint`: the client's stack; the addresses of a target; one address
 //! - `record`, `metrics`, `server_telemetry`, `client_telemetry`: a span, an event slot and metrics per call
 //! - `rescue`, `panic`: every error leaves as a status with ErrorInfo
 //! - `deadline`, `server_deadline`, `client_deadline`: deadlines that travel
 //! - `identity`, `gatekeeper`, `token`, `secret`, `credentials`, `caller`: who calls, and may he
-//! - `memory`: admission by bytes
+//! - [`tls`], `tls_verify`, `spiffe`: who is at the other end of a connection
+//! - `rate_limit`, `concurrency`, `memory`, `memory_limit`, `metadata`: what is admitted; `holding`: and for how long
+//! - `stalled`, `stream_end`: answers that nobody takes, and answers that never end
+//! - `refusals`, `gauges`: what was turned away, and what is held
 //! - `health`, `reflection`, `admin`: for those who look after servers
 //! - `status`: a service's refusal as a gRPC status
 //! - `wire`: the shape of a call in the stacks
@@ -20,26 +23,40 @@ mod caller;
 mod client;
 mod client_deadline;
 mod client_telemetry;
+mod concurrency;
+mod connections;
 mod credentials;
 mod deadline;
 mod endpoint;
 mod failover;
 mod gatekeeper;
+mod gauges;
 mod health;
+mod holding;
 mod identity;
 mod memory;
+mod memory_limit;
+mod metadata;
 mod metrics;
 mod panic;
 pub mod policy;
+mod rate_limit;
 mod record;
 mod reflection;
+mod refusals;
 mod rescue;
 mod secret;
 mod serve;
 mod server;
+mod server_config;
 mod server_deadline;
 mod server_telemetry;
+mod spiffe;
+mod stalled;
 mod status;
+mod stream_end;
+pub mod tls;
+mod tls_verify;
 mod token;
 mod wire;
 
@@ -50,8 +67,12 @@ pub use credentials::Credentials;
 pub use deadline::time_left;
 pub use gatekeeper::Gatekeeper;
 pub use policy::{Access, Idempotency, MethodPolicy, PolicyTable};
+pub use rate_limit::Quota;
 pub use secret::Secret;
 pub use serve::Server;
-pub use server::{DEFAULT_MAX_MESSAGE_BYTES, ServerConfig, server};
+pub use server::server;
+pub use server_config::{
+    DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, ServerConfig,
+};
 pub use status::{Kind, Refusal, Violation, error_class, status};
 pub use token::{KeySource, VerifyingKey};

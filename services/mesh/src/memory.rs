@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
+use crate::holding::hold;
+use crate::refusals::{Cause, Refusals};
 use crate::status::{OUT_OF_MEMORY, mesh_status, mesh_status_retry};
 use crate::wire::{Answer, Request, Response, is_infrastructure};
 
@@ -27,13 +29,17 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The bytes that calls may hold at once.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    limit_bytes: usize,
+    pub(crate) limit_bytes: usize,
     used_bytes: AtomicUsize,
 }
 
 impl Budget {
-    fn new(limit_bytes: usize) -> Self {
+    pub(crate) fn new(limit_bytes: usize) -> Self {
         Self { limit_bytes, used_bytes: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.used_bytes.load(Ordering::Acquire)
     }
 
     fn take(&self, bytes: usize) -> bool {
@@ -68,16 +74,17 @@ impl Drop for Held {
 #[derive(Clone)]
 pub(crate) struct Memory<S> {
     inner: S,
-    budget: Option<Arc<Budget>>,
+    budget: Arc<Budget>,
     max_message_bytes: usize,
+    refusals: Arc<Refusals>,
 }
 
 pub(crate) fn memory<S>(
-    budget_bytes: Option<usize>,
+    budget: Arc<Budget>,
     max_message_bytes: usize,
+    refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
-    let budget = budget_bytes.map(|bytes| Arc::new(Budget::new(bytes)));
-    layer_fn(move |inner| Memory { inner, budget: budget.clone(), max_message_bytes })
+    layer_fn(move |inner| Memory { inner, budget: budget.clone(), max_message_bytes, refusals: refusals.clone() })
 }
 
 impl<S> Service<Request> for Memory<S>
@@ -97,23 +104,14 @@ where
         if is_infrastructure(request.uri().path()) {
             return Box::pin(self.inner.call(request));
         }
-        let budget = self.budget.clone();
-        let held = budget.map(|budget| Arc::new(Held { budget, bytes: AtomicUsize::new(0) }));
-        let max_message_bytes = self.max_message_bytes;
+        let held = Arc::new(Held { budget: self.budget.clone(), bytes: AtomicUsize::new(0) });
+        let (limit_bytes, refusals) = (self.max_message_bytes, self.refusals.clone());
         let request = request.map(|inner| {
-            let prefixes = Prefixes { limit_bytes: max_message_bytes, prefix: [0; 5], read: 0, message_left: 0 };
-            Body::new(AdmittedBody { inner, held: held.clone(), prefixes })
+            let prefixes = Prefixes { limit_bytes, prefix: [0; 5], read: 0, message_left: 0 };
+            Body::new(AdmittedBody { inner, held: held.clone(), prefixes, refusals })
         });
         let work = self.inner.call(request);
-        Box::pin(async move {
-            let response = work.await?;
-            match held {
-                Some(held) if !response.body().is_end_stream() => {
-                    Ok(response.map(|inner| Body::new(HoldingBody { inner, held: Some(held) })))
-                }
-                Some(_) | None => Ok(response),
-            }
-        })
+        Box::pin(async move { Ok(hold(work.await?, held)) })
     }
 }
 
@@ -151,21 +149,23 @@ impl Prefixes {
 
 struct AdmittedBody {
     inner: Body,
-    held: Option<Arc<Held>>,
+    held: Arc<Held>,
     prefixes: Prefixes,
+    refusals: Arc<Refusals>,
 }
 
 impl AdmittedBody {
     fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
         if let Some(length) = self.prefixes.too_long(data) {
+            self.refusals.count(Cause::MessageTooLarge);
             let limit = self.prefixes.limit_bytes;
             let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
             return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
         }
-        let fits = self.held.as_ref().is_none_or(|held| held.take(data.len().saturating_mul(COST_FACTOR)));
-        if fits {
+        if self.held.take(data.len().saturating_mul(COST_FACTOR)) {
             return Ok(());
         }
+        self.refusals.count(Cause::Memory);
         let message = "the memory budget for requests is used up";
         Err(mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER)))
     }
@@ -183,35 +183,6 @@ impl http_body::Body for AdmittedBody {
             && let Err(refusal) = this.admit(data)
         {
             return Poll::Ready(Some(Err(refusal)));
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-/// Holds the call's memory until its answer is sent.
-struct HoldingBody {
-    inner: Body,
-    held: Option<Arc<Held>>,
-}
-
-impl http_body::Body for HoldingBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        // The trailers are the end, and the caller may be back before the body is dropped.
-        if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
-            this.held = None;
         }
         Poll::Ready(frame)
     }
@@ -253,6 +224,6 @@ mod tests {
         assert!(held.take(60) && held.take(40));
         assert!(!held.take(1), "none left");
         drop(held);
-        assert_eq!(budget.used_bytes.load(Ordering::Acquire), 0);
+        assert_eq!(budget.used_bytes(), 0);
     }
 }

@@ -1,35 +1,24 @@
 //! The accept loop, and the drain: health says NOT_SERVING → serve on while others notice → GOAWAY → a bounded wait.
-//! hyper's HTTP/2 builder is used directly: tonic's server would put layers of its own outside of ours.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::Status;
-use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
-use tower::{Service, ServiceExt};
 
+use crate::gauges::Holdings;
 use crate::health::Health;
+use crate::refusals::Seldom;
 use crate::token::Tokens;
-use crate::wire::{Answer, Request, Response};
+use crate::wire::{Request, Response};
 
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-const MAX_CONCURRENT_STREAMS: u32 = 1_024;
-const MAX_HEADER_LIST_BYTES: u32 = 32 * 1_024;
-/// How long calls are still accepted after health says NOT_SERVING (at most a quarter of the drain's timeout).
-const LINGER: Duration = Duration::from_millis(250);
 /// After an accept error (out of file descriptors, most likely): others may close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -39,16 +28,24 @@ pub(crate) type Stack = BoxCloneSyncService<Request, Response, Infallible>;
 pub struct Server {
     pub(crate) stack: Stack,
     pub(crate) health: Health,
-    pub(crate) tokens: Option<std::sync::Arc<Tokens>>,
+    pub(crate) tokens: Option<Arc<Tokens>>,
+    pub(crate) takes_secret: bool,
+    /// What the server holds; the metrics see it for as long as the server is there.
+    pub(crate) holdings: Arc<Holdings>,
+    /// Cancelled when every connection gets its GOAWAY.
+    pub(crate) goaway: CancellationToken,
+    pub(crate) drain_notice: Duration,
     pub(crate) drain_timeout: Duration,
 }
 
 impl Server {
-    /// Serves until the shutdown, then drains: returns when the last call is done, or `drain_timeout` after the GOAWAY.
-    /// Long streams are expected to end with their service's own shutdown; those that do not are cut off then.
+    /// Serves until the shutdown, then drains: health says NOT_SERVING; for `drain_notice` all is served as before, while
+    /// others notice; every connection gets its GOAWAY, and no more are accepted; returns when the last call is done, or
+    /// `drain_timeout` later. Streams do not hold it up: those that their service has not ended a moment after the
+    /// GOAWAY are ended with UNAVAILABLE.
     ///
     /// # Errors
-    /// The listener has no address. Errors of connections are survived.
+    /// The listener has no address, or is no loopback although the mesh secret is accepted. Errors of connections are survived.
     pub async fn serve(
         self,
         listener: TcpListener,
@@ -56,7 +53,11 @@ impl Server {
         shutdown: CancellationToken,
     ) -> Result<(), io::Error> {
         let address = listener.local_addr()?;
-        let (goaway, cut) = (CancellationToken::new(), CancellationToken::new());
+        if self.takes_secret && !address.ip().is_loopback() {
+            let message = "the mesh secret is for loopback listeners only";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let (goaway, cut) = (self.goaway.clone(), CancellationToken::new());
         let connections = TaskTracker::new();
         let ready_now = *ready.borrow();
         self.health.say(ready_now).await;
@@ -67,8 +68,11 @@ impl Server {
         }
         let accepting = async {
             while let Some((stream, peer)) = accept(&listener, &goaway).await {
-                let connection = PerConnection { stack: self.stack.clone(), peer };
-                connections.spawn(serve_connection(stream, connection, goaway.clone(), cut.clone()));
+                let all = &self.holdings.connections;
+                if let Some(connection) = all.serve(stream, peer, self.stack.clone(), goaway.clone()) {
+                    let cut = cut.clone();
+                    connections.spawn(async move { cut.run_until_cancelled(connection).await });
+                }
             }
         };
         let draining = async {
@@ -77,7 +81,7 @@ impl Server {
             let _ = follower.await;
             self.health.say(false).await;
             tracing::debug!(target: "ordermesh", %address, "draining");
-            tokio::time::sleep(LINGER.min(self.drain_timeout / 4)).await;
+            tokio::time::sleep(self.drain_notice).await;
             goaway.cancel();
         };
         tokio::join!(accepting, draining);
@@ -102,63 +106,12 @@ pub(crate) async fn accept(listener: &TcpListener, end: &CancellationToken) -> O
                 return Some((stream, peer));
             }
             Err(error) => {
-                tracing::warn!(target: "ordermesh", %error, "a connection could not be accepted");
+                static SELDOM: Seldom = Seldom::new();
+                if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                    tracing::warn!(target: "ordermesh", %error, since_last_line, "a connection could not be accepted");
+                }
                 end.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await?;
             }
         }
-    }
-}
-
-async fn serve_connection(
-    stream: TcpStream,
-    service: PerConnection,
-    goaway: CancellationToken,
-    cut: CancellationToken,
-) {
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let mut goaway = std::pin::pin!(goaway.cancelled_owned());
-    let mut asked = false;
-    let ended = loop {
-        tokio::select! {
-            ended = &mut connection => break ended,
-            () = &mut goaway, if !asked => {
-                asked = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = cut.cancelled() => return,
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(target: "ordermesh", %error, "a connection ended badly");
-    }
-}
-
-#[derive(Clone)]
-struct PerConnection {
-    stack: Stack,
-    peer: SocketAddr,
-}
-
-impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
-
-    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        // The body fails when the caller resets the stream or is gone: either way he has given up.
-        let mut request = request.map(|body| Body::new(body.map_err(|_| Status::cancelled("the caller has gone"))));
-        request.extensions_mut().insert(self.peer);
-        let mut stack = self.stack.clone();
-        Box::pin(async move {
-            let ready = stack.ready().await?;
-            ready.call(request).await
-        })
     }
 }

@@ -1,8 +1,11 @@
 //! The server's deadline layer: the instant is taken on arrival, and whatever is not done by then is dropped.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
+use http_body::Body as _;
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 use tower::layer::layer_fn;
@@ -10,19 +13,22 @@ use tower::{Layer, Service};
 
 use crate::deadline::{DEADLINE, Side, TimedBody, asked, effective, exceeded};
 use crate::policy::{MethodPolicy, PolicyTable};
+use crate::refusals::{Cause, Refusals};
 use crate::status::mesh_status;
 use crate::wire::{Answer, Request, Response, find, respond};
-use http_body::Body as _;
-use std::convert::Infallible;
 
 #[derive(Clone)]
 pub(crate) struct ServerDeadline<S> {
     inner: S,
     policies: PolicyTable,
+    refusals: Arc<Refusals>,
 }
 
-pub(crate) fn server_deadline<S>(policies: PolicyTable) -> impl Layer<S, Service = ServerDeadline<S>> + Clone {
-    layer_fn(move |inner| ServerDeadline { inner, policies })
+pub(crate) fn server_deadline<S>(
+    policies: PolicyTable,
+    refusals: Arc<Refusals>,
+) -> impl Layer<S, Service = ServerDeadline<S>> + Clone {
+    layer_fn(move |inner| ServerDeadline { inner, policies, refusals: refusals.clone() })
 }
 
 impl<S> Service<Request> for ServerDeadline<S>
@@ -42,6 +48,7 @@ where
         let now = Instant::now();
         let policy = find(self.policies, &request);
         let Ok(asked) = asked(request.headers()) else {
+            self.refusals.count(Cause::Timeout);
             let message = "grpc-timeout must be at most 8 digits and one of H M S m u n";
             return ready(respond(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message)));
         };

@@ -1,6 +1,7 @@
 //! The server's telemetry layer: an operation (span and event slot) and the RPC metrics of each call.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
@@ -16,6 +17,7 @@ use crate::gatekeeper::Gatekeeper;
 use crate::metrics::CallDuration;
 use crate::policy::{MethodPolicy, PolicyTable};
 use crate::record::{Record, Side, Sink};
+use crate::refusals::{Cause, Refusals};
 use crate::wire::{Answer, Request, Response, TRACEPARENT, find, is_infrastructure, method_name};
 
 /// What the layer knows.
@@ -25,18 +27,19 @@ pub(crate) struct ServerTelemetryConfig {
     pub(crate) gatekeeper: Gatekeeper,
     pub(crate) events: Option<Sink>,
     pub(crate) trust_client_trace_context: bool,
+    pub(crate) refusals: Arc<Refusals>,
 }
 
 #[derive(Clone)]
 pub(crate) struct ServerTelemetry<S> {
     inner: S,
-    shared: std::sync::Arc<(ServerTelemetryConfig, CallDuration)>,
+    shared: Arc<(ServerTelemetryConfig, CallDuration)>,
 }
 
 pub(crate) fn server_telemetry<S>(
     config: ServerTelemetryConfig,
 ) -> impl Layer<S, Service = ServerTelemetry<S>> + Clone {
-    let shared = std::sync::Arc::new((config, CallDuration::server()));
+    let shared = Arc::new((config, CallDuration::server()));
     layer_fn(move |inner| ServerTelemetry { inner, shared: shared.clone() })
 }
 
@@ -47,9 +50,14 @@ impl ServerTelemetryConfig {
         let headers = request.headers();
         let name = method_name(policy);
         let event = policy.and_then(|policy| policy.event);
-        let theirs = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok());
-        let theirs = theirs.and_then(|text| text.parse::<TraceParent>().ok());
-        let from_service = self.gatekeeper.knows_service(headers);
+        let theirs = headers.get(TRACEPARENT).and_then(|value| {
+            let place = value.to_str().ok().and_then(|text| text.parse::<TraceParent>().ok());
+            if place.is_none() {
+                self.refusals.count(Cause::Traceparent);
+            }
+            place
+        });
+        let from_service = self.gatekeeper.knows_service(headers, request.extensions());
         let parent = match theirs {
             None if from_service => return unseen(name, event.zip(self.events.clone())),
             None => Parent::Root,

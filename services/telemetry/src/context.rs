@@ -98,4 +98,30 @@ mod tests {
             assert_eq!(text.parse::<TraceParent>(), Err(TraceParentError), "{text}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,80}") {
+            let _ = text.parse::<TraceParent>();
+        }
+
+        #[test]
+        fn what_is_read_prints_the_same_ids(text in "[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-x)?") {
+            let well_formed = !text.starts_with("ff-") && (text.len() == 55 || !text.starts_with("00-"));
+            let read = text.parse::<TraceParent>();
+            // All zeros are as good as never made up here.
+            proptest::prop_assert_eq!(read.is_ok(), well_formed);
+            if let Ok(read) = read {
+                proptest::prop_assert_eq!(&read.to_string()[3..52], &text[3..52]);
+                proptest::prop_assert_eq!(read.to_string().parse::<TraceParent>(), Ok(read));
+            }
+        }
+
+        #[test]
+        fn one_wrong_character_is_refused(at in 0usize..55, wrong in "[^0-9a-f-]") {
+            let mut text: Vec<char> = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".chars().collect();
+            text[at] = wrong.chars().next().expect("one");
+            proptest::prop_assert_eq!(text.into_iter().collect::<String>().parse::<TraceParent>(), Err(TraceParentError));
+        }
+    }
 }

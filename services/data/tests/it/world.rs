@@ -260,17 +260,11 @@ fn bytes(hex: &str) -> impl Iterator<Item = u8> + '_ {
 async fn serve_keys(shutdown: CancellationToken) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
+    let gatekeeper = Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(SECRET));
     let config = ServerConfig {
-        service: "user",
-        policies: contracts::POLICIES,
-        gatekeeper: Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(SECRET)),
-        events: None,
         descriptors: &[contracts::DESCRIPTORS],
-        health_services: &[],
-        memory_budget_bytes: None,
-        max_message_bytes: 1 << 20,
-        trust_client_trace_context: false,
         drain_timeout: Duration::from_secs(1),
+        ..ServerConfig::new("user", contracts::POLICIES, gatekeeper)
     };
     let server = mesh::server(config, Routes::new(UserServiceServer::new(Signer)));
     let (ready, is_ready) = watch::channel(true);

@@ -118,7 +118,14 @@ pub(crate) mod raw {
 
     /// The status, wherever it turns up.
     pub(crate) async fn send(address: SocketAddr, request: http::Request<Full<Bytes>>) -> Status {
-        let stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+        send_over(tokio::net::TcpStream::connect(address).await.expect("connects"), request).await
+    }
+
+    /// The same, over any connection.
+    pub(crate) async fn send_over<S>(stream: S, request: http::Request<Full<Bytes>>) -> Status
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
         let connection = tokio::spawn(connection);

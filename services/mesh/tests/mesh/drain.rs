@@ -14,7 +14,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::echo::{SAY, STREAM};
-use crate::world::{Plan, World, say};
+use crate::world::{Plan, World, reason, say};
 
 async fn health_changes(world: &World, service: &str) -> tonic::Streaming<tonic_health::pb::HealthCheckResponse> {
     let request = HealthCheckRequest { service: service.into() };
@@ -38,38 +38,87 @@ async fn health_follows_readiness_for_every_service_name() {
     }
 }
 
+/// A connection of the test's own, with nothing of the mesh: it sees the GOAWAY.
+async fn connection(world: &World) -> (h2::client::SendRequest<bytes::Bytes>, tokio::task::JoinHandle<()>) {
+    let stream = tokio::net::TcpStream::connect(world.address).await.expect("connects");
+    let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    (sender, tokio::spawn(async move { connection.await.expect("it ends without an error") }))
+}
+
 #[tokio::test]
-async fn a_drain_says_not_serving_finishes_what_is_open_and_ends() {
-    let world = World::new().await;
+async fn for_the_time_of_the_notice_all_is_served_as_before_new_connections_too() {
+    let long = Duration::from_secs(3_600);
+    let world = World::altered(Plan::default(), |config| config.drain_notice = long).await;
     let mut changes = health_changes(&world, "").await;
     assert_eq!(next(&mut changes).await, ServingStatus::Serving);
+    world.shutdown.cancel();
+    assert_eq!(next(&mut changes).await, ServingStatus::NotServing);
+    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("served while others notice"), "hello");
+    assert!(!world.served.is_finished());
+    world.served.abort();
+}
+
+#[tokio::test]
+async fn a_drain_tells_every_connection_to_go_finishes_what_is_open_and_ends() {
+    let world = World::new().await;
+    let (sender, connection) = connection(&world).await;
+    drop(sender.ready().await.expect("ready"));
     let channel = world.stranger();
     let held = tokio::spawn(async move { say(&channel, SAY, "hold").await });
     world.echo.holding.notified().await;
     world.shutdown.cancel();
-    assert_eq!(next(&mut changes).await, ServingStatus::NotServing);
-    let still = say(&world.stranger(), SAY, "hello").await;
-    assert_eq!(still.expect("served on while others notice"), "hello");
+    connection.await.expect("the idle connection is ended by the GOAWAY");
+    assert!(!world.served.is_finished(), "a call is open");
     world.echo.release.add_permits(1);
     assert_eq!(held.await.expect("no panic").expect("what was open is finished"), "released");
-    drop(changes);
+    world.served.await.expect("no panic").expect("ends");
+    tokio::net::TcpStream::connect(world.address).await.expect_err("nobody listens any more");
+}
+
+#[tokio::test]
+async fn health_watches_end_with_the_goaway() {
+    let world = World::with(Plan { drain_timeout: Duration::from_secs(3_600), ..Plan::default() }).await;
+    let mut changes = health_changes(&world, "").await;
+    assert_eq!(next(&mut changes).await, ServingStatus::Serving);
+    world.shutdown.cancel();
+    while let Some(change) = changes.next().await {
+        let Ok(change) = change else { break };
+        assert_eq!(change.status(), ServingStatus::NotServing);
+    }
+    world.served.await.expect("no panic").expect("ends without waiting for the watch");
+}
+
+#[tokio::test]
+async fn a_stream_that_never_ends_is_ended_and_told_so() {
+    // The grace is a quarter of it.
+    let world = World::with(Plan { drain_timeout: Duration::from_millis(400), ..Plan::default() }).await;
+    let mut texts = forever(&world).await;
+    assert_eq!(texts.next().await.expect("one").expect("well-formed"), "one");
+    world.shutdown.cancel();
+    assert_eq!(texts.next().await.expect("two").expect("well-formed"), "two");
+    let status = texts.next().await.expect("an end").expect_err("ended by us");
+    assert_eq!((status.code(), reason(&status).as_str()), (tonic::Code::Unavailable, "DRAINING"));
     world.served.await.expect("no panic").expect("ends");
 }
 
 #[tokio::test]
-async fn a_stream_that_never_ends_does_not_hold_up_the_end() {
-    let world = World::with(Plan { drain_timeout: Duration::from_millis(100), ..Plan::default() }).await;
+async fn a_call_that_never_ends_is_cut_off_after_the_bounded_wait() {
+    let world = World::with(Plan { drain_timeout: Duration::from_millis(50), ..Plan::default() }).await;
+    let channel = world.stranger();
+    let held = tokio::spawn(async move { say(&channel, SAY, "hold").await });
+    world.echo.holding.notified().await;
+    world.shutdown.cancel();
+    world.served.await.expect("no panic").expect("ends all the same");
+    held.await.expect("no panic").expect_err("cut off");
+    world.echo.dropped.notified().await;
+}
+
+async fn forever(world: &World) -> tonic::Streaming<String> {
     let mut grpc = tonic::client::Grpc::new(world.stranger());
     grpc.ready().await.expect("ready");
     let codec = ProstCodec::<String, String>::default();
     let request = Request::new("forever".to_owned());
-    let stream = grpc.server_streaming(request, STREAM.parse().expect("a path"), codec).await.expect("begins");
-    let mut texts = stream.into_inner();
-    assert_eq!(texts.next().await.expect("one").expect("well-formed"), "one");
-    world.shutdown.cancel();
-    world.served.await.expect("no panic").expect("ends all the same");
-    assert_eq!(texts.next().await.expect("two").expect("well-formed"), "two");
-    texts.next().await.expect("an end").expect_err("cut off");
+    grpc.server_streaming(request, STREAM.parse().expect("a path"), codec).await.expect("begins").into_inner()
 }
 
 #[tokio::test]

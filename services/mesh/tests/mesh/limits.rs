@@ -1,12 +1,148 @@
-//! Memory: refused before it is read, and given back.
+//! What is admitted, in which order, and given back.
 
-use mesh::Credentials;
-use tonic::Code;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use mesh::{Credentials, Quota};
+use tonic::{Code, Request};
+use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
 use crate::deadlines::raw;
-use crate::echo::SAY;
+use crate::echo::{CUSTOMER, SAY, STREAM};
+use crate::observed::observed;
 use crate::world::{Plan, World, channel, reason, say};
+
+/// Two calls a day.
+const TWO: Quota = Quota { calls: 2, per: Duration::from_secs(86_400) };
+
+fn refusals(service: &str, cause: &str) -> u64 {
+    observed().value("mesh.server.refusals", &[&format!("mesh.service={service}"), &format!("cause={cause}")])
+}
+
+async fn stream(world: &World, text: &str) -> Result<tonic::Streaming<String>, tonic::Status> {
+    let mut grpc = tonic::client::Grpc::new(world.stranger());
+    grpc.ready().await?;
+    let codec = ProstCodec::<String, String>::default();
+    let path = STREAM.parse().expect("a path");
+    grpc.server_streaming(Request::new(text.to_owned()), path, codec).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn a_call_more_than_there_are_permits_is_refused_at_once_and_counted() {
+    observed();
+    let world = World::altered(Plan::default(), |config| {
+        (config.service, config.max_concurrency, config.max_streams) = ("one-permit", 1, 1);
+    })
+    .await;
+    let permits = |kind: &str| {
+        observed().value("mesh.server.permits.used", &["mesh.service=one-permit", &format!("kind={kind}")])
+    };
+    let first = world.stranger();
+    let held = tokio::spawn(async move { say(&first, SAY, "hold").await });
+    world.echo.holding.notified().await;
+    let status = say(&world.stranger(), SAY, "hello").await.expect_err("no permit");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "OVERLOADED"));
+    assert!(status.get_details_retry_info().is_some());
+    assert_eq!((refusals("one-permit", "concurrency") > 0, permits("call"), permits("stream")), (true, 1, 0));
+    // Streams and health have their own.
+    let mut texts = stream(&world, "forever").await.expect("its own limit");
+    assert_eq!(texts.next().await.expect("one").expect("well-formed"), "one");
+    let status = stream(&world, "forever").await.expect_err("no stream left");
+    assert_eq!(reason(&status), "OVERLOADED");
+    assert_eq!(permits("stream"), 1);
+    let mut health = tonic_health::pb::health_client::HealthClient::new(world.stranger());
+    health.check(tonic_health::pb::HealthCheckRequest::default()).await.expect("exempt");
+    world.echo.release.add_permits(1);
+    held.await.expect("no panic").expect("answered");
+    for _ in 0..20 {
+        say(&world.stranger(), SAY, "hello").await.expect("the permit is free again");
+    }
+    assert!(
+        world
+            .events
+            .take()
+            .iter()
+            .all(|ended| { ended.event.error.as_ref().is_none_or(|error| error.reason != "OVERLOADED") }),
+        "no event of a call that nobody served"
+    );
+}
+
+#[tokio::test]
+async fn a_panic_gives_its_permit_back() {
+    let world = World::altered(Plan::default(), |config| config.max_concurrency = 1).await;
+    assert_eq!(say(&world.stranger(), SAY, "panic").await.expect_err("a panic").code(), Code::Internal);
+    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("served"), "hello");
+}
+
+#[tokio::test]
+async fn a_denied_call_takes_no_quota_no_permit_and_no_memory_and_starts_no_handler() {
+    // Whatever were asked for behind identity, there is none of it.
+    let none = Plan { memory_budget_bytes: Some(0), ..Plan::default() };
+    let world = World::altered(none, |config| {
+        config.max_concurrency = 0;
+        config.rate_limits = vec![(CUSTOMER, TWO)];
+    })
+    .await;
+    for _ in 0..3 {
+        let status = say(&world.stranger(), CUSTOMER, "hello").await.expect_err("denied");
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "TOKEN_MISSING"));
+    }
+    // The twin: who may call, finds that there is none.
+    assert_eq!(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("no permit")), "OVERLOADED");
+    assert_eq!((world.begun(), world.events.take().len()), (0, 0));
+}
+
+#[tokio::test]
+async fn who_is_over_his_quota_takes_no_permit() {
+    let world = World::altered(Plan::default(), |config| {
+        config.max_concurrency = 0;
+        config.rate_limits = vec![(SAY, TWO)];
+    })
+    .await;
+    let mut seen = vec![];
+    for _ in 0..3 {
+        seen.push(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("refused")));
+    }
+    assert_eq!(seen, ["OVERLOADED", "OVERLOADED", "RATE_LIMITED"]);
+}
+
+#[tokio::test]
+async fn a_caller_over_the_quota_learns_when_to_come_back_and_others_do_not_suffer() {
+    observed();
+    let world = World::altered(Plan::default(), |config| {
+        config.service = "quota";
+        config.rate_limits = vec![(SAY, TWO)];
+    })
+    .await;
+    for _ in 0..2 {
+        say(&world.stranger(), SAY, "hello").await.expect("within the quota");
+    }
+    let status = say(&world.stranger(), SAY, "hello").await.expect_err("over it");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
+    let wait = status.get_details_retry_info().and_then(|retry| retry.retry_delay).expect("how long");
+    assert!((Duration::from_secs(43_000)..=Duration::from_secs(43_200)).contains(&wait), "{wait:?}");
+    assert_eq!(status.get_details_quota_failure().expect("of what").violations.len(), 1);
+    assert_eq!((refusals("quota", "rate_limit"), world.events.take().len()), (1, 2));
+    // A service is another caller than its address, and another method has no quota.
+    say(&world.service("order", crate::world::MESH_SECRET), SAY, "hello").await.expect("another caller");
+    let denied = say(&world.stranger(), CUSTOMER, "hello").await.expect_err("another method");
+    assert_eq!(denied.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn too_much_metadata_is_refused_with_a_status() {
+    observed();
+    let world = World::altered(Plan::default(), |config| config.service = "metadata").await;
+    for (bytes, code) in [(15_000, Code::Ok), (17_000, Code::ResourceExhausted)] {
+        let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("x-long", &"y".repeat(bytes))])).await;
+        assert_eq!(answer.code(), code, "{bytes} bytes");
+        if code != Code::Ok {
+            assert_eq!(reason(&answer), "METADATA_TOO_LARGE");
+        }
+    }
+    assert_eq!((refusals("metadata", "metadata"), world.begun()), (1, 1));
+}
 
 #[tokio::test]
 async fn a_message_over_the_limit_is_refused_before_it_is_read() {

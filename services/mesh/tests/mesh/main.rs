@@ -8,5 +8,8 @@ mod errors;
 mod identity;
 mod limits;
 mod observed;
+mod readme;
+mod rude;
 mod telemetry;
+mod tls;
 mod world;

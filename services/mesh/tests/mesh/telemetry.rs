@@ -156,10 +156,10 @@ async fn a_denied_call_is_counted() {
     let world = World::new().await;
     let facts =
         ["rpc.system.name=grpc", "rpc.method=test.v1.Echo/SayAsCustomer", "rpc.response.status_code=UNAUTHENTICATED"];
-    let before = observed().calls("rpc.server.call.duration", &facts);
+    let before = observed().value("rpc.server.call.duration", &facts);
     say(&world.stranger(), CUSTOMER, "hello").await.expect_err("denied");
-    assert!(observed().calls("rpc.server.call.duration", &facts) > before);
-    assert!(observed().calls("rpc.client.call.duration", &facts) > 0);
+    assert!(observed().value("rpc.server.call.duration", &facts) > before);
+    assert!(observed().value("rpc.client.call.duration", &facts) > 0);
 }
 
 #[tokio::test]
@@ -187,6 +187,19 @@ async fn a_call_that_its_caller_gave_up_is_cancelled() {
     let events = world.events.take();
     assert_eq!(events.len(), 1);
     assert_eq!(events[0].event.error.as_ref().expect("failed").kind, "CANCELLED");
+}
+
+#[tokio::test]
+async fn a_slow_handlers_span_says_that_the_deadline_was_exceeded() {
+    let world = trusting().await;
+    let (trace_id, header) = traceparent(12);
+    let request = raw::unary(SAY, "hold", &[("traceparent", &header), ("grpc-timeout", "50m")]);
+    assert_eq!(raw::send(world.address, request).await.code(), tonic::Code::DeadlineExceeded);
+    let spans = observed().spans_of(&trace_id);
+    assert_eq!(spans.len(), 1);
+    assert_eq!(attribute(&spans[0], "rpc.response.status_code").as_deref(), Some("DEADLINE_EXCEEDED"));
+    assert_eq!(attribute(&spans[0], "error.type").as_deref(), Some("DEADLINE_EXCEEDED"));
+    assert!(matches!(spans[0].status, SpanStatus::Error { .. }));
 }
 
 #[tokio::test]

@@ -110,25 +110,29 @@ impl World {
     }
 
     pub(crate) async fn with(plan: Plan) -> Self {
+        Self::altered(plan, |_| {}).await
+    }
+
+    /// With a configuration that the test has changed.
+    pub(crate) async fn altered(plan: Plan, alter: impl FnOnce(&mut ServerConfig)) -> Self {
         let (echo, events) = (Echo::new(plan.next), Arc::new(Events::default()));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (ready, watched) = watch::channel(true);
         let shutdown = CancellationToken::new();
-        let config = ServerConfig {
-            service: "test",
-            policies: POLICIES,
-            gatekeeper: Gatekeeper::new(POLICIES)
-                .with_tokens(plan.keys, ISSUER, AUDIENCE)
-                .with_mesh_secret(Secret::new(MESH_SECRET)),
+        let gatekeeper = Gatekeeper::new(POLICIES)
+            .with_tokens(plan.keys, ISSUER, AUDIENCE)
+            .with_mesh_secret(Secret::new(MESH_SECRET));
+        let mut config = ServerConfig {
             events: Some(events.clone()),
-            descriptors: &[],
             health_services: &["test.v1.Echo"],
             memory_budget_bytes: plan.memory_budget_bytes,
             max_message_bytes: plan.max_message_bytes,
             trust_client_trace_context: plan.trust_client_trace_context,
             drain_timeout: plan.drain_timeout,
+            ..ServerConfig::new("test", POLICIES, gatekeeper)
         };
+        alter(&mut config);
         let server = server(config, Routes::new(echo.clone()));
         let served = tokio::spawn(server.serve(listener, watched, shutdown.clone()));
         Self { address, echo, events, ready, shutdown, served }

@@ -224,17 +224,10 @@ fn free_port() -> TcpSocket {
 
 fn serve(service: &'static str, routes: Routes, socket: TcpSocket) {
     let listener = socket.listen(128).expect("it listens");
+    let gatekeeper = Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(MESH_SECRET));
     let config = ServerConfig {
-        service,
-        policies: contracts::POLICIES,
-        gatekeeper: Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(MESH_SECRET)),
-        events: None,
-        descriptors: &[],
-        health_services: &[],
-        memory_budget_bytes: None,
-        max_message_bytes: mesh::DEFAULT_MAX_MESSAGE_BYTES,
-        trust_client_trace_context: false,
         drain_timeout: Duration::from_secs(1),
+        ..ServerConfig::new(service, contracts::POLICIES, gatekeeper)
     };
     let (ready, is_ready) = watch::channel(true);
     tokio::spawn(async move {

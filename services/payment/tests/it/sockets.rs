@@ -102,18 +102,13 @@ impl World {
 
         let (order, order_address) = listener().await;
         let ear = Ear::default();
+        let gatekeeper = Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(SECRET));
         let server = mesh::server(
             ServerConfig {
-                service: "order",
-                policies: contracts::POLICIES,
-                gatekeeper: Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(SECRET)),
-                events: None,
                 descriptors: &[contracts::DESCRIPTORS],
-                health_services: &[],
-                memory_budget_bytes: None,
-                max_message_bytes: mesh::DEFAULT_MAX_MESSAGE_BYTES,
                 trust_client_trace_context: true,
                 drain_timeout: Duration::from_secs(1),
+                ..ServerConfig::new("order", contracts::POLICIES, gatekeeper)
             },
             Routes::new(PaymentConfirmationServiceServer::new(ear.clone())),
         );

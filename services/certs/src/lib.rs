@@ -1,0 +1,204 @@
+//! Certificates of the platform: a CA, and for each service one certificate with its DNS names and ONE SPIFFE URI.
+//! Keys are EC P-256. What is made here is PEM text; who writes it where, and with which rights, is the caller's business.
+//!
+//! ```
+//! use std::time::Duration;
+//! use certs::{Authority, Names, Validity};
+//! use kernel::Timestamp;
+//!
+//! let validity = Validity::from(Timestamp::from_micros(1_800_000_000_000_000), Duration::from_secs(90 * 86_400));
+//! let authority = Authority::new("ordermesh.local", validity)?;
+//! let order = authority.issue(&Names::of_service("ordermesh.local", "order"), validity)?;
+//! assert!(order.certificate_pem.starts_with("-----BEGIN CERTIFICATE-----"));
+//! # Ok::<(), certs::Error>(())
+//! ```
+
+use std::time::Duration;
+
+use kernel::Timestamp;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use time::OffsetDateTime;
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A name that no certificate can carry, or a key that is none.
+    #[error("the certificate cannot be made")]
+    Certificate(#[from] rcgen::Error),
+    /// A date before year 1, or after year 9999.
+    #[error("the validity is out of range")]
+    Validity,
+}
+
+/// From when to when a certificate is good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Validity {
+    /// Not before.
+    pub begins: Timestamp,
+    /// Not after.
+    pub ends: Timestamp,
+}
+
+impl Validity {
+    /// Clocks differ: a certificate is good a little before it is made.
+    const HEAD_START: Duration = Duration::from_secs(300);
+
+    /// From five minutes before `now` until `now` and `lifetime`.
+    pub fn from(now: Timestamp, lifetime: Duration) -> Self {
+        Self { begins: now.minus(Self::HEAD_START), ends: now.plus(lifetime) }
+    }
+}
+
+/// Whom a certificate names.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Names {
+    /// For people: the subject's common name.
+    pub common_name: String,
+    /// What clients connect to. An IP address is written as one.
+    pub dns: Vec<String>,
+    /// SPIFFE URIs. The mesh wants exactly one.
+    pub uris: Vec<String>,
+}
+
+impl Names {
+    /// A service of the platform: `spiffe://<trust-domain>/service/<service>`, reached by its name or on this machine.
+    pub fn of_service(trust_domain: &str, service: &str) -> Self {
+        Self {
+            common_name: service.to_owned(),
+            dns: vec![service.to_owned(), "localhost".to_owned()],
+            uris: vec![format!("spiffe://{trust_domain}/service/{service}")],
+        }
+    }
+}
+
+/// A certificate and its key, as PEM.
+#[derive(Clone)]
+pub struct Issued {
+    /// Public.
+    pub certificate_pem: String,
+    /// Secret.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Issued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issued").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+    }
+}
+
+/// A certificate authority.
+pub struct Authority {
+    certificate_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// A new one, with a new key.
+    ///
+    /// # Errors
+    /// A validity out of range.
+    pub fn new(trust_domain: &str, validity: Validity) -> Result<Self, Error> {
+        let params = authority_params(trust_domain, validity)?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate_pem = params.self_signed(&key)?.pem();
+        Ok(Self { certificate_pem, issuer: Issuer::new(params, key) })
+    }
+
+    /// One that [`Authority::new`] made for the same trust domain, from what was kept of it: it issues more of the same.
+    ///
+    /// # Errors
+    /// The key is none.
+    pub fn restore(trust_domain: &str, kept: &Issued) -> Result<Self, Error> {
+        let whenever = Validity { begins: Timestamp::default(), ends: Timestamp::default() };
+        let params = authority_params(trust_domain, whenever)?;
+        let key = KeyPair::from_pem(&kept.key_pem)?;
+        Ok(Self { certificate_pem: kept.certificate_pem.clone(), issuer: Issuer::new(params, key) })
+    }
+
+    /// The root that everybody trusts.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// What to keep, so that it can be [restored](Authority::restore). Whoever has the key can be any service.
+    pub fn keep(&self) -> Issued {
+        Issued { certificate_pem: self.certificate_pem.clone(), key_pem: self.issuer.key().serialize_pem() }
+    }
+
+    /// A new key, and a certificate for it: good for both sides of a connection.
+    ///
+    /// # Errors
+    /// A name that no certificate can carry, or a validity out of range.
+    pub fn issue(&self, names: &Names, validity: Validity) -> Result<Issued, Error> {
+        let mut params = CertificateParams::new(names.dns.clone())?;
+        for uri in &names.uris {
+            params.subject_alt_names.push(SanType::URI(uri.as_str().try_into()?));
+        }
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, names.common_name.as_str());
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        (params.not_before, params.not_after) = (date(validity.begins)?, date(validity.ends)?);
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate_pem = params.signed_by(&key, &self.issuer)?.pem();
+        Ok(Issued { certificate_pem, key_pem: key.serialize_pem() })
+    }
+}
+
+/// What an issuer is known by must be the same when it is restored: the name, and the key's identifier.
+fn authority_params(trust_domain: &str, validity: Validity) -> Result<CertificateParams, Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, format!("{trust_domain} CA"));
+    // It signs services' certificates, and no further authorities.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params.not_before, params.not_after) = (date(validity.begins)?, date(validity.ends)?);
+    Ok(params)
+}
+
+fn date(instant: Timestamp) -> Result<OffsetDateTime, Error> {
+    OffsetDateTime::from_unix_timestamp(instant.as_micros().div_euclid(1_000_000)).map_err(|_| Error::Validity)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn validity() -> Validity {
+        Validity::from(Timestamp::from_micros(1_800_000_000_000_000), Duration::from_secs(86_400))
+    }
+
+    #[test]
+    fn a_restored_authority_has_the_same_root_and_key() {
+        let authority = Authority::new("test.local", validity()).expect("made");
+        let restored = Authority::restore("test.local", &authority.keep()).expect("restored");
+        assert_eq!(restored.certificate_pem(), authority.certificate_pem());
+        assert_eq!(restored.keep().key_pem, authority.keep().key_pem);
+        restored.issue(&Names::of_service("test.local", "order"), validity()).expect("issues");
+    }
+
+    #[test]
+    fn a_name_that_is_no_ascii_is_refused() {
+        let authority = Authority::new("test.local", validity()).expect("made");
+        let names = Names { uris: vec!["spiffe://test.local/ö".into()], ..Names::default() };
+        assert!(matches!(authority.issue(&names, validity()), Err(Error::Certificate(_))));
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        let authority = Authority::new("test.local", validity()).expect("made");
+        let issued = authority.issue(&Names::of_service("test.local", "order"), validity()).expect("issued");
+        assert!(!format!("{authority:?} {issued:?}").contains("PRIVATE"));
+    }
+}

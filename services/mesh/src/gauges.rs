@@ -1,0 +1,50 @@
+//! What a server holds right now, as OpenTelemetry reads it: nothing is counted per call. An instrument outlives its
+//! server, and sees by a weak reference that it is gone.
+
+use std::sync::{Arc, Weak};
+
+use opentelemetry::{KeyValue, global};
+
+use crate::concurrency::{Admission, Permits};
+use crate::connections::Connections;
+use crate::memory::Budget;
+
+/// What is shown of a server.
+pub(crate) struct Holdings {
+    pub(crate) service: &'static str,
+    pub(crate) admission: Admission,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) connections: Arc<Connections>,
+}
+
+/// Shows it for as long as somebody keeps it.
+pub(crate) fn show(holdings: &Arc<Holdings>) {
+    up_down(holdings, "mesh.server.permits.used", "{permit}", |holdings| permits(holdings, Permits::used));
+    up_down(holdings, "mesh.server.permits.limit", "{permit}", |holdings| permits(holdings, |all| all.limit));
+    up_down(holdings, "mesh.server.memory.reserved", "By", |holdings| vec![("request", holdings.budget.used_bytes())]);
+    up_down(holdings, "mesh.server.memory.limit", "By", |holdings| vec![("request", holdings.budget.limit_bytes)]);
+    let connections = |holdings: &Holdings| vec![("open", holdings.connections.open())];
+    up_down(holdings, "mesh.server.connections", "{connection}", connections);
+}
+
+fn permits(holdings: &Holdings, read: fn(&Permits) -> usize) -> Vec<(&'static str, usize)> {
+    vec![("call", read(&holdings.admission.calls)), ("stream", read(&holdings.admission.streams))]
+}
+
+fn up_down(
+    holdings: &Arc<Holdings>,
+    name: &'static str,
+    unit: &'static str,
+    read: impl Fn(&Holdings) -> Vec<(&'static str, usize)> + Send + Sync + 'static,
+) {
+    let weak: Weak<Holdings> = Arc::downgrade(holdings);
+    let meter = global::meter("mesh");
+    let instrument = meter.i64_observable_up_down_counter(name).with_unit(unit).with_callback(move |observer| {
+        let Some(holdings) = weak.upgrade() else { return };
+        for (kind, value) in read(&holdings) {
+            let facts = [KeyValue::new("mesh.service", holdings.service), KeyValue::new("kind", kind)];
+            observer.observe(i64::try_from(value).unwrap_or(i64::MAX), &facts);
+        }
+    });
+    instrument.build();
+}

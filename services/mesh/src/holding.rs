@@ -1,0 +1,72 @@
+//! A response that holds something (a permit, reserved memory) until its body is at its end, broken, or dropped.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use tonic::Status;
+use tonic::body::Body;
+
+use crate::wire::Response;
+
+/// Nothing is held behind a body that is at its end already: it is given back at once.
+pub(crate) fn hold<T: Send + Unpin + 'static>(response: Response, held: T) -> Response {
+    if response.body().is_end_stream() {
+        return response;
+    }
+    response.map(|inner| Body::new(HoldingBody { inner, held: Some(held) }))
+}
+
+struct HoldingBody<T> {
+    inner: Body,
+    held: Option<T>,
+}
+
+impl<T: Send + Unpin + 'static> http_body::Body for HoldingBody<T> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        // The trailers are the end, and the caller may be back before the body is dropped.
+        if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
+            this.held = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, Empty, Full};
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn what_is_held_is_given_back_at_the_end_at_once_without_a_body_and_in_drop() {
+        let held = Arc::new(());
+        let full = || Body::new(Full::new(Bytes::from_static(b"x")).map_err(|never| match never {}));
+        let empty = Body::new(Empty::new().map_err(|never| match never {}));
+        drop(hold(Response::new(empty), held.clone()).into_body());
+        assert_eq!(Arc::strong_count(&held), 1, "nothing to wait for");
+        let dropped = hold(Response::new(full()), held.clone());
+        let mut body = hold(Response::new(full()), held.clone()).into_body();
+        assert_eq!(Arc::strong_count(&held), 3);
+        drop(dropped);
+        assert_eq!(Arc::strong_count(&held), 2, "dropped");
+        body.frame().await.expect("data").expect("well-formed");
+        assert_eq!(Arc::strong_count(&held), 2, "data is not the end");
+        assert!(body.frame().await.is_none());
+        assert_eq!(Arc::strong_count(&held), 1, "the end");
+    }
+}

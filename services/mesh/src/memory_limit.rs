@@ -1,0 +1,126 @@
+//! How much memory this process may use: its control group's limit (version 2, else version 1), and never more than the
+//! machine has. Only for the default of the memory budget: whoever sets a budget is believed.
+
+use std::path::{Path, PathBuf};
+
+/// The share of the limit that requests may hold at once, in percent. The rest is for the program, its answers and its caches.
+const DEFAULT_SHARE_PERCENT: u64 = 25;
+/// When nothing tells how much there is.
+const UNKNOWN_LIMIT_BYTES: u64 = 1_024 * 1_024 * 1_024;
+/// Version 1 writes "no limit" as the greatest number of whole pages.
+const V1_UNLIMITED_BYTES: u64 = 1 << 60;
+
+/// The memory budget of a server that sets none, in bytes.
+pub(crate) fn default_budget_bytes() -> usize {
+    budget_of(limit_bytes(&|path| std::fs::read_to_string(path).ok()))
+}
+
+fn budget_of(limit_bytes: Option<u64>) -> usize {
+    let share = limit_bytes.unwrap_or(UNKNOWN_LIMIT_BYTES) / 100 * DEFAULT_SHARE_PERCENT;
+    usize::try_from(share).unwrap_or(usize::MAX)
+}
+
+/// The least of all that limit us. `read` is where files come from.
+fn limit_bytes(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
+    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let v2 = v2_path(&groups).and_then(|path| {
+        // A limit may be set on any group above; in a container the path may be the host's, and the root is ours.
+        let files = ancestors("/sys/fs/cgroup", path).map(|group| group.join("memory.max"));
+        files.filter_map(|file| parse_v2(&read(&file)?)).min()
+    });
+    let v1 = || {
+        let files = ancestors("/sys/fs/cgroup/memory", v1_path(&groups)?);
+        files.filter_map(|group| parse_v1(&read(&group.join("memory.limit_in_bytes"))?)).min()
+    };
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| parse_meminfo(&text));
+    v2.or_else(v1).into_iter().chain(machine).min()
+}
+
+/// The group and all above it, up to the root of the hierarchy.
+fn ancestors(root: &'static str, path: &str) -> impl Iterator<Item = PathBuf> {
+    let group = Path::new(root).join(path.trim_start_matches('/'));
+    let groups: Vec<_> = group.ancestors().take_while(|group| group.starts_with(root)).map(Path::to_path_buf).collect();
+    groups.into_iter()
+}
+
+/// `0::/path`
+fn v2_path(groups: &str) -> Option<&str> {
+    groups.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+/// `9:memory:/path`
+fn v1_path(groups: &str) -> Option<&str> {
+    groups.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|controller| controller == "memory").then_some(path)
+    })
+}
+
+/// A number of bytes; `max` is no limit.
+fn parse_v2(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+fn parse_v1(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|bytes| *bytes < V1_UNLIMITED_BYTES)
+}
+
+/// `MemTotal:       16384 kB`
+fn parse_meminfo(text: &str) -> Option<u64> {
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1_024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limit(files: &[(&str, &str)]) -> Option<u64> {
+        limit_bytes(&|path| files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| (*text).to_owned()))
+    }
+
+    const MACHINE: (&str, &str) = ("/proc/meminfo", "MemTotal:       16384 kB\nMemFree:        1 kB\n");
+    const V2: (&str, &str) = ("/proc/self/cgroup", "0::/pods/one\n");
+    const V1: (&str, &str) = ("/proc/self/cgroup", "10:cpu,cpuacct:/x\n9:memory:/pods/one\n0::/\n");
+
+    #[test]
+    fn the_least_limit_of_all_groups_above_counts() {
+        let mine = ("/sys/fs/cgroup/pods/one/memory.max", "max\n");
+        let above = ("/sys/fs/cgroup/pods/memory.max", "4096000\n");
+        let root = ("/sys/fs/cgroup/memory.max", "8192000\n");
+        assert_eq!(limit(&[V2, mine, above, root, MACHINE]), Some(4_096_000));
+        assert_eq!(limit(&[V2, root, MACHINE]), Some(8_192_000), "in a container the path may be the host's");
+    }
+
+    #[test]
+    fn version_1_is_read_when_version_2_says_nothing() {
+        let mine = ("/sys/fs/cgroup/memory/pods/one/memory.limit_in_bytes", "2048000\n");
+        let unlimited = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(limit(&[V1, mine, unlimited, MACHINE]), Some(2_048_000));
+        assert_eq!(limit(&[V1, unlimited, MACHINE]), Some(16_384 * 1_024), "no limit but the machine");
+    }
+
+    #[test]
+    fn a_limit_above_what_the_machine_has_is_none() {
+        let mine = ("/sys/fs/cgroup/pods/one/memory.max", "99999999999");
+        assert_eq!(limit(&[V2, mine, MACHINE]), Some(16_384 * 1_024));
+        assert_eq!(limit(&[]), None);
+    }
+
+    #[test]
+    fn the_budget_is_a_quarter() {
+        assert_eq!(budget_of(Some(4_000)), 1_000);
+        assert_eq!(budget_of(None), 268_435_450);
+        assert!(default_budget_bytes() > 0, "of this machine");
+    }
+
+    #[test]
+    fn what_is_no_number_is_no_limit() {
+        for text in ["", "max", "-1", "1.5", "99999999999999999999999999"] {
+            assert_eq!((parse_v2(text), parse_v1(text)), (None, None), "{text}");
+        }
+        assert_eq!(parse_meminfo("MemTotal: 18446744073709551615 kB"), None, "it does not fit");
+        assert_eq!(parse_meminfo("MemFree: 1 kB"), None);
+    }
+}

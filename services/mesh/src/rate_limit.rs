@@ -1,0 +1,232 @@
+//! Rate limits per caller, on the methods that have a quota: a generic cell rate algorithm with one instant per caller.
+//! The key is the authenticated subject, else the peer's address (IPv6: its /64, which one subscriber has whole). Callers
+//! are remembered in a bounded number; when that is full of active ones, all newcomers share one quota.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
+use uuid::Uuid;
+
+use crate::caller::Caller;
+use crate::record::NoEvent;
+use crate::refusals::{Cause, Refusals};
+use crate::status::MESH_DOMAIN;
+use crate::wire::{Answer, Request, Response, respond};
+
+/// Callers that are remembered, for each method.
+const MAX_CALLERS: usize = 10_000;
+/// Those who have their whole quota again are forgotten, when there is no room, and at most this often: it reads them all.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often one caller may call one method of one instance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Quota {
+    /// So many calls, all at once if need be; none is taken for one.
+    pub calls: u32,
+    /// In this time, after which the caller has them all again.
+    pub per: Duration,
+}
+
+impl Quota {
+    /// The time between two calls of one who calls evenly.
+    fn interval(self) -> Duration {
+        self.per / self.calls.max(1)
+    }
+}
+
+/// Who is counted.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Key {
+    Person(Uuid),
+    Service(String),
+    Peer(IpAddr),
+    /// All for whom there was no room.
+    Others,
+}
+
+impl Key {
+    fn of(request: &Request) -> Self {
+        let peer =
+            || request.extensions().get::<SocketAddr>().map_or(Self::Others, |peer| Self::Peer(network(peer.ip())));
+        match request.extensions().get::<Caller>() {
+            Some(Caller::Person { user_id, .. }) => Self::Person(*user_id),
+            Some(Caller::Service { name }) => Self::Service(name.clone()),
+            Some(Caller::Anonymous) | None => peer(),
+        }
+    }
+}
+
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// The callers of one method.
+#[derive(Debug)]
+struct Callers {
+    quota: Quota,
+    max_callers: usize,
+    /// Until when each has used up his share; past instants are as good as none.
+    used_until: HashMap<Key, Instant>,
+    swept: Option<Instant>,
+}
+
+impl Callers {
+    fn new(quota: Quota, max_callers: usize) -> Self {
+        Self { quota, max_callers, used_until: HashMap::new(), swept: None }
+    }
+
+    /// Counts a call, or says how long the caller has to wait.
+    fn count(&mut self, key: Key, now: Instant) -> Result<(), Duration> {
+        let key = if self.has_room(&key, now) { key } else { Key::Others };
+        let interval = self.quota.interval();
+        let used_until = self.used_until.entry(key).or_insert(now);
+        let next = (*used_until).max(now) + interval;
+        let over = next.saturating_duration_since(now).saturating_sub(self.quota.per.max(interval));
+        if !over.is_zero() {
+            return Err(over);
+        }
+        *used_until = next;
+        Ok(())
+    }
+
+    fn has_room(&mut self, key: &Key, now: Instant) -> bool {
+        if self.used_until.len() < self.max_callers || self.used_until.contains_key(key) {
+            return true;
+        }
+        if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_INTERVAL) {
+            self.swept = Some(now);
+            self.used_until.retain(|_, until| *until > now);
+        }
+        self.used_until.len() < self.max_callers
+    }
+}
+
+type Methods = HashMap<&'static str, Mutex<Callers>>;
+
+#[derive(Clone)]
+pub(crate) struct RateLimit<S> {
+    inner: S,
+    methods: Arc<Methods>,
+    refusals: Arc<Refusals>,
+}
+
+pub(crate) fn rate_limit<S>(
+    quotas: &[(&'static str, Quota)],
+    refusals: Arc<Refusals>,
+) -> impl Layer<S, Service = RateLimit<S>> + Clone {
+    let callers = |quota: Quota| Mutex::new(Callers::new(quota, MAX_CALLERS));
+    let methods: Methods = quotas.iter().map(|(path, quota)| (*path, callers(*quota))).collect();
+    let methods = Arc::new(methods);
+    layer_fn(move |inner| RateLimit { inner, methods: methods.clone(), refusals: refusals.clone() })
+}
+
+impl<S> Service<Request> for RateLimit<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Answer>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let Some(callers) = self.methods.get(request.uri().path()) else { return self.inner.call(request) };
+        let counted = callers.lock().unwrap_or_else(PoisonError::into_inner).count(Key::of(&request), Instant::now());
+        match counted {
+            Ok(()) => self.inner.call(request),
+            Err(wait) => {
+                self.refusals.count(Cause::RateLimit);
+                let mut response = respond(over_quota(request.uri().path(), wait));
+                response.extensions_mut().insert(NoEvent);
+                Box::pin(std::future::ready(Ok(response)))
+            }
+        }
+    }
+}
+
+fn over_quota(path: &str, wait: Duration) -> Status {
+    let message = "too many calls of this method: wait as long as retry_info says";
+    let mut details = ErrorDetails::new();
+    details.set_error_info("RATE_LIMITED", MESH_DOMAIN, HashMap::new());
+    details.set_retry_info(Some(wait));
+    details.add_quota_failure_violation(path.trim_start_matches('/'), message);
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUOTA: Quota = Quota { calls: 3, per: Duration::from_secs(3) };
+
+    fn person(number: u128) -> Key {
+        Key::Person(Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn a_caller_has_his_quota_at_once_and_then_one_call_per_interval() {
+        let (mut callers, start) = (Callers::new(QUOTA, 10), Instant::now());
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        for _ in 0..3 {
+            assert_eq!(callers.count(person(1), at(0)), Ok(()));
+        }
+        assert_eq!(callers.count(person(1), at(0)), Err(Duration::from_secs(1)));
+        assert_eq!(callers.count(person(1), at(400)), Err(Duration::from_millis(600)), "a refusal costs nothing");
+        assert_eq!(callers.count(person(2), at(400)), Ok(()), "others have their own");
+        assert_eq!(callers.count(person(1), at(1_000)), Ok(()));
+        assert!(callers.count(person(1), at(1_000)).is_err());
+        for _ in 0..3 {
+            assert_eq!(callers.count(person(1), at(9_000)), Ok(()), "all again, and no more than that");
+        }
+        assert!(callers.count(person(1), at(9_000)).is_err());
+    }
+
+    #[test]
+    fn callers_are_bounded_and_newcomers_share_when_it_is_full() {
+        let (mut callers, start) = (Callers::new(QUOTA, 2), Instant::now());
+        for number in 1..=2 {
+            assert_eq!(callers.count(person(number), start), Ok(()));
+        }
+        let newcomers: Vec<_> = (3..9).map(|number| callers.count(person(number), start).is_ok()).collect();
+        assert_eq!(newcomers, [true, true, true, false, false, false], "one quota for all of them");
+        assert_eq!(callers.used_until.len(), 3);
+        // Later the first two are forgotten, and there is room again.
+        assert_eq!(callers.count(person(9), start + Duration::from_secs(9)), Ok(()));
+        assert_eq!(callers.used_until.len(), 1);
+    }
+
+    #[test]
+    fn a_quota_of_nothing_is_one_call() {
+        let (mut callers, start) = (Callers::new(Quota { calls: 0, per: Duration::from_secs(1) }, 2), Instant::now());
+        assert_eq!(callers.count(person(1), start), Ok(()));
+        assert_eq!(callers.count(person(1), start), Err(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_subscribers_ipv6_network_is_one_caller_and_a_mapped_address_is_ipv4() {
+        let ip = |text: &str| network(text.parse().expect("an address"));
+        assert_eq!(ip("2001:db8:1:2:3:4:5:6"), ip("2001:db8:1:2::"));
+        assert_ne!(ip("2001:db8:1:2::1"), ip("2001:db8:1:3::1"));
+        assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
+        assert_ne!(ip("192.0.2.1"), ip("192.0.2.2"));
+    }
+}

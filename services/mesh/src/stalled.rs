@@ -1,0 +1,151 @@
+//! Answers whose caller does not take them: a caller may shut his HTTP/2 window and keep it shut, and what the call holds
+//! (a permit, memory) would be held for ever, for nobody polls a body that cannot be sent. So the task that serves the
+//! call is watched: once the answer waits for its caller, and not for its handler, the time runs.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+use tonic::body::Body;
+
+use crate::refusals::{Cause, Refusals};
+
+tokio::task_local! {
+    static SENDING: Arc<Sending>;
+}
+
+/// How far an answer is: 0 while its handler is waited for, and else a number that changes with each frame.
+#[derive(Debug, Default)]
+pub(crate) struct Sending(AtomicU64);
+
+/// hyper's executor, which watches the tasks that it starts: each serves one call.
+#[derive(Clone)]
+pub(crate) struct WatchingExecutor {
+    pub(crate) patience: Duration,
+    pub(crate) refusals: Arc<Refusals>,
+}
+
+impl<F> hyper::rt::Executor<F> for WatchingExecutor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, work: F) {
+        let (patience, refusals) = (self.patience, self.refusals.clone());
+        tokio::spawn(async move {
+            let sending = Arc::new(Sending::default());
+            let stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None };
+            tokio::select! {
+                biased;
+                () = SENDING.scope(sending, work) => {}
+                // Dropping the work resets the stream, and gives back what the call holds.
+                () = stalled => refusals.count(Cause::Stalled),
+            }
+        });
+    }
+}
+
+/// Ready when the answer has waited for its caller for too long. Polled whenever the task is, after its work.
+struct Stalled {
+    sending: Arc<Sending>,
+    patience: Duration,
+    seen: u64,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Future for Stalled {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let now = this.sending.0.load(Ordering::Relaxed);
+        if now != this.seen {
+            (this.seen, this.alarm) = (now, None);
+        }
+        if now == 0 {
+            return Poll::Pending;
+        }
+        let patience = this.patience;
+        this.alarm.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx)
+    }
+}
+
+/// A response's body that tells how far it is.
+pub(crate) struct WatchedBody<G> {
+    inner: Body,
+    sending: Option<Arc<Sending>>,
+    frames: Cell<u64>,
+    _guard: G,
+}
+
+impl<G> WatchedBody<G> {
+    /// From inside of the call's task. The guard is dropped with the body.
+    pub(crate) fn new(inner: Body, guard: G) -> Self {
+        let sending = SENDING.try_with(Arc::clone).ok();
+        let body = Self { inner, sending, frames: Cell::new(0), _guard: guard };
+        // The headers are on their way.
+        body.tell_sent();
+        body
+    }
+
+    fn tell_sent(&self) {
+        self.frames.set(self.frames.get() + 1);
+        if let Some(sending) = &self.sending {
+            sending.0.store(self.frames.get(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl<G: Unpin> http_body::Body for WatchedBody<G> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = Pin::new(&mut this.inner).poll_frame(cx);
+        match &frame {
+            Poll::Ready(_) => this.tell_sent(),
+            Poll::Pending => {
+                if let Some(sending) = &this.sending {
+                    sending.0.store(0, Ordering::Relaxed);
+                }
+            }
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::{Instant, timeout};
+
+    #[tokio::test(start_paused = true)]
+    async fn time_runs_while_the_caller_is_waited_for_and_begins_anew_with_each_frame() {
+        let sending = Arc::new(Sending::default());
+        let patience = Duration::from_secs(30);
+        let mut stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None };
+        let hour = Duration::from_secs(3_600);
+        assert!(timeout(hour, &mut stalled).await.is_err(), "the handler may take its time");
+        sending.0.store(1, Ordering::Relaxed);
+        assert!(timeout(patience / 2, &mut stalled).await.is_err());
+        sending.0.store(2, Ordering::Relaxed);
+        let began = Instant::now();
+        stalled.await;
+        assert_eq!(began.elapsed(), patience);
+    }
+}

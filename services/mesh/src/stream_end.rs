@@ -1,0 +1,146 @@
+//! Streams end with the drain: an answer that could go on for ever must not hold up the end of a server. Health's and
+//! reflection's end at the GOAWAY; the services' own, which their service ends with its shutdown, a moment later.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
+
+use crate::policy::PolicyTable;
+use crate::status::mesh_status_retry;
+use crate::wire::{Answer, Request, Response, find, is_infrastructure};
+
+/// What a stream's caller is told: it goes on at another instance.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+#[derive(Clone)]
+pub(crate) struct StreamEnd<S> {
+    inner: S,
+    policies: PolicyTable,
+    goaway: CancellationToken,
+    grace: Duration,
+}
+
+pub(crate) fn stream_end<S>(
+    policies: PolicyTable,
+    goaway: CancellationToken,
+    grace: Duration,
+) -> impl Layer<S, Service = StreamEnd<S>> + Clone {
+    layer_fn(move |inner| StreamEnd { inner, policies, goaway: goaway.clone(), grace })
+}
+
+impl<S> Service<Request> for StreamEnd<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Answer>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let grace = if is_infrastructure(request.uri().path()) {
+            Duration::ZERO
+        } else if find(self.policies, &request).is_some_and(|policy| policy.streaming) {
+            self.grace
+        } else {
+            return self.inner.call(request);
+        };
+        let (work, goaway) = (self.inner.call(request), self.goaway.clone());
+        Box::pin(async move {
+            let response = work.await?;
+            if response.body().is_end_stream() {
+                return Ok(response);
+            }
+            let end: BoxFuture<'static, ()> = Box::pin(async move {
+                goaway.cancelled_owned().await;
+                tokio::time::sleep(grace).await;
+            });
+            Ok(response.map(|inner| Body::new(EndingBody { inner, end, over: false })))
+        })
+    }
+}
+
+struct EndingBody {
+    inner: Body,
+    end: BoxFuture<'static, ()>,
+    over: bool,
+}
+
+impl http_body::Body for EndingBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        if this.end.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        this.over = true;
+        let message = "this instance is shutting down: go on at another one";
+        let status = mesh_status_retry(Code::Unavailable, "DRAINING", message, Some(RETRY_AFTER));
+        let mut trailers = HeaderMap::new();
+        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_a_grace_after_the_goaway_with_unavailable() {
+        let goaway = CancellationToken::new();
+        let (policies, grace) = (PolicyTable(&[]), Duration::from_secs(7));
+        for (path, ends_after) in [("/grpc.health.v1.Health/Watch", Duration::ZERO), ("/else", Duration::MAX)] {
+            let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> {
+                let forever = futures_util::stream::pending::<Result<Frame<Bytes>, Status>>();
+                Box::pin(async move { Ok(Response::new(Body::new(StreamBody::new(forever)))) })
+            });
+            let mut stack = stream_end(policies, goaway.clone(), grace).layer(handler);
+            let request = http::Request::post(path).body(Body::empty()).expect("a request");
+            let mut body = stack.call(request).await.expect("answered").into_body();
+            assert!(tokio::time::timeout(Duration::from_secs(3_600), body.frame()).await.is_err(), "before the drain");
+            goaway.cancel();
+            let began = Instant::now();
+            let frame = tokio::time::timeout(Duration::from_secs(3_600), body.frame()).await;
+            if ends_after == Duration::MAX {
+                assert!(frame.is_err(), "what is no stream is left alone");
+                continue;
+            }
+            let trailers = frame.expect("in time").expect("a frame").expect("well-formed").into_trailers();
+            let status = Status::from_header_map(&trailers.expect("trailers")).expect("a status");
+            assert_eq!((status.code(), began.elapsed()), (Code::Unavailable, ends_after));
+            assert!(body.frame().await.is_none());
+        }
+    }
+}

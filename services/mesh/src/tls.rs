@@ -1,0 +1,394 @@
+//! Identity by mutual TLS: who this process is, and the two ends of a connection that check who the other is.
+//!
+//! [`Identity`] holds a certificate, its key and the trusted roots, read from files, replaced together when the files
+//! change, and kept when what the files say is no good. [`ServerTls`] asks for a client's certificate and does without
+//! (people come with a token), but refuses a bad one. [`ClientTls`] wants the target's DNS name *and* its SPIFFE name.
+//! TLS 1.3 alone, HTTP/2 alone, no resumption: a resumed session would outlive the roots that it was checked with.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use kernel::{Clock, Timestamp};
+use opentelemetry::{KeyValue, global};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
+use rustls::{RootCertStore, version};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_util::sync::CancellationToken;
+
+use crate::spiffe::{NameError, end_of, service_of};
+use crate::tls_verify::{PlatformClients, TargetServer};
+
+const ALPN_HTTP2: &[u8] = b"h2";
+
+/// Where an identity is kept: PEM files.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Files {
+    /// This process's certificate, and those between it and the root, if any.
+    pub certificate: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
+    /// The roots that peers' certificates must lead to.
+    pub roots: PathBuf,
+}
+
+/// Why an identity cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file is not there, or may not be read.
+    #[error("{path} cannot be read")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file has not in it what it should.
+    #[error("{path} has no {what} in it")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// What it should have.
+        what: &'static str,
+    },
+    /// The certificate, its key and the roots do not fit each other, or the certificate has expired.
+    #[error("the certificate {path} is not good")]
+    Certificate {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+/// Who this process is. Clones are the same identity.
+#[derive(Clone)]
+pub struct Identity(Arc<Inner>);
+
+struct Inner {
+    files: Files,
+    trust_domain: String,
+    provider: Arc<CryptoProvider>,
+    clock: Arc<dyn Clock>,
+    current: RwLock<Arc<Material>>,
+}
+
+/// What the files said, and what was made of it: replaced as a whole.
+struct Material {
+    read: Read,
+    service: String,
+    ends: Timestamp,
+    certified: Arc<CertifiedKey>,
+    roots: Arc<RootCertStore>,
+    server: Arc<rustls::ServerConfig>,
+    /// For each target, made when it is first called.
+    clients: Mutex<HashMap<String, Arc<rustls::ClientConfig>>>,
+}
+
+/// The bytes of the three files.
+#[derive(PartialEq, Eq)]
+struct Read {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    roots: Vec<u8>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("service", &self.service())
+            .field("files", &self.0.files)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Reads the files. `trust_domain` is what the platform's SPIFFE names begin with, for example `ordermesh.local`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a certificate that peers would refuse.
+    pub fn load(files: Files, trust_domain: impl Into<String>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let trust_domain = trust_domain.into();
+        let material = make(read(&files)?, &files, &trust_domain, &provider, &clock)?;
+        let current = RwLock::new(Arc::new(material));
+        let identity = Self(Arc::new(Inner { files, trust_domain, provider, clock, current }));
+        identity.show_expiry();
+        Ok(identity)
+    }
+
+    /// The name in this process's own certificate, for example `order`.
+    pub fn service(&self) -> String {
+        self.current().service.clone()
+    }
+
+    /// How long this process's own certificate is still good: zero when it has expired.
+    pub fn expires_in(&self) -> Duration {
+        self.current().ends.since(self.0.clock.now())
+    }
+
+    /// A metric to be warned by, for as long as there is somebody with this identity.
+    fn show_expiry(&self) {
+        let weak = Arc::downgrade(&self.0);
+        let meter = global::meter("mesh");
+        let gauge = meter.u64_observable_gauge("mesh.tls.certificate.remaining").with_unit("s");
+        let gauge = gauge.with_description("How long this process's certificate is still good");
+        let gauge = gauge.with_callback(move |observer| {
+            let Some(identity) = weak.upgrade().map(Self) else { return };
+            observer.observe(identity.expires_in().as_secs(), &[KeyValue::new("mesh.service", identity.service())]);
+        });
+        gauge.build();
+    }
+
+    /// Looks at the files every so often, and takes what is new and good, until the shutdown. Connections that are open
+    /// stay as they are; new ones use what is new.
+    pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
+        let mut refused: Option<Read> = None;
+        while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+            let identity = self.clone();
+            let last = refused.take();
+            // Files may be on a slow disk, and checking signatures takes a moment.
+            let looked = tokio::task::spawn_blocking(move || identity.look(last)).await;
+            refused = looked.unwrap_or_default();
+        }
+    }
+
+    /// Takes what the files say, when it is new. What is no good is given back, so that it is complained of once.
+    fn look(&self, refused: Option<Read>) -> Option<Read> {
+        let Inner { files, trust_domain, provider, clock, .. } = &*self.0;
+        let complain = |error: &Error| {
+            let because = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(target: "ordermesh", "the certificate was not renewed, the old one is kept: {error}: {because}");
+        };
+        let now = match read(files) {
+            Ok(now) => now,
+            Err(error) => {
+                complain(&error);
+                return refused;
+            }
+        };
+        if now == self.current().read || refused.as_ref() == Some(&now) {
+            return refused;
+        }
+        let kept = Read { certificate: now.certificate.clone(), key: now.key.clone(), roots: now.roots.clone() };
+        match make(now, files, trust_domain, provider, clock) {
+            Ok(material) => {
+                tracing::info!(target: "ordermesh", service = material.service, "the certificate, its key and the roots were renewed");
+                *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(material);
+                None
+            }
+            Err(error) => {
+                complain(&error);
+                Some(kept)
+            }
+        }
+    }
+
+    /// The server's end.
+    pub fn server(&self) -> ServerTls {
+        ServerTls { identity: self.clone() }
+    }
+
+    /// The client's end of connections to a service, for example `data`: its certificate must have this DNS name, and
+    /// the SPIFFE name of this service.
+    pub fn client(&self, target: impl Into<String>) -> ClientTls {
+        let target = target.into();
+        ClientTls { identity: self.clone(), dns_name: target.clone(), target }
+    }
+
+    fn current(&self) -> Arc<Material> {
+        self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+        let material = self.current();
+        let mut clients = material.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = clients.get(target) {
+            return Ok(config.clone());
+        }
+        let config = Arc::new(self.make_client_config(&material, target)?);
+        clients.insert(target.to_owned(), config.clone());
+        Ok(config)
+    }
+
+    fn make_client_config(&self, material: &Material, target: &str) -> Result<rustls::ClientConfig, rustls::Error> {
+        let Inner { trust_domain, provider, clock, .. } = &*self.0;
+        let webpki: Arc<dyn ServerCertVerifier> =
+            WebPkiServerVerifier::builder_with_provider(material.roots.clone(), provider.clone())
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let verifier = TargetServer { webpki, trust_domain: trust_domain.clone(), target: target.to_owned() };
+        let mut config = rustls::ClientConfig::builder_with_details(provider.clone(), Arc::new(Time(clock.clone())))
+            .with_protocol_versions(&[&version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(material.certified.clone())));
+        config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(config)
+    }
+}
+
+/// The server's end of TLS. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    identity: Identity,
+}
+
+impl ServerTls {
+    /// Shakes hands; the client's service name, when it has shown a certificate.
+    pub(crate) async fn accept<S>(&self, stream: S) -> io::Result<(server::TlsStream<S>, Option<String>)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = self.identity.current().server.clone();
+        let stream = TlsAcceptor::from(config).accept(stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let trust_domain = &self.identity.0.trust_domain;
+        // The verifier has read the name before: this cannot fail now.
+        let service = shown.map(|certificate| service_of(certificate, trust_domain)).transpose();
+        let service = service.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok((stream, service))
+    }
+}
+
+/// The client's end of TLS, for one target. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    identity: Identity,
+    target: String,
+    dns_name: String,
+}
+
+impl ClientTls {
+    /// The DNS name that the target's certificate must have, when it is not the service's name.
+    #[must_use]
+    pub fn with_dns_name(mut self, dns_name: impl Into<String>) -> Self {
+        self.dns_name = dns_name.into();
+        self
+    }
+
+    /// Shakes hands over a connected stream. What this process shows of itself is not judged by then: a server's refusal
+    /// of our certificate is the first thing that is read (TLS 1.3).
+    ///
+    /// # Errors
+    /// The server is not the target, or the stream broke.
+    pub async fn connect<S>(&self, stream: S) -> io::Result<client::TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let invalid = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+        let name = ServerName::try_from(self.dns_name.clone()).map_err(|error| invalid(&error))?;
+        let config = self.identity.client_config(&self.target).map_err(|error| invalid(&error))?;
+        let stream = TlsConnector::from(config).connect(name, stream).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(ALPN_HTTP2) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not speak HTTP/2"));
+        }
+        Ok(stream)
+    }
+}
+
+/// Why a handshake failed, as a metric's label.
+pub(crate) fn failure(error: &io::Error) -> &'static str {
+    use rustls::CertificateError as Bad;
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => "expired",
+        Some(rustls::Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. })) => "not_yet_valid",
+        // Or an issuer of a trusted one's name, with another key.
+        Some(rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => "unknown_issuer",
+        Some(rustls::Error::InvalidCertificate(Bad::Other(_))) => "spiffe_name",
+        Some(rustls::Error::InvalidCertificate(_)) => "certificate",
+        Some(rustls::Error::AlertReceived(_)) => "refused_by_peer",
+        Some(_) => "protocol",
+        None if error.kind() == io::ErrorKind::TimedOut => "too_slow",
+        None => "connection",
+    }
+}
+
+fn read(files: &Files) -> Result<Read, Error> {
+    let file = |path: &PathBuf| std::fs::read(path).map_err(|source| Error::File { path: path.clone(), source });
+    Ok(Read { certificate: file(&files.certificate)?, key: file(&files.key)?, roots: file(&files.roots)? })
+}
+
+/// Everything fits everything, and peers would take it; or nothing is made of it.
+fn make(
+    read: Read,
+    files: &Files,
+    trust_domain: &str,
+    provider: &Arc<CryptoProvider>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Material, Error> {
+    let bad = |source| Error::Certificate { path: files.certificate.clone(), source };
+    let empty = |path: &PathBuf, what| Error::Empty { path: path.clone(), what };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read.certificate).filter_map(Result::ok).collect();
+    let [own, between @ ..] = chain.as_slice() else { return Err(empty(&files.certificate, "certificate")) };
+    let key = PrivateKeyDer::from_pem_slice(&read.key).map_err(|_| empty(&files.key, "private key"))?;
+    let mut roots = RootCertStore::empty();
+    let (added, _ignored) =
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&read.roots).filter_map(Result::ok));
+    if added == 0 {
+        return Err(empty(&files.roots, "certificate"));
+    }
+    let roots = Arc::new(roots);
+    let webpki = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| bad(rustls::Error::General(error.to_string())))?;
+    let verifier = PlatformClients { webpki, trust_domain: trust_domain.to_owned() };
+    // What our peers would refuse is not shown to them: better an old certificate, or none and no start.
+    verifier.verify_client_cert(own, between, Time(clock.clone()).now()).map_err(bad)?;
+    let service = service_of(own, trust_domain).map_err(|error| bad(name_error(error)))?;
+    let ends = end_of(own).map_err(|error| bad(name_error(error)))?;
+    let certified = CertifiedKey::from_der(chain.clone(), key, provider).map_err(bad)?;
+    certified.keys_match().map_err(bad)?;
+    let certified = Arc::new(certified);
+    let mut server = rustls::ServerConfig::builder_with_details(provider.clone(), Arc::new(Time(clock.clone())))
+        .with_protocol_versions(&[&version::TLS13])
+        .map_err(bad)?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
+    server.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+    server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    server.send_tls13_tickets = 0;
+    Ok(Material { read, service, ends, certified, roots, server: Arc::new(server), clients: Mutex::default() })
+}
+
+pub(crate) fn name_error(error: NameError) -> rustls::Error {
+    rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
+}
+
+/// The platform's clock, as rustls asks for it.
+struct Time(Arc<dyn Clock>);
+
+impl Time {
+    fn now(&self) -> UnixTime {
+        let seconds = self.0.now().as_micros().div_euclid(1_000_000);
+        UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+    }
+}
+
+impl TimeProvider for Time {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(self.now())
+    }
+}
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Time")
+    }
+}

@@ -1,0 +1,34 @@
+//! The README names a test for each of the server's features: they exist.
+
+use std::path::Path;
+
+fn sources(directory: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+        match entry.is_dir() {
+            true => text.push_str(&sources(&entry)),
+            false => text.push_str(&std::fs::read_to_string(entry).expect("a text")),
+        }
+    }
+    text
+}
+
+/// What stands in backticks and is a sentence: the names of tests.
+fn named(readme: &str) -> Vec<&str> {
+    let quoted = readme.split('`').skip(1).step_by(2);
+    let names = quoted.map(|quoted| quoted.rsplit("::").next().unwrap_or(quoted));
+    names.filter(|name| name.matches('_').count() >= 4).collect()
+}
+
+#[test]
+fn every_test_that_the_readme_names_exists() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(here.join("README.md")).expect("the README");
+    let (_, server) = readme.split_once("\n## Server\n").expect("the server's section");
+    let server = server.split_once("\n## ").map_or(server, |(server, _)| server);
+    let code = sources(&here.join("src")) + &sources(&here.join("tests"));
+    let names = named(server);
+    assert!(names.len() > 30, "{}", names.len());
+    let missing: Vec<_> = names.into_iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}

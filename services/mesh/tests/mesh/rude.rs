@@ -1,0 +1,256 @@
+//! Clients that are rude on purpose, over real sockets: others are served, what they held is given back, and it is counted.
+//! What takes time (half frames, idleness, shut windows) is tested in `connections.rs`, with paused time.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+
+use crate::deadlines::raw;
+use crate::echo::SAY;
+use crate::observed::observed;
+use crate::world::{Plan, World, reason, say};
+
+const BUDGET_BYTES: usize = 100_000;
+
+/// A server of a name of its own, so that its metrics are its own.
+async fn world(service: &'static str) -> World {
+    observed();
+    let plan = Plan { memory_budget_bytes: Some(BUDGET_BYTES), ..Plan::default() };
+    World::altered(plan, |config| config.service = service).await
+}
+
+fn held(service: &str, instrument: &str) -> u64 {
+    observed().value(instrument, &[&format!("mesh.service={service}")])
+}
+
+fn refusals(service: &str, cause: &str) -> u64 {
+    observed().value("mesh.server.refusals", &[&format!("mesh.service={service}"), &format!("cause={cause}")])
+}
+
+type Connection = JoinHandle<Result<(), h2::Error>>;
+
+async fn connect(world: &World) -> (SendRequest<Bytes>, Connection) {
+    let stream = TcpStream::connect(world.address).await.expect("connects");
+    // As many streams as it likes, whatever the server says at first.
+    let builder = h2::client::Builder::new().initial_max_send_streams(1_000).clone();
+    let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
+    (sender.ready().await.expect("ready"), tokio::spawn(connection))
+}
+
+fn head(headers: &[(&str, &str)]) -> http::Request<()> {
+    let mut request = http::Request::post(format!("http://test{SAY}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(()).expect("a request")
+}
+
+/// Until the server has noticed that somebody is gone.
+async fn until(what: impl Fn() -> bool) {
+    let noticed = async {
+        while !what() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), noticed).await.expect("the server notices");
+}
+
+async fn others_are_served(world: &World) {
+    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("others are served"), "hello");
+}
+
+/// HTTP/2 from its first byte: the preface and an empty SETTINGS.
+const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A frame by hand.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// HPACK, without any compression: POST http://x/test.v1.Echo/Say, content-type application/grpc.
+fn header_block() -> Vec<u8> {
+    let mut block = vec![0x83, 0x86, 0x01, 1, b'x', 0x04, u8::try_from(SAY.len()).expect("short")];
+    block.extend(SAY.as_bytes());
+    block.extend([0x0f, 0x10, 16]);
+    block.extend(b"application/grpc");
+    block
+}
+
+#[tokio::test]
+async fn ten_thousand_streams_that_are_reset_at_once_end_the_connection() {
+    let world = world("rapid-reset").await;
+    let mut attack = BEGINNING.to_vec();
+    for number in 0..10_000 {
+        attack.extend(frame(1, 4, 2 * number + 1, &header_block()));
+        attack.extend(frame(3, 0, 2 * number + 1, &[0, 0, 0, 8]));
+    }
+    let (mut reader, mut writer) = TcpStream::connect(world.address).await.expect("connects").into_split();
+    let written = tokio::spawn(async move { writer.write_all(&attack).await });
+    // To the end of what the server says, or to its reset.
+    let mut said = vec![];
+    let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut said).await;
+    let _ = written.await.expect("no panic");
+    until(|| held("rapid-reset", "mesh.server.connections") == 0).await;
+    assert_eq!(refusals("rapid-reset", "protocol"), 1);
+    assert_eq!(held("rapid-reset", "mesh.server.permits.used"), 0);
+    assert_eq!(held("rapid-reset", "mesh.server.memory.reserved"), 0);
+    others_are_served(&world).await;
+}
+
+#[tokio::test]
+async fn a_thousand_calls_that_are_reset_in_their_handler_leave_nothing_behind() {
+    let world = world("reset").await;
+    let (mut sender, connection) = connect(&world).await;
+    for number in 0..1_000 {
+        sender = sender.ready().await.expect("the connection lives on");
+        let (_response, mut stream) = sender.send_request(head(&[]), false).expect("sent");
+        // "hold", whole.
+        stream.send_data(Bytes::from_static(b"\0\0\0\0\x06\x0a\x04hold"), true).expect("sent");
+        world.echo.holding.notified().await;
+        if number == 0 {
+            assert_eq!(held("reset", "mesh.server.permits.used"), 1);
+            assert_eq!(held("reset", "mesh.server.memory.reserved"), 44);
+        }
+        stream.send_reset(h2::Reason::CANCEL);
+        world.echo.dropped.notified().await;
+    }
+    until(|| held("reset", "mesh.server.permits.used") == 0).await;
+    until(|| held("reset", "mesh.server.memory.reserved") == 0).await;
+    others_are_served(&world).await;
+    connection.abort();
+}
+
+#[tokio::test]
+async fn bodies_without_an_end_stay_within_the_budget_and_give_it_back() {
+    let world = world("endless").await;
+    let (sender, connection) = connect(&world).await;
+    let mut streams = vec![];
+    // Each says that 10,000 bytes come, and sends half of it: 20,000 of the budget; five fit.
+    for _ in 0..8 {
+        let (response, mut stream) =
+            sender.clone().ready().await.expect("ready").send_request(head(&[]), false).expect("sent");
+        let mut data = vec![0, 0, 0, 0x27, 0x10];
+        data.resize(4_900, 0);
+        stream.send_data(data.into(), false).expect("sent");
+        streams.push((response, stream));
+    }
+    until(|| refusals("endless", "memory") == 3).await;
+    let reserved = held("endless", "mesh.server.memory.reserved");
+    assert!((90_000..=100_000).contains(&reserved), "{reserved}");
+    // A small one still fits.
+    others_are_served(&world).await;
+    drop(streams);
+    connection.abort();
+    until(|| held("endless", "mesh.server.memory.reserved") == 0).await;
+    others_are_served(&world).await;
+}
+
+#[tokio::test]
+async fn half_a_frame_holds_nothing_up() {
+    let world = world("half-a-frame").await;
+    let mut stream = TcpStream::connect(world.address).await.expect("connects");
+    stream.write_all(BEGINNING).await.expect("written");
+    stream.write_all(&[0, 0, 16, 1, 5, 0, 0, 0, 1, 0x82]).await.expect("written");
+    until(|| held("half-a-frame", "mesh.server.connections") == 1).await;
+    others_are_served(&world).await;
+    drop(stream);
+    until(|| held("half-a-frame", "mesh.server.connections") == 0).await;
+}
+
+#[tokio::test]
+async fn headers_beyond_http2s_own_limit_end_the_stream_and_not_the_server() {
+    let world = world("huge-headers").await;
+    let (sender, connection) = connect(&world).await;
+    let long = "y".repeat(15_000);
+    let names: Vec<_> = (0..20).map(|number| format!("x-{number}")).collect();
+    let headers: Vec<_> = names.iter().map(|name| (name.as_str(), long.as_str())).collect();
+    let (response, _stream) =
+        sender.clone().ready().await.expect("ready").send_request(head(&headers), true).expect("sent");
+    // 431 (h2's answer), or the end of the connection.
+    if let Ok(response) = response.await {
+        assert_eq!(response.status(), http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    }
+    others_are_served(&world).await;
+    assert_eq!(world.begun(), 1, "the others' alone");
+    connection.abort();
+}
+
+#[tokio::test]
+async fn headers_that_are_continued_without_an_end_end_the_connection() {
+    let world = world("continuation").await;
+    let mut stream = TcpStream::connect(world.address).await.expect("connects");
+    stream.write_all(BEGINNING).await.expect("written");
+    // HEADERS without END_HEADERS, stream 1; then CONTINUATION after CONTINUATION: a literal of 16,000 bytes each.
+    stream.write_all(&[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82]).await.expect("written");
+    let mut continuation = vec![0, 0x3e, 0x87, 9, 0, 0, 0, 0, 1, 0x40, 1, b'x', 0x7f, 0x81, 0x7c];
+    continuation.resize(9 + 0x3e87, b'y');
+    let mut sent = 0_u64;
+    while refusals("continuation", "protocol") == 0 {
+        if stream.write_all(&continuation).await.is_ok() {
+            sent += 1;
+        }
+        assert!(sent < 1_000, "16 MB of headers were taken");
+        tokio::task::yield_now().await;
+    }
+    others_are_served(&world).await;
+}
+
+#[tokio::test]
+async fn what_is_malformed_gets_the_right_code_and_the_next_call_works() {
+    let world = world("malformed").await;
+    let compressed = |encoding: &str| {
+        // The flag says compressed.
+        let mut request = raw::with_body(SAY, Bytes::from_static(b"\x01\0\0\0\x01x"), &[]);
+        request.headers_mut().insert("grpc-encoding", encoding.parse().expect("a value"));
+        request
+    };
+    let headers = |headers: &[(&str, &str)]| raw::unary(SAY, "hello", headers);
+    #[rustfmt::skip]
+    let table = [
+        (compressed("snappy"),                              Code::Unimplemented,   "COMPRESSION_NOT_SUPPORTED"),
+        (compressed("identity"),                            Code::InvalidArgument, "MALFORMED_MESSAGE"),
+        (headers(&[("grpc-timeout", "soon")]),              Code::InvalidArgument, "MALFORMED_TIMEOUT"),
+        (headers(&[("grpc-timeout", "123456789S")]),        Code::InvalidArgument, "MALFORMED_TIMEOUT"),
+        (raw::with_body(SAY, Bytes::from_static(b"\0"), &[]), Code::InvalidArgument, "MALFORMED_MESSAGE"),
+        (raw::with_body(SAY, Bytes::new(), &[]),            Code::InvalidArgument, "MALFORMED_MESSAGE"),
+    ];
+    for (number, (request, code, expected)) in table.into_iter().enumerate() {
+        let answer: Status = raw::send(world.address, request).await;
+        assert_eq!((answer.code(), reason(&answer).as_str()), (code, expected), "row {number}");
+    }
+    // On a public method these count for nothing.
+    for nonsense in [("traceparent", "00-zz"), ("authorization", "Bearer ..."), ("x-ordermesh-secret", "guess")] {
+        assert_eq!(raw::send(world.address, headers(&[nonsense])).await.code(), Code::Ok, "{nonsense:?}");
+    }
+    assert_eq!((refusals("malformed", "timeout"), refusals("malformed", "traceparent")), (2, 1));
+    others_are_served(&world).await;
+}
+
+#[tokio::test]
+async fn who_finds_all_places_taken_is_hung_up_on() {
+    observed();
+    let world = World::altered(Plan::default(), |config| {
+        (config.service, config.max_connections) = ("crowded", 1);
+    })
+    .await;
+    let (sender, connection) = connect(&world).await;
+    let mut second = TcpStream::connect(world.address).await.expect("connects");
+    let read = tokio::io::AsyncReadExt::read(&mut second, &mut [0; 1]).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    assert_eq!(refusals("crowded", "connections"), 1);
+    drop(sender);
+    connection.abort();
+    until(|| held("crowded", "mesh.server.connections") == 0).await;
+    others_are_served(&world).await;
+}
