@@ -149,7 +149,7 @@ impl World {
 }
 
 pub(crate) fn channel(addresses: Vec<String>, credentials: Credentials) -> Channel {
-    client(ClientConfig { target: "test", addresses, policies: POLICIES, credentials, events: None })
+    client(ClientConfig { credentials, ..ClientConfig::new("test", addresses, POLICIES) })
 }
 
 pub(crate) async fn call(

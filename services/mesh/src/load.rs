@@ -1,0 +1,139 @@
+//! How busy an instance is: peak EWMA. The cost is an average of how long it takes to answer, which a slow answer raises
+//! at once and quick ones lower slowly; the load is the cost times the calls that it has, and the one more.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The average's memory: after this long without news a cost is down to 37 %, so that an instance that was slow once is
+/// tried again.
+const MEMORY: Duration = Duration::from_secs(5);
+/// What nobody has measured yet: a new instance gets calls, and not all of them.
+const UNKNOWN: Duration = Duration::from_millis(1);
+/// Failures are fast: they count as slow answers, or a broken instance would be everybody's favourite.
+const FAILURE: Duration = Duration::from_millis(100);
+/// No cost is nothing: calls in flight must always tell instances apart.
+const LEAST_SECONDS: f64 = 1e-6;
+
+/// The load of one instance.
+pub(crate) struct Load {
+    in_flight: AtomicUsize,
+    cost: Mutex<Cost>,
+}
+
+struct Cost {
+    seconds: f64,
+    at: Instant,
+}
+
+impl Cost {
+    /// What is left of the past, in 0..=1.
+    fn weight(&self, now: Instant) -> f64 {
+        (-now.saturating_duration_since(self.at).as_secs_f64() / MEMORY.as_secs_f64()).exp()
+    }
+}
+
+impl Load {
+    pub(crate) fn new(now: Instant) -> Self {
+        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: now };
+        Self { in_flight: AtomicUsize::new(0), cost: Mutex::new(cost) }
+    }
+
+    pub(crate) fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// It answered, or was given up, after so long.
+    pub(crate) fn took(&self, now: Instant, took: Duration) {
+        let took = took.as_secs_f64();
+        let mut cost = self.cost();
+        let weight = cost.weight(now);
+        let past = cost.seconds * weight;
+        cost.seconds = if took > past { took } else { past + took * (1.0 - weight) };
+        cost.at = now;
+    }
+
+    /// It failed after so long.
+    pub(crate) fn failed(&self, now: Instant, took: Duration) {
+        self.took(now, took.max(FAILURE));
+    }
+
+    /// It has healed: what it cost while it was broken is forgotten.
+    pub(crate) fn healed(&self, now: Instant, took: Duration) {
+        *self.cost() = Cost { seconds: took.as_secs_f64(), at: now };
+    }
+
+    /// In seconds.
+    #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 calls in flight")]
+    pub(crate) fn now(&self, now: Instant) -> f64 {
+        let cost = self.cost();
+        let seconds = (cost.seconds * cost.weight(now)).max(LEAST_SECONDS);
+        seconds * (self.in_flight.load(Ordering::Relaxed) + 1) as f64
+    }
+
+    fn cost(&self) -> MutexGuard<'_, Cost> {
+        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_slow_answer_counts_at_once_and_quick_ones_slowly() {
+        let start = Instant::now();
+        let load = Load::new(start);
+        load.took(start, 200 * MS);
+        assert!((load.now(start) - 0.2).abs() < 1e-9);
+        load.took(start + 10 * MS, MS);
+        assert!(load.now(start + 10 * MS) > 0.19, "one quick answer changes little");
+        for step in 2..10_000 {
+            load.took(start + 10 * step * MS, MS);
+        }
+        assert!(load.now(start + 99_990 * MS) < 0.0011);
+    }
+
+    #[test]
+    fn calls_in_flight_multiply_it() {
+        let start = Instant::now();
+        let load = Load::new(start);
+        load.took(start, 10 * MS);
+        load.begin();
+        load.begin();
+        assert!((load.now(start) - 0.03).abs() < 1e-9);
+        load.end();
+        assert!((load.now(start) - 0.02).abs() < 1e-9);
+    }
+
+    #[test]
+    fn without_news_the_past_is_forgotten_and_calls_in_flight_still_count() {
+        let start = Instant::now();
+        let load = Load::new(start);
+        load.took(start, 1_000 * MS);
+        let later = start + Duration::from_secs(3_600);
+        let idle = load.now(later);
+        assert!(idle < 0.001);
+        load.begin();
+        assert!(load.now(later) > idle);
+    }
+
+    #[test]
+    fn a_failure_is_no_quick_answer_and_healing_forgets_it() {
+        let start = Instant::now();
+        let (good, bad) = (Load::new(start), Load::new(start));
+        good.took(start, 5 * MS);
+        bad.failed(start, MS / 10);
+        assert!(bad.now(start) > good.now(start));
+        bad.healed(start, MS);
+        assert!(bad.now(start) < good.now(start));
+    }
+}
