@@ -57,7 +57,8 @@ impl Balance {
             let visited = request.extensions().get::<Visited>().cloned();
             let before = visited.as_ref().map(|visited| visited.get().clone()).unwrap_or_default();
             let (endpoint, permit) = self.fleet.pick(&before).await?;
-            if let (Some(operation), Some(authority)) = (request.extensions().get::<Operation>(), endpoint.authority()) {
+            if let (Some(operation), Some(authority)) = (request.extensions().get::<Operation>(), endpoint.authority())
+            {
                 operation.set_on_span(SERVER_ADDRESS, authority.host().to_owned());
                 authority.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
             }
@@ -149,7 +150,11 @@ impl Ticket {
             endpoint.breaker.undecided(self.permit, now);
         } else {
             // One that refuses for want of room works, and is not to be liked for its quick refusals.
-            if code == Code::ResourceExhausted { endpoint.load.failed(now, took) } else { endpoint.load.took(now, took) }
+            if code == Code::ResourceExhausted {
+                endpoint.load.failed(now, took)
+            } else {
+                endpoint.load.took(now, took)
+            }
             self.tell(endpoint.breaker.succeeded(self.permit));
         }
     }

@@ -30,7 +30,8 @@ impl Budget {
 
     /// May a call be retried?
     pub(crate) fn withdraw(&self) -> bool {
-        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left >= RETRY).then(|| left - RETRY));
+        let taken =
+            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left >= RETRY).then(|| left - RETRY));
         taken.is_ok()
     }
 

@@ -18,7 +18,12 @@ impl Chance for SystemChance {
 }
 
 /// One of so many; zero of none.
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few instances")]
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a few instances"
+)]
 pub(crate) fn one_of(chance: &dyn Chance, many: usize) -> usize {
     ((chance.fraction() * many as f64) as usize).min(many.saturating_sub(1))
 }

@@ -13,8 +13,8 @@ use opentelemetry::KeyValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
 use tonic::Code;
+use tonic::body::Body;
 
 use crate::breaker::Breaker;
 use crate::chance::Chance;

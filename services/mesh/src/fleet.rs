@@ -162,7 +162,11 @@ impl Fleet {
 /// The instance for the next call. In this order: one whose breaker wants a probe; the less busy of two that may have
 /// calls; the same among those that the call was at already; and any that is connected, for the last ones are used
 /// whatever their breakers say.
-fn choose(endpoints: &[Arc<Endpoint>], visited: &[Arc<Endpoint>], chance: &dyn Chance) -> Option<(Arc<Endpoint>, Permit)> {
+fn choose(
+    endpoints: &[Arc<Endpoint>],
+    visited: &[Arc<Endpoint>],
+    chance: &dyn Chance,
+) -> Option<(Arc<Endpoint>, Permit)> {
     let now = Instant::now();
     let is_new = |endpoint: &Endpoint| !visited.iter().any(|other| std::ptr::eq(&**other, endpoint));
     let mut has_shut = false;

@@ -71,6 +71,6 @@ pub use policy::{Access, Idempotency, MethodPolicy, PolicyTable};
 pub use secret::Secret;
 pub use serve::Server;
 pub use server::{DEFAULT_MAX_MESSAGE_BYTES, ServerConfig, server};
-pub use tls::ClientTls;
 pub use status::{Kind, Refusal, Violation, error_class, status};
+pub use tls::ClientTls;
 pub use token::{KeySource, VerifyingKey};

@@ -113,9 +113,9 @@ impl Pushback {
         let Some(value) = headers.get(PUSHBACK) else { return Self::Nothing };
         // What cannot be read means never, says A6.
         let millis = value.to_str().ok().and_then(|text| text.parse::<i32>().ok());
-        millis.and_then(|millis| u64::try_from(millis).ok()).map_or(Self::Never, |millis| {
-            Self::After(Duration::from_millis(millis))
-        })
+        millis
+            .and_then(|millis| u64::try_from(millis).ok())
+            .map_or(Self::Never, |millis| Self::After(Duration::from_millis(millis)))
     }
 }
 
@@ -227,7 +227,9 @@ impl Call {
         let is_worth_it = match failed.reach {
             Some(Reach::NotSent | Reach::NotBegun) => true,
             Some(Reach::Unknown) => self.may_repeat && failed.code == Code::Unavailable,
-            None => self.may_repeat && matches!(failed.code, Code::Unavailable | Code::Aborted | Code::DeadlineExceeded),
+            None => {
+                self.may_repeat && matches!(failed.code, Code::Unavailable | Code::Aborted | Code::DeadlineExceeded)
+            }
         };
         if !is_worth_it || self.previous + 1 >= ATTEMPTS || serves_a_retry() {
             return Next::Answer;
