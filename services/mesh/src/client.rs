@@ -84,8 +84,12 @@ pub fn client(config: ClientConfig) -> Channel {
 }
 
 fn fleet(config: &ClientConfig, chance: Arc<dyn Chance>, metrics: Arc<ClientMetrics>) -> Arc<Fleet> {
-    let keeping =
-        Keeping { connect: Arc::new(Tcp { tls: config.tls.clone() }), chance: chance.clone(), changed: Arc::default() };
+    let keeping = Keeping {
+        connect: Arc::new(Tcp { tls: config.tls.clone() }),
+        chance: chance.clone(),
+        changed: Arc::default(),
+        next_attempt: Arc::default(),
+    };
     let endpoints = EndpointConfig {
         connections: config.connections,
         has_tls: config.tls.is_some(),

@@ -79,3 +79,7 @@ pub(crate) async fn follow(
     };
     gone.run_until_cancelled(looking).await;
 }
+
+#[cfg(test)]
+#[path = "discovery_tests.rs"]
+mod tests;

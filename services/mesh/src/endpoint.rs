@@ -49,8 +49,8 @@ pub(crate) struct Endpoint {
     slots: Box<[Slot]>,
     turn: AtomicUsize,
     connected: AtomicUsize,
-    /// When the last attempt to connect began that failed, and how.
-    last_failure: Mutex<Option<(Instant, String)>>,
+    /// The number of the last attempt to connect that failed, and how.
+    last_failure: Mutex<Option<(u64, String)>>,
     /// Cancelled when it is no instance any more: no new calls, streams end by themselves.
     pub(crate) gone: CancellationToken,
     pub(crate) load: Load,
@@ -105,9 +105,9 @@ impl Endpoint {
         self.connected.load(Ordering::Acquire) > 0
     }
 
-    /// How the last attempt to connect failed, if it began after that instant.
-    pub(crate) fn failed_since(&self, since: Instant) -> Option<String> {
-        lock(&self.last_failure).as_ref().filter(|(began, _)| *began >= since).map(|(_, why)| why.clone())
+    /// How the last attempt to connect failed, if it has that number or a later one.
+    pub(crate) fn failed_since(&self, since: u64) -> Option<String> {
+        lock(&self.last_failure).as_ref().filter(|(number, _)| *number >= since).map(|(_, why)| why.clone())
     }
 
     /// A call is waiting for it.
@@ -115,8 +115,8 @@ impl Endpoint {
         self.slots.iter().for_each(|slot| slot.wanted.notify_one());
     }
 
-    pub(crate) fn connection_failed(&self, began: Instant, why: String) {
-        *lock(&self.last_failure) = Some((began, why));
+    pub(crate) fn connection_failed(&self, number: u64, why: String) {
+        *lock(&self.last_failure) = Some((number, why));
     }
 
     pub(crate) fn connection_made(&self, slot: &Slot, sender: SendRequest<Body>) {

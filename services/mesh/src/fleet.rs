@@ -127,7 +127,7 @@ impl Fleet {
         if let Some(picked) = choose(&self.endpoints(), visited, &*self.keeping.chance) {
             return Ok(picked);
         }
-        let came = Instant::now();
+        let came = self.keeping.next_attempt.load(Ordering::Acquire);
         loop {
             let mut changed = std::pin::pin!(self.keeping.changed.notified());
             // From here on nothing is missed.
@@ -217,4 +217,4 @@ fn less_busy<'a>(
 
 #[cfg(test)]
 #[path = "fleet_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -1,6 +1,7 @@
 //! Keeps one connection of an instance: makes it, makes it again when it is gone, and waits longer each time that fails.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kernel::backoff::full_jitter;
@@ -26,13 +27,15 @@ pub(crate) struct Keeping {
     pub(crate) chance: Arc<dyn Chance>,
     /// Told when an instance became ready, or failed to.
     pub(crate) changed: Arc<Notify>,
+    /// Numbers the attempts to connect: a call wants to know of those that began after it came.
+    pub(crate) next_attempt: Arc<AtomicU64>,
 }
 
 /// Keeps the endpoint's connection number `slot` until the endpoint is gone.
 pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping) {
     let mut failures = 0;
     loop {
-        let began = Instant::now();
+        let (began, number) = (Instant::now(), keeping.next_attempt.fetch_add(1, Ordering::AcqRel));
         let connecting = keeping.connect.connect(endpoint.address());
         match endpoint.gone.run_until_cancelled(connecting).await {
             None => return,
@@ -41,7 +44,7 @@ pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping)
                 failures = if began.elapsed() < STEADY { failures + 1 } else { 0 };
             }
             Some(Err(why)) => {
-                endpoint.connection_failed(began, why);
+                endpoint.connection_failed(number, why);
                 failures += 1;
                 keeping.changed.notify_waiters();
             }
@@ -78,3 +81,7 @@ async fn use_up(endpoint: &Endpoint, slot: usize, connected: Connected, keeping:
         until_closed.await;
     }
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;
