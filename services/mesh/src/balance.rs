@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use http::uri::Authority;
-use telemetry::Operation;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 use tonic::{Code, Status};
@@ -14,7 +13,6 @@ use tower::Service;
 
 use crate::breaker::{Change, Permit};
 use crate::client_deadline::Until;
-use crate::client_metrics::{SERVER_ADDRESS, SERVER_PORT};
 use crate::endpoint::{Endpoint, Failure};
 use crate::fleet::Fleet;
 use crate::wire::{NoAnswer, Reach, Request, Response};
@@ -22,7 +20,7 @@ use crate::wire::{NoAnswer, Reach, Request, Response};
 /// So often may a request come back unsent (connections that end as soon as they are made) before it is given up.
 const UNSENT_AT_MOST: usize = 8;
 
-/// The instances that a call was at, for whoever repeats it: in a request's extensions.
+/// The instances that a call was at, for whoever repeats it and tells of it: in a request's extensions.
 #[derive(Clone, Default)]
 pub(crate) struct Visited(Arc<Mutex<Vec<Arc<Endpoint>>>>);
 
@@ -57,11 +55,6 @@ impl Balance {
             let visited = request.extensions().get::<Visited>().cloned();
             let before = visited.as_ref().map(|visited| visited.get().clone()).unwrap_or_default();
             let (endpoint, permit) = self.fleet.pick(&before).await?;
-            if let (Some(operation), Some(authority)) = (request.extensions().get::<Operation>(), endpoint.authority())
-            {
-                operation.set_on_span(SERVER_ADDRESS, authority.host().to_owned());
-                authority.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
-            }
             if let Some(visited) = visited {
                 visited.get().push(endpoint.clone());
             }

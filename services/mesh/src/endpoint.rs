@@ -11,7 +11,6 @@ use http_body_util::BodyExt;
 use hyper::client::conn::http2::SendRequest;
 use opentelemetry::KeyValue;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 use tonic::body::Body;
@@ -82,7 +81,7 @@ impl Endpoint {
             connected: AtomicUsize::new(0),
             last_failure: Mutex::new(None),
             gone,
-            load: Load::new(Instant::now()),
+            load: Load::new(),
             breaker: Breaker::new(config.chance.clone()),
             metrics: config.metrics.clone(),
         }

@@ -25,19 +25,22 @@ pub(crate) struct Load {
 
 struct Cost {
     seconds: f64,
-    at: Instant,
+    /// Of the last news. Before the first one nothing is forgotten, or the instance that was listed first would be
+    /// everybody's first choice.
+    at: Option<Instant>,
 }
 
 impl Cost {
     /// What is left of the past, in 0..=1.
     fn weight(&self, now: Instant) -> f64 {
-        (-now.saturating_duration_since(self.at).as_secs_f64() / MEMORY.as_secs_f64()).exp()
+        let Some(at) = self.at else { return 1.0 };
+        (-now.saturating_duration_since(at).as_secs_f64() / MEMORY.as_secs_f64()).exp()
     }
 }
 
 impl Load {
-    pub(crate) fn new(now: Instant) -> Self {
-        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: now };
+    pub(crate) fn new() -> Self {
+        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: None };
         Self { in_flight: AtomicUsize::new(0), cost: Mutex::new(cost) }
     }
 
@@ -55,8 +58,8 @@ impl Load {
         let mut cost = self.cost();
         let weight = cost.weight(now);
         let past = cost.seconds * weight;
-        cost.seconds = if took > past { took } else { past + took * (1.0 - weight) };
-        cost.at = now;
+        let is_first = cost.at.replace(now).is_none();
+        cost.seconds = if is_first || took > past { took } else { past + took * (1.0 - weight) };
     }
 
     /// It failed after so long.
@@ -66,7 +69,7 @@ impl Load {
 
     /// It has healed: what it cost while it was broken is forgotten.
     pub(crate) fn healed(&self, now: Instant, took: Duration) {
-        *self.cost() = Cost { seconds: took.as_secs_f64(), at: now };
+        *self.cost() = Cost { seconds: took.as_secs_f64(), at: Some(now) };
     }
 
     /// In seconds.
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     fn a_slow_answer_counts_at_once_and_quick_ones_slowly() {
         let start = Instant::now();
-        let load = Load::new(start);
+        let load = Load::new();
         load.took(start, 200 * MS);
         assert!((load.now(start) - 0.2).abs() < 1e-9);
         load.took(start + 10 * MS, MS);
@@ -103,9 +106,16 @@ mod tests {
     }
 
     #[test]
+    fn instances_that_nobody_has_measured_are_alike_however_old() {
+        let load = Load::new();
+        let start = Instant::now();
+        assert_eq!(load.now(start).to_bits(), load.now(start + Duration::from_secs(60)).to_bits());
+    }
+
+    #[test]
     fn calls_in_flight_multiply_it() {
         let start = Instant::now();
-        let load = Load::new(start);
+        let load = Load::new();
         load.took(start, 10 * MS);
         load.begin();
         load.begin();
@@ -117,7 +127,7 @@ mod tests {
     #[test]
     fn without_news_the_past_is_forgotten_and_calls_in_flight_still_count() {
         let start = Instant::now();
-        let load = Load::new(start);
+        let load = Load::new();
         load.took(start, 1_000 * MS);
         let later = start + Duration::from_secs(3_600);
         let idle = load.now(later);
@@ -129,7 +139,7 @@ mod tests {
     #[test]
     fn a_failure_is_no_quick_answer_and_healing_forgets_it() {
         let start = Instant::now();
-        let (good, bad) = (Load::new(start), Load::new(start));
+        let (good, bad) = (Load::new(), Load::new());
         good.took(start, 5 * MS);
         bad.failed(start, MS / 10);
         assert!(bad.now(start) > good.now(start));

@@ -22,7 +22,7 @@ use crate::balance::{Visited, code_of};
 use crate::budget::Budget;
 use crate::chance::Chance;
 use crate::client_deadline::Until;
-use crate::client_metrics::ClientMetrics;
+use crate::client_metrics::{ClientMetrics, SERVER_ADDRESS, SERVER_PORT};
 use crate::deadline::serves_a_retry;
 use crate::policy::{Idempotency, MethodPolicy, PolicyTable};
 use crate::replay::{Replay, body};
@@ -70,17 +70,15 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let Some(policy) = find(self.config.policies, &request).filter(|policy| !policy.streaming) else {
-            let once = self.inner.call(request);
-            return Box::pin(async move { once.await.map_err(|failure| failure.status) });
-        };
         self.config.budget.deposit();
+        let policy = find(self.config.policies, &request).filter(|policy| !policy.streaming);
         // The one that is ready is the one to call.
         let next = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, next);
         // Asked here: the served call's task is this one.
-        let may_repeat = may_repeat(policy) && !serves_a_retry();
-        Box::pin(Call::new(self.config.clone(), &request, may_repeat).run(inner, request))
+        let may_repeat = policy.is_some_and(may_repeat) && !serves_a_retry();
+        let call = Call::new(self.config.clone(), &request, policy.is_some(), may_repeat);
+        Box::pin(call.run(inner, request))
     }
 }
 
@@ -149,6 +147,8 @@ enum Next {
 /// One call, over all its attempts.
 struct Call {
     config: Arc<RetryConfig>,
+    operation: Option<Operation>,
+    is_unary: bool,
     may_repeat: bool,
     until: Option<Until>,
     /// Attempts before the current one.
@@ -159,15 +159,18 @@ struct Call {
 }
 
 impl Call {
-    fn new(config: Arc<RetryConfig>, request: &Request, may_repeat: bool) -> Self {
+    fn new(config: Arc<RetryConfig>, request: &Request, is_unary: bool, may_repeat: bool) -> Self {
+        let operation = request.extensions().get::<Operation>().cloned();
         Self {
+            attempts: Attempts::begin(operation.clone()),
             config,
+            operation,
+            is_unary,
             may_repeat,
             until: request.extensions().get::<Until>().copied(),
             previous: 0,
             transparent: 0,
             visited: Visited::default(),
-            attempts: Attempts::begin(request.extensions().get::<Operation>().cloned()),
         }
     }
 
@@ -176,13 +179,14 @@ impl Call {
         S: Service<Request, Response = Response, Error = NoAnswer>,
     {
         let (mut parts, first) = request.into_parts();
-        let bytes = match Replay::of(first).await {
+        parts.extensions.insert(self.visited.clone());
+        let replay = if self.is_unary { Replay::of(first).await } else { Replay::Once(first) };
+        let bytes = match replay {
             Replay::Kept(bytes) => bytes,
             Replay::Once(body) => {
                 return inner.call(Request::from_parts(parts, body)).await.map_err(|failure| failure.status);
             }
         };
-        parts.extensions.insert(self.visited.clone());
         let mut request = Request::from_parts(parts.clone(), body(bytes.clone()));
         loop {
             let outcome = inner.call(request).await;
@@ -250,6 +254,16 @@ impl Call {
         }
         self.config.metrics.retry(code_name(failed.code));
         Next::After(wait)
+    }
+}
+
+/// However it ends: the call's span says where it was last.
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let (Some(operation), Some(at)) = (&self.operation, self.visited.last()) {
+            operation.set_on_span(SERVER_ADDRESS, at.host().to_owned());
+            at.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
+        }
     }
 }
 

@@ -30,7 +30,13 @@ impl SpanExporter for Spans {
     }
 }
 
-/// (instrument, attributes, count) of every histogram.
+fn facts<'a>(attributes: impl Iterator<Item = &'a opentelemetry::KeyValue>) -> String {
+    let mut facts: Vec<_> = attributes.map(|fact| format!("{}={}", fact.key, fact.value)).collect();
+    facts.sort();
+    facts.join(" ")
+}
+
+/// (instrument, attributes, count) of every histogram, counter and level.
 type Counts = Vec<(String, String, u64)>;
 
 #[derive(Clone, Default)]
@@ -40,11 +46,23 @@ impl PushMetricExporter for Histograms {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let mut counts = Counts::new();
         for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
-            let AggregatedMetrics::F64(MetricData::Histogram(histogram)) = metric.data() else { continue };
-            for point in histogram.data_points() {
-                let mut facts: Vec<_> = point.attributes().map(|fact| format!("{}={}", fact.key, fact.value)).collect();
-                facts.sort();
-                counts.push((metric.name().to_owned(), facts.join(" "), point.count()));
+            let name = metric.name();
+            match metric.data() {
+                AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
+                    let points = histogram.data_points();
+                    counts.extend(points.map(|point| (name.to_owned(), facts(point.attributes()), point.count())));
+                }
+                AggregatedMetrics::U64(MetricData::Sum(sum)) => {
+                    let points = sum.data_points();
+                    counts.extend(points.map(|point| (name.to_owned(), facts(point.attributes()), point.value())));
+                }
+                AggregatedMetrics::I64(MetricData::Sum(sum)) => {
+                    let value = |value: i64| u64::try_from(value).expect("no level is below zero");
+                    let points = sum.data_points();
+                    let points = points.map(|point| (name.to_owned(), facts(point.attributes()), value(point.value())));
+                    counts.extend(points);
+                }
+                _ => {}
             }
         }
         *self.0.lock().expect("not poisoned") = counts;
@@ -73,6 +91,7 @@ pub(crate) fn observed() -> &'static Observed {
     OBSERVED.get_or_init(|| {
         let (spans, histograms) = (Spans::default(), Histograms::default());
         let tracer = SdkTracerProvider::builder().with_span_processor(SimpleSpanProcessor::new(spans.clone())).build();
+        global::set_tracer_provider(tracer.clone());
         let meter = SdkMeterProvider::builder()
             .with_reader(PeriodicReader::builder(histograms.clone()).with_interval(Duration::from_secs(3600)).build())
             .build();
@@ -98,6 +117,11 @@ impl Observed {
         let linked =
             |span: &SpanData| span.links.iter().any(|link| link.span_context.trace_id().to_string() == trace_id);
         spans.iter().filter(|span| linked(span)).cloned().collect()
+    }
+
+    /// A counter, or a level, summed over the attributes that contain all of these.
+    pub(crate) fn value(&self, instrument: &str, facts: &[&str]) -> u64 {
+        self.calls(instrument, facts)
     }
 
     /// How many calls a histogram has counted whose attributes contain all of these.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use mesh::{ClientConfig, Credentials, Untraced, client};
+use mesh::{ClientConfig, Untraced, client};
 use opentelemetry::trace::{SpanKind, Status as SpanStatus};
 use opentelemetry_sdk::trace::SpanData;
 use telemetry::{EventStatus, Kind, TraceParent};
