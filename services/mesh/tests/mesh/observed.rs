@@ -62,7 +62,7 @@ impl PushMetricExporter for Histograms {
                     let points = points.map(|point| (name.to_owned(), facts(point.attributes()), value(point.value())));
                     counts.extend(points);
                 }
-                _ => {}
+                AggregatedMetrics::F64(_) | AggregatedMetrics::U64(_) | AggregatedMetrics::I64(_) => {}
             }
         }
         *self.0.lock().expect("not poisoned") = counts;
