@@ -88,7 +88,7 @@ fn fleet(config: &ClientConfig, chance: Arc<dyn Chance>, metrics: Arc<ClientMetr
         connect: Arc::new(Tcp { tls: config.tls.clone() }),
         chance: chance.clone(),
         changed: Arc::default(),
-        next_attempt: Arc::default(),
+        failures: Arc::default(),
     };
     let endpoints = EndpointConfig {
         connections: config.connections,

@@ -48,7 +48,7 @@ pub(crate) struct Endpoint {
     slots: Box<[Slot]>,
     turn: AtomicUsize,
     connected: AtomicUsize,
-    /// The number of the last attempt to connect that failed, and how.
+    /// The number of the last failure to connect, and what it was.
     last_failure: Mutex<Option<(u64, String)>>,
     /// Cancelled when it is no instance any more: no new calls, streams end by themselves.
     pub(crate) gone: CancellationToken,
@@ -104,7 +104,7 @@ impl Endpoint {
         self.connected.load(Ordering::Acquire) > 0
     }
 
-    /// How the last attempt to connect failed, if it has that number or a later one.
+    /// How connecting failed last, if that has this number or a later one.
     pub(crate) fn failed_since(&self, since: u64) -> Option<String> {
         lock(&self.last_failure).as_ref().filter(|(number, _)| *number >= since).map(|(_, why)| why.clone())
     }

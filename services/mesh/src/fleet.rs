@@ -127,7 +127,7 @@ impl Fleet {
         if let Some(picked) = choose(&self.endpoints(), visited, &*self.keeping.chance) {
             return Ok(picked);
         }
-        let came = self.keeping.next_attempt.load(Ordering::Acquire);
+        let came = self.keeping.failures.load(Ordering::Acquire);
         loop {
             let mut changed = std::pin::pin!(self.keeping.changed.notified());
             // From here on nothing is missed.

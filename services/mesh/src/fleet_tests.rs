@@ -52,7 +52,7 @@ fn started(
 ) -> Arc<Fleet> {
     let metrics = Arc::new(ClientMetrics::new("test"));
     let config = EndpointConfig { connections: 1, has_tls: false, is_bounded: true, chance: chance.clone(), metrics };
-    let keeping = Keeping { connect, chance, changed: Arc::default(), next_attempt: Arc::default() };
+    let keeping = Keeping { connect, chance, changed: Arc::default(), failures: Arc::default() };
     let fleet = Arc::new(Fleet::new("test", addresses, resolve, config, keeping));
     fleet.start();
     fleet

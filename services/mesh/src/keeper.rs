@@ -27,15 +27,15 @@ pub(crate) struct Keeping {
     pub(crate) chance: Arc<dyn Chance>,
     /// Told when an instance became ready, or failed to.
     pub(crate) changed: Arc<Notify>,
-    /// Numbers the attempts to connect: a call wants to know of those that began after it came.
-    pub(crate) next_attempt: Arc<AtomicU64>,
+    /// Numbers the failures to connect: a call wants to know of those that happened after it came.
+    pub(crate) failures: Arc<AtomicU64>,
 }
 
 /// Keeps the endpoint's connection number `slot` until the endpoint is gone.
 pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping) {
     let mut failures = 0;
     loop {
-        let (began, number) = (Instant::now(), keeping.next_attempt.fetch_add(1, Ordering::AcqRel));
+        let began = Instant::now();
         let connecting = keeping.connect.connect(endpoint.address());
         match endpoint.gone.run_until_cancelled(connecting).await {
             None => return,
@@ -44,7 +44,7 @@ pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping)
                 failures = if began.elapsed() < STEADY { failures + 1 } else { 0 };
             }
             Some(Err(why)) => {
-                endpoint.connection_failed(number, why);
+                endpoint.connection_failed(keeping.failures.fetch_add(1, Ordering::AcqRel), why);
                 failures += 1;
                 keeping.changed.notify_waiters();
             }

@@ -5,8 +5,11 @@ use crate::chance::Always;
 use crate::client_metrics::ClientMetrics;
 use crate::connect::handshake;
 use crate::endpoint::EndpointConfig;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hyper_util::rt::TokioIo;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
@@ -52,8 +55,7 @@ impl World {
         let (ours, theirs) = (0..connections).map(|_| tokio::io::duplex(1 << 16)).unzip();
         let pipes = Arc::new(Pipes { tries: tries_in, pipes: std::sync::Mutex::new(ours) });
         let changed = Arc::new(Notify::new());
-        let keeping =
-            Keeping { connect: pipes.clone(), chance, changed: changed.clone(), next_attempt: Arc::default() };
+        let keeping = Keeping { connect: pipes.clone(), chance, changed: changed.clone(), failures: Arc::default() };
         let keeper = tokio::spawn(keep(endpoint.clone(), 0, keeping));
         (Self { endpoint, pipes, tries, changed, keeper }, theirs)
     }
@@ -82,11 +84,7 @@ async fn an_instance_that_cannot_be_reached_is_tried_less_and_less_often() {
         assert_eq!(next - last, millis * MS);
         last = next;
     }
-    assert_eq!(
-        world.endpoint.failed_since(8).as_deref(),
-        Some("refused"),
-        "the ninth failed, the tenth has just begun"
-    );
+    assert_eq!(world.endpoint.failed_since(8).as_deref(), Some("refused"), "nine have failed, the tenth is on its way");
 }
 
 #[tokio::test(start_paused = true)]
@@ -120,6 +118,34 @@ async fn one_that_ends_as_soon_as_it_is_made_is_no_good() {
     drop(others);
     assert_eq!(world.next_try().await - first, BACKOFF);
     world.until_ready(false).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_outlives_the_instances_membership() {
+    let (mut world, mut others) = World::new(1);
+    let (late, frames) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let frames = std::sync::Mutex::new(Some(frames));
+    let service = service_fn(move |_request: http::Request<hyper::body::Incoming>| {
+        let frames = frames.lock().expect("not poisoned").take();
+        let frames = futures_util::stream::unfold(frames, |frames| async {
+            let mut frames = frames?;
+            let bytes = frames.recv().await?;
+            Some((Ok::<_, std::convert::Infallible>(http_body::Frame::data(bytes)), Some(frames)))
+        });
+        std::future::ready(Ok::<_, std::convert::Infallible>(http::Response::new(StreamBody::new(frames))))
+    });
+    let pipe = TokioIo::new(others.pop().expect("one"));
+    tokio::spawn(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(pipe, service));
+    world.next_try().await;
+    world.until_ready(true).await;
+    let request = http::Request::post("/test.v1.Test/Stream").body(tonic::body::Body::empty()).expect("a request");
+    let Ok(response) = world.endpoint.send(request).await else { panic!("not answered") };
+    world.endpoint.gone.cancel();
+    world.keeper.await.expect("no panic");
+    assert!(!world.endpoint.is_ready());
+    late.send(Bytes::from_static(b"late")).await.expect("somebody reads");
+    drop(late);
+    assert_eq!(response.into_body().collect().await.expect("whole").to_bytes(), "late");
 }
 
 #[tokio::test(start_paused = true)]
