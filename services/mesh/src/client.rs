@@ -15,6 +15,7 @@ use crate::chance::{Chance, SystemChance};
 use crate::client_deadline::{ClientDeadline, client_deadline};
 use crate::client_metrics::ClientMetrics;
 use crate::client_telemetry::{ClientTelemetry, client_telemetry};
+use crate::client_tls::ClientTls;
 use crate::connect::Tcp;
 use crate::credentials::{Credentials, WithCredentials, with_credentials};
 use crate::discovery::{Addresses, SystemResolver};
@@ -23,7 +24,6 @@ use crate::fleet::Fleet;
 use crate::keeper::Keeping;
 use crate::policy::PolicyTable;
 use crate::retry::{Retry, RetryConfig, retry};
-use crate::tls::ClientTls;
 use crate::wire::{Request, Response};
 
 /// What a client is made of. [`ClientConfig::new`] has the defaults.

@@ -8,10 +8,9 @@ use hyper::rt::{Read, Write};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 
-use crate::tls::ClientTls;
+use crate::client_tls::ClientTls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The address of an instance that was deleted answers nothing at all: only pings tell.
@@ -45,9 +44,8 @@ impl Tcp {
         // gRPC's frames are small and waited for: filling a packet only adds latency.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else { return handshake(TokioIo::new(stream), address).await };
-        let (config, server_name) = tls.handshake();
-        let stream = TlsConnector::from(config).connect(server_name, stream).await;
-        handshake(TokioIo::new(stream.map_err(|error| format!("TLS: {error}"))?), address).await
+        let stream = tls.connect(stream).await.map_err(|error| format!("TLS: {error}"))?;
+        handshake(TokioIo::new(stream), address).await
     }
 }
 

@@ -8,7 +8,7 @@
 //! - `client`: the client's stack
 //! - `retry`, `budget`, `replay`, `attempts`: another attempt; when it may be; its bytes; its span
 //! - `balance`, `fleet`, `load`, `breaker`: an attempt on one instance; the choice among all; what it goes by
-//! - `discovery`, `endpoint`, `keeper`, `connect`, `tls`: where instances are; one instance; its connections
+//! - `discovery`, `endpoint`, `keeper`, `connect`, `client_tls`: where instances are; one instance; its connections
 //! - `chance`, `client_metrics`: randomness as an argument; what a client measures besides its calls
 //! - `record`, `metrics`, `server_telemetry`, `client_telemetry`: a span, an event slot and metrics per call
 //! - `rescue`, `panic`: every error leaves as a status with ErrorInfo
@@ -30,6 +30,7 @@ mod client;
 mod client_deadline;
 mod client_metrics;
 mod client_telemetry;
+mod client_tls;
 mod connect;
 mod credentials;
 mod deadline;
@@ -56,13 +57,13 @@ mod server;
 mod server_deadline;
 mod server_telemetry;
 mod status;
-mod tls;
 mod token;
 mod wire;
 
 pub use admin::serve_admin;
 pub use caller::{About, Caller, Role, Untraced, caller, operation, peer, untraced};
 pub use client::{Channel, ClientConfig, client};
+pub use client_tls::ClientTls;
 pub use credentials::Credentials;
 pub use deadline::time_left;
 pub use discovery::Addresses;
@@ -72,5 +73,4 @@ pub use secret::Secret;
 pub use serve::Server;
 pub use server::{DEFAULT_MAX_MESSAGE_BYTES, ServerConfig, server};
 pub use status::{Kind, Refusal, Violation, error_class, status};
-pub use tls::ClientTls;
 pub use token::{KeySource, VerifyingKey};

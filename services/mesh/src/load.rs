@@ -9,11 +9,14 @@ use tokio::time::Instant;
 
 /// The average's memory: after this long without news a cost is down to 37 %, so that an instance that was slow once is
 /// tried again.
-const MEMORY: Duration = Duration::from_secs(5);
+const MEMORY: Duration = Duration::from_secs(3);
 /// What nobody has measured yet: a new instance gets calls, and not all of them.
 const UNKNOWN: Duration = Duration::from_millis(1);
-/// Failures are fast: they count as slow answers, or a broken instance would be everybody's favourite.
-const FAILURE: Duration = Duration::from_millis(100);
+/// Failures are fast: they count as slow answers, at least this slow and twice as slow as what the instance was known for,
+/// or a broken one would be everybody's favourite. One that fails once in a while is forgiven within seconds; one that
+/// goes on failing is the breaker's.
+const FAILURE: Duration = Duration::from_millis(10);
+const FAILURE_AT_MOST_SECONDS: f64 = 1.0;
 /// No cost is nothing: calls in flight must always tell instances apart.
 const LEAST_SECONDS: f64 = 1e-6;
 
@@ -64,7 +67,12 @@ impl Load {
 
     /// It failed after so long.
     pub(crate) fn failed(&self, now: Instant, took: Duration) {
-        self.took(now, took.max(FAILURE));
+        let known = {
+            let cost = self.cost();
+            cost.seconds * cost.weight(now)
+        };
+        let counts = took.max(FAILURE).as_secs_f64().max((2.0 * known).min(FAILURE_AT_MOST_SECONDS));
+        self.took(now, Duration::from_secs_f64(counts));
     }
 
     /// It has healed: what it cost while it was broken is forgotten.
@@ -143,6 +151,11 @@ mod tests {
         good.took(start, 5 * MS);
         bad.failed(start, MS / 10);
         assert!(bad.now(start) > good.now(start));
+        for _ in 0..10 {
+            let before = bad.now(start);
+            bad.failed(start, MS / 10);
+            assert!(bad.now(start) > before || before >= FAILURE_AT_MOST_SECONDS);
+        }
         bad.healed(start, MS);
         assert!(bad.now(start) < good.now(start));
     }

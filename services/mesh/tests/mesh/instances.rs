@@ -13,6 +13,9 @@ use crate::world::{Plan, World, channel, say};
 
 /// So many failures in a row take an instance out.
 const THRESHOLD: usize = 5;
+/// Each probe that fails doubles the wait for the next, which begins at a tenth of a second or more: in the time that the
+/// test has there are no more of them.
+const PROBES_AT_MOST: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An instance in a runtime of its own: it can be killed with all its connections, as a process can.
@@ -33,8 +36,10 @@ impl Process {
         Self::start(Plan::default().address).await
     }
 
-    fn kill(self) {
-        self.runtime.shutdown_background();
+    /// Its sockets are closed when this is done.
+    async fn kill(self) {
+        let killing = tokio::task::spawn_blocking(move || self.runtime.shutdown_timeout(PATIENCE));
+        killing.await.expect("no panic");
     }
 }
 
@@ -66,14 +71,14 @@ async fn one_of_three_is_killed_and_no_call_is_lost_that_may_be_repeated() {
     for _ in 0..20 {
         round(16).await.into_iter().for_each(|answer| assert_eq!(answer.expect("answered"), "hello"));
     }
-    let (answers, ()) = tokio::join!(round(16), async { processes.remove(0).kill() });
+    let (answers, ()) = tokio::join!(round(16), processes.remove(0).kill());
     for answer in answers {
         assert_eq!(answer.expect("answered, here or there"), "hello");
     }
     for _ in 0..20 {
         round(16).await.into_iter().for_each(|answer| assert_eq!(answer.expect("answered"), "hello"));
     }
-    processes.into_iter().for_each(Process::kill);
+    join_all(processes.into_iter().map(Process::kill)).await;
 }
 
 #[tokio::test]
@@ -87,7 +92,7 @@ async fn a_call_on_an_instance_that_dies_goes_to_another_if_it_may_be_repeated_a
             () = holding[0].notified() => 0,
             () = holding[1].notified() => 1,
         };
-        processes.remove(holder).kill();
+        processes.remove(holder).kill().await;
         let other = processes.remove(0);
         if is_repeated {
             other.world.echo.holding.notified().await;
@@ -98,22 +103,23 @@ async fn a_call_on_an_instance_that_dies_goes_to_another_if_it_may_be_repeated_a
             Err(status) => assert_eq!((status.code(), is_repeated), (Code::Unavailable, false), "{status}"),
         }
         assert_eq!(other.world.begun(), usize::from(is_repeated));
-        other.kill();
+        other.kill().await;
     }
 }
 
 #[tokio::test]
 async fn an_instance_that_was_restarted_is_found_at_once() {
-    let process = Process::any().await;
+    // An address of its own: on the usual one another test might be given the port meanwhile.
+    let process = Process::start(SocketAddr::from(([127, 0, 0, 2], 0))).await;
     let address = process.world.address;
     let channel = channel(vec![address.to_string()], Credentials::None);
     assert_eq!(say(&channel, SAY, "hello").await.expect("answered"), "hello");
-    process.kill();
+    process.kill().await;
     let gone = async { while say(&channel, SAY, "hello").await.is_ok() {} };
     tokio::time::timeout(PATIENCE, gone).await.expect("it is down");
     let process = Process::start(address).await;
     assert_eq!(say(&channel, SAY, "again").await.expect("answered"), "again");
-    process.kill();
+    process.kill().await;
 }
 
 #[tokio::test]
@@ -125,7 +131,7 @@ async fn one_that_answers_errors_is_out_within_the_threshold_and_back_when_it_ha
     for _ in 0..300 {
         failed += usize::from(say(&channel, SAY, "hello").await.is_err());
     }
-    assert!(failed <= THRESHOLD, "{failed} calls failed: one in a row too many");
+    assert!(failed <= THRESHOLD + PROBES_AT_MOST, "{failed} calls failed");
     assert_eq!(worlds[0].begun(), failed);
     worlds[0].answer_with(Code::Ok);
     let before = worlds[0].begun();

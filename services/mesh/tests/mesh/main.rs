@@ -1,6 +1,7 @@
 //! The mesh under a hand-made service, over real sockets on port 0.
 
 mod client;
+mod client_tls;
 mod deadlines;
 mod drain;
 mod echo;

@@ -30,42 +30,32 @@ impl SpanExporter for Spans {
     }
 }
 
-fn facts<'a>(attributes: impl Iterator<Item = &'a opentelemetry::KeyValue>) -> String {
-    let mut facts: Vec<_> = attributes.map(|fact| format!("{}={}", fact.key, fact.value)).collect();
-    facts.sort();
-    facts.join(" ")
-}
-
-/// (instrument, attributes, count) of every histogram, counter and level.
-type Counts = Vec<(String, String, u64)>;
+/// (instrument, attributes, value) of every histogram (its count), counter and gauge.
+type Values = Vec<(String, String, u64)>;
 
 #[derive(Clone, Default)]
-struct Histograms(Arc<Mutex<Counts>>);
+struct Metrics(Arc<Mutex<Values>>);
 
-impl PushMetricExporter for Histograms {
+impl PushMetricExporter for Metrics {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        let mut counts = Counts::new();
+        let mut values = Values::new();
         for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
-            let name = metric.name();
+            let mut push = |facts: String, value: u64| values.push((metric.name().to_owned(), facts, value));
             match metric.data() {
                 AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
-                    let points = histogram.data_points();
-                    counts.extend(points.map(|point| (name.to_owned(), facts(point.attributes()), point.count())));
+                    histogram.data_points().for_each(|point| push(facts(point.attributes()), point.count()));
                 }
                 AggregatedMetrics::U64(MetricData::Sum(sum)) => {
-                    let points = sum.data_points();
-                    counts.extend(points.map(|point| (name.to_owned(), facts(point.attributes()), point.value())));
+                    sum.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
                 }
                 AggregatedMetrics::I64(MetricData::Sum(sum)) => {
-                    let value = |value: i64| u64::try_from(value).expect("no level is below zero");
-                    let points = sum.data_points();
-                    let points = points.map(|point| (name.to_owned(), facts(point.attributes()), value(point.value())));
-                    counts.extend(points);
+                    let value = |value: i64| u64::try_from(value).expect("nothing here is less than none");
+                    sum.data_points().for_each(|point| push(facts(point.attributes()), value(point.value())));
                 }
                 AggregatedMetrics::F64(_) | AggregatedMetrics::U64(_) | AggregatedMetrics::I64(_) => {}
             }
         }
-        *self.0.lock().expect("not poisoned") = counts;
+        *self.0.lock().expect("not poisoned") = values;
         Ok(())
     }
     fn force_flush(&self) -> OTelSdkResult {
@@ -79,9 +69,15 @@ impl PushMetricExporter for Histograms {
     }
 }
 
+fn facts<'a>(attributes: impl Iterator<Item = &'a opentelemetry::KeyValue>) -> String {
+    let mut facts: Vec<_> = attributes.map(|fact| format!("{}={}", fact.key, fact.value)).collect();
+    facts.sort();
+    facts.join(" ")
+}
+
 pub(crate) struct Observed {
     spans: Spans,
-    histograms: Histograms,
+    metrics: Metrics,
     meter: SdkMeterProvider,
 }
 
@@ -89,18 +85,18 @@ pub(crate) struct Observed {
 pub(crate) fn observed() -> &'static Observed {
     static OBSERVED: OnceLock<Observed> = OnceLock::new();
     OBSERVED.get_or_init(|| {
-        let (spans, histograms) = (Spans::default(), Histograms::default());
+        let (spans, metrics) = (Spans::default(), Metrics::default());
         let tracer = SdkTracerProvider::builder().with_span_processor(SimpleSpanProcessor::new(spans.clone())).build();
         global::set_tracer_provider(tracer.clone());
         let meter = SdkMeterProvider::builder()
-            .with_reader(PeriodicReader::builder(histograms.clone()).with_interval(Duration::from_secs(3600)).build())
+            .with_reader(PeriodicReader::builder(metrics.clone()).with_interval(Duration::from_secs(3600)).build())
             .build();
         global::set_meter_provider(meter.clone());
         let ours = tracing_subscriber::filter::FilterFn::new(|meta| meta.target().starts_with("ordermesh"));
         let layer = tracing_opentelemetry::layer().with_tracer(tracer.tracer("test"));
         let layer = tracing_subscriber::Layer::with_filter(layer, ours);
         tracing_subscriber::registry().with(layer).try_init().expect("the first subscriber");
-        Observed { spans, histograms, meter }
+        Observed { spans, metrics, meter }
     })
 }
 
@@ -119,19 +115,14 @@ impl Observed {
         spans.iter().filter(|span| linked(span)).cloned().collect()
     }
 
-    /// A counter, or a level, summed over the attributes that contain all of these.
+    /// The value of an instrument whose attributes contain all of these: a histogram's count, or a sum.
     pub(crate) fn value(&self, instrument: &str, facts: &[&str]) -> u64 {
-        self.calls(instrument, facts)
-    }
-
-    /// How many calls a histogram has counted whose attributes contain all of these.
-    pub(crate) fn calls(&self, instrument: &str, facts: &[&str]) -> u64 {
         self.meter.force_flush().expect("collected");
-        let counts = self.histograms.0.lock().expect("not poisoned");
+        let values = self.metrics.0.lock().expect("not poisoned");
         let fits = |name: &str, attributes: &str| {
             name == instrument && facts.iter().all(|fact| attributes.split(' ').any(|seen| seen == *fact))
         };
-        counts.iter().filter(|(name, attributes, _)| fits(name, attributes)).map(|(_, _, count)| count).sum()
+        values.iter().filter(|(name, attributes, _)| fits(name, attributes)).map(|(_, _, value)| value).sum()
     }
 }
 

@@ -156,10 +156,10 @@ async fn a_denied_call_is_counted() {
     let world = World::new().await;
     let facts =
         ["rpc.system.name=grpc", "rpc.method=test.v1.Echo/SayAsCustomer", "rpc.response.status_code=UNAUTHENTICATED"];
-    let before = observed().calls("rpc.server.call.duration", &facts);
+    let before = observed().value("rpc.server.call.duration", &facts);
     say(&world.stranger(), CUSTOMER, "hello").await.expect_err("denied");
-    assert!(observed().calls("rpc.server.call.duration", &facts) > before);
-    assert!(observed().calls("rpc.client.call.duration", &facts) > 0);
+    assert!(observed().value("rpc.server.call.duration", &facts) > before);
+    assert!(observed().value("rpc.client.call.duration", &facts) > 0);
 }
 
 #[tokio::test]

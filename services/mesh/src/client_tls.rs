@@ -1,10 +1,15 @@
 //! TLS of a client's connections: the hook. What is trusted and shown is rustls' business.
 
-use std::fmt;
 use std::sync::Arc;
+use std::{fmt, io};
 
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+
+const ALPN_HTTP2: &[u8] = b"h2";
 
 /// TLS of the connections to a target.
 #[derive(Clone)]
@@ -27,11 +32,21 @@ impl ClientTls {
         Self { current: Arc::new(current), server_name }
     }
 
-    /// The configuration for a new connection, with ALPN, and whom to expect.
-    pub(crate) fn handshake(&self) -> (Arc<ClientConfig>, ServerName<'static>) {
+    /// Shakes hands over a connected stream.
+    ///
+    /// # Errors
+    /// The server is not the one that was expected, speaks no HTTP/2, or the stream broke.
+    pub async fn connect<S>(&self, stream: S) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let mut config = (*(self.current)()).clone();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        (Arc::new(config), self.server_name.clone())
+        config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+        let stream = TlsConnector::from(Arc::new(config)).connect(self.server_name.clone(), stream).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(ALPN_HTTP2) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not speak HTTP/2"));
+        }
+        Ok(stream)
     }
 }
 
