@@ -1,5 +1,5 @@
 //! What the mesh costs: unary echo of 64 bytes over loopback, client and server in one process, in rotated pairs in one
-//! run. `cargo bench -p mesh` (`-- --rounds 10 --seconds 2` for more).
+//! run. `cargo bench -p mesh` (`-- --rounds 10 --seconds 2` for more, `-- --only 1` for one stack under a profiler).
 //!
 //! (a) tonic's own server and client; (b) the mesh under the same service, without telemetry export.
 
@@ -127,7 +127,8 @@ where
                 let codec = ProstCodec::<String, String>::default();
                 let answer = echo.unary(Request::new(text.clone()), path, codec).await.expect("answered");
                 assert_eq!(answer.get_ref().len(), text.len());
-                took.saturating_record(u64::try_from(began.elapsed().as_nanos() / 100).unwrap_or(u64::MAX));
+                let tenths = u64::try_from(began.elapsed().as_nanos() / 100).unwrap_or(u64::MAX);
+                took.record(tenths).expect("it grows");
             }
             took
         })
@@ -143,15 +144,18 @@ where
 struct Tally {
     name: &'static str,
     calls_per_second: Vec<f64>,
+    /// Of client and server together.
+    cpu_micros: u64,
     took: Histogram<u64>,
 }
 
 impl Tally {
     fn new(name: &'static str) -> Self {
-        Self { name, calls_per_second: vec![], took: Histogram::new(3).expect("three digits") }
+        Self { name, calls_per_second: vec![], cpu_micros: 0, took: Histogram::new(3).expect("three digits") }
     }
 
-    fn add(&mut self, took: &Histogram<u64>, time: Duration) {
+    fn add(&mut self, took: &Histogram<u64>, time: Duration, cpu_micros: u64) {
+        self.cpu_micros += cpu_micros;
         self.calls_per_second.push(took.len() as f64 / time.as_secs_f64());
         self.took.add(took).expect("alike");
     }
@@ -159,12 +163,20 @@ impl Tally {
     fn median(&self) -> f64 {
         let mut sorted = self.calls_per_second.clone();
         sorted.sort_by(f64::total_cmp);
-        sorted[sorted.len() / 2]
+        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
     fn micros(&self, quantile: f64) -> f64 {
         self.took.value_at_quantile(quantile) as f64 / 10.0
     }
+}
+
+/// What the process has used of its processors; zero where Linux does not say.
+fn cpu_micros() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    ticks * 10_000
 }
 
 /// The value after a flag.
@@ -177,10 +189,12 @@ fn flag(name: &str, default: f64) -> f64 {
 async fn main() {
     let (rounds, seconds) = (flag("--rounds", 5.0) as usize, flag("--seconds", 1.0));
     let time = Duration::from_secs_f64(seconds);
+    let only = Some(flag("--only", -1.0)).filter(|only| *only >= 0.0).map(|only| only as usize);
     let (bare, meshed) = (bare_server().await, mesh_server().await);
     let bare = bare_client(bare).await;
     let (one, two) = (mesh_client(meshed, 1), mesh_client(meshed, 2));
-    println!("{:<34} {:>6} {:>9} {:>6} {:>9} {:>9}", "stack", "flight", "calls/s", "of (a)", "p50 us", "p99 us");
+    let heads = ["flight", "calls/s", "of (a)", "cpu us", "p50 us", "p99 us"].map(|head| format!("{head:>9}"));
+    println!("{:<32}{}", "stack", heads.concat());
     for in_flight in [MANY, 1] {
         let names = ["(a) bare tonic", "(b) mesh, no export", "(b2) the same, two connections"];
         let mut tallies = names.map(Tally::new);
@@ -189,20 +203,25 @@ async fn main() {
             for step in 0..names.len() {
                 // Rotated, or the one that goes last would always have the warmest caches and the busiest neighbours.
                 let which = (round + step) % names.len();
+                if only.is_some_and(|only| only != which) {
+                    continue;
+                }
+                let before = cpu_micros();
                 let took = match which {
                     0 => run(bare.clone(), in_flight, time).await,
                     1 => run(one.clone(), in_flight, time).await,
                     _ => run(two.clone(), in_flight, time).await,
                 };
                 if round > 0 {
-                    tallies[which].add(&took, time);
+                    tallies[which].add(&took, time, cpu_micros() - before);
                 }
             }
         }
         let of = tallies[0].median();
-        for tally in &tallies {
+        for tally in tallies.iter().filter(|tally| !tally.calls_per_second.is_empty()) {
             let (median, p50, p99) = (tally.median(), tally.micros(0.5), tally.micros(0.99));
-            println!("{:<34} {in_flight:>6} {median:>9.0} {:>6.2} {p50:>9.1} {p99:>9.1}", tally.name, median / of);
+            let (name, cpu) = (tally.name, tally.cpu_micros as f64 / tally.took.len() as f64);
+            println!("{name:<32}{in_flight:>9}{median:>9.0}{:>9.2}{cpu:>9.1}{p50:>9.1}{p99:>9.1}", median / of);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use http::uri::Authority;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 use tonic::{Code, Status};
@@ -20,9 +21,9 @@ use crate::wire::{NoAnswer, Reach, Request, Response};
 /// So often may a request come back unsent (connections that end as soon as they are made) before it is given up.
 const UNSENT_AT_MOST: usize = 8;
 
-/// The instances that a call was at, for whoever repeats it and tells of it: in a request's extensions.
+/// The instances that a call was at, for whoever repeats it and tells of it.
 #[derive(Clone, Default)]
-pub(crate) struct Visited(Arc<Mutex<Vec<Arc<Endpoint>>>>);
+pub(crate) struct Visited(Arc<Mutex<SmallVec<[Arc<Endpoint>; 2]>>>);
 
 impl Visited {
     /// Where the last attempt went.
@@ -30,9 +31,16 @@ impl Visited {
         self.get().last().and_then(|endpoint| endpoint.authority().cloned())
     }
 
-    fn get(&self) -> MutexGuard<'_, Vec<Arc<Endpoint>>> {
+    fn get(&self) -> MutexGuard<'_, SmallVec<[Arc<Endpoint>; 2]>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What an attempt needs to know: in its request's extensions.
+#[derive(Clone, Default)]
+pub(crate) struct Attempt {
+    pub(crate) until: Option<Until>,
+    pub(crate) visited: Visited,
 }
 
 /// All instances of a target, as a service. Clones share them.
@@ -49,15 +57,12 @@ impl Balance {
     }
 
     async fn send(self, mut request: Request) -> Result<Response, NoAnswer> {
-        let until = request.extensions().get::<Until>().copied();
+        let Attempt { until, visited } = request.extensions_mut().remove().unwrap_or_default();
         let mut failures = Vec::new();
         while failures.len() < UNSENT_AT_MOST {
-            let visited = request.extensions().get::<Visited>().cloned();
-            let before = visited.as_ref().map(|visited| visited.get().clone()).unwrap_or_default();
+            let before = visited.get().clone();
             let (endpoint, permit) = self.fleet.pick(&before).await?;
-            if let Some(visited) = visited {
-                visited.get().push(endpoint.clone());
-            }
+            visited.get().push(endpoint.clone());
             let ticket = Ticket::new(endpoint, permit, until);
             match ticket.endpoint.send(request).await {
                 Ok(response) => {

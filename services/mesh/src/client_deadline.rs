@@ -4,6 +4,7 @@
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
+use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 use tower::layer::layer_fn;
@@ -23,11 +24,10 @@ pub(crate) struct Until {
 }
 
 impl Until {
-    /// Says in the request how much time is left; `false` when there is none.
-    pub(crate) fn stamp(self, now: Instant, request: &mut Request) -> bool {
+    /// Says in a request's headers how much time is left; `false` when there is none.
+    pub(crate) fn stamp(self, now: Instant, headers: &mut HeaderMap) -> bool {
         let left = self.deadline.saturating_duration_since(now);
-        request.headers_mut().insert(GRPC_TIMEOUT, format(left));
-        request.extensions_mut().insert(self);
+        headers.insert(GRPC_TIMEOUT, format(left));
         left.as_micros() > 0
     }
 }
@@ -66,9 +66,11 @@ where
         let Some(deadline) = least(own, current()) else { return Box::pin(self.inner.call(request)) };
         let full = policy.and_then(|policy| policy.timeout);
         let is_full = full.is_some_and(|full| deadline.saturating_duration_since(now) >= full);
-        if !(Until { deadline, is_full }).stamp(now, &mut request) {
+        let until = Until { deadline, is_full };
+        if !until.stamp(now, request.headers_mut()) {
             return refuse(exceeded());
         }
+        request.extensions_mut().insert(until);
         let work = self.inner.call(request);
         Box::pin(async move {
             let response = timeout_at(deadline, work).await.map_err(|_elapsed| exceeded())??;

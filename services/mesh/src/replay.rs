@@ -1,18 +1,21 @@
 //! A request's bytes, kept so that it can be sent again. Only a body that is all there at once is kept (that of a unary
 //! call is), and only up to a limit; what is longer, or is still being made, goes out as it comes and only once.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
+use smallvec::SmallVec;
 use tonic::Status;
 use tonic::body::Body;
 
 /// Requests that are longer are not kept.
 pub(crate) const KEPT_BYTES: usize = 64 * 1_024;
+
+/// A unary request is one frame.
+type Frames = SmallVec<[Result<Frame<Bytes>, Status>; 1]>;
 
 /// What became of a body.
 pub(crate) enum Replay {
@@ -25,7 +28,7 @@ pub(crate) enum Replay {
 impl Replay {
     /// Looks at what is there of a body; does not wait for the rest of it.
     pub(crate) async fn of(mut body: Body) -> Self {
-        let mut frames = VecDeque::new();
+        let mut frames = Frames::new();
         let mut bytes = 0;
         let is_whole = poll_fn(|cx| {
             loop {
@@ -34,7 +37,7 @@ impl Replay {
                     Poll::Ready(Some(frame)) => {
                         let data = frame.as_ref().ok().and_then(Frame::data_ref).map(Bytes::len);
                         bytes += data.unwrap_or(0);
-                        frames.push_back(frame);
+                        frames.push(frame);
                         // Trailers and errors are no part of a unary request.
                         if data.is_none() || bytes > KEPT_BYTES {
                             return Poll::Ready(false);
@@ -45,12 +48,16 @@ impl Replay {
             }
         })
         .await;
-        if is_whole { Self::Kept(joined(frames)) } else { Self::Once(Body::new(Begun { frames, rest: body })) }
+        if is_whole {
+            Self::Kept(joined(frames))
+        } else {
+            Self::Once(Body::new(Begun { frames: frames.into_iter(), rest: body }))
+        }
     }
 }
 
-fn joined(mut frames: VecDeque<Result<Frame<Bytes>, Status>>) -> Bytes {
-    let mut data = frames.drain(..).filter_map(|frame| frame.ok()?.into_data().ok());
+fn joined(frames: Frames) -> Bytes {
+    let mut data = frames.into_iter().filter_map(|frame| frame.ok()?.into_data().ok());
     let Some(first) = data.next() else { return Bytes::new() };
     let Some(second) = data.next() else { return first };
     let mut all = BytesMut::from(first);
@@ -81,7 +88,7 @@ impl http_body::Body for Whole {
 
 /// A body of which something was taken already.
 struct Begun {
-    frames: VecDeque<Result<Frame<Bytes>, Status>>,
+    frames: smallvec::IntoIter<[Result<Frame<Bytes>, Status>; 1]>,
     rest: Body,
 }
 
@@ -91,14 +98,14 @@ impl http_body::Body for Begun {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        match this.frames.pop_front() {
+        match this.frames.next() {
             Some(frame) => Poll::Ready(Some(frame)),
             None => Pin::new(&mut this.rest).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.frames.is_empty() && self.rest.is_end_stream()
+        self.frames.len() == 0 && self.rest.is_end_stream()
     }
 }
 

@@ -18,7 +18,7 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::attempts::Attempts;
-use crate::balance::{Visited, code_of};
+use crate::balance::{Attempt, Visited, code_of};
 use crate::budget::Budget;
 use crate::chance::Chance;
 use crate::client_deadline::Until;
@@ -179,7 +179,8 @@ impl Call {
         S: Service<Request, Response = Response, Error = NoAnswer>,
     {
         let (mut parts, first) = request.into_parts();
-        parts.extensions.insert(self.visited.clone());
+        // Further in, nobody needs the rest; and what is cloned for each attempt had better be little.
+        parts.extensions = self.extensions(self.until);
         let replay = if self.is_unary { Replay::of(first).await } else { Replay::Once(first) };
         let bytes = match replay {
             Replay::Kept(bytes) => bytes,
@@ -218,9 +219,17 @@ impl Call {
         if self.previous > 0 {
             request.headers_mut().insert(HeaderName::from_static(PREVIOUS_ATTEMPTS), HeaderValue::from(self.previous));
         }
-        if let Some(until) = self.until {
-            Until { is_full: false, ..until }.stamp(Instant::now(), request);
+        let until = self.until.map(|until| Until { is_full: false, ..until });
+        *request.extensions_mut() = self.extensions(until);
+        if let Some(until) = until {
+            until.stamp(Instant::now(), request.headers_mut());
         }
+    }
+
+    fn extensions(&self, until: Option<Until>) -> http::Extensions {
+        let mut extensions = http::Extensions::new();
+        extensions.insert(Attempt { until, visited: self.visited.clone() });
+        extensions
     }
 
     fn next(&self, failed: Failed) -> Next {

@@ -64,7 +64,8 @@ impl World {
     fn call_until(&self, path: &str, until: Option<Until>) -> JoinHandle<Result<Response, Status>> {
         let mut request = http::Request::post(path).body(body(Bytes::from_static(b"bytes"))).expect("a request");
         if let Some(until) = until {
-            until.stamp(Instant::now(), &mut request);
+            until.stamp(Instant::now(), request.headers_mut());
+            request.extensions_mut().insert(until);
         }
         tokio::spawn((self.layer)(request))
     }
@@ -247,7 +248,7 @@ async fn each_attempt_is_stamped_with_what_is_left_and_none_begins_after_the_end
     reply.send_response(refused(Code::Unavailable));
     let (second, reply) = world.attempt().await;
     assert_eq!(second.headers()["grpc-timeout"], "50000u", "30 ms of work and 20 ms of waiting later");
-    let seen = second.extensions().get::<Until>().expect("a deadline");
+    let seen = second.extensions().get::<Attempt>().and_then(|attempt| attempt.until).expect("a deadline");
     assert!(!seen.is_full, "what is left is not all that the method may have");
     sleep(Duration::from_millis(20)).await;
     reply.send_response(refused(Code::Unavailable));
