@@ -176,8 +176,7 @@ impl Ticket {
     }
 
     fn tell(&self, change: Change) {
-        let (endpoint, now) = (&*self.endpoint, Instant::now());
-        let address = endpoint.address();
+        let (endpoint, address) = (&*self.endpoint, self.endpoint.address());
         match change {
             Change::None => {}
             Change::Shut => {
@@ -185,6 +184,7 @@ impl Ticket {
                 tracing::warn!(target: "ordermesh", address, "an instance failed too often: out of rotation");
             }
             Change::Healed => {
+                let now = Instant::now();
                 endpoint.load.healed(now, now.saturating_duration_since(self.began));
                 endpoint.metrics.shut(&endpoint.labels, -1);
                 tracing::info!(target: "ordermesh", address, "an instance has healed: back in rotation");

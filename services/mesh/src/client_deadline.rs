@@ -13,7 +13,7 @@ use tower::{Layer, Service};
 use crate::deadline::{GRPC_TIMEOUT, Side, TimedBody, asked, current, effective, exceeded, format, least};
 use crate::policy::PolicyTable;
 use crate::status::mesh_status;
-use crate::wire::{Request, Response, find};
+use crate::wire::{Request, Response, find, once_only};
 
 /// When the call must end: in the request's extensions, for those who attempt it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,7 +27,7 @@ impl Until {
     /// Says in a request's headers how much time is left; `false` when there is none.
     pub(crate) fn stamp(self, now: Instant, headers: &mut HeaderMap) -> bool {
         let left = self.deadline.saturating_duration_since(now);
-        headers.insert(GRPC_TIMEOUT, format(left));
+        headers.insert(GRPC_TIMEOUT, once_only(format(left)));
         left.as_micros() > 0
     }
 }

@@ -27,7 +27,7 @@ use crate::deadline::serves_a_retry;
 use crate::policy::{Idempotency, MethodPolicy, PolicyTable};
 use crate::replay::{Replay, body};
 use crate::status::code_name;
-use crate::wire::{NoAnswer, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, find};
+use crate::wire::{NoAnswer, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, find, once_only};
 
 /// The first one and two more.
 pub(crate) const ATTEMPTS: u32 = 3;
@@ -214,7 +214,7 @@ impl Call {
         self.previous += u32::from(!is_transparent);
         self.transparent += u32::from(is_transparent);
         if let Some(place) = self.attempts.again(self.previous, is_transparent) {
-            request.headers_mut().insert(TRACEPARENT, place);
+            request.headers_mut().insert(TRACEPARENT, once_only(place));
         }
         if self.previous > 0 {
             request.headers_mut().insert(HeaderName::from_static(PREVIOUS_ATTEMPTS), HeaderValue::from(self.previous));

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use http::HeaderValue;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -55,6 +56,13 @@ pub(crate) fn method_name(policy: Option<&'static MethodPolicy>) -> &'static str
 
 pub(crate) fn find(policies: PolicyTable, request: &Request) -> Option<&'static MethodPolicy> {
     policies.find(request.uri().path())
+}
+
+/// A header's value that is another for each call: marked so that HPACK leaves it out of its table, where it would only push
+/// out what comes again.
+pub(crate) fn once_only(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// A Trailers-Only response.
