@@ -181,13 +181,13 @@ impl Ticket {
             Change::None => {}
             Change::Shut => {
                 endpoint.metrics.shut(&endpoint.labels, 1);
-                tracing::warn!(target: "ordermesh", address, "an instance failed too often: out of rotation");
+                tracing::warn!(target: "ordermesh", address, "an instance failed too often: it gets no calls while others can take them");
             }
             Change::Healed => {
                 let now = Instant::now();
                 endpoint.load.healed(now, now.saturating_duration_since(self.began));
                 endpoint.metrics.shut(&endpoint.labels, -1);
-                tracing::info!(target: "ordermesh", address, "an instance has healed: back in rotation");
+                tracing::info!(target: "ordermesh", address, "an instance has healed: it gets calls again");
             }
         }
     }

@@ -75,9 +75,7 @@ where
         // The one that is ready is the one to call.
         let next = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, next);
-        // Asked here: the served call's task is this one.
-        let may_repeat = policy.is_some_and(may_repeat) && !serves_a_retry();
-        let call = Call::new(self.config.clone(), &request, policy.is_some(), may_repeat);
+        let call = Call::new(self.config.clone(), &request, policy);
         Box::pin(call.run(inner, request))
     }
 }
@@ -150,6 +148,8 @@ struct Call {
     operation: Option<Operation>,
     is_unary: bool,
     may_repeat: bool,
+    /// One hop retries: not this one, if the served call is a retry itself.
+    is_left_to_caller: bool,
     until: Option<Until>,
     /// Attempts before the current one.
     previous: u32,
@@ -159,14 +159,16 @@ struct Call {
 }
 
 impl Call {
-    fn new(config: Arc<RetryConfig>, request: &Request, is_unary: bool, may_repeat: bool) -> Self {
+    fn new(config: Arc<RetryConfig>, request: &Request, unary: Option<&MethodPolicy>) -> Self {
         let operation = request.extensions().get::<Operation>().cloned();
         Self {
             attempts: Attempts::begin(operation.clone()),
             config,
             operation,
-            is_unary,
-            may_repeat,
+            is_unary: unary.is_some(),
+            may_repeat: unary.is_some_and(may_repeat),
+            // Asked here: the task that makes the call is the one that serves the other.
+            is_left_to_caller: serves_a_retry(),
             until: request.extensions().get::<Until>().copied(),
             previous: 0,
             transparent: 0,
@@ -244,7 +246,7 @@ impl Call {
                 self.may_repeat && matches!(failed.code, Code::Unavailable | Code::Aborted | Code::DeadlineExceeded)
             }
         };
-        if !is_worth_it || self.previous + 1 >= ATTEMPTS || serves_a_retry() {
+        if !is_worth_it || self.previous + 1 >= ATTEMPTS || self.is_left_to_caller {
             return Next::Answer;
         }
         let wait = match failed.pushback {
