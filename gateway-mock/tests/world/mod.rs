@@ -60,13 +60,7 @@ impl World {
         let address = listener.local_addr().expect("an address").to_string();
         let shutdown = CancellationToken::new();
         let served = tokio::spawn(gateway_mock::run(config, listener, admin, shutdown.clone()));
-        let channel = mesh::client(mesh::ClientConfig {
-            target: "gateway",
-            addresses: vec![address],
-            policies: contracts::POLICIES,
-            credentials: mesh::Credentials::None,
-            events: None,
-        });
+        let channel = mesh::client(mesh::ClientConfig::new("gateway", vec![address], contracts::POLICIES));
         Self {
             client: PaymentGatewayServiceClient::new(channel),
             key: Some("test-key".to_owned()),

@@ -159,7 +159,7 @@ impl Chassis {
 
     fn channel_to(&self, target: &'static str, addresses: Vec<String>, credentials: Credentials) -> Channel {
         let events = Some(self.events.clone());
-        mesh::client(ClientConfig { target, addresses, policies: contracts::POLICIES, credentials, events })
+        mesh::client(ClientConfig { credentials, events, ..ClientConfig::new(target, addresses, contracts::POLICIES) })
     }
 
     /// Serves until told to stop, then drains: calls in flight end, background tasks end, the last events are sent.

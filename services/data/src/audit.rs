@@ -46,6 +46,8 @@ impl StoredEvents {
 fn of_the_database(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Storage(error) => error,
-        other => Error::Corrupt { what: "event", value: other.to_string() },
+        Refusal::Invalid(_) | Refusal::NoDeliveryZone { .. } | Refusal::EtagMismatch { .. } | Refusal::Refused => {
+            Error::Corrupt { what: "event", value: refusal.to_string() }
+        }
     }
 }

@@ -53,9 +53,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let shutdown = tokio_util::sync::CancellationToken::new();
     let served = tokio::spawn(server(config, Routes::new(Echo)).serve(listener, is_ready, shutdown.clone()));
 
-    let config =
-        ClientConfig { target: "echo", addresses, policies: POLICIES, credentials: Credentials::None, events: None };
-    let mut echo = tonic::client::Grpc::new(client(config));
+    let mut echo = tonic::client::Grpc::new(client(ClientConfig::new("echo", addresses, POLICIES)));
     echo.ready().await?;
     let codec = ProstCodec::<String, String>::default();
     let answer = echo.unary(Request::new("hello".to_owned()), "/echo.v1.Echo/Say".parse()?, codec).await?;

@@ -4,6 +4,7 @@
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
+use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Status};
 use tower::layer::layer_fn;
@@ -12,7 +13,24 @@ use tower::{Layer, Service};
 use crate::deadline::{GRPC_TIMEOUT, Side, TimedBody, asked, current, effective, exceeded, format, least};
 use crate::policy::PolicyTable;
 use crate::status::mesh_status;
-use crate::wire::{Request, Response, find};
+use crate::wire::{Request, Response, find, once_only};
+
+/// When the call must end: in the request's extensions, for those who attempt it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Until {
+    pub(crate) deadline: Instant,
+    /// Has it all the time that its method may have?
+    pub(crate) is_full: bool,
+}
+
+impl Until {
+    /// Says in a request's headers how much time is left; `false` when there is none.
+    pub(crate) fn stamp(self, now: Instant, headers: &mut HeaderMap) -> bool {
+        let left = self.deadline.saturating_duration_since(now);
+        headers.insert(GRPC_TIMEOUT, once_only(format(left)));
+        left.as_micros() > 0
+    }
+}
 
 #[derive(Clone)]
 pub(crate) struct ClientDeadline<S> {
@@ -43,13 +61,16 @@ where
             let message = "grpc-timeout must be at most 8 digits and one of H M S m u n";
             return refuse(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message));
         };
-        let own = effective(asked, find(self.policies, &request)).and_then(|timeout| now.checked_add(timeout));
+        let policy = find(self.policies, &request);
+        let own = effective(asked, policy).and_then(|timeout| now.checked_add(timeout));
         let Some(deadline) = least(own, current()) else { return Box::pin(self.inner.call(request)) };
-        let left = deadline.saturating_duration_since(now);
-        if left.as_micros() == 0 {
+        let full = policy.and_then(|policy| policy.timeout);
+        let is_full = full.is_some_and(|full| deadline.saturating_duration_since(now) >= full);
+        let until = Until { deadline, is_full };
+        if !until.stamp(now, request.headers_mut()) {
             return refuse(exceeded());
         }
-        request.headers_mut().insert(GRPC_TIMEOUT, format(left));
+        request.extensions_mut().insert(until);
         let work = self.inner.call(request);
         Box::pin(async move {
             let response = timeout_at(deadline, work).await.map_err(|_elapsed| exceeded())??;

@@ -14,7 +14,7 @@ use crate::caller::{About, Untraced};
 use crate::metrics::CallDuration;
 use crate::policy::PolicyTable;
 use crate::record::{Record, Side, Sink};
-use crate::wire::{Request, Response, TRACEPARENT, find, method_name};
+use crate::wire::{Request, Response, TRACEPARENT, find, method_name, once_only};
 
 #[derive(Clone)]
 pub(crate) struct ClientTelemetry<S> {
@@ -60,7 +60,7 @@ where
         let event = policy.and_then(|policy| policy.event);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
         if let Ok(place) = HeaderValue::try_from(operation.place().to_string()) {
-            request.headers_mut().insert(TRACEPARENT, place);
+            request.headers_mut().insert(TRACEPARENT, once_only(place));
         }
         if let Some(About { order_id, user_id }) = request.extensions().get::<About>() {
             order_id.iter().for_each(|id| operation.set_order(*id));

@@ -14,12 +14,28 @@ use tonic::{Code, Status};
 
 use crate::policy::MethodPolicy;
 use crate::status::mesh_status;
+use crate::wire::PREVIOUS_ATTEMPTS;
 
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
+/// What calls inherit that are made while one is served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Served {
+    /// When the served call must end.
+    pub(crate) deadline: Option<Instant>,
+    /// Is the served call a retry? Then what it calls is not retried further on: one hop retries, not every hop.
+    pub(crate) is_retry: bool,
+}
+
+impl Served {
+    pub(crate) fn new(deadline: Option<Instant>, headers: &HeaderMap) -> Self {
+        Self { deadline, is_retry: headers.contains_key(PREVIOUS_ATTEMPTS) }
+    }
+}
+
 tokio::task_local! {
-    /// When the call that this task serves must end.
-    pub(crate) static DEADLINE: Option<Instant>;
+    /// The call that this task serves.
+    pub(crate) static SERVED: Served;
 }
 
 /// The time left of the call that is being served; `None` when it has no deadline, or when no call is being served.
@@ -29,7 +45,12 @@ pub fn time_left() -> Option<Duration> {
 
 /// The deadline of the call that is being served.
 pub(crate) fn current() -> Option<Instant> {
-    DEADLINE.try_with(|deadline| *deadline).ok().flatten()
+    SERVED.try_with(|served| served.deadline).ok().flatten()
+}
+
+/// Is the call that is being served a retry?
+pub(crate) fn serves_a_retry() -> bool {
+    SERVED.try_with(|served| served.is_retry).unwrap_or(false)
 }
 
 /// A `grpc-timeout` that is none.

@@ -1,87 +1,169 @@
-//! One address, one HTTP/2 connection: connects when it is needed, and again when the connection is gone.
+//! One instance of a target: its address, its connections, how busy it is, and what its breaker says.
+//! It sends calls; `keeper` makes its connections.
 
 use std::error::Error;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::uri::{Authority, Scheme};
 use http::{Uri, header};
 use http_body_util::BodyExt;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use telemetry::Operation;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
+use hyper::client::conn::http2::SendRequest;
+use opentelemetry::KeyValue;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
 use tonic::body::Body;
-use tonic::{Code, Status};
 
+use crate::breaker::Breaker;
+use crate::chance::Chance;
+use crate::client_metrics::ClientMetrics;
+use crate::load::Load;
 use crate::status::mesh_status;
-use crate::wire::{Request, Response};
+use crate::wire::{NoAnswer, Reach, Request, Response};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer may list a hundred field violations, in one header.
-const MAX_HEADER_LIST_BYTES: u32 = 256 * 1_024;
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
 
 /// How a request came to nothing.
 pub(crate) enum Failure {
-    /// It never left: another address may have it.
+    /// It never left: another instance may have it.
     NotSent(Box<Request>, String),
-    /// It left, and no answer came: it may have been served.
-    Lost(Status),
+    /// It left, and no answer came.
+    Lost(NoAnswer),
 }
 
-/// One address of a target.
+/// One of the connections to an instance.
+#[derive(Default)]
+pub(crate) struct Slot {
+    sender: Mutex<Option<SendRequest<Body>>>,
+    /// Somebody would like it to be connected now.
+    pub(crate) wanted: Notify,
+}
+
+/// One instance of a target.
 pub(crate) struct Endpoint {
     address: String,
     authority: Option<Authority>,
-    connection: Mutex<Option<SendRequest<Body>>>,
-    /// Held while connecting, so that one connects for all; when that last failed, and how.
-    connecting: tokio::sync::Mutex<Option<(Instant, String)>>,
+    scheme: Scheme,
+    slots: Box<[Slot]>,
+    turn: AtomicUsize,
+    connected: AtomicUsize,
+    /// The number of the last failure to connect, and what it was.
+    last_failure: Mutex<Option<(u64, String)>>,
+    /// Cancelled when it is no instance any more: no new calls, streams end by themselves.
+    pub(crate) gone: CancellationToken,
+    pub(crate) load: Load,
+    pub(crate) breaker: Breaker,
+    pub(crate) metrics: Arc<ClientMetrics>,
+    pub(crate) labels: Box<[KeyValue]>,
+}
+
+/// What all endpoints of a target have in common.
+pub(crate) struct EndpointConfig {
+    pub(crate) connections: usize,
+    pub(crate) has_tls: bool,
+    /// Are there so few addresses that metrics may name them?
+    pub(crate) is_bounded: bool,
+    pub(crate) chance: Arc<dyn Chance>,
+    pub(crate) metrics: Arc<ClientMetrics>,
 }
 
 impl Endpoint {
-    pub(crate) fn new(address: String) -> Self {
-        let authority = address.parse().ok();
-        Self { address, authority, connection: Mutex::default(), connecting: tokio::sync::Mutex::new(None) }
+    pub(crate) fn new(address: String, config: &EndpointConfig, gone: CancellationToken) -> Self {
+        let authority: Option<Authority> = address.parse().ok();
+        Self {
+            labels: config.metrics.labels(authority.as_ref().filter(|_| config.is_bounded)),
+            authority,
+            address,
+            scheme: if config.has_tls { Scheme::HTTPS } else { Scheme::HTTP },
+            slots: (0..config.connections.max(1)).map(|_| Slot::default()).collect(),
+            turn: AtomicUsize::new(0),
+            connected: AtomicUsize::new(0),
+            last_failure: Mutex::new(None),
+            gone,
+            load: Load::new(),
+            breaker: Breaker::new(config.chance.clone()),
+            metrics: config.metrics.clone(),
+        }
     }
 
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    pub(crate) async fn send(&self, mut request: Request) -> Result<Response, Failure> {
-        let mut connection = match self.connection().await {
-            Ok(connection) => connection,
-            Err(why) => return Err(Failure::NotSent(Box::new(request), why)),
-        };
-        if let Some(operation) = request.extensions().get::<Operation>() {
-            self.tell(operation);
-        }
-        self.address_request(&mut request);
-        match connection.try_send_request(request).await {
-            Ok(response) => Ok(response.map(|body| Body::new(body.map_err(|error| lost(&error))))),
-            Err(mut error) => match error.take_message() {
-                Some(request) => Err(Failure::NotSent(Box::new(request), error.error().to_string())),
-                None => Err(Failure::Lost(lost(error.error()))),
-            },
+    pub(crate) fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Has it a connection?
+    pub(crate) fn is_ready(&self) -> bool {
+        self.connected.load(Ordering::Acquire) > 0
+    }
+
+    /// How connecting failed last, if that has this number or a later one.
+    pub(crate) fn failed_since(&self, since: u64) -> Option<String> {
+        lock(&self.last_failure).as_ref().filter(|(number, _)| *number >= since).map(|(_, why)| why.clone())
+    }
+
+    /// A call is waiting for it.
+    pub(crate) fn want(&self) {
+        self.slots.iter().for_each(|slot| slot.wanted.notify_one());
+    }
+
+    pub(crate) fn connection_failed(&self, number: u64, why: String) {
+        *lock(&self.last_failure) = Some((number, why));
+    }
+
+    pub(crate) fn connection_made(&self, slot: &Slot, sender: SendRequest<Body>) {
+        if lock(&slot.sender).replace(sender).is_none() && self.connected.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.metrics.ready(&self.labels, 1);
         }
     }
 
-    fn tell(&self, operation: &Operation) {
-        let Some(authority) = &self.authority else { return };
-        operation.set_on_span("server.address", authority.host().to_owned());
-        if let Some(port) = authority.port_u16() {
-            operation.set_on_span("server.port", i64::from(port));
+    /// The slot's connection takes no more calls.
+    pub(crate) fn connection_lost(&self, slot: &Slot) {
+        self.clear(slot, |_| true);
+    }
+
+    fn clear(&self, slot: &Slot, is_lost: impl FnOnce(&SendRequest<Body>) -> bool) {
+        let taken = lock(&slot.sender).take_if(|sender| is_lost(sender));
+        if taken.is_some() && self.connected.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.metrics.ready(&self.labels, -1);
         }
+    }
+
+    pub(crate) async fn send(&self, mut request: Request) -> Result<Response, Failure> {
+        self.address_request(&mut request);
+        let first = if self.slots.len() == 1 { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
+        for step in 0..self.slots.len() {
+            let slot = &self.slots[(first + step) % self.slots.len()];
+            let sending = match lock(&slot.sender).as_mut() {
+                Some(sender) => sender.try_send_request(request),
+                None => continue,
+            };
+            return match sending.await {
+                Ok(response) => Ok(response.map(|body| Body::new(body.map_err(|error| lost(&error).status)))),
+                Err(mut error) => Err(match error.take_message() {
+                    Some(unsent) => {
+                        // Its keeper sees it a moment later, or has put a new one there already.
+                        self.clear(slot, SendRequest::is_closed);
+                        Failure::NotSent(Box::new(unsent), error.error().to_string())
+                    }
+                    None => Failure::Lost(lost(error.error())),
+                }),
+            };
+        }
+        Err(Failure::NotSent(Box::new(request), "not connected".to_owned()))
     }
 
     /// HTTP/2 wants `:scheme` and `:authority`; a generated client gives a path alone.
     fn address_request(&self, request: &mut Request) {
-        let mut parts = request.uri().clone().into_parts();
-        parts.scheme = Some(Scheme::HTTP);
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(self.scheme.clone());
         parts.authority = self.authority.clone();
         if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;
@@ -89,73 +171,33 @@ impl Endpoint {
         request.headers_mut().entry(header::USER_AGENT).or_insert(USER_AGENT);
     }
 
-    fn live(&self) -> Option<SendRequest<Body>> {
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.as_ref().is_some_and(SendRequest::is_closed) {
-            *connection = None;
-        }
-        connection.clone()
-    }
-
-    async fn connection(&self) -> Result<SendRequest<Body>, String> {
-        if let Some(live) = self.live() {
-            return Ok(live);
-        }
-        let came = Instant::now();
-        let mut last_failure = self.connecting.lock().await;
-        if let Some(live) = self.live() {
-            return Ok(live);
-        }
-        // Somebody tried while we waited for our turn: a dead address costs one timeout, not one per call.
-        if let Some((when, why)) = last_failure.as_ref()
-            && *when >= came
-        {
-            return Err(why.clone());
-        }
-        match self.connect().await {
-            Ok(made) => {
-                *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
-                *last_failure = None;
-                Ok(made)
-            }
-            Err(why) => {
-                *last_failure = Some((Instant::now(), why.clone()));
-                Err(why)
-            }
-        }
-    }
-
-    async fn connect(&self) -> Result<SendRequest<Body>, String> {
-        let connect = async {
-            let stream = TcpStream::connect(&self.address).await.map_err(|error| error.to_string())?;
-            // gRPC's frames are small and waited for: filling a packet only adds latency.
-            let _ = stream.set_nodelay(true);
-            http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .keep_alive_interval(KEEPALIVE_INTERVAL)
-                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-                .keep_alive_while_idle(true)
-                .max_header_list_size(MAX_HEADER_LIST_BYTES)
-                .handshake::<_, Body>(TokioIo::new(stream))
-                .await
-                .map_err(|error| error.to_string())
-        };
-        let timed = tokio::time::timeout(CONNECT_TIMEOUT, connect).await;
-        let (sender, connection) = timed.map_err(|_| "connecting took more than a second".to_owned())??;
-        let address = self.address.clone();
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(target: "ordermesh", %address, %error, "a connection ended badly");
-            }
-        });
-        Ok(sender)
+    #[cfg(test)]
+    pub(crate) fn pretend_ready(&self, is_ready: bool) {
+        self.connected.store(usize::from(is_ready), Ordering::Release);
     }
 }
 
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        if self.breaker.is_shut() {
+            self.metrics.shut(&self.labels, -1);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What a broken stream or connection means (gRPC's table of HTTP/2 errors).
-fn lost(error: &hyper::Error) -> Status {
-    let reset = error.source().and_then(|source| source.downcast_ref::<h2::Error>()).filter(|error| error.is_reset());
-    let code = match reset.and_then(h2::Error::reason) {
+fn lost(error: &hyper::Error) -> NoAnswer {
+    let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    // Streams that the peer's GOAWAY leaves out, and refused ones, were not begun: HTTP/2 promises it.
+    let not_begun = http2.is_some_and(|error| {
+        error.is_remote()
+            && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    });
+    let code = match http2.filter(|error| error.is_reset()).and_then(h2::Error::reason) {
         Some(h2::Reason::CANCEL) => Code::Cancelled,
         Some(h2::Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
         Some(h2::Reason::INTERNAL_ERROR | h2::Reason::PROTOCOL_ERROR | h2::Reason::FLOW_CONTROL_ERROR) => {
@@ -163,5 +205,6 @@ fn lost(error: &hyper::Error) -> Status {
         }
         _ => Code::Unavailable,
     };
-    mesh_status(code, "CONNECTION_LOST", format!("the connection was lost: {error}"))
+    let status = mesh_status(code, "CONNECTION_LOST", format!("the connection was lost: {error}"));
+    NoAnswer { status, reach: if not_begun { Reach::NotBegun } else { Reach::Unknown } }
 }

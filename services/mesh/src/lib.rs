@@ -5,7 +5,11 @@
 //! # Layout
 //! - [`policy`]: what the mesh does for each method, a table that the contract's build makes
 //! - `server`, `server_config`, `serve`, `connections`: the server's stack; what it is made of; the accept loop and the drain; one connection
-//! - `client`, `failover`, `endpoint`: the client's stack; the addresses of a target; one address
+//! - `client`: the client's stack
+//! - `retry`, `budget`, `replay`, `attempts`: another attempt; when it may be; its bytes; its span
+//! - `balance`, `fleet`, `load`, `breaker`: an attempt on one instance; the choice among all; what it goes by
+//! - `discovery`, `endpoint`, `keeper`, `connect`: where instances are; one instance; its connections
+//! - `chance`, `client_metrics`: randomness as an argument; what a client measures besides its calls
 //! - `record`, `metrics`, `server_telemetry`, `client_telemetry`: a span, an event slot and metrics per call
 //! - `rescue`, `panic`: every error leaves as a status with ErrorInfo
 //! - `deadline`, `server_deadline`, `client_deadline`: deadlines that travel
@@ -19,21 +23,31 @@
 //! - `wire`: the shape of a call in the stacks
 
 mod admin;
+mod attempts;
+mod balance;
+mod breaker;
+mod budget;
 mod caller;
+mod chance;
 mod client;
 mod client_deadline;
+mod client_metrics;
 mod client_telemetry;
 mod concurrency;
+mod connect;
 mod connections;
 mod credentials;
 mod deadline;
+mod discovery;
 mod endpoint;
-mod failover;
+mod fleet;
 mod gatekeeper;
 mod gauges;
 mod health;
 mod holding;
 mod identity;
+mod keeper;
+mod load;
 mod memory;
 mod memory_limit;
 mod metadata;
@@ -44,7 +58,9 @@ mod rate_limit;
 mod record;
 mod reflection;
 mod refusals;
+mod replay;
 mod rescue;
+mod retry;
 mod secret;
 mod serve;
 mod server;
@@ -65,6 +81,7 @@ pub use caller::{About, Caller, Role, Untraced, caller, operation, peer, untrace
 pub use client::{Channel, ClientConfig, client};
 pub use credentials::Credentials;
 pub use deadline::time_left;
+pub use discovery::Addresses;
 pub use gatekeeper::Gatekeeper;
 pub use policy::{Access, Idempotency, MethodPolicy, PolicyTable};
 pub use rate_limit::Quota;

@@ -11,7 +11,7 @@ use tonic::Code;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::deadline::{DEADLINE, Side, TimedBody, asked, effective, exceeded};
+use crate::deadline::{SERVED, Served, Side, TimedBody, asked, effective, exceeded};
 use crate::policy::{MethodPolicy, PolicyTable};
 use crate::refusals::{Cause, Refusals};
 use crate::status::mesh_status;
@@ -56,7 +56,8 @@ where
         if deadline.is_some_and(|deadline| deadline <= now) {
             return ready(respond(exceeded()));
         }
-        let work = DEADLINE.scope(deadline, self.inner.call(request));
+        let served = Served::new(deadline, request.headers());
+        let work = SERVED.scope(served, self.inner.call(request));
         Box::pin(async move {
             let Some(deadline) = deadline else { return work.await };
             match timeout_at(deadline, work).await {

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use http::HeaderValue;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -13,11 +14,33 @@ pub(crate) type Response = http::Response<Body>;
 /// What a server's layers give: a refusal is a response too.
 pub(crate) type Answer = Result<Response, Infallible>;
 
+/// How far an attempt came that got no answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reach {
+    /// No instance could be reached.
+    NotSent,
+    /// The instance says that it has not begun.
+    NotBegun,
+    /// It may have been served.
+    Unknown,
+}
+
+/// An attempt without an answer.
+#[derive(Clone, Debug)]
+pub(crate) struct NoAnswer {
+    pub(crate) status: Status,
+    pub(crate) reach: Reach,
+}
+
 /// Metadata that only the mesh may set.
 pub(crate) const RESERVED_PREFIX: &str = "x-ordermesh-";
 pub(crate) const SECRET_HEADER: &str = "x-ordermesh-secret";
 pub(crate) const SERVICE_HEADER: &str = "x-ordermesh-service";
 pub(crate) const TRACEPARENT: &str = "traceparent";
+/// How many attempts were made before this one (gRFC A6).
+pub(crate) const PREVIOUS_ATTEMPTS: &str = "grpc-previous-rpc-attempts";
+/// When the server wants the next attempt, in milliseconds; negative: never (gRFC A6).
+pub(crate) const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Methods that are not in the contract have one name, or strangers would fill the metrics' store with names.
 pub(crate) const OTHER_METHOD: &str = "_OTHER";
@@ -33,6 +56,13 @@ pub(crate) fn method_name(policy: Option<&'static MethodPolicy>) -> &'static str
 
 pub(crate) fn find(policies: PolicyTable, request: &Request) -> Option<&'static MethodPolicy> {
     policies.find(request.uri().path())
+}
+
+/// A header's value that is another for each call: marked so that HPACK leaves it out of its table, where it would only push
+/// out what comes again.
+pub(crate) fn once_only(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// A Trailers-Only response.

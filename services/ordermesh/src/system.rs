@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use contracts::user::v1 as user_v1;
 use contracts::user::v1::user_service_client::UserServiceClient;
-use mesh::{Channel, ClientConfig, Credentials};
+use mesh::{Channel, ClientConfig};
 use tonic::Request;
 use tonic::metadata::MetadataValue;
 
@@ -111,13 +111,7 @@ async fn channel(service: Service, port_base: u16) -> Result<Channel, Error> {
 }
 
 fn client(service: Service, addresses: Vec<String>) -> Channel {
-    mesh::client(ClientConfig {
-        target: service.name(),
-        addresses,
-        policies: contracts::POLICIES,
-        credentials: Credentials::None,
-        events: None,
-    })
+    mesh::client(ClientConfig::new(service.name(), addresses, contracts::POLICIES))
 }
 
 /// A request as a person sends it, in a trace of their own when one is given.

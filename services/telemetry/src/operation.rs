@@ -73,7 +73,8 @@ struct Slot {
     attributes: BTreeMap<String, String>,
     order_id: Option<Uuid>,
     user_id: Option<Uuid>,
-    outcome: Outcome,
+    /// None until somebody says: it was cut off.
+    outcome: Option<Outcome>,
     taken: bool,
     held: bool,
     end: Option<Timestamp>,
@@ -165,11 +166,7 @@ impl Operation {
                 attributes: BTreeMap::new(),
                 order_id: None,
                 user_id: None,
-                outcome: Outcome::Failed(EventError {
-                    kind: "CANCELLED".into(),
-                    reason: "CANCELLED".into(),
-                    message: "the operation was cut off".into(),
-                }),
+                outcome: None,
                 taken: false,
                 held: false,
                 end: None,
@@ -229,7 +226,7 @@ impl Operation {
     /// Says how it ended, and when: now. The first end counts for the time, the last for the outcome.
     pub fn end(&self, outcome: Outcome) {
         let mut slot = self.slot();
-        slot.outcome = outcome;
+        slot.outcome = Some(outcome);
         slot.end.get_or_insert_with(|| SystemClock.now());
     }
 
@@ -313,12 +310,24 @@ impl Drop for Inner {
         if slot.taken || slot.held {
             return;
         }
-        let event = self.event(&slot, &slot.outcome);
+        // Made here and not for each operation: most are no event.
+        let event = match &slot.outcome {
+            Some(outcome) => self.event(&slot, outcome),
+            None => self.event(&slot, &cut_off()),
+        };
         drop(slot);
         if let (Some(event), Some(sink)) = (event, &self.sink) {
             self.span.in_scope(|| sink.untaken(Ended { kind: self.kind, event }));
         }
     }
+}
+
+fn cut_off() -> Outcome {
+    Outcome::Failed(EventError {
+        kind: "CANCELLED".into(),
+        reason: "CANCELLED".into(),
+        message: "the operation was cut off".into(),
+    })
 }
 
 /// The span's ids; ids of its own when no OpenTelemetry layer is installed, so that an event always has some.
@@ -328,11 +337,11 @@ fn place_of(span: &Span) -> TraceParent {
     if span_context.is_valid() {
         return TraceParent::of(&span_context);
     }
-    let (trace, span) = (SystemIds.uuid().as_u128(), SystemIds.uuid().as_u128());
+    // Not from the system's source, as ids that are kept are: that is two calls into the kernel for each operation.
+    let (trace, span): (u128, u64) = rand::random();
     TraceParent {
         trace_id: opentelemetry::trace::TraceId::from(trace),
-        // The random half of a UUIDv7.
-        span_id: opentelemetry::trace::SpanId::from(u64::try_from(span & u128::from(u64::MAX)).unwrap_or(1)),
+        span_id: opentelemetry::trace::SpanId::from(span),
         sampled: false,
     }
 }

@@ -85,6 +85,8 @@ impl Telemetry {
         if let Some(meter) = &meter {
             global::set_meter_provider(meter.clone());
         }
+        // For spans that must begin in the past, which `tracing` cannot do: the attempts of a call.
+        global::set_tracer_provider(tracer.clone());
         // Filters belong to the log layer alone: a span that a filter disabled would have no ids. The OpenTelemetry
         // layer takes our own spans only: the exporter's own HTTP/2 tasks would make spans about sending spans.
         let ours = FilterFn::new(|meta| meta.is_span() && meta.target().starts_with("ordermesh"));

@@ -82,13 +82,7 @@ impl World {
 
     fn channel(&self, credentials: Credentials) -> Channel {
         let addresses = vec![self.address.to_string()];
-        mesh::client(ClientConfig {
-            target: "data",
-            addresses,
-            policies: contracts::POLICIES,
-            credentials,
-            events: None,
-        })
+        mesh::client(ClientConfig { credentials, ..ClientConfig::new("data", addresses, contracts::POLICIES) })
     }
 
     /// The catalogue, as anybody calls it.

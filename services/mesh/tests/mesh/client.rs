@@ -32,12 +32,13 @@ async fn an_instance_that_hangs_is_left_for_the_other() {
     // Connections are accepted by the kernel, and nobody ever answers on them.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let hung = listener.local_addr().expect("an address").to_string();
-    for _ in 0..10 {
+    for _ in 0..4 {
         let channel = channel(vec![hung.clone(), world.address.to_string()], Credentials::None);
         let mut answered = 0;
         for _ in 0..3 {
             let mut request = tonic::Request::new("hello".to_owned());
-            request.set_timeout(std::time::Duration::from_millis(200));
+            // Long enough for a live instance on a machine that is busy with other tests.
+            request.set_timeout(std::time::Duration::from_secs(1));
             answered += usize::from(call(&channel, SAY, request).await.is_ok());
         }
         assert!(answered >= 2, "whatever it begins with, one silence is enough to leave: {answered} of 3 answered");

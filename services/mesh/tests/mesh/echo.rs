@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,11 +13,13 @@ use mesh::{Access, Channel, Idempotency, Kind, MethodPolicy, PolicyTable, Refusa
 use tokio::sync::{Notify, Semaphore};
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
 pub(crate) const SAY: &str = "/test.v1.Echo/Say";
+/// May be repeated.
+pub(crate) const READ: &str = "/test.v1.Echo/Read";
 pub(crate) const CUSTOMER: &str = "/test.v1.Echo/SayAsCustomer";
 pub(crate) const OPERATOR: &str = "/test.v1.Echo/SayAsOperator";
 pub(crate) const SERVICE: &str = "/test.v1.Echo/SayAsService";
@@ -38,6 +40,7 @@ const fn method(path: &'static str, allow: &'static [Access], callers: &'static 
 }
 
 pub(crate) const POLICIES: PolicyTable = PolicyTable(&[
+    MethodPolicy { idempotency: Idempotency::NoSideEffects, ..method(READ, &[Access::Public], &[]) },
     method(SAY, &[Access::Public], &[]),
     method(CUSTOMER, &[Access::Customer], &[]),
     method(OPERATOR, &[Access::Operator], &[]),
@@ -53,6 +56,8 @@ pub(crate) struct Echo {
     /// Told when a handler that said "hold" begins, and when it is dropped.
     pub(crate) holding: Arc<Notify>,
     pub(crate) dropped: Arc<Notify>,
+    /// The code that every call is answered with; 0: as usual.
+    pub(crate) failing: Arc<AtomicI32>,
     /// Lets those go on that said "hold".
     pub(crate) release: Arc<Semaphore>,
     /// Whom "forward ..." goes to.
@@ -61,8 +66,8 @@ pub(crate) struct Echo {
 
 impl Echo {
     pub(crate) fn new(next: Option<Channel>) -> Self {
-        let (begun, holding, dropped) = Default::default();
-        Self { begun, holding, dropped, release: Arc::new(Semaphore::new(0)), next }
+        let (begun, holding, dropped, failing) = Default::default();
+        Self { begun, holding, dropped, failing, release: Arc::new(Semaphore::new(0)), next }
     }
 }
 
@@ -90,6 +95,10 @@ impl Refusal for Closed {
 impl Echo {
     async fn say(self, request: Request<String>) -> Result<Response<String>, Status> {
         self.begun.fetch_add(1, Ordering::SeqCst);
+        let failing = Code::from_i32(self.failing.load(Ordering::SeqCst));
+        if failing != Code::Ok {
+            return Err(Status::new(failing, "as told"));
+        }
         let extensions = request.extensions();
         let text = request.get_ref().clone();
         let answer = match text.as_str() {
@@ -113,7 +122,10 @@ impl Echo {
                 "released".into()
             }
             other => match (other.strip_prefix("forward "), &self.next) {
-                (Some(text), Some(next)) => crate::world::say(next, SAY, text).await?,
+                (Some(text), Some(next)) => match text.strip_prefix("read ") {
+                    Some(text) => crate::world::say(next, READ, text).await?,
+                    None => crate::world::say(next, SAY, text).await?,
+                },
                 _ => other.to_owned(),
             },
         };
@@ -176,7 +188,7 @@ impl Service<http::Request<Body>> for Echo {
             let mut grpc = Grpc::new(ProstCodec::<String, String>::default());
             Ok(match request.uri().path() {
                 STREAM => grpc.server_streaming(Streamed(echo), request).await,
-                SAY | CUSTOMER | OPERATOR | SERVICE | UNLISTED => grpc.unary(Unary(echo), request).await,
+                SAY | READ | CUSTOMER | OPERATOR | SERVICE | UNLISTED => grpc.unary(Unary(echo), request).await,
                 _ => Status::unimplemented("").into_http(),
             })
         })

@@ -41,15 +41,21 @@ impl PushMetricExporter for Metrics {
         let mut values = Values::new();
         for metric in metrics.scope_metrics().flat_map(|scope| scope.metrics()) {
             let mut push = |facts: String, value: u64| values.push((metric.name().to_owned(), facts, value));
-            if let AggregatedMetrics::F64(MetricData::Histogram(histogram)) = metric.data() {
-                histogram.data_points().for_each(|point| push(facts(point.attributes()), point.count()));
-            } else if let AggregatedMetrics::U64(MetricData::Sum(sum)) = metric.data() {
-                sum.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
-            } else if let AggregatedMetrics::I64(MetricData::Sum(sum)) = metric.data() {
-                let value = |value: i64| u64::try_from(value).expect("nothing here is less than none");
-                sum.data_points().for_each(|point| push(facts(point.attributes()), value(point.value())));
-            } else if let AggregatedMetrics::U64(MetricData::Gauge(gauge)) = metric.data() {
-                gauge.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
+            match metric.data() {
+                AggregatedMetrics::F64(MetricData::Histogram(histogram)) => {
+                    histogram.data_points().for_each(|point| push(facts(point.attributes()), point.count()));
+                }
+                AggregatedMetrics::U64(MetricData::Sum(sum)) => {
+                    sum.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
+                }
+                AggregatedMetrics::I64(MetricData::Sum(sum)) => {
+                    let value = |value: i64| u64::try_from(value).expect("nothing here is less than none");
+                    sum.data_points().for_each(|point| push(facts(point.attributes()), value(point.value())));
+                }
+                AggregatedMetrics::U64(MetricData::Gauge(gauge)) => {
+                    gauge.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
+                }
+                AggregatedMetrics::F64(_) | AggregatedMetrics::U64(_) | AggregatedMetrics::I64(_) => {}
             }
         }
         *self.0.lock().expect("not poisoned") = values;
@@ -84,6 +90,7 @@ pub(crate) fn observed() -> &'static Observed {
     OBSERVED.get_or_init(|| {
         let (spans, metrics) = (Spans::default(), Metrics::default());
         let tracer = SdkTracerProvider::builder().with_span_processor(SimpleSpanProcessor::new(spans.clone())).build();
+        global::set_tracer_provider(tracer.clone());
         let meter = SdkMeterProvider::builder()
             .with_reader(PeriodicReader::builder(metrics.clone()).with_interval(Duration::from_secs(3600)).build())
             .build();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use mesh::{ClientConfig, Credentials, Untraced, client};
+use mesh::{ClientConfig, Untraced, client};
 use opentelemetry::trace::{SpanKind, Status as SpanStatus};
 use opentelemetry_sdk::trace::SpanData;
 use telemetry::{EventStatus, Kind, TraceParent};
@@ -207,13 +207,7 @@ async fn a_clients_call_is_an_event_only_if_nobody_answered() {
     let world = World::new().await;
     let events = Arc::new(Events::default());
     let channel = |address: String| {
-        client(ClientConfig {
-            target: "test",
-            addresses: vec![address],
-            policies: POLICIES,
-            credentials: Credentials::None,
-            events: Some(events.clone()),
-        })
+        client(ClientConfig { events: Some(events.clone()), ..ClientConfig::new("test", vec![address], POLICIES) })
     };
     let live = channel(world.address.to_string());
     say(&live, SAY, "hello").await.expect("answered");

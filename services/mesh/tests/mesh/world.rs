@@ -73,6 +73,7 @@ impl KeySource for Keys {
 
 /// What a test may choose.
 pub(crate) struct Plan {
+    pub(crate) address: SocketAddr,
     pub(crate) next: Option<Channel>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) memory_budget_bytes: Option<usize>,
@@ -84,6 +85,7 @@ pub(crate) struct Plan {
 impl Default for Plan {
     fn default() -> Self {
         Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
             next: None,
             keys: Keys::ours(),
             memory_budget_bytes: None,
@@ -116,7 +118,7 @@ impl World {
     /// With a configuration that the test has changed.
     pub(crate) async fn altered(plan: Plan, alter: impl FnOnce(&mut ServerConfig)) -> Self {
         let (echo, events) = (Echo::new(plan.next), Arc::new(Events::default()));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = TcpListener::bind(plan.address).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (ready, watched) = watch::channel(true);
         let shutdown = CancellationToken::new();
@@ -147,13 +149,18 @@ impl World {
         channel(vec![self.address.to_string()], credentials)
     }
 
+    /// From now on every call is answered with that code; `Ok`: as usual.
+    pub(crate) fn answer_with(&self, code: tonic::Code) {
+        self.echo.failing.store(code as i32, Ordering::SeqCst);
+    }
+
     pub(crate) fn begun(&self) -> usize {
         self.echo.begun.load(Ordering::SeqCst)
     }
 }
 
 pub(crate) fn channel(addresses: Vec<String>, credentials: Credentials) -> Channel {
-    client(ClientConfig { target: "test", addresses, policies: POLICIES, credentials, events: None })
+    client(ClientConfig { credentials, ..ClientConfig::new("test", addresses, POLICIES) })
 }
 
 pub(crate) async fn call(

@@ -238,7 +238,7 @@ fn serve(service: &'static str, routes: Routes, socket: TcpSocket) {
 
 fn channel(address: SocketAddr, credentials: Credentials) -> Channel {
     let addresses = vec![address.to_string()];
-    mesh::client(ClientConfig { target: "order", addresses, policies: contracts::POLICIES, credentials, events: None })
+    mesh::client(ClientConfig { credentials, ..ClientConfig::new("order", addresses, contracts::POLICIES) })
 }
 
 fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choice) -> Config {

@@ -216,7 +216,15 @@ impl Shop {
                 true
             }
             Code::Unknown | Code::Internal => is_patient,
-            _ => false,
+            Code::Ok
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss => false,
         };
         // Too late to cancel is no refusal to speak of.
         if may || name != "CancelOrder" {

@@ -147,12 +147,10 @@ impl World {
     }
 
     fn client_of(&self, service: &str, index: usize) -> PaymentServiceClient<Channel> {
+        let addresses = vec![self.addresses[index].clone()];
         PaymentServiceClient::new(mesh::client(ClientConfig {
-            target: "payment",
-            addresses: vec![self.addresses[index].clone()],
-            policies: contracts::POLICIES,
             credentials: Credentials::MeshSecret { service: service.to_owned(), secret: Secret::new(SECRET) },
-            events: None,
+            ..ClientConfig::new("payment", addresses, contracts::POLICIES)
         }))
     }
 

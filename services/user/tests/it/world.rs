@@ -8,7 +8,7 @@ use clap::Parser;
 use contracts::user::v1 as pb;
 use contracts::user::v1::user_service_client::UserServiceClient;
 use kernel::IdSource;
-use mesh::{Channel, ClientConfig, Credentials};
+use mesh::{Channel, ClientConfig};
 use storage::Database;
 use telemetry::TraceEvent;
 use tempfile::TempDir;
@@ -60,13 +60,8 @@ impl World {
     }
 
     pub(crate) fn client(&self) -> UserServiceClient<Channel> {
-        UserServiceClient::new(mesh::client(ClientConfig {
-            target: "user",
-            addresses: vec![self.address.to_string()],
-            policies: contracts::POLICIES,
-            credentials: Credentials::None,
-            events: None,
-        }))
+        let addresses = vec![self.address.to_string()];
+        UserServiceClient::new(mesh::client(ClientConfig::new("user", addresses, contracts::POLICIES)))
     }
 
     pub(crate) async fn register(&self, request: pb::RegisterRequest) -> Result<pb::Profile, Status> {

@@ -1,0 +1,222 @@
+//! One attempt on one instance: picks it, sends the call there, and tells the instance's load and breaker how it went.
+//! A request that never left is given to the next instance.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use http::uri::Authority;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
+use tonic::{Code, Status};
+use tower::Service;
+
+use crate::breaker::{Change, Permit};
+use crate::client_deadline::Until;
+use crate::endpoint::{Endpoint, Failure};
+use crate::fleet::Fleet;
+use crate::wire::{NoAnswer, Reach, Request, Response};
+
+/// So often may a request come back unsent (connections that end as soon as they are made) before it is given up.
+const UNSENT_AT_MOST: usize = 8;
+
+/// The instances that a call was at, for whoever repeats it and tells of it.
+#[derive(Clone, Default)]
+pub(crate) struct Visited(Arc<Mutex<SmallVec<[Arc<Endpoint>; 2]>>>);
+
+impl Visited {
+    /// Where the last attempt went.
+    pub(crate) fn last(&self) -> Option<Authority> {
+        self.get().last().and_then(|endpoint| endpoint.authority().cloned())
+    }
+
+    fn get(&self) -> MutexGuard<'_, SmallVec<[Arc<Endpoint>; 2]>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an attempt needs to know: in its request's extensions.
+#[derive(Clone, Default)]
+pub(crate) struct Attempt {
+    pub(crate) until: Option<Until>,
+    pub(crate) visited: Visited,
+}
+
+/// All instances of a target, as a service. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Balance {
+    fleet: Arc<Fleet>,
+    _gone: Arc<DropGuard>,
+}
+
+impl Balance {
+    pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
+        let gone = fleet.gone().drop_guard();
+        Self { fleet, _gone: Arc::new(gone) }
+    }
+
+    async fn send(self, mut request: Request) -> Result<Response, NoAnswer> {
+        let Attempt { until, visited } = request.extensions_mut().remove().unwrap_or_default();
+        let mut failures = Vec::new();
+        while failures.len() < UNSENT_AT_MOST {
+            let before = visited.get().clone();
+            let (endpoint, permit) = self.fleet.pick(&before).await?;
+            visited.get().push(endpoint.clone());
+            let ticket = Ticket::new(endpoint, permit, until);
+            match ticket.endpoint.send(request).await {
+                Ok(response) => {
+                    ticket.settle(code_of(&response));
+                    return Ok(response);
+                }
+                Err(Failure::Lost(lost)) => {
+                    match lost.reach {
+                        Reach::NotBegun | Reach::NotSent => ticket.not_sent(),
+                        Reach::Unknown => ticket.settle(lost.status.code()),
+                    }
+                    return Err(lost);
+                }
+                Err(Failure::NotSent(unsent, why)) => {
+                    failures.push(format!("{}: {why}", ticket.endpoint.address()));
+                    ticket.not_sent();
+                    request = *unsent;
+                }
+            }
+        }
+        Err(self.fleet.unreachable(failures))
+    }
+}
+
+/// An answer's code as far as its head says: a handler's error is in the headers, and an answer that begins is a good one.
+pub(crate) fn code_of(response: &Response) -> Code {
+    match response.headers().get(Status::GRPC_STATUS) {
+        Some(code) => Code::from_bytes(code.as_bytes()),
+        None if response.status().is_success() => Code::Ok,
+        // Something that is no gRPC server, a proxy most likely.
+        None => Code::Unknown,
+    }
+}
+
+/// A call on an instance. Dropped without an answer, it was given up: it took at least so long.
+struct Ticket {
+    endpoint: Arc<Endpoint>,
+    permit: Permit,
+    until: Option<Until>,
+    began: Instant,
+    is_settled: bool,
+}
+
+impl Ticket {
+    fn new(endpoint: Arc<Endpoint>, permit: Permit, until: Option<Until>) -> Self {
+        endpoint.load.begin();
+        Self { endpoint, permit, until, began: Instant::now(), is_settled: false }
+    }
+
+    /// A deadline is the instance's failure only if the call had all the time that the method may have: a caller with
+    /// tiny deadlines would else take it out for all.
+    fn had_full_time(&self) -> bool {
+        self.until.is_some_and(|until| until.is_full)
+    }
+
+    fn settle(mut self, code: Code) {
+        self.is_settled = true;
+        let now = Instant::now();
+        let (endpoint, took) = (&*self.endpoint, now.saturating_duration_since(self.began));
+        endpoint.metrics.attempt(&endpoint.labels);
+        let failed = match code {
+            Code::Unavailable | Code::Internal | Code::Unknown => true,
+            Code::DeadlineExceeded => self.had_full_time(),
+            Code::Ok
+            | Code::Cancelled
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss
+            | Code::Unauthenticated => false,
+        };
+        if failed {
+            endpoint.load.failed(now, took);
+            self.tell(endpoint.breaker.failed(self.permit, now));
+        } else if matches!(code, Code::Cancelled | Code::DeadlineExceeded) {
+            endpoint.load.took(now, took);
+            endpoint.breaker.undecided(self.permit, now);
+        } else {
+            // One that refuses for want of room works, and is not to be liked for its quick refusals.
+            if code == Code::ResourceExhausted {
+                endpoint.load.failed(now, took)
+            } else {
+                endpoint.load.took(now, took)
+            }
+            self.tell(endpoint.breaker.succeeded(self.permit));
+        }
+    }
+
+    /// Nothing was begun there: it says nothing of the instance, but that it is about to end.
+    fn not_sent(mut self) {
+        self.is_settled = true;
+        self.endpoint.breaker.undecided(self.permit, Instant::now());
+    }
+
+    fn given_up(&self) {
+        let now = Instant::now();
+        self.endpoint.metrics.attempt(&self.endpoint.labels);
+        self.endpoint.load.took(now, now.saturating_duration_since(self.began));
+        let is_over = self.until.is_some_and(|until| until.deadline <= now);
+        if self.had_full_time() && is_over {
+            self.tell(self.endpoint.breaker.failed(self.permit, now));
+        } else {
+            self.endpoint.breaker.undecided(self.permit, now);
+        }
+    }
+
+    fn tell(&self, change: Change) {
+        let (endpoint, address) = (&*self.endpoint, self.endpoint.address());
+        match change {
+            Change::None => {}
+            Change::Shut => {
+                endpoint.metrics.shut(&endpoint.labels, 1);
+                tracing::warn!(target: "ordermesh", address, "an instance failed too often: it gets no calls while others can take them");
+            }
+            Change::Healed => {
+                let now = Instant::now();
+                endpoint.load.healed(now, now.saturating_duration_since(self.began));
+                endpoint.metrics.shut(&endpoint.labels, -1);
+                tracing::info!(target: "ordermesh", address, "an instance has healed: it gets calls again");
+            }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.endpoint.load.end();
+        if !self.is_settled {
+            self.given_up();
+        }
+    }
+}
+
+impl Service<Request> for Balance {
+    type Response = Response;
+    type Error = NoAnswer;
+    type Future = BoxFuture<'static, Result<Response, NoAnswer>>;
+
+    /// Always: a call waits for its instance by itself, or fails.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), NoAnswer>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        Box::pin(self.clone().send(request))
+    }
+}
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

@@ -1,0 +1,242 @@
+//! The breaker of one instance: consecutive failures open it, one probe at a time may close it.
+//!
+//! It only says what it thinks of its instance; that the last one is used whatever its breaker says is the fleet's rule.
+//! Outcomes of calls that began before it last opened or closed tell nothing new and are ignored.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kernel::backoff::full_jitter;
+use tokio::time::Instant;
+
+use crate::chance::Chance;
+
+/// So many failures in a row open it.
+pub(crate) const THRESHOLD: u32 = 5;
+/// It stays open for about this long, twice as long after each probe that fails, and never longer than the second.
+const OPEN: Duration = Duration::from_secs(1);
+const OPEN_AT_MOST: Duration = Duration::from_secs(30);
+
+/// What a breaker says of its instance.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Gate {
+    /// It may have calls.
+    Open,
+    /// It may have one call, now: a probe.
+    ProbeDue,
+    /// It is to have none.
+    Shut,
+}
+
+/// What a call must show when it tells its outcome.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Permit {
+    epoch: u64,
+    is_probe: bool,
+}
+
+/// What an outcome has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Change {
+    None,
+    /// The instance was taken out.
+    Shut,
+    /// The instance is back.
+    Healed,
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    Working { failures: u32 },
+    Shut { until: Instant, openings: u32 },
+    Probing { openings: u32 },
+}
+
+struct Inner {
+    /// Grows whenever it opens or closes.
+    epoch: u64,
+    state: State,
+}
+
+/// The breaker of one instance.
+pub(crate) struct Breaker {
+    inner: Mutex<Inner>,
+    chance: Arc<dyn Chance>,
+}
+
+impl Breaker {
+    pub(crate) fn new(chance: Arc<dyn Chance>) -> Self {
+        Self { inner: Mutex::new(Inner { epoch: 0, state: State::Working { failures: 0 } }), chance }
+    }
+
+    pub(crate) fn gate(&self, now: Instant) -> Gate {
+        match self.inner().state {
+            State::Working { .. } => Gate::Open,
+            State::Shut { until, .. } if until <= now => Gate::ProbeDue,
+            State::Shut { .. } | State::Probing { .. } => Gate::Shut,
+        }
+    }
+
+    /// For a call that goes there whatever the breaker says (it may be the last one).
+    pub(crate) fn permit(&self) -> Permit {
+        Permit { epoch: self.inner().epoch, is_probe: false }
+    }
+
+    /// For the one call that probes; `None` when another was faster, or none is due.
+    pub(crate) fn probe(&self, now: Instant) -> Option<Permit> {
+        let mut inner = self.inner();
+        match inner.state {
+            State::Shut { until, openings } if until <= now => {
+                inner.state = State::Probing { openings };
+                Some(Permit { epoch: inner.epoch, is_probe: true })
+            }
+            State::Working { .. } | State::Shut { .. } | State::Probing { .. } => None,
+        }
+    }
+
+    pub(crate) fn succeeded(&self, permit: Permit) -> Change {
+        let mut inner = self.inner();
+        if permit.epoch != inner.epoch {
+            return Change::None;
+        }
+        let was_shut = !matches!(inner.state, State::Working { .. });
+        inner.state = State::Working { failures: 0 };
+        if !was_shut {
+            return Change::None;
+        }
+        inner.epoch += 1;
+        Change::Healed
+    }
+
+    pub(crate) fn failed(&self, permit: Permit, now: Instant) -> Change {
+        let mut inner = self.inner();
+        if permit.epoch != inner.epoch {
+            return Change::None;
+        }
+        match inner.state {
+            State::Working { failures } if failures + 1 < THRESHOLD => {
+                inner.state = State::Working { failures: failures + 1 };
+                Change::None
+            }
+            State::Working { .. } => {
+                inner.state = State::Shut { until: now + self.wait(1), openings: 1 };
+                inner.epoch += 1;
+                Change::Shut
+            }
+            State::Probing { openings } if permit.is_probe => {
+                let openings = openings.saturating_add(1);
+                inner.state = State::Shut { until: now + self.wait(openings), openings };
+                Change::None
+            }
+            State::Shut { .. } | State::Probing { .. } => Change::None,
+        }
+    }
+
+    /// The call came to no verdict: it was given up, or never sent. A probe leaves its place to a later one.
+    pub(crate) fn undecided(&self, permit: Permit, now: Instant) {
+        if !permit.is_probe {
+            return;
+        }
+        let mut inner = self.inner();
+        if let State::Probing { openings } = inner.state
+            && permit.epoch == inner.epoch
+        {
+            inner.state = State::Shut { until: now + self.wait(openings), openings };
+        }
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        !matches!(self.inner().state, State::Working { .. })
+    }
+
+    fn wait(&self, openings: u32) -> Duration {
+        full_jitter(openings, OPEN, OPEN_AT_MOST, self.chance.fraction())
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chance::Always;
+
+    /// Waits are as long as they may be.
+    fn breaker() -> Breaker {
+        Breaker::new(Arc::new(Always(1.0)))
+    }
+
+    fn shut(now: Instant) -> Breaker {
+        let breaker = breaker();
+        for _ in 1..THRESHOLD {
+            assert_eq!(breaker.failed(breaker.permit(), now), Change::None);
+        }
+        assert_eq!(breaker.failed(breaker.permit(), now), Change::Shut);
+        breaker
+    }
+
+    #[test]
+    fn consecutive_failures_open_it_and_a_success_between_them_does_not_let_them() {
+        let now = Instant::now();
+        assert_eq!(shut(now).gate(now), Gate::Shut);
+        let breaker = breaker();
+        for _ in 0..THRESHOLD {
+            for _ in 1..THRESHOLD {
+                breaker.failed(breaker.permit(), now);
+            }
+            breaker.succeeded(breaker.permit());
+        }
+        assert_eq!(breaker.gate(now), Gate::Open);
+    }
+
+    #[test]
+    fn one_probe_at_a_time_and_its_success_closes_it() {
+        let now = Instant::now();
+        let breaker = shut(now);
+        assert_eq!(breaker.probe(now + OPEN - Duration::from_millis(1)), None, "not yet");
+        assert_eq!(breaker.gate(now + OPEN), Gate::ProbeDue);
+        let probe = breaker.probe(now + OPEN).expect("due");
+        assert_eq!(breaker.probe(now + OPEN), None, "one is enough");
+        assert_eq!(breaker.gate(now + OPEN_AT_MOST), Gate::Shut, "until it is back");
+        assert_eq!(breaker.succeeded(probe), Change::Healed);
+        assert_eq!(breaker.gate(now + OPEN), Gate::Open);
+    }
+
+    #[test]
+    fn each_probe_that_fails_doubles_the_wait_up_to_a_limit() {
+        let mut now = Instant::now();
+        let breaker = shut(now);
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!(breaker.probe(now + Duration::from_secs(seconds) - Duration::from_millis(1)), None);
+            now += Duration::from_secs(seconds);
+            let probe = breaker.probe(now).expect("due");
+            assert_eq!(breaker.failed(probe, now), Change::None);
+        }
+    }
+
+    #[test]
+    fn a_probe_that_is_given_up_leaves_its_place_after_a_wait() {
+        let now = Instant::now();
+        let breaker = shut(now);
+        let probe = breaker.probe(now + OPEN).expect("due");
+        breaker.undecided(probe, now + OPEN);
+        assert_eq!(breaker.probe(now + OPEN), None, "or every call would hang there in its turn");
+        assert!(breaker.probe(now + 2 * OPEN).is_some(), "the wait has not grown");
+    }
+
+    #[test]
+    fn calls_that_began_before_it_opened_do_not_close_it() {
+        let now = Instant::now();
+        let breaker = breaker();
+        let early = breaker.permit();
+        for _ in 0..THRESHOLD {
+            breaker.failed(breaker.permit(), now);
+        }
+        assert_eq!(breaker.succeeded(early), Change::None);
+        assert_eq!(breaker.gate(now), Gate::Shut);
+        // The twin: one that went there all the same, because there was no other, does.
+        assert_eq!(breaker.succeeded(breaker.permit()), Change::Healed);
+    }
+}

@@ -1,0 +1,104 @@
+//! What a client measures besides the calls themselves. Labels are the target and, where there is a fixed list of them,
+//! the instance's address: a store of metrics must not grow with the pods that come and go.
+
+use std::sync::Weak;
+
+use http::uri::Authority;
+use opentelemetry::metrics::{Counter, Meter, UpDownCounter};
+use opentelemetry::{KeyValue, global};
+use tokio::time::Instant;
+
+use crate::budget::Budget;
+use crate::fleet::Fleet;
+
+pub(crate) const SERVER_ADDRESS: &str = "server.address";
+pub(crate) const SERVER_PORT: &str = "server.port";
+const TARGET: &str = "mesh.target";
+const CAUSE: &str = "mesh.cause";
+
+/// The instruments of one client stack.
+pub(crate) struct ClientMetrics {
+    target: KeyValue,
+    attempts: Counter<u64>,
+    retries: Counter<u64>,
+    refusals: Counter<u64>,
+    ready: UpDownCounter<i64>,
+    shut: UpDownCounter<i64>,
+}
+
+fn meter() -> Meter {
+    global::meter("mesh")
+}
+
+impl ClientMetrics {
+    pub(crate) fn new(target: &'static str) -> Self {
+        let meter = meter();
+        let counter = |name, about| meter.u64_counter(name).with_description(about).build();
+        let level = |name, about| meter.i64_up_down_counter(name).with_description(about).build();
+        Self {
+            target: KeyValue::new(TARGET, target),
+            attempts: counter("mesh.client.attempts", "Attempts that were sent to an instance"),
+            retries: counter("mesh.client.retries", "Attempts after the first, by what the one before failed of"),
+            refusals: counter("mesh.client.refusals", "Calls and retries that the client itself refused, by cause"),
+            ready: level("mesh.client.endpoints.ready", "Instances that are connected"),
+            shut: level("mesh.client.breakers.open", "Instances that are out of rotation for their failures"),
+        }
+    }
+
+    /// The labels of an instance.
+    pub(crate) fn labels(&self, address: Option<&Authority>) -> Box<[KeyValue]> {
+        let mut labels = vec![self.target.clone()];
+        if let Some(address) = address {
+            labels.push(KeyValue::new(SERVER_ADDRESS, address.host().to_owned()));
+            labels.extend(address.port_u16().map(|port| KeyValue::new(SERVER_PORT, i64::from(port))));
+        }
+        labels.into()
+    }
+
+    pub(crate) fn attempt(&self, labels: &[KeyValue]) {
+        self.attempts.add(1, labels);
+    }
+
+    pub(crate) fn retry(&self, cause: &'static str) {
+        self.retries.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
+    }
+
+    pub(crate) fn refusal(&self, cause: &'static str) {
+        self.refusals.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
+    }
+
+    pub(crate) fn ready(&self, labels: &[KeyValue], change: i64) {
+        self.ready.add(change, labels);
+    }
+
+    pub(crate) fn shut(&self, labels: &[KeyValue], change: i64) {
+        self.shut.add(change, labels);
+    }
+
+    /// What is read when somebody looks, for as long as the stack lives.
+    pub(crate) fn observe(&self, budget: Weak<Budget>, fleet: Weak<Fleet>) {
+        let target = [self.target.clone()];
+        meter()
+            .i64_observable_gauge("mesh.client.retry.budget")
+            .with_description("Retries that the budget would allow now")
+            .with_callback(move |observer| {
+                if let Some(budget) = budget.upgrade() {
+                    observer.observe(budget.left(), &target);
+                }
+            })
+            .build();
+        meter()
+            .f64_observable_gauge("mesh.client.endpoint.load")
+            .with_unit("s")
+            .with_description("Peak EWMA of an instance's answers, times its calls in flight and one")
+            .with_callback(move |observer| {
+                let Some(fleet) = fleet.upgrade() else { return };
+                let now = Instant::now();
+                // Instances that are not named have one label set between them: the last would stand for all.
+                for endpoint in fleet.endpoints().iter().filter(|endpoint| endpoint.labels.len() > 1) {
+                    observer.observe(endpoint.load.now(now), &endpoint.labels);
+                }
+            })
+            .build();
+    }
+}

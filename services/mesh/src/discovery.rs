@@ -1,0 +1,85 @@
+//! Where the instances of a target are: a fixed list, or what DNS says of a headless Service, asked again and again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Weak;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::fleet::Fleet;
+
+const INTERVAL: Duration = Duration::from_secs(5);
+/// A resolver that hangs is as good as one that fails.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Where the instances of a target are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Addresses {
+    /// `host:port` of each instance.
+    Fixed(Vec<String>),
+    /// The addresses of a name, looked up every five seconds. While that fails, or answers nothing, the old ones stay.
+    Dns {
+        /// The name, for example of a headless Service.
+        host: String,
+        /// The port of all instances.
+        port: u16,
+    },
+}
+
+impl From<Vec<String>> for Addresses {
+    fn from(addresses: Vec<String>) -> Self {
+        Self::Fixed(addresses)
+    }
+}
+
+/// Looks names up.
+pub(crate) trait Resolve: Send + Sync + 'static {
+    fn lookup(&self, host: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+}
+
+/// The system's resolver.
+pub(crate) struct SystemResolver;
+
+impl Resolve for SystemResolver {
+    fn lookup(&self, host: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })
+    }
+}
+
+/// Keeps a fleet's addresses those of a name, until the fleet is gone.
+pub(crate) async fn follow(
+    fleet: Weak<Fleet>,
+    gone: CancellationToken,
+    resolve: std::sync::Arc<dyn Resolve>,
+    host: String,
+    port: u16,
+) {
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let looking = async {
+        loop {
+            ticks.tick().await;
+            let found = tokio::time::timeout(LOOKUP_TIMEOUT, resolve.lookup(host.clone(), port)).await;
+            let Some(fleet) = fleet.upgrade() else { return };
+            let failure = match found {
+                Ok(Ok(addresses)) if !addresses.is_empty() => {
+                    fleet.replace(addresses.iter().map(SocketAddr::to_string).collect());
+                    continue;
+                }
+                Ok(Ok(_)) => "no addresses".to_owned(),
+                Ok(Err(error)) => error.to_string(),
+                Err(_elapsed) => "no answer".to_owned(),
+            };
+            tracing::debug!(target: "ordermesh", %host, failure, "a name could not be looked up: the old addresses stay");
+            fleet.lookup_failed(format!("looking up {host}: {failure}"));
+        }
+    };
+    gone.run_until_cancelled(looking).await;
+}
+
+#[cfg(test)]
+#[path = "discovery_tests.rs"]
+mod tests;

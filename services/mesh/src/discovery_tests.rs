@@ -1,0 +1,72 @@
+//! A name's addresses over time, from a resolver that answers as it is told.
+
+use super::*;
+use crate::fleet::tests::{dns, fleet};
+use std::sync::{Arc, Mutex};
+
+/// Answers what was put there last.
+#[derive(Default)]
+struct Script(Mutex<Option<Vec<&'static str>>>);
+
+impl Script {
+    fn say(&self, addresses: Option<Vec<&'static str>>) {
+        *self.0.lock().expect("not poisoned") = addresses;
+    }
+}
+
+impl Resolve for Script {
+    fn lookup(&self, host: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+        assert_eq!((host.as_str(), port), ("data", 7401));
+        let answer = self.0.lock().expect("not poisoned").clone();
+        let parse = |texts: Vec<&str>| texts.into_iter().map(|text| text.parse().expect("an address")).collect();
+        Box::pin(std::future::ready(answer.map(parse).ok_or_else(|| io::Error::other("SERVFAIL"))))
+    }
+}
+
+fn addresses(fleet: &Fleet) -> Vec<String> {
+    fleet.endpoints().iter().map(|endpoint| endpoint.address().to_owned()).collect()
+}
+
+/// The look-up at this instant has been made: everybody else had their turn.
+async fn settled() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_is_used_what_goes_is_left_and_an_error_or_nothing_changes_nothing() {
+    let script = Arc::new(Script::default());
+    script.say(Some(vec!["10.0.0.1:7401", "10.0.0.2:7401"]));
+    let fleet = dns(script.clone());
+    settled().await;
+    let old = fleet.endpoints();
+    assert_eq!(addresses(&fleet), ["10.0.0.1:7401", "10.0.0.2:7401"]);
+    script.say(Some(vec!["10.0.0.3:7401", "10.0.0.2:7401"]));
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(addresses(&fleet), ["10.0.0.2:7401", "10.0.0.3:7401"]);
+    assert_eq!((old[0].gone.is_cancelled(), old[1].gone.is_cancelled()), (true, false));
+    for nothing in [None, Some(vec![])] {
+        script.say(nothing);
+        tokio::time::sleep(INTERVAL).await;
+        assert_eq!(addresses(&fleet), ["10.0.0.2:7401", "10.0.0.3:7401"]);
+    }
+    script.say(Some(vec!["10.0.0.4:7401"]));
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(addresses(&fleet), ["10.0.0.4:7401"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_the_first_answer_and_is_told_when_it_is_an_error() {
+    let fleet = dns(Arc::new(Script::default()));
+    let Err(failure) = fleet.pick(&[]).await else { panic!("nowhere to go") };
+    assert!(failure.status.message().contains("looking up data: SERVFAIL"), "{}", failure.status.message());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_looks_up_for_a_fleet_that_is_gone() {
+    let fleet = fleet(&[]);
+    let script = Arc::new(Script::default());
+    let following = tokio::spawn(follow(Arc::downgrade(&fleet), fleet.gone(), script, "data".into(), 7401));
+    settled().await;
+    fleet.gone().cancel();
+    following.await.expect("ends");
+}

@@ -1,0 +1,87 @@
+//! Keeps one connection of an instance: makes it, makes it again when it is gone, and waits longer each time that fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use kernel::backoff::full_jitter;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::chance::Chance;
+use crate::connect::{Connect, Connected};
+use crate::endpoint::Endpoint;
+
+const BACKOFF: Duration = Duration::from_millis(50);
+const BACKOFF_AT_MOST: Duration = Duration::from_secs(5);
+/// Calls that wait for an instance may cut its backoff short, and not further than this: an instance that was restarted
+/// is found at once, and a dead one is asked twenty times a second at most, however many calls there are.
+const SPACING: Duration = Duration::from_millis(50);
+/// A connection that ends sooner was no good: the next one has to wait.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// What keepers need.
+#[derive(Clone)]
+pub(crate) struct Keeping {
+    pub(crate) connect: Arc<dyn Connect>,
+    pub(crate) chance: Arc<dyn Chance>,
+    /// Told when an instance became ready, or failed to.
+    pub(crate) changed: Arc<Notify>,
+    /// Numbers the failures to connect: a call wants to know of those that happened after it came.
+    pub(crate) failures: Arc<AtomicU64>,
+}
+
+/// Keeps the endpoint's connection number `slot` until the endpoint is gone.
+pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping) {
+    let mut failures = 0;
+    loop {
+        let began = Instant::now();
+        let connecting = keeping.connect.connect(endpoint.address());
+        match endpoint.gone.run_until_cancelled(connecting).await {
+            None => return,
+            Some(Ok(connected)) => {
+                use_up(&endpoint, slot, connected, &keeping).await;
+                failures = if began.elapsed() < STEADY { failures + 1 } else { 0 };
+            }
+            Some(Err(why)) => {
+                endpoint.connection_failed(keeping.failures.fetch_add(1, Ordering::AcqRel), why);
+                failures += 1;
+                keeping.changed.notify_waiters();
+            }
+        }
+        if failures > 0 {
+            let backoff = full_jitter(failures, BACKOFF, BACKOFF_AT_MOST, keeping.chance.fraction());
+            let wanted = async {
+                endpoint.slots()[slot].wanted.notified().await;
+                sleep_until(began + SPACING).await;
+            };
+            tokio::select! {
+                () = sleep(backoff) => {}
+                () = wanted => {}
+                () = endpoint.gone.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// Until it takes no more calls.
+async fn use_up(endpoint: &Endpoint, slot: usize, connected: Connected, keeping: &Keeping) {
+    let slot = &endpoint.slots()[slot];
+    let mut until_closed = connected.until_closed;
+    endpoint.connection_made(slot, connected.sender);
+    keeping.changed.notify_waiters();
+    let is_closed = tokio::select! {
+        biased;
+        () = &mut until_closed => true,
+        () = endpoint.gone.cancelled() => false,
+    };
+    endpoint.connection_lost(slot);
+    if !is_closed {
+        // What was sent before is still on its way through it.
+        until_closed.await;
+    }
+}
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

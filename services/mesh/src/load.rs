@@ -1,0 +1,162 @@
+//! How busy an instance is: peak EWMA. The cost is an average of how long it takes to answer, which a slow answer raises
+//! at once and quick ones lower slowly; the load is the cost times the calls that it has, and the one more.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The average's memory: after this long without news a cost is down to 37 %, so that an instance that was slow once is
+/// tried again.
+const MEMORY: Duration = Duration::from_secs(3);
+/// What nobody has measured yet: a new instance gets calls, and not all of them.
+const UNKNOWN: Duration = Duration::from_millis(1);
+/// Failures are fast: they count as slow answers, at least this slow and twice as slow as what the instance was known for,
+/// or a broken one would be everybody's favourite. One that fails once in a while is forgiven within seconds; one that
+/// goes on failing is the breaker's.
+const FAILURE: Duration = Duration::from_millis(10);
+const FAILURE_AT_MOST_SECONDS: f64 = 1.0;
+/// No cost is nothing: calls in flight must always tell instances apart.
+const LEAST_SECONDS: f64 = 1e-6;
+
+/// The load of one instance.
+pub(crate) struct Load {
+    in_flight: AtomicUsize,
+    cost: Mutex<Cost>,
+}
+
+struct Cost {
+    seconds: f64,
+    /// Of the last news. Before the first one nothing is forgotten, or the instance that was listed first would be
+    /// everybody's first choice.
+    at: Option<Instant>,
+}
+
+impl Cost {
+    /// What is left of the past, in 0..=1.
+    fn weight(&self, now: Instant) -> f64 {
+        let Some(at) = self.at else { return 1.0 };
+        (-now.saturating_duration_since(at).as_secs_f64() / MEMORY.as_secs_f64()).exp()
+    }
+}
+
+impl Load {
+    pub(crate) fn new() -> Self {
+        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: None };
+        Self { in_flight: AtomicUsize::new(0), cost: Mutex::new(cost) }
+    }
+
+    pub(crate) fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// It answered, or was given up, after so long.
+    pub(crate) fn took(&self, now: Instant, took: Duration) {
+        let took = took.as_secs_f64();
+        let mut cost = self.cost();
+        let weight = cost.weight(now);
+        let past = cost.seconds * weight;
+        let is_first = cost.at.replace(now).is_none();
+        cost.seconds = if is_first || took > past { took } else { past + took * (1.0 - weight) };
+    }
+
+    /// It failed after so long.
+    pub(crate) fn failed(&self, now: Instant, took: Duration) {
+        let known = {
+            let cost = self.cost();
+            cost.seconds * cost.weight(now)
+        };
+        let counts = took.max(FAILURE).as_secs_f64().max((2.0 * known).min(FAILURE_AT_MOST_SECONDS));
+        self.took(now, Duration::from_secs_f64(counts));
+    }
+
+    /// It has healed: what it cost while it was broken is forgotten.
+    pub(crate) fn healed(&self, now: Instant, took: Duration) {
+        *self.cost() = Cost { seconds: took.as_secs_f64(), at: Some(now) };
+    }
+
+    /// In seconds.
+    #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 calls in flight")]
+    pub(crate) fn now(&self, now: Instant) -> f64 {
+        let cost = self.cost();
+        let seconds = (cost.seconds * cost.weight(now)).max(LEAST_SECONDS);
+        seconds * (self.in_flight.load(Ordering::Relaxed) + 1) as f64
+    }
+
+    fn cost(&self) -> MutexGuard<'_, Cost> {
+        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_slow_answer_counts_at_once_and_quick_ones_slowly() {
+        let start = Instant::now();
+        let load = Load::new();
+        load.took(start, 200 * MS);
+        assert!((load.now(start) - 0.2).abs() < 1e-9);
+        load.took(start + 10 * MS, MS);
+        assert!(load.now(start + 10 * MS) > 0.19, "one quick answer changes little");
+        for step in 2..10_000 {
+            load.took(start + 10 * step * MS, MS);
+        }
+        assert!(load.now(start + 99_990 * MS) < 0.0011);
+    }
+
+    #[test]
+    fn instances_that_nobody_has_measured_are_alike_however_old() {
+        let load = Load::new();
+        let start = Instant::now();
+        assert_eq!(load.now(start).to_bits(), load.now(start + Duration::from_secs(60)).to_bits());
+    }
+
+    #[test]
+    fn calls_in_flight_multiply_it() {
+        let start = Instant::now();
+        let load = Load::new();
+        load.took(start, 10 * MS);
+        load.begin();
+        load.begin();
+        assert!((load.now(start) - 0.03).abs() < 1e-9);
+        load.end();
+        assert!((load.now(start) - 0.02).abs() < 1e-9);
+    }
+
+    #[test]
+    fn without_news_the_past_is_forgotten_and_calls_in_flight_still_count() {
+        let start = Instant::now();
+        let load = Load::new();
+        load.took(start, 1_000 * MS);
+        let later = start + Duration::from_secs(3_600);
+        let idle = load.now(later);
+        assert!(idle < 0.001);
+        load.begin();
+        assert!(load.now(later) > idle);
+    }
+
+    #[test]
+    fn a_failure_is_no_quick_answer_and_healing_forgets_it() {
+        let start = Instant::now();
+        let (good, bad) = (Load::new(), Load::new());
+        good.took(start, 5 * MS);
+        bad.failed(start, MS / 10);
+        assert!(bad.now(start) > good.now(start));
+        for _ in 0..10 {
+            let before = bad.now(start);
+            bad.failed(start, MS / 10);
+            assert!(bad.now(start) > before || before >= FAILURE_AT_MOST_SECONDS);
+        }
+        bad.healed(start, MS);
+        assert!(bad.now(start) < good.now(start));
+    }
+}

@@ -1,0 +1,157 @@
+//! A request's bytes, kept so that it can be sent again. Only a body that is all there at once is kept (that of a unary
+//! call is), and only up to a limit; what is longer, or is still being made, goes out as it comes and only once.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as _, Frame};
+use smallvec::SmallVec;
+use tonic::Status;
+use tonic::body::Body;
+
+/// Requests that are longer are not kept.
+pub(crate) const KEPT_BYTES: usize = 64 * 1_024;
+
+/// A unary request is one frame.
+type Frames = SmallVec<[Result<Frame<Bytes>, Status>; 1]>;
+
+/// What became of a body.
+pub(crate) enum Replay {
+    /// It is here, and can be sent as often as need be.
+    Kept(Bytes),
+    /// It can be sent once.
+    Once(Body),
+}
+
+impl Replay {
+    /// Looks at what is there of a body; does not wait for the rest of it.
+    pub(crate) async fn of(mut body: Body) -> Self {
+        let mut frames = Frames::new();
+        let mut bytes = 0;
+        let is_whole = poll_fn(|cx| {
+            loop {
+                match Pin::new(&mut body).poll_frame(cx) {
+                    Poll::Ready(None) => return Poll::Ready(true),
+                    Poll::Ready(Some(frame)) => {
+                        let data = frame.as_ref().ok().and_then(Frame::data_ref).map(Bytes::len);
+                        bytes += data.unwrap_or(0);
+                        frames.push(frame);
+                        // Trailers and errors are no part of a unary request.
+                        if data.is_none() || bytes > KEPT_BYTES {
+                            return Poll::Ready(false);
+                        }
+                    }
+                    Poll::Pending => return Poll::Ready(false),
+                }
+            }
+        })
+        .await;
+        if is_whole {
+            Self::Kept(joined(frames))
+        } else {
+            Self::Once(Body::new(Begun { frames: frames.into_iter(), rest: body }))
+        }
+    }
+}
+
+fn joined(frames: Frames) -> Bytes {
+    let mut data = frames.into_iter().filter_map(|frame| frame.ok()?.into_data().ok());
+    let Some(first) = data.next() else { return Bytes::new() };
+    let Some(second) = data.next() else { return first };
+    let mut all = BytesMut::from(first);
+    std::iter::once(second).chain(data).for_each(|more| all.extend_from_slice(&more));
+    all.freeze()
+}
+
+/// A body made of bytes that were kept.
+pub(crate) fn body(bytes: Bytes) -> Body {
+    if bytes.is_empty() { Body::empty() } else { Body::new(Whole(Some(bytes))) }
+}
+
+/// Says nothing of its length, as gRPC's bodies do: no content-length is sent.
+struct Whole(Option<Bytes>);
+
+impl http_body::Body for Whole {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Poll::Ready(self.get_mut().0.take().map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// A body of which something was taken already.
+struct Begun {
+    frames: smallvec::IntoIter<[Result<Frame<Bytes>, Status>; 1]>,
+    rest: Body,
+}
+
+impl http_body::Body for Begun {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        match this.frames.next() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Pin::new(&mut this.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.frames.len() == 0 && self.rest.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use http_body_util::{BodyExt, StreamBody};
+
+    fn streamed(parts: Vec<&'static [u8]>) -> Body {
+        let frames = parts.into_iter().map(|part| Ok::<_, Status>(Frame::data(Bytes::from_static(part))));
+        Body::new(StreamBody::new(stream::iter(frames)))
+    }
+
+    async fn bytes_of(body: Body) -> Bytes {
+        body.collect().await.expect("a body").to_bytes()
+    }
+
+    #[tokio::test]
+    async fn what_is_all_there_is_kept() {
+        for parts in [vec![], vec![&b"one"[..]], vec![b"one", b"two", b"three"]] {
+            let expected = parts.concat();
+            let Replay::Kept(kept) = Replay::of(streamed(parts)).await else { panic!("not kept") };
+            assert_eq!(bytes_of(body(kept.clone())).await, expected);
+            assert_eq!(bytes_of(body(kept)).await, expected, "and again");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_is_sent_once_and_whole() {
+        static LONG: [u8; KEPT_BYTES] = [7; KEPT_BYTES];
+        assert!(matches!(Replay::of(streamed(vec![&LONG])).await, Replay::Kept(_)), "the limit itself is kept");
+        let Replay::Once(body) = Replay::of(streamed(vec![&LONG, b"!", b"?"])).await else { panic!("kept") };
+        assert_eq!(bytes_of(body).await.len(), KEPT_BYTES + 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_still_being_made_is_not_waited_for() {
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        sender.send(Bytes::from_static(b"begun")).await.expect("room");
+        let frames = stream::unfold(receiver, |mut receiver| async {
+            receiver.recv().await.map(|bytes| (Ok::<_, Status>(Frame::data(bytes)), receiver))
+        });
+        let Replay::Once(body) = Replay::of(Body::new(StreamBody::new(frames))).await else { panic!("kept") };
+        sender.send(Bytes::from_static(b" and done")).await.expect("room");
+        drop(sender);
+        assert_eq!(bytes_of(body).await, "begun and done");
+    }
+}

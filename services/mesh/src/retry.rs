@@ -1,0 +1,283 @@
+//! The retry layer (gRFC A6): another attempt for a call that failed, if the contract says that it may be repeated, nothing
+//! of an answer has come, there is time left, and the target's budget allows it.
+//!
+//! An attempt that the instance says it has not begun is repeated whatever the method, at once and free of charge. What
+//! never left is given to another instance further in (`balance`), before anybody here hears of it.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use kernel::backoff::full_jitter;
+use telemetry::Operation;
+use tokio::time::{Instant, sleep};
+use tonic::{Code, Status};
+use tower::layer::layer_fn;
+use tower::{Layer, Service, ServiceExt};
+
+use crate::attempts::Attempts;
+use crate::balance::{Attempt, Visited, code_of};
+use crate::budget::Budget;
+use crate::chance::Chance;
+use crate::client_deadline::Until;
+use crate::client_metrics::{ClientMetrics, SERVER_ADDRESS, SERVER_PORT};
+use crate::deadline::serves_a_retry;
+use crate::policy::{Idempotency, MethodPolicy, PolicyTable};
+use crate::replay::{Replay, body};
+use crate::status::code_name;
+use crate::wire::{NoAnswer, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, find, once_only};
+
+/// The first one and two more.
+pub(crate) const ATTEMPTS: u32 = 3;
+/// An instance that ends turns away what it has not begun; so often is that taken for the end of one instance.
+const TRANSPARENT: u32 = 3;
+/// Short: the next attempt goes to another instance, if there is one.
+const BACKOFF: Duration = Duration::from_millis(20);
+const BACKOFF_AT_MOST: Duration = Duration::from_secs(1);
+
+/// What the layer knows.
+pub(crate) struct RetryConfig {
+    pub(crate) policies: PolicyTable,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) chance: Arc<dyn Chance>,
+    pub(crate) metrics: Arc<ClientMetrics>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Retry<S> {
+    inner: S,
+    config: Arc<RetryConfig>,
+}
+
+pub(crate) fn retry<S>(config: RetryConfig) -> impl Layer<S, Service = Retry<S>> + Clone {
+    let config = Arc::new(config);
+    layer_fn(move |inner| Retry { inner, config: config.clone() })
+}
+
+impl<S> Service<Request> for Retry<S>
+where
+    S: Service<Request, Response = Response, Error = NoAnswer> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Response, Status>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.inner.poll_ready(cx).map_err(|failure| failure.status)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        self.config.budget.deposit();
+        let policy = find(self.config.policies, &request).filter(|policy| !policy.streaming);
+        // The one that is ready is the one to call.
+        let next = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, next);
+        let call = Call::new(self.config.clone(), &request, policy);
+        Box::pin(call.run(inner, request))
+    }
+}
+
+fn may_repeat(policy: &MethodPolicy) -> bool {
+    match policy.idempotency {
+        Idempotency::Idempotent | Idempotency::NoSideEffects => true,
+        Idempotency::Unknown => false,
+    }
+}
+
+/// How an attempt failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Failed {
+    code: Code,
+    /// How far it came, if it got no answer.
+    reach: Option<Reach>,
+    pushback: Pushback,
+}
+
+/// What the server says of the next attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pushback {
+    Nothing,
+    Never,
+    After(Duration),
+}
+
+impl Pushback {
+    fn of(headers: &HeaderMap) -> Self {
+        let Some(value) = headers.get(PUSHBACK) else { return Self::Nothing };
+        // What cannot be read means never, says A6.
+        let millis = value.to_str().ok().and_then(|text| text.parse::<i32>().ok());
+        millis
+            .and_then(|millis| u64::try_from(millis).ok())
+            .map_or(Self::Never, |millis| Self::After(Duration::from_millis(millis)))
+    }
+}
+
+impl Failed {
+    /// `None` when an answer has come, or begins to: from there on nothing is repeated.
+    fn of(outcome: &Result<Response, NoAnswer>) -> Option<Self> {
+        match outcome {
+            Ok(response) => {
+                let code = code_of(response);
+                let failed = Self { code, reach: None, pushback: Pushback::of(response.headers()) };
+                (code != Code::Ok).then_some(failed)
+            }
+            Err(NoAnswer { status, reach }) => {
+                Some(Self { code: status.code(), reach: Some(*reach), pushback: Pushback::Nothing })
+            }
+        }
+    }
+}
+
+/// What comes after an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    /// Its outcome is the call's.
+    Answer,
+    /// Another, that counts as the same.
+    Transparent,
+    /// Another, after a wait.
+    After(Duration),
+}
+
+/// One call, over all its attempts.
+struct Call {
+    config: Arc<RetryConfig>,
+    operation: Option<Operation>,
+    is_unary: bool,
+    may_repeat: bool,
+    /// One hop retries: not this one, if the served call is a retry itself.
+    is_left_to_caller: bool,
+    until: Option<Until>,
+    /// Attempts before the current one.
+    previous: u32,
+    transparent: u32,
+    visited: Visited,
+    attempts: Attempts,
+}
+
+impl Call {
+    fn new(config: Arc<RetryConfig>, request: &Request, unary: Option<&MethodPolicy>) -> Self {
+        let operation = request.extensions().get::<Operation>().cloned();
+        Self {
+            attempts: Attempts::begin(operation.clone()),
+            config,
+            operation,
+            is_unary: unary.is_some(),
+            may_repeat: unary.is_some_and(may_repeat),
+            // Asked here: the task that makes the call is the one that serves the other.
+            is_left_to_caller: serves_a_retry(),
+            until: request.extensions().get::<Until>().copied(),
+            previous: 0,
+            transparent: 0,
+            visited: Visited::default(),
+        }
+    }
+
+    async fn run<S>(mut self, mut inner: S, request: Request) -> Result<Response, Status>
+    where
+        S: Service<Request, Response = Response, Error = NoAnswer>,
+    {
+        let (mut parts, first) = request.into_parts();
+        // Further in, nobody needs the rest; and what is cloned for each attempt had better be little.
+        parts.extensions = self.extensions(self.until);
+        let replay = if self.is_unary { Replay::of(first).await } else { Replay::Once(first) };
+        let bytes = match replay {
+            Replay::Kept(bytes) => bytes,
+            Replay::Once(body) => {
+                return inner.call(Request::from_parts(parts, body)).await.map_err(|failure| failure.status);
+            }
+        };
+        let mut request = Request::from_parts(parts.clone(), body(bytes.clone()));
+        loop {
+            let outcome = inner.call(request).await;
+            let failed = Failed::of(&outcome);
+            let next = failed.map_or(Next::Answer, |failed| self.next(failed));
+            let (code, at) = (failed.map_or(Code::Ok, |failed| failed.code), self.visited.last());
+            if next == Next::Answer {
+                self.attempts.ended(code, at.as_ref());
+                return outcome.map_err(|failure| failure.status);
+            }
+            self.attempts.failed(code, at.as_ref());
+            drop(outcome);
+            if let Next::After(wait) = next {
+                sleep(wait).await;
+            }
+            request = Request::from_parts(parts.clone(), body(bytes.clone()));
+            self.mark(&mut request, next == Next::Transparent);
+            inner.ready().await.map_err(|failure| failure.status)?;
+        }
+    }
+
+    /// What is another attempt's own: its span, its count, and what is left of the time.
+    fn mark(&mut self, request: &mut Request, is_transparent: bool) {
+        self.previous += u32::from(!is_transparent);
+        self.transparent += u32::from(is_transparent);
+        if let Some(place) = self.attempts.again(self.previous, is_transparent) {
+            request.headers_mut().insert(TRACEPARENT, once_only(place));
+        }
+        if self.previous > 0 {
+            request.headers_mut().insert(HeaderName::from_static(PREVIOUS_ATTEMPTS), HeaderValue::from(self.previous));
+        }
+        let until = self.until.map(|until| Until { is_full: false, ..until });
+        *request.extensions_mut() = self.extensions(until);
+        if let Some(until) = until {
+            until.stamp(Instant::now(), request.headers_mut());
+        }
+    }
+
+    fn extensions(&self, until: Option<Until>) -> http::Extensions {
+        let mut extensions = http::Extensions::new();
+        extensions.insert(Attempt { until, visited: self.visited.clone() });
+        extensions
+    }
+
+    fn next(&self, failed: Failed) -> Next {
+        if failed.reach == Some(Reach::NotBegun) && self.transparent < TRANSPARENT {
+            self.config.metrics.retry("NOT_BEGUN");
+            return Next::Transparent;
+        }
+        let is_worth_it = match failed.reach {
+            Some(Reach::NotSent | Reach::NotBegun) => true,
+            Some(Reach::Unknown) => self.may_repeat && failed.code == Code::Unavailable,
+            None => {
+                self.may_repeat && matches!(failed.code, Code::Unavailable | Code::Aborted | Code::DeadlineExceeded)
+            }
+        };
+        if !is_worth_it || self.previous + 1 >= ATTEMPTS || self.is_left_to_caller {
+            return Next::Answer;
+        }
+        let wait = match failed.pushback {
+            Pushback::Never => return Next::Answer,
+            Pushback::After(wait) => wait,
+            Pushback::Nothing => {
+                full_jitter(self.previous + 1, BACKOFF, BACKOFF_AT_MOST, self.config.chance.fraction())
+            }
+        };
+        if self.until.is_some_and(|until| until.deadline <= Instant::now() + wait) {
+            return Next::Answer;
+        }
+        if !self.config.budget.withdraw() {
+            self.config.metrics.refusal("retry_budget");
+            return Next::Answer;
+        }
+        self.config.metrics.retry(code_name(failed.code));
+        Next::After(wait)
+    }
+}
+
+/// However it ends: the call's span says where it was last.
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let (Some(operation), Some(at)) = (&self.operation, self.visited.last()) {
+            operation.set_on_span(SERVER_ADDRESS, at.host().to_owned());
+            at.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;

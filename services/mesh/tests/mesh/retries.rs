@@ -1,0 +1,146 @@
+//! Retries over real sockets: what a peer does to a stream, what another attempt looks like, and what is measured.
+
+use std::net::SocketAddr;
+
+use h2::Reason;
+use mesh::Credentials;
+use opentelemetry::trace::{SpanKind, Status as SpanStatus};
+use tokio::net::TcpListener;
+use tonic::{Code, Request};
+
+use crate::echo::{READ, SAY};
+use crate::observed::{attribute, observed};
+use crate::world::{Plan, World, call, channel, reason, say};
+
+/// Reads every request, and resets its stream.
+async fn resetting(reset: Reason) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+                while let Some(Ok((_request, mut respond))) = connection.accept().await {
+                    respond.send_reset(reset);
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_refused_stream_goes_to_another_instance_whatever_the_method() {
+    let (refusing, world) = (resetting(Reason::REFUSED_STREAM).await, World::new().await);
+    for _ in 0..20 {
+        let channel = channel(vec![refusing.to_string(), world.address.to_string()], Credentials::None);
+        assert_eq!(say(&channel, SAY, "hello").await.expect("answered by the other"), "hello");
+    }
+    let alone = channel(vec![refusing.to_string()], Credentials::None);
+    let status = say(&alone, SAY, "hello").await.expect_err("and not for ever");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "CONNECTION_LOST"));
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_otherwise_may_have_been_served() {
+    let (breaking, world) = (resetting(Reason::INTERNAL_ERROR).await, World::new().await);
+    let mut broken = 0;
+    for _ in 0..20 {
+        let channel = channel(vec![breaking.to_string(), world.address.to_string()], Credentials::None);
+        broken += usize::from(say(&channel, SAY, "hello").await.is_err());
+    }
+    assert_eq!(broken + world.begun(), 20, "each was sent once");
+    assert!(broken > 0, "the twin: some went to the one that breaks them");
+}
+
+#[tokio::test]
+async fn a_call_of_two_attempts_has_a_span_for_each_under_its_own_and_a_call_of_one_has_none() {
+    observed();
+    let plan = || Plan { trust_client_trace_context: true, ..Plan::default() };
+    let (first, second) = (World::with(plan()).await, World::with(plan()).await);
+    first.answer_with(Code::Unavailable);
+    let to = channel(vec![first.address.to_string(), second.address.to_string()], Credentials::None);
+    // Until a call begins at the one that fails.
+    let place = loop {
+        let place = say(&to, READ, "place").await.expect("answered by the second");
+        if first.begun() > 0 {
+            break place;
+        }
+        assert_eq!(observed().spans_of(&place[3..35]).len(), 2, "client and server");
+    };
+    let spans = observed().spans_of(&place[3..35]);
+    assert_eq!(spans.len(), 5, "the call, two attempts, two served");
+    let named = |name: &str, kind: SpanKind| {
+        let mut named: Vec<_> = spans.iter().filter(|span| span.name == name && span.span_kind == kind).collect();
+        named.sort_by_key(|span| span.start_time);
+        named
+    };
+    let (call, attempts) =
+        (named("test.v1.Echo/Read", SpanKind::Client)[0], named("Attempt.test.v1.Echo/Read", SpanKind::Client));
+    let port = |world: &World| Some(world.address.port().to_string());
+    assert_eq!(attempts.len(), 2);
+    for (attempt, world, code, previous) in
+        [(attempts[0], &first, "UNAVAILABLE", "0"), (attempts[1], &second, "OK", "1")]
+    {
+        assert_eq!(attempt.parent_span_id, call.span_context.span_id());
+        assert_eq!(attribute(attempt, "server.port"), port(world));
+        assert_eq!(attribute(attempt, "rpc.response.status_code").as_deref(), Some(code));
+        assert_eq!(attribute(attempt, "previous-rpc-attempts").as_deref(), Some(previous));
+        assert!(call.start_time <= attempt.start_time && attempt.end_time <= call.end_time, "within the call");
+    }
+    assert!(matches!(attempts[0].status, SpanStatus::Error { .. }));
+    assert_eq!((attribute(call, "server.port"), &call.status), (port(&second), &SpanStatus::Unset));
+    let served = named("test.v1.Echo/Read", SpanKind::Server);
+    let parents: Vec<_> = served.iter().map(|span| span.parent_span_id).collect();
+    // The first attempt was sent before anybody knew that there would be another.
+    assert_eq!(parents, [call.span_context.span_id(), attempts[1].span_context.span_id()]);
+}
+
+#[tokio::test]
+async fn what_comes_as_a_retry_is_not_retried_further_on() {
+    let last = World::new().await;
+    last.answer_with(Code::Unavailable);
+    let next = channel(vec![last.address.to_string()], Credentials::None);
+    let first = World::with(Plan { next: Some(next), ..Plan::default() }).await;
+    let mut begun = 0;
+    for (is_retry, expected) in [(true, 1), (false, 3)] {
+        let mut request = Request::new("forward read hello".to_owned());
+        if is_retry {
+            request.metadata_mut().insert("grpc-previous-rpc-attempts", "1".parse().expect("a value"));
+        }
+        call(&first.stranger(), SAY, request).await.expect_err("nobody serves it");
+        assert_eq!(last.begun() - begun, expected, "is a retry: {is_retry}");
+        begun = last.begun();
+    }
+}
+
+#[tokio::test]
+async fn attempts_retries_and_instances_are_counted() {
+    observed();
+    let world = World::new().await;
+    let port = format!("server.port={}", world.address.port());
+    let here = ["mesh.target=test", "server.address=127.0.0.1", port.as_str()];
+    let channel = world.stranger();
+    say(&channel, READ, "hello").await.expect("answered");
+    let retries = ["mesh.target=test", "mesh.cause=UNAVAILABLE"];
+    let before = observed().value("mesh.client.retries", &retries);
+    assert_eq!(observed().value("mesh.client.attempts", &here), 1);
+    assert_eq!(observed().value("mesh.client.endpoints.ready", &here), 1);
+    assert_eq!(observed().value("mesh.client.breakers.open", &here), 0);
+    world.answer_with(Code::Unavailable);
+    say(&channel, READ, "hello").await.expect_err("as told");
+    assert_eq!(observed().value("mesh.client.attempts", &here), 1 + 3);
+    assert!(observed().value("mesh.client.retries", &retries) >= before + 2);
+    say(&channel, READ, "hello").await.expect_err("as told");
+    assert_eq!(observed().value("mesh.client.breakers.open", &here), 1);
+    drop(channel);
+    // Its keeper sees to it.
+    while observed().value("mesh.client.endpoints.ready", &here) != 0 {
+        tokio::task::yield_now().await;
+    }
+    let nobody = crate::world::channel(vec![], Credentials::None);
+    let refused = ["mesh.target=test", "mesh.cause=unreachable"];
+    let before = observed().value("mesh.client.refusals", &refused);
+    say(&nobody, SAY, "hello").await.expect_err("nowhere to go");
+    assert!(observed().value("mesh.client.refusals", &refused) > before);
+}
