@@ -1,14 +1,13 @@
-"""kill -9 of each service in the middle of an order, of the supervisor, and a real PostgreSQL."""
+"""kill -9 of each service in the middle of an order, and of the supervisor; a taken port; chaos."""
 
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-from system import Failed, System, check, counted, eventually, free_ports, grpc, is_free, is_ours
+from system import BIN, System, check, counted, eventually, grpc, is_free, is_ours
 
 SUCCESSES = {("order_creation", "success"): 1, ("payment_processing", "success"): 1, ("order_fulfillment", "success"): 2}
 
@@ -116,92 +115,20 @@ def taken_port():
     return f"a taken port: {text.strip().splitlines()[0]}"
 
 
-# --- PostgreSQL
+# --- chaos
 
 
-def postgres_programs():
-    """The folder of initdb and postgres: Debian keeps them out of PATH."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: [int(part) for part in folder.parent.name.split(".")])
-    found = shutil.which("initdb")
-    folders = [Path(found).resolve().parent] if found else folders
-    return folders[-1] if folders and (folders[-1] / "postgres").exists() else None
+def chaos_on(*flags):
+    """A system of its own is broken in every way, healed, and keeps its promises."""
+    done = subprocess.run([str(BIN), "chaos", *flags], capture_output=True, text=True, timeout=600, check=False)
+    check(done.returncode == 0, f"the promises are kept:\n{done.stdout}\n{done.stderr}")
+    last = done.stdout.strip().splitlines()[-1]
+    check("0 violations" in last, f"the verdict: {last}")
+    acknowledged = int(last.split()[0])
+    check(acknowledged >= 100, f"there was something to break: {last}")
+    return last
 
 
-class Postgres:
-    """A server of its own, in a temporary folder. It refuses root, so there it runs as `postgres`."""
-
-    def __init__(self, programs):
-        self.programs = programs
-        self.folder = Path(tempfile.mkdtemp(prefix="ordermesh-postgres-"))
-        self.user = "postgres" if os.geteuid() == 0 else None
-        self.port = free_ports(1)[0]
-        self.process = None
-
-    def __enter__(self):
-        if self.user:
-            shutil.chown(self.folder, self.user)
-        data = self.folder / "data"
-        options = {"user": self.user, "cwd": self.folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
-        subprocess.run(
-            [self.programs / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8"],
-            check=True, stdout=subprocess.DEVNULL, **options)
-        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self.folder, "max_connections": 200}
-        flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
-        self.log = open(self.folder / "log", "w", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [self.programs / "postgres", "-D", data, *flags], stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT,
-            start_new_session=True, **options)
-        eventually("PostgreSQL is ready", 30, lambda: self.sql("SELECT 1"))
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind:
-            print("--- PostgreSQL's last lines:", *(self.folder / "log").read_text().splitlines()[-20:], "---", sep="\n")
-        # SIGINT: a fast shutdown.
-        self.process.send_signal(2)
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def sql(self, statement, database="postgres"):
-        done = subprocess.run(
-            [self.programs / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database, "-Atqc", statement],
-            capture_output=True, text=True, check=False, cwd="/")
-        if done.returncode != 0:
-            raise Failed(f"{statement}: {done.stderr.strip()}")
-        return done.stdout.strip() or "done"
-
-    def url(self, database):
-        return f"postgres://postgres@127.0.0.1:{self.port}/{database}"
-
-
-def on_postgres():
-    """A happy order and a declined one, each service on a PostgreSQL database of its own."""
-    programs = postgres_programs()
-    if not programs:
-        check("CI" not in os.environ, "PostgreSQL's server programs are there (apt-get install postgresql)")
-        return "SKIPPED: PostgreSQL's server programs are not installed (apt-get install postgresql)"
-    with Postgres(programs) as server:
-        flags = []
-        for service in ("user", "order", "payment", "data", "gateway"):
-            server.sql(f'CREATE DATABASE "{service}"')
-            flags += [f"--{service}.database-url", server.url(service)]
-        # A first key is made on one machine only, unless it is asked for: instances elsewhere share theirs as files.
-        with System(flags=[*flags, "--user.generate-keys"]) as system:
-            _, token = system.customer()
-            order = system.order(token)
-            check_exactly_once(system, order["orderId"], token)
-            declined = system.order(token, "pm_card_visa_chargeDeclinedInsufficientFunds")
-            final = system.until_final(declined["orderId"], token)
-            check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the declined order ends {final['state']}")
-            check(final["paymentFailure"]["declineCode"] == "INSUFFICIENT_FUNDS", f"why: {final['paymentFailure']}")
-            eventually("its event", 15, lambda: counted(system.events(order_id=declined["orderId"])).get(("payment_processing", "failed")) == 1)
-            check(not list(system.data_dir.glob("*.db")), "no SQLite file was made")
-            code = system.stop()
-            check(code == 0, f"SIGTERM ends it with 0, not {code}")
-        version = server.sql("SHOW server_version")
-    return f"PostgreSQL {version}: a happy order and a declined one"
+def chaos():
+    """On SQLite: every process is killed, stopped, and its gateway lies."""
+    return chaos_on("--duration", "40s")

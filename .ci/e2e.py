@@ -25,8 +25,10 @@ for name in list(os.environ):
         del os.environ[name]
 
 import crash  # noqa: E402
-import readme  # noqa: E402
 import golden  # noqa: E402
+import leaks  # noqa: E402
+import postgres  # noqa: E402
+import readme  # noqa: E402
 from system import BIN, CallError, Failed  # noqa: E402
 
 PARTS = {
@@ -35,7 +37,11 @@ PARTS = {
     "kill": crash.kill_each_service,
     "supervisor": crash.kill_the_supervisor,
     "port": crash.taken_port,
-    "postgres": crash.on_postgres,
+    "postgres": postgres.on_postgres,
+    "away": postgres.goes_away,
+    "secrets": leaks.run,
+    "chaos": crash.chaos,
+    "chaos-postgres": postgres.chaos,
 }
 
 

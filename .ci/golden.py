@@ -205,11 +205,30 @@ def crashed(jaeger, system, wanted):
     check({text.split()[0] for text in lines} == SERVICES, "five services in the trace of a crashed order")
 
 
+def cancelled(jaeger, system):
+    """A cancellation is a trace of its own, linked to the order's, and what follows of it in the order's is linked back."""
+    traces = {"order": new_trace(), "cancel": new_trace()}
+    _, token = system.customer()
+    order = system.order(token, "pm_gateway_slow", headers=[traceparent(traces["order"])])
+    grpc(system.port("order"), "order.v1.OrderService/CancelOrder", {"order_id": order["orderId"]}, token, [traceparent(traces["cancel"])])
+    final = system.until_final(order["orderId"], token)
+    check(final["state"] == "ORDER_STATE_CANCELLED", f"the order ends {final['state']}")
+
+    def linked():
+        for name, trace in (("order.v1.OrderService/CancelOrder", traces["cancel"]), ("cancel_order", traces["order"])):
+            spans = [span for span in jaeger.spans(trace) if span["name"] == name]
+            check(spans and all(span["links"] for span in spans), f"{name} is linked: {spans}")
+        return True
+
+    eventually("the links of a cancelled order", 20, linked)
+
+
 def run():
-    """The golden trace of a happy order, and of one that survived a crash."""
+    """The golden trace of a happy order, of one that survived a crash, and the two of a cancelled one."""
     with Jaeger() as jaeger, System(env=jaeger.env()) as system:
         wanted, _ = golden(jaeger, system)
         crashed(jaeger, system, wanted)
+        cancelled(jaeger, system)
         services = jaeger.ask(jaeger.ports["JAEGER_HTTP_PORT"], "/api/services")["data"]
         check(SERVICES <= set(services), f"Jaeger knows the five services: {services}")
         health = grpc(system.port("order"), "grpc.health.v1.Health/Check", {"service": "order.v1.OrderService"})

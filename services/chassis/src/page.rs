@@ -62,6 +62,22 @@ pub fn page_size(fields: &mut Fields, asked: i32, default: u32, most: u32) -> u3
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_token_or_none_and_ours_are_read_back(token in any::<String>(), key in any::<String>()) {
+            let filters = || Fingerprint::of("List/1").part("state", 1);
+            let mut fields = Fields::default();
+            let read = PageToken::decode(&mut fields, &token, filters());
+            prop_assert!(token.is_empty() || read.after.is_some() || !fields.violations().is_empty());
+            let mut fields = Fields::default();
+            let again = PageToken::decode(&mut fields, &read.next(&key), filters());
+            prop_assert_eq!(again.after, Some(key));
+            prop_assert!(fields.violations().is_empty());
+        }
+    }
+
     use super::*;
 
     fn filters(text: &str) -> Fingerprint {

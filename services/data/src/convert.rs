@@ -244,3 +244,6 @@ mod tests {
         assert_eq!(fields, ["country_code", "postal_code", "dispatch_time"]);
     }
 }
+
+#[cfg(test)]
+mod rude;

@@ -183,3 +183,6 @@ impl From<Reconciliation> for proto::ReconcilePaymentsResponse {
         }
     }
 }
+
+#[cfg(test)]
+mod rude;

@@ -214,3 +214,6 @@ impl From<&SigningKey> for pb::SigningKey {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod rude;

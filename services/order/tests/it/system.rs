@@ -19,6 +19,7 @@ use kernel::{IdSource, SystemIds};
 use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, Secret, ServerConfig};
 use order::{Config, SeedStock};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -210,6 +211,7 @@ pub(crate) struct System {
     pub(crate) payments: PaymentsServer,
     pub(crate) shutdown: CancellationToken,
     pub(crate) running: JoinHandle<Result<(), chassis::Error>>,
+    admin_address: SocketAddr,
     config: Config,
     address: SocketAddr,
     data_socket: Option<TcpSocket>,
@@ -292,11 +294,23 @@ impl System {
         let routes = Routes::new(payment::payment_service_server::PaymentServiceServer::new(payments.clone()));
         serve("payment", routes, payments_socket);
         let config = config(folder.path().to_owned(), "order-1", addresses, &choice);
-        let (address, shutdown, running) = start(config.clone()).await;
+        let admin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let admin_address = admin.local_addr().expect("an address");
+        let (address, shutdown, running) = start(config.clone(), Some(admin)).await;
         let order = channel(address, Credentials::None);
         let data_socket = Some(data_socket);
-        let mut system =
-            Self { order, data, payments, shutdown, running, config, address, data_socket, _folder: folder };
+        let mut system = Self {
+            order,
+            data,
+            payments,
+            shutdown,
+            running,
+            admin_address,
+            config,
+            address,
+            data_socket,
+            _folder: folder,
+        };
         if !choice.data_is_down {
             system.data_comes_up();
         }
@@ -313,7 +327,17 @@ impl System {
     pub(crate) async fn another_instance(&self) -> Channel {
         let mut config = self.config.clone();
         config.common.instance = Some("order-2".into());
-        channel(start(config).await.0, Credentials::None)
+        channel(start(config, None).await.0, Credentials::None)
+    }
+
+    /// What the admin port answers to a question: its first line.
+    pub(crate) async fn admin(&self, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(self.admin_address).await.expect("it listens");
+        let question = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(question.as_bytes()).await.expect("asked");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("answered");
+        answer.lines().next().unwrap_or_default().to_owned()
     }
 
     pub(crate) fn person(&self, role: &str) -> Person {
@@ -337,11 +361,14 @@ impl System {
     }
 }
 
-async fn start(config: Config) -> (SocketAddr, CancellationToken, JoinHandle<Result<(), chassis::Error>>) {
+async fn start(
+    config: Config,
+    admin: Option<TcpListener>,
+) -> (SocketAddr, CancellationToken, JoinHandle<Result<(), chassis::Error>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let shutdown = CancellationToken::new();
-    let running = tokio::spawn(order::run(config, listener, None, shutdown.clone()));
+    let running = tokio::spawn(order::run(config, listener, admin, shutdown.clone()));
     (address, shutdown, running)
 }
 

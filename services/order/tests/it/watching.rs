@@ -118,3 +118,25 @@ async fn a_drain_ends_streams_with_unavailable_and_when_to_come_back() {
     drop(steps);
     timeout(GUARD, system.running).await.expect("it ends").expect("without a panic").expect("well");
 }
+
+#[tokio::test]
+async fn who_drains_is_alive_and_not_ready() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Pending);
+    assert_eq!(system.admin("/readyz").await, "HTTP/1.1 200 OK");
+    let ada = system.person("customer");
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    let mut steps = ada.watch(&id, 0).await.expect("his order");
+    steps.message().await.expect("it goes on").expect("a step");
+    system.shutdown.cancel();
+    let turned = async {
+        while system.admin("/readyz").await.contains("200") {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(GUARD, turned).await.expect("it turns at once");
+    assert!(!system.running.is_finished(), "the drain goes on: somebody still watches");
+    assert_eq!(system.admin("/livez").await, "HTTP/1.1 200 OK");
+    drop(steps);
+    timeout(GUARD, system.running).await.expect("it ends").expect("without a panic").expect("well");
+}

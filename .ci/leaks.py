@@ -1,0 +1,93 @@
+"""Secrets: the whole demonstration with known ones, and not one of them in a log line, a span, an event or an error."""
+
+import json
+import subprocess
+import uuid
+
+from golden import Jaeger, SERVICES
+from system import ADDRESS, BIN, CallError, System, check, eventually, grpc
+
+PASSWORD = "Tr0ub4dor-and-a-secret-horse"
+
+
+def everything_said(jaeger, system):
+    """Log lines, spans, and stored events."""
+    system.stop()
+    port = jaeger.ports["JAEGER_HTTP_PORT"]
+    spans = {}
+    for service in SERVICES:
+        answer = jaeger.ask(port, f"/api/traces?service={service}&lookback=1h&limit=5000")
+        spans[service] = json.dumps(answer)
+    return {"log lines": "\n".join(system.lines), **{f"spans of {service}": text for service, text in spans.items()}}
+
+
+def customer_with_secrets(system):
+    """Registers, logs in (once wrongly), refreshes, changes the password, orders; what must not be seen anywhere."""
+    email, token_of_payment = f"leak-{uuid.uuid4().hex[:8]}@example.com", "pm_card_visa_chargeDeclinedStolenCard"
+    user = system.port("user")
+    registration = {"request_id": str(uuid.uuid4()), "email": email, "password": PASSWORD, "display_name": "Leak"}
+    grpc(user, "user.v1.UserService/Register", registration)
+    errors = []
+    for wrong in (PASSWORD + "-wrong", PASSWORD * 3):
+        try:
+            grpc(user, "user.v1.UserService/Login", {"email": email, "password": wrong})
+        except CallError as error:
+            errors.append(error.text)
+    session = grpc(user, "user.v1.UserService/Login", {"email": email, "password": PASSWORD})["session"]
+    renewed = grpc(user, "user.v1.UserService/RefreshSession", {"refresh_token": session["refreshToken"]})["session"]
+    token = renewed["accessToken"]
+    change = {"current_password": PASSWORD, "new_password": PASSWORD + "-new"}
+    grpc(user, "user.v1.UserService/ChangePassword", change, token)
+    try:
+        grpc(user, "user.v1.UserService/GetProfile", {}, token + "x")
+    except CallError as error:
+        errors.append(error.text)
+    order = system.order(token, token_of_payment)
+    system.until_final(order["orderId"], token)
+    secrets = {
+        "a password": PASSWORD, "a new password": PASSWORD + "-new", "a payment token": token_of_payment,
+        "an access token": token, "an access token's signature": token.rsplit(".", 1)[1],
+        "a refresh token": session["refreshToken"], "a later refresh token": renewed["refreshToken"]}
+    return email, order["orderId"], secrets, "\n".join(errors)
+
+
+def secrets_of(system):
+    """Those of the system itself."""
+    folder = system.data_dir
+    keys = "".join(path.read_text() for path in (folder / "keys").glob("*.pem")).splitlines()
+    return {
+        "the mesh secret": (folder / "mesh.secret").read_text().strip(),
+        "the gateway's API key": (folder / "gateway.key").read_text().strip(),
+        "the operator's password": (folder / "operator.txt").read_text().split()[1],
+        "a signing key": next(line for line in keys if line and not line.startswith("-"))}
+
+
+def run():
+    """The demonstration at the loudest log level, with known secrets: none of them is anywhere."""
+    with Jaeger() as jaeger, System(flags=["--log", "trace"], env=jaeger.env()) as system:
+        banner = len(system.lines)
+        email, order_id, secrets, errors = customer_with_secrets(system)
+        secrets |= secrets_of(system)
+        command = [str(BIN), "demo", "--port-base", str(system.base), "--data-dir", str(system.data_dir)]
+        names = ["success", "insufficient-funds", "answer-lost", "cancel-after-payment"]
+        listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True).stdout
+        chosen = [flag for name in names if name in listed for flag in ("--only", name)]
+        done = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=300, check=False)
+        check(done.returncode == 0, f"the demonstration is as it should be:\n{done.stdout}{done.stderr}")
+        events = eventually("the order's events", 15, lambda: system.events(order_id=order_id))
+        stored = json.dumps(system.events(page_size=500)) + json.dumps(events)
+        # The first start prints the operator's password, once, for a person: only that.
+        system.lines[:banner] = []
+        said = everything_said(jaeger, system)
+        said |= {"stored events": stored, "errors": errors}
+    for place, text in said.items():
+        for name, secret in secrets.items():
+            at = text.find(secret)
+            check(at < 0, f"{name} is in the {place}: …{text[max(0, at - 200):at + 40]}…")
+    # The twin: what is no secret is found in the same places.
+    check("OrderService/CreateOrder" in said["spans of order"], "spans were looked at")
+    check("order_creation" in stored.lower() and order_id in stored, "events were looked at")
+    check(order_id in said["log lines"], "log lines were looked at")
+    check("INVALID_CREDENTIALS" in errors, "errors were looked at")
+    size = sum(map(len, said.values())) // 1024
+    return f"{len(secrets)} secrets in none of {size} KiB of log lines, spans, events and errors (of {email})"

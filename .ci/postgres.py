@@ -1,0 +1,165 @@
+"""A real PostgreSQL: every service on a database of its own; a database that goes away; chaos."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from crash import chaos_on, check_exactly_once
+from system import BIN, CallError, Failed, System, check, counted, eventually, free_ports
+
+
+def postgres_programs():
+    """The folder of initdb and postgres: Debian keeps them out of PATH."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: [int(part) for part in folder.parent.name.split(".")])
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else folders
+    return folders[-1] if folders and (folders[-1] / "postgres").exists() else None
+
+
+class Postgres:
+    """A server of its own, in a temporary folder. It refuses root, so there it runs as `postgres`."""
+
+    def __init__(self, programs):
+        self.programs = programs
+        self.folder = Path(tempfile.mkdtemp(prefix="ordermesh-postgres-"))
+        self.user = "postgres" if os.geteuid() == 0 else None
+        self.port = free_ports(1)[0]
+        self.process = None
+
+    def __enter__(self):
+        if self.user:
+            shutil.chown(self.folder, self.user)
+        data = self.folder / "data"
+        subprocess.run(
+            [self.programs / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8"],
+            check=True, stdout=subprocess.DEVNULL, **self.options())
+        self.log = open(self.folder / "log", "w", encoding="utf-8")
+        self.begin()
+        return self
+
+    def options(self):
+        return {"user": self.user, "cwd": self.folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C"}}
+
+    def begin(self):
+        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": self.folder, "max_connections": 200}
+        flags = [flag for name, value in settings.items() for flag in ("-c", f"{name}={value}")]
+        self.process = subprocess.Popen(
+            [self.programs / "postgres", "-D", self.folder / "data", *flags], stdin=subprocess.DEVNULL, stdout=self.log,
+            stderr=subprocess.STDOUT, start_new_session=True, **self.options())
+        eventually("PostgreSQL is ready", 30, lambda: self.sql("SELECT 1"))
+
+    def end(self):
+        # SIGINT: a fast shutdown, which breaks every connection.
+        self.process.send_signal(2)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def __exit__(self, kind, *_):
+        if kind:
+            print("--- PostgreSQL's last lines:", *(self.folder / "log").read_text().splitlines()[-20:], "---", sep="\n")
+        self.end()
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def sql(self, statement, database="postgres"):
+        done = subprocess.run(
+            [self.programs / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database, "-Atqc", statement],
+            capture_output=True, text=True, check=False, cwd="/")
+        if done.returncode != 0:
+            raise Failed(f"{statement}: {done.stderr.strip()}")
+        return done.stdout.strip() or "done"
+
+    def url(self, database):
+        return f"postgres://postgres@127.0.0.1:{self.port}/{database}"
+
+
+def verified(system, *flags):
+    """`ordermesh verify` looks at everything and finds nothing wrong."""
+    command = [str(BIN), "verify", "--port-base", str(system.base), "--data-dir", str(system.data_dir), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    check(done.returncode == 0 and done.stdout.count("kept") == 4, f"the promises are kept:\n{done.stdout}\n{done.stderr}")
+
+
+def skipped():
+    """Why there is no PostgreSQL to test with; None when there is."""
+    if postgres_programs():
+        return None
+    check("CI" not in os.environ, "PostgreSQL's server programs are there (apt-get install postgresql)")
+    return "SKIPPED: PostgreSQL's server programs are not installed (apt-get install postgresql)"
+
+
+def ready(system, service, instance):
+    """What /readyz answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{system.port(service, instance) + 1000}/readyz", timeout=3) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def goes_away():
+    """The database ends in the middle of an order: refused precisely, ready nowhere; back again, all goes on by itself."""
+    if skipped():
+        return skipped()
+    with Postgres(postgres_programs()) as server, System(flags=["--database-url", server.url("postgres")]) as system:
+        _, token = system.customer()
+        system.login_as_operator()
+        before = {pid for pid, _ in system.children()}
+        order = system.order(token, "pm_gateway_slow")
+        server.end()
+        services = [(service, n) for service in ("user", "order", "payment", "data") for n in (1, 2)]
+        eventually("nobody is ready", 20, lambda: all(ready(system, *one) == 503 for one in services))
+        try:
+            system.order(token)
+            raise Failed("an order was acknowledged without a database")
+        except CallError as error:
+            check('"code": 14' in error.text or "Unavailable" in error.text, f"UNAVAILABLE: {error.text}")
+            check("RetryInfo" in error.text, f"when to come back: {error.text}")
+        server.begin()
+        eventually("everybody is ready again", 30, lambda: all(ready(system, *one) == 200 for one in services))
+        check_exactly_once(system, order["orderId"], token)
+        check_exactly_once(system, system.order(token)["orderId"], token)
+        check({pid for pid, _ in system.children()} == before, "nobody had to be started again")
+        verified(system, "--database-url", server.url("postgres"))
+    return "refused with UNAVAILABLE and RetryInfo, not ready; then both orders fulfilled, with the same processes"
+
+
+def chaos():
+    """On PostgreSQL, which is killed too."""
+    return skipped() or chaos_on("--postgres", "--duration", "40s")
+
+
+def on_postgres():
+    """A happy order and a declined one, each service on a PostgreSQL database of its own."""
+    if skipped():
+        return skipped()
+    with Postgres(postgres_programs()) as server:
+        flags = []
+        stores = []
+        for service in ("user", "order", "payment", "data", "gateway"):
+            server.sql(f'CREATE DATABASE "{service}"')
+            flags += [f"--{service}.database-url", server.url(service)]
+            stores += [] if service == "gateway" else [f"--{service}-database-url", server.url(service)]
+        # A first key is made on one machine only, unless it is asked for: instances elsewhere share theirs as files.
+        with System(flags=[*flags, "--user.generate-keys"]) as system:
+            _, token = system.customer()
+            order = system.order(token)
+            check_exactly_once(system, order["orderId"], token)
+            declined = system.order(token, "pm_card_visa_chargeDeclinedInsufficientFunds")
+            final = system.until_final(declined["orderId"], token)
+            check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the declined order ends {final['state']}")
+            check(final["paymentFailure"]["declineCode"] == "INSUFFICIENT_FUNDS", f"why: {final['paymentFailure']}")
+            eventually("its event", 15, lambda: counted(system.events(order_id=declined["orderId"])).get(("payment_processing", "failed")) == 1)
+            check(not list(system.data_dir.glob("*.db")), "no SQLite file was made")
+            verified(system, *stores)
+            code = system.stop()
+            check(code == 0, f"SIGTERM ends it with 0, not {code}")
+        version = server.sql("SHOW server_version")
+    return f"PostgreSQL {version}: a happy order and a declined one"

@@ -1,0 +1,40 @@
+//! Every decoder, with what a rude merchant may send: it answers.
+
+use proptest::prelude::*;
+use wirefuzz::{rude, text};
+
+use super::*;
+
+fn sound() -> proto::CreateChargeRequest {
+    proto::CreateChargeRequest {
+        charge_key: "order-1-charge".into(),
+        amount: Some(common::Money { currency_code: "EUR".into(), minor_units: 1_999 }),
+        payment_method: "pm_card_visa".into(),
+        receipt_email: "ada@example.com".into(),
+    }
+}
+
+#[test]
+fn the_sound_charge_is_accepted() {
+    assert!(ChargeCommand::try_from(sound()).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn a_charge_is_refused_or_is_of_something(request in rude(sound())) {
+        if let Ok(command) = ChargeCommand::try_from(request) {
+            prop_assert!(command.amount.minor_units() > 0);
+            prop_assert!((1..=255).contains(&command.key.chars().count()));
+        }
+    }
+
+    #[test]
+    fn the_other_decoders_answer_whatever_they_are_sent(
+        refund in rude(proto::RefundChargeRequest { charge_key: "a".into(), refund_key: "b".into() }),
+        list in rude(proto::ListChargesRequest { page_size: 5, page_token: "YQ".into() }), key in text("a"),
+    ) {
+        let _ = RefundCommand::try_from(refund);
+        let _ = Page::try_from(list);
+        let _ = charge_key(key);
+    }
+}

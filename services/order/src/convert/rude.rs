@@ -1,0 +1,112 @@
+//! Every decoder, with what a rude client may send: it answers, and what it accepts means what was said.
+
+use chassis::encode;
+use proptest::prelude::*;
+use wirefuzz::{rude, text};
+
+use super::*;
+
+const ID: &str = "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e";
+
+fn sound() -> proto::CreateOrderRequest {
+    proto::CreateOrderRequest {
+        request_id: ID.into(),
+        items: vec![
+            proto::OrderItem { sku: "MUG-BLUE".into(), quantity: 2 },
+            proto::OrderItem { sku: "TEA".into(), quantity: 1 },
+        ],
+        payment_method: "pm_card_visa".into(),
+        shipping_address: Some(common::Address {
+            recipient: "Ada".into(),
+            lines: vec!["Street 1".into()],
+            city: "Berlin".into(),
+            postal_code: "10115".into(),
+            country_code: "DE".into(),
+        }),
+        contact_email: "ada@example.com".into(),
+        expected_total: Some(common::Money { currency_code: "EUR".into(), minor_units: 5 }),
+    }
+}
+
+/// The message that says what a command says.
+fn said(command: &CreateOrder) -> proto::CreateOrderRequest {
+    let Address { recipient, lines, city, postal_code, country_code } = command.address.clone();
+    proto::CreateOrderRequest {
+        request_id: command.request_id.to_string(),
+        items: command
+            .items
+            .iter()
+            .map(|(sku, quantity)| proto::OrderItem {
+                sku: sku.clone(),
+                quantity: i32::try_from(*quantity).expect("it was one"),
+            })
+            .collect(),
+        payment_method: command.payment_method.clone().into_inner(),
+        shipping_address: Some(common::Address { recipient, lines, city, postal_code, country_code }),
+        contact_email: command.contact_email.clone(),
+        expected_total: command.expected_total.map(encode::money),
+    }
+}
+
+fn is_sound(command: &CreateOrder) {
+    assert!((1..=MAX_ITEMS).contains(&command.items.len()));
+    assert!(command.items.iter().all(|(_, quantity)| (1..=999).contains(quantity)));
+    let again = create_order(said(command)).expect("what was accepted is accepted again");
+    assert_eq!((again.request_id, again.fingerprint()), (command.request_id, command.fingerprint()));
+}
+
+#[test]
+fn the_sound_order_is_accepted() {
+    is_sound(&create_order(sound()).expect("it is sound"));
+}
+
+proptest! {
+    #[test]
+    fn an_order_is_refused_or_means_what_was_said(request in rude(sound())) {
+        match create_order(request) {
+            Ok(command) => is_sound(&command),
+            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
+        }
+    }
+
+    #[test]
+    fn an_orders_texts_may_be_anything(
+        id in text(ID), sku in text("MUG"), method in text("pm_card_visa"), email in text("a@b.de"), country in text("DE"),
+        quantity in any::<i32>(),
+    ) {
+        let mut request = proto::CreateOrderRequest { request_id: id, payment_method: method, contact_email: email, ..sound() };
+        request.items.push(proto::OrderItem { sku, quantity });
+        if let Some(address) = &mut request.shipping_address {
+            address.country_code = country;
+        }
+        if let Ok(command) = create_order(request) {
+            is_sound(&command);
+        }
+    }
+
+    #[test]
+    fn the_other_decoders_answer_whatever_they_are_sent(
+        list in rude(proto::ListOrdersRequest { state: 1, page_size: 5, page_token: "MSBhIGI".into() }),
+        watch in rude(proto::WatchOrderRequest { order_id: ID.into(), after_version: 1 }),
+        adjust in rude(proto::AdjustStockRequest { request_id: ID.into(), sku: "MUG".into(), delta: 5, write_off: true }),
+        stock in rude(proto::BatchGetStockRequest { skus: vec!["MUG".into(), "TEA".into()] }),
+        id in text(ID), day in text("2026-03-02"),
+    ) {
+        if let Ok(list) = list_orders(Scope::All, &list) {
+            prop_assert!((1..=200).contains(&list.size));
+        }
+        if let Ok((_, after)) = watch_order(&watch) {
+            prop_assert!(after >= 0);
+        }
+        if let Ok(adjust) = adjust_stock(&adjust) {
+            prop_assert!(adjust.delta != 0);
+        }
+        if let Ok(skus) = skus(stock.skus) {
+            prop_assert!((1..=MAX_ITEMS).contains(&skus.len()));
+        }
+        if let Ok(read) = order_id(&id) {
+            prop_assert_eq!(read.to_string(), id.to_lowercase());
+        }
+        let _ = date(&day);
+    }
+}

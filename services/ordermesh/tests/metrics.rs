@@ -1,0 +1,102 @@
+//! What a collector gets: every metric that operators are promised, by OTLP, from a system of its own.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+/// Longer than two exports.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The metrics of the README, and whether each is a gauge.
+const PROMISED: [(&str, bool); 16] = [
+    ("rpc.server.call.duration", false),
+    ("rpc.client.call.duration", false),
+    ("ordermesh.orders", true),
+    ("ordermesh.orders.oldest_unfinished", true),
+    ("ordermesh.driver.in_flight", true),
+    ("ordermesh.payments.in_doubt", true),
+    ("ordermesh.payments.in_doubt.oldest", true),
+    ("ordermesh.outbox.events", true),
+    ("ordermesh.outbox.oldest", true),
+    ("ordermesh.outbox.refused", true),
+    ("ordermesh.events.lost", false),
+    ("db.client.connection.wait_time", false),
+    ("db.client.connection.count", true),
+    ("mesh.client.attempts", false),
+    ("mesh.client.retry.budget", true),
+    ("mesh.client.breakers.open", true),
+];
+
+/// (metric, is it a gauge).
+type Seen = BTreeSet<(String, bool)>;
+
+struct Collector(Arc<watch::Sender<Seen>>);
+
+#[tonic::async_trait]
+impl MetricsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let of_all = request.into_inner().resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
+        let metrics = of_all.flat_map(|scope| scope.metrics);
+        let seen: Vec<_> = metrics.map(|metric| (metric.name, matches!(metric.data, Some(Data::Gauge(_))))).collect();
+        self.0.send_modify(|all| all.extend(seen));
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+async fn collector() -> (SocketAddr, watch::Receiver<Seen>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (seen, watched) = watch::channel(Seen::new());
+    let service = MetricsServiceServer::new(Collector(Arc::new(seen)));
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    (address, watched)
+}
+
+fn free_port_base() -> u16 {
+    let start = 30_100 + u16::try_from(std::process::id() % 10).expect("small") * 100;
+    (start..32_000)
+        .step_by(1_000)
+        .find(|base| {
+            let ports = [101, 201, 301, 401, 501].into_iter().flat_map(|offset| [base + offset, base + 1_000 + offset]);
+            ports.into_iter().all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())
+        })
+        .expect("free ports")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_gets_every_metric_that_operators_are_promised() {
+    let (address, mut seen) = collector().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = free_port_base().to_string();
+    let mut system = Command::new(env!("CARGO_BIN_EXE_ordermesh"))
+        .args(["--instances", "1", "--user.bcrypt-cost", "4", "--port-base", &base, "--data-dir"])
+        .arg(folder.path().join("data"))
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    // The services look each other's keys up, and send their events: there are calls without a customer too.
+    let promised: Vec<(String, bool)> = PROMISED.iter().map(|(name, gauge)| ((*name).to_owned(), *gauge)).collect();
+    let all = seen.wait_for(|seen| promised.iter().all(|metric| seen.contains(metric)));
+    let came = tokio::time::timeout(PATIENCE, all).await.is_ok();
+    let _ = system.kill();
+    let _ = system.wait();
+    let seen = seen.borrow();
+    let missing: Vec<_> = promised.iter().filter(|metric| !seen.contains(*metric)).collect();
+    assert!(came && missing.is_empty(), "{missing:?} did not come; there were {seen:?}");
+}

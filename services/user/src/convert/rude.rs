@@ -1,0 +1,63 @@
+//! Every decoder, with what a rude client may send: it answers.
+
+use contracts::common::v1 as common;
+use proptest::prelude::*;
+use wirefuzz::{rude, text};
+
+use super::*;
+
+const ID: &str = "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e";
+
+fn registration() -> pb::RegisterRequest {
+    pb::RegisterRequest {
+        request_id: ID.into(),
+        email: "ada@example.com".into(),
+        password: "correct horse battery".into(),
+        display_name: "Ada".into(),
+    }
+}
+
+fn update() -> pb::UpdateProfileRequest {
+    let address = common::Address {
+        recipient: "Ada".into(),
+        lines: vec!["Street 1".into()],
+        city: "Berlin".into(),
+        postal_code: "10115".into(),
+        country_code: "DE".into(),
+    };
+    let profile = pb::Profile { display_name: "Ada".into(), address: Some(address), ..Default::default() };
+    let paths = vec!["display_name".into(), "address".into()];
+    pb::UpdateProfileRequest { profile: Some(profile), update_mask: Some(prost_types::FieldMask { paths }) }
+}
+
+#[test]
+fn the_sound_messages_are_accepted() {
+    assert!(Registration::try_from(registration()).is_ok());
+    assert!(profile_change(update()).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn a_registration_is_refused_or_keeps_the_rules(request in rude(registration())) {
+        match Registration::try_from(request) {
+            Ok(made) => {
+                prop_assert!(made.email.contains('@') && !made.display_name.is_empty());
+                prop_assert!(made.display_name.chars().count() <= MAX_DISPLAY_NAME);
+            }
+            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
+        }
+    }
+
+    #[test]
+    fn the_other_decoders_answer_whatever_they_are_sent(
+        update in rude(update()), email in text("ada@example.com"), password in text("correct horse battery"),
+        token in text("AAAA"),
+    ) {
+        let _ = profile_change(update);
+        let _ = login(pb::LoginRequest { email, password: password.clone() });
+        let _ = password_change(pb::ChangePasswordRequest { current_password: password.clone(), new_password: password });
+        if let Ok(read) = refresh_token(&token) {
+            prop_assert_eq!(read.expose(), token, "a token has one spelling");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! For tests of decoders: messages as a rude client might send them, by proptest. Any bytes that are a message at all; and a sound
+//! message with some of its bytes changed, cut out or doubled, which comes much further.
+//!
+//! These are the bodies that a coverage-guided fuzzer would run; that needs a nightly toolchain, and these run everywhere.
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use prost::Message;
+
+/// What is done to a sound message's bytes.
+#[derive(Clone, Debug)]
+enum Change {
+    Set(Index, u8),
+    Cut(Index, u8),
+    Double(Index, u8),
+    Insert(Index, Vec<u8>),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Change::Set(at, byte)),
+        1 => (any::<Index>(), 1_u8..20).prop_map(|(at, count)| Change::Cut(at, count)),
+        1 => (any::<Index>(), 1_u8..60).prop_map(|(at, count)| Change::Double(at, count)),
+        1 => (any::<Index>(), prop::collection::vec(any::<u8>(), 1..20)).prop_map(|(at, new)| Change::Insert(at, new)),
+    ]
+}
+
+fn apply(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
+    for change in changes {
+        if bytes.is_empty() {
+            return bytes;
+        }
+        let range = |at: &Index, count: u8| {
+            let start = at.index(bytes.len());
+            start..(start + usize::from(count)).min(bytes.len())
+        };
+        match change {
+            Change::Set(at, byte) => {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            Change::Cut(at, count) => drop(bytes.drain(range(at, *count))),
+            Change::Double(at, count) => bytes.extend_from_within(range(at, *count)),
+            Change::Insert(at, new) => {
+                let at = at.index(bytes.len());
+                bytes.splice(at..at, new.iter().copied());
+            }
+        }
+    }
+    bytes
+}
+
+/// Messages like this one, and unlike it; what cannot be read as one at all is left out.
+pub fn rude<M: Message + Default + std::fmt::Debug + Clone + 'static>(sound: M) -> impl Strategy<Value = M> {
+    let bytes = sound.encode_to_vec();
+    let changed = prop::collection::vec(change(), 0..6).prop_map(move |changes| apply(bytes.clone(), &changes));
+    let any = prop::collection::vec(any::<u8>(), 0..200);
+    let read = |bytes: Vec<u8>| M::decode(bytes.as_slice()).ok();
+    prop_oneof![9 => changed, 1 => any].prop_filter_map("not a message", read)
+}
+
+/// A text that a field may hold: sound now and then, odd mostly.
+pub fn text(sound: &'static str) -> impl Strategy<Value = String> {
+    prop_oneof![
+        3 => Just(sound.to_owned()),
+        3 => any::<String>(),
+        1 => Just(String::new()),
+        1 => "[\\x00-\\x1f\u{202e}\u{feff}]{1,5}",
+        1 => (250_usize..2_100).prop_map(|length| "x".repeat(length)),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn changed_bytes_are_never_out_of_bounds(changes in prop::collection::vec(change(), 0..20)) {
+            let changed = apply(vec![1, 2, 3, 4], &changes);
+            prop_assert!(changed.len() < 4 + 20 * 60 * 20);
+        }
+    }
+}
