@@ -118,7 +118,7 @@ pub struct Settings {
     /// Continue the trace of a client's `traceparent` instead of only linking to it
     #[arg(long, env = "ORDERMESH_TRUST_CLIENT_TRACE_CONTEXT")]
     pub trust_client_trace_context: bool,
-    /// Most bytes that requests in flight may take, four times their size on the wire; no limit when not set
+    /// Most bytes that requests in flight may take, four times their size on the wire [default: a quarter of the control group's limit, or of the machine's memory]
     #[arg(long, env = "ORDERMESH_MEMORY_BUDGET", value_name = "BYTES")]
     pub memory_budget: Option<ByteSize>,
     /// Most bytes of one message

@@ -35,14 +35,17 @@ impl ClientMetrics {
         let meter = meter();
         let counter = |name, about| meter.u64_counter(name).with_description(about).build();
         let level = |name, about| meter.i64_up_down_counter(name).with_description(about).build();
-        Self {
+        let metrics = Self {
             target: KeyValue::new(TARGET, target),
             attempts: counter("mesh.client.attempts", "Attempts that were sent to an instance"),
             retries: counter("mesh.client.retries", "Attempts after the first, by what the one before failed of"),
             refusals: counter("mesh.client.refusals", "Calls and retries that the client itself refused, by cause"),
             ready: level("mesh.client.endpoints.ready", "Instances that are connected"),
             shut: level("mesh.client.breakers.open", "Instances that are out of rotation for their failures"),
-        }
+        };
+        // There from the start: what is alerted on must be seen to be 0.
+        metrics.shut.add(0, std::slice::from_ref(&metrics.target));
+        metrics
     }
 
     /// The labels of an instance.

@@ -233,7 +233,7 @@ impl Ground {
                 break report;
             }
         };
-        verify::acknowledged(&options, &load.acknowledged(), &mut report).await?;
+        sources.check_acknowledged(&load.acknowledged(), &mut report).await?;
         report.expect_rest();
         supervisor.stop().await;
         Ok(report)

@@ -26,7 +26,7 @@ use crate::load::customer::{Account, Shop};
 pub(crate) use crate::load::mix::Mix;
 use crate::load::pace::{Amount, Pace};
 pub(crate) use crate::load::seen::Seen;
-use crate::promises::Report;
+use crate::promises::{Report, Sources};
 use crate::system::{Place, System};
 use crate::verify;
 
@@ -83,6 +83,9 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         Some(rate) => Pace::Open { rate },
         None => Pace::Closed { customers: options.customers },
     };
+    // Before anything is loaded: stores that are not there are better missed now.
+    let check = verify::Options::of(options.place.clone(), options.stores.clone());
+    let sources = if options.no_verify { None } else { Some(verify::sources(&check).await?) };
     println!("{pace}, mix {}, seed {seed}", options.mix);
     let load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;
     let orders = options.orders.or_else(|| options.duration.is_none().then_some(5_000));
@@ -96,7 +99,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     stop.cancel();
     // Both end with the token.
     let _ = tokio::join!(watching, logins);
-    let report = if options.no_verify { None } else { Some(verified(&options, &load).await?) };
+    let report = match sources {
+        Some(sources) => Some(verified(&sources, &load).await?),
+        None => None,
+    };
     let summary = load.seen.summary(took);
     println!("{summary}");
     if let Some(report) = &report {
@@ -111,10 +117,9 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 }
 
 /// The promises, once what is on its way has arrived.
-async fn verified(options: &Options, load: &Load) -> Result<Report, Error> {
-    let options = verify::Options::of(options.place.clone(), options.stores.clone());
-    let mut report = verify::sources(&options).await?.settled(Duration::from_secs(30)).await?;
-    verify::acknowledged(&options, &load.seen.acknowledged(), &mut report).await?;
+async fn verified(sources: &Sources, load: &Load) -> Result<Report, Error> {
+    let mut report = sources.settled(Duration::from_secs(30)).await?;
+    sources.check_acknowledged(&load.acknowledged(), &mut report).await?;
     Ok(report)
 }
 

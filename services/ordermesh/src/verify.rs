@@ -8,7 +8,7 @@ use chassis::DatabaseUrl;
 use chassis::settings::duration;
 use clap::Args;
 use data::audit::StoredEvents;
-use kernel::{Clock, OrderId, SystemClock};
+use kernel::{Clock, SystemClock};
 use payment::ports::GrpcGateway;
 use storage::Database;
 use user::audit::Sessions;
@@ -145,15 +145,6 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let report = sources(&options).await?.check().await?;
     print!("{report}");
     verdict(&report)
-}
-
-/// Promise 1 begins with the acknowledgement: every order that a customer was told of is there.
-///
-/// # Errors
-/// The Order Service's store cannot be read.
-pub(crate) async fn acknowledged(options: &Options, orders: &[OrderId], report: &mut Report) -> Result<(), Error> {
-    let sources = sources(options).await?;
-    Ok(sources.check_acknowledged(orders, report).await?)
 }
 
 /// # Errors

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The metrics of the README, and whether each is a gauge.
-const PROMISED: [(&str, bool); 16] = [
+const PROMISED: [(&str, bool); 17] = [
     ("rpc.server.call.duration", false),
     ("rpc.client.call.duration", false),
     ("ordermesh.orders", true),
@@ -35,7 +35,8 @@ const PROMISED: [(&str, bool); 16] = [
     ("db.client.connection.count", true),
     ("mesh.client.attempts", false),
     ("mesh.client.retry.budget", true),
-    ("mesh.client.breakers.open", true),
+    ("mesh.client.breakers.open", false),
+    ("mesh.server.permits.used", false),
 ];
 
 /// (metric, is it a gauge).

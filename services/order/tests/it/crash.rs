@@ -183,7 +183,7 @@ async fn a_death_on_a_file_is_survived_as_one_in_memory() {
 async fn an_order_that_lies_in(state: State, cancels: bool) {
     let world = World::new().await;
     let id = world.abandoned_order().await;
-    let key = format!("X'{}'", id.as_uuid().simple());
+    let key = world.literal(id);
     world.payments.ledger.lock().expect("not poisoned").insert(id, Ledger::Charged);
     let version = if state == State::Paid { 2 } else { 3 };
     let execute = |sql: String| {

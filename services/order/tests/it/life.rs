@@ -187,7 +187,7 @@ async fn only_one_of_two_instances_gets_an_order() {
 async fn an_order_that_cannot_be_read_does_not_keep_others_from_being_driven() {
     let world = World::new().await;
     let (broken, sound) = (world.abandoned_order().await, world.abandoned_order().await);
-    let sql = format!("UPDATE orders SET address = '{{' WHERE order_id = X'{}'", broken.as_uuid().simple());
+    let sql = format!("UPDATE orders SET address = '{{' WHERE order_id = {}", world.literal(broken));
     sea_orm::ConnectionTrait::execute_unprepared(world.db.read(), &sql).await.expect("it is broken");
     world.clock.advance(LEASE);
     assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 1);

@@ -281,6 +281,14 @@ impl World {
         panic!("orders are still due after {most} rounds");
     }
 
+    /// An order's id as SQL has it.
+    pub(crate) fn literal(&self, id: OrderId) -> String {
+        match self.db.backend() {
+            storage::Backend::Sqlite => format!("X'{}'", id.as_uuid().simple()),
+            storage::Backend::Postgres => format!("'{id}'"),
+        }
+    }
+
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
     }
