@@ -42,13 +42,15 @@ pub struct ClientConfig {
     pub connections: usize,
     /// TLS; without it, connections are plain.
     pub tls: Option<ClientTls>,
+    /// Are calls that failed tried again where the contract allows it? Not for who wants to see each refusal.
+    pub retries: bool,
 }
 
 impl ClientConfig {
-    /// Without credentials, events or TLS, and with one connection to each instance.
+    /// With retries and one connection to each instance; without credentials, events or TLS.
     pub fn new(target: &'static str, addresses: impl Into<Addresses>, policies: PolicyTable) -> Self {
         let (addresses, credentials) = (addresses.into(), Credentials::None);
-        Self { target, addresses, policies, credentials, events: None, connections: 1, tls: None }
+        Self { target, addresses, policies, credentials, events: None, connections: 1, tls: None, retries: true }
     }
 }
 
@@ -66,7 +68,7 @@ pub fn client(config: ClientConfig) -> Channel {
     let chance: Arc<dyn Chance> = Arc::new(SystemChance);
     let fleet = fleet(&config, chance.clone(), metrics.clone());
     metrics.observe(Arc::downgrade(&budget), Arc::downgrade(&fleet));
-    let retrying = RetryConfig { policies: config.policies, budget, chance, metrics };
+    let retrying = RetryConfig { policies: config.policies, is_on: config.retries, budget, chance, metrics };
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()

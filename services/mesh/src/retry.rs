@@ -40,6 +40,8 @@ const BACKOFF_AT_MOST: Duration = Duration::from_secs(1);
 /// What the layer knows.
 pub(crate) struct RetryConfig {
     pub(crate) policies: PolicyTable,
+    /// Off: what failed is the answer. What was never begun goes to another instance all the same.
+    pub(crate) is_on: bool,
     pub(crate) budget: Arc<Budget>,
     pub(crate) chance: Arc<dyn Chance>,
     pub(crate) metrics: Arc<ClientMetrics>,
@@ -163,16 +165,16 @@ impl Call {
         let operation = request.extensions().get::<Operation>().cloned();
         Self {
             attempts: Attempts::begin(operation.clone()),
-            config,
             operation,
             is_unary: unary.is_some(),
-            may_repeat: unary.is_some_and(may_repeat),
+            may_repeat: config.is_on && unary.is_some_and(may_repeat),
             // Asked here: the task that makes the call is the one that serves the other.
             is_left_to_caller: serves_a_retry(),
             until: request.extensions().get::<Until>().copied(),
             previous: 0,
             transparent: 0,
             visited: Visited::default(),
+            config,
         }
     }
 

@@ -43,9 +43,14 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::with_retries(true)
+    }
+
+    fn with_retries(is_on: bool) -> Self {
         let (mock, instances): (Mock<Request, Response>, _) = pair();
         let budget = Arc::new(Budget::new());
         let config = RetryConfig {
+            is_on,
             policies: POLICIES,
             budget: budget.clone(),
             chance: Arc::new(Always(1.0)),
@@ -145,6 +150,14 @@ async fn a_call_that_may_do_something_twice_is_not_repeated() {
     let call = world.call(WRITE);
     world.attempt().await.1.send_response(refused(Code::Unavailable));
     assert_eq!(world.code(call).await, Code::Unavailable, "refused by the instance");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_no_retries_gets_each_refusal() {
+    let mut world = World::with_retries(false);
+    let call = world.call(READ);
+    world.attempt().await.1.send_response(refused(Code::Unavailable));
+    assert_eq!(world.code(call).await, Code::Unavailable);
 }
 
 #[tokio::test(start_paused = true)]

@@ -111,7 +111,8 @@ async fn channel(service: Service, port_base: u16) -> Result<Channel, Error> {
 }
 
 fn client(service: Service, addresses: Vec<String>) -> Channel {
-    mesh::client(ClientConfig::new(service.name(), addresses, contracts::POLICIES))
+    // A person sees each refusal, and decides himself whether to ask again.
+    mesh::client(ClientConfig { retries: false, ..ClientConfig::new(service.name(), addresses, contracts::POLICIES) })
 }
 
 /// A request as a person sends it, in a trace of their own when one is given.
