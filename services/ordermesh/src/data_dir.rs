@@ -5,11 +5,16 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Error;
 
 /// The account of the first start.
 pub(crate) const OPERATOR_EMAIL: &str = "operator@ordermesh.local";
+
+/// How often, and after which pause, the folder's lock is tried.
+const LOCK_TRIES: u32 = 20;
+const LOCK_AGAIN: Duration = Duration::from_millis(15);
 
 /// The folder of a system.
 #[derive(Clone, Debug)]
@@ -43,7 +48,7 @@ impl DataDir {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file(path, "made"))?;
         let path = path.canonicalize().map_err(file(path, "found"))?;
         let lock = fs::File::create(path.join(".lock")).map_err(file(&path, "locked"))?;
-        if lock.try_lock().is_err() {
+        if !is_locked(&lock) {
             return Err(Error::Usage(format!(
                 "a system runs on {} already; end it, or choose another --data-dir (and --port-base)",
                 path.display()
@@ -89,6 +94,17 @@ impl DataDir {
             Err(source) => Err(Error::File { path, deed: "written", source }),
         }
     }
+}
+
+/// Locks it for this process. A child that has just been forked off holds all locks of its parent until it is its own
+/// program: so more than one try.
+fn is_locked(file: &fs::File) -> bool {
+    (0..LOCK_TRIES).any(|attempt| {
+        if attempt > 0 {
+            std::thread::park_timeout(LOCK_AGAIN);
+        }
+        file.try_lock().is_ok()
+    })
 }
 
 /// Where the first operator's e-mail and password are.

@@ -30,7 +30,7 @@ const MOST_TRIES: u32 = 6;
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_CAP: Duration = Duration::from_secs(1);
 /// Within this a customer who cancels does so.
-const SECOND_THOUGHTS_MS: u64 = 300;
+const SECOND_THOUGHTS_MS: u64 = 40;
 /// How many there are of what customers fight for.
 const FEW: i64 = 50;
 
