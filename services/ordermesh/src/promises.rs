@@ -27,7 +27,7 @@ pub mod case;
 pub mod report;
 
 use case::Case;
-pub use report::{Promise, Report, Violation};
+pub use report::{Gauges, Promise, Report, Violation};
 
 /// How many orders are read at a time.
 const PAGE: u64 = 500;
@@ -124,6 +124,33 @@ impl Sources {
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+
+    /// What operators see.
+    ///
+    /// # Errors
+    /// A store could not be read.
+    pub async fn gauges(&self) -> Result<Gauges, Unchecked> {
+        let (by_state, since) = self.orders.unfinished().await?;
+        let now = self.orders.now().await?;
+        let of = |is_attention: bool| -> i64 {
+            let attention = order::lifecycle::State::NeedsAttention.name();
+            let counted = by_state.iter().filter(|(state, _)| (state == attention) == is_attention);
+            counted.map(|(_, count)| count).sum()
+        };
+        let mut gauges = Gauges {
+            unfinished: of(false),
+            oldest_unfinished_s: since.map_or(0, |since| now.since(since).as_secs()),
+            needs_attention: of(true),
+            in_doubt: self.payments.in_doubt().await?.count,
+            ..Gauges::default()
+        };
+        for outbox in &self.outboxes {
+            let backlog = outbox.backlog().await?;
+            gauges.waiting += backlog.waiting;
+            gauges.refused += backlog.refused;
+        }
+        Ok(gauges)
     }
 
     /// Promise 1, for orders that customers were told of: each of them is there.

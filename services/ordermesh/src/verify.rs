@@ -142,8 +142,10 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
 /// # Errors
 /// Something could not be read, or a promise is broken.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
-    let report = sources(&options).await?.check().await?;
+    let sources = sources(&options).await?;
+    let report = sources.check().await?;
     print!("{report}");
+    println!("{}", sources.gauges().await?);
     verdict(&report)
 }
 

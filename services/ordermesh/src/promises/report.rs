@@ -123,6 +123,34 @@ impl Report {
     }
 }
 
+/// What operators' gauges tell, by the very queries of the gauges.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Gauges {
+    /// Orders that something is owed to (`ordermesh.orders`).
+    pub unfinished: i64,
+    /// How long the oldest of them has been so, in seconds (`ordermesh.orders.oldest_unfinished`).
+    pub oldest_unfinished_s: u64,
+    /// Orders in NEEDS_ATTENTION (`ordermesh.orders`).
+    pub needs_attention: i64,
+    /// Payments in doubt (`ordermesh.payments.in_doubt`).
+    pub in_doubt: i64,
+    /// Events that wait to be sent (`ordermesh.outbox.events`).
+    pub waiting: i64,
+    /// Events that the store refused (`ordermesh.outbox.refused`).
+    pub refused: i64,
+}
+
+impl fmt::Display for Gauges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { unfinished, oldest_unfinished_s, needs_attention, in_doubt, waiting, refused } = self;
+        write!(
+            f,
+            "gauges     {unfinished} unfinished, the oldest for {oldest_unfinished_s} s; {needs_attention} need attention; \
+             {in_doubt} payments in doubt; {waiting} events wait, {refused} refused"
+        )
+    }
+}
+
 /// As `ordermesh verify` prints it.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
