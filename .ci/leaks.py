@@ -45,7 +45,8 @@ def customer_with_secrets(system):
     order = system.order(token, token_of_payment)
     system.until_final(order["orderId"], token)
     secrets = {
-        "a password": PASSWORD, "a new password": PASSWORD + "-new", "a payment token": token_of_payment,
+        "the demonstration's password": "correct horse battery", "the demonstration's payment token": "pm_card_visa",
+        "another of its payment tokens": "pm_gateway_answerLost", "a password": PASSWORD, "a new password": PASSWORD + "-new", "a payment token": token_of_payment,
         "an access token": token, "an access token's signature": token.rsplit(".", 1)[1],
         "a refresh token": session["refreshToken"], "a later refresh token": renewed["refreshToken"]}
     return email, order["orderId"], secrets, "\n".join(errors)

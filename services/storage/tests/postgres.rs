@@ -193,3 +193,21 @@ async fn the_connection_is_encrypted_and_the_server_checked_when_the_url_says_so
     let refused = open(&format!("{url}{}", other.display()), "tls").await.expect_err("somebody else's certificate");
     assert!(matches!(refused, Error::Connect(_)), "{refused:?} after {:?}", began.elapsed());
 }
+
+#[tokio::test]
+async fn a_serialization_failure_is_tried_again() {
+    let Some(place) = testdb::postgres() else { return };
+    let schema = place.schema.expect("PostgreSQL has schemas");
+    let db = open(&place.url, &schema).await.expect("a database");
+    // A sequence forgets nothing when its transaction is rolled back: it counts the tries.
+    let refuse_twice = "CREATE FUNCTION refuse_twice() RETURNS BIGINT LANGUAGE plpgsql AS $$ \
+         DECLARE n BIGINT := nextval('tries'); \
+         BEGIN IF n < 3 THEN RAISE EXCEPTION 'on purpose' USING ERRCODE = '40001'; END IF; RETURN n; END $$";
+    for sql in ["CREATE SEQUENCE tries", refuse_twice] {
+        execute(&db, sql, vec![]).await.expect("it is made");
+    }
+    execute(&db, "INSERT INTO t (n, v) SELECT 7, refuse_twice()", vec![]).await.expect("the third try is let through");
+    let select = Statement::from_string(db.read().get_database_backend(), "SELECT v AS count FROM t WHERE n = 7");
+    let tries = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("committed once");
+    assert_eq!(tries.count, 3);
+}
