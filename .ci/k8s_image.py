@@ -35,15 +35,15 @@ def base_tar():
 
 
 class Buildah:
-    """buildah with a store of its own, in a folder."""
+    """buildah with a store of its own, in a folder: plain copies (vfs), so that no mount is left over."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
 
     def __call__(self, *args):
         return run(
-            ["buildah", "--root", self.folder / "store", "--runroot", self.folder / "run", *args], seconds=600,
-            env={"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}).strip()
+            ["buildah", "--storage-driver", "vfs", "--root", self.folder / "store", "--runroot", self.folder / "run", *args], seconds=600,
+            env={"BUILDAH_ISOLATION": "chroot"}).strip()
 
 
 def build(folder):
