@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 
 from k8s_cluster import HOME, PROGRAM_IMAGE, run
-from system import BIN, ROOT, check
+from system import BIN, ROOT, Failed, check
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 MOST_BYTES = 25 * 1_000_000
@@ -40,7 +40,16 @@ class Buildah:
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def __call__(self, *args):
+    def __call__(self, *args, tries=3):
+        try:
+            return self.once(*args)
+        except Failed as failure:
+            # buildah copies itself into a sealed file before it starts a process; on a busy machine the kernel refuses that now and then.
+            if tries == 1 or "sealing memfd copy" not in str(failure):
+                raise
+            return self(*args, tries=tries - 1)
+
+    def once(self, *args):
         return run(
             ["buildah", "--storage-driver", "vfs", "--root", self.folder / "store", "--runroot", self.folder / "run", *args], seconds=600,
             env={"BUILDAH_ISOLATION": "chroot"}).strip()
