@@ -29,6 +29,7 @@ import golden  # noqa: E402
 import leaks  # noqa: E402
 import postgres  # noqa: E402
 import readme  # noqa: E402
+import rolling  # noqa: E402
 from system import BIN, CallError, Failed  # noqa: E402
 
 PARTS = {
@@ -37,6 +38,7 @@ PARTS = {
     "kill": crash.kill_each_service,
     "supervisor": crash.kill_the_supervisor,
     "port": crash.taken_port,
+    "rolling": rolling.run,
     "postgres": postgres.on_postgres,
     "away": postgres.goes_away,
     "secrets": leaks.run,

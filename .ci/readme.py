@@ -210,7 +210,10 @@ def start(block, shell_env, cwd):
     """Starts the block's command, which runs until it is told to end."""
     commands = [line for line in block.code.splitlines() if line and not line.startswith("#")]
     check(len(commands) == 1, f"README line {block.line}: one command that goes on")
-    system = System(command=["bash", "-c", f"exec {commands[0]}"], cwd=cwd, data_dir=Path(cwd) / "data", port_base=PORT_BASE, env=shell_env)
+    flags = dict(re.findall(r"--(port-base|data-dir) (\S+)", commands[0]))
+    system = System(
+        command=["bash", "-c", f"exec {commands[0]}"], cwd=cwd, data_dir=Path(cwd) / flags.get("data-dir", "data"),
+        port_base=int(flags.get("port-base", PORT_BASE)), env=shell_env)
     # Building it is part of the command, for a stranger and here.
     return system.start(seconds=1800, until=block.background_until)
 
@@ -239,15 +242,15 @@ def run():
     taken = [PORT_BASE + offset + n for offset in OFFSETS.values() for n in (1, 2) if not is_free(PORT_BASE + offset + n)]
     check(not taken, f"the README's own ports are free: {taken} are taken")
     folder, cwd, env = place()
-    shell, system = Shell(cwd, env), None
+    shell, systems = Shell(cwd, env), []
     try:
         for part in parts:
             began = time.monotonic()
             if isinstance(part, Row):
-                run_row(part, shell, system)
+                run_row(part, shell, systems[0])
                 print(f"  {part.cause}: {part.state} {part.reason} ({time.monotonic() - began:.1f} s)", flush=True)
             elif part.background_until:
-                system = start(part, env, cwd)
+                systems.append(start(part, env, cwd))
                 print(f"  line {part.line}: {part.code.strip()} (ready after {time.monotonic() - began:.1f} s)", flush=True)
             elif not part.skipped and not part.code.startswith("cargo test"):
                 output, status = shell.run(part.code)
@@ -256,18 +259,20 @@ def run():
                 check(status == 0, f"a block that ends well; {where}")
                 check(not missing, f"{missing} in the output; {where}")
                 print(f"  line {part.line}: {part.code.strip().splitlines()[0][:90]} ({time.monotonic() - began:.1f} s)", flush=True)
-        check(system, "the README starts the system")
-        code = system.stop()
-        check(code == 0, f"SIGTERM ends it with 0, not {code}")
+        check(systems, "the README starts the system")
+        for system in systems:
+            code = system.stop()
+            check(code == 0, f"SIGTERM ends it with 0, not {code}")
         return f"{len(parts) - len(rows)} blocks, {len(rows)} rows of the table of failures"
     except (Failed, CallError):
-        if system:
+        for system in systems:
             print("--- the system's last lines:", *system.lines[-20:], "---", sep="\n")
         raise
     finally:
         shell.close()
-        if system:
+        for system in systems:
             system.kill()
+        if systems:
             shutil.rmtree(cwd / "data", ignore_errors=True)
         if folder:
             folder.cleanup()

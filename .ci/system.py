@@ -95,9 +95,9 @@ def documents(text):
     return found
 
 
-def grpc_all(port, method, message, token=None, headers=(), seconds=60):
+def grpc_all(port, method, message, token=None, headers=(), seconds=60, roots=None):
     """Every message of the answer."""
-    command = ["grpcurl", "-plaintext", "-format-error", "-max-time", str(seconds)]
+    command = ["grpcurl", *(["-cacert", str(roots)] if roots else ["-plaintext"]), "-format-error", "-max-time", str(seconds)]
     if token:
         command += ["-H", f"authorization: Bearer {token}"]
     for header in headers:

@@ -25,6 +25,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Certificate, key or roots.
+    #[error("TLS cannot be used")]
+    Tls(#[from] mesh::tls::Error),
     /// The ledger cannot be opened or migrated.
     #[error("the ledger cannot be opened")]
     Ledger(#[from] storage::Error),

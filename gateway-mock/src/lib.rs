@@ -32,6 +32,8 @@ use std::time::Duration;
 use contracts::gateway::v1::payment_gateway_service_server::{PaymentGatewayServiceServer, SERVICE_NAME};
 use kernel::{SystemClock, SystemIds};
 use mesh::Secret;
+use mesh::tls::{Files, Identity};
+use storage::Database;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +47,8 @@ use crate::store::Store;
 
 /// The greatest request: keys, an amount, a token and an e-mail address are far below it.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// How often it looks whether its certificate was renewed.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The gateway's settings: each a flag and an environment variable.
 #[derive(clap::Args, Clone, Debug)]
@@ -76,9 +80,27 @@ pub struct Config {
     /// Calls go on in the caller's trace: for local runs, to see both sides in one trace.
     #[arg(long, env = "GATEWAY_TRUST_CLIENT_TRACE_CONTEXT", action = clap::ArgAction::Set, default_value_t = false)]
     pub trust_client_trace_context: bool,
-    /// How long calls may go on after the end was asked for, in milliseconds.
+    /// PEM file of the gateway's certificate: TLS when it is set.
+    #[arg(long, env = "GATEWAY_TLS_CERT", requires_all = ["tls_key", "tls_ca"])]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of its private key.
+    #[arg(long, env = "GATEWAY_TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file of the roots that merchants' certificates must lead to, when they show one.
+    #[arg(long, env = "GATEWAY_TLS_CA", requires = "tls_cert")]
+    pub tls_ca: Option<PathBuf>,
+    /// What SPIFFE names in certificates begin with.
+    #[arg(long, env = "GATEWAY_TRUST_DOMAIN", default_value = "ordermesh.local")]
+    pub trust_domain: String,
+    /// How long all is served as before after the end was asked for, while others notice, in milliseconds.
+    #[arg(long, env = "GATEWAY_DRAIN_NOTICE_MS", default_value_t = 0)]
+    pub drain_notice_ms: u64,
+    /// How long calls may go on after that, in milliseconds.
     #[arg(long, env = "GATEWAY_DRAIN_TIMEOUT_MS", default_value_t = 5_000)]
     pub drain_timeout_ms: u64,
+    /// Bring the ledger's schema up to date, and end.
+    #[arg(long, env = "GATEWAY_MIGRATE_ONLY")]
+    pub migrate_only: bool,
     /// Faults on purpose.
     #[command(flatten)]
     pub faults: FaultSettings,
@@ -117,6 +139,26 @@ impl Config {
         }
         Ok(Secret::new(key))
     }
+
+    fn identity(&self) -> Result<Option<Identity>, Error> {
+        let (Some(certificate), Some(key), Some(roots)) = (&self.tls_cert, &self.tls_key, &self.tls_ca) else {
+            return Ok(None);
+        };
+        let files = Files { certificate: certificate.clone(), key: key.clone(), roots: roots.clone() };
+        Ok(Some(Identity::load(files, &self.trust_domain, Arc::new(SystemClock))?))
+    }
+}
+
+/// The ledger, with its schema up to date: in a schema of its own, for databases that are shared.
+///
+/// # Errors
+/// It cannot be opened or migrated.
+pub async fn open_ledger(config: &Config) -> Result<Database, Error> {
+    let schema = (!config.database_url.0.starts_with("sqlite:")).then(|| error::SERVICE.to_owned());
+    let options = storage::Options { schema, ..storage::Options::default() };
+    let database = Database::connect(&config.database_url.0, &options).await?;
+    database.migrate(migration::MIGRATIONS).await?;
+    Ok(database)
 }
 
 /// Serves until `shutdown`, then drains. Ready once the ledger's schema is up to date.
@@ -130,17 +172,17 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let api_key = config.api_key()?;
+    let identity = config.identity()?;
+    if let Some(identity) = identity.clone() {
+        tokio::spawn(identity.follow(CERTIFICATE_INTERVAL, shutdown.clone()));
+    }
     // Dropped on every way out: the admin listener ends with the server, not before its drain is over.
     let stop_admin = CancellationToken::new();
     let _stop_admin = stop_admin.clone().drop_guard();
     let (ready, readiness) = watch::channel(false);
     tokio::spawn(mesh::serve_admin(admin_listener, readiness.clone(), stop_admin));
 
-    // A schema of its own, for databases that are shared.
-    let schema = (!config.database_url.0.starts_with("sqlite:")).then(|| error::SERVICE.to_owned());
-    let options = storage::Options { schema, ..storage::Options::default() };
-    let database = storage::Database::connect(&config.database_url.0, &options).await?;
-    database.migrate(migration::MIGRATIONS).await?;
+    let database = open_ledger(&config).await?;
     let gateway =
         Gateway::new(Store::new(database), Faults::new(config.faults), Arc::new(SystemClock), Arc::new(SystemIds));
     let routes = Routes::new(
@@ -149,10 +191,12 @@ pub async fn run(
     let gatekeeper = mesh::Gatekeeper::new(contracts::POLICIES);
     let server = mesh::server(
         mesh::ServerConfig {
+            tls: identity.as_ref().map(Identity::server),
             descriptors: &[contracts::DESCRIPTORS],
             health_services: &[SERVICE_NAME],
             max_message_bytes: MAX_MESSAGE_BYTES,
             trust_client_trace_context: config.trust_client_trace_context,
+            drain_notice: Duration::from_millis(config.drain_notice_ms),
             drain_timeout: Duration::from_millis(config.drain_timeout_ms),
             ..mesh::ServerConfig::new(error::SERVICE, contracts::POLICIES, gatekeeper)
         },

@@ -35,6 +35,9 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(config: Config) -> Result<(), Error> {
+    if config.migrate_only {
+        return gateway_mock::open_ledger(&config).await.map(|_| ());
+    }
     let telemetry = Telemetry::install(&telemetry::Settings {
         service: "gateway".to_owned(),
         instance: config.instance.clone(),

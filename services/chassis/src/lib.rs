@@ -25,8 +25,8 @@ pub mod start;
 pub use decode::{Fields, Invalid};
 pub use fingerprint::Fingerprint;
 pub use page::PageToken;
-pub use settings::{ByteSize, DatabaseSettings, DatabaseUrl, OrderPeer, PaymentPeer, Settings, UserPeer};
-pub use start::{Chassis, Error, open_database};
+pub use settings::{ByteSize, DatabaseSettings, DatabaseUrl, OrderPeer, PaymentPeer, Settings, TlsSettings, UserPeer};
+pub use start::{Chassis, Error, Served, open_database};
 
 /// The kind of refusal that a database error is for the caller.
 pub fn storage_kind(error: &storage::Error) -> mesh::Kind {

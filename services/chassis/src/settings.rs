@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use mesh::{Addresses, Quota};
+
 /// The URL of a database. It may carry a password: Debug shows nothing of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DatabaseUrl(String);
@@ -79,6 +81,31 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// How often one caller may call: `20/s`, `100/m`, `1000/h`.
+///
+/// # Errors
+/// A text of another form, said so.
+pub fn quota(text: &str) -> Result<Quota, String> {
+    let wrong = || "not a quota; examples are 20/s, 100/m, 1000/h".to_owned();
+    let (calls, per) = text.split_once('/').ok_or_else(wrong)?;
+    let calls = calls.parse().ok().filter(|calls| *calls > 0).ok_or_else(wrong)?;
+    let seconds = match per {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => return Err(wrong()),
+    };
+    Ok(Quota { calls, per: Duration::from_secs(seconds) })
+}
+
+/// A number of calls, streams or connections.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1_000_000) => Ok(count),
+        Ok(_) | Err(_) => Err("1 to 1000000".to_owned()),
+    }
+}
+
 /// Settings that every service has.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Settings {
@@ -97,18 +124,15 @@ pub struct Settings {
     /// The service's own database.
     #[command(flatten)]
     pub database: DatabaseSettings,
-    /// File with the secret that services on one machine share; for loopback listeners only [default: DATA_DIR/mesh.secret]
-    #[arg(long, env = "ORDERMESH_MESH_SECRET_FILE", value_name = "FILE")]
+    /// Who this process is, by certificate.
+    #[command(flatten)]
+    pub tls: TlsSettings,
+    /// File with the secret that services on one machine share instead of certificates; for loopback listeners only [default: DATA_DIR/mesh.secret]
+    #[arg(long, env = "ORDERMESH_MESH_SECRET_FILE", value_name = "FILE", conflicts_with = "tls_cert")]
     pub mesh_secret_file: Option<PathBuf>,
-    /// Instances of the Data Service: it keeps the trace events of all
-    #[arg(
-        long,
-        env = "ORDERMESH_DATA_ADDRESSES",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7401",
-        value_name = "HOST:PORT,…"
-    )]
-    pub data_addresses: Vec<String>,
+    /// Instances of the Data Service: it keeps the trace events of all. A list, or dns:///NAME:PORT, which is looked up every 5 s
+    #[arg(long, env = "ORDERMESH_DATA_ADDRESSES", default_value = "127.0.0.1:7401", value_name = "HOST:PORT,…")]
+    pub data_addresses: Addresses,
     /// Where traces and metrics go by OTLP/gRPC, for example http://localhost:4317; nowhere when not set
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
@@ -118,15 +142,58 @@ pub struct Settings {
     /// Continue the trace of a client's `traceparent` instead of only linking to it
     #[arg(long, env = "ORDERMESH_TRUST_CLIENT_TRACE_CONTEXT")]
     pub trust_client_trace_context: bool,
-    /// Most bytes that requests in flight may take, four times their size on the wire [default: a quarter of the control group's limit, or of the machine's memory]
+    /// Most bytes that requests in flight may take, four times their size on the wire [default: a quarter of --memory-limit]
     #[arg(long, env = "ORDERMESH_MEMORY_BUDGET", value_name = "BYTES")]
     pub memory_budget: Option<ByteSize>,
+    /// Bytes that this process may use in all [default: the control group's limit, or the machine's memory]
+    #[arg(long, env = "ORDERMESH_MEMORY_LIMIT", value_name = "BYTES")]
+    pub memory_limit: Option<ByteSize>,
+    /// Most calls that are served at once, streams apart; one more is refused at once
+    #[arg(long, env = "ORDERMESH_MAX_CONCURRENCY", default_value_t = mesh::DEFAULT_MAX_CONCURRENCY, value_parser = count, value_name = "COUNT")]
+    pub max_concurrency: usize,
+    /// Most answers that stream at once
+    #[arg(long, env = "ORDERMESH_MAX_STREAMS", default_value_t = mesh::DEFAULT_MAX_STREAMS, value_parser = count, value_name = "COUNT")]
+    pub max_streams: usize,
+    /// Most connections at once
+    #[arg(long, env = "ORDERMESH_MAX_CONNECTIONS", default_value_t = mesh::DEFAULT_MAX_CONNECTIONS, value_parser = count, value_name = "COUNT")]
+    pub max_connections: usize,
     /// Most bytes of one message
     #[arg(long, env = "ORDERMESH_MAX_MESSAGE", default_value = "1MiB", value_name = "BYTES")]
     pub max_message: ByteSize,
-    /// How long calls in flight may take to end when the service is told to stop
+    /// How long all is served as before when the service is told to stop, while others notice that it is not ready
+    #[arg(long, env = "ORDERMESH_DRAIN_NOTICE", default_value = "0s", value_parser = duration, value_name = "DURATION")]
+    pub drain_notice: Duration,
+    /// How long after that calls in flight and background tasks may take to end
     #[arg(long, env = "ORDERMESH_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
+    /// Bring the database's schema up to date, and end
+    #[arg(long, env = "ORDERMESH_MIGRATE_ONLY")]
+    pub migrate_only: bool,
+}
+
+/// Mutual TLS: with it, every connection of the service is encrypted, and services are known by their certificates.
+#[derive(clap::Args, Clone, Debug)]
+pub struct TlsSettings {
+    /// PEM file of this service's certificate: the DNS name SERVICE and the URI spiffe://TRUST-DOMAIN/service/SERVICE. Looked at every 10 s, and renewed with key and roots
+    #[arg(long, env = "ORDERMESH_TLS_CERT", requires_all = ["tls_key", "tls_ca"], value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of its private key
+    #[arg(long, env = "ORDERMESH_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file of the roots that peers' certificates must lead to
+    #[arg(long, env = "ORDERMESH_TLS_CA", requires = "tls_cert", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// What the platform's SPIFFE names begin with
+    #[arg(long, env = "ORDERMESH_TRUST_DOMAIN", default_value = "ordermesh.local", value_name = "NAME")]
+    pub trust_domain: String,
+}
+
+impl TlsSettings {
+    /// The three files; `None` without TLS.
+    pub fn files(&self) -> Option<mesh::tls::Files> {
+        let (certificate, key, roots) = (self.tls_cert.clone()?, self.tls_key.clone()?, self.tls_ca.clone()?);
+        Some(mesh::tls::Files { certificate, key, roots })
+    }
 }
 
 /// A service's own database.
@@ -155,42 +222,24 @@ pub struct DatabaseSettings {
 #[derive(clap::Args, Clone, Debug)]
 pub struct UserPeer {
     /// Instances of the User Service
-    #[arg(
-        long,
-        env = "ORDERMESH_USER_ADDRESSES",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7101",
-        value_name = "HOST:PORT,…"
-    )]
-    pub user_addresses: Vec<String>,
+    #[arg(long, env = "ORDERMESH_USER_ADDRESSES", default_value = "127.0.0.1:7101", value_name = "HOST:PORT,…")]
+    pub user_addresses: Addresses,
 }
 
 /// Where the Order Service is.
 #[derive(clap::Args, Clone, Debug)]
 pub struct OrderPeer {
     /// Instances of the Order Service
-    #[arg(
-        long,
-        env = "ORDERMESH_ORDER_ADDRESSES",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7201",
-        value_name = "HOST:PORT,…"
-    )]
-    pub order_addresses: Vec<String>,
+    #[arg(long, env = "ORDERMESH_ORDER_ADDRESSES", default_value = "127.0.0.1:7201", value_name = "HOST:PORT,…")]
+    pub order_addresses: Addresses,
 }
 
 /// Where the Payment Service is.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PaymentPeer {
     /// Instances of the Payment Service
-    #[arg(
-        long,
-        env = "ORDERMESH_PAYMENT_ADDRESSES",
-        value_delimiter = ',',
-        default_value = "127.0.0.1:7301",
-        value_name = "HOST:PORT,…"
-    )]
-    pub payment_addresses: Vec<String>,
+    #[arg(long, env = "ORDERMESH_PAYMENT_ADDRESSES", default_value = "127.0.0.1:7301", value_name = "HOST:PORT,…")]
+    pub payment_addresses: Addresses,
 }
 
 #[cfg(test)]
@@ -206,5 +255,36 @@ mod tests {
         assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
         assert!(duration("10").is_err());
         assert!(duration("fast").is_err());
+    }
+
+    #[test]
+    fn a_quota_is_a_number_of_calls_in_a_time() {
+        assert_eq!(quota("100/m"), Ok(Quota { calls: 100, per: Duration::from_secs(60) }));
+        for wrong in ["100", "0/s", "/s", "10/d", "ten/s", "-1/s"] {
+            assert!(quota(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn settings(flags: &[&str]) -> Result<Settings, clap::Error> {
+        use clap::Parser;
+        Cli::try_parse_from([&["service"], flags].concat()).map(|cli| cli.settings)
+    }
+
+    #[test]
+    fn tls_is_three_files_or_none_and_no_secret_besides() {
+        assert!(settings(&[]).is_ok_and(|settings| settings.tls.files().is_none()));
+        let three = ["--tls-cert", "a.pem", "--tls-key", "a.key", "--tls-ca", "ca.pem"];
+        assert!(settings(&three).is_ok_and(|settings| settings.tls.files().is_some()));
+        for missing in 0..3 {
+            let two: Vec<_> = three.chunks(2).enumerate().filter(|(n, _)| *n != missing).flat_map(|(_, f)| f).copied().collect();
+            assert!(settings(&two).is_err(), "{two:?}");
+        }
+        assert!(settings(&[&three[..], &["--mesh-secret-file", "x"]].concat()).is_err());
     }
 }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::{Clock, IdSource, SystemClock, SystemIds};
-use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig};
+use mesh::tls::Identity;
+use mesh::{Addresses, Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Quota, Secret, ServerConfig};
 use opentelemetry::global;
 use storage::{Database, Migration};
 use telemetry::EventSink;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -23,6 +25,13 @@ use crate::settings::{DatabaseUrl, Settings, UserPeer};
 
 /// How often a service asks its database whether it answers, and counts its outbox.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a start waits for a database that does not answer yet: one that was started beside it, perhaps.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
+const DATABASE_AGAIN: Duration = Duration::from_secs(2);
+/// What background tasks get for their end when calls have taken all of the drain's time.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// How often it looks whether its certificate was renewed.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why a service could not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +54,19 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Certificate, key or roots.
+    #[error("mutual TLS cannot be used")]
+    Tls(#[from] mesh::tls::Error),
+    /// The certificate is good, and somebody else's.
+    #[error("the certificate {certificate} is that of `{named}`, and this is `{service}`")]
+    NotOurs {
+        /// The file.
+        certificate: PathBuf,
+        /// Whom it names.
+        named: String,
+        /// Who we are.
+        service: &'static str,
+    },
     /// A mesh secret is a secret of one machine.
     #[error("the mesh secret is for loopback listeners only, and {listen} is none: listen on 127.0.0.1")]
     NotLoopback {
@@ -57,6 +79,18 @@ pub enum Error {
     /// Something of the service's own.
     #[error("{0}")]
     Service(String),
+}
+
+/// What a service serves.
+pub struct Served {
+    /// Its handlers.
+    pub routes: Routes,
+    /// Names that health answers for.
+    pub health_services: &'static [&'static str],
+    /// They verify access tokens.
+    pub keys: Arc<dyn KeySource>,
+    /// How often one caller may call a method, by path.
+    pub rate_limits: Vec<(&'static str, Quota)>,
 }
 
 /// What a service is mounted on.
@@ -74,11 +108,14 @@ pub struct Chassis {
     pub clock: Arc<dyn Clock>,
     /// New ids.
     pub ids: Arc<dyn IdSource>,
-    /// Cancelled when the service is told to stop: start nothing new.
+    /// Cancelled when the service has to stop, after the drain's notice: start nothing new.
     pub shutdown: CancellationToken,
     /// The service's own background tasks: waited for while it stops.
     pub tasks: TaskTracker,
     settings: Settings,
+    /// Cancelled when the service is told to stop: for the time of the notice it only says so.
+    told: CancellationToken,
+    identity: Option<Identity>,
     secret: Option<Secret>,
     /// Cancelled when the server has drained: the last events may be sent.
     drained: CancellationToken,
@@ -108,18 +145,23 @@ impl Chassis {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let database = |source| Error::Database { service, source };
-        let db = open_database(service, settings, migrations).await.map_err(database)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let identity = identity(service, settings, clock.clone())?;
+        let secret = if identity.is_some() { None } else { mesh_secret(settings)? };
+        let db = patiently(&shutdown, || open_database(service, settings, migrations)).await.map_err(database)?;
         let instance = instance(service, settings);
         let (sink, waiting) = Sink::new(service, &instance);
         let chassis = Self {
             service,
             db: db.clone(),
             events: Arc::new(sink),
-            clock: Arc::new(SystemClock),
+            clock,
             ids: Arc::new(SystemIds),
-            shutdown,
+            shutdown: CancellationToken::new(),
+            told: shutdown,
             tasks: TaskTracker::new(),
-            secret: mesh_secret(settings)?,
+            identity,
+            secret,
             settings: settings.clone(),
             drained: CancellationToken::new(),
             writer: TaskTracker::new(),
@@ -127,6 +169,10 @@ impl Chassis {
             relay: TaskTracker::new(),
             instance,
         };
+        tokio::spawn(after_the_notice(chassis.told.clone(), settings.drain_notice, chassis.shutdown.clone()));
+        if let Some(identity) = chassis.identity.clone() {
+            chassis.tasks.spawn(identity.follow(CERTIFICATE_INTERVAL, chassis.shutdown.clone()));
+        }
         chassis.writer.spawn(events::write(db.clone(), waiting, chassis.drained.clone()));
         let relay = Relay::new(db, &chassis.instance, chassis.data_channel());
         chassis.relay.spawn(relay.run(chassis.written.clone()));
@@ -134,12 +180,12 @@ impl Chassis {
     }
 
     /// A channel to the instances of a service of the platform.
-    pub fn channel(&self, target: &'static str, addresses: &[String]) -> Channel {
+    pub fn channel(&self, target: &'static str, addresses: &Addresses) -> Channel {
         let credentials = match &self.secret {
             Some(secret) => Credentials::MeshSecret { service: self.service.to_owned(), secret: secret.clone() },
             None => Credentials::None,
         };
-        self.channel_to(target, addresses.to_vec(), credentials)
+        self.channel_to(target, addresses, credentials)
     }
 
     /// A channel to the Data Service: every service sends it its events.
@@ -152,26 +198,25 @@ impl Chassis {
         Arc::new(RemoteKeys::new(self.channel("user", &user.user_addresses)))
     }
 
-    /// A channel to somebody else's server, which gets none of our credentials.
-    pub fn external_channel(&self, target: &'static str, addresses: Vec<String>) -> Channel {
+    /// A channel to somebody else's server, which gets no secret of ours.
+    pub fn external_channel(&self, target: &'static str, addresses: &Addresses) -> Channel {
         self.channel_to(target, addresses, Credentials::None)
     }
 
-    fn channel_to(&self, target: &'static str, addresses: Vec<String>, credentials: Credentials) -> Channel {
+    fn channel_to(&self, target: &'static str, addresses: &Addresses, credentials: Credentials) -> Channel {
         let events = Some(self.events.clone());
-        mesh::client(ClientConfig { credentials, events, ..ClientConfig::new(target, addresses, contracts::POLICIES) })
+        let tls = self.identity.as_ref().map(|identity| identity.client(target));
+        let config = ClientConfig::new(target, addresses.clone(), contracts::POLICIES);
+        mesh::client(ClientConfig { credentials, events, tls, ..config })
     }
 
     /// Serves until told to stop, then drains: calls in flight end, background tasks end, the last events are sent.
-    /// `keys` verify access tokens.
     ///
     /// # Errors
     /// The listener broke, or the settings allow no server there.
     pub async fn serve(
         self,
-        routes: Routes,
-        health_services: &'static [&'static str],
-        keys: Arc<dyn KeySource>,
+        served: Served,
         listener: TcpListener,
         admin: Option<TcpListener>,
     ) -> Result<(), Error> {
@@ -179,18 +224,30 @@ impl Chassis {
         if self.secret.is_some() && !listen.ip().is_loopback() {
             return Err(Error::NotLoopback { listen });
         }
-        let mut gatekeeper = Gatekeeper::new(contracts::POLICIES).with_tokens(keys, ISSUER, AUDIENCE);
+        if self.secret.is_none() && self.identity.is_none() {
+            tracing::warn!(target: "ordermesh", "neither a certificate nor a mesh secret: other services are strangers here, and are refused");
+        }
+        let mut gatekeeper = Gatekeeper::new(contracts::POLICIES).with_tokens(served.keys, ISSUER, AUDIENCE);
         if let Some(secret) = &self.secret {
             gatekeeper = gatekeeper.with_mesh_secret(secret.clone());
         }
+        let settings = &self.settings;
+        let budget = settings.memory_budget.map(|size| size.0);
+        let of_limit = || settings.memory_limit.map(|limit| mesh::budget_of(limit.0.try_into().unwrap_or(u64::MAX)));
         let config = ServerConfig {
+            tls: self.identity.as_ref().map(Identity::server),
             events: Some(self.events.clone()),
             descriptors: &[contracts::DESCRIPTORS],
-            health_services,
-            memory_budget_bytes: self.settings.memory_budget.map(|size| size.0),
-            max_message_bytes: self.settings.max_message.0,
-            trust_client_trace_context: self.settings.trust_client_trace_context,
-            drain_timeout: self.settings.drain_timeout,
+            health_services: served.health_services,
+            rate_limits: served.rate_limits,
+            max_concurrency: settings.max_concurrency,
+            max_streams: settings.max_streams,
+            max_connections: settings.max_connections,
+            memory_budget_bytes: budget.or_else(of_limit),
+            max_message_bytes: settings.max_message.0,
+            trust_client_trace_context: settings.trust_client_trace_context,
+            drain_notice: settings.drain_notice,
+            drain_timeout: settings.drain_timeout,
             ..ServerConfig::new(self.service, contracts::POLICIES, gatekeeper)
         };
         let (ready, is_ready) = watch::channel(true);
@@ -199,10 +256,19 @@ impl Chassis {
             tokio::spawn(mesh::serve_admin(admin, is_ready.clone(), self.drained.clone()));
         }
         tracing::info!(target: "ordermesh", "{} listens on {listen}", self.instance);
-        let served = mesh::server(config, routes).serve(listener, is_ready, self.shutdown.clone()).await;
+        let (told, in_all) = (self.told.clone(), self.settings.drain_notice + self.settings.drain_timeout);
+        let end = tokio::spawn(async move {
+            told.cancelled().await;
+            Instant::now() + in_all
+        });
+        let result = mesh::server(config, served.routes).serve(listener, is_ready, self.told.clone()).await;
+        // Also when it broke, and nobody told us to stop.
+        self.told.cancel();
         self.shutdown.cancel();
         self.tasks.close();
-        if tokio::time::timeout(self.settings.drain_timeout, self.tasks.wait()).await.is_err() {
+        // They were told when the server was: what it has taken of the time is over for them too.
+        let end = end.await.unwrap_or_else(|_| Instant::now()).max(Instant::now() + LAST_MOMENT);
+        if tokio::time::timeout_at(end, self.tasks.wait()).await.is_err() {
             tracing::warn!(target: "ordermesh", "background tasks did not end in time");
         }
         self.drained.cancel();
@@ -212,7 +278,7 @@ impl Chassis {
         self.relay.close();
         self.relay.wait().await;
         tracing::info!(target: "ordermesh", "{} has ended", self.instance);
-        served.map_err(Error::Serve)
+        result.map_err(Error::Serve)
     }
 }
 
@@ -239,9 +305,34 @@ pub async fn open_database(
     Ok(db)
 }
 
+/// Opens a database that may not be there yet. Who is told to stop waits no longer.
+async fn patiently<F>(shutdown: &CancellationToken, open: impl Fn() -> F) -> Result<Database, storage::Error>
+where
+    F: Future<Output = Result<Database, storage::Error>>,
+{
+    let end = Instant::now() + DATABASE_PATIENCE;
+    loop {
+        match open().await {
+            Err(error) if error.is_unavailable() && Instant::now() < end && !shutdown.is_cancelled() => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                tracing::warn!(target: "ordermesh", "the database does not answer yet, it is asked again: {error}: {cause}");
+                let _ = tokio::time::timeout(DATABASE_AGAIN, shutdown.cancelled()).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
 /// The instance's name.
 pub fn instance(service: &str, settings: &Settings) -> String {
     settings.instance.clone().unwrap_or_else(|| format!("{service}-{}", std::process::id()))
+}
+
+/// The service's own work goes on while it says that it will stop: what it takes on until then it does itself.
+async fn after_the_notice(told: CancellationToken, notice: Duration, shutdown: CancellationToken) {
+    told.cancelled().await;
+    tokio::time::sleep(notice).await;
+    shutdown.cancel();
 }
 
 /// Ready is: the own database answers, and the service is not told to stop. Never a peer.
@@ -265,12 +356,21 @@ async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
             age.record(backlog.oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()), &[]);
             refused.record(backlog.refused, &[]);
         }
-        if tokio::time::timeout(HEALTH_INTERVAL, chassis.shutdown.cancelled()).await.is_ok() {
+        if tokio::time::timeout(HEALTH_INTERVAL, chassis.told.cancelled()).await.is_ok() {
             // Draining: nobody is to be sent here any more.
             ready.send_replace(false);
             return;
         }
     }
+}
+
+/// Who this process is, by its certificate.
+fn identity(service: &'static str, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Option<Identity>, Error> {
+    let Some(files) = settings.tls.files() else { return Ok(None) };
+    let certificate = files.certificate.clone();
+    let identity = Identity::load(files, &settings.tls.trust_domain, clock)?;
+    let named = identity.service();
+    if named == service { Ok(Some(identity)) } else { Err(Error::NotOurs { certificate, named, service }) }
 }
 
 fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {

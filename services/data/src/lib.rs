@@ -29,7 +29,7 @@ mod trace_event_store;
 
 use std::time::Duration;
 
-use chassis::{Chassis, Error};
+use chassis::{Chassis, Error, Served};
 use contracts::data::v1::catalog_service_server::CatalogServiceServer;
 use contracts::data::v1::trace_event_service_server::TraceEventServiceServer;
 use tokio::net::TcpListener;
@@ -38,6 +38,7 @@ use tonic::service::Routes;
 
 use crate::catalog::{Catalog, Draft};
 pub use crate::fault::FaultLookup;
+pub use crate::migration::MIGRATIONS;
 use crate::service::{CatalogHandlers, TraceEventHandlers};
 use crate::store::CatalogStore;
 use crate::trace_event::TraceEvents;
@@ -101,7 +102,8 @@ pub async fn run(
     let routes = Routes::new(CatalogServiceServer::new(CatalogHandlers(catalog)))
         .add_service(TraceEventServiceServer::new(TraceEventHandlers(events)));
     let keys = chassis.remote_keys(&config.user);
-    chassis.serve(routes, &["data.v1.CatalogService", "data.v1.TraceEventService"], keys, listener, admin).await
+    let health_services = &["data.v1.CatalogService", "data.v1.TraceEventService"];
+    chassis.serve(Served { routes, health_services, keys, rate_limits: vec![] }, listener, admin).await
 }
 
 async fn seed(catalog: &Catalog, products: &[SeedProduct]) -> Result<(), Error> {

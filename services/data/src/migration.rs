@@ -2,8 +2,8 @@
 
 use storage::Migration;
 
-/// The steps, oldest first.
-pub(crate) const MIGRATIONS: &[Migration] = &[
+/// The schema, step by step, oldest first.
+pub const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
         name: "create product",

@@ -1,7 +1,9 @@
 //! Where the instances of a target are: a fixed list, or what DNS says of a headless Service, asked again and again.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -32,6 +34,47 @@ pub enum Addresses {
 impl From<Vec<String>> for Addresses {
     fn from(addresses: Vec<String>) -> Self {
         Self::Fixed(addresses)
+    }
+}
+
+/// What is wrong with addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("not addresses; examples are 127.0.0.1:7201,127.0.0.1:7202 and dns:///order.shop.svc.cluster.local:7000")]
+pub struct AddressesError;
+
+/// `HOST:PORT,…`, or a name that is looked up again and again: `dns:///HOST:PORT` (gRPC's name syntax).
+impl FromStr for Addresses {
+    type Err = AddressesError;
+
+    fn from_str(text: &str) -> Result<Self, AddressesError> {
+        if let Some(name) = text.strip_prefix("dns:") {
+            // An authority between the slashes would name a DNS server: we ask the system's.
+            let name = name.strip_prefix("///").unwrap_or(name);
+            let (host, port) = address(name).ok_or(AddressesError)?;
+            return Ok(Self::Dns { host: host.to_owned(), port });
+        }
+        let addresses: Vec<_> = text.split(',').map(|each| each.trim().to_owned()).collect();
+        if addresses.iter().all(|each| address(each).is_some()) {
+            Ok(Self::Fixed(addresses))
+        } else {
+            Err(AddressesError)
+        }
+    }
+}
+
+fn address(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let is_sound = !host.is_empty() && !host.contains(['/', ',']) && !host.contains(char::is_whitespace);
+    port.parse().ok().filter(|_| is_sound).map(|port| (host, port))
+}
+
+/// As it is written.
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(addresses) => f.write_str(&addresses.join(",")),
+            Self::Dns { host, port } => write!(f, "dns:///{host}:{port}"),
+        }
     }
 }
 

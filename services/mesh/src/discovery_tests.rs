@@ -70,3 +70,18 @@ async fn nobody_looks_up_for_a_fleet_that_is_gone() {
     fleet.gone().cancel();
     following.await.expect("ends");
 }
+
+#[test]
+fn addresses_are_a_list_or_a_name_and_print_as_they_are_written() {
+    let read = |text: &str| text.parse::<Addresses>();
+    let list = read("127.0.0.1:7201, [::1]:7202,order:7000").expect("a list");
+    assert_eq!(list, Addresses::Fixed(vec!["127.0.0.1:7201".into(), "[::1]:7202".into(), "order:7000".into()]));
+    let name = read("dns:///order-mesh.shop.svc.cluster.local.:7000").expect("a name");
+    assert_eq!(name, Addresses::Dns { host: "order-mesh.shop.svc.cluster.local.".into(), port: 7000 });
+    for addresses in [list, name] {
+        assert_eq!(read(&addresses.to_string()), Ok(addresses));
+    }
+    for wrong in ["", "order", "order:", ":7000", "order:http", "a:1,,b:2", "dns://8.8.8.8/order:7000", "dns:///a:1,b:2"] {
+        assert_eq!(read(wrong), Err(AddressesError), "{wrong}");
+    }
+}

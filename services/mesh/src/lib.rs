@@ -72,6 +72,7 @@ mod stalled;
 mod status;
 mod stream_end;
 pub mod tls;
+mod tls_client;
 mod tls_verify;
 mod token;
 mod wire;
@@ -81,8 +82,9 @@ pub use caller::{About, Caller, Role, Untraced, caller, operation, peer, untrace
 pub use client::{Channel, ClientConfig, client};
 pub use credentials::Credentials;
 pub use deadline::time_left;
-pub use discovery::Addresses;
+pub use discovery::{Addresses, AddressesError};
 pub use gatekeeper::Gatekeeper;
+pub use memory_limit::budget_of;
 pub use policy::{Access, Idempotency, MethodPolicy, PolicyTable};
 pub use rate_limit::Quota;
 pub use secret::Secret;

@@ -12,12 +12,12 @@ const V1_UNLIMITED_BYTES: u64 = 1 << 60;
 
 /// The memory budget of a server that sets none, in bytes.
 pub(crate) fn default_budget_bytes() -> usize {
-    budget_of(limit_bytes(&|path| std::fs::read_to_string(path).ok()))
+    budget_of(limit_bytes(&|path| std::fs::read_to_string(path).ok()).unwrap_or(UNKNOWN_LIMIT_BYTES))
 }
 
-fn budget_of(limit_bytes: Option<u64>) -> usize {
-    let share = limit_bytes.unwrap_or(UNKNOWN_LIMIT_BYTES) / 100 * DEFAULT_SHARE_PERCENT;
-    usize::try_from(share).unwrap_or(usize::MAX)
+/// The memory budget of a process that may use so many bytes in all: a quarter.
+pub fn budget_of(limit_bytes: u64) -> usize {
+    usize::try_from(limit_bytes / 100 * DEFAULT_SHARE_PERCENT).unwrap_or(usize::MAX)
 }
 
 /// The least of all that limit us. `read` is where files come from.
@@ -110,8 +110,8 @@ mod tests {
 
     #[test]
     fn the_budget_is_a_quarter() {
-        assert_eq!(budget_of(Some(4_000)), 1_000);
-        assert_eq!(budget_of(None), 268_435_450);
+        assert_eq!(budget_of(4_000), 1_000);
+        assert_eq!(budget_of(UNKNOWN_LIMIT_BYTES), 268_435_450);
         assert!(default_budget_bytes() > 0, "of this machine");
     }
 

@@ -2,36 +2,37 @@
 //!
 //! [`Identity`] holds a certificate, its key and the trusted roots, read from files, replaced together when the files
 //! change, and kept when what the files say is no good. [`ServerTls`] asks for a client's certificate and does without
-//! (people come with a token), but refuses a bad one. [`ClientTls`] wants the target's DNS name *and* its SPIFFE name.
+//! (people come with a token), but refuses a bad one. [`ClientTls`] wants the target's DNS name *and* its SPIFFE name;
+//! it is made of an identity, or of [`Trust`] by who has none.
 //! TLS 1.3 alone, HTTP/2 alone, no resumption: a resumed session would outlive the roots that it was checked with.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use kernel::{Clock, Timestamp};
 use opentelemetry::{KeyValue, global};
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, version};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{TlsAcceptor, server};
 use tokio_util::sync::CancellationToken;
 
 use crate::spiffe::{NameError, end_of, service_of};
-use crate::tls_verify::{PlatformClients, TargetServer};
+use crate::tls_client::{Shown, Trusted};
+pub use crate::tls_client::{ClientTls, Trust};
+use crate::tls_verify::PlatformClients;
 
-const ALPN_HTTP2: &[u8] = b"h2";
+pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
 
 /// Where an identity is kept: PEM files.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -206,39 +207,24 @@ impl Identity {
     /// The client's end of connections to a service, for example `data`: its certificate must have this DNS name, and
     /// the SPIFFE name of this service.
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
-        let target = target.into();
-        ClientTls { identity: self.clone(), dns_name: target.clone(), target }
+        ClientTls::new(Shown::Identity(self.clone()), target.into())
     }
 
     fn current(&self) -> Arc<Material> {
         self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+    /// What a connection to a target begins with, from the newest material.
+    pub(crate) fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
         let material = self.current();
         let mut clients = material.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = clients.get(target) {
             return Ok(config.clone());
         }
-        let config = Arc::new(self.make_client_config(&material, target)?);
-        clients.insert(target.to_owned(), config.clone());
-        Ok(config)
-    }
-
-    fn make_client_config(&self, material: &Material, target: &str) -> Result<rustls::ClientConfig, rustls::Error> {
         let Inner { trust_domain, provider, clock, .. } = &*self.0;
-        let webpki: Arc<dyn ServerCertVerifier> =
-            WebPkiServerVerifier::builder_with_provider(material.roots.clone(), provider.clone())
-                .build()
-                .map_err(|error| rustls::Error::General(error.to_string()))?;
-        let verifier = TargetServer { webpki, trust_domain: trust_domain.clone(), target: target.to_owned() };
-        let mut config = rustls::ClientConfig::builder_with_details(provider.clone(), Arc::new(Time(clock.clone())))
-            .with_protocol_versions(&[&version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(material.certified.clone())));
-        config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
-        config.resumption = rustls::client::Resumption::disabled();
+        let trusted = Trusted { roots: &material.roots, trust_domain, provider, clock };
+        let config = Arc::new(trusted.client_config(target, Some(material.certified.clone()))?);
+        clients.insert(target.to_owned(), config.clone());
         Ok(config)
     }
 }
@@ -266,42 +252,6 @@ impl ServerTls {
     }
 }
 
-/// The client's end of TLS, for one target. Clones are the same.
-#[derive(Clone, Debug)]
-pub struct ClientTls {
-    identity: Identity,
-    target: String,
-    dns_name: String,
-}
-
-impl ClientTls {
-    /// The DNS name that the target's certificate must have, when it is not the service's name.
-    #[must_use]
-    pub fn with_dns_name(mut self, dns_name: impl Into<String>) -> Self {
-        self.dns_name = dns_name.into();
-        self
-    }
-
-    /// Shakes hands over a connected stream. What this process shows of itself is not judged by then: a server's refusal
-    /// of our certificate is the first thing that is read (TLS 1.3).
-    ///
-    /// # Errors
-    /// The server is not the target, or the stream broke.
-    pub async fn connect<S>(&self, stream: S) -> io::Result<client::TlsStream<S>>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let invalid = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
-        let name = ServerName::try_from(self.dns_name.clone()).map_err(|error| invalid(&error))?;
-        let config = self.identity.client_config(&self.target).map_err(|error| invalid(&error))?;
-        let stream = TlsConnector::from(config).connect(name, stream).await?;
-        if stream.get_ref().1.alpn_protocol() != Some(ALPN_HTTP2) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not speak HTTP/2"));
-        }
-        Ok(stream)
-    }
-}
-
 /// Why a handshake failed, as a metric's label.
 pub(crate) fn failure(error: &io::Error) -> &'static str {
     use rustls::CertificateError as Bad;
@@ -319,8 +269,22 @@ pub(crate) fn failure(error: &io::Error) -> &'static str {
     }
 }
 
+/// A file's bytes.
+pub(crate) fn file(path: &PathBuf) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::File { path: path.clone(), source })
+}
+
+/// The roots in a file's text.
+pub(crate) fn roots_of(pem: &[u8], path: &Path) -> Result<Arc<RootCertStore>, Error> {
+    let mut roots = RootCertStore::empty();
+    let (added, _ignored) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).filter_map(Result::ok));
+    if added == 0 {
+        return Err(Error::Empty { path: path.to_path_buf(), what: "certificate" });
+    }
+    Ok(Arc::new(roots))
+}
+
 fn read(files: &Files) -> Result<Read, Error> {
-    let file = |path: &PathBuf| std::fs::read(path).map_err(|source| Error::File { path: path.clone(), source });
     Ok(Read { certificate: file(&files.certificate)?, key: file(&files.key)?, roots: file(&files.roots)? })
 }
 
@@ -337,13 +301,7 @@ fn make(
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&read.certificate).filter_map(Result::ok).collect();
     let [own, between @ ..] = chain.as_slice() else { return Err(empty(&files.certificate, "certificate")) };
     let key = PrivateKeyDer::from_pem_slice(&read.key).map_err(|_| empty(&files.key, "private key"))?;
-    let mut roots = RootCertStore::empty();
-    let (added, _ignored) =
-        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&read.roots).filter_map(Result::ok));
-    if added == 0 {
-        return Err(empty(&files.roots, "certificate"));
-    }
-    let roots = Arc::new(roots);
+    let roots = roots_of(&read.roots, &files.roots)?;
     let webpki = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
         .allow_unauthenticated()
         .build()
@@ -372,7 +330,7 @@ pub(crate) fn name_error(error: NameError) -> rustls::Error {
 }
 
 /// The platform's clock, as rustls asks for it.
-struct Time(Arc<dyn Clock>);
+pub(crate) struct Time(pub(crate) Arc<dyn Clock>);
 
 impl Time {
     fn now(&self) -> UnixTime {

@@ -10,6 +10,8 @@ use std::time::Duration;
 use kernel::backoff::{full_jitter, jitter};
 use kernel::calendar::delivery_date;
 use kernel::{Clock, FaultPoint, Faults, FulfillmentId, IdSource, OrderId, Place};
+use opentelemetry::metrics::Histogram;
+use opentelemetry::{KeyValue, global};
 use telemetry::{EventError, EventSink, Kind, Operation, Outcome, Parent, TraceParent};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::error::Error;
-use crate::lifecycle::{Effect, State, owes};
+use crate::lifecycle::{Effect, State, is_final, owes};
 use crate::order::{Fulfillment, Order, PaymentFailure};
 use crate::ports::{PaymentAnswer, Payments};
 use crate::store::{Advance, Lease, Step, Store};
@@ -67,6 +69,7 @@ pub struct Parts {
 struct Inner {
     parts: Parts,
     permits: Arc<Semaphore>,
+    durations: Histogram<f64>,
 }
 
 /// Drives orders. Clones are the same driver.
@@ -87,7 +90,12 @@ impl Driver {
     /// A driver of its parts.
     pub fn new(parts: Parts) -> Self {
         let permits = Arc::new(Semaphore::new(parts.options.max_drives));
-        Self(Arc::new(Inner { parts, permits }))
+        let durations = global::meter("ordermesh")
+            .f64_histogram("ordermesh.order.duration")
+            .with_unit("s")
+            .with_description("From an order's creation to its final state, by that state")
+            .build();
+        Self(Arc::new(Inner { parts, permits, durations }))
     }
 
     /// How many orders it drives now.
@@ -219,6 +227,10 @@ impl Driver {
             match self.attempt(&order, effect, link).await {
                 Ok(Tried::Recorded(Advance::Done(after))) => {
                     watchers.notify(after.id, after.version);
+                    if is_final(after.state) {
+                        let took = self.0.parts.clock.now().since(after.create_time).as_secs_f64();
+                        self.0.durations.record(took, &[KeyValue::new("state", after.state.name())]);
+                    }
                     if self.dies(FaultPoint::AfterRecord, &after).await {
                         return;
                     }

@@ -16,11 +16,12 @@
 
 use std::time::Duration;
 
-use chassis::settings::duration;
-use chassis::{Chassis, PaymentPeer, Settings, UserPeer};
+use chassis::settings::{duration, quota};
+use chassis::{Chassis, PaymentPeer, Served, Settings, UserPeer};
 use contracts::order::v1::inventory_service_server::InventoryServiceServer;
 use contracts::order::v1::order_service_server::OrderServiceServer;
 use contracts::order::v1::payment_confirmation_service_server::PaymentConfirmationServiceServer;
+use mesh::Quota;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -76,6 +77,9 @@ pub struct Config {
     /// Most WatchOrder streams of this instance
     #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 1024, value_name = "COUNT")]
     pub max_watchers: usize,
+    /// How often one customer may create an order, per instance, for example 20/s, 100/m [default: as often as he likes]
+    #[arg(long, env = "ORDERMESH_ORDER_CREATE_ORDER_QUOTA", value_parser = quota, value_name = "COUNT/s|m|h")]
+    pub create_order_quota: Option<Quota>,
     /// Stock that is put into an empty inventory at start.
     #[arg(skip)]
     pub seed_stock: Vec<SeedStock>,
@@ -150,7 +154,15 @@ pub async fn run(
     }))
     .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
     .add_service(InventoryServiceServer::new(service::InventoryHandlers { inventory }));
-    let health = &["order.v1.OrderService", "order.v1.PaymentConfirmationService", "order.v1.InventoryService"];
-    let keys = chassis.remote_keys(&config.user);
-    chassis.serve(routes, health, keys, listener, admin).await
+    let served = Served {
+        routes,
+        health_services: &[
+            "order.v1.OrderService",
+            "order.v1.PaymentConfirmationService",
+            "order.v1.InventoryService",
+        ],
+        keys: chassis.remote_keys(&config.user),
+        rate_limits: config.create_order_quota.map(|quota| ("/order.v1.OrderService/CreateOrder", quota)).into_iter().collect(),
+    };
+    chassis.serve(served, listener, admin).await
 }

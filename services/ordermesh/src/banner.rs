@@ -1,7 +1,7 @@
 //! What a person sees when the system is ready: addresses, the operator's password on the first start, and lines to copy.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -15,6 +15,8 @@ use crate::trace::Trace;
 pub(crate) struct Banner {
     pub(crate) port_base: u16,
     pub(crate) instances: u16,
+    /// With mutual TLS: what clients trust.
+    pub(crate) roots: Option<PathBuf>,
     pub(crate) processes: usize,
     pub(crate) took: Duration,
     /// Absolute: the lines work in any folder.
@@ -67,46 +69,50 @@ impl Banner {
         let email = format!("ada-{}@example.com", &account.simple().to_string()[24..]);
         let password = "correct horse battery";
         let traced = format!("-H 'traceparent: {}'", self.trace);
+        let tls = match &self.roots {
+            Some(roots) => format!("-cacert {}", word(roots)),
+            None => "-plaintext".to_owned(),
+        };
         vec![
             (
                 "register",
                 format!(
-                    r#"grpcurl -plaintext -d '{{"request_id":"{account}","email":"{email}","password":"{password}","display_name":"Ada"}}' {} user.v1.UserService/Register"#,
+                    r#"grpcurl {tls} -d '{{"request_id":"{account}","email":"{email}","password":"{password}","display_name":"Ada"}}' {} user.v1.UserService/Register"#,
                     at(Service::User)
                 ),
             ),
             (
                 "log in",
                 format!(
-                    r#"TOKEN=$(grpcurl -plaintext {traced} -d '{{"email":"{email}","password":"{password}"}}' {} user.v1.UserService/Login | sed -n 's/.*"accessToken": "\(.*\)".*/\1/p')"#,
+                    r#"TOKEN=$(grpcurl {tls} {traced} -d '{{"email":"{email}","password":"{password}"}}' {} user.v1.UserService/Login | sed -n 's/.*"accessToken": "\(.*\)".*/\1/p')"#,
                     at(Service::User)
                 ),
             ),
             (
                 "look at the catalogue",
                 format!(
-                    r#"grpcurl -plaintext -d '{{"text":"mug"}}' {} data.v1.CatalogService/ListProducts"#,
+                    r#"grpcurl {tls} -d '{{"text":"mug"}}' {} data.v1.CatalogService/ListProducts"#,
                     at(Service::Data)
                 ),
             ),
             (
                 "order",
                 format!(
-                    r#"ORDER=$(grpcurl -plaintext -H "authorization: Bearer $TOKEN" {traced} -d '{{"request_id":"{order}","items":[{{"sku":"MUG-BLUE","quantity":2}}],"payment_method":"pm_card_visa","contact_email":"{email}","shipping_address":{{"recipient":"Ada Lovelace","lines":["Chausseestr. 1"],"city":"Berlin","postal_code":"10115","country_code":"DE"}}}}' {} order.v1.OrderService/CreateOrder | sed -n 's/.*"orderId": "\(.*\)".*/\1/p'); echo "order $ORDER""#,
+                    r#"ORDER=$(grpcurl {tls} -H "authorization: Bearer $TOKEN" {traced} -d '{{"request_id":"{order}","items":[{{"sku":"MUG-BLUE","quantity":2}}],"payment_method":"pm_card_visa","contact_email":"{email}","shipping_address":{{"recipient":"Ada Lovelace","lines":["Chausseestr. 1"],"city":"Berlin","postal_code":"10115","country_code":"DE"}}}}' {} order.v1.OrderService/CreateOrder | sed -n 's/.*"orderId": "\(.*\)".*/\1/p'); echo "order $ORDER""#,
                     at(Service::Order)
                 ),
             ),
             (
                 "watch it",
                 format!(
-                    r#"grpcurl -plaintext -H "authorization: Bearer $TOKEN" -d '{{"order_id":"'$ORDER'"}}' {} order.v1.OrderService/WatchOrder"#,
+                    r#"grpcurl {tls} -H "authorization: Bearer $TOKEN" -d '{{"order_id":"'$ORDER'"}}' {} order.v1.OrderService/WatchOrder"#,
                     at(Service::Order)
                 ),
             ),
             (
                 "log in as the operator, and see the stored trace events",
                 format!(
-                    r#"OPERATOR=$(grpcurl -plaintext -d '{{"email":"'$(cut -d' ' -f1 {file})'","password":"'$(cut -d' ' -f2 {file})'"}}' {user} user.v1.UserService/Login | sed -n 's/.*"accessToken": "\(.*\)".*/\1/p'); grpcurl -plaintext -H "authorization: Bearer $OPERATOR" -d '{{"trace_id":"{trace}"}}' {data} data.v1.TraceEventService/ListTraceEvents"#,
+                    r#"OPERATOR=$(grpcurl {tls} -d '{{"email":"'$(cut -d' ' -f1 {file})'","password":"'$(cut -d' ' -f2 {file})'"}}' {user} user.v1.UserService/Login | sed -n 's/.*"accessToken": "\(.*\)".*/\1/p'); grpcurl {tls} -H "authorization: Bearer $OPERATOR" -d '{{"trace_id":"{trace}"}}' {data} data.v1.TraceEventService/ListTraceEvents"#,
                     file = self.operator_file(),
                     user = at(Service::User),
                     trace = self.trace.id(),
@@ -118,12 +124,17 @@ impl Banner {
 
     /// As one word of the shell.
     fn operator_file(&self) -> String {
-        let path = crate::data_dir::operator_file(&self.data_dir).display().to_string();
-        if path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)) {
-            path
-        } else {
-            format!("'{}'", path.replace('\'', r"'\''"))
-        }
+        word(&crate::data_dir::operator_file(&self.data_dir))
+    }
+}
+
+/// A path as one word of the shell.
+fn word(path: &Path) -> String {
+    let path = path.display().to_string();
+    if path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)) {
+        path
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
     }
 }
 
@@ -135,6 +146,7 @@ mod tests {
         Banner {
             port_base: 9000,
             instances: 2,
+            roots: None,
             processes: 9,
             took: Duration::from_millis(420),
             data_dir: "/srv/my shop".into(),
@@ -163,6 +175,15 @@ mod tests {
         let ports = ["9101", "9101", "9401", "9201", "9201", "9401"];
         for ((_, line), port) in lines.iter().zip(ports) {
             assert!(line.contains(&format!(" 127.0.0.1:{port} ")), "{line}");
+        }
+    }
+
+    #[test]
+    fn with_tls_every_line_trusts_the_systems_roots() {
+        let banner = Banner { roots: Some("/srv/my shop/certs/ca.pem".into()), ..banner(None) };
+        for (what, line) in banner.lines() {
+            let calls = line.matches("grpcurl ").count();
+            assert_eq!(line.matches("grpcurl -cacert '/srv/my shop/certs/ca.pem' ").count(), calls, "{what}");
         }
     }
 

@@ -158,7 +158,7 @@ impl Ground {
         } else {
             None
         };
-        let place = Place { port_base: free_port_base(options.instances)?, data_dir };
+        let place = Place::local(free_port_base(options.instances)?, data_dir);
         Ok(Self { place, instances: options.instances, postgres, _folder: folder })
     }
 
@@ -176,6 +176,7 @@ impl Ground {
             instances: self.instances,
             data_dir: self.place.data_dir.clone(),
             database_url: self.url(),
+            tls: false,
             log: "off".to_owned(),
             passed,
             quiet: true,

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::certificates::{Certificates, Wish};
 use crate::error::Error;
+use crate::service::Service;
 
 /// The account of the first start.
 pub(crate) const OPERATOR_EMAIL: &str = "operator@ordermesh.local";
@@ -85,6 +87,21 @@ impl DataDir {
         Some(operator_file(&self.path)).filter(|file| file.exists())
     }
 
+    /// The roots of a system with `--tls`.
+    pub(crate) fn roots(&self) -> PathBuf {
+        Certificates::in_folder(certificates_dir(&self.path)).roots()
+    }
+
+    /// A certificate authority of its own, and a new certificate for each service, in the folder's `certs`.
+    ///
+    /// # Errors
+    /// A file that cannot be written, or an authority that cannot be used any more.
+    pub(crate) fn certificates(&self) -> Result<Certificates, Error> {
+        let certificates = Certificates::in_folder(certificates_dir(&self.path));
+        certificates.make(&Wish::LOCAL, Service::ALL.map(Service::name))?;
+        Ok(certificates)
+    }
+
     /// Writes a file that only its owner reads, unless it is there.
     fn write_once(&self, name: &str, text: &str) -> Result<(), Error> {
         let path = self.path.join(name);
@@ -107,21 +124,25 @@ fn is_locked(file: &fs::File) -> bool {
     })
 }
 
+/// Where the certificates of a system with `--tls` are.
+pub(crate) fn certificates_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("certs")
+}
+
 /// Where the first operator's e-mail and password are.
 pub(crate) fn operator_file(data_dir: &Path) -> PathBuf {
     data_dir.join("operator.txt")
 }
 
-/// Reads the first operator's e-mail and password.
+/// Reads an operator's e-mail and password.
 ///
 /// # Errors
 /// A file that cannot be read, or holds something else.
-pub(crate) fn read_operator(data_dir: &Path) -> Result<Login, Error> {
-    let path = operator_file(data_dir);
-    let text = fs::read_to_string(&path).map_err(file(&path, "read"))?;
+pub(crate) fn read_operator(path: &Path) -> Result<Login, Error> {
+    let text = fs::read_to_string(path).map_err(file(path, "read"))?;
     match text.trim().split_once(' ') {
         Some((email, password)) => Ok(Login { email: email.to_owned(), password: password.to_owned() }),
-        None => Err(Error::OperatorFile { path }),
+        None => Err(Error::OperatorFile { path: path.to_owned() }),
     }
 }
 
@@ -171,7 +192,7 @@ mod tests {
     fn the_operator_is_read_as_written_and_never_printed() {
         let temporary = tempfile::tempdir().expect("a folder");
         DataDir::prepare(temporary.path()).expect("prepared");
-        let login = read_operator(temporary.path()).expect("readable");
+        let login = read_operator(&operator_file(temporary.path())).expect("readable");
         assert_eq!(login.email, OPERATOR_EMAIL);
         assert_eq!(login.password.len(), 20);
         assert!(!format!("{login:?}").contains(&login.password));

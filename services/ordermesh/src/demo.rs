@@ -21,7 +21,7 @@ use futures_util::{StreamExt, stream};
 use crate::demo::scenario::{Scenario, Where};
 use crate::demo::stage::Stage;
 use crate::error::Error;
-use crate::system::{Place, System};
+use crate::system::{Place, Retries, System};
 
 /// How many paths of the running system are played at once: most of them wait.
 const AT_ONCE: usize = 6;
@@ -73,7 +73,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         failed += usize::from(!ok);
     };
     if !running.is_empty() {
-        let stage = Arc::new(Stage::open(System::find(&options.place).await?).await?);
+        let stage = Arc::new(Stage::open(System::find(&options.place, Retries::Off).await?).await?);
         let mut results = stream::iter(running).map(|scenario| play(scenario, stage.clone())).buffered(AT_ONCE);
         while let Some(ok) = results.next().await {
             count(ok.print());

@@ -35,6 +35,10 @@ pub(crate) enum Error {
     NotReady(u64),
     #[error("{what} was refused: {}", refusal(.status))]
     Refused { what: &'static str, status: Box<Status> },
+    #[error("no certificate could be made")]
+    Certificate { source: certs::Error },
+    #[error("the system's roots cannot be used: say where they are with --tls-ca")]
+    Roots(#[source] mesh::tls::Error),
     #[error("the account was not made")]
     Account(#[from] user::Error),
     #[error("the {service} service's store cannot be opened")]

@@ -5,7 +5,7 @@ use contracts::order::v1 as order_v1;
 use contracts::order::v1::order_service_client::OrderServiceClient;
 
 use crate::error::Error;
-use crate::system::{Place, System, request};
+use crate::system::{Place, Retries, System, request};
 use crate::text;
 
 /// Which order.
@@ -22,7 +22,7 @@ pub(crate) struct Options {
 /// # Errors
 /// No system, no such order.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
-    let system = System::find(&options.place).await?;
+    let system = System::find(&options.place, Retries::Off).await?;
     let token = system.operator_token().await?;
     let message = order_v1::ExplainOrderRequest { order_id: options.order_id };
     let answer = OrderServiceClient::new(system.order.clone())

@@ -7,12 +7,14 @@
 //! - `demo`, `explain`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: how they find and talk to a
 //!   running system
 //! - [`promises`]: what must be so of a whole system, as queries over its stores: what `verify` and the crash suite ask
+//! - `certificates`: `ordermesh certs`, and what a system with `--tls` is given
 //! - `service`: names and ports; `passed`: `--order.memory-budget 4KiB`; `data_dir`: the folder and its secrets
 //! - `catalog`: what a first local start loads
 //! - `trace`, `text`: a client's trace ids; how values are printed
 
 mod banner;
 mod catalog;
+mod certificates;
 mod chaos;
 mod child;
 mod data_dir;
@@ -45,13 +47,23 @@ use crate::service::Service;
 ///
 /// Without a subcommand it starts all of them on this machine, and ends them when it ends.
 #[derive(Parser, Debug)]
-#[command(name = "ordermesh", version, args_conflicts_with_subcommands = true, after_help = PASSED_HELP)]
+#[command(name = "ordermesh", version = VERSION, args_conflicts_with_subcommands = true, after_help = PASSED_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
     up: up::Options,
 }
+
+/// Version, commit and day of the build.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (commit ",
+    env!("ORDERMESH_COMMIT"),
+    ", built ",
+    env!("ORDERMESH_BUILD_DATE"),
+    ")"
+);
 
 const PASSED_HELP: &str = "Settings of one service are passed on by prefix, for example
   ordermesh --order.memory-budget 4KiB --data.fault-lookup refuse
@@ -78,6 +90,8 @@ enum Command {
     Load(load::Options),
     /// Check the promises on a running system: as queries over its stores and the gateway's ledger
     Verify(verify::Options),
+    /// Make a certificate authority and certificates for mutual TLS
+    Certs(certificates::Options),
     /// Break a system of its own in every way, heal it, and check the promises
     Chaos(chaos::Options),
     /// Accounts that run the platform
@@ -110,6 +124,7 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
         Some(Command::Explain(options)) => explain::run(options).await,
         Some(Command::Load(options)) => load::run(options).await,
         Some(Command::Verify(options)) => verify::run(options).await,
+        Some(Command::Certs(options)) => certificates::run(&options),
         Some(Command::Chaos(options)) => chaos::run(options).await,
         Some(Command::Operator(options)) => operator::run(options).await,
     }

@@ -27,7 +27,7 @@ pub(crate) use crate::load::mix::Mix;
 use crate::load::pace::{Amount, Pace};
 pub(crate) use crate::load::seen::Seen;
 use crate::promises::{Report, Sources};
-use crate::system::{Place, System};
+use crate::system::{Place, Retries, System};
 use crate::verify;
 
 /// How much load.
@@ -78,7 +78,7 @@ pub(crate) struct Options {
 /// No system, no account to be had on it; an order that did not end as its customer expects; a broken promise.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let seed = options.seed.unwrap_or_else(rand::random);
-    let system = System::find(&options.place).await?;
+    let system = System::find(&options.place, Retries::On).await?;
     let pace = match options.rate {
         Some(rate) => Pace::Open { rate },
         None => Pace::Closed { customers: options.customers },

@@ -55,6 +55,15 @@ impl Frame {
         }
     }
 
+    /// For who only wants the schema brought up to date.
+    async fn migrate(self, settings: &chassis::Settings, migrations: &[storage::Migration]) -> Result<(), Error> {
+        let service = self.service.name();
+        let database = |source| Error::Store { service, source };
+        chassis::open_database(service, settings, migrations).await.map_err(database)?;
+        println!("the schema of the {service} service is up to date");
+        Ok(())
+    }
+
     /// Installs telemetry, binds, serves until a signal, flushes.
     async fn serve<E: Into<Error>>(
         self,
@@ -112,6 +121,9 @@ fn shutdown() -> Result<CancellationToken, Error> {
 /// A taken port; whatever the service cannot do without.
 pub(crate) async fn user(config: user::Config) -> Result<(), Error> {
     let frame = Frame::of(Service::User, &config.common);
+    if config.common.migrate_only {
+        return frame.migrate(&config.common, user::MIGRATIONS).await;
+    }
     frame.serve(async |listener, admin, shutdown| user::run(config, listener, admin, shutdown).await).await
 }
 
@@ -125,6 +137,9 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
         config.seed_stock = catalog::stock();
     }
     let frame = Frame::of(Service::Order, &config.common);
+    if config.common.migrate_only {
+        return frame.migrate(&config.common, order::MIGRATIONS).await;
+    }
     frame.serve(async |listener, admin, shutdown| order::run(config, listener, admin, shutdown).await).await
 }
 
@@ -134,6 +149,9 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
 /// As [`user()`].
 pub(crate) async fn payment(config: payment::Config) -> Result<(), Error> {
     let frame = Frame::of(Service::Payment, &config.common);
+    if config.common.migrate_only {
+        return frame.migrate(&config.common, payment::MIGRATIONS).await;
+    }
     frame.serve(async |listener, admin, shutdown| payment::run(config, listener, admin, shutdown).await).await
 }
 
@@ -147,6 +165,9 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
         config.seed_products = catalog::products();
     }
     let frame = Frame::of(Service::Data, &config.common);
+    if config.common.migrate_only {
+        return frame.migrate(&config.common, data::MIGRATIONS).await;
+    }
     frame.serve(async |listener, admin, shutdown| data::run(config, listener, admin, shutdown).await).await
 }
 
@@ -155,6 +176,11 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
 /// # Errors
 /// As [`user()`].
 pub(crate) async fn gateway(config: gateway_mock::Config) -> Result<(), Error> {
+    if config.migrate_only {
+        gateway_mock::open_ledger(&config).await?;
+        println!("the schema of the gateway is up to date");
+        return Ok(());
+    }
     let admin_address = config.admin_listen;
     let frame = Frame {
         service: Service::Gateway,

@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::certificates::Certificates;
 use crate::child::{self, Pids, Spec};
 use crate::data_dir::DataDir;
 use crate::error::Error;
@@ -27,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) data_dir: PathBuf,
     /// PostgreSQL for all of them, instead of SQLite files.
     pub(crate) database_url: Option<DatabaseUrl>,
+    /// Mutual TLS, with certificates of its own, instead of a shared secret.
+    pub(crate) tls: bool,
     /// The children's log filter.
     pub(crate) log: String,
     /// Settings of one service each.
@@ -71,6 +74,7 @@ impl Supervisor {
     pub(crate) fn start(plan: &Plan) -> Result<Self, Error> {
         check_ports(plan)?;
         let data_dir = DataDir::prepare(&plan.data_dir)?;
+        let certificates = if plan.tls { Some(data_dir.certificates()?) } else { None };
         let program = std::env::current_exe().map_err(|source| Error::Spawn("this program".into(), source))?;
         let supervisor = Self {
             admins: each(plan).map(|(service, instance)| service.admin_address(plan.port_base, instance)).collect(),
@@ -88,7 +92,7 @@ impl Supervisor {
                 name: format!("{service}-{instance}"),
                 program: program.clone(),
                 args: args(plan, &supervisor.data_dir, service),
-                env: env(plan, &supervisor.data_dir, service, instance),
+                env: env(plan, &supervisor.data_dir, certificates.as_ref(), service, instance),
                 quiet: plan.quiet,
                 restarts_at_once: plan.restarts_at_once,
                 pids: supervisor.pids.clone(),
@@ -154,7 +158,13 @@ fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
 }
 
 /// What a process is told by its environment: addresses, and where secrets are.
-fn env(plan: &Plan, data_dir: &DataDir, service: Service, instance: u16) -> Vec<(String, OsString)> {
+fn env(
+    plan: &Plan,
+    data_dir: &DataDir,
+    certificates: Option<&Certificates>,
+    service: Service,
+    instance: u16,
+) -> Vec<(String, OsString)> {
     let prefix = match service {
         Service::Gateway => "GATEWAY",
         Service::User | Service::Order | Service::Payment | Service::Data => "ORDERMESH",
@@ -166,6 +176,12 @@ fn env(plan: &Plan, data_dir: &DataDir, service: Service, instance: u16) -> Vec<
         (format!("{prefix}_LOG"), plan.log.clone().into()),
         (format!("{prefix}_TRUST_CLIENT_TRACE_CONTEXT"), "true".into()),
     ];
+    if let Some(certificates) = certificates {
+        let files = certificates.of(service.name());
+        env.push((format!("{prefix}_TLS_CERT"), files.certificate.into()));
+        env.push((format!("{prefix}_TLS_KEY"), files.key.into()));
+        env.push((format!("{prefix}_TLS_CA"), files.roots.into()));
+    }
     let database = plan.database_url.as_ref().map(|url| url.as_str().to_owned());
     if service == Service::Gateway {
         let file = || format!("sqlite://{}", data_dir.path().join("gateway.db").display());
@@ -182,7 +198,9 @@ fn env(plan: &Plan, data_dir: &DataDir, service: Service, instance: u16) -> Vec<
         env.push(("ORDERMESH_USER_GENERATE_KEYS".into(), "true".into()));
     }
     env.push(("ORDERMESH_DATA_DIR".into(), data_dir.path().into()));
-    env.push(("ORDERMESH_MESH_SECRET_FILE".into(), data_dir.path().join("mesh.secret").into()));
+    if certificates.is_none() {
+        env.push(("ORDERMESH_MESH_SECRET_FILE".into(), data_dir.path().join("mesh.secret").into()));
+    }
     for peer in [Service::User, Service::Order, Service::Payment, Service::Data] {
         let addresses = peer.addresses(plan.port_base, plan.instances).join(",");
         env.push((format!("ORDERMESH_{}_ADDRESSES", peer.name().to_uppercase()), addresses.into()));
@@ -240,6 +258,7 @@ mod tests {
             instances: 2,
             data_dir,
             database_url: None,
+            tls: false,
             log: "warn".into(),
             passed,
             quiet: true,
@@ -264,7 +283,7 @@ mod tests {
         let temporary = tempfile::tempdir().expect("a folder");
         let plan = plan(7000, temporary.path().join("data"));
         let data_dir = DataDir::prepare(&plan.data_dir).expect("prepared");
-        let env = env(&plan, &data_dir, Service::Order, 2);
+        let env = env(&plan, &data_dir, None, Service::Order, 2);
         let value = |name: &str| env.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.to_str());
         assert_eq!(value("ORDERMESH_LISTEN"), Some("127.0.0.1:7202"));
         assert_eq!(value("ORDERMESH_ADMIN_LISTEN"), Some("127.0.0.1:8202"));

@@ -1,14 +1,16 @@
-//! Where a running system is, and how to talk to it: for `demo` and `explain`.
+//! Where a running system is, and how to talk to it: for `demo`, `explain`, `load`, `verify`.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use contracts::user::v1 as user_v1;
 use contracts::user::v1::user_service_client::UserServiceClient;
-use mesh::{Channel, ClientConfig};
+use mesh::tls::Trust;
+use mesh::{Addresses, Channel, ClientConfig};
 use tonic::Request;
 use tonic::metadata::MetadataValue;
 
+use crate::certificates::{Certificates, TRUST_DOMAIN};
 use crate::data_dir::{self, Login};
 use crate::error::Error;
 use crate::probe;
@@ -18,7 +20,7 @@ use crate::trace::Trace;
 /// The most instances that are looked for.
 const LOOKED_FOR: u16 = 8;
 
-/// Where a running system is: what it was started with.
+/// Where a running system is: what it was started with, or addresses.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Place {
     /// The system's port base
@@ -27,6 +29,124 @@ pub(crate) struct Place {
     /// The system's folder: the operator's password is in it
     #[arg(long, env = "ORDERMESH_DATA_DIR", default_value = "data", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
+    /// The system was started with --tls
+    #[arg(long, env = "ORDERMESH_TLS")]
+    pub(crate) tls: bool,
+    #[command(flatten)]
+    elsewhere: Elsewhere,
+}
+
+/// Where a system is that was not started on this machine by `ordermesh`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "A system elsewhere")]
+struct Elsewhere {
+    /// Instances of the User Service: HOST:PORT,… or dns:///NAME:PORT [default: those of the port base]
+    #[arg(long, env = "ORDERMESH_USER_ADDRESSES", value_name = "ADDRESSES")]
+    user_addresses: Option<Addresses>,
+    /// Instances of the Order Service
+    #[arg(long, env = "ORDERMESH_ORDER_ADDRESSES", value_name = "ADDRESSES")]
+    order_addresses: Option<Addresses>,
+    /// Instances of the Payment Service
+    #[arg(long, env = "ORDERMESH_PAYMENT_ADDRESSES", value_name = "ADDRESSES")]
+    payment_addresses: Option<Addresses>,
+    /// Instances of the Data Service
+    #[arg(long, env = "ORDERMESH_DATA_ADDRESSES", value_name = "ADDRESSES")]
+    data_addresses: Option<Addresses>,
+    /// Instances of the payment gateway: its ledger is read
+    #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_ADDRESSES", value_name = "ADDRESSES")]
+    gateway_addresses: Option<Addresses>,
+    /// TLS, with these roots in a PEM file [default: DATA_DIR/certs/ca.pem with --tls]
+    #[arg(long, env = "ORDERMESH_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// What the system's SPIFFE names begin with
+    #[arg(long, env = "ORDERMESH_TRUST_DOMAIN", default_value = TRUST_DOMAIN, value_name = "NAME")]
+    trust_domain: String,
+    /// File with the line `EMAIL PASSWORD` of an operator [default: DATA_DIR/operator.txt]
+    #[arg(long, env = "ORDERMESH_OPERATOR_FILE", value_name = "FILE")]
+    operator_file: Option<PathBuf>,
+    /// File with the merchant's API key at the gateway [default: DATA_DIR/gateway.key]
+    #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE", value_name = "FILE")]
+    gateway_api_key_file: Option<PathBuf>,
+}
+
+impl Place {
+    /// A system on this machine.
+    pub(crate) fn local(port_base: u16, data_dir: PathBuf) -> Self {
+        let elsewhere = Elsewhere { trust_domain: TRUST_DOMAIN.to_owned(), ..Elsewhere::default() };
+        Self { port_base, data_dir, tls: false, elsewhere }
+    }
+
+    /// The merchant's API key at the gateway.
+    pub(crate) fn gateway_key(&self) -> PathBuf {
+        self.elsewhere.gateway_api_key_file.clone().unwrap_or_else(|| self.data_dir.join("gateway.key"))
+    }
+
+    fn operator(&self) -> Result<Login, Error> {
+        let own = || data_dir::operator_file(&self.data_dir);
+        data_dir::read_operator(&self.elsewhere.operator_file.clone().unwrap_or_else(own))
+    }
+
+    fn addresses_of(&self, service: Service) -> Option<&Addresses> {
+        let elsewhere = &self.elsewhere;
+        match service {
+            Service::User => elsewhere.user_addresses.as_ref(),
+            Service::Order => elsewhere.order_addresses.as_ref(),
+            Service::Payment => elsewhere.payment_addresses.as_ref(),
+            Service::Data => elsewhere.data_addresses.as_ref(),
+            Service::Gateway => elsewhere.gateway_addresses.as_ref(),
+        }
+    }
+
+    fn trust(&self) -> Result<Option<Trust>, Error> {
+        let own = || self.tls.then(|| Certificates::in_folder(data_dir::certificates_dir(&self.data_dir)).roots());
+        let Some(roots) = self.elsewhere.tls_ca.clone().or_else(own) else { return Ok(None) };
+        let clock = std::sync::Arc::new(kernel::SystemClock);
+        Trust::load(roots, self.elsewhere.trust_domain.clone(), clock).map(Some).map_err(Error::Roots)
+    }
+
+    fn client(&self, service: Service, addresses: Addresses, retries: Retries) -> Result<Channel, Error> {
+        let tls = self.trust()?.map(|trust| trust.client(service.name()));
+        let retries = matches!(retries, Retries::On);
+        let config = ClientConfig::new(service.name(), addresses, contracts::POLICIES);
+        Ok(mesh::client(ClientConfig { retries, tls, ..config }))
+    }
+
+    /// The way to the system's gateway; it may not be there.
+    ///
+    /// # Errors
+    /// Roots that cannot be used.
+    pub(crate) fn gateway(&self) -> Result<Channel, Error> {
+        let local = || Service::Gateway.addresses(self.port_base, 1).into();
+        let addresses = self.addresses_of(Service::Gateway).cloned().unwrap_or_else(local);
+        self.client(Service::Gateway, addresses, Retries::Off)
+    }
+
+    /// Those who listen.
+    async fn found(&self, service: Service) -> Result<Addresses, Error> {
+        if let Some(addresses) = self.addresses_of(service) {
+            return Ok(addresses.clone());
+        }
+        let mut addresses = Vec::new();
+        for instance in 1..=LOOKED_FOR {
+            let address = service.address(self.port_base, instance);
+            if probe::listens(address).await {
+                addresses.push(address.to_string());
+            }
+        }
+        if addresses.is_empty() {
+            return Err(Error::NoSystem { service: service.name(), port: service.port(self.port_base, 1) });
+        }
+        Ok(addresses.into())
+    }
+}
+
+/// Are calls that failed tried again by the mesh, where the contract allows it?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Retries {
+    /// As in a customer's program.
+    On,
+    /// A person sees each refusal, and decides himself whether to ask again.
+    Off,
 }
 
 /// Channels to a running system.
@@ -43,29 +163,32 @@ impl System {
     /// Finds the system's instances.
     ///
     /// # Errors
-    /// A service of which none answers; no operator's password.
-    pub(crate) async fn find(place: &Place) -> Result<Self, Error> {
+    /// A service of which none answers; no operator's password; roots that cannot be used.
+    pub(crate) async fn find(place: &Place, retries: Retries) -> Result<Self, Error> {
+        let to = async |service| place.client(service, place.found(service).await?, retries);
         Ok(Self {
-            user: channel(Service::User, place.port_base).await?,
-            order: channel(Service::Order, place.port_base).await?,
-            payment: channel(Service::Payment, place.port_base).await?,
-            data: channel(Service::Data, place.port_base).await?,
-            operator: data_dir::read_operator(&place.data_dir)?,
+            user: to(Service::User).await?,
+            order: to(Service::Order).await?,
+            payment: to(Service::Payment).await?,
+            data: to(Service::Data).await?,
+            operator: place.operator()?,
         })
     }
 
     /// A system of so many instances of each service, whether they answer just now or not.
     ///
     /// # Errors
-    /// No operator's password.
+    /// No operator's password; roots that cannot be used.
     pub(crate) fn at(place: &Place, instances: u16) -> Result<Self, Error> {
-        let to = |service: Service| client(service, service.addresses(place.port_base, instances));
+        let to = |service: Service| {
+            place.client(service, service.addresses(place.port_base, instances).into(), Retries::Off)
+        };
         Ok(Self {
-            user: to(Service::User),
-            order: to(Service::Order),
-            payment: to(Service::Payment),
-            data: to(Service::Data),
-            operator: data_dir::read_operator(&place.data_dir)?,
+            user: to(Service::User)?,
+            order: to(Service::Order)?,
+            payment: to(Service::Payment)?,
+            data: to(Service::Data)?,
+            operator: place.operator()?,
         })
     }
 
@@ -89,30 +212,6 @@ impl System {
             .map_err(Error::refused("the log-in"))?;
         Ok(answer.into_inner().session.unwrap_or_default().access_token)
     }
-}
-
-/// The way to a system's gateway; it may not be there.
-pub(crate) fn gateway(place: &Place) -> Channel {
-    client(Service::Gateway, Service::Gateway.addresses(place.port_base, 1))
-}
-
-async fn channel(service: Service, port_base: u16) -> Result<Channel, Error> {
-    let mut addresses = Vec::new();
-    for instance in 1..=LOOKED_FOR {
-        let address = service.address(port_base, instance);
-        if probe::listens(address).await {
-            addresses.push(address.to_string());
-        }
-    }
-    if addresses.is_empty() {
-        return Err(Error::NoSystem { service: service.name(), port: service.port(port_base, 1) });
-    }
-    Ok(client(service, addresses))
-}
-
-fn client(service: Service, addresses: Vec<String>) -> Channel {
-    // A person sees each refusal, and decides himself whether to ask again.
-    mesh::client(ClientConfig { retries: false, ..ClientConfig::new(service.name(), addresses, contracts::POLICIES) })
 }
 
 /// A request as a person sends it, in a trace of their own when one is given.

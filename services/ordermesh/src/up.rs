@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// PostgreSQL for all services, each in a schema of its own name: postgres://… [default: SQLite files in DATA_DIR]
     #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) database_url: Option<chassis::DatabaseUrl>,
+    /// Mutual TLS everywhere, with certificates made in DATA_DIR/certs
+    #[arg(long, env = "ORDERMESH_TLS")]
+    pub(crate) tls: bool,
     /// What the services log, as filter directives, for example info or warn,ordermesh=debug
     // Jaeger alone takes no metrics: every process would say so every ten seconds.
     #[arg(long, env = "ORDERMESH_LOG", default_value = "warn,opentelemetry_sdk=off", value_name = "FILTER")]
@@ -49,6 +52,7 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
         instances: options.instances,
         data_dir: options.data_dir,
         database_url: options.database_url,
+        tls: options.tls,
         log: options.log,
         passed,
         quiet: false,
@@ -74,10 +78,11 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
 fn banner(plan: &Plan, supervisor: &Supervisor, began: Instant) -> Result<Banner, Error> {
     let data_dir = supervisor.data_dir.path().to_owned();
     let new_operator =
-        if supervisor.data_dir.is_first_start() { Some(data_dir::read_operator(&data_dir)?) } else { None };
+        if supervisor.data_dir.is_first_start() { Some(data_dir::read_operator(&data_dir::operator_file(&data_dir))?) } else { None };
     Ok(Banner {
         port_base: plan.port_base,
         instances: plan.instances,
+        roots: plan.tls.then(|| supervisor.data_dir.roots()),
         processes: supervisor.processes(),
         took: began.elapsed(),
         data_dir,

@@ -16,7 +16,7 @@ use user::audit::Sessions;
 use crate::error::Error;
 use crate::promises::{Report, Sources};
 use crate::service::Service;
-use crate::system::{self, Place};
+use crate::system::Place;
 
 /// What `--patience` and `--event-retention` are when they are not set.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -120,11 +120,11 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
     let order = stores.open(place, Service::Order).await?;
     let payment = stores.open(place, Service::Payment).await?;
     let data = stores.open(place, Service::Data).await?;
-    let path = place.data_dir.join("gateway.key");
+    let path = place.gateway_key();
     let key =
         std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), deed: "read", source })?;
     let key: payment::ApiKey = key.parse().map_err(Error::Usage)?;
-    let gateway = GrpcGateway::of_merchant(system::gateway(place), key, LEDGER_TIMEOUT);
+    let gateway = GrpcGateway::of_merchant(place.gateway()?, key, LEDGER_TIMEOUT);
     Ok(Sources {
         outboxes: [&user, &order, &payment, &data].into_iter().map(Database::outbox).collect(),
         orders: order::store::Store::new(order, clock.clone()),

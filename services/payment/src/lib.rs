@@ -37,14 +37,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::settings::duration;
-use chassis::{Chassis, OrderPeer, Settings, UserPeer};
+use chassis::{Chassis, OrderPeer, Served, Settings, UserPeer};
 use contracts::payment::v1::payment_service_server::{PaymentServiceServer, SERVICE_NAME};
+use mesh::Addresses;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Routes;
 
 pub use error::Error;
+pub use migration::MIGRATIONS;
 
 /// Settings of the Payment Service.
 #[derive(clap::Args, Clone, Debug)]
@@ -62,11 +64,10 @@ pub struct Config {
     #[arg(
         long,
         env = "ORDERMESH_PAYMENT_GATEWAY_ADDRESSES",
-        value_delimiter = ',',
         default_value = "127.0.0.1:7501",
         value_name = "HOST:PORT,…"
     )]
-    pub gateway_addresses: Vec<String>,
+    pub gateway_addresses: Addresses,
     /// Our API key at the gateway. Better set by environment or file: flags are seen by everybody
     #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub gateway_api_key: Option<ApiKey>,
@@ -171,7 +172,7 @@ pub async fn run(
     let api_key = config.api_key()?;
     let chassis = Chassis::start("payment", &config.common, migration::MIGRATIONS, shutdown).await?;
     let store = store::Store::new(chassis.db.clone(), chassis.clock.clone());
-    let channel = chassis.external_channel("gateway", config.gateway_addresses.clone());
+    let channel = chassis.external_channel("gateway", &config.gateway_addresses);
     let gateway = Arc::new(ports::GrpcGateway::new(channel, api_key.0, config.gateway_timeout));
     let order = chassis.channel("order", &config.order.order_addresses);
     let waiters = waiters::Waiters::default();
@@ -202,5 +203,5 @@ pub async fn run(
     let handlers = service::Handlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
     let routes = Routes::new(PaymentServiceServer::new(handlers));
     let keys = chassis.remote_keys(&config.user);
-    chassis.serve(routes, &[SERVICE_NAME], keys, listener, admin).await
+    chassis.serve(Served { routes, health_services: &[SERVICE_NAME], keys, rate_limits: vec![] }, listener, admin).await
 }

@@ -2,7 +2,8 @@
 
 use storage::Migration;
 
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+/// The schema, step by step, oldest first.
+pub const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
     name: "create payments and their attempts",
     statements: &[

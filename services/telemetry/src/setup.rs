@@ -160,7 +160,7 @@ fn meter_provider(settings: &Settings, resource: Resource) -> Result<Option<SdkM
         }
         let boundaries = vec![
             0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
-            0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+            0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
         ];
         let aggregation = Aggregation::ExplicitBucketHistogram { boundaries, record_min_max: true };
         Stream::builder().with_aggregation(aggregation).build().ok()

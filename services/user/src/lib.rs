@@ -30,15 +30,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::Chassis;
-use chassis::settings::duration;
+use chassis::settings::{duration, quota};
+use chassis::{Chassis, Served};
 use contracts::user::v1::user_service_server::UserServiceServer;
 use kernel::{Clock, SystemClock, SystemIds, UserId};
+use mesh::Quota;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub use error::Error;
+pub use migration::MIGRATIONS;
 
 use crate::keys::{KeyStore, OwnKeys};
 use crate::operator::{Bootstrap, Credentials};
@@ -73,6 +75,12 @@ pub struct Config {
     /// Most pairs of account and address whose failures are remembered
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES_REMEMBERED", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures_remembered: u32,
+    /// How often one caller may try to log in, for example 20/s, 100/m [default: as often as he likes]
+    #[arg(long, env = "ORDERMESH_USER_LOGIN_QUOTA", value_parser = quota, value_name = "COUNT/s|m|h")]
+    pub login_quota: Option<Quota>,
+    /// How often one caller may register an account [default: as often as he likes]
+    #[arg(long, env = "ORDERMESH_USER_REGISTER_QUOTA", value_parser = quota, value_name = "COUNT/s|m|h")]
+    pub register_quota: Option<Quota>,
     /// How long an access token lives
     #[arg(long, env = "ORDERMESH_USER_ACCESS_TOKEN_LIFETIME", default_value = "15m", value_parser = duration, value_name = "DURATION")]
     pub access_token_lifetime: Duration,
@@ -109,6 +117,13 @@ impl Config {
             interval: self.login_failure_interval,
             max_remembered: usize::try_from(self.login_failures_remembered).unwrap_or(usize::MAX),
         }
+    }
+
+    /// Per caller and instance: behind a load balancer that keeps no addresses, all who are not logged in are one.
+    fn rate_limits(&self) -> Vec<(&'static str, Quota)> {
+        let login = self.login_quota.map(|quota| ("/user.v1.UserService/Login", quota));
+        let register = self.register_quota.map(|quota| ("/user.v1.UserService/Register", quota));
+        login.into_iter().chain(register).collect()
     }
 
     fn lifetimes(&self) -> Lifetimes {
@@ -154,7 +169,13 @@ pub async fn run(
         lifetimes: config.lifetimes(),
     };
     let routes = Routes::new(UserServiceServer::new(Service(Arc::new(users))));
-    chassis.serve(routes, &["user.v1.UserService"], Arc::new(OwnKeys(keys)), listener, admin).await
+    let served = Served {
+        routes,
+        health_services: &["user.v1.UserService"],
+        keys: Arc::new(OwnKeys(keys)),
+        rate_limits: config.rate_limits(),
+    };
+    chassis.serve(served, listener, admin).await
 }
 
 /// Makes an operator's account in the database of these settings, whose schema is brought up to date. For

@@ -2,8 +2,8 @@
 
 use storage::Migration;
 
-/// All of them, oldest first.
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+/// The schema, step by step, oldest first.
+pub const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
     name: "create account and session",
     statements: &[

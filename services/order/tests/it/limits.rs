@@ -1,5 +1,7 @@
 //! What does not fit, and what cannot be asked.
 
+use std::time::Duration;
+
 use contracts::common::v1::EventType;
 use contracts::order::v1 as proto;
 use tonic::Code;
@@ -32,6 +34,21 @@ async fn an_order_that_does_not_fit_into_memory_is_an_out_of_memory_error_and_a_
     assert_eq!((event.order_id.as_str(), event.error.expect("it says why").reason.as_str()), ("", "OUT_OF_MEMORY"));
     let order = ada.create(mugs(1)).await.expect("it fits");
     ada.watch_to_the_end(&order.order_id, 0).await.1.expect("it ends well");
+}
+
+#[tokio::test]
+async fn a_customer_over_his_quota_learns_when_to_come_back_and_others_are_served() {
+    let quota = Some(mesh::Quota { calls: 2, per: Duration::from_secs(3_600) });
+    let system = System::with(Choice { create_order_quota: quota, ..Choice::default() }).await;
+    let (ada, bob) = (system.person("customer"), system.person("customer"));
+    for _ in 0..2 {
+        ada.create(mugs(1)).await.expect("within the quota");
+    }
+    let status = ada.create(mugs(1)).await.expect_err("one too many");
+    assert_eq!(refusal(&status), is(Code::ResourceExhausted, "RATE_LIMITED", "mesh"));
+    assert!(retry_after(&status).is_some_and(|wait| wait > Duration::from_secs(60)));
+    bob.create(mugs(1)).await.expect("another's quota");
+    ada.orders().list_orders(ada.asks(proto::ListOrdersRequest::default())).await.expect("another method");
 }
 
 #[tokio::test]

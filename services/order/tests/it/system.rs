@@ -193,6 +193,7 @@ impl payment::payment_service_server::PaymentService for PaymentsServer {
 #[derive(Clone)]
 pub(crate) struct Choice {
     pub(crate) memory_budget: Option<chassis::ByteSize>,
+    pub(crate) create_order_quota: Option<mesh::Quota>,
     pub(crate) max_watchers: usize,
     /// The Data Service comes up only when the test says so.
     pub(crate) data_is_down: bool,
@@ -200,7 +201,7 @@ pub(crate) struct Choice {
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { memory_budget: None, max_watchers: 10, data_is_down: false }
+        Self { memory_budget: None, create_order_quota: None, max_watchers: 10, data_is_down: false }
     }
 }
 
@@ -257,22 +258,35 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
                 acquire_timeout: Duration::from_secs(2),
                 statement_timeout: Duration::from_secs(10),
             },
+            tls: chassis::TlsSettings {
+                tls_cert: None,
+                tls_key: None,
+                tls_ca: None,
+                trust_domain: "test.local".into(),
+            },
             mesh_secret_file: None,
-            data_addresses: vec![data],
+            data_addresses: vec![data].into(),
             otlp_endpoint: None,
             log: "info".into(),
             trust_client_trace_context: false,
             memory_budget: choice.memory_budget,
+            memory_limit: None,
+            max_concurrency: mesh::DEFAULT_MAX_CONCURRENCY,
+            max_streams: mesh::DEFAULT_MAX_STREAMS,
+            max_connections: mesh::DEFAULT_MAX_CONNECTIONS,
             max_message: chassis::ByteSize(64 * 1_024),
+            drain_notice: Duration::ZERO,
             drain_timeout: Duration::from_secs(2),
+            migrate_only: false,
         },
-        user: chassis::UserPeer { user_addresses: vec![users] },
-        payment: chassis::PaymentPeer { payment_addresses: vec![payments] },
+        user: chassis::UserPeer { user_addresses: vec![users].into() },
+        payment: chassis::PaymentPeer { payment_addresses: vec![payments].into() },
         lease: Duration::from_secs(15),
         poll_interval: Duration::from_millis(25),
         backoff: Duration::from_secs(60),
         backoff_cap: Duration::from_secs(60),
         max_drives: 16,
+        create_order_quota: choice.create_order_quota,
         max_watchers: choice.max_watchers,
         seed_stock: vec![SeedStock { sku: "MUG".into(), on_hand: 1_000 }],
     }

@@ -1,0 +1,97 @@
+"""Rolling restarts under load, plain and with mutual TLS; and how long a drain may take at worst."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from postgres import ready, verified
+from system import BIN, System, check, eventually
+
+# All is served for a while after SIGTERM; cheap passwords, because log-ins are not what is tested.
+NOTICE = "500ms"
+FLAGS = [flag for service in ("user", "order", "payment", "data") for flag in (f"--{service}.drain-notice", NOTICE)]
+FLAGS += ["--gateway.drain-notice-ms", "500", "--user.bcrypt-cost", "4"]
+# A watch that its instance ends at its drain is gone on with elsewhere: that is what it is told.
+EXPECTED = {"WatchOrder: Unavailable DRAINING"}
+# Of the 30 s that Kubernetes gives: for the notice, the calls, the events, the spans.
+DRAIN_LIMIT_S = 25
+
+
+def restart(system, service, instance):
+    """SIGTERM to one instance; returns when its successor is ready."""
+    name = f"{service}-{instance}"
+    [pid] = [pid for pid, which in system.children() if which == name]
+    os.kill(pid, signal.SIGTERM)
+    eventually(f"{name} ends", 30, lambda: not Path(f"/proc/{pid}").exists() or pid not in dict(system.children()))
+    eventually(f"{name} is ready again", 20, lambda: ready_again(system, service, instance))
+
+
+def ready_again(system, service, instance):
+    try:
+        return ready(system, service, instance) == 200
+    except OSError:
+        return False
+
+
+def under_load(*flags):
+    """Every instance of every service is restarted, one after the other, while orders are placed."""
+    tls = [flag for flag in flags if flag == "--tls"]
+    with System(flags=[*FLAGS, *flags]) as system, tempfile.TemporaryDirectory(prefix="ordermesh-rolling-") as folder:
+        report = Path(folder) / "load.json"
+        place = ["--port-base", str(system.base), "--data-dir", str(system.data_dir), *tls]
+        load = subprocess.Popen(
+            [str(BIN), "load", *place, "--customers", "8", "--duration", "40s", "--logins", "5", "--mix", "happy=90,cancel=10", "--json", str(report)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        restarts = 0
+        began = time.monotonic()
+        try:
+            time.sleep(2)  # so that there is load
+            for service in ("user", "order", "payment", "data", "gateway"):
+                for instance in (1, 2) if service != "gateway" else (1,):
+                    restart(system, service, instance)
+                    restarts += 1
+            took = time.monotonic() - began
+            check(load.poll() is None, f"the load goes on for longer than {restarts} restarts ({took:.0f} s)")
+            said, _ = load.communicate(timeout=120)
+        finally:
+            load.kill()
+        check(load.returncode == 0, f"every order ends as its customer expects:\n{said}")
+        figures = json.loads(report.read_text())
+        refused = {what: count for what, count in figures["refusals"].items() if what not in EXPECTED}
+        check(not refused, f"failed calls: {refused}\n{said}")
+        acknowledged = figures["latencies"]["acknowledged"]["count"]
+        verified(system, *tls)
+        told = figures["refusals"].get("WatchOrder: Unavailable DRAINING", 0)
+    return f"{restarts} restarts in {took:.0f} s, {acknowledged} orders, 0 failed calls, {told} watches gone on with elsewhere"
+
+
+def worst_drain():
+    """A drain with a call that does not end and a collector that does not answer."""
+    with socket.socket() as silent:
+        # It takes connections and says nothing.
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        flags = ["--order.drain-notice", "5s", "--gateway.fault-latency-ms", "60000", "--payment.gateway-timeout", "50s",
+                 "--payment.answer-within", "50s", "--user.bcrypt-cost", "4"]
+        with System(flags=flags, env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}) as system:
+            _, token = system.customer()
+            system.order(token)
+            [pid] = [pid for pid, which in system.children() if which == "order-1"]
+            began = time.monotonic()
+            os.kill(pid, signal.SIGTERM)
+            eventually("order-1 ends", 40, lambda: pid not in dict(system.children()))
+            took = time.monotonic() - began
+    check(took < DRAIN_LIMIT_S, f"a drain takes at most {DRAIN_LIMIT_S} s, not {took:.1f}")
+    check(took > 5, f"it serves for the time of the notice: {took:.1f}")
+    return f"{took:.1f} s with a payment under way, a collector that is silent, and a notice of 5 s"
+
+
+def run():
+    """Every instance is restarted under load: no call fails; plain and with TLS. The worst drain ends in time."""
+    return f"plain: {under_load()}; TLS: {under_load('--tls')}; a drain: {worst_drain()}"

@@ -1,0 +1,38 @@
+//! What `ordermesh --version` says: commit and day of the build, by `ORDERMESH_COMMIT` and `SOURCE_DATE_EPOCH` where they are
+//! set (images, reproducible builds), else by git and today.
+
+use std::process::Command;
+
+fn main() {
+    for name in ["ORDERMESH_COMMIT", "SOURCE_DATE_EPOCH"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    // Only what is released says where it comes from: else each commit would build every test anew.
+    let is_release = std::env::var("PROFILE").is_ok_and(|profile| profile == "release");
+    let commit = std::env::var("ORDERMESH_COMMIT").ok().filter(|commit| !commit.is_empty());
+    let commit = commit.or_else(|| if is_release { head() } else { None });
+    let date = match std::env::var("SOURCE_DATE_EPOCH") {
+        // GNU's and BSD's.
+        Ok(epoch) => told("date", &["-u", "-d", &format!("@{epoch}"), "+%F"]).or_else(|| told("date", &["-u", "-r", &epoch, "+%F"])),
+        Err(_) if is_release => told("date", &["-u", "+%F"]),
+        Err(_) => None,
+    };
+    println!("cargo::rustc-env=ORDERMESH_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    println!("cargo::rustc-env=ORDERMESH_BUILD_DATE={}", date.as_deref().unwrap_or("unknown"));
+}
+
+/// The commit that is built.
+fn head() -> Option<String> {
+    // Grows with every commit and checkout.
+    if let Some(log) = told("git", &["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    told("git", &["rev-parse", "--short=12", "HEAD"])
+}
+
+/// What a program says; `None` when it fails.
+fn told(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).output().ok().filter(|output| output.status.success())?;
+    String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+}

@@ -1,0 +1,203 @@
+//! `ordermesh certs`: a certificate authority in a folder, and a certificate for each service. What it makes is what the mesh
+//! wants: EC P-256, the service's DNS name, one SPIFFE URI. Called again it renews the certificates and keeps the authority,
+//! so running services take them up without a restart, and peers trust old and new ones alike.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use certs::{Authority, Issued, Names, Validity};
+use chassis::settings::duration;
+use clap::Args;
+use kernel::{Clock, SystemClock};
+use mesh::tls::{Files, Identity};
+
+use crate::error::Error;
+use crate::service::Service;
+
+/// The trust domain of local runs, and the default everywhere.
+pub(crate) const TRUST_DOMAIN: &str = "ordermesh.local";
+/// How long what is made is good when nothing is said.
+const LIFETIME: Duration = Duration::from_secs(90 * 86_400);
+const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// Which certificates.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// Folder: ca.pem and ca.key, and SERVICE.pem and SERVICE.key; made when it is not there
+    #[arg(long, default_value = "certs", value_name = "DIR")]
+    dir: PathBuf,
+    /// What the platform's SPIFFE names begin with
+    #[arg(long, default_value = TRUST_DOMAIN, value_name = "NAME")]
+    trust_domain: String,
+    /// For whom, instead of all: user, order, payment, data, gateway
+    #[arg(long = "service", value_name = "SERVICE", value_parser = Service::ALL.map(Service::name))]
+    services: Vec<String>,
+    /// Another DNS name or address of theirs, besides the service's name, localhost and 127.0.0.1; may be given several times
+    #[arg(long = "dns", value_name = "NAME")]
+    dns: Vec<String>,
+    /// How long the services' certificates are good; the authority's is good for ten years
+    #[arg(long, default_value = "90d", value_parser = duration, value_name = "DURATION")]
+    lifetime: Duration,
+}
+
+/// Makes them.
+///
+/// # Errors
+/// A name that no certificate can carry; a folder that cannot be written to; an authority of another trust domain.
+pub(crate) fn run(options: &Options) -> Result<(), Error> {
+    let folder = Certificates::in_folder(options.dir.clone());
+    let all: Vec<_> = Service::ALL.map(|service| service.name().to_owned()).into();
+    let services = if options.services.is_empty() { &all } else { &options.services };
+    let wish = Wish { trust_domain: &options.trust_domain, dns: &options.dns, lifetime: options.lifetime };
+    let is_new = folder.make(&wish, services.iter().map(String::as_str))?;
+    let dir = options.dir.display();
+    println!("{dir}/ca.pem: {}", if is_new { "a new authority; its key is ca.key: keep it where no service is" } else { "kept" });
+    for service in services {
+        let name = format!("spiffe://{}/service/{service}", options.trust_domain);
+        println!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {} days", options.lifetime.as_secs() / 86_400);
+    }
+    Ok(())
+}
+
+/// What certificates are to be like.
+pub(crate) struct Wish<'a> {
+    pub(crate) trust_domain: &'a str,
+    pub(crate) dns: &'a [String],
+    pub(crate) lifetime: Duration,
+}
+
+impl Wish<'_> {
+    /// Of a system on one machine.
+    pub(crate) const LOCAL: Self = Self { trust_domain: TRUST_DOMAIN, dns: &[], lifetime: LIFETIME };
+}
+
+/// A folder of certificates.
+#[derive(Clone, Debug)]
+pub(crate) struct Certificates(PathBuf);
+
+impl Certificates {
+    pub(crate) fn in_folder(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
+    /// What peers' certificates must lead to.
+    pub(crate) fn roots(&self) -> PathBuf {
+        self.0.join("ca.pem")
+    }
+
+    /// A service's own.
+    pub(crate) fn of(&self, service: &str) -> Files {
+        Files {
+            certificate: self.0.join(format!("{service}.pem")),
+            key: self.0.join(format!("{service}.key")),
+            roots: self.roots(),
+        }
+    }
+
+    /// Makes an authority unless there is one, and new certificates for services. Was the authority made?
+    pub(crate) fn make<'a>(&self, wish: &Wish<'_>, services: impl IntoIterator<Item = &'a str>) -> Result<bool, Error> {
+        let made = |source| Error::Certificate { source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0, "made"))?;
+        let now = SystemClock.now();
+        let (authority, is_new) = match self.kept()? {
+            Some(kept) => (Authority::restore(wish.trust_domain, &kept).map_err(made)?, false),
+            None => {
+                let validity = Validity::from(now, AUTHORITY_LIFETIME);
+                let authority = Authority::new(wish.trust_domain, validity).map_err(made)?;
+                let kept = authority.keep();
+                write(&self.0.join("ca.key"), &kept.key_pem, 0o600)?;
+                write(&self.roots(), &kept.certificate_pem, 0o644)?;
+                (authority, true)
+            }
+        };
+        for service in services {
+            let mut names = Names::of_service(wish.trust_domain, service);
+            names.dns.extend(wish.dns.iter().cloned());
+            let issued = authority.issue(&names, Validity::from(now, wish.lifetime)).map_err(made)?;
+            let files = self.of(service);
+            write(&files.key, &issued.key_pem, 0o600)?;
+            write(&files.certificate, &issued.certificate_pem, 0o644)?;
+            // What peers would refuse is better known now: an authority that has expired, or is another trust domain's.
+            Identity::load(files, wish.trust_domain, Arc::new(SystemClock)).map_err(chassis::Error::Tls)?;
+        }
+        Ok(is_new)
+    }
+
+    fn kept(&self) -> Result<Option<Issued>, Error> {
+        let read = |path: PathBuf| match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::File { path, deed: "read", source }),
+        };
+        match (read(self.roots())?, read(self.0.join("ca.key"))?) {
+            (Some(certificate_pem), Some(key_pem)) => Ok(Some(Issued { certificate_pem, key_pem })),
+            (None, _) => Ok(None),
+            (Some(_), None) => Err(Error::Usage(format!(
+                "{} has an authority's certificate and not its key, ca.key: certificates are made where the key is",
+                self.0.display()
+            ))),
+        }
+    }
+}
+
+/// Whole or not at all: somebody may be reading.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
+    let new = path.with_extension("new");
+    let written = (|| {
+        let _ = fs::remove_file(&new);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    })();
+    written.map_err(at(path, "written"))
+}
+
+fn at(path: &Path, deed: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File { path, deed, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn make(folder: &Path, trust_domain: &str) -> Result<bool, Error> {
+        let wish = Wish { trust_domain, ..Wish::LOCAL };
+        Certificates::in_folder(folder.to_owned()).make(&wish, ["order", "data"])
+    }
+
+    #[test]
+    fn made_again_the_certificates_are_new_and_the_authority_is_kept() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let folder = temporary.path().join("certs");
+        let read = |name: &str| fs::read_to_string(folder.join(name)).expect("it is there");
+        assert!(make(&folder, TRUST_DOMAIN).expect("made"));
+        let before = ["ca.pem", "ca.key", "order.pem", "order.key"].map(read);
+        assert!(!make(&folder, TRUST_DOMAIN).expect("made"));
+        let after = ["ca.pem", "ca.key", "order.pem", "order.key"].map(read);
+        assert_eq!(before[..2], after[..2]);
+        assert!(before[2] != after[2] && before[3] != after[3]);
+        for key in ["ca.key", "order.key", "data.key"] {
+            let mode = fs::metadata(folder.join(key)).expect("it is there").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{key}");
+        }
+    }
+
+    #[test]
+    fn an_authority_of_another_trust_domain_is_not_used() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        make(temporary.path(), TRUST_DOMAIN).expect("made");
+        let error = make(temporary.path(), "elsewhere.example").expect_err("another's authority").report();
+        assert!(error.contains("order.pem"), "{error}");
+        fs::remove_file(temporary.path().join("ca.key")).expect("removed");
+        let error = make(temporary.path(), TRUST_DOMAIN).expect_err("no key").report();
+        assert!(error.contains("ca.key"), "{error}");
+    }
+}
