@@ -321,6 +321,12 @@ def sampled(stack, system):
         # Each for its own reason: the gateway's refusals, or the time alone.
         check(bool(errors) == (what == "flaky"), f"errors in the {what} order's trace: {errors}")
     check(not stack.trace(traces["good"]), "the trace of a quick and good order is not kept")
+    # There was a failed order before.
+    searches = re.findall(r"curl -s 'localhost:16686(\S+)'", "\n".join(blocks("sh")))
+    for search in searches:
+        found = json.loads(ask(f"http://127.0.0.1:{stack.query}{search}"))["data"]
+        check(found, f"the runbook's search finds a failed order's trace: {search}")
+    check(searches, "the runbook searches for traces")
 
 
 def attention(stack, system):
