@@ -30,6 +30,7 @@ import leaks  # noqa: E402
 import postgres  # noqa: E402
 import readme  # noqa: E402
 import rolling  # noqa: E402
+import upgrade  # noqa: E402
 from system import BIN, CallError, Failed  # noqa: E402
 
 PARTS = {
@@ -39,6 +40,7 @@ PARTS = {
     "supervisor": crash.kill_the_supervisor,
     "port": crash.taken_port,
     "rolling": rolling.run,
+    "upgrade": upgrade.run,
     "postgres": postgres.on_postgres,
     "away": postgres.goes_away,
     "secrets": leaks.run,

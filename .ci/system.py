@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 BIN = Path(os.environ.get("ORDERMESH_BIN", TARGET / "release/ordermesh")).resolve()
+# What our processes may be: the program, and copies of it that a check has put elsewhere.
+PROGRAMS = {str(BIN)}
 OFFSETS = {"user": 100, "order": 200, "payment": 300, "data": 400, "gateway": 500}
 ADDRESS = {"recipient": "Ada Lovelace", "lines": ["Chausseestr. 1"], "city": "Berlin", "postal_code": "10115", "country_code": "DE"}
 FINAL = {"ORDER_STATE_FULFILLMENT_STARTED", "ORDER_STATE_PAYMENT_FAILED", "ORDER_STATE_CANCELLED"}
@@ -126,13 +128,13 @@ def traceparent(trace):
 class System:
     """A whole system that was started by its program, in a folder of its own."""
 
-    def __init__(self, flags=(), instances=2, env=None, data_dir=None, port_base=None, command=None, cwd=None):
+    def __init__(self, flags=(), instances=2, env=None, data_dir=None, port_base=None, command=None, cwd=None, program=BIN):
         self.instances = instances
         self.base = port_base or free_port_base(instances)
         self.temporary = None if data_dir else tempfile.TemporaryDirectory(prefix="ordermesh-e2e-")
         self.data_dir = Path(data_dir or self.temporary.name) if data_dir else Path(self.temporary.name) / "data"
         self.command = command or [
-            str(BIN), "--port-base", str(self.base), "--data-dir", str(self.data_dir), "--instances", str(instances), *flags]
+            str(program), "--port-base", str(self.base), "--data-dir", str(self.data_dir), "--instances", str(instances), *flags]
         self.env = {**os.environ, **(env or {})}
         self.cwd = cwd
         self.process = None
@@ -300,7 +302,7 @@ def is_ours(pid):
         program = os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return False
-    return program.removesuffix(" (deleted)") == str(BIN)
+    return program.removesuffix(" (deleted)") in PROGRAMS
 
 
 def read_bytes(path):

@@ -14,7 +14,8 @@ fn main() {
     let commit = commit.or_else(|| if is_release { head() } else { None });
     let date = match std::env::var("SOURCE_DATE_EPOCH") {
         // GNU's and BSD's.
-        Ok(epoch) => told("date", &["-u", "-d", &format!("@{epoch}"), "+%F"]).or_else(|| told("date", &["-u", "-r", &epoch, "+%F"])),
+        Ok(epoch) => told("date", &["-u", "-d", &format!("@{epoch}"), "+%F"])
+            .or_else(|| told("date", &["-u", "-r", &epoch, "+%F"])),
         Err(_) if is_release => told("date", &["-u", "+%F"]),
         Err(_) => None,
     };

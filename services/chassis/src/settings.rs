@@ -282,7 +282,8 @@ mod tests {
         let three = ["--tls-cert", "a.pem", "--tls-key", "a.key", "--tls-ca", "ca.pem"];
         assert!(settings(&three).is_ok_and(|settings| settings.tls.files().is_some()));
         for missing in 0..3 {
-            let two: Vec<_> = three.chunks(2).enumerate().filter(|(n, _)| *n != missing).flat_map(|(_, f)| f).copied().collect();
+            let two: Vec<_> =
+                three.chunks(2).enumerate().filter(|(n, _)| *n != missing).flat_map(|(_, f)| f).copied().collect();
             assert!(settings(&two).is_err(), "{two:?}");
         }
         assert!(settings(&[&three[..], &["--mesh-secret-file", "x"]].concat()).is_err());

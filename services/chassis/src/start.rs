@@ -214,12 +214,7 @@ impl Chassis {
     ///
     /// # Errors
     /// The listener broke, or the settings allow no server there.
-    pub async fn serve(
-        self,
-        served: Served,
-        listener: TcpListener,
-        admin: Option<TcpListener>,
-    ) -> Result<(), Error> {
+    pub async fn serve(self, served: Served, listener: TcpListener, admin: Option<TcpListener>) -> Result<(), Error> {
         let listen = listener.local_addr().map_err(Error::Serve)?;
         if self.secret.is_some() && !listen.ip().is_loopback() {
             return Err(Error::NotLoopback { listen });
@@ -379,5 +374,76 @@ fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
         Ok(secret) => Ok(Some(Secret::new(secret.trim()))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.mesh_secret_file.is_none() => Ok(None),
         Err(source) => Err(Error::MeshSecret { path, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use certs::{Authority, Names, Validity};
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    /// Settings of a service with a certificate that names somebody.
+    fn settings_of(folder: &Path, named: &str) -> Settings {
+        let validity = Validity::from(SystemClock.now(), Duration::from_secs(3_600));
+        let authority = Authority::new("ordermesh.local", validity).expect("an authority");
+        let issued = authority.issue(&Names::of_service("ordermesh.local", named), validity).expect("issued");
+        let write = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).expect("written");
+            path.display().to_string()
+        };
+        let files = [
+            ("--tls-cert", write("own.pem", &issued.certificate_pem)),
+            ("--tls-key", write("own.key", &issued.key_pem)),
+            ("--tls-ca", write("ca.pem", authority.certificate_pem())),
+        ];
+        let flags = files.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.clone()]);
+        Cli::try_parse_from(std::iter::once("service".to_owned()).chain(flags)).expect("settings").settings
+    }
+
+    #[test]
+    fn a_certificate_of_another_service_is_none_of_ours() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ours = identity("order", &settings_of(folder.path(), "order"), Arc::new(SystemClock));
+        assert!(ours.is_ok_and(|identity| identity.is_some_and(|identity| identity.service() == "order")));
+        let others = identity("order", &settings_of(folder.path(), "data"), Arc::new(SystemClock));
+        let told = others.expect_err("another's").to_string();
+        assert!(told.contains("`data`") && told.contains("`order`"), "{told}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_services_own_work_goes_on_for_the_time_of_the_notice() {
+        let (told, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let began = Instant::now();
+        tokio::spawn(after_the_notice(told.clone(), Duration::from_secs(5), shutdown.clone()));
+        told.cancel();
+        shutdown.cancelled().await;
+        assert_eq!(began.elapsed(), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_that_is_not_there_yet_is_waited_for_and_a_wrong_url_is_not() {
+        let away = || async { Err(storage::Error::Closed) };
+        let began = Instant::now();
+        assert!(patiently(&CancellationToken::new(), away).await.is_err());
+        assert!((60..65).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        let began = Instant::now();
+        assert!(patiently(&CancellationToken::new(), || async { Err(storage::Error::Url) }).await.is_err());
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        // Who is told to stop waits no longer.
+        let told = CancellationToken::new();
+        told.cancel();
+        assert!(patiently(&told, away).await.is_err());
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }

@@ -81,7 +81,9 @@ fn addresses_are_a_list_or_a_name_and_print_as_they_are_written() {
     for addresses in [list, name] {
         assert_eq!(read(&addresses.to_string()), Ok(addresses));
     }
-    for wrong in ["", "order", "order:", ":7000", "order:http", "a:1,,b:2", "dns://8.8.8.8/order:7000", "dns:///a:1,b:2"] {
+    for wrong in
+        ["", "order", "order:", ":7000", "order:http", "a:1,,b:2", "dns://8.8.8.8/order:7000", "dns:///a:1,b:2"]
+    {
         assert_eq!(read(wrong), Err(AddressesError), "{wrong}");
     }
 }

@@ -28,8 +28,8 @@ use tokio_rustls::{TlsAcceptor, server};
 use tokio_util::sync::CancellationToken;
 
 use crate::spiffe::{NameError, end_of, service_of};
-use crate::tls_client::{Shown, Trusted};
 pub use crate::tls_client::{ClientTls, Trust};
+use crate::tls_client::{Shown, Trusted};
 use crate::tls_verify::PlatformClients;
 
 pub(crate) const ALPN_HTTP2: &[u8] = b"h2";

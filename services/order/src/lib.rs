@@ -156,13 +156,13 @@ pub async fn run(
     .add_service(InventoryServiceServer::new(service::InventoryHandlers { inventory }));
     let served = Served {
         routes,
-        health_services: &[
-            "order.v1.OrderService",
-            "order.v1.PaymentConfirmationService",
-            "order.v1.InventoryService",
-        ],
+        health_services: &["order.v1.OrderService", "order.v1.PaymentConfirmationService", "order.v1.InventoryService"],
         keys: chassis.remote_keys(&config.user),
-        rate_limits: config.create_order_quota.map(|quota| ("/order.v1.OrderService/CreateOrder", quota)).into_iter().collect(),
+        rate_limits: config
+            .create_order_quota
+            .map(|quota| ("/order.v1.OrderService/CreateOrder", quota))
+            .into_iter()
+            .collect(),
     };
     chassis.serve(served, listener, admin).await
 }

@@ -55,7 +55,10 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let wish = Wish { trust_domain: &options.trust_domain, dns: &options.dns, lifetime: options.lifetime };
     let is_new = folder.make(&wish, services.iter().map(String::as_str))?;
     let dir = options.dir.display();
-    println!("{dir}/ca.pem: {}", if is_new { "a new authority; its key is ca.key: keep it where no service is" } else { "kept" });
+    println!(
+        "{dir}/ca.pem: {}",
+        if is_new { "a new authority; its key is ca.key: keep it where no service is" } else { "kept" }
+    );
     for service in services {
         let name = format!("spiffe://{}/service/{service}", options.trust_domain);
         println!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {} days", options.lifetime.as_secs() / 86_400);

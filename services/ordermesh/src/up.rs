@@ -77,8 +77,11 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
 
 fn banner(plan: &Plan, supervisor: &Supervisor, began: Instant) -> Result<Banner, Error> {
     let data_dir = supervisor.data_dir.path().to_owned();
-    let new_operator =
-        if supervisor.data_dir.is_first_start() { Some(data_dir::read_operator(&data_dir::operator_file(&data_dir))?) } else { None };
+    let new_operator = if supervisor.data_dir.is_first_start() {
+        Some(data_dir::read_operator(&data_dir::operator_file(&data_dir))?)
+    } else {
+        None
+    };
     Ok(Banner {
         port_base: plan.port_base,
         instances: plan.instances,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use certs::{Authority, Issued, Names, Validity};
 use http_body_util::Full;
 use kernel::{Clock, SystemClock, Timestamp};
-use mesh::tls::{ClientTls, Files, Identity};
+use mesh::tls::{ClientTls, Files, Identity, Trust};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
@@ -217,6 +217,25 @@ async fn a_client_refuses_a_server_that_is_not_its_target() {
     let stranger = Platform::new().identity("payment");
     let wrong_root = refused(stranger.client("order")).await;
     // An authority of the same name with another key.
+    assert!(wrong_root.contains("BadSignature"), "{wrong_root}");
+}
+
+#[tokio::test]
+async fn who_has_no_certificate_checks_the_target_all_the_same() {
+    let platform = Platform::new();
+    let world = platform.server("order").await;
+    let trusting = |platform: &Platform| {
+        let roots = platform.files("order").roots;
+        platform.identity("order");
+        Trust::load(roots, DOMAIN, Arc::new(SystemClock)).expect("roots")
+    };
+    let person = trusting(&platform);
+    send(&world, &person.client("order"), request(SAY, "hello")).await.expect("a public method");
+    let refused =
+        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("refused").to_string();
+    let wrong_service = refused(person.client("data").with_dns_name("localhost")).await;
+    assert!(wrong_service.contains("OtherService"), "{wrong_service}");
+    let wrong_root = refused(trusting(&Platform::new()).client("order")).await;
     assert!(wrong_root.contains("BadSignature"), "{wrong_root}");
 }
 

@@ -1,0 +1,463 @@
+#!/usr/bin/env python3
+"""The operators' half: rules, dashboard, runbook and collector against a running system. Standard library only.
+
+    .ci/operations.py [PART...]
+
+A Prometheus, Jaeger and the collector run with the files of deploy/ as they stand there (but for ports and waiting times); every metric,
+label and value that alerts, dashboard and runbook name has to be there. Needs the tools of .ci/tools.sh, and promtool and
+prometheus: Debian's package `prometheus`, which is unpacked into .ci/bin when they are missing.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(HERE))
+PROMETHEUS = HERE / "bin/prometheus.deb.d/usr/bin"
+os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{PROMETHEUS}"
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+for name in list(os.environ):
+    if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
+        del os.environ[name]
+
+from system import BIN, FINAL, ROOT, CallError, Failed, System, check, eventually, free_ports, grpc, new_trace, traceparent  # noqa: E402
+
+OPERATIONS, COLLECTOR, RUNBOOK = ROOT / "deploy/operations", ROOT / "deploy/collector", ROOT / "deploy/RUNBOOK.md"
+
+# What a system without trouble does not send: metric in Prometheus → its name in the code, the file that sends it, why it is not there.
+ONLY_IN_TROUBLE = {
+    "mesh_tls_certificate_remaining_seconds": ("mesh.tls.certificate.remaining", "services/mesh/src/tls.rs", "on one machine there is no TLS"),
+    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/password.rs", "more than 64 log-ins wait at once"),
+}
+# Of the User Service: for the load's log-ins, and not for what is made too large on purpose.
+MEMORY_BUDGET = 64 * 1024
+KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
+
+
+# --- PromQL, as far as it is needed
+
+def selectors(expression):
+    """Every `metric{…}` of an expression, and every label that is grouped by."""
+    strings = []
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', lambda found: strings.append(found.group()) or f'"{len(strings) - 1}"', expression)
+    grouping = r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)"
+    labels = {label.strip() for group in re.findall(grouping, bare) for label in group.split(",") if label.strip()}
+    bare = re.sub(r"\[[^\]]*\]", "", re.sub(grouping, "", bare))
+    found = []
+    for name, matchers in re.findall(r"(?<![\w:{,\"])([a-zA-Z_:][\w:]*)\s*(\{[^}]*\})?(?!\s*\(|[\w:])", bare):
+        if name not in KEYWORDS:
+            found.append((name, name + re.sub(r'"(\d+)"', lambda at: strings[int(at.group(1))], matchers)))
+    return found, labels
+
+
+def filled_in(expression):
+    """A panel's expression with its variables set to all."""
+    text = expression.replace("$__rate_interval", "1m")
+    return re.sub(r"\$(job|instance)\b", ".*", text)
+
+
+def panels():
+    dashboard = json.loads((OPERATIONS / "dashboard.json").read_text())
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def blocks(language):
+    """The runbook's blocks of code in a language, one text each."""
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", RUNBOOK.read_text(), re.M | re.S)
+
+
+# --- without a system
+
+def run(*command, cwd=ROOT, env=None):
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=300, check=False)
+    check(done.returncode == 0, f"{' '.join(map(str, command))}:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def rules():
+    """promtool: the rules are well formed, each alert fires in its test, and none when all is well."""
+    run("promtool", "check", "config", OPERATIONS / "prometheus.yaml")
+    run("promtool", "test", "rules", "alerts.test.yaml", cwd=OPERATIONS)
+    alerts = re.findall(r"^\s*- alert: (\w+)", (OPERATIONS / "alerts.yaml").read_text(), re.M)
+    tests = (OPERATIONS / "alerts.test.yaml").read_text()
+    untested = [alert for alert in alerts if f'alertname="{alert}"}}' not in tests]
+    check(alerts and not untested, f"alerts that no test shows to fire: {untested}")
+    return f"{len(alerts)} alerts, {len(re.findall('eval_time', tests))} moments looked at"
+
+
+def configurations():
+    """Jaeger's own check of the collector's and of Jaeger's configurations."""
+    files = [COLLECTOR / "collector.yaml", COLLECTOR / "jaeger.yaml", COLLECTOR / "opensearch/jaeger.yaml"]
+    for file in files:
+        run("jaeger", "validate", "--config", file, env={"OPENSEARCH_URL": "http://localhost:9200", "OPENSEARCH_USERNAME": "u", "OPENSEARCH_PASSWORD": "p"})
+    return f"{len(files)} files"
+
+
+def dashboard():
+    """The dashboard: what Grafana wants of it, and that each panel says what it shows, in which unit."""
+    whole = json.loads((OPERATIONS / "dashboard.json").read_text())
+    check(whole["schemaVersion"] >= 39 and whole["uid"] and whole["title"], "the dashboard has a current schema, a uid and a title")
+    every = whole["panels"]
+    check(len({panel["id"] for panel in every}) == len(every), "each panel has an id of its own")
+    taken = {}
+    for panel in every:
+        place = panel["gridPos"]
+        for cell in ((x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])):
+            check(cell[0] < 24 and cell not in taken, f"{panel['title']} lies on {taken.get(cell, 'the edge')}")
+            taken[cell] = panel["title"]
+    for panel in panels():
+        title = panel["title"]
+        check(len(panel["description"]) > 20 and "\n" not in panel["description"], f"{title}: a line says what it shows")
+        check(panel["fieldConfig"]["defaults"]["unit"], f"{title}: it has a unit")
+        check(panel["targets"], f"{title}: it shows something")
+        for target in panel["targets"]:
+            check(target["datasource"]["uid"] == "${datasource}", f"{title}: its data source is the variable")
+            strangers = set(re.findall(r"\$(\w+)", target["expr"])) - {"job", "instance", "__rate_interval"}
+            check(not strangers, f"{title}: variables that are not there: {strangers}")
+    return f"{len(panels())} panels"
+
+
+def runbook():
+    """A section for each alert and an alert for each section; commands, flags, methods and fields that are really there."""
+    text = RUNBOOK.read_text()
+    rules_text = (OPERATIONS / "alerts.yaml").read_text()
+    alerts = re.findall(r"^\s*- alert: (\w+)", rules_text, re.M)
+    under_alerts = text.split("\n## Alerts\n", 1)[1].split("\n## ", 1)[0]
+    sections = re.findall(r"^### (\w+)$", under_alerts, re.M)
+    check(sections == alerts, f"sections and alerts differ, or their order does: {set(sections) ^ set(alerts) or sections}")
+    urls = re.findall(r"runbook_url: deploy/RUNBOOK\.md#(\w+)", rules_text)
+    check(urls == [alert.lower() for alert in alerts], f"each alert links to its section: {urls}")
+    for section in re.split(r"^### ", under_alerts, flags=re.M)[1:]:
+        missing = [word for word in ("**Means**", "**Look**", "**Do**", "**Wake**") if word not in section]
+        check(not missing, f"{section.split()[0]}: {missing} is missing")
+
+    helps = {}
+    commands = re.findall(r"^\s*(?:[A-Z]+=\S+ )*ordermesh ([^|\n]*)", "\n".join(blocks("sh")), re.M)
+    for command in commands:
+        words = command.split("#")[0].split()
+        path = tuple(word for word in words[:2] if re.fullmatch(r"[a-z]+", word))
+        if path not in helps:
+            helps[path] = run(BIN, *path, "--help")
+        for flag in re.findall(r"--[\w-]+", command):
+            check(f"{flag} " in helps[path] or f"{flag}\n" in helps[path], f"ordermesh {' '.join(path)} has no {flag}")
+    for prefix, flag in re.findall(r"--(user|order|payment|data)\.([\w-]+)", text):
+        helps.setdefault((prefix,), run(BIN, prefix, "--help"))
+        check(f"--{flag} " in helps[(prefix,)], f"ordermesh {prefix} has no --{flag}")
+
+    protos = "\n".join(file.read_text() for file in sorted((ROOT / "proto").rglob("*.proto")))
+    calls = 0
+    for block in blocks("sh"):
+        for message, method in re.findall(r"-d '(\{.*?\})' \S+ ([\w.]+/\w+)", block.replace("\\\n", " ")):
+            if method.startswith("grpc."):
+                continue
+            calls += 1
+            rpc = re.search(rf"rpc {method.split('/')[1]}\((?:stream )?(\w+)\)", protos)
+            check(rpc, f"{method} is not in the contract")
+            body = re.search(rf"^message {rpc.group(1)} \{{(.*?)^\}}", protos, re.M | re.S).group(1)
+            for field in re.findall(r'"(\w+)":', message):
+                check(re.search(rf"\b{field} = \d+", body), f"{rpc.group(1)} has no field {field}")
+    check(commands and calls, "the runbook has commands and calls")
+    return f"{len(sections)} sections, {len(commands)} commands, {calls} calls"
+
+
+# --- with a system
+
+class Program:
+    """A program that runs until the block ends."""
+
+    def __init__(self, command, env, ready, log):
+        self.command, self.env, self.ready, self.log = command, env, ready, log
+        self.process = None
+
+    def __enter__(self):
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+        def answers():
+            check(self.process.poll() is None, f"{self.command[0]} lives:\n{self.log.read_text()[-2000:]}")
+            return ask(self.ready) is not None
+
+        try:
+            eventually(f"{self.command[0]} is ready", 60, answers)
+        except Failed as error:
+            self.__exit__()
+            raise Failed(f"{error}\n{self.log.read_text()[-3000:]}") from None
+        return self
+
+    def __exit__(self, *_):
+        # Told to end nicely Jaeger takes ten seconds.
+        self.process.kill()
+        self.process.wait()
+
+
+def ask(url):
+    """The body, or nothing when the answer is 404."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.read().decode()
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise Failed(f"{url}: {error.code} {error.read().decode()[:500]}") from None
+
+
+class Stack:
+    """Jaeger, the collector and Prometheus, with the files of deploy/ and ports of their own."""
+
+    def __init__(self, folder):
+        (self.otlp, self.metrics, self.self_metrics, self.health, self.jaeger_otlp, self.query, self.query_grpc, self.jaeger_health,
+         self.prometheus) = free_ports(9)
+        local = "127.0.0.1:{}".format
+        # Faster than in real life, where it would take minutes to see anything.
+        config = (OPERATIONS / "prometheus.yaml").read_text().replace("interval: 15s", "interval: 1s")
+        config = config.replace("  - alerts.yaml", f"  - {OPERATIONS / 'alerts.yaml'}")
+        config = config.replace("collector.ordermesh.svc:8889", local(self.metrics)).replace("collector.ordermesh.svc:8888", local(self.self_metrics))
+        check("collector.ordermesh" not in config, "Prometheus's targets were replaced")
+        (folder / "prometheus.yaml").write_text(config)
+        self.programs = [
+            Program(["jaeger", "--config", str(COLLECTOR / "jaeger.yaml")], {
+                "OTLP_GRPC_ENDPOINT": local(self.jaeger_otlp), "HEALTH_ENDPOINT": local(self.jaeger_health),
+                "QUERY_HTTP_ENDPOINT": local(self.query), "QUERY_GRPC_ENDPOINT": local(self.query_grpc)},
+                f"http://{local(self.jaeger_health)}/status", folder / "jaeger.log"),
+            # No share of the rest is kept: so what is kept was kept for a reason.
+            Program(["jaeger", "--config", str(COLLECTOR / "collector.yaml")], {
+                "OTLP_GRPC_ENDPOINT": local(self.otlp), "HEALTH_ENDPOINT": local(self.health), "JAEGER_ENDPOINT": local(self.jaeger_otlp),
+                "PROMETHEUS_ENDPOINT": local(self.metrics), "SELF_METRICS_HOST": "127.0.0.1", "SELF_METRICS_PORT": str(self.self_metrics),
+                "TAIL_SAMPLING_DECISION_WAIT": "5s", "TAIL_SAMPLING_PERCENTAGE": "0"},
+                f"http://{local(self.health)}/status", folder / "collector.log"),
+            Program(["prometheus", "--config.file", str(folder / "prometheus.yaml"), "--storage.tsdb.path", str(folder / "tsdb"),
+                     "--web.listen-address", local(self.prometheus)], {},
+                    f"http://{local(self.prometheus)}/-/ready", folder / "prometheus.log"),
+        ]
+
+    def __enter__(self):
+        started = []
+        try:
+            for program in self.programs:
+                started.append(program.__enter__())
+        except BaseException:
+            for program in started:
+                program.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for program in reversed(self.programs):
+            program.__exit__()
+
+    def api(self, path, **parameters):
+        answer = json.loads(ask(f"http://127.0.0.1:{self.prometheus}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"))
+        check(answer["status"] == "success", f"{path} {parameters}: {answer}")
+        return answer["data"]
+
+    def query_of(self, expression):
+        return self.api("query", query=expression)["result"]
+
+    def trace(self, trace):
+        answer = ask(f"http://127.0.0.1:{self.query}/api/traces/{trace}")
+        return [span for data in json.loads(answer)["data"] for span in data["spans"]] if answer else []
+
+
+def trouble(system):
+    """Log-ins that are throttled, one that is too large, a stranger, a service that dies: what only shows in trouble is seen."""
+    email, _ = system.customer()
+    for _ in range(8):
+        try:
+            system.login(email, "wrong horse battery")
+        except CallError:
+            pass
+    refused = []
+    for port, method, message in (
+            (system.port("order"), "order.v1.OrderService/ListOrders", {}),
+            (system.port("user"), "user.v1.UserService/Login", {"email": email, "password": "x" * MEMORY_BUDGET})):
+        try:
+            grpc(port, method, message, "nonsense")
+        except CallError as error:
+            refused.append(error.reason)
+    check(refused == ["TOKEN_MALFORMED", "OUT_OF_MEMORY"], f"a stranger and too large a call are refused: {refused}")
+    _, token = system.customer()
+
+    def fails():
+        # The supervisor starts it again at once: the order has to come in between.
+        system.kill_9("data")
+        try:
+            system.order(token)
+            return False
+        except CallError as error:
+            return error.reason == "LOOKUP_FAILED"
+
+    eventually("an order fails for a fault of ours", 60, fails)
+    eventually("the Data Service is back", 30, lambda: system.order(token))
+
+
+def sampled(stack, system):
+    """A trace with an error and one of a slow order arrive in Jaeger, a quick and good one does not."""
+    _, token = system.customer()
+    traces = {what: new_trace() for what in ("good", "slow", "flaky")}
+    orders = {what: system.order(token, method, headers=[traceparent(traces[what])])
+              for what, method in (("good", "pm_card_visa"), ("slow", "pm_gateway_slow"), ("flaky", "pm_gateway_unavailable3"))}
+    for what, order in orders.items():
+        final = system.until_final(order["orderId"], token)
+        check(final["state"] == "ORDER_STATE_FULFILLMENT_STARTED", f"the {what} order ends {final['state']}")
+    for what in ("slow", "flaky"):
+        spans = eventually(f"the trace of the {what} order is in Jaeger", 60, lambda what=what: stack.trace(traces[what]))
+        names = {span["operationName"] for span in spans}
+        check("order.v1.OrderService/CreateOrder" in names, f"the {what} order's trace has its root: {sorted(names)}")
+        errors = [span["operationName"] for span in spans if any(tag["key"] == "error" and tag["value"] for tag in span["tags"])]
+        # Each for its own reason: the gateway's refusals, or the time alone.
+        check(bool(errors) == (what == "flaky"), f"errors in the {what} order's trace: {errors}")
+    check(not stack.trace(traces["good"]), "the trace of a quick and good order is not kept")
+    # There was a failed order before.
+    searches = re.findall(r"curl -s 'localhost:16686(\S+)'", "\n".join(blocks("sh")))
+    for search in searches:
+        found = json.loads(ask(f"http://127.0.0.1:{stack.query}{search}"))["data"]
+        check(found, f"the runbook's search finds a failed order's trace: {search}")
+    check(searches, "the runbook searches for traces")
+
+
+def attention(stack, system):
+    """An order that needs attention is an alert, and what the runbook says of it ends it."""
+    _, token = system.customer()
+
+    def at_rest(order_id):
+        state = system.get(order_id, token)["state"]
+        return state if state in FINAL | {"ORDER_STATE_NEEDS_ATTENTION"} else None
+
+    def needs_attention():
+        # Cancelled when it is paid and not yet being fulfilled: not every time in time.
+        order_id = system.order(token, "pm_gateway_refundRefused")["orderId"]
+        try:
+            grpc(system.port("order"), "order.v1.OrderService/CancelOrder", {"order_id": order_id}, token)
+        except CallError as error:
+            check(error.reason == "ORDER_NOT_CANCELLABLE", str(error))
+            return None
+        state = eventually(f"order {order_id} is at rest", 30, lambda: at_rest(order_id))
+        return order_id if state == "ORDER_STATE_NEEDS_ATTENTION" else None
+
+    alerts = 'ALERTS{alertname="OrderNeedsAttention"}'
+    check(not stack.query_of(alerts), "without such an order there is no such alert")
+    order_id = eventually("an order needs attention", 60, needs_attention)
+    # It fires after a minute.
+    eventually("there is an alert", 40, lambda: stack.query_of(alerts))
+    grpc(system.port("order"), "order.v1.OrderService/RetryOrder", {"order_id": order_id}, system.login_as_operator())
+    final = system.until_final(order_id, token)
+    check(final["state"] == "ORDER_STATE_CANCELLED", f"after RetryOrder the order ends {final['state']}")
+    eventually("the alert is over", 40, lambda: not stack.query_of(alerts))
+
+
+def compared(stack):
+    """Every metric and label of rules, dashboard and runbook is there, or named above; what it asks is answered."""
+    groups = stack.api("rules")["groups"]
+    every = [rule for group in groups for rule in group["rules"]]
+    ill = {rule["name"]: rule.get("lastError") for rule in every if rule["health"] != "ok"}
+    check(every and not ill, f"every rule can be evaluated: {ill}")
+    asked = [(rule["name"], rule["query"], None) for rule in every]
+    asked += [(panel["title"], filled_in(target["expr"]), target["legendFormat"]) for panel in panels() for target in panel["targets"]]
+    asked += [("runbook", line.strip(), None) for block in blocks("promql") for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    wrong, seen, missed = [], set(), set()
+    for where, expression, legend in asked:
+        found, grouped = selectors(expression)
+        if not found:
+            wrong.append(f"{where}: no metric in {expression}")
+        known, absent = set(), False
+        for name, selector in found:
+            seen.add(name)
+            series = stack.api("series", **{"match[]": selector, "start": time.time() - 900})
+            if not series and name in ONLY_IN_TROUBLE:
+                missed.add(name)
+                absent = True
+            elif not series:
+                wrong.append(f"{where}: nobody sends {selector}")
+            known |= {label for one in series for label in one}
+        unknown = grouped - known
+        if unknown and not absent:
+            wrong.append(f"{where}: no label {unknown} in {expression}")
+        if legend is None or absent or any(text.startswith(f"{where}: nobody") for text in wrong):
+            continue
+        answer = stack.query_of(expression)
+        if not answer:
+            wrong.append(f"{where}: no answer to {expression}")
+        labels = set(re.findall(r"\{\{(\w+)\}\}", legend))
+        if answer and not any(labels <= set(one["metric"]) for one in answer):
+            wrong.append(f"{where}: the legend's {labels} are not all in {answer[0]['metric']}")
+    for name, (in_code, file, why) in ONLY_IN_TROUBLE.items():
+        if f'"{in_code}"' not in (ROOT / file).read_text():
+            wrong.append(f"{name}: {file} has no {in_code}")
+        if name not in seen:
+            wrong.append(f"{name} is excused ({why}), and nobody asks for it")
+    check(not stack.api("series", **{"match[]": 'ordermesh_orders{state="PAYED"}'}), "a value that nobody sends would be noticed")
+    check(not wrong, "\n".join(wrong))
+    return f"{len(asked)} expressions, {len(seen)} metrics; not seen here: {', '.join(sorted(missed))}"
+
+
+def live():
+    """Collector, Jaeger and Prometheus with the files of deploy/, a system, load and trouble: every name is compared."""
+    with tempfile.TemporaryDirectory(prefix="ordermesh-operations-") as folder, Stack(Path(folder)) as stack:
+        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{stack.otlp}"}
+        # A gateway that takes three seconds is waited for: slow, and no error.
+        flags = ["--payment.gateway-timeout", "5s", "--user.bcrypt-cost", "4", "--user.memory-budget", f"{MEMORY_BUDGET // 1024}KiB"]
+        with System(flags, env=env) as system:
+            run(BIN, "load", "--port-base", str(system.base), "--data-dir", system.data_dir, "--orders", "150", "--customers", "4",
+                "--mix", "happy=82,declined=6,cancel=8,flaky=4", "--no-verify")
+            trouble(system)
+            sampled(stack, system)
+            attention(stack, system)
+            # Two exports, so that rates can be made of what happened last.
+            return eventually("all that is asked for is there", 60, lambda: compared(stack))
+
+
+PARTS = {"rules": rules, "configurations": configurations, "dashboard": dashboard, "runbook": runbook, "live": live}
+
+
+def prometheus():
+    """Debian's package, unpacked: its service is not started, nothing of the machine is changed."""
+    if shutil.which("promtool") and shutil.which("prometheus"):
+        return
+    check(shutil.which("apt-get"), "promtool and prometheus are in PATH (https://prometheus.io/download)")
+    with tempfile.TemporaryDirectory() as folder:
+        run("apt-get", "download", "prometheus", cwd=folder)
+        run("dpkg", "-x", next(Path(folder).glob("prometheus_*.deb")), PROMETHEUS.parent.parent)
+
+
+def main(names):
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        print(f"no such part: {unknown}; there are {', '.join(PARTS)}")
+        return 2
+    missing = [tool for tool in ("grpcurl", "jaeger") if not shutil.which(tool)]
+    if missing or not BIN.exists():
+        print(f"missing: {missing or BIN}; run .ci/tools.sh and cargo build --release")
+        return 2
+    for name in ["tools", *(names or PARTS)]:
+        part = PARTS.get(name, prometheus)
+        began = time.monotonic()
+        print(f"--- {name}: {(part.__doc__ or '').strip().splitlines()[0]}", flush=True)
+        try:
+            result = part()
+        except (Failed, CallError) as error:
+            print(f"{error}\nOPERATIONS FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
+            return 1
+        except Exception:
+            traceback.print_exc()
+            print(f"OPERATIONS FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
+            return 1
+        print(f"--- {name}: ok, {time.monotonic() - began:.0f} s; {result}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Builds the release before this one, the commit in .ci/previous-release, to target/previous/ordermesh. It shares this
+# build's target folder, so that only our own crates are built twice.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+commit=$(cat .ci/previous-release)
+if [ "$(cat "$target/previous/commit" 2>/dev/null)" = "$commit" ] && [ -x "$target/previous/ordermesh" ]; then
+  exit 0
+fi
+mkdir -p "$target/previous"
+rm -rf "$target/previous/source"
+mkdir "$target/previous/source"
+git archive "$commit" | tar -x -C "$target/previous/source"
+(cd "$target/previous/source" && cargo build --release --locked --target-dir "$target")
+cp "$target/release/ordermesh" "$target/previous/ordermesh"
+# What lies in target/release is this release's, or nothing.
+rm -f "$target/release/ordermesh"
+echo "$commit" >"$target/previous/commit"
