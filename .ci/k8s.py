@@ -62,6 +62,8 @@ def main():
         return 0
     if unknown := set(wanted) - set(PARTS):
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    # kustomize reads them: the local overlay cannot be built without.
+    run([ROOT / "deploy/overlays/local/secrets.sh", BIN])
     figures = []
 
     def part(name, what):

@@ -12,9 +12,9 @@ from datetime import datetime
 import yaml
 
 import k8s_orders
-from k8s_cluster import NAMESPACE, run, seconds_since
+from k8s_cluster import NAMESPACE, seconds_since
 from k8s_orders import Load
-from system import BIN, ROOT, check, eventually
+from system import ROOT, check, eventually
 
 SERVICES = ("user", "order", "payment", "data")
 DEPLOYMENTS = (*SERVICES, "gateway")
@@ -24,7 +24,6 @@ RATE = 8
 
 def apply(cluster):
     """The local overlay with one command, until every pod is ready."""
-    run([ROOT / "deploy/overlays/local/secrets.sh", BIN])
     start = time.monotonic()
     cluster.kubectl("apply", "-k", ROOT / ".ci/k8s")
     eventually("two ready pods of each service, and the rest", 300, lambda: all_ready(cluster))
