@@ -76,21 +76,30 @@ def missing_secrets(cluster):
                 check("CreateContainerConfigError" not in json.dumps(status), f"{name} hangs: {status}")
                 return status["phase"] in ("Failed", "Succeeded") and status["phase"]
             ended = eventually(f"{name} ends", 60, phase)
-            last = (cluster.logs(name).strip().splitlines() or ["(no log)"])[-1]
+            last = error_of(cluster.logs(name))
             # The line names the Secret, or where it is mounted.
             words = {"database": ["database"], "signing-keys": ["signing key"], "operator": ["operator"], "gateway-api-key": ["gateway/api-key"]}
             check(ended == "Failed" and any(word in last.lower() for word in words.get(secret, ["/tls/"])), f"{name}: {ended}, it says: {last}")
-            said.append(f"{service} without {secret}: {last[:220]}")
+            said.append(f"{service} without {secret}: {last}")
     finally:
         cluster.kubectl("delete", "pod", *names, "--grace-period=0", "--force", "--ignore-not-found", must=False)
     return said
+
+
+def error_of(log):
+    """The error that a program ended with: its line and those of its causes."""
+    at = log.rfind("error: ")
+    return " ".join(log[at:].split()) if at >= 0 else f"(no error) {log[-300:]}"
 
 
 def without(template, secret, name):
     """A pod of a Deployment, once, with one Secret that is not there; it is no part of any Service."""
     spec = copy.deepcopy(template["spec"])
     spec["restartPolicy"] = "Never"
-    spec.pop("topologySpreadConstraints", None)
+    # It takes nobody's place on the node.
+    for field in ("topologySpreadConstraints", "priorityClassName"):
+        spec.pop(field, None)
+    spec["containers"][0]["resources"] = {"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": spec["containers"][0]["resources"]["limits"]}
     for volume in spec["volumes"]:
         if volume.get("secret", {}).get("secretName") == secret:
             volume["secret"]["secretName"] = "absent"
