@@ -80,6 +80,15 @@ class Cluster:
         for each in what:
             self.kubectl("rollout", "status", each, f"--timeout={seconds}s", seconds=seconds + 10)
 
+    def kill(self, pod):
+        """SIGKILL to the process of a pod; returns when kubelet has started it again."""
+        def container():
+            return self.get("pod", pod)["status"]["containerStatuses"][0]
+        before = container()
+        name = before["containerID"].removeprefix("containerd://")
+        run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
+        eventually(f"{pod} is started again", 60, lambda: container()["restartCount"] > before["restartCount"])
+
     def logs(self, pod, *args):
         return self.kubectl("logs", pod, *args, must=False)
 

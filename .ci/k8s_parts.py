@@ -117,13 +117,14 @@ def order(cluster):
 
 
 def policies(cluster):
-    """The network policies hold: the same Job that `verify` is, but with labels of a stranger, reaches nobody."""
-    manifest = k8s_orders.job("verify")
+    """The network policies hold: what an operator's Job may do (`load` is that), a pod with a stranger's labels may not."""
+    manifest = k8s_orders.job("load", "--no-verify", "--orders=1")
     for labels in (manifest["metadata"]["labels"], manifest["spec"]["template"]["metadata"]["labels"]):
         labels["app.kubernetes.io/component"] = labels["app.kubernetes.io/name"] = "stranger"
     succeeded, log = cluster.job_end(cluster.job(manifest, 60), 120)
     check(not succeeded, f"a stranger's pod is let in:\n{log}")
-    return [f"a stranger's pod reaches nobody: {log.strip().splitlines()[-1][:200]}"]
+    check(re.search(r"UNAVAILABLE|DEADLINE|Unavailable|Deadline|unreachable|timed out", log), f"a stranger's pod is shut out:\n{log}")
+    return [f"a stranger's pod reaches nobody: {error_of(log)}"]
 
 
 def migrate(cluster):
@@ -144,9 +145,9 @@ def migrate(cluster):
 
 
 def deletes(cluster):
-    """A pod of each service is deleted, one after the other, under load."""
+    """Under load a pod of each service is deleted, one after the other; then a process of each is killed with SIGKILL, which nobody drains."""
     times = []
-    with Load(cluster, "a pod of each service deleted", RATE, 100) as load:
+    with Load(cluster, "a pod of each service deleted", RATE, 45) as load:
         for service in DEPLOYMENTS:
             victim = ready(cluster, service)[0]
             start = time.monotonic()
@@ -154,7 +155,13 @@ def deletes(cluster):
             eventually(f"{service} has two ready pods again", 60, lambda: len(two := ready(cluster, service)) == 2 and victim not in two)
             times.append(f"{service} {seconds_since(start)} s")
         still_loaded(load)
-    return [load.report.told(), f"two ready pods again after: {', '.join(times)}"]
+    said = [f"deleted: {load.report.told()}", f"two ready pods again after: {', '.join(times)}"]
+    with Load(cluster, "a process of each service killed", RATE, 60) as load:
+        for service in DEPLOYMENTS:
+            cluster.kill(ready(cluster, service)[0])
+            eventually(f"{service} has two ready pods again", 60, lambda: len(ready(cluster, service)) == 2)
+        still_loaded(load)
+    return [*said, f"killed with -9: {load.report.told()}"]
 
 
 def still_loaded(load):
