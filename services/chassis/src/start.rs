@@ -339,11 +339,16 @@ async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
         .with_unit("s")
         .with_description("Age of the oldest waiting event")
         .build();
+    let is_ready = meter
+        .u64_gauge("ordermesh.ready")
+        .with_description("1 while the own database answers, 0 while it does not: then the other gauges stand still")
+        .build();
     let refused = meter.i64_gauge("ordermesh.outbox.refused").with_description("Events that the store refused").build();
     loop {
         let backlog = tokio::time::timeout(HEALTH_INTERVAL, chassis.db.outbox().backlog()).await;
         let answers = matches!(backlog, Ok(Ok(_)));
         chassis.db.record_connections();
+        is_ready.record(u64::from(answers), &[]);
         ready.send_if_modified(|now| std::mem::replace(now, answers) != answers);
         if let Ok(Ok(backlog)) = backlog {
             let now = chassis.clock.now();

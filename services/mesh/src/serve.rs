@@ -64,7 +64,7 @@ impl Server {
         let follower = tokio::spawn(self.health.clone().follow(ready, shutdown.clone()));
         if let Some(tokens) = self.tokens.clone() {
             let until = goaway.clone();
-            tokio::spawn(async move { until.run_until_cancelled(tokens.prefetch()).await });
+            tokio::spawn(async move { until.run_until_cancelled(tokens.follow()).await });
         }
         let accepting = async {
             while let Some((stream, peer)) = accept(&listener, &goaway).await {
