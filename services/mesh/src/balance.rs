@@ -108,8 +108,9 @@ struct Ticket {
 
 impl Ticket {
     fn new(endpoint: Arc<Endpoint>, permit: Permit, until: Option<Until>) -> Self {
-        endpoint.load.begin();
-        Self { endpoint, permit, until, began: Instant::now(), is_settled: false }
+        let began = Instant::now();
+        endpoint.load.begin(began);
+        Self { endpoint, permit, until, began, is_settled: false }
     }
 
     /// A deadline is the instance's failure only if the call had all the time that the method may have: a caller with

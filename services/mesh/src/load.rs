@@ -1,5 +1,7 @@
 //! How busy an instance is: peak EWMA. The cost is an average of how long it takes to answer, which a slow answer raises
-//! at once and quick ones lower slowly; the load is the cost times the calls that it has, and the one more.
+//! at once and quick ones lower slowly; the load is the cost times the calls that it has, and the one more. An instance
+//! that has calls and answers none costs at least as much as it has been silent: who hangs must not be known for the quick
+//! answers that he gave before.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,6 +12,10 @@ use tokio::time::Instant;
 /// The average's memory: after this long without news a cost is down to 37 %, so that an instance that was slow once is
 /// tried again.
 const MEMORY: Duration = Duration::from_secs(3);
+/// … and what an answer leaves of the past at most: some thirty quick answers outweigh a slow one. By time alone, an instance
+/// that was held up once (its machine is busy) would for seconds be as little liked as one that is slow each time, and
+/// calls would go to that one.
+const LEFT_BY_AN_ANSWER: f64 = 31.0 / 32.0;
 /// What nobody has measured yet: a new instance gets calls, and not all of them.
 const UNKNOWN: Duration = Duration::from_millis(1);
 /// Failures are fast: they count as slow answers, at least this slow and twice as slow as what the instance was known for,
@@ -31,6 +37,8 @@ struct Cost {
     /// Of the last news. Before the first one nothing is forgotten, or the instance that was listed first would be
     /// everybody's first choice.
     at: Option<Instant>,
+    /// When it got a call and had none.
+    busy_since: Option<Instant>,
 }
 
 impl Cost {
@@ -39,16 +47,24 @@ impl Cost {
         let Some(at) = self.at else { return 1.0 };
         (-now.saturating_duration_since(at).as_secs_f64() / MEMORY.as_secs_f64()).exp()
     }
+
+    /// How long it has had calls and said nothing, if it has any.
+    fn silence(&self, now: Instant) -> Duration {
+        let since = self.busy_since.max(self.at);
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
 }
 
 impl Load {
     pub(crate) fn new() -> Self {
-        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: None };
+        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: None, busy_since: None };
         Self { in_flight: AtomicUsize::new(0), cost: Mutex::new(cost) }
     }
 
-    pub(crate) fn begin(&self) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn begin(&self, now: Instant) {
+        if self.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.cost().busy_since = Some(now);
+        }
     }
 
     pub(crate) fn end(&self) {
@@ -59,10 +75,10 @@ impl Load {
     pub(crate) fn took(&self, now: Instant, took: Duration) {
         let took = took.as_secs_f64();
         let mut cost = self.cost();
-        let weight = cost.weight(now);
-        let past = cost.seconds * weight;
+        let past = cost.seconds * cost.weight(now);
+        let weight = cost.weight(now).min(LEFT_BY_AN_ANSWER);
         let is_first = cost.at.replace(now).is_none();
-        cost.seconds = if is_first || took > past { took } else { past + took * (1.0 - weight) };
+        cost.seconds = if is_first || took > past { took } else { cost.seconds * weight + took * (1.0 - weight) };
     }
 
     /// It failed after so long.
@@ -77,15 +93,18 @@ impl Load {
 
     /// It has healed: what it cost while it was broken is forgotten.
     pub(crate) fn healed(&self, now: Instant, took: Duration) {
-        *self.cost() = Cost { seconds: took.as_secs_f64(), at: Some(now) };
+        let mut cost = self.cost();
+        (cost.seconds, cost.at) = (took.as_secs_f64(), Some(now));
     }
 
     /// In seconds.
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 calls in flight")]
     pub(crate) fn now(&self, now: Instant) -> f64 {
+        let in_flight = self.in_flight.load(Ordering::Relaxed);
         let cost = self.cost();
-        let seconds = (cost.seconds * cost.weight(now)).max(LEAST_SECONDS);
-        seconds * (self.in_flight.load(Ordering::Relaxed) + 1) as f64
+        let silence = if in_flight == 0 { 0.0 } else { cost.silence(now).as_secs_f64() };
+        let seconds = (cost.seconds * cost.weight(now)).max(silence).max(LEAST_SECONDS);
+        seconds * (in_flight + 1) as f64
     }
 
     fn cost(&self) -> MutexGuard<'_, Cost> {
@@ -114,6 +133,36 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_held_up_once_is_better_than_one_that_is_slow_each_time() {
+        let start = Instant::now();
+        let (slow, held_up) = (Load::new(), Load::new());
+        slow.took(start, 200 * MS);
+        held_up.took(start, 200 * MS);
+        for step in 1..=100 {
+            held_up.took(start + 5 * step * MS, 5 * MS);
+        }
+        let later = start + 500 * MS;
+        assert!(held_up.now(later) < 0.015, "{}", held_up.now(later));
+        assert!(slow.now(later) > 0.15, "the twin: nothing was heard of it");
+    }
+
+    #[test]
+    fn silence_counts_while_it_lasts() {
+        let start = Instant::now();
+        let load = Load::new();
+        load.took(start, MS);
+        load.begin(start + 1_000 * MS);
+        assert!(load.now(start + 1_000 * MS) < 0.002, "no call was kept waiting before");
+        load.begin(start + 1_050 * MS);
+        assert!((load.now(start + 1_100 * MS) - 3.0 * 0.1).abs() < 1e-9, "100 ms, and two calls wait");
+        load.took(start + 1_100 * MS, 50 * MS);
+        load.end();
+        assert!(load.now(start + 1_101 * MS) < 2.0 * 0.051, "it has answered one of them");
+        load.end();
+        assert!(load.now(start + 2_000 * MS) < 0.05, "nobody waits: the past is forgotten");
+    }
+
+    #[test]
     fn instances_that_nobody_has_measured_are_alike_however_old() {
         let load = Load::new();
         let start = Instant::now();
@@ -125,8 +174,8 @@ mod tests {
         let start = Instant::now();
         let load = Load::new();
         load.took(start, 10 * MS);
-        load.begin();
-        load.begin();
+        load.begin(start);
+        load.begin(start);
         assert!((load.now(start) - 0.03).abs() < 1e-9);
         load.end();
         assert!((load.now(start) - 0.02).abs() < 1e-9);
@@ -140,7 +189,7 @@ mod tests {
         let later = start + Duration::from_secs(3_600);
         let idle = load.now(later);
         assert!(idle < 0.001);
-        load.begin();
+        load.begin(later);
         assert!(load.now(later) > idle);
     }
 
