@@ -66,7 +66,9 @@ pub(crate) async fn run(scale: Scale, only: Option<&str>) -> Vec<Line> {
     }
     if is_wanted("errors") {
         lines.push(errors(scale, "UNAVAILABLE").await);
-        lines.push(errors(scale, "INTERNAL").await);
+        if !scale.is_quick {
+            lines.push(errors(scale, "INTERNAL").await);
+        }
     }
     if is_wanted("storm") {
         lines.push(storm(scale).await);
@@ -156,7 +158,7 @@ async fn kill(scale: Scale) -> Line {
     let channel = world.channel();
     scale.warm_up(&channel).await;
     let running = scale.start(&channel, Mix::Both);
-    let kills = scale.seconds(20, 6).as_secs();
+    let kills = scale.seconds(20, 4).as_secs();
     for number in 0..kills {
         sleep(Duration::from_secs(1)).await;
         let index = usize::try_from(number).expect("few") % INSTANCES;
@@ -186,7 +188,7 @@ async fn errors(scale: Scale, code: &str) -> Line {
     let running = scale.start(&channel, Mix::Both);
     sleep(scale.seconds(3, 1)).await;
     let before = world.instances[0].order(&format!("fail {code}")).await;
-    sleep(scale.seconds(6, 3)).await;
+    sleep(scale.seconds(6, 2)).await;
     let reached = world.instances[0].order("healthy").await - before;
     let back = until_back(&mut world, 0).await;
     let outcome = running.stop().await;
@@ -238,7 +240,7 @@ async fn storm(scale: Scale) -> Line {
     for instance in &mut world.instances {
         instance.order("fail UNAVAILABLE").await;
     }
-    let outcome = load::run(&channel, scale.calls_per_second, Mix::Repeatable, scale.seconds(15, 5)).await;
+    let outcome = load::run(&channel, scale.calls_per_second, Mix::Repeatable, scale.seconds(15, 4)).await;
     let (calls, attempts) = (outcome.calls(), world.count().await);
     let at_most = calls + calls / CALLS_PER_RETRY + FIRST_RETRIES;
     Line {
@@ -290,7 +292,7 @@ async fn comes(scale: Scale) -> Line {
     let channel = world.channel();
     let running = scale.start(&channel, Mix::Both);
     // Until it is tried only now and then.
-    sleep(scale.seconds(10, 4)).await;
+    sleep(scale.seconds(10, 3)).await;
     world.instances.push(Instance::start(world.ports[INSTANCES]).await);
     let began = Instant::now();
     let mut used = None;
@@ -320,14 +322,14 @@ async fn hangs(scale: Scale) -> Line {
     let running = scale.start(&channel, Mix::Both);
     sleep(Duration::from_secs(1)).await;
     world.instances[0].signal(Signal::STOP);
-    sleep(scale.seconds(10, 4)).await;
+    sleep(scale.seconds(10, 2)).await;
     world.instances[0].signal(Signal::CONT);
     let back = until_back(&mut world, 0).await;
     let outcome = running.stop().await;
     let attempts = world.count().await - first;
     let failed = sum(&outcome.repeatable_failed) + sum(&outcome.once_failed);
     Line {
-        scenario: format!("one hangs for {} s", scale.seconds(10, 4).as_secs()),
+        scenario: format!("one hangs for {} s", scale.seconds(10, 2).as_secs()),
         is_kept: failed <= HUNG_AT_MOST && back.is_some(),
         outcome,
         attempts: Some(attempts),
