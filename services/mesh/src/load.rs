@@ -1,7 +1,7 @@
 //! How busy an instance is: peak EWMA. The cost is an average of how long it takes to answer, which a slow answer raises
 //! at once and quick ones lower slowly; the load is the cost times the calls that it has, and the one more. An instance
 //! that has calls and answers none costs at least as much as it has been silent: who hangs must not be known for the quick
-//! answers that he gave before.
+//! answers that he gave before. And one that was not heard of for a while is asked with one call at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,6 +23,10 @@ const UNKNOWN: Duration = Duration::from_millis(1);
 /// goes on failing is the breaker's.
 const FAILURE: Duration = Duration::from_millis(10);
 const FAILURE_AT_MOST_SECONDS: f64 = 1.0;
+/// An instance that gave no answer for so long (it was slow, and the others were preferred; or it hangs) may have changed
+/// either way. Until it answers, the calls after the first go elsewhere while there is anywhere else: it costs so much.
+const QUIET: Duration = Duration::from_secs(1);
+const QUIET_COSTS_SECONDS: f64 = 10.0;
 /// No cost is nothing: calls in flight must always tell instances apart.
 const LEAST_SECONDS: f64 = 1e-6;
 
@@ -37,6 +41,8 @@ struct Cost {
     /// Of the last news. Before the first one nothing is forgotten, or the instance that was listed first would be
     /// everybody's first choice.
     at: Option<Instant>,
+    /// Of the last answer.
+    heard: Option<Instant>,
     /// When it got a call and had none.
     busy_since: Option<Instant>,
 }
@@ -48,16 +54,28 @@ impl Cost {
         (-now.saturating_duration_since(at).as_secs_f64() / MEMORY.as_secs_f64()).exp()
     }
 
-    /// How long it has had calls and said nothing, if it has any.
-    fn silence(&self, now: Instant) -> Duration {
+    /// What it costs that its calls wait, if it has any: how long they have, or more when nobody knows whether it answers.
+    fn of_waiting_seconds(&self, now: Instant) -> f64 {
+        let is_long_ago = |then: Instant| now.saturating_duration_since(then) > QUIET;
+        if self.at.is_some() && self.heard.is_none_or(is_long_ago) {
+            return QUIET_COSTS_SECONDS;
+        }
         let since = self.busy_since.max(self.at);
-        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+        since.map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64())
+    }
+
+    fn count(&mut self, now: Instant, took: Duration) {
+        let took = took.as_secs_f64();
+        let past = self.seconds * self.weight(now);
+        let weight = self.weight(now).min(LEFT_BY_AN_ANSWER);
+        let is_first = self.at.replace(now).is_none();
+        self.seconds = if is_first || took > past { took } else { self.seconds * weight + took * (1.0 - weight) };
     }
 }
 
 impl Load {
     pub(crate) fn new() -> Self {
-        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: None, busy_since: None };
+        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: None, heard: None, busy_since: None };
         Self { in_flight: AtomicUsize::new(0), cost: Mutex::new(cost) }
     }
 
@@ -71,14 +89,16 @@ impl Load {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// It answered, or was given up, after so long.
+    /// It answered after so long.
     pub(crate) fn took(&self, now: Instant, took: Duration) {
-        let took = took.as_secs_f64();
         let mut cost = self.cost();
-        let past = cost.seconds * cost.weight(now);
-        let weight = cost.weight(now).min(LEFT_BY_AN_ANSWER);
-        let is_first = cost.at.replace(now).is_none();
-        cost.seconds = if is_first || took > past { took } else { cost.seconds * weight + took * (1.0 - weight) };
+        cost.count(now, took);
+        cost.heard = Some(now);
+    }
+
+    /// It was given up after so long.
+    pub(crate) fn gave_no_answer(&self, now: Instant, took: Duration) {
+        self.cost().count(now, took);
     }
 
     /// It failed after so long.
@@ -94,7 +114,7 @@ impl Load {
     /// It has healed: what it cost while it was broken is forgotten.
     pub(crate) fn healed(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();
-        (cost.seconds, cost.at) = (took.as_secs_f64(), Some(now));
+        (cost.seconds, cost.at, cost.heard) = (took.as_secs_f64(), Some(now), Some(now));
     }
 
     /// In seconds.
@@ -102,8 +122,8 @@ impl Load {
     pub(crate) fn now(&self, now: Instant) -> f64 {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let cost = self.cost();
-        let silence = if in_flight == 0 { 0.0 } else { cost.silence(now).as_secs_f64() };
-        let seconds = (cost.seconds * cost.weight(now)).max(silence).max(LEAST_SECONDS);
+        let waiting = if in_flight == 0 { 0.0 } else { cost.of_waiting_seconds(now) };
+        let seconds = (cost.seconds * cost.weight(now)).max(waiting).max(LEAST_SECONDS);
         seconds * (in_flight + 1) as f64
     }
 
@@ -151,15 +171,33 @@ mod tests {
         let start = Instant::now();
         let load = Load::new();
         load.took(start, MS);
-        load.begin(start + 1_000 * MS);
-        assert!(load.now(start + 1_000 * MS) < 0.002, "no call was kept waiting before");
-        load.begin(start + 1_050 * MS);
-        assert!((load.now(start + 1_100 * MS) - 3.0 * 0.1).abs() < 1e-9, "100 ms, and two calls wait");
-        load.took(start + 1_100 * MS, 50 * MS);
+        load.begin(start + 500 * MS);
+        assert!(load.now(start + 500 * MS) < 0.002, "no call was kept waiting before");
+        load.begin(start + 550 * MS);
+        assert!((load.now(start + 600 * MS) - 3.0 * 0.1).abs() < 1e-9, "100 ms, and two calls wait");
+        load.took(start + 600 * MS, 50 * MS);
         load.end();
-        assert!(load.now(start + 1_101 * MS) < 2.0 * 0.051, "it has answered one of them");
+        assert!(load.now(start + 601 * MS) < 2.0 * 0.051, "it has answered one of them");
         load.end();
-        assert!(load.now(start + 2_000 * MS) < 0.05, "nobody waits: the past is forgotten");
+        assert!(load.now(start + 1_000 * MS) < 0.05, "nobody waits: the past is forgotten");
+    }
+
+    #[test]
+    fn one_that_was_not_heard_of_for_a_while_is_asked_with_one_call_at_a_time() {
+        let start = Instant::now();
+        let (quiet, hanging) = (Load::new(), Load::new());
+        quiet.took(start, MS);
+        hanging.gave_no_answer(start, MS);
+        let later = start + 2 * QUIET;
+        for load in [&quiet, &hanging] {
+            assert!(load.now(later) < 0.001, "it gets a call");
+            load.begin(later);
+            assert!(load.now(later) >= 2.0 * QUIET_COSTS_SECONDS, "and no other");
+        }
+        quiet.took(later, MS);
+        assert!(quiet.now(later) < 0.003, "until it answers");
+        hanging.gave_no_answer(later, MS);
+        assert!(hanging.now(later) >= QUIET_COSTS_SECONDS, "the twin: that was none");
     }
 
     #[test]
