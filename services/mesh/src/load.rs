@@ -24,7 +24,8 @@ const UNKNOWN: Duration = Duration::from_millis(1);
 const FAILURE: Duration = Duration::from_millis(10);
 const FAILURE_AT_MOST_SECONDS: f64 = 1.0;
 /// An instance that gave no answer for so long (it was slow, and the others were preferred; or it hangs) may have changed
-/// either way. Until it answers, the calls after the first go elsewhere while there is anywhere else: it costs so much.
+/// either way; one that has failed may go on failing. Until it answers, the calls after the first go elsewhere while there
+/// is anywhere else: it costs so much.
 const QUIET: Duration = Duration::from_secs(1);
 const QUIET_COSTS_SECONDS: f64 = 10.0;
 /// No cost is nothing: calls in flight must always tell instances apart.
@@ -41,7 +42,7 @@ struct Cost {
     /// Of the last news. Before the first one nothing is forgotten, or the instance that was listed first would be
     /// everybody's first choice.
     at: Option<Instant>,
-    /// Of the last answer.
+    /// Of the last answer, if nothing has failed since.
     heard: Option<Instant>,
     /// When it got a call and had none.
     busy_since: Option<Instant>,
@@ -101,14 +102,13 @@ impl Load {
         self.cost().count(now, took);
     }
 
-    /// It failed after so long.
+    /// It failed after so long. Until it answers well, nobody knows whether it will.
     pub(crate) fn failed(&self, now: Instant, took: Duration) {
-        let known = {
-            let cost = self.cost();
-            cost.seconds * cost.weight(now)
-        };
+        let mut cost = self.cost();
+        let known = cost.seconds * cost.weight(now);
         let counts = took.max(FAILURE).as_secs_f64().max((2.0 * known).min(FAILURE_AT_MOST_SECONDS));
-        self.took(now, Duration::from_secs_f64(counts));
+        cost.count(now, Duration::from_secs_f64(counts));
+        cost.heard = None;
     }
 
     /// It has healed: what it cost while it was broken is forgotten.
@@ -183,14 +183,15 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_not_heard_of_for_a_while_is_asked_with_one_call_at_a_time() {
+    fn one_that_was_not_heard_of_for_a_while_or_failed_is_asked_with_one_call_at_a_time() {
         let start = Instant::now();
-        let (quiet, hanging) = (Load::new(), Load::new());
+        let (quiet, hanging, failing) = (Load::new(), Load::new(), Load::new());
         quiet.took(start, MS);
         hanging.gave_no_answer(start, MS);
         let later = start + 2 * QUIET;
-        for load in [&quiet, &hanging] {
-            assert!(load.now(later) < 0.001, "it gets a call");
+        failing.failed(later, MS);
+        for load in [&quiet, &hanging, &failing] {
+            assert!(load.now(later) < 0.011, "it gets a call");
             load.begin(later);
             assert!(load.now(later) >= 2.0 * QUIET_COSTS_SECONDS, "and no other");
         }

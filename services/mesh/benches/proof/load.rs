@@ -37,7 +37,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let took = Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds");
         Self { took, repeatable_failed: Failures::new(), once_failed: Failures::new() }
     }

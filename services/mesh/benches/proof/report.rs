@@ -13,6 +13,13 @@ pub(crate) struct Line {
     pub(crate) is_kept: bool,
 }
 
+impl Line {
+    pub(crate) fn add(&mut self, outcome: &Outcome, attempts: u64) {
+        self.outcome.add(outcome);
+        self.attempts = self.attempts.map(|before| before + attempts);
+    }
+}
+
 pub(crate) fn sum(failures: &Failures) -> u64 {
     failures.values().sum()
 }
