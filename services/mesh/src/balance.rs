@@ -108,8 +108,9 @@ struct Ticket {
 
 impl Ticket {
     fn new(endpoint: Arc<Endpoint>, permit: Permit, until: Option<Until>) -> Self {
-        endpoint.load.begin();
-        Self { endpoint, permit, until, began: Instant::now(), is_settled: false }
+        let began = Instant::now();
+        endpoint.load.begin(began);
+        Self { endpoint, permit, until, began, is_settled: false }
     }
 
     /// A deadline is the instance's failure only if the call had all the time that the method may have: a caller with
@@ -166,7 +167,7 @@ impl Ticket {
     fn given_up(&self) {
         let now = Instant::now();
         self.endpoint.metrics.attempt(&self.endpoint.labels);
-        self.endpoint.load.took(now, now.saturating_duration_since(self.began));
+        self.endpoint.load.gave_no_answer(now, now.saturating_duration_since(self.began));
         let is_over = self.until.is_some_and(|until| until.deadline <= now);
         if self.had_full_time() && is_over {
             self.tell(self.endpoint.breaker.failed(self.permit, now));
