@@ -58,9 +58,9 @@ impl Attempts {
     }
 
     /// The last attempt came to its end: in the headers, or with the beginning of an answer.
-    pub(crate) fn ended(&mut self, code: Code, at: Option<&Authority>) {
+    pub(crate) fn ended(&mut self, code: Code, at: impl FnOnce() -> Option<Authority>) {
         if let Some(attempt) = self.current.take() {
-            attempt.settle(code, at);
+            attempt.settle(code, at().as_ref());
         }
     }
 

@@ -45,15 +45,17 @@ pub(crate) struct Attempt {
 
 /// All instances of a target, as a service. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Balance {
+pub(crate) struct Balance(Arc<Shared>);
+
+struct Shared {
     fleet: Arc<Fleet>,
-    _gone: Arc<DropGuard>,
+    _gone: DropGuard,
 }
 
 impl Balance {
     pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
         let gone = fleet.gone().drop_guard();
-        Self { fleet, _gone: Arc::new(gone) }
+        Self(Arc::new(Shared { fleet, _gone: gone }))
     }
 
     async fn send(self, mut request: Request) -> Result<Response, NoAnswer> {
@@ -61,7 +63,7 @@ impl Balance {
         let mut failures = Vec::new();
         while failures.len() < UNSENT_AT_MOST {
             let before = visited.get().clone();
-            let (endpoint, permit) = self.fleet.pick(&before).await?;
+            let (endpoint, permit) = self.0.fleet.pick(&before).await?;
             visited.get().push(endpoint.clone());
             let ticket = Ticket::new(endpoint, permit, until);
             match ticket.endpoint.send(request).await {
@@ -83,7 +85,7 @@ impl Balance {
                 }
             }
         }
-        Err(self.fleet.unreachable(failures))
+        Err(self.0.fleet.unreachable(failures))
     }
 }
 

@@ -124,7 +124,7 @@ impl Fleet {
     /// while one is being made; fails when every instance has failed to connect since the call came.
     pub(crate) async fn pick(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Result<(Arc<Endpoint>, Permit), NoAnswer> {
         self.start();
-        if let Some(picked) = choose(&self.endpoints(), visited, &*self.keeping.chance) {
+        if let Some(picked) = self.choose(visited) {
             return Ok(picked);
         }
         let came = self.keeping.failures.load(Ordering::Acquire);
@@ -148,6 +148,11 @@ impl Fleet {
             endpoints.iter().for_each(|endpoint| endpoint.want());
             changed.await;
         }
+    }
+
+    /// Not on a copy of the list, whose count all calls would fight for.
+    fn choose(&self, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
+        choose(&self.endpoints.read().unwrap_or_else(PoisonError::into_inner), visited, &*self.keeping.chance)
     }
 
     pub(crate) fn unreachable(&self, mut reasons: Vec<String>) -> NoAnswer {

@@ -183,26 +183,28 @@ impl Call {
         S: Service<Request, Response = Response, Error = NoAnswer>,
     {
         let (mut parts, first) = request.into_parts();
-        // Further in, nobody needs the rest; and what is cloned for each attempt had better be little.
-        parts.extensions = self.extensions(self.until);
+        // Further in, nobody needs them; and what is cloned for each attempt had better be little.
+        parts.extensions = http::Extensions::new();
         let replay = if self.is_unary { Replay::of(first).await } else { Replay::Once(first) };
         let bytes = match replay {
             Replay::Kept(bytes) => bytes,
             Replay::Once(body) => {
+                parts.extensions = self.extensions(self.until);
                 return inner.call(Request::from_parts(parts, body)).await.map_err(|failure| failure.status);
             }
         };
         let mut request = Request::from_parts(parts.clone(), body(bytes.clone()));
+        *request.extensions_mut() = self.extensions(self.until);
         loop {
             let outcome = inner.call(request).await;
             let failed = Failed::of(&outcome);
             let next = failed.map_or(Next::Answer, |failed| self.next(failed));
-            let (code, at) = (failed.map_or(Code::Ok, |failed| failed.code), self.visited.last());
+            let code = failed.map_or(Code::Ok, |failed| failed.code);
             if next == Next::Answer {
-                self.attempts.ended(code, at.as_ref());
+                self.attempts.ended(code, || self.visited.last());
                 return outcome.map_err(|failure| failure.status);
             }
-            self.attempts.failed(code, at.as_ref());
+            self.attempts.failed(code, self.visited.last().as_ref());
             drop(outcome);
             if let Next::After(wait) = next {
                 sleep(wait).await;
@@ -273,7 +275,8 @@ impl Call {
 /// However it ends: the call's span says where it was last.
 impl Drop for Call {
     fn drop(&mut self) {
-        if let (Some(operation), Some(at)) = (&self.operation, self.visited.last()) {
+        let seen = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
+        if let Some((operation, at)) = seen.zip(self.visited.last()) {
             operation.set_on_span(SERVER_ADDRESS, at.host().to_owned());
             at.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
         }

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -63,6 +63,11 @@ pub(crate) fn find(policies: PolicyTable, request: &Request) -> Option<&'static 
 pub(crate) fn once_only(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
+}
+
+/// Do headers or trailers say that the call went well? tonic's `Status` would be a copy of all of them.
+pub(crate) fn says_ok(headers: &HeaderMap) -> bool {
+    headers.get(Status::GRPC_STATUS).is_some_and(|code| code.as_bytes() == b"0")
 }
 
 /// A Trailers-Only response.
