@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use telemetry::{Kind, Operation, Parent, TraceParent};
+use tokio::time::Instant;
 use tonic::Status;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
@@ -56,9 +57,9 @@ where
     fn call(&mut self, mut request: Request) -> Self::Future {
         let policy = find(self.shared.policies, &request);
         let (name, duration) = (method_name(policy), self.shared.duration.clone());
-        let deadline = crate::deadline::current();
+        let (now, deadline) = (Instant::now(), crate::deadline::current());
         if request.extensions().get::<Untraced>().is_some() {
-            let record = Record::new(Side::Client, name, None, duration).with_deadline(deadline);
+            let record = Record::new(Side::Client, name, None, duration, now).with_deadline(deadline);
             return Box::pin(recorded(record, self.inner.call(request)));
         }
         let event = policy.and_then(|policy| policy.event);
@@ -71,7 +72,7 @@ where
             user_id.iter().for_each(|id| operation.set_user(*id));
         }
         let span = operation.span().clone();
-        let record = Record::new(Side::Client, name, Some(operation.clone()), duration).with_deadline(deadline);
+        let record = Record::new(Side::Client, name, Some(operation.clone()), duration, now).with_deadline(deadline);
         request.extensions_mut().insert(operation);
         let work = span.in_scope(|| self.inner.call(request));
         Box::pin(recorded(record, work).instrument(span))

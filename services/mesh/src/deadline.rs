@@ -1,7 +1,8 @@
 //! Deadlines that travel: `grpc-timeout` read and written, and the instant that a call must end by.
 //! The two layers are in [`crate::server_deadline`] and [`crate::client_deadline`].
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -110,6 +111,23 @@ pub(crate) fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
 /// The answer of a call whose time is up.
 pub(crate) fn exceeded() -> Status {
     mesh_status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline was exceeded")
+}
+
+/// What comes of the work, if it comes in time. tokio's `timeout_at` makes its alarm before it looks at the work; most
+/// handlers are done when they are first looked at.
+pub(crate) async fn within<T>(deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut alarm = pin!(None::<Sleep>);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if alarm.is_none() {
+            alarm.set(Some(sleep_until(deadline)));
+        }
+        alarm.as_mut().as_pin_mut().map_or(Poll::Pending, |alarm| alarm.poll(cx).map(|()| None))
+    })
+    .await
 }
 
 /// How a body says that the time is up: a server ends its stream with trailers, a client's body fails.

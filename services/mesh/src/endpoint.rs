@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use http::uri::{Authority, Scheme};
 use http::{Uri, header};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http2::SendRequest;
 use opentelemetry::KeyValue;
 use tokio::sync::Notify;
@@ -23,6 +25,9 @@ use crate::status::mesh_status;
 use crate::wire::{NoAnswer, Reach, Request, Response};
 
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
+
+/// What a connection makes of a request.
+pub(crate) type Sent = Result<http::Response<Incoming>, TrySendError<Request>>;
 
 /// How a request came to nothing.
 pub(crate) enum Failure {
@@ -136,28 +141,36 @@ impl Endpoint {
         }
     }
 
-    pub(crate) async fn send(&self, mut request: Request) -> Result<Response, Failure> {
+    /// Gives a request to one of the connections, now: its number, and what is to be waited for.
+    pub(crate) fn send(
+        &self,
+        mut request: Request,
+    ) -> Result<(usize, impl Future<Output = Sent> + Send + use<>), Failure> {
         self.address_request(&mut request);
         let first = if self.slots.len() == 1 { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
         for step in 0..self.slots.len() {
-            let slot = &self.slots[(first + step) % self.slots.len()];
-            let sending = match lock(&slot.sender).as_mut() {
-                Some(sender) => sender.try_send_request(request),
-                None => continue,
-            };
-            return match sending.await {
-                Ok(response) => Ok(response.map(|body| Body::new(body.map_err(|error| lost(&error).status)))),
-                Err(mut error) => Err(match error.take_message() {
-                    Some(unsent) => {
-                        // Its keeper sees it a moment later, or has put a new one there already.
-                        self.clear(slot, SendRequest::is_closed);
-                        Failure::NotSent(Box::new(unsent), error.error().to_string())
-                    }
-                    None => Failure::Lost(lost(error.error())),
-                }),
-            };
+            let slot = (first + step) % self.slots.len();
+            if let Some(sender) = lock(&self.slots[slot].sender).as_mut() {
+                return Ok((slot, sender.try_send_request(request)));
+            }
         }
-        Err(Failure::NotSent(Box::new(request), "not connected".to_owned()))
+        Err(Failure::NotSent(Box::new(request), format!("{}: not connected", self.address)))
+    }
+
+    /// What became of a request that was given to a connection.
+    pub(crate) fn outcome(&self, slot: usize, sent: Sent) -> Result<Response, Failure> {
+        let mut error = match sent {
+            Ok(response) => return Ok(response.map(|body| Body::new(body.map_err(|error| lost(&error).status)))),
+            Err(error) => error,
+        };
+        Err(match error.take_message() {
+            Some(unsent) => {
+                // Its keeper sees it a moment later, or has put a new one there already.
+                self.clear(&self.slots[slot], SendRequest::is_closed);
+                Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
+            }
+            None => Failure::Lost(lost(error.error())),
+        })
     }
 
     /// HTTP/2 wants `:scheme` and `:authority`; a generated client gives a path alone.

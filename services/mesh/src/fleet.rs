@@ -123,8 +123,7 @@ impl Fleet {
     /// An instance for a call, that is none of those that it was at already if there is another. Waits for a connection
     /// while one is being made; fails when every instance has failed to connect since the call came.
     pub(crate) async fn pick(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Result<(Arc<Endpoint>, Permit), NoAnswer> {
-        self.start();
-        if let Some(picked) = self.choose(visited) {
+        if let Some(picked) = self.pick_now(visited) {
             return Ok(picked);
         }
         let came = self.keeping.failures.load(Ordering::Acquire);
@@ -150,8 +149,10 @@ impl Fleet {
         }
     }
 
-    /// Not on a copy of the list, whose count all calls would fight for.
-    fn choose(&self, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
+    /// The same, if there is one that is connected.
+    pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
+        self.start();
+        // Not on a copy of the list, whose count all calls would fight for.
         choose(&self.endpoints.read().unwrap_or_else(PoisonError::into_inner), visited, &*self.keeping.chance)
     }
 

@@ -59,12 +59,18 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(side: Side, method: &'static str, operation: Option<Operation>, duration: CallDuration) -> Self {
+    pub(crate) fn new(
+        side: Side,
+        method: &'static str,
+        operation: Option<Operation>,
+        duration: CallDuration,
+        started: Instant,
+    ) -> Self {
         if let Some(operation) = &operation {
             operation.set_on_span(RPC_SYSTEM, "grpc");
             operation.set_on_span(RPC_METHOD, method);
         }
-        Self { side, method, operation, duration, started: Instant::now(), deadline: None, settled: false }
+        Self { side, method, operation, duration, started, deadline: None, settled: false }
     }
 
     /// When the call must end: what a dropped call died of.
