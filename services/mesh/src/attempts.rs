@@ -37,6 +37,7 @@ struct Attempt {
 impl Attempts {
     /// The first attempt begins. Without an operation there are no spans.
     pub(crate) fn begin(operation: Option<Operation>) -> Self {
+        let operation = operation.filter(|operation| !operation.span().is_disabled());
         let began = if operation.is_some() { SystemClock.now() } else { Timestamp::default() };
         Self { operation, began, current: None }
     }
@@ -58,9 +59,9 @@ impl Attempts {
     }
 
     /// The last attempt came to its end: in the headers, or with the beginning of an answer.
-    pub(crate) fn ended(&mut self, code: Code, at: impl FnOnce() -> Option<Authority>) {
+    pub(crate) fn ended(&mut self, code: Code, at: Option<&Authority>) {
         if let Some(attempt) = self.current.take() {
-            attempt.settle(code, at().as_ref());
+            attempt.settle(code, at);
         }
     }
 

@@ -78,15 +78,22 @@ pub(crate) fn parse(text: &[u8]) -> Result<Duration, Malformed> {
 
 /// Writes a `grpc-timeout`, in the finest unit that fits, rounded down.
 pub(crate) fn format(timeout: Duration) -> HeaderValue {
-    const LIMIT: u128 = 100_000_000;
-    let text = if timeout.as_micros() < LIMIT {
-        format!("{}u", timeout.as_micros())
-    } else if timeout.as_millis() < LIMIT {
-        format!("{}m", timeout.as_millis())
-    } else {
-        format!("{}S", u128::from(timeout.as_secs()).min(LIMIT - 1))
+    const LIMIT: u64 = 100_000_000;
+    let below = |number: u128| u64::try_from(number).ok().filter(|number| *number < LIMIT);
+    let (mut number, unit) = match (below(timeout.as_micros()), below(timeout.as_millis())) {
+        (Some(micros), _) => (micros, b'u'),
+        (None, Some(millis)) => (millis, b'm'),
+        (None, None) => (timeout.as_secs().min(LIMIT - 1), b'S'),
     };
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("99999999S"))
+    // By hand, for it is done for each attempt.
+    let mut text = [b'0', b'0', b'0', b'0', b'0', b'0', b'0', b'0', unit];
+    let mut first = 8;
+    while number > 0 || first == 8 {
+        first -= 1;
+        text[first] += (number % 10) as u8;
+        number /= 10;
+    }
+    HeaderValue::from_bytes(&text[first..]).unwrap_or(HeaderValue::from_static("99999999S"))
 }
 
 /// What the caller asks for.

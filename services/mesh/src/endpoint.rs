@@ -2,7 +2,7 @@
 //! It sends calls; `keeper` makes its connections.
 
 use std::error::Error;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::uri::{Authority, Scheme};
@@ -20,9 +20,10 @@ use tonic::body::Body;
 use crate::breaker::Breaker;
 use crate::chance::Chance;
 use crate::client_metrics::ClientMetrics;
+use crate::deadline::GRPC_TIMEOUT;
 use crate::load::Load;
 use crate::status::mesh_status;
-use crate::wire::{NoAnswer, Reach, Request, Response};
+use crate::wire::{NoAnswer, Reach, Request, Response, TRACEPARENT};
 
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
 
@@ -41,6 +42,8 @@ pub(crate) enum Failure {
 #[derive(Default)]
 pub(crate) struct Slot {
     sender: Mutex<Option<SendRequest<Body>>>,
+    /// Does the connection's peer know the names of our headers?
+    is_taught: AtomicBool,
     /// Somebody would like it to be connected now.
     pub(crate) wanted: Notify,
 }
@@ -124,6 +127,7 @@ impl Endpoint {
     }
 
     pub(crate) fn connection_made(&self, slot: &Slot, sender: SendRequest<Body>) {
+        slot.is_taught.store(false, Ordering::Relaxed);
         if lock(&slot.sender).replace(sender).is_none() && self.connected.fetch_add(1, Ordering::AcqRel) == 0 {
             self.metrics.ready(&self.labels, 1);
         }
@@ -151,6 +155,7 @@ impl Endpoint {
         for step in 0..self.slots.len() {
             let slot = (first + step) % self.slots.len();
             if let Some(sender) = lock(&self.slots[slot].sender).as_mut() {
+                teach_names(&self.slots[slot].is_taught, &mut request);
                 return Ok((slot, sender.try_send_request(request)));
             }
         }
@@ -198,6 +203,17 @@ impl Drop for Endpoint {
     }
 }
 
+/// A value that is never to be in HPACK's table is written with its header's name in full, unless the name is there: so it
+/// is put there with the first value of a connection. (Not again: a table is searched through all values of a name.)
+fn teach_names(is_taught: &AtomicBool, request: &mut Request) {
+    if is_taught.load(Ordering::Relaxed) || is_taught.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    for name in [TRACEPARENT, GRPC_TIMEOUT] {
+        request.headers_mut().get_mut(name).into_iter().for_each(|value| value.set_sensitive(false));
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -220,4 +236,27 @@ fn lost(error: &hyper::Error) -> NoAnswer {
     };
     let status = mesh_status(code, "CONNECTION_LOST", format!("the connection was lost: {error}"));
     NoAnswer { status, reach: if not_begun { Reach::NotBegun } else { Reach::Unknown } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{SECRET_HEADER, once_only};
+    use http::HeaderValue;
+
+    #[test]
+    fn names_are_taught_with_the_first_request_alone_and_a_secret_never() {
+        let is_taught = AtomicBool::new(false);
+        let kept_out = || {
+            let names = [TRACEPARENT, GRPC_TIMEOUT, SECRET_HEADER];
+            let mut request = Request::new(Body::empty());
+            for name in &names {
+                request.headers_mut().insert(name, once_only(HeaderValue::from_static("x")));
+            }
+            teach_names(&is_taught, &mut request);
+            names.map(|name| request.headers()[name].is_sensitive())
+        };
+        assert_eq!(kept_out(), [false, false, true]);
+        assert_eq!(kept_out(), [true, true, true]);
+    }
 }

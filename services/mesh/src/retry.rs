@@ -75,7 +75,7 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         self.config.budget.deposit();
         let policy = find(self.config.policies, &request).filter(|policy| !policy.streaming);
-        let mut call = Call::new(self.config.clone(), &request, policy);
+        let call = Call::new(self.config.clone(), &request, policy);
         let (mut parts, body) = request.into_parts();
         // Further in, nobody needs the rest of them.
         parts.extensions.clear();
@@ -99,12 +99,13 @@ where
         let inner = self.inner.clone();
         Box::pin(async move {
             let outcome = first.await;
-            let next = call.after(&outcome);
+            let (code, next) = call.after(&outcome);
             if next == Next::Answer {
-                return call.answer(outcome);
+                return outcome.map_err(|failure| failure.status);
             }
+            drop(outcome);
             // Seldom: what it needs had better not be part of every call's future.
-            Box::pin(call.go_on(inner, kept, outcome, next)).await
+            Box::pin(call.go_on(inner, kept, code, next)).await
         })
     }
 }
@@ -150,8 +151,7 @@ impl Failed {
         match outcome {
             Ok(response) => {
                 let code = code_of(response);
-                let failed = Self { code, reach: None, pushback: Pushback::of(response.headers()) };
-                (code != Code::Ok).then_some(failed)
+                (code != Code::Ok).then(|| Self { code, reach: None, pushback: Pushback::of(response.headers()) })
             }
             Err(NoAnswer { status, reach }) => {
                 Some(Self { code: status.code(), reach: Some(*reach), pushback: Pushback::Nothing })
@@ -211,42 +211,29 @@ impl Call {
         }
     }
 
-    /// What comes after an attempt that ended so.
-    fn after(&self, outcome: &Result<Response, NoAnswer>) -> Next {
-        Failed::of(outcome).map_or(Next::Answer, |failed| self.next(failed))
+    /// The code that an attempt ended with, and what comes after it.
+    fn after(&self, outcome: &Result<Response, NoAnswer>) -> (Code, Next) {
+        Failed::of(outcome).map_or((Code::Ok, Next::Answer), |failed| (failed.code, self.next(failed)))
     }
 
-    fn answer(&mut self, outcome: Result<Response, NoAnswer>) -> Result<Response, Status> {
-        let code = Failed::of(&outcome).map_or(Code::Ok, |failed| failed.code);
-        self.attempts.ended(code, || self.visited.last());
-        outcome.map_err(|failure| failure.status)
-    }
-
-    /// The attempts after the first one.
-    async fn go_on<S>(
-        mut self,
-        mut inner: S,
-        kept: Kept,
-        mut outcome: Result<Response, NoAnswer>,
-        mut next: Next,
-    ) -> Result<Response, Status>
+    /// The attempts after the first one, which failed.
+    async fn go_on<S>(mut self, mut inner: S, kept: Kept, mut code: Code, mut next: Next) -> Result<Response, Status>
     where
         S: Service<Request, Response = Response, Error = NoAnswer>,
     {
         loop {
-            let code = Failed::of(&outcome).map_or(Code::Ok, |failed| failed.code);
             self.attempts.failed(code, self.visited.last().as_ref());
-            drop(outcome);
             if let Next::After(wait) = next {
                 sleep(wait).await;
             }
             inner.ready().await.map_err(|failure| failure.status)?;
             let mut request = Request::from_parts(kept.parts.clone(), body_of(kept.bytes.clone()));
             self.mark(&mut request, next == Next::Transparent);
-            outcome = inner.call(request).await;
-            next = self.after(&outcome);
+            let outcome = inner.call(request).await;
+            (code, next) = self.after(&outcome);
             if next == Next::Answer {
-                return self.answer(outcome);
+                self.attempts.ended(code, self.visited.last().as_ref());
+                return outcome.map_err(|failure| failure.status);
             }
         }
     }

@@ -59,7 +59,7 @@ pub(crate) fn find(policies: PolicyTable, request: &Request) -> Option<&'static 
 }
 
 /// A header's value that is another for each call: marked so that HPACK leaves it out of its table, where it would only push
-/// out what comes again.
+/// out what comes again. (Its name is another matter: see `endpoint`.)
 pub(crate) fn once_only(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
