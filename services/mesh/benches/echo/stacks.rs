@@ -69,7 +69,7 @@ impl Stack {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bare => "bare tonic",
-            Self::BarePinging => "bare tonic that pings as the mesh does",
+            Self::BarePinging => "bare tonic, pings as the mesh",
             Self::Mesh => "mesh, no telemetry",
             Self::Subscribed => "mesh, spans without export",
             Self::TwoConnections => "mesh, two connections",
