@@ -148,7 +148,8 @@ async fn a_stream_outlives_the_instances_membership() {
     world.next_try().await;
     world.until_ready(true).await;
     let request = http::Request::post("/test.v1.Test/Stream").body(tonic::body::Body::empty()).expect("a request");
-    let Ok(response) = world.endpoint.send(request).await else { panic!("not answered") };
+    let Ok((slot, sending)) = world.endpoint.send(request) else { panic!("not connected") };
+    let Ok(response) = world.endpoint.outcome(slot, sending.await) else { panic!("not answered") };
     world.endpoint.gone.cancel();
     world.keeper.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
