@@ -30,6 +30,8 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 /// What background tasks get for their end when calls have taken all of the drain's time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
+/// What the last events get after that. With a notice of 5 s, a drain of 10 s, and 5 s for telemetry, an end takes 25 s at most.
+const FLUSH: Duration = Duration::from_secs(4);
 /// How often it looks whether its certificate was renewed.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -267,13 +269,22 @@ impl Chassis {
             tracing::warn!(target: "ordermesh", "background tasks did not end in time");
         }
         self.drained.cancel();
+        if tokio::time::timeout(FLUSH, self.flush()).await.is_err() {
+            tracing::warn!(target: "ordermesh", "the last events were not written and sent in time; those in the outbox are sent by another instance");
+        }
+        tracing::info!(target: "ordermesh", "{} has ended", self.instance);
+        result.map_err(Error::Serve)
+    }
+}
+
+impl Chassis {
+    /// The last events: into the outbox, and from there to the Data Service.
+    async fn flush(&self) {
         self.writer.close();
         self.writer.wait().await;
         self.written.cancel();
         self.relay.close();
         self.relay.wait().await;
-        tracing::info!(target: "ordermesh", "{} has ended", self.instance);
-        result.map_err(Error::Serve)
     }
 }
 
@@ -339,11 +350,16 @@ async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
         .with_unit("s")
         .with_description("Age of the oldest waiting event")
         .build();
+    let is_ready = meter
+        .u64_gauge("ordermesh.ready")
+        .with_description("1 while the own database answers, 0 while it does not: then the other gauges stand still")
+        .build();
     let refused = meter.i64_gauge("ordermesh.outbox.refused").with_description("Events that the store refused").build();
     loop {
         let backlog = tokio::time::timeout(HEALTH_INTERVAL, chassis.db.outbox().backlog()).await;
         let answers = matches!(backlog, Ok(Ok(_)));
         chassis.db.record_connections();
+        is_ready.record(u64::from(answers), &[]);
         ready.send_if_modified(|now| std::mem::replace(now, answers) != answers);
         if let Ok(Ok(backlog)) = backlog {
             let now = chassis.clock.now();

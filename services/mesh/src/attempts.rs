@@ -37,6 +37,7 @@ struct Attempt {
 impl Attempts {
     /// The first attempt begins. Without an operation there are no spans.
     pub(crate) fn begin(operation: Option<Operation>) -> Self {
+        let operation = operation.filter(|operation| !operation.span().is_disabled());
         let began = if operation.is_some() { SystemClock.now() } else { Timestamp::default() };
         Self { operation, began, current: None }
     }

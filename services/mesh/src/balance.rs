@@ -45,41 +45,38 @@ pub(crate) struct Attempt {
 
 /// All instances of a target, as a service. Clones share them.
 #[derive(Clone)]
-pub(crate) struct Balance {
+pub(crate) struct Balance(Arc<Shared>);
+
+struct Shared {
     fleet: Arc<Fleet>,
-    _gone: Arc<DropGuard>,
+    _gone: DropGuard,
 }
 
 impl Balance {
     pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
         let gone = fleet.gone().drop_guard();
-        Self { fleet, _gone: Arc::new(gone) }
+        Self(Arc::new(Shared { fleet, _gone: gone }))
     }
+}
 
-    async fn send(self, mut request: Request) -> Result<Response, NoAnswer> {
-        let Attempt { until, visited } = request.extensions_mut().remove().unwrap_or_default();
-        let mut failures = Vec::new();
+impl Shared {
+    /// Another instance, for a request that came back unsent, or found none.
+    async fn go_on(
+        self: Arc<Self>,
+        mut request: Box<Request>,
+        attempt: Attempt,
+        mut failures: Vec<String>,
+    ) -> Result<Response, NoAnswer> {
         while failures.len() < UNSENT_AT_MOST {
-            let before = visited.get().clone();
+            let before = attempt.visited.get().clone();
             let (endpoint, permit) = self.fleet.pick(&before).await?;
-            visited.get().push(endpoint.clone());
-            let ticket = Ticket::new(endpoint, permit, until);
-            match ticket.endpoint.send(request).await {
-                Ok(response) => {
-                    ticket.settle(code_of(&response));
-                    return Ok(response);
-                }
-                Err(Failure::Lost(lost)) => {
-                    match lost.reach {
-                        Reach::NotBegun | Reach::NotSent => ticket.not_sent(),
-                        Reach::Unknown => ticket.settle(lost.status.code()),
-                    }
-                    return Err(lost);
-                }
+            attempt.visited.get().push(endpoint.clone());
+            match Ticket::new(endpoint, permit, attempt.until).send(*request).await {
+                Ok(response) => return Ok(response),
+                Err(Failure::Lost(lost)) => return Err(lost),
                 Err(Failure::NotSent(unsent, why)) => {
-                    failures.push(format!("{}: {why}", ticket.endpoint.address()));
-                    ticket.not_sent();
-                    request = *unsent;
+                    failures.push(why);
+                    request = unsent;
                 }
             }
         }
@@ -108,8 +105,26 @@ struct Ticket {
 
 impl Ticket {
     fn new(endpoint: Arc<Endpoint>, permit: Permit, until: Option<Until>) -> Self {
-        endpoint.load.begin();
-        Self { endpoint, permit, until, began: Instant::now(), is_settled: false }
+        let began = Instant::now();
+        endpoint.load.begin(began);
+        Self { endpoint, permit, until, began, is_settled: false }
+    }
+
+    /// Sends it, now. What comes of it is settled when it has come.
+    fn send(self, request: Request) -> impl Future<Output = Result<Response, Failure>> + Send + use<> {
+        let sent = self.endpoint.send(request);
+        async move {
+            let outcome = match sent {
+                Ok((slot, sending)) => self.endpoint.outcome(slot, sending.await),
+                Err(unsent) => Err(unsent),
+            };
+            match &outcome {
+                Ok(response) => self.settle(code_of(response)),
+                Err(Failure::Lost(NoAnswer { status, reach: Reach::Unknown })) => self.settle(status.code()),
+                Err(Failure::Lost(_) | Failure::NotSent(..)) => self.not_sent(),
+            }
+            outcome
+        }
     }
 
     /// A deadline is the instance's failure only if the call had all the time that the method may have: a caller with
@@ -166,7 +181,7 @@ impl Ticket {
     fn given_up(&self) {
         let now = Instant::now();
         self.endpoint.metrics.attempt(&self.endpoint.labels);
-        self.endpoint.load.took(now, now.saturating_duration_since(self.began));
+        self.endpoint.load.gave_no_answer(now, now.saturating_duration_since(self.began));
         let is_over = self.until.is_some_and(|until| until.deadline <= now);
         if self.had_full_time() && is_over {
             self.tell(self.endpoint.breaker.failed(self.permit, now));
@@ -212,8 +227,25 @@ impl Service<Request> for Balance {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
-        Box::pin(self.clone().send(request))
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let attempt: Attempt = request.extensions_mut().remove().unwrap_or_default();
+        let shared = self.0.clone();
+        let mut visited = attempt.visited.get();
+        let Some((endpoint, permit)) = shared.fleet.pick_now(&visited) else {
+            drop(visited);
+            return Box::pin(shared.go_on(Box::new(request), attempt, vec![]));
+        };
+        visited.push(endpoint.clone());
+        drop(visited);
+        let sending = Ticket::new(endpoint, permit, attempt.until).send(request);
+        Box::pin(async move {
+            match sending.await {
+                Ok(response) => Ok(response),
+                Err(Failure::Lost(lost)) => Err(lost),
+                // Seldom: in a box of its own, or every call's future would have room for it.
+                Err(Failure::NotSent(unsent, why)) => Box::pin(shared.go_on(unsent, attempt, vec![why])).await,
+            }
+        })
     }
 }
 

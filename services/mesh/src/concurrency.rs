@@ -68,6 +68,10 @@ impl Admission {
 #[derive(Clone)]
 pub(crate) struct Concurrency<S> {
     inner: S,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     policies: PolicyTable,
     admission: Admission,
     refusals: Arc<Refusals>,
@@ -78,7 +82,8 @@ pub(crate) fn concurrency<S>(
     admission: Admission,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Concurrency<S>> + Clone {
-    layer_fn(move |inner| Concurrency { inner, policies, admission: admission.clone(), refusals: refusals.clone() })
+    let shared = Arc::new(Shared { policies, admission, refusals });
+    layer_fn(move |inner| Concurrency { inner, shared: shared.clone() })
 }
 
 impl<S> Service<Request> for Concurrency<S>
@@ -95,15 +100,16 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
+        let Shared { policies, admission, refusals } = &*self.shared;
         let (permits, cause) = if is_infrastructure(request.uri().path()) {
-            (&self.admission.infrastructure, Cause::Streams)
-        } else if find(self.policies, &request).is_some_and(|policy| policy.streaming) {
-            (&self.admission.streams, Cause::Streams)
+            (&admission.infrastructure, Cause::Streams)
+        } else if find(*policies, &request).is_some_and(|policy| policy.streaming) {
+            (&admission.streams, Cause::Streams)
         } else {
-            (&self.admission.calls, Cause::Concurrency)
+            (&admission.calls, Cause::Concurrency)
         };
         let Some(permit) = permits.take() else {
-            self.refusals.count(cause);
+            refusals.count(cause);
             return Box::pin(std::future::ready(Ok(overloaded())));
         };
         let work = self.inner.call(request);

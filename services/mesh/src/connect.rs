@@ -1,12 +1,17 @@
-//! How a connection is made: TCP, TLS if there is to be, HTTP/2. Within one second, or not at all.
+//! How a connection is made: TCP, TLS if there is to be, HTTP/2, and the first word of the instance. Within one second, or
+//! not at all.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper::rt::{Read, Write};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::body::Body;
 
@@ -43,9 +48,9 @@ impl Tcp {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         // gRPC's frames are small and waited for: filling a packet only adds latency.
         let _ = stream.set_nodelay(true);
-        let Some(tls) = &self.tls else { return handshake(TokioIo::new(stream), address).await };
+        let Some(tls) = &self.tls else { return handshake(stream, address).await };
         let stream = tls.connect(stream).await.map_err(|error| format!("TLS: {error}"))?;
-        handshake(TokioIo::new(stream), address).await
+        handshake(stream, address).await
     }
 }
 
@@ -58,24 +63,112 @@ impl Connect for Tcp {
     }
 }
 
+/// Done when the instance has sent its first bytes, HTTP/2's SETTINGS. Before that there may be nobody: the system accepts
+/// connections for a process that is stopped, that is about to end, or that has too many, and calls that were sent into
+/// one of these would be lost without a word of whether they were begun.
 pub(crate) async fn handshake<T>(io: T, address: &str) -> Result<Connected, String>
 where
-    T: Read + Write + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (told, first_bytes) = oneshot::channel();
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .handshake::<_, Body>(io)
+        .handshake::<_, Body>(TokioIo::new(Heard { io, told: Some(told) }))
         .await
         .map_err(|error| error.to_string())?;
-    let address = address.to_owned();
-    let until_closed = Box::pin(async move {
+    let owned = address.to_owned();
+    let mut until_closed: BoxFuture<'static, ()> = Box::pin(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(target: "ordermesh", %address, %error, "a connection ended badly");
+            tracing::debug!(target: "ordermesh", address = %owned, %error, "a connection ended badly");
         }
     });
+    let is_heard = tokio::select! {
+        biased;
+        () = &mut until_closed => false,
+        heard = first_bytes => heard.is_ok(),
+    };
+    if !is_heard {
+        return Err("the connection ended before its first bytes".to_owned());
+    }
     Ok(Connected { sender, until_closed })
+}
+
+/// A stream that tells when its first bytes are read.
+struct Heard<T> {
+    io: T,
+    told: Option<oneshot::Sender<()>>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buffer);
+        if buffer.filled().len() > before
+            && let Some(told) = this.told.take()
+        {
+            let _ = told.send(());
+        }
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Heard<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// A SETTINGS frame that sets nothing: what a server says first.
+#[cfg(test)]
+pub(crate) const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_is_connected_when_it_has_said_something_and_not_before() {
+        let (ours, mut theirs) = duplex(1 << 16);
+        let mut connecting = Box::pin(handshake(ours, "a:1"));
+        assert!(timeout(10 * CONNECT_TIMEOUT, &mut connecting).await.is_err(), "nobody is there");
+        assert_eq!(theirs.read_u8().await.expect("the preface"), b'P', "although it was sent all that there is to say");
+        theirs.write_all(&SETTINGS).await.expect("room");
+        assert!(connecting.await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_ends_without_a_word_was_none() {
+        let (ours, theirs) = duplex(1 << 16);
+        let mut connecting = Box::pin(handshake(ours, "a:1"));
+        assert!(connecting.as_mut().now_or_never().is_none());
+        drop(theirs);
+        assert!(connecting.await.is_err());
+    }
 }

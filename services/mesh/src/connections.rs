@@ -1,13 +1,14 @@
 //! One connection: TLS if there is any, HTTP/2's first bytes in time, calls, idleness, the end. And how many there are.
 //! hyper's HTTP/2 builder is used directly: tonic's server would put layers of its own outside of ours.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -22,14 +23,13 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Service, ServiceExt};
 
 use crate::caller::PeerService;
 use crate::refusals::{Cause, Refusals};
-use crate::serve::Stack;
+use crate::serve::{Calls, Stack};
 use crate::stalled::{WatchedBody, WatchingExecutor};
 use crate::tls::{ServerTls, failure};
-use crate::wire::Response;
+use crate::wire::Answer;
 
 /// A peer that answers no ping for so long is gone: a half-open connection, or one that sends half a frame.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -128,14 +128,14 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = &self.tls else {
-            return self.begin(stream, PerConnection::new(stack, peer, None), goaway).await;
+            return self.begin(stream, PerConnection::new(&stack, peer, None), goaway).await;
         };
         let handshake = timeout(self.patience(), tls.accept(stream));
         let Some(shaken) = goaway.run_until_cancelled(handshake).await else { return };
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok((stream, service)) => {
                 let service = service.map(PeerService);
-                self.begin(stream, PerConnection::new(stack, peer, service), goaway).await;
+                self.begin(stream, PerConnection::new(&stack, peer, service), goaway).await;
             }
             Err(error) => {
                 let service = KeyValue::new("mesh.service", self.refusals.service);
@@ -267,24 +267,24 @@ impl Drop for OpenCall {
     }
 }
 
-#[derive(Clone)]
 struct PerConnection {
-    stack: Stack,
+    /// hyper gives calls one after the other, and never one while it gives another.
+    calls: RefCell<Calls>,
     peer: SocketAddr,
     service: Option<PeerService>,
     activity: Arc<Activity>,
 }
 
 impl PerConnection {
-    fn new(stack: Stack, peer: SocketAddr, service: Option<PeerService>) -> Self {
-        Self { stack, peer, service, activity: Arc::default() }
+    fn new(stack: &Stack, peer: SocketAddr, service: Option<PeerService>) -> Self {
+        Self { calls: RefCell::new(stack.of_connection()), peer, service, activity: Arc::default() }
     }
 }
 
 impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
-    type Response = http::Response<WatchedBody<OpenCall>>;
+    type Response = http::Response<WatchedBody<Option<OpenCall>>>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+    type Future = Answering;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
         // The body fails when the caller resets the stream or is gone: either way he has given up.
@@ -293,12 +293,23 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
         if let Some(service) = &self.service {
             request.extensions_mut().insert(service.clone());
         }
-        let (mut stack, open) = (self.stack.clone(), self.activity.call());
-        Box::pin(async move {
-            let ready = stack.ready().await?;
-            let response: Response = ready.call(request).await?;
-            Ok(response.map(|body| WatchedBody::new(body, open)))
-        })
+        Answering { open: Some(self.activity.call()), work: (self.calls.borrow_mut())(request) }
+    }
+}
+
+/// A call, until its answer begins.
+struct Answering {
+    work: BoxFuture<'static, Answer>,
+    open: Option<OpenCall>,
+}
+
+impl Future for Answering {
+    type Output = Result<http::Response<WatchedBody<Option<OpenCall>>>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = ready!(self.work.as_mut().poll(cx))?;
+        let open = self.open.take();
+        Poll::Ready(Ok(response.map(|body| WatchedBody::new(body, open))))
     }
 }
 
@@ -357,9 +368,8 @@ mod tests {
     use http_body_util::Full;
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::Instant;
-    use tower::util::BoxCloneSyncService;
 
-    use crate::wire::{Answer, Request};
+    use crate::wire::{Request, Response};
 
     /// A server of two connections, whose handler answers with 100 kB.
     struct World {
@@ -379,11 +389,11 @@ mod tests {
         fn connect(&self) -> Option<(DuplexStream, tokio::task::JoinHandle<()>)> {
             let (ours, theirs) = duplex(1 << 20);
             let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-            let handler = tower::service_fn(|_: Request| async {
+            let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> {
                 let body = Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {});
-                Answer::Ok(Response::new(Body::new(body)))
+                Box::pin(std::future::ready(Ok(Response::new(Body::new(body)))))
             });
-            let stack = BoxCloneSyncService::new(handler);
+            let stack = Stack::new(handler);
             let served = self.connections.serve(theirs, peer, stack, self.goaway.clone())?;
             Some((ours, tokio::spawn(served)))
         }

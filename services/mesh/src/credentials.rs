@@ -33,7 +33,7 @@ impl Credentials {
         };
         // Sensitive: HPACK does not index it, Debug does not print it.
         secret.set_sensitive(true);
-        vec![(HeaderName::from_static(SERVICE_HEADER), service), (HeaderName::from_static(SECRET_HEADER), secret)]
+        vec![(SERVICE_HEADER, service), (SECRET_HEADER, secret)]
     }
 }
 

@@ -1,7 +1,8 @@
 //! Deadlines that travel: `grpc-timeout` read and written, and the instant that a call must end by.
 //! The two layers are in [`crate::server_deadline`] and [`crate::client_deadline`].
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -77,15 +78,22 @@ pub(crate) fn parse(text: &[u8]) -> Result<Duration, Malformed> {
 
 /// Writes a `grpc-timeout`, in the finest unit that fits, rounded down.
 pub(crate) fn format(timeout: Duration) -> HeaderValue {
-    const LIMIT: u128 = 100_000_000;
-    let text = if timeout.as_micros() < LIMIT {
-        format!("{}u", timeout.as_micros())
-    } else if timeout.as_millis() < LIMIT {
-        format!("{}m", timeout.as_millis())
-    } else {
-        format!("{}S", u128::from(timeout.as_secs()).min(LIMIT - 1))
+    const LIMIT: u64 = 100_000_000;
+    let below = |number: u128| u64::try_from(number).ok().filter(|number| *number < LIMIT);
+    let (mut number, unit) = match (below(timeout.as_micros()), below(timeout.as_millis())) {
+        (Some(micros), _) => (micros, b'u'),
+        (None, Some(millis)) => (millis, b'm'),
+        (None, None) => (timeout.as_secs().min(LIMIT - 1), b'S'),
     };
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("99999999S"))
+    // By hand, for it is done for each attempt.
+    let mut text = [b'0', b'0', b'0', b'0', b'0', b'0', b'0', b'0', unit];
+    let mut first = 8;
+    while number > 0 || first == 8 {
+        first -= 1;
+        text[first] += (number % 10) as u8;
+        number /= 10;
+    }
+    HeaderValue::from_bytes(&text[first..]).unwrap_or(HeaderValue::from_static("99999999S"))
 }
 
 /// What the caller asks for.
@@ -110,6 +118,23 @@ pub(crate) fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
 /// The answer of a call whose time is up.
 pub(crate) fn exceeded() -> Status {
     mesh_status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline was exceeded")
+}
+
+/// What comes of the work, if it comes in time. tokio's `timeout_at` makes its alarm before it looks at the work; most
+/// handlers are done when they are first looked at.
+pub(crate) async fn within<T>(deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut alarm = pin!(None::<Sleep>);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        if alarm.is_none() {
+            alarm.set(Some(sleep_until(deadline)));
+        }
+        alarm.as_mut().as_pin_mut().map_or(Poll::Pending, |alarm| alarm.poll(cx).map(|()| None))
+    })
+    .await
 }
 
 /// How a body says that the time is up: a server ends its stream with trailers, a client's body fails.

@@ -2,12 +2,14 @@
 //! It sends calls; `keeper` makes its connections.
 
 use std::error::Error;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::uri::{Authority, Scheme};
 use http::{Uri, header};
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http2::SendRequest;
 use opentelemetry::KeyValue;
 use tokio::sync::Notify;
@@ -18,11 +20,15 @@ use tonic::body::Body;
 use crate::breaker::Breaker;
 use crate::chance::Chance;
 use crate::client_metrics::ClientMetrics;
+use crate::deadline::GRPC_TIMEOUT;
 use crate::load::Load;
 use crate::status::mesh_status;
-use crate::wire::{NoAnswer, Reach, Request, Response};
+use crate::wire::{NoAnswer, Reach, Request, Response, TRACEPARENT};
 
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
+
+/// What a connection makes of a request.
+pub(crate) type Sent = Result<http::Response<Incoming>, TrySendError<Request>>;
 
 /// How a request came to nothing.
 pub(crate) enum Failure {
@@ -36,6 +42,8 @@ pub(crate) enum Failure {
 #[derive(Default)]
 pub(crate) struct Slot {
     sender: Mutex<Option<SendRequest<Body>>>,
+    /// Does the connection's peer know the names of our headers?
+    is_taught: AtomicBool,
     /// Somebody would like it to be connected now.
     pub(crate) wanted: Notify,
 }
@@ -119,6 +127,7 @@ impl Endpoint {
     }
 
     pub(crate) fn connection_made(&self, slot: &Slot, sender: SendRequest<Body>) {
+        slot.is_taught.store(false, Ordering::Relaxed);
         if lock(&slot.sender).replace(sender).is_none() && self.connected.fetch_add(1, Ordering::AcqRel) == 0 {
             self.metrics.ready(&self.labels, 1);
         }
@@ -136,28 +145,37 @@ impl Endpoint {
         }
     }
 
-    pub(crate) async fn send(&self, mut request: Request) -> Result<Response, Failure> {
+    /// Gives a request to one of the connections, now: its number, and what is to be waited for.
+    pub(crate) fn send(
+        &self,
+        mut request: Request,
+    ) -> Result<(usize, impl Future<Output = Sent> + Send + use<>), Failure> {
         self.address_request(&mut request);
         let first = if self.slots.len() == 1 { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
         for step in 0..self.slots.len() {
-            let slot = &self.slots[(first + step) % self.slots.len()];
-            let sending = match lock(&slot.sender).as_mut() {
-                Some(sender) => sender.try_send_request(request),
-                None => continue,
-            };
-            return match sending.await {
-                Ok(response) => Ok(response.map(|body| Body::new(body.map_err(|error| lost(&error).status)))),
-                Err(mut error) => Err(match error.take_message() {
-                    Some(unsent) => {
-                        // Its keeper sees it a moment later, or has put a new one there already.
-                        self.clear(slot, SendRequest::is_closed);
-                        Failure::NotSent(Box::new(unsent), error.error().to_string())
-                    }
-                    None => Failure::Lost(lost(error.error())),
-                }),
-            };
+            let slot = (first + step) % self.slots.len();
+            if let Some(sender) = lock(&self.slots[slot].sender).as_mut() {
+                teach_names(&self.slots[slot].is_taught, &mut request);
+                return Ok((slot, sender.try_send_request(request)));
+            }
         }
-        Err(Failure::NotSent(Box::new(request), "not connected".to_owned()))
+        Err(Failure::NotSent(Box::new(request), format!("{}: not connected", self.address)))
+    }
+
+    /// What became of a request that was given to a connection.
+    pub(crate) fn outcome(&self, slot: usize, sent: Sent) -> Result<Response, Failure> {
+        let mut error = match sent {
+            Ok(response) => return Ok(response.map(|body| Body::new(body.map_err(|error| lost(&error).status)))),
+            Err(error) => error,
+        };
+        Err(match error.take_message() {
+            Some(unsent) => {
+                // Its keeper sees it a moment later, or has put a new one there already.
+                self.clear(&self.slots[slot], SendRequest::is_closed);
+                Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
+            }
+            None => Failure::Lost(lost(error.error())),
+        })
     }
 
     /// HTTP/2 wants `:scheme` and `:authority`; a generated client gives a path alone.
@@ -185,6 +203,17 @@ impl Drop for Endpoint {
     }
 }
 
+/// A value that is never to be in HPACK's table is written with its header's name in full, unless the name is there: so it
+/// is put there with the first value of a connection. (Not again: a table is searched through all values of a name.)
+fn teach_names(is_taught: &AtomicBool, request: &mut Request) {
+    if is_taught.load(Ordering::Relaxed) || is_taught.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    for name in [TRACEPARENT, GRPC_TIMEOUT] {
+        request.headers_mut().get_mut(name).into_iter().for_each(|value| value.set_sensitive(false));
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -207,4 +236,27 @@ fn lost(error: &hyper::Error) -> NoAnswer {
     };
     let status = mesh_status(code, "CONNECTION_LOST", format!("the connection was lost: {error}"));
     NoAnswer { status, reach: if not_begun { Reach::NotBegun } else { Reach::Unknown } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{SECRET_HEADER, once_only};
+    use http::HeaderValue;
+
+    #[test]
+    fn names_are_taught_with_the_first_request_alone_and_a_secret_never() {
+        let is_taught = AtomicBool::new(false);
+        let kept_out = || {
+            let names = [TRACEPARENT, GRPC_TIMEOUT, SECRET_HEADER];
+            let mut request = Request::new(Body::empty());
+            for name in &names {
+                request.headers_mut().insert(name, once_only(HeaderValue::from_static("x")));
+            }
+            teach_names(&is_taught, &mut request);
+            names.map(|name| request.headers()[name].is_sensitive())
+        };
+        assert_eq!(kept_out(), [false, false, true]);
+        assert_eq!(kept_out(), [true, true, true]);
+    }
 }

@@ -123,8 +123,7 @@ impl Fleet {
     /// An instance for a call, that is none of those that it was at already if there is another. Waits for a connection
     /// while one is being made; fails when every instance has failed to connect since the call came.
     pub(crate) async fn pick(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Result<(Arc<Endpoint>, Permit), NoAnswer> {
-        self.start();
-        if let Some(picked) = choose(&self.endpoints(), visited, &*self.keeping.chance) {
+        if let Some(picked) = self.pick_now(visited) {
             return Ok(picked);
         }
         let came = self.keeping.failures.load(Ordering::Acquire);
@@ -148,6 +147,13 @@ impl Fleet {
             endpoints.iter().for_each(|endpoint| endpoint.want());
             changed.await;
         }
+    }
+
+    /// The same, if there is one that is connected.
+    pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
+        self.start();
+        // Not on a copy of the list, whose count all calls would fight for.
+        choose(&self.endpoints.read().unwrap_or_else(PoisonError::into_inner), visited, &*self.keeping.chance)
     }
 
     pub(crate) fn unreachable(&self, mut reasons: Vec<String>) -> NoAnswer {

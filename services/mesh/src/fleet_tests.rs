@@ -81,7 +81,7 @@ async fn of_two_the_less_busy_is_chosen() {
     endpoints[0].load.took(Instant::now(), 200 * MS);
     assert_eq!(picked(&fleet, &[]).await, "b:1");
     // Calls in flight make the quick one the busier in the end.
-    (0..200).for_each(|_| endpoints[1].load.begin());
+    (0..200).for_each(|_| endpoints[1].load.begin(Instant::now()));
     assert_eq!(picked(&fleet, &[]).await, "a:1");
 }
 
@@ -91,7 +91,7 @@ async fn idle_instances_share_the_calls() {
     let endpoints = fleet.endpoints();
     endpoints.iter().for_each(|endpoint| endpoint.pretend_ready(true));
     for _ in 0..3_000 {
-        fleet.pick(&[]).await.expect("an instance").0.load.begin();
+        fleet.pick(&[]).await.expect("an instance").0.load.begin(Instant::now());
     }
     for endpoint in endpoints.iter() {
         let calls = endpoint.load.now(Instant::now()) / 0.001;

@@ -12,6 +12,14 @@ use crate::status::{mesh_status, no_such_method};
 use crate::token::{KeySource, Tokens};
 use crate::wire::{SECRET_HEADER, SERVICE_HEADER};
 
+/// What a caller shows of himself.
+enum Shown<'a> {
+    /// Enough to know who he is, or that what he shows is no good.
+    Caller(Result<Caller, Status>),
+    /// A token, to be verified by these.
+    Token(&'a Tokens, &'a str),
+}
+
 /// Knows callers by their credentials, and the policy table by heart. Clones are the same gatekeeper.
 #[derive(Clone)]
 pub struct Gatekeeper {
@@ -58,38 +66,49 @@ impl Gatekeeper {
         matches!(self.service(headers, connection), Some(Ok(_)))
     }
 
-    /// Who calls, when he may; else the refusal.
+    /// Who calls, when he may; else the refusal. `None` when that is to be waited for: see [`Gatekeeper::admit`].
+    pub(crate) fn admit_now(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        connection: &Extensions,
+    ) -> Option<Result<Caller, Status>> {
+        // Default deny, and the truth for a method that nobody serves: the routes are never asked.
+        let Some(policy) = self.policies.find(path) else { return Some(Err(no_such_method())) };
+        match self.identify(headers, connection) {
+            Shown::Caller(known) => Some(judge(policy, known)),
+            Shown::Token(..) => None,
+        }
+    }
+
+    /// The same, of anybody: a token may have to wait for the keys to verify it with.
     pub(crate) async fn admit(
         &self,
         path: &str,
         headers: &HeaderMap,
         connection: &Extensions,
     ) -> Result<Caller, Status> {
-        let Some(policy) = self.policies.find(path) else {
-            // Default deny, and the truth for a method that nobody serves: the routes are never asked.
-            return Err(no_such_method());
+        let Some(policy) = self.policies.find(path) else { return Err(no_such_method()) };
+        let known = match self.identify(headers, connection) {
+            Shown::Caller(known) => known,
+            Shown::Token(tokens, token) => tokens.verify(token).await,
         };
-        let known = self.identify(headers, connection).await;
-        if policy.allow.contains(&Access::Public) {
-            // Credentials are not asked for here, so bad ones are as good as none.
-            return Ok(known.unwrap_or(Caller::Anonymous));
-        }
-        let caller = known?;
-        allowed(policy, &caller).map(|()| caller)
+        judge(policy, known)
     }
 
-    async fn identify(&self, headers: &HeaderMap, connection: &Extensions) -> Result<Caller, Status> {
+    fn identify<'a>(&'a self, headers: &'a HeaderMap, connection: &Extensions) -> Shown<'a> {
         if let Some(service) = self.service(headers, connection) {
-            return service;
+            return Shown::Caller(service);
         }
-        let Some(authorization) = headers.get(header::AUTHORIZATION) else { return Ok(Caller::Anonymous) };
-        let token = bearer(authorization.as_bytes()).ok_or_else(|| {
-            mesh_status(Code::Unauthenticated, "TOKEN_MALFORMED", "authorization must be `Bearer` and an access token")
-        })?;
-        match &self.tokens {
-            Some(tokens) => tokens.verify(token).await,
-            None => Err(mesh_status(Code::Unauthenticated, "TOKEN_INVALID", "no access tokens are accepted here")),
-        }
+        let Some(authorization) = headers.get(header::AUTHORIZATION) else {
+            return Shown::Caller(Ok(Caller::Anonymous));
+        };
+        let refusal = match (bearer(authorization.as_bytes()), &self.tokens) {
+            (Some(token), Some(tokens)) => return Shown::Token(tokens, token),
+            (None, _) => ("TOKEN_MALFORMED", "authorization must be `Bearer` and an access token"),
+            (Some(_), None) => ("TOKEN_INVALID", "no access tokens are accepted here"),
+        };
+        Shown::Caller(Err(mesh_status(Code::Unauthenticated, refusal.0, refusal.1)))
     }
 
     /// The service that calls; `None` when nobody says that he is one. A certificate says more than a header.
@@ -113,6 +132,15 @@ fn bearer(authorization: &[u8]) -> Option<&str> {
     let (scheme, token) = std::str::from_utf8(authorization).ok()?.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+fn judge(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller, Status> {
+    if policy.allow.contains(&Access::Public) {
+        // Credentials are not asked for here, so bad ones are as good as none.
+        return Ok(known.unwrap_or(Caller::Anonymous));
+    }
+    let caller = known?;
+    allowed(policy, &caller).map(|()| caller)
 }
 
 fn allowed(policy: &MethodPolicy, caller: &Caller) -> Result<(), Status> {

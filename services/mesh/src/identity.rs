@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName};
 use telemetry::Operation;
+use tonic::Status;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
@@ -19,6 +20,10 @@ use crate::wire::{Answer, RESERVED_PREFIX, Request, Response, is_infrastructure,
 #[derive(Clone)]
 pub(crate) struct Identity<S> {
     inner: S,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     gatekeeper: Gatekeeper,
     refusals: Arc<Refusals>,
 }
@@ -27,13 +32,14 @@ pub(crate) fn identity<S>(
     gatekeeper: Gatekeeper,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Identity<S>> + Clone {
-    layer_fn(move |inner| Identity { inner, gatekeeper: gatekeeper.clone(), refusals: refusals.clone() })
+    let shared = Arc::new(Shared { gatekeeper, refusals });
+    layer_fn(move |inner| Identity { inner, shared: shared.clone() })
 }
 
 impl<S> Service<Request> for Identity<S>
 where
-    S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
+    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    S: Clone + Send + 'static,
 {
     type Response = Response;
     type Error = Infallible;
@@ -44,36 +50,48 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        // The instance that was made ready serves; its clone waits for the next call.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
         if is_infrastructure(request.uri().path()) {
             strip(request.headers_mut());
-            return Box::pin(inner.call(request));
+            return self.inner.call(request);
         }
-        let (gatekeeper, refusals) = (self.gatekeeper.clone(), self.refusals.clone());
+        let (path, headers, connection) = (request.uri().path(), request.headers(), request.extensions());
+        if let Some(verdict) = self.shared.gatekeeper.admit_now(path, headers, connection) {
+            return match verdict {
+                Ok(caller) => self.inner.call(admitted(request, caller)),
+                Err(refusal) => Box::pin(std::future::ready(Ok(self.shared.refuse(refusal)))),
+            };
+        }
+        // The instance that was made ready serves; its clone waits for the next call.
+        let clone = self.inner.clone();
+        let (mut inner, shared) = (std::mem::replace(&mut self.inner, clone), self.shared.clone());
         Box::pin(async move {
             // The body is not Sync: only the head is held over the wait.
-            let (mut head, body) = request.into_parts();
-            match gatekeeper.admit(head.uri.path(), &head.headers, &head.extensions).await {
-                Ok(caller) => {
-                    strip(&mut head.headers);
-                    if let Some(operation) = head.extensions.get::<Operation>() {
-                        operation.admit();
-                        tell(operation, &caller);
-                    }
-                    head.extensions.insert(caller);
-                    inner.call(Request::from_parts(head, body)).await
-                }
-                Err(refusal) => {
-                    refusals.count(Cause::Identity);
-                    let mut response = respond(refusal);
-                    response.extensions_mut().insert(NoEvent);
-                    Ok(response)
-                }
+            let (head, body) = request.into_parts();
+            match shared.gatekeeper.admit(head.uri.path(), &head.headers, &head.extensions).await {
+                Ok(caller) => inner.call(admitted(Request::from_parts(head, body), caller)).await,
+                Err(refusal) => Ok(shared.refuse(refusal)),
             }
         })
     }
+}
+
+impl Shared {
+    fn refuse(&self, refusal: Status) -> Response {
+        self.refusals.count(Cause::Identity);
+        let mut response = respond(refusal);
+        response.extensions_mut().insert(NoEvent);
+        response
+    }
+}
+
+fn admitted(mut request: Request, caller: Caller) -> Request {
+    strip(request.headers_mut());
+    if let Some(operation) = request.extensions().get::<Operation>() {
+        operation.admit();
+        tell(operation, &caller);
+    }
+    request.extensions_mut().insert(caller);
+    request
 }
 
 fn tell(operation: &Operation, caller: &Caller) {

@@ -3,14 +3,14 @@
 use super::*;
 use crate::chance::Always;
 use crate::client_metrics::ClientMetrics;
-use crate::connect::handshake;
+use crate::connect::{SETTINGS, handshake};
 use crate::endpoint::EndpointConfig;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ impl Connect for Pipes {
         let pipe = self.pipes.lock().expect("not poisoned").pop();
         Box::pin(async move {
             match pipe {
-                Some(pipe) => handshake(TokioIo::new(pipe), address).await,
+                Some(pipe) => handshake(pipe, address).await,
                 None => Err("refused".to_owned()),
             }
         })
@@ -58,6 +58,15 @@ impl World {
         let keeping = Keeping { connect: pipes.clone(), chance, changed: changed.clone(), failures: Arc::default() };
         let keeper = tokio::spawn(keep(endpoint.clone(), 0, keeping));
         (Self { endpoint, pipes, tries, changed, keeper }, theirs)
+    }
+
+    /// The same, and the other ends have said what a server says first.
+    async fn greeted(connections: usize) -> (Self, Vec<DuplexStream>) {
+        let (world, mut others) = Self::new(connections);
+        for other in &mut others {
+            other.write_all(&SETTINGS).await.expect("room");
+        }
+        (world, others)
     }
 
     async fn next_try(&mut self) -> Instant {
@@ -101,7 +110,7 @@ async fn calls_that_wait_cut_it_short_but_not_to_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_lost_is_made_again_at_once() {
-    let (mut world, mut others) = World::new(2);
+    let (mut world, mut others) = World::greeted(2).await;
     world.next_try().await;
     world.until_ready(true).await;
     tokio::time::sleep(2 * STEADY).await;
@@ -113,7 +122,7 @@ async fn a_connection_that_is_lost_is_made_again_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn one_that_ends_as_soon_as_it_is_made_is_no_good() {
-    let (mut world, others) = World::new(2);
+    let (mut world, others) = World::greeted(2).await;
     let first = world.next_try().await;
     drop(others);
     assert_eq!(world.next_try().await - first, BACKOFF);
@@ -139,7 +148,8 @@ async fn a_stream_outlives_the_instances_membership() {
     world.next_try().await;
     world.until_ready(true).await;
     let request = http::Request::post("/test.v1.Test/Stream").body(tonic::body::Body::empty()).expect("a request");
-    let Ok(response) = world.endpoint.send(request).await else { panic!("not answered") };
+    let Ok((slot, sending)) = world.endpoint.send(request) else { panic!("not connected") };
+    let Ok(response) = world.endpoint.outcome(slot, sending.await) else { panic!("not answered") };
     world.endpoint.gone.cancel();
     world.keeper.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
@@ -150,7 +160,7 @@ async fn a_stream_outlives_the_instances_membership() {
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_is_gone_takes_no_more_calls_and_its_keeper_ends() {
-    let (mut world, _others) = World::new(1);
+    let (mut world, _others) = World::greeted(1).await;
     world.next_try().await;
     world.until_ready(true).await;
     world.endpoint.gone.cancel();

@@ -49,15 +49,14 @@ impl Budget {
 }
 
 /// What one call holds of the budget; given back in drop.
-#[derive(Debug)]
 struct Held {
-    budget: Arc<Budget>,
+    shared: Arc<Shared>,
     bytes: AtomicUsize,
 }
 
 impl Held {
     fn take(&self, bytes: usize) -> bool {
-        let taken = self.budget.take(bytes);
+        let taken = self.shared.budget.take(bytes);
         if taken {
             self.bytes.fetch_add(bytes, Ordering::AcqRel);
         }
@@ -67,13 +66,18 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.used_bytes.fetch_sub(*self.bytes.get_mut(), Ordering::AcqRel);
+        self.shared.budget.used_bytes.fetch_sub(*self.bytes.get_mut(), Ordering::AcqRel);
     }
 }
 
 #[derive(Clone)]
 pub(crate) struct Memory<S> {
     inner: S,
+    shared: Arc<Shared>,
+}
+
+/// What all calls share.
+struct Shared {
     budget: Arc<Budget>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
@@ -84,7 +88,8 @@ pub(crate) fn memory<S>(
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
-    layer_fn(move |inner| Memory { inner, budget: budget.clone(), max_message_bytes, refusals: refusals.clone() })
+    let shared = Arc::new(Shared { budget, max_message_bytes, refusals });
+    layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
 impl<S> Service<Request> for Memory<S>
@@ -104,11 +109,11 @@ where
         if is_infrastructure(request.uri().path()) {
             return Box::pin(self.inner.call(request));
         }
-        let held = Arc::new(Held { budget: self.budget.clone(), bytes: AtomicUsize::new(0) });
-        let (limit_bytes, refusals) = (self.max_message_bytes, self.refusals.clone());
+        let limit_bytes = self.shared.max_message_bytes;
+        let held = Arc::new(Held { shared: self.shared.clone(), bytes: AtomicUsize::new(0) });
         let request = request.map(|inner| {
             let prefixes = Prefixes { limit_bytes, prefix: [0; 5], read: 0, message_left: 0 };
-            Body::new(AdmittedBody { inner, held: held.clone(), prefixes, refusals })
+            Body::new(AdmittedBody { inner, held: held.clone(), prefixes })
         });
         let work = self.inner.call(request);
         Box::pin(async move { Ok(hold(work.await?, held)) })
@@ -151,13 +156,12 @@ struct AdmittedBody {
     inner: Body,
     held: Arc<Held>,
     prefixes: Prefixes,
-    refusals: Arc<Refusals>,
 }
 
 impl AdmittedBody {
     fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
         if let Some(length) = self.prefixes.too_long(data) {
-            self.refusals.count(Cause::MessageTooLarge);
+            self.held.shared.refusals.count(Cause::MessageTooLarge);
             let limit = self.prefixes.limit_bytes;
             let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
             return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
@@ -165,7 +169,7 @@ impl AdmittedBody {
         if self.held.take(data.len().saturating_mul(COST_FACTOR)) {
             return Ok(());
         }
-        self.refusals.count(Cause::Memory);
+        self.held.shared.refusals.count(Cause::Memory);
         let message = "the memory budget for requests is used up";
         Err(mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER)))
     }
@@ -220,7 +224,9 @@ mod tests {
     #[test]
     fn what_a_call_holds_is_given_back() {
         let budget = Arc::new(Budget::new(100));
-        let held = Held { budget: budget.clone(), bytes: AtomicUsize::new(0) };
+        let refusals = Arc::new(Refusals::new("test"));
+        let shared = Arc::new(Shared { budget: budget.clone(), max_message_bytes: 100, refusals });
+        let held = Held { shared, bytes: AtomicUsize::new(0) };
         assert!(held.take(60) && held.take(40));
         assert!(!held.take(1), "none left");
         drop(held);

@@ -1,19 +1,81 @@
 //! What a caller gets when a handler panics: INTERNAL, and the process goes on.
+//! Own code and not tower-http's `CatchPanic`: that one puts every answer's body into two more boxes.
 
 use std::any::Any;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Poll};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tonic::Code;
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
 
 use crate::status::mesh_status;
-use crate::wire::{Response, respond};
+use crate::wire::{Answer, Request, Response, respond};
 
-/// The answer for tower-http's `CatchPanic`. What the panic said is logged, and not told.
-pub(crate) fn answer(panic: Box<dyn Any + Send + 'static>) -> Response {
-    let said = panic
+#[derive(Clone)]
+pub(crate) struct CatchPanic<S> {
+    inner: S,
+}
+
+pub(crate) fn catch_panic<S>() -> impl Layer<S, Service = CatchPanic<S>> + Clone {
+    layer_fn(|inner| CatchPanic { inner })
+}
+
+impl<S> Service<Request> for CatchPanic<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Answer>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        // What is inside holds counts and permits alone, which drops put right: it can be used after a panic.
+        let work = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
+        Box::pin(async move {
+            let answer = match work {
+                Ok(work) => AssertUnwindSafe(work).catch_unwind().await,
+                Err(said) => Err(said),
+            };
+            answer.unwrap_or_else(|said| Ok(internal(&*said)))
+        })
+    }
+}
+
+/// What the panic said is logged, and not told.
+fn internal(said: &(dyn Any + Send)) -> Response {
+    let said = said
         .downcast_ref::<String>()
         .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&'static str>().copied())
+        .or_else(|| said.downcast_ref::<&'static str>().copied())
         .unwrap_or("nothing");
     tracing::error!(target: "ordermesh", reason = "PANIC", "a handler panicked and said: {said}");
     respond(mesh_status(Code::Internal, "PANIC", "internal error"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Status;
+    use tower::{ServiceExt, service_fn};
+
+    #[tokio::test]
+    async fn a_panic_before_the_handlers_future_is_there_is_caught_like_one_in_it() {
+        let at_once = catch_panic().layer(service_fn(|_: Request| -> BoxFuture<'static, Answer> { panic!("at once") }));
+        let later = catch_panic()
+            .layer(service_fn(|_: Request| -> BoxFuture<'static, Answer> { Box::pin(async { panic!("later") }) }));
+        for mut service in [at_once.boxed(), later.boxed()] {
+            let answer = service.call(Request::default()).await.expect("an answer");
+            let status = Status::from_header_map(answer.headers()).expect("a status");
+            assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
+        }
+    }
 }

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use telemetry::{EventSink, Operation, Outcome};
 use tokio::time::Instant;
@@ -19,7 +20,7 @@ use tonic::{Code, Status};
 use crate::deadline::exceeded;
 use crate::metrics::{CallDuration, ERROR_TYPE, RPC_METHOD, RPC_STATUS, RPC_SYSTEM};
 use crate::status::{code_name, error_class};
-use crate::wire::Response;
+use crate::wire::{Response, says_ok};
 
 pub(crate) type Sink = Arc<dyn EventSink>;
 
@@ -58,12 +59,18 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(side: Side, method: &'static str, operation: Option<Operation>, duration: CallDuration) -> Self {
+    pub(crate) fn new(
+        side: Side,
+        method: &'static str,
+        operation: Option<Operation>,
+        duration: CallDuration,
+        started: Instant,
+    ) -> Self {
         if let Some(operation) = &operation {
             operation.set_on_span(RPC_SYSTEM, "grpc");
             operation.set_on_span(RPC_METHOD, method);
         }
-        Self { side, method, operation, duration, started: Instant::now(), deadline: None, settled: false }
+        Self { side, method, operation, duration, started, deadline: None, settled: false }
     }
 
     /// When the call must end: what a dropped call died of.
@@ -74,18 +81,18 @@ impl Record {
 
     /// Goes on in the response's body, unless the headers say all.
     pub(crate) fn follow(mut self, response: Response) -> Response {
-        if let Some(status) = Status::from_header_map(response.headers()) {
+        if let Some(told) = told(response.headers()) {
             if response.extensions().get::<NoEvent>().is_some()
                 && let Some(operation) = &self.operation
             {
                 operation.dismiss();
             }
-            self.settle(&status, By::Peer);
+            self.settle(told.as_ref().copied(), By::Peer);
             return response;
         }
         // tonic's Body::new replaces a body that is at its end already: a wrapper would be dropped unpolled.
         if response.body().is_end_stream() {
-            self.settle(&no_trailers(), By::Peer);
+            self.settle(Err(&no_trailers()), By::Peer);
             return response;
         }
         response.map(|inner| Body::new(RecordedBody { inner, record: self }))
@@ -93,14 +100,14 @@ impl Record {
 
     /// The call never got a response.
     pub(crate) fn failed(mut self, status: &Status) {
-        self.settle(status, By::Us);
+        self.settle(Err(status), By::Us);
     }
 
-    fn settle(&mut self, status: &Status, by: By) {
+    fn settle(&mut self, outcome: Result<(), &Status>, by: By) {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
-        let code = status.code();
+        let code = outcome.map_or_else(Status::code, |()| Code::Ok);
         let is_error = match self.side {
             Side::Client => code != Code::Ok,
             Side::Server => is_server_error(code),
@@ -110,7 +117,7 @@ impl Record {
         operation.set_on_span(RPC_STATUS, code_name(code));
         if is_error {
             operation.set_on_span(ERROR_TYPE, code_name(code));
-            operation.mark_error(status.message());
+            operation.mark_error(outcome.err().map_or("", Status::message));
         }
         // Where the peer answered, the event is the peer's: the caller's operation is one only if nobody answered.
         let no_answer = by == By::Us && matches!(code, Code::DeadlineExceeded | Code::Unavailable);
@@ -118,7 +125,7 @@ impl Record {
         if (self.side == Side::Client && !no_answer) || code == Code::Unimplemented {
             operation.dismiss();
         }
-        operation.end(if code == Code::Ok { Outcome::Success } else { Outcome::Failed(error_class(status)) });
+        operation.end(outcome.map_or_else(|status| Outcome::Failed(error_class(status)), |()| Outcome::Success));
     }
 }
 
@@ -129,7 +136,7 @@ impl Drop for Record {
         }
         let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now() + LATE_WITHIN);
         let status = if late { exceeded() } else { Status::cancelled("the call was given up") };
-        self.settle(&status, By::Us);
+        self.settle(Err(&status), By::Us);
     }
 }
 
@@ -144,6 +151,11 @@ fn is_server_error(code: Code) -> bool {
             | Code::Unavailable
             | Code::DataLoss
     )
+}
+
+/// What headers or trailers say of the call's end.
+fn told(headers: &HeaderMap) -> Option<Result<(), Status>> {
+    if says_ok(headers) { Some(Ok(())) } else { Status::from_header_map(headers).map(Err) }
 }
 
 fn no_trailers() -> Status {
@@ -168,15 +180,15 @@ impl http_body::Body for RecordedBody {
         match &frame {
             Some(Ok(frame)) => match frame.trailers_ref() {
                 Some(trailers) => {
-                    let status = Status::from_header_map(trailers).unwrap_or_else(no_trailers);
-                    this.record.settle(&status, By::Peer);
+                    let told = told(trailers).unwrap_or_else(|| Err(no_trailers()));
+                    this.record.settle(told.as_ref().copied(), By::Peer);
                 }
                 // Nobody polls a body that says it is at its end.
-                None if this.inner.is_end_stream() => this.record.settle(&no_trailers(), By::Peer),
+                None if this.inner.is_end_stream() => this.record.settle(Err(&no_trailers()), By::Peer),
                 None => {}
             },
-            Some(Err(status)) => this.record.settle(status, By::Us),
-            None => this.record.settle(&no_trailers(), By::Peer),
+            Some(Err(status)) => this.record.settle(Err(status), By::Us),
+            None => this.record.settle(Err(&no_trailers()), By::Peer),
         }
         Poll::Ready(frame)
     }

@@ -1,9 +1,8 @@
 //! A request's bytes, kept so that it can be sent again. Only a body that is all there at once is kept (that of a unary
 //! call is), and only up to a limit; what is longer, or is still being made, goes out as it comes and only once.
 
-use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
@@ -27,32 +26,27 @@ pub(crate) enum Replay {
 
 impl Replay {
     /// Looks at what is there of a body; does not wait for the rest of it.
-    pub(crate) async fn of(mut body: Body) -> Self {
+    pub(crate) fn of(mut body: Body) -> Self {
         let mut frames = Frames::new();
         let mut bytes = 0;
-        let is_whole = poll_fn(|cx| {
-            loop {
-                match Pin::new(&mut body).poll_frame(cx) {
-                    Poll::Ready(None) => return Poll::Ready(true),
-                    Poll::Ready(Some(frame)) => {
-                        let data = frame.as_ref().ok().and_then(Frame::data_ref).map(Bytes::len);
-                        bytes += data.unwrap_or(0);
-                        frames.push(frame);
-                        // Trailers and errors are no part of a unary request.
-                        if data.is_none() || bytes > KEPT_BYTES {
-                            return Poll::Ready(false);
-                        }
+        // Nobody waits here: who sends the rest will ask it to wake him.
+        let cx = &mut Context::from_waker(Waker::noop());
+        loop {
+            match Pin::new(&mut body).poll_frame(cx) {
+                Poll::Ready(None) => return Self::Kept(joined(frames)),
+                Poll::Ready(Some(frame)) => {
+                    let data = frame.as_ref().ok().and_then(Frame::data_ref).map(Bytes::len);
+                    bytes += data.unwrap_or(0);
+                    frames.push(frame);
+                    // Trailers and errors are no part of a unary request.
+                    if data.is_none() || bytes > KEPT_BYTES {
+                        break;
                     }
-                    Poll::Pending => return Poll::Ready(false),
                 }
+                Poll::Pending => break,
             }
-        })
-        .await;
-        if is_whole {
-            Self::Kept(joined(frames))
-        } else {
-            Self::Once(Body::new(Begun { frames: frames.into_iter(), rest: body }))
         }
+        Self::Once(Body::new(Begun { frames: frames.into_iter(), rest: body }))
     }
 }
 
@@ -66,7 +60,7 @@ fn joined(frames: Frames) -> Bytes {
 }
 
 /// A body made of bytes that were kept.
-pub(crate) fn body(bytes: Bytes) -> Body {
+pub(crate) fn body_of(bytes: Bytes) -> Body {
     if bytes.is_empty() { Body::empty() } else { Body::new(Whole(Some(bytes))) }
 }
 
@@ -128,17 +122,17 @@ mod tests {
     async fn what_is_all_there_is_kept() {
         for parts in [vec![], vec![&b"one"[..]], vec![b"one", b"two", b"three"]] {
             let expected = parts.concat();
-            let Replay::Kept(kept) = Replay::of(streamed(parts)).await else { panic!("not kept") };
-            assert_eq!(bytes_of(body(kept.clone())).await, expected);
-            assert_eq!(bytes_of(body(kept)).await, expected, "and again");
+            let Replay::Kept(kept) = Replay::of(streamed(parts)) else { panic!("not kept") };
+            assert_eq!(bytes_of(body_of(kept.clone())).await, expected);
+            assert_eq!(bytes_of(body_of(kept)).await, expected, "and again");
         }
     }
 
     #[tokio::test]
     async fn what_is_too_long_is_sent_once_and_whole() {
         static LONG: [u8; KEPT_BYTES] = [7; KEPT_BYTES];
-        assert!(matches!(Replay::of(streamed(vec![&LONG])).await, Replay::Kept(_)), "the limit itself is kept");
-        let Replay::Once(body) = Replay::of(streamed(vec![&LONG, b"!", b"?"])).await else { panic!("kept") };
+        assert!(matches!(Replay::of(streamed(vec![&LONG])), Replay::Kept(_)), "the limit itself is kept");
+        let Replay::Once(body) = Replay::of(streamed(vec![&LONG, b"!", b"?"])) else { panic!("kept") };
         assert_eq!(bytes_of(body).await.len(), KEPT_BYTES + 2);
     }
 
@@ -149,7 +143,7 @@ mod tests {
         let frames = stream::unfold(receiver, |mut receiver| async {
             receiver.recv().await.map(|bytes| (Ok::<_, Status>(Frame::data(bytes)), receiver))
         });
-        let Replay::Once(body) = Replay::of(Body::new(StreamBody::new(frames))).await else { panic!("kept") };
+        let Replay::Once(body) = Replay::of(Body::new(StreamBody::new(frames))) else { panic!("kept") };
         sender.send(Bytes::from_static(b" and done")).await.expect("room");
         drop(sender);
         assert_eq!(bytes_of(body).await, "begun and done");

@@ -15,7 +15,7 @@ use tower::layer::layer_fn;
 use tower::{BoxError, Layer, Service};
 
 use crate::status::{code_name, mesh_status, no_such_method, reason_of};
-use crate::wire::{Answer, Request, Response, respond};
+use crate::wire::{Answer, Request, Response, respond, says_ok};
 
 #[derive(Clone)]
 pub(crate) struct Rescue<S> {
@@ -65,6 +65,9 @@ fn amended(mut response: Response) -> Response {
 
 /// Puts ErrorInfo into headers (or trailers) whose status has none.
 fn amend(headers: &mut HeaderMap) {
+    if says_ok(headers) {
+        return;
+    }
     let Some(status) = Status::from_header_map(headers) else { return };
     if status.code() == Code::Ok || reason_of(&status).is_some() {
         return;

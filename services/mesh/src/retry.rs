@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue};
 use kernel::backoff::full_jitter;
 use telemetry::Operation;
 use tokio::time::{Instant, sleep};
@@ -25,7 +26,7 @@ use crate::client_deadline::Until;
 use crate::client_metrics::{ClientMetrics, SERVER_ADDRESS, SERVER_PORT};
 use crate::deadline::serves_a_retry;
 use crate::policy::{Idempotency, MethodPolicy, PolicyTable};
-use crate::replay::{Replay, body};
+use crate::replay::{Replay, body_of};
 use crate::status::code_name;
 use crate::wire::{NoAnswer, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, find, once_only};
 
@@ -74,11 +75,38 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         self.config.budget.deposit();
         let policy = find(self.config.policies, &request).filter(|policy| !policy.streaming);
-        // The one that is ready is the one to call.
-        let next = self.inner.clone();
-        let inner = std::mem::replace(&mut self.inner, next);
         let call = Call::new(self.config.clone(), &request, policy);
-        Box::pin(call.run(inner, request))
+        let (mut parts, body) = request.into_parts();
+        // Further in, nobody needs the rest of them.
+        parts.extensions.clear();
+        call.add_to(&mut parts.extensions, call.until);
+        if !call.is_unary {
+            let work = self.inner.call(Request::from_parts(parts, body));
+            return Box::pin(async move { work.await.map_err(|failure| failure.status) });
+        }
+        let bytes = match Replay::of(body) {
+            Replay::Kept(bytes) => bytes,
+            Replay::Once(body) => {
+                let work = self.inner.call(Request::from_parts(parts, body));
+                return Box::pin(async move { work.await.map_err(|failure| failure.status) });
+            }
+        };
+        // What is kept for other attempts had better be little: it is copied for each call, and hardly ever needed.
+        let extensions = std::mem::take(&mut parts.extensions);
+        let kept = Kept { parts: parts.clone(), bytes: bytes.clone() };
+        parts.extensions = extensions;
+        let first = self.inner.call(Request::from_parts(parts, body_of(bytes)));
+        let inner = self.inner.clone();
+        Box::pin(async move {
+            let outcome = first.await;
+            let (code, next) = call.after(&outcome);
+            if next == Next::Answer {
+                return outcome.map_err(|failure| failure.status);
+            }
+            drop(outcome);
+            // Seldom: what it needs had better not be part of every call's future.
+            Box::pin(call.go_on(inner, kept, code, next)).await
+        })
     }
 }
 
@@ -123,8 +151,7 @@ impl Failed {
         match outcome {
             Ok(response) => {
                 let code = code_of(response);
-                let failed = Self { code, reach: None, pushback: Pushback::of(response.headers()) };
-                (code != Code::Ok).then_some(failed)
+                (code != Code::Ok).then(|| Self { code, reach: None, pushback: Pushback::of(response.headers()) })
             }
             Err(NoAnswer { status, reach }) => {
                 Some(Self { code: status.code(), reach: Some(*reach), pushback: Pushback::Nothing })
@@ -142,6 +169,12 @@ enum Next {
     Transparent,
     /// Another, after a wait.
     After(Duration),
+}
+
+/// A request, to be sent again.
+struct Kept {
+    parts: http::request::Parts,
+    bytes: Bytes,
 }
 
 /// One call, over all its attempts.
@@ -178,38 +211,30 @@ impl Call {
         }
     }
 
-    async fn run<S>(mut self, mut inner: S, request: Request) -> Result<Response, Status>
+    /// The code that an attempt ended with, and what comes after it.
+    fn after(&self, outcome: &Result<Response, NoAnswer>) -> (Code, Next) {
+        Failed::of(outcome).map_or((Code::Ok, Next::Answer), |failed| (failed.code, self.next(failed)))
+    }
+
+    /// The attempts after the first one, which failed.
+    async fn go_on<S>(mut self, mut inner: S, kept: Kept, mut code: Code, mut next: Next) -> Result<Response, Status>
     where
         S: Service<Request, Response = Response, Error = NoAnswer>,
     {
-        let (mut parts, first) = request.into_parts();
-        // Further in, nobody needs the rest; and what is cloned for each attempt had better be little.
-        parts.extensions = self.extensions(self.until);
-        let replay = if self.is_unary { Replay::of(first).await } else { Replay::Once(first) };
-        let bytes = match replay {
-            Replay::Kept(bytes) => bytes,
-            Replay::Once(body) => {
-                return inner.call(Request::from_parts(parts, body)).await.map_err(|failure| failure.status);
-            }
-        };
-        let mut request = Request::from_parts(parts.clone(), body(bytes.clone()));
         loop {
-            let outcome = inner.call(request).await;
-            let failed = Failed::of(&outcome);
-            let next = failed.map_or(Next::Answer, |failed| self.next(failed));
-            let (code, at) = (failed.map_or(Code::Ok, |failed| failed.code), self.visited.last());
-            if next == Next::Answer {
-                self.attempts.ended(code, at.as_ref());
-                return outcome.map_err(|failure| failure.status);
-            }
-            self.attempts.failed(code, at.as_ref());
-            drop(outcome);
+            self.attempts.failed(code, self.visited.last().as_ref());
             if let Next::After(wait) = next {
                 sleep(wait).await;
             }
-            request = Request::from_parts(parts.clone(), body(bytes.clone()));
-            self.mark(&mut request, next == Next::Transparent);
             inner.ready().await.map_err(|failure| failure.status)?;
+            let mut request = Request::from_parts(kept.parts.clone(), body_of(kept.bytes.clone()));
+            self.mark(&mut request, next == Next::Transparent);
+            let outcome = inner.call(request).await;
+            (code, next) = self.after(&outcome);
+            if next == Next::Answer {
+                self.attempts.ended(code, self.visited.last().as_ref());
+                return outcome.map_err(|failure| failure.status);
+            }
         }
     }
 
@@ -221,19 +246,17 @@ impl Call {
             request.headers_mut().insert(TRACEPARENT, once_only(place));
         }
         if self.previous > 0 {
-            request.headers_mut().insert(HeaderName::from_static(PREVIOUS_ATTEMPTS), HeaderValue::from(self.previous));
+            request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous));
         }
         let until = self.until.map(|until| Until { is_full: false, ..until });
-        *request.extensions_mut() = self.extensions(until);
+        self.add_to(request.extensions_mut(), until);
         if let Some(until) = until {
             until.stamp(Instant::now(), request.headers_mut());
         }
     }
 
-    fn extensions(&self, until: Option<Until>) -> http::Extensions {
-        let mut extensions = http::Extensions::new();
+    fn add_to(&self, extensions: &mut http::Extensions, until: Option<Until>) {
         extensions.insert(Attempt { until, visited: self.visited.clone() });
-        extensions
     }
 
     fn next(&self, failed: Failed) -> Next {
@@ -273,7 +296,8 @@ impl Call {
 /// However it ends: the call's span says where it was last.
 impl Drop for Call {
     fn drop(&mut self) {
-        if let (Some(operation), Some(at)) = (&self.operation, self.visited.last()) {
+        let seen = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
+        if let Some((operation, at)) = seen.zip(self.visited.last()) {
             operation.set_on_span(SERVER_ADDRESS, at.host().to_owned());
             at.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
         }

@@ -67,7 +67,7 @@ impl World {
     }
 
     fn call_until(&self, path: &str, until: Option<Until>) -> JoinHandle<Result<Response, Status>> {
-        let mut request = http::Request::post(path).body(body(Bytes::from_static(b"bytes"))).expect("a request");
+        let mut request = http::Request::post(path).body(body_of(Bytes::from_static(b"bytes"))).expect("a request");
         if let Some(until) = until {
             until.stamp(Instant::now(), request.headers_mut());
             request.extensions_mut().insert(until);
@@ -276,7 +276,7 @@ async fn one_hop_retries() {
         if is_retry {
             headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(1));
         }
-        let request = http::Request::post(READ).body(body(Bytes::from_static(b"bytes"))).expect("a request");
+        let request = http::Request::post(READ).body(body_of(Bytes::from_static(b"bytes"))).expect("a request");
         let call = tokio::spawn(SERVED.scope(Served::new(None, &headers), (world.layer)(request)));
         world.attempt().await.1.send_response(refused(Code::Unavailable));
         if expected == Code::Ok {

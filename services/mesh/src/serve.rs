@@ -4,25 +4,55 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::util::BoxCloneSyncService;
+use tower::Service;
 
 use crate::gauges::Holdings;
 use crate::health::Health;
 use crate::refusals::Seldom;
 use crate::token::Tokens;
-use crate::wire::{Request, Response};
+use crate::wire::{Answer, Request, Response};
 
 /// After an accept error (out of file descriptors, most likely): others may close theirs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-pub(crate) type Stack = BoxCloneSyncService<Request, Response, Infallible>;
+/// Serves the calls of one connection.
+pub(crate) type Calls = Box<dyn FnMut(Request) -> BoxFuture<'static, Answer> + Send>;
+
+/// The stack of a server, of which each connection has one of its own: calls are told apart by nothing that would have to
+/// be cloned for each of them. (tower's boxes would clone all layers for each call, and put its future into a box more.)
+#[derive(Clone)]
+pub(crate) struct Stack(Arc<dyn Fn() -> Calls + Send + Sync>);
+
+impl Stack {
+    /// The service must be ready at any time, as all of our layers are: they refuse instead of letting a caller wait.
+    pub(crate) fn new<S>(service: S) -> Self
+    where
+        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+        S: Clone + Send + Sync + 'static,
+    {
+        Self(Arc::new(move || {
+            let mut service = service.clone();
+            Box::new(move |request| {
+                let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
+                debug_assert!(ready.is_ready(), "a layer lets callers wait before it takes their call");
+                service.call(request)
+            })
+        }))
+    }
+
+    pub(crate) fn of_connection(&self) -> Calls {
+        (self.0)()
+    }
+}
 
 /// A server stack, ready to be served.
 pub struct Server {
@@ -64,7 +94,7 @@ impl Server {
         let follower = tokio::spawn(self.health.clone().follow(ready, shutdown.clone()));
         if let Some(tokens) = self.tokens.clone() {
             let until = goaway.clone();
-            tokio::spawn(async move { until.run_until_cancelled(tokens.prefetch()).await });
+            tokio::spawn(async move { until.run_until_cancelled(tokens.follow()).await });
         }
         let accepting = async {
             while let Some((stream, peer)) = accept(&listener, &goaway).await {

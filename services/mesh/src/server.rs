@@ -3,13 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
-use tower::util::BoxCloneSyncService;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::concurrency::{Admission, concurrency};
 use crate::connections::Connections;
@@ -19,15 +15,16 @@ use crate::identity::identity;
 use crate::memory::{Budget, memory};
 use crate::memory_limit::default_budget_bytes;
 use crate::metadata::metadata;
+use crate::panic::catch_panic;
 use crate::rate_limit::rate_limit;
+use crate::reflection;
 use crate::refusals::Refusals;
 use crate::rescue::rescue;
-use crate::serve::Server;
+use crate::serve::{Server, Stack};
 use crate::server_config::ServerConfig;
 use crate::server_deadline::server_deadline;
 use crate::server_telemetry::{ServerTelemetryConfig, server_telemetry};
 use crate::stream_end::stream_end;
-use crate::{panic, reflection};
 
 /// Streams that their service does not end are ended so long after the GOAWAY (at most a quarter of the drain's timeout).
 const STREAM_GRACE: Duration = Duration::from_secs(1);
@@ -64,8 +61,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // The time runs from arrival: further in, waiting for keys or permits would cost nothing.
         .layer(server_deadline(policies, refusals.clone()))
         // Outside of all code that may panic; inside the deadline, which drops it.
-        .map_response(|response: Response<_>| response.map(Body::new))
-        .layer(CatchPanicLayer::custom(panic::answer))
+        .layer(catch_panic())
         // Before anything is given out: strangers take no permits and reserve no memory.
         .layer(identity(config.gatekeeper.clone(), refusals.clone()))
         // Inside identity, for it counts per caller; outside of the permits: who is over his quota takes none.
@@ -80,7 +76,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "the stack is built");
     Server {
-        stack: BoxCloneSyncService::new(stack),
+        stack: Stack::new(stack),
         health,
         tokens: config.gatekeeper.tokens(),
         takes_secret: config.gatekeeper.takes_secret(),

@@ -6,12 +6,12 @@ use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use http_body::Body as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tonic::Code;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::deadline::{SERVED, Served, Side, TimedBody, asked, effective, exceeded};
+use crate::deadline::{SERVED, Served, Side, TimedBody, asked, effective, exceeded, within};
 use crate::policy::{MethodPolicy, PolicyTable};
 use crate::refusals::{Cause, Refusals};
 use crate::status::mesh_status;
@@ -60,10 +60,10 @@ where
         let work = SERVED.scope(served, self.inner.call(request));
         Box::pin(async move {
             let Some(deadline) = deadline else { return work.await };
-            match timeout_at(deadline, work).await {
-                Ok(Ok(response)) => Ok(bounded(response, policy, deadline)),
-                Ok(Err(never)) => match never {},
-                Err(_elapsed) => Ok(respond(exceeded())),
+            match within(deadline, work).await {
+                Some(Ok(response)) => Ok(bounded(response, policy, deadline)),
+                Some(Err(never)) => match never {},
+                None => Ok(respond(exceeded())),
             }
         })
     }

@@ -91,9 +91,10 @@ where
         // Until identity has let the caller in: strangers must not fill the store of events.
         operation.hold();
         let timeout = effective(asked(request.headers()).ok().flatten(), policy);
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let now = Instant::now();
+        let deadline = timeout.and_then(|timeout| now.checked_add(timeout));
         let span = operation.span().clone();
-        let record = Record::new(Side::Server, method_name(policy), Some(operation.clone()), duration.clone())
+        let record = Record::new(Side::Server, method_name(policy), Some(operation.clone()), duration.clone(), now)
             .with_deadline(deadline);
         request.extensions_mut().insert(operation);
         let work = span.in_scope(|| self.inner.call(request));

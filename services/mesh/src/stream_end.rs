@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -26,6 +27,11 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(crate) struct StreamEnd<S> {
     inner: S,
+    shared: Arc<Shared>,
+}
+
+/// Behind one `Arc`: cloning a token takes a lock that all calls would have in common.
+struct Shared {
     policies: PolicyTable,
     goaway: CancellationToken,
     grace: Duration,
@@ -36,7 +42,8 @@ pub(crate) fn stream_end<S>(
     goaway: CancellationToken,
     grace: Duration,
 ) -> impl Layer<S, Service = StreamEnd<S>> + Clone {
-    layer_fn(move |inner| StreamEnd { inner, policies, goaway: goaway.clone(), grace })
+    let shared = Arc::new(Shared { policies, goaway, grace });
+    layer_fn(move |inner| StreamEnd { inner, shared: shared.clone() })
 }
 
 impl<S> Service<Request> for StreamEnd<S>
@@ -52,14 +59,15 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
+        let Shared { policies, goaway, grace } = &*self.shared;
         let grace = if is_infrastructure(request.uri().path()) {
             Duration::ZERO
-        } else if find(self.policies, &request).is_some_and(|policy| policy.streaming) {
-            self.grace
+        } else if find(*policies, &request).is_some_and(|policy| policy.streaming) {
+            *grace
         } else {
             return self.inner.call(request);
         };
-        let (work, goaway) = (self.inner.call(request), self.goaway.clone());
+        let (work, goaway) = (self.inner.call(request), goaway.clone());
         Box::pin(async move {
             let response = work.await?;
             if response.body().is_end_stream() {

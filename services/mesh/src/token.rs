@@ -1,5 +1,6 @@
 //! Access tokens: EdDSA JWTs with `iss sub aud exp nbf role`, all required. A verified token is remembered until it ends,
-//! by its hash. Keys are kept when a refetch fails; an unknown key id refetches at most once in ten seconds.
+//! by its hash. Keys are fetched every minute, so that one that was taken away (it leaked) verifies nothing any more; they
+//! are kept when that fails. An unknown key id refetches at most once in ten seconds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -23,6 +24,8 @@ const REFETCH_INTERVAL: Duration = Duration::from_secs(10);
 /// As long as there are no keys at all, the source is asked more often.
 const FIRST_FETCH_INTERVAL: Duration = Duration::from_millis(250);
 const PREFETCH_MAX_PAUSE: Duration = Duration::from_secs(8);
+/// How long a key that was taken away verifies tokens all the same.
+const KEYS_INTERVAL: Duration = Duration::from_secs(60);
 /// What is remembered is bounded; when it is full, what has ended goes, and then everything.
 const MAX_REMEMBERED_TOKENS: usize = 10_000;
 /// The issuer's clock may be a little ahead of ours.
@@ -107,13 +110,14 @@ impl Tokens {
         Ok(caller)
     }
 
-    /// Asks for keys until there are some, so that the first call need not wait for them.
-    pub(crate) async fn prefetch(&self) {
+    /// Asks for keys until there are some, so that the first call need not wait for them, and then every minute.
+    pub(crate) async fn follow(&self) {
         let mut pause = FIRST_FETCH_INTERVAL;
         loop {
             self.refetch().await;
             if !self.keys().is_empty() {
-                return;
+                tokio::time::sleep(KEYS_INTERVAL).await;
+                continue;
             }
             // Said once it is odd: services start in any order.
             if pause == PREFETCH_MAX_PAUSE {
@@ -200,8 +204,13 @@ impl Tokens {
             }
         });
         let keys: Keys = readable.collect();
-        if !keys.is_empty() {
-            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        if keys.is_empty() {
+            return;
+        }
+        let before = std::mem::replace(&mut *self.keys.write().unwrap_or_else(PoisonError::into_inner), Arc::new(keys));
+        if before.keys().any(|kid| !self.keys().contains_key(kid)) {
+            // Who knows which of them it has verified.
+            self.verified.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
     }
 }
@@ -226,4 +235,43 @@ fn refusal(kind: &ErrorKind) -> Status {
         return malformed();
     }
     invalid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A key is 32 bytes; these are the base point of the curve, and that is enough to be read.
+    const X: &str = "WGZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY";
+
+    struct Source(Mutex<Vec<&'static str>>);
+
+    impl KeySource for Source {
+        fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
+            let kids = self.0.lock().expect("not poisoned").clone();
+            let keys = kids.into_iter().map(|kid| VerifyingKey { kid: kid.to_owned(), x: X.to_owned() }).collect();
+            Box::pin(async move { Ok(keys) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_was_taken_away_verifies_nothing_after_a_minute() {
+        let source = Arc::new(Source(Mutex::new(vec!["old", "new"])));
+        let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
+        let following = tokio::spawn({
+            let tokens = tokens.clone();
+            async move { tokens.follow().await }
+        });
+        let hash = [7; 32];
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(tokens.keys().len(), 2);
+        tokens.remember(hash, Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
+        tokio::time::sleep(KEYS_INTERVAL).await;
+        assert!(tokens.remembered(&hash).is_some(), "the twin: no key was taken away");
+        source.0.lock().expect("not poisoned").retain(|kid| *kid == "new");
+        tokio::time::sleep(KEYS_INTERVAL).await;
+        assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
+        assert!(tokens.remembered(&hash).is_none(), "it is verified anew");
+        following.abort();
+    }
 }

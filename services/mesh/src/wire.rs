@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -34,13 +34,13 @@ pub(crate) struct NoAnswer {
 
 /// Metadata that only the mesh may set.
 pub(crate) const RESERVED_PREFIX: &str = "x-ordermesh-";
-pub(crate) const SECRET_HEADER: &str = "x-ordermesh-secret";
-pub(crate) const SERVICE_HEADER: &str = "x-ordermesh-service";
-pub(crate) const TRACEPARENT: &str = "traceparent";
+pub(crate) const SECRET_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-secret");
+pub(crate) const SERVICE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-service");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// How many attempts were made before this one (gRFC A6).
-pub(crate) const PREVIOUS_ATTEMPTS: &str = "grpc-previous-rpc-attempts";
+pub(crate) const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 /// When the server wants the next attempt, in milliseconds; negative: never (gRFC A6).
-pub(crate) const PUSHBACK: &str = "grpc-retry-pushback-ms";
+pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// Methods that are not in the contract have one name, or strangers would fill the metrics' store with names.
 pub(crate) const OTHER_METHOD: &str = "_OTHER";
@@ -59,10 +59,15 @@ pub(crate) fn find(policies: PolicyTable, request: &Request) -> Option<&'static 
 }
 
 /// A header's value that is another for each call: marked so that HPACK leaves it out of its table, where it would only push
-/// out what comes again.
+/// out what comes again. (Its name is another matter: see `endpoint`.)
 pub(crate) fn once_only(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
+}
+
+/// Do headers or trailers say that the call went well? tonic's `Status` would be a copy of all of them.
+pub(crate) fn says_ok(headers: &HeaderMap) -> bool {
+    headers.get(Status::GRPC_STATUS).is_some_and(|code| code.as_bytes() == b"0")
 }
 
 /// A Trailers-Only response.

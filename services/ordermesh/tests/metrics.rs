@@ -19,7 +19,8 @@ use tonic::{Request, Response, Status};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The metrics of the README, and whether each is a gauge.
-const PROMISED: [(&str, bool); 17] = [
+const PROMISED: [(&str, bool); 18] = [
+    ("ordermesh.ready", true),
     ("rpc.server.call.duration", false),
     ("rpc.client.call.duration", false),
     ("ordermesh.orders", true),

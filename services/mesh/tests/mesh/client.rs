@@ -1,5 +1,7 @@
 //! The client: over dead addresses to a live one, and back after a restart.
 
+use std::net::SocketAddr;
+
 use mesh::{Credentials, MethodPolicy, PolicyTable};
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -26,12 +28,28 @@ async fn when_all_are_dead_the_answer_is_unavailable() {
     assert_eq!(mesh::error_class(&status).kind, "CONNECTION_ERROR");
 }
 
+/// Speaks HTTP/2, takes every call, and answers none.
+async fn hanging() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+                let mut calls = vec![];
+                while let Some(Ok(call)) = connection.accept().await {
+                    calls.push(call);
+                }
+            });
+        }
+    });
+    address
+}
+
 #[tokio::test]
 async fn an_instance_that_hangs_is_left_for_the_other() {
     let world = World::new().await;
-    // Connections are accepted by the kernel, and nobody ever answers on them.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let hung = listener.local_addr().expect("an address").to_string();
+    let hung = hanging().await.to_string();
     for _ in 0..4 {
         let channel = channel(vec![hung.clone(), world.address.to_string()], Credentials::None);
         let mut answered = 0;

@@ -123,6 +123,19 @@ async fn an_instance_that_was_restarted_is_found_at_once() {
 }
 
 #[tokio::test]
+async fn no_call_goes_to_an_instance_that_takes_connections_and_says_nothing() {
+    // The system takes them: nobody accepts.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let world = World::new().await;
+    let addresses = vec![silent.local_addr().expect("an address").to_string(), world.address.to_string()];
+    let channel = channel(addresses, Credentials::None);
+    for answer in join_all((0..100).map(|_| say(&channel, SAY, "hello"))).await {
+        assert_eq!(answer.expect("answered"), "hello");
+    }
+    assert_eq!(world.begun(), 100);
+}
+
+#[tokio::test]
 async fn one_that_answers_errors_is_out_within_the_threshold_and_back_when_it_has_healed() {
     let worlds = three().await;
     let channel = channel(addresses(&worlds), Credentials::None);

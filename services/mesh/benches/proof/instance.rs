@@ -1,0 +1,155 @@
+//! One instance, a process: a service of two methods under `mesh::server`, that is told on its stdin how to behave. It
+//! ends when its stdin does, so that nothing is left behind, and drains on SIGTERM.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use mesh::{Access, Gatekeeper, Idempotency, MethodPolicy, PolicyTable, ServerConfig};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::server::{Grpc, NamedService};
+use tonic::service::Routes;
+use tonic::{Code, Request, Response, Status};
+use tonic_prost::ProstCodec;
+use tower::{Service, service_fn};
+
+/// With a port after it: be an instance.
+pub(crate) const FLAG: &str = "--instance";
+/// What it prints when it can be called, and before the number of calls that its handler has begun.
+pub(crate) const READY: &str = "ready";
+pub(crate) const COUNT: &str = "count ";
+/// A method that may be called again.
+pub(crate) const LOOK: &str = "/proof.v1.Proof/Look";
+/// One that may do something twice.
+pub(crate) const ONCE: &str = "/proof.v1.Proof/Once";
+
+/// What a call takes here: waiting, as for a database.
+const WORK: Duration = Duration::from_millis(2);
+const NOTICE: Duration = Duration::from_millis(200);
+const DRAIN: Duration = Duration::from_secs(5);
+
+const fn policy(path: &'static str, idempotency: Idempotency) -> MethodPolicy {
+    MethodPolicy {
+        path,
+        event: None,
+        allow: &[Access::Public],
+        callers: &[],
+        timeout: Some(Duration::from_secs(1)),
+        idempotency,
+        streaming: false,
+    }
+}
+
+pub(crate) const POLICIES: PolicyTable =
+    PolicyTable(&[policy(LOOK, Idempotency::NoSideEffects), policy(ONCE, Idempotency::Unknown)]);
+
+/// How it behaves, and what it was asked.
+#[derive(Default)]
+struct Behaviour {
+    slower_ms: AtomicU64,
+    /// The code that each call fails with; zero (OK) for none.
+    fails_with: AtomicI32,
+    calls: AtomicU64,
+}
+
+impl Behaviour {
+    async fn work(&self) -> Result<(), Status> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let code = Code::from_i32(self.fails_with.load(Ordering::Relaxed));
+        if code != Code::Ok {
+            // At once: failures that are faster than answers are the hard ones.
+            return Err(Status::new(code, "told to fail"));
+        }
+        tokio::time::sleep(WORK + Duration::from_millis(self.slower_ms.load(Ordering::Relaxed))).await;
+        Ok(())
+    }
+
+    fn obey(&self, order: &str) {
+        let (slower_ms, code) = match order.split_once(' ') {
+            Some(("slow", millis)) => (millis.parse().expect("milliseconds"), Code::Ok),
+            Some(("fail", "UNAVAILABLE")) => (0, Code::Unavailable),
+            Some(("fail", "INTERNAL")) => (0, Code::Internal),
+            None if order == "healthy" => (0, Code::Ok),
+            None if order == "count" => return,
+            Some(_) | None => panic!("no such order: {order}"),
+        };
+        self.slower_ms.store(slower_ms, Ordering::Relaxed);
+        self.fails_with.store(code.into(), Ordering::Relaxed);
+    }
+
+    fn tell(&self) {
+        println!("{COUNT}{}", self.calls.load(Ordering::Relaxed));
+    }
+}
+
+#[derive(Clone)]
+struct Proof(Arc<Behaviour>);
+
+impl NamedService for Proof {
+    const NAME: &'static str = "proof.v1.Proof";
+}
+
+impl Service<http::Request<Body>> for Proof {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let behaviour = self.0.clone();
+        Box::pin(async move {
+            let answer = service_fn(|said: Request<String>| {
+                let behaviour = behaviour.clone();
+                async move { behaviour.work().await.map(|()| Response::new(said.into_inner())) }
+            });
+            Ok(Grpc::new(ProstCodec::<String, String>::default()).unary(answer, request).await)
+        })
+    }
+}
+
+/// Serves until SIGTERM and the drain after it.
+pub(crate) fn serve(port: u16) {
+    // A stopped process reads no end of its stdin.
+    let dies_with_parent = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    dies_with_parent.expect("Linux");
+    let behaviour = Arc::new(Behaviour::default());
+    let (obeying, shutdown) = (behaviour.clone(), CancellationToken::new());
+    let terminated = shutdown.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).expect("a signal");
+        tokio::spawn(async move {
+            terminate.recv().await;
+            terminated.cancel();
+        });
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the port");
+        let config = ServerConfig {
+            memory_budget_bytes: Some(64 << 20),
+            drain_notice: NOTICE,
+            drain_timeout: DRAIN,
+            ..ServerConfig::new("proof", POLICIES, Gatekeeper::new(POLICIES))
+        };
+        let server = mesh::server(config, Routes::new(Proof(behaviour.clone())));
+        let (_ready, is_ready) = tokio::sync::watch::channel(true);
+        println!("{READY}");
+        std::thread::spawn(move || {
+            for order in std::io::stdin().lines() {
+                obeying.obey(&order.expect("a line"));
+                obeying.tell();
+            }
+            std::process::exit(1);
+        });
+        server.serve(listener, is_ready, shutdown).await.expect("a loopback address");
+    });
+    // What it did in all: nobody can ask any more.
+    behaviour.tell();
+}
