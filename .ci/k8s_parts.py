@@ -172,7 +172,7 @@ def still_loaded(load):
 def rolling(cluster):
     """A rolling update of every Deployment under load, then Order is rolled back."""
     times = []
-    with Load(cluster, "a rolling update of every Deployment", RATE, 210) as load:
+    with Load(cluster, "a rolling update of every Deployment", RATE, 180) as load:
         for name in DEPLOYMENTS:
             start = time.monotonic()
             cluster.kubectl("rollout", "restart", f"deployment/{name}")
@@ -188,7 +188,7 @@ def rolling(cluster):
 
 def scale(cluster):
     """Order to three pods: the new one takes calls. Back to two: what goes drains."""
-    with Load(cluster, "Order to three pods and back", RATE, 90) as load:
+    with Load(cluster, "Order to three pods and back", RATE, 75) as load:
         before = set(ready(cluster, "order"))
         bounds(cluster, 3)
         eventually("a third ready pod", 60, lambda: len(ready(cluster, "order")) == 3)
