@@ -11,10 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.append(str(Path(__file__).resolve().parent / "bin/yaml"))
+
+import yaml  # noqa: E402
 
 import k8s_policies  # noqa: E402
 from k8s_cluster import run  # noqa: E402

