@@ -89,9 +89,9 @@ def job(kind, *flags):
 class Load:
     """`ordermesh load` in the cluster while something happens to it. What its customers saw is in `report` afterwards."""
 
-    def __init__(self, cluster, what, rate, most_seconds):
+    def __init__(self, cluster, what, rate, most_seconds, logins=1):
         self.cluster, self.what, self.most_seconds = cluster, what, most_seconds
-        self.flags = [f"--rate={rate}", f"--duration={most_seconds}s", "--logins=1", "--mix=happy=90,declined=5,cancel=5", "--no-verify"]
+        self.flags = [f"--rate={rate}", f"--duration={most_seconds}s", f"--logins={logins}", "--mix=happy=90,declined=5,cancel=5", "--no-verify"]
         self.report = None
 
     def __enter__(self):
@@ -99,9 +99,9 @@ class Load:
         args = manifest["spec"]["template"]["spec"]["containers"][0]["args"]
         args[:] = [arg for arg in args if not arg.startswith("--customers")]
         self.name = self.cluster.job(manifest, 60)
-        # Its accounts are registered, and orders are on their way, when it says how much it will do.
+        # Its accounts are registered, and orders are on their way, when it says how many.
         pod = self.cluster.job_pod(self.name)
-        eventually("the load has begun", 60, lambda: "mix" in self.cluster.logs(pod))
+        eventually("the load has begun", 60, lambda: "acknowledged/s" in self.cluster.logs(pod))
         return self
 
     def __exit__(self, kind, *_):
