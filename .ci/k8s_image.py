@@ -1,0 +1,100 @@
+"""The image, by deploy/Dockerfile and buildah: no Docker, no registry. The program is the release binary that CI has built and tested
+(BINARY=prebuilt); the base is made from Debian's packages, under the base's name."""
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+from k8s_cluster import HOME, PROGRAM_IMAGE, run
+from system import BIN, ROOT, Failed, check
+
+DOCKERFILE = ROOT / "deploy/Dockerfile"
+MOST_BYTES = 25 * 1_000_000
+PACKAGES = ("buildah", "mmdebstrap")
+
+
+def install():
+    """Debian's packages, when they are missing and we may."""
+    if all(map(shutil.which, PACKAGES)):
+        return
+    run(["apt-get", "update", "-q"], seconds=300)
+    run(["apt-get", "install", "-qy", "--no-install-recommends", *PACKAGES], seconds=600, env={"DEBIAN_FRONTEND": "noninteractive"})
+
+
+def base_tar():
+    """Debian 12 with CA certificates, which is what Dockerfile's stage `rootfs` starts from. Kept beside the cluster's programs."""
+    install()
+    tar = HOME / "bin/debian.tar"
+    if not tar.exists():
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        partial = tar.with_suffix(".partial.tar")
+        run(["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include=ca-certificates", "bookworm", partial], seconds=900)
+        partial.rename(tar)
+    return tar
+
+
+class Buildah:
+    """buildah with a store of its own, in a folder: plain copies (vfs), so that no mount is left over."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def __call__(self, *args, tries=3):
+        try:
+            return self.once(*args)
+        except Failed as failure:
+            # buildah copies itself into a sealed file before it starts a process; on a busy machine the kernel refuses that now and then.
+            if tries == 1 or "sealing memfd copy" not in str(failure):
+                raise
+            return self(*args, tries=tries - 1)
+
+    def once(self, *args):
+        return run(
+            ["buildah", "--storage-driver", "vfs", "--root", self.folder / "store", "--runroot", self.folder / "run", *args], seconds=600,
+            env={"BUILDAH_ISOLATION": "chroot"}).strip()
+
+
+def build(folder):
+    """Builds the image in a folder; (archive to import, what to say)."""
+    folder = Path(folder)
+    buildah = Buildah(folder)
+    name = next(line.split()[1] for line in DOCKERFILE.read_text().splitlines() if line.endswith(" AS rootfs"))
+    empty = buildah("from", "scratch")
+    buildah("add", "--quiet", empty, base_tar(), "/")
+    buildah("config", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", empty)
+    buildah("commit", "--quiet", "--rm", empty, f"docker.io/library/{name}")
+    (folder / "context/target/release").mkdir(parents=True)
+    shutil.copy(BIN, folder / "context/target/release/ordermesh")
+    commit = run(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], must=False).strip() or "unknown"
+    epoch = run(["git", "-C", ROOT, "log", "-1", "--format=%ct"], must=False).strip() or "0"
+
+    def once(number):
+        tag = f"{PROGRAM_IMAGE}-{number}"
+        buildah("build", "--no-cache", "--build-arg", "BINARY=prebuilt", "--build-arg", f"COMMIT={commit}",
+                "--build-arg", f"SOURCE_DATE_EPOCH={epoch}", "--timestamp", epoch, "-f", DOCKERFILE, "-t", tag, folder / "context")
+        return tag, buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", tag)
+
+    (tag, first), (_, second) = once(1), once(2)
+    check(first == second, f"built twice it is the same: {first} and {second}")
+    buildah("tag", tag, PROGRAM_IMAGE)
+    compressed = folder / "compressed.tar"
+    buildah("push", "--quiet", PROGRAM_IMAGE, f"oci-archive:{compressed}")
+    size = compressed.stat().st_size
+    check(size <= MOST_BYTES, f"the image is {size} bytes compressed, more than {MOST_BYTES}")
+    archive = folder / "image.tar"
+    buildah("push", "--quiet", PROGRAM_IMAGE, f"docker-archive:{archive}:{PROGRAM_IMAGE}")
+    files = contents(archive)
+    check("ordermesh" in files and not [name for name in files if name.endswith(("/sh", "/bash", "/dpkg"))], f"it has the program and no shell: {files}")
+    return archive, f"image: {size / 1e6:.1f} MB compressed, {archive.stat().st_size / 1e6:.1f} MB unpacked, {len(files)} files, built twice the same"
+
+
+def contents(archive):
+    """Every file of a docker-archive."""
+    found = []
+    with tarfile.open(archive) as outer:
+        manifest = json.load(outer.extractfile("manifest.json"))
+        for layer in manifest[0]["Layers"]:
+            with tarfile.open(fileobj=outer.extractfile(layer)) as inner:
+                found += [member.name for member in inner if member.isfile()]
+    return found

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""The manifests: schemas (kubeconform), good practice (kube-score), policies against the contract, and the API server's own opinion.
+
+Run alone it needs no cluster, and leaves the API server out.
+"""
+
+import glob
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.append(str(Path(__file__).resolve().parent / "bin/yaml"))
+
+import yaml  # noqa: E402
+
+import k8s_policies  # noqa: E402
+from k8s_cluster import run  # noqa: E402
+from system import ROOT, Failed, check  # noqa: E402
+
+BIN = ROOT / ".ci/bin"
+OVERLAYS = ("deploy/overlays/local", "deploy/overlays/production")
+# Components that no overlay has by default, each on top of the production overlay.
+COMPONENTS = ("deploy/components/migrate", "deploy/components/cloudnative-pg", "deploy/collector/opensearch")
+JOBS = ("deploy/jobs/load.yaml", "deploy/jobs/verify.yaml")
+
+# What kube-score finds and we keep: (check, name of the object or None for all, why). One that finds nothing is an error: take it out.
+EXCEPTIONS = (
+    ("container-image-pull-policy", None, "images are named by version, in production by digest: pulled once is pulled right, and a registry that is "
+     "away stops no pod from starting"),
+    ("container-resources", None, "no CPU limit: a service that is throttled in the middle of a call is slow for nothing; requests share a full node fairly"),
+    ("container-security-context-user-group-id", "postgres", "999 is the user of the official image, and owner of what it keeps on its volume"),
+    ("deployment-strategy", "collector", "two collectors at a time would each see half of a trace"),
+    ("deployment-replicas", "collector", "tail sampling needs all spans of a trace in one place"),
+    ("deployment-replicas", "jaeger", "its traces are in its memory"),
+    ("networkpolicy-targets-pod", "tools", "its pods are Jobs that an operator starts by hand (deploy/jobs)"),
+)
+
+# Kinds of others: their schemas, for the API server's dry run, by their own Go modules.
+CRDS = {
+    "sigs.k8s.io/gateway-api@v1.4.1": ("h1:NPxFutNkKNa8UfLd2CMlEuhIPMQgDQ6DXNKG9sHbJU8=", "config/crd/standard/*_{grpcroutes,backendtlspolicies}.yaml"),
+    "github.com/cert-manager/cert-manager@v1.19.1": ("h1:Txh8L/nLWTDcb7ZnXuXbTe15BxQnLbLirXmbNk0fGgY=", "deploy/crds/cert-manager.io_{issuers,certificates}.yaml"),
+    "github.com/cloudnative-pg/cloudnative-pg@v1.27.1": ("h1:w+bbtXyEPoaa7sZGXxbb8qJ+/bUGWQ3M48kbNUEpKlk=", "config/crd/bases/postgresql.cnpg.io_clusters.yaml"),
+}
+CUSTOM_KINDS = "Certificate,Issuer,GRPCRoute,BackendTLSPolicy,Cluster"
+
+
+def variants():
+    """{name: YAML} of everything that people apply."""
+    found = {overlay: run(["kubectl", "kustomize", ROOT / overlay]) for overlay in OVERLAYS}
+    for component in COMPONENTS:
+        folder = ROOT / ".ci/k8s/variant"
+        folder.mkdir(parents=True, exist_ok=True)
+        up = os.path.relpath(ROOT, folder)
+        (folder / "kustomization.yaml").write_text(json.dumps({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+            "resources": [f"{up}/deploy/base", f"{up}/deploy/collector"], "components": [f"{up}/{component}"]}))
+        try:
+            found[component] = run(["kubectl", "kustomize", folder])
+        finally:
+            (folder / "kustomization.yaml").unlink()
+            folder.rmdir()
+    return found
+
+
+def schemas():
+    """kubeconform, strict and offline."""
+    said = []
+    texts = {**variants(), **{job: (ROOT / job).read_text() for job in JOBS}}
+    for name, text in texts.items():
+        out = run(
+            [BIN / "kubeconform", "-strict", "-summary", "-skip", CUSTOM_KINDS,
+             "-schema-location", f"{BIN}/schemas/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json", "-"], text=text)
+        said.append(f"{name}: {out.strip().splitlines()[-1]}")
+    return said
+
+
+def scores():
+    """kube-score, with EXCEPTIONS."""
+    used, wrong, graded = set(), [], 0
+    for name in OVERLAYS:
+        text = run(["kubectl", "kustomize", ROOT / name])
+        done = subprocess.run([BIN / "kube-score", "score", "--output-format", "json", "-"], input=text, capture_output=True, text=True, check=False)
+        for thing in json.loads(done.stdout):
+            for each in thing["checks"]:
+                graded += 1
+                if each["skipped"] or each["grade"] > 5:
+                    continue
+                which = (each["check"]["id"], thing["object_meta"]["name"])
+                excepted = {rule[:2] for rule in EXCEPTIONS} & {which, (which[0], None)}
+                used |= excepted
+                if not excepted:
+                    comments = "; ".join(comment["summary"] for comment in each["comments"] or [])
+                    wrong.append(f"{name}: {thing['type_meta']['kind']} {which[1]}: {which[0]}: {comments}")
+    for check_id, name, _ in EXCEPTIONS:
+        if (check_id, name) not in used:
+            wrong.append(f"the exception ({check_id}, {name}) is not needed any more")
+    check(not wrong, "\n".join(["kube-score finds:", *wrong]))
+    return [f"kube-score: {graded} checks, {len(EXCEPTIONS)} exceptions, each needed and with its reason"]
+
+
+def without_cluster():
+    """Everything that needs no API server."""
+    said = [*schemas(), *scores()]
+    problems = k8s_policies.check() + k8s_policies.sees_differences()
+    check(not problems, "\n".join(problems))
+    run([BIN / "hadolint", ROOT / "deploy/Dockerfile"])
+    return [*said, "hadolint: clean"]
+
+
+def install_crds(cluster):
+    """The custom kinds, so that the API server knows them too."""
+    for module, (pinned, pattern) in CRDS.items():
+        answer = json.loads(run(["go", "mod", "download", "-json", module], seconds=600, env={"GOFLAGS": ""}))
+        check(answer["Sum"] == pinned, f"{module} has hash {answer['Sum']}, not the pinned {pinned}")
+        before, _, rest = pattern.partition("{")
+        names, _, after = rest.partition("}")
+        wanted = [f"{before}{name}{after}" for name in names.split(",")] if names else [pattern]
+        for one in wanted:
+            files = glob.glob(f"{answer['Dir']}/{one}")
+            check(len(files) == 1, f"{module} has {one}: {files}")
+            run(["kubectl", "apply", "--server-side", "-f", files[0]], env=cluster.env)
+    run(["kubectl", "wait", "crd", "--all", "--for=condition=Established", "--timeout=60s"], env=cluster.env)
+
+
+def dry_run(cluster):
+    """The real API server's admission of every variant, custom kinds included. The namespace has to be there for that."""
+    install_crds(cluster)
+    said = []
+    for name, text in variants().items():
+        objects = [each for each in yaml.safe_load_all(text) if each]
+        first = [each for each in objects if each["kind"] in ("Namespace", "PriorityClass")]
+        run(["kubectl", "apply", "--server-side", "-f", "-"], text=yaml.safe_dump_all(first), env=cluster.env)
+        out = run(["kubectl", "apply", "--server-side", "--dry-run=server", "--warnings-as-errors", "-f", "-"], text=text, env=cluster.env)
+        said.append(f"dry run of {name}: {len(out.strip().splitlines())} objects")
+    return said
+
+
+if __name__ == "__main__":
+    try:
+        print("\n".join(without_cluster()))
+    except Failed as failure:
+        sys.exit(f"FAILED: {failure}")

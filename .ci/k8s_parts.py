@@ -1,0 +1,248 @@
+"""What happens on the cluster, one function for each part of k8s.py. Each gives back lines to print: what was seen."""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from datetime import datetime
+
+import yaml
+
+import k8s_orders
+from k8s_cluster import NAMESPACE, seconds_since
+from k8s_orders import Load
+from system import ROOT, check, eventually
+
+SERVICES = ("user", "order", "payment", "data")
+DEPLOYMENTS = (*SERVICES, "gateway")
+# Orders a second: two cores carry the whole cluster and the load.
+RATE = 15
+
+
+def apply(cluster):
+    """The local overlay with one command, until every pod is ready."""
+    start = time.monotonic()
+    cluster.kubectl("apply", "-k", ROOT / ".ci/k8s")
+    eventually("two ready pods of each service, and the rest", 300, lambda: all_ready(cluster))
+    took = seconds_since(start)
+    pods = cluster.get("pods")["items"]
+    restarts = sum(status["restartCount"] for pod in pods for status in pod["status"]["containerStatuses"])
+    eventually("the autoscalers measure", 60, lambda: all(
+        autoscaler["status"].get("currentMetrics") for autoscaler in cluster.get("hpa")["items"]))
+    return [f"kubectl apply to {len(pods)} pods ready: {took} s, {restarts} restarts", f"memory idle: {memory(cluster)}"]
+
+
+def is_ready(pod):
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+
+
+def ready(cluster, service):
+    return [pod["metadata"]["name"] for pod in cluster.pods(service) if is_ready(pod)]
+
+
+def all_ready(cluster):
+    pods = cluster.get("pods")["items"]
+    return all(map(is_ready, pods)) and all(len(ready(cluster, each)) == 2 for each in DEPLOYMENTS) and len(pods) >= 13
+
+
+def memory(cluster):
+    """MiB by service, over its pods."""
+    measured = eventually("kubectl top knows every pod", 60, lambda: (
+        lambda top: top if all(any(pod.startswith(f"{name}-") for pod in top) for name in DEPLOYMENTS) else None)(cluster.memory()))
+    kinds = (*DEPLOYMENTS, "postgres", "collector", "jaeger")
+    return ", ".join(f"{kind} {'/'.join(str(mib) for pod, mib in sorted(measured.items()) if pod.startswith(kind + '-'))}" for kind in kinds) + " MiB"
+
+
+def missing_secrets(cluster):
+    """For each service and each Secret: a pod without that one. It has to end, and say what is missing; it must not hang."""
+    cases = []
+    for service in SERVICES:
+        template = cluster.get("deployment", service)["spec"]["template"]
+        secrets = {volume["secret"]["secretName"] for volume in template["spec"]["volumes"] if "secret" in volume} - {"database-ca"}
+        cases += [(service, template, secret) for secret in sorted(secrets | {"database"})]
+    names = {}
+    for service, template, secret in cases:
+        name = f"without-{service}-{secret}"
+        names[name] = (service, secret)
+        cluster.kubectl("create", "-f", "-", text=json.dumps(without(template, secret, name)))
+    said = []
+    try:
+        for name, (service, secret) in names.items():
+            def phase(name=name):
+                status = cluster.get("pod", name)["status"]
+                check("CreateContainerConfigError" not in json.dumps(status), f"{name} hangs: {status}")
+                return status["phase"] in ("Failed", "Succeeded") and status["phase"]
+            ended = eventually(f"{name} ends", 60, phase)
+            last = error_of(cluster.logs(name))
+            # The line names the Secret, or where it is mounted.
+            words = {"database": ["database"], "signing-keys": ["signing key"], "operator": ["operator"], "gateway-api-key": ["gateway/api-key"]}
+            check(ended == "Failed" and any(word in last.lower() for word in words.get(secret, ["/tls/"])), f"{name}: {ended}, it says: {last}")
+            said.append(f"{service} without {secret}: {last}")
+    finally:
+        cluster.kubectl("delete", "pod", *names, "--grace-period=0", "--force", "--ignore-not-found", must=False)
+    return said
+
+
+def error_of(log):
+    """The error that a program ended with: its line and those of its causes."""
+    at = log.rfind("error: ")
+    return " ".join(log[at:].split()) if at >= 0 else f"(no error) {log[-300:]}"
+
+
+def without(template, secret, name):
+    """A pod of a Deployment, once, with one Secret that is not there; it is no part of any Service."""
+    spec = copy.deepcopy(template["spec"])
+    spec["restartPolicy"] = "Never"
+    # It takes nobody's place on the node.
+    for field in ("topologySpreadConstraints", "priorityClassName"):
+        spec.pop(field, None)
+    spec["containers"][0]["resources"] = {"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": spec["containers"][0]["resources"]["limits"]}
+    for volume in spec["volumes"]:
+        if volume.get("secret", {}).get("secretName") == secret:
+            volume["secret"]["secretName"] = "absent"
+    for variable in spec["containers"][0]["env"]:
+        reference = variable.get("valueFrom", {}).get("secretKeyRef", {})
+        if reference.get("name") == secret:
+            reference["name"] = "absent"
+    labels = {"app.kubernetes.io/name": "without", "app.kubernetes.io/component": "service"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}, "spec": spec}
+
+
+def order(cluster):
+    """One order by hand, and its trace."""
+    return [k8s_orders.order_by_hand(cluster)]
+
+
+def policies(cluster):
+    """The network policies hold: what an operator's Job may do (`load` is that), a pod with a stranger's labels may not."""
+    manifest = k8s_orders.job("load", "--no-verify", "--orders=1")
+    for labels in (manifest["metadata"]["labels"], manifest["spec"]["template"]["metadata"]["labels"]):
+        labels["app.kubernetes.io/component"] = labels["app.kubernetes.io/name"] = "stranger"
+    succeeded, log = cluster.job_end(cluster.job(manifest, 60), 120)
+    check(not succeeded, f"a stranger's pod is let in:\n{log}")
+    check(re.search(r"UNAVAILABLE|DEADLINE|Unavailable|Deadline|unreachable|timed out", log), f"a stranger's pod is shut out:\n{log}")
+    return [f"a stranger's pod reaches nobody: {error_of(log)}"]
+
+
+def migrate(cluster):
+    """The component's Job, on a database whose schemas are there already."""
+    manifest = next(each for each in yaml.safe_load_all((ROOT / "deploy/components/migrate/job.yaml").read_text()) if each["kind"] == "Job")
+    settings = cluster.get("deployment", "order")["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+    manifest["metadata"]["namespace"] = NAMESPACE
+    spec = manifest["spec"]["template"]["spec"]
+    del spec["serviceAccountName"]
+    for container in spec["containers"]:
+        container["envFrom"] = settings
+    start = time.monotonic()
+    cluster.kubectl("create", "-f", "-", text=json.dumps(manifest))
+    cluster.kubectl("wait", "job/migrate", "--for=condition=Complete", "--timeout=90s")
+    took = seconds_since(start)
+    cluster.kubectl("delete", "job", "migrate")
+    return [f"the migrate Job completes in {took} s"]
+
+
+def deletes(cluster):
+    """Under load a pod of each service is deleted, one after the other; then a process of each is killed with SIGKILL, which nobody drains."""
+    times = []
+    with Load(cluster, "a pod of each service deleted", RATE, 45) as load:
+        for service in DEPLOYMENTS:
+            victim = ready(cluster, service)[0]
+            start = time.monotonic()
+            cluster.kubectl("delete", "pod", victim, "--wait=false")
+            eventually(f"{service} has two ready pods again", 60, lambda: len(two := ready(cluster, service)) == 2 and victim not in two)
+            times.append(f"{service} {seconds_since(start)} s")
+        still_loaded(load)
+    said = [f"deleted: {load.report.told()}", f"two ready pods again after: {', '.join(times)}"]
+    # Without log-ins: one that is under way in a process that is killed is lost, and nobody may repeat it for the customer.
+    with Load(cluster, "a process of each service killed", RATE, 75, logins=0) as load:
+        for service in DEPLOYMENTS:
+            cluster.kill(ready(cluster, service)[0])
+            eventually(f"{service} has two ready pods again", 60, lambda: len(ready(cluster, service)) == 2)
+        still_loaded(load)
+    return [*said, f"killed with -9: {load.report.told()}"]
+
+
+def still_loaded(load):
+    """What was done was done under load."""
+    check("active" in str(load.cluster.get("job", load.name)["status"]), f"{load.what}: the load had ended before: make it longer")
+
+
+def rolling(cluster):
+    """A rolling update of every Deployment under load, then Order is rolled back."""
+    times = []
+    with Load(cluster, "a rolling update of every Deployment", RATE, 180) as load:
+        for name in DEPLOYMENTS:
+            start = time.monotonic()
+            cluster.kubectl("rollout", "restart", f"deployment/{name}")
+            cluster.rolled_out(f"deployment/{name}")
+            times.append(f"{name} {seconds_since(start)} s")
+        start = time.monotonic()
+        cluster.kubectl("rollout", "undo", "deployment/order")
+        cluster.rolled_out("deployment/order")
+        times.append(f"order rolled back {seconds_since(start)} s")
+        still_loaded(load)
+    return [load.report.told(), f"rolled out: {', '.join(times)}"]
+
+
+def scale(cluster):
+    """Order to three pods: the new one takes calls. Back to two: what goes drains."""
+    with Load(cluster, "Order to three pods and back", RATE, 75) as load:
+        before = set(ready(cluster, "order"))
+        bounds(cluster, 3)
+        eventually("a third ready pod", 60, lambda: len(ready(cluster, "order")) == 3)
+        new = next(pod for pod in cluster.pods("order") if pod["metadata"]["name"] not in before)
+        name = new["metadata"]["name"]
+        became = next(each["lastTransitionTime"] for each in new["status"]["conditions"] if each["type"] == "Ready")
+        ready_at = datetime.fromisoformat(became.replace("Z", "+00:00")).timestamp()
+        with cluster.forward("service/jaeger", 16686) as jaeger:
+            first = eventually("a call at the new pod is in Jaeger", 40, lambda: first_call(jaeger, name))
+        loaded = memory(cluster)
+        with tempfile.TemporaryFile("w+") as log:
+            follow = subprocess.Popen(
+                ["kubectl", "-n", NAMESPACE, "logs", "--follow", "--prefix", "--tail=1", "-l", "app.kubernetes.io/name=order"],
+                env={**os.environ, **cluster.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                running = {pod["metadata"]["name"] for pod in cluster.pods("order")}
+                bounds(cluster, 2)
+
+                def gone():
+                    left = {pod["metadata"]["name"] for pod in cluster.get("pods", "-l", "app.kubernetes.io/name=order")["items"]}
+                    return (running - left) or None
+                start = time.monotonic()
+                removed = eventually("one pod is gone", 90, gone).pop()
+                took = seconds_since(start)
+            finally:
+                follow.terminate()
+                follow.wait()
+            log.seek(0)
+            told = [line for line in log if removed in line]
+        check(any("has ended" in line for line in told), f"{removed} drained, and said so: {told[-10:]}")
+        check(not any("did not end in time" in line for line in told), f"{removed} ended in time: {told[-10:]}")
+        still_loaded(load)
+    wait = first - ready_at
+    check(wait <= 10, f"the new pod took its first call {wait:.1f} s after it was ready")
+    return [load.report.told(), f"{name}: first call {wait:+.1f} s from its Ready (a time in whole seconds)", f"{removed}: drained and gone {took} s "
+            "after the autoscaler's bounds changed", f"memory under load ({RATE} orders/s): {loaded}"]
+
+
+def bounds(cluster, replicas):
+    """The autoscaler owns the number of pods: it is told, not the Deployment."""
+    cluster.kubectl("patch", "hpa", "order", "--type=merge", "-p", json.dumps({"spec": {"minReplicas": min(replicas, 3), "maxReplicas": replicas}}))
+
+
+def first_call(jaeger, instance):
+    """When an instance of Order served its first call that Jaeger knows; None while there is none."""
+    tags = '%7B%22service.instance.id%22%3A%22' + instance + '%22%7D'
+    found = k8s_orders.asked(jaeger, f"/api/traces?service=order&lookback=1h&limit=500&tags={tags}")
+    begins = [span["begins"] for each in found for span in k8s_orders.spans_of(each) if span["instance"] == instance and span["kind"] == "server"]
+    return min(begins, default=None)
+
+
+def verify(cluster):
+    """The promises, after all of that."""
+    succeeded, log = cluster.job_end(cluster.job(k8s_orders.job("verify"), 60), 180)
+    check(succeeded and len(re.findall(r"\bkept\b", log)) == 4, f"verify is clean:\n{log}")
+    return [line for line in log.splitlines() if "kept" in line]
