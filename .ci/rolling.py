@@ -45,7 +45,8 @@ def under_load(*flags):
         report = Path(folder) / "load.json"
         place = ["--port-base", str(system.base), "--data-dir", str(system.data_dir), *tls]
         load = subprocess.Popen(
-            [str(BIN), "load", *place, "--customers", "8", "--duration", "40s", "--logins", "5", "--mix", "happy=90,cancel=10", "--json", str(report)],
+            # Without retries: a drain loses nothing by itself.
+            [str(BIN), "load", *place, "--no-retries", "--customers", "8", "--duration", "40s", "--logins", "5", "--mix", "happy=90,cancel=10", "--json", str(report)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         restarts = 0
         began = time.monotonic()
@@ -77,19 +78,22 @@ def worst_drain():
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        flags = ["--order.drain-notice", "5s", "--gateway.fault-latency-ms", "60000", "--payment.gateway-timeout", "50s",
+        flags = ["--order.drain-notice", "5s", "--payment.drain-notice", "5s", "--gateway.fault-latency-ms", "60000", "--payment.gateway-timeout", "50s",
                  "--payment.answer-within", "50s", "--user.bcrypt-cost", "4"]
         with System(flags=flags, env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}) as system:
             _, token = system.customer()
             system.order(token)
-            [pid] = [pid for pid, which in system.children() if which == "order-1"]
-            began = time.monotonic()
-            os.kill(pid, signal.SIGTERM)
-            eventually("order-1 ends", 40, lambda: pid not in dict(system.children()))
-            took = time.monotonic() - began
-    check(took < DRAIN_LIMIT_S, f"a drain takes at most {DRAIN_LIMIT_S} s, not {took:.1f}")
-    check(took > 5, f"it serves for the time of the notice: {took:.1f}")
-    return f"{took:.1f} s with a payment under way, a collector that is silent, and a notice of 5 s"
+            took = {}
+            for instance in ("order-1", "payment-1"):  # one of them has the payment, and its caller waits
+                [pid] = [pid for pid, which in system.children() if which == instance]
+                began = time.monotonic()
+                os.kill(pid, signal.SIGTERM)
+                eventually(f"{instance} ends", 40, lambda: pid not in dict(system.children()))
+                took[instance] = time.monotonic() - began
+                check(took[instance] < DRAIN_LIMIT_S, f"a drain takes at most {DRAIN_LIMIT_S} s: {took}")
+                check(took[instance] > 5, f"it serves for the time of the notice: {took}")
+    told = ", ".join(f"{instance} {seconds:.1f} s" for instance, seconds in took.items())
+    return f"{told}, with a payment under way, a collector that is silent, and a notice of 5 s"
 
 
 def run():

@@ -99,7 +99,7 @@ pub struct Config {
     #[arg(long, env = "GATEWAY_DRAIN_TIMEOUT_MS", default_value_t = 5_000)]
     pub drain_timeout_ms: u64,
     /// Bring the ledger's schema up to date, and end.
-    #[arg(long, env = "GATEWAY_MIGRATE_ONLY")]
+    #[arg(long, env = "GATEWAY_MIGRATE_ONLY", value_parser = clap::builder::FalseyValueParser::new())]
     pub migrate_only: bool,
     /// Faults on purpose.
     #[command(flatten)]

@@ -64,6 +64,9 @@ impl FromStr for ByteSize {
     }
 }
 
+/// A hundred years: longer than anything waits, and now and a few of them is an instant still.
+const LONGEST: Duration = Duration::from_secs(36_525 * 86_400);
+
 /// A duration: `250ms`, `10s`, `5m`, `2h`, `7d`.
 ///
 /// # Errors
@@ -71,14 +74,15 @@ impl FromStr for ByteSize {
 pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| "not a duration; examples are 250ms, 10s, 5m, 2h, 7d".to_owned())?;
-    match &text[digits.len()..] {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        "h" => Ok(Duration::from_secs(number.saturating_mul(3_600))),
-        "d" => Ok(Duration::from_secs(number.saturating_mul(86_400))),
-        _ => Err("a duration needs a unit: ms, s, m, h or d, as in 250ms".to_owned()),
-    }
+    let duration = match &text[digits.len()..] {
+        "ms" => Duration::from_millis(number),
+        "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        "h" => Duration::from_secs(number.saturating_mul(3_600)),
+        "d" => Duration::from_secs(number.saturating_mul(86_400)),
+        _ => return Err("a duration needs a unit: ms, s, m, h or d, as in 250ms".to_owned()),
+    };
+    if duration <= LONGEST { Ok(duration) } else { Err("a duration is at most 36525d".to_owned()) }
 }
 
 /// How often one caller may call: `20/s`, `100/m`, `1000/h`.
@@ -160,14 +164,14 @@ pub struct Settings {
     /// Most bytes of one message
     #[arg(long, env = "ORDERMESH_MAX_MESSAGE", default_value = "1MiB", value_name = "BYTES")]
     pub max_message: ByteSize,
-    /// How long all is served as before when the service is told to stop, while others notice that it is not ready
+    /// How long all is served as before when the service is told to stop, while others notice that it is not ready. With --drain-timeout and 8 s it should fit into the grace of who ends it (Kubernetes and the supervisor: 30 s)
     #[arg(long, env = "ORDERMESH_DRAIN_NOTICE", default_value = "0s", value_parser = duration, value_name = "DURATION")]
     pub drain_notice: Duration,
     /// How long after that calls in flight and background tasks may take to end
     #[arg(long, env = "ORDERMESH_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
     /// Bring the database's schema up to date, and end
-    #[arg(long, env = "ORDERMESH_MIGRATE_ONLY")]
+    #[arg(long, env = "ORDERMESH_MIGRATE_ONLY", value_parser = clap::builder::FalseyValueParser::new())]
     pub migrate_only: bool,
 }
 
@@ -255,6 +259,7 @@ mod tests {
         assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
         assert!(duration("10").is_err());
         assert!(duration("fast").is_err());
+        assert!(duration("18446744073709551615s").is_err());
     }
 
     #[test]

@@ -30,7 +30,7 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 /// What background tasks get for their end when calls have taken all of the drain's time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
-/// What the last events get after that. With a notice of 5 s, a drain of 10 s, and 5 s for telemetry, an end takes 25 s at most.
+/// What the last events get after that. With a notice of 5 s, a drain of 10 s, and 4 s for telemetry, an end takes 25 s at most.
 const FLUSH: Duration = Duration::from_secs(4);
 /// How often it looks whether its certificate was renewed.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
@@ -75,6 +75,9 @@ pub enum Error {
         /// Where it should have listened.
         listen: SocketAddr,
     },
+    /// Somebody ended it while it waited for its database.
+    #[error("told to stop before it had started")]
+    Stopped,
     /// The server ended.
     #[error("the server ended")]
     Serve(#[source] std::io::Error),
@@ -150,7 +153,8 @@ impl Chassis {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let identity = identity(service, settings, clock.clone())?;
         let secret = if identity.is_some() { None } else { mesh_secret(settings)? };
-        let db = patiently(&shutdown, || open_database(service, settings, migrations)).await.map_err(database)?;
+        let opening = patiently(|| open_database(service, settings, migrations));
+        let db = shutdown.run_until_cancelled(opening).await.ok_or(Error::Stopped)?.map_err(database)?;
         let instance = instance(service, settings);
         let (sink, waiting) = Sink::new(service, &instance);
         let chassis = Self {
@@ -311,18 +315,18 @@ pub async fn open_database(
     Ok(db)
 }
 
-/// Opens a database that may not be there yet. Who is told to stop waits no longer.
-async fn patiently<F>(shutdown: &CancellationToken, open: impl Fn() -> F) -> Result<Database, storage::Error>
+/// Opens a database that may not be there yet.
+async fn patiently<F>(open: impl Fn() -> F) -> Result<Database, storage::Error>
 where
     F: Future<Output = Result<Database, storage::Error>>,
 {
     let end = Instant::now() + DATABASE_PATIENCE;
     loop {
         match open().await {
-            Err(error) if error.is_unavailable() && Instant::now() < end && !shutdown.is_cancelled() => {
+            Err(error) if error.may_come_up() && Instant::now() < end => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
                 tracing::warn!(target: "ordermesh", "the database does not answer yet, it is asked again: {error}: {cause}");
-                let _ = tokio::time::timeout(DATABASE_AGAIN, shutdown.cancelled()).await;
+                tokio::time::sleep(DATABASE_AGAIN).await;
             }
             opened => return opened,
         }
@@ -356,7 +360,12 @@ async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
         .build();
     let refused = meter.i64_gauge("ordermesh.outbox.refused").with_description("Events that the store refused").build();
     loop {
-        let backlog = tokio::time::timeout(HEALTH_INTERVAL, chassis.db.outbox().backlog()).await;
+        let outbox = chassis.db.outbox();
+        let asking = tokio::time::timeout(HEALTH_INTERVAL, outbox.backlog());
+        let Some(backlog) = chassis.told.run_until_cancelled(asking).await else {
+            ready.send_replace(false);
+            return;
+        };
         let answers = matches!(backlog, Ok(Ok(_)));
         chassis.db.record_connections();
         is_ready.record(u64::from(answers), &[]);
@@ -401,6 +410,13 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    const OPTIONS: storage::Options = storage::Options {
+        max_connections: 1,
+        acquire_timeout: Duration::from_millis(500),
+        statement_timeout: Duration::from_secs(1),
+        schema: None,
+    };
 
     #[derive(Parser)]
     struct Cli {
@@ -449,17 +465,18 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_database_that_is_not_there_yet_is_waited_for_and_a_wrong_url_is_not() {
-        let away = || async { Err(storage::Error::Closed) };
+        let url = "postgres://nobody@127.0.0.1:1/nothing";
+        let away = || Database::connect(url, &OPTIONS);
         let began = Instant::now();
-        assert!(patiently(&CancellationToken::new(), away).await.is_err());
-        assert!((60..65).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        assert!(patiently(away).await.is_err());
+        assert!((60..70).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
         let began = Instant::now();
-        assert!(patiently(&CancellationToken::new(), || async { Err(storage::Error::Url) }).await.is_err());
-        assert_eq!(began.elapsed(), Duration::ZERO);
-        // Who is told to stop waits no longer.
-        let told = CancellationToken::new();
-        told.cancel();
-        assert!(patiently(&told, away).await.is_err());
-        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(patiently(|| Database::connect("mysql://x", &OPTIONS)).await.is_err());
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("no.db");
+        std::fs::write(&file, "this is no database, and will not become one by waiting").expect("written");
+        let url = format!("sqlite://{}", file.display());
+        assert!(patiently(|| Database::connect(&url, &OPTIONS)).await.is_err());
+        assert!(began.elapsed() < DATABASE_AGAIN, "{:?}", began.elapsed());
     }
 }

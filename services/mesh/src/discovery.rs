@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Weak;
 use std::time::Duration;
@@ -47,11 +47,11 @@ impl FromStr for Addresses {
     type Err = AddressesError;
 
     fn from_str(text: &str) -> Result<Self, AddressesError> {
-        if let Some(name) = text.strip_prefix("dns:") {
-            // An authority between the slashes would name a DNS server: we ask the system's.
-            let name = name.strip_prefix("///").unwrap_or(name);
+        // An authority between the slashes would name a DNS server: we ask the system's.
+        if let Some(name) = text.strip_prefix("dns:///") {
             let (host, port) = address(name).ok_or(AddressesError)?;
-            return Ok(Self::Dns { host: host.to_owned(), port });
+            // A resolver knows no brackets.
+            return Ok(Self::Dns { host: host.trim_matches(['[', ']']).to_owned(), port });
         }
         let addresses: Vec<_> = text.split(',').map(|each| each.trim().to_owned()).collect();
         if addresses.iter().all(|each| address(each).is_some()) {
@@ -64,8 +64,16 @@ impl FromStr for Addresses {
 
 fn address(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
-    let is_sound = !host.is_empty() && !host.contains(['/', ',']) && !host.contains(char::is_whitespace);
-    port.parse().ok().filter(|_| is_sound).map(|port| (host, port))
+    let is_name = |host: &str| {
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+    };
+    let is_ipv6 = |host: &str| {
+        let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        inner.is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok())
+    };
+    let has_digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = port.parse().ok().filter(|port| *port > 0 && has_digits)?;
+    (is_name(host) || is_ipv6(host)).then_some((host, port))
 }
 
 /// As it is written.
@@ -73,6 +81,7 @@ impl fmt::Display for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(addresses) => f.write_str(&addresses.join(",")),
+            Self::Dns { host, port } if host.contains(':') => write!(f, "dns:///[{host}]:{port}"),
             Self::Dns { host, port } => write!(f, "dns:///{host}:{port}"),
         }
     }

@@ -78,12 +78,16 @@ fn addresses_are_a_list_or_a_name_and_print_as_they_are_written() {
     assert_eq!(list, Addresses::Fixed(vec!["127.0.0.1:7201".into(), "[::1]:7202".into(), "order:7000".into()]));
     let name = read("dns:///order-mesh.shop.svc.cluster.local.:7000").expect("a name");
     assert_eq!(name, Addresses::Dns { host: "order-mesh.shop.svc.cluster.local.".into(), port: 7000 });
-    for addresses in [list, name] {
+    let ipv6 = read("dns:///[::1]:7000").expect("an address");
+    assert_eq!(ipv6, Addresses::Dns { host: "::1".into(), port: 7000 });
+    assert_eq!(read("dns:7000"), Ok(Addresses::Fixed(vec!["dns:7000".into()])), "a host of that name");
+    for addresses in [list, name, ipv6] {
         assert_eq!(read(&addresses.to_string()), Ok(addresses));
     }
-    for wrong in
-        ["", "order", "order:", ":7000", "order:http", "a:1,,b:2", "dns://8.8.8.8/order:7000", "dns:///a:1,b:2"]
-    {
+    let nonsense = ["a:b:1", "::1:7000", "[::1:7000", "user@h:1", "*:1", "x:+80", "127.0.0.1:0", "dns:///"];
+    let wrong =
+        ["", "order", "order:", ":7000", "order:http", "a:1,,b:2", "dns://8.8.8.8/order:7000", "dns:///a:1,b:2"];
+    for wrong in wrong.into_iter().chain(nonsense) {
         assert_eq!(read(wrong), Err(AddressesError), "{wrong}");
     }
 }

@@ -1,6 +1,6 @@
 //! Rate limits per caller, on the methods that have a quota: a generic cell rate algorithm with one instant per caller.
-//! The key is the authenticated subject, else the peer's address (IPv6: its /64, which one subscriber has whole). Callers
-//! are remembered in a bounded number; when that is full of active ones, all newcomers share one quota.
+//! The key is the authenticated subject, else the peer's address (IPv6: its /64, which one subscriber has whole); always
+//! the address on methods that are public: who may make accounts may make subjects. Callers are remembered in a bounded number; when that is full of active ones, all newcomers share one quota.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,6 +18,7 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::caller::Caller;
+use crate::policy::{Access, PolicyTable};
 use crate::record::NoEvent;
 use crate::refusals::{Cause, Refusals};
 use crate::status::MESH_DOMAIN;
@@ -55,9 +56,12 @@ enum Key {
 }
 
 impl Key {
-    fn of(request: &Request) -> Self {
+    fn of(request: &Request, is_public: bool) -> Self {
         let peer =
             || request.extensions().get::<SocketAddr>().map_or(Self::Others, |peer| Self::Peer(network(peer.ip())));
+        if is_public {
+            return peer();
+        }
         match request.extensions().get::<Caller>() {
             Some(Caller::Person { user_id, .. }) => Self::Person(*user_id),
             Some(Caller::Service { name }) => Self::Service(name.clone()),
@@ -80,6 +84,8 @@ fn network(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 struct Callers {
     quota: Quota,
+    /// Anybody may call the method.
+    is_public: bool,
     max_callers: usize,
     /// Until when each has used up his share; past instants are as good as none.
     used_until: HashMap<Key, Instant>,
@@ -88,7 +94,7 @@ struct Callers {
 
 impl Callers {
     fn new(quota: Quota, max_callers: usize) -> Self {
-        Self { quota, max_callers, used_until: HashMap::new(), swept: None }
+        Self { quota, is_public: false, max_callers, used_until: HashMap::new(), swept: None }
     }
 
     /// Counts a call, or says how long the caller has to wait.
@@ -127,11 +133,15 @@ pub(crate) struct RateLimit<S> {
 }
 
 pub(crate) fn rate_limit<S>(
+    policies: PolicyTable,
     quotas: &[(&'static str, Quota)],
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = RateLimit<S>> + Clone {
-    let callers = |quota: Quota| Mutex::new(Callers::new(quota, MAX_CALLERS));
-    let methods: Methods = quotas.iter().map(|(path, quota)| (*path, callers(*quota))).collect();
+    let callers = |path: &str, quota: Quota| {
+        let is_public = policies.find(path).is_some_and(|policy| policy.allow.contains(&Access::Public));
+        Mutex::new(Callers { is_public, ..Callers::new(quota, MAX_CALLERS) })
+    };
+    let methods: Methods = quotas.iter().map(|(path, quota)| (*path, callers(path, *quota))).collect();
     let methods = Arc::new(methods);
     layer_fn(move |inner| RateLimit { inner, methods: methods.clone(), refusals: refusals.clone() })
 }
@@ -150,7 +160,11 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let Some(callers) = self.methods.get(request.uri().path()) else { return self.inner.call(request) };
-        let counted = callers.lock().unwrap_or_else(PoisonError::into_inner).count(Key::of(&request), Instant::now());
+        let counted = {
+            let mut callers = callers.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = Key::of(&request, callers.is_public);
+            callers.count(key, Instant::now())
+        };
         match counted {
             Ok(()) => self.inner.call(request),
             Err(wait) => {
@@ -180,6 +194,22 @@ mod tests {
 
     fn person(number: u128) -> Key {
         Key::Person(Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn who_may_make_accounts_is_counted_by_his_address_and_others_by_their_account() {
+        let peer: SocketAddr = "192.0.2.7:4711".parse().expect("an address");
+        let person = Caller::Person {
+            user_id: Uuid::from_u128(7),
+            role: crate::caller::Role::Customer,
+            token_expires: kernel::Timestamp::from_micros(0),
+            session_id: None,
+        };
+        let mut request = Request::new(tonic::body::Body::empty());
+        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(person);
+        assert_eq!(Key::of(&request, true), Key::Peer(peer.ip()));
+        assert_eq!(Key::of(&request, false), Key::Person(Uuid::from_u128(7)));
     }
 
     #[test]

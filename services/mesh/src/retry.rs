@@ -1,8 +1,8 @@
 //! The retry layer (gRFC A6): another attempt for a call that failed, if the contract says that it may be repeated, nothing
 //! of an answer has come, there is time left, and the target's budget allows it.
 //!
-//! An attempt that the instance says it has not begun is repeated whatever the method, at once and free of charge. What
-//! never left is given to another instance further in (`balance`), before anybody here hears of it.
+//! An attempt that the instance says it has not begun is repeated whatever the method, at once and free of charge, if its
+//! request is all there (that of a call whose answer streams is). What never left is given to another instance further in (`balance`), before anybody here hears of it.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -74,13 +74,13 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         self.config.budget.deposit();
-        let policy = find(self.config.policies, &request).filter(|policy| !policy.streaming);
+        let policy = find(self.config.policies, &request);
         let call = Call::new(self.config.clone(), &request, policy);
         let (mut parts, body) = request.into_parts();
         // Further in, nobody needs the rest of them.
         parts.extensions.clear();
         call.add_to(&mut parts.extensions, call.until);
-        if !call.is_unary {
+        if policy.is_none() {
             let work = self.inner.call(Request::from_parts(parts, body));
             return Box::pin(async move { work.await.map_err(|failure| failure.status) });
         }
@@ -112,7 +112,8 @@ where
 
 fn may_repeat(policy: &MethodPolicy) -> bool {
     match policy.idempotency {
-        Idempotency::Idempotent | Idempotency::NoSideEffects => true,
+        // A stream that broke is gone on with by who reads it: he alone knows where.
+        Idempotency::Idempotent | Idempotency::NoSideEffects => !policy.streaming,
         Idempotency::Unknown => false,
     }
 }
@@ -181,7 +182,6 @@ struct Kept {
 struct Call {
     config: Arc<RetryConfig>,
     operation: Option<Operation>,
-    is_unary: bool,
     may_repeat: bool,
     /// One hop retries: not this one, if the served call is a retry itself.
     is_left_to_caller: bool,
@@ -194,13 +194,12 @@ struct Call {
 }
 
 impl Call {
-    fn new(config: Arc<RetryConfig>, request: &Request, unary: Option<&MethodPolicy>) -> Self {
+    fn new(config: Arc<RetryConfig>, request: &Request, policy: Option<&MethodPolicy>) -> Self {
         let operation = request.extensions().get::<Operation>().cloned();
         Self {
             attempts: Attempts::begin(operation.clone()),
             operation,
-            is_unary: unary.is_some(),
-            may_repeat: config.is_on && unary.is_some_and(may_repeat),
+            may_repeat: config.is_on && policy.is_some_and(may_repeat),
             // Asked here: the task that makes the call is the one that serves the other.
             is_left_to_caller: serves_a_retry(),
             until: request.extensions().get::<Until>().copied(),

@@ -203,6 +203,20 @@ async fn what_was_not_begun_is_repeated_at_once_free_of_charge_and_whatever_the_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_was_not_begun_is_asked_for_again_and_one_that_was_refused_is_not() {
+    let mut world = World::new();
+    let call = world.call(STREAM);
+    world.attempt().await.1.send_error(lost(Code::Unavailable, Reach::NotBegun));
+    world.attempt().await.1.send_response(Response::new(Body::empty()));
+    assert_eq!(world.code(call).await, Code::Ok);
+    for outcome in [lost(Code::Unavailable, Reach::Unknown), lost(Code::Internal, Reach::Unknown)] {
+        let call = world.call(STREAM);
+        world.attempt().await.1.send_error(outcome);
+        assert_ne!(world.code(call).await, Code::Ok, "it may have begun: its reader knows where to go on");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn when_no_instance_could_be_reached_any_call_is_tried_again() {
     let mut world = World::new();
     let call = world.call(WRITE);

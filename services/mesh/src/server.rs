@@ -65,7 +65,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // Before anything is given out: strangers take no permits and reserve no memory.
         .layer(identity(config.gatekeeper.clone(), refusals.clone()))
         // Inside identity, for it counts per caller; outside of the permits: who is over his quota takes none.
-        .layer(rate_limit(&config.rate_limits, refusals.clone()))
+        .layer(rate_limit(config.policies, &config.rate_limits, refusals.clone()))
         // Permits before memory: what waits for nothing holds nothing. The permit is held to the end of the body.
         .layer(concurrency(policies, holdings.admission.clone(), refusals.clone()))
         // Inside the permits, which it sets free: a stream without an end must not hold up the server's.

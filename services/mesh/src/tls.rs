@@ -15,15 +15,17 @@ use std::time::Duration;
 
 use kernel::{Clock, Timestamp};
 use opentelemetry::{KeyValue, global};
+use rustls::client::danger::ServerCertVerifier as _;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, version};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, server};
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +35,10 @@ use crate::tls_client::{Shown, Trusted};
 use crate::tls_verify::PlatformClients;
 
 pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
+
+/// From then on it is said, so often, that a certificate expires.
+const EXPIRES_SOON: Duration = Duration::from_secs(24 * 3_600);
+const WARN_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// Where an identity is kept: PEM files.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,6 +70,16 @@ pub enum Error {
         path: PathBuf,
         /// What it should have.
         what: &'static str,
+    },
+    /// The files are another service's now.
+    #[error("the certificate {path} is that of `{named}`, and was that of `{service}`")]
+    OtherService {
+        /// The certificate's file.
+        path: PathBuf,
+        /// Whom it names.
+        named: String,
+        /// Whom it named.
+        service: String,
     },
     /// The certificate, its key and the roots do not fit each other, or the certificate has expired.
     #[error("the certificate {path} is not good")]
@@ -159,12 +175,18 @@ impl Identity {
     /// stay as they are; new ones use what is new.
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
         let mut refused: Option<Read> = None;
+        let mut warned: Option<Instant> = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let identity = self.clone();
             let last = refused.take();
             // Files may be on a slow disk, and checking signatures takes a moment.
             let looked = tokio::task::spawn_blocking(move || identity.look(last)).await;
             refused = looked.unwrap_or_default();
+            let left = self.expires_in();
+            if left < EXPIRES_SOON && warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+                warned = Some(Instant::now());
+                tracing::warn!(target: "ordermesh", minutes_left = left.as_secs() / 60, "this process's certificate expires: put a new one in its place, it is taken up by itself");
+            }
         }
     }
 
@@ -186,7 +208,12 @@ impl Identity {
             return refused;
         }
         let kept = Read { certificate: now.certificate.clone(), key: now.key.clone(), roots: now.roots.clone() };
-        match make(now, files, trust_domain, provider, clock) {
+        let service = self.service();
+        let made = make(now, files, trust_domain, provider, clock).and_then(|material| {
+            let (path, named) = (files.certificate.clone(), material.service.clone());
+            if named == service { Ok(material) } else { Err(Error::OtherService { path, named, service }) }
+        });
+        match made {
             Ok(material) => {
                 tracing::info!(target: "ordermesh", service = material.service, "the certificate, its key and the roots were renewed");
                 *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(material);
@@ -310,6 +337,10 @@ fn make(
     // What our peers would refuse is not shown to them: better an old certificate, or none and no start.
     verifier.verify_client_cert(own, between, Time(clock.clone()).now()).map_err(bad)?;
     let service = service_of(own, trust_domain).map_err(|error| bad(name_error(error)))?;
+    // As its clients will look at it: by the service's name.
+    let name = ServerName::try_from(service.clone()).map_err(|error| bad(rustls::Error::General(error.to_string())))?;
+    let servers = Trusted { roots: &roots, trust_domain, provider, clock }.verifier(&service).map_err(bad)?;
+    servers.verify_server_cert(own, between, &name, &[], Time(clock.clone()).now()).map_err(bad)?;
     let ends = end_of(own).map_err(|error| bad(name_error(error)))?;
     let certified = CertifiedKey::from_der(chain.clone(), key, provider).map_err(bad)?;
     certified.keys_match().map_err(bad)?;
@@ -348,5 +379,52 @@ impl TimeProvider for Time {
 impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Time")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use certs::{Authority, Issued, Names, Validity};
+    use kernel::SystemClock;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const DOMAIN: &str = "test.local";
+
+    fn authority() -> Authority {
+        Authority::new(DOMAIN, Validity::from(SystemClock.now(), Duration::from_secs(86_400))).expect("an authority")
+    }
+
+    fn issue(authority: &Authority, names: &Names, days: u64) -> Issued {
+        let validity = Validity::from(SystemClock.now(), Duration::from_secs(days * 86_400));
+        authority.issue(names, validity).expect("issued")
+    }
+
+    fn write(folder: &TempDir, authority: &Authority, issued: &Issued) -> Files {
+        let path = |name: &str| folder.path().join(name);
+        let files = Files { certificate: path("own.pem"), key: path("own.key"), roots: path("ca.pem") };
+        std::fs::write(&files.certificate, &issued.certificate_pem).expect("written");
+        std::fs::write(&files.key, &issued.key_pem).expect("written");
+        std::fs::write(&files.roots, authority.certificate_pem()).expect("written");
+        files
+    }
+
+    #[test]
+    fn a_renewal_is_taken_if_it_names_who_we_are_and_clients_would_take_it() {
+        let (folder, authority) = (tempfile::tempdir().expect("a folder"), authority());
+        let ours = Names::of_service(DOMAIN, "order");
+        let files = write(&folder, &authority, &issue(&authority, &ours, 1));
+        let identity = Identity::load(files, DOMAIN, Arc::new(SystemClock)).expect("loaded");
+        let days_left = || identity.expires_in().as_secs().div_ceil(86_400);
+        let without_our_name = Names { dns: vec!["elsewhere".into()], ..ours.clone() };
+        for names in [Names::of_service(DOMAIN, "data"), without_our_name] {
+            write(&folder, &authority, &issue(&authority, &names, 7));
+            assert!(identity.look(None).is_some(), "it is refused: {names:?}");
+            assert_eq!((identity.service().as_str(), days_left()), ("order", 1));
+        }
+        write(&folder, &authority, &issue(&authority, &ours, 7));
+        assert!(identity.look(None).is_none(), "the twin: its own is taken");
+        assert_eq!(days_left(), 7);
     }
 }

@@ -118,17 +118,22 @@ pub(crate) struct Trusted<'a> {
 }
 
 impl Trusted<'_> {
+    /// What a target's certificate is looked at with.
+    pub(crate) fn verifier(&self, target: &str) -> Result<TargetServer, rustls::Error> {
+        let webpki: Arc<dyn ServerCertVerifier> =
+            WebPkiServerVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
+        Ok(TargetServer { webpki, trust_domain: self.trust_domain.to_owned(), target: target.to_owned() })
+    }
+
     /// For connections to a target, that show this certificate, or none.
     pub(crate) fn client_config(
         self,
         target: &str,
         certified: Option<Arc<CertifiedKey>>,
     ) -> Result<rustls::ClientConfig, rustls::Error> {
-        let webpki: Arc<dyn ServerCertVerifier> =
-            WebPkiServerVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
-                .build()
-                .map_err(|error| rustls::Error::General(error.to_string()))?;
-        let verifier = TargetServer { webpki, trust_domain: self.trust_domain.to_owned(), target: target.to_owned() };
+        let verifier = self.verifier(target)?;
         let time = Arc::new(Time(self.clock.clone()));
         let builder = rustls::ClientConfig::builder_with_details(self.provider.clone(), time)
             .with_protocol_versions(&[&version::TLS13])?

@@ -97,7 +97,8 @@ impl Tokens {
         if header.alg != Algorithm::EdDSA {
             return Err(invalid());
         }
-        let key = self.key(header.kid.as_deref().ok_or_else(invalid)?).await?;
+        let kid = header.kid.as_deref().ok_or_else(invalid)?;
+        let key = self.key(kid).await?;
         let claims = decode::<Claims>(token, &key, &self.validation).map_err(|error| refusal(error.kind()))?.claims;
         let role = match claims.role.as_str() {
             "customer" => Role::Customer,
@@ -106,7 +107,7 @@ impl Tokens {
         };
         let token_expires = Timestamp::from_micros(claims.exp.saturating_mul(1_000_000));
         let caller = Caller::Person { user_id: claims.sub, role, token_expires, session_id: claims.sid };
-        self.remember(hash, caller.clone(), token_expires);
+        self.remember(kid, hash, caller.clone(), token_expires);
         Ok(caller)
     }
 
@@ -138,8 +139,12 @@ impl Tokens {
         None
     }
 
-    fn remember(&self, hash: [u8; 32], caller: Caller, expires: Timestamp) {
+    fn remember(&self, kid: &str, hash: [u8; 32], caller: Caller, expires: Timestamp) {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        // Taken away since it was asked for: what it verified was forgotten before this came.
+        if !self.keys().contains_key(kid) {
+            return;
+        }
         if verified.len() >= MAX_REMEMBERED_TOKENS {
             let now = SystemClock.now();
             verified.retain(|_, (_, expires)| now < *expires);
@@ -265,7 +270,7 @@ mod tests {
         let hash = [7; 32];
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(tokens.keys().len(), 2);
-        tokens.remember(hash, Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
+        tokens.remember("new", hash, Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
         tokio::time::sleep(KEYS_INTERVAL).await;
         assert!(tokens.remembered(&hash).is_some(), "the twin: no key was taken away");
         source.0.lock().expect("not poisoned").retain(|kid| *kid == "new");

@@ -78,7 +78,7 @@ pub struct Config {
     #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 1024, value_name = "COUNT")]
     pub max_watchers: usize,
     /// How often one customer may create an order, per instance, for example 20/s, 100/m [default: as often as he likes]
-    #[arg(long, env = "ORDERMESH_ORDER_CREATE_ORDER_QUOTA", value_parser = quota, value_name = "COUNT/s|m|h")]
+    #[arg(long, env = "ORDERMESH_ORDER_CREATE_ORDER_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub create_order_quota: Option<Quota>,
     /// Stock that is put into an empty inventory at start.
     #[arg(skip)]

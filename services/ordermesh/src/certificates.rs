@@ -22,6 +22,7 @@ use crate::service::Service;
 pub(crate) const TRUST_DOMAIN: &str = "ordermesh.local";
 /// How long what is made is good when nothing is said.
 const LIFETIME: Duration = Duration::from_secs(90 * 86_400);
+const SHORTEST: Duration = Duration::from_secs(60);
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Which certificates.
@@ -61,9 +62,16 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     );
     for service in services {
         let name = format!("spiffe://{}/service/{service}", options.trust_domain);
-        println!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {} days", options.lifetime.as_secs() / 86_400);
+        println!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {}", told(options.lifetime));
     }
     Ok(())
+}
+
+fn told(lifetime: Duration) -> String {
+    match lifetime.as_secs() / 86_400 {
+        0 => format!("{} minutes", lifetime.as_secs() / 60),
+        days => format!("{days} days"),
+    }
 }
 
 /// What certificates are to be like.
@@ -76,6 +84,29 @@ pub(crate) struct Wish<'a> {
 impl Wish<'_> {
     /// Of a system on one machine.
     pub(crate) const LOCAL: Self = Self { trust_domain: TRUST_DOMAIN, dns: &[], lifetime: LIFETIME };
+
+    fn check(&self) -> Result<(), Error> {
+        // The SPIFFE standard's letters of a trust domain.
+        let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+        if self.trust_domain.is_empty() || self.trust_domain.len() > 255 || !self.trust_domain.bytes().all(is_name) {
+            let trust_domain = self.trust_domain;
+            return Err(Error::Usage(format!(
+                "{trust_domain:?} is no trust domain: lower-case letters, digits, '.', '-' and '_', for example shop.example"
+            )));
+        }
+        let is_dns = |byte: u8| byte.is_ascii_alphanumeric() || b".-*".contains(&byte);
+        let is_address = |name: &str| name.parse::<std::net::IpAddr>().is_ok();
+        let is_sound = |name: &str| !name.is_empty() && name.len() <= 253 && name.bytes().all(is_dns);
+        if let Some(name) = self.dns.iter().find(|name| !is_sound(name) && !is_address(name)) {
+            return Err(Error::Usage(format!("{name:?} is no DNS name or address")));
+        }
+        if !(SHORTEST..AUTHORITY_LIFETIME).contains(&self.lifetime) {
+            return Err(Error::Usage(
+                "a certificate is good for a minute at least, and for less than its authority's ten years".to_owned(),
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// A folder of certificates.
@@ -103,31 +134,48 @@ impl Certificates {
 
     /// Makes an authority unless there is one, and new certificates for services. Was the authority made?
     pub(crate) fn make<'a>(&self, wish: &Wish<'_>, services: impl IntoIterator<Item = &'a str>) -> Result<bool, Error> {
+        wish.check()?;
         let made = |source| Error::Certificate { source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0, "made"))?;
+        let _alone = self.lock()?;
         let now = SystemClock.now();
         let (authority, is_new) = match self.kept()? {
             Some(kept) => (Authority::restore(wish.trust_domain, &kept).map_err(made)?, false),
             None => {
                 let validity = Validity::from(now, AUTHORITY_LIFETIME);
-                let authority = Authority::new(wish.trust_domain, validity).map_err(made)?;
-                let kept = authority.keep();
-                write(&self.0.join("ca.key"), &kept.key_pem, 0o600)?;
-                write(&self.roots(), &kept.certificate_pem, 0o644)?;
-                (authority, true)
+                (Authority::new(wish.trust_domain, validity).map_err(made)?, true)
             }
         };
+        // All of them beside the old ones, and looked at as peers will; only then in their place.
+        let aside = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0).map_err(at(&self.0, "written to"))?;
+        let new = Self(aside.path().to_owned());
+        let kept = authority.keep();
+        write(&new.0.join("ca.key"), &kept.key_pem, 0o600)?;
+        write(&new.roots(), &kept.certificate_pem, 0o644)?;
+        let mut names_of_files = if is_new { vec!["ca.key".to_owned(), "ca.pem".to_owned()] } else { vec![] };
         for service in services {
             let mut names = Names::of_service(wish.trust_domain, service);
             names.dns.extend(wish.dns.iter().cloned());
             let issued = authority.issue(&names, Validity::from(now, wish.lifetime)).map_err(made)?;
-            let files = self.of(service);
+            let files = new.of(service);
             write(&files.key, &issued.key_pem, 0o600)?;
             write(&files.certificate, &issued.certificate_pem, 0o644)?;
-            // What peers would refuse is better known now: an authority that has expired, or is another trust domain's.
+            // An authority that has expired, or is another trust domain's.
             Identity::load(files, wish.trust_domain, Arc::new(SystemClock)).map_err(chassis::Error::Tls)?;
+            names_of_files.extend([format!("{service}.key"), format!("{service}.pem")]);
+        }
+        for name in names_of_files {
+            fs::rename(new.0.join(&name), self.0.join(&name)).map_err(at(&self.0.join(&name), "written"))?;
         }
         Ok(is_new)
+    }
+
+    /// One at a time makes certificates here.
+    fn lock(&self) -> Result<fs::File, Error> {
+        let path = self.0.join(".lock");
+        let file = fs::File::create(&path).map_err(at(&path, "written"))?;
+        file.lock().map_err(at(&path, "locked"))?;
+        Ok(file)
     }
 
     fn kept(&self) -> Result<Option<Issued>, Error> {
@@ -138,7 +186,11 @@ impl Certificates {
         };
         match (read(self.roots())?, read(self.0.join("ca.key"))?) {
             (Some(certificate_pem), Some(key_pem)) => Ok(Some(Issued { certificate_pem, key_pem })),
-            (None, _) => Ok(None),
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(Error::Usage(format!(
+                "{} has an authority's key, ca.key, and not its certificate, ca.pem: bring it back, or take the key away to begin anew",
+                self.0.display()
+            ))),
             (Some(_), None) => Err(Error::Usage(format!(
                 "{} has an authority's certificate and not its key, ca.key: certificates are made where the key is",
                 self.0.display()
@@ -147,15 +199,11 @@ impl Certificates {
     }
 }
 
-/// Whole or not at all: somebody may be reading.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
-    let new = path.with_extension("new");
     let written = (|| {
-        let _ = fs::remove_file(&new);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, path)
+        file.sync_all()
     })();
     written.map_err(at(path, "written"))
 }
@@ -194,11 +242,38 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_could_use_is_not_made() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let folder = Certificates::in_folder(temporary.path().join("certs"));
+        let dns = |name: &str| vec![name.to_owned()];
+        let (blank, slash, good) = (dns("a b"), dns("a/b"), dns("api.shop.example"));
+        let wrong = [
+            Wish { trust_domain: "", ..Wish::LOCAL },
+            Wish { trust_domain: "spiffe://x", ..Wish::LOCAL },
+            Wish { dns: &blank, ..Wish::LOCAL },
+            Wish { dns: &slash, ..Wish::LOCAL },
+            Wish { lifetime: Duration::ZERO, ..Wish::LOCAL },
+            Wish { lifetime: AUTHORITY_LIFETIME * 10, ..Wish::LOCAL },
+        ];
+        for wish in wrong {
+            assert!(folder.make(&wish, ["order"]).is_err());
+        }
+        assert!(!temporary.path().join("certs").exists());
+        assert!(folder.make(&Wish { dns: &good, ..Wish::LOCAL }, ["order"]).is_ok());
+    }
+
+    #[test]
     fn an_authority_of_another_trust_domain_is_not_used() {
         let temporary = tempfile::tempdir().expect("a folder");
         make(temporary.path(), TRUST_DOMAIN).expect("made");
+        let before = fs::read(temporary.path().join("order.key")).expect("it is there");
         let error = make(temporary.path(), "elsewhere.example").expect_err("another's authority").report();
+        assert_eq!(fs::read(temporary.path().join("order.key")).expect("it is there"), before, "nothing is changed");
         assert!(error.contains("order.pem"), "{error}");
+        fs::rename(temporary.path().join("ca.pem"), temporary.path().join("away")).expect("renamed");
+        let error = make(temporary.path(), TRUST_DOMAIN).expect_err("a key is not thrown away").report();
+        assert!(error.contains("ca.pem"), "{error}");
+        fs::rename(temporary.path().join("away"), temporary.path().join("ca.pem")).expect("renamed");
         fs::remove_file(temporary.path().join("ca.key")).expect("removed");
         let error = make(temporary.path(), TRUST_DOMAIN).expect_err("no key").report();
         assert!(error.contains("ca.key"), "{error}");

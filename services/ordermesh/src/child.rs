@@ -20,8 +20,11 @@ use crate::error::Error;
 /// Tells a process that its stdin is its supervisor's.
 pub(crate) const SUPERVISED: &str = "ORDERMESH_SUPERVISED";
 
-/// How long a drain may take: longer than the services' own limits.
-const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+/// How long a drain may take: longer than the services' own limits, and what Kubernetes gives.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a child is told by us or not at all: of our own environment these would make one that nobody can reach.
+const NOT_INHERITED: [&str; 6] = ["TLS_CERT", "TLS_KEY", "TLS_CA", "TRUST_DOMAIN", "MESH_SECRET_FILE", "MIGRATE_ONLY"];
 
 /// Between a death and a start that is at once.
 const AT_ONCE: Duration = Duration::from_millis(20);
@@ -78,7 +81,11 @@ impl Spec {
         // Built anew or taken away while we run: then it is found where the kernel still has it.
         let is_gone = self.program.is_absolute() && !self.program.exists();
         let program = if is_gone { Path::new("/proc/self/exe") } else { &self.program };
-        Command::new(program)
+        let mut command = Command::new(program);
+        for name in NOT_INHERITED {
+            command.env_remove(format!("ORDERMESH_{name}")).env_remove(format!("GATEWAY_{name}"));
+        }
+        command
             .arg0(&self.program)
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)))

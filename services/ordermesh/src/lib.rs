@@ -55,6 +55,10 @@ struct Cli {
     up: up::Options,
 }
 
+/// Settings that a system's services have together, or that end them at once.
+const SYSTEMS: [&str; 6] =
+    ["--tls-cert", "--tls-key", "--tls-ca", "--trust-domain", "--mesh-secret-file", "--migrate-only"];
+
 /// Version, commit and day of the build.
 const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
@@ -132,16 +136,28 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
 
 /// Settings that are passed on are checked here: a child that refuses them would only be restarted for ever.
 fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
-    if cli.command.is_some() && !passed.is_empty() {
+    if passed.is_empty() {
+        return Ok(());
+    }
+    if cli.command.is_some() {
         return Err(Error::Usage(
             "--<service>.<setting> is for a whole system: leave the prefix away for one service".to_owned(),
         ));
     }
     for service in Service::ALL {
+        let is_the_systems =
+            |flag: &str| SYSTEMS.iter().any(|name| flag == *name || flag.starts_with(&format!("{name}=")));
+        if let Some(flag) = passed.of(service).iter().filter_map(|flag| flag.to_str()).find(|flag| is_the_systems(flag))
+        {
+            return Err(Error::Usage(format!(
+                "{flag} is the whole system's affair: see --tls, or run {service} by itself"
+            )));
+        }
         let args = ["ordermesh".into(), service.name().into()].into_iter().chain(passed.of(service).iter().cloned());
         if let Err(error) = Cli::try_parse_from(args) {
             let told = error.to_string();
-            let first = told.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            let lines = told.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
+            let first = lines.trim_start_matches("error: ");
             return Err(Error::Usage(format!("{service}: {first}; see `ordermesh {service} --help`")));
         }
     }
@@ -177,6 +193,8 @@ mod tests {
         let error = parse("ordermesh --order.memory-budget much").expect_err("not a size").to_string();
         assert!(error.starts_with("order: ") && error.contains("memory-budget"), "{error}");
         assert!(parse("ordermesh --gateway.memory-budget 4KiB").is_err());
+        assert!(parse("ordermesh --order.migrate-only").is_err(), "it would be started again for ever");
+        assert!(parse("ordermesh --order.tls-cert=a.pem").is_err());
         assert!(parse("ordermesh explain 7 --order.memory-budget 4KiB").is_err());
     }
 }

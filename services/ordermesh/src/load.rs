@@ -67,6 +67,9 @@ pub(crate) struct Options {
     /// Write the figures to a file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// The mesh's client tries nothing again: each refusal is seen
+    #[arg(long)]
+    no_retries: bool,
     /// Leave the promises unchecked at the end
     #[arg(long)]
     no_verify: bool,
@@ -78,7 +81,8 @@ pub(crate) struct Options {
 /// No system, no account to be had on it; an order that did not end as its customer expects; a broken promise.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let seed = options.seed.unwrap_or_else(rand::random);
-    let system = System::find(&options.place, Retries::On).await?;
+    let retries = if options.no_retries { Retries::Off } else { Retries::On };
+    let system = System::find(&options.place, retries).await?;
     let pace = match options.rate {
         Some(rate) => Pace::Open { rate },
         None => Pace::Closed { customers: options.customers },

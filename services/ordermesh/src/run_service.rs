@@ -85,7 +85,10 @@ impl Frame {
         };
         let served = run(listener, admin, shutdown).await.map_err(Into::into);
         telemetry.shutdown().await;
-        served
+        match served {
+            Err(Error::Service(chassis::Error::Stopped)) => Ok(()),
+            served => served,
+        }
     }
 
     async fn bind(&self, address: SocketAddr, hint: &'static str) -> Result<TcpListener, Error> {

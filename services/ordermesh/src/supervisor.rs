@@ -46,10 +46,8 @@ pub(crate) struct Supervisor {
     pub(crate) data_dir: DataDir,
     pids: Pids,
     admins: Vec<SocketAddr>,
-    /// Those who still need the others while they drain.
-    front: Group,
-    /// The gateway and Data: they end last.
-    back: Group,
+    /// In the order in which they end: Order needs Payment and User while it drains, and all need the gateway or Data.
+    groups: [Group; 3],
 }
 
 #[derive(Debug, Default)]
@@ -79,14 +77,14 @@ impl Supervisor {
         let supervisor = Self {
             admins: each(plan).map(|(service, instance)| service.admin_address(plan.port_base, instance)).collect(),
             pids: Pids::default(),
-            front: Group::default(),
-            back: Group::default(),
+            groups: Default::default(),
             data_dir,
         };
         for (service, instance) in each(plan) {
             let group = match service {
-                Service::User | Service::Order | Service::Payment => &supervisor.front,
-                Service::Data | Service::Gateway => &supervisor.back,
+                Service::Order => &supervisor.groups[0],
+                Service::User | Service::Payment => &supervisor.groups[1],
+                Service::Data | Service::Gateway => &supervisor.groups[2],
             };
             let spec = Spec {
                 name: format!("{service}-{instance}"),
@@ -119,16 +117,16 @@ impl Supervisor {
 
     /// kill -9 of all of them; none is started again.
     pub(crate) async fn kill(self) {
-        self.front.stop.cancel();
-        self.back.stop.cancel();
+        self.groups.iter().for_each(|group| group.stop.cancel());
         self.pids.kill_all();
         self.stop().await;
     }
 
     /// Lets all of them drain: those first who need the others.
     pub(crate) async fn stop(self) {
-        self.front.stop().await;
-        self.back.stop().await;
+        for group in &self.groups {
+            group.stop().await;
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Place {
     #[arg(long, env = "ORDERMESH_DATA_DIR", default_value = "data", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
     /// The system was started with --tls
-    #[arg(long, env = "ORDERMESH_TLS")]
+    #[arg(long, env = "ORDERMESH_TLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) tls: bool,
     #[command(flatten)]
     elsewhere: Elsewhere,

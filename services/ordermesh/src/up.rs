@@ -31,7 +31,7 @@ pub(crate) struct Options {
     #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) database_url: Option<chassis::DatabaseUrl>,
     /// Mutual TLS everywhere, with certificates made in DATA_DIR/certs
-    #[arg(long, env = "ORDERMESH_TLS")]
+    #[arg(long, env = "ORDERMESH_TLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) tls: bool,
     /// What the services log, as filter directives, for example info or warn,ordermesh=debug
     // Jaeger alone takes no metrics: every process would say so every ten seconds.

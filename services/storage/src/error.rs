@@ -79,6 +79,15 @@ impl Error {
             || self.database().and_then(code).is_some_and(|code| code == "53300")
     }
 
+    /// The database is not there yet, and may come up: nobody listens, or it says that it starts. Not a wrong password, a database
+    /// that does not exist, or a file that is none.
+    pub fn may_come_up(&self) -> bool {
+        let Self::Connect(error) = self else { return self.is_broken_connection() || self.is_transient() };
+        code(error).is_none_or(|code| {
+            matches!(code.as_str(), "57P01" | "57P02" | "57P03" | "53300") || is_busy_or_locked(&code)
+        })
+    }
+
     /// The connection broke: PostgreSQL ended it (57P01 to 57P03), or the network did (08, or an I/O error).
     pub(crate) fn is_broken_connection(&self) -> bool {
         let Some(error) = self.database() else { return false };

@@ -51,6 +51,8 @@ impl Database {
         };
         let tx = self.0.pool.begin_with_options(options).await?;
         if self.backend() == Backend::Postgres {
+            // Another instance's migration may take long, and so may ours.
+            tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
             tx.execute_unprepared(POSTGRES_LOCK).await?;
             if let Some(schema) = &self.0.schema {
                 let schema = schema.replace('"', "");

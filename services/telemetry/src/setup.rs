@@ -112,16 +112,22 @@ impl Telemetry {
 
     /// Sends what is not yet sent, within a few seconds. Runs off the async threads.
     pub async fn shutdown(self) {
-        let flush = tokio::task::spawn_blocking(move || {
-            // A collector that is gone must not keep the process from ending; what it missed is in the event store.
+        let (flushed, done) = tokio::sync::oneshot::channel();
+        // A collector that is gone must not keep the process from ending; what it missed is in the event store. A thread
+        // of its own, because the runtime would wait for one of its.
+        std::thread::spawn(move || {
             let _ = self.tracer.shutdown_with_timeout(Duration::from_secs(3));
             if let Some(meter) = self.meter {
                 let _ = meter.shutdown_with_timeout(Duration::from_secs(2));
             }
+            let _ = flushed.send(());
         });
-        let _ = flush.await;
+        let _ = tokio::time::timeout(SHUTDOWN_LIMIT, done).await;
     }
 }
+
+/// What the exporters say of their own limits is not all: an export that is under way is waited for besides.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
 
 fn tracer_provider(settings: &Settings, resource: Resource) -> Result<SdkTracerProvider, SetupError> {
     let builder = SdkTracerProvider::builder().with_resource(resource);

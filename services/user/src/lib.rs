@@ -76,10 +76,10 @@ pub struct Config {
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES_REMEMBERED", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures_remembered: u32,
     /// How often one caller may try to log in, for example 20/s, 100/m [default: as often as he likes]
-    #[arg(long, env = "ORDERMESH_USER_LOGIN_QUOTA", value_parser = quota, value_name = "COUNT/s|m|h")]
+    #[arg(long, env = "ORDERMESH_USER_LOGIN_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub login_quota: Option<Quota>,
     /// How often one caller may register an account [default: as often as he likes]
-    #[arg(long, env = "ORDERMESH_USER_REGISTER_QUOTA", value_parser = quota, value_name = "COUNT/s|m|h")]
+    #[arg(long, env = "ORDERMESH_USER_REGISTER_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub register_quota: Option<Quota>,
     /// How long an access token lives
     #[arg(long, env = "ORDERMESH_USER_ACCESS_TOKEN_LIFETIME", default_value = "15m", value_parser = duration, value_name = "DURATION")]
