@@ -156,9 +156,12 @@ impl Config {
 pub async fn open_ledger(config: &Config) -> Result<Database, Error> {
     let schema = (!config.database_url.0.starts_with("sqlite:")).then(|| error::SERVICE.to_owned());
     let options = storage::Options { schema, ..storage::Options::default() };
-    let database = Database::connect(&config.database_url.0, &options).await?;
-    database.migrate(migration::MIGRATIONS).await?;
-    Ok(database)
+    let opened = storage::patiently(|| async {
+        let database = Database::connect(&config.database_url.0, &options).await?;
+        database.migrate(migration::MIGRATIONS).await?;
+        Ok(database)
+    });
+    Ok(opened.await?)
 }
 
 /// Serves until `shutdown`, then drains. Ready once the ledger's schema is up to date.
@@ -182,7 +185,8 @@ pub async fn run(
     let (ready, readiness) = watch::channel(false);
     tokio::spawn(mesh::serve_admin(admin_listener, readiness.clone(), stop_admin));
 
-    let database = open_ledger(&config).await?;
+    let Some(database) = shutdown.run_until_cancelled(open_ledger(&config)).await else { return Ok(()) };
+    let database = database?;
     let gateway =
         Gateway::new(Store::new(database), Faults::new(config.faults), Arc::new(SystemClock), Arc::new(SystemIds));
     let routes = Routes::new(

@@ -134,7 +134,7 @@ pub struct Settings {
     /// File with the secret that services on one machine share instead of certificates; for loopback listeners only [default: DATA_DIR/mesh.secret]
     #[arg(long, env = "ORDERMESH_MESH_SECRET_FILE", value_name = "FILE", conflicts_with = "tls_cert")]
     pub mesh_secret_file: Option<PathBuf>,
-    /// Instances of the Data Service: it keeps the trace events of all. A list, or dns:///NAME:PORT, which is looked up every 5 s
+    /// Instances of the Data Service: it keeps the trace events of all. A list, or dns:///NAME:PORT, which is looked up every 3 s
     #[arg(long, env = "ORDERMESH_DATA_ADDRESSES", default_value = "127.0.0.1:7401", value_name = "HOST:PORT,…")]
     pub data_addresses: Addresses,
     /// Where traces and metrics go by OTLP/gRPC, for example http://localhost:4317; nowhere when not set

@@ -25,9 +25,6 @@ use crate::settings::{DatabaseUrl, Settings, UserPeer};
 
 /// How often a service asks its database whether it answers, and counts its outbox.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a start waits for a database that does not answer yet: one that was started beside it, perhaps.
-const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
-const DATABASE_AGAIN: Duration = Duration::from_secs(2);
 /// What background tasks get for their end when calls have taken all of the drain's time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// What the last events get after that. With a notice of 5 s, a drain of 10 s, and 4 s for telemetry, an end takes 25 s at most.
@@ -153,7 +150,7 @@ impl Chassis {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let identity = identity(service, settings, clock.clone())?;
         let secret = if identity.is_some() { None } else { mesh_secret(settings)? };
-        let opening = patiently(|| open_database(service, settings, migrations));
+        let opening = open_database(service, settings, migrations);
         let db = shutdown.run_until_cancelled(opening).await.ok_or(Error::Stopped)?.map_err(database)?;
         let instance = instance(service, settings);
         let (sink, waiting) = Sink::new(service, &instance);
@@ -310,27 +307,12 @@ pub async fn open_database(
         schema: url.is_some_and(DatabaseUrl::is_server).then(|| service.to_owned()),
     };
     let url = url.map_or_else(|| format!("sqlite://{}", file.display()), |url| url.as_str().to_owned());
-    let db = Database::connect(&url, &options).await?;
-    db.migrate(migrations).await?;
-    Ok(db)
-}
-
-/// Opens a database that may not be there yet.
-async fn patiently<F>(open: impl Fn() -> F) -> Result<Database, storage::Error>
-where
-    F: Future<Output = Result<Database, storage::Error>>,
-{
-    let end = Instant::now() + DATABASE_PATIENCE;
-    loop {
-        match open().await {
-            Err(error) if error.may_come_up() && Instant::now() < end => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                tracing::warn!(target: "ordermesh", "the database does not answer yet, it is asked again: {error}: {cause}");
-                tokio::time::sleep(DATABASE_AGAIN).await;
-            }
-            opened => return opened,
-        }
-    }
+    storage::patiently(|| async {
+        let db = Database::connect(&url, &options).await?;
+        db.migrate(migrations).await?;
+        Ok(db)
+    })
+    .await
 }
 
 /// The instance's name.
@@ -411,13 +393,6 @@ mod tests {
 
     use super::*;
 
-    const OPTIONS: storage::Options = storage::Options {
-        max_connections: 1,
-        acquire_timeout: Duration::from_millis(500),
-        statement_timeout: Duration::from_secs(1),
-        schema: None,
-    };
-
     #[derive(Parser)]
     struct Cli {
         #[command(flatten)]
@@ -461,22 +436,5 @@ mod tests {
         told.cancel();
         shutdown.cancelled().await;
         assert_eq!(began.elapsed(), Duration::from_secs(5));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_database_that_is_not_there_yet_is_waited_for_and_a_wrong_url_is_not() {
-        let url = "postgres://nobody@127.0.0.1:1/nothing";
-        let away = || Database::connect(url, &OPTIONS);
-        let began = Instant::now();
-        assert!(patiently(away).await.is_err());
-        assert!((60..70).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
-        let began = Instant::now();
-        assert!(patiently(|| Database::connect("mysql://x", &OPTIONS)).await.is_err());
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("no.db");
-        std::fs::write(&file, "this is no database, and will not become one by waiting").expect("written");
-        let url = format!("sqlite://{}", file.display());
-        assert!(patiently(|| Database::connect(&url, &OPTIONS)).await.is_err());
-        assert!(began.elapsed() < DATABASE_AGAIN, "{:?}", began.elapsed());
     }
 }

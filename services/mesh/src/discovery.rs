@@ -13,16 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fleet::Fleet;
 
-const INTERVAL: Duration = Duration::from_secs(5);
+/// A name's server lets others keep an answer for five seconds, as a rule: with that, a new instance is used within ten.
+const INTERVAL: Duration = Duration::from_secs(3);
 /// A resolver that hangs is as good as one that fails.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(4);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where the instances of a target are.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Addresses {
     /// `host:port` of each instance.
     Fixed(Vec<String>),
-    /// The addresses of a name, looked up every five seconds. While that fails, or answers nothing, the old ones stay.
+    /// The addresses of a name, looked up every three seconds. While that fails, or answers nothing, the old ones stay.
     Dns {
         /// The name, for example of a headless Service.
         host: String,

@@ -11,9 +11,11 @@ pub mod error;
 mod metrics;
 pub mod migrate;
 pub mod outbox;
+mod patience;
 pub mod transact;
 
 pub use connect::{Backend, Database, Options};
 pub use error::{Error, Failure};
 pub use migrate::Migration;
+pub use patience::patiently;
 pub use transact::Tx;
