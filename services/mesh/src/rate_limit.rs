@@ -1,6 +1,6 @@
 //! Rate limits per caller, on the methods that have a quota: a generic cell rate algorithm with one instant per caller.
-//! The key is the authenticated subject, else the peer's address (IPv6: its /64, which one subscriber has whole); always
-//! the address on methods that are public: who may make accounts may make subjects. Callers are remembered in a bounded number; when that is full of active ones, all newcomers share one quota.
+//! The key is the authenticated subject, else the peer's address (IPv6: its /64, which one subscriber has whole); people
+//! by their address too on methods that are public: who may make accounts may make subjects. Callers are remembered in a bounded number; when that is full of active ones, all newcomers share one quota.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -59,13 +59,10 @@ impl Key {
     fn of(request: &Request, is_public: bool) -> Self {
         let peer =
             || request.extensions().get::<SocketAddr>().map_or(Self::Others, |peer| Self::Peer(network(peer.ip())));
-        if is_public {
-            return peer();
-        }
         match request.extensions().get::<Caller>() {
-            Some(Caller::Person { user_id, .. }) => Self::Person(*user_id),
+            Some(Caller::Person { user_id, .. }) if !is_public => Self::Person(*user_id),
             Some(Caller::Service { name }) => Self::Service(name.clone()),
-            Some(Caller::Anonymous) | None => peer(),
+            Some(Caller::Person { .. } | Caller::Anonymous) | None => peer(),
         }
     }
 }
