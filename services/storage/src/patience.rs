@@ -35,6 +35,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use sea_orm::{DbErr, RuntimeErr};
+
     use super::*;
     use crate::Options;
 
@@ -46,12 +48,15 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn a_database_that_is_not_there_yet_is_waited_for_and_a_wrong_url_is_not() {
-        let url = "postgres://nobody@127.0.0.1:1/nothing";
-        let away = || Database::connect(url, &OPTIONS);
+    async fn a_database_that_is_not_there_yet_is_waited_for() {
+        let away = || async { Err(Error::Connect(DbErr::Conn(RuntimeErr::Internal("nobody listens".to_owned())))) };
         let began = Instant::now();
         assert!(patiently(away).await.is_err());
-        assert!((60..70).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+        assert!((60..63).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn what_waiting_does_not_cure_is_told_at_once() {
         let began = Instant::now();
         assert!(patiently(|| Database::connect("mysql://x", &OPTIONS)).await.is_err());
         let folder = tempfile::tempdir().expect("a folder");
