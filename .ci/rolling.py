@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,37 +39,52 @@ def ready_again(system, service, instance):
         return False
 
 
+class Load:
+    """Customers, for as long as something is done to a system: `with` it; then `seen` says what they saw."""
+
+    def __init__(self, system, duration, *flags):
+        self.report = Path(tempfile.mkdtemp(prefix="ordermesh-load-")) / "load.json"
+        place = ["--port-base", str(system.base), "--data-dir", str(system.data_dir)]
+        self.command = [
+            str(BIN), "load", *place, "--duration", duration, "--mix", "happy=90,cancel=10", "--json", str(self.report), *flags]
+        self.process, self.took = None, 0
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        time.sleep(2)  # so that there is load
+        self.began = time.monotonic()
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+        shutil.rmtree(self.report.parent)
+
+    def seen(self):
+        """How many orders were acknowledged, and how many watches went on elsewhere, when no call has failed."""
+        self.took = time.monotonic() - self.began
+        check(self.process.poll() is None, f"the load goes on for longer than what was done ({self.took:.0f} s)")
+        said, _ = self.process.communicate(timeout=180)
+        check(self.process.returncode == 0, f"every order ends as its customer expects:\n{said}")
+        figures = json.loads(self.report.read_text())
+        refused = {what: count for what, count in figures["refusals"].items() if what not in EXPECTED}
+        check(not refused, f"failed calls: {refused}\n{said}")
+        return figures["latencies"]["acknowledged"]["count"], sum(figures["refusals"].values())
+
+
 def under_load(*flags):
     """Every instance of every service is restarted, one after the other, while orders are placed."""
     tls = [flag for flag in flags if flag == "--tls"]
-    with System(flags=[*FLAGS, *flags]) as system, tempfile.TemporaryDirectory(prefix="ordermesh-rolling-") as folder:
-        report = Path(folder) / "load.json"
-        place = ["--port-base", str(system.base), "--data-dir", str(system.data_dir), *tls]
-        load = subprocess.Popen(
-            # Without retries: a drain loses nothing by itself.
-            [str(BIN), "load", *place, "--no-retries", "--customers", "8", "--duration", "40s", "--logins", "5", "--mix", "happy=90,cancel=10", "--json", str(report)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        restarts = 0
-        began = time.monotonic()
-        try:
-            time.sleep(2)  # so that there is load
-            for service in ("user", "order", "payment", "data", "gateway"):
-                for instance in (1, 2) if service != "gateway" else (1,):
-                    restart(system, service, instance)
-                    restarts += 1
-            took = time.monotonic() - began
-            check(load.poll() is None, f"the load goes on for longer than {restarts} restarts ({took:.0f} s)")
-            said, _ = load.communicate(timeout=120)
-        finally:
-            load.kill()
-        check(load.returncode == 0, f"every order ends as its customer expects:\n{said}")
-        figures = json.loads(report.read_text())
-        refused = {what: count for what, count in figures["refusals"].items() if what not in EXPECTED}
-        check(not refused, f"failed calls: {refused}\n{said}")
-        acknowledged = figures["latencies"]["acknowledged"]["count"]
+    instances = [(service, n) for service in ("user", "order", "payment", "data") for n in (1, 2)] + [("gateway", 1)]
+    # Without retries: a drain loses nothing by itself.
+    with System(flags=[*FLAGS, *flags]) as system:
+        with Load(system, "40s", "--no-retries", "--customers", "8", "--logins", "5", *tls) as load:
+            for service, instance in instances:
+                restart(system, service, instance)
+            acknowledged, moved = load.seen()
         verified(system, *tls)
-        told = figures["refusals"].get("WatchOrder: Unavailable DRAINING", 0)
-    return f"{restarts} restarts in {took:.0f} s, {acknowledged} orders, 0 failed calls, {told} watches gone on with elsewhere"
+    return f"{len(instances)} restarts in {load.took:.0f} s, {acknowledged} orders, 0 failed calls, {moved} watches gone on with elsewhere"
 
 
 def worst_drain():
