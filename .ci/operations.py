@@ -21,6 +21,7 @@ import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -33,7 +34,7 @@ for name in list(os.environ):
     if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
         del os.environ[name]
 
-from system import BIN, FINAL, ROOT, CallError, Failed, System, check, eventually, free_ports, grpc, new_trace, traceparent  # noqa: E402
+from system import BIN, ROOT, CallError, Failed, System, check, eventually, free_ports, grpc, new_trace, traceparent  # noqa: E402
 
 OPERATIONS, COLLECTOR, RUNBOOK = ROOT / "deploy/operations", ROOT / "deploy/collector", ROOT / "deploy/RUNBOOK.md"
 
@@ -332,25 +333,34 @@ def sampled(stack, system):
 def attention(stack, system):
     """An order that needs attention is an alert, and what the runbook says of it ends it."""
     _, token = system.customer()
+    operator = system.login_as_operator()
 
-    def at_rest(order_id):
-        state = system.get(order_id, token)["state"]
-        return state if state in FINAL | {"ORDER_STATE_NEEDS_ATTENTION"} else None
+    def stock(method, **message):
+        return grpc(system.port("order"), f"order.v1.InventoryService/{method}", message, operator)
 
     def needs_attention():
-        # Cancelled when it is paid and not yet being fulfilled: not every time in time.
-        order_id = system.order(token, "pm_gateway_refundRefused")["orderId"]
+        """Its stock is lost while the Payment Service stands still, and the refund is refused."""
+        row = stock("BatchGetStock", skus=["LAST-ONE"])["stocks"][0]
+        free = int(row.get("onHand", 0)) - int(row.get("reserved", 0))
+        if not free:
+            stock("AdjustStock", request_id=str(uuid.uuid4()), sku="LAST-ONE", delta=1)
+            free = 1
+        payments = [pid for pid, name in system.children() if name.startswith("payment-")]
+        for pid in payments:
+            os.kill(pid, signal.SIGSTOP)
         try:
-            grpc(system.port("order"), "order.v1.OrderService/CancelOrder", {"order_id": order_id}, token)
-        except CallError as error:
-            check(error.reason == "ORDER_NOT_CANCELLABLE", str(error))
-            return None
-        state = eventually(f"order {order_id} is at rest", 30, lambda: at_rest(order_id))
-        return order_id if state == "ORDER_STATE_NEEDS_ATTENTION" else None
+            order_id = system.order(token, "pm_gateway_refundRefused", [{"sku": "LAST-ONE", "quantity": 1}])["orderId"]
+            stock("AdjustStock", request_id=str(uuid.uuid4()), sku="LAST-ONE", delta=-free, write_off=True)
+        finally:
+            for pid in payments:
+                os.kill(pid, signal.SIGCONT)
+        needed = "ORDER_STATE_NEEDS_ATTENTION"
+        eventually(f"order {order_id} needs attention", 60, lambda: system.get(order_id, token)["state"] == needed)
+        return order_id
 
     alerts = 'ALERTS{alertname="OrderNeedsAttention"}'
     check(not stack.query_of(alerts), "without such an order there is no such alert")
-    order_id = eventually("an order needs attention", 60, needs_attention)
+    order_id = needs_attention()
     # It fires after a minute.
     eventually("there is an alert", 40, lambda: stack.query_of(alerts))
     grpc(system.port("order"), "order.v1.OrderService/RetryOrder", {"order_id": order_id}, system.login_as_operator())
