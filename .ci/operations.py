@@ -439,6 +439,7 @@ def prometheus():
         return
     check(shutil.which("apt-get"), "promtool and prometheus are in PATH (https://prometheus.io/download)")
     with tempfile.TemporaryDirectory() as folder:
+        run("apt-get", "update", "-q")  # on a bare machine the lists are empty
         run("apt-get", "download", "prometheus", cwd=folder)
         run("dpkg", "-x", next(Path(folder).glob("prometheus_*.deb")), PROMETHEUS.parent.parent)
 
