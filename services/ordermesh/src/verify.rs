@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 /// Between a change and the retention's end, so that no event is missed that is being deleted.
 const RETENTION_MARGIN: Duration = Duration::from_secs(3_600);
+/// How long opening a store may take. Longer than a service allows itself: a pod that has just started may not be let through yet.
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a page of the ledger may take.
 const LEDGER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -88,7 +90,8 @@ impl Stores {
     async fn open(&self, place: &Place, service: Service) -> Result<Database, Error> {
         let url = self.url_of(service);
         let schema = url.is_some_and(DatabaseUrl::is_server).then(|| service.name().to_owned());
-        let options = storage::Options { max_connections: 2, schema, ..storage::Options::default() };
+        let acquire_timeout = STORE_TIMEOUT;
+        let options = storage::Options { max_connections: 2, acquire_timeout, schema, ..storage::Options::default() };
         let url = match url {
             Some(url) => url.as_str().to_owned(),
             None => format!("sqlite://{}", file(place, service)?.display()),
