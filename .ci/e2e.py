@@ -10,8 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import time
-import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +29,7 @@ import postgres  # noqa: E402
 import readme  # noqa: E402
 import rolling  # noqa: E402
 import upgrade  # noqa: E402
-from system import BIN, CallError, Failed  # noqa: E402
+from system import BIN, run_parts  # noqa: E402
 
 PARTS = {
     "readme": readme.run,
@@ -59,20 +57,7 @@ def main(names):
     if missing or not BIN.exists():
         print(f"missing: {missing or BIN}; run .ci/tools.sh and cargo build --release")
         return 2
-    for name in names or PARTS:
-        began = time.monotonic()
-        print(f"--- {name}: {(PARTS[name].__doc__ or '').strip().splitlines()[0]}", flush=True)
-        try:
-            result = PARTS[name]()
-        except (Failed, CallError) as error:
-            print(f"{error}\nE2E FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
-            return 1
-        except Exception:
-            traceback.print_exc()
-            print(f"E2E FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
-            return 1
-        print(f"--- {name}: ok, {time.monotonic() - began:.0f} s; {result}", flush=True)
-    return 0
+    return run_parts("E2E", {name: PARTS[name] for name in names or PARTS})
 
 
 if __name__ == "__main__":

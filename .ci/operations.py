@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -34,7 +33,7 @@ for name in list(os.environ):
     if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
         del os.environ[name]
 
-from system import BIN, ROOT, CallError, Failed, System, check, eventually, free_ports, grpc, new_trace, traceparent  # noqa: E402
+from system import BIN, ROOT, CallError, Failed, System, check, eventually, free_ports, grpc, new_trace, run_parts, traceparent  # noqa: E402
 
 OPERATIONS, COLLECTOR, RUNBOOK = ROOT / "deploy/operations", ROOT / "deploy/collector", ROOT / "deploy/RUNBOOK.md"
 
@@ -453,21 +452,7 @@ def main(names):
     if missing or not BIN.exists():
         print(f"missing: {missing or BIN}; run .ci/tools.sh and cargo build --release")
         return 2
-    for name in ["tools", *(names or PARTS)]:
-        part = PARTS.get(name, prometheus)
-        began = time.monotonic()
-        print(f"--- {name}: {(part.__doc__ or '').strip().splitlines()[0]}", flush=True)
-        try:
-            result = part()
-        except (Failed, CallError) as error:
-            print(f"{error}\nOPERATIONS FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
-            return 1
-        except Exception:
-            traceback.print_exc()
-            print(f"OPERATIONS FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
-            return 1
-        print(f"--- {name}: ok, {time.monotonic() - began:.0f} s; {result}", flush=True)
-    return 0
+    return run_parts("OPERATIONS", {"tools": prometheus, **{name: PARTS[name] for name in names or PARTS}})
 
 
 if __name__ == "__main__":

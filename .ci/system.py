@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import traceback
 import uuid
 from pathlib import Path
 
@@ -45,6 +46,21 @@ def eventually(what, seconds, ask):
             last = error
         time.sleep(0.1)
     raise Failed(f"{what}: not within {seconds} s; at last: {last}")
+
+
+def run_parts(what, parts):
+    """Runs checks by name, in order, until one fails; the exit code."""
+    for name, part in parts.items():
+        began = time.monotonic()
+        print(f"--- {name}: {(part.__doc__ or '').strip().splitlines()[0]}", flush=True)
+        try:
+            result = part()
+        except Exception as error:
+            print(error if isinstance(error, (Failed, CallError)) else traceback.format_exc())
+            print(f"{what} FAILED: {name}, after {time.monotonic() - began:.0f} s", flush=True)
+            return 1
+        print(f"--- {name}: ok, {time.monotonic() - began:.0f} s; {result}", flush=True)
+    return 0
 
 
 def is_free(port):
