@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the release before this one, the commit in .ci/previous-release, to target/previous/ordermesh. It shares this
-# build's target folder, so that only our own crates are built twice.
+# build's target folder, so that only our own crates are built twice. Those must go before and after: cargo names a
+# workspace's crates by their place in it, so it takes one release's for the other's when their files are newer.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -13,8 +14,12 @@ mkdir -p "$target/previous"
 rm -rf "$target/previous/source"
 mkdir "$target/previous/source"
 git archive "$commit" | tar -x -C "$target/previous/source"
-(cd "$target/previous/source" && cargo build --release --locked --target-dir "$target")
-cp "$target/release/ordermesh" "$target/previous/ordermesh"
-# What lies in target/release is this release's, or nothing.
-rm -f "$target/release/ordermesh"
+(
+  cd "$target/previous/source"
+  export CARGO_TARGET_DIR=$target
+  cargo clean --quiet --release --workspace --locked
+  cargo build --release --locked
+  cp "$target/release/ordermesh" "$target/previous/ordermesh"
+  cargo clean --quiet --release --workspace --locked
+)
 echo "$commit" >"$target/previous/commit"
