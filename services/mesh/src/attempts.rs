@@ -10,7 +10,7 @@ use kernel::{Clock, SystemClock, Timestamp};
 use opentelemetry::global::{self, BoxedSpan};
 use opentelemetry::trace::{Span as _, SpanKind, Status as SpanStatus, TraceContextExt, Tracer};
 use opentelemetry::{Context, KeyValue};
-use telemetry::Operation;
+use telemetry::{Operation, TraceParent};
 use tonic::Code;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -53,9 +53,8 @@ impl Attempts {
     /// Another attempt begins: its `traceparent`, if it has a span.
     pub(crate) fn again(&mut self, previous: u32, is_transparent: bool) -> Option<HeaderValue> {
         self.current = self.open(SystemClock.now(), previous, is_transparent);
-        let place = self.current.as_ref()?.span.span_context();
-        let flags = place.trace_flags().to_u8();
-        HeaderValue::try_from(format!("00-{}-{}-{flags:02x}", place.trace_id(), place.span_id())).ok()
+        let place = TraceParent::of(self.current.as_ref()?.span.span_context());
+        HeaderValue::from_bytes(&place.header()).ok()
     }
 
     /// The last attempt came to its end: in the headers, or with the beginning of an answer.

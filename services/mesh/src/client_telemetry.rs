@@ -1,11 +1,10 @@
 //! The client's telemetry layer: one CLIENT operation over the whole call, whatever happens inside it, and the RPC metrics.
 
-use std::fmt::Write;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
-use telemetry::{Kind, Operation, Parent, TraceParent};
+use telemetry::{Kind, Operation, Parent};
 use tokio::time::Instant;
 use tonic::Status;
 use tower::layer::layer_fn;
@@ -17,9 +16,6 @@ use crate::metrics::CallDuration;
 use crate::policy::PolicyTable;
 use crate::record::{Record, Side, Sink};
 use crate::wire::{Request, Response, TRACEPARENT, find, method_name, once_only};
-
-/// `00-`, a trace's 32 digits, a span's 16 and two of flags, with dashes between them.
-const TRACEPARENT_BYTES: usize = 55;
 
 #[derive(Clone)]
 pub(crate) struct ClientTelemetry<S> {
@@ -64,8 +60,8 @@ where
         }
         let event = policy.and_then(|policy| policy.event);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
-        if let Some(place) = traceparent(operation.place()) {
-            request.headers_mut().insert(TRACEPARENT, place);
+        if let Ok(place) = HeaderValue::from_bytes(&operation.place().header()) {
+            request.headers_mut().insert(TRACEPARENT, once_only(place));
         }
         if let Some(About { order_id, user_id }) = request.extensions().get::<About>() {
             order_id.iter().for_each(|id| operation.set_order(*id));
@@ -77,13 +73,6 @@ where
         let work = span.in_scope(|| self.inner.call(request));
         Box::pin(recorded(record, work).instrument(span))
     }
-}
-
-fn traceparent(place: TraceParent) -> Option<HeaderValue> {
-    // `to_string` would begin with nothing, and grow four times.
-    let mut text = String::with_capacity(TRACEPARENT_BYTES);
-    write!(text, "{place}").ok()?;
-    HeaderValue::try_from(text).ok().map(once_only)
 }
 
 async fn recorded(record: Record, work: impl Future<Output = Result<Response, Status>>) -> Result<Response, Status> {

@@ -173,8 +173,7 @@ impl http_body::Body for RecordedBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        let span = this.record.operation.as_ref().map(|operation| operation.span().clone());
-        let entered = span.as_ref().map(tracing::Span::enter);
+        let entered = this.record.operation.as_ref().map(|operation| operation.span().enter());
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
         drop(entered);
         match &frame {

@@ -29,7 +29,8 @@ impl TraceParent {
         self.span_id.to_string()
     }
 
-    pub(crate) fn of(context: &SpanContext) -> Self {
+    /// The place that a span has.
+    pub fn of(context: &SpanContext) -> Self {
         Self { trace_id: context.trace_id(), span_id: context.span_id(), sampled: context.is_sampled() }
     }
 
@@ -39,9 +40,61 @@ impl TraceParent {
     }
 }
 
+/// `00-`, a trace's 32 digits, a span's 16 and two of flags, with dashes between them.
+const BYTES: usize = 55;
+
+// Read and written by hand, and not by the formatting machinery: both happen for each call.
+impl TraceParent {
+    /// The header's value: what `Display` prints.
+    pub fn header(&self) -> [u8; BYTES] {
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        write_hex(&mut text[3..35], &self.trace_id.to_bytes());
+        write_hex(&mut text[36..52], &self.span_id.to_bytes());
+        write_hex(&mut text[53..], &[u8::from(self.sampled)]);
+        text
+    }
+
+    fn read(text: &[u8]) -> Option<Self> {
+        let (known, more) = text.split_at_checked(BYTES)?;
+        let dashes = known[2] == b'-' && known[35] == b'-' && known[52] == b'-';
+        let [version] = read_hex(&known[..2])?;
+        let trace_id = TraceId::from_bytes(read_hex(&known[3..35])?);
+        let span_id = SpanId::from_bytes(read_hex(&known[36..52])?);
+        let [flags] = read_hex(&known[53..])?;
+        // A later version may have more parts behind; version ff is forbidden.
+        let version_ok = version != 0xff && (more.is_empty() || (version != 0 && more[0] == b'-'));
+        if !dashes || !version_ok || trace_id == TraceId::INVALID || span_id == SpanId::INVALID {
+            return None;
+        }
+        Some(Self { trace_id, span_id, sampled: flags & 1 == 1 })
+    }
+}
+
+fn write_hex(text: &mut [u8], bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (digits, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        digits[0] = DIGITS[usize::from(byte >> 4)];
+        digits[1] = DIGITS[usize::from(byte & 15)];
+    }
+}
+
+/// Lower-case digits alone, two for each byte.
+fn read_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    let digit = |character: u8| match character {
+        b'0'..=b'9' => Some(character - b'0'),
+        b'a'..=b'f' => Some(character - b'a' + 10),
+        _ => None,
+    };
+    let mut bytes = [0; N];
+    for (byte, digits) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = digit(digits[0])? << 4 | digit(digits[1])?;
+    }
+    Some(bytes)
+}
+
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{}-{}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
+        f.write_str(std::str::from_utf8(&self.header()).map_err(|_| fmt::Error)?)
     }
 }
 
@@ -49,27 +102,7 @@ impl FromStr for TraceParent {
     type Err = TraceParentError;
 
     fn from_str(text: &str) -> Result<Self, TraceParentError> {
-        let lower_hex = |part: &str, length: usize| {
-            part.len() == length && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
-        let mut parts = text.split('-');
-        let (Some(version), Some(trace), Some(span), Some(flags)) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(TraceParentError);
-        };
-        // A later version may have more parts behind; version ff is forbidden.
-        let version_ok = lower_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
-        if !version_ok || !lower_hex(trace, 32) || !lower_hex(span, 16) || !lower_hex(flags, 2) {
-            return Err(TraceParentError);
-        }
-        let trace_id = TraceId::from_hex(trace).map_err(|_| TraceParentError)?;
-        let span_id = SpanId::from_hex(span).map_err(|_| TraceParentError)?;
-        if trace_id == TraceId::INVALID || span_id == SpanId::INVALID {
-            return Err(TraceParentError);
-        }
-        let flags = u8::from_str_radix(flags, 16).map_err(|_| TraceParentError)?;
-        Ok(Self { trace_id, span_id, sampled: flags & 1 == 1 })
+        Self::read(text.as_bytes()).ok_or(TraceParentError)
     }
 }
 
@@ -94,6 +127,10 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
             "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01more",
+            "cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01more",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
+            "00_0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         ] {
             assert_eq!(text.parse::<TraceParent>(), Err(TraceParentError), "{text}");
         }

@@ -82,7 +82,7 @@ struct Slot {
 
 struct Inner {
     kind: Kind,
-    name: String,
+    name: &'static str,
     event_type: Option<&'static str>,
     sink: Option<Arc<dyn EventSink>>,
     span: Span,
@@ -106,12 +106,11 @@ impl Operation {
     /// until [`Operation::end`] says otherwise.
     pub fn open(
         kind: Kind,
-        name: impl Into<String>,
+        name: &'static str,
         parent: Parent,
         event_type: Option<&'static str>,
         sink: Option<Arc<dyn EventSink>>,
     ) -> Self {
-        let name = name.into();
         let otel_kind = match kind {
             Kind::Server => "server",
             Kind::Client => "client",
@@ -119,10 +118,10 @@ impl Operation {
         };
         let span = match parent {
             Parent::Current => {
-                tracing::info_span!(target: "ordermesh", "operation", otel.name = %name, otel.kind = otel_kind)
+                tracing::info_span!(target: "ordermesh", "operation", otel.name = name, otel.kind = otel_kind)
             }
             Parent::Remote(_) | Parent::LinkedRoot(_) | Parent::Root => {
-                tracing::info_span!(target: "ordermesh", parent: None, "operation", otel.name = %name, otel.kind = otel_kind)
+                tracing::info_span!(target: "ordermesh", parent: None, "operation", otel.name = name, otel.kind = otel_kind)
             }
         };
         match parent {
@@ -139,17 +138,17 @@ impl Operation {
     /// Opens an operation without a span: nothing is exported of it, and its ids lead nowhere.
     pub fn unseen(
         kind: Kind,
-        name: impl Into<String>,
+        name: &'static str,
         event_type: Option<&'static str>,
         sink: Option<Arc<dyn EventSink>>,
     ) -> Self {
-        Self::on(Span::none(), kind, name.into(), event_type, sink)
+        Self::on(Span::none(), kind, name, event_type, sink)
     }
 
     fn on(
         span: Span,
         kind: Kind,
-        name: String,
+        name: &'static str,
         event_type: Option<&'static str>,
         sink: Option<Arc<dyn EventSink>>,
     ) -> Self {
@@ -185,8 +184,8 @@ impl Operation {
     }
 
     /// The operation's name: the span's.
-    pub fn name(&self) -> &str {
-        &self.0.name
+    pub fn name(&self) -> &'static str {
+        self.0.name
     }
 
     /// Its own place in the trace: what a later step continues from, and what goes out as `traceparent`.
@@ -290,7 +289,7 @@ impl Inner {
             status,
             service: service.to_owned(),
             instance: instance.to_owned(),
-            operation: self.name.clone(),
+            operation: self.name.to_owned(),
             trace_id: self.place.trace_id(),
             span_id: self.place.span_id(),
             start_micros: self.start.as_micros(),
