@@ -8,7 +8,7 @@ use std::time::Duration;
 use log::LevelFilter;
 use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
-use sea_orm::{ConnectOptions, DatabaseConnection};
+use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseConnection};
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -147,6 +147,15 @@ impl Database {
     /// For reads outside of transactions.
     pub fn read(&self) -> &DatabaseConnection {
         &self.0.pool
+    }
+
+    /// Does it answer? It reads next to nothing, however full the tables are.
+    ///
+    /// # Errors
+    /// It does not, or its schema is not there.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.0.pool.execute_unprepared("SELECT 1 FROM schema_version LIMIT 1").await?;
+        Ok(())
     }
 
     /// The events that wait to be sent.

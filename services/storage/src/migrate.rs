@@ -29,6 +29,11 @@ struct Applied {
     version: i32,
 }
 
+#[derive(FromQueryResult)]
+struct Found {
+    is_there: bool,
+}
+
 impl Database {
     /// Applies those of the migrations that are not applied yet, in one transaction, under a lock.
     ///
@@ -45,6 +50,13 @@ impl Database {
     }
 
     async fn try_migrate(&self, migrations: &[Migration]) -> Result<(), Error> {
+        // Without the lock at first: who has nothing to do waits for nobody's long migration, and needs no right but to read.
+        if self.backend() == Backend::Postgres
+            && is_there(self.read(), "to_regclass('schema_version')").await?
+            && missing(self.read(), migrations).await?.is_empty()
+        {
+            return Ok(());
+        }
         let options = TransactionOptions {
             sqlite_transaction_mode: Some(sea_orm::SqliteTransactionMode::Immediate),
             ..TransactionOptions::default()
@@ -55,31 +67,43 @@ impl Database {
             tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
             tx.execute_unprepared(POSTGRES_LOCK).await?;
             if let Some(schema) = &self.0.schema {
-                let schema = schema.replace('"', "");
-                tx.execute_unprepared(&format!("CREATE SCHEMA IF NOT EXISTS \"{schema}\"")).await?;
+                let schema = schema.replace(['"', '\''], "");
+                // IF NOT EXISTS asks for the right to make schemas first: the owner of its schema alone does not have it.
+                if !is_there(&tx, &format!("to_regnamespace('\"{schema}\"')")).await? {
+                    tx.execute_unprepared(&format!("CREATE SCHEMA \"{schema}\"")).await?;
+                }
             }
         }
         tx.execute_unprepared(
             "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_time BIGINT NOT NULL)",
         )
         .await?;
-        let select = Statement::from_string(tx.get_database_backend(), "SELECT version FROM schema_version");
-        let applied: Vec<i32> =
-            Applied::find_by_statement(select).all(&tx).await?.into_iter().map(|row| row.version).collect();
-        let newest = migrations.iter().map(|migration| migration.version).max().unwrap_or(0);
-        if let Some(version) = applied.iter().find(|version| **version > newest) {
-            tracing::warn!(target: "ordermesh", version, newest, "the schema is newer than this program: it is left as it is");
-            tx.rollback().await?;
-            return Ok(());
-        }
-        for migration in std::iter::once(&outbox::MIGRATION).chain(migrations) {
-            if !applied.contains(&migration.version) {
-                apply(&tx, migration).await?;
-            }
+        for migration in missing(&tx, migrations).await? {
+            apply(&tx, migration).await?;
         }
         tx.commit().await?;
         Ok(())
     }
+}
+
+/// PostgreSQL: is there what `name` names?
+async fn is_there(conn: &impl ConnectionTrait, name: &str) -> Result<bool, Error> {
+    let select = Statement::from_string(conn.get_database_backend(), format!("SELECT {name} IS NOT NULL AS is_there"));
+    Ok(Found::find_by_statement(select).one(conn).await?.is_some_and(|found| found.is_there))
+}
+
+/// Those that are not applied yet; none when the schema is newer than the program.
+async fn missing<'a>(conn: &impl ConnectionTrait, migrations: &'a [Migration]) -> Result<Vec<&'a Migration>, Error> {
+    let select = Statement::from_string(conn.get_database_backend(), "SELECT version FROM schema_version");
+    let applied: Vec<i32> =
+        Applied::find_by_statement(select).all(conn).await?.into_iter().map(|row| row.version).collect();
+    let newest = migrations.iter().map(|migration| migration.version).max().unwrap_or(0);
+    if let Some(version) = applied.iter().find(|version| **version > newest) {
+        tracing::warn!(target: "ordermesh", version, newest, "the schema is newer than this program: it is left as it is");
+        return Ok(vec![]);
+    }
+    let all = std::iter::once(&outbox::MIGRATION).chain(migrations);
+    Ok(all.filter(|migration| !applied.contains(&migration.version)).collect())
 }
 
 async fn apply(tx: &DatabaseTransaction, migration: &Migration) -> Result<(), Error> {

@@ -211,3 +211,74 @@ async fn a_serialization_failure_is_tried_again() {
     let tries = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("committed once");
     assert_eq!(tries.count, 3);
 }
+
+/// A role that owns its schema, and another that may only read and write in it; neither may make a schema.
+#[tokio::test]
+async fn the_owner_of_a_schema_alone_migrates_it_and_who_may_only_use_it_starts_on_it() {
+    let Some(place) = testdb::postgres() else { return };
+    let server = testdb::shared().expect("it runs");
+    let (owner, user) = (testdb::unique("owner"), testdb::unique("user"));
+    server.sql(&format!(
+        "CREATE ROLE {owner} LOGIN; CREATE ROLE {user} LOGIN; CREATE SCHEMA {owner} AUTHORIZATION {owner}; \
+         GRANT USAGE ON SCHEMA {owner} TO {user}; \
+         ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {owner} GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {user};"
+    ));
+    let url_of = |role: &str| place.url.replace("postgres://postgres@", &format!("postgres://{role}@"));
+    let refused = open(&url_of(&user), &owner).await.expect_err("there is nothing yet, and it may make nothing");
+    assert!(refused.to_string().contains("permission denied") || format!("{refused:?}").contains("permission denied"));
+    let db = open(&url_of(&owner), &owner).await.expect("it is its own");
+    put(&db, 1).await.expect("it works");
+    let db = open(&url_of(&user), &owner).await.expect("there is nothing to do");
+    put(&db, 2).await.expect("it works");
+    assert_eq!(count(&db).await.expect("read"), 2);
+}
+
+#[tokio::test]
+async fn who_has_nothing_to_migrate_waits_for_nobodys_migration() {
+    let Some(place) = testdb::postgres() else { return };
+    let (first, second) = (testdb::unique("migrated"), testdb::unique("migrating"));
+    open(&place.url, &first).await.expect("a database");
+    let other = open(&place.url, &second).await.expect("a database");
+    let (locked, is_locked) = tokio::sync::oneshot::channel();
+    let (done, is_done) = tokio::sync::oneshot::channel::<()>();
+    let both = std::sync::Mutex::new(Some((locked, is_done)));
+    let migrating = tokio::spawn(async move {
+        other
+            .transact(move |tx| {
+                let (locked, is_done) = both.lock().expect("not poisoned").take().expect("it is tried once");
+                Box::pin(async move {
+                    tx.conn().execute_unprepared("SELECT pg_advisory_xact_lock(7251011620)").await?;
+                    let _ = locked.send(());
+                    let _ = is_done.await;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
+    });
+    is_locked.await.expect("it holds the lock");
+    open(&place.url, &first).await.expect("it does not wait");
+    done.send(()).expect("it was held until now");
+    migrating.await.expect("no panic").expect("committed");
+}
+
+#[tokio::test]
+async fn a_locked_outbox_keeps_the_database_from_nothing_else() {
+    let Some(place) = testdb::postgres() else { return };
+    let schema = place.schema.expect("PostgreSQL has schemas");
+    let short = Options { statement_timeout: Duration::from_millis(300), ..options(&schema) };
+    let db = Database::connect(&place.url, &short).await.expect("a database");
+    db.migrate(SCHEMA).await.expect("a schema");
+    let asked = db.clone();
+    db.transact(move |tx| {
+        let asked = asked.clone();
+        Box::pin(async move {
+            tx.conn().execute_unprepared("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").await?;
+            asked.ping().await.expect("it answers");
+            asked.outbox().backlog().await.expect_err("it cannot be counted");
+            Ok::<_, Error>(())
+        })
+    })
+    .await
+    .expect("committed");
+    assert_eq!(db.outbox().backlog().await.expect("it is free again").waiting, 0);
+}
