@@ -2,10 +2,12 @@
 //! that calls another takes that one's addresses too.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use mesh::{Addresses, Quota};
 
 /// The URL of a database. It may carry a password: Debug shows nothing of it.
@@ -38,13 +40,13 @@ impl std::fmt::Debug for DatabaseUrl {
     }
 }
 
-/// A number of bytes: `4096`, `4KiB`, `64MiB`, `1GiB`.
+/// A number of bytes, one at least: `4096`, `4KiB`, `64MiB`, `1GiB`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ByteSize(pub usize);
 
 /// What is wrong with a number of bytes.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("not a number of bytes; examples are 4096, 4KiB, 64MiB, 1GiB")]
+#[error("not a number of bytes above 0; examples are 4096, 4KiB, 64MiB, 1GiB")]
 pub struct ByteSizeError;
 
 impl FromStr for ByteSize {
@@ -60,7 +62,7 @@ impl FromStr for ByteSize {
             _ => return Err(ByteSizeError),
         };
         let number: usize = digits.parse().map_err(|_| ByteSizeError)?;
-        number.checked_mul(scale).map(Self).ok_or(ByteSizeError)
+        number.checked_mul(scale).filter(|bytes| *bytes > 0).map(Self).ok_or(ByteSizeError)
     }
 }
 
@@ -85,6 +87,17 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if duration <= LONGEST { Ok(duration) } else { Err("a duration is at most 36525d".to_owned()) }
 }
 
+/// A duration that is not zero: of an interval, a wait or a lease.
+///
+/// # Errors
+/// A text of another form, or zero, said so.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("a duration above 0 is needed here".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
 /// How often one caller may call: `20/s`, `100/m`, `1000/h`.
 ///
 /// # Errors
@@ -102,12 +115,35 @@ pub fn quota(text: &str) -> Result<Quota, String> {
     Ok(Quota { calls, per: Duration::from_secs(seconds) })
 }
 
-/// A number of calls, streams or connections.
-fn count(text: &str) -> Result<usize, String> {
+/// A number of things that there may be at once: calls, streams, orders that are driven.
+///
+/// # Errors
+/// Another number than 1 to 1,000,000.
+pub fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=1_000_000) => Ok(count),
         Ok(_) | Err(_) => Err("1 to 1000000".to_owned()),
     }
+}
+
+/// A network: its address, and how many bits of it count.
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_| "not a network; examples are 10.0.0.0/8, fd00::/8, 192.0.2.7/32".to_owned())
+}
+
+/// A process needs a MiB at least, or nothing is left for requests.
+fn memory_limit(text: &str) -> Result<ByteSize, String> {
+    bytes_within(text, 1024 * 1024..=usize::MAX, "1MiB at least")
+}
+
+/// What the generated servers decode.
+fn message_size(text: &str) -> Result<ByteSize, String> {
+    bytes_within(text, 1..=4 * 1024 * 1024, "4MiB at most")
+}
+
+fn bytes_within(text: &str, range: RangeInclusive<usize>, wanted: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error: ByteSizeError| error.to_string())?;
+    if range.contains(&size.0) { Ok(size) } else { Err(wanted.to_owned()) }
 }
 
 /// Settings that every service has.
@@ -146,11 +182,14 @@ pub struct Settings {
     /// Continue the trace of a client's `traceparent` instead of only linking to it
     #[arg(long, env = "ORDERMESH_TRUST_CLIENT_TRACE_CONTEXT")]
     pub trust_client_trace_context: bool,
+    /// Networks of the proxies that customers come through: who counts by his address is whom they name in `x-forwarded-for`
+    #[arg(long, env = "ORDERMESH_TRUSTED_PROXIES", value_parser = network, value_delimiter = ',', value_name = "NETWORK,…")]
+    pub trusted_proxies: Vec<IpNet>,
     /// Most bytes that requests in flight may take, four times their size on the wire [default: a quarter of --memory-limit]
     #[arg(long, env = "ORDERMESH_MEMORY_BUDGET", value_name = "BYTES")]
     pub memory_budget: Option<ByteSize>,
     /// Bytes that this process may use in all [default: the control group's limit, or the machine's memory]
-    #[arg(long, env = "ORDERMESH_MEMORY_LIMIT", value_name = "BYTES")]
+    #[arg(long, env = "ORDERMESH_MEMORY_LIMIT", value_parser = memory_limit, value_name = "BYTES")]
     pub memory_limit: Option<ByteSize>,
     /// Most calls that are served at once, streams apart; one more is refused at once
     #[arg(long, env = "ORDERMESH_MAX_CONCURRENCY", default_value_t = mesh::DEFAULT_MAX_CONCURRENCY, value_parser = count, value_name = "COUNT")]
@@ -162,7 +201,7 @@ pub struct Settings {
     #[arg(long, env = "ORDERMESH_MAX_CONNECTIONS", default_value_t = mesh::DEFAULT_MAX_CONNECTIONS, value_parser = count, value_name = "COUNT")]
     pub max_connections: usize,
     /// Most bytes of one message
-    #[arg(long, env = "ORDERMESH_MAX_MESSAGE", default_value = "1MiB", value_name = "BYTES")]
+    #[arg(long, env = "ORDERMESH_MAX_MESSAGE", default_value = "1MiB", value_parser = message_size, value_name = "BYTES")]
     pub max_message: ByteSize,
     /// How long all is served as before when the service is told to stop, while others notice that it is not ready. With --drain-timeout and 8 s it should fit into the grace of who ends it (Kubernetes and the supervisor: 30 s)
     #[arg(long, env = "ORDERMESH_DRAIN_NOTICE", default_value = "0s", value_parser = duration, value_name = "DURATION")]
@@ -211,14 +250,15 @@ pub struct DatabaseSettings {
         long = "database-connections",
         env = "ORDERMESH_DATABASE_CONNECTIONS",
         default_value_t = 8,
+        value_parser = clap::value_parser!(u32).range(1..=10_000),
         value_name = "COUNT"
     )]
     pub connections: u32,
     /// How long a call waits for a connection before it is refused as UNAVAILABLE
-    #[arg(long = "database-acquire-timeout", env = "ORDERMESH_DATABASE_ACQUIRE_TIMEOUT", default_value = "2s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long = "database-acquire-timeout", env = "ORDERMESH_DATABASE_ACQUIRE_TIMEOUT", default_value = "2s", value_parser = positive_duration, value_name = "DURATION")]
     pub acquire_timeout: Duration,
     /// PostgreSQL: how long a statement may take before the server ends it
-    #[arg(long = "database-statement-timeout", env = "ORDERMESH_DATABASE_STATEMENT_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long = "database-statement-timeout", env = "ORDERMESH_DATABASE_STATEMENT_TIMEOUT", default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub statement_timeout: Duration,
 }
 
@@ -255,11 +295,13 @@ mod tests {
         assert_eq!("4KiB".parse::<ByteSize>().expect("a size"), ByteSize(4096));
         assert_eq!("4096".parse::<ByteSize>().expect("a size"), ByteSize(4096));
         assert!("4kb".parse::<ByteSize>().is_err());
+        assert!("0".parse::<ByteSize>().is_err());
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("7d"), Ok(Duration::from_secs(604_800)));
         assert!(duration("10").is_err());
         assert!(duration("fast").is_err());
         assert!(duration("18446744073709551615s").is_err());
+        assert!(positive_duration("0s").is_err() && positive_duration("1ms").is_ok());
     }
 
     #[test]
@@ -279,6 +321,22 @@ mod tests {
     fn settings(flags: &[&str]) -> Result<Settings, clap::Error> {
         use clap::Parser;
         Cli::try_parse_from([&["service"], flags].concat()).map(|cli| cli.settings)
+    }
+
+    #[test]
+    fn a_service_that_could_serve_nobody_is_not_started() {
+        for (flag, wrong, right) in [
+            ("--max-concurrency", "0", "1"),
+            ("--memory-limit", "99", "64MiB"),
+            ("--max-message", "5MiB", "4MiB"),
+            ("--trusted-proxies", "10.0.0.1", "10.0.0.0/8,fd00::/8"),
+            ("--database-connections", "0", "1"),
+            ("--database-acquire-timeout", "0s", "1s"),
+            ("--database-statement-timeout", "0s", "1s"),
+        ] {
+            assert!(settings(&[flag, wrong]).is_err(), "{flag} {wrong}");
+            assert!(settings(&[flag, right]).is_ok(), "{flag} {right}");
+        }
     }
 
     #[test]

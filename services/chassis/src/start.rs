@@ -238,6 +238,7 @@ impl Chassis {
             descriptors: &[contracts::DESCRIPTORS],
             health_services: served.health_services,
             rate_limits: served.rate_limits,
+            trusted_proxies: settings.trusted_proxies.clone(),
             max_concurrency: settings.max_concurrency,
             max_streams: settings.max_streams,
             max_connections: settings.max_connections,
@@ -329,6 +330,31 @@ async fn after_the_notice(told: CancellationToken, notice: Duration, shutdown: C
 
 /// Ready is: the own database answers, and the service is not told to stop. Never a peer.
 async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
+    tokio::join!(watch_database(&chassis, ready), watch_outbox(&chassis));
+}
+
+async fn watch_database(chassis: &Chassis, ready: watch::Sender<bool>) {
+    let is_ready = global::meter("ordermesh")
+        .u64_gauge("ordermesh.ready")
+        .with_description("1 while the own database answers, 0 while it does not: then the other gauges stand still")
+        .build();
+    loop {
+        let asking = tokio::time::timeout(HEALTH_INTERVAL, chassis.db.ping());
+        let Some(answer) = chassis.told.run_until_cancelled(asking).await else { break };
+        let answers = matches!(answer, Ok(Ok(())));
+        chassis.db.record_connections();
+        is_ready.record(u64::from(answers), &[]);
+        ready.send_if_modified(|now| std::mem::replace(now, answers) != answers);
+        if tokio::time::timeout(HEALTH_INTERVAL, chassis.told.cancelled()).await.is_ok() {
+            break;
+        }
+    }
+    // Draining: nobody is to be sent here any more.
+    ready.send_replace(false);
+}
+
+/// Not a part of readiness: a table that is full, or locked, keeps nobody from serving. One question at a time, however long it takes.
+async fn watch_outbox(chassis: &Chassis) {
     let meter = global::meter("ordermesh");
     let waiting = meter.i64_gauge("ordermesh.outbox.events").with_description("Events that wait to be sent").build();
     let age = meter
@@ -336,31 +362,16 @@ async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
         .with_unit("s")
         .with_description("Age of the oldest waiting event")
         .build();
-    let is_ready = meter
-        .u64_gauge("ordermesh.ready")
-        .with_description("1 while the own database answers, 0 while it does not: then the other gauges stand still")
-        .build();
     let refused = meter.i64_gauge("ordermesh.outbox.refused").with_description("Events that the store refused").build();
-    loop {
-        let outbox = chassis.db.outbox();
-        let asking = tokio::time::timeout(HEALTH_INTERVAL, outbox.backlog());
-        let Some(backlog) = chassis.told.run_until_cancelled(asking).await else {
-            ready.send_replace(false);
-            return;
-        };
-        let answers = matches!(backlog, Ok(Ok(_)));
-        chassis.db.record_connections();
-        is_ready.record(u64::from(answers), &[]);
-        ready.send_if_modified(|now| std::mem::replace(now, answers) != answers);
-        if let Ok(Ok(backlog)) = backlog {
+    let outbox = chassis.db.outbox();
+    while let Some(backlog) = chassis.told.run_until_cancelled(outbox.backlog()).await {
+        if let Ok(backlog) = backlog {
             let now = chassis.clock.now();
             waiting.record(backlog.waiting, &[]);
             age.record(backlog.oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()), &[]);
             refused.record(backlog.refused, &[]);
         }
         if tokio::time::timeout(HEALTH_INTERVAL, chassis.told.cancelled()).await.is_ok() {
-            // Draining: nobody is to be sent here any more.
-            ready.send_replace(false);
             return;
         }
     }
@@ -375,10 +386,21 @@ fn identity(service: &'static str, settings: &Settings, clock: Arc<dyn Clock>) -
     if named == service { Ok(Some(identity)) } else { Err(Error::NotOurs { certificate, named, service }) }
 }
 
+/// A shorter secret could be guessed.
+const LEAST_SECRET_BYTES: usize = 16;
+
 fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
     let path = settings.mesh_secret_file.clone().unwrap_or_else(|| settings.data_dir.join("mesh.secret"));
-    match std::fs::read_to_string(&path) {
-        Ok(secret) => Ok(Some(Secret::new(secret.trim()))),
+    let read = std::fs::read_to_string(&path).and_then(|text| {
+        let text = text.trim();
+        if text.len() >= LEAST_SECRET_BYTES && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return Ok(Secret::new(text));
+        }
+        let told = format!("a secret is one line of at least {LEAST_SECRET_BYTES} characters, ASCII alone");
+        Err(std::io::Error::new(std::io::ErrorKind::InvalidData, told))
+    });
+    match read {
+        Ok(secret) => Ok(Some(secret)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.mesh_secret_file.is_none() => Ok(None),
         Err(source) => Err(Error::MeshSecret { path, source }),
     }
@@ -426,6 +448,21 @@ mod tests {
         let others = identity("order", &settings_of(folder.path(), "data"), Arc::new(SystemClock));
         let told = others.expect_err("another's").to_string();
         assert!(told.contains("`data`") && told.contains("`order`"), "{told}");
+    }
+
+    #[test]
+    fn a_secret_that_is_none_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("mesh.secret");
+        let flags = ["service", "--mesh-secret-file", path.to_str().expect("a path")];
+        let settings = Cli::try_parse_from(flags).expect("settings").settings;
+        for wrong in ["", "\n", "too short", "0123456789abcdef\n0123456789abcdef", "ünter the radar it is"] {
+            std::fs::write(&path, wrong).expect("written");
+            let told = mesh_secret(&settings).expect_err("no secret").to_string();
+            assert!(told.contains("mesh.secret"), "{wrong:?}: {told}");
+        }
+        std::fs::write(&path, "0123456789abcdef\n").expect("written");
+        assert!(mesh_secret(&settings).expect("it is one").is_some());
     }
 
     #[tokio::test(start_paused = true)]

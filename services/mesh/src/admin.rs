@@ -2,6 +2,7 @@
 //! answers; `/readyz` is 200 when ready and 503 when not. Who drains says that he is not ready.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
@@ -10,18 +11,23 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::serve::accept;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Whoever comes while there are so many is hung up on: they use up files that the service needs.
+const MAX_CONNECTIONS: usize = 64;
 
 /// Serves `/livez` and `/readyz` until the shutdown.
 pub async fn serve_admin(listener: TcpListener, ready: watch::Receiver<bool>, shutdown: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Some((stream, _peer)) = accept(&listener, &shutdown).await {
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
         let (ready, shutdown) = (ready.clone(), shutdown.clone());
         tokio::spawn(async move {
+            let _place = place;
             let service = service_fn(move |request: Request<Incoming>| {
                 let response = answer(request.uri().path(), *ready.borrow());
                 async move { Ok::<_, Infallible>(response) }
@@ -64,6 +70,25 @@ mod tests {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.expect("read");
         text.lines().next().unwrap_or_default().to_owned()
+    }
+
+    #[tokio::test]
+    async fn there_are_so_many_connections_and_a_place_is_free_again_after_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (_ready, watched) = watch::channel(true);
+        let server = tokio::spawn(serve_admin(listener, watched, CancellationToken::new()));
+        let mut silent = vec![];
+        for _ in 0..MAX_CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.expect("connects"));
+        }
+        let mut refused = TcpStream::connect(address).await.expect("connects");
+        assert!(!matches!(refused.read(&mut [0]).await, Ok(1..)), "hung up on");
+        let mut left = silent.pop().expect("one of them");
+        left.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("written");
+        left.read_to_end(&mut vec![]).await.expect("read");
+        assert_eq!(get(address, "/livez").await, "HTTP/1.1 200 OK");
+        server.abort();
     }
 
     #[tokio::test]

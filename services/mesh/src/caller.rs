@@ -85,7 +85,7 @@ pub fn operation(extensions: &Extensions) -> Operation {
     extensions.get::<Operation>().cloned().unwrap_or_else(|| unseen(OTHER_METHOD, None))
 }
 
-/// The peer's address.
+/// The address that the call comes from: the peer's, or whom a trusted proxy names.
 pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
     extensions.get::<SocketAddr>().copied()
 }

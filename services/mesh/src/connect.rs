@@ -23,6 +23,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// An answer may list a hundred field violations, in one header.
 const MAX_HEADER_LIST_BYTES: u32 = 256 * 1_024;
+/// What a TLS server says first to whom it does not understand (RFC 8446, section 5.1). HTTP/2 cannot begin with it: no
+/// SETTINGS are so long.
+const TLS_ALERT: u8 = 21;
 
 /// A connection that was made.
 pub(crate) struct Connected {
@@ -49,8 +52,16 @@ impl Tcp {
         // gRPC's frames are small and waited for: filling a packet only adds latency.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else { return handshake(stream, address).await };
-        let stream = tls.connect(stream).await.map_err(|error| format!("TLS: {error}"))?;
+        let stream = tls.connect(stream).await.map_err(|error| no_tls(&error))?;
         handshake(stream, address).await
+    }
+}
+
+/// Why there is no TLS.
+fn no_tls(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS, and this client does".to_owned(),
+        _ => format!("TLS: {error}"),
     }
 }
 
@@ -70,7 +81,7 @@ pub(crate) async fn handshake<T>(io: T, address: &str) -> Result<Connected, Stri
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (told, first_bytes) = oneshot::channel();
+    let (told, mut first_bytes) = oneshot::channel();
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -86,21 +97,25 @@ where
             tracing::debug!(target: "ordermesh", address = %owned, %error, "a connection ended badly");
         }
     });
-    let is_heard = tokio::select! {
+    let (heard, is_closed) = tokio::select! {
         biased;
-        () = &mut until_closed => false,
-        heard = first_bytes => heard.is_ok(),
+        () = &mut until_closed => (first_bytes.try_recv().ok(), true),
+        heard = &mut first_bytes => (heard.ok(), false),
     };
-    if !is_heard {
-        return Err("the connection ended before its first bytes".to_owned());
+    match heard {
+        Some(Ok(TLS_ALERT)) => Err("it speaks TLS, and this client does not".to_owned()),
+        Some(Ok(_)) if !is_closed => Ok(Connected { sender, until_closed }),
+        // With TLS 1.3 this is where a server says that it does not take our certificate.
+        Some(Err(error)) => Err(format!("the connection ended before its first bytes: {error}")),
+        Some(Ok(_)) => Err("the connection ended with its first bytes".to_owned()),
+        None => Err("the connection ended before its first bytes".to_owned()),
     }
-    Ok(Connected { sender, until_closed })
 }
 
-/// A stream that tells when its first bytes are read.
+/// A stream that tells the first byte that is read, or why there is none.
 struct Heard<T> {
     io: T,
-    told: Option<oneshot::Sender<()>>,
+    told: Option<oneshot::Sender<Result<u8, String>>>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
@@ -108,10 +123,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.io).poll_read(cx, buffer);
-        if buffer.filled().len() > before
-            && let Some(told) = this.told.take()
-        {
-            let _ = told.send(());
+        let heard = match &read {
+            Poll::Ready(Ok(())) => buffer.filled().get(before).map(|first| Ok(*first)),
+            Poll::Ready(Err(error)) => Some(Err(error.to_string())),
+            Poll::Pending => None,
+        };
+        if let Some((told, heard)) = this.told.take_if(|_| heard.is_some()).zip(heard) {
+            let _ = told.send(heard);
         }
         read
     }
@@ -170,5 +188,17 @@ mod tests {
         assert!(connecting.as_mut().now_or_never().is_none());
         drop(theirs);
         assert!(connecting.await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_wants_tls_is_none_for_a_plain_client_which_says_so() {
+        let (ours, mut theirs) = duplex(1 << 16);
+        let mut connecting = Box::pin(handshake(ours, "a:1"));
+        assert!(connecting.as_mut().now_or_never().is_none());
+        // A fatal alert: decode_error.
+        theirs.write_all(&[TLS_ALERT, 3, 3, 0, 2, 2, 50]).await.expect("room");
+        drop(theirs);
+        let why = connecting.await.err().expect("it is no connection");
+        assert!(why.contains("it speaks TLS"), "{why}");
     }
 }

@@ -25,11 +25,12 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::caller::PeerService;
+use crate::proxies::Proxies;
 use crate::refusals::{Cause, Refusals};
 use crate::serve::{Calls, Stack};
 use crate::stalled::{WatchedBody, WatchingExecutor};
 use crate::tls::{ServerTls, failure};
-use crate::wire::Answer;
+use crate::wire::{Answer, is_infrastructure};
 
 /// A peer that answers no ping for so long is gone: a half-open connection, or one that sends half a frame.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -62,6 +63,7 @@ pub(crate) struct Connections {
     pub(crate) max: usize,
     open: AtomicUsize,
     tls: Option<ServerTls>,
+    proxies: Proxies,
     refusals: Arc<Refusals>,
     handshakes_failed: Counter<u64>,
 }
@@ -76,12 +78,12 @@ impl Drop for Place {
 }
 
 impl Connections {
-    pub(crate) fn new(max: usize, tls: Option<ServerTls>, refusals: Arc<Refusals>) -> Self {
+    pub(crate) fn new(max: usize, tls: Option<ServerTls>, proxies: Proxies, refusals: Arc<Refusals>) -> Self {
         let handshakes_failed = global::meter("mesh")
             .u64_counter("mesh.server.tls.handshakes.failed")
             .with_description("TLS handshakes that failed, by cause")
             .build();
-        Self { max, open: AtomicUsize::new(0), tls, refusals, handshakes_failed }
+        Self { max, open: AtomicUsize::new(0), tls, proxies, refusals, handshakes_failed }
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -128,14 +130,14 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = &self.tls else {
-            return self.begin(stream, PerConnection::new(&stack, peer, None), goaway).await;
+            return self.begin(stream, self.of(&stack, peer, None), goaway).await;
         };
         let handshake = timeout(self.patience(), tls.accept(stream));
         let Some(shaken) = goaway.run_until_cancelled(handshake).await else { return };
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok((stream, service)) => {
                 let service = service.map(PeerService);
-                self.begin(stream, PerConnection::new(&stack, peer, service), goaway).await;
+                self.begin(stream, self.of(&stack, peer, service), goaway).await;
             }
             Err(error) => {
                 let service = KeyValue::new("mesh.service", self.refusals.service);
@@ -144,6 +146,11 @@ impl Connections {
                 tracing::debug!(target: "ordermesh", %peer, %error, "a TLS handshake failed");
             }
         }
+    }
+
+    fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>) -> PerConnection {
+        let proxies = self.proxies.trusts(peer.ip()).then(|| self.proxies.clone());
+        PerConnection { calls: RefCell::new(stack.of_connection()), peer, proxies, service, activity: Arc::default() }
     }
 
     /// hyper would wait for ever for the first bytes, and keepalive begins after them.
@@ -251,10 +258,14 @@ impl Activity {
         self.begun.load(Ordering::Acquire)
     }
 
-    fn call(self: &Arc<Self>) -> OpenCall {
+    /// `None` of health and reflection: their streams never end, and keep nobody's place.
+    fn call(self: &Arc<Self>, is_infrastructure: bool) -> Option<OpenCall> {
         self.begun.fetch_add(1, Ordering::AcqRel);
+        if is_infrastructure {
+            return None;
+        }
         self.open.fetch_add(1, Ordering::AcqRel);
-        OpenCall(self.clone())
+        Some(OpenCall(self.clone()))
     }
 }
 
@@ -271,14 +282,10 @@ struct PerConnection {
     /// hyper gives calls one after the other, and never one while it gives another.
     calls: RefCell<Calls>,
     peer: SocketAddr,
+    /// When the peer is one of them.
+    proxies: Option<Proxies>,
     service: Option<PeerService>,
     activity: Arc<Activity>,
-}
-
-impl PerConnection {
-    fn new(stack: &Stack, peer: SocketAddr, service: Option<PeerService>) -> Self {
-        Self { calls: RefCell::new(stack.of_connection()), peer, service, activity: Arc::default() }
-    }
 }
 
 impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
@@ -289,11 +296,13 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
         // The body fails when the caller resets the stream or is gone: either way he has given up.
         let mut request = request.map(|body| Body::new(body.map_err(|_| Status::cancelled("the caller has gone"))));
-        request.extensions_mut().insert(self.peer);
+        let caller = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
+        request.extensions_mut().insert(caller.unwrap_or(self.peer));
         if let Some(service) = &self.service {
             request.extensions_mut().insert(service.clone());
         }
-        Answering { open: Some(self.activity.call()), work: (self.calls.borrow_mut())(request) }
+        let open = self.activity.call(is_infrastructure(request.uri().path()));
+        Answering { open, work: (self.calls.borrow_mut())(request) }
     }
 }
 
@@ -365,13 +374,13 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use h2::client::SendRequest;
-    use http_body_util::Full;
+    use http_body_util::{Full, StreamBody};
     use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
     use tokio::time::Instant;
 
     use crate::wire::{Request, Response};
 
-    /// A server of two connections, whose handler answers with 100 kB.
+    /// A server of two connections, whose handler answers with 100 kB, and to `Watch` without an end.
     struct World {
         connections: Arc<Connections>,
         refusals: Arc<Refusals>,
@@ -381,7 +390,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             let refusals = Arc::new(Refusals::new("test"));
-            let connections = Arc::new(Connections::new(2, None, refusals.clone()));
+            let connections = Arc::new(Connections::new(2, None, Proxies::default(), refusals.clone()));
             Self { connections, refusals, goaway: CancellationToken::new() }
         }
 
@@ -389,9 +398,13 @@ mod tests {
         fn connect(&self) -> Option<(DuplexStream, tokio::task::JoinHandle<()>)> {
             let (ours, theirs) = duplex(1 << 20);
             let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-            let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> {
-                let body = Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {});
-                Box::pin(std::future::ready(Ok(Response::new(Body::new(body)))))
+            let handler = tower::service_fn(|request: Request| -> BoxFuture<'static, Answer> {
+                let body = if request.uri().path().ends_with("/Watch") {
+                    Body::new(StreamBody::new(futures_util::stream::pending::<Result<_, Status>>()))
+                } else {
+                    Body::new(Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {}))
+                };
+                Box::pin(std::future::ready(Ok(Response::new(body))))
             });
             let stack = Stack::new(handler);
             let served = self.connections.serve(theirs, peer, stack, self.goaway.clone())?;
@@ -411,7 +424,11 @@ mod tests {
     }
 
     async fn call(sender: &mut SendRequest<Bytes>) -> http::Response<h2::RecvStream> {
-        let request = http::Request::post("http://test/t.T/Call").body(()).expect("a request");
+        call_of(sender, "/t.T/Call").await
+    }
+
+    async fn call_of(sender: &mut SendRequest<Bytes>, path: &str) -> http::Response<h2::RecvStream> {
+        let request = http::Request::post(format!("http://test{path}")).body(()).expect("a request");
         let (response, _) = sender.send_request(request, true).expect("sent");
         response.await.expect("answered")
     }
@@ -505,5 +522,46 @@ mod tests {
         assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
         assert_eq!(world.seen(), [Cause::Stalled]);
         assert_eq!(call(&mut sender).await.status(), http::StatusCode::OK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_of_a_byte_is_as_good_as_none() {
+        let world = World::new();
+        let (stream, _served) = world.connect().expect("a place");
+        let mut sender = handshake(stream, 1).await;
+        let began = Instant::now();
+        let mut stuck = call(&mut sender).await.into_body();
+        assert_eq!(stuck.data().await.expect("not the end").expect("a byte").len(), 1);
+        // The room for it is not given back.
+        let error = stuck.data().await.expect("not the end").expect_err("a reset");
+        assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
+        assert_eq!(world.seen(), [Cause::Stalled]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_whole_however_it_is_cut() {
+        let world = World::new();
+        let (stream, _served) = world.connect().expect("a place");
+        let mut sender = handshake(stream, 20_000).await;
+        let mut body = call(&mut sender).await.into_body();
+        let mut read = 0;
+        while let Some(data) = body.data().await {
+            let length = data.expect("not reset").len();
+            read += length;
+            body.flow_control().release_capacity(length).expect("given back");
+        }
+        assert_eq!(read, 100_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_of_health_keeps_no_connection_and_a_services_stream_does() {
+        for (path, is_kept) in [("/t.T/Watch", true), ("/grpc.health.v1.Health/Watch", false)] {
+            let world = World::new();
+            let (stream, served) = world.connect().expect("a place");
+            let mut sender = handshake(stream, 65_535).await;
+            let _stream = call_of(&mut sender, path).await;
+            let ended = timeout(2 * IDLE_TIMEOUT, served).await;
+            assert_eq!(ended.is_err(), is_kept, "{path}");
+        }
     }
 }

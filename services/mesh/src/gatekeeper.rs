@@ -17,7 +17,7 @@ enum Shown<'a> {
     /// Enough to know who he is, or that what he shows is no good.
     Caller(Result<Caller, Status>),
     /// A token, to be verified by these.
-    Token(&'a Tokens, &'a str),
+    Token(&'a Arc<Tokens>, &'a str),
 }
 
 /// Knows callers by their credentials, and the policy table by heart. Clones are the same gatekeeper.

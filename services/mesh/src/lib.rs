@@ -54,6 +54,7 @@ mod metadata;
 mod metrics;
 mod panic;
 pub mod policy;
+mod proxies;
 mod rate_limit;
 mod record;
 mod reflection;

@@ -1,6 +1,7 @@
 //! Admission by memory: a call reserves four times each frame's bytes as the frames arrive (gRPC tells no length
 //! beforehand, and decoding costs more than the wire), and gives them back at the end of its answer. A message that is
-//! longer than the limit is refused by its five-byte prefix, before it is read.
+//! longer than the limit is refused by its five-byte prefix, before it is read. Health and reflection have a small budget
+//! of their own: they are open to strangers, and never compete with calls.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -25,6 +26,9 @@ use crate::wire::{Answer, Request, Response, is_infrastructure};
 /// What a byte on the wire costs while its call is served.
 const COST_FACTOR: usize = 4;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// For all calls of health and reflection together, whose messages are names.
+const INFRASTRUCTURE_BUDGET_BYTES: usize = 1024 * 1024;
+const INFRASTRUCTURE_MESSAGE_BYTES: usize = 16 * 1024;
 
 /// The bytes that calls may hold at once.
 #[derive(Debug)]
@@ -48,15 +52,19 @@ impl Budget {
     }
 }
 
-/// What one call holds of the budget; given back in drop.
+/// What one call holds of its budget; given back in drop.
 struct Held {
-    shared: Arc<Shared>,
+    budget: Arc<Budget>,
     bytes: AtomicUsize,
 }
 
 impl Held {
+    fn new(budget: &Arc<Budget>) -> Self {
+        Self { budget: budget.clone(), bytes: AtomicUsize::new(0) }
+    }
+
     fn take(&self, bytes: usize) -> bool {
-        let taken = self.shared.budget.take(bytes);
+        let taken = self.budget.take(bytes);
         if taken {
             self.bytes.fetch_add(bytes, Ordering::AcqRel);
         }
@@ -66,7 +74,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.shared.budget.used_bytes.fetch_sub(*self.bytes.get_mut(), Ordering::AcqRel);
+        self.budget.used_bytes.fetch_sub(*self.bytes.get_mut(), Ordering::AcqRel);
     }
 }
 
@@ -79,6 +87,7 @@ pub(crate) struct Memory<S> {
 /// What all calls share.
 struct Shared {
     budget: Arc<Budget>,
+    infrastructure: Arc<Budget>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 }
@@ -88,7 +97,8 @@ pub(crate) fn memory<S>(
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
-    let shared = Arc::new(Shared { budget, max_message_bytes, refusals });
+    let infrastructure = Arc::new(Budget::new(INFRASTRUCTURE_BUDGET_BYTES));
+    let shared = Arc::new(Shared { budget, infrastructure, max_message_bytes, refusals });
     layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
@@ -106,14 +116,15 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        if is_infrastructure(request.uri().path()) {
-            return Box::pin(self.inner.call(request));
-        }
-        let limit_bytes = self.shared.max_message_bytes;
-        let held = Arc::new(Held { shared: self.shared.clone(), bytes: AtomicUsize::new(0) });
+        let (budget, limit_bytes) = if is_infrastructure(request.uri().path()) {
+            (&self.shared.infrastructure, INFRASTRUCTURE_MESSAGE_BYTES)
+        } else {
+            (&self.shared.budget, self.shared.max_message_bytes)
+        };
+        let held = Arc::new(Held::new(budget));
         let request = request.map(|inner| {
             let prefixes = Prefixes { limit_bytes, prefix: [0; 5], read: 0, message_left: 0 };
-            Body::new(AdmittedBody { inner, held: held.clone(), prefixes })
+            Body::new(AdmittedBody { inner, held: held.clone(), prefixes, shared: self.shared.clone() })
         });
         let work = self.inner.call(request);
         Box::pin(async move { Ok(hold(work.await?, held)) })
@@ -156,12 +167,13 @@ struct AdmittedBody {
     inner: Body,
     held: Arc<Held>,
     prefixes: Prefixes,
+    shared: Arc<Shared>,
 }
 
 impl AdmittedBody {
     fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
         if let Some(length) = self.prefixes.too_long(data) {
-            self.held.shared.refusals.count(Cause::MessageTooLarge);
+            self.shared.refusals.count(Cause::MessageTooLarge);
             let limit = self.prefixes.limit_bytes;
             let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
             return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
@@ -169,7 +181,7 @@ impl AdmittedBody {
         if self.held.take(data.len().saturating_mul(COST_FACTOR)) {
             return Ok(());
         }
-        self.held.shared.refusals.count(Cause::Memory);
+        self.shared.refusals.count(Cause::Memory);
         let message = "the memory budget for requests is used up";
         Err(mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER)))
     }
@@ -224,12 +236,34 @@ mod tests {
     #[test]
     fn what_a_call_holds_is_given_back() {
         let budget = Arc::new(Budget::new(100));
-        let refusals = Arc::new(Refusals::new("test"));
-        let shared = Arc::new(Shared { budget: budget.clone(), max_message_bytes: 100, refusals });
-        let held = Held { shared, bytes: AtomicUsize::new(0) };
+        let held = Held::new(&budget);
         assert!(held.take(60) && held.take(40));
         assert!(!held.take(1), "none left");
         drop(held);
         assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn health_and_reflection_have_a_small_budget_of_their_own() {
+        use http_body_util::{BodyExt, Full};
+        let budget = Arc::new(Budget::new(0));
+        let handler = tower::service_fn(|request: Request| async move {
+            let refused = request.into_body().collect().await.err();
+            Ok::<_, Infallible>(crate::wire::respond(refused.unwrap_or_else(|| Status::ok(""))))
+        });
+        let mut stack = memory(budget, 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
+        let mut ask = async |path: &str, length: u32| {
+            let mut message = vec![0];
+            message.extend(length.to_be_bytes());
+            message.resize(message.len() + 100, 7);
+            let body = Body::new(Full::new(Bytes::from(message)).map_err(|never| match never {}));
+            let response =
+                stack.call(http::Request::post(path).body(body).expect("a request")).await.expect("answered");
+            Status::from_header_map(response.headers()).map(|status| crate::status::reason_of(&status))
+        };
+        let check = "/grpc.health.v1.Health/Check";
+        assert_eq!(ask(check, 100).await, Some(None), "though the calls' budget is used up");
+        assert_eq!(ask("/t.T/Call", 100).await, Some(Some(OUT_OF_MEMORY.to_owned())), "the twin");
+        assert_eq!(ask(check, 1 << 20).await, Some(Some("MESSAGE_TOO_LARGE".to_owned())), "by its prefix");
     }
 }

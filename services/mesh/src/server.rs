@@ -16,6 +16,7 @@ use crate::memory::{Budget, memory};
 use crate::memory_limit::default_budget_bytes;
 use crate::metadata::metadata;
 use crate::panic::catch_panic;
+use crate::proxies::Proxies;
 use crate::rate_limit::rate_limit;
 use crate::reflection;
 use crate::refusals::Refusals;
@@ -46,7 +47,12 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         service: config.service,
         admission: Admission::new(config.max_concurrency, config.max_streams),
         budget: Arc::new(Budget::new(config.memory_budget_bytes.unwrap_or_else(default_budget_bytes))),
-        connections: Arc::new(Connections::new(config.max_connections, config.tls, refusals.clone())),
+        connections: Arc::new(Connections::new(
+            config.max_connections,
+            config.tls,
+            Proxies::new(config.trusted_proxies),
+            refusals.clone(),
+        )),
     });
     gauges::show(&holdings);
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use telemetry::EventSink;
 
 use crate::gatekeeper::Gatekeeper;
@@ -32,6 +33,8 @@ pub struct ServerConfig {
     pub max_streams: usize,
     /// Connections at once: one more is hung up on.
     pub max_connections: usize,
+    /// Proxies that say in `x-forwarded-for` for whom they ask: what counts by address counts by that.
+    pub trusted_proxies: Vec<IpNet>,
     /// How often one caller may call a method, by path (`/order.v1.OrderService/CreateOrder`); others have no quota.
     pub rate_limits: Vec<(&'static str, Quota)>,
     /// What all requests together may hold in memory, at four times their bytes on the wire; `None`: a quarter of what the
@@ -70,6 +73,7 @@ impl ServerConfig {
             max_concurrency: DEFAULT_MAX_CONCURRENCY,
             max_streams: DEFAULT_MAX_STREAMS,
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            trusted_proxies: vec![],
             rate_limits: vec![],
             memory_budget_bytes: None,
             max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,

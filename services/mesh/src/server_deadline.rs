@@ -1,8 +1,10 @@
-//! The server's deadline layer: the instant is taken on arrival, and whatever is not done by then is dropped.
+//! The server's deadline layer: the instant is taken on arrival, and whatever is not done by then is dropped. A stream may
+//! go on for ever; its beginning may not: a request that never ends would hold its permit and its memory.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http_body::Body as _;
@@ -16,6 +18,9 @@ use crate::policy::{MethodPolicy, PolicyTable};
 use crate::refusals::{Cause, Refusals};
 use crate::status::mesh_status;
 use crate::wire::{Answer, Request, Response, find, respond};
+
+/// A stream (health's and reflection's too) that has no deadline must begin to be answered within so long.
+const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub(crate) struct ServerDeadline<S> {
@@ -58,9 +63,10 @@ where
         }
         let served = Served::new(deadline, request.headers());
         let work = SERVED.scope(served, self.inner.call(request));
+        let is_stream = policy.is_none_or(|policy| policy.streaming);
+        let Some(begin_by) = deadline.or_else(|| is_stream.then(|| now + BEGIN_WITHIN)) else { return Box::pin(work) };
         Box::pin(async move {
-            let Some(deadline) = deadline else { return work.await };
-            match within(deadline, work).await {
+            match within(begin_by, work).await {
                 Some(Ok(response)) => Ok(bounded(response, policy, deadline)),
                 Some(Err(never)) => match never {},
                 None => Ok(respond(exceeded())),
@@ -70,7 +76,8 @@ where
 }
 
 /// A stream ends at the deadline too; an answer that is no stream is all there already.
-fn bounded(response: Response, policy: Option<&MethodPolicy>, deadline: Instant) -> Response {
+fn bounded(response: Response, policy: Option<&MethodPolicy>, deadline: Option<Instant>) -> Response {
+    let Some(deadline) = deadline else { return response };
     if response.body().is_end_stream() || policy.is_some_and(|policy| !policy.streaming) {
         return response;
     }
@@ -79,4 +86,44 @@ fn bounded(response: Response, policy: Option<&MethodPolicy>, deadline: Instant)
 
 fn ready(response: Response) -> BoxFuture<'static, Answer> {
     Box::pin(std::future::ready(Ok(response)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Access, Idempotency};
+    use crate::status::reason_of;
+    use tonic::Status;
+    use tonic::body::Body;
+
+    const fn method(path: &'static str, streaming: bool) -> MethodPolicy {
+        MethodPolicy {
+            path,
+            event: None,
+            allow: &[Access::Public],
+            callers: &[],
+            timeout: None,
+            idempotency: Idempotency::Unknown,
+            streaming,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_must_begin_in_time_and_a_call_without_a_deadline_may_take_its_own() {
+        const POLICIES: PolicyTable = PolicyTable(&[method("/t.T/Call", false), method("/t.T/Watch", true)]);
+        let handler = tower::service_fn(|_: Request| std::future::pending::<Answer>());
+        let mut stack = server_deadline(POLICIES, Arc::new(Refusals::new("test"))).layer(handler);
+        for (path, is_bounded) in
+            [("/t.T/Call", false), ("/t.T/Watch", true), ("/grpc.health.v1.Health/Watch", true), ("/unknown", true)]
+        {
+            let request = http::Request::post(path).body(Body::empty()).expect("a request");
+            let began = Instant::now();
+            let answer = tokio::time::timeout(Duration::from_secs(3_600), stack.call(request)).await;
+            assert_eq!(answer.is_ok(), is_bounded, "{path}");
+            let Ok(Ok(response)) = answer else { continue };
+            let status = Status::from_header_map(response.headers()).expect("a status");
+            assert_eq!(reason_of(&status).as_deref(), Some("DEADLINE_EXCEEDED"));
+            assert_eq!(began.elapsed(), BEGIN_WITHIN);
+        }
+    }
 }

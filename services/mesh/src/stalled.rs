@@ -76,9 +76,17 @@ impl Future for Stalled {
     }
 }
 
-/// A response's body that tells how far it is.
+/// HTTP/2's stack takes all that it is given, however small the caller's window. So it is given pieces: for each but the first
+/// it waits until the caller has made room, and of a message one piece is always kept back.
+const PIECE_BYTES: usize = 16 * 1024;
+/// So little may be kept for a caller who takes nothing.
+const SMALL_BYTES: usize = 1024;
+
+/// A response's body that tells how far it is, and goes out in pieces.
 pub(crate) struct WatchedBody<G> {
     inner: Body,
+    /// Of the frame that goes out.
+    rest: Bytes,
     sending: Option<Arc<Sending>>,
     frames: Cell<u64>,
     _guard: G,
@@ -88,10 +96,22 @@ impl<G> WatchedBody<G> {
     /// From inside of the call's task. The guard is dropped with the body.
     pub(crate) fn new(inner: Body, guard: G) -> Self {
         let sending = SENDING.try_with(Arc::clone).ok();
-        let body = Self { inner, sending, frames: Cell::new(0), _guard: guard };
+        let body = Self { inner, rest: Bytes::new(), sending, frames: Cell::new(0), _guard: guard };
         // The headers are on their way.
         body.tell_sent();
         body
+    }
+
+    fn first_piece(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match frame.into_data() {
+            Ok(mut data) if data.len() > SMALL_BYTES => {
+                let piece = data.split_to((data.len() - 1).min(PIECE_BYTES));
+                self.rest = data;
+                Frame::data(piece)
+            }
+            Ok(data) => Frame::data(data),
+            Err(other) => other,
+        }
     }
 
     fn tell_sent(&self) {
@@ -108,24 +128,31 @@ impl<G: Unpin> http_body::Body for WatchedBody<G> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        let frame = Pin::new(&mut this.inner).poll_frame(cx);
-        match &frame {
-            Poll::Ready(_) => this.tell_sent(),
+        if !this.rest.is_empty() {
+            this.tell_sent();
+            let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        match Pin::new(&mut this.inner).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                this.tell_sent();
+                Poll::Ready(frame.map(|frame| frame.map(|frame| this.first_piece(frame))))
+            }
             Poll::Pending => {
                 if let Some(sending) = &this.sending {
                     sending.0.store(0, Ordering::Relaxed);
                 }
+                Poll::Pending
             }
         }
-        frame
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.rest.is_empty() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        if self.rest.is_empty() { self.inner.size_hint() } else { SizeHint::default() }
     }
 }
 

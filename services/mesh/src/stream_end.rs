@@ -19,7 +19,7 @@ use tower::{Layer, Service};
 
 use crate::policy::PolicyTable;
 use crate::status::mesh_status_retry;
-use crate::wire::{Answer, Request, Response, find, is_infrastructure};
+use crate::wire::{Answer, Request, Response, find, is_infrastructure, respond};
 
 /// What a stream's caller is told: it goes on at another instance.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -69,17 +69,27 @@ where
         };
         let (work, goaway) = (self.inner.call(request), goaway.clone());
         Box::pin(async move {
-            let response = work.await?;
-            if response.body().is_end_stream() {
-                return Ok(response);
-            }
-            let end: BoxFuture<'static, ()> = Box::pin(async move {
+            let mut end: BoxFuture<'static, ()> = Box::pin(async move {
                 goaway.cancelled_owned().await;
                 tokio::time::sleep(grace).await;
             });
+            let response = tokio::select! {
+                biased;
+                response = work => response?,
+                // It has not begun: its request may never end.
+                () = &mut end => return Ok(respond(draining())),
+            };
+            if response.body().is_end_stream() {
+                return Ok(response);
+            }
             Ok(response.map(|inner| Body::new(EndingBody { inner, end, over: false })))
         })
     }
+}
+
+fn draining() -> Status {
+    let message = "this instance is shutting down: go on at another one";
+    mesh_status_retry(Code::Unavailable, "DRAINING", message, Some(RETRY_AFTER))
 }
 
 struct EndingBody {
@@ -104,10 +114,8 @@ impl http_body::Body for EndingBody {
             return Poll::Pending;
         }
         this.over = true;
-        let message = "this instance is shutting down: go on at another one";
-        let status = mesh_status_retry(Code::Unavailable, "DRAINING", message, Some(RETRY_AFTER));
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(draining().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -150,5 +158,20 @@ mod tests {
             assert_eq!((status.code(), began.elapsed()), (Code::Unavailable, ends_after));
             assert!(body.frame().await.is_none());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_whose_request_never_ends_does_not_hold_up_the_drain() {
+        let goaway = CancellationToken::new();
+        let handler =
+            tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> { Box::pin(std::future::pending()) });
+        let mut stack = stream_end(PolicyTable(&[]), goaway.clone(), Duration::from_secs(7)).layer(handler);
+        let request = http::Request::post("/grpc.health.v1.Health/Watch").body(Body::empty()).expect("a request");
+        let mut call = stack.call(request);
+        assert!(tokio::time::timeout(Duration::from_secs(3_600), &mut call).await.is_err(), "before the drain");
+        goaway.cancel();
+        let response = call.await.expect("answered");
+        let status = Status::from_header_map(response.headers()).expect("a status");
+        assert_eq!(status.code(), Code::Unavailable);
     }
 }

@@ -58,13 +58,22 @@ struct Claims {
 
 type Keys = HashMap<String, DecodingKey>;
 
+/// When the source is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asks {
+    /// On a caller's behalf.
+    UnlessJustAsked,
+    /// Once a minute, whatever callers made of it meanwhile.
+    Always,
+}
+
 /// Verifies access tokens.
 pub(crate) struct Tokens {
     source: Arc<dyn KeySource>,
     validation: Validation,
     keys: RwLock<Arc<Keys>>,
     /// When the source was asked last; held while it is being asked, so that one asks for all.
-    asked: tokio::sync::Mutex<Option<Instant>>,
+    asked: Arc<tokio::sync::Mutex<Option<Instant>>>,
     verified: Mutex<HashMap<[u8; 32], (Caller, Timestamp)>>,
 }
 
@@ -76,16 +85,10 @@ impl Tokens {
         validation.set_audience(&[audience]);
         validation.validate_nbf = true;
         validation.leeway = LEEWAY_SECONDS;
-        Self {
-            source,
-            validation,
-            keys: RwLock::default(),
-            asked: tokio::sync::Mutex::new(None),
-            verified: Mutex::default(),
-        }
+        Self { source, validation, keys: RwLock::default(), asked: Arc::default(), verified: Mutex::default() }
     }
 
-    pub(crate) async fn verify(&self, token: &str) -> Result<Caller, Status> {
+    pub(crate) async fn verify(self: &Arc<Self>, token: &str) -> Result<Caller, Status> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(malformed());
         }
@@ -112,10 +115,10 @@ impl Tokens {
     }
 
     /// Asks for keys until there are some, so that the first call need not wait for them, and then every minute.
-    pub(crate) async fn follow(&self) {
+    pub(crate) async fn follow(self: &Arc<Self>) {
         let mut pause = FIRST_FETCH_INTERVAL;
         loop {
-            self.refetch().await;
+            self.refetch(Asks::Always).await;
             if !self.keys().is_empty() {
                 tokio::time::sleep(KEYS_INTERVAL).await;
                 continue;
@@ -155,11 +158,11 @@ impl Tokens {
         verified.insert(hash, (caller, expires));
     }
 
-    async fn key(&self, kid: &str) -> Result<DecodingKey, Status> {
+    async fn key(self: &Arc<Self>, kid: &str) -> Result<DecodingKey, Status> {
         if let Some(key) = self.keys().get(kid) {
             return Ok(key.clone());
         }
-        self.refetch().await;
+        self.refetch(Asks::UnlessJustAsked).await;
         let keys = self.keys();
         if keys.is_empty() {
             return Err(mesh_status_retry(
@@ -176,21 +179,35 @@ impl Tokens {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks the source, unless that was done just now: then, without any key, a moment later. When it fails, what we have is kept.
-    async fn refetch(&self) {
+    /// Asks the source, in a task of its own: a call that a stranger makes short, or gives up, neither cuts it off nor lends it
+    /// its deadline. Who comes while it is being asked waits for that.
+    async fn refetch(self: &Arc<Self>, asks: Asks) {
         let came = Instant::now();
-        let mut asked = self.asked.lock().await;
-        if let Some(last) = *asked {
+        let mut asked = self.asked.clone().lock_owned().await;
+        let mut wait = Duration::ZERO;
+        if asks == Asks::UnlessJustAsked
+            && let Some(last) = *asked
+        {
             let has_keys = !self.keys().is_empty();
-            let wait = if has_keys { REFETCH_INTERVAL } else { FIRST_FETCH_INTERVAL }.saturating_sub(last.elapsed());
+            wait = if has_keys { REFETCH_INTERVAL } else { FIRST_FETCH_INTERVAL }.saturating_sub(last.elapsed());
             // Somebody asked while we waited for our turn; or it is too early to ask again.
             if last > came || (has_keys && !wait.is_zero()) {
                 return;
             }
+        }
+        let this = self.clone();
+        let asking = tokio::spawn(async move {
             // Without any key nobody can be served: better a moment late than refused. Services start in any order.
             tokio::time::sleep(wait).await;
-        }
-        *asked = Some(Instant::now());
+            *asked = Some(Instant::now());
+            this.fetch().await;
+        });
+        // It ends early only with the runtime.
+        let _ = asking.await;
+    }
+
+    /// When it fails, what we have is kept.
+    async fn fetch(&self) {
         let fetched = match self.source.fetch().await {
             Ok(fetched) => fetched,
             Err(status) => {
@@ -277,6 +294,55 @@ mod tests {
         tokio::time::sleep(KEYS_INTERVAL).await;
         assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
         assert!(tokens.remembered(&hash).is_none(), "it is verified anew");
+        following.abort();
+    }
+
+    /// Answers when it is let.
+    struct Slow {
+        asked: std::sync::atomic::AtomicUsize,
+        may_answer: tokio::sync::Semaphore,
+    }
+
+    impl KeySource for Slow {
+        fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
+            self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Box::pin(async move {
+                assert_eq!(crate::deadline::current(), None, "a call's time is not the keys'");
+                self.may_answer.acquire().await.expect("open").forget();
+                Ok(vec![VerifyingKey { kid: "new".to_owned(), x: X.to_owned() }])
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_is_cut_off_does_not_cut_off_the_keys_it_asked_for() {
+        let source = Arc::new(Slow {
+            asked: std::sync::atomic::AtomicUsize::new(0),
+            may_answer: tokio::sync::Semaphore::new(0),
+        });
+        let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
+        let served = crate::deadline::Served { deadline: Some(Instant::now()), is_retry: false };
+        let call = crate::deadline::SERVED.scope(served, tokens.key("unknown"));
+        assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err(), "it is given up");
+        source.may_answer.add_permits(1);
+        // The next one waits for what the first has begun.
+        assert!(tokens.key("new").await.is_ok());
+        assert_eq!(source.asked.load(std::sync::atomic::Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_minutes_fetch_asks_whatever_callers_asked_just_before() {
+        let source = Arc::new(Source(Mutex::new(vec!["old"])));
+        let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
+        let following = tokio::spawn({
+            let tokens = tokens.clone();
+            async move { tokens.follow().await }
+        });
+        tokio::time::sleep(KEYS_INTERVAL - Duration::from_secs(1)).await;
+        assert!(tokens.key("unknown").await.is_err(), "a stranger's key id");
+        *source.0.lock().expect("not poisoned") = vec!["new"];
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
         following.abort();
     }
 }

@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use chassis::settings::{duration, quota};
+use chassis::settings::{count, positive_duration, quota};
 use chassis::{Chassis, PaymentPeer, Served, Settings, UserPeer};
 use contracts::order::v1::inventory_service_server::InventoryServiceServer;
 use contracts::order::v1::order_service_server::OrderServiceServer;
@@ -60,22 +60,22 @@ pub struct Config {
     #[command(flatten)]
     pub payment: PaymentPeer,
     /// How long an order belongs to the instance that drives it, before another takes it over
-    #[arg(long, env = "ORDERMESH_ORDER_LEASE", default_value = "15s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_ORDER_LEASE", default_value = "15s", value_parser = positive_duration, value_name = "DURATION")]
     pub lease: Duration,
     /// How often to look for orders that are due, on average
-    #[arg(long, env = "ORDERMESH_ORDER_POLL_INTERVAL", default_value = "250ms", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_ORDER_POLL_INTERVAL", default_value = "250ms", value_parser = positive_duration, value_name = "DURATION")]
     pub poll_interval: Duration,
     /// Wait after the first try that came to nothing; it doubles with each, up to the cap
-    #[arg(long, env = "ORDERMESH_ORDER_BACKOFF", default_value = "200ms", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_ORDER_BACKOFF", default_value = "200ms", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff: Duration,
     /// Longest wait between two tries
-    #[arg(long, env = "ORDERMESH_ORDER_BACKOFF_CAP", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_ORDER_BACKOFF_CAP", default_value = "60s", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff_cap: Duration,
     /// Most orders that this instance drives at a time
-    #[arg(long, env = "ORDERMESH_ORDER_MAX_DRIVES", default_value_t = 256, value_name = "COUNT")]
+    #[arg(long, env = "ORDERMESH_ORDER_MAX_DRIVES", default_value_t = 256, value_parser = count, value_name = "COUNT")]
     pub max_drives: usize,
     /// Most WatchOrder streams of this instance
-    #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 1024, value_name = "COUNT")]
+    #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 1024, value_parser = count, value_name = "COUNT")]
     pub max_watchers: usize,
     /// How often one customer may create an order, per instance, for example 20/s, 100/m [default: as often as he likes]
     #[arg(long, env = "ORDERMESH_ORDER_CREATE_ORDER_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]

@@ -160,7 +160,7 @@ impl Certificates {
             let files = new.of(service);
             write(&files.key, &issued.key_pem, 0o600)?;
             write(&files.certificate, &issued.certificate_pem, 0o644)?;
-            // An authority that has expired, or is another trust domain's.
+            // An authority that is another trust domain's, or whose key is another's.
             Identity::load(files, wish.trust_domain, Arc::new(SystemClock)).map_err(chassis::Error::Tls)?;
             names_of_files.extend([format!("{service}.key"), format!("{service}.pem")]);
         }

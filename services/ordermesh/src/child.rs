@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -101,9 +102,14 @@ impl Spec {
 
     fn say(&self, text: &str) {
         if !self.quiet {
-            println!("ordermesh: {} {text}", self.name);
+            say(&format!("ordermesh: {} {text}", self.name));
         }
     }
+}
+
+/// A line for a person, who may have gone (`ordermesh | head`): then nobody is told, and the children are kept all the same.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// How long to wait before a child is started again.

@@ -1,8 +1,8 @@
 //! The folder of a system on this machine: databases, keys, and the secrets that are made on the first start.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,14 +102,20 @@ impl DataDir {
         Ok(certificates)
     }
 
-    /// Writes a file that only its owner reads, unless it is there.
+    /// Writes a file that only its owner reads, unless it is there: whole, or not at all.
     fn write_once(&self, name: &str, text: &str) -> Result<(), Error> {
         let path = self.path.join(name);
-        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(mut opened) => writeln!(opened, "{text}").map_err(file(&path, "written")),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            Err(source) => Err(Error::File { path, deed: "written", source }),
+        if path.exists() {
+            return Ok(());
         }
+        let written = (|| {
+            let mut new = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.path)?;
+            writeln!(new, "{text}")?;
+            new.as_file().sync_all()?;
+            new.persist_noclobber(&path)?;
+            Ok(())
+        })();
+        written.map_err(file(&path, "written"))
     }
 }
 

@@ -58,6 +58,11 @@ impl Error {
         move |status| Self::Refused { what, status: Box::new(status) }
     }
 
+    /// What the process ends with: 1, or 2 when it could not even look (as for arguments that make no sense).
+    pub(crate) fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. }) { 2 } else { 1 }
+    }
+
     /// The error and what caused it, a line each.
     pub(crate) fn report(&self) -> String {
         let mut text = format!("error: {self}");

@@ -110,7 +110,7 @@ pub fn program() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", error.report());
-            ExitCode::FAILURE
+            ExitCode::from(error.exit_code())
         }
     }
 }

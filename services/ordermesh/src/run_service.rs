@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use telemetry::Telemetry;
 use tokio::net::TcpListener;
@@ -97,7 +98,10 @@ impl Frame {
     }
 }
 
-/// Cancelled by SIGTERM, by SIGINT, and by the end of a supervisor.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+
+/// Cancelled by SIGTERM, by SIGINT, and by the end of a supervisor. A second signal ends the process at once: what was
+/// acknowledged is stored, and goes on at the next start.
 fn shutdown() -> Result<CancellationToken, Error> {
     let shutdown = CancellationToken::new();
     let mut signals = Signals::new()?;
@@ -105,6 +109,16 @@ fn shutdown() -> Result<CancellationToken, Error> {
     tokio::spawn(async move {
         signals.next().await;
         asked.cancel();
+        // One Ctrl-C may come twice: from the terminal, and from who passes it on.
+        let _ = tokio::time::timeout(SAME_SIGNAL, async {
+            loop {
+                signals.next().await
+            }
+        })
+        .await;
+        signals.next().await;
+        eprintln!("ordermesh: told to stop a second time: ends at once");
+        std::process::exit(1);
     });
     if std::env::var_os(SUPERVISED).is_some() {
         let gone = shutdown.clone();

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chassis::DatabaseUrl;
 use futures_util::future::join_all;
@@ -16,6 +17,9 @@ use crate::error::Error;
 use crate::passed::Passed;
 use crate::probe;
 use crate::service::Service;
+
+/// Certificates are good for 90 days.
+const RENEW_INTERVAL: Duration = Duration::from_secs(30 * 86_400);
 
 /// The system to start.
 #[derive(Clone, Debug)]
@@ -97,6 +101,10 @@ impl Supervisor {
             };
             group.children.spawn(child::keep(spec, group.stop.clone()));
         }
+        if plan.tls {
+            let last = &supervisor.groups[2];
+            last.children.spawn(renew(supervisor.data_dir.clone(), last.stop.clone()));
+        }
         Ok(supervisor)
     }
 
@@ -126,6 +134,15 @@ impl Supervisor {
     pub(crate) async fn stop(self) {
         for group in &self.groups {
             group.stop().await;
+        }
+    }
+}
+
+/// Makes new certificates long before the old ones end; the services take them by themselves.
+async fn renew(data_dir: DataDir, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(RENEW_INTERVAL)).await.is_some() {
+        if let Err(error) = data_dir.certificates() {
+            child::say(&format!("ordermesh: the certificates could not be renewed: {}", error.report()));
         }
     }
 }

@@ -8,6 +8,7 @@ use kernel::{IdSource, SystemIds};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::banner::Banner;
+use crate::child::say;
 use crate::data_dir;
 use crate::error::Error;
 use crate::passed::Passed;
@@ -61,16 +62,16 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
     let supervisor = Supervisor::start(&plan)?;
     tokio::select! {
         () = supervisor.ready() => {
-            println!("{}", banner(&plan, &supervisor, began)?.text());
+            say(&banner(&plan, &supervisor, began)?.text());
             signals.next().await;
         }
         () = signals.next() => {}
     }
-    println!("\nordermesh: ending; calls and orders in flight may finish (once more: end at once)");
+    say("\nordermesh: ending; calls and orders in flight may finish (once more: end at once)");
     tokio::select! {
-        () = supervisor.stop() => println!("ordermesh: has ended"),
+        () = supervisor.stop() => say("ordermesh: has ended"),
         // What is dropped is killed; every order that was acknowledged goes on at the next start.
-        () = signals.next() => println!("ordermesh: has ended at once"),
+        () = signals.next() => say("ordermesh: has ended at once"),
     }
     Ok(())
 }

@@ -36,7 +36,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::settings::duration;
+use chassis::settings::{count, duration, positive_duration};
 use chassis::{Chassis, OrderPeer, Served, Settings, UserPeer};
 use contracts::payment::v1::payment_service_server::{PaymentServiceServer, SERVICE_NAME};
 use mesh::Addresses;
@@ -75,7 +75,7 @@ pub struct Config {
     #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE", value_name = "FILE")]
     pub gateway_api_key_file: Option<PathBuf>,
     /// How long a question to the gateway may take
-    #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_TIMEOUT", default_value = "2s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_TIMEOUT", default_value = "2s", value_parser = positive_duration, value_name = "DURATION")]
     pub gateway_timeout: Duration,
     /// How long a payment may be in doubt before it is given up, certainly not charged
     #[arg(long, env = "ORDERMESH_PAYMENT_DOUBT_LIMIT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
@@ -87,27 +87,20 @@ pub struct Config {
     #[arg(long, env = "ORDERMESH_PAYMENT_ANSWER_WITHIN", default_value = "3s", value_parser = duration, value_name = "DURATION")]
     pub answer_within: Duration,
     /// How long a payment belongs to the instance that drives it, before another takes it over
-    #[arg(long, env = "ORDERMESH_PAYMENT_LEASE", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_PAYMENT_LEASE", default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub lease: Duration,
     /// How often to look for payments that are due, on average
-    #[arg(long, env = "ORDERMESH_PAYMENT_POLL_INTERVAL", default_value = "500ms", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_PAYMENT_POLL_INTERVAL", default_value = "500ms", value_parser = positive_duration, value_name = "DURATION")]
     pub poll_interval: Duration,
     /// Wait after the first try that came to nothing; it doubles with each, up to the cap
-    #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF", default_value = "200ms", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF", default_value = "200ms", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff: Duration,
     /// Longest wait between two tries
-    #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF_CAP", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF_CAP", default_value = "60s", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff_cap: Duration,
     /// Most payments that this instance drives at a time
-    #[arg(long, env = "ORDERMESH_PAYMENT_MAX_DRIVES", default_value_t = 256, value_name = "COUNT", value_parser = max_drives)]
+    #[arg(long, env = "ORDERMESH_PAYMENT_MAX_DRIVES", default_value_t = 256, value_name = "COUNT", value_parser = count)]
     pub max_drives: usize,
-}
-
-fn max_drives(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(count @ 1..=1_000_000) => Ok(count),
-        Ok(_) | Err(_) => Err("1 to 1000000".to_owned()),
-    }
 }
 
 /// An API key. Its Debug does not show it.

@@ -11,7 +11,7 @@ use tonic_types::StatusExt;
 use crate::deadlines::raw;
 use crate::echo::{CUSTOMER, SAY, STREAM};
 use crate::observed::observed;
-use crate::world::{Plan, World, channel, reason, say};
+use crate::world::{Plan, World, call, channel, reason, say, with_metadata};
 
 /// Two calls a day.
 const TWO: Quota = Quota { calls: 2, per: Duration::from_secs(86_400) };
@@ -128,6 +128,25 @@ async fn a_caller_over_the_quota_learns_when_to_come_back_and_others_do_not_suff
     say(&world.service("order", crate::world::MESH_SECRET), SAY, "hello").await.expect("another caller");
     let denied = say(&world.stranger(), CUSTOMER, "hello").await.expect_err("another method");
     assert_eq!(denied.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_callers_are_told_apart_and_behind_another_they_are_one() {
+    for (trusted, third) in [("127.0.0.0/8", Code::Ok), ("10.0.0.0/8", Code::ResourceExhausted)] {
+        let world = World::altered(Plan::default(), |config| {
+            config.rate_limits = vec![(SAY, TWO)];
+            config.trusted_proxies = vec![trusted.parse().expect("a network")];
+        })
+        .await;
+        let channel = world.stranger();
+        let ask = async |address: &str| {
+            let answer = call(&channel, SAY, with_metadata("hello", &[("x-forwarded-for", address)])).await;
+            answer.map_or_else(|status| status.code(), |_| Code::Ok)
+        };
+        assert_eq!([ask("192.0.2.1").await, ask("192.0.2.1").await], [Code::Ok; 2], "{trusted}");
+        assert_eq!(ask("192.0.2.2").await, third, "{trusted}");
+        assert_eq!(ask("192.0.2.1").await, Code::ResourceExhausted, "{trusted}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,81 @@
+//! Callers behind a proxy: to the server, all of them come from the proxy's address. A proxy that is trusted says for whom it
+//! asks, in `x-forwarded-for`; of anybody else that header is hearsay.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The networks of the proxies that are believed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Proxies(Arc<[IpNet]>);
+
+impl Proxies {
+    pub(crate) fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks.into())
+    }
+
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// Where a call comes from that `proxy`, which is trusted, passes on. Each proxy adds whom it heard it from at the end: so
+    /// from there, the first who is none of ours. What is no address ends the search: the last known stands for it.
+    pub(crate) fn caller_behind(&self, proxy: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+        let mut caller = proxy;
+        for value in headers.get_all(FORWARDED_FOR).into_iter().rev() {
+            for hop in value.to_str().unwrap_or_default().rsplit(',') {
+                let Some(address) = address_in(hop.trim()) else { return caller };
+                caller = SocketAddr::new(address, 0);
+                if !self.trusts(address) {
+                    return caller;
+                }
+            }
+        }
+        caller
+    }
+}
+
+/// With a port, or without.
+fn address_in(hop: &str) -> Option<IpAddr> {
+    hop.parse().ok().or_else(|| hop.parse().ok().map(|with_port: SocketAddr| with_port.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whom_a_trusted_proxy_names_is_the_caller() {
+        let networks = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().expect("a network"));
+        let proxies = Proxies::new(networks.to_vec());
+        let proxy: SocketAddr = "10.1.2.3:4000".parse().expect("an address");
+        assert!(proxies.trusts(proxy.ip()) && proxies.trusts("::ffff:10.1.2.3".parse().expect("an address")));
+        assert!(!proxies.trusts("192.0.2.1".parse().expect("an address")));
+        #[rustfmt::skip]
+        let table: [(&[&str], &str); 9] = [
+            (&["192.0.2.1"],                           "192.0.2.1"),
+            (&["192.0.2.1:555"],                       "192.0.2.1"),
+            (&["[2001:db8::1]:555"],                   "2001:db8::1"),
+            (&["192.0.2.1, 10.9.9.9, fd00::7"],        "192.0.2.1"),
+            // What the caller himself has written in front is hearsay.
+            (&["198.51.100.9, 192.0.2.1"],             "192.0.2.1"),
+            (&["198.51.100.9", "192.0.2.1, 10.9.9.9"], "192.0.2.1"),
+            (&["192.0.2.1, unknown, 10.9.9.9"],        "10.9.9.9"),
+            (&["unknown"],                             "10.1.2.3"),
+            (&[],                                      "10.1.2.3"),
+        ];
+        for (values, expected) in table {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(FORWARDED_FOR, value.parse().expect("a value"));
+            }
+            let caller = proxies.caller_behind(proxy, &headers);
+            assert_eq!(caller.ip(), expected.parse::<IpAddr>().expect("an address"), "{values:?}");
+        }
+    }
+}
