@@ -25,7 +25,7 @@ BIN = ROOT / ".ci/bin"
 OVERLAYS = ("deploy/overlays/local", "deploy/overlays/production")
 # Components that no overlay has by default, each on top of the production overlay.
 COMPONENTS = ("deploy/components/migrate", "deploy/components/cloudnative-pg", "deploy/collector/opensearch")
-JOBS = ("deploy/jobs/load.yaml", "deploy/jobs/verify.yaml")
+JOBS = ("deploy/jobs/load", "deploy/jobs/verify", "deploy/overlays/production/verify")
 
 # What kube-score finds and we keep: (check, name of the object or None for all, why). One that finds nothing is an error: take it out.
 EXCEPTIONS = (
@@ -50,7 +50,7 @@ CUSTOM_KINDS = "Certificate,Issuer,GRPCRoute,BackendTLSPolicy,Cluster"
 
 def variants():
     """{name: YAML} of everything that people apply."""
-    found = {overlay: run(["kubectl", "kustomize", ROOT / overlay]) for overlay in OVERLAYS}
+    found = {folder: run(["kubectl", "kustomize", ROOT / folder]) for folder in (*OVERLAYS, *JOBS)}
     for component in COMPONENTS:
         folder = ROOT / ".ci/k8s/variant"
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,7 @@ def variants():
 def schemas():
     """kubeconform, strict and offline."""
     said = []
-    texts = {**variants(), **{job: (ROOT / job).read_text() for job in JOBS}}
-    for name, text in texts.items():
+    for name, text in variants().items():
         out = run(
             [BIN / "kubeconform", "-strict", "-summary", "-skip", CUSTOM_KINDS,
              "-schema-location", f"{BIN}/schemas/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json", "-"], text=text)
