@@ -72,6 +72,7 @@ def with_components(folder, components):
     overlay = yaml.safe_load("\n".join(lines))
     for kind in ("resources", "components"):
         overlay[kind] = [os.path.relpath(ROOT / folder / each, place) if each.startswith("..") else each for each in overlay[kind]]
+    shutil.rmtree(place, ignore_errors=True)  # of one that was killed
     place.mkdir(parents=True)
     try:
         for file in (ROOT / folder).iterdir():
