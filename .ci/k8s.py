@@ -4,8 +4,9 @@
     .ci/k8s.py [PART...]      all parts, or these (see PARTS; those that need a cluster bring one up)
     .ci/k8s.py prepare        builds what takes long once (the cluster's programs, PostgreSQL's image, the base): early, in the background
 
-Needs root, go, npm, python3 with pip, the release binary (ORDERMESH_BIN) and the scripts that bring a cluster up (K8S_TOOLS, default
-../shared/k8s beside the repository): without those it is skipped, and says so; when CI is set it fails.
+Needs go, python3 with pip, kubectl and the release binary (ORDERMESH_BIN); for the image root; for the cluster the scripts that bring
+one up, which are not in this repository (K8S_TOOLS, default ../shared/k8s beside it). Without the last two those parts are skipped, and it
+says so; when CI is set it fails. Without kubectl the cluster's own is taken.
 KEEP_CLUSTER=1 leaves the cluster running.
 """
 
@@ -25,19 +26,14 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 sys.path.append(str(HERE / "bin/yaml"))
 
-from k8s_cluster import HOME, Cluster, run, seconds_since, there  # noqa: E402
-from system import BIN, ROOT, Failed  # noqa: E402
+from k8s_cluster import HOME, NO_CLUSTER, Cluster, run, seconds_since, there  # noqa: E402
+from system import BIN, ROOT, Failed, check, not_run  # noqa: E402
 
-try:
-    if skipped := there():
-        print(skipped)
-        sys.exit(0)
-except Failed as failure:
-    sys.exit(f"FAILED: {failure}")
 # The cluster's own kubectl is the last choice here, and the first on the cluster.
 os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{HOME / 'bin'}"
 # By their pins: what is there already takes no time. Before the imports, because PyYAML is one of them.
-subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint grpcurl jaeger".split()], check=True)
+for_cluster = ("grpcurl", "jaeger") if there() else ()
+subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint".split(), *for_cluster], check=True)
 
 import k8s_image  # noqa: E402
 import k8s_manifests  # noqa: E402
@@ -62,20 +58,24 @@ PARTS = {
 
 def prepare():
     """What is kept for the next time: programs of the cluster, PostgreSQL's image, the image's base."""
-    k8s_image.base_tar()
+    if not k8s_image.impossible():
+        k8s_image.base_tar()
+    if not there():
+        return
     with Cluster() as cluster:
         cluster.load_third_parties(HERE / "bin/jaeger")
 
 
 def main():
     wanted = sys.argv[1:] or list(PARTS)
+    check(there() or "CI" not in os.environ, f"there is a cluster to test on: {NO_CLUSTER}")
     if wanted == ["prepare"]:
         prepare()
         return 0
-    if not shutil.which("kubectl"):
-        prepare()
     if unknown := set(wanted) - set(PARTS):
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if there() and not shutil.which("kubectl"):
+        prepare()
     # kustomize reads them: the local overlay cannot be built without.
     run([ROOT / "deploy/overlays/local/secrets.sh", BIN])
     figures = []
@@ -94,9 +94,19 @@ def main():
             print(f"    {line}", flush=True)
         figures.append(f"{name}: {seconds_since(start)} s")
 
+    on_cluster = [name for name in PARTS if name in wanted and name not in ("manifests", "image")]
     if "manifests" in wanted:
-        part("manifests", k8s_manifests.without_cluster)
-    if set(wanted) <= {"manifests"}:
+        if shutil.which("kubectl"):
+            part("manifests", k8s_manifests.without_cluster)
+        else:
+            print(not_run("kubernetes: manifests", "there is no kubectl, and no cluster to bring one along"))
+    if not on_cluster and "image" not in wanted:
+        return 0
+    # A part of the cluster runs that image.
+    if why := k8s_image.impossible():
+        print(not_run("kubernetes: image", why))
+        if on_cluster:
+            print(not_run("kubernetes: cluster", "there is no image to run"))
         return 0
     with tempfile.TemporaryDirectory(prefix="ordermesh-image-") as folder:
         archive = []
@@ -107,16 +117,16 @@ def main():
             return [said]
 
         part("image", image)
-        if set(wanted) <= {"manifests", "image"}:
-            return 0
-        start = time.monotonic()
-        with Cluster() as cluster:
-            cluster.import_image(archive[0])
-            cluster.load_third_parties(HERE / "bin/jaeger")
-            figures.append(f"cluster up, images loaded: {seconds_since(start)} s")
-            for name, what in PARTS.items():
-                if name in wanted and name not in ("manifests", "image"):
-                    part(name, lambda what=what: what(cluster))
+        if on_cluster and not there():
+            print(not_run("kubernetes: cluster", f"{NO_CLUSTER} (so not {', '.join(on_cluster)})"))
+        elif on_cluster:
+            start = time.monotonic()
+            with Cluster() as cluster:
+                cluster.import_image(archive[0])
+                cluster.load_third_parties(HERE / "bin/jaeger")
+                figures.append(f"cluster up, images loaded: {seconds_since(start)} s")
+                for name in on_cluster:
+                    part(name, lambda what=PARTS[name]: what(cluster))
     print("times:", *figures, sep="\n    ")
     return 0
 
@@ -124,4 +134,7 @@ def main():
 if __name__ == "__main__":
     if not BIN.exists() and sys.argv[1:] != ["prepare"]:
         sys.exit(f"there is no {BIN.relative_to(ROOT) if BIN.is_relative_to(ROOT) else BIN}: cargo build --release")
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Failed as failure:
+        sys.exit(f"FAILED: {failure}")

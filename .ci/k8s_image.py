@@ -2,6 +2,7 @@
 (BINARY=prebuilt); the base is made from Debian's packages, under the base's name."""
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -12,6 +13,13 @@ from system import BIN, ROOT, Failed, check
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 MOST_BYTES = 25 * 1_000_000
 PACKAGES = ("buildah", "mmdebstrap")
+
+
+def impossible():
+    """Why no image can be built here; None when one can."""
+    if os.geteuid() == 0 and (all(map(shutil.which, PACKAGES)) or shutil.which("apt-get")):
+        return None
+    return f"it takes root, and {' and '.join(PACKAGES)} or apt-get"
 
 
 def install():

@@ -7,6 +7,7 @@ Run alone it needs no cluster, and leaves the API server out.
 import glob
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,13 @@ from k8s_cluster import run  # noqa: E402
 from system import ROOT, Failed, check  # noqa: E402
 
 BIN = ROOT / ".ci/bin"
-OVERLAYS = ("deploy/overlays/local", "deploy/overlays/production")
-# Components that no overlay has by default, each on top of the production overlay.
-COMPONENTS = ("deploy/components/migrate", "deploy/components/cloudnative-pg", "deploy/collector/opensearch")
-JOBS = ("deploy/jobs/load.yaml", "deploy/jobs/verify.yaml")
+PRODUCTION = "deploy/overlays/production"
+OVERLAYS = ("deploy/overlays/local", PRODUCTION)
+# Components that the production overlay has as comments: each alone, and those together of which one changes the other.
+MIGRATE, CLOUDNATIVE_PG, TOOLS = "deploy/components/migrate", "deploy/components/cloudnative-pg", "deploy/components/cloudnative-pg/tools"
+COMPONENTS = ((MIGRATE,), (CLOUDNATIVE_PG,), (MIGRATE, CLOUDNATIVE_PG), ("deploy/collector/opensearch",))
+VERIFY = f"{PRODUCTION}/verify"
+JOBS = ("deploy/jobs/load", "deploy/jobs/verify", VERIFY)
 
 # What kube-score finds and we keep: (check, name of the object or None for all, why). One that finds nothing is an error: take it out.
 EXCEPTIONS = (
@@ -50,26 +54,66 @@ CUSTOM_KINDS = "Certificate,Issuer,GRPCRoute,BackendTLSPolicy,Cluster"
 
 def variants():
     """{name: YAML} of everything that people apply."""
-    found = {overlay: run(["kubectl", "kustomize", ROOT / overlay]) for overlay in OVERLAYS}
-    for component in COMPONENTS:
-        folder = ROOT / ".ci/k8s/variant"
-        folder.mkdir(parents=True, exist_ok=True)
-        up = os.path.relpath(ROOT, folder)
-        (folder / "kustomization.yaml").write_text(json.dumps({
-            "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
-            "resources": [f"{up}/deploy/base", f"{up}/deploy/collector"], "components": [f"{up}/{component}"]}))
-        try:
-            found[component] = run(["kubectl", "kustomize", folder])
-        finally:
-            (folder / "kustomization.yaml").unlink()
-            folder.rmdir()
+    found = {folder: run(["kubectl", "kustomize", ROOT / folder]) for folder in (*OVERLAYS, *JOBS)}
+    for components in COMPONENTS:
+        found[" + ".join((PRODUCTION, *components))] = with_components(PRODUCTION, components)
+    found[f"{VERIFY} + {TOOLS}"] = with_components(VERIFY, (TOOLS,))
     return found
 
 
-def schemas():
+def with_components(folder, components):
+    """An overlay as it is built when the comments before some of its components are taken away."""
+    lines, place = (ROOT / folder / "kustomization.yaml").read_text().splitlines(), ROOT / ".ci/k8s/variant"
+    for component in components:
+        comment = f"  # - {os.path.relpath(ROOT / component, ROOT / folder)} "
+        at = next((at for at, line in enumerate(lines) if line.startswith(comment)), None)
+        check(at is not None, f"{folder}/kustomization.yaml names {component}, to be taken or left")
+        lines[at] = comment.replace("# ", "")
+    overlay = yaml.safe_load("\n".join(lines))
+    for kind in ("resources", "components"):
+        overlay[kind] = [os.path.relpath(ROOT / folder / each, place) if each.startswith("..") else each for each in overlay[kind]]
+    shutil.rmtree(place, ignore_errors=True)  # of one that was killed
+    place.mkdir(parents=True)
+    try:
+        for file in (ROOT / folder).iterdir():
+            if file.is_file():
+                shutil.copy(file, place)
+        (place / "kustomization.yaml").write_text(json.dumps(overlay))
+        return run(["kubectl", "kustomize", place])
+    finally:
+        shutil.rmtree(place)
+
+
+def database_urls(texts):
+    """With CloudNativePG nobody asks for the Secret `database`, which is not there; without it everybody does. `verify` reaches its database."""
+    wrong = []
+    for name, text in texts.items():
+        objects = [each for each in yaml.safe_load_all(text) if each]
+        asked = {}
+        for each in objects:
+            if each["kind"] in ("Deployment", "Job"):
+                for container in each["spec"]["template"]["spec"]["containers"]:
+                    secrets = {variable["valueFrom"]["secretKeyRef"]["name"] for variable in container.get("env", [])
+                               if "secretKeyRef" in variable.get("valueFrom", {})}
+                    if secrets:
+                        asked[f"{each['metadata']['name']}/{container['name']}"] = secrets - {"jaeger-opensearch"}
+        wanted = {"postgres-app"} if CLOUDNATIVE_PG in name else {"database"}
+        wrong += [f"{name}: {who} has its URL from {secrets}" for who, secrets in asked.items() if secrets and secrets != wanted]
+        migrations = sum(who.startswith("migrate/") for who in asked)
+        if migrations != (4 if MIGRATE in name else 0):
+            wrong.append(f"{name}: {migrations} containers migrate")
+        if name.startswith(f"{PRODUCTION} + ") and CLOUDNATIVE_PG in name:
+            job = list(yaml.safe_load_all(texts[f"{VERIFY} + {TOOLS}"]))
+            wrong += [f"{name}: {problem}" for problem in k8s_policies.unreachable(objects, job)]
+            if any(each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "egress-database" for each in objects):
+                wrong.append(f"{name}: the policy egress-database still opens addresses that nobody needs")
+    check(not wrong, "\n".join(wrong))
+    return [f"{len(texts)} variants: each has its URLs from the one Secret that is there"]
+
+
+def schemas(texts):
     """kubeconform, strict and offline."""
     said = []
-    texts = {**variants(), **{job: (ROOT / job).read_text() for job in JOBS}}
     for name, text in texts.items():
         out = run(
             [BIN / "kubeconform", "-strict", "-summary", "-skip", CUSTOM_KINDS,
@@ -104,7 +148,8 @@ def scores():
 
 def without_cluster():
     """Everything that needs no API server."""
-    said = [*schemas(), *scores()]
+    texts = variants()
+    said = [*schemas(texts), *database_urls(texts), *scores()]
     problems = k8s_policies.check() + k8s_policies.sees_differences()
     check(not problems, "\n".join(problems))
     run([BIN / "hadolint", ROOT / "deploy/Dockerfile"])
@@ -133,7 +178,8 @@ def dry_run(cluster):
     for name, text in variants().items():
         objects = [each for each in yaml.safe_load_all(text) if each]
         first = [each for each in objects if each["kind"] in ("Namespace", "PriorityClass")]
-        run(["kubectl", "apply", "--server-side", "-f", "-"], text=yaml.safe_dump_all(first), env=cluster.env)
+        if first:
+            run(["kubectl", "apply", "--server-side", "-f", "-"], text=yaml.safe_dump_all(first), env=cluster.env)
         out = run(["kubectl", "apply", "--server-side", "--dry-run=server", "--warnings-as-errors", "-f", "-"], text=text, env=cluster.env)
         said.append(f"dry run of {name}: {len(out.strip().splitlines())} objects")
     return said

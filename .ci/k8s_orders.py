@@ -77,8 +77,9 @@ def spans_of(found):
 
 
 def job(kind, *flags):
-    """A Job of deploy/jobs with more flags, and our image."""
-    manifest = yaml.safe_load((ROOT / f"deploy/jobs/{kind}.yaml").read_text())
+    """A Job of deploy/jobs with more flags, our image, and a name of its own: here one follows the other."""
+    manifest = yaml.safe_load((ROOT / f"deploy/jobs/{kind}/job.yaml").read_text())
+    manifest["metadata"]["generateName"] = f"{manifest['metadata'].pop('name')}-"
     container = manifest["spec"]["template"]["spec"]["containers"][0]
     given = {flag.split("=")[0] for flag in flags}
     container["image"] = PROGRAM_IMAGE

@@ -3,7 +3,8 @@
 (.ci/tools.sh yaml).
 
 The NetworkPolicies of an overlay are evaluated as Kubernetes does it: an edge is there when the caller's egress and the called
-one's ingress both allow it. What has to be there is worked out from proto/. Run alone: it checks both overlays.
+one's ingress both allow it. What has to be there is worked out from proto/. The Job `verify` reads every store and the gateway's
+ledger: it has to reach all of them, in both overlays. Run alone: it checks both overlays.
 """
 
 import re
@@ -17,7 +18,19 @@ sys.path.append(str(ROOT / ".ci/bin/yaml"))
 import yaml  # noqa: E402
 
 GRPC = 7000
+POSTGRES = 5432
 SERVICES = ("user", "order", "payment", "data")
+GATEWAY = "ORDERMESH_PAYMENT_GATEWAY_ADDRESSES"
+# Who is asked by whom besides our own pods: what is outside of the cluster, and its DNS.
+OUTSIDE = "an address outside of the cluster"
+OURS = {"kubernetes.io/metadata.name": "ordermesh"}
+DNS = {"k8s-app": "kube-dns"}
+DNS_NAMESPACE = {"kubernetes.io/metadata.name": "kube-system"}
+# The Jobs that run beside an overlay: `verify` first. `load` is for trying out, and has none in production.
+JOBS = {
+    "deploy/overlays/local": ("deploy/jobs/verify", "deploy/jobs/load"),
+    "deploy/overlays/production": ("deploy/overlays/production/verify",),
+}
 
 
 def methods():
@@ -73,8 +86,22 @@ def selects(selector, labels):
     return True
 
 
-def allowed(policies, direction, pod, peer, port):
-    """May `pod` take (Ingress) or make (Egress) a connection? Default is deny: a pod that no policy selects is an error."""
+def is_peer(rule, peer, namespace):
+    """Is a pod, or what is outside, meant by one entry of `from` or `to`?"""
+    if peer == OUTSIDE:
+        # Which addresses is for each to SET: that there are some is what can be seen here.
+        return "ipBlock" in rule
+    if "ipBlock" in rule:
+        return False
+    # Without a selector of namespaces it is about the policy's own.
+    if not selects(rule.get("namespaceSelector") or {}, namespace) or ("namespaceSelector" not in rule and namespace != OURS):
+        return False
+    return selects(rule.get("podSelector") or {}, peer)
+
+
+def allowed(policies, direction, pod, peer, port, namespace=OURS):
+    """May `pod` take (Ingress) or make (Egress) a connection? Default is deny: a pod that no policy selects is an error.
+    A peer in another namespace is told by that one's labels."""
     rules_of, peers_of = ("ingress", "from") if direction == "Ingress" else ("egress", "to")
     mine = [p["spec"] for p in policies if direction in p["spec"]["policyTypes"] and selects(p["spec"]["podSelector"], pod)]
     if not mine:
@@ -83,10 +110,8 @@ def allowed(policies, direction, pod, peer, port):
         ports = [each["port"] for each in rule.get("ports") or []]
         if ports and port not in ports:
             continue
-        for each in rule.get(peers_of) or [{"podSelector": {}}]:
-            # A rule for other namespaces, or for addresses, is about nobody of ours.
-            if "podSelector" in each and "namespaceSelector" not in each and selects(each["podSelector"], peer):
-                return True
+        if not rule.get(peers_of) or any(is_peer(each, peer, namespace) for each in rule[peers_of]):
+            return True
     return False
 
 
@@ -104,6 +129,59 @@ def edges(objects, names):
         if allowed(policies, "Egress", pods[caller], pods[called], GRPC) and allowed(policies, "Ingress", pods[called], pods[caller], GRPC)}
 
 
+def template_of(objects, kind, name=None):
+    """The pods of a workload, as they are made; None when there is no such workload."""
+    found = [each["spec"]["template"] for each in objects if each["kind"] == kind and name in (None, each["metadata"]["name"])]
+    return found[0] if found else None
+
+
+def gateway_of(objects):
+    """The gateway's address in the services' settings."""
+    return next(each["data"][GATEWAY] for each in objects if each["kind"] == "ConfigMap" and GATEWAY in each.get("data", {}))
+
+
+def database_of(objects):
+    """The labels of PostgreSQL's pods where they are ours, or OUTSIDE."""
+    if any(each["kind"] == "Cluster" for each in objects):
+        return {"cnpg.io/cluster": "postgres"}
+    ours = template_of(objects, "StatefulSet", "postgres")
+    return ours["metadata"]["labels"] if ours else OUTSIDE
+
+
+def unreachable(objects, job):
+    """What a Job of the tools may not reach and has to, as lines; and what is not as in the overlay that it belongs to."""
+    policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
+    template = template_of(job, "Job")
+    pod, gateway = template["metadata"]["labels"], gateway_of(objects)
+    mock = template_of(objects, "Deployment", "gateway")
+    peers = {name: (template_of(objects, "Deployment", name)["metadata"]["labels"], GRPC) for name in SERVICES}
+    peers["the database"] = (database_of(objects), POSTGRES)
+    peers["the gateway"] = (mock["metadata"]["labels"] if mock else OUTSIDE, int(gateway.rsplit(":", 1)[1]))
+    wrong = [name for name, (peer, port) in peers.items() if not (
+        allowed(policies, "Egress", pod, peer, port) and (peer == OUTSIDE or allowed(policies, "Ingress", peer, pod, port)))]
+    if not allowed(policies, "Egress", pod, DNS, 53, DNS_NAMESPACE):
+        wrong.append("DNS")
+    wrong = [f"the Job {pod['app.kubernetes.io/name']} may not reach {name}" for name in wrong]
+    container = template["spec"]["containers"][0]
+    its = {each["name"]: each.get("value") for each in container["env"]}
+    if its[GATEWAY] != gateway:
+        wrong.append(f"the Job's gateway is {its[GATEWAY]}, and the services' is {gateway}")
+    # The recommended URL names a file there.
+    if "/etc/ordermesh/database-ca" not in {each["mountPath"] for each in container["volumeMounts"]}:
+        wrong.append("the Job does not have the database's CA")
+    ours = template_of(objects, "Deployment", "order")["spec"]["containers"][0]["image"]
+    if container["image"] != ours:
+        wrong.append(f"the Job's image is {container['image']}, and the services' is {ours}")
+    return wrong
+
+
+def outside_gateway(objects):
+    """Who may reach a gateway that is not in the cluster, of the services."""
+    policies, port = [each for each in objects if each["kind"] == "NetworkPolicy"], int(gateway_of(objects).rsplit(":", 1)[1])
+    return {(name, "the gateway") for name in SERVICES
+            if allowed(policies, "Egress", template_of(objects, "Deployment", name)["metadata"]["labels"], OUTSIDE, port)}
+
+
 def difference(what, wanted, there):
     """Lines that tell what is missing and what is too much."""
     return [f"{what}: missing {each}" for each in sorted(wanted - there)] + [f"{what}: too much {each}" for each in sorted(there - wanted)]
@@ -118,6 +196,11 @@ def check():
         wanted = wanted_edges(contract, "gateway" in names)
         wrong += difference(f"{folder}, NetworkPolicies", wanted, edges(objects, names))
         print(f"{folder}: {len(wanted)} edges of {len(names)}x{len(names)} pods compared with the contract")
+        for job in JOBS[folder]:
+            wrong += [f"{folder}, {job}: {problem}" for problem in unreachable(objects, built(job))]
+            print(f"{folder}: {job} reaches {', '.join(SERVICES)}, database, gateway and DNS")
+        if "gateway" not in names:
+            wrong += difference(f"{folder}, egress", {("payment", "the gateway")}, outside_gateway(objects))
     routes = [each for each in objects if each["kind"] == "GRPCRoute"]
     routed = set()
     for route in routes:
@@ -144,6 +227,15 @@ def sees_differences():
         "podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [{}], "egress": [{}]}}
     if len(edges([*objects, everybody], SERVICES)) != len(SERVICES) ** 2:
         return ["a policy that opens everything is not seen as that"]
+    for folder, jobs in JOBS.items():
+        objects, job = built(folder), built(jobs[0])
+        # Without it the tools miss what the policy opens.
+        for name in ("tools", "from-tools", "egress-database", "egress-dns", "to-gateway"):
+            without = [each for each in objects if not (each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == name)]
+            if not unreachable(without, job):
+                return [f"{folder}: the policy {name} can be taken away, and nobody sees that {jobs[0]} reaches less"]
+    if not unreachable(built("deploy/overlays/production"), built("deploy/jobs/verify")):
+        return ["the local overlay's Job is not seen to be wrong in production"]
     return []
 
 

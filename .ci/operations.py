@@ -130,6 +130,17 @@ def dashboard():
     return f"{len(panels())} panels"
 
 
+def unseen_logs(text):
+    """Commands that read one pod of many, or ten lines of each: `logs deploy/SERVICE`, and `logs -l` without --tail."""
+    found = []
+    for command in re.findall(r"kubectl [^|`\n]*\blogs [^|`\n]*", text):
+        one_of_many = re.search(r"\bdeploy(?:ment)?/(?:user|order|payment|data)\b", command)
+        ten_lines = re.search(r"\s(?:-l|--selector)\b", command) and "--tail" not in command
+        if one_of_many or ten_lines:
+            found.append(command.strip())
+    return found
+
+
 def runbook():
     """A section for each alert and an alert for each section; commands, flags, methods and fields that are really there."""
     text = RUNBOOK.read_text()
@@ -143,6 +154,11 @@ def runbook():
     for section in re.split(r"^### ", under_alerts, flags=re.M)[1:]:
         missing = [word for word in ("**Means**", "**Look**", "**Do**", "**Wake**") if word not in section]
         check(not missing, f"{section.split()[0]}: {missing} is missing")
+
+    partial = unseen_logs(text)
+    check(not partial, "commands that do not show all of a service's log:\n" + "\n".join(partial))
+    seen = unseen_logs("kubectl -n ordermesh logs deploy/order --since=1h\nkubectl logs -l app.kubernetes.io/name=order --prefix\nkubectl logs deploy/collector")
+    check(len(seen) == 2, f"commands that show a part of the log would be noticed: {seen}")
 
     helps = {}
     commands = re.findall(r"^\s*(?:[A-Z]+=\S+ )*ordermesh ([^|\n]*)", "\n".join(blocks("sh")), re.M)

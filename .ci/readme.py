@@ -234,12 +234,21 @@ def place():
     return folder, cwd, env
 
 
+def own_ports(parts):
+    """What the README's systems listen on: calls, and health on each + 1000; of every port base that its commands name."""
+    commands = [part.code for part in parts if isinstance(part, Block) and not part.skipped]
+    named = {int(base) for command in commands for base in re.findall(r"--port-base (\d+)", command)}
+    return sorted(
+        base + offset + n + admin for base in {PORT_BASE} | named for name, offset in OFFSETS.items()
+        for n in ((1,) if name == "gateway" else (1, 2)) for admin in (0, 1000))
+
+
 def run():
     """Everything that the README says can be done."""
     parts = parse(README.read_text())
     rows = [part for part in parts if isinstance(part, Row)]
     check(len(rows) >= 20, f"the table of failures has its rows: {len(rows)}")
-    taken = [PORT_BASE + offset + n for offset in OFFSETS.values() for n in (1, 2) if not is_free(PORT_BASE + offset + n)]
+    taken = [port for port in own_ports(parts) if not is_free(port)]
     check(not taken, f"the README's own ports are free: {taken} are taken")
     folder, cwd, env = place()
     shell, systems = Shell(cwd, env), []

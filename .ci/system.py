@@ -63,6 +63,15 @@ def run_parts(what, parts):
     return 0
 
 
+def not_run(what, why):
+    """Says that something is not run for want of something; .ci/run's last line names it too. With CI set it is a failure."""
+    check("CI" not in os.environ, f"{what}: it has to run, and cannot: {why}")
+    if "CI_SKIPPED" in os.environ:
+        with open(os.environ["CI_SKIPPED"], "a", encoding="utf-8") as file:
+            file.write(f"{what}\n")
+    return f"SKIPPED: {what}: {why}"
+
+
 def is_free(port):
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -39,8 +39,8 @@ def of_release(system, binary):
 
 def run():
     """Upgraded, half rolled back and upgraded again under load, on a schema that is newer still: 0 failed calls, 0 lost orders."""
-    if skipped():
-        return skipped()
+    if why := skipped():
+        return why
     check(PREVIOUS.exists(), f"{PREVIOUS} is there (.ci/previous.sh builds it)")
     with Postgres(postgres_programs()) as server, tempfile.TemporaryDirectory(prefix="ordermesh-upgrade-") as folder:
         program = Path(folder) / "ordermesh"

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Makes every secret of the local overlay, into a folder that git ignores. What is there already stays: delete the folder to begin anew.
+# Makes every secret of the local overlay, into a folder that git ignores. What is there already stays, but for certificates that end within
+# a week: those are made anew, with a new CA (then: kubectl apply -k deploy/overlays/local, kubectl -n ordermesh rollout restart deployment).
+#
+# Delete the folder to begin anew, and PostgreSQL's volume with it: that has the password of its first start, and refuses a new one
+# (kubectl -n ordermesh delete statefulset/postgres pvc/data-postgres-0).
 #
 #   deploy/overlays/local/secrets.sh [ORDERMESH]
 #
@@ -38,9 +42,18 @@ make operator operator
 make gateway-api-key password
 make postgres-password password
 make database.env databases
-if [ ! -s "$secrets/tls/ca.pem" ]; then
-  "$program" certs --dir "$secrets/tls"
-  # Nobody needs it again: with a new folder, everybody gets a new CA.
-  rm -f "$secrets/tls/ca.key"
-  echo "made ${secrets#"$root"/}/tls"
+
+tls=$secrets/tls
+current() { # are the certificates all there, and good for a week and more?
+  local name
+  for name in ca user order payment data gateway; do
+    openssl x509 -in "$tls/$name.pem" -noout -checkend $((7 * 86400)) >/dev/null 2>&1 || return 1
+  done
+}
+if ! current; then
+  rm -rf "$tls"
+  "$program" certs --dir "$tls"
+  # Nobody needs it again: new certificates come with a new CA.
+  rm -f "$tls/ca.key"
+  echo "made ${tls#"$root"/}"
 fi
