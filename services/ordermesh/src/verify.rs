@@ -57,16 +57,16 @@ pub(crate) struct Stores {
     #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) database_url: Option<DatabaseUrl>,
     /// Database of the User Service, when it is another
-    #[arg(long, hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "ORDERMESH_USER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     user_database_url: Option<DatabaseUrl>,
     /// Database of the Order Service, when it is another
-    #[arg(long, hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "ORDERMESH_ORDER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     order_database_url: Option<DatabaseUrl>,
     /// Database of the Payment Service, when it is another
-    #[arg(long, hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "ORDERMESH_PAYMENT_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     payment_database_url: Option<DatabaseUrl>,
     /// Database of the Data Service, when it is another
-    #[arg(long, hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "ORDERMESH_DATA_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     data_database_url: Option<DatabaseUrl>,
 }
 
