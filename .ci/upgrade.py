@@ -48,7 +48,7 @@ def run():
         PROGRAMS.add(str(program))
         url = ["--database-url", server.url("postgres")]
         with System(flags=[*url, "--user.bcrypt-cost", "4"], program=program) as system:
-            with Load(system, "75s", "--customers", "6", *url) as load:
+            with Load(system, "--customers", "6", *url) as load:
                 put(BIN, program)
                 new_beside_old = [(service, 1) for service in SERVICES]
                 restart_all(system, new_beside_old)

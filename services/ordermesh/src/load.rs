@@ -28,6 +28,7 @@ use crate::load::pace::{Amount, Pace};
 pub(crate) use crate::load::seen::Seen;
 use crate::promises::{Report, Sources};
 use crate::system::{Place, Retries, System};
+use crate::up::Signals;
 use crate::verify;
 
 /// How much load.
@@ -95,6 +96,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let orders = options.orders.or_else(|| options.duration.is_none().then_some(5_000));
     let amount = Amount { orders, duration: options.duration };
     let stop = CancellationToken::new();
+    tokio::spawn(end_early(Signals::new()?, stop.clone()));
     let start = Instant::now();
     let watching = tokio::spawn(progress::watch(load.seen.clone(), amount, stop.clone()));
     let logins = tokio::spawn(load.clone().log_in(options.logins, stop.clone()));
@@ -118,6 +120,16 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     }
     load.verdict()?;
     report.as_ref().map_or(Ok(()), verify::verdict)
+}
+
+/// A signal ends it as its time does: orders in flight are watched to their end, and what was seen is told. A second one
+/// ends it at once.
+async fn end_early(mut signals: Signals, stop: CancellationToken) {
+    signals.next().await;
+    eprintln!("no more orders; those in flight are watched to their end (once more: end at once)");
+    stop.cancel();
+    signals.next().await;
+    std::process::exit(1);
 }
 
 /// The promises, once what is on its way has arrived.
