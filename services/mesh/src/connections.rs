@@ -25,6 +25,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::caller::PeerService;
+use crate::lingering::{lend, linger};
 use crate::proxies::Proxies;
 use crate::refusals::{Cause, Refusals};
 use crate::serve::{Calls, Stack};
@@ -173,6 +174,17 @@ impl Connections {
     }
 
     async fn http2<S>(&self, stream: S, service: PerConnection, goaway: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, mut given_back) = lend(stream);
+        self.calls(stream, service, goaway).await;
+        if let Ok(stream) = given_back.try_recv() {
+            linger(stream).await;
+        }
+    }
+
+    async fn calls<S>(&self, stream: S, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -380,6 +392,10 @@ mod tests {
 
     use crate::wire::{Request, Response};
 
+    /// Types of HTTP/2's frames.
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+
     /// A server of two connections, whose handler answers with 100 kB, and to `Watch` without an end.
     struct World {
         connections: Arc<Connections>,
@@ -563,5 +579,27 @@ mod tests {
             let ended = timeout(2 * IDLE_TIMEOUT, served).await;
             assert_eq!(ended.is_err(), is_kept, "{path}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_has_ended_takes_what_still_comes_for_a_moment() {
+        let world = World::new();
+        let (mut stream, served) = world.connect().expect("a place");
+        stream.write_all(PREFACE).await.expect("written");
+        stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.expect("written");
+        // Every frame to the end; its pings are answered, or it would not end.
+        let mut head = [0; 9];
+        while stream.read_exact(&mut head).await.is_ok() {
+            world.goaway.cancel();
+            let mut payload = vec![0; usize::from(head[2])];
+            stream.read_exact(&mut payload).await.expect("a whole frame");
+            if head[3] == PING && head[4] == 0 {
+                stream.write_all(&[&[0, 0, 8, PING, 1, 0, 0, 0, 0], &payload[..]].concat()).await.expect("written");
+            }
+        }
+        stream.write_all(b"a call that was on its way").await.expect("it is taken");
+        assert!(!served.is_finished());
+        served.await.expect("no panic");
+        stream.write_all(b"too late").await.expect_err("it is closed");
     }
 }

@@ -47,6 +47,7 @@ mod health;
 mod holding;
 mod identity;
 mod keeper;
+mod lingering;
 mod load;
 mod memory;
 mod memory_limit;

@@ -1,0 +1,109 @@
+//! The end of a connection. Who closes a socket while its peer still sends resets it; a peer whose write fails then may never
+//! read what is there for him: the last answers, and the GOAWAY that says which of his calls were not begun. So what still
+//! comes is read and thrown away, until the peer closes too, or for a moment (RFC 9112, section 9.6, says it of HTTP/1.1).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Says that nothing more comes, and waits until the peer says so too.
+pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let peer_closes = async {
+        let _ = stream.shutdown().await;
+        let mut ignored = [0; 1_024];
+        while matches!(stream.read(&mut ignored).await, Ok(1..)) {}
+    };
+    // A peer that does not close has had his time.
+    let _ = timeout(LINGER, peer_closes).await;
+}
+
+/// A stream that comes back when who was given it drops it: hyper keeps what it is given.
+pub(crate) struct Lent<S> {
+    stream: Option<S>,
+    back: Option<oneshot::Sender<S>>,
+}
+
+pub(crate) fn lend<S>(stream: S) -> (Lent<S>, oneshot::Receiver<S>) {
+    let (back, given_back) = oneshot::channel();
+    (Lent { stream: Some(stream), back: Some(back) }, given_back)
+}
+
+impl<S> Drop for Lent<S> {
+    fn drop(&mut self) {
+        if let Some((stream, back)) = self.stream.take().zip(self.back.take()) {
+            // Or nobody wants it back.
+            let _ = back.send(stream);
+        }
+    }
+}
+
+impl<S: Unpin> Lent<S> {
+    /// It is there until drop.
+    fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut S>> {
+        self.get_mut().stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Lent<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Lent<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.as_ref().is_some_and(S::is_write_vectored)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::duplex;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_when_the_peer_closes_and_after_a_moment_when_he_does_not() {
+        for closes in [true, false] {
+            let (ours, mut theirs) = duplex(64);
+            let (lent, given_back) = lend(ours);
+            drop(lent);
+            let began = Instant::now();
+            let lingering = tokio::spawn(linger(given_back.await.expect("it comes back")));
+            assert_eq!(theirs.read(&mut [0]).await.expect("read"), 0, "nothing more comes");
+            theirs.write_all(&[7; 1_000]).await.expect("what still comes is taken");
+            if closes {
+                drop(theirs);
+            }
+            lingering.await.expect("no panic");
+            assert_eq!(began.elapsed(), if closes { Duration::ZERO } else { LINGER });
+        }
+    }
+}
