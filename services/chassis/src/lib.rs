@@ -4,6 +4,7 @@
 //! # Layout
 //! - [`settings`]: what every service can be told
 //! - [`start`]: from settings to a running server, and the drain back
+//! - `health`: when it is ready
 //! - [`events`]: which ended operations become events (the table of the README), and the way into the outbox
 //! - [`relay`]: from the outbox to the Data Service
 //! - [`keys`]: the public keys that verify access tokens
@@ -16,6 +17,7 @@ pub mod decode;
 pub mod encode;
 pub mod events;
 pub mod fingerprint;
+mod health;
 pub mod keys;
 pub mod page;
 pub mod relay;
@@ -25,7 +27,9 @@ pub mod start;
 pub use decode::{Fields, Invalid};
 pub use fingerprint::Fingerprint;
 pub use page::PageToken;
-pub use settings::{ByteSize, DatabaseSettings, DatabaseUrl, OrderPeer, PaymentPeer, Settings, TlsSettings, UserPeer};
+pub use settings::{
+    ByteSize, DatabaseSettings, DatabaseUrl, Networks, OrderPeer, PaymentPeer, Settings, TlsSettings, UserPeer,
+};
 pub use start::{Chassis, Error, Served, open_database};
 
 /// The kind of refusal that a database error is for the caller.

@@ -66,6 +66,24 @@ impl FromStr for ByteSize {
     }
 }
 
+/// Networks, each an address and how many bits of it count: `10.0.0.0/8,fd00::/8`. None when the text is empty.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Networks(pub Vec<IpNet>);
+
+/// What is wrong with a list of networks.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0:?} is no network; examples are 10.0.0.0/8, fd00::/8, 192.0.2.7/32")]
+pub struct NetworksError(String);
+
+impl FromStr for Networks {
+    type Err = NetworksError;
+
+    fn from_str(text: &str) -> Result<Self, NetworksError> {
+        let each = text.split(',').map(str::trim).filter(|each| !each.is_empty());
+        each.map(|each| each.parse().map_err(|_| NetworksError(each.to_owned()))).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// A hundred years: longer than anything waits, and now and a few of them is an instant still.
 const LONGEST: Duration = Duration::from_secs(36_525 * 86_400);
 
@@ -126,11 +144,6 @@ pub fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A network: its address, and how many bits of it count.
-fn network(text: &str) -> Result<IpNet, String> {
-    text.parse().map_err(|_| "not a network; examples are 10.0.0.0/8, fd00::/8, 192.0.2.7/32".to_owned())
-}
-
 /// A process needs a MiB at least, or nothing is left for requests.
 fn memory_limit(text: &str) -> Result<ByteSize, String> {
     bytes_within(text, 1024 * 1024..=usize::MAX, "1MiB at least")
@@ -183,8 +196,8 @@ pub struct Settings {
     #[arg(long, env = "ORDERMESH_TRUST_CLIENT_TRACE_CONTEXT")]
     pub trust_client_trace_context: bool,
     /// Networks of the proxies that customers come through: who counts by his address is whom they name in `x-forwarded-for`
-    #[arg(long, env = "ORDERMESH_TRUSTED_PROXIES", value_parser = network, value_delimiter = ',', value_name = "NETWORK,…")]
-    pub trusted_proxies: Vec<IpNet>,
+    #[arg(long, env = "ORDERMESH_TRUSTED_PROXIES", value_name = "NETWORK,…")]
+    pub trusted_proxies: Option<Networks>,
     /// Most bytes that requests in flight may take, four times their size on the wire [default: a quarter of --memory-limit]
     #[arg(long, env = "ORDERMESH_MEMORY_BUDGET", value_name = "BYTES")]
     pub memory_budget: Option<ByteSize>,
@@ -329,7 +342,8 @@ mod tests {
             ("--max-concurrency", "0", "1"),
             ("--memory-limit", "99", "64MiB"),
             ("--max-message", "5MiB", "4MiB"),
-            ("--trusted-proxies", "10.0.0.1", "10.0.0.0/8,fd00::/8"),
+            ("--trusted-proxies", "10.0.0.1", "10.0.0.0/8, fd00::/8"),
+            ("--trusted-proxies", "10.0.0.0/8,10.0.0.0/33", ""),
             ("--database-connections", "0", "1"),
             ("--database-acquire-timeout", "0s", "1s"),
             ("--database-statement-timeout", "0s", "1s"),

@@ -8,7 +8,6 @@ use std::time::Duration;
 use kernel::{Clock, IdSource, SystemClock, SystemIds};
 use mesh::tls::Identity;
 use mesh::{Addresses, Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Quota, Secret, ServerConfig};
-use opentelemetry::global;
 use storage::{Database, Migration};
 use telemetry::EventSink;
 use tokio::net::TcpListener;
@@ -19,12 +18,11 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::events::{self, Sink};
+use crate::health;
 use crate::keys::{AUDIENCE, ISSUER, RemoteKeys};
 use crate::relay::Relay;
 use crate::settings::{DatabaseUrl, Settings, UserPeer};
 
-/// How often a service asks its database whether it answers, and counts its outbox.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 /// What background tasks get for their end when calls have taken all of the drain's time.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// What the last events get after that. With a notice of 5 s, a drain of 10 s, and 4 s for telemetry, an end takes 25 s at most.
@@ -238,7 +236,7 @@ impl Chassis {
             descriptors: &[contracts::DESCRIPTORS],
             health_services: served.health_services,
             rate_limits: served.rate_limits,
-            trusted_proxies: settings.trusted_proxies.clone(),
+            trusted_proxies: settings.trusted_proxies.clone().unwrap_or_default().0,
             max_concurrency: settings.max_concurrency,
             max_streams: settings.max_streams,
             max_connections: settings.max_connections,
@@ -250,7 +248,7 @@ impl Chassis {
             ..ServerConfig::new(self.service, contracts::POLICIES, gatekeeper)
         };
         let (ready, is_ready) = watch::channel(true);
-        self.tasks.spawn(watch_health(self.clone(), ready));
+        self.tasks.spawn(health::watch(self.db.clone(), self.clock.clone(), self.told.clone(), ready));
         if let Some(admin) = admin {
             tokio::spawn(mesh::serve_admin(admin, is_ready.clone(), self.drained.clone()));
         }
@@ -326,55 +324,6 @@ async fn after_the_notice(told: CancellationToken, notice: Duration, shutdown: C
     told.cancelled().await;
     tokio::time::sleep(notice).await;
     shutdown.cancel();
-}
-
-/// Ready is: the own database answers, and the service is not told to stop. Never a peer.
-async fn watch_health(chassis: Chassis, ready: watch::Sender<bool>) {
-    tokio::join!(watch_database(&chassis, ready), watch_outbox(&chassis));
-}
-
-async fn watch_database(chassis: &Chassis, ready: watch::Sender<bool>) {
-    let is_ready = global::meter("ordermesh")
-        .u64_gauge("ordermesh.ready")
-        .with_description("1 while the own database answers, 0 while it does not: then the other gauges stand still")
-        .build();
-    loop {
-        let asking = tokio::time::timeout(HEALTH_INTERVAL, chassis.db.ping());
-        let Some(answer) = chassis.told.run_until_cancelled(asking).await else { break };
-        let answers = matches!(answer, Ok(Ok(())));
-        chassis.db.record_connections();
-        is_ready.record(u64::from(answers), &[]);
-        ready.send_if_modified(|now| std::mem::replace(now, answers) != answers);
-        if tokio::time::timeout(HEALTH_INTERVAL, chassis.told.cancelled()).await.is_ok() {
-            break;
-        }
-    }
-    // Draining: nobody is to be sent here any more.
-    ready.send_replace(false);
-}
-
-/// Not a part of readiness: a table that is full, or locked, keeps nobody from serving. One question at a time, however long it takes.
-async fn watch_outbox(chassis: &Chassis) {
-    let meter = global::meter("ordermesh");
-    let waiting = meter.i64_gauge("ordermesh.outbox.events").with_description("Events that wait to be sent").build();
-    let age = meter
-        .f64_gauge("ordermesh.outbox.oldest")
-        .with_unit("s")
-        .with_description("Age of the oldest waiting event")
-        .build();
-    let refused = meter.i64_gauge("ordermesh.outbox.refused").with_description("Events that the store refused").build();
-    let outbox = chassis.db.outbox();
-    while let Some(backlog) = chassis.told.run_until_cancelled(outbox.backlog()).await {
-        if let Ok(backlog) = backlog {
-            let now = chassis.clock.now();
-            waiting.record(backlog.waiting, &[]);
-            age.record(backlog.oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()), &[]);
-            refused.record(backlog.refused, &[]);
-        }
-        if tokio::time::timeout(HEALTH_INTERVAL, chassis.told.cancelled()).await.is_ok() {
-            return;
-        }
-    }
 }
 
 /// Who this process is, by its certificate.

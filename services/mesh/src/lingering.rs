@@ -12,13 +12,19 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 const LINGER: Duration = Duration::from_secs(1);
+/// Of a KiB each: more is no call that was on its way.
+const MOST_READS: usize = 256;
 
 /// Says that nothing more comes, and waits until the peer says so too.
 pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let peer_closes = async {
         let _ = stream.shutdown().await;
         let mut ignored = [0; 1_024];
-        while matches!(stream.read(&mut ignored).await, Ok(1..)) {}
+        for _ in 0..MOST_READS {
+            if !matches!(stream.read(&mut ignored).await, Ok(1..)) {
+                break;
+            }
+        }
     };
     // A peer that does not close has had his time.
     let _ = timeout(LINGER, peer_closes).await;

@@ -1,7 +1,7 @@
 //! Admission by memory: a call reserves four times each frame's bytes as the frames arrive (gRPC tells no length
 //! beforehand, and decoding costs more than the wire), and gives them back at the end of its answer. A message that is
-//! longer than the limit is refused by its five-byte prefix, before it is read. Health and reflection have a small budget
-//! of their own: they are open to strangers, and never compete with calls.
+//! longer than the limit is refused by its five-byte prefix, before it is read. Health and
+//! reflection, open to strangers, never compete with calls: their messages are short, and their permits bound how many there are.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -26,9 +26,8 @@ use crate::wire::{Answer, Request, Response, is_infrastructure};
 /// What a byte on the wire costs while its call is served.
 const COST_FACTOR: usize = 4;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// For all calls of health and reflection together, whose messages are names.
-const INFRASTRUCTURE_BUDGET_BYTES: usize = 1024 * 1024;
-const INFRASTRUCTURE_MESSAGE_BYTES: usize = 16 * 1024;
+/// A message for health or reflection is a name.
+const INFRASTRUCTURE_MESSAGE_BYTES: usize = 4 * 1024;
 
 /// The bytes that calls may hold at once.
 #[derive(Debug)]
@@ -87,7 +86,6 @@ pub(crate) struct Memory<S> {
 /// What all calls share.
 struct Shared {
     budget: Arc<Budget>,
-    infrastructure: Arc<Budget>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 }
@@ -97,8 +95,7 @@ pub(crate) fn memory<S>(
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
-    let infrastructure = Arc::new(Budget::new(INFRASTRUCTURE_BUDGET_BYTES));
-    let shared = Arc::new(Shared { budget, infrastructure, max_message_bytes, refusals });
+    let shared = Arc::new(Shared { budget, max_message_bytes, refusals });
     layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
@@ -116,18 +113,22 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let (budget, limit_bytes) = if is_infrastructure(request.uri().path()) {
-            (&self.shared.infrastructure, INFRASTRUCTURE_MESSAGE_BYTES)
-        } else {
-            (&self.shared.budget, self.shared.max_message_bytes)
-        };
-        let held = Arc::new(Held::new(budget));
-        let request = request.map(|inner| {
-            let prefixes = Prefixes { limit_bytes, prefix: [0; 5], read: 0, message_left: 0 };
-            Body::new(AdmittedBody { inner, held: held.clone(), prefixes, shared: self.shared.clone() })
-        });
+        if is_infrastructure(request.uri().path()) {
+            let request = request.map(|body| self.shared.admitted(body, INFRASTRUCTURE_MESSAGE_BYTES, None));
+            return Box::pin(self.inner.call(request));
+        }
+        let held = Arc::new(Held::new(&self.shared.budget));
+        let limit_bytes = self.shared.max_message_bytes;
+        let request = request.map(|body| self.shared.admitted(body, limit_bytes, Some(held.clone())));
         let work = self.inner.call(request);
         Box::pin(async move { Ok(hold(work.await?, held)) })
+    }
+}
+
+impl Shared {
+    fn admitted(self: &Arc<Self>, inner: Body, limit_bytes: usize, held: Option<Arc<Held>>) -> Body {
+        let prefixes = Prefixes { limit_bytes, prefix: [0; 5], read: 0, message_left: 0 };
+        Body::new(AdmittedBody { inner, held, prefixes, shared: self.clone() })
     }
 }
 
@@ -165,7 +166,7 @@ impl Prefixes {
 
 struct AdmittedBody {
     inner: Body,
-    held: Arc<Held>,
+    held: Option<Arc<Held>>,
     prefixes: Prefixes,
     shared: Arc<Shared>,
 }
@@ -178,7 +179,7 @@ impl AdmittedBody {
             let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
             return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
         }
-        if self.held.take(data.len().saturating_mul(COST_FACTOR)) {
+        if self.held.as_ref().is_none_or(|held| held.take(data.len().saturating_mul(COST_FACTOR))) {
             return Ok(());
         }
         self.shared.refusals.count(Cause::Memory);
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn health_and_reflection_have_a_small_budget_of_their_own() {
+    async fn messages_for_health_and_reflection_are_short_and_have_no_budget() {
         use http_body_util::{BodyExt, Full};
         let budget = Arc::new(Budget::new(0));
         let handler = tower::service_fn(|request: Request| async move {
@@ -264,6 +265,6 @@ mod tests {
         let check = "/grpc.health.v1.Health/Check";
         assert_eq!(ask(check, 100).await, Some(None), "though the calls' budget is used up");
         assert_eq!(ask("/t.T/Call", 100).await, Some(Some(OUT_OF_MEMORY.to_owned())), "the twin");
-        assert_eq!(ask(check, 1 << 20).await, Some(Some("MESSAGE_TOO_LARGE".to_owned())), "by its prefix");
+        assert_eq!(ask(check, 5_000).await, Some(Some("MESSAGE_TOO_LARGE".to_owned())), "by its prefix");
     }
 }

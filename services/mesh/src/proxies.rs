@@ -42,7 +42,8 @@ impl Proxies {
 
 /// With a port, or without.
 fn address_in(hop: &str) -> Option<IpAddr> {
-    hop.parse().ok().or_else(|| hop.parse().ok().map(|with_port: SocketAddr| with_port.ip()))
+    let address = hop.parse().ok().or_else(|| hop.parse().ok().map(|with_port: SocketAddr| with_port.ip()))?;
+    Some(address.to_canonical())
 }
 
 #[cfg(test)]
@@ -57,9 +58,10 @@ mod tests {
         assert!(proxies.trusts(proxy.ip()) && proxies.trusts("::ffff:10.1.2.3".parse().expect("an address")));
         assert!(!proxies.trusts("192.0.2.1".parse().expect("an address")));
         #[rustfmt::skip]
-        let table: [(&[&str], &str); 9] = [
+        let table: [(&[&str], &str); 10] = [
             (&["192.0.2.1"],                           "192.0.2.1"),
             (&["192.0.2.1:555"],                       "192.0.2.1"),
+            (&["::ffff:192.0.2.1"],                    "192.0.2.1"),
             (&["[2001:db8::1]:555"],                   "2001:db8::1"),
             (&["192.0.2.1, 10.9.9.9, fd00::7"],        "192.0.2.1"),
             // What the caller himself has written in front is hearsay.

@@ -13,13 +13,13 @@ use tonic::Code;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::deadline::{SERVED, Served, Side, TimedBody, asked, effective, exceeded, within};
+use crate::deadline::{SERVED, Served, Side, TimedBody, asked, effective, exceeded, least, within};
 use crate::policy::{MethodPolicy, PolicyTable};
 use crate::refusals::{Cause, Refusals};
 use crate::status::mesh_status;
 use crate::wire::{Answer, Request, Response, find, respond};
 
-/// A stream (health's and reflection's too) that has no deadline must begin to be answered within so long.
+/// A stream (health's and reflection's too) must begin to be answered within so long, however much time its caller gives it.
 const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
@@ -64,7 +64,8 @@ where
         let served = Served::new(deadline, request.headers());
         let work = SERVED.scope(served, self.inner.call(request));
         let is_stream = policy.is_none_or(|policy| policy.streaming);
-        let Some(begin_by) = deadline.or_else(|| is_stream.then(|| now + BEGIN_WITHIN)) else { return Box::pin(work) };
+        let begin_by = least(deadline, is_stream.then(|| now + BEGIN_WITHIN));
+        let Some(begin_by) = begin_by else { return Box::pin(work) };
         Box::pin(async move {
             match within(begin_by, work).await {
                 Some(Ok(response)) => Ok(bounded(response, policy, deadline)),
@@ -113,10 +114,20 @@ mod tests {
         const POLICIES: PolicyTable = PolicyTable(&[method("/t.T/Call", false), method("/t.T/Watch", true)]);
         let handler = tower::service_fn(|_: Request| std::future::pending::<Answer>());
         let mut stack = server_deadline(POLICIES, Arc::new(Refusals::new("test"))).layer(handler);
-        for (path, is_bounded) in
-            [("/t.T/Call", false), ("/t.T/Watch", true), ("/grpc.health.v1.Health/Watch", true), ("/unknown", true)]
-        {
-            let request = http::Request::post(path).body(Body::empty()).expect("a request");
+        #[rustfmt::skip]
+        let table = [
+            ("/t.T/Call",                    None,       false),
+            ("/t.T/Watch",                   None,       true),
+            ("/t.T/Watch",                   Some("9H"), true),
+            ("/grpc.health.v1.Health/Watch", None,       true),
+            ("/grpc.health.v1.Health/Watch", Some("9H"), true),
+            ("/unknown",                     None,       true),
+        ];
+        for (path, asked, is_bounded) in table {
+            let mut request = http::Request::post(path).body(Body::empty()).expect("a request");
+            if let Some(asked) = asked {
+                request.headers_mut().insert("grpc-timeout", http::HeaderValue::from_static(asked));
+            }
             let began = Instant::now();
             let answer = tokio::time::timeout(Duration::from_secs(3_600), stack.call(request)).await;
             assert_eq!(answer.is_ok(), is_bounded, "{path}");

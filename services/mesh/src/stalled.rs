@@ -131,6 +131,8 @@ impl<G: Unpin> http_body::Body for WatchedBody<G> {
         if !this.rest.is_empty() {
             this.tell_sent();
             let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+            // Nobody watches the last one: alone it must not keep all of the message.
+            let piece = if this.rest.is_empty() { Bytes::copy_from_slice(&piece) } else { piece };
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {

@@ -23,6 +23,8 @@ use crate::status::{mesh_status, mesh_status_retry};
 const REFETCH_INTERVAL: Duration = Duration::from_secs(10);
 /// As long as there are no keys at all, the source is asked more often.
 const FIRST_FETCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Everybody with an unknown key id waits while the source is asked.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 const PREFETCH_MAX_PAUSE: Duration = Duration::from_secs(8);
 /// How long a key that was taken away verifies tokens all the same.
 const KEYS_INTERVAL: Duration = Duration::from_secs(60);
@@ -208,7 +210,10 @@ impl Tokens {
 
     /// When it fails, what we have is kept.
     async fn fetch(&self) {
-        let fetched = match self.source.fetch().await {
+        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.source.fetch()).await;
+        let fetched = match fetched
+            .unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("they did not come in time")))
+        {
             Ok(fetched) => fetched,
             Err(status) => {
                 // Without any, the caller is told; with some, nobody would notice.

@@ -12,6 +12,7 @@ mod pace;
 mod progress;
 mod seen;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -126,8 +127,11 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 /// ends it at once.
 async fn end_early(mut signals: Signals, stop: CancellationToken) {
     signals.next().await;
-    eprintln!("no more orders; those in flight are watched to their end (once more: end at once)");
     stop.cancel();
+    let _ = writeln!(
+        std::io::stderr(),
+        "no more orders; those in flight are watched to their end (once more: end at once)"
+    );
     signals.next().await;
     std::process::exit(1);
 }

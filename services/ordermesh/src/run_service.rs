@@ -1,8 +1,7 @@
 //! `ordermesh user` and so on: one service in this process. Binding, signals and telemetry are here; the rest is the service's.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use telemetry::Telemetry;
 use tokio::net::TcpListener;
@@ -98,8 +97,6 @@ impl Frame {
     }
 }
 
-const SAME_SIGNAL: Duration = Duration::from_millis(500);
-
 /// Cancelled by SIGTERM, by SIGINT, and by the end of a supervisor. A second signal ends the process at once: what was
 /// acknowledged is stored, and goes on at the next start.
 fn shutdown() -> Result<CancellationToken, Error> {
@@ -109,15 +106,8 @@ fn shutdown() -> Result<CancellationToken, Error> {
     tokio::spawn(async move {
         signals.next().await;
         asked.cancel();
-        // One Ctrl-C may come twice: from the terminal, and from who passes it on.
-        let _ = tokio::time::timeout(SAME_SIGNAL, async {
-            loop {
-                signals.next().await
-            }
-        })
-        .await;
         signals.next().await;
-        eprintln!("ordermesh: told to stop a second time: ends at once");
+        let _ = writeln!(std::io::stderr(), "ordermesh: told to stop a second time: ends at once");
         std::process::exit(1);
     });
     if std::env::var_os(SUPERVISED).is_some() {

@@ -1,7 +1,7 @@
 //! `ordermesh` without a subcommand: starts a system, says what a person needs, ends it.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use kernel::{IdSource, SystemIds};
@@ -96,10 +96,13 @@ fn banner(plan: &Plan, supervisor: &Supervisor, began: Instant) -> Result<Banner
     })
 }
 
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
+
 /// SIGTERM and SIGINT.
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    last: Option<Instant>,
 }
 
 impl Signals {
@@ -111,14 +114,22 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).map_err(Error::Signal)?,
             interrupt: signal(SignalKind::interrupt()).map_err(Error::Signal)?,
+            last: None,
         })
     }
 
-    /// Returns at the next one.
+    /// Returns at the next one. One that comes right after another is the same: Ctrl-C comes from the terminal, and again from
+    /// who passes it on.
     pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
+            }
+            let last = self.last.replace(Instant::now());
+            if last.is_none_or(|last| last.elapsed() >= SAME_SIGNAL) {
+                return;
+            }
         }
     }
 }

@@ -211,9 +211,9 @@ impl Outbox {
     pub async fn backlog(&self) -> Result<Backlog, Error> {
         // The oldest by the key, for ids begin with their time: a time has no index.
         let select = format!(
-            "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM outbox LIMIT {COUNTED}) AS some) AS waiting, \
+            "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM outbox LIMIT {COUNTED}) AS counted) AS waiting, \
              (SELECT create_time FROM outbox ORDER BY event_id LIMIT 1) AS oldest, \
-             (SELECT COUNT(*) FROM (SELECT 1 FROM outbox_refused LIMIT {COUNTED}) AS some) AS refused",
+             (SELECT COUNT(*) FROM (SELECT 1 FROM outbox_refused LIMIT {COUNTED}) AS counted) AS refused",
         );
         let select = Statement::from_string(self.db.read().get_database_backend(), select);
         let counts = Counts::find_by_statement(select).one(self.db.read()).await?;

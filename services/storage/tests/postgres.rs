@@ -274,7 +274,8 @@ async fn a_locked_outbox_keeps_the_database_from_nothing_else() {
         Box::pin(async move {
             tx.conn().execute_unprepared("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").await?;
             asked.ping().await.expect("it answers");
-            asked.outbox().backlog().await.expect_err("it cannot be counted");
+            let locked = asked.outbox().backlog().await.expect_err("it cannot be counted");
+            assert!(format!("{locked:?}").contains("statement timeout"), "{locked:?}");
             Ok::<_, Error>(())
         })
     })

@@ -274,7 +274,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
             max_concurrency: mesh::DEFAULT_MAX_CONCURRENCY,
             max_streams: mesh::DEFAULT_MAX_STREAMS,
             max_connections: mesh::DEFAULT_MAX_CONNECTIONS,
-            trusted_proxies: vec![],
+            trusted_proxies: None,
             max_message: chassis::ByteSize(64 * 1_024),
             drain_notice: Duration::ZERO,
             drain_timeout: Duration::from_secs(2),

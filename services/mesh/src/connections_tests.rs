@@ -1,0 +1,222 @@
+//! Connections over a duplex stream, in paused time: how they begin, idle and end, and what rude peers get.
+
+use super::*;
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http_body_util::{Full, StreamBody};
+use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::time::Instant;
+
+use crate::wire::{Request, Response};
+
+/// Types of HTTP/2's frames.
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+
+/// A server of two connections, whose handler answers with 100 kB, and to `Watch` without an end.
+struct World {
+    connections: Arc<Connections>,
+    refusals: Arc<Refusals>,
+    goaway: CancellationToken,
+}
+
+impl World {
+    fn new() -> Self {
+        let refusals = Arc::new(Refusals::new("test"));
+        let connections = Arc::new(Connections::new(2, None, Proxies::default(), refusals.clone()));
+        Self { connections, refusals, goaway: CancellationToken::new() }
+    }
+
+    /// A new connection's other end, and the task that serves it.
+    fn connect(&self) -> Option<(DuplexStream, tokio::task::JoinHandle<()>)> {
+        let (ours, theirs) = duplex(1 << 20);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let handler = tower::service_fn(|request: Request| -> BoxFuture<'static, Answer> {
+            let body = if request.uri().path().ends_with("/Watch") {
+                Body::new(StreamBody::new(futures_util::stream::pending::<Result<_, Status>>()))
+            } else {
+                Body::new(Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {}))
+            };
+            Box::pin(std::future::ready(Ok(Response::new(body))))
+        });
+        let stack = Stack::new(handler);
+        let served = self.connections.serve(theirs, peer, stack, self.goaway.clone())?;
+        Some((ours, tokio::spawn(served)))
+    }
+
+    fn seen(&self) -> Vec<Cause> {
+        self.refusals.seen.lock().expect("not poisoned").clone()
+    }
+}
+
+async fn handshake(stream: DuplexStream, window: u32) -> SendRequest<Bytes> {
+    let builder = h2::client::Builder::new().initial_window_size(window).clone();
+    let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    sender.ready().await.expect("ready")
+}
+
+async fn call(sender: &mut SendRequest<Bytes>) -> http::Response<h2::RecvStream> {
+    call_of(sender, "/t.T/Call").await
+}
+
+async fn call_of(sender: &mut SendRequest<Bytes>, path: &str) -> http::Response<h2::RecvStream> {
+    let request = http::Request::post(format!("http://test{path}")).body(()).expect("a request");
+    let (response, _) = sender.send_request(request, true).expect("sent");
+    response.await.expect("answered")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_does_not_begin_in_time_is_ended() {
+    for first in [&b""[..], b"PRI * HTTP/2.0\r\n", PREFACE] {
+        let world = World::new();
+        let (mut stream, served) = world.connect().expect("a place");
+        stream.write_all(first).await.expect("written");
+        let began = Instant::now();
+        served.await.expect("no panic");
+        assert_eq!((began.elapsed(), world.seen()), (HANDSHAKE_TIMEOUT, vec![Cause::Preface]));
+        assert_eq!(world.connections.open(), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_it_is_crowded_less_time_is_given() {
+    let world = World::new();
+    let (_one, _other) = (world.connect().expect("a place"), world.connect().expect("a place"));
+    let began = Instant::now();
+    while world.seen().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(began.elapsed() <= CROWDED_HANDSHAKE_TIMEOUT + Duration::from_millis(100), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_http2_is_ended_at_once() {
+    let world = World::new();
+    let (mut stream, served) = world.connect().expect("a place");
+    let began = Instant::now();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: somebody.example.com\r\n\r\n").await.expect("written");
+    served.await.expect("no panic");
+    assert_eq!((began.elapsed(), world.seen()), (Duration::ZERO, vec![Cause::Preface]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_frame_is_waited_for_no_longer_than_keepalive_waits() {
+    let world = World::new();
+    let (mut stream, served) = world.connect().expect("a place");
+    stream.write_all(PREFACE).await.expect("written");
+    // SETTINGS, empty; then the head of HEADERS: 16 bytes that never come, flags END_STREAM, END_HEADERS; stream 1.
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.expect("written");
+    stream.write_all(&[0, 0, 16, 1, 5, 0, 0, 0, 1, 0x82]).await.expect("written");
+    let began = Instant::now();
+    served.await.expect("no panic");
+    assert!(began.elapsed() <= KEEPALIVE_INTERVAL + KEEPALIVE_TIMEOUT + Duration::from_secs(1));
+    assert_eq!(world.seen(), [Cause::Silent]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_are_so_many_connections_and_a_place_is_free_again_after_one() {
+    let world = World::new();
+    let (first, served) = world.connect().expect("a place");
+    let _second = world.connect().expect("a place");
+    assert!(world.connect().is_none());
+    assert_eq!((world.seen(), world.connections.open()), (vec![Cause::Connections], 2));
+    drop(first);
+    served.await.expect("no panic");
+    assert!(world.connect().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_ended_and_sooner_when_it_is_crowded() {
+    let world = World::new();
+    let idle = |world: &World| world.connect().expect("a place");
+    let (stream, served) = idle(&world);
+    let mut sender = handshake(stream, 65_535).await;
+    call(&mut sender).await.into_body().data().await.expect("data").expect("well-formed");
+    let began = Instant::now();
+    served.await.expect("no panic");
+    assert!((IDLE_TIMEOUT..IDLE_TIMEOUT + 2 * IDLE_TICK).contains(&began.elapsed()), "{:?}", began.elapsed());
+    // Both places taken.
+    let ((one, served), (other, _)) = (idle(&world), idle(&world));
+    let (_one, _other) = (handshake(one, 65_535).await, handshake(other, 65_535).await);
+    let began = Instant::now();
+    served.await.expect("no panic");
+    assert!(began.elapsed() < CROWDED_IDLE_TIMEOUT + 2 * IDLE_TICK, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_not_taken_is_dropped_and_the_connection_serves_on() {
+    let world = World::new();
+    let (stream, _served) = world.connect().expect("a place");
+    let mut sender = handshake(stream, 0).await;
+    let began = Instant::now();
+    let mut stuck = call(&mut sender).await.into_body();
+    let error = stuck.data().await.expect("not the end").expect_err("the window is shut: a reset");
+    assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
+    assert_eq!(world.seen(), [Cause::Stalled]);
+    assert_eq!(call(&mut sender).await.status(), http::StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_of_a_byte_is_as_good_as_none() {
+    let world = World::new();
+    let (stream, _served) = world.connect().expect("a place");
+    let mut sender = handshake(stream, 1).await;
+    let began = Instant::now();
+    let mut stuck = call(&mut sender).await.into_body();
+    assert_eq!(stuck.data().await.expect("not the end").expect("a byte").len(), 1);
+    // The room for it is not given back.
+    let error = stuck.data().await.expect("not the end").expect_err("a reset");
+    assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
+    assert_eq!(world.seen(), [Cause::Stalled]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_whole_however_it_is_cut() {
+    let world = World::new();
+    let (stream, _served) = world.connect().expect("a place");
+    let mut sender = handshake(stream, 20_000).await;
+    let mut body = call(&mut sender).await.into_body();
+    let mut read = 0;
+    while let Some(data) = body.data().await {
+        let length = data.expect("not reset").len();
+        read += length;
+        body.flow_control().release_capacity(length).expect("given back");
+    }
+    assert_eq!(read, 100_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_health_keeps_no_connection_and_a_services_stream_does() {
+    for (path, is_kept) in [("/t.T/Watch", true), ("/grpc.health.v1.Health/Watch", false)] {
+        let world = World::new();
+        let (stream, served) = world.connect().expect("a place");
+        let mut sender = handshake(stream, 65_535).await;
+        let _stream = call_of(&mut sender, path).await;
+        let ended = timeout(2 * IDLE_TIMEOUT, served).await;
+        assert_eq!(ended.is_err(), is_kept, "{path}");
+        assert_eq!(world.seen(), [], "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_has_ended_takes_what_still_comes_for_a_moment() {
+    let world = World::new();
+    let (mut stream, served) = world.connect().expect("a place");
+    stream.write_all(PREFACE).await.expect("written");
+    stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.expect("written");
+    // Every frame to the end; its pings are answered, or it would not end.
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).await.is_ok() {
+        world.goaway.cancel();
+        let mut payload = vec![0; usize::from(head[2])];
+        stream.read_exact(&mut payload).await.expect("a whole frame");
+        if head[3] == PING && head[4] == 0 {
+            stream.write_all(&[&[0, 0, 8, PING, 1, 0, 0, 0, 0], &payload[..]].concat()).await.expect("written");
+        }
+    }
+    stream.write_all(b"a call that was on its way").await.expect("it is taken");
+    assert!(!served.is_finished());
+    served.await.expect("no panic");
+    stream.write_all(b"too late").await.expect_err("it is closed");
+}
