@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -26,6 +26,20 @@ const MAX_HEADER_LIST_BYTES: u32 = 256 * 1_024;
 /// What a TLS server says first to whom it does not understand (RFC 8446, section 5.1). HTTP/2 cannot begin with it: no
 /// SETTINGS are so long.
 const TLS_ALERT: u8 = 21;
+
+/// hyper's executor. hyper starts two tasks for each call, of half a KiB and more: a task is moved three times while it is
+/// started, and its box is small.
+#[derive(Clone, Copy)]
+struct Boxing;
+
+impl<F> hyper::rt::Executor<F> for Boxing
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, work: F) {
+        tokio::spawn(Box::pin(work));
+    }
+}
 
 /// A connection that was made.
 pub(crate) struct Connected {
@@ -82,7 +96,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (told, mut first_bytes) = oneshot::channel();
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let (sender, connection) = http2::Builder::new(Boxing)
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)

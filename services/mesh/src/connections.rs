@@ -12,7 +12,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,9 +21,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::body::Body;
 
 use crate::caller::PeerService;
+use crate::incoming::incoming;
 use crate::lingering::{lend, linger};
 use crate::proxies::Proxies;
 use crate::refusals::{Cause, Refusals};
@@ -314,7 +313,7 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
         // The body fails when the caller resets the stream or is gone: either way he has given up.
-        let mut request = request.map(|body| Body::new(body.map_err(|_| Status::cancelled("the caller has gone"))));
+        let mut request = request.map(|body| incoming(body, |_| Status::cancelled("the caller has gone")));
         let caller = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
         request.extensions_mut().insert(caller.unwrap_or(self.peer));
         if let Some(service) = &self.service {

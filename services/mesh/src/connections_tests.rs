@@ -3,9 +3,10 @@
 use super::*;
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http_body_util::{Full, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::Instant;
+use tonic::body::Body;
 
 use crate::wire::{Request, Response};
 

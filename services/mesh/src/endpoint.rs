@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::uri::{Authority, Scheme};
 use http::{Uri, header};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http2::SendRequest;
@@ -21,6 +20,7 @@ use crate::breaker::Breaker;
 use crate::chance::Chance;
 use crate::client_metrics::ClientMetrics;
 use crate::deadline::GRPC_TIMEOUT;
+use crate::incoming::incoming;
 use crate::load::Load;
 use crate::status::mesh_status;
 use crate::wire::{NoAnswer, Reach, Request, Response, TRACEPARENT};
@@ -165,7 +165,7 @@ impl Endpoint {
     /// What became of a request that was given to a connection.
     pub(crate) fn outcome(&self, slot: usize, sent: Sent) -> Result<Response, Failure> {
         let mut error = match sent {
-            Ok(response) => return Ok(response.map(|body| Body::new(body.map_err(|error| lost(&error).status)))),
+            Ok(response) => return Ok(response.map(|body| incoming(body, |error| lost(error).status))),
             Err(error) => error,
         };
         Err(match error.take_message() {

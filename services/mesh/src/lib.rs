@@ -46,6 +46,7 @@ mod gauges;
 mod health;
 mod holding;
 mod identity;
+mod incoming;
 mod keeper;
 mod lingering;
 mod load;
