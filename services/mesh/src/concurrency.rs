@@ -135,7 +135,7 @@ fn overloaded() -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Access, Idempotency, MethodPolicy};
+    use crate::policy::{METHOD, MethodPolicy};
     use crate::status::reason_of;
     use bytes::Bytes;
     use http_body_util::{BodyExt, Full};
@@ -144,15 +144,7 @@ mod tests {
     use tower_test::mock;
 
     const fn method(path: &'static str, streaming: bool) -> MethodPolicy {
-        MethodPolicy {
-            path,
-            event: None,
-            allow: &[Access::Public],
-            callers: &[],
-            timeout: None,
-            idempotency: Idempotency::Unknown,
-            streaming,
-        }
+        MethodPolicy { path, streaming, ..METHOD }
     }
 
     const POLICIES: PolicyTable = PolicyTable(&[method("/t.T/Call", false), method("/t.T/Stream", true)]);

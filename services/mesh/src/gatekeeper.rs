@@ -170,21 +170,13 @@ fn allowed(policy: &MethodPolicy, caller: &Caller) -> Result<(), Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Idempotency;
+    use crate::policy::METHOD;
     use crate::status::reason_of;
     use kernel::Timestamp;
     use uuid::Uuid;
 
     const fn method(path: &'static str, allow: &'static [Access], callers: &'static [&'static str]) -> MethodPolicy {
-        MethodPolicy {
-            path,
-            event: None,
-            allow,
-            callers,
-            timeout: None,
-            idempotency: Idempotency::Unknown,
-            streaming: false,
-        }
+        MethodPolicy { path, allow, callers, ..METHOD }
     }
 
     const OPERATORS: MethodPolicy = method("/t.T/Operators", &[Access::Operator], &[]);

@@ -52,6 +52,18 @@ impl MethodPolicy {
     }
 }
 
+/// For tests to alter: open to all, without a deadline, not to be repeated, no stream.
+#[cfg(test)]
+pub(crate) const METHOD: MethodPolicy = MethodPolicy {
+    path: "",
+    event: None,
+    allow: &[Access::Public],
+    callers: &[],
+    timeout: None,
+    idempotency: Idempotency::Unknown,
+    streaming: false,
+};
+
 /// All methods, sorted by path.
 #[derive(Clone, Copy, Debug)]
 pub struct PolicyTable(pub &'static [MethodPolicy]);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::chance::Always;
 use crate::deadline::{SERVED, Served};
-use crate::policy::Access;
+use crate::policy::METHOD;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::task::JoinHandle;
@@ -16,8 +16,7 @@ const STREAM: &str = "/test.v1.Test/Stream";
 const WRITE: &str = "/test.v1.Test/Write";
 
 const fn method(path: &'static str, idempotency: Idempotency, streaming: bool) -> MethodPolicy {
-    let (allow, callers): (&[Access], &[&str]) = (&[Access::Public], &[]);
-    MethodPolicy { path, event: None, allow, callers, timeout: None, idempotency, streaming }
+    MethodPolicy { path, idempotency, streaming, ..METHOD }
 }
 
 const POLICIES: PolicyTable = PolicyTable(&[

@@ -92,21 +92,13 @@ fn ready(response: Response) -> BoxFuture<'static, Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Access, Idempotency};
+    use crate::policy::METHOD;
     use crate::status::reason_of;
     use tonic::Status;
     use tonic::body::Body;
 
     const fn method(path: &'static str, streaming: bool) -> MethodPolicy {
-        MethodPolicy {
-            path,
-            event: None,
-            allow: &[Access::Public],
-            callers: &[],
-            timeout: None,
-            idempotency: Idempotency::Unknown,
-            streaming,
-        }
+        MethodPolicy { path, streaming, ..METHOD }
     }
 
     #[tokio::test(start_paused = true)]
