@@ -16,8 +16,12 @@ const OPTION: &str = "mesh.v1.policy";
 pub(crate) enum Rule {
     /// Every rpc carries a policy.
     NoPolicy,
-    /// An event is named, or left out.
+    /// A named event is one.
     EventUnspecified,
+    /// Every rpc names its event, or says why it has none.
+    NoEventAndNoReason,
+    /// An rpc that names its event has no reason for having none.
+    EventAndReason,
     /// Nobody is let in by accident.
     AccessUnspecified,
     /// Somebody may call it.
@@ -38,7 +42,9 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoPolicy => "has no option (mesh.v1.policy)",
-            Self::EventUnspecified => "sets `event` to EVENT_TYPE_UNSPECIFIED; leave `event` out when it is of none",
+            Self::EventUnspecified => "sets `event` to EVENT_TYPE_UNSPECIFIED; when it is no event, `no_event` says why",
+            Self::NoEventAndNoReason => "has neither `event` nor `no_event: \"reason\"`",
+            Self::EventAndReason => "has both `event` and `no_event`",
             Self::AccessUnspecified => "has ACCESS_UNSPECIFIED in `allow`",
             Self::EmptyAllow => "has an empty `allow`: nobody could call it",
             Self::ServiceWithoutCallers => "allows ACCESS_SERVICE without naming `callers`",
@@ -92,6 +98,8 @@ pub(crate) struct Row {
     pub(crate) path: String,
     /// For example `order_creation`.
     pub(crate) event: Option<String>,
+    /// Why it is no event; empty when it is one.
+    pub(crate) no_event: String,
     /// Variants of `mesh::Access`.
     pub(crate) allow: Vec<&'static str>,
     /// Names of services.
@@ -138,9 +146,17 @@ fn row(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Row, TableE
         (false, false) => return Err(broken(method, Rule::CallersWithoutService)),
         (true, false) | (false, true) => {}
     }
+    let event = event(method, policy)?;
+    let no_event = no_event(method, policy)?;
+    match (&event, no_event.trim().is_empty()) {
+        (None, true) => return Err(broken(method, Rule::NoEventAndNoReason)),
+        (Some(_), false) => return Err(broken(method, Rule::EventAndReason)),
+        (None, false) | (Some(_), true) => {}
+    }
     Ok(Row {
         path: format!("/{}", name(method)),
-        event: event(method, policy)?,
+        event,
+        no_event,
         allow,
         callers,
         timeout: timeout(method, policy)?,
@@ -163,6 +179,12 @@ fn event(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Option<St
     let value = kind.as_enum().and_then(|kind| kind.get_value(number)).ok_or_else(unreadable)?;
     let words = value.name().strip_prefix("EVENT_TYPE_").ok_or_else(unreadable)?;
     Ok(Some(words.to_ascii_lowercase()))
+}
+
+fn no_event(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<String, TableError> {
+    let unreadable = || shape(method, "no_event");
+    let reason = policy.get_field_by_name("no_event").ok_or_else(unreadable)?;
+    reason.as_str().map(str::to_owned).ok_or_else(unreadable)
 }
 
 fn allow(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Vec<&'static str>, TableError> {
@@ -225,14 +247,14 @@ fn idempotency(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<&'s
 }
 
 fn render_row(row: &Row) -> String {
-    let Row { path, event, allow, callers, timeout, idempotency, streaming } = row;
+    let Row { path, event, no_event, allow, callers, timeout, idempotency, streaming } = row;
     let allow: Vec<String> = allow.iter().map(|access| format!("::mesh::Access::{access}")).collect();
     let timeout = match timeout {
         Some((seconds, nanos)) => format!("Some(::std::time::Duration::new({seconds}, {nanos}))"),
         None => "None".to_owned(),
     };
     format!(
-        "    ::mesh::MethodPolicy {{\n        path: {path:?},\n        event: {event:?},\n        allow: &[{allow}],\n        \
+        "    ::mesh::MethodPolicy {{\n        path: {path:?},\n        event: {event:?},\n        no_event: {no_event:?},\n        allow: &[{allow}],\n        \
          callers: &{callers:?},\n        timeout: {timeout},\n        idempotency: ::mesh::Idempotency::{idempotency},\n        \
          streaming: {streaming},\n    }},\n",
         allow = allow.join(", "),

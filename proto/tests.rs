@@ -39,7 +39,8 @@ fn rows_of(rpc: &str) -> Result<Vec<Row>, TableError> {
 }
 
 fn with_policy(policy: &str) -> String {
-    format!("rpc Buy(Ask) returns (Answer) {{ option (mesh.v1.policy) = {{ {policy} }}; }}")
+    let no_event = if policy.contains("event: ") { "" } else { "no_event: \"sells nothing\"" };
+    format!("rpc Buy(Ask) returns (Answer) {{ option (mesh.v1.policy) = {{ {policy} {no_event} }}; }}")
 }
 
 /// The build would fail, and say which rpc breaks which rule.
@@ -76,11 +77,22 @@ fn an_rpc_without_a_policy_fails_the_build() {
 }
 
 #[test]
-fn an_unspecified_event_fails_the_build_and_an_absent_one_is_none() {
-    let unspecified = with_policy("event: EVENT_TYPE_UNSPECIFIED allow: [ACCESS_PUBLIC] timeout: {seconds: 1}");
-    assert_broken(&unspecified, Rule::EventUnspecified, "EVENT_TYPE_UNSPECIFIED");
-    let absent = rows_of(&with_policy("allow: [ACCESS_PUBLIC] timeout: {seconds: 1}")).expect("nothing is broken");
-    assert_eq!(absent[0].event, None);
+fn an_rpc_that_names_neither_an_event_nor_a_reason_for_none_fails_the_build() {
+    let with = |event: &str| {
+        format!(
+            "rpc Buy(Ask) returns (Answer) {{ \
+             option (mesh.v1.policy) = {{ allow: [ACCESS_PUBLIC] timeout: {{seconds: 1}} {event} }}; }}"
+        )
+    };
+    for neither in ["", "no_event: \"\"", "no_event: \"  \""] {
+        assert_broken(&with(neither), Rule::NoEventAndNoReason, "neither `event` nor `no_event");
+    }
+    assert_broken(&with("event: EVENT_TYPE_AUDIT no_event: \"reads\""), Rule::EventAndReason, "both");
+    assert_broken(&with("event: EVENT_TYPE_UNSPECIFIED"), Rule::EventUnspecified, "EVENT_TYPE_UNSPECIFIED");
+    let rows = rows_of(&with("no_event: \"reads\"")).expect("nothing is broken");
+    assert_eq!((rows[0].event.as_deref(), rows[0].no_event.as_str()), (None, "reads"));
+    let rows = rows_of(&with("event: EVENT_TYPE_AUDIT")).expect("nothing is broken");
+    assert_eq!((rows[0].event.as_deref(), rows[0].no_event.as_str()), (Some("audit"), ""));
 }
 
 #[test]
@@ -118,7 +130,7 @@ fn a_stream_with_a_timeout_fails_the_build_and_one_with_zero_has_none() {
     let stream = |seconds: u32| {
         format!(
             "rpc Buy(Ask) returns (stream Answer) {{ \
-             option (mesh.v1.policy) = {{ allow: [ACCESS_PUBLIC] timeout: {{seconds: {seconds}}} }}; }}"
+             option (mesh.v1.policy) = {{ allow: [ACCESS_PUBLIC] timeout: {{seconds: {seconds}}} no_event: \"sells\" }}; }}"
         )
     };
     assert_broken(&stream(1), Rule::TimeoutOnStream, "it streams");
@@ -131,7 +143,7 @@ fn an_idempotent_call_without_a_reason_fails_the_build() {
     let idempotent = |request: &str, more: &str| {
         format!(
             "rpc Buy({request}) returns (Answer) {{ option idempotency_level = IDEMPOTENT; \
-             option (mesh.v1.policy) = {{ allow: [ACCESS_PUBLIC] timeout: {{seconds: 1}} {more} }}; }}"
+             option (mesh.v1.policy) = {{ allow: [ACCESS_PUBLIC] timeout: {{seconds: 1}} no_event: \"sells\" {more} }}; }}"
         )
     };
     assert_broken(&idempotent("Ask", ""), Rule::NotIdempotent, "`request_id`");
@@ -174,6 +186,7 @@ fn the_table_says_what_the_contract_says() {
     assert_eq!(create.idempotency, ::mesh::Idempotency::Idempotent);
     let watch = POLICIES.find("/order.v1.OrderService/WatchOrder").expect("a policy");
     assert_eq!((watch.timeout, watch.streaming, watch.event), (None, true, None));
+    assert_eq!(watch.no_event, "reads the caller's own data");
 }
 
 /// The comment before each thing of a file, by its path in the descriptor.

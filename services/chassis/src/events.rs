@@ -1,26 +1,33 @@
-//! Which operations that nobody has taken become events when they end, and their way into the outbox.
+//! Which operations whose slot was not taken become events when they end, and their way into the outbox.
 //!
-//! Changes that were committed have written their event in their own transaction and never come here.
+//! Changes that were committed have written their event in their own transaction and never come here. What strangers can
+//! cause is bounded: [`sums`].
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::backoff::full_jitter;
-use kernel::{Clock, SystemClock, Timestamp};
+use kernel::{Clock, SystemClock};
 use opentelemetry::global;
 use opentelemetry::metrics::Counter;
 use storage::Database;
-use telemetry::{Ended, EventError, EventSink, EventStatus, Kind, TraceEvent};
+use telemetry::{Ended, ErrorClass, EventSink, EventStatus, Fate, Kind, TraceEvent};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+
+use self::sums::{SECOND, Sums};
+
+mod sums;
 
 /// Events that wait for the writer; a further one is counted as lost, and said so in the log.
 const MAX_WAITING: usize = 16_384;
 /// The most events that the writer puts in one transaction.
 const MAX_BATCH: usize = 512;
-/// Refusals for memory that become events, in a second.
-const MAX_MEMORY_EVENTS_PER_SECOND: u32 = 10;
+/// Lookups that are for no order, by method, status and error type, that are stored in a second.
+const MOST_LOOKUPS_PER_SECOND: u32 = 1;
+/// Refused requests that any caller can send at any rate, by method and reason, that are stored in a second.
+const MOST_REFUSALS_PER_SECOND: u32 = 10;
 
 /// What becomes of an ended operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,27 +41,43 @@ enum Verdict {
 #[rustfmt::skip]
 fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
     let error = event.error.as_ref();
-    let no_answer = error.is_some_and(|error| matches!(error.kind.as_str(), "TIMEOUT" | "CONNECTION_ERROR"));
+    let class = error.and_then(|error| ErrorClass::named(&error.kind));
     let unreachable = error.is_some_and(|error| error.reason == "UNREACHABLE");
     match (event.event_type.as_str(), kind) {
-        // Success is written with the session or the order. A refusal by a limit is a metric, not an event.
-        ("user_login" | "order_creation", Kind::Server) => match error {
-            Some(error) if error.kind != "RESOURCE_EXHAUSTED" => Verdict::AsItIs,
-            Some(_) | None                                    => Verdict::Nothing,
+        // Success is written with the change. A refusal by a limit is a metric, not an event.
+        ("user_login" | "order_creation" | "audit", Kind::Server) => match (error, class) {
+            (None, _) | (_, Some(ErrorClass::ResourceExhausted))      => Verdict::Nothing,
+            (Some(_), _)                                              => Verdict::AsItIs,
         },
         // A lookup that answered is a success, also when the answer is "there is none".
-        ("data_lookup", Kind::Server) => match error.map(|error| error.kind.as_str()) {
-            None                                                     => Verdict::AsItIs,
-            Some("ValidationError" | "RESOURCE_EXHAUSTED")           => Verdict::Nothing,
-            Some("NOT_FOUND" | "FAILED_PRECONDITION")                => Verdict::Answered,
-            Some(_)                                                  => Verdict::AsItIs,
+        ("data_lookup", Kind::Server) => match (error, class) {
+            (None, _)                                                                   => Verdict::AsItIs,
+            (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))      => Verdict::Nothing,
+            (_, Some(ErrorClass::NotFound | ErrorClass::FailedPrecondition))            => Verdict::Answered,
+            (Some(_), _)                                                                => Verdict::AsItIs,
         },
-        // The caller's side tells of it only when the peer could not.
-        ("data_lookup", Kind::Client) if no_answer                        => Verdict::AsItIs,
+        // The caller's side is an event only when the peer gave no answer.
+        ("data_lookup", Kind::Client) => match class {
+            Some(ErrorClass::Timeout | ErrorClass::ConnectionError)                     => Verdict::AsItIs,
+            Some(_) | None                                                              => Verdict::Nothing,
+        },
         // A payment that was asked for and not answered is in doubt, and doubt is no event: only one that never left is.
         ("payment_processing", Kind::Client) if unreachable               => Verdict::AsItIs,
-        // Everything else is told by what it commits.
+        // Everything else is written with what it commits.
         _ => Verdict::Nothing,
+    }
+}
+
+/// How many events like this one are stored in a second; `None`: all of them. What strangers can cause is bounded.
+#[rustfmt::skip]
+fn most_per_second(event: &TraceEvent) -> Option<u32> {
+    let class = event.error.as_ref().and_then(|error| ErrorClass::named(&error.kind));
+    match (event.event_type.as_str(), class) {
+        // Lookups for orders are all there.
+        ("data_lookup", _) if event.order_id.is_none()                            => Some(MOST_LOOKUPS_PER_SECOND),
+        (_, Some(ErrorClass::OutOfMemoryError | ErrorClass::ValidationError))     => Some(MOST_REFUSALS_PER_SECOND),
+        ("audit", Some(_))                                                        => Some(MOST_REFUSALS_PER_SECOND),
+        (_, _)                                                                    => None,
     }
 }
 
@@ -64,8 +87,15 @@ pub struct Sink {
     service: String,
     instance: String,
     waiting: mpsc::Sender<TraceEvent>,
-    memory: Mutex<MemoryEvents>,
+    sums: Arc<Sums>,
     lost: Counter<u64>,
+}
+
+/// What the sink's writer reads from.
+#[derive(Debug)]
+pub struct Writer {
+    waiting: mpsc::Receiver<TraceEvent>,
+    sums: Arc<Sums>,
 }
 
 fn lost_counter() -> Counter<u64> {
@@ -73,66 +103,46 @@ fn lost_counter() -> Counter<u64> {
     global::meter("ordermesh").u64_counter("ordermesh.events.lost").with_description(description).build()
 }
 
-/// Spares the store when everything is refused for memory.
-#[derive(Debug, Default)]
-struct MemoryEvents {
-    second: Timestamp,
-    told: u32,
-    suppressed: i32,
-}
-
-impl MemoryEvents {
-    /// How many were left out before this one; `None` when this one is left out too.
-    fn admit(&mut self, now: Timestamp) -> Option<i32> {
-        if now.since(self.second) >= Duration::from_secs(1) {
-            (self.second, self.told) = (now, 0);
-        }
-        if self.told == MAX_MEMORY_EVENTS_PER_SECOND {
-            self.suppressed = self.suppressed.saturating_add(1);
-            return None;
-        }
-        self.told += 1;
-        Some(std::mem::take(&mut self.suppressed))
-    }
-}
-
 impl Sink {
-    /// A sink, and what its writer reads from.
-    pub fn new(service: &str, instance: &str) -> (Self, mpsc::Receiver<TraceEvent>) {
-        let (waiting, writer) = mpsc::channel(MAX_WAITING);
+    /// A sink, and its writer.
+    pub fn new(service: &str, instance: &str) -> (Self, Writer) {
+        let (waiting, receiver) = mpsc::channel(MAX_WAITING);
+        let sums = Arc::new(Sums::default());
         let sink = Self {
             service: service.to_owned(),
             instance: instance.to_owned(),
             waiting,
-            memory: Mutex::default(),
+            sums: sums.clone(),
             lost: lost_counter(),
         };
         // A counter that is never touched is not there to be alerted on.
         sink.lost.add(0, &[]);
-        (sink, writer)
+        (sink, Writer { waiting: receiver, sums })
     }
 }
 
 impl EventSink for Sink {
-    fn untaken(&self, ended: Ended) {
+    fn untaken(&self, ended: Ended) -> Fate {
         let mut event = ended.event;
         match verdict(ended.kind, &event) {
-            Verdict::Nothing => return,
+            Verdict::Nothing => return Fate::NoEvent,
             Verdict::AsItIs => {}
             Verdict::Answered => {
-                let said = event.error.take().map(|error| error.reason).unwrap_or_default();
-                event.attributes.insert("answer".to_owned(), said);
+                let reason = event.error.take().map(|error| error.reason).unwrap_or_default();
+                event.attributes.insert("answer".to_owned(), reason);
                 event.status = EventStatus::Success;
             }
         }
-        if matches!(&event.error, Some(EventError { kind, .. }) if kind == "OutOfMemoryError") {
-            let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(suppressed) = memory.admit(SystemClock.now()) else { return };
-            event.suppressed_count = suppressed;
+        match most_per_second(&event) {
+            None => Fate::Stored(event),
+            Some(most) => self.sums.admit(event, most, SystemClock.now()),
         }
-        if let Some(error) = &event.error {
-            tracing::warn!(target: "ordermesh", event = %event.event_type, operation = %event.operation, error.type = %error.kind,
-                reason = %error.reason, "{} failed: {}", event.event_type, error.message);
+    }
+
+    fn put(&self, event: TraceEvent) {
+        // What is bounded goes a way of its own: it never waits among the others, and they never wait for it.
+        if most_per_second(&event).is_some() {
+            return self.sums.put(event);
         }
         if let Err(lost) = self.waiting.try_send(event) {
             self.lost.add(1, &[]);
@@ -149,16 +159,25 @@ impl EventSink for Sink {
 const LINGER: Duration = Duration::from_millis(10);
 
 /// Puts what the sink takes into the outbox, until `stop`; then what is left.
-pub async fn write(db: Database, mut waiting: mpsc::Receiver<TraceEvent>, stop: CancellationToken) {
+pub async fn write(db: Database, writer: Writer, stop: CancellationToken) {
+    let Writer { mut waiting, sums } = writer;
     let mut batch = Vec::with_capacity(MAX_BATCH);
-    loop {
+    let mut tick = tokio::time::interval(SECOND);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_open = true;
+    while is_open {
         tokio::select! {
             biased;
-            count = waiting.recv_many(&mut batch, MAX_BATCH) => if count == 0 { return },
+            _ = tick.tick() => sums.flush(SystemClock.now()),
             // What is in the channel is still written; then there is nothing more to come.
-            () = stop.cancelled() => waiting.close(),
+            () = stop.cancelled(), if !waiting.is_closed() => waiting.close(),
+            count = waiting.recv_many(&mut batch, MAX_BATCH) => is_open = count > 0,
+            () = sums.written() => {}
         }
-        if batch.is_empty() {
+        if !is_open {
+            sums.close();
+        }
+        if batch.is_empty() && sums.is_empty() {
             continue;
         }
         let _ = tokio::time::timeout(LINGER, stop.cancelled()).await;
@@ -167,7 +186,11 @@ pub async fn write(db: Database, mut waiting: mpsc::Receiver<TraceEvent>, stop: 
         {
             batch.push(event);
         }
-        put(&db, std::mem::take(&mut batch), &stop).await;
+        for events in [std::mem::take(&mut batch), sums.take()] {
+            if !events.is_empty() {
+                put(&db, events, &stop).await;
+            }
+        }
     }
 }
 
@@ -190,6 +213,7 @@ async fn put(db: &Database, batch: Vec<TraceEvent>, stop: &CancellationToken) {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use telemetry::EventError;
 
     fn event(event_type: &str, error_kind: Option<&str>) -> TraceEvent {
         TraceEvent {
@@ -233,6 +257,10 @@ mod tests {
             ("payment_processing", Kind::Client, Some("TIMEOUT"), Nothing),
             ("payment_processing", Kind::Internal, None, Nothing),
             ("order_fulfillment", Kind::Server, Some("FAILED_PRECONDITION"), Nothing),
+            ("audit", Kind::Server, None, Nothing),
+            ("audit", Kind::Server, Some("FAILED_PRECONDITION"), AsItIs),
+            ("audit", Kind::Server, Some("RESOURCE_EXHAUSTED"), Nothing),
+            ("audit", Kind::Client, Some("CONNECTION_ERROR"), Nothing),
         ];
         for (event_type, kind, error, expected) in cases {
             assert_eq!(verdict(kind, &event(event_type, error)), expected, "{event_type} {kind:?} {error:?}");
@@ -245,15 +273,5 @@ mod tests {
         assert_eq!(verdict(Kind::Client, &unreachable), Verdict::Nothing);
         unreachable.error.as_mut().expect("it failed").reason = "UNREACHABLE".into();
         assert_eq!(verdict(Kind::Client, &unreachable), Verdict::AsItIs);
-    }
-
-    #[test]
-    fn refusals_for_memory_are_ten_a_second_and_the_rest_is_counted() {
-        let mut memory = MemoryEvents::default();
-        let now = Timestamp::from_micros(5_000_000);
-        let told = (0..25).filter(|_| memory.admit(now).is_some()).count();
-        assert_eq!(told, 10);
-        assert_eq!(memory.admit(now.plus(Duration::from_secs(1))), Some(15));
-        assert_eq!(memory.admit(now.plus(Duration::from_secs(1))), Some(0));
     }
 }

@@ -48,7 +48,10 @@ async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, told: &Cancellation
         .with_unit("s")
         .with_description("Age of the oldest waiting event")
         .build();
-    let refused = meter.i64_gauge("ordermesh.outbox.refused").with_description("Events that the store refused").build();
+    let refused = meter
+        .i64_gauge("ordermesh.outbox.refused")
+        .with_description("Events that the store has refused for longer than a day")
+        .build();
     while let Some(backlog) = told.run_until_cancelled(outbox.backlog()).await {
         if let Err(error) = &backlog {
             tracing::debug!(target: "ordermesh", %error, "the outbox could not be counted");

@@ -5,6 +5,7 @@
 //! - [`settings`]: what every service can be told
 //! - [`start`]: from settings to a running server, and the drain back
 //! - `health`: when it is ready
+//! - [`audit`]: who changed what on request
 //! - [`events`]: which ended operations become events (the table of the README), and the way into the outbox
 //! - [`relay`]: from the outbox to the Data Service
 //! - [`keys`]: the public keys that verify access tokens
@@ -13,6 +14,7 @@
 //! - [`page`]: opaque page tokens (AIP-158)
 //! - [`fingerprint`]: is a repeated request the same command?
 
+pub mod audit;
 pub mod decode;
 pub mod encode;
 pub mod events;

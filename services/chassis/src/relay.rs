@@ -9,12 +9,14 @@ use contracts::common::v1::EventType;
 use contracts::data::v1 as data;
 use contracts::data::v1::append_result::Outcome;
 use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
+use futures_util::FutureExt;
 use kernel::backoff::full_jitter;
 use kernel::{Clock, SystemClock, Timestamp};
 use mesh::Channel;
 use prost::Message;
 use storage::Database;
 use telemetry::{EventStatus, TraceEvent};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::encode;
@@ -29,6 +31,8 @@ const LINGER: Duration = Duration::from_millis(25);
 const SWEEP: Duration = Duration::from_secs(5);
 /// How old an event of another instance is when it counts as left.
 const LEFT: Duration = Duration::from_secs(15);
+/// How often it sends again what the store refused: it may know more by now.
+const RESEND: Duration = Duration::from_secs(3_600);
 /// How long it may go on when the service ends.
 const FLUSH: Duration = Duration::from_secs(3);
 
@@ -60,7 +64,13 @@ impl Relay {
     pub async fn run(self, stop: CancellationToken) {
         let outbox = self.db.outbox();
         let mut failures = 0;
+        let mut resend = tokio::time::interval(RESEND.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
+        resend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // At once when it starts, and then hourly.
+            if resend.tick().now_or_never().is_some() {
+                self.requeue().await;
+            }
             match self.send_all().await {
                 Ok(()) => failures = 0,
                 Err(error) => {
@@ -85,6 +95,14 @@ impl Relay {
         }
         if let Err(error) = tokio::time::timeout(FLUSH, self.send_all()).await.unwrap_or(Ok(())) {
             tracing::info!(target: "ordermesh", error = ?error, "events stay in the outbox");
+        }
+    }
+
+    async fn requeue(&self) {
+        match self.db.outbox().requeue(&self.instance).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(target: "ordermesh", count, "events that the store refused are sent again"),
+            Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "refused events stay apart"),
         }
     }
 
@@ -126,11 +144,14 @@ impl Relay {
             match result.outcome() {
                 Outcome::Stored | Outcome::Duplicate => done.push(event.event_id),
                 Outcome::Refused => {
-                    tracing::error!(target: "ordermesh", event_id = %event.event_id, refusal = %result.refusal, "an event was refused");
                     refused.push((event, result.refusal));
                 }
                 Outcome::Unspecified => {}
             }
+        }
+        if let Some((event, refusal)) = refused.first() {
+            tracing::warn!(target: "ordermesh", count = refused.len(), event_id = %event.event_id, %refusal,
+                "events were refused by the store: they are kept, and sent again at the next start and hourly");
         }
         if done.is_empty() && refused.is_empty() {
             return Err(Error::Unanswered);

@@ -186,7 +186,7 @@ impl Chassis {
             Some(secret) => Credentials::MeshSecret { service: self.service.to_owned(), secret: secret.clone() },
             None => Credentials::None,
         };
-        self.channel_to(target, addresses, credentials)
+        self.channel_to(target, addresses, credentials, true)
     }
 
     /// A channel to the Data Service: every service sends it its events.
@@ -201,14 +201,20 @@ impl Chassis {
 
     /// A channel to somebody else's server, which gets no secret of ours.
     pub fn external_channel(&self, target: &'static str, addresses: &Addresses) -> Channel {
-        self.channel_to(target, addresses, Credentials::None)
+        self.channel_to(target, addresses, Credentials::None, false)
     }
 
-    fn channel_to(&self, target: &'static str, addresses: &Addresses, credentials: Credentials) -> Channel {
+    fn channel_to(
+        &self,
+        target: &'static str,
+        addresses: &Addresses,
+        credentials: Credentials,
+        is_platform: bool,
+    ) -> Channel {
         let events = Some(self.events.clone());
         let tls = self.identity.as_ref().map(|identity| identity.client(target));
         let config = ClientConfig::new(target, addresses.clone(), contracts::POLICIES);
-        mesh::client(ClientConfig { credentials, events, tls, ..config })
+        mesh::client(ClientConfig { credentials, events, is_platform, tls, ..config })
     }
 
     /// Serves until told to stop, then drains: calls in flight end, background tasks end, the last events are sent.

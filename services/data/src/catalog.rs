@@ -123,15 +123,18 @@ impl Catalog {
     }
 
     /// A page of products by SKU.
-    pub(crate) async fn list(&self, asked: ListProducts) -> Result<Page<Product>, Error> {
+    pub(crate) async fn list(&self, asked: ListProducts, operation: &Operation) -> Result<Page<Product>, Error> {
         let after = asked.page.after.as_deref();
         let products = self.store.page(&asked.text, after, u64::from(asked.page_size) + 1).await?;
-        Ok(Page::cut(products, asked.page_size, |last| asked.page.next(&last.draft.sku)))
+        let page = Page::cut(products, asked.page_size, |last| asked.page.next(&last.draft.sku));
+        operation.set("products", page.items.len().to_string());
+        Ok(page)
     }
 
     /// Makes or replaces a product, if it is as the caller has seen it.
-    pub(crate) async fn upsert(&self, upsert: Upsert) -> Result<Product, Error> {
-        self.store.upsert(upsert, self.clock.now()).await
+    pub(crate) async fn upsert(&self, upsert: Upsert, operation: &Operation) -> Result<Product, Error> {
+        operation.set("sku", &upsert.draft.sku);
+        self.store.upsert(upsert, self.clock.now(), operation).await
     }
 
     /// When a parcel arrives.

@@ -66,7 +66,7 @@ fn checked(teller: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'stati
     if event_id.get_version_num() != 7 {
         return Err("event_id is not of version 7");
     }
-    let event_type = word(event.r#type).ok_or("type is none of the five")?;
+    let event_type = word(event.r#type).ok_or("type is none that this release knows")?;
     let status = match event.status() {
         proto::EventStatus::Success => EventStatus::Success,
         proto::EventStatus::Failed => EventStatus::Failed,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chassis::Invalid;
 use mesh::{Kind, Refusal, Violation};
 use sea_orm::DbErr;
+use telemetry::ErrorClass;
 use tonic::Status;
 
 /// When a caller of an unavailable catalogue may come back.
@@ -75,6 +76,14 @@ impl Refusal for Error {
         }
     }
 
+    fn class(&self) -> Option<ErrorClass> {
+        match self {
+            Self::Storage(error) => error.class(),
+            Self::Refused => Some(ErrorClass::ConnectionError),
+            Self::Invalid(_) | Self::NoDeliveryZone { .. } | Self::EtagMismatch { .. } => None,
+        }
+    }
+
     fn violations(&self) -> &[Violation] {
         match self {
             Self::Invalid(Invalid(violations)) => violations,
@@ -119,15 +128,16 @@ mod tests {
     fn the_reasons_are_those_that_the_contract_names() {
         let corrupt = storage::Error::Corrupt { what: "currency", value: "EURO".into() };
         let all = [
-            (Error::Invalid(Invalid(vec![])), Kind::InvalidArgument, "INVALID_ARGUMENT"),
-            (Error::NoDeliveryZone { country: "AQ".into() }, Kind::NotFound, "NO_DELIVERY_ZONE"),
-            (Error::EtagMismatch { sku: "MUG".into() }, Kind::Aborted, "ETAG_MISMATCH"),
-            (Error::Storage(corrupt), Kind::Internal, "LOOKUP_FAILED"),
-            (Error::Storage(storage::Error::Closed), Kind::Unavailable, "CATALOG_UNAVAILABLE"),
-            (Error::Refused, Kind::Unavailable, "CATALOG_UNAVAILABLE"),
+            (Error::Invalid(Invalid(vec![])), Kind::InvalidArgument, "INVALID_ARGUMENT", "ValidationError"),
+            (Error::NoDeliveryZone { country: "AQ".into() }, Kind::NotFound, "NO_DELIVERY_ZONE", "NOT_FOUND"),
+            (Error::EtagMismatch { sku: "MUG".into() }, Kind::Aborted, "ETAG_MISMATCH", "ABORTED"),
+            (Error::Storage(corrupt), Kind::Internal, "LOOKUP_FAILED", "INTERNAL"),
+            (Error::Storage(storage::Error::Closed), Kind::Unavailable, "CATALOG_UNAVAILABLE", "UNAVAILABLE"),
+            (Error::Refused, Kind::Unavailable, "CATALOG_UNAVAILABLE", "CONNECTION_ERROR"),
         ];
-        for (error, kind, reason) in all {
+        for (error, kind, reason, class) in all {
             assert_eq!((error.kind(), error.reason()), (kind, reason), "{error}");
+            assert_eq!(mesh::error_class(&mesh::status("data", &error)).kind, class, "{error}");
         }
     }
 

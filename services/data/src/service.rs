@@ -1,5 +1,6 @@
 //! The handlers: decode, the domain, encode.
 
+use chassis::audit;
 use contracts::data::v1 as proto;
 use contracts::data::v1::catalog_service_server::CatalogService;
 use contracts::data::v1::trace_event_service_server::TraceEventService;
@@ -31,8 +32,9 @@ impl CatalogService for CatalogHandlers {
         &self,
         request: Request<proto::ListProductsRequest>,
     ) -> Result<Response<proto::ListProductsResponse>, Status> {
+        let operation = mesh::operation(request.extensions());
         let asked = ListProducts::try_from(request.into_inner()).map_err(status)?;
-        let page = self.0.list(asked).await.map_err(status)?;
+        let page = self.0.list(asked, &operation).await.map_err(status)?;
         Ok(Response::new(page.into()))
     }
 
@@ -40,8 +42,9 @@ impl CatalogService for CatalogHandlers {
         &self,
         request: Request<proto::UpsertProductRequest>,
     ) -> Result<Response<proto::UpsertProductResponse>, Status> {
+        let operation = audit::operation(request.extensions());
         let upsert = Upsert::try_from(request.into_inner()).map_err(status)?;
-        let product = self.0.upsert(upsert).await.map_err(status)?;
+        let product = self.0.upsert(upsert, &operation).await.map_err(status)?;
         Ok(Response::new(product.into()))
     }
 

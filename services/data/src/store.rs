@@ -6,7 +6,8 @@ use sea_orm::{
     ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
     TryInsertResult, Value,
 };
-use storage::Database;
+use storage::{Database, Tx};
+use telemetry::{Operation, Outcome};
 
 use crate::catalog::{Draft, Product, Upsert, etag};
 use crate::delivery::Rule;
@@ -60,19 +61,20 @@ impl CatalogStore {
     }
 
     /// Makes a product (no etag), or replaces the one that the etag is of.
-    pub(crate) async fn upsert(&self, upsert: Upsert, now: Timestamp) -> Result<Product, Error> {
+    pub(crate) async fn upsert(&self, upsert: Upsert, now: Timestamp, operation: &Operation) -> Result<Product, Error> {
+        let operation = operation.clone();
         self.db
             .transact(move |tx| {
-                let Upsert { draft, etag: seen } = upsert.clone();
+                let (Upsert { draft, etag: seen }, operation) = (upsert.clone(), operation.clone());
                 Box::pin(async move {
                     let mismatch = Error::EtagMismatch { sku: draft.sku.clone() };
                     if seen.is_empty() {
                         let made = insert(tx.conn(), vec![draft.clone()], now).await?;
-                        return if made == 1 {
-                            Ok(Product { draft, version: 1, update_time: now })
-                        } else {
-                            Err(mismatch)
-                        };
+                        if made == 0 {
+                            return Err(mismatch);
+                        }
+                        audited(tx, &operation, None, &draft);
+                        return Ok(Product { draft, version: 1, update_time: now });
                     }
                     let stored = product::Entity::find_by_id(draft.sku.clone()).one(tx.conn()).await?;
                     let Some(stored) = stored.filter(|stored| etag(&stored.sku, stored.version) == seen) else {
@@ -85,12 +87,12 @@ impl CatalogStore {
                         .filter(product::Column::Version.eq(stored.version))
                         .exec(tx.conn())
                         .await?;
-                    // Somebody else may have been quicker since it was read.
-                    if replaced.rows_affected == 1 {
-                        Ok(Product { draft, version, update_time: now })
-                    } else {
-                        Err(mismatch)
+                    // Another call may have been quicker since it was read.
+                    if replaced.rows_affected == 0 {
+                        return Err(mismatch);
                     }
+                    audited(tx, &operation, Some(&stored), &draft);
+                    Ok(Product { draft, version, update_time: now })
                 })
             })
             .await
@@ -120,6 +122,21 @@ impl CatalogStore {
             .await?;
         rows.into_iter().map(rule).collect()
     }
+}
+
+/// The audit event of a product's change: its price before and after, and which other fields changed.
+fn audited(tx: &Tx, operation: &Operation, before: Option<&product::Model>, after: &Draft) {
+    if let Some(before) = before {
+        operation.set("price.before", format!("{} {}", before.currency_code, before.minor_units));
+        let changed: Vec<&str> =
+            [("name", before.name != after.name), ("description", before.description != after.description)]
+                .into_iter()
+                .filter_map(|(field, is_changed)| is_changed.then_some(field))
+                .collect();
+        operation.set("fields", changed.join(","));
+    }
+    operation.set("price.after", format!("{} {}", after.price.currency().code(), after.price.minor_units()));
+    tx.emit(operation, &Outcome::Success);
 }
 
 /// A product's row without what only the filter needs.

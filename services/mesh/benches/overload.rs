@@ -41,6 +41,7 @@ const MESSAGE: &[u8] = b"\0\0\0\0\x07\x0a\x05hello";
 const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     path: PATH,
     event: None,
+    no_event: "a benchmark",
     allow: &[Access::Public],
     callers: &[],
     timeout: Some(Duration::from_secs(5)),

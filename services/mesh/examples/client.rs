@@ -9,7 +9,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 // A contract's build makes this table. The call may be repeated, for a second at most.
 #[rustfmt::skip]
 const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
-    path: "/grpc.health.v1.Health/Check", event: None, allow: &[Access::Public], callers: &[],
+    path: "/grpc.health.v1.Health/Check", event: None, no_event: "an example", allow: &[Access::Public], callers: &[],
     timeout: Some(Duration::from_secs(1)), idempotency: Idempotency::NoSideEffects, streaming: false,
 }]);
 

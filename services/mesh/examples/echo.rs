@@ -13,7 +13,7 @@ use tower::{Service, service_fn};
 // A contract's build makes this table, and the service below, out of proto files.
 #[rustfmt::skip]
 const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
-    path: "/echo.v1.Echo/Say", event: None, allow: &[Access::Public], callers: &[],
+    path: "/echo.v1.Echo/Say", event: None, no_event: "an example", allow: &[Access::Public], callers: &[],
     timeout: Some(Duration::from_secs(1)), idempotency: Idempotency::NoSideEffects, streaming: false,
 }]);
 

@@ -38,6 +38,8 @@ pub struct ClientConfig {
     pub credentials: Credentials,
     /// What becomes of calls that nobody answered.
     pub events: Option<Arc<dyn EventSink>>,
+    /// Is the target a service of this platform? Then it learns which order and user a call is about ([`crate::About`]).
+    pub is_platform: bool,
     /// Connections to each instance.
     pub connections: usize,
     /// TLS; without it, connections are plain.
@@ -50,7 +52,8 @@ impl ClientConfig {
     /// With retries and one connection to each instance; without credentials, events or TLS.
     pub fn new(target: &'static str, addresses: impl Into<Addresses>, policies: PolicyTable) -> Self {
         let (addresses, credentials) = (addresses.into(), Credentials::None);
-        Self { target, addresses, policies, credentials, events: None, connections: 1, tls: None, retries: true }
+        let (events, tls, is_platform) = (None, None, false);
+        Self { target, addresses, policies, credentials, events, is_platform, connections: 1, tls, retries: true }
     }
 }
 
@@ -73,7 +76,7 @@ pub fn client(config: ClientConfig) -> Channel {
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
         // Outermost: one CLIENT span over all attempts. Further in, retrying would look like several calls.
-        .layer(client_telemetry(config.policies, config.events))
+        .layer(client_telemetry(config.policies, config.events, config.is_platform))
         // Outside of retry: all attempts together have the time of one call.
         .layer(client_deadline(config.policies))
         // Outside of all that is chosen anew for each attempt: credentials and instance.

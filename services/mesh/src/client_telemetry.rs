@@ -3,7 +3,7 @@
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use telemetry::{Kind, Operation, Parent};
 use tokio::time::Instant;
 use tonic::Status;
@@ -15,7 +15,7 @@ use crate::caller::{About, Untraced};
 use crate::metrics::CallDuration;
 use crate::policy::PolicyTable;
 use crate::record::{Record, Side, Sink};
-use crate::wire::{Request, Response, TRACEPARENT, find, method_name, once_only};
+use crate::wire::{ORDER_HEADER, Request, Response, TRACEPARENT, USER_HEADER, find, method_name, once_only};
 
 #[derive(Clone)]
 pub(crate) struct ClientTelemetry<S> {
@@ -26,14 +26,16 @@ pub(crate) struct ClientTelemetry<S> {
 struct Shared {
     policies: PolicyTable,
     events: Option<Sink>,
+    is_platform: bool,
     duration: CallDuration,
 }
 
 pub(crate) fn client_telemetry<S>(
     policies: PolicyTable,
     events: Option<Sink>,
+    is_platform: bool,
 ) -> impl Layer<S, Service = ClientTelemetry<S>> + Clone {
-    let shared = std::sync::Arc::new(Shared { policies, events, duration: CallDuration::client() });
+    let shared = std::sync::Arc::new(Shared { policies, events, is_platform, duration: CallDuration::client() });
     layer_fn(move |inner| ClientTelemetry { inner, shared: shared.clone() })
 }
 
@@ -63,15 +65,29 @@ where
         if let Ok(place) = HeaderValue::from_bytes(&operation.place().header()) {
             request.headers_mut().insert(TRACEPARENT, once_only(place));
         }
-        if let Some(About { order_id, user_id }) = request.extensions().get::<About>() {
-            order_id.iter().for_each(|id| operation.set_order(*id));
-            user_id.iter().for_each(|id| operation.set_user(*id));
+        if let Some(about) = request.extensions().get::<About>().copied() {
+            about.order_id.iter().for_each(|id| operation.set_order(*id));
+            about.user_id.iter().for_each(|id| operation.set_user(*id));
+            if self.shared.is_platform {
+                send(about, request.headers_mut());
+            }
         }
         let span = operation.span().clone();
         let record = Record::new(Side::Client, name, Some(operation.clone()), duration, now).with_deadline(deadline);
         request.extensions_mut().insert(operation);
         let work = span.in_scope(|| self.inner.call(request));
         Box::pin(recorded(record, work).instrument(span))
+    }
+}
+
+/// The service that serves the call is told which order and user it is about, so that its own event carries them.
+fn send(about: About, headers: &mut HeaderMap) {
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    for (name, id) in [(ORDER_HEADER, about.order_id), (USER_HEADER, about.user_id)] {
+        let value = id.map(|id| HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)));
+        if let Some(Ok(value)) = value {
+            headers.insert(name, once_only(value));
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use crate::client_metrics::ClientMetrics;
 use crate::deadline::GRPC_TIMEOUT;
 use crate::incoming::incoming;
 use crate::load::Load;
-use crate::status::mesh_status;
+use crate::status::{CONNECTION_LOST, mesh_status};
 use crate::wire::{NoAnswer, Reach, Request, Response, TRACEPARENT};
 
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
@@ -234,7 +234,7 @@ fn lost(error: &hyper::Error) -> NoAnswer {
         }
         _ => Code::Unavailable,
     };
-    let status = mesh_status(code, "CONNECTION_LOST", format!("the connection was lost: {error}"));
+    let status = mesh_status(code, CONNECTION_LOST, format!("the connection was lost: {error}"));
     NoAnswer { status, reach: if not_begun { Reach::NotBegun } else { Reach::Unknown } }
 }
 

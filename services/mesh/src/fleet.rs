@@ -16,7 +16,7 @@ use crate::chance::{Chance, one_of};
 use crate::discovery::{Addresses, Resolve, follow};
 use crate::endpoint::{Endpoint, EndpointConfig};
 use crate::keeper::{Keeping, keep};
-use crate::status::mesh_status_retry;
+use crate::status::{UNREACHABLE, mesh_status_retry};
 use crate::wire::{NoAnswer, Reach};
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -160,7 +160,7 @@ impl Fleet {
         self.config.metrics.refusal("unreachable");
         reasons.extend(self.lookup_failure.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let message = format!("no instance of {} can be reached ({})", self.target, reasons.join("; "));
-        let status = mesh_status_retry(Code::Unavailable, "UNREACHABLE", message, Some(RETRY_AFTER));
+        let status = mesh_status_retry(Code::Unavailable, UNREACHABLE, message, Some(RETRY_AFTER));
         NoAnswer { status, reach: Reach::NotSent }
     }
 }

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use telemetry::Operation;
 use tonic::Status;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
+use uuid::Uuid;
 
 use crate::caller::Caller;
 use crate::gatekeeper::Gatekeeper;
 use crate::record::NoEvent;
 use crate::refusals::{Cause, Refusals};
-use crate::wire::{Answer, RESERVED_PREFIX, Request, Response, is_infrastructure, respond};
+use crate::wire::{Answer, ORDER_HEADER, RESERVED_PREFIX, Request, Response, USER_HEADER, is_infrastructure, respond};
 
 #[derive(Clone)]
 pub(crate) struct Identity<S> {
@@ -85,11 +86,14 @@ impl Shared {
 }
 
 fn admitted(mut request: Request, caller: Caller) -> Request {
-    strip(request.headers_mut());
     if let Some(operation) = request.extensions().get::<Operation>() {
         operation.admit();
         tell(operation, &caller);
+        if matches!(caller, Caller::Service { .. }) {
+            about(operation, request.headers());
+        }
     }
+    strip(request.headers_mut());
     request.extensions_mut().insert(caller);
     request
 }
@@ -99,6 +103,17 @@ fn tell(operation: &Operation, caller: &Caller) {
         Caller::Anonymous => {}
         Caller::Person { user_id, .. } => operation.set_user(*user_id),
         Caller::Service { name } => operation.set_on_span("ordermesh.caller", name.clone()),
+    }
+}
+
+/// Which order and user a service's call is about.
+fn about(operation: &Operation, headers: &HeaderMap) {
+    let id = |name| headers.get(name).and_then(|value: &HeaderValue| Uuid::try_parse_ascii(value.as_bytes()).ok());
+    if let Some(order) = id(ORDER_HEADER) {
+        operation.set_order(order);
+    }
+    if let Some(user) = id(USER_HEADER) {
+        operation.set_user(user);
     }
 }
 

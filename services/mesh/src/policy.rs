@@ -33,6 +33,8 @@ pub struct MethodPolicy {
     pub path: &'static str,
     /// The type of trace event that the call is an event of.
     pub event: Option<&'static str>,
+    /// Why the call is no event; empty when it is one.
+    pub no_event: &'static str,
     /// Who may call it.
     pub allow: &'static [Access],
     /// For [`Access::Service`]: the names of the services that may call it.
@@ -57,6 +59,7 @@ impl MethodPolicy {
 pub(crate) const METHOD: MethodPolicy = MethodPolicy {
     path: "",
     event: None,
+    no_event: "a test",
     allow: &[Access::Public],
     callers: &[],
     timeout: None,

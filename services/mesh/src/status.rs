@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::time::Duration;
 
-use telemetry::EventError;
+use telemetry::{ErrorClass, EventError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
@@ -14,6 +14,13 @@ pub(crate) const MESH_DOMAIN: &str = "mesh.ordermesh";
 
 /// The reason of [`crate::server`]'s answer when the memory budget is spent.
 pub(crate) const OUT_OF_MEMORY: &str = "OUT_OF_MEMORY";
+/// The reason of a client's answer when no instance could be reached: the call was never sent.
+pub(crate) const UNREACHABLE: &str = "UNREACHABLE";
+/// The reason of a client's answer when the connection ended before the call's answer had come.
+pub(crate) const CONNECTION_LOST: &str = "CONNECTION_LOST";
+
+/// ErrorInfo's metadata with the class of what is behind an error: see [`Refusal::class`].
+const CAUSE: &str = "cause";
 
 /// Details travel in one header, in base64, and many clients take no more than 8 KiB of headers: violations beyond this are
 /// counted and not listed.
@@ -92,6 +99,11 @@ pub trait Refusal: Error {
     fn violations(&self) -> &[Violation] {
         &[]
     }
+    /// The class of what is behind it, where that is known and the code does not say it: an order that is refused because
+    /// a lookup timed out is a TIMEOUT, whatever its code. Travels as ErrorInfo's metadata `cause`.
+    fn class(&self) -> Option<ErrorClass> {
+        None
+    }
     /// When it is worth another try.
     fn retry_after(&self) -> Option<Duration> {
         None
@@ -115,6 +127,9 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
     let message = refusal.to_string();
     let mut facts: HashMap<String, String> =
         refusal.facts().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    if let Some(cause) = refusal.class() {
+        facts.insert(CAUSE.to_owned(), cause.name().to_owned());
+    }
     let violations = refusal.violations();
     let told = told(violations);
     if violations.len() > told.len() {
@@ -160,20 +175,38 @@ fn chain(error: &dyn Refusal) -> String {
     text
 }
 
-/// What a status is as a trace event's error.
+/// What a status is as a trace event's error: of the class that its ErrorInfo names as the cause, else of its code's.
 pub fn error_class(status: &Status) -> EventError {
-    let reason = reason_of(status);
-    let kind = match (status.code(), reason.as_deref()) {
-        (Code::ResourceExhausted, Some(OUT_OF_MEMORY)) => "OutOfMemoryError",
-        (Code::InvalidArgument, _) => "ValidationError",
-        (Code::DeadlineExceeded, _) => "TIMEOUT",
-        (Code::Unavailable, _) => "CONNECTION_ERROR",
-        (code, _) => code_name(code),
-    };
-    EventError {
-        kind: kind.to_owned(),
-        reason: reason.unwrap_or_else(|| code_name(status.code()).to_owned()),
-        message: status.message().to_owned(),
+    let info = if status.details().is_empty() { None } else { status.get_details_error_info() };
+    let cause = info.as_ref().and_then(|info| info.metadata.get(CAUSE)).and_then(|cause| ErrorClass::named(cause));
+    let reason = info.map(|info| info.reason);
+    let class = cause.unwrap_or_else(|| class_of(status.code(), reason.as_deref()));
+    EventError::new(class, reason.unwrap_or_else(|| code_name(status.code()).to_owned()), status.message())
+}
+
+/// The class of a status that names no cause.
+#[rustfmt::skip]
+fn class_of(code: Code, reason: Option<&str>) -> ErrorClass {
+    match (code, reason) {
+        (Code::ResourceExhausted, Some(OUT_OF_MEMORY))                   => ErrorClass::OutOfMemoryError,
+        (Code::ResourceExhausted, _)                                     => ErrorClass::ResourceExhausted,
+        (Code::InvalidArgument, _)                                       => ErrorClass::ValidationError,
+        (Code::DeadlineExceeded, _)                                      => ErrorClass::Timeout,
+        // Without a reason it is not this platform's: gRPC's libraries say so of connections.
+        (Code::Unavailable, None | Some(UNREACHABLE | CONNECTION_LOST))  => ErrorClass::ConnectionError,
+        (Code::Unavailable, Some(_))                                     => ErrorClass::Unavailable,
+        (Code::Cancelled, _)                                             => ErrorClass::Cancelled,
+        (Code::NotFound, _)                                              => ErrorClass::NotFound,
+        (Code::AlreadyExists, _)                                         => ErrorClass::AlreadyExists,
+        (Code::PermissionDenied, _)                                      => ErrorClass::PermissionDenied,
+        (Code::FailedPrecondition, _)                                    => ErrorClass::FailedPrecondition,
+        (Code::Aborted, _)                                               => ErrorClass::Aborted,
+        (Code::OutOfRange, _)                                            => ErrorClass::OutOfRange,
+        (Code::Unimplemented, _)                                         => ErrorClass::Unimplemented,
+        (Code::Internal, _)                                              => ErrorClass::Internal,
+        (Code::DataLoss, _)                                              => ErrorClass::DataLoss,
+        (Code::Unauthenticated, _)                                       => ErrorClass::Unauthenticated,
+        (Code::Unknown | Code::Ok, _)                                    => ErrorClass::Unknown,
     }
 }
 
@@ -311,6 +344,32 @@ mod tests {
         assert!(!format!("{status:?}").contains("hunter2"));
     }
 
+    #[derive(Debug, thiserror::Error)]
+    #[error("the catalogue could not be asked")]
+    struct LookupFailed;
+
+    impl Refusal for LookupFailed {
+        fn kind(&self) -> Kind {
+            Kind::Unavailable
+        }
+        fn reason(&self) -> &'static str {
+            "LOOKUP_FAILED"
+        }
+        fn class(&self) -> Option<ErrorClass> {
+            Some(ErrorClass::Timeout)
+        }
+    }
+
+    #[test]
+    fn a_known_cause_is_the_class_whatever_the_code_is() {
+        let status = status("order", &LookupFailed);
+        assert_eq!(status.code(), Code::Unavailable);
+        let error = error_class(&status);
+        assert_eq!((error.kind.as_str(), error.reason.as_str()), ("TIMEOUT", "LOOKUP_FAILED"));
+        let info = status.get_details_error_info().expect("ErrorInfo");
+        assert_eq!(info.metadata.get("cause").map(String::as_str), Some("TIMEOUT"));
+    }
+
     #[test]
     fn the_classes_of_events_are_the_designs_words() {
         let class = |code, reason| error_class(&mesh_status(code, reason, "")).kind;
@@ -318,6 +377,9 @@ mod tests {
         assert_eq!(class(Code::ResourceExhausted, "MESSAGE_TOO_LARGE"), "RESOURCE_EXHAUSTED");
         assert_eq!(class(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"), "TIMEOUT");
         assert_eq!(class(Code::Unavailable, "UNREACHABLE"), "CONNECTION_ERROR");
+        assert_eq!(class(Code::Unavailable, "CONNECTION_LOST"), "CONNECTION_ERROR");
+        assert_eq!(error_class(&Status::unavailable("of a proxy")).kind, "CONNECTION_ERROR");
+        assert_eq!(class(Code::Unavailable, "OVERLOADED"), "UNAVAILABLE", "the connection is sound");
         assert_eq!(class(Code::NotFound, "ORDER_NOT_FOUND"), "NOT_FOUND");
         assert_eq!(error_class(&Status::aborted("x")).reason, "ABORTED");
     }

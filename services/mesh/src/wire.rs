@@ -36,6 +36,10 @@ pub(crate) struct NoAnswer {
 pub(crate) const RESERVED_PREFIX: &str = "x-ordermesh-";
 pub(crate) const SECRET_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-secret");
 pub(crate) const SERVICE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-service");
+/// Which order a service's call is about: a UUID. Only services are believed.
+pub(crate) const ORDER_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-order");
+/// Which user a service's call is about: a UUID. Only services are believed.
+pub(crate) const USER_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-user");
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// How many attempts were made before this one (gRFC A6).
 pub(crate) const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");

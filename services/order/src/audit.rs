@@ -8,6 +8,7 @@ use telemetry::EventStatus;
 
 use crate::lifecycle::{Answer, Input, State, is_final, next, owes};
 use crate::order::LineState;
+use crate::orders::asked;
 
 /// An order as the rules see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,6 +50,25 @@ pub struct AuditedStep {
     pub time: Timestamp,
     /// The span in which it happened: also its event's.
     pub span_id: String,
+    /// Was it asked for by a call that is audited: `cancel` or `retry`, the value of its event's attribute `operation`.
+    pub asked: Option<&'static str>,
+}
+
+impl AuditedStep {
+    /// The event that is written with it: its type, the value of its attribute `operation`, and its status.
+    pub fn event(&self) -> Option<(&'static str, &'static str, EventStatus)> {
+        let audit = self.asked.map(|operation| (chassis::audit::EVENT_TYPE, operation, EventStatus::Success));
+        audit.or_else(|| event_of(self.state))
+    }
+}
+
+/// What a step's reason says of the call that asked for it.
+pub(crate) fn asked(reason: &str) -> Option<&'static str> {
+    match reason {
+        asked::CUSTOMER_TO_CANCEL | asked::OPERATOR_TO_CANCEL => Some("cancel"),
+        asked::OPERATOR_TO_RETRY => Some("retry"),
+        _ => None,
+    }
 }
 
 /// A SKU's stock beside the lines that hold of it, read in one snapshot.

@@ -195,7 +195,14 @@ pub(crate) fn payment_failure(failure: &PaymentFailure) -> proto::PaymentFailure
     }
 }
 
-pub(crate) fn order(order: &Order) -> proto::Order {
+/// What a customer sees of why the last try came to nothing: the peers' own words, with their addresses, are an operator's.
+const TRIED_AGAIN: &str = "the last try came to nothing, and the next one follows";
+
+pub(crate) fn order(seen_by: Scope, order: &Order) -> proto::Order {
+    let last_error = order.last_error.as_deref().map(|error| match seen_by {
+        Scope::All => error,
+        Scope::Of(_) => TRIED_AGAIN,
+    });
     let Address { recipient, lines, city, postal_code, country_code } = order.address.clone();
     proto::Order {
         order_id: order.id.to_string(),
@@ -220,7 +227,7 @@ pub(crate) fn order(order: &Order) -> proto::Order {
         fulfillment_id: order.fulfillment.as_ref().map(|started| started.id.to_string()).unwrap_or_default(),
         payment_failure: order.payment_failure.as_ref().map(payment_failure),
         next_attempt_time: order.next_attempt_time.map(encode::timestamp),
-        last_error: order.last_error.clone().unwrap_or_default(),
+        last_error: last_error.unwrap_or_default().to_owned(),
         create_time: Some(encode::timestamp(order.create_time)),
         update_time: Some(encode::timestamp(order.update_time)),
         trace_id: order.place.trace_id(),

@@ -12,7 +12,7 @@ use kernel::calendar::delivery_date;
 use kernel::{Clock, FaultPoint, Faults, FulfillmentId, IdSource, OrderId, Place};
 use opentelemetry::metrics::Histogram;
 use opentelemetry::{KeyValue, global};
-use telemetry::{EventError, EventSink, Kind, Operation, Outcome, Parent, TraceParent};
+use telemetry::{ErrorClass, EventError, EventSink, Kind, Operation, Outcome, Parent, TraceParent};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -341,11 +341,8 @@ impl Driver {
         mut steps: Vec<Step>,
         allocate: Operation,
     ) -> Result<Advance, storage::Error> {
-        let error = EventError {
-            kind: "AllocationError".into(),
-            reason: "STOCK_LOST".into(),
-            message: "stock of the order was written off before it was allocated".into(),
-        };
+        let message = "stock of the order was written off before it was allocated";
+        let error = EventError::new(ErrorClass::AllocationError, "STOCK_LOST", message);
         steps.push(Step {
             to: State::Cancelling,
             reason: error.message.clone(),
@@ -383,11 +380,7 @@ impl Driver {
         let (step, failure) = match answer {
             PaymentAnswer::Done => (done(State::Cancelled, "nothing is charged", &operation), None),
             PaymentAnswer::Refused(failure) => {
-                let error = EventError {
-                    kind: "NeedsAttention".into(),
-                    reason: failure.reason.clone(),
-                    message: failure.message.clone(),
-                };
+                let error = EventError::new(ErrorClass::NeedsAttention, &failure.reason, &failure.message);
                 let step = Step {
                     to: State::NeedsAttention,
                     reason: failure.message.clone(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chassis::Invalid;
 use mesh::{Kind, Refusal, Violation};
+use telemetry::ErrorClass;
 
 /// A refusal.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +47,8 @@ pub enum Error {
     /// The Data Service gave no answer.
     #[error("the catalogue could not be asked: {cause}")]
     LookupFailed {
-        /// `TIMEOUT`, `CONNECTION_ERROR`, or the code.
-        cause: String,
+        /// For example TIMEOUT or CONNECTION_ERROR.
+        cause: ErrorClass,
     },
     /// The request id was used for another command.
     #[error("the request_id was used for another command")]
@@ -149,7 +150,8 @@ impl Refusal for Error {
             Self::PriceChanged { total, expected } => {
                 vec![("total", total.clone()), ("expected_total", expected.clone())]
             }
-            Self::LookupFailed { cause } => vec![("cause", cause.clone())],
+            // Its cause is told by its class.
+            Self::LookupFailed { .. } => vec![],
             Self::OrderNotCancellable { state } | Self::OrderNotRetryable { state } => {
                 vec![("state", (*state).to_owned())]
             }
@@ -164,6 +166,29 @@ impl Refusal for Error {
             | Self::TokenExpired
             | Self::TooManyWatchers
             | Self::Storage(_) => vec![],
+        }
+    }
+
+    fn class(&self) -> Option<ErrorClass> {
+        match self {
+            Self::LookupFailed { cause } => Some(*cause),
+            Self::Storage(error) => error.class(),
+            Self::Invalid(_)
+            | Self::UnknownSku(_)
+            | Self::MixedCurrencies { .. }
+            | Self::AmountTooLarge
+            | Self::NoDeliveryZone { .. }
+            | Self::InsufficientStock { .. }
+            | Self::PriceChanged { .. }
+            | Self::RequestIdReused
+            | Self::OrderNotFound
+            | Self::OrderNotCancellable { .. }
+            | Self::OrderNotRetryable { .. }
+            | Self::StockReserved { .. }
+            | Self::StockNegative { .. }
+            | Self::Draining
+            | Self::TokenExpired
+            | Self::TooManyWatchers => None,
         }
     }
 

@@ -75,7 +75,12 @@ impl Explainer {
             Err(status) => gaps.push(format!("events: {:?}: {}", status.code(), status.message())),
         }
         timeline.sort_by_key(|entry| entry.time.map_or((0, 0), |time| (time.seconds, time.nanos)));
-        Ok(proto::ExplainOrderResponse { order: Some(convert::order(&order)), timeline, gateway_ledger, gaps })
+        Ok(proto::ExplainOrderResponse {
+            order: Some(convert::order(Scope::All, &order)),
+            timeline,
+            gateway_ledger,
+            gaps,
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use chassis::Fingerprint;
 use kernel::RequestId;
+use telemetry::Operation;
 
 use crate::error::Error;
 use crate::store::{Adjustment, Store};
@@ -61,7 +62,10 @@ impl Inventory {
     ///
     /// # Errors
     /// It is reserved, or there is not so much.
-    pub async fn adjust(&self, command: AdjustStock) -> Result<Adjustment, Error> {
-        self.store.adjust(command).await
+    pub async fn adjust(&self, operation: &Operation, command: AdjustStock) -> Result<Adjustment, Error> {
+        operation.set("sku", &command.sku);
+        operation.set("delta", command.delta.to_string());
+        operation.set("write_off", command.write_off.to_string());
+        self.store.adjust(operation, command).await
     }
 }

@@ -15,6 +15,16 @@ use crate::order::{CreateOrder, HistoryEntry, Line, LineState, Order, Scope};
 use crate::ports::{Catalog, Product};
 use crate::store::Store;
 
+/// The reasons in the history of steps that were asked for. Each has an audit event; a release that wrote none had other words.
+pub(crate) mod asked {
+    /// CancelOrder by its customer.
+    pub(crate) const CUSTOMER_TO_CANCEL: &str = "the customer asked to cancel";
+    /// CancelOrder by an operator.
+    pub(crate) const OPERATOR_TO_CANCEL: &str = "an operator asked to cancel";
+    /// RetryOrder.
+    pub(crate) const OPERATOR_TO_RETRY: &str = "an operator asked to retry";
+}
+
 /// The orders, as the contract's handlers see them.
 #[derive(Clone)]
 pub struct Orders {
@@ -175,7 +185,11 @@ impl Orders {
     /// There is none in this scope, or it is too late.
     pub async fn cancel(&self, operation: &Operation, scope: Scope, id: OrderId) -> Result<Order, Error> {
         let refuse = |state: State| Error::OrderNotCancellable { state: state.name() };
-        self.turn(operation, scope, id, Input::CancelAsked, "cancellation asked", refuse).await
+        let reason = match scope {
+            Scope::Of(_) => asked::CUSTOMER_TO_CANCEL,
+            Scope::All => asked::OPERATOR_TO_CANCEL,
+        };
+        self.turn(operation, scope, id, Input::CancelAsked, reason, refuse).await
     }
 
     /// Takes an order out of NEEDS_ATTENTION, with a fresh refund attempt.
@@ -184,7 +198,7 @@ impl Orders {
     /// There is none, or it is not in NEEDS_ATTENTION.
     pub async fn retry(&self, operation: &Operation, id: OrderId) -> Result<Order, Error> {
         let refuse = |state: State| Error::OrderNotRetryable { state: state.name() };
-        self.turn(operation, Scope::All, id, Input::RetryAsked, "retry asked by an operator", refuse).await
+        self.turn(operation, Scope::All, id, Input::RetryAsked, asked::OPERATOR_TO_RETRY, refuse).await
     }
 
     async fn turn(
@@ -206,6 +220,9 @@ impl Orders {
                 Answer::Stays => return Ok(order),
                 Answer::No => return Err(refuse(order.state)),
                 Answer::To(state) => {
+                    operation.set("operation", if input == Input::RetryAsked { "retry" } else { "cancel" });
+                    operation.set("state.before", order.state.name());
+                    operation.set("state.after", state.name());
                     let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
                     // Turned and driven on: both, also when the caller is cut off in between.
                     let turned = self.driver.detached(async move {

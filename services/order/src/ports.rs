@@ -9,6 +9,7 @@ use contracts::payment::v1::payment_service_client::PaymentServiceClient;
 use futures_util::future::BoxFuture;
 use kernel::{Currency, Money, OrderId};
 use mesh::{About, Channel};
+use telemetry::ErrorClass;
 use tonic::{Code, Status};
 
 use crate::error::Error;
@@ -72,9 +73,9 @@ impl GrpcCatalog {
     }
 }
 
-/// A lookup that gave no answer, and why: the words of the event table.
+/// A lookup that gave no answer, and why.
 fn lookup_failed(status: &Status) -> Error {
-    Error::LookupFailed { cause: mesh::error_class(status).kind }
+    Error::LookupFailed { cause: ErrorClass::named(&mesh::error_class(status).kind).unwrap_or(ErrorClass::Unknown) }
 }
 
 fn product(product: data::Product) -> Option<Product> {
@@ -97,7 +98,7 @@ impl Catalog for GrpcCatalog {
             let count = response.products.len();
             let products: Vec<Product> = response.products.into_iter().filter_map(product).collect();
             if products.len() < count {
-                return Err(Error::LookupFailed { cause: "MALFORMED_ANSWER".into() });
+                return Err(Error::LookupFailed { cause: ErrorClass::MalformedAnswer });
             }
             Ok(products)
         })
@@ -112,7 +113,7 @@ impl Catalog for GrpcCatalog {
                 Err(status) if status.code() == Code::NotFound => return Err(Error::NoDeliveryZone { country }),
                 Err(status) => return Err(lookup_failed(&status)),
             };
-            let malformed = || Error::LookupFailed { cause: "MALFORMED_ANSWER".into() };
+            let malformed = || Error::LookupFailed { cause: ErrorClass::MalformedAnswer };
             Ok(Transit {
                 business_days: estimate.transit_business_days.try_into().map_err(|_| malformed())?,
                 cutoff_hour: estimate.cutoff_hour_utc.try_into().map_err(|_| malformed())?,

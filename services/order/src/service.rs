@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 
+use chassis::audit;
 use contracts::order::v1 as proto;
 use contracts::order::v1::inventory_service_server::InventoryService;
 use contracts::order::v1::order_service_server::OrderService;
@@ -15,6 +16,7 @@ use crate::driver::Driver;
 use crate::error::{Error, status};
 use crate::explain::Explainer;
 use crate::inventory::Inventory;
+use crate::order::Scope;
 use crate::orders::Orders;
 use crate::watch::{self, Watchers};
 
@@ -36,7 +38,7 @@ impl OrderService for OrderHandlers {
         let id = self.orders.begin(&operation, user);
         let command = convert::create_order(request.into_inner()).map_err(Error::from).map_err(status)?;
         let order = self.orders.create(&operation, id, user, command).await.map_err(status)?;
-        Ok(Response::new(proto::CreateOrderResponse { order: Some(convert::order(&order)) }))
+        Ok(Response::new(proto::CreateOrderResponse { order: Some(convert::order(Scope::Of(user), &order)) }))
     }
 
     async fn get_order(
@@ -47,7 +49,7 @@ impl OrderService for OrderHandlers {
         let id = convert::order_id(&request.get_ref().order_id).map_err(Error::from).map_err(status)?;
         let (order, history) = self.orders.get(scope, id).await.map_err(status)?;
         let history = history.iter().map(convert::history).collect();
-        Ok(Response::new(proto::GetOrderResponse { order: Some(convert::order(&order)), history }))
+        Ok(Response::new(proto::GetOrderResponse { order: Some(convert::order(scope, &order)), history }))
     }
 
     async fn list_orders(
@@ -58,7 +60,7 @@ impl OrderService for OrderHandlers {
         let list = convert::list_orders(scope, request.get_ref()).map_err(Error::from).map_err(status)?;
         let (orders, last) = self.orders.list(scope, list.state, list.after, list.size).await.map_err(status)?;
         Ok(Response::new(proto::ListOrdersResponse {
-            orders: orders.iter().map(convert::order).collect(),
+            orders: orders.iter().map(|order| convert::order(scope, order)).collect(),
             next_page_token: last.map(|last| list.page.next(&last.to_string())).unwrap_or_default(),
         }))
     }
@@ -79,11 +81,11 @@ impl OrderService for OrderHandlers {
         &self,
         request: Request<proto::CancelOrderRequest>,
     ) -> Result<Response<proto::CancelOrderResponse>, Status> {
-        let operation = mesh::operation(request.extensions());
+        let operation = audit::operation(request.extensions());
         let scope = convert::scope(&mesh::caller(request.extensions()));
         let id = convert::order_id(&request.get_ref().order_id).map_err(Error::from).map_err(status)?;
         let order = self.orders.cancel(&operation, scope, id).await.map_err(status)?;
-        Ok(Response::new(proto::CancelOrderResponse { order: Some(convert::order(&order)) }))
+        Ok(Response::new(proto::CancelOrderResponse { order: Some(convert::order(scope, &order)) }))
     }
 
     async fn explain_order(
@@ -98,10 +100,10 @@ impl OrderService for OrderHandlers {
         &self,
         request: Request<proto::RetryOrderRequest>,
     ) -> Result<Response<proto::RetryOrderResponse>, Status> {
-        let operation = mesh::operation(request.extensions());
+        let operation = audit::operation(request.extensions());
         let id = convert::order_id(&request.get_ref().order_id).map_err(Error::from).map_err(status)?;
         let order = self.orders.retry(&operation, id).await.map_err(status)?;
-        Ok(Response::new(proto::RetryOrderResponse { order: Some(convert::order(&order)) }))
+        Ok(Response::new(proto::RetryOrderResponse { order: Some(convert::order(Scope::All, &order)) }))
     }
 }
 
@@ -140,8 +142,9 @@ impl InventoryService for InventoryHandlers {
         &self,
         request: Request<proto::AdjustStockRequest>,
     ) -> Result<Response<proto::AdjustStockResponse>, Status> {
+        let operation = audit::operation(request.extensions());
         let command = convert::adjust_stock(request.get_ref()).map_err(Error::from).map_err(status)?;
-        let adjustment = self.inventory.adjust(command).await.map_err(status)?;
+        let adjustment = self.inventory.adjust(&operation, command).await.map_err(status)?;
         Ok(Response::new(proto::AdjustStockResponse {
             stock: Some(convert::stock(adjustment.stock)),
             lost_line_count: adjustment.lost_lines,

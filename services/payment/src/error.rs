@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use chassis::Invalid;
 use mesh::{Kind, Refusal, Violation};
+use telemetry::ErrorClass;
+
+use crate::ports::NoAnswer;
 
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
@@ -18,11 +21,8 @@ pub enum Error {
     #[error("there is no payment of this order")]
     PaymentNotFound,
     /// The gateway's ledger could not be read.
-    #[error("the gateway's ledger cannot be read: {cause}")]
-    GatewayUnreachable {
-        /// A class and a sentence.
-        cause: String,
-    },
+    #[error("the gateway's ledger cannot be read: {0}")]
+    GatewayUnreachable(NoAnswer),
     /// The database.
     #[error("the payment store failed")]
     Storage(#[from] storage::Error),
@@ -34,7 +34,7 @@ impl Refusal for Error {
             Self::Invalid(_) => Kind::InvalidArgument,
             Self::RequestIdReused => Kind::FailedPrecondition,
             Self::PaymentNotFound => Kind::NotFound,
-            Self::GatewayUnreachable { .. } => Kind::Unavailable,
+            Self::GatewayUnreachable(_) => Kind::Unavailable,
             Self::Storage(error) => chassis::storage_kind(error),
         }
     }
@@ -44,15 +44,23 @@ impl Refusal for Error {
             Self::Invalid(_) => "INVALID_ARGUMENT",
             Self::RequestIdReused => "REQUEST_ID_REUSED",
             Self::PaymentNotFound => "PAYMENT_NOT_FOUND",
-            Self::GatewayUnreachable { .. } => "GATEWAY_UNREACHABLE",
+            Self::GatewayUnreachable(_) => "GATEWAY_UNREACHABLE",
             Self::Storage(_) => "STORE_FAILED",
+        }
+    }
+
+    fn class(&self) -> Option<ErrorClass> {
+        match self {
+            Self::GatewayUnreachable(no_answer) => Some(no_answer.class),
+            Self::Storage(error) => error.class(),
+            Self::Invalid(_) | Self::RequestIdReused | Self::PaymentNotFound => None,
         }
     }
 
     fn violations(&self) -> &[Violation] {
         match self {
             Self::Invalid(invalid) => &invalid.0,
-            Self::RequestIdReused | Self::PaymentNotFound | Self::GatewayUnreachable { .. } | Self::Storage(_) => &[],
+            Self::RequestIdReused | Self::PaymentNotFound | Self::GatewayUnreachable(_) | Self::Storage(_) => &[],
         }
     }
 
@@ -65,7 +73,7 @@ impl storage::Failure for Error {
     fn storage(&self) -> Option<&storage::Error> {
         match self {
             Self::Storage(error) => Some(error),
-            Self::Invalid(_) | Self::RequestIdReused | Self::PaymentNotFound | Self::GatewayUnreachable { .. } => None,
+            Self::Invalid(_) | Self::RequestIdReused | Self::PaymentNotFound | Self::GatewayUnreachable(_) => None,
         }
     }
 }
@@ -78,27 +86,34 @@ pub(crate) fn status(error: Error) -> tonic::Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tonic::Status;
 
     #[test]
-    fn the_reasons_are_public_and_change_only_on_purpose() {
+    fn the_reasons_and_the_classes_of_their_events_change_only_on_purpose() {
         let all = [
             Error::Invalid(Invalid(vec![])),
             Error::RequestIdReused,
             Error::PaymentNotFound,
-            Error::GatewayUnreachable { cause: "TIMEOUT".into() },
+            Error::GatewayUnreachable(NoAnswer::new("it says nothing")),
+            Error::GatewayUnreachable(Status::deadline_exceeded("too late").into()),
+            Error::GatewayUnreachable(Status::unavailable("no connection").into()),
             Error::Storage(storage::Error::Closed),
             Error::Storage(storage::Error::Panicked),
         ];
-        let listed: Vec<String> = all.iter().map(|error| format!("{:?} {}", error.kind(), error.reason())).collect();
+        let class = |error| mesh::error_class(&mesh::status("payment", error)).kind;
+        let listed: Vec<String> =
+            all.iter().map(|error| format!("{:?} {} {}", error.kind(), error.reason(), class(error))).collect();
         assert_eq!(
             listed,
             [
-                "InvalidArgument INVALID_ARGUMENT",
-                "FailedPrecondition REQUEST_ID_REUSED",
-                "NotFound PAYMENT_NOT_FOUND",
-                "Unavailable GATEWAY_UNREACHABLE",
-                "Unavailable STORE_FAILED",
-                "Internal STORE_FAILED",
+                "InvalidArgument INVALID_ARGUMENT ValidationError",
+                "FailedPrecondition REQUEST_ID_REUSED FAILED_PRECONDITION",
+                "NotFound PAYMENT_NOT_FOUND NOT_FOUND",
+                "Unavailable GATEWAY_UNREACHABLE MALFORMED_ANSWER",
+                "Unavailable GATEWAY_UNREACHABLE TIMEOUT",
+                "Unavailable GATEWAY_UNREACHABLE CONNECTION_ERROR",
+                "Unavailable STORE_FAILED UNAVAILABLE",
+                "Internal STORE_FAILED INTERNAL",
             ]
         );
     }

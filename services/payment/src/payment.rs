@@ -3,7 +3,7 @@
 use std::fmt;
 
 use kernel::{Money, OrderId, Timestamp, UserId};
-use telemetry::{EventError, Outcome, TraceParent};
+use telemetry::{ErrorClass, EventError, Outcome, TraceParent};
 
 use crate::lifecycle::{CancelAsked, Effect, State, owes};
 
@@ -242,19 +242,21 @@ pub fn order_of(charge_key: &str) -> Option<OrderId> {
 /// The event that entering a state is: the value of its attribute `operation`, and its outcome. None for the states that
 /// are not settled: doubt is no event.
 pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Option<(&'static str, Outcome)> {
-    let failed = |kind: &str, reason: &str, message: String| {
-        Outcome::Failed(EventError { kind: kind.to_owned(), reason: reason.to_owned(), message })
-    };
+    let failed = |class, reason: &str, message: String| Outcome::Failed(EventError::new(class, reason, message));
     let code = decline.unwrap_or(DeclineCode::GenericDecline);
     match state {
         State::Succeeded => Some(("charge", Outcome::Success)),
         State::Refunded => Some(("refund", Outcome::Success)),
         State::Cancelled => Some(("cancel", Outcome::Success)),
-        State::Declined => Some(("charge", failed("PaymentDeclined", code.name(), code.message().to_owned()))),
-        State::Failed => Some(("charge", failed("GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT", code.message().to_owned()))),
+        State::Declined => {
+            Some(("charge", failed(ErrorClass::PaymentDeclined, code.name(), code.message().to_owned())))
+        }
+        State::Failed => {
+            Some(("charge", failed(ErrorClass::GatewayTimeout, "GATEWAY_TIMEOUT", code.message().to_owned())))
+        }
         State::RefundRefused => {
             let message = format!("the gateway refuses to give the money back: {detail}");
-            Some(("refund", failed("REFUND_REFUSED", "REFUND_REFUSED", message)))
+            Some(("refund", failed(ErrorClass::RefundRefused, "REFUND_REFUSED", message)))
         }
         State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,
     }

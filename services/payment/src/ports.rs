@@ -17,6 +17,7 @@ use contracts::order::v1::payment_confirmation_service_client::PaymentConfirmati
 use futures_util::future::BoxFuture;
 use kernel::{Money, OrderId};
 use mesh::Channel;
+use telemetry::ErrorClass;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 
@@ -99,7 +100,9 @@ pub enum RefundAnswer {
 /// No answer that decides anything: silence, or an error, whatever its code.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NoAnswer {
-    /// A class and a sentence.
+    /// What came instead.
+    pub class: ErrorClass,
+    /// A reason and a sentence.
     pub message: String,
     /// The gateway says that it has no such row: an answer to GetCharge alone.
     pub is_not_found: bool,
@@ -114,9 +117,9 @@ impl fmt::Display for NoAnswer {
 impl std::error::Error for NoAnswer {}
 
 impl NoAnswer {
-    /// Of a text.
+    /// An answer that says nothing that can be used.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_not_found: false }
+        Self { class: ErrorClass::MalformedAnswer, message: message.into(), is_not_found: false }
     }
 }
 
@@ -124,7 +127,8 @@ impl From<Status> for NoAnswer {
     fn from(status: Status) -> Self {
         let error = mesh::error_class(&status);
         let message = shortened(&format!("{}: {}", error.reason, error.message), MAX_MESSAGE_BYTES);
-        Self { message, is_not_found: status.code() == Code::NotFound }
+        let class = ErrorClass::named(&error.kind).unwrap_or(ErrorClass::Unknown);
+        Self { class, message, is_not_found: status.code() == Code::NotFound }
     }
 }
 

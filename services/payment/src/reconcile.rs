@@ -117,7 +117,7 @@ impl Reconciler {
     /// # Errors
     /// The gateway did not answer; the database.
     pub async fn reconcile(&self) -> Result<Reconciliation, Error> {
-        let unreachable = |error: NoAnswer| Error::GatewayUnreachable { cause: error.message };
+        let unreachable = Error::GatewayUnreachable;
         let mut found = Reconciliation::default();
         // The orders with a row that fits: 16 bytes each.
         let mut fits = HashSet::new();
@@ -178,7 +178,7 @@ impl Reconciler {
     /// Between two reads of the payment that are the same, the ledger's answer belongs to it.
     async fn look_again(&self, order_id: OrderId, found: &mut Reconciliation) -> Result<(), Error> {
         let before = self.store.find(order_id).await?;
-        let ledger = self.ledger(order_id).await.map_err(|error| Error::GatewayUnreachable { cause: error.message })?;
+        let ledger = self.ledger(order_id).await.map_err(Error::GatewayUnreachable)?;
         let now = self.store.find(order_id).await?;
         let version = |payment: &Option<Payment>| payment.as_ref().map(|payment| payment.version);
         if let Some(payment) = now.as_ref().filter(|_| version(&before) == version(&now))

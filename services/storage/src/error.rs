@@ -1,6 +1,7 @@
 //! What can go wrong with a database, and whether it is worth another try.
 
-use sea_orm::{DbErr, RuntimeErr, SqlErr};
+use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, SqlErr};
+use telemetry::ErrorClass;
 
 /// What went wrong with the database.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +78,21 @@ impl Error {
             })
             // PostgreSQL has no place left.
             || self.database().and_then(code).is_some_and(|code| code == "53300")
+    }
+
+    /// The class that it is as what is behind a refusal; `None`: it is our own fault, and waiting does not cure it.
+    pub fn class(&self) -> Option<ErrorClass> {
+        if !self.is_unavailable() {
+            return None;
+        }
+        let has_timed_out = matches!(self.database(), Some(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)))
+            || matches!(self.database().and_then(sqlx), Some(sea_orm::sqlx::Error::PoolTimedOut));
+        let is_conflict = self.is_transient() || matches!(self, Self::Closed);
+        Some(match (has_timed_out, is_conflict) {
+            (true, _) => ErrorClass::Timeout,
+            (false, true) => ErrorClass::Unavailable,
+            (false, false) => ErrorClass::ConnectionError,
+        })
     }
 
     /// The database is not there yet, and may come up: nobody listens, or it says that it starts. Not a wrong password, a database

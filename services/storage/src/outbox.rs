@@ -1,14 +1,17 @@
 //! The outbox: events are written in the transaction that commits what they tell of, and wait here to be sent.
 //!
 //! Each row belongs to the instance that wrote it, which sends it as soon as it is committed; rows that a dead instance
-//! left are adopted by another. No watermark: a row is deleted when its event was answered for.
+//! left are adopted by another. No watermark: a row is deleted when its event was answered for. An event that the store
+//! refused is kept apart and sent again later: a store of an earlier release refuses what it does not know yet.
+
+use std::time::Duration;
 
 use kernel::{Clock, SystemClock, Timestamp};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
 };
 use telemetry::TraceEvent;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use crate::connect::Database;
 use crate::error::Error;
@@ -53,16 +56,21 @@ pub struct Backlog {
     pub waiting: i64,
     /// When the oldest of them was written.
     pub oldest: Option<Timestamp>,
-    /// Events that the store will never take; at most [`COUNTED`].
+    /// Events that the store has refused for longer than [`REFUSED_FOR_LONG`]; at most [`COUNTED`].
     pub refused: i64,
 }
+
+/// What was refused for less long may only be ahead of a store that is upgraded next.
+pub const REFUSED_FOR_LONG: Duration = Duration::from_secs(86_400);
+/// Refused events that are put back in one transaction.
+const REQUEUE_CHUNK: usize = 500;
 
 /// What is in an outbox.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Waiting {
     /// Will be sent.
     pub waiting: Vec<TraceEvent>,
-    /// The store will never take them.
+    /// The store has refused them; they are sent again later.
     pub refused: Vec<TraceEvent>,
 }
 
@@ -173,6 +181,28 @@ impl Outbox {
             .await
     }
 
+    /// Puts all refused events back among those that `owner` sends; says how many.
+    ///
+    /// # Errors
+    /// The database refused; those that were not put back stay refused.
+    pub async fn requeue(&self, owner: &str) -> Result<usize, Error> {
+        let mut requeued = 0;
+        loop {
+            let owner = owner.to_owned();
+            let count = self
+                .db
+                .transact(move |tx| {
+                    let owner = owner.clone();
+                    Box::pin(async move { requeue(tx.conn(), owner).await })
+                })
+                .await?;
+            requeued += count;
+            if count < REQUEUE_CHUNK {
+                return Ok(requeued);
+            }
+        }
+    }
+
     /// Makes `owner` the owner of events that others have left lying since before `before`; says how many.
     ///
     /// # Errors
@@ -213,9 +243,12 @@ impl Outbox {
         let select = format!(
             "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM outbox LIMIT {COUNTED}) AS counted) AS waiting, \
              (SELECT create_time FROM outbox ORDER BY event_id LIMIT 1) AS oldest, \
-             (SELECT COUNT(*) FROM (SELECT 1 FROM outbox_refused LIMIT {COUNTED}) AS counted) AS refused",
+             (SELECT COUNT(*) FROM (SELECT 1 FROM outbox_refused WHERE event_id < $1 LIMIT {COUNTED}) AS counted) AS refused",
         );
-        let select = Statement::from_string(self.db.read().get_database_backend(), select);
+        // By the key here too: a row is written anew each time that its event is refused.
+        let before = first_id_at(SystemClock.now().minus(REFUSED_FOR_LONG));
+        let backend = self.db.read().get_database_backend();
+        let select = Statement::from_sql_and_values(backend, select, [before.into()]);
         let counts = Counts::find_by_statement(select).one(self.db.read()).await?;
         let counts = counts.unwrap_or(Counts { waiting: 0, oldest: None, refused: 0 });
         Ok(Backlog {
@@ -224,6 +257,40 @@ impl Outbox {
             refused: counts.refused,
         })
     }
+}
+
+#[derive(FromQueryResult)]
+struct Refused {
+    event_id: Uuid,
+    body: String,
+}
+
+async fn requeue(conn: &impl ConnectionTrait, owner: String) -> Result<usize, Error> {
+    let delete = Statement::from_sql_and_values(
+        conn.get_database_backend(),
+        "DELETE FROM outbox_refused WHERE event_id IN \
+         (SELECT event_id FROM outbox_refused ORDER BY event_id LIMIT $1) RETURNING event_id, body",
+        [i64::try_from(REQUEUE_CHUNK).unwrap_or(i64::MAX).into()],
+    );
+    let refused = Refused::find_by_statement(delete).all(conn).await?;
+    let count = refused.len();
+    if count > 0 {
+        let now = SystemClock.now().as_micros();
+        let rows = refused.into_iter().map(|row| row::ActiveModel {
+            event_id: Set(row.event_id),
+            owner: Set(owner.clone()),
+            create_time: Set(now),
+            body: Set(row.body),
+        });
+        row::Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(conn).await?;
+    }
+    Ok(count)
+}
+
+/// The lowest UUIDv7 of an instant: ids that were made before it are lower (RFC 9562, section 5.7).
+fn first_id_at(instant: Timestamp) -> Uuid {
+    let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
+    Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
 
 fn body(event: &TraceEvent) -> String {

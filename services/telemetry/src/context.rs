@@ -34,9 +34,12 @@ impl TraceParent {
         Self { trace_id: context.trace_id(), span_id: context.span_id(), sampled: context.is_sampled() }
     }
 
+    pub(crate) fn flags(self) -> TraceFlags {
+        if self.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() }
+    }
+
     pub(crate) fn remote(self) -> SpanContext {
-        let flags = if self.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
-        SpanContext::new(self.trace_id, self.span_id, flags, true, TraceState::default())
+        SpanContext::new(self.trace_id, self.span_id, self.flags(), true, TraceState::default())
     }
 }
 

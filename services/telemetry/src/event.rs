@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::class::ErrorClass;
+
 /// How what the event tells of ended.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventStatus {
     /// It was done.
@@ -15,15 +17,32 @@ pub enum EventStatus {
     Failed,
 }
 
+impl EventStatus {
+    /// Its word in spans, logs, metrics and the store.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// What went wrong.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct EventError {
-    /// The class, for example `ValidationError`, `OutOfMemoryError`, `TIMEOUT`, `CONNECTION_ERROR`.
+    /// The name of an [`ErrorClass`], or of one that another release knows.
     pub kind: String,
     /// The reason, as in the answer's ErrorInfo.
     pub reason: String,
     /// A sentence. Never a secret.
     pub message: String,
+}
+
+impl EventError {
+    /// An error of a class.
+    pub fn new(class: ErrorClass, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind: class.name().to_owned(), reason: reason.into(), message: message.into() }
+    }
 }
 
 /// One operation, stored: one span, at most one event.
@@ -59,22 +78,4 @@ pub struct TraceEvent {
     pub attributes: BTreeMap<String, String>,
     /// How many events like this one were left out before it.
     pub suppressed_count: i32,
-}
-
-impl TraceEvent {
-    /// Writes the event's one WARN line when it failed.
-    pub(crate) fn log_if_failed(&self) {
-        if let Some(error) = &self.error {
-            tracing::warn!(
-                target: "ordermesh",
-                event = %self.event_type,
-                operation = %self.operation,
-                order_id = self.order_id.map(|id| id.to_string()),
-                user_id = self.user_id.map(|id| id.to_string()),
-                error.type = %error.kind,
-                reason = %error.reason,
-                "{} failed: {}", self.event_type, error.message,
-            );
-        }
-    }
 }

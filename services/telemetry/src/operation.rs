@@ -16,6 +16,8 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
 
+use crate::announce::{Announced, Kept};
+use crate::class::ErrorClass;
 use crate::context::TraceParent;
 use crate::event::{EventError, EventStatus, TraceEvent};
 
@@ -61,10 +63,23 @@ pub struct Ended {
     pub event: TraceEvent,
 }
 
-/// Decides what becomes of operations whose slot nobody took, and knows who tells them.
+/// What becomes of an operation that ended with its slot untaken.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It is no event.
+    NoEvent,
+    /// It is this event, which [`EventSink::put`] is given next.
+    Stored(TraceEvent),
+    /// It is this event, counted with others like it to spare the store.
+    Summed(TraceEvent),
+}
+
+/// Decides what becomes of operations whose slot was not taken, and knows the origin of events.
 pub trait EventSink: Send + Sync + 'static {
     /// Called once for each such operation that has an event type, as it ends. Must not block.
-    fn untaken(&self, ended: Ended);
+    fn untaken(&self, ended: Ended) -> Fate;
+    /// Stores an event that [`EventSink::untaken`] has decided to store. Must not block.
+    fn put(&self, event: TraceEvent);
     /// The service's name and instance, for the events.
     fn teller(&self) -> (&str, &str);
 }
@@ -242,10 +257,11 @@ impl Operation {
         if slot.taken { None } else { self.0.event(&slot, outcome) }
     }
 
-    /// The event was committed: nobody else writes one. A failed event is one WARN line.
+    /// The event was committed, and the slot is taken: no other is written. From here the event shows on the span, in the
+    /// log (when it failed), as a log record and in the counter.
     pub fn taken(&self, event: &TraceEvent) {
         self.slot().taken = true;
-        self.0.span.in_scope(|| event.log_if_failed());
+        self.0.announce(event, Kept::Stored);
     }
 
     /// Takes the slot and writes nothing: a replay, or a change that somebody else has committed.
@@ -275,6 +291,11 @@ impl Operation {
 }
 
 impl Inner {
+    fn announce(&self, event: &TraceEvent, kept: Kept) {
+        let Some(event_type) = self.event_type else { return };
+        Announced { span: &self.span, place: self.place, kind: self.kind, event_type, event, kept }.everywhere();
+    }
+
     fn event(&self, slot: &Slot, outcome: &Outcome) -> Option<TraceEvent> {
         let (event_type, sink) = (self.event_type?, self.sink.as_ref()?);
         let (service, instance) = sink.teller();
@@ -315,18 +336,20 @@ impl Drop for Inner {
             None => self.event(&slot, &cut_off()),
         };
         drop(slot);
-        if let (Some(event), Some(sink)) = (event, &self.sink) {
-            self.span.in_scope(|| sink.untaken(Ended { kind: self.kind, event }));
+        let (Some(event), Some(sink)) = (event, &self.sink) else { return };
+        match self.span.in_scope(|| sink.untaken(Ended { kind: self.kind, event })) {
+            Fate::NoEvent => {}
+            Fate::Summed(event) => self.announce(&event, Kept::Summed),
+            Fate::Stored(event) => {
+                self.announce(&event, Kept::Stored);
+                sink.put(event);
+            }
         }
     }
 }
 
 fn cut_off() -> Outcome {
-    Outcome::Failed(EventError {
-        kind: "CANCELLED".into(),
-        reason: "CANCELLED".into(),
-        message: "the operation was cut off".into(),
-    })
+    Outcome::Failed(EventError::new(ErrorClass::Cancelled, "CANCELLED", "the operation was cut off"))
 }
 
 /// The span's ids; ids of its own when no OpenTelemetry layer is installed, so that an event always has some.
@@ -354,9 +377,11 @@ mod tests {
     struct Seen(Mutex<Vec<Ended>>);
 
     impl EventSink for Seen {
-        fn untaken(&self, ended: Ended) {
+        fn untaken(&self, ended: Ended) -> Fate {
             self.0.lock().expect("not poisoned").push(ended);
+            Fate::NoEvent
         }
+        fn put(&self, _event: TraceEvent) {}
         fn teller(&self) -> (&str, &str) {
             ("order", "order-1")
         }

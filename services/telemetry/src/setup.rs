@@ -85,6 +85,7 @@ impl Telemetry {
         if let Some(meter) = &meter {
             global::set_meter_provider(meter.clone());
         }
+        crate::announce::install(None, settings.otlp_endpoint.is_some());
         // For spans that must begin in the past, which `tracing` cannot do: the attempts of a call.
         global::set_tracer_provider(tracer.clone());
         // Filters belong to the log layer alone: a span that a filter disabled would have no ids. The OpenTelemetry

@@ -86,3 +86,15 @@ pub(crate) struct ProfileChange {
     pub(crate) phone: Option<Option<String>>,
     pub(crate) address: Option<Option<Address>>,
 }
+
+impl ProfileChange {
+    /// The fields that it sets, by their names in the contract.
+    pub(crate) fn fields(&self) -> Vec<&'static str> {
+        let all = [
+            ("display_name", self.display_name.is_some()),
+            ("phone", self.phone.is_some()),
+            ("address", self.address.is_some()),
+        ];
+        all.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
+    }
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mesh::{Kind, Refusal, Violation};
+use telemetry::ErrorClass;
 
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +88,10 @@ impl Refusal for Error {
         }
     }
 
+    fn class(&self) -> Option<ErrorClass> {
+        if let Self::Storage(error) = self { error.class() } else { None }
+    }
+
     fn violations(&self) -> &[Violation] {
         if let Self::Invalid(invalid) = self { &invalid.0 } else { &[] }
     }
@@ -127,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reasons_are_public_and_change_only_on_purpose() {
+    fn the_reasons_and_the_classes_of_their_events_change_only_on_purpose() {
         let retry_after = Duration::from_secs(1);
         let all = [
             Error::Invalid(chassis::Invalid(vec![])),
@@ -143,22 +148,24 @@ mod tests {
             Error::Storage(storage::Error::Panicked),
             Error::NoSigningKey,
         ];
-        let listed: Vec<String> = all.iter().map(|error| format!("{:?} {}", error.kind(), error.reason())).collect();
+        let class = |error| mesh::error_class(&mesh::status("user", error)).kind;
+        let listed: Vec<String> =
+            all.iter().map(|error| format!("{:?} {} {}", error.kind(), error.reason(), class(error))).collect();
         assert_eq!(
             listed,
             [
-                "InvalidArgument INVALID_ARGUMENT",
-                "Unauthenticated INVALID_CREDENTIALS",
-                "ResourceExhausted TOO_MANY_LOGINS",
-                "ResourceExhausted TOO_MANY_REQUESTS",
-                "AlreadyExists EMAIL_TAKEN",
-                "FailedPrecondition REQUEST_ID_REUSED",
-                "Unauthenticated SESSION_ENDED",
-                "NotFound ACCOUNT_NOT_FOUND",
-                "Unauthenticated PERSON_REQUIRED",
-                "Unavailable STORE_FAILED",
-                "Internal STORE_FAILED",
-                "Internal INTERNAL",
+                "InvalidArgument INVALID_ARGUMENT ValidationError",
+                "Unauthenticated INVALID_CREDENTIALS UNAUTHENTICATED",
+                "ResourceExhausted TOO_MANY_LOGINS RESOURCE_EXHAUSTED",
+                "ResourceExhausted TOO_MANY_REQUESTS RESOURCE_EXHAUSTED",
+                "AlreadyExists EMAIL_TAKEN ALREADY_EXISTS",
+                "FailedPrecondition REQUEST_ID_REUSED FAILED_PRECONDITION",
+                "Unauthenticated SESSION_ENDED UNAUTHENTICATED",
+                "NotFound ACCOUNT_NOT_FOUND NOT_FOUND",
+                "Unauthenticated PERSON_REQUIRED UNAUTHENTICATED",
+                "Unavailable STORE_FAILED UNAVAILABLE",
+                "Internal STORE_FAILED INTERNAL",
+                "Internal INTERNAL INTERNAL",
             ]
         );
     }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::settings::{duration, quota};
-use chassis::{Chassis, Served};
+use chassis::{Chassis, Served, audit as chassis_audit};
 use contracts::user::v1::user_service_server::UserServiceServer;
 use kernel::{Clock, SystemClock, SystemIds, UserId};
 use mesh::Quota;
@@ -152,7 +152,7 @@ pub async fn run(
     let store = Store::new(chassis.db.clone());
     let passwords = Passwords::new(config.bcrypt_cost, config.bcrypt_queue.into());
     let bootstrap = operator.map(|credentials| {
-        let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials);
+        let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials, chassis.events.clone());
         chassis.tasks.spawn(work);
         bootstrap
     });
@@ -187,7 +187,8 @@ pub async fn create_operator(config: &Config, email: &str, password: &str) -> Re
     let credentials = Credentials::checked(email, password)?;
     let db = chassis::open_database("user", &config.common, migration::MIGRATIONS).await?;
     let passwords = Passwords::new(config.bcrypt_cost, 0);
-    operator::create(&Store::new(db), &passwords, credentials, &SystemClock, &SystemIds).await
+    let operation = chassis_audit::of_command(operator::CREATE, Arc::new(chassis_audit::CommandSink("user")));
+    operator::create(&Store::new(db), &passwords, credentials, &SystemClock, &SystemIds, &operation).await
 }
 
 async fn open_keys(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<KeyStore>, chassis::Error> {

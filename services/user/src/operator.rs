@@ -3,9 +3,11 @@
 use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use chassis::Fields;
+use chassis::{Fields, audit};
 use kernel::{Clock, IdSource, SystemClock, SystemIds, UserId};
+use telemetry::{EventSink, Operation};
 use tokio::sync::watch;
 
 use crate::account::{Account, Profile, Role};
@@ -14,6 +16,8 @@ use crate::error::Error;
 use crate::password::{Password, Passwords};
 use crate::store::{Inserted, Store};
 
+/// The operation that makes an operator's account.
+pub(crate) const CREATE: &str = "operator.create";
 const DISPLAY_NAME: &str = "Operator";
 
 /// Who is to be an operator.
@@ -79,7 +83,9 @@ pub(crate) async fn create(
     credentials: Credentials,
     clock: &dyn Clock,
     ids: &dyn IdSource,
+    operation: &Operation,
 ) -> Result<UserId, Error> {
+    operation.set("account.role", Role::Operator.name());
     let Credentials { email, password } = credentials;
     if store.account_by_email(&email).await?.is_some() {
         return Err(Error::EmailTaken);
@@ -97,7 +103,7 @@ pub(crate) async fn create(
         created: now,
         updated: now,
     };
-    match store.insert_account(&Account { profile, password_hash, origin: None }).await? {
+    match store.insert_account(&Account { profile, password_hash, origin: None }, operation).await? {
         Inserted::Made => Ok(user_id),
         Inserted::Taken => Err(Error::EmailTaken),
     }
@@ -122,11 +128,12 @@ impl Bootstrap {
         store: Store,
         passwords: Passwords,
         credentials: Credentials,
+        events: Arc<dyn EventSink>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (done, is_done) = watch::channel(false);
         let email = credentials.email.clone();
         let work = async move {
-            make_once(&store, &passwords, credentials).await;
+            make_once(&store, &passwords, credentials, events).await;
             // Whatever came of it: nobody waits for ever. Dropped half way, the channel closes, with the same effect.
             done.send_replace(true);
         };
@@ -141,9 +148,10 @@ impl Bootstrap {
     }
 }
 
-async fn make_once(store: &Store, passwords: &Passwords, credentials: Credentials) {
+async fn make_once(store: &Store, passwords: &Passwords, credentials: Credentials, events: Arc<dyn EventSink>) {
     let email = credentials.email.clone();
-    match create(store, passwords, credentials, &SystemClock, &SystemIds).await {
+    let operation = audit::of_command(CREATE, events);
+    match create(store, passwords, credentials, &SystemClock, &SystemIds, &operation).await {
         Ok(_) => tracing::info!(target: "ordermesh", "the operator's account {email} was made"),
         Err(Error::EmailTaken) => match store.account_by_email(&email).await {
             Ok(Some(account)) if account.profile.role != Role::Operator => {

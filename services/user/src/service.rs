@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chassis::audit;
 use contracts::user::v1 as pb;
 use contracts::user::v1::user_service_server::UserService;
 use tonic::{Request, Response, Status};
@@ -17,7 +18,7 @@ pub(crate) struct Service(pub(crate) Arc<Users>);
 #[tonic::async_trait]
 impl UserService for Service {
     async fn register(&self, request: Request<pb::RegisterRequest>) -> Result<Response<pb::RegisterResponse>, Status> {
-        let (operation, from) = (mesh::operation(request.extensions()), address_of(request.extensions()));
+        let (operation, from) = (audit::operation(request.extensions()), address_of(request.extensions()));
         let registration = Registration::try_from(request.into_inner()).map_err(refused)?;
         let profile = self.0.register(registration, from, &operation).await.map_err(status)?;
         Ok(Response::new(pb::RegisterResponse { profile: Some(profile.into()) }))
@@ -40,8 +41,9 @@ impl UserService for Service {
     }
 
     async fn logout(&self, request: Request<pb::LogoutRequest>) -> Result<Response<pb::LogoutResponse>, Status> {
+        let operation = audit::operation(request.extensions());
         let token = convert::refresh_token(&request.into_inner().refresh_token).map_err(refused)?;
-        self.0.logout(token).await.map_err(status)?;
+        self.0.logout(token, &operation).await.map_err(status)?;
         Ok(Response::new(pb::LogoutResponse {}))
     }
 
@@ -58,9 +60,10 @@ impl UserService for Service {
         &self,
         request: Request<pb::UpdateProfileRequest>,
     ) -> Result<Response<pb::UpdateProfileResponse>, Status> {
+        let operation = audit::operation(request.extensions());
         let person = person(request.extensions()).map_err(status)?;
         let change = convert::profile_change(request.into_inner()).map_err(refused)?;
-        let profile = self.0.change_profile(person.user_id, change).await.map_err(status)?;
+        let profile = self.0.change_profile(person.user_id, change, &operation).await.map_err(status)?;
         Ok(Response::new(pb::UpdateProfileResponse { profile: Some(profile.into()) }))
     }
 
@@ -68,9 +71,10 @@ impl UserService for Service {
         &self,
         request: Request<pb::ChangePasswordRequest>,
     ) -> Result<Response<pb::ChangePasswordResponse>, Status> {
+        let operation = audit::operation(request.extensions());
         let (person, from) = (person(request.extensions()).map_err(status)?, address_of(request.extensions()));
         let (current, new) = convert::password_change(request.into_inner()).map_err(refused)?;
-        let ended = self.0.change_password(person, current, new, from).await.map_err(status)?;
+        let ended = self.0.change_password(person, current, new, from, &operation).await.map_err(status)?;
         let ended_session_count = i32::try_from(ended).unwrap_or(i32::MAX);
         Ok(Response::new(pb::ChangePasswordResponse { ended_session_count }))
     }

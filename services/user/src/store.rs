@@ -69,17 +69,28 @@ impl Store {
         read(account::Entity::find().filter(of_it).one(self.db.read()).await?)
     }
 
-    pub(crate) async fn insert_account(&self, account: &Account) -> Result<Inserted, storage::Error> {
-        let row = row(account);
+    /// Makes an account, with its audit event.
+    pub(crate) async fn insert_account(
+        &self,
+        account: &Account,
+        operation: &Operation,
+    ) -> Result<Inserted, storage::Error> {
+        let (row, operation) = (row(account), operation.clone());
         self.db
             .transact(move |tx| {
-                let row = row.clone();
+                let (row, operation) = (row.clone(), operation.clone());
                 Box::pin(async move {
+                    let user_id = row.user_id;
                     let inserted = account::Entity::insert(row.into_active_model())
                         .on_conflict(OnConflict::new().do_nothing().to_owned())
                         .exec_without_returning(tx.conn())
                         .await?;
-                    Ok::<_, storage::Error>(if inserted == 0 { Inserted::Taken } else { Inserted::Made })
+                    if inserted == 0 {
+                        return Ok::<_, storage::Error>(Inserted::Taken);
+                    }
+                    operation.set_user(user_id);
+                    tx.emit(&operation, &Outcome::Success);
+                    Ok(Inserted::Made)
                 })
             })
             .await
@@ -91,10 +102,12 @@ impl Store {
         user_id: UserId,
         change: ProfileChange,
         now: Timestamp,
+        operation: &Operation,
     ) -> Result<Option<Profile>, storage::Error> {
+        let operation = operation.clone();
         self.db
             .transact(move |tx| {
-                let change = change.clone();
+                let (change, operation) = (change.clone(), operation.clone());
                 Box::pin(async move {
                     let found = account::Entity::find_by_id(user_id.as_uuid()).lock_exclusive().one(tx.conn()).await?;
                     let Some(found) = found else { return Ok(None) };
@@ -110,6 +123,7 @@ impl Store {
                     }
                     row.update_time = Set(now.as_micros());
                     let changed = row.update(tx.conn()).await?;
+                    tx.emit(&operation, &Outcome::Success);
                     Ok::<_, storage::Error>(Some(Account::try_from(changed)?.profile))
                 })
             })
@@ -174,14 +188,20 @@ impl Store {
             .await
     }
 
-    /// Ends a session, if it has not ended.
-    pub(crate) async fn end_session(&self, family_hash: String) -> Result<(), storage::Error> {
+    /// Ends a session, with its audit event, if it has not ended.
+    pub(crate) async fn end_session(&self, family_hash: String, operation: &Operation) -> Result<(), storage::Error> {
+        let operation = operation.clone();
         self.db
             .transact(move |tx| {
-                let family_hash = family_hash.clone();
+                let (family_hash, operation) = (family_hash.clone(), operation.clone());
                 Box::pin(async move {
                     let of_it = session::Column::FamilyHash.eq(family_hash);
-                    session::Entity::delete_many().filter(of_it).exec(tx.conn()).await?;
+                    let found = session::Entity::find().filter(of_it).lock_exclusive().one(tx.conn()).await?;
+                    let Some(found) = found else { return Ok(()) };
+                    session::Entity::delete_by_id(found.session_id).exec(tx.conn()).await?;
+                    operation.set_user(found.user_id);
+                    operation.set("session.id", found.session_id.to_string());
+                    tx.emit(&operation, &Outcome::Success);
                     Ok::<_, storage::Error>(())
                 })
             })
@@ -189,17 +209,21 @@ impl Store {
     }
 
     /// Changes a password and ends the other sessions; says how many. `InvalidCredentials`: it was changed meanwhile.
-    pub(crate) async fn change_password(&self, change: PasswordChange) -> Result<u64, Error> {
+    pub(crate) async fn change_password(&self, change: PasswordChange, operation: &Operation) -> Result<u64, Error> {
+        let operation = operation.clone();
         self.db
             .transact(move |tx| {
-                let change = change.clone();
+                let (change, operation) = (change.clone(), operation.clone());
                 Box::pin(async move {
                     let user_id = change.user_id.as_uuid();
                     if !has_password(tx, user_id, &change.verified).await? {
                         return Err(Error::InvalidCredentials);
                     }
                     set_password(tx, user_id, &change.new).await?;
-                    Ok(end_other_sessions(tx, &change).await?)
+                    let ended = end_other_sessions(tx, &change).await?;
+                    operation.set("ended_sessions", ended.to_string());
+                    tx.emit(&operation, &Outcome::Success);
+                    Ok(ended)
                 })
             })
             .await

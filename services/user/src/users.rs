@@ -87,11 +87,8 @@ impl Users {
         };
         let origin = Some(Origin { request_id: registration.request_id, fingerprint: fingerprint.clone() });
         let account = Account { profile, password_hash, origin };
-        match self.store.insert_account(&account).await? {
-            Inserted::Made => {
-                operation.set_user(account.profile.user_id.as_uuid());
-                Ok(account.profile)
-            }
+        match self.store.insert_account(&account, operation).await? {
+            Inserted::Made => Ok(account.profile),
             Inserted::Taken => self.email_taken(registration, &fingerprint, from, operation).await,
         }
     }
@@ -189,8 +186,8 @@ impl Users {
     }
 
     /// Ends the session of a refresh token, whichever of its tokens it is.
-    pub(crate) async fn logout(&self, presented: RefreshToken) -> Result<(), Error> {
-        Ok(self.store.end_session(presented.family_hash()).await?)
+    pub(crate) async fn logout(&self, presented: RefreshToken, operation: &Operation) -> Result<(), Error> {
+        Ok(self.store.end_session(presented.family_hash(), operation).await?)
     }
 
     /// The caller's profile.
@@ -199,8 +196,17 @@ impl Users {
     }
 
     /// Changes the caller's profile.
-    pub(crate) async fn change_profile(&self, user_id: UserId, change: ProfileChange) -> Result<Profile, Error> {
-        self.store.change_profile(user_id, change, self.clock.now()).await?.ok_or(Error::AccountNotFound)
+    pub(crate) async fn change_profile(
+        &self,
+        user_id: UserId,
+        change: ProfileChange,
+        operation: &Operation,
+    ) -> Result<Profile, Error> {
+        operation.set_user(user_id.as_uuid());
+        // Which fields, and not what they say: personal data stay in the account.
+        operation.set("fields", change.fields().join(","));
+        let changed = self.store.change_profile(user_id, change, self.clock.now(), operation).await?;
+        changed.ok_or(Error::AccountNotFound)
     }
 
     /// Changes the caller's password and ends the caller's other sessions; says how many.
@@ -210,7 +216,9 @@ impl Users {
         current: Password,
         new: Password,
         from: IpAddr,
+        operation: &Operation,
     ) -> Result<u64, Error> {
+        operation.set_user(person.user_id.as_uuid());
         let Account { profile, password_hash, .. } =
             self.store.account(person.user_id).await?.ok_or(Error::AccountNotFound)?;
         let too_many = |retry_after| Error::TooManyLogins { retry_after };
@@ -231,7 +239,7 @@ impl Users {
             keep: person.session_id,
             now: self.clock.now(),
         };
-        self.store.change_password(change).await
+        self.store.change_password(change, operation).await
     }
 
     /// The public keys that verify access tokens.

@@ -39,8 +39,8 @@ async fn a_bad_event_is_refused_with_its_reason_and_holds_up_nothing() {
     let bad = [
         (wrong(|event| event.event_id = "seven".into()), "event_id is not a UUID"),
         (wrong(|event| event.event_id = "67e55044-10b1-426f-9247-bb680e5fe0c8".into()), "event_id is not of version 7"),
-        (wrong(|event| event.r#type = 0), "type is none of the five"),
-        (wrong(|event| event.r#type = 99), "type is none of the five"),
+        (wrong(|event| event.r#type = 0), "type is none that this release knows"),
+        (wrong(|event| event.r#type = 99), "type is none that this release knows"),
         (wrong(|event| event.status = 0), "status is neither success nor failed"),
         (wrong(|event| event.status = 2), "an error belongs to a failed event, and to no other"),
         (wrong(|event| event.error = Some(Default::default())), "an error belongs to a failed event, and to no other"),

@@ -3,5 +3,6 @@
 mod catalog;
 mod delivery;
 mod events;
+mod lookups;
 mod permissions;
 mod world;

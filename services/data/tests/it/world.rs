@@ -90,6 +90,13 @@ impl World {
         CatalogServiceClient::new(self.channel(Credentials::None))
     }
 
+    /// The catalogue, as a service of the platform calls it.
+    pub(crate) fn catalog_as(&self, service: &str) -> CatalogServiceClient<Channel> {
+        let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: Secret::new(SECRET) };
+        let config = ClientConfig::new("data", vec![self.address.to_string()], contracts::POLICIES);
+        CatalogServiceClient::new(mesh::client(ClientConfig { credentials, is_platform: true, ..config }))
+    }
+
     /// The trace-event store, as people call it.
     pub(crate) fn events(&self) -> TraceEventServiceClient<Channel> {
         TraceEventServiceClient::new(self.channel(Credentials::None))

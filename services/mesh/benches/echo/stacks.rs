@@ -33,6 +33,7 @@ const TRUST_DOMAIN: &str = "bench.local";
 const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     path: PATH,
     event: None,
+    no_event: "a benchmark",
     allow: &[Access::Public],
     callers: &[],
     timeout: Some(Duration::from_secs(5)),

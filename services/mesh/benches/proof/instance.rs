@@ -38,6 +38,7 @@ const fn policy(path: &'static str, idempotency: Idempotency) -> MethodPolicy {
     MethodPolicy {
         path,
         event: None,
+        no_event: "a benchmark",
         allow: &[Access::Public],
         callers: &[],
         timeout: Some(Duration::from_secs(1)),

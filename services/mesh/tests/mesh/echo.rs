@@ -31,6 +31,7 @@ const fn method(path: &'static str, allow: &'static [Access], callers: &'static 
     MethodPolicy {
         path,
         event: Some("test_event"),
+        no_event: "",
         allow,
         callers,
         timeout: Some(Duration::from_secs(5)),

@@ -8,7 +8,7 @@ use storage::Error;
 use uuid::Uuid;
 
 use super::{Store, corrupt};
-use crate::audit::{AuditedOrder, AuditedStep, AuditedStock};
+use crate::audit::{AuditedOrder, AuditedStep, AuditedStock, asked};
 use crate::entity::{fulfillment, order_history, order_line, orders};
 use crate::lifecycle::State;
 use crate::order::LineState;
@@ -90,7 +90,8 @@ impl Store {
         for row in history {
             let state = State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?;
             let time = Timestamp::from_micros(row.time);
-            let step = AuditedStep { version: row.version, state, time, span_id: row.span_id };
+            let asked = asked(&row.reason);
+            let step = AuditedStep { version: row.version, state, time, span_id: row.span_id, asked };
             steps_of.entry(row.order_id).or_default().push(step);
         }
         let mut lines_of: HashMap<Uuid, Vec<LineState>> = HashMap::new();

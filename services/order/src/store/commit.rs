@@ -247,7 +247,8 @@ impl Store {
     ) -> Result<Option<Order>, storage::Error> {
         let (store, before) = (self.clone(), order.clone());
         let now = self.clock.now();
-        let step = Step { to, reason: reason.into(), place: operation.place(), event: None };
+        let event = Some((operation.clone(), Outcome::Success));
+        let step = Step { to, reason: reason.into(), place: operation.place(), event };
         let mut after = after(&before, std::slice::from_ref(&step), before.payment_failure.clone(), None, now);
         if before.state == State::NeedsAttention {
             after.refund_attempt = before.refund_attempt.saturating_add(1);

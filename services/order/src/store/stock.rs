@@ -3,6 +3,7 @@
 use kernel::{OrderId, RequestId};
 use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, Value};
 use storage::{Backend, Tx};
+use telemetry::{Operation, Outcome};
 
 use super::Store;
 use crate::SeedStock;
@@ -122,17 +123,22 @@ impl Store {
     }
 
     /// Changes a SKU's stock, once per request.
-    pub(crate) async fn adjust(&self, command: AdjustStock) -> Result<Adjustment, Error> {
-        let store = self.clone();
+    pub(crate) async fn adjust(&self, operation: &Operation, command: AdjustStock) -> Result<Adjustment, Error> {
+        let (store, operation) = (self.clone(), operation.clone());
         self.db
             .transact(move |tx| {
-                let (store, command) = (store.clone(), command.clone());
-                Box::pin(async move { store.write_adjustment(tx, command).await })
+                let (store, operation, command) = (store.clone(), operation.clone(), command.clone());
+                Box::pin(async move { store.write_adjustment(tx, &operation, command).await })
             })
             .await
     }
 
-    async fn write_adjustment(&self, tx: &Tx, command: AdjustStock) -> Result<Adjustment, Error> {
+    async fn write_adjustment(
+        &self,
+        tx: &Tx,
+        operation: &Operation,
+        command: AdjustStock,
+    ) -> Result<Adjustment, Error> {
         let AdjustStock { request_id, sku, delta, write_off } = &command;
         let fingerprint = command.fingerprint();
         let sql = "INSERT INTO stock (sku, on_hand, reserved) VALUES ($1, 0, 0) ON CONFLICT DO NOTHING";
@@ -146,6 +152,7 @@ impl Store {
             .ok_or(storage::Error::Closed)?;
         // Behind the lock: of two with the same request at once, the second sees what the first has done.
         if let Some(earlier) = self.earlier(tx, *request_id, &fingerprint).await? {
+            operation.replayed();
             return Ok(earlier);
         }
         let on_hand = row.on_hand.saturating_add(*delta);
@@ -166,7 +173,7 @@ impl Store {
         let sql = "UPDATE stock SET on_hand = $1, reserved = $2 WHERE sku = $3";
         let values = [on_hand.into(), reserved.into(), sku.clone().into()];
         tx.conn().execute_raw(self.statement(sql, values)).await.map_err(storage::Error::from)?;
-        let row = stock_adjustment::ActiveModel {
+        let adjustment = stock_adjustment::ActiveModel {
             request_id: Set(request_id.as_uuid()),
             fingerprint: Set(fingerprint),
             sku: Set(sku.clone()),
@@ -175,7 +182,20 @@ impl Store {
             lost_lines: Set(lost_lines),
             create_time: Set(self.clock.now().as_micros()),
         };
-        stock_adjustment::Entity::insert(row).exec_without_returning(tx.conn()).await.map_err(storage::Error::from)?;
+        stock_adjustment::Entity::insert(adjustment)
+            .exec_without_returning(tx.conn())
+            .await
+            .map_err(storage::Error::from)?;
+        for (name, value) in [
+            ("on_hand.before", row.on_hand),
+            ("on_hand.after", on_hand),
+            ("reserved.before", row.reserved),
+            ("reserved.after", reserved),
+            ("lost_lines", i64::from(lost_lines)),
+        ] {
+            operation.set(name, value.to_string());
+        }
+        tx.emit(operation, &Outcome::Success);
         Ok(Adjustment { stock: Stock { sku: sku.clone(), on_hand, reserved }, lost_lines })
     }
 

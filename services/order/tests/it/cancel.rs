@@ -138,7 +138,7 @@ async fn it_is_too_late_once_fulfilment_has_started_or_the_payment_failed() {
 async fn somebody_elses_order_is_not_found_and_not_cancelled() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
-    let operation = world.operation("order.v1.OrderService/CancelOrder", None);
+    let operation = world.operation("order.v1.OrderService/CancelOrder", Some("audit"));
     let refusal = world.orders.cancel(&operation, Scope::Of(new_user()), id).await.expect_err("not his");
     assert!(matches!(refusal, Error::OrderNotFound));
     assert_eq!(world.state(id).await, State::Created);

@@ -43,6 +43,7 @@ impl Script {
 
     fn prepare(self, world: &World) {
         let (orders, seen, inventory) = (world.orders.clone(), world.seen.clone(), world.inventory.clone());
+        let writing_off = world.operation("write off", Some("audit"));
         let cancels = async move {
             let [order] = &orders.list(Scope::All, None, None, 2).await.expect("a list").0[..] else {
                 panic!("one order")
@@ -51,7 +52,7 @@ impl Script {
         };
         let writes_off = async move {
             let all = AdjustStock { request_id: new_request(), sku: "MUG".into(), delta: -10, write_off: true };
-            inventory.adjust(all).await.expect("it is written off");
+            inventory.adjust(&writing_off, all).await.expect("it is written off");
         };
         match self {
             Self::Happy => {}

@@ -11,7 +11,7 @@ use order::Error;
 use order::lifecycle::State;
 use order::order::{Order, PaymentFailure};
 use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
-use telemetry::{Ended, EventSink};
+use telemetry::{Ended, EventSink, Fate, TraceEvent};
 use tokio::sync::{Notify, watch};
 
 /// What the fake Payment Service does when it is asked next.
@@ -214,7 +214,7 @@ impl Catalog for FakeCatalog {
         Box::pin(async move {
             self.asked.notify_one();
             if self.is_down.load(Ordering::SeqCst) {
-                return Err(Error::LookupFailed { cause: "CONNECTION_ERROR".into() });
+                return Err(Error::LookupFailed { cause: telemetry::ErrorClass::ConnectionError });
             }
             let prices = self.prices.lock().expect("not poisoned");
             let product = |sku: String| prices.get(&sku).map(|price| Product { name: sku.clone(), sku, price: *price });
@@ -277,9 +277,11 @@ pub(crate) struct Seen(pub(crate) Mutex<Vec<Ended>>);
 pub(crate) const TELLER: &str = "order-test";
 
 impl EventSink for Seen {
-    fn untaken(&self, ended: Ended) {
+    fn untaken(&self, ended: Ended) -> Fate {
         self.0.lock().expect("not poisoned").push(ended);
+        Fate::NoEvent
     }
+    fn put(&self, _event: TraceEvent) {}
     fn teller(&self) -> (&str, &str) {
         ("order", TELLER)
     }

@@ -80,11 +80,11 @@ async fn stock_is_the_sum_of_its_lines(world: &World, orders: &[OrderRow]) {
     assert!(wanted.is_empty(), "lines without stock: {wanted:?}");
 }
 
-/// A step of an order's history: order, state, span.
-type Steps = Vec<(Uuid, State, String)>;
+/// A step of an order's history: order, state, span, reason.
+type Steps = Vec<(Uuid, State, String, String)>;
 
 async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
-    let sql = "SELECT order_id, version, state, span_id FROM order_history ORDER BY order_id, version";
+    let sql = "SELECT order_id, version, state, span_id, reason FROM order_history ORDER BY order_id, version";
     let mut steps = Steps::new();
     let mut last: BTreeMap<Uuid, (i64, State)> = BTreeMap::new();
     for row in rows(world, sql).await {
@@ -99,7 +99,7 @@ async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
                 assert!(allowed, "{id}: {from:?} to {state:?} is not in the table");
             }
         }
-        steps.push((id, state, get(&row, "span_id")));
+        steps.push((id, state, get(&row, "span_id"), get(&row, "reason")));
     }
     for order in orders {
         assert_eq!(
@@ -114,13 +114,18 @@ async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
 }
 
 /// What a success event is written for.
-fn told(state: State) -> Option<(&'static str, &'static str)> {
+fn told(state: State, reason: &str) -> Option<(&'static str, &'static str)> {
     match state {
+        State::Cancelling => match reason {
+            "the customer asked to cancel" | "an operator asked to cancel" => Some(("audit", "cancel")),
+            "an operator asked to retry" => Some(("audit", "retry")),
+            _ => None,
+        },
         State::Created => Some(("order_creation", "")),
         State::Allocated => Some(("order_fulfillment", "allocate_inventory")),
         State::FulfillmentStarted => Some(("order_fulfillment", "start_fulfillment")),
         State::Cancelled => Some(("order_fulfillment", "cancel_order")),
-        State::Paid | State::PaymentFailed | State::Cancelling | State::NeedsAttention => None,
+        State::Paid | State::PaymentFailed | State::NeedsAttention => None,
     }
 }
 
@@ -148,15 +153,17 @@ async fn events_are_where_changes_are(world: &World, steps: &Steps) {
     }
     let mut expected: Vec<(Uuid, &str, &str, &str)> = steps
         .iter()
-        .filter_map(|(id, state, span)| told(*state).map(|(kind, operation)| (*id, kind, operation, span.as_str())))
+        .filter_map(|(id, state, span, reason)| {
+            told(*state, reason).map(|(kind, operation)| (*id, kind, operation, span.as_str()))
+        })
         .collect();
     expected.sort_unstable();
     successes.sort_unstable();
     assert_eq!(successes, expected, "a success event exists exactly where the change does");
     let mut refused: Vec<(Uuid, &str)> = steps
         .iter()
-        .filter(|(_, state, _)| *state == State::NeedsAttention)
-        .map(|(id, _, span)| (*id, span.as_str()))
+        .filter(|(_, state, _, _)| *state == State::NeedsAttention)
+        .map(|(id, _, span, _)| (*id, span.as_str()))
         .collect();
     refused.sort_unstable();
     needs_attention.sort_unstable();

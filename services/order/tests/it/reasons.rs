@@ -3,6 +3,7 @@
 use chassis::Invalid;
 use mesh::{Kind, Refusal};
 use order::Error;
+use telemetry::ErrorClass;
 
 /// One of each. The match names every variant, so that a new one does not compile until it is here.
 fn every() -> Vec<Error> {
@@ -15,7 +16,7 @@ fn every() -> Vec<Error> {
         Error::NoDeliveryZone { country: text() },
         Error::InsufficientStock { skus: text() },
         Error::PriceChanged { total: text(), expected: text() },
-        Error::LookupFailed { cause: text() },
+        Error::LookupFailed { cause: telemetry::ErrorClass::Timeout },
         Error::RequestIdReused,
         Error::OrderNotFound,
         Error::OrderNotCancellable { state: "CANCELLED" },
@@ -57,39 +58,52 @@ fn place(error: &Error) -> usize {
 }
 
 #[test]
-fn the_reasons_are_these() {
+fn the_reasons_and_the_classes_of_their_events_are_these() {
     let table: Vec<String> = every()
         .iter()
         .map(|error| {
             let facts: Vec<_> = error.facts().into_iter().map(|(name, _)| name).collect();
             let retry = if error.retry_after().is_some() { " +RetryInfo" } else { "" };
-            format!("{} {:?} {}{retry}", error.reason(), error.kind(), facts.join(","))
+            let class = mesh::error_class(&mesh::status("order", error)).kind;
+            format!("{} {:?} {class} {}{retry}", error.reason(), error.kind(), facts.join(","))
                 .replace("  ", " ")
                 .trim()
                 .to_owned()
         })
         .collect();
     let expected = [
-        "INVALID_ARGUMENT InvalidArgument",
-        "UNKNOWN_SKU InvalidArgument",
-        "MIXED_CURRENCIES InvalidArgument currencies",
-        "AMOUNT_TOO_LARGE InvalidArgument",
-        "NO_DELIVERY_ZONE FailedPrecondition country_code",
-        "INSUFFICIENT_STOCK FailedPrecondition skus",
-        "PRICE_CHANGED FailedPrecondition total,expected_total",
-        "LOOKUP_FAILED Unavailable cause +RetryInfo",
-        "REQUEST_ID_REUSED FailedPrecondition",
-        "ORDER_NOT_FOUND NotFound",
-        "ORDER_NOT_CANCELLABLE FailedPrecondition state",
-        "ORDER_NOT_RETRYABLE FailedPrecondition state",
-        "STOCK_RESERVED FailedPrecondition sku,reserved",
-        "STOCK_NEGATIVE FailedPrecondition sku,on_hand",
-        "DRAINING Unavailable +RetryInfo",
-        "TOKEN_EXPIRED Unauthenticated",
-        "TOO_MANY_WATCHERS Unavailable +RetryInfo",
-        "STORE_FAILED Internal",
+        "INVALID_ARGUMENT InvalidArgument ValidationError",
+        "UNKNOWN_SKU InvalidArgument ValidationError",
+        "MIXED_CURRENCIES InvalidArgument ValidationError currencies",
+        "AMOUNT_TOO_LARGE InvalidArgument ValidationError",
+        "NO_DELIVERY_ZONE FailedPrecondition FAILED_PRECONDITION country_code",
+        "INSUFFICIENT_STOCK FailedPrecondition FAILED_PRECONDITION skus",
+        "PRICE_CHANGED FailedPrecondition FAILED_PRECONDITION total,expected_total",
+        "LOOKUP_FAILED Unavailable TIMEOUT +RetryInfo",
+        "REQUEST_ID_REUSED FailedPrecondition FAILED_PRECONDITION",
+        "ORDER_NOT_FOUND NotFound NOT_FOUND",
+        "ORDER_NOT_CANCELLABLE FailedPrecondition FAILED_PRECONDITION state",
+        "ORDER_NOT_RETRYABLE FailedPrecondition FAILED_PRECONDITION state",
+        "STOCK_RESERVED FailedPrecondition FAILED_PRECONDITION sku,reserved",
+        "STOCK_NEGATIVE FailedPrecondition FAILED_PRECONDITION sku,on_hand",
+        "DRAINING Unavailable UNAVAILABLE +RetryInfo",
+        "TOKEN_EXPIRED Unauthenticated UNAUTHENTICATED",
+        "TOO_MANY_WATCHERS Unavailable UNAVAILABLE +RetryInfo",
+        "STORE_FAILED Internal INTERNAL",
     ];
     assert_eq!(table, expected);
+}
+
+#[test]
+fn a_cause_that_is_known_is_the_class_whatever_the_code() {
+    for class in [ErrorClass::Timeout, ErrorClass::ConnectionError, ErrorClass::MalformedAnswer] {
+        let refusal = Error::LookupFailed { cause: class };
+        let status = mesh::status("order", &refusal);
+        assert_eq!((status.code(), mesh::error_class(&status).kind.as_str()), (tonic::Code::Unavailable, class.name()));
+    }
+    let timed_out = sea_orm::DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout);
+    let status = mesh::status("order", &Error::Storage(timed_out.into()));
+    assert_eq!((status.code(), mesh::error_class(&status).kind.as_str()), (tonic::Code::Unavailable, "TIMEOUT"));
 }
 
 #[test]

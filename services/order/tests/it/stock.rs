@@ -103,19 +103,19 @@ async fn a_write_off_that_is_refused_takes_nothing_from_anybody() {
 async fn an_adjustment_is_made_once_per_request() {
     let world = World::on_file().await;
     let command = AdjustStock { request_id: new_request(), sku: "MUG".into(), delta: 5, write_off: false };
-    let calls = (0..5).map(|_| world.inventory.adjust(command.clone()));
+    let calls = (0..5).map(|_| world.adjust_by(command.clone()));
     for answer in futures_util::future::join_all(calls).await {
         assert_eq!(answer.expect("the same answer").stock.on_hand, 15);
     }
     world.adjust("MUG", 1, false).await.expect("another request");
-    assert_eq!(world.inventory.adjust(command.clone()).await.expect("the same answer").stock.on_hand, 15);
+    assert_eq!(world.adjust_by(command.clone()).await.expect("the same answer").stock.on_hand, 15);
     assert_eq!(world.stock("MUG").await, (16, 0));
     for other in [
         AdjustStock { delta: 6, ..command.clone() },
         AdjustStock { sku: "FORK".into(), ..command.clone() },
         AdjustStock { write_off: true, ..command },
     ] {
-        let refusal = world.inventory.adjust(other).await.expect_err("another command");
+        let refusal = world.adjust_by(other).await.expect_err("another command");
         assert!(matches!(refusal, Error::RequestIdReused), "{refusal}");
     }
     assert_eq!((world.stock("MUG").await, world.stock("FORK").await), ((16, 0), (0, 0)));
@@ -125,7 +125,23 @@ async fn an_adjustment_is_made_once_per_request() {
 async fn a_refused_adjustment_stores_nothing_and_its_request_may_be_tried_again() {
     let world = World::new().await;
     let command = AdjustStock { request_id: new_request(), sku: "FORK".into(), delta: -5, write_off: false };
-    world.inventory.adjust(command.clone()).await.expect_err("there is none");
+    world.adjust_by(command.clone()).await.expect_err("there is none");
     world.adjust("FORK", 5, false).await.expect("now there is");
-    assert_eq!(world.inventory.adjust(command).await.expect("it takes them").stock.on_hand, 0);
+    assert_eq!(world.adjust_by(command).await.expect("it takes them").stock.on_hand, 0);
+}
+
+#[tokio::test]
+async fn a_change_of_stock_is_audited_once_with_what_was_and_what_is() {
+    let world = World::new().await;
+    let before = world.stock_audits().await.len();
+    let command = AdjustStock { request_id: new_request(), sku: "MUG".into(), delta: -9, write_off: true };
+    world.adjust_by(command.clone()).await.expect("written off");
+    world.adjust_by(command).await.expect("the same answer");
+    world.adjust("MUG", -1_000, false).await.expect_err("there is not so much");
+    let audits = world.stock_audits().await.split_off(before);
+    let [audit] = &audits[..] else { panic!("one: a replay and a refusal change nothing: {audits:?}") };
+    let of = |name: &str| audit.attributes.get(name).map_or("", String::as_str);
+    assert_eq!((audit.event_type.as_str(), audit.status), ("audit", EventStatus::Success));
+    assert_eq!((of("sku"), of("delta"), of("write_off")), ("MUG", "-9", "true"));
+    assert_eq!((of("on_hand.before"), of("on_hand.after")), ("10", "1"));
 }

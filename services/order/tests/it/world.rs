@@ -171,6 +171,15 @@ impl World {
         Stalled { gate, driving }
     }
 
+    pub(crate) async fn adjust_by(&self, command: AdjustStock) -> Result<Adjustment, Error> {
+        let operation = self.operation("order.v1.InventoryService/AdjustStock", Some("audit"));
+        let result = self.inventory.adjust(&operation, command).await;
+        if let Err(error) = &result {
+            operation.end(Outcome::Failed(mesh::error_class(&mesh::status("order", error))));
+        }
+        result
+    }
+
     pub(crate) fn operation(&self, name: &'static str, event_type: Option<&'static str>) -> Operation {
         Operation::open(Kind::Server, name, Parent::Root, event_type, Some(self.seen.clone()))
     }
@@ -224,12 +233,12 @@ impl World {
     }
 
     pub(crate) async fn retry(&self, id: OrderId) -> Result<Order, Error> {
-        let operation = self.operation("order.v1.OrderService/RetryOrder", None);
+        let operation = self.operation("order.v1.OrderService/RetryOrder", Some("audit"));
         self.orders.retry(&operation, id).await
     }
 
     pub(crate) async fn adjust(&self, sku: &str, delta: i64, write_off: bool) -> Result<Adjustment, Error> {
-        self.inventory.adjust(AdjustStock { request_id: new_request(), sku: sku.into(), delta, write_off }).await
+        self.adjust_by(AdjustStock { request_id: new_request(), sku: sku.into(), delta, write_off }).await
     }
 
     pub(crate) async fn order(&self, id: OrderId) -> Order {
@@ -256,7 +265,16 @@ impl World {
         (*on_hand, *reserved)
     }
 
+    /// The events of orders; the audits of stock are [`World::stock_audits`].
     pub(crate) async fn events(&self) -> Vec<TraceEvent> {
+        self.stored().await.into_iter().filter(|event| event.order_id.is_some()).collect()
+    }
+
+    pub(crate) async fn stock_audits(&self) -> Vec<TraceEvent> {
+        self.stored().await.into_iter().filter(|event| event.order_id.is_none()).collect()
+    }
+
+    async fn stored(&self) -> Vec<TraceEvent> {
         self.db.outbox().waiting(TELLER, 100_000).await.expect("they are read")
     }
 
@@ -311,7 +329,7 @@ impl Stalled {
 pub(crate) async fn cancel(orders: &Orders, seen: &Arc<Seen>, id: OrderId) -> Result<Order, Error> {
     let sink: Arc<dyn telemetry::EventSink> = seen.clone();
     let name = "order.v1.OrderService/CancelOrder";
-    let operation = Operation::open(Kind::Server, name, Parent::Root, Some("order_fulfillment"), Some(sink));
+    let operation = Operation::open(Kind::Server, name, Parent::Root, Some("audit"), Some(sink));
     orders.cancel(&operation, Scope::All, id).await
 }
 

@@ -112,7 +112,7 @@ impl Case {
     fn telling(&self, told_since: Timestamp) -> Vec<String> {
         let mut balance: BTreeMap<Told<'_>, i64> = BTreeMap::new();
         for step in self.order.steps.iter().filter(|step| step.time >= told_since) {
-            if let Some((kind, operation, status)) = order::audit::event_of(step.state) {
+            if let Some((kind, operation, status)) = step.event() {
                 *balance.entry((kind, operation, status, &step.span_id)).or_default() += 1;
             }
         }
@@ -146,6 +146,11 @@ impl Case {
 fn is_of_a_change(event: &TraceEvent) -> bool {
     match (event.event_type.as_str(), event.status) {
         ("data_lookup", _) => false,
+        // Of the audits, only a cancellation or a retry is a step of the order.
+        ("audit", status) => {
+            status == EventStatus::Success
+                && matches!(event.attributes.get("operation").map(String::as_str), Some("cancel" | "retry"))
+        }
         (EVENT_TYPE, EventStatus::Failed) => {
             // That the Payment Service could not be reached is told, and changes nothing.
             event.error.as_ref().is_none_or(|error| error.reason != "UNREACHABLE")

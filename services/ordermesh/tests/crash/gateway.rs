@@ -163,7 +163,7 @@ impl Gateway for Ledger {
 
     fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
         let found = self.lock().charges.get(&charge_key).cloned();
-        let no_row = NoAnswer { message: "CHARGE_NOT_FOUND".into(), is_not_found: true };
+        let no_row = NoAnswer { is_not_found: true, ..NoAnswer::new("CHARGE_NOT_FOUND") };
         Box::pin(std::future::ready(found.ok_or(no_row)))
     }
 

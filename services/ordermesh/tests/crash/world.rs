@@ -25,7 +25,7 @@ use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
 use payment::waiters::Waiters;
 use sea_orm::ConnectionTrait;
 use storage::Database;
-use telemetry::{Ended, EventSink, Kind, Operation, Parent};
+use telemetry::{Ended, EventSink, Fate, Kind, Operation, Parent, TraceEvent};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,7 +58,10 @@ pub(crate) enum On {
 struct Teller(&'static str, String);
 
 impl EventSink for Teller {
-    fn untaken(&self, _ended: Ended) {}
+    fn untaken(&self, _ended: Ended) -> Fate {
+        Fate::NoEvent
+    }
+    fn put(&self, _event: TraceEvent) {}
     fn teller(&self) -> (&str, &str) {
         (self.0, &self.1)
     }
@@ -128,7 +131,11 @@ impl Api {
     /// All stock is written off, except what is on its way to a customer.
     pub(crate) async fn write_off(&self) {
         let request_id = RequestId::from_uuid(SystemIds.uuid());
-        match self.inventory.adjust(AdjustStock { request_id, sku: SKU.into(), delta: -10, write_off: true }).await {
+        match self
+            .inventory
+            .adjust(&self.operation("adjust"), AdjustStock { request_id, sku: SKU.into(), delta: -10, write_off: true })
+            .await
+        {
             Ok(_) | Err(order::Error::StockReserved { .. } | order::Error::StockNegative { .. }) => {}
             Err(error) => panic!("{error:?}"),
         }
@@ -137,7 +144,7 @@ impl Api {
 
     fn operation(&self, name: &'static str) -> Operation {
         let sink: Arc<dyn EventSink> = Arc::new(Teller("order", "order-api".into()));
-        Operation::open(Kind::Server, name, Parent::Root, Some("order_fulfillment"), Some(sink))
+        Operation::open(Kind::Server, name, Parent::Root, Some("audit"), Some(sink))
     }
 }
 
@@ -379,7 +386,7 @@ impl World {
             delta: 10,
             write_off: false,
         };
-        world.api.inventory.adjust(stock).await.expect("stock");
+        world.api.inventory.adjust(&world.api.operation("adjust"), stock).await.expect("stock");
         world.create().await;
         world
     }

@@ -161,7 +161,7 @@ impl Gateway for Scripted {
             if inner.silent_from_now_on {
                 return Err(NoAnswer::new("TIMEOUT: silent on purpose"));
             }
-            let no_row = NoAnswer { message: "CHARGE_NOT_FOUND".into(), is_not_found: true };
+            let no_row = NoAnswer { is_not_found: true, ..NoAnswer::new("CHARGE_NOT_FOUND") };
             inner.charges.get(&charge_key).cloned().ok_or(no_row)
         })
     }

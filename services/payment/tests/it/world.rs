@@ -17,7 +17,7 @@ use payment::reconcile::Reconciler;
 use payment::store::Store;
 use payment::waiters::Waiters;
 use storage::Database;
-use telemetry::{Ended, EventSink, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Ended, EventSink, Fate, Kind, Operation, Parent, TraceEvent};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,7 +33,10 @@ pub(crate) const LONG: Duration = Duration::from_secs(61);
 struct Nobody(String);
 
 impl EventSink for Nobody {
-    fn untaken(&self, _ended: Ended) {}
+    fn untaken(&self, _ended: Ended) -> Fate {
+        Fate::NoEvent
+    }
+    fn put(&self, _event: TraceEvent) {}
     fn teller(&self) -> (&str, &str) {
         ("payment", &self.0)
     }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
-use telemetry::{Ended, EventSink, Kind, Operation, Outcome, Parent};
+use telemetry::{Ended, EventSink, Fate, Kind, Operation, Outcome, Parent, TraceEvent};
 
 use crate::{Database, Error, Migration, Options};
 
@@ -14,7 +14,10 @@ const SCHEMA: &[Migration] = &[Migration {
 
 struct Nobody;
 impl EventSink for Nobody {
-    fn untaken(&self, _ended: Ended) {}
+    fn untaken(&self, _ended: Ended) -> Fate {
+        Fate::NoEvent
+    }
+    fn put(&self, _event: TraceEvent) {}
     fn teller(&self) -> (&str, &str) {
         ("test", "test-1")
     }
@@ -140,6 +143,28 @@ async fn a_newer_schema_is_left_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_refused_event_is_kept_apart_counted_after_a_day_and_sent_again() {
+    let db = open("sqlite::memory:").await;
+    put(&db, 1, operation()).await.expect("committed");
+    let event = db.outbox().waiting("test-1", 10).await.expect("events").remove(0);
+    let outbox = db.outbox();
+    let refuse = |event: TraceEvent| outbox.settle(vec![], vec![(event, "an unknown type".into())]);
+    refuse(event.clone()).await.expect("settled");
+    let backlog = db.outbox().backlog().await.expect("counts");
+    assert_eq!((backlog.waiting, backlog.refused), (0, 0), "the store may only be of an earlier release");
+    assert_eq!(db.outbox().requeue("test-2").await.expect("put back"), 1);
+    assert_eq!(db.outbox().waiting("test-2", 10).await.expect("events"), [event.clone()]);
+    assert_eq!(db.outbox().requeue("test-2").await.expect("nothing is refused"), 0);
+    // Of two days ago, by its id: a later refusal does not make it any younger.
+    let day = std::time::Duration::from_secs(86_400);
+    let millis = kernel::Clock::now(&kernel::SystemClock).minus(day * 2).as_micros() / 1_000;
+    let millis = u64::try_from(millis).expect("after 1970");
+    let event_id = uuid::Builder::from_unix_timestamp_millis(millis, &[7; 10]).into_uuid();
+    refuse(TraceEvent { event_id, ..event }).await.expect("settled");
+    assert_eq!(db.outbox().backlog().await.expect("counts").refused, 1);
+}
+
+#[tokio::test]
 async fn a_settled_event_is_gone_and_a_left_one_is_adopted() {
     let db = open("sqlite::memory:").await;
     put(&db, 1, operation()).await.expect("committed");
@@ -150,6 +175,6 @@ async fn a_settled_event_is_gone_and_a_left_one_is_adopted() {
     assert_eq!(db.outbox().adopt("test-2", later).await.expect("adopted"), 1);
     assert_eq!(db.outbox().waiting("test-2", 10).await.expect("events"), events[1..]);
     db.outbox().settle(vec![], vec![(events[1].clone(), "no such type".into())]).await.expect("settled");
-    let backlog = db.outbox().backlog().await.expect("counts");
-    assert_eq!((backlog.waiting, backlog.refused), (0, 1));
+    assert_eq!(db.outbox().backlog().await.expect("counts").waiting, 0);
+    assert_eq!(db.outbox().all().await.expect("events").refused, events[1..]);
 }

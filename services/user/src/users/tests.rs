@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use kernel::{ManualClock, RequestId, SystemClock, SystemIds, Timestamp};
 use storage::Database;
-use telemetry::{Ended, EventSink, Kind, Operation, Parent};
+use telemetry::{Ended, EventSink, Fate, Kind, Operation, Parent, TraceEvent};
 
 use super::*;
 use crate::account::Address;
@@ -15,14 +15,25 @@ const PASSWORD: &str = "correct horse";
 
 struct Nobody;
 impl EventSink for Nobody {
-    fn untaken(&self, _ended: Ended) {}
+    fn untaken(&self, _ended: Ended) -> Fate {
+        Fate::NoEvent
+    }
+    fn put(&self, _event: TraceEvent) {}
     fn teller(&self) -> (&str, &str) {
         ("user", "user-1")
     }
 }
 
+fn operation_of(event_type: &'static str) -> Operation {
+    Operation::open(Kind::Server, "test", Parent::Root, Some(event_type), Some(Arc::new(Nobody)))
+}
+
 fn operation() -> Operation {
-    Operation::open(Kind::Server, "test", Parent::Root, Some("user_login"), Some(Arc::new(Nobody)))
+    operation_of("user_login")
+}
+
+fn audit() -> Operation {
+    operation_of("audit")
 }
 
 struct World {
@@ -57,8 +68,14 @@ impl World {
         Self { users, clock, db, _folder: folder }
     }
 
+    async fn events(&self, event_type: &str) -> Vec<TraceEvent> {
+        let mut events = self.db.outbox().waiting("user-1", 100).await.expect("events");
+        events.retain(|event| event.event_type == event_type);
+        events
+    }
+
     async fn register(&self, registration: Registration) -> Result<Profile, Error> {
-        self.users.register(registration, HERE, &operation()).await
+        self.users.register(registration, HERE, &audit()).await
     }
 
     async fn login(&self, email: &str, password: &str) -> Result<(Tokens, Profile), Error> {
@@ -79,7 +96,7 @@ impl World {
 
     async fn change_password(&self, tokens: &Tokens, current: &str, new: &str) -> Result<u64, Error> {
         let person = Person { user_id: tokens.session.user_id, session_id: Some(tokens.session.id) };
-        self.users.change_password(person, Password::new(current), Password::new(new), HERE).await
+        self.users.change_password(person, Password::new(current), Password::new(new), HERE, &audit()).await
     }
 }
 
@@ -106,7 +123,7 @@ async fn the_same_registration_gets_the_same_answer_also_after_the_profile_chang
     };
     let change = ProfileChange { display_name: Some("Countess".into()), phone: None, address: Some(Some(address)) };
     world.clock.advance(Duration::from_secs(1));
-    world.users.change_profile(first.user_id, change).await.expect("changed");
+    world.users.change_profile(first.user_id, change, &audit()).await.expect("changed");
     assert_eq!(world.register(registration).await.expect("the same answer"), first);
     assert_eq!(world.users.profile(first.user_id).await.expect("it is there").display_name, "Countess");
 }
@@ -162,14 +179,49 @@ async fn a_log_in_writes_its_event_with_the_session_and_a_refused_one_writes_not
     let world = World::new().await;
     let profile = world.ada().await;
     world.login("ada@example.com", "wrong horse").await.expect_err("refused");
-    assert_eq!(world.db.outbox().waiting("user-1", 10).await.expect("events"), []);
+    assert_eq!(world.events("user_login").await, []);
     world.ada_logs_in().await;
-    let events = world.db.outbox().waiting("user-1", 10).await.expect("events");
+    let events = world.events("user_login").await;
     assert_eq!(events.len(), 1);
     assert_eq!((events[0].event_type.as_str(), events[0].status), ("user_login", telemetry::EventStatus::Success));
     assert_eq!(events[0].user_id, Some(profile.user_id.as_uuid()));
     let body = serde_json::to_string(&events).expect("JSON");
     assert!(!body.contains(PASSWORD) && !body.contains("example.com"), "{body}");
+}
+
+#[tokio::test]
+async fn what_changes_an_account_is_audited_with_its_change_and_never_with_a_secret() {
+    let world = World::new().await;
+    let registration = ada();
+    let profile = world.register(registration.clone()).await.expect("registered");
+    world.register(registration).await.expect("a replay");
+    let change = ProfileChange { phone: Some(Some("+491234567".into())), ..ProfileChange::default() };
+    world.users.change_profile(profile.user_id, change, &audit()).await.expect("changed");
+    let (own, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
+    world.change_password(&own, PASSWORD, "battery staple").await.expect("changed");
+    world.users.logout(own.refresh.clone(), &audit()).await.expect("ended");
+    // The change of the password has ended it already.
+    world.users.logout(other.refresh.clone(), &audit()).await.expect("there is nothing to end");
+    let events = world.events("audit").await;
+    let mut told: Vec<_> = events.iter().map(|event| event.attributes.clone()).collect();
+    assert!(events.iter().all(|event| event.user_id == Some(profile.user_id.as_uuid())), "{events:?}");
+    let of = |pairs: &[(&str, String)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let mut expected = vec![
+        of(&[]),
+        of(&[("fields", "phone".into())]),
+        of(&[("ended_sessions", "1".into())]),
+        of(&[("session.id", own.session.id.to_string())]),
+    ];
+    told.sort();
+    expected.sort();
+    assert_eq!(
+        told, expected,
+        "a registration, a profile, a password, a log-out; no replay, and nothing that ended nothing"
+    );
+    let body = serde_json::to_string(&events).expect("JSON");
+    for secret in [PASSWORD, "battery staple", "+491234567", "example.com"] {
+        assert!(!body.contains(secret), "{body}");
+    }
 }
 
 #[tokio::test]
@@ -257,7 +309,7 @@ async fn a_strangers_token_ends_no_session() {
     let tokens = world.ada_logs_in().await;
     let stranger = RefreshToken::random();
     assert!(matches!(world.users.refresh(stranger.clone()).await, Err(Error::SessionEnded)));
-    world.users.logout(stranger).await.expect("there is nothing to end");
+    world.users.logout(stranger, &audit()).await.expect("there is nothing to end");
     world.refresh(&tokens).await.expect("it has not ended");
 }
 
@@ -267,7 +319,7 @@ async fn a_log_out_ends_its_session_alone_and_may_be_repeated() {
     world.ada().await;
     let (one, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
     for _ in 0..2 {
-        world.users.logout(one.refresh.clone()).await.expect("ended");
+        world.users.logout(one.refresh.clone(), &audit()).await.expect("ended");
     }
     assert!(matches!(world.refresh(&one).await, Err(Error::SessionEnded)));
     world.refresh(&other).await.expect("it has not ended");
@@ -324,8 +376,8 @@ async fn the_operator_of_the_file_is_made_once_and_its_log_in_waits_for_it() {
     let mut world = World::new().await;
     let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
     let (store, passwords) = (world.users.store.clone(), world.users.passwords.clone());
-    let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials.clone());
-    let (_, again) = Bootstrap::new(store, passwords, credentials);
+    let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials.clone(), Arc::new(Nobody));
+    let (_, again) = Bootstrap::new(store, passwords, credentials, Arc::new(Nobody));
     world.users.bootstrap = Some(bootstrap);
     let login = world.login("operator@ordermesh.local", PASSWORD);
     let (login, (), ()) = tokio::join!(login, work, again);
@@ -337,7 +389,8 @@ async fn the_operator_of_the_file_is_made_once_and_its_log_in_waits_for_it() {
 async fn a_bootstrap_that_is_cut_off_keeps_nobody_waiting() {
     let mut world = World::new().await;
     let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
-    let (bootstrap, work) = Bootstrap::new(world.users.store.clone(), world.users.passwords.clone(), credentials);
+    let (bootstrap, work) =
+        Bootstrap::new(world.users.store.clone(), world.users.passwords.clone(), credentials, Arc::new(Nobody));
     world.users.bootstrap = Some(bootstrap);
     drop(work);
     let refused = world.login("operator@ordermesh.local", PASSWORD).await;
@@ -349,7 +402,7 @@ async fn a_profile_of_nobody_is_not_found() {
     let world = World::new().await;
     let nobody = UserId::from_uuid(SystemIds.uuid());
     assert!(matches!(world.users.profile(nobody).await, Err(Error::AccountNotFound)));
-    let changed = world.users.change_profile(nobody, ProfileChange::default()).await;
+    let changed = world.users.change_profile(nobody, ProfileChange::default(), &audit()).await;
     assert!(matches!(changed, Err(Error::AccountNotFound)));
     assert!(world.clock.now() > Timestamp::default());
 }

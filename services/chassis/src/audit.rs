@@ -1,0 +1,61 @@
+//! Audits: who changed what on request. The event of an audited call names the actor; what changed is the service's to say.
+
+use std::sync::Arc;
+
+use mesh::{Caller, Role};
+use telemetry::{Ended, EventSink, Fate, Kind, Operation, Parent, TraceEvent};
+use tonic::Extensions;
+
+/// The type of the events.
+pub const EVENT_TYPE: &str = "audit";
+/// Who: a person's id.
+const ACTOR_ID: &str = "actor.id";
+/// In which role: `customer`, `operator`, `service`, `anonymous`, or `command` for a command of the program.
+const ACTOR_ROLE: &str = "actor.role";
+
+/// The operation of an audited call, with its actor.
+pub fn operation(extensions: &Extensions) -> Operation {
+    let operation = mesh::operation(extensions);
+    match mesh::caller(extensions) {
+        Caller::Person { user_id, role, .. } => {
+            operation.set(ACTOR_ID, user_id.to_string());
+            operation.set(
+                ACTOR_ROLE,
+                match role {
+                    Role::Customer => "customer",
+                    Role::Operator => "operator",
+                },
+            );
+        }
+        Caller::Service { name } => {
+            operation.set(ACTOR_ID, name);
+            operation.set(ACTOR_ROLE, "service");
+        }
+        Caller::Anonymous => operation.set(ACTOR_ROLE, "anonymous"),
+    }
+    operation
+}
+
+/// The operation of something that the program does without a call, for example `operator.create`.
+pub fn of_command(name: &'static str, events: Arc<dyn EventSink>) -> Operation {
+    let operation = Operation::open(Kind::Internal, name, Parent::Root, Some(EVENT_TYPE), Some(events));
+    operation.set(ACTOR_ROLE, "command");
+    operation
+}
+
+/// The sink of a command that ends with what it commits: its events are in the outbox, and a running instance sends them.
+#[derive(Clone, Copy, Debug)]
+pub struct CommandSink(
+    /// The service in whose database it works.
+    pub &'static str,
+);
+
+impl EventSink for CommandSink {
+    fn untaken(&self, _ended: Ended) -> Fate {
+        Fate::NoEvent
+    }
+    fn put(&self, _event: TraceEvent) {}
+    fn teller(&self) -> (&str, &str) {
+        (self.0, "command")
+    }
+}
