@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The metrics of the README, and whether each is a gauge.
-const PROMISED: [(&str, bool); 18] = [
+const PROMISED: [(&str, bool); 19] = [
     ("ordermesh.ready", true),
     ("rpc.server.call.duration", false),
     ("rpc.client.call.duration", false),
@@ -31,6 +31,7 @@ const PROMISED: [(&str, bool); 18] = [
     ("ordermesh.outbox.events", true),
     ("ordermesh.outbox.oldest", true),
     ("ordermesh.outbox.refused", true),
+    ("ordermesh.events", false),
     ("ordermesh.events.lost", false),
     ("db.client.connection.wait_time", false),
     ("db.client.connection.count", true),
