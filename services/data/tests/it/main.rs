@@ -4,4 +4,5 @@ mod catalog;
 mod delivery;
 mod events;
 mod permissions;
+mod watch;
 mod world;
