@@ -25,4 +25,5 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             PRIMARY KEY (charge_key, refund_key)
         )",
     ],
+    postgres: &[],
 }];

@@ -11,7 +11,7 @@
 //! - [`keys`]: the public keys that verify access tokens
 //! - [`decode`]: from messages to values, all violations at once
 //! - [`encode`]: from values to messages
-//! - [`page`]: opaque page tokens (AIP-158)
+//! - [`opaque`]: texts that a client keeps for the server; [`page`]: page tokens (AIP-158)
 //! - [`fingerprint`]: is a repeated request the same command?
 
 pub mod audit;
@@ -21,6 +21,7 @@ pub mod events;
 pub mod fingerprint;
 mod health;
 pub mod keys;
+pub mod opaque;
 pub mod page;
 pub mod relay;
 pub mod settings;
@@ -28,6 +29,7 @@ pub mod start;
 
 pub use decode::{Fields, Invalid};
 pub use fingerprint::Fingerprint;
+pub use opaque::{Opaque, OpaqueError};
 pub use page::PageToken;
 pub use settings::{
     ByteSize, DatabaseSettings, DatabaseUrl, Networks, OrderPeer, PaymentPeer, Settings, TlsSettings, UserPeer,

@@ -1,17 +1,13 @@
-//! Opaque page tokens (AIP-158): a version, the hash of the filters, and the last key of the page before.
-
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+//! Opaque page tokens (AIP-158), which hold the last key of the page before.
 
 use crate::decode::Fields;
 use crate::fingerprint::Fingerprint;
-
-const VERSION: &str = "1";
+use crate::opaque::{Opaque, OpaqueError};
 
 /// A page's size and where it starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PageToken {
-    filters: String,
+    tokens: Opaque,
     /// The last key of the page before; `None` on the first page.
     pub after: Option<String>,
 }
@@ -19,32 +15,28 @@ pub struct PageToken {
 impl PageToken {
     /// Reads a token; one of other filters, or none of ours, is a violation of `page_token`.
     pub fn decode(fields: &mut Fields, token: &str, filters: Fingerprint) -> Self {
-        let filters = filters.finish()[..16].to_owned();
+        let tokens = Opaque::of(filters);
         if token.is_empty() {
-            return Self { filters, after: None };
+            return Self { tokens, after: None };
         }
-        let text = BASE64_URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let mut parts = text.as_deref().unwrap_or_default().splitn(3, ' ');
-        match (parts.next(), parts.next(), parts.next()) {
-            (Some(VERSION), Some(of), Some(after)) if of == filters => Self { after: Some(after.to_owned()), filters },
-            (Some(VERSION), Some(_), Some(_)) => {
+        let after = tokens.decode(token).map_err(|error| match error {
+            OpaqueError::OfOtherFilters => {
                 fields.refuse(
                     "page_token",
                     "PAGE_TOKEN_OF_OTHER_FILTERS",
                     "the token belongs to a list with other filters",
                 );
-                Self { filters, after: None }
             }
-            _ => {
+            OpaqueError::Malformed => {
                 fields.refuse("page_token", "INVALID_PAGE_TOKEN", "the token is not one that this list gave");
-                Self { filters, after: None }
             }
-        }
+        });
+        Self { tokens, after: after.ok() }
     }
 
     /// The token of the next page, which starts after `key`.
     pub fn next(&self, key: &str) -> String {
-        BASE64_URL_SAFE_NO_PAD.encode(format!("{VERSION} {} {key}", self.filters))
+        self.tokens.encode(key)
     }
 }
 

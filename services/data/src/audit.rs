@@ -46,8 +46,14 @@ impl StoredEvents {
 fn of_the_database(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Storage(error) => error,
-        Refusal::Invalid(_) | Refusal::NoDeliveryZone { .. } | Refusal::EtagMismatch { .. } | Refusal::Refused => {
-            Error::Corrupt { what: "event", value: refusal.to_string() }
-        }
+        Refusal::Invalid(_)
+        | Refusal::NoDeliveryZone { .. }
+        | Refusal::EtagMismatch { .. }
+        | Refusal::CursorExpired
+        | Refusal::Draining
+        | Refusal::TokenExpired
+        | Refusal::TooManyFollowers
+        | Refusal::FollowerTooSlow(_)
+        | Refusal::Refused => Error::Corrupt { what: "event", value: refusal.to_string() },
     }
 }

@@ -15,9 +15,11 @@ use telemetry::{EventError, EventStatus, TraceEvent};
 use uuid::Uuid;
 
 use crate::catalog::Page;
+use crate::cursor::Cursors;
 use crate::trace_event::{
     Appended, EventCount, Filter, ListTraceEvents, MAX_APPEND, Outcome, Resume, Sent, SummarizeTraceEvents,
 };
+use crate::watch::{Update, WatchTraceEvents};
 
 /// Entries of a page of events: when none are asked for, and at most.
 const PAGE: (u32, u32) = (50, 500);
@@ -140,7 +142,12 @@ impl TryFrom<proto::ListTraceEventsRequest> for ListTraceEvents {
 
     fn try_from(request: proto::ListTraceEventsRequest) -> Result<Self, Invalid> {
         let mut fields = Fields::default();
-        let filter = filter(&mut fields, &request);
+        let mut filter = Filters::from(&request).decode(&mut fields);
+        filter.start = fields.instant("start_time", request.start_time.as_ref());
+        filter.end = fields.instant("end_time", request.end_time.as_ref());
+        if filter.start.zip(filter.end).is_some_and(|(start, end)| end < start) {
+            fields.refuse("start_time", "WINDOW_REVERSED", "the window must not end before it starts");
+        }
         let page_size = page::page_size(&mut fields, request.page_size, PAGE.0, PAGE.1);
         let page = PageToken::decode(&mut fields, &request.page_token, fingerprint(&request));
         let resume = Resume::decode(&mut fields, page.after.as_deref());
@@ -148,37 +155,94 @@ impl TryFrom<proto::ListTraceEventsRequest> for ListTraceEvents {
     }
 }
 
-fn filter(fields: &mut Fields, request: &proto::ListTraceEventsRequest) -> Filter {
-    let event_type = word(request.r#type);
-    if event_type.is_none() && request.r#type != 0 {
-        fields.refuse("type", "UNKNOWN_VALUE", "is none of the event types");
+impl TryFrom<proto::WatchTraceEventsRequest> for WatchTraceEvents {
+    type Error = Invalid;
+
+    fn try_from(request: proto::WatchTraceEventsRequest) -> Result<Self, Invalid> {
+        let mut fields = Fields::default();
+        let filters = Filters::from(&request);
+        let filter = filters.decode(&mut fields);
+        let cursors = Cursors::of(filters.fingerprint("WatchTraceEvents/1"));
+        let after = cursors.decode(&mut fields, &request.after_cursor);
+        fields.finish(Some(Self { filter, cursors, after }))
     }
-    let status = match proto::EventStatus::try_from(request.status) {
-        Ok(proto::EventStatus::Unspecified) => None,
-        Ok(proto::EventStatus::Success) => Some(EventStatus::Success),
-        Ok(proto::EventStatus::Failed) => Some(EventStatus::Failed),
-        Err(_) => {
-            fields.refuse("status", "UNKNOWN_VALUE", "is none of the statuses");
-            None
+}
+
+/// The filters of a list and of a stream, as they were sent.
+struct Filters<'a> {
+    event_type: i32,
+    status: i32,
+    service: &'a str,
+    order_id: &'a str,
+    user_id: &'a str,
+    trace_id: &'a str,
+}
+
+impl<'a> From<&'a proto::ListTraceEventsRequest> for Filters<'a> {
+    fn from(request: &'a proto::ListTraceEventsRequest) -> Self {
+        Self {
+            event_type: request.r#type,
+            status: request.status,
+            service: &request.service,
+            order_id: &request.order_id,
+            user_id: &request.user_id,
+            trace_id: &request.trace_id,
         }
-    };
-    if !request.trace_id.is_empty() && !is_hex(&request.trace_id, 32) {
-        fields.refuse("trace_id", "INVALID_ID", "a trace id has 32 lower-case hex digits");
     }
-    let start = fields.instant("start_time", request.start_time.as_ref());
-    let end = fields.instant("end_time", request.end_time.as_ref());
-    if start.zip(end).is_some_and(|(start, end)| end < start) {
-        fields.refuse("start_time", "WINDOW_REVERSED", "the window must not end before it starts");
+}
+
+impl<'a> From<&'a proto::WatchTraceEventsRequest> for Filters<'a> {
+    fn from(request: &'a proto::WatchTraceEventsRequest) -> Self {
+        Self {
+            event_type: request.r#type,
+            status: request.status,
+            service: &request.service,
+            order_id: &request.order_id,
+            user_id: &request.user_id,
+            trace_id: &request.trace_id,
+        }
     }
-    Filter {
-        event_type,
-        status,
-        service: fields.text("service", &request.service, 0, MAX_SERVICE_CHARS).filter(|it| !it.is_empty()),
-        order_id: id(fields, "order_id", &request.order_id),
-        user_id: id(fields, "user_id", &request.user_id),
-        trace_id: Some(request.trace_id.clone()).filter(|it| !it.is_empty()),
-        start,
-        end,
+}
+
+impl Filters<'_> {
+    /// Without a window.
+    fn decode(&self, fields: &mut Fields) -> Filter {
+        let event_type = word(self.event_type);
+        if event_type.is_none() && self.event_type != 0 {
+            fields.refuse("type", "UNKNOWN_VALUE", "is none of the event types");
+        }
+        let status = match proto::EventStatus::try_from(self.status) {
+            Ok(proto::EventStatus::Unspecified) => None,
+            Ok(proto::EventStatus::Success) => Some(EventStatus::Success),
+            Ok(proto::EventStatus::Failed) => Some(EventStatus::Failed),
+            Err(_) => {
+                fields.refuse("status", "UNKNOWN_VALUE", "is none of the statuses");
+                None
+            }
+        };
+        if !self.trace_id.is_empty() && !is_hex(self.trace_id, 32) {
+            fields.refuse("trace_id", "INVALID_ID", "a trace id has 32 lower-case hex digits");
+        }
+        Filter {
+            event_type,
+            status,
+            service: fields.text("service", self.service, 0, MAX_SERVICE_CHARS).filter(|it| !it.is_empty()),
+            order_id: id(fields, "order_id", self.order_id),
+            user_id: id(fields, "user_id", self.user_id),
+            trace_id: Some(self.trace_id.to_owned()).filter(|it| !it.is_empty()),
+            start: None,
+            end: None,
+        }
+    }
+
+    fn fingerprint(&self, of: &str) -> Fingerprint {
+        Fingerprint::of(of)
+            .part("type", self.event_type)
+            .part("status", self.status)
+            .part("service", self.service)
+            .part("order_id", self.order_id)
+            .part("user_id", self.user_id)
+            .part("trace_id", self.trace_id)
     }
 }
 
@@ -192,13 +256,8 @@ fn fingerprint(request: &proto::ListTraceEventsRequest) -> Fingerprint {
     let instant = |at: &Option<prost_types::Timestamp>| {
         at.map(|at| format!("{}.{:09}", at.seconds, at.nanos)).unwrap_or_default()
     };
-    Fingerprint::of("ListTraceEvents/1")
-        .part("type", request.r#type)
-        .part("status", request.status)
-        .part("service", &request.service)
-        .part("order_id", &request.order_id)
-        .part("user_id", &request.user_id)
-        .part("trace_id", &request.trace_id)
+    Filters::from(request)
+        .fingerprint("ListTraceEvents/1")
         .part("start_time", instant(&request.start_time))
         .part("end_time", instant(&request.end_time))
 }
@@ -230,6 +289,12 @@ pub(crate) fn appended(appended: Vec<Appended>) -> proto::AppendTraceEventsRespo
 impl From<Page<TraceEvent>> for proto::ListTraceEventsResponse {
     fn from(page: Page<TraceEvent>) -> Self {
         Self { events: page.items.iter().map(encode_event).collect(), next_page_token: page.next_page_token }
+    }
+}
+
+impl From<Update> for proto::WatchTraceEventsResponse {
+    fn from(Update { event, cursor }: Update) -> Self {
+        Self { event: event.as_ref().map(encode_event), cursor }
     }
 }
 

@@ -23,6 +23,21 @@ pub(crate) enum Error {
     /// The stored product is not the one that the caller has seen.
     #[error("the product {sku} is not as the etag says: read it again")]
     EtagMismatch { sku: String },
+    /// Events after the cursor may have been deleted.
+    #[error("the cursor is older than events are kept: those after it may have been deleted; begin anew without it")]
+    CursorExpired,
+    /// This instance ends; another may serve.
+    #[error("this instance is about to end; go on with the last cursor at another")]
+    Draining,
+    /// The access token ended while the stream was open.
+    #[error("the access token has ended; log in again and go on with the last cursor")]
+    TokenExpired,
+    /// The limit of streams.
+    #[error("this instance serves as many followers as it can")]
+    TooManyFollowers,
+    /// Nothing was read for too long.
+    #[error("the stream was not read for {} s; go on with the last cursor", .0.as_secs())]
+    FollowerTooSlow(Duration),
     /// The database refused, or is away.
     #[error("the database does not answer")]
     Storage(#[from] storage::Error),
@@ -41,7 +56,15 @@ impl storage::Failure for Error {
     fn storage(&self) -> Option<&storage::Error> {
         match self {
             Self::Storage(error) => Some(error),
-            Self::Invalid(_) | Self::NoDeliveryZone { .. } | Self::EtagMismatch { .. } | Self::Refused => None,
+            Self::Invalid(_)
+            | Self::NoDeliveryZone { .. }
+            | Self::EtagMismatch { .. }
+            | Self::CursorExpired
+            | Self::Draining
+            | Self::TokenExpired
+            | Self::TooManyFollowers
+            | Self::FollowerTooSlow(_)
+            | Self::Refused => None,
         }
     }
 }
@@ -52,9 +75,12 @@ impl Refusal for Error {
             Self::Invalid(_) => Kind::InvalidArgument,
             Self::NoDeliveryZone { .. } => Kind::NotFound,
             Self::EtagMismatch { .. } => Kind::Aborted,
+            Self::CursorExpired => Kind::OutOfRange,
+            Self::TokenExpired => Kind::Unauthenticated,
+            Self::FollowerTooSlow(_) => Kind::ResourceExhausted,
             // A stored value that cannot be read does not get better by waiting.
             Self::Storage(storage::Error::Corrupt { .. }) => Kind::Internal,
-            Self::Storage(_) | Self::Refused => Kind::Unavailable,
+            Self::Storage(_) | Self::Refused | Self::Draining | Self::TooManyFollowers => Kind::Unavailable,
         }
     }
 
@@ -63,6 +89,11 @@ impl Refusal for Error {
             Self::Invalid(_) => "INVALID_ARGUMENT",
             Self::NoDeliveryZone { .. } => "NO_DELIVERY_ZONE",
             Self::EtagMismatch { .. } => "ETAG_MISMATCH",
+            Self::CursorExpired => "CURSOR_EXPIRED",
+            Self::Draining => "DRAINING",
+            Self::TokenExpired => "TOKEN_EXPIRED",
+            Self::TooManyFollowers => "TOO_MANY_FOLLOWERS",
+            Self::FollowerTooSlow(_) => "FOLLOWER_TOO_SLOW",
             Self::Storage(storage::Error::Corrupt { .. }) => "LOOKUP_FAILED",
             Self::Storage(_) | Self::Refused => "CATALOG_UNAVAILABLE",
         }
@@ -72,7 +103,14 @@ impl Refusal for Error {
         match self {
             Self::NoDeliveryZone { country } => vec![("country_code", country.clone())],
             Self::EtagMismatch { sku } => vec![("sku", sku.clone())],
-            Self::Invalid(_) | Self::Storage(_) | Self::Refused => vec![],
+            Self::Invalid(_)
+            | Self::CursorExpired
+            | Self::Draining
+            | Self::TokenExpired
+            | Self::TooManyFollowers
+            | Self::FollowerTooSlow(_)
+            | Self::Storage(_)
+            | Self::Refused => vec![],
         }
     }
 
@@ -80,14 +118,29 @@ impl Refusal for Error {
         match self {
             Self::Storage(error) => error.class(),
             Self::Refused => Some(ErrorClass::ConnectionError),
-            Self::Invalid(_) | Self::NoDeliveryZone { .. } | Self::EtagMismatch { .. } => None,
+            Self::Invalid(_)
+            | Self::NoDeliveryZone { .. }
+            | Self::EtagMismatch { .. }
+            | Self::CursorExpired
+            | Self::Draining
+            | Self::TokenExpired
+            | Self::TooManyFollowers
+            | Self::FollowerTooSlow(_) => None,
         }
     }
 
     fn violations(&self) -> &[Violation] {
         match self {
             Self::Invalid(Invalid(violations)) => violations,
-            Self::NoDeliveryZone { .. } | Self::EtagMismatch { .. } | Self::Storage(_) | Self::Refused => &[],
+            Self::NoDeliveryZone { .. }
+            | Self::EtagMismatch { .. }
+            | Self::CursorExpired
+            | Self::Draining
+            | Self::TokenExpired
+            | Self::TooManyFollowers
+            | Self::FollowerTooSlow(_)
+            | Self::Storage(_)
+            | Self::Refused => &[],
         }
     }
 
@@ -131,6 +184,11 @@ mod tests {
             (Error::Invalid(Invalid(vec![])), Kind::InvalidArgument, "INVALID_ARGUMENT", "ValidationError"),
             (Error::NoDeliveryZone { country: "AQ".into() }, Kind::NotFound, "NO_DELIVERY_ZONE", "NOT_FOUND"),
             (Error::EtagMismatch { sku: "MUG".into() }, Kind::Aborted, "ETAG_MISMATCH", "ABORTED"),
+            (Error::CursorExpired, Kind::OutOfRange, "CURSOR_EXPIRED", "OUT_OF_RANGE"),
+            (Error::Draining, Kind::Unavailable, "DRAINING", "UNAVAILABLE"),
+            (Error::TokenExpired, Kind::Unauthenticated, "TOKEN_EXPIRED", "UNAUTHENTICATED"),
+            (Error::TooManyFollowers, Kind::Unavailable, "TOO_MANY_FOLLOWERS", "UNAVAILABLE"),
+            (Error::FollowerTooSlow(RETRY_AFTER), Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW", "RESOURCE_EXHAUSTED"),
             (Error::Storage(corrupt), Kind::Internal, "LOOKUP_FAILED", "INTERNAL"),
             (Error::Storage(storage::Error::Closed), Kind::Unavailable, "CATALOG_UNAVAILABLE", "UNAVAILABLE"),
             (Error::Refused, Kind::Unavailable, "CATALOG_UNAVAILABLE", "CONNECTION_ERROR"),
@@ -143,7 +201,10 @@ mod tests {
 
     #[test]
     fn only_what_may_get_better_asks_to_come_back() {
-        assert_eq!(Error::Refused.retry_after(), Some(RETRY_AFTER));
+        for error in [Error::Refused, Error::Draining, Error::TooManyFollowers] {
+            assert_eq!(error.retry_after(), Some(RETRY_AFTER), "{error}");
+        }
+        assert_eq!(Error::CursorExpired.retry_after(), None);
         assert_eq!(Error::EtagMismatch { sku: "MUG".into() }.retry_after(), None);
     }
 }

@@ -6,8 +6,9 @@
 //! - `service`: the handlers: decode, domain, encode
 //! - `catalog`, `delivery`: the domain of products, prices and dates of delivery
 //! - `trace_event`, `retention`: the domain of stored events, and how long they are kept
+//! - `watch`, `feed`, `cursor`: events as they are stored, for those that follow them
 //! - `convert`, `convert_event`: messages ⇄ values, every check of a field
-//! - `store`, `trace_event_store`, `entity`, `migration`: the database
+//! - `store`, `trace_event_store`, `feed_store`, `entity`, `migration`: the database
 //! - [`audit`]: the stored events, for `ordermesh verify`
 //! - [`fault`]: faults on purpose
 //! - `error`: what is refused, and why
@@ -16,33 +17,44 @@ pub mod audit;
 mod catalog;
 mod convert;
 mod convert_event;
+mod cursor;
 mod delivery;
 mod entity;
 mod error;
 pub mod fault;
+mod feed;
+mod feed_store;
 mod migration;
 mod retention;
+#[cfg(test)]
+mod sample;
 mod service;
 mod store;
 mod trace_event;
 mod trace_event_store;
+mod watch;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chassis::{Chassis, Error, Served};
 use contracts::data::v1::catalog_service_server::CatalogServiceServer;
 use contracts::data::v1::trace_event_service_server::TraceEventServiceServer;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::catalog::{Catalog, Draft};
 pub use crate::fault::FaultLookup;
+use crate::feed::Feed;
+use crate::feed_store::FeedStore;
 pub use crate::migration::MIGRATIONS;
 use crate::service::{CatalogHandlers, TraceEventHandlers};
 use crate::store::CatalogStore;
 use crate::trace_event::TraceEvents;
 use crate::trace_event_store::TraceEventStore;
+use crate::watch::{Pace, Watch};
 
 /// What the Data Service can be told.
 #[derive(clap::Args, Clone, Debug)]
@@ -56,6 +68,9 @@ pub struct Config {
     /// How long trace events are kept: ms, s, m, h or d
     #[arg(long, env = "ORDERMESH_DATA_EVENT_RETENTION", default_value = "7d", value_parser = chassis::settings::duration, value_name = "DURATION")]
     pub event_retention: Duration,
+    /// Most WatchTraceEvents streams of this instance
+    #[arg(long, env = "ORDERMESH_DATA_MAX_FOLLOWERS", default_value_t = 64, value_parser = chassis::settings::count, value_name = "COUNT")]
+    pub max_followers: usize,
     /// Fault on purpose in lookups: none, slow:DURATION (callers see a TIMEOUT), refuse (callers see a CONNECTION_ERROR)
     #[arg(long, env = "ORDERMESH_DATA_FAULT_LOOKUP", default_value = "none", value_name = "FAULT")]
     pub fault_lookup: FaultLookup,
@@ -99,11 +114,27 @@ pub async fn run(
         retention::INTERVAL,
         chassis.shutdown.clone(),
     ));
+    let watch = watch(&chassis, &config, &events);
+    chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
     let routes = Routes::new(CatalogServiceServer::new(CatalogHandlers(catalog)))
-        .add_service(TraceEventServiceServer::new(TraceEventHandlers(events)));
+        .add_service(TraceEventServiceServer::new(TraceEventHandlers { events, watch }));
     let keys = chassis.remote_keys(&config.user);
     let health_services = &["data.v1.CatalogService", "data.v1.TraceEventService"];
     chassis.serve(Served { routes, health_services, keys, rate_limits: vec![] }, listener, admin).await
+}
+
+fn watch(chassis: &Chassis, config: &Config, events: &TraceEvents) -> Watch {
+    let store = FeedStore::new(chassis.db.clone());
+    Watch {
+        feed: Feed::new(store.clone(), events.stored.clone()),
+        store,
+        clock: chassis.clock.clone(),
+        retention: config.event_retention,
+        permits: Arc::new(Semaphore::new(config.max_followers)),
+        pace: Pace::default(),
+        tasks: chassis.tasks.clone(),
+        shutdown: chassis.shutdown.clone(),
+    }
 }
 
 async fn seed(catalog: &Catalog, products: &[SeedProduct]) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! The schema, step by step. Steps only add.
+//! The schema, step by step. Steps only add; an index goes in the step that brings the one in its place.
 
 use storage::Migration;
 
@@ -10,8 +10,14 @@ pub const MIGRATIONS: &[Migration] = &[
         statements: &["CREATE TABLE product (sku TEXT PRIMARY KEY, name TEXT NOT NULL, description TEXT NOT NULL, \
              currency_code TEXT NOT NULL, minor_units BIGINT NOT NULL, version BIGINT NOT NULL, \
              update_time BIGINT NOT NULL, search_text TEXT NOT NULL)"],
+        postgres: &[],
     },
-    Migration { version: 2, name: "create delivery_zone", statements: &[CREATE_DELIVERY_ZONE, FILL_DELIVERY_ZONE] },
+    Migration {
+        version: 2,
+        name: "create delivery_zone",
+        statements: &[CREATE_DELIVERY_ZONE, FILL_DELIVERY_ZONE],
+        postgres: &[],
+    },
     Migration {
         version: 3,
         name: "create trace_event",
@@ -27,6 +33,25 @@ pub const MIGRATIONS: &[Migration] = &[
             "CREATE INDEX trace_event_by_order ON trace_event (order_id, start_time) WHERE order_id IS NOT NULL",
             "CREATE INDEX trace_event_by_user ON trace_event (user_id, start_time) WHERE user_id IS NOT NULL",
             "CREATE INDEX trace_event_by_trace ON trace_event (trace_id)",
+        ],
+        postgres: &[],
+    },
+    Migration {
+        version: 4,
+        name: "list trace_event by id, follow it",
+        statements: &[
+            // Ids are UUIDv7, made when an operation ends: the primary key serves windows of time.
+            "DROP INDEX trace_event_by_time",
+            "DROP INDEX trace_event_by_type",
+            "CREATE INDEX trace_event_by_type ON trace_event (event_type, event_id)",
+        ],
+        postgres: &[
+            // The transaction that inserted the row: what followers are sent by. The default comes in a step of its own: as a
+            // part of ADD COLUMN it would give all old rows the id of this transaction. With it, rows that an instance of the
+            // release before inserts have one too.
+            "ALTER TABLE trace_event ADD COLUMN ingest xid8",
+            "ALTER TABLE trace_event ALTER COLUMN ingest SET DEFAULT pg_current_xact_id()",
+            "CREATE INDEX trace_event_by_ingest ON trace_event (ingest, event_id) WHERE ingest IS NOT NULL",
         ],
     },
 ];

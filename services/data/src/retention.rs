@@ -30,46 +30,21 @@ pub(crate) async fn run(events: TraceEvents, keep: Duration, interval: Duration,
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use kernel::{ManualClock, Timestamp};
     use storage::{Database, Options};
-    use telemetry::{EventStatus, TraceEvent};
-    use uuid::Builder;
+    use telemetry::TraceEvent;
 
     use super::*;
     use crate::migration::MIGRATIONS;
+    use crate::sample::event;
     use crate::trace_event::{Outcome, Sent};
     use crate::trace_event_store::TraceEventStore;
 
     const DAY: Duration = Duration::from_secs(86_400);
     /// 2026-11-23, 00:00 UTC.
     const NOW: Timestamp = Timestamp::from_micros(1_795_392_000_000_000);
-
-    /// The event of an operation that ended at an instant; `number` makes it unlike others of that instant.
-    fn event(ended: Timestamp, number: u16) -> TraceEvent {
-        let millis = u64::try_from(ended.as_micros() / 1_000).expect("after 1970");
-        let mut random = [0; 10];
-        random[8..].copy_from_slice(&number.to_be_bytes());
-        TraceEvent {
-            event_id: Builder::from_unix_timestamp_millis(millis, &random).into_uuid(),
-            event_type: "data_lookup".into(),
-            status: EventStatus::Success,
-            service: "data".into(),
-            instance: "data-1".into(),
-            operation: "op".into(),
-            trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
-            span_id: "b7ad6b7169203331".into(),
-            start_micros: ended.as_micros(),
-            duration_micros: 0,
-            order_id: None,
-            user_id: None,
-            error: None,
-            attributes: BTreeMap::new(),
-            suppressed_count: 0,
-        }
-    }
 
     async fn events_with(clock: Arc<ManualClock>, stored: &[TraceEvent]) -> TraceEvents {
         let db = Database::connect("sqlite::memory:", &Options::default()).await.expect("a database");
@@ -103,6 +78,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn on_sqlite_the_event_that_was_stored_last_stays_until_another_is() {
+        let (old, new) = (event(NOW.minus(DAY * 8), 0), event(NOW, 0));
+        let events = events_with(Arc::new(ManualClock::at(NOW)), std::slice::from_ref(&old)).await;
+        assert_eq!(events.expire(DAY * 7).await.expect("nothing"), 0, "its rowid must not be given again");
+        events.append(vec![Sent { event_id: String::new(), event: Ok(new) }]).await.expect("stored");
+        assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
+    }
+
+    #[tokio::test]
     async fn more_than_a_chunk_goes_in_one_sweep() {
         let old = NOW.minus(DAY * 8);
         let stored: Vec<_> = (0..5_003).map(|number| event(old, number)).chain([event(NOW, 0)]).collect();
@@ -113,11 +97,11 @@ mod tests {
     #[tokio::test]
     async fn the_sweeper_sweeps_until_it_is_told_to_stop() {
         let old = event(NOW.minus(DAY * 8), 0);
-        let events = events_with(Arc::new(ManualClock::at(NOW)), std::slice::from_ref(&old)).await;
+        let events = events_with(Arc::new(ManualClock::at(NOW)), &[old.clone(), event(NOW, 0)]).await;
         let stop = CancellationToken::new();
         let sweeper = tokio::spawn(run(events.clone(), DAY * 7, Duration::from_millis(1), stop.clone()));
         let gone = async {
-            // Only what is not there can be stored (and is then swept again).
+            // Only what is not there can be stored.
             let sent = || vec![Sent { event_id: String::new(), event: Ok(old.clone()) }];
             while events.append(sent()).await.expect("an answer")[0].outcome != Outcome::Stored {}
         };

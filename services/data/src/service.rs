@@ -1,9 +1,12 @@
 //! The handlers: decode, the domain, encode.
 
+use std::pin::Pin;
+
 use chassis::audit;
 use contracts::data::v1 as proto;
 use contracts::data::v1::catalog_service_server::CatalogService;
 use contracts::data::v1::trace_event_service_server::TraceEventService;
+use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use crate::catalog::{Catalog, ListProducts, Upsert};
@@ -12,6 +15,7 @@ use crate::convert_event;
 use crate::delivery::Destination;
 use crate::error::status;
 use crate::trace_event::{ListTraceEvents, SummarizeTraceEvents, TraceEvents};
+use crate::watch::{Watch, WatchTraceEvents};
 
 /// The catalogue's handlers.
 pub(crate) struct CatalogHandlers(pub(crate) Catalog);
@@ -60,7 +64,10 @@ impl CatalogService for CatalogHandlers {
 }
 
 /// The trace-event store's handlers.
-pub(crate) struct TraceEventHandlers(pub(crate) TraceEvents);
+pub(crate) struct TraceEventHandlers {
+    pub(crate) events: TraceEvents,
+    pub(crate) watch: Watch,
+}
 
 #[tonic::async_trait]
 impl TraceEventService for TraceEventHandlers {
@@ -70,7 +77,7 @@ impl TraceEventService for TraceEventHandlers {
     ) -> Result<Response<proto::AppendTraceEventsResponse>, Status> {
         let caller = mesh::caller(request.extensions());
         let sent = convert_event::append(&caller, request.into_inner()).map_err(status)?;
-        let appended = self.0.append(sent).await.map_err(status)?;
+        let appended = self.events.append(sent).await.map_err(status)?;
         Ok(Response::new(convert_event::appended(appended)))
     }
 
@@ -79,8 +86,20 @@ impl TraceEventService for TraceEventHandlers {
         request: Request<proto::ListTraceEventsRequest>,
     ) -> Result<Response<proto::ListTraceEventsResponse>, Status> {
         let asked = ListTraceEvents::try_from(request.into_inner()).map_err(status)?;
-        let page = self.0.list(asked).await.map_err(status)?;
+        let page = self.events.list(asked).await.map_err(status)?;
         Ok(Response::new(page.into()))
+    }
+
+    type WatchTraceEventsStream = Pin<Box<dyn Stream<Item = Result<proto::WatchTraceEventsResponse, Status>> + Send>>;
+
+    async fn watch_trace_events(
+        &self,
+        request: Request<proto::WatchTraceEventsRequest>,
+    ) -> Result<Response<Self::WatchTraceEventsStream>, Status> {
+        let caller = mesh::caller(request.extensions());
+        let asked = WatchTraceEvents::try_from(request.into_inner()).map_err(status)?;
+        let updates = self.watch.follow(&caller, asked).await.map_err(status)?;
+        Ok(Response::new(Box::pin(updates.map(|update| update.map(Into::into).map_err(status)))))
     }
 
     async fn summarize_trace_events(
@@ -88,7 +107,7 @@ impl TraceEventService for TraceEventHandlers {
         request: Request<proto::SummarizeTraceEventsRequest>,
     ) -> Result<Response<proto::SummarizeTraceEventsResponse>, Status> {
         let asked = SummarizeTraceEvents::try_from(request.into_inner()).map_err(status)?;
-        let counts = self.0.summarize(asked).await.map_err(status)?;
+        let counts = self.events.summarize(asked).await.map_err(status)?;
         Ok(Response::new(convert_event::summary(counts)))
     }
 }

@@ -1,7 +1,7 @@
 //! The trace-event store: the audit log of all services.
 //!
-//! Lists are newest first by (start time, event id), which is what the indexes are sorted by, and what a page
-//! token holds. Start reading at [`TraceEvents`].
+//! Lists are newest first by event id: UUIDv7, made when the operation ended. A page token holds the id of the page's last
+//! event. Start reading at [`TraceEvents`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use chassis::{Fields, PageToken};
 use kernel::{Clock, Timestamp};
 use telemetry::{EventStatus, TraceEvent};
+use tokio::sync::Notify;
 use uuid::{Builder, Uuid};
 
 use crate::catalog::Page;
@@ -74,13 +75,6 @@ impl Filter {
     }
 }
 
-/// Where the page before ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Cursor {
-    pub(crate) start_time: Timestamp,
-    pub(crate) event_id: Uuid,
-}
-
 /// Asks for a page of events.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ListTraceEvents {
@@ -95,7 +89,8 @@ pub(crate) struct ListTraceEvents {
 pub(crate) struct Resume {
     /// Where the window began on the first page: a window that moved on between pages would lose the last ones.
     pub(crate) window_start: Option<Timestamp>,
-    pub(crate) after: Cursor,
+    /// The last event of the page before.
+    pub(crate) after: Uuid,
 }
 
 impl Resume {
@@ -115,14 +110,13 @@ impl Resume {
             "-" => None,
             micros => Some(Timestamp::from_micros(micros.parse().ok()?)),
         };
-        let start_time = Timestamp::from_micros(parts.next()?.parse().ok()?);
-        let event_id = Uuid::try_parse(parts.next()?).ok()?;
-        parts.next().is_none().then_some(Self { window_start, after: Cursor { start_time, event_id } })
+        let after = Uuid::try_parse(parts.next()?).ok()?;
+        parts.next().is_none().then_some(Self { window_start, after })
     }
 
     fn text(&self) -> String {
         let window_start = self.window_start.map_or_else(|| "-".to_owned(), |start| start.as_micros().to_string());
-        format!("{window_start} {} {}", self.after.start_time.as_micros(), self.after.event_id)
+        format!("{window_start} {}", self.after)
     }
 }
 
@@ -165,11 +159,13 @@ pub(crate) struct EventCount {
 pub(crate) struct TraceEvents {
     store: TraceEventStore,
     clock: Arc<dyn Clock>,
+    /// Woken when events were stored.
+    pub(crate) stored: Arc<Notify>,
 }
 
 impl TraceEvents {
     pub(crate) fn new(store: TraceEventStore, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock }
+        Self { store, clock, stored: Arc::default() }
     }
 
     /// Stores what is sound, each event once; answers for each in the order sent.
@@ -193,6 +189,9 @@ impl TraceEvents {
         }
         let stored: HashSet<Uuid> =
             if sound.is_empty() { HashSet::new() } else { self.store.insert(sound.into_values().collect()).await? };
+        if !stored.is_empty() {
+            self.stored.notify_one();
+        }
         let answer = |(event_id, outcome)| {
             let outcome = match outcome {
                 Ok((id, true)) if stored.contains(&id) => Outcome::Stored,
@@ -214,10 +213,7 @@ impl TraceEvents {
         filter.start = window_start;
         let after = resume.map(|resume| resume.after);
         let events = self.store.page(filter, after, u64::from(page_size) + 1).await?;
-        Ok(Page::cut(events, page_size, |last| {
-            let start_time = Timestamp::from_micros(last.start_micros);
-            page.next(&Resume { window_start, after: Cursor { start_time, event_id: last.event_id } }.text())
-        }))
+        Ok(Page::cut(events, page_size, |last| page.next(&Resume { window_start, after: last.event_id }.text())))
     }
 
     /// Counts by type, status and error type.
@@ -241,7 +237,7 @@ impl TraceEvents {
 }
 
 /// The lowest UUIDv7 of an instant: ids that were made before it are lower.
-fn first_id_at(instant: Timestamp) -> Uuid {
+pub(crate) fn first_id_at(instant: Timestamp) -> Uuid {
     let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
     Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
@@ -286,12 +282,20 @@ mod tests {
 
     #[test]
     fn a_page_token_keeps_the_window_and_the_place() {
-        let after = Cursor { start_time: at(7), event_id: Uuid::from_u128(7) };
+        let after = Uuid::from_u128(7);
         for window_start in [None, Some(at(3))] {
             let resume = Resume { window_start, after };
             assert_eq!(Resume::parse(&resume.text()), Some(resume));
         }
-        for bad in ["", "-", "- 1", "- 1 x", "x 1 00000000-0000-0000-0000-000000000007", "SKU-1"] {
+        // The last one is what the release before gave: by start time and id.
+        for bad in [
+            "",
+            "-",
+            "- x",
+            "x 00000000-0000-0000-0000-000000000007",
+            "SKU-1",
+            "- 1 00000000-0000-0000-0000-000000000007",
+        ] {
             assert_eq!(Resume::parse(bad), None, "{bad}");
         }
     }

@@ -1,33 +1,46 @@
-//! The trace events' queries. Entities do not leave this file.
+//! The trace events' queries; those of followers are in `feed_store`. Entities leave neither file.
 //!
 //! The append is the platform's hottest write: a full batch is one statement, and no query builder makes it.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kernel::Timestamp;
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
     QuerySelect, Statement, Value,
 };
-use storage::Database;
+use storage::{Backend, Database};
 use telemetry::{EventError, EventStatus, TraceEvent};
 use uuid::Uuid;
 
 use crate::entity::trace_event::{Column, Entity, Model};
 use crate::error::Error;
-use crate::trace_event::{Cursor, EventCount, Filter, MAX_APPEND};
+use crate::trace_event::{EventCount, Filter, MAX_APPEND, first_id_at};
 
-const COLUMNS: &str = "event_id, event_type, status, service, instance, operation, trace_id, span_id, start_time, \
+/// All but `ingest`, which the database fills.
+pub(crate) const COLUMNS: &str = "event_id, event_type, status, service, instance, operation, trace_id, span_id, start_time, \
      duration_micros, order_id, user_id, error_type, error_reason, error_message, attributes, suppressed_count";
 const COLUMN_COUNT: usize = 17;
+
+/// Ids are made when operations end: by the same clock that was read when they began, unless it was set meanwhile.
+const CLOCK_CORRECTION: Duration = Duration::from_secs(60);
+/// No operation that is an event lasts as long.
+const LONGEST_OPERATION: Duration = Duration::from_secs(3_600);
 
 /// The trace events in the database.
 #[derive(Clone, Debug)]
 pub(crate) struct TraceEventStore {
     db: Database,
 }
+
+const DELETE: &str = "DELETE FROM trace_event WHERE event_id IN \
+     (SELECT event_id FROM trace_event WHERE event_id < $1 ORDER BY event_id LIMIT $2)";
+const DELETE_BUT_THE_LAST: &str = "DELETE FROM trace_event WHERE event_id IN \
+     (SELECT event_id FROM trace_event WHERE event_id < $1 \
+     AND rowid < (SELECT MAX(rowid) FROM trace_event) ORDER BY event_id LIMIT $2)";
 
 #[derive(FromQueryResult)]
 struct Stored {
@@ -66,16 +79,10 @@ impl TraceEventStore {
             .await
     }
 
-    /// The newest events that fit, after a place in the list.
-    pub(crate) async fn page(
-        &self,
-        filter: Filter,
-        after: Option<Cursor>,
-        limit: u64,
-    ) -> Result<Vec<TraceEvent>, Error> {
+    /// The events that fit and ended last, after one of the list.
+    pub(crate) async fn page(&self, filter: Filter, after: Option<Uuid>, limit: u64) -> Result<Vec<TraceEvent>, Error> {
         let rows = Entity::find()
             .filter(condition(filter, after))
-            .order_by_desc(Column::StartTime)
             .order_by_desc(Column::EventId)
             .limit(limit)
             .all(self.db.read())
@@ -115,9 +122,10 @@ impl TraceEventStore {
         let select = Statement::from_sql_and_values(
             self.db.read().get_database_backend(),
             "SELECT event_type, status, COALESCE(error_type, '') AS error_type, COUNT(*) AS events FROM trace_event \
-             WHERE start_time >= $1 AND start_time < $2 GROUP BY event_type, status, COALESCE(error_type, '') \
+             WHERE event_id >= $1 AND event_id < $2 AND start_time >= $3 AND start_time < $4 \
+             GROUP BY event_type, status, COALESCE(error_type, '') \
              ORDER BY event_type, status, COALESCE(error_type, '')",
-            [start.as_micros().into(), end.as_micros().into()],
+            [least_id(start).into(), id_above(end).into(), start.as_micros().into(), end.as_micros().into()],
         );
         let rows = Count::find_by_statement(select).all(self.db.read()).await?;
         let count = |row: Count| {
@@ -127,15 +135,19 @@ impl TraceEventStore {
         rows.into_iter().map(count).collect()
     }
 
-    /// Deletes the oldest events whose ids are lower, so many at most; says how many.
+    /// Deletes the oldest events whose ids are lower, so many at most; says how many. On SQLite the event that was stored last
+    /// stays, until another one is: its rowid would be given again, and followers go by rowids.
     pub(crate) async fn delete_before(&self, before: Uuid, limit: u64) -> Result<u64, Error> {
+        let sql = match self.db.backend() {
+            Backend::Postgres => DELETE,
+            Backend::Sqlite => DELETE_BUT_THE_LAST,
+        };
         self.db
             .transact(move |tx| {
                 Box::pin(async move {
                     let delete = Statement::from_sql_and_values(
                         tx.conn().get_database_backend(),
-                        "DELETE FROM trace_event WHERE event_id IN \
-                         (SELECT event_id FROM trace_event WHERE event_id < $1 ORDER BY event_id LIMIT $2)",
+                        sql,
                         [before.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()],
                     );
                     Ok(tx.conn().execute_raw(delete).await?.rows_affected())
@@ -159,7 +171,7 @@ fn blocks(mut events: &[TraceEvent]) -> Vec<&[TraceEvent]> {
     blocks
 }
 
-fn insert_statement(backend: DbBackend, events: &[TraceEvent]) -> Statement {
+pub(crate) fn insert_statement(backend: DbBackend, events: &[TraceEvent]) -> Statement {
     let mut sql = String::with_capacity(256 + events.len() * COLUMN_COUNT * 6);
     let mut values = Vec::with_capacity(events.len() * COLUMN_COUNT);
     // Writing to a String cannot fail.
@@ -203,15 +215,17 @@ fn values_of(event: &TraceEvent) -> [Value; COLUMN_COUNT] {
     ]
 }
 
-fn condition(filter: Filter, after: Option<Cursor>) -> Condition {
-    let before = after.map(|after| {
-        let start = after.start_time.as_micros();
-        // The first part says less than the second, and lets an index find its place.
-        let tie = Condition::all().add(Column::StartTime.eq(start)).add(Column::EventId.lt(after.event_id));
-        Condition::all()
-            .add(Column::StartTime.lte(start))
-            .add(Condition::any().add(Column::StartTime.lt(start)).add(tie))
-    });
+/// No event that began at or after `start` has a lower id.
+fn least_id(start: Timestamp) -> Uuid {
+    first_id_at(start.minus(CLOCK_CORRECTION))
+}
+
+/// Every event that began before `end` has a lower id.
+fn id_above(end: Timestamp) -> Uuid {
+    first_id_at(end.plus(LONGEST_OPERATION))
+}
+
+fn condition(filter: Filter, after: Option<Uuid>) -> Condition {
     Condition::all()
         .add_option(filter.event_type.map(|event_type| Column::EventType.eq(event_type)))
         .add_option(filter.status.map(|status| Column::Status.eq(word(status))))
@@ -221,10 +235,13 @@ fn condition(filter: Filter, after: Option<Cursor>) -> Condition {
         .add_option(filter.trace_id.map(|trace_id| Column::TraceId.eq(trace_id)))
         .add_option(filter.start.map(|start| Column::StartTime.gte(start.as_micros())))
         .add_option(filter.end.map(|end| Column::StartTime.lt(end.as_micros())))
-        .add_option(before)
+        // What follows from the two above, for an index.
+        .add_option(filter.start.map(|start| Column::EventId.gte(least_id(start))))
+        .add_option(filter.end.map(|end| Column::EventId.lt(id_above(end))))
+        .add_option(after.map(|after| Column::EventId.lt(after)))
 }
 
-fn event(row: Model) -> Result<TraceEvent, Error> {
+pub(crate) fn event(row: Model) -> Result<TraceEvent, Error> {
     let Ok(attributes) = serde_json::from_str(&row.attributes) else {
         return Err(storage::Error::Corrupt { what: "map of attributes", value: row.attributes }.into());
     };
@@ -251,7 +268,7 @@ fn event(row: Model) -> Result<TraceEvent, Error> {
     })
 }
 
-fn word(status: EventStatus) -> &'static str {
+pub(crate) fn word(status: EventStatus) -> &'static str {
     match status {
         EventStatus::Success => "success",
         EventStatus::Failed => "failed",
@@ -268,30 +285,14 @@ fn status(word: &str) -> Result<EventStatus, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use super::*;
+    use crate::sample::event;
 
     #[test]
     fn a_batch_of_any_length_is_cut_into_few_lengths_and_nothing_is_lost() {
-        let event = TraceEvent {
-            event_id: Uuid::nil(),
-            event_type: String::new(),
-            status: EventStatus::Success,
-            service: String::new(),
-            instance: String::new(),
-            operation: String::new(),
-            trace_id: String::new(),
-            span_id: String::new(),
-            start_micros: 0,
-            duration_micros: 0,
-            order_id: None,
-            user_id: None,
-            error: None,
-            attributes: BTreeMap::new(),
-            suppressed_count: 0,
-        };
-        let events = vec![event; MAX_APPEND];
+        let events = vec![event(Timestamp::default(), 0); MAX_APPEND];
         let mut lengths = BTreeSet::new();
         for count in 0..=MAX_APPEND {
             let cut: Vec<usize> = blocks(&events[..count]).into_iter().map(<[_]>::len).collect();

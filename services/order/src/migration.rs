@@ -79,4 +79,5 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             create_time BIGINT NOT NULL
         )",
     ],
+    postgres: &[],
 }];

@@ -46,4 +46,5 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             PRIMARY KEY (order_id, attempt)
         )",
     ],
+    postgres: &[],
 }];

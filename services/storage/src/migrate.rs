@@ -10,15 +10,17 @@ use crate::connect::{Backend, Database};
 use crate::error::Error;
 use crate::outbox;
 
-/// A step of the schema. The statements are SQL that SQLite and PostgreSQL both understand.
+/// A step of the schema. All of its statements are run in one transaction.
 #[derive(Clone, Copy, Debug)]
 pub struct Migration {
     /// Counts from 1.
     pub version: i32,
     /// What it does.
     pub name: &'static str,
-    /// Run in one transaction.
+    /// SQL that SQLite and PostgreSQL both understand.
     pub statements: &'static [&'static str],
+    /// Run after them on PostgreSQL alone.
+    pub postgres: &'static [&'static str],
 }
 
 /// One writer at a time may look at the schema; any number that no other program uses.
@@ -79,7 +81,7 @@ impl Database {
         )
         .await?;
         for migration in missing(&tx, migrations).await? {
-            apply(&tx, migration).await?;
+            apply(&tx, self.backend(), migration).await?;
         }
         tx.commit().await?;
         Ok(())
@@ -106,8 +108,12 @@ async fn missing<'a>(conn: &impl ConnectionTrait, migrations: &'a [Migration]) -
     Ok(all.filter(|migration| !applied.contains(&migration.version)).collect())
 }
 
-async fn apply(tx: &DatabaseTransaction, migration: &Migration) -> Result<(), Error> {
-    for statement in migration.statements {
+async fn apply(tx: &DatabaseTransaction, backend: Backend, migration: &Migration) -> Result<(), Error> {
+    let of_the_backend = match backend {
+        Backend::Postgres => migration.postgres,
+        Backend::Sqlite => &[],
+    };
+    for statement in migration.statements.iter().chain(of_the_backend) {
         tx.execute_unprepared(statement).await?;
     }
     let insert = Statement::from_sql_and_values(

@@ -25,6 +25,7 @@ pub(crate) const MIGRATION: Migration = Migration {
         "CREATE INDEX outbox_by_owner ON outbox (owner, event_id)",
         "CREATE TABLE outbox_refused (event_id UUID PRIMARY KEY, create_time BIGINT NOT NULL, refusal TEXT NOT NULL, body TEXT NOT NULL)",
     ],
+    postgres: &[],
 };
 
 mod row {

@@ -12,9 +12,16 @@ const SCHEMA: &[Migration] = &[
         version: 1,
         name: "create t",
         statements: &["CREATE TABLE t (n BIGINT PRIMARY KEY, v BIGINT NOT NULL)"],
+        postgres: &[],
     },
     // Refused when it is run twice.
-    Migration { version: 2, name: "fill t", statements: &["INSERT INTO t (n, v) VALUES (-1, 0), (-2, 0)"] },
+    Migration {
+        version: 2,
+        name: "fill t",
+        statements: &["INSERT INTO t (n, v) VALUES (-1, 0), (-2, 0)"],
+        // SQLite has no such statement.
+        postgres: &["ALTER TABLE t ALTER COLUMN v SET DEFAULT 7"],
+    },
 ];
 
 fn options(schema: &str) -> Options {
@@ -95,6 +102,18 @@ async fn eight_instances_start_at_once_twenty_times_on_sqlite() {
         let url = format!("sqlite://{}/start-{round}.db", folder.path().display());
         eight_at_once(&url, "").await;
     }
+}
+
+#[tokio::test]
+async fn a_step_has_statements_for_postgresql_alone() {
+    let insert = "INSERT INTO t (n) VALUES (1)";
+    let sqlite = open("sqlite::memory:", "").await.expect("SQLite runs none of them");
+    let refused = execute(&sqlite, insert, vec![]).await.expect_err("there is no default");
+    assert!(format!("{refused:?}").contains("NOT NULL"), "{refused:?}");
+    let Some(place) = testdb::postgres() else { return };
+    let schema = place.schema.expect("PostgreSQL has schemas");
+    let postgres = open(&place.url, &schema).await.expect("PostgreSQL runs them too");
+    execute(&postgres, insert, vec![]).await.expect("there is a default");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

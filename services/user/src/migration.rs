@@ -16,4 +16,5 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
         "CREATE INDEX session_by_user ON session (user_id)",
         "CREATE INDEX session_by_expire_time ON session (expire_time)",
     ],
+    postgres: &[],
 }];

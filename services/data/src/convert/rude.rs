@@ -9,7 +9,10 @@ use wirefuzz::{rude, text};
 
 use super::*;
 use crate::convert_event::append;
+use crate::cursor::Cursor;
+use crate::feed::Position;
 use crate::trace_event::{ListTraceEvents, SummarizeTraceEvents};
+use crate::watch::WatchTraceEvents;
 
 const ID: &str = "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e";
 
@@ -48,6 +51,13 @@ fn list() -> proto::ListTraceEventsRequest {
     proto::ListTraceEventsRequest { order_id: ID.into(), page_size: 5, ..Default::default() }
 }
 
+fn watch() -> proto::WatchTraceEventsRequest {
+    let request = proto::WatchTraceEventsRequest { order_id: ID.into(), ..Default::default() };
+    let cursors = WatchTraceEvents::try_from(request.clone()).expect("it is sound").cursors;
+    let cursor = Cursor { made: kernel::Timestamp::default(), position: Position::START };
+    proto::WatchTraceEventsRequest { after_cursor: cursors.encode(cursor), ..request }
+}
+
 #[test]
 fn the_sound_messages_are_accepted() {
     let order = Caller::Service { name: "order".into() };
@@ -55,6 +65,7 @@ fn the_sound_messages_are_accepted() {
     assert!(sent.iter().all(|sent| sent.event.is_ok()));
     assert!(Upsert::try_from(product()).is_ok());
     assert!(ListTraceEvents::try_from(list()).is_ok());
+    assert!(WatchTraceEvents::try_from(watch()).is_ok_and(|watch| watch.after.is_some()));
 }
 
 proptest! {
@@ -76,13 +87,14 @@ proptest! {
 
     #[test]
     fn the_other_decoders_answer_whatever_they_are_sent(
-        product in rude(product()), list in rude(list()),
+        product in rude(product()), list in rude(list()), watch in rude(watch()),
         summary in rude(proto::SummarizeTraceEventsRequest::default()),
         products in rude(proto::ListProductsRequest { page_size: 5, text: "mug".into(), ..Default::default() }),
         skus in prop::collection::vec(text("MUG"), 0..5), country in text("DE"), postal_code in text("10115"),
     ) {
         let _ = Upsert::try_from(product);
         let _ = ListTraceEvents::try_from(list);
+        let _ = WatchTraceEvents::try_from(watch);
         let _ = SummarizeTraceEvents::try_from(summary);
         let _ = ListProducts::try_from(products);
         let _ = Skus::try_from(proto::BatchGetProductsRequest { skus });

@@ -156,20 +156,35 @@ async fn without_order_user_trace_or_start_the_window_is_an_hour() {
 }
 
 #[tokio::test]
+async fn a_window_is_of_when_operations_began_whenever_they_ended() {
+    let world = World::new().await;
+    // Its id is made when it ends: half an hour later; the other's clock was set back by half a minute meanwhile.
+    let long = TraceEvent { start_time: Some(ago(3_400)), ..event(1_600) };
+    let set_back = TraceEvent { start_time: Some(ago(1_000)), ..event(1_030) };
+    world.append(vec![long.clone(), set_back.clone()]).await;
+    let window = |start: u64, end: u64| ListTraceEventsRequest {
+        start_time: Some(ago(start)),
+        end_time: Some(ago(end)),
+        ..all()
+    };
+    assert_eq!(world.ids(window(3_500, 3_300)).await, [long.event_id]);
+    assert_eq!(world.ids(window(3_300, 1_100)).await, [""; 0]);
+    assert_eq!(world.ids(window(1_005, 900)).await, [set_back.event_id]);
+    let summary = SummarizeTraceEventsRequest { start_time: Some(ago(3_500)), end_time: Some(ago(3_300)) };
+    let counts = world.events().summarize_trace_events(as_operator(summary)).await.expect("counts").into_inner().counts;
+    assert_eq!(counts.iter().map(|counted| counted.count).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
 async fn pages_of_events_go_to_the_end_without_gaps_or_repeats() {
     let world = World::new().await;
-    let same_instant = ago(10);
-    // Three share an instant: there the id decides, also between pages.
+    // The id decides, whenever they began: it is made when an operation ends.
+    let began = ago(10);
     let events: Vec<_> = (0..8)
-        .map(
-            |number| if number < 3 { TraceEvent { start_time: Some(same_instant), ..event(0) } } else { event(number) },
-        )
+        .map(|number| if number < 3 { TraceEvent { start_time: Some(began), ..event(0) } } else { event(number) })
         .collect();
     world.append(events.clone()).await;
-    let mut expected: Vec<_> = events
-        .iter()
-        .map(|event| (event.start_time.map(|at| (at.seconds, at.nanos)), event.event_id.clone()))
-        .collect();
+    let mut expected: Vec<_> = events.into_iter().map(|event| event.event_id).collect();
     expected.sort_by(|one, two| two.cmp(one));
     let (mut seen, mut page_token) = (Vec::new(), String::new());
     loop {
@@ -182,7 +197,7 @@ async fn pages_of_events_go_to_the_end_without_gaps_or_repeats() {
         }
         page_token = page.next_page_token;
     }
-    assert_eq!(seen, expected.into_iter().map(|(_, id)| id).collect::<Vec<_>>());
+    assert_eq!(seen, expected);
 }
 
 #[tokio::test]
@@ -206,10 +221,10 @@ async fn all_that_is_wrong_with_a_list_is_told_at_once() {
         ("type", "UNKNOWN_VALUE"),
         ("status", "UNKNOWN_VALUE"),
         ("trace_id", "INVALID_ID"),
-        ("start_time", "WINDOW_REVERSED"),
         ("service", "INVALID_LENGTH"),
         ("order_id", "INVALID_ID"),
         ("user_id", "INVALID_ID"),
+        ("start_time", "WINDOW_REVERSED"),
         ("page_size", "NEGATIVE_PAGE_SIZE"),
         ("page_token", "PAGE_TOKEN_OF_OTHER_FILTERS"),
     ]);

@@ -62,8 +62,7 @@ async fn a_strangers_claim_of_an_order_is_not_believed() {
     let mut request = Request::new(lookup("MUG-BLUE"));
     request.metadata_mut().insert("x-ordermesh-order", order.parse().expect("ASCII"));
     world.catalog().batch_get_products(request).await.expect("an answer");
-    let mut events = stored(&world, of_type(EventType::DataLookup), 2).await;
-    events.retain(|event| event.operation.ends_with("/BatchGetProducts"));
+    let events = stored(&world, of_type(EventType::DataLookup), 1).await;
     assert_eq!(events.len(), 1);
     assert_eq!((events[0].order_id.as_str(), events[0].user_id.as_str()), ("", ""));
 }
@@ -98,7 +97,7 @@ async fn however_many_lookups_strangers_make_a_few_rows_a_second_count_them_all(
     let flooded = async {
         loop {
             let mut events = stored(&world, of_type(EventType::DataLookup), 1).await;
-            events.retain(|event| event.order_id.is_empty() && event.operation.ends_with("/BatchGetProducts"));
+            events.retain(|event| event.order_id.is_empty());
             let counted: i32 = events.iter().map(|event| event.suppressed_count + 1).sum();
             // A call whose deadline was over before it was served never came to be an operation of the service.
             if counted > 100 && began.elapsed() > Duration::from_secs(2) {

@@ -5,4 +5,5 @@ mod delivery;
 mod events;
 mod lookups;
 mod permissions;
+mod watch;
 mod world;

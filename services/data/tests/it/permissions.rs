@@ -2,6 +2,7 @@
 
 use contracts::data::v1::{
     AppendTraceEventsRequest, ListTraceEventsRequest, SummarizeTraceEventsRequest, UpsertProductRequest,
+    WatchTraceEventsRequest,
 };
 use tonic::Code;
 
@@ -44,4 +45,19 @@ async fn events_are_read_by_operators_and_listed_by_the_order_service() {
     let summary = SummarizeTraceEventsRequest::default();
     let order = refusal(world.events_as("order").summarize_trace_events(summary).await);
     assert_eq!(order.0, Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn operators_alone_follow_events() {
+    let world = World::new().await;
+    let request = WatchTraceEventsRequest::default;
+    for role in ["customer", "operator"] {
+        let followed = world.watch_as(role, request()).await;
+        assert_eq!(followed.err().map(|status| status.code()), (role == "customer").then_some(Code::PermissionDenied));
+    }
+    let order = refusal(world.events_as("order").watch_trace_events(request()).await);
+    assert_eq!(order.0, Code::PermissionDenied);
+    let policy = contracts::POLICIES.0.iter().find(|policy| policy.path.ends_with("/WatchTraceEvents"));
+    let policy = policy.expect("it has a policy");
+    assert_eq!((policy.streaming, policy.timeout), (true, None), "a stream goes on for as long as it is wanted");
 }

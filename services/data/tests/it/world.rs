@@ -1,13 +1,17 @@
 //! A Data Service of one's own for each test, somebody who signs access tokens, and verbs.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use contracts::common::v1::{EventType, Money};
 use contracts::data::v1::catalog_service_client::CatalogServiceClient;
 use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
-use contracts::data::v1::{self as proto, AppendTraceEventsRequest, ListTraceEventsRequest, Product, append_result};
+use contracts::data::v1::{
+    self as proto, AppendTraceEventsRequest, ListTraceEventsRequest, Product, WatchTraceEventsRequest,
+    WatchTraceEventsResponse, append_result,
+};
 use contracts::user::v1 as user;
 use contracts::user::v1::user_service_server::{UserService, UserServiceServer};
 use data::SeedProduct;
@@ -20,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::StatusExt;
 
 const SECRET: &str = "a secret for tests only";
@@ -34,10 +38,34 @@ struct Cli {
     config: data::Config,
 }
 
+/// Longer than anything takes when it works: a test that waits so long has failed.
+pub(crate) const GUARD: Duration = Duration::from_secs(30);
+
+/// Where a service's data are.
+struct Place {
+    folder: TempDir,
+    /// `None`: a file in the folder.
+    database_url: Option<String>,
+}
+
+impl Place {
+    /// A database of its own, on PostgreSQL when that is asked for: see `testdb`.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("mesh.secret"), SECRET).expect("written");
+        let database_url = testdb::place().schema.map(|_| {
+            let (server, name) = (testdb::shared().expect("it runs"), testdb::unique("data"));
+            server.sql(&format!("CREATE DATABASE {name}"));
+            server.url().replace("/postgres?", &format!("/{name}?"))
+        });
+        Self { folder, database_url }
+    }
+}
+
 /// A running Data Service.
 pub(crate) struct World {
     pub(crate) address: SocketAddr,
-    folder: TempDir,
+    place: Arc<Place>,
     /// Ends the service when the test ends, however it ends.
     running: DropGuard,
     served: JoinHandle<Result<(), chassis::Error>>,
@@ -51,25 +79,31 @@ impl World {
 
     /// With settings of its own.
     pub(crate) async fn with(settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("mesh.secret"), SECRET).expect("written");
-        Self::start(folder, settings, seed_products).await
+        Self::start(Arc::new(Place::new()), settings, seed_products).await
     }
 
-    async fn start(folder: TempDir, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
+    /// Another instance on the same database.
+    pub(crate) async fn beside(&self) -> Self {
+        Self::start(self.place.clone(), &[], vec![]).await
+    }
+
+    async fn start(place: Arc<Place>, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let signer = serve_keys(shutdown.clone()).await.to_string();
-        let (own, dir) = (address.to_string(), folder.path().display().to_string());
+        let (own, dir) = (address.to_string(), place.folder.path().display().to_string());
         let mut args = vec!["data", "--data-dir", &dir, "--user-addresses", &signer, "--data-addresses", &own];
+        if let Some(url) = &place.database_url {
+            args.extend(["--database-connections", "4", "--database-url", url]);
+        }
         args.extend(settings);
         let mut config = Cli::try_parse_from(args).expect("settings").config;
         config.seed_products = seed_products;
         let served = tokio::spawn(data::run(config, listener, None, shutdown.clone()));
-        let world = Self { address, folder, running: shutdown.drop_guard(), served };
+        let world = Self { address, place, running: shutdown.drop_guard(), served };
         // A test with a deadline of its own must not spend it on the start.
-        world.catalog().list_products(proto::ListProductsRequest::default()).await.expect("it serves");
+        world.list(ListTraceEventsRequest::default()).await.expect("it serves");
         world
     }
 
@@ -77,7 +111,7 @@ impl World {
     pub(crate) async fn restart(self, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
         drop(self.running);
         self.served.await.expect("no panic").expect("a clean end");
-        Self::start(self.folder, settings, seed_products).await
+        Self::start(self.place, settings, seed_products).await
     }
 
     fn channel(&self, credentials: Credentials) -> Channel {
@@ -133,10 +167,50 @@ impl World {
         Ok(self.events().list_trace_events(as_operator(request)).await?.into_inner())
     }
 
+    /// Follows events, as an operator; its bookmark has come.
+    pub(crate) async fn watch(&self, request: WatchTraceEventsRequest) -> Result<Followed, Status> {
+        self.watch_as("operator", request).await
+    }
+
+    /// The same, as a person of a role.
+    pub(crate) async fn watch_as(&self, role: &str, request: WatchTraceEventsRequest) -> Result<Followed, Status> {
+        let stream = self.events().watch_trace_events(as_person(request, role)).await?.into_inner();
+        let mut followed = Followed { stream, cursor: String::new() };
+        let first = followed.message().await?;
+        assert!(first.event.is_none() && !first.cursor.is_empty(), "a bookmark comes first: {first:?}");
+        Ok(followed)
+    }
+
     /// The ids of the events that fit.
     pub(crate) async fn ids(&self, request: ListTraceEventsRequest) -> Vec<String> {
         let page = self.list(request).await.expect("a page");
         page.events.into_iter().map(|event| event.event_id).collect()
+    }
+}
+
+/// A stream of events, as an operator sees it.
+pub(crate) struct Followed {
+    stream: Streaming<WatchTraceEventsResponse>,
+    /// Of the last message.
+    pub(crate) cursor: String,
+}
+
+impl Followed {
+    /// The next message.
+    pub(crate) async fn message(&mut self) -> Result<WatchTraceEventsResponse, Status> {
+        let message = tokio::time::timeout(GUARD, self.stream.message()).await.expect("it comes");
+        let message = message?.expect("a stream ends with a reason");
+        self.cursor.clone_from(&message.cursor);
+        Ok(message)
+    }
+
+    /// The ids of the next events.
+    pub(crate) async fn ids(&mut self, count: usize) -> Vec<String> {
+        let mut ids = Vec::new();
+        while ids.len() < count {
+            ids.extend(self.message().await.expect("it goes on").event.map(|event| event.event_id));
+        }
+        ids
     }
 }
 
@@ -163,10 +237,11 @@ pub(crate) fn product(sku: &str) -> Product {
     }
 }
 
-/// A sound event of the order service, of an operation that began so many seconds ago.
+/// A sound event of the order service, of an operation that began so many seconds ago and took a second.
 pub(crate) fn event(seconds_ago: u64) -> proto::TraceEvent {
+    let ended = SystemClock.now().minus(Duration::from_secs(seconds_ago)).plus(Duration::from_secs(1));
     proto::TraceEvent {
-        event_id: uuid(),
+        event_id: uuid_at(ended),
         r#type: EventType::OrderCreation.into(),
         status: proto::EventStatus::Success.into(),
         service: "order".into(),
@@ -192,6 +267,13 @@ pub(crate) fn failed(event: proto::TraceEvent, kind: &str) -> proto::TraceEvent 
 /// An instant so many seconds ago.
 pub(crate) fn ago(seconds: u64) -> prost_types::Timestamp {
     chassis::encode::timestamp(SystemClock.now().minus(Duration::from_secs(seconds)))
+}
+
+/// A new UUIDv7 of an instant.
+fn uuid_at(instant: Timestamp) -> String {
+    let (random, millis) = (SystemIds.uuid(), u64::try_from(instant.as_micros() / 1_000).expect("after 1970"));
+    let random = random.as_bytes().last_chunk().expect("16 bytes");
+    uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid().to_string()
 }
 
 /// A new UUIDv7.

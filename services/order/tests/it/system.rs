@@ -134,6 +134,8 @@ impl data::trace_event_service_server::TraceEventService for Data {
         let events = self.events.borrow().iter().filter(|event| event.order_id == order).cloned().collect();
         Ok(Response::new(data::ListTraceEventsResponse { events, next_page_token: String::new() }))
     }
+    type WatchTraceEventsStream = tokio_stream::Empty<Result<data::WatchTraceEventsResponse, Status>>;
+    async fn watch_trace_events(&self, _: Request<data::WatchTraceEventsRequest>) -> Result<Response<Self::WatchTraceEventsStream>, Status> { not_here() }
     async fn summarize_trace_events(&self, _: Request<data::SummarizeTraceEventsRequest>) -> Result<Response<data::SummarizeTraceEventsResponse>, Status> { not_here() }
 }
 

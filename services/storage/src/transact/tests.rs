@@ -10,6 +10,7 @@ const SCHEMA: &[Migration] = &[Migration {
     version: 1,
     name: "create t",
     statements: &["CREATE TABLE t (id UUID PRIMARY KEY, n BIGINT NOT NULL UNIQUE)"],
+    postgres: &[],
 }];
 
 struct Nobody;
@@ -136,7 +137,13 @@ async fn eight_may_start_at_once_on_an_empty_database() {
 async fn a_newer_schema_is_left_as_it_is() {
     let (_folder, url) = file().await;
     let db = open(&url).await;
-    let newer = Migration { version: 2, name: "add m", statements: &["ALTER TABLE t ADD COLUMN m BIGINT"] };
+    // What is for PostgreSQL alone would be refused here.
+    let newer = Migration {
+        version: 2,
+        name: "add m",
+        statements: &["ALTER TABLE t ADD COLUMN m BIGINT"],
+        postgres: &["ALTER TABLE t ALTER COLUMN m SET DEFAULT 1"],
+    };
     db.migrate(&[SCHEMA[0], newer]).await.expect("it migrates");
     let old = open(&url).await;
     put(&old, 1, operation()).await.expect("the old program works on it");

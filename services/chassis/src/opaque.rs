@@ -1,0 +1,50 @@
+//! Texts that a client keeps for the server, for example page tokens and cursors: a version, the hash of the filters that
+//! the text belongs to, and the text. Opaque to the client; neither secret nor signed.
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
+use crate::fingerprint::Fingerprint;
+
+const VERSION: &str = "1";
+
+/// Why a token is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpaqueError {
+    /// No token of this version.
+    Malformed,
+    /// It belongs to other filters.
+    OfOtherFilters,
+}
+
+/// Makes and reads the tokens of one set of filters.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Opaque {
+    filters: String,
+}
+
+impl Opaque {
+    /// For these filters.
+    pub fn of(filters: Fingerprint) -> Self {
+        Self { filters: filters.finish()[..16].to_owned() }
+    }
+
+    /// A token that holds a text.
+    pub fn encode(&self, text: &str) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(format!("{VERSION} {} {text}", self.filters))
+    }
+
+    /// The text that a token holds.
+    ///
+    /// # Errors
+    /// A token of other filters, or none of ours.
+    pub fn decode(&self, token: &str) -> Result<String, OpaqueError> {
+        let text = BASE64_URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let mut parts = text.as_deref().unwrap_or_default().splitn(3, ' ');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(VERSION), Some(of), Some(text)) if of == self.filters => Ok(text.to_owned()),
+            (Some(VERSION), Some(_), Some(_)) => Err(OpaqueError::OfOtherFilters),
+            _ => Err(OpaqueError::Malformed),
+        }
+    }
+}

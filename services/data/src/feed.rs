@@ -1,0 +1,155 @@
+//! The order in which stored events are sent to followers, and how far it goes by now.
+//!
+//! Events are ordered by what made them visible, not by when they happened: on PostgreSQL by the transaction that inserted
+//! them, on SQLite, which has one writer, by the rowid. One query per instance and interval finds what other instances have
+//! stored, and runs only while there are followers; an append of this instance is found at once.
+//! Start reading at [`Head`].
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Notify, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::error::Error;
+use crate::feed_store::FeedStore;
+
+/// How often the newest position is read.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// The least time between two reads, however many events are appended.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A place in the order of events.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(crate) struct Position {
+    /// PostgreSQL: the id of the transaction that inserted the event; SQLite: its rowid.
+    pub(crate) serial: u64,
+    /// Orders the events of a transaction; nil on SQLite.
+    pub(crate) event_id: Uuid,
+}
+
+impl Position {
+    /// Before all events.
+    pub(crate) const START: Self = Self { serial: 0, event_id: Uuid::nil() };
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.serial, self.event_id)
+    }
+}
+
+impl FromStr for Position {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (serial, event_id) = text.split_once(' ').ok_or(())?;
+        let serial = serial.parse().map_err(|_| ())?;
+        Ok(Self { serial, event_id: Uuid::try_parse(event_id).map_err(|_| ())? })
+    }
+}
+
+/// How far the order goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Head {
+    /// No event will become visible at or before it.
+    pub(crate) newest: Position,
+    /// Above the serial of every event so far.
+    pub(crate) limit: u64,
+}
+
+impl Head {
+    /// Where a follower goes on. A position that this database has not reached is of one that was emptied, or replaced by
+    /// an older copy: then all that is there comes after it.
+    pub(crate) fn admit(&self, position: Position) -> Position {
+        if position.serial < self.limit { position } else { Position::START }
+    }
+}
+
+/// Tells followers how far the order goes. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Feed {
+    store: FeedStore,
+    /// Woken by appends of this instance.
+    stored: Arc<Notify>,
+    head: watch::Sender<Head>,
+    /// Held while the head is read: a read that began earlier must not come later.
+    reading: Arc<Mutex<()>>,
+}
+
+impl Feed {
+    pub(crate) fn new(store: FeedStore, stored: Arc<Notify>) -> Self {
+        Self { store, stored, head: watch::Sender::default(), reading: Arc::default() }
+    }
+
+    /// The head as it is known, and what wakes at its changes. While there are receivers it is kept up to date.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Head> {
+        self.head.subscribe()
+    }
+
+    /// Reads the head now.
+    pub(crate) async fn look(&self) -> Result<Head, Error> {
+        let _one = self.reading.lock().await;
+        let head = self.store.head().await?;
+        self.head.send_if_modified(|known| std::mem::replace(known, head).newest != head.newest);
+        Ok(head)
+    }
+
+    /// Keeps the head up to date while there are followers, until `stop`.
+    pub(crate) async fn poll(self, stop: CancellationToken) {
+        while stop.run_until_cancelled(self.due()).await.is_some() {
+            if self.head.receiver_count() > 0
+                && let Err(error) = self.look().await
+            {
+                tracing::debug!(target: "ordermesh", error = ?error, "the newest trace event cannot be read");
+            }
+        }
+    }
+
+    async fn due(&self) {
+        tokio::time::sleep(PAUSE).await;
+        // Late is no failure: it is the interval.
+        let _ = tokio::time::timeout(INTERVAL, self.stored.notified()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(serial: u64) -> Position {
+        Position { serial, event_id: Uuid::from_u128(u128::from(serial)) }
+    }
+
+    #[test]
+    fn a_position_is_read_as_it_was_written() {
+        for position in [Position::START, at(7), Position { serial: u64::MAX, event_id: Uuid::max() }] {
+            assert_eq!(position.to_string().parse(), Ok(position));
+        }
+        for bad in
+            ["", "7", "7 ", "7 x", "-1 00000000-0000-0000-0000-000000000007", "x 00000000-0000-0000-0000-000000000007"]
+        {
+            assert_eq!(bad.parse::<Position>(), Err(()), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn positions_are_ordered_by_the_serial_and_then_the_id() {
+        assert!(Position::START < at(1) && at(1) < at(2));
+        assert!(Position { serial: 1, event_id: Uuid::max() } < at(2));
+        assert!(Position { serial: 2, event_id: Uuid::nil() } < at(2));
+    }
+
+    #[test]
+    fn a_position_that_the_database_has_not_reached_begins_anew() {
+        let head = Head { newest: at(7), limit: 9 };
+        assert_eq!(head.admit(at(7)), at(7));
+        // The newest event was deleted.
+        assert_eq!(head.admit(at(8)), at(8));
+        assert_eq!(head.admit(at(9)), Position::START);
+        assert_eq!(Head::default().admit(at(1)), Position::START);
+    }
+}

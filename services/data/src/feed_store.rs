@@ -1,0 +1,196 @@
+//! The queries that followers need: how far the order of events goes, and which events come after a position.
+//!
+//! On PostgreSQL only events whose transaction's id is below `pg_snapshot_xmin` are seen: every transaction before it has
+//! ended, so nothing will be inserted before them. An open transaction holds up what comes after it, and none is missed. On
+//! SQLite a rowid is given once: the retention keeps the highest one.
+
+use sea_orm::{DbErr, FromQueryResult, QueryResult, Statement, Value};
+use storage::{Backend, Database};
+use telemetry::TraceEvent;
+
+use crate::entity::trace_event::Model;
+use crate::error::Error;
+use crate::feed::{Head, Position};
+use crate::trace_event::Filter;
+use crate::trace_event_store::{COLUMNS, event, word};
+
+/// The most events that are read at a time.
+pub(crate) const PAGE: usize = 200;
+/// The most events that are looked through at a time for those that fit.
+const BLOCK: usize = 5_000;
+
+const POSTGRES_HEAD: &str = "SELECT CAST(newest.ingest AS TEXT) || ' ' || CAST(newest.event_id AS TEXT) AS position, \
+     CAST(pg_snapshot_xmax(now.snapshot) AS TEXT) AS upper \
+     FROM (SELECT pg_current_snapshot() AS snapshot) AS now LEFT JOIN LATERAL \
+     (SELECT ingest, event_id FROM trace_event WHERE ingest < pg_snapshot_xmin(now.snapshot) \
+     ORDER BY ingest DESC, event_id DESC LIMIT 1) AS newest ON TRUE";
+const SQLITE_HEAD: &str = "SELECT MAX(rowid) || ' 00000000-0000-0000-0000-000000000000' AS position, \
+     CAST(COALESCE(MAX(rowid), 0) + 1 AS TEXT) AS upper FROM trace_event";
+
+/// What is SQL of one database and not of the other.
+struct Dialect {
+    /// The column of [`Position::serial`].
+    serial: &'static str,
+    /// A row's position as [`Position`] reads it, of a query that calls the serial `serial`.
+    position: &'static str,
+    /// After $1, up to $2.
+    range: &'static str,
+    order: &'static str,
+}
+
+const POSTGRES: Dialect = Dialect {
+    serial: "ingest",
+    position: "CAST(serial AS TEXT) || ' ' || CAST(event_id AS TEXT)",
+    // The index is partial: `IS NOT NULL` says that it has all the rows.
+    range: "ingest IS NOT NULL AND (ingest, event_id) > (CAST($1 AS xid8), $2) \
+         AND (ingest, event_id) <= (CAST($3 AS xid8), $4)",
+    order: "ingest, event_id",
+};
+const SQLITE: Dialect = Dialect {
+    serial: "rowid",
+    position: "serial || ' 00000000-0000-0000-0000-000000000000'",
+    range: "rowid > $1 AND rowid <= $2",
+    order: "rowid",
+};
+
+/// Events after a position, in order.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Block {
+    /// At most [`PAGE`].
+    pub(crate) events: Vec<(Position, TraceEvent)>,
+    /// No event that fits is left between the last of them and this.
+    pub(crate) reached: Position,
+}
+
+/// The order of events in the database.
+#[derive(Clone, Debug)]
+pub(crate) struct FeedStore {
+    db: Database,
+}
+
+#[derive(FromQueryResult)]
+struct HeadRow {
+    position: Option<String>,
+    upper: String,
+}
+
+#[derive(FromQueryResult)]
+struct PositionRow {
+    position: String,
+}
+
+struct EventRow {
+    position: String,
+    model: Model,
+}
+
+impl FromQueryResult for EventRow {
+    fn from_query_result(row: &QueryResult, prefix: &str) -> Result<Self, DbErr> {
+        Ok(Self { position: row.try_get(prefix, "position")?, model: Model::from_query_result(row, prefix)? })
+    }
+}
+
+impl FeedStore {
+    pub(crate) fn new(db: Database) -> Self {
+        Self { db }
+    }
+
+    fn dialect(&self) -> &'static Dialect {
+        match self.db.backend() {
+            Backend::Postgres => &POSTGRES,
+            Backend::Sqlite => &SQLITE,
+        }
+    }
+
+    fn statement(&self, sql: impl Into<String>, values: Vec<Value>) -> Statement {
+        Statement::from_sql_and_values(self.db.read().get_database_backend(), sql, values)
+    }
+
+    /// How far the order goes now.
+    pub(crate) async fn head(&self) -> Result<Head, Error> {
+        let sql = match self.db.backend() {
+            Backend::Postgres => POSTGRES_HEAD,
+            Backend::Sqlite => SQLITE_HEAD,
+        };
+        let Some(row) = HeadRow::find_by_statement(self.statement(sql, vec![])).one(self.db.read()).await? else {
+            return Ok(Head::default());
+        };
+        let newest = row.position.as_deref().map(position).transpose()?.unwrap_or(Position::START);
+        let limit = row.upper.parse().map_err(|_| corrupt(&row.upper))?;
+        Ok(Head { newest, limit })
+    }
+
+    /// The first events after a position that fit. Only positions up to a head are to be asked for.
+    pub(crate) async fn read(&self, filter: &Filter, after: Position, until: Position) -> Result<Block, Error> {
+        let equal = equal(filter);
+        // However few fit, a query looks through so many and no more.
+        let (end, inner) = if equal.is_empty() { (until, PAGE) } else { (self.block_end(after, until).await?, BLOCK) };
+        let Dialect { serial, position: written, range, order } = self.dialect();
+        let mut values = self.between(after, end);
+        let mut fits = String::new();
+        for (column, value) in equal {
+            values.push(value);
+            let word = if fits.is_empty() { "WHERE" } else { "AND" };
+            fits.push_str(&format!("{word} {column} = ${} ", values.len()));
+        }
+        // The inner LIMIT keeps the planner to the order's index: any other would read all events that fit, and sort them.
+        let sql = format!(
+            "SELECT {written} AS position, {COLUMNS} FROM (SELECT {serial} AS serial, {COLUMNS} FROM trace_event \
+             WHERE {range} ORDER BY {order} LIMIT {inner}) AS block {fits}ORDER BY serial, event_id LIMIT {PAGE}"
+        );
+        let rows = EventRow::find_by_statement(self.statement(sql, values)).all(self.db.read()).await?;
+        let read = |row: EventRow| Ok((position(&row.position)?, event(row.model)?));
+        let events = rows.into_iter().map(read).collect::<Result<Vec<_>, Error>>()?;
+        let reached = events.last().filter(|_| events.len() == PAGE).map_or(end, |(position, _)| *position);
+        Ok(Block { events, reached })
+    }
+
+    /// The position of the last event of a block.
+    async fn block_end(&self, after: Position, until: Position) -> Result<Position, Error> {
+        let Dialect { serial, position: written, range, order } = self.dialect();
+        let sql = format!(
+            "SELECT {written} AS position FROM (SELECT {serial} AS serial, event_id FROM trace_event \
+             WHERE {range} ORDER BY {order} LIMIT 1 OFFSET {}) AS last",
+            BLOCK - 1
+        );
+        let select = self.statement(sql, self.between(after, until));
+        let last = PositionRow::find_by_statement(select).one(self.db.read()).await?;
+        last.map_or(Ok(until), |row| position(&row.position))
+    }
+
+    /// The values of [`Dialect::range`].
+    fn between(&self, after: Position, until: Position) -> Vec<Value> {
+        match self.db.backend() {
+            Backend::Postgres => [after, until]
+                .into_iter()
+                .flat_map(|position| [position.serial.to_string().into(), position.event_id.into()])
+                .collect(),
+            Backend::Sqlite => [after, until]
+                .into_iter()
+                .map(|position| i64::try_from(position.serial).unwrap_or(i64::MAX).into())
+                .collect(),
+        }
+    }
+}
+
+/// Which columns must have which values.
+fn equal(filter: &Filter) -> Vec<(&'static str, Value)> {
+    let Filter { event_type, status, service, order_id, user_id, trace_id, start: _, end: _ } = filter;
+    let all = [
+        ("event_type", event_type.clone().map(Value::from)),
+        ("status", status.map(word).map(Value::from)),
+        ("service", service.clone().map(Value::from)),
+        ("order_id", order_id.map(Value::from)),
+        ("user_id", user_id.map(Value::from)),
+        ("trace_id", trace_id.clone().map(Value::from)),
+    ];
+    all.into_iter().filter_map(|(column, value)| value.map(|value| (column, value))).collect()
+}
+
+fn position(text: &str) -> Result<Position, Error> {
+    text.parse().map_err(|()| corrupt(text))
+}
+
+fn corrupt(text: &str) -> Error {
+    storage::Error::Corrupt { what: "position", value: text.to_owned() }.into()
+}

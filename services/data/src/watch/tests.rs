@@ -1,0 +1,356 @@
+//! Followers on SQLite, and on PostgreSQL where there is one.
+
+use std::pin::Pin;
+
+use futures_util::StreamExt;
+use kernel::{ManualClock, Timestamp};
+use mesh::Role;
+use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
+use storage::{Database, Options};
+use telemetry::EventStatus;
+use tokio_util::sync::DropGuard;
+use uuid::Uuid;
+
+use super::*;
+use crate::migration::MIGRATIONS;
+use crate::sample::event;
+use crate::trace_event::{Sent, TraceEvents};
+use crate::trace_event_store::{TraceEventStore, insert_statement};
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// 2026-11-23, 00:00 UTC.
+const NOW: Timestamp = Timestamp::from_micros(1_795_392_000_000_000);
+/// Longer than anything takes when it works: a test that waits so long has failed.
+const GUARD: Duration = Duration::from_secs(20);
+const FAST: Pace = Pace { bookmark: Duration::from_millis(20), patience: GUARD };
+
+/// An instance on a database of its own.
+struct World {
+    db: Database,
+    clock: Arc<ManualClock>,
+    events: TraceEvents,
+    watch: Watch,
+    _poller: DropGuard,
+}
+
+type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<Update, Error>> + Send>>;
+
+impl World {
+    async fn on(place: testdb::Place) -> Self {
+        let options = Options { schema: place.schema, max_connections: 4, ..Options::default() };
+        let db = Database::connect(&place.url, &options).await.expect("a database");
+        db.migrate(MIGRATIONS).await.expect("migrated");
+        let clock = Arc::new(ManualClock::at(NOW));
+        let events = TraceEvents::new(TraceEventStore::new(db.clone()), clock.clone());
+        let store = FeedStore::new(db.clone());
+        let stop = CancellationToken::new();
+        let watch = Watch {
+            feed: Feed::new(store.clone(), events.stored.clone()),
+            store,
+            clock: clock.clone(),
+            retention: DAY * 7,
+            permits: Arc::new(Semaphore::new(2)),
+            pace: Pace { bookmark: GUARD * 2, patience: GUARD },
+            tasks: TaskTracker::new(),
+            shutdown: stop.clone(),
+        };
+        tokio::spawn(watch.feed.clone().poll(stop.clone()));
+        Self { db, clock, events, watch, _poller: stop.drop_guard() }
+    }
+
+    /// One on SQLite, and one on PostgreSQL where there is one.
+    async fn everywhere() -> Vec<Self> {
+        let sqlite = testdb::Place { url: "sqlite::memory:".into(), schema: None };
+        let mut worlds = vec![Self::on(sqlite).await];
+        if let Some(postgres) = testdb::postgres() {
+            worlds.push(Self::on(postgres).await);
+        }
+        worlds
+    }
+
+    async fn append(&self, events: &[TraceEvent]) {
+        for batch in events.chunks(500) {
+            let sent = batch.iter().map(|event| Sent { event_id: String::new(), event: Ok(event.clone()) });
+            self.events.append(sent.collect()).await.expect("stored");
+        }
+    }
+
+    async fn try_follow(&self, filter: Filter, after: Option<Cursor>) -> Result<Stream, Error> {
+        let caller = Caller::Person {
+            user_id: Uuid::from_u128(1),
+            role: Role::Operator,
+            token_expires: self.clock.now().plus(DAY),
+            session_id: None,
+        };
+        self.try_follow_as(&caller, filter, after).await
+    }
+
+    async fn try_follow_as(&self, caller: &Caller, filter: Filter, after: Option<Cursor>) -> Result<Stream, Error> {
+        let asked = WatchTraceEvents { filter, cursors: cursors(), after };
+        Ok(Box::pin(self.watch.follow(caller, asked).await?))
+    }
+
+    async fn follow(&self, filter: Filter, after: Option<Cursor>) -> Stream {
+        self.try_follow(filter, after).await.expect("it follows")
+    }
+
+    async fn run(&self, sql: &str) {
+        self.db.read().execute_unprepared(sql).await.expect("it is done");
+    }
+}
+
+fn cursors() -> Cursors {
+    Cursors::of(chassis::Fingerprint::of("test"))
+}
+
+fn read_cursor(text: &str) -> Cursor {
+    cursors().decode(&mut chassis::Fields::default(), text).expect("a cursor")
+}
+
+fn all() -> Filter {
+    Filter::default()
+}
+
+fn failures() -> Filter {
+    Filter { status: Some(EventStatus::Failed), ..all() }
+}
+
+fn failed(event: TraceEvent) -> TraceEvent {
+    TraceEvent { status: EventStatus::Failed, ..event }
+}
+
+/// So many events of successive seconds.
+fn many(count: u16) -> Vec<TraceEvent> {
+    (0..count).map(|number| event(NOW.plus(Duration::from_secs(number.into())), number)).collect()
+}
+
+async fn next(stream: &mut Stream) -> Option<Result<Update, Error>> {
+    tokio::time::timeout(GUARD, stream.next()).await.expect("it comes")
+}
+
+async fn bookmark(stream: &mut Stream) -> Cursor {
+    let update = next(stream).await.expect("no end").expect("no error");
+    assert_eq!(update.event, None);
+    read_cursor(&update.cursor)
+}
+
+/// The next events, and where they are; bookmarks are left out.
+async fn take(stream: &mut Stream, count: usize) -> (Vec<TraceEvent>, Option<Cursor>) {
+    let (mut events, mut last) = (Vec::new(), None);
+    while events.len() < count {
+        let update = next(stream).await.expect("no end").expect("no error");
+        if let Some(event) = update.event {
+            events.push(event);
+            last = Some(read_cursor(&update.cursor));
+        }
+    }
+    (events, last)
+}
+
+/// Why the stream ends; nothing comes after that.
+async fn end(stream: &mut Stream) -> Error {
+    loop {
+        if let Err(error) = next(stream).await.expect("a reason") {
+            assert!(next(stream).await.is_none());
+            return error;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_first_message_is_a_bookmark_and_what_was_stored_before_is_not_sent() {
+    for world in World::everywhere().await {
+        let events = many(4);
+        world.append(&events[..2]).await;
+        let mut stream = world.follow(all(), None).await;
+        let cursor = bookmark(&mut stream).await;
+        world.append(&events[2..]).await;
+        assert_eq!(take(&mut stream, 2).await.0, events[2..]);
+        // Before it received anything else the client could go on.
+        let mut again = world.follow(all(), Some(cursor)).await;
+        bookmark(&mut again).await;
+        assert_eq!(take(&mut again, 2).await.0, events[2..]);
+    }
+}
+
+#[tokio::test]
+async fn an_open_transaction_holds_up_what_is_stored_after_it_began_and_nothing_is_lost() {
+    let Some(place) = testdb::postgres() else { return };
+    let mut world = World::on(place).await;
+    world.watch.pace = FAST;
+    let mut stream = world.follow(all(), None).await;
+    let begun = bookmark(&mut stream).await;
+    let events = many(4);
+    // The statement names its columns, and `ingest` is none of them: that of the release before.
+    let open = world.db.read().begin().await.expect("begun");
+    let insert = insert_statement(DbBackend::Postgres, &events[3..]);
+    open.execute_raw(insert).await.expect("inserted");
+    for event in &events[..3] {
+        world.append(std::slice::from_ref(event)).await;
+    }
+    let stored = TraceEventStore::new(world.db.clone()).page(all(), None, 10).await.expect("read");
+    assert_eq!(stored.len(), 3, "all can see them");
+    assert_eq!(world.watch.feed.look().await.expect("read").newest, begun.position);
+    for _ in 0..3 {
+        assert_eq!(bookmark(&mut stream).await.position, begun.position);
+    }
+    open.commit().await.expect("committed");
+    let (sent, last) = take(&mut stream, 4).await;
+    let order: Vec<_> = sent.iter().map(|event| event.event_id).collect();
+    assert_eq!(order, [3, 0, 1, 2].map(|index: usize| events[index].event_id));
+    loop {
+        let seen = bookmark(&mut stream).await;
+        if Some(seen.position) == last.map(|last| last.position) {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn bookmarks_go_past_events_that_do_not_fit_and_stay_young() {
+    for mut world in World::everywhere().await {
+        world.watch.pace = FAST;
+        let mut stream = world.follow(failures(), None).await;
+        let first = bookmark(&mut stream).await;
+        world.clock.advance(DAY);
+        world.append(&many(3)).await;
+        let past = loop {
+            let cursor = bookmark(&mut stream).await;
+            if cursor.position > first.position {
+                break cursor;
+            }
+        };
+        assert_eq!(past.made, NOW.plus(DAY));
+        let newest = world.watch.feed.look().await.expect("read").newest;
+        assert_eq!(past.position, newest);
+        let failure = failed(event(NOW, 77));
+        world.append(std::slice::from_ref(&failure)).await;
+        let mut again = world.follow(failures(), Some(past)).await;
+        assert_eq!(take(&mut again, 1).await.0, [failure]);
+    }
+}
+
+#[tokio::test]
+async fn however_few_events_fit_and_wherever_each_is_sent_once() {
+    for world in World::everywhere().await {
+        // At both edges of the blocks that are looked through.
+        let fit = [0, 4_999, 5_000, 5_001, 9_999, 10_000, 11_999];
+        let number = |index: usize| u16::try_from(index).expect("few");
+        let at = |index: usize| NOW.plus(Duration::from_secs(u64::from(number(index))));
+        let events: Vec<_> = (0..12_000)
+            .map(|index| event(at(index), number(index)))
+            .enumerate()
+            .map(|(index, event)| if fit.contains(&index) { failed(event) } else { event })
+            .collect();
+        world.append(&events).await;
+        let begin = Some(Cursor { made: NOW, position: Position::START });
+        let mut stream = world.follow(failures(), begin).await;
+        let (sent, last) = take(&mut stream, fit.len()).await;
+        assert_eq!(sent, fit.map(|index| events[index].clone()));
+        assert_eq!(last.map(|last| last.position), Some(world.watch.feed.look().await.expect("read").newest));
+        // The twin: without a filter it is all of them.
+        let (sent, _) = take(&mut world.follow(all(), begin).await, events.len()).await;
+        assert!(sent == events);
+    }
+}
+
+#[tokio::test]
+async fn an_emptied_database_is_followed_from_its_start() {
+    let world = World::on(testdb::Place { url: "sqlite::memory:".into(), schema: None }).await;
+    let events = many(6);
+    world.append(&events[..4]).await;
+    let mut stream = world.follow(all(), Some(Cursor { made: NOW, position: Position::START })).await;
+    let (_, last) = take(&mut stream, 4).await;
+    world.run("DELETE FROM trace_event").await;
+    world.append(&events[4..5]).await;
+    assert_eq!(take(&mut stream, 1).await.0, events[4..5]);
+    world.append(&events[5..]).await;
+    let mut again = world.follow(all(), last).await;
+    assert_eq!(take(&mut again, 2).await.0, events[4..]);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_is_ended_after_what_was_sent() {
+    for mut world in World::everywhere().await {
+        world.watch.pace.patience = Duration::from_millis(50);
+        let events = many(100);
+        let mut stream = world.follow(all(), None).await;
+        world.append(&events).await;
+        world.watch.tasks.close();
+        tokio::time::timeout(GUARD, world.watch.tasks.wait()).await.expect("its task ends");
+        assert_eq!(world.watch.permits.available_permits(), 2);
+        let mut sent = Vec::new();
+        let (error, last) = loop {
+            match next(&mut stream).await.expect("no end") {
+                Ok(update) => sent.push(update),
+                Err(error) => break (error, sent.last().map(|last| read_cursor(&last.cursor))),
+            }
+        };
+        assert!(matches!(error, Error::FollowerTooSlow(_)), "{error}");
+        assert!(next(&mut stream).await.is_none());
+        assert_eq!(sent.len(), WAITING);
+        // The twin: one that is read goes on where it ended.
+        let mut again = world.follow(all(), last).await;
+        let rest = take(&mut again, events.len() - (WAITING - 1)).await.0;
+        let sent: Vec<_> = sent.into_iter().filter_map(|update| update.event).chain(rest).collect();
+        assert_eq!(sent, events);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_token_with_its_instance_and_with_its_reader() {
+    let world = World::on(testdb::place()).await;
+    let token_expires = NOW.plus(Duration::from_millis(20));
+    let caller = Caller::Person { user_id: Uuid::from_u128(1), role: Role::Operator, token_expires, session_id: None };
+    let mut short = world.try_follow_as(&caller, all(), None).await.expect("it follows");
+    assert!(matches!(end(&mut short).await, Error::TokenExpired));
+    let dropped = world.follow(all(), None).await;
+    let mut stays = world.follow(all(), None).await;
+    assert!(matches!(world.try_follow(all(), None).await.err(), Some(Error::TooManyFollowers)));
+    drop(dropped);
+    // Its permit is free when its task has ended.
+    let _permit = tokio::time::timeout(GUARD, world.watch.permits.acquire()).await.expect("it ends");
+    bookmark(&mut stays).await;
+    world.watch.shutdown.cancel();
+    assert!(matches!(end(&mut stays).await, Error::Draining));
+}
+
+#[tokio::test]
+async fn a_cursor_that_is_too_old_is_refused() {
+    for world in World::everywhere().await {
+        let cursor = bookmark(&mut world.follow(all(), None).await).await;
+        world.clock.advance(DAY * 6);
+        bookmark(&mut world.follow(all(), Some(cursor)).await).await;
+        world.clock.advance(DAY);
+        assert!(matches!(world.try_follow(all(), Some(cursor)).await.err(), Some(Error::CursorExpired)));
+    }
+}
+
+async fn file_of_the_table(db: &Database) -> i64 {
+    let sql = "SELECT CAST(pg_relation_filenode('trace_event') AS BIGINT) AS file";
+    let select = Statement::from_string(DbBackend::Postgres, sql);
+    let row = db.read().query_one_raw(select).await.expect("read").expect("a row");
+    row.try_get("", "file").expect("a number")
+}
+
+#[tokio::test]
+async fn the_column_comes_without_a_rewrite_and_old_rows_stay_without_it() {
+    let Some(place) = testdb::postgres() else { return };
+    let options = Options { schema: place.schema.clone(), max_connections: 1, ..Options::default() };
+    let db = Database::connect(&place.url, &options).await.expect("a database");
+    let before = MIGRATIONS.iter().position(|step| !step.postgres.is_empty()).expect("the step that brings it");
+    db.migrate(&MIGRATIONS[..before]).await.expect("the schema of the release before");
+    let events = many(2);
+    let insert = |event: &[TraceEvent]| insert_statement(DbBackend::Postgres, event);
+    db.read().execute_raw(insert(&events[..1])).await.expect("inserted");
+    let filled = file_of_the_table(&db).await;
+    drop(db);
+    let world = World::on(place).await;
+    let db = &world.db;
+    assert_eq!(file_of_the_table(db).await, filled, "the table's file is the same");
+    let mut stream = world.follow(all(), Some(Cursor { made: NOW, position: Position::START })).await;
+    db.read().execute_raw(insert(&events[1..])).await.expect("inserted");
+    assert_eq!(take(&mut stream, 1).await.0, events[1..]);
+    let stored = TraceEventStore::new(db.clone()).page(all(), None, 10).await.expect("read");
+    assert_eq!(stored.len(), 2);
+}

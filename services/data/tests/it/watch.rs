@@ -1,0 +1,214 @@
+//! Trace events, followed as they are stored.
+
+use contracts::common::v1::EventType;
+use contracts::data::v1::append_result::Outcome::Stored;
+use contracts::data::v1::{EventStatus, TraceEvent, WatchTraceEventsRequest};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::world::{Followed, World, event, failed, refusal, uuid, violations};
+
+const OTHER_TRACE: &str = "11111111111111111111111111111111";
+
+fn all() -> WatchTraceEventsRequest {
+    WatchTraceEventsRequest::default()
+}
+
+fn after(cursor: &str) -> WatchTraceEventsRequest {
+    WatchTraceEventsRequest { after_cursor: cursor.to_owned(), ..all() }
+}
+
+/// So many events, in the order of their ids.
+fn many(count: u64) -> Vec<TraceEvent> {
+    (0..count).map(|number| event(count - number)).collect()
+}
+
+fn ids(events: &[TraceEvent]) -> Vec<String> {
+    events.iter().map(|event| event.event_id.clone()).collect()
+}
+
+/// The end of a stream; bookmarks before it are left out.
+async fn end(followed: &mut Followed) -> Status {
+    loop {
+        match followed.message().await {
+            Ok(message) => assert_eq!(message.event, None),
+            Err(status) => return status,
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_is_followed_as_it_was_sent_and_none_that_was_stored_before() {
+    let world = World::new().await;
+    world.append(vec![event(3)]).await;
+    let mut followed = world.watch(all()).await.expect("it follows");
+    let events = [event(2), failed(event(1), "TIMEOUT")];
+    assert_eq!(world.append(events.to_vec()).await, [Stored; 2]);
+    for event in events {
+        assert_eq!(followed.message().await.expect("it goes on").event, Some(event));
+    }
+}
+
+#[tokio::test]
+async fn what_one_instance_stores_is_followed_at_another() {
+    let world = World::new().await;
+    let other = world.beside().await;
+    let mut followed = other.watch(all()).await.expect("it follows");
+    let events = many(3);
+    world.append(events.clone()).await;
+    assert_eq!(followed.ids(3).await, ids(&events));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_opened_again_after_any_message_misses_nothing_and_repeats_nothing() {
+    let world = World::new().await;
+    let instances = [world.beside().await, world];
+    let events = many(24);
+    for every in [1, 2, 3, 7] {
+        let mut followed = instances[0].watch(all()).await.expect("it follows");
+        let (mut seen, mut stored) = (Vec::new(), 0);
+        while seen.len() < events.len() {
+            // Some are stored while it is followed, some while it is not.
+            let next = events[stored..].iter().take(every * 2).cloned();
+            let mut next: Vec<_> = next.map(|event| TraceEvent { event_id: uuid(), ..event }).collect();
+            next.sort_by(|one, two| one.event_id.cmp(&two.event_id));
+            stored += next.len();
+            let expected = ids(&next);
+            instances[stored % 2].append(next).await;
+            for expected in expected.chunks(every) {
+                let cursor = std::mem::take(&mut followed.cursor);
+                followed = instances[seen.len() % 2].watch(after(&cursor)).await.expect("it goes on");
+                let sent = followed.ids(expected.len()).await;
+                assert_eq!(sent, expected, "again after every {every}");
+                seen.extend(sent);
+            }
+        }
+        // Nothing was left behind.
+        let last = event(0);
+        instances[0].append(vec![last.clone()]).await;
+        assert_eq!(followed.ids(1).await, [last.event_id]);
+    }
+}
+
+#[tokio::test]
+async fn a_restart_ends_the_stream_and_loses_nothing() {
+    let world = World::new().await;
+    let mut followed = world.watch(all()).await.expect("it follows");
+    let events = many(4);
+    world.append(events[..2].to_vec()).await;
+    assert_eq!(followed.ids(1).await, ids(&events[..1]));
+    let cursor = followed.cursor.clone();
+    let (world, (status, seen)) = tokio::join!(world.restart(&[], vec![]), async {
+        let seen = followed.ids(1).await;
+        (end(&mut followed).await, seen)
+    });
+    assert_eq!(seen, ids(&events[1..2]));
+    assert!(status.get_details_retry_info().is_some());
+    assert_eq!(refusal(Err::<(), _>(status)), (Code::Unavailable, "DRAINING".into(), vec![]));
+    world.append(events[2..].to_vec()).await;
+    let mut followed = world.watch(after(&cursor)).await.expect("it goes on");
+    assert_eq!(followed.ids(3).await, ids(&events[1..]));
+}
+
+#[tokio::test]
+async fn a_follower_gets_what_fits_every_filter_that_is_set() {
+    let world = World::new().await;
+    let creation = event(40);
+    let payment = TraceEvent { r#type: EventType::PaymentProcessing.into(), trace_id: OTHER_TRACE.into(), ..event(30) };
+    let refused = failed(TraceEvent { trace_id: OTHER_TRACE.into(), ..event(20) }, "ValidationError");
+    let again = TraceEvent { order_id: creation.order_id.clone(), user_id: creation.user_id.clone(), ..event(10) };
+    let events = [creation, payment, refused, again];
+    let (creations, failures) = (EventType::OrderCreation.into(), EventStatus::Failed.into());
+    let order_id = events[0].order_id.clone();
+    let list = || WatchTraceEventsRequest { service: "order".into(), ..all() };
+    let cases: [(WatchTraceEventsRequest, &[usize]); 7] = [
+        (list(), &[0, 1, 2, 3]),
+        (WatchTraceEventsRequest { r#type: creations, ..list() }, &[0, 2, 3]),
+        (WatchTraceEventsRequest { status: failures, ..list() }, &[2]),
+        (WatchTraceEventsRequest { order_id: order_id.clone(), ..list() }, &[0, 3]),
+        (WatchTraceEventsRequest { user_id: events[0].user_id.clone(), r#type: creations, ..list() }, &[0, 3]),
+        (WatchTraceEventsRequest { trace_id: OTHER_TRACE.into(), ..list() }, &[1, 2]),
+        (WatchTraceEventsRequest { trace_id: OTHER_TRACE.into(), status: failures, ..all() }, &[2]),
+    ];
+    let mut followed = Vec::new();
+    for (request, expected) in cases {
+        followed.push((world.watch(request).await.expect("it follows"), expected));
+    }
+    // The last one fits all: what does not fit would come before it.
+    let error = failed(event(0), "TIMEOUT").error;
+    let last = TraceEvent { status: failures, error, trace_id: OTHER_TRACE.into(), ..events[3].clone() };
+    let last = TraceEvent { event_id: event(0).event_id, ..last };
+    world.append(events.to_vec()).await;
+    world.append(vec![last.clone()]).await;
+    for (number, (mut followed, expected)) in followed.into_iter().enumerate() {
+        let mut expected: Vec<_> = expected.iter().map(|index| events[*index].event_id.clone()).collect();
+        expected.push(last.event_id.clone());
+        assert_eq!(followed.ids(expected.len()).await, expected, "case {number}");
+    }
+}
+
+#[tokio::test]
+async fn every_type_of_the_contract_can_be_followed_alone() {
+    let world = World::new().await;
+    let types: Vec<EventType> = (1..).map_while(|number| EventType::try_from(number).ok()).collect();
+    assert!(types.len() >= 5);
+    let events: Vec<_> = types.iter().map(|of| TraceEvent { r#type: (*of).into(), ..event(5) }).collect();
+    let mut followed = Vec::new();
+    for of in &types {
+        followed
+            .push(world.watch(WatchTraceEventsRequest { r#type: (*of).into(), ..all() }).await.expect("it follows"));
+    }
+    for event in &events {
+        world.append(vec![event.clone()]).await;
+    }
+    for (followed, event) in followed.iter_mut().zip(&events) {
+        assert_eq!(followed.message().await.expect("it goes on").event.as_ref(), Some(event));
+    }
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_with_a_watch_is_told_at_once() {
+    let world = World::new().await;
+    let cursor = world.watch(all()).await.expect("it follows").cursor;
+    let wrong = WatchTraceEventsRequest {
+        r#type: 99,
+        status: 99,
+        service: "x".repeat(65),
+        order_id: "seven".into(),
+        user_id: "seven".into(),
+        trace_id: "seven".into(),
+        after_cursor: cursor.clone(),
+    };
+    let expected = violations(&[
+        ("type", "UNKNOWN_VALUE"),
+        ("status", "UNKNOWN_VALUE"),
+        ("trace_id", "INVALID_ID"),
+        ("service", "INVALID_LENGTH"),
+        ("order_id", "INVALID_ID"),
+        ("user_id", "INVALID_ID"),
+        ("after_cursor", "CURSOR_OF_OTHER_FILTERS"),
+    ]);
+    let refused = refusal(world.watch(wrong).await.map(|_| ()));
+    assert_eq!(refused, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    let broken = refusal(world.watch(after(&format!("{cursor}x"))).await.map(|_| ()));
+    assert_eq!(broken.2, violations(&[("after_cursor", "INVALID_CURSOR")]));
+    assert!(world.watch(after(&cursor)).await.is_ok(), "the twin");
+}
+
+#[tokio::test]
+async fn there_are_as_many_followers_as_are_allowed_and_one_that_goes_makes_room() {
+    let world = World::with(&["--max-followers", "1"], vec![]).await;
+    let first = world.watch(all()).await.expect("it follows");
+    let status = world.watch(all()).await.err().expect("one too many");
+    assert!(status.get_details_retry_info().is_some());
+    assert_eq!(refusal(Err::<(), _>(status)), (Code::Unavailable, "TOO_MANY_FOLLOWERS".into(), vec![]));
+    drop(first);
+    let mut second = loop {
+        if let Ok(second) = world.watch(all()).await {
+            break second;
+        }
+    };
+    let events = many(1);
+    world.append(events.clone()).await;
+    assert_eq!(second.ids(1).await, ids(&events));
+}
