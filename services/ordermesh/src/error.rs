@@ -60,7 +60,23 @@ impl Error {
 
     /// What the process ends with: 1, or 2 when it could not even look (as for arguments that make no sense).
     pub(crate) fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. }) { 2 } else { 1 }
+        if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. }) || self.is_configuration() {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// A setting is wrong, and the service said so.
+    fn is_configuration(&self) -> bool {
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            if error.downcast_ref::<storage::Error>().is_some_and(storage::Error::is_configuration) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
 
     /// The error and what caused it, a line each.

@@ -48,6 +48,10 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
     let began = Instant::now();
     // First of all: a signal during the start is one too.
     let mut signals = Signals::new()?;
+    if let Some(url) = &options.database_url {
+        // Every child would refuse it, and be started again for ever.
+        storage::check_url(url.as_str()).map_err(|error| Error::Usage(error.to_string()))?;
+    }
     let plan = Plan {
         port_base: options.port_base,
         instances: options.instances,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use log::LevelFilter;
 use sea_orm::sqlx::Connection;
-use sea_orm::sqlx::sqlite::{SqliteJournalMode, SqliteSynchronous};
+use sea_orm::sqlx::postgres::PgConnectOptions;
+use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseConnection};
 use tokio::sync::Notify;
 
@@ -83,14 +84,7 @@ impl Database {
     /// # Errors
     /// A URL of another kind, a folder that cannot be made, a database that does not answer.
     pub async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
-        let backend = if url.starts_with("sqlite:") {
-            Backend::Sqlite
-        } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-            Backend::Postgres
-        } else {
-            return Err(Error::Url);
-        };
-        match backend {
+        match check_url(url)? {
             Backend::Sqlite => Self::sqlite(url, options).await,
             Backend::Postgres => Self::postgres(url, options).await,
         }
@@ -162,6 +156,20 @@ impl Database {
     pub fn outbox(&self) -> Outbox {
         Outbox::new(self.clone())
     }
+}
+
+/// Can the URL be used? It is not connected to, and not quoted in the error: it may carry a password.
+///
+/// # Errors
+/// [`Error::Url`] for a database of another kind, [`Error::UrlMalformed`] for a URL that cannot be parsed.
+pub fn check_url(url: &str) -> Result<Backend, Error> {
+    if url.starts_with("sqlite:") {
+        return url.parse::<SqliteConnectOptions>().map(|_| Backend::Sqlite).map_err(|_| Error::UrlMalformed);
+    }
+    if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        return url.parse::<PgConnectOptions>().map(|_| Backend::Postgres).map_err(|_| Error::UrlMalformed);
+    }
+    Err(Error::Url)
 }
 
 fn counts<D: sea_orm::sqlx::Database>(pool: &sea_orm::sqlx::Pool<D>) -> (u64, u64) {
@@ -238,4 +246,36 @@ fn make_folder(url: &str) -> Result<(), Error> {
     let path = path.split('?').next().unwrap_or(path);
     let Some(folder) = Path::new(path).parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
     std::fs::create_dir_all(folder).map_err(|source| Error::Folder { folder: folder.display().to_string(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_that_cannot_be_parsed_is_refused_without_being_quoted() {
+        for url in [
+            "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop",
+            "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop",
+            "postgres://shop:s3cr3t@127.0.0.1:port/shop",
+            "postgres://shop:s3cr3t@h1:5432,h2:5432/shop",
+            "postgres://shop:s3cr3t@[::1:5432/shop",
+            "postgres://shop:s3cr3t@127.0.0.1/shop?sslmode=bogus",
+            "sqlite://data/order.db?mode=s3cr3t",
+            "mysql://shop:s3cr3t@127.0.0.1/shop",
+            "s3cr3t",
+        ] {
+            let error = check_url(url).expect_err(url);
+            assert!(error.is_configuration() && !error.may_come_up(), "{url}");
+            let mut text = format!("{error} {error:?}");
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                text.push_str(&format!(" {cause} {cause:?}"));
+                source = cause.source();
+            }
+            assert!(!text.contains("s3cr3t"), "{text}");
+        }
+        assert_eq!(check_url("postgres://shop:s3cr3t%23Pw@127.0.0.1:5432/shop").expect("it is one"), Backend::Postgres);
+        assert_eq!(check_url("sqlite::memory:").expect("it is one"), Backend::Sqlite);
+    }
 }

@@ -11,6 +11,12 @@ pub enum Error {
         "the database URL must begin with sqlite: or postgres:, as in sqlite://data/order.db or postgres://user@host/name"
     )]
     Url,
+    /// The URL cannot be parsed. The parser's own error quotes it, and it may carry a password.
+    #[error(
+        "the database URL cannot be parsed: in the user's name and password, characters such as # / ? @ : % are percent-encoded (# is %23); \
+         it names one host, and the port is a number; sslmode is disable, allow, prefer, require, verify-ca or verify-full"
+    )]
+    UrlMalformed,
     /// The database could not be opened.
     #[error("the database could not be opened")]
     Connect(#[source] DbErr),
@@ -59,6 +65,11 @@ impl Error {
             "40001" | "40P01" => true,
             sqlite => is_busy_or_locked(sqlite),
         })
+    }
+
+    /// The configuration is wrong: no waiting and no other try cures it.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Url | Self::UrlMalformed)
     }
 
     /// SQLite was locked by somebody else as the file was opened.
@@ -117,6 +128,7 @@ impl Error {
         match self {
             Self::Statement(error) | Self::Begin(error) => Some(error),
             Self::Url
+            | Self::UrlMalformed
             | Self::Connect(_)
             | Self::Folder { .. }
             | Self::Corrupt { .. }

@@ -14,7 +14,7 @@ pub mod outbox;
 mod patience;
 pub mod transact;
 
-pub use connect::{Backend, Database, Options};
+pub use connect::{Backend, Database, Options, check_url};
 pub use error::{Error, Failure};
 pub use migrate::Migration;
 pub use patience::patiently;

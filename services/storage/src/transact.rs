@@ -332,7 +332,12 @@ fn copy(error: &Arc<Error>) -> Error {
         Error::Statement(inner) => Error::Statement(inner.clone()),
         Error::Begin(inner) => Error::Begin(inner.clone()),
         Error::Connect(inner) => Error::Connect(inner.clone()),
-        Error::Url | Error::Folder { .. } | Error::Corrupt { .. } | Error::Panicked | Error::Closed => Error::Closed,
+        Error::Url
+        | Error::UrlMalformed
+        | Error::Folder { .. }
+        | Error::Corrupt { .. }
+        | Error::Panicked
+        | Error::Closed => Error::Closed,
     }
 }
 
