@@ -11,6 +11,9 @@
 //! - `service`: names and ports; `passed`: `--order.memory-budget 4KiB`; `data_dir`: the folder and its secrets
 //! - `catalog`: what a first local start loads
 //! - `trace`, `text`: a client's trace ids; how values are printed
+//! - `out`: the only way to stdout and stderr
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod banner;
 mod catalog;
@@ -23,6 +26,7 @@ mod error;
 mod explain;
 mod load;
 mod operator;
+mod out;
 mod passed;
 mod probe;
 pub mod promises;
@@ -109,7 +113,9 @@ pub fn program() -> ExitCode {
     match check(&cli, &passed).and_then(|()| run(cli, passed)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", error.report());
+            if !matches!(error, Error::OutputClosed) {
+                out::complain(error.report());
+            }
             ExitCode::from(error.exit_code())
         }
     }
