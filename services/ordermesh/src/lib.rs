@@ -4,7 +4,7 @@
 //! # Layout
 //! - `up`: without a subcommand; `supervisor`, `child`, `probe`, `banner`: its parts
 //! - `run_service`: one service in this process
-//! - `demo`, `explain`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: how they find and talk to a
+//! - `demo`, `explain`, `events`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: how they find and talk to a
 //!   running system
 //! - [`promises`]: what must be so of a whole system, as queries over its stores: what `verify` and the crash suite ask
 //! - `certificates`: `ordermesh certs`, and what a system with `--tls` is given
@@ -23,6 +23,7 @@ mod child;
 mod data_dir;
 mod demo;
 mod error;
+mod events;
 mod explain;
 mod load;
 mod operator;
@@ -94,6 +95,8 @@ enum Command {
     Demo(demo::Options),
     /// Tell all that is known of an order
     Explain(explain::Options),
+    /// Print the stored trace events of a running system, and follow them
+    Events(events::Options),
     /// Put a running system under load, and say how fast it was
     Load(load::Options),
     /// Check the promises on a running system: as queries over its stores and the gateway's ledger
@@ -132,6 +135,7 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
         Some(Command::Gateway(config)) => run_service::gateway(*config).await,
         Some(Command::Demo(options)) => demo::run(options).await,
         Some(Command::Explain(options)) => explain::run(options).await,
+        Some(Command::Events(options)) => events::run(options).await,
         Some(Command::Load(options)) => load::run(options).await,
         Some(Command::Verify(options)) => verify::run(options).await,
         Some(Command::Certs(options)) => certificates::run(&options),

@@ -1,0 +1,145 @@
+//! A system as a person starts it: the built program, real ports, a temporary folder.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longer than a start or an end ever takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running system; killed at the end, if it still runs.
+pub(crate) struct World {
+    pub(crate) supervisor: Child,
+    pub(crate) port_base: u16,
+    _folder: tempfile::TempDir,
+    pub(crate) data_dir: std::path::PathBuf,
+}
+
+impl World {
+    /// A system of one instance each; with what it said when it was ready.
+    pub(crate) fn start() -> (Self, String) {
+        Self::of(1)
+    }
+
+    /// Starts a system, and returns when it says that it is ready; with what it said.
+    pub(crate) fn of(instances: u16) -> (Self, String) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data_dir = folder.path().join("data");
+        let port_base = free_port_base();
+        let mut supervisor = system(port_base, &data_dir, instances).stdout(Stdio::piped()).spawn().expect("starts");
+        let mut told = String::new();
+        let mut lines = BufReader::new(supervisor.stdout.take().expect("piped"));
+        while !told.contains("Ctrl-C ends the system") {
+            assert!(lines.read_line(&mut told).expect("readable") > 0, "it ended: {told}");
+        }
+        // Somebody has to read on: a full pipe would stop it.
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        (Self { supervisor, port_base, _folder: folder, data_dir }, told)
+    }
+
+    pub(crate) fn admin_ports(&self) -> Vec<u16> {
+        [101, 201, 301, 401, 501].iter().map(|offset| self.port_base + 1_000 + offset).collect()
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        kill(signal, self.supervisor.id());
+    }
+
+    /// The processes of a service's instances.
+    pub(crate) fn processes_of(&self, service: &str) -> Vec<u32> {
+        let is_of_it = |pid: &u32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|byte| *byte == 0).nth(1) == Some(service.as_bytes())
+        };
+        self.children().into_iter().filter(is_of_it).collect()
+    }
+
+    /// A command on this system.
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = ordermesh();
+        command.args([name, "--port-base", &self.port_base.to_string(), "--data-dir"]).arg(&self.data_dir);
+        command
+    }
+
+    pub(crate) fn children(&self) -> Vec<u32> {
+        let processes = std::fs::read_dir("/proc").expect("Linux").flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| parent(*pid) == Some(self.supervisor.id())).collect()
+    }
+
+    pub(crate) fn until_nobody_listens(&self) {
+        for port in self.admin_ports() {
+            until(&format!("port {port} is free"), || TcpStream::connect(("127.0.0.1", port)).is_err());
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Its children end by themselves: that is what the tests are about.
+        let _ = self.supervisor.kill();
+        let _ = self.supervisor.wait();
+    }
+}
+
+/// The program.
+pub(crate) fn ordermesh() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
+    command
+}
+
+/// The program as a system.
+pub(crate) fn system(port_base: u16, data_dir: &Path, instances: u16) -> Command {
+    let mut command = ordermesh();
+    command.args(["--instances", &instances.to_string(), "--user.bcrypt-cost", "4"]);
+    command.args(["--port-base", &port_base.to_string()]).arg("--data-dir").arg(data_dir);
+    command
+}
+
+/// Below the ports that the kernel hands out by itself, and out of the way of other tests of this file.
+pub(crate) fn free_port_base() -> u16 {
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    let start = 10_000 + u16::try_from(std::process::id() % 60).expect("small") * 100;
+    loop {
+        let base = start + NEXT.fetch_add(2_000, std::sync::atomic::Ordering::SeqCst) % 16_000;
+        let ports = [101, 201, 301, 401, 501].into_iter().flat_map(|offset| [base + offset, base + 1_000 + offset]);
+        if ports.into_iter().all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return base;
+        }
+    }
+}
+
+/// The parent of a process, unless it is gone: the second field behind the name in brackets.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    // The dead are listed until they are waited for.
+    (fields.next()? != "Z").then(|| fields.next()?.parse().ok())?
+}
+
+pub(crate) fn kill(signal: &str, pid: u32) {
+    // The shell's own: not every machine has a program of this name.
+    let killed = Command::new("sh").args(["-c", &format!("kill {signal} {pid}")]).status().expect("sh");
+    assert!(killed.success(), "{pid} is there to be killed");
+}
+
+/// Waits for a state of other processes, of which nobody tells.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+pub(crate) fn readyz(port: u16) -> String {
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
+    let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let mut answer = String::new();
+    let _ = asked.and_then(|()| stream.read_to_string(&mut answer));
+    answer.lines().next().unwrap_or_default().to_owned()
+}
