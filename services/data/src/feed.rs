@@ -19,8 +19,8 @@ use crate::feed_store::FeedStore;
 
 /// How often the newest position is read.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// The least time between two reads, however many events are appended.
-const PAUSE: Duration = Duration::from_millis(10);
+/// The least time between two reads, however many events are appended: each makes every follower read.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// A place in the order of events.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

@@ -4,9 +4,12 @@
 //! ended, so nothing will be inserted before them. An open transaction holds up what comes after it, and none is missed. On
 //! SQLite a rowid is given once: the retention keeps the highest one.
 
+use std::sync::Arc;
+
 use sea_orm::{DbErr, FromQueryResult, QueryResult, Statement, Value};
 use storage::{Backend, Database};
 use telemetry::TraceEvent;
+use tokio::sync::Semaphore;
 
 use crate::entity::trace_event::Model;
 use crate::error::Error;
@@ -18,6 +21,8 @@ use crate::trace_event_store::{COLUMNS, event, word};
 pub(crate) const PAGE: usize = 200;
 /// The most events that are looked through at a time for those that fit.
 const BLOCK: usize = 5_000;
+/// The most followers of an instance that read at a time: lookups and appends use the same connections.
+const READERS: usize = 2;
 
 const POSTGRES_HEAD: &str = "SELECT CAST(newest.ingest AS TEXT) || ' ' || CAST(newest.event_id AS TEXT) AS position, \
      CAST(pg_snapshot_xmax(now.snapshot) AS TEXT) AS upper \
@@ -66,6 +71,7 @@ pub(crate) struct Block {
 #[derive(Clone, Debug)]
 pub(crate) struct FeedStore {
     db: Database,
+    readers: Arc<Semaphore>,
 }
 
 #[derive(FromQueryResult)]
@@ -92,7 +98,7 @@ impl FromQueryResult for EventRow {
 
 impl FeedStore {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db }
+        Self { db, readers: Arc::new(Semaphore::new(READERS)) }
     }
 
     fn dialect(&self) -> &'static Dialect {
@@ -122,6 +128,7 @@ impl FeedStore {
 
     /// The first events after a position that fit. Only positions up to a head are to be asked for.
     pub(crate) async fn read(&self, filter: &Filter, after: Position, until: Position) -> Result<Block, Error> {
+        let _one_of_few = self.readers.acquire().await.map_err(|_| storage::Error::Closed)?;
         let equal = equal(filter);
         // However few fit, a query looks through so many and no more.
         let (end, inner) = if equal.is_empty() { (until, PAGE) } else { (self.block_end(after, until).await?, BLOCK) };
@@ -193,4 +200,33 @@ fn position(text: &str) -> Result<Position, Error> {
 
 fn corrupt(text: &str) -> Error {
     storage::Error::Corrupt { what: "position", value: text.to_owned() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kernel::Timestamp;
+    use storage::Options;
+
+    use super::*;
+    use crate::migration::MIGRATIONS;
+    use crate::sample;
+    use crate::trace_event_store::TraceEventStore;
+
+    #[tokio::test]
+    async fn followers_read_a_few_at_a_time() {
+        let db = Database::connect("sqlite::memory:", &Options::default()).await.expect("a database");
+        db.migrate(MIGRATIONS).await.expect("migrated");
+        let stored = sample::event(Timestamp::default(), 1);
+        TraceEventStore::new(db.clone()).insert(vec![stored.clone()]).await.expect("stored");
+        let store = FeedStore::new(db);
+        let until = store.head().await.expect("read").newest;
+        let filter = Filter::default();
+        let read = || store.read(&filter, Position::START, until);
+        let all = store.readers.acquire_many(2).await.expect("it is open");
+        assert!(tokio::time::timeout(Duration::from_millis(100), read()).await.is_err(), "two read already");
+        drop(all);
+        assert_eq!(read().await.expect("read").events, [(until, stored)]);
+    }
 }

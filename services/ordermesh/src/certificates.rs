@@ -16,6 +16,7 @@ use kernel::{Clock, SystemClock};
 use mesh::tls::{Files, Identity};
 
 use crate::error::Error;
+use crate::out;
 use crate::service::Service;
 
 /// The trust domain of local runs, and the default everywhere.
@@ -56,13 +57,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let wish = Wish { trust_domain: &options.trust_domain, dns: &options.dns, lifetime: options.lifetime };
     let is_new = folder.make(&wish, services.iter().map(String::as_str))?;
     let dir = options.dir.display();
-    println!(
-        "{dir}/ca.pem: {}",
-        if is_new { "a new authority; its key is ca.key: keep it where no service is" } else { "kept" }
-    );
+    let authority = if is_new { "a new authority; its key is ca.key: keep it where no service is" } else { "kept" };
+    out::line(format_args!("{dir}/ca.pem: {authority}"))?;
     for service in services {
         let name = format!("spiffe://{}/service/{service}", options.trust_domain);
-        println!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {}", told(options.lifetime));
+        out::line(format_args!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {}", told(options.lifetime)))?;
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::chaos::blows::{Blows, Tally};
 use crate::error::Error;
 use crate::load::{self, Load, Mix};
+use crate::out;
 use crate::passed;
 use crate::promises::Report;
 use crate::supervisor::{Plan, Supervisor, free_port_base};
@@ -99,28 +100,28 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let store = if options.postgres { "PostgreSQL" } else { "SQLite" };
-    println!(
+    out::line(format_args!(
         "chaos on {store}: {} customers, {} instances of each service, mix {}, seed {seed}",
         options.customers, options.instances, options.mix
-    );
+    ))?;
     let ground = Ground::prepare(&options)?;
     let began = Instant::now();
     let (load, tally) = ground.break_it(&options, seed).await?;
     let broken_for = began.elapsed();
-    println!("{}", load.seen.summary(broken_for));
-    println!("{tally}");
-    println!("healing: a new start of everything, a gateway that tells the truth");
+    out::line(load.seen.summary(broken_for))?;
+    out::line(&tally)?;
+    out::line("healing: a new start of everything, a gateway that tells the truth")?;
     let healing = Instant::now();
     let report = ground.heal(&load).await?;
-    print!("{report}");
+    out::text(&report)?;
     let (acknowledged, _) = load.seen.so_far();
-    println!(
+    out::line(format_args!(
         "{acknowledged} orders acknowledged in {:.0} s of chaos, {} blows, at rest {:.0} s after healing, {} violations (seed {seed})",
         broken_for.as_secs_f64(),
         tally.blows(),
         healing.elapsed().as_secs_f64(),
         report.violations.len(),
-    );
+    ))?;
     verify::verdict(&report)
 }
 

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
+use crate::out;
 
 /// Tells a process that its stdin is its supervisor's.
 pub(crate) const SUPERVISED: &str = "ORDERMESH_SUPERVISED";
@@ -102,14 +102,9 @@ impl Spec {
 
     fn say(&self, text: &str) {
         if !self.quiet {
-            say(&format!("ordermesh: {} {text}", self.name));
+            out::say(format_args!("ordermesh: {} {text}", self.name));
         }
     }
-}
-
-/// A line for a person, who may have gone (`ordermesh | head`): then nobody is told, and the children are kept all the same.
-pub(crate) fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// How long to wait before a child is started again.

@@ -21,6 +21,7 @@ use futures_util::{StreamExt, stream};
 use crate::demo::scenario::{Scenario, Where};
 use crate::demo::stage::Stage;
 use crate::error::Error;
+use crate::out;
 use crate::system::{Place, Retries, System};
 
 /// How many paths of the running system are played at once: most of them wait.
@@ -55,7 +56,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let all = scenarios();
     if options.list {
         for scenario in &all {
-            println!("{:<26} {}", scenario.name, scenario.about);
+            out::line(format_args!("{:<26} {}", scenario.name, scenario.about))?;
         }
         return Ok(());
     }
@@ -76,7 +77,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         let stage = Arc::new(Stage::open(System::find(&options.place, Retries::Off).await?).await?);
         let mut results = stream::iter(running).map(|scenario| play(scenario, stage.clone())).buffered(AT_ONCE);
         while let Some(ok) = results.next().await {
-            count(ok.print());
+            count(ok.print()?);
         }
     }
     // One at a time: each has all of the machine.
@@ -85,9 +86,9 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
             Where::Own(flags) => settings::play(&scenario, flags).await,
             Where::Running => continue,
         };
-        count(result.print());
+        count(result.print()?);
     }
-    println!("\n{} of {played} paths were as they should be", played - failed);
+    out::line(format_args!("\n{} of {played} paths were as they should be", played - failed))?;
     if failed == 0 { Ok(()) } else { Err(Error::Demo { failed, played }) }
 }
 

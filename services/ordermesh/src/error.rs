@@ -49,6 +49,11 @@ pub(crate) enum Error {
     Broken { count: usize },
     #[error("{0}")]
     Usage(String),
+    /// `ordermesh … | head`: nothing reads on.
+    #[error("the output is closed")]
+    OutputClosed,
+    #[error("the output cannot be written")]
+    Output(#[source] std::io::Error),
     #[error("{failed} of {played} were not as they should be")]
     Demo { failed: usize, played: usize },
 }
@@ -58,9 +63,12 @@ impl Error {
         move |status| Self::Refused { what, status: Box::new(status) }
     }
 
-    /// What the process ends with: 1, or 2 when it could not even look (as for arguments that make no sense).
+    /// What the process ends with: 1, or 2 when it could not even look (as for arguments that make no sense). When its output
+    /// was closed, what a shell shows for a program that SIGPIPE ended: no success, for it may not have come to its end.
     pub(crate) fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. }) || self.is_configuration() {
+        if matches!(self, Self::OutputClosed) {
+            128 + 13
+        } else if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. }) || self.is_configuration() {
             2
         } else {
             1

@@ -5,6 +5,7 @@ use contracts::order::v1 as order_v1;
 use contracts::order::v1::order_service_client::OrderServiceClient;
 
 use crate::error::Error;
+use crate::out;
 use crate::system::{Place, Retries, System, request};
 use crate::text;
 
@@ -29,8 +30,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         .explain_order(request(message, &token, None))
         .await
         .map_err(Error::refused("ExplainOrder"))?;
-    print!("{}", page(&answer.into_inner()));
-    Ok(())
+    out::text(page(&answer.into_inner()))
 }
 
 fn page(answer: &order_v1::ExplainOrderResponse) -> String {

@@ -4,13 +4,16 @@
 //! # Layout
 //! - `up`: without a subcommand; `supervisor`, `child`, `probe`, `banner`: its parts
 //! - `run_service`: one service in this process
-//! - `demo`, `explain`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: how they find and talk to a
+//! - `demo`, `explain`, `events`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: how they find and talk to a
 //!   running system
 //! - [`promises`]: what must be so of a whole system, as queries over its stores: what `verify` and the crash suite ask
 //! - `certificates`: `ordermesh certs`, and what a system with `--tls` is given
 //! - `service`: names and ports; `passed`: `--order.memory-budget 4KiB`; `data_dir`: the folder and its secrets
 //! - `catalog`: what a first local start loads
 //! - `trace`, `text`: a client's trace ids; how values are printed
+//! - `out`: the only way to stdout and stderr
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod banner;
 mod catalog;
@@ -20,9 +23,11 @@ mod child;
 mod data_dir;
 mod demo;
 mod error;
+mod events;
 mod explain;
 mod load;
 mod operator;
+mod out;
 mod passed;
 mod probe;
 pub mod promises;
@@ -90,6 +95,8 @@ enum Command {
     Demo(demo::Options),
     /// Tell all that is known of an order
     Explain(explain::Options),
+    /// Print the stored trace events of a running system, and follow them
+    Events(events::Options),
     /// Put a running system under load, and say how fast it was
     Load(load::Options),
     /// Check the promises on a running system: as queries over its stores and the gateway's ledger
@@ -109,7 +116,9 @@ pub fn program() -> ExitCode {
     match check(&cli, &passed).and_then(|()| run(cli, passed)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", error.report());
+            if !matches!(error, Error::OutputClosed) {
+                out::complain(error.report());
+            }
             ExitCode::from(error.exit_code())
         }
     }
@@ -126,6 +135,7 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
         Some(Command::Gateway(config)) => run_service::gateway(*config).await,
         Some(Command::Demo(options)) => demo::run(options).await,
         Some(Command::Explain(options)) => explain::run(options).await,
+        Some(Command::Events(options)) => events::run(options).await,
         Some(Command::Load(options)) => load::run(options).await,
         Some(Command::Verify(options)) => verify::run(options).await,
         Some(Command::Certs(options)) => certificates::run(&options),

@@ -12,7 +12,6 @@ mod pace;
 mod progress;
 mod seen;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +26,7 @@ use crate::load::customer::{Account, Shop};
 pub(crate) use crate::load::mix::Mix;
 use crate::load::pace::{Amount, Pace};
 pub(crate) use crate::load::seen::Seen;
+use crate::out;
 use crate::promises::{Report, Sources};
 use crate::system::{Place, Retries, System};
 use crate::up::Signals;
@@ -92,7 +92,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     // Before anything is loaded: stores that are not there are better missed now.
     let check = verify::Options::of(options.place.clone(), options.stores.clone());
     let sources = if options.no_verify { None } else { Some(verify::sources(&check).await?) };
-    println!("{pace}, mix {}, seed {seed}", options.mix);
+    out::line(format_args!("{pace}, mix {}, seed {seed}", options.mix))?;
     let load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;
     let orders = options.orders.or_else(|| options.duration.is_none().then_some(5_000));
     let amount = Amount { orders, duration: options.duration };
@@ -105,15 +105,17 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let took = start.elapsed();
     stop.cancel();
     // Both end with the token.
-    let _ = tokio::join!(watching, logins);
+    let (watched, _) = tokio::join!(watching, logins);
+    // Unless it was cut off, it says whether it could be read.
+    watched.unwrap_or(Ok(()))?;
     let report = match sources {
         Some(sources) => Some(verified(&sources, &load).await?),
         None => None,
     };
     let summary = load.seen.summary(took);
-    println!("{summary}");
+    out::line(&summary)?;
     if let Some(report) = &report {
-        print!("{report}");
+        out::text(report)?;
     }
     if let Some(path) = &options.json {
         let text = summary.json(seed, &options.mix, report.as_ref());
@@ -128,10 +130,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 async fn end_early(mut signals: Signals, stop: CancellationToken) {
     signals.next().await;
     stop.cancel();
-    let _ = writeln!(
-        std::io::stderr(),
-        "no more orders; those in flight are watched to their end (once more: end at once)"
-    );
+    out::complain("no more orders; those in flight are watched to their end (once more: end at once)");
     signals.next().await;
     std::process::exit(1);
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::error::Error;
+use crate::out;
 
 /// What to do with operators' accounts.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +46,5 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     })?;
     let password = password.strip_suffix('\n').unwrap_or(&password);
     let user_id = user::create_operator(&create.service, &create.email, password).await?;
-    println!("{} is an operator now: {user_id}", create.email);
-    Ok(())
+    out::line(format_args!("{} is an operator now: {user_id}", create.email))
 }

@@ -1,6 +1,6 @@
 //! `ordermesh user` and so on: one service in this process. Binding, signals and telemetry are here; the rest is the service's.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::SocketAddr;
 
 use telemetry::Telemetry;
@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog;
 use crate::child::SUPERVISED;
 use crate::error::Error;
+use crate::out;
 use crate::service::Service;
 use crate::up::Signals;
 
@@ -60,8 +61,7 @@ impl Frame {
         let service = self.service.name();
         let database = |source| Error::Store { service, source };
         chassis::open_database(service, settings, migrations).await.map_err(database)?;
-        println!("the schema of the {service} service is up to date");
-        Ok(())
+        out::line(format_args!("the schema of the {service} service is up to date"))
     }
 
     /// Installs telemetry, binds, serves until a signal, flushes.
@@ -107,7 +107,7 @@ fn shutdown() -> Result<CancellationToken, Error> {
         signals.next().await;
         asked.cancel();
         signals.next().await;
-        let _ = writeln!(std::io::stderr(), "ordermesh: told to stop a second time: ends at once");
+        out::complain("ordermesh: told to stop a second time: ends at once");
         std::process::exit(1);
     });
     if std::env::var_os(SUPERVISED).is_some() {
@@ -185,8 +185,7 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
 pub(crate) async fn gateway(config: gateway_mock::Config) -> Result<(), Error> {
     if config.migrate_only {
         gateway_mock::open_ledger(&config).await?;
-        println!("the schema of the gateway is up to date");
-        return Ok(());
+        return out::line("the schema of the gateway is up to date");
     }
     let admin_address = config.admin_listen;
     let frame = Frame {

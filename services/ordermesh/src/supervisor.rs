@@ -15,6 +15,7 @@ use crate::certificates::Certificates;
 use crate::child::{self, Pids, Spec};
 use crate::data_dir::DataDir;
 use crate::error::Error;
+use crate::out;
 use crate::passed::Passed;
 use crate::probe;
 use crate::service::Service;
@@ -150,7 +151,9 @@ async fn renew(data_dir: DataDir, stop: CancellationToken) {
         }
         match data_dir.certificates() {
             Ok(_) => due = SystemClock.now().plus(RENEW_INTERVAL),
-            Err(error) => child::say(&format!("ordermesh: the certificates could not be renewed: {}", error.report())),
+            Err(error) => {
+                out::say(format_args!("ordermesh: the certificates could not be renewed: {}", error.report()))
+            }
         }
     }
 }

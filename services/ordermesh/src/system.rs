@@ -1,4 +1,4 @@
-//! Where a running system is, and how to talk to it: for `demo`, `explain`, `load`, `verify`.
+//! Where a running system is, and how to talk to it: for `demo`, `explain`, `events`, `load`, `verify`.
 
 use std::path::PathBuf;
 
@@ -190,6 +190,13 @@ impl System {
             data: to(Service::Data)?,
             operator: place.operator()?,
         })
+    }
+
+    /// Only its User and its Data Service.
+    #[cfg(test)]
+    pub(crate) fn of_two(user: Channel, data: Channel) -> Self {
+        let operator = Login { email: "operator@ordermesh.local".into(), password: "a password".into() };
+        Self { order: user.clone(), payment: user.clone(), user, data, operator }
     }
 
     /// An operator's access token.

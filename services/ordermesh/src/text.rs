@@ -1,6 +1,7 @@
 //! How values of the contracts are printed.
 
-use contracts::common::v1 as common;
+use contracts::common::v1::{self as common, EventType};
+use contracts::data::v1::EventStatus;
 use contracts::order::v1::{LineState, OrderState};
 use kernel::Money;
 use prost_types::Timestamp;
@@ -15,6 +16,20 @@ pub(crate) fn state(state: i32) -> &'static str {
 pub(crate) fn line_state(state: i32) -> &'static str {
     let name = LineState::try_from(state).unwrap_or_default().as_str_name();
     name.strip_prefix("LINE_STATE_").unwrap_or(name)
+}
+
+/// The word of a type of event, for example `user_login`; the number of one that this program does not know.
+pub(crate) fn event_type(of: i32) -> String {
+    match EventType::try_from(of) {
+        Ok(known) => known.as_str_name().trim_start_matches("EVENT_TYPE_").to_ascii_lowercase(),
+        Err(_) => of.to_string(),
+    }
+}
+
+/// `success` or `failed`.
+pub(crate) fn event_status(status: i32) -> String {
+    let name = EventStatus::try_from(status).unwrap_or_default().as_str_name();
+    name.trim_start_matches("EVENT_STATUS_").to_ascii_lowercase()
 }
 
 /// An amount; `-` when there is none.

@@ -8,9 +8,9 @@ use kernel::{IdSource, SystemIds};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::banner::Banner;
-use crate::child::say;
 use crate::data_dir;
 use crate::error::Error;
+use crate::out::say;
 use crate::passed::Passed;
 use crate::service::{MAX_INSTANCES, MAX_PORT_BASE};
 use crate::supervisor::{Plan, Supervisor};
@@ -66,7 +66,7 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
     let supervisor = Supervisor::start(&plan)?;
     tokio::select! {
         () = supervisor.ready() => {
-            say(&banner(&plan, &supervisor, began)?.text());
+            say(banner(&plan, &supervisor, began)?.text());
             signals.next().await;
         }
         () = signals.next() => {}

@@ -14,6 +14,7 @@ use storage::Database;
 use user::audit::Sessions;
 
 use crate::error::Error;
+use crate::out;
 use crate::promises::{Report, Sources};
 use crate::service::Service;
 use crate::system::Place;
@@ -147,8 +148,8 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let sources = sources(&options).await?;
     let report = sources.check().await?;
-    print!("{report}");
-    println!("{}", sources.gauges().await?);
+    out::text(&report)?;
+    out::line(sources.gauges().await?)?;
     verdict(&report)
 }
 

@@ -9,6 +9,7 @@ use tonic::Status;
 
 use crate::demo::stage::{Act, Stage};
 use crate::error::{self, Error};
+use crate::out;
 use crate::text;
 use crate::trace::Trace;
 
@@ -127,19 +128,22 @@ pub(crate) struct Played {
 
 impl Played {
     /// Prints it; was it as it should be?
-    pub(crate) fn print(&self) -> bool {
+    ///
+    /// # Errors
+    /// It cannot be printed.
+    pub(crate) fn print(&self) -> Result<bool, Error> {
         let word = if self.result.is_ok() { "ok  " } else { "FAIL" };
-        println!(
+        out::line(format_args!(
             "{word} {:<26} {} ({:.1} s)\n       trace {}",
             self.name,
             self.about,
             self.took.as_secs_f64(),
             self.trace
-        );
+        ))?;
         match &self.result {
-            Ok(report) => report.0.iter().for_each(|line| println!("       {line}")),
-            Err(wrong) => println!("       {wrong}"),
+            Ok(report) => report.0.iter().try_for_each(|line| out::line(format_args!("       {line}")))?,
+            Err(wrong) => out::line(format_args!("       {wrong}"))?,
         }
-        self.result.is_ok()
+        Ok(self.result.is_ok())
     }
 }

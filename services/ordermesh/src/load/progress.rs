@@ -6,14 +6,20 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
+use crate::error::Error;
 use crate::load::pace::Amount;
 use crate::load::seen::Seen;
+use crate::out;
 
 const ON_A_TERMINAL: Duration = Duration::from_millis(200);
 const ELSEWHERE: Duration = Duration::from_secs(5);
 
-/// Shows how it goes, until `stop`.
-pub(crate) async fn watch(seen: Seen, amount: Amount, stop: CancellationToken) {
+/// Shows how it goes, until `stop`. What nobody reads any more is stopped.
+///
+/// # Errors
+/// It cannot be shown.
+pub(crate) async fn watch(seen: Seen, amount: Amount, stop: CancellationToken) -> Result<(), Error> {
+    let _stop = stop.clone().drop_guard();
     let is_terminal = std::io::stderr().is_terminal();
     let bar = is_terminal.then(|| bar(amount));
     let every = if is_terminal { ON_A_TERMINAL } else { ELSEWHERE };
@@ -33,18 +39,19 @@ pub(crate) async fn watch(seen: Seen, amount: Amount, stop: CancellationToken) {
                 bar.set_position(done);
                 bar.set_message(text);
             }
-            None => println!(
+            None => out::line(format_args!(
                 "{:>5.0} s  {:>8} acknowledged  {:>8} finished  {text}",
                 start.elapsed().as_secs_f64(),
                 now.0,
                 now.1
-            ),
+            ))?,
         }
         (last, last_time) = (now, time);
     }
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
+    Ok(())
 }
 
 fn bar(amount: Amount) -> ProgressBar {

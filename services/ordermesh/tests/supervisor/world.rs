@@ -1,4 +1,4 @@
-//! The supervisor as a person starts it: the built program, real ports, a temporary folder.
+//! A system as a person starts it: the built program, real ports, a temporary folder.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,23 +7,28 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longer than a start or an end ever takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A system of one instance each; killed at the end, if it still runs.
-struct World {
-    supervisor: Child,
-    port_base: u16,
+/// A running system; killed at the end, if it still runs.
+pub(crate) struct World {
+    pub(crate) supervisor: Child,
+    pub(crate) port_base: u16,
     _folder: tempfile::TempDir,
-    data_dir: std::path::PathBuf,
+    pub(crate) data_dir: std::path::PathBuf,
 }
 
 impl World {
+    /// A system of one instance each; with what it said when it was ready.
+    pub(crate) fn start() -> (Self, String) {
+        Self::of(1)
+    }
+
     /// Starts a system, and returns when it says that it is ready; with what it said.
-    fn start() -> (Self, String) {
+    pub(crate) fn of(instances: u16) -> (Self, String) {
         let folder = tempfile::tempdir().expect("a folder");
         let data_dir = folder.path().join("data");
         let port_base = free_port_base();
-        let mut supervisor = ordermesh(port_base, &data_dir).stdout(Stdio::piped()).spawn().expect("starts");
+        let mut supervisor = system(port_base, &data_dir, instances).stdout(Stdio::piped()).spawn().expect("starts");
         let mut told = String::new();
         let mut lines = BufReader::new(supervisor.stdout.take().expect("piped"));
         while !told.contains("Ctrl-C ends the system") {
@@ -34,21 +39,37 @@ impl World {
         (Self { supervisor, port_base, _folder: folder, data_dir }, told)
     }
 
-    fn admin_ports(&self) -> Vec<u16> {
+    pub(crate) fn admin_ports(&self) -> Vec<u16> {
         [101, 201, 301, 401, 501].iter().map(|offset| self.port_base + 1_000 + offset).collect()
     }
 
-    fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         kill(signal, self.supervisor.id());
     }
 
-    fn children(&self) -> Vec<u32> {
+    /// The processes of a service's instances.
+    pub(crate) fn processes_of(&self, service: &str) -> Vec<u32> {
+        let is_of_it = |pid: &u32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|byte| *byte == 0).nth(1) == Some(service.as_bytes())
+        };
+        self.children().into_iter().filter(is_of_it).collect()
+    }
+
+    /// A command on this system.
+    pub(crate) fn command(&self, name: &str) -> Command {
+        let mut command = ordermesh();
+        command.args([name, "--port-base", &self.port_base.to_string(), "--data-dir"]).arg(&self.data_dir);
+        command
+    }
+
+    pub(crate) fn children(&self) -> Vec<u32> {
         let processes = std::fs::read_dir("/proc").expect("Linux").flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
         pids.filter(|pid| parent(*pid) == Some(self.supervisor.id())).collect()
     }
 
-    fn until_nobody_listens(&self) {
+    pub(crate) fn until_nobody_listens(&self) {
         for port in self.admin_ports() {
             until(&format!("port {port} is free"), || TcpStream::connect(("127.0.0.1", port)).is_err());
         }
@@ -63,19 +84,27 @@ impl Drop for World {
     }
 }
 
-fn ordermesh(port_base: u16, data_dir: &Path) -> Command {
+/// The program.
+pub(crate) fn ordermesh() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
-    command.args(["--instances", "1", "--user.bcrypt-cost", "4", "--port-base", &port_base.to_string()]);
-    command.arg("--data-dir").arg(data_dir).env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
+    command
+}
+
+/// The program as a system.
+pub(crate) fn system(port_base: u16, data_dir: &Path, instances: u16) -> Command {
+    let mut command = ordermesh();
+    command.args(["--instances", &instances.to_string(), "--user.bcrypt-cost", "4"]);
+    command.args(["--port-base", &port_base.to_string()]).arg("--data-dir").arg(data_dir);
     command
 }
 
 /// Below the ports that the kernel hands out by itself, and out of the way of other tests of this file.
-fn free_port_base() -> u16 {
+pub(crate) fn free_port_base() -> u16 {
     static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
     let start = 10_000 + u16::try_from(std::process::id() % 60).expect("small") * 100;
     loop {
-        let base = start + NEXT.fetch_add(2_000, std::sync::atomic::Ordering::SeqCst) % 8_000;
+        let base = start + NEXT.fetch_add(2_000, std::sync::atomic::Ordering::SeqCst) % 16_000;
         let ports = [101, 201, 301, 401, 501].into_iter().flat_map(|offset| [base + offset, base + 1_000 + offset]);
         if ports.into_iter().all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return base;
@@ -92,14 +121,14 @@ fn parent(pid: u32) -> Option<u32> {
     (fields.next()? != "Z").then(|| fields.next()?.parse().ok())?
 }
 
-fn kill(signal: &str, pid: u32) {
+pub(crate) fn kill(signal: &str, pid: u32) {
     // The shell's own: not every machine has a program of this name.
     let killed = Command::new("sh").args(["-c", &format!("kill {signal} {pid}")]).status().expect("sh");
     assert!(killed.success(), "{pid} is there to be killed");
 }
 
 /// Waits for a state of other processes, of which nobody tells.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
@@ -107,62 +136,10 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn readyz(port: u16) -> String {
+pub(crate) fn readyz(port: u16) -> String {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
     let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     let mut answer = String::new();
     let _ = asked.and_then(|()| stream.read_to_string(&mut answer));
     answer.lines().next().unwrap_or_default().to_owned()
-}
-
-#[test]
-fn what_it_calls_ready_is_ready_and_no_child_outlives_a_killed_supervisor() {
-    let (mut world, told) = World::start();
-    for port in world.admin_ports() {
-        assert_eq!(readyz(port), "HTTP/1.1 200 OK", "port {port}");
-    }
-    let password = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("readable");
-    let password = password.split_ascii_whitespace().nth(1).expect("a password");
-    assert!(told.contains(&format!("password {password}")), "{told}");
-    world.signal("-KILL");
-    world.supervisor.wait().expect("it ends");
-    world.until_nobody_listens();
-}
-
-#[test]
-fn a_child_that_is_killed_is_started_again() {
-    let (world, _) = World::start();
-    let before = world.children();
-    assert_eq!(before.len(), 5);
-    for child in &before {
-        kill("-KILL", *child);
-    }
-    until("five new children", || {
-        let now = world.children();
-        now.len() == 5 && now.iter().all(|child| !before.contains(child))
-    });
-    for port in world.admin_ports() {
-        until("it is ready again", || readyz(port) == "HTTP/1.1 200 OK");
-    }
-}
-
-#[test]
-fn sigterm_ends_everything_with_success() {
-    let (mut world, _) = World::start();
-    world.signal("-TERM");
-    assert!(world.supervisor.wait().expect("it ends").success());
-    for port in world.admin_ports() {
-        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "port {port}: no child is left when it has ended");
-    }
-}
-
-#[test]
-fn a_taken_port_is_named() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let base = free_port_base();
-    let _taken = TcpListener::bind(("127.0.0.1", base + 301)).expect("free");
-    let out = ordermesh(base, &folder.path().join("data")).output().expect("ends");
-    let told = String::from_utf8_lossy(&out.stderr);
-    assert!(!out.status.success());
-    assert!(told.contains(&format!("127.0.0.1:{} is taken", base + 301)) && told.contains("--port-base"), "{told}");
 }

@@ -1,0 +1,223 @@
+//! `ordermesh events`: the stored trace events of a running system, oldest first, and with `--follow` those that come after.
+//!
+//! # Layout
+//! - here: which events, and how far back
+//! - `session`: calls as the operator, for longer than an access token lives; `follower`: a stream that goes on whatever ends it
+//! - `print`: a line for each event
+
+mod follower;
+mod print;
+mod session;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use chassis::settings::duration;
+use clap::Args;
+use contracts::common::v1::EventType;
+use contracts::data::v1::{EventStatus, ListTraceEventsRequest, TraceEvent, WatchTraceEventsRequest};
+use kernel::{Clock, SystemClock};
+
+use crate::error::Error;
+use crate::events::follower::Follower;
+use crate::events::print::{Form, Printer};
+use crate::events::session::Session;
+use crate::system::{Place, Retries, System};
+use crate::text;
+use crate::up::Signals;
+
+/// The most events in a page.
+const PAGE_SIZE: i32 = 500;
+
+/// Which events.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// Go on with events as they are stored, until Ctrl-C
+    #[arg(long, short)]
+    follow: bool,
+    #[command(flatten)]
+    filter: Filter,
+    /// How far back: ms, s, m, h or d [default: 1h; with --order, --user or --trace as far as there are events]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    since: Option<Duration>,
+    /// What a line is
+    #[arg(long, short, value_enum, default_value_t = Form::Text, value_name = "FORM")]
+    output: Form,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// What an event must be.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Filter {
+    /// Only of this type, for example user_login; may be given several times
+    #[arg(long = "type", value_parser = event_type, value_name = "TYPE")]
+    types: Vec<EventType>,
+    /// Only with this status: success, failed
+    #[arg(long, value_parser = event_status, value_name = "STATUS")]
+    status: Option<EventStatus>,
+    /// Only of this order
+    #[arg(long, value_name = "ID")]
+    order: Option<String>,
+    /// Only of this user
+    #[arg(long, value_name = "ID")]
+    user: Option<String>,
+    /// Only of this trace
+    #[arg(long, value_name = "ID")]
+    trace: Option<String>,
+    /// Only of this service
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+}
+
+impl Filter {
+    /// A call has room for one type: of several each event is looked at here.
+    fn only_type(&self) -> i32 {
+        match self.types[..] {
+            [only] => only.into(),
+            _ => 0,
+        }
+    }
+
+    fn fits(&self, event: &TraceEvent) -> bool {
+        self.types.is_empty() || self.types.iter().any(|wanted| i32::from(*wanted) == event.r#type)
+    }
+
+    fn list(&self, start_time: Option<prost_types::Timestamp>, page_token: String) -> ListTraceEventsRequest {
+        ListTraceEventsRequest {
+            r#type: self.only_type(),
+            status: self.status.unwrap_or_default().into(),
+            service: self.service.clone().unwrap_or_default(),
+            order_id: self.order.clone().unwrap_or_default(),
+            user_id: self.user.clone().unwrap_or_default(),
+            trace_id: self.trace.clone().unwrap_or_default(),
+            start_time,
+            end_time: None,
+            page_size: PAGE_SIZE,
+            page_token,
+        }
+    }
+
+    fn watch(&self, after_cursor: String) -> WatchTraceEventsRequest {
+        let ListTraceEventsRequest { r#type, status, service, order_id, user_id, trace_id, .. } =
+            self.list(None, String::new());
+        WatchTraceEventsRequest { r#type, status, service, order_id, user_id, trace_id, after_cursor }
+    }
+}
+
+/// A type by its word. The contract's own list of them: whatever it gains is known here.
+fn event_type(word: &str) -> Result<EventType, String> {
+    let all = (1..).map_while(|number| EventType::try_from(number).ok());
+    let words = || all.clone().map(|known| text::event_type(known.into()));
+    all.clone()
+        .find(|known| text::event_type((*known).into()) == word)
+        .ok_or_else(|| format!("one of {}", words().collect::<Vec<_>>().join(", ")))
+}
+
+fn event_status(word: &str) -> Result<EventStatus, String> {
+    match word {
+        "success" => Ok(EventStatus::Success),
+        "failed" => Ok(EventStatus::Failed),
+        _ => Err("one of success, failed".to_owned()),
+    }
+}
+
+/// Prints them, until there are no more; or, with `--follow`, until a signal.
+///
+/// # Errors
+/// No system; filters that the Data Service refuses; a stream that cannot be gone on with.
+pub(crate) async fn run(options: Options) -> Result<(), Error> {
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        result = print_all(options) => result,
+        () = signals.next() => Ok(()),
+    }
+}
+
+async fn print_all(options: Options) -> Result<(), Error> {
+    let Options { follow, filter, since, output, place } = options;
+    let session = Session::open(System::find(&place, Retries::On).await?).await?;
+    let printer = Printer::new(output);
+    let start = since.map(|since| chassis::encode::timestamp(SystemClock.now().minus(since)));
+    if !follow {
+        return window(&session, &filter, start).await?.iter().try_for_each(|event| printer.print(event));
+    }
+    // Before the window is read: what is stored meanwhile is in both, and what is stored later in the stream.
+    let mut follower = Follower::begin(session, filter.clone()).await?;
+    let mut printed = HashSet::new();
+    for event in window(follower.session(), &filter, start).await? {
+        printer.print(&event)?;
+        printed.insert(event.event_id);
+    }
+    loop {
+        let event = follower.next().await?;
+        if filter.fits(&event) && !printed.remove(&event.event_id) {
+            printer.print(&event)?;
+        }
+    }
+}
+
+/// The events since an instant, oldest first.
+async fn window(
+    session: &Session,
+    filter: &Filter,
+    start: Option<prost_types::Timestamp>,
+) -> Result<Vec<TraceEvent>, Error> {
+    let (mut events, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let page = session.list(filter.list(start, page_token)).await?;
+        events.extend(page.events.into_iter().filter(|event| filter.fits(event)));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            events.reverse();
+            return Ok(events);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_any_word_of_the_contract_and_a_wrong_one_learns_which_there_are() {
+        assert_eq!(event_type("user_login"), Ok(EventType::UserLogin));
+        assert_eq!(event_type("data_lookup"), Ok(EventType::DataLookup));
+        for wrong in ["", "unspecified", "login", "USER_LOGIN"] {
+            let told = event_type(wrong).expect_err(wrong);
+            assert!(told.contains("user_login, order_creation") && !told.contains("unspecified"), "{told}");
+        }
+    }
+
+    #[test]
+    fn one_type_is_asked_for_and_of_several_each_event_is_looked_at() {
+        let event = |of: EventType| TraceEvent { r#type: of.into(), ..TraceEvent::default() };
+        let of = |types: &[EventType]| Filter { types: types.to_vec(), ..Filter::default() };
+        let (login, lookup, creation) = (EventType::UserLogin, EventType::DataLookup, EventType::OrderCreation);
+        assert_eq!(of(&[]).only_type(), 0);
+        assert!(of(&[]).fits(&event(lookup)));
+        assert_eq!(of(&[login]).only_type(), i32::from(login));
+        let two = of(&[login, creation]);
+        assert_eq!(two.only_type(), 0);
+        assert!(two.fits(&event(login)) && two.fits(&event(creation)) && !two.fits(&event(lookup)));
+    }
+
+    #[test]
+    fn a_list_and_a_stream_are_asked_for_the_same() {
+        let text = |text: &str| Some(text.to_owned());
+        let filter = Filter {
+            types: vec![EventType::UserLogin],
+            status: Some(EventStatus::Failed),
+            order: text("o"),
+            user: text("u"),
+            trace: text("t"),
+            service: text("s"),
+        };
+        let (list, watch) = (filter.list(None, String::new()), filter.watch("c".into()));
+        assert_eq!((list.r#type, list.status), (watch.r#type, watch.status));
+        let of_list = [list.service, list.order_id, list.user_id, list.trace_id];
+        assert_eq!(of_list, ["s", "o", "u", "t"]);
+        assert_eq!([watch.service, watch.order_id, watch.user_id, watch.trace_id], of_list);
+        assert_eq!((watch.after_cursor.as_str(), list.page_size), ("c", PAGE_SIZE));
+    }
+}

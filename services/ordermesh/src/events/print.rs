@@ -1,0 +1,288 @@
+//! An event as a line: for a person, or for a program.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use clap::ValueEnum;
+use contracts::common::v1::EventType;
+use contracts::data::v1::{EventError, EventStatus, TraceEvent};
+use prost_types::Timestamp;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::out;
+use crate::text;
+
+const RED: &str = "\x1b[31m";
+const PLAIN: &str = "\x1b[0m";
+
+/// What a line is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Form {
+    /// Columns for a person
+    Text,
+    /// A JSON object, with the contract's names
+    Json,
+}
+
+/// Prints events.
+pub(crate) struct Printer {
+    form: Form,
+    /// Failures are red.
+    in_colour: bool,
+}
+
+impl Printer {
+    /// In colour on a terminal, unless the environment has `NO_COLOR` (<https://no-color.org>).
+    pub(crate) fn new(form: Form) -> Self {
+        let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self { form, in_colour: is_wanted && std::io::stdout().is_terminal() }
+    }
+
+    /// A line.
+    ///
+    /// # Errors
+    /// It cannot be printed.
+    pub(crate) fn print(&self, event: &TraceEvent) -> Result<(), Error> {
+        out::line(self.line(event))
+    }
+
+    fn line(&self, event: &TraceEvent) -> String {
+        match self.form {
+            Form::Json => json(event),
+            Form::Text if self.in_colour && event.status() == EventStatus::Failed => {
+                format!("{RED}{}{PLAIN}", columns(event))
+            }
+            Form::Text => columns(event),
+        }
+    }
+}
+
+fn columns(event: &TraceEvent) -> String {
+    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { printable(text) };
+    let mut line = format!(
+        "{}  {:<18}  {:<7}  {:<7} {}  order {}",
+        event.start_time.map_or_else(|| "-".to_owned(), |time| millis(&time)),
+        text::event_type(event.r#type),
+        text::event_status(event.status),
+        printable(&event.service),
+        printable(&event.operation),
+        or_dash(&event.order_id),
+    );
+    // Writing to a String cannot fail.
+    if let Some(EventError { r#type, reason, message }) = &event.error {
+        let _ = write!(line, "  {} {}: {}", or_dash(r#type), or_dash(reason), or_dash(message));
+    }
+    if event.suppressed_count > 0 {
+        let _ = write!(line, "  (and {} like it)", event.suppressed_count);
+    }
+    let _ = write!(line, "  trace {}", or_dash(&event.trace_id));
+    line
+}
+
+/// What others have written must not move a terminal's cursor, or begin another line.
+fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut printable, letter| {
+        if letter.is_control() {
+            printable.extend(letter.escape_default());
+        } else {
+            printable.push(letter);
+        }
+        printable
+    })
+}
+
+/// RFC 3339 with milliseconds, always: columns stay under each other.
+fn millis(time: &Timestamp) -> String {
+    let second = Timestamp { seconds: time.seconds, nanos: 0 }.to_string();
+    format!("{}.{:03}Z", second.trim_end_matches('Z'), time.nanos / 1_000_000)
+}
+
+/// The JSON form of protocol buffers: what `grpcurl` prints, on one line.
+fn json(event: &TraceEvent) -> String {
+    // Texts, numbers and maps of texts always have a JSON form.
+    serde_json::to_string(&Json::from(event)).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Json<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    event_id: &'a str,
+    r#type: String,
+    status: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    service: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    instance: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    operation: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    trace_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    span_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration: Option<String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    order_id: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    user_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<JsonError<'a>>,
+    /// In one order, whoever prints them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    attributes: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "is_zero")]
+    suppressed_count: i32,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonError<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    r#type: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    reason: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    message: &'a str,
+}
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
+impl<'a> From<&'a TraceEvent> for Json<'a> {
+    fn from(event: &'a TraceEvent) -> Self {
+        let error =
+            event.error.as_ref().map(|EventError { r#type, reason, message }| JsonError { r#type, reason, message });
+        Self {
+            event_id: &event.event_id,
+            r#type: EventType::try_from(event.r#type)
+                .map_or_else(|_| event.r#type.to_string(), |known| known.as_str_name().to_owned()),
+            status: event.status().as_str_name().to_owned(),
+            service: &event.service,
+            instance: &event.instance,
+            operation: &event.operation,
+            trace_id: &event.trace_id,
+            span_id: &event.span_id,
+            start_time: event.start_time.map(|time| time.to_string()),
+            duration: event.duration.map(|duration| duration.to_string()),
+            order_id: &event.order_id,
+            user_id: &event.user_id,
+            error,
+            attributes: event.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+            suppressed_count: event.suppressed_count,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message;
+    use prost_types::{Duration, FileDescriptorSet};
+
+    use super::*;
+
+    fn event() -> TraceEvent {
+        TraceEvent {
+            event_id: "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e".into(),
+            r#type: EventType::OrderCreation.into(),
+            status: EventStatus::Failed.into(),
+            service: "order".into(),
+            instance: "order-1".into(),
+            operation: "order.v1.OrderService/CreateOrder".into(),
+            trace_id: "0af7651916cd43dd8448eb211c80319c".into(),
+            span_id: "b7ad6b7169203331".into(),
+            start_time: Some(Timestamp { seconds: 1_772_445_600, nanos: 5_000 }),
+            duration: Some(Duration { seconds: 1, nanos: 500_000_000 }),
+            order_id: "0190b5a0-7c3e-7a6b-9d1e-000000000001".into(),
+            user_id: "0190b5a0-7c3e-7a6b-9d1e-000000000002".into(),
+            error: Some(EventError {
+                r#type: "ValidationError".into(),
+                reason: "UNKNOWN_SKU".into(),
+                message: "unknown SKU: NO-SUCH-THING".into(),
+            }),
+            attributes: [("lines".to_owned(), "2".to_owned())].into(),
+            suppressed_count: 3,
+        }
+    }
+
+    fn printer(form: Form, in_colour: bool) -> Printer {
+        Printer { form, in_colour }
+    }
+
+    #[test]
+    fn a_line_tells_when_what_where_and_why() {
+        let line = printer(Form::Text, false).line(&event());
+        assert_eq!(
+            line,
+            "2026-03-02T10:00:00.000Z  order_creation      failed   order   order.v1.OrderService/CreateOrder  \
+             order 0190b5a0-7c3e-7a6b-9d1e-000000000001  ValidationError UNKNOWN_SKU: unknown SKU: NO-SUCH-THING  \
+             (and 3 like it)  trace 0af7651916cd43dd8448eb211c80319c"
+        );
+        let success =
+            TraceEvent { status: EventStatus::Success.into(), error: None, order_id: String::new(), ..event() };
+        let line = printer(Form::Text, false).line(&TraceEvent { suppressed_count: 0, ..success });
+        assert!(line.ends_with("CreateOrder  order -  trace 0af7651916cd43dd8448eb211c80319c"), "{line}");
+    }
+
+    #[test]
+    fn failures_alone_are_red_and_on_a_terminal_alone() {
+        let success = TraceEvent { status: EventStatus::Success.into(), ..event() };
+        assert!(printer(Form::Text, true).line(&event()).starts_with(RED));
+        assert!(printer(Form::Text, true).line(&event()).ends_with(PLAIN));
+        for line in [
+            printer(Form::Text, false).line(&event()),
+            printer(Form::Text, true).line(&success),
+            printer(Form::Json, true).line(&event()),
+        ] {
+            assert!(!line.contains('\x1b'), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_others_wrote_stays_on_its_line() {
+        let mut event = event();
+        event.error = Some(EventError { message: "one\ntwo \x1b[2J".into(), ..EventError::default() });
+        let line = printer(Form::Text, false).line(&event);
+        assert!(line.contains(r"- -: one\ntwo \u{1b}[2J"), "{line}");
+        assert_eq!(printer(Form::Json, false).line(&event).lines().count(), 1);
+    }
+
+    #[test]
+    fn an_event_in_json_has_every_field_by_its_name_in_the_contract() {
+        let files = FileDescriptorSet::decode(contracts::DESCRIPTORS).expect("descriptors").file;
+        let names = |message: &str| -> BTreeSet<String> {
+            let mut all = files.iter().filter(|file| file.package() == "data.v1").flat_map(|file| &file.message_type);
+            let message = all.find(|candidate| candidate.name() == message).expect("it is in the contract");
+            message.field.iter().map(|field| field.json_name().to_owned()).collect()
+        };
+        let json: serde_json::Value =
+            serde_json::from_str(&printer(Form::Json, false).line(&event())).expect("it is JSON");
+        let keys = |value: &serde_json::Value| value.as_object().expect("an object").keys().cloned().collect();
+        let (all, of_error): (BTreeSet<String>, BTreeSet<String>) = (keys(&json), keys(&json["error"]));
+        assert_eq!(all, names("TraceEvent"));
+        assert_eq!(of_error, names("EventError"));
+        assert_eq!(json["type"], "EVENT_TYPE_ORDER_CREATION");
+        assert_eq!(json["status"], "EVENT_STATUS_FAILED");
+        assert_eq!(json["startTime"], "2026-03-02T10:00:00.000005Z");
+        assert_eq!(json["duration"], "1.500s");
+        assert_eq!(json["attributes"]["lines"], "2");
+    }
+
+    #[test]
+    fn what_is_not_set_is_left_out_of_json() {
+        let event = TraceEvent {
+            r#type: EventType::UserLogin.into(),
+            status: EventStatus::Success.into(),
+            ..Default::default()
+        };
+        let line = printer(Form::Json, false).line(&event);
+        assert_eq!(line, r#"{"type":"EVENT_TYPE_USER_LOGIN","status":"EVENT_STATUS_SUCCESS"}"#);
+    }
+}

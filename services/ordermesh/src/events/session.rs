@@ -1,0 +1,74 @@
+//! The operator's calls, for as long as the command runs: an access token lives for minutes, so it logs in again.
+
+use std::sync::{Mutex, PoisonError};
+
+use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
+use contracts::data::v1::{
+    ListTraceEventsRequest, ListTraceEventsResponse, WatchTraceEventsRequest, WatchTraceEventsResponse,
+};
+use tonic::{Code, Status, Streaming};
+
+use crate::error::Error;
+use crate::system::{System, request};
+
+/// An operator who is logged in.
+pub(crate) struct Session {
+    system: System,
+    token: Mutex<String>,
+}
+
+impl Session {
+    /// Logs in.
+    ///
+    /// # Errors
+    /// The log-in is refused.
+    pub(crate) async fn open(system: System) -> Result<Self, Error> {
+        let token = system.operator_token().await?;
+        Ok(Self { system, token: Mutex::new(token) })
+    }
+
+    /// Logs in again.
+    ///
+    /// # Errors
+    /// The log-in is refused.
+    pub(crate) async fn renew(&self) -> Result<(), Error> {
+        let token = self.system.operator_token().await?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+        Ok(())
+    }
+
+    fn token(&self) -> String {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn events(&self) -> TraceEventServiceClient<mesh::Channel> {
+        TraceEventServiceClient::new(self.system.data.clone())
+    }
+
+    /// A page of events.
+    ///
+    /// # Errors
+    /// The call is refused, for another reason than a token that has ended.
+    pub(crate) async fn list(&self, message: ListTraceEventsRequest) -> Result<ListTraceEventsResponse, Error> {
+        let first = self.events().list_trace_events(request(message.clone(), &self.token(), None)).await;
+        let answer = match first {
+            Err(status) if status.code() == Code::Unauthenticated => {
+                self.renew().await?;
+                self.events().list_trace_events(request(message, &self.token(), None)).await
+            }
+            answer => answer,
+        };
+        Ok(answer.map_err(Error::refused("ListTraceEvents"))?.into_inner())
+    }
+
+    /// A stream of events.
+    ///
+    /// # Errors
+    /// The call is refused.
+    pub(crate) async fn watch(
+        &self,
+        message: WatchTraceEventsRequest,
+    ) -> Result<Streaming<WatchTraceEventsResponse>, Status> {
+        Ok(self.events().watch_trace_events(request(message, &self.token(), None)).await?.into_inner())
+    }
+}

@@ -1,0 +1,133 @@
+//! `ordermesh events`: what is printed of a running system's events, whatever becomes of its instances.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use contracts::user::v1::LoginRequest;
+use contracts::user::v1::user_service_client::UserServiceClient;
+use mesh::{Channel, ClientConfig};
+use tonic::Code;
+
+use crate::world::{PATIENCE, World, kill, readyz, until};
+
+/// `ordermesh events --follow`, and the lines that it prints.
+struct Following {
+    process: Child,
+    lines: Receiver<String>,
+}
+
+impl Following {
+    fn start(world: &World, filters: &[&str]) -> Self {
+        let mut command = world.command("events");
+        command.args(["--follow", "-o", "json"]).args(filters).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = command.spawn().expect("it starts");
+        let output = BufReader::new(process.stdout.take().expect("piped"));
+        let (to, lines) = channel();
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
+        Self { process, lines }
+    }
+
+    /// The trace of the next event.
+    fn trace(&self) -> String {
+        let line = self.lines.recv_timeout(PATIENCE).expect("another line");
+        let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(
+            (&event["type"], &event["status"]),
+            (&"EVENT_TYPE_USER_LOGIN".into(), &"EVENT_STATUS_FAILED".into())
+        );
+        event["traceId"].as_str().expect("a trace").to_owned()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The trace of a number.
+fn trace(number: u32) -> String {
+    format!("{:032x}", u128::from(number) + 1)
+}
+
+/// A log-in that is refused, in a trace of its own.
+async fn fail_to_log_in(users: &mut UserServiceClient<Channel>, number: u32) {
+    let message = LoginRequest { email: format!("nobody-{number}@example.com"), password: "a wrong password".into() };
+    let mut request = mesh::untraced(message);
+    let parent = format!("00-{}-00f067aa0ba902b7-01", trace(number)).parse().expect("a header");
+    request.metadata_mut().insert("traceparent", parent);
+    let refused = users.login(request).await.expect_err("there is no such account");
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+}
+
+fn kill_an_instance_and_wait_for_another(world: &World, killed: usize) {
+    let before = world.processes_of("data");
+    kill("-KILL", before[killed % before.len()]);
+    until("there are two again", || {
+        let now = world.processes_of("data");
+        now.len() == 2 && now != before
+    });
+    for instance in [1, 2] {
+        let port = world.port_base + 1_400 + instance;
+        until("it is ready again", || readyz(port) == "HTTP/1.1 200 OK");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_event_is_printed_once_whatever_instance_is_killed() {
+    let (world, _) = World::of(2);
+    let addresses = [1, 2].map(|instance| format!("127.0.0.1:{}", world.port_base + 100 + instance)).to_vec();
+    let mut users = UserServiceClient::new(mesh::client(ClientConfig::new("user", addresses, contracts::POLICIES)));
+    let all: BTreeSet<String> = (0..40).map(trace).collect();
+    for number in 0..10 {
+        fail_to_log_in(&mut users, number).await;
+    }
+    let mut following = Following::start(&world, &["--type", "user_login", "--status", "failed"]);
+    let mut printed = BTreeSet::new();
+    for number in 10..40 {
+        fail_to_log_in(&mut users, number).await;
+        if number % 8 == 0 {
+            kill_an_instance_and_wait_for_another(&world, usize::try_from(number / 8).expect("few"));
+        }
+    }
+    while printed.len() < all.len() {
+        let trace = following.trace();
+        assert!(printed.insert(trace.clone()), "{trace} twice");
+    }
+    assert_eq!(printed, all);
+    kill("-INT", following.process.id());
+    assert!(following.process.wait().expect("it ends").success(), "Ctrl-C is its end");
+    assert_eq!(following.lines.recv().ok(), None, "nothing more was printed");
+    // The same without following, as a person reads it; oldest first.
+    let filters = ["--type", "user_login", "--type", "data_lookup", "--status", "failed", "--since", "1h"];
+    let output = world.command("events").args(filters).output().expect("it ends");
+    let lines = String::from_utf8(output.stdout).expect("text");
+    assert!(output.status.success() && !lines.contains('\x1b'), "{lines}");
+    let traces: Vec<_> = lines.lines().map(|line| line.rsplit(' ').next().expect("a trace").to_owned()).collect();
+    assert_eq!(traces.len(), all.len(), "{lines}");
+    assert_eq!(traces.iter().cloned().collect::<BTreeSet<_>>(), all);
+    let times: Vec<_> = lines.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!((times.first(), times.last()), (times.iter().min(), times.iter().max()));
+}
+
+#[test]
+fn what_no_service_takes_is_refused_with_what_is_allowed() {
+    let (world, _) = World::start();
+    for (arguments, code, told) in [
+        (["--type", "login"], 2, "one of user_login, order_creation"),
+        (["--status", "bad"], 2, "one of success, failed"),
+        (["--since", "7"], 2, "a duration needs a unit"),
+        (["--order", "seven"], 1, "order_id: not a UUID"),
+        (["--trace", "seven"], 1, "32 lower-case hex digits"),
+    ] {
+        for follow in [&[][..], &["--follow"]] {
+            let output = world.command("events").args(arguments).args(follow).output().expect("it ends");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+            assert!(said.contains(told), "{arguments:?}: {said}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! How a system starts and ends.
+
+use std::net::{TcpListener, TcpStream};
+
+use crate::world::{World, free_port_base, kill, readyz, system, until};
+
+#[test]
+fn what_it_calls_ready_is_ready_and_no_child_outlives_a_killed_supervisor() {
+    let (mut world, told) = World::start();
+    for port in world.admin_ports() {
+        assert_eq!(readyz(port), "HTTP/1.1 200 OK", "port {port}");
+    }
+    let password = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("readable");
+    let password = password.split_ascii_whitespace().nth(1).expect("a password");
+    assert!(told.contains(&format!("password {password}")), "{told}");
+    world.signal("-KILL");
+    world.supervisor.wait().expect("it ends");
+    world.until_nobody_listens();
+}
+
+#[test]
+fn a_child_that_is_killed_is_started_again() {
+    let (world, _) = World::start();
+    let before = world.children();
+    assert_eq!(before.len(), 5);
+    for child in &before {
+        kill("-KILL", *child);
+    }
+    until("five new children", || {
+        let now = world.children();
+        now.len() == 5 && now.iter().all(|child| !before.contains(child))
+    });
+    for port in world.admin_ports() {
+        until("it is ready again", || readyz(port) == "HTTP/1.1 200 OK");
+    }
+}
+
+#[test]
+fn sigterm_ends_everything_with_success() {
+    let (mut world, _) = World::start();
+    world.signal("-TERM");
+    assert!(world.supervisor.wait().expect("it ends").success());
+    for port in world.admin_ports() {
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "port {port}: no child is left when it has ended");
+    }
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = free_port_base();
+    let _taken = TcpListener::bind(("127.0.0.1", base + 301)).expect("free");
+    let out = system(base, &folder.path().join("data"), 1).output().expect("ends");
+    let told = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success());
+    assert!(told.contains(&format!("127.0.0.1:{} is taken", base + 301)) && told.contains("--port-base"), "{told}");
+}

@@ -1,0 +1,70 @@
+//! What is printed where nothing reads it: `ordermesh … | head -1`, when `head` has gone.
+
+use std::process::{Command, Stdio};
+
+use crate::world::{PATIENCE, World, free_port_base, kill, ordermesh, readyz, system, until};
+
+/// A pipe that nothing reads.
+fn closed() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+/// What a shell shows for a program that was ended by SIGPIPE.
+const ENDED_BY_A_PIPE: i32 = 128 + 13;
+
+/// It ends, and says nothing about it.
+fn ends_quietly(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).stdout(closed()).output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.as_ref()), (Some(ENDED_BY_A_PIPE), ""), "{command:?}");
+}
+
+#[test]
+fn commands_without_a_system_end_quietly_when_nothing_reads_them() {
+    ends_quietly(ordermesh().args(["demo", "--list"]));
+    let folder = tempfile::tempdir().expect("a folder");
+    ends_quietly(ordermesh().args(["certs", "--dir"]).arg(folder.path().join("certs")));
+    for service in ["user", "order", "payment", "data"] {
+        let mut command = ordermesh();
+        ends_quietly(command.args([service, "--migrate-only", "--data-dir"]).arg(folder.path()));
+    }
+    let ledger = format!("sqlite://{}", folder.path().join("gateway.db").display());
+    ends_quietly(ordermesh().args(["gateway", "--migrate-only", "--api-key", "a key", "--database-url", &ledger]));
+    let password = folder.path().join("password");
+    std::fs::write(&password, "correct horse battery").expect("written");
+    let mut create = ordermesh();
+    create.args(["operator", "create", "--email", "eve@example.com", "--password-file"]).arg(&password);
+    ends_quietly(create.args(["--bcrypt-cost", "4", "--data-dir"]).arg(folder.path()));
+}
+
+#[test]
+fn commands_on_a_system_end_quietly_when_nothing_reads_them() {
+    let (world, _) = World::start();
+    let load = ["--orders", "3", "--customers", "1", "--accounts", "1"];
+    let loaded = world.command("load").args(load).output().expect("it ends");
+    assert!(loaded.status.success(), "the twin: {}", String::from_utf8_lossy(&loaded.stderr));
+    ends_quietly(world.command("load").args(load));
+    ends_quietly(&mut world.command("verify"));
+    ends_quietly(world.command("demo").args(["--only", "success"]));
+    ends_quietly(&mut world.command("events"));
+    ends_quietly(world.command("events").args(["--follow", "-o", "json"]));
+    let events = world.command("events").args(["-o", "json", "--type", "order_creation"]).output().expect("it ends");
+    let event = String::from_utf8(events.stdout).expect("text").lines().next().expect("an event").to_owned();
+    let event: serde_json::Value = serde_json::from_str(&event).expect("JSON");
+    ends_quietly(world.command("explain").arg(event["orderId"].as_str().expect("an order")));
+}
+
+#[test]
+fn a_system_runs_on_when_nothing_reads_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = free_port_base();
+    let mut supervisor = system(base, &folder.path().join("data"), 1).stdout(closed()).spawn().expect("starts");
+    for offset in [101, 201, 301, 401, 501] {
+        until("it is ready", || readyz(base + 1_000 + offset) == "HTTP/1.1 200 OK");
+    }
+    assert!(supervisor.try_wait().expect("watched").is_none(), "it runs, within {PATIENCE:?}");
+    kill("-TERM", supervisor.id());
+    assert!(supervisor.wait().expect("it ends").success());
+}
