@@ -8,7 +8,8 @@ use kernel::{IdSource, SystemIds};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::system::{System, is, mugs, refusal, state};
+use crate::system::{Person, System, is, mugs, refusal, state};
+use crate::world::GUARD;
 
 #[tokio::test]
 async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches() {
@@ -229,6 +230,23 @@ async fn a_confirmation_of_the_payment_service_wakes_an_order_whose_payment_was_
     system.confirmations("payment").confirm_payment(confirmation).await.expect("it is heard");
     let step = steps.message().await.expect("it goes on").expect("a step");
     assert_eq!(state(step.entry.expect("an entry").state()), "PAID");
+}
+
+#[tokio::test]
+async fn why_a_try_came_to_nothing_is_an_operators_to_read() {
+    let system = System::new().await;
+    system.payments.say(PaymentState::Pending);
+    let (ada, operator) = (system.person("customer"), system.person("operator"));
+    let id = ada.create(mugs(1)).await.expect("an order").order_id;
+    let seen = async |person: &Person| loop {
+        let last_error = person.get(&id).await.expect("an answer").order.expect("the order").last_error;
+        if !last_error.is_empty() {
+            return last_error;
+        }
+    };
+    let for_the_operator = tokio::time::timeout(GUARD, seen(&operator)).await.expect("it is recorded");
+    assert_eq!(for_the_operator, "the payment is PENDING");
+    assert_eq!(seen(&ada).await, "the last try came to nothing, and the next one follows");
 }
 
 #[tokio::test]
