@@ -58,9 +58,10 @@ impl Error {
         move |status| Self::Refused { what, status: Box::new(status) }
     }
 
-    /// What the process ends with: 1, or 2 when it could not even look (as for arguments that make no sense).
+    /// What the process ends with: 1, or 2 when it could not even look (as for arguments and variables that make no sense).
     pub(crate) fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. }) { 2 } else { 1 }
+        let is_setting = matches!(self, Self::Telemetry(error) if error.is_setting());
+        if is_setting || matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. }) { 2 } else { 1 }
     }
 
     /// The error and what caused it, a line each.
