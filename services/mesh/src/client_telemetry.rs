@@ -3,8 +3,9 @@
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use http::HeaderValue;
-use telemetry::{Kind, Operation, Parent};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use telemetry::propagation::{outgoing_baggage, outgoing_tracestate};
+use telemetry::{Kind, Operation, Parent, Propagation};
 use tokio::time::Instant;
 use tonic::Status;
 use tower::layer::layer_fn;
@@ -15,7 +16,7 @@ use crate::caller::{About, Untraced};
 use crate::metrics::CallDuration;
 use crate::policy::PolicyTable;
 use crate::record::{Record, Side, Sink};
-use crate::wire::{Request, Response, TRACEPARENT, find, method_name, once_only};
+use crate::wire::{BAGGAGE, Request, Response, TRACEPARENT, TRACESTATE, find, method_name, once_only};
 
 #[derive(Clone)]
 pub(crate) struct ClientTelemetry<S> {
@@ -27,13 +28,15 @@ struct Shared {
     policies: PolicyTable,
     events: Option<Sink>,
     duration: CallDuration,
+    propagation: Propagation,
 }
 
 pub(crate) fn client_telemetry<S>(
     policies: PolicyTable,
     events: Option<Sink>,
+    propagation: Propagation,
 ) -> impl Layer<S, Service = ClientTelemetry<S>> + Clone {
-    let shared = std::sync::Arc::new(Shared { policies, events, duration: CallDuration::client() });
+    let shared = std::sync::Arc::new(Shared { policies, events, duration: CallDuration::client(), propagation });
     layer_fn(move |inner| ClientTelemetry { inner, shared: shared.clone() })
 }
 
@@ -60,9 +63,7 @@ where
         }
         let event = policy.and_then(|policy| policy.event);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
-        if let Ok(place) = HeaderValue::from_bytes(&operation.place().header()) {
-            request.headers_mut().insert(TRACEPARENT, once_only(place));
-        }
+        propagate(self.shared.propagation, &operation, request.headers_mut());
         if let Some(About { order_id, user_id }) = request.extensions().get::<About>() {
             order_id.iter().for_each(|id| operation.set_order(*id));
             user_id.iter().for_each(|id| operation.set_user(*id));
@@ -72,6 +73,25 @@ where
         request.extensions_mut().insert(operation);
         let work = span.in_scope(|| self.inner.call(request));
         Box::pin(recorded(record, work).instrument(span))
+    }
+}
+
+/// Sets `traceparent`, and forwards `tracestate` and `baggage` of the call that is being served.
+fn propagate(propagation: Propagation, operation: &Operation, headers: &mut HeaderMap) {
+    if propagation.trace_context {
+        if let Ok(place) = HeaderValue::from_bytes(&operation.place().header()) {
+            headers.insert(TRACEPARENT, once_only(place));
+        }
+        put(headers, TRACESTATE, outgoing_tracestate());
+    }
+    if propagation.baggage {
+        put(headers, BAGGAGE, outgoing_baggage());
+    }
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, text: Option<String>) {
+    if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.insert(name, once_only(value));
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) const RESERVED_PREFIX: &str = "x-ordermesh-";
 pub(crate) const SECRET_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-secret");
 pub(crate) const SERVICE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-service");
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// How many attempts were made before this one (gRFC A6).
 pub(crate) const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 /// When the server wants the next attempt, in milliseconds; negative: never (gRFC A6).

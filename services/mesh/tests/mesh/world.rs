@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use mesh::{
     Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig, VerifyingKey, client, server,
 };
-use telemetry::{Ended, EventSink};
+use telemetry::{Ended, EventSink, Propagation};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -79,6 +79,7 @@ pub(crate) struct Plan {
     pub(crate) memory_budget_bytes: Option<usize>,
     pub(crate) max_message_bytes: usize,
     pub(crate) trust_client_trace_context: bool,
+    pub(crate) propagation: Propagation,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -91,6 +92,7 @@ impl Default for Plan {
             memory_budget_bytes: None,
             max_message_bytes: mesh::DEFAULT_MAX_MESSAGE_BYTES,
             trust_client_trace_context: false,
+            propagation: Propagation::DEFAULT,
             drain_timeout: Duration::from_secs(5),
         }
     }
@@ -131,6 +133,7 @@ impl World {
             memory_budget_bytes: plan.memory_budget_bytes,
             max_message_bytes: plan.max_message_bytes,
             trust_client_trace_context: plan.trust_client_trace_context,
+            propagation: plan.propagation,
             drain_timeout: plan.drain_timeout,
             ..ServerConfig::new("test", POLICIES, gatekeeper)
         };
