@@ -71,7 +71,7 @@ pub struct Config {
     /// A file with the merchant's API key; read when `api-key` is not set. No default: one of the two is needed.
     #[arg(long, env = "GATEWAY_API_KEY_FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Where traces and metrics go by OTLP/gRPC, for example http://localhost:4317. Default: nowhere.
+    /// Where traces, metrics and logs go by OTLP, for example http://localhost:4317. Default: OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere.
     #[arg(long, env = "GATEWAY_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
     /// What is logged: directives of tracing's filter.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use gateway_mock::{Config, Error};
-use telemetry::Telemetry;
+use telemetry::{Environment, SetupError, Telemetry};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,9 @@ async fn main() -> ExitCode {
                 eprintln!("  because {cause}");
                 source = cause.source();
             }
-            ExitCode::FAILURE
+            // As for arguments that cannot be read.
+            let is_setting = matches!(&error, Error::Telemetry(error) if error.is_setting());
+            ExitCode::from(if is_setting { 2 } else { 1 })
         }
     }
 }
@@ -38,11 +40,12 @@ async fn serve(config: Config) -> Result<(), Error> {
     if config.migrate_only {
         return gateway_mock::open_ledger(&config).await.map(|_| ());
     }
+    let endpoint = config.otlp_endpoint.as_deref().map(|endpoint| ("GATEWAY_OTLP_ENDPOINT", endpoint));
     let telemetry = Telemetry::install(&telemetry::Settings {
         service: "gateway".to_owned(),
         instance: config.instance.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        otlp_endpoint: config.otlp_endpoint.clone(),
+        environment: Environment::of_process(endpoint).map_err(SetupError::from)?,
         log: config.log.clone(),
         log_form: None,
     })?;

@@ -186,7 +186,7 @@ pub struct Settings {
     /// Instances of the Data Service: it keeps the trace events of all. A list, or dns:///NAME:PORT, which is looked up every 3 s
     #[arg(long, env = "ORDERMESH_DATA_ADDRESSES", default_value = "127.0.0.1:7401", value_name = "HOST:PORT,…")]
     pub data_addresses: Addresses,
-    /// Where traces and metrics go by OTLP/gRPC, for example http://localhost:4317; nowhere when not set
+    /// Where traces, metrics and logs go by OTLP, for example http://localhost:4317; nowhere when not set
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
     /// What is logged, as filter directives, for example info or info,order=debug

@@ -50,7 +50,7 @@ impl Attempts {
         }
     }
 
-    /// Another attempt begins: its `traceparent`, if it has a span.
+    /// Another attempt begins: its `traceparent`, if it has a span. `tracestate` and `baggage` are the call's.
     pub(crate) fn again(&mut self, previous: u32, is_transparent: bool) -> Option<HeaderValue> {
         self.current = self.open(SystemClock.now(), previous, is_transparent);
         let place = TraceParent::of(self.current.as_ref()?.span.span_context());

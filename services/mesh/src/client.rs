@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use telemetry::EventSink;
+use telemetry::{EventSink, Propagation};
 use tonic::Status;
 use tower::{Service, ServiceBuilder};
 
@@ -46,14 +46,25 @@ pub struct ClientConfig {
     pub tls: Option<ClientTls>,
     /// Are calls that failed tried again where the contract allows it? Not for who wants to see each refusal.
     pub retries: bool,
+    /// The headers of the trace context that are sent.
+    pub propagation: Propagation,
 }
 
 impl ClientConfig {
-    /// With retries and one connection to each instance; without credentials, events or TLS.
+    /// With retries, one connection to each instance, and the process's propagation; without credentials, events or TLS.
     pub fn new(target: &'static str, addresses: impl Into<Addresses>, policies: PolicyTable) -> Self {
-        let (addresses, credentials) = (addresses.into(), Credentials::None);
-        let (events, tls, is_platform) = (None, None, false);
-        Self { target, addresses, policies, credentials, events, is_platform, connections: 1, tls, retries: true }
+        Self {
+            target,
+            addresses: addresses.into(),
+            policies,
+            credentials: Credentials::None,
+            events: None,
+            is_platform: false,
+            connections: 1,
+            tls: None,
+            retries: true,
+            propagation: Propagation::installed(),
+        }
     }
 }
 
@@ -76,7 +87,7 @@ pub fn client(config: ClientConfig) -> Channel {
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
         // Outermost: one CLIENT span over all attempts. Further in, retrying would look like several calls.
-        .layer(client_telemetry(config.policies, config.events, config.is_platform))
+        .layer(client_telemetry(config.policies, config.events, config.is_platform, config.propagation))
         // Outside of retry: all attempts together have the time of one call.
         .layer(client_deadline(config.policies))
         // Outside of all that is chosen anew for each attempt: credentials and instance.

@@ -3,8 +3,9 @@
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue};
-use telemetry::{Kind, Operation, Parent};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use telemetry::propagation::{outgoing_baggage, outgoing_tracestate};
+use telemetry::{Kind, Operation, Parent, Propagation};
 use tokio::time::Instant;
 use tonic::Status;
 use tower::layer::layer_fn;
@@ -15,7 +16,9 @@ use crate::caller::{About, Untraced};
 use crate::metrics::CallDuration;
 use crate::policy::PolicyTable;
 use crate::record::{Record, Side, Sink};
-use crate::wire::{ORDER_HEADER, Request, Response, TRACEPARENT, USER_HEADER, find, method_name, once_only};
+use crate::wire::{
+    BAGGAGE, ORDER_HEADER, Request, Response, TRACEPARENT, TRACESTATE, USER_HEADER, find, method_name, once_only,
+};
 
 #[derive(Clone)]
 pub(crate) struct ClientTelemetry<S> {
@@ -28,14 +31,17 @@ struct Shared {
     events: Option<Sink>,
     is_platform: bool,
     duration: CallDuration,
+    propagation: Propagation,
 }
 
 pub(crate) fn client_telemetry<S>(
     policies: PolicyTable,
     events: Option<Sink>,
     is_platform: bool,
+    propagation: Propagation,
 ) -> impl Layer<S, Service = ClientTelemetry<S>> + Clone {
-    let shared = std::sync::Arc::new(Shared { policies, events, is_platform, duration: CallDuration::client() });
+    let duration = CallDuration::client();
+    let shared = std::sync::Arc::new(Shared { policies, events, is_platform, duration, propagation });
     layer_fn(move |inner| ClientTelemetry { inner, shared: shared.clone() })
 }
 
@@ -62,9 +68,7 @@ where
         }
         let event = policy.and_then(|policy| policy.event);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
-        if let Ok(place) = HeaderValue::from_bytes(&operation.place().header()) {
-            request.headers_mut().insert(TRACEPARENT, once_only(place));
-        }
+        propagate(self.shared.propagation, &operation, request.headers_mut());
         if let Some(about) = request.extensions().get::<About>().copied() {
             about.order_id.iter().for_each(|id| operation.set_order(*id));
             about.user_id.iter().for_each(|id| operation.set_user(*id));
@@ -80,7 +84,7 @@ where
     }
 }
 
-/// The service that serves the call is told which order and user it is about, so that its own event carries them.
+/// The service that serves the call learns which order and user it is about, so that its own event carries them.
 fn send(about: About, headers: &mut HeaderMap) {
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
     for (name, id) in [(ORDER_HEADER, about.order_id), (USER_HEADER, about.user_id)] {
@@ -88,6 +92,25 @@ fn send(about: About, headers: &mut HeaderMap) {
         if let Some(Ok(value)) = value {
             headers.insert(name, once_only(value));
         }
+    }
+}
+
+/// Sets `traceparent`, and forwards `tracestate` and `baggage` of the call that is being served.
+fn propagate(propagation: Propagation, operation: &Operation, headers: &mut HeaderMap) {
+    if propagation.trace_context {
+        if let Ok(place) = HeaderValue::from_bytes(&operation.place().header()) {
+            headers.insert(TRACEPARENT, once_only(place));
+        }
+        put(headers, TRACESTATE, outgoing_tracestate());
+    }
+    if propagation.baggage {
+        put(headers, BAGGAGE, outgoing_baggage());
+    }
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, text: Option<String>) {
+    if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.insert(name, once_only(value));
     }
 }
 

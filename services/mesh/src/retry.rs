@@ -241,8 +241,10 @@ impl Call {
     fn mark(&mut self, request: &mut Request, is_transparent: bool) {
         self.previous += u32::from(!is_transparent);
         self.transparent += u32::from(is_transparent);
-        if let Some(place) = self.attempts.again(self.previous, is_transparent) {
-            request.headers_mut().insert(TRACEPARENT, once_only(place));
+        // Replaces the call's own; without propagation there is none.
+        let place = self.attempts.again(self.previous, is_transparent);
+        if let (Some(place), Some(header)) = (place, request.headers_mut().get_mut(TRACEPARENT)) {
+            *header = once_only(place);
         }
         if self.previous > 0 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous));

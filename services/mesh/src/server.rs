@@ -40,6 +40,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         gatekeeper: config.gatekeeper.clone(),
         events: config.events,
         trust_client_trace_context: config.trust_client_trace_context,
+        propagation: config.propagation,
         refusals: refusals.clone(),
     };
     let (policies, goaway) = (config.policies, CancellationToken::new());

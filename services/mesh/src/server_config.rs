@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use telemetry::EventSink;
+use telemetry::{EventSink, Propagation};
 
 use crate::gatekeeper::Gatekeeper;
 use crate::policy::PolicyTable;
@@ -44,6 +44,8 @@ pub struct ServerConfig {
     pub max_message_bytes: usize,
     /// Are clients' traces continued, instead of linked? For local runs.
     pub trust_client_trace_context: bool,
+    /// The headers of the trace context that are read.
+    pub propagation: Propagation,
     /// How long all is served as before after health says NOT_SERVING: until those who send calls here have noticed.
     pub drain_notice: Duration,
     /// How long open calls may go on after the GOAWAY.
@@ -60,7 +62,8 @@ pub const DEFAULT_MAX_STREAMS: usize = 1_024;
 pub const DEFAULT_MAX_CONNECTIONS: usize = 900;
 
 impl ServerConfig {
-    /// A server with every limit at its default, plain, and without events, reflection, quotas or notice.
+    /// A server with every limit at its default and the process's propagation, plain, and without events, reflection,
+    /// quotas or notice.
     pub fn new(service: &'static str, policies: PolicyTable, gatekeeper: Gatekeeper) -> Self {
         Self {
             service,
@@ -78,6 +81,7 @@ impl ServerConfig {
             memory_budget_bytes: None,
             max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
             trust_client_trace_context: false,
+            propagation: Propagation::installed(),
             drain_notice: Duration::ZERO,
             drain_timeout: Duration::from_secs(10),
         }

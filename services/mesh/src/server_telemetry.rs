@@ -1,11 +1,13 @@
 //! The server's telemetry layer: an operation (span and event slot) and the RPC metrics of each call.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
-use telemetry::{Kind, Operation, Parent, TraceParent};
+use http::{HeaderMap, HeaderName};
+use telemetry::{Kind, Operation, Parent, Propagation, RemoteContext, TraceParent};
 use tokio::time::Instant;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
@@ -18,7 +20,7 @@ use crate::metrics::CallDuration;
 use crate::policy::{MethodPolicy, PolicyTable};
 use crate::record::{Record, Side, Sink};
 use crate::refusals::{Cause, Refusals};
-use crate::wire::{Answer, Request, Response, TRACEPARENT, find, is_infrastructure, method_name};
+use crate::wire::{Answer, BAGGAGE, Request, Response, TRACEPARENT, TRACESTATE, find, is_infrastructure, method_name};
 
 /// What the layer knows.
 #[derive(Clone)]
@@ -27,6 +29,7 @@ pub(crate) struct ServerTelemetryConfig {
     pub(crate) gatekeeper: Gatekeeper,
     pub(crate) events: Option<Sink>,
     pub(crate) trust_client_trace_context: bool,
+    pub(crate) propagation: Propagation,
     pub(crate) refusals: Arc<Refusals>,
 }
 
@@ -45,11 +48,15 @@ pub(crate) fn server_telemetry<S>(
 
 impl ServerTelemetryConfig {
     /// The platform's own callers are believed. At a public door a stranger's context starts a linked trace, unless
-    /// clients are trusted. A service that sends none does not want to be traced (the relay of trace events).
+    /// clients are trusted, and `tracestate` and `baggage` are not forwarded. A service that sends none does not want to be
+    /// traced (the relay of trace events).
     fn open(&self, request: &Request, policy: Option<&'static MethodPolicy>) -> Operation {
         let headers = request.headers();
         let name = method_name(policy);
         let event = policy.and_then(|policy| policy.event);
+        if !self.propagation.trace_context {
+            return Operation::open(Kind::Server, name, Parent::Root, event, self.events.clone());
+        }
         let theirs = headers.get(TRACEPARENT).and_then(|value| {
             let place = value.to_str().ok().and_then(|text| text.parse::<TraceParent>().ok());
             if place.is_none() {
@@ -64,8 +71,26 @@ impl ServerTelemetryConfig {
             Some(place) if from_service || self.trust_client_trace_context => Parent::Remote(place),
             Some(place) => Parent::LinkedRoot(place),
         };
-        Operation::open(Kind::Server, name, parent, event, self.events.clone())
+        let Parent::Remote(place) = parent else {
+            return Operation::open(Kind::Server, name, parent, event, self.events.clone());
+        };
+        // Both are rare: without them, the operation is opened under its remote parent directly.
+        let tracestate = list(headers, TRACESTATE);
+        let baggage = if self.propagation.baggage { list(headers, BAGGAGE) } else { None };
+        if tracestate.is_none() && baggage.is_none() {
+            return Operation::open(Kind::Server, name, parent, event, self.events.clone());
+        }
+        let (tracestate, baggage) = (tracestate.as_deref(), baggage.as_deref());
+        let _current = RemoteContext { parent: place, tracestate, baggage }.attach();
+        Operation::open(Kind::Server, name, Parent::Current, event, self.events.clone())
     }
+}
+
+/// A header that is a list. Several headers are joined with commas.
+fn list(headers: &HeaderMap, name: HeaderName) -> Option<Cow<'_, str>> {
+    let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let first = Cow::Borrowed(values.next()?);
+    Some(values.fold(first, |all, value| Cow::Owned(format!("{all},{value}"))))
 }
 
 impl<S> Service<Request> for ServerTelemetry<S>

@@ -41,6 +41,8 @@ pub(crate) const ORDER_HEADER: HeaderName = HeaderName::from_static("x-ordermesh
 /// Which user a service's call is about: a UUID. Only services are believed.
 pub(crate) const USER_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-user");
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 /// How many attempts were made before this one (gRFC A6).
 pub(crate) const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 /// When the server wants the next attempt, in milliseconds; negative: never (gRFC A6).

@@ -75,8 +75,11 @@ impl Error {
         }
     }
 
-    /// A setting is wrong, and the service said so.
+    /// A setting or a variable makes no sense, and the service said so.
     fn is_configuration(&self) -> bool {
+        if matches!(self, Self::Telemetry(error) if error.is_setting()) {
+            return true;
+        }
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
             if error.downcast_ref::<storage::Error>().is_some_and(storage::Error::is_configuration) {

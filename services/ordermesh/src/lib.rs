@@ -77,7 +77,7 @@ const VERSION: &str = concat!(
 const PASSED_HELP: &str = "Settings of one service are passed on by prefix, for example
   ordermesh --order.memory-budget 4KiB --data.fault-lookup refuse
 See `ordermesh user|order|payment|data|gateway --help` for them.
-With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service sends its traces and metrics there.";
+With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service sends its traces, metrics and logs there.";
 
 #[derive(Subcommand, Debug)]
 enum Command {

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::net::SocketAddr;
 
-use telemetry::Telemetry;
+use telemetry::{Environment, SetupError, Telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +41,8 @@ struct Frame {
     listen: SocketAddr,
     admin: Option<SocketAddr>,
     log: String,
-    otlp_endpoint: Option<String>,
+    /// The general endpoint, and the name of its setting.
+    otlp_endpoint: (&'static str, Option<String>),
 }
 
 impl Frame {
@@ -52,7 +53,7 @@ impl Frame {
             listen: settings.listen,
             admin: settings.admin_listen,
             log: settings.log.clone(),
-            otlp_endpoint: settings.otlp_endpoint.clone(),
+            otlp_endpoint: ("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otlp_endpoint.clone()),
         }
     }
 
@@ -69,11 +70,13 @@ impl Frame {
         self,
         run: impl AsyncFnOnce(TcpListener, Option<TcpListener>, CancellationToken) -> Result<(), E>,
     ) -> Result<(), Error> {
+        let (name, endpoint) = &self.otlp_endpoint;
+        let endpoint = endpoint.as_deref().map(|endpoint| (*name, endpoint));
         let telemetry = Telemetry::install(&telemetry::Settings {
             service: self.service.name().to_owned(),
             instance: self.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            otlp_endpoint: self.otlp_endpoint.clone(),
+            environment: Environment::of_process(endpoint).map_err(SetupError::from)?,
             log: self.log.clone(),
             log_form: None,
         })?;
@@ -194,7 +197,7 @@ pub(crate) async fn gateway(config: gateway_mock::Config) -> Result<(), Error> {
         listen: config.listen,
         admin: Some(admin_address),
         log: config.log.clone(),
-        otlp_endpoint: config.otlp_endpoint.clone(),
+        otlp_endpoint: ("GATEWAY_OTLP_ENDPOINT", config.otlp_endpoint.clone()),
     };
     frame
         .serve(async |listener, admin, shutdown| {

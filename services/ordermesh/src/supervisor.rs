@@ -8,6 +8,7 @@ use std::time::Duration;
 use chassis::DatabaseUrl;
 use futures_util::future::join_all;
 use kernel::{Clock, SystemClock};
+use telemetry::{Environment, SetupError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -77,6 +78,9 @@ impl Supervisor {
     /// # Errors
     /// A taken port; a data folder that cannot be used. Nothing runs then.
     pub(crate) fn start(plan: &Plan) -> Result<Self, Error> {
+        // Checked here: a child that refuses a variable would be restarted again and again.
+        let environment = Environment::of_process(None).map_err(SetupError::from)?;
+        environment.check_files().map_err(SetupError::from)?;
         check_ports(plan)?;
         let data_dir = DataDir::prepare(&plan.data_dir)?;
         let certificates = if plan.tls { Some(data_dir.certificates()?) } else { None };
@@ -97,7 +101,10 @@ impl Supervisor {
                 name: format!("{service}-{instance}"),
                 program: program.clone(),
                 args: args(plan, &supervisor.data_dir, service),
-                env: env(plan, &supervisor.data_dir, certificates.as_ref(), service, instance),
+                env: env(plan, &supervisor.data_dir, certificates.as_ref(), service, instance)
+                    .into_iter()
+                    .chain(service_name(&environment, service))
+                    .collect(),
                 quiet: plan.quiet,
                 restarts_at_once: plan.restarts_at_once,
                 pids: supervisor.pids.clone(),
@@ -213,9 +220,6 @@ fn env(
         let file = || format!("sqlite://{}", data_dir.path().join("gateway.db").display());
         env.push(("GATEWAY_DATABASE_URL".into(), database.unwrap_or_else(file).into()));
         env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
-        if let Some(endpoint) = std::env::var_os("OTEL_EXPORTER_OTLP_ENDPOINT") {
-            env.push(("GATEWAY_OTLP_ENDPOINT".into(), endpoint));
-        }
         return env;
     }
     if let Some(url) = database {
@@ -237,6 +241,12 @@ fn env(
         env.push(("ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
     }
     env
+}
+
+/// `service.name` of a service's processes: the environment's name is that of the whole system, so it is a prefix.
+fn service_name(environment: &Environment, service: Service) -> Option<(String, OsString)> {
+    let prefix = environment.service_name()?;
+    Some(("OTEL_SERVICE_NAME".to_owned(), format!("{prefix}-{service}").into()))
 }
 
 /// Every port, before anything is started: a half-started system helps nobody.
@@ -302,6 +312,17 @@ mod tests {
         let port = Service::Payment.admin_address(base, 2).to_string();
         assert!(error.contains(&port) && error.contains("payment-2") && error.contains("--port-base"), "{error}");
         assert!(!data_dir.exists());
+    }
+
+    #[test]
+    fn the_environments_service_name_is_a_prefix() {
+        let named = |name: &'static str| {
+            let environment = Environment::read(None, |variable| (variable == name).then(|| "shop".into()));
+            service_name(&environment.expect("good"), Service::Order)
+        };
+        let expected = Some(("OTEL_SERVICE_NAME".to_owned(), OsString::from("shop-order")));
+        assert_eq!(named("OTEL_SERVICE_NAME"), expected);
+        assert_eq!(named("OTEL_NOTHING"), None);
     }
 
     #[test]

@@ -35,8 +35,7 @@ pub(crate) struct Options {
     #[arg(long, env = "ORDERMESH_TLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) tls: bool,
     /// What the services log, as filter directives, for example info or warn,ordermesh=debug
-    // Jaeger alone takes no metrics: every process would say so every ten seconds.
-    #[arg(long, env = "ORDERMESH_LOG", default_value = "warn,opentelemetry_sdk=off", value_name = "FILTER")]
+    #[arg(long, env = "ORDERMESH_LOG", default_value = "warn", value_name = "FILTER")]
     pub(crate) log: String,
 }
 

@@ -1,4 +1,4 @@
-//! What a collector gets: every metric that operators are promised, by OTLP, from a system of its own.
+//! What a collector gets: every metric that operators are promised, by OTLP, from every service of a system of its own.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -10,7 +10,9 @@ use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::
     MetricsService, MetricsServiceServer,
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
@@ -41,8 +43,13 @@ const PROMISED: [(&str, bool); 19] = [
     ("mesh.server.permits.used", false),
 ];
 
-/// (metric, is it a gauge).
-type Seen = BTreeSet<(String, bool)>;
+#[derive(Debug, Default)]
+struct Seen {
+    /// (metric, is it a gauge).
+    metrics: BTreeSet<(String, bool)>,
+    /// `service.name` of their senders.
+    services: BTreeSet<String>,
+}
 
 struct Collector(Arc<watch::Sender<Seen>>);
 
@@ -52,18 +59,28 @@ impl MetricsService for Collector {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        let of_all = request.into_inner().resource_metrics.into_iter().flat_map(|resource| resource.scope_metrics);
-        let metrics = of_all.flat_map(|scope| scope.metrics);
+        let all = request.into_inner().resource_metrics;
+        let services: Vec<_> = all.iter().filter_map(|metrics| service(metrics.resource.as_ref()?)).collect();
+        let metrics = all.into_iter().flat_map(|resource| resource.scope_metrics).flat_map(|scope| scope.metrics);
         let seen: Vec<_> = metrics.map(|metric| (metric.name, matches!(metric.data, Some(Data::Gauge(_))))).collect();
-        self.0.send_modify(|all| all.extend(seen));
+        self.0.send_modify(|all| {
+            all.metrics.extend(seen);
+            all.services.extend(services);
+        });
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
+}
+
+fn service(resource: &Resource) -> Option<String> {
+    let name = resource.attributes.iter().find(|attribute| attribute.key == "service.name")?;
+    let Value::StringValue(name) = name.value.as_ref()?.value.as_ref()? else { return None };
+    Some(name.clone())
 }
 
 async fn collector() -> (SocketAddr, watch::Receiver<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let (seen, watched) = watch::channel(Seen::new());
+    let (seen, watched) = watch::channel(Seen::default());
     let service = MetricsServiceServer::new(Collector(Arc::new(seen)));
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
@@ -90,16 +107,20 @@ async fn a_collector_gets_every_metric_that_operators_are_promised() {
         .args(["--instances", "1", "--user.bcrypt-cost", "4", "--port-base", &base, "--data-dir"])
         .arg(folder.path().join("data"))
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"))
+        // For a whole system it is a prefix.
+        .env("OTEL_SERVICE_NAME", "shop")
         .stdout(Stdio::null())
         .spawn()
         .expect("it starts");
     // The services look each other's keys up, and send their events: there are calls without a customer too.
     let promised: Vec<(String, bool)> = PROMISED.iter().map(|(name, gauge)| ((*name).to_owned(), *gauge)).collect();
-    let all = seen.wait_for(|seen| promised.iter().all(|metric| seen.contains(metric)));
+    let all = seen.wait_for(|seen| promised.iter().all(|metric| seen.metrics.contains(metric)));
     let came = tokio::time::timeout(PATIENCE, all).await.is_ok();
     let _ = system.kill();
     let _ = system.wait();
     let seen = seen.borrow();
-    let missing: Vec<_> = promised.iter().filter(|metric| !seen.contains(*metric)).collect();
+    let missing: Vec<_> = promised.iter().filter(|metric| !seen.metrics.contains(*metric)).collect();
     assert!(came && missing.is_empty(), "{missing:?} did not come; there were {seen:?}");
+    let services = ["shop-data", "shop-gateway", "shop-order", "shop-payment", "shop-user"];
+    assert_eq!(seen.services.iter().map(String::as_str).collect::<Vec<_>>(), services);
 }

@@ -1,4 +1,5 @@
-//! W3C Trace Context, version 00 (<https://www.w3.org/TR/trace-context/>): only `traceparent`; no baggage.
+//! W3C Trace Context, version 00 (<https://www.w3.org/TR/trace-context/>): `traceparent`. The headers beside it are in
+//! [`propagation`](crate::propagation).
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,7 +40,11 @@ impl TraceParent {
     }
 
     pub(crate) fn remote(self) -> SpanContext {
-        SpanContext::new(self.trace_id, self.span_id, self.flags(), true, TraceState::default())
+        self.remote_with(TraceState::default())
+    }
+
+    pub(crate) fn remote_with(self, state: TraceState) -> SpanContext {
+        SpanContext::new(self.trace_id, self.span_id, self.flags(), true, state)
     }
 }
 

@@ -1,25 +1,39 @@
 //! OpenTelemetry set-up, and operations: spans that may become trace events.
 //!
-//! Knows nothing of gRPC, of databases or of orders. Start reading at [`operation`].
+//! Knows nothing of databases or of orders; gRPC is only a transport of OTLP here. Start reading at [`operation`]; for what is
+//! exported, at [`setup`].
 //!
 //! # Layout
 //! - [`operation`]: a span and its one event slot
 //! - [`event`]: the stored form of an operation; [`class`]: the classes of its error
 //! - [`announce`]: how an event shows on its span, in the log, as a log record and in a counter
 //! - [`context`]: W3C trace context (`traceparent`)
-//! - [`setup`]: traces and metrics by OTLP, logs on stdout
-//! - [`log`]: how a log line looks
+//! - [`propagation`]: the headers beside it (`tracestate`, `baggage`)
+//! - [`setup`]: traces, metrics and logs by OTLP, log lines on stdout
+//! - [`environment`]: OpenTelemetry's variables, each obeyed or refused by name
+//! - [`providers`]: tracer, meter and logger providers, made from the variables
+//! - `transport.rs`: connections to a collector; `reachability.rs`: log lines when exports begin to fail, and when they recover
+//! - [`log`]: how a log line looks; `log_records.rs`: lines as log records
 
 pub mod announce;
 pub mod class;
 pub mod context;
+pub mod environment;
 pub mod event;
 pub mod log;
+mod log_records;
 pub mod operation;
+pub mod propagation;
+pub mod providers;
+mod reachability;
 pub mod setup;
+mod transport;
 
 pub use class::ErrorClass;
 pub use context::TraceParent;
+pub use environment::{Environment, VariableError};
 pub use event::{EventError, EventStatus, TraceEvent};
 pub use operation::{Ended, EventSink, Fate, Kind, Operation, Outcome, Parent};
+pub use propagation::{Propagation, RemoteContext};
+pub use providers::Providers;
 pub use setup::{Settings, SetupError, Telemetry};

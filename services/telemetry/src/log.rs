@@ -6,7 +6,8 @@ use std::fmt::{self, Write as _};
 
 use opentelemetry::trace::TraceContextExt;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, FilterFn, LevelFilter, ParseError};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
@@ -21,6 +22,39 @@ pub enum Form {
     Json,
     /// For a terminal.
     Pretty,
+}
+
+/// Targets of OpenTelemetry's crates.
+const SDK: [&str; 3] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry-otlp"];
+
+/// The filter of log lines. The SDK logs every failed batch: without a level of its own (`OTEL_LOG_LEVEL`) its lines are left
+/// out, unless the directives name it. Failing exports are logged once, by [`crate::reachability`].
+///
+/// # Errors
+/// Directives that cannot be read.
+pub(crate) fn filter(directives: &str, sdk: Option<LevelFilter>) -> Result<EnvFilter, ParseError> {
+    let mut filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(directives)?;
+    let names = directives.split(',').filter_map(|directive| directive.trim().split(['=', '[']).next());
+    let named: Vec<&str> = names.filter(|name| !name.is_empty()).collect();
+    for target in SDK {
+        // A directive is about all targets that begin with its name.
+        let is_named = named.iter().any(|name| target.starts_with(name));
+        let level = match sdk {
+            None if is_named => continue,
+            level => level.unwrap_or(LevelFilter::OFF),
+        };
+        filter = filter.add_directive(format!("{target}={level}").parse()?);
+    }
+    Ok(filter)
+}
+
+/// The SDK's lines that are logged in any case: a queue is full, so its limit is too small or exports fail. Once in a process.
+const FULL_QUEUES: [&str; 2] = ["BatchSpanProcessor.SpanDroppingStarted", "BatchLogProcessor.LogDroppingStarted"];
+
+/// Lets the lines of a full queue pass.
+pub(crate) fn full_queues() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+    FilterFn::new(|metadata: &Metadata<'_>| FULL_QUEUES.contains(&metadata.name()))
+        .with_max_level_hint(LevelFilter::WARN)
 }
 
 pub(crate) struct Lines {
@@ -120,8 +154,9 @@ mod tests {
     use opentelemetry::trace::TracerProvider;
     use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
     use tracing_opentelemetry::OpenTelemetrySpanExt;
+    use tracing_subscriber::Layer;
+    use tracing_subscriber::filter::FilterExt;
     use tracing_subscriber::layer::SubscriberExt;
-    use tracing_subscriber::{EnvFilter, Layer};
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -133,6 +168,43 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    /// The messages that are logged with a filter.
+    fn logged(directives: &str, sdk: Option<LevelFilter>) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = Lines { form: Form::Json, service: "order".into(), instance: "order-1".into() };
+        let log = tracing_subscriber::fmt::layer().event_format(lines).with_writer(move || writer.clone());
+        let log = log.with_filter(filter(directives, sdk).expect("directives").or(full_queues()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(log), || {
+            tracing::info!(target: "ordermesh", "ours");
+            tracing::error!(target: "opentelemetry_sdk", "the SDK's");
+            tracing::error!(target: "opentelemetry-otlp", "the exporter's");
+            tracing::debug!(target: "opentelemetry-otlp", "the exporter's details");
+            tracing::warn!(name: "BatchSpanProcessor.SpanDroppingStarted", target: "opentelemetry_sdk", "full");
+        });
+        let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("text");
+        let messages = text.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            line["message"].as_str().expect("a message").to_owned()
+        });
+        messages.collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn the_sdks_lines_are_left_out_unless_a_setting_names_them() {
+        assert_eq!(logged("info", None), "ours, full");
+        assert_eq!(logged("", None), "ours, full", "the default is kept");
+        assert_eq!(logged("off", None), "full", "a full queue is logged in any case");
+        assert_eq!(logged("debug,mesh=warn", None), "ours, full");
+        assert_eq!(logged("info,opentelemetry=error", None), "ours, the SDK's, the exporter's, full");
+        assert_eq!(logged("info,opentelemetry_sdk=error", None), "ours, the SDK's, full");
+        assert_eq!(logged("info,opentelemetry_sdk=off", None), "ours, full");
+        let level = |directives, level| logged(directives, Some(level));
+        assert_eq!(level("info,opentelemetry_sdk=off", LevelFilter::ERROR), "ours, the SDK's, the exporter's, full");
+        assert_eq!(level("warn", LevelFilter::DEBUG), "the SDK's, the exporter's, the exporter's details, full");
+        assert_eq!(level("debug,opentelemetry=debug", LevelFilter::OFF), "ours, full");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use kernel::{Clock, SystemClock};
 use mesh::tls::{Files, Identity};
 use mesh::{Access, ClientConfig, Gatekeeper, Idempotency, MethodPolicy, PolicyTable, ServerConfig};
-use telemetry::{Settings, Telemetry};
+use telemetry::{Environment, Settings, Telemetry};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
 use tokio::net::TcpListener;
@@ -85,14 +85,16 @@ impl Stack {
 
     /// The program's own set-up.
     fn install_telemetry(self, service: &str, setting: &Setting) -> Option<Telemetry> {
-        let otlp_endpoint = match self {
-            Self::Exporting => Some(setting.collector.clone()),
+        let endpoint = match self {
+            Self::Exporting => Some(("the collector", setting.collector.as_str())),
             Self::Subscribed => None,
             Self::Bare | Self::BarePinging | Self::Mesh | Self::TwoConnections | Self::MutualTls => return None,
         };
         let (service, instance) = (service.to_owned(), format!("{service}-1"));
         let log = "warn".to_owned();
-        let settings = Settings { service, instance, version: "0".to_owned(), otlp_endpoint, log, log_form: None };
+        // Without the process's variables, so that runs are comparable.
+        let environment = Environment::read(endpoint, |_| None).expect("no variables");
+        let settings = Settings { service, instance, version: "0".to_owned(), environment, log, log_form: None };
         Some(Telemetry::install(&settings).expect("telemetry"))
     }
 

@@ -116,6 +116,10 @@ impl Echo {
                 names.sort();
                 names.join(" ")
             }
+            "traceparent" | "tracestate" | "baggage" => {
+                let values = request.metadata().get_all(text.as_str()).iter();
+                values.map(|value| value.to_str().unwrap_or("binary")).collect::<Vec<_>>().join("|")
+            }
             "hold" => {
                 let _tell = TellDrop(self.dropped.clone());
                 self.holding.notify_one();

@@ -9,6 +9,7 @@ mod identity;
 mod instances;
 mod limits;
 mod observed;
+mod propagation;
 mod readme;
 mod retries;
 mod rude;

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use mesh::{
     Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig, VerifyingKey, client, server,
 };
-use telemetry::{Ended, EventSink, Fate, TraceEvent};
+use telemetry::{Ended, EventSink, Fate, Propagation, TraceEvent};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -81,6 +81,7 @@ pub(crate) struct Plan {
     pub(crate) memory_budget_bytes: Option<usize>,
     pub(crate) max_message_bytes: usize,
     pub(crate) trust_client_trace_context: bool,
+    pub(crate) propagation: Propagation,
     pub(crate) drain_timeout: Duration,
 }
 
@@ -93,6 +94,7 @@ impl Default for Plan {
             memory_budget_bytes: None,
             max_message_bytes: mesh::DEFAULT_MAX_MESSAGE_BYTES,
             trust_client_trace_context: false,
+            propagation: Propagation::DEFAULT,
             drain_timeout: Duration::from_secs(5),
         }
     }
@@ -133,6 +135,7 @@ impl World {
             memory_budget_bytes: plan.memory_budget_bytes,
             max_message_bytes: plan.max_message_bytes,
             trust_client_trace_context: plan.trust_client_trace_context,
+            propagation: plan.propagation,
             drain_timeout: plan.drain_timeout,
             ..ServerConfig::new("test", POLICIES, gatekeeper)
         };

@@ -1,0 +1,153 @@
+//! The headers beside `traceparent`: `tracestate` is forwarded wherever `traceparent` is continued, `baggage` where it is
+//! configured.
+
+use mesh::{ClientConfig, Credentials, Untraced, client};
+use opentelemetry_sdk::trace::SpanData;
+use telemetry::Propagation;
+use tonic::{Code, Request};
+
+use crate::echo::{POLICIES, READ, SAY, SERVICE};
+use crate::observed::observed;
+use crate::world::{MESH_SECRET, Plan, World, call, channel, say, with_metadata};
+
+const STATE: &str = "vendor=abc123,tenant@other=x y";
+
+fn trace_id(number: u8) -> String {
+    format!("{number:02x}bf7651916cd43dd8448eb211c80319")
+}
+
+/// A call with a trace context of the test's own, which the client leaves alone. Flags 01: sampled.
+fn within(text: &str, number: u8, flags: &str, states: &[&str]) -> Request<String> {
+    let place = format!("00-{}-b7ad6b7169203331-{flags}", trace_id(number));
+    let mut request = with_metadata(text, &[("traceparent", place.as_str())]);
+    for state in states {
+        request.metadata_mut().append("tracestate", state.parse().expect("a value"));
+    }
+    request.extensions_mut().insert(Untraced);
+    request
+}
+
+/// Two servers that trust their clients' trace context; the first one forwards calls to the second one.
+async fn two_hops() -> (World, World) {
+    observed();
+    let second = World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await;
+    let plan = Plan { next: Some(second.stranger()), trust_client_trace_context: true, ..Plan::default() };
+    (World::with(plan).await, second)
+}
+
+/// The `tracestate` that the second server receives.
+async fn forwarded(number: u8, flags: &str, states: &[&str]) -> String {
+    let (first, _second) = two_hops().await;
+    let request = within("forward tracestate", number, flags, states);
+    call(&first.stranger(), SAY, request).await.expect("answered").into_inner()
+}
+
+fn state_of(span: &SpanData) -> String {
+    span.span_context.trace_state().header()
+}
+
+#[tokio::test]
+async fn tracestate_is_forwarded_to_the_next_hop_and_is_in_every_span() {
+    assert_eq!(forwarded(1, "01", &[STATE]).await, STATE);
+    let spans = observed().spans_of(&trace_id(1));
+    assert_eq!(spans.iter().map(state_of).collect::<Vec<_>>(), [STATE; 3], "server, client, server");
+    // The twin: none comes, none goes.
+    assert_eq!(forwarded(2, "01", &[]).await, "");
+    assert_eq!(observed().spans_of(&trace_id(2)).len(), 3);
+}
+
+#[tokio::test]
+async fn tracestate_is_forwarded_although_the_trace_is_not_sampled() {
+    assert_eq!(forwarded(3, "00", &[STATE]).await, STATE);
+    assert!(observed().spans_of(&trace_id(3)).is_empty());
+}
+
+#[tokio::test]
+async fn several_tracestate_headers_are_one_list() {
+    assert_eq!(forwarded(4, "01", &["a=1", "b=2,c=3"]).await, "a=1,b=2,c=3");
+}
+
+#[tokio::test]
+async fn a_malformed_tracestate_is_dropped_and_the_trace_is_continued() {
+    for (number, wrong) in [(5, "no list".to_owned()), (6, format!("a={}", "x".repeat(511)))] {
+        assert_eq!(forwarded(number, "01", &[&wrong]).await, "");
+        assert_eq!(observed().spans_of(&trace_id(number)).len(), 3, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn an_untrusted_clients_tracestate_is_not_forwarded_and_a_services_is() {
+    observed();
+    let second = World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await;
+    let first = World::with(Plan { next: Some(second.stranger()), ..Plan::default() }).await;
+    let request = within("forward tracestate", 7, "01", &[STATE]);
+    assert_eq!(call(&first.stranger(), SAY, request).await.expect("answered").into_inner(), "");
+    assert_eq!(observed().spans_linked_to(&trace_id(7)).len(), 1, "it is linked");
+    let request = within("forward tracestate", 8, "01", &[STATE]);
+    let service = first.service("order", MESH_SECRET);
+    assert_eq!(call(&service, SERVICE, request).await.expect("answered").into_inner(), STATE);
+}
+
+#[tokio::test]
+async fn every_attempt_of_a_call_has_the_tracestate() {
+    observed();
+    let plan = || Plan { trust_client_trace_context: true, ..Plan::default() };
+    let (failing, answering) = (World::with(plan()).await, World::with(plan()).await);
+    failing.answer_with(Code::Unavailable);
+    let to = channel(vec![failing.address.to_string(), answering.address.to_string()], Credentials::None);
+    let first = World::with(Plan { next: Some(to), ..plan() }).await;
+    // Until a call begins at the failing instance, and is retried.
+    for number in 0x10.. {
+        let request = within("forward read tracestate", number, "01", &[STATE]);
+        let seen = call(&first.stranger(), READ, request).await.expect("answered by the other instance").into_inner();
+        assert_eq!(seen, STATE);
+        if failing.begun() > 0 {
+            let spans = observed().spans_of(&trace_id(number));
+            let of_attempts = spans.iter().filter(|span| span.name.starts_with("Attempt.")).map(state_of);
+            assert_eq!(of_attempts.collect::<Vec<_>>(), [STATE; 2]);
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_outside_of_every_trace_has_no_tracestate() {
+    let (_first, second) = two_hops().await;
+    assert_eq!(say(&second.stranger(), SAY, "tracestate").await.expect("answered"), "");
+}
+
+/// `traceparent`, `tracestate` and `baggage` that the second of two servers receives, of a call with all three.
+async fn with_propagation(propagation: Propagation, number: u8) -> [String; 3] {
+    observed();
+    let plan = || Plan { trust_client_trace_context: true, propagation, ..Plan::default() };
+    let second = World::with(plan()).await;
+    let config = ClientConfig::new("test", vec![second.address.to_string()], POLICIES);
+    let first = World::with(Plan { next: Some(client(ClientConfig { propagation, ..config })), ..plan() }).await;
+    let mut seen = [const { String::new() }; 3];
+    for (name, seen) in ["traceparent", "tracestate", "baggage"].into_iter().zip(&mut seen) {
+        let mut request = within(&format!("forward {name}"), number, "01", &[STATE]);
+        request.metadata_mut().insert("baggage", "plan=gold".parse().expect("a value"));
+        *seen = call(&first.stranger(), SAY, request).await.expect("answered").into_inner();
+    }
+    seen
+}
+
+#[tokio::test]
+async fn the_configured_headers_are_propagated_and_no_others() {
+    let [place, state, baggage] = with_propagation(Propagation::DEFAULT, 0x80).await;
+    assert!(place.contains(&trace_id(0x80)) && state == STATE && baggage.is_empty(), "{place} {state} {baggage}");
+    let both = Propagation { baggage: true, ..Propagation::DEFAULT };
+    let [place, state, baggage] = with_propagation(both, 0x81).await;
+    assert!(place.contains(&trace_id(0x81)) && state == STATE && baggage == "plan=gold", "{place} {state} {baggage}");
+    assert_eq!(with_propagation(Propagation::NONE, 0x82).await, ["", "", ""]);
+    assert!(observed().spans_of(&trace_id(0x82)).is_empty(), "none is read either");
+}
+
+#[tokio::test]
+async fn without_trace_context_a_call_starts_a_trace_of_its_own() {
+    observed();
+    let world = World::with(Plan { propagation: Propagation::NONE, ..Plan::default() }).await;
+    let place = call(&world.stranger(), SAY, within("place", 0x83, "01", &[])).await.expect("answered").into_inner();
+    assert!(!place.contains(&trace_id(0x83)), "{place}");
+    assert_eq!(observed().spans_of(&place[3..35]).len(), 1, "it has a span all the same");
+}
