@@ -4,7 +4,8 @@ import json
 import subprocess
 import uuid
 
-from golden import Jaeger, SERVICES
+from golden import SERVICES
+from jaeger import Jaeger
 from system import ADDRESS, BIN, CallError, System, check, eventually, grpc
 
 PASSWORD = "Tr0ub4dor-and-a-secret-horse"
@@ -13,10 +14,9 @@ PASSWORD = "Tr0ub4dor-and-a-secret-horse"
 def everything_said(jaeger, system):
     """Log lines, spans, and stored events."""
     system.stop()
-    port = jaeger.ports["JAEGER_HTTP_PORT"]
     spans = {}
     for service in SERVICES:
-        answer = jaeger.ask(port, f"/api/traces?service={service}&lookback=1h&limit=5000")
+        answer = jaeger.ask(f"/api/traces?service={service}&lookback=1h&limit=5000")
         spans[service] = json.dumps(answer)
     return {"log lines": "\n".join(system.lines), **{f"spans of {service}": text for service, text in spans.items()}}
 

@@ -1,0 +1,168 @@
+"""Jaeger in memory, what its API answers, and the trace event that a span's tags describe (`ordermesh.event.*`).
+
+Nothing here knows the store of the Data Service: what is read is what a person sees on Jaeger's page.
+"""
+
+import json
+import os
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass
+
+from system import ROOT, check, eventually, free_ports
+
+CONFIG = ROOT / "deploy/jaeger.yaml"
+PREFIX = "ordermesh.event."
+STATUSES = {"success", "failed"}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A trace event as the tags of its span have it; `operation` is the span's own tag."""
+
+    type: str
+    status: str
+    id: str | None
+    error_type: str | None
+    reason: str | None
+    message: str | None
+    operation: str | None
+
+    def __str__(self):
+        text = f"{self.type} {self.status}"
+        if self.status == "failed":
+            text += f" {self.error_type} {self.reason}"
+        return f"{text} ({self.operation})" if self.operation else text
+
+
+@dataclass
+class Span:
+    """What is compared of a span."""
+
+    trace: str
+    id: str
+    parent: str | None
+    name: str
+    kind: str
+    service: str
+    start_s: float
+    duration_s: float
+    links: int
+    tags: dict
+    error: bool = False
+    event: Event | None = None
+
+    def __post_init__(self):
+        self.error = bool(self.tags.get("error"))
+        self.event = event_of(self)
+
+
+def event_of(span):
+    """The event of a span, if it is one; and that its tags fit together."""
+    tags = {key.removeprefix(PREFIX): value for key, value in span.tags.items() if key.startswith(PREFIX)}
+    if not tags:
+        return None
+    where = f"{span.service} {span.name} {tags}"
+    check("ordermesh.replayed" not in span.tags, f"a replay has no event: {where}")
+    check(tags.get("type") and tags.get("status") in STATUSES, f"an event has a type and a status: {where}")
+    # What was summed away is in no store, so it has no id there.
+    check(("id" in tags) != ("suppressed" in tags), f"an event has an id unless it was suppressed: {where}")
+    failure = [bool(tags.get(key)) for key in ("error_type", "reason", "message")]
+    check(all(failure) if tags["status"] == "failed" else not any(failure), f"failed events alone say why, and fully: {where}")
+    if tags["status"] == "failed" and span.kind == "internal":
+        wanted = f"{tags['reason']}: {tags['message']}"
+        check(span.error and span.tags.get("otel.status_description") == wanted, f"a failed step is a span with an error, {wanted!r}: {span.tags}")
+    return Event(tags["type"], tags["status"], tags.get("id"), *(tags.get(key) for key in ("error_type", "reason", "message")), span.tags.get("operation"))
+
+
+def read_span(data, span):
+    # OpenTelemetry's SDK keeps each value that a key is given, and Jaeger shows all of them.
+    keys = Counter(tag["key"] for tag in span["tags"] if tag["key"].startswith(PREFIX))
+    check(set(keys.values()) <= {1}, f"an event's tags are there once: {span['operationName']} {keys}")
+    tags = {tag["key"]: tag["value"] for tag in span["tags"]}
+    parents = [reference["spanID"] for reference in span["references"] if reference["refType"] == "CHILD_OF"]
+    links = [reference for reference in span["references"] if reference["refType"] != "CHILD_OF"]
+    return Span(
+        trace=span["traceID"], id=span["spanID"], parent=parents[0] if parents else None, name=span["operationName"],
+        kind=tags.get("span.kind", "internal"), service=data["processes"][span["processID"]]["serviceName"],
+        start_s=span["startTime"] / 1e6, duration_s=span["duration"] / 1e6, links=len(links), tags=tags)
+
+
+class Api:
+    """The API of a running Jaeger, as its page uses it."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def ask(self, path, port=None):
+        """The answer's JSON, or nothing when there is no such trace."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def spans(self, trace, raw=False):
+        """The spans of a trace. `raw`: as they are stored, where Jaeger would hide one that is there twice."""
+        answer = self.ask(f"/api/traces/{trace}?raw={str(raw).lower()}")
+        found = [read_span(data, span) for data in (answer or {}).get("data", []) for span in data["spans"]]
+        check({span.trace for span in found} <= {trace}, f"Jaeger answers with the trace that was asked for: {trace}")
+        return found
+
+    def search(self, service, tags, limit=1000):
+        """{trace id: its spans} of the traces in which one span of the service has all of the tags."""
+        query = urllib.parse.urlencode({"service": service, "tags": json.dumps(tags), "limit": limit, "lookback": "1h"})
+        found = self.ask(f"/api/traces?{query}")["data"]
+        check(len(found) < limit, f"the search for {tags} is not cut off at {limit}")
+        return {data["traceID"]: [read_span(data, span) for span in data["spans"]] for data in found}
+
+    def failures(self, service, event_type):
+        """{trace id: the failed events} of a service and a type, found by tag."""
+        wanted = {f"{PREFIX}type": event_type, f"{PREFIX}status": "failed"}
+        found = self.search(service, wanted)
+        return {trace: [span.event for span in spans if wanted.items() <= span.tags.items()] for trace, spans in found.items()}
+
+
+class Jaeger(Api):
+    """Jaeger in memory with deploy/jaeger.yaml, on free ports, until the block ends."""
+
+    def __init__(self):
+        names = ["OTLP_GRPC_PORT", "OTLP_HTTP_PORT", "JAEGER_HTTP_PORT", "JAEGER_GRPC_PORT", "JAEGER_HEALTH_PORT"]
+        self.ports = dict(zip(names, free_ports(len(names))))
+        self.process = None
+        super().__init__(self.ports["JAEGER_HTTP_PORT"])
+
+    def __enter__(self):
+        env = {**os.environ, **{name: str(port) for name, port in self.ports.items()}}
+        self.process = subprocess.Popen(
+            ["jaeger", "--config", str(CONFIG)], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True)
+        try:
+            eventually("Jaeger is ready", 30, lambda: self.ask("/status", self.ports["JAEGER_HEALTH_PORT"]))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        # SIGTERM would take ten seconds.
+        self.process.kill()
+        self.process.wait()
+
+    def env(self):
+        """The environment with which services send their spans here: as the README has it, but sooner."""
+        return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.ports['OTLP_GRPC_PORT']}", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+
+
+def same_as_stored(spans, stored):
+    """The twin of what the tags say: the store has the same events of the trace, each on the one span that has its id."""
+    tagged = Counter((span.event.id, span.id, span.event.type, span.event.status) for span in spans if span.event and span.event.id)
+    kept = Counter(
+        (event["eventId"], event["spanId"], event["type"].removeprefix("EVENT_TYPE_").lower(), event["status"].removeprefix("EVENT_STATUS_").lower())
+        for event in stored)
+    check(tagged == kept, f"the tags and the store have the same events; only in the tags: {tagged - kept}, only in the store: {kept - tagged}")
