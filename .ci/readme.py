@@ -1,9 +1,10 @@
-"""Runs the README as it stands: its blocks in one shell, in order, and its table of failures row by row.
+"""Runs the README as it stands: its blocks in one shell, in order, and its table of failures row by row, beside a Jaeger.
 
 - A ```sh block is executed, unless the line before it is `<!-- no-ci: why -->`.
 - `<!-- ci: background, until "text" -->` before a block: it is started, and the text waited for.
 - `<!-- ci: expect "text" -->` after a block: its output must hold the text.
-- A row of the table of failures is a command and what comes of it: see `Row`.
+- A row of the table of failures is a command and what comes of it: see `Row`. Its events are read from the tags of the trace's
+  spans in Jaeger, to which the environment's OTEL_EXPORTER_OTLP_ENDPOINT leads; the store has to have the same ones.
 """
 
 import os
@@ -17,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jaeger import Jaeger, same_as_stored
 from system import BIN, OFFSETS, ROOT, CallError, Failed, System, check, eventually, is_free
 
 README = ROOT / "README.md"
@@ -133,24 +135,17 @@ def words(cell):
 
 
 def events_of(cell):
-    """[(type, status, words of its error)] that a cell names."""
+    """[(type, status, words of its error)] that a cell names: a failed event's error type and reason."""
     found = []
     for kind, status, rest in re.findall(r"`([a-z_]+)` (success|failed)([^;]*)", cell):
-        found.append((kind, status, words(rest)))
+        error = tuple(words(rest))
+        check(len(error) == (2 if status == "failed" else 0), f"a failed event has an error type and a reason: {cell}")
+        found.append((kind, status, error))
     return found
 
 
-def fits(event, wanted):
-    kind, status, error_words = wanted
-    error = event.get("error", {})
-    told = {error.get("type"), error.get("reason")}
-    return (event["type"] == f"EVENT_TYPE_{kind.upper()}" and event["status"] == f"EVENT_STATUS_{status.upper()}"
-            and set(error_words) <= told)
-
-
-def told(event):
-    error = event.get("error", {})
-    return f"{event['type']} {event['status']} {error.get('type', '')} {error.get('reason', '')}".strip()
+def outcome(event):
+    return (event.type, event.status, (event.error_type, event.reason) if event.status == "failed" else ())
 
 
 def check_state(row, output):
@@ -163,45 +158,45 @@ def check_state(row, output):
             check(re.search(rf"\b{word}\b", output), f"the code {word} is not in the output")
 
 
-def check_events(row, output, system, trace):
+def check_events(row, output, system, jaeger, trace):
+    """The row's events are those that the tags in Jaeger describe, and each failed one is a line of the log."""
     wanted = events_of(row.event)
     check(wanted or row.event == "none", f"the cell {row.event!r} names events, or none")
-    if row.command.startswith("cargo "):
-        # The demo has asked a system of its own for them, which is gone; and has failed unless they were there.
-        for kind, status, error_words in wanted:
-            line = re.search(rf"event {kind} {status}.*", output)
-            check(line and all(word in line.group() for word in error_words), f"{kind} {status} {error_words} is told")
-        return
+    by_demo = row.command.startswith("cargo ")
+    if by_demo:
+        traces = re.findall(r"^ +trace ([0-9a-f]{32})$", output, re.M)
+        check(len(traces) == 1, f"the demonstration prints its trace: {traces}")
+        [trace] = traces
     check(re.fullmatch(r"[0-9a-f]{32}", trace), f"TRACE is a trace id: {trace!r}")
-    if not wanted:
-        time.sleep(1)
-        found = system.events(trace_id=trace)
-        check(not found, f"there should be no event: {list(map(told, found))}")
-        return
 
-    def stored():
-        found = system.events(trace_id=trace)
-        missing = [each for each in wanted if not any(fits(event, each) for event in found)]
-        check(not missing, f"missing {missing}; there are {list(map(told, found))}")
-        return found
+    def described():
+        spans = jaeger.spans(trace)
+        check(any(span.kind == "server" for span in spans), f"the call of trace {trace} is in Jaeger")
+        found = [outcome(span.event) for span in spans if span.event]
+        missing = [event for event in wanted if event not in found]
+        surplus = [event for event in found if event not in wanted and (event[1] == "failed" or not wanted)]
+        check(not missing and not surplus, f"missing {missing}, failures that the row does not name: {surplus}; there are {found}")
+        if not by_demo:  # which may have had a system of its own, that is gone
+            same_as_stored(spans, system.events(trace_id=trace))
+        return spans
 
-    found = eventually("the events", 15, stored)
-    for kind, status, _ in wanted:
-        # A failed event is one line of the log, which leads to its trace.
-        lines = [line for line in list(system.lines) if f'"event":"{kind}"' in line and f'"trace_id":"{trace}"' in line]
-        check(len(lines) == (status == "failed"), f"{kind} {status} is so many lines of the log: {lines}")
-    surplus = [told(event) for event in found if event["status"] == "EVENT_STATUS_FAILED" and not any(fits(event, each) for each in wanted)]
-    check(not surplus, f"failures that the row does not name: {surplus}")
+    for span in eventually("the events", 15, described):
+        if not span.event:
+            continue
+        lines = [line for line in list(system.lines) if '"event":' in line and f'"span_id":"{span.id}"' in line]
+        # A system of the demonstration's own logs errors alone.
+        expected = int(span.event.status == "failed") if not by_demo else len(lines)
+        check(len(lines) == expected, f"{span.event} has {len(lines)} lines in the log, and should have {expected}: {lines}")
 
 
-def run_row(row, shell, system):
+def run_row(row, shell, system, jaeger):
     output, status = shell.run(row.command)
     trace = shell.run('printf %s "$TRACE"')[0]
     try:
         check_state(row, output)
         for word in words(row.reason):
             check(re.search(rf"\b{re.escape(word)}\b", output), f"the reason {word} is not in the output")
-        check_events(row, output, system, trace)
+        check_events(row, output, system, jaeger, trace)
     except Failed as error:
         raise Failed(f"README line {row.line}, {row.cause!r}: {row.command}\n{error}\noutput (status {status}):\n{output}") from None
 
@@ -244,19 +239,25 @@ def own_ports(parts):
 
 
 def run():
-    """Everything that the README says can be done."""
+    """Everything that the README says can be done, with its traces in Jaeger."""
+    with Jaeger() as jaeger:
+        return run_with(jaeger)
+
+
+def run_with(jaeger):
     parts = parse(README.read_text())
     rows = [part for part in parts if isinstance(part, Row)]
     check(len(rows) >= 20, f"the table of failures has its rows: {len(rows)}")
     taken = [port for port in own_ports(parts) if not is_free(port)]
     check(not taken, f"the README's own ports are free: {taken} are taken")
     folder, cwd, env = place()
+    env |= jaeger.env()
     shell, systems = Shell(cwd, env), []
     try:
         for part in parts:
             began = time.monotonic()
             if isinstance(part, Row):
-                run_row(part, shell, systems[0])
+                run_row(part, shell, systems[0], jaeger)
                 print(f"  {part.cause}: {part.state} {part.reason} ({time.monotonic() - began:.1f} s)", flush=True)
             elif part.background_until:
                 systems.append(start(part, env, cwd))
