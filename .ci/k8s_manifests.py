@@ -27,7 +27,7 @@ PRODUCTION = "deploy/overlays/production"
 OVERLAYS = ("deploy/overlays/local", PRODUCTION)
 # Components that the production overlay has as comments: each alone, and those together of which one changes the other.
 MIGRATE, CLOUDNATIVE_PG, TOOLS = "deploy/components/migrate", "deploy/components/cloudnative-pg", "deploy/components/cloudnative-pg/tools"
-COMPONENTS = ((MIGRATE,), (CLOUDNATIVE_PG,), (MIGRATE, CLOUDNATIVE_PG), ("deploy/collector/opensearch",))
+COMPONENTS = ((MIGRATE,), (CLOUDNATIVE_PG,), (MIGRATE, CLOUDNATIVE_PG), ("deploy/collector/opensearch",), ("deploy/collector/logs",))
 VERIFY = f"{PRODUCTION}/verify"
 JOBS = ("deploy/jobs/load", "deploy/jobs/verify", VERIFY)
 

@@ -17,9 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
 from pathlib import Path
 
@@ -33,9 +30,12 @@ for name in list(os.environ):
     if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
         del os.environ[name]
 
-from system import BIN, ROOT, CallError, Failed, System, check, eventually, free_ports, grpc, new_trace, run_parts, traceparent  # noqa: E402
+import records  # noqa: E402
+import sampling  # noqa: E402
+from stack import COLLECTOR, OPERATIONS, Stack  # noqa: E402
+from system import BIN, ROOT, CallError, System, check, eventually, grpc, run_parts  # noqa: E402
 
-OPERATIONS, COLLECTOR, RUNBOOK = ROOT / "deploy/operations", ROOT / "deploy/collector", ROOT / "deploy/RUNBOOK.md"
+RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 
 # What a system without trouble does not send: metric in Prometheus → its name in the code, the file that sends it, why it is not there.
 ONLY_IN_TROUBLE = {
@@ -100,10 +100,11 @@ def rules():
 
 def configurations():
     """Jaeger's own check of the collector's and of Jaeger's configurations."""
-    files = [COLLECTOR / "collector.yaml", COLLECTOR / "jaeger.yaml", COLLECTOR / "opensearch/jaeger.yaml"]
-    for file in files:
-        run("jaeger", "validate", "--config", file, env={"OPENSEARCH_URL": "http://localhost:9200", "OPENSEARCH_USERNAME": "u", "OPENSEARCH_PASSWORD": "p"})
-    return f"{len(files)} files"
+    files = [["collector.yaml"], ["collector.yaml", "logs/logs.yaml"], ["jaeger.yaml"], ["opensearch/jaeger.yaml"]]
+    env = {"OPENSEARCH_URL": "http://localhost:9200", "OPENSEARCH_USERNAME": "u", "OPENSEARCH_PASSWORD": "p", "LOGS_ENDPOINT": "http://localhost:4318"}
+    for together in files:
+        run("jaeger", "validate", *(word for file in together for word in ("--config", COLLECTOR / file)), env=env)
+    return f"{len(files)} configurations"
 
 
 def dashboard():
@@ -191,103 +192,6 @@ def runbook():
 
 # --- with a system
 
-class Program:
-    """A program that runs until the block ends."""
-
-    def __init__(self, command, env, ready, log):
-        self.command, self.env, self.ready, self.log = command, env, ready, log
-        self.process = None
-
-    def __enter__(self):
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self.command, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-
-        def answers():
-            check(self.process.poll() is None, f"{self.command[0]} lives:\n{self.log.read_text()[-2000:]}")
-            return ask(self.ready) is not None
-
-        try:
-            eventually(f"{self.command[0]} is ready", 60, answers)
-        except Failed as error:
-            self.__exit__()
-            raise Failed(f"{error}\n{self.log.read_text()[-3000:]}") from None
-        return self
-
-    def __exit__(self, *_):
-        # Told to end nicely Jaeger takes ten seconds.
-        self.process.kill()
-        self.process.wait()
-
-
-def ask(url):
-    """The body, or nothing when the answer is 404."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return answer.read().decode()
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise Failed(f"{url}: {error.code} {error.read().decode()[:500]}") from None
-
-
-class Stack:
-    """Jaeger, the collector and Prometheus, with the files of deploy/ and ports of their own."""
-
-    def __init__(self, folder):
-        (self.otlp, self.metrics, self.self_metrics, self.health, self.jaeger_otlp, self.query, self.query_grpc, self.jaeger_health,
-         self.prometheus) = free_ports(9)
-        local = "127.0.0.1:{}".format
-        # Faster than in real life, where it would take minutes to see anything.
-        config = (OPERATIONS / "prometheus.yaml").read_text().replace("interval: 15s", "interval: 1s")
-        config = config.replace("  - alerts.yaml", f"  - {OPERATIONS / 'alerts.yaml'}")
-        config = config.replace("collector.ordermesh.svc:8889", local(self.metrics)).replace("collector.ordermesh.svc:8888", local(self.self_metrics))
-        check("collector.ordermesh" not in config, "Prometheus's targets were replaced")
-        (folder / "prometheus.yaml").write_text(config)
-        self.programs = [
-            Program(["jaeger", "--config", str(COLLECTOR / "jaeger.yaml")], {
-                "OTLP_GRPC_ENDPOINT": local(self.jaeger_otlp), "HEALTH_ENDPOINT": local(self.jaeger_health),
-                "QUERY_HTTP_ENDPOINT": local(self.query), "QUERY_GRPC_ENDPOINT": local(self.query_grpc)},
-                f"http://{local(self.jaeger_health)}/status", folder / "jaeger.log"),
-            # No share of the rest is kept: so what is kept was kept for a reason.
-            Program(["jaeger", "--config", str(COLLECTOR / "collector.yaml")], {
-                "OTLP_GRPC_ENDPOINT": local(self.otlp), "HEALTH_ENDPOINT": local(self.health), "JAEGER_ENDPOINT": local(self.jaeger_otlp),
-                "PROMETHEUS_ENDPOINT": local(self.metrics), "SELF_METRICS_HOST": "127.0.0.1", "SELF_METRICS_PORT": str(self.self_metrics),
-                "TAIL_SAMPLING_DECISION_WAIT": "5s", "TAIL_SAMPLING_PERCENTAGE": "0"},
-                f"http://{local(self.health)}/status", folder / "collector.log"),
-            Program(["prometheus", "--config.file", str(folder / "prometheus.yaml"), "--storage.tsdb.path", str(folder / "tsdb"),
-                     "--web.listen-address", local(self.prometheus)], {},
-                    f"http://{local(self.prometheus)}/-/ready", folder / "prometheus.log"),
-        ]
-
-    def __enter__(self):
-        started = []
-        try:
-            for program in self.programs:
-                started.append(program.__enter__())
-        except BaseException:
-            for program in started:
-                program.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_):
-        for program in reversed(self.programs):
-            program.__exit__()
-
-    def api(self, path, **parameters):
-        answer = json.loads(ask(f"http://127.0.0.1:{self.prometheus}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"))
-        check(answer["status"] == "success", f"{path} {parameters}: {answer}")
-        return answer["data"]
-
-    def query_of(self, expression):
-        return self.api("query", query=expression)["result"]
-
-    def trace(self, trace):
-        answer = ask(f"http://127.0.0.1:{self.query}/api/traces/{trace}")
-        return [span for data in json.loads(answer)["data"] for span in data["spans"]] if answer else []
-
-
 def trouble(system):
     """Log-ins that are throttled, one that is too large, a stranger, a service that dies: what only shows in trouble is seen."""
     email, _ = system.customer()
@@ -320,28 +224,11 @@ def trouble(system):
     eventually("the Data Service is back", 30, lambda: system.order(token))
 
 
-def sampled(stack, system):
-    """A trace with an error and one of a slow order arrive in Jaeger, a quick and good one does not."""
-    _, token = system.customer()
-    traces = {what: new_trace() for what in ("good", "slow", "flaky")}
-    orders = {what: system.order(token, method, headers=[traceparent(traces[what])])
-              for what, method in (("good", "pm_card_visa"), ("slow", "pm_gateway_slow"), ("flaky", "pm_gateway_unavailable3"))}
-    for what, order in orders.items():
-        final = system.until_final(order["orderId"], token)
-        check(final["state"] == "ORDER_STATE_FULFILLMENT_STARTED", f"the {what} order ends {final['state']}")
-    for what in ("slow", "flaky"):
-        spans = eventually(f"the trace of the {what} order is in Jaeger", 60, lambda what=what: stack.trace(traces[what]))
-        names = {span["operationName"] for span in spans}
-        check("order.v1.OrderService/CreateOrder" in names, f"the {what} order's trace has its root: {sorted(names)}")
-        errors = [span["operationName"] for span in spans if any(tag["key"] == "error" and tag["value"] for tag in span["tags"])]
-        # Each for its own reason: the gateway's refusals, or the time alone.
-        check(bool(errors) == (what == "flaky"), f"errors in the {what} order's trace: {errors}")
-    check(not stack.trace(traces["good"]), "the trace of a quick and good order is not kept")
-    # There was a failed order before.
+def found_by_the_runbook(stack):
+    """Each search of Jaeger that the runbook has finds traces: there were failures of each kind before."""
     searches = re.findall(r"curl -s 'localhost:16686(\S+)'", "\n".join(blocks("sh")))
     for search in searches:
-        found = json.loads(ask(f"http://127.0.0.1:{stack.query}{search}"))["data"]
-        check(found, f"the runbook's search finds a failed order's trace: {search}")
+        eventually(f"the runbook's search finds a trace: {search}", 30, lambda search=search: stack.jaeger.ask(search)["data"])
     check(searches, "the runbook searches for traces")
 
 
@@ -431,21 +318,21 @@ def compared(stack):
 
 def live():
     """Collector, Jaeger and Prometheus with the files of deploy/, a system, load and trouble: every name is compared."""
-    with tempfile.TemporaryDirectory(prefix="ordermesh-operations-") as folder, Stack(Path(folder)) as stack:
-        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{stack.otlp}"}
+    with tempfile.TemporaryDirectory(prefix="ordermesh-operations-") as folder, Stack(Path(folder), "5s", 0) as stack:
         # A gateway that takes three seconds is waited for: slow, and no error.
         flags = ["--payment.gateway-timeout", "5s", "--user.bcrypt-cost", "4", "--user.memory-budget", f"{MEMORY_BUDGET // 1024}KiB"]
-        with System(flags, env=env) as system:
+        with System(flags, env=stack.env()) as system:
             run(BIN, "load", "--port-base", str(system.base), "--data-dir", system.data_dir, "--orders", "150", "--customers", "4",
                 "--mix", "happy=82,declined=6,cancel=8,flaky=4", "--no-verify")
             trouble(system)
-            sampled(stack, system)
+            sampling.reasons(stack, system)
+            found_by_the_runbook(stack)
             attention(stack, system)
             # Two exports, so that rates can be made of what happened last.
             return eventually("all that is asked for is there", 60, lambda: compared(stack))
 
 
-PARTS = {"rules": rules, "configurations": configurations, "dashboard": dashboard, "runbook": runbook, "live": live}
+PARTS = {"rules": rules, "configurations": configurations, "dashboard": dashboard, "runbook": runbook, "sampling": sampling.run, "logs": records.run, "live": live}
 
 
 def prometheus():

@@ -305,6 +305,17 @@ class System:
         answer = grpc(self.port("data"), "data.v1.TraceEventService/ListTraceEvents", message, self.login_as_operator())
         return answer.get("events", [])
 
+    def all_events(self, **filters):
+        """Every page of them."""
+        found, token = [], ""
+        while True:
+            message = {"page_size": 500, "page_token": token, **filters}
+            page = grpc(self.port("data"), "data.v1.TraceEventService/ListTraceEvents", message, self.login_as_operator())
+            found += page.get("events", [])
+            token = page.get("nextPageToken", "")
+            if not token:
+                return found
+
     def charges(self):
         """The gateway's whole ledger."""
         key = (self.data_dir / "gateway.key").read_text().strip()
