@@ -1,7 +1,7 @@
 //! Which operations whose slot was not taken become events when they end, and their way into the outbox.
 //!
 //! Changes that were committed have written their event in their own transaction and never come here. What strangers can
-//! cause is bounded: [`sums`].
+//! cause is bounded: `sums`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,9 @@ const MAX_BATCH: usize = 512;
 const MOST_LOOKUPS_PER_SECOND: u32 = 1;
 /// Refused requests that any caller can send at any rate, by method and reason, that are stored in a second.
 const MOST_REFUSALS_PER_SECOND: u32 = 10;
+/// Failures that are answers to sound requests (a wrong password, not enough in stock), by method and reason, that are stored in
+/// a second: more than people cause.
+const MOST_ANSWERS_PER_SECOND: u32 = 100;
 
 /// What becomes of an ended operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,16 +71,20 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
     }
 }
 
-/// How many events like this one are stored in a second; `None`: all of them. What strangers can cause is bounded.
+/// How many events like this one are stored in a second; `None`: all of them. Accounts are free, so whatever a caller can cause
+/// at any rate is bounded: a failure that is an answer to a sound request less tightly than one that costs the caller nothing.
 #[rustfmt::skip]
 fn most_per_second(event: &TraceEvent) -> Option<u32> {
     let class = event.error.as_ref().and_then(|error| ErrorClass::named(&error.kind));
     match (event.event_type.as_str(), class) {
         // Lookups for orders are all there.
-        ("data_lookup", _) if event.order_id.is_none()                            => Some(MOST_LOOKUPS_PER_SECOND),
-        (_, Some(ErrorClass::OutOfMemoryError | ErrorClass::ValidationError))     => Some(MOST_REFUSALS_PER_SECOND),
-        ("audit", Some(_))                                                        => Some(MOST_REFUSALS_PER_SECOND),
-        (_, _)                                                                    => None,
+        ("data_lookup", _) if event.order_id.is_none()                                              => Some(MOST_LOOKUPS_PER_SECOND),
+        (_, Some(ErrorClass::OutOfMemoryError | ErrorClass::ValidationError))                       => Some(MOST_REFUSALS_PER_SECOND),
+        ("audit", Some(_))                                                                          => Some(MOST_REFUSALS_PER_SECOND),
+        ("user_login" | "order_creation", Some(ErrorClass::Unauthenticated | ErrorClass::FailedPrecondition))
+                                                                                                    => Some(MOST_ANSWERS_PER_SECOND),
+        ("user_login" | "order_creation", Some(_))                                                  => Some(MOST_REFUSALS_PER_SECOND),
+        (_, _)                                                                                      => None,
     }
 }
 
@@ -141,10 +148,11 @@ impl EventSink for Sink {
 
     fn put(&self, event: TraceEvent) {
         // What is bounded goes a way of its own: it never waits among the others, and they never wait for it.
-        if most_per_second(&event).is_some() {
-            return self.sums.put(event);
-        }
-        if let Err(lost) = self.waiting.try_send(event) {
+        let lost = match most_per_second(&event) {
+            Some(_) => self.sums.put(event).err().map(|_| "the service has ended".to_owned()),
+            None => self.waiting.try_send(event).err().map(|error| error.to_string()),
+        };
+        if let Some(lost) = lost {
             self.lost.add(1, &[]);
             tracing::error!(target: "ordermesh", "an event was lost, because the database does not keep up: {lost}");
         }
@@ -202,8 +210,9 @@ async fn put(db: &Database, batch: Vec<TraceEvent>, stop: &CancellationToken) {
         tracing::warn!(target: "ordermesh", error = ?error, "events wait: the outbox cannot be written");
         let wait = full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() && failures > 3 {
-            lost_counter().add(u64::try_from(batch.len()).unwrap_or(u64::MAX), &[]);
-            tracing::error!(target: "ordermesh", count = batch.len(), "events were lost: the outbox cannot be written");
+            let count = batch.iter().map(|event| 1 + u64::try_from(event.suppressed_count).unwrap_or(0)).sum();
+            lost_counter().add(count, &[]);
+            tracing::error!(target: "ordermesh", count, "events were lost: the outbox cannot be written");
             return;
         }
     }

@@ -41,9 +41,10 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "list trace_event by id, follow it",
         statements: &[
             // Ids are UUIDv7, made when an operation ends: the primary key serves windows of time.
+            // It may be there already, built without a lock: see the runbook. What locks reads out comes last.
+            "CREATE INDEX IF NOT EXISTS trace_event_by_type_id ON trace_event (event_type, event_id)",
             "DROP INDEX trace_event_by_time",
             "DROP INDEX trace_event_by_type",
-            "CREATE INDEX trace_event_by_type ON trace_event (event_type, event_id)",
         ],
         postgres: &[
             // The transaction that inserted the row: what followers are sent by. The default comes in a step of its own: as a

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, stream};
-use kernel::Clock;
+use kernel::{Clock, Timestamp};
 use mesh::Caller;
 use telemetry::TraceEvent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -93,6 +93,7 @@ impl Watch {
         let head = self.feed.subscribe();
         let known = self.feed.look().await?;
         let position = after.map_or(known.newest, |cursor| known.admit(cursor.position));
+        let made = after.map_or(now, |cursor| cursor.made);
         let token_ends = match caller {
             Caller::Person { token_expires, .. } => token_expires.since(now),
             Caller::Anonymous | Caller::Service { .. } => Duration::ZERO,
@@ -104,6 +105,8 @@ impl Watch {
             head,
             filter,
             cursors,
+            retention: self.retention,
+            made,
             position,
             pace: self.pace,
             sent: Instant::now(),
@@ -141,6 +144,9 @@ struct Follower {
     head: watch::Receiver<Head>,
     filter: Filter,
     cursors: Cursors,
+    retention: Duration,
+    /// When `position` was last known to be all that there is: a cursor is as old as this, however late it is sent.
+    made: Timestamp,
     /// Everything up to it was sent, or does not fit.
     position: Position,
     pace: Pace,
@@ -173,12 +179,17 @@ impl Follower {
             let head = *self.head.borrow_and_update();
             self.position = head.admit(self.position);
             while self.position < head.newest {
+                // What comes next may have been deleted meanwhile: never skipped silently.
+                self.cursor().check_age(self.clock.now(), self.retention)?;
                 let block = self.store.read(&self.filter, self.position, head.newest).await?;
                 for (position, event) in block.events {
                     self.position = position;
                     self.send(Some(event)).await?;
                 }
                 self.position = block.reached;
+                if self.position >= head.newest {
+                    self.made = self.clock.now();
+                }
                 if self.sent.elapsed() >= self.pace.bookmark {
                     self.send(None).await?;
                 }
@@ -186,13 +197,20 @@ impl Follower {
             tokio::select! {
                 // The sender lives as long as the feed, of which the poller has a clone: its end is the shutdown.
                 changed = self.head.changed() => changed.map_err(|_| Error::Draining)?,
-                () = sleep_until(self.sent + self.pace.bookmark) => self.send(None).await?,
+                () = sleep_until(self.sent + self.pace.bookmark) => {
+                    self.made = self.clock.now();
+                    self.send(None).await?;
+                }
             }
         }
     }
 
+    fn cursor(&self) -> Cursor {
+        Cursor { made: self.made, position: self.position }
+    }
+
     async fn send(&mut self, event: Option<TraceEvent>) -> Result<(), Error> {
-        let cursor = self.cursors.encode(Cursor { made: self.clock.now(), position: self.position });
+        let cursor = self.cursors.encode(self.cursor());
         match timeout(self.pace.patience, self.to.send(Update { event, cursor })).await {
             Ok(sent) => sent.map_err(|_| Error::Draining)?,
             Err(_) => {

@@ -68,7 +68,7 @@ where
         }
         let event = policy.and_then(|policy| policy.event);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
-        propagate(self.shared.propagation, &operation, request.headers_mut());
+        propagate(&self.shared, &operation, request.headers_mut());
         if let Some(about) = request.extensions().get::<About>().copied() {
             about.order_id.iter().for_each(|id| operation.set_order(*id));
             about.user_id.iter().for_each(|id| operation.set_user(*id));
@@ -95,15 +95,17 @@ fn send(about: About, headers: &mut HeaderMap) {
     }
 }
 
-/// Sets `traceparent`, and forwards `tracestate` and `baggage` of the call that is being served.
-fn propagate(propagation: Propagation, operation: &Operation, headers: &mut HeaderMap) {
+/// Sets `traceparent`, and forwards `tracestate` of the call that is being served; its `baggage`, which may say anything of a
+/// user, to services of this platform alone.
+fn propagate(shared: &Shared, operation: &Operation, headers: &mut HeaderMap) {
+    let propagation = shared.propagation;
     if propagation.trace_context {
         if let Ok(place) = HeaderValue::from_bytes(&operation.place().header()) {
             headers.insert(TRACEPARENT, once_only(place));
         }
         put(headers, TRACESTATE, outgoing_tracestate());
     }
-    if propagation.baggage {
+    if propagation.baggage && shared.is_platform {
         put(headers, BAGGAGE, outgoing_baggage());
     }
 }

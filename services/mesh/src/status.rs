@@ -19,6 +19,8 @@ pub(crate) const UNREACHABLE: &str = "UNREACHABLE";
 /// The reason of a client's answer when the connection ended before the call's answer had come.
 pub(crate) const CONNECTION_LOST: &str = "CONNECTION_LOST";
 
+/// What the domains of this platform's errors end with.
+const PLATFORM: &str = ".ordermesh";
 /// ErrorInfo's metadata with the class of what is behind an error: see [`Refusal::class`].
 const CAUSE: &str = "cause";
 
@@ -178,7 +180,9 @@ fn chain(error: &dyn Refusal) -> String {
 /// What a status is as a trace event's error: of the class that its ErrorInfo names as the cause, else of its code's.
 pub fn error_class(status: &Status) -> EventError {
     let info = if status.details().is_empty() { None } else { status.get_details_error_info() };
-    let cause = info.as_ref().and_then(|info| info.metadata.get(CAUSE)).and_then(|cause| ErrorClass::named(cause));
+    // An external service's metadata may mean anything.
+    let of_platform = info.as_ref().filter(|info| info.domain.ends_with(PLATFORM));
+    let cause = of_platform.and_then(|info| info.metadata.get(CAUSE)).and_then(|cause| ErrorClass::named(cause));
     let reason = info.map(|info| info.reason);
     let class = cause.unwrap_or_else(|| class_of(status.code(), reason.as_deref()));
     EventError::new(class, reason.unwrap_or_else(|| code_name(status.code()).to_owned()), status.message())

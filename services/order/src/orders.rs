@@ -220,9 +220,6 @@ impl Orders {
                 Answer::Stays => return Ok(order),
                 Answer::No => return Err(refuse(order.state)),
                 Answer::To(state) => {
-                    operation.set("operation", if input == Input::RetryAsked { "retry" } else { "cancel" });
-                    operation.set("state.before", order.state.name());
-                    operation.set("state.after", state.name());
                     let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
                     // Turned and driven on: both, also when the caller is cut off in between.
                     let turned = self.driver.detached(async move {

@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::events::follower::Follower;
 use crate::events::print::{Form, Printer};
 use crate::events::session::Session;
+use crate::out;
 use crate::system::{Place, Retries, System};
 use crate::text;
 use crate::up::Signals;
@@ -40,6 +41,9 @@ pub(crate) struct Options {
     /// How far back: ms, s, m, h or d [default: 1h; with --order, --user or --trace as far as there are events]
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     since: Option<Duration>,
+    /// Most events of the past that are printed: the newest ones
+    #[arg(long, default_value_t = 10_000, value_parser = chassis::settings::count, value_name = "COUNT")]
+    limit: usize,
     /// What a line is
     #[arg(long, short, value_enum, default_value_t = Form::Text, value_name = "FORM")]
     output: Form,
@@ -135,17 +139,17 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 }
 
 async fn print_all(options: Options) -> Result<(), Error> {
-    let Options { follow, filter, since, output, place } = options;
+    let Options { follow, filter, since, limit, output, place } = options;
     let session = Session::open(System::find(&place, Retries::On).await?).await?;
     let printer = Printer::new(output);
     let start = since.map(|since| chassis::encode::timestamp(SystemClock.now().minus(since)));
     if !follow {
-        return window(&session, &filter, start).await?.iter().try_for_each(|event| printer.print(event));
+        return window(&session, &filter, start, limit).await?.iter().try_for_each(|event| printer.print(event));
     }
     // Before the window is read: what is stored meanwhile is in both, and what is stored later in the stream.
     let mut follower = Follower::begin(session, filter.clone()).await?;
     let mut printed = HashSet::new();
-    for event in window(follower.session(), &filter, start).await? {
+    for event in window(follower.session(), &filter, start, limit).await? {
         printer.print(&event)?;
         printed.insert(event.event_id);
     }
@@ -157,18 +161,26 @@ async fn print_all(options: Options) -> Result<(), Error> {
     }
 }
 
-/// The events since an instant, oldest first.
+/// The newest events since an instant, oldest first.
 async fn window(
     session: &Session,
     filter: &Filter,
     start: Option<prost_types::Timestamp>,
+    limit: usize,
 ) -> Result<Vec<TraceEvent>, Error> {
     let (mut events, mut page_token) = (Vec::new(), String::new());
     loop {
         let page = session.list(filter.list(start, page_token)).await?;
         events.extend(page.events.into_iter().filter(|event| filter.fits(event)));
         page_token = page.next_page_token;
-        if page_token.is_empty() {
+        let is_cut = events.len() > limit || (events.len() == limit && !page_token.is_empty());
+        if is_cut {
+            out::complain(format_args!(
+                "older events are left out: narrow the window with --since, or raise --limit {limit}"
+            ));
+            events.truncate(limit);
+        }
+        if is_cut || page_token.is_empty() {
             events.reverse();
             return Ok(events);
         }

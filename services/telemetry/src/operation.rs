@@ -227,14 +227,19 @@ impl Operation {
 
     /// Says which order it is of.
     pub fn set_order(&self, order_id: Uuid) {
-        self.0.span.set_attribute("order.id", order_id.to_string());
-        self.slot().order_id = Some(order_id);
+        if self.slot().order_id.replace(order_id) != Some(order_id) {
+            self.0.span.set_attribute("order.id", order_id.to_string());
+        }
     }
 
     /// Says which user it is of.
+    ///
+    /// The span's `enduser.id` is the first that is set: the caller. An operator's call is an event of the customer's order.
     pub fn set_user(&self, user_id: Uuid) {
-        self.0.span.set_attribute("enduser.id", user_id.to_string());
-        self.slot().user_id = Some(user_id);
+        // Set twice, the SDK would keep both.
+        if self.slot().user_id.replace(user_id).is_none() {
+            self.0.span.set_attribute("enduser.id", user_id.to_string());
+        }
     }
 
     /// Says how it ended, and when: now. The first end counts for the time, the last for the outcome.

@@ -1,6 +1,6 @@
 //! Bounds events of a kind that any caller can cause at any rate: a few of each in a second are stored, the rest are counted.
 //!
-//! Events are alike when operation, side, status, error type and reason are. The first ones of a second are stored at once; of the
+//! Events are alike when operation, status, error type and reason are; lookups, whatever the reason. The first ones of a second are stored at once; of the
 //! rest, the last one is stored when the second is over, and its `suppressed_count` is how many it stands for besides itself. So
 //! nothing goes uncounted, and a row is never more than a second late.
 
@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kernel::Timestamp;
-use telemetry::{EventStatus, Fate, TraceEvent};
+use telemetry::{EventError, EventStatus, Fate, TraceEvent};
 use tokio::sync::Notify;
 
 /// What is bounded is bounded per second.
@@ -26,7 +26,9 @@ struct Key {
 
 impl Key {
     fn of(event: &TraceEvent) -> Self {
-        let error = event.error.as_ref().map(|error| (error.kind.clone(), error.reason.clone()));
+        let by_reason = event.event_type != "data_lookup";
+        let reason = |error: &EventError| if by_reason { error.reason.clone() } else { String::new() };
+        let error = event.error.as_ref().map(|error| (error.kind.clone(), reason(error)));
         Self { operation: event.operation.clone(), status: event.status, error }
     }
 }
@@ -43,7 +45,12 @@ struct Cell {
 struct State {
     cells: HashMap<Key, Cell>,
     ready: Vec<TraceEvent>,
+    is_closed: bool,
 }
+
+/// The writer has taken the last events.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Closed;
 
 /// The bounded events of a service's instance.
 #[derive(Debug, Default)]
@@ -76,10 +83,15 @@ impl Sums {
         Fate::Stored(event)
     }
 
-    /// An event that is to be stored.
-    pub(super) fn put(&self, event: TraceEvent) {
-        self.state().ready.push(event);
+    /// An event that is to be stored; refused once the writer has ended.
+    pub(super) fn put(&self, event: TraceEvent) -> Result<(), Closed> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(Closed);
+        }
+        state.ready.push(event);
         self.written.notify_one();
+        Ok(())
     }
 
     /// Waits until there is something to take.
@@ -90,7 +102,7 @@ impl Sums {
     /// Makes the events that stand for others ready when their second is over, and forgets kinds that no longer occur.
     pub(super) fn flush(&self, now: Timestamp) {
         let mut state = self.state();
-        let State { cells, ready } = &mut *state;
+        let State { cells, ready, .. } = &mut *state;
         cells.retain(|_, cell| {
             if now.since(cell.second) < SECOND {
                 return true;
@@ -117,6 +129,7 @@ impl Sums {
             .map(|(event, count)| (event.event_id, TraceEvent { suppressed_count: count.saturating_sub(1), ..event }))
             .collect();
         state.ready.extend(left_out.into_values());
+        state.is_closed = true;
     }
 
     /// Is there nothing to take?
@@ -134,7 +147,7 @@ impl Sums {
 mod tests {
     use super::*;
     use kernel::{IdSource, SystemIds};
-    use telemetry::{ErrorClass, EventError};
+    use telemetry::ErrorClass;
 
     const START: Timestamp = Timestamp::from_micros(5_000_000);
 
@@ -161,8 +174,17 @@ mod tests {
     /// As the sink does it: what is admitted is put.
     fn offer(sums: &Sums, event: TraceEvent, most: u32, now: Timestamp) {
         if let Fate::Stored(event) = sums.admit(event, most, now) {
-            sums.put(event);
+            sums.put(event).expect("it is open");
         }
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_refused_and_not_forgotten() {
+        let sums = Sums::default();
+        offer(&sums, event("lookup", None), 1, START);
+        sums.close();
+        assert_eq!(sums.put(event("lookup", None)), Err(Closed));
+        assert_eq!(sums.take().len(), 1);
     }
 
     #[test]

@@ -231,6 +231,21 @@ async fn bookmarks_go_past_events_that_do_not_fit_and_stay_young() {
 }
 
 #[tokio::test]
+async fn a_cursor_is_as_old_as_its_position_until_all_was_seen() {
+    for mut world in World::everywhere().await {
+        world.watch.pace = FAST;
+        world.append(&many(3)).await;
+        let made = NOW.minus(DAY * 6);
+        let old = Cursor { made, position: Position::START };
+        let mut stream = world.follow(all(), Some(old)).await;
+        let (_, cursor) = take(&mut stream, 1).await;
+        assert_eq!(cursor.expect("a cursor").made, made, "what follows it may be deleted tomorrow");
+        take(&mut stream, 2).await;
+        assert_eq!(bookmark(&mut stream).await.made, NOW, "nothing follows it");
+    }
+}
+
+#[tokio::test]
 async fn however_few_events_fit_and_wherever_each_is_sent_once() {
     for world in World::everywhere().await {
         // At both edges of the blocks that are looked through.

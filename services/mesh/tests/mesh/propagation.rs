@@ -117,12 +117,13 @@ async fn a_call_outside_of_every_trace_has_no_tracestate() {
 }
 
 /// `traceparent`, `tracestate` and `baggage` that the second of two servers receives, of a call with all three.
-async fn with_propagation(propagation: Propagation, number: u8) -> [String; 3] {
+async fn with_propagation(propagation: Propagation, is_platform: bool, number: u8) -> [String; 3] {
     observed();
     let plan = || Plan { trust_client_trace_context: true, propagation, ..Plan::default() };
     let second = World::with(plan()).await;
     let config = ClientConfig::new("test", vec![second.address.to_string()], POLICIES);
-    let first = World::with(Plan { next: Some(client(ClientConfig { propagation, ..config })), ..plan() }).await;
+    let first =
+        World::with(Plan { next: Some(client(ClientConfig { propagation, is_platform, ..config })), ..plan() }).await;
     let mut seen = [const { String::new() }; 3];
     for (name, seen) in ["traceparent", "tracestate", "baggage"].into_iter().zip(&mut seen) {
         let mut request = within(&format!("forward {name}"), number, "01", &[STATE]);
@@ -134,13 +135,15 @@ async fn with_propagation(propagation: Propagation, number: u8) -> [String; 3] {
 
 #[tokio::test]
 async fn the_configured_headers_are_propagated_and_no_others() {
-    let [place, state, baggage] = with_propagation(Propagation::DEFAULT, 0x80).await;
+    let [place, state, baggage] = with_propagation(Propagation::DEFAULT, true, 0x80).await;
     assert!(place.contains(&trace_id(0x80)) && state == STATE && baggage.is_empty(), "{place} {state} {baggage}");
     let both = Propagation { baggage: true, ..Propagation::DEFAULT };
-    let [place, state, baggage] = with_propagation(both, 0x81).await;
+    let [place, state, baggage] = with_propagation(both, true, 0x81).await;
     assert!(place.contains(&trace_id(0x81)) && state == STATE && baggage == "plan=gold", "{place} {state} {baggage}");
-    assert_eq!(with_propagation(Propagation::NONE, 0x82).await, ["", "", ""]);
+    assert_eq!(with_propagation(Propagation::NONE, true, 0x82).await, ["", "", ""]);
     assert!(observed().spans_of(&trace_id(0x82)).is_empty(), "none is read either");
+    let [place, _, baggage] = with_propagation(both, false, 0x83).await;
+    assert!(place.contains(&trace_id(0x83)) && baggage.is_empty(), "an external service gets no baggage: {baggage}");
 }
 
 #[tokio::test]

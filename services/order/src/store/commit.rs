@@ -260,6 +260,12 @@ impl Store {
                 let (store, before, after) = (store.clone(), before.clone(), after.clone());
                 let (step, lease) = (step.clone(), lease.clone());
                 Box::pin(async move {
+                    if let Some((operation, _)) = &step.event {
+                        let kind = if before.state == State::NeedsAttention { "retry" } else { "cancel" };
+                        operation.set("operation", kind);
+                        operation.set("state.before", before.state.name());
+                        operation.set("state.after", after.state.name());
+                    }
                     let after = store.write_advance(tx, &before, &after, std::slice::from_ref(&step), now).await?;
                     store.take_lease(tx, before.id, &lease).await?;
                     Ok(after)

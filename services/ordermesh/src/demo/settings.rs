@@ -100,7 +100,7 @@ async fn out_of_memory(act: Act) -> Result<Report, Wrong> {
 async fn lookup_fails(act: Act, class: &'static str) -> Result<Report, Wrong> {
     let status = act.refused(act.order("pm_card_visa")).await?;
     same("the refusal", (status.code(), reason(&status)), (Code::Unavailable, "LOOKUP_FAILED".to_owned()))?;
-    let events = [failed(DataLookup, class, ""), failed(OrderCreation, "CONNECTION_ERROR", "LOOKUP_FAILED")];
+    let events = [failed(DataLookup, class, ""), failed(OrderCreation, class, "LOOKUP_FAILED")];
     act.told(None, &events).await?;
     let report = Report::default().refusal(&status);
     Ok(events.iter().fold(report, |report, event| report.line(event.line())))
