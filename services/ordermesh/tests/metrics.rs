@@ -114,13 +114,16 @@ async fn a_collector_gets_every_metric_that_operators_are_promised() {
         .expect("it starts");
     // The services look each other's keys up, and send their events: there are calls without a customer too.
     let promised: Vec<(String, bool)> = PROMISED.iter().map(|(name, gauge)| ((*name).to_owned(), *gauge)).collect();
-    let all = seen.wait_for(|seen| promised.iter().all(|metric| seen.metrics.contains(metric)));
+    let services = ["shop-data", "shop-gateway", "shop-order", "shop-payment", "shop-user"];
+    let all = seen.wait_for(|seen| {
+        promised.iter().all(|metric| seen.metrics.contains(metric))
+            && services.iter().all(|service| seen.services.contains(*service))
+    });
     let came = tokio::time::timeout(PATIENCE, all).await.is_ok();
     let _ = system.kill();
     let _ = system.wait();
     let seen = seen.borrow();
     let missing: Vec<_> = promised.iter().filter(|metric| !seen.metrics.contains(*metric)).collect();
     assert!(came && missing.is_empty(), "{missing:?} did not come; there were {seen:?}");
-    let services = ["shop-data", "shop-gateway", "shop-order", "shop-payment", "shop-user"];
     assert_eq!(seen.services.iter().map(String::as_str).collect::<Vec<_>>(), services);
 }
