@@ -1,4 +1,5 @@
-//! Each log-in is one event: the success with the session, the failure with its reason, and never a secret.
+//! Each log-in is one event: the success with the session, the failure with its reason; what changes an account is audited; never a
+//! secret.
 
 use std::collections::BTreeMap;
 
@@ -26,18 +27,21 @@ async fn a_log_in_is_one_event_whether_it_succeeds_or_fails() {
         *seen.entry(format!("{:?}", summary(event))).or_insert(0) += 1;
     }
     let expected = [
+        // The registration.
+        (("audit", EventStatus::Success, None), 1),
         (("user_login", EventStatus::Success, None), 1),
         (("user_login", EventStatus::Failed, Some(("UNAUTHENTICATED", "INVALID_CREDENTIALS"))), 2),
         (("user_login", EventStatus::Failed, Some(("ValidationError", "INVALID_ARGUMENT"))), 1),
     ];
     assert_eq!(seen, expected.map(|(event, count)| (format!("{event:?}"), count)).into());
-    let success = events.iter().find(|event| event.status == EventStatus::Success).expect("a success");
+    let is_login = |event: &&TraceEvent| event.event_type == "user_login" && event.status == EventStatus::Success;
+    let success = events.iter().find(is_login).expect("a success");
     assert_eq!(success.user_id.map(|id| id.to_string()), Some(profile.user_id));
     assert_eq!((success.service.as_str(), success.operation.as_str()), ("user", "user.v1.UserService/Login"));
 }
 
 #[tokio::test]
-async fn a_throttled_log_in_and_all_other_calls_are_no_events() {
+async fn a_throttled_log_in_and_calls_that_change_no_account_are_no_events() {
     let world = World::start_with(tempfile::tempdir().expect("a folder"), &["--login-failures", "1"]).await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
@@ -48,8 +52,29 @@ async fn a_throttled_log_in_and_all_other_calls_are_no_events() {
         assert_eq!(told(world.login("ada@example.com", "wrong horse").await).reason, "TOO_MANY_LOGINS");
     }
     let events = world.events().await;
-    let statuses: Vec<_> = events.iter().map(|event| event.status).collect();
-    assert_eq!(statuses.len(), 2, "{events:?}");
+    let types: Vec<_> = events.iter().map(|event| event.event_type.as_str()).collect();
+    assert_eq!(types, ["audit", "user_login", "user_login"], "the registration, and two log-ins: {events:?}");
+}
+
+#[tokio::test]
+async fn a_change_of_an_account_that_is_refused_is_audited_with_its_actor() {
+    let world = World::start().await;
+    let profile = world.ada_registers().await;
+    let session = world.ada_logs_in().await;
+    world.register(ada()).await.expect_err("her e-mail is taken");
+    world.change_password(&session, "wrong horse", "battery staple").await.expect_err("refused");
+    let mut audits = world.events().await;
+    audits.retain(|event| event.event_type == "audit" && event.status == EventStatus::Failed);
+    let of = |event: &TraceEvent, name: &str| event.attributes.get(name).cloned().unwrap_or_default();
+    let seen: std::collections::BTreeSet<_> = audits
+        .iter()
+        .map(|event| (summary(event).2.map(|(_, reason)| reason), of(event, "actor.role"), of(event, "actor.id")))
+        .collect();
+    let expected = [
+        (Some("EMAIL_TAKEN"), "anonymous".to_owned(), String::new()),
+        (Some("INVALID_CREDENTIALS"), "customer".to_owned(), profile.user_id),
+    ];
+    assert_eq!(seen, expected.into());
 }
 
 #[tokio::test]
