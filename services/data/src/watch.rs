@@ -123,7 +123,7 @@ impl Watch {
 /// The stream's side of a follower.
 struct Updates {
     updates: mpsc::Receiver<Update>,
-    /// `None` when its end was told.
+    /// `None` once the reason for its end was sent.
     task: Option<JoinHandle<Error>>,
 }
 

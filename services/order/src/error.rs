@@ -150,7 +150,7 @@ impl Refusal for Error {
             Self::PriceChanged { total, expected } => {
                 vec![("total", total.clone()), ("expected_total", expected.clone())]
             }
-            // Its cause is told by its class.
+            // Its cause is in the metadata already: see `class`.
             Self::LookupFailed { .. } => vec![],
             Self::OrderNotCancellable { state } | Self::OrderNotRetryable { state } => {
                 vec![("state", (*state).to_owned())]
