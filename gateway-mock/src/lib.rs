@@ -183,7 +183,7 @@ pub async fn run(
     let stop_admin = CancellationToken::new();
     let _stop_admin = stop_admin.clone().drop_guard();
     let (ready, readiness) = watch::channel(false);
-    tokio::spawn(mesh::serve_admin(admin_listener, readiness.clone(), stop_admin));
+    tokio::spawn(mesh::serve_admin(admin_listener, readiness.clone(), watch::channel(true).1, stop_admin));
 
     let Some(database) = shutdown.run_until_cancelled(open_ledger(&config)).await else { return Ok(()) };
     let database = database?;

@@ -253,10 +253,11 @@ impl Chassis {
             drain_timeout: settings.drain_timeout,
             ..ServerConfig::new(self.service, contracts::POLICIES, gatekeeper)
         };
-        let (ready, is_ready) = watch::channel(true);
-        self.tasks.spawn(health::watch(self.db.clone(), self.clock.clone(), self.told.clone(), ready));
+        let ((ready, is_ready), (alive, is_alive)) = (watch::channel(true), watch::channel(true));
+        let health = health::Health { ready, alive };
+        self.tasks.spawn(health::watch(self.db.clone(), self.clock.clone(), self.told.clone(), health));
         if let Some(admin) = admin {
-            tokio::spawn(mesh::serve_admin(admin, is_ready.clone(), self.drained.clone()));
+            tokio::spawn(mesh::serve_admin(admin, is_ready.clone(), is_alive, self.drained.clone()));
         }
         tracing::info!(target: "ordermesh", "{} listens on {listen}", self.instance);
         let (told, in_all) = (self.told.clone(), self.settings.drain_notice + self.settings.drain_timeout);

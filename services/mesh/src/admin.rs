@@ -1,5 +1,5 @@
-//! The admin port: plain HTTP/1 health, for those who show no certificate (kubelet). `/livez` is 200 while the runtime
-//! answers; `/readyz` is 200 when ready and 503 when not. Who drains says that he is not ready.
+//! The admin port: plain HTTP/1 health, for callers without a certificate (kubelet). `/livez` is 200 while the runtime answers and
+//! the process is alive, and 503 when only a restart can help; `/readyz` is 200 when ready, and 503 when not or draining.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,15 +21,20 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 64;
 
 /// Serves `/livez` and `/readyz` until the shutdown.
-pub async fn serve_admin(listener: TcpListener, ready: watch::Receiver<bool>, shutdown: CancellationToken) {
+pub async fn serve_admin(
+    listener: TcpListener,
+    ready: watch::Receiver<bool>,
+    alive: watch::Receiver<bool>,
+    shutdown: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     while let Some((stream, _peer)) = accept(&listener, &shutdown).await {
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (ready, shutdown) = (ready.clone(), shutdown.clone());
+        let (ready, alive, shutdown) = (ready.clone(), alive.clone(), shutdown.clone());
         tokio::spawn(async move {
             let _place = place;
             let service = service_fn(move |request: Request<Incoming>| {
-                let response = answer(request.uri().path(), *ready.borrow());
+                let response = answer(request.uri().path(), *ready.borrow(), *alive.borrow());
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -45,9 +50,10 @@ pub async fn serve_admin(listener: TcpListener, ready: watch::Receiver<bool>, sh
     }
 }
 
-fn answer(path: &str, is_ready: bool) -> Response<String> {
+fn answer(path: &str, is_ready: bool, is_alive: bool) -> Response<String> {
     let (status, text) = match path {
-        "/livez" => (StatusCode::OK, "alive\n"),
+        "/livez" if is_alive => (StatusCode::OK, "alive\n"),
+        "/livez" => (StatusCode::SERVICE_UNAVAILABLE, "not alive\n"),
         "/readyz" if is_ready => (StatusCode::OK, "ready\n"),
         "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
         _ => (StatusCode::NOT_FOUND, "there are /livez and /readyz\n"),
@@ -77,7 +83,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (_ready, watched) = watch::channel(true);
-        let server = tokio::spawn(serve_admin(listener, watched, CancellationToken::new()));
+        let server = tokio::spawn(serve_admin(listener, watched.clone(), watched, CancellationToken::new()));
         let mut silent = vec![];
         for _ in 0..MAX_CONNECTIONS {
             silent.push(TcpStream::connect(address).await.expect("connects"));
@@ -92,16 +98,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readyz_follows_readiness_and_livez_does_not() {
+    async fn readyz_follows_readiness_and_livez_life() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (ready, watched) = watch::channel(false);
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve_admin(listener, watched, shutdown.clone()));
+        let (alive, is_alive) = watch::channel(true);
+        let server = tokio::spawn(serve_admin(listener, watched, is_alive, shutdown.clone()));
         assert_eq!(get(address, "/livez").await, "HTTP/1.1 200 OK");
         assert_eq!(get(address, "/readyz").await, "HTTP/1.1 503 Service Unavailable");
         ready.send_replace(true);
         assert_eq!(get(address, "/readyz").await, "HTTP/1.1 200 OK");
+        alive.send_replace(false);
+        assert_eq!(get(address, "/livez").await, "HTTP/1.1 503 Service Unavailable");
         assert_eq!(get(address, "/else").await, "HTTP/1.1 404 Not Found");
         shutdown.cancel();
         server.await.expect("ends");

@@ -9,16 +9,19 @@ use log::LevelFilter;
 use sea_orm::sqlx::Connection;
 use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sea_orm::{ConnectOptions, ConnectionTrait, DatabaseConnection};
+use sea_orm::{ConnectOptions, DatabaseConnection};
 use tokio::sync::Notify;
 
+use crate::connection::{Reader, Readers};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
+use crate::postgres::Pool;
+use crate::probe::Probe;
 use crate::transact::{Writer, pause};
 
 /// A statement that takes longer is logged.
-const SLOW_STATEMENT: Duration = Duration::from_millis(500);
+pub(crate) const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
 /// How often a file is opened that somebody else has locked.
 const MOST_OPENS: u32 = 50;
@@ -37,9 +40,9 @@ pub enum Backend {
 pub struct Options {
     /// The most connections in the pool.
     pub max_connections: u32,
-    /// How long to wait for a connection.
+    /// How long to wait for a connection, a new one included.
     pub acquire_timeout: Duration,
-    /// PostgreSQL: how long a statement may take before the server ends it.
+    /// PostgreSQL: how long a statement may take before the server ends it. Without an answer 2 s later the connection is closed.
     pub statement_timeout: Duration,
     /// PostgreSQL: the schema that the tables live in; made when it is missing.
     pub schema: Option<String>,
@@ -58,7 +61,7 @@ impl Default for Options {
 
 pub(crate) struct Inner {
     pub(crate) backend: Backend,
-    pub(crate) pool: DatabaseConnection,
+    pub(crate) reader: Reader,
     pub(crate) schema: Option<String>,
     pub(crate) writer: Option<Writer>,
     /// Woken after each commit that wrote events.
@@ -101,36 +104,41 @@ impl Database {
         let write_pool = if in_memory { pool.clone() } else { open_file(|| writer_options(url, options)).await? };
         let metrics = Metrics::new(Backend::Sqlite);
         let writer = Writer::start(write_pool, metrics.clone());
-        Ok(Self::new(Backend::Sqlite, pool, None, Some(writer), metrics))
+        Ok(Self::new(Backend::Sqlite, Readers::Sqlite(pool), None, Some(writer), metrics))
     }
 
     async fn postgres(url: &str, options: &Options) -> Result<Self, Error> {
-        let mut connect = common_options(url, options, options.max_connections);
-        if let Some(schema) = &options.schema {
-            connect.set_schema_search_path(schema.clone());
-        }
-        connect.statement_timeout(options.statement_timeout);
-        let pool = open(connect).await?;
-        Ok(Self::new(Backend::Postgres, pool, options.schema.clone(), None, Metrics::new(Backend::Postgres)))
+        let pool = Pool::connect(url, options).await?;
+        let metrics = Metrics::new(Backend::Postgres);
+        Ok(Self::new(Backend::Postgres, Readers::Postgres(pool), options.schema.clone(), None, metrics))
     }
 
     fn new(
         backend: Backend,
-        pool: DatabaseConnection,
+        readers: Readers,
         schema: Option<String>,
         writer: Option<Writer>,
         metrics: Metrics,
     ) -> Self {
-        Self(Arc::new(Inner { backend, pool, schema, writer, events_written: Notify::new(), metrics }))
+        let reader = Reader(readers);
+        Self(Arc::new(Inner { backend, reader, schema, writer, events_written: Notify::new(), metrics }))
     }
 
-    /// Tells the metrics how many connections are in use, and how many idle.
+    /// Records how many connections are in use, and how many idle; closes those that were idle for long.
     pub fn record_connections(&self) {
-        let (size, idle) = match self.0.backend {
-            Backend::Sqlite => counts(self.0.pool.get_sqlite_connection_pool()),
-            Backend::Postgres => counts(self.0.pool.get_postgres_connection_pool()),
+        let (used, idle) = match &self.0.reader.0 {
+            Readers::Sqlite(pool) => {
+                let pool = pool.get_sqlite_connection_pool();
+                let idle = u64::try_from(pool.num_idle()).unwrap_or(u64::MAX);
+                (u64::from(pool.size()).saturating_sub(idle), idle)
+            }
+            Readers::Postgres(pool) => {
+                pool.shrink();
+                let (used, idle, _) = pool.counts();
+                (used, idle)
+            }
         };
-        self.0.metrics.connections(size.saturating_sub(idle), idle);
+        self.0.metrics.connections(used, idle);
     }
 
     /// The kind of database.
@@ -139,17 +147,13 @@ impl Database {
     }
 
     /// For reads outside of transactions.
-    pub fn read(&self) -> &DatabaseConnection {
-        &self.0.pool
+    pub fn read(&self) -> &Reader {
+        &self.0.reader
     }
 
-    /// Does it answer? It reads next to nothing, however full the tables are.
-    ///
-    /// # Errors
-    /// It does not, or its schema is not there.
-    pub async fn ping(&self) -> Result<(), Error> {
-        self.0.pool.execute_unprepared("SELECT 1 FROM schema_version LIMIT 1").await?;
-        Ok(())
+    /// Looks whether the database can be written to, on a connection of its own.
+    pub fn probe(&self) -> Probe {
+        Probe::new(self.clone())
     }
 
     /// The events that wait to be sent.
@@ -172,10 +176,6 @@ pub fn check_url(url: &str) -> Result<Backend, Error> {
     Err(Error::Url)
 }
 
-fn counts<D: sea_orm::sqlx::Database>(pool: &sea_orm::sqlx::Pool<D>) -> (u64, u64) {
-    (pool.size().into(), u64::try_from(pool.num_idle()).unwrap_or(u64::MAX))
-}
-
 /// Two that open a new file at once may be in each other's way while it becomes a WAL database: SQLite does not wait then.
 async fn open_file(options: impl Fn() -> ConnectOptions) -> Result<DatabaseConnection, Error> {
     let mut attempt = 1;
@@ -192,7 +192,7 @@ async fn open(options: ConnectOptions) -> Result<DatabaseConnection, Error> {
     sea_orm::Database::connect(options).await.map_err(Error::Connect)
 }
 
-fn common_options(url: &str, options: &Options, max_connections: u32) -> ConnectOptions {
+fn sqlite_options(url: &str, options: &Options, max_connections: u32) -> ConnectOptions {
     let mut connect = ConnectOptions::new(url.to_owned());
     connect
         .max_connections(max_connections)
@@ -204,11 +204,6 @@ fn common_options(url: &str, options: &Options, max_connections: u32) -> Connect
         .sqlx_logging(true)
         .sqlx_logging_level(LevelFilter::Off)
         .sqlx_slow_statements_logging_settings(LevelFilter::Warn, SLOW_STATEMENT);
-    connect
-}
-
-fn sqlite_options(url: &str, options: &Options, max_connections: u32) -> ConnectOptions {
-    let mut connect = common_options(url, options, max_connections);
     connect.idle_timeout(None::<Duration>).max_lifetime(None::<Duration>);
     connect.map_sqlx_sqlite_opts(|sqlite| {
         sqlite

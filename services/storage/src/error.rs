@@ -35,6 +35,9 @@ pub enum Error {
     /// No transaction could be begun: nothing has happened.
     #[error("the database began no transaction")]
     Begin(#[source] DbErr),
+    /// It answers, and takes no writes: a standby, or a primary that was told so.
+    #[error("the database takes no writes")]
+    ReadOnly,
     /// A stored value cannot be read.
     #[error("a stored {what} cannot be read: {value:?}")]
     Corrupt {
@@ -77,9 +80,10 @@ impl Error {
         matches!(self, Self::Connect(error) if code(error).is_some_and(|code| is_busy_or_locked(&code)))
     }
 
-    /// The database is away: no connection, or it broke. Others may be served later.
+    /// Not here, not now: no connection, one that broke, a server that takes no writes, or one that lacks what it needs. The
+    /// same may succeed later.
     pub fn is_unavailable(&self) -> bool {
-        let no_connection = matches!(self, Self::Connect(_) | Self::Closed)
+        let no_connection = matches!(self, Self::Connect(_) | Self::ReadOnly | Self::Closed)
             || matches!(self.database(), Some(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)));
         no_connection
             || self.is_transient()
@@ -87,8 +91,7 @@ impl Error {
             || self.database().and_then(sqlx).is_some_and(|error| {
                 matches!(error, sea_orm::sqlx::Error::PoolTimedOut | sea_orm::sqlx::Error::PoolClosed)
             })
-            // PostgreSQL has no place left.
-            || self.database().and_then(code).is_some_and(|code| code == "53300")
+            || self.database().and_then(code).is_some_and(|code| is_not_now(&code))
     }
 
     /// The class that it is as what is behind a refusal; `None`: it is our own fault, and waiting does not cure it.
@@ -96,14 +99,27 @@ impl Error {
         if !self.is_unavailable() {
             return None;
         }
-        let has_timed_out = matches!(self.database(), Some(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout)))
-            || matches!(self.database().and_then(sqlx), Some(sea_orm::sqlx::Error::PoolTimedOut));
-        let is_conflict = self.is_transient() || matches!(self, Self::Closed);
-        Some(match (has_timed_out, is_conflict) {
-            (true, _) => ErrorClass::Timeout,
-            (false, true) => ErrorClass::Unavailable,
-            (false, false) => ErrorClass::ConnectionError,
-        })
+        if self.has_timed_out() {
+            return Some(ErrorClass::Timeout);
+        }
+        let is_away = matches!(self, Self::Connect(_))
+            || matches!(self.database(), Some(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)))
+            || self.is_broken_connection();
+        Some(if is_away { ErrorClass::ConnectionError } else { ErrorClass::Unavailable })
+    }
+
+    fn has_timed_out(&self) -> bool {
+        if matches!(self.database(), Some(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout))) {
+            return true;
+        }
+        let Some(error) = self.database().and_then(sqlx) else { return false };
+        if let sea_orm::sqlx::Error::Io(error) = error {
+            return error.kind() == std::io::ErrorKind::TimedOut;
+        }
+        // A statement's time, or a lock's.
+        let code = error.as_database_error().and_then(|error| error.code());
+        matches!(error, sea_orm::sqlx::Error::PoolTimedOut)
+            || code.is_some_and(|code| matches!(&*code, "57014" | "55P03"))
     }
 
     /// The database is not there yet, and may come up: nobody listens, or it says that it starts. Not a wrong password, a database
@@ -115,13 +131,10 @@ impl Error {
         })
     }
 
-    /// The connection broke: PostgreSQL ended it (57P01 to 57P03), or the network did (08, or an I/O error).
+    /// The connection is of no more use: PostgreSQL ended it, the network did, or it leads to a server that takes no writes.
+    /// What was not committed has not happened, and may be run again on another connection.
     pub(crate) fn is_broken_connection(&self) -> bool {
-        let Some(error) = self.database() else { return false };
-        matches!(sqlx(error), Some(sea_orm::sqlx::Error::Io(_)))
-            || code(error).is_some_and(|code| {
-                matches!(code.as_str(), "57P01" | "57P02" | "57P03") || (code.len() == 5 && code.starts_with("08"))
-            })
+        self.database().and_then(sqlx).is_some_and(breaks_connection)
     }
 
     fn database(&self) -> Option<&DbErr> {
@@ -131,6 +144,7 @@ impl Error {
             | Self::UrlMalformed
             | Self::Connect(_)
             | Self::Folder { .. }
+            | Self::ReadOnly
             | Self::Corrupt { .. }
             | Self::Panicked
             | Self::Closed => None,
@@ -140,6 +154,42 @@ impl Error {
     /// A row with the same key is there already.
     pub fn is_unique_violation(&self) -> bool {
         matches!(self, Self::Statement(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))))
+    }
+}
+
+/// Is a connection to PostgreSQL of no more use after this?
+pub(crate) fn breaks_connection(error: &sea_orm::sqlx::Error) -> bool {
+    use sea_orm::sqlx::Error as Sqlx;
+    if matches!(error, Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::Protocol(_) | Sqlx::WorkerCrashed) {
+        return true;
+    }
+    error.as_database_error().and_then(|error| error.code()).is_some_and(|code| is_end_of_connection(&code))
+}
+
+/// PostgreSQL's appendix "Error Codes": class 08 connection exceptions, 57P01 to 57P05 the server ends the session, 25P03 and
+/// 25P04 it ended the session because of its transaction, 25006 the session takes no writes (a standby, or a primary of before).
+fn is_end_of_connection(code: &str) -> bool {
+    code.len() == 5
+        && (code.starts_with("08") || code.starts_with("57P0") || matches!(code, "25006" | "25P03" | "25P04"))
+}
+
+/// Nothing is wrong with the statement; the server cannot run it here and now. PostgreSQL: class 53 insufficient resources
+/// (disk full, out of memory, too many connections), class 57 operator intervention (57014: statement timeout), class 58 errors
+/// outside of it (58030: input or output), 55P03 lock not available, 55006 object in use. SQLite: NOMEM, READONLY, IOERR,
+/// FULL, CANTOPEN.
+fn is_not_now(code: &str) -> bool {
+    if code.len() == 5 {
+        return ["53", "57"].iter().any(|class| code.starts_with(class))
+            || matches!(code, "55P03" | "55006" | "58000" | "58030");
+    }
+    code.parse::<u32>().is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 7 | 8 | 10 | 13 | 14))
+}
+
+/// The server does not listen yet, or says that it starts or has no place: worth asking again at once.
+pub(crate) fn is_starting(error: &sea_orm::sqlx::Error) -> bool {
+    match error {
+        sea_orm::sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        other => other.as_database_error().is_some_and(|error| error.is_transient_in_connect_phase()),
     }
 }
 

@@ -3,12 +3,16 @@
 //! Migrations only add; what the last release reads is removed one release later. A schema that is newer than
 //! the program is left as it is: an instance of the last release must start next to the next one.
 
+use std::time::Duration;
+
 use kernel::{Clock, SystemClock};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, Statement, TransactionOptions, TransactionTrait};
+use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
 
 use crate::connect::{Backend, Database};
+use crate::connection::{Open, TxConnection};
 use crate::error::Error;
 use crate::outbox;
+use crate::transact::begin_alone;
 
 /// A step of the schema. All of its statements are run in one transaction.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +26,10 @@ pub struct Migration {
     /// Run after them on PostgreSQL alone.
     pub postgres: &'static [&'static str],
 }
+
+/// PostgreSQL: how long a step's statement, or another instance's migration, may take. Without an answer by then the connection is
+/// taken for dead.
+const STEP_LIMIT: Duration = Duration::from_secs(6 * 3_600);
 
 /// One writer at a time may look at the schema; any number that no other program uses.
 const POSTGRES_LOCK: &str = "SELECT pg_advisory_xact_lock(7251011620)";
@@ -59,11 +67,10 @@ impl Database {
         {
             return Ok(());
         }
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(sea_orm::SqliteTransactionMode::Immediate),
-            ..TransactionOptions::default()
-        };
-        let tx = self.0.pool.begin_with_options(options).await?;
+        let mut tx = begin_alone(self).await?;
+        if let Open::Postgres(lease) = &mut tx.0 {
+            lease.get_mut().set_limit(STEP_LIMIT);
+        }
         if self.backend() == Backend::Postgres {
             // Another instance's migration may take long, and so may ours.
             tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
@@ -108,7 +115,7 @@ async fn missing<'a>(conn: &impl ConnectionTrait, migrations: &'a [Migration]) -
     Ok(all.filter(|migration| !applied.contains(&migration.version)).collect())
 }
 
-async fn apply(tx: &DatabaseTransaction, backend: Backend, migration: &Migration) -> Result<(), Error> {
+async fn apply(tx: &TxConnection, backend: Backend, migration: &Migration) -> Result<(), Error> {
     let of_the_backend = match backend {
         Backend::Postgres => migration.postgres,
         Backend::Sqlite => &[],

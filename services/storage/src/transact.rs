@@ -6,17 +6,22 @@
 //! refusals are rare, and savepoints cost two statements a piece. On PostgreSQL each piece is a transaction.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kernel::backoff::full_jitter;
-use sea_orm::{DatabaseConnection, DatabaseTransaction, SqliteTransactionMode, TransactionOptions, TransactionTrait};
+use sea_orm::{
+    DatabaseConnection, DatabaseTransaction, DbErr, RuntimeErr, SqliteTransactionMode, TransactionOptions,
+    TransactionTrait,
+};
 use telemetry::{Operation, Outcome, TraceEvent};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connect::Database;
+use crate::connection::{Open, Readers, TxConnection};
 use crate::error::{Error, Failure};
 use crate::metrics::Metrics;
 use crate::outbox;
@@ -27,10 +32,12 @@ const MAX_BATCH: usize = 64;
 const MAX_QUEUE: usize = 4_096;
 /// How often a transaction is tried when the database is busy, or takes it for a deadlock's victim.
 const MAX_TRIES: u32 = 10;
+/// How often when connections break, or lead to a server that takes no writes.
+const MAX_BROKEN: u32 = 3;
 
 /// An open transaction.
 pub struct Tx {
-    conn: DatabaseTransaction,
+    conn: TxConnection,
     events: Mutex<Vec<(Option<Operation>, TraceEvent)>>,
 }
 
@@ -41,12 +48,12 @@ impl std::fmt::Debug for Tx {
 }
 
 impl Tx {
-    fn new(conn: DatabaseTransaction) -> Self {
+    fn new(conn: TxConnection) -> Self {
         Self { conn, events: Mutex::default() }
     }
 
     /// The connection that the transaction is open on.
-    pub fn conn(&self) -> &DatabaseTransaction {
+    pub fn conn(&self) -> &TxConnection {
         &self.conn
     }
 
@@ -75,6 +82,8 @@ trait Piece: Send {
     fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, Result<(), ()>>;
     /// Is what it came to worth another try?
     fn is_transient(&self) -> bool;
+    /// Did its connection break before anything was committed?
+    fn is_broken(&self) -> bool;
     /// Its commit, or the transaction around it, failed.
     fn fail(&mut self, error: Error);
     /// Answers the caller.
@@ -105,6 +114,10 @@ where
 
     fn is_transient(&self) -> bool {
         matches!(&self.result, Some(Err(error)) if error.storage().is_some_and(Error::is_transient))
+    }
+
+    fn is_broken(&self) -> bool {
+        matches!(&self.result, Some(Err(error)) if error.storage().is_some_and(Error::is_broken_connection))
     }
 
     fn fail(&mut self, error: Error) {
@@ -156,47 +169,79 @@ impl Database {
     }
 }
 
-/// PostgreSQL: a piece is a transaction.
+/// PostgreSQL: a piece is a transaction. Until its commit is asked for nothing has happened, and it may be run again.
 async fn run_alone(db: &Database, mut piece: Box<dyn Piece>) {
+    let mut broken = 0;
     for attempt in 1..=MAX_TRIES {
-        match try_alone(db, piece.as_mut()).await {
+        let is_broken = match try_alone(db, piece.as_mut()).await {
             Ok(events) => {
                 db.committed(&events);
                 break;
             }
-            Err(Some(error)) => {
-                // Nothing has begun: a connection that the server has closed meanwhile is replaced by the pool.
-                let is_again =
-                    error.is_transient() || matches!(&error, Error::Begin(_) if error.is_broken_connection());
+            Err(Undone::Committing(error)) => {
+                let is_transient = error.is_transient();
                 piece.fail(error);
-                if !is_again {
+                if !is_transient {
                     break;
                 }
+                false
             }
-            Err(None) if piece.is_transient() => {}
-            Err(None) => break,
+            Err(Undone::Before(error)) => {
+                let (is_transient, is_broken) = (error.is_transient(), error.is_broken_connection());
+                piece.fail(error);
+                if !is_transient && !is_broken {
+                    break;
+                }
+                is_broken
+            }
+            Err(Undone::Refused) if piece.is_transient() => false,
+            Err(Undone::Refused) if piece.is_broken() => true,
+            Err(Undone::Refused) => break,
+        };
+        broken += u32::from(is_broken);
+        if broken >= MAX_BROKEN {
+            break;
         }
         pause(attempt).await;
     }
     piece.answer();
 }
 
-/// `Err(None)`: the work itself refused, and holds its reason.
-async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Option<Error>> {
+/// Why a transaction was not committed.
+enum Undone {
+    /// The work itself refused, and holds its reason.
+    Refused,
+    /// The database did, before the commit.
+    Before(Error),
+    /// The database did, or did not answer: it may be committed.
+    Committing(Error),
+}
+
+async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Undone> {
     let asked = Instant::now();
-    let begun = db.0.pool.begin().await.map_err(|error| Some(Error::Begin(error)))?;
+    let begun = begin_alone(db).await.map_err(Undone::Before)?;
     db.0.metrics.waited(asked.elapsed());
     let tx = Tx::new(begun);
     if piece.run(&tx).await.is_err() {
-        // A rollback that fails leaves a broken connection, which the pool drops: nothing is committed either way.
         let _ = tx.conn.rollback().await;
-        return Err(None);
+        return Err(Undone::Refused);
     }
     let events = tx.events.into_inner().unwrap_or_else(PoisonError::into_inner);
     let rows: Vec<TraceEvent> = events.iter().map(|(_, event)| event.clone()).collect();
-    outbox::insert(&tx.conn, &rows).await.map_err(Some)?;
-    commit(tx.conn, &events).await.map_err(Some)?;
+    outbox::insert(&tx.conn, &rows).await.map_err(Undone::Before)?;
+    commit(tx.conn, &events).await.map_err(Undone::Committing)?;
     Ok(events)
+}
+
+pub(crate) async fn begin_alone(db: &Database) -> Result<TxConnection, Error> {
+    match &db.0.reader.0 {
+        Readers::Postgres(pool) => {
+            let mut lease = pool.acquire().await.map_err(Error::Begin)?;
+            lease.begin().await.map_err(|error| Error::Begin(DbErr::Exec(RuntimeErr::SqlxError(error.into()))))?;
+            Ok(TxConnection(Open::Postgres(lease.into())))
+        }
+        Readers::Sqlite(pool) => begin(pool).await.map(|tx| TxConnection(Open::Sqlite(tx))),
+    }
 }
 
 struct Job {
@@ -209,19 +254,29 @@ struct Job {
 #[derive(Clone)]
 pub(crate) struct Writer {
     queue: mpsc::Sender<Job>,
+    answered: Arc<AtomicU64>,
 }
 
 impl Writer {
     pub(crate) fn start(pool: DatabaseConnection, metrics: Metrics) -> Self {
         let (queue, mut jobs) = mpsc::channel::<Job>(MAX_QUEUE);
+        let answered = Arc::new(AtomicU64::new(0));
+        let counted = answered.clone();
         tokio::spawn(async move {
             let mut batch = Vec::with_capacity(MAX_BATCH);
             while jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
                 batch.iter().for_each(|job| metrics.waited(job.queued.elapsed()));
                 run_batch(&pool, std::mem::take(&mut batch)).await;
+                counted.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { queue }
+        Self { queue, answered }
+    }
+
+    /// How many batches it has answered, and how many pieces are queued.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        let queued = self.queue.max_capacity() - self.queue.capacity();
+        (self.answered.load(Ordering::Relaxed), u64::try_from(queued).unwrap_or(u64::MAX))
     }
 }
 
@@ -277,7 +332,7 @@ async fn begin(pool: &DatabaseConnection) -> Result<DatabaseTransaction, Error> 
 
 /// All or none: `None` when a piece was refused, and everything is undone.
 async fn try_together(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<Option<Events>, Error> {
-    let tx = Tx::new(begin(pool).await?);
+    let tx = Tx::new(TxConnection(Open::Sqlite(begin(pool).await?)));
     for job in batch.iter_mut() {
         if job.piece.run(&tx).await.is_err() {
             tx.conn.rollback().await?;
@@ -295,7 +350,7 @@ async fn try_apart(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Even
     let mut events = Events::new();
     let mut again = Vec::new();
     for (index, job) in batch.iter_mut().enumerate() {
-        let tx = Tx::new(outer.begin().await?);
+        let tx = Tx::new(TxConnection(Open::Sqlite(outer.begin().await?)));
         if job.piece.run(&tx).await.is_ok() {
             tx.conn.commit().await?;
             events.extend(tx.events.into_inner().unwrap_or_else(PoisonError::into_inner));
@@ -306,18 +361,18 @@ async fn try_apart(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Even
             }
         }
     }
-    finish(outer, &events).await?;
+    finish(TxConnection(Open::Sqlite(outer)), &events).await?;
     Ok((events, again))
 }
 
-async fn finish(conn: DatabaseTransaction, events: &Events) -> Result<(), Error> {
+async fn finish(conn: TxConnection, events: &Events) -> Result<(), Error> {
     let rows: Vec<TraceEvent> = events.iter().map(|(_, event)| event.clone()).collect();
     outbox::insert(&conn, &rows).await?;
     commit(conn, events).await
 }
 
 /// A commit whose answer is lost may have happened, and its events with it: their operations write no other.
-async fn commit(conn: DatabaseTransaction, events: &Events) -> Result<(), Error> {
+async fn commit(conn: TxConnection, events: &Events) -> Result<(), Error> {
     let Err(error) = conn.commit().await else { return Ok(()) };
     let error = Error::from(error);
     if !error.is_transient() {
@@ -335,6 +390,7 @@ fn copy(error: &Arc<Error>) -> Error {
         Error::Url
         | Error::UrlMalformed
         | Error::Folder { .. }
+        | Error::ReadOnly
         | Error::Corrupt { .. }
         | Error::Panicked
         | Error::Closed => Error::Closed,

@@ -5,12 +5,15 @@
 //!
 //! # Layout
 //! - here: which database a test runs on
-//! - [`server`](mod@server): the server
+//! - [`server`](mod@server): the server, and a standby of it
+//! - [`proxy`]: a network that falls silent, breaks, or leads elsewhere
 
+pub mod proxy;
 pub mod server;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+pub use proxy::{End, Proxy};
 pub use server::Server;
 
 /// Where a test's tables are: for `storage::Database::connect`.

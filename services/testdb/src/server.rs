@@ -40,6 +40,55 @@ impl Server {
     /// # Panics
     /// The programs are there and no server comes of them; or they are not there, and `CI` is set.
     pub fn start(settings: &[(&str, &str)]) -> Option<Self> {
+        let server = Self::new(settings)?;
+        let data = server.folder.join("data");
+        server.run("initdb", |initdb| {
+            initdb
+                .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C", "-U", "postgres", "-D"])
+                .arg(data)
+        });
+        server.begin();
+        Some(server)
+    }
+
+    /// The same, which also listens on a port of 127.0.0.1.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_on_tcp(settings: &[(&str, &str)]) -> Option<Self> {
+        let mut server = Self::start(settings)?;
+        server.end();
+        server.set(free_port(), &[("listen_addresses", "127.0.0.1")]);
+        server.begin();
+        Some(server)
+    }
+
+    /// A standby that follows this server, on a port of its own, if this one listens on a port. [`Server::promote`] makes it a primary.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn standby(&self) -> Self {
+        let settings: Vec<_> = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let mut standby = Self::new(&settings).expect("the programs are there");
+        standby.port = free_port();
+        let data = standby.folder.join("data");
+        standby.run("pg_basebackup", |backup| {
+            let backup = backup.args(["-U", "postgres", "-p", &self.port.to_string(), "-R", "-c", "fast", "-h"]);
+            backup.arg(&self.folder).arg("-D").arg(data)
+        });
+        standby.begin();
+        standby
+    }
+
+    /// Makes a standby the primary; returns when it takes writes.
+    ///
+    /// # Panics
+    /// It is not promoted.
+    pub fn promote(&self) {
+        assert_eq!(self.sql("SELECT pg_promote()"), "t", "{}", self.log());
+    }
+
+    fn new(settings: &[(&str, &str)]) -> Option<Self> {
         let Some(programs) = programs() else {
             let told = "PostgreSQL's server programs (initdb, postgres) are not on this machine";
             assert!(std::env::var_os("CI").is_none(), "{told}, and CI skips nothing");
@@ -52,23 +101,21 @@ impl Server {
         if let Some((user, group)) = account {
             chown(&folder, Some(user), Some(group)).expect("the folder is given away");
         }
-        let server = Self {
+        Some(Self {
             programs,
             folder,
             settings: settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             port: 5432,
             account,
             keeper: Mutex::new(None),
-        };
-        let made = server
-            .command(&server.programs.join("initdb"))
-            .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C", "-U", "postgres", "-D"])
-            .arg(server.folder.join("data"))
-            .output()
-            .expect("initdb runs");
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        server.begin();
-        Some(server)
+        })
+    }
+
+    /// Runs one of PostgreSQL's programs to its end.
+    fn run(&self, program: &str, arguments: impl FnOnce(&mut Command) -> &mut Command) {
+        let mut command = self.command(&self.programs.join(program));
+        let made = arguments(&mut command).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert!(made.status.success(), "{program}: {}", String::from_utf8_lossy(&made.stderr));
     }
 
     /// The URL of the database `postgres`, by its socket.
@@ -161,7 +208,7 @@ impl Server {
         *keeper = Some(command.stdin(Stdio::piped()).spawn().expect("sh runs"));
         drop(keeper);
         let end = Instant::now() + PATIENCE;
-        while self.try_sql("SELECT 1").is_err() {
+        while self.try_sql(&["SELECT 1"]).is_err() {
             assert!(Instant::now() < end, "no server: {}", self.log());
             std::thread::park_timeout(Duration::from_millis(20));
         }
@@ -172,16 +219,25 @@ impl Server {
     /// # Panics
     /// It is refused.
     pub fn sql(&self, statement: &str) -> String {
-        self.try_sql(statement).unwrap_or_else(|error| panic!("{statement}: {error}"))
+        self.sql_each(&[statement])
     }
 
-    fn try_sql(&self, statement: &str) -> Result<String, String> {
+    /// Runs statements in one session, each in a transaction of its own.
+    ///
+    /// # Panics
+    /// One is refused.
+    pub fn sql_each(&self, statements: &[&str]) -> String {
+        self.try_sql(statements).unwrap_or_else(|error| panic!("{statements:?}: {error}"))
+    }
+
+    fn try_sql(&self, statements: &[&str]) -> Result<String, String> {
         let mut command = self.command(&self.programs.join("psql"));
-        let output = command
-            .args(["-U", "postgres", "-d", "postgres", "-p", &self.port.to_string(), "-Atqc", statement, "-h"])
-            .arg(&self.folder)
-            .output()
-            .expect("psql runs");
+        command.args(["-U", "postgres", "-d", "postgres", "-p", &self.port.to_string(), "-v", "ON_ERROR_STOP=1"]);
+        command.arg("-h").arg(&self.folder).arg("-Atq");
+        for statement in statements {
+            command.args(["-c", statement]);
+        }
+        let output = command.output().expect("psql runs");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
@@ -215,9 +271,14 @@ impl Drop for Server {
     }
 }
 
-/// The folder of initdb, postgres and psql, of the newest version: Debian keeps it out of PATH.
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+}
+
+/// The folder of PostgreSQL's programs, of the newest version: Debian keeps it out of PATH.
 fn programs() -> Option<PathBuf> {
-    let needed = ["initdb", "postgres", "psql"];
+    let needed = ["initdb", "postgres", "psql", "pg_basebackup"];
     let has_all = |folder: &PathBuf| needed.iter().all(|program| folder.join(program).exists());
     let path = std::env::var_os("PATH").unwrap_or_default();
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());

@@ -5,9 +5,10 @@ use std::pin::Pin;
 use futures_util::StreamExt;
 use kernel::{ManualClock, Timestamp};
 use mesh::Role;
-use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use storage::{Database, Options};
 use telemetry::EventStatus;
+use tokio::sync::oneshot;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
@@ -173,6 +174,31 @@ async fn the_first_message_is_a_bookmark_and_what_was_stored_before_is_not_sent(
     }
 }
 
+/// A transaction that has run a statement and is committed when the sender says so.
+async fn open_transaction(
+    db: &Database,
+    statement: Statement,
+) -> (tokio::task::JoinHandle<Result<(), storage::Error>>, oneshot::Sender<()>) {
+    let (ran, has_run) = oneshot::channel();
+    let (commit, to_commit) = oneshot::channel();
+    let (db, once) = (db.clone(), std::sync::Mutex::new(Some((ran, to_commit))));
+    let open = tokio::spawn(async move {
+        db.transact(move |tx| {
+            let (ran, to_commit) = once.lock().expect("not poisoned").take().expect("it runs once");
+            let statement = statement.clone();
+            Box::pin(async move {
+                tx.conn().execute_raw(statement).await?;
+                let _ = ran.send(());
+                let _ = to_commit.await;
+                Ok(())
+            })
+        })
+        .await
+    });
+    has_run.await.expect("it has run");
+    (open, commit)
+}
+
 #[tokio::test]
 async fn an_open_transaction_holds_up_what_is_stored_after_it_began_and_nothing_is_lost() {
     let Some(place) = testdb::postgres() else { return };
@@ -182,9 +208,8 @@ async fn an_open_transaction_holds_up_what_is_stored_after_it_began_and_nothing_
     let begun = bookmark(&mut stream).await;
     let events = many(4);
     // The statement names its columns, and `ingest` is none of them: that of the release before.
-    let open = world.db.read().begin().await.expect("begun");
     let insert = insert_statement(DbBackend::Postgres, &events[3..]);
-    open.execute_raw(insert).await.expect("inserted");
+    let (open, commit) = open_transaction(&world.db, insert).await;
     for event in &events[..3] {
         world.append(std::slice::from_ref(event)).await;
     }
@@ -194,7 +219,8 @@ async fn an_open_transaction_holds_up_what_is_stored_after_it_began_and_nothing_
     for _ in 0..3 {
         assert_eq!(bookmark(&mut stream).await.position, begun.position);
     }
-    open.commit().await.expect("committed");
+    commit.send(()).expect("it is open");
+    open.await.expect("no panic").expect("committed");
     let (sent, last) = take(&mut stream, 4).await;
     let order: Vec<_> = sent.iter().map(|event| event.event_id).collect();
     assert_eq!(order, [3, 0, 1, 2].map(|index: usize| events[index].event_id));

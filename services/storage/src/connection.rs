@@ -1,0 +1,206 @@
+//! What statements run on: sea-orm's own connections for SQLite, ours for PostgreSQL.
+
+use sea_orm::sqlx::postgres::{PgConnection, PgQueryResult, PgRow};
+use sea_orm::sqlx::{self, AssertSqlSafe, Executor};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr,
+    Statement, Values,
+};
+use sea_query_sqlx::SqlxValues;
+use tokio::sync::Mutex;
+
+use crate::error::breaks_connection;
+use crate::postgres::{Lease, Pool};
+
+/// Connections for reads outside of transactions. A read whose connection turns out to be broken is run once more on another.
+#[derive(Debug)]
+pub struct Reader(pub(crate) Readers);
+
+#[derive(Debug)]
+pub(crate) enum Readers {
+    Sqlite(DatabaseConnection),
+    Postgres(Pool),
+}
+
+/// The connection of a transaction.
+#[derive(Debug)]
+pub struct TxConnection(pub(crate) Open);
+
+pub(crate) enum Open {
+    Sqlite(DatabaseTransaction),
+    // One statement at a time.
+    Postgres(Mutex<Lease>),
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite(_) => "Sqlite",
+            Self::Postgres(_) => "Postgres",
+        })
+    }
+}
+
+fn query(statement: Statement) -> sqlx::query::Query<'static, sqlx::Postgres, SqlxValues> {
+    let values = statement.values.unwrap_or_else(|| Values(Vec::new()));
+    sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
+}
+
+fn exec_error(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(error.into()))
+}
+
+fn query_error(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(error.into()))
+}
+
+async fn execute(lease: &mut Lease, statement: Statement) -> Result<PgQueryResult, sqlx::Error> {
+    lease.run(move |connection| Box::pin(query(statement).execute(connection))).await
+}
+
+async fn execute_unprepared(lease: &mut Lease, sql: &str) -> Result<PgQueryResult, sqlx::Error> {
+    let sql = AssertSqlSafe(sql.to_owned());
+    lease.run(move |connection| Box::pin(connection.execute(sql))).await
+}
+
+async fn fetch(lease: &mut Lease, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
+    lease.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_all(connection))).await
+}
+
+async fn fetch_one(lease: &mut Lease, statement: Statement) -> Result<Option<PgRow>, sqlx::Error> {
+    lease.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_optional(connection))).await
+}
+
+fn results(rows: Vec<PgRow>) -> Vec<QueryResult> {
+    rows.into_iter().map(QueryResult::from).collect()
+}
+
+impl Reader {
+    /// The kind of database, in sea-orm's words.
+    pub fn get_database_backend(&self) -> DbBackend {
+        match &self.0 {
+            Readers::Sqlite(_) => DbBackend::Sqlite,
+            Readers::Postgres(_) => DbBackend::Postgres,
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl ConnectionTrait for Reader {
+    fn get_database_backend(&self) -> DbBackend {
+        self.get_database_backend()
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        match &self.0 {
+            Readers::Sqlite(pool) => pool.execute_raw(statement).await,
+            Readers::Postgres(pool) => {
+                let done = execute(&mut pool.acquire().await?, statement).await;
+                done.map(ExecResult::from).map_err(exec_error)
+            }
+        }
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        match &self.0 {
+            Readers::Sqlite(pool) => pool.execute_unprepared(sql).await,
+            Readers::Postgres(pool) => {
+                let done = execute_unprepared(&mut pool.acquire().await?, sql).await;
+                done.map(ExecResult::from).map_err(exec_error)
+            }
+        }
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        match &self.0 {
+            Readers::Sqlite(pool) => pool.query_one_raw(statement).await,
+            Readers::Postgres(pool) => {
+                let mut row = fetch_one(&mut pool.acquire().await?, statement.clone()).await;
+                if row.as_ref().is_err_and(breaks_connection) {
+                    row = fetch_one(&mut pool.acquire().await?, statement).await;
+                }
+                Ok(row.map_err(query_error)?.map(QueryResult::from))
+            }
+        }
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        match &self.0 {
+            Readers::Sqlite(pool) => pool.query_all_raw(statement).await,
+            Readers::Postgres(pool) => {
+                let mut rows = fetch(&mut pool.acquire().await?, statement.clone()).await;
+                if rows.as_ref().is_err_and(breaks_connection) {
+                    rows = fetch(&mut pool.acquire().await?, statement).await;
+                }
+                rows.map(results).map_err(query_error)
+            }
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl ConnectionTrait for TxConnection {
+    fn get_database_backend(&self) -> DbBackend {
+        self.get_database_backend()
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        match &self.0 {
+            Open::Sqlite(tx) => tx.execute_raw(statement).await,
+            Open::Postgres(lease) => {
+                execute(&mut *lease.lock().await, statement).await.map(ExecResult::from).map_err(exec_error)
+            }
+        }
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        match &self.0 {
+            Open::Sqlite(tx) => tx.execute_unprepared(sql).await,
+            Open::Postgres(lease) => {
+                execute_unprepared(&mut *lease.lock().await, sql).await.map(ExecResult::from).map_err(exec_error)
+            }
+        }
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        match &self.0 {
+            Open::Sqlite(tx) => tx.query_one_raw(statement).await,
+            Open::Postgres(lease) => {
+                let row = fetch_one(&mut *lease.lock().await, statement).await.map_err(query_error)?;
+                Ok(row.map(QueryResult::from))
+            }
+        }
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        match &self.0 {
+            Open::Sqlite(tx) => tx.query_all_raw(statement).await,
+            Open::Postgres(lease) => fetch(&mut *lease.lock().await, statement).await.map(results).map_err(query_error),
+        }
+    }
+}
+
+impl TxConnection {
+    /// The kind of database, in sea-orm's words.
+    pub fn get_database_backend(&self) -> DbBackend {
+        match &self.0 {
+            Open::Sqlite(_) => DbBackend::Sqlite,
+            Open::Postgres(_) => DbBackend::Postgres,
+        }
+    }
+
+    pub(crate) async fn commit(self) -> Result<(), DbErr> {
+        match self.0 {
+            Open::Sqlite(tx) => tx.commit().await,
+            Open::Postgres(lease) => lease.into_inner().commit().await.map_err(exec_error),
+        }
+    }
+
+    /// A rollback that fails leaves a broken connection, which is closed: nothing is committed either way.
+    pub(crate) async fn rollback(self) -> Result<(), DbErr> {
+        match self.0 {
+            Open::Sqlite(tx) => tx.rollback().await,
+            Open::Postgres(lease) => lease.into_inner().rollback().await.map_err(exec_error),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! PostgreSQL: a pool whose every wait has a limit.
+//!
+//! sqlx's own pool (0.9.0) pings a connection that is returned without a limit, so that each connection that falls silent costs
+//! a place for ever. Here a returned connection is not pinged at all; one whose statement was dropped half way is settled within
+//! [`SETTLE_LIMIT`] or closed. sqlx has no option for TCP keepalive either: a limit on each statement, the probe's evidence
+//! ([`crate::probe`]) and the server's own keepalive and `tcp_user_timeout` stand in for it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use deadpool::managed::{
+    self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType, Timeouts,
+};
+use futures_util::future::BoxFuture;
+use log::LevelFilter;
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
+use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::connect::{Options, SLOW_STATEMENT};
+use crate::error::{self, Error};
+
+/// How much longer than the server's own `statement_timeout` an answer is waited for: what is later was lost on the way.
+const ANSWER_GRACE: Duration = Duration::from_secs(2);
+/// How long a statement on a suspect connection goes on after the probe has found that connections have fallen silent.
+const SUSPECT_GRACE: Duration = Duration::from_secs(1);
+/// How long a connection whose caller has gone may take to finish what it was at.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
+/// A connection is closed when it is that old, and when it was idle for so long.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+const MAX_IDLE: Duration = Duration::from_secs(10 * 60);
+/// The least time between two times that all idle connections are taken for broken.
+const DISTRUST_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_CONNECT_BACKOFF: Duration = Duration::from_millis(400);
+
+/// A connection, and when it was made.
+#[derive(Debug)]
+pub(crate) struct Made {
+    connection: PgConnection,
+    generation: u64,
+}
+
+/// What is known of the connections as a whole.
+#[derive(Debug)]
+struct Trust {
+    /// Connections of an earlier generation are not used again.
+    generation: AtomicU64,
+    last_distrust: Mutex<Option<Instant>>,
+    /// The generation before which statements that are still running are given up.
+    suspect: watch::Sender<u64>,
+    acquired: AtomicU64,
+    committed: AtomicU64,
+}
+
+/// Makes connections.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    options: PgConnectOptions,
+    search_path: Option<String>,
+    trust: Arc<Trust>,
+}
+
+impl Connector {
+    /// A connection that the pool does not count.
+    pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut connection = self.options.connect().await?;
+        if let Some(set) = &self.search_path {
+            connection.execute(AssertSqlSafe(set.clone())).await?;
+        }
+        Ok(connection)
+    }
+}
+
+impl managed::Manager for Connector {
+    type Type = Made;
+    type Error = sqlx::Error;
+
+    async fn create(&self) -> Result<Made, sqlx::Error> {
+        // Read before: what is found out while it connects counts for it too.
+        let generation = self.trust.generation.load(Ordering::Acquire);
+        Ok(Made { connection: self.connect().await?, generation })
+    }
+
+    async fn recycle(&self, made: &mut Made, metrics: &Metrics) -> RecycleResult<sqlx::Error> {
+        let is_trusted = made.generation >= self.trust.generation.load(Ordering::Acquire);
+        if is_trusted && metrics.age() < MAX_LIFETIME { Ok(()) } else { Err(RecycleError::message("to be replaced")) }
+    }
+}
+
+/// The connections to one server. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    pool: managed::Pool<Connector>,
+    trust: Arc<Trust>,
+    acquire_timeout: Duration,
+    statement_limit: Duration,
+}
+
+impl Pool {
+    /// Opens one connection: an error of the settings is found now.
+    pub(crate) async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
+        let trust = Arc::new(Trust {
+            generation: AtomicU64::new(0),
+            last_distrust: Mutex::new(None),
+            suspect: watch::Sender::new(0),
+            acquired: AtomicU64::new(0),
+            committed: AtomicU64::new(0),
+        });
+        let connect: PgConnectOptions = url.parse().map_err(|_| Error::UrlMalformed)?;
+        let millis = |limit: Duration| limit.as_millis().to_string();
+        let connect = connect
+            // Statements are not logged, but for the slow ones; their parameters never are.
+            .log_statements(LevelFilter::Off)
+            .log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT)
+            .options([
+                ("statement_timeout", millis(options.statement_timeout)),
+                // A client that is gone holds no lock: its transaction is ended.
+                ("idle_in_transaction_session_timeout", millis(options.statement_timeout + ANSWER_GRACE)),
+                ("tcp_keepalives_idle", "30".to_owned()),
+                ("tcp_keepalives_interval", "10".to_owned()),
+                ("tcp_keepalives_count", "3".to_owned()),
+                ("tcp_user_timeout", "30000".to_owned()),
+            ]);
+        let search_path =
+            options.schema.as_ref().map(|schema| format!("SET search_path = \"{}\"", schema.replace('"', "")));
+        let connector = Connector { options: connect, search_path, trust: trust.clone() };
+        let pool = managed::Pool::builder(connector)
+            .max_size(usize::try_from(options.max_connections).unwrap_or(usize::MAX))
+            .queue_mode(QueueMode::Lifo)
+            .runtime(deadpool::Runtime::Tokio1)
+            .build()
+            .map_err(|_| Error::Closed)?;
+        let pool = Self {
+            pool,
+            trust,
+            acquire_timeout: options.acquire_timeout,
+            statement_limit: options.statement_timeout + ANSWER_GRACE,
+        };
+        pool.acquire().await.map_err(Error::Connect)?;
+        Ok(pool)
+    }
+
+    /// A connection, idle or new. While nobody listens, or the server starts, it is asked again until the limit.
+    pub(crate) async fn acquire(&self) -> Result<Lease, DbErr> {
+        let end = Instant::now() + self.acquire_timeout;
+        let mut backoff = Duration::from_millis(10);
+        loop {
+            let left = Some(end.saturating_duration_since(Instant::now()));
+            match self.pool.timeout_get(&Timeouts { wait: left, create: left, recycle: left }).await {
+                Ok(object) => {
+                    self.trust.acquired.fetch_add(1, Ordering::Relaxed);
+                    return Ok(Lease::new(object, self));
+                }
+                Err(PoolError::Backend(error)) if error::is_starting(&error) && Instant::now() + backoff < end => {
+                    sleep(backoff).await;
+                    backoff = (backoff * 2).min(MAX_CONNECT_BACKOFF);
+                }
+                Err(PoolError::Backend(error)) => return Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
+                Err(PoolError::Timeout(TimeoutType::Wait | TimeoutType::Create | TimeoutType::Recycle)) => {
+                    return Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
+                }
+                Err(PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
+                    return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed));
+                }
+            }
+        }
+    }
+
+    /// A connection that the pool does not count, for the probe.
+    pub(crate) async fn connect_apart(&self) -> Result<PgConnection, sqlx::Error> {
+        self.pool.manager().connect().await
+    }
+
+    /// One connection broke: the idle ones are not used again, for they most likely are as broken.
+    fn distrust_idle(&self) {
+        let now = Instant::now();
+        let mut last = self.trust.last_distrust.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| now.duration_since(last) < DISTRUST_INTERVAL) {
+            return;
+        }
+        *last = Some(now);
+        self.trust.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A new connection works where an old one has fallen silent, or leads to a server that takes no writes: none of the
+    /// older ones is used again, and statements that still run on them are given up.
+    pub(crate) fn distrust_all(&self) {
+        let generation = self.trust.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        self.trust.suspect.send_replace(generation);
+    }
+
+    /// Closes what was idle for long.
+    pub(crate) fn shrink(&self) {
+        drop(self.pool.retain(|_, metrics| metrics.last_used() < MAX_IDLE));
+    }
+
+    /// Connections in use, idle ones, and how many callers ask for one.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        let status = self.pool.status();
+        let of = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        (of(status.size.saturating_sub(status.available)), of(status.available), of(status.waiting))
+    }
+
+    /// How many connections were handed out, and how many transactions committed, ever.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        (self.trust.acquired.load(Ordering::Relaxed), self.trust.committed.load(Ordering::Relaxed))
+    }
+}
+
+/// A connection of the pool. It goes back when it is dropped, once it is in a state to.
+pub(crate) struct Lease {
+    object: Option<Object<Connector>>,
+    pool: Pool,
+    limit: Duration,
+    is_in_transaction: bool,
+    /// A statement runs, or its caller has gone meanwhile.
+    is_busy: bool,
+}
+
+impl Lease {
+    fn new(object: Object<Connector>, pool: &Pool) -> Self {
+        let limit = pool.statement_limit;
+        Self { object: Some(object), pool: pool.clone(), limit, is_in_transaction: false, is_busy: false }
+    }
+
+    /// For statements that take longer than a customer's may.
+    pub(crate) fn set_limit(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
+    /// Runs a statement on the connection, within the limit. A connection that breaks or falls silent is closed at once.
+    pub(crate) async fn run<T, F>(&mut self, statement: F) -> Result<T, sqlx::Error>
+    where
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
+    {
+        let Some(object) = self.object.as_mut() else { return Err(silent("the connection is closed")) };
+        self.is_busy = true;
+        let suspect = self.pool.trust.suspect.subscribe();
+        let generation = object.generation;
+        let answer = tokio::select! {
+            answer = timeout(self.limit, statement(&mut object.connection)) => {
+                answer.unwrap_or_else(|_| Err(silent("the database did not answer in time")))
+            }
+            () = given_up(suspect, generation) => Err(silent("the connection has fallen silent")),
+        };
+        match &answer {
+            Err(error) if error::breaks_connection(error) => self.discard(),
+            _ => self.is_busy = false,
+        }
+        answer
+    }
+
+    pub(crate) async fn begin(&mut self) -> Result<(), sqlx::Error> {
+        self.is_in_transaction = true;
+        self.simple("BEGIN").await
+    }
+
+    pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
+        self.simple("COMMIT").await?;
+        self.is_in_transaction = false;
+        self.pool.trust.committed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) async fn rollback(&mut self) -> Result<(), sqlx::Error> {
+        self.simple("ROLLBACK").await?;
+        self.is_in_transaction = false;
+        Ok(())
+    }
+
+    async fn simple(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
+        self.run(move |connection| Box::pin(async move { connection.execute(sql).await.map(drop) })).await
+    }
+
+    /// Closes it; its place in the pool is free at once.
+    fn discard(&mut self) {
+        drop(self.object.take().map(Object::take));
+        self.pool.distrust_idle();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let Some(object) = self.object.take() else { return };
+        if !self.is_busy && !self.is_in_transaction {
+            return drop(object);
+        }
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(settle(object, self.is_in_transaction))),
+            Err(_) => drop(Object::take(object)),
+        }
+    }
+}
+
+/// Reads what is still to come, ends the transaction if one is open, and only then gives the connection back.
+async fn settle(mut object: Object<Connector>, is_in_transaction: bool) {
+    let settled = timeout(SETTLE_LIMIT, async {
+        object.connection.ping().await?;
+        if is_in_transaction {
+            object.connection.execute("ROLLBACK").await?;
+        }
+        Ok::<_, sqlx::Error>(())
+    });
+    if !matches!(settled.await, Ok(Ok(()))) {
+        drop(Object::take(object));
+    }
+}
+
+/// Resolves when the connection is suspect, and was given the time to answer all the same.
+async fn given_up(mut suspect: watch::Receiver<u64>, generation: u64) {
+    if suspect.wait_for(|before| generation < *before).await.map(drop).is_err() {
+        return std::future::pending().await;
+    }
+    sleep(SUSPECT_GRACE).await;
+}
+
+fn silent(what: &str) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what.to_owned()))
+}

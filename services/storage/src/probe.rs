@@ -1,0 +1,143 @@
+//! Can the database be written to? Asked on a connection of the probe's own, which no customer's load takes away, and of no
+//! table, so that one that is slow or locked makes no instance unready.
+
+use std::time::Duration;
+
+use sea_orm::sqlx::postgres::PgConnection;
+use sea_orm::sqlx::{self, Executor, Row};
+use sea_orm::{ConnectionTrait, DbErr, RuntimeErr};
+use tokio::time::timeout;
+
+use crate::connect::Database;
+use crate::connection::Readers;
+use crate::error::Error;
+use crate::postgres::Pool;
+
+/// How long an answer may take, and a new connection with its answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// As libpq's `target_session_attrs=read-write` asks it: on a standby, and on a primary that was told to take no writes, it is on.
+const IS_READ_ONLY: &str = "SELECT current_setting('transaction_read_only')::boolean";
+/// A record of the write-ahead log that nobody reads. Its commit is answered when it is durable, on a synchronous standby too.
+const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
+
+/// Asks, again and again.
+#[derive(Debug)]
+pub struct Probe {
+    db: Database,
+    connection: Option<PgConnection>,
+    committed: u64,
+}
+
+/// What an answer says.
+enum Answer {
+    Writable,
+    ReadOnly,
+    Failed(sqlx::Error),
+    Silent,
+}
+
+impl Probe {
+    pub(crate) fn new(db: Database) -> Self {
+        Self { db, connection: None, committed: 0 }
+    }
+
+    /// Can the database be written to, now? It takes 4 s at most.
+    ///
+    /// # Errors
+    /// It cannot: it does not answer, or takes no writes.
+    pub async fn check(&mut self) -> Result<(), Error> {
+        match &self.db.0.reader.0 {
+            Readers::Sqlite(_) => self.check_sqlite().await,
+            Readers::Postgres(pool) => {
+                let pool = pool.clone();
+                self.check_postgres(&pool).await
+            }
+        }
+    }
+
+    /// How many callers have got a connection so far (on SQLite: batches that were committed), and how many ask for one now. While
+    /// some ask and the first number stands still, the pool serves no caller.
+    pub fn progress(&self) -> (u64, u64) {
+        match (&self.db.0.reader.0, &self.db.0.writer) {
+            (Readers::Postgres(pool), _) => (pool.progress().0, pool.counts().2),
+            (Readers::Sqlite(_), Some(writer)) => writer.progress(),
+            (Readers::Sqlite(_), None) => (0, 0),
+        }
+    }
+
+    async fn check_sqlite(&mut self) -> Result<(), Error> {
+        let answer = timeout(ANSWER_LIMIT, self.db.read().execute_unprepared("SELECT 1 FROM schema_version LIMIT 1"));
+        answer.await.unwrap_or_else(|_| Err(DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout)))?;
+        let Some(writer) = &self.db.0.writer else { return Ok(()) };
+        let (committed, queued) = writer.progress();
+        // It is at work, or has committed since: that is the answer.
+        if queued > 0 || std::mem::replace(&mut self.committed, committed) != committed {
+            return Ok(());
+        }
+        // BEGIN IMMEDIATE takes the lock to write, and a file that cannot be written refuses it.
+        let asked = self.db.transact(|_| Box::pin(async { Ok::<_, Error>(()) }));
+        timeout(ANSWER_LIMIT, asked).await.unwrap_or(Ok(()))
+    }
+
+    async fn check_postgres(&mut self, pool: &Pool) -> Result<(), Error> {
+        let committed = pool.progress().1;
+        let has_committed = std::mem::replace(&mut self.committed, committed) != committed;
+        let mut is_suspect = false;
+        if let Some(mut connection) = self.connection.take() {
+            let asked = timeout(ANSWER_LIMIT, ask(&mut connection, has_committed));
+            match asked.await.unwrap_or(Answer::Silent) {
+                Answer::Writable => {
+                    self.connection = Some(connection);
+                    return Ok(());
+                }
+                Answer::ReadOnly | Answer::Failed(_) | Answer::Silent => is_suspect = true,
+            }
+        }
+        let fresh = timeout(ANSWER_LIMIT, async {
+            let mut connection = pool.connect_apart().await?;
+            let answer = ask(&mut connection, false).await;
+            Ok::<_, sqlx::Error>((connection, answer))
+        });
+        let failed = |error: sqlx::Error| Err(Error::Statement(DbErr::Conn(RuntimeErr::SqlxError(error.into()))));
+        match fresh.await {
+            Ok(Ok((connection, Answer::Writable))) => {
+                self.connection = Some(connection);
+                if is_suspect {
+                    pool.distrust_all();
+                }
+                Ok(())
+            }
+            Ok(Ok((_, Answer::ReadOnly))) => Err(Error::ReadOnly),
+            Ok(Ok((_, Answer::Failed(error))) | Err(error)) => failed(error),
+            Ok(Ok((_, Answer::Silent))) | Err(_) => {
+                Err(Error::Statement(DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout)))
+            }
+        }
+    }
+}
+
+/// `has_committed`: somebody else's commit has shown that it can be written to.
+async fn ask(connection: &mut PgConnection, has_committed: bool) -> Answer {
+    let is_read_only = match connection.fetch_one(IS_READ_ONLY).await.and_then(|row| row.try_get::<bool, _>(0)) {
+        Ok(is_read_only) => is_read_only,
+        Err(error) => return Answer::Failed(error),
+    };
+    if is_read_only {
+        return Answer::ReadOnly;
+    }
+    if has_committed {
+        return Answer::Writable;
+    }
+    match connection.execute(WRITE).await {
+        Ok(_) => Answer::Writable,
+        Err(error) if is_not_allowed(&error) => Answer::Writable,
+        Err(error) => Answer::Failed(error),
+    }
+}
+
+/// The role may not call the function, or there is none: what the settings say has to do.
+fn is_not_allowed(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| matches!(&*code, "42501" | "42883"))
+}

@@ -1,0 +1,287 @@
+//! Connections that fall silent, break, or lead to a server that takes no writes: work goes on by itself.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
+use storage::{Database, Error, Migration, Options};
+use telemetry::ErrorClass;
+use testdb::{End, Proxy, Server};
+use tokio::sync::oneshot;
+
+const SCHEMA: &[Migration] = &[Migration {
+    version: 1,
+    name: "create t",
+    statements: &["CREATE TABLE t (n BIGINT PRIMARY KEY)"],
+    postgres: &[],
+}];
+
+/// As many connections as the pool may have are in use at once.
+const CONNECTIONS: u32 = 4;
+
+/// A statement's limit is this long and two seconds more: for tests in which it has to pass.
+const SHORT: Duration = Duration::from_millis(300);
+/// Longer than a test: something else than the limit has to end the wait.
+const LONG: Duration = Duration::from_secs(3_600);
+
+async fn open(address: SocketAddr, statement_timeout: Duration) -> Database {
+    let options = Options {
+        max_connections: CONNECTIONS,
+        acquire_timeout: Duration::from_secs(20),
+        statement_timeout,
+        schema: Some("broken".to_owned()),
+    };
+    let url = format!("postgres://postgres@{address}/postgres");
+    let db = Database::connect(&url, &options).await.expect("a database");
+    db.migrate(SCHEMA).await.expect("a schema");
+    db
+}
+
+fn address_of(server: &Server) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], server.port()))
+}
+
+async fn put(db: &Database, n: i64) -> Result<(), Error> {
+    db.transact(move |tx| {
+        let insert = Statement::from_sql_and_values(
+            tx.conn().get_database_backend(),
+            "INSERT INTO t (n) VALUES ($1)",
+            [n.into()],
+        );
+        Box::pin(async move { Ok(tx.conn().execute_raw(insert).await.map(drop)?) })
+    })
+    .await
+}
+
+#[derive(FromQueryResult)]
+struct Count {
+    count: i64,
+}
+
+async fn count(db: &Database) -> Result<i64, Error> {
+    let select = Statement::from_string(db.read().get_database_backend(), "SELECT COUNT(*) AS count FROM t");
+    Ok(Count::find_by_statement(select).one(db.read()).await?.map_or(0, |row| row.count))
+}
+
+/// All of the pool's connections are open and idle afterwards.
+async fn fill(db: &Database) {
+    let (all, opened) = (tokio::sync::Barrier::new(CONNECTIONS as usize), (0..CONNECTIONS));
+    let all = std::sync::Arc::new(all);
+    let each = opened.map(|_| {
+        let all = all.clone();
+        db.transact(move |_| {
+            let all = all.clone();
+            Box::pin(async move {
+                all.wait().await;
+                Ok::<_, Error>(())
+            })
+        })
+    });
+    for done in join_all(each).await {
+        done.expect("it is there");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_connections_broke_or_fell_silent_each_read_and_each_write_succeeds() {
+    let Some(server) = Server::start_on_tcp(&[]) else { return };
+    for (round, end) in [End::Silent, End::Closed, End::Reset].into_iter().enumerate() {
+        let proxy = Proxy::start(address_of(&server)).await;
+        let db = open(proxy.address(), SHORT).await;
+        fill(&db).await;
+        proxy.end(end);
+        let before = count(&db).await.unwrap_or_else(|error| panic!("{end:?}: a read: {error:?}"));
+        let first = i64::try_from(round).expect("few") * 100;
+        for done in join_all((0..8).map(|n| put(&db, first + n))).await {
+            done.unwrap_or_else(|error| panic!("{end:?}: a write: {error:?}"));
+        }
+        for read in join_all((0..8).map(|_| count(&db))).await {
+            assert_eq!(read.unwrap_or_else(|error| panic!("{end:?}: a read: {error:?}")), before + 8);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_are_dropped_on_silent_connections_cost_no_place_in_the_pool() {
+    let Some(server) = Server::start_on_tcp(&[]) else { return };
+    let proxy = Proxy::start(address_of(&server)).await;
+    let db = open(proxy.address(), SHORT).await;
+    for _ in 0..3 {
+        fill(&db).await;
+        proxy.end(End::Silent);
+        let acquired = db.probe().progress().0;
+        let reads: Vec<_> = (0..CONNECTIONS)
+            .map(|_| {
+                let db = db.clone();
+                tokio::spawn(async move { count(&db).await })
+            })
+            .collect();
+        // All of them have a connection, so that each waits on a silent one.
+        while db.probe().progress().0 < acquired + u64::from(CONNECTIONS) {
+            tokio::task::yield_now().await;
+        }
+        for read in &reads {
+            read.abort();
+        }
+        for read in reads {
+            assert!(read.await.is_err_and(|error| error.is_cancelled()), "it was dropped");
+        }
+    }
+    count(&db).await.expect("there is a place");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_probe_finds_silent_connections_and_frees_those_who_wait_on_them() {
+    let Some(server) = Server::start_on_tcp(&[]) else { return };
+    let proxy = Proxy::start(address_of(&server)).await;
+    let db = open(proxy.address(), LONG).await;
+    let mut probe = db.probe();
+    probe.check().await.expect("it takes writes");
+    fill(&db).await;
+    proxy.end(End::Silent);
+    let waiting = db.clone();
+    let writes: Vec<_> = (0..i64::from(CONNECTIONS))
+        .map(|n| {
+            let db = waiting.clone();
+            tokio::spawn(async move { put(&db, n).await })
+        })
+        .collect();
+    probe.check().await.expect("a new connection answers");
+    for write in writes {
+        write.await.expect("no panic").expect("it is run again on a new connection");
+    }
+    assert_eq!(count(&db).await.expect("read"), i64::from(CONNECTIONS), "each once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_without_a_free_connection_takes_nothing_from_the_probe() {
+    let Some(server) = Server::start_on_tcp(&[]) else { return };
+    let db = open(address_of(&server), LONG).await;
+    let mut probe = db.probe();
+    let mut ends = vec![];
+    let mut held = vec![];
+    for _ in 0..CONNECTIONS {
+        let (begun, has_begun) = oneshot::channel();
+        let (end, to_end) = oneshot::channel::<()>();
+        let once = std::sync::Mutex::new(Some((begun, to_end)));
+        let db = db.clone();
+        held.push(tokio::spawn(async move {
+            db.transact(move |_| {
+                let (begun, to_end) = once.lock().expect("not poisoned").take().expect("it runs once");
+                Box::pin(async move {
+                    let _ = begun.send(());
+                    let _ = to_end.await;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
+        }));
+        has_begun.await.expect("it has a connection");
+        ends.push(end);
+    }
+    probe.check().await.expect("it has a connection of its own");
+    drop(ends);
+    for held in held {
+        held.await.expect("no panic").expect("committed");
+    }
+}
+
+/// Sets it for all sessions; returns when a new one has it.
+fn set_read_only(server: &Server, value: &str) {
+    let set = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
+    server.sql_each(&["SET default_transaction_read_only = off", &set, "SELECT pg_reload_conf()"]);
+    while server.sql("SHOW default_transaction_read_only") != value {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_takes_no_writes_is_unavailable_and_not_ready_and_works_again_when_it_does() {
+    let Some(server) = Server::start_on_tcp(&[]) else { return };
+    let db = open(address_of(&server), LONG).await;
+    let mut probe = db.probe();
+    let mut next = 0..;
+    let mut write = async || put(&db, next.next().expect("endless")).await;
+    for _ in 0..2 {
+        fill(&db).await;
+        probe.check().await.expect("it takes writes");
+        set_read_only(&server, "on");
+        // A session reads the setting when it gets to it.
+        let refused = loop {
+            if let Err(error) = write().await {
+                break error;
+            }
+        };
+        assert!(refused.is_unavailable(), "{refused:?}");
+        let refused = probe.check().await.expect_err("no writes");
+        assert!(refused.is_unavailable(), "{refused:?}");
+        count(&db).await.expect("it can be read");
+        set_read_only(&server, "off");
+        write().await.expect("at once, on a new connection");
+        probe.check().await.expect("it takes writes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failover_each_write_goes_to_the_new_primary() {
+    let Some(primary) = Server::start_on_tcp(&[]) else { return };
+    let proxy = Proxy::start(address_of(&primary)).await;
+    let db = open(proxy.address(), LONG).await;
+    let mut servers = vec![primary];
+    // The old primary stays and takes no writes; the next one crashes.
+    for (round, crashes) in [false, true].into_iter().enumerate() {
+        let first = i64::try_from(round).expect("few") * 100;
+        put(&db, first).await.expect("the primary takes writes");
+        fill(&db).await;
+        let standby = servers.last().expect("there is one").standby();
+        let old = servers.last().expect("there is one");
+        put(&db, first + 1).await.expect("the primary takes writes");
+        while standby.sql("SELECT COUNT(*) FROM broken.t") != old.sql("SELECT COUNT(*) FROM broken.t") {}
+        if crashes {
+            old.crash();
+        } else {
+            set_read_only(old, "on");
+        }
+        standby.promote();
+        proxy.lead_to(address_of(&standby));
+        for done in join_all((10..18).map(|n| put(&db, first + n))).await {
+            // A session of the old primary may not have read the setting yet: what it took is not on the new one.
+            done.expect("by itself");
+        }
+        let mut probe = db.probe();
+        probe.check().await.expect("it takes writes");
+        count(&db).await.expect("read");
+        assert_eq!(standby.sql("SELECT pg_is_in_recovery()"), "f");
+        put(&db, first + 50).await.expect("the new primary takes writes");
+        assert_eq!(standby.sql(&format!("SELECT COUNT(*) FROM broken.t WHERE n = {}", first + 50)), "1");
+        servers.push(standby);
+    }
+}
+
+/// PostgreSQL's appendix "Error Codes".
+#[tokio::test]
+async fn what_a_server_cannot_do_here_and_now_is_unavailable_and_what_is_wrong_is_not() {
+    let Some(place) = testdb::postgres() else { return };
+    let options = Options { schema: place.schema.clone(), ..Options::default() };
+    let db = Database::connect(&place.url, &options).await.expect("a database");
+    let raise = async |code: &str| {
+        let raise = format!("DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{code}'; END $$");
+        let refused = db.transact(move |tx| {
+            let raise = raise.clone();
+            Box::pin(async move { Ok::<_, Error>(tx.conn().execute_unprepared(&raise).await.map(drop)?) })
+        });
+        refused.await.expect_err("on purpose")
+    };
+    let not_now = ["08006", "25006", "53000", "53100", "53200", "53300", "53400", "55006", "57000", "57P01", "57P03"];
+    for code in not_now.into_iter().chain(["58000", "58030", "40001", "40P01"]) {
+        let refused = raise(code).await;
+        assert!(refused.is_unavailable(), "{code}: {refused:?}");
+        assert!(matches!(refused.class(), Some(ErrorClass::Unavailable | ErrorClass::ConnectionError)), "{code}");
+    }
+    for code in ["57014", "55P03"] {
+        assert_eq!(raise(code).await.class(), Some(ErrorClass::Timeout), "{code}");
+    }
+    for code in ["22012", "23505", "23514", "42601", "42P01", "42501", "XX000", "XX001", "P0001"] {
+        let refused = raise(code).await;
+        assert!(!refused.is_unavailable() && refused.class().is_none(), "{code}: {refused:?}");
+    }
+}
