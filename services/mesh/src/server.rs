@@ -21,6 +21,7 @@ use crate::rate_limit::rate_limit;
 use crate::reflection;
 use crate::refusals::Refusals;
 use crate::rescue::rescue;
+use crate::resets::Resets;
 use crate::serve::{Server, Stack};
 use crate::server_config::ServerConfig;
 use crate::server_deadline::server_deadline;
@@ -47,7 +48,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         propagation: config.propagation,
         refusals: refusals.clone(),
     };
-    let goaway = CancellationToken::new();
+    let (goaway, resets) = (CancellationToken::new(), Arc::new(Resets::new()));
     let holdings = Arc::new(Holdings {
         service: config.service,
         admission: Admission::new(config.max_concurrency, config.max_streams),
@@ -56,6 +57,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
             config.max_connections,
             config.tls,
             Proxies::new(config.trusted_proxies),
+            resets.clone(),
             refusals.clone(),
         )),
     });
@@ -76,7 +78,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // Before anything is given out: strangers take no permits and reserve no memory.
         .layer(identity(gatekeeper.clone(), refusals.clone()))
         // Inside identity, for it counts per caller; outside of the permits: who is over his quota takes none.
-        .layer(rate_limit(policies, &config.rate_limits, refusals.clone()))
+        .layer(rate_limit(policies, &config.rate_limits, resets, refusals.clone()))
         // Permits before memory: what waits for nothing holds nothing. The permit is held to the end of the body.
         .layer(concurrency(policies, holdings.admission.clone(), refusals.clone()))
         // Inside the permits, which it sets free: a stream without an end must not hold up the server's.
