@@ -34,6 +34,8 @@ pub(crate) enum Rule {
     NoTimeout,
     /// A stream lives as long as its token: a timeout on it would be a promise that nobody keeps.
     TimeoutOnStream,
+    /// A request is one message: the mesh refuses whatever follows it.
+    StreamingRequest,
     /// What the mesh repeats must not happen twice.
     NotIdempotent,
 }
@@ -51,6 +53,7 @@ impl fmt::Display for Rule {
             Self::CallersWithoutService => "names `callers` without allowing ACCESS_SERVICE",
             Self::NoTimeout => "has no `timeout` above zero, which every unary call needs",
             Self::TimeoutOnStream => "has a `timeout` though it streams; a stream says `timeout: {seconds: 0}`",
+            Self::StreamingRequest => "streams its requests, and the mesh takes one message for each call",
             Self::NotIdempotent => {
                 "is IDEMPOTENT, yet its request has no field `request_id` and it does not say `naturally_idempotent: true`"
             }
@@ -139,6 +142,9 @@ pub(crate) fn render(rows: &[Row]) -> String {
 }
 
 fn row(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Row, TableError> {
+    if method.is_client_streaming() {
+        return Err(broken(method, Rule::StreamingRequest));
+    }
     let allow = allow(method, policy)?;
     let callers = callers(method, policy)?;
     match (allow.contains(&"Service"), callers.is_empty()) {
@@ -222,8 +228,7 @@ fn timeout(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Option<
         (Ok(0), Ok(0)) | (Err(_), _) | (_, Err(_)) => None,
         (Ok(seconds), Ok(nanos)) => Some((seconds, nanos)),
     };
-    let streams = method.is_server_streaming() || method.is_client_streaming();
-    match (streams, timeout) {
+    match (method.is_server_streaming(), timeout) {
         (false, None) => Err(broken(method, Rule::NoTimeout)),
         (true, Some(_)) => Err(broken(method, Rule::TimeoutOnStream)),
         (false, Some(_)) | (true, None) => Ok(timeout),

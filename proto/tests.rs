@@ -139,6 +139,13 @@ fn a_stream_with_a_timeout_fails_the_build_and_one_with_zero_has_none() {
 }
 
 #[test]
+fn a_request_that_streams_fails_the_build() {
+    let streams = "rpc Buy(stream Ask) returns (Answer) { \
+         option (mesh.v1.policy) = { allow: [ACCESS_PUBLIC] timeout: {seconds: 1} no_event: \"sells\" }; }";
+    assert_broken(streams, Rule::StreamingRequest, "streams its requests");
+}
+
+#[test]
 fn an_idempotent_call_without_a_reason_fails_the_build() {
     let idempotent = |request: &str, more: &str| {
         format!(

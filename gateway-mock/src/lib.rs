@@ -197,7 +197,7 @@ pub async fn run(
         mesh::ServerConfig {
             tls: identity.as_ref().map(Identity::server),
             descriptors: &[contracts::DESCRIPTORS],
-            health_services: &[SERVICE_NAME],
+            services: &[SERVICE_NAME],
             max_message_bytes: MAX_MESSAGE_BYTES,
             trust_client_trace_context: config.trust_client_trace_context,
             drain_notice: Duration::from_millis(config.drain_notice_ms),

@@ -85,7 +85,7 @@ pub enum Error {
 pub struct Served {
     /// Its handlers.
     pub routes: Routes,
-    /// Names that health answers for.
+    /// The names of the services in `routes`: health answers for them, reflection lists them.
     pub health_services: &'static [&'static str],
     /// They verify access tokens.
     pub keys: Arc<dyn KeySource>,
@@ -240,7 +240,7 @@ impl Chassis {
             tls: self.identity.as_ref().map(Identity::server),
             events: Some(self.events.clone()),
             descriptors: &[contracts::DESCRIPTORS],
-            health_services: served.health_services,
+            services: served.health_services,
             rate_limits: served.rate_limits,
             trusted_proxies: settings.trusted_proxies.clone().unwrap_or_default().0,
             max_concurrency: settings.max_concurrency,

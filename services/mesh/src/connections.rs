@@ -2,35 +2,30 @@
 //! hyper's HTTP/2 builder is used directly: tonic's server would put layers of its own outside of ours.
 
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 use crate::caller::PeerService;
-use crate::incoming::incoming;
+use crate::calls::{Activity, PerConnection};
 use crate::lingering::{lend, linger};
+use crate::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, Portioned, Turn};
 use crate::proxies::Proxies;
 use crate::refusals::{Cause, Refusals};
-use crate::serve::{Calls, Stack};
-use crate::stalled::{WatchedBody, WatchingExecutor};
+use crate::resets::{Beyond, ConnectionResets, Resets};
+use crate::serve::Stack;
+use crate::stalled::WatchingExecutor;
 use crate::tls::{ServerTls, failure};
-use crate::wire::{Answer, is_infrastructure};
 
 /// A peer that answers no ping for so long is gone: a half-open connection, or one that sends half a frame.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -42,10 +37,17 @@ const CROWDED_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Looser than our own limit on metadata, which answers with a status.
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1_024;
-/// A stream that is reset before it was begun costs its caller nothing: so many may wait (rapid reset, CVE-2023-44487).
-const MAX_PENDING_RESETS: usize = 20;
-/// Streams that we had to reset, for a connection's whole life; then it is ended.
+/// Streams that were reset before HTTP/2's stack gave them to us are kept until it does, whatever the limit on open streams
+/// (CVE-2023-44487), each with its headers. Beyond this the connection is ended: it is more than comes with one portion of
+/// what is read. How often calls may be reset is limited in `resets`.
+const MAX_PENDING_RESETS: usize = MAX_CONCURRENT_STREAMS as usize;
+/// Streams that we had to reset, because their frames broke HTTP/2's rules, for a connection's whole life (CVE-2025-8671);
+/// then it is ended. Callers cannot do this to each other: a proxy makes frames of its own.
 const MAX_LOCAL_RESETS: usize = 1_024;
+/// What a peer may send before it is read: of a stream (HTTP/2's own default), and of a connection. Requests that are not
+/// read, because they wait for keys, must not hold up the others' on their connection: it takes sixteen of them.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1_024 - 1;
+const CONNECTION_WINDOW_BYTES: u32 = 1_024 * 1_024;
 /// Connections without a call are closed after so long, and much sooner when most places are taken.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 const CROWDED_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,9 +56,6 @@ const IDLE_TICK: Duration = Duration::from_secs(5);
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// What HTTP/2 keeps of an answer that is not taken: a frame more than this, for each stream.
 const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
-/// HTTP/2 begins with these words and a frame's head (of SETTINGS).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const PREFACE_AND_HEAD_BYTES: usize = PREFACE.len() + 9;
 
 /// The connections of a server.
 pub(crate) struct Connections {
@@ -64,6 +63,7 @@ pub(crate) struct Connections {
     open: AtomicUsize,
     tls: Option<ServerTls>,
     proxies: Proxies,
+    resets: Arc<Resets>,
     refusals: Arc<Refusals>,
     handshakes_failed: Counter<u64>,
 }
@@ -78,12 +78,18 @@ impl Drop for Place {
 }
 
 impl Connections {
-    pub(crate) fn new(max: usize, tls: Option<ServerTls>, proxies: Proxies, refusals: Arc<Refusals>) -> Self {
+    pub(crate) fn new(
+        max: usize,
+        tls: Option<ServerTls>,
+        proxies: Proxies,
+        resets: Arc<Resets>,
+        refusals: Arc<Refusals>,
+    ) -> Self {
         let handshakes_failed = global::meter("mesh")
             .u64_counter("mesh.server.tls.handshakes.failed")
             .with_description("TLS handshakes that failed, by cause")
             .build();
-        Self { max, open: AtomicUsize::new(0), tls, proxies, refusals, handshakes_failed }
+        Self { max, open: AtomicUsize::new(0), tls, proxies, resets, refusals, handshakes_failed }
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -150,7 +156,9 @@ impl Connections {
 
     fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>) -> PerConnection {
         let proxies = self.proxies.trusts(peer.ip()).then(|| self.proxies.clone());
-        PerConnection { calls: RefCell::new(stack.of_connection()), peer, proxies, service, activity: Arc::default() }
+        let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone())));
+        let (calls, refusals) = (RefCell::new(stack.of_connection()), self.refusals.clone());
+        PerConnection { calls, peer, proxies, service, activity, refusals }
     }
 
     /// hyper would wait for ever for the first bytes, and keepalive begins after them.
@@ -165,25 +173,25 @@ impl Connections {
             // Somebody looked whether the port is open.
             Ok(Err(_gone)) => {}
             Ok(Ok(_)) if first.starts_with(PREFACE) => {
-                let stream = Begun { first, given: 0, stream };
-                self.http2(stream, service, goaway).await;
+                let turn = Turn::default();
+                self.http2(Portioned::new(first, stream, turn.clone()), turn, service, goaway).await;
             }
             Ok(Ok(_)) | Err(_) => self.refusals.count(Cause::Preface),
         }
     }
 
-    async fn http2<S>(&self, stream: S, service: PerConnection, goaway: CancellationToken)
+    async fn http2<S>(&self, stream: S, turn: Turn, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (stream, mut given_back) = lend(stream);
-        self.calls(stream, service, goaway).await;
+        self.calls(stream, turn, service, goaway).await;
         if let Ok(stream) = given_back.try_recv() {
             linger(stream).await;
         }
     }
 
-    async fn calls<S>(&self, stream: S, service: PerConnection, goaway: CancellationToken)
+    async fn calls<S>(&self, stream: S, turn: Turn, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -195,6 +203,8 @@ impl Connections {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(MAX_SEND_BUFFER_BYTES)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .max_local_error_reset_streams(MAX_LOCAL_RESETS)
@@ -204,16 +214,26 @@ impl Connections {
         let mut asked = false;
         let ended = loop {
             tokio::select! {
-                ended = &mut connection => break ended,
+                ended = turn.of(connection.as_mut()) => break ended,
                 // Whoever drains bounds what comes then.
                 () = goaway.cancelled(), if !asked => {
                     asked = true;
                     connection.as_mut().graceful_shutdown();
                 }
+                beyond = activity.resets.beyond() => {
+                    if beyond == Beyond::TooFar {
+                        return;
+                    }
+                    if !std::mem::replace(&mut asked, true) {
+                        self.refusals.count(Cause::Resets);
+                        connection.as_mut().graceful_shutdown();
+                        idle.set(self.idle(&activity, STALL_TIMEOUT));
+                    }
+                }
                 () = &mut idle => {
                     if asked {
                         // There is still nothing to do, and the peer does not go: answers that he does not take, maybe.
-                        if activity.watching.load(Ordering::Acquire) == 0 {
+                        if !activity.is_watched() {
                             self.refusals.count(Cause::Stalled);
                         }
                         return;
@@ -238,7 +258,7 @@ impl Connections {
         loop {
             tokio::time::sleep(IDLE_TICK).await;
             let begun = activity.begun();
-            if begun != seen || activity.open.load(Ordering::Acquire) > 0 {
+            if begun != seen || activity.is_open() {
                 (seen, idle) = (begun, Duration::ZERO);
                 continue;
             }
@@ -257,134 +277,6 @@ fn cause_of(error: &hyper::Error) -> Option<Cause> {
     }
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
     source.is_some_and(|error| !error.is_remote() && !error.is_io()).then_some(Cause::Protocol)
-}
-
-/// The calls of a connection.
-#[derive(Debug, Default)]
-struct Activity {
-    open: AtomicUsize,
-    /// Health's and reflection's: their streams never end, and keep nobody's place.
-    watching: AtomicUsize,
-    begun: AtomicU64,
-}
-
-impl Activity {
-    fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Acquire)
-    }
-
-    fn counter(&self, is_infrastructure: bool) -> &AtomicUsize {
-        if is_infrastructure { &self.watching } else { &self.open }
-    }
-
-    fn call(self: &Arc<Self>, is_infrastructure: bool) -> OpenCall {
-        self.begun.fetch_add(1, Ordering::AcqRel);
-        self.counter(is_infrastructure).fetch_add(1, Ordering::AcqRel);
-        OpenCall { activity: self.clone(), is_infrastructure }
-    }
-}
-
-/// An open call, to the end of its answer.
-struct OpenCall {
-    activity: Arc<Activity>,
-    is_infrastructure: bool,
-}
-
-impl Drop for OpenCall {
-    fn drop(&mut self) {
-        self.activity.counter(self.is_infrastructure).fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-struct PerConnection {
-    /// hyper gives calls one after the other, and never one while it gives another.
-    calls: RefCell<Calls>,
-    peer: SocketAddr,
-    /// When the peer is one of them.
-    proxies: Option<Proxies>,
-    service: Option<PeerService>,
-    activity: Arc<Activity>,
-}
-
-impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
-    type Response = http::Response<WatchedBody<Option<OpenCall>>>;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        // The body fails when the caller resets the stream or is gone: either way he has given up.
-        let mut request = request.map(|body| incoming(body, |_| Status::cancelled("the caller has gone")));
-        let caller = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
-        request.extensions_mut().insert(caller.unwrap_or(self.peer));
-        if let Some(service) = &self.service {
-            request.extensions_mut().insert(service.clone());
-        }
-        let open = Some(self.activity.call(is_infrastructure(request.uri().path())));
-        Answering { open, work: (self.calls.borrow_mut())(request) }
-    }
-}
-
-/// A call, until its answer begins.
-struct Answering {
-    work: BoxFuture<'static, Answer>,
-    open: Option<OpenCall>,
-}
-
-impl Future for Answering {
-    type Output = Result<http::Response<WatchedBody<Option<OpenCall>>>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = ready!(self.work.as_mut().poll(cx))?;
-        let open = self.open.take();
-        Poll::Ready(Ok(response.map(|body| WatchedBody::new(body, open))))
-    }
-}
-
-/// A stream whose first bytes were read already.
-struct Begun<S> {
-    first: [u8; PREFACE_AND_HEAD_BYTES],
-    given: usize,
-    stream: S,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Begun<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let left = &this.first[this.given..];
-        if left.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(cx, buffer);
-        }
-        let given = left.len().min(buffer.remaining());
-        buffer.put_slice(&left[..given]);
-        this.given += given;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Begun<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
 }
 
 #[cfg(test)]

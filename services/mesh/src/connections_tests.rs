@@ -2,19 +2,22 @@
 
 use super::*;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use h2::client::SendRequest;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::Instant;
+use tonic::Status;
 use tonic::body::Body;
 
-use crate::wire::{Request, Response};
+use crate::wire::{Answer, Request, Response};
 
 /// Types of HTTP/2's frames.
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 
-/// A server of two connections, whose handler answers with 100 kB, and to `Watch` without an end.
+/// A server of two connections, whose handler answers with 100 kB; to `Watch` without an end; to `Refuse` without reading the
+/// request; to `Read` when it has read it; and to `Hold`, which it does not read, never.
 struct World {
     connections: Arc<Connections>,
     refusals: Arc<Refusals>,
@@ -24,7 +27,8 @@ struct World {
 impl World {
     fn new() -> Self {
         let refusals = Arc::new(Refusals::new("test"));
-        let connections = Arc::new(Connections::new(2, None, Proxies::default(), refusals.clone()));
+        let connections =
+            Arc::new(Connections::new(2, None, Proxies::default(), Arc::new(Resets::new()), refusals.clone()));
         Self { connections, refusals, goaway: CancellationToken::new() }
     }
 
@@ -33,12 +37,22 @@ impl World {
         let (ours, theirs) = duplex(1 << 20);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
         let handler = tower::service_fn(|request: Request| -> BoxFuture<'static, Answer> {
-            let body = if request.uri().path().ends_with("/Watch") {
-                Body::new(StreamBody::new(futures_util::stream::pending::<Result<_, Status>>()))
-            } else {
-                Body::new(Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {}))
-            };
-            Box::pin(std::future::ready(Ok(Response::new(body))))
+            let full = || Body::new(Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {}));
+            let path = request.uri().path().to_owned();
+            Box::pin(async move {
+                Ok(Response::new(match path.as_str() {
+                    "/t.T/Watch" | "/grpc.health.v1.Health/Watch" => {
+                        Body::new(StreamBody::new(futures_util::stream::pending::<Result<_, Status>>()))
+                    }
+                    "/t.T/Refuse" => Body::empty(),
+                    "/t.T/Read" => request.into_body().collect().await.map(|_| Body::empty()).expect("a body"),
+                    "/t.T/Hold" => {
+                        let _unread = request;
+                        std::future::pending().await
+                    }
+                    _ => full(),
+                }))
+            })
         });
         let stack = Stack::new(handler);
         let served = self.connections.serve(theirs, peer, stack, self.goaway.clone())?;
@@ -62,9 +76,26 @@ async fn call(sender: &mut SendRequest<Bytes>) -> http::Response<h2::RecvStream>
 }
 
 async fn call_of(sender: &mut SendRequest<Bytes>, path: &str) -> http::Response<h2::RecvStream> {
-    let request = http::Request::post(format!("http://test{path}")).body(()).expect("a request");
-    let (response, _) = sender.send_request(request, true).expect("sent");
+    let (response, _) = sender.send_request(head(path), true).expect("sent");
     response.await.expect("answered")
+}
+
+fn head(path: &str) -> http::Request<()> {
+    let request = http::Request::post(format!("http://test{path}"));
+    request.header("content-type", "application/grpc").body(()).expect("a request")
+}
+
+/// Sends as many bytes as the windows allow, up to `most`.
+async fn send(stream: &mut h2::SendStream<Bytes>, most: usize) -> usize {
+    let mut sent = 0;
+    while sent < most {
+        stream.reserve_capacity(most - sent);
+        let room = timeout(Duration::from_millis(1), std::future::poll_fn(|cx| stream.poll_capacity(cx))).await;
+        let Ok(Some(Ok(room))) = room else { break };
+        stream.send_data(vec![0; room].into(), false).expect("sent");
+        sent += room;
+    }
+    sent
 }
 
 #[tokio::test(start_paused = true)]
@@ -220,4 +251,77 @@ async fn a_connection_that_has_ended_takes_what_still_comes_for_a_moment() {
     assert!(!served.is_finished());
     served.await.expect("no panic");
     stream.write_all(b"too late").await.expect_err("it is closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_not_read_hold_up_no_other_on_their_connection() {
+    let world = World::new();
+    let (stream, _served) = world.connect().expect("a place");
+    let mut sender = handshake(stream, 65_535).await;
+    // The server's windows are known to the client when it has answered.
+    call_of(&mut sender, "/t.T/Refuse").await;
+    let mut unread = vec![];
+    for _ in 0..8 {
+        let (response, mut stream) = sender.send_request(head("/t.T/Hold"), false).expect("sent");
+        assert_eq!(send(&mut stream, 1 << 21).await, STREAM_WINDOW_BYTES as usize, "its own window and no more");
+        unread.push((response, stream));
+    }
+    let (response, mut stream) = sender.send_request(head("/t.T/Read"), false).expect("sent");
+    assert_eq!(send(&mut stream, 1 << 21).await, 1 << 21);
+    stream.send_data(Bytes::new(), true).expect("sent");
+    assert_eq!(response.await.expect("answered").status(), http::StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_not_read_holds_up_no_other_on_its_connection() {
+    let world = World::new();
+    let (stream, _served) = world.connect().expect("a place");
+    let builder = h2::client::Builder::new().initial_window_size(20_000).initial_connection_window_size(90_000).clone();
+    let (sender, connection) = builder.handshake::<_, Bytes>(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let mut sender = sender.ready().await.expect("ready");
+    let (began, mut unread) = (Instant::now(), vec![]);
+    for _ in 0..4 {
+        unread.push(call(&mut sender).await);
+    }
+    let mut body = call(&mut sender).await.into_body();
+    let mut read = 0;
+    while let Some(data) = body.data().await {
+        let length = data.expect("not reset").len();
+        read += length;
+        body.flow_control().release_capacity(length).expect("given back");
+    }
+    assert_eq!((read, began.elapsed()), (100_000, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_early_answer_comes_after_the_requests_end_or_when_that_takes_too_long() {
+    let world = World::new();
+    let (stream, _served) = world.connect().expect("a place");
+    let mut sender = handshake(stream, 65_535).await;
+    call_of(&mut sender, "/t.T/Refuse").await;
+    let refused = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Refuse"), false).expect("sent");
+    let began = Instant::now();
+    // It ends.
+    let (mut response, mut stream) = refused(&mut sender);
+    assert_eq!(send(&mut stream, 1 << 20).await, 1 << 20, "it is read");
+    assert!(futures_util::FutureExt::now_or_never(&mut response).is_none(), "it has not ended");
+    stream.send_data(Bytes::new(), true).expect("sent");
+    response.await.expect("answered");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let is_reset = timeout(Duration::from_secs(9), std::future::poll_fn(|cx| stream.poll_reset(cx))).await;
+    assert!(!matches!(is_reset, Ok(Ok(_))), "{is_reset:?}");
+    // It does not.
+    let began = Instant::now();
+    let (response, mut stream) = refused(&mut sender);
+    response.await.expect("answered");
+    assert_eq!(began.elapsed(), Duration::from_secs(1));
+    let reset = std::future::poll_fn(|cx| stream.poll_reset(cx)).await.expect("reset");
+    assert_eq!(reset, h2::Reason::NO_ERROR, "the twin: it is told to send no more");
+    // It sends too much.
+    let began = Instant::now();
+    let (response, mut stream) = refused(&mut sender);
+    assert!(send(&mut stream, 1 << 25).await < 1 << 24, "it is told to send no more");
+    response.await.expect("answered");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }

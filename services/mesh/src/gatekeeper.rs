@@ -53,6 +53,12 @@ impl Gatekeeper {
         self
     }
 
+    /// The same, of a server that has these methods.
+    pub(crate) fn serving(mut self, policies: PolicyTable) -> Self {
+        self.policies = policies;
+        self
+    }
+
     pub(crate) fn tokens(&self) -> Option<Arc<Tokens>> {
         self.tokens.clone()
     }

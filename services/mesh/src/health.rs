@@ -1,39 +1,41 @@
-//! grpc.health.v1: NOT_SERVING until ready, and again from the moment of the drain.
+//! grpc.health.v1, as its specification has it: NOT_SERVING until ready, and again from the moment of the drain. Own code and
+//! not tonic-health's: there a watch of a service that is not known fails, and the specification wants it kept open.
 
+use std::sync::Arc;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::{HealthReporter, HealthService};
+use tonic::{Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_server::{self, HealthServer};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-/// What the health service says, for "" and for each named service.
+/// What the health service says, for "" and for each service.
 #[derive(Clone, Debug)]
 pub(crate) struct Health {
-    reporter: HealthReporter,
-    services: &'static [&'static str],
+    is_serving: watch::Sender<bool>,
+    services: Arc<[&'static str]>,
 }
 
 impl Health {
-    pub(crate) fn new(services: &'static [&'static str]) -> Self {
-        Self { reporter: HealthReporter::new(), services }
+    pub(crate) fn new(services: Vec<&'static str>) -> Self {
+        Self { is_serving: watch::Sender::new(false), services: services.into() }
     }
 
-    pub(crate) fn service(&self) -> HealthServer<HealthService> {
-        HealthServer::new(HealthService::from_health_reporter(self.reporter.clone()))
+    pub(crate) fn service(&self) -> HealthServer<Self> {
+        HealthServer::new(self.clone())
     }
 
-    pub(crate) async fn say(&self, ready: bool) {
-        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in std::iter::once(&"").chain(self.services) {
-            self.reporter.set_service_status(*service, status).await;
-        }
+    pub(crate) fn say(&self, ready: bool) {
+        self.is_serving.send_if_modified(|said| std::mem::replace(said, ready) != ready);
     }
 
     /// Says what `ready` says, until the drain.
     pub(crate) async fn follow(self, mut ready: watch::Receiver<bool>, drain: CancellationToken) {
         loop {
             let now = *ready.borrow_and_update();
-            self.say(now).await;
+            self.say(now);
             tokio::select! {
                 () = drain.cancelled() => return,
                 changed = ready.changed() => if changed.is_err() {
@@ -42,5 +44,45 @@ impl Health {
                 }
             }
         }
+    }
+
+    fn knows(&self, service: &str) -> bool {
+        service.is_empty() || self.services.contains(&service)
+    }
+}
+
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse { status: status.into() }
+}
+
+fn told(is_serving: bool) -> HealthCheckResponse {
+    answer(if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing })
+}
+
+#[tonic::async_trait]
+impl health_server::Health for Health {
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        if !self.knows(&request.get_ref().service) {
+            return Err(Status::not_found("no such service is served here"));
+        }
+        Ok(Response::new(told(*self.is_serving.borrow())))
+    }
+
+    type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        if !self.knows(&request.get_ref().service) {
+            // A service may become known later, says health.proto; here none does, and the drain ends the stream.
+            let unknown = stream::iter([Ok(answer(ServingStatus::ServiceUnknown))]);
+            return Ok(Response::new(unknown.chain(stream::pending()).boxed()));
+        }
+        let mut changes = self.is_serving.subscribe();
+        changes.mark_changed();
+        let answers = stream::unfold(changes, async |mut changes| {
+            changes.changed().await.ok()?;
+            let now = *changes.borrow_and_update();
+            Some((Ok(told(now)), changes))
+        });
+        Ok(Response::new(answers.boxed()))
     }
 }

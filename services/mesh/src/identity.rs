@@ -13,7 +13,9 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::caller::Caller;
+use crate::edge::note;
 use crate::gatekeeper::Gatekeeper;
+use crate::rate_limit::Key;
 use crate::record::NoEvent;
 use crate::refusals::{Cause, Refusals};
 use crate::wire::{Answer, ORDER_HEADER, RESERVED_PREFIX, Request, Response, USER_HEADER, is_infrastructure, respond};
@@ -86,6 +88,10 @@ impl Shared {
 }
 
 fn admitted(mut request: Request, caller: Caller) -> Request {
+    // People share connections, with a gateway between; a service has its own.
+    if let Caller::Person { user_id, .. } = &caller {
+        note(|edge| edge.caller = Some(Key::Person(*user_id)));
+    }
     if let Some(operation) = request.extensions().get::<Operation>() {
         operation.admit();
         tell(operation, &caller);

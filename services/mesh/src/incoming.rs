@@ -10,19 +10,43 @@ use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
+use crate::edge::note;
+
 struct IncomingBody<F> {
-    inner: Incoming,
+    /// There until drop.
+    inner: Option<Incoming>,
     is_at_end: bool,
+    is_request: bool,
     lost: F,
 }
 
-/// As tonic's; what breaks it is told by `lost`.
+/// A response's body, as tonic's; `lost` makes a status of what breaks it.
 pub(crate) fn incoming<F>(inner: Incoming, lost: F) -> Body
 where
     F: Fn(&hyper::Error) -> Status + Send + Unpin + 'static,
 {
     let is_at_end = inner.is_end_stream();
-    Body::new(IncomingBody { inner, is_at_end, lost })
+    Body::new(IncomingBody { inner: Some(inner), is_at_end, is_request: false, lost })
+}
+
+/// A request's body. What is not read of it is left to its call's edge.
+pub(crate) fn incoming_request(inner: Incoming) -> Body {
+    let lost = |_: &hyper::Error| {
+        // Or the connection is gone, and it does not matter.
+        note(|edge| edge.was_reset = true);
+        Status::cancelled("the caller has gone")
+    };
+    let is_at_end = inner.is_end_stream();
+    Body::new(IncomingBody { inner: Some(inner), is_at_end, is_request: true, lost })
+}
+
+impl<F> Drop for IncomingBody<F> {
+    fn drop(&mut self) {
+        if self.is_request && !self.is_at_end {
+            let rest = self.inner.take();
+            note(|edge| edge.rest = rest);
+        }
+    }
 }
 
 impl<F> http_body::Body for IncomingBody<F>
@@ -34,7 +58,8 @@ where
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(inner).poll_frame(cx));
         this.is_at_end = !matches!(&frame, Some(Ok(frame)) if frame.is_data());
         Poll::Ready(frame.map(|frame| frame.map_err(|error| (this.lost)(&error))))
     }
@@ -44,6 +69,6 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(SizeHint::default, Incoming::size_hint)
     }
 }

@@ -5,6 +5,7 @@
 //! # Layout
 //! - [`policy`]: what the mesh does for each method, a table that the contract's build makes
 //! - `server`, `server_config`, `serve`, `connections`: the server's stack; what it is made of; the accept loop and the drain; one connection
+//! - `portions`, `calls`, `edge`, `not_grpc`, `resets`: what a connection reads; its calls; what it keeps of each; what is not gRPC; what was cancelled
 //! - `client`: the client's stack
 //! - `retry`, `budget`, `replay`, `attempts`: another attempt; when it may be; its bytes; its span
 //! - `balance`, `fleet`, `load`, `breaker`: an attempt on one instance; the choice among all; what it goes by
@@ -28,6 +29,7 @@ mod balance;
 mod breaker;
 mod budget;
 mod caller;
+mod calls;
 mod chance;
 mod client;
 mod client_deadline;
@@ -39,6 +41,7 @@ mod connections;
 mod credentials;
 mod deadline;
 mod discovery;
+mod edge;
 mod endpoint;
 mod fleet;
 mod gatekeeper;
@@ -54,8 +57,10 @@ mod memory;
 mod memory_limit;
 mod metadata;
 mod metrics;
+mod not_grpc;
 mod panic;
 pub mod policy;
+mod portions;
 mod proxies;
 mod rate_limit;
 mod record;
@@ -63,6 +68,7 @@ mod reflection;
 mod refusals;
 mod replay;
 mod rescue;
+mod resets;
 mod retry;
 mod secret;
 mod serve;

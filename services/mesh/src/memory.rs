@@ -1,6 +1,7 @@
 //! Admission by memory: a call reserves four times each frame's bytes as the frames arrive (gRPC tells no length
 //! beforehand, and decoding costs more than the wire), and gives them back at the end of its answer. A message that is
-//! longer than the limit is refused by its five-byte prefix, before it is read. Health and
+//! longer than the limit is refused by its five-byte prefix, before it is read; so is whatever follows the one message that a
+//! request has (in gRPC's status codes "request cardinality violation"; tonic would drop it silently). Health and
 //! reflection, open to strangers, never compete with calls: their messages are short, and their permits bound how many there are.
 
 use std::convert::Infallible;
@@ -20,8 +21,8 @@ use tower::{Layer, Service};
 
 use crate::holding::hold;
 use crate::refusals::{Cause, Refusals};
-use crate::status::{OUT_OF_MEMORY, mesh_status, mesh_status_retry};
-use crate::wire::{Answer, Request, Response, is_infrastructure};
+use crate::status::{OUT_OF_MEMORY, REQUEST_CARDINALITY, mesh_status, mesh_status_retry};
+use crate::wire::{Answer, Request, Response, is_infrastructure, is_reflection};
 
 /// What a byte on the wire costs while its call is served.
 const COST_FACTOR: usize = 4;
@@ -113,21 +114,23 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        if is_infrastructure(request.uri().path()) {
-            let request = request.map(|body| self.shared.admitted(body, INFRASTRUCTURE_MESSAGE_BYTES, None));
+        let path = request.uri().path();
+        if is_infrastructure(path) {
+            let prefixes = Prefixes::new(INFRASTRUCTURE_MESSAGE_BYTES, is_reflection(path));
+            let request = request.map(|body| self.shared.admitted(body, prefixes, None));
             return Box::pin(self.inner.call(request));
         }
         let held = Arc::new(Held::new(&self.shared.budget));
-        let limit_bytes = self.shared.max_message_bytes;
-        let request = request.map(|body| self.shared.admitted(body, limit_bytes, Some(held.clone())));
+        // Requests that stream are not in the contract: the build of its policies refuses them.
+        let prefixes = Prefixes::new(self.shared.max_message_bytes, false);
+        let request = request.map(|body| self.shared.admitted(body, prefixes, Some(held.clone())));
         let work = self.inner.call(request);
         Box::pin(async move { Ok(hold(work.await?, held)) })
     }
 }
 
 impl Shared {
-    fn admitted(self: &Arc<Self>, inner: Body, limit_bytes: usize, held: Option<Arc<Held>>) -> Body {
-        let prefixes = Prefixes { limit_bytes, prefix: [0; 5], read: 0, message_left: 0 };
+    fn admitted(self: &Arc<Self>, inner: Body, prefixes: Prefixes, held: Option<Arc<Held>>) -> Body {
         Body::new(AdmittedBody { inner, held, prefixes, shared: self.clone() })
     }
 }
@@ -135,18 +138,39 @@ impl Shared {
 /// Reads the length of each message out of the frames that go by, however they are cut.
 struct Prefixes {
     limit_bytes: usize,
+    /// May another message follow?
+    is_stream: bool,
     prefix: [u8; 5],
     read: usize,
     message_left: usize,
+    has_message: bool,
+}
+
+/// What is wrong with a request's messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wrong {
+    /// A message of so many bytes.
+    TooLong(usize),
+    /// Something follows the one message.
+    More,
 }
 
 impl Prefixes {
-    /// The length of the first message that is too long.
-    fn too_long(&mut self, mut data: &[u8]) -> Option<usize> {
-        while !data.is_empty() {
+    fn new(limit_bytes: usize, is_stream: bool) -> Self {
+        Self { limit_bytes, is_stream, prefix: [0; 5], read: 0, message_left: 0, has_message: false }
+    }
+
+    fn check(&mut self, mut data: &[u8]) -> Result<(), Wrong> {
+        loop {
             let skipped = self.message_left.min(data.len());
             self.message_left -= skipped;
             data = &data[skipped..];
+            if data.is_empty() {
+                return Ok(());
+            }
+            if self.has_message && !self.is_stream {
+                return Err(Wrong::More);
+            }
             let wanted = (5 - self.read).min(data.len());
             self.prefix[self.read..self.read + wanted].copy_from_slice(&data[..wanted]);
             self.read += wanted;
@@ -154,13 +178,12 @@ impl Prefixes {
             if self.read == 5 {
                 let [_compressed, a, b, c, d] = self.prefix;
                 self.message_left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-                self.read = 0;
+                (self.read, self.has_message) = (0, true);
                 if self.message_left > self.limit_bytes {
-                    return Some(self.message_left);
+                    return Err(Wrong::TooLong(self.message_left));
                 }
             }
         }
-        None
     }
 }
 
@@ -173,11 +196,18 @@ struct AdmittedBody {
 
 impl AdmittedBody {
     fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
-        if let Some(length) = self.prefixes.too_long(data) {
-            self.shared.refusals.count(Cause::MessageTooLarge);
-            let limit = self.prefixes.limit_bytes;
-            let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
-            return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
+        match self.prefixes.check(data) {
+            Ok(()) => {}
+            Err(Wrong::TooLong(length)) => {
+                self.shared.refusals.count(Cause::MessageTooLarge);
+                let limit = self.prefixes.limit_bytes;
+                let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
+                return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
+            }
+            Err(Wrong::More) => {
+                let message = "a request of this method is one message, and more followed it";
+                return Err(mesh_status(Code::Unimplemented, REQUEST_CARDINALITY, message));
+            }
         }
         if self.held.as_ref().is_none_or(|held| held.take(data.len().saturating_mul(COST_FACTOR))) {
             return Ok(());
@@ -217,8 +247,9 @@ impl http_body::Body for AdmittedBody {
 mod tests {
     use super::*;
 
-    fn prefixes(limit_bytes: usize) -> Prefixes {
-        Prefixes { limit_bytes, prefix: [0; 5], read: 0, message_left: 0 }
+    /// What is found in a stream of bytes that comes in frames of `cut` bytes.
+    fn found(stream: &[u8], cut: usize, mut prefixes: Prefixes) -> Result<(), Wrong> {
+        stream.chunks(cut).try_for_each(|frame| prefixes.check(frame))
     }
 
     #[test]
@@ -226,12 +257,23 @@ mod tests {
         let mut stream = vec![0, 0, 0, 0, 3, 1, 2, 3];
         stream.extend([0, 0, 0, 0, 9]);
         for cut in 1..=stream.len() {
-            let mut seen = prefixes(8);
-            let found: Vec<_> = stream.chunks(cut).filter_map(|frame| seen.too_long(frame)).collect();
-            assert_eq!(found, [9], "frames of {cut} bytes");
+            assert_eq!(found(&stream, cut, Prefixes::new(8, true)), Err(Wrong::TooLong(9)), "frames of {cut} bytes");
+            assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "at the limit it passes");
         }
-        let mut seen = prefixes(9);
-        assert_eq!(seen.too_long(&stream), None, "at the limit it passes");
+    }
+
+    #[test]
+    fn what_follows_the_one_message_is_seen_however_its_frames_are_cut() {
+        for one in [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0]] {
+            for more in [&[][..], &[0], &[0, 0, 0, 0, 0], &[0, 0, 0, 0, 3, 1, 2, 3]] {
+                let stream = [one, more].concat();
+                let expected = if more.is_empty() { Ok(()) } else { Err(Wrong::More) };
+                for cut in 1..=stream.len() {
+                    assert_eq!(found(&stream, cut, Prefixes::new(9, false)), expected, "{stream:?} by {cut}");
+                    assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "of a stream it is the next");
+                }
+            }
+        }
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl MethodPolicy {
     pub fn name(&self) -> &'static str {
         self.path.trim_start_matches('/')
     }
+
+    /// The service that the method is of, for example `order.v1.OrderService`.
+    pub(crate) fn service(&self) -> &'static str {
+        self.name().split('/').next().unwrap_or_default()
+    }
 }
 
 /// For tests to alter: open to all, without a deadline, not to be repeated, no stream.
@@ -76,5 +81,38 @@ impl PolicyTable {
     pub fn find(&self, path: &str) -> Option<&'static MethodPolicy> {
         let methods = self.0;
         methods.binary_search_by(|method| method.path.cmp(path)).ok().map(|index| &methods[index])
+    }
+
+    /// The services that it has methods of.
+    pub(crate) fn services(&self) -> Vec<&'static str> {
+        let mut services: Vec<_> = self.0.iter().map(MethodPolicy::service).collect();
+        services.dedup();
+        services
+    }
+
+    /// The methods of these services alone. A server makes one when it is built, and the table stays for good.
+    pub(crate) fn of(&self, services: &[&str]) -> Self {
+        let of_them = |method: &&MethodPolicy| services.contains(&method.service());
+        let methods: Vec<_> = self.0.iter().filter(of_them).copied().collect();
+        if methods.len() == self.0.len() { *self } else { Self(methods.leak()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_table_has_the_methods_of_its_services_alone() {
+        const fn method(path: &'static str) -> MethodPolicy {
+            MethodPolicy { path, ..METHOD }
+        }
+        const ALL: PolicyTable =
+            PolicyTable(&[method("/a.A/X"), method("/a.AB/X"), method("/b.B/X"), method("/b.B/Y"), method("/c.C/X")]);
+        assert_eq!(ALL.services(), ["a.A", "a.AB", "b.B", "c.C"]);
+        let some = ALL.of(&["a.A", "c.C"]);
+        let paths: Vec<_> = some.0.iter().map(|method| method.path).collect();
+        assert_eq!(paths, ["/a.A/X", "/c.C/X"]);
+        assert_eq!((some.find("/b.B/X"), some.find("/c.C/X")), (None, ALL.find("/c.C/X")));
     }
 }

@@ -21,11 +21,12 @@ use crate::caller::Caller;
 use crate::policy::{Access, PolicyTable};
 use crate::record::NoEvent;
 use crate::refusals::{Cause, Refusals};
+use crate::resets::Resets;
 use crate::status::MESH_DOMAIN;
 use crate::wire::{Answer, Request, Response, respond};
 
 /// Callers that are remembered, for each method.
-const MAX_CALLERS: usize = 10_000;
+pub(crate) const MAX_CALLERS: usize = 10_000;
 /// Those who have their whole quota again are forgotten, when there is no room, and at most this often: it reads them all.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -43,11 +44,27 @@ impl Quota {
     fn interval(self) -> Duration {
         self.per / self.calls.max(1)
     }
+
+    /// Takes one call, or says how long until there is one.
+    pub(crate) fn take(self, used_until: &mut Instant, now: Instant) -> Result<(), Duration> {
+        let over = self.over(*used_until, now);
+        if !over.is_zero() {
+            return Err(over);
+        }
+        *used_until = (*used_until).max(now) + self.interval();
+        Ok(())
+    }
+
+    /// How long until there is a call to take.
+    fn over(self, used_until: Instant, now: Instant) -> Duration {
+        let next = used_until.max(now) + self.interval();
+        next.saturating_duration_since(now).saturating_sub(self.per.max(self.interval()))
+    }
 }
 
 /// Who is counted.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-enum Key {
+pub(crate) enum Key {
     Person(Uuid),
     Service(String),
     Peer(IpAddr),
@@ -67,7 +84,7 @@ impl Key {
     }
 }
 
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();
@@ -79,7 +96,7 @@ fn network(address: IpAddr) -> IpAddr {
 
 /// The callers of one method.
 #[derive(Debug)]
-struct Callers {
+pub(crate) struct Callers {
     quota: Quota,
     /// Anybody may call the method.
     is_public: bool,
@@ -90,22 +107,20 @@ struct Callers {
 }
 
 impl Callers {
-    fn new(quota: Quota, max_callers: usize) -> Self {
+    pub(crate) fn new(quota: Quota, max_callers: usize) -> Self {
         Self { quota, is_public: false, max_callers, used_until: HashMap::new(), swept: None }
     }
 
     /// Counts a call, or says how long the caller has to wait.
-    fn count(&mut self, key: Key, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn count(&mut self, key: Key, now: Instant) -> Result<(), Duration> {
         let key = if self.has_room(&key, now) { key } else { Key::Others };
-        let interval = self.quota.interval();
-        let used_until = self.used_until.entry(key).or_insert(now);
-        let next = (*used_until).max(now) + interval;
-        let over = next.saturating_duration_since(now).saturating_sub(self.quota.per.max(interval));
-        if !over.is_zero() {
-            return Err(over);
-        }
-        *used_until = next;
-        Ok(())
+        self.quota.take(self.used_until.entry(key).or_insert(now), now)
+    }
+
+    /// How long a caller has to wait, when the next call would be over its quota.
+    pub(crate) fn over(&self, key: &Key, now: Instant) -> Option<Duration> {
+        let over = self.quota.over(*self.used_until.get(key)?, now);
+        (!over.is_zero()).then_some(over)
     }
 
     fn has_room(&mut self, key: &Key, now: Instant) -> bool {
@@ -125,22 +140,29 @@ type Methods = HashMap<&'static str, Mutex<Callers>>;
 #[derive(Clone)]
 pub(crate) struct RateLimit<S> {
     inner: S,
-    methods: Arc<Methods>,
+    shared: Arc<Shared>,
+}
+
+/// What all calls share.
+struct Shared {
+    methods: Methods,
+    resets: Arc<Resets>,
     refusals: Arc<Refusals>,
 }
 
 pub(crate) fn rate_limit<S>(
     policies: PolicyTable,
     quotas: &[(&'static str, Quota)],
+    resets: Arc<Resets>,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = RateLimit<S>> + Clone {
     let callers = |path: &str, quota: Quota| {
         let is_public = policies.find(path).is_some_and(|policy| policy.allow.contains(&Access::Public));
         Mutex::new(Callers { is_public, ..Callers::new(quota, MAX_CALLERS) })
     };
-    let methods: Methods = quotas.iter().map(|(path, quota)| (*path, callers(path, *quota))).collect();
-    let methods = Arc::new(methods);
-    layer_fn(move |inner| RateLimit { inner, methods: methods.clone(), refusals: refusals.clone() })
+    let methods = quotas.iter().map(|(path, quota)| (*path, callers(path, *quota))).collect();
+    let shared = Arc::new(Shared { methods, resets, refusals });
+    layer_fn(move |inner| RateLimit { inner, shared: shared.clone() })
 }
 
 impl<S> Service<Request> for RateLimit<S>
@@ -156,30 +178,41 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let Some(callers) = self.methods.get(request.uri().path()) else { return self.inner.call(request) };
-        let counted = {
-            let mut callers = callers.lock().unwrap_or_else(PoisonError::into_inner);
-            let key = Key::of(&request, callers.is_public);
-            callers.count(key, Instant::now())
-        };
-        match counted {
-            Ok(()) => self.inner.call(request),
-            Err(wait) => {
-                self.refusals.count(Cause::RateLimit);
-                let mut response = respond(over_quota(request.uri().path(), wait));
-                response.extensions_mut().insert(NoEvent);
-                Box::pin(std::future::ready(Ok(response)))
-            }
+        match self.shared.refusal(&request) {
+            Some(refusal) => Box::pin(std::future::ready(Ok(refusal))),
+            None => self.inner.call(request),
         }
     }
 }
 
-fn over_quota(path: &str, wait: Duration) -> Status {
-    let message = "too many calls of this method: wait as long as retry_info says";
+impl Shared {
+    fn refusal(&self, request: &Request) -> Option<Response> {
+        let path = request.uri().path();
+        let (cause, status) = if let Some(wait) = self.resets.over() {
+            (Cause::Resets, over_quota("TOO_MANY_CANCELLED", "calls that were cancelled", path, wait))
+        } else {
+            (Cause::RateLimit, over_quota("RATE_LIMITED", "calls of this method", path, self.over(path, request)?))
+        };
+        self.refusals.count(cause);
+        let mut response = respond(status);
+        response.extensions_mut().insert(NoEvent);
+        Some(response)
+    }
+
+    /// How long the caller has to wait, if its method has a quota that it has used up.
+    fn over(&self, path: &str, request: &Request) -> Option<Duration> {
+        let mut callers = self.methods.get(path)?.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = Key::of(request, callers.is_public);
+        callers.count(key, Instant::now()).err()
+    }
+}
+
+fn over_quota(reason: &str, what: &str, path: &str, wait: Duration) -> Status {
+    let message = format!("too many {what}: wait as long as retry_info says");
     let mut details = ErrorDetails::new();
-    details.set_error_info("RATE_LIMITED", MESH_DOMAIN, HashMap::new());
+    details.set_error_info(reason, MESH_DOMAIN, HashMap::new());
     details.set_retry_info(Some(wait));
-    details.add_quota_failure_violation(path.trim_start_matches('/'), message);
+    details.add_quota_failure_violation(path.trim_start_matches('/'), message.clone());
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 

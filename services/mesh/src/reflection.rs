@@ -1,10 +1,17 @@
-//! Reflection, v1 and v1alpha (old grpcurl), with google.rpc: without it grpcurl cannot print an error's details.
+//! Reflection, v1 and v1alpha (old grpcurl). It lists what is served here, as its specification has it ("the full names of
+//! registered services"), and knows the files of all else that these may name; google.rpc too, or grpcurl cannot print an
+//! error's details.
 
 use tonic::service::Routes;
+use tonic_reflection::pb::{v1, v1alpha};
 use tonic_reflection::server::{Builder, Error};
 
-pub(crate) fn add(routes: Routes, descriptors: &'static [&'static [u8]]) -> Routes {
-    match try_add(routes.clone(), descriptors) {
+/// Served by every server.
+const STANDARD: [&str; 3] =
+    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+
+pub(crate) fn add(routes: Routes, descriptors: &'static [&'static [u8]], services: &[&str]) -> Routes {
+    match try_add(routes.clone(), descriptors, services) {
         Ok(with_reflection) => with_reflection,
         Err(error) => {
             // The descriptors are made by the build: this is a broken build, and no reason not to serve.
@@ -14,13 +21,19 @@ pub(crate) fn add(routes: Routes, descriptors: &'static [&'static [u8]]) -> Rout
     }
 }
 
-fn try_add(routes: Routes, descriptors: &'static [&'static [u8]]) -> Result<Routes, Error> {
-    Ok(routes.add_service(builder(descriptors).build_v1()?).add_service(builder(descriptors).build_v1alpha()?))
+fn try_add(routes: Routes, descriptors: &'static [&'static [u8]], services: &[&str]) -> Result<Routes, Error> {
+    let builder = || builder(descriptors, services);
+    Ok(routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?))
 }
 
-fn builder(descriptors: &'static [&'static [u8]]) -> Builder<'static> {
-    let builder = Builder::configure()
+fn builder(descriptors: &'static [&'static [u8]], services: &[&str]) -> Builder<'static> {
+    let mut builder = Builder::configure()
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-    descriptors.iter().fold(builder, |builder, set| builder.register_encoded_file_descriptor_set(set))
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(v1alpha::FILE_DESCRIPTOR_SET);
+    for set in descriptors {
+        builder = builder.register_encoded_file_descriptor_set(set);
+    }
+    services.iter().chain(&STANDARD).fold(builder, |builder, service| builder.with_service_name(*service))
 }

@@ -41,6 +41,10 @@ pub(crate) enum Cause {
     Preface,
     /// A connection whose peer answered no ping.
     Silent,
+    /// More calls that were reset before they were answered than a caller or a connection may have.
+    Resets,
+    /// A request that is not gRPC.
+    NotGrpc,
     /// A connection that broke the rules of HTTP/2, and was ended.
     Protocol,
 }
@@ -62,6 +66,8 @@ impl Cause {
             Self::Tls => "tls",
             Self::Preface => "preface",
             Self::Silent => "silent",
+            Self::Resets => "resets",
+            Self::NotGrpc => "not_grpc",
             Self::Protocol => "protocol",
         }
     }

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{BoxError, Layer, Service};
 
-use crate::status::{code_name, mesh_status, no_such_method, reason_of};
+use crate::status::{REQUEST_CARDINALITY, code_name, mesh_status, no_such_method, reason_of};
 use crate::wire::{Answer, Request, Response, respond, says_ok};
 
 #[derive(Clone)]
@@ -77,12 +77,8 @@ fn amend(headers: &mut HeaderMap) {
 }
 
 /// What tonic says when it cannot read a request.
-const UNREADABLE: [&str; 4] = [
-    "failed to decode Protobuf message",
-    "Unexpected EOF decoding stream",
-    "Missing request message",
-    "protocol error:",
-];
+const UNREADABLE: [&str; 3] =
+    ["failed to decode Protobuf message", "Unexpected EOF decoding stream", "protocol error:"];
 
 /// The same error with ErrorInfo; where tonic's code blames the wrong side, with a better code.
 fn explained(status: Status) -> Status {
@@ -93,6 +89,11 @@ fn explained(status: Status) -> Status {
     let is = |other: Code| code == other;
     if is(Code::Unimplemented) && message.is_empty() {
         return no_such_method();
+    }
+    if is(Code::Internal) && message.starts_with("Missing request message") {
+        // gRPC's table of status codes: "request cardinality violation".
+        let message = "a request of this method is one message, and there was none";
+        return mesh_status(Code::Unimplemented, REQUEST_CARDINALITY, message);
     }
     let (code, reason) = if is(Code::Unimplemented) && message.contains("compressed with") {
         (code, "COMPRESSION_NOT_SUPPORTED")
@@ -145,6 +146,7 @@ mod tests {
             (Status::unimplemented(""),                                                Code::Unimplemented,     "METHOD_NOT_FOUND"),
             (Status::out_of_range("Error, decoded message length too large: found 9"), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
             (Status::internal("failed to decode Protobuf message: X.y: bad"),          Code::InvalidArgument,   "MALFORMED_MESSAGE"),
+            (Status::internal("Missing request message."),                             Code::Unimplemented,     "REQUEST_CARDINALITY"),
             (Status::deadline_exceeded("late"),                                        Code::DeadlineExceeded,  "DEADLINE_EXCEEDED"),
             (Status::not_found("service not registered"),                              Code::NotFound,          "NOT_FOUND"),
         ];

@@ -90,7 +90,7 @@ impl Server {
         let (goaway, cut) = (self.goaway.clone(), CancellationToken::new());
         let connections = TaskTracker::new();
         let ready_now = *ready.borrow();
-        self.health.say(ready_now).await;
+        self.health.say(ready_now);
         let follower = tokio::spawn(self.health.clone().follow(ready, shutdown.clone()));
         if let Some(tokens) = self.tokens.clone() {
             let until = goaway.clone();
@@ -109,7 +109,7 @@ impl Server {
             shutdown.cancelled().await;
             // The follower must be gone, or it could say SERVING after us.
             let _ = follower.await;
-            self.health.say(false).await;
+            self.health.say(false);
             tracing::debug!(target: "ordermesh", %address, "draining");
             tokio::time::sleep(self.drain_notice).await;
             goaway.cancel();

@@ -21,6 +21,7 @@ use crate::rate_limit::rate_limit;
 use crate::reflection;
 use crate::refusals::Refusals;
 use crate::rescue::rescue;
+use crate::resets::Resets;
 use crate::serve::{Server, Stack};
 use crate::server_config::ServerConfig;
 use crate::server_deadline::server_deadline;
@@ -32,18 +33,22 @@ const STREAM_GRACE: Duration = Duration::from_secs(1);
 
 /// Puts the mesh around a service's routes, and adds health and reflection (which the routes must not have).
 pub fn server(config: ServerConfig, routes: Routes) -> Server {
-    let health = Health::new(config.health_services);
-    let routes = reflection::add(routes.add_service(health.service()), config.descriptors).prepare();
+    let services = if config.services.is_empty() { config.policies.services() } else { config.services.to_vec() };
+    let policies = config.policies.of(&services);
+    let gatekeeper = config.gatekeeper.serving(policies);
+    let routes = reflection::add(routes, config.descriptors, &services);
+    let health = Health::new(services);
+    let routes = routes.add_service(health.service()).prepare();
     let refusals = Arc::new(Refusals::new(config.service));
     let telemetry = ServerTelemetryConfig {
-        policies: config.policies,
-        gatekeeper: config.gatekeeper.clone(),
+        policies,
+        gatekeeper: gatekeeper.clone(),
         events: config.events,
         trust_client_trace_context: config.trust_client_trace_context,
         propagation: config.propagation,
         refusals: refusals.clone(),
     };
-    let (policies, goaway) = (config.policies, CancellationToken::new());
+    let (goaway, resets) = (CancellationToken::new(), Arc::new(Resets::new()));
     let holdings = Arc::new(Holdings {
         service: config.service,
         admission: Admission::new(config.max_concurrency, config.max_streams),
@@ -52,6 +57,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
             config.max_connections,
             config.tls,
             Proxies::new(config.trusted_proxies),
+            resets.clone(),
             refusals.clone(),
         )),
     });
@@ -70,9 +76,9 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // Outside of all code that may panic; inside the deadline, which drops it.
         .layer(catch_panic())
         // Before anything is given out: strangers take no permits and reserve no memory.
-        .layer(identity(config.gatekeeper.clone(), refusals.clone()))
+        .layer(identity(gatekeeper.clone(), refusals.clone()))
         // Inside identity, for it counts per caller; outside of the permits: who is over his quota takes none.
-        .layer(rate_limit(config.policies, &config.rate_limits, refusals.clone()))
+        .layer(rate_limit(policies, &config.rate_limits, resets, refusals.clone()))
         // Permits before memory: what waits for nothing holds nothing. The permit is held to the end of the body.
         .layer(concurrency(policies, holdings.admission.clone(), refusals.clone()))
         // Inside the permits, which it sets free: a stream without an end must not hold up the server's.
@@ -85,8 +91,8 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
     Server {
         stack: Stack::new(stack),
         health,
-        tokens: config.gatekeeper.tokens(),
-        takes_secret: config.gatekeeper.takes_secret(),
+        tokens: gatekeeper.tokens(),
+        takes_secret: gatekeeper.takes_secret(),
         holdings,
         goaway,
         drain_notice: config.drain_notice,

@@ -23,10 +23,12 @@ pub struct ServerConfig {
     pub tls: Option<ServerTls>,
     /// What becomes of operations that nobody made an event of.
     pub events: Option<Arc<dyn EventSink>>,
-    /// Encoded `FileDescriptorSet`s for reflection; google.rpc and grpc.health are added.
+    /// Encoded `FileDescriptorSet`s for reflection, of the services and what they depend on; google.rpc and grpc.health are
+    /// added.
     pub descriptors: &'static [&'static [u8]],
-    /// Names that grpc.health.v1 reports besides "".
-    pub health_services: &'static [&'static str],
+    /// The services that the routes serve: what health reports besides "", reflection lists, and calls are let in for. None:
+    /// all that the policies name.
+    pub services: &'static [&'static str],
     /// Calls that are served at once, streams apart: one more is UNAVAILABLE at once.
     pub max_concurrency: usize,
     /// Answers that stream at once.
@@ -72,7 +74,7 @@ impl ServerConfig {
             tls: None,
             events: None,
             descriptors: &[],
-            health_services: &[],
+            services: &[],
             max_concurrency: DEFAULT_MAX_CONCURRENCY,
             max_streams: DEFAULT_MAX_STREAMS,
             max_connections: DEFAULT_MAX_CONNECTIONS,

@@ -14,6 +14,8 @@ pub(crate) const MESH_DOMAIN: &str = "mesh.ordermesh";
 
 /// The reason of [`crate::server`]'s answer when the memory budget is spent.
 pub(crate) const OUT_OF_MEMORY: &str = "OUT_OF_MEMORY";
+/// The reason of [`crate::server`]'s answer to a request of no message, or of more than one.
+pub(crate) const REQUEST_CARDINALITY: &str = "REQUEST_CARDINALITY";
 /// The reason of a client's answer when no instance could be reached: the call was never sent.
 pub(crate) const UNREACHABLE: &str = "UNREACHABLE";
 /// The reason of a client's answer when the connection ended before the call's answer had come.

@@ -53,7 +53,12 @@ pub(crate) const OTHER_METHOD: &str = "_OTHER";
 
 /// The infrastructure's own methods: no policy, no span, no limits, open to all.
 pub(crate) fn is_infrastructure(path: &str) -> bool {
-    path.starts_with("/grpc.health.v1.Health/") || path.starts_with("/grpc.reflection.v1")
+    path.starts_with("/grpc.health.v1.Health/") || is_reflection(path)
+}
+
+/// Its requests stream.
+pub(crate) fn is_reflection(path: &str) -> bool {
+    path.starts_with("/grpc.reflection.v1")
 }
 
 pub(crate) fn method_name(policy: Option<&'static MethodPolicy>) -> &'static str {

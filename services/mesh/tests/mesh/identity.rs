@@ -21,12 +21,12 @@ fn signing_key() -> EncodingKey {
     EncodingKey::from_ed_der(&der)
 }
 
-fn claims(role: &str) -> Value {
+pub(crate) fn claims(role: &str) -> Value {
     let now = i64::try_from(jsonwebtoken::get_current_timestamp()).expect("now");
     json!({ "iss": ISSUER, "sub": USER, "aud": AUDIENCE, "exp": now + 900, "nbf": now, "role": role })
 }
 
-fn signed(claims: &Value, kid: &str) -> String {
+pub(crate) fn signed(claims: &Value, kid: &str) -> String {
     let mut header = Header::new(Algorithm::EdDSA);
     header.kid = Some(kid.to_owned());
     encode(&header, claims, &signing_key()).expect("signed")

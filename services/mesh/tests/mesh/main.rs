@@ -1,5 +1,6 @@
 //! The mesh under a hand-made service, over real sockets on port 0.
 
+mod cancelled;
 mod client;
 mod deadlines;
 mod drain;
@@ -13,6 +14,7 @@ mod propagation;
 mod readme;
 mod retries;
 mod rude;
+mod standard;
 mod telemetry;
 mod tls;
 mod world;

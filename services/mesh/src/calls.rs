@@ -1,0 +1,156 @@
+//! The calls of a connection, as hyper gives them: what is not gRPC is refused, the rest goes to the stack; how many are open;
+//! and how each ends: answered after its request's end, or reset.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use futures_util::future::BoxFuture;
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::caller::PeerService;
+use crate::edge::{Edge, after_request};
+use crate::incoming::incoming_request;
+use crate::not_grpc::not_grpc;
+use crate::proxies::Proxies;
+use crate::rate_limit::{Key, network};
+use crate::refusals::{Cause, Refusals};
+use crate::resets::ConnectionResets;
+use crate::serve::Calls;
+use crate::stalled::WatchedBody;
+use crate::wire::{Answer, is_infrastructure};
+
+/// The calls of a connection.
+pub(crate) struct Activity {
+    open: AtomicUsize,
+    /// Health's and reflection's: their streams never end, and keep nobody's place.
+    watching: AtomicUsize,
+    begun: AtomicU64,
+    pub(crate) resets: ConnectionResets,
+}
+
+impl Activity {
+    pub(crate) fn new(resets: ConnectionResets) -> Self {
+        Self { open: AtomicUsize::new(0), watching: AtomicUsize::new(0), begun: AtomicU64::new(0), resets }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watching.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    fn counter(&self, is_infrastructure: bool) -> &AtomicUsize {
+        if is_infrastructure { &self.watching } else { &self.open }
+    }
+
+    fn call(self: &Arc<Self>, is_infrastructure: bool) -> OpenCall {
+        self.begun.fetch_add(1, Ordering::AcqRel);
+        self.counter(is_infrastructure).fetch_add(1, Ordering::AcqRel);
+        OpenCall { activity: self.clone(), is_infrastructure }
+    }
+}
+
+/// An open call, to the end of its answer.
+pub(crate) struct OpenCall {
+    activity: Arc<Activity>,
+    is_infrastructure: bool,
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.activity.counter(self.is_infrastructure).fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+pub(crate) struct PerConnection {
+    /// hyper gives calls one after the other, and never one while it gives another.
+    pub(crate) calls: RefCell<Calls>,
+    pub(crate) peer: SocketAddr,
+    /// When the peer is one of them.
+    pub(crate) proxies: Option<Proxies>,
+    pub(crate) service: Option<PeerService>,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) refusals: Arc<Refusals>,
+}
+
+impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
+    type Response = http::Response<WatchedBody<Option<OpenCall>>>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
+        let open = Some(self.activity.call(is_infrastructure(request.uri().path())));
+        let named = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
+        let caller = named.map(|address| Key::Peer(network(address.ip())));
+        let (work, edge) = Edge { caller, ..Edge::default() }.around(|| {
+            // The body fails when the caller resets the stream or is gone: either way it has given up.
+            let mut request = request.map(incoming_request);
+            if let Some(refusal) = not_grpc(&request) {
+                self.refusals.count(Cause::NotGrpc);
+                return Box::pin(std::future::ready(Ok(refusal))) as BoxFuture<'static, Answer>;
+            }
+            request.extensions_mut().insert(named.unwrap_or(self.peer));
+            if let Some(service) = &self.service {
+                request.extensions_mut().insert(service.clone());
+            }
+            (self.calls.borrow_mut())(request)
+        });
+        Answering { open, work, edge }
+    }
+}
+
+/// A call, until its answer begins.
+pub(crate) struct Answering {
+    work: BoxFuture<'static, Answer>,
+    open: Option<OpenCall>,
+    edge: Edge,
+}
+
+impl Future for Answering {
+    type Output = Result<http::Response<WatchedBody<Option<OpenCall>>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        loop {
+            let (answer, edge) = std::mem::take(&mut this.edge).around(|| this.work.as_mut().poll(cx));
+            this.edge = edge;
+            let response = ready!(answer)?;
+            let is_whole = response.body().is_end_stream() || !response.status().is_success();
+            match this.edge.rest.take() {
+                Some(rest) if is_whole => this.work = Box::pin(after_request(rest, response)),
+                Some(_) | None => {
+                    let open = this.open.take();
+                    if this.edge.was_reset {
+                        count_reset(open.as_ref(), &mut this.edge);
+                    }
+                    return Poll::Ready(Ok(response.map(|body| WatchedBody::new(body, open))));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        count_reset(self.open.as_ref(), &mut self.edge);
+    }
+}
+
+/// A call that is reset has its handler dropped: all that it held is free again.
+fn count_reset(open: Option<&OpenCall>, edge: &mut Edge) {
+    if let Some(open) = open {
+        open.activity.resets.count(edge.caller.take());
+    }
+}

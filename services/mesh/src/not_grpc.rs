@@ -1,0 +1,85 @@
+//! Requests that are not gRPC are refused in HTTP's own terms, before the stack: an HTTP client would take a gRPC error, whose
+//! HTTP status is 200, for a success (gRPC over HTTP/2, "Responses").
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use tonic::body::Body;
+
+use crate::wire::{Request, Response};
+
+const MEDIA_TYPE: &[u8] = b"application/grpc";
+const WITH_PROTO: &[u8] = b"application/grpc+proto";
+
+/// The refusal of a request that is not gRPC with protobuf messages.
+pub(crate) fn not_grpc(request: &Request) -> Option<Response> {
+    if request.method() != Method::POST {
+        // An answer to HEAD has no body, so none has.
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+        return Some(response);
+    }
+    if says_grpc(request.headers()) {
+        return None;
+    }
+    let text =
+        Bytes::from_static(b"this is a gRPC server: content-type must be application/grpc or application/grpc+proto\n");
+    let mut response = Response::new(Body::new(Full::new(text).map_err(|never| match never {})));
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // RFC 9110, section 15.5.16.
+    response.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/grpc"));
+    Some(response)
+}
+
+/// Media types have no case, and may have parameters (RFC 9110, section 8.3.1).
+fn says_grpc(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes) else { return false };
+    if value == MEDIA_TYPE {
+        return true;
+    }
+    let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    media_type.eq_ignore_ascii_case(MEDIA_TYPE) || media_type.eq_ignore_ascii_case(WITH_PROTO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(method: Method, content_type: Option<&str>) -> Option<u16> {
+        let mut request = http::Request::builder().method(method).uri("/t.T/Call");
+        if let Some(content_type) = content_type {
+            request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        not_grpc(&request.body(Body::empty()).expect("a request")).map(|response| response.status().as_u16())
+    }
+
+    #[test]
+    fn grpc_is_known_by_its_method_and_content_type() {
+        #[rustfmt::skip]
+        let table = [
+            (Method::POST,    Some("application/grpc"),                      None),
+            (Method::POST,    Some("application/grpc+proto"),                None),
+            (Method::POST,    Some("Application/GRPC"),                      None),
+            (Method::POST,    Some("application/grpc; charset=utf-8"),       None),
+            (Method::POST,    Some("application/grpc+proto ;v=1"),           None),
+            (Method::POST,    Some("application/grpc+json"),                 Some(415)),
+            (Method::POST,    Some("application/grpc-web"),                  Some(415)),
+            (Method::POST,    Some("application/grpc-web+proto"),            Some(415)),
+            (Method::POST,    Some("application/grpcfoo"),                   Some(415)),
+            (Method::POST,    Some("application/json"),                      Some(415)),
+            (Method::POST,    Some("application/connect+proto"),             Some(415)),
+            (Method::POST,    Some("text/plain; a=application/grpc"),        Some(415)),
+            (Method::POST,    Some(""),                                      Some(415)),
+            (Method::POST,    None,                                          Some(415)),
+            (Method::GET,     Some("application/grpc"),                      Some(405)),
+            (Method::HEAD,    None,                                          Some(405)),
+            (Method::OPTIONS, None,                                          Some(405)),
+            (Method::CONNECT, Some("application/grpc"),                      Some(405)),
+        ];
+        for (method, content_type, expected) in table {
+            assert_eq!(status(method.clone(), content_type), expected, "{method} {content_type:?}");
+        }
+    }
+}

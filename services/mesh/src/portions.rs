@@ -1,0 +1,136 @@
+//! What a connection reads, in portions. HTTP/2's stack reads all that there is before it gives out the first stream, and
+//! streams that wait to be given out are bounded by nothing but a count. They are kept with their headers, those too that were
+//! reset in the meantime: each is some 2 KB, and 60 KB when 2 KB of HPACK are made to stand for as many headers as are allowed.
+//! So it is given a portion for each turn of the connection's task, in which it gives out all streams of that portion.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// HTTP/2 begins with these words and a frame's head (of SETTINGS).
+pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE_AND_HEAD_BYTES: usize = PREFACE.len() + 9;
+/// One frame of the usual size. A portion is over when it is reached; a single read is about as long at most.
+const PORTION_BYTES: usize = 16 * 1_024;
+
+/// How much has been read in this turn of a connection's task.
+#[derive(Clone, Default)]
+pub(crate) struct Turn(Arc<AtomicUsize>);
+
+impl Turn {
+    /// The connection's work; each time it is polled is a turn.
+    pub(crate) fn of<F: Future>(&self, mut work: Pin<&mut F>) -> impl Future<Output = F::Output> {
+        std::future::poll_fn(move |cx| {
+            self.0.store(0, Ordering::Relaxed);
+            work.as_mut().poll(cx)
+        })
+    }
+
+    fn read<S>(&self, stream: &mut S, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+    where
+        S: AsyncRead + Unpin,
+    {
+        if self.0.load(Ordering::Relaxed) >= PORTION_BYTES {
+            // The next turn comes at once.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(stream).poll_read(cx, buffer))?;
+        self.0.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A stream whose first bytes were read already.
+pub(crate) struct Portioned<S> {
+    first: [u8; PREFACE_AND_HEAD_BYTES],
+    given: usize,
+    stream: S,
+    turn: Turn,
+}
+
+impl<S> Portioned<S> {
+    pub(crate) fn new(first: [u8; PREFACE_AND_HEAD_BYTES], stream: S, turn: Turn) -> Self {
+        Self { first, given: 0, stream, turn }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Portioned<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let left = &this.first[this.given..];
+        if left.is_empty() {
+            return this.turn.read(&mut this.stream, cx, buffer);
+        }
+        let given = left.len().min(buffer.remaining());
+        buffer.put_slice(&left[..given]);
+        this.given += given;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Portioned<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+
+    #[tokio::test]
+    async fn a_turn_reads_a_portion_and_the_next_one_goes_on() {
+        let turn = Turn::default();
+        let all = vec![7; 5 * PORTION_BYTES / 2];
+        let mut stream = Portioned::new([1; PREFACE_AND_HEAD_BYTES], &all[..], turn.clone());
+        let mut counts = vec![];
+        let mut buffer = vec![0; 1_000];
+        let mut turns = 0;
+        loop {
+            let mut count = 0;
+            let mut reading = std::pin::pin!(async {
+                loop {
+                    match stream.read(&mut buffer).await.expect("read") {
+                        0 => break,
+                        read => count += read,
+                    }
+                }
+            });
+            let ended = futures_util::FutureExt::now_or_never(turn.of(reading.as_mut())).is_some();
+            counts.push(count);
+            turns += 1;
+            if ended {
+                break;
+            }
+        }
+        assert_eq!((turns, counts.iter().sum::<usize>()), (3, PREFACE_AND_HEAD_BYTES + all.len()));
+        assert!(counts[..2].iter().all(|count| (PORTION_BYTES..PORTION_BYTES + 2_000).contains(count)), "{counts:?}");
+    }
+}

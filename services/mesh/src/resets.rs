@@ -1,0 +1,164 @@
+//! Calls that were reset before they were answered. To cancel is any caller's right (a page that is left, a hedged call, a
+//! short deadline), and many callers may share a connection. But a reset makes room for the next stream at once, so the limit
+//! on open streams does not bound what the server begins in vain: rapid reset (CVE-2023-44487).
+//! So it is the rate that is limited. A caller that is known has a quota of its own: over it, its new calls are refused.
+//! A connection whose callers together go far beyond that gets a GOAWAY, and is cut off when it goes on all the same.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::edge;
+use crate::rate_limit::{Callers, Key, MAX_CALLERS, Quota};
+
+/// More than a person's programs cancel: a burst, and a hundred a second. Each costs at most what a call costs.
+const PER_CALLER: Quota = Quota { calls: 2_000, per: Duration::from_secs(20) };
+/// Of all callers together: a burst of some five times what may be open at once, and 250 a second.
+const PER_CONNECTION: Quota = Quota { calls: 5_000, per: Duration::from_secs(20) };
+/// After the GOAWAY, before the connection is cut off: as many as there may be open streams.
+const MOST_AFTER_GOAWAY: u64 = 1_024;
+
+/// Those of a server, by caller.
+pub(crate) struct Resets {
+    callers: Mutex<(Callers, Instant)>,
+    /// Most of the time nobody is over: then a call costs no lock.
+    is_anybody_over: AtomicBool,
+}
+
+impl Resets {
+    pub(crate) fn new() -> Self {
+        let callers = Mutex::new((Callers::new(PER_CALLER, MAX_CALLERS), Instant::now()));
+        Self { callers, is_anybody_over: AtomicBool::new(false) }
+    }
+
+    fn count(&self, caller: Key, now: Instant) {
+        let (callers, over_until) = &mut *self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Over it or not, it has happened.
+        let _ = callers.count(caller.clone(), now);
+        if let Some(wait) = callers.over(&caller, now) {
+            *over_until = (*over_until).max(now + wait);
+            self.is_anybody_over.store(true, Ordering::Release);
+        }
+    }
+
+    /// How long the caller of the call that is worked on must wait, when it is over its quota.
+    pub(crate) fn over(&self) -> Option<Duration> {
+        if !self.is_anybody_over.load(Ordering::Acquire) {
+            return None;
+        }
+        let now = Instant::now();
+        let (callers, over_until) = &mut *self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        if *over_until <= now {
+            self.is_anybody_over.store(false, Ordering::Release);
+            return None;
+        }
+        callers.over(&edge::caller()?, now)
+    }
+}
+
+/// Those of a connection.
+pub(crate) struct ConnectionResets {
+    of_server: Arc<Resets>,
+    used_until: Mutex<Instant>,
+    beyond: AtomicU64,
+    went_beyond: Notify,
+}
+
+/// How far beyond its quota a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Beyond {
+    /// It gets a GOAWAY.
+    Far,
+    /// It was given the time to go, and is cut off.
+    TooFar,
+}
+
+impl ConnectionResets {
+    pub(crate) fn new(of_server: Arc<Resets>) -> Self {
+        let used_until = Mutex::new(Instant::now());
+        Self { of_server, used_until, beyond: AtomicU64::new(0), went_beyond: Notify::new() }
+    }
+
+    /// Counts a call that was reset before it was answered.
+    pub(crate) fn count(&self, caller: Option<Key>) {
+        let now = Instant::now();
+        if let Some(caller) = caller {
+            self.of_server.count(caller, now);
+        }
+        let mut used_until = self.used_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if PER_CONNECTION.take(&mut used_until, now).is_err() {
+            self.beyond.fetch_add(1, Ordering::AcqRel);
+            self.went_beyond.notify_one();
+        }
+    }
+
+    /// Returns when the connection has gone beyond its quota, and each time when it has gone further.
+    pub(crate) async fn beyond(&self) -> Beyond {
+        self.went_beyond.notified().await;
+        if self.beyond.load(Ordering::Acquire) > MOST_AFTER_GOAWAY { Beyond::TooFar } else { Beyond::Far }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::Edge;
+    use uuid::Uuid;
+
+    fn person(number: u128) -> Option<Key> {
+        Some(Key::Person(Uuid::from_u128(number)))
+    }
+
+    fn over(resets: &Resets, caller: Option<Key>) -> Option<Duration> {
+        Edge { caller, ..Edge::default() }.around(|| resets.over()).0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_cancels_without_an_end_is_over_its_quota_and_others_are_not() {
+        let resets = Arc::new(Resets::new());
+        let connection = ConnectionResets::new(resets.clone());
+        for number in 0..PER_CALLER.calls {
+            assert_eq!(over(&resets, person(1)), None, "after {number}");
+            connection.count(person(1));
+        }
+        let wait = over(&resets, person(1)).expect("over its quota");
+        assert_eq!(wait, PER_CALLER.per / PER_CALLER.calls);
+        assert_eq!((over(&resets, person(2)), over(&resets, None)), (None, None));
+        assert!(timeout_now(connection.beyond()).await.is_none(), "the connection is not");
+        tokio::time::advance(wait).await;
+        assert_eq!(over(&resets, person(1)), None, "there is room for one");
+        assert!(!resets.is_anybody_over.load(Ordering::Acquire), "nobody is, and calls cost no lock again");
+        connection.count(person(1));
+        assert_eq!(over(&resets, person(1)), Some(wait));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_may_reset_in_bursts_and_at_a_rate_and_goes_when_it_is_far_beyond() {
+        let connection = ConnectionResets::new(Arc::new(Resets::new()));
+        // 250 a second, for a minute; and a burst of all there is.
+        for _ in 0..60 {
+            for _ in 0..250 {
+                connection.count(None);
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        for _ in 0..PER_CONNECTION.calls {
+            connection.count(None);
+        }
+        assert_eq!(timeout_now(connection.beyond()).await, None);
+        connection.count(None);
+        assert_eq!(timeout_now(connection.beyond()).await, Some(Beyond::Far));
+        assert_eq!(timeout_now(connection.beyond()).await, None, "it is told once for each");
+        for _ in 0..MOST_AFTER_GOAWAY {
+            connection.count(None);
+        }
+        assert_eq!(timeout_now(connection.beyond()).await, Some(Beyond::TooFar));
+    }
+
+    async fn timeout_now<T>(work: impl Future<Output = T>) -> Option<T> {
+        futures_util::FutureExt::now_or_never(work)
+    }
+}
