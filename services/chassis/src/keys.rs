@@ -127,7 +127,7 @@ fn write(path: &Path, keys: &[VerifyingKey]) -> Result<(), io::Error> {
     if read(path).is_ok_and(|kept| kept == keys) {
         return Ok(());
     }
-    let unfinished = path.with_extension(format!("json.{}", uuid::Uuid::new_v4()));
+    let unfinished = path.with_extension(format!("json.{:016x}", rand::random::<u64>()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
     let written = file.write_all(&serde_json::to_vec_pretty(&KeySet::of(keys))?).and_then(|()| file.sync_all());
     let replaced = written.and_then(|()| fs::rename(&unfinished, path));
@@ -194,7 +194,7 @@ mod tests {
             ["", "{}", r#"{"keys": []}"#, r#"{"keys": [{"kty": "OKP", "crv": "X25519", "kid": "a", "x": "b"}]}"#]
         {
             fs::write(&path, wrong).expect("written");
-            let refused = RemoteKeys::new(user(), Some(&path), folder.path()).err().expect("refused");
+            let refused = RemoteKeys::new(user(), Some(&path), folder.path()).expect_err("refused");
             assert_ne!(refused.kind(), io::ErrorKind::NotFound, "{wrong}");
         }
     }

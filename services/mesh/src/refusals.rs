@@ -145,7 +145,7 @@ impl SeldomBy {
     }
 
     pub(crate) fn count(&self, reason: &'static str, now: Instant) -> Option<u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_insert_with(Seldom::new).count(now)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default().count(now)
     }
 }
 
