@@ -38,9 +38,11 @@ subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolin
 import k8s_image  # noqa: E402
 import k8s_manifests  # noqa: E402
 import k8s_parts as parts  # noqa: E402
+import k8s_secrets  # noqa: E402
 
-# In order: the first two need no cluster; each of the rest goes on where the one before it has stopped.
+# In order: the first three need no cluster; each of the rest goes on where the one before it has stopped.
 PARTS = {
+    "secrets.sh": lambda _: k8s_secrets.script(),
     "manifests": lambda _: k8s_manifests.without_cluster(),
     "image": None,
     "dry-run": k8s_manifests.dry_run,
@@ -94,7 +96,9 @@ def main():
             print(f"    {line}", flush=True)
         figures.append(f"{name}: {seconds_since(start)} s")
 
-    on_cluster = [name for name in PARTS if name in wanted and name not in ("manifests", "image")]
+    on_cluster = [name for name in PARTS if name in wanted and name not in ("secrets.sh", "manifests", "image")]
+    if "secrets.sh" in wanted:
+        part("secrets.sh", k8s_secrets.script)
     if "manifests" in wanted:
         if shutil.which("kubectl"):
             part("manifests", k8s_manifests.without_cluster)

@@ -18,7 +18,7 @@ PASSWORD = "correct horse battery"
 
 def call(port, method, message, *headers, seconds=20):
     """grpcurl over TLS: the server is verified against the platform's CA; we show no certificate, only tokens."""
-    command = ["grpcurl", "-cacert", str(SECRETS / "tls/ca.pem"), "-format-error", "-max-time", str(seconds)]
+    command = ["grpcurl", "-cacert", str(SECRETS / "trust.pem"), "-format-error", "-max-time", str(seconds)]
     for header in headers:
         command += ["-H", header]
     done = subprocess.run(

@@ -1,24 +1,50 @@
 #!/usr/bin/env bash
-# Makes every secret of the local overlay, into a folder that git ignores. What is there already stays, but for certificates that end within
-# a week: those are made anew, with a new CA (then: kubectl apply -k deploy/overlays/local, kubectl -n ordermesh rollout restart deployment).
+# Makes every secret of the local overlay, into a folder that git ignores.
 #
-# Delete the folder to begin anew, and PostgreSQL's volume with it: that has the password of its first start, and refuses a new one
-# (kubectl -n ordermesh delete statefulset/postgres pvc/data-postgres-0).
-#
-#   deploy/overlays/local/secrets.sh [ORDERMESH]
+#   secrets.sh [ORDERMESH]
+#       What is missing is made; what is there stays. So it may be run again at any time. Certificates that end within a week are
+#       renewed under the same authority: apply them (kubectl apply -k deploy/overlays/local), and running pods take them up.
+#   secrets.sh rotate-authority 1|2|3 [ORDERMESH]
+#       Replaces the certificate authority, without an outage. Each step is followed by kubectl apply -k deploy/overlays/local:
+#       1: a new authority beside the old one, and everybody trusts both
+#       2: certificates of the new authority
+#       3: nobody trusts the old one any more
+#       A step is refused until the one before it is in the cluster; it then waits until every pod has taken that up.
 #
 # ORDERMESH is the program, which makes the certificates (default: the newest build in target/). Needs openssl.
+#
+# To begin anew: kubectl delete -k deploy/overlays/local, delete the folder, and PostgreSQL's volume with it: that has the password of
+# its first start (kubectl -n ordermesh delete pvc/data-postgres-0). While the cluster has Secrets that the folder lacks, nothing is made:
+# other certificates and passwords than those in use would be an outage.
 set -euo pipefail
 umask 077
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 secrets=$here/secrets
+tls=$secrets/tls
+# A Secret is in its pods' folders a minute after it was changed (the kubelet's sync), and read there every 10 s.
+settle_seconds=${SETTLE_SECONDS:-150}
+services="user order payment data gateway"
+
+fail() { echo "secrets.sh: $*" >&2; exit 1; }
+say() { echo "${*//"$root/"/}"; }
+
+step=""
+if [ "${1:-}" = rotate-authority ]; then
+  step=${2:-}
+  [[ $step = [123] ]] || fail "rotate-authority takes a step: 1, 2 or 3"
+  shift 2
+fi
 program=${1:-}
 if [ -z "$program" ]; then
   program=$(ls -t "${CARGO_TARGET_DIR:-$root/target}"/{release,debug}/ordermesh 2>/dev/null | head -n 1 || true)
 fi
-[ -x "$program" ] || { echo "secrets.sh: no program at '${program:-target/}'; build it first: cargo build --release" >&2; exit 1; }
+[ -x "$program" ] || fail "no program at '${program:-target/}'; build it first: cargo build --release"
 mkdir -p "$secrets"
+
+ask_cluster() { command -v kubectl >/dev/null && kubectl --request-timeout=5s -n ordermesh get secret "$@" 2>/dev/null; }
+
+# --- what is made once
 
 make() { # make FILE COMMAND...: what the command prints, unless the file is there
   local file=$secrets/$1
@@ -26,34 +52,127 @@ make() { # make FILE COMMAND...: what the command prints, unless the file is the
   [ -s "$file" ] && return 0
   "$@" >"$file.new"
   mv "$file.new" "$file"
-  echo "made ${file#"$root"/}"
+  say "made $file"
 }
 password() { openssl rand -hex 24 | tr -d '\n'; }
 operator() { printf 'operator@ordermesh.local %s\n' "$(openssl rand -hex 16)"; }
 databases() { # one role and one database here; each service has a schema of its own
   local service
-  for service in user order payment data gateway; do
+  for service in $services; do
     echo "$service=postgres://ordermesh:$(cat "$secrets/postgres-password")@postgres.ordermesh.svc.cluster.local:5432/ordermesh"
   done
 }
+base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
+token_keys() { # the public half of the signing key, as ListSigningKeys has it (RFC 7517; its id by RFC 7638)
+  local x kid
+  x=$(openssl pkey -in "$secrets/signing-key.pem" -pubout -outform DER | tail -c 32 | base64url)
+  kid=$(printf '{"crv":"Ed25519","kty":"OKP","x":"%s"}' "$x" | openssl dgst -sha256 -binary | base64url)
+  printf '{"keys":[{"kid":"%s","kty":"OKP","crv":"Ed25519","x":"%s","alg":"EdDSA"}]}\n' "$kid" "$x"
+}
 
-make signing-key.pem openssl genpkey -algorithm ed25519
-make operator operator
-make gateway-api-key password
-make postgres-password password
-make database.env databases
+make_all() {
+  if ! [ -s "$tls/ca.pem" ] && [ -s "$secrets/trust.pem" ]; then
+    fail "$tls is gone, and trust.pem has its authority: bring it back, or begin anew (see the head of this file)"
+  fi
+  if ! [ -s "$tls/ca.pem" ] && ask_cluster order-tls -o name >/dev/null; then
+    fail "the cluster has Secrets, and $secrets has not: others than those in use would be an outage." \
+      "Bring the folder back, or begin anew (see the head of this file)"
+  fi
+  if ! [ -s "$secrets/postgres-password" ] && [ -s "$secrets/database.env" ]; then
+    fail "$secrets/postgres-password is gone, and database.env has the password that PostgreSQL was started with: bring it back"
+  fi
+  make signing-key.pem openssl genpkey -algorithm ed25519
+  make operator operator
+  make gateway-api-key password
+  make postgres-password password
+  make database.env databases
+  # Always that of the key that is there.
+  token_keys >"$secrets/token-keys.json.new"
+  mv "$secrets/token-keys.json.new" "$secrets/token-keys.json"
+  certificates
+}
 
-tls=$secrets/tls
-current() { # are the certificates all there, and good for a week and more?
+# --- certificates
+
+current() { # are the certificates all there, of this authority, and good for a week and more?
   local name
-  for name in ca user order payment data gateway; do
+  for name in $services; do
     openssl x509 -in "$tls/$name.pem" -noout -checkend $((7 * 86400)) >/dev/null 2>&1 || return 1
+    openssl verify -CAfile "$tls/ca.pem" "$tls/$name.pem" >/dev/null 2>&1 || return 1
   done
 }
-if ! current; then
-  rm -rf "$tls"
-  "$program" certs --dir "$tls"
-  # Nobody needs it again: new certificates come with a new CA.
-  rm -f "$tls/ca.key"
-  echo "made ${tls#"$root"/}"
+
+certificates() {
+  if ! current; then
+    # An earlier form of this script threw the key away.
+    [ ! -s "$tls/ca.pem" ] || [ -s "$tls/ca.key" ] || fail "certificates have to be renewed, and the key of their authority," \
+      "$tls/ca.key, is not there: replace the authority (rotate-authority 1)"
+    "$program" certs --dir "$tls" >/dev/null
+    say "made $tls: apply them"
+  fi
+  [ -s "$secrets/trust.pem" ] || trust "$tls/ca.pem"
+}
+
+trust() { # the roots of every pod, as a whole
+  cat "$@" >"$secrets/trust.pem.new"
+  mv "$secrets/trust.pem.new" "$secrets/trust.pem"
+}
+trusted() { grep -c 'BEGIN CERTIFICATE' "$secrets/trust.pem"; }
+
+# --- another authority
+
+in_cluster() { # is FILE of each service what the cluster's Secrets have as KEY?
+  local key=$1 file=$2 service
+  for service in $services; do
+    ask_cluster "$service-tls" -o "jsonpath={.data.${key//./\\.}}" | openssl base64 -d -A | cmp -s - "${file//SERVICE/$service}" ||
+      fail "step $step has to wait: $key of the Secret $service-tls is not ${file//SERVICE/$service}." \
+        "First: kubectl apply -k deploy/overlays/local"
+  done
+}
+settle() {
+  say "waiting $settle_seconds s, until every pod has taken up the step before"
+  sleep "$settle_seconds"
+}
+
+rotate_1() {
+  [ -s "$tls/ca.pem" ] || fail "there is no authority yet: run secrets.sh without a step"
+  if [ "$(trusted)" != 1 ]; then
+    [ -d "$tls-next" ] && fail "step 1 is done: apply it, then step 2"
+    fail "an authority is being replaced: step 3 comes next"
+  fi
+  rm -rf "$tls-next"
+  "$program" certs --dir "$tls-next" >/dev/null
+  trust "$tls/ca.pem" "$tls-next/ca.pem"
+  say "step 1: $secrets/trust.pem has both authorities. Now: kubectl apply -k deploy/overlays/local, then step 2"
+}
+
+rotate_2() {
+  [ -d "$tls-next" ] && [ "$(trusted)" = 2 ] || fail "step 1 comes first: everybody has to trust the new authority before it signs"
+  in_cluster ca.crt "$secrets/trust.pem"
+  settle
+  rm -rf "$tls-old"
+  mv "$tls" "$tls-old"
+  mv "$tls-next" "$tls"
+  rm -rf "$tls-old"
+  say "step 2: certificates of the new authority. Now: kubectl apply -k deploy/overlays/local, then step 3"
+}
+
+rotate_3() {
+  [ ! -d "$tls-next" ] || fail "step 2 comes first: the certificates are still the old authority's"
+  [ "$(trusted)" = 2 ] || fail "no authority is being replaced: it begins with step 1"
+  in_cluster tls.crt "$tls/SERVICE.pem"
+  settle
+  trust "$tls/ca.pem"
+  say "step 3: $secrets/trust.pem has the new authority alone. Now: kubectl apply -k deploy/overlays/local"
+}
+
+# What was ended in the middle.
+if [ -d "$tls-old" ]; then
+  if [ -d "$tls" ]; then rm -rf "$tls-old"; else mv "$tls-old" "$tls"; fi
+fi
+if [ -n "$step" ]; then
+  [ -s "$secrets/trust.pem" ] || certificates
+  "rotate_$step"
+else
+  make_all
 fi

@@ -1,19 +1,20 @@
 //! Which operations whose slot was not taken become events when they end, and their way into the outbox.
 //!
-//! Changes that were committed have written their event in their own transaction and never come here. What strangers can
-//! cause is bounded: `sums`.
+//! Changes that were committed have written their event in their own transaction and never come here. What any caller or an
+//! outage can cause at any rate is bounded: `sums`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::backoff::full_jitter;
 use kernel::{Clock, SystemClock};
+use mesh::Seldom;
 use opentelemetry::global;
 use opentelemetry::metrics::Counter;
 use storage::Database;
 use telemetry::{Ended, ErrorClass, EventSink, EventStatus, Fate, Kind, TraceEvent};
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use self::sums::{SECOND, Sums};
@@ -31,6 +32,10 @@ const MOST_REFUSALS_PER_SECOND: u32 = 10;
 /// Failures that are answers to sound requests (a wrong password, not enough in stock), by method and reason, that are stored in
 /// a second: more than people cause.
 const MOST_ANSWERS_PER_SECOND: u32 = 100;
+
+/// Further failures of tries for orders that have an event of their first, by method and reason, that are stored in a second: an
+/// outage makes as many of them as there are orders that wait.
+const MOST_REPEATS_PER_SECOND: u32 = 1;
 
 /// What becomes of an ended operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,8 +82,11 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
 fn most_per_second(event: &TraceEvent) -> Option<u32> {
     let class = event.error.as_ref().and_then(|error| ErrorClass::named(&error.kind));
     match (event.event_type.as_str(), class) {
-        // Lookups for orders are all there.
         ("data_lookup", _) if event.order_id.is_none()                                              => Some(MOST_LOOKUPS_PER_SECOND),
+        // Lookups for orders that were answered are all there. One that failed refuses its order, which is an event too.
+        ("data_lookup", Some(_))                                                                    => Some(MOST_REFUSALS_PER_SECOND),
+        // Each order's first failure is there, and how it ends; in between they are counted.
+        ("payment_processing", Some(_)) if event.attributes.contains_key(mesh::ATTEMPT)             => Some(MOST_REPEATS_PER_SECOND),
         (_, Some(ErrorClass::OutOfMemoryError | ErrorClass::ValidationError))                       => Some(MOST_REFUSALS_PER_SECOND),
         ("audit", Some(_))                                                                          => Some(MOST_REFUSALS_PER_SECOND),
         ("user_login" | "order_creation", Some(ErrorClass::Unauthenticated | ErrorClass::FailedPrecondition))
@@ -154,7 +162,10 @@ impl EventSink for Sink {
         };
         if let Some(lost) = lost {
             self.lost.add(1, &[]);
-            tracing::error!(target: "ordermesh", "an event was lost, because the database does not keep up: {lost}");
+            static SELDOM: Seldom = Seldom::new();
+            if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                tracing::error!(target: "ordermesh", since_last_line, "an event was lost, because the database does not keep up: {lost}");
+            }
         }
     }
 
@@ -274,6 +285,74 @@ mod tests {
         for (event_type, kind, error, expected) in cases {
             assert_eq!(verdict(kind, &event(event_type, error)), expected, "{event_type} {kind:?} {error:?}");
         }
+    }
+
+    #[test]
+    fn what_an_outage_causes_is_bounded_and_what_orders_are_made_of_is_not() {
+        let order = |event_type: &str, error: Option<&str>, attempt: Option<&str>| {
+            let attributes =
+                attempt.map(|attempt| (mesh::ATTEMPT.to_owned(), attempt.to_owned())).into_iter().collect();
+            TraceEvent {
+                order_id: Some(kernel::IdSource::uuid(&kernel::SystemIds)),
+                attributes,
+                ..event(event_type, error)
+            }
+        };
+        #[rustfmt::skip]
+        let cases = [
+            (order("data_lookup", None, None),                                   None),
+            (order("data_lookup", Some("TIMEOUT"), None),                        Some(MOST_REFUSALS_PER_SECOND)),
+            (order("data_lookup", Some("CONNECTION_ERROR"), None),               Some(MOST_REFUSALS_PER_SECOND)),
+            (order("order_creation", Some("CONNECTION_ERROR"), None),            Some(MOST_REFUSALS_PER_SECOND)),
+            (order("order_creation", Some("UNAVAILABLE"), None),                 Some(MOST_REFUSALS_PER_SECOND)),
+            (order("payment_processing", Some("CONNECTION_ERROR"), None),        None),
+            (order("payment_processing", Some("CONNECTION_ERROR"), Some("2")),   Some(MOST_REPEATS_PER_SECOND)),
+            (order("payment_processing", None, Some("2")),                       None),
+            (event("user_login", Some("CONNECTION_ERROR")),                      Some(MOST_REFUSALS_PER_SECOND)),
+            (event("audit", Some("UNAVAILABLE")),                                Some(MOST_REFUSALS_PER_SECOND)),
+        ];
+        for (event, most) in cases {
+            assert_eq!(most_per_second(&event), most, "{event:?}");
+        }
+    }
+
+    /// What is stored of tries for orders whose payment cannot be asked for, in one second.
+    fn stored_of(tries: impl Iterator<Item = (uuid::Uuid, u32)>) -> Vec<TraceEvent> {
+        let (sink, mut writer) = Sink::new("order", "order-1");
+        for (order, attempt) in tries {
+            let mut event =
+                TraceEvent { order_id: Some(order), ..event("payment_processing", Some("CONNECTION_ERROR")) };
+            event.error.as_mut().expect("it failed").reason = "UNREACHABLE".into();
+            if attempt > 1 {
+                event.attributes.insert(mesh::ATTEMPT.to_owned(), attempt.to_string());
+            }
+            match sink.untaken(Ended { kind: Kind::Client, event }) {
+                Fate::Stored(event) => sink.put(event),
+                Fate::Summed(_) => {}
+                Fate::NoEvent => panic!("it is an event"),
+            }
+        }
+        sink.sums.close();
+        let mut stored = writer.sums.take();
+        while let Ok(event) = writer.waiting.try_recv() {
+            stored.push(event);
+        }
+        stored
+    }
+
+    #[test]
+    fn an_outage_stores_the_first_failure_of_each_order_and_counts_the_others() {
+        let orders: Vec<_> = (0..50).map(|_| kernel::IdSource::uuid(&kernel::SystemIds)).collect();
+        let tries = (1..=20).flat_map(|attempt| orders.iter().map(move |order| (*order, attempt)));
+        let stored = stored_of(tries);
+        let is_repeat = |event: &&TraceEvent| event.attributes.contains_key(mesh::ATTEMPT);
+        let firsts: Vec<_> = stored.iter().filter(|event| !is_repeat(event)).collect();
+        assert!(orders.iter().all(|order| firsts.iter().any(|event| event.order_id == Some(*order))));
+        assert_eq!(firsts.len(), 50);
+        let repeats: Vec<_> = stored.iter().filter(is_repeat).collect();
+        // One more for each second's end that this test happens to cross.
+        assert!(repeats.len() < 10, "{} rows", repeats.len());
+        assert_eq!(repeats.iter().map(|event| event.suppressed_count + 1).sum::<i32>(), 950, "none goes uncounted");
     }
 
     #[test]

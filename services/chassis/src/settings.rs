@@ -281,6 +281,9 @@ pub struct UserPeer {
     /// Instances of the User Service
     #[arg(long, env = "ORDERMESH_USER_ADDRESSES", default_value = "127.0.0.1:7101", value_name = "HOST:PORT,…")]
     pub user_addresses: Addresses,
+    /// File with the public keys (a JWK set, as ListSigningKeys answers) that verify access tokens until the User Service has answered once; read at the start [default: DATA_DIR/token-keys.json, kept by the service]
+    #[arg(long, env = "ORDERMESH_TOKEN_KEYS", value_name = "FILE")]
+    pub token_keys: Option<PathBuf>,
 }
 
 /// Where the Order Service is.

@@ -1,7 +1,7 @@
 //! From settings to a running server, and the drain back.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +45,15 @@ pub enum Error {
     /// The mesh secret is set and cannot be read.
     #[error("the mesh secret {path} cannot be read")]
     MeshSecret {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The keys that verify access tokens until the User Service answers.
+    #[error("the token keys {path} cannot be read")]
+    TokenKeys {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -195,8 +204,14 @@ impl Chassis {
     }
 
     /// The keys that verify access tokens, asked of the User Service.
-    pub fn remote_keys(&self, user: &UserPeer) -> Arc<dyn KeySource> {
-        Arc::new(RemoteKeys::new(self.channel("user", &user.user_addresses)))
+    ///
+    /// # Errors
+    /// A file of token keys that cannot be read.
+    pub fn remote_keys(&self, user: &UserPeer) -> Result<Arc<dyn KeySource>, Error> {
+        let mounted = user.token_keys.as_deref();
+        let keys = RemoteKeys::new(self.channel("user", &user.user_addresses), mounted, &self.settings.data_dir);
+        let path = || mounted.map_or_else(PathBuf::new, Path::to_owned);
+        Ok(Arc::new(keys.map_err(|source| Error::TokenKeys { path: path(), source })?))
     }
 
     /// A channel to somebody else's server, which gets no secret of ours.
@@ -364,8 +379,6 @@ fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use certs::{Authority, Names, Validity};
     use clap::Parser;
 

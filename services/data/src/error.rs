@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use chassis::Invalid;
-use mesh::{Kind, Refusal, Violation};
+use mesh::{Kind, Refusal, Seldom, Violation};
 use sea_orm::DbErr;
 use telemetry::ErrorClass;
+use tokio::time::Instant;
 use tonic::Status;
 
 /// When a caller of an unavailable catalogue may come back.
@@ -155,7 +156,10 @@ pub(crate) fn status(error: impl Into<Error>) -> Status {
     if let Error::Storage(cause) = &error {
         // The caller learns only that it is away; why is for the log (the mesh logs internal errors itself).
         if error.kind() == Kind::Unavailable {
-            tracing::warn!(target: "ordermesh", reason = error.reason(), chain = %chain(cause), "{error}");
+            static SELDOM: Seldom = Seldom::new();
+            if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                tracing::warn!(target: "ordermesh", reason = error.reason(), since_last_line, chain = %chain(cause), "{error}");
+            }
         }
     }
     mesh::status("data", &error)

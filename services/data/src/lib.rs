@@ -118,7 +118,7 @@ pub async fn run(
     chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
     let routes = Routes::new(CatalogServiceServer::new(CatalogHandlers(catalog)))
         .add_service(TraceEventServiceServer::new(TraceEventHandlers { events, watch }));
-    let keys = chassis.remote_keys(&config.user);
+    let keys = chassis.remote_keys(&config.user)?;
     let health_services = &["data.v1.CatalogService", "data.v1.TraceEventService"];
     chassis.serve(Served { routes, health_services, keys, rate_limits: vec![] }, listener, admin).await
 }

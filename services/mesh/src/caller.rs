@@ -64,7 +64,12 @@ pub struct About {
     pub order_id: Option<Uuid>,
     /// The user.
     pub user_id: Option<Uuid>,
+    /// Of a call that is made again after others came to nothing: the how-manieth it is, from 2.
+    pub attempt: Option<u32>,
 }
+
+/// The attribute of a call's operation and event that has [`About::attempt`].
+pub const ATTEMPT: &str = "attempt";
 
 impl About {
     /// A request that says what it is about.

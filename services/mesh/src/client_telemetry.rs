@@ -12,7 +12,7 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use crate::caller::{About, Untraced};
+use crate::caller::{ATTEMPT, About, Untraced};
 use crate::metrics::CallDuration;
 use crate::policy::PolicyTable;
 use crate::record::{Record, Side, Sink};
@@ -72,6 +72,7 @@ where
         if let Some(about) = request.extensions().get::<About>().copied() {
             about.order_id.iter().for_each(|id| operation.set_order(*id));
             about.user_id.iter().for_each(|id| operation.set_user(*id));
+            about.attempt.iter().for_each(|attempt| operation.set(ATTEMPT, attempt.to_string()));
             if self.shared.is_platform {
                 send(about, request.headers_mut());
             }

@@ -87,7 +87,7 @@ mod token;
 mod wire;
 
 pub use admin::serve_admin;
-pub use caller::{About, Caller, Role, Untraced, caller, operation, peer, untraced};
+pub use caller::{ATTEMPT, About, Caller, Role, Untraced, caller, operation, peer, untraced};
 pub use client::{Channel, ClientConfig, client};
 pub use credentials::Credentials;
 pub use deadline::time_left;
@@ -96,6 +96,7 @@ pub use gatekeeper::Gatekeeper;
 pub use memory_limit::budget_of;
 pub use policy::{Access, Idempotency, MethodPolicy, PolicyTable};
 pub use rate_limit::Quota;
+pub use refusals::Seldom;
 pub use secret::Secret;
 pub use serve::Server;
 pub use server::server;

@@ -1,6 +1,7 @@
 //! What was turned away, by cause: a counter, and one log line a second at most. The causes are an enum, so the metric's
 //! label has as many values as there are lines here.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -113,15 +114,22 @@ impl Refusals {
 
 /// Says when to log: at most once a second, with how many there were since.
 #[derive(Debug)]
-pub(crate) struct Seldom(Mutex<(Option<Instant>, u64)>);
+pub struct Seldom(Mutex<(Option<Instant>, u64)>);
+
+impl Default for Seldom {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Seldom {
-    pub(crate) const fn new() -> Self {
+    /// No line yet.
+    pub const fn new() -> Self {
         Self(Mutex::new((None, 0)))
     }
 
     /// One more. How many there were since the last line, when it is time for another.
-    pub(crate) fn count(&self, now: Instant) -> Option<u64> {
+    pub fn count(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, count) = &mut *state;
         *count += 1;
@@ -130,6 +138,20 @@ impl Seldom {
         }
         *last = Some(now);
         Some(std::mem::take(count))
+    }
+}
+
+/// The same, for each reason: one that is frequent does not hide another.
+#[derive(Debug)]
+pub(crate) struct SeldomBy(Mutex<BTreeMap<&'static str, Seldom>>);
+
+impl SeldomBy {
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    pub(crate) fn count(&self, reason: &'static str, now: Instant) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default().count(now)
     }
 }
 
@@ -145,5 +167,13 @@ mod tests {
         let lines: Vec<_> = (1..1_000).filter_map(|millis| seldom.count(at(millis))).collect();
         assert_eq!(lines, [] as [u64; 0]);
         assert_eq!(seldom.count(at(1_000)), Some(1_000));
+    }
+
+    #[test]
+    fn a_reason_that_is_frequent_hides_no_other() {
+        let (seldom, now) = (SeldomBy::new(), Instant::now());
+        assert_eq!(seldom.count("STORE_FAILED", now), Some(1));
+        assert_eq!(seldom.count("STORE_FAILED", now), None);
+        assert_eq!(seldom.count("PANIC", now), Some(1));
     }
 }

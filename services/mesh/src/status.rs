@@ -6,8 +6,11 @@ use std::error::Error;
 use std::time::Duration;
 
 use telemetry::{ErrorClass, EventError};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::refusals::SeldomBy;
 
 /// The domain of the errors that the mesh itself gives.
 pub(crate) const MESH_DOMAIN: &str = "mesh.ordermesh";
@@ -124,7 +127,11 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
         details.set_retry_info(Some(delay));
     }
     if kind == Kind::Internal {
-        tracing::error!(target: "ordermesh", reason, chain = %chain(refusal), "internal error");
+        // An outage may be taken for one: it must not write a line for each call.
+        static SELDOM: SeldomBy = SeldomBy::new();
+        if let Some(since_last_line) = SELDOM.count(reason, Instant::now()) {
+            tracing::error!(target: "ordermesh", reason, since_last_line, chain = %chain(refusal), "internal error");
+        }
         details.set_error_info(reason, domain, HashMap::new());
         return Status::with_error_details(Code::Internal, "internal error", details);
     }

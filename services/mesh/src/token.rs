@@ -1,8 +1,10 @@
 //! Access tokens: EdDSA JWTs with `iss sub aud exp nbf role`, all required. A verified token is remembered until it ends,
 //! by its hash. Keys are fetched every minute, so that one that was taken away (it leaked) verifies nothing any more; they
-//! are kept when that fails. An unknown key id refetches at most once in ten seconds.
+//! are kept when that fails. An unknown key id refetches at most once in ten seconds. Until the first fetch the source's
+//! initial keys verify; what was fetched takes their place.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use crate::status::{mesh_status, mesh_status_retry};
 
 /// An unknown key id asks the source again at most this often: a stranger chooses the key ids.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(10);
-/// As long as there are no keys at all, the source is asked more often.
+/// Before the first fetch the source is asked more often.
 const FIRST_FETCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Everybody with an unknown key id waits while the source is asked.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +50,12 @@ pub struct VerifyingKey {
 pub trait KeySource: Send + Sync + 'static {
     /// All keys that are valid now.
     fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>>;
+
+    /// Keys that verify until the first fetch succeeds: of a file, so that a service that starts while the source is away
+    /// serves those who have a token.
+    fn initial(&self) -> Vec<VerifyingKey> {
+        Vec::new()
+    }
 }
 
 #[derive(Deserialize)]
@@ -74,6 +82,8 @@ pub(crate) struct Tokens {
     source: Arc<dyn KeySource>,
     validation: Validation,
     keys: RwLock<Arc<Keys>>,
+    /// Are they the source's answer? Else they are the initial ones, and a key that is not among them may be valid.
+    is_fetched: AtomicBool,
     /// When the source was asked last; held while it is being asked, so that one asks for all.
     asked: Arc<tokio::sync::Mutex<Option<Instant>>>,
     verified: Mutex<HashMap<[u8; 32], (Caller, Timestamp)>>,
@@ -87,7 +97,9 @@ impl Tokens {
         validation.set_audience(&[audience]);
         validation.validate_nbf = true;
         validation.leeway = LEEWAY_SECONDS;
-        Self { source, validation, keys: RwLock::default(), asked: Arc::default(), verified: Mutex::default() }
+        let keys = RwLock::new(Arc::new(readable(source.initial())));
+        let is_fetched = AtomicBool::new(false);
+        Self { source, validation, keys, is_fetched, asked: Arc::default(), verified: Mutex::default() }
     }
 
     pub(crate) async fn verify(self: &Arc<Self>, token: &str) -> Result<Caller, Status> {
@@ -116,18 +128,19 @@ impl Tokens {
         Ok(caller)
     }
 
-    /// Asks for keys until there are some, so that the first call need not wait for them, and then every minute.
+    /// Asks for keys until they come, so that the first call need not wait for them, and then every minute.
     pub(crate) async fn follow(self: &Arc<Self>) {
         let mut pause = FIRST_FETCH_INTERVAL;
         loop {
             self.refetch(Asks::Always).await;
-            if !self.keys().is_empty() {
+            if self.is_fetched() {
                 tokio::time::sleep(KEYS_INTERVAL).await;
                 continue;
             }
             // Said once it is odd: services start in any order.
             if pause == PREFETCH_MAX_PAUSE {
-                tracing::warn!(target: "ordermesh", "there are still no keys to verify access tokens with");
+                let initial = self.keys().len();
+                tracing::warn!(target: "ordermesh", initial, "signing keys have not been fetched yet: only the initial ones verify access tokens");
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PREFETCH_MAX_PAUSE);
@@ -165,8 +178,8 @@ impl Tokens {
             return Ok(key.clone());
         }
         self.refetch(Asks::UnlessJustAsked).await;
-        let keys = self.keys();
-        if keys.is_empty() {
+        let key = self.keys().get(kid).cloned();
+        if key.is_none() && !self.is_fetched() {
             return Err(mesh_status_retry(
                 Code::Unavailable,
                 "KEYS_NOT_AVAILABLE",
@@ -174,7 +187,11 @@ impl Tokens {
                 Some(Duration::from_secs(1)),
             ));
         }
-        keys.get(kid).cloned().ok_or_else(invalid)
+        key.ok_or_else(invalid)
+    }
+
+    fn is_fetched(&self) -> bool {
+        self.is_fetched.load(Ordering::Acquire)
     }
 
     fn keys(&self) -> Arc<Keys> {
@@ -190,16 +207,16 @@ impl Tokens {
         if asks == Asks::UnlessJustAsked
             && let Some(last) = *asked
         {
-            let has_keys = !self.keys().is_empty();
-            wait = if has_keys { REFETCH_INTERVAL } else { FIRST_FETCH_INTERVAL }.saturating_sub(last.elapsed());
+            let is_fetched = self.is_fetched();
+            wait = if is_fetched { REFETCH_INTERVAL } else { FIRST_FETCH_INTERVAL }.saturating_sub(last.elapsed());
             // Somebody asked while we waited for our turn; or it is too early to ask again.
-            if last > came || (has_keys && !wait.is_zero()) {
+            if last > came || (is_fetched && !wait.is_zero()) {
                 return;
             }
         }
         let this = self.clone();
         let asking = tokio::spawn(async move {
-            // Without any key nobody can be served: better a moment late than refused. Services start in any order.
+            // Before the first fetch better a moment late than refused. Services start in any order.
             tokio::time::sleep(wait).await;
             *asked = Some(Instant::now());
             this.fetch().await;
@@ -216,30 +233,35 @@ impl Tokens {
         {
             Ok(fetched) => fetched,
             Err(status) => {
-                // Without any, the caller is told; with some, nobody would notice.
-                if !self.keys().is_empty() {
+                // Before the first fetch `follow` says so.
+                if self.is_fetched() {
                     tracing::warn!(target: "ordermesh", "signing keys could not be fetched again: {}", status.message());
                 }
                 return;
             }
         };
-        let readable = fetched.into_iter().filter_map(|key| match DecodingKey::from_ed_components(&key.x) {
-            Ok(decoding) => Some((key.kid, decoding)),
-            Err(error) => {
-                tracing::warn!(target: "ordermesh", kid = key.kid, %error, "a signing key cannot be read");
-                None
-            }
-        });
-        let keys: Keys = readable.collect();
+        let keys = readable(fetched);
         if keys.is_empty() {
             return;
         }
         let before = std::mem::replace(&mut *self.keys.write().unwrap_or_else(PoisonError::into_inner), Arc::new(keys));
-        if before.keys().any(|kid| !self.keys().contains_key(kid)) {
+        let is_first = !self.is_fetched.swap(true, Ordering::AcqRel);
+        if is_first || before.keys().any(|kid| !self.keys().contains_key(kid)) {
             // Who knows which of them it has verified.
             self.verified.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
     }
+}
+
+fn readable(keys: Vec<VerifyingKey>) -> Keys {
+    let readable = keys.into_iter().filter_map(|key| match DecodingKey::from_ed_components(&key.x) {
+        Ok(decoding) => Some((key.kid, decoding)),
+        Err(error) => {
+            tracing::warn!(target: "ordermesh", kid = key.kid, %error, "a signing key cannot be read");
+            None
+        }
+    });
+    readable.collect()
 }
 
 fn malformed() -> Status {
@@ -299,6 +321,58 @@ mod tests {
         tokio::time::sleep(KEYS_INTERVAL).await;
         assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
         assert!(tokens.remembered(&hash).is_none(), "it is verified anew");
+        following.abort();
+    }
+
+    /// Has initial keys, and is away as long as it has no others.
+    struct Away {
+        fetched: Mutex<Option<Vec<&'static str>>>,
+    }
+
+    fn key(kid: &str) -> VerifyingKey {
+        VerifyingKey { kid: kid.to_owned(), x: X.to_owned() }
+    }
+
+    impl KeySource for Away {
+        fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
+            let fetched = self.fetched.lock().expect("not poisoned").clone();
+            Box::pin(async move {
+                let kids = fetched.ok_or_else(|| Status::unavailable("away"))?;
+                Ok(kids.into_iter().map(key).collect())
+            })
+        }
+
+        fn initial(&self) -> Vec<VerifyingKey> {
+            vec![key("kept"), key("leaked")]
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn initial_keys_verify_until_the_first_fetch_and_not_one_moment_longer() {
+        let source = Arc::new(Away { fetched: Mutex::default() });
+        let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
+        let following = tokio::spawn({
+            let tokens = tokens.clone();
+            async move { tokens.follow().await }
+        });
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        let began = Instant::now();
+        assert!(tokens.key("kept").await.is_ok() && tokens.key("leaked").await.is_ok());
+        assert_eq!(began.elapsed(), Duration::ZERO, "nobody is asked for them");
+        let unknown = tokens.key("new").await.expect_err("refused");
+        assert_eq!(unknown.code(), Code::Unavailable, "it may be valid: {unknown:?}");
+        tokens.remember("leaked", [7; 32], Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
+        *source.fetched.lock().expect("not poisoned") = Some(vec!["kept", "new"]);
+        tokio::time::sleep(PREFETCH_MAX_PAUSE).await;
+        assert!(tokens.key("kept").await.is_ok() && tokens.key("new").await.is_ok());
+        let gone = tokens.key("leaked").await.expect_err("refused");
+        assert_eq!(gone.code(), Code::Unauthenticated, "{gone:?}");
+        assert!(tokens.remembered(&[7; 32]).is_none(), "it is verified anew");
+        *source.fetched.lock().expect("not poisoned") = None;
+        tokio::time::sleep(KEYS_INTERVAL * 2).await;
+        assert!(tokens.key("kept").await.is_ok(), "kept when a later fetch fails");
+        let gone = tokens.key("leaked").await.expect_err("refused");
+        assert_eq!(gone.code(), Code::Unauthenticated, "and the initial ones do not come back: {gone:?}");
         following.abort();
     }
 

@@ -10,10 +10,12 @@ use std::time::Duration;
 use kernel::backoff::{full_jitter, jitter};
 use kernel::calendar::delivery_date;
 use kernel::{Clock, FaultPoint, Faults, FulfillmentId, IdSource, OrderId, Place};
+use mesh::Seldom;
 use opentelemetry::metrics::Histogram;
 use opentelemetry::{KeyValue, global};
 use telemetry::{ErrorClass, EventError, EventSink, Kind, Operation, Outcome, Parent, TraceParent};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -207,7 +209,10 @@ impl Driver {
             match self.claim_due(u64::try_from(free).unwrap_or(1)).await {
                 Ok(orders) => orders.into_iter().for_each(|order| self.start(order)),
                 Err(error) => {
-                    tracing::warn!(target: "ordermesh", error = ?error, "orders that are due cannot be claimed")
+                    static SELDOM: Seldom = Seldom::new();
+                    if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                        tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "orders that are due cannot be claimed");
+                    }
                 }
             }
         }
@@ -248,15 +253,12 @@ impl Driver {
                     let wait = full_jitter(attempt, options.backoff, options.backoff_cap, self.jitter());
                     tracing::debug!(target: "ordermesh", order_id = %order.id, why, "put off");
                     if let Err(error) = store.put_off(&order, &options.instance, wait, &why).await {
-                        tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, "left to its lease");
+                        left_to_its_lease(&order, &error);
                     }
                     return;
                 }
                 Ok(Tried::Died) => return,
-                Err(error) => {
-                    tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, "left to its lease");
-                    return;
-                }
+                Err(error) => return left_to_its_lease(&order, &error),
             }
         }
     }
@@ -410,6 +412,14 @@ impl Driver {
         operation.set_user(order.user.as_uuid());
         operation.set("operation", effect.name());
         operation
+    }
+}
+
+/// One line a second at most: a database that is away leaves all of them.
+fn left_to_its_lease(order: &Order, error: &storage::Error) {
+    static SELDOM: Seldom = Seldom::new();
+    if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+        tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, since_last_line, "left to its lease");
     }
 }
 

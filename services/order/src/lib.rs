@@ -157,7 +157,7 @@ pub async fn run(
     let served = Served {
         routes,
         health_services: &["order.v1.OrderService", "order.v1.PaymentConfirmationService", "order.v1.InventoryService"],
-        keys: chassis.remote_keys(&config.user),
+        keys: chassis.remote_keys(&config.user)?,
         rate_limits: config
             .create_order_quota
             .map(|quota| ("/order.v1.OrderService/CreateOrder", quota))

@@ -80,7 +80,7 @@ impl Orders {
         command: CreateOrder,
         fingerprint: String,
     ) -> Result<Option<Order>, Error> {
-        let about = About { order_id: Some(id.as_uuid()), user_id: Some(user.as_uuid()) };
+        let about = About { order_id: Some(id.as_uuid()), user_id: Some(user.as_uuid()), attempt: None };
         let skus = command.items.iter().map(|(sku, _)| sku.clone()).collect();
         let country = command.address.country_code.clone();
         let postal_code = command.address.postal_code.clone();

@@ -141,7 +141,11 @@ impl GrpcPayments {
 
 /// Any gRPC error, whatever its code, decides nothing.
 fn undecided(status: &Status) -> PaymentAnswer {
-    PaymentAnswer::Undecided(format!("the Payment Service did not decide: {:?}: {}", status.code(), status.message()))
+    PaymentAnswer::Undecided(format!("{}: {}", no_answer(status.code()), status.message()))
+}
+
+fn no_answer(code: Code) -> String {
+    format!("the Payment Service did not decide: {code:?}")
 }
 
 /// What ProcessPayment's answer decides: only final states do.
@@ -178,7 +182,10 @@ fn name(state: payment::PaymentState) -> &'static str {
 }
 
 fn about(order: &Order) -> About {
-    About { order_id: Some(order.id.as_uuid()), user_id: Some(order.user.as_uuid()) }
+    // Only when the last try had this event too: an order's first one is not a repetition.
+    let is_repeated = order.last_error.as_deref().is_some_and(|error| error.starts_with(&no_answer(Code::Unavailable)));
+    let attempt = u32::try_from(order.attempt).ok().filter(|_| is_repeated).map(|failures| failures + 1);
+    About { order_id: Some(order.id.as_uuid()), user_id: Some(order.user.as_uuid()), attempt }
 }
 
 /// Asks for an order's payment.

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use kernel::backoff::jitter;
 use kernel::{Clock, FaultPoint, Faults, IdSource, OrderId, Place};
+use mesh::Seldom;
 use telemetry::{EventSink, Kind, Operation, Outcome, Parent};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -155,7 +157,10 @@ impl Driver {
                 Err(error) => {
                     self.give_back(permit);
                     // Whatever the gateway did is done under its key: whoever takes the lease next finds it.
-                    tracing::warn!(target: "ordermesh", %order_id, error = ?error, "a payment's try could not be recorded");
+                    static SELDOM: Seldom = Seldom::new();
+                    if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                        tracing::warn!(target: "ordermesh", %order_id, error = ?error, since_last_line, "a payment's try could not be recorded");
+                    }
                     return;
                 }
             }
@@ -266,7 +271,10 @@ impl Driver {
                     Ok(()) => return Outcome::Success,
                     Err(error) if attempt == CONFIRM_TRIES || parts.shutdown.is_cancelled() => {
                         // The order asks again by itself: this only makes it later.
-                        tracing::info!(target: "ordermesh", order_id = %payment.order_id, error = %error, "nobody was told");
+                        static SELDOM: Seldom = Seldom::new();
+                        if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                            tracing::info!(target: "ordermesh", order_id = %payment.order_id, error = %error, since_last_line, "nobody was told");
+                        }
                         operation.mark_error(error.message);
                         break;
                     }

@@ -195,6 +195,6 @@ pub async fn run(
     };
     let handlers = service::Handlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
     let routes = Routes::new(PaymentServiceServer::new(handlers));
-    let keys = chassis.remote_keys(&config.user);
+    let keys = chassis.remote_keys(&config.user)?;
     chassis.serve(Served { routes, health_services: &[SERVICE_NAME], keys, rate_limits: vec![] }, listener, admin).await
 }

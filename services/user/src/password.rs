@@ -114,6 +114,12 @@ impl Passwords {
         }
     }
 
+    /// Every place is taken, for good.
+    #[cfg(test)]
+    pub(crate) fn full() -> Self {
+        Self { places: Arc::new(Semaphore::new(0)), ..Self::new(4, 0) }
+    }
+
     pub(crate) async fn hash(&self, password: Password) -> Result<PasswordHash, Refused> {
         let cost = self.cost;
         self.on_a_processor(move || hash(&password, cost)).await

@@ -1,8 +1,10 @@
 //! Failed log-ins of one account from one address are limited: a bucket of tries that fills up again with time. It refuses
 //! and never sleeps, and is asked before a processor is spent on bcrypt.
 //!
-//! Log-ins that are under way at once are bounded too, and each that fails is counted, so that many at once are a burst and
-//! no way around the rate. Per instance, in memory: with n instances a stranger has n times as many tries.
+//! Log-ins that are under way at once are bounded too, and each wrong password is counted, so that many at once are a burst
+//! and no way around the rate. Nothing else counts: a log-in that the database or a full queue refused, or that was cut off
+//! before its password was checked, tells a guesser nothing and locks nobody out. Per instance, in memory: with n instances
+//! a stranger has n times as many tries.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,7 +20,7 @@ const MAX_UNDER_WAY: u32 = 32;
 /// How much is too much.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Limits {
-    /// Failures in a row that are let pass.
+    /// Wrong passwords in a row that are let pass.
     pub(crate) failures: u32,
     /// How long it takes for one more.
     pub(crate) interval: Duration,
@@ -80,7 +82,7 @@ impl Throttle {
         Self(Arc::new(Inner { limits, clock, buckets: Mutex::default(), refused }))
     }
 
-    /// Lets a log-in pass; it counts as a failure unless [`Try::succeeded`] is called.
+    /// Lets a log-in pass; it counts against the account once [`Try::wrong`] is called.
     pub(crate) fn admit(&self, source: Source) -> Result<Try, Throttled> {
         let Limits { failures, interval, max_remembered } = self.0.limits;
         let now = self.0.clock.now();
@@ -97,7 +99,7 @@ impl Throttle {
         }
         buckets.insert(source.clone(), Bucket { under_way: known.under_way + 1, ..known });
         drop(buckets);
-        Ok(Try { throttle: self.clone(), source, failed: true })
+        Ok(Try { throttle: self.clone(), source })
     }
 }
 
@@ -117,17 +119,20 @@ fn make_room(buckets: &mut HashMap<Source, Bucket>, now: Timestamp, max_remember
     }
 }
 
-/// A log-in that was let pass. One that is cut off has failed.
+/// A log-in that was let pass, under way until it is dropped.
 pub(crate) struct Try {
     throttle: Throttle,
     source: Source,
-    failed: bool,
 }
 
 impl Try {
-    /// The password was right.
-    pub(crate) fn succeeded(mut self) {
-        self.failed = false;
+    /// The password was wrong: to be said before anything is awaited, since the caller may cut it off there.
+    pub(crate) fn wrong(self) {
+        let Inner { limits, clock, .. } = &*self.throttle.0;
+        let now = clock.now();
+        if let Some(bucket) = self.throttle.0.buckets().get_mut(&self.source) {
+            bucket.full_at = bucket.full_at.max(now).plus(limits.interval);
+        }
     }
 }
 
@@ -138,9 +143,6 @@ impl Drop for Try {
         let mut buckets = inner.buckets();
         let Some(bucket) = buckets.get_mut(&self.source) else { return };
         bucket.under_way = bucket.under_way.saturating_sub(1);
-        if self.failed {
-            bucket.full_at = bucket.full_at.max(now).plus(inner.limits.interval);
-        }
         if bucket.full_at <= now && bucket.under_way == 0 {
             buckets.remove(&self.source);
         }
@@ -171,36 +173,36 @@ mod tests {
     fn failures_use_the_bucket_up_and_time_fills_it() {
         let (throttle, clock) = throttle();
         for _ in 0..3 {
-            drop(throttle.admit(ada()).expect("let pass"));
+            throttle.admit(ada()).expect("let pass").wrong();
         }
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
         clock.advance(Duration::from_secs(9));
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(1) }));
         clock.advance(Duration::from_secs(1));
-        drop(throttle.admit(ada()).expect("one more"));
+        throttle.admit(ada()).expect("one more").wrong();
         assert!(throttle.admit(ada()).is_err());
         clock.advance(Duration::from_secs(30));
         for _ in 0..3 {
-            drop(throttle.admit(ada()).expect("full again"));
+            throttle.admit(ada()).expect("full again").wrong();
         }
         assert!(throttle.admit(ada()).is_err());
     }
 
     #[test]
-    fn log_ins_that_succeed_do_not_count() {
+    fn log_ins_that_succeed_or_come_to_nothing_do_not_count() {
         let (throttle, _) = throttle();
         for _ in 0..100 {
-            throttle.admit(ada()).expect("let pass").succeeded();
+            drop(throttle.admit(ada()).expect("let pass"));
         }
         assert!(throttle.0.buckets().is_empty(), "nothing to remember");
     }
 
     #[test]
-    fn those_under_way_are_bounded_and_all_that_fail_are_counted() {
+    fn those_under_way_are_bounded_and_all_that_are_wrong_are_counted() {
         let (throttle, clock) = throttle();
         let under_way: Vec<Try> = (0..MAX_UNDER_WAY).map(|_| throttle.admit(ada()).expect("let pass")).collect();
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(1) }));
-        drop(under_way);
+        under_way.into_iter().for_each(Try::wrong);
         clock.advance(Duration::from_secs(10 * (u64::from(MAX_UNDER_WAY) - 3)));
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
     }
@@ -209,7 +211,7 @@ mod tests {
     fn others_are_not_held_back() {
         let (throttle, _) = throttle();
         for _ in 0..3 {
-            drop(throttle.admit(ada()));
+            throttle.admit(ada()).expect("let pass").wrong();
         }
         assert!(throttle.admit(ada()).is_err());
         assert!(throttle.admit(from("bob@example.com", "192.0.2.1")).is_ok());
@@ -227,10 +229,10 @@ mod tests {
     fn what_is_remembered_is_bounded_and_the_worst_stay() {
         let (throttle, _) = throttle();
         for _ in 0..3 {
-            drop(throttle.admit(ada()));
+            throttle.admit(ada()).expect("let pass").wrong();
         }
         for number in 0..50 {
-            drop(throttle.admit(from(&format!("{number}@example.com"), "192.0.2.1")));
+            throttle.admit(from(&format!("{number}@example.com"), "192.0.2.1")).expect("let pass").wrong();
             assert!(throttle.0.buckets().len() <= LIMITS.max_remembered);
         }
         assert!(throttle.admit(ada()).is_err(), "still remembered");

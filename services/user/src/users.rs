@@ -126,9 +126,10 @@ impl Users {
         let admitted = self.throttle.admit(source).map_err(|throttled| too_many(throttled.retry_after))?;
         let check = self.passwords.check(registration.password, Some(made.password_hash)).await;
         if check.map_err(|refused| refused.or_busy(too_many))? == Check::Wrong {
+            admitted.wrong();
             return Err(Error::RequestIdReused);
         }
-        admitted.succeeded();
+        drop(admitted);
         operation.replayed();
         operation.set_user(made.profile.user_id.as_uuid());
         let Profile { user_id, role, created, .. } = made.profile;
@@ -157,16 +158,19 @@ impl Users {
         let (account, renewed) = match (account, check) {
             (Some(account), Check::Right) => (account, None),
             (Some(account), Check::Renewed(hash)) => (account, Some(hash)),
-            (_, _) => return Err(Error::InvalidCredentials),
+            (_, _) => {
+                admitted.wrong();
+                return Err(Error::InvalidCredentials);
+            }
         };
         let Account { profile, password_hash, origin: _ } = account;
         let id = SessionId::from_uuid(self.ids.uuid());
         let (session, refresh) = Session::open(id, profile.user_id, self.clock.now(), self.lifetimes.session);
         let access = self.access_token(&session, profile.role)?;
         if !self.store.open_session(&session, &password_hash, renewed, operation).await? {
+            admitted.wrong();
             return Err(Error::InvalidCredentials);
         }
-        admitted.succeeded();
         Ok((Tokens { session, access, refresh }, profile))
     }
 
@@ -228,9 +232,10 @@ impl Users {
             .map_err(|throttled| too_many(throttled.retry_after))?;
         let check = self.passwords.check(current, Some(password_hash.clone())).await;
         if check.map_err(|refused| refused.or_busy(too_many))? == Check::Wrong {
+            admitted.wrong();
             return Err(Error::InvalidCredentials);
         }
-        admitted.succeeded();
+        drop(admitted);
         let new = self.passwords.hash(new).await.map_err(|refused| refused.or_busy(too_many))?;
         let change = PasswordChange {
             user_id: person.user_id,

@@ -41,7 +41,7 @@ async fn a_lookup_for_an_order_carries_the_order_and_its_user() {
     let world = World::new().await;
     let (order, user) = (uuid(), uuid());
     let id = |text: &str| text.parse().expect("a UUID");
-    let about = About { order_id: Some(id(&order)), user_id: Some(id(&user)) };
+    let about = About { order_id: Some(id(&order)), user_id: Some(id(&user)), attempt: None };
     let as_order = world.catalog_as("order");
     for _ in 0..5 {
         as_order.clone().batch_get_products(about.request(lookup("MUG-BLUE"))).await.expect("an answer");
@@ -87,7 +87,7 @@ async fn however_many_lookups_strangers_make_a_few_rows_a_second_count_them_all(
     let credentials = |n| if n % 2 == 0 { with_account.clone() } else { MetadataMap::new() };
     let strangers = (0..8).map(|n| tokio::spawn(flood(world.catalog(), 500, credentials(n))));
     let order = uuid();
-    let about = About { order_id: order.parse().ok(), user_id: None };
+    let about = About { order_id: order.parse().ok(), user_id: None, attempt: None };
     let meanwhile = world.catalog_as("order").batch_get_products(about.request(lookup("MUG-BLUE"))).await;
     meanwhile.expect("an answer");
     let mut answered = 0;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use contracts::common::v1::EventType;
+use contracts::data::v1 as data;
 use contracts::order::v1 as proto;
 use tonic::Code;
 
@@ -68,4 +69,24 @@ async fn without_the_data_service_nothing_is_ordered_and_the_events_wait_for_it(
     assert_eq!((lookup.service.as_str(), &lookup.trace_id), ("order", &lookup.trace_id));
     assert!(lookup.operation.starts_with("data.v1.CatalogService/"));
     ada.create(request).await.expect("the same request may be tried again");
+}
+
+#[tokio::test]
+async fn a_payment_service_that_is_away_is_an_event_for_each_order_and_repetitions_are_counted() {
+    let system = System::with(Choice { payments_are_down: true, ..Choice::default() }).await;
+    let ada = system.person("customer");
+    let orders = [ada.create(mugs(1)).await.expect("acknowledged"), ada.create(mugs(1)).await.expect("acknowledged")];
+    let is_try = |event: &data::TraceEvent| {
+        event.r#type() == EventType::PaymentProcessing
+            && event.error.as_ref().is_some_and(|error| error.reason == "UNREACHABLE")
+    };
+    for order in orders {
+        let is_first = |event: &data::TraceEvent| {
+            is_try(event) && event.order_id == order.order_id && !event.attributes.contains_key(mesh::ATTEMPT)
+        };
+        assert_eq!(system.data.event(is_first).await.suppressed_count, 0);
+    }
+    let sum = system.data.event(|event| is_try(event) && event.suppressed_count > 0).await;
+    let attempt: u32 = sum.attributes[mesh::ATTEMPT].parse().expect("a number");
+    assert!(attempt > 1, "a row stands for repetitions alone: {sum:?}");
 }

@@ -3,7 +3,7 @@
 //! # Layout
 //! - `world`, `fakes`, `invariants`: the domain on a real store, with a clock, peers and faults that obey the test
 //! - `life`, `create`, `cancel`, `stock`, `crash`: its rules
-//! - `system`, `api`, `watching`, `limits`: the whole service over real sockets
+//! - `system`, `api`, `watching`, `limits`, `keys`: the whole service over real sockets
 //! - `reasons`: the reasons of refusals, which are public
 
 mod api;
@@ -12,6 +12,7 @@ mod crash;
 mod create;
 mod fakes;
 mod invariants;
+mod keys;
 mod life;
 mod limits;
 mod reasons;

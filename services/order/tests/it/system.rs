@@ -50,6 +50,11 @@ pub(crate) fn token(user: uuid::Uuid, role: &str, seconds: i64) -> String {
     jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&der)).expect("signed")
 }
 
+/// The public key as a JWK set, by this name.
+pub(crate) fn key_set(kid: &str) -> String {
+    json!({ "keys": [{ "kid": kid, "kty": "OKP", "crv": "Ed25519", "x": PUBLIC_KEY }] }).to_string()
+}
+
 fn not_here<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("not in this test"))
 }
@@ -199,11 +204,19 @@ pub(crate) struct Choice {
     pub(crate) max_watchers: usize,
     /// The Data Service comes up only when the test says so.
     pub(crate) data_is_down: bool,
+    /// No Payment Service answers, and it is asked again soon.
+    pub(crate) payments_are_down: bool,
 }
 
 impl Default for Choice {
     fn default() -> Self {
-        Self { memory_budget: None, create_order_quota: None, max_watchers: 10, data_is_down: false }
+        Self {
+            memory_budget: None,
+            create_order_quota: None,
+            max_watchers: 10,
+            data_is_down: false,
+            payments_are_down: false,
+        }
     }
 }
 
@@ -282,11 +295,11 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
             drain_timeout: Duration::from_secs(2),
             migrate_only: false,
         },
-        user: chassis::UserPeer { user_addresses: vec![users].into() },
+        user: chassis::UserPeer { user_addresses: vec![users].into(), token_keys: None },
         payment: chassis::PaymentPeer { payment_addresses: vec![payments].into() },
         lease: Duration::from_secs(15),
         poll_interval: Duration::from_millis(25),
-        backoff: Duration::from_secs(60),
+        backoff: if choice.payments_are_down { Duration::from_millis(10) } else { Duration::from_secs(60) },
         backoff_cap: Duration::from_secs(60),
         max_drives: 16,
         create_order_quota: choice.create_order_quota,
@@ -309,7 +322,9 @@ impl System {
         let (data, payments) = (Data::new(), PaymentsServer::new());
         serve("user", Routes::new(user::user_service_server::UserServiceServer::new(Users)), users);
         let routes = Routes::new(payment::payment_service_server::PaymentServiceServer::new(payments.clone()));
-        serve("payment", routes, payments_socket);
+        if !choice.payments_are_down {
+            serve("payment", routes, payments_socket);
+        }
         let config = config(folder.path().to_owned(), "order-1", addresses, &choice);
         let admin = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let admin_address = admin.local_addr().expect("an address");
@@ -344,6 +359,15 @@ impl System {
     pub(crate) async fn another_instance(&self) -> Channel {
         let mut config = self.config.clone();
         config.common.instance = Some("order-2".into());
+        channel(start(config, None).await.0, Credentials::None)
+    }
+
+    /// A further instance on the same store, which no User Service answers.
+    pub(crate) async fn another_instance_without_users(&self, token_keys: Option<PathBuf>) -> Channel {
+        let mut config = self.config.clone();
+        config.common.instance = Some("order-2".into());
+        let nobody = free_port().local_addr().expect("an address").to_string();
+        config.user = chassis::UserPeer { user_addresses: vec![nobody].into(), token_keys };
         channel(start(config, None).await.0, Credentials::None)
     }
 

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use kernel::backoff::full_jitter;
+use mesh::Seldom;
+use tokio::time::Instant;
 
 use super::{Driver, Permit, Step};
 
@@ -41,7 +43,10 @@ impl Driver {
         let parts = &self.0.parts;
         loop {
             if let Err(error) = self.claim_due().await {
-                tracing::warn!(target: "ordermesh", error = ?error, "due payments cannot be claimed");
+                static SELDOM: Seldom = Seldom::new();
+                if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                    tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "due payments cannot be claimed");
+                }
             }
             // Half to one and a half times the interval: instances do not poll in step.
             let pause = full_jitter(1, parts.options.poll_interval, Duration::MAX, self.jitter())

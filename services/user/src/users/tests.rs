@@ -10,6 +10,8 @@ use crate::migration::MIGRATIONS;
 use crate::operator::Credentials;
 use crate::throttle::Limits;
 
+mod uncounted;
+
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const PASSWORD: &str = "correct horse";
 

@@ -1,0 +1,168 @@
+"""secrets.sh of the local overlay, without a cluster: run again it changes nothing that is in use, and a new authority takes three
+steps, none of which is skipped. A kubectl of our own has the Secrets that were applied."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from system import BIN, ROOT, check
+
+OVERLAY = "deploy/overlays/local"
+SERVICES = ("user", "order", "payment", "data", "gateway")
+# The key pair of RFC 8037, appendix A, and its thumbprint there.
+RFC8037 = """-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g
+-----END PRIVATE KEY-----
+"""
+THUMBPRINT = "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
+KUBECTL = """#!/usr/bin/env bash
+# kubectl --request-timeout=5s -n ordermesh get secret SERVICE-tls -o OUTPUT
+[ -d "$APPLIED" ] || exit 1
+case $8 in
+  name) echo "secret/$6" ;;
+  *ca*) base64 -w0 "$APPLIED/trust.pem" ;;
+  *tls*) base64 -w0 "$APPLIED/tls/${6%-tls}.pem" ;;
+esac
+"""
+
+
+class Folder:
+    """A copy of the script, its secrets, and what of them is in the cluster."""
+
+    def __init__(self, place):
+        self.overlay = Path(place) / "repository" / OVERLAY
+        self.overlay.mkdir(parents=True)
+        shutil.copy(ROOT / OVERLAY / "secrets.sh", self.overlay)
+        self.secrets, self.cluster = self.overlay / "secrets", Path(place) / "cluster"
+        programs = Path(place) / "programs"
+        programs.mkdir()
+        (programs / "kubectl").write_text(KUBECTL)
+        (programs / "kubectl").chmod(0o755)
+        self.env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "APPLIED": str(self.cluster), "SETTLE_SECONDS": "0"}
+
+    def run(self, *words):
+        return subprocess.run(
+            [self.overlay / "secrets.sh", *words, BIN], env=self.env, capture_output=True, text=True, timeout=60, check=False)
+
+    def makes(self, *words):
+        done = self.run(*words)
+        check(done.returncode == 0, f"secrets.sh {' '.join(words)}: {done.stderr}")
+        return done.stdout
+
+    def refuses(self, words, because):
+        before = self.files()
+        done = self.run(*words)
+        check(done.returncode == 1 and because in done.stderr, f"secrets.sh {' '.join(words)} says `{because}`: {done.stderr or done.stdout}")
+        check(self.files() == before, f"secrets.sh {' '.join(words)}, which is refused, changes nothing")
+
+    def apply(self):
+        shutil.rmtree(self.cluster, ignore_errors=True)
+        shutil.copytree(self.secrets, self.cluster)
+
+    def files(self):
+        """Lock files apart, which are empty."""
+        return {file.relative_to(self.secrets): file.read_bytes() for file in self.secrets.rglob("*") if file.is_file() and file.name != ".lock"}
+
+    def check_trust(self, certificates, roots):
+        """Does everybody who has these roots trust everybody who has these certificates?"""
+        for service in SERVICES:
+            done = subprocess.run(
+                ["openssl", "verify", "-CAfile", roots / "trust.pem", certificates / "tls" / f"{service}.pem"],
+                capture_output=True, text=True, check=False)
+            check(done.returncode == 0, f"{service}: {done.stderr}")
+
+
+def again(folder):
+    """Run twice, and with certificates that have to be renewed."""
+    folder.makes()
+    first = folder.files()
+    check(folder.makes() == "" and folder.files() == first, "run again, the script changes nothing")
+    folder.apply()
+    # As if they ended soon: they are made for less than a week.
+    subprocess.run([BIN, "certs", "--dir", folder.secrets / "tls", "--lifetime", "6d"], check=True, capture_output=True)
+    check("apply them" in folder.makes(), "certificates that end soon are renewed")
+    renewed = folder.files()
+    changed = {str(path) for path in renewed if renewed[path] != first.get(path)}
+    leaves = {f"tls/{service}.{kind}" for service in SERVICES for kind in ("pem", "key")}
+    check(changed == leaves, f"and nothing else changes, the authority least of all: {sorted(changed ^ leaves)}")
+    folder.check_trust(folder.secrets, folder.cluster)
+    folder.check_trust(folder.cluster, folder.secrets)
+    return "run again it keeps every secret, and renews certificates under the same authority"
+
+
+def what_is_gone(folder):
+    """Nothing takes the place of what the cluster uses."""
+    (folder.secrets / "postgres-password").rename(folder.secrets / "elsewhere")
+    folder.refuses([], "postgres-password is gone")
+    (folder.secrets / "elsewhere").rename(folder.secrets / "postgres-password")
+    (folder.secrets / "tls").rename(folder.overlay / "tls")
+    folder.refuses([], "tls is gone")
+    (folder.secrets / "trust.pem").rename(folder.overlay / "trust.pem")
+    folder.refuses([], "the cluster has Secrets")
+    (folder.overlay / "tls").rename(folder.secrets / "tls")
+    (folder.overlay / "trust.pem").rename(folder.secrets / "trust.pem")
+    check(folder.makes() == "", "brought back, all is well")
+    # A folder that an earlier form of the script has made.
+    (folder.secrets / "tls/ca.key").rename(folder.overlay / "ca.key")
+    check(folder.makes() == "", "the authority's key is not needed before certificates end")
+    (folder.secrets / "tls/order.pem").write_text("none")
+    folder.refuses([], "rotate-authority 1")
+    (folder.overlay / "ca.key").rename(folder.secrets / "tls/ca.key")
+    folder.makes()
+    return "what is missing and in use is not made anew: it says so"
+
+
+def authority(folder):
+    """The three steps. At each moment old and new pods trust each other."""
+    folder.apply()
+    before = folder.files()
+    folder.refuses(["rotate-authority", "2"], "step 1 comes first")
+    folder.refuses(["rotate-authority", "3"], "no authority is being replaced")
+    folder.refuses(["rotate-authority", "4"], "a step: 1, 2 or 3")
+
+    def step(number):
+        folder.makes("rotate-authority", str(number))
+        # Some pods have taken the step up, and others have not.
+        for certificates in (folder.secrets, folder.cluster):
+            for roots in (folder.secrets, folder.cluster):
+                folder.check_trust(certificates, roots)
+
+    step(1)
+    folder.refuses(["rotate-authority", "1"], "step 1 is done")
+    folder.refuses(["rotate-authority", "2"], "First: kubectl apply")
+    folder.refuses(["rotate-authority", "3"], "step 2 comes first")
+    folder.apply()
+    step(2)
+    folder.refuses(["rotate-authority", "1"], "step 3 comes next")
+    folder.refuses(["rotate-authority", "2"], "step 1 comes first")
+    folder.refuses(["rotate-authority", "3"], "First: kubectl apply")
+    folder.apply()
+    step(3)
+    folder.apply()
+    after = folder.files()
+    changed = {str(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    check(all(path.startswith("tls/") or path == "trust.pem" for path in changed), f"only certificates change: {sorted(changed)}")
+    check(after[Path("trust.pem")] == after[Path("tls/ca.pem")] != before[Path("tls/ca.pem")], "the old authority is trusted no more")
+    check(folder.makes() == "" and folder.files() == after, "and then nothing is left to do")
+    return "an authority is replaced in three steps, each refused until the one before it was applied"
+
+
+def public_keys(folder):
+    """token-keys.json is the public half of whatever key there is."""
+    (folder.secrets / "signing-key.pem").write_text(RFC8037)
+    folder.makes()
+    text = (folder.secrets / "token-keys.json").read_text()
+    check(f'"kid":"{THUMBPRINT}"' in text and '"x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"' in text, f"RFC 8037's: {text}")
+    return "token-keys.json has the signing key's public half, by RFC 8037's example"
+
+
+def script():
+    with tempfile.TemporaryDirectory(prefix="ordermesh-secrets-") as place:
+        folder = Folder(place)
+        return [part(folder) for part in (again, what_is_gone, authority, public_keys)]
+
+
+if __name__ == "__main__":
+    print("\n".join(script()))
