@@ -326,9 +326,10 @@ mod tests {
             assert!(total(&[line(price, quantity)], &limits).is_ok(), "{price}");
         }
         let refused = |price| total(&[line(price, 2)], &limits).expect_err("above the limit");
-        let limit_of = |price| match refused(price) {
-            Error::AmountTooLarge { total, limit } => (total, limit),
-            other => panic!("{other}"),
+        let limit_of = |price| {
+            let refusal = refused(price);
+            let Error::AmountTooLarge { total, limit } = refusal else { panic!("{refusal}") };
+            (total, limit)
         };
         assert_eq!(limit_of(eur(5_000_001)), (Some(eur(10_000_002)), eur(10_000_000)));
         assert_eq!(limit_of(of("KWD", 2_500_001)), (Some(of("KWD", 5_000_002)), of("KWD", 5_000_000)));
