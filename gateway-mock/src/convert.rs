@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use contracts::common::v1 as common;
 use contracts::gateway::v1 as proto;
-use kernel::{Money, Timestamp};
+use kernel::{Money, Timestamp, text};
 use mesh::Violation;
 
 use crate::charge::{Charge, ChargeCommand, Decline, RefundAnswer, RefundCommand, Status, Token};
@@ -29,8 +29,12 @@ impl Violations {
     }
 
     fn key(&mut self, field: &str, key: &str) {
-        if key.is_empty() || key.chars().count() > MAX_KEY_CHARS || key.chars().any(char::is_control) {
-            self.add(field, "INVALID_KEY", "a key has 1 to 255 characters, none of them a control character");
+        if text::is_blank(key) || key.chars().count() > MAX_KEY_CHARS || key.chars().any(char::is_control) {
+            self.add(
+                field,
+                "INVALID_KEY",
+                "a key has 1 to 255 characters, not all of them blank, and no control character",
+            );
         }
     }
 
@@ -204,6 +208,14 @@ fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_says_something() {
+        for key in ["", " ", "\u{200b}\u{3000}"] {
+            assert!(charge_key(key.to_owned()).is_err(), "{key:?}");
+        }
+        assert!(charge_key("order-1-charge".to_owned()).is_ok());
+    }
 
     #[test]
     fn instants_before_and_after_the_epoch_keep_their_microseconds() {

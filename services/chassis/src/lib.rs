@@ -9,7 +9,7 @@
 //! - [`events`]: which ended operations become events (the table of the README), and the way into the outbox
 //! - [`relay`]: from the outbox to the Data Service
 //! - [`keys`]: the public keys that verify access tokens
-//! - [`decode`]: from messages to values, all violations at once
+//! - [`decode`]: from messages to values, all violations at once; `postal`: the form of a country's postal codes
 //! - [`encode`]: from values to messages
 //! - [`opaque`]: texts that a client keeps for the server; [`page`]: page tokens (AIP-158)
 //! - [`fingerprint`]: is a repeated request the same command?
@@ -23,11 +23,12 @@ mod health;
 pub mod keys;
 pub mod opaque;
 pub mod page;
+mod postal;
 pub mod relay;
 pub mod settings;
 pub mod start;
 
-pub use decode::{Fields, Invalid};
+pub use decode::{Decoded, Fields, Invalid};
 pub use fingerprint::Fingerprint;
 pub use opaque::{Opaque, OpaqueError};
 pub use page::PageToken;

@@ -19,8 +19,8 @@ pub(crate) const MAX_SKUS: usize = 100;
 pub(crate) const MAX_NAME_CHARS: usize = 200;
 /// The most characters of a product's description.
 pub(crate) const MAX_DESCRIPTION_CHARS: usize = 2_000;
-/// The highest price, in the currency's minor units: far above any product, far below what a sum could overflow.
-pub(crate) const MAX_PRICE_MINOR_UNITS: i64 = 1_000_000_000;
+/// The highest price, roughly in euros: far above any product, far below what a sum could overflow.
+pub(crate) const MAX_PRICE_EUROS: i64 = 10_000_000;
 
 /// What a product is, before it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -66,7 +66,7 @@ pub(crate) struct Lookup {
 /// Asks for a page of products.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ListProducts {
-    /// In lower case; empty: all.
+    /// A search key (`kernel::text`); empty: all.
     pub(crate) text: String,
     pub(crate) page_size: u32,
     pub(crate) page: PageToken,

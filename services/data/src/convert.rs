@@ -6,7 +6,7 @@ use contracts::data::v1 as proto;
 
 use crate::SeedProduct;
 use crate::catalog::{
-    Draft, ListProducts, Lookup, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, MAX_PRICE_MINOR_UNITS, MAX_SKUS, Page, Product,
+    Draft, ListProducts, Lookup, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, MAX_PRICE_EUROS, MAX_SKUS, Page, Product,
     Upsert,
 };
 use crate::delivery::{Destination, Estimate};
@@ -47,7 +47,7 @@ impl TryFrom<proto::ListProductsRequest> for ListProducts {
         let text = fields.text("text", &request.text, 0, MAX_FILTER_CHARS);
         let filters = Fingerprint::of("ListProducts/1").part("text", &request.text);
         let page = PageToken::decode(&mut fields, &request.page_token, filters);
-        fields.finish(text.map(|text| Self { text: text.to_lowercase(), page_size, page }))
+        fields.finish(text.map(|text| Self { text: kernel::text::search_key(&text), page_size, page }))
     }
 }
 
@@ -89,11 +89,13 @@ fn draft(fields: &mut Fields, prefix: &str, product: &proto::Product) -> Option<
     let name = fields.text(&format!("{prefix}name"), &product.name, 1, MAX_NAME_CHARS);
     let description = fields.text(&format!("{prefix}description"), &product.description, 0, MAX_DESCRIPTION_CHARS);
     let price = fields.money(&format!("{prefix}price"), product.price.as_ref());
-    if let Some(given) = &product.price
-        && !(1..=MAX_PRICE_MINOR_UNITS).contains(&given.minor_units)
-    {
-        let description = format!("must be 1 to {MAX_PRICE_MINOR_UNITS}");
-        fields.refuse(format!("{prefix}price.minor_units"), "OUT_OF_RANGE", description);
+    if let Some(given) = &product.price {
+        // What a minor unit is worth is the currency's; without one that is known, only the sign can be looked at.
+        let most = price.map(|price| price.currency().roughly(MAX_PRICE_EUROS));
+        if given.minor_units < 1 || most.is_some_and(|most| given.minor_units > most.minor_units()) {
+            let most = most.map(|most| format!(" and at most {} ({most})", most.minor_units())).unwrap_or_default();
+            fields.refuse(format!("{prefix}price.minor_units"), "OUT_OF_RANGE", format!("must be at least 1{most}"));
+        }
     }
     Some(Draft { sku: sku?, name: name?, description: description?, price: price? })
 }
@@ -193,7 +195,7 @@ mod tests {
         let product = proto::Product {
             name: "é".repeat(200),
             description: "é".repeat(2_000),
-            price: Some(common::Money { currency_code: "JPY".into(), minor_units: 1_000_000_000 }),
+            price: Some(common::Money { currency_code: "JPY".into(), minor_units: 1_700_000_000 }),
             ..mug()
         };
         assert_eq!(fields_of(Upsert::try_from(proto::UpsertProductRequest { product: Some(product) })), []);
@@ -224,13 +226,52 @@ mod tests {
     }
 
     #[test]
-    fn a_price_is_positive_and_not_above_the_limit() {
-        for (minor_units, sound) in [(1, true), (1_000_000_000, true), (0, false), (-1, false), (1_000_000_001, false)]
-        {
-            let price = Some(common::Money { currency_code: "EUR".into(), minor_units });
+    fn a_price_is_positive_and_not_above_the_limit_of_its_currency() {
+        for (code, minor_units, sound) in [
+            ("EUR", 1, true),
+            ("EUR", 1_000_000_000, true),
+            ("EUR", 0, false),
+            ("EUR", -1, false),
+            ("EUR", 1_000_000_001, false),
+            ("VND", 25_000_000_000, true),
+            ("IDR", 18_000_000_000_000, true),
+            ("IDR", 18_000_000_000_001, false),
+            ("KWD", 3_500_000_001, false),
+        ] {
+            let price = Some(common::Money { currency_code: code.into(), minor_units });
             let request = proto::UpsertProductRequest { product: Some(proto::Product { price, ..mug() }) };
-            assert_eq!(Upsert::try_from(request).is_ok(), sound, "{minor_units}");
+            let refused = Upsert::try_from(request).err();
+            assert_eq!(refused.is_none(), sound, "{code} {minor_units}");
+            if let Some(Invalid(violations)) = refused {
+                let most = code.parse::<kernel::Currency>().expect("a currency").roughly(MAX_PRICE_EUROS);
+                assert!(violations[0].description.contains(&most.to_string()), "{}", violations[0].description);
+            }
         }
+    }
+
+    #[test]
+    fn the_highest_prices_of_the_largest_order_add_up() {
+        for code in ["EUR", "IDR", "VND", "KWD", "COP"] {
+            let most = code.parse::<kernel::Currency>().expect("a currency").roughly(MAX_PRICE_EUROS);
+            assert!(most.checked_mul(999 * 100).is_ok(), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_products_texts_say_something_and_a_search_has_one_form() {
+        for (name, reason) in [
+            ("\u{a0}\u{200b}", "REQUIRED"),
+            ("Mug\u{202e}", "MISLEADING_CHARACTER"),
+            ("Mug\u{2028}", "MISLEADING_CHARACTER"),
+        ] {
+            let request = proto::UpsertProductRequest { product: Some(proto::Product { name: name.into(), ..mug() }) };
+            assert_eq!(fields_of(Upsert::try_from(request)), [("product.name".into(), reason)]);
+        }
+        let search = |text: &str| {
+            let request = proto::ListProductsRequest { text: text.into(), ..Default::default() };
+            ListProducts::try_from(request).expect("sound").text
+        };
+        assert_eq!(search("Cafe\u{301}"), search("CAF\u{c9}"));
     }
 
     #[test]

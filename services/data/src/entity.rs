@@ -15,7 +15,8 @@ pub(crate) mod product {
         /// Counts the changes; the etag is made of it.
         pub version: i64,
         pub update_time: i64,
-        /// SKU, name and description in lower case, a line each: what the text filter looks at.
+        /// SKU, name and description as a search key, a line each: what the text filter looks at. Earlier releases wrote it in
+        /// lower case alone.
         pub search_text: String,
     }
 

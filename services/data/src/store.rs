@@ -1,5 +1,6 @@
 //! The catalogue's queries. Entities do not leave this file.
 
+use kernel::text::{decomposed, search_key};
 use kernel::{Money, Timestamp};
 use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
 use sea_orm::{
@@ -47,12 +48,18 @@ impl CatalogStore {
         rows.into_iter().map(Row::product).collect()
     }
 
-    /// The first products after a SKU that contain a text, which is in lower case.
+    /// The first products after a SKU that contain a search key.
     pub(crate) async fn page(&self, text: &str, after: Option<&str>, limit: u64) -> Result<Vec<Product>, Error> {
         let mut select = product::Entity::find().order_by_asc(product::Column::Sku).limit(limit);
         if !text.is_empty() {
-            let like = LikeExpr::new(format!("%{}%", escaped(text))).escape(ESCAPE);
-            select = select.filter(Expr::col(product::Column::SearchText).like(like));
+            let contains = |key: &str| {
+                let like = LikeExpr::new(format!("%{}%", escaped(key))).escape(ESCAPE);
+                Expr::col(product::Column::SearchText).like(like)
+            };
+            // Rows that an earlier release wrote are in whatever form their product was sent.
+            let other = decomposed(text);
+            let filter = if other == text { contains(text) } else { contains(text).or(contains(&other)) };
+            select = select.filter(filter);
         }
         if let Some(after) = after {
             select = select.filter(product::Column::Sku.gt(after));
@@ -191,8 +198,8 @@ fn active(draft: &Draft, version: i64, now: Timestamp) -> product::ActiveModel {
         minor_units: Set(draft.price.minor_units()),
         version: Set(version),
         update_time: Set(now.as_micros()),
-        // Lower case is made here: SQLite knows that of ASCII only.
-        search_text: Set(format!("{}\n{}\n{}", draft.sku, draft.name, draft.description).to_lowercase()),
+        // The key is made here: SQLite knows the lower case of ASCII only, and no normal form.
+        search_text: Set(search_key(&format!("{}\n{}\n{}", draft.sku, draft.name, draft.description))),
     }
 }
 
@@ -214,5 +221,35 @@ mod tests {
     #[test]
     fn wildcards_of_a_filter_stand_for_themselves() {
         assert_eq!(escaped("100%_!"), "100!%!_!!");
+    }
+
+    #[tokio::test]
+    async fn a_product_is_found_in_either_form_of_its_name_also_one_of_an_earlier_release() {
+        let place = testdb::place();
+        let options = storage::Options { schema: place.schema, ..storage::Options::default() };
+        let db = Database::connect(&place.url, &options).await.expect("a database");
+        db.migrate(crate::MIGRATIONS).await.expect("a schema");
+        let store = CatalogStore::new(db.clone());
+        let price = Money::new("EUR".parse().expect("a currency"), 100);
+        let draft =
+            |sku: &str, name: &str| Draft { sku: sku.into(), name: name.into(), description: String::new(), price };
+        let drafts = [
+            draft("NEW-C", "CAF\u{c9}"),
+            draft("NEW-D", "Cafe\u{301}"),
+            draft("OLD-C", "CAF\u{c9}"),
+            draft("OLD-D", "Cafe\u{301}"),
+        ];
+        store.seed(drafts.to_vec(), Timestamp::default()).await.expect("stored");
+        for old in &drafts[2..] {
+            let before = product::ActiveModel { search_text: Set(old.name.to_lowercase()), ..Default::default() };
+            let update = product::Entity::update_many().set(before);
+            update.filter(product::Column::Sku.eq(old.sku.clone())).exec(db.read()).await.expect("as it was");
+        }
+        for asked in ["caf\u{e9}", "CAFE\u{301}", "Caf\u{c9}"] {
+            let found = store.page(&search_key(asked), None, 10).await.expect("a page");
+            let skus: Vec<_> = found.into_iter().map(|product| product.draft.sku).collect();
+            assert_eq!(skus, ["NEW-C", "NEW-D", "OLD-C", "OLD-D"], "{asked:?}");
+        }
+        assert_eq!(store.page(&search_key("caf\u{ea}"), None, 10).await.expect("a page"), []);
     }
 }

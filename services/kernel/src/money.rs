@@ -3,6 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+mod currencies;
+mod limits;
+
+pub use limits::{AmountLimits, AmountLimitsError};
+
 /// What cannot be done with money.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MoneyError {
@@ -21,10 +26,6 @@ pub enum MoneyError {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Currency([u8; 3]);
 
-/// Those of ISO 4217 with wide use in commerce.
-const KNOWN: &str = "AED ARS AUD BGN BHD BRL CAD CHF CLP CNY COP CZK DKK EGP EUR GBP HKD HUF IDR ILS INR ISK \
-    JOD JPY KRW KWD MAD MXN MYR NGN NOK NZD OMR PEN PHP PLN QAR RON SAR SEK SGD THB TND TRY TWD UAH USD UYU VND ZAR";
-
 impl Currency {
     /// The three letters.
     pub fn code(&self) -> &str {
@@ -33,11 +34,34 @@ impl Currency {
 
     /// How many digits the minor unit has (ISO 4217).
     pub fn minor_digits(&self) -> usize {
-        match self.code() {
-            "CLP" | "ISK" | "JPY" | "KRW" | "VND" => 0,
-            "BHD" | "JOD" | "KWD" | "OMR" | "TND" => 3,
-            _ => 2,
+        currencies::find(self.code()).map_or(2, |row| row.minor_digits)
+    }
+
+    /// How many minor units a whole unit has.
+    fn minor_units(self) -> i64 {
+        10_i64.pow(u32::try_from(self.minor_digits()).unwrap_or(0))
+    }
+
+    /// Roughly what an amount of euros is worth: a limit, never a price.
+    pub fn roughly(self, euros: i64) -> Money {
+        let per_thousand = currencies::find(self.code()).map_or(1_000, |row| row.per_thousand_euros);
+        let minor_units = per_thousand.saturating_mul(euros).saturating_mul(self.minor_units()) / 1_000;
+        Money::new(self, minor_units)
+    }
+
+    /// An amount in whole units, as people write it: `1000`, `99.90`. `None` when it is none, or has more decimals than
+    /// the currency.
+    pub fn parse_amount(self, text: &str) -> Option<Money> {
+        let (units, decimals) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let has_decimals = text.contains('.');
+        if !digits(units) || !digits(decimals) || (has_decimals && decimals.len() > self.minor_digits()) {
+            return None;
         }
+        let missing = self.minor_digits().saturating_sub(decimals.len());
+        let decimals: i64 = decimals.parse::<i64>().ok()?.checked_mul(10_i64.pow(u32::try_from(missing).ok()?))?;
+        let units: i64 = units.parse().ok()?;
+        Some(Money::new(self, units.checked_mul(self.minor_units())?.checked_add(decimals)?))
     }
 }
 
@@ -46,11 +70,7 @@ impl FromStr for Currency {
 
     fn from_str(code: &str) -> Result<Self, MoneyError> {
         let bytes = <[u8; 3]>::try_from(code.as_bytes()).map_err(|_| MoneyError::UnknownCurrency)?;
-        if KNOWN.split_ascii_whitespace().any(|known| known == code) {
-            Ok(Self(bytes))
-        } else {
-            Err(MoneyError::UnknownCurrency)
-        }
+        currencies::find(code).map(|_| Self(bytes)).ok_or(MoneyError::UnknownCurrency)
     }
 }
 
@@ -116,7 +136,7 @@ impl fmt::Display for Money {
         let digits = self.currency.minor_digits();
         let sign = if self.minor_units < 0 { "-" } else { "" };
         let units = self.minor_units.unsigned_abs();
-        let scale = 10_u64.pow(u32::try_from(digits).unwrap_or(0));
+        let scale = self.currency.minor_units().unsigned_abs();
         if digits == 0 {
             write!(f, "{sign}{units} {}", self.currency)
         } else {
@@ -152,6 +172,28 @@ mod tests {
     fn a_currency_is_one_of_iso_4217_in_upper_case() {
         for code in ["eur", "EURO", "XXX", "", "E R"] {
             assert_eq!(code.parse::<Currency>(), Err(MoneyError::UnknownCurrency), "{code}");
+        }
+    }
+
+    #[test]
+    fn an_amount_is_read_in_whole_units_with_the_currencys_own_decimals() {
+        let read = |code: &str, text: &str| code.parse::<Currency>().expect("a currency").parse_amount(text);
+        for (code, text, minor_units) in
+            [("EUR", "100000", 10_000_000), ("EUR", "0.5", 50), ("JPY", "1700", 1_700), ("KWD", "1.005", 1_005)]
+        {
+            assert_eq!(read(code, text), Some(money(code, minor_units)), "{code} {text}");
+        }
+        for (code, text) in [
+            ("EUR", ""),
+            ("EUR", "1.005"),
+            ("EUR", "1."),
+            ("EUR", ".5"),
+            ("EUR", "-1"),
+            ("EUR", "1e5"),
+            ("JPY", "1.0"),
+            ("EUR", "92233720368547759"),
+        ] {
+            assert_eq!(read(code, text), None, "{code} {text}");
         }
     }
 }

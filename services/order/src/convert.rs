@@ -1,7 +1,7 @@
 //! Contract ⇄ domain. Every check of a field is here.
 
 use chassis::page::page_size;
-use chassis::{Fields, Fingerprint, Invalid, PageToken, encode};
+use chassis::{Decoded, Fields, Fingerprint, Invalid, PageToken, encode};
 use contracts::common::v1 as common;
 use contracts::order::v1 as proto;
 use kernel::{OrderId, UserId};
@@ -35,11 +35,12 @@ pub(crate) fn user(caller: &Caller) -> UserId {
     }
 }
 
-pub(crate) fn create_order(request: proto::CreateOrderRequest) -> Result<CreateOrder, Invalid> {
+/// A command that breaks nothing but rules which an earlier release did not have may have its order already.
+pub(crate) fn create_order(request: proto::CreateOrderRequest) -> Result<Decoded<CreateOrder>, Invalid> {
     let mut fields = Fields::default();
     let request_id = fields.request_id(&request.request_id);
     let items = items(&mut fields, &request.items);
-    let payment_method = fields.text("payment_method", &request.payment_method, 1, 255);
+    let payment_method = fields.payment_method("payment_method", &request.payment_method);
     let address = fields.address("shipping_address", request.shipping_address.as_ref());
     let contact_email = fields.email("contact_email", &request.contact_email);
     let expected_total = request.expected_total.as_ref().map(|total| fields.money("expected_total", Some(total)));
@@ -63,7 +64,7 @@ pub(crate) fn create_order(request: proto::CreateOrderRequest) -> Result<CreateO
             },
         })
     })();
-    fields.finish(command)
+    fields.finish_known(command)
 }
 
 fn items(fields: &mut Fields, items: &[proto::OrderItem]) -> Option<Vec<(String, u32)>> {
@@ -273,13 +274,17 @@ mod tests {
     fn reasons(change: impl FnOnce(&mut proto::CreateOrderRequest)) -> Vec<(String, &'static str)> {
         let mut request = request();
         change(&mut request);
-        let violations = create_order(request).map(|_| ()).expect_err("a refusal").0;
+        let violations = match create_order(request) {
+            Ok(decoded) => decoded.breaks.expect("a refusal").0,
+            Err(invalid) => invalid.0,
+        };
         violations.into_iter().map(|violation| (violation.field, violation.reason)).collect()
     }
 
     #[test]
     fn a_sound_order_is_decoded() {
-        let command = create_order(request()).expect("it is sound");
+        let Decoded { command, breaks } = create_order(request()).expect("it is sound");
+        assert_eq!(breaks, None);
         assert_eq!(command.items, [("MUG".to_owned(), 2)]);
         assert_eq!(command.contact_email, "ada@example.com");
     }
@@ -311,6 +316,32 @@ mod tests {
             [("expected_total.currency_code".into(), "UNKNOWN_CURRENCY")]
         );
         assert_eq!(reasons(|r| *r = proto::CreateOrderRequest::default()).len(), 5);
+    }
+
+    #[test]
+    fn what_an_earlier_release_took_is_refused_and_can_be_recognised() {
+        let to =
+            |change: fn(&mut common::Address)| reasons(|r| change(r.shipping_address.as_mut().expect("it is there")));
+        assert_eq!(to(|a| a.recipient = "\u{a0}".into()), [("shipping_address.recipient".into(), "REQUIRED")]);
+        assert_eq!(to(|a| a.city = "\u{200b}".into()), [("shipping_address.city".into(), "REQUIRED")]);
+        assert_eq!(
+            to(|a| a.lines[0] = "1 \u{202e}teertS".into()),
+            [("shipping_address.lines[0]".into(), "MISLEADING_CHARACTER")]
+        );
+        assert_eq!(
+            to(|a| a.postal_code = "SW1A 1AA".into()),
+            [("shipping_address.postal_code".into(), "INVALID_POSTAL_CODE")]
+        );
+        assert_eq!(
+            reasons(|r| r.payment_method = "pm card".into()),
+            [("payment_method".into(), "INVALID_PAYMENT_METHOD")]
+        );
+        assert_eq!(reasons(|r| r.contact_email = "ada@7".into()), [("contact_email".into(), "INVALID_EMAIL")]);
+        let blank = proto::CreateOrderRequest { payment_method: " ".into(), ..request() };
+        assert_eq!(
+            create_order(blank).expect("it is recognised").command.payment_method,
+            PaymentMethod::new(" ".into())
+        );
     }
 
     #[test]

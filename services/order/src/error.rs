@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chassis::Invalid;
+use kernel::Money;
 use mesh::{Kind, Refusal, Violation};
 use telemetry::ErrorClass;
 
@@ -21,9 +22,14 @@ pub enum Error {
         /// Which.
         currencies: String,
     },
-    /// The total does not fit.
-    #[error("the order's total is too large")]
-    AmountTooLarge,
+    /// The total is above the limit of its currency.
+    #[error("the order's total is above {limit}, the limit in {}", limit.currency())]
+    AmountTooLarge {
+        /// `None` when it does not even fit.
+        total: Option<Money>,
+        /// The most that an order may come to.
+        limit: Money,
+    },
     /// We do not deliver there.
     #[error("we do not deliver to {country}")]
     NoDeliveryZone {
@@ -101,7 +107,7 @@ pub enum Error {
 impl Refusal for Error {
     fn kind(&self) -> Kind {
         match self {
-            Self::Invalid(_) | Self::UnknownSku(_) | Self::MixedCurrencies { .. } | Self::AmountTooLarge => {
+            Self::Invalid(_) | Self::UnknownSku(_) | Self::MixedCurrencies { .. } | Self::AmountTooLarge { .. } => {
                 Kind::InvalidArgument
             }
             Self::NoDeliveryZone { .. }
@@ -124,7 +130,7 @@ impl Refusal for Error {
             Self::Invalid(_) => "INVALID_ARGUMENT",
             Self::UnknownSku(_) => "UNKNOWN_SKU",
             Self::MixedCurrencies { .. } => "MIXED_CURRENCIES",
-            Self::AmountTooLarge => "AMOUNT_TOO_LARGE",
+            Self::AmountTooLarge { .. } => "AMOUNT_TOO_LARGE",
             Self::NoDeliveryZone { .. } => "NO_DELIVERY_ZONE",
             Self::InsufficientStock { .. } => "INSUFFICIENT_STOCK",
             Self::PriceChanged { .. } => "PRICE_CHANGED",
@@ -145,6 +151,11 @@ impl Refusal for Error {
     fn facts(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::MixedCurrencies { currencies } => vec![("currencies", currencies.clone())],
+            Self::AmountTooLarge { total, limit } => {
+                let total = total.iter().map(|total| ("total", total.to_string()));
+                let limit = [("limit", limit.to_string()), ("currency_code", limit.currency().to_string())];
+                total.chain(limit).collect()
+            }
             Self::NoDeliveryZone { country } => vec![("country_code", country.clone())],
             Self::InsufficientStock { skus } => vec![("skus", skus.clone())],
             Self::PriceChanged { total, expected } => {
@@ -159,7 +170,6 @@ impl Refusal for Error {
             Self::StockNegative { sku, on_hand } => vec![("sku", sku.clone()), ("on_hand", on_hand.to_string())],
             Self::Invalid(_)
             | Self::UnknownSku(_)
-            | Self::AmountTooLarge
             | Self::RequestIdReused
             | Self::OrderNotFound
             | Self::Draining
@@ -176,7 +186,7 @@ impl Refusal for Error {
             Self::Invalid(_)
             | Self::UnknownSku(_)
             | Self::MixedCurrencies { .. }
-            | Self::AmountTooLarge
+            | Self::AmountTooLarge { .. }
             | Self::NoDeliveryZone { .. }
             | Self::InsufficientStock { .. }
             | Self::PriceChanged { .. }
@@ -196,7 +206,7 @@ impl Refusal for Error {
         match self {
             Self::Invalid(invalid) | Self::UnknownSku(invalid) => &invalid.0,
             Self::MixedCurrencies { .. }
-            | Self::AmountTooLarge
+            | Self::AmountTooLarge { .. }
             | Self::NoDeliveryZone { .. }
             | Self::InsufficientStock { .. }
             | Self::PriceChanged { .. }

@@ -21,6 +21,7 @@ use chassis::{Chassis, PaymentPeer, Served, Settings, UserPeer};
 use contracts::order::v1::inventory_service_server::InventoryServiceServer;
 use contracts::order::v1::order_service_server::OrderServiceServer;
 use contracts::order::v1::payment_confirmation_service_server::PaymentConfirmationServiceServer;
+use kernel::AmountLimits;
 use mesh::Quota;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +81,9 @@ pub struct Config {
     /// How often one customer may create an order, per instance, for example 20/s, 100/m [default: as often as he likes]
     #[arg(long, env = "ORDERMESH_ORDER_CREATE_ORDER_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub create_order_quota: Option<Quota>,
+    /// Most that an order may come to, by currency in whole units, for example EUR=50000,JPY=9000000; a currency that is not named keeps its default [default: about 100000 euros in each currency]
+    #[arg(long, env = "ORDERMESH_ORDER_AMOUNT_LIMIT", value_name = "CURRENCY=AMOUNT,…")]
+    pub amount_limit: Option<AmountLimits>,
     /// Stock that is put into an empty inventory at start.
     #[arg(skip)]
     pub seed_stock: Vec<SeedStock>,
@@ -137,6 +141,7 @@ pub async fn run(
         store: store.clone(),
         catalog: std::sync::Arc::new(ports::GrpcCatalog::new(chassis.data_channel())),
         driver: driver.clone(),
+        amount_limits: config.amount_limit.unwrap_or_default(),
         clock: chassis.clock.clone(),
         ids: chassis.ids.clone(),
     };

@@ -239,6 +239,15 @@ pub struct CreateOrder {
 }
 
 impl CreateOrder {
+    /// Its fingerprint, were its items in the order of these SKUs. The order of the items says nothing (a client's cart may be
+    /// a map), so a repeated request is the same command (AIP-155) in whatever order they come: it is compared in the order of
+    /// the lines that it made. What is stored stays as every release writes and reads it.
+    pub fn fingerprint_in_order_of(&self, skus: &[&str]) -> String {
+        let mut command = self.clone();
+        command.items.sort_by_key(|(sku, _)| skus.iter().position(|known| known == sku));
+        command.fingerprint()
+    }
+
     /// Is a repeated request the same command?
     pub fn fingerprint(&self) -> String {
         let Self { request_id: _, items, payment_method, address, contact_email, expected_total } = self;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use chassis::Fields;
-use kernel::{Clock, IdSource, Money, OrderId, RequestId, UserId};
+use chassis::{Decoded, Fields};
+use kernel::{AmountLimits, Clock, Currency, IdSource, Money, OrderId, RequestId, UserId};
 use mesh::About;
 use telemetry::Operation;
 
@@ -34,6 +34,8 @@ pub struct Orders {
     pub catalog: Arc<dyn Catalog>,
     /// What drives orders on.
     pub driver: Driver,
+    /// The most that an order may come to.
+    pub amount_limits: AmountLimits,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// New ids.
@@ -60,15 +62,29 @@ impl Orders {
         user: UserId,
         command: CreateOrder,
     ) -> Result<Order, Error> {
-        let (request, fingerprint) = (command.request_id, command.fingerprint());
-        let refusal = match self.create_new(operation, id, user, command, fingerprint.clone()).await {
-            Ok(Some(order)) => return Ok(order),
-            Ok(None) => Error::RequestIdReused,
-            Err(refusal) => refusal,
+        self.create_decoded(operation, id, user, Decoded { command, breaks: None }).await
+    }
+
+    /// The same. A command that breaks a rule which an earlier release did not have may have its order from then.
+    pub(crate) async fn create_decoded(
+        &self,
+        operation: &Operation,
+        id: OrderId,
+        user: UserId,
+        decoded: Decoded<CreateOrder>,
+    ) -> Result<Order, Error> {
+        let Decoded { command, breaks } = decoded;
+        let refusal = match breaks {
+            Some(invalid) => Error::Invalid(invalid),
+            None => match self.create_new(operation, id, user, &command).await {
+                Ok(Some(order)) => return Ok(order),
+                Ok(None) => Error::RequestIdReused,
+                Err(refusal) => refusal,
+            },
         };
         // A request that has its order gets it again, whatever would be refused by now. It is looked for last, because
         // nearly every request is new.
-        self.replay(operation, user, request, &fingerprint).await?.ok_or(refusal)
+        self.replay(operation, user, &command).await?.ok_or(refusal)
     }
 
     /// `None` when the request has an order already.
@@ -77,8 +93,7 @@ impl Orders {
         operation: &Operation,
         id: OrderId,
         user: UserId,
-        command: CreateOrder,
-        fingerprint: String,
+        command: &CreateOrder,
     ) -> Result<Option<Order>, Error> {
         let about = About { order_id: Some(id.as_uuid()), user_id: Some(user.as_uuid()), attempt: None };
         let skus = command.items.iter().map(|(sku, _)| sku.clone()).collect();
@@ -87,7 +102,7 @@ impl Orders {
         let (products, transit) =
             tokio::join!(self.catalog.products(about, skus), self.catalog.transit(about, country, postal_code));
         let lines = lines(&command.items, &products?)?;
-        let total = total(&lines)?;
+        let total = total(&lines, &self.amount_limits)?;
         check_expected(command.expected_total, total)?;
         let transit = transit?;
         let now = self.clock.now();
@@ -98,9 +113,9 @@ impl Orders {
             version: 1,
             lines,
             total,
-            address: command.address,
-            contact_email: command.contact_email,
-            payment_method: Some(command.payment_method),
+            address: command.address.clone(),
+            contact_email: command.contact_email.clone(),
+            payment_method: Some(command.payment_method.clone()),
             transit,
             refund_attempt: 1,
             payment_failure: None,
@@ -112,7 +127,7 @@ impl Orders {
             create_time: now,
             update_time: now,
         };
-        self.record(operation, order, command.request_id, fingerprint).await
+        self.record(operation, order, command.request_id, command.fingerprint()).await
     }
 
     /// Records an order and starts to drive it: both, also when the caller is cut off in between.
@@ -135,15 +150,12 @@ impl Orders {
             .await
     }
 
-    async fn replay(
-        &self,
-        operation: &Operation,
-        user: UserId,
-        request_id: RequestId,
-        fingerprint: &str,
-    ) -> Result<Option<Order>, Error> {
-        let Some((order, of)) = self.store.find_request(user, request_id).await? else { return Ok(None) };
-        if of != fingerprint {
+    async fn replay(&self, operation: &Operation, user: UserId, command: &CreateOrder) -> Result<Option<Order>, Error> {
+        let Some((order, fingerprint)) = self.store.find_request(user, command.request_id).await? else {
+            return Ok(None);
+        };
+        let skus: Vec<&str> = order.lines.iter().map(|line| line.sku.as_str()).collect();
+        if fingerprint != command.fingerprint_in_order_of(&skus) {
             return Err(Error::RequestIdReused);
         }
         operation.set_order(order.id.as_uuid());
@@ -256,20 +268,22 @@ fn lines(items: &[(String, u32)], products: &[Product]) -> Result<Vec<Line>, Err
     fields.finish(Some(lines)).map_err(Error::UnknownSku)
 }
 
-fn total(lines: &[Line]) -> Result<Money, Error> {
-    let currencies: BTreeSet<String> = lines.iter().map(|line| line.unit_price.currency().to_string()).collect();
-    if currencies.len() > 1 {
-        return Err(Error::MixedCurrencies { currencies: currencies.into_iter().collect::<Vec<_>>().join(", ") });
+/// The sum of the lines: in one currency, and within its limit.
+fn total(lines: &[Line], limits: &AmountLimits) -> Result<Money, Error> {
+    let currencies: BTreeSet<Currency> = lines.iter().map(|line| line.unit_price.currency()).collect();
+    let mut each = currencies.iter();
+    let (Some(currency), None) = (each.next(), each.next()) else {
+        let currencies: Vec<String> = currencies.iter().map(Currency::to_string).collect();
+        return Err(Error::MixedCurrencies { currencies: currencies.join(", ") });
+    };
+    let sum = lines
+        .iter()
+        .try_fold(Money::new(*currency, 0), |sum, line| sum.checked_add(line.unit_price.checked_mul(line.quantity)?));
+    match sum {
+        Ok(total) if !limits.are_exceeded_by(total) => Ok(total),
+        // A sum that does not fit is above every limit.
+        Ok(_) | Err(_) => Err(Error::AmountTooLarge { total: sum.ok(), limit: limits.of(*currency) }),
     }
-    let mut total: Option<Money> = None;
-    for line in lines {
-        let sum = line.unit_price.checked_mul(line.quantity).map_err(|_| Error::AmountTooLarge)?;
-        total = Some(match total {
-            Some(total) => total.checked_add(sum).map_err(|_| Error::AmountTooLarge)?,
-            None => sum,
-        });
-    }
-    total.ok_or(Error::AmountTooLarge)
 }
 
 fn check_expected(expected: Option<Money>, total: Money) -> Result<(), Error> {
@@ -295,11 +309,31 @@ mod tests {
 
     #[test]
     fn the_total_is_the_sum_of_the_lines_in_one_currency() {
+        let total = |lines: &[Line]| total(lines, &AmountLimits::default());
         assert_eq!(total(&[line(eur(250), 2), line(eur(1), 3)]).expect("a total"), eur(503));
         let usd = Money::new("USD".parse().expect("a currency"), 1);
         let mixed = total(&[line(eur(1), 1), line(usd, 1), line(eur(1), 1)]);
         assert!(matches!(mixed, Err(Error::MixedCurrencies { currencies }) if currencies == "EUR, USD"));
-        assert!(matches!(total(&[line(eur(i64::MAX), 2)]), Err(Error::AmountTooLarge)));
+    }
+
+    #[test]
+    fn a_total_is_within_the_limit_of_its_currency() {
+        let of = |code: &str, minor_units| Money::new(code.parse().expect("a currency"), minor_units);
+        let limits: AmountLimits = "KWD=5000".parse().expect("limits");
+        for (price, quantity) in
+            [(eur(10_000_000), 1), (of("VND", 12_000_000), 9), (of("IDR", 25_000_000), 9), (of("KWD", 5_000_000), 1)]
+        {
+            assert!(total(&[line(price, quantity)], &limits).is_ok(), "{price}");
+        }
+        let refused = |price| total(&[line(price, 2)], &limits).expect_err("above the limit");
+        let limit_of = |price| {
+            let refusal = refused(price);
+            let Error::AmountTooLarge { total, limit } = refusal else { panic!("{refusal}") };
+            (total, limit)
+        };
+        assert_eq!(limit_of(eur(5_000_001)), (Some(eur(10_000_002)), eur(10_000_000)));
+        assert_eq!(limit_of(of("KWD", 2_500_001)), (Some(of("KWD", 5_000_002)), of("KWD", 5_000_000)));
+        assert_eq!(limit_of(eur(i64::MAX)), (None, eur(10_000_000)));
     }
 
     #[test]

@@ -36,8 +36,8 @@ impl OrderService for OrderHandlers {
         let operation = mesh::operation(request.extensions());
         let user = convert::user(&mesh::caller(request.extensions()));
         let id = self.orders.begin(&operation, user);
-        let command = convert::create_order(request.into_inner()).map_err(Error::from).map_err(status)?;
-        let order = self.orders.create(&operation, id, user, command).await.map_err(status)?;
+        let decoded = convert::create_order(request.into_inner()).map_err(Error::from).map_err(status)?;
+        let order = self.orders.create_decoded(&operation, id, user, decoded).await.map_err(status)?;
         Ok(Response::new(proto::CreateOrderResponse { order: Some(convert::order(Scope::Of(user), &order)) }))
     }
 

@@ -39,6 +39,7 @@ use std::time::Duration;
 use chassis::settings::{count, duration, positive_duration};
 use chassis::{Chassis, OrderPeer, Served, Settings, UserPeer};
 use contracts::payment::v1::payment_service_server::{PaymentServiceServer, SERVICE_NAME};
+use kernel::AmountLimits;
 use mesh::Addresses;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -80,9 +81,9 @@ pub struct Config {
     /// How long a payment may be in doubt before it is given up, certainly not charged
     #[arg(long, env = "ORDERMESH_PAYMENT_DOUBT_LIMIT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub doubt_limit: Duration,
-    /// Most that is charged for an order, in minor units of its currency
-    #[arg(long, env = "ORDERMESH_PAYMENT_AMOUNT_LIMIT", default_value_t = 10_000_000, value_name = "MINOR_UNITS")]
-    pub amount_limit: i64,
+    /// Most that is charged for an order, by currency in whole units, for example EUR=50000,JPY=9000000; a currency that is not named keeps its default. The Order Service has a limit of its own, which should not be higher [default: about 100000 euros in each currency]
+    #[arg(long, env = "ORDERMESH_PAYMENT_AMOUNT_LIMIT", value_name = "CURRENCY=AMOUNT,…")]
+    pub amount_limit: Option<AmountLimits>,
     /// Longest that a call waits for its payment before it answers "pending"
     #[arg(long, env = "ORDERMESH_PAYMENT_ANSWER_WITHIN", default_value = "3s", value_parser = duration, value_name = "DURATION")]
     pub answer_within: Duration,
@@ -191,7 +192,10 @@ pub async fn run(
         waiters,
         events: chassis.events.clone(),
         tasks: chassis.tasks.clone(),
-        limits: process::Limits { amount_minor_units: config.amount_limit, answer_within: config.answer_within },
+        limits: process::Limits {
+            amount: config.amount_limit.unwrap_or_default(),
+            answer_within: config.answer_within,
+        },
     };
     let handlers = service::Handlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
     let routes = Routes::new(PaymentServiceServer::new(handlers));

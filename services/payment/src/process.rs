@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::{Money, OrderId, UserId};
+use kernel::{AmountLimits, Money, OrderId, UserId};
 use telemetry::{EventSink, Kind, Operation, Parent};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
@@ -49,10 +49,10 @@ pub struct CancelCommand {
 }
 
 /// Limits.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
-    /// The most that is charged, in minor units of whatever currency.
-    pub amount_minor_units: i64,
+    /// The most that is charged for an order.
+    pub amount: AmountLimits,
     /// The longest that a call waits for its payment to settle.
     pub answer_within: Duration,
 }
@@ -95,6 +95,10 @@ impl Processor {
         call.set_order(command.order_id.as_uuid());
         call.set_user(command.user_id.as_uuid());
         let declined = self.check(&command);
+        if let Some(amount) = command.amount.filter(|_| declined == Some(DeclineCode::InvalidAmount)) {
+            call.set("amount", amount.to_string());
+            call.set("amount.limit", self.limits.amount.of(amount.currency()).to_string());
+        }
         let draft = Draft {
             order_id: command.order_id,
             user_id: command.user_id,
@@ -134,8 +138,9 @@ impl Processor {
 
     /// Our own checks: a payment that they refuse is recorded DECLINED, and the gateway is never asked.
     fn check(&self, command: &ProcessCommand) -> Option<DeclineCode> {
-        let is_amount_sound =
-            command.amount.is_some_and(|amount| (1..=self.limits.amount_minor_units).contains(&amount.minor_units()));
+        let is_amount_sound = command
+            .amount
+            .is_some_and(|amount| amount.minor_units() > 0 && !self.limits.amount.are_exceeded_by(amount));
         if !is_amount_sound {
             Some(DeclineCode::InvalidAmount)
         } else if !command.are_details_sound {

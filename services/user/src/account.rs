@@ -85,6 +85,8 @@ pub(crate) struct ProfileChange {
     pub(crate) display_name: Option<String>,
     pub(crate) phone: Option<Option<String>>,
     pub(crate) address: Option<Option<Address>>,
+    /// The account's e-mail, as the caller knows it: another one is a change that is not made here.
+    pub(crate) known_email: Option<String>,
 }
 
 impl ProfileChange {

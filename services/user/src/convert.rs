@@ -15,7 +15,7 @@ use crate::password::{MAX_PASSWORD_BYTES, MIN_PASSWORD_CHARS, Password};
 use crate::session::RefreshToken;
 use crate::users::{Person, Tokens};
 
-/// In characters.
+/// In characters (code points).
 const MAX_DISPLAY_NAME: usize = 100;
 
 /// The person who calls.
@@ -51,7 +51,7 @@ impl TryFrom<pb::RegisterRequest> for Registration {
 /// An e-mail and its password.
 pub(crate) fn login(request: pb::LoginRequest) -> Result<(String, Password), Invalid> {
     let mut fields = Fields::default();
-    let email = fields.email("email", &request.email);
+    let email = fields.known_email("email", &request.email);
     let password = given_password(&mut fields, "password", &request.password);
     fields.finish(email.zip(password))
 }
@@ -64,31 +64,37 @@ pub(crate) fn password_change(request: pb::ChangePasswordRequest) -> Result<(Pas
     fields.finish(current.zip(new))
 }
 
-/// A password that is to be set.
+/// A password that is to be set. Controls are refused, NUL among them, and with it what bcrypt might end at (RFC 8265, 4.2.2).
 pub(crate) fn new_password(fields: &mut Fields, field: &str, text: &str) -> Option<Password> {
-    if text.chars().count() < MIN_PASSWORD_CHARS {
+    let password = Password::new(text);
+    if text.chars().any(char::is_control) {
+        fields.refuse(field, "CONTROL_CHARACTER", "must not contain control characters");
+    } else if password.length() < MIN_PASSWORD_CHARS {
         fields.refuse(field, "PASSWORD_TOO_SHORT", format!("must have at least {MIN_PASSWORD_CHARS} characters"));
-        return None;
+    } else if !password.fits() {
+        too_long(fields, field);
+    } else {
+        return Some(password);
     }
-    not_too_long(fields, field, text)
+    None
 }
 
-/// A password that is to be checked: a short one is wrong, which is not told here.
+/// A password that is to be checked: a short one is wrong, which is not told here, and so is one that breaks today's rules.
 fn given_password(fields: &mut Fields, field: &str, text: &str) -> Option<Password> {
+    let password = Password::new(text);
     if text.is_empty() {
         fields.refuse(field, "REQUIRED", "is required");
-        return None;
+    } else if !password.may_be_known() {
+        too_long(fields, field);
+    } else {
+        return Some(password);
     }
-    not_too_long(fields, field, text)
+    None
 }
 
-fn not_too_long(fields: &mut Fields, field: &str, text: &str) -> Option<Password> {
-    if text.len() > MAX_PASSWORD_BYTES {
-        let description = format!("must have at most {MAX_PASSWORD_BYTES} bytes of UTF-8");
-        fields.refuse(field, "PASSWORD_TOO_LONG", description);
-        return None;
-    }
-    Some(Password::new(text))
+fn too_long(fields: &mut Fields, field: &str) {
+    let description = format!("must have at most {MAX_PASSWORD_BYTES} bytes of UTF-8 in Normalization Form C");
+    fields.refuse(field, "PASSWORD_TOO_LONG", description);
 }
 
 /// A refresh token, ours by its form.
@@ -107,42 +113,61 @@ pub(crate) fn refresh_token(text: &str) -> Result<RefreshToken, Invalid> {
     fields.finish(token)
 }
 
-/// Those of the profile's fields that the mask names.
+/// The fields of a profile that can be changed.
+const CHANGEABLE: [&str; 3] = ["display_name", "phone", "address"];
+/// Those that the service sets: in a request they are ignored, in a mask too (AIP-203).
+const OUTPUT_ONLY: [&str; 4] = ["user_id", "role", "create_time", "update_time"];
+
+/// What a change of a profile sets, by AIP-134: the fields that the mask names, all of them when it is `*`, and without a
+/// mask those that are there.
 pub(crate) fn profile_change(request: pb::UpdateProfileRequest) -> Result<ProfileChange, Invalid> {
     let mut fields = Fields::default();
-    let mut change = ProfileChange::default();
-    if request.profile.is_none() {
+    let Some(profile) = request.profile else {
         fields.refuse("profile", "REQUIRED", "is required, with the new values of the fields that the mask names");
-    }
-    let profile = request.profile.unwrap_or_default();
+        return fields.finish(None);
+    };
     let paths = request.update_mask.unwrap_or_default().paths;
+    let named = named(&mut fields, &profile, &paths);
+    let mut change = ProfileChange::default();
+    if named.contains(&"display_name") {
+        change.display_name = fields.text("profile.display_name", &profile.display_name, 1, MAX_DISPLAY_NAME);
+    }
+    if named.contains(&"phone") {
+        change.phone = Some(profile.phone.as_deref().and_then(|text| phone(&mut fields, text)));
+    }
+    if named.contains(&"address") {
+        change.address = Some(profile.address.as_ref().and_then(|given| address(&mut fields, given)));
+    }
+    let is_email_named = paths.iter().any(|path| path == "email");
+    let is_email_there = (paths.is_empty() || is_whole(&paths)) && !profile.email.is_empty();
+    change.known_email = (is_email_named || is_email_there).then(|| profile.email.to_ascii_lowercase());
+    fields.finish(Some(change))
+}
+
+fn is_whole(paths: &[String]) -> bool {
+    matches!(paths, [only] if only == "*")
+}
+
+/// The changeable fields that a mask names.
+fn named(fields: &mut Fields, profile: &pb::Profile, paths: &[String]) -> Vec<&'static str> {
+    if is_whole(paths) {
+        return CHANGEABLE.to_vec();
+    }
     if paths.is_empty() {
-        fields.refuse("update_mask", "EMPTY_MASK", "must name at least one of display_name, phone, address");
+        let is_there = [!profile.display_name.is_empty(), profile.phone.is_some(), profile.address.is_some()];
+        return CHANGEABLE.into_iter().zip(is_there).filter_map(|(name, is_there)| is_there.then_some(name)).collect();
     }
     for (index, path) in paths.iter().enumerate() {
-        match path.as_str() {
-            "display_name" if change.display_name.is_none() => {
-                change.display_name = fields.text("profile.display_name", &profile.display_name, 1, MAX_DISPLAY_NAME);
-            }
-            "phone" if change.phone.is_none() => {
-                change.phone = Some(profile.phone.as_deref().and_then(|text| phone(&mut fields, text)));
-            }
-            "address" if change.address.is_none() => {
-                change.address = Some(profile.address.as_ref().and_then(|given| address(&mut fields, given)));
-            }
-            "display_name" | "phone" | "address" => {}
-            "user_id" | "email" | "role" | "create_time" | "update_time" => {
-                let description = "cannot be changed; display_name, phone and address can";
-                fields.refuse(format!("update_mask.paths[{index}]"), "IMMUTABLE_FIELD", description);
-            }
-            _ => {
-                let description =
-                    "no field of a profile; display_name, phone and address can be changed, each as a whole";
-                fields.refuse(format!("update_mask.paths[{index}]"), "UNKNOWN_FIELD", description);
-            }
+        let is_known = |known: &&str| *known == path;
+        if path == "*" {
+            let description = "stands for all fields, and alone";
+            fields.refuse(format!("update_mask.paths[{index}]"), "WILDCARD_NOT_ALONE", description);
+        } else if path != "email" && !CHANGEABLE.iter().chain(&OUTPUT_ONLY).any(is_known) {
+            let description = "no field of a profile; display_name, phone and address can be changed, each as a whole";
+            fields.refuse(format!("update_mask.paths[{index}]"), "UNKNOWN_FIELD", description);
         }
     }
-    fields.finish(Some(change))
+    CHANGEABLE.into_iter().filter(|name| paths.iter().any(|path| path == name)).collect()
 }
 
 /// E.164: a plus, no zero first, 7 to 15 digits.

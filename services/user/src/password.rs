@@ -1,6 +1,9 @@
 //! Passwords and their bcrypt hashes. Hashing takes a processor for a good part of a second: it is done off the async
 //! threads, at most one per processor at a time, and those who wait for it are bounded.
 //!
+//! A password is compared in one form of all that look the same (RFC 8265), so that it does not depend on the keyboard. Earlier
+//! releases hashed it as it was typed: such a hash is still good, and is made anew at the next log-in.
+//!
 //! Nothing here tells by its time whether an account exists.
 
 use std::fmt;
@@ -16,17 +19,46 @@ use crate::error::Error;
 
 /// bcrypt takes 72 bytes, one of which is the terminating zero.
 pub(crate) const MAX_PASSWORD_BYTES: usize = 71;
-/// In characters.
+/// In characters, which are code points (NIST SP 800-63B, 5.1.1.2).
 pub(crate) const MIN_PASSWORD_CHARS: usize = 8;
 
 /// A password. Never printed.
 #[derive(Clone)]
-pub(crate) struct Password(String);
+pub(crate) struct Password {
+    /// OpaqueString of RFC 8265. Its length counts, not that of the typed text.
+    prepared: String,
+    /// As it was typed, if that is another text and short enough to have been hashed.
+    typed: Option<String>,
+}
 
 impl Password {
     /// The text may be of any length: the rules are convert.rs's.
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
+        let text = text.into();
+        let prepared = kernel::text::opaque(&text);
+        let typed = (text != prepared && text.len() <= MAX_PASSWORD_BYTES).then_some(text);
+        Self { prepared, typed }
+    }
+
+    /// In characters.
+    pub(crate) fn length(&self) -> usize {
+        self.prepared.chars().count()
+    }
+
+    /// Whether a new hash can be made of it.
+    pub(crate) fn fits(&self) -> bool {
+        self.prepared.len() <= MAX_PASSWORD_BYTES
+    }
+
+    /// Whether a stored hash may be one of it.
+    pub(crate) fn may_be_known(&self) -> bool {
+        self.fits() || self.typed.is_some()
+    }
+
+    /// What a stored hash may be of, today's form first.
+    fn forms(&self) -> impl Iterator<Item = &str> {
+        let prepared = self.fits().then_some(self.prepared.as_str());
+        prepared.into_iter().chain(self.typed.as_deref())
     }
 }
 
@@ -150,26 +182,31 @@ impl Passwords {
 }
 
 fn hash(password: &Password, cost: u32) -> Result<PasswordHash, Error> {
-    non_truncating_hash(&password.0, cost).map(PasswordHash).map_err(Error::Hash)
+    non_truncating_hash(&password.prepared, cost).map(PasswordHash).map_err(Error::Hash)
 }
 
 fn check(password: &Password, stored: Option<PasswordHash>, cost: u32) -> Result<Check, Error> {
     let Some(stored) = stored else {
-        waste(password, cost)?;
+        password.forms().try_for_each(|form| waste(form, cost))?;
         return Ok(Check::Wrong);
     };
     let stored_cost = stored.cost()?;
-    if !non_truncating_verify(&password.0, &stored.0).map_err(Error::Hash)? {
+    for form in password.forms() {
+        if non_truncating_verify(form, &stored.0).map_err(Error::Hash)? {
+            let is_todays = stored_cost == cost && form == password.prepared;
+            // What is too long in today's form keeps the hash that it has.
+            let stays = is_todays || !password.fits();
+            return Ok(if stays { Check::Right } else { Check::Renewed(hash(password, cost)?) });
+        }
         // A hash of a lower cost was checked in less time: 2^low + (2^low + … + 2^(cost-1)) = 2^cost.
-        (stored_cost..cost).try_for_each(|cost| waste(password, cost))?;
-        return Ok(Check::Wrong);
+        (stored_cost..cost).try_for_each(|cost| waste(form, cost))?;
     }
-    Ok(if stored_cost == cost { Check::Right } else { Check::Renewed(hash(password, cost)?) })
+    Ok(Check::Wrong)
 }
 
 /// Takes as long as a check against a hash of this cost.
-fn waste(password: &Password, cost: u32) -> Result<(), Error> {
-    black_box(non_truncating_hash_with_salt(black_box(&password.0), cost, [0; 16])).map_err(Error::Hash)?;
+fn waste(form: &str, cost: u32) -> Result<(), Error> {
+    black_box(non_truncating_hash_with_salt(black_box(form), cost, [0; 16])).map_err(Error::Hash)?;
     Ok(())
 }
 
@@ -213,6 +250,47 @@ mod tests {
         let almost = format!("{}y", &longest[1..]);
         assert_eq!(passwords.check(password(&almost), Some(hash)).await.expect("checked"), Check::Wrong);
         assert!(matches!(passwords.hash(password(&"x".repeat(72))).await, Err(Refused::Failed(Error::Hash(_)))));
+    }
+
+    #[tokio::test]
+    async fn a_password_is_the_same_whatever_form_it_is_typed_in() {
+        let passwords = Passwords::new(4, 8);
+        let hash = passwords.hash(password("Zu\u{308}rich\u{a0}123")).await.expect("hashed");
+        for same in ["Z\u{fc}rich 123", "Zu\u{308}rich 123", "Z\u{fc}rich\u{2003}123"] {
+            assert_eq!(
+                passwords.check(password(same), Some(hash.clone())).await.expect("checked"),
+                Check::Right,
+                "{same}"
+            );
+        }
+        for other in ["Zurich 123", "Z\u{fc}rich123", "z\u{fc}rich 123"] {
+            assert_eq!(
+                passwords.check(password(other), Some(hash.clone())).await.expect("checked"),
+                Check::Wrong,
+                "{other}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hash_of_the_typed_form_is_good_and_made_anew() {
+        let (passwords, typed) = (Passwords::new(4, 8), "Zu\u{308}rich 123");
+        let old = PasswordHash(non_truncating_hash(typed, 4).expect("hashed"));
+        assert_eq!(passwords.check(password("Zurich 123"), Some(old.clone())).await.expect("checked"), Check::Wrong);
+        let Check::Renewed(new) = passwords.check(password(typed), Some(old)).await.expect("checked") else {
+            panic!("the hash should be renewed");
+        };
+        assert_eq!(passwords.check(password("Z\u{fc}rich 123"), Some(new)).await.expect("checked"), Check::Right);
+    }
+
+    #[tokio::test]
+    async fn a_password_that_is_too_long_in_todays_form_keeps_its_hash() {
+        let (passwords, typed) = (Passwords::new(4, 8), "\u{958}".repeat(23));
+        assert!(!password(&typed).fits() && password(&typed).may_be_known());
+        let old = PasswordHash(non_truncating_hash(&typed, 4).expect("hashed"));
+        assert_eq!(passwords.check(password(&typed), Some(old)).await.expect("checked"), Check::Right);
+        assert!(!password(&"x".repeat(72)).may_be_known());
+        assert!(password(&"e\u{301}".repeat(30)).fits(), "90 bytes as typed, and 60 that count");
     }
 
     #[tokio::test]

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chassis::Fingerprint;
+use chassis::{Fingerprint, Invalid};
 use kernel::{Clock, IdSource, SessionId, UserId};
+use mesh::Violation;
 use telemetry::Operation;
 
 use crate::account::{Account, Origin, Profile, ProfileChange, Registration, Role};
@@ -207,6 +208,11 @@ impl Users {
         operation: &Operation,
     ) -> Result<Profile, Error> {
         operation.set_user(user_id.as_uuid());
+        if let Some(known) = &change.known_email
+            && self.profile(user_id).await?.email != *known
+        {
+            return Err(immutable_email());
+        }
         // Which fields, and not what they say: personal data stay in the account.
         operation.set("fields", change.fields().join(","));
         let changed = self.store.change_profile(user_id, change, self.clock.now(), operation).await?;
@@ -265,6 +271,15 @@ impl Users {
             bootstrap.done(email).await;
         }
     }
+}
+
+/// AIP-203: an immutable field in an update is ignored while it is as stored, and refused when it is not.
+fn immutable_email() -> Error {
+    Error::Invalid(Invalid(vec![Violation {
+        field: "profile.email".to_owned(),
+        reason: "IMMUTABLE_FIELD",
+        description: "cannot be changed; display_name, phone and address can".to_owned(),
+    }]))
 }
 
 /// Of the command without its password.

@@ -79,6 +79,7 @@ async fn the_text_filter_minds_neither_case_nor_wildcards() {
     assert_eq!(found("BLUE m").await, ["MUG-BLUE"]);
     assert_eq!(found("tea").await, ["MUG-BLUE", "TEA-GREEN"], "in a description, and in a SKU");
     assert_eq!(found("täA").await, ["TEA-GREEN"], "also beyond ASCII");
+    assert_eq!(found("ta\u{308}a").await, ["TEA-GREEN"], "and in the other form");
     assert_eq!(found("100%").await, ["MUG-BLUE"]);
     for nothing in ["%g", "M_G", "!", "blue mugholds"] {
         assert_eq!(found(nothing).await, [""; 0], "{nothing}");
@@ -127,12 +128,22 @@ async fn all_that_is_wrong_with_a_product_is_told_at_once_and_nothing_is_stored(
         ("product.name", "INVALID_LENGTH"),
         ("product.description", "CONTROL_CHARACTER"),
         ("product.price.currency_code", "UNKNOWN_CURRENCY"),
-        ("product.price.minor_units", "OUT_OF_RANGE"),
     ]);
     assert_eq!(refusal(world.upsert(wrong).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
     let nothing = world.catalog().upsert_product(as_operator(UpsertProductRequest { product: None })).await;
     assert_eq!(refusal(nothing).2, violations(&[("product", "REQUIRED")]));
     assert_eq!(list(&world, "", 0, "").await.0, ["MUG-BLUE", "TEA-GREEN"]);
+}
+
+#[tokio::test]
+async fn a_name_that_says_nothing_and_a_price_beyond_its_currency_are_refused() {
+    let world = World::new().await;
+    let price = |code: &str, minor_units| Some(Money { currency_code: code.into(), minor_units });
+    let blank = Product { name: "\u{200b} \u{3164}".into(), price: price("EUR", 1_000_000_001), ..product("POT-RED") };
+    let expected = violations(&[("product.name", "REQUIRED"), ("product.price.minor_units", "OUT_OF_RANGE")]);
+    assert_eq!(refusal(world.upsert(blank).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    let dong = Product { price: price("VND", 25_000_000_000), ..product("POT-RED") };
+    world.upsert(dong).await.expect("a price of less than a million euros");
 }
 
 #[tokio::test]

@@ -52,19 +52,42 @@ fn is_sound(command: &CreateOrder) {
     assert!((1..=MAX_ITEMS).contains(&command.items.len()));
     assert!(command.items.iter().all(|(_, quantity)| (1..=999).contains(quantity)));
     let again = create_order(said(command)).expect("what was accepted is accepted again");
+    assert_eq!(again.breaks, None);
+    let again = again.command;
     assert_eq!((again.request_id, again.fingerprint()), (command.request_id, command.fingerprint()));
+    assert!(!kernel::text::is_blank(&command.address.recipient) && !kernel::text::is_blank(&command.address.city));
 }
 
 #[test]
 fn the_sound_order_is_accepted() {
-    is_sound(&create_order(sound()).expect("it is sound"));
+    let decoded = create_order(sound()).expect("it is sound");
+    assert_eq!(decoded.breaks, None);
+    is_sound(&decoded.command);
 }
 
 proptest! {
     #[test]
+    fn the_items_of_a_command_have_no_order(
+        (given, stored) in Just((0..9_u32).map(|n| (format!("SKU-{n}"), n + 1)).collect::<Vec<_>>())
+            .prop_flat_map(|items| (Just(items.clone()).prop_shuffle(), Just(items).prop_shuffle())),
+        at in 0..9_usize,
+    ) {
+        let sound = create_order(sound()).expect("it is sound").command;
+        let (given, stored) = (CreateOrder { items: given, ..sound.clone() }, CreateOrder { items: stored, ..sound });
+        let skus: Vec<&str> = stored.items.iter().map(|(sku, _)| sku.as_str()).collect();
+        prop_assert_eq!(given.fingerprint_in_order_of(&skus), stored.fingerprint());
+        let mut other = given;
+        other.items[at].1 += 1;
+        prop_assert_ne!(other.fingerprint_in_order_of(&skus), stored.fingerprint(), "another quantity is another command");
+        other.items.remove(at);
+        prop_assert_ne!(other.fingerprint_in_order_of(&skus), stored.fingerprint(), "and so is one item fewer");
+    }
+
+    #[test]
     fn an_order_is_refused_or_means_what_was_said(request in rude(sound())) {
         match create_order(request) {
-            Ok(command) => is_sound(&command),
+            Ok(Decoded { command, breaks: None }) => is_sound(&command),
+            Ok(Decoded { breaks: Some(invalid), .. }) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
             Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
         }
     }
@@ -79,7 +102,7 @@ proptest! {
         if let Some(address) = &mut request.shipping_address {
             address.country_code = country;
         }
-        if let Ok(command) = create_order(request) {
+        if let Ok(Decoded { command, breaks: None }) = create_order(request) {
             is_sound(&command);
         }
     }

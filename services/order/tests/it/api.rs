@@ -8,7 +8,7 @@ use kernel::{IdSource, SystemIds};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::system::{Person, System, is, mugs, refusal, state};
+use crate::system::{Choice, Person, System, is, mugs, refusal, state};
 use crate::world::GUARD;
 
 #[tokio::test]
@@ -139,6 +139,51 @@ async fn everything_that_is_wrong_with_an_order_is_said_at_once_and_told_as_an_e
     assert_eq!(named, expected.map(|(field, reason)| (field.to_owned(), reason.to_owned())));
     let event = system.data.failure(EventType::OrderCreation, "ValidationError").await;
     assert_eq!((event.user_id, event.order_id.is_empty()), (ada.id.to_string(), false));
+}
+
+#[tokio::test]
+async fn an_address_that_says_nothing_is_refused_unless_its_request_has_an_order_of_an_earlier_release() {
+    let system = System::new().await;
+    let ada = system.person("customer");
+    let mut request = mugs(1);
+    let address = request.shipping_address.as_mut().expect("it is there");
+    address.recipient = "\u{200b} ".into();
+    address.postal_code = "1011".into();
+    let status = ada.create(request.clone()).await.expect_err("refused");
+    let named: Vec<_> = status
+        .get_details_bad_request()
+        .expect("the fields")
+        .field_violations
+        .into_iter()
+        .map(|field| (field.field, field.reason))
+        .collect();
+    let expected =
+        [("shipping_address.recipient", "REQUIRED"), ("shipping_address.postal_code", "INVALID_POSTAL_CODE")];
+    assert_eq!(named, expected.map(|(field, reason)| (field.to_owned(), reason.to_owned())));
+
+    let sound = mugs(1);
+    let made = ada.create(sound.clone()).await.expect("an order");
+    system.as_of_an_earlier_release(&made.order_id, &request).await;
+    let again = ada.create(request.clone()).await.expect("what was acknowledged is answered again");
+    assert_eq!(again.order_id, made.order_id);
+    request.contact_email = "eve@example.com".into();
+    let status = ada.create(request).await.expect_err("another command");
+    assert_eq!(refusal(&status), is(Code::FailedPrecondition, "REQUEST_ID_REUSED", "order"));
+}
+
+#[tokio::test]
+async fn an_amount_above_the_limit_is_refused_and_the_limit_is_named() {
+    let amount_limit = Some("EUR=9.99".parse().expect("a limit"));
+    let system = System::with(Choice { amount_limit, ..Choice::default() }).await;
+    let ada = system.person("customer");
+    let status = ada.create(mugs(10)).await.expect_err("10 euros");
+    assert_eq!(refusal(&status), is(Code::InvalidArgument, "AMOUNT_TOO_LARGE", "order"));
+    let facts = status.get_details_error_info().expect("ErrorInfo").metadata;
+    assert_eq!(facts.get("limit").map(String::as_str), Some("9.99 EUR"));
+    assert_eq!(facts.get("total").map(String::as_str), Some("10.00 EUR"));
+    let event = system.data.failure(EventType::OrderCreation, "ValidationError").await;
+    assert_eq!(event.error.expect("an error").reason, "AMOUNT_TOO_LARGE");
+    ada.create(mugs(9)).await.expect("the twin: 9 euros");
 }
 
 #[tokio::test]

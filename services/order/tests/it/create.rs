@@ -83,8 +83,25 @@ async fn a_total_that_does_not_fit_is_refused() {
     let world = World::new().await;
     world.catalog.prices.lock().expect("not poisoned").insert("MUG".into(), eur(i64::MAX));
     let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("refused");
-    assert!(matches!(refusal, Error::AmountTooLarge), "{refusal}");
+    assert!(matches!(refusal, Error::AmountTooLarge { total: None, .. }), "{refusal}");
     nothing_has_changed(&world).await;
+}
+
+#[tokio::test]
+async fn a_total_above_the_limit_of_its_currency_is_refused_before_the_order_is_acknowledged() {
+    let world = World::new().await;
+    let price = |code: &str, minor_units| {
+        let price = kernel::Money::new(code.parse().expect("a currency"), minor_units);
+        world.catalog.prices.lock().expect("not poisoned").insert("MUG".into(), price);
+    };
+    price("EUR", 5_000_001);
+    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("refused");
+    assert_eq!(refusal.to_string(), "the order's total is above 100000.00 EUR, the limit in EUR");
+    nothing_has_changed(&world).await;
+    // Ten million of a small unit are an ordinary order.
+    price("VND", 12_000_000);
+    assert_eq!(world.create(wants(&[("MUG", 2)])).await.expect("an order").total.to_string(), "24000000 VND");
+    world.settle().await;
 }
 
 #[tokio::test]
@@ -167,6 +184,20 @@ async fn a_request_that_has_its_order_gets_it_again_also_when_it_would_be_refuse
     world.settle().await;
     let seen = world.seen.0.lock().expect("not poisoned");
     assert_eq!(seen.len(), 1, "replays are no events, the refusal is one: {seen:?}");
+}
+
+#[tokio::test]
+async fn the_items_of_a_repeated_request_may_come_in_another_order() {
+    let world = World::new().await;
+    let command = wants(&[("MUG", 2), ("PLATE", 1)]);
+    let first = world.create(command.clone()).await.expect("an order");
+    let mut turned = command.clone();
+    turned.items.reverse();
+    assert_eq!(world.create(turned.clone()).await.expect("the same command").id, first.id);
+    turned.items[0].1 += 1;
+    assert!(matches!(world.create(turned).await, Err(Error::RequestIdReused)), "another quantity");
+    world.settle().await;
+    assert_eq!((world.stock("MUG").await, world.stock("PLATE").await), ((10, 2), (10, 1)));
 }
 
 #[tokio::test]

@@ -5,6 +5,8 @@ use mesh::{Kind, Refusal};
 use order::Error;
 use telemetry::ErrorClass;
 
+use crate::world::eur;
+
 /// One of each. The match names every variant, so that a new one does not compile until it is here.
 fn every() -> Vec<Error> {
     let text = || "x".to_owned();
@@ -12,7 +14,7 @@ fn every() -> Vec<Error> {
         Error::Invalid(Invalid(vec![])),
         Error::UnknownSku(Invalid(vec![])),
         Error::MixedCurrencies { currencies: text() },
-        Error::AmountTooLarge,
+        Error::AmountTooLarge { total: Some(eur(10_000_001)), limit: eur(10_000_000) },
         Error::NoDeliveryZone { country: text() },
         Error::InsufficientStock { skus: text() },
         Error::PriceChanged { total: text(), expected: text() },
@@ -39,7 +41,7 @@ fn place(error: &Error) -> usize {
         Error::Invalid(_) => 0,
         Error::UnknownSku(_) => 1,
         Error::MixedCurrencies { .. } => 2,
-        Error::AmountTooLarge => 3,
+        Error::AmountTooLarge { .. } => 3,
         Error::NoDeliveryZone { .. } => 4,
         Error::InsufficientStock { .. } => 5,
         Error::PriceChanged { .. } => 6,
@@ -75,7 +77,7 @@ fn the_reasons_and_the_classes_of_their_events_are_these() {
         "INVALID_ARGUMENT InvalidArgument ValidationError",
         "UNKNOWN_SKU InvalidArgument ValidationError",
         "MIXED_CURRENCIES InvalidArgument ValidationError currencies",
-        "AMOUNT_TOO_LARGE InvalidArgument ValidationError",
+        "AMOUNT_TOO_LARGE InvalidArgument ValidationError total,limit,currency_code",
         "NO_DELIVERY_ZONE FailedPrecondition FAILED_PRECONDITION country_code",
         "INSUFFICIENT_STOCK FailedPrecondition FAILED_PRECONDITION skus",
         "PRICE_CHANGED FailedPrecondition FAILED_PRECONDITION total,expected_total",

@@ -17,6 +17,7 @@ use contracts::user::v1 as user;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use kernel::{IdSource, SystemIds};
 use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, Secret, ServerConfig};
+use order::order::{Address, CreateOrder, PaymentMethod};
 use order::{Config, SeedStock};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -201,6 +202,7 @@ impl payment::payment_service_server::PaymentService for PaymentsServer {
 pub(crate) struct Choice {
     pub(crate) memory_budget: Option<chassis::ByteSize>,
     pub(crate) create_order_quota: Option<mesh::Quota>,
+    pub(crate) amount_limit: Option<kernel::AmountLimits>,
     pub(crate) max_watchers: usize,
     /// The Data Service comes up only when the test says so.
     pub(crate) data_is_down: bool,
@@ -213,6 +215,7 @@ impl Default for Choice {
         Self {
             memory_budget: None,
             create_order_quota: None,
+            amount_limit: None,
             max_watchers: 10,
             data_is_down: false,
             payments_are_down: false,
@@ -231,7 +234,7 @@ pub(crate) struct System {
     config: Config,
     address: SocketAddr,
     data_socket: Option<TcpSocket>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 fn free_port() -> TcpSocket {
@@ -303,6 +306,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
         backoff_cap: Duration::from_secs(60),
         max_drives: 16,
         create_order_quota: choice.create_order_quota,
+        amount_limit: choice.amount_limit.clone(),
         max_watchers: choice.max_watchers,
         seed_stock: vec![SeedStock { sku: "MUG".into(), on_hand: 1_000 }],
     }
@@ -331,18 +335,8 @@ impl System {
         let (address, shutdown, running) = start(config.clone(), Some(admin)).await;
         let order = channel(address, Credentials::None);
         let data_socket = Some(data_socket);
-        let mut system = Self {
-            order,
-            data,
-            payments,
-            shutdown,
-            running,
-            admin_address,
-            config,
-            address,
-            data_socket,
-            _folder: folder,
-        };
+        let mut system =
+            Self { order, data, payments, shutdown, running, admin_address, config, address, data_socket, folder };
         if !choice.data_is_down {
             system.data_comes_up();
         }
@@ -369,6 +363,35 @@ impl System {
         let nobody = free_port().local_addr().expect("an address").to_string();
         config.user = chassis::UserPeer { user_addresses: vec![nobody].into(), token_keys };
         channel(start(config, None).await.0, Credentials::None)
+    }
+
+    /// Makes an order look as if an earlier release had made it by this request.
+    pub(crate) async fn as_of_an_earlier_release(&self, order_id: &str, request: &proto::CreateOrderRequest) {
+        use sea_orm::{ConnectionTrait, Statement};
+        let to = request.shipping_address.clone().expect("an address");
+        let command = CreateOrder {
+            request_id: request.request_id.parse().expect("an id"),
+            items: request.items.iter().map(|item| (item.sku.clone(), item.quantity.unsigned_abs())).collect(),
+            payment_method: PaymentMethod::new(request.payment_method.clone()),
+            address: Address {
+                recipient: to.recipient,
+                lines: to.lines,
+                city: to.city,
+                postal_code: to.postal_code,
+                country_code: to.country_code,
+            },
+            contact_email: request.contact_email.clone(),
+            expected_total: None,
+        };
+        let url = format!("sqlite://{}", self.folder.path().join("order.db").display());
+        let db = storage::Database::connect(&url, &storage::Options::default()).await.expect("it opens");
+        let order_id: kernel::OrderId = order_id.parse().expect("an id");
+        let update = Statement::from_sql_and_values(
+            db.read().get_database_backend(),
+            "UPDATE orders SET request_id = $1, fingerprint = $2 WHERE order_id = $3",
+            [command.request_id.as_uuid().into(), command.fingerprint().into(), order_id.as_uuid().into()],
+        );
+        assert_eq!(db.read().execute_raw(update).await.expect("updated").rows_affected(), 1);
     }
 
     /// What the admin port answers to a question: its first line.

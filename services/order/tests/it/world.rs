@@ -112,6 +112,7 @@ impl World {
             store: store.clone(),
             catalog: catalog.clone(),
             driver: driver.clone(),
+            amount_limits: kernel::AmountLimits::default(),
             clock: clock.clone(),
             ids: Arc::new(SystemIds),
         };

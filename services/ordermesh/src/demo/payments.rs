@@ -109,7 +109,8 @@ fn declined(
     })
 }
 
-async fn fails(act: Act, token: &str, failure: [&str; 3], event: Told) -> Result<Report, Wrong> {
+/// Waits until an order's payment has failed, and its event is stored.
+pub(crate) async fn fails(act: Act, token: &str, failure: [&str; 3], event: Told) -> Result<Report, Wrong> {
     let mut message = act.order(token);
     message.items.push(item("COFFEE-500", 2));
     let order_id = act.accepted(message).await?;

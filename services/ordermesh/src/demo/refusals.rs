@@ -52,6 +52,22 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
         invalid("malformed-country", malformed_country, &[("shipping_address.country_code", "INVALID_COUNTRY_CODE")]),
         invalid("no-recipient", no_recipient, &[("shipping_address.recipient", "REQUIRED")]),
+        invalid("blank-recipient", blank_recipient, &[("shipping_address.recipient", "REQUIRED")]),
+        invalid(
+            "misleading-recipient",
+            misleading_recipient,
+            &[("shipping_address.recipient", "MISLEADING_CHARACTER")],
+        ),
+        invalid(
+            "malformed-postal-code",
+            malformed_postal_code,
+            &[("shipping_address.postal_code", "INVALID_POSTAL_CODE")],
+        ),
+        invalid(
+            "malformed-payment-method",
+            |order| order.payment_method = "4242 4242 4242 4242".into(),
+            &[("payment_method", "INVALID_PAYMENT_METHOD")],
+        ),
         invalid("too-many-lines", too_many_lines, &[("shipping_address.lines", "INVALID_LENGTH")]),
         invalid("control-character", control_character, &[("shipping_address.city", "CONTROL_CHARACTER")]),
         invalid(
@@ -86,6 +102,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             |order| order.items.push(item(FOREIGN, 1)),
             Code::InvalidArgument,
             "MIXED_CURRENCIES",
+        ),
+        refused(
+            "amount-too-large",
+            |order| order.items = vec![item("BIKE-CITY", 999)],
+            Code::InvalidArgument,
+            "AMOUNT_TOO_LARGE",
         ),
         refused("no-delivery-zone", antarctica, Code::FailedPrecondition, "NO_DELIVERY_ZONE"),
         refused(
@@ -123,6 +145,18 @@ fn malformed_country(order: &mut order_v1::CreateOrderRequest) {
 
 fn no_recipient(order: &mut order_v1::CreateOrderRequest) {
     address(order).recipient.clear();
+}
+
+fn blank_recipient(order: &mut order_v1::CreateOrderRequest) {
+    address(order).recipient = "\u{200b}\u{a0}".to_owned();
+}
+
+fn misleading_recipient(order: &mut order_v1::CreateOrderRequest) {
+    address(order).recipient = "\u{202e}ecalevoL adA".to_owned();
+}
+
+fn malformed_postal_code(order: &mut order_v1::CreateOrderRequest) {
+    address(order).postal_code = "1011".to_owned();
 }
 
 fn too_many_lines(order: &mut order_v1::CreateOrderRequest) {

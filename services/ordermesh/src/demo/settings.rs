@@ -12,7 +12,7 @@ use kernel::{IdSource, SystemIds};
 use tonic::Code;
 
 use crate::catalog::SCARCE;
-use crate::demo::payments::fulfilled;
+use crate::demo::payments::{fails, fulfilled};
 use crate::demo::refusals::many;
 use crate::demo::scenario::{Played, Report, Scenario, Wrong, same};
 use crate::demo::stage::{Act, Stage, failed, item, succeeded};
@@ -32,6 +32,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             .with(&["--data.fault-lookup", "slow:5s"]),
         Scenario::new("lookup-refused", "--data.fault-lookup refuse: the lookup's CONNECTION_ERROR", |act| lookup_fails(act, "CONNECTION_ERROR"))
             .with(&["--data.fault-lookup", "refuse"]),
+        Scenario::new("payment-limit", "--payment.amount-limit EUR=10: the payment is declined, INVALID_AMOUNT, and the gateway is never asked", over_the_limit)
+            .with(&["--payment.amount-limit", "EUR=10"]),
         Scenario::new(
             "refund-refused",
             "--gateway.fault-latency-ms 1200: stock is lost while paying, the refund is refused: NEEDS_ATTENTION, then RetryOrder",
@@ -104,6 +106,11 @@ async fn lookup_fails(act: Act, class: &'static str) -> Result<Report, Wrong> {
     act.told(None, &events).await?;
     let report = Report::default().refusal(&status);
     Ok(events.iter().fold(report, |report, event| report.line(event.line())))
+}
+
+async fn over_the_limit(act: Act) -> Result<Report, Wrong> {
+    let event = failed(PaymentProcessing, "PaymentDeclined", "INVALID_AMOUNT");
+    fails(act, "pm_card_visa", ["PAYMENT_DECLINED", "INVALID_AMOUNT", "DO_NOT_RETRY"], event).await
 }
 
 async fn refund_refused(act: Act) -> Result<Report, Wrong> {

@@ -356,6 +356,7 @@ impl World {
                 store: shared.orders.clone(),
                 catalog: Arc::new(Shelf),
                 driver: idle,
+                amount_limits: kernel::AmountLimits::default(),
                 clock: shared.clock.clone(),
                 ids: Arc::new(SystemIds),
             },
@@ -455,7 +456,7 @@ impl World {
             waiters,
             events,
             tasks: tasks.clone(),
-            limits: Limits { amount_minor_units: 1_000_000, answer_within: GUARD },
+            limits: Limits { amount: kernel::AmountLimits::default(), answer_within: GUARD },
         };
         *lock(&shared.payment) = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
     }

@@ -23,6 +23,12 @@ fn the_sound_payment_is_accepted() {
     assert!(command.are_details_sound && command.amount.is_some());
 }
 
+#[test]
+fn an_email_that_an_earlier_release_of_the_order_service_took_is_paid_for() {
+    let request = proto::ProcessPaymentRequest { contact_email: "ada@-example.7".into(), ..sound() };
+    assert!(ProcessCommand::try_from(request).expect("it is sound").are_details_sound);
+}
+
 proptest! {
     #[test]
     fn a_payment_is_refused_or_recorded_as_it_was_asked_for(request in rude(sound())) {

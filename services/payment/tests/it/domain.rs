@@ -353,6 +353,22 @@ async fn an_amount_or_details_that_cannot_be_paid_are_declined_without_the_gatew
 }
 
 #[tokio::test]
+async fn an_amount_is_measured_by_the_limit_of_its_currency() {
+    for (code, minor_units, state) in [
+        ("VND", 12_000_000, State::Succeeded),
+        ("IDR", 25_000_000, State::Succeeded),
+        ("KWD", 10_000_000, State::Succeeded),
+        ("KWD", 35_000_001, State::Declined),
+    ] {
+        let world = World::new().await;
+        let amount = Some(Money::new(code.parse().expect("a currency"), minor_units));
+        let command = ProcessCommand { amount, ..world.command() };
+        let payment = world.try_process(&world.instance("one"), command).await.expect("an answer");
+        assert_eq!(payment.state, state, "{code} {minor_units}");
+    }
+}
+
+#[tokio::test]
 async fn an_order_has_one_command() {
     let world = World::new().await;
     let one = world.instance("one");

@@ -132,7 +132,7 @@ impl World {
             waiters,
             events,
             tasks: tasks.clone(),
-            limits: Limits { amount_minor_units: 10_000, answer_within: Duration::from_millis(20) },
+            limits: Limits { amount: "EUR=100".parse().expect("limits"), answer_within: Duration::from_millis(20) },
         };
         Instance { name, driver, processor, tasks, shutdown }
     }

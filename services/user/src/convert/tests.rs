@@ -23,7 +23,7 @@ fn sound_address() -> common::Address {
         recipient: "Ada".into(),
         lines: vec!["1 Engine Street".into()],
         city: "London".into(),
-        postal_code: "N1".into(),
+        postal_code: "N1 9GU".into(),
         country_code: "GB".into(),
     }
 }
@@ -33,6 +33,19 @@ fn a_registration_is_taken_with_its_email_in_lower_case() {
     let taken = Registration::try_from(registration()).expect("sound");
     assert_eq!((taken.email.as_str(), taken.display_name.as_str()), ("ada@example.com", "Ada"));
     assert!(!format!("{taken:?}").contains("correct horse"));
+}
+
+#[test]
+fn a_display_name_says_something() {
+    for (name, expected) in [
+        ("  ", Some("REQUIRED")),
+        ("\u{200b}\u{3164}", Some("REQUIRED")),
+        ("Ada\u{202e}", Some("MISLEADING_CHARACTER")),
+        ("نگار می\u{200c}آید 👩\u{200d}🚀", None),
+    ] {
+        let request = pb::RegisterRequest { display_name: name.into(), ..registration() };
+        assert_eq!(Registration::try_from(request).err().map(|invalid| invalid.0[0].reason), expected, "{name:?}");
+    }
 }
 
 #[test]
@@ -62,6 +75,12 @@ fn a_password_has_eight_characters_to_seventy_one_bytes() {
         ("€".repeat(24), Some("PASSWORD_TOO_LONG")),
         ("x".repeat(71), None),
         ("x".repeat(72), Some("PASSWORD_TOO_LONG")),
+        // Both count in Normalization Form C: 7 and 8 letters, and 60 bytes of the 90 that were typed.
+        ("e\u{301}".repeat(7), Some("PASSWORD_TOO_SHORT")),
+        ("e\u{301}".repeat(8), None),
+        ("e\u{301}".repeat(30), None),
+        ("correct\0horse".to_owned(), Some("CONTROL_CHARACTER")),
+        ("correct\thorse".to_owned(), Some("CONTROL_CHARACTER")),
     ];
     for (password, expected) in cases {
         let result = Registration::try_from(pb::RegisterRequest { password: password.clone(), ..registration() });
@@ -75,6 +94,9 @@ fn a_log_in_does_not_tell_that_a_password_is_short() {
     assert!(login(request("short")).is_ok());
     assert_eq!(reasons(&login(request("")).expect_err("missing")), [("password", "REQUIRED")]);
     assert_eq!(reasons(&login(request(&"x".repeat(72))).expect_err("long")), [("password", "PASSWORD_TOO_LONG")]);
+    assert!(login(request("correct\thorse")).is_ok(), "an earlier release accepted it");
+    let old = pb::LoginRequest { email: "ada@-example.7".into(), password: "correct horse".into() };
+    assert!(login(old).is_ok(), "and this e-mail");
     let nothing = login(pb::LoginRequest::default()).expect_err("nothing is there");
     assert_eq!(reasons(&nothing), [("email", "INVALID_EMAIL"), ("password", "REQUIRED")]);
 }
@@ -106,28 +128,76 @@ fn only_fields_that_the_mask_names_are_set_and_absent_ones_are_cleared() {
     let phone = Some(Some("+442012345678".to_owned()));
     assert_eq!(change, ProfileChange { phone, ..ProfileChange::default() });
     let change = profile_change(update(pb::Profile::default(), &["phone", "address"])).expect("sound");
-    assert_eq!(change, ProfileChange { phone: Some(None), address: Some(None), display_name: None });
+    let cleared = ProfileChange { phone: Some(None), address: Some(None), ..ProfileChange::default() };
+    assert_eq!(change, cleared);
     let change = profile_change(update(profile, &["display_name", "address"])).expect("sound");
     assert_eq!(change.address.flatten().map(|address| address.city).as_deref(), Some("London"));
     assert_eq!(change.display_name.as_deref(), Some("Ada L."));
 }
 
 #[test]
-fn a_mask_that_is_missing_empty_or_names_other_fields_is_refused() {
+fn without_a_mask_the_fields_that_are_there_are_set() {
+    let profile = pb::Profile {
+        display_name: "Ada L.".into(),
+        phone: Some("+442012345678".into()),
+        // As a caller sends it that changes what it has read.
+        user_id: "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e".into(),
+        email: "Ada@example.com".into(),
+        role: pb::Role::Customer.into(),
+        ..pb::Profile::default()
+    };
+    let expected = ProfileChange {
+        display_name: Some("Ada L.".into()),
+        phone: Some(Some("+442012345678".into())),
+        address: None,
+        known_email: Some("ada@example.com".into()),
+    };
+    for update_mask in [None, Some(prost_types::FieldMask::default())] {
+        let request = pb::UpdateProfileRequest { profile: Some(profile.clone()), update_mask };
+        assert_eq!(profile_change(request).expect("sound"), expected);
+    }
+    let nothing = pb::UpdateProfileRequest { profile: Some(pb::Profile::default()), update_mask: None };
+    assert_eq!(profile_change(nothing).expect("it changes nothing"), ProfileChange::default());
+    let blank = pb::Profile { display_name: " ".into(), ..pb::Profile::default() };
+    let invalid = profile_change(update(blank, &[])).expect_err("it says nothing");
+    assert_eq!(reasons(&invalid), [("profile.display_name", "REQUIRED")]);
+}
+
+#[test]
+fn a_star_replaces_the_profile_whole() {
+    let profile = pb::Profile { display_name: "Ada L.".into(), ..pb::Profile::default() };
+    let change = profile_change(update(profile, &["*"])).expect("sound");
+    let expected = ProfileChange {
+        display_name: Some("Ada L.".into()),
+        phone: Some(None),
+        address: Some(None),
+        known_email: None,
+    };
+    assert_eq!(change, expected);
+    let invalid = profile_change(update(pb::Profile::default(), &["*"])).expect_err("what is required must be there");
+    assert_eq!(reasons(&invalid), [("profile.display_name", "REQUIRED")]);
+}
+
+#[test]
+fn a_mask_of_unknown_fields_is_refused_and_output_only_ones_are_ignored() {
     let invalid = profile_change(pb::UpdateProfileRequest::default()).expect_err("nothing is there");
-    assert_eq!(reasons(&invalid), [("profile", "REQUIRED"), ("update_mask", "EMPTY_MASK")]);
-    let paths = ["email", "role", "shoe_size", "address.city", "*", "phone"];
-    let invalid = profile_change(update(pb::Profile::default(), &paths)).expect_err("five of them");
+    assert_eq!(reasons(&invalid), [("profile", "REQUIRED")]);
+    let paths = ["role", "shoe_size", "address.city", "*", "phone", ""];
+    let invalid = profile_change(update(pb::Profile::default(), &paths)).expect_err("four of them");
     assert_eq!(
         reasons(&invalid),
         [
-            ("update_mask.paths[0]", "IMMUTABLE_FIELD"),
-            ("update_mask.paths[1]", "IMMUTABLE_FIELD"),
+            ("update_mask.paths[1]", "UNKNOWN_FIELD"),
             ("update_mask.paths[2]", "UNKNOWN_FIELD"),
-            ("update_mask.paths[3]", "UNKNOWN_FIELD"),
-            ("update_mask.paths[4]", "UNKNOWN_FIELD"),
+            ("update_mask.paths[3]", "WILDCARD_NOT_ALONE"),
+            ("update_mask.paths[5]", "UNKNOWN_FIELD"),
         ]
     );
+    let values = pb::Profile { role: pb::Role::Operator.into(), user_id: "x".into(), ..pb::Profile::default() };
+    let change = profile_change(update(values, &["role", "user_id", "create_time", "update_time"])).expect("ignored");
+    assert_eq!(change, ProfileChange::default());
+    let change = profile_change(update(pb::Profile::default(), &["email"])).expect("the account knows");
+    assert_eq!(change, ProfileChange { known_email: Some(String::new()), ..ProfileChange::default() });
 }
 
 #[test]

@@ -123,7 +123,11 @@ async fn the_same_registration_gets_the_same_answer_also_after_the_profile_chang
         postal_code: String::new(),
         country_code: "GB".into(),
     };
-    let change = ProfileChange { display_name: Some("Countess".into()), phone: None, address: Some(Some(address)) };
+    let change = ProfileChange {
+        display_name: Some("Countess".into()),
+        address: Some(Some(address)),
+        ..ProfileChange::default()
+    };
     world.clock.advance(Duration::from_secs(1));
     world.users.change_profile(first.user_id, change, &audit()).await.expect("changed");
     assert_eq!(world.register(registration).await.expect("the same answer"), first);
@@ -407,4 +411,23 @@ async fn a_profile_of_nobody_is_not_found() {
     let changed = world.users.change_profile(nobody, ProfileChange::default(), &audit()).await;
     assert!(matches!(changed, Err(Error::AccountNotFound)));
     assert!(world.clock.now() > Timestamp::default());
+}
+
+#[tokio::test]
+async fn an_email_in_an_update_is_ignored_while_it_is_the_accounts_and_refused_when_it_is_not() {
+    let world = World::new().await;
+    let user_id = world.ada().await.user_id;
+    let change = |email: &str| ProfileChange {
+        display_name: Some("Countess".into()),
+        known_email: Some(email.into()),
+        ..ProfileChange::default()
+    };
+    let refused = world.users.change_profile(user_id, change("eve@example.com"), &audit()).await;
+    assert!(
+        matches!(&refused, Err(Error::Invalid(invalid)) if invalid.0[0].reason == "IMMUTABLE_FIELD"),
+        "{refused:?}"
+    );
+    assert_eq!(world.users.profile(user_id).await.expect("it is there").display_name, "Ada", "nothing has changed");
+    let changed = world.users.change_profile(user_id, change("ada@example.com"), &audit()).await.expect("changed");
+    assert_eq!(changed.display_name, "Countess");
 }

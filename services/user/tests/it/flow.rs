@@ -23,7 +23,7 @@ async fn a_customer_registers_logs_in_and_keeps_a_profile() {
         recipient: "Ada Lovelace".into(),
         lines: vec!["1 Engine Street".into()],
         city: "London".into(),
-        postal_code: "N1".into(),
+        postal_code: "N1 9GU".into(),
         country_code: "GB".into(),
     };
     let values = pb::Profile {
@@ -40,6 +40,35 @@ async fn a_customer_registers_logs_in_and_keeps_a_profile() {
 
     let cleared = world.update_profile(&session, pb::Profile::default(), &["phone"]).await.expect("changed");
     assert_eq!((cleared.phone, cleared.address), (None, Some(address)));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_profile_that_was_read_is_changed_and_sent_back_whole() {
+    let world = World::start().await;
+    world.ada_registers().await;
+    let session = world.ada_logs_in().await;
+    let mut profile = world.profile(&session).await.expect("a profile");
+    profile.phone = Some("+442012345678".into());
+    let changed = world.update_profile(&session, profile.clone(), &[]).await.expect("without a mask");
+    assert_eq!((changed.phone, changed.display_name.as_str()), (profile.phone.take(), "Ada"));
+    let replaced = world.update_profile(&session, profile.clone(), &["*"]).await.expect("whole");
+    assert_eq!((replaced.phone, replaced.display_name.as_str()), (None, "Ada"));
+    profile.email = "eve@example.com".into();
+    let refused = told(world.update_profile(&session, profile, &["*"]).await);
+    assert_eq!(refused.violations, [("profile.email".to_owned(), "IMMUTABLE_FIELD".to_owned())]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_password_is_the_same_on_every_keyboard() {
+    let world = World::start().await;
+    let typed = pb::RegisterRequest { password: "Zu\u{308}rich caf\u{e9}".into(), ..ada() };
+    let registered = world.register(typed.clone()).await.expect("registered");
+    world.login("ada@example.com", "Z\u{fc}rich cafe\u{301}").await.expect("the other form");
+    let again = pb::RegisterRequest { password: "Z\u{fc}rich caf\u{e9}".into(), ..typed };
+    assert_eq!(world.register(again).await.expect("the same command"), registered);
+    assert_eq!(told(world.login("ada@example.com", "Zurich cafe").await).reason, "INVALID_CREDENTIALS");
     world.stop().await;
 }
 
