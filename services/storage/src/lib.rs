@@ -5,6 +5,7 @@
 //! - [`migrate`]: the schema is brought up to date under a lock
 //! - [`transact`]: a change and its events are committed together, or not at all
 //! - [`outbox`]: events that wait to be sent
+//! - `url`: the URLs of SQLite files
 
 pub mod connect;
 pub mod error;
@@ -13,9 +14,11 @@ pub mod migrate;
 pub mod outbox;
 mod patience;
 pub mod transact;
+mod url;
 
 pub use connect::{Backend, Database, Options, check_url};
 pub use error::{Error, Failure};
 pub use migrate::Migration;
 pub use patience::patiently;
 pub use transact::Tx;
+pub use url::sqlite_url;
