@@ -7,6 +7,7 @@ Run alone it needs no cluster, and leaves the API server out.
 import glob
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,33 @@ def database_urls(texts):
     return [f"{len(texts)} variants: each has its URLs from the one Secret that is there"]
 
 
+def one_family_alone(objects):
+    """What takes IPv4 for granted: on IPv6-only clusters nothing would get ready, on dual-stack ones half of it would be left out."""
+    for each in objects:
+        name = f"{each['kind']} {each['metadata']['name']}"
+        if each["kind"] == "Service" and each["spec"].get("ipFamilyPolicy") != "PreferDualStack":
+            yield f"{name} is not dual-stack"
+        if each["kind"] == "NetworkPolicy":
+            for rule in (rule for part in ("ingress", "egress") for rule in each["spec"].get(part) or []):
+                blocks = [peer["ipBlock"]["cidr"] for peer in [*rule.get("from", []), *rule.get("to", [])] if "ipBlock" in peer]
+                if blocks and len({":" in block for block in blocks}) != 2:
+                    yield f"{name} is for {blocks} alone"
+        elif re.search(r"(?<![\d.])0\.0\.0\.0(?![/\d])", json.dumps(each)):
+            yield f"{name} listens on 0.0.0.0"
+
+
+def families(texts):
+    """IPv4 and IPv6."""
+    wrong = [f"{name}: {problem}" for name, text in texts.items() for problem in one_family_alone([each for each in yaml.safe_load_all(text) if each])]
+    check(not wrong, "\n".join(wrong))
+    # The twin: it sees each kind of problem.
+    block = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
+    bad = [{"kind": "Service", "metadata": {"name": "a"}, "spec": {}}, {"kind": "NetworkPolicy", "metadata": {"name": "b"}, "spec": {"egress": [block]}},
+           {"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"ORDERMESH_LISTEN": "0.0.0.0:7000"}}]
+    check(len(list(one_family_alone(bad))) == 3, "what is for one family alone is seen")
+    return [f"{len(texts)} variants: Services, policies and listeners are for both families"]
+
+
 def schemas(texts):
     """kubeconform, strict and offline."""
     said = []
@@ -149,7 +177,7 @@ def scores():
 def without_cluster():
     """Everything that needs no API server."""
     texts = variants()
-    said = [*schemas(texts), *database_urls(texts), *scores()]
+    said = [*schemas(texts), *database_urls(texts), *families(texts), *scores()]
     problems = k8s_policies.check() + k8s_policies.sees_differences()
     check(not problems, "\n".join(problems))
     run([BIN / "hadolint", ROOT / "deploy/Dockerfile"])

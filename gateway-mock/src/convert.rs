@@ -207,6 +207,8 @@ fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
 
     #[test]
@@ -215,6 +217,22 @@ mod tests {
             assert!(charge_key(key.to_owned()).is_err(), "{key:?}");
         }
         assert!(charge_key("order-1-charge".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn the_largest_rows_fit_into_what_every_client_takes() {
+        let row = proto::Charge {
+            charge_id: "x".repeat(40),
+            charge_key: "😀".repeat(MAX_KEY_CHARS),
+            status: proto::ChargeStatus::Refunded.into(),
+            amount: Some(common::Money { currency_code: "EUR".into(), minor_units: i64::MAX }),
+            decline_code: proto::DeclineCode::Fraudulent.into(),
+            create_time: Some(timestamp(Timestamp::from_micros(i64::MAX))),
+            refund_time: Some(timestamp(Timestamp::from_micros(i64::MAX))),
+        };
+        let charges = vec![row; usize::from(MAX_PAGE_SIZE)];
+        let answer = proto::ListChargesResponse { charges, next_page_token: "x".repeat(2_000) };
+        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
     }
 
     #[test]

@@ -51,6 +51,18 @@ pub enum Error {
     Serve(#[source] std::io::Error),
 }
 
+impl Error {
+    /// A setting is wrong, or what it names: another start with the same settings ends the same way.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::ApiKeyMissing | Self::ApiKeyMalformed | Self::ApiKeyFile { .. } | Self::Tls(_) => true,
+            Self::Ledger(error) => error.is_configuration(),
+            Self::Telemetry(error) => error.is_setting(),
+            Self::Bind { .. } | Self::Signal(_) | Self::Serve(_) => false,
+        }
+    }
+}
+
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {

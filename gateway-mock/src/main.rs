@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use gateway_mock::{Config, Error};
 use telemetry::{Environment, SetupError, Telemetry};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -23,15 +22,14 @@ async fn main() -> ExitCode {
     match serve(Cli::parse().config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", telemetry::masked(&error.to_string()));
             let mut source = error.source();
             while let Some(cause) = source {
-                eprintln!("  because {cause}");
+                eprintln!("  because {}", telemetry::masked(&cause.to_string()));
                 source = cause.source();
             }
             // As for arguments that cannot be read.
-            let is_setting = matches!(&error, Error::Telemetry(error) if error.is_setting());
-            ExitCode::from(if is_setting { 2 } else { 1 })
+            ExitCode::from(if error.is_configuration() { 2 } else { 1 })
         }
     }
 }
@@ -49,7 +47,7 @@ async fn serve(config: Config) -> Result<(), Error> {
         log: config.log.clone(),
         log_form: None,
     })?;
-    let bind = async |address| TcpListener::bind(address).await.map_err(|source| Error::Bind { address, source });
+    let bind = async |address| mesh::listen(address).await.map_err(|source| Error::Bind { address, source });
     let (listener, admin_listener) = (bind(config.listen).await?, bind(config.admin_listen).await?);
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;

@@ -1,8 +1,70 @@
-//! Opaque page tokens (AIP-158), which hold the last key of the page before.
+//! Pages of lists (AIP-158): opaque tokens, which hold the last key of the page before, and pages that end by count or by
+//! bytes, whichever comes first.
+
+use prost::Message;
+use prost::encoding::key_len;
 
 use crate::decode::Fields;
 use crate::fingerprint::Fingerprint;
 use crate::opaque::{Opaque, OpaqueError};
+
+/// The most bytes of the entries of one answer. gRPC clients of every language refuse a message above 4 MiB unless they are
+/// configured otherwise; what an answer has besides its entries needs less than the rest.
+pub const MAX_ENTRIES_BYTES: usize = 3 * 1_024 * 1_024;
+
+/// A page as it is sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Page<M> {
+    /// In the list's order.
+    pub entries: Vec<M>,
+    /// Empty on the last page.
+    pub next_page_token: String,
+}
+
+impl<M: Message> Page<M> {
+    /// Cuts a page out of what was read: one more than `page_size` when there is more. A page ends early before the entry
+    /// that would take it over [`MAX_ENTRIES_BYTES`], and has one entry at least. `next` makes the token out of the last entry.
+    pub fn cut<T>(
+        read: impl IntoIterator<Item = T>,
+        page_size: u32,
+        encode: impl Fn(T) -> M,
+        next: impl FnOnce(&M) -> String,
+    ) -> Self {
+        let page_size = usize::try_from(page_size).unwrap_or(usize::MAX);
+        let (mut entries, mut bytes, mut is_cut): (Vec<M>, usize, bool) = (Vec::new(), 0, false);
+        for row in read {
+            is_cut = entries.len() >= page_size;
+            if is_cut {
+                break;
+            }
+            let entry = encode(row);
+            bytes = bytes.saturating_add(entry_bytes(&entry));
+            is_cut = bytes > MAX_ENTRIES_BYTES && !entries.is_empty();
+            if is_cut {
+                break;
+            }
+            entries.push(entry);
+        }
+        let next_page_token = entries.last().filter(|_| is_cut).map(next).unwrap_or_default();
+        Self { entries, next_page_token }
+    }
+}
+
+/// How many entries, from the first on, fit into [`MAX_ENTRIES_BYTES`].
+pub fn fitting<'a, M: Message + 'a>(entries: impl IntoIterator<Item = &'a M>) -> usize {
+    let mut bytes = 0_usize;
+    let fits = |entry: &&M| {
+        bytes = bytes.saturating_add(entry_bytes(*entry));
+        bytes <= MAX_ENTRIES_BYTES
+    };
+    entries.into_iter().take_while(fits).count()
+}
+
+/// What an entry of a repeated field takes on the wire: its key, its length, and itself.
+fn entry_bytes(entry: &impl Message) -> usize {
+    let bytes = entry.encoded_len();
+    key_len(1) + prost::length_delimiter_len(bytes) + bytes
+}
 
 /// A page's size and where it starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,7 +132,59 @@ mod tests {
         }
     }
 
+    use contracts::order::v1::{BatchGetStockResponse, Stock};
+
     use super::*;
+
+    /// All pages of a list of entries with texts of these lengths, and the largest answer's bytes.
+    fn pages(lengths: &[usize], page_size: u32) -> (Vec<Vec<usize>>, usize) {
+        let entry = |index: usize| Stock { sku: "x".repeat(lengths[index]), on_hand: 1, reserved: index as i64 };
+        let (mut pages, mut largest, mut start) = (Vec::new(), 0, 0);
+        loop {
+            // As a store reads: one more than the page has.
+            let read = (start..lengths.len()).take(page_size as usize + 1);
+            let page = Page::cut(read, page_size, entry, |last| last.reserved.to_string());
+            let ids: Vec<usize> = page.entries.iter().map(|stock| stock.reserved as usize).collect();
+            largest = largest.max(BatchGetStockResponse { stocks: page.entries }.encoded_len());
+            pages.push(ids);
+            match page.next_page_token.parse::<usize>() {
+                Ok(last) => start = last + 1,
+                Err(_) => return (pages, largest),
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn short_pages_lose_no_entry_repeat_none_and_stay_within_the_bytes(
+            lengths in proptest::collection::vec(0_usize..900_000, 0..24), page_size in 1_u32..12,
+        ) {
+            let (pages, largest) = pages(&lengths, page_size);
+            prop_assert!(largest <= MAX_ENTRIES_BYTES, "{}", largest);
+            prop_assert_eq!(pages.concat(), (0..lengths.len()).collect::<Vec<_>>());
+            prop_assert!(pages.len() == 1 || pages.iter().all(|page| !page.is_empty()));
+            prop_assert!(pages.iter().all(|page| page.len() <= page_size as usize));
+        }
+    }
+
+    #[test]
+    fn a_page_ends_by_count_or_by_bytes_and_has_a_token_only_when_there_is_more() {
+        let of = |lengths: &[usize]| pages(lengths, 2).0;
+        assert_eq!(of(&[]), [vec![]] as [Vec<usize>; 1]);
+        assert_eq!(of(&[1, 1]), [[0, 1]]);
+        assert_eq!(of(&[1, 1, 1]), [vec![0, 1], vec![2]]);
+        let third = MAX_ENTRIES_BYTES / 3;
+        assert_eq!(of(&[third, 2 * third, 1]), [vec![0], vec![1, 2]], "keys and lengths count too");
+        assert_eq!(of(&[2 * MAX_ENTRIES_BYTES, 1]), [[0], [1]], "one entry at least, or the list would never go on");
+    }
+
+    #[test]
+    fn what_fits_is_counted_from_the_first_on() {
+        let stock = |bytes: usize| Stock { sku: "x".repeat(bytes), ..Default::default() };
+        assert_eq!(fitting(&[stock(1), stock(MAX_ENTRIES_BYTES / 2), stock(MAX_ENTRIES_BYTES), stock(1)]), 2);
+        assert_eq!(fitting(&[] as &[Stock]), 0);
+    }
 
     fn filters(text: &str) -> Fingerprint {
         Fingerprint::of("ListProducts/1").part("text", text)

@@ -85,9 +85,28 @@ pub enum Error {
     /// The server ended.
     #[error("the server ended")]
     Serve(#[source] std::io::Error),
+    /// A setting of the service's own, or a file that it names.
+    #[error("{0}")]
+    Setting(String),
     /// Something of the service's own.
     #[error("{0}")]
     Service(String),
+}
+
+impl Error {
+    /// A setting is wrong, or what it names: another start with the same settings ends the same way.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Database { source, .. } => source.is_configuration(),
+            Self::MeshSecret { .. }
+            | Self::TokenKeys { .. }
+            | Self::Tls(_)
+            | Self::NotOurs { .. }
+            | Self::NotLoopback { .. }
+            | Self::Setting(_) => true,
+            Self::Stopped | Self::Serve(_) | Self::Service(_) => false,
+        }
+    }
 }
 
 /// What a service serves.
@@ -327,7 +346,7 @@ pub async fn open_database(
         statement_timeout: settings.database.statement_timeout,
         schema: url.is_some_and(DatabaseUrl::is_server).then(|| service.to_owned()),
     };
-    let url = url.map_or_else(|| format!("sqlite://{}", file.display()), |url| url.as_str().to_owned());
+    let url = url.map_or_else(|| storage::sqlite_url(&file), |url| url.as_str().to_owned());
     storage::patiently(|| async {
         let db = Database::connect(&url, &options).await?;
         db.migrate(migrations).await?;

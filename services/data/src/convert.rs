@@ -1,13 +1,13 @@
 //! The catalogue's messages ⇄ values: every check of a field.
 
-use chassis::{Fields, Fingerprint, Invalid, PageToken, encode, page};
+use chassis::page::{self, Page};
+use chassis::{Fields, Fingerprint, Invalid, PageToken, encode};
 use contracts::common::v1 as common;
 use contracts::data::v1 as proto;
 
 use crate::SeedProduct;
 use crate::catalog::{
-    Draft, ListProducts, Lookup, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, MAX_PRICE_EUROS, MAX_SKUS, Page, Product,
-    Upsert,
+    Draft, ListProducts, Lookup, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, MAX_PRICE_EUROS, MAX_SKUS, Product, Upsert,
 };
 use crate::delivery::{Destination, Estimate};
 
@@ -132,10 +132,11 @@ impl From<Lookup> for proto::BatchGetProductsResponse {
     }
 }
 
-impl From<Page<Product>> for proto::ListProductsResponse {
-    fn from(page: Page<Product>) -> Self {
-        Self { products: page.items.into_iter().map(Into::into).collect(), next_page_token: page.next_page_token }
-    }
+/// A page out of one product more than the page's size.
+pub(crate) fn products(read: Vec<Product>, asked: &ListProducts) -> proto::ListProductsResponse {
+    let next = |last: &proto::Product| asked.page.next(&last.sku);
+    let Page { entries, next_page_token } = Page::cut(read, asked.page_size, proto::Product::from, next);
+    proto::ListProductsResponse { products: entries, next_page_token }
 }
 
 impl From<Product> for proto::UpsertProductResponse {
@@ -159,6 +160,8 @@ impl From<Estimate> for proto::GetDeliveryEstimateResponse {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
 
     fn fields_of<T>(result: Result<T, Invalid>) -> Vec<(String, &'static str)> {
@@ -188,6 +191,31 @@ mod tests {
         assert_eq!(of(vec![]), [("skus".into(), "INVALID_LENGTH")]);
         assert_eq!(of(vec!["A"; 101]), [("skus".into(), "INVALID_LENGTH")]);
         assert_eq!(of(vec!["A", "b", ""]), [("skus[1]".into(), "INVALID_SKU"), ("skus[2]".into(), "INVALID_SKU")]);
+    }
+
+    /// With as many bytes as a product may have.
+    fn largest(sku: usize) -> Product {
+        let product = proto::Product {
+            sku: format!("{sku:0>64}"),
+            name: "😀".repeat(MAX_NAME_CHARS),
+            description: "😀".repeat(MAX_DESCRIPTION_CHARS),
+            price: Some(common::Money { currency_code: "EUR".into(), minor_units: MAX_PRICE_EUROS * 100 }),
+            ..mug()
+        };
+        let upsert = Upsert::try_from(proto::UpsertProductRequest { product: Some(product) }).expect("it is sound");
+        Product { draft: upsert.draft, version: i64::MAX, update_time: kernel::Timestamp::default() }
+    }
+
+    #[test]
+    fn the_largest_products_fit_into_what_every_client_takes() {
+        let request = proto::ListProductsRequest { page_size: i32::MAX, ..Default::default() };
+        let page = products((0..201).map(largest).collect(), &ListProducts::try_from(request).expect("it is sound"));
+        assert_eq!(page.products.len(), 200);
+        assert!(!page.next_page_token.is_empty() && page.encoded_len() < 4_194_304, "{}", page.encoded_len());
+        let missing = (0..MAX_SKUS).map(|sku| format!("{sku:0>64}")).collect();
+        let found =
+            proto::BatchGetProductsResponse::from(Lookup { products: (0..MAX_SKUS).map(largest).collect(), missing });
+        assert!(found.encoded_len() < 4_194_304, "{}", found.encoded_len());
     }
 
     #[test]

@@ -4,8 +4,9 @@
 
 use std::time::Duration;
 
+use chassis::page::{self, Page};
 use chassis::relay::encode_event;
-use chassis::{Fields, Fingerprint, Invalid, PageToken, page};
+use chassis::{Fields, Fingerprint, Invalid, PageToken};
 use contracts::common::v1::EventType;
 use contracts::data::v1 as proto;
 use contracts::data::v1::append_result;
@@ -14,10 +15,9 @@ use prost::Message;
 use telemetry::{EventError, EventStatus, TraceEvent};
 use uuid::Uuid;
 
-use crate::catalog::Page;
 use crate::cursor::Cursors;
 use crate::trace_event::{
-    Appended, EventCount, Filter, ListTraceEvents, MAX_APPEND, Outcome, Resume, Sent, SummarizeTraceEvents,
+    Appended, EventCount, Filter, ListTraceEvents, Listed, MAX_APPEND, Outcome, Resume, Sent, SummarizeTraceEvents,
 };
 use crate::watch::{Update, WatchTraceEvents};
 
@@ -25,6 +25,8 @@ use crate::watch::{Update, WatchTraceEvents};
 const PAGE: (u32, u32) = (50, 500);
 /// The most bytes of one event on the wire.
 const MAX_EVENT_BYTES: usize = 65_536;
+/// The most characters of an event's id that are answered: one that is longer is refused, and not sent back whole.
+const MAX_ID_CHARS: usize = 64;
 /// The most characters of a service's name.
 const MAX_SERVICE_CHARS: usize = 64;
 
@@ -44,7 +46,7 @@ pub(crate) fn append(caller: &Caller, request: proto::AppendTraceEventsRequest) 
         Caller::Anonymous | Caller::Person { .. } => "",
     };
     let sent = request.events.into_iter().map(|event| {
-        let event_id = event.event_id.clone();
+        let event_id = event.event_id.chars().take(MAX_ID_CHARS).collect();
         Sent { event_id, event: checked(teller, event).map_err(str::to_owned) }
     });
     fields.finish(Some(sent.collect()))
@@ -286,10 +288,11 @@ pub(crate) fn appended(appended: Vec<Appended>) -> proto::AppendTraceEventsRespo
     proto::AppendTraceEventsResponse { results: appended.into_iter().map(result).collect() }
 }
 
-impl From<Page<TraceEvent>> for proto::ListTraceEventsResponse {
-    fn from(page: Page<TraceEvent>) -> Self {
-        Self { events: page.items.iter().map(encode_event).collect(), next_page_token: page.next_page_token }
-    }
+/// A page out of one event more than the page's size.
+pub(crate) fn events(listed: &Listed, asked: &ListTraceEvents) -> proto::ListTraceEventsResponse {
+    let next = |last: &proto::TraceEvent| asked.page.next(&Resume::text(listed.window_start, &last.event_id));
+    let Page { entries, next_page_token } = Page::cut(&listed.events, asked.page_size, encode_event, next);
+    proto::ListTraceEventsResponse { events: entries, next_page_token }
 }
 
 impl From<Update> for proto::WatchTraceEventsResponse {
@@ -314,4 +317,68 @@ pub(crate) fn summary(counts: Vec<EventCount>) -> proto::SummarizeTraceEventsRes
 
 fn event_type(word: &str) -> EventType {
     EventType::from_str_name(&format!("EVENT_TYPE_{}", word.to_ascii_uppercase())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use kernel::{IdSource, SystemIds};
+
+    use super::*;
+
+    /// As large as an event may be.
+    fn largest_event() -> proto::TraceEvent {
+        let event = |bytes: usize| proto::TraceEvent {
+            event_id: SystemIds.uuid().to_string(),
+            r#type: EventType::Audit.into(),
+            status: proto::EventStatus::Success.into(),
+            service: "order".into(),
+            instance: "order-1".into(),
+            operation: "o".into(),
+            trace_id: "a".repeat(32),
+            span_id: "b".repeat(16),
+            start_time: Some(prost_types::Timestamp { seconds: 1_772_445_600, nanos: 0 }),
+            duration: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+            attributes: [("k".to_owned(), "x".repeat(bytes))].into(),
+            ..proto::TraceEvent::default()
+        };
+        let room = MAX_EVENT_BYTES - event(10_000).encoded_len() + 10_000;
+        // Lengths of a larger text may take a byte more each.
+        (0..8).rev().map(|less| event(room - less)).rfind(|event| event.encoded_len() <= MAX_EVENT_BYTES).expect("fits")
+    }
+
+    #[test]
+    fn the_largest_events_fill_short_pages_and_each_fits_into_a_message_of_a_stream() {
+        let event = largest_event();
+        assert!(event.encoded_len() > MAX_EVENT_BYTES - 8, "{}", event.encoded_len());
+        let cursor = "c".repeat(500);
+        let update = proto::WatchTraceEventsResponse { event: Some(event.clone()), cursor };
+        assert!(update.encoded_len() < 70_000);
+        let mut read: Vec<TraceEvent> =
+            (0..501).map(|_| checked("order", largest_event()).expect("it is sound")).collect();
+        read.sort_by_key(|event| std::cmp::Reverse(event.event_id));
+        let (mut seen, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = proto::ListTraceEventsRequest { page_size: 500, page_token, ..Default::default() };
+            let asked = ListTraceEvents::try_from(request).expect("it is sound");
+            let after = asked.resume.map(|resume| resume.after);
+            let events =
+                read.iter().filter(|event| after.is_none_or(|after| event.event_id < after)).take(501).cloned();
+            let answer = super::events(&Listed { events: events.collect(), window_start: None }, &asked);
+            assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
+            seen.extend(answer.events.into_iter().map(|event| event.event_id));
+            page_token = answer.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(seen, read.iter().map(|event| event.event_id.to_string()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_id_that_is_no_id_is_not_sent_back_whole() {
+        let caller = Caller::Service { name: "order".into() };
+        let event = proto::TraceEvent { event_id: "x".repeat(3_000_000), ..proto::TraceEvent::default() };
+        let sent = append(&caller, proto::AppendTraceEventsRequest { events: vec![event] }).expect("it is answered");
+        assert_eq!((sent[0].event_id.len(), sent[0].event.is_err()), (MAX_ID_CHARS, true));
+    }
 }

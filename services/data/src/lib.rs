@@ -116,8 +116,11 @@ pub async fn run(
     ));
     let watch = watch(&chassis, &config, &events);
     chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
-    let routes = Routes::new(CatalogServiceServer::new(CatalogHandlers(catalog)))
-        .add_service(TraceEventServiceServer::new(TraceEventHandlers { events, watch }));
+    // Lists end before that; what does not is refused, where a client would break off.
+    let most = mesh::DEFAULT_MAX_MESSAGE_BYTES;
+    let catalog = CatalogServiceServer::new(CatalogHandlers(catalog)).max_encoding_message_size(most);
+    let events = TraceEventServiceServer::new(TraceEventHandlers { events, watch }).max_encoding_message_size(most);
+    let routes = Routes::new(catalog).add_service(events);
     let keys = chassis.remote_keys(&config.user)?;
     let health_services = &["data.v1.CatalogService", "data.v1.TraceEventService"];
     chassis.serve(Served { routes, health_services, keys, rate_limits: vec![] }, listener, admin).await

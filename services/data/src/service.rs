@@ -10,7 +10,7 @@ use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use crate::catalog::{Catalog, ListProducts, Upsert};
-use crate::convert::Skus;
+use crate::convert::{self, Skus};
 use crate::convert_event;
 use crate::delivery::Destination;
 use crate::error::status;
@@ -38,8 +38,9 @@ impl CatalogService for CatalogHandlers {
     ) -> Result<Response<proto::ListProductsResponse>, Status> {
         let operation = mesh::operation(request.extensions());
         let asked = ListProducts::try_from(request.into_inner()).map_err(status)?;
-        let page = self.0.list(asked, &operation).await.map_err(status)?;
-        Ok(Response::new(page.into()))
+        let page = convert::products(self.0.list(&asked).await.map_err(status)?, &asked);
+        operation.set("products", page.products.len().to_string());
+        Ok(Response::new(page))
     }
 
     async fn upsert_product(
@@ -86,8 +87,8 @@ impl TraceEventService for TraceEventHandlers {
         request: Request<proto::ListTraceEventsRequest>,
     ) -> Result<Response<proto::ListTraceEventsResponse>, Status> {
         let asked = ListTraceEvents::try_from(request.into_inner()).map_err(status)?;
-        let page = self.events.list(asked).await.map_err(status)?;
-        Ok(Response::new(page.into()))
+        let listed = self.events.list(&asked).await.map_err(status)?;
+        Ok(Response::new(convert_event::events(&listed, &asked)))
     }
 
     type WatchTraceEventsStream = Pin<Box<dyn Stream<Item = Result<proto::WatchTraceEventsResponse, Status>> + Send>>;

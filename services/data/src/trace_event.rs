@@ -4,6 +4,7 @@
 //! event. Start reading at [`TraceEvents`].
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use telemetry::{EventStatus, TraceEvent};
 use tokio::sync::Notify;
 use uuid::{Builder, Uuid};
 
-use crate::catalog::Page;
 use crate::error::Error;
 use crate::trace_event_store::TraceEventStore;
 
@@ -114,10 +114,19 @@ impl Resume {
         parts.next().is_none().then_some(Self { window_start, after })
     }
 
-    fn text(&self) -> String {
-        let window_start = self.window_start.map_or_else(|| "-".to_owned(), |start| start.as_micros().to_string());
-        format!("{window_start} {}", self.after)
+    /// The text of a token that goes on after an event.
+    pub(crate) fn text(window_start: Option<Timestamp>, after: impl fmt::Display) -> String {
+        let window_start = window_start.map_or_else(|| "-".to_owned(), |start| start.as_micros().to_string());
+        format!("{window_start} {after}")
     }
+}
+
+/// What a list found.
+pub(crate) struct Listed {
+    /// One more than the page has, when there are more.
+    pub(crate) events: Vec<TraceEvent>,
+    /// Where the window began on the first page.
+    pub(crate) window_start: Option<Timestamp>,
 }
 
 /// Asks for counts.
@@ -203,17 +212,18 @@ impl TraceEvents {
         Ok(answers.into_iter().map(answer).collect())
     }
 
-    /// A page of events, newest first.
-    pub(crate) async fn list(&self, asked: ListTraceEvents) -> Result<Page<TraceEvent>, Error> {
-        let ListTraceEvents { mut filter, page_size, page, resume } = asked;
+    /// Events, newest first, one more than the page has.
+    pub(crate) async fn list(&self, asked: &ListTraceEvents) -> Result<Listed, Error> {
+        let ListTraceEvents { filter, page_size, resume, .. } = asked;
+        let mut filter = filter.clone();
         let window_start = match resume {
             Some(resume) => resume.window_start,
             None => filter.start_at(self.clock.now()),
         };
         filter.start = window_start;
         let after = resume.map(|resume| resume.after);
-        let events = self.store.page(filter, after, u64::from(page_size) + 1).await?;
-        Ok(Page::cut(events, page_size, |last| page.next(&Resume { window_start, after: last.event_id }.text())))
+        let events = self.store.page(filter, after, u64::from(*page_size) + 1).await?;
+        Ok(Listed { events, window_start })
     }
 
     /// Counts by type, status and error type.
@@ -285,7 +295,7 @@ mod tests {
         let after = Uuid::from_u128(7);
         for window_start in [None, Some(at(3))] {
             let resume = Resume { window_start, after };
-            assert_eq!(Resume::parse(&resume.text()), Some(resume));
+            assert_eq!(Resume::parse(&Resume::text(window_start, after)), Some(resume));
         }
         // The last one is what the release before gave: by start time and id.
         for bad in [

@@ -30,6 +30,10 @@ const CLOCK_CORRECTION: Duration = Duration::from_secs(60);
 /// No operation that is an event lasts as long.
 const LONGEST_OPERATION: Duration = Duration::from_secs(3_600);
 
+/// The most characters by which error types are told apart in a summary, and the most counts in one: events may have any.
+const MAX_ERROR_TYPE_CHARS: i32 = 200;
+const MAX_COUNTS: i64 = 2_000;
+
 /// The trace events in the database.
 #[derive(Clone, Debug)]
 pub(crate) struct TraceEventStore {
@@ -117,15 +121,22 @@ impl TraceEventStore {
         find.all(self.db.read()).await?.into_iter().map(event).collect()
     }
 
-    /// Counts the events that began in a window by type, status and error type.
+    /// Counts the events that began in a window by type, status and error type: the largest counts, in the order of those.
     pub(crate) async fn count(&self, start: Timestamp, end: Timestamp) -> Result<Vec<EventCount>, Error> {
         let select = Statement::from_sql_and_values(
             self.db.read().get_database_backend(),
-            "SELECT event_type, status, COALESCE(error_type, '') AS error_type, COUNT(*) AS events FROM trace_event \
-             WHERE event_id >= $1 AND event_id < $2 AND start_time >= $3 AND start_time < $4 \
-             GROUP BY event_type, status, COALESCE(error_type, '') \
-             ORDER BY event_type, status, COALESCE(error_type, '')",
-            [least_id(start).into(), id_above(end).into(), start.as_micros().into(), end.as_micros().into()],
+            "SELECT event_type, status, error_type, events FROM (\
+             SELECT event_type, status, SUBSTR(COALESCE(error_type, ''), 1, $5) AS error_type, COUNT(*) AS events \
+             FROM trace_event WHERE event_id >= $1 AND event_id < $2 AND start_time >= $3 AND start_time < $4 \
+             GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT $6) AS largest ORDER BY 1, 2, 3",
+            [
+                least_id(start).into(),
+                id_above(end).into(),
+                start.as_micros().into(),
+                end.as_micros().into(),
+                MAX_ERROR_TYPE_CHARS.into(),
+                MAX_COUNTS.into(),
+            ],
         );
         let rows = Count::find_by_statement(select).all(self.db.read()).await?;
         let count = |row: Count| {

@@ -102,6 +102,14 @@ impl Resolve for SystemResolver {
     }
 }
 
+/// On a dual-stack cluster a name has two addresses of each pod, which would count as two instances. Those of the family
+/// that has more, so that none is left out; of IPv4 where both have as many, which every listener serves.
+fn one_family(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let (ipv4, ipv6): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.ip().to_canonical().is_ipv4());
+    if ipv6.len() > ipv4.len() { ipv6 } else { ipv4 }
+}
+
 /// Keeps a fleet's addresses those of a name, until the fleet is gone.
 pub(crate) async fn follow(
     fleet: Weak<Fleet>,
@@ -119,7 +127,7 @@ pub(crate) async fn follow(
             let Some(fleet) = fleet.upgrade() else { return };
             let failure = match found {
                 Ok(Ok(addresses)) if !addresses.is_empty() => {
-                    fleet.replace(addresses.iter().map(SocketAddr::to_string).collect());
+                    fleet.replace(one_family(addresses).iter().map(SocketAddr::to_string).collect());
                     continue;
                 }
                 Ok(Ok(_)) => "no addresses".to_owned(),

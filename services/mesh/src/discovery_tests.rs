@@ -91,3 +91,16 @@ fn addresses_are_a_list_or_a_name_and_print_as_they_are_written() {
         assert_eq!(read(wrong), Err(AddressesError), "{wrong}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_with_an_address_of_each_family_is_one_instance() {
+    let script = Arc::new(Script::default());
+    script.say(Some(vec!["[fd00::1]:7401", "10.0.0.1:7401", "[fd00::2]:7401", "10.0.0.2:7401"]));
+    let fleet = dns(script.clone());
+    settled().await;
+    assert_eq!(addresses(&fleet), ["10.0.0.1:7401", "10.0.0.2:7401"]);
+    // Some pods are from before the cluster became dual-stack, or IPv6-only ones: the family that leaves nobody out.
+    script.say(Some(vec!["[fd00::1]:7401", "10.0.0.1:7401", "[fd00::2]:7401"]));
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(addresses(&fleet), ["[fd00::1]:7401", "[fd00::2]:7401"]);
+}

@@ -97,6 +97,8 @@ fn explained(status: Status) -> Status {
     }
     let (code, reason) = if is(Code::Unimplemented) && message.contains("compressed with") {
         (code, "COMPRESSION_NOT_SUPPORTED")
+    } else if is(Code::OutOfRange) && message.contains("encoded message length too large") {
+        (Code::Internal, "ANSWER_TOO_LARGE")
     } else if (is(Code::OutOfRange) || is(Code::ResourceExhausted)) && message.contains("message length too large") {
         (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
     } else if is(Code::Internal) && UNREADABLE.iter().any(|start| message.starts_with(start)) {
@@ -145,6 +147,7 @@ mod tests {
         let table = [
             (Status::unimplemented(""),                                                Code::Unimplemented,     "METHOD_NOT_FOUND"),
             (Status::out_of_range("Error, decoded message length too large: found 9"), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+            (Status::out_of_range("Error, encoded message length too large: found 9"), Code::Internal,          "ANSWER_TOO_LARGE"),
             (Status::internal("failed to decode Protobuf message: X.y: bad"),          Code::InvalidArgument,   "MALFORMED_MESSAGE"),
             (Status::internal("Missing request message."),                             Code::Unimplemented,     "REQUEST_CARDINALITY"),
             (Status::deadline_exceeded("late"),                                        Code::DeadlineExceeded,  "DEADLINE_EXCEEDED"),

@@ -1,6 +1,6 @@
 //! Contract ⇄ domain. Every check of a field is here.
 
-use chassis::page::page_size;
+use chassis::page::{Page, page_size};
 use chassis::{Decoded, Fields, Fingerprint, Invalid, PageToken, encode};
 use contracts::common::v1 as common;
 use contracts::order::v1 as proto;
@@ -235,6 +235,13 @@ pub(crate) fn order(seen_by: Scope, order: &Order) -> proto::Order {
     }
 }
 
+/// A page out of one order more than the page's size.
+pub(crate) fn orders(seen_by: Scope, orders: &[Order], list: &ListOrders) -> proto::ListOrdersResponse {
+    let next = |last: &proto::Order| list.page.next(&last.order_id);
+    let Page { entries, next_page_token } = Page::cut(orders, list.size, |each| order(seen_by, each), next);
+    proto::ListOrdersResponse { orders: entries, next_page_token }
+}
+
 pub(crate) fn history(entry: &HistoryEntry) -> proto::OrderHistoryEntry {
     proto::OrderHistoryEntry {
         version: entry.version,
@@ -251,8 +258,107 @@ pub(crate) fn stock(stock: Stock) -> proto::Stock {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use kernel::{Currency, FulfillmentId, Money, Timestamp};
+    use prost::Message;
+    use uuid::Uuid;
+
     use super::*;
+    use crate::order::{Fulfillment, Line};
+    use crate::ports::Transit;
+
+    /// With as many bytes as an order may have: its product's names and its address are as long as they may be.
+    fn largest(id: u128) -> Order {
+        let currency: Currency = "EUR".parse().expect("a currency");
+        let wide = |count: usize| "😀".repeat(count);
+        let line = |sku: usize| Line {
+            sku: format!("{sku:0>64}"),
+            name: wide(200),
+            quantity: 999,
+            unit_price: Money::new(currency, i64::MAX),
+            state: LineState::Lost,
+        };
+        let text = || "x".repeat(500);
+        Order {
+            id: OrderId::from_uuid(Uuid::from_u128(id)),
+            user: UserId::from_uuid(Uuid::max()),
+            state: State::NeedsAttention,
+            version: i64::MAX,
+            lines: (0..MAX_ITEMS).map(line).collect(),
+            total: Money::new(currency, i64::MAX),
+            address: Address {
+                recipient: wide(200),
+                lines: vec![wide(200); 3],
+                city: wide(200),
+                postal_code: wide(200),
+                country_code: "DE".into(),
+            },
+            contact_email: "x".repeat(254),
+            payment_method: None,
+            transit: Transit { business_days: 1, cutoff_hour: 1 },
+            refund_attempt: i32::MAX,
+            payment_failure: Some(PaymentFailure {
+                reason: text(),
+                decline_code: text(),
+                advice: text(),
+                message: text(),
+            }),
+            fulfillment: Some(Fulfillment {
+                id: FulfillmentId::from_uuid(Uuid::max()),
+                delivery_date: "9999-12-31".into(),
+            }),
+            attempt: i32::MAX,
+            next_attempt_time: Some(Timestamp::from_micros(i64::MAX)),
+            last_error: Some(wide(500)),
+            place: format!("00-{}-{}-01", "a".repeat(32), "b".repeat(16)).parse().expect("a traceparent"),
+            create_time: Timestamp::from_micros(i64::MAX),
+            update_time: Timestamp::from_micros(i64::MAX),
+        }
+    }
+
+    pub(crate) fn largest_order() -> proto::Order {
+        order(Scope::All, &largest(1))
+    }
+
+    #[test]
+    fn the_largest_orders_fill_short_pages_that_lose_none() {
+        assert!(largest_order().encoded_len() < 110_000, "{}", largest_order().encoded_len());
+        let all: Vec<Order> = (1..=201).rev().map(largest).collect();
+        let (mut seen, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = proto::ListOrdersRequest { page_size: 200, page_token, ..Default::default() };
+            let list = list_orders(Scope::All, &request).expect("it is sound");
+            let read: Vec<Order> = all
+                .iter()
+                .filter(|order| list.after.is_none_or(|after| order.id < after))
+                .take(usize::try_from(list.size).expect("it fits") + 1)
+                .cloned()
+                .collect();
+            let answer = orders(Scope::All, &read, &list);
+            assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
+            seen.extend(answer.orders.into_iter().map(|order| order.order_id));
+            page_token = answer.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(seen, all.iter().map(|order| order.id.to_string()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_longest_history_fits_into_what_every_client_takes() {
+        let entry = HistoryEntry {
+            version: i64::MAX,
+            state: State::FulfillmentStarted,
+            time: Timestamp::from_micros(i64::MAX),
+            reason: "x".repeat(1_000),
+            trace_id: "a".repeat(32),
+            span_id: "b".repeat(16),
+        };
+        let history = vec![history(&entry); usize::try_from(crate::store::MAX_STEPS).expect("it fits")];
+        let answer = proto::GetOrderResponse { order: Some(largest_order()), history };
+        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
+    }
 
     fn request() -> proto::CreateOrderRequest {
         proto::CreateOrderRequest {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use chassis::encode;
+use chassis::{encode, page};
 use contracts::order::v1 as proto;
 use kernel::OrderId;
 
@@ -11,7 +11,12 @@ use crate::convert;
 use crate::error::Error;
 use crate::order::Scope;
 use crate::ports::{GrpcEvents, GrpcPayments};
-use crate::store::Store;
+use crate::store::{MAX_STEPS, Store};
+
+/// The most bytes of an entry's line: an event's texts may be longer.
+const MAX_SUMMARY_BYTES: usize = 2_048;
+/// The most bytes of why something could not be asked.
+const MAX_GAP_BYTES: usize = 512;
 
 /// Explains orders.
 #[derive(Clone)]
@@ -31,7 +36,7 @@ impl Explainer {
     /// There is no such order.
     pub async fn explain(&self, id: OrderId) -> Result<proto::ExplainOrderResponse, Error> {
         let order = self.store.get(Scope::All, id).await?.ok_or(Error::OrderNotFound)?;
-        let history = self.store.history(id, 0).await?;
+        let history = self.store.history(id).await?;
         let (payment, events) = tokio::join!(self.payments.get(id), self.events.of_order(id));
         let mut timeline: Vec<proto::TimelineEntry> = history
             .into_iter()
@@ -44,6 +49,9 @@ impl Explainer {
             })
             .collect();
         let mut gaps = Vec::new();
+        if timeline.len() >= usize::try_from(MAX_STEPS).unwrap_or(usize::MAX) {
+            gaps.push(format!("history: the newest {} steps at most", timeline.len()));
+        }
         let mut gateway_ledger = String::new();
         match payment {
             Ok(payment) => {
@@ -63,7 +71,7 @@ impl Explainer {
                 }));
             }
             Err(status) if status.code() == tonic::Code::NotFound => gateway_ledger = "no payment".into(),
-            Err(status) => gaps.push(format!("payment: {:?}: {}", status.code(), status.message())),
+            Err(status) => gaps.push(no_answer("payment", &status)),
         }
         match events {
             Ok((events, more)) => {
@@ -72,9 +80,9 @@ impl Explainer {
                 }
                 timeline.extend(events.into_iter().map(event));
             }
-            Err(status) => gaps.push(format!("events: {:?}: {}", status.code(), status.message())),
+            Err(status) => gaps.push(no_answer("events", &status)),
         }
-        timeline.sort_by_key(|entry| entry.time.map_or((0, 0), |time| (time.seconds, time.nanos)));
+        let timeline = newest(timeline, &mut gaps);
         Ok(proto::ExplainOrderResponse {
             order: Some(convert::order(Scope::All, &order)),
             timeline,
@@ -82,6 +90,34 @@ impl Explainer {
             gaps,
         })
     }
+}
+
+fn no_answer(whose: &str, status: &tonic::Status) -> String {
+    shortened(&format!("{whose}: {:?}: {}", status.code(), status.message()), MAX_GAP_BYTES)
+}
+
+/// Oldest first; of more than an answer takes, the newest ones, and a gap says so.
+fn newest(mut timeline: Vec<proto::TimelineEntry>, gaps: &mut Vec<String>) -> Vec<proto::TimelineEntry> {
+    for entry in &mut timeline {
+        if entry.summary.len() > MAX_SUMMARY_BYTES {
+            entry.summary = shortened(&entry.summary, MAX_SUMMARY_BYTES);
+        }
+    }
+    timeline.sort_by_key(|entry| entry.time.map_or((0, 0), |time| (time.seconds, time.nanos)));
+    let fitting = page::fitting(timeline.iter().rev());
+    if fitting < timeline.len() {
+        gaps.push(format!("timeline: the newest {fitting} of {} entries", timeline.len()));
+    }
+    timeline.split_off(timeline.len() - fitting)
+}
+
+/// At most so many bytes of a text, and an ellipsis where it is cut.
+fn shortened(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let end = (0..=most - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}…", &text[..end])
 }
 
 fn event(event: contracts::data::v1::TraceEvent) -> proto::TimelineEntry {
@@ -102,5 +138,40 @@ fn event(event: contracts::data::v1::TraceEvent) -> proto::TimelineEntry {
         summary: format!("{kind} {status} by {} in {}{}", event.instance, event.operation, error.unwrap_or_default()),
         trace_id: event.trace_id,
         span_id: event.span_id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    fn entry(second: i64, bytes: usize) -> proto::TimelineEntry {
+        let time = Some(prost_types::Timestamp { seconds: second, nanos: 0 });
+        proto::TimelineEntry { time, summary: "ä".repeat(bytes / 2), ..Default::default() }
+    }
+
+    #[test]
+    fn a_timeline_is_sorted_and_complete_while_it_fits() {
+        let mut gaps = Vec::new();
+        let timeline = newest(vec![entry(2, 10), entry(1, MAX_SUMMARY_BYTES)], &mut gaps);
+        assert_eq!(timeline, [entry(1, MAX_SUMMARY_BYTES), entry(2, 10)]);
+        assert_eq!(gaps, [] as [String; 0]);
+    }
+
+    #[test]
+    fn the_longest_timeline_fits_into_what_every_client_takes_and_says_what_is_left_out() {
+        // The most steps and attempts, and the most events, each with the longest text.
+        let all: Vec<_> = (0..2_500).map(|second| entry(second, 65_536)).collect();
+        let mut gaps = Vec::new();
+        let timeline = newest(all, &mut gaps);
+        assert_eq!(gaps, [format!("timeline: the newest {} of 2500 entries", timeline.len())]);
+        assert_eq!(timeline.last().and_then(|last| last.time).map(|time| time.seconds), Some(2_499));
+        assert!(timeline[0].summary.ends_with('…') && timeline[0].summary.len() <= MAX_SUMMARY_BYTES);
+        gaps.extend(["payment", "events"].map(|whose| no_answer(whose, &tonic::Status::internal("ä".repeat(9_000)))));
+        let order = Some(convert::tests::largest_order());
+        let answer = proto::ExplainOrderResponse { order, timeline, gaps, gateway_ledger: "DECLINED x".into() };
+        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
     }
 }

@@ -151,14 +151,14 @@ pub async fn run(
         events: ports::GrpcEvents::new(chassis.data_channel()),
     };
     let inventory = inventory::Inventory { store: store.clone() };
-    let routes = Routes::new(OrderServiceServer::new(service::OrderHandlers {
-        orders,
-        explainer,
-        watchers,
-        shutdown: chassis.shutdown.clone(),
-    }))
-    .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
-    .add_service(InventoryServiceServer::new(service::InventoryHandlers { inventory }));
+    let handlers = service::OrderHandlers { orders, explainer, watchers, shutdown: chassis.shutdown.clone() };
+    // Lists end before that; what does not is refused, where a client would break off.
+    let most = mesh::DEFAULT_MAX_MESSAGE_BYTES;
+    let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(most))
+        .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
+        .add_service(
+            InventoryServiceServer::new(service::InventoryHandlers { inventory }).max_encoding_message_size(most),
+        );
     let served = Served {
         routes,
         health_services: &["order.v1.OrderService", "order.v1.PaymentConfirmationService", "order.v1.InventoryService"],

@@ -163,17 +163,17 @@ impl Orders {
         Ok(Some(order))
     }
 
-    /// An order and its history.
+    /// An order and its newest steps, oldest first.
     ///
     /// # Errors
     /// There is none in this scope.
     pub async fn get(&self, scope: Scope, id: OrderId) -> Result<(Order, Vec<HistoryEntry>), Error> {
         let order = self.store.get(scope, id).await?.ok_or(Error::OrderNotFound)?;
-        let history = self.store.history(id, 0).await?;
+        let history = self.store.history(id).await?;
         Ok((order, history))
     }
 
-    /// A page of orders, newest first, and the last id of it when there is another.
+    /// Orders, newest first, older than `after`.
     ///
     /// # Errors
     /// The database.
@@ -182,13 +182,9 @@ impl Orders {
         scope: Scope,
         state: Option<State>,
         after: Option<OrderId>,
-        size: u32,
-    ) -> Result<(Vec<Order>, Option<OrderId>), Error> {
-        let mut orders = self.store.list(scope, state, after, u64::from(size) + 1).await?;
-        let more = orders.len() > usize::try_from(size).unwrap_or(usize::MAX);
-        orders.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-        let last = orders.last().filter(|_| more).map(|order| order.id);
-        Ok((orders, last))
+        limit: u64,
+    ) -> Result<Vec<Order>, Error> {
+        Ok(self.store.list(scope, state, after, limit).await?)
     }
 
     /// Turns an order towards CANCELLED, in its own transaction, calling nobody.

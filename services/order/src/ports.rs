@@ -224,6 +224,9 @@ impl Payments for GrpcPayments {
     }
 }
 
+/// About how many events of an order are asked for: up to a page more.
+const MAX_EVENTS: i32 = 500;
+
 /// The trace events, over gRPC.
 #[derive(Clone, Debug)]
 pub struct GrpcEvents(TraceEventServiceClient<Channel>);
@@ -236,10 +239,22 @@ impl GrpcEvents {
 
     /// The newest events of an order, and whether there are more.
     pub(crate) async fn of_order(&self, order: OrderId) -> Result<(Vec<data::TraceEvent>, bool), Status> {
-        let request =
-            data::ListTraceEventsRequest { order_id: order.to_string(), page_size: 500, ..Default::default() };
-        let page = self.0.clone().list_trace_events(request).await?.into_inner();
-        Ok((page.events, !page.next_page_token.is_empty()))
+        let (mut events, mut page_token) = (Vec::new(), String::new());
+        loop {
+            let request = data::ListTraceEventsRequest {
+                order_id: order.to_string(),
+                page_size: MAX_EVENTS,
+                page_token,
+                ..Default::default()
+            };
+            let page = self.0.clone().list_trace_events(request).await?.into_inner();
+            events.extend(page.events);
+            page_token = page.next_page_token;
+            // A page may be shorter than asked for.
+            if page_token.is_empty() || events.len() >= usize::try_from(MAX_EVENTS).unwrap_or(usize::MAX) {
+                return Ok((events, !page_token.is_empty()));
+            }
+        }
     }
 }
 

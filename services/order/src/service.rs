@@ -58,11 +58,9 @@ impl OrderService for OrderHandlers {
     ) -> Result<Response<proto::ListOrdersResponse>, Status> {
         let scope = convert::scope(&mesh::caller(request.extensions()));
         let list = convert::list_orders(scope, request.get_ref()).map_err(Error::from).map_err(status)?;
-        let (orders, last) = self.orders.list(scope, list.state, list.after, list.size).await.map_err(status)?;
-        Ok(Response::new(proto::ListOrdersResponse {
-            orders: orders.iter().map(|order| convert::order(scope, order)).collect(),
-            next_page_token: last.map(|last| list.page.next(&last.to_string())).unwrap_or_default(),
-        }))
+        let one_more = u64::from(list.size) + 1;
+        let orders = self.orders.list(scope, list.state, list.after, one_more).await.map_err(status)?;
+        Ok(Response::new(convert::orders(scope, &orders, &list)))
     }
 
     type WatchOrderStream = Pin<Box<dyn Stream<Item = Result<proto::WatchOrderResponse, Status>> + Send>>;

@@ -30,6 +30,9 @@ pub use claim::Lease;
 pub use commit::{Advance, Step};
 pub use stock::Adjustment;
 
+/// The most steps of an order that are read at once. RetryOrder makes an order's history as long as an operator likes.
+pub const MAX_STEPS: u64 = 1_000;
+
 /// The tables.
 #[derive(Clone)]
 pub struct Store {
@@ -155,32 +158,37 @@ impl Store {
         self.with_lines(rows).await
     }
 
-    /// The steps of an order after a version, oldest first.
-    pub(crate) async fn history(&self, id: OrderId, after_version: i64) -> Result<Vec<HistoryEntry>, Error> {
+    /// The first steps of an order after a version, oldest first: [`MAX_STEPS`] at most.
+    pub(crate) async fn history_after(&self, id: OrderId, version: i64) -> Result<Vec<HistoryEntry>, Error> {
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
-            .filter(order_history::Column::Version.gt(after_version))
+            .filter(order_history::Column::Version.gt(version))
             .order_by_asc(order_history::Column::Version)
+            .limit(MAX_STEPS)
             .all(self.db.read())
             .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(HistoryEntry {
-                    version: row.version,
-                    state: State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?,
-                    time: Timestamp::from_micros(row.time),
-                    reason: row.reason,
-                    trace_id: row.trace_id,
-                    span_id: row.span_id,
-                })
-            })
-            .collect()
+        rows.into_iter().map(step).collect()
+    }
+
+    /// The newest steps of an order, oldest first: [`MAX_STEPS`] at most.
+    pub(crate) async fn history(&self, id: OrderId) -> Result<Vec<HistoryEntry>, Error> {
+        let rows = order_history::Entity::find()
+            .filter(order_history::Column::OrderId.eq(id.as_uuid()))
+            .order_by_desc(order_history::Column::Version)
+            .limit(MAX_STEPS)
+            .all(self.db.read())
+            .await?;
+        rows.into_iter().rev().map(step).collect()
     }
 
     /// The span in which an order last entered a state.
     pub(crate) async fn turned_to(&self, id: OrderId, state: State) -> Result<Option<TraceParent>, Error> {
-        let history = self.history(id, 0).await?;
-        let entry = history.into_iter().rev().find(|entry| entry.state == state);
+        let entry = order_history::Entity::find()
+            .filter(order_history::Column::OrderId.eq(id.as_uuid()))
+            .filter(order_history::Column::State.eq(state.name()))
+            .order_by_desc(order_history::Column::Version)
+            .one(self.db.read())
+            .await?;
         Ok(entry.and_then(|entry| format!("00-{}-{}-01", entry.trace_id, entry.span_id).parse().ok()))
     }
 
@@ -247,6 +255,17 @@ impl Store {
             })
             .collect()
     }
+}
+
+fn step(row: order_history::Model) -> Result<HistoryEntry, Error> {
+    Ok(HistoryEntry {
+        version: row.version,
+        state: State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?,
+        time: Timestamp::from_micros(row.time),
+        reason: row.reason,
+        trace_id: row.trace_id,
+        span_id: row.span_id,
+    })
 }
 
 fn started(row: fulfillment::Model) -> Fulfillment {

@@ -162,7 +162,7 @@ impl Follower {
 
     async fn step(&mut self) -> Result<Option<WatchOrderResponse>, Error> {
         while self.waiting.is_empty() {
-            self.waiting = self.store.history(self.id, self.after).await?.into();
+            self.waiting = self.store.history_after(self.id, self.after).await?.into();
             if self.waiting.is_empty() {
                 if self.nothing_sent && self.has_seen_all().await? {
                     return Ok(None);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +48,28 @@ pub(crate) struct Spec {
     pub(crate) restarts_at_once: bool,
     /// Where its process is told of.
     pub(crate) pids: Pids,
+    /// Where it is said when its settings are wrong.
+    pub(crate) misconfigured: Misconfigured,
 }
+
+/// The child that ended because its settings are wrong, if one did. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Misconfigured(watch::Sender<Option<String>>);
+
+impl Misconfigured {
+    /// Returns its name, once there is one.
+    pub(crate) async fn name(&self) -> String {
+        let mut changes = self.0.subscribe();
+        match changes.wait_for(Option::is_some).await {
+            Ok(name) => name.clone().unwrap_or_default(),
+            // The sender lives as long as this.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// What a child ends with when its settings are wrong, as [`Error::exit_code`] has it.
+const WRONG_SETTINGS: i32 = 2;
 
 /// The processes that run now, by instance. Clones are the same list.
 #[derive(Clone, Debug, Default)]
@@ -142,9 +164,9 @@ pub(crate) async fn keep(spec: Spec, stop: CancellationToken) {
                 if let Some(pid) = child.id() {
                     spec.pids.lock().insert(spec.name.clone(), pid);
                 }
-                let ended = tokio::select! {
+                let status = tokio::select! {
                     // What has been waited for has no process any more: its number may soon be somebody else's.
-                    status = child.wait() => how_it_ended(status),
+                    status = child.wait() => status,
                     () = stop.cancelled() => {
                         drain(&spec, child, stdin).await;
                         spec.pids.lock().remove(&spec.name);
@@ -152,7 +174,11 @@ pub(crate) async fn keep(spec: Spec, stop: CancellationToken) {
                     }
                 };
                 spec.pids.lock().remove(&spec.name);
-                ended
+                if status.as_ref().is_ok_and(|status| status.code() == Some(WRONG_SETTINGS)) {
+                    spec.misconfigured.0.send_replace(Some(spec.name));
+                    return;
+                }
+                how_it_ended(status)
             }
             Err(error) => error.report(),
         };
@@ -202,6 +228,7 @@ mod tests {
             quiet: true,
             restarts_at_once: false,
             pids: Pids::default(),
+            misconfigured: Misconfigured::default(),
         };
         let mut child = spec.spawn().expect("cat is everywhere");
         let stdin = child.stdin.take();

@@ -15,6 +15,8 @@ pub(crate) enum Error {
     File { path: PathBuf, deed: &'static str, source: std::io::Error },
     #[error("{0} cannot be started")]
     Spawn(String, #[source] std::io::Error),
+    #[error("{0} ended because of its settings, as it says above: another start would end the same way")]
+    Misconfigured(String),
     #[error("signals cannot be waited for")]
     Signal(#[source] std::io::Error),
     #[error("telemetry cannot be set up")]
@@ -68,7 +70,9 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         if matches!(self, Self::OutputClosed) {
             128 + 13
-        } else if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. }) || self.is_configuration() {
+        } else if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. } | Self::Misconfigured(_))
+            || self.is_configuration()
+        {
             2
         } else {
             1
@@ -80,14 +84,8 @@ impl Error {
         if matches!(self, Self::Telemetry(error) if error.is_setting()) {
             return true;
         }
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            if error.downcast_ref::<storage::Error>().is_some_and(storage::Error::is_configuration) {
-                return true;
-            }
-            cause = error.source();
-        }
-        false
+        matches!(self, Self::Service(error) if error.is_configuration())
+            || matches!(self, Self::Gateway(error) if error.is_configuration())
     }
 
     /// The error and what caused it, a line each.

@@ -42,6 +42,7 @@ mod verify;
 
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
@@ -112,7 +113,15 @@ enum Command {
 /// The program, from its arguments to its exit code.
 pub fn program() -> ExitCode {
     let (own, passed) = passed::split(std::env::args_os());
-    let cli = Cli::parse_from(own);
+    let cli = match Cli::try_parse_from(own) {
+        Ok(cli) => cli,
+        // Help and version, asked for.
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            out::complain(shown(&error).trim_end());
+            return ExitCode::from(2);
+        }
+    };
     match check(&cli, &passed).and_then(|()| run(cli, passed)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -144,6 +153,19 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
     }
 }
 
+/// What clap says of arguments. It quotes what cannot be read: not the value of a setting that is a secret.
+fn shown(error: &clap::Error) -> String {
+    let setting = match (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue)) {
+        (Some(ContextValue::String(setting)), Some(_)) => setting.split([' ', '=']).next().unwrap_or_default(),
+        _ => "",
+    };
+    if !["-key", "-url", "-secret", "-password"].iter().any(|end| setting.ends_with(end)) {
+        return error.to_string();
+    }
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    format!("error: invalid value for '{setting}'{cause}\n\nFor more information, try '--help'.\n")
+}
+
 /// Settings that are passed on are checked here: a child that refuses them would only be restarted for ever.
 fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
     if passed.is_empty() {
@@ -165,7 +187,7 @@ fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
         }
         let args = ["ordermesh".into(), service.name().into()].into_iter().chain(passed.of(service).iter().cloned());
         if let Err(error) = Cli::try_parse_from(args) {
-            let told = error.to_string();
+            let told = shown(&error);
             let lines = told.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
             let first = lines.trim_start_matches("error: ");
             return Err(Error::Usage(format!("{service}: {first}; see `ordermesh {service} --help`")));
@@ -191,6 +213,18 @@ mod tests {
                 assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
             }
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_quoted_unless_it_is_a_secret() {
+        let told = |args: &[&str]| shown(&Cli::try_parse_from(args).expect_err("it cannot be read"));
+        let key = told(&["ordermesh", "payment", "--gateway-api-key", "s3cr3t s3cr3t"]);
+        assert!(key.contains("--gateway-api-key") && !key.contains("s3cr3t"), "{key}");
+        assert!(told(&["ordermesh", "data", "--memory-limit", "much"]).contains("much"));
+        let line = "ordermesh --payment.gateway-api-key=s3cr3t\u{7f}";
+        let (own, passed) = passed::split(line.split(' ').map(Into::into));
+        let error = check(&Cli::try_parse_from(own).expect("parses"), &passed).expect_err("no key").to_string();
+        assert!(error.contains("--gateway-api-key") && !error.contains("s3cr3t"), "{error}");
     }
 
     #[test]

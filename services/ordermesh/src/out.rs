@@ -36,7 +36,7 @@ pub(crate) fn say(text: impl Display) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// A line to stderr, if it can be written.
+/// A line to stderr, if it can be written. Errors come this way, and some quote what they were given.
 pub(crate) fn complain(text: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", telemetry::masked(&text.to_string()));
 }

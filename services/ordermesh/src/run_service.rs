@@ -96,7 +96,7 @@ impl Frame {
 
     async fn bind(&self, address: SocketAddr, hint: &'static str) -> Result<TcpListener, Error> {
         let who = self.instance.clone();
-        TcpListener::bind(address).await.map_err(|source| Error::PortTaken { who, address, hint, source })
+        mesh::listen(address).await.map_err(|source| Error::PortTaken { who, address, hint, source })
     }
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::certificates::Certificates;
-use crate::child::{self, Pids, Spec};
+use crate::child::{self, Misconfigured, Pids, Spec};
 use crate::data_dir::DataDir;
 use crate::error::Error;
 use crate::out;
@@ -53,6 +53,7 @@ pub(crate) struct Plan {
 pub(crate) struct Supervisor {
     pub(crate) data_dir: DataDir,
     pids: Pids,
+    misconfigured: Misconfigured,
     admins: Vec<SocketAddr>,
     /// In the order in which they end: Order needs Payment and User while it drains, and all need the gateway or Data.
     groups: [Group; 3],
@@ -88,6 +89,7 @@ impl Supervisor {
         let supervisor = Self {
             admins: each(plan).map(|(service, instance)| service.admin_address(plan.port_base, instance)).collect(),
             pids: Pids::default(),
+            misconfigured: Misconfigured::default(),
             groups: Default::default(),
             data_dir,
         };
@@ -108,6 +110,7 @@ impl Supervisor {
                 quiet: plan.quiet,
                 restarts_at_once: plan.restarts_at_once,
                 pids: supervisor.pids.clone(),
+                misconfigured: supervisor.misconfigured.clone(),
             };
             group.children.spawn(child::keep(spec, group.stop.clone()));
         }
@@ -121,6 +124,11 @@ impl Supervisor {
     /// Returns when every process is ready.
     pub(crate) async fn ready(&self) {
         join_all(self.admins.iter().map(|admin| probe::until_ready(*admin))).await;
+    }
+
+    /// Returns the name of a process that ended because its settings are wrong, once there is one.
+    pub(crate) async fn misconfigured(&self) -> String {
+        self.misconfigured.name().await
     }
 
     /// How many processes there are.
@@ -217,7 +225,7 @@ fn env(
     }
     let database = plan.database_url.as_ref().map(|url| url.as_str().to_owned());
     if service == Service::Gateway {
-        let file = || format!("sqlite://{}", data_dir.path().join("gateway.db").display());
+        let file = || storage::sqlite_url(&data_dir.path().join("gateway.db"));
         env.push(("GATEWAY_DATABASE_URL".into(), database.unwrap_or_else(file).into()));
         env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
         return env;

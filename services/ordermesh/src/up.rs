@@ -63,20 +63,29 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
         restarts_at_once: false,
     };
     let supervisor = Supervisor::start(&plan)?;
-    tokio::select! {
-        () = supervisor.ready() => {
-            say(banner(&plan, &supervisor, began)?.text());
-            signals.next().await;
-        }
-        () = signals.next() => {}
-    }
+    let until_ended = async {
+        supervisor.ready().await;
+        say(banner(&plan, &supervisor, began)?.text());
+        std::future::pending::<Result<(), Error>>().await
+    };
+    let result = tokio::select! {
+        // A child that ended so tells why on stderr: it is not started again.
+        who = supervisor.misconfigured() => Err(Error::Misconfigured(who)),
+        result = until_ended => result,
+        () = signals.next() => Ok(()),
+    };
+    end(supervisor, signals).await;
+    result
+}
+
+/// Ends a system in order, or at once by another signal.
+async fn end(supervisor: Supervisor, mut signals: Signals) {
     say("\nordermesh: ending; calls and orders in flight may finish (once more: end at once)");
     tokio::select! {
         () = supervisor.stop() => say("ordermesh: has ended"),
         // What is dropped is killed; every order that was acknowledged goes on at the next start.
         () = signals.next() => say("ordermesh: has ended at once"),
     }
-    Ok(())
 }
 
 fn banner(plan: &Plan, supervisor: &Supervisor, began: Instant) -> Result<Banner, Error> {

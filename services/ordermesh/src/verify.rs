@@ -95,7 +95,7 @@ impl Stores {
         let options = storage::Options { max_connections: 2, acquire_timeout, schema, ..storage::Options::default() };
         let url = match url {
             Some(url) => url.as_str().to_owned(),
-            None => format!("sqlite://{}", file(place, service)?.display()),
+            None => storage::sqlite_url(&file(place, service)?),
         };
         Database::connect(&url, &options).await.map_err(|source| Error::Store { service: service.name(), source })
     }

@@ -180,4 +180,35 @@ impl From<Reconciliation> for proto::ReconcilePaymentsResponse {
 }
 
 #[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::reconcile::MAX_DIFFERENCES;
+    use crate::store::MAX_ATTEMPTS;
+
+    #[test]
+    fn the_most_attempts_and_differences_fit_into_what_every_client_takes() {
+        let text = |bytes: usize| "x".repeat(bytes);
+        let attempt = proto::PaymentAttempt {
+            attempt: i32::MAX,
+            effect: text(20),
+            outcome: text(1_024),
+            state: proto::PaymentState::RefundRefused.into(),
+            time: Some(timestamp(kernel::Timestamp::from_micros(i64::MAX))),
+            trace_id: text(32),
+            span_id: text(16),
+        };
+        let attempts = vec![attempt; usize::try_from(MAX_ATTEMPTS).expect("it fits")];
+        let answer = proto::GetPaymentResponse { attempts, ..Default::default() };
+        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
+        let difference =
+            proto::Difference { order_id: text(1_024), payment: text(40), gateway: text(40), message: text(200) };
+        let differences = vec![difference; MAX_DIFFERENCES];
+        let answer = proto::ReconcilePaymentsResponse { differences, ..Default::default() };
+        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
+    }
+}
+
+#[cfg(test)]
 mod rude;

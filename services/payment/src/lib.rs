@@ -134,7 +134,7 @@ impl Config {
         let path = self.gateway_api_key_file.clone().unwrap_or_else(|| self.common.data_dir.join("gateway.key"));
         let refused = |why: String| {
             let hint = "set ORDERMESH_PAYMENT_GATEWAY_API_KEY or ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE";
-            chassis::Error::Service(format!("the gateway's API key {} cannot be used: {why}; {hint}", path.display()))
+            chassis::Error::Setting(format!("the gateway's API key {} cannot be used: {why}; {hint}", path.display()))
         };
         let text = std::fs::read_to_string(&path).map_err(|error| refused(error.to_string()))?;
         text.parse().map_err(refused)
@@ -198,7 +198,8 @@ pub async fn run(
         },
     };
     let handlers = service::Handlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
-    let routes = Routes::new(PaymentServiceServer::new(handlers));
+    let routes =
+        Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::DEFAULT_MAX_MESSAGE_BYTES));
     let keys = chassis.remote_keys(&config.user)?;
     chassis.serve(Served { routes, health_services: &[SERVICE_NAME], keys, rate_limits: vec![] }, listener, admin).await
 }

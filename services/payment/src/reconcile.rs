@@ -8,14 +8,16 @@ use kernel::OrderId;
 
 use crate::error::Error;
 use crate::lifecycle::State;
-use crate::payment::{Attempt, DeclineCode, Payment, charge_key, order_of};
+use crate::payment::{Attempt, DeclineCode, Payment, charge_key, order_of, shortened};
 use crate::ports::{Charge, ChargeStatus, Gateway, LedgerPage, NoAnswer};
 use crate::store::Store;
 
 /// How many payments are read at a time.
 const PAGE: u64 = 1_000;
 /// The most differences that are listed; the rest is as wrong, and one page is enough to begin with.
-const MAX_DIFFERENCES: usize = 1_000;
+pub(crate) const MAX_DIFFERENCES: usize = 1_000;
+/// The most bytes of a charge's key that is none of ours.
+const MAX_KEY_BYTES: usize = 1_024;
 
 /// What the gateway's ledger says of a payment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -165,7 +167,8 @@ impl Reconciler {
                     }
                 }
                 None => found.note(Difference {
-                    order_id: order_of(&charge.charge_key).map_or(charge.charge_key.clone(), |id| id.to_string()),
+                    order_id: order_of(&charge.charge_key)
+                        .map_or_else(|| shortened(&charge.charge_key, MAX_KEY_BYTES), |id| id.to_string()),
                     payment: "no payment".to_owned(),
                     gateway: charge.status.name().to_owned(),
                     message: "the gateway has a row under a key that no payment of ours has".to_owned(),

@@ -25,6 +25,9 @@ mod write;
 use rows::micros;
 use sql::Sql;
 
+/// The most attempts of a payment that are read at once: a gateway that is away for days is tried very often.
+pub const MAX_ATTEMPTS: u64 = 1_000;
+
 /// How long a payment is left to an instance.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lease {
@@ -140,17 +143,18 @@ impl Store {
         found.map(Payment::try_from).transpose()
     }
 
-    /// The attempts of an order's payment, oldest first.
+    /// The newest attempts of an order's payment, oldest first: [`MAX_ATTEMPTS`] at most.
     ///
     /// # Errors
     /// The database refused.
     pub async fn attempts(&self, order_id: OrderId) -> Result<Vec<Attempt>, Error> {
         let rows = attempt_row::Entity::find()
             .filter(attempt_row::Column::OrderId.eq(order_id.as_uuid()))
-            .order_by_asc(attempt_row::Column::Attempt)
+            .order_by_desc(attempt_row::Column::Attempt)
+            .limit(MAX_ATTEMPTS)
             .all(self.db.read())
             .await?;
-        rows.into_iter().map(Attempt::try_from).collect()
+        rows.into_iter().rev().map(Attempt::try_from).collect()
     }
 
     /// The attempts of some orders' payments, oldest first, each with its order.

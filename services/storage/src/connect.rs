@@ -19,6 +19,7 @@ use crate::outbox::Outbox;
 use crate::postgres::Pool;
 use crate::probe::Probe;
 use crate::transact::{Writer, pause};
+use crate::url::SqliteUrl;
 
 /// A statement that takes longer is logged.
 pub(crate) const SLOW_STATEMENT: Duration = Duration::from_millis(500);
@@ -94,10 +95,13 @@ impl Database {
     }
 
     async fn sqlite(url: &str, options: &Options) -> Result<Self, Error> {
-        let in_memory = url.contains(":memory:");
-        if !in_memory {
-            make_folder(url)?;
+        let parsed = SqliteUrl::parse(url);
+        let in_memory = parsed.file.is_none();
+        if let Some(file) = &parsed.file {
+            make_folder(file)?;
         }
+        let encoded = parsed.encoded();
+        let url = encoded.as_deref().unwrap_or(url);
         // In memory the connection is the database: there is exactly one, and it is never closed.
         let readers = if in_memory { 1 } else { options.max_connections };
         let pool = open_file(|| sqlite_options(url, options, readers)).await?;
@@ -236,10 +240,8 @@ fn writer_options(url: &str, options: &Options) -> ConnectOptions {
     connect
 }
 
-fn make_folder(url: &str) -> Result<(), Error> {
-    let path = url.trim_start_matches("sqlite:").trim_start_matches("//");
-    let path = path.split('?').next().unwrap_or(path);
-    let Some(folder) = Path::new(path).parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
+fn make_folder(file: &Path) -> Result<(), Error> {
+    let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
     std::fs::create_dir_all(folder).map_err(|source| Error::Folder { folder: folder.display().to_string(), source })
 }
 

@@ -70,9 +70,23 @@ impl Error {
         })
     }
 
-    /// The configuration is wrong: no waiting and no other try cures it.
+    /// The configuration is wrong: no waiting and no other try cures it. The URL, what it says (a file of roots that is
+    /// not there), or whom it names: a wrong password (28P01), a user who may not connect (28000), no such database (3D000).
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Url | Self::UrlMalformed)
+        match self {
+            Self::Url | Self::UrlMalformed => true,
+            Self::Connect(error) => {
+                matches!(sqlx(error), Some(sea_orm::sqlx::Error::Configuration(_)))
+                    || code(error).is_some_and(|code| matches!(code.as_str(), "28P01" | "28000" | "3D000"))
+            }
+            Self::Folder { .. }
+            | Self::Statement(_)
+            | Self::ReadOnly
+            | Self::Begin(_)
+            | Self::Corrupt { .. }
+            | Self::Panicked
+            | Self::Closed => false,
+        }
     }
 
     /// SQLite was locked by somebody else as the file was opened.
@@ -125,6 +139,9 @@ impl Error {
     /// The database is not there yet, and may come up: nobody listens, or it says that it starts. Not a wrong password, a database
     /// that does not exist, or a file that is none.
     pub fn may_come_up(&self) -> bool {
+        if self.is_configuration() {
+            return false;
+        }
         let Self::Connect(error) = self else { return self.is_broken_connection() || self.is_transient() };
         code(error).is_none_or(|code| {
             matches!(code.as_str(), "57P01" | "57P02" | "57P03" | "53300") || is_busy_or_locked(&code)
@@ -187,10 +204,10 @@ fn is_not_now(code: &str) -> bool {
 
 /// The server does not listen yet, or says that it starts or has no place: worth asking again at once.
 pub(crate) fn is_starting(error: &sea_orm::sqlx::Error) -> bool {
-    match error {
-        sea_orm::sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
-        other => other.as_database_error().is_some_and(|error| error.is_transient_in_connect_phase()),
+    if let sea_orm::sqlx::Error::Io(error) = error {
+        return error.kind() == std::io::ErrorKind::ConnectionRefused;
     }
+    error.as_database_error().is_some_and(|error| error.is_transient_in_connect_phase())
 }
 
 /// SQLite's extended codes carry the primary code in the low byte: 5 is BUSY, 6 is LOCKED.

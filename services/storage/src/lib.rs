@@ -8,6 +8,7 @@
 //! - [`migrate`]: the schema is brought up to date under a lock
 //! - [`transact`]: a change and its events are committed together, or not at all
 //! - [`outbox`]: events that wait to be sent
+//! - `url`: the URLs of SQLite files
 
 pub mod connect;
 pub mod connection;
@@ -19,6 +20,7 @@ mod patience;
 mod postgres;
 pub mod probe;
 pub mod transact;
+mod url;
 
 pub use connect::{Backend, Database, Options, check_url};
 pub use error::{Error, Failure};
@@ -26,3 +28,4 @@ pub use migrate::Migration;
 pub use patience::patiently;
 pub use probe::Probe;
 pub use transact::Tx;
+pub use url::sqlite_url;

@@ -24,8 +24,8 @@ where
     loop {
         match open().await {
             Err(error) if error.may_come_up() && Instant::now() < end => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                tracing::warn!(target: "ordermesh", "the database does not answer yet, it is asked again: {error}: {cause}");
+                let cause = telemetry::Masked(&error).to_string();
+                tracing::warn!(target: "ordermesh", "the database does not answer yet, it is asked again: {cause}");
                 sleep(AGAIN).await;
             }
             opened => return opened,

@@ -180,6 +180,19 @@ async fn a_server_that_goes_away_is_unavailable_and_work_goes_on_when_it_is_back
     }
 }
 
+#[tokio::test]
+async fn a_database_or_a_user_that_does_not_exist_is_a_wrong_setting_and_not_waited_for() {
+    let Some(server) = Server::start(&[]) else { return };
+    let url = server.url();
+    for (right, wrong) in [("/postgres?", "/nowhere?"), ("postgres@", "nobody@")] {
+        let wrong = url.replace(right, wrong);
+        let began = Instant::now();
+        let error = storage::patiently(|| open(&wrong, "wrong")).await.expect_err("there is none");
+        assert!(error.is_configuration() && !error.may_come_up(), "{error:?}");
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    }
+}
+
 /// A server that takes TLS, and the file with the certificate that it shows.
 fn with_tls() -> Option<(Server, String)> {
     let mut server = Server::start(&[])?;

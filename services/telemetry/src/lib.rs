@@ -13,6 +13,7 @@
 //! - [`environment`]: OpenTelemetry's variables, each obeyed or refused by name
 //! - [`providers`]: tracer, meter and logger providers, made from the variables
 //! - `transport.rs`: connections to a collector; `reachability.rs`: log lines when exports begin to fail, and when they recover
+//! - [`mask`]: texts of others without their secrets
 //! - [`log`]: how a log line looks; `log_records.rs`: lines as log records
 
 pub mod announce;
@@ -22,6 +23,7 @@ pub mod environment;
 pub mod event;
 pub mod log;
 mod log_records;
+pub mod mask;
 pub mod operation;
 pub mod propagation;
 pub mod providers;
@@ -33,6 +35,7 @@ pub use class::ErrorClass;
 pub use context::TraceParent;
 pub use environment::{Environment, VariableError};
 pub use event::{EventError, EventStatus, TraceEvent};
+pub use mask::{Masked, masked};
 pub use operation::{Ended, EventSink, Fate, Kind, Operation, Outcome, Parent};
 pub use propagation::{Propagation, RemoteContext};
 pub use providers::Providers;

@@ -14,6 +14,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::context::TraceParent;
+use crate::mask::masked;
 
 /// The form of the lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,7 +82,8 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, format!("{value:?}").into());
+        // Errors come this way: libraries' quote what they were given.
+        self.put(field, masked(&format!("{value:?}")).into());
     }
     fn record_str(&mut self, field: &Field, value: &str) {
         self.put(field, value.into());

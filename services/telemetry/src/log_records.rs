@@ -14,6 +14,8 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
+use crate::mask::masked;
+
 /// The target of the lines of failed trace events.
 const TRACE_EVENTS: &str = "ordermesh::event";
 /// The libraries that an export goes through.
@@ -91,7 +93,7 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, AnyValue::from(format!("{value:?}")));
+        self.put(field, AnyValue::from(masked(&format!("{value:?}")).into_owned()));
     }
     fn record_str(&mut self, field: &Field, value: &str) {
         self.put(field, AnyValue::from(value.to_owned()));

@@ -146,7 +146,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), chassis::Error> {
     let operator = config.bootstrap_operator_file.as_deref().map(Credentials::from_file).transpose();
-    let operator = operator.map_err(|error| chassis::Error::Service(told(&error)))?;
+    let operator = operator.map_err(|error| chassis::Error::Setting(told(&error)))?;
     let chassis = Chassis::start("user", &config.common, migration::MIGRATIONS, shutdown).await?;
     let keys = open_keys(&config, chassis.clock.clone()).await?;
     let store = Store::new(chassis.db.clone());
@@ -195,7 +195,7 @@ async fn open_keys(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<KeyStor
     let (directory, generate) = (config.keys_dir(), config.generate_keys());
     let open = tokio::task::spawn_blocking(move || KeyStore::open(directory, generate, clock));
     let opened = open.await.map_err(|error| chassis::Error::Service(error.to_string()))?;
-    opened.map(Arc::new).map_err(|error| chassis::Error::Service(told(&error)))
+    opened.map(Arc::new).map_err(|error| chassis::Error::Setting(told(&error)))
 }
 
 /// Deletes sessions that have ended by time.

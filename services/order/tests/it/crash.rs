@@ -45,7 +45,7 @@ impl Script {
         let (orders, seen, inventory) = (world.orders.clone(), world.seen.clone(), world.inventory.clone());
         let writing_off = world.operation("write off", Some("audit"));
         let cancels = async move {
-            let [order] = &orders.list(Scope::All, None, None, 2).await.expect("a list").0[..] else {
+            let [order] = &orders.list(Scope::All, None, None, 2).await.expect("a list")[..] else {
                 panic!("one order")
             };
             cancel(&orders, &seen, order.id).await.expect("it is not too late");

@@ -16,7 +16,7 @@ use crate::world::{GUARD, World, eur, new_user, wants};
 /// Nothing is there that was not there before.
 async fn nothing_has_changed(world: &World) {
     world.settle().await;
-    let (orders, _) = world.orders.list(order::order::Scope::All, None, None, 200).await.expect("a list");
+    let orders = world.orders.list(order::order::Scope::All, None, None, 200).await.expect("a list");
     assert_eq!(orders, []);
     assert_eq!((world.stock("MUG").await, world.stock("PLATE").await), ((10, 0), (10, 0)));
     assert_eq!(world.events().await, []);
@@ -258,7 +258,7 @@ async fn a_customer_who_hangs_up_while_his_order_is_committed_still_has_it_drive
     holder.await.expect("it ends").expect("it commits");
     timeout(GUARD, world.payments.was_asked(1)).await.expect("the order is driven, and its lease has not run out");
     world.settle().await;
-    let (orders, _) = world.orders.list(order::order::Scope::All, None, None, 10).await.expect("a list");
+    let orders = world.orders.list(order::order::Scope::All, None, None, 10).await.expect("a list");
     let [order] = &orders[..] else { panic!("one order: {orders:?}") };
     assert_eq!(order.state, State::FulfillmentStarted);
 }

@@ -46,6 +46,25 @@ fn sigterm_ends_everything_with_success() {
 }
 
 #[test]
+fn a_system_with_a_wrong_setting_ends_at_once_and_says_which() {
+    for (flag, value, named) in [
+        ("--order.database-url", "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop", "the database URL cannot be parsed"),
+        ("--gateway.database-url", "postgres://shop:s3cr3t@h1:1,h2:2/shop", "the database URL cannot be parsed"),
+        ("--payment.gateway-api-key-file", "/there/is/none", "the gateway's API key /there/is/none cannot be used"),
+        ("--user.bootstrap-operator-file", "/there/is/none", "cannot be used multiple times"),
+        ("--database-url", "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop", "the database URL cannot be parsed"),
+        ("--payment.gateway-api-key", "s3cr3t s3cr3t", "--gateway-api-key"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut system = system(free_port_base(), &folder.path().join("data"), 1);
+        let out = system.args([flag, value]).output().expect("it ends");
+        let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
+        assert_eq!(out.status.code(), Some(2), "{flag}: {said}");
+        assert!(said.contains(named) && !said.contains("s3cr3t"), "{flag}: {said}");
+    }
+}
+
+#[test]
 fn a_taken_port_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let base = free_port_base();

@@ -1,0 +1,109 @@
+//! Wrong settings end a start at once, with exit code 2 and a sentence that names what is wrong; and what is secret in
+//! them is nowhere in what the program says.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const SECRET: &str = "s3cr3t";
+
+/// URLs that cannot be used, each with the password.
+const URLS: [&str; 8] = [
+    "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop",
+    "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop",
+    "postgres://shop:s3cr3t@127.0.0.1:port/shop",
+    "postgres://shop:s3cr3t@h1:5432,h2:5432/shop",
+    "postgres://shop:s3cr3t@[::1:5432/shop",
+    "postgres://shop:s3cr3t@127.0.0.1/shop?sslmode=bogus",
+    "mysql://shop:s3cr3t@127.0.0.1/shop",
+    "s3cr3t",
+];
+
+/// Runs the program in a folder until it ends; with what it said.
+fn refused(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| ["ORDERMESH_", "GATEWAY_", "OTEL_"].iter().any(|it| name.starts_with(it)))
+    {
+        command.env_remove(name);
+    }
+    let out = command
+        .args(args)
+        .envs(env.iter().copied())
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .output()
+        .expect("it ends");
+    let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
+    assert_eq!(out.status.code(), Some(2), "{args:?} {env:?}: {said}");
+    assert!(said.contains("error:") && !said.contains(SECRET), "{args:?} {env:?}: {said}");
+    assert!(!said.contains("asked again"), "a wrong setting is not waited for: {said}");
+    said
+}
+
+#[test]
+fn a_database_url_that_cannot_be_used_is_refused_by_all_who_take_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = ("GATEWAY_API_KEY", "a-key");
+    for url in URLS {
+        for service in ["order", "data"] {
+            refused(folder.path(), &[service], &[("ORDERMESH_DATABASE_URL", url)]);
+        }
+        refused(folder.path(), &["gateway"], &[key, ("GATEWAY_DATABASE_URL", url)]);
+        refused(folder.path(), &["verify", "--database-url", url], &[]);
+        refused(folder.path(), &["--database-url", url], &[]);
+        // In the place of an argument: a URL is known for one there, a bare word is not.
+        if url.contains("://") {
+            refused(folder.path(), &["data", url], &[]);
+        }
+    }
+    for service in ["user", "payment"] {
+        let env = [("ORDERMESH_DATABASE_URL", URLS[0]), ("ORDERMESH_PAYMENT_GATEWAY_API_KEY", "a-key")];
+        let said = refused(folder.path(), &[service], &env);
+        assert!(said.contains("the database URL cannot be parsed"), "{said}");
+    }
+}
+
+#[test]
+fn keys_and_secrets_that_cannot_be_used_are_refused_and_not_quoted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let write = |name: &str, text: &str| {
+        std::fs::write(folder.path().join(name), text).expect("written");
+        at(name)
+    };
+    let pem = "-----BEGIN PRIVATE KEY-----\ns3cr3ts3cr3ts3cr3t\n-----END PRIVATE KEY-----\n";
+    let mesh_secret = write("mesh", "s3cr3t");
+    assert!(
+        refused(folder.path(), &["data"], &[("ORDERMESH_MESH_SECRET_FILE", &mesh_secret)]).contains("the mesh secret")
+    );
+    std::fs::create_dir_all(folder.path().join("keys")).expect("a folder");
+    write("keys/1.pem", pem);
+    let keys = at("keys");
+    assert!(refused(folder.path(), &["user", "--keys-dir", &keys], &[]).contains("1.pem"));
+    let (certificate, key) = (write("tls.crt", "s3cr3t"), write("tls.key", pem));
+    let tls = ["data", "--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &certificate];
+    assert!(refused(folder.path(), &tls, &[]).contains("TLS"));
+    let operator = write("operator", "s3cr3t");
+    assert!(refused(folder.path(), &["user", "--bootstrap-operator-file", &operator], &[]).contains("operator"));
+    let blank = write("gateway", "s3cr3t s3cr3t");
+    assert!(refused(folder.path(), &["payment", "--gateway-api-key-file", &blank], &[]).contains("API key"));
+    refused(folder.path(), &["payment"], &[("ORDERMESH_PAYMENT_GATEWAY_API_KEY", "s3cr3t s3cr3t")]);
+    refused(folder.path(), &["gateway", "--api-key-file", &blank], &[]);
+    refused(folder.path(), &["gateway"], &[("GATEWAY_API_KEY", "s3cr3t s3cr3t")]);
+}
+
+#[test]
+fn variables_of_opentelemetry_that_cannot_be_used_are_refused_and_not_quoted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, value) in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://us er:s3cr3t@collector:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://user:s3cr3t@collector:4317"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api key=s3cr3t"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "s3cr3t"),
+    ] {
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+        for args in [&["data"][..], &[]] {
+            assert!(refused(folder.path(), args, &[endpoint, (name, value)]).contains(name));
+        }
+    }
+}
