@@ -117,11 +117,15 @@ fn user_info(text: &str, start: usize) -> Option<(usize, usize)> {
     let rest = &text[start..];
     let word = rest.find(char::is_whitespace).unwrap_or(rest.len());
     if let Some(host) = rest[..word].rfind('@') {
-        return (host > 0).then_some((start, start + host));
+        // In a query it may be a part of a value, which goes on after it.
+        let is_in_query = rest[..host].split_once('?').is_some_and(|(_, query)| query.contains('='));
+        let end = if is_in_query { rest[host..word].find('&').map_or(word, |next| host + next) } else { host };
+        return (host > 0).then_some((start, start + end));
     }
     let authority = &rest[..rest[..word].find(['/', '?', '#', ',', '"', '\'', '`', '>', ')']).unwrap_or(word)];
     let port = authority.rsplit_once(':').filter(|(host, _)| !host.ends_with(':') && !authority.starts_with('['))?.1;
-    if port.bytes().all(|byte| byte.is_ascii_digit()) {
+    // Our own sentences say HOST:PORT.
+    if port == "PORT" || port.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     // No port: a password, with a blank in it, or without a host after it.
