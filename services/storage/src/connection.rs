@@ -192,7 +192,14 @@ impl TxConnection {
     pub(crate) async fn commit(self) -> Result<(), DbErr> {
         match self.0 {
             Open::Sqlite(tx) => tx.commit().await,
-            Open::Postgres(lease) => lease.into_inner().commit().await.map_err(exec_error),
+            Open::Postgres(lease) => {
+                let mut lease = lease.into_inner();
+                if lease.is_aborted() {
+                    let told = "a statement of the transaction failed, so that it cannot be committed";
+                    return Err(DbErr::Exec(RuntimeErr::Internal(told.to_owned())));
+                }
+                lease.commit().await.map_err(exec_error)
+            }
         }
     }
 

@@ -27,12 +27,13 @@ pub struct Migration {
     pub postgres: &'static [&'static str],
 }
 
-/// PostgreSQL: how long a step's statement, or another instance's migration, may take. Without an answer by then the connection is
-/// taken for dead.
-const STEP_LIMIT: Duration = Duration::from_secs(6 * 3_600);
+/// PostgreSQL: how long a step's statement may take. Without an answer by then the connection is taken for dead.
+const STEP_LIMIT: Duration = Duration::from_secs(3_600);
 
 /// One writer at a time may look at the schema; any number that no other program uses.
-const POSTGRES_LOCK: &str = "SELECT pg_advisory_xact_lock(7251011620)";
+const POSTGRES_LOCK: &str = "pg_try_advisory_xact_lock(7251011620)";
+/// Asked again and again: each answer shows that the server is there.
+const LOCK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(FromQueryResult)]
 struct Applied {
@@ -68,13 +69,15 @@ impl Database {
             return Ok(());
         }
         let mut tx = begin_alone(self).await?;
-        if let Open::Postgres(lease) = &mut tx.0 {
-            lease.get_mut().set_limit(STEP_LIMIT);
-        }
         if self.backend() == Backend::Postgres {
             // Another instance's migration may take long, and so may ours.
+            while !is_so(&tx, POSTGRES_LOCK).await? {
+                tokio::time::sleep(LOCK_INTERVAL).await;
+            }
+            if let Open::Postgres(lease) = &mut tx.0 {
+                lease.get_mut().set_limit(STEP_LIMIT);
+            }
             tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
-            tx.execute_unprepared(POSTGRES_LOCK).await?;
             if let Some(schema) = &self.0.schema {
                 let schema = schema.replace(['"', '\''], "");
                 // IF NOT EXISTS asks for the right to make schemas first: the owner of its schema alone does not have it.
@@ -97,7 +100,11 @@ impl Database {
 
 /// PostgreSQL: is there what `name` names?
 async fn is_there(conn: &impl ConnectionTrait, name: &str) -> Result<bool, Error> {
-    let select = Statement::from_string(conn.get_database_backend(), format!("SELECT {name} IS NOT NULL AS is_there"));
+    is_so(conn, &format!("{name} IS NOT NULL")).await
+}
+
+async fn is_so(conn: &impl ConnectionTrait, condition: &str) -> Result<bool, Error> {
+    let select = Statement::from_string(conn.get_database_backend(), format!("SELECT {condition} AS is_there"));
     Ok(Found::find_by_statement(select).one(conn).await?.is_some_and(|found| found.is_there))
 }
 

@@ -5,35 +5,31 @@
 //! [`SETTLE_LIMIT`] or closed. sqlx has no option for TCP keepalive either: a limit on each statement, the probe's evidence
 //! ([`crate::probe`]) and the server's own keepalive and `tcp_user_timeout` stand in for it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool::managed::{
-    self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult, TimeoutType, Timeouts,
-};
+use deadpool::managed::{self, Metrics, Object, PoolError, QueueMode, RecycleError, RecycleResult};
 use futures_util::future::BoxFuture;
 use log::LevelFilter;
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection};
 use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions, Connection, Executor};
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::connect::{Options, SLOW_STATEMENT};
 use crate::error::{self, Error};
 
 /// How much longer than the server's own `statement_timeout` an answer is waited for: what is later was lost on the way.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
-/// How long a statement on a suspect connection goes on after the probe has found that connections have fallen silent.
-const SUSPECT_GRACE: Duration = Duration::from_secs(1);
+/// How long a statement may take on a connection that is suspect, because others of its age have fallen silent.
+const SUSPECT_LIMIT: Duration = Duration::from_secs(3);
 /// How long a connection whose caller has gone may take to finish what it was at.
 const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// A connection is closed when it is that old, and when it was idle for so long.
-const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 const MAX_IDLE: Duration = Duration::from_secs(10 * 60);
-/// The least time between two times that all idle connections are taken for broken.
-const DISTRUST_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_CONNECT_BACKOFF: Duration = Duration::from_millis(400);
 
 /// A connection, and when it was made.
@@ -48,7 +44,6 @@ pub(crate) struct Made {
 struct Trust {
     /// Connections of an earlier generation are not used again.
     generation: AtomicU64,
-    last_distrust: Mutex<Option<Instant>>,
     /// The generation before which statements that are still running are given up.
     suspect: watch::Sender<u64>,
     acquired: AtomicU64,
@@ -104,7 +99,6 @@ impl Pool {
     pub(crate) async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
         let trust = Arc::new(Trust {
             generation: AtomicU64::new(0),
-            last_distrust: Mutex::new(None),
             suspect: watch::Sender::new(0),
             acquired: AtomicU64::new(0),
             committed: AtomicU64::new(0),
@@ -130,7 +124,6 @@ impl Pool {
         let pool = managed::Pool::builder(connector)
             .max_size(usize::try_from(options.max_connections).unwrap_or(usize::MAX))
             .queue_mode(QueueMode::Lifo)
-            .runtime(deadpool::Runtime::Tokio1)
             .build()
             .map_err(|_| Error::Closed)?;
         let pool = Self {
@@ -148,21 +141,20 @@ impl Pool {
         let end = Instant::now() + self.acquire_timeout;
         let mut backoff = Duration::from_millis(10);
         loop {
-            let left = Some(end.saturating_duration_since(Instant::now()));
-            match self.pool.timeout_get(&Timeouts { wait: left, create: left, recycle: left }).await {
-                Ok(object) => {
+            match timeout_at(end, self.pool.get()).await {
+                Ok(Ok(object)) => {
                     self.trust.acquired.fetch_add(1, Ordering::Relaxed);
                     return Ok(Lease::new(object, self));
                 }
-                Err(PoolError::Backend(error)) if error::is_starting(&error) && Instant::now() + backoff < end => {
+                Ok(Err(PoolError::Backend(error))) if error::is_starting(&error) && Instant::now() + backoff < end => {
                     sleep(backoff).await;
                     backoff = (backoff * 2).min(MAX_CONNECT_BACKOFF);
                 }
-                Err(PoolError::Backend(error)) => return Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
-                Err(PoolError::Timeout(TimeoutType::Wait | TimeoutType::Create | TimeoutType::Recycle)) => {
+                Ok(Err(PoolError::Backend(error))) => return Err(DbErr::Conn(RuntimeErr::SqlxError(error.into()))),
+                Err(_) | Ok(Err(PoolError::Timeout(_))) => {
                     return Err(DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
                 }
-                Err(PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_)) => {
+                Ok(Err(PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_))) => {
                     return Err(DbErr::ConnectionAcquire(ConnAcquireErr::ConnectionClosed));
                 }
             }
@@ -174,15 +166,16 @@ impl Pool {
         self.pool.manager().connect().await
     }
 
-    /// One connection broke: the idle ones are not used again, for they most likely are as broken.
-    fn distrust_idle(&self) {
-        let now = Instant::now();
-        let mut last = self.trust.last_distrust.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_some_and(|last| now.duration_since(last) < DISTRUST_INTERVAL) {
-            return;
-        }
-        *last = Some(now);
-        self.trust.generation.fetch_add(1, Ordering::AcqRel);
+    /// A connection broke: the idle ones of its generation are not used again, for they most likely are as broken.
+    fn distrust_idle(&self, generation: u64) {
+        let next = generation + 1;
+        // When it differs, a newer generation has been begun already.
+        let _ = self.trust.generation.compare_exchange(generation, next, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The probe's connection broke: idle ones of today are not used again.
+    pub(crate) fn distrust_idle_ones(&self) {
+        self.distrust_idle(self.trust.generation.load(Ordering::Acquire));
     }
 
     /// A new connection works where an old one has fallen silent, or leads to a server that takes no writes: none of the
@@ -216,6 +209,8 @@ pub(crate) struct Lease {
     pool: Pool,
     limit: Duration,
     is_in_transaction: bool,
+    /// A statement of the transaction failed: PostgreSQL answers its COMMIT with a rollback, and no error.
+    is_aborted: bool,
     /// A statement runs, or its caller has gone meanwhile.
     is_busy: bool,
 }
@@ -223,7 +218,14 @@ pub(crate) struct Lease {
 impl Lease {
     fn new(object: Object<Connector>, pool: &Pool) -> Self {
         let limit = pool.statement_limit;
-        Self { object: Some(object), pool: pool.clone(), limit, is_in_transaction: false, is_busy: false }
+        Self {
+            object: Some(object),
+            pool: pool.clone(),
+            limit,
+            is_in_transaction: false,
+            is_aborted: false,
+            is_busy: false,
+        }
     }
 
     /// For statements that take longer than a customer's may.
@@ -244,10 +246,11 @@ impl Lease {
             answer = timeout(self.limit, statement(&mut object.connection)) => {
                 answer.unwrap_or_else(|_| Err(silent("the database did not answer in time")))
             }
-            () = given_up(suspect, generation) => Err(silent("the connection has fallen silent")),
+            () = given_up(suspect, generation, Instant::now() + SUSPECT_LIMIT) => Err(silent("the connection has fallen silent")),
         };
+        self.is_aborted |= self.is_in_transaction && answer.is_err();
         match &answer {
-            Err(error) if error::breaks_connection(error) => self.discard(),
+            Err(error) if error::breaks_connection(error) => self.discard(generation),
             _ => self.is_busy = false,
         }
         answer
@@ -256,6 +259,10 @@ impl Lease {
     pub(crate) async fn begin(&mut self) -> Result<(), sqlx::Error> {
         self.is_in_transaction = true;
         self.simple("BEGIN").await
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.is_aborted
     }
 
     pub(crate) async fn commit(&mut self) -> Result<(), sqlx::Error> {
@@ -276,9 +283,9 @@ impl Lease {
     }
 
     /// Closes it; its place in the pool is free at once.
-    fn discard(&mut self) {
+    fn discard(&mut self, generation: u64) {
         drop(self.object.take().map(Object::take));
-        self.pool.distrust_idle();
+        self.pool.distrust_idle(generation);
     }
 }
 
@@ -309,12 +316,12 @@ async fn settle(mut object: Object<Connector>, is_in_transaction: bool) {
     }
 }
 
-/// Resolves when the connection is suspect, and was given the time to answer all the same.
-async fn given_up(mut suspect: watch::Receiver<u64>, generation: u64) {
+/// Resolves when the connection is suspect and the statement has had its time.
+async fn given_up(mut suspect: watch::Receiver<u64>, generation: u64, end: Instant) {
     if suspect.wait_for(|before| generation < *before).await.map(drop).is_err() {
         return std::future::pending().await;
     }
-    sleep(SUSPECT_GRACE).await;
+    sleep_until(end).await;
 }
 
 fn silent(what: &str) -> sqlx::Error {

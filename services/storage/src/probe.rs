@@ -6,15 +6,18 @@ use std::time::Duration;
 use sea_orm::sqlx::postgres::PgConnection;
 use sea_orm::sqlx::{self, Executor, Row};
 use sea_orm::{ConnectionTrait, DbErr, RuntimeErr};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::connect::Database;
 use crate::connection::Readers;
 use crate::error::Error;
-use crate::postgres::Pool;
+use crate::postgres::{MAX_LIFETIME, Pool};
 
 /// How long an answer may take, and a new connection with its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// It writes itself each so many checks at least, whatever others have committed.
+const WRITE_EVERY: u64 = 5;
 
 /// As libpq's `target_session_attrs=read-write` asks it: on a standby, and on a primary that was told to take no writes, it is on.
 const IS_READ_ONLY: &str = "SELECT current_setting('transaction_read_only')::boolean";
@@ -25,8 +28,21 @@ const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
 #[derive(Debug)]
 pub struct Probe {
     db: Database,
-    connection: Option<PgConnection>,
+    connection: Option<(PgConnection, Instant)>,
+    /// Connections of before are suspect until a new one works.
+    suspicion: Option<Suspicion>,
+    /// As they were at the last check.
+    acquired: u64,
     committed: u64,
+    checks: u64,
+}
+
+/// What the pool's connections are suspected of, because the probe's own was.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Suspicion {
+    Broken,
+    /// Silent, or leading to a server that takes no writes: they show it to no reader.
+    Stale,
 }
 
 /// What an answer says.
@@ -39,7 +55,7 @@ enum Answer {
 
 impl Probe {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db, connection: None, committed: 0 }
+        Self { db, connection: None, suspicion: None, acquired: 0, committed: 0, checks: 0 }
     }
 
     /// Can the database be written to, now? It takes 4 s at most.
@@ -56,7 +72,7 @@ impl Probe {
         }
     }
 
-    /// How many callers have got a connection so far (on SQLite: batches that were committed), and how many ask for one now. While
+    /// How many callers have got a connection so far (on SQLite: batches that the writer has answered), and how many ask for one now. While
     /// some ask and the first number stands still, the pool serves no caller.
     pub fn progress(&self) -> (u64, u64) {
         match (&self.db.0.reader.0, &self.db.0.writer) {
@@ -67,32 +83,51 @@ impl Probe {
     }
 
     async fn check_sqlite(&mut self) -> Result<(), Error> {
-        let answer = timeout(ANSWER_LIMIT, self.db.read().execute_unprepared("SELECT 1 FROM schema_version LIMIT 1"));
-        answer.await.unwrap_or_else(|_| Err(DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout)))?;
+        let asked = timeout(ANSWER_LIMIT, self.db.read().execute_unprepared("SELECT 1 FROM schema_version LIMIT 1"));
+        match asked.await {
+            // All connections for reads are in use.
+            Err(_) | Ok(Err(DbErr::ConnectionAcquire(_))) => {}
+            Ok(answer) => {
+                answer?;
+            }
+        }
         let Some(writer) = &self.db.0.writer else { return Ok(()) };
-        let (committed, queued) = writer.progress();
-        // It is at work, or has committed since: that is the answer.
-        if queued > 0 || std::mem::replace(&mut self.committed, committed) != committed {
+        let committed = writer.committed();
+        if std::mem::replace(&mut self.committed, committed) != committed {
             return Ok(());
         }
         // BEGIN IMMEDIATE takes the lock to write, and a file that cannot be written refuses it.
+        let (answered, _) = writer.progress();
         let asked = self.db.transact(|_| Box::pin(async { Ok::<_, Error>(()) }));
-        timeout(ANSWER_LIMIT, asked).await.unwrap_or(Ok(()))
+        match timeout(ANSWER_LIMIT, asked).await {
+            Ok(done) => done,
+            // The queue is long.
+            Err(_) if writer.progress().0 != answered => Ok(()),
+            Err(_) => Err(timed_out()),
+        }
     }
 
     async fn check_postgres(&mut self, pool: &Pool) -> Result<(), Error> {
-        let committed = pool.progress().1;
+        self.checks += 1;
+        let (acquired, committed) = pool.progress();
         let has_committed = std::mem::replace(&mut self.committed, committed) != committed;
-        let mut is_suspect = false;
-        if let Some(mut connection) = self.connection.take() {
+        let has_acquired = std::mem::replace(&mut self.acquired, acquired) != acquired;
+        // Commits may have had nothing to write, so that they do not stand in for the probe's own for long.
+        let has_committed = has_committed && !self.checks.is_multiple_of(WRITE_EVERY);
+        // While callers get no connection, whether a new one can be made is the question.
+        let is_starved = pool.counts().2 > 0 && !has_acquired;
+        let kept = self.connection.take().filter(|(_, made)| made.elapsed() < MAX_LIFETIME && !is_starved);
+        if let Some((mut connection, made)) = kept {
             let asked = timeout(ANSWER_LIMIT, ask(&mut connection, has_committed));
-            match asked.await.unwrap_or(Answer::Silent) {
+            let suspicion = match asked.await.unwrap_or(Answer::Silent) {
                 Answer::Writable => {
-                    self.connection = Some(connection);
+                    self.connection = Some((connection, made));
                     return Ok(());
                 }
-                Answer::ReadOnly | Answer::Failed(_) | Answer::Silent => is_suspect = true,
-            }
+                Answer::Failed(_) => Suspicion::Broken,
+                Answer::ReadOnly | Answer::Silent => Suspicion::Stale,
+            };
+            self.suspicion = self.suspicion.max(Some(suspicion));
         }
         let fresh = timeout(ANSWER_LIMIT, async {
             let mut connection = pool.connect_apart().await?;
@@ -102,19 +137,29 @@ impl Probe {
         let failed = |error: sqlx::Error| Err(Error::Statement(DbErr::Conn(RuntimeErr::SqlxError(error.into()))));
         match fresh.await {
             Ok(Ok((connection, Answer::Writable))) => {
-                self.connection = Some(connection);
-                if is_suspect {
-                    pool.distrust_all();
+                self.connection = Some((connection, Instant::now()));
+                match self.suspicion.take() {
+                    Some(Suspicion::Stale) => pool.distrust_all(),
+                    Some(Suspicion::Broken) => pool.distrust_idle_ones(),
+                    None => {}
                 }
                 Ok(())
             }
-            Ok(Ok((_, Answer::ReadOnly))) => Err(Error::ReadOnly),
+            Ok(Ok((_, Answer::ReadOnly))) => {
+                self.suspicion = Some(Suspicion::Stale);
+                Err(Error::ReadOnly)
+            }
             Ok(Ok((_, Answer::Failed(error))) | Err(error)) => failed(error),
             Ok(Ok((_, Answer::Silent))) | Err(_) => {
-                Err(Error::Statement(DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout)))
+                self.suspicion = Some(Suspicion::Stale);
+                Err(timed_out())
             }
         }
     }
+}
+
+fn timed_out() -> Error {
+    Error::Statement(DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout))
 }
 
 /// `has_committed`: somebody else's commit has shown that it can be written to.

@@ -254,37 +254,51 @@ struct Job {
 #[derive(Clone)]
 pub(crate) struct Writer {
     queue: mpsc::Sender<Job>,
-    answered: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    /// Batches, whatever came of them.
+    answered: AtomicU64,
+    /// Those that the database has taken.
+    committed: AtomicU64,
 }
 
 impl Writer {
     pub(crate) fn start(pool: DatabaseConnection, metrics: Metrics) -> Self {
         let (queue, mut jobs) = mpsc::channel::<Job>(MAX_QUEUE);
-        let answered = Arc::new(AtomicU64::new(0));
-        let counted = answered.clone();
+        let counts = Arc::new(Counts::default());
+        let counted = counts.clone();
         tokio::spawn(async move {
             let mut batch = Vec::with_capacity(MAX_BATCH);
             while jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
                 batch.iter().for_each(|job| metrics.waited(job.queued.elapsed()));
-                run_batch(&pool, std::mem::take(&mut batch)).await;
-                counted.fetch_add(1, Ordering::Relaxed);
+                run_batch(&pool, std::mem::take(&mut batch), &counted).await;
+                counted.answered.fetch_add(1, Ordering::Relaxed);
             }
         });
-        Self { queue, answered }
+        Self { queue, counts }
     }
 
     /// How many batches it has answered, and how many pieces are queued.
     pub(crate) fn progress(&self) -> (u64, u64) {
         let queued = self.queue.max_capacity() - self.queue.capacity();
-        (self.answered.load(Ordering::Relaxed), u64::try_from(queued).unwrap_or(u64::MAX))
+        (self.counts.answered.load(Ordering::Relaxed), u64::try_from(queued).unwrap_or(u64::MAX))
+    }
+
+    /// How many batches the database has taken.
+    pub(crate) fn committed(&self) -> u64 {
+        self.counts.committed.load(Ordering::Relaxed)
     }
 }
 
-async fn run_batch(pool: &DatabaseConnection, mut batch: Vec<Job>) {
+async fn run_batch(pool: &DatabaseConnection, mut batch: Vec<Job>, counts: &Counts) {
     let Some(db) = batch.first().map(|job| job.db.clone()) else { return };
     for attempt in 1..=MAX_TRIES {
         match try_batch(pool, &mut batch).await {
             Ok((events, again)) => {
+                counts.committed.fetch_add(1, Ordering::Relaxed);
                 db.committed(&events);
                 let (retried, done): (Vec<_>, Vec<_>) = std::mem::take(&mut batch)
                     .into_iter()
