@@ -257,6 +257,29 @@ async fn after_a_failover_each_write_goes_to_the_new_primary() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failover_that_took_longer_than_a_check_no_read_goes_to_the_old_primary() {
+    let Some(old) = Server::start_on_tcp(&[]) else { return };
+    let proxy = Proxy::start(address_of(&old)).await;
+    let db = open(proxy.address(), LONG).await;
+    let mut probe = db.probe();
+    probe.check().await.expect("it takes writes");
+    fill(&db).await;
+    let new = old.standby();
+    set_read_only(&old, "on");
+    let refused = probe.check().await.expect_err("there is no primary yet");
+    assert!(matches!(refused, Error::ReadOnly), "{refused:?}");
+    new.promote();
+    proxy.lead_to(address_of(&new));
+    probe.check().await.expect("there is one");
+    for _ in 0..2 * CONNECTIONS {
+        let sql = "SELECT CAST(inet_server_port() AS BIGINT) AS count";
+        let select = Statement::from_string(db.read().get_database_backend(), sql);
+        let read = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("a row");
+        assert_eq!(read.count, i64::from(new.port()));
+    }
+}
+
 /// PostgreSQL's appendix "Error Codes".
 #[tokio::test]
 async fn what_a_server_cannot_do_here_and_now_is_unavailable_and_what_is_wrong_is_not() {
