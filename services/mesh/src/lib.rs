@@ -16,7 +16,8 @@
 //! - `deadline`, `server_deadline`, `client_deadline`: deadlines that travel
 //! - `identity`, `gatekeeper`, `token`, `secret`, `credentials`, `caller`: who calls, and may he
 //! - [`tls`], `tls_verify`, `spiffe`: who is at the other end of a connection
-//! - `rate_limit`, `concurrency`, `memory`, `memory_limit`, `metadata`: what is admitted; `holding`: and for how long
+//! - `rate_limit`, `message`, `concurrency`, `memory`, `memory_limit`, `metadata`: what is admitted; `holding`: and for how long
+//! - `shares`, `places`: what each caller may have of it; who gives way when there is no more
 //! - `stalled`, `stream_end`: answers that nobody takes, and answers that never end
 //! - `refusals`, `gauges`: what was turned away, and what is held
 //! - `health`, `reflection`, `admin`: for those who look after servers
@@ -56,10 +57,12 @@ mod listen;
 mod load;
 mod memory;
 mod memory_limit;
+mod message;
 mod metadata;
 mod metrics;
 mod not_grpc;
 mod panic;
+mod places;
 pub mod policy;
 mod portions;
 mod proxies;
@@ -77,6 +80,7 @@ mod server;
 mod server_config;
 mod server_deadline;
 mod server_telemetry;
+mod shares;
 mod spiffe;
 mod stalled;
 mod status;

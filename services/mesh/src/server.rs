@@ -79,12 +79,13 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         .layer(identity(gatekeeper.clone(), refusals.clone()))
         // Inside identity, for it counts per caller; outside of the permits: who is over his quota takes none.
         .layer(rate_limit(policies, &config.rate_limits, resets, refusals.clone()))
-        // Permits before memory: what waits for nothing holds nothing. The permit is held to the end of the body.
-        .layer(concurrency(policies, holdings.admission.clone(), refusals.clone()))
+        // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is there. What waits
+        // for the rest of its request, or for its caller to take its answer, holds memory and nothing else.
+        .layer(memory(holdings.budget.clone(), config.max_message_bytes, refusals.clone()))
+        // A permit while the handler works, a place for as long as a stream is there.
+        .layer(concurrency(policies, holdings.admission.clone(), refusals))
         // Inside the permits, which it sets free: a stream without an end must not hold up the server's.
         .layer(stream_end(policies, goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
-        // Innermost, or requests that are refused further in would hold memory while they are.
-        .layer(memory(holdings.budget.clone(), config.max_message_bytes, refusals))
         .service(routes);
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "the stack is built");
