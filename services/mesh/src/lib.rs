@@ -24,6 +24,7 @@
 //! - `wire`: the shape of a call in the stacks
 
 mod admin;
+mod admitted;
 mod attempts;
 mod balance;
 mod breaker;
@@ -43,6 +44,7 @@ mod deadline;
 mod discovery;
 mod edge;
 mod endpoint;
+mod field_limits;
 mod fleet;
 mod gatekeeper;
 mod gauges;
@@ -55,6 +57,7 @@ mod lingering;
 mod listen;
 mod load;
 mod memory;
+mod memory_budget;
 mod memory_limit;
 mod metadata;
 mod metrics;
@@ -96,14 +99,15 @@ pub use discovery::{Addresses, AddressesError};
 pub use gatekeeper::Gatekeeper;
 pub use listen::listen;
 pub use memory_limit::budget_of;
-pub use policy::{Access, Idempotency, MethodPolicy, PolicyTable};
+pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
 pub use rate_limit::Quota;
 pub use refusals::Seldom;
 pub use secret::Secret;
 pub use serve::Server;
 pub use server::server;
 pub use server_config::{
-    DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, ServerConfig,
+    DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, MAX_ANSWER_BYTES,
+    ServerConfig,
 };
 pub use status::{Kind, Refusal, Violation, error_class, status};
 pub use token::{KeySource, VerifyingKey};

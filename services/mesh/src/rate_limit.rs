@@ -73,7 +73,7 @@ pub(crate) enum Key {
 }
 
 impl Key {
-    fn of(request: &Request, is_public: bool) -> Self {
+    pub(crate) fn of(request: &Request, is_public: bool) -> Self {
         let peer =
             || request.extensions().get::<SocketAddr>().map_or(Self::Others, |peer| Self::Peer(network(peer.ip())));
         match request.extensions().get::<Caller>() {

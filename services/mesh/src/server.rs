@@ -83,8 +83,8 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         .layer(concurrency(policies, holdings.admission.clone(), refusals.clone()))
         // Inside the permits, which it sets free: a stream without an end must not hold up the server's.
         .layer(stream_end(policies, goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
-        // Innermost, or requests that are refused further in would hold memory while they are.
-        .layer(memory(holdings.budget.clone(), config.max_message_bytes, refusals))
+        // Innermost, or requests that are refused further in would hold memory while they are. Answers hold it until they are sent.
+        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, refusals))
         .service(routes);
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "the stack is built");

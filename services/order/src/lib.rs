@@ -153,7 +153,7 @@ pub async fn run(
     let inventory = inventory::Inventory { store: store.clone() };
     let handlers = service::OrderHandlers { orders, explainer, watchers, shutdown: chassis.shutdown.clone() };
     // Lists end before that; what does not is refused, where a client would break off.
-    let most = mesh::DEFAULT_MAX_MESSAGE_BYTES;
+    let most = mesh::MAX_ANSWER_BYTES;
     let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(most))
         .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
         .add_service(
