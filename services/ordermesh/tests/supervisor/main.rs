@@ -3,6 +3,7 @@
 #[cfg(target_os = "linux")]
 mod attacked;
 mod events;
+mod identities;
 mod life;
 mod output;
 mod world;
