@@ -6,10 +6,17 @@
 use std::fmt;
 
 use prost_reflect::prost_types::method_options::IdempotencyLevel;
-use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MessageDescriptor, MethodDescriptor,
+    ReflectMessage, Value,
+};
 
 /// The option's full name.
 const OPTION: &str = "mesh.v1.policy";
+/// The one of fields.
+const LIMIT: &str = "common.v1.limit";
+/// A request's messages are in each other no deeper.
+const MAX_DEPTH: usize = 8;
 
 /// A rule that an rpc breaks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +87,13 @@ pub(crate) enum TableError {
         /// The rule.
         rule: Rule,
     },
+    /// A request has a repeated field that could have any number of elements, or one whose elements cannot be counted.
+    Unlimited {
+        /// For example `order.v1.OrderService/CreateOrder`.
+        rpc: String,
+        /// The field.
+        field: String,
+    },
 }
 
 impl fmt::Display for TableError {
@@ -88,6 +102,12 @@ impl fmt::Display for TableError {
             Self::NoOption => write!(f, "the contract does not define the option ({OPTION})"),
             Self::Shape { rpc, field } => write!(f, "{rpc}: `{field}` of its policy cannot be read"),
             Self::Broken { rpc, rule } => write!(f, "{rpc} {rule}"),
+            Self::Unlimited { rpc, field } => {
+                write!(
+                    f,
+                    "{rpc}: `{field}` of its request needs ({LIMIT}) with max_items above zero, as every repeated field does; it has texts, bytes or messages"
+                )
+            }
         }
     }
 }
@@ -113,6 +133,23 @@ pub(crate) struct Row {
     pub(crate) idempotency: &'static str,
     /// Does it answer with a stream?
     pub(crate) streaming: bool,
+    /// The longest request, when the method has a limit of its own.
+    pub(crate) max_message_bytes: Option<u64>,
+    /// The repeated fields of its request.
+    pub(crate) limits: Vec<LimitRow>,
+}
+
+/// How many elements a repeated field may have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct LimitRow {
+    /// The field's number, after those of the messages that it is in.
+    pub(crate) path: Vec<u32>,
+    /// The same in words.
+    pub(crate) field: String,
+    /// The most elements.
+    pub(crate) max_items: u64,
+    /// The violation's reason.
+    pub(crate) reason: String,
 }
 
 /// The policies of all rpcs of all services, sorted by path.
@@ -129,7 +166,10 @@ pub(crate) fn rows(pool: &DescriptorPool) -> Result<Vec<Row>, TableError> {
         }
         let policy = options.get_extension(&option);
         let policy = policy.as_message().ok_or_else(|| shape(&method, "policy"))?;
-        rows.push(row(&method, policy)?);
+        let mut row = row(&method, policy)?;
+        let limit = pool.get_extension_by_name(LIMIT).ok_or(TableError::NoOption)?;
+        limits(&method, &limit, &method.input(), &LimitRow::none(), &mut row.limits)?;
+        rows.push(row);
     }
     rows.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(rows)
@@ -168,7 +208,77 @@ fn row(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Row, TableE
         timeout: timeout(method, policy)?,
         idempotency: idempotency(method, policy)?,
         streaming: method.is_server_streaming(),
+        max_message_bytes: max_message_bytes(method, policy)?,
+        limits: vec![],
     })
+}
+
+fn max_message_bytes(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Option<u64>, TableError> {
+    let unreadable = || shape(method, "max_message_bytes");
+    let bytes =
+        policy.get_field_by_name("max_message_bytes").and_then(|value| value.as_i32()).ok_or_else(unreadable)?;
+    let bytes = u64::try_from(bytes).map_err(|_| unreadable())?;
+    Ok((bytes > 0).then_some(bytes))
+}
+
+impl LimitRow {
+    /// Of the request itself.
+    fn none() -> Self {
+        Self { path: vec![], field: String::new(), max_items: 0, reason: String::new() }
+    }
+
+    /// Of a field of the message that this one is of: its own limit, else this one's.
+    fn of(&self, field: &FieldDescriptor, limit: &ExtensionDescriptor) -> Option<Self> {
+        let dot = if self.field.is_empty() { "" } else { "." };
+        let mut row = Self {
+            path: [self.path.as_slice(), &[field.number()]].concat(),
+            field: format!("{}{dot}{}", self.field, field.name()),
+            max_items: self.max_items,
+            reason: self.reason.clone(),
+        };
+        let options = field.options();
+        if options.has_extension(limit) {
+            let value = options.get_extension(limit);
+            let value = value.as_message()?;
+            row.max_items = u64::try_from(value.get_field_by_name("max_items")?.as_i32()?).ok()?;
+            let reason = value.get_field_by_name("reason")?.as_str()?.to_owned();
+            row.reason = if reason.is_empty() { "INVALID_LENGTH".to_owned() } else { reason };
+        }
+        Some(row)
+    }
+}
+
+/// The repeated fields of a message, and of all that are in it.
+fn limits(
+    method: &MethodDescriptor,
+    limit: &ExtensionDescriptor,
+    message: &MessageDescriptor,
+    above: &LimitRow,
+    found: &mut Vec<LimitRow>,
+) -> Result<(), TableError> {
+    for field in message.fields() {
+        let unlimited = || TableError::Unlimited { rpc: name(method), field: field.full_name().to_owned() };
+        let row = above.of(&field, limit).ok_or_else(unlimited)?;
+        let kind = field.kind();
+        let is_repeated = field.is_list() || field.is_map();
+        if is_repeated {
+            // Numbers are packed: their tag tells nothing of how many there are.
+            let is_countable = matches!(kind, Kind::String | Kind::Bytes | Kind::Message(_));
+            if row.max_items == 0 || !is_countable {
+                return Err(unlimited());
+            }
+            found.push(row.clone());
+        }
+        if let Some(inner) = kind.as_message() {
+            if row.path.len() >= MAX_DEPTH {
+                return Err(unlimited());
+            }
+            // What is in a repeated message has limits of its own.
+            let above = if is_repeated { LimitRow { max_items: 0, ..row } } else { row };
+            limits(method, limit, inner, &above, found)?;
+        }
+    }
+    Ok(())
 }
 
 fn event(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<Option<String>, TableError> {
@@ -252,7 +362,7 @@ fn idempotency(method: &MethodDescriptor, policy: &DynamicMessage) -> Result<&'s
 }
 
 fn render_row(row: &Row) -> String {
-    let Row { path, event, no_event, allow, callers, timeout, idempotency, streaming } = row;
+    let Row { path, event, no_event, allow, callers, timeout, idempotency, streaming, max_message_bytes, limits } = row;
     let allow: Vec<String> = allow.iter().map(|access| format!("::mesh::Access::{access}")).collect();
     let timeout = match timeout {
         Some((seconds, nanos)) => format!("Some(::std::time::Duration::new({seconds}, {nanos}))"),
@@ -261,9 +371,14 @@ fn render_row(row: &Row) -> String {
     format!(
         "    ::mesh::MethodPolicy {{\n        path: {path:?},\n        event: {event:?},\n        no_event: {no_event:?},\n        allow: &[{allow}],\n        \
          callers: &{callers:?},\n        timeout: {timeout},\n        idempotency: ::mesh::Idempotency::{idempotency},\n        \
-         streaming: {streaming},\n    }},\n",
+         streaming: {streaming},\n        max_message_bytes: {max_message_bytes:?},\n        limits: &[{limits}],\n    }},\n",
         allow = allow.join(", "),
+        limits = limits.iter().map(render_limit).collect::<Vec<_>>().join(", "),
     )
+}
+
+fn render_limit(LimitRow { path, field, max_items, reason }: &LimitRow) -> String {
+    format!("::mesh::FieldLimit {{ path: &{path:?}, field: {field:?}, max_items: {max_items}, reason: {reason:?} }}")
 }
 
 /// For example `order.v1.OrderService/CreateOrder`.

@@ -6,7 +6,7 @@ use prost_reflect::DescriptorPool;
 use prost_reflect::prost_types::FileDescriptorProto;
 use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver, IncludeFileResolver};
 
-use crate::policy_table::{self, Row, Rule, TableError};
+use crate::policy_table::{self, LimitRow, Row, Rule, TableError};
 use crate::{DESCRIPTORS, POLICIES};
 
 fn pool() -> DescriptorPool {
@@ -25,7 +25,7 @@ impl FileResolver for InMemory {
 /// The policies of a contract with one rpc, `shop.Shop/Buy`.
 fn rows_of(rpc: &str) -> Result<Vec<Row>, TableError> {
     let source = format!(
-        "syntax = \"proto3\"; package shop; import \"mesh/v1/policy.proto\"; \
+        "syntax = \"proto3\"; package shop; import \"mesh/v1/policy.proto\"; import \"common/v1/limit.proto\"; import \"google/protobuf/field_mask.proto\"; \
          message Ask {{ string what = 1; }} message AskOnce {{ string request_id = 1; }} message Answer {{}} \
          service Shop {{ {rpc} }}"
     );
@@ -143,6 +143,42 @@ fn a_request_that_streams_fails_the_build() {
     let streams = "rpc Buy(stream Ask) returns (Answer) { \
          option (mesh.v1.policy) = { allow: [ACCESS_PUBLIC] timeout: {seconds: 1} no_event: \"sells\" }; }";
     assert_broken(streams, Rule::StreamingRequest, "streams its requests");
+}
+
+/// The limits of a request with these fields.
+fn limits_of(fields: &str) -> Result<Vec<LimitRow>, String> {
+    let rows = rows_of(&format!(
+        "{rpc} }} message Many {{ {fields} }} message Line {{ repeated string words = 1 [(common.v1.limit) = {{max_items: 2}}]; }} message Self {{ Self it = 1; }} service None {{",
+        rpc = with_policy("allow: [ACCESS_PUBLIC] timeout: {seconds: 1}").replace("Ask", "Many"),
+    ));
+    rows.map(|mut rows| rows.remove(0).limits).map_err(|error| error.to_string())
+}
+
+#[test]
+fn every_repeated_field_of_a_request_has_a_limit_that_the_mesh_can_count() {
+    let limit = "[(common.v1.limit) = {max_items: 7}]";
+    let row = |path: &[u32], field: &str, max_items| {
+        let (path, field, reason) = (path.to_vec(), field.to_owned(), "INVALID_LENGTH".to_owned());
+        LimitRow { path, field, max_items, reason }
+    };
+    assert_eq!(limits_of(&format!("repeated string a = 3 {limit};")), Ok(vec![row(&[3], "a", 7)]));
+    assert_eq!(limits_of(&format!("map<string, string> a = 3 {limit};")), Ok(vec![row(&[3], "a", 7)]));
+    assert_eq!(limits_of(&format!("google.protobuf.FieldMask m = 2 {limit};")), Ok(vec![row(&[2, 1], "m.paths", 7)]));
+    let inner = limits_of(&format!("Line one = 1; repeated Line all = 2 {limit};"));
+    assert_eq!(inner, Ok(vec![row(&[1, 1], "one.words", 2), row(&[2], "all", 7), row(&[2, 1], "all.words", 2)]));
+    let reason = limits_of("repeated string a = 1 [(common.v1.limit) = {max_items: 1 reason: \"TOO_MANY\"}];");
+    assert_eq!(reason.expect("limited")[0].reason, "TOO_MANY");
+    for (fields, name) in [
+        ("repeated string a = 1;", "shop.Many.a"),
+        ("map<string, string> a = 1;", "shop.Many.a"),
+        ("google.protobuf.FieldMask m = 2;", "google.protobuf.FieldMask.paths"),
+        (&format!("repeated int32 a = 1 {limit};"), "shop.Many.a"),
+        ("repeated string a = 1 [(common.v1.limit) = {max_items: -1}];", "shop.Many.a"),
+        ("Self it = 1;", "shop.Self.it"),
+    ] {
+        let error = limits_of(fields).expect_err(fields);
+        assert!(error.contains("shop.Shop/Buy") && error.contains(name), "{fields}: {error}");
+    }
 }
 
 #[test]

@@ -24,12 +24,22 @@ fn summary(violations: &[Violation]) -> String {
     text
 }
 
+/// The most violations of one message; the last one says that there are more.
+const MAX_VIOLATIONS: usize = 100;
+
 /// The violations found so far.
 #[derive(Debug, Default)]
 pub struct Fields {
     found: Vec<Violation>,
+    /// How many there are, those too that are not kept.
+    count: usize,
     /// How many of them are of rules that an earlier release did not have: the value is given all the same.
     newer: usize,
+}
+
+fn more() -> Violation {
+    let description = format!("there are more violations than the {} before this one", MAX_VIOLATIONS - 1);
+    Violation { field: String::new(), reason: "MORE_VIOLATIONS", description }
 }
 
 /// A command, and why it would be refused if it were new.
@@ -44,7 +54,14 @@ pub struct Decoded<T> {
 impl Fields {
     /// Notes a violation.
     pub fn refuse(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
-        self.found.push(Violation { field: field.into(), reason, description: description.into() });
+        self.count += 1;
+        match self.found.len() {
+            0..MAX_VIOLATIONS => {
+                self.found.push(Violation { field: field.into(), reason, description: description.into() });
+            }
+            _ if self.count == MAX_VIOLATIONS + 1 => self.found[MAX_VIOLATIONS - 1] = more(),
+            _ => {}
+        }
     }
 
     /// Notes a violation of a rule that an earlier release did not have.
@@ -60,7 +77,7 @@ impl Fields {
 
     /// How many violations are of rules that every release had.
     fn older(&self) -> usize {
-        self.found.len() - self.newer
+        self.count - self.newer
     }
 
     /// The value, when nothing was found. Every field that gave `None` has noted why.

@@ -198,7 +198,7 @@ pub struct Settings {
     /// Networks of the proxies that customers come through: who counts by his address is whom they name in `x-forwarded-for`
     #[arg(long, env = "ORDERMESH_TRUSTED_PROXIES", value_name = "NETWORK,…")]
     pub trusted_proxies: Option<Networks>,
-    /// Most bytes that requests in flight may take, four times their size on the wire [default: a quarter of --memory-limit]
+    /// Most bytes that requests in flight, at four times their size on the wire, and unsent answers may take [default: a quarter of --memory-limit]
     #[arg(long, env = "ORDERMESH_MEMORY_BUDGET", value_name = "BYTES")]
     pub memory_budget: Option<ByteSize>,
     /// Bytes that this process may use in all [default: the control group's limit, or the machine's memory]
@@ -213,8 +213,8 @@ pub struct Settings {
     /// Most connections at once
     #[arg(long, env = "ORDERMESH_MAX_CONNECTIONS", default_value_t = mesh::DEFAULT_MAX_CONNECTIONS, value_parser = count, value_name = "COUNT")]
     pub max_connections: usize,
-    /// Most bytes of one message
-    #[arg(long, env = "ORDERMESH_MAX_MESSAGE", default_value = "1MiB", value_parser = message_size, value_name = "BYTES")]
+    /// Most bytes of one message, where the contract does not say otherwise (AppendTraceEvents: 1 MiB)
+    #[arg(long, env = "ORDERMESH_MAX_MESSAGE", default_value = "64KiB", value_parser = message_size, value_name = "BYTES")]
     pub max_message: ByteSize,
     /// How long all is served as before when the service is told to stop, while others notice that it is not ready. With --drain-timeout and 8 s it should fit into the grace of who ends it (Kubernetes and the supervisor: 30 s)
     #[arg(long, env = "ORDERMESH_DRAIN_NOTICE", default_value = "0s", value_parser = duration, value_name = "DURATION")]

@@ -164,6 +164,21 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn the_contracts_limits_are_the_decoders_and_the_largest_request_fits_into_a_message() {
+        let limits = |path: &str| contracts::POLICIES.find(path).expect("a method").limits;
+        let skus = limits("/data.v1.CatalogService/BatchGetProducts");
+        assert_eq!(skus.iter().map(|limit| (limit.field, limit.max_items)).collect::<Vec<_>>(), [("skus", MAX_SKUS)]);
+        let product = proto::Product {
+            sku: "X".repeat(64),
+            name: "😀".repeat(MAX_NAME_CHARS),
+            description: "😀".repeat(MAX_DESCRIPTION_CHARS),
+            ..mug()
+        };
+        let request = proto::UpsertProductRequest { product: Some(product) };
+        assert!(request.encoded_len() < mesh::DEFAULT_MAX_MESSAGE_BYTES / 4, "{}", request.encoded_len());
+    }
+
     fn fields_of<T>(result: Result<T, Invalid>) -> Vec<(String, &'static str)> {
         match result {
             Ok(_) => vec![],

@@ -325,6 +325,14 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn the_contracts_limit_is_the_decoders_and_a_batch_of_a_relay_fits_into_a_message() {
+        let policy = contracts::POLICIES.find("/data.v1.TraceEventService/AppendTraceEvents").expect("a method");
+        assert_eq!((policy.limits[0].field, policy.limits[0].max_items), ("events", MAX_APPEND));
+        // A relay stops at 256 KiB, and sends a larger event alone.
+        assert!(policy.max_message_bytes.expect("its own") > 256 * 1_024 + MAX_EVENT_BYTES);
+    }
+
     /// As large as an event may be.
     fn largest_event() -> proto::TraceEvent {
         let event = |bytes: usize| proto::TraceEvent {

@@ -117,7 +117,7 @@ pub async fn run(
     let watch = watch(&chassis, &config, &events);
     chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
     // Lists end before that; what does not is refused, where a client would break off.
-    let most = mesh::DEFAULT_MAX_MESSAGE_BYTES;
+    let most = mesh::MAX_ANSWER_BYTES;
     let catalog = CatalogServiceServer::new(CatalogHandlers(catalog)).max_encoding_message_size(most);
     let events = TraceEventServiceServer::new(TraceEventHandlers { events, watch }).max_encoding_message_size(most);
     let routes = Routes::new(catalog).add_service(events);

@@ -11,6 +11,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     path: "/grpc.health.v1.Health/Check", event: None, no_event: "an example", allow: &[Access::Public], callers: &[],
     timeout: Some(Duration::from_secs(1)), idempotency: Idempotency::NoSideEffects, streaming: false,
+    max_message_bytes: None, limits: &[],
 }]);
 
 fn addresses(args: Vec<String>) -> Addresses {

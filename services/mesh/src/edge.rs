@@ -12,8 +12,7 @@ use tokio::time::timeout;
 use crate::rate_limit::Key;
 use crate::wire::{Answer, Response};
 
-/// Of a request that was refused early. Twice the longest message that is allowed by default: one that is somewhat too long
-/// is read to its end.
+/// Of a request that was refused early. One that is too long by far is still read to its end.
 const MAX_DISCARDED_BYTES: usize = 8 * 1_024 * 1_024;
 /// A caller that sends more slowly, or that waits for the answer before it ends its request, gets the answer after that.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);

@@ -109,9 +109,11 @@ impl Gatekeeper {
         let Some(authorization) = headers.get(header::AUTHORIZATION) else {
             return Shown::Caller(Ok(Caller::Anonymous));
         };
-        let refusal = match (bearer(authorization.as_bytes()), &self.tokens) {
+        // Of two, a proxy may have checked the other one.
+        let is_only = headers.get_all(header::AUTHORIZATION).iter().count() == 1;
+        let refusal = match (bearer(authorization.as_bytes()).filter(|_| is_only), &self.tokens) {
             (Some(token), Some(tokens)) => return Shown::Token(tokens, token),
-            (None, _) => ("TOKEN_MALFORMED", "authorization must be `Bearer` and an access token"),
+            (None, _) => ("TOKEN_MALFORMED", "authorization must be one header of `Bearer` and an access token"),
             (Some(_), None) => ("TOKEN_INVALID", "no access tokens are accepted here"),
         };
         Shown::Caller(Err(mesh_status(Code::Unauthenticated, refusal.0, refusal.1)))

@@ -25,6 +25,7 @@
 //! - `wire`: the shape of a call in the stacks
 
 mod admin;
+mod admitted;
 mod attempts;
 mod balance;
 mod breaker;
@@ -44,6 +45,7 @@ mod deadline;
 mod discovery;
 mod edge;
 mod endpoint;
+mod field_limits;
 mod fleet;
 mod gatekeeper;
 mod gauges;
@@ -56,6 +58,7 @@ mod lingering;
 mod listen;
 mod load;
 mod memory;
+mod memory_budget;
 mod memory_limit;
 mod message;
 mod metadata;
@@ -100,14 +103,15 @@ pub use discovery::{Addresses, AddressesError};
 pub use gatekeeper::Gatekeeper;
 pub use listen::listen;
 pub use memory_limit::budget_of;
-pub use policy::{Access, Idempotency, MethodPolicy, PolicyTable};
+pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
 pub use rate_limit::Quota;
 pub use refusals::Seldom;
 pub use secret::Secret;
 pub use serve::Server;
 pub use server::server;
 pub use server_config::{
-    DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, ServerConfig,
+    DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, MAX_ANSWER_BYTES,
+    ServerConfig,
 };
 pub use status::{Kind, Refusal, Violation, error_class, status};
 pub use token::{KeySource, VerifyingKey};

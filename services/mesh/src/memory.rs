@@ -1,82 +1,37 @@
-//! Admission by memory: a call reserves four times each frame's bytes as the frames arrive (gRPC tells no length
-//! beforehand, and decoding costs more than the wire), and gives them back at the end of its answer. A message that is
-//! longer than the limit is refused by its five-byte prefix, before it is read; so is whatever follows the one message that a
-//! request has (in gRPC's status codes "request cardinality violation"; tonic would drop it silently). Health and
-//! reflection, open to strangers, never compete with calls: their messages are short, and their permits bound how many there are.
+//! Admission by memory. A request's frames are charged as they arrive, at what they cost until the call has ended (gRPC tells
+//! no length beforehand); an answer's, from the moment that it is encoded until HTTP/2's stack has sent or dropped its bytes,
+//! which the charge goes with. An answer that does not fit is refused instead of sent. What is read from a database for an
+//! answer is not charged: its connections bound it. Health and reflection never compete with calls for their requests: those
+//! are short, and their permits bound how many there are. Reflection's answers are charged, for they are not.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http_body::{Frame, SizeHint};
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::holding::hold;
+use crate::admitted::{AdmittedBody, Prefixes};
+use crate::memory_budget::{Account, Held};
+use crate::policy::PolicyTable;
 use crate::refusals::{Cause, Refusals};
-use crate::status::{OUT_OF_MEMORY, REQUEST_CARDINALITY, mesh_status, mesh_status_retry};
-use crate::wire::{Answer, Request, Response, is_infrastructure, is_reflection};
+use crate::shares::{Full, Holder, Shares};
+use crate::status::{OUT_OF_MEMORY, mesh_status_retry};
+use crate::wire::{Answer, Request, Response, find, is_infrastructure, is_reflection, respond};
 
-/// What a byte on the wire costs while its call is served.
-const COST_FACTOR: usize = 4;
+/// The buffer that an answer is encoded into grows by doubling, and is kept whole until its last byte is sent.
+const ANSWER_COST_FACTOR: usize = 2;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A message for health or reflection is a name.
 const INFRASTRUCTURE_MESSAGE_BYTES: usize = 4 * 1024;
-
-/// The bytes that calls may hold at once.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    pub(crate) limit_bytes: usize,
-    used_bytes: AtomicUsize,
-}
-
-impl Budget {
-    pub(crate) fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, used_bytes: AtomicUsize::new(0) }
-    }
-
-    pub(crate) fn used_bytes(&self) -> usize {
-        self.used_bytes.load(Ordering::Acquire)
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.limit_bytes);
-        self.used_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
-    }
-}
-
-/// What one call holds of its budget; given back in drop.
-struct Held {
-    budget: Arc<Budget>,
-    bytes: AtomicUsize,
-}
-
-impl Held {
-    fn new(budget: &Arc<Budget>) -> Self {
-        Self { budget: budget.clone(), bytes: AtomicUsize::new(0) }
-    }
-
-    fn take(&self, bytes: usize) -> bool {
-        let taken = self.budget.take(bytes);
-        if taken {
-            self.bytes.fetch_add(bytes, Ordering::AcqRel);
-        }
-        taken
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.budget.used_bytes.fetch_sub(*self.bytes.get_mut(), Ordering::AcqRel);
-    }
-}
 
 #[derive(Clone)]
 pub(crate) struct Memory<S> {
@@ -86,17 +41,19 @@ pub(crate) struct Memory<S> {
 
 /// What all calls share.
 struct Shared {
-    budget: Arc<Budget>,
+    policies: PolicyTable,
+    budget: Arc<Shares>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 }
 
 pub(crate) fn memory<S>(
-    budget: Arc<Budget>,
+    policies: PolicyTable,
+    budget: Arc<Shares>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
-    let shared = Arc::new(Shared { budget, max_message_bytes, refusals });
+    let shared = Arc::new(Shared { policies, budget, max_message_bytes, refusals });
     layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
@@ -115,131 +72,138 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         let path = request.uri().path();
-        if is_infrastructure(path) {
-            let prefixes = Prefixes::new(INFRASTRUCTURE_MESSAGE_BYTES, is_reflection(path));
-            let request = request.map(|body| self.shared.admitted(body, prefixes, None));
-            return Box::pin(self.inner.call(request));
+        let (is_infrastructure, is_reflection) = (is_infrastructure(path), is_reflection(path));
+        let policy = find(self.shared.policies, &request);
+        let account = Arc::new(Account::new(self.shared.budget.clone(), Holder::of(&request)));
+        let request = request.map(|body| {
+            if is_infrastructure {
+                let prefixes = Prefixes::new(INFRASTRUCTURE_MESSAGE_BYTES, is_reflection);
+                return Body::new(AdmittedBody::new(body, prefixes, &[], None, self.shared.refusals.clone()));
+            }
+            // Requests that stream are not in the contract: the build of its policies refuses them.
+            let of_method = policy.and_then(|policy| policy.max_message_bytes);
+            let prefixes = Prefixes::new(of_method.unwrap_or(self.shared.max_message_bytes), false);
+            let limits = policy.map_or(&[][..], |policy| policy.limits);
+            let refusals = self.shared.refusals.clone();
+            Body::new(AdmittedBody::new(body, prefixes, limits, Some(account.clone()), refusals))
+        });
+        let (work, shared) = (self.inner.call(request), self.shared.clone());
+        Box::pin(async move {
+            let response = work.await?;
+            if response.body().is_end_stream() || (is_infrastructure && !is_reflection) {
+                return Ok(response);
+            }
+            let charge = Charge { account: Some(account), refusals: shared.refusals.clone() };
+            if is_reflection || policy.is_some_and(|policy| policy.streaming) {
+                return Ok(response.map(|inner| Body::new(ChargedBody { first: None, inner, charge })));
+            }
+            Ok(charge.whole(response).await)
+        })
+    }
+}
+
+/// The answer to a call that there is no memory for.
+pub(crate) fn out_of_memory(full: Full) -> Status {
+    let message = match full {
+        Full::All => "the memory budget for requests and answers is used up",
+        Full::Share => "this caller holds its share of the memory budget: take the answers that are on their way",
+    };
+    mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER))
+}
+
+/// Charges an answer's frames.
+struct Charge {
+    /// To the end of the answer.
+    account: Option<Arc<Account>>,
+    refusals: Arc<Refusals>,
+}
+
+impl Charge {
+    /// Encodes a unary answer before its headers go out: one that does not fit is refused in them.
+    async fn whole(mut self, response: Response) -> Response {
+        let (head, mut inner) = response.into_parts();
+        // The handler has done its work.
+        if let Some(account) = &self.account {
+            account.give_back_request();
         }
-        let held = Arc::new(Held::new(&self.shared.budget));
-        // Requests that stream are not in the contract: the build of its policies refuses them.
-        let prefixes = Prefixes::new(self.shared.max_message_bytes, false);
-        let request = request.map(|body| self.shared.admitted(body, prefixes, Some(held.clone())));
-        let work = self.inner.call(request);
-        Box::pin(async move { Ok(hold(work.await?, held)) })
-    }
-}
-
-impl Shared {
-    fn admitted(self: &Arc<Self>, inner: Body, prefixes: Prefixes, held: Option<Arc<Held>>) -> Body {
-        Body::new(AdmittedBody { inner, held, prefixes, shared: self.clone() })
-    }
-}
-
-/// Reads the length of each message out of the frames that go by, however they are cut.
-struct Prefixes {
-    limit_bytes: usize,
-    /// May another message follow?
-    is_stream: bool,
-    prefix: [u8; 5],
-    read: usize,
-    message_left: usize,
-    has_message: bool,
-}
-
-/// What is wrong with a request's messages.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Wrong {
-    /// A message of so many bytes.
-    TooLong(usize),
-    /// Something follows the one message.
-    More,
-}
-
-impl Prefixes {
-    fn new(limit_bytes: usize, is_stream: bool) -> Self {
-        Self { limit_bytes, is_stream, prefix: [0; 5], read: 0, message_left: 0, has_message: false }
-    }
-
-    fn check(&mut self, mut data: &[u8]) -> Result<(), Wrong> {
-        loop {
-            let skipped = self.message_left.min(data.len());
-            self.message_left -= skipped;
-            data = &data[skipped..];
-            if data.is_empty() {
-                return Ok(());
+        let first = std::future::poll_fn(|cx| Pin::new(&mut inner).poll_frame(cx)).await;
+        match self.frame(first) {
+            Ok(first) => {
+                let body = ChargedBody { first: Some(first), inner, charge: self };
+                Response::from_parts(head, Body::new(body))
             }
-            if self.has_message && !self.is_stream {
-                return Err(Wrong::More);
-            }
-            let wanted = (5 - self.read).min(data.len());
-            self.prefix[self.read..self.read + wanted].copy_from_slice(&data[..wanted]);
-            self.read += wanted;
-            data = &data[wanted..];
-            if self.read == 5 {
-                let [_compressed, a, b, c, d] = self.prefix;
-                self.message_left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-                (self.read, self.has_message) = (0, true);
-                if self.message_left > self.limit_bytes {
-                    return Err(Wrong::TooLong(self.message_left));
-                }
-            }
+            Err(refusal) => respond(refusal),
         }
     }
+
+    /// The same frame, which holds its memory as long as it is somewhere.
+    fn frame(&mut self, frame: NextFrame) -> Result<NextFrame, Status> {
+        let Some(Ok(frame)) = frame else {
+            self.account = None;
+            return Ok(frame);
+        };
+        match (frame.into_data(), &self.account) {
+            (Ok(data), Some(account)) => {
+                let held = account.take(data.len().saturating_mul(ANSWER_COST_FACTOR)).map_err(|full| {
+                    self.refusals.count(Cause::Memory);
+                    out_of_memory(full)
+                })?;
+                Ok(Some(Ok(Frame::data(Bytes::from_owner(Charged { data, _held: held })))))
+            }
+            (Ok(data), None) => Ok(Some(Ok(Frame::data(data)))),
+            (Err(trailers), _) => {
+                // They are the end, and the caller may be back before the body is dropped.
+                self.account = None;
+                Ok(Some(Ok(trailers)))
+            }
+        }
+    }
 }
 
-struct AdmittedBody {
+struct Charged {
+    data: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Charged {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+type NextFrame = Option<Result<Frame<Bytes>, Status>>;
+
+struct ChargedBody {
+    /// Encoded already.
+    first: Option<NextFrame>,
     inner: Body,
-    held: Option<Arc<Held>>,
-    prefixes: Prefixes,
-    shared: Arc<Shared>,
+    charge: Charge,
 }
 
-impl AdmittedBody {
-    fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
-        match self.prefixes.check(data) {
-            Ok(()) => {}
-            Err(Wrong::TooLong(length)) => {
-                self.shared.refusals.count(Cause::MessageTooLarge);
-                let limit = self.prefixes.limit_bytes;
-                let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
-                return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
-            }
-            Err(Wrong::More) => {
-                let message = "a request of this method is one message, and more followed it";
-                return Err(mesh_status(Code::Unimplemented, REQUEST_CARDINALITY, message));
-            }
-        }
-        if self.held.as_ref().is_none_or(|held| held.take(data.len().saturating_mul(COST_FACTOR))) {
-            return Ok(());
-        }
-        self.shared.refusals.count(Cause::Memory);
-        let message = "the memory budget for requests is used up";
-        Err(mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER)))
-    }
-}
-
-impl http_body::Body for AdmittedBody {
+impl http_body::Body for ChargedBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<NextFrame> {
         let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-            && let Err(refusal) = this.admit(data)
-        {
-            return Poll::Ready(Some(Err(refusal)));
+        if let Some(first) = this.first.take() {
+            return Poll::Ready(first);
         }
-        Poll::Ready(frame)
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        Poll::Ready(this.charge.frame(frame).unwrap_or_else(|refusal| {
+            // A stream, which has begun: it ends.
+            this.inner = Body::empty();
+            let mut trailers = HeaderMap::new();
+            Some(refusal.add_header(&mut trailers).map(|()| Frame::trailers(trailers)))
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.first.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        if self.first.is_none() { self.inner.size_hint() } else { SizeHint::default() }
     }
 }
 
@@ -247,54 +211,15 @@ impl http_body::Body for AdmittedBody {
 mod tests {
     use super::*;
 
-    /// What is found in a stream of bytes that comes in frames of `cut` bytes.
-    fn found(stream: &[u8], cut: usize, mut prefixes: Prefixes) -> Result<(), Wrong> {
-        stream.chunks(cut).try_for_each(|frame| prefixes.check(frame))
-    }
-
-    #[test]
-    fn a_message_that_is_too_long_is_seen_however_its_frames_are_cut() {
-        let mut stream = vec![0, 0, 0, 0, 3, 1, 2, 3];
-        stream.extend([0, 0, 0, 0, 9]);
-        for cut in 1..=stream.len() {
-            assert_eq!(found(&stream, cut, Prefixes::new(8, true)), Err(Wrong::TooLong(9)), "frames of {cut} bytes");
-            assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "at the limit it passes");
-        }
-    }
-
-    #[test]
-    fn what_follows_the_one_message_is_seen_however_its_frames_are_cut() {
-        for one in [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0]] {
-            for more in [&[][..], &[0], &[0, 0, 0, 0, 0], &[0, 0, 0, 0, 3, 1, 2, 3]] {
-                let stream = [one, more].concat();
-                let expected = if more.is_empty() { Ok(()) } else { Err(Wrong::More) };
-                for cut in 1..=stream.len() {
-                    assert_eq!(found(&stream, cut, Prefixes::new(9, false)), expected, "{stream:?} by {cut}");
-                    assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "of a stream it is the next");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn what_a_call_holds_is_given_back() {
-        let budget = Arc::new(Budget::new(100));
-        let held = Held::new(&budget);
-        assert!(held.take(60) && held.take(40));
-        assert!(!held.take(1), "none left");
-        drop(held);
-        assert_eq!(budget.used_bytes(), 0);
-    }
-
     #[tokio::test]
     async fn messages_for_health_and_reflection_are_short_and_have_no_budget() {
         use http_body_util::{BodyExt, Full};
-        let budget = Arc::new(Budget::new(0));
+        let budget = Shares::new(0, 0);
         let handler = tower::service_fn(|request: Request| async move {
             let refused = request.into_body().collect().await.err();
             Ok::<_, Infallible>(crate::wire::respond(refused.unwrap_or_else(|| Status::ok(""))))
         });
-        let mut stack = memory(budget, 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
+        let mut stack = memory(PolicyTable(&[]), budget, 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
         let mut ask = async |path: &str, length: u32| {
             let mut message = vec![0];
             message.extend(length.to_be_bytes());
@@ -308,5 +233,83 @@ mod tests {
         assert_eq!(ask(check, 100).await, Some(None), "though the calls' budget is used up");
         assert_eq!(ask("/t.T/Call", 100).await, Some(Some(OUT_OF_MEMORY.to_owned())), "the twin");
         assert_eq!(ask(check, 5_000).await, Some(Some("MESSAGE_TOO_LARGE".to_owned())), "by its prefix");
+    }
+
+    #[tokio::test]
+    async fn a_field_with_too_many_elements_is_refused_however_its_frames_are_cut_and_elements_are_charged() {
+        use crate::policy::{FieldLimit, METHOD, MethodPolicy};
+        use http_body_util::{BodyExt, StreamBody};
+        use tonic_types::StatusExt;
+        const LIMITS: &[FieldLimit] =
+            &[FieldLimit { path: &[1], field: "skus", max_items: 3, reason: "INVALID_LENGTH" }];
+        const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy { path: "/t.T/Call", limits: LIMITS, ..METHOD }]);
+        let budget = Shares::new(10_000, 0);
+        let seen = budget.clone();
+        let handler = tower::service_fn(move |request: Request| {
+            let seen = seen.clone();
+            async move {
+                let refused = request.into_body().collect().await.err();
+                let status = refused.unwrap_or_else(|| Status::not_found(seen.used().to_string()));
+                Ok::<_, Infallible>(crate::wire::respond(status))
+            }
+        });
+        let mut stack = memory(POLICIES, budget, 1 << 20, Arc::new(Refusals::new("shop"))).layer(handler);
+        for cut in [1, 4, 5, 6, 100] {
+            for elements in [3, 4_u8] {
+                let message = [&[0, 0, 0, 0, 2 * elements][..], &[0x0a, 0].repeat(elements.into())].concat();
+                let frames: Vec<_> = message
+                    .chunks(cut)
+                    .map(|frame| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(frame))))
+                    .collect();
+                let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+                let request = http::Request::post("/t.T/Call").body(body).expect("a request");
+                let status = Status::from_header_map(stack.call(request).await.expect("answered").headers());
+                let status = status.expect("a status");
+                if elements == 3 {
+                    assert_eq!(status.message(), (4 * 11 + 3 * 64).to_string(), "the bytes, and the elements");
+                    continue;
+                }
+                assert_eq!(status.code(), Code::InvalidArgument);
+                let details = status.get_error_details();
+                assert_eq!(details.error_info().map(|info| info.domain.as_str()), Some("shop.ordermesh"));
+                assert_eq!(details.bad_request().map(|bad| bad.field_violations[0].field.as_str()), Some("skus"));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_charged_as_long_as_its_bytes_are_somewhere_and_a_stream_ends_where_the_budget_does() {
+        use crate::policy::{METHOD, MethodPolicy};
+        use http_body_util::{BodyExt, StreamBody};
+        const POLICIES: PolicyTable = PolicyTable(&[
+            MethodPolicy { path: "/t.T/Call", ..METHOD },
+            MethodPolicy { path: "/t.T/Stream", streaming: true, ..METHOD },
+        ]);
+        let budget = Shares::new(1_000, 0);
+        let handler = tower::service_fn(|_: Request| async {
+            let frames = [400, 200].map(|length| Ok::<_, Status>(Frame::data(Bytes::from(vec![7; length]))));
+            Ok::<_, Infallible>(Response::new(Body::new(StreamBody::new(futures_util::stream::iter(frames)))))
+        });
+        let mut stack = memory(POLICIES, budget.clone(), 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
+        let request = |path: &str| http::Request::post(path).body(Body::empty()).expect("a request");
+        let answer = stack.call(request("/t.T/Call")).await.expect("answered");
+        assert_eq!(budget.used(), 800, "encoded, and charged, before the headers go out");
+        let refused = stack.call(request("/t.T/Call")).await.expect("answered");
+        let status = Status::from_header_map(refused.headers()).expect("in the headers");
+        assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));
+        drop(answer);
+        assert_eq!(budget.used(), 0);
+
+        let mut body = stack.call(request("/t.T/Stream")).await.expect("answered").into_body();
+        let frame = body.frame().await.expect("a frame").expect("well-formed").into_data().expect("data");
+        let piece = frame.slice(..1);
+        drop(frame);
+        assert_eq!(budget.used(), 800, "a piece of it keeps all of it");
+        let trailers = body.frame().await.expect("the end").expect("well-formed").into_trailers().expect("trailers");
+        let status = Status::from_header_map(&trailers).expect("a status");
+        assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));
+        assert!(body.frame().await.is_none());
+        drop(piece);
+        assert_eq!(budget.used(), 0);
     }
 }

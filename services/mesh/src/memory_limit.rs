@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// The share of the limit that requests may hold at once, in percent. The rest is for the program, its answers and its caches.
+/// The share of the limit that requests and unsent answers may hold at once, in percent. The rest is for the program, what it
+/// reads from databases, and its caches.
 const DEFAULT_SHARE_PERCENT: u64 = 25;
 /// When nothing tells how much there is.
 const UNKNOWN_LIMIT_BYTES: u64 = 1_024 * 1_024 * 1_024;

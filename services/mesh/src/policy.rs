@@ -45,6 +45,23 @@ pub struct MethodPolicy {
     pub idempotency: Idempotency,
     /// Does it answer with a stream?
     pub streaming: bool,
+    /// The longest request; `None`: what the server allows for all methods.
+    pub max_message_bytes: Option<usize>,
+    /// How many elements the request's repeated fields may have.
+    pub limits: &'static [FieldLimit],
+}
+
+/// How many elements a repeated field of a request may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FieldLimit {
+    /// The field's number, after those of the messages that it is in.
+    pub path: &'static [u32],
+    /// The same in words, for example `update_mask.paths`.
+    pub field: &'static str,
+    /// The most elements; in a repeated message, of each of its elements.
+    pub max_items: usize,
+    /// The violation's reason when there are more.
+    pub reason: &'static str,
 }
 
 impl MethodPolicy {
@@ -70,6 +87,8 @@ pub(crate) const METHOD: MethodPolicy = MethodPolicy {
     timeout: None,
     idempotency: Idempotency::Unknown,
     streaming: false,
+    max_message_bytes: None,
+    limits: &[],
 };
 
 /// All methods, sorted by path.

@@ -12,7 +12,7 @@ use crate::connections::Connections;
 use crate::gauges::{self, Holdings};
 use crate::health::Health;
 use crate::identity::identity;
-use crate::memory::{Budget, memory};
+use crate::memory::memory;
 use crate::memory_limit::default_budget_bytes;
 use crate::metadata::metadata;
 use crate::panic::catch_panic;
@@ -26,6 +26,7 @@ use crate::serve::{Server, Stack};
 use crate::server_config::ServerConfig;
 use crate::server_deadline::server_deadline;
 use crate::server_telemetry::{ServerTelemetryConfig, server_telemetry};
+use crate::shares::Shares;
 use crate::stream_end::stream_end;
 
 /// Streams that their service does not end are ended so long after the GOAWAY (at most a quarter of the drain's timeout).
@@ -52,7 +53,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let holdings = Arc::new(Holdings {
         service: config.service,
         admission: Admission::new(config.max_concurrency, config.max_streams),
-        budget: Arc::new(Budget::new(config.memory_budget_bytes.unwrap_or_else(default_budget_bytes))),
+        budget: Shares::new(config.memory_budget_bytes.unwrap_or_else(default_budget_bytes), 0),
         connections: Arc::new(Connections::new(
             config.max_connections,
             config.tls,
@@ -81,7 +82,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         .layer(rate_limit(policies, &config.rate_limits, resets, refusals.clone()))
         // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is there. What waits
         // for the rest of its request, or for its caller to take its answer, holds memory and nothing else.
-        .layer(memory(holdings.budget.clone(), config.max_message_bytes, refusals.clone()))
+        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, refusals.clone()))
         // A permit while the handler works, a place for as long as a stream is there.
         .layer(concurrency(policies, holdings.admission.clone(), refusals))
         // Inside the permits, which it sets free: a stream without an end must not hold up the server's.

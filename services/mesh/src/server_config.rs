@@ -39,10 +39,10 @@ pub struct ServerConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// How often one caller may call a method, by path (`/order.v1.OrderService/CreateOrder`); others have no quota.
     pub rate_limits: Vec<(&'static str, Quota)>,
-    /// What all requests together may hold in memory, at four times their bytes on the wire; `None`: a quarter of what the
+    /// What all requests, at four times their bytes on the wire, and unsent answers together may hold in memory; `None`: a quarter of what the
     /// control group (or the machine) gives this process.
     pub memory_budget_bytes: Option<usize>,
-    /// The longest message; a longer one is RESOURCE_EXHAUSTED, unread. tonic's services decode at most 4 MiB of their own accord.
+    /// The longest message of a method whose policy does not say otherwise; a longer one is RESOURCE_EXHAUSTED, unread. tonic's services decode at most 4 MiB of their own accord.
     pub max_message_bytes: usize,
     /// Are clients' traces continued, instead of linked? For local runs.
     pub trust_client_trace_context: bool,
@@ -54,8 +54,10 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
 }
 
-/// 4 MiB: tonic's own limit.
-pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 4 * 1_024 * 1_024;
+/// What callers send are commands and questions.
+pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 64 * 1_024;
+/// The longest answer: gRPC clients of every language refuse a longer one unless they are told otherwise.
+pub const MAX_ANSWER_BYTES: usize = 4 * 1_024 * 1_024;
 /// More than one core can work on, and what handlers that wait for a database take in.
 pub const DEFAULT_MAX_CONCURRENCY: usize = 512;
 /// Streams wait most of the time.

@@ -1,10 +1,9 @@
-//! Shares of what is scarce and held briefly (the permits of calls): a caller may take one more while it holds fewer than are
-//! free. So one caller gets half at most, two a third each, and a newcomer always finds some (dynamic thresholds: Choudhury
+//! Shares of what is scarce and held briefly (the permits of calls, the bytes that they hold): a caller may take more for as
+//! long as it then holds no more than was free. So one caller gets half at most, two a third each, and a newcomer always finds some (dynamic thresholds: Choudhury
 //! and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). A person counts twice: by its account and by its address. The
 //! platform's own services have no share, for what they ask was asked of them by somebody who has one; some are kept for them.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::rate_limit::Key;
@@ -79,36 +78,45 @@ impl Shares {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one, until it is dropped.
-    pub(crate) fn take(self: &Arc<Self>, holder: Holder) -> Result<Share, Full> {
+    /// Takes so much of it.
+    pub(crate) fn charge(&self, holder: &Holder, amount: usize) -> Result<(), Full> {
         let mut taken = self.taken();
         let reserved = if holder.is_platform() { 0 } else { self.reserved };
         let free = (self.limit - reserved).saturating_sub(taken.all);
-        if free == 0 {
+        if amount > free {
             return Err(Full::All);
         }
-        if holder.keys().any(|key| taken.by_key.get(key).is_some_and(|held| *held >= free)) {
+        let held = |key: &Key| taken.by_key.get(key).copied().unwrap_or(0);
+        if holder.keys().any(|key| held(key) + amount > free) {
             return Err(Full::Share);
         }
         for key in holder.keys() {
-            *taken.by_key.entry(key.clone()).or_default() += 1;
+            *taken.by_key.entry(key.clone()).or_default() += amount;
         }
-        taken.all += 1;
-        drop(taken);
-        Ok(Share { shares: self.clone(), holder })
+        taken.all += amount;
+        Ok(())
     }
 
-    fn give_back(&self, holder: &Holder) {
+    pub(crate) fn give_back(&self, holder: &Holder, amount: usize) {
+        if amount == 0 {
+            return;
+        }
         let mut taken = self.taken();
-        taken.all -= 1;
+        taken.all -= amount;
         for key in holder.keys() {
-            if let Entry::Occupied(mut held) = taken.by_key.entry(key.clone()) {
-                *held.get_mut() -= 1;
-                if *held.get() == 0 {
-                    held.remove();
+            if let Some(held) = taken.by_key.get_mut(key) {
+                *held -= amount;
+                if *held == 0 {
+                    taken.by_key.remove(key);
                 }
             }
         }
+    }
+
+    /// Takes one, until it is dropped.
+    pub(crate) fn take(self: &Arc<Self>, holder: Holder) -> Result<Share, Full> {
+        self.charge(&holder, 1)?;
+        Ok(Share { shares: self.clone(), holder })
     }
 }
 
@@ -121,7 +129,7 @@ pub(crate) struct Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.shares.give_back(&self.holder);
+        self.shares.give_back(&self.holder, 1);
     }
 }
 

@@ -76,8 +76,8 @@ impl Future for Stalled {
     }
 }
 
-/// HTTP/2's stack takes all that it is given, however small the caller's window. So it is given pieces: for each but the first
-/// it waits until the caller has made room, and of a message one piece is always kept back.
+/// HTTP/2's stack takes all that it is given, however small the caller's window. So it is given pieces: for each it waits until
+/// the caller has made room for the first byte. The last piece of a message is a byte, which goes out whole: nobody watches it.
 const PIECE_BYTES: usize = 16 * 1024;
 /// So little may be kept for a caller who takes nothing.
 const SMALL_BYTES: usize = 1024;
@@ -104,14 +104,22 @@ impl<G> WatchedBody<G> {
 
     fn first_piece(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         match frame.into_data() {
-            Ok(mut data) if data.len() > SMALL_BYTES => {
-                let piece = data.split_to((data.len() - 1).min(PIECE_BYTES));
+            Ok(data) if data.len() > SMALL_BYTES => {
                 self.rest = data;
-                Frame::data(piece)
+                Frame::data(self.next_piece())
             }
             Ok(data) => Frame::data(data),
             Err(other) => other,
         }
+    }
+
+    fn next_piece(&mut self) -> Bytes {
+        let left = self.rest.len();
+        if left == 1 {
+            // Alone it must not keep all of the message.
+            return Bytes::copy_from_slice(&std::mem::take(&mut self.rest));
+        }
+        self.rest.split_to((left - 1).min(PIECE_BYTES))
     }
 
     fn tell_sent(&self) {
@@ -130,10 +138,7 @@ impl<G: Unpin> http_body::Body for WatchedBody<G> {
         let this = self.get_mut();
         if !this.rest.is_empty() {
             this.tell_sent();
-            let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
-            // Nobody watches the last one: alone it must not keep all of the message.
-            let piece = if this.rest.is_empty() { Bytes::copy_from_slice(&piece) } else { piece };
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
+            return Poll::Ready(Some(Ok(Frame::data(this.next_piece()))));
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(frame) => {

@@ -111,7 +111,8 @@ impl Tokens {
             return Ok(caller);
         }
         let header = decode_header(token).map_err(|_| malformed())?;
-        if header.alg != Algorithm::EdDSA {
+        // No extension is understood here, and a token that needs one is refused (RFC 7515, section 4.1.11).
+        if header.alg != Algorithm::EdDSA || header.crit.is_some() {
             return Err(invalid());
         }
         let kid = header.kid.as_deref().ok_or_else(invalid)?;

@@ -267,6 +267,31 @@ pub(crate) mod tests {
     use crate::order::{Fulfillment, Line};
     use crate::ports::Transit;
 
+    #[test]
+    fn the_contracts_limits_are_the_decoders_and_the_largest_request_fits_into_a_message() {
+        let limits = |path: &str| contracts::POLICIES.find(path).expect("a method").limits;
+        let items = limits("/order.v1.OrderService/CreateOrder");
+        let found: Vec<_> = items.iter().map(|limit| (limit.field, limit.max_items, limit.reason)).collect();
+        assert_eq!(found, [("items", MAX_ITEMS, "TOO_MANY_ITEMS"), ("shipping_address.lines", 3, "INVALID_LENGTH")]);
+        assert_eq!(limits("/order.v1.InventoryService/BatchGetStock")[0].max_items, MAX_ITEMS);
+        let wide = |count: usize| "😀".repeat(count);
+        let request = proto::CreateOrderRequest {
+            request_id: Uuid::nil().to_string(),
+            items: vec![proto::OrderItem { sku: "X".repeat(64), quantity: MAX_QUANTITY }; MAX_ITEMS],
+            payment_method: "x".repeat(255),
+            shipping_address: Some(common::Address {
+                recipient: wide(200),
+                lines: vec![wide(200); 3],
+                city: wide(200),
+                postal_code: wide(20),
+                country_code: "DE".into(),
+            }),
+            contact_email: "x".repeat(254),
+            expected_total: Some(common::Money { currency_code: "EUR".into(), minor_units: i64::MAX }),
+        };
+        assert!(request.encoded_len() < mesh::DEFAULT_MAX_MESSAGE_BYTES / 4, "{}", request.encoded_len());
+    }
+
     /// With as many bytes as an order may have: its product's names and its address are as long as they may be.
     fn largest(id: u128) -> Order {
         let currency: Currency = "EUR".parse().expect("a currency");

@@ -96,8 +96,8 @@ pub enum Error {
     /// The access token ended while the stream was open.
     #[error("the access token has ended; log in again and watch on with after_version")]
     TokenExpired,
-    /// The limit of streams.
-    #[error("this instance serves as many watchers as it can")]
+    /// The limit of a customer's streams.
+    #[error("you watch as many orders as one customer may: end another of your streams")]
     TooManyWatchers,
     /// The database.
     #[error("the order store failed")]
@@ -119,7 +119,8 @@ impl Refusal for Error {
             | Self::StockReserved { .. }
             | Self::StockNegative { .. } => Kind::FailedPrecondition,
             Self::OrderNotFound => Kind::NotFound,
-            Self::LookupFailed { .. } | Self::Draining | Self::TooManyWatchers => Kind::Unavailable,
+            Self::LookupFailed { .. } | Self::Draining => Kind::Unavailable,
+            Self::TooManyWatchers => Kind::ResourceExhausted,
             Self::TokenExpired => Kind::Unauthenticated,
             Self::Storage(error) => chassis::storage_kind(error),
         }
@@ -225,7 +226,7 @@ impl Refusal for Error {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        matches!(self.kind(), Kind::Unavailable).then_some(Duration::from_secs(1))
+        matches!(self.kind(), Kind::Unavailable | Kind::ResourceExhausted).then_some(Duration::from_secs(1))
     }
 }
 

@@ -75,8 +75,8 @@ pub struct Config {
     /// Most orders that this instance drives at a time
     #[arg(long, env = "ORDERMESH_ORDER_MAX_DRIVES", default_value_t = 256, value_parser = count, value_name = "COUNT")]
     pub max_drives: usize,
-    /// Most WatchOrder streams of this instance
-    #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 1024, value_parser = count, value_name = "COUNT")]
+    /// Most WatchOrder streams of one customer, per instance
+    #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 64, value_parser = count, value_name = "COUNT")]
     pub max_watchers: usize,
     /// How often one customer may create an order, per instance, for example 20/s, 100/m [default: as often as he likes]
     #[arg(long, env = "ORDERMESH_ORDER_CREATE_ORDER_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
@@ -153,7 +153,7 @@ pub async fn run(
     let inventory = inventory::Inventory { store: store.clone() };
     let handlers = service::OrderHandlers { orders, explainer, watchers, shutdown: chassis.shutdown.clone() };
     // Lists end before that; what does not is refused, where a client would break off.
-    let most = mesh::DEFAULT_MAX_MESSAGE_BYTES;
+    let most = mesh::MAX_ANSWER_BYTES;
     let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(most))
         .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
         .add_service(

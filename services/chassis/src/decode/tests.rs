@@ -11,6 +11,30 @@ fn all_violations_are_told_at_once() {
 }
 
 #[test]
+fn violations_stop_at_a_hundred_and_the_last_one_says_that_there_are_more() {
+    let refused = |count: usize| {
+        let mut fields = Fields::default();
+        for index in 0..count {
+            fields.refuse(format!("items[{index}]"), "INVALID_SKU", "no SKU");
+        }
+        fields.finish::<()>(None).expect_err("refused").0
+    };
+    assert!(refused(100).iter().all(|violation| violation.reason == "INVALID_SKU"));
+    for count in [101, 102, 349_000] {
+        let violations = refused(count);
+        assert_eq!((violations.len(), violations[98].field.as_str()), (100, "items[98]"));
+        assert_eq!((violations[99].field.as_str(), violations[99].reason), ("", "MORE_VIOLATIONS"));
+    }
+    let mut fields = Fields::default();
+    (0..200).for_each(|_| fields.refuse_newer("name", "REQUIRED", "is required"));
+    assert!(fields.finish_known(Some(())).is_ok(), "of newer rules alone, however many");
+    let mut fields = Fields::default();
+    (0..200).for_each(|_| fields.refuse_newer("name", "REQUIRED", "is required"));
+    fields.refuse("name", "REQUIRED", "is required");
+    assert!(fields.finish_known(Some(())).is_err(), "the one after the hundredth counts");
+}
+
+#[test]
 fn an_email_has_a_local_part_and_a_domain_and_nothing_odd() {
     for good in ["ada@example.com", "Ada.L+shop@mail.example.co.uk", "a@localhost"] {
         assert_eq!(Fields::default().email("email", good), Some(good.to_ascii_lowercase()));

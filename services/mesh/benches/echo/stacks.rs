@@ -39,6 +39,8 @@ const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     timeout: Some(Duration::from_secs(5)),
     idempotency: Idempotency::NoSideEffects,
     streaming: false,
+    max_message_bytes: None,
+    limits: &[],
 }]);
 
 /// What is compared.

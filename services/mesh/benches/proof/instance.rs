@@ -44,6 +44,8 @@ const fn policy(path: &'static str, idempotency: Idempotency) -> MethodPolicy {
         timeout: Some(Duration::from_secs(1)),
         idempotency,
         streaming: false,
+        max_message_bytes: None,
+        limits: &[],
     }
 }
 

@@ -37,6 +37,8 @@ const fn method(path: &'static str, allow: &'static [Access], callers: &'static 
         timeout: Some(Duration::from_secs(5)),
         idempotency: Idempotency::Unknown,
         streaming: false,
+        max_message_bytes: None,
+        limits: &[],
     }
 }
 

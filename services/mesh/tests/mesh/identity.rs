@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use tonic::{Code, Request, Status};
 
 use crate::echo::{CUSTOMER, OPERATOR, SAY, SERVICE, UNLISTED};
-use crate::world::{AUDIENCE, ISSUER, KEY_ID, Keys, MESH_SECRET, Plan, World, call, reason, say, with_metadata};
+use crate::world::{
+    AUDIENCE, ISSUER, KEY_ID, Keys, MESH_SECRET, PUBLIC_KEY, Plan, World, call, reason, say, with_metadata,
+};
 
 const USER: &str = "018f3b0e-0000-7000-8000-000000000001";
 
@@ -106,6 +108,132 @@ async fn a_denied_call_says_why_and_starts_no_handler() {
     assert_eq!(customer, (Code::PermissionDenied, "ROLE_NOT_ALLOWED".to_owned()));
     assert_eq!(world.begun(), 0);
     assert!(world.events.take().is_empty(), "strangers do not fill the store");
+}
+
+/// A token of these parts, signed by our key whatever they say.
+fn of_parts(header: &str, claims: &str) -> String {
+    let message = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &signing_key(), Algorithm::EdDSA).expect("signed");
+    format!("{message}.{signature}")
+}
+
+/// Signed by HMAC with something that everybody knows.
+fn hmac(secret: &[u8]) -> String {
+    let mut header = Header::new(Algorithm::HS256);
+    header.kid = Some(KEY_ID.to_owned());
+    encode(&header, &claims("operator"), &EncodingKey::from_secret(secret)).expect("signed")
+}
+
+/// The same signature with the group's order added to its second half (RFC 8032 requires that it is less than that).
+fn malleated(token: &str) -> String {
+    let (message, signature) = token.rsplit_once('.').expect("a signature");
+    let mut signature = URL_SAFE_NO_PAD.decode(signature).expect("base64url");
+    let order = [
+        0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
+    ];
+    let mut carry = 0_u16;
+    for (byte, of_order) in signature[32..].iter_mut().zip(order) {
+        carry += u16::from(*byte) + of_order;
+        *byte = u8::try_from(carry & 0xff).expect("a byte");
+        carry >>= 8;
+    }
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+fn header(more: &str) -> String {
+    format!(r#"{{"alg":"EdDSA","typ":"JWT"{more}}}"#)
+}
+
+/// An operator's token with a claim of that value, in JSON.
+fn claiming(claim: &str, value: &str) -> String {
+    let mut claims = claims("operator");
+    claims.as_object_mut().expect("an object").remove(claim);
+    let others = claims.to_string();
+    let kid = format!(r#","kid":"{KEY_ID}""#);
+    of_parts(&header(&kid), &format!(r#"{},"{claim}":{value}}}"#, others.trim_end_matches('}')))
+}
+
+/// What looks like this token, and is none.
+fn forgeries(sound: &str) -> Vec<(&'static str, String)> {
+    let claims = claims("operator").to_string();
+    let ours = format!(r#","kid":"{KEY_ID}""#);
+    let (message, signature) = sound.rsplit_once('.').expect("a signature");
+    let x = URL_SAFE_NO_PAD.decode(PUBLIC_KEY).expect("base64url");
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", {
+        let der = [&[0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00][..], &x].concat();
+        base64::engine::general_purpose::STANDARD.encode(der)
+    });
+    let jwk = format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{PUBLIC_KEY}"}}"#);
+    let named = |kid: &str| of_parts(&header(&format!(r#","kid":{}"#, json!(kid))), &claims);
+    let unsigned = |alg: &str| {
+        let header = format!(r#"{{"alg":"{alg}"{ours}}}"#);
+        format!("{}.{}.", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(&claims))
+    };
+    let other = of_parts(&header(&ours), &self::claims("customer").to_string());
+    #[rustfmt::skip]
+    let tokens = vec![
+        ("no algorithm",          unsigned("none")),
+        ("no algorithm, spelt",   unsigned("nOnE")),
+        ("no signature",          format!("{message}.")),
+        ("two parts",             message.to_owned()),
+        ("another's signature",   format!("{message}.{}", other.rsplit_once('.').expect("a signature").1)),
+        ("a padded signature",    format!("{message}.{signature}==")),
+        ("a signature plus L",    malleated(sound)),
+        ("HMAC with x",           hmac(&x)),
+        ("HMAC with x in base64", hmac(PUBLIC_KEY.as_bytes())),
+        ("HMAC with the PEM",     hmac(pem.as_bytes())),
+        ("no kid",                of_parts(&header(""), &claims)),
+        ("its own jwk",           of_parts(&header(&format!(r#","jwk":{jwk}"#)), &claims)),
+        ("its own jku",           of_parts(&header(r#","jku":"https://example.com/keys","kid":"other""#), &claims)),
+        ("a kid of another case", named(&KEY_ID.to_uppercase())),
+        ("a kid with a path",     named("../../dev/null")),
+        ("a kid with SQL",        named("x' OR '1'='1")),
+        ("a kid with NUL",        named(&format!("{KEY_ID}\0"))),
+        ("a long kid",            named(&"k".repeat(2_000))),
+        ("crit",                  of_parts(&header(&format!(r#"{ours},"crit":["exp"],"exp":1"#)), &claims)),
+        ("an empty crit",         of_parts(&header(&format!(r#"{ours},"crit":[]"#)), &claims)),
+        ("a claim twice",         of_parts(&header(&ours), &claims.replacen('{', r#"{"role":"customer","#, 1))),
+        ("exp as a text",         claiming("exp", r#""9999999999""#)),
+        ("exp beyond numbers",    claiming("exp", "1e300")),
+        ("exp as null",           claiming("exp", "null")),
+        ("nbf as a text",         claiming("nbf", r#""0""#)),
+        ("aud of others",         claiming("aud", r#"["elsewhere"]"#)),
+        ("iss of others",         claiming("iss", r#"["elsewhere"]"#)),
+        ("sub as a number",       claiming("sub", "7")),
+        ("role as a list",        claiming("role", r#"["operator"]"#)),
+        ("role in upper case",    claiming("role", r#""OPERATOR""#)),
+    ];
+    tokens
+}
+
+#[tokio::test]
+async fn no_token_passes_that_our_key_has_not_signed_as_it_is() {
+    let world = World::new().await;
+    let channel = world.stranger();
+    let sound = claiming("role", r#""operator""#);
+    for (what, token) in forgeries(&sound) {
+        let (code, reason) = refused(&channel, OPERATOR, with_token("hello", &token)).await;
+        assert_eq!(code, Code::Unauthenticated, "{what}");
+        assert!(["TOKEN_INVALID", "TOKEN_MALFORMED"].contains(&reason.as_str()), "{what}: {reason}");
+    }
+    assert_eq!(world.begun(), 0);
+    call(&channel, OPERATOR, with_token("hello", &sound)).await.expect("the twin, made the same way");
+}
+
+#[tokio::test]
+async fn of_two_authorization_headers_none_counts() {
+    let world = World::new().await;
+    let [good, bad] = [format!("Bearer {}", token("customer")), "Bearer abc".to_owned()];
+    for both in [[&good, &bad], [&bad, &good], [&good, &good]] {
+        let mut request = Request::new("hello".to_owned());
+        for value in both {
+            request.metadata_mut().append("authorization", value.parse().expect("a header"));
+        }
+        let answer = refused(&world.stranger(), CUSTOMER, request).await;
+        assert_eq!(answer, (Code::Unauthenticated, "TOKEN_MALFORMED".to_owned()));
+    }
+    assert_eq!(world.begun(), 0);
 }
 
 #[tokio::test]

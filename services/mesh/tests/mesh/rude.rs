@@ -161,7 +161,7 @@ async fn bodies_without_an_end_stay_within_the_budget_and_give_it_back() {
     let world = world("endless").await;
     let (sender, connection) = connect(&world).await;
     let mut streams = vec![];
-    // Each says that 10,000 bytes come, and sends half of it: 20,000 of the budget; five fit.
+    // Each says that 10,000 bytes come, and sends half of it: 20,000 of the budget. Three fit into a caller's share of it.
     for _ in 0..8 {
         let (response, mut stream) =
             sender.clone().ready().await.expect("ready").send_request(head(&[]), false).expect("sent");
@@ -170,15 +170,50 @@ async fn bodies_without_an_end_stay_within_the_budget_and_give_it_back() {
         stream.send_data(data.into(), false).expect("sent");
         streams.push((response, stream));
     }
-    until(|| refusals("endless", "memory") == 3).await;
+    until(|| refusals("endless", "memory") == 5).await;
     let reserved = held("endless", "mesh.server.memory.reserved");
-    assert!((90_000..=100_000).contains(&reserved), "{reserved}");
-    // A small one still fits.
-    others_are_served(&world).await;
+    assert!((55_000..=60_000).contains(&reserved), "{reserved}");
+    let status = say(&world.stranger(), SAY, "hello").await.expect_err("from the same address");
+    assert_eq!(reason(&status), "OUT_OF_MEMORY");
+    let other = world.service("order", crate::world::MESH_SECRET);
+    assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others find room").len(), 9_000);
     drop(streams);
     connection.abort();
     until(|| held("endless", "mesh.server.memory.reserved") == 0).await;
     others_are_served(&world).await;
+}
+
+#[tokio::test]
+async fn answers_that_nobody_takes_stay_within_the_budget_and_give_it_back() {
+    let world = world("untaken").await;
+    let stream = TcpStream::connect(world.address).await.expect("connects");
+    let (sender, connection) =
+        h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    // An answer of 9,000 bytes and a little holds 18,000; two fit into a caller's share, and the third is refused in its headers.
+    let mut message = vec![0, 0, 0, 0x23, 0x2b, 0x0a, 0xa8, 0x46];
+    message.resize(message.len() + 9_000, b'x');
+    let mut answers = vec![];
+    for number in 0..5 {
+        let (response, mut stream) =
+            sender.clone().ready().await.expect("ready").send_request(head(&[]), false).expect("sent");
+        stream.send_data(message.clone().into(), true).expect("sent");
+        let response = response.await.expect("headers");
+        let refusal = Status::from_header_map(response.headers()).map(|status| reason(&status));
+        assert_eq!(refusal.as_deref(), (number > 1).then_some("OUT_OF_MEMORY"), "answer {number}");
+        answers.push((response, stream));
+    }
+    let reserved = held("untaken", "mesh.server.memory.reserved");
+    assert!((36_000..37_000).contains(&reserved), "{reserved}");
+    assert_eq!(world.begun(), 2, "what a caller may not hold is refused by its request's bytes");
+    let other = world.service("order", crate::world::MESH_SECRET);
+    assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others find room").len(), 9_000);
+    // A reset is enough.
+    drop(answers.swap_remove(0));
+    until(|| held("untaken", "mesh.server.memory.reserved") < 19_000).await;
+    drop(answers);
+    until(|| held("untaken", "mesh.server.memory.reserved") == 0).await;
+    connection.abort();
 }
 
 #[tokio::test]

@@ -90,7 +90,7 @@ fn the_reasons_and_the_classes_of_their_events_are_these() {
         "STOCK_NEGATIVE FailedPrecondition FAILED_PRECONDITION sku,on_hand",
         "DRAINING Unavailable UNAVAILABLE +RetryInfo",
         "TOKEN_EXPIRED Unauthenticated UNAUTHENTICATED",
-        "TOO_MANY_WATCHERS Unavailable UNAVAILABLE +RetryInfo",
+        "TOO_MANY_WATCHERS ResourceExhausted RESOURCE_EXHAUSTED +RetryInfo",
         "STORE_FAILED Internal INTERNAL",
     ];
     assert_eq!(table, expected);

@@ -25,10 +25,16 @@ impl World {
 
     /// Starts a system, and returns when it says that it is ready; with what it said.
     pub(crate) fn of(instances: u16) -> (Self, String) {
+        Self::with(instances, &[])
+    }
+
+    /// The same, with more arguments.
+    pub(crate) fn with(instances: u16, arguments: &[&str]) -> (Self, String) {
         let folder = tempfile::tempdir().expect("a folder");
         let data_dir = folder.path().join("data");
         let port_base = free_port_base();
-        let mut supervisor = system(port_base, &data_dir, instances).stdout(Stdio::piped()).spawn().expect("starts");
+        let mut system = system(port_base, &data_dir, instances);
+        let mut supervisor = system.args(arguments).stdout(Stdio::piped()).spawn().expect("starts");
         let mut told = String::new();
         let mut lines = BufReader::new(supervisor.stdout.take().expect("piped"));
         while !told.contains("Ctrl-C ends the system") {

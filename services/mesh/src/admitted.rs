@@ -1,0 +1,206 @@
+//! A request's body, admitted frame by frame: no message is longer than its limit, none follows the one that a request has,
+//! none has a field with too many elements, and for all that is read there is memory.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::field_limits::count_elements;
+use crate::memory::out_of_memory;
+use crate::memory_budget::Account;
+use crate::policy::FieldLimit;
+use crate::refusals::{Cause, Refusals};
+use crate::status::{REQUEST_CARDINALITY, mesh_status, status};
+
+/// What a byte on the wire costs while its call is served: HTTP/2's stack has it, the decoder's buffer, the decoded message.
+const COST_FACTOR: usize = 4;
+/// What an element of a repeated field costs besides its bytes: text or a small message, in a list that grows by doubling.
+const ELEMENT_BYTES: usize = 64;
+/// gRPC's, before each message.
+const PREFIX_BYTES: usize = 5;
+
+/// Reads the length of each message out of the frames that go by, however they are cut.
+pub(crate) struct Prefixes {
+    limit_bytes: usize,
+    /// May another message follow?
+    is_stream: bool,
+    prefix: [u8; PREFIX_BYTES],
+    read: usize,
+    message_left: usize,
+    has_message: bool,
+}
+
+/// What is wrong with a request's messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wrong {
+    /// A message of so many bytes.
+    TooLong(usize),
+    /// Something follows the one message.
+    More,
+}
+
+impl Prefixes {
+    pub(crate) fn new(limit_bytes: usize, is_stream: bool) -> Self {
+        Self { limit_bytes, is_stream, prefix: [0; PREFIX_BYTES], read: 0, message_left: 0, has_message: false }
+    }
+
+    pub(crate) fn check(&mut self, mut data: &[u8]) -> Result<(), Wrong> {
+        loop {
+            let skipped = self.message_left.min(data.len());
+            self.message_left -= skipped;
+            data = &data[skipped..];
+            if data.is_empty() {
+                return Ok(());
+            }
+            if self.has_message && !self.is_stream {
+                return Err(Wrong::More);
+            }
+            let wanted = (PREFIX_BYTES - self.read).min(data.len());
+            self.prefix[self.read..self.read + wanted].copy_from_slice(&data[..wanted]);
+            self.read += wanted;
+            data = &data[wanted..];
+            if self.read == PREFIX_BYTES {
+                let [_compressed, a, b, c, d] = self.prefix;
+                self.message_left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+                (self.read, self.has_message) = (0, true);
+                if self.message_left > self.limit_bytes {
+                    return Err(Wrong::TooLong(self.message_left));
+                }
+            }
+        }
+    }
+
+    /// The one message is there.
+    fn is_complete(&self) -> bool {
+        self.has_message && self.message_left == 0
+    }
+}
+
+pub(crate) struct AdmittedBody {
+    inner: Body,
+    /// Health's and reflection's messages are short, and hold nothing.
+    account: Option<Arc<Account>>,
+    prefixes: Prefixes,
+    limits: &'static [FieldLimit],
+    /// Frames of a message with limited fields.
+    message: Vec<Bytes>,
+    refusals: Arc<Refusals>,
+}
+
+impl AdmittedBody {
+    pub(crate) fn new(
+        inner: Body,
+        prefixes: Prefixes,
+        limits: &'static [FieldLimit],
+        account: Option<Arc<Account>>,
+        refusals: Arc<Refusals>,
+    ) -> Self {
+        Self { inner, account, prefixes, limits, message: vec![], refusals }
+    }
+
+    fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
+        match self.prefixes.check(data) {
+            Ok(()) => {}
+            Err(Wrong::TooLong(length)) => {
+                self.refusals.count(Cause::MessageTooLarge);
+                let limit = self.prefixes.limit_bytes;
+                let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
+                return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
+            }
+            Err(Wrong::More) => {
+                let message = "a request of this method is one message, and more followed it";
+                return Err(mesh_status(Code::Unimplemented, REQUEST_CARDINALITY, message));
+            }
+        }
+        self.take(data.len().saturating_mul(COST_FACTOR))?;
+        if self.limits.is_empty() {
+            return Ok(());
+        }
+        self.message.push(data.clone());
+        if self.prefixes.is_complete() { self.check_fields() } else { Ok(()) }
+    }
+
+    fn check_fields(&mut self) -> Result<(), Status> {
+        let frames = std::mem::take(&mut self.message);
+        let whole = match frames.as_slice() {
+            [only] => only.clone(),
+            frames => frames.concat().into(),
+        };
+        let message = whole.get(PREFIX_BYTES..).unwrap_or_default();
+        let elements =
+            count_elements(message, self.limits).map_err(|too_many| status(self.refusals.service, &too_many))?;
+        self.take(elements * ELEMENT_BYTES)
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<(), Status> {
+        let Some(account) = &self.account else { return Ok(()) };
+        account.take_for_request(bytes).map_err(|full| {
+            self.refusals.count(Cause::Memory);
+            out_of_memory(full)
+        })
+    }
+}
+
+impl http_body::Body for AdmittedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && let Err(refusal) = this.admit(data)
+        {
+            return Poll::Ready(Some(Err(refusal)));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found in a stream of bytes that comes in frames of `cut` bytes.
+    fn found(stream: &[u8], cut: usize, mut prefixes: Prefixes) -> Result<(), Wrong> {
+        stream.chunks(cut).try_for_each(|frame| prefixes.check(frame))
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_seen_however_its_frames_are_cut() {
+        let mut stream = vec![0, 0, 0, 0, 3, 1, 2, 3];
+        stream.extend([0, 0, 0, 0, 9]);
+        for cut in 1..=stream.len() {
+            assert_eq!(found(&stream, cut, Prefixes::new(8, true)), Err(Wrong::TooLong(9)), "frames of {cut} bytes");
+            assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "at the limit it passes");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_one_message_is_seen_however_its_frames_are_cut() {
+        for one in [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0]] {
+            for more in [&[][..], &[0], &[0, 0, 0, 0, 0], &[0, 0, 0, 0, 3, 1, 2, 3]] {
+                let stream = [one, more].concat();
+                let expected = if more.is_empty() { Ok(()) } else { Err(Wrong::More) };
+                for cut in 1..=stream.len() {
+                    assert_eq!(found(&stream, cut, Prefixes::new(9, false)), expected, "{stream:?} by {cut}");
+                    assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "of a stream it is the next");
+                }
+            }
+        }
+    }
+}

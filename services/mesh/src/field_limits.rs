@@ -1,0 +1,162 @@
+//! Repeated fields, counted in a request's bytes: a field over its limit is refused before the message is decoded, for an
+//! element of two bytes on the wire becomes a hundred times as much in memory. One pass over the bytes, into the messages on
+//! a limited field's path and no others; what is malformed is left to the decoder, which reads no further either.
+
+use bytes::Buf;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+
+use crate::policy::FieldLimit;
+use crate::status::{Kind, Refusal, Violation};
+
+/// A field has more elements than it may have.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {} ({})", .0[0].field, .0[0].description, .0[0].reason)]
+pub(crate) struct TooMany([Violation; 1]);
+
+impl TooMany {
+    fn new(limit: &FieldLimit) -> Self {
+        let description = format!("must have at most {} elements", limit.max_items);
+        Self([Violation { field: limit.field.to_owned(), reason: limit.reason, description }])
+    }
+}
+
+impl Refusal for TooMany {
+    fn kind(&self) -> Kind {
+        Kind::InvalidArgument
+    }
+
+    fn reason(&self) -> &'static str {
+        "INVALID_ARGUMENT"
+    }
+
+    fn violations(&self) -> &[Violation] {
+        &self.0
+    }
+}
+
+/// How many elements of repeated fields a message has, in all.
+pub(crate) fn count_elements(message: &[u8], limits: &'static [FieldLimit]) -> Result<usize, TooMany> {
+    let mut counts = vec![0; limits.len()];
+    let mut scan = Scan { limits, counts: &mut counts, elements: 0 };
+    scan.message(message, &mut Vec::new())?;
+    Ok(scan.elements)
+}
+
+struct Scan<'a> {
+    limits: &'static [FieldLimit],
+    /// Of each limited field, in the element that is read.
+    counts: &'a mut [usize],
+    elements: usize,
+}
+
+impl Scan<'_> {
+    fn message(&mut self, mut bytes: &[u8], path: &mut Vec<u32>) -> Result<(), TooMany> {
+        while bytes.has_remaining() {
+            let Ok((number, wire_type)) = decode_key(&mut bytes) else { return Ok(()) };
+            if wire_type != WireType::LengthDelimited {
+                if skip_field(wire_type, number, &mut bytes, DecodeContext::default()).is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            let Some(length) = decode_varint(&mut bytes).ok().and_then(|length| usize::try_from(length).ok()) else {
+                return Ok(());
+            };
+            // Of what is cut off, the decoder reads what is there.
+            let (value, rest) = bytes.split_at(length.min(bytes.len()));
+            path.push(number);
+            self.field(value, path)?;
+            path.pop();
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, value: &[u8], path: &mut Vec<u32>) -> Result<(), TooMany> {
+        let mut is_inner = false;
+        for (index, limit) in self.limits.iter().enumerate() {
+            if limit.path == path.as_slice() {
+                self.counts[index] += 1;
+                self.elements += 1;
+                if self.counts[index] > limit.max_items {
+                    return Err(TooMany::new(limit));
+                }
+                self.begin_element(path);
+            } else {
+                is_inner |= limit.path.starts_with(path);
+            }
+        }
+        if is_inner { self.message(value, path) } else { Ok(()) }
+    }
+
+    /// The elements of a repeated message have their fields each for itself; a message that is not repeated and there
+    /// several times is one to the decoder, which merges them.
+    fn begin_element(&mut self, path: &[u32]) {
+        for (limit, count) in self.limits.iter().zip(self.counts.iter_mut()) {
+            if limit.path.len() > path.len() && limit.path.starts_with(path) {
+                *count = 0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: &[FieldLimit] = &[
+        FieldLimit { path: &[1], field: "names", max_items: 3, reason: "INVALID_LENGTH" },
+        FieldLimit { path: &[2, 1], field: "mask.paths", max_items: 2, reason: "INVALID_LENGTH" },
+        FieldLimit { path: &[4], field: "events", max_items: 2, reason: "TOO_MANY_EVENTS" },
+        FieldLimit { path: &[4, 9], field: "events.attributes", max_items: 2, reason: "INVALID_LENGTH" },
+    ];
+
+    fn field(number: u8, value: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, u8::try_from(value.len()).expect("short")], value].concat()
+    }
+
+    fn counted(message: &[u8]) -> Result<usize, (String, &'static str)> {
+        count_elements(message, LIMITS).map_err(|TooMany([violation])| (violation.field, violation.reason))
+    }
+
+    #[test]
+    fn a_repeated_field_is_counted_and_refused_over_its_limit() {
+        assert_eq!(counted(&field(1, b"").repeat(3)), Ok(3));
+        assert_eq!(counted(&field(1, b"").repeat(4)), Err(("names".into(), "INVALID_LENGTH")));
+        assert_eq!(counted(&field(3, b"x").repeat(99)), Ok(0), "others are not");
+        assert_eq!(counted(&field(4, b"").repeat(3)), Err(("events".into(), "TOO_MANY_EVENTS")));
+    }
+
+    #[test]
+    fn a_message_that_is_there_twice_is_one_and_elements_count_each_for_itself() {
+        let mask = field(2, &field(1, b"x"));
+        assert_eq!(counted(&mask.repeat(2)), Ok(2));
+        assert_eq!(counted(&mask.repeat(3)), Err(("mask.paths".into(), "INVALID_LENGTH")));
+        let event = |attributes| field(4, &field(9, b"a").repeat(attributes));
+        assert_eq!(counted(&event(2).repeat(2)), Ok(6));
+        assert_eq!(counted(&[event(1), event(3)].concat()), Err(("events.attributes".into(), "INVALID_LENGTH")));
+    }
+
+    #[test]
+    fn what_is_malformed_is_left_to_the_decoder_and_counted_as_far_as_it_reads() {
+        for malformed in [&[0xff; 11][..], &[0x0a], &[0x0b], &[0x08], &[0x0d, 1, 2], &[0x07]] {
+            assert_eq!(counted(malformed), Ok(usize::from(malformed == [0x0a, 0])), "{malformed:?}");
+            let message = [field(1, b"").repeat(4), malformed.to_vec()].concat();
+            assert!(counted(&message).is_err(), "{malformed:?}");
+        }
+        // Cut off in the middle of the mask.
+        let mut mask = field(2, &field(1, b"x").repeat(3));
+        mask.truncate(mask.len() - 1);
+        assert!(counted(&mask).is_err());
+        // Varints, fixed numbers and groups are passed over.
+        let numbers = [&[0x28, 0x96, 0x01, 0x31][..], &[0; 8], &[0x3d], &[0; 4], &[0x43, 0x08, 0x01, 0x44]].concat();
+        assert_eq!(counted(&[numbers, field(1, b"")].concat()), Ok(1));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(message in proptest::collection::vec(0u8.., 0..200)) {
+            let _ = count_elements(&message, LIMITS);
+        }
+    }
+}

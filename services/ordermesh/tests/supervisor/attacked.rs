@@ -1,0 +1,175 @@
+//! Callers that want the memory of a process: it stays within its limit, and others are served.
+
+use std::net::SocketAddr;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use contracts::common::v1::Money;
+use contracts::data::v1 as data;
+use contracts::data::v1::catalog_service_client::CatalogServiceClient;
+use contracts::user::v1 as user;
+use contracts::user::v1::user_service_client::UserServiceClient;
+use h2::client::SendRequest;
+use mesh::{Channel, ClientConfig};
+use prost::Message;
+use tokio::net::TcpSocket;
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+use crate::world::World;
+
+const LIMIT_MIB: u64 = 256;
+/// Where the attacks come from; the honest come from 127.0.0.1.
+const ATTACKERS: [[u8; 4]; 4] = [[127, 0, 0, 2], [127, 0, 0, 3], [127, 0, 0, 4], [127, 0, 0, 5]];
+
+const LIST_PRODUCTS: &str = "/data.v1.CatalogService/ListProducts";
+const BATCH_GET_PRODUCTS: &str = "/data.v1.CatalogService/BatchGetProducts";
+const UPDATE_PROFILE: &str = "/user.v1.UserService/UpdateProfile";
+
+fn channel(target: &'static str, world: &World, port: u16) -> Channel {
+    let addresses = vec![format!("127.0.0.1:{}", world.port_base + port)];
+    mesh::client(ClientConfig::new(target, addresses, contracts::POLICIES))
+}
+
+fn with_token<T>(message: T, token: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+    request
+}
+
+/// The most memory that a service's process has had.
+fn peak_mib(world: &World, service: &str) -> u64 {
+    let processes = world.processes_of(service);
+    let [process] = processes[..] else { panic!("one process of {service}: {processes:?}") };
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it lives");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
+    peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1_024
+}
+
+/// A connection from that address whose peer may send so much of each answer.
+async fn connect(from: [u8; 4], to: SocketAddr, window_bytes: u32) -> SendRequest<Bytes> {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((from, 0).into()).expect("a loopback address");
+    let stream = socket.connect(to).await.expect("connects");
+    let mut builder = h2::client::Builder::new();
+    let (sender, connection) = builder.initial_window_size(window_bytes).handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    sender
+}
+
+type Asked = (Option<Status>, h2::RecvStream);
+
+/// Sends a message, and gives the status in the answer's headers, if it is there. The answer is taken by nobody.
+async fn ask(sender: &SendRequest<Bytes>, path: &str, token: &str, message: &[u8]) -> Asked {
+    let request = http::Request::post(format!("http://attacked{path}"))
+        .header("content-type", "application/grpc")
+        .header("authorization", format!("Bearer {token}"))
+        .header("te", "trailers");
+    let request = request.body(()).expect("a request");
+    let mut frame = BytesMut::with_capacity(message.len() + 5);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).expect("short"));
+    frame.put_slice(message);
+    let (response, mut stream) =
+        sender.clone().ready().await.expect("ready").send_request(request, false).expect("sent");
+    stream.send_data(frame.freeze(), true).expect("sent");
+    let response = response.await.expect("headers");
+    (Status::from_header_map(response.headers()), response.into_body())
+}
+
+/// Logs in as the operator of the first start; the access token.
+async fn operator(world: &World, users: &mut UserServiceClient<Channel>) -> String {
+    let file = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("made on the first start");
+    let (email, password) = file.trim().split_once(' ').expect("both");
+    let login = user::LoginRequest { email: email.into(), password: password.into() };
+    users.login(login).await.expect("the operator").into_inner().session.expect("a session").access_token
+}
+
+/// As long a page as there can be: 200 products with 2,000 characters of three bytes.
+async fn fill(catalog: &CatalogServiceClient<Channel>, operator: &str) {
+    let upserts = (0..200).map(|number| {
+        let product = data::Product {
+            sku: format!("LONG-{number}"),
+            name: "A long story".into(),
+            description: "字".repeat(2_000),
+            price: Some(Money { currency_code: "EUR".into(), minor_units: 100 }),
+            ..Default::default()
+        };
+        let upsert = with_token(data::UpsertProductRequest { product: Some(product) }, operator);
+        let mut catalog = catalog.clone();
+        async move { catalog.upsert_product(upsert).await.map(drop) }
+    });
+    futures_util::future::try_join_all(upserts).await.expect("upserted");
+    let page = data::ListProductsRequest { page_size: 200, ..Default::default() };
+    let page = catalog.clone().list_products(page).await.expect("it is taken").into_inner();
+    assert!(page.encoded_len() > 1_000_000, "{} bytes", page.encoded_len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_takes_leave_the_process_within_its_memory_and_others_are_served() {
+    let (world, _) = World::with(1, &["--data.memory-limit", &format!("{LIMIT_MIB}MiB")]);
+    let mut users = UserServiceClient::new(channel("user", &world, 101));
+    let mut catalog = CatalogServiceClient::new(channel("data", &world, 401));
+    fill(&catalog, &operator(&world, &mut users).await).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], world.port_base + 401));
+    let page = data::ListProductsRequest { page_size: 200, ..Default::default() }.encode_to_vec();
+    let (mut held, mut refused) = (vec![], 0);
+    for attacker in ATTACKERS {
+        let sender = connect(attacker, address, 0).await;
+        for _ in 0..64 {
+            let (status, answer) = ask(&sender, LIST_PRODUCTS, "", &page).await;
+            match status {
+                None => held.push(answer),
+                Some(status) => {
+                    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+                    refused += 1;
+                }
+            }
+        }
+        let one = data::ListProductsRequest { page_size: 1, ..Default::default() };
+        let page = catalog.list_products(one).await.expect("others are served").into_inner();
+        assert_eq!(page.products.len(), 1);
+    }
+    // The twin: it is memory that is held.
+    assert!(held.len() >= 10 && refused >= 100, "{} held, {refused} refused", held.len());
+    let peak = peak_mib(&world, "data");
+    assert!(peak < LIMIT_MIB, "{peak} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fields_that_are_repeated_without_end_are_refused_before_they_are_decoded() {
+    let (user_limit, data_limit) = (format!("{LIMIT_MIB}MiB"), format!("{LIMIT_MIB}MiB"));
+    let (world, _) = World::with(1, &["--user.memory-limit", &user_limit, "--data.memory-limit", &data_limit]);
+    let mut users = UserServiceClient::new(channel("user", &world, 101));
+    let token = operator(&world, &mut users).await;
+    let paths = |count| {
+        user::UpdateProfileRequest {
+            profile: Some(user::Profile { display_name: "x".into(), ..Default::default() }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["x".to_owned(); count] }),
+        }
+        .encode_to_vec()
+    };
+    let skus = |count| data::BatchGetProductsRequest { skus: vec![String::new(); count] }.encode_to_vec();
+    let attacks = [
+        (101, UPDATE_PROFILE, paths(349_000), Code::ResourceExhausted, None),
+        (101, UPDATE_PROFILE, paths(21_000), Code::InvalidArgument, Some("update_mask.paths")),
+        (401, BATCH_GET_PRODUCTS, skus(524_000), Code::ResourceExhausted, None),
+        (401, BATCH_GET_PRODUCTS, skus(32_000), Code::InvalidArgument, Some("skus")),
+    ];
+    for (port, path, message, code, field) in attacks {
+        let address = SocketAddr::from(([127, 0, 0, 1], world.port_base + port));
+        let sender = connect(ATTACKERS[0], address, 65_535).await;
+        let asked = futures_util::future::join_all((0..32).map(|_| ask(&sender, path, &token, &message)));
+        let profile = users.get_profile(with_token(user::GetProfileRequest {}, &token));
+        let (asked, profile) = tokio::join!(asked, profile);
+        profile.expect("others are served");
+        for (status, _) in asked {
+            let status = status.expect("refused in the headers");
+            let violated = status.get_details_bad_request().map(|bad| bad.field_violations[0].field.clone());
+            assert_eq!((status.code(), violated.as_deref()), (code, field), "{path}");
+        }
+    }
+    for service in ["user", "data"] {
+        let peak = peak_mib(&world, service);
+        assert!(peak < LIMIT_MIB, "{service}: {peak} MiB");
+    }
+}
