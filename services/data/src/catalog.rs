@@ -69,7 +69,7 @@ pub(crate) struct ListProducts {
     /// A search key (`kernel::text`); empty: all.
     pub(crate) text: String,
     pub(crate) page_size: u32,
-    pub(crate) page: PageToken,
+    pub(crate) page: PageToken<String>,
 }
 
 /// A product as it shall be, and what the caller has seen of it.

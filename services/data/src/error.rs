@@ -40,7 +40,7 @@ pub(crate) enum Error {
     #[error("the stream was not read for {} s; go on with the last cursor", .0.as_secs())]
     FollowerTooSlow(Duration),
     /// The database refused, or is away.
-    #[error("the database does not answer")]
+    #[error("{}", if .0.is_unavailable() { "the database does not answer" } else { "the store failed" })]
     Storage(#[from] storage::Error),
     /// A fault on purpose: as if the database were away.
     #[error("the database refuses connections, on purpose")]
@@ -79,9 +79,9 @@ impl Refusal for Error {
             Self::CursorExpired => Kind::OutOfRange,
             Self::TokenExpired => Kind::Unauthenticated,
             Self::FollowerTooSlow(_) => Kind::ResourceExhausted,
-            // A stored value that cannot be read does not get better by waiting.
-            Self::Storage(storage::Error::Corrupt { .. }) => Kind::Internal,
-            Self::Storage(_) | Self::Refused | Self::Draining | Self::TooManyFollowers => Kind::Unavailable,
+            // A statement that fails for its data, or a stored value that cannot be read, does not get better by waiting.
+            Self::Storage(error) => chassis::storage_kind(error),
+            Self::Refused | Self::Draining | Self::TooManyFollowers => Kind::Unavailable,
         }
     }
 
@@ -95,7 +95,7 @@ impl Refusal for Error {
             Self::TokenExpired => "TOKEN_EXPIRED",
             Self::TooManyFollowers => "TOO_MANY_FOLLOWERS",
             Self::FollowerTooSlow(_) => "FOLLOWER_TOO_SLOW",
-            Self::Storage(storage::Error::Corrupt { .. }) => "LOOKUP_FAILED",
+            Self::Storage(error) if !error.is_unavailable() => "LOOKUP_FAILED",
             Self::Storage(_) | Self::Refused => "CATALOG_UNAVAILABLE",
         }
     }
@@ -194,6 +194,7 @@ mod tests {
             (Error::TooManyFollowers, Kind::Unavailable, "TOO_MANY_FOLLOWERS", "UNAVAILABLE"),
             (Error::FollowerTooSlow(RETRY_AFTER), Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW", "RESOURCE_EXHAUSTED"),
             (Error::Storage(corrupt), Kind::Internal, "LOOKUP_FAILED", "INTERNAL"),
+            (Error::Storage(storage::Error::Panicked), Kind::Internal, "LOOKUP_FAILED", "INTERNAL"),
             (Error::Storage(storage::Error::Closed), Kind::Unavailable, "CATALOG_UNAVAILABLE", "UNAVAILABLE"),
             (Error::Refused, Kind::Unavailable, "CATALOG_UNAVAILABLE", "CONNECTION_ERROR"),
         ];
