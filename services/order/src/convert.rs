@@ -188,7 +188,7 @@ pub(crate) fn payment_failure(failure: &PaymentFailure) -> proto::PaymentFailure
     proto::PaymentFailure {
         reason: failure.reason.clone(),
         decline_code: failure.decline_code.clone(),
-        advice: failure.advice.clone(),
+        advice: failure.shown_advice().to_owned(),
         message: failure.message.clone(),
     }
 }
