@@ -283,6 +283,7 @@ impl Chassis {
             tls: self.identity.as_ref().map(Identity::server),
             events: Some(self.events.clone()),
             descriptors: &[contracts::DESCRIPTORS],
+            reflection: settings.reflection,
             services: served.health_services,
             rate_limits: served.rate_limits,
             trusted_proxies: settings.trusted_proxies.clone().unwrap_or_default().0,
@@ -379,11 +380,11 @@ async fn after_the_notice(told: CancellationToken, notice: Duration, shutdown: C
 /// Who this process is, by its certificate.
 fn identity(service: &'static str, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Option<Identity>, Error> {
     let Some(files) = settings.tls.files() else { return Ok(None) };
-    let certificate = files.certificate.clone();
     ownership::check_secret(&files.key)?;
     for public in [&files.certificate, &files.roots] {
         ownership::check_unwritable(public)?;
     }
+    let certificate = files.certificate.clone();
     let identity = Identity::load(files, &settings.tls.trust_domain, clock)?;
     let named = identity.service();
     if named == service { Ok(Some(identity)) } else { Err(Error::NotOurs { certificate, named, service }) }
@@ -394,8 +395,8 @@ const LEAST_SECRET_BYTES: usize = 16;
 
 fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
     let path = settings.mesh_secret_file.clone().unwrap_or_else(|| settings.data_dir.join("mesh.secret"));
-    let read = std::fs::read_to_string(&path).and_then(|text| {
     ownership::check_secret(&path)?;
+    let read = std::fs::read_to_string(&path).and_then(|text| {
         let text = text.trim();
         if text.len() >= LEAST_SECRET_BYTES && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return Ok(Secret::new(text));
@@ -467,7 +468,6 @@ mod tests {
         assert!(mesh_secret(&settings).expect("it is one").is_some());
     }
 
-    #[tokio::test(start_paused = true)]
     #[test]
     fn a_secret_or_a_private_key_that_others_may_read_is_refused_with_what_to_do() {
         use std::os::unix::fs::PermissionsExt;
@@ -488,6 +488,7 @@ mod tests {
         assert!(refused.is_configuration() && refused.to_string().ends_with(&hint), "{refused}");
     }
 
+    #[tokio::test(start_paused = true)]
     async fn the_services_own_work_goes_on_for_the_time_of_the_notice() {
         let (told, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let began = Instant::now();

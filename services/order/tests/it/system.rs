@@ -296,6 +296,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
             max_message: chassis::ByteSize(64 * 1_024),
             drain_notice: Duration::ZERO,
             drain_timeout: Duration::from_secs(2),
+            reflection: true,
             migrate_only: false,
         },
         user: chassis::UserPeer { user_addresses: vec![users].into(), token_keys: None },
