@@ -306,6 +306,8 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
         backoff: if choice.payments_are_down { Duration::from_millis(10) } else { Duration::from_secs(60) },
         backoff_cap: Duration::from_secs(60),
         max_drives: 16,
+        max_unpaid_orders: 100,
+        max_unpaid_units: None,
         create_order_quota: choice.create_order_quota,
         amount_limit: choice.amount_limit.clone(),
         max_watchers: choice.max_watchers,
