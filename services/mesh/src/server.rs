@@ -37,7 +37,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let services = if config.services.is_empty() { config.policies.services() } else { config.services.to_vec() };
     let policies = config.policies.of(&services);
     let gatekeeper = config.gatekeeper.serving(policies);
-    let routes = reflection::add(routes, config.descriptors, &services);
+    let routes = if config.reflection { reflection::add(routes, config.descriptors, &services) } else { routes };
     let health = Health::new(services);
     let routes = routes.add_service(health.service()).prepare();
     let refusals = Arc::new(Refusals::new(config.service));
