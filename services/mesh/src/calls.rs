@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use futures_util::future::BoxFuture;
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 
 use crate::caller::PeerService;
 use crate::edge::{Edge, after_request};
@@ -35,11 +36,20 @@ pub(crate) struct Activity {
     admitted: AtomicU64,
     pub(crate) resets: ConnectionResets,
     pub(crate) place: Place,
+    /// Cancelled when the connection is to go: its place is another's, or its identity has ended.
+    pub(crate) leave: CancellationToken,
 }
 
 impl Activity {
     pub(crate) fn new(resets: ConnectionResets, place: Place) -> Self {
-        Self { open: AtomicUsize::new(0), watching: AtomicUsize::new(0), admitted: AtomicU64::new(0), resets, place }
+        Self {
+            open: AtomicUsize::new(0),
+            watching: AtomicUsize::new(0),
+            admitted: AtomicU64::new(0),
+            resets,
+            leave: place.leave().child_token(),
+            place,
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -145,12 +145,22 @@ impl Connections {
         let handshake = timeout(self.patience(), tls.accept(stream));
         let Some(shaken) = goaway.run_until_cancelled(handshake).await else { return };
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
-            Ok((stream, service)) => {
-                if service.is_some() {
-                    place.never_gives_way();
+            Ok((stream, None)) => self.begin(stream, self.of(&stack, peer, None, place), goaway).await,
+            Ok((stream, Some((service, good_for)))) => {
+                place.never_gives_way();
+                let service = self.of(&stack, peer, Some(PeerService(service)), place);
+                let leave = service.activity.leave.clone();
+                let ends = async {
+                    tokio::time::sleep(good_for).await;
+                    // Whoever it was that opened the connection, it must show anew who it is.
+                    self.refusals.count(Cause::Expired);
+                    leave.cancel();
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = self.begin(stream, service, goaway) => {}
+                    () = ends => {}
                 }
-                let service = service.map(PeerService);
-                self.begin(stream, self.of(&stack, peer, service, place), goaway).await;
             }
             Err(error) => {
                 let service = KeyValue::new("mesh.service", self.refusals.service);
@@ -219,7 +229,7 @@ impl Connections {
         let mut connection = std::pin::pin!(connection);
         let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
         let (mut asked, mut leaving) = (false, None);
-        let leave = activity.place.leave();
+        let leave = &activity.leave;
         let ended = loop {
             tokio::select! {
                 ended = turn.of(connection.as_mut()) => break ended,

@@ -22,6 +22,8 @@ pub(crate) enum Cause {
     Streams,
     /// A connection or stream of the caller that has most of them, whose place another got.
     GaveWay,
+    /// A connection whose peer's certificate has ended.
+    Expired,
     /// A request that was not there as a whole in time.
     MessageTooSlow,
     /// The memory budget is spent.
@@ -63,6 +65,7 @@ impl Cause {
             Self::Share => "share",
             Self::Streams => "streams",
             Self::GaveWay => "gave_way",
+            Self::Expired => "expired",
             Self::MessageTooSlow => "message_too_slow",
             Self::Memory => "memory",
             Self::MessageTooLarge => "message_too_large",
