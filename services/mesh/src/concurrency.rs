@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use telemetry::Operation;
 use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
@@ -96,17 +97,18 @@ where
         if is_reflection(request.uri().path()) {
             return self.shared.serve(&mut self.inner, request);
         }
+        let operation = request.extensions().get::<Operation>().cloned();
         let mut reading = whole(request);
         // Most requests are there already. (Without one's own waker: if not, it is asked again with it.)
         if let Some(read) = (&mut reading).now_or_never() {
-            return self.shared.serve_whole(&mut self.inner, read);
+            return self.shared.serve_whole(&mut self.inner, operation, read);
         }
         // The instance that was made ready serves; its clone waits for the next call.
         let clone = self.inner.clone();
         let (mut inner, shared) = (std::mem::replace(&mut self.inner, clone), self.shared.clone());
         Box::pin(async move {
             let read = reading.in_time().await;
-            shared.serve_whole(&mut inner, read).await
+            shared.serve_whole(&mut inner, operation, read).await
         })
     }
 }
@@ -118,10 +120,14 @@ enum Admitted {
 }
 
 impl Shared {
-    fn serve_whole<S>(&self, inner: &mut S, read: Whole) -> BoxFuture<'static, Answer>
+    fn serve_whole<S>(&self, inner: &mut S, operation: Option<Operation>, read: Whole) -> BoxFuture<'static, Answer>
     where
         S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
     {
+        // From here on the call is an event: one whose request never came is none, or strangers would fill the store with them.
+        if let (Some(operation), Ok(_) | Err(NotWhole::Broken(_))) = (operation, &read) {
+            operation.admit();
+        }
         match read {
             Ok(request) => self.serve(inner, request),
             Err(NotWhole::Broken(status)) => Box::pin(std::future::ready(Ok(respond(status)))),

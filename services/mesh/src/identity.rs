@@ -99,7 +99,6 @@ fn admitted(mut request: Request, caller: Caller) -> Request {
         Caller::Anonymous => {}
     }
     if let Some(operation) = request.extensions().get::<Operation>() {
-        operation.admit();
         tell(operation, &caller);
         if matches!(caller, Caller::Service { .. }) {
             about(operation, request.headers());

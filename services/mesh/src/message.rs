@@ -15,8 +15,8 @@ use tonic::{Code, Status};
 use crate::status::mesh_status;
 use crate::wire::Request;
 
-/// For all of a message. The longest from outside is short; services' calls have a network without strangers.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// For all of a message, which from outside is short. Less than the methods' own deadlines, for theirs is the handler's time.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a request is not there as a whole.
 pub(crate) enum NotWhole {

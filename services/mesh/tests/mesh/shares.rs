@@ -86,11 +86,15 @@ async fn calls_whose_message_never_comes_take_nobodys_permit() {
     for _ in 0..20 {
         others_are_served(&world).await;
     }
-    // They are open, and one whose message comes now is served.
+    // They are open, and one whose message comes now is served. The others are no events, whatever becomes of them.
     let (response, mut stream) = calls.swap_remove(7);
     stream.send_data(Bytes::from_static(b"\0\0\0\0\x04\x0a\x02hi"), true).expect("sent");
     assert_eq!(end(body(response).await).await.code(), Code::Ok);
-    assert!(calls.into_iter().all(|(response, _)| response.now_or_never().is_none()));
+    let timed_out = send(&sender, SAY, None, &[("grpc-timeout", "1m")]).await;
+    let status = Status::from_header_map(timed_out.0.await.expect("answered").headers()).expect("a status");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(world.events.take().len(), 21);
+    assert!(calls.into_iter().any(|(response, _)| response.now_or_never().is_none()));
 }
 
 #[tokio::test]
