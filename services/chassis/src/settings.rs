@@ -273,7 +273,7 @@ pub struct DatabaseSettings {
     /// How long a call waits for a connection before it is refused as UNAVAILABLE
     #[arg(long = "database-acquire-timeout", env = "ORDERMESH_DATABASE_ACQUIRE_TIMEOUT", default_value = "2s", value_parser = positive_duration, value_name = "DURATION")]
     pub acquire_timeout: Duration,
-    /// PostgreSQL: how long a statement may take before the server ends it
+    /// How long a statement may take before it is ended: on PostgreSQL any, on SQLite a search of the catalogue
     #[arg(long = "database-statement-timeout", env = "ORDERMESH_DATABASE_STATEMENT_TIMEOUT", default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub statement_timeout: Duration,
 }

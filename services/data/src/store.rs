@@ -64,7 +64,7 @@ impl CatalogStore {
         if let Some(after) = after {
             select = select.filter(product::Column::Sku.gt(after));
         }
-        select.into_model::<Row>().all(self.db.read()).await?.into_iter().map(Row::product).collect()
+        select.into_model::<Row>().all(self.db.search()).await?.into_iter().map(Row::product).collect()
     }
 
     /// Makes a product (no etag), or replaces the one that the etag is of.

@@ -9,8 +9,6 @@ use crate::error::Error;
 use crate::out;
 use crate::service::Service;
 
-const FLAG: &str = "--database-url";
-
 /// Becomes the same program again, with the URL in its environment, when it was given one with a password as a flag. A password
 /// in a setting that is passed on (`--order.database-url`) stays where it is, and a warning says what to do.
 ///
@@ -26,43 +24,60 @@ pub(crate) fn hide_passwords(args: impl IntoIterator<Item = OsString>) -> Result
              run that service by itself with ORDERMESH_DATABASE_URL, or give the role its password by a PGPASSFILE",
         );
     }
-    let Some(Hidden { kept, variable, url }) = hidden(args) else { return Ok(()) };
+    let Hidden { kept, urls } = hidden(args);
+    if urls.is_empty() {
+        return Ok(());
+    }
+    let variables = urls.iter().map(|(variable, _)| variable.as_str()).collect::<Vec<_>>().join(", ");
     out::complain(format_args!(
-        "warning: the database URL's password was in the command line, which every user of this machine can read: set {variable} instead"
+        "warning: a database URL's password was in the command line, which every user of this machine can read: set {variables} instead"
     ));
     let program = std::env::current_exe().map_err(|source| Error::Spawn("this program".into(), source))?;
     let mut again = Command::new(program);
     if let Some((name, rest)) = kept.split_first() {
         again.arg0(name).args(rest);
     }
-    Err(Error::Spawn("this program".into(), again.env(variable, url).exec()))
+    Err(Error::Spawn("this program".into(), again.envs(urls).exec()))
 }
 
-/// A command line without its URL.
+/// A command line without its URLs, and the variables for these.
 #[derive(PartialEq, Eq, Debug)]
 struct Hidden {
     kept: Vec<OsString>,
-    variable: &'static str,
-    url: OsString,
+    urls: Vec<(String, OsString)>,
 }
 
-/// `None` when there is nothing to hide.
-fn hidden(args: Vec<OsString>) -> Option<Hidden> {
+fn hidden(args: Vec<OsString>) -> Hidden {
     let is_gateway = args.get(1).is_some_and(|command| command == Service::Gateway.name());
-    let variable = if is_gateway { "GATEWAY_DATABASE_URL" } else { "ORDERMESH_DATABASE_URL" };
-    let (mut kept, mut url) = (Vec::with_capacity(args.len()), None);
+    let mut hidden = Hidden { kept: Vec::with_capacity(args.len()), urls: Vec::new() };
     let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
-        let inline = arg.to_str().and_then(|arg| arg.strip_prefix(FLAG)?.strip_prefix('=')).map(OsString::from);
-        if inline.as_deref().is_some_and(has_password) {
-            url = inline;
-        } else if arg == FLAG && args.peek().is_some_and(|value| has_password(value)) {
-            url = args.next();
-        } else {
-            kept.push(arg);
+        let text = arg.to_str().unwrap_or_default();
+        let (flag, inline) = match text.split_once('=') {
+            Some((flag, url)) => (flag, Some(OsString::from(url))),
+            None => (text, None),
+        };
+        let variable = variable(flag, is_gateway);
+        match (variable, inline) {
+            (Some(variable), Some(url)) if has_password(&url) => hidden.urls.push((variable, url)),
+            (Some(variable), None) if args.peek().is_some_and(|url| has_password(url)) => {
+                hidden.urls.extend(args.next().map(|url| (variable, url)));
+            }
+            (_, _) => hidden.kept.push(arg),
         }
     }
-    url.map(|url| Hidden { kept, variable, url })
+    hidden
+}
+
+/// The variable that stands for a flag: `--database-url`, and verify's `--order-database-url` and so on.
+fn variable(flag: &str, is_gateway: bool) -> Option<String> {
+    let of = flag.strip_prefix("--")?.strip_suffix("database-url")?;
+    match of.strip_suffix('-').map(Service::named) {
+        None if of.is_empty() && is_gateway => Some("GATEWAY_DATABASE_URL".to_owned()),
+        None if of.is_empty() => Some("ORDERMESH_DATABASE_URL".to_owned()),
+        Some(Some(service)) => Some(format!("ORDERMESH_{}_DATABASE_URL", service.name().to_uppercase())),
+        None | Some(None) => None,
+    }
 }
 
 fn has_passed_password(args: &[OsString]) -> bool {
@@ -90,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_with_a_password_moves_to_the_environment_and_nothing_else_does() {
+    fn urls_with_a_password_move_to_the_environment_and_nothing_else_does() {
         for (line, kept, variable) in [
             (
                 "ordermesh --tls --database-url postgres://u:p@h/d --instances 1",
@@ -98,21 +113,22 @@ mod tests {
                 "ORDERMESH",
             ),
             ("ordermesh verify --database-url=postgres://u:p@h/d", "ordermesh verify", "ORDERMESH"),
+            ("ordermesh verify --order-database-url postgres://u:p@h/d", "ordermesh verify", "ORDERMESH_ORDER"),
             ("ordermesh gateway --database-url postgres://u:p@h/d", "ordermesh gateway", "GATEWAY"),
         ] {
-            let hidden = hidden(words(line)).expect(line);
-            assert_eq!(hidden.kept, words(kept), "{line}");
-            assert_eq!(hidden.variable, format!("{variable}_DATABASE_URL"), "{line}");
-            assert_eq!(hidden.url, "postgres://u:p@h/d", "{line}");
+            let Hidden { kept: args, urls } = hidden(words(line));
+            assert_eq!(args, words(kept), "{line}");
+            assert_eq!(urls, [(format!("{variable}_DATABASE_URL"), "postgres://u:p@h/d".into())], "{line}");
         }
         for line in [
             "ordermesh",
             "ordermesh --database-url",
             "ordermesh --database-url postgres://u@h/d",
+            "ordermesh --database-url=postgres://u@h/d?a=b",
             "ordermesh --database-url sqlite://data/a:b@c.db",
             "ordermesh --order.database-url postgres://u:p@h/d",
         ] {
-            assert_eq!(hidden(words(line)), None, "{line}");
+            assert_eq!(hidden(words(line)), Hidden { kept: words(line), urls: vec![] }, "{line}");
         }
     }
 

@@ -4,10 +4,11 @@ use std::fmt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::LevelFilter;
 use sea_orm::sqlx::Connection;
+use sea_orm::sqlx::SqliteConnection;
 use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sea_orm::{ConnectOptions, DatabaseConnection};
@@ -46,6 +47,7 @@ pub struct Options {
     /// How long to wait for a connection, a new one included.
     pub acquire_timeout: Duration,
     /// PostgreSQL: how long a statement may take before the server ends it. Without an answer 2 s later the connection is closed.
+    /// SQLite: how long one of [`Database::search`] may take.
     pub statement_timeout: Duration,
     /// PostgreSQL: the schema that the tables live in; made when it is missing.
     pub schema: Option<String>,
@@ -65,6 +67,7 @@ impl Default for Options {
 pub(crate) struct Inner {
     pub(crate) backend: Backend,
     pub(crate) reader: Reader,
+    pub(crate) searcher: Reader,
     pub(crate) schema: Option<String>,
     pub(crate) writer: Option<Writer>,
     /// Woken after each commit that wrote events.
@@ -112,26 +115,29 @@ impl Database {
         if let Some(file) = &parsed.file {
             keep_to_ourselves(file)?;
         }
+        let search_pool = if in_memory { pool.clone() } else { open(search_options(url, options)).await? };
         let metrics = Metrics::new(Backend::Sqlite);
         let writer = Writer::start(write_pool, metrics.clone());
-        Ok(Self::new(Backend::Sqlite, Readers::Sqlite(pool), None, Some(writer), metrics))
+        let readers = [Readers::Sqlite(pool), Readers::Sqlite(search_pool)];
+        Ok(Self::new(Backend::Sqlite, readers, None, Some(writer), metrics))
     }
 
     async fn postgres(url: &str, options: &Options) -> Result<Self, Error> {
         let pool = Pool::connect(url, options).await?;
         let metrics = Metrics::new(Backend::Postgres);
-        Ok(Self::new(Backend::Postgres, Readers::Postgres(pool), options.schema.clone(), None, metrics))
+        let readers = [Readers::Postgres(pool.clone()), Readers::Postgres(pool)];
+        Ok(Self::new(Backend::Postgres, readers, options.schema.clone(), None, metrics))
     }
 
     fn new(
         backend: Backend,
-        readers: Readers,
+        readers: [Readers; 2],
         schema: Option<String>,
         writer: Option<Writer>,
         metrics: Metrics,
     ) -> Self {
-        let reader = Reader(readers);
-        Self(Arc::new(Inner { backend, reader, schema, writer, events_written: Notify::new(), metrics }))
+        let [reader, searcher] = readers.map(Reader);
+        Self(Arc::new(Inner { backend, reader, searcher, schema, writer, events_written: Notify::new(), metrics }))
     }
 
     /// Records how many connections are in use, and how many idle; closes those that were idle for long.
@@ -159,6 +165,12 @@ impl Database {
     /// For reads outside of transactions.
     pub fn read(&self) -> &Reader {
         &self.0.reader
+    }
+
+    /// For reads that may take long, outside of transactions: on SQLite on connections of their own, where such a statement is
+    /// ended at its time. Whoever calls it bounds how many run at once.
+    pub fn search(&self) -> &Reader {
+        &self.0.searcher
     }
 
     /// Looks whether the database can be written to, on a connection of its own.
@@ -227,6 +239,34 @@ fn sqlite_options(url: &str, options: &Options, max_connections: u32) -> Connect
     connect
 }
 
+/// A statement ends at its time: SQLite asks every so many instructions whether it may go on. When the time began is told as
+/// a connection is handed out, which it is for each statement.
+fn search_options(url: &str, options: &Options) -> ConnectOptions {
+    let mut connect = sqlite_options(url, options, options.max_connections);
+    connect.connect_lazy(true).min_connections(0);
+    let limit = options.statement_timeout;
+    connect.map_sqlx_sqlite_pool_opts(move |pool| {
+        pool.after_connect(move |connection, _| Box::pin(end_at(connection, limit))).before_acquire(
+            move |connection, _| {
+                Box::pin(async move {
+                    end_at(connection, limit).await?;
+                    Ok(true)
+                })
+            },
+        )
+    });
+    connect
+}
+
+/// Some ten milliseconds of work.
+const INSTRUCTIONS: i32 = 1_000_000;
+
+async fn end_at(connection: &mut SqliteConnection, limit: Duration) -> Result<(), sea_orm::sqlx::Error> {
+    let end = Instant::now() + limit;
+    connection.lock_handle().await?.set_progress_handler(INSTRUCTIONS, move || Instant::now() < end);
+    Ok(())
+}
+
 /// The writer's one connection is closed when a transaction on it did not end as it should. On a full disk SQLite rolls
 /// back by itself, which sqlx does not notice: it would take the next BEGIN for a savepoint, and commit nothing for ever.
 fn writer_options(url: &str, options: &Options) -> ConnectOptions {
@@ -293,6 +333,24 @@ mod tests {
         let again = write().await;
         assert_eq!(modes(), [0o700, 0o600, 0o600, 0o600]);
         drop((open, again));
+    }
+
+    #[tokio::test]
+    async fn a_search_that_never_ends_is_ended_at_its_time_and_its_connection_serves_on() {
+        use sea_orm::{ConnectionTrait, DbBackend, Statement};
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = sqlite_url(&folder.path().join("data.db"));
+        let options =
+            Options { statement_timeout: Duration::from_millis(50), max_connections: 1, ..Options::default() };
+        let db = Database::connect(&url, &options).await.expect("a database");
+        let ask = async |sql: &str| db.search().query_one_raw(Statement::from_string(DbBackend::Sqlite, sql)).await;
+        let endless = "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT COUNT(*) FROM c";
+        for _ in 0..2 {
+            let ended = Error::from(ask(endless).await.expect_err("it has no end"));
+            assert!(ended.is_unavailable(), "{ended:?}");
+            assert_eq!(ended.class(), Some(telemetry::ErrorClass::Timeout));
+            assert!(ask("SELECT 1").await.expect("an answer").is_some());
+        }
     }
 
     #[test]

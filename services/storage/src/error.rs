@@ -146,7 +146,7 @@ impl Error {
         // A statement's time, or a lock's.
         let code = error.as_database_error().and_then(|error| error.code());
         matches!(error, sea_orm::sqlx::Error::PoolTimedOut)
-            || code.is_some_and(|code| matches!(&*code, "57014" | "55P03"))
+            || code.is_some_and(|code| matches!(&*code, "57014" | "55P03") || code.parse() == Ok(SQLITE_INTERRUPT))
     }
 
     /// The database is not there yet, and may come up: nobody listens, or it says that it starts. Not a wrong password, a database
@@ -205,16 +205,19 @@ fn is_end_of_connection(code: &str) -> bool {
         && (code.starts_with("08") || code.starts_with("57P0") || matches!(code, "25006" | "25P03" | "25P04"))
 }
 
+const SQLITE_INTERRUPT: u32 = 9;
+
 /// Nothing is wrong with the statement; the server cannot run it here and now. PostgreSQL: class 53 insufficient resources
 /// (disk full, out of memory, too many connections), class 57 operator intervention (57014: statement timeout), class 58 errors
-/// outside of it (58030: input or output), 55P03 lock not available, 55006 object in use. SQLite: NOMEM, READONLY, IOERR,
-/// FULL, CANTOPEN.
+/// outside of it (58030: input or output), 55P03 lock not available, 55006 object in use. SQLite: NOMEM, READONLY, INTERRUPT
+/// (its time was over), IOERR, FULL, CANTOPEN.
 fn is_not_now(code: &str) -> bool {
     if code.len() == 5 {
         return ["53", "57"].iter().any(|class| code.starts_with(class))
             || matches!(code, "55P03" | "55006" | "58000" | "58030");
     }
-    code.parse::<u32>().is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 7 | 8 | 10 | 13 | 14))
+    code.parse::<u32>()
+        .is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 7 | 8 | SQLITE_INTERRUPT | 10 | 13 | 14))
 }
 
 /// The server does not listen yet, or says that it starts or has no place: worth asking again at once.
