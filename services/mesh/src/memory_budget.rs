@@ -63,6 +63,13 @@ impl Budget {
         Ok(())
     }
 
+    /// Would so many bytes more be beyond the share of a caller that holds some?
+    fn is_beyond_share(&self, caller: &Key, bytes: usize) -> bool {
+        let taken = self.taken();
+        let free = self.limit_bytes.saturating_sub(taken.bytes);
+        taken.by_caller.get(caller).is_some_and(|held| held + bytes > free)
+    }
+
     fn give_back(&self, caller: Option<&Key>, bytes: usize) {
         if bytes == 0 {
             return;
@@ -98,6 +105,11 @@ impl Account {
         self.budget.take(self.caller.as_ref(), bytes)?;
         self.request_bytes.fetch_add(bytes, Ordering::AcqRel);
         Ok(())
+    }
+
+    /// Would an answer of so many bytes be refused to a caller that has not taken others yet?
+    pub(crate) fn is_beyond_share(&self, bytes: usize) -> bool {
+        self.caller.as_ref().is_some_and(|caller| self.budget.is_beyond_share(caller, bytes))
     }
 
     /// The request is no longer there.
@@ -169,6 +181,7 @@ mod tests {
         assert_eq!((budget.used_bytes(), account(1).take(10).expect_err("its share")), (600, Full::Share));
         let second = all_of(&account(2), 10);
         assert_eq!((budget.used_bytes(), account(2).take(10).expect_err("its share")), (900, Full::Share));
+        assert!(account(2).is_beyond_share(10) && !account(3).is_beyond_share(10_000), "a newcomer may try");
         let newcomer = account(3).take(300).expect("a newcomer finds room");
         drop((first, newcomer));
         assert_eq!(all_of(&account(2), 10).len(), 30, "there is more free, and it may have half");
