@@ -29,7 +29,7 @@ impl Violations {
     }
 
     fn key(&mut self, field: &str, key: &str) {
-        if text::is_blank(key) || key.chars().count() > MAX_KEY_CHARS || key.chars().any(char::is_control) {
+        if !is_key(key) {
             self.add(
                 field,
                 "INVALID_KEY",
@@ -137,7 +137,12 @@ impl TryFrom<proto::ListChargesRequest> for Page {
 
 fn read_token(token: &str) -> Option<String> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
-    text.strip_prefix(TOKEN_PREFIX).map(str::to_owned)
+    // A token is not signed: its key is what a charge's may be.
+    text.strip_prefix(TOKEN_PREFIX).filter(|key| is_key(key)).map(str::to_owned)
+}
+
+fn is_key(key: &str) -> bool {
+    !text::is_blank(key) && key.chars().count() <= MAX_KEY_CHARS && !key.chars().any(char::is_control)
 }
 
 /// A page of at most `size` rows out of `charges`, which were read with one more to see whether there is another page.

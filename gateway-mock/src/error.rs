@@ -25,6 +25,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A secret or a private key that somebody else may read or change.
+    #[error(transparent)]
+    Exposed(#[from] storage::ownership::Exposed),
     /// Certificate, key or roots.
     #[error("TLS cannot be used")]
     Tls(#[from] mesh::tls::Error),
@@ -55,7 +58,9 @@ impl Error {
     /// A setting is wrong, or what it names: another start with the same settings ends the same way.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::ApiKeyMissing | Self::ApiKeyMalformed | Self::ApiKeyFile { .. } | Self::Tls(_) => true,
+            Self::ApiKeyMissing | Self::ApiKeyMalformed | Self::ApiKeyFile { .. } | Self::Exposed(_) | Self::Tls(_) => {
+                true
+            }
             Self::Ledger(error) => error.is_configuration(),
             Self::Telemetry(error) => error.is_setting(),
             Self::Bind { .. } | Self::Signal(_) | Self::Serve(_) => false,

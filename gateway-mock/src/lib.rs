@@ -34,6 +34,7 @@ use kernel::{SystemClock, SystemIds};
 use mesh::Secret;
 use mesh::tls::{Files, Identity};
 use storage::Database;
+use storage::ownership::check_secret;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -129,8 +130,11 @@ impl Config {
     fn api_key(&self) -> Result<Secret, Error> {
         let key = match (&self.api_key, &self.api_key_file) {
             (Some(Hidden(key)), _) => key.clone(),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .map_err(|source| Error::ApiKeyFile { path: path.display().to_string(), source })?,
+            (None, Some(path)) => {
+                check_secret(path)?;
+                std::fs::read_to_string(path)
+                    .map_err(|source| Error::ApiKeyFile { path: path.display().to_string(), source })?
+            }
             (None, None) => return Err(Error::ApiKeyMissing),
         };
         let key = key.trim();
@@ -144,6 +148,7 @@ impl Config {
         let (Some(certificate), Some(key), Some(roots)) = (&self.tls_cert, &self.tls_key, &self.tls_ca) else {
             return Ok(None);
         };
+        check_secret(key)?;
         let files = Files { certificate: certificate.clone(), key: key.clone(), roots: roots.clone() };
         Ok(Some(Identity::load(files, &self.trust_domain, Arc::new(SystemClock))?))
     }

@@ -19,6 +19,8 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // What it writes is for its user alone: the ledger has payment tokens.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     match serve(Cli::parse().config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -4,8 +4,10 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use contracts::gateway::v1::{ChargeStatus, DeclineCode};
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use world::{World, reason};
 
@@ -262,6 +264,18 @@ async fn the_ledger_is_listed_by_key_a_page_at_a_time() {
     assert_eq!((seen, sizes), (keys, vec![3, 3, 1]));
     let all = world.page(i32::MAX, "").await.expect("a page that is too large is cut down");
     assert_eq!((all.charges.len(), all.next_page_token.as_str()), (7, ""));
+}
+
+/// A page token is not signed: whoever reads one can make another.
+#[tokio::test]
+async fn a_page_token_whose_key_no_charge_could_have_is_refused() {
+    let world = World::start(&[]).await;
+    let long = "k".repeat(256);
+    for (key, is_sound) in [("order-1", true), ("a\0b", false), ("", false), (&long, false)] {
+        let token = URL_SAFE_NO_PAD.encode(format!("1:charges:{key}"));
+        let page = world.page(3, &token).await;
+        assert_eq!(page.as_ref().err().map(Status::code), (!is_sound).then_some(Code::InvalidArgument), "{key:?}");
+    }
 }
 
 #[tokio::test]

@@ -198,8 +198,7 @@ impl Fields {
 
     /// A stock keeping unit: 1 to 64 of A-Z, 0-9 and "-".
     pub fn sku(&mut self, field: impl Into<String>, text: &str) -> Option<String> {
-        let allowed = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-';
-        if !text.is_empty() && text.len() <= 64 && text.bytes().all(allowed) {
+        if is_sku(text) {
             Some(text.to_owned())
         } else {
             self.refuse(field, "INVALID_SKU", "a SKU has 1 to 64 of A-Z, 0-9 and \"-\", for example MUG-BLUE");
@@ -266,6 +265,12 @@ impl Fields {
         }
         Some(Timestamp::from_micros(instant.seconds * 1_000_000 + i64::from(instant.nanos) / 1_000))
     }
+}
+
+/// Whether a text has the form of a stock keeping unit.
+pub fn is_sku(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-';
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 /// Whether a text has the form of a payment method's token.

@@ -66,34 +66,43 @@ fn entry_bytes(entry: &impl Message) -> usize {
     key_len(1) + prost::length_delimiter_len(bytes) + bytes
 }
 
-/// A page's size and where it starts.
+/// Where a page starts.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PageToken {
+pub struct PageToken<K> {
     tokens: Opaque,
     /// The last key of the page before; `None` on the first page.
-    pub after: Option<String>,
+    pub after: Option<K>,
 }
 
-impl PageToken {
-    /// Reads a token; one of other filters, or none of ours, is a violation of `page_token`.
-    pub fn decode(fields: &mut Fields, token: &str, filters: Fingerprint) -> Self {
+impl<K> PageToken<K> {
+    /// Reads a token; one of other filters, or none of ours, is a violation of `page_token`. A token is not signed: its key is
+    /// parsed by the rules of the field that it comes from, so that no text reaches the database that the field would not.
+    pub fn decode(
+        fields: &mut Fields,
+        token: &str,
+        filters: Fingerprint,
+        parse: impl FnOnce(&str) -> Option<K>,
+    ) -> Self {
         let tokens = Opaque::of(filters);
         if token.is_empty() {
             return Self { tokens, after: None };
         }
-        let after = tokens.decode(token).map_err(|error| match error {
-            OpaqueError::OfOtherFilters => {
+        let after = match tokens.decode(token).map(|key| parse(&key)) {
+            Ok(Some(key)) => Some(key),
+            Err(OpaqueError::OfOtherFilters) => {
                 fields.refuse(
                     "page_token",
                     "PAGE_TOKEN_OF_OTHER_FILTERS",
                     "the token belongs to a list with other filters",
                 );
+                None
             }
-            OpaqueError::Malformed => {
+            Ok(None) | Err(OpaqueError::Malformed) => {
                 fields.refuse("page_token", "INVALID_PAGE_TOKEN", "the token is not one that this list gave");
+                None
             }
-        });
-        Self { tokens, after: after.ok() }
+        };
+        Self { tokens, after }
     }
 
     /// The token of the next page, which starts after `key`.
@@ -123,16 +132,18 @@ mod tests {
         fn any_text_is_a_token_or_none_and_ours_are_read_back(token in any::<String>(), key in any::<String>()) {
             let filters = || Fingerprint::of("List/1").part("state", 1);
             let mut fields = Fields::default();
-            let read = PageToken::decode(&mut fields, &token, filters());
+            let read = PageToken::decode(&mut fields, &token, filters(), any_text);
             prop_assert!(token.is_empty() || read.after.is_some() || !fields.violations().is_empty());
             let mut fields = Fields::default();
-            let again = PageToken::decode(&mut fields, &read.next(&key), filters());
+            let again = PageToken::decode(&mut fields, &read.next(&key), filters(), any_text);
             prop_assert_eq!(again.after, Some(key));
             prop_assert!(fields.violations().is_empty());
         }
     }
 
     use contracts::order::v1::{BatchGetStockResponse, Stock};
+
+    use crate::decode::is_sku;
 
     use super::*;
 
@@ -186,6 +197,24 @@ mod tests {
         assert_eq!(fitting(&[] as &[Stock]), 0);
     }
 
+    fn any_text(key: &str) -> Option<String> {
+        Some(key.to_owned())
+    }
+
+    #[test]
+    fn a_key_that_its_field_would_not_take_is_no_token_of_the_list() {
+        let parse = |key: &str| is_sku(key).then(|| key.to_owned());
+        let first = PageToken::decode(&mut Fields::default(), "", filters("a"), parse);
+        for (key, reasons) in
+            [("SKU-7", vec![]), ("A\0B", vec!["INVALID_PAGE_TOKEN"]), ("", vec!["INVALID_PAGE_TOKEN"])]
+        {
+            let mut fields = Fields::default();
+            let read = PageToken::decode(&mut fields, &first.next(key), filters("a"), parse);
+            assert_eq!(read.after.is_some(), reasons.is_empty(), "{key:?}");
+            assert_eq!(fields.violations().iter().map(|violation| violation.reason).collect::<Vec<_>>(), reasons);
+        }
+    }
+
     fn filters(text: &str) -> Fingerprint {
         Fingerprint::of("ListProducts/1").part("text", text)
     }
@@ -193,12 +222,12 @@ mod tests {
     #[test]
     fn a_token_reads_what_it_says_only_under_its_own_filters() {
         let mut fields = Fields::default();
-        let first = PageToken::decode(&mut fields, "", filters("a"));
+        let first = PageToken::decode(&mut fields, "", filters("a"), any_text);
         let token = first.next("SKU 7");
-        assert_eq!(PageToken::decode(&mut fields, &token, filters("a")).after.as_deref(), Some("SKU 7"));
+        assert_eq!(PageToken::decode(&mut fields, &token, filters("a"), any_text).after.as_deref(), Some("SKU 7"));
         assert!(fields.violations().is_empty());
-        PageToken::decode(&mut fields, &token, filters("b"));
-        PageToken::decode(&mut fields, "nonsense!", filters("a"));
+        PageToken::decode(&mut fields, &token, filters("b"), any_text);
+        PageToken::decode(&mut fields, "nonsense!", filters("a"), any_text);
         let reasons: Vec<_> = fields.violations().iter().map(|violation| violation.reason).collect();
         assert_eq!(reasons, ["PAGE_TOKEN_OF_OTHER_FILTERS", "INVALID_PAGE_TOKEN"]);
     }

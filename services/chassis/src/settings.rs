@@ -222,6 +222,9 @@ pub struct Settings {
     /// How long after that calls in flight and background tasks may take to end
     #[arg(long, env = "ORDERMESH_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
+    /// Serve gRPC reflection: the contract of what the port serves, to whoever asks
+    #[arg(long, env = "ORDERMESH_REFLECTION", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub reflection: bool,
     /// Bring the database's schema up to date, and end
     #[arg(long, env = "ORDERMESH_MIGRATE_ONLY", value_parser = clap::builder::FalseyValueParser::new())]
     pub migrate_only: bool,

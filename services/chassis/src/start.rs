@@ -8,6 +8,7 @@ use std::time::Duration;
 use kernel::{Clock, IdSource, SystemClock, SystemIds};
 use mesh::tls::Identity;
 use mesh::{Addresses, Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Quota, Secret, ServerConfig};
+use storage::ownership::{self, Exposed};
 use storage::{Database, Migration};
 use telemetry::EventSink;
 use tokio::net::TcpListener;
@@ -42,6 +43,9 @@ pub enum Error {
         #[source]
         source: storage::Error,
     },
+    /// A folder, a secret or a private key that somebody else may read or change.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// The mesh secret is set and cannot be read.
     #[error("the mesh secret {path} cannot be read")]
     MeshSecret {
@@ -98,7 +102,8 @@ impl Error {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Database { source, .. } => source.is_configuration(),
-            Self::MeshSecret { .. }
+            Self::Exposed(_)
+            | Self::MeshSecret { .. }
             | Self::TokenKeys { .. }
             | Self::Tls(_)
             | Self::NotOurs { .. }
@@ -173,6 +178,7 @@ impl Chassis {
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
         let database = |source| Error::Database { service, source };
+        ownership::check_unwritable(&settings.data_dir)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let identity = identity(service, settings, clock.clone())?;
         let secret = if identity.is_some() { None } else { mesh_secret(settings)? };
@@ -228,6 +234,9 @@ impl Chassis {
     /// A file of token keys that cannot be read.
     pub fn remote_keys(&self, user: &UserPeer) -> Result<Arc<dyn KeySource>, Error> {
         let mounted = user.token_keys.as_deref();
+        if let Some(mounted) = mounted {
+            ownership::check_unwritable(mounted)?;
+        }
         let keys = RemoteKeys::new(self.channel("user", &user.user_addresses), mounted, &self.settings.data_dir);
         let path = || mounted.map_or_else(PathBuf::new, Path::to_owned);
         Ok(Arc::new(keys.map_err(|source| Error::TokenKeys { path: path(), source })?))
@@ -274,6 +283,7 @@ impl Chassis {
             tls: self.identity.as_ref().map(Identity::server),
             events: Some(self.events.clone()),
             descriptors: &[contracts::DESCRIPTORS],
+            reflection: settings.reflection,
             services: served.health_services,
             rate_limits: served.rate_limits,
             trusted_proxies: settings.trusted_proxies.clone().unwrap_or_default().0,
@@ -370,6 +380,10 @@ async fn after_the_notice(told: CancellationToken, notice: Duration, shutdown: C
 /// Who this process is, by its certificate.
 fn identity(service: &'static str, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Option<Identity>, Error> {
     let Some(files) = settings.tls.files() else { return Ok(None) };
+    ownership::check_secret(&files.key)?;
+    for public in [&files.certificate, &files.roots] {
+        ownership::check_unwritable(public)?;
+    }
     let certificate = files.certificate.clone();
     let identity = Identity::load(files, &settings.tls.trust_domain, clock)?;
     let named = identity.service();
@@ -381,6 +395,7 @@ const LEAST_SECRET_BYTES: usize = 16;
 
 fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
     let path = settings.mesh_secret_file.clone().unwrap_or_else(|| settings.data_dir.join("mesh.secret"));
+    ownership::check_secret(&path)?;
     let read = std::fs::read_to_string(&path).and_then(|text| {
         let text = text.trim();
         if text.len() >= LEAST_SECRET_BYTES && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
@@ -416,7 +431,7 @@ mod tests {
         let issued = authority.issue(&Names::of_service("ordermesh.local", named), validity).expect("issued");
         let write = |name: &str, text: &str| {
             let path = folder.join(name);
-            std::fs::write(&path, text).expect("written");
+            testdb::write_secret(&path, text);
             path.display().to_string()
         };
         let files = [
@@ -445,12 +460,32 @@ mod tests {
         let flags = ["service", "--mesh-secret-file", path.to_str().expect("a path")];
         let settings = Cli::try_parse_from(flags).expect("settings").settings;
         for wrong in ["", "\n", "too short", "0123456789abcdef\n0123456789abcdef", "ünter the radar it is"] {
-            std::fs::write(&path, wrong).expect("written");
+            testdb::write_secret(&path, wrong);
             let told = mesh_secret(&settings).expect_err("no secret").to_string();
             assert!(told.contains("mesh.secret"), "{wrong:?}: {told}");
         }
-        std::fs::write(&path, "0123456789abcdef\n").expect("written");
+        testdb::write_secret(&path, "0123456789abcdef\n");
         assert!(mesh_secret(&settings).expect("it is one").is_some());
+    }
+
+    #[test]
+    fn a_secret_or_a_private_key_that_others_may_read_is_refused_with_what_to_do() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = |path: &Path| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).expect("ours");
+            format!("chmod go= {}", path.display())
+        };
+        let secret = folder.path().join("mesh.secret");
+        testdb::write_secret(&secret, "0123456789abcdef\n");
+        let hint = open(&secret);
+        let flags = ["service", "--data-dir", folder.path().to_str().expect("a path")];
+        let refused = mesh_secret(&Cli::try_parse_from(flags).expect("settings").settings).expect_err("readable");
+        assert!(refused.is_configuration() && refused.to_string().ends_with(&hint), "{refused}");
+        let settings = settings_of(folder.path(), "order");
+        let hint = open(&folder.path().join("own.key"));
+        let refused = identity("order", &settings, Arc::new(SystemClock)).expect_err("readable");
+        assert!(refused.is_configuration() && refused.to_string().ends_with(&hint), "{refused}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -54,6 +54,7 @@ fn of_the_database(refusal: Refusal) -> Error {
         | Refusal::TokenExpired
         | Refusal::TooManyFollowers
         | Refusal::FollowerTooSlow(_)
+        | Refusal::TooManySearches
         | Refusal::Refused => Error::Corrupt { what: "event", value: refusal.to_string() },
     }
 }

@@ -7,10 +7,12 @@ use chassis::{Fingerprint, Invalid, PageToken};
 use kernel::{Clock, Money, Timestamp, calendar};
 use mesh::Violation;
 use telemetry::Operation;
+use tracing::Instrument;
 
 use crate::delivery::{self, Destination, Estimate};
 use crate::error::Error;
 use crate::fault::FaultLookup;
+use crate::search::{Address, Searches};
 use crate::store::CatalogStore;
 
 /// The most SKUs in a lookup.
@@ -69,7 +71,7 @@ pub(crate) struct ListProducts {
     /// A search key (`kernel::text`); empty: all.
     pub(crate) text: String,
     pub(crate) page_size: u32,
-    pub(crate) page: PageToken,
+    pub(crate) page: PageToken<String>,
 }
 
 /// A product as it shall be, and what the caller has seen of it.
@@ -84,13 +86,14 @@ pub(crate) struct Upsert {
 #[derive(Clone)]
 pub(crate) struct Catalog {
     store: CatalogStore,
+    searches: Searches,
     clock: Arc<dyn Clock>,
     fault: FaultLookup,
 }
 
 impl Catalog {
-    pub(crate) fn new(store: CatalogStore, clock: Arc<dyn Clock>, fault: FaultLookup) -> Self {
-        Self { store, clock, fault }
+    pub(crate) fn new(store: CatalogStore, searches: Searches, clock: Arc<dyn Clock>, fault: FaultLookup) -> Self {
+        Self { store, searches, clock, fault }
     }
 
     /// Looks products up, with one query: prices are never stale.
@@ -104,8 +107,16 @@ impl Catalog {
     }
 
     /// Products by SKU, one more than the page has.
-    pub(crate) async fn list(&self, asked: &ListProducts) -> Result<Vec<Product>, Error> {
-        self.store.page(&asked.text, asked.page.after.as_deref(), u64::from(asked.page_size) + 1).await
+    pub(crate) async fn list(&self, asked: &ListProducts, from: Address) -> Result<Vec<Product>, Error> {
+        let permit = self.searches.enter(from).await?;
+        let (store, asked) = (self.store.clone(), asked.clone());
+        let search = async move {
+            let page = store.page(&asked.text, asked.page.after.as_deref(), u64::from(asked.page_size) + 1).await;
+            drop(permit);
+            page
+        };
+        // In a task of its own: when the caller goes, the connection is busy until the statement ends, and so is the place.
+        tokio::spawn(search.in_current_span()).await.unwrap_or_else(|_| Err(storage::Error::Panicked.into()))
     }
 
     /// Makes or replaces a product, if it is as the caller has seen it.
@@ -164,6 +175,8 @@ fn arrange(skus: Vec<String>, found: Vec<Product>) -> Lookup {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn product(sku: &str) -> Product {
@@ -180,6 +193,42 @@ mod tests {
         let skus: Vec<_> = lookup.products.iter().map(|product| product.draft.sku.as_str()).collect();
         assert_eq!(skus, ["B", "A", "B"]);
         assert_eq!(lookup.missing, ["X", "Y"]);
+    }
+
+    /// As many searches as one address can send, beside a lookup for an order.
+    #[tokio::test]
+    async fn a_lookup_does_not_wait_for_searches() {
+        let place = testdb::place();
+        let options = storage::Options { schema: place.schema, ..storage::Options::default() };
+        let db = storage::Database::connect(&place.url, &options).await.expect("a database");
+        db.migrate(crate::MIGRATIONS).await.expect("a schema");
+        let clock = Arc::new(kernel::SystemClock);
+        let searches = Searches::new(options.max_connections);
+        let catalog = Catalog::new(CatalogStore::new(db), searches.clone(), clock, FaultLookup::None);
+        catalog.seed(vec![product("MUG").draft]).await.expect("stored");
+        let asked = ListProducts {
+            text: "mug".into(),
+            page_size: 1,
+            page: PageToken::decode(&mut chassis::Fields::default(), "", Fingerprint::of("ListProducts/1"), |_| None),
+        };
+        // Each place is held by a search that does not end.
+        let held = [searches.enter(None).await, searches.enter("192.0.2.1".parse().ok()).await];
+        let mut waiting: Vec<_> = (0..70).map(|_| Box::pin(catalog.list(&asked, None))).collect();
+        let mut refused = 0;
+        for search in &mut waiting {
+            match search.now_or_never() {
+                None => {}
+                Some(Err(Error::TooManySearches)) => refused += 1,
+                Some(other) => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(refused, 6, "64 wait");
+        let operation = Operation::unseen(telemetry::Kind::Server, "lookup", None, None);
+        let found = catalog.lookup(vec!["MUG".into()], &operation).await.expect("an answer");
+        assert_eq!(found.products.len(), 1);
+        let honest = catalog.list(&asked, "192.0.2.2".parse().ok());
+        drop(held);
+        assert_eq!(honest.await.expect("its turn").len(), 1);
     }
 
     #[test]

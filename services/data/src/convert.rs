@@ -1,5 +1,6 @@
 //! The catalogue's messages ⇄ values: every check of a field.
 
+use chassis::decode;
 use chassis::page::{self, Page};
 use chassis::{Fields, Fingerprint, Invalid, PageToken, encode};
 use contracts::common::v1 as common;
@@ -46,7 +47,9 @@ impl TryFrom<proto::ListProductsRequest> for ListProducts {
         let page_size = page::page_size(&mut fields, request.page_size, PAGE.0, PAGE.1);
         let text = fields.text("text", &request.text, 0, MAX_FILTER_CHARS);
         let filters = Fingerprint::of("ListProducts/1").part("text", &request.text);
-        let page = PageToken::decode(&mut fields, &request.page_token, filters);
+        let page = PageToken::decode(&mut fields, &request.page_token, filters, |key| {
+            decode::is_sku(key).then(|| key.to_owned())
+        });
         fields.finish(text.map(|text| Self { text: kernel::text::search_key(&text), page_size, page }))
     }
 }

@@ -151,9 +151,8 @@ impl TryFrom<proto::ListTraceEventsRequest> for ListTraceEvents {
             fields.refuse("start_time", "WINDOW_REVERSED", "the window must not end before it starts");
         }
         let page_size = page::page_size(&mut fields, request.page_size, PAGE.0, PAGE.1);
-        let page = PageToken::decode(&mut fields, &request.page_token, fingerprint(&request));
-        let resume = Resume::decode(&mut fields, page.after.as_deref());
-        fields.finish(Some(Self { filter, page_size, page, resume }))
+        let page = PageToken::decode(&mut fields, &request.page_token, fingerprint(&request), Resume::parse);
+        fields.finish(Some(Self { filter, page_size, page }))
     }
 }
 
@@ -368,7 +367,7 @@ mod tests {
         loop {
             let request = proto::ListTraceEventsRequest { page_size: 500, page_token, ..Default::default() };
             let asked = ListTraceEvents::try_from(request).expect("it is sound");
-            let after = asked.resume.map(|resume| resume.after);
+            let after = asked.page.after.map(|resume| resume.after);
             let events =
                 read.iter().filter(|event| after.is_none_or(|after| event.event_id < after)).take(501).cloned();
             let answer = super::events(&Listed { events: events.collect(), window_start: None }, &asked);

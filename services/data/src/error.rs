@@ -36,11 +36,14 @@ pub(crate) enum Error {
     /// The limit of streams.
     #[error("this instance serves as many followers as it can")]
     TooManyFollowers,
+    /// The limit of searches of the catalogue.
+    #[error("too many searches of the catalogue wait, most of them from this address")]
+    TooManySearches,
     /// Nothing was read for too long.
     #[error("the stream was not read for {} s; go on with the last cursor", .0.as_secs())]
     FollowerTooSlow(Duration),
     /// The database refused, or is away.
-    #[error("the database does not answer")]
+    #[error("{}", if .0.is_unavailable() { "the database does not answer" } else { "the store failed" })]
     Storage(#[from] storage::Error),
     /// A fault on purpose: as if the database were away.
     #[error("the database refuses connections, on purpose")]
@@ -64,6 +67,7 @@ impl storage::Failure for Error {
             | Self::Draining
             | Self::TokenExpired
             | Self::TooManyFollowers
+            | Self::TooManySearches
             | Self::FollowerTooSlow(_)
             | Self::Refused => None,
         }
@@ -78,10 +82,10 @@ impl Refusal for Error {
             Self::EtagMismatch { .. } => Kind::Aborted,
             Self::CursorExpired => Kind::OutOfRange,
             Self::TokenExpired => Kind::Unauthenticated,
-            Self::FollowerTooSlow(_) => Kind::ResourceExhausted,
-            // A stored value that cannot be read does not get better by waiting.
-            Self::Storage(storage::Error::Corrupt { .. }) => Kind::Internal,
-            Self::Storage(_) | Self::Refused | Self::Draining | Self::TooManyFollowers => Kind::Unavailable,
+            Self::FollowerTooSlow(_) | Self::TooManySearches => Kind::ResourceExhausted,
+            // A statement that fails for its data, or a stored value that cannot be read, does not get better by waiting.
+            Self::Storage(error) => chassis::storage_kind(error),
+            Self::Refused | Self::Draining | Self::TooManyFollowers => Kind::Unavailable,
         }
     }
 
@@ -94,8 +98,9 @@ impl Refusal for Error {
             Self::Draining => "DRAINING",
             Self::TokenExpired => "TOKEN_EXPIRED",
             Self::TooManyFollowers => "TOO_MANY_FOLLOWERS",
+            Self::TooManySearches => "TOO_MANY_SEARCHES",
             Self::FollowerTooSlow(_) => "FOLLOWER_TOO_SLOW",
-            Self::Storage(storage::Error::Corrupt { .. }) => "LOOKUP_FAILED",
+            Self::Storage(error) if !error.is_unavailable() => "LOOKUP_FAILED",
             Self::Storage(_) | Self::Refused => "CATALOG_UNAVAILABLE",
         }
     }
@@ -109,6 +114,7 @@ impl Refusal for Error {
             | Self::Draining
             | Self::TokenExpired
             | Self::TooManyFollowers
+            | Self::TooManySearches
             | Self::FollowerTooSlow(_)
             | Self::Storage(_)
             | Self::Refused => vec![],
@@ -126,6 +132,7 @@ impl Refusal for Error {
             | Self::Draining
             | Self::TokenExpired
             | Self::TooManyFollowers
+            | Self::TooManySearches
             | Self::FollowerTooSlow(_) => None,
         }
     }
@@ -139,6 +146,7 @@ impl Refusal for Error {
             | Self::Draining
             | Self::TokenExpired
             | Self::TooManyFollowers
+            | Self::TooManySearches
             | Self::FollowerTooSlow(_)
             | Self::Storage(_)
             | Self::Refused => &[],
@@ -146,7 +154,7 @@ impl Refusal for Error {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        (self.kind() == Kind::Unavailable).then_some(RETRY_AFTER)
+        (self.kind() == Kind::Unavailable || matches!(self, Self::TooManySearches)).then_some(RETRY_AFTER)
     }
 }
 
@@ -192,8 +200,10 @@ mod tests {
             (Error::Draining, Kind::Unavailable, "DRAINING", "UNAVAILABLE"),
             (Error::TokenExpired, Kind::Unauthenticated, "TOKEN_EXPIRED", "UNAUTHENTICATED"),
             (Error::TooManyFollowers, Kind::Unavailable, "TOO_MANY_FOLLOWERS", "UNAVAILABLE"),
+            (Error::TooManySearches, Kind::ResourceExhausted, "TOO_MANY_SEARCHES", "RESOURCE_EXHAUSTED"),
             (Error::FollowerTooSlow(RETRY_AFTER), Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW", "RESOURCE_EXHAUSTED"),
             (Error::Storage(corrupt), Kind::Internal, "LOOKUP_FAILED", "INTERNAL"),
+            (Error::Storage(storage::Error::Panicked), Kind::Internal, "LOOKUP_FAILED", "INTERNAL"),
             (Error::Storage(storage::Error::Closed), Kind::Unavailable, "CATALOG_UNAVAILABLE", "UNAVAILABLE"),
             (Error::Refused, Kind::Unavailable, "CATALOG_UNAVAILABLE", "CONNECTION_ERROR"),
         ];
@@ -205,7 +215,7 @@ mod tests {
 
     #[test]
     fn only_what_may_get_better_asks_to_come_back() {
-        for error in [Error::Refused, Error::Draining, Error::TooManyFollowers] {
+        for error in [Error::Refused, Error::Draining, Error::TooManyFollowers, Error::TooManySearches] {
             assert_eq!(error.retry_after(), Some(RETRY_AFTER), "{error}");
         }
         assert_eq!(Error::CursorExpired.retry_after(), None);

@@ -5,6 +5,7 @@
 //! # Layout
 //! - `service`: the handlers: decode, domain, encode
 //! - `catalog`, `delivery`: the domain of products, prices and dates of delivery
+//! - `search`: how many may search the catalogue at once
 //! - `trace_event`, `retention`: the domain of stored events, and how long they are kept
 //! - `watch`, `feed`, `cursor`: events as they are stored, for those that follow them
 //! - `convert`, `convert_event`: messages ⇄ values, every check of a field
@@ -28,6 +29,7 @@ mod migration;
 mod retention;
 #[cfg(test)]
 mod sample;
+mod search;
 mod service;
 mod store;
 mod trace_event;
@@ -40,6 +42,7 @@ use std::time::Duration;
 use chassis::{Chassis, Error, Served};
 use contracts::data::v1::catalog_service_server::CatalogServiceServer;
 use contracts::data::v1::trace_event_service_server::TraceEventServiceServer;
+use mesh::Quota;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +53,7 @@ pub use crate::fault::FaultLookup;
 use crate::feed::Feed;
 use crate::feed_store::FeedStore;
 pub use crate::migration::MIGRATIONS;
+use crate::search::Searches;
 use crate::service::{CatalogHandlers, TraceEventHandlers};
 use crate::store::CatalogStore;
 use crate::trace_event::TraceEvents;
@@ -71,6 +75,9 @@ pub struct Config {
     /// Most WatchTraceEvents streams of this instance
     #[arg(long, env = "ORDERMESH_DATA_MAX_FOLLOWERS", default_value_t = 64, value_parser = chassis::settings::count, value_name = "COUNT")]
     pub max_followers: usize,
+    /// How often one address may list or search the catalogue, per instance, for example 20/s, 100/m [default: unlimited]
+    #[arg(long, env = "ORDERMESH_DATA_SEARCH_QUOTA", value_parser = chassis::settings::quota, value_name = "COUNT/UNIT")]
+    pub search_quota: Option<Quota>,
     /// Fault on purpose in lookups: none, slow:DURATION (callers see a TIMEOUT), refuse (callers see a CONNECTION_ERROR)
     #[arg(long, env = "ORDERMESH_DATA_FAULT_LOOKUP", default_value = "none", value_name = "FAULT")]
     pub fault_lookup: FaultLookup,
@@ -105,7 +112,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let chassis = Chassis::start("data", &config.common, migration::MIGRATIONS, shutdown).await?;
-    let catalog = Catalog::new(CatalogStore::new(chassis.db.clone()), chassis.clock.clone(), config.fault_lookup);
+    let (store, searches) = (CatalogStore::new(chassis.db.clone()), Searches::new(config.common.database.connections));
+    let catalog = Catalog::new(store, searches, chassis.clock.clone(), config.fault_lookup);
     seed(&catalog, &config.seed_products).await?;
     let events = TraceEvents::new(TraceEventStore::new(chassis.db.clone()), chassis.clock.clone());
     chassis.tasks.spawn(retention::run(
@@ -122,8 +130,10 @@ pub async fn run(
     let events = TraceEventServiceServer::new(TraceEventHandlers { events, watch }).max_encoding_message_size(most);
     let routes = Routes::new(catalog).add_service(events);
     let keys = chassis.remote_keys(&config.user)?;
+    let rate_limits =
+        config.search_quota.map(|quota| ("/data.v1.CatalogService/ListProducts", quota)).into_iter().collect();
     let health_services = &["data.v1.CatalogService", "data.v1.TraceEventService"];
-    chassis.serve(Served { routes, health_services, keys, rate_limits: vec![] }, listener, admin).await
+    chassis.serve(Served { routes, health_services, keys, rate_limits }, listener, admin).await
 }
 
 fn watch(chassis: &Chassis, config: &Config, events: &TraceEvents) -> Watch {

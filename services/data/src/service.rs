@@ -13,7 +13,7 @@ use crate::catalog::{Catalog, ListProducts, Upsert};
 use crate::convert::{self, Skus};
 use crate::convert_event;
 use crate::delivery::Destination;
-use crate::error::status;
+use crate::error::{Error, status};
 use crate::trace_event::{ListTraceEvents, SummarizeTraceEvents, TraceEvents};
 use crate::watch::{Watch, WatchTraceEvents};
 
@@ -37,8 +37,14 @@ impl CatalogService for CatalogHandlers {
         request: Request<proto::ListProductsRequest>,
     ) -> Result<Response<proto::ListProductsResponse>, Status> {
         let operation = mesh::operation(request.extensions());
+        let from = mesh::peer(request.extensions()).map(|peer| mesh::network(peer.ip()));
         let asked = ListProducts::try_from(request.into_inner()).map_err(status)?;
-        let page = convert::products(self.0.list(&asked).await.map_err(status)?, &asked);
+        let listed = self.0.list(&asked, from).await;
+        if matches!(listed, Err(Error::TooManySearches)) {
+            // As of any limit but memory's: a metric and a span, no event.
+            operation.dismiss();
+        }
+        let page = convert::products(listed.map_err(status)?, &asked);
         operation.set("products", page.products.len().to_string());
         Ok(Response::new(page))
     }

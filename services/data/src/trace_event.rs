@@ -80,8 +80,7 @@ impl Filter {
 pub(crate) struct ListTraceEvents {
     pub(crate) filter: Filter,
     pub(crate) page_size: u32,
-    pub(crate) page: PageToken,
-    pub(crate) resume: Option<Resume>,
+    pub(crate) page: PageToken<Resume>,
 }
 
 /// What a page token holds.
@@ -94,17 +93,8 @@ pub(crate) struct Resume {
 }
 
 impl Resume {
-    /// Reads what [`Resume::text`] wrote; anything else is a violation of `page_token`.
-    pub(crate) fn decode(fields: &mut Fields, text: Option<&str>) -> Option<Self> {
-        let text = text?;
-        let resume = Self::parse(text);
-        if resume.is_none() {
-            fields.refuse("page_token", "INVALID_PAGE_TOKEN", "the token is not one that this list gave");
-        }
-        resume
-    }
-
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads what [`Resume::text`] wrote.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
         let window_start = match parts.next()? {
             "-" => None,
@@ -214,7 +204,8 @@ impl TraceEvents {
 
     /// Events, newest first, one more than the page has.
     pub(crate) async fn list(&self, asked: &ListTraceEvents) -> Result<Listed, Error> {
-        let ListTraceEvents { filter, page_size, resume, .. } = asked;
+        let ListTraceEvents { filter, page_size, page } = asked;
+        let resume = page.after;
         let mut filter = filter.clone();
         let window_start = match resume {
             Some(resume) => resume.window_start,

@@ -6,7 +6,8 @@
 //! accepted must be completed at close to the capacity, and in close to 20 ms; what is refused must be refused fast.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -97,10 +98,18 @@ async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
     sender
 }
 
+/// Each call is another caller's: one alone would get half of the permits at most.
+fn another_address() -> String {
+    static CALLERS: AtomicU16 = AtomicU16::new(0);
+    let [high, low] = CALLERS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    Ipv4Addr::from([10, 0, high, low]).to_string()
+}
+
 async fn call(mut sender: SendRequest<Full<Bytes>>) -> Code {
     let request = http::Request::post(format!("http://bench{PATH}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
+        .header("x-forwarded-for", another_address())
         .body(Full::new(Bytes::from_static(MESSAGE)))
         .expect("a request");
     let Ok(response) = sender.send_request(request).await else { return Code::Unknown };
@@ -163,7 +172,9 @@ async fn main() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let gatekeeper = Gatekeeper::new(POLICIES);
-    let config = ServerConfig { max_concurrency: PERMITS, ..ServerConfig::new("bench", POLICIES, gatekeeper) };
+    let trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
+    let config =
+        ServerConfig { max_concurrency: PERMITS, trusted_proxies, ..ServerConfig::new("bench", POLICIES, gatekeeper) };
     let (_ready, is_ready) = watch::channel(true);
     tokio::spawn(server(config, Routes::new(Wait)).serve(listener, is_ready, CancellationToken::new()));
     let senders = join_all((0..CONNECTIONS).map(|_| connect(address))).await;

@@ -2,7 +2,6 @@
 //! the process is alive, and 503 when only a restart can help; `/readyz` is 200 when ready, and 503 when not or draining.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
@@ -11,13 +10,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::places::Places;
+use crate::rate_limit::{Key, network};
 use crate::serve::accept;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Whoever comes while there are so many is hung up on: they use up files that the service needs.
+/// They use up files that the service needs. When there are so many, one of whoever has most gives way to the next.
 const MAX_CONNECTIONS: usize = 64;
 
 /// Serves `/livez` and `/readyz` until the shutdown.
@@ -27,12 +28,12 @@ pub async fn serve_admin(
     alive: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    while let Some((stream, _peer)) = accept(&listener, &shutdown).await {
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+    let places = Places::new(MAX_CONNECTIONS);
+    while let Some((stream, peer)) = accept(&listener, &shutdown).await {
+        let Some(place) = places.take(Some(Key::Peer(network(peer.ip())))) else { continue };
         let (ready, alive, shutdown) = (ready.clone(), alive.clone(), shutdown.clone());
         tokio::spawn(async move {
-            let _place = place;
+            let leave = place.leave();
             let service = service_fn(move |request: Request<Incoming>| {
                 let response = answer(request.uri().path(), *ready.borrow(), *alive.borrow());
                 async move { Ok::<_, Infallible>(response) }
@@ -45,7 +46,9 @@ pub async fn serve_admin(
                 // A prober that hangs up half way is its own business.
                 _ = connection => {}
                 () = shutdown.cancelled() => {}
+                () = leave.cancelled() => {}
             }
+            drop(place);
         });
     }
 }

@@ -12,11 +12,13 @@ use std::task::{Context, Poll, ready};
 use futures_util::future::BoxFuture;
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 
 use crate::caller::PeerService;
 use crate::edge::{Edge, after_request};
 use crate::incoming::incoming_request;
 use crate::not_grpc::not_grpc;
+use crate::places::Place;
 use crate::proxies::Proxies;
 use crate::rate_limit::{Key, network};
 use crate::refusals::{Cause, Refusals};
@@ -30,13 +32,24 @@ pub(crate) struct Activity {
     open: AtomicUsize,
     /// Health's and reflection's: their streams never end, and keep nobody's place.
     watching: AtomicUsize,
-    begun: AtomicU64,
+    /// Calls that were let in: others are no reason to keep a connection.
+    admitted: AtomicU64,
     pub(crate) resets: ConnectionResets,
+    pub(crate) place: Place,
+    /// Cancelled when the connection is to go: its place is another's, or its identity has ended.
+    pub(crate) leave: CancellationToken,
 }
 
 impl Activity {
-    pub(crate) fn new(resets: ConnectionResets) -> Self {
-        Self { open: AtomicUsize::new(0), watching: AtomicUsize::new(0), begun: AtomicU64::new(0), resets }
+    pub(crate) fn new(resets: ConnectionResets, place: Place) -> Self {
+        Self {
+            open: AtomicUsize::new(0),
+            watching: AtomicUsize::new(0),
+            admitted: AtomicU64::new(0),
+            resets,
+            leave: place.leave().child_token(),
+            place,
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -47,8 +60,8 @@ impl Activity {
         self.watching.load(Ordering::Acquire) > 0
     }
 
-    pub(crate) fn begun(&self) -> u64 {
-        self.begun.load(Ordering::Acquire)
+    pub(crate) fn admitted(&self) -> u64 {
+        self.admitted.load(Ordering::Acquire)
     }
 
     fn counter(&self, is_infrastructure: bool) -> &AtomicUsize {
@@ -56,9 +69,8 @@ impl Activity {
     }
 
     fn call(self: &Arc<Self>, is_infrastructure: bool) -> OpenCall {
-        self.begun.fetch_add(1, Ordering::AcqRel);
         self.counter(is_infrastructure).fetch_add(1, Ordering::AcqRel);
-        OpenCall { activity: self.clone(), is_infrastructure }
+        OpenCall { activity: self.clone(), is_infrastructure, is_admitted: false }
     }
 }
 
@@ -66,10 +78,27 @@ impl Activity {
 pub(crate) struct OpenCall {
     activity: Arc<Activity>,
     is_infrastructure: bool,
+    is_admitted: bool,
+}
+
+impl OpenCall {
+    /// What the stack found out about the call.
+    fn learn(&mut self, edge: &Edge) {
+        if edge.is_platform {
+            self.activity.place.never_gives_way();
+        }
+        if edge.is_admitted && !self.is_infrastructure && !std::mem::replace(&mut self.is_admitted, true) {
+            self.activity.admitted.fetch_add(1, Ordering::AcqRel);
+            self.activity.place.begin_use();
+        }
+    }
 }
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
+        if self.is_admitted {
+            self.activity.place.end_use();
+        }
         self.activity.counter(self.is_infrastructure).fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -91,7 +120,7 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
     type Future = Answering;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        let open = Some(self.activity.call(is_infrastructure(request.uri().path())));
+        let mut open = self.activity.call(is_infrastructure(request.uri().path()));
         let named = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
         let caller = named.map(|address| Key::Peer(network(address.ip())));
         let (work, edge) = Edge { caller, ..Edge::default() }.around(|| {
@@ -107,7 +136,8 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
             }
             (self.calls.borrow_mut())(request)
         });
-        Answering { open, work, edge }
+        open.learn(&edge);
+        Answering { open: Some(open), work, edge }
     }
 }
 
@@ -126,6 +156,9 @@ impl Future for Answering {
         loop {
             let (answer, edge) = std::mem::take(&mut this.edge).around(|| this.work.as_mut().poll(cx));
             this.edge = edge;
+            if let Some(open) = &mut this.open {
+                open.learn(&this.edge);
+            }
             let response = ready!(answer)?;
             let is_whole = response.body().is_end_stream() || !response.status().is_success();
             match this.edge.rest.take() {

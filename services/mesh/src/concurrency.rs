@@ -1,66 +1,58 @@
-//! Admission by concurrency: a call takes a permit, and keeps it to the end of its answer's body. Nobody waits for one:
-//! without a free permit the call is refused at once, and another instance may serve it. Streams, which are long and
-//! mostly idle, have a limit of their own. So has the infrastructure (health, reflection): it never competes with calls.
+//! Admission by concurrency. A call takes a permit when its request is there as a whole, for which it has a few seconds, and
+//! gives it back when its answer is encoded: whoever sends nothing, or takes nothing, holds none. Nobody waits for a permit:
+//! without a free one the call is refused at once, and another instance may serve it. Each caller has a share (`shares`).
+//! Streams, which are long and mostly idle, have places of their own (`places`). So has the infrastructure (health,
+//! reflection): it never competes with calls.
 
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::holding::hold;
+use crate::edge::note;
+use crate::holding::{hold, hold_until_encoded};
+use crate::message::{NotWhole, Whole, whole};
+use crate::places::{Place, Places};
 use crate::policy::PolicyTable;
 use crate::record::NoEvent;
 use crate::refusals::{Cause, Refusals};
+use crate::shares::{Full, Holder, Share, Shares};
 use crate::status::mesh_status_retry;
-use crate::wire::{Answer, Request, Response, find, is_infrastructure, respond};
+use crate::stream_end::end_when;
+use crate::wire::{Answer, Request, Response, find, is_infrastructure, is_reflection, respond};
 
+/// Of the permits, what the platform's services have for themselves: a sixteenth.
+const RESERVED_PART: usize = 16;
+/// Checks of health that are answered at once: they take no time.
+const MAX_CHECKS: usize = 256;
 /// Health and reflection cost little, but their streams are open to strangers and never end.
-const MAX_INFRASTRUCTURE_CALLS: usize = 1_024;
+const MAX_INFRASTRUCTURE_STREAMS: usize = 1_024;
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 /// Another instance may take it at once; this one, hardly sooner.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// So many at once.
-#[derive(Clone, Debug)]
-pub(crate) struct Permits {
-    pub(crate) limit: usize,
-    semaphore: Arc<Semaphore>,
-}
-
-impl Permits {
-    fn new(limit: usize) -> Self {
-        let limit = limit.min(Semaphore::MAX_PERMITS);
-        Self { limit, semaphore: Arc::new(Semaphore::new(limit)) }
-    }
-
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        self.semaphore.clone().try_acquire_owned().ok()
-    }
-
-    pub(crate) fn used(&self) -> usize {
-        self.limit - self.semaphore.available_permits()
-    }
-}
-
-/// All the permits of a server.
+/// All the permits and places of a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
-    pub(crate) calls: Permits,
-    pub(crate) streams: Permits,
-    infrastructure: Permits,
+    pub(crate) calls: Arc<Shares>,
+    pub(crate) streams: Arc<Places>,
+    checks: Arc<Shares>,
+    infrastructure: Arc<Places>,
 }
 
 impl Admission {
     pub(crate) fn new(max_concurrency: usize, max_streams: usize) -> Self {
         Self {
-            calls: Permits::new(max_concurrency),
-            streams: Permits::new(max_streams),
-            infrastructure: Permits::new(MAX_INFRASTRUCTURE_CALLS),
+            calls: Shares::new(max_concurrency, max_concurrency / RESERVED_PART),
+            streams: Places::new(max_streams),
+            checks: Shares::new(MAX_CHECKS, 0),
+            infrastructure: Places::new(MAX_INFRASTRUCTURE_STREAMS),
         }
     }
 }
@@ -88,8 +80,8 @@ pub(crate) fn concurrency<S>(
 
 impl<S> Service<Request> for Concurrency<S>
 where
-    S: Service<Request, Response = Response, Error = Infallible>,
-    S::Future: Send + 'static,
+    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    S: Clone + Send + 'static,
 {
     type Response = Response;
     type Error = Infallible;
@@ -100,37 +92,117 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let Shared { policies, admission, refusals } = &*self.shared;
-        let (permits, cause) = if is_infrastructure(request.uri().path()) {
-            (&admission.infrastructure, Cause::Streams)
-        } else if find(*policies, &request).is_some_and(|policy| policy.streaming) {
-            (&admission.streams, Cause::Streams)
-        } else {
-            (&admission.calls, Cause::Concurrency)
-        };
-        let Some(permit) = permits.take() else {
-            refusals.count(cause);
-            return Box::pin(std::future::ready(Ok(overloaded())));
-        };
-        let work = self.inner.call(request);
+        // Reflection's requests are a stream.
+        if is_reflection(request.uri().path()) {
+            return self.shared.serve(&mut self.inner, request);
+        }
+        let mut reading = whole(request);
+        // Most requests are there already. (Without one's own waker: if not, it is asked again with it.)
+        if let Some(read) = (&mut reading).now_or_never() {
+            return self.shared.serve_whole(&mut self.inner, read);
+        }
+        // The instance that was made ready serves; its clone waits for the next call.
+        let clone = self.inner.clone();
+        let (mut inner, shared) = (std::mem::replace(&mut self.inner, clone), self.shared.clone());
         Box::pin(async move {
-            // In the future until there is a response: a call that is dropped gives its permit back too.
-            let permit = permit;
-            Ok(hold(work.await?, permit))
+            let read = reading.in_time().await;
+            shared.serve_whole(&mut inner, read).await
         })
     }
 }
 
-/// Made once: under overload, refusing is most of the work.
-fn overloaded() -> Response {
-    static STATUS: LazyLock<Status> = LazyLock::new(|| {
-        let message = "this instance is busy: another instance may serve you";
-        mesh_status_retry(Code::Unavailable, "OVERLOADED", message, Some(RETRY_AFTER))
-    });
-    let mut response = respond(STATUS.clone());
-    response.extensions_mut().insert(NoEvent);
-    response
+/// What a call needs to be served.
+enum Admitted {
+    Call(Share),
+    Stream(Place),
 }
+
+impl Shared {
+    fn serve_whole<S>(&self, inner: &mut S, read: Whole) -> BoxFuture<'static, Answer>
+    where
+        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    {
+        match read {
+            Ok(request) => self.serve(inner, request),
+            Err(NotWhole::Broken(status)) => Box::pin(std::future::ready(Ok(respond(status)))),
+            Err(NotWhole::TooSlow(status)) => self.refuse(Cause::MessageTooSlow, status),
+        }
+    }
+
+    fn serve<S>(&self, inner: &mut S, request: Request) -> BoxFuture<'static, Answer>
+    where
+        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    {
+        let admitted = match self.admit(&request) {
+            Ok(admitted) => admitted,
+            Err((cause, status)) => return self.refuse(cause, status.clone()),
+        };
+        note(|edge| edge.is_admitted = true);
+        let work = inner.call(request);
+        let refusals = self.refusals.clone();
+        Box::pin(async move {
+            // In the future until there is a response: a call that is dropped gives back what it holds too.
+            match admitted {
+                Admitted::Call(permit) => {
+                    let permit = permit;
+                    Ok(hold_until_encoded(work.await?, permit))
+                }
+                Admitted::Stream(place) => {
+                    let asked = place.leave();
+                    let leave = async move {
+                        asked.cancelled_owned().await;
+                        refusals.count(Cause::GaveWay);
+                    };
+                    let gave_way = (*GAVE_WAY).clone();
+                    Ok(hold(end_when(leave, gave_way, work).await?, place))
+                }
+            }
+        })
+    }
+
+    fn admit(&self, request: &Request) -> Result<Admitted, (Cause, &'static Status)> {
+        let (path, holder) = (request.uri().path(), Holder::of(request));
+        let admission = &self.admission;
+        if !is_infrastructure(path) && find(self.policies, request).is_none_or(|policy| !policy.streaming) {
+            return call(&admission.calls, holder);
+        }
+        if path == HEALTH_CHECK {
+            return call(&admission.checks, holder);
+        }
+        let places = if is_infrastructure(path) { &admission.infrastructure } else { &admission.streams };
+        places.take(holder.narrowest()).map(Admitted::Stream).ok_or((Cause::Streams, &*OVERLOADED))
+    }
+
+    fn refuse(&self, cause: Cause, status: Status) -> BoxFuture<'static, Answer> {
+        self.refusals.count(cause);
+        let mut response = respond(status);
+        response.extensions_mut().insert(NoEvent);
+        Box::pin(std::future::ready(Ok(response)))
+    }
+}
+
+fn call(permits: &Arc<Shares>, holder: Holder) -> Result<Admitted, (Cause, &'static Status)> {
+    permits.take(holder).map(Admitted::Call).map_err(|full| match full {
+        Full::All => (Cause::Concurrency, &*OVERLOADED),
+        Full::Share => (Cause::Share, &*OVER_SHARE),
+    })
+}
+
+/// Made once: under overload, refusing is most of the work.
+static OVERLOADED: LazyLock<Status> = LazyLock::new(|| {
+    let message = "this instance is busy: another instance may serve you";
+    mesh_status_retry(Code::Unavailable, "OVERLOADED", message, Some(RETRY_AFTER))
+});
+
+static OVER_SHARE: LazyLock<Status> = LazyLock::new(|| {
+    let message = "as many of your calls are served here as may be: wait for some of them";
+    mesh_status_retry(Code::ResourceExhausted, "TOO_MANY_CONCURRENT_CALLS", message, Some(RETRY_AFTER))
+});
+
+static GAVE_WAY: LazyLock<Status> = LazyLock::new(|| {
+    let message = "this instance is busy, and you have more streams than others: go on at another one";
+    mesh_status_retry(Code::Unavailable, "OVERLOADED", message, Some(RETRY_AFTER))
+});
 
 #[cfg(test)]
 mod tests {
@@ -166,6 +238,7 @@ mod tests {
     }
 
     /// The mock, which may fail, as a handler, which may not.
+    #[derive(Clone)]
     struct Handler(mock::Mock<Request, Response>);
 
     impl Service<Request> for Handler {
@@ -203,9 +276,10 @@ mod tests {
 
         answer.send_response(full());
         let response = first.await.expect("no panic").expect("an answer");
-        assert_eq!(admission.calls.used(), 1, "held to the end of the body");
-        response.into_body().collect().await.expect("a body");
-        assert_eq!(admission.calls.used(), 0);
+        assert_eq!(admission.calls.used(), 1, "held until it is encoded");
+        let mut body = response.into_body();
+        body.frame().await.expect("a frame").expect("a message");
+        assert_eq!(admission.calls.used(), 0, "though the body is not at its end");
     }
 
     #[tokio::test]

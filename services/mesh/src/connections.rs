@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use opentelemetry::metrics::Counter;
@@ -19,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::caller::PeerService;
 use crate::calls::{Activity, PerConnection};
 use crate::lingering::{lend, linger};
+use crate::places::{Place, Places};
 use crate::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, Portioned, Turn};
 use crate::proxies::Proxies;
+use crate::rate_limit::{Key, network};
 use crate::refusals::{Cause, Refusals};
 use crate::resets::{Beyond, ConnectionResets, Resets};
 use crate::serve::Stack;
@@ -57,24 +59,18 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// What HTTP/2 keeps of an answer that is not taken: a frame more than this, for each stream.
 const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
 
+/// A connection that gives way to another has this time for what it is used for; one that is idle, to read that it is to go.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+const IDLE_LEAVE_TIMEOUT: Duration = Duration::from_millis(100);
+
 /// The connections of a server.
 pub(crate) struct Connections {
-    pub(crate) max: usize,
-    open: AtomicUsize,
+    places: Arc<Places>,
     tls: Option<ServerTls>,
     proxies: Proxies,
     resets: Arc<Resets>,
     refusals: Arc<Refusals>,
     handshakes_failed: Counter<u64>,
-}
-
-/// One of them. Its place is free again in drop.
-struct Place(Arc<Connections>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 impl Connections {
@@ -89,20 +85,21 @@ impl Connections {
             .u64_counter("mesh.server.tls.handshakes.failed")
             .with_description("TLS handshakes that failed, by cause")
             .build();
-        Self { max, open: AtomicUsize::new(0), tls, proxies, resets, refusals, handshakes_failed }
+        Self { places: Places::new(max), tls, proxies, resets, refusals, handshakes_failed }
     }
 
     pub(crate) fn open(&self) -> usize {
-        self.open.load(Ordering::Acquire)
+        self.places.used()
     }
 
-    fn place(self: &Arc<Self>) -> Option<Place> {
-        let free = |open: usize| (open < self.max).then_some(open + 1);
-        self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, free).ok().map(|_| Place(self.clone()))
+    /// Proxies that are trusted come for many, and never give way.
+    fn place(&self, peer: SocketAddr) -> Option<Place> {
+        let is_trusted = self.proxies.trusts(peer.ip());
+        self.places.take((!is_trusted).then(|| Key::Peer(network(peer.ip()))))
     }
 
     fn is_crowded(&self) -> bool {
-        self.open() * 4 >= self.max * 3
+        self.open() * 4 >= self.places.limit * 3
     }
 
     fn patience(&self) -> Duration {
@@ -120,30 +117,50 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(place) = self.place() else {
+        let Some(place) = self.place(peer) else {
             self.refusals.count(Cause::Connections);
             return None;
         };
-        let connections = self.clone();
+        let (connections, leave) = (self.clone(), place.leave());
         Some(async move {
-            let _place = place;
-            connections.shake_hands(stream, peer, stack, goaway).await;
+            let too_late = async {
+                leave.cancelled().await;
+                connections.refusals.count(Cause::GaveWay);
+                tokio::time::sleep(LEAVE_TIMEOUT).await;
+            };
+            tokio::select! {
+                () = connections.shake_hands(stream, peer, stack, goaway, place) => {}
+                () = too_late => {}
+            }
         })
     }
 
-    async fn shake_hands<S>(&self, stream: S, peer: SocketAddr, stack: Stack, goaway: CancellationToken)
+    async fn shake_hands<S>(&self, stream: S, peer: SocketAddr, stack: Stack, goaway: CancellationToken, place: Place)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = &self.tls else {
-            return self.begin(stream, self.of(&stack, peer, None), goaway).await;
+            return self.begin(stream, self.of(&stack, peer, None, place), goaway).await;
         };
         let handshake = timeout(self.patience(), tls.accept(stream));
         let Some(shaken) = goaway.run_until_cancelled(handshake).await else { return };
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
-            Ok((stream, service)) => {
-                let service = service.map(PeerService);
-                self.begin(stream, self.of(&stack, peer, service), goaway).await;
+            Ok((stream, None)) => self.begin(stream, self.of(&stack, peer, None, place), goaway).await,
+            Ok((stream, Some((service, good_for)))) => {
+                place.never_gives_way();
+                let service = self.of(&stack, peer, Some(PeerService(service)), place);
+                let leave = service.activity.leave.clone();
+                let ends = async {
+                    tokio::time::sleep(good_for).await;
+                    // Whoever it was that opened the connection, it must show anew who it is.
+                    self.refusals.count(Cause::Expired);
+                    leave.cancel();
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = self.begin(stream, service, goaway) => {}
+                    () = ends => {}
+                }
             }
             Err(error) => {
                 let service = KeyValue::new("mesh.service", self.refusals.service);
@@ -154,9 +171,9 @@ impl Connections {
         }
     }
 
-    fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>) -> PerConnection {
+    fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>, place: Place) -> PerConnection {
         let proxies = self.proxies.trusts(peer.ip()).then(|| self.proxies.clone());
-        let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone())));
+        let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone()), place));
         let (calls, refusals) = (RefCell::new(stack.of_connection()), self.refusals.clone());
         PerConnection { calls, peer, proxies, service, activity, refusals }
     }
@@ -211,7 +228,8 @@ impl Connections {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
-        let mut asked = false;
+        let (mut asked, mut leaving) = (false, None);
+        let leave = &activity.leave;
         let ended = loop {
             tokio::select! {
                 ended = turn.of(connection.as_mut()) => break ended,
@@ -230,6 +248,13 @@ impl Connections {
                         idle.set(self.idle(&activity, STALL_TIMEOUT));
                     }
                 }
+                () = leave.cancelled(), if leaving.is_none() => {
+                    asked = true;
+                    connection.as_mut().graceful_shutdown();
+                    let most = if activity.place.is_in_use() { LEAVE_TIMEOUT } else { IDLE_LEAVE_TIMEOUT };
+                    leaving = Some(Box::pin(tokio::time::sleep(most)));
+                }
+                Some(()) = OptionFuture::from(leaving.as_mut()) => return,
                 () = &mut idle => {
                     if asked {
                         // There is still nothing to do, and the peer does not go: answers that he does not take, maybe.
@@ -252,14 +277,14 @@ impl Connections {
         }
     }
 
-    /// Returns when the connection has had no call for long enough.
+    /// Returns when the connection has had no call that was let in for long enough.
     async fn idle(&self, activity: &Activity, limit: Duration) {
-        let (mut seen, mut idle) = (activity.begun(), Duration::ZERO);
+        let (mut seen, mut idle) = (activity.admitted(), Duration::ZERO);
         loop {
             tokio::time::sleep(IDLE_TICK).await;
-            let begun = activity.begun();
-            if begun != seen || activity.is_open() {
-                (seen, idle) = (begun, Duration::ZERO);
+            let admitted = activity.admitted();
+            if admitted != seen || activity.is_open() {
+                (seen, idle) = (admitted, Duration::ZERO);
                 continue;
             }
             idle += IDLE_TICK;

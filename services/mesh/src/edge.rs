@@ -30,6 +30,10 @@ pub(crate) struct Edge {
     pub(crate) caller: Option<Key>,
     /// The stream was reset while its request was read.
     pub(crate) was_reset: bool,
+    /// It was let in, and is served.
+    pub(crate) is_admitted: bool,
+    /// One of the platform's services calls.
+    pub(crate) is_platform: bool,
 }
 
 impl Edge {

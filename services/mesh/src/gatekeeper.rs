@@ -67,9 +67,9 @@ impl Gatekeeper {
         self.secret.is_some()
     }
 
-    /// Does a service of the platform call?
-    pub(crate) fn knows_service(&self, headers: &HeaderMap, connection: &Extensions) -> bool {
-        matches!(self.service(headers, connection), Some(Ok(_)))
+    /// The service of the platform that calls, if one does.
+    pub(crate) fn known_service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Caller> {
+        self.service(headers, connection)?.ok()
     }
 
     /// Who calls, when he may; else the refusal. `None` when that is to be waited for: see [`Gatekeeper::admit`].

@@ -5,30 +5,30 @@ use std::sync::{Arc, Weak};
 
 use opentelemetry::{KeyValue, global};
 
-use crate::concurrency::{Admission, Permits};
+use crate::concurrency::Admission;
 use crate::connections::Connections;
-use crate::memory::Budget;
+use crate::shares::Shares;
 
 /// What is shown of a server.
 pub(crate) struct Holdings {
     pub(crate) service: &'static str,
     pub(crate) admission: Admission,
-    pub(crate) budget: Arc<Budget>,
+    pub(crate) budget: Arc<Shares>,
     pub(crate) connections: Arc<Connections>,
 }
 
 /// Shows it for as long as somebody keeps it.
 pub(crate) fn show(holdings: &Arc<Holdings>) {
-    up_down(holdings, "mesh.server.permits.used", "{permit}", |holdings| permits(holdings, Permits::used));
-    up_down(holdings, "mesh.server.permits.limit", "{permit}", |holdings| permits(holdings, |all| all.limit));
-    up_down(holdings, "mesh.server.memory.reserved", "By", |holdings| vec![("request", holdings.budget.used_bytes())]);
-    up_down(holdings, "mesh.server.memory.limit", "By", |holdings| vec![("request", holdings.budget.limit_bytes)]);
+    up_down(holdings, "mesh.server.permits.used", "{permit}", |Holdings { admission, .. }| {
+        vec![("call", admission.calls.used()), ("stream", admission.streams.used())]
+    });
+    up_down(holdings, "mesh.server.permits.limit", "{permit}", |Holdings { admission, .. }| {
+        vec![("call", admission.calls.limit), ("stream", admission.streams.limit)]
+    });
+    up_down(holdings, "mesh.server.memory.reserved", "By", |holdings| vec![("request", holdings.budget.used())]);
+    up_down(holdings, "mesh.server.memory.limit", "By", |holdings| vec![("request", holdings.budget.limit)]);
     let connections = |holdings: &Holdings| vec![("open", holdings.connections.open())];
     up_down(holdings, "mesh.server.connections", "{connection}", connections);
-}
-
-fn permits(holdings: &Holdings, read: fn(&Permits) -> usize) -> Vec<(&'static str, usize)> {
-    vec![("call", read(&holdings.admission.calls)), ("stream", read(&holdings.admission.streams))]
 }
 
 fn up_down(

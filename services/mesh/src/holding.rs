@@ -15,12 +15,21 @@ pub(crate) fn hold<T: Send + Unpin + 'static>(response: Response, held: T) -> Re
     if response.body().is_end_stream() {
         return response;
     }
-    response.map(|inner| Body::new(HoldingBody { inner, held: Some(held) }))
+    response.map(|inner| Body::new(HoldingBody { inner, held: Some(held), until_encoded: false }))
+}
+
+/// The same, until the response's one message is encoded, which its body does when its first frame is asked for.
+pub(crate) fn hold_until_encoded<T: Send + Unpin + 'static>(response: Response, held: T) -> Response {
+    if response.body().is_end_stream() {
+        return response;
+    }
+    response.map(|inner| Body::new(HoldingBody { inner, held: Some(held), until_encoded: true }))
 }
 
 struct HoldingBody<T> {
     inner: Body,
     held: Option<T>,
+    until_encoded: bool,
 }
 
 impl<T: Send + Unpin + 'static> http_body::Body for HoldingBody<T> {
@@ -31,7 +40,7 @@ impl<T: Send + Unpin + 'static> http_body::Body for HoldingBody<T> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
         // The trailers are the end, and the caller may be back before the body is dropped.
-        if !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
+        if this.until_encoded || !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
             this.held = None;
         }
         Poll::Ready(frame)
@@ -68,5 +77,9 @@ mod tests {
         assert_eq!(Arc::strong_count(&held), 2, "data is not the end");
         assert!(body.frame().await.is_none());
         assert_eq!(Arc::strong_count(&held), 1, "the end");
+        let mut body = hold_until_encoded(Response::new(full()), held.clone()).into_body();
+        assert_eq!(Arc::strong_count(&held), 2);
+        let _message = body.frame().await.expect("data");
+        assert_eq!(Arc::strong_count(&held), 1, "its message is encoded");
     }
 }

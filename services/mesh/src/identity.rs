@@ -54,6 +54,10 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         if is_infrastructure(request.uri().path()) {
+            if let Some(service) = self.shared.gatekeeper.known_service(request.headers(), request.extensions()) {
+                note(|edge| edge.is_platform = true);
+                request.extensions_mut().insert(service);
+            }
             strip(request.headers_mut());
             return self.inner.call(request);
         }
@@ -89,8 +93,10 @@ impl Shared {
 
 fn admitted(mut request: Request, caller: Caller) -> Request {
     // People share connections, with a gateway between; a service has its own.
-    if let Caller::Person { user_id, .. } = &caller {
-        note(|edge| edge.caller = Some(Key::Person(*user_id)));
+    match &caller {
+        Caller::Person { user_id, .. } => note(|edge| edge.caller = Some(Key::Person(*user_id))),
+        Caller::Service { .. } => note(|edge| edge.is_platform = true),
+        Caller::Anonymous => {}
     }
     if let Some(operation) = request.extensions().get::<Operation>() {
         operation.admit();

@@ -16,7 +16,8 @@
 //! - `deadline`, `server_deadline`, `client_deadline`: deadlines that travel
 //! - `identity`, `gatekeeper`, `token`, `secret`, `credentials`, `caller`: who calls, and may he
 //! - [`tls`], `tls_verify`, `spiffe`: who is at the other end of a connection
-//! - `rate_limit`, `concurrency`, `memory`, `memory_limit`, `metadata`: what is admitted; `holding`: and for how long
+//! - `rate_limit`, `message`, `concurrency`, `memory`, `memory_limit`, `metadata`: what is admitted; `holding`: and for how long
+//! - `shares`, `places`: what each caller may have of it; who gives way when there is no more
 //! - `stalled`, `stream_end`: answers that nobody takes, and answers that never end
 //! - `refusals`, `gauges`: what was turned away, and what is held
 //! - `health`, `reflection`, `admin`: for those who look after servers
@@ -59,10 +60,12 @@ mod load;
 mod memory;
 mod memory_budget;
 mod memory_limit;
+mod message;
 mod metadata;
 mod metrics;
 mod not_grpc;
 mod panic;
+mod places;
 pub mod policy;
 mod portions;
 mod proxies;
@@ -80,6 +83,7 @@ mod server;
 mod server_config;
 mod server_deadline;
 mod server_telemetry;
+mod shares;
 mod spiffe;
 mod stalled;
 mod status;
@@ -100,7 +104,7 @@ pub use gatekeeper::Gatekeeper;
 pub use listen::listen;
 pub use memory_limit::budget_of;
 pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
-pub use rate_limit::Quota;
+pub use rate_limit::{Quota, network};
 pub use refusals::Seldom;
 pub use secret::Secret;
 pub use serve::Server;

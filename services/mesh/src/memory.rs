@@ -22,11 +22,10 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
 use crate::admitted::{AdmittedBody, Prefixes};
-pub(crate) use crate::memory_budget::Budget;
-use crate::memory_budget::{Account, Full, Held};
-use crate::policy::{Access, MethodPolicy, PolicyTable};
-use crate::rate_limit::Key;
+use crate::memory_budget::{Account, Held};
+use crate::policy::PolicyTable;
 use crate::refusals::{Cause, Refusals};
+use crate::shares::{Full, Holder, Shares};
 use crate::status::{OUT_OF_MEMORY, mesh_status_retry};
 use crate::wire::{Answer, Request, Response, is_infrastructure, is_reflection, respond};
 
@@ -47,14 +46,14 @@ struct Shared {
     policies: PolicyTable,
     /// What the last answer of each of them has cost.
     last_answer_bytes: Vec<AtomicUsize>,
-    budget: Arc<Budget>,
+    budget: Arc<Shares>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 }
 
 pub(crate) fn memory<S>(
     policies: PolicyTable,
-    budget: Arc<Budget>,
+    budget: Arc<Shares>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
@@ -81,10 +80,9 @@ where
         let (is_infrastructure, is_reflection) = (is_infrastructure(path), is_reflection(path));
         let index = self.shared.policies.index(path);
         let policy = index.map(|index| &self.shared.policies.0[index]);
-        let account = Arc::new(self.shared.account(&request, policy));
-        if index
-            .is_some_and(|index| account.is_beyond_share(self.shared.last_answer_bytes[index].load(Ordering::Relaxed)))
-        {
+        let account = Arc::new(Account::new(self.shared.budget.clone(), Holder::of(&request)));
+        let last_answer_bytes = index.map(|index| self.shared.last_answer_bytes[index].load(Ordering::Relaxed));
+        if last_answer_bytes.is_some_and(|bytes| account.is_beyond_share(bytes)) {
             self.shared.refusals.count(Cause::Memory);
             return Box::pin(std::future::ready(Ok(respond(out_of_memory(Full::Share)))));
         }
@@ -124,21 +122,10 @@ where
     }
 }
 
-impl Shared {
-    fn account(&self, request: &Request, policy: Option<&MethodPolicy>) -> Account {
-        let is_public = policy.is_none_or(|policy| policy.allow.contains(&Access::Public));
-        let caller = match Key::of(request, is_public) {
-            Key::Service(_) => None,
-            caller @ (Key::Person(_) | Key::Peer(_) | Key::Others) => Some(caller),
-        };
-        Account::new(self.budget.clone(), caller)
-    }
-}
-
 /// The answer to a call that there is no memory for.
 pub(crate) fn out_of_memory(full: Full) -> Status {
     let message = match full {
-        Full::Budget => "the memory budget for requests and answers is used up",
+        Full::All => "the memory budget for requests and answers is used up",
         Full::Share => "this caller holds its share of the memory budget: take the answers that are on their way",
     };
     mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER))
@@ -239,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn messages_for_health_and_reflection_are_short_and_have_no_budget() {
         use http_body_util::{BodyExt, Full};
-        let budget = Arc::new(Budget::new(0));
+        let budget = Shares::new(0, 0);
         let handler = tower::service_fn(|request: Request| async move {
             let refused = request.into_body().collect().await.err();
             Ok::<_, Infallible>(crate::wire::respond(refused.unwrap_or_else(|| Status::ok(""))))
@@ -262,19 +249,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_field_with_too_many_elements_is_refused_however_its_frames_are_cut_and_elements_are_charged() {
-        use crate::policy::{FieldLimit, METHOD};
+        use crate::policy::{FieldLimit, METHOD, MethodPolicy};
         use http_body_util::{BodyExt, StreamBody};
         use tonic_types::StatusExt;
         const LIMITS: &[FieldLimit] =
             &[FieldLimit { path: &[1], field: "skus", max_items: 3, reason: "INVALID_LENGTH" }];
         const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy { path: "/t.T/Call", limits: LIMITS, ..METHOD }]);
-        let budget = Arc::new(Budget::new(10_000));
+        let budget = Shares::new(10_000, 0);
         let seen = budget.clone();
         let handler = tower::service_fn(move |request: Request| {
             let seen = seen.clone();
             async move {
                 let refused = request.into_body().collect().await.err();
-                let status = refused.unwrap_or_else(|| Status::not_found(seen.used_bytes().to_string()));
+                let status = refused.unwrap_or_else(|| Status::not_found(seen.used().to_string()));
                 Ok::<_, Infallible>(crate::wire::respond(status))
             }
         });
@@ -304,13 +291,13 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_charged_as_long_as_its_bytes_are_somewhere_and_a_stream_ends_where_the_budget_does() {
-        use crate::policy::METHOD;
+        use crate::policy::{METHOD, MethodPolicy};
         use http_body_util::{BodyExt, StreamBody};
         const POLICIES: PolicyTable = PolicyTable(&[
             MethodPolicy { path: "/t.T/Call", ..METHOD },
             MethodPolicy { path: "/t.T/Stream", streaming: true, ..METHOD },
         ]);
-        let budget = Arc::new(Budget::new(1_000));
+        let budget = Shares::new(1_000, 0);
         let begun = Arc::new(AtomicUsize::new(0));
         let seen = begun.clone();
         let handler = tower::service_fn(move |_: Request| {
@@ -322,24 +309,24 @@ mod tests {
         let mut stack = memory(POLICIES, budget.clone(), 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
         let request = |path: &str| http::Request::post(path).body(Body::empty()).expect("a request");
         let answer = stack.call(request("/t.T/Call")).await.expect("answered");
-        assert_eq!(budget.used_bytes(), 800, "encoded, and charged, before the headers go out");
+        assert_eq!(budget.used(), 800, "encoded, and charged, before the headers go out");
         let refused = stack.call(request("/t.T/Call")).await.expect("answered");
         let status = Status::from_header_map(refused.headers()).expect("in the headers");
         assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));
         assert_eq!(begun.load(Ordering::Relaxed), 1, "as long an answer as the last would not fit");
         drop(answer);
-        assert_eq!(budget.used_bytes(), 0);
+        assert_eq!(budget.used(), 0);
 
         let mut body = stack.call(request("/t.T/Stream")).await.expect("answered").into_body();
         let frame = body.frame().await.expect("a frame").expect("well-formed").into_data().expect("data");
         let piece = frame.slice(..1);
         drop(frame);
-        assert_eq!(budget.used_bytes(), 800, "a piece of it keeps all of it");
+        assert_eq!(budget.used(), 800, "a piece of it keeps all of it");
         let trailers = body.frame().await.expect("the end").expect("well-formed").into_trailers().expect("trailers");
         let status = Status::from_header_map(&trailers).expect("a status");
         assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));
         assert!(body.frame().await.is_none());
         drop(piece);
-        assert_eq!(budget.used_bytes(), 0);
+        assert_eq!(budget.used(), 0);
     }
 }

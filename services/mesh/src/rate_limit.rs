@@ -84,7 +84,8 @@ impl Key {
     }
 }
 
-pub(crate) fn network(address: IpAddr) -> IpAddr {
+/// Whom an address stands for: itself, or its /64, which one subscriber has whole.
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

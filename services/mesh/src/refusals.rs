@@ -16,8 +16,16 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) enum Cause {
     /// All permits are taken.
     Concurrency,
-    /// All streams are taken.
+    /// The caller holds its share of the permits.
+    Share,
+    /// All streams are taken, and none of them gives way.
     Streams,
+    /// A connection or stream of the caller that has most of them, whose place another got.
+    GaveWay,
+    /// A connection whose peer's certificate has ended.
+    Expired,
+    /// A request that was not there as a whole in time.
+    MessageTooSlow,
     /// The memory budget is spent.
     Memory,
     /// A message longer than the limit.
@@ -54,7 +62,11 @@ impl Cause {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Concurrency => "concurrency",
+            Self::Share => "share",
             Self::Streams => "streams",
+            Self::GaveWay => "gave_way",
+            Self::Expired => "expired",
+            Self::MessageTooSlow => "message_too_slow",
             Self::Memory => "memory",
             Self::MessageTooLarge => "message_too_large",
             Self::Metadata => "metadata",

@@ -12,7 +12,7 @@ use crate::connections::Connections;
 use crate::gauges::{self, Holdings};
 use crate::health::Health;
 use crate::identity::identity;
-use crate::memory::{Budget, memory};
+use crate::memory::memory;
 use crate::memory_limit::default_budget_bytes;
 use crate::metadata::metadata;
 use crate::panic::catch_panic;
@@ -26,6 +26,7 @@ use crate::serve::{Server, Stack};
 use crate::server_config::ServerConfig;
 use crate::server_deadline::server_deadline;
 use crate::server_telemetry::{ServerTelemetryConfig, server_telemetry};
+use crate::shares::Shares;
 use crate::stream_end::stream_end;
 
 /// Streams that their service does not end are ended so long after the GOAWAY (at most a quarter of the drain's timeout).
@@ -36,7 +37,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let services = if config.services.is_empty() { config.policies.services() } else { config.services.to_vec() };
     let policies = config.policies.of(&services);
     let gatekeeper = config.gatekeeper.serving(policies);
-    let routes = reflection::add(routes, config.descriptors, &services);
+    let routes = if config.reflection { reflection::add(routes, config.descriptors, &services) } else { routes };
     let health = Health::new(services);
     let routes = routes.add_service(health.service()).prepare();
     let refusals = Arc::new(Refusals::new(config.service));
@@ -52,7 +53,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let holdings = Arc::new(Holdings {
         service: config.service,
         admission: Admission::new(config.max_concurrency, config.max_streams),
-        budget: Arc::new(Budget::new(config.memory_budget_bytes.unwrap_or_else(default_budget_bytes))),
+        budget: Shares::new(config.memory_budget_bytes.unwrap_or_else(default_budget_bytes), 0),
         connections: Arc::new(Connections::new(
             config.max_connections,
             config.tls,
@@ -79,12 +80,13 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         .layer(identity(gatekeeper.clone(), refusals.clone()))
         // Inside identity, for it counts per caller; outside of the permits: who is over his quota takes none.
         .layer(rate_limit(policies, &config.rate_limits, resets, refusals.clone()))
-        // Permits before memory: what waits for nothing holds nothing. The permit is held to the end of the body.
-        .layer(concurrency(policies, holdings.admission.clone(), refusals.clone()))
+        // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is there. What waits
+        // for the rest of its request, or for its caller to take its answer, holds memory and nothing else.
+        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, refusals.clone()))
+        // A permit while the handler works, a place for as long as a stream is there.
+        .layer(concurrency(policies, holdings.admission.clone(), refusals))
         // Inside the permits, which it sets free: a stream without an end must not hold up the server's.
         .layer(stream_end(policies, goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
-        // Innermost, or requests that are refused further in would hold memory while they are. Answers hold it until they are sent.
-        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, refusals))
         .service(routes);
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "the stack is built");

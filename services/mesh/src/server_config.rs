@@ -26,6 +26,8 @@ pub struct ServerConfig {
     /// Encoded `FileDescriptorSet`s for reflection, of the services and what they depend on; google.rpc and grpc.health are
     /// added.
     pub descriptors: &'static [&'static [u8]],
+    /// Is reflection served?
+    pub reflection: bool,
     /// The services that the routes serve: what health reports besides "", reflection lists, and calls are let in for. None:
     /// all that the policies name.
     pub services: &'static [&'static str],
@@ -76,6 +78,7 @@ impl ServerConfig {
             tls: None,
             events: None,
             descriptors: &[],
+            reflection: true,
             services: &[],
             max_concurrency: DEFAULT_MAX_CONCURRENCY,
             max_streams: DEFAULT_MAX_STREAMS,

@@ -64,7 +64,7 @@ impl ServerTelemetryConfig {
             }
             place
         });
-        let from_service = self.gatekeeper.knows_service(headers, request.extensions());
+        let from_service = self.gatekeeper.known_service(headers, request.extensions()).is_some();
         let parent = match theirs {
             None if from_service => return unseen(name, event.zip(self.events.clone())),
             None => Parent::Root,

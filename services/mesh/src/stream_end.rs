@@ -1,5 +1,6 @@
 //! Streams end with the drain: an answer that could go on for ever must not hold up the end of a server. Health's and
-//! reflection's end at the GOAWAY; the services' own, which their service ends with its shutdown, a moment later.
+//! reflection's end at the GOAWAY; the services' own, which their service ends with its shutdown, a moment later. And a stream
+//! whose place another gets ends in the same way.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -48,7 +49,8 @@ pub(crate) fn stream_end<S>(
 
 impl<S> Service<Request> for StreamEnd<S>
 where
-    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
 {
     type Response = Response;
     type Error = Infallible;
@@ -65,26 +67,37 @@ where
         } else if find(*policies, &request).is_some_and(|policy| policy.streaming) {
             *grace
         } else {
-            return self.inner.call(request);
+            return Box::pin(self.inner.call(request));
         };
         let (work, goaway) = (self.inner.call(request), goaway.clone());
-        Box::pin(async move {
-            let mut end: BoxFuture<'static, ()> = Box::pin(async move {
+        Box::pin(end_when(
+            async move {
                 goaway.cancelled_owned().await;
                 tokio::time::sleep(grace).await;
-            });
-            let response = tokio::select! {
-                biased;
-                response = work => response?,
-                // It has not begun: its request may never end.
-                () = &mut end => return Ok(respond(draining())),
-            };
-            if response.body().is_end_stream() {
-                return Ok(response);
-            }
-            Ok(response.map(|inner| Body::new(EndingBody { inner, end, over: false })))
-        })
+            },
+            draining(),
+            work,
+        ))
     }
+}
+
+/// The answer, which is ended with that status when `end` is.
+pub(crate) async fn end_when(
+    end: impl Future<Output = ()> + Send + 'static,
+    status: Status,
+    work: impl Future<Output = Answer>,
+) -> Answer {
+    let mut end: BoxFuture<'static, ()> = Box::pin(end);
+    let response = tokio::select! {
+        biased;
+        response = work => response?,
+        // It has not begun: its request may never end.
+        () = &mut end => return Ok(respond(status)),
+    };
+    if response.body().is_end_stream() {
+        return Ok(response);
+    }
+    Ok(response.map(|inner| Body::new(EndingBody { inner, end, status, over: false })))
 }
 
 fn draining() -> Status {
@@ -95,6 +108,7 @@ fn draining() -> Status {
 struct EndingBody {
     inner: Body,
     end: BoxFuture<'static, ()>,
+    status: Status,
     over: bool,
 }
 
@@ -115,7 +129,7 @@ impl http_body::Body for EndingBody {
         }
         this.over = true;
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(draining().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(this.status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {

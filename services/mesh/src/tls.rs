@@ -263,19 +263,23 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Shakes hands; the client's service name, when it has shown a certificate.
-    pub(crate) async fn accept<S>(&self, stream: S) -> io::Result<(server::TlsStream<S>, Option<String>)>
+    /// Shakes hands; the client's service and for how long its certificate is good, when it has shown one.
+    pub(crate) async fn accept<S>(&self, stream: S) -> io::Result<(server::TlsStream<S>, Option<(String, Duration)>)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let config = self.identity.current().server.clone();
         let stream = TlsAcceptor::from(config).accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let trust_domain = &self.identity.0.trust_domain;
+        let Inner { trust_domain, clock, .. } = &*self.identity.0;
+        let read = |certificate| {
+            let left = end_of(certificate)?.since(clock.now());
+            Ok((service_of(certificate, trust_domain)?, left))
+        };
         // The verifier has read the name before: this cannot fail now.
-        let service = shown.map(|certificate| service_of(certificate, trust_domain)).transpose();
-        let service = service.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        Ok((stream, service))
+        let peer = shown.map(read).transpose();
+        let peer = peer.map_err(|error: NameError| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok((stream, peer))
     }
 }
 

@@ -105,8 +105,7 @@ pub(crate) fn order_id(id: &str) -> Result<OrderId, Invalid> {
 /// A page of a list, decoded.
 pub(crate) struct ListOrders {
     pub(crate) state: Option<State>,
-    pub(crate) page: PageToken,
-    pub(crate) after: Option<OrderId>,
+    pub(crate) page: PageToken<OrderId>,
     pub(crate) size: u32,
 }
 
@@ -126,10 +125,8 @@ pub(crate) fn list_orders(scope: Scope, request: &proto::ListOrdersRequest) -> R
         Scope::All => "all".into(),
     };
     let filters = Fingerprint::of("ListOrders/1").part("whose", whose).part("state", request.state);
-    let page = PageToken::decode(&mut fields, &request.page_token, filters);
-    let after = page.after.as_deref().map(|after| fields.id::<OrderId>("page_token", after));
-    let after = after.flatten();
-    fields.finish(Some(ListOrders { state, page, after, size }))
+    let page = PageToken::decode(&mut fields, &request.page_token, filters, |key| key.parse().ok());
+    fields.finish(Some(ListOrders { state, page, size }))
 }
 
 pub(crate) fn watch_order(request: &proto::WatchOrderRequest) -> Result<(OrderId, i64), Invalid> {
@@ -191,7 +188,7 @@ pub(crate) fn payment_failure(failure: &PaymentFailure) -> proto::PaymentFailure
     proto::PaymentFailure {
         reason: failure.reason.clone(),
         decline_code: failure.decline_code.clone(),
-        advice: failure.advice.clone(),
+        advice: failure.shown_advice().to_owned(),
         message: failure.message.clone(),
     }
 }
@@ -355,7 +352,7 @@ pub(crate) mod tests {
             let list = list_orders(Scope::All, &request).expect("it is sound");
             let read: Vec<Order> = all
                 .iter()
-                .filter(|order| list.after.is_none_or(|after| order.id < after))
+                .filter(|order| list.page.after.is_none_or(|after| order.id < after))
                 .take(usize::try_from(list.size).expect("it fits") + 1)
                 .cloned()
                 .collect();
@@ -481,7 +478,7 @@ pub(crate) mod tests {
         let mut request = proto::ListOrdersRequest::default();
         let page = list_orders(of(1), &request).expect("the first page").page;
         request.page_token = page.next("0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e");
-        assert!(list_orders(of(1), &request).expect("the next page").after.is_some());
+        assert!(list_orders(of(1), &request).expect("the next page").page.after.is_some());
         assert!(list_orders(of(2), &request).is_err());
         assert!(list_orders(Scope::All, &request).is_err());
     }

@@ -157,7 +157,7 @@ impl Driver {
     /// # Errors
     /// The database.
     pub async fn claim_due(&self, most: u64) -> Result<Vec<Order>, storage::Error> {
-        self.0.parts.store.claim_due(most, self.lease()).await
+        self.0.parts.store.claim_due(most, self.lease(), self.0.parts.options.backoff_cap).await
     }
 
     /// Claims orders that are due and drives them here and now, one after the other; says how many. For tests, which

@@ -7,6 +7,8 @@ use kernel::Money;
 use mesh::{Kind, Refusal, Violation};
 use telemetry::ErrorClass;
 
+use crate::store::UnpaidLimit;
+
 /// A refusal.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -41,6 +43,12 @@ pub enum Error {
     InsufficientStock {
         /// Which SKUs.
         skus: String,
+    },
+    /// The customer's orders whose payment is not decided hold as much stock as they may.
+    #[error("the payments of your earlier orders are not decided yet: their orders may hold {limit} at once")]
+    TooMuchUnpaid {
+        /// The setting that it would be above: so many orders, or so many units.
+        limit: UnpaidLimit,
     },
     /// The customer saw another total.
     #[error("the total is {total} now, not {expected}")]
@@ -96,8 +104,8 @@ pub enum Error {
     /// The access token ended while the stream was open.
     #[error("the access token has ended; log in again and watch on with after_version")]
     TokenExpired,
-    /// The limit of streams.
-    #[error("this instance serves as many watchers as it can")]
+    /// The limit of a customer's streams.
+    #[error("you watch as many orders as one customer may: end another of your streams")]
     TooManyWatchers,
     /// The database.
     #[error("the order store failed")]
@@ -118,8 +126,10 @@ impl Refusal for Error {
             | Self::OrderNotRetryable { .. }
             | Self::StockReserved { .. }
             | Self::StockNegative { .. } => Kind::FailedPrecondition,
+            Self::TooMuchUnpaid { .. } => Kind::ResourceExhausted,
             Self::OrderNotFound => Kind::NotFound,
-            Self::LookupFailed { .. } | Self::Draining | Self::TooManyWatchers => Kind::Unavailable,
+            Self::LookupFailed { .. } | Self::Draining => Kind::Unavailable,
+            Self::TooManyWatchers => Kind::ResourceExhausted,
             Self::TokenExpired => Kind::Unauthenticated,
             Self::Storage(error) => chassis::storage_kind(error),
         }
@@ -132,6 +142,7 @@ impl Refusal for Error {
             Self::MixedCurrencies { .. } => "MIXED_CURRENCIES",
             Self::AmountTooLarge { .. } => "AMOUNT_TOO_LARGE",
             Self::NoDeliveryZone { .. } => "NO_DELIVERY_ZONE",
+            Self::TooMuchUnpaid { .. } => "TOO_MUCH_UNPAID",
             Self::InsufficientStock { .. } => "INSUFFICIENT_STOCK",
             Self::PriceChanged { .. } => "PRICE_CHANGED",
             Self::LookupFailed { .. } => "LOOKUP_FAILED",
@@ -157,6 +168,8 @@ impl Refusal for Error {
                 total.chain(limit).collect()
             }
             Self::NoDeliveryZone { country } => vec![("country_code", country.clone())],
+            Self::TooMuchUnpaid { limit: UnpaidLimit::Orders(most) } => vec![("max_unpaid_orders", most.to_string())],
+            Self::TooMuchUnpaid { limit: UnpaidLimit::Units(most) } => vec![("max_unpaid_units", most.to_string())],
             Self::InsufficientStock { skus } => vec![("skus", skus.clone())],
             Self::PriceChanged { total, expected } => {
                 vec![("total", total.clone()), ("expected_total", expected.clone())]
@@ -189,6 +202,7 @@ impl Refusal for Error {
             | Self::AmountTooLarge { .. }
             | Self::NoDeliveryZone { .. }
             | Self::InsufficientStock { .. }
+            | Self::TooMuchUnpaid { .. }
             | Self::PriceChanged { .. }
             | Self::RequestIdReused
             | Self::OrderNotFound
@@ -209,6 +223,7 @@ impl Refusal for Error {
             | Self::AmountTooLarge { .. }
             | Self::NoDeliveryZone { .. }
             | Self::InsufficientStock { .. }
+            | Self::TooMuchUnpaid { .. }
             | Self::PriceChanged { .. }
             | Self::LookupFailed { .. }
             | Self::RequestIdReused
@@ -225,7 +240,21 @@ impl Refusal for Error {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        matches!(self.kind(), Kind::Unavailable).then_some(Duration::from_secs(1))
+        match self.kind() {
+            Kind::Unavailable => Some(Duration::from_secs(1)),
+            // About the doubt limit of a payment.
+            Kind::ResourceExhausted => Some(Duration::from_secs(10)),
+            Kind::InvalidArgument
+            | Kind::NotFound
+            | Kind::AlreadyExists
+            | Kind::PermissionDenied
+            | Kind::Unauthenticated
+            | Kind::FailedPrecondition
+            | Kind::Aborted
+            | Kind::DeadlineExceeded
+            | Kind::OutOfRange
+            | Kind::Internal => None,
+        }
     }
 }
 

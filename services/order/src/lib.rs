@@ -75,9 +75,15 @@ pub struct Config {
     /// Most orders that this instance drives at a time
     #[arg(long, env = "ORDERMESH_ORDER_MAX_DRIVES", default_value_t = 256, value_parser = count, value_name = "COUNT")]
     pub max_drives: usize,
-    /// Most WatchOrder streams of this instance
-    #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 1024, value_parser = count, value_name = "COUNT")]
+    /// Most WatchOrder streams of one customer, per instance
+    #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 64, value_parser = count, value_name = "COUNT")]
     pub max_watchers: usize,
+    /// Most orders of one customer whose payment is not decided yet, and so hold stock that is not paid for
+    #[arg(long, env = "ORDERMESH_ORDER_MAX_UNPAID_ORDERS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), value_name = "COUNT")]
+    pub max_unpaid_orders: u64,
+    /// Most units that these orders may hold together [default: unlimited]
+    #[arg(long, env = "ORDERMESH_ORDER_MAX_UNPAID_UNITS", value_parser = clap::value_parser!(u64).range(1..), value_name = "COUNT")]
+    pub max_unpaid_units: Option<u64>,
     /// How often one customer may create an order, per instance, for example 20/s, 100/m [default: as often as he likes]
     #[arg(long, env = "ORDERMESH_ORDER_CREATE_ORDER_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub create_order_quota: Option<Quota>,
@@ -109,7 +115,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), chassis::Error> {
     let chassis = Chassis::start("order", &config.common, migration::MIGRATIONS, shutdown).await?;
-    let store = store::Store::new(chassis.db.clone(), chassis.clock.clone());
+    let unpaid = store::UnpaidLimits { orders: Some(config.max_unpaid_orders), units: config.max_unpaid_units };
+    let store = store::Store::new(chassis.db.clone(), chassis.clock.clone()).with_unpaid_limits(unpaid);
     store.seed(&config.seed_stock).await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     let watchers = watch::Watchers::new(config.max_watchers);
     let payments = ports::GrpcPayments::new(chassis.channel("payment", &config.payment.payment_addresses));

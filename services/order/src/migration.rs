@@ -3,11 +3,12 @@
 use storage::Migration;
 
 /// The schema's versions, oldest first.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "create orders, lines, history, fulfilments, stock",
-    statements: &[
-        "CREATE TABLE orders (
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "create orders, lines, history, fulfilments, stock",
+        statements: &[
+            "CREATE TABLE orders (
             order_id UUID PRIMARY KEY,
             user_id UUID NOT NULL,
             request_id UUID NOT NULL,
@@ -33,10 +34,10 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             update_time BIGINT NOT NULL,
             UNIQUE (user_id, request_id)
         )",
-        // Only what owes something is in it: it stays small however many orders there are.
-        "CREATE INDEX orders_due ON orders (next_attempt_time) WHERE next_attempt_time IS NOT NULL",
-        "CREATE INDEX orders_by_user ON orders (user_id, order_id)",
-        "CREATE TABLE order_line (
+            // Only what owes something is in it: it stays small however many orders there are.
+            "CREATE INDEX orders_due ON orders (next_attempt_time) WHERE next_attempt_time IS NOT NULL",
+            "CREATE INDEX orders_by_user ON orders (user_id, order_id)",
+            "CREATE TABLE order_line (
             order_id UUID NOT NULL REFERENCES orders (order_id),
             line INTEGER NOT NULL,
             sku TEXT NOT NULL,
@@ -46,8 +47,8 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             state TEXT NOT NULL,
             PRIMARY KEY (order_id, line)
         )",
-        "CREATE INDEX order_line_held ON order_line (sku, order_id) WHERE state = 'HELD'",
-        "CREATE TABLE order_history (
+            "CREATE INDEX order_line_held ON order_line (sku, order_id) WHERE state = 'HELD'",
+            "CREATE TABLE order_history (
             order_id UUID NOT NULL REFERENCES orders (order_id),
             version BIGINT NOT NULL,
             state TEXT NOT NULL,
@@ -57,19 +58,19 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             span_id TEXT NOT NULL,
             PRIMARY KEY (order_id, version)
         )",
-        "CREATE TABLE fulfillment (
+            "CREATE TABLE fulfillment (
             fulfillment_id UUID PRIMARY KEY,
             order_id UUID NOT NULL UNIQUE REFERENCES orders (order_id),
             start_time BIGINT NOT NULL,
             delivery_date TEXT NOT NULL
         )",
-        "CREATE TABLE stock (
+            "CREATE TABLE stock (
             sku TEXT PRIMARY KEY,
             on_hand BIGINT NOT NULL,
             reserved BIGINT NOT NULL,
             CHECK (0 <= reserved AND reserved <= on_hand)
         )",
-        "CREATE TABLE stock_adjustment (
+            "CREATE TABLE stock_adjustment (
             request_id UUID PRIMARY KEY,
             fingerprint TEXT NOT NULL,
             sku TEXT NOT NULL,
@@ -78,6 +79,14 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             lost_lines INTEGER NOT NULL,
             create_time BIGINT NOT NULL
         )",
-    ],
-    postgres: &[],
-}];
+        ],
+        postgres: &[],
+    },
+    Migration {
+        version: 2,
+        name: "index unpaid orders by customer",
+        // Only what is not paid yet is in it: it stays small however many orders there are.
+        statements: &["CREATE INDEX orders_unpaid ON orders (user_id) WHERE state = 'CREATED'"],
+        postgres: &[],
+    },
+];

@@ -106,14 +106,36 @@ pub struct PaymentFailure {
     pub message: String,
 }
 
+/// What hides a decline's code hides it in every field: the advice is that of the code that is shown.
+const GENERIC_ADVICE: &str = "USE_OTHER_METHOD";
+
 impl PaymentFailure {
+    /// The advice as the customer may know it. A release before stored that of the hidden code.
+    pub(crate) fn shown_advice(&self) -> &str {
+        if self.decline_code == "GENERIC_DECLINE" { GENERIC_ADVICE } else { &self.advice }
+    }
+
     /// Of a payment that was refused. Lost, stolen and fraudulent are not told to the customer, who may be the thief.
     pub(crate) fn from_payment(payment: &payment::Payment) -> Self {
         use payment::DeclineCode as Code;
         let code = payment.decline_code();
         let told_the_thief = matches!(code, Code::LostCard | Code::StolenCard | Code::Fraudulent);
         let shown = if told_the_thief { Code::GenericDecline } else { code };
-        let advice = named(payment.advice().as_str_name(), "DECLINE_ADVICE_");
+        let advice = match shown {
+            // The one advice of all codes that are shown as this one.
+            Code::GenericDecline => GENERIC_ADVICE.to_owned(),
+            Code::Unspecified
+            | Code::InsufficientFunds
+            | Code::ExpiredCard
+            | Code::IncorrectCvc
+            | Code::LostCard
+            | Code::StolenCard
+            | Code::ProcessingError
+            | Code::Fraudulent
+            | Code::InvalidPaymentDetails
+            | Code::InvalidAmount
+            | Code::GatewayTimeout => named(payment.advice().as_str_name(), "DECLINE_ADVICE_"),
+        };
         let (reason, message) = match shown {
             Code::GatewayTimeout => ("GATEWAY_TIMEOUT", "the payment gateway did not answer; nothing was charged"),
             Code::Unspecified => ("PAYMENT_CANCELLED", "the payment was cancelled; nothing was charged"),
@@ -283,11 +305,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn customers_do_not_learn_that_a_card_is_stolen() {
-        for code in [payment::DeclineCode::LostCard, payment::DeclineCode::StolenCard, payment::DeclineCode::Fraudulent]
-        {
-            let payment = payment::Payment { decline_code: code.into(), ..Default::default() };
-            assert_eq!(PaymentFailure::from_payment(&payment).decline_code, "GENERIC_DECLINE");
+    fn no_field_of_a_failure_tells_the_customer_that_a_card_is_lost_stolen_or_used_for_fraud() {
+        use payment::{DeclineAdvice, DeclineCode};
+        let of = |code: DeclineCode, advice: DeclineAdvice| {
+            let payment = payment::Payment { decline_code: code.into(), advice: advice.into(), ..Default::default() };
+            PaymentFailure::from_payment(&payment)
+        };
+        let generic = of(DeclineCode::GenericDecline, DeclineAdvice::UseOtherMethod);
+        assert_eq!((generic.decline_code.as_str(), generic.advice.as_str()), ("GENERIC_DECLINE", "USE_OTHER_METHOD"));
+        for code in [DeclineCode::LostCard, DeclineCode::StolenCard, DeclineCode::Fraudulent] {
+            assert_eq!(of(code, DeclineAdvice::DoNotRetry), generic, "{code:?}");
         }
+        let stored_before = PaymentFailure { advice: "DO_NOT_RETRY".into(), ..generic };
+        assert_eq!(stored_before.shown_advice(), "USE_OTHER_METHOD");
+        let amount = of(DeclineCode::InvalidAmount, DeclineAdvice::DoNotRetry);
+        assert_eq!((amount.advice.as_str(), amount.shown_advice()), ("DO_NOT_RETRY", "DO_NOT_RETRY"));
     }
 }

@@ -59,7 +59,7 @@ impl OrderService for OrderHandlers {
         let scope = convert::scope(&mesh::caller(request.extensions()));
         let list = convert::list_orders(scope, request.get_ref()).map_err(Error::from).map_err(status)?;
         let one_more = u64::from(list.size) + 1;
-        let orders = self.orders.list(scope, list.state, list.after, one_more).await.map_err(status)?;
+        let orders = self.orders.list(scope, list.state, list.page.after, one_more).await.map_err(status)?;
         Ok(Response::new(convert::orders(scope, &orders, &list)))
     }
 

@@ -5,12 +5,14 @@
 //! - `commit`: creating an order, moving it on
 //! - `claim`: which instance drives which order
 //! - `stock`: inventory
+//! - `unpaid`: what a customer may hold before it has paid
 //! - `audit`: reading for [`crate::audit`]
 
 mod audit;
 mod claim;
 mod commit;
 mod stock;
+mod unpaid;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use crate::ports::Transit;
 pub use claim::Lease;
 pub use commit::{Advance, Step};
 pub use stock::Adjustment;
+pub use unpaid::{UnpaidLimit, UnpaidLimits};
 
 /// The most steps of an order that are read at once. RetryOrder makes an order's history as long as an operator likes.
 pub const MAX_STEPS: u64 = 1_000;
@@ -40,6 +43,7 @@ pub struct Store {
     clock: Arc<dyn Clock>,
     /// Leases and due times by the database's clock?
     by_database: bool,
+    unpaid_limits: UnpaidLimits,
 }
 
 /// A stored value that is not what it should be.
@@ -55,7 +59,7 @@ impl Store {
     /// On a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let by_database = db.backend() == Backend::Postgres;
-        Self { db, clock, by_database }
+        Self { db, clock, by_database, unpaid_limits: UnpaidLimits::default() }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move it.

@@ -1,15 +1,16 @@
 //! Who waits for the next step of which order. Commits of this instance wake them; one query per instance and interval
 //! finds the steps that other instances have committed.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use contracts::order::v1::WatchOrderResponse;
 use futures_util::Stream;
-use kernel::OrderId;
+use kernel::{OrderId, UserId};
 use mesh::Caller;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -27,14 +28,35 @@ const INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Watchers {
     orders: Arc<Mutex<HashMap<OrderId, watch::Sender<i64>>>>,
-    permits: Arc<Semaphore>,
+    most_of_a_customer: usize,
+    /// How many streams each customer has.
+    customers: Arc<Mutex<HashMap<UserId, usize>>>,
 }
 
 /// One who waits.
 #[derive(Debug)]
 pub struct Watch {
     version: watch::Receiver<i64>,
-    _permit: OwnedSemaphorePermit,
+    _counted: Option<Counted>,
+}
+
+/// A customer's stream.
+#[derive(Debug)]
+struct Counted {
+    customers: Arc<Mutex<HashMap<UserId, usize>>>,
+    customer: UserId,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut customers = self.customers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut streams) = customers.entry(self.customer) {
+            *streams.get_mut() -= 1;
+            if *streams.get() == 0 {
+                streams.remove();
+            }
+        }
+    }
 }
 
 impl Watch {
@@ -48,9 +70,19 @@ impl Watch {
 }
 
 impl Watchers {
-    /// Nobody waits; at most so many will.
-    pub fn new(most: usize) -> Self {
-        Self { orders: Arc::default(), permits: Arc::new(Semaphore::new(most)) }
+    /// Nobody waits; of each customer at most so many streams will. (How many there are of all is the mesh's matter.)
+    pub fn new(most_of_a_customer: usize) -> Self {
+        Self { orders: Arc::default(), most_of_a_customer, customers: Arc::default() }
+    }
+
+    fn count(&self, customer: UserId) -> Result<Counted, Error> {
+        let mut customers = self.customers.lock().unwrap_or_else(PoisonError::into_inner);
+        let streams = customers.entry(customer).or_default();
+        if *streams >= self.most_of_a_customer {
+            return Err(Error::TooManyWatchers);
+        }
+        *streams += 1;
+        Ok(Counted { customers: self.customers.clone(), customer })
     }
 
     fn orders(&self) -> MutexGuard<'_, HashMap<OrderId, watch::Sender<i64>>> {
@@ -60,11 +92,14 @@ impl Watchers {
     /// Waits for an order from now on.
     ///
     /// # Errors
-    /// Too many wait.
-    pub fn watch(&self, id: OrderId) -> Result<Watch, Error> {
-        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Error::TooManyWatchers)?;
+    /// The customer has as many streams as it may.
+    pub fn watch(&self, scope: Scope, id: OrderId) -> Result<Watch, Error> {
+        let counted = match scope {
+            Scope::Of(customer) => Some(self.count(customer)?),
+            Scope::All => None,
+        };
         let version = self.orders().entry(id).or_insert_with(|| watch::channel(0).0).subscribe();
-        Ok(Watch { version, _permit: permit })
+        Ok(Watch { version, _counted: counted })
     }
 
     /// The order has a version now.
@@ -102,7 +137,7 @@ impl Watchers {
 /// [`Error::Draining`] when this instance ends, with [`Error::TokenExpired`] when the caller's token does.
 ///
 /// # Errors
-/// There is no such order in the caller's scope, or too many wait.
+/// There is no such order in the caller's scope, or the customer has as many streams as it may.
 pub(crate) async fn follow(
     orders: &Orders,
     watchers: &Watchers,
@@ -113,7 +148,7 @@ pub(crate) async fn follow(
 ) -> Result<impl Stream<Item = Result<WatchOrderResponse, Status>> + Send + 'static, Error> {
     let scope = convert::scope(caller);
     // Waiting begins before the first look, so that no step falls in between.
-    let watch = watchers.watch(id)?;
+    let watch = watchers.watch(scope, id)?;
     orders.store.exists(scope, id).await?.then_some(()).ok_or(Error::OrderNotFound)?;
     let token_ends = match caller {
         Caller::Person { token_expires, .. } => token_expires.since(orders.clock.now()),

@@ -21,7 +21,7 @@ pub(crate) struct Banner {
     pub(crate) took: Duration,
     /// Absolute: the lines work in any folder.
     pub(crate) data_dir: PathBuf,
-    /// The operator that was made up on this very start.
+    /// The operator that was made up on this very start, when a person reads this: not for files and journals.
     pub(crate) new_operator: Option<Login>,
     /// The one trace of the printed log-in and order.
     pub(crate) trace: Trace,

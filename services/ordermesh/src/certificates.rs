@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use mesh::tls::{Files, Identity};
 use crate::error::Error;
 use crate::out;
 use crate::service::Service;
+use storage::ownership::{check_secret, check_unwritable};
 
 /// The trust domain of local runs, and the default everywhere.
 pub(crate) const TRUST_DOMAIN: &str = "ordermesh.local";
@@ -136,6 +137,8 @@ impl Certificates {
         wish.check()?;
         let made = |source| Error::Certificate { source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0, "made"))?;
+        check_unwritable(&self.0)?;
+        check_secret(&self.0.join("ca.key"))?;
         let _alone = self.lock()?;
         let now = SystemClock.now();
         let (authority, is_new) = match self.kept()? {
@@ -201,6 +204,8 @@ impl Certificates {
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     let written = (|| {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        // Whatever the umask: certificates are for everybody.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()
     })();

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use storage::ownership::{check_secret, check_unwritable};
+
 use crate::certificates::{Certificates, Wish};
 use crate::error::Error;
 use crate::service::Service;
@@ -49,6 +51,10 @@ impl DataDir {
     pub(crate) fn prepare(path: &Path) -> Result<Self, Error> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file(path, "made"))?;
         let path = path.canonicalize().map_err(file(path, "found"))?;
+        check_unwritable(&path)?;
+        for name in ["mesh.secret", "gateway.key", "operator.txt"] {
+            check_secret(&path.join(name))?;
+        }
         let lock = fs::File::create(path.join(".lock")).map_err(file(&path, "locked"))?;
         if !is_locked(&lock) {
             return Err(Error::Usage(format!(
@@ -192,6 +198,32 @@ mod tests {
         let second = DataDir::prepare(&path).expect("prepared");
         assert!(!second.is_first_start());
         assert_eq!(fs::read_to_string(path.join("mesh.secret")).expect("readable"), before);
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_to_and_a_secret_that_they_may_read_are_refused_with_what_to_do() {
+        let temporary = tempfile::tempdir().expect("a folder");
+        let path = temporary.path().join("data");
+        drop(DataDir::prepare(&path).expect("prepared"));
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
+        let refused = |changed: &Path, told: &str| {
+            let error = DataDir::prepare(&path).expect_err("exposed");
+            assert_eq!(error.exit_code(), 2);
+            let told = format!("{told} {}", changed.canonicalize().expect("it is there").display());
+            assert!(error.to_string().ends_with(&told), "{error}");
+        };
+        set(&path, 0o777);
+        refused(&path, "chmod go-w");
+        // As a person makes it, and as an earlier release took it.
+        set(&path, 0o755);
+        drop(DataDir::prepare(&path).expect("nobody else writes to it"));
+        for name in ["mesh.secret", "gateway.key", "operator.txt"] {
+            let secret = path.join(name);
+            set(&secret, 0o644);
+            refused(&secret, "chmod go=");
+            set(&secret, 0o600);
+        }
+        drop(DataDir::prepare(&path).expect("as before"));
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub(crate) enum Error {
     PortTaken { who: String, address: SocketAddr, hint: &'static str, source: std::io::Error },
     #[error("{path} cannot be {deed}")]
     File { path: PathBuf, deed: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    Exposed(#[from] storage::ownership::Exposed),
     #[error("{0} cannot be started")]
     Spawn(String, #[source] std::io::Error),
     #[error("{0} ended because of its settings, as it says above: another start would end the same way")]
@@ -70,8 +72,10 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         if matches!(self, Self::OutputClosed) {
             128 + 13
-        } else if matches!(self, Self::Unchecked(_) | Self::Usage(_) | Self::Store { .. } | Self::Misconfigured(_))
-            || self.is_configuration()
+        } else if matches!(
+            self,
+            Self::Unchecked(_) | Self::Usage(_) | Self::Exposed(_) | Self::Store { .. } | Self::Misconfigured(_)
+        ) || self.is_configuration()
         {
             2
         } else {

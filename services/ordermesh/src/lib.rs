@@ -11,10 +11,12 @@
 //! - `service`: names and ports; `passed`: `--order.memory-budget 4KiB`; `data_dir`: the folder and its secrets
 //! - `catalog`: what a first local start loads
 //! - `trace`, `text`: a client's trace ids; how values are printed
+//! - `argv`: passwords in arguments
 //! - `out`: the only way to stdout and stderr
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod argv;
 mod banner;
 mod catalog;
 mod certificates;
@@ -112,6 +114,12 @@ enum Command {
 
 /// The program, from its arguments to its exit code.
 pub fn program() -> ExitCode {
+    // What it writes is for its user alone: databases have hashes of passwords and payment tokens. Children inherit it.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    if let Err(error) = argv::hide_passwords(std::env::args_os()) {
+        out::complain(error.report());
+        return ExitCode::from(error.exit_code());
+    }
     let (own, passed) = passed::split(std::env::args_os());
     let cli = match Cli::try_parse_from(own) {
         Ok(cli) => cli,

@@ -1,5 +1,6 @@
 //! `ordermesh` without a subcommand: starts a system, says what a person needs, ends it.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -90,7 +91,7 @@ async fn end(supervisor: Supervisor, mut signals: Signals) {
 
 fn banner(plan: &Plan, supervisor: &Supervisor, began: Instant) -> Result<Banner, Error> {
     let data_dir = supervisor.data_dir.path().to_owned();
-    let new_operator = if supervisor.data_dir.is_first_start() {
+    let new_operator = if supervisor.data_dir.is_first_start() && std::io::stdout().is_terminal() {
         Some(data_dir::read_operator(&data_dir::operator_file(&data_dir))?)
     } else {
         None

@@ -68,7 +68,7 @@ fn keys_and_secrets_that_cannot_be_used_are_refused_and_not_quoted() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name).display().to_string();
     let write = |name: &str, text: &str| {
-        std::fs::write(folder.path().join(name), text).expect("written");
+        testdb::write_secret(folder.path().join(name), text);
         at(name)
     };
     let pem = "-----BEGIN PRIVATE KEY-----\ns3cr3ts3cr3ts3cr3t\n-----END PRIVATE KEY-----\n";

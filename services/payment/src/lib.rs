@@ -136,6 +136,7 @@ impl Config {
             let hint = "set ORDERMESH_PAYMENT_GATEWAY_API_KEY or ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE";
             chassis::Error::Setting(format!("the gateway's API key {} cannot be used: {why}; {hint}", path.display()))
         };
+        storage::ownership::check_secret(&path)?;
         let text = std::fs::read_to_string(&path).map_err(|error| refused(error.to_string()))?;
         text.parse().map_err(refused)
     }

@@ -76,6 +76,22 @@ pub struct Schedule {
     pub lease: Option<Lease>,
 }
 
+/// How much further in the future than it was set a time may lie before it is taken for one of a clock that was set back since:
+/// clocks of two machines differ by less.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// The end of the longest lease that is taken now, from now on.
+fn longest(lease: &Lease) -> Value {
+    micros(lease.length + CLOCK_TOLERANCE).into()
+}
+
+/// What is there to claim.
+#[derive(FromQueryResult)]
+struct Look {
+    due: i32,
+    beyond: i32,
+}
+
 /// How many payments are in doubt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromQueryResult)]
 pub struct InDoubt {
@@ -328,8 +344,13 @@ impl Store {
     }
 
     async fn claim_in(&self, tx: &Tx, order_id: OrderId, lease: &Lease) -> Result<Option<Payment>, Error> {
-        let values =
-            vec![lease.owner.clone().into(), micros(lease.length).into(), self.now(), order_id.as_uuid().into()];
+        let values = vec![
+            lease.owner.clone().into(),
+            micros(lease.length).into(),
+            self.now(),
+            order_id.as_uuid().into(),
+            longest(lease),
+        ];
         let claimed = row::Model::find_by_statement(self.statement(&self.sql.claim, values)).one(tx.conn()).await?;
         claimed.map(Payment::try_from).transpose()
     }
@@ -338,9 +359,13 @@ impl Store {
     ///
     /// # Errors
     /// The database refused.
-    pub async fn claim_due(&self, count: u32, lease: Lease) -> Result<Vec<Payment>, Error> {
-        let due = self.statement(&self.sql.any_due, vec![self.now()]);
-        if self.db.read().query_one_raw(due).await?.is_none() {
+    pub async fn claim_due(&self, count: u32, lease: Lease, longest_wait: Duration) -> Result<Vec<Payment>, Error> {
+        let beyond = micros(longest_wait + CLOCK_TOLERANCE);
+        let look = self.statement(&self.sql.look, vec![self.now(), longest(&lease), beyond.into()]);
+        let Some(look) = Look::find_by_statement(look).one(self.db.read()).await? else { return Ok(vec![]) };
+        if look.beyond > 0 {
+            self.pull_in(beyond).await?;
+        } else if look.due == 0 {
             return Ok(vec![]);
         }
         let store = self.clone();
@@ -348,12 +373,24 @@ impl Store {
             .transact(move |tx| {
                 let (store, lease) = (store.clone(), lease.clone());
                 Box::pin(async move {
-                    let values =
-                        vec![lease.owner.into(), micros(lease.length).into(), store.now(), i64::from(count).into()];
+                    let longest = longest(&lease);
+                    let (owner, length) = (lease.owner.into(), micros(lease.length).into());
+                    let values = vec![owner, length, store.now(), i64::from(count).into(), longest];
                     let claim = store.statement(&store.sql.claim_due, values);
                     let claimed = row::Model::find_by_statement(claim).all(tx.conn()).await?;
                     claimed.into_iter().map(Payment::try_from).collect()
                 })
+            })
+            .await
+    }
+
+    /// Makes due what is due later than any wait takes: the clock that said so was set back since.
+    async fn pull_in(&self, beyond: i64) -> Result<(), Error> {
+        let store = self.clone();
+        self.db
+            .transact(move |tx| {
+                let pull_in = store.statement(&store.sql.pull_in, vec![store.now(), beyond.into()]);
+                Box::pin(async move { Ok(tx.conn().execute_raw(pull_in).await.map(drop)?) })
             })
             .await
     }

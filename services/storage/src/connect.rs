@@ -1,6 +1,7 @@
 //! A URL becomes a [`Database`].
 
 use std::fmt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::connection::{Reader, Readers};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::outbox::Outbox;
+use crate::ownership;
 use crate::postgres::Pool;
 use crate::probe::Probe;
 use crate::transact::{Writer, pause};
@@ -99,6 +101,7 @@ impl Database {
         let in_memory = parsed.file.is_none();
         if let Some(file) = &parsed.file {
             make_folder(file)?;
+            keep_to_ourselves(file)?;
         }
         let encoded = parsed.encoded();
         let url = encoded.as_deref().unwrap_or(url);
@@ -106,6 +109,9 @@ impl Database {
         let readers = if in_memory { 1 } else { options.max_connections };
         let pool = open_file(|| sqlite_options(url, options, readers)).await?;
         let write_pool = if in_memory { pool.clone() } else { open_file(|| writer_options(url, options)).await? };
+        if let Some(file) = &parsed.file {
+            keep_to_ourselves(file)?;
+        }
         let metrics = Metrics::new(Backend::Sqlite);
         let writer = Writer::start(write_pool, metrics.clone());
         Ok(Self::new(Backend::Sqlite, Readers::Sqlite(pool), None, Some(writer), metrics))
@@ -242,12 +248,52 @@ fn writer_options(url: &str, options: &Options) -> ConnectOptions {
 
 fn make_folder(file: &Path) -> Result<(), Error> {
     let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
-    std::fs::create_dir_all(folder).map_err(|source| Error::Folder { folder: folder.display().to_string(), source })
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| Error::Folder { folder: folder.display().to_string(), source })
+}
+
+/// The file, its log and the log's index, which hold hashes of passwords and payment tokens. SQLite gives new ones the
+/// file's permissions.
+fn keep_to_ourselves(file: &Path) -> Result<(), Error> {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = file.as_os_str().to_owned();
+        name.push(suffix);
+        let tightened = ownership::tighten(Path::new(&name));
+        tightened.map_err(|source| Error::Permissions { file: name.display().to_string(), source })??;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sqlite_url;
+
+    #[tokio::test]
+    async fn nobody_else_reads_a_databases_files_also_those_of_an_earlier_release() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = sqlite_url(&folder.path().join("new/user.db"));
+        let modes = || {
+            let mode =
+                |name: &str| std::fs::metadata(folder.path().join(name)).expect(name).permissions().mode() & 0o777;
+            ["new", "new/user.db", "new/user.db-wal", "new/user.db-shm"].map(mode)
+        };
+        let write = async || {
+            let db = Database::connect(&url, &Options::default()).await.expect("a database");
+            db.migrate(&[]).await.expect("a schema");
+            db
+        };
+        let open = write().await;
+        assert_eq!(modes(), [0o700, 0o600, 0o600, 0o600]);
+        for name in ["user.db", "user.db-wal", "user.db-shm"] {
+            let before = std::fs::Permissions::from_mode(0o644);
+            std::fs::set_permissions(folder.path().join("new").join(name), before).expect("ours");
+        }
+        let again = write().await;
+        assert_eq!(modes(), [0o700, 0o600, 0o600, 0o600]);
+        drop((open, again));
+    }
 
     #[test]
     fn a_url_that_cannot_be_parsed_is_refused_without_being_quoted() {

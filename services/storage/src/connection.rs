@@ -41,6 +41,19 @@ impl std::fmt::Debug for Open {
     }
 }
 
+/// What the protocol of PostgreSQL can count (its appendix "PostgreSQL Limits").
+const MAX_VALUES: usize = u16::MAX as usize;
+
+/// sqlx calls too many values an error of the protocol, which would be taken for the connection's: the statement's own fault
+/// costs no connection.
+fn check_values(statement: &Statement) -> Result<(), sqlx::Error> {
+    let count = statement.values.as_ref().map_or(0, |values| values.0.len());
+    if count <= MAX_VALUES {
+        return Ok(());
+    }
+    Err(sqlx::Error::InvalidArgument(format!("a statement has {count} values, and PostgreSQL takes {MAX_VALUES}")))
+}
+
 fn query(statement: Statement) -> sqlx::query::Query<'static, sqlx::Postgres, SqlxValues> {
     let values = statement.values.unwrap_or_else(|| Values(Vec::new()));
     sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
@@ -55,6 +68,7 @@ fn query_error(error: sqlx::Error) -> DbErr {
 }
 
 async fn execute(lease: &mut Lease, statement: Statement) -> Result<PgQueryResult, sqlx::Error> {
+    check_values(&statement)?;
     lease.run(move |connection| Box::pin(query(statement).execute(connection))).await
 }
 
@@ -64,10 +78,12 @@ async fn execute_unprepared(lease: &mut Lease, sql: &str) -> Result<PgQueryResul
 }
 
 async fn fetch(lease: &mut Lease, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
+    check_values(&statement)?;
     lease.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_all(connection))).await
 }
 
 async fn fetch_one(lease: &mut Lease, statement: Statement) -> Result<Option<PgRow>, sqlx::Error> {
+    check_values(&statement)?;
     lease.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_optional(connection))).await
 }
 

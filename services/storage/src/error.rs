@@ -29,6 +29,18 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The SQLite file is another user's.
+    #[error("the database's file cannot be used")]
+    Exposed(#[from] crate::ownership::Exposed),
+    /// The permissions of the SQLite file could not be set.
+    #[error("the permissions of the database's file {file} could not be set")]
+    Permissions {
+        /// The file.
+        file: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A statement failed.
     #[error("the database refused a statement")]
     Statement(#[source] DbErr),
@@ -74,12 +86,13 @@ impl Error {
     /// not there), or whom it names: a wrong password (28P01), a user who may not connect (28000), no such database (3D000).
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Url | Self::UrlMalformed => true,
+            Self::Url | Self::UrlMalformed | Self::Exposed(_) => true,
             Self::Connect(error) => {
                 matches!(sqlx(error), Some(sea_orm::sqlx::Error::Configuration(_)))
                     || code(error).is_some_and(|code| matches!(code.as_str(), "28P01" | "28000" | "3D000"))
             }
             Self::Folder { .. }
+            | Self::Permissions { .. }
             | Self::Statement(_)
             | Self::ReadOnly
             | Self::Begin(_)
@@ -161,6 +174,8 @@ impl Error {
             | Self::UrlMalformed
             | Self::Connect(_)
             | Self::Folder { .. }
+            | Self::Exposed(_)
+            | Self::Permissions { .. }
             | Self::ReadOnly
             | Self::Corrupt { .. }
             | Self::Panicked

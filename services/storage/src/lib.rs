@@ -8,6 +8,7 @@
 //! - [`migrate`]: the schema is brought up to date under a lock
 //! - [`transact`]: a change and its events are committed together, or not at all
 //! - [`outbox`]: events that wait to be sent
+//! - [`ownership`]: whose files these are
 //! - `url`: the URLs of SQLite files
 
 pub mod connect;
@@ -16,6 +17,7 @@ pub mod error;
 mod metrics;
 pub mod migrate;
 pub mod outbox;
+pub mod ownership;
 mod patience;
 mod postgres;
 pub mod probe;

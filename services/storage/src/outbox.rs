@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use kernel::{Clock, SystemClock, Timestamp};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Set,
+    Statement,
 };
 use telemetry::TraceEvent;
 use uuid::{Builder, Uuid};
@@ -63,6 +64,8 @@ pub struct Backlog {
 
 /// What was refused for less long may only be ahead of a store that is upgraded next.
 pub const REFUSED_FOR_LONG: Duration = Duration::from_secs(86_400);
+/// Clocks of two machines differ by less.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 /// Refused events that are put back in one transaction.
 const REQUEUE_CHUNK: usize = 500;
 
@@ -204,14 +207,20 @@ impl Outbox {
         }
     }
 
-    /// Makes `owner` the owner of events that others have left lying since before `before`; says how many.
+    /// Makes `owner` the owner of events that others have left lying since before `before`; says how many. Those that were
+    /// written later than now were written by a clock that was set back since, and are left too.
     ///
     /// # Errors
     /// The database refused.
     pub async fn adopt(&self, owner: &str, before: Timestamp) -> Result<u64, Error> {
+        let beyond = SystemClock.now().max(before).plus(CLOCK_TOLERANCE);
+        let is_left = move || {
+            let written = row::Column::CreateTime;
+            Condition::any().add(written.lt(before.as_micros())).add(written.gt(beyond.as_micros()))
+        };
         let left = row::Entity::find()
             .filter(row::Column::Owner.ne(owner))
-            .filter(row::Column::CreateTime.lt(before.as_micros()))
+            .filter(is_left())
             .limit(1)
             .all(self.db.read())
             .await?;
@@ -226,7 +235,7 @@ impl Outbox {
                     let adopted = row::Entity::update_many()
                         .col_expr(row::Column::Owner, owner.clone().into())
                         .filter(row::Column::Owner.ne(owner))
-                        .filter(row::Column::CreateTime.lt(before.as_micros()))
+                        .filter(is_left())
                         .exec(tx.conn())
                         .await?;
                     Ok::<_, Error>(adopted.rows_affected)

@@ -404,6 +404,8 @@ fn copy(error: &Arc<Error>) -> Error {
         Error::Url
         | Error::UrlMalformed
         | Error::Folder { .. }
+        | Error::Exposed(_)
+        | Error::Permissions { .. }
         | Error::ReadOnly
         | Error::Corrupt { .. }
         | Error::Panicked

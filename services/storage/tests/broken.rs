@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
+use sea_orm::{ConnectionTrait, FromQueryResult, Statement, Value};
 use storage::{Database, Error, Migration, Options};
 use telemetry::ErrorClass;
 use testdb::{End, Proxy, Server};
@@ -303,8 +303,34 @@ async fn what_a_server_cannot_do_here_and_now_is_unavailable_and_what_is_wrong_i
     for code in ["57014", "55P03"] {
         assert_eq!(raise(code).await.class(), Some(ErrorClass::Timeout), "{code}");
     }
-    for code in ["22012", "23505", "23514", "42601", "42P01", "42501", "XX000", "XX001", "P0001"] {
+    for code in ["22012", "22021", "22P05", "23505", "23514", "42601", "42P01", "42501", "XX000", "XX001", "P0001"] {
         let refused = raise(code).await;
         assert!(!refused.is_unavailable() && refused.class().is_none(), "{code}: {refused:?}");
+    }
+}
+
+/// A NUL in a text (22021), and more values than the protocol can count: neither is the connection's fault.
+#[tokio::test]
+async fn a_statement_that_fails_for_its_data_is_not_unavailable_and_costs_no_connection() {
+    let Some(place) = testdb::postgres() else { return };
+    let options = Options { schema: place.schema.clone(), max_connections: 1, ..Options::default() };
+    let db = Database::connect(&place.url, &options).await.expect("a database");
+    let process = async || {
+        let select = Statement::from_string(db.read().get_database_backend(), "SELECT pg_backend_pid() AS pid");
+        let row = db.read().query_one_raw(select).await.expect("an answer").expect("a row");
+        row.try_get::<i32>("", "pid").expect("a process")
+    };
+    let before = process().await;
+    let many = vec![Value::from(1_i32); 65_536];
+    for (sql, values) in [("SELECT $1::text", vec![Value::from("a\0b")]), ("SELECT $1", many)] {
+        let select = Statement::from_sql_and_values(db.read().get_database_backend(), sql, values);
+        let refused = Error::from(db.read().query_one_raw(select.clone()).await.expect_err(sql));
+        assert!(!refused.is_unavailable() && refused.class().is_none() && !refused.may_come_up(), "{sql}: {refused:?}");
+        let refused = db.transact(move |tx| {
+            let select = select.clone();
+            Box::pin(async move { Ok::<_, Error>(tx.conn().query_one_raw(select).await.map(drop)?) })
+        });
+        assert!(!refused.await.expect_err(sql).is_unavailable(), "{sql}");
+        assert_eq!(process().await, before, "{sql}: the pool's one connection is the same");
     }
 }

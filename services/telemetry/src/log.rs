@@ -28,6 +28,10 @@ pub enum Form {
 /// Targets of OpenTelemetry's crates.
 const SDK: [&str; 3] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry-otlp"];
 
+/// Libraries' lines that any caller can cause at any rate, and the level that they are logged at unless the directives name them:
+/// h2 writes a WARN for each connection whose peer breaks its rules (`mesh.server.refusals` counts these).
+const AT_CALLERS_RATE: [(&str, LevelFilter); 1] = [("h2", LevelFilter::ERROR)];
+
 /// The filter of log lines. The SDK logs every failed batch: without a level of its own (`OTEL_LOG_LEVEL`) its lines are left
 /// out, unless the directives name it. Failing exports are logged once, by [`crate::reachability`].
 ///
@@ -37,6 +41,13 @@ pub(crate) fn filter(directives: &str, sdk: Option<LevelFilter>) -> Result<EnvFi
     let mut filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(directives)?;
     let names = directives.split(',').filter_map(|directive| directive.trim().split(['=', '[']).next());
     let named: Vec<&str> = names.filter(|name| !name.is_empty()).collect();
+    let all = directives.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    let of_all = all.filter_map(|directive| directive.parse::<LevelFilter>().ok()).next_back();
+    for (target, level) in AT_CALLERS_RATE {
+        if of_all.is_none_or(|of_all| of_all > level) && !named.iter().any(|name| target.starts_with(name)) {
+            filter = filter.add_directive(format!("{target}={level}").parse()?);
+        }
+    }
     for target in SDK {
         // A directive is about all targets that begin with its name.
         let is_named = named.iter().any(|name| target.starts_with(name));
@@ -174,18 +185,22 @@ mod tests {
 
     /// The messages that are logged with a filter.
     fn logged(directives: &str, sdk: Option<LevelFilter>) -> String {
-        let written = Written::default();
-        let writer = written.clone();
-        let lines = Lines { form: Form::Json, service: "order".into(), instance: "order-1".into() };
-        let log = tracing_subscriber::fmt::layer().event_format(lines).with_writer(move || writer.clone());
-        let log = log.with_filter(filter(directives, sdk).expect("directives").or(full_queues()));
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(log), || {
+        messages(directives, sdk, || {
             tracing::info!(target: "ordermesh", "ours");
             tracing::error!(target: "opentelemetry_sdk", "the SDK's");
             tracing::error!(target: "opentelemetry-otlp", "the exporter's");
             tracing::debug!(target: "opentelemetry-otlp", "the exporter's details");
             tracing::warn!(name: "BatchSpanProcessor.SpanDroppingStarted", target: "opentelemetry_sdk", "full");
-        });
+        })
+    }
+
+    fn messages(directives: &str, sdk: Option<LevelFilter>, write: impl FnOnce()) -> String {
+        let written = Written::default();
+        let writer = written.clone();
+        let lines = Lines { form: Form::Json, service: "order".into(), instance: "order-1".into() };
+        let log = tracing_subscriber::fmt::layer().event_format(lines).with_writer(move || writer.clone());
+        let log = log.with_filter(filter(directives, sdk).expect("directives").or(full_queues()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(log), write);
         let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("text");
         let messages = text.lines().map(|line| {
             let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
@@ -207,6 +222,25 @@ mod tests {
         assert_eq!(level("info,opentelemetry_sdk=off", LevelFilter::ERROR), "ours, the SDK's, the exporter's, full");
         assert_eq!(level("warn", LevelFilter::DEBUG), "the SDK's, the exporter's, the exporter's details, full");
         assert_eq!(level("debug,opentelemetry=debug", LevelFilter::OFF), "ours, full");
+    }
+
+    /// Rapid resets and the like: a line per connection, at the rate of whoever makes them.
+    #[test]
+    fn what_a_rude_peer_makes_h2_write_is_left_out_unless_a_setting_names_it() {
+        let logged = |directives| {
+            messages(directives, None, || {
+                tracing::warn!(target: "ordermesh", "ours");
+                tracing::warn!(target: "h2::proto::streams", "a peer's");
+                tracing::error!(target: "h2::proto", "h2's own");
+            })
+        };
+        for directives in ["info", "warn", "", "trace", "debug,mesh=trace"] {
+            assert_eq!(logged(directives), "ours, h2's own", "{directives}");
+        }
+        assert_eq!(logged("info,h2=warn"), "ours, a peer's, h2's own");
+        assert_eq!(logged("info,h2=off"), "ours");
+        assert_eq!(logged("off"), "");
+        assert_eq!(logged("error"), "h2's own");
     }
 
     #[test]

@@ -52,6 +52,16 @@ pub fn shared() -> Option<&'static Server> {
     SHARED.get_or_init(|| Server::start(&[])).as_ref()
 }
 
+/// Writes a secret's file, which nobody else may read.
+///
+/// # Panics
+/// It cannot be written.
+pub fn write_secret(path: impl AsRef<std::path::Path>, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::write(&path, text).expect("written");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("ours");
+}
+
 /// A name that nobody else uses.
 pub fn unique(prefix: &str) -> String {
     #[expect(clippy::disallowed_methods, reason = "a name, not an id of the platform's")]

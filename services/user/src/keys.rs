@@ -22,6 +22,7 @@ use jsonwebtoken::EncodingKey;
 use kernel::{Clock, Timestamp};
 use mesh::{KeySource, VerifyingKey};
 use sha2::{Digest, Sha256};
+use storage::ownership::{self, Exposed};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
@@ -45,6 +46,9 @@ pub(crate) enum KeysError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else may read or change it.
+    #[error("the signing keys cannot be used")]
+    Exposed(#[from] Exposed),
     /// Its name does not say when it was made.
     #[error("the signing key {path} must be named after the time it was made, as in 1763856000.pem")]
     Name {
@@ -213,6 +217,7 @@ fn read(directory: &Path) -> Result<Vec<Arc<SigningKey>>, KeysError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(none()),
         entries => entries.map_err(unreadable(directory))?,
     };
+    ownership::check_unwritable(directory)?;
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry.map_err(unreadable(directory))?.path();
@@ -226,6 +231,7 @@ fn read(directory: &Path) -> Result<Vec<Arc<SigningKey>>, KeysError> {
     let mut keys = Vec::with_capacity(paths.len());
     for path in paths {
         let made = made(&path).ok_or_else(|| KeysError::Name { path: path.clone() })?;
+        ownership::check_secret(&path)?;
         let pem = fs::read_to_string(&path).map_err(unreadable(&path))?;
         let key = SigningKey::from_pem(&pem, made).ok_or_else(|| KeysError::Form { path: path.clone() })?;
         keys.push(Arc::new(key));

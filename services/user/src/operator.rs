@@ -39,6 +39,9 @@ pub(crate) enum FileError {
         #[source]
         source: std::io::Error,
     },
+    /// Somebody else may read or change it.
+    #[error("the operator's file cannot be used")]
+    Exposed(#[from] storage::ownership::Exposed),
     /// It says something else.
     #[error("the operator's file {path} must hold one line, as in `operator@example.com PASSWORD`")]
     Form {
@@ -68,6 +71,7 @@ impl Credentials {
 
     /// Reads `EMAIL PASSWORD` from the file's one line.
     pub(crate) fn from_file(path: &Path) -> Result<Self, FileError> {
+        storage::ownership::check_secret(path)?;
         let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
         let line = text.trim();
         let Some((email, password)) = line.split_once(' ').filter(|_| !line.contains('\n')) else {
@@ -173,7 +177,7 @@ mod tests {
     fn read(text: &str) -> Result<Credentials, FileError> {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("operator.txt");
-        std::fs::write(&path, text).expect("written");
+        testdb::write_secret(&path, text);
         Credentials::from_file(&path)
     }
 

@@ -1,5 +1,7 @@
 //! Products: looked up, listed, changed.
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use contracts::common::v1::Money;
 use contracts::data::v1::{ListProductsRequest, Product, UpsertProductRequest};
 use tonic::Code;
@@ -59,6 +61,27 @@ async fn pages_go_to_the_end_without_gaps_or_repeats() {
     }
     assert_eq!(seen, all);
     assert_eq!(list(&world, "p-", 0, &token).await.0, all[6..], "another page size may go on with the token");
+}
+
+/// A page token is not signed: whoever reads one can make another.
+#[tokio::test]
+async fn a_page_token_whose_key_no_product_could_have_is_refused() {
+    let world = World::new().await;
+    let (_, token) = list(&world, "", 1, "").await;
+    let sound = String::from_utf8(URL_SAFE_NO_PAD.decode(token).expect("base64")).expect("a text");
+    for (key, is_sound) in [("A", true), ("A\0B", false), ("a", false), ("", false)] {
+        let page_token = URL_SAFE_NO_PAD.encode(sound.replace("MUG-BLUE", key));
+        let request = ListProductsRequest { page_token, ..Default::default() };
+        match world.catalog().list_products(request).await {
+            Ok(_) => assert!(is_sound, "{key:?}"),
+            Err(refused) => {
+                let expected = violations(&[("page_token", "INVALID_PAGE_TOKEN")]);
+                let found = refusal(Err::<tonic::Response<()>, _>(refused));
+                assert_eq!(found, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected), "{key:?}");
+                assert!(!is_sound, "{key:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ impl Place {
     /// A database of its own, on PostgreSQL when that is asked for: see `testdb`.
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("mesh.secret"), SECRET).expect("written");
+        testdb::write_secret(folder.path().join("mesh.secret"), SECRET);
         let database_url = testdb::place().schema.map(|_| {
             let (server, name) = (testdb::shared().expect("it runs"), testdb::unique("data"));
             server.sql(&format!("CREATE DATABASE {name}"));

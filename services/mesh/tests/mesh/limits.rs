@@ -89,8 +89,8 @@ async fn a_denied_call_takes_no_quota_no_permit_and_no_memory_and_starts_no_hand
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "TOKEN_MISSING"));
     }
     // The twin: who may call, finds that there is none.
-    assert_eq!(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("no permit")), "OVERLOADED");
-    assert_eq!((world.begun(), world.events.take().len()), (0, 0));
+    assert_eq!(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("no memory")), "OUT_OF_MEMORY");
+    assert_eq!((world.begun(), world.events.take().len()), (0, 1), "the twin's alone");
 }
 
 #[tokio::test]

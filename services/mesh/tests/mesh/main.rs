@@ -14,6 +14,7 @@ mod propagation;
 mod readme;
 mod retries;
 mod rude;
+mod shares;
 mod standard;
 mod telemetry;
 mod tls;

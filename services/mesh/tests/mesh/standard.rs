@@ -23,6 +23,22 @@ use crate::world::{Plan, World, reason};
 const OTHER: &[u8] = b"\x0a\x20\x0a\x0bother.proto\x12\x08other.v1\x32\x07\x0a\x05Other";
 
 #[tokio::test]
+async fn reflection_that_is_off_tells_nothing_and_the_rest_is_served() {
+    use v1::server_reflection_request::MessageRequest;
+    let world = World::altered(Plan::default(), |config| config.reflection = false).await;
+    let list = v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(world.stranger());
+    let refused = client.server_reflection_info(futures_util::stream::iter([list])).await.expect_err("it is off");
+    assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused:?}");
+    let mut health = tonic_health::pb::health_client::HealthClient::new(world.stranger());
+    let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
+    health.check(request).await.expect("health is another matter");
+}
+
+#[tokio::test]
 async fn reflection_lists_what_is_served_here_and_resolves_all_else() {
     let world = World::altered(Plan::default(), |config| config.descriptors = &[OTHER]).await;
     let expected = [

@@ -21,6 +21,10 @@ use crate::echo::{SAY, SERVICE};
 use crate::observed::observed;
 use crate::world::{MESH_SECRET, Plan, World, reason};
 
+/// It lives as long as its sender.
+type Connection =
+    (h2::client::SendRequest<Bytes>, h2::client::Connection<tokio_rustls::client::TlsStream<TcpStream>, Bytes>);
+
 const DOMAIN: &str = "test.local";
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -101,9 +105,7 @@ async fn send(world: &World, tls: &ClientTls, request: http::Request<Full<Bytes>
     Ok(raw::send_over(tls.connect(tcp(world).await).await?, request).await)
 }
 
-/// The handshake from the client's side, with a certificate that our own [`Identity`] would not load: what a client reads
-/// first says whether the server took it.
-async fn shown(world: &World, platform: &Platform, issued: &Issued) -> io::Result<()> {
+async fn begun(world: &World, platform: &Platform, issued: &Issued) -> io::Result<Connection> {
     let (chain, key) = pair(issued);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
@@ -116,7 +118,13 @@ async fn shown(world: &World, platform: &Platform, issued: &Issued) -> io::Resul
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let name = "order".try_into().expect("a name");
     let stream = connector.connect(name, tcp(world).await).await?;
-    let (_sender, mut connection) = h2::client::handshake(stream).await.map_err(io::Error::other)?;
+    h2::client::handshake(stream).await.map_err(io::Error::other)
+}
+
+/// The handshake from the client's side, with a certificate that our own [`Identity`] would not load: what a client reads
+/// first says whether the server took it.
+async fn shown(world: &World, platform: &Platform, issued: &Issued) -> io::Result<()> {
+    let (_sender, mut connection) = begun(world, platform, issued).await?;
     let mut pings = connection.ping_pong().expect("the first");
     let connection = tokio::spawn(connection);
     let answered = pings.ping(h2::Ping::opaque()).await.map(drop).map_err(io::Error::other);
@@ -353,4 +361,21 @@ async fn the_mesh_secret_is_for_loopback_alone() {
     let secret = Gatekeeper::new(policies).with_mesh_secret(Secret::new(MESH_SECRET));
     assert_eq!(serve(secret).await.expect_err("refused").kind(), io::ErrorKind::InvalidInput);
     serve(Gatekeeper::new(policies)).await.expect("the twin: without a secret");
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_its_peers_certificate() {
+    observed();
+    let platform = Platform::new();
+    let tls = platform.identity("order").server();
+    let world = World::altered(Plan::default(), |config| (config.service, config.tls) = ("expiring", Some(tls))).await;
+    let names = Names::of_service(DOMAIN, "data");
+    let soon = platform.issue(&names, Validity::from(SystemClock.now(), Duration::from_secs(2)));
+    let (_sender, connection) = begun(&world, &platform, &soon).await.expect("good yet");
+    let (_other, later) = begun(&world, &platform, &platform.issue(&names, today())).await.expect("good");
+    let later = tokio::spawn(later);
+    let ended = tokio::time::timeout(Duration::from_secs(60), connection).await.expect("it ends");
+    assert!(ended.is_ok() || ended.is_err_and(|error| error.is_go_away() || error.is_io()), "told to go");
+    assert!(!later.is_finished(), "the other's is good");
+    assert_eq!(crate::rude::refusals("expiring", "expired"), 1);
 }

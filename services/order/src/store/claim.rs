@@ -10,6 +10,23 @@ use super::{Store, micros};
 use crate::entity::orders;
 use crate::order::Order;
 
+/// How much further in the future than it was set a time may lie before it is taken for one of a clock that was set back since:
+/// clocks of two machines differ by less.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// What is there to claim.
+#[derive(FromQueryResult)]
+struct Look {
+    due: i32,
+    beyond: i32,
+}
+
+/// Nobody has the lease. One that ends later than any that is taken now was taken by a clock that was set back since; that its
+/// owner may be alive costs work and nothing else.
+fn is_free(now: &str, longest: &str) -> String {
+    format!("(lease_until <= {now} OR lease_until > {now} + {longest})")
+}
+
 /// Who drives, and for how long before another may take over.
 #[derive(Clone, Debug)]
 pub struct Lease {
@@ -21,12 +38,26 @@ pub struct Lease {
 
 impl Store {
     /// Claims orders that are due and that nobody drives.
-    pub(crate) async fn claim_due(&self, limit: u64, lease: Lease) -> Result<Vec<Order>, Error> {
+    pub(crate) async fn claim_due(
+        &self,
+        limit: u64,
+        lease: Lease,
+        longest_wait: Duration,
+    ) -> Result<Vec<Order>, Error> {
         // A look first: with nothing due, as nearly always, nothing is written.
         let now = self.now_sql();
-        let due = format!("next_attempt_time <= {now} AND lease_until <= {now}");
-        let look = self.timed(format!("SELECT order_id FROM orders WHERE {due} LIMIT 1"), []);
-        if self.db.read().query_one_raw(look).await?.is_none() {
+        let look = format!(
+            "SELECT CASE WHEN EXISTS (SELECT 1 FROM orders WHERE next_attempt_time <= {now} AND {}) THEN 1 ELSE 0 END AS due, \
+             CASE WHEN EXISTS (SELECT 1 FROM orders WHERE next_attempt_time > {now} + $3) THEN 1 ELSE 0 END AS beyond",
+            is_free(now, "$2")
+        );
+        let longest = micros(lease.length + CLOCK_TOLERANCE);
+        let beyond = micros(longest_wait + CLOCK_TOLERANCE);
+        let look = Look::find_by_statement(self.timed(look, [longest.into(), beyond.into()]));
+        let Some(Look { due, beyond: is_beyond }) = look.one(self.db.read()).await? else { return Ok(Vec::new()) };
+        if is_beyond > 0 {
+            self.pull_in(beyond).await?;
+        } else if due == 0 {
             return Ok(Vec::new());
         }
         let skip_locked = match self.db.backend() {
@@ -35,10 +66,29 @@ impl Store {
         };
         let sql = format!(
             "UPDATE orders SET lease_owner = $2, lease_until = {now} + $3 WHERE order_id IN \
-             (SELECT order_id FROM orders WHERE {due} ORDER BY next_attempt_time LIMIT $4 {skip_locked}) RETURNING *"
+             (SELECT order_id FROM orders WHERE next_attempt_time <= {now} AND {} \
+             ORDER BY next_attempt_time LIMIT $4 {skip_locked}) RETURNING *",
+            is_free(now, "$5")
         );
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.claim(sql, vec![lease.owner.into(), micros(lease.length).into(), limit.into()]).await
+        let values = vec![lease.owner.into(), micros(lease.length).into(), limit.into(), longest.into()];
+        self.claim(sql, values).await
+    }
+
+    /// Makes due what is due later than any wait takes: the clock that said so was set back since.
+    async fn pull_in(&self, beyond: i64) -> Result<(), Error> {
+        let store = self.clone();
+        let now = self.now_sql();
+        let sql = format!("UPDATE orders SET next_attempt_time = {now} WHERE next_attempt_time > {now} + $2");
+        self.db
+            .transact(move |tx| {
+                let statement = store.timed(sql.clone(), [beyond.into()]);
+                Box::pin(async move {
+                    tx.conn().execute_raw(statement).await?;
+                    Ok::<_, Error>(())
+                })
+            })
+            .await
     }
 
     /// Claims one order, if it is due and nobody drives it.
@@ -46,9 +96,11 @@ impl Store {
         let now = self.now_sql();
         let sql = format!(
             "UPDATE orders SET lease_owner = $2, lease_until = {now} + $3 \
-             WHERE order_id = $4 AND next_attempt_time <= {now} AND lease_until <= {now} RETURNING *"
+             WHERE order_id = $4 AND next_attempt_time <= {now} AND {} RETURNING *",
+            is_free(now, "$5")
         );
-        let values = vec![lease.owner.into(), micros(lease.length).into(), id.as_uuid().into()];
+        let longest = micros(lease.length + CLOCK_TOLERANCE);
+        let values = vec![lease.owner.into(), micros(lease.length).into(), id.as_uuid().into(), longest.into()];
         Ok(self.claim(sql, values).await?.pop())
     }
 

@@ -78,7 +78,7 @@ impl Store {
     /// then stays as it is.
     ///
     /// # Errors
-    /// Not enough stock, or the database: nothing was changed.
+    /// Not enough stock, more than the customer may hold unpaid, or the database: nothing was changed.
     pub(crate) async fn create(
         &self,
         operation: &Operation,
@@ -94,6 +94,7 @@ impl Store {
                 let (store, operation, order, lease) = (store.clone(), operation.clone(), order.clone(), lease.clone());
                 let fingerprint = fingerprint.clone();
                 Box::pin(async move {
+                    store.check_unpaid(tx, order.user, &order.lines).await?;
                     let due = store.insert_order(tx, &order, request, &fingerprint, &lease).await?;
                     let Some(due) = due else { return Ok(None) };
                     insert_lines(tx, &order).await?;

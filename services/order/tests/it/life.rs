@@ -261,3 +261,49 @@ async fn a_stalled_owner_does_not_drop_the_lease_of_the_one_who_took_over() {
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;
 }
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_keeps_neither_a_dead_instances_lease_nor_a_due_time_for_an_hour() {
+    let world = World::new().await;
+    // One whose instance died with its lease, and one that waits for its next try.
+    let leased = world.abandoned_order().await;
+    world.clock.advance(LEASE);
+    world.payments.will([Reply::Silent]);
+    let driver = world.instance("order-2");
+    assert_eq!(driver.drive_due().await.expect("it looks"), 1);
+    let waits = leased;
+    let leased = world.abandoned_order().await;
+    world.clock.set_back(HOUR);
+    assert_eq!(driver.drive_due().await.expect("it looks"), 2, "both are due, whatever the clock was");
+    for id in [leased, waits] {
+        assert_eq!(world.history(id).await, WHOLE_LIFE);
+    }
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn a_wake_does_not_wait_for_a_lease_of_a_clock_that_was_set_back() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    world.clock.set_back(HOUR);
+    world.instance("order-2").wake(id).await.expect("it is heard");
+    world.settle().await;
+    assert_eq!(world.history(id).await, WHOLE_LIFE);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_forward_while_an_order_is_driven_does_nothing_twice() {
+    let world = World::new().await;
+    let id = world.abandoned_order().await;
+    world.clock.advance(LEASE);
+    let stalled = world.stalled(id, Reply::answer_held).await;
+    world.clock.advance(HOUR);
+    let second = world.instance("order-3");
+    assert_eq!(second.drive_due().await.expect("it looks"), 1, "the lease is over by this clock");
+    stalled.let_go().await;
+    assert_eq!(world.history(id).await, WHOLE_LIFE);
+    world.settle().await;
+    assert_eq!(world.stock("MUG").await, (10, 2));
+}

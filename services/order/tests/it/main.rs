@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - `world`, `fakes`, `invariants`: the domain on a real store, with a clock, peers and faults that obey the test
-//! - `life`, `create`, `cancel`, `stock`, `crash`: its rules
+//! - `life`, `create`, `cancel`, `stock`, `unpaid`, `crash`: its rules
 //! - `system`, `api`, `watching`, `limits`, `keys`: the whole service over real sockets
 //! - `reasons`: the reasons of refusals, which are public
 
@@ -18,5 +18,6 @@ mod limits;
 mod reasons;
 mod stock;
 mod system;
+mod unpaid;
 mod watching;
 mod world;

@@ -296,6 +296,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
             max_message: chassis::ByteSize(64 * 1_024),
             drain_notice: Duration::ZERO,
             drain_timeout: Duration::from_secs(2),
+            reflection: true,
             migrate_only: false,
         },
         user: chassis::UserPeer { user_addresses: vec![users].into(), token_keys: None },
@@ -305,6 +306,8 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
         backoff: if choice.payments_are_down { Duration::from_millis(10) } else { Duration::from_secs(60) },
         backoff_cap: Duration::from_secs(60),
         max_drives: 16,
+        max_unpaid_orders: 100,
+        max_unpaid_units: None,
         create_order_quota: choice.create_order_quota,
         amount_limit: choice.amount_limit.clone(),
         max_watchers: choice.max_watchers,
@@ -319,7 +322,7 @@ impl System {
 
     pub(crate) async fn with(choice: Choice) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("mesh.secret"), MESH_SECRET).expect("a secret");
+        testdb::write_secret(folder.path().join("mesh.secret"), MESH_SECRET);
         let sockets = [free_port(), free_port(), free_port()];
         let addresses = sockets.each_ref().map(|socket| socket.local_addr().expect("an address").to_string());
         let [users, payments_socket, data_socket] = sockets;

@@ -84,7 +84,7 @@ async fn a_stream_ends_with_its_callers_token() {
 }
 
 #[tokio::test]
-async fn streams_are_limited_and_an_ended_one_makes_room() {
+async fn a_customers_streams_are_limited_and_an_ended_one_makes_room() {
     let system = System::with(Choice { max_watchers: 1, ..Choice::default() }).await;
     system.payments.say(PaymentState::Pending);
     let ada = system.person("customer");
@@ -92,8 +92,14 @@ async fn streams_are_limited_and_an_ended_one_makes_room() {
     let mut first = ada.watch(&id, 0).await.expect("his order");
     first.message().await.expect("it goes on").expect("a step");
     let status = ada.watch_to_the_end(&id, 0).await.1.expect_err("too many");
-    assert_eq!(refusal(&status), is(Code::Unavailable, "TOO_MANY_WATCHERS", "order"));
+    assert_eq!(refusal(&status), is(Code::ResourceExhausted, "TOO_MANY_WATCHERS", "order"));
     assert!(retry_after(&status).is_some());
+    // An operator, and another customer, have theirs.
+    let mut others = system.person("operator").watch(&id, 0).await.expect("anybody's order");
+    others.message().await.expect("it goes on").expect("a step");
+    let bob = system.person("customer");
+    let his = bob.create(mugs(1)).await.expect("an order").order_id;
+    bob.watch(&his, 0).await.expect("his order");
     ada.get(&id).await.expect("other calls are served");
     system.payments.was_asked_for(&id).await;
     system.payments.say(PaymentState::Cancelled);

@@ -39,13 +39,19 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "INCORRECT_CVC",
             "USE_OTHER_METHOD",
         ),
-        declined("lost-card", "pm_card_visa_chargeDeclinedLostCard", "GENERIC_DECLINE", "LOST_CARD", "DO_NOT_RETRY"),
+        declined(
+            "lost-card",
+            "pm_card_visa_chargeDeclinedLostCard",
+            "GENERIC_DECLINE",
+            "LOST_CARD",
+            "USE_OTHER_METHOD",
+        ),
         declined(
             "stolen-card",
             "pm_card_visa_chargeDeclinedStolenCard",
             "GENERIC_DECLINE",
             "STOLEN_CARD",
-            "DO_NOT_RETRY",
+            "USE_OTHER_METHOD",
         ),
         declined(
             "processing-error",

@@ -12,7 +12,14 @@ fn what_it_calls_ready_is_ready_and_no_child_outlives_a_killed_supervisor() {
     }
     let password = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("readable");
     let password = password.split_ascii_whitespace().nth(1).expect("a password");
-    assert!(told.contains(&format!("password {password}")), "{told}");
+    assert!(!told.contains(password) && told.contains("operator.txt"), "a pipe is no terminal: {told}");
+    let mode = |name: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::metadata(world.data_dir.join(name)).expect(name).permissions().mode() & 0o077
+    };
+    for name in ["", "order.db", "order.db-wal", "user.db", "gateway.db", "mesh.secret", "operator.txt", "keys"] {
+        assert_eq!(mode(name), 0, "{name} is nobody else's");
+    }
     world.signal("-KILL");
     world.supervisor.wait().expect("it ends");
     world.until_nobody_listens();
@@ -73,4 +80,31 @@ fn a_taken_port_is_named() {
     let told = String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success());
     assert!(told.contains(&format!("127.0.0.1:{} is taken", base + 301)) && told.contains("--port-base"), "{told}");
+}
+
+/// Every user of the machine reads command lines.
+#[test]
+fn a_password_in_a_database_url_leaves_the_command_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Nothing answers there, so that it waits.
+    let port = TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("an address").port();
+    let url = format!("postgres://shop:s3cr3t@127.0.0.1:{port}/shop");
+    let mut service = std::process::Command::new(env!("CARGO_BIN_EXE_ordermesh"))
+        .args(["data", "--database-url", &url, "--data-dir"])
+        .arg(folder.path())
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let of_process = |what: &str| {
+        let read = std::fs::read(format!("/proc/{}/{what}", service.id())).expect("it runs");
+        String::from_utf8_lossy(&read).into_owned()
+    };
+    until("the password has left the command line", || !of_process("cmdline").contains("s3cr3t"));
+    assert!(of_process("cmdline").contains("--data-dir"), "the rest is there");
+    assert!(of_process("environ").contains(&format!("ORDERMESH_DATABASE_URL={url}")));
+    service.kill().expect("it runs");
+    let said = service.wait_with_output().expect("it ends").stderr;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.contains("set ORDERMESH_DATABASE_URL instead") && !said.contains("s3cr3t"), "{said}");
 }

@@ -49,7 +49,9 @@ impl Driver {
     ) -> (Payment, Schedule, Attempt) {
         let now = self.0.parts.clock.now();
         let limit = self.0.parts.options.doubt_limit;
-        let is_past = before.doubt_since.is_some_and(|since| now.since(since) >= limit);
+        // Doubt that begins in the future was begun by a clock that was set back since: it begins anew.
+        let since = before.doubt_since.map(|since| since.min(now));
+        let is_past = since.is_some_and(|since| now.since(since) >= limit);
         let doubt = if is_past { Doubt::PastLimit } else { Doubt::WithinLimit };
         let state = after(before.state, seen.observation, before.asked(), doubt);
         let may_charge = matches!(state, State::Pending | State::InDoubt);
@@ -64,7 +66,7 @@ impl Driver {
             state,
             attempt: before.attempt + 1,
             tries: if asks_again { before.tries.saturating_add(1) } else { 0 },
-            doubt_since: if state == State::InDoubt { before.doubt_since.or(Some(began)) } else { before.doubt_since },
+            doubt_since: if state == State::InDoubt { since.or(Some(began)) } else { since },
             payment_method: before.payment_method.clone().filter(|_| may_charge),
             charge_id: seen.charge_id.clone().or_else(|| before.charge_id.clone()),
             last_error: (asks_again || seen.observation == Observation::Unknown || state == State::RefundRefused)

@@ -19,7 +19,7 @@ impl Driver {
     pub async fn tick(&self) -> Result<Vec<Step>, storage::Error> {
         let count = u32::try_from(MAX_CLAIM).unwrap_or(u32::MAX);
         let mut steps = vec![];
-        for payment in self.0.parts.store.claim_due(count, self.lease()).await? {
+        for payment in self.0.parts.store.claim_due(count, self.lease(), self.longest_wait()).await? {
             let step = self.step(payment).await?;
             if let Step::Settled(settled) = &step {
                 self.announce(settled).await;
@@ -65,6 +65,12 @@ impl Driver {
         }
     }
 
+    /// The wait before the next try: a doubt's end is waited for at most.
+    fn longest_wait(&self) -> Duration {
+        let options = &self.0.parts.options;
+        options.backoff_cap.max(options.doubt_limit)
+    }
+
     async fn claim_due(&self) -> Result<(), storage::Error> {
         loop {
             let mut permits: Vec<Permit> = std::iter::from_fn(|| self.permit()).take(MAX_CLAIM).collect();
@@ -73,7 +79,7 @@ impl Driver {
                 return Ok(());
             }
             let count = u32::try_from(asked).unwrap_or(u32::MAX);
-            let claimed = self.0.parts.store.claim_due(count, self.lease()).await?;
+            let claimed = self.0.parts.store.claim_due(count, self.lease(), self.longest_wait()).await?;
             let is_all = claimed.len() < asked;
             for (payment, permit) in claimed.into_iter().zip(permits.drain(..)) {
                 let driver = self.clone();

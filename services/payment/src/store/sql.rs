@@ -13,7 +13,9 @@ pub(crate) struct Sql {
     pub(crate) write: String,
     pub(crate) writes_attempt: bool,
     pub(crate) claim: String,
-    pub(crate) any_due: String,
+    /// Is anything due, and is anything due later than any wait takes?
+    pub(crate) look: String,
+    pub(crate) pull_in: String,
     pub(crate) claim_due: String,
     pub(crate) free: String,
     pub(crate) in_doubt: String,
@@ -52,18 +54,26 @@ impl Sql {
             writes_attempt: is_postgres,
             claim: format!(
                 "UPDATE payment SET lease_owner = $1, lease_until = {now} + $2 \
-                 WHERE order_id = $4 AND next_attempt_time <= {now} AND lease_until <= {now} RETURNING *",
+                 WHERE order_id = $4 AND next_attempt_time <= {now} AND {free} RETURNING *",
                 now = now("$3"),
+                free = is_free(&now("$3"), "$5"),
             ),
-            any_due: format!(
-                "SELECT 1 AS due FROM payment WHERE next_attempt_time <= {now} AND lease_until <= {now} LIMIT 1",
+            look: format!(
+                "SELECT CASE WHEN EXISTS (SELECT 1 FROM payment WHERE next_attempt_time <= {now} AND {free}) THEN 1 ELSE 0 END \
+                 AS due, CASE WHEN EXISTS (SELECT 1 FROM payment WHERE next_attempt_time > {now} + $3) THEN 1 ELSE 0 END AS beyond",
+                now = now("$1"),
+                free = is_free(&now("$1"), "$2"),
+            ),
+            pull_in: format!(
+                "UPDATE payment SET next_attempt_time = {now} WHERE next_attempt_time > {now} + $2",
                 now = now("$1"),
             ),
             claim_due: format!(
                 "UPDATE payment SET lease_owner = $1, lease_until = {now} + $2 WHERE order_id IN \
-                 (SELECT order_id FROM payment WHERE next_attempt_time <= {now} AND lease_until <= {now} \
+                 (SELECT order_id FROM payment WHERE next_attempt_time <= {now} AND {free} \
                  ORDER BY next_attempt_time LIMIT $4 {skip_locked}) RETURNING *",
                 now = now("$3"),
+                free = is_free(&now("$3"), "$5"),
             ),
             free: "UPDATE payment SET lease_owner = NULL, lease_until = 0 \
                  WHERE lease_owner = $1 AND next_attempt_time IS NOT NULL"
@@ -73,6 +83,12 @@ impl Sql {
                 .to_owned(),
         }
     }
+}
+
+/// Nobody has the lease. One that ends later than any that is taken now was taken by a clock that was set back since; that its
+/// owner may be alive costs work and nothing else.
+fn is_free(now: &str, longest: &str) -> String {
+    format!("(lease_until <= {now} OR lease_until > {now} + {longest})")
 }
 
 /// The compare-and-set.

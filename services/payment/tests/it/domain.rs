@@ -474,3 +474,51 @@ async fn an_account_tells_the_attempts_and_what_the_gateway_has() {
     world.gateway.falls_silent(true);
     assert_eq!(world.reconciler().account(world.order_id).await.expect("an account").ledger, Ledger::NoAnswer);
 }
+
+const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_makes_doubt_last_its_limit_and_not_an_hour() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.falls_silent(true);
+    world.process(&one).await;
+    world.clock.set_back(HOUR);
+    let began = world.clock.now();
+    for _ in 0..20 {
+        if world.state().await != State::InDoubt {
+            break;
+        }
+        let steps = one.driver.tick().await.expect("a try");
+        if steps.is_empty() {
+            world.when_due(&one).await;
+        }
+    }
+    assert_eq!(world.state().await, State::Cancelling);
+    let took = world.clock.now().since(began);
+    assert!(took <= DOUBT_LIMIT * 2, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_dead_instances_lease_of_a_clock_that_was_set_back_is_taken_over() {
+    let world = World::new().await;
+    let stop = Some((FaultPoint::BeforeEffect, State::Pending));
+    let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(stop))), 8);
+    world.process(&one).await;
+    world.clock.set_back(HOUR);
+    assert_eq!(world.instance("two").driver.tick().await.expect("a try").len(), 1);
+    assert_eq!(world.state().await, State::Succeeded);
+    assert_eq!(world.gateway.money_taken(), 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_forward_charges_nothing_twice() {
+    let world = World::new().await;
+    let one = world.instance("one");
+    world.gateway.script([Turn::AnswerLost]);
+    world.process(&one).await;
+    world.clock.advance(HOUR);
+    world.later(&one, 3).await;
+    assert!(world.gateway.money_taken() <= 1);
+    assert_eq!(world.state().await, State::Succeeded);
+}

@@ -181,6 +181,13 @@ async fn a_settled_event_is_gone_and_a_left_one_is_adopted() {
     let later = kernel::Timestamp::from_micros(i64::MAX);
     assert_eq!(db.outbox().adopt("test-2", later).await.expect("adopted"), 1);
     assert_eq!(db.outbox().waiting("test-2", 10).await.expect("events"), events[1..]);
+    let past = kernel::Timestamp::default();
+    assert_eq!(db.outbox().adopt("test-3", past).await.expect("it looks"), 0, "it was written after that");
+    let hour = std::time::Duration::from_secs(3_600).as_micros();
+    let sql = format!("UPDATE outbox SET create_time = create_time + {hour}");
+    sea_orm::ConnectionTrait::execute_unprepared(db.read(), &sql).await.expect("the clock was set back since");
+    assert_eq!(db.outbox().adopt("test-2", past).await.expect("its own"), 0);
+    assert_eq!(db.outbox().adopt("test-3", past).await.expect("adopted"), 1);
     db.outbox().settle(vec![], vec![(events[1].clone(), "no such type".into())]).await.expect("settled");
     assert_eq!(db.outbox().backlog().await.expect("counts").waiting, 0);
     assert_eq!(db.outbox().all().await.expect("events").refused, events[1..]);

@@ -24,7 +24,7 @@ fn clock() -> Arc<ManualClock> {
 fn add(directory: &Path, name: &str) -> String {
     let key = SigningKey::generate();
     fs::create_dir_all(directory).expect("a folder");
-    fs::write(directory.join(name), key.to_pem().expect("a PEM")).expect("written");
+    testdb::write_secret(directory.join(name), &key.to_pem().expect("a PEM"));
     key.kid
 }
 
@@ -88,7 +88,7 @@ fn what_cannot_be_read_is_named_and_keeps_the_keys_as_they_were() {
     add(&directory, "mine.pem");
     assert!(matches!(store.reload(), Err(KeysError::Name { path }) if path.ends_with("mine.pem")));
     fs::remove_file(directory.join("mine.pem")).expect("removed");
-    fs::write(directory.join("2.pem"), "no key").expect("written");
+    testdb::write_secret(directory.join("2.pem"), "no key");
     assert!(matches!(store.reload(), Err(KeysError::Form { path }) if path.ends_with("2.pem")));
     fs::remove_file(directory.join("2.pem")).expect("removed");
     fs::write(directory.join("README"), "not looked at").expect("written");

@@ -128,7 +128,7 @@ async fn the_public_keys_are_open_to_all_and_survive_a_restart() {
 async fn the_operator_of_the_file_logs_in_at_once_and_no_call_makes_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("operator.txt");
-    std::fs::write(&file, format!("operator@ordermesh.local {PASSWORD}\n")).expect("written");
+    testdb::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
     let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8")];
     let world = World::start_with(folder, &flags).await;
     let taken = pb::RegisterRequest { email: "operator@ordermesh.local".into(), ..ada() };
@@ -144,7 +144,7 @@ async fn two_instances_that_start_at_once_agree_on_keys_sessions_and_the_operato
     let folder = tempfile::tempdir().expect("a folder");
     let shared = folder.path().display().to_string();
     let file = folder.path().join("operator.txt");
-    std::fs::write(&file, format!("operator@ordermesh.local {PASSWORD}\n")).expect("written");
+    testdb::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
     // The later --data-dir counts: the second folder stays empty.
     let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8"), "--data-dir", &shared];
     let second = tempfile::tempdir().expect("a folder");

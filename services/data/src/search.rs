@@ -1,0 +1,249 @@
+//! Who may search the catalogue: a search reads all of it, and anybody may ask for one. Searches have a part of the database's
+//! connections, so that lookups never wait for them, and an address has a share of that part.
+//!
+//! When too many wait, the newest of the address that holds most is refused, and not the newcomer.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::error::Error;
+
+/// The most searches that wait for one of those that run.
+const MAX_WAITING: usize = 64;
+
+/// Where a search comes from; `None`: nobody knows, and all of these are one.
+pub(crate) type Address = Option<IpAddr>;
+
+/// The searches that run and that wait. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Searches(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    max_running: usize,
+    /// Of one address, so that there is room for another.
+    max_running_of_one: usize,
+    max_waiting: usize,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    addresses: HashMap<Address, Held>,
+    /// Oldest first.
+    waiting: Vec<Waiting>,
+    served: u64,
+}
+
+/// What an address has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    running: usize,
+    waiting: usize,
+    /// Which search of all was its last to begin.
+    last_served: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    address: Address,
+    grant: oneshot::Sender<Permit>,
+}
+
+/// A search may run as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    shared: Arc<Shared>,
+    address: Address,
+}
+
+impl Searches {
+    /// With a quarter of the connections, one at least.
+    pub(crate) fn new(connections: u32) -> Self {
+        let quarter = usize::try_from(connections / 4).unwrap_or(usize::MAX).max(1);
+        Self::with(quarter, MAX_WAITING)
+    }
+
+    fn with(max_running: usize, max_waiting: usize) -> Self {
+        let max_running_of_one = (max_running / 2).max(1);
+        Self(Arc::new(Shared { max_running, max_running_of_one, max_waiting, queue: Mutex::default() }))
+    }
+
+    /// Waits for its turn.
+    ///
+    /// # Errors
+    /// Too many wait, and its address has most of them.
+    pub(crate) async fn enter(&self, address: Address) -> Result<Permit, Error> {
+        let (grant, granted) = oneshot::channel();
+        self.0.queue().admit(Waiting { address, grant }, self.0.max_waiting)?;
+        self.0.grant();
+        granted.await.map_err(|_| Error::TooManySearches)
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets searches begin while there is room. What is sent to a caller that has gone comes back as it is dropped, which
+    /// takes the lock again: so it is sent without.
+    fn grant(self: &Arc<Self>) {
+        loop {
+            let Some(Waiting { address, grant }) = self.queue().next(self.max_running, self.max_running_of_one) else {
+                return;
+            };
+            drop(grant.send(Permit { shared: self.clone(), address }));
+        }
+    }
+}
+
+impl Queue {
+    fn admit(&mut self, newcomer: Waiting, max_waiting: usize) -> Result<(), Error> {
+        self.forget_gone();
+        if self.waiting.len() >= max_waiting {
+            let of_newcomer = self.held(newcomer.address) + 1;
+            let crowds = |waiting: &Waiting| self.held(waiting.address) > of_newcomer;
+            let most =
+                self.waiting.iter().filter(|waiting| crowds(waiting)).map(|waiting| self.held(waiting.address)).max();
+            let Some(most) = most else { return Err(Error::TooManySearches) };
+            let newest = self.waiting.iter().rposition(|waiting| self.held(waiting.address) == most);
+            if let Some(newest) = newest {
+                self.leave(newest);
+            }
+        }
+        self.addresses.entry(newcomer.address).or_default().waiting += 1;
+        self.waiting.push(newcomer);
+        Ok(())
+    }
+
+    /// The next to begin: of the address that runs fewest and was served longest ago.
+    fn next(&mut self, max_running: usize, max_running_of_one: usize) -> Option<Waiting> {
+        self.forget_gone();
+        if self.addresses.values().map(|held| held.running).sum::<usize>() >= max_running {
+            return None;
+        }
+        let of = |waiting: &Waiting| self.addresses.get(&waiting.address).copied().unwrap_or_default();
+        let turns = self.waiting.iter().enumerate().map(|(index, waiting)| (of(waiting), index));
+        let (_, index) = turns
+            .filter(|(held, _)| held.running < max_running_of_one)
+            .min_by_key(|(held, index)| (held.running, held.last_served, *index))?;
+        self.served += 1;
+        let next = self.waiting.get(index)?.address;
+        let held = self.addresses.entry(next).or_default();
+        held.running += 1;
+        held.last_served = self.served;
+        Some(self.leave(index))
+    }
+
+    fn held(&self, address: Address) -> usize {
+        self.addresses.get(&address).map_or(0, |held| held.running + held.waiting)
+    }
+
+    fn leave(&mut self, index: usize) -> Waiting {
+        let left = self.waiting.remove(index);
+        self.change(left.address, |held| held.waiting = held.waiting.saturating_sub(1));
+        left
+    }
+
+    fn forget_gone(&mut self) {
+        while let Some(gone) = self.waiting.iter().position(|waiting| waiting.grant.is_closed()) {
+            self.leave(gone);
+        }
+    }
+
+    /// An address that holds nothing is forgotten.
+    fn change(&mut self, address: Address, change: impl FnOnce(&mut Held)) {
+        let held = self.addresses.entry(address).or_default();
+        change(held);
+        if held.running + held.waiting == 0 {
+            self.addresses.remove(&address);
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.shared.queue().change(self.address, |held| held.running = held.running.saturating_sub(1));
+        self.shared.grant();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    type Entering = Pin<Box<dyn Future<Output = Result<Permit, Error>>>>;
+
+    fn address(last: u8) -> Address {
+        Some(IpAddr::from([192, 0, 2, last]))
+    }
+
+    fn enter(searches: &Searches, last: u8) -> Entering {
+        let searches = searches.clone();
+        let mut entering: Entering = Box::pin(async move { searches.enter(address(last)).await });
+        assert!(poll(&mut entering).is_none_or(|entered| entered.is_ok()), "refused at once");
+        entering
+    }
+
+    /// `None`: it waits. A permit that is got is given back.
+    fn poll(entering: &mut Entering) -> Option<Result<(), Error>> {
+        match entering.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(entered) => Some(entered.map(drop)),
+            Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_has_its_share_of_what_runs_and_the_next_turn_is_anothers() {
+        let searches = Searches::with(2, 8);
+        let first = searches.enter(address(1)).await.expect("there is room");
+        let mut second = enter(&searches, 1);
+        assert!(poll(&mut second).is_none(), "the other place is for other addresses");
+        let other = searches.enter(address(2)).await.expect("its place");
+        let mut third = enter(&searches, 3);
+        assert!(poll(&mut third).is_none(), "two run");
+        drop(first);
+        assert!(matches!(poll(&mut third), Some(Ok(()))), "an address that was not served yet comes first");
+        assert!(matches!(poll(&mut second), Some(Ok(()))));
+        drop(other);
+        assert!(searches.0.queue().addresses.is_empty(), "nothing is remembered of those that have gone");
+    }
+
+    #[tokio::test]
+    async fn when_it_is_crowded_the_address_that_holds_most_gives_way() {
+        let searches = Searches::with(1, 3);
+        let running = searches.enter(address(1)).await.expect("there is room");
+        let mut attack: Vec<_> = (0..3).map(|_| enter(&searches, 1)).collect();
+        assert!(matches!(searches.enter(address(1)).await, Err(Error::TooManySearches)));
+        let mut honest = enter(&searches, 2);
+        assert!(matches!(poll(&mut attack[2]), Some(Err(Error::TooManySearches))), "its newest");
+        assert!(poll(&mut honest).is_none() && poll(&mut attack[0]).is_none() && poll(&mut attack[1]).is_none());
+        drop(running);
+        assert!(matches!(poll(&mut honest), Some(Ok(()))), "before what the crowding address sent earlier");
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_has_gone_leaves_its_place() {
+        let searches = Searches::with(1, 2);
+        let running = searches.enter(address(1)).await.expect("there is room");
+        let gone = [enter(&searches, 2), enter(&searches, 3)];
+        drop(gone);
+        let mut waits = [enter(&searches, 4), enter(&searches, 5)];
+        drop(running);
+        assert!(waits.iter_mut().all(|waiting| matches!(poll(waiting), Some(Ok(())))));
+        assert!(searches.0.queue().addresses.is_empty() && searches.0.queue().waiting.is_empty());
+    }
+
+    #[test]
+    fn searches_have_a_quarter_of_the_connections_and_one_at_least() {
+        assert_eq!([1, 4, 8, 40].map(|connections| Searches::new(connections).0.max_running), [1, 1, 2, 10]);
+    }
+}

@@ -1,0 +1,137 @@
+//! A request as a whole: what serves it begins when its one message is there, so a caller who sends slowly holds nothing but
+//! the memory that its bytes are charged to.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body as _;
+use http_body_util::{BodyExt, Full};
+use tokio::time::timeout;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::status::mesh_status;
+use crate::wire::Request;
+
+/// For all of a message. The longest from outside is short; services' calls have a network without strangers.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a request is not there as a whole.
+pub(crate) enum NotWhole {
+    /// It is refused, or its caller has gone.
+    Broken(Status),
+    TooSlow(Status),
+}
+
+pub(crate) type Whole = Result<Request, NotWhole>;
+
+/// Reads it.
+pub(crate) fn whole(request: Request) -> Reading {
+    let (head, body) = request.into_parts();
+    Reading { head: Some(head), body, read: vec![] }
+}
+
+/// Ready when the request is there.
+pub(crate) struct Reading {
+    /// There until then.
+    head: Option<http::request::Parts>,
+    body: Body,
+    read: Vec<Bytes>,
+}
+
+impl Reading {
+    /// For the time that is given to a message.
+    pub(crate) async fn in_time(self) -> Whole {
+        timeout(MESSAGE_TIMEOUT, self).await.unwrap_or_else(|_elapsed| {
+            let message = format!("the request was not there after {} s", MESSAGE_TIMEOUT.as_secs());
+            Err(NotWhole::TooSlow(mesh_status(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", message)))
+        })
+    }
+
+    fn message(&mut self) -> Body {
+        let message = match self.read.as_mut_slice() {
+            [] => return Body::empty(),
+            [only] => std::mem::take(only),
+            frames => frames.concat().into(),
+        };
+        Body::new(Full::new(message).map_err(|never| match never {}))
+    }
+}
+
+impl Future for Reading {
+    type Output = Whole;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Whole> {
+        let this = self.get_mut();
+        while !this.body.is_end_stream() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => this.read.extend(frame.into_data().ok()),
+                Some(Err(status)) => return Poll::Ready(Err(NotWhole::Broken(status))),
+                None => break,
+            }
+        }
+        let message = this.message();
+        Poll::Ready(match this.head.take() {
+            Some(head) => Ok(Request::from_parts(head, message)),
+            None => Err(NotWhole::Broken(Status::internal("a request is read once"))),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+    use tokio::sync::mpsc;
+
+    fn request() -> (mpsc::UnboundedSender<Result<Frame<Bytes>, Status>>, Request) {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+        (sender, Request::new(Body::new(StreamBody::new(frames))))
+    }
+
+    fn data(bytes: &'static [u8]) -> Result<Frame<Bytes>, Status> {
+        Ok(Frame::data(Bytes::from_static(bytes)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_is_whole_however_its_frames_are_cut_and_whoever_asked_first() {
+        let (sender, request) = request();
+        let mut reading = whole(request);
+        for bytes in [&b"a"[..], b"", b"bc"] {
+            sender.send(data(bytes)).expect("read");
+            assert!((&mut reading).now_or_never().is_none(), "more may come");
+        }
+        let reading = tokio::spawn(reading.in_time());
+        sender.send(data(b"d")).expect("read");
+        drop(sender);
+        let Ok(request) = reading.await.expect("no panic") else { panic!("it is there") };
+        let mut body = request.into_body();
+        let only = body.frame().await.expect("a frame").expect("well-formed").into_data().expect("data");
+        assert_eq!((&only[..], body.is_end_stream()), (&b"abcd"[..], true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_has_its_time_and_no_more() {
+        let (sender, request) = request();
+        sender.send(data(b"a")).expect("read");
+        let began = tokio::time::Instant::now();
+        let Err(NotWhole::TooSlow(status)) = whole(request).in_time().await else { panic!("it never comes") };
+        assert_eq!((status.code(), began.elapsed()), (Code::DeadlineExceeded, MESSAGE_TIMEOUT));
+    }
+
+    #[tokio::test]
+    async fn what_breaks_it_is_its_end_and_nothing_is_a_message_too() {
+        let (sender, broken) = request();
+        sender.send(Err(Status::cancelled("gone"))).expect("read");
+        assert!(
+            matches!(whole(broken).in_time().await, Err(NotWhole::Broken(status)) if status.code() == Code::Cancelled)
+        );
+        let Ok(empty) = whole(Request::new(Body::empty())).in_time().await else { panic!("it is there") };
+        assert!(empty.into_body().is_end_stream());
+    }
+}

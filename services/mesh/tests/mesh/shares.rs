@@ -1,0 +1,250 @@
+//! One caller takes all that it can get, in every way, and another beside it is served as if it were alone.
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpSocket, TcpStream};
+use tonic::{Code, Status};
+
+use crate::echo::{OPERATOR, SAY, STREAM};
+use crate::observed::observed;
+use crate::rude::{held, others_are_served, refusals, until};
+use crate::world::{MESH_SECRET, Plan, World, call, reason, say, with_metadata};
+
+/// More than there are permits.
+const MANY: usize = 600;
+const HOLD: &[u8] = b"\0\0\0\0\x06\x0a\x04hold";
+const FOREVER: &[u8] = b"\0\0\0\0\x09\x0a\x07forever";
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
+
+async fn world(service: &'static str, alter: impl FnOnce(&mut mesh::ServerConfig)) -> World {
+    observed();
+    World::altered(Plan::default(), |config| {
+        config.service = service;
+        alter(config);
+    })
+    .await
+}
+
+/// From an address that nobody else here has.
+async fn stream_of_stranger(world: &World) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.2:0".parse().expect("an address")).expect("bound");
+    socket.connect(world.address).await.expect("connects")
+}
+
+async fn stranger(world: &World, window: u32) -> SendRequest<Bytes> {
+    let stream = stream_of_stranger(world).await;
+    let builder = h2::client::Builder::new().initial_max_send_streams(1_000).initial_window_size(window).clone();
+    let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    sender.ready().await.expect("ready")
+}
+
+/// A call with this message, or whose message does not come.
+async fn send(
+    sender: &SendRequest<Bytes>,
+    path: &str,
+    message: Option<&'static [u8]>,
+    headers: &[(&'static str, &str)],
+) -> (ResponseFuture, SendStream<Bytes>) {
+    let mut request = http::Request::post(format!("http://test{path}")).header("content-type", "application/grpc");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut sender = sender.clone().ready().await.expect("ready");
+    let (response, mut stream) = sender.send_request(request.body(()).expect("a request"), false).expect("sent");
+    if let Some(message) = message {
+        stream.send_data(Bytes::from_static(message), true).expect("sent");
+    }
+    (response, stream)
+}
+
+async fn body(response: ResponseFuture) -> RecvStream {
+    response.await.expect("answered").into_body()
+}
+
+/// The status at the end of a stream.
+async fn end(mut body: RecvStream) -> Status {
+    while let Some(data) = body.data().await {
+        data.expect("data");
+    }
+    let trailers = body.trailers().await.expect("trailers").expect("trailers");
+    Status::from_header_map(&trailers).expect("a status")
+}
+
+#[tokio::test]
+async fn calls_whose_message_never_comes_take_nobodys_permit() {
+    let world = world("no-message", |config| config.max_concurrency = 1).await;
+    let sender = stranger(&world, 65_535).await;
+    let mut calls = vec![];
+    for _ in 0..MANY {
+        calls.push(send(&sender, SAY, None, &[]).await);
+    }
+    for _ in 0..20 {
+        others_are_served(&world).await;
+    }
+    // They are open, and one whose message comes now is served.
+    let (response, mut stream) = calls.swap_remove(7);
+    stream.send_data(Bytes::from_static(b"\0\0\0\0\x04\x0a\x02hi"), true).expect("sent");
+    assert_eq!(end(body(response).await).await.code(), Code::Ok);
+    assert!(calls.into_iter().all(|(response, _)| response.now_or_never().is_none()));
+}
+
+#[tokio::test]
+async fn answers_that_nobody_takes_keep_nobodys_permit() {
+    let world = world("not-taken", |config| config.max_concurrency = 2).await;
+    let sender = stranger(&world, 0).await;
+    let mut answers = vec![];
+    for _ in 0..MANY {
+        let (response, _stream) = send(&sender, SAY, Some(b"\0\0\0\0\x04\x0a\x02hi"), &[]).await;
+        answers.push(body(response).await);
+    }
+    assert_eq!(world.begun(), MANY, "each has been served");
+    for _ in 0..20 {
+        others_are_served(&world).await;
+    }
+    assert_eq!(held("not-taken", "mesh.server.permits.used"), 0);
+    assert!(answers.into_iter().all(|mut answer| answer.data().now_or_never().is_none()), "nobody takes them");
+}
+
+#[tokio::test]
+async fn one_address_has_half_of_the_permits_at_most_and_others_find_some() {
+    let world = world("half", |config| config.max_concurrency = 8).await;
+    let sender = stranger(&world, 65_535).await;
+    let mut calls = vec![];
+    for _ in 0..4 {
+        calls.push(send(&sender, SAY, Some(HOLD), &[]).await);
+        world.echo.holding.notified().await;
+    }
+    let (refused, _stream) = send(&sender, SAY, Some(HOLD), &[]).await;
+    let status = Status::from_header_map(refused.await.expect("answered").headers()).expect("a status");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "TOO_MANY_CONCURRENT_CALLS"));
+    for _ in 0..20 {
+        others_are_served(&world).await;
+    }
+    assert_eq!((refusals("half", "share"), refusals("half", "concurrency")), (1, 0));
+    // When it has given some back it gets some.
+    world.echo.release.add_permits(1);
+    until(|| held("half", "mesh.server.permits.used") < 4).await;
+    let (response, _stream) = send(&sender, SAY, Some(HOLD), &[]).await;
+    assert_eq!(end(body(response).await).await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_one_customer_takes_no_other_customers_permits() {
+    let network = "127.0.0.2/32".parse().expect("a network");
+    let world = world("gateway", |config| (config.max_concurrency, config.trusted_proxies) = (8, vec![network])).await;
+    let gateway = stranger(&world, 65_535).await;
+    let mut calls = vec![];
+    for _ in 0..4 {
+        calls.push(send(&gateway, SAY, Some(HOLD), &[("x-forwarded-for", "192.0.2.1")]).await);
+        world.echo.holding.notified().await;
+    }
+    let code = async |address: &str| {
+        let (response, _stream) =
+            send(&gateway, SAY, Some(b"\0\0\0\0\x04\x0a\x02hi"), &[("x-forwarded-for", address)]).await;
+        let (head, body) = response.await.expect("answered").into_parts();
+        match Status::from_header_map(&head.headers) {
+            Some(refused) => refused.code(),
+            None => end(body).await.code(),
+        }
+    };
+    assert_eq!(code("192.0.2.1").await, Code::ResourceExhausted);
+    for last in 2..20 {
+        assert_eq!(code(&format!("192.0.2.{last}")).await, Code::Ok);
+    }
+}
+
+#[tokio::test]
+async fn some_permits_are_kept_for_the_platforms_services() {
+    let world = world("reserve", |config| config.max_concurrency = 16).await;
+    let sender = stranger(&world, 65_535).await;
+    let mut calls = vec![];
+    // One each, from whoever they say that they are: one more than there are for strangers.
+    for _ in 0..7 {
+        calls.push(send(&sender, SAY, Some(HOLD), &[]).await);
+        world.echo.holding.notified().await;
+    }
+    let service = world.service("order", MESH_SECRET);
+    let mut services = vec![];
+    for _ in 0..9 {
+        let service = service.clone();
+        services.push(tokio::spawn(async move { say(&service, SAY, "hold").await }));
+        world.echo.holding.notified().await;
+    }
+    assert_eq!(held("reserve", "mesh.server.permits.used"), 16, "services have no share");
+    assert_eq!(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("none left")), "OVERLOADED");
+    world.echo.release.add_permits(16);
+    for call in services {
+        assert_eq!(call.await.expect("no panic").expect("served"), "released");
+    }
+}
+
+#[tokio::test]
+async fn of_the_address_with_most_connections_the_idlest_gives_way_to_a_newcomer() {
+    let world = world("connections-share", |config| config.max_connections = 4).await;
+    let (mut idle, busy) = (stream_of_stranger(&world).await, stranger(&world, 65_535).await);
+    let (open, _stream) = send(&busy, STREAM, Some(FOREVER), &[]).await;
+    let open = body(open).await;
+    // Each calls and is refused: that is no use of a connection.
+    let refused = [stranger(&world, 65_535).await, stranger(&world, 65_535).await];
+    for sender in refused.iter().chain(&refused) {
+        let (response, _stream) = send(sender, OPERATOR, Some(HOLD), &[]).await;
+        let status = Status::from_header_map(response.await.expect("answered").headers()).expect("a status");
+        assert_eq!(status.code(), Code::Unauthenticated);
+    }
+    let _newcomer = crate::rude::connect(&world).await;
+    assert!(matches!(idle.read(&mut [0; 64]).await, Ok(0) | Err(_)), "it came first, and did nothing");
+    until(|| held("connections-share", "mesh.server.connections") == 4).await;
+    let is_there =
+        |sender: &SendRequest<Bytes>| sender.clone().ready().now_or_never().is_some_and(|ready| ready.is_ok());
+    assert_eq!(refused.each_ref().map(is_there), [true, true]);
+    // The next gets the place of one whose calls are refused, and not of the one that is served.
+    others_are_served(&world).await;
+    until(|| refused.each_ref().map(is_there) == [false, true]).await;
+    assert_eq!((refusals("connections-share", "gave_way"), refusals("connections-share", "connections")), (2, 0));
+    assert!(!open.is_end_stream());
+}
+
+#[tokio::test]
+async fn of_the_caller_with_most_streams_the_oldest_ends_when_another_wants_one() {
+    let world = world("streams-share", |config| config.max_streams = 3).await;
+    let sender = stranger(&world, 65_535).await;
+    let mut streams = vec![];
+    for _ in 0..3 {
+        let (response, _stream) = send(&sender, STREAM, Some(FOREVER), &[]).await;
+        streams.push(body(response).await);
+    }
+    let honest = crate::rude::connect(&world).await.0;
+    let (response, _stream) = send(&honest, STREAM, Some(FOREVER), &[]).await;
+    let mut watch = body(response).await;
+    assert!(watch.data().await.is_some(), "it goes on");
+    let status = end(streams.remove(0)).await;
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "OVERLOADED"));
+    assert_eq!((refusals("streams-share", "gave_way"), refusals("streams-share", "streams")), (1, 0));
+    assert_eq!(held("streams-share", "mesh.server.permits.used"), 3);
+}
+
+#[tokio::test]
+async fn watches_of_health_by_a_stranger_shut_neither_checks_nor_others_watches() {
+    let world = world("watches", |_| {}).await;
+    let mut watches = vec![];
+    for _ in 0..3 {
+        let sender = stranger(&world, 65_535).await;
+        for _ in 0..400 {
+            watches.push(send(&sender, WATCH, Some(b"\0\0\0\0\0"), &[]).await);
+        }
+    }
+    let mut health = tonic_health::pb::health_client::HealthClient::new(world.stranger());
+    let request = || tonic_health::pb::HealthCheckRequest::default();
+    for _ in 0..20 {
+        assert_eq!(health.check(request()).await.expect("answered").into_inner().status, 1);
+    }
+    let mut watch = health.watch(request()).await.expect("it begins").into_inner();
+    assert_eq!(watch.message().await.expect("well-formed").expect("its state").status, 1);
+    let greeting = call(&world.stranger(), SAY, with_metadata("hello", &[])).await;
+    assert_eq!(greeting.expect("served").into_inner(), "hello");
+}

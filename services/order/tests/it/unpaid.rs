@@ -1,0 +1,82 @@
+//! What a customer's orders may hold before their payment is decided.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use order::Error;
+use order::lifecycle::State;
+use order::store::{UnpaidLimit, UnpaidLimits};
+use tokio::sync::Notify;
+
+use crate::fakes::Reply;
+use crate::world::{World, new_user, wants};
+
+async fn world(orders: Option<u64>, units: Option<u64>) -> World {
+    let mut world = World::new().await;
+    world.orders.store = world.store.clone().with_unpaid_limits(UnpaidLimits { orders, units });
+    world
+}
+
+/// The next payments are undecided until the gates open.
+fn held(world: &World, count: usize) -> Vec<Arc<Notify>> {
+    let gates: Vec<_> = (0..count).map(|_| Arc::new(Notify::new())).collect();
+    world.payments.will(gates.iter().map(Reply::answer_held).collect::<Vec<_>>());
+    gates
+}
+
+fn open(gates: &[Arc<Notify>]) {
+    gates.iter().for_each(|gate| gate.notify_one());
+}
+
+fn limit(refusal: &Error) -> Option<UnpaidLimit> {
+    if let Error::TooMuchUnpaid { limit } = refusal { Some(*limit) } else { None }
+}
+
+#[tokio::test]
+async fn a_customer_holds_so_many_unpaid_orders_and_then_pays_first() {
+    let world = world(Some(2), None).await;
+    let gates = held(&world, 2);
+    let first = wants(&[("MUG", 1)]);
+    let order = world.create(first.clone()).await.expect("the first");
+    world.create(wants(&[("MUG", 1)])).await.expect("the second");
+    let refusal = world.create(wants(&[("MUG", 1)])).await.expect_err("a third");
+    assert_eq!(limit(&refusal), Some(UnpaidLimit::Orders(2)), "{refusal}");
+    assert_eq!(world.stock("MUG").await, (10, 2), "nothing was reserved");
+    assert_eq!(world.create(first).await.expect("it has its order already").id, order.id);
+    world.create_for(new_user(), wants(&[("MUG", 1)])).await.expect("another customer's");
+    open(&gates);
+    world.settle().await;
+    assert_eq!(world.state(order.id).await, State::FulfillmentStarted);
+    world.create(wants(&[("MUG", 1)])).await.expect("the others are paid");
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn a_customer_holds_so_many_unpaid_units() {
+    let world = world(None, Some(5)).await;
+    let refusal = world.create(wants(&[("MUG", 4), ("PLATE", 2)])).await.expect_err("six in one order");
+    assert_eq!(limit(&refusal), Some(UnpaidLimit::Units(5)), "{refusal}");
+    let gates = held(&world, 2);
+    world.create(wants(&[("MUG", 2), ("PLATE", 1)])).await.expect("three");
+    let refusal = world.create(wants(&[("MUG", 3)])).await.expect_err("six in two orders");
+    assert_eq!(limit(&refusal), Some(UnpaidLimit::Units(5)), "{refusal}");
+    let cancelled = world.create(wants(&[("MUG", 2)])).await.expect("five in two orders").id;
+    assert!(world.create(wants(&[("MUG", 1)])).await.is_err());
+    world.cancel(cancelled).await.expect("it is not too late");
+    world.create(wants(&[("MUG", 2)])).await.expect("what was cancelled holds nothing");
+    open(&gates);
+    world.settle().await;
+}
+
+#[tokio::test]
+async fn orders_at_once_are_counted_one_after_the_other() {
+    let world = world(Some(3), None).await;
+    let gates = held(&world, 8);
+    let all = join_all((0..8).map(|_| world.create(wants(&[("MUG", 1)])))).await;
+    let made: Vec<_> = all.iter().filter_map(|result| result.as_ref().ok()).collect();
+    assert_eq!(made.len(), 3);
+    assert!(all.iter().filter_map(|result| result.as_ref().err()).all(|refusal| limit(refusal).is_some()), "{all:?}");
+    assert_eq!(world.stock("MUG").await, (10, 3));
+    open(&gates);
+    world.settle().await;
+}
