@@ -1,12 +1,14 @@
 //! Admission by memory. A request's frames are charged as they arrive, at what they cost until the call has ended (gRPC tells
 //! no length beforehand); an answer's, from the moment that it is encoded until HTTP/2's stack has sent or dropped its bytes,
-//! which the charge goes with. An answer that does not fit is refused instead of sent. What is read from a database for an
-//! answer is not charged: its connections bound it. Health and reflection never compete with calls for their requests: those
+//! which the charge goes with. An answer that does not fit is refused instead of sent; and to a caller that holds answers
+//! already, before its handler begins, if it does not fit when it is as long as the method's last one. What is read from a
+//! database for an answer is not charged: its connections bound it. Health and reflection never compete with calls for their requests: those
 //! are short, and their permits bound how many there are. Reflection's answers are charged, for they are not.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -25,7 +27,7 @@ use crate::policy::PolicyTable;
 use crate::refusals::{Cause, Refusals};
 use crate::shares::{Full, Holder, Shares};
 use crate::status::{OUT_OF_MEMORY, mesh_status_retry};
-use crate::wire::{Answer, Request, Response, find, is_infrastructure, is_reflection, respond};
+use crate::wire::{Answer, Request, Response, is_infrastructure, is_reflection, respond};
 
 /// The buffer that an answer is encoded into grows by doubling, and is kept whole until its last byte is sent.
 const ANSWER_COST_FACTOR: usize = 2;
@@ -42,6 +44,8 @@ pub(crate) struct Memory<S> {
 /// What all calls share.
 struct Shared {
     policies: PolicyTable,
+    /// What the last answer of each of them has cost.
+    last_answer_bytes: Vec<AtomicUsize>,
     budget: Arc<Shares>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
@@ -53,7 +57,8 @@ pub(crate) fn memory<S>(
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
-    let shared = Arc::new(Shared { policies, budget, max_message_bytes, refusals });
+    let last_answer_bytes = policies.0.iter().map(|_| AtomicUsize::new(0)).collect();
+    let shared = Arc::new(Shared { policies, last_answer_bytes, budget, max_message_bytes, refusals });
     layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
@@ -73,8 +78,14 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let path = request.uri().path();
         let (is_infrastructure, is_reflection) = (is_infrastructure(path), is_reflection(path));
-        let policy = find(self.shared.policies, &request);
+        let index = self.shared.policies.index(path);
+        let policy = index.map(|index| &self.shared.policies.0[index]);
         let account = Arc::new(Account::new(self.shared.budget.clone(), Holder::of(&request)));
+        let last_answer_bytes = index.map(|index| self.shared.last_answer_bytes[index].load(Ordering::Relaxed));
+        if last_answer_bytes.is_some_and(|bytes| account.is_beyond_share(bytes)) {
+            self.shared.refusals.count(Cause::Memory);
+            return Box::pin(std::future::ready(Ok(respond(out_of_memory(Full::Share)))));
+        }
         let request = request.map(|body| {
             if is_infrastructure {
                 let prefixes = Prefixes::new(INFRASTRUCTURE_MESSAGE_BYTES, is_reflection);
@@ -93,11 +104,20 @@ where
             if response.body().is_end_stream() || (is_infrastructure && !is_reflection) {
                 return Ok(response);
             }
-            let charge = Charge { account: Some(account), refusals: shared.refusals.clone() };
+            let mut charge = Charge { account: Some(account), refusals: shared.refusals.clone() };
             if is_reflection || policy.is_some_and(|policy| policy.streaming) {
                 return Ok(response.map(|inner| Body::new(ChargedBody { first: None, inner, charge })));
             }
-            Ok(charge.whole(response).await)
+            let (head, mut inner) = response.into_parts();
+            let first = charge.encoded(&mut inner).await;
+            let bytes = first.as_ref().and_then(|first| first.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+            if let Some(index) = index {
+                shared.last_answer_bytes[index].store(bytes.saturating_mul(ANSWER_COST_FACTOR), Ordering::Relaxed);
+            }
+            Ok(match charge.frame(first) {
+                Ok(first) => Response::from_parts(head, Body::new(ChargedBody { first: Some(first), inner, charge })),
+                Err(refusal) => respond(refusal),
+            })
         })
     }
 }
@@ -119,21 +139,13 @@ struct Charge {
 }
 
 impl Charge {
-    /// Encodes a unary answer before its headers go out: one that does not fit is refused in them.
-    async fn whole(mut self, response: Response) -> Response {
-        let (head, mut inner) = response.into_parts();
+    /// A unary answer's first frame. It is encoded before the headers go out: an answer that does not fit is refused in them.
+    async fn encoded(&self, inner: &mut Body) -> NextFrame {
         // The handler has done its work.
         if let Some(account) = &self.account {
             account.give_back_request();
         }
-        let first = std::future::poll_fn(|cx| Pin::new(&mut inner).poll_frame(cx)).await;
-        match self.frame(first) {
-            Ok(first) => {
-                let body = ChargedBody { first: Some(first), inner, charge: self };
-                Response::from_parts(head, Body::new(body))
-            }
-            Err(refusal) => respond(refusal),
-        }
+        std::future::poll_fn(|cx| Pin::new(&mut *inner).poll_frame(cx)).await
     }
 
     /// The same frame, which holds its memory as long as it is somewhere.
@@ -286,9 +298,13 @@ mod tests {
             MethodPolicy { path: "/t.T/Stream", streaming: true, ..METHOD },
         ]);
         let budget = Shares::new(1_000, 0);
-        let handler = tower::service_fn(|_: Request| async {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let seen = begun.clone();
+        let handler = tower::service_fn(move |_: Request| {
+            seen.fetch_add(1, Ordering::Relaxed);
             let frames = [400, 200].map(|length| Ok::<_, Status>(Frame::data(Bytes::from(vec![7; length]))));
-            Ok::<_, Infallible>(Response::new(Body::new(StreamBody::new(futures_util::stream::iter(frames)))))
+            let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
         });
         let mut stack = memory(POLICIES, budget.clone(), 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
         let request = |path: &str| http::Request::post(path).body(Body::empty()).expect("a request");
@@ -297,6 +313,7 @@ mod tests {
         let refused = stack.call(request("/t.T/Call")).await.expect("answered");
         let status = Status::from_header_map(refused.headers()).expect("in the headers");
         assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));
+        assert_eq!(begun.load(Ordering::Relaxed), 1, "as long an answer as the last would not fit");
         drop(answer);
         assert_eq!(budget.used(), 0);
 

@@ -25,6 +25,11 @@ impl Account {
         Ok(())
     }
 
+    /// Would an answer of so many bytes be refused to a caller that has not taken others yet?
+    pub(crate) fn is_beyond_share(&self, bytes: usize) -> bool {
+        self.budget.is_beyond_share(&self.caller, bytes)
+    }
+
     /// The request is no longer there.
     pub(crate) fn give_back_request(&self) {
         let bytes = self.request_bytes.swap(0, Ordering::AcqRel);

@@ -98,8 +98,12 @@ pub struct PolicyTable(pub &'static [MethodPolicy]);
 impl PolicyTable {
     /// The policy of a path.
     pub fn find(&self, path: &str) -> Option<&'static MethodPolicy> {
-        let methods = self.0;
-        methods.binary_search_by(|method| method.path.cmp(path)).ok().map(|index| &methods[index])
+        self.index(path).map(|index| &self.0[index])
+    }
+
+    /// Where a path's policy is.
+    pub(crate) fn index(&self, path: &str) -> Option<usize> {
+        self.0.binary_search_by(|method| method.path.cmp(path)).ok()
     }
 
     /// The services that it has methods of.

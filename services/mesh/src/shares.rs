@@ -97,6 +97,13 @@ impl Shares {
         Ok(())
     }
 
+    /// Is so much more beyond the share of a caller that holds some?
+    pub(crate) fn is_beyond_share(&self, holder: &Holder, amount: usize) -> bool {
+        let taken = self.taken();
+        let free = (self.limit - self.reserved).saturating_sub(taken.all);
+        holder.keys().any(|key| taken.by_key.get(key).is_some_and(|held| held + amount > free))
+    }
+
     pub(crate) fn give_back(&self, holder: &Holder, amount: usize) {
         if amount == 0 {
             return;
@@ -159,6 +166,7 @@ mod tests {
         assert_eq!((first.len(), shares.take(address(1)).expect_err("its share")), (60, Full::Share));
         let second = all_of(&shares, &address(2));
         assert_eq!((second.len(), shares.used()), (30, 90));
+        assert!(shares.is_beyond_share(&address(2), 1) && !shares.is_beyond_share(&address(3), 100));
         let newcomer = all_of(&shares, &address(3));
         assert_eq!(newcomer.len(), 15);
         drop((first, newcomer));

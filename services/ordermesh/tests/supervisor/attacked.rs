@@ -2,19 +2,17 @@
 
 use std::net::SocketAddr;
 
-use bytes::{BufMut, Bytes, BytesMut};
 use contracts::common::v1::Money;
 use contracts::data::v1 as data;
 use contracts::data::v1::catalog_service_client::CatalogServiceClient;
 use contracts::user::v1 as user;
 use contracts::user::v1::user_service_client::UserServiceClient;
-use h2::client::SendRequest;
 use mesh::{Channel, ClientConfig};
 use prost::Message;
-use tokio::net::TcpSocket;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
+use crate::attacker::{ask, connect};
 use crate::world::World;
 
 const LIMIT_MIB: u64 = 256;
@@ -43,37 +41,6 @@ fn peak_mib(world: &World, service: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it lives");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
     peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1_024
-}
-
-/// A connection from that address whose peer may send so much of each answer.
-async fn connect(from: [u8; 4], to: SocketAddr, window_bytes: u32) -> SendRequest<Bytes> {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((from, 0).into()).expect("a loopback address");
-    let stream = socket.connect(to).await.expect("connects");
-    let mut builder = h2::client::Builder::new();
-    let (sender, connection) = builder.initial_window_size(window_bytes).handshake(stream).await.expect("HTTP/2");
-    tokio::spawn(connection);
-    sender
-}
-
-type Asked = (Option<Status>, h2::RecvStream);
-
-/// Sends a message, and gives the status in the answer's headers, if it is there. The answer is taken by nobody.
-async fn ask(sender: &SendRequest<Bytes>, path: &str, token: &str, message: &[u8]) -> Asked {
-    let request = http::Request::post(format!("http://attacked{path}"))
-        .header("content-type", "application/grpc")
-        .header("authorization", format!("Bearer {token}"))
-        .header("te", "trailers");
-    let request = request.body(()).expect("a request");
-    let mut frame = BytesMut::with_capacity(message.len() + 5);
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(message.len()).expect("short"));
-    frame.put_slice(message);
-    let (response, mut stream) =
-        sender.clone().ready().await.expect("ready").send_request(request, false).expect("sent");
-    stream.send_data(frame.freeze(), true).expect("sent");
-    let response = response.await.expect("headers");
-    (Status::from_header_map(response.headers()), response.into_body())
 }
 
 /// Logs in as the operator of the first start; the access token.
@@ -114,9 +81,9 @@ async fn answers_that_nobody_takes_leave_the_process_within_its_memory_and_other
     let page = data::ListProductsRequest { page_size: 200, ..Default::default() }.encode_to_vec();
     let (mut held, mut refused) = (vec![], 0);
     for attacker in ATTACKERS {
-        let sender = connect(attacker, address, 0).await;
+        let sender = connect(attacker, address, 0).await.expect("connects");
         for _ in 0..64 {
-            let (status, answer) = ask(&sender, LIST_PRODUCTS, "", &page).await;
+            let (status, answer) = ask(&sender, LIST_PRODUCTS, "", &page).await.expect("headers");
             match status {
                 None => held.push(answer),
                 Some(status) => {
@@ -157,12 +124,13 @@ async fn fields_that_are_repeated_without_end_are_refused_before_they_are_decode
     ];
     for (port, path, message, code, field) in attacks {
         let address = SocketAddr::from(([127, 0, 0, 1], world.port_base + port));
-        let sender = connect(ATTACKERS[0], address, 65_535).await;
+        let sender = connect(ATTACKERS[0], address, 65_535).await.expect("connects");
         let asked = futures_util::future::join_all((0..32).map(|_| ask(&sender, path, &token, &message)));
         let profile = users.get_profile(with_token(user::GetProfileRequest {}, &token));
         let (asked, profile) = tokio::join!(asked, profile);
         profile.expect("others are served");
-        for (status, _) in asked {
+        for asked in asked {
+            let (status, _) = asked.expect("headers");
             let status = status.expect("refused in the headers");
             let violated = status.get_details_bad_request().map(|bad| bad.field_violations[0].field.clone());
             assert_eq!((status.code(), violated.as_deref()), (code, field), "{path}");

@@ -2,6 +2,8 @@
 
 #[cfg(target_os = "linux")]
 mod attacked;
+#[cfg(target_os = "linux")]
+mod attacker;
 mod events;
 mod identities;
 mod life;

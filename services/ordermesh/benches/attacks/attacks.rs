@@ -1,0 +1,180 @@
+//! The attacks. None needs more than a connection or a few; only one needs an account.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use contracts::data::v1 as data;
+use contracts::order::v1 as order;
+use contracts::user::v1 as user;
+use futures_util::future::{BoxFuture, join_all};
+use h2::client::SendRequest;
+use prost::Message;
+
+use crate::attacker::{ask, begin, connect};
+use crate::honest::{Call, create_order};
+use crate::system::{Fill, Target};
+
+const FROM: [u8; 4] = [127, 0, 0, 2];
+const WINDOW: u32 = 65_535;
+/// After a refusal, or when a connection ends.
+const PAUSE: Duration = Duration::from_secs(1);
+const STAGGER: Duration = Duration::from_millis(2);
+
+/// One attack.
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    /// Whose memory is looked at.
+    pub(crate) service: &'static str,
+    pub(crate) fill: Fill,
+    pub(crate) honest: Call,
+    /// Goes on until it is dropped.
+    pub(crate) run: fn(Target) -> BoxFuture<'static, ()>,
+}
+
+const NO_FILL: Fill = (0, 0);
+
+#[rustfmt::skip]
+pub(crate) const ATTACKS: &[Attack] = &[
+    Attack { name: "untaken-answers",     service: "data",    fill: NO_FILL,      honest: Call::CreateOrder,  run: |target| Box::pin(untaken(target, 1)) },
+    Attack { name: "endless-requests",    service: "user",    fill: NO_FILL,      honest: Call::GetProfile,   run: |target| Box::pin(endless(target)) },
+    Attack { name: "connections",         service: "payment", fill: NO_FILL,      honest: Call::GetPayment,   run: |target| Box::pin(connections(target)) },
+    Attack { name: "memory-of-answers",   service: "data",    fill: (400, 2_000), honest: Call::ListProducts, run: |target| Box::pin(untaken(target, 200)) },
+    Attack { name: "memory-of-decoding",  service: "user",    fill: NO_FILL,      honest: Call::GetProfile,   run: |target| Box::pin(mask_paths(target)) },
+    Attack { name: "log-ins",             service: "user",    fill: NO_FILL,      honest: Call::Login,        run: |target| Box::pin(log_ins(target)) },
+    Attack { name: "searches",            service: "data",    fill: (20_000, 300), honest: Call::CreateOrder, run: |target| Box::pin(searches(target)) },
+    Attack { name: "health-watches",      service: "data",    fill: NO_FILL,      honest: Call::HealthCheck,  run: |target| Box::pin(health_watches(target)) },
+    Attack { name: "order-watches",       service: "order",   fill: NO_FILL,      honest: Call::WatchOrder,   run: |target| Box::pin(order_watches(target)) },
+];
+
+/// A connection, whenever there is one to be had.
+async fn connected(target: &Target, port: u16, window_bytes: u32) -> SendRequest<Bytes> {
+    loop {
+        match connect(FROM, target.address(port), window_bytes).await {
+            Ok(sender) => return sender,
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// So many calls at once over one connection, again and again; an answer that comes is held until it is reset or ends.
+async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usize, call: (&'static str, Vec<u8>)) {
+    let (path, message) = &call;
+    loop {
+        let sender = &connected(&target, port, window_bytes).await;
+        let one = async |number: usize| {
+            // All at once, their first small frames would be too many for our own HTTP/2's taste.
+            tokio::time::sleep(STAGGER * u32::try_from(number).expect("few")).await;
+            while let Ok((refused, mut answer)) = ask(sender, path, &target.token, message).await {
+                if refused.is_some() {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                while let Some(Ok(data)) = answer.data().await {
+                    let _ = answer.flow_control().release_capacity(data.len());
+                }
+            }
+        };
+        join_all((0..at_once).map(one)).await;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Answers that nobody takes: HTTP/2's window is shut.
+async fn untaken(target: Target, page_size: i32) {
+    let request = data::ListProductsRequest { page_size, ..Default::default() }.encode_to_vec();
+    let target = target.anonymous();
+    keep_asking(target, 401, 0, 600, ("/data.v1.CatalogService/ListProducts", request)).await;
+}
+
+/// Requests whose message never comes.
+async fn endless(target: Target) {
+    loop {
+        let sender = connected(&target, 101, WINDOW).await;
+        let mut ticks = tokio::time::interval(Duration::from_millis(400));
+        let mut open = tokio::task::JoinSet::new();
+        loop {
+            ticks.tick().await;
+            while open.try_join_next().is_some() {}
+            let mut is_lost = false;
+            for _ in open.len()..(open.len() + 120).min(1_000) {
+                match begin(&sender, "/user.v1.UserService/Logout", "").await {
+                    Ok((response, stream)) => {
+                        open.spawn(async move {
+                            let _ = response.await;
+                            drop(stream);
+                        });
+                    }
+                    Err(_) => is_lost = true,
+                }
+            }
+            if is_lost {
+                break;
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// As many connections as are to be had, each with a call every four seconds, which is refused.
+async fn connections(target: Target) {
+    let one = |_| async {
+        loop {
+            let sender = connected(&target, 301, WINDOW).await;
+            while ask(&sender, "/payment.v1.PaymentService/GetPayment", "", &[]).await.is_ok() {
+                tokio::time::sleep(4 * PAUSE).await;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    join_all((0..900).map(one)).await;
+}
+
+/// A megabyte of paths in a field mask.
+async fn mask_paths(target: Target) {
+    let request = user::UpdateProfileRequest {
+        profile: Some(user::Profile { display_name: "x".into(), ..Default::default() }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["x".to_owned(); 349_000] }),
+    };
+    keep_asking(target, 101, WINDOW, 4, ("/user.v1.UserService/UpdateProfile", request.encode_to_vec())).await;
+}
+
+/// Log-ins to accounts that are not there, each of which costs what a real one does.
+async fn log_ins(target: Target) {
+    let one = |number: usize| {
+        let target = target.anonymous();
+        let login = user::LoginRequest { email: format!("x{number}@example.com"), password: "wrong horse".into() };
+        keep_asking(target, 101, WINDOW, 1, ("/user.v1.UserService/Login", login.encode_to_vec()))
+    };
+    join_all((0..70).map(one)).await;
+}
+
+/// Searches that find nothing in all of the catalogue.
+async fn searches(target: Target) {
+    let request = data::ListProductsRequest { text: format!("{}q", "a".repeat(199)), ..Default::default() };
+    let target = target.anonymous();
+    keep_asking(target, 401, WINDOW, 40, ("/data.v1.CatalogService/ListProducts", request.encode_to_vec())).await;
+}
+
+/// Streams that never end.
+async fn health_watches(target: Target) {
+    let target = target.anonymous();
+    let one = |_| keep_asking(target.clone(), 401, WINDOW, 400, ("/grpc.health.v1.Health/Watch", vec![]));
+    join_all((0..3).map(one)).await;
+}
+
+/// A customer's watches of an order that is not paid for a while.
+async fn order_watches(target: Target) {
+    let channel = target.channel("order", 201);
+    loop {
+        let Ok(order_id) = create_order(&channel, &target.token, "pm_gateway_noAnswer").await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
+        let request = order::WatchOrderRequest { order_id, ..Default::default() }.encode_to_vec();
+        let one =
+            |_| keep_asking(target.clone(), 201, WINDOW, 530, ("/order.v1.OrderService/WatchOrder", request.clone()));
+        tokio::select! {
+            _ = join_all((0..2).map(one)) => {}
+            () = tokio::time::sleep(9 * PAUSE) => {}
+        }
+    }
+}
