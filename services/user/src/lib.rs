@@ -87,7 +87,7 @@ pub struct Config {
     /// How long a session lives
     #[arg(long, env = "ORDERMESH_USER_SESSION_LIFETIME", default_value = "30d", value_parser = duration, value_name = "DURATION")]
     pub session_lifetime: Duration,
-    /// How long the refresh token before the newest is still accepted
+    /// How long the refresh token before the newest is still accepted, as often as it is used
     #[arg(long, env = "ORDERMESH_USER_REFRESH_GRACE", default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub refresh_grace: Duration,
     /// Folder of the keys that sign access tokens: SECONDS.pem (unix time of its making), Ed25519 in PKCS#8 [default: DATA_DIR/keys]

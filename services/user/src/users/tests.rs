@@ -10,6 +10,7 @@ use crate::migration::MIGRATIONS;
 use crate::operator::Credentials;
 use crate::throttle::Limits;
 
+mod turns;
 mod uncounted;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -47,8 +48,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::on(&testdb::Place { url: "sqlite::memory:".to_owned(), schema: None }).await
+    }
+
+    async fn on(place: &testdb::Place) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let db = Database::connect("sqlite::memory:", &storage::Options::default()).await.expect("it opens");
+        let options = storage::Options { schema: place.schema.clone(), ..storage::Options::default() };
+        let db = Database::connect(&place.url, &options).await.expect("it opens");
         db.migrate(MIGRATIONS).await.expect("it migrates");
         let clock = Arc::new(ManualClock::at(SystemClock.now()));
         let keys = KeyStore::open(folder.path().join("keys"), true, clock.clone()).expect("keys");
