@@ -66,7 +66,7 @@ pub struct Config {
     /// Most passwords that wait for a processor; further ones are refused
     #[arg(long, env = "ORDERMESH_USER_BCRYPT_QUEUE", default_value_t = 64, value_name = "COUNT")]
     pub bcrypt_queue: u16,
-    /// Failed log-ins to an account from an address that are let pass in a row
+    /// Log-ins to an account from an address that may fail in a row, and that may be under way at once
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures: u32,
     /// How long it takes after that until one more is let pass

@@ -257,8 +257,10 @@ async fn failures_throttle_an_account_whether_it_exists_or_not_and_the_right_pas
 async fn many_log_ins_that_succeed_at_once_are_let_pass() {
     let world = World::new().await;
     world.ada().await;
-    let all = futures_util::future::join_all((0..16).map(|_| world.login("ada@example.com", PASSWORD))).await;
-    assert_eq!(all.iter().filter(|login| login.is_ok()).count(), 16);
+    for _ in 0..4 {
+        let all = futures_util::future::join_all((0..3).map(|_| world.login("ada@example.com", PASSWORD))).await;
+        assert_eq!(all.iter().filter(|login| login.is_ok()).count(), 3);
+    }
 }
 
 #[tokio::test]
