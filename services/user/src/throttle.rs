@@ -34,13 +34,16 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// An IPv6 subscriber has a /64 of addresses: they count as one.
     pub(crate) fn new(email: &str, address: IpAddr) -> Self {
-        let network = match address.to_canonical() {
-            IpAddr::V4(address) => IpAddr::V4(address),
-            IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
-        };
-        Self { email: email.to_owned(), network }
+        Self { email: email.to_owned(), network: network(address) }
+    }
+}
+
+/// An IPv6 subscriber has a /64 of addresses: they count as one.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
     }
 }
 
