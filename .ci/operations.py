@@ -40,7 +40,7 @@ RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 # What a system without trouble does not send: metric in Prometheus → its name in the code, the file that sends it, why it is not there.
 ONLY_IN_TROUBLE = {
     "mesh_tls_certificate_remaining_seconds": ("mesh.tls.certificate.remaining", "services/mesh/src/tls.rs", "on one machine there is no TLS"),
-    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/password.rs", "more than 64 log-ins wait at once"),
+    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/places.rs", "more than 64 log-ins wait at once"),
 }
 # Of the User Service: for the load's log-ins, and not for what is made too large on purpose.
 MEMORY_BUDGET = 64 * 1024

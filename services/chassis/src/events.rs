@@ -52,8 +52,14 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
     let class = error.and_then(|error| ErrorClass::named(&error.kind));
     let unreachable = error.is_some_and(|error| error.reason == "UNREACHABLE");
     match (event.event_type.as_str(), kind) {
-        // Success is written with the change. A refusal by a limit is a metric, not an event.
-        ("user_login" | "order_creation" | "audit", Kind::Server) => match (error, class) {
+        // A log-in needs no identity, so one of no sound form is no more than a metric and a span. Its success is written with the
+        // session; a refusal by a limit is a metric too.
+        ("user_login", Kind::Server) => match (error, class) {
+            (None, _) | (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))  => Verdict::Nothing,
+            (Some(_), _)                                                                => Verdict::AsItIs,
+        },
+        // The same, but what is asked for is kept also when it is malformed.
+        ("order_creation" | "audit", Kind::Server) => match (error, class) {
             (None, _) | (_, Some(ErrorClass::ResourceExhausted))      => Verdict::Nothing,
             (Some(_), _)                                              => Verdict::AsItIs,
         },
@@ -262,6 +268,9 @@ mod tests {
             ("user_login", Kind::Server, None, Nothing),
             ("user_login", Kind::Server, Some("UNAUTHENTICATED"), AsItIs),
             ("user_login", Kind::Server, Some("RESOURCE_EXHAUSTED"), Nothing),
+            ("user_login", Kind::Server, Some("ValidationError"), Nothing),
+            ("user_login", Kind::Server, Some("OutOfMemoryError"), AsItIs),
+            ("audit", Kind::Server, Some("ValidationError"), AsItIs),
             ("order_creation", Kind::Server, Some("ValidationError"), AsItIs),
             ("order_creation", Kind::Server, Some("OutOfMemoryError"), AsItIs),
             ("data_lookup", Kind::Server, None, AsItIs),

@@ -49,9 +49,9 @@ pub(crate) mod session {
         pub(crate) user_id: Uuid,
         /// SHA-256 of what all refresh tokens of the session have in common.
         pub(crate) family_hash: String,
-        /// SHA-256 of the newest refresh token.
+        /// SHA-256 of the newest refresh token; of all of them, separated by spaces, when one turn gave several.
         pub(crate) newest_hash: String,
-        /// SHA-256 of the one before it, and until when it is accepted.
+        /// SHA-256 of those before it, and until when it is accepted.
         pub(crate) previous_hash: Option<String>,
         pub(crate) previous_until: Option<i64>,
         pub(crate) create_time: i64,

@@ -4,7 +4,7 @@
 //! - [`Config`] and [`run`]: from settings to a running service
 //! - `service`, `convert`: the calls (decode, act, encode) and the rules of their fields
 //! - `users`: what the service does; start reading here
-//! - `account`, `password`, `session`, `token`, `keys`, `throttle`, `operator`: the domain, a file per idea
+//! - `account`, `password`, `places`, `session`, `token`, `keys`, `throttle`, `operator`: the domain, a file per idea
 //! - `store`, `entity`, `migration`: the tables
 //! - [`error`]: why a call is refused
 //!
@@ -19,6 +19,7 @@ mod keys;
 mod migration;
 mod operator;
 mod password;
+mod places;
 mod service;
 mod session;
 mod store;
@@ -63,10 +64,10 @@ pub struct Config {
     /// bcrypt's cost: 2 to the power of it rounds; 12 takes about 0.3 s of a processor
     #[arg(long, env = "ORDERMESH_USER_BCRYPT_COST", default_value_t = 12, value_parser = clap::value_parser!(u32).range(4..=20), value_name = "COST")]
     pub bcrypt_cost: u32,
-    /// Most passwords that wait for a processor; further ones are refused
+    /// Most passwords that wait for a processor; when it is full, the address with the most in it loses its newest
     #[arg(long, env = "ORDERMESH_USER_BCRYPT_QUEUE", default_value_t = 64, value_name = "COUNT")]
     pub bcrypt_queue: u16,
-    /// Failed log-ins to an account from an address that are let pass in a row
+    /// Log-ins to an account from an address that may fail in a row, and that may be under way at once
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures: u32,
     /// How long it takes after that until one more is let pass
@@ -75,7 +76,7 @@ pub struct Config {
     /// Most pairs of account and address whose failures are remembered
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES_REMEMBERED", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures_remembered: u32,
-    /// How often one caller may try to log in, for example 20/s, 100/m [default: as often as he likes]
+    /// How often one caller may try to log in, and to change a password, for example 20/s, 100/m [default: as often as he likes]
     #[arg(long, env = "ORDERMESH_USER_LOGIN_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub login_quota: Option<Quota>,
     /// How often one caller may register an account [default: as often as he likes]
@@ -87,7 +88,7 @@ pub struct Config {
     /// How long a session lives
     #[arg(long, env = "ORDERMESH_USER_SESSION_LIFETIME", default_value = "30d", value_parser = duration, value_name = "DURATION")]
     pub session_lifetime: Duration,
-    /// How long the refresh token before the newest is still accepted
+    /// How long the refresh token before the newest is still accepted, as often as it is used
     #[arg(long, env = "ORDERMESH_USER_REFRESH_GRACE", default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub refresh_grace: Duration,
     /// Folder of the keys that sign access tokens: SECONDS.pem (unix time of its making), Ed25519 in PKCS#8 [default: DATA_DIR/keys]
@@ -122,8 +123,9 @@ impl Config {
     /// Per caller and instance: behind a load balancer that keeps no addresses, all who are not logged in are one.
     fn rate_limits(&self) -> Vec<(&'static str, Quota)> {
         let login = self.login_quota.map(|quota| ("/user.v1.UserService/Login", quota));
+        let change = self.login_quota.map(|quota| ("/user.v1.UserService/ChangePassword", quota));
         let register = self.register_quota.map(|quota| ("/user.v1.UserService/Register", quota));
-        login.into_iter().chain(register).collect()
+        login.into_iter().chain(change).chain(register).collect()
     }
 
     fn lifetimes(&self) -> Lifetimes {

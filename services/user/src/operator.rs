@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::account::{Account, Profile, Role};
 use crate::convert;
 use crate::error::Error;
 use crate::password::{Password, Passwords};
+use crate::places::Share;
 use crate::store::{Inserted, Store};
 
 /// The operation that makes an operator's account.
@@ -96,7 +98,10 @@ pub(crate) async fn create(
         return Err(Error::EmailTaken);
     }
     let busy = |retry_after| Error::TooManyRequests { retry_after };
-    let password_hash = passwords.hash(password).await.map_err(|refused| refused.or_busy(busy))?;
+    let password_hash = passwords
+        .hash(password, Share::of_address(Ipv4Addr::UNSPECIFIED.into()))
+        .await
+        .map_err(|refused| refused.or_busy(busy))?;
     let (user_id, now) = (UserId::from_uuid(ids.uuid()), clock.now());
     let profile = Profile {
         user_id,

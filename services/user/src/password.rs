@@ -1,5 +1,5 @@
 //! Passwords and their bcrypt hashes. Hashing takes a processor for a good part of a second: it is done off the async
-//! threads, at most one per processor at a time, and those who wait for it are bounded.
+//! threads, at most one per processor at a time, in the places that callers share (`places`).
 //!
 //! A password is compared in one form of all that look the same (RFC 8265), so that it does not depend on the keyboard. Earlier
 //! releases hashed it as it was typed: such a hash is still good, and is made anew at the next log-in.
@@ -8,14 +8,12 @@
 
 use std::fmt;
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bcrypt::{HashParts, non_truncating_hash, non_truncating_hash_with_salt, non_truncating_verify};
-use opentelemetry::metrics::Counter;
-use tokio::sync::Semaphore;
 
 use crate::error::Error;
+use crate::places::{Places, QueueFull, Share};
 
 /// bcrypt takes 72 bytes, one of which is the terminating zero.
 pub(crate) const MAX_PASSWORD_BYTES: usize = 71;
@@ -120,61 +118,52 @@ impl Refused {
     }
 }
 
-/// Hashes and checks passwords. Clones share the processors.
+/// Hashes and checks passwords. Clones share the places.
 #[derive(Clone, Debug)]
 pub(crate) struct Passwords {
     cost: u32,
     /// One for each processor.
-    processors: Arc<Semaphore>,
-    /// One for each that hashes or waits.
-    places: Arc<Semaphore>,
-    refused: Counter<u64>,
+    places: Places,
 }
 
 impl Passwords {
     /// With bcrypt's cost, and how many may wait for a processor.
     pub(crate) fn new(cost: u32, max_waiting: usize) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            cost,
-            processors: Arc::new(Semaphore::new(processors)),
-            places: Arc::new(Semaphore::new(processors + max_waiting)),
-            refused: opentelemetry::global::meter("ordermesh")
-                .u64_counter("ordermesh.passwords.refused")
-                .with_description("Passwords refused because too many wait to be hashed")
-                .build(),
-        }
+        Self { cost, places: Places::new(processors, max_waiting) }
     }
 
     /// Every place is taken, for good.
     #[cfg(test)]
     pub(crate) fn full() -> Self {
-        Self { places: Arc::new(Semaphore::new(0)), ..Self::new(4, 0) }
+        Self { cost: 4, places: Places::new(0, 0) }
     }
 
-    pub(crate) async fn hash(&self, password: Password) -> Result<PasswordHash, Refused> {
+    pub(crate) async fn hash(&self, password: Password, share: Share) -> Result<PasswordHash, Refused> {
         let cost = self.cost;
-        self.on_a_processor(move || hash(&password, cost)).await
+        self.on_a_processor(share, move || hash(&password, cost)).await
     }
 
     /// Is it the account's password? Without an account (`None`) the answer is no, after the same time.
-    pub(crate) async fn check(&self, password: Password, stored: Option<PasswordHash>) -> Result<Check, Refused> {
+    pub(crate) async fn check(
+        &self,
+        password: Password,
+        stored: Option<PasswordHash>,
+        share: Share,
+    ) -> Result<Check, Refused> {
         let cost = self.cost;
-        self.on_a_processor(move || check(&password, stored, cost)).await
+        self.on_a_processor(share, move || check(&password, stored, cost)).await
     }
 
     async fn on_a_processor<T: Send + 'static>(
         &self,
+        share: Share,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Refused> {
-        let _place = self.places.try_acquire().map_err(|_| {
-            self.refused.add(1, &[]);
-            Refused::Busy
-        })?;
-        let processor = self.processors.clone().acquire_owned().await.map_err(|_| Refused::Busy)?;
+        let place = self.places.take(share).await.map_err(|QueueFull| Refused::Busy)?;
         let work = tokio::task::spawn_blocking(move || {
             // Kept by the work itself: a caller that goes away does not free the processor.
-            let _processor = processor;
+            let _place = place;
             work()
         });
         Ok(work.await.map_err(Error::Worker)??)
@@ -214,6 +203,10 @@ fn waste(form: &str, cost: u32) -> Result<(), Error> {
 mod tests {
     use super::*;
 
+    fn me() -> Share {
+        Share::of_address(std::net::Ipv4Addr::LOCALHOST.into())
+    }
+
     fn password(text: &str) -> Password {
         Password::new(text)
     }
@@ -221,51 +214,55 @@ mod tests {
     #[tokio::test]
     async fn a_password_matches_its_hash_and_no_other() {
         let passwords = Passwords::new(4, 8);
-        let hash = passwords.hash(password("correct horse")).await.expect("hashed");
+        let hash = passwords.hash(password("correct horse"), me()).await.expect("hashed");
         assert_eq!(
-            passwords.check(password("correct horse"), Some(hash.clone())).await.expect("checked"),
+            passwords.check(password("correct horse"), Some(hash.clone()), me()).await.expect("checked"),
             Check::Right
         );
-        assert_eq!(passwords.check(password("Correct horse"), Some(hash)).await.expect("checked"), Check::Wrong);
-        assert_eq!(passwords.check(password("correct horse"), None).await.expect("checked"), Check::Wrong);
+        assert_eq!(passwords.check(password("Correct horse"), Some(hash), me()).await.expect("checked"), Check::Wrong);
+        assert_eq!(passwords.check(password("correct horse"), None, me()).await.expect("checked"), Check::Wrong);
     }
 
     #[tokio::test]
     async fn a_hash_of_another_cost_is_renewed_by_the_right_password_only() {
-        let old = Passwords::new(4, 8).hash(password("correct horse")).await.expect("hashed");
+        let old = Passwords::new(4, 8).hash(password("correct horse"), me()).await.expect("hashed");
         let passwords = Passwords::new(5, 8);
-        assert_eq!(passwords.check(password("wrong horse"), Some(old.clone())).await.expect("checked"), Check::Wrong);
-        let Check::Renewed(new) = passwords.check(password("correct horse"), Some(old)).await.expect("checked") else {
+        assert_eq!(
+            passwords.check(password("wrong horse"), Some(old.clone()), me()).await.expect("checked"),
+            Check::Wrong
+        );
+        let Check::Renewed(new) = passwords.check(password("correct horse"), Some(old), me()).await.expect("checked")
+        else {
             panic!("the hash should be renewed");
         };
         assert_eq!(new.cost().expect("a cost"), 5);
-        assert_eq!(passwords.check(password("correct horse"), Some(new)).await.expect("checked"), Check::Right);
+        assert_eq!(passwords.check(password("correct horse"), Some(new), me()).await.expect("checked"), Check::Right);
     }
 
     #[tokio::test]
     async fn seventy_one_bytes_are_hashed_whole_and_seventy_two_are_refused() {
         let passwords = Passwords::new(4, 8);
         let longest = "x".repeat(MAX_PASSWORD_BYTES);
-        let hash = passwords.hash(password(&longest)).await.expect("hashed");
+        let hash = passwords.hash(password(&longest), me()).await.expect("hashed");
         let almost = format!("{}y", &longest[1..]);
-        assert_eq!(passwords.check(password(&almost), Some(hash)).await.expect("checked"), Check::Wrong);
-        assert!(matches!(passwords.hash(password(&"x".repeat(72))).await, Err(Refused::Failed(Error::Hash(_)))));
+        assert_eq!(passwords.check(password(&almost), Some(hash), me()).await.expect("checked"), Check::Wrong);
+        assert!(matches!(passwords.hash(password(&"x".repeat(72)), me()).await, Err(Refused::Failed(Error::Hash(_)))));
     }
 
     #[tokio::test]
     async fn a_password_is_the_same_whatever_form_it_is_typed_in() {
         let passwords = Passwords::new(4, 8);
-        let hash = passwords.hash(password("Zu\u{308}rich\u{a0}123")).await.expect("hashed");
+        let hash = passwords.hash(password("Zu\u{308}rich\u{a0}123"), me()).await.expect("hashed");
         for same in ["Z\u{fc}rich 123", "Zu\u{308}rich 123", "Z\u{fc}rich\u{2003}123"] {
             assert_eq!(
-                passwords.check(password(same), Some(hash.clone())).await.expect("checked"),
+                passwords.check(password(same), Some(hash.clone()), me()).await.expect("checked"),
                 Check::Right,
                 "{same}"
             );
         }
         for other in ["Zurich 123", "Z\u{fc}rich123", "z\u{fc}rich 123"] {
             assert_eq!(
-                passwords.check(password(other), Some(hash.clone())).await.expect("checked"),
+                passwords.check(password(other), Some(hash.clone()), me()).await.expect("checked"),
                 Check::Wrong,
                 "{other}"
             );
@@ -276,11 +273,14 @@ mod tests {
     async fn a_hash_of_the_typed_form_is_good_and_made_anew() {
         let (passwords, typed) = (Passwords::new(4, 8), "Zu\u{308}rich 123");
         let old = PasswordHash(non_truncating_hash(typed, 4).expect("hashed"));
-        assert_eq!(passwords.check(password("Zurich 123"), Some(old.clone())).await.expect("checked"), Check::Wrong);
-        let Check::Renewed(new) = passwords.check(password(typed), Some(old)).await.expect("checked") else {
+        assert_eq!(
+            passwords.check(password("Zurich 123"), Some(old.clone()), me()).await.expect("checked"),
+            Check::Wrong
+        );
+        let Check::Renewed(new) = passwords.check(password(typed), Some(old), me()).await.expect("checked") else {
             panic!("the hash should be renewed");
         };
-        assert_eq!(passwords.check(password("Z\u{fc}rich 123"), Some(new)).await.expect("checked"), Check::Right);
+        assert_eq!(passwords.check(password("Z\u{fc}rich 123"), Some(new), me()).await.expect("checked"), Check::Right);
     }
 
     #[tokio::test]
@@ -288,19 +288,14 @@ mod tests {
         let (passwords, typed) = (Passwords::new(4, 8), "\u{958}".repeat(23));
         assert!(!password(&typed).fits() && password(&typed).may_be_known());
         let old = PasswordHash(non_truncating_hash(&typed, 4).expect("hashed"));
-        assert_eq!(passwords.check(password(&typed), Some(old)).await.expect("checked"), Check::Right);
+        assert_eq!(passwords.check(password(&typed), Some(old), me()).await.expect("checked"), Check::Right);
         assert!(!password(&"x".repeat(72)).may_be_known());
         assert!(password(&"e\u{301}".repeat(30)).fits(), "90 bytes as typed, and 60 that count");
     }
 
     #[tokio::test]
-    async fn those_who_wait_are_bounded() {
-        let passwords = Passwords::new(4, 0);
-        let all = u32::try_from(passwords.places.available_permits()).expect("a few");
-        let busy = passwords.places.clone().acquire_many_owned(all).await.expect("open");
-        assert!(matches!(passwords.hash(password("correct horse")).await, Err(Refused::Busy)));
-        drop(busy);
-        passwords.hash(password("correct horse")).await.expect("free again");
+    async fn a_full_queue_refuses_a_password() {
+        assert!(matches!(Passwords::full().hash(password("correct horse"), me()).await, Err(Refused::Busy)));
     }
 
     #[test]

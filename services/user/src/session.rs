@@ -4,6 +4,9 @@
 //! random. Only their hashes are stored: one row per session, whatever its age. The newest token is accepted, the one before
 //! it for a short while more (its answer may have been lost); an older one was stolen, or its thief was faster: it ends
 //! the session. Who does not know the family cannot end anything.
+//!
+//! Several refreshes with one token within the grace (a browser's tabs, an answer that was lost) are one turn: each gets a
+//! token of its own, all of them are the newest, and the grace is counted from the first.
 
 use std::fmt;
 use std::time::Duration;
@@ -67,10 +70,44 @@ fn hex_sha256(parts: &[&[u8]]) -> String {
     Sha256::digest(parts.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The token before the newest.
+/// The tokens of one turn that are remembered: a client that takes more of them forgets its oldest.
+const MAX_TOKENS_OF_A_TURN: usize = 32;
+
+/// The hashes of the tokens that one turn gave, in the order of their making.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Hashes(Vec<String>);
+
+impl Hashes {
+    pub(crate) fn one(hash: impl Into<String>) -> Self {
+        Self(vec![hash.into()])
+    }
+
+    /// As one column's text: hexadecimal, separated by spaces.
+    pub(crate) fn from_stored(text: &str) -> Self {
+        Self(text.split(' ').map(str::to_owned).collect())
+    }
+
+    pub(crate) fn as_stored(&self) -> String {
+        self.0.join(" ")
+    }
+
+    fn has(&self, hash: &str) -> bool {
+        self.0.iter().any(|known| known == hash)
+    }
+
+    fn and(mut self, hash: &str) -> Self {
+        if self.0.len() >= MAX_TOKENS_OF_A_TURN {
+            self.0.remove(0);
+        }
+        self.0.push(hash.to_owned());
+        self
+    }
+}
+
+/// The tokens before the newest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Previous {
-    pub(crate) hash: String,
+    pub(crate) hashes: Hashes,
     pub(crate) accepted_until: Timestamp,
 }
 
@@ -80,7 +117,7 @@ pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) user_id: UserId,
     pub(crate) family_hash: String,
-    pub(crate) newest_hash: String,
+    pub(crate) newest: Hashes,
     pub(crate) previous: Option<Previous>,
     pub(crate) created: Timestamp,
     pub(crate) expires: Timestamp,
@@ -94,7 +131,7 @@ impl Session {
             id,
             user_id,
             family_hash: token.family_hash(),
-            newest_hash: token.hash(),
+            newest: Hashes::one(token.hash()),
             previous: None,
             created: now,
             expires: now.plus(lifetime),
@@ -104,17 +141,19 @@ impl Session {
 
     /// The session after `presented` was exchanged for `next`; `None`: the session ends.
     pub(crate) fn turned(self, presented_hash: &str, next_hash: &str, now: Timestamp, grace: Duration) -> Option<Self> {
-        let newest = presented_hash == self.newest_hash;
-        let before_newest = self
-            .previous
-            .as_ref()
-            .is_some_and(|previous| previous.hash == presented_hash && now < previous.accepted_until);
-        if now >= self.expires || !(newest || before_newest) {
+        if now >= self.expires {
             return None;
         }
-        // Also when the one before the newest came: whoever got the newest may still use it.
-        let previous = Some(Previous { hash: self.newest_hash, accepted_until: now.plus(grace) });
-        Some(Self { newest_hash: next_hash.to_owned(), previous, ..self })
+        if self.newest.has(presented_hash) {
+            let previous = Some(Previous { hashes: self.newest, accepted_until: now.plus(grace) });
+            return Some(Self { newest: Hashes::one(next_hash), previous, ..self });
+        }
+        // The same turn once more: whoever got the newest may still use it.
+        let is_same_turn = self
+            .previous
+            .as_ref()
+            .is_some_and(|previous| previous.hashes.has(presented_hash) && now < previous.accepted_until);
+        is_same_turn.then(|| Self { newest: self.newest.clone().and(next_hash), ..self })
     }
 }
 
@@ -182,6 +221,40 @@ mod tests {
         let (session, other) = turn(&session, &first, Duration::from_secs(1)).expect("the one before");
         assert!(turn(&session, &one, Duration::from_secs(2)).is_some());
         assert!(turn(&session, &other, Duration::from_secs(2)).is_some());
+    }
+
+    #[test]
+    fn all_refreshes_with_one_token_within_its_grace_are_one_turn() {
+        let (mut session, first) = opened();
+        let mut given = vec![];
+        for second in 0..20 {
+            let (turned, token) = turn(&session, &first, Duration::from_secs(second)).expect("the same turn");
+            session = turned;
+            given.push(token);
+        }
+        for token in &given {
+            assert!(turn(&session, token, Duration::from_secs(600)).is_some(), "each is the newest");
+        }
+        assert!(turn(&session, &first, GRACE).is_none(), "the grace is the first refresh's");
+        // The next turn's tokens are accepted together too, and end together.
+        for token in &given {
+            (session, _) = turn(&session, token, Duration::from_secs(600)).expect("the next turn");
+        }
+        for token in &given {
+            assert!(turn(&session, token, Duration::from_secs(600) + GRACE).is_none(), "a stolen one is found");
+        }
+        assert!(turn(&session, &first, Duration::from_secs(601)).is_none(), "an older one");
+    }
+
+    #[test]
+    fn the_tokens_of_a_turn_are_bounded_and_read_as_they_were_stored() {
+        let mut hashes = Hashes::one("0");
+        for number in 1..100 {
+            hashes = hashes.and(&number.to_string());
+        }
+        assert_eq!(hashes.0.len(), MAX_TOKENS_OF_A_TURN);
+        assert!(hashes.has("99") && !hashes.has("0"));
+        assert_eq!(Hashes::from_stored(&hashes.as_stored()), hashes);
     }
 
     #[test]

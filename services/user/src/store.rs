@@ -14,7 +14,7 @@ use crate::audit::AuditedSession;
 use crate::entity::{account, session};
 use crate::error::Error;
 use crate::password::PasswordHash;
-use crate::session::{Previous, Session};
+use crate::session::{Hashes, Previous, Session};
 
 /// The User Service's tables.
 #[derive(Clone, Debug)]
@@ -363,12 +363,13 @@ impl From<session::Model> for Session {
         let previous = row
             .previous_hash
             .zip(row.previous_until)
-            .map(|(hash, until)| Previous { hash, accepted_until: Timestamp::from_micros(until) });
+            .map(|(hash, until)| (Hashes::from_stored(&hash), until))
+            .map(|(hashes, until)| Previous { hashes, accepted_until: Timestamp::from_micros(until) });
         Self {
             id: SessionId::from_uuid(row.session_id),
             user_id: UserId::from_uuid(row.user_id),
             family_hash: row.family_hash,
-            newest_hash: row.newest_hash,
+            newest: Hashes::from_stored(&row.newest_hash),
             previous,
             created: Timestamp::from_micros(row.create_time),
             expires: Timestamp::from_micros(row.expire_time),
@@ -377,13 +378,16 @@ impl From<session::Model> for Session {
 }
 
 fn session_row(session: &Session) -> session::Model {
-    let (previous_hash, previous_until) =
-        session.previous.clone().map(|previous| (previous.hash, previous.accepted_until.as_micros())).unzip();
+    let (previous_hash, previous_until) = session
+        .previous
+        .clone()
+        .map(|previous| (previous.hashes.as_stored(), previous.accepted_until.as_micros()))
+        .unzip();
     session::Model {
         session_id: session.id.as_uuid(),
         user_id: session.user_id.as_uuid(),
         family_hash: session.family_hash.clone(),
-        newest_hash: session.newest_hash.clone(),
+        newest_hash: session.newest.as_stored(),
         previous_hash,
         previous_until,
         create_time: session.created.as_micros(),

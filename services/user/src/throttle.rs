@@ -1,8 +1,9 @@
 //! Failed log-ins of one account from one address are limited: a bucket of tries that fills up again with time. It refuses
 //! and never sleeps, and is asked before a processor is spent on bcrypt.
 //!
-//! Log-ins that are under way at once are bounded too, and each wrong password is counted, so that many at once are a burst
-//! and no way around the rate. Nothing else counts: a log-in that the database or a full queue refused, or that was cut off
+//! A log-in holds its try while it is under way, and gives it back unless the password was wrong: many at once are a burst
+//! and no way around the rate, and an empty bucket is full again after `failures` × `interval`, however many came. Whoever
+//! shares the owner's address locks the owner out for no longer. Nothing else counts: a log-in that the database or a full queue refused, or that was cut off
 //! before its password was checked, tells a guesser nothing and locks nobody out. Per instance, in memory: with n instances
 //! a stranger has n times as many tries.
 
@@ -13,9 +14,6 @@ use std::time::Duration;
 
 use kernel::{Clock, Timestamp};
 use opentelemetry::metrics::Counter;
-
-/// Log-ins of one account from one address whose outcome is not known yet.
-const MAX_UNDER_WAY: u32 = 32;
 
 /// How much is too much.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,13 +34,16 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// An IPv6 subscriber has a /64 of addresses: they count as one.
     pub(crate) fn new(email: &str, address: IpAddr) -> Self {
-        let network = match address.to_canonical() {
-            IpAddr::V4(address) => IpAddr::V4(address),
-            IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
-        };
-        Self { email: email.to_owned(), network }
+        Self { email: email.to_owned(), network: network(address) }
+    }
+}
+
+/// An IPv6 subscriber has a /64 of addresses: they count as one.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
     }
 }
 
@@ -89,8 +90,9 @@ impl Throttle {
         let mut buckets = self.0.buckets();
         let known = buckets.get(&source).copied().unwrap_or_default();
         let allowed = interval.saturating_mul(failures.saturating_sub(1));
+        let held = interval.saturating_mul(known.under_way);
         let wait = known.full_at.since(now);
-        if wait > allowed || known.under_way >= MAX_UNDER_WAY {
+        if wait.saturating_add(held) > allowed {
             self.0.refused.add(1, &[]);
             return Err(Throttled { retry_after: wait.saturating_sub(allowed).max(Duration::from_secs(1)) });
         }
@@ -200,11 +202,34 @@ mod tests {
     #[test]
     fn those_under_way_are_bounded_and_all_that_are_wrong_are_counted() {
         let (throttle, clock) = throttle();
-        let under_way: Vec<Try> = (0..MAX_UNDER_WAY).map(|_| throttle.admit(ada()).expect("let pass")).collect();
+        let under_way: Vec<Try> = (0..3).map(|_| throttle.admit(ada()).expect("let pass")).collect();
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(1) }));
         under_way.into_iter().for_each(Try::wrong);
-        clock.advance(Duration::from_secs(10 * (u64::from(MAX_UNDER_WAY) - 3)));
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
+        clock.advance(Duration::from_secs(10));
+        throttle.admit(ada()).expect("one more").wrong();
+        assert!(throttle.admit(ada()).is_err(), "the twin: no more than one");
+    }
+
+    #[test]
+    fn however_many_are_wrong_the_bucket_is_full_after_all_of_its_intervals() {
+        let (throttle, clock) = throttle();
+        for burst in 0..40 {
+            let under_way: Vec<Try> = std::iter::from_fn(|| throttle.admit(ada()).ok()).collect();
+            assert_eq!(under_way.len(), if burst == 0 { 3 } else { 1 }, "no more at once than one after the other");
+            under_way.into_iter().for_each(Try::wrong);
+            clock.advance(Duration::from_secs(10));
+        }
+        clock.advance(Duration::from_secs(20));
+        let full: Vec<Try> = std::iter::from_fn(|| throttle.admit(ada()).ok()).collect();
+        assert_eq!(full.len(), 3);
+        full.into_iter().for_each(Try::wrong);
+        clock.advance(Duration::from_secs(29));
+        assert!(!throttle.0.buckets().is_empty(), "the twin: not before");
+        clock.advance(Duration::from_secs(1));
+        for _ in 0..3 {
+            throttle.admit(ada()).expect("full again").wrong();
+        }
     }
 
     #[test]

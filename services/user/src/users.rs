@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::keys::{KeyStore, SigningKey};
 use crate::operator::Bootstrap;
 use crate::password::{Check, Password, Passwords};
+use crate::places::Share;
 use crate::session::{RefreshToken, Session};
 use crate::store::{Inserted, PasswordChange, Store, Turn};
 use crate::throttle::{Source, Throttle};
@@ -73,8 +74,8 @@ impl Users {
             return self.email_taken(registration, &fingerprint, from, operation).await;
         }
         let busy = |retry_after| Error::TooManyRequests { retry_after };
-        let password_hash =
-            self.passwords.hash(registration.password.clone()).await.map_err(|refused| refused.or_busy(busy))?;
+        let hashed = self.passwords.hash(registration.password.clone(), Share::of_address(from)).await;
+        let password_hash = hashed.map_err(|refused| refused.or_busy(busy))?;
         let now = self.clock.now();
         let profile = Profile {
             user_id: UserId::from_uuid(self.ids.uuid()),
@@ -125,7 +126,8 @@ impl Users {
         let too_many = |retry_after| Error::TooManyRequests { retry_after };
         let source = Source::new(&registration.email, from);
         let admitted = self.throttle.admit(source).map_err(|throttled| too_many(throttled.retry_after))?;
-        let check = self.passwords.check(registration.password, Some(made.password_hash)).await;
+        let share = Share::of_address(from);
+        let check = self.passwords.check(registration.password, Some(made.password_hash), share).await;
         if check.map_err(|refused| refused.or_busy(too_many))? == Check::Wrong {
             admitted.wrong();
             return Err(Error::RequestIdReused);
@@ -152,7 +154,8 @@ impl Users {
             self.throttle.admit(Source::new(email, from)).map_err(|throttled| too_many(throttled.retry_after))?;
         let account = self.store.account_by_email(email).await?;
         let stored = account.as_ref().map(|account| account.password_hash.clone());
-        let check = self.passwords.check(password, stored).await.map_err(|refused| refused.or_busy(too_many))?;
+        let check = self.passwords.check(password, stored, Share::of_account(from, email)).await;
+        let check = check.map_err(|refused| refused.or_busy(too_many))?;
         if let Some(account) = &account {
             operation.set_user(account.profile.user_id.as_uuid());
         }
@@ -236,13 +239,14 @@ impl Users {
             .throttle
             .admit(Source::new(&profile.email, from))
             .map_err(|throttled| too_many(throttled.retry_after))?;
-        let check = self.passwords.check(current, Some(password_hash.clone())).await;
+        let share = Share::of_account(from, person.user_id.to_string());
+        let check = self.passwords.check(current, Some(password_hash.clone()), share.clone()).await;
         if check.map_err(|refused| refused.or_busy(too_many))? == Check::Wrong {
             admitted.wrong();
             return Err(Error::InvalidCredentials);
         }
         drop(admitted);
-        let new = self.passwords.hash(new).await.map_err(|refused| refused.or_busy(too_many))?;
+        let new = self.passwords.hash(new, share).await.map_err(|refused| refused.or_busy(too_many))?;
         let change = PasswordChange {
             user_id: person.user_id,
             verified: password_hash,

@@ -10,6 +10,7 @@ use crate::migration::MIGRATIONS;
 use crate::operator::Credentials;
 use crate::throttle::Limits;
 
+mod turns;
 mod uncounted;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -47,8 +48,13 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::on(&testdb::Place { url: "sqlite::memory:".to_owned(), schema: None }).await
+    }
+
+    async fn on(place: &testdb::Place) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let db = Database::connect("sqlite::memory:", &storage::Options::default()).await.expect("it opens");
+        let options = storage::Options { schema: place.schema.clone(), ..storage::Options::default() };
+        let db = Database::connect(&place.url, &options).await.expect("it opens");
         db.migrate(MIGRATIONS).await.expect("it migrates");
         let clock = Arc::new(ManualClock::at(SystemClock.now()));
         let keys = KeyStore::open(folder.path().join("keys"), true, clock.clone()).expect("keys");
@@ -251,8 +257,10 @@ async fn failures_throttle_an_account_whether_it_exists_or_not_and_the_right_pas
 async fn many_log_ins_that_succeed_at_once_are_let_pass() {
     let world = World::new().await;
     world.ada().await;
-    let all = futures_util::future::join_all((0..16).map(|_| world.login("ada@example.com", PASSWORD))).await;
-    assert_eq!(all.iter().filter(|login| login.is_ok()).count(), 16);
+    for _ in 0..4 {
+        let all = futures_util::future::join_all((0..3).map(|_| world.login("ada@example.com", PASSWORD))).await;
+        assert_eq!(all.iter().filter(|login| login.is_ok()).count(), 3);
+    }
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
@@ -59,9 +60,13 @@ impl World {
         Self { folder, address, shutdown, running }
     }
 
-    pub(crate) fn client(&self) -> UserServiceClient<Channel> {
+    fn channel(&self) -> Channel {
         let addresses = vec![self.address.to_string()];
-        UserServiceClient::new(mesh::client(ClientConfig::new("user", addresses, contracts::POLICIES)))
+        mesh::client(ClientConfig::new("user", addresses, contracts::POLICIES))
+    }
+
+    pub(crate) fn client(&self) -> UserServiceClient<Channel> {
+        UserServiceClient::new(self.channel())
     }
 
     pub(crate) async fn register(&self, request: pb::RegisterRequest) -> Result<pb::Profile, Status> {
@@ -72,6 +77,16 @@ impl World {
         let request = pb::LoginRequest { email: email.into(), password: password.into() };
         let response = self.client().login(request).await?.into_inner();
         Ok((response.session.expect("a session"), response.profile.expect("a profile")))
+    }
+
+    /// A Login whose message is another's: a number where the e-mail should be.
+    pub(crate) async fn garbled_login(&self) -> Result<pb::LoginResponse, Status> {
+        let mut client = tonic::client::Grpc::new(self.channel());
+        let codec = tonic_prost::ProstCodec::<pb::ChangePasswordResponse, pb::LoginResponse>::default();
+        let path = PathAndQuery::from_static("/user.v1.UserService/Login");
+        client.ready().await.expect("ready");
+        let garbled = Request::new(pb::ChangePasswordResponse { ended_session_count: 7 });
+        client.unary(garbled, path, codec).await.map(tonic::Response::into_inner)
     }
 
     pub(crate) async fn ada_registers(&self) -> pb::Profile {

@@ -1,0 +1,178 @@
+use std::future::Future;
+use std::pin::Pin;
+
+use futures_util::FutureExt;
+
+use super::*;
+
+/// A call that wants a place: polled by hand, so that nothing depends on time.
+struct Call(Pin<Box<dyn Future<Output = Result<Place, QueueFull>>>>);
+
+impl Call {
+    fn new(places: &Places, share: Share) -> Self {
+        let places = places.clone();
+        let mut call = Self(Box::pin(async move { places.take(share).await }));
+        if let Some(done) = call.poll() {
+            call.0 = Box::pin(std::future::ready(done));
+        }
+        call
+    }
+
+    /// `None`: it waits.
+    fn poll(&mut self) -> Option<Result<Place, QueueFull>> {
+        (&mut self.0).now_or_never()
+    }
+
+    fn place(&mut self) -> Place {
+        self.poll().expect("it does not wait").expect("it was not refused")
+    }
+
+    fn waits(&mut self) -> bool {
+        match self.poll() {
+            None => true,
+            Some(done) => {
+                self.0 = Box::pin(std::future::ready(done));
+                false
+            }
+        }
+    }
+}
+
+fn at(address: &str, account: &str) -> Share {
+    Share::of_account(address.parse().expect("an address"), account)
+}
+
+fn calls(places: &Places, address: &str, count: usize) -> Vec<Call> {
+    (0..count).map(|number| Call::new(places, at(address, &format!("x{number}@example.com")))).collect()
+}
+
+fn is_refused(call: &mut Call) -> bool {
+    !call.waits() && call.poll().is_some_and(|done| done.is_err())
+}
+
+fn nothing_is_kept(places: &Places, free: usize) {
+    let state = places.0.state();
+    assert_eq!((state.free, state.waiting.len()), (free, 0));
+    assert!(state.addresses.is_empty() && state.accounts.is_empty(), "{state:?}");
+}
+
+#[test]
+fn an_honest_caller_is_next_in_turn_however_many_of_another_address_wait() {
+    for processors in [1, 2, 4] {
+        let places = Places::new(processors, 200);
+        let mut stranger = calls(&places, "192.0.2.1", 140 + processors);
+        let at_work: Vec<Place> = stranger.drain(..processors).map(|mut call| call.place()).collect();
+        let mut honest = Call::new(&places, at("198.51.100.7", "ada@example.com"));
+        assert!(honest.waits());
+        drop(at_work.into_iter().next());
+        drop(honest.place());
+        drop((stranger, honest));
+    }
+}
+
+#[test]
+fn addresses_take_turns_and_those_of_a_burst_are_served_too() {
+    let places = Places::new(1, 100);
+    let mut first = Call::new(&places, at("192.0.2.9", "first"));
+    let mut at_work = first.place();
+    let mut waiting: Vec<(&str, Call)> = Vec::new();
+    for (address, count) in [("192.0.2.1", 4), ("192.0.2.2", 2), ("192.0.2.3", 1)] {
+        waiting.extend(calls(&places, address, count).into_iter().map(|call| (address, call)));
+    }
+    let mut served = vec![];
+    while !waiting.is_empty() {
+        drop(at_work);
+        let index = waiting.iter_mut().position(|(_, call)| !call.waits()).expect("one is served");
+        let (address, mut call) = waiting.remove(index);
+        at_work = call.place();
+        served.push(address.rsplit('.').next().expect("a number"));
+    }
+    assert_eq!(served, ["1", "2", "3", "1", "2", "1", "1"]);
+    drop(at_work);
+    nothing_is_kept(&places, 1);
+}
+
+#[test]
+fn the_accounts_of_an_address_take_turns() {
+    let places = Places::new(1, 100);
+    let at_work = Call::new(&places, at("192.0.2.1", "mallory")).place();
+    let mallory: Vec<Call> = (0..40).map(|_| Call::new(&places, at("192.0.2.1", "mallory"))).collect();
+    let mut ada = Call::new(&places, at("192.0.2.1", "ada"));
+    assert!(ada.waits());
+    drop(at_work);
+    drop(ada.place());
+    drop(mallory);
+    nothing_is_kept(&places, 1);
+}
+
+#[test]
+fn a_full_queue_displaces_the_newest_of_the_address_with_the_most() {
+    let places = Places::new(1, 64);
+    let _at_work = Call::new(&places, at("192.0.2.1", "at work")).place();
+    let mut few = calls(&places, "192.0.2.2", 14);
+    let mut most = calls(&places, "192.0.2.1", 50);
+    let mut honest = Call::new(&places, at("198.51.100.7", "ada@example.com"));
+    assert!(honest.waits() && few.iter_mut().all(Call::waits));
+    assert!(is_refused(most.last_mut().expect("fifty")), "the newest");
+    most.pop();
+    assert!(most.iter_mut().all(Call::waits), "no other");
+    let mut one_more = Call::new(&places, at("192.0.2.1", "one more"));
+    assert!(is_refused(&mut one_more), "the twin: of the address with the most, the newcomer");
+    assert!(honest.waits() && few.iter_mut().all(Call::waits));
+}
+
+#[test]
+fn a_full_queue_of_one_address_displaces_the_account_with_the_most() {
+    let places = Places::new(1, 64);
+    let _at_work = Call::new(&places, at("192.0.2.1", "mallory")).place();
+    let mut mallory: Vec<Call> = (0..64).map(|_| Call::new(&places, at("192.0.2.1", "mallory"))).collect();
+    let mut ada = Call::new(&places, at("192.0.2.1", "ada"));
+    assert!(ada.waits(), "an honest caller behind the same proxy");
+    assert!(is_refused(mallory.last_mut().expect("some")));
+}
+
+#[test]
+fn addresses_with_one_each_do_not_displace_each_other() {
+    let places = Places::new(1, 4);
+    let _at_work = Call::new(&places, at("192.0.2.1", "at work")).place();
+    let mut waiting: Vec<Call> = (2..6).map(|n| Call::new(&places, at(&format!("192.0.2.{n}"), "x"))).collect();
+    assert!(is_refused(&mut Call::new(&places, at("192.0.2.6", "x"))));
+    assert!(waiting.iter_mut().all(Call::waits));
+}
+
+#[test]
+fn an_ipv6_network_is_one_address() {
+    assert_eq!(at("2001:db8::1", "x"), at("2001:db8::ffff", "x"));
+    assert_ne!(at("2001:db8::1", "x"), at("2001:db8:0:1::1", "x"));
+}
+
+#[test]
+fn a_call_that_goes_away_leaves_the_queue_and_keeps_no_place() {
+    let places = Places::new(1, 8);
+    let at_work = Call::new(&places, at("192.0.2.1", "x")).place();
+    let mut waiting = calls(&places, "192.0.2.2", 3);
+    drop(waiting.remove(1));
+    assert_eq!(places.0.state().waiting.len(), 2);
+    drop(at_work);
+    // The first has got the place, and goes away before it knows.
+    drop(waiting.remove(0));
+    drop(waiting.remove(0).place());
+    nothing_is_kept(&places, 1);
+}
+
+#[tokio::test]
+async fn places_are_given_to_tasks_that_wait() {
+    let places = Places::new(2, 64);
+    let served = (0..40).map(|number| {
+        let places = places.clone();
+        tokio::spawn(async move {
+            let _place = places.take(at("192.0.2.1", &format!("{}", number % 3))).await?;
+            tokio::task::yield_now().await;
+            Ok::<_, QueueFull>(())
+        })
+    });
+    for served in futures_util::future::join_all(served).await {
+        served.expect("no panic").expect("served");
+    }
+    nothing_is_kept(&places, 2);
+}
