@@ -179,7 +179,8 @@ async fn an_email_is_of_one_account() {
 async fn the_same_registration_many_times_at_once_makes_one_account() {
     let world = World::new().await;
     let registration = ada();
-    let all = futures_util::future::join_all((0..8).map(|_| world.register(registration.clone()))).await;
+    // One makes it; each of the others holds one of the three tries while its password is checked.
+    let all = futures_util::future::join_all((0..4).map(|_| world.register(registration.clone()))).await;
     let first = all[0].as_ref().expect("registered");
     for answer in &all {
         assert_eq!(answer.as_ref().expect("the same answer"), first);
