@@ -12,11 +12,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use mesh::network;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
 use tokio::sync::oneshot;
-
-use crate::throttle::network;
 
 /// Whose share a place counts in.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

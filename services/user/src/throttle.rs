@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kernel::{Clock, Timestamp};
+use mesh::network;
 use opentelemetry::metrics::Counter;
 
 /// How much is too much.
@@ -36,14 +37,6 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn new(email: &str, address: IpAddr) -> Self {
         Self { email: email.to_owned(), network: network(address) }
-    }
-}
-
-/// An IPv6 subscriber has a /64 of addresses: they count as one.
-pub(crate) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
     }
 }
 
