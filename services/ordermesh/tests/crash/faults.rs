@@ -98,8 +98,9 @@ impl Plan {
         let _ = stalled.wait_for(|stalled| stalled.as_deref() == Some(instance)).await;
     }
 
-    /// The driver that stands still goes on.
+    /// The driver that stands still goes on, and to its end: it does not stand still once more.
     pub(crate) fn let_go(&self) {
+        lock(&self.acts).retain(|(_, act)| !matches!(act, Act::Stall));
         self.stalled.send_replace(None);
         self.gate.notify_one();
     }
@@ -138,6 +139,8 @@ impl Faults for Plan {
                     }
                     Act::Cancel => api.cancel().await,
                     Act::WriteOff => api.write_off().await,
+                    // One stands at a time.
+                    Act::Stall if self.somebody_stands() => {}
                     Act::Stall => {
                         self.stalled.send_replace(Some(place.instance.to_owned()));
                         self.gate.notified().await;
