@@ -1,6 +1,6 @@
 //! The public keys that verify access tokens: asked of the User Service, and until it has answered those of a file, a JWK
 //! set (RFC 7517) such as ListSigningKeys answers in JSON. So a service that starts while nobody can log in serves everybody
-//! who has.
+//! who has. With them come the sessions that have ended although their access tokens have not.
 //!
 //! The file is mounted (`--token-keys`), and only read; or it is `token-keys.json` in the data folder, and each instance
 //! keeps there what it has fetched.
@@ -11,10 +11,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use contracts::user::v1::user_service_client::UserServiceClient;
-use contracts::user::v1::{ListSigningKeysRequest, SigningKey};
+use contracts::user::v1::{ListEndedSessionsRequest, ListSigningKeysRequest, SigningKey};
 use futures_util::future::BoxFuture;
 use mesh::{Channel, KeySource, VerifyingKey};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// `iss` of every access token.
 pub const ISSUER: &str = "ordermesh-user";
@@ -22,6 +23,8 @@ pub const ISSUER: &str = "ordermesh-user";
 pub const AUDIENCE: &str = "ordermesh";
 /// In the data folder.
 const FILE_NAME: &str = "token-keys.json";
+/// Of ended sessions, in a page.
+const PAGE_SIZE: i32 = 10_000;
 
 /// A JWK set; what is not an Ed25519 key is left out.
 #[derive(Serialize, Deserialize)]
@@ -107,6 +110,30 @@ impl KeySource for RemoteKeys {
             let keys: Vec<_> = keys.map(|SigningKey { kid, x, .. }| VerifyingKey { kid, x }).collect();
             self.keep(&keys);
             Ok(keys)
+        })
+    }
+
+    fn ended_sessions(&self) -> BoxFuture<'_, Result<Vec<Uuid>, tonic::Status>> {
+        Box::pin(async move {
+            let (mut user, mut ended) = (UserServiceClient::new(self.user.clone()), Vec::new());
+            let mut page_token = String::new();
+            loop {
+                let request = ListEndedSessionsRequest { page_size: PAGE_SIZE, page_token };
+                let page = match user.list_ended_sessions(mesh::untraced(request)).await {
+                    Ok(page) => page.into_inner(),
+                    // Of a release that has no such list, while this one is rolled out.
+                    Err(status) if status.code() == tonic::Code::Unimplemented => return Ok(ended),
+                    Err(status) => return Err(status),
+                };
+                for id in page.session_ids {
+                    let unreadable = |_| tonic::Status::internal("a session's id is not a UUID");
+                    ended.push(id.parse().map_err(unreadable)?);
+                }
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    return Ok(ended);
+                }
+            }
         })
     }
 

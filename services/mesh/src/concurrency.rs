@@ -158,9 +158,9 @@ impl Shared {
                     let leave = async move {
                         asked.cancelled_owned().await;
                         refusals.count(Cause::GaveWay);
+                        (*GAVE_WAY).clone()
                     };
-                    let gave_way = (*GAVE_WAY).clone();
-                    Ok(hold(end_when(leave, gave_way, work).await?, place))
+                    Ok(hold(end_when(leave, work).await?, place))
                 }
             }
         })

@@ -86,7 +86,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // A permit while the handler works, a place for as long as a stream is there.
         .layer(concurrency(policies, holdings.admission.clone(), refusals))
         // Inside the permits, which it sets free: a stream without an end must not hold up the server's.
-        .layer(stream_end(policies, goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
+        .layer(stream_end(policies, gatekeeper.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
         .service(routes);
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "the stack is built");

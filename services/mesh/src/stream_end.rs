@@ -1,6 +1,6 @@
 //! Streams end with the drain: an answer that could go on for ever must not hold up the end of a server. Health's and
-//! reflection's end at the GOAWAY; the services' own, which their service ends with its shutdown, a moment later. And a stream
-//! whose place another gets ends in the same way.
+//! reflection's end at the GOAWAY; the services' own, which their service ends with its shutdown, a moment later. A stream
+//! whose place another gets ends in the same way, and so does one whose caller's session ends.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -18,8 +18,10 @@ use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
+use crate::caller::Caller;
 use crate::policy::PolicyTable;
 use crate::status::mesh_status_retry;
+use crate::token::Tokens;
 use crate::wire::{Answer, Request, Response, find, is_infrastructure, respond};
 
 /// What a stream's caller is told: it goes on at another instance.
@@ -34,16 +36,18 @@ pub(crate) struct StreamEnd<S> {
 /// Behind one `Arc`: cloning a token takes a lock that all calls would have in common.
 struct Shared {
     policies: PolicyTable,
+    tokens: Option<Arc<Tokens>>,
     goaway: CancellationToken,
     grace: Duration,
 }
 
 pub(crate) fn stream_end<S>(
     policies: PolicyTable,
+    tokens: Option<Arc<Tokens>>,
     goaway: CancellationToken,
     grace: Duration,
 ) -> impl Layer<S, Service = StreamEnd<S>> + Clone {
-    let shared = Arc::new(Shared { policies, goaway, grace });
+    let shared = Arc::new(Shared { policies, tokens, goaway, grace });
     layer_fn(move |inner| StreamEnd { inner, shared: shared.clone() })
 }
 
@@ -61,7 +65,7 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let Shared { policies, goaway, grace } = &*self.shared;
+        let Shared { policies, tokens, goaway, grace } = &*self.shared;
         let grace = if is_infrastructure(request.uri().path()) {
             Duration::ZERO
         } else if find(*policies, &request).is_some_and(|policy| policy.streaming) {
@@ -69,35 +73,47 @@ where
         } else {
             return Box::pin(self.inner.call(request));
         };
+        let session = match request.extensions().get() {
+            Some(Caller::Person { session_id: Some(session), .. }) => {
+                tokens.clone().map(|tokens| tokens.ended(*session))
+            }
+            Some(Caller::Person { .. } | Caller::Service { .. } | Caller::Anonymous) | None => None,
+        };
         let (work, goaway) = (self.inner.call(request), goaway.clone());
+        let drained = async move {
+            goaway.cancelled_owned().await;
+            tokio::time::sleep(grace).await;
+            draining()
+        };
         Box::pin(end_when(
             async move {
-                goaway.cancelled_owned().await;
-                tokio::time::sleep(grace).await;
+                let Some(session) = session else { return drained.await };
+                tokio::select! {
+                    status = session => status,
+                    status = drained => status,
+                }
             },
-            draining(),
             work,
         ))
     }
 }
 
-/// The answer, which is ended with that status when `end` is.
+/// The answer, which is ended with `end`'s status.
 pub(crate) async fn end_when(
-    end: impl Future<Output = ()> + Send + 'static,
-    status: Status,
+    end: impl Future<Output = Status> + Send + 'static,
     work: impl Future<Output = Answer>,
 ) -> Answer {
-    let mut end: BoxFuture<'static, ()> = Box::pin(end);
+    let mut end: BoxFuture<'static, Status> = Box::pin(end);
     let response = tokio::select! {
         biased;
         response = work => response?,
         // It has not begun: its request may never end.
-        () = &mut end => return Ok(respond(status)),
+        status = &mut end => return Ok(respond(status)),
     };
     if response.body().is_end_stream() {
         return Ok(response);
     }
-    Ok(response.map(|inner| Body::new(EndingBody { inner, end, status, over: false })))
+    Ok(response.map(|inner| Body::new(EndingBody { inner, end, over: false })))
 }
 
 fn draining() -> Status {
@@ -107,8 +123,7 @@ fn draining() -> Status {
 
 struct EndingBody {
     inner: Body,
-    end: BoxFuture<'static, ()>,
-    status: Status,
+    end: BoxFuture<'static, Status>,
     over: bool,
 }
 
@@ -124,12 +139,10 @@ impl http_body::Body for EndingBody {
         if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
             return Poll::Ready(frame);
         }
-        if this.end.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
+        let Poll::Ready(status) = this.end.as_mut().poll(cx) else { return Poll::Pending };
         this.over = true;
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(this.status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -156,7 +169,7 @@ mod tests {
                 let forever = futures_util::stream::pending::<Result<Frame<Bytes>, Status>>();
                 Box::pin(async move { Ok(Response::new(Body::new(StreamBody::new(forever)))) })
             });
-            let mut stack = stream_end(policies, goaway.clone(), grace).layer(handler);
+            let mut stack = stream_end(policies, None, goaway.clone(), grace).layer(handler);
             let request = http::Request::post(path).body(Body::empty()).expect("a request");
             let mut body = stack.call(request).await.expect("answered").into_body();
             assert!(tokio::time::timeout(Duration::from_secs(3_600), body.frame()).await.is_err(), "before the drain");
@@ -179,7 +192,7 @@ mod tests {
         let goaway = CancellationToken::new();
         let handler =
             tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> { Box::pin(std::future::pending()) });
-        let mut stack = stream_end(PolicyTable(&[]), goaway.clone(), Duration::from_secs(7)).layer(handler);
+        let mut stack = stream_end(PolicyTable(&[]), None, goaway.clone(), Duration::from_secs(7)).layer(handler);
         let request = http::Request::post("/grpc.health.v1.Health/Watch").body(Body::empty()).expect("a request");
         let mut call = stack.call(request);
         assert!(tokio::time::timeout(Duration::from_secs(3_600), &mut call).await.is_err(), "before the drain");

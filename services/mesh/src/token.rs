@@ -1,9 +1,12 @@
 //! Access tokens: EdDSA JWTs with `iss sub aud exp nbf role`, all required. A verified token is remembered until it ends,
-//! by its hash. Keys are fetched every minute, so that one that was taken away (it leaked) verifies nothing any more; they
+//! by its hash. Keys are fetched every 20 seconds, so that one that was taken away (it leaked) verifies nothing any more; they
 //! are kept when that fails. An unknown key id refetches at most once in ten seconds. Until the first fetch the source's
 //! initial keys verify; what was fetched takes their place.
+//!
+//! Together with the keys comes a short list of sessions that ended before their access tokens do: these are refused too, and
+//! end the streams that they opened.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -14,6 +17,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use kernel::{Clock, SystemClock, Timestamp};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -28,8 +32,8 @@ const FIRST_FETCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Everybody with an unknown key id waits while the source is asked.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 const PREFETCH_MAX_PAUSE: Duration = Duration::from_secs(8);
-/// How long a key that was taken away verifies tokens all the same.
-const KEYS_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a key that was taken away, or a session that has ended, is good all the same: a minute, although a fetch fails.
+const KEYS_INTERVAL: Duration = Duration::from_secs(20);
 /// What is remembered is bounded; when it is full, what has ended goes, and then everything.
 const MAX_REMEMBERED_TOKENS: usize = 10_000;
 /// The issuer's clock may be a little ahead of ours.
@@ -50,6 +54,12 @@ pub struct VerifyingKey {
 pub trait KeySource: Send + Sync + 'static {
     /// All keys that are valid now.
     fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>>;
+
+    /// All sessions (claim `sid`) that have ended although an access token of theirs may not have. Asked after the keys; when
+    /// that fails, those that are known stay.
+    fn ended_sessions(&self) -> BoxFuture<'_, Result<Vec<Uuid>, Status>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// Keys that verify until the first fetch succeeds: of a file, so that a service that starts while the source is away
     /// serves those who have a token.
@@ -73,7 +83,7 @@ type Keys = HashMap<String, DecodingKey>;
 enum Asks {
     /// On a caller's behalf.
     UnlessJustAsked,
-    /// Once a minute, whatever callers made of it meanwhile.
+    /// Every [`KEYS_INTERVAL`], whatever callers made of it meanwhile.
     Always,
 }
 
@@ -87,6 +97,7 @@ pub(crate) struct Tokens {
     /// When the source was asked last; held while it is being asked, so that one asks for all.
     asked: Arc<tokio::sync::Mutex<Option<Instant>>>,
     verified: Mutex<HashMap<[u8; 32], (Caller, Timestamp)>>,
+    ended: watch::Sender<HashSet<Uuid>>,
 }
 
 impl Tokens {
@@ -99,10 +110,36 @@ impl Tokens {
         validation.leeway = LEEWAY_SECONDS;
         let keys = RwLock::new(Arc::new(readable(source.initial())));
         let is_fetched = AtomicBool::new(false);
-        Self { source, validation, keys, is_fetched, asked: Arc::default(), verified: Mutex::default() }
+        Self {
+            source,
+            validation,
+            keys,
+            is_fetched,
+            asked: Arc::default(),
+            verified: Mutex::default(),
+            ended: watch::Sender::default(),
+        }
     }
 
     pub(crate) async fn verify(self: &Arc<Self>, token: &str) -> Result<Caller, Status> {
+        let caller = self.signed(token).await?;
+        match &caller {
+            Caller::Person { session_id: Some(session), .. } if self.ended.borrow().contains(session) => {
+                Err(session_ended())
+            }
+            Caller::Person { .. } | Caller::Service { .. } | Caller::Anonymous => Ok(caller),
+        }
+    }
+
+    /// Waits until a session has ended.
+    pub(crate) async fn ended(self: Arc<Self>, session: Uuid) -> Status {
+        // The sender is `self`'s.
+        let _ = self.ended.subscribe().wait_for(|ended| ended.contains(&session)).await;
+        session_ended()
+    }
+
+    /// Whom a token speaks for, by its signature.
+    async fn signed(self: &Arc<Self>, token: &str) -> Result<Caller, Status> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(malformed());
         }
@@ -129,7 +166,7 @@ impl Tokens {
         Ok(caller)
     }
 
-    /// Asks for keys until they come, so that the first call need not wait for them, and then every minute.
+    /// Asks for keys until they come, so that the first call need not wait for them, and then every [`KEYS_INTERVAL`].
     pub(crate) async fn follow(self: &Arc<Self>) {
         let mut pause = FIRST_FETCH_INTERVAL;
         loop {
@@ -228,10 +265,25 @@ impl Tokens {
 
     /// When it fails, what we have is kept.
     async fn fetch(&self) {
-        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.source.fetch()).await;
-        let fetched = match fetched
-            .unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("they did not come in time")))
-        {
+        self.fetch_keys().await;
+        match asked_in_time(self.source.ended_sessions()).await {
+            Ok(ended) => {
+                let ended: HashSet<_> = ended.into_iter().collect();
+                self.ended.send_if_modified(|known| {
+                    let is_other = *known != ended;
+                    *known = ended;
+                    is_other
+                });
+            }
+            Err(status) if self.is_fetched() => {
+                tracing::warn!(target: "ordermesh", "ended sessions could not be fetched: {}", status.message());
+            }
+            Err(_) => {}
+        }
+    }
+
+    async fn fetch_keys(&self) {
+        let fetched = match asked_in_time(self.source.fetch()).await {
             Ok(fetched) => fetched,
             Err(status) => {
                 // Before the first fetch `follow` says so.
@@ -254,6 +306,11 @@ impl Tokens {
     }
 }
 
+async fn asked_in_time<T>(asked: BoxFuture<'_, Result<T, Status>>) -> Result<T, Status> {
+    let in_time = tokio::time::timeout(FETCH_TIMEOUT, asked).await;
+    in_time.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("they did not come in time")))
+}
+
 fn readable(keys: Vec<VerifyingKey>) -> Keys {
     let readable = keys.into_iter().filter_map(|key| match DecodingKey::from_ed_components(&key.x) {
         Ok(decoding) => Some((key.kid, decoding)),
@@ -271,6 +328,10 @@ fn malformed() -> Status {
 
 fn invalid() -> Status {
     mesh_status(Code::Unauthenticated, "TOKEN_INVALID", "the access token is not valid here")
+}
+
+fn session_ended() -> Status {
+    mesh_status(Code::Unauthenticated, "SESSION_ENDED", "the session has ended: log in again")
 }
 
 fn refusal(kind: &ErrorKind) -> Status {
@@ -305,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_that_was_taken_away_verifies_nothing_after_a_minute() {
+    async fn a_key_that_was_taken_away_verifies_nothing_within_a_minute() {
         let source = Arc::new(Source(Mutex::new(vec!["old", "new"])));
         let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
         let following = tokio::spawn({
@@ -411,7 +472,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_minutes_fetch_asks_whatever_callers_asked_just_before() {
+    async fn the_next_fetch_in_turn_asks_whatever_callers_asked_just_before() {
         let source = Arc::new(Source(Mutex::new(vec!["old"])));
         let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
         let following = tokio::spawn({
@@ -423,6 +484,56 @@ mod tests {
         *source.0.lock().expect("not poisoned") = vec!["new"];
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
+        following.abort();
+    }
+
+    /// One key, and a list of ended sessions that the test writes; `None`: away.
+    #[derive(Default)]
+    struct Ending(Mutex<Option<Vec<Uuid>>>);
+
+    impl KeySource for Ending {
+        fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
+            Box::pin(async { Ok(vec![key("new")]) })
+        }
+
+        fn ended_sessions(&self) -> BoxFuture<'_, Result<Vec<Uuid>, Status>> {
+            let ended = self.0.lock().expect("not poisoned").clone();
+            Box::pin(async move { ended.ok_or_else(|| Status::unavailable("away")) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_has_ended_is_refused_within_a_minute_although_its_token_is_remembered() {
+        let source = Arc::new(Ending::default());
+        let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
+        let following = tokio::spawn({
+            let tokens = tokens.clone();
+            async move { tokens.follow().await }
+        });
+        let (ended, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for session in [ended, other] {
+            let token_expires = SystemClock.now().plus(Duration::from_secs(900));
+            let caller =
+                Caller::Person { user_id: Uuid::nil(), role: Role::Customer, token_expires, session_id: Some(session) };
+            tokens.remember("new", Sha256::digest(session.to_string()).into(), caller, token_expires);
+        }
+        let verify = async |session: Uuid| tokens.verify(&session.to_string()).await;
+        tokio::time::sleep(KEYS_INTERVAL).await;
+        assert!(verify(ended).await.is_ok(), "the twin: it has not ended");
+        let stream = tokio::spawn(tokens.clone().ended(ended));
+        *source.0.lock().expect("not poisoned") = Some(vec![ended]);
+        tokio::time::sleep(KEYS_INTERVAL).await;
+        let refused = verify(ended).await.expect_err("it has ended");
+        assert_eq!(crate::status::reason_of(&refused).as_deref(), Some("SESSION_ENDED"));
+        assert_eq!(stream.await.expect("it ends").code(), Code::Unauthenticated);
+        assert!(verify(other).await.is_ok(), "another one");
+        *source.0.lock().expect("not poisoned") = None;
+        tokio::time::sleep(KEYS_INTERVAL * 2).await;
+        assert!(verify(ended).await.is_err(), "those that are known stay while nobody answers");
+        *source.0.lock().expect("not poisoned") = Some(vec![]);
+        tokio::time::sleep(KEYS_INTERVAL).await;
+        assert!(verify(ended).await.is_ok(), "off the list once its tokens have ended by time");
         following.abort();
     }
 }

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use chassis::{Fields, Invalid, encode};
+use chassis::page::page_size;
+use chassis::{Fields, Fingerprint, Invalid, PageToken, encode};
 use contracts::common::v1 as common;
 use contracts::user::v1 as pb;
 use kernel::{SessionId, UserId};
@@ -13,17 +14,25 @@ use crate::error::Error;
 use crate::keys::SigningKey;
 use crate::password::{MAX_PASSWORD_BYTES, MIN_PASSWORD_CHARS, Password};
 use crate::session::RefreshToken;
-use crate::users::{Person, Tokens};
+use crate::users::{Person, Tokens, Whose};
 
+/// Of ended sessions, in a page.
+const DEFAULT_PAGE: u32 = 1_000;
+const MAX_PAGE: u32 = 10_000;
 /// In characters (code points).
 const MAX_DISPLAY_NAME: usize = 100;
 
 /// The person who calls.
 pub(crate) fn person(extensions: &tonic::Extensions) -> Result<Person, Error> {
     match mesh::caller(extensions) {
-        Caller::Person { user_id, session_id, .. } => {
-            Ok(Person { user_id: UserId::from_uuid(user_id), session_id: session_id.map(SessionId::from_uuid) })
-        }
+        Caller::Person { user_id, role, session_id, .. } => Ok(Person {
+            user_id: UserId::from_uuid(user_id),
+            role: match role {
+                mesh::Role::Customer => Role::Customer,
+                mesh::Role::Operator => Role::Operator,
+            },
+            session_id: session_id.map(SessionId::from_uuid),
+        }),
         Caller::Anonymous | Caller::Service { .. } => Err(Error::NotAPerson),
     }
 }
@@ -95,6 +104,40 @@ fn given_password(fields: &mut Fields, field: &str, text: &str) -> Option<Passwo
 fn too_long(fields: &mut Fields, field: &str) {
     let description = format!("must have at most {MAX_PASSWORD_BYTES} bytes of UTF-8 in Normalization Form C");
     fields.refuse(field, "PASSWORD_TOO_LONG", description);
+}
+
+/// Whose sessions are to end.
+pub(crate) fn whose(request: pb::EndSessionsRequest) -> Result<Whose, Invalid> {
+    use pb::end_sessions_request::Person as Named;
+
+    let mut fields = Fields::default();
+    let whose = match request.person {
+        Some(Named::UserId(text)) => fields.id("user_id", &text).map(Whose::Id),
+        Some(Named::Email(text)) => fields.known_email("email", &text).map(Whose::Email),
+        None => {
+            fields.refuse("person", "REQUIRED", "user_id or email is required");
+            None
+        }
+    };
+    fields.finish(whose)
+}
+
+/// Which page of the ended sessions.
+pub(crate) struct EndedSessions {
+    pub(crate) token: PageToken<SessionId>,
+    pub(crate) page_size: u32,
+}
+
+impl TryFrom<pb::ListEndedSessionsRequest> for EndedSessions {
+    type Error = Invalid;
+
+    fn try_from(request: pb::ListEndedSessionsRequest) -> Result<Self, Invalid> {
+        let mut fields = Fields::default();
+        let page_size = page_size(&mut fields, request.page_size, DEFAULT_PAGE, MAX_PAGE);
+        let list = Fingerprint::of("ListEndedSessions/1");
+        let token = PageToken::decode(&mut fields, &request.page_token, list, |key| key.parse().ok());
+        fields.finish(Some(Self { token, page_size }))
+    }
 }
 
 /// A refresh token, ours by its form.

@@ -63,3 +63,24 @@ pub(crate) mod session {
 
     impl ActiveModelBehavior for ActiveModel {}
 }
+
+/// Until when access tokens that a session was given may be shown. Outlives the session.
+pub(crate) mod issued_access {
+    use sea_orm::entity::prelude::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "issued_access")]
+    pub(crate) struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub(crate) session_id: Uuid,
+        pub(crate) user_id: Uuid,
+        /// What the tokens say: of one session all the same.
+        pub(crate) role: String,
+        pub(crate) expire_time: i64,
+    }
+
+    #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+    pub(crate) enum Relation {}
+
+    impl ActiveModelBehavior for ActiveModel {}
+}

@@ -8,12 +8,20 @@ use contracts::user::v1::user_service_server::UserService;
 use tonic::{Request, Response, Status};
 
 use crate::account::Registration;
-use crate::convert::{self, address_of, person};
+use crate::convert::{self, EndedSessions, address_of};
 use crate::error::{Error, status};
-use crate::users::Users;
+use crate::users::{Person, Users};
 
 /// The gRPC service over the domain.
 pub(crate) struct Service(pub(crate) Arc<Users>);
+
+impl Service {
+    /// The person who calls, in a session that has not ended.
+    async fn person(&self, extensions: &tonic::Extensions) -> Result<Person, Status> {
+        let person = convert::person(extensions).map_err(status)?;
+        self.0.live(person).await.map_err(status)
+    }
+}
 
 #[tonic::async_trait]
 impl UserService for Service {
@@ -51,7 +59,7 @@ impl UserService for Service {
         &self,
         request: Request<pb::GetProfileRequest>,
     ) -> Result<Response<pb::GetProfileResponse>, Status> {
-        let person = person(request.extensions()).map_err(status)?;
+        let person = self.person(request.extensions()).await?;
         let profile = self.0.profile(person.user_id).await.map_err(status)?;
         Ok(Response::new(pb::GetProfileResponse { profile: Some(profile.into()) }))
     }
@@ -61,7 +69,7 @@ impl UserService for Service {
         request: Request<pb::UpdateProfileRequest>,
     ) -> Result<Response<pb::UpdateProfileResponse>, Status> {
         let operation = audit::operation(request.extensions());
-        let person = person(request.extensions()).map_err(status)?;
+        let person = self.person(request.extensions()).await?;
         let change = convert::profile_change(request.into_inner()).map_err(refused)?;
         let profile = self.0.change_profile(person.user_id, change, &operation).await.map_err(status)?;
         Ok(Response::new(pb::UpdateProfileResponse { profile: Some(profile.into()) }))
@@ -72,11 +80,40 @@ impl UserService for Service {
         request: Request<pb::ChangePasswordRequest>,
     ) -> Result<Response<pb::ChangePasswordResponse>, Status> {
         let operation = audit::operation(request.extensions());
-        let (person, from) = (person(request.extensions()).map_err(status)?, address_of(request.extensions()));
+        let (person, from) = (self.person(request.extensions()).await?, address_of(request.extensions()));
         let (current, new) = convert::password_change(request.into_inner()).map_err(refused)?;
         let ended = self.0.change_password(person, current, new, from, &operation).await.map_err(status)?;
         let ended_session_count = i32::try_from(ended).unwrap_or(i32::MAX);
         Ok(Response::new(pb::ChangePasswordResponse { ended_session_count }))
+    }
+
+    async fn end_sessions(
+        &self,
+        request: Request<pb::EndSessionsRequest>,
+    ) -> Result<Response<pb::EndSessionsResponse>, Status> {
+        let operation = audit::operation(request.extensions());
+        self.person(request.extensions()).await?;
+        let whose = convert::whose(request.into_inner()).map_err(refused)?;
+        let ended = self.0.end_sessions(whose, &operation).await.map_err(status)?;
+        let ended_session_count = i32::try_from(ended).unwrap_or(i32::MAX);
+        Ok(Response::new(pb::EndSessionsResponse { ended_session_count }))
+    }
+
+    async fn list_ended_sessions(
+        &self,
+        request: Request<pb::ListEndedSessionsRequest>,
+    ) -> Result<Response<pb::ListEndedSessionsResponse>, Status> {
+        let EndedSessions { token, page_size } = EndedSessions::try_from(request.into_inner()).map_err(refused)?;
+        let limit = u64::from(page_size) + 1;
+        let mut ended = self.0.ended_sessions(token.after, limit).await.map_err(status)?;
+        let is_cut = ended.len() > usize::try_from(page_size).unwrap_or(usize::MAX);
+        if is_cut {
+            ended.pop();
+        }
+        let next_page_token = ended.last().filter(|_| is_cut).map(|last| token.next(&last.to_string()));
+        let session_ids = ended.iter().map(ToString::to_string).collect();
+        let next_page_token = next_page_token.unwrap_or_default();
+        Ok(Response::new(pb::ListEndedSessionsResponse { session_ids, next_page_token }))
     }
 
     async fn list_signing_keys(

@@ -1,5 +1,7 @@
 //! Queries. Entities stay in here.
 
+mod ended;
+
 use kernel::{RequestId, SessionId, Timestamp, UserId};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
@@ -38,6 +40,20 @@ pub(crate) struct Turn {
     pub(crate) next_hash: String,
     pub(crate) now: Timestamp,
     pub(crate) grace: std::time::Duration,
+    /// Until when the access token that goes with it may be shown.
+    pub(crate) access_until: Timestamp,
+}
+
+/// A session that is to be opened, if the account's password is still the one that was verified.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening {
+    pub(crate) session: Session,
+    pub(crate) role: Role,
+    pub(crate) verified: PasswordHash,
+    /// The password's hash as it is to be stored from now on.
+    pub(crate) renewed: Option<PasswordHash>,
+    /// Until when its first access token may be shown.
+    pub(crate) access_until: Timestamp,
 }
 
 /// A new password for an account whose hash is still `verified`.
@@ -130,29 +146,26 @@ impl Store {
             .await
     }
 
-    /// Opens a session with its event, if the account's password is still the one that was verified; says whether it is.
-    pub(crate) async fn open_session(
-        &self,
-        session: &Session,
-        verified: &PasswordHash,
-        renewed: Option<PasswordHash>,
-        operation: &Operation,
-    ) -> Result<bool, storage::Error> {
+    /// Opens a session with its event; says whether the password is still the one that was verified.
+    pub(crate) async fn open_session(&self, opening: Opening, operation: &Operation) -> Result<bool, storage::Error> {
         // Which of the account's log-ins it was.
-        operation.set("session.id", session.id.to_string());
-        let (session, verified, operation) = (session_row(session), verified.clone(), operation.clone());
+        operation.set("session.id", opening.session.id.to_string());
+        let operation = operation.clone();
         self.db
             .transact(move |tx| {
-                let (session, verified, renewed) = (session.clone(), verified.clone(), renewed.clone());
-                let operation = operation.clone();
+                let (opening, operation) = (opening.clone(), operation.clone());
                 Box::pin(async move {
-                    if !has_password(tx, session.user_id, &verified).await? {
+                    let Opening { session, role, verified, renewed, access_until } = opening;
+                    let user_id = session.user_id;
+                    if !has_password(tx, user_id.as_uuid(), &verified).await? {
                         return Ok(false);
                     }
                     if let Some(renewed) = renewed {
-                        set_password(tx, session.user_id, &renewed).await?;
+                        set_password(tx, user_id.as_uuid(), &renewed).await?;
                     }
-                    session::Entity::insert(session.into_active_model()).exec_without_returning(tx.conn()).await?;
+                    let row = session_row(&session);
+                    session::Entity::insert(row.into_active_model()).exec_without_returning(tx.conn()).await?;
+                    ended::issued(tx, session.id.as_uuid(), user_id, role, access_until).await?;
                     tx.emit(&operation, &Outcome::Success);
                     Ok::<_, storage::Error>(true)
                 })
@@ -229,7 +242,7 @@ impl Store {
             .await
     }
 
-    /// Deletes some of the sessions that have ended by time; says how many.
+    /// Deletes some of the sessions, and of what was issued to them, that have ended by time; says how many of the more.
     pub(crate) async fn delete_expired_sessions(&self, now: Timestamp, limit: u32) -> Result<u64, storage::Error> {
         self.db
             .transact(move |tx| {
@@ -240,7 +253,8 @@ impl Store {
                          (SELECT session_id FROM session WHERE expire_time <= $1 ORDER BY expire_time LIMIT $2)",
                         [now.as_micros().into(), i64::from(limit).into()],
                     );
-                    Ok::<_, storage::Error>(tx.conn().execute_raw(delete).await?.rows_affected())
+                    let deleted = tx.conn().execute_raw(delete).await?.rows_affected();
+                    Ok::<_, storage::Error>(std::cmp::max(deleted, ended::forget(tx, now, limit).await?))
                 })
             })
             .await
@@ -248,7 +262,7 @@ impl Store {
 }
 
 async fn turn_session(tx: &Tx, turn: Turn) -> Result<Option<(Session, Role)>, storage::Error> {
-    let Turn { family_hash, presented_hash, next_hash, now, grace } = turn;
+    let Turn { family_hash, presented_hash, next_hash, now, grace, access_until } = turn;
     let of_it = session::Column::FamilyHash.eq(family_hash);
     let Some(found) = session::Entity::find().filter(of_it).lock_exclusive().one(tx.conn()).await? else {
         return Ok(None);
@@ -259,6 +273,12 @@ async fn turn_session(tx: &Tx, turn: Turn) -> Result<Option<(Session, Role)>, st
         return Ok(None);
     };
     let row = session_row(&turned);
+    let Some(owner) = account::Entity::find_by_id(row.user_id).one(tx.conn()).await? else { return Ok(None) };
+    let role = role(owner.role)?;
+    if !ended::issued(tx, session_id, turned.user_id, role, access_until).await? {
+        session::Entity::delete_by_id(session_id).exec(tx.conn()).await?;
+        return Ok(None);
+    }
     let update = session::ActiveModel {
         session_id: Set(session_id),
         newest_hash: Set(row.newest_hash),
@@ -267,8 +287,7 @@ async fn turn_session(tx: &Tx, turn: Turn) -> Result<Option<(Session, Role)>, st
         ..Default::default()
     };
     update.update(tx.conn()).await?;
-    let Some(owner) = account::Entity::find_by_id(row.user_id).one(tx.conn()).await? else { return Ok(None) };
-    Ok(Some((turned, role(owner.role)?)))
+    Ok(Some((turned, role)))
 }
 
 /// Locks the account, so that a log-in and a change of its password come one after the other.

@@ -1,4 +1,4 @@
-//! Access tokens: EdDSA JWTs that any service verifies by itself, so that they end by time alone.
+//! Access tokens: EdDSA JWTs that any service verifies by itself. They end by time, or with their session (`store::ended`).
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,7 @@ struct Claims {
     iss: &'static str,
     aud: &'static str,
     sub: String,
-    /// The session: what ChangePassword leaves open.
+    /// The session: what ChangePassword leaves open, and what the list of ended sessions names.
     sid: String,
     role: &'static str,
     nbf: i64,

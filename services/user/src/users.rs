@@ -16,7 +16,7 @@ use crate::operator::Bootstrap;
 use crate::password::{Check, Password, Passwords};
 use crate::places::Share;
 use crate::session::{RefreshToken, Session};
-use crate::store::{Inserted, PasswordChange, Store, Turn};
+use crate::store::{Inserted, Opening, PasswordChange, Store, Turn};
 use crate::throttle::{Source, Throttle};
 use crate::token::{AccessToken, Bearer};
 
@@ -41,8 +41,17 @@ pub(crate) struct Tokens {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Person {
     pub(crate) user_id: UserId,
+    /// The access token's.
+    pub(crate) role: Role,
     /// The session that the access token is of.
     pub(crate) session_id: Option<SessionId>,
+}
+
+/// Whose sessions are to end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Whose {
+    Id(UserId),
+    Email(String),
 }
 
 /// The domain of the service.
@@ -171,7 +180,14 @@ impl Users {
         let id = SessionId::from_uuid(self.ids.uuid());
         let (session, refresh) = Session::open(id, profile.user_id, self.clock.now(), self.lifetimes.session);
         let access = self.access_token(&session, profile.role)?;
-        if !self.store.open_session(&session, &password_hash, renewed, operation).await? {
+        let opening = Opening {
+            session: session.clone(),
+            role: profile.role,
+            verified: password_hash,
+            renewed,
+            access_until: access.expires,
+        };
+        if !self.store.open_session(opening, operation).await? {
             admitted.wrong();
             return Err(Error::InvalidCredentials);
         }
@@ -180,13 +196,14 @@ impl Users {
 
     /// Exchanges a refresh token for a new pair of tokens.
     pub(crate) async fn refresh(&self, presented: RefreshToken) -> Result<Tokens, Error> {
-        let refresh = presented.next();
+        let (refresh, now) = (presented.next(), self.clock.now());
         let turn = Turn {
             family_hash: presented.family_hash(),
             presented_hash: presented.hash(),
             next_hash: refresh.hash(),
-            now: self.clock.now(),
+            now,
             grace: self.lifetimes.refresh_grace,
+            access_until: now.plus(self.lifetimes.access_token),
         };
         let (session, role) = self.store.turn_session(turn).await?.ok_or(Error::SessionEnded)?;
         let access = self.access_token(&session, role)?;
@@ -196,6 +213,22 @@ impl Users {
     /// Ends the session of a refresh token, whichever of its tokens it is.
     pub(crate) async fn logout(&self, presented: RefreshToken, operation: &Operation) -> Result<(), Error> {
         Ok(self.store.end_session(presented.family_hash(), operation).await?)
+    }
+
+    /// Ends a person's sessions; says how many.
+    pub(crate) async fn end_sessions(&self, whose: Whose, operation: &Operation) -> Result<u64, Error> {
+        self.store.end_sessions(whose, self.clock.now(), operation).await
+    }
+
+    /// A page of the sessions that have ended although an access token of theirs may not have.
+    pub(crate) async fn ended_sessions(&self, after: Option<SessionId>, limit: u64) -> Result<Vec<SessionId>, Error> {
+        Ok(self.store.ended_sessions(after, self.clock.now(), limit).await?)
+    }
+
+    /// The person, whose session has not ended: the mesh knows that only from one fetch of its list to the next.
+    pub(crate) async fn live(&self, person: Person) -> Result<Person, Error> {
+        let is_live = self.store.is_live(person, self.clock.now()).await?;
+        if is_live { Ok(person) } else { Err(Error::SessionEnded) }
     }
 
     /// The caller's profile.

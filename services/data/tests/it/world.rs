@@ -371,6 +371,15 @@ impl UserService for Signer {
         let key = user::SigningKey { kid: "test".into(), x: VERIFYING_KEY.into(), ..user::SigningKey::default() };
         Ok(Response::new(user::ListSigningKeysResponse { keys: vec![key] }))
     }
+    async fn end_sessions(&self, _: Request<user::EndSessionsRequest>) -> Answer<user::EndSessionsResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn list_ended_sessions(
+        &self,
+        _: Request<user::ListEndedSessionsRequest>,
+    ) -> Answer<user::ListEndedSessionsResponse> {
+        Err(Status::unimplemented("not here"))
+    }
     async fn register(&self, _: Request<user::RegisterRequest>) -> Answer<user::RegisterResponse> {
         Err(Status::unimplemented("not here"))
     }

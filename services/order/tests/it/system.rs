@@ -70,6 +70,8 @@ impl user::user_service_server::UserService for Users {
         let key = user::SigningKey { kid: KEY_ID.into(), kty: "OKP".into(), crv: "Ed25519".into(), x: PUBLIC_KEY.into(), alg: "EdDSA".into() };
         Ok(Response::new(user::ListSigningKeysResponse { keys: vec![key] }))
     }
+    async fn end_sessions(&self, _: Request<user::EndSessionsRequest>) -> Result<Response<user::EndSessionsResponse>, Status> { not_here() }
+    async fn list_ended_sessions(&self, _: Request<user::ListEndedSessionsRequest>) -> Result<Response<user::ListEndedSessionsResponse>, Status> { not_here() }
     async fn register(&self, _: Request<user::RegisterRequest>) -> Result<Response<user::RegisterResponse>, Status> { not_here() }
     async fn login(&self, _: Request<user::LoginRequest>) -> Result<Response<user::LoginResponse>, Status> { not_here() }
     async fn refresh_session(&self, _: Request<user::RefreshSessionRequest>) -> Result<Response<user::RefreshSessionResponse>, Status> { not_here() }

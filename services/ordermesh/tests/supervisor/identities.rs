@@ -193,7 +193,7 @@ fn home(policy: &MethodPolicy) -> (&'static str, u16) {
 }
 
 /// Reasons of the gatekeeper; and three for which it was not asked.
-const GATEKEEPERS: [&str; 10] = [
+const GATEKEEPERS: [&str; 11] = [
     "UNREACHABLE",
     "CONNECTION_LOST",
     "KEYS_NOT_AVAILABLE",
@@ -201,6 +201,7 @@ const GATEKEEPERS: [&str; 10] = [
     "TOKEN_MALFORMED",
     "TOKEN_INVALID",
     "TOKEN_EXPIRED",
+    "SESSION_ENDED",
     "ROLE_NOT_ALLOWED",
     "CALLER_NOT_ALLOWED",
     "INVALID_MESH_SECRET",

@@ -10,6 +10,7 @@ use crate::migration::MIGRATIONS;
 use crate::operator::Credentials;
 use crate::throttle::Limits;
 
+mod ended;
 mod turns;
 mod uncounted;
 
@@ -103,9 +104,13 @@ impl World {
     }
 
     async fn change_password(&self, tokens: &Tokens, current: &str, new: &str) -> Result<u64, Error> {
-        let person = Person { user_id: tokens.session.user_id, session_id: Some(tokens.session.id) };
+        let person = person(tokens);
         self.users.change_password(person, Password::new(current), Password::new(new), HERE, &audit()).await
     }
+}
+
+fn person(tokens: &Tokens) -> Person {
+    Person { user_id: tokens.session.user_id, role: Role::Customer, session_id: Some(tokens.session.id) }
 }
 
 fn ada() -> Registration {
@@ -382,7 +387,9 @@ async fn a_log_in_that_verified_the_password_before_it_was_changed_opens_no_sess
     world.change_password(&tokens, PASSWORD, "battery staple").await.expect("changed");
     let id = SessionId::from_uuid(SystemIds.uuid());
     let (session, _) = Session::open(id, profile.user_id, world.clock.now(), Duration::from_secs(60));
-    let opened = world.users.store.open_session(&session, &verified, None, &operation()).await.expect("asked");
+    let access_until = session.expires;
+    let opening = Opening { session, role: Role::Customer, verified, renewed: None, access_until };
+    let opened = world.users.store.open_session(opening, &operation()).await.expect("asked");
     assert!(!opened);
 }
 

@@ -123,6 +123,15 @@ impl UserService for Script {
     ) -> Answer<user::ListSigningKeysResponse> {
         Err(Status::unimplemented("not here"))
     }
+    async fn end_sessions(&self, _: Request<user::EndSessionsRequest>) -> Answer<user::EndSessionsResponse> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn list_ended_sessions(
+        &self,
+        _: Request<user::ListEndedSessionsRequest>,
+    ) -> Answer<user::ListEndedSessionsResponse> {
+        Err(Status::unimplemented("not here"))
+    }
     async fn register(&self, _: Request<user::RegisterRequest>) -> Answer<user::RegisterResponse> {
         Err(Status::unimplemented("not here"))
     }

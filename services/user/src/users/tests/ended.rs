@@ -1,0 +1,159 @@
+//! What ended has ended: its access tokens too, here at once, and elsewhere by the list.
+
+use sea_orm::ConnectionTrait;
+
+use super::*;
+
+impl World {
+    async fn is_live(&self, tokens: &Tokens) -> bool {
+        match self.users.live(person(tokens)).await {
+            Ok(_) => true,
+            Err(Error::SessionEnded) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The whole list, by pages of one.
+    async fn ended(&self) -> Vec<SessionId> {
+        let mut all = vec![];
+        loop {
+            let page = self.users.ended_sessions(all.last().copied(), 1).await.expect("a page");
+            if page.is_empty() {
+                return all;
+            }
+            all.extend(page);
+        }
+    }
+
+    async fn sql(&self, statement: &str) {
+        self.db.read().execute_unprepared(statement).await.expect(statement);
+    }
+
+    async fn has_ended(&self, tokens: &Tokens) {
+        assert!(!self.is_live(tokens).await, "here at once");
+        assert_eq!(self.ended().await, [tokens.session.id], "on the list of what the others refuse");
+        assert!(matches!(self.refresh(tokens).await, Err(Error::SessionEnded)));
+    }
+}
+
+/// On both stores.
+async fn worlds() -> Vec<World> {
+    let mut worlds = vec![World::new().await];
+    if let Some(place) = testdb::postgres() {
+        worlds.push(World::on(&place).await);
+    }
+    worlds
+}
+
+#[tokio::test]
+async fn a_log_out_ends_the_sessions_access_tokens_and_no_other() {
+    for world in worlds().await {
+        world.ada().await;
+        let (left, stays) = (world.ada_logs_in().await, world.ada_logs_in().await);
+        assert!(world.is_live(&left).await);
+        assert_eq!(world.ended().await, []);
+        world.users.logout(left.refresh.clone(), &audit()).await.expect("ended");
+        world.has_ended(&left).await;
+        assert!(world.is_live(&stays).await);
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_the_password_ends_the_other_sessions_access_tokens() {
+    for world in worlds().await {
+        world.ada().await;
+        let (own, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
+        assert_eq!(world.change_password(&own, PASSWORD, "battery staple").await.expect("changed"), 1);
+        world.has_ended(&other).await;
+        assert!(world.is_live(&own).await);
+    }
+}
+
+#[tokio::test]
+async fn a_stolen_refresh_token_ends_its_sessions_access_tokens() {
+    for world in worlds().await {
+        world.ada().await;
+        let first = world.ada_logs_in().await;
+        let second = world.refresh(&first).await.expect("turned");
+        world.clock.advance(Duration::from_secs(60));
+        assert!(world.is_live(&second).await);
+        assert!(matches!(world.refresh(&first).await, Err(Error::SessionEnded)), "an old one was shown");
+        world.has_ended(&second).await;
+    }
+}
+
+#[tokio::test]
+async fn an_operator_ends_a_persons_sessions_by_the_id_or_the_email() {
+    for world in worlds().await {
+        let ada = world.ada().await;
+        for whose in [Whose::Id(ada.user_id), Whose::Email("ada@example.com".into())] {
+            let tokens = [world.ada_logs_in().await, world.ada_logs_in().await];
+            assert_eq!(world.users.end_sessions(whose.clone(), &audit()).await.expect("ended"), 2);
+            for tokens in &tokens {
+                assert!(!world.is_live(tokens).await);
+            }
+            assert_eq!(world.users.end_sessions(whose, &audit()).await.expect("there is nothing to end"), 0);
+        }
+        assert_eq!(world.ended().await.len(), 4);
+        let again = world.ada_logs_in().await;
+        assert!(world.is_live(&again).await, "the account is not locked");
+        let nobody = world.users.end_sessions(Whose::Email("bob@example.com".into()), &audit()).await;
+        assert!(matches!(nobody, Err(Error::AccountNotFound)));
+        let events = world.events("audit").await;
+        let ended = events.iter().filter_map(|event| event.attributes.get("ended_sessions")).collect::<Vec<_>>();
+        assert_eq!(ended, ["2", "0", "2", "0"]);
+    }
+}
+
+#[tokio::test]
+async fn an_operator_who_is_none_any_more_and_an_account_that_is_gone_are_refused_whoever_did_it() {
+    for world in worlds().await {
+        let credentials = Credentials::checked("operator@example.com", PASSWORD).expect("sound");
+        let Users { store, passwords, clock, ids, .. } = &world.users;
+        crate::operator::create(store, passwords, credentials, &**clock, &**ids, &audit()).await.expect("made");
+        let (tokens, _) = world.login("operator@example.com", PASSWORD).await.expect("logged in");
+        let operator = Person { role: Role::Operator, ..person(&tokens) };
+        assert!(world.users.live(operator).await.is_ok());
+        world.sql("UPDATE account SET role = 'customer'").await;
+        assert!(matches!(world.users.live(operator).await, Err(Error::SessionEnded)));
+        assert_eq!(world.ended().await, [tokens.session.id]);
+        // Refreshed, it would be a customer's session, and the operator's token one of its tokens.
+        assert!(matches!(world.refresh(&tokens).await, Err(Error::SessionEnded)));
+        assert_eq!(world.ended().await, [tokens.session.id]);
+        let (customer, _) = world.login("operator@example.com", PASSWORD).await.expect("logged in");
+        assert!(world.is_live(&customer).await);
+        world.sql("DELETE FROM session").await;
+        world.sql("DELETE FROM account").await;
+        assert!(!world.is_live(&customer).await);
+        assert_eq!(world.ended().await.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_session_is_on_the_list_until_its_last_access_token_has_ended_by_time() {
+    for world in worlds().await {
+        world.ada().await;
+        let first = world.ada_logs_in().await;
+        world.clock.advance(Duration::from_secs(800));
+        let second = world.refresh(&first).await.expect("turned");
+        world.users.logout(second.refresh.clone(), &audit()).await.expect("ended");
+        world.clock.advance(Duration::from_secs(905));
+        assert_eq!(world.ended().await, [second.session.id], "the mesh's leeway");
+        world.clock.advance(Duration::from_secs(60));
+        assert_eq!(world.ended().await, []);
+        let deleted = world.users.store.delete_expired_sessions(world.clock.now(), 10).await.expect("swept");
+        assert_eq!(deleted, 1, "what was issued is forgotten");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_an_earlier_release_opened_can_be_ended_once_it_was_refreshed() {
+    let world = World::new().await;
+    world.ada().await;
+    let tokens = world.ada_logs_in().await;
+    world.sql("DELETE FROM issued_access").await;
+    assert!(world.is_live(&tokens).await);
+    let tokens = world.refresh(&tokens).await.expect("turned");
+    world.users.logout(tokens.refresh.clone(), &audit()).await.expect("ended");
+    world.has_ended(&tokens).await;
+}
