@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -13,12 +13,17 @@ use tonic::{Code, Status};
 use crate::field_limits::count_elements;
 use crate::memory::out_of_memory;
 use crate::memory_budget::Account;
+use crate::message::Pieces;
 use crate::policy::FieldLimit;
 use crate::refusals::{Cause, Refusals};
 use crate::status::{REQUEST_CARDINALITY, mesh_status, status};
 
 /// What a byte on the wire costs while its call is served: HTTP/2's stack has it, the decoder's buffer, the decoded message.
 const COST_FACTOR: usize = 4;
+/// What a call costs that waits for its request: its task, its span, its headers' values, a buffer of HTTP/2's stack that one frame
+/// keeps alive; and, for each header, its entry.
+const WAITING_CALL_BYTES: usize = 24 * 1024;
+const HEADER_BYTES: usize = 160;
 /// What an element of a repeated field costs besides its bytes: text or a small message, in a list that grows by doubling.
 const ELEMENT_BYTES: usize = 64;
 /// gRPC's, before each message.
@@ -83,24 +88,27 @@ impl Prefixes {
 
 pub(crate) struct AdmittedBody {
     inner: Body,
-    /// Health's and reflection's messages are short, and hold nothing.
-    account: Option<Arc<Account>>,
+    account: Arc<Account>,
+    /// What is charged once it is waited for. Most requests are there with their headers.
+    waiting_bytes: usize,
     prefixes: Prefixes,
     limits: &'static [FieldLimit],
-    /// Frames of a message with limited fields.
-    message: Vec<Bytes>,
+    /// A message with limited fields.
+    message: Pieces,
     refusals: Arc<Refusals>,
 }
 
 impl AdmittedBody {
     pub(crate) fn new(
         inner: Body,
+        headers: usize,
         prefixes: Prefixes,
         limits: &'static [FieldLimit],
-        account: Option<Arc<Account>>,
+        account: Arc<Account>,
         refusals: Arc<Refusals>,
     ) -> Self {
-        Self { inner, account, prefixes, limits, message: vec![], refusals }
+        let waiting_bytes = WAITING_CALL_BYTES + headers * HEADER_BYTES;
+        Self { inner, account, waiting_bytes, prefixes, limits, message: Pieces::default(), refusals }
     }
 
     fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
@@ -126,11 +134,7 @@ impl AdmittedBody {
     }
 
     fn check_fields(&mut self) -> Result<(), Status> {
-        let frames = std::mem::take(&mut self.message);
-        let whole = match frames.as_slice() {
-            [only] => only.clone(),
-            frames => frames.concat().into(),
-        };
+        let whole = self.message.take();
         let message = whole.get(PREFIX_BYTES..).unwrap_or_default();
         let elements =
             count_elements(message, self.limits).map_err(|too_many| status(self.refusals.service, &too_many))?;
@@ -138,8 +142,7 @@ impl AdmittedBody {
     }
 
     fn take(&mut self, bytes: usize) -> Result<(), Status> {
-        let Some(account) = &self.account else { return Ok(()) };
-        account.take_for_request(bytes).map_err(|full| {
+        self.account.take_for_request(bytes).map_err(|full| {
             self.refusals.count(Cause::Memory);
             out_of_memory(full)
         })
@@ -152,7 +155,10 @@ impl http_body::Body for AdmittedBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
+            let waiting_bytes = std::mem::take(&mut this.waiting_bytes);
+            return this.take(waiting_bytes).map_or_else(|refusal| Poll::Ready(Some(Err(refusal))), |()| Poll::Pending);
+        };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
             && let Err(refusal) = this.admit(data)

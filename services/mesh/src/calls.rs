@@ -29,7 +29,6 @@ use crate::wire::{Answer, is_infrastructure};
 
 /// The calls of a connection.
 pub(crate) struct Activity {
-    open: AtomicUsize,
     /// Health's and reflection's: their streams never end, and keep nobody's place.
     watching: AtomicUsize,
     /// Calls that were let in: others are no reason to keep a connection.
@@ -43,17 +42,12 @@ pub(crate) struct Activity {
 impl Activity {
     pub(crate) fn new(resets: ConnectionResets, place: Place) -> Self {
         Self {
-            open: AtomicUsize::new(0),
             watching: AtomicUsize::new(0),
             admitted: AtomicU64::new(0),
             resets,
             leave: place.leave().child_token(),
             place,
         }
-    }
-
-    pub(crate) fn is_open(&self) -> bool {
-        self.open.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn is_watched(&self) -> bool {
@@ -64,12 +58,8 @@ impl Activity {
         self.admitted.load(Ordering::Acquire)
     }
 
-    fn counter(&self, is_infrastructure: bool) -> &AtomicUsize {
-        if is_infrastructure { &self.watching } else { &self.open }
-    }
-
     fn call(self: &Arc<Self>, is_infrastructure: bool) -> OpenCall {
-        self.counter(is_infrastructure).fetch_add(1, Ordering::AcqRel);
+        self.watching.fetch_add(usize::from(is_infrastructure), Ordering::AcqRel);
         OpenCall { activity: self.clone(), is_infrastructure, is_admitted: false }
     }
 }
@@ -99,7 +89,7 @@ impl Drop for OpenCall {
         if self.is_admitted {
             self.activity.place.end_use();
         }
-        self.activity.counter(self.is_infrastructure).fetch_sub(1, Ordering::AcqRel);
+        self.activity.watching.fetch_sub(usize::from(self.is_infrastructure), Ordering::AcqRel);
     }
 }
 

@@ -24,6 +24,7 @@ use crate::policy::PolicyTable;
 use crate::record::NoEvent;
 use crate::refusals::{Cause, Refusals};
 use crate::shares::{Full, Holder, Share, Shares};
+use crate::stalled::ends_after;
 use crate::status::mesh_status_retry;
 use crate::stream_end::end_when;
 use crate::wire::{Answer, Request, Response, find, is_infrastructure, is_reflection, respond};
@@ -155,6 +156,7 @@ impl Shared {
                 }
                 Admitted::Stream(place) => {
                     let asked = place.leave();
+                    ends_after(asked.clone());
                     let leave = async move {
                         asked.cancelled_owned().await;
                         refusals.count(Cause::GaveWay);

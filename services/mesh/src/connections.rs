@@ -129,8 +129,10 @@ impl Connections {
                 tokio::time::sleep(LEAVE_TIMEOUT).await;
             };
             tokio::select! {
-                () = connections.shake_hands(stream, peer, stack, goaway, place) => {}
+                // It counts first.
+                biased;
                 () = too_late => {}
+                () = connections.shake_hands(stream, peer, stack, goaway, place) => {}
             }
         })
     }
@@ -143,7 +145,9 @@ impl Connections {
             return self.begin(stream, self.of(&stack, peer, None, place), goaway).await;
         };
         let handshake = timeout(self.patience(), tls.accept(stream));
-        let Some(shaken) = goaway.run_until_cancelled(handshake).await else { return };
+        // Nothing is lost yet: it gives way at once.
+        let leave = place.leave();
+        let Some(Some(shaken)) = goaway.run_until_cancelled(leave.run_until_cancelled(handshake)).await else { return };
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok((stream, None)) => self.begin(stream, self.of(&stack, peer, None, place), goaway).await,
             Ok((stream, Some((service, good_for)))) => {
@@ -185,7 +189,8 @@ impl Connections {
     {
         let mut first = [0; PREFACE_AND_HEAD_BYTES];
         let reading = timeout(self.patience(), stream.read_exact(&mut first));
-        let Some(read) = goaway.run_until_cancelled(reading).await else { return };
+        let leave = service.activity.leave.clone();
+        let Some(Some(read)) = goaway.run_until_cancelled(leave.run_until_cancelled(reading)).await else { return };
         match read {
             // Somebody looked whether the port is open.
             Ok(Err(_gone)) => {}
@@ -201,6 +206,8 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        // Its place is taken as long as its socket is open.
+        let _activity = service.activity.clone();
         let (stream, mut given_back) = lend(stream);
         self.calls(stream, turn, service, goaway).await;
         if let Ok(stream) = given_back.try_recv() {
@@ -283,7 +290,7 @@ impl Connections {
         loop {
             tokio::time::sleep(IDLE_TICK).await;
             let admitted = activity.admitted();
-            if admitted != seen || activity.is_open() {
+            if admitted != seen || activity.place.is_in_use() {
                 (seen, idle) = (admitted, Duration::ZERO);
                 continue;
             }

@@ -1,6 +1,7 @@
 //! Connections over a duplex stream, in paused time: how they begin, idle and end, and what rude peers get.
 
 use super::*;
+use crate::edge::note;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::client::SendRequest;
@@ -39,6 +40,7 @@ impl World {
         let handler = tower::service_fn(|request: Request| -> BoxFuture<'static, Answer> {
             let full = || Body::new(Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {}));
             let path = request.uri().path().to_owned();
+            note(|edge| edge.is_admitted = true);
             Box::pin(async move {
                 Ok(Response::new(match path.as_str() {
                     "/t.T/Watch" | "/grpc.health.v1.Health/Watch" => {

@@ -2,8 +2,8 @@
 //! no length beforehand); an answer's, from the moment that it is encoded until HTTP/2's stack has sent or dropped its bytes,
 //! which the charge goes with. An answer that does not fit is refused instead of sent; and to a caller that holds answers
 //! already, before its handler begins, if it does not fit when it is as long as the method's last one. What is read from a
-//! database for an answer is not charged: its connections bound it. Health and reflection never compete with calls for their requests: those
-//! are short, and their permits bound how many there are. Reflection's answers are charged, for they are not.
+//! database for an answer is not charged: its connections bound it. The requests of health and reflection never compete with
+//! calls': they are short, and have a small budget of their own. Reflection's answers are charged as calls' are.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -34,6 +34,8 @@ const ANSWER_COST_FACTOR: usize = 2;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A message for health or reflection is a name.
 const INFRASTRUCTURE_MESSAGE_BYTES: usize = 4 * 1024;
+/// For the requests of health and reflection.
+const INFRASTRUCTURE_BUDGET_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Clone)]
 pub(crate) struct Memory<S> {
@@ -47,6 +49,7 @@ struct Shared {
     /// What the last answer of each of them has cost.
     last_answer_bytes: Vec<AtomicUsize>,
     budget: Arc<Shares>,
+    infrastructure: Arc<Shares>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
 }
@@ -58,7 +61,8 @@ pub(crate) fn memory<S>(
     refusals: Arc<Refusals>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
     let last_answer_bytes = policies.0.iter().map(|_| AtomicUsize::new(0)).collect();
-    let shared = Arc::new(Shared { policies, last_answer_bytes, budget, max_message_bytes, refusals });
+    let infrastructure = Shares::new(INFRASTRUCTURE_BUDGET_BYTES, 0);
+    let shared = Arc::new(Shared { policies, last_answer_bytes, budget, infrastructure, max_message_bytes, refusals });
     layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
@@ -86,17 +90,20 @@ where
             self.shared.refusals.count(Cause::Memory);
             return Box::pin(std::future::ready(Ok(respond(out_of_memory(Full::Share)))));
         }
+        let (headers, holder) = (request.headers().len(), is_infrastructure.then(|| Holder::of(&request)));
         let request = request.map(|body| {
-            if is_infrastructure {
+            if let Some(holder) = holder {
                 let prefixes = Prefixes::new(INFRASTRUCTURE_MESSAGE_BYTES, is_reflection);
-                return Body::new(AdmittedBody::new(body, prefixes, &[], None, self.shared.refusals.clone()));
+                let account = Arc::new(Account::new(self.shared.infrastructure.clone(), holder));
+                let refusals = self.shared.refusals.clone();
+                return Body::new(AdmittedBody::new(body, headers, prefixes, &[], account, refusals));
             }
             // Requests that stream are not in the contract: the build of its policies refuses them.
             let of_method = policy.and_then(|policy| policy.max_message_bytes);
             let prefixes = Prefixes::new(of_method.unwrap_or(self.shared.max_message_bytes), false);
             let limits = policy.map_or(&[][..], |policy| policy.limits);
             let refusals = self.shared.refusals.clone();
-            Body::new(AdmittedBody::new(body, prefixes, limits, Some(account.clone()), refusals))
+            Body::new(AdmittedBody::new(body, headers, prefixes, limits, account.clone(), refusals))
         });
         let (work, shared) = (self.inner.call(request), self.shared.clone());
         Box::pin(async move {
@@ -224,7 +231,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn messages_for_health_and_reflection_are_short_and_have_no_budget() {
+    async fn messages_for_health_and_reflection_are_short_and_have_their_own_budget() {
         use http_body_util::{BodyExt, Full};
         let budget = Shares::new(0, 0);
         let handler = tower::service_fn(|request: Request| async move {

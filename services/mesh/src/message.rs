@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use tokio::time::timeout;
@@ -17,6 +17,32 @@ use crate::wire::Request;
 
 /// For all of a message, which from outside is short. Less than the methods' own deadlines, for theirs is the handler's time.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Frames as one piece: the only one as it is; more than one copied together, for a frame of one byte keeps many alive.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    only: Bytes,
+    several: BytesMut,
+}
+
+impl Pieces {
+    pub(crate) fn push(&mut self, frame: Bytes) {
+        if self.only.is_empty() && self.several.is_empty() {
+            self.only = frame;
+            return;
+        }
+        self.several.extend_from_slice(&std::mem::take(&mut self.only));
+        self.several.extend_from_slice(&frame);
+    }
+
+    pub(crate) fn take(&mut self) -> Bytes {
+        if self.several.is_empty() {
+            std::mem::take(&mut self.only)
+        } else {
+            std::mem::take(&mut self.several).freeze()
+        }
+    }
+}
 
 /// Why a request is not there as a whole.
 pub(crate) enum NotWhole {
@@ -30,7 +56,7 @@ pub(crate) type Whole = Result<Request, NotWhole>;
 /// Reads it.
 pub(crate) fn whole(request: Request) -> Reading {
     let (head, body) = request.into_parts();
-    Reading { head: Some(head), body, read: vec![] }
+    Reading { head: Some(head), body, read: Pieces::default() }
 }
 
 /// Ready when the request is there.
@@ -38,7 +64,7 @@ pub(crate) struct Reading {
     /// There until then.
     head: Option<http::request::Parts>,
     body: Body,
-    read: Vec<Bytes>,
+    read: Pieces,
 }
 
 impl Reading {
@@ -51,11 +77,10 @@ impl Reading {
     }
 
     fn message(&mut self) -> Body {
-        let message = match self.read.as_mut_slice() {
-            [] => return Body::empty(),
-            [only] => std::mem::take(only),
-            frames => frames.concat().into(),
-        };
+        let message = self.read.take();
+        if message.is_empty() {
+            return Body::empty();
+        }
         Body::new(Full::new(message).map_err(|never| match never {}))
     }
 }
@@ -67,7 +92,7 @@ impl Future for Reading {
         let this = self.get_mut();
         while !this.body.is_end_stream() {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Ok(frame)) => this.read.extend(frame.into_data().ok()),
+                Some(Ok(frame)) => this.read.push(frame.into_data().unwrap_or_default()),
                 Some(Err(status)) => return Poll::Ready(Err(NotWhole::Broken(status))),
                 None => break,
             }

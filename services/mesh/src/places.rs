@@ -13,8 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rate_limit::Key;
 
-/// Those that were asked to give way and are not gone yet: for so many the limit may be exceeded.
+/// Those that were asked to give way and are not gone yet: for so many the limit may be exceeded, and by the platform's own
+/// newcomers for as many again.
 const MAX_LEAVING: usize = 32;
+/// Of them, for one newcomer's sake: others must not wait until its are gone. One that gets a place of its own waits for that.
+const MAX_LEAVING_FOR_ONE: usize = 4;
 /// Among places of callers that have equally many, only one that was idle for so long gives way.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -31,8 +34,8 @@ struct All {
     next_number: u64,
     taken: HashMap<u64, Arc<Taken>>,
     by_key: HashMap<Key, usize>,
-    /// Asked to leave, and still there.
-    leaving: usize,
+    /// Asked to leave, and still there; for whom.
+    leaving: HashMap<u64, Option<Key>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +57,7 @@ impl Places {
     /// Places that are taken, those of whom we wait to leave too.
     pub(crate) fn used(&self) -> usize {
         let all = self.all();
-        all.taken.len() + all.leaving
+        all.taken.len() + all.leaving.len()
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
@@ -68,12 +71,9 @@ impl Places {
     /// A place for this caller (`None`: one that never gives way), which another may have had to leave.
     pub(crate) fn take(self: &Arc<Self>, key: Option<Key>) -> Option<Place> {
         let mut all = self.all();
-        if all.taken.len() + all.leaving >= self.limit {
-            if all.leaving >= MAX_LEAVING {
-                return None;
-            }
+        if all.taken.len() + all.leaving.len() >= self.limit {
             let leaver = all.leaver(key.as_ref(), self.now())?;
-            all.ask_to_leave(leaver);
+            all.ask_to_leave(leaver, key.as_ref());
         }
         let number = all.next_number;
         all.next_number += 1;
@@ -94,12 +94,22 @@ impl Places {
 impl All {
     /// Whose place the newcomer gets.
     fn leaver(&self, newcomer: Option<&Key>, now: u64) -> Option<u64> {
+        if self.leaving.len() >= if newcomer.is_some() { MAX_LEAVING } else { 2 * MAX_LEAVING } {
+            return None;
+        }
+        let for_it = newcomer.map_or(0, |key| self.leaving.values().filter(|whom| whom.as_ref() == Some(key)).count());
+        if for_it >= MAX_LEAVING_FOR_ONE {
+            return None;
+        }
         let (busiest, most) = self.by_key.iter().max_by_key(|(_, held)| **held)?;
         let held = newcomer.and_then(|key| self.by_key.get(key)).copied().unwrap_or(0);
         if newcomer.is_none() || *most > held + 1 {
             return self.idlest(|key| key == busiest).map(|(number, _)| number);
         }
         // It has as many as anybody has: one of its own, or of anybody while it has none.
+        if for_it > 0 && held > 0 {
+            return None;
+        }
         let (number, idle_since) = self.idlest(|key| newcomer == Some(key) || held == 0)?;
         let idle_since = idle_since?;
         (u128::from(now.saturating_sub(idle_since)) >= IDLE.as_millis()).then_some(number)
@@ -114,9 +124,9 @@ impl All {
         ranked.min().map(|(in_use, last, number)| (number, (!in_use).then_some(last)))
     }
 
-    fn ask_to_leave(&mut self, number: u64) {
+    fn ask_to_leave(&mut self, number: u64, newcomer: Option<&Key>) {
         if let Some(taken) = self.remove(number) {
-            self.leaving += 1;
+            self.leaving.insert(number, newcomer.cloned());
             taken.leave.cancel();
         }
     }
@@ -190,7 +200,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut all = self.places.all();
         if all.remove(self.number).is_none() {
-            all.leaving -= 1;
+            all.leaving.remove(&self.number);
         }
     }
 }
@@ -293,7 +303,24 @@ mod tests {
             (newcomers.len(), leavers(&many).len(), places.used()),
             (MAX_LEAVING, MAX_LEAVING, 100 + MAX_LEAVING)
         );
+        let peers: Vec<Place> = std::iter::from_fn(|| places.take(None)).collect();
+        assert_eq!(peers.len(), MAX_LEAVING, "the platform's own find some still");
         drop(many);
-        assert_eq!(places.used(), MAX_LEAVING);
+        assert_eq!(places.used(), 2 * MAX_LEAVING);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_newcomer_that_comes_and_comes_leaves_room_for_others_to_come() {
+        let places = Places::new(100);
+        let many = take_in_turn(&places, 1, 100).await;
+        tokio::time::advance(IDLE).await;
+        let own: Vec<Place> = std::iter::from_fn(|| places.take(address(1))).collect();
+        assert_eq!(own.len(), 1, "whoever has most gets its places one by one");
+        let other: Vec<Place> = std::iter::from_fn(|| places.take(address(2))).collect();
+        assert_eq!(other.len(), MAX_LEAVING_FOR_ONE);
+        assert!(places.take(address(3)).is_some());
+        let gone = leavers(&many);
+        drop(many.into_iter().enumerate().filter(|(at, _)| gone.contains(at)).collect::<Vec<_>>());
+        assert!(places.take(address(2)).is_some(), "they have left");
     }
 }

@@ -80,6 +80,10 @@ impl Shares {
 
     /// Takes so much of it.
     pub(crate) fn charge(&self, holder: &Holder, amount: usize) -> Result<(), Full> {
+        // Whoever holds nothing is not remembered.
+        if amount == 0 {
+            return Ok(());
+        }
         let mut taken = self.taken();
         let reserved = if holder.is_platform() { 0 } else { self.reserved };
         let free = (self.limit - reserved).saturating_sub(taken.all);

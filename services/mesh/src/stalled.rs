@@ -1,17 +1,20 @@
 //! Answers whose caller does not take them: a caller may shut his HTTP/2 window and keep it shut, and what the call holds
 //! (a permit, memory) would be held for ever, for nobody polls a body that cannot be sent. So the task that serves the
-//! call is watched: once the answer waits for its caller, and not for its handler, the time runs.
+//! call is watched: once the answer waits for its caller, and not for its handler, the time runs. Much less is left to a stream
+//! that was asked to give way.
 
 use std::cell::Cell;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -21,9 +24,23 @@ tokio::task_local! {
     static SENDING: Arc<Sending>;
 }
 
-/// How far an answer is: 0 while its handler is waited for, and else a number that changes with each frame.
+/// A stream that is asked to give way has this time to send what it ends with.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A call's answer, as its task sees it.
 #[derive(Debug, Default)]
-pub(crate) struct Sending(AtomicU64);
+pub(crate) struct Sending {
+    /// 0 while its handler is waited for, and else a number that changes with each frame.
+    frames: AtomicU64,
+    /// Of a stream: cancelled when it is to give way.
+    leave: OnceLock<CancellationToken>,
+}
+
+/// From inside of a stream's task: it ends soon after `leave`, though its caller takes nothing.
+pub(crate) fn ends_after(leave: CancellationToken) {
+    // Without a task of its own, as in tests, nobody cuts it off. A call has one place.
+    let _ = SENDING.try_with(|sending| sending.leave.set(leave));
+}
 
 /// hyper's executor, which watches the tasks that it starts: each serves one call.
 #[derive(Clone)]
@@ -40,12 +57,12 @@ where
         let (patience, refusals) = (self.patience, self.refusals.clone());
         tokio::spawn(async move {
             let sending = Arc::new(Sending::default());
-            let stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None };
+            let stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None, leave: None };
             tokio::select! {
                 biased;
                 () = SENDING.scope(sending, work) => {}
                 // Dropping the work resets the stream, and gives back what the call holds.
-                () = stalled => refusals.count(Cause::Stalled),
+                cause = stalled => refusals.count(cause),
             }
         });
     }
@@ -57,14 +74,27 @@ struct Stalled {
     patience: Duration,
     seen: u64,
     alarm: Option<Pin<Box<Sleep>>>,
+    leave: Option<BoxFuture<'static, ()>>,
 }
 
 impl Future for Stalled {
-    type Output = ();
+    type Output = Cause;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Cause> {
         let this = self.get_mut();
-        let now = this.sending.0.load(Ordering::Relaxed);
+        if let Some(leave) = this.sending.leave.get() {
+            let has_left = || {
+                let leave = leave.clone();
+                Box::pin(async move {
+                    leave.cancelled_owned().await;
+                    sleep(LEAVE_TIMEOUT).await;
+                }) as BoxFuture<'static, ()>
+            };
+            if this.leave.get_or_insert_with(has_left).as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Cause::GaveWay);
+            }
+        }
+        let now = this.sending.frames.load(Ordering::Relaxed);
         if now != this.seen {
             (this.seen, this.alarm) = (now, None);
         }
@@ -72,7 +102,7 @@ impl Future for Stalled {
             return Poll::Pending;
         }
         let patience = this.patience;
-        this.alarm.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx)
+        this.alarm.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx).map(|()| Cause::Stalled)
     }
 }
 
@@ -125,7 +155,7 @@ impl<G> WatchedBody<G> {
     fn tell_sent(&self) {
         self.frames.set(self.frames.get() + 1);
         if let Some(sending) = &self.sending {
-            sending.0.store(self.frames.get(), Ordering::Relaxed);
+            sending.frames.store(self.frames.get(), Ordering::Relaxed);
         }
     }
 }
@@ -147,7 +177,7 @@ impl<G: Unpin> http_body::Body for WatchedBody<G> {
             }
             Poll::Pending => {
                 if let Some(sending) = &this.sending {
-                    sending.0.store(0, Ordering::Relaxed);
+                    sending.frames.store(0, Ordering::Relaxed);
                 }
                 Poll::Pending
             }
@@ -172,14 +202,27 @@ mod tests {
     async fn time_runs_while_the_caller_is_waited_for_and_begins_anew_with_each_frame() {
         let sending = Arc::new(Sending::default());
         let patience = Duration::from_secs(30);
-        let mut stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None };
+        let mut stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None, leave: None };
         let hour = Duration::from_secs(3_600);
         assert!(timeout(hour, &mut stalled).await.is_err(), "the handler may take its time");
-        sending.0.store(1, Ordering::Relaxed);
+        sending.frames.store(1, Ordering::Relaxed);
         assert!(timeout(patience / 2, &mut stalled).await.is_err());
-        sending.0.store(2, Ordering::Relaxed);
+        sending.frames.store(2, Ordering::Relaxed);
         let began = Instant::now();
         stalled.await;
         assert_eq!(began.elapsed(), patience);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_is_to_give_way_is_cut_off_soon_though_its_caller_takes_nothing() {
+        let (sending, leave) = (Arc::new(Sending::default()), CancellationToken::new());
+        let patience = Duration::from_secs(30);
+        let mut stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None, leave: None };
+        SENDING.scope(sending, async { ends_after(leave.clone()) }).await;
+        assert!(timeout(Duration::from_secs(3_600), &mut stalled).await.is_err(), "nobody wants its place");
+        leave.cancel();
+        let began = Instant::now();
+        assert!(matches!(stalled.await, Cause::GaveWay));
+        assert_eq!(began.elapsed(), LEAVE_TIMEOUT);
     }
 }

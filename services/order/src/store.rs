@@ -44,6 +44,7 @@ pub struct Store {
     /// Leases and due times by the database's clock?
     by_database: bool,
     unpaid_limits: UnpaidLimits,
+    turns: unpaid::Turns,
 }
 
 /// A stored value that is not what it should be.
@@ -59,7 +60,7 @@ impl Store {
     /// On a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let by_database = db.backend() == Backend::Postgres;
-        Self { db, clock, by_database, unpaid_limits: UnpaidLimits::default() }
+        Self { db, clock, by_database, unpaid_limits: UnpaidLimits::default(), turns: unpaid::Turns::default() }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move it.

@@ -17,7 +17,7 @@ use tonic_types::StatusExt;
 
 use crate::echo::{SAY, STREAM};
 use crate::identity::{claims, signed};
-use crate::rude::{held, others_are_served, refusals, until, world};
+use crate::rude::{held, others_are_served, refusals, until, world_with};
 use crate::world::{KEY_ID, World, reason};
 
 const HEADERS: u8 = 1;
@@ -147,7 +147,7 @@ async fn status(response: ResponseFuture) -> Status {
 
 #[tokio::test]
 async fn calls_that_are_begun_and_cancelled_together_harm_no_other_on_their_connection() {
-    let world = world("cancelled").await;
+    let world = world_with("cancelled", 64 << 20).await;
     let mut shared = Shared::with(&world).await;
     let (watch, _) = shared.call(STREAM, "forever", None);
     let watch = watch.await.expect("it begins");
@@ -170,7 +170,7 @@ async fn calls_that_are_begun_and_cancelled_together_harm_no_other_on_their_conn
 
 #[tokio::test]
 async fn a_flood_of_cancelled_calls_sends_its_connection_away_and_what_is_open_is_served() {
-    let world = world("flood").await;
+    let world = world_with("flood", 64 << 20).await;
     let mut shared = Shared::with(&world).await;
     let (watch, mut cancel) = shared.call(STREAM, "forever", None);
     let mut watch = watch.await.expect("it begins").into_body();
@@ -193,7 +193,7 @@ async fn a_flood_of_cancelled_calls_sends_its_connection_away_and_what_is_open_i
 
 #[tokio::test]
 async fn a_person_that_floods_a_connection_is_refused_and_others_on_it_are_not() {
-    let world = world("flood-of-one").await;
+    let world = world_with("flood-of-one", 64 << 20).await;
     let mut shared = Shared::with(&world).await;
     let token = |number: u128| {
         let mut claims = claims("customer");

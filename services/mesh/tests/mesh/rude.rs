@@ -19,8 +19,12 @@ const BUDGET_BYTES: usize = 100_000;
 
 /// A server of a name of its own, so that its metrics are its own.
 pub(crate) async fn world(service: &'static str) -> World {
+    world_with(service, BUDGET_BYTES).await
+}
+
+pub(crate) async fn world_with(service: &'static str, budget_bytes: usize) -> World {
     observed();
-    let plan = Plan { memory_budget_bytes: Some(BUDGET_BYTES), ..Plan::default() };
+    let plan = Plan { memory_budget_bytes: Some(budget_bytes), ..Plan::default() };
     World::altered(plan, |config| config.service = service).await
 }
 
@@ -158,21 +162,25 @@ async fn a_thousand_calls_that_are_reset_in_their_handler_leave_nothing_behind()
 
 #[tokio::test]
 async fn bodies_without_an_end_stay_within_the_budget_and_give_it_back() {
-    let world = world("endless").await;
+    let world = world_with("endless", 250_000).await;
     let (sender, connection) = connect(&world).await;
     let mut streams = vec![];
-    // Each says that 10,000 bytes come, and sends half of it: 20,000 of the budget. Three fit into a caller's share of it.
-    for _ in 0..8 {
+    // Each says that 10,000 bytes come, and sends half of it: 20,000 of the budget, and 25,000 while it waits. Three fit into
+    // a caller's share of it.
+    for number in 1..=8 {
         let (response, mut stream) =
             sender.clone().ready().await.expect("ready").send_request(head(&[]), false).expect("sent");
         let mut data = vec![0, 0, 0, 0x27, 0x10];
         data.resize(4_900, 0);
         stream.send_data(data.into(), false).expect("sent");
         streams.push((response, stream));
+        if number <= 3 {
+            until(|| held("endless", "mesh.server.memory.reserved") > number * 44_000).await;
+        }
     }
     until(|| refusals("endless", "memory") == 5).await;
     let reserved = held("endless", "mesh.server.memory.reserved");
-    assert!((55_000..=60_000).contains(&reserved), "{reserved}");
+    assert!((130_000..=135_000).contains(&reserved), "{reserved}");
     let status = say(&world.stranger(), SAY, "hello").await.expect_err("from the same address");
     assert_eq!(reason(&status), "OUT_OF_MEMORY");
     let other = world.service("order", crate::world::MESH_SECRET);
@@ -180,6 +188,26 @@ async fn bodies_without_an_end_stay_within_the_budget_and_give_it_back() {
     drop(streams);
     connection.abort();
     until(|| held("endless", "mesh.server.memory.reserved") == 0).await;
+    others_are_served(&world).await;
+}
+
+#[tokio::test]
+async fn calls_whose_requests_never_come_are_charged_for_their_headers() {
+    let world = world_with("headers-only", 240_000).await;
+    let (sender, connection) = connect(&world).await;
+    let headers: Vec<String> = (0..100).map(|number| format!("x-{number}")).collect();
+    let headers: Vec<_> = headers.iter().map(|name| (name.as_str(), "")).collect();
+    let mut streams = vec![];
+    for _ in 0..8 {
+        // 25,000 for each, and 16,000 for its headers.
+        streams.push(sender.clone().ready().await.expect("ready").send_request(head(&headers), false).expect("sent"));
+    }
+    until(|| refusals("headers-only", "memory") == 5).await;
+    let reserved = held("headers-only", "mesh.server.memory.reserved");
+    assert!((120_000..=125_000).contains(&reserved), "{reserved}");
+    drop(streams);
+    connection.abort();
+    until(|| held("headers-only", "mesh.server.memory.reserved") == 0).await;
     others_are_served(&world).await;
 }
 

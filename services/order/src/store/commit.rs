@@ -89,6 +89,7 @@ impl Store {
     ) -> Result<Option<Order>, Error> {
         let (store, operation, order) = (self.clone(), operation.clone(), order.clone());
         let fingerprint = fingerprint.to_owned();
+        let _turn = self.in_turn(order.user).await;
         self.db
             .transact(move |tx| {
                 let (store, operation, order, lease) = (store.clone(), operation.clone(), order.clone(), lease.clone());

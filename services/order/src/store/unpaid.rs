@@ -4,11 +4,14 @@
 //! given away then would be goods that were paid for. What ends a hold is the end of the doubt, within the Payment Service's
 //! doubt limit once the gateway answers; what bounds all of a customer's holds is here.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kernel::UserId;
 use sea_orm::{ConnectionTrait, FromQueryResult};
 use storage::{Backend, Tx};
+use tokio::sync::OwnedMutexGuard;
 
 use super::Store;
 use crate::error::Error;
@@ -64,6 +67,43 @@ impl UnpaidLimits {
     }
 }
 
+/// Orders of one customer are counted one after the other. Those of one instance wait here, where they hold no connection of the
+/// database: of each instance, a customer's one order waits there for another instance's.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Turns(Arc<Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>>);
+
+/// A customer's turn; the next one's in drop.
+pub(super) struct Turn {
+    turns: Turns,
+    user: UserId,
+    lock: Arc<tokio::sync::Mutex<()>>,
+    held: Option<OwnedMutexGuard<()>>,
+}
+
+impl Turns {
+    fn customers(&self) -> MutexGuard<'_, HashMap<UserId, Arc<tokio::sync::Mutex<()>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) async fn of(&self, user: UserId) -> Turn {
+        let lock = self.customers().entry(user).or_default().clone();
+        let mut turn = Turn { turns: self.clone(), user, lock, held: None };
+        turn.held = Some(turn.lock.clone().lock_owned().await);
+        turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.held = None;
+        let mut customers = self.turns.customers();
+        // Ours and the map's.
+        if Arc::strong_count(&self.lock) == 2 {
+            customers.remove(&self.user);
+        }
+    }
+}
+
 impl Store {
     /// The same, with limits of what a customer holds unpaid.
     #[must_use]
@@ -71,8 +111,14 @@ impl Store {
         Self { unpaid_limits: limits, ..self }
     }
 
+    /// A customer's turn to make an order, where it takes turns. SQLite has one writer.
+    pub(super) async fn in_turn(&self, user: UserId) -> Option<Turn> {
+        let takes_turns = self.db.backend() == Backend::Postgres && self.unpaid_limits != UnpaidLimits::default();
+        if takes_turns { Some(self.turns.of(user).await) } else { None }
+    }
+
     /// Refuses an order that would take its customer above a limit. Two orders of one customer are counted one after the other:
-    /// on PostgreSQL each would not see the other, so the second waits for the first; SQLite has one writer.
+    /// on PostgreSQL each would not see the other's.
     pub(super) async fn check_unpaid(&self, tx: &Tx, user: UserId, lines: &[Line]) -> Result<(), Error> {
         if self.unpaid_limits == UnpaidLimits::default() {
             return Ok(());
@@ -94,5 +140,28 @@ impl Store {
         let units = lines.iter().map(|line| u64::from(line.quantity)).sum();
         let Some(held) = held else { return Ok(()) };
         self.unpaid_limits.check(&held, units).map_err(|limit| Error::TooMuchUnpaid { limit })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use kernel::{IdSource, SystemIds};
+
+    #[tokio::test]
+    async fn a_customers_orders_take_turns_and_whoever_gave_up_waiting_leaves_nothing() {
+        let turns = Turns::default();
+        let [ada, bob] = [(); 2].map(|()| UserId::from_uuid(SystemIds.uuid()));
+        let first = turns.of(ada).await;
+        assert!(turns.of(ada).now_or_never().is_none(), "it waits, and gives up");
+        let waiting = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.of(ada).await }
+        });
+        drop(turns.of(bob).await);
+        drop(first);
+        drop(waiting.await.expect("its turn"));
+        assert!(turns.customers().is_empty());
     }
 }
