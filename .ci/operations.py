@@ -161,11 +161,11 @@ def runbook():
     seen = unseen_logs("kubectl -n ordermesh logs deploy/order --since=1h\nkubectl logs -l app.kubernetes.io/name=order --prefix\nkubectl logs deploy/collector")
     check(len(seen) == 2, f"commands that show a part of the log would be noticed: {seen}")
 
-    # What is searched for in Jaeger is what CI finds there, row by row of the README's table of failures.
-    table = "\n".join(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ") and "` failed: `" in line)
+    # What is searched for in Jaeger is what CI finds there, row by row of the table of failures.
+    table = "\n".join(line for line in (ROOT / "services/FAILURES.md").read_text().splitlines() if line.startswith("| ") and "` failed: `" in line)
     values = set(re.findall(r"ordermesh\.event\.(?:type|error_type|reason)=(\w+)", text))
     strangers = {value for value in values if f"`{value}`" not in table}
-    check(values and not strangers, f"tags that no row of the README's table shows: {strangers}")
+    check(values and not strangers, f"tags that no row of the table shows: {strangers}")
 
     helps = {}
     commands = re.findall(r"^\s*(?:[A-Z]+=\S+ )*ordermesh ([^|\n]*)", "\n".join(blocks("sh")), re.M)

@@ -1,4 +1,4 @@
-"""Runs the README as it stands: its blocks in one shell, in order, and its table of failures row by row, beside a Jaeger.
+"""Executes the documents as printed: their blocks in one shell, in order, and the table of failures row by row, beside a Jaeger.
 
 - A ```sh block is executed, unless the line before it is `<!-- no-ci: why -->`.
 - `<!-- ci: background, until "text" -->` before a block: it is started, and the text waited for.
@@ -21,7 +21,8 @@ from pathlib import Path
 from jaeger import Jaeger, same_as_stored
 from system import BIN, OFFSETS, ROOT, CallError, Failed, System, check, eventually, is_free
 
-README = ROOT / "README.md"
+# In this order: later ones use the variables, the functions and the running system of those before.
+DOCUMENTS = ("README.md", "services/README.md", "services/FAILURES.md", "services/SETTINGS.md")
 PORT_BASE = 7000
 # Longer than the demo, which plays every path.
 COMMAND_LIMIT_S = 240
@@ -31,7 +32,7 @@ COMMAND_LIMIT_S = 240
 class Block:
     """A block of commands."""
 
-    line: int
+    line: str
     code: str
     skipped: bool = False
     background_until: str | None = None
@@ -42,7 +43,7 @@ class Block:
 class Row:
     """A row of the table of failures. Words in backticks are checked; an order's state is the last one that was printed."""
 
-    line: int
+    line: str
     cause: str
     command: str
     state: str
@@ -54,19 +55,19 @@ def cells(line):
     return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
 
 
-def parse(text):
-    """The blocks and rows, in the order in which they stand."""
-    found, lines, at, mark, in_table, last = [], text.splitlines(), 0, "", False, None
+def parse(document):
+    """The blocks and rows of a document, in the order in which they stand."""
+    found, lines, at, mark, in_table, last = [], (ROOT / document).read_text().splitlines(), 0, "", False, None
     while at < len(lines):
         line = lines[at].strip()
         if line.startswith("```"):
             end = next(i for i in range(at + 1, len(lines)) if lines[i].strip() == "```")
             if line == "```sh":
-                last = Block(at + 1, "\n".join(lines[at + 1:end]))
+                last = Block(f"{document} line {at + 1}", "\n".join(lines[at + 1:end]))
                 last.skipped = mark.startswith("no-ci:")
                 until = re.match(r'ci: background, until "(.*)"$', mark)
                 last.background_until = until.group(1) if until else None
-                check(not mark.startswith("ci: background") or until, f"README line {at}: a mark that is understood")
+                check(not mark.startswith("ci: background") or until, f"{document} line {at}: a mark that is understood")
                 found.append(last)
             at, mark = end + 1, ""
             continue
@@ -75,7 +76,7 @@ def parse(text):
             mark = comment.group(1)
             expected = re.match(r'ci: expect "(.*)"$', mark)
             if expected:
-                check(last, f"README line {at + 1}: a block before the expectation")
+                check(last, f"{document} line {at + 1}: a block before the expectation")
                 last.expected.append(expected.group(1))
         elif line:
             mark = ""
@@ -83,8 +84,8 @@ def parse(text):
             in_table = True
         elif in_table and line.startswith("|") and not line.startswith("|-"):
             cause, command, *rest = cells(line)
-            check(len(rest) == 3 and command.startswith("`") and command.endswith("`"), f"README line {at + 1}: five cells, the second a command")
-            found.append(Row(at + 1, cause, command.strip("`"), *rest))
+            check(len(rest) == 3 and command.startswith("`") and command.endswith("`"), f"{document} line {at + 1}: five cells, the second a command")
+            found.append(Row(f"{document} line {at + 1}", cause, command.strip("`"), *rest))
         elif not line.startswith("|"):
             in_table = False
         at += 1
@@ -92,7 +93,7 @@ def parse(text):
 
 
 class Shell:
-    """One bash for the whole README: variables and functions stay."""
+    """One bash for all documents: variables and functions stay."""
 
     def __init__(self, cwd, env):
         self.folder = tempfile.TemporaryDirectory(prefix="ordermesh-shell-")
@@ -198,13 +199,13 @@ def run_row(row, shell, system, jaeger):
             check(re.search(rf"\b{re.escape(word)}\b", output), f"the reason {word} is not in the output")
         check_events(row, output, system, jaeger, trace)
     except Failed as error:
-        raise Failed(f"README line {row.line}, {row.cause!r}: {row.command}\n{error}\noutput (status {status}):\n{output}") from None
+        raise Failed(f"{row.line}, {row.cause!r}: {row.command}\n{error}\noutput (status {status}):\n{output}") from None
 
 
 def start(block, shell_env, cwd):
     """Starts the block's command, which runs until it is told to end."""
     commands = [line for line in block.code.splitlines() if line and not line.startswith("#")]
-    check(len(commands) == 1, f"README line {block.line}: one command that goes on")
+    check(len(commands) == 1, f"{block.line}: one command that goes on")
     flags = dict(re.findall(r"--(port-base|data-dir) (\S+)", commands[0]))
     system = System(
         command=["bash", "-c", f"exec {commands[0]}"], cwd=cwd, data_dir=Path(cwd) / flags.get("data-dir", "data"),
@@ -230,7 +231,7 @@ def place():
 
 
 def own_ports(parts):
-    """What the README's systems listen on: calls, and health on each + 1000; of every port base that its commands name."""
+    """What the documents' systems listen on: calls, and health on each + 1000; of every port base that its commands name."""
     commands = [part.code for part in parts if isinstance(part, Block) and not part.skipped]
     named = {int(base) for command in commands for base in re.findall(r"--port-base (\d+)", command)}
     return sorted(
@@ -239,17 +240,17 @@ def own_ports(parts):
 
 
 def run():
-    """Everything that the README says can be done, with its traces in Jaeger."""
+    """Everything that the documents say can be done, with its traces in Jaeger."""
     with Jaeger() as jaeger:
         return run_with(jaeger)
 
 
 def run_with(jaeger):
-    parts = parse(README.read_text())
+    parts = [part for document in DOCUMENTS for part in parse(document)]
     rows = [part for part in parts if isinstance(part, Row)]
     check(len(rows) >= 20, f"the table of failures has its rows: {len(rows)}")
     taken = [port for port in own_ports(parts) if not is_free(port)]
-    check(not taken, f"the README's own ports are free: {taken} are taken")
+    check(not taken, f"the documents' own ports are free: {taken} are taken")
     folder, cwd, env = place()
     env |= jaeger.env()
     shell, systems = Shell(cwd, env), []
@@ -261,15 +262,15 @@ def run_with(jaeger):
                 print(f"  {part.cause}: {part.state} {part.reason} ({time.monotonic() - began:.1f} s)", flush=True)
             elif part.background_until:
                 systems.append(start(part, env, cwd))
-                print(f"  line {part.line}: {part.code.strip()} (ready after {time.monotonic() - began:.1f} s)", flush=True)
+                print(f"  {part.line}: {part.code.strip()} (ready after {time.monotonic() - began:.1f} s)", flush=True)
             elif not part.skipped and not part.code.startswith("cargo test"):
                 output, status = shell.run(part.code)
                 missing = [text for text in part.expected if text not in output]
-                where = f"README line {part.line}:\n{part.code}\nstatus {status}, output:\n{output}"
+                where = f"{part.line}:\n{part.code}\nstatus {status}, output:\n{output}"
                 check(status == 0, f"a block that ends well; {where}")
                 check(not missing, f"{missing} in the output; {where}")
-                print(f"  line {part.line}: {part.code.strip().splitlines()[0][:90]} ({time.monotonic() - began:.1f} s)", flush=True)
-        check(systems, "the README starts the system")
+                print(f"  {part.line}: {part.code.strip().splitlines()[0][:90]} ({time.monotonic() - began:.1f} s)", flush=True)
+        check(systems, "the documents start the system")
         for system in systems:
             code = system.stop()
             check(code == 0, f"SIGTERM ends it with 0, not {code}")

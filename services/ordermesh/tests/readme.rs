@@ -1,6 +1,6 @@
-//! The README says what the code says: the diagrams, the settings, and the names of tests. `.ci/e2e.py` runs its commands.
+//! The documents say what the code says: the diagrams, the settings, and the names of tests. `.ci/e2e.py` runs their commands.
 //!
-//! `UPDATE_README=1 cargo test -p ordermesh --test readme -- --test-threads=1` writes diagrams, settings and the golden trace into it.
+//! `UPDATE_README=1 cargo settings` writes diagrams, settings and the golden trace into them.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,21 +13,24 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn readme() -> String {
-    std::fs::read_to_string(root().join("README.md")).expect("README.md is readable")
+const MAP: &str = "services/README.md";
+const SETTINGS: &str = "services/SETTINGS.md";
+
+fn read(document: &str) -> String {
+    std::fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document} is readable: {error}"))
 }
 
 /// What stands between `<!-- mark -->` and `<!-- /mark -->` is what the code says.
-fn stands(mark: &str, should: &str) {
-    let (text, open, close) = (readme(), format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
-    let start = text.find(&open).unwrap_or_else(|| panic!("README.md has no {open}")) + open.len();
-    let end = text.find(&close).unwrap_or_else(|| panic!("README.md has no {close}"));
+fn stands(document: &str, mark: &str, should: &str) {
+    let (text, open, close) = (read(document), format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
+    let start = text.find(&open).unwrap_or_else(|| panic!("{document} has no {open}")) + open.len();
+    let end = text.find(&close).unwrap_or_else(|| panic!("{document} has no {close}"));
     if std::env::var_os("UPDATE_README").is_some() {
         let updated = format!("{}{should}{}", &text[..start], &text[end..]);
-        std::fs::write(root().join("README.md"), updated).expect("README.md is writable");
+        std::fs::write(root().join(document), updated).expect("the document is writable");
         return;
     }
-    assert_eq!(&text[start..end], should, "README.md between {open}and {close}: UPDATE_README=1 writes it anew");
+    assert_eq!(&text[start..end], should, "{document} between {open}and {close}: UPDATE_README=1 writes it anew");
 }
 
 /// One setting, out of `--help`.
@@ -108,18 +111,18 @@ fn table(title: &str, settings: &[Setting]) -> String {
 
 #[test]
 fn the_orders_lifecycle_is_the_tables() {
-    stands("lifecycle:order", &format!("```mermaid\n{}```\n", order::lifecycle::diagram()));
+    stands(MAP, "lifecycle:order", &format!("```mermaid\n{}```\n", order::lifecycle::diagram()));
 }
 
 #[test]
 fn the_payments_lifecycle_is_the_tables() {
-    stands("lifecycle:payment", &format!("```mermaid\n{}```\n", payment::lifecycle::diagram()));
+    stands(MAP, "lifecycle:payment", &format!("```mermaid\n{}```\n", payment::lifecycle::diagram()));
 }
 
 #[test]
 fn the_golden_trace_is_the_one_that_ci_compares() {
     let golden = std::fs::read_to_string(root().join(".ci/golden-trace.txt")).expect("the golden trace is readable");
-    stands("golden-trace", &format!("```text\n{golden}```\n"));
+    stands(MAP, "golden-trace", &format!("```text\n{golden}```\n"));
 }
 
 #[test]
@@ -138,7 +141,7 @@ fn the_settings_are_those_that_help_tells() {
         text += &table(&format!("**`{service}`**:"), &own);
     }
     text.push('\n');
-    stands("settings", &text);
+    stands(SETTINGS, "settings", &text);
 }
 
 /// Every .rs file below the folder.
@@ -154,24 +157,49 @@ fn sources(folder: &Path, found: &mut String) {
 }
 
 #[test]
-fn every_test_that_the_promises_name_exists() {
-    let text = readme();
-    let start = text.find("\n## The promises").expect("README.md has the promises");
-    let length = text[start + 1..].find("\n## ").expect("another section follows");
-    let names: BTreeSet<&str> = text[start..start + length]
+fn every_test_that_the_documents_name_exists() {
+    let text = [MAP, "services/FAILURES.md", "services/GLOSSARY.md"].map(read).concat();
+    let names: BTreeSet<&str> = text
         .split('`')
         .skip(1)
         .step_by(2)
         .filter(|word| {
-            word.matches('_').count() >= 2
+            word.matches('_').count() >= 3
                 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         })
         .collect();
-    assert!(names.len() >= 7, "a test behind each promise: {names:?}");
+    assert!(names.len() >= 40, "tests behind promises and invariants: {names:?}");
     let mut code = String::new();
     for folder in ["services", "proto", "gateway-mock"] {
         sources(&root().join(folder), &mut code);
     }
     let missing: Vec<_> = names.into_iter().filter(|name| !code.contains(&format!("fn {name}("))).collect();
-    assert!(missing.is_empty(), "README.md names tests that are not there: {missing:?}");
+    assert!(missing.is_empty(), "the documents name tests that do not exist: {missing:?}");
+}
+
+#[test]
+fn the_readme_can_be_read_in_one_sitting() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 250, "README.md has {lines} lines: the map is {MAP}");
+}
+
+#[test]
+fn every_link_of_the_documents_leads_to_a_file() {
+    let documents =
+        ["README.md", MAP, SETTINGS, "services/FAILURES.md", "services/GLOSSARY.md", "services/mesh/README.md"];
+    let others = [".github/CONTRIBUTING.md", ".github/SECURITY.md", "deploy/README.md", "deploy/RUNBOOK.md"];
+    let mut links = 0;
+    for document in documents.into_iter().chain(others) {
+        let text = read(document);
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or_default();
+            if file.is_empty() || file.contains("://") || file.contains(' ') {
+                continue;
+            }
+            links += 1;
+            let path = root().join(document).with_file_name(file);
+            assert!(path.exists(), "{document} links to {link}, which does not exist");
+        }
+    }
+    assert!(links >= 20, "{links} links");
 }
