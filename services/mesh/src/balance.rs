@@ -173,7 +173,7 @@ impl Ticket {
         }
     }
 
-    /// Nothing was begun there: it says nothing of the instance, but that it is about to end.
+    /// Nothing was begun: the outcome says nothing about the instance, except that it is probably stopping.
     fn not_sent(mut self) {
         self.is_settled = true;
         self.endpoint.breaker.undecided(self.permit, Instant::now());

@@ -50,7 +50,7 @@ pub(crate) struct Connected {
 
 /// Makes connections.
 pub(crate) trait Connect: Send + Sync + 'static {
-    /// Connects to `host:port`. The error is for a person.
+    /// Connects to `host:port`. The error is human-readable.
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected, String>>;
 }
 
