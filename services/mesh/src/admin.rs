@@ -1,5 +1,6 @@
-//! The admin port: plain HTTP/1 health, for callers without a certificate (kubelet). `/livez` is 200 while the runtime answers and
-//! the process is alive, and 503 when only a restart can help; `/readyz` is 200 when ready, and 503 when not or draining.
+//! The admin port: plaintext HTTP/1 health checks, for clients without a certificate (kubelet). `/livez` is 200 while
+//! the process works, and 503 when only a restart can help; `/readyz` is 200 when ready, and 503 when not ready or
+//! draining.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::rate_limit::{Key, network};
 use crate::serve::accept;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// They use up files that the service needs. When there are so many, one of whoever has most gives way to the next.
+/// They use file descriptors that the service needs. Beyond this, one connection of the client with the most is evicted.
 const MAX_CONNECTIONS: usize = 64;
 
 /// Serves `/livez` and `/readyz` until the shutdown.
@@ -43,7 +44,7 @@ pub async fn serve_admin(
                 .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
-                // A prober that hangs up half way is its own business.
+                // A prober that disconnects early is no error.
                 _ = connection => {}
                 () = shutdown.cancelled() => {}
                 () = leave.cancelled() => {}
@@ -59,7 +60,7 @@ fn answer(path: &str, is_ready: bool, is_alive: bool) -> Response<String> {
         "/livez" => (StatusCode::SERVICE_UNAVAILABLE, "not alive\n"),
         "/readyz" if is_ready => (StatusCode::OK, "ready\n"),
         "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
-        _ => (StatusCode::NOT_FOUND, "there are /livez and /readyz\n"),
+        _ => (StatusCode::NOT_FOUND, "the paths are /livez and /readyz\n"),
     };
     let mut response = Response::new(text.to_owned());
     *response.status_mut() = status;
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn there_are_so_many_connections_and_a_place_is_free_again_after_one() {
+    async fn connections_are_limited_and_a_closed_one_frees_its_slot() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (_ready, watched) = watch::channel(true);
@@ -92,7 +93,7 @@ mod tests {
             silent.push(TcpStream::connect(address).await.expect("connects"));
         }
         let mut refused = TcpStream::connect(address).await.expect("connects");
-        assert!(!matches!(refused.read(&mut [0]).await, Ok(1..)), "hung up on");
+        assert!(!matches!(refused.read(&mut [0]).await, Ok(1..)), "closed");
         let mut left = silent.pop().expect("one of them");
         left.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("written");
         left.read_to_end(&mut vec![]).await.expect("read");
@@ -101,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readyz_follows_readiness_and_livez_life() {
+    async fn readyz_reports_readiness_and_livez_reports_liveness() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (ready, watched) = watch::channel(false);

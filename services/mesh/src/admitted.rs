@@ -1,5 +1,5 @@
-//! A request's body, admitted frame by frame: no message is longer than its limit, none follows the one that a request has,
-//! none has a field with too many elements, and for all that is read there is memory.
+//! A request's body, admitted frame by frame: no message exceeds its limit, none follows a unary request's only one, no
+//! field has too many elements, and all bytes read are charged to the memory budget.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,21 +18,23 @@ use crate::policy::FieldLimit;
 use crate::refusals::{Cause, Refusals};
 use crate::status::{REQUEST_CARDINALITY, mesh_status, status};
 
-/// What a byte on the wire costs while its call is served: HTTP/2's stack has it, the decoder's buffer, the decoded message.
+/// The cost of a byte on the wire while its call is served: in the HTTP/2 stack, the decoder's buffer, the decoded
+/// message.
 const COST_FACTOR: usize = 4;
-/// What a call costs that waits for its request: its task, its span, its headers' values, a buffer of HTTP/2's stack that one frame
-/// keeps alive; and, for each header, its entry.
+/// The cost of a call that waits for its request: its task, its span, its headers' values, a buffer of the HTTP/2 stack
+/// that one frame keeps alive; and, for each header, its entry.
 const WAITING_CALL_BYTES: usize = 24 * 1024;
 const HEADER_BYTES: usize = 160;
-/// What an element of a repeated field costs besides its bytes: text or a small message, in a list that grows by doubling.
+/// The cost of an element of a repeated field besides its bytes: text or a small message, in a list that grows by
+/// doubling.
 const ELEMENT_BYTES: usize = 64;
-/// gRPC's, before each message.
+/// gRPC's length prefix, before each message.
 const PREFIX_BYTES: usize = 5;
 
-/// Reads the length of each message out of the frames that go by, however they are cut.
+/// Reads each message's length from the frames, however they are cut.
 pub(crate) struct Prefixes {
     limit_bytes: usize,
-    /// May another message follow?
+    /// Whether another message may follow.
     is_stream: bool,
     prefix: [u8; PREFIX_BYTES],
     read: usize,
@@ -40,12 +42,12 @@ pub(crate) struct Prefixes {
     has_message: bool,
 }
 
-/// What is wrong with a request's messages.
+/// Why a request's messages are rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wrong {
-    /// A message of so many bytes.
+    /// A message of this many bytes.
     TooLong(usize),
-    /// Something follows the one message.
+    /// Data follows the only message.
     More,
 }
 
@@ -80,7 +82,7 @@ impl Prefixes {
         }
     }
 
-    /// The one message is there.
+    /// The only message is complete.
     fn is_complete(&self) -> bool {
         self.has_message && self.message_left == 0
     }
@@ -89,11 +91,11 @@ impl Prefixes {
 pub(crate) struct AdmittedBody {
     inner: Body,
     account: Arc<Account>,
-    /// What is charged once it is waited for. Most requests are there with their headers.
+    /// Charged once the body is awaited. Most requests arrive with their headers.
     waiting_bytes: usize,
     prefixes: Prefixes,
     limits: &'static [FieldLimit],
-    /// A message with limited fields.
+    /// A message with limited fields, as far as it has arrived.
     message: Pieces,
     refusals: Arc<Refusals>,
 }
@@ -121,7 +123,7 @@ impl AdmittedBody {
                 return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
             }
             Err(Wrong::More) => {
-                let message = "a request of this method is one message, and more followed it";
+                let message = "this method takes a single request message, and more data followed it";
                 return Err(mesh_status(Code::Unimplemented, REQUEST_CARDINALITY, message));
             }
         }
@@ -181,30 +183,30 @@ impl http_body::Body for AdmittedBody {
 mod tests {
     use super::*;
 
-    /// What is found in a stream of bytes that comes in frames of `cut` bytes.
+    /// The verdict on a stream of bytes that arrives in frames of `cut` bytes.
     fn found(stream: &[u8], cut: usize, mut prefixes: Prefixes) -> Result<(), Wrong> {
         stream.chunks(cut).try_for_each(|frame| prefixes.check(frame))
     }
 
     #[test]
-    fn a_message_that_is_too_long_is_seen_however_its_frames_are_cut() {
+    fn a_message_that_is_too_long_is_detected_however_its_frames_are_cut() {
         let mut stream = vec![0, 0, 0, 0, 3, 1, 2, 3];
         stream.extend([0, 0, 0, 0, 9]);
         for cut in 1..=stream.len() {
             assert_eq!(found(&stream, cut, Prefixes::new(8, true)), Err(Wrong::TooLong(9)), "frames of {cut} bytes");
-            assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "at the limit it passes");
+            assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "at the limit it is admitted");
         }
     }
 
     #[test]
-    fn what_follows_the_one_message_is_seen_however_its_frames_are_cut() {
+    fn data_after_the_only_message_is_detected_however_its_frames_are_cut() {
         for one in [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0]] {
             for more in [&[][..], &[0], &[0, 0, 0, 0, 0], &[0, 0, 0, 0, 3, 1, 2, 3]] {
                 let stream = [one, more].concat();
                 let expected = if more.is_empty() { Ok(()) } else { Err(Wrong::More) };
                 for cut in 1..=stream.len() {
                     assert_eq!(found(&stream, cut, Prefixes::new(9, false)), expected, "{stream:?} by {cut}");
-                    assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "of a stream it is the next");
+                    assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "in a stream it is the next message");
                 }
             }
         }

@@ -1,6 +1,6 @@
-//! The spans of a call's attempts (gRFC A72's names and facts), under the call's CLIENT span. A call whose first attempt is
-//! answered has none: its CLIENT span says it all. They are made by OpenTelemetry's own API, which lets the first
-//! attempt's span begin when it did although nobody knew then that there would be another.
+//! The spans of a call's attempts (names and attributes of gRFC A72), under the call's CLIENT span. A call whose first
+//! attempt succeeds has none: its CLIENT span suffices. They are made with OpenTelemetry's own API, which can create the
+//! first attempt's span afterwards, with its real start time.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,14 +21,14 @@ use crate::status::code_name;
 const PREVIOUS_ATTEMPTS: &str = "previous-rpc-attempts";
 const TRANSPARENT: &str = "transparent-retry";
 
-/// The attempts of one call.
+/// The attempt spans of one call.
 pub(crate) struct Attempts {
     operation: Option<Operation>,
     began: Timestamp,
     current: Option<Attempt>,
 }
 
-/// The attempt that is being made.
+/// The current attempt.
 struct Attempt {
     span: BoxedSpan,
     is_settled: bool,
@@ -42,7 +42,7 @@ impl Attempts {
         Self { operation, began, current: None }
     }
 
-    /// The current attempt failed, and there will be another.
+    /// The current attempt failed, and another follows.
     pub(crate) fn failed(&mut self, code: Code, at: Option<&Authority>) {
         let first = self.current.take().or_else(|| self.open(self.began, 0, false));
         if let Some(attempt) = first {
@@ -50,14 +50,14 @@ impl Attempts {
         }
     }
 
-    /// Another attempt begins: its `traceparent`, if it has a span. `tracestate` and `baggage` are the call's.
+    /// Another attempt begins; returns its `traceparent`, if it has a span. `tracestate` and `baggage` are the call's.
     pub(crate) fn again(&mut self, previous: u32, is_transparent: bool) -> Option<HeaderValue> {
         self.current = self.open(SystemClock.now(), previous, is_transparent);
         let place = TraceParent::of(self.current.as_ref()?.span.span_context());
         HeaderValue::from_bytes(&place.header()).ok()
     }
 
-    /// The last attempt came to its end: in the headers, or with the beginning of an answer.
+    /// The last attempt ended: with its response's headers, or with an error.
     pub(crate) fn ended(&mut self, code: Code, at: Option<&Authority>) {
         if let Some(attempt) = self.current.take() {
             attempt.settle(code, at);
@@ -107,7 +107,7 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if !self.is_settled {
             self.span.set_attribute(KeyValue::new(ERROR_TYPE, code_name(Code::Cancelled)));
-            self.span.set_status(SpanStatus::error("the call was given up"));
+            self.span.set_status(SpanStatus::error("the call was cancelled"));
         }
         self.span.end();
     }

@@ -1,5 +1,5 @@
-//! One attempt on one instance: picks it, sends the call there, and tells the instance's load and breaker how it went.
-//! A request that never left is given to the next instance.
+//! One attempt on one instance: picks it, sends the call, and reports the outcome to the instance's load and breaker. A
+//! request that was not sent goes to the next instance.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -18,15 +18,15 @@ use crate::endpoint::{Endpoint, Failure};
 use crate::fleet::Fleet;
 use crate::wire::{NoAnswer, Reach, Request, Response};
 
-/// So often may a request come back unsent (connections that end as soon as they are made) before it is given up.
+/// How many times a request may fail unsent (connections that close immediately) before the call fails.
 const UNSENT_AT_MOST: usize = 8;
 
-/// The instances that a call was at, for whoever repeats it and tells of it.
+/// The instances that a call was sent to, for retries and attempt spans.
 #[derive(Clone, Default)]
 pub(crate) struct Visited(Arc<Mutex<SmallVec<[Arc<Endpoint>; 2]>>>);
 
 impl Visited {
-    /// Where the last attempt went.
+    /// The last attempt's instance.
     pub(crate) fn last(&self) -> Option<Authority> {
         self.get().last().and_then(|endpoint| endpoint.authority().cloned())
     }
@@ -36,14 +36,14 @@ impl Visited {
     }
 }
 
-/// What an attempt needs to know: in its request's extensions.
+/// The context of an attempt, in its request's extensions.
 #[derive(Clone, Default)]
 pub(crate) struct Attempt {
     pub(crate) until: Option<Until>,
     pub(crate) visited: Visited,
 }
 
-/// All instances of a target, as a service. Clones share them.
+/// All instances of a target as a service. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Balance(Arc<Shared>);
 
@@ -60,7 +60,7 @@ impl Balance {
 }
 
 impl Shared {
-    /// Another instance, for a request that came back unsent, or found none.
+    /// Tries other instances, for a request that was not sent, or found no connected one.
     async fn go_on(
         self: Arc<Self>,
         mut request: Box<Request>,
@@ -84,17 +84,18 @@ impl Shared {
     }
 }
 
-/// An answer's code as far as its head says: a handler's error is in the headers, and an answer that begins is a good one.
+/// A response's status code as far as its headers show: an error is in the headers, and a response that begins counts as
+/// OK.
 pub(crate) fn code_of(response: &Response) -> Code {
     match response.headers().get(Status::GRPC_STATUS) {
         Some(code) => Code::from_bytes(code.as_bytes()),
         None if response.status().is_success() => Code::Ok,
-        // Something that is no gRPC server, a proxy most likely.
+        // Not a gRPC server, most likely a proxy.
         None => Code::Unknown,
     }
 }
 
-/// A call on an instance. Dropped without an answer, it was given up: it took at least so long.
+/// A call in flight on an instance. Dropped without a response, it was cancelled: its elapsed time is a lower bound.
 struct Ticket {
     endpoint: Arc<Endpoint>,
     permit: Permit,
@@ -110,7 +111,7 @@ impl Ticket {
         Self { endpoint, permit, until, began, is_settled: false }
     }
 
-    /// Sends it, now. What comes of it is settled when it has come.
+    /// Sends the request immediately. The returned future records its outcome.
     fn send(self, request: Request) -> impl Future<Output = Result<Response, Failure>> + Send + use<> {
         let sent = self.endpoint.send(request);
         async move {
@@ -127,8 +128,8 @@ impl Ticket {
         }
     }
 
-    /// A deadline is the instance's failure only if the call had all the time that the method may have: a caller with
-    /// tiny deadlines would else take it out for all.
+    /// A deadline counts as the instance's failure only if the call had the method's full timeout: otherwise a caller
+    /// with very short deadlines could open the breaker for all.
     fn had_full_time(&self) -> bool {
         self.until.is_some_and(|until| until.is_full)
     }
@@ -162,7 +163,7 @@ impl Ticket {
             endpoint.load.took(now, took);
             endpoint.breaker.undecided(self.permit, now);
         } else {
-            // One that refuses for want of room works, and is not to be liked for its quick refusals.
+            // An overloaded instance works, but its quick rejections must not attract more calls.
             if code == Code::ResourceExhausted {
                 endpoint.load.failed(now, took)
             } else {
@@ -172,7 +173,7 @@ impl Ticket {
         }
     }
 
-    /// Nothing was begun there: it says nothing of the instance, but that it is about to end.
+    /// Nothing was begun: the outcome says nothing about the instance, except that it is probably stopping.
     fn not_sent(mut self) {
         self.is_settled = true;
         self.endpoint.breaker.undecided(self.permit, Instant::now());
@@ -196,13 +197,13 @@ impl Ticket {
             Change::None => {}
             Change::Shut => {
                 endpoint.metrics.shut(&endpoint.labels, 1);
-                tracing::warn!(target: "ordermesh", address, "an instance failed too often: it gets no calls while others can take them");
+                tracing::warn!(target: "ordermesh", address, "circuit breaker opened");
             }
             Change::Healed => {
                 let now = Instant::now();
                 endpoint.load.healed(now, now.saturating_duration_since(self.began));
                 endpoint.metrics.shut(&endpoint.labels, -1);
-                tracing::info!(target: "ordermesh", address, "an instance has healed: it gets calls again");
+                tracing::info!(target: "ordermesh", address, "circuit breaker closed");
             }
         }
     }
@@ -222,7 +223,7 @@ impl Service<Request> for Balance {
     type Error = NoAnswer;
     type Future = BoxFuture<'static, Result<Response, NoAnswer>>;
 
-    /// Always: a call waits for its instance by itself, or fails.
+    /// Always ready: a call waits for an instance by itself, or fails.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), NoAnswer>> {
         Poll::Ready(Ok(()))
     }
@@ -242,7 +243,7 @@ impl Service<Request> for Balance {
             match sending.await {
                 Ok(response) => Ok(response),
                 Err(Failure::Lost(lost)) => Err(lost),
-                // Seldom: in a box of its own, or every call's future would have room for it.
+                // Rare: boxed separately, or every call's future would be as large.
                 Err(Failure::NotSent(unsent, why)) => Box::pin(shared.go_on(unsent, attempt, vec![why])).await,
             }
         })

@@ -1,4 +1,4 @@
-//! What an instance's load and breaker hear of a call.
+//! How a call's outcome affects its instance's load and breaker.
 
 use super::*;
 use crate::breaker::{Gate, THRESHOLD};
@@ -19,17 +19,17 @@ fn until(millis: u64, is_full: bool) -> Option<Until> {
     Some(Until { deadline: Instant::now() + Duration::from_millis(millis), is_full })
 }
 
-/// Is it out after so many calls that end like this?
+/// Whether `THRESHOLD` calls that end like this open the breaker.
 fn is_taken_out(end: impl Fn(&Arc<Endpoint>)) -> bool {
     let endpoint = instance();
     (1..THRESHOLD).for_each(|_| end(&endpoint));
-    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Open, "one is missing yet");
+    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Open, "one failure is missing");
     end(&endpoint);
     endpoint.breaker.gate(Instant::now()) != Gate::Open
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_an_instances_own_failures_take_it_out() {
+async fn only_an_instances_own_failures_open_its_breaker() {
     for number in 0..=16 {
         let code = Code::from_i32(number);
         let expected = [Code::Unavailable, Code::Internal, Code::Unknown].contains(&code);
@@ -38,35 +38,35 @@ async fn only_an_instances_own_failures_take_it_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_counts_only_if_the_method_had_all_its_time() {
+async fn a_deadline_counts_only_if_the_call_had_the_methods_full_timeout() {
     for (is_full, expected) in [(true, true), (false, false)] {
         let answered = |endpoint: &_| ticket(endpoint, until(5, is_full)).settle(Code::DeadlineExceeded);
-        assert_eq!(is_taken_out(answered), expected, "the instance says so");
+        assert_eq!(is_taken_out(answered), expected, "reported by the instance");
         let given_up = |endpoint: &_| drop(ticket(endpoint, until(0, is_full)));
-        assert_eq!(is_taken_out(given_up), expected, "we do");
+        assert_eq!(is_taken_out(given_up), expected, "elapsed at the client");
     }
-    assert!(!is_taken_out(|endpoint| drop(ticket(endpoint, until(5, true)))), "given up before its deadline");
+    assert!(!is_taken_out(|endpoint| drop(ticket(endpoint, until(5, true)))), "cancelled before its deadline");
     assert!(!is_taken_out(|endpoint| ticket(endpoint, None).not_sent()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_and_failure_cost_an_instance_the_next_call_and_its_calls_in_flight_are_counted() {
+async fn silence_and_failure_raise_an_instances_load_and_calls_in_flight_are_counted() {
     let endpoints = fleet(&["a:1", "b:1"]).endpoints();
     let load = |index: usize| endpoints[index].load.now(Instant::now());
     let silent = ticket(&endpoints[0], None);
-    assert!(load(0) > 1.9 * load(1), "one in flight");
+    assert!(load(0) > 1.9 * load(1), "one call in flight");
     tokio::time::sleep(200 * MS).await;
     drop(silent);
-    assert!(load(0) > 0.15, "it took 200 ms to say nothing");
+    assert!(load(0) > 0.15, "200 ms without a response");
     ticket(&endpoints[1], None).settle(Code::Internal);
-    assert!(load(1) > 0.009, "as fast as it was");
+    assert!(load(1) > 0.009, "its load stays at the initial estimate");
     let refusing = instance();
     ticket(&refusing, None).settle(Code::ResourceExhausted);
-    assert!(refusing.load.now(Instant::now()) > 0.009, "it has no room: no more calls for a while");
+    assert!(refusing.load.now(Instant::now()) > 0.009, "overloaded: no more calls for a while");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_healed_is_as_good_as_any() {
+async fn an_instance_whose_breaker_closed_is_as_good_as_any() {
     let endpoint = instance();
     (0..THRESHOLD).for_each(|_| ticket(&endpoint, None).settle(Code::Internal));
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -74,6 +74,6 @@ async fn an_instance_that_healed_is_as_good_as_any() {
     let probe = Ticket::new(endpoint.clone(), probe, None);
     tokio::time::sleep(2 * MS).await;
     probe.settle(Code::NotFound);
-    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Open, "that was an answer");
+    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Open, "NOT_FOUND is an answer");
     assert!(endpoint.load.now(Instant::now()) < 0.003);
 }

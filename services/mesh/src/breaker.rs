@@ -1,7 +1,7 @@
-//! The breaker of one instance: consecutive failures open it, one probe at a time may close it.
+//! The circuit breaker of one instance: consecutive failures open it, a single probe at a time may close it.
 //!
-//! It only says what it thinks of its instance; that the last one is used whatever its breaker says is the fleet's rule.
-//! Outcomes of calls that began before it last opened or closed tell nothing new and are ignored.
+//! It only advises: that the last instance is used whatever its breaker says is the fleet's rule. Outcomes of calls that
+//! began before the last transition are ignored.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,37 +11,37 @@ use tokio::time::Instant;
 
 use crate::chance::Chance;
 
-/// So many failures in a row open it.
+/// Consecutive failures that open the breaker.
 pub(crate) const THRESHOLD: u32 = 5;
-/// It stays open for about this long, twice as long after each probe that fails, and never longer than the second.
+/// It stays open for about `OPEN`, twice as long after each failed probe, and never longer than `OPEN_AT_MOST`.
 const OPEN: Duration = Duration::from_secs(1);
 const OPEN_AT_MOST: Duration = Duration::from_secs(30);
 
-/// What a breaker says of its instance.
+/// What a breaker admits to its instance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Gate {
-    /// It may have calls.
+    /// All calls (the breaker is closed).
     Open,
-    /// It may have one call, now: a probe.
+    /// One call, the probe (the breaker is half-open).
     ProbeDue,
-    /// It is to have none.
+    /// No calls (the breaker is open).
     Shut,
 }
 
-/// What a call must show when it tells its outcome.
+/// Ties a call's outcome to the breaker's state in which the call began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Permit {
     epoch: u64,
     is_probe: bool,
 }
 
-/// What an outcome has changed.
+/// The transition that an outcome has caused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Change {
     None,
-    /// The instance was taken out.
+    /// The breaker opened.
     Shut,
-    /// The instance is back.
+    /// The breaker closed.
     Healed,
 }
 
@@ -53,12 +53,12 @@ enum State {
 }
 
 struct Inner {
-    /// Grows whenever it opens or closes.
+    /// Incremented on each transition.
     epoch: u64,
     state: State,
 }
 
-/// The breaker of one instance.
+/// The circuit breaker of one instance.
 pub(crate) struct Breaker {
     inner: Mutex<Inner>,
     chance: Arc<dyn Chance>,
@@ -77,12 +77,12 @@ impl Breaker {
         }
     }
 
-    /// For a call that goes there whatever the breaker says (it may be the last one).
+    /// For a call that is sent whatever the breaker says (its instance may be the last one).
     pub(crate) fn permit(&self) -> Permit {
         Permit { epoch: self.inner().epoch, is_probe: false }
     }
 
-    /// For the one call that probes; `None` when another was faster, or none is due.
+    /// For the only probe; `None` when another call took it, or none is due.
     pub(crate) fn probe(&self, now: Instant) -> Option<Permit> {
         let mut inner = self.inner();
         match inner.state {
@@ -132,7 +132,7 @@ impl Breaker {
         }
     }
 
-    /// The call came to no verdict: it was given up, or never sent. A probe leaves its place to a later one.
+    /// The call has no verdict: it was cancelled, or not sent. After a probe, another one is due later.
     pub(crate) fn undecided(&self, permit: Permit, now: Instant) {
         if !permit.is_probe {
             return;
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::chance::Always;
 
-    /// Waits are as long as they may be.
+    /// Waits without jitter.
     fn breaker() -> Breaker {
         Breaker::new(Arc::new(Always(1.0)))
     }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn consecutive_failures_open_it_and_a_success_between_them_does_not_let_them() {
+    fn consecutive_failures_open_it_but_not_with_a_success_between_them() {
         let now = Instant::now();
         assert_eq!(shut(now).gate(now), Gate::Shut);
         let breaker = breaker();
@@ -198,14 +198,14 @@ mod tests {
         assert_eq!(breaker.probe(now + OPEN - Duration::from_millis(1)), None, "not yet");
         assert_eq!(breaker.gate(now + OPEN), Gate::ProbeDue);
         let probe = breaker.probe(now + OPEN).expect("due");
-        assert_eq!(breaker.probe(now + OPEN), None, "one is enough");
-        assert_eq!(breaker.gate(now + OPEN_AT_MOST), Gate::Shut, "until it is back");
+        assert_eq!(breaker.probe(now + OPEN), None, "one at a time");
+        assert_eq!(breaker.gate(now + OPEN_AT_MOST), Gate::Shut, "while the probe is in flight");
         assert_eq!(breaker.succeeded(probe), Change::Healed);
         assert_eq!(breaker.gate(now + OPEN), Gate::Open);
     }
 
     #[test]
-    fn each_probe_that_fails_doubles_the_wait_up_to_a_limit() {
+    fn each_failed_probe_doubles_the_wait_up_to_a_limit() {
         let mut now = Instant::now();
         let breaker = shut(now);
         for seconds in [1, 2, 4, 8, 16, 30, 30] {
@@ -217,12 +217,12 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_is_given_up_leaves_its_place_after_a_wait() {
+    fn a_cancelled_probe_allows_another_one_after_a_wait() {
         let now = Instant::now();
         let breaker = shut(now);
         let probe = breaker.probe(now + OPEN).expect("due");
         breaker.undecided(probe, now + OPEN);
-        assert_eq!(breaker.probe(now + OPEN), None, "or every call would hang there in its turn");
+        assert_eq!(breaker.probe(now + OPEN), None, "otherwise each call in turn would hang there");
         assert!(breaker.probe(now + 2 * OPEN).is_some(), "the wait has not grown");
     }
 
@@ -236,7 +236,7 @@ mod tests {
         }
         assert_eq!(breaker.succeeded(early), Change::None);
         assert_eq!(breaker.gate(now), Gate::Shut);
-        // The twin: one that went there all the same, because there was no other, does.
+        // Control: a call sent despite the open breaker does.
         assert_eq!(breaker.succeeded(breaker.permit()), Change::Healed);
     }
 }

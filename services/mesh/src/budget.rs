@@ -1,15 +1,15 @@
-//! The retry budget of one target: each call pays in a fifth of a retry, each retry takes out a whole one. So all
-//! attempts together are at most 1.2 times the calls, and a small minimum. It knows no time: nothing trickles in while
-//! nobody calls, and an outage cannot be made worse by waiting.
+//! The retry budget of one target: each call deposits a fifth of a retry, each retry withdraws one. So all attempts
+//! together are at most 1.2 times the calls, plus a small minimum. It is not refilled over time: otherwise an outage
+//! could be made worse after an idle period.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-/// What a retry costs; a call pays in [`DEPOSIT`].
+/// The cost of a retry; a call deposits [`DEPOSIT`].
 const RETRY: i64 = 10;
 const DEPOSIT: i64 = 2;
-/// What is there before the first call: retries.
+/// The initial balance, in retries.
 pub(crate) const MINIMUM_RETRIES: i64 = 10;
-/// What can be saved for bad times: enough for all calls in flight to one instance that dies.
+/// The highest balance, in retries: enough for all calls in flight to one instance that crashes.
 const MOST_RETRIES: i64 = 500;
 
 /// The retry budget of one target.
@@ -20,22 +20,22 @@ impl Budget {
         Self(AtomicI64::new(MINIMUM_RETRIES * RETRY))
     }
 
-    /// A call was made.
+    /// Records a call.
     pub(crate) fn deposit(&self) {
         if self.0.load(Ordering::Relaxed) < MOST_RETRIES * RETRY {
-            // Two at once may go over the limit by one deposit.
+            // Concurrent deposits may exceed the limit slightly.
             self.0.fetch_add(DEPOSIT, Ordering::Relaxed);
         }
     }
 
-    /// May a call be retried?
+    /// Whether a call may be retried; withdraws the retry.
     pub(crate) fn withdraw(&self) -> bool {
         let taken =
             self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left >= RETRY).then(|| left - RETRY));
         taken.is_ok()
     }
 
-    /// Retries that are left.
+    /// The balance, in retries.
     pub(crate) fn left(&self) -> i64 {
         self.0.load(Ordering::Relaxed) / RETRY
     }
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fifth_of_the_calls_may_be_retried_and_a_small_minimum() {
+    fn a_fifth_of_the_calls_may_be_retried_plus_a_small_minimum() {
         let budget = Budget::new();
         let mut retries = 0;
         for _ in 0..1_000 {
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn good_times_are_saved_up_to_a_limit() {
+    fn the_balance_grows_up_to_a_limit() {
         let budget = Budget::new();
         for _ in 0..1_000_000 {
             budget.deposit();

@@ -1,5 +1,5 @@
-//! The calls of a connection, as hyper gives them: what is not gRPC is refused, the rest goes to the stack; how many are open;
-//! and how each ends: answered after its request's end, or reset.
+//! The calls of a connection, as hyper delivers them: what is not gRPC is rejected, the rest goes to the stack. Counts
+//! open calls, and decides how a call ends: answered after its request's end, or reset.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -27,15 +27,15 @@ use crate::serve::Calls;
 use crate::stalled::WatchedBody;
 use crate::wire::{Answer, is_infrastructure};
 
-/// The calls of a connection.
+/// The activity of a connection.
 pub(crate) struct Activity {
-    /// Health's and reflection's: their streams never end, and keep nobody's place.
+    /// Open calls of health and reflection: their streams never end, and do not keep the connection open.
     watching: AtomicUsize,
-    /// Calls that were let in: others are no reason to keep a connection.
+    /// Admitted calls: others do not keep the connection open.
     admitted: AtomicU64,
     pub(crate) resets: ConnectionResets,
     pub(crate) place: Place,
-    /// Cancelled when the connection is to go: its place is another's, or its identity has ended.
+    /// Cancelled when the connection must close: its slot is evicted, or its identity has expired.
     pub(crate) leave: CancellationToken,
 }
 
@@ -64,7 +64,7 @@ impl Activity {
     }
 }
 
-/// An open call, to the end of its answer.
+/// An open call, until the end of its response.
 pub(crate) struct OpenCall {
     activity: Arc<Activity>,
     is_infrastructure: bool,
@@ -72,7 +72,7 @@ pub(crate) struct OpenCall {
 }
 
 impl OpenCall {
-    /// What the stack found out about the call.
+    /// Applies what the stack has learned about the call.
     fn learn(&mut self, edge: &Edge) {
         if edge.is_platform {
             self.activity.place.never_gives_way();
@@ -94,10 +94,10 @@ impl Drop for OpenCall {
 }
 
 pub(crate) struct PerConnection {
-    /// hyper gives calls one after the other, and never one while it gives another.
+    /// hyper delivers calls one after the other, never reentrantly.
     pub(crate) calls: RefCell<Calls>,
     pub(crate) peer: SocketAddr,
-    /// When the peer is one of them.
+    /// Set when the peer is a trusted proxy.
     pub(crate) proxies: Option<Proxies>,
     pub(crate) service: Option<PeerService>,
     pub(crate) activity: Arc<Activity>,
@@ -114,7 +114,7 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
         let named = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
         let caller = named.map(|address| Key::Peer(network(address.ip())));
         let (work, edge) = Edge { caller, ..Edge::default() }.around(|| {
-            // The body fails when the caller resets the stream or is gone: either way it has given up.
+            // The body fails when the caller resets the stream or disconnects: either way it has given up.
             let mut request = request.map(incoming_request);
             if let Some(refusal) = not_grpc(&request) {
                 self.refusals.count(Cause::NotGrpc);
@@ -131,7 +131,7 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
     }
 }
 
-/// A call, until its answer begins.
+/// A call, until its response begins.
 pub(crate) struct Answering {
     work: BoxFuture<'static, Answer>,
     open: Option<OpenCall>,
@@ -171,7 +171,7 @@ impl Drop for Answering {
     }
 }
 
-/// A call that is reset has its handler dropped: all that it held is free again.
+/// Counts a reset. The call's handler is dropped, which releases all that it held.
 fn count_reset(open: Option<&OpenCall>, edge: &mut Edge) {
     if let Some(open) = open {
         open.activity.resets.count(edge.caller.take());

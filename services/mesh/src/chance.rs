@@ -1,8 +1,8 @@
-//! Randomness, as an argument: which two instances are compared, and how long a wait is.
+//! Randomness, injectable: for the choice between instances, and for jitter.
 
 use rand::Rng;
 
-/// Where chance comes from.
+/// A source of random numbers.
 pub(crate) trait Chance: Send + Sync + 'static {
     /// A number in 0..1.
     fn fraction(&self) -> f64;
@@ -17,7 +17,7 @@ impl Chance for SystemChance {
     }
 }
 
-/// One of so many; zero of none.
+/// A random index below `many`; zero if `many` is zero.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -28,7 +28,7 @@ pub(crate) fn one_of(chance: &dyn Chance, many: usize) -> usize {
     ((chance.fraction() * many as f64) as usize).min(many.saturating_sub(1))
 }
 
-/// Chance that a test has arranged: always the same.
+/// A source that always returns the same number.
 #[cfg(test)]
 pub(crate) struct Always(pub(crate) f64);
 
@@ -44,10 +44,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_of_some_is_one_of_them() {
+    fn a_random_index_is_in_range() {
         assert_eq!(one_of(&Always(0.0), 3), 0);
         assert_eq!(one_of(&Always(0.999_999), 3), 2);
-        assert_eq!(one_of(&Always(1.0), 3), 2, "a source that is not quite fair is survived");
+        assert_eq!(one_of(&Always(1.0), 3), 2, "a source that returns its upper bound is tolerated");
         assert_eq!(one_of(&Always(0.5), 0), 0);
         assert!((0..1_000).all(|_| one_of(&SystemChance, 3) < 3));
     }

@@ -26,27 +26,28 @@ use crate::retry::{Retry, RetryConfig, retry};
 use crate::tls::ClientTls;
 use crate::wire::{Request, Response};
 
-/// What a client is made of. [`ClientConfig::new`] has the defaults.
+/// A client's configuration. [`ClientConfig::new`] has the defaults.
 pub struct ClientConfig {
-    /// Whom it calls, for example `data`.
+    /// The target service, for example `data`.
     pub target: &'static str,
-    /// Where its instances are.
+    /// The addresses of its instances.
     pub addresses: Addresses,
-    /// What the mesh does for each method.
+    /// The policy of each method.
     pub policies: PolicyTable,
-    /// What it shows of itself.
+    /// The client's credentials.
     pub credentials: Credentials,
-    /// What becomes of calls that nobody answered.
+    /// Where events of calls go that got no answer.
     pub events: Option<Arc<dyn EventSink>>,
-    /// Is the target a service of this platform? Then it learns which order and user a call is about ([`crate::About`]).
+    /// Whether the target is a mesh service: then the order and user that a call concerns are sent to it
+    /// ([`crate::About`]).
     pub is_platform: bool,
     /// Connections to each instance.
     pub connections: usize,
-    /// TLS; without it, connections are plain.
+    /// TLS; plaintext without.
     pub tls: Option<ClientTls>,
-    /// Are calls that failed tried again where the contract allows it? Not for who wants to see each refusal.
+    /// Whether failed calls are retried where the policy allows it. Off for callers that need each error.
     pub retries: bool,
-    /// The headers of the trace context that are sent.
+    /// The trace context headers that are sent.
     pub propagation: Propagation,
 }
 
@@ -68,15 +69,15 @@ impl ClientConfig {
     }
 }
 
-/// The way to one target: what a generated client is made with (`XClient::new(channel)`). Clones share connections, which
-/// end when the last clone is gone.
+/// A channel to one target, for generated clients (`XClient::new(channel)`). Clones share connections, which are closed
+/// when the last clone is dropped.
 #[derive(Clone)]
 pub struct Channel {
     target: &'static str,
     stack: ClientTelemetry<ClientDeadline<Retry<WithCredentials<Balance>>>>,
 }
 
-/// Makes the way to a target. Connects when it is first used.
+/// Creates a channel. It connects when it is first used.
 pub fn client(config: ClientConfig) -> Channel {
     let (metrics, budget) = (Arc::new(ClientMetrics::new(config.target)), Arc::new(Budget::new()));
     let chance: Arc<dyn Chance> = Arc::new(SystemChance);
@@ -90,11 +91,12 @@ pub fn client(config: ClientConfig) -> Channel {
         .layer(client_telemetry(config.policies, config.events, config.is_platform, config.propagation))
         // Outside of retry: all attempts together have the time of one call.
         .layer(client_deadline(config.policies))
-        // Outside of all that is chosen anew for each attempt: credentials and instance.
+        // Outside of what is chosen for each attempt: credentials and instance.
         .layer(retry(retrying))
-        // Inside of retry: each attempt shows the newest credentials.
+        // Inside retry: each attempt has the newest credentials.
         .layer(with_credentials(&config.credentials))
-        // Innermost: it alone knows instances. Picks one by load, past open breakers; fails fast when none can be reached.
+        // Innermost: it alone selects instances. Picks one by load, skipping open breakers; fails fast when none is
+        // reachable.
         .service(Balance::new(fleet));
     Channel { target: config.target, stack }
 }

@@ -1,5 +1,5 @@
-//! The client's deadline layer: the least of the method's own timeout, what the call asks for, and what is left of the
-//! call that is being served. It travels as `grpc-timeout`, and is enforced here as well: the peer may be dead.
+//! The client's deadline layer: the earliest of the method's own timeout, the call's requested one, and the deadline of
+//! the call that is being served. It is sent as `grpc-timeout`, and enforced here as well: the peer may have crashed.
 
 use std::task::{Context, Poll};
 
@@ -15,16 +15,16 @@ use crate::policy::PolicyTable;
 use crate::status::mesh_status;
 use crate::wire::{Request, Response, find, once_only};
 
-/// When the call must end: in the request's extensions, for those who attempt it.
+/// The call's deadline: in the request's extensions, for the attempts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Until {
     pub(crate) deadline: Instant,
-    /// Has it all the time that its method may have?
+    /// Whether the call has its method's full timeout.
     pub(crate) is_full: bool,
 }
 
 impl Until {
-    /// Says in a request's headers how much time is left; `false` when there is none.
+    /// Writes the time left into the headers; `false` when none is left.
     pub(crate) fn stamp(self, now: Instant, headers: &mut HeaderMap) -> bool {
         let left = self.deadline.saturating_duration_since(now);
         headers.insert(GRPC_TIMEOUT, once_only(format(left)));

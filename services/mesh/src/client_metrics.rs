@@ -1,5 +1,5 @@
-//! What a client measures besides the calls themselves. Labels are the target and, where there is a fixed list of them,
-//! the instance's address: a store of metrics must not grow with the pods that come and go.
+//! A client's metrics besides those of the calls themselves. Labels are the target and, for a fixed list of instances,
+//! the instance's address: the number of series must not grow with every new pod.
 
 use std::sync::Weak;
 
@@ -38,12 +38,12 @@ impl ClientMetrics {
         let metrics = Self {
             target: KeyValue::new(TARGET, target),
             attempts: counter("mesh.client.attempts", "Attempts that were sent to an instance"),
-            retries: counter("mesh.client.retries", "Attempts after the first, by what the one before failed of"),
-            refusals: counter("mesh.client.refusals", "Calls and retries that the client itself refused, by cause"),
+            retries: counter("mesh.client.retries", "Retries, by the cause of the previous attempt's failure"),
+            refusals: counter("mesh.client.refusals", "Calls and retries that the client itself rejected, by cause"),
             ready: level("mesh.client.endpoints.ready", "Instances that are connected"),
-            shut: level("mesh.client.breakers.open", "Instances that are out of rotation for their failures"),
+            shut: level("mesh.client.breakers.open", "Instances whose circuit breaker is open"),
         };
-        // There from the start: what is alerted on must be seen to be 0.
+        // Present from the start: an alert needs a zero, not an absent series.
         metrics.shut.add(0, std::slice::from_ref(&metrics.target));
         metrics
     }
@@ -78,7 +78,7 @@ impl ClientMetrics {
         self.shut.add(change, labels);
     }
 
-    /// What is read when somebody looks, for as long as the stack lives.
+    /// Observed on collection, while the stack exists.
     pub(crate) fn observe(&self, budget: Weak<Budget>, fleet: Weak<Fleet>) {
         let target = [self.target.clone()];
         meter()
@@ -97,7 +97,7 @@ impl ClientMetrics {
             .with_callback(move |observer| {
                 let Some(fleet) = fleet.upgrade() else { return };
                 let now = Instant::now();
-                // Instances that are not named have one label set between them: the last would stand for all.
+                // Unnamed instances share one label set: the last one would stand for all.
                 for endpoint in fleet.endpoints().iter().filter(|endpoint| endpoint.labels.len() > 1) {
                     observer.observe(endpoint.load.now(now), &endpoint.labels);
                 }

@@ -1,4 +1,4 @@
-//! The client's telemetry layer: one CLIENT operation over the whole call, whatever happens inside it, and the RPC metrics.
+//! The client's telemetry layer: one CLIENT operation for the whole call including retries, and the RPC metrics.
 
 use std::task::{Context, Poll};
 
@@ -85,7 +85,7 @@ where
     }
 }
 
-/// The service that serves the call learns which order and user it is about, so that its own event carries them.
+/// Sends the order and user ids to the mesh service, so that its own event carries them.
 fn send(about: About, headers: &mut HeaderMap) {
     let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
     for (name, id) in [(ORDER_HEADER, about.order_id), (USER_HEADER, about.user_id)] {
@@ -96,8 +96,8 @@ fn send(about: About, headers: &mut HeaderMap) {
     }
 }
 
-/// Sets `traceparent`, and forwards `tracestate` of the call that is being served; its `baggage`, which may say anything of a
-/// user, to services of this platform alone.
+/// Sets `traceparent`, and forwards the served call's `tracestate`; its `baggage`, which may contain anything about a
+/// user, is forwarded to mesh services only.
 fn propagate(shared: &Shared, operation: &Operation, headers: &mut HeaderMap) {
     let propagation = shared.propagation;
     if propagation.trace_context {

@@ -1,8 +1,8 @@
-//! Admission by concurrency. A call takes a permit when its request is there as a whole, for which it has a few seconds, and
-//! gives it back when its answer is encoded: whoever sends nothing, or takes nothing, holds none. Nobody waits for a permit:
-//! without a free one the call is refused at once, and another instance may serve it. Each caller has a share (`shares`).
-//! Streams, which are long and mostly idle, have places of their own (`places`). So has the infrastructure (health,
-//! reflection): it never competes with calls.
+//! Admission by concurrency. A call takes a permit once its request has been read completely, for which it has a few
+//! seconds, and returns it when its response is encoded: a slow sender or reader holds none. There is no queue: without
+//! a free permit the call is rejected immediately, and another instance may serve it. Each caller has a fair share
+//! (`shares`). Streams, which are long and mostly idle, have slots of their own (`places`), and so has the
+//! infrastructure (health, reflection): it never competes with calls.
 
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
@@ -29,17 +29,17 @@ use crate::status::mesh_status_retry;
 use crate::stream_end::end_when;
 use crate::wire::{Answer, Request, Response, find, is_infrastructure, is_reflection, respond};
 
-/// Of the permits, what the platform's services have for themselves: a sixteenth.
+/// The part of the permits that is reserved for mesh services: one sixteenth.
 const RESERVED_PART: usize = 16;
-/// Checks of health that are answered at once: they take no time.
+/// Unary health checks in progress; they take no time.
 const MAX_CHECKS: usize = 256;
-/// Health and reflection cost little, but their streams are open to strangers and never end.
+/// Health and reflection cost little, but their streams are open to anonymous clients and never end.
 const MAX_INFRASTRUCTURE_STREAMS: usize = 1_024;
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
-/// Another instance may take it at once; this one, hardly sooner.
+/// Another instance may accept the call immediately; this one, hardly sooner.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// All the permits and places of a server.
+/// All permits and slots of a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
     pub(crate) calls: Arc<Shares>,
@@ -94,17 +94,17 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        // Reflection's requests are a stream.
+        // A reflection request is a stream.
         if is_reflection(request.uri().path()) {
             return self.shared.serve(&mut self.inner, request);
         }
         let operation = request.extensions().get::<Operation>().cloned();
         let mut reading = whole(request);
-        // Most requests are there already. (Without one's own waker: if not, it is asked again with it.)
+        // Most requests have arrived already. (Polled without a waker: if pending, it is polled again with one.)
         if let Some(read) = (&mut reading).now_or_never() {
             return self.shared.serve_whole(&mut self.inner, operation, read);
         }
-        // The instance that was made ready serves; its clone waits for the next call.
+        // The instance that is ready serves; its clone is for the next call.
         let clone = self.inner.clone();
         let (mut inner, shared) = (std::mem::replace(&mut self.inner, clone), self.shared.clone());
         Box::pin(async move {
@@ -114,7 +114,7 @@ where
     }
 }
 
-/// What a call needs to be served.
+/// What an admitted call holds.
 enum Admitted {
     Call(Share),
     Stream(Place),
@@ -125,7 +125,8 @@ impl Shared {
     where
         S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
     {
-        // From here on the call is an event: one whose request never came is none, or strangers would fill the store with them.
+        // From here on the call gets an event. Without a complete request it gets none, or anonymous clients could fill
+        // the store.
         if let (Some(operation), Ok(_) | Err(NotWhole::Broken(_))) = (operation, &read) {
             operation.admit();
         }
@@ -148,7 +149,7 @@ impl Shared {
         let work = inner.call(request);
         let refusals = self.refusals.clone();
         Box::pin(async move {
-            // In the future until there is a response: a call that is dropped gives back what it holds too.
+            // Held by the future until there is a response: a dropped call releases it too.
             match admitted {
                 Admitted::Call(permit) => {
                     let permit = permit;
@@ -196,19 +197,19 @@ fn call(permits: &Arc<Shares>, holder: Holder) -> Result<Admitted, (Cause, &'sta
     })
 }
 
-/// Made once: under overload, refusing is most of the work.
+/// Built once: under overload, most of the work is rejecting.
 static OVERLOADED: LazyLock<Status> = LazyLock::new(|| {
-    let message = "this instance is busy: another instance may serve you";
+    let message = "this instance is overloaded: retry on another one";
     mesh_status_retry(Code::Unavailable, "OVERLOADED", message, Some(RETRY_AFTER))
 });
 
 static OVER_SHARE: LazyLock<Status> = LazyLock::new(|| {
-    let message = "as many of your calls are served here as may be: wait for some of them";
+    let message = "too many concurrent calls of this caller: wait for some to complete";
     mesh_status_retry(Code::ResourceExhausted, "TOO_MANY_CONCURRENT_CALLS", message, Some(RETRY_AFTER))
 });
 
 static GAVE_WAY: LazyLock<Status> = LazyLock::new(|| {
-    let message = "this instance is busy, and you have more streams than others: go on at another one";
+    let message = "this instance is overloaded and this caller has the most streams: continue on another instance";
     mesh_status_retry(Code::Unavailable, "OVERLOADED", message, Some(RETRY_AFTER))
 });
 
@@ -237,7 +238,7 @@ mod tests {
         Response::new(Body::new(Full::new(Bytes::from_static(b"x")).map_err(|never| match never {})))
     }
 
-    /// A stack with one permit of each kind over a handler that the test plays.
+    /// A stack with one permit of each kind, over a mocked handler.
     fn stack() -> (mock::Spawn<Concurrency<Handler>>, mock::Handle<Request, Response>, Admission) {
         let admission = Admission::new(1, 1);
         let layer = concurrency(POLICIES, admission.clone(), Arc::new(Refusals::new("test")));
@@ -245,7 +246,7 @@ mod tests {
         (mock::Spawn::new(layer.layer(Handler(handler))), handle, admission)
     }
 
-    /// The mock, which may fail, as a handler, which may not.
+    /// Adapts the mock, which may fail, to a handler, which may not.
     #[derive(Clone)]
     struct Handler(mock::Mock<Request, Response>);
 
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_free_permit_a_call_is_refused_at_once_and_streams_have_their_own() {
+    async fn without_a_free_permit_a_call_is_rejected_immediately_and_streams_have_their_own_slots() {
         let (mut stack, mut handle, admission) = stack();
         handle.allow(9);
         let first = tokio::spawn(call(&mut stack, "/t.T/Call"));
@@ -274,7 +275,7 @@ mod tests {
         let status = Status::from_header_map(refused.headers()).expect("a status");
         assert_eq!((status.code(), reason_of(&status).as_deref()), (Code::Unavailable, Some("OVERLOADED")));
         assert_eq!(status.get_details_retry_info().and_then(|retry| retry.retry_delay), Some(RETRY_AFTER));
-        assert!(refused.extensions().get::<NoEvent>().is_some(), "no event of a call that nobody served");
+        assert!(refused.extensions().get::<NoEvent>().is_some(), "no event for a rejected call");
 
         let _stream = tokio::spawn(call(&mut stack, "/t.T/Stream"));
         let _health = tokio::spawn(call(&mut stack, "/grpc.health.v1.Health/Check"));
@@ -284,14 +285,14 @@ mod tests {
 
         answer.send_response(full());
         let response = first.await.expect("no panic").expect("an answer");
-        assert_eq!(admission.calls.used(), 1, "held until it is encoded");
+        assert_eq!(admission.calls.used(), 1, "held until the response is encoded");
         let mut body = response.into_body();
         body.frame().await.expect("a frame").expect("a message");
-        assert_eq!(admission.calls.used(), 0, "though the body is not at its end");
+        assert_eq!(admission.calls.used(), 0, "before the end of the body");
     }
 
     #[tokio::test]
-    async fn a_call_that_is_dropped_gives_its_permit_back() {
+    async fn a_dropped_call_returns_its_permit() {
         let (mut stack, mut handle, admission) = stack();
         handle.allow(1);
         let call = call(&mut stack, "/t.T/Call");

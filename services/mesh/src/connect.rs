@@ -1,5 +1,4 @@
-//! How a connection is made: TCP, TLS if there is to be, HTTP/2, and the first word of the instance. Within one second, or
-//! not at all.
+//! Establishes a connection: TCP, optional TLS, HTTP/2, and the instance's first bytes. Fails after one second.
 
 use std::io;
 use std::pin::Pin;
@@ -18,17 +17,17 @@ use tonic::body::Body;
 use crate::tls::ClientTls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The address of an instance that was deleted answers nothing at all: only pings tell.
+/// The address of a deleted instance does not answer at all: only pings detect that.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer may list a hundred field violations, in one header.
+/// An error may list a hundred field violations, in one header.
 const MAX_HEADER_LIST_BYTES: u32 = 256 * 1_024;
-/// What a TLS server says first to whom it does not understand (RFC 8446, section 5.1). HTTP/2 cannot begin with it: no
-/// SETTINGS are so long.
+/// The first byte of a TLS server's answer to a client that it does not understand (RFC 8446, section 5.1). HTTP/2
+/// cannot begin with it: no SETTINGS frame is that long.
 const TLS_ALERT: u8 = 21;
 
-/// hyper's executor. hyper starts two tasks for each call, of half a KiB and more: a task is moved three times while it is
-/// started, and its box is small.
+/// hyper's executor. hyper spawns two tasks for each call, of half a KiB and more: a task is moved three times while it
+/// is spawned, and a box is small.
 #[derive(Clone, Copy)]
 struct Boxing;
 
@@ -41,17 +40,17 @@ where
     }
 }
 
-/// A connection that was made.
+/// An established connection.
 pub(crate) struct Connected {
-    /// Calls go in here. When all of these are gone, the connection ends after its last stream.
+    /// Sends calls. When all clones are dropped, the connection is closed after its last stream.
     pub(crate) sender: SendRequest<Body>,
-    /// Must be polled; done when the connection takes no more calls (streams that are open go on).
+    /// Must be polled; ready when the connection accepts no more calls (open streams continue).
     pub(crate) until_closed: BoxFuture<'static, ()>,
 }
 
 /// Makes connections.
 pub(crate) trait Connect: Send + Sync + 'static {
-    /// Connects to `host:port`. The error is for a person.
+    /// Connects to `host:port`. The error is human-readable.
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected, String>>;
 }
 
@@ -63,7 +62,7 @@ pub(crate) struct Tcp {
 impl Tcp {
     async fn make(&self, address: &str) -> Result<Connected, String> {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        // gRPC's frames are small and waited for: filling a packet only adds latency.
+        // gRPC's frames are small and awaited: Nagle's algorithm would only add latency.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else { return handshake(stream, address).await };
         let stream = tls.connect(stream).await.map_err(|error| no_tls(&error))?;
@@ -71,7 +70,7 @@ impl Tcp {
     }
 }
 
-/// Why there is no TLS.
+/// The error of a failed TLS handshake.
 fn no_tls(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS, and this client does".to_owned(),
@@ -88,9 +87,9 @@ impl Connect for Tcp {
     }
 }
 
-/// Done when the instance has sent its first bytes, HTTP/2's SETTINGS. Before that there may be nobody: the system accepts
-/// connections for a process that is stopped, that is about to end, or that has too many, and calls that were sent into
-/// one of these would be lost without a word of whether they were begun.
+/// Completes when the instance has sent its first bytes, the HTTP/2 SETTINGS. Before that there may be no server: the
+/// kernel accepts connections for a process that is stopped, is about to exit, or has too many, and calls sent on one of
+/// these would be lost, without knowing whether they were begun.
 pub(crate) async fn handshake<T>(io: T, address: &str) -> Result<Connected, String>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -108,7 +107,7 @@ where
     let owned = address.to_owned();
     let mut until_closed: BoxFuture<'static, ()> = Box::pin(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(target: "ordermesh", address = %owned, %error, "a connection ended badly");
+            tracing::debug!(target: "ordermesh", address = %owned, %error, "connection closed with an error");
         }
     });
     let (heard, is_closed) = tokio::select! {
@@ -119,14 +118,14 @@ where
     match heard {
         Some(Ok(TLS_ALERT)) => Err("it speaks TLS, and this client does not".to_owned()),
         Some(Ok(_)) if !is_closed => Ok(Connected { sender, until_closed }),
-        // With TLS 1.3 this is where a server says that it does not take our certificate.
+        // With TLS 1.3, this is where a server's rejection of our certificate arrives.
         Some(Err(error)) => Err(format!("the connection ended before its first bytes: {error}")),
         Some(Ok(_)) => Err("the connection ended with its first bytes".to_owned()),
         None => Err("the connection ended before its first bytes".to_owned()),
     }
 }
 
-/// A stream that tells the first byte that is read, or why there is none.
+/// A stream that reports the first byte that is read, or the error instead.
 struct Heard<T> {
     io: T,
     told: Option<oneshot::Sender<Result<u8, String>>>,
@@ -175,7 +174,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Heard<T> {
     }
 }
 
-/// A SETTINGS frame that sets nothing: what a server says first.
+/// An empty SETTINGS frame: what a server sends first.
 #[cfg(test)]
 pub(crate) const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
@@ -186,17 +185,17 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     #[tokio::test(start_paused = true)]
-    async fn an_instance_is_connected_when_it_has_said_something_and_not_before() {
+    async fn an_instance_is_connected_only_after_its_first_bytes() {
         let (ours, mut theirs) = duplex(1 << 16);
         let mut connecting = Box::pin(handshake(ours, "a:1"));
-        assert!(timeout(10 * CONNECT_TIMEOUT, &mut connecting).await.is_err(), "nobody is there");
-        assert_eq!(theirs.read_u8().await.expect("the preface"), b'P', "although it was sent all that there is to say");
+        assert!(timeout(10 * CONNECT_TIMEOUT, &mut connecting).await.is_err(), "no server yet");
+        assert_eq!(theirs.read_u8().await.expect("the preface"), b'P', "although the client has sent its preface");
         theirs.write_all(&SETTINGS).await.expect("room");
         assert!(connecting.await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_ends_without_a_word_was_none() {
+    async fn a_connection_closed_before_its_first_bytes_is_a_failure() {
         let (ours, theirs) = duplex(1 << 16);
         let mut connecting = Box::pin(handshake(ours, "a:1"));
         assert!(connecting.as_mut().now_or_never().is_none());
@@ -205,14 +204,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_instance_that_wants_tls_is_none_for_a_plain_client_which_says_so() {
+    async fn a_plaintext_client_reports_a_tls_server() {
         let (ours, mut theirs) = duplex(1 << 16);
         let mut connecting = Box::pin(handshake(ours, "a:1"));
         assert!(connecting.as_mut().now_or_never().is_none());
         // A fatal alert: decode_error.
         theirs.write_all(&[TLS_ALERT, 3, 3, 0, 2, 2, 50]).await.expect("room");
         drop(theirs);
-        let why = connecting.await.err().expect("it is no connection");
+        let why = connecting.await.err().expect("a failure");
         assert!(why.contains("it speaks TLS"), "{why}");
     }
 }

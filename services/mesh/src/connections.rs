@@ -1,5 +1,5 @@
-//! One connection: TLS if there is any, HTTP/2's first bytes in time, calls, idleness, the end. And how many there are.
-//! hyper's HTTP/2 builder is used directly: tonic's server would put layers of its own outside of ours.
+//! One connection, from accept to close: TLS (if configured), the HTTP/2 preface, calls, the idle timeout; and the limit
+//! on connections. hyper's HTTP/2 builder is used directly: tonic's server would put its own layers around ours.
 
 use std::cell::RefCell;
 use std::io;
@@ -29,41 +29,41 @@ use crate::serve::Stack;
 use crate::stalled::WatchingExecutor;
 use crate::tls::{ServerTls, failure};
 
-/// A peer that answers no ping for so long is gone: a half-open connection, or one that sends half a frame.
+/// A peer that leaves a ping unanswered is closed: a half-open connection, or one that sends half a frame.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For all of a connection's first steps: TLS, and HTTP/2's preface.
+/// For each of a connection's first steps: the TLS handshake, and the HTTP/2 preface.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// When most places are taken.
+/// The same, when three quarters of the slots are taken.
 const CROWDED_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Looser than our own limit on metadata, which answers with a status.
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1_024;
-/// Streams that were reset before HTTP/2's stack gave them to us are kept until it does, whatever the limit on open streams
-/// (CVE-2023-44487), each with its headers. Beyond this the connection is ended: it is more than comes with one portion of
-/// what is read. How often calls may be reset is limited in `resets`.
+/// Streams that the peer resets before the HTTP/2 stack hands them over are queued with their headers, whatever the
+/// limit on concurrent streams (CVE-2023-44487). Beyond this the connection is closed; one portion of reading yields
+/// fewer. The rate of resets is limited in `resets`.
 const MAX_PENDING_RESETS: usize = MAX_CONCURRENT_STREAMS as usize;
-/// Streams that we had to reset, because their frames broke HTTP/2's rules, for a connection's whole life (CVE-2025-8671);
-/// then it is ended. Callers cannot do this to each other: a proxy makes frames of its own.
+/// Streams that we reset because their frames violate HTTP/2, over a connection's lifetime (CVE-2025-8671); then it is
+/// closed. Callers behind one proxy cannot cause this for each other: a proxy writes its own frames.
 const MAX_LOCAL_RESETS: usize = 1_024;
-/// What a peer may send before it is read: of a stream (HTTP/2's own default), and of a connection. Requests that are not
-/// read, because they wait for keys, must not hold up the others' on their connection: it takes sixteen of them.
+/// Flow-control windows of a stream (HTTP/2's default) and of a connection. Requests that are not being read, because
+/// they wait for keys, must not block others on their connection: it takes sixteen to fill its window.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1_024 - 1;
 const CONNECTION_WINDOW_BYTES: u32 = 1_024 * 1_024;
-/// Connections without a call are closed after so long, and much sooner when most places are taken.
+/// Connections without an admitted call are closed after this time, and much sooner near the connection limit.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 const CROWDED_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TICK: Duration = Duration::from_secs(5);
-/// An answer that its caller does not take for so long is dropped.
+/// A response that its caller does not read for this long is dropped.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// What HTTP/2 keeps of an answer that is not taken: a frame more than this, for each stream.
+/// What HTTP/2 buffers of an unread response, per stream (plus one frame).
 const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
 
-/// A connection that gives way to another has this time for what it is used for; one that is idle, to read that it is to go.
+/// Grace period of an evicted connection: with calls, to complete them; when idle, to deliver the GOAWAY.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_LEAVE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The connections of a server.
+/// A server's connections.
 pub(crate) struct Connections {
     places: Arc<Places>,
     tls: Option<ServerTls>,
@@ -92,7 +92,7 @@ impl Connections {
         self.places.used()
     }
 
-    /// Proxies that are trusted come for many, and never give way.
+    /// Trusted proxies carry many callers, and are never evicted.
     fn place(&self, peer: SocketAddr) -> Option<Place> {
         let is_trusted = self.proxies.trusts(peer.ip());
         self.places.take((!is_trusted).then(|| Key::Peer(network(peer.ip()))))
@@ -106,7 +106,8 @@ impl Connections {
         if self.is_crowded() { CROWDED_HANDSHAKE_TIMEOUT } else { HANDSHAKE_TIMEOUT }
     }
 
-    /// Serves a connection to its end, when there is a place for it. Who has none is hung up on: another instance has.
+    /// Serves a connection until it is closed. `None` over the limit: the connection is closed, another instance may
+    /// accept it.
     pub(crate) fn serve<S>(
         self: &Arc<Self>,
         stream: S,
@@ -129,7 +130,7 @@ impl Connections {
                 tokio::time::sleep(LEAVE_TIMEOUT).await;
             };
             tokio::select! {
-                // It counts first.
+                // First: the eviction is counted even if the connection closes in the same poll.
                 biased;
                 () = too_late => {}
                 () = connections.shake_hands(stream, peer, stack, goaway, place) => {}
@@ -145,7 +146,7 @@ impl Connections {
             return self.begin(stream, self.of(&stack, peer, None, place), goaway).await;
         };
         let handshake = timeout(self.patience(), tls.accept(stream));
-        // Nothing is lost yet: it gives way at once.
+        // No call has begun: no grace period is needed.
         let leave = place.leave();
         let Some(Some(shaken)) = goaway.run_until_cancelled(leave.run_until_cancelled(handshake)).await else { return };
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
@@ -156,7 +157,7 @@ impl Connections {
                 let leave = service.activity.leave.clone();
                 let ends = async {
                     tokio::time::sleep(good_for).await;
-                    // Whoever it was that opened the connection, it must show anew who it is.
+                    // The peer's certificate has expired: it must authenticate again, on a new connection.
                     self.refusals.count(Cause::Expired);
                     leave.cancel();
                     std::future::pending::<()>().await;
@@ -170,7 +171,7 @@ impl Connections {
                 let service = KeyValue::new("mesh.service", self.refusals.service);
                 self.handshakes_failed.add(1, &[service, KeyValue::new("cause", failure(&error))]);
                 self.refusals.count(Cause::Tls);
-                tracing::debug!(target: "ordermesh", %peer, %error, "a TLS handshake failed");
+                tracing::debug!(target: "ordermesh", %peer, %error, "TLS handshake failed");
             }
         }
     }
@@ -182,7 +183,7 @@ impl Connections {
         PerConnection { calls, peer, proxies, service, activity, refusals }
     }
 
-    /// hyper would wait for ever for the first bytes, and keepalive begins after them.
+    /// Reads the preface with a timeout: hyper has none for the first bytes, and keepalive begins after them.
     async fn begin<S>(&self, mut stream: S, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -192,7 +193,7 @@ impl Connections {
         let leave = service.activity.leave.clone();
         let Some(Some(read)) = goaway.run_until_cancelled(leave.run_until_cancelled(reading)).await else { return };
         match read {
-            // Somebody looked whether the port is open.
+            // A port probe: closed before the preface.
             Ok(Err(_gone)) => {}
             Ok(Ok(_)) if first.starts_with(PREFACE) => {
                 let turn = Turn::default();
@@ -206,7 +207,7 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        // Its place is taken as long as its socket is open.
+        // The slot is held until the socket is closed.
         let _activity = service.activity.clone();
         let (stream, mut given_back) = lend(stream);
         self.calls(stream, turn, service, goaway).await;
@@ -240,7 +241,7 @@ impl Connections {
         let ended = loop {
             tokio::select! {
                 ended = turn.of(connection.as_mut()) => break ended,
-                // Whoever drains bounds what comes then.
+                // The drain timeout bounds what follows.
                 () = goaway.cancelled(), if !asked => {
                     asked = true;
                     connection.as_mut().graceful_shutdown();
@@ -264,7 +265,7 @@ impl Connections {
                 Some(()) = OptionFuture::from(leaving.as_mut()) => return,
                 () = &mut idle => {
                     if asked {
-                        // There is still nothing to do, and the peer does not go: answers that he does not take, maybe.
+                        // Still no admitted call, and the peer does not close: it may not be reading its responses.
                         if !activity.is_watched() {
                             self.refusals.count(Cause::Stalled);
                         }
@@ -280,11 +281,11 @@ impl Connections {
             if let Some(cause) = cause_of(&error) {
                 self.refusals.count(cause);
             }
-            tracing::debug!(target: "ordermesh", %error, "a connection ended badly");
+            tracing::debug!(target: "ordermesh", %error, "connection closed with an error");
         }
     }
 
-    /// Returns when the connection has had no call that was let in for long enough.
+    /// Returns when the connection has had no admitted call for `limit` (less near the connection limit).
     async fn idle(&self, activity: &Activity, limit: Duration) {
         let (mut seen, mut idle) = (activity.admitted(), Duration::ZERO);
         loop {
@@ -302,7 +303,7 @@ impl Connections {
     }
 }
 
-/// Why we ended a connection; `None` when the peer did, or the network.
+/// Why the server closed a connection; `None` when the peer or the network did.
 fn cause_of(error: &hyper::Error) -> Option<Cause> {
     if error.is_timeout() {
         return Some(Cause::Silent);

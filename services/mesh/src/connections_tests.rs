@@ -1,4 +1,4 @@
-//! Connections over a duplex stream, in paused time: how they begin, idle and end, and what rude peers get.
+//! Connections over a duplex stream, in paused time: start, idle timeout, close, and misbehaving peers.
 
 use super::*;
 use crate::edge::note;
@@ -13,12 +13,12 @@ use tonic::body::Body;
 
 use crate::wire::{Answer, Request, Response};
 
-/// Types of HTTP/2's frames.
+/// HTTP/2 frame types.
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 
-/// A server of two connections, whose handler answers with 100 kB; to `Watch` without an end; to `Refuse` without reading the
-/// request; to `Read` when it has read it; and to `Hold`, which it does not read, never.
+/// A server with two connection slots. Its handler answers with 100 kB; `Watch` streams without end; `Refuse` answers
+/// without reading the request; `Read` answers after reading it; `Hold` neither reads nor answers.
 struct World {
     connections: Arc<Connections>,
     refusals: Arc<Refusals>,
@@ -33,7 +33,7 @@ impl World {
         Self { connections, refusals, goaway: CancellationToken::new() }
     }
 
-    /// A new connection's other end, and the task that serves it.
+    /// The client end of a new connection, and the task that serves it.
     fn connect(&self) -> Option<(DuplexStream, tokio::task::JoinHandle<()>)> {
         let (ours, theirs) = duplex(1 << 20);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
@@ -87,7 +87,7 @@ fn head(path: &str) -> http::Request<()> {
     request.header("content-type", "application/grpc").body(()).expect("a request")
 }
 
-/// Sends as many bytes as the windows allow, up to `most`.
+/// Sends up to `most` bytes, as far as the windows allow.
 async fn send(stream: &mut h2::SendStream<Bytes>, most: usize) -> usize {
     let mut sent = 0;
     while sent < most {
@@ -101,7 +101,7 @@ async fn send(stream: &mut h2::SendStream<Bytes>, most: usize) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_does_not_begin_in_time_is_ended() {
+async fn a_connection_without_a_timely_preface_is_closed() {
     for first in [&b""[..], b"PRI * HTTP/2.0\r\n", PREFACE] {
         let world = World::new();
         let (mut stream, served) = world.connect().expect("a place");
@@ -114,7 +114,7 @@ async fn a_connection_that_does_not_begin_in_time_is_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_it_is_crowded_less_time_is_given() {
+async fn handshake_timeouts_are_shorter_near_the_connection_limit() {
     let world = World::new();
     let (_one, _other) = (world.connect().expect("a place"), world.connect().expect("a place"));
     let began = Instant::now();
@@ -125,7 +125,7 @@ async fn when_it_is_crowded_less_time_is_given() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_http2_is_ended_at_once() {
+async fn a_connection_that_is_not_http2_is_closed_immediately() {
     let world = World::new();
     let (mut stream, served) = world.connect().expect("a place");
     let began = Instant::now();
@@ -135,11 +135,12 @@ async fn what_is_no_http2_is_ended_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_frame_is_waited_for_no_longer_than_keepalive_waits() {
+async fn half_a_frame_is_bounded_by_keepalive() {
     let world = World::new();
     let (mut stream, served) = world.connect().expect("a place");
     stream.write_all(PREFACE).await.expect("written");
-    // SETTINGS, empty; then the head of HEADERS: 16 bytes that never come, flags END_STREAM, END_HEADERS; stream 1.
+    // SETTINGS, empty; then the head of HEADERS: 16 bytes, of which one is sent; flags END_STREAM, END_HEADERS; stream
+    // 1.
     stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.expect("written");
     stream.write_all(&[0, 0, 16, 1, 5, 0, 0, 0, 1, 0x82]).await.expect("written");
     let began = Instant::now();
@@ -149,7 +150,7 @@ async fn half_a_frame_is_waited_for_no_longer_than_keepalive_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn there_are_so_many_connections_and_a_place_is_free_again_after_one() {
+async fn connections_are_limited_and_a_closed_one_frees_its_slot() {
     let world = World::new();
     let (first, served) = world.connect().expect("a place");
     let _second = world.connect().expect("a place");
@@ -161,7 +162,7 @@ async fn there_are_so_many_connections_and_a_place_is_free_again_after_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_is_ended_and_sooner_when_it_is_crowded() {
+async fn an_idle_connection_is_closed_and_sooner_near_the_connection_limit() {
     let world = World::new();
     let idle = |world: &World| world.connect().expect("a place");
     let (stream, served) = idle(&world);
@@ -170,7 +171,7 @@ async fn an_idle_connection_is_ended_and_sooner_when_it_is_crowded() {
     let began = Instant::now();
     served.await.expect("no panic");
     assert!((IDLE_TIMEOUT..IDLE_TIMEOUT + 2 * IDLE_TICK).contains(&began.elapsed()), "{:?}", began.elapsed());
-    // Both places taken.
+    // Both slots are taken.
     let ((one, served), (other, _)) = (idle(&world), idle(&world));
     let (_one, _other) = (handshake(one, 65_535).await, handshake(other, 65_535).await);
     let began = Instant::now();
@@ -179,34 +180,34 @@ async fn an_idle_connection_is_ended_and_sooner_when_it_is_crowded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_not_taken_is_dropped_and_the_connection_serves_on() {
+async fn an_unread_response_is_reset_and_the_connection_keeps_serving() {
     let world = World::new();
     let (stream, _served) = world.connect().expect("a place");
     let mut sender = handshake(stream, 0).await;
     let began = Instant::now();
     let mut stuck = call(&mut sender).await.into_body();
-    let error = stuck.data().await.expect("not the end").expect_err("the window is shut: a reset");
+    let error = stuck.data().await.expect("not the end").expect_err("the window is zero: a reset");
     assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
     assert_eq!(world.seen(), [Cause::Stalled]);
     assert_eq!(call(&mut sender).await.status(), http::StatusCode::OK);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_of_a_byte_is_as_good_as_none() {
+async fn a_window_of_one_byte_is_like_a_zero_window() {
     let world = World::new();
     let (stream, _served) = world.connect().expect("a place");
     let mut sender = handshake(stream, 1).await;
     let began = Instant::now();
     let mut stuck = call(&mut sender).await.into_body();
     assert_eq!(stuck.data().await.expect("not the end").expect("a byte").len(), 1);
-    // The room for it is not given back.
+    // The byte's capacity is not released.
     let error = stuck.data().await.expect("not the end").expect_err("a reset");
     assert_eq!((error.reason(), began.elapsed()), (Some(h2::Reason::CANCEL), STALL_TIMEOUT));
     assert_eq!(world.seen(), [Cause::Stalled]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_is_whole_however_it_is_cut() {
+async fn a_response_is_complete_however_it_is_chunked() {
     let world = World::new();
     let (stream, _served) = world.connect().expect("a place");
     let mut sender = handshake(stream, 20_000).await;
@@ -215,13 +216,13 @@ async fn an_answer_is_whole_however_it_is_cut() {
     while let Some(data) = body.data().await {
         let length = data.expect("not reset").len();
         read += length;
-        body.flow_control().release_capacity(length).expect("given back");
+        body.flow_control().release_capacity(length).expect("released");
     }
     assert_eq!(read, 100_000);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_of_health_keeps_no_connection_and_a_services_stream_does() {
+async fn a_health_stream_does_not_keep_a_connection_open_but_a_services_stream_does() {
     for (path, is_kept) in [("/t.T/Watch", true), ("/grpc.health.v1.Health/Watch", false)] {
         let world = World::new();
         let (stream, served) = world.connect().expect("a place");
@@ -234,12 +235,12 @@ async fn a_stream_of_health_keeps_no_connection_and_a_services_stream_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_has_ended_takes_what_still_comes_for_a_moment() {
+async fn a_closed_connection_discards_late_input_for_a_short_time() {
     let world = World::new();
     let (mut stream, served) = world.connect().expect("a place");
     stream.write_all(PREFACE).await.expect("written");
     stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.expect("written");
-    // Every frame to the end; its pings are answered, or it would not end.
+    // Read every frame; pings must be answered, or the connection does not close.
     let mut head = [0; 9];
     while stream.read_exact(&mut head).await.is_ok() {
         world.goaway.cancel();
@@ -249,18 +250,18 @@ async fn a_connection_that_has_ended_takes_what_still_comes_for_a_moment() {
             stream.write_all(&[&[0, 0, 8, PING, 1, 0, 0, 0, 0], &payload[..]].concat()).await.expect("written");
         }
     }
-    stream.write_all(b"a call that was on its way").await.expect("it is taken");
+    stream.write_all(b"a call that was on its way").await.expect("still accepted");
     assert!(!served.is_finished());
     served.await.expect("no panic");
-    stream.write_all(b"too late").await.expect_err("it is closed");
+    stream.write_all(b"too late").await.expect_err("closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_are_not_read_hold_up_no_other_on_their_connection() {
+async fn unread_requests_do_not_block_others_on_their_connection() {
     let world = World::new();
     let (stream, _served) = world.connect().expect("a place");
     let mut sender = handshake(stream, 65_535).await;
-    // The server's windows are known to the client when it has answered.
+    // The client learns the server's windows with its first response.
     call_of(&mut sender, "/t.T/Refuse").await;
     let mut unread = vec![];
     for _ in 0..8 {
@@ -275,7 +276,7 @@ async fn requests_that_are_not_read_hold_up_no_other_on_their_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_not_read_holds_up_no_other_on_its_connection() {
+async fn an_unread_response_does_not_block_others_on_its_connection() {
     let world = World::new();
     let (stream, _served) = world.connect().expect("a place");
     let builder = h2::client::Builder::new().initial_window_size(20_000).initial_connection_window_size(90_000).clone();
@@ -291,39 +292,39 @@ async fn an_answer_that_is_not_read_holds_up_no_other_on_its_connection() {
     while let Some(data) = body.data().await {
         let length = data.expect("not reset").len();
         read += length;
-        body.flow_control().release_capacity(length).expect("given back");
+        body.flow_control().release_capacity(length).expect("released");
     }
     assert_eq!((read, began.elapsed()), (100_000, Duration::ZERO));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_early_answer_comes_after_the_requests_end_or_when_that_takes_too_long() {
+async fn an_early_response_is_sent_after_the_requests_end_or_a_timeout() {
     let world = World::new();
     let (stream, _served) = world.connect().expect("a place");
     let mut sender = handshake(stream, 65_535).await;
     call_of(&mut sender, "/t.T/Refuse").await;
     let refused = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Refuse"), false).expect("sent");
     let began = Instant::now();
-    // It ends.
+    // The request ends.
     let (mut response, mut stream) = refused(&mut sender);
     assert_eq!(send(&mut stream, 1 << 20).await, 1 << 20, "it is read");
-    assert!(futures_util::FutureExt::now_or_never(&mut response).is_none(), "it has not ended");
+    assert!(futures_util::FutureExt::now_or_never(&mut response).is_none(), "the response waits for the request's end");
     stream.send_data(Bytes::new(), true).expect("sent");
     response.await.expect("answered");
     assert_eq!(began.elapsed(), Duration::ZERO);
     let is_reset = timeout(Duration::from_secs(9), std::future::poll_fn(|cx| stream.poll_reset(cx))).await;
     assert!(!matches!(is_reset, Ok(Ok(_))), "{is_reset:?}");
-    // It does not.
+    // The request does not end.
     let began = Instant::now();
     let (response, mut stream) = refused(&mut sender);
     response.await.expect("answered");
     assert_eq!(began.elapsed(), Duration::from_secs(1));
     let reset = std::future::poll_fn(|cx| stream.poll_reset(cx)).await.expect("reset");
-    assert_eq!(reset, h2::Reason::NO_ERROR, "the twin: it is told to send no more");
-    // It sends too much.
+    assert_eq!(reset, h2::Reason::NO_ERROR, "control: the client is asked to stop sending");
+    // The request is too large.
     let began = Instant::now();
     let (response, mut stream) = refused(&mut sender);
-    assert!(send(&mut stream, 1 << 25).await < 1 << 24, "it is told to send no more");
+    assert!(send(&mut stream, 1 << 25).await < 1 << 24, "the client is asked to stop sending");
     response.await.expect("answered");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }

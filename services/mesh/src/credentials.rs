@@ -1,4 +1,4 @@
-//! What a client shows of itself.
+//! The credentials that a client presents.
 
 use std::task::{Context, Poll};
 
@@ -9,10 +9,10 @@ use tower::{Layer, Service};
 use crate::secret::Secret;
 use crate::wire::{Request, SECRET_HEADER, SERVICE_HEADER};
 
-/// What a client shows of itself.
+/// The credentials that a client presents.
 #[derive(Clone, Debug)]
 pub enum Credentials {
-    /// Nothing.
+    /// None.
     None,
     /// The secret that services on one machine share.
     MeshSecret {
@@ -28,7 +28,7 @@ impl Credentials {
         let Self::MeshSecret { service, secret } = self else { return vec![] };
         let (Ok(service), Ok(mut secret)) = (HeaderValue::try_from(service), HeaderValue::try_from(secret.expose()))
         else {
-            tracing::error!(target: "ordermesh", "the mesh secret or the service's name is not printable ASCII: it is not sent");
+            tracing::error!(target: "ordermesh", "the mesh secret or the service name is not printable ASCII: no credentials are sent");
             return vec![];
         };
         // Sensitive: HPACK does not index it, Debug does not print it.

@@ -1,5 +1,5 @@
-//! Deadlines that travel: `grpc-timeout` read and written, and the instant that a call must end by.
-//! The two layers are in [`crate::server_deadline`] and [`crate::client_deadline`].
+//! Deadline propagation: reading and writing `grpc-timeout`, and the served call's deadline. The two layers are in
+//! [`crate::server_deadline`] and [`crate::client_deadline`].
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -19,12 +19,12 @@ use crate::wire::PREVIOUS_ATTEMPTS;
 
 pub(crate) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// What calls inherit that are made while one is served.
+/// What calls inherit from the call that is being served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Served {
     /// When the served call must end.
     pub(crate) deadline: Option<Instant>,
-    /// Is the served call a retry? Then what it calls is not retried further on: one hop retries, not every hop.
+    /// Whether the served call is a retry. Then its own calls are not retried: one hop retries, not every hop.
     pub(crate) is_retry: bool,
 }
 
@@ -49,12 +49,12 @@ pub(crate) fn current() -> Option<Instant> {
     SERVED.try_with(|served| served.deadline).ok().flatten()
 }
 
-/// Is the call that is being served a retry?
+/// Whether the call that is being served is a retry.
 pub(crate) fn serves_a_retry() -> bool {
     SERVED.try_with(|served| served.is_retry).unwrap_or(false)
 }
 
-/// A `grpc-timeout` that is none.
+/// A malformed `grpc-timeout`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Malformed;
 
@@ -85,7 +85,7 @@ pub(crate) fn format(timeout: Duration) -> HeaderValue {
         (None, Some(millis)) => (millis, b'm'),
         (None, None) => (timeout.as_secs().min(LIMIT - 1), b'S'),
     };
-    // By hand, for it is done for each attempt.
+    // Formatted by hand, because it happens for each attempt.
     let mut text = [b'0', b'0', b'0', b'0', b'0', b'0', b'0', b'0', unit];
     let mut first = 8;
     while number > 0 || first == 8 {
@@ -96,17 +96,17 @@ pub(crate) fn format(timeout: Duration) -> HeaderValue {
     HeaderValue::from_bytes(&text[first..]).unwrap_or(HeaderValue::from_static("99999999S"))
 }
 
-/// What the caller asks for.
+/// The caller's requested timeout.
 pub(crate) fn asked(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
     headers.get(GRPC_TIMEOUT).map(|value| parse(value.as_bytes())).transpose()
 }
 
-/// The least of what the caller asks for and of what the method allows.
+/// The lesser of the caller's timeout and the method's.
 pub(crate) fn effective(asked: Option<Duration>, policy: Option<&MethodPolicy>) -> Option<Duration> {
     least(asked, policy.and_then(|policy| policy.timeout))
 }
 
-/// The lesser of two limits that may both be absent.
+/// The lesser of two optional limits.
 pub(crate) fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
@@ -115,13 +115,13 @@ pub(crate) fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
     }
 }
 
-/// The answer of a call whose time is up.
+/// The status of a call whose deadline has passed.
 pub(crate) fn exceeded() -> Status {
     mesh_status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline was exceeded")
 }
 
-/// What comes of the work, if it comes in time. tokio's `timeout_at` makes its alarm before it looks at the work; most
-/// handlers are done when they are first looked at.
+/// The work's output, if it completes in time. tokio's `timeout_at` creates its timer before it polls the work, but most
+/// handlers complete in their first poll.
 pub(crate) async fn within<T>(deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     let mut alarm = pin!(None::<Sleep>);
@@ -137,7 +137,7 @@ pub(crate) async fn within<T>(deadline: Instant, work: impl Future<Output = T>) 
     .await
 }
 
-/// How a body says that the time is up: a server ends its stream with trailers, a client's body fails.
+/// How a body reports the deadline: a server ends its stream with trailers, a client's body fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Side {
     Server,
@@ -149,7 +149,7 @@ pub(crate) struct TimedBody {
     inner: Body,
     side: Side,
     deadline: Instant,
-    /// Made when the body is first found waiting: most bodies are all there already.
+    /// Created when the body is first pending: most bodies are complete already.
     alarm: Option<Pin<Box<Sleep>>>,
     over: bool,
 }
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_never_longer() {
+    fn a_written_timeout_is_read_back_and_never_longer() {
         for timeout in [
             Duration::from_nanos(1),
             Duration::from_micros(99_999_999),
@@ -259,7 +259,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_makes_the_parser_panic_and_what_it_takes_has_the_form(text in proptest::collection::vec(0u8.., 0..12)) {
+        fn no_text_makes_the_parser_panic_and_it_accepts_exactly_the_format(text in proptest::collection::vec(0u8.., 0..12)) {
             let form = |text: &[u8]| {
                 (2..=9).contains(&text.len())
                     && text[..text.len() - 1].iter().all(u8::is_ascii_digit)
@@ -269,7 +269,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_written_is_read_again_and_loses_less_than_its_unit(micros in 0u64..) {
+        fn a_written_timeout_is_read_back_and_loses_less_than_its_unit(micros in 0u64..) {
             let timeout = Duration::from_micros(micros);
             let read = parse(format(timeout).as_bytes()).expect("well-formed");
             let greatest = Duration::from_secs(99_999_999);

@@ -1,4 +1,4 @@
-//! Where the instances of a target are: a fixed list, or what DNS says of a headless Service, asked again and again.
+//! The addresses of a target's instances: a fixed list, or the result of periodic DNS look-ups (a headless Service).
 
 use std::fmt;
 use std::io;
@@ -13,17 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fleet::Fleet;
 
-/// A name's server lets others keep an answer for five seconds, as a rule: with that, a new instance is used within ten.
+/// Cluster DNS usually lets resolvers cache an answer for five seconds: with this, a new instance is used within ten.
 const INTERVAL: Duration = Duration::from_secs(3);
-/// A resolver that hangs is as good as one that fails.
+/// A resolver that hangs is treated like one that fails.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where the instances of a target are.
+/// The addresses of a target's instances.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Addresses {
     /// `host:port` of each instance.
     Fixed(Vec<String>),
-    /// The addresses of a name, looked up every three seconds. While that fails, or answers nothing, the old ones stay.
+    /// The addresses of a name, looked up every three seconds. While that fails, or is empty, the old ones are kept.
     Dns {
         /// The name, for example of a headless Service.
         host: String,
@@ -38,20 +38,20 @@ impl From<Vec<String>> for Addresses {
     }
 }
 
-/// What is wrong with addresses.
+/// The text is not a list of addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("not addresses; examples are 127.0.0.1:7201,127.0.0.1:7202 and dns:///order.shop.svc.cluster.local:7000")]
 pub struct AddressesError;
 
-/// `HOST:PORT,…`, or a name that is looked up again and again: `dns:///HOST:PORT` (gRPC's name syntax).
+/// `HOST:PORT,…`, or a name that is looked up periodically: `dns:///HOST:PORT` (gRPC's name syntax).
 impl FromStr for Addresses {
     type Err = AddressesError;
 
     fn from_str(text: &str) -> Result<Self, AddressesError> {
-        // An authority between the slashes would name a DNS server: we ask the system's.
+        // An authority between the slashes would name a DNS server: the system's is used.
         if let Some(name) = text.strip_prefix("dns:///") {
             let (host, port) = address(name).ok_or(AddressesError)?;
-            // A resolver knows no brackets.
+            // A resolver expects no brackets.
             return Ok(Self::Dns { host: host.trim_matches(['[', ']']).to_owned(), port });
         }
         let addresses: Vec<_> = text.split(',').map(|each| each.trim().to_owned()).collect();
@@ -77,7 +77,7 @@ fn address(text: &str) -> Option<(&str, u16)> {
     (is_name(host) || is_ipv6(host)).then_some((host, port))
 }
 
-/// As it is written.
+/// In the syntax that is parsed.
 impl fmt::Display for Addresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -88,7 +88,7 @@ impl fmt::Display for Addresses {
     }
 }
 
-/// Looks names up.
+/// Resolves names.
 pub(crate) trait Resolve: Send + Sync + 'static {
     fn lookup(&self, host: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
 }
@@ -102,15 +102,15 @@ impl Resolve for SystemResolver {
     }
 }
 
-/// On a dual-stack cluster a name has two addresses of each pod, which would count as two instances. Those of the family
-/// that has more, so that none is left out; of IPv4 where both have as many, which every listener serves.
+/// In a dual-stack cluster a name has two addresses for each pod, which would count as two instances. So only one family
+/// is used: the larger one, so that no pod is left out; IPv4, which every listener serves, if they are equal.
 fn one_family(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let (ipv4, ipv6): (Vec<_>, Vec<_>) =
         addresses.into_iter().partition(|address| address.ip().to_canonical().is_ipv4());
     if ipv6.len() > ipv4.len() { ipv6 } else { ipv4 }
 }
 
-/// Keeps a fleet's addresses those of a name, until the fleet is gone.
+/// Keeps a fleet's addresses up to date with a name, until the fleet is dropped.
 pub(crate) async fn follow(
     fleet: Weak<Fleet>,
     gone: CancellationToken,
@@ -134,7 +134,7 @@ pub(crate) async fn follow(
                 Ok(Err(error)) => error.to_string(),
                 Err(_elapsed) => "no answer".to_owned(),
             };
-            tracing::debug!(target: "ordermesh", %host, failure, "a name could not be looked up: the old addresses stay");
+            tracing::debug!(target: "ordermesh", %host, failure, "look-up failed: the old addresses are kept");
             fleet.lookup_failed(format!("looking up {host}: {failure}"));
         }
     };

@@ -1,10 +1,10 @@
-//! A name's addresses over time, from a resolver that answers as it is told.
+//! A name's addresses over time, from a scripted resolver.
 
 use super::*;
 use crate::fleet::tests::{dns, fleet};
 use std::sync::{Arc, Mutex};
 
-/// Answers what was put there last.
+/// Answers what was set last.
 #[derive(Default)]
 struct Script(Mutex<Option<Vec<&'static str>>>);
 
@@ -27,13 +27,13 @@ fn addresses(fleet: &Fleet) -> Vec<String> {
     fleet.endpoints().iter().map(|endpoint| endpoint.address().to_owned()).collect()
 }
 
-/// The look-up at this instant has been made: everybody else had their turn.
+/// Lets the look-up of this instant complete.
 async fn settled() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_is_used_what_goes_is_left_and_an_error_or_nothing_changes_nothing() {
+async fn new_addresses_are_used_old_ones_are_dropped_and_an_error_or_an_empty_answer_changes_nothing() {
     let script = Arc::new(Script::default());
     script.say(Some(vec!["10.0.0.1:7401", "10.0.0.2:7401"]));
     let fleet = dns(script.clone());
@@ -55,14 +55,14 @@ async fn what_comes_is_used_what_goes_is_left_and_an_error_or_nothing_changes_no
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_waits_for_the_first_answer_and_is_told_when_it_is_an_error() {
+async fn a_call_waits_for_the_first_answer_and_fails_if_it_is_an_error() {
     let fleet = dns(Arc::new(Script::default()));
-    let Err(failure) = fleet.pick(&[]).await else { panic!("nowhere to go") };
+    let Err(failure) = fleet.pick(&[]).await else { panic!("no instance") };
     assert!(failure.status.message().contains("looking up data: SERVFAIL"), "{}", failure.status.message());
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_looks_up_for_a_fleet_that_is_gone() {
+async fn no_look_ups_happen_for_a_dropped_fleet() {
     let fleet = fleet(&[]);
     let script = Arc::new(Script::default());
     let following = tokio::spawn(follow(Arc::downgrade(&fleet), fleet.gone(), script, "data".into(), 7401));
@@ -72,7 +72,7 @@ async fn nobody_looks_up_for_a_fleet_that_is_gone() {
 }
 
 #[test]
-fn addresses_are_a_list_or_a_name_and_print_as_they_are_written() {
+fn addresses_are_a_list_or_a_name_and_print_as_they_are_parsed() {
     let read = |text: &str| text.parse::<Addresses>();
     let list = read("127.0.0.1:7201, [::1]:7202,order:7000").expect("a list");
     assert_eq!(list, Addresses::Fixed(vec!["127.0.0.1:7201".into(), "[::1]:7202".into(), "order:7000".into()]));
@@ -99,7 +99,7 @@ async fn an_instance_with_an_address_of_each_family_is_one_instance() {
     let fleet = dns(script.clone());
     settled().await;
     assert_eq!(addresses(&fleet), ["10.0.0.1:7401", "10.0.0.2:7401"]);
-    // Some pods are from before the cluster became dual-stack, or IPv6-only ones: the family that leaves nobody out.
+    // Some pods predate the dual-stack cluster, or are IPv6-only: the family that includes all of them.
     script.say(Some(vec!["[fd00::1]:7401", "10.0.0.1:7401", "[fd00::2]:7401"]));
     tokio::time::sleep(INTERVAL).await;
     assert_eq!(addresses(&fleet), ["[fd00::1]:7401", "[fd00::2]:7401"]);

@@ -1,5 +1,6 @@
-//! What a connection keeps of a call while the stack works on it. The stack takes the request whole; the connection
-//! outlives it, and must know which part of the request nobody read, which caller it was, and whether the stream was reset.
+//! What a connection keeps of a call while the stack works on it. The stack consumes the request; the connection
+//! outlives it, and must know which part of the request is unread, which caller sent it, and whether the stream was
+//! reset.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -12,32 +13,32 @@ use tokio::time::timeout;
 use crate::rate_limit::Key;
 use crate::wire::{Answer, Response};
 
-/// Of a request that was refused early. One that is too long by far is still read to its end.
+/// Of a request that was rejected early. Even one far beyond its limit is read to its end.
 const MAX_DISCARDED_BYTES: usize = 8 * 1_024 * 1_024;
-/// A caller that sends more slowly, or that waits for the answer before it ends its request, gets the answer after that.
+/// A caller that sends more slowly, or waits for the response before it ends its request, gets the response after this.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
     static EDGE: RefCell<Edge>;
 }
 
-/// One call's.
+/// The edge of one call.
 #[derive(Default)]
 pub(crate) struct Edge {
-    /// The request's body, when it was dropped before its end.
+    /// The unread rest of the request's body, when it was dropped before its end.
     pub(crate) rest: Option<Incoming>,
-    /// The caller, when one is known that shares the connection with others.
+    /// The caller, when it is known and shares the connection with others.
     pub(crate) caller: Option<Key>,
     /// The stream was reset while its request was read.
     pub(crate) was_reset: bool,
-    /// It was let in, and is served.
+    /// It was admitted.
     pub(crate) is_admitted: bool,
-    /// One of the platform's services calls.
+    /// The caller is a mesh service.
     pub(crate) is_platform: bool,
 }
 
 impl Edge {
-    /// Does a part of the call's work, which may change the edge by [`note`].
+    /// Runs a part of the call's work, which may change the edge by [`note`].
     pub(crate) fn around<T>(self, work: impl FnOnce() -> T) -> (T, Self) {
         EDGE.sync_scope(RefCell::new(self), || {
             let done = work();
@@ -46,21 +47,21 @@ impl Edge {
     }
 }
 
-/// Changes the edge of the call that is worked on; outside of one it does nothing.
+/// Changes the current call's edge; a no-op outside of a call.
 pub(crate) fn note(change: impl FnOnce(&mut Edge)) {
     let _ = EDGE.try_with(|edge| edge.try_borrow_mut().map(|mut edge| change(&mut edge)));
 }
 
-/// The caller of the call that is worked on.
+/// The current call's caller.
 pub(crate) fn caller() -> Option<Key> {
     EDGE.try_with(|edge| edge.try_borrow().ok()?.caller.clone()).ok().flatten()
 }
 
-/// An answer that follows the end of its request. HTTP/2 allows an answer before that, with RST_STREAM(NO_ERROR) after it
-/// (RFC 9113, section 8.1); curl and older Envoys take that for an error and lose the answer. So the rest of the request is
-/// read and thrown away first. Nothing else is held meanwhile: no permit, no memory.
+/// A response that follows the end of its request. HTTP/2 allows an earlier response, followed by RST_STREAM(NO_ERROR)
+/// (RFC 9113, section 8.1), but curl and older Envoys treat that as an error and lose the response. So the rest of the
+/// request is read and discarded first. Nothing else is held meanwhile: no permit, no memory.
 pub(crate) async fn after_request(rest: Incoming, response: Response) -> Answer {
-    // A caller that is slow or sends too much had its chance: it gets the answer and RST_STREAM.
+    // If the request is slow or too large, its caller gets the response and RST_STREAM.
     let _ = timeout(DISCARD_TIMEOUT, discard(rest)).await;
     Ok(response)
 }

@@ -1,5 +1,5 @@
-//! One instance of a target: its address, its connections, how busy it is, and what its breaker says.
-//! It sends calls; `keeper` makes its connections.
+//! One instance of a target: its address, connections, load and circuit breaker. It sends calls; `keeper` makes its
+//! connections.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,14 +27,14 @@ use crate::wire::{NoAnswer, Reach, Request, Response, TRACEPARENT};
 
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
 
-/// What a connection makes of a request.
+/// A connection's result for a request.
 pub(crate) type Sent = Result<http::Response<Incoming>, TrySendError<Request>>;
 
-/// How a request came to nothing.
+/// Why a request got no response.
 pub(crate) enum Failure {
-    /// It never left: another instance may have it.
+    /// It was not sent: another instance may take it.
     NotSent(Box<Request>, String),
-    /// It left, and no answer came.
+    /// It was sent, and no response arrived.
     Lost(NoAnswer),
 }
 
@@ -42,9 +42,9 @@ pub(crate) enum Failure {
 #[derive(Default)]
 pub(crate) struct Slot {
     sender: Mutex<Option<SendRequest<Body>>>,
-    /// Does the connection's peer know the names of our headers?
+    /// Whether the peer's HPACK table has the names of our headers.
     is_taught: AtomicBool,
-    /// Somebody would like it to be connected now.
+    /// Notified when a call wants the connection now.
     pub(crate) wanted: Notify,
 }
 
@@ -56,9 +56,9 @@ pub(crate) struct Endpoint {
     slots: Box<[Slot]>,
     turn: AtomicUsize,
     connected: AtomicUsize,
-    /// The number of the last failure to connect, and what it was.
+    /// The number of the last connection failure, and its message.
     last_failure: Mutex<Option<(u64, String)>>,
-    /// Cancelled when it is no instance any more: no new calls, streams end by themselves.
+    /// Cancelled when the instance is removed: no new calls, open streams continue.
     pub(crate) gone: CancellationToken,
     pub(crate) load: Load,
     pub(crate) breaker: Breaker,
@@ -66,11 +66,11 @@ pub(crate) struct Endpoint {
     pub(crate) labels: Box<[KeyValue]>,
 }
 
-/// What all endpoints of a target have in common.
+/// The configuration that all endpoints of a target share.
 pub(crate) struct EndpointConfig {
     pub(crate) connections: usize,
     pub(crate) has_tls: bool,
-    /// Are there so few addresses that metrics may name them?
+    /// Whether there are few enough addresses to be metric labels.
     pub(crate) is_bounded: bool,
     pub(crate) chance: Arc<dyn Chance>,
     pub(crate) metrics: Arc<ClientMetrics>,
@@ -107,17 +107,17 @@ impl Endpoint {
         &self.slots
     }
 
-    /// Has it a connection?
+    /// Whether it has a connection.
     pub(crate) fn is_ready(&self) -> bool {
         self.connected.load(Ordering::Acquire) > 0
     }
 
-    /// How connecting failed last, if that has this number or a later one.
+    /// The last connection failure, if it has this number or a later one.
     pub(crate) fn failed_since(&self, since: u64) -> Option<String> {
         lock(&self.last_failure).as_ref().filter(|(number, _)| *number >= since).map(|(_, why)| why.clone())
     }
 
-    /// A call is waiting for it.
+    /// A call is waiting for a connection.
     pub(crate) fn want(&self) {
         self.slots.iter().for_each(|slot| slot.wanted.notify_one());
     }
@@ -133,7 +133,7 @@ impl Endpoint {
         }
     }
 
-    /// The slot's connection takes no more calls.
+    /// The slot's connection accepts no more calls.
     pub(crate) fn connection_lost(&self, slot: &Slot) {
         self.clear(slot, |_| true);
     }
@@ -145,7 +145,7 @@ impl Endpoint {
         }
     }
 
-    /// Gives a request to one of the connections, now: its number, and what is to be waited for.
+    /// Sends a request on one of the connections: returns the slot's index, and the future to await.
     pub(crate) fn send(
         &self,
         mut request: Request,
@@ -162,7 +162,7 @@ impl Endpoint {
         Err(Failure::NotSent(Box::new(request), format!("{}: not connected", self.address)))
     }
 
-    /// What became of a request that was given to a connection.
+    /// The outcome of a request that was sent on a connection.
     pub(crate) fn outcome(&self, slot: usize, sent: Sent) -> Result<Response, Failure> {
         let mut error = match sent {
             Ok(response) => return Ok(response.map(|body| incoming(body, |error| lost(error).status))),
@@ -170,7 +170,7 @@ impl Endpoint {
         };
         Err(match error.take_message() {
             Some(unsent) => {
-                // Its keeper sees it a moment later, or has put a new one there already.
+                // The keeper notices it soon, or has replaced the connection already.
                 self.clear(&self.slots[slot], SendRequest::is_closed);
                 Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
             }
@@ -178,7 +178,7 @@ impl Endpoint {
         })
     }
 
-    /// HTTP/2 wants `:scheme` and `:authority`; a generated client gives a path alone.
+    /// HTTP/2 needs `:scheme` and `:authority`; a generated client sets only the path.
     fn address_request(&self, request: &mut Request) {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(self.scheme.clone());
@@ -203,8 +203,8 @@ impl Drop for Endpoint {
     }
 }
 
-/// A value that is never to be in HPACK's table is written with its header's name in full, unless the name is there: so it
-/// is put there with the first value of a connection. (Not again: a table is searched through all values of a name.)
+/// Primes HPACK's dynamic table: a never-indexed value is written with its header's full name, unless the table has the
+/// name. So the first value on a connection is indexed. (Only the first: a look-up searches all values of a name.)
 fn teach_names(is_taught: &AtomicBool, request: &mut Request) {
     if is_taught.load(Ordering::Relaxed) || is_taught.swap(true, Ordering::Relaxed) {
         return;
@@ -218,10 +218,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a broken stream or connection means (gRPC's table of HTTP/2 errors).
+/// The status of a broken stream or connection (gRPC's table of HTTP/2 errors).
 fn lost(error: &hyper::Error) -> NoAnswer {
     let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    // Streams that the peer's GOAWAY leaves out, and refused ones, were not begun: HTTP/2 promises it.
+    // HTTP/2 guarantees that streams above GOAWAY's last stream id, and refused streams, were not begun.
     let not_begun = http2.is_some_and(|error| {
         error.is_remote()
             && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
@@ -245,7 +245,7 @@ mod tests {
     use http::HeaderValue;
 
     #[test]
-    fn names_are_taught_with_the_first_request_alone_and_a_secret_never() {
+    fn header_names_are_indexed_with_the_first_request_only_and_a_secret_never() {
         let is_taught = AtomicBool::new(false);
         let kept_out = || {
             let names = [TRACEPARENT, GRPC_TIMEOUT, SECRET_HEADER];

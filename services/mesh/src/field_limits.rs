@@ -1,6 +1,7 @@
-//! Repeated fields, counted in a request's bytes: a field over its limit is refused before the message is decoded, for an
-//! element of two bytes on the wire becomes a hundred times as much in memory. One pass over the bytes, into the messages on
-//! a limited field's path and no others; what is malformed is left to the decoder, which reads no further either.
+//! Limits on repeated fields, counted in the encoded request: a field over its limit is rejected before the message is
+//! decoded, because an element of two bytes on the wire can take a hundred times as much in memory. One pass over the
+//! bytes, into the messages on a limited field's path only; malformed input is left to the decoder, which reads no
+//! further either.
 
 use bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
@@ -8,7 +9,7 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 use crate::policy::FieldLimit;
 use crate::status::{Kind, Refusal, Violation};
 
-/// A field has more elements than it may have.
+/// A field has too many elements.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {} ({})", .0[0].field, .0[0].description, .0[0].reason)]
 pub(crate) struct TooMany([Violation; 1]);
@@ -34,7 +35,7 @@ impl Refusal for TooMany {
     }
 }
 
-/// How many elements of repeated fields a message has, in all.
+/// Counts the elements of all limited fields of a message.
 pub(crate) fn count_elements(message: &[u8], limits: &'static [FieldLimit]) -> Result<usize, TooMany> {
     let mut counts = vec![0; limits.len()];
     let mut scan = Scan { limits, counts: &mut counts, elements: 0 };
@@ -44,7 +45,7 @@ pub(crate) fn count_elements(message: &[u8], limits: &'static [FieldLimit]) -> R
 
 struct Scan<'a> {
     limits: &'static [FieldLimit],
-    /// Of each limited field, in the element that is read.
+    /// Of each limited field, within the current element.
     counts: &'a mut [usize],
     elements: usize,
 }
@@ -62,7 +63,7 @@ impl Scan<'_> {
             let Some(length) = decode_varint(&mut bytes).ok().and_then(|length| usize::try_from(length).ok()) else {
                 return Ok(());
             };
-            // Of what is cut off, the decoder reads what is there.
+            // Of a truncated field, the decoder reads the available part.
             let (value, rest) = bytes.split_at(length.min(bytes.len()));
             path.push(number);
             self.field(value, path)?;
@@ -89,8 +90,8 @@ impl Scan<'_> {
         if is_inner { self.message(value, path) } else { Ok(()) }
     }
 
-    /// The elements of a repeated message have their fields each for itself; a message that is not repeated and there
-    /// several times is one to the decoder, which merges them.
+    /// Each element of a repeated message has its own counts; several occurrences of a non-repeated message are one to
+    /// the decoder, which merges them.
     fn begin_element(&mut self, path: &[u32]) {
         for (limit, count) in self.limits.iter().zip(self.counts.iter_mut()) {
             if limit.path.len() > path.len() && limit.path.starts_with(path) {
@@ -120,15 +121,15 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_field_is_counted_and_refused_over_its_limit() {
+    fn a_repeated_field_is_counted_and_rejected_over_its_limit() {
         assert_eq!(counted(&field(1, b"").repeat(3)), Ok(3));
         assert_eq!(counted(&field(1, b"").repeat(4)), Err(("names".into(), "INVALID_LENGTH")));
-        assert_eq!(counted(&field(3, b"x").repeat(99)), Ok(0), "others are not");
+        assert_eq!(counted(&field(3, b"x").repeat(99)), Ok(0), "other fields are not counted");
         assert_eq!(counted(&field(4, b"").repeat(3)), Err(("events".into(), "TOO_MANY_EVENTS")));
     }
 
     #[test]
-    fn a_message_that_is_there_twice_is_one_and_elements_count_each_for_itself() {
+    fn occurrences_of_one_message_are_merged_and_elements_are_counted_separately() {
         let mask = field(2, &field(1, b"x"));
         assert_eq!(counted(&mask.repeat(2)), Ok(2));
         assert_eq!(counted(&mask.repeat(3)), Err(("mask.paths".into(), "INVALID_LENGTH")));
@@ -138,24 +139,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_left_to_the_decoder_and_counted_as_far_as_it_reads() {
+    fn malformed_input_is_left_to_the_decoder_and_counted_as_far_as_it_reads() {
         for malformed in [&[0xff; 11][..], &[0x0a], &[0x0b], &[0x08], &[0x0d, 1, 2], &[0x07]] {
             assert_eq!(counted(malformed), Ok(usize::from(malformed == [0x0a, 0])), "{malformed:?}");
             let message = [field(1, b"").repeat(4), malformed.to_vec()].concat();
             assert!(counted(&message).is_err(), "{malformed:?}");
         }
-        // Cut off in the middle of the mask.
+        // Truncated in the middle of the mask.
         let mut mask = field(2, &field(1, b"x").repeat(3));
         mask.truncate(mask.len() - 1);
         assert!(counted(&mask).is_err());
-        // Varints, fixed numbers and groups are passed over.
+        // Varints, fixed numbers and groups are skipped.
         let numbers = [&[0x28, 0x96, 0x01, 0x31][..], &[0; 8], &[0x3d], &[0; 4], &[0x43, 0x08, 0x01, 0x44]].concat();
         assert_eq!(counted(&[numbers, field(1, b"")].concat()), Ok(1));
     }
 
     proptest::proptest! {
         #[test]
-        fn no_bytes_make_it_panic(message in proptest::collection::vec(0u8.., 0..200)) {
+        fn no_input_makes_it_panic(message in proptest::collection::vec(0u8.., 0..200)) {
             let _ = count_elements(&message, LIMITS);
         }
     }

@@ -1,7 +1,7 @@
-//! The instances of one target, and the choice among them: power of two choices by load, past open breakers.
+//! The instances of one target, and the choice among them: power of two choices by load, skipping open breakers.
 //!
-//! Own code and not tower's `balance`: that one wants `&mut`, so a `Buffer` and a hop for each call, and its cache drops
-//! what fails. Here choosing is a look at what there is.
+//! Not tower's `balance`: it needs `&mut`, so a `Buffer` and a hop for each call, and its cache evicts failed services.
+//! Here choosing only reads shared state.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -32,9 +32,9 @@ pub(crate) struct Fleet {
     keeping: Keeping,
     endpoints: RwLock<Endpoints>,
     started: AtomicBool,
-    /// Does it know its addresses? Until the first answer, calls wait.
+    /// Whether the addresses are known. Until the first answer, calls wait.
     known: AtomicBool,
-    /// How the last look-up failed.
+    /// The last look-up's error.
     lookup_failure: Mutex<Option<String>>,
     gone: CancellationToken,
 }
@@ -61,7 +61,7 @@ impl Fleet {
         }
     }
 
-    /// Ends all that runs for it when it is dropped.
+    /// Cancelled when the fleet is dropped: ends its tasks.
     pub(crate) fn gone(&self) -> CancellationToken {
         self.gone.clone()
     }
@@ -70,7 +70,7 @@ impl Fleet {
         self.endpoints.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Connects, with the first call: that one runs in the runtime that the connections are to live in.
+    /// Starts connecting, with the first call: its runtime is the one that the connections run in.
     fn start(self: &Arc<Self>) {
         if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::AcqRel) {
             return;
@@ -83,8 +83,8 @@ impl Fleet {
         }
     }
 
-    /// These are the addresses from now on: those that stay keep their connections and what is known of them; those
-    /// that go get no new calls, and their streams end by themselves.
+    /// Replaces the addresses: retained instances keep their connections and statistics; removed ones get no new calls,
+    /// and their open streams continue.
     pub(crate) fn replace(&self, mut addresses: Vec<String>) {
         addresses.sort();
         addresses.dedup();
@@ -101,7 +101,7 @@ impl Fleet {
         self.keeping.changed.notify_waiters();
     }
 
-    /// The addresses stay as they are.
+    /// Keeps the current addresses.
     pub(crate) fn lookup_failed(&self, why: String) {
         self.known.store(true, Ordering::Release);
         self.set_lookup_failure(Some(why));
@@ -120,8 +120,8 @@ impl Fleet {
         endpoint
     }
 
-    /// An instance for a call, that is none of those that it was at already if there is another. Waits for a connection
-    /// while one is being made; fails when every instance has failed to connect since the call came.
+    /// Picks an instance for a call; one that it has not visited, if there is one. Waits while a connection is being
+    /// made; fails when every instance has failed to connect since the call began.
     pub(crate) async fn pick(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Result<(Arc<Endpoint>, Permit), NoAnswer> {
         if let Some(picked) = self.pick_now(visited) {
             return Ok(picked);
@@ -129,7 +129,7 @@ impl Fleet {
         let came = self.keeping.failures.load(Ordering::Acquire);
         loop {
             let mut changed = std::pin::pin!(self.keeping.changed.notified());
-            // From here on nothing is missed.
+            // From here on no notification is missed.
             changed.as_mut().enable();
             let endpoints = self.endpoints();
             if let Some(picked) = choose(&endpoints, visited, &*self.keeping.chance) {
@@ -149,10 +149,10 @@ impl Fleet {
         }
     }
 
-    /// The same, if there is one that is connected.
+    /// The same, without waiting.
     pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
         self.start();
-        // Not on a copy of the list, whose count all calls would fight for.
+        // Under the lock and not on a clone of the list, whose reference count all calls would contend for.
         choose(&self.endpoints.read().unwrap_or_else(PoisonError::into_inner), visited, &*self.keeping.chance)
     }
 
@@ -165,9 +165,9 @@ impl Fleet {
     }
 }
 
-/// The instance for the next call. In this order: one whose breaker wants a probe; the less busy of two that may have
-/// calls; the same among those that the call was at already; and any that is connected, for the last ones are used
-/// whatever their breakers say.
+/// The instance for the next call. In this order: one whose breaker is due for a probe; the less busy of two with closed
+/// breakers; the same among visited ones; and any connected one, because the last instances are used whatever their
+/// breakers say.
 fn choose(
     endpoints: &[Arc<Endpoint>],
     visited: &[Arc<Endpoint>],
@@ -197,8 +197,8 @@ fn choose(
     Some((chosen.clone(), chosen.breaker.permit()))
 }
 
-/// Two of those that fit, by chance; of them the less busy. Comparing two is nearly as good as comparing all, and many
-/// clients do not all run to the same one.
+/// The less busy of two random candidates. Comparing two is nearly as good as comparing all, and many clients do not all
+/// choose the same one.
 fn less_busy<'a>(
     endpoints: &'a [Arc<Endpoint>],
     fits: &dyn Fn(&Endpoint) -> bool,
@@ -213,7 +213,7 @@ fn less_busy<'a>(
     let one = one_of(chance, many);
     let other = one_of(chance, many - 1);
     let other = if other < one { other } else { other + 1 };
-    // Its readiness may have changed since it was counted: then it is one of fewer.
+    // Readiness may have changed since the count: then there are fewer candidates.
     let (one, other) = (fitting().nth(one), fitting().nth(other));
     match (one, other) {
         (Some(one), Some(other)) => Some(if other.load.now(now) < one.load.now(now) { other } else { one }),

@@ -1,4 +1,4 @@
-//! The choice among instances that say they are connected, and what waits for connections that are not.
+//! The choice among instances that appear connected, and waiting for connections that are not.
 
 use super::*;
 use crate::breaker::THRESHOLD;
@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicUsize;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Connects to nothing: fails at once when told to, else it takes for ever.
+/// Connects nowhere: fails immediately if `fails` is set, else never completes.
 #[derive(Default)]
 pub(crate) struct Nowhere {
     fails: AtomicBool,
@@ -33,7 +33,7 @@ pub(crate) fn fleet(addresses: &[&str]) -> Arc<Fleet> {
     fleet_by(addresses, Arc::new(Always(0.0)), Arc::default())
 }
 
-/// By name `data` and port 7401.
+/// A fleet by name, `data`, port 7401.
 pub(crate) fn dns(resolve: Arc<dyn Resolve>) -> Arc<Fleet> {
     let addresses = Addresses::Dns { host: "data".into(), port: 7401 };
     started(addresses, resolve, Arc::new(Always(0.0)), Arc::default())
@@ -75,12 +75,12 @@ fn shut(endpoint: &Endpoint) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_the_less_busy_is_chosen() {
+async fn the_less_busy_of_two_is_chosen() {
     let fleet = connected(&["a:1", "b:1"]);
     let endpoints = fleet.endpoints();
     endpoints[0].load.took(Instant::now(), 200 * MS);
     assert_eq!(picked(&fleet, &[]).await, "b:1");
-    // Calls in flight make the quick one the busier in the end.
+    // Calls in flight eventually make the faster one busier.
     (0..200).for_each(|_| endpoints[1].load.begin(Instant::now()));
     assert_eq!(picked(&fleet, &[]).await, "a:1");
 }
@@ -100,7 +100,7 @@ async fn idle_instances_share_the_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_whose_breaker_is_open_gets_none_but_one_probe() {
+async fn an_instance_with_an_open_breaker_gets_only_a_probe() {
     let fleet = connected(&["a:1", "b:1", "c:1"]);
     shut(&fleet.endpoints()[0]);
     for _ in 0..10 {
@@ -109,22 +109,22 @@ async fn an_instance_whose_breaker_is_open_gets_none_but_one_probe() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(picked(&fleet, &[]).await, "a:1", "the probe");
     for _ in 0..10 {
-        assert_ne!(picked(&fleet, &[]).await, "a:1", "until the probe is back");
+        assert_ne!(picked(&fleet, &[]).await, "a:1", "while the probe is in flight");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_ones_are_used_whatever_their_breakers_say() {
+async fn the_last_instances_are_used_whatever_their_breakers_say() {
     let fleet = connected(&["a:1", "b:1"]);
     let endpoints = fleet.endpoints();
     shut(&endpoints[0]);
     endpoints[1].pretend_ready(false);
     assert_eq!(picked(&fleet, &[]).await, "a:1", "the other is not connected");
     endpoints[1].pretend_ready(true);
-    assert_eq!(picked(&fleet, &[]).await, "b:1", "the twin: it is");
+    assert_eq!(picked(&fleet, &[]).await, "b:1", "control: it is connected");
     shut(&endpoints[1]);
     endpoints[1].load.took(Instant::now(), 200 * MS);
-    assert_eq!(picked(&fleet, &[]).await, "a:1", "both are shut: by load");
+    assert_eq!(picked(&fleet, &[]).await, "a:1", "both breakers are open: by load");
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,23 +153,23 @@ async fn when_all_fail_to_connect_calls_fail_and_do_not_hammer_them() {
     let fleet = fleet_by(&["a:1", "b:1"], Arc::new(Always(1.0)), connect.clone());
     let began = Instant::now();
     for _ in 0..20 {
-        let Err(failure) = fleet.pick(&[]).await else { panic!("nobody is there") };
+        let Err(failure) = fleet.pick(&[]).await else { panic!("no instance") };
         assert_eq!(failure.reach, Reach::NotSent);
         assert!(failure.status.message().contains("a:1: refused; b:1: refused"), "{}", failure.status.message());
     }
-    // The first call fails at once; those after it wait for the next attempt, which they may hasten to one in 50 ms.
+    // The first call fails immediately; later calls wait for the next attempt, which they may hasten to one in 50 ms.
     assert_eq!(began.elapsed(), 19 * 50 * MS);
     assert_eq!(connect.tries.load(Ordering::SeqCst), 20 * 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_addresses_calls_fail() {
-    let Err(failure) = fleet(&[]).pick(&[]).await else { panic!("nowhere to go") };
+    let Err(failure) = fleet(&[]).pick(&[]).await else { panic!("no instance") };
     assert_eq!(failure.reach, Reach::NotSent);
 }
 
 #[tokio::test(start_paused = true)]
-async fn addresses_that_stay_are_the_same_instances_and_those_that_go_are_told() {
+async fn retained_addresses_are_the_same_instances_and_removed_ones_are_notified() {
     let fleet = connected(&["a:1", "b:1"]);
     let old = fleet.endpoints();
     fleet.replace(vec!["c:1".into(), "b:1".into(), "b:1".into()]);

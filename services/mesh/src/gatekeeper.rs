@@ -1,4 +1,4 @@
-//! Who may pass: the policy table decides; what it does not name is denied.
+//! Authentication and authorization: the policy table decides; a method that is not in it is denied.
 
 use std::sync::Arc;
 
@@ -12,15 +12,15 @@ use crate::status::{mesh_status, no_such_method};
 use crate::token::{KeySource, Tokens};
 use crate::wire::{SECRET_HEADER, SERVICE_HEADER};
 
-/// What a caller shows of himself.
+/// Presented credentials.
 enum Shown<'a> {
-    /// Enough to know who he is, or that what he shows is no good.
+    /// Decided without waiting: the caller, or the error for invalid credentials.
     Caller(Result<Caller, Status>),
     /// A token, to be verified by these.
     Token(&'a Arc<Tokens>, &'a str),
 }
 
-/// Knows callers by their credentials, and the policy table by heart. Clones are the same gatekeeper.
+/// Authenticates callers, and authorizes them by the policy table. Clones share their state.
 #[derive(Clone)]
 pub struct Gatekeeper {
     policies: PolicyTable,
@@ -29,12 +29,12 @@ pub struct Gatekeeper {
 }
 
 impl Gatekeeper {
-    /// Knows nobody yet: persons and services are refused, public methods are open.
+    /// Accepts no credentials yet: users and services are rejected, public methods are open.
     pub fn new(policies: PolicyTable) -> Self {
         Self { policies, tokens: None, secret: None }
     }
 
-    /// Knows persons, by access tokens (EdDSA JWT) of this issuer for this audience, signed by one of the source's keys.
+    /// Accepts access tokens (EdDSA JWT) of this issuer for this audience, signed by one of the source's keys.
     #[must_use]
     pub fn with_tokens(
         mut self,
@@ -46,14 +46,14 @@ impl Gatekeeper {
         self
     }
 
-    /// Knows services, by the secret that they share.
+    /// Accepts mesh services by their shared secret.
     #[must_use]
     pub fn with_mesh_secret(mut self, secret: Secret) -> Self {
         self.secret = Some(secret);
         self
     }
 
-    /// The same, of a server that has these methods.
+    /// The same, for a server with these methods.
     pub(crate) fn serving(mut self, policies: PolicyTable) -> Self {
         self.policies = policies;
         self
@@ -67,19 +67,19 @@ impl Gatekeeper {
         self.secret.is_some()
     }
 
-    /// The service of the platform that calls, if one does.
+    /// The mesh service that calls, if it is one.
     pub(crate) fn known_service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Caller> {
         self.service(headers, connection)?.ok()
     }
 
-    /// Who calls, when he may; else the refusal. `None` when that is to be waited for: see [`Gatekeeper::admit`].
+    /// The caller if it is allowed, else the error. `None` when the decision must wait: see [`Gatekeeper::admit`].
     pub(crate) fn admit_now(
         &self,
         path: &str,
         headers: &HeaderMap,
         connection: &Extensions,
     ) -> Option<Result<Caller, Status>> {
-        // Default deny, and the truth for a method that nobody serves: the routes are never asked.
+        // Default deny; also the right answer for an unknown method: it never reaches the routes.
         let Some(policy) = self.policies.find(path) else { return Some(Err(no_such_method())) };
         match self.identify(headers, connection) {
             Shown::Caller(known) => Some(judge(policy, known)),
@@ -87,7 +87,7 @@ impl Gatekeeper {
         }
     }
 
-    /// The same, of anybody: a token may have to wait for the keys to verify it with.
+    /// The same for all credentials: a token may have to wait for the keys that verify it.
     pub(crate) async fn admit(
         &self,
         path: &str,
@@ -109,7 +109,7 @@ impl Gatekeeper {
         let Some(authorization) = headers.get(header::AUTHORIZATION) else {
             return Shown::Caller(Ok(Caller::Anonymous));
         };
-        // Of two, a proxy may have checked the other one.
+        // Of two headers, a proxy may have checked the other one.
         let is_only = headers.get_all(header::AUTHORIZATION).iter().count() == 1;
         let refusal = match (bearer(authorization.as_bytes()).filter(|_| is_only), &self.tokens) {
             (Some(token), Some(tokens)) => return Shown::Token(tokens, token),
@@ -119,7 +119,7 @@ impl Gatekeeper {
         Shown::Caller(Err(mesh_status(Code::Unauthenticated, refusal.0, refusal.1)))
     }
 
-    /// The service that calls; `None` when nobody says that he is one. A certificate says more than a header.
+    /// The mesh service that calls; `None` when the caller does not claim to be one. A certificate takes precedence.
     fn service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Result<Caller, Status>> {
         if let Some(PeerService(name)) = connection.get() {
             return Some(Ok(Caller::Service { name: name.clone() }));
@@ -130,7 +130,7 @@ impl Gatekeeper {
         Some(match name {
             Some(name) if right => Ok(Caller::Service { name: name.to_owned() }),
             Some(_) | None => {
-                Err(mesh_status(Code::Unauthenticated, "INVALID_MESH_SECRET", "the mesh secret is not this platform's"))
+                Err(mesh_status(Code::Unauthenticated, "INVALID_MESH_SECRET", "the mesh secret is wrong"))
             }
         })
     }
@@ -144,7 +144,7 @@ fn bearer(authorization: &[u8]) -> Option<&str> {
 
 fn judge(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller, Status> {
     if policy.allow.contains(&Access::Public) {
-        // Credentials are not asked for here, so bad ones are as good as none.
+        // Public methods need no credentials, so invalid ones are treated as none.
         return Ok(known.unwrap_or(Caller::Anonymous));
     }
     let caller = known?;
@@ -154,7 +154,7 @@ fn judge(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller,
 fn allowed(policy: &MethodPolicy, caller: &Caller) -> Result<(), Status> {
     match caller {
         Caller::Anonymous => {
-            Err(mesh_status(Code::Unauthenticated, "TOKEN_MISSING", "this method needs credentials: log in first"))
+            Err(mesh_status(Code::Unauthenticated, "TOKEN_MISSING", "this method requires authentication: log in first"))
         }
         Caller::Person { role, .. } => {
             let needed = match role {

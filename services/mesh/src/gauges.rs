@@ -1,5 +1,5 @@
-//! What a server holds right now, as OpenTelemetry reads it: nothing is counted per call. An instrument outlives its
-//! server, and sees by a weak reference that it is gone.
+//! A server's current use of its limits, as observable instruments: nothing is counted per call. An instrument outlives
+//! its server, and detects that by a weak reference.
 
 use std::sync::{Arc, Weak};
 
@@ -9,7 +9,7 @@ use crate::concurrency::Admission;
 use crate::connections::Connections;
 use crate::shares::Shares;
 
-/// What is shown of a server.
+/// The observed parts of a server.
 pub(crate) struct Holdings {
     pub(crate) service: &'static str,
     pub(crate) admission: Admission,
@@ -17,7 +17,7 @@ pub(crate) struct Holdings {
     pub(crate) connections: Arc<Connections>,
 }
 
-/// Shows it for as long as somebody keeps it.
+/// Exports them while they exist.
 pub(crate) fn show(holdings: &Arc<Holdings>) {
     up_down(holdings, "mesh.server.permits.used", "{permit}", |Holdings { admission, .. }| {
         vec![("call", admission.calls.used()), ("stream", admission.streams.used())]

@@ -1,5 +1,5 @@
-//! grpc.health.v1, as its specification has it: NOT_SERVING until ready, and again from the moment of the drain. Own code and
-//! not tonic-health's: there a watch of a service that is not known fails, and the specification wants it kept open.
+//! grpc.health.v1 as specified: NOT_SERVING until ready, and again from the start of the drain. Not tonic-health: there
+//! a watch of an unknown service fails, and the specification wants it kept open.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{self, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-/// What the health service says, for "" and for each service.
+/// The health service's state, for "" and for each service.
 #[derive(Clone, Debug)]
 pub(crate) struct Health {
     is_serving: watch::Sender<bool>,
@@ -31,7 +31,7 @@ impl Health {
         self.is_serving.send_if_modified(|said| std::mem::replace(said, ready) != ready);
     }
 
-    /// Says what `ready` says, until the drain.
+    /// Reports `ready` until the drain.
     pub(crate) async fn follow(self, mut ready: watch::Receiver<bool>, drain: CancellationToken) {
         loop {
             let now = *ready.borrow_and_update();
@@ -39,7 +39,7 @@ impl Health {
             tokio::select! {
                 () = drain.cancelled() => return,
                 changed = ready.changed() => if changed.is_err() {
-                    // Whoever knew is gone: what was said last stays.
+                    // The sender is gone: the last value stays.
                     return;
                 }
             }
@@ -72,7 +72,7 @@ impl health_server::Health for Health {
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         if !self.knows(&request.get_ref().service) {
-            // A service may become known later, says health.proto; here none does, and the drain ends the stream.
+            // Per health.proto a service may become known later; here none does, and the drain ends the stream.
             let unknown = stream::iter([Ok(answer(ServingStatus::ServiceUnknown))]);
             return Ok(Response::new(unknown.chain(stream::pending()).boxed()));
         }

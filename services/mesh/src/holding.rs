@@ -1,4 +1,4 @@
-//! A response that holds something (a permit, reserved memory) until its body is at its end, broken, or dropped.
+//! A response that holds a resource (a permit, memory) until its body has ended, failed, or been dropped.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,7 +10,7 @@ use tonic::body::Body;
 
 use crate::wire::Response;
 
-/// Nothing is held behind a body that is at its end already: it is given back at once.
+/// Holds nothing for a body that has already ended: the resource is released immediately.
 pub(crate) fn hold<T: Send + Unpin + 'static>(response: Response, held: T) -> Response {
     if response.body().is_end_stream() {
         return response;
@@ -18,7 +18,7 @@ pub(crate) fn hold<T: Send + Unpin + 'static>(response: Response, held: T) -> Re
     response.map(|inner| Body::new(HoldingBody { inner, held: Some(held), until_encoded: false }))
 }
 
-/// The same, until the response's one message is encoded, which its body does when its first frame is asked for.
+/// The same, until the response's only message is encoded, which its body does when its first frame is polled.
 pub(crate) fn hold_until_encoded<T: Send + Unpin + 'static>(response: Response, held: T) -> Response {
     if response.body().is_end_stream() {
         return response;
@@ -39,7 +39,7 @@ impl<T: Send + Unpin + 'static> http_body::Body for HoldingBody<T> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        // The trailers are the end, and the caller may be back before the body is dropped.
+        // The trailers are the end, and the caller may send its next call before the body is dropped.
         if this.until_encoded || !matches!(&frame, Some(Ok(frame)) if frame.is_data()) {
             this.held = None;
         }
@@ -62,12 +62,12 @@ mod tests {
     use std::sync::Arc;
 
     #[tokio::test]
-    async fn what_is_held_is_given_back_at_the_end_at_once_without_a_body_and_in_drop() {
+    async fn a_resource_is_released_at_the_end_without_a_body_and_on_drop() {
         let held = Arc::new(());
         let full = || Body::new(Full::new(Bytes::from_static(b"x")).map_err(|never| match never {}));
         let empty = Body::new(Empty::new().map_err(|never| match never {}));
         drop(hold(Response::new(empty), held.clone()).into_body());
-        assert_eq!(Arc::strong_count(&held), 1, "nothing to wait for");
+        assert_eq!(Arc::strong_count(&held), 1, "no body");
         let dropped = hold(Response::new(full()), held.clone());
         let mut body = hold(Response::new(full()), held.clone()).into_body();
         assert_eq!(Arc::strong_count(&held), 3);
@@ -80,6 +80,6 @@ mod tests {
         let mut body = hold_until_encoded(Response::new(full()), held.clone()).into_body();
         assert_eq!(Arc::strong_count(&held), 2);
         let _message = body.frame().await.expect("data");
-        assert_eq!(Arc::strong_count(&held), 1, "its message is encoded");
+        assert_eq!(Arc::strong_count(&held), 1, "the message is encoded");
     }
 }

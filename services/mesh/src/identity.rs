@@ -1,4 +1,4 @@
-//! The identity layer: who calls, and may he? Metadata that only the mesh may set goes no further.
+//! The identity layer: authenticates and authorizes the caller, and strips metadata that only the mesh may set.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -68,11 +68,11 @@ where
                 Err(refusal) => Box::pin(std::future::ready(Ok(self.shared.refuse(refusal)))),
             };
         }
-        // The instance that was made ready serves; its clone waits for the next call.
+        // The instance that is ready serves; its clone is for the next call.
         let clone = self.inner.clone();
         let (mut inner, shared) = (std::mem::replace(&mut self.inner, clone), self.shared.clone());
         Box::pin(async move {
-            // The body is not Sync: only the head is held over the wait.
+            // The body is not Sync: only the head is held across the await.
             let (head, body) = request.into_parts();
             match shared.gatekeeper.admit(head.uri.path(), &head.headers, &head.extensions).await {
                 Ok(caller) => inner.call(admitted(Request::from_parts(head, body), caller)).await,
@@ -92,7 +92,7 @@ impl Shared {
 }
 
 fn admitted(mut request: Request, caller: Caller) -> Request {
-    // People share connections, with a gateway between; a service has its own.
+    // Users share connections, behind a gateway; a mesh service has its own.
     match &caller {
         Caller::Person { user_id, .. } => note(|edge| edge.caller = Some(Key::Person(*user_id))),
         Caller::Service { .. } => note(|edge| edge.is_platform = true),
@@ -117,7 +117,7 @@ fn tell(operation: &Operation, caller: &Caller) {
     }
 }
 
-/// Which order and user a service's call is about.
+/// Records the order and user that a mesh service's call concerns.
 fn about(operation: &Operation, headers: &HeaderMap) {
     let id = |name| headers.get(name).and_then(|value: &HeaderValue| Uuid::try_parse_ascii(value.as_bytes()).ok());
     if let Some(order) = id(ORDER_HEADER) {

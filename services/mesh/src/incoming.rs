@@ -1,5 +1,5 @@
-//! A body that comes in by HTTP/2. h2 says whether its stream is at its end under the lock of the whole connection, and each
-//! layer asks, several times. So it is asked once, when the body begins; after that its last frame tells.
+//! An incoming HTTP/2 body. h2 takes the lock of the whole connection to tell whether a stream has ended, and each layer
+//! asks several times. So h2 is asked once, when the body begins; after that its last frame marks the end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,14 +13,14 @@ use tonic::body::Body;
 use crate::edge::note;
 
 struct IncomingBody<F> {
-    /// There until drop.
+    /// `None` after drop.
     inner: Option<Incoming>,
     is_at_end: bool,
     is_request: bool,
     lost: F,
 }
 
-/// A response's body, as tonic's; `lost` makes a status of what breaks it.
+/// A response's body as tonic's; `lost` maps an error to a status.
 pub(crate) fn incoming<F>(inner: Incoming, lost: F) -> Body
 where
     F: Fn(&hyper::Error) -> Status + Send + Unpin + 'static,
@@ -29,12 +29,12 @@ where
     Body::new(IncomingBody { inner: Some(inner), is_at_end, is_request: false, lost })
 }
 
-/// A request's body. What is not read of it is left to its call's edge.
+/// A request's body. Its unread rest is left to the call's edge.
 pub(crate) fn incoming_request(inner: Incoming) -> Body {
     let lost = |_: &hyper::Error| {
-        // Or the connection is gone, and it does not matter.
+        // Or the connection is closed, and it does not matter.
         note(|edge| edge.was_reset = true);
-        Status::cancelled("the caller has gone")
+        Status::cancelled("the caller has cancelled or disconnected")
     };
     let is_at_end = inner.is_end_stream();
     Body::new(IncomingBody { inner: Some(inner), is_at_end, is_request: true, lost })

@@ -1,4 +1,5 @@
-//! Keeps one connection of an instance: makes it, makes it again when it is gone, and waits longer each time that fails.
+//! Keeps one connection to an instance: connects, reconnects when it is lost, and backs off exponentially when that
+//! fails.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,24 +15,24 @@ use crate::endpoint::Endpoint;
 
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_AT_MOST: Duration = Duration::from_secs(5);
-/// Calls that wait for an instance may cut its backoff short, and not further than this: an instance that was restarted
-/// is found at once, and a dead one is asked twenty times a second at most, however many calls there are.
+/// Waiting calls may cut an instance's backoff short, but not below this: a restarted instance is found immediately, and
+/// one that is down is tried at most twenty times a second, however many calls there are.
 const SPACING: Duration = Duration::from_millis(50);
-/// A connection that ends sooner was no good: the next one has to wait.
+/// A connection that ends sooner counts as a failure: the next one backs off.
 const STEADY: Duration = Duration::from_secs(1);
 
-/// What keepers need.
+/// What keepers share.
 #[derive(Clone)]
 pub(crate) struct Keeping {
     pub(crate) connect: Arc<dyn Connect>,
     pub(crate) chance: Arc<dyn Chance>,
-    /// Told when an instance became ready, or failed to.
+    /// Notified when an instance became ready, or failed to connect.
     pub(crate) changed: Arc<Notify>,
-    /// Numbers the failures to connect: a call wants to know of those that happened after it came.
+    /// Numbers the connection failures: a call considers those that happened after it began.
     pub(crate) failures: Arc<AtomicU64>,
 }
 
-/// Keeps the endpoint's connection number `slot` until the endpoint is gone.
+/// Maintains the endpoint's connection `slot` until the endpoint is removed.
 pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping) {
     let mut failures = 0;
     loop {
@@ -64,7 +65,7 @@ pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping)
     }
 }
 
-/// Until it takes no more calls.
+/// Uses a connection until it accepts no more calls.
 async fn use_up(endpoint: &Endpoint, slot: usize, connected: Connected, keeping: &Keeping) {
     let slot = &endpoint.slots()[slot];
     let mut until_closed = connected.until_closed;
@@ -77,7 +78,7 @@ async fn use_up(endpoint: &Endpoint, slot: usize, connected: Connected, keeping:
     };
     endpoint.connection_lost(slot);
     if !is_closed {
-        // What was sent before is still on its way through it.
+        // Calls that were sent before continue on it.
         until_closed.await;
     }
 }

@@ -1,4 +1,4 @@
-//! When connections are made: exactly, in paused time.
+//! Exactly when connections are made, in paused time.
 
 use super::*;
 use crate::chance::Always;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Tells of each attempt; connects to the other end of a pipe when one was handed out, else it fails.
+/// Reports each attempt; connects to a pipe while there are any, else fails.
 struct Pipes {
     tries: UnboundedSender<Instant>,
     pipes: std::sync::Mutex<Vec<DuplexStream>>,
@@ -44,7 +44,7 @@ struct World {
 }
 
 impl World {
-    /// With so many connections that succeed: the first ones. The other ends are returned.
+    /// The first `connections` attempts succeed. Returns the pipes' other ends.
     fn new(connections: usize) -> (Self, Vec<DuplexStream>) {
         let chance: Arc<dyn Chance> = Arc::new(Always(1.0));
         let metrics = Arc::new(ClientMetrics::new("test"));
@@ -60,7 +60,7 @@ impl World {
         (Self { endpoint, pipes, tries, changed, keeper }, theirs)
     }
 
-    /// The same, and the other ends have said what a server says first.
+    /// The same, after the other ends have sent their SETTINGS.
     async fn greeted(connections: usize) -> (Self, Vec<DuplexStream>) {
         let (world, mut others) = Self::new(connections);
         for other in &mut others {
@@ -75,7 +75,7 @@ impl World {
 
     async fn until_ready(&self, is_ready: bool) {
         while self.endpoint.is_ready() != is_ready {
-            // Losing a connection tells nobody who waits for one: look again.
+            // A lost connection does not notify: poll again.
             tokio::select! {
                 () = self.changed.notified() => {}
                 () = tokio::task::yield_now() => {}
@@ -85,7 +85,7 @@ impl World {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_cannot_be_reached_is_tried_less_and_less_often() {
+async fn an_unreachable_instance_is_tried_with_increasing_backoff() {
     let (mut world, _) = World::new(0);
     let mut last = world.next_try().await;
     for millis in [50, 100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
@@ -93,11 +93,11 @@ async fn an_instance_that_cannot_be_reached_is_tried_less_and_less_often() {
         assert_eq!(next - last, millis * MS);
         last = next;
     }
-    assert_eq!(world.endpoint.failed_since(8).as_deref(), Some("refused"), "nine have failed, the tenth is on its way");
+    assert_eq!(world.endpoint.failed_since(8).as_deref(), Some("refused"), "nine have failed, the tenth is in progress");
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_wait_cut_it_short_but_not_to_nothing() {
+async fn waiting_calls_shorten_the_backoff_to_a_minimum() {
     let (mut world, _) = World::new(0);
     let mut last = world.next_try().await;
     for _ in 0..5 {
@@ -109,7 +109,7 @@ async fn calls_that_wait_cut_it_short_but_not_to_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_lost_is_made_again_at_once() {
+async fn a_lost_connection_is_made_again_immediately() {
     let (mut world, mut others) = World::greeted(2).await;
     world.next_try().await;
     world.until_ready(true).await;
@@ -121,7 +121,7 @@ async fn a_connection_that_is_lost_is_made_again_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_ends_as_soon_as_it_is_made_is_no_good() {
+async fn a_connection_that_ends_early_counts_as_a_failure() {
     let (mut world, others) = World::greeted(2).await;
     let first = world.next_try().await;
     drop(others);
@@ -153,13 +153,13 @@ async fn a_stream_outlives_the_instances_membership() {
     world.endpoint.gone.cancel();
     world.keeper.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
-    late.send(Bytes::from_static(b"late")).await.expect("somebody reads");
+    late.send(Bytes::from_static(b"late")).await.expect("it is read");
     drop(late);
     assert_eq!(response.into_body().collect().await.expect("whole").to_bytes(), "late");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_is_gone_takes_no_more_calls_and_its_keeper_ends() {
+async fn a_removed_instance_takes_no_more_calls_and_its_keeper_ends() {
     let (mut world, _others) = World::greeted(1).await;
     world.next_try().await;
     world.until_ready(true).await;

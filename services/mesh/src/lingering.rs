@@ -1,6 +1,6 @@
-//! The end of a connection. Who closes a socket while its peer still sends resets it; a peer whose write fails then may never
-//! read what is there for him: the last answers, and the GOAWAY that says which of his calls were not begun. So what still
-//! comes is read and thrown away, until the peer closes too, or for a moment (RFC 9112, section 9.6, says it of HTTP/1.1).
+//! Lingering close: closing a socket with unread input sends RST, and the peer may then discard what it has not read
+//! yet: the last responses, and the GOAWAY that names the calls that were not begun. So late input is read and discarded
+//! until the peer closes too, or for a short time (as RFC 9112, section 9.6, recommends for HTTP/1.1).
 
 use std::io;
 use std::pin::Pin;
@@ -12,10 +12,10 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 const LINGER: Duration = Duration::from_secs(1);
-/// Of a KiB each: more is no call that was on its way.
+/// Of one KiB each: more than calls in flight.
 const MOST_READS: usize = 256;
 
-/// Says that nothing more comes, and waits until the peer says so too.
+/// Closes the write side, and waits until the peer closes too.
 pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let peer_closes = async {
         let _ = stream.shutdown().await;
@@ -26,11 +26,11 @@ pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
             }
         }
     };
-    // A peer that does not close has had his time.
+    // The timeout bounds a peer that does not close.
     let _ = timeout(LINGER, peer_closes).await;
 }
 
-/// A stream that comes back when who was given it drops it: hyper keeps what it is given.
+/// A stream that is handed back when its borrower drops it: hyper keeps what it is given.
 pub(crate) struct Lent<S> {
     stream: Option<S>,
     back: Option<oneshot::Sender<S>>,
@@ -44,14 +44,14 @@ pub(crate) fn lend<S>(stream: S) -> (Lent<S>, oneshot::Receiver<S>) {
 impl<S> Drop for Lent<S> {
     fn drop(&mut self) {
         if let Some((stream, back)) = self.stream.take().zip(self.back.take()) {
-            // Or nobody wants it back.
+            // The receiver may be gone.
             let _ = back.send(stream);
         }
     }
 }
 
 impl<S: Unpin> Lent<S> {
-    /// It is there until drop.
+    /// Present until drop.
     fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut S>> {
         self.get_mut().stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
@@ -96,15 +96,15 @@ mod tests {
     use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_when_the_peer_closes_and_after_a_moment_when_he_does_not() {
+    async fn it_ends_when_the_peer_closes_or_after_a_timeout() {
         for closes in [true, false] {
             let (ours, mut theirs) = duplex(64);
             let (lent, given_back) = lend(ours);
             drop(lent);
             let began = Instant::now();
-            let lingering = tokio::spawn(linger(given_back.await.expect("it comes back")));
-            assert_eq!(theirs.read(&mut [0]).await.expect("read"), 0, "nothing more comes");
-            theirs.write_all(&[7; 1_000]).await.expect("what still comes is taken");
+            let lingering = tokio::spawn(linger(given_back.await.expect("handed back")));
+            assert_eq!(theirs.read(&mut [0]).await.expect("read"), 0, "end of file");
+            theirs.write_all(&[7; 1_000]).await.expect("late input is accepted");
             if closes {
                 drop(theirs);
             }

@@ -7,13 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
-/// As of tokio's own listeners.
+/// The same as in tokio's listeners.
 const BACKLOG: i32 = 1_024;
 
 /// Listens on an address.
 ///
 /// # Errors
-/// The address is taken, is none of this machine's, or may not be listened on.
+/// The address is in use, does not belong to this machine, or may not be bound.
 pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
         return listen_on_all(address.port(), both_families).await;
@@ -63,16 +63,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_ipv6_it_listens_on_ipv4_and_a_taken_port_is_an_error() {
+    async fn without_ipv6_it_listens_on_ipv4_and_a_port_in_use_is_an_error() {
         let listener = listen_on_all(0, |_| Ok(None)).await.expect("it listens");
         assert_eq!(listener.local_addr().expect("it has one").ip(), IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let taken = listener.local_addr().expect("it has one").port();
-        let error = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, taken))).await.expect_err("it is taken");
+        let error = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, taken))).await.expect_err("in use");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[tokio::test]
-    async fn any_other_address_is_listened_on_as_it_is() {
+    async fn any_other_address_is_bound_unchanged() {
         let listener = listen("127.0.0.1:0".parse().expect("an address")).await.expect("it listens");
         assert_eq!(listener.local_addr().expect("it has one").ip(), IpAddr::V4(Ipv4Addr::LOCALHOST));
     }

@@ -1,7 +1,7 @@
-//! How busy an instance is: peak EWMA. The cost is an average of how long it takes to answer, which a slow answer raises
-//! at once and quick ones lower slowly; the load is the cost times the calls that it has, and the one more. An instance
-//! that has calls and answers none costs at least as much as it has been silent: who hangs must not be known for the quick
-//! answers that he gave before. And one that was not heard of for a while is asked with one call at a time.
+//! An instance's load: peak EWMA. The cost is an average response time, which a slow response raises immediately and
+//! fast ones lower slowly; the load is the cost times the calls in flight plus one. An instance that has calls and
+//! answers none costs at least its time of silence: a hung instance must not keep its earlier low latency. And one
+//! without recent responses gets one call at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,26 +9,25 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The average's memory: after this long without news a cost is down to 37 %, so that an instance that was slow once is
-/// tried again.
+/// The average's time constant: after this time without an outcome a cost has decayed to 37 %, so that an instance that
+/// was slow once is tried again.
 const MEMORY: Duration = Duration::from_secs(3);
-/// … and what an answer leaves of the past at most: some thirty quick answers outweigh a slow one. By time alone, an instance
-/// that was held up once (its machine is busy) would for seconds be as little liked as one that is slow each time, and
-/// calls would go to that one.
+/// … and the most weight that the past keeps after a response: some thirty fast responses outweigh a slow one. With
+/// decay by time alone, an instance that was delayed once (its machine is busy) would for seconds be ranked like one
+/// that is always slow, and calls would go to that one.
 const LEFT_BY_AN_ANSWER: f64 = 31.0 / 32.0;
-/// What nobody has measured yet: a new instance gets calls, and not all of them.
+/// The cost of an instance without outcomes: it gets calls, but not all of them.
 const UNKNOWN: Duration = Duration::from_millis(1);
-/// Failures are fast: they count as slow answers, at least this slow and twice as slow as what the instance was known for,
-/// or a broken one would be everybody's favourite. One that fails once in a while is forgiven within seconds; one that
-/// goes on failing is the breaker's.
+/// Failures are fast: they count as slow responses, at least this slow and twice the known cost, or a broken instance
+/// would attract all calls. An occasional failure decays within seconds; consecutive ones are the breaker's.
 const FAILURE: Duration = Duration::from_millis(10);
 const FAILURE_AT_MOST_SECONDS: f64 = 1.0;
-/// An instance that gave no answer for so long (it was slow, and the others were preferred; or it hangs) may have changed
-/// either way; one that has failed may go on failing. Until it answers, the calls after the first go elsewhere while there
-/// is anywhere else: it costs so much.
+/// An instance without a response for this time (it was slow, and others were preferred; or it hangs) may have changed
+/// either way; one that has failed may fail again. Until it responds, it costs `QUIET_COSTS_SECONDS` after its first
+/// call, so that further calls go elsewhere if possible.
 const QUIET: Duration = Duration::from_secs(1);
 const QUIET_COSTS_SECONDS: f64 = 10.0;
-/// No cost is nothing: calls in flight must always tell instances apart.
+/// A cost is never zero: calls in flight must always differentiate instances.
 const LEAST_SECONDS: f64 = 1e-6;
 
 /// The load of one instance.
@@ -39,23 +38,23 @@ pub(crate) struct Load {
 
 struct Cost {
     seconds: f64,
-    /// Of the last news. Before the first one nothing is forgotten, or the instance that was listed first would be
-    /// everybody's first choice.
+    /// When the last outcome was recorded. Before the first one nothing decays, or the instance that is listed first
+    /// would be every client's first choice.
     at: Option<Instant>,
-    /// Of the last answer, if nothing has failed since.
+    /// When it last responded, if it has not failed since.
     heard: Option<Instant>,
-    /// When it got a call and had none.
+    /// When its calls in flight rose from zero.
     busy_since: Option<Instant>,
 }
 
 impl Cost {
-    /// What is left of the past, in 0..=1.
+    /// The remaining weight of the past, in 0..=1.
     fn weight(&self, now: Instant) -> f64 {
         let Some(at) = self.at else { return 1.0 };
         (-now.saturating_duration_since(at).as_secs_f64() / MEMORY.as_secs_f64()).exp()
     }
 
-    /// What it costs that its calls wait, if it has any: how long they have, or more when nobody knows whether it answers.
+    /// The cost of its waiting calls, if it has any: their waiting time, or more when it has not responded recently.
     fn of_waiting_seconds(&self, now: Instant) -> f64 {
         let is_long_ago = |then: Instant| now.saturating_duration_since(then) > QUIET;
         if self.at.is_some() && self.heard.is_none_or(is_long_ago) {
@@ -90,19 +89,19 @@ impl Load {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// It answered after so long.
+    /// It responded after this time.
     pub(crate) fn took(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();
         cost.count(now, took);
         cost.heard = Some(now);
     }
 
-    /// It was given up after so long.
+    /// The call was cancelled after this time.
     pub(crate) fn gave_no_answer(&self, now: Instant, took: Duration) {
         self.cost().count(now, took);
     }
 
-    /// It failed after so long. Until it answers well, nobody knows whether it will.
+    /// It failed after this time. Until it responds again, it may keep failing.
     pub(crate) fn failed(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();
         let known = cost.seconds * cost.weight(now);
@@ -111,14 +110,14 @@ impl Load {
         cost.heard = None;
     }
 
-    /// It has healed: what it cost while it was broken is forgotten.
+    /// Its breaker closed: the cost of its failures is forgotten.
     pub(crate) fn healed(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();
         (cost.seconds, cost.at, cost.heard) = (took.as_secs_f64(), Some(now), Some(now));
     }
 
-    /// In seconds.
-    #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 calls in flight")]
+    /// The load, in seconds.
+    #[expect(clippy::cast_precision_loss, reason = "there are never 2^52 calls in flight")]
     pub(crate) fn now(&self, now: Instant) -> f64 {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let cost = self.cost();
@@ -139,13 +138,13 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_slow_answer_counts_at_once_and_quick_ones_slowly() {
+    fn a_slow_response_counts_immediately_and_fast_ones_slowly() {
         let start = Instant::now();
         let load = Load::new();
         load.took(start, 200 * MS);
         assert!((load.now(start) - 0.2).abs() < 1e-9);
         load.took(start + 10 * MS, MS);
-        assert!(load.now(start + 10 * MS) > 0.19, "one quick answer changes little");
+        assert!(load.now(start + 10 * MS) > 0.19, "one fast response changes little");
         for step in 2..10_000 {
             load.took(start + 10 * step * MS, MS);
         }
@@ -153,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_held_up_once_is_better_than_one_that_is_slow_each_time() {
+    fn an_instance_that_was_slow_once_is_better_than_one_that_is_always_slow() {
         let start = Instant::now();
         let (slow, held_up) = (Load::new(), Load::new());
         slow.took(start, 200 * MS);
@@ -163,7 +162,7 @@ mod tests {
         }
         let later = start + 500 * MS;
         assert!(held_up.now(later) < 0.015, "{}", held_up.now(later));
-        assert!(slow.now(later) > 0.15, "the twin: nothing was heard of it");
+        assert!(slow.now(later) > 0.15, "control: it has no further outcomes");
     }
 
     #[test]
@@ -172,18 +171,18 @@ mod tests {
         let load = Load::new();
         load.took(start, MS);
         load.begin(start + 500 * MS);
-        assert!(load.now(start + 500 * MS) < 0.002, "no call was kept waiting before");
+        assert!(load.now(start + 500 * MS) < 0.002, "no call was waiting before");
         load.begin(start + 550 * MS);
         assert!((load.now(start + 600 * MS) - 3.0 * 0.1).abs() < 1e-9, "100 ms, and two calls wait");
         load.took(start + 600 * MS, 50 * MS);
         load.end();
         assert!(load.now(start + 601 * MS) < 2.0 * 0.051, "it has answered one of them");
         load.end();
-        assert!(load.now(start + 1_000 * MS) < 0.05, "nobody waits: the past is forgotten");
+        assert!(load.now(start + 1_000 * MS) < 0.05, "no call waits: the past has decayed");
     }
 
     #[test]
-    fn one_that_was_not_heard_of_for_a_while_or_failed_is_asked_with_one_call_at_a_time() {
+    fn an_instance_without_recent_responses_or_after_a_failure_gets_one_call_at_a_time() {
         let start = Instant::now();
         let (quiet, hanging, failing) = (Load::new(), Load::new(), Load::new());
         quiet.took(start, MS);
@@ -193,23 +192,23 @@ mod tests {
         for load in [&quiet, &hanging, &failing] {
             assert!(load.now(later) < 0.011, "it gets a call");
             load.begin(later);
-            assert!(load.now(later) >= 2.0 * QUIET_COSTS_SECONDS, "and no other");
+            assert!(load.now(later) >= 2.0 * QUIET_COSTS_SECONDS, "and no second one");
         }
         quiet.took(later, MS);
-        assert!(quiet.now(later) < 0.003, "until it answers");
+        assert!(quiet.now(later) < 0.003, "it has responded");
         hanging.gave_no_answer(later, MS);
-        assert!(hanging.now(later) >= QUIET_COSTS_SECONDS, "the twin: that was none");
+        assert!(hanging.now(later) >= QUIET_COSTS_SECONDS, "control: no response");
     }
 
     #[test]
-    fn instances_that_nobody_has_measured_are_alike_however_old() {
+    fn instances_without_outcomes_are_alike_however_old() {
         let load = Load::new();
         let start = Instant::now();
         assert_eq!(load.now(start).to_bits(), load.now(start + Duration::from_secs(60)).to_bits());
     }
 
     #[test]
-    fn calls_in_flight_multiply_it() {
+    fn calls_in_flight_multiply_the_load() {
         let start = Instant::now();
         let load = Load::new();
         load.took(start, 10 * MS);
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn without_news_the_past_is_forgotten_and_calls_in_flight_still_count() {
+    fn without_outcomes_the_past_decays_and_calls_in_flight_still_count() {
         let start = Instant::now();
         let load = Load::new();
         load.took(start, 1_000 * MS);
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_no_quick_answer_and_healing_forgets_it() {
+    fn a_failure_is_not_a_fast_response_and_closing_the_breaker_forgets_it() {
         let start = Instant::now();
         let (good, bad) = (Load::new(), Load::new());
         good.took(start, 5 * MS);

@@ -1,9 +1,10 @@
-//! Admission by memory. A request's frames are charged as they arrive, at what they cost until the call has ended (gRPC tells
-//! no length beforehand); an answer's, from the moment that it is encoded until HTTP/2's stack has sent or dropped its bytes,
-//! which the charge goes with. An answer that does not fit is refused instead of sent; and to a caller that holds answers
-//! already, before its handler begins, if it does not fit when it is as long as the method's last one. What is read from a
-//! database for an answer is not charged: its connections bound it. The requests of health and reflection never compete with
-//! calls': they are short, and have a small budget of their own. Reflection's answers are charged as calls' are.
+//! Admission by memory. Request frames are charged as they arrive, at what they cost until the call ends (gRPC does not
+//! send the length in advance). Responses are charged from encoding until the HTTP/2 stack has sent or dropped their
+//! bytes, which carry the charge. A response that does not fit is replaced by an error. A caller that already holds
+//! responses is rejected before its handler begins if a response as long as the method's last one does not fit. What is
+//! read from a database is not charged: the number of connections bounds it. Requests of health and reflection never
+//! compete with calls: they are short, and have a small budget of their own. Reflection's responses are charged like
+//! those of calls.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -29,10 +30,10 @@ use crate::shares::{Full, Holder, Shares};
 use crate::status::{OUT_OF_MEMORY, mesh_status_retry};
 use crate::wire::{Answer, Request, Response, is_infrastructure, is_reflection, respond};
 
-/// The buffer that an answer is encoded into grows by doubling, and is kept whole until its last byte is sent.
+/// The buffer that a response is encoded into grows by doubling, and is kept whole until its last byte is sent.
 const ANSWER_COST_FACTOR: usize = 2;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// A message for health or reflection is a name.
+/// A message for health or reflection is only a name.
 const INFRASTRUCTURE_MESSAGE_BYTES: usize = 4 * 1024;
 /// For the requests of health and reflection.
 const INFRASTRUCTURE_BUDGET_BYTES: usize = 16 * 1024 * 1024;
@@ -43,10 +44,10 @@ pub(crate) struct Memory<S> {
     shared: Arc<Shared>,
 }
 
-/// What all calls share.
+/// State shared by all calls.
 struct Shared {
     policies: PolicyTable,
-    /// What the last answer of each of them has cost.
+    /// The cost of the last response of each method.
     last_answer_bytes: Vec<AtomicUsize>,
     budget: Arc<Shares>,
     infrastructure: Arc<Shares>,
@@ -98,7 +99,7 @@ where
                 let refusals = self.shared.refusals.clone();
                 return Body::new(AdmittedBody::new(body, headers, prefixes, &[], account, refusals));
             }
-            // Requests that stream are not in the contract: the build of its policies refuses them.
+            // Client streaming is not supported: the build rejects it in the policies.
             let of_method = policy.and_then(|policy| policy.max_message_bytes);
             let prefixes = Prefixes::new(of_method.unwrap_or(self.shared.max_message_bytes), false);
             let limits = policy.map_or(&[][..], |policy| policy.limits);
@@ -129,33 +130,34 @@ where
     }
 }
 
-/// The answer to a call that there is no memory for.
+/// The status of a call that exceeds the memory budget.
 pub(crate) fn out_of_memory(full: Full) -> Status {
     let message = match full {
         Full::All => "the memory budget for requests and answers is used up",
-        Full::Share => "this caller holds its share of the memory budget: take the answers that are on their way",
+        Full::Share => "this caller holds its share of the memory budget: read the pending responses first",
     };
     mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER))
 }
 
-/// Charges an answer's frames.
+/// Charges the frames of a response.
 struct Charge {
-    /// To the end of the answer.
+    /// `None` after the end of the response.
     account: Option<Arc<Account>>,
     refusals: Arc<Refusals>,
 }
 
 impl Charge {
-    /// A unary answer's first frame. It is encoded before the headers go out: an answer that does not fit is refused in them.
+    /// A unary response's first frame. It is encoded before the headers are sent, so that they can carry an error
+    /// instead.
     async fn encoded(&self, inner: &mut Body) -> NextFrame {
-        // The handler has done its work.
+        // The handler has completed.
         if let Some(account) = &self.account {
             account.give_back_request();
         }
         std::future::poll_fn(|cx| Pin::new(&mut *inner).poll_frame(cx)).await
     }
 
-    /// The same frame, which holds its memory as long as it is somewhere.
+    /// The same frame, which holds its memory until its bytes are dropped.
     fn frame(&mut self, frame: NextFrame) -> Result<NextFrame, Status> {
         let Some(Ok(frame)) = frame else {
             self.account = None;
@@ -171,7 +173,7 @@ impl Charge {
             }
             (Ok(data), None) => Ok(Some(Ok(Frame::data(data)))),
             (Err(trailers), _) => {
-                // They are the end, and the caller may be back before the body is dropped.
+                // They are the end, and the caller may send its next call before the body is dropped.
                 self.account = None;
                 Ok(Some(Ok(trailers)))
             }
@@ -193,7 +195,7 @@ impl AsRef<[u8]> for Charged {
 type NextFrame = Option<Result<Frame<Bytes>, Status>>;
 
 struct ChargedBody {
-    /// Encoded already.
+    /// Already encoded.
     first: Option<NextFrame>,
     inner: Body,
     charge: Charge,
@@ -210,7 +212,7 @@ impl http_body::Body for ChargedBody {
         }
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
         Poll::Ready(this.charge.frame(frame).unwrap_or_else(|refusal| {
-            // A stream, which has begun: it ends.
+            // A stream that has begun: it ends with the error in its trailers.
             this.inner = Body::empty();
             let mut trailers = HeaderMap::new();
             Some(refusal.add_header(&mut trailers).map(|()| Frame::trailers(trailers)))
@@ -249,13 +251,13 @@ mod tests {
             Status::from_header_map(response.headers()).map(|status| crate::status::reason_of(&status))
         };
         let check = "/grpc.health.v1.Health/Check";
-        assert_eq!(ask(check, 100).await, Some(None), "though the calls' budget is used up");
-        assert_eq!(ask("/t.T/Call", 100).await, Some(Some(OUT_OF_MEMORY.to_owned())), "the twin");
-        assert_eq!(ask(check, 5_000).await, Some(Some("MESSAGE_TOO_LARGE".to_owned())), "by its prefix");
+        assert_eq!(ask(check, 100).await, Some(None), "despite the exhausted budget of the calls");
+        assert_eq!(ask("/t.T/Call", 100).await, Some(Some(OUT_OF_MEMORY.to_owned())), "control");
+        assert_eq!(ask(check, 5_000).await, Some(Some("MESSAGE_TOO_LARGE".to_owned())), "by its length prefix");
     }
 
     #[tokio::test]
-    async fn a_field_with_too_many_elements_is_refused_however_its_frames_are_cut_and_elements_are_charged() {
+    async fn a_field_with_too_many_elements_is_rejected_however_its_frames_are_cut_and_elements_are_charged() {
         use crate::policy::{FieldLimit, METHOD, MethodPolicy};
         use http_body_util::{BodyExt, StreamBody};
         use tonic_types::StatusExt;
@@ -285,7 +287,7 @@ mod tests {
                 let status = Status::from_header_map(stack.call(request).await.expect("answered").headers());
                 let status = status.expect("a status");
                 if elements == 3 {
-                    assert_eq!(status.message(), (4 * 11 + 3 * 64).to_string(), "the bytes, and the elements");
+                    assert_eq!(status.message(), (4 * 11 + 3 * 64).to_string(), "the bytes and the elements");
                     continue;
                 }
                 assert_eq!(status.code(), Code::InvalidArgument);
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_charged_as_long_as_its_bytes_are_somewhere_and_a_stream_ends_where_the_budget_does() {
+    async fn a_response_is_charged_until_its_bytes_are_dropped_and_a_stream_ends_when_the_budget_is_exhausted() {
         use crate::policy::{METHOD, MethodPolicy};
         use http_body_util::{BodyExt, StreamBody};
         const POLICIES: PolicyTable = PolicyTable(&[
@@ -316,11 +318,11 @@ mod tests {
         let mut stack = memory(POLICIES, budget.clone(), 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
         let request = |path: &str| http::Request::post(path).body(Body::empty()).expect("a request");
         let answer = stack.call(request("/t.T/Call")).await.expect("answered");
-        assert_eq!(budget.used(), 800, "encoded, and charged, before the headers go out");
+        assert_eq!(budget.used(), 800, "encoded and charged before the headers are sent");
         let refused = stack.call(request("/t.T/Call")).await.expect("answered");
         let status = Status::from_header_map(refused.headers()).expect("in the headers");
         assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));
-        assert_eq!(begun.load(Ordering::Relaxed), 1, "as long an answer as the last would not fit");
+        assert_eq!(begun.load(Ordering::Relaxed), 1, "a response as long as the last one would not fit");
         drop(answer);
         assert_eq!(budget.used(), 0);
 
@@ -328,7 +330,7 @@ mod tests {
         let frame = body.frame().await.expect("a frame").expect("well-formed").into_data().expect("data");
         let piece = frame.slice(..1);
         drop(frame);
-        assert_eq!(budget.used(), 800, "a piece of it keeps all of it");
+        assert_eq!(budget.used(), 800, "a slice of it keeps all of it");
         let trailers = body.frame().await.expect("the end").expect("well-formed").into_trailers().expect("trailers");
         let status = Status::from_header_map(&trailers).expect("a status");
         assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));

@@ -1,11 +1,11 @@
-//! What a call holds of the bytes that calls may hold at once ([`Shares`]).
+//! A call's holdings of the byte budget that all calls share ([`Shares`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::shares::{Full, Holder, Shares};
 
-/// What a call takes of its budget, in its caller's name. What its request took is given back in drop, if not before.
+/// What a call charges to its caller's share. Its request's bytes are returned on drop, if not before.
 #[derive(Debug)]
 pub(crate) struct Account {
     budget: Arc<Shares>,
@@ -18,25 +18,25 @@ impl Account {
         Self { budget, caller, request_bytes: AtomicUsize::new(0) }
     }
 
-    /// For the request: so many bytes more, for as long as the call is there.
+    /// Charges bytes to the request, until it is given back.
     pub(crate) fn take_for_request(&self, bytes: usize) -> Result<(), Full> {
         self.budget.charge(&self.caller, bytes)?;
         self.request_bytes.fetch_add(bytes, Ordering::AcqRel);
         Ok(())
     }
 
-    /// Would an answer of so many bytes be refused to a caller that has not taken others yet?
+    /// Whether a response of this size exceeds the fair share of a caller that already holds some.
     pub(crate) fn is_beyond_share(&self, bytes: usize) -> bool {
         self.budget.is_beyond_share(&self.caller, bytes)
     }
 
-    /// The request is no longer there.
+    /// Returns the request's bytes.
     pub(crate) fn give_back_request(&self) {
         let bytes = self.request_bytes.swap(0, Ordering::AcqRel);
         self.budget.give_back(&self.caller, bytes);
     }
 
-    /// So many bytes, until they are dropped.
+    /// Charges bytes until the guard is dropped.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Result<Held, Full> {
         self.budget.charge(&self.caller, bytes)?;
         Ok(Held { account: self.clone(), bytes })
@@ -49,7 +49,7 @@ impl Drop for Account {
     }
 }
 
-/// Bytes of a budget; given back in drop.
+/// Bytes of a budget; returned on drop.
 #[derive(Debug)]
 pub(crate) struct Held {
     account: Arc<Account>,
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_is_given_back() {
+    fn charged_bytes_are_returned() {
         let budget = Shares::new(100, 0);
         let service = Arc::new(Account::new(budget.clone(), Holder::PLATFORM));
         service.take_for_request(60).expect("free");

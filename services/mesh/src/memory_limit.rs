@@ -1,12 +1,12 @@
-//! How much memory this process may use: its control group's limit (version 2, else version 1), and never more than the
-//! machine has. Only for the default of the memory budget: whoever sets a budget is believed.
+//! The process's memory limit: that of its control group (version 2, else version 1), and never more than the machine
+//! has. Only for the default of the memory budget: a configured budget is not checked.
 
 use std::path::{Path, PathBuf};
 
-/// The share of the limit that requests and unsent answers may hold at once, in percent. The rest is for the program, what it
+/// The part of the limit that requests and unsent responses may hold, in percent. The rest is for the program, what it
 /// reads from databases, and its caches.
 const DEFAULT_SHARE_PERCENT: u64 = 25;
-/// When nothing tells how much there is.
+/// When no limit can be determined.
 const UNKNOWN_LIMIT_BYTES: u64 = 1_024 * 1_024 * 1_024;
 /// Version 1 writes "no limit" as the greatest number of whole pages.
 const V1_UNLIMITED_BYTES: u64 = 1 << 60;
@@ -16,16 +16,17 @@ pub(crate) fn default_budget_bytes() -> usize {
     budget_of(limit_bytes(&|path| std::fs::read_to_string(path).ok()).unwrap_or(UNKNOWN_LIMIT_BYTES))
 }
 
-/// The memory budget of a process that may use so many bytes in all: a quarter.
+/// The memory budget of a process with this limit: a quarter.
 pub fn budget_of(limit_bytes: u64) -> usize {
     usize::try_from(limit_bytes / 100 * DEFAULT_SHARE_PERCENT).unwrap_or(usize::MAX)
 }
 
-/// The least of all that limit us. `read` is where files come from.
+/// The smallest limit that applies. `read` reads a file.
 fn limit_bytes(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let v2 = v2_path(&groups).and_then(|path| {
-        // A limit may be set on any group above; in a container the path may be the host's, and the root is ours.
+        // A limit may be set on any ancestor group; in a container the path may be the host's, and the root is the
+        // container's own.
         let files = ancestors("/sys/fs/cgroup", path).map(|group| group.join("memory.max"));
         files.filter_map(|file| parse_v2(&read(&file)?)).min()
     });
@@ -37,7 +38,7 @@ fn limit_bytes(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
     v2.or_else(v1).into_iter().chain(machine).min()
 }
 
-/// The group and all above it, up to the root of the hierarchy.
+/// The group and its ancestors, up to the root of the hierarchy.
 fn ancestors(root: &'static str, path: &str) -> impl Iterator<Item = PathBuf> {
     let group = Path::new(root).join(path.trim_start_matches('/'));
     let groups: Vec<_> = group.ancestors().take_while(|group| group.starts_with(root)).map(Path::to_path_buf).collect();
@@ -58,7 +59,7 @@ fn v1_path(groups: &str) -> Option<&str> {
     })
 }
 
-/// A number of bytes; `max` is no limit.
+/// A number of bytes; `max` means no limit.
 fn parse_v2(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
@@ -86,7 +87,7 @@ mod tests {
     const V1: (&str, &str) = ("/proc/self/cgroup", "10:cpu,cpuacct:/x\n9:memory:/pods/one\n0::/\n");
 
     #[test]
-    fn the_least_limit_of_all_groups_above_counts() {
+    fn the_smallest_limit_of_all_ancestor_groups_applies() {
         let mine = ("/sys/fs/cgroup/pods/one/memory.max", "max\n");
         let above = ("/sys/fs/cgroup/pods/memory.max", "4096000\n");
         let root = ("/sys/fs/cgroup/memory.max", "8192000\n");
@@ -95,15 +96,15 @@ mod tests {
     }
 
     #[test]
-    fn version_1_is_read_when_version_2_says_nothing() {
+    fn version_1_is_read_when_version_2_has_no_limit() {
         let mine = ("/sys/fs/cgroup/memory/pods/one/memory.limit_in_bytes", "2048000\n");
         let unlimited = ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
         assert_eq!(limit(&[V1, mine, unlimited, MACHINE]), Some(2_048_000));
-        assert_eq!(limit(&[V1, unlimited, MACHINE]), Some(16_384 * 1_024), "no limit but the machine");
+        assert_eq!(limit(&[V1, unlimited, MACHINE]), Some(16_384 * 1_024), "only the machine's limit");
     }
 
     #[test]
-    fn a_limit_above_what_the_machine_has_is_none() {
+    fn a_limit_above_the_machines_memory_is_ignored() {
         let mine = ("/sys/fs/cgroup/pods/one/memory.max", "99999999999");
         assert_eq!(limit(&[V2, mine, MACHINE]), Some(16_384 * 1_024));
         assert_eq!(limit(&[]), None);
@@ -113,15 +114,15 @@ mod tests {
     fn the_budget_is_a_quarter() {
         assert_eq!(budget_of(4_000), 1_000);
         assert_eq!(budget_of(UNKNOWN_LIMIT_BYTES), 268_435_450);
-        assert!(default_budget_bytes() > 0, "of this machine");
+        assert!(default_budget_bytes() > 0, "this machine's");
     }
 
     #[test]
-    fn what_is_no_number_is_no_limit() {
+    fn a_limit_that_is_not_a_number_is_ignored() {
         for text in ["", "max", "-1", "1.5", "99999999999999999999999999"] {
             assert_eq!((parse_v2(text), parse_v1(text)), (None, None), "{text}");
         }
-        assert_eq!(parse_meminfo("MemTotal: 18446744073709551615 kB"), None, "it does not fit");
+        assert_eq!(parse_meminfo("MemTotal: 18446744073709551615 kB"), None, "it overflows");
         assert_eq!(parse_meminfo("MemFree: 1 kB"), None);
     }
 }

@@ -1,5 +1,5 @@
-//! A request as a whole: what serves it begins when its one message is there, so a caller who sends slowly holds nothing but
-//! the memory that its bytes are charged to.
+//! Buffers a unary request: it is served once its only message is complete, so a slow sender holds nothing but the
+//! memory that its bytes are charged to.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -15,10 +15,11 @@ use tonic::{Code, Status};
 use crate::status::mesh_status;
 use crate::wire::Request;
 
-/// For all of a message, which from outside is short. Less than the methods' own deadlines, for theirs is the handler's time.
+/// For a whole message; those from outside are short. Less than the methods' deadlines, which are for their handlers.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Frames as one piece: the only one as it is; more than one copied together, for a frame of one byte keeps many alive.
+/// Frames joined to one piece: a single one as it is; several are copied, because a frame of one byte can keep many
+/// alive.
 #[derive(Debug, Default)]
 pub(crate) struct Pieces {
     only: Bytes,
@@ -44,34 +45,34 @@ impl Pieces {
     }
 }
 
-/// Why a request is not there as a whole.
+/// Why a request is not complete.
 pub(crate) enum NotWhole {
-    /// It is refused, or its caller has gone.
+    /// It is rejected, or its caller has cancelled it.
     Broken(Status),
     TooSlow(Status),
 }
 
 pub(crate) type Whole = Result<Request, NotWhole>;
 
-/// Reads it.
+/// Reads a request's body.
 pub(crate) fn whole(request: Request) -> Reading {
     let (head, body) = request.into_parts();
     Reading { head: Some(head), body, read: Pieces::default() }
 }
 
-/// Ready when the request is there.
+/// Ready when the request is complete.
 pub(crate) struct Reading {
-    /// There until then.
+    /// `None` once it is ready.
     head: Option<http::request::Parts>,
     body: Body,
     read: Pieces,
 }
 
 impl Reading {
-    /// For the time that is given to a message.
+    /// Reads with the timeout of a message.
     pub(crate) async fn in_time(self) -> Whole {
         timeout(MESSAGE_TIMEOUT, self).await.unwrap_or_else(|_elapsed| {
-            let message = format!("the request was not there after {} s", MESSAGE_TIMEOUT.as_secs());
+            let message = format!("the request was not complete after {} s", MESSAGE_TIMEOUT.as_secs());
             Err(NotWhole::TooSlow(mesh_status(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", message)))
         })
     }
@@ -100,7 +101,7 @@ impl Future for Reading {
         let message = this.message();
         Poll::Ready(match this.head.take() {
             Some(head) => Ok(Request::from_parts(head, message)),
-            None => Err(NotWhole::Broken(Status::internal("a request is read once"))),
+            None => Err(NotWhole::Broken(Status::internal("the request was read already"))),
         })
     }
 }
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_is_whole_however_its_frames_are_cut_and_whoever_asked_first() {
+    async fn a_message_is_complete_however_its_frames_are_cut_and_whichever_task_polled_first() {
         let (sender, request) = request();
         let mut reading = whole(request);
         for bytes in [&b"a"[..], b"", b"bc"] {
@@ -134,29 +135,29 @@ mod tests {
         let reading = tokio::spawn(reading.in_time());
         sender.send(data(b"d")).expect("read");
         drop(sender);
-        let Ok(request) = reading.await.expect("no panic") else { panic!("it is there") };
+        let Ok(request) = reading.await.expect("no panic") else { panic!("not complete") };
         let mut body = request.into_body();
         let only = body.frame().await.expect("a frame").expect("well-formed").into_data().expect("data");
         assert_eq!((&only[..], body.is_end_stream()), (&b"abcd"[..], true));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_has_its_time_and_no_more() {
+    async fn reading_a_message_is_bounded_by_a_timeout() {
         let (sender, request) = request();
         sender.send(data(b"a")).expect("read");
         let began = tokio::time::Instant::now();
-        let Err(NotWhole::TooSlow(status)) = whole(request).in_time().await else { panic!("it never comes") };
+        let Err(NotWhole::TooSlow(status)) = whole(request).in_time().await else { panic!("complete") };
         assert_eq!((status.code(), began.elapsed()), (Code::DeadlineExceeded, MESSAGE_TIMEOUT));
     }
 
     #[tokio::test]
-    async fn what_breaks_it_is_its_end_and_nothing_is_a_message_too() {
+    async fn an_error_ends_it_and_an_empty_request_is_complete() {
         let (sender, broken) = request();
         sender.send(Err(Status::cancelled("gone"))).expect("read");
         assert!(
             matches!(whole(broken).in_time().await, Err(NotWhole::Broken(status)) if status.code() == Code::Cancelled)
         );
-        let Ok(empty) = whole(Request::new(Body::empty())).in_time().await else { panic!("it is there") };
+        let Ok(empty) = whole(Request::new(Body::empty())).in_time().await else { panic!("not complete") };
         assert!(empty.into_body().is_end_stream());
     }
 }

@@ -1,4 +1,4 @@
-//! The limit on a call's metadata: HTTP/2's own limit is looser, and answers without a gRPC status.
+//! The limit on a call's metadata: HTTP/2's own limit is looser, and its errors have no gRPC status.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::refusals::{Cause, Refusals};
 use crate::status::mesh_status;
 use crate::wire::{Answer, Request, Response, respond};
 
-/// Names and values of all headers of a request, and 32 bytes for each (HTTP/2's way to count). gRPC's default is 8 KiB.
+/// Names and values of all headers of a request, and 32 bytes for each (HTTP/2's formula). gRPC's default is 8 KiB.
 pub(crate) const MAX_METADATA_BYTES: usize = 16 * 1_024;
 
 #[derive(Clone)]
@@ -46,7 +46,7 @@ where
             return self.inner.call(request);
         }
         self.refusals.count(Cause::Metadata);
-        let message = format!("{length} bytes of metadata are more than the limit of {MAX_METADATA_BYTES} bytes");
+        let message = format!("{length} bytes of metadata exceed the limit of {MAX_METADATA_BYTES} bytes");
         let mut response = respond(mesh_status(Code::ResourceExhausted, "METADATA_TOO_LARGE", message));
         response.extensions_mut().insert(NoEvent);
         Box::pin(std::future::ready(Ok(response)))
@@ -63,7 +63,7 @@ mod tests {
     use http::HeaderValue;
 
     #[test]
-    fn names_and_values_are_counted_and_each_has_its_price() {
+    fn names_values_and_an_overhead_per_header_are_counted() {
         let mut headers = HeaderMap::new();
         assert_eq!(bytes_of(&headers), 0);
         headers.append("te", HeaderValue::from_static("trailers"));

@@ -1,5 +1,5 @@
-//! The RPC metrics of OpenTelemetry's semantic conventions. The instruments are made once per stack; without a meter
-//! provider, recording is a call that does nothing.
+//! The RPC metrics of OpenTelemetry's semantic conventions. The instruments are created once per stack; without a meter
+//! provider, recording is a no-op.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ pub(crate) const RPC_METHOD: &str = "rpc.method";
 pub(crate) const RPC_STATUS: &str = "rpc.response.status_code";
 pub(crate) const ERROR_TYPE: &str = "error.type";
 
-/// How long calls take, in seconds.
+/// The duration of calls, in seconds.
 #[derive(Clone, Debug)]
 pub(crate) struct CallDuration(Histogram<f64>);
 
 impl CallDuration {
     pub(crate) fn server() -> Self {
-        Self::named("rpc.server.call.duration", "How long calls took that were served")
+        Self::named("rpc.server.call.duration", "Duration of calls served")
     }
 
     pub(crate) fn client() -> Self {
-        Self::named("rpc.client.call.duration", "How long calls took that were made")
+        Self::named("rpc.client.call.duration", "Duration of calls made")
     }
 
     fn named(name: &'static str, description: &'static str) -> Self {

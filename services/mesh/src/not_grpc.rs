@@ -1,5 +1,5 @@
-//! Requests that are not gRPC are refused in HTTP's own terms, before the stack: an HTTP client would take a gRPC error, whose
-//! HTTP status is 200, for a success (gRPC over HTTP/2, "Responses").
+//! Requests that are not gRPC are rejected with HTTP status codes, before the stack: an HTTP client would take a gRPC
+//! error, whose HTTP status is 200, for a success (gRPC over HTTP/2, "Responses").
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -11,10 +11,10 @@ use crate::wire::{Request, Response};
 const MEDIA_TYPE: &[u8] = b"application/grpc";
 const WITH_PROTO: &[u8] = b"application/grpc+proto";
 
-/// The refusal of a request that is not gRPC with protobuf messages.
+/// The response to a request that is not gRPC with protobuf messages.
 pub(crate) fn not_grpc(request: &Request) -> Option<Response> {
     if request.method() != Method::POST {
-        // An answer to HEAD has no body, so none has.
+        // A response to HEAD has no body, so this has none either.
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_is_known_by_its_method_and_content_type() {
+    fn grpc_is_recognized_by_its_method_and_content_type() {
         #[rustfmt::skip]
         let table = [
             (Method::POST,    Some("application/grpc"),                      None),

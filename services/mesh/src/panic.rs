@@ -1,5 +1,5 @@
-//! What a caller gets when a handler panics: INTERNAL, and the process goes on.
-//! Own code and not tower-http's `CatchPanic`: that one puts every answer's body into two more boxes.
+//! Answers INTERNAL when a handler panics; the process continues. Not tower-http's `CatchPanic`, which puts every
+//! response's body into two more boxes.
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -38,7 +38,7 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        // What is inside holds counts and permits alone, which drops put right: it can be used after a panic.
+        // The inner services hold only counts and permits, which drops restore: they can be used after a panic.
         let work = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
         Box::pin(async move {
             let answer = match work {
@@ -50,14 +50,14 @@ where
     }
 }
 
-/// What the panic said is logged, and not told.
+/// The panic's message is logged, and not sent.
 fn internal(said: &(dyn Any + Send)) -> Response {
     let said = said
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| said.downcast_ref::<&'static str>().copied())
         .unwrap_or("nothing");
-    tracing::error!(target: "ordermesh", reason = "PANIC", "a handler panicked and said: {said}");
+    tracing::error!(target: "ordermesh", reason = "PANIC", "a handler panicked: {said}");
     respond(mesh_status(Code::Internal, "PANIC", "internal error"))
 }
 
@@ -68,7 +68,7 @@ mod tests {
     use tower::{ServiceExt, service_fn};
 
     #[tokio::test]
-    async fn a_panic_before_the_handlers_future_is_there_is_caught_like_one_in_it() {
+    async fn a_panic_before_the_handlers_future_exists_is_caught_like_one_inside_it() {
         let at_once = catch_panic().layer(service_fn(|_: Request| -> BoxFuture<'static, Answer> { panic!("at once") }));
         let later = catch_panic()
             .layer(service_fn(|_: Request| -> BoxFuture<'static, Answer> { Box::pin(async { panic!("later") }) }));

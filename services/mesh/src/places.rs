@@ -1,7 +1,7 @@
-//! Places of what is scarce and held for long (connections, streams). Whoever comes may have all of them while nobody else
-//! wants one. When none is free, it is not the newcomer that goes: of the caller that has most places, the idlest gives way.
-//! Whoever has most itself gets one of its own places, if that is idle. The platform's own services and trusted proxies, who
-//! come for many, never give way, and their places count for nobody.
+//! Slots of scarce resources that are held for long (connections, streams). A caller may have all of them while no other
+//! wants one. When none is free, the new caller is still admitted: the idlest slot of the caller with the most slots is
+//! evicted. The caller with the most slots itself gets only one of its own, if that is idle. Mesh services and trusted
+//! proxies, which act for many callers, are never evicted, and their slots are counted for no caller.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,15 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rate_limit::Key;
 
-/// Those that were asked to give way and are not gone yet: for so many the limit may be exceeded, and by the platform's own
-/// newcomers for as many again.
+/// Evictions that are not complete: the limit may be exceeded by this number, and by as many again for mesh services.
 const MAX_LEAVING: usize = 32;
-/// Of them, for one newcomer's sake: others must not wait until its are gone. One that gets a place of its own waits for that.
+/// Of these, evictions for one new caller: others must not wait for them. For a caller that has slots, only one.
 const MAX_LEAVING_FOR_ONE: usize = 4;
-/// Among places of callers that have equally many, only one that was idle for so long gives way.
+/// Between callers with equally many slots, only a slot that has been idle for this long is evicted.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// So many at once.
+/// A limited number of slots.
 #[derive(Debug)]
 pub(crate) struct Places {
     pub(crate) limit: usize,
@@ -34,18 +33,18 @@ struct All {
     next_number: u64,
     taken: HashMap<u64, Arc<Taken>>,
     by_key: HashMap<Key, usize>,
-    /// Asked to leave, and still there; for whom.
+    /// Evicted and not yet released; with the caller that each makes room for.
     leaving: HashMap<u64, Option<Key>>,
 }
 
 #[derive(Debug)]
 struct Taken {
-    /// `None`: never gives way.
+    /// `None`: never evicted.
     key: Mutex<Option<Key>>,
     leave: CancellationToken,
-    /// What it is used for right now.
+    /// Open uses of the slot.
     uses: AtomicUsize,
-    /// Milliseconds after the origin.
+    /// Milliseconds since the origin.
     used_last: AtomicU64,
 }
 
@@ -54,7 +53,7 @@ impl Places {
         Arc::new(Self { limit, origin: Instant::now(), all: Mutex::default() })
     }
 
-    /// Places that are taken, those of whom we wait to leave too.
+    /// Slots taken, including those being evicted.
     pub(crate) fn used(&self) -> usize {
         let all = self.all();
         all.taken.len() + all.leaving.len()
@@ -68,7 +67,7 @@ impl Places {
         u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// A place for this caller (`None`: one that never gives way), which another may have had to leave.
+    /// A slot for this caller (`None`: one that is never evicted), possibly by evicting another.
     pub(crate) fn take(self: &Arc<Self>, key: Option<Key>) -> Option<Place> {
         let mut all = self.all();
         if all.taken.len() + all.leaving.len() >= self.limit {
@@ -92,7 +91,7 @@ impl Places {
 }
 
 impl All {
-    /// Whose place the newcomer gets.
+    /// The slot to evict for a new caller.
     fn leaver(&self, newcomer: Option<&Key>, now: u64) -> Option<u64> {
         if self.leaving.len() >= if newcomer.is_some() { MAX_LEAVING } else { 2 * MAX_LEAVING } {
             return None;
@@ -106,7 +105,7 @@ impl All {
         if newcomer.is_none() || *most > held + 1 {
             return self.idlest(|key| key == busiest).map(|(number, _)| number);
         }
-        // It has as many as anybody has: one of its own, or of anybody while it has none.
+        // No caller has clearly more: evict one of its own, or any slot if it has none.
         if for_it > 0 && held > 0 {
             return None;
         }
@@ -115,7 +114,7 @@ impl All {
         (u128::from(now.saturating_sub(idle_since)) >= IDLE.as_millis()).then_some(number)
     }
 
-    /// The one that was used longest ago, and since when it is idle; of those in use only when there is no other.
+    /// The least recently used slot, and since when it is idle; a slot in use only if there is no other.
     fn idlest(&self, is_of: impl Fn(&Key) -> bool) -> Option<(u64, Option<u64>)> {
         let of_them = self.taken.iter().filter(|(_, taken)| taken.key().as_ref().is_some_and(&is_of));
         let ranked = of_them.map(|(number, taken)| {
@@ -155,7 +154,7 @@ impl Taken {
     }
 }
 
-/// One of them; free again in drop.
+/// One slot; released on drop.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Arc<Places>,
@@ -164,12 +163,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Cancelled when it is to give way.
+    /// Cancelled on eviction.
     pub(crate) fn leave(&self) -> CancellationToken {
         self.taken.leave.clone()
     }
 
-    /// It turned out to be one of the platform's services.
+    /// Exempts the slot from eviction: its caller turned out to be a mesh service.
     pub(crate) fn never_gives_way(&self) {
         if self.taken.key().is_none() {
             return;
@@ -179,13 +178,13 @@ impl Place {
         all.forget(key);
     }
 
-    /// It is used from now on, by one more.
+    /// One more use begins.
     pub(crate) fn begin_use(&self) {
         self.taken.uses.fetch_add(1, Ordering::AcqRel);
         self.taken.used_last.store(self.places.now(), Ordering::Release);
     }
 
-    /// It is used by one less.
+    /// One use ends.
     pub(crate) fn end_use(&self) {
         self.taken.used_last.store(self.places.now(), Ordering::Release);
         self.taken.uses.fetch_sub(1, Ordering::AcqRel);
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_idlest_of_whoever_has_most_gives_way_to_a_newcomer() {
+    async fn the_idlest_slot_of_the_largest_holder_is_evicted_for_a_new_caller() {
         let places = Places::new(6);
         let few = take_in_turn(&places, 1, 2).await;
         let many = take_in_turn(&places, 2, 4).await;
@@ -241,13 +240,13 @@ mod tests {
         many[2].end_use();
         let newcomer = places.take(address(3)).expect("a place");
         assert_eq!((leavers(&few), leavers(&many), has_left(&newcomer)), (vec![], vec![1], false));
-        assert_eq!(places.used(), 7, "until the other has left");
+        assert_eq!(places.used(), 7, "until the evicted one is released");
         drop(many);
         assert_eq!(places.used(), 3);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_places_that_are_all_in_use_one_gives_way_to_whoever_has_fewer() {
+    async fn when_all_slots_are_in_use_one_is_evicted_for_a_caller_with_fewer() {
         let places = Places::new(4);
         let many = take_in_turn(&places, 1, 4).await;
         many.iter().for_each(Place::begin_use);
@@ -256,19 +255,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_most_itself_gets_an_idle_place_of_its_own_or_none() {
+    async fn the_largest_holder_gets_only_an_idle_slot_of_its_own() {
         let places = Places::new(4);
         let few = take_in_turn(&places, 1, 1).await;
         let many = take_in_turn(&places, 2, 3).await;
-        assert!(places.take(address(2)).is_none(), "none of its own is idle for long enough");
+        assert!(places.take(address(2)).is_none(), "none of its own has been idle long enough");
         tokio::time::advance(IDLE).await;
         many[0].begin_use();
-        let _more = places.take(address(2)).expect("its own");
+        let _more = places.take(address(2)).expect("its own slot");
         assert_eq!((leavers(&few), leavers(&many)), (vec![], vec![1]));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_each_has_one_only_an_idle_one_gives_way() {
+    async fn between_callers_with_one_slot_each_only_an_idle_slot_is_evicted() {
         let places = Places::new(3);
         let mut taken = vec![];
         for last in 1..=3 {
@@ -276,26 +275,26 @@ mod tests {
         }
         assert!(places.take(address(4)).is_none());
         tokio::time::advance(IDLE).await;
-        let _fourth = places.take(address(4)).expect("the idlest one's");
+        let _fourth = places.take(address(4)).expect("the idlest slot");
         assert_eq!(leavers(&taken), [0]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_never_gives_way_takes_anothers_place_and_counts_for_nobody() {
+    async fn mesh_services_are_never_evicted_and_their_slots_count_for_no_caller() {
         let places = Places::new(3);
         let strangers = take_in_turn(&places, 1, 2).await;
         let peer = places.take(address(1)).expect("a place");
         peer.never_gives_way();
-        let _second = places.take(None).expect("a stranger's");
-        let _third = places.take(None).expect("a stranger's");
+        let _second = places.take(None).expect("an evicted slot");
+        let _third = places.take(None).expect("an evicted slot");
         assert_eq!((leavers(&strangers), has_left(&peer)), (vec![0, 1], false));
         drop(strangers);
-        assert!(places.take(address(1)).is_none(), "nobody is left who gives way");
+        assert!(places.take(address(1)).is_none(), "none that may be evicted is left");
         assert!(places.all().by_key.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_limit_is_exceeded_by_few_only() {
+    async fn evictions_exceed_the_limit_by_a_bounded_number() {
         let places = Places::new(100);
         let many = take_in_turn(&places, 1, 100).await;
         let newcomers: Vec<Place> = (2..).map_while(|last| places.take(address(last))).collect();
@@ -304,23 +303,23 @@ mod tests {
             (MAX_LEAVING, MAX_LEAVING, 100 + MAX_LEAVING)
         );
         let peers: Vec<Place> = std::iter::from_fn(|| places.take(None)).collect();
-        assert_eq!(peers.len(), MAX_LEAVING, "the platform's own find some still");
+        assert_eq!(peers.len(), MAX_LEAVING, "mesh services still get some");
         drop(many);
         assert_eq!(places.used(), 2 * MAX_LEAVING);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_newcomer_that_comes_and_comes_leaves_room_for_others_to_come() {
+    async fn repeated_requests_of_one_new_caller_leave_evictions_for_others() {
         let places = Places::new(100);
         let many = take_in_turn(&places, 1, 100).await;
         tokio::time::advance(IDLE).await;
         let own: Vec<Place> = std::iter::from_fn(|| places.take(address(1))).collect();
-        assert_eq!(own.len(), 1, "whoever has most gets its places one by one");
+        assert_eq!(own.len(), 1, "the largest holder replaces its slots one by one");
         let other: Vec<Place> = std::iter::from_fn(|| places.take(address(2))).collect();
         assert_eq!(other.len(), MAX_LEAVING_FOR_ONE);
         assert!(places.take(address(3)).is_some());
         let gone = leavers(&many);
         drop(many.into_iter().enumerate().filter(|(at, _)| gone.contains(at)).collect::<Vec<_>>());
-        assert!(places.take(address(2)).is_some(), "they have left");
+        assert!(places.take(address(2)).is_some(), "the evictions are complete");
     }
 }

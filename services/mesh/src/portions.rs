@@ -1,7 +1,7 @@
-//! What a connection reads, in portions. HTTP/2's stack reads all that there is before it gives out the first stream, and
-//! streams that wait to be given out are bounded by nothing but a count. They are kept with their headers, those too that were
-//! reset in the meantime: each is some 2 KB, and 60 KB when 2 KB of HPACK are made to stand for as many headers as are allowed.
-//! So it is given a portion for each turn of the connection's task, in which it gives out all streams of that portion.
+//! Reads a connection in portions. The HTTP/2 stack reads all available input before it hands over the first stream, and
+//! streams that wait for that are bounded only in number. They are kept with their headers, even if they were reset in
+//! the meantime: each takes some 2 KB, and 60 KB when 2 KB of HPACK expand to the largest allowed headers. So the stack
+//! gets one portion for each poll of the connection's task, in which it hands over all streams of that portion.
 
 use std::io;
 use std::pin::Pin;
@@ -11,18 +11,18 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// HTTP/2 begins with these words and a frame's head (of SETTINGS).
+/// The HTTP/2 client preface, and the head of the frame after it (SETTINGS).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(crate) const PREFACE_AND_HEAD_BYTES: usize = PREFACE.len() + 9;
-/// One frame of the usual size. A portion is over when it is reached; a single read is about as long at most.
+/// One frame of the usual size. A portion ends when it is reached; a single read is at most about as long.
 const PORTION_BYTES: usize = 16 * 1_024;
 
-/// How much has been read in this turn of a connection's task.
+/// The bytes read in the current poll of a connection's task.
 #[derive(Clone, Default)]
 pub(crate) struct Turn(Arc<AtomicUsize>);
 
 impl Turn {
-    /// The connection's work; each time it is polled is a turn.
+    /// Wraps the connection's future; each poll is a turn.
     pub(crate) fn of<F: Future>(&self, mut work: Pin<&mut F>) -> impl Future<Output = F::Output> {
         std::future::poll_fn(move |cx| {
             self.0.store(0, Ordering::Relaxed);
@@ -35,7 +35,7 @@ impl Turn {
         S: AsyncRead + Unpin,
     {
         if self.0.load(Ordering::Relaxed) >= PORTION_BYTES {
-            // The next turn comes at once.
+            // The next turn follows immediately.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -46,7 +46,7 @@ impl Turn {
     }
 }
 
-/// A stream whose first bytes were read already.
+/// A stream whose first bytes were already read.
 pub(crate) struct Portioned<S> {
     first: [u8; PREFACE_AND_HEAD_BYTES],
     given: usize,
@@ -106,7 +106,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     #[tokio::test]
-    async fn a_turn_reads_a_portion_and_the_next_one_goes_on() {
+    async fn a_turn_reads_one_portion_and_the_next_turn_continues() {
         let turn = Turn::default();
         let all = vec![7; 5 * PORTION_BYTES / 2];
         let mut stream = Portioned::new([1; PREFACE_AND_HEAD_BYTES], &all[..], turn.clone());

@@ -1,5 +1,5 @@
-//! Callers behind a proxy: to the server, all of them come from the proxy's address. A proxy that is trusted says for whom it
-//! asks, in `x-forwarded-for`; of anybody else that header is hearsay.
+//! Callers behind a proxy: to the server, all of them have the proxy's address. A trusted proxy names the client's
+//! address in `x-forwarded-for`; from any other peer that header is ignored.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The networks of the proxies that are believed.
+/// The networks of trusted proxies.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Proxies(Arc<[IpNet]>);
 
@@ -23,8 +23,9 @@ impl Proxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Where a call comes from that `proxy`, which is trusted, passes on. Each proxy adds whom it heard it from at the end: so
-    /// from there, the first who is none of ours. What is no address ends the search: the last known stands for it.
+    /// The client's address for a call that arrives from `proxy`, which is trusted. Each proxy appends the address it
+    /// got the call from: so this is the last one that is not a trusted proxy. An invalid entry ends the search, and the
+    /// last valid one is used.
     pub(crate) fn caller_behind(&self, proxy: SocketAddr, headers: &HeaderMap) -> SocketAddr {
         let mut caller = proxy;
         for value in headers.get_all(FORWARDED_FOR).into_iter().rev() {
@@ -40,7 +41,7 @@ impl Proxies {
     }
 }
 
-/// With a port, or without.
+/// Parses an address with or without a port.
 fn address_in(hop: &str) -> Option<IpAddr> {
     let address = hop.parse().ok().or_else(|| hop.parse().ok().map(|with_port: SocketAddr| with_port.ip()))?;
     Some(address.to_canonical())
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whom_a_trusted_proxy_names_is_the_caller() {
+    fn the_client_is_the_last_untrusted_address_that_a_trusted_proxy_forwards() {
         let networks = ["10.0.0.0/8", "fd00::/8"].map(|network| network.parse().expect("a network"));
         let proxies = Proxies::new(networks.to_vec());
         let proxy: SocketAddr = "10.1.2.3:4000".parse().expect("an address");
@@ -64,7 +65,7 @@ mod tests {
             (&["::ffff:192.0.2.1"],                    "192.0.2.1"),
             (&["[2001:db8::1]:555"],                   "2001:db8::1"),
             (&["192.0.2.1, 10.9.9.9, fd00::7"],        "192.0.2.1"),
-            // What the caller himself has written in front is hearsay.
+            // The part that the client itself has sent is ignored.
             (&["198.51.100.9, 192.0.2.1"],             "192.0.2.1"),
             (&["198.51.100.9", "192.0.2.1, 10.9.9.9"], "192.0.2.1"),
             (&["192.0.2.1, unknown, 10.9.9.9"],        "10.9.9.9"),

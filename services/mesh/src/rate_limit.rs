@@ -1,6 +1,7 @@
-//! Rate limits per caller, on the methods that have a quota: a generic cell rate algorithm with one instant per caller.
-//! The key is the authenticated subject, else the peer's address (IPv6: its /64, which one subscriber has whole); people
-//! by their address too on methods that are public: who may make accounts may make subjects. Callers are remembered in a bounded number; when that is full of active ones, all newcomers share one quota.
+//! Rate limits per caller, on methods with a quota: a generic cell rate algorithm with one instant per caller. The key
+//! is the authenticated subject, else the peer's address (IPv6: its /64, which belongs to one subscriber). On public
+//! methods users are keyed by address even when authenticated: accounts are free to create. The number of callers is
+//! bounded; when all entries are active, new callers share one quota.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -25,27 +26,27 @@ use crate::resets::Resets;
 use crate::status::MESH_DOMAIN;
 use crate::wire::{Answer, Request, Response, respond};
 
-/// Callers that are remembered, for each method.
+/// Tracked callers, per method.
 pub(crate) const MAX_CALLERS: usize = 10_000;
-/// Those who have their whole quota again are forgotten, when there is no room, and at most this often: it reads them all.
+/// When the table is full, callers with a full quota are removed, at most this often: it scans all entries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often one caller may call one method of one instance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Quota {
-    /// So many calls, all at once if need be; none is taken for one.
+    /// The number of calls, which may come as a burst; zero means one.
     pub calls: u32,
-    /// In this time, after which the caller has them all again.
+    /// The time in which the quota is refilled completely.
     pub per: Duration,
 }
 
 impl Quota {
-    /// The time between two calls of one who calls evenly.
+    /// The time between two calls at an even rate.
     fn interval(self) -> Duration {
         self.per / self.calls.max(1)
     }
 
-    /// Takes one call, or says how long until there is one.
+    /// Takes one call, or returns the time until one is available.
     pub(crate) fn take(self, used_until: &mut Instant, now: Instant) -> Result<(), Duration> {
         let over = self.over(*used_until, now);
         if !over.is_zero() {
@@ -55,20 +56,20 @@ impl Quota {
         Ok(())
     }
 
-    /// How long until there is a call to take.
+    /// The time until a call is available.
     fn over(self, used_until: Instant, now: Instant) -> Duration {
         let next = used_until.max(now) + self.interval();
         next.saturating_duration_since(now).saturating_sub(self.per.max(self.interval()))
     }
 }
 
-/// Who is counted.
+/// The key that calls are counted by.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Key {
     Person(Uuid),
     Service(String),
     Peer(IpAddr),
-    /// All for whom there was no room.
+    /// All callers without an entry of their own.
     Others,
 }
 
@@ -84,7 +85,7 @@ impl Key {
     }
 }
 
-/// Whom an address stands for: itself, or its /64, which one subscriber has whole.
+/// The address's rate-limit key: itself, or its /64 for IPv6, which belongs to one subscriber.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
@@ -99,10 +100,10 @@ pub fn network(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub(crate) struct Callers {
     quota: Quota,
-    /// Anybody may call the method.
+    /// The method allows anonymous callers.
     is_public: bool,
     max_callers: usize,
-    /// Until when each has used up his share; past instants are as good as none.
+    /// Until when each caller's quota is used; instants in the past mean a full quota.
     used_until: HashMap<Key, Instant>,
     swept: Option<Instant>,
 }
@@ -112,13 +113,13 @@ impl Callers {
         Self { quota, is_public: false, max_callers, used_until: HashMap::new(), swept: None }
     }
 
-    /// Counts a call, or says how long the caller has to wait.
+    /// Counts a call, or returns the time that the caller has to wait.
     pub(crate) fn count(&mut self, key: Key, now: Instant) -> Result<(), Duration> {
         let key = if self.has_room(&key, now) { key } else { Key::Others };
         self.quota.take(self.used_until.entry(key).or_insert(now), now)
     }
 
-    /// How long a caller has to wait, when the next call would be over its quota.
+    /// The time that a caller has to wait, when its next call would exceed its quota.
     pub(crate) fn over(&self, key: &Key, now: Instant) -> Option<Duration> {
         let over = self.quota.over(*self.used_until.get(key)?, now);
         (!over.is_zero()).then_some(over)
@@ -144,7 +145,7 @@ pub(crate) struct RateLimit<S> {
     shared: Arc<Shared>,
 }
 
-/// What all calls share.
+/// State shared by all calls.
 struct Shared {
     methods: Methods,
     resets: Arc<Resets>,
@@ -200,7 +201,7 @@ impl Shared {
         Some(response)
     }
 
-    /// How long the caller has to wait, if its method has a quota that it has used up.
+    /// The time that the caller has to wait, if it has used up the method's quota.
     fn over(&self, path: &str, request: &Request) -> Option<Duration> {
         let mut callers = self.methods.get(path)?.lock().unwrap_or_else(PoisonError::into_inner);
         let key = Key::of(request, callers.is_public);
@@ -209,7 +210,7 @@ impl Shared {
 }
 
 fn over_quota(reason: &str, what: &str, path: &str, wait: Duration) -> Status {
-    let message = format!("too many {what}: wait as long as retry_info says");
+    let message = format!("too many {what}: retry after retry_info");
     let mut details = ErrorDetails::new();
     details.set_error_info(reason, MESH_DOMAIN, HashMap::new());
     details.set_retry_info(Some(wait));
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_make_accounts_is_counted_by_his_address_and_others_by_their_account() {
+    fn public_methods_count_by_address_and_others_by_account() {
         let peer: SocketAddr = "192.0.2.7:4711".parse().expect("an address");
         let person = Caller::Person {
             user_id: Uuid::from_u128(7),
@@ -244,25 +245,25 @@ mod tests {
     }
 
     #[test]
-    fn a_caller_has_his_quota_at_once_and_then_one_call_per_interval() {
+    fn a_caller_may_use_its_quota_in_a_burst_and_then_one_call_per_interval() {
         let (mut callers, start) = (Callers::new(QUOTA, 10), Instant::now());
         let at = |millis: u64| start + Duration::from_millis(millis);
         for _ in 0..3 {
             assert_eq!(callers.count(person(1), at(0)), Ok(()));
         }
         assert_eq!(callers.count(person(1), at(0)), Err(Duration::from_secs(1)));
-        assert_eq!(callers.count(person(1), at(400)), Err(Duration::from_millis(600)), "a refusal costs nothing");
-        assert_eq!(callers.count(person(2), at(400)), Ok(()), "others have their own");
+        assert_eq!(callers.count(person(1), at(400)), Err(Duration::from_millis(600)), "a rejected call costs nothing");
+        assert_eq!(callers.count(person(2), at(400)), Ok(()), "other callers have their own");
         assert_eq!(callers.count(person(1), at(1_000)), Ok(()));
         assert!(callers.count(person(1), at(1_000)).is_err());
         for _ in 0..3 {
-            assert_eq!(callers.count(person(1), at(9_000)), Ok(()), "all again, and no more than that");
+            assert_eq!(callers.count(person(1), at(9_000)), Ok(()), "a full quota again, and no more than that");
         }
         assert!(callers.count(person(1), at(9_000)).is_err());
     }
 
     #[test]
-    fn callers_are_bounded_and_newcomers_share_when_it_is_full() {
+    fn callers_are_bounded_and_new_ones_share_a_quota_when_the_table_is_full() {
         let (mut callers, start) = (Callers::new(QUOTA, 2), Instant::now());
         for number in 1..=2 {
             assert_eq!(callers.count(person(number), start), Ok(()));
@@ -270,13 +271,13 @@ mod tests {
         let newcomers: Vec<_> = (3..9).map(|number| callers.count(person(number), start).is_ok()).collect();
         assert_eq!(newcomers, [true, true, true, false, false, false], "one quota for all of them");
         assert_eq!(callers.used_until.len(), 3);
-        // Later the first two are forgotten, and there is room again.
+        // Later the first two are removed, and there is room again.
         assert_eq!(callers.count(person(9), start + Duration::from_secs(9)), Ok(()));
         assert_eq!(callers.used_until.len(), 1);
     }
 
     #[test]
-    fn a_quota_of_nothing_is_one_call() {
+    fn a_quota_of_zero_allows_one_call() {
         let (mut callers, start) = (Callers::new(Quota { calls: 0, per: Duration::from_secs(1) }, 2), Instant::now());
         assert_eq!(callers.count(person(1), start), Ok(()));
         assert_eq!(callers.count(person(1), start), Err(Duration::from_secs(1)));

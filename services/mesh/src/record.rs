@@ -1,8 +1,9 @@
-//! The record of one call, on either side: settled once, from wherever the status turns up, and with the pessimistic
-//! outcome when it never does. It moves from the call's future into its response's body, so a span is as long as its call.
+//! The record of one call, on either side: completed once, from wherever the status is found, and with a pessimistic
+//! outcome if it never is. It moves from the call's future into its response's body, so a span lasts as long as its
+//! call.
 //!
-//! Where the status is: in the headers (Trailers-Only), else in the trailers, else the body's error, else an end
-//! without trailers is UNKNOWN, else it was dropped: CANCELLED, or DEADLINE_EXCEEDED when past the deadline.
+//! The status is in the headers (Trailers-Only), else in the trailers, else it is the body's error; an end without
+//! trailers is UNKNOWN; a drop is CANCELLED, or DEADLINE_EXCEEDED past the deadline.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,27 +25,28 @@ use crate::wire::{Response, says_ok};
 
 pub(crate) type Sink = Arc<dyn EventSink>;
 
-/// A mark in a response's extensions: refused before it was anybody's business (identity, limits). A metric and a span, no event.
+/// Marks a response in its extensions: rejected before it reached the service (identity, limits). A metric and a span,
+/// no event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NoEvent;
 
-/// Which side of the call the record is kept on.
+/// The side of the call that the record is kept on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Side {
     Server,
     Client,
 }
 
-/// Who said how the call ended.
+/// What determined the call's outcome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum By {
-    /// The peer's answer (on a server: the handler's).
+    /// The peer's response (on a server: the handler's).
     Peer,
-    /// We did, without an answer.
+    /// This side, without a response.
     Us,
 }
 
-/// A caller's clock starts before ours: a call that is given up so shortly before its deadline was given up for it.
+/// The caller's clock started earlier: a call cancelled this shortly before its deadline counts as past it.
 const LATE_WITHIN: Duration = Duration::from_millis(20);
 
 /// The record of one call.
@@ -73,13 +75,13 @@ impl Record {
         Self { side, method, operation, duration, started, deadline: None, settled: false }
     }
 
-    /// When the call must end: what a dropped call died of.
+    /// Sets the deadline, which tells a cancelled call from one past its deadline.
     pub(crate) fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Goes on in the response's body, unless the headers say all.
+    /// Continues in the response's body, unless the headers have the status.
     pub(crate) fn follow(mut self, response: Response) -> Response {
         if let Some(told) = told(response.headers()) {
             if response.extensions().get::<NoEvent>().is_some()
@@ -90,7 +92,7 @@ impl Record {
             self.settle(told.as_ref().copied(), By::Peer);
             return response;
         }
-        // tonic's Body::new replaces a body that is at its end already: a wrapper would be dropped unpolled.
+        // tonic's Body::new replaces a body that has already ended: a wrapper would be dropped unpolled.
         if response.body().is_end_stream() {
             self.settle(Err(&no_trailers()), By::Peer);
             return response;
@@ -98,7 +100,7 @@ impl Record {
         response.map(|inner| Body::new(RecordedBody { inner, record: self }))
     }
 
-    /// The call never got a response.
+    /// The call got no response.
     pub(crate) fn failed(mut self, status: &Status) {
         self.settle(Err(status), By::Us);
     }
@@ -119,9 +121,9 @@ impl Record {
             operation.set_on_span(ERROR_TYPE, code_name(code));
             operation.mark_error(outcome.err().map_or("", Status::message));
         }
-        // Where the peer answered, the event is the peer's: the caller's operation is one only if nobody answered.
+        // If the peer answered, the event is the peer's: the caller's operation produces one only without an answer.
         let no_answer = by == By::Us && matches!(code, Code::DeadlineExceeded | Code::Unavailable);
-        // A method that nobody serves here is no event of the service that was asked for it.
+        // A call of an unknown method is no event of this service.
         if (self.side == Side::Client && !no_answer) || code == Code::Unimplemented {
             operation.dismiss();
         }
@@ -135,12 +137,12 @@ impl Drop for Record {
             return;
         }
         let late = self.deadline.is_some_and(|deadline| deadline <= Instant::now() + LATE_WITHIN);
-        let status = if late { exceeded() } else { Status::cancelled("the call was given up") };
+        let status = if late { exceeded() } else { Status::cancelled("the call was cancelled") };
         self.settle(Err(&status), By::Us);
     }
 }
 
-/// On a server, what the caller did wrong is no error of ours (OpenTelemetry's convention).
+/// On a server, the caller's mistakes are not server errors (OpenTelemetry's convention).
 fn is_server_error(code: Code) -> bool {
     matches!(
         code,
@@ -153,7 +155,7 @@ fn is_server_error(code: Code) -> bool {
     )
 }
 
-/// What headers or trailers say of the call's end.
+/// The call's status, if headers or trailers have one.
 fn told(headers: &HeaderMap) -> Option<Result<(), Status>> {
     if says_ok(headers) { Some(Ok(())) } else { Status::from_header_map(headers).map(Err) }
 }
@@ -182,7 +184,7 @@ impl http_body::Body for RecordedBody {
                     let told = told(trailers).unwrap_or_else(|| Err(no_trailers()));
                     this.record.settle(told.as_ref().copied(), By::Peer);
                 }
-                // Nobody polls a body that says it is at its end.
+                // A body that reports its end is not polled again.
                 None if this.inner.is_end_stream() => this.record.settle(Err(&no_trailers()), By::Peer),
                 None => {}
             },

@@ -1,6 +1,6 @@
-//! Reflection, v1 and v1alpha (old grpcurl). It lists what is served here, as its specification has it ("the full names of
-//! registered services"), and knows the files of all else that these may name; google.rpc too, or grpcurl cannot print an
-//! error's details.
+//! Reflection, v1 and v1alpha (old grpcurl). As specified, it lists the services served here ("the full names of
+//! registered services"), and has the files of all that these may refer to; google.rpc too, because grpcurl needs it to
+//! print error details.
 
 use tonic::service::Routes;
 use tonic_reflection::pb::{v1, v1alpha};
@@ -14,7 +14,7 @@ pub(crate) fn add(routes: Routes, descriptors: &'static [&'static [u8]], service
     match try_add(routes.clone(), descriptors, services) {
         Ok(with_reflection) => with_reflection,
         Err(error) => {
-            // The descriptors are made by the build: this is a broken build, and no reason not to serve.
+            // The build makes the descriptors: this is a build error, and no reason not to serve.
             tracing::error!(target: "ordermesh", "no reflection: the descriptors cannot be read: {error}");
             routes
         }

@@ -1,5 +1,5 @@
-//! What was turned away, by cause: a counter, and one log line a second at most. The causes are an enum, so the metric's
-//! label has as many values as there are lines here.
+//! Counts rejections by cause: a counter, and at most one log line a second. The causes are an enum, so the metric's
+//! label has a bounded number of values.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,50 +11,50 @@ use tokio::time::Instant;
 
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why something was turned away.
+/// Why a call or a connection was rejected or ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Cause {
     /// All permits are taken.
     Concurrency,
-    /// The caller holds its share of the permits.
+    /// The caller holds its fair share of the permits.
     Share,
-    /// All streams are taken, and none of them gives way.
+    /// All stream slots are taken, and none can be evicted.
     Streams,
-    /// A connection or stream of the caller that has most of them, whose place another got.
+    /// A connection or stream of the caller with the most slots was evicted for another caller.
     GaveWay,
-    /// A connection whose peer's certificate has ended.
+    /// A connection whose peer's certificate has expired.
     Expired,
-    /// A request that was not there as a whole in time.
+    /// A request that was not complete in time.
     MessageTooSlow,
-    /// The memory budget is spent.
+    /// The memory budget, or the caller's share of it, is used up.
     Memory,
     /// A message longer than the limit.
     MessageTooLarge,
-    /// More metadata than the limit.
+    /// Metadata beyond the limit.
     Metadata,
     /// The caller is over its quota.
     RateLimit,
-    /// Bad credentials, or a caller who may not.
+    /// Invalid credentials, or missing permissions.
     Identity,
-    /// A `grpc-timeout` that is none.
+    /// A malformed `grpc-timeout`.
     Timeout,
-    /// A `traceparent` that is none: the call is served, in a trace of its own.
+    /// A malformed `traceparent`: the call is served, in a trace of its own.
     Traceparent,
-    /// An answer that its caller did not take.
+    /// A response that its caller did not read.
     Stalled,
-    /// There are enough connections.
+    /// The connection limit is reached.
     Connections,
-    /// A TLS handshake that failed.
+    /// A failed TLS handshake.
     Tls,
     /// A connection that did not begin as HTTP/2 in time.
     Preface,
-    /// A connection whose peer answered no ping.
+    /// A connection whose peer did not answer a ping.
     Silent,
-    /// More calls that were reset before they were answered than a caller or a connection may have.
+    /// More calls reset before they were answered than a caller or a connection is allowed.
     Resets,
     /// A request that is not gRPC.
     NotGrpc,
-    /// A connection that broke the rules of HTTP/2, and was ended.
+    /// A connection that was closed for violating HTTP/2.
     Protocol,
 }
 
@@ -86,13 +86,13 @@ impl Cause {
     }
 }
 
-/// Counts what a server turns away.
+/// A server's rejections.
 #[derive(Debug)]
 pub(crate) struct Refusals {
     pub(crate) service: &'static str,
     counter: Counter<u64>,
     seldom: Seldom,
-    /// What a test sees without a meter.
+    /// For tests, which have no meter.
     #[cfg(test)]
     pub(crate) seen: Mutex<Vec<Cause>>,
 }
@@ -101,7 +101,7 @@ impl Refusals {
     pub(crate) fn new(service: &'static str) -> Self {
         let counter = global::meter("mesh")
             .u64_counter("mesh.server.refusals")
-            .with_description("Calls and connections that were turned away, by cause")
+            .with_description("Calls and connections that were rejected, by cause")
             .build();
         Self {
             service,
@@ -119,12 +119,12 @@ impl Refusals {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(cause);
         if let Some(since_last_line) = self.seldom.count(Instant::now()) {
             let cause = cause.name();
-            tracing::warn!(target: "ordermesh", cause, since_last_line, "the server turns callers away");
+            tracing::warn!(target: "ordermesh", cause, since_last_line, "requests rejected");
         }
     }
 }
 
-/// Says when to log: at most once a second, with how many there were since.
+/// Limits log lines to one a second, and counts the events in between.
 #[derive(Debug)]
 pub struct Seldom(Mutex<(Option<Instant>, u64)>);
 
@@ -135,12 +135,12 @@ impl Default for Seldom {
 }
 
 impl Seldom {
-    /// No line yet.
+    /// Before the first line.
     pub const fn new() -> Self {
         Self(Mutex::new((None, 0)))
     }
 
-    /// One more. How many there were since the last line, when it is time for another.
+    /// Counts an event. Returns the number of events since the last line when the next line is due.
     pub fn count(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, count) = &mut *state;
@@ -153,7 +153,7 @@ impl Seldom {
     }
 }
 
-/// The same, for each reason: one that is frequent does not hide another.
+/// The same per reason: a frequent one does not hide another.
 #[derive(Debug)]
 pub(crate) struct SeldomBy(Mutex<BTreeMap<&'static str, Seldom>>);
 
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_one_line_a_second_at_most_and_it_says_how_many_there_were() {
+    fn at_most_one_line_a_second_is_due_and_it_has_the_number_of_events() {
         let (seldom, start) = (Seldom::new(), Instant::now());
         let at = |millis: u64| start + Duration::from_millis(millis);
         assert_eq!(seldom.count(at(0)), Some(1));
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_that_is_frequent_hides_no_other() {
+    fn a_frequent_reason_hides_no_other() {
         let (seldom, now) = (SeldomBy::new(), Instant::now());
         assert_eq!(seldom.count("STORE_FAILED", now), Some(1));
         assert_eq!(seldom.count("STORE_FAILED", now), None);

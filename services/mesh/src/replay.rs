@@ -1,5 +1,5 @@
-//! A request's bytes, kept so that it can be sent again. Only a body that is all there at once is kept (that of a unary
-//! call is), and only up to a limit; what is longer, or is still being made, goes out as it comes and only once.
+//! Keeps a request's bytes for retries. Only a body that is complete when it is polled is kept (that of a unary call),
+//! and only up to a limit; a longer or incomplete one is sent once, as it arrives.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -10,26 +10,26 @@ use smallvec::SmallVec;
 use tonic::Status;
 use tonic::body::Body;
 
-/// Requests that are longer are not kept.
+/// The longest request that is kept.
 pub(crate) const KEPT_BYTES: usize = 64 * 1_024;
 
 /// A unary request is one frame.
 type Frames = SmallVec<[Result<Frame<Bytes>, Status>; 1]>;
 
-/// What became of a body.
+/// A request's body, ready to be sent.
 pub(crate) enum Replay {
-    /// It is here, and can be sent as often as need be.
+    /// Complete: may be sent any number of times.
     Kept(Bytes),
-    /// It can be sent once.
+    /// May be sent once.
     Once(Body),
 }
 
 impl Replay {
-    /// Looks at what is there of a body; does not wait for the rest of it.
+    /// Reads the available part of a body; does not wait for the rest.
     pub(crate) fn of(mut body: Body) -> Self {
         let mut frames = Frames::new();
         let mut bytes = 0;
-        // Nobody waits here: who sends the rest will ask it to wake him.
+        // Nothing waits here: the sender of the rest polls it with its own waker.
         let cx = &mut Context::from_waker(Waker::noop());
         loop {
             match Pin::new(&mut body).poll_frame(cx) {
@@ -38,7 +38,7 @@ impl Replay {
                     let data = frame.as_ref().ok().and_then(Frame::data_ref).map(Bytes::len);
                     bytes += data.unwrap_or(0);
                     frames.push(frame);
-                    // Trailers and errors are no part of a unary request.
+                    // A unary request has neither trailers nor errors.
                     if data.is_none() || bytes > KEPT_BYTES {
                         break;
                     }
@@ -59,12 +59,12 @@ fn joined(frames: Frames) -> Bytes {
     all.freeze()
 }
 
-/// A body made of bytes that were kept.
+/// A body of kept bytes.
 pub(crate) fn body_of(bytes: Bytes) -> Body {
     if bytes.is_empty() { Body::empty() } else { Body::new(Whole(Some(bytes))) }
 }
 
-/// Says nothing of its length, as gRPC's bodies do: no content-length is sent.
+/// Has no size hint, like gRPC's bodies: no content-length is sent.
 struct Whole(Option<Bytes>);
 
 impl http_body::Body for Whole {
@@ -80,7 +80,7 @@ impl http_body::Body for Whole {
     }
 }
 
-/// A body of which something was taken already.
+/// A body whose first frames were already read.
 struct Begun {
     frames: smallvec::IntoIter<[Result<Frame<Bytes>, Status>; 1]>,
     rest: Body,
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_all_there_is_kept() {
+    async fn a_complete_body_is_kept() {
         for parts in [vec![], vec![&b"one"[..]], vec![b"one", b"two", b"three"]] {
             let expected = parts.concat();
             let Replay::Kept(kept) = Replay::of(streamed(parts)) else { panic!("not kept") };
@@ -129,15 +129,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_too_long_is_sent_once_and_whole() {
+    async fn a_body_that_is_too_long_is_sent_once_and_complete() {
         static LONG: [u8; KEPT_BYTES] = [7; KEPT_BYTES];
-        assert!(matches!(Replay::of(streamed(vec![&LONG])), Replay::Kept(_)), "the limit itself is kept");
+        assert!(matches!(Replay::of(streamed(vec![&LONG])), Replay::Kept(_)), "at the limit it is kept");
         let Replay::Once(body) = Replay::of(streamed(vec![&LONG, b"!", b"?"])) else { panic!("kept") };
         assert_eq!(bytes_of(body).await.len(), KEPT_BYTES + 2);
     }
 
     #[tokio::test]
-    async fn what_is_still_being_made_is_not_waited_for() {
+    async fn an_incomplete_body_is_not_awaited() {
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         sender.send(Bytes::from_static(b"begun")).await.expect("room");
         let frames = stream::unfold(receiver, |mut receiver| async {

@@ -1,5 +1,5 @@
-//! The rescue layer: no status leaves without ErrorInfo, and no error of a layer leaves as anything but a status.
-//! tonic's own errors (unknown method, malformed message, too large) have no details of their own.
+//! Error details: no status leaves without ErrorInfo, and no layer's error leaves as anything but a status. tonic's own
+//! errors (unknown method, malformed message, too large) have no details.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -37,7 +37,7 @@ where
     type Future = BoxFuture<'static, Answer>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // A layer that is not ready for good answers so when it is called.
+        // A layer that has failed reports that when it is called.
         self.inner.poll_ready(cx).map(|_| Ok(()))
     }
 
@@ -63,7 +63,7 @@ fn amended(mut response: Response) -> Response {
     response.map(|inner| Body::new(RescuedBody { inner }))
 }
 
-/// Puts ErrorInfo into headers (or trailers) whose status has none.
+/// Adds ErrorInfo to headers (or trailers) whose status has none.
 fn amend(headers: &mut HeaderMap) {
     if says_ok(headers) {
         return;
@@ -72,15 +72,15 @@ fn amend(headers: &mut HeaderMap) {
     if status.code() == Code::Ok || reason_of(&status).is_some() {
         return;
     }
-    // Fails only for a message that is no header value, and it came out of one.
+    // Fails only for a message that is not a header value, and it came from one.
     let _ = explained(status).add_header(headers);
 }
 
-/// What tonic says when it cannot read a request.
+/// tonic's messages for an unreadable request.
 const UNREADABLE: [&str; 3] =
     ["failed to decode Protobuf message", "Unexpected EOF decoding stream", "protocol error:"];
 
-/// The same error with ErrorInfo; where tonic's code blames the wrong side, with a better code.
+/// The same error with ErrorInfo; where tonic's code blames the wrong side, with a better one.
 fn explained(status: Status) -> Status {
     if reason_of(&status).is_some() {
         return status;
@@ -92,7 +92,7 @@ fn explained(status: Status) -> Status {
     }
     if is(Code::Internal) && message.starts_with("Missing request message") {
         // gRPC's table of status codes: "request cardinality violation".
-        let message = "a request of this method is one message, and there was none";
+        let message = "this method takes exactly one request message, and there was none";
         return mesh_status(Code::Unimplemented, REQUEST_CARDINALITY, message);
     }
     let (code, reason) = if is(Code::Unimplemented) && message.contains("compressed with") {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_that_explains_itself_is_left_alone() {
+    fn a_status_with_error_info_is_left_unchanged() {
         let status = mesh_status(Code::Internal, "PANIC", "failed to decode Protobuf message");
         let explained = explained(status);
         assert_eq!((explained.code(), reason_of(&explained).as_deref()), (Code::Internal, Some("PANIC")));

@@ -1,8 +1,8 @@
-//! Calls that were reset before they were answered. To cancel is any caller's right (a page that is left, a hedged call, a
-//! short deadline), and many callers may share a connection. But a reset makes room for the next stream at once, so the limit
-//! on open streams does not bound what the server begins in vain: rapid reset (CVE-2023-44487).
-//! So it is the rate that is limited. A caller that is known has a quota of its own: over it, its new calls are refused.
-//! A connection whose callers together go far beyond that gets a GOAWAY, and is cut off when it goes on all the same.
+//! Limits calls that are reset before they are answered. Any caller may cancel (a closed page, a hedged call, a short
+//! deadline), and many callers may share a connection. But a reset immediately makes room for the next stream, so the
+//! limit on open streams does not bound the work that the server begins in vain: rapid reset (CVE-2023-44487). So the
+//! rate is limited. A known caller has a quota of its own: beyond it, its new calls are rejected. A connection whose
+//! callers together far exceed that gets a GOAWAY, and is closed if it continues.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,17 +14,17 @@ use tokio::time::Instant;
 use crate::edge;
 use crate::rate_limit::{Callers, Key, MAX_CALLERS, Quota};
 
-/// More than a person's programs cancel: a burst, and a hundred a second. Each costs at most what a call costs.
+/// More than well-behaved clients cancel: a burst, and a hundred a second. Each costs at most what a call costs.
 const PER_CALLER: Quota = Quota { calls: 2_000, per: Duration::from_secs(20) };
-/// Of all callers together: a burst of some five times what may be open at once, and 250 a second.
+/// Of all callers of a connection: a burst of some five times the limit on open streams, and 250 a second.
 const PER_CONNECTION: Quota = Quota { calls: 5_000, per: Duration::from_secs(20) };
-/// After the GOAWAY, before the connection is cut off: as many as there may be open streams.
+/// Resets after the GOAWAY, before the connection is closed: as many as there may be open streams.
 const MOST_AFTER_GOAWAY: u64 = 1_024;
 
-/// Those of a server, by caller.
+/// A server's resets, by caller.
 pub(crate) struct Resets {
     callers: Mutex<(Callers, Instant)>,
-    /// Most of the time nobody is over: then a call costs no lock.
+    /// Usually no caller is over its quota: then a call takes no lock.
     is_anybody_over: AtomicBool,
 }
 
@@ -36,7 +36,7 @@ impl Resets {
 
     fn count(&self, caller: Key, now: Instant) {
         let (callers, over_until) = &mut *self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        // Over it or not, it has happened.
+        // Counted even when over the quota.
         let _ = callers.count(caller.clone(), now);
         if let Some(wait) = callers.over(&caller, now) {
             *over_until = (*over_until).max(now + wait);
@@ -44,7 +44,7 @@ impl Resets {
         }
     }
 
-    /// How long the caller of the call that is worked on must wait, when it is over its quota.
+    /// How long the current call's caller must wait, when it is over its quota.
     pub(crate) fn over(&self) -> Option<Duration> {
         if !self.is_anybody_over.load(Ordering::Acquire) {
             return None;
@@ -59,7 +59,7 @@ impl Resets {
     }
 }
 
-/// Those of a connection.
+/// A connection's resets.
 pub(crate) struct ConnectionResets {
     of_server: Arc<Resets>,
     used_until: Mutex<Instant>,
@@ -67,12 +67,12 @@ pub(crate) struct ConnectionResets {
     went_beyond: Notify,
 }
 
-/// How far beyond its quota a connection is.
+/// How far a connection exceeds its quota.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Beyond {
     /// It gets a GOAWAY.
     Far,
-    /// It was given the time to go, and is cut off.
+    /// It continued after the GOAWAY, and is closed.
     TooFar,
 }
 
@@ -95,7 +95,7 @@ impl ConnectionResets {
         }
     }
 
-    /// Returns when the connection has gone beyond its quota, and each time when it has gone further.
+    /// Returns when the connection exceeds its quota, and again for each further reset.
     pub(crate) async fn beyond(&self) -> Beyond {
         self.went_beyond.notified().await;
         if self.beyond.load(Ordering::Acquire) > MOST_AFTER_GOAWAY { Beyond::TooFar } else { Beyond::Far }
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_caller_that_cancels_without_an_end_is_over_its_quota_and_others_are_not() {
+    async fn a_caller_that_cancels_endlessly_exceeds_its_quota_and_others_do_not() {
         let resets = Arc::new(Resets::new());
         let connection = ConnectionResets::new(resets.clone());
         for number in 0..PER_CALLER.calls {
@@ -127,18 +127,18 @@ mod tests {
         let wait = over(&resets, person(1)).expect("over its quota");
         assert_eq!(wait, PER_CALLER.per / PER_CALLER.calls);
         assert_eq!((over(&resets, person(2)), over(&resets, None)), (None, None));
-        assert!(timeout_now(connection.beyond()).await.is_none(), "the connection is not");
+        assert!(timeout_now(connection.beyond()).await.is_none(), "the connection is within its quota");
         tokio::time::advance(wait).await;
-        assert_eq!(over(&resets, person(1)), None, "there is room for one");
-        assert!(!resets.is_anybody_over.load(Ordering::Acquire), "nobody is, and calls cost no lock again");
+        assert_eq!(over(&resets, person(1)), None, "there is room for one call");
+        assert!(!resets.is_anybody_over.load(Ordering::Acquire), "no caller is over its quota: calls take no lock");
         connection.count(person(1));
         assert_eq!(over(&resets, person(1)), Some(wait));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_may_reset_in_bursts_and_at_a_rate_and_goes_when_it_is_far_beyond() {
+    async fn a_connection_may_reset_in_bursts_and_at_a_rate_and_is_closed_far_beyond_them() {
         let connection = ConnectionResets::new(Arc::new(Resets::new()));
-        // 250 a second, for a minute; and a burst of all there is.
+        // 250 a second, for a minute; and a burst of the whole quota.
         for _ in 0..60 {
             for _ in 0..250 {
                 connection.count(None);
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(timeout_now(connection.beyond()).await, None);
         connection.count(None);
         assert_eq!(timeout_now(connection.beyond()).await, Some(Beyond::Far));
-        assert_eq!(timeout_now(connection.beyond()).await, None, "it is told once for each");
+        assert_eq!(timeout_now(connection.beyond()).await, None, "reported once for each");
         for _ in 0..MOST_AFTER_GOAWAY {
             connection.count(None);
         }

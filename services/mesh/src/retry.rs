@@ -1,8 +1,9 @@
-//! The retry layer (gRFC A6): another attempt for a call that failed, if the contract says that it may be repeated, nothing
-//! of an answer has come, there is time left, and the target's budget allows it.
+//! The retry layer (gRFC A6): another attempt for a call that failed, if its policy allows it, no response has begun,
+//! the deadline permits it, and the target's budget allows it.
 //!
-//! An attempt that the instance says it has not begun is repeated whatever the method, at once and free of charge, if its
-//! request is all there (that of a call whose answer streams is). What never left is given to another instance further in (`balance`), before anybody here hears of it.
+//! Transparent retries: an attempt that the instance reports as not begun is repeated for any method, immediately and
+//! outside the budget, if its request is complete (also for a streaming response). A request that was not sent is given
+//! to another instance further in (`balance`), before this layer sees it.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -30,18 +31,18 @@ use crate::replay::{Replay, body_of};
 use crate::status::code_name;
 use crate::wire::{NoAnswer, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, find, once_only};
 
-/// The first one and two more.
+/// The first attempt and two retries.
 pub(crate) const ATTEMPTS: u32 = 3;
-/// An instance that ends turns away what it has not begun; so often is that taken for the end of one instance.
+/// Transparent retries per call: an instance that shuts down rejects what it has not begun.
 const TRANSPARENT: u32 = 3;
-/// Short: the next attempt goes to another instance, if there is one.
+/// Short: a retry goes to another instance, if there is one.
 const BACKOFF: Duration = Duration::from_millis(20);
 const BACKOFF_AT_MOST: Duration = Duration::from_secs(1);
 
-/// What the layer knows.
+/// The layer's configuration.
 pub(crate) struct RetryConfig {
     pub(crate) policies: PolicyTable,
-    /// Off: what failed is the answer. What was never begun goes to another instance all the same.
+    /// When off, a failure is the call's result. Transparent retries happen all the same.
     pub(crate) is_on: bool,
     pub(crate) budget: Arc<Budget>,
     pub(crate) chance: Arc<dyn Chance>,
@@ -77,7 +78,7 @@ where
         let policy = find(self.config.policies, &request);
         let call = Call::new(self.config.clone(), &request, policy);
         let (mut parts, body) = request.into_parts();
-        // Further in, nobody needs the rest of them.
+        // The inner layers do not need the rest of them.
         parts.extensions.clear();
         call.add_to(&mut parts.extensions, call.until);
         if policy.is_none() {
@@ -91,7 +92,7 @@ where
                 return Box::pin(async move { work.await.map_err(|failure| failure.status) });
             }
         };
-        // What is kept for other attempts had better be little: it is copied for each call, and hardly ever needed.
+        // What is kept for retries should be small: it is copied for each call, and rarely needed.
         let extensions = std::mem::take(&mut parts.extensions);
         let kept = Kept { parts: parts.clone(), bytes: bytes.clone() };
         parts.extensions = extensions;
@@ -104,7 +105,7 @@ where
                 return outcome.map_err(|failure| failure.status);
             }
             drop(outcome);
-            // Seldom: what it needs had better not be part of every call's future.
+            // Rare: its state should not be part of every call's future.
             Box::pin(call.go_on(inner, kept, code, next)).await
         })
     }
@@ -112,22 +113,22 @@ where
 
 fn may_repeat(policy: &MethodPolicy) -> bool {
     match policy.idempotency {
-        // A stream that broke is gone on with by who reads it: he alone knows where.
+        // A broken stream is resumed by its reader: only the reader knows where.
         Idempotency::Idempotent | Idempotency::NoSideEffects => !policy.streaming,
         Idempotency::Unknown => false,
     }
 }
 
-/// How an attempt failed.
+/// A failed attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Failed {
     code: Code,
-    /// How far it came, if it got no answer.
+    /// How far it got, if it has no response.
     reach: Option<Reach>,
     pushback: Pushback,
 }
 
-/// What the server says of the next attempt.
+/// The server's instruction for retries (gRFC A6, `grpc-retry-pushback-ms`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Pushback {
     Nothing,
@@ -138,7 +139,7 @@ enum Pushback {
 impl Pushback {
     fn of(headers: &HeaderMap) -> Self {
         let Some(value) = headers.get(PUSHBACK) else { return Self::Nothing };
-        // What cannot be read means never, says A6.
+        // A6: an unreadable value means never.
         let millis = value.to_str().ok().and_then(|text| text.parse::<i32>().ok());
         millis
             .and_then(|millis| u64::try_from(millis).ok())
@@ -147,7 +148,7 @@ impl Pushback {
 }
 
 impl Failed {
-    /// `None` when an answer has come, or begins to: from there on nothing is repeated.
+    /// `None` when a response has begun: from then on nothing is retried.
     fn of(outcome: &Result<Response, NoAnswer>) -> Option<Self> {
         match outcome {
             Ok(response) => {
@@ -161,29 +162,29 @@ impl Failed {
     }
 }
 
-/// What comes after an attempt.
+/// The decision after an attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Next {
     /// Its outcome is the call's.
     Answer,
-    /// Another, that counts as the same.
+    /// A transparent retry.
     Transparent,
-    /// Another, after a wait.
+    /// A retry after a wait.
     After(Duration),
 }
 
-/// A request, to be sent again.
+/// A request, kept for retries.
 struct Kept {
     parts: http::request::Parts,
     bytes: Bytes,
 }
 
-/// One call, over all its attempts.
+/// One call with all its attempts.
 struct Call {
     config: Arc<RetryConfig>,
     operation: Option<Operation>,
     may_repeat: bool,
-    /// One hop retries: not this one, if the served call is a retry itself.
+    /// Only one hop retries: not this one, if the served call is itself a retry.
     is_left_to_caller: bool,
     until: Option<Until>,
     /// Attempts before the current one.
@@ -200,7 +201,7 @@ impl Call {
             attempts: Attempts::begin(operation.clone()),
             operation,
             may_repeat: config.is_on && policy.is_some_and(may_repeat),
-            // Asked here: the task that makes the call is the one that serves the other.
+            // Read here: the task that makes this call is the one that serves the other.
             is_left_to_caller: serves_a_retry(),
             until: request.extensions().get::<Until>().copied(),
             previous: 0,
@@ -210,12 +211,12 @@ impl Call {
         }
     }
 
-    /// The code that an attempt ended with, and what comes after it.
+    /// An attempt's status code, and the decision after it.
     fn after(&self, outcome: &Result<Response, NoAnswer>) -> (Code, Next) {
         Failed::of(outcome).map_or((Code::Ok, Next::Answer), |failed| (failed.code, self.next(failed)))
     }
 
-    /// The attempts after the first one, which failed.
+    /// The retries, after the first attempt failed.
     async fn go_on<S>(mut self, mut inner: S, kept: Kept, mut code: Code, mut next: Next) -> Result<Response, Status>
     where
         S: Service<Request, Response = Response, Error = NoAnswer>,
@@ -237,7 +238,7 @@ impl Call {
         }
     }
 
-    /// What is another attempt's own: its span, its count, and what is left of the time.
+    /// Sets a retry's span, its count, and the time left.
     fn mark(&mut self, request: &mut Request, is_transparent: bool) {
         self.previous += u32::from(!is_transparent);
         self.transparent += u32::from(is_transparent);
@@ -294,7 +295,7 @@ impl Call {
     }
 }
 
-/// However it ends: the call's span says where it was last.
+/// However it ends: the call's span names the last instance.
 impl Drop for Call {
     fn drop(&mut self) {
         let seen = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());

@@ -26,7 +26,7 @@ const POLICIES: PolicyTable = PolicyTable(&[
     method(WRITE, Idempotency::Unknown, false),
 ]);
 
-/// [`NoAnswer`] as the mock wants its errors.
+/// [`NoAnswer`] as an error type for the mock.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?}")]
 struct Lost(NoAnswer);
@@ -60,7 +60,7 @@ impl World {
         Self { instances, budget, layer: Box::new(move |request| Box::pin(service.clone().oneshot(request))) }
     }
 
-    /// The call runs on its own; what it sends comes out of `attempt`.
+    /// The call runs in its own task; its attempts arrive at `attempt`.
     fn call(&self, path: &str) -> JoinHandle<Result<Response, Status>> {
         self.call_until(path, None)
     }
@@ -78,11 +78,11 @@ impl World {
         let (request, reply) = self.instances.next_request().await.expect("an attempt");
         let (parts, body) = request.into_parts();
         let bytes = body.collect().await.expect("a body").to_bytes();
-        assert_eq!(bytes, "bytes", "each attempt has the whole request");
+        assert_eq!(bytes, "bytes", "each attempt has the complete request");
         (Request::from_parts(parts, Body::empty()), reply)
     }
 
-    /// Nothing more is sent: the call has its answer.
+    /// The call's code, with no further attempt sent.
     async fn code(&mut self, call: JoinHandle<Result<Response, Status>>) -> Code {
         let outcome = call.await.expect("no panic");
         assert!(futures_util::FutureExt::now_or_never(self.instances.next_request()).flatten().is_none());
@@ -109,7 +109,7 @@ fn previous(request: &Request) -> Option<&str> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_may_be_repeated_is_and_says_how_often_it_was() {
+async fn a_retryable_call_is_retried_and_sends_its_attempt_count() {
     for path in [READ, SET] {
         let mut world = World::new();
         let call = world.call(path);
@@ -128,7 +128,7 @@ async fn a_call_that_may_be_repeated_is_and_says_how_often_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_so_many_attempts_the_last_failure_is_the_answer() {
+async fn after_the_last_attempt_its_failure_is_the_result() {
     let mut world = World::new();
     let call = world.call(READ);
     for _ in 0..ATTEMPTS {
@@ -138,7 +138,7 @@ async fn after_so_many_attempts_the_last_failure_is_the_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_may_do_something_twice_is_not_repeated() {
+async fn a_call_that_may_have_its_effect_twice_is_not_retried() {
     for path in [WRITE, STREAM] {
         let mut world = World::new();
         let call = world.call(path);
@@ -148,11 +148,11 @@ async fn a_call_that_may_do_something_twice_is_not_repeated() {
     let mut world = World::new();
     let call = world.call(WRITE);
     world.attempt().await.1.send_response(refused(Code::Unavailable));
-    assert_eq!(world.code(call).await, Code::Unavailable, "refused by the instance");
+    assert_eq!(world.code(call).await, Code::Unavailable, "rejected by the instance");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_wants_no_retries_gets_each_refusal() {
+async fn without_retries_each_error_is_returned() {
     let mut world = World::with_retries(false);
     let call = world.call(READ);
     world.attempt().await.1.send_response(refused(Code::Unavailable));
@@ -160,7 +160,7 @@ async fn who_wants_no_retries_gets_each_refusal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_some_codes_are_worth_another_attempt() {
+async fn only_some_codes_are_retried() {
     for number in 1..=16 {
         let code = Code::from_i32(number);
         let mut world = World::new();
@@ -176,7 +176,7 @@ async fn only_some_codes_are_worth_another_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_has_begun_is_the_answer_whatever_its_trailers_say() {
+async fn a_response_that_has_begun_is_the_result_whatever_its_trailers() {
     let mut world = World::new();
     let call = world.call(READ);
     let mut trailers = HeaderMap::new();
@@ -187,7 +187,7 @@ async fn an_answer_that_has_begun_is_the_answer_whatever_its_trailers_say() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_not_begun_is_repeated_at_once_free_of_charge_and_whatever_the_method() {
+async fn a_call_that_was_not_begun_is_retried_immediately_outside_the_budget_and_for_any_method() {
     let mut world = World::new();
     while world.budget.withdraw() {}
     let call = world.call(WRITE);
@@ -198,11 +198,11 @@ async fn what_was_not_begun_is_repeated_at_once_free_of_charge_and_whatever_the_
     let (again, reply) = world.attempt().await;
     assert_eq!((previous(&again), began.elapsed()), (None, Duration::ZERO));
     reply.send_error(lost(Code::Unavailable, Reach::NotBegun));
-    assert_eq!(world.code(call).await, Code::Unavailable, "and not for ever");
+    assert_eq!(world.code(call).await, Code::Unavailable, "and not forever");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_was_not_begun_is_asked_for_again_and_one_that_was_refused_is_not() {
+async fn a_stream_that_was_not_begun_is_retried_and_one_that_may_have_begun_is_not() {
     let mut world = World::new();
     let call = world.call(STREAM);
     world.attempt().await.1.send_error(lost(Code::Unavailable, Reach::NotBegun));
@@ -211,12 +211,12 @@ async fn a_stream_that_was_not_begun_is_asked_for_again_and_one_that_was_refused
     for outcome in [lost(Code::Unavailable, Reach::Unknown), lost(Code::Internal, Reach::Unknown)] {
         let call = world.call(STREAM);
         world.attempt().await.1.send_error(outcome);
-        assert_ne!(world.code(call).await, Code::Ok, "it may have begun: its reader knows where to go on");
+        assert_ne!(world.code(call).await, Code::Ok, "it may have begun: its reader resumes it");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_no_instance_could_be_reached_any_call_is_tried_again() {
+async fn when_no_instance_is_reachable_any_call_is_retried() {
     let mut world = World::new();
     let call = world.call(WRITE);
     world.attempt().await.1.send_error(lost(Code::Unavailable, Reach::NotSent));
@@ -225,7 +225,7 @@ async fn when_no_instance_could_be_reached_any_call_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_says_when_it_wants_the_next_attempt_or_none() {
+async fn a_server_may_delay_or_forbid_the_next_attempt() {
     let mut world = World::new();
     let call = world.call(READ);
     let began = Instant::now();
@@ -242,7 +242,7 @@ async fn a_server_says_when_it_wants_the_next_attempt_or_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_budget_nothing_is_retried_and_calls_fill_it_again() {
+async fn without_a_budget_nothing_is_retried_and_calls_refill_it() {
     let mut world = World::new();
     while world.budget.withdraw() {}
     let mut attempts = 0;
@@ -264,7 +264,7 @@ async fn without_a_budget_nothing_is_retried_and_calls_fill_it_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_attempt_is_stamped_with_what_is_left_and_none_begins_after_the_end() {
+async fn each_attempt_sends_the_time_left_and_none_begins_past_the_deadline() {
     let mut world = World::new();
     let until = |millis| Until { deadline: Instant::now() + Duration::from_millis(millis), is_full: true };
     let call = world.call_until(READ, Some(until(100)));
@@ -275,14 +275,14 @@ async fn each_attempt_is_stamped_with_what_is_left_and_none_begins_after_the_end
     let (second, reply) = world.attempt().await;
     assert_eq!(second.headers()["grpc-timeout"], "50000u", "30 ms of work and 20 ms of waiting later");
     let seen = second.extensions().get::<Attempt>().and_then(|attempt| attempt.until).expect("a deadline");
-    assert!(!seen.is_full, "what is left is not all that the method may have");
+    assert!(!seen.is_full, "the time left is not the method's full timeout");
     sleep(Duration::from_millis(20)).await;
     reply.send_response(refused(Code::Unavailable));
     assert_eq!(world.code(call).await, Code::Unavailable, "the next would begin 40 ms later, with 30 ms left");
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_hop_retries() {
+async fn only_one_hop_retries() {
     let mut world = World::new();
     let mut headers = HeaderMap::new();
     for (is_retry, expected) in [(false, Code::Ok), (true, Code::Unavailable)] {

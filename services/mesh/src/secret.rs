@@ -4,7 +4,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// A secret that services share. Its `Debug` form shows nothing of it.
+/// A secret that services share. Its `Debug` form does not contain it.
 #[derive(Clone)]
 pub struct Secret {
     text: String,
@@ -12,7 +12,7 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// From its text; white space around it (a file's last newline) is no part of it. An empty one matches nothing.
+    /// A secret from its text, without surrounding white space (a file's last newline). An empty one matches nothing.
     pub fn new(text: impl Into<String>) -> Self {
         let text = text.into().trim().to_owned();
         let digest = Sha256::digest(text.as_bytes()).into();
@@ -23,7 +23,7 @@ impl Secret {
         &self.text
     }
 
-    /// Is it the same? Takes the same time whatever is offered: digests are compared, and all of their bytes.
+    /// Compares in constant time: digests are compared, and all of their bytes.
     pub(crate) fn matches(&self, offered: &[u8]) -> bool {
         let offered: [u8; 32] = Sha256::digest(offered).into();
         let difference = self.digest.iter().zip(offered).fold(0u8, |seen, (ours, theirs)| seen | (ours ^ theirs));
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_matches_itself_alone_and_is_never_printed() {
+    fn a_secret_matches_only_itself_and_is_never_printed() {
         let secret = Secret::new("hunter2\n");
         assert!(secret.matches(b"hunter2"));
         assert!(!secret.matches(b"hunter3") && !secret.matches(b""));
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_secret_opens_nothing() {
+    fn an_empty_secret_matches_nothing() {
         assert!(!Secret::new("").matches(b""));
     }
 }

@@ -1,4 +1,4 @@
-//! The accept loop, and the drain: health says NOT_SERVING → serve on while others notice → GOAWAY → a bounded wait.
+//! The accept loop, and the drain: health reports NOT_SERVING, serving continues for a while, GOAWAY, a bounded wait.
 
 use std::convert::Infallible;
 use std::io;
@@ -21,19 +21,19 @@ use crate::refusals::Seldom;
 use crate::token::Tokens;
 use crate::wire::{Answer, Request, Response};
 
-/// After an accept error (out of file descriptors, most likely): others may close theirs.
+/// Pause after an accept error (most likely, out of file descriptors): open connections may close meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves the calls of one connection.
 pub(crate) type Calls = Box<dyn FnMut(Request) -> BoxFuture<'static, Answer> + Send>;
 
-/// The stack of a server, of which each connection has one of its own: calls are told apart by nothing that would have to
-/// be cloned for each of them. (tower's boxes would clone all layers for each call, and put its future into a box more.)
+/// A server's stack, instantiated for each connection: avoids `BoxCloneService`, which clones every layer per request
+/// and boxes its future once more.
 #[derive(Clone)]
 pub(crate) struct Stack(Arc<dyn Fn() -> Calls + Send + Sync>);
 
 impl Stack {
-    /// The service must be ready at any time, as all of our layers are: they refuse instead of letting a caller wait.
+    /// The service must always be ready, as all of our layers are: they reject instead of applying backpressure.
     pub(crate) fn new<S>(service: S) -> Self
     where
         S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
@@ -43,7 +43,7 @@ impl Stack {
             let mut service = service.clone();
             Box::new(move |request| {
                 let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
-                debug_assert!(ready.is_ready(), "a layer lets callers wait before it takes their call");
+                debug_assert!(ready.is_ready(), "a layer applies backpressure instead of rejecting");
                 service.call(request)
             })
         }))
@@ -60,7 +60,7 @@ pub struct Server {
     pub(crate) health: Health,
     pub(crate) tokens: Option<Arc<Tokens>>,
     pub(crate) takes_secret: bool,
-    /// What the server holds; the metrics see it for as long as the server is there.
+    /// What the server holds; exported as metrics while the server exists.
     pub(crate) holdings: Arc<Holdings>,
     /// Cancelled when every connection gets its GOAWAY.
     pub(crate) goaway: CancellationToken,
@@ -69,13 +69,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves until the shutdown, then drains: health says NOT_SERVING; for `drain_notice` all is served as before, while
-    /// others notice; every connection gets its GOAWAY, and no more are accepted; returns when the last call is done, or
-    /// `drain_timeout` later. Streams do not hold it up: those that their service has not ended a moment after the
+    /// Serves until the shutdown, then drains: health reports NOT_SERVING; serving continues for `drain_notice`, so that
+    /// clients notice; every connection gets a GOAWAY, and no more are accepted; returns when the last call is complete,
+    /// or after `drain_timeout`. Streams do not delay it: those that their service has not ended shortly after the
     /// GOAWAY are ended with UNAVAILABLE.
     ///
     /// # Errors
-    /// The listener has no address, or is no loopback although the mesh secret is accepted. Errors of connections are survived.
+    /// The listener has no address, or is not on loopback although the mesh secret is accepted. Connection errors are
+    /// not returned.
     pub async fn serve(
         self,
         listener: TcpListener,
@@ -107,7 +108,7 @@ impl Server {
         };
         let draining = async {
             shutdown.cancelled().await;
-            // The follower must be gone, or it could say SERVING after us.
+            // The follower must have ended, or it could report SERVING again.
             let _ = follower.await;
             self.health.say(false);
             tracing::debug!(target: "ordermesh", %address, "draining");
@@ -118,7 +119,7 @@ impl Server {
         drop(listener);
         connections.close();
         if tokio::time::timeout(self.drain_timeout, connections.wait()).await.is_err() {
-            tracing::warn!(target: "ordermesh", connections = connections.len(), "the drain took too long: the rest is cut off");
+            tracing::warn!(target: "ordermesh", connections = connections.len(), "drain timeout: open connections are closed");
             cut.cancel();
             connections.wait().await;
         }
@@ -126,12 +127,12 @@ impl Server {
     }
 }
 
-/// The next connection; `None` after the end.
+/// The next connection; `None` once `end` is cancelled.
 pub(crate) async fn accept(listener: &TcpListener, end: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
     loop {
         match end.run_until_cancelled(listener.accept()).await? {
             Ok((stream, peer)) => {
-                // gRPC's frames are small and answered at once: waiting to fill a packet only adds latency.
+                // gRPC's frames are small and answered immediately: Nagle's algorithm would only add latency.
                 let _ = stream.set_nodelay(true);
                 return Some((stream, peer));
             }

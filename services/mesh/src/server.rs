@@ -29,10 +29,11 @@ use crate::server_telemetry::{ServerTelemetryConfig, server_telemetry};
 use crate::shares::Shares;
 use crate::stream_end::stream_end;
 
-/// Streams that their service does not end are ended so long after the GOAWAY (at most a quarter of the drain's timeout).
+/// Streams that their service does not end are ended this long after the GOAWAY (at most a quarter of the drain
+/// timeout).
 const STREAM_GRACE: Duration = Duration::from_secs(1);
 
-/// Puts the mesh around a service's routes, and adds health and reflection (which the routes must not have).
+/// Wraps a service's routes in the mesh, and adds health and reflection (which the routes must not contain).
 pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let services = if config.services.is_empty() { config.policies.services() } else { config.services.to_vec() };
     let policies = config.policies.of(&services);
@@ -66,30 +67,31 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
-        // Outermost, or refusals would not be counted; and a span must outlive all that happens in it.
+        // Outermost, so that rejections are counted; and a span must outlive all that happens in it.
         .layer(server_telemetry(telemetry))
-        // Outside of all that refuse, or their errors would leave without ErrorInfo; inside telemetry, which reads the status.
+        // Outside of all layers that reject, or their errors would lack ErrorInfo; inside telemetry, which reads the
+        // status.
         .layer(rescue())
-        // Before anything reads the metadata with care: what is too much is refused at the cost of adding it up.
+        // Before any layer reads the metadata: too much is rejected at the cost of adding up its size.
         .layer(metadata(refusals.clone()))
-        // The time runs from arrival: further in, waiting for keys or permits would cost nothing.
+        // The timeout runs from arrival: further in, waiting for keys or permits would not count.
         .layer(server_deadline(policies, refusals.clone()))
         // Outside of all code that may panic; inside the deadline, which drops it.
         .layer(catch_panic())
-        // Before anything is given out: strangers take no permits and reserve no memory.
+        // Before any resource is taken: anonymous clients take no permits and no memory.
         .layer(identity(gatekeeper.clone(), refusals.clone()))
-        // Inside identity, for it counts per caller; outside of the permits: who is over his quota takes none.
+        // Inside identity, because it counts per caller; outside of the permits: a caller over its quota takes none.
         .layer(rate_limit(policies, &config.rate_limits, resets, refusals.clone()))
-        // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is there. What waits
-        // for the rest of its request, or for its caller to take its answer, holds memory and nothing else.
+        // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is complete. A
+        // call that waits for the rest of its request, or for its caller to read its response, holds only memory.
         .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, refusals.clone()))
-        // A permit while the handler works, a place for as long as a stream is there.
+        // A permit while the handler works; a slot for as long as a stream lasts.
         .layer(concurrency(policies, holdings.admission.clone(), refusals))
-        // Inside the permits, which it sets free: a stream without an end must not hold up the server's.
+        // Inside the permits, which its end releases: an endless stream must not delay the server's shutdown.
         .layer(stream_end(policies, gatekeeper.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
         .service(routes);
 
-    tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "the stack is built");
+    tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "server stack built");
     Server {
         stack: Stack::new(stack),
         health,

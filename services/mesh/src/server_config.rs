@@ -1,4 +1,4 @@
-//! What a server is made of, and its limits' defaults.
+//! A server's configuration, and the defaults of its limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,65 +11,66 @@ use crate::policy::PolicyTable;
 use crate::rate_limit::Quota;
 use crate::tls::ServerTls;
 
-/// What a server is made of. Begin with [`ServerConfig::new`], and change what is different.
+/// A server's configuration. Start with [`ServerConfig::new`], and change what differs.
 pub struct ServerConfig {
     /// The service's name, for example `order`.
     pub service: &'static str,
-    /// What the mesh does for each method.
+    /// The policy of each method.
     pub policies: PolicyTable,
-    /// Who may pass.
+    /// Authentication and authorization.
     pub gatekeeper: Gatekeeper,
-    /// TLS; plain without.
+    /// TLS; plaintext without.
     pub tls: Option<ServerTls>,
-    /// What becomes of operations that nobody made an event of.
+    /// Where events of operations go that did not commit one themselves.
     pub events: Option<Arc<dyn EventSink>>,
-    /// Encoded `FileDescriptorSet`s for reflection, of the services and what they depend on; google.rpc and grpc.health are
-    /// added.
+    /// Encoded `FileDescriptorSet`s for reflection, of the services and what they depend on; those of google.rpc and
+    /// grpc.health are added.
     pub descriptors: &'static [&'static [u8]],
-    /// Is reflection served?
+    /// Whether reflection is served.
     pub reflection: bool,
-    /// The services that the routes serve: what health reports besides "", reflection lists, and calls are let in for. None:
-    /// all that the policies name.
+    /// The services that the routes serve: health reports them besides "", reflection lists them, and calls to them are
+    /// admitted. Empty: all that the policies name.
     pub services: &'static [&'static str],
-    /// Calls that are served at once, streams apart: one more is UNAVAILABLE at once.
+    /// Concurrent unary calls; beyond this, calls are rejected with UNAVAILABLE.
     pub max_concurrency: usize,
-    /// Answers that stream at once.
+    /// Concurrent streams.
     pub max_streams: usize,
-    /// Connections at once: one more is hung up on.
+    /// Concurrent connections; beyond this, new ones are closed.
     pub max_connections: usize,
-    /// Proxies that say in `x-forwarded-for` for whom they ask: what counts by address counts by that.
+    /// Trusted proxies: from these, the client address is taken from `x-forwarded-for`.
     pub trusted_proxies: Vec<IpNet>,
-    /// How often one caller may call a method, by path (`/order.v1.OrderService/CreateOrder`); others have no quota.
+    /// Quotas per caller, by method path (`/order.v1.OrderService/CreateOrder`); other methods have none.
     pub rate_limits: Vec<(&'static str, Quota)>,
-    /// What all requests, at four times their bytes on the wire, and unsent answers together may hold in memory; `None`: a quarter of what the
-    /// control group (or the machine) gives this process.
+    /// The memory budget for requests (at four times their bytes on the wire) and unsent responses, in bytes; `None`: a
+    /// quarter of what the control group (or the machine) allows this process.
     pub memory_budget_bytes: Option<usize>,
-    /// The longest message of a method whose policy does not say otherwise; a longer one is RESOURCE_EXHAUSTED, unread. tonic's services decode at most 4 MiB of their own accord.
+    /// The longest message, in bytes, of a method whose policy does not set a limit; a longer one is rejected unread
+    /// with RESOURCE_EXHAUSTED. tonic's services themselves decode at most 4 MiB.
     pub max_message_bytes: usize,
-    /// Are clients' traces continued, instead of linked? For local runs.
+    /// Whether clients' traces are continued instead of linked. For local runs.
     pub trust_client_trace_context: bool,
-    /// The headers of the trace context that are read.
+    /// The trace context headers that are read.
     pub propagation: Propagation,
-    /// How long all is served as before after health says NOT_SERVING: until those who send calls here have noticed.
+    /// How long serving continues after health reports NOT_SERVING, so that load balancers and clients notice.
     pub drain_notice: Duration,
-    /// How long open calls may go on after the GOAWAY.
+    /// How long open calls may continue after the GOAWAY.
     pub drain_timeout: Duration,
 }
 
-/// What callers send are commands and questions.
+/// Requests are commands and queries.
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 64 * 1_024;
-/// The longest answer: gRPC clients of every language refuse a longer one unless they are told otherwise.
+/// The longest response: gRPC clients of every language reject a longer one by default.
 pub const MAX_ANSWER_BYTES: usize = 4 * 1_024 * 1_024;
-/// More than one core can work on, and what handlers that wait for a database take in.
+/// More than one core can work on, and enough for handlers that wait for a database.
 pub const DEFAULT_MAX_CONCURRENCY: usize = 512;
-/// Streams wait most of the time.
+/// Streams are idle most of the time.
 pub const DEFAULT_MAX_STREAMS: usize = 1_024;
-/// Under the 1,024 files that a process commonly may open, with room for databases.
+/// Below the 1,024 files that a process may commonly open, with room for databases.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 900;
 
 impl ServerConfig {
-    /// A server with every limit at its default and the process's propagation, plain, and without events, reflection,
-    /// quotas or notice.
+    /// A server with every limit at its default and the process's propagation; plaintext, without events, quotas or
+    /// drain notice.
     pub fn new(service: &'static str, policies: PolicyTable, gatekeeper: Gatekeeper) -> Self {
         Self {
             service,

@@ -1,5 +1,5 @@
-//! The server's deadline layer: the instant is taken on arrival, and whatever is not done by then is dropped. A stream may
-//! go on for ever; its beginning may not: a request that never ends would hold its permit and its memory.
+//! The server's deadline layer: the deadline is computed on arrival, and the call is dropped when it passes. A stream
+//! may last forever, but must begin in time: a request that never ends would hold its permit and its memory.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::refusals::{Cause, Refusals};
 use crate::status::mesh_status;
 use crate::wire::{Answer, Request, Response, find, respond};
 
-/// A stream (health's and reflection's too) must begin to be answered within so long, however much time its caller gives it.
+/// A stream (also of health and reflection) must begin to be answered within this time, whatever its caller's timeout.
 const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
@@ -76,7 +76,7 @@ where
     }
 }
 
-/// A stream ends at the deadline too; an answer that is no stream is all there already.
+/// A stream ends at the deadline too; a unary response is complete already.
 fn bounded(response: Response, policy: Option<&MethodPolicy>, deadline: Option<Instant>) -> Response {
     let Some(deadline) = deadline else { return response };
     if response.body().is_end_stream() || policy.is_some_and(|policy| !policy.streaming) {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_must_begin_in_time_and_a_call_without_a_deadline_may_take_its_own() {
+    async fn a_stream_must_begin_in_time_but_a_call_without_a_deadline_is_not_bounded() {
         const POLICIES: PolicyTable = PolicyTable(&[method("/t.T/Call", false), method("/t.T/Watch", true)]);
         let handler = tower::service_fn(|_: Request| std::future::pending::<Answer>());
         let mut stack = server_deadline(POLICIES, Arc::new(Refusals::new("test"))).layer(handler);

@@ -22,7 +22,7 @@ use crate::record::{Record, Side, Sink};
 use crate::refusals::{Cause, Refusals};
 use crate::wire::{Answer, BAGGAGE, Request, Response, TRACEPARENT, TRACESTATE, find, is_infrastructure, method_name};
 
-/// What the layer knows.
+/// The layer's configuration.
 #[derive(Clone)]
 pub(crate) struct ServerTelemetryConfig {
     pub(crate) policies: PolicyTable,
@@ -47,8 +47,8 @@ pub(crate) fn server_telemetry<S>(
 }
 
 impl ServerTelemetryConfig {
-    /// The platform's own callers are believed. At a public door a stranger's context starts a linked trace, unless
-    /// clients are trusted, and `tracestate` and `baggage` are not forwarded. A service that sends none does not want to be
+    /// The context of mesh services is trusted. A client's context starts a linked trace, unless clients are trusted,
+    /// and its `tracestate` and `baggage` are not forwarded. A mesh service that sends no context does not want to be
     /// traced (the relay of trace events).
     fn open(&self, request: &Request, policy: Option<&'static MethodPolicy>) -> Operation {
         let headers = request.headers();
@@ -86,7 +86,7 @@ impl ServerTelemetryConfig {
     }
 }
 
-/// A header that is a list. Several headers are joined with commas.
+/// The value of a list header: several headers are joined with commas.
 fn list(headers: &HeaderMap, name: HeaderName) -> Option<Cow<'_, str>> {
     let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     let first = Cow::Borrowed(values.next()?);
@@ -113,7 +113,7 @@ where
         let (config, duration) = &*self.shared;
         let policy = find(config.policies, &request);
         let operation = config.open(&request, policy);
-        // Until identity has let the caller in: strangers must not fill the store of events.
+        // Until identity admits the caller: anonymous clients must not fill the event store.
         operation.hold();
         let timeout = effective(asked(request.headers()).ok().flatten(), policy);
         let now = Instant::now();

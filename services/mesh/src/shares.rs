@@ -1,7 +1,8 @@
-//! Shares of what is scarce and held briefly (the permits of calls, the bytes that they hold): a caller may take more for as
-//! long as it then holds no more than was free. So one caller gets half at most, two a third each, and a newcomer always finds some (dynamic thresholds: Choudhury
-//! and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). A person counts twice: by its account and by its address. The
-//! platform's own services have no share, for what they ask was asked of them by somebody who has one; some are kept for them.
+//! Fair shares of scarce resources that are held briefly (the permits of calls, their bytes): a caller may take more as
+//! long as it then holds no more than was free. So one caller gets at most half, two a third each, and a new caller
+//! always finds some free (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). A
+//! user is counted twice: by account and by address. Mesh services have no share limit, because their calls are made for
+//! a caller that has one; a part is reserved for them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,12 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::rate_limit::Key;
 use crate::wire::Request;
 
-/// Who takes: an address, a person at an address, or a service of the platform (nobody).
+/// The caller that holds something: an address, a user at an address, or a mesh service (no key).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Holder([Option<Key>; 2]);
 
 impl Holder {
-    /// A service of the platform.
+    /// A mesh service.
     pub(crate) const PLATFORM: Self = Self([None, None]);
 
     pub(crate) fn of(request: &Request) -> Self {
@@ -40,11 +41,11 @@ impl Holder {
     }
 }
 
-/// So many at once.
+/// A limited amount, shared fairly between callers.
 #[derive(Debug)]
 pub(crate) struct Shares {
     pub(crate) limit: usize,
-    /// Of them, for the platform's services alone.
+    /// Reserved for mesh services.
     reserved: usize,
     taken: Mutex<Taken>,
 }
@@ -52,16 +53,16 @@ pub(crate) struct Shares {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    /// Of callers that hold some.
+    /// What each caller holds; callers without holdings have no entry.
     by_key: HashMap<Key, usize>,
 }
 
-/// Why there is none to take.
+/// Why nothing can be taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Full {
-    /// All are taken.
+    /// The limit is reached.
     All,
-    /// The caller holds as many as it may while others hold theirs.
+    /// The caller holds its fair share.
     Share,
 }
 
@@ -78,9 +79,9 @@ impl Shares {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes so much of it.
+    /// Takes an amount.
     pub(crate) fn charge(&self, holder: &Holder, amount: usize) -> Result<(), Full> {
-        // Whoever holds nothing is not remembered.
+        // A caller that holds nothing gets no entry.
         if amount == 0 {
             return Ok(());
         }
@@ -101,7 +102,7 @@ impl Shares {
         Ok(())
     }
 
-    /// Is so much more beyond the share of a caller that holds some?
+    /// Whether `amount` more exceeds the fair share of a caller that already holds some.
     pub(crate) fn is_beyond_share(&self, holder: &Holder, amount: usize) -> bool {
         let taken = self.taken();
         let free = (self.limit - self.reserved).saturating_sub(taken.all);
@@ -131,7 +132,7 @@ impl Shares {
     }
 }
 
-/// One of them; given back in drop.
+/// One unit; returned on drop.
 #[derive(Debug)]
 pub(crate) struct Share {
     shares: Arc<Shares>,
@@ -158,52 +159,52 @@ mod tests {
         Holder([Some(Key::Person(Uuid::from_u128(number))), address])
     }
 
-    /// As many as it gets.
+    /// As many as the caller gets.
     fn all_of(shares: &Arc<Shares>, holder: &Holder) -> Vec<Share> {
         std::iter::from_fn(|| shares.take(holder.clone()).ok()).collect()
     }
 
     #[test]
-    fn one_caller_gets_half_two_a_third_each_and_a_newcomer_finds_some() {
+    fn one_caller_gets_half_two_get_a_third_each_and_a_new_caller_finds_some() {
         let shares = Shares::new(120, 0);
         let first = all_of(&shares, &address(1));
-        assert_eq!((first.len(), shares.take(address(1)).expect_err("its share")), (60, Full::Share));
+        assert_eq!((first.len(), shares.take(address(1)).expect_err("over its share")), (60, Full::Share));
         let second = all_of(&shares, &address(2));
         assert_eq!((second.len(), shares.used()), (30, 90));
         assert!(shares.is_beyond_share(&address(2), 1) && !shares.is_beyond_share(&address(3), 100));
         let newcomer = all_of(&shares, &address(3));
         assert_eq!(newcomer.len(), 15);
         drop((first, newcomer));
-        assert_eq!(all_of(&shares, &address(2)).len(), 30, "there is more free, and it may have half");
+        assert_eq!(all_of(&shares, &address(2)).len(), 30, "more is free, and it may have half");
         drop(second);
         assert_eq!(shares.used(), 0);
-        assert!(shares.taken().by_key.is_empty(), "who holds nothing is forgotten");
+        assert!(shares.taken().by_key.is_empty(), "a caller that holds nothing is removed");
     }
 
     #[test]
-    fn a_person_counts_by_its_account_wherever_it_is_and_by_its_address_whoever_it_is() {
+    fn a_user_is_counted_by_account_at_any_address_and_by_address_with_any_account() {
         let shares = Shares::new(120, 0);
         let first = all_of(&shares, &person(1, 1));
         assert_eq!(first.len(), 60);
         assert_eq!(shares.take(person(1, 2)).expect_err("the same account"), Full::Share);
         assert_eq!(shares.take(person(2, 1)).expect_err("the same address"), Full::Share);
-        assert_eq!(shares.take(address(1)).expect_err("nobody at the same address"), Full::Share);
-        assert_eq!(all_of(&shares, &person(2, 2)).len(), 30, "another person at another address");
+        assert_eq!(shares.take(address(1)).expect_err("an anonymous caller at the same address"), Full::Share);
+        assert_eq!(all_of(&shares, &person(2, 2)).len(), 30, "another user at another address");
     }
 
     #[test]
-    fn the_platforms_services_have_no_share_and_some_are_kept_for_them() {
+    fn mesh_services_have_no_share_limit_and_a_reserve() {
         let shares = Shares::new(20, 4);
         let strangers: Vec<Share> = (0..16).map(|last| shares.take(address(last)).expect("one each")).collect();
-        assert_eq!(shares.take(address(99)).expect_err("none is left for strangers"), Full::All);
+        assert_eq!(shares.take(address(99)).expect_err("none is left for other callers"), Full::All);
         let services = all_of(&shares, &Holder::PLATFORM);
-        assert_eq!((services.len(), shares.take(Holder::PLATFORM).expect_err("none at all")), (4, Full::All));
+        assert_eq!((services.len(), shares.take(Holder::PLATFORM).expect_err("all are taken")), (4, Full::All));
         drop(strangers);
-        assert_eq!(all_of(&shares, &Holder::PLATFORM).len(), 16, "all there are");
+        assert_eq!(all_of(&shares, &Holder::PLATFORM).len(), 16, "all of them");
     }
 
     #[test]
-    fn of_one_there_is_one_for_anybody() {
+    fn a_single_permit_is_available_to_any_caller() {
         let shares = Shares::new(1, 0);
         let held = shares.take(address(1)).expect("free");
         assert_eq!(shares.take(address(2)).expect_err("taken"), Full::All);

@@ -1,5 +1,5 @@
-//! The name in a certificate: `spiffe://<trust-domain>/service/<name>`, exactly one of it. The certificate's chain is
-//! somebody else's business, and is checked before.
+//! The SPIFFE name in a certificate: exactly one, `spiffe://<trust-domain>/service/<name>`. The certificate's chain is
+//! verified elsewhere, and before.
 
 use kernel::Timestamp;
 use rustls::pki_types::CertificateDer;
@@ -8,7 +8,7 @@ use x509_cert::der::Decode;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-/// What is wrong with the name in a certificate.
+/// Why a certificate's name is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(crate) enum NameError {
     #[error("the certificate cannot be read")]
@@ -23,7 +23,7 @@ pub(crate) enum NameError {
     OtherService,
 }
 
-/// The service that a certificate is of.
+/// The service that a certificate names.
 pub(crate) fn service_of(certificate: &CertificateDer<'_>, trust_domain: &str) -> Result<String, NameError> {
     let certificate = Certificate::from_der(certificate).map_err(|_| NameError::Unreadable)?;
     let names = certificate.tbs_certificate.get::<SubjectAltName>().map_err(|_| NameError::Unreadable)?;
@@ -45,7 +45,7 @@ pub(crate) fn service_of(certificate: &CertificateDer<'_>, trust_domain: &str) -
     service_in(uri, trust_domain).map(str::to_owned).ok_or(NameError::Foreign)
 }
 
-/// Until when a certificate is good.
+/// When a certificate expires.
 pub(crate) fn end_of(certificate: &CertificateDer<'_>) -> Result<Timestamp, NameError> {
     let certificate = Certificate::from_der(certificate).map_err(|_| NameError::Unreadable)?;
     let end = certificate.tbs_certificate.validity.not_after.to_unix_duration();
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_is_named_by_its_trust_domains_uri_alone() {
+    fn a_service_is_named_only_by_its_trust_domains_uri() {
         #[rustfmt::skip]
         let table = [
             ("spiffe://test.local/service/order",         Some("order")),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_has_no_name() {
+    fn bytes_that_are_not_a_certificate_have_no_name() {
         let nothing = CertificateDer::from(&b"\x30\x03\x02\x01\x00"[..]);
         assert_eq!(service_of(&nothing, "test.local"), Err(NameError::Unreadable));
     }

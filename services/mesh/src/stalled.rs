@@ -1,7 +1,7 @@
-//! Answers whose caller does not take them: a caller may shut his HTTP/2 window and keep it shut, and what the call holds
-//! (a permit, memory) would be held for ever, for nobody polls a body that cannot be sent. So the task that serves the
-//! call is watched: once the answer waits for its caller, and not for its handler, the time runs. Much less is left to a stream
-//! that was asked to give way.
+//! Response write timeout. A slow reader may keep its HTTP/2 flow-control window at zero, and the call's permit and
+//! memory would be held forever, because a body that cannot be sent is not polled. So the task of each call is watched:
+//! the timeout runs while the response waits for its caller, and not while it waits for its handler. An evicted stream
+//! gets much less time.
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -24,25 +24,25 @@ tokio::task_local! {
     static SENDING: Arc<Sending>;
 }
 
-/// A stream that is asked to give way has this time to send what it ends with.
+/// The time in which an evicted stream must send its final status.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A call's answer, as its task sees it.
+/// The progress of a call's response.
 #[derive(Debug, Default)]
 pub(crate) struct Sending {
-    /// 0 while its handler is waited for, and else a number that changes with each frame.
+    /// 0 while the handler is awaited, else a number that changes with each frame.
     frames: AtomicU64,
-    /// Of a stream: cancelled when it is to give way.
+    /// Of a stream: cancelled on eviction.
     leave: OnceLock<CancellationToken>,
 }
 
-/// From inside of a stream's task: it ends soon after `leave`, though its caller takes nothing.
+/// Called inside a stream's task: bounds its end after `leave`, even if its caller reads nothing.
 pub(crate) fn ends_after(leave: CancellationToken) {
-    // Without a task of its own, as in tests, nobody cuts it off. A call has one place.
+    // Without a task of its own, as in tests, there is no bound. A call has one slot.
     let _ = SENDING.try_with(|sending| sending.leave.set(leave));
 }
 
-/// hyper's executor, which watches the tasks that it starts: each serves one call.
+/// hyper's executor, which watches the tasks that it spawns: each serves one call.
 #[derive(Clone)]
 pub(crate) struct WatchingExecutor {
     pub(crate) patience: Duration,
@@ -61,14 +61,14 @@ where
             tokio::select! {
                 biased;
                 () = SENDING.scope(sending, work) => {}
-                // Dropping the work resets the stream, and gives back what the call holds.
+                // Dropping the work resets the stream, and releases what the call holds.
                 cause = stalled => refusals.count(cause),
             }
         });
     }
 }
 
-/// Ready when the answer has waited for its caller for too long. Polled whenever the task is, after its work.
+/// Ready when the response has waited for its caller too long. Polled after the task's work, in each poll.
 struct Stalled {
     sending: Arc<Sending>,
     patience: Duration,
@@ -106,16 +106,17 @@ impl Future for Stalled {
     }
 }
 
-/// HTTP/2's stack takes all that it is given, however small the caller's window. So it is given pieces: for each it waits until
-/// the caller has made room for the first byte. The last piece of a message is a byte, which goes out whole: nobody watches it.
+/// The HTTP/2 stack accepts all data it is given, however small the caller's window. So it gets pieces: it asks for the
+/// next when the window has room for the first byte of the last. A message's last piece is a single byte, because the
+/// last one is not watched.
 const PIECE_BYTES: usize = 16 * 1024;
-/// So little may be kept for a caller who takes nothing.
+/// A response of this size may be kept for a caller that reads nothing.
 const SMALL_BYTES: usize = 1024;
 
-/// A response's body that tells how far it is, and goes out in pieces.
+/// A response body that reports its progress, and is sent in pieces.
 pub(crate) struct WatchedBody<G> {
     inner: Body,
-    /// Of the frame that goes out.
+    /// The unsent rest of the current frame.
     rest: Bytes,
     sending: Option<Arc<Sending>>,
     frames: Cell<u64>,
@@ -123,11 +124,11 @@ pub(crate) struct WatchedBody<G> {
 }
 
 impl<G> WatchedBody<G> {
-    /// From inside of the call's task. The guard is dropped with the body.
+    /// Called inside the call's task. The guard is dropped with the body.
     pub(crate) fn new(inner: Body, guard: G) -> Self {
         let sending = SENDING.try_with(Arc::clone).ok();
         let body = Self { inner, rest: Bytes::new(), sending, frames: Cell::new(0), _guard: guard };
-        // The headers are on their way.
+        // The headers are being sent.
         body.tell_sent();
         body
     }
@@ -146,7 +147,7 @@ impl<G> WatchedBody<G> {
     fn next_piece(&mut self) -> Bytes {
         let left = self.rest.len();
         if left == 1 {
-            // Alone it must not keep all of the message.
+            // A slice would keep the whole message in memory.
             return Bytes::copy_from_slice(&std::mem::take(&mut self.rest));
         }
         self.rest.split_to((left - 1).min(PIECE_BYTES))
@@ -199,12 +200,12 @@ mod tests {
     use tokio::time::{Instant, timeout};
 
     #[tokio::test(start_paused = true)]
-    async fn time_runs_while_the_caller_is_waited_for_and_begins_anew_with_each_frame() {
+    async fn the_timeout_runs_only_while_the_caller_is_awaited_and_restarts_with_each_frame() {
         let sending = Arc::new(Sending::default());
         let patience = Duration::from_secs(30);
         let mut stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None, leave: None };
         let hour = Duration::from_secs(3_600);
-        assert!(timeout(hour, &mut stalled).await.is_err(), "the handler may take its time");
+        assert!(timeout(hour, &mut stalled).await.is_err(), "no limit for the handler");
         sending.frames.store(1, Ordering::Relaxed);
         assert!(timeout(patience / 2, &mut stalled).await.is_err());
         sending.frames.store(2, Ordering::Relaxed);
@@ -214,12 +215,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_is_to_give_way_is_cut_off_soon_though_its_caller_takes_nothing() {
+    async fn an_evicted_stream_is_cut_off_soon_although_its_caller_reads_nothing() {
         let (sending, leave) = (Arc::new(Sending::default()), CancellationToken::new());
         let patience = Duration::from_secs(30);
         let mut stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None, leave: None };
         SENDING.scope(sending, async { ends_after(leave.clone()) }).await;
-        assert!(timeout(Duration::from_secs(3_600), &mut stalled).await.is_err(), "nobody wants its place");
+        assert!(timeout(Duration::from_secs(3_600), &mut stalled).await.is_err(), "not evicted yet");
         leave.cancel();
         let began = Instant::now();
         assert!(matches!(stalled.await, Cause::GaveWay));

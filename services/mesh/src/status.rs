@@ -1,5 +1,5 @@
-//! Errors on the wire: ONE function turns a service's refusal into a gRPC status, with exactly one
-//! `google.rpc.ErrorInfo` and the other details where they fit (AIP-193).
+//! Errors on the wire: ONE function turns a service's error into a gRPC status, with exactly one `google.rpc.ErrorInfo`
+//! and the other details where they fit (AIP-193).
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -12,53 +12,53 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use crate::refusals::SeldomBy;
 
-/// The domain of the errors that the mesh itself gives.
+/// The domain of the mesh's own errors.
 pub(crate) const MESH_DOMAIN: &str = "mesh.ordermesh";
 
-/// The reason of [`crate::server`]'s answer when the memory budget is spent.
+/// The reason of [`crate::server`]'s error when the memory budget is used up.
 pub(crate) const OUT_OF_MEMORY: &str = "OUT_OF_MEMORY";
-/// The reason of [`crate::server`]'s answer to a request of no message, or of more than one.
+/// The reason of [`crate::server`]'s error for a request of no message, or of more than one.
 pub(crate) const REQUEST_CARDINALITY: &str = "REQUEST_CARDINALITY";
-/// The reason of a client's answer when no instance could be reached: the call was never sent.
+/// The reason of a client's error when no instance was reachable: the call was never sent.
 pub(crate) const UNREACHABLE: &str = "UNREACHABLE";
-/// The reason of a client's answer when the connection ended before the call's answer had come.
+/// The reason of a client's error when the connection was lost before the response arrived.
 pub(crate) const CONNECTION_LOST: &str = "CONNECTION_LOST";
 
-/// What the domains of this platform's errors end with.
+/// The suffix of the domains of this platform's errors.
 const PLATFORM: &str = ".ordermesh";
-/// ErrorInfo's metadata with the class of what is behind an error: see [`Refusal::class`].
+/// ErrorInfo's metadata key for the class of an error's cause: see [`Refusal::class`].
 const CAUSE: &str = "cause";
 
-/// Details travel in one header, in base64, and many clients take no more than 8 KiB of headers: violations beyond this are
-/// counted and not listed.
+/// Details are sent in one header, in base64, and many clients accept at most 8 KiB of headers: violations beyond this
+/// are counted and not listed.
 const MAX_VIOLATION_BYTES: usize = 3_000;
 
-/// What kind of refusal it is: which gRPC code it gets.
+/// The kind of an error, which determines its gRPC code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// The request itself is wrong, whatever the state.
     InvalidArgument,
-    /// There is no such thing, or it is somebody else's.
+    /// It does not exist, or belongs to another user.
     NotFound,
-    /// There is one already.
+    /// It exists already.
     AlreadyExists,
-    /// The caller may not do this.
+    /// The caller lacks permission.
     PermissionDenied,
-    /// Nobody knows who the caller is.
+    /// The caller is not authenticated.
     Unauthenticated,
-    /// Not in this state; repeating it changes nothing until the state does.
+    /// Not in this state; retrying does not help until the state changes.
     FailedPrecondition,
-    /// Somebody else was faster; begin again from what you read.
+    /// A concurrent change was faster; read again and start over.
     Aborted,
     /// A quota or a limit is used up.
     ResourceExhausted,
-    /// Not now; the same call may be tried again.
+    /// Temporarily not possible; the same call may be retried.
     Unavailable,
-    /// The time ran out.
+    /// The deadline has passed.
     DeadlineExceeded,
-    /// Beyond the end of what there is.
+    /// Beyond the end of the data.
     OutOfRange,
-    /// Our fault: the chain is logged, the caller gets "internal error".
+    /// A server error: the chain is logged, the caller gets "internal error".
     Internal,
 }
 
@@ -81,44 +81,44 @@ impl Kind {
     }
 }
 
-/// What is wrong with one field.
+/// An invalid field.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Violation {
-    /// The path to it, for example `items[2].quantity`.
+    /// The field's path, for example `items[2].quantity`.
     pub field: String,
-    /// UPPER_SNAKE.
+    /// UPPER_SNAKE_CASE.
     pub reason: &'static str,
-    /// A sentence for a person.
+    /// A human-readable sentence.
     pub description: String,
 }
 
-/// A service's error, as the caller sees it.
+/// A service's error, as its caller sees it.
 pub trait Refusal: Error {
-    /// Which gRPC code it gets.
+    /// Determines the gRPC code.
     fn kind(&self) -> Kind;
-    /// UPPER_SNAKE: the public contract.
+    /// UPPER_SNAKE_CASE: part of the public contract.
     fn reason(&self) -> &'static str;
-    /// Facts for a program: ErrorInfo's metadata. Never a secret.
+    /// Machine-readable facts: ErrorInfo's metadata. Never a secret.
     fn facts(&self) -> Vec<(&'static str, String)> {
         vec![]
     }
-    /// All that is wrong with the request's fields.
+    /// All invalid fields of the request.
     fn violations(&self) -> &[Violation] {
         &[]
     }
-    /// The class of what is behind it, where that is known and the code does not say it: an order that is refused because
-    /// a lookup timed out is a TIMEOUT, whatever its code. Travels as ErrorInfo's metadata `cause`.
+    /// The class of the error's cause, where it is known and the code does not express it: an order that fails because a
+    /// lookup timed out is a TIMEOUT, whatever its code. Sent as ErrorInfo's metadata `cause`.
     fn class(&self) -> Option<ErrorClass> {
         None
     }
-    /// When it is worth another try.
+    /// When to retry.
     fn retry_after(&self) -> Option<Duration> {
         None
     }
 }
 
-/// The gRPC status of a refusal by the service `domain_service` ("order" → domain "order.ordermesh"). An internal
-/// error is logged with its whole chain; its caller learns the reason only.
+/// The gRPC status of an error of the service `domain_service` ("order" → domain "order.ordermesh"). An internal error
+/// is logged with its whole chain; its caller gets only the reason.
 pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
     let domain = format!("{domain_service}.ordermesh");
     let (kind, reason) = (refusal.kind(), refusal.reason());
@@ -127,7 +127,7 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
         details.set_retry_info(Some(delay));
     }
     if kind == Kind::Internal {
-        // An outage may be taken for one: it must not write a line for each call.
+        // An outage may cause many: at most one line a second for each reason.
         static SELDOM: SeldomBy = SeldomBy::new();
         if let Some(since_last_line) = SELDOM.count(reason, Instant::now()) {
             tracing::error!(target: "ordermesh", reason, since_last_line, chain = %chain(refusal), "internal error");
@@ -186,7 +186,7 @@ fn chain(error: &dyn Refusal) -> String {
     text
 }
 
-/// What a status is as a trace event's error: of the class that its ErrorInfo names as the cause, else of its code's.
+/// A status as a trace event's error: of the class that its ErrorInfo names as the cause, else of its code's.
 pub fn error_class(status: &Status) -> EventError {
     let info = if status.details().is_empty() { None } else { status.get_details_error_info() };
     // An external service's metadata may mean anything.
@@ -197,7 +197,7 @@ pub fn error_class(status: &Status) -> EventError {
     EventError::new(class, reason.unwrap_or_else(|| code_name(status.code()).to_owned()), status.message())
 }
 
-/// The class of a status that names no cause.
+/// The class of a status without a cause.
 #[rustfmt::skip]
 fn class_of(code: Code, reason: Option<&str>) -> ErrorClass {
     match (code, reason) {
@@ -205,7 +205,7 @@ fn class_of(code: Code, reason: Option<&str>) -> ErrorClass {
         (Code::ResourceExhausted, _)                                     => ErrorClass::ResourceExhausted,
         (Code::InvalidArgument, _)                                       => ErrorClass::ValidationError,
         (Code::DeadlineExceeded, _)                                      => ErrorClass::Timeout,
-        // Without a reason it is not this platform's: gRPC's libraries say so of connections.
+        // Without a reason it is not from this platform: gRPC libraries report connection errors like this.
         (Code::Unavailable, None | Some(UNREACHABLE | CONNECTION_LOST))  => ErrorClass::ConnectionError,
         (Code::Unavailable, Some(_))                                     => ErrorClass::Unavailable,
         (Code::Cancelled, _)                                             => ErrorClass::Cancelled,
@@ -223,17 +223,17 @@ fn class_of(code: Code, reason: Option<&str>) -> ErrorClass {
     }
 }
 
-/// The ErrorInfo's reason, when it has one.
+/// The ErrorInfo's reason, if it has one.
 pub(crate) fn reason_of(status: &Status) -> Option<String> {
     if status.details().is_empty() { None } else { status.get_details_error_info().map(|info| info.reason) }
 }
 
-/// A status of the mesh's own.
+/// A status of the mesh itself.
 pub(crate) fn mesh_status(code: Code, reason: &'static str, message: impl Into<String>) -> Status {
     mesh_status_retry(code, reason, message, None)
 }
 
-/// A status of the mesh's own that says when it is worth another try.
+/// A status of the mesh itself with a retry delay.
 pub(crate) fn mesh_status_retry(
     code: Code,
     reason: &'static str,
@@ -248,9 +248,9 @@ pub(crate) fn mesh_status_retry(
     Status::with_error_details(code, message, details)
 }
 
-/// The answer for a path that the contract does not know.
+/// The status for a path that is not in the contract.
 pub(crate) fn no_such_method() -> Status {
-    let message = "there is no such method; reflection lists those that there are";
+    let message = "unknown method; reflection lists the known ones";
     mesh_status(Code::Unimplemented, "METHOD_NOT_FOUND", message)
 }
 
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_carries_error_info_and_every_violation() {
+    fn a_status_carries_error_info_and_every_violation() {
         let status = status("order", &Broken::Invalid(vec![violation(0), violation(1)]));
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "the order has 2 mistakes"));
         let info = status.get_details_error_info().expect("ErrorInfo");
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn more_violations_than_a_header_holds_are_counted() {
+    fn violations_that_do_not_fit_into_a_header_are_counted() {
         let status = status("order", &Broken::Invalid((0..250).map(violation).collect()));
         let told = status.get_details_bad_request().expect("BadRequest").field_violations.len();
         assert!((10..250).contains(&told), "{told}");
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn an_internal_error_tells_its_caller_nothing() {
+    fn an_internal_error_discloses_nothing() {
         let status = status("order", &Broken::Store(std::io::Error::other("password=hunter2")));
         assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
         assert!(status.get_details_error_info().expect("ErrorInfo").metadata.is_empty());
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_cause_is_the_class_whatever_the_code_is() {
+    fn a_known_cause_determines_the_class_whatever_the_code() {
         let status = status("order", &LookupFailed);
         assert_eq!(status.code(), Code::Unavailable);
         let error = error_class(&status);
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_classes_of_events_are_the_designs_words() {
+    fn the_classes_of_events_are_those_of_the_design() {
         let class = |code, reason| error_class(&mesh_status(code, reason, "")).kind;
         assert_eq!(class(Code::ResourceExhausted, OUT_OF_MEMORY), "OutOfMemoryError");
         assert_eq!(class(Code::ResourceExhausted, "MESSAGE_TOO_LARGE"), "RESOURCE_EXHAUSTED");
@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(class(Code::Unavailable, "UNREACHABLE"), "CONNECTION_ERROR");
         assert_eq!(class(Code::Unavailable, "CONNECTION_LOST"), "CONNECTION_ERROR");
         assert_eq!(error_class(&Status::unavailable("of a proxy")).kind, "CONNECTION_ERROR");
-        assert_eq!(class(Code::Unavailable, "OVERLOADED"), "UNAVAILABLE", "the connection is sound");
+        assert_eq!(class(Code::Unavailable, "OVERLOADED"), "UNAVAILABLE", "the connection works");
         assert_eq!(class(Code::NotFound, "ORDER_NOT_FOUND"), "NOT_FOUND");
         assert_eq!(error_class(&Status::aborted("x")).reason, "ABORTED");
     }

@@ -1,6 +1,6 @@
-//! Streams end with the drain: an answer that could go on for ever must not hold up the end of a server. Health's and
-//! reflection's end at the GOAWAY; the services' own, which their service ends with its shutdown, a moment later. A stream
-//! whose place another gets ends in the same way, and so does one whose caller's session ends.
+//! Ends streams: an endless response must not delay a server's shutdown. Health's and reflection's streams end at the
+//! GOAWAY; the services' own, which their service ends at its shutdown, shortly after it. An evicted stream ends in the
+//! same way, and so does one whose caller's session ends.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ use crate::status::mesh_status_retry;
 use crate::token::Tokens;
 use crate::wire::{Answer, Request, Response, find, is_infrastructure, respond};
 
-/// What a stream's caller is told: it goes on at another instance.
+/// An ended stream's caller retries on another instance after this.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]
@@ -33,7 +33,7 @@ pub(crate) struct StreamEnd<S> {
     shared: Arc<Shared>,
 }
 
-/// Behind one `Arc`: cloning a token takes a lock that all calls would have in common.
+/// Behind one `Arc`: cloning a token takes a lock that all calls would share.
 struct Shared {
     policies: PolicyTable,
     tokens: Option<Arc<Tokens>>,
@@ -98,7 +98,7 @@ where
     }
 }
 
-/// The answer, which is ended with `end`'s status.
+/// Ends the response with `end`'s status.
 pub(crate) async fn end_when(
     end: impl Future<Output = Status> + Send + 'static,
     work: impl Future<Output = Answer>,
@@ -107,7 +107,7 @@ pub(crate) async fn end_when(
     let response = tokio::select! {
         biased;
         response = work => response?,
-        // It has not begun: its request may never end.
+        // No response has begun: the request may never end.
         status = &mut end => return Ok(respond(status)),
     };
     if response.body().is_end_stream() {
@@ -117,7 +117,7 @@ pub(crate) async fn end_when(
 }
 
 fn draining() -> Status {
-    let message = "this instance is shutting down: go on at another one";
+    let message = "this instance is shutting down: continue on another one";
     mesh_status_retry(Code::Unavailable, "DRAINING", message, Some(RETRY_AFTER))
 }
 
@@ -161,7 +161,7 @@ mod tests {
     use tokio::time::Instant;
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_ends_a_grace_after_the_goaway_with_unavailable() {
+    async fn a_stream_ends_with_unavailable_some_time_after_the_goaway() {
         let goaway = CancellationToken::new();
         let (policies, grace) = (PolicyTable(&[]), Duration::from_secs(7));
         for (path, ends_after) in [("/grpc.health.v1.Health/Watch", Duration::ZERO), ("/else", Duration::MAX)] {
@@ -177,7 +177,7 @@ mod tests {
             let began = Instant::now();
             let frame = tokio::time::timeout(Duration::from_secs(3_600), body.frame()).await;
             if ends_after == Duration::MAX {
-                assert!(frame.is_err(), "what is no stream is left alone");
+                assert!(frame.is_err(), "a unary call is not ended");
                 continue;
             }
             let trailers = frame.expect("in time").expect("a frame").expect("well-formed").into_trailers();
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_whose_request_never_ends_does_not_hold_up_the_drain() {
+    async fn a_stream_whose_request_never_ends_does_not_delay_the_drain() {
         let goaway = CancellationToken::new();
         let handler =
             tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> { Box::pin(std::future::pending()) });

@@ -1,10 +1,10 @@
-//! Identity by mutual TLS: who this process is, and the two ends of a connection that check who the other is.
+//! Mutual TLS: this process's identity, and the two ends of a connection, which verify each other.
 //!
 //! [`Identity`] holds a certificate, its key and the trusted roots, read from files, replaced together when the files
-//! change, and kept when what the files say is no good. [`ServerTls`] asks for a client's certificate and does without
-//! (people come with a token), but refuses a bad one. [`ClientTls`] wants the target's DNS name *and* its SPIFFE name;
-//! it is made of an identity, or of [`Trust`] by who has none.
-//! TLS 1.3 alone, HTTP/2 alone, no resumption: a resumed session would outlive the roots that it was checked with.
+//! change, and kept when the new files are invalid. [`ServerTls`] requests a client certificate but does not require one
+//! (users authenticate by token), and rejects an invalid one. [`ClientTls`] requires the target's DNS name *and* its
+//! SPIFFE name; it is made from an identity, or from [`Trust`] by clients without one.
+//! TLS 1.3 only, HTTP/2 only, no resumption: a resumed session would outlive the roots that it was verified with.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -36,63 +36,63 @@ use crate::tls_verify::PlatformClients;
 
 pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
 
-/// From then on it is said, so often, that a certificate expires.
+/// From this time on, a warning is logged at `WARN_INTERVAL` that the certificate expires.
 const EXPIRES_SOON: Duration = Duration::from_secs(24 * 3_600);
 const WARN_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// Where an identity is kept: PEM files.
+/// The PEM files of an identity.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Files {
-    /// This process's certificate, and those between it and the root, if any.
+    /// This process's certificate, and the intermediates, if any.
     pub certificate: PathBuf,
     /// The certificate's private key.
     pub key: PathBuf,
-    /// The roots that peers' certificates must lead to.
+    /// The roots that verify peers' certificates.
     pub roots: PathBuf,
 }
 
 /// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file is not there, or may not be read.
+    /// A file does not exist, or may not be read.
     #[error("{path} cannot be read")]
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A file has not in it what it should.
+    /// A file lacks its expected content.
     #[error("{path} has no {what} in it")]
     Empty {
         /// The file.
         path: PathBuf,
-        /// What it should have.
+        /// The missing content.
         what: &'static str,
     },
-    /// The files are another service's now.
+    /// The files now belong to another service.
     #[error("the certificate {path} is that of `{named}`, and was that of `{service}`")]
     OtherService {
         /// The certificate's file.
         path: PathBuf,
-        /// Whom it names.
+        /// The service that it names.
         named: String,
-        /// Whom it named.
+        /// The service that it named before.
         service: String,
     },
-    /// The certificate, its key and the roots do not fit each other, or the certificate has expired.
+    /// The certificate, its key and the roots do not match, or the certificate has expired.
     #[error("the certificate {path} is not good")]
     Certificate {
         /// The certificate's file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: rustls::Error,
     },
 }
 
-/// Who this process is. Clones are the same identity.
+/// This process's identity. Clones share it.
 #[derive(Clone)]
 pub struct Identity(Arc<Inner>);
 
@@ -104,7 +104,7 @@ struct Inner {
     current: RwLock<Arc<Material>>,
 }
 
-/// What the files said, and what was made of it: replaced as a whole.
+/// The files' content, and what is derived from it: replaced as a whole.
 struct Material {
     read: Read,
     service: String,
@@ -112,7 +112,7 @@ struct Material {
     certified: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
     server: Arc<rustls::ServerConfig>,
-    /// For each target, made when it is first called.
+    /// Per target, created when it is first called.
     clients: Mutex<HashMap<String, Arc<rustls::ClientConfig>>>,
 }
 
@@ -134,10 +134,11 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads the files. `trust_domain` is what the platform's SPIFFE names begin with, for example `ordermesh.local`.
+    /// Reads the files. `trust_domain` is the trust domain of the platform's SPIFFE names, for example
+    /// `ordermesh.local`.
     ///
     /// # Errors
-    /// A file that cannot be read, or a certificate that peers would refuse.
+    /// A file cannot be read, or the certificate would be rejected by peers.
     pub fn load(files: Files, trust_domain: impl Into<String>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let trust_domain = trust_domain.into();
@@ -153,17 +154,17 @@ impl Identity {
         self.current().service.clone()
     }
 
-    /// How long this process's own certificate is still good: zero when it has expired.
+    /// The remaining lifetime of this process's own certificate: zero when it has expired.
     pub fn expires_in(&self) -> Duration {
         self.current().ends.since(self.0.clock.now())
     }
 
-    /// A metric to be warned by, for as long as there is somebody with this identity.
+    /// Exports the remaining lifetime as a metric, while a clone of the identity exists.
     fn show_expiry(&self) {
         let weak = Arc::downgrade(&self.0);
         let meter = global::meter("mesh");
         let gauge = meter.u64_observable_gauge("mesh.tls.certificate.remaining").with_unit("s");
-        let gauge = gauge.with_description("How long this process's certificate is still good");
+        let gauge = gauge.with_description("Remaining lifetime of this process's certificate");
         let gauge = gauge.with_callback(move |observer| {
             let Some(identity) = weak.upgrade().map(Self) else { return };
             observer.observe(identity.expires_in().as_secs(), &[KeyValue::new("mesh.service", identity.service())]);
@@ -171,26 +172,26 @@ impl Identity {
         gauge.build();
     }
 
-    /// Looks at the files every so often, and takes what is new and good, until the shutdown. Connections that are open
-    /// stay as they are; new ones use what is new.
+    /// Checks the files periodically, and loads them when they are new and valid, until the shutdown. Open connections
+    /// are not affected; new ones use the new files.
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
         let mut refused: Option<Read> = None;
         let mut warned: Option<Instant> = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let identity = self.clone();
             let last = refused.take();
-            // Files may be on a slow disk, and checking signatures takes a moment.
+            // Files may be on a slow disk, and verifying signatures takes time.
             let looked = tokio::task::spawn_blocking(move || identity.look(last)).await;
             refused = looked.unwrap_or_default();
             let left = self.expires_in();
             if left < EXPIRES_SOON && warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
                 warned = Some(Instant::now());
-                tracing::warn!(target: "ordermesh", minutes_left = left.as_secs() / 60, "this process's certificate expires: put a new one in its place, it is taken up by itself");
+                tracing::warn!(target: "ordermesh", minutes_left = left.as_secs() / 60, "this process's certificate expires soon: replace it, the new one is loaded automatically");
             }
         }
     }
 
-    /// Takes what the files say, when it is new. What is no good is given back, so that it is complained of once.
+    /// Loads the files when they are new. Returns invalid content, so that it is logged only once.
     fn look(&self, refused: Option<Read>) -> Option<Read> {
         let Inner { files, trust_domain, provider, clock, .. } = &*self.0;
         let complain = |error: &Error| {
@@ -226,13 +227,13 @@ impl Identity {
         }
     }
 
-    /// The server's end.
+    /// The server's end of TLS.
     pub fn server(&self) -> ServerTls {
         ServerTls { identity: self.clone() }
     }
 
     /// The client's end of connections to a service, for example `data`: its certificate must have this DNS name, and
-    /// the SPIFFE name of this service.
+    /// this service's SPIFFE name.
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
         ClientTls::new(Shown::Identity(self.clone()), target.into())
     }
@@ -241,7 +242,7 @@ impl Identity {
         self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What a connection to a target begins with, from the newest material.
+    /// The configuration for connections to a target, from the current files.
     pub(crate) fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
         let material = self.current();
         let mut clients = material.clients.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,14 +257,15 @@ impl Identity {
     }
 }
 
-/// The server's end of TLS. Clones are the same.
+/// The server's end of TLS. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     identity: Identity,
 }
 
 impl ServerTls {
-    /// Shakes hands; the client's service and for how long its certificate is good, when it has shown one.
+    /// Performs the handshake; returns the client's service and its certificate's remaining lifetime, if it presented
+    /// one.
     pub(crate) async fn accept<S>(&self, stream: S) -> io::Result<(server::TlsStream<S>, Option<(String, Duration)>)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -276,20 +278,20 @@ impl ServerTls {
             let left = end_of(certificate)?.since(clock.now());
             Ok((service_of(certificate, trust_domain)?, left))
         };
-        // The verifier has read the name before: this cannot fail now.
+        // The verifier has parsed the name before: this cannot fail.
         let peer = shown.map(read).transpose();
         let peer = peer.map_err(|error: NameError| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok((stream, peer))
     }
 }
 
-/// Why a handshake failed, as a metric's label.
+/// The cause of a failed handshake, as a metric label.
 pub(crate) fn failure(error: &io::Error) -> &'static str {
     use rustls::CertificateError as Bad;
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => "expired",
         Some(rustls::Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. })) => "not_yet_valid",
-        // Or an issuer of a trusted one's name, with another key.
+        // Or an issuer with the name of a trusted one, but another key.
         Some(rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => "unknown_issuer",
         Some(rustls::Error::InvalidCertificate(Bad::Other(_))) => "spiffe_name",
         Some(rustls::Error::InvalidCertificate(_)) => "certificate",
@@ -319,7 +321,7 @@ fn read(files: &Files) -> Result<Read, Error> {
     Ok(Read { certificate: file(&files.certificate)?, key: file(&files.key)?, roots: file(&files.roots)? })
 }
 
-/// Everything fits everything, and peers would take it; or nothing is made of it.
+/// Verifies that all parts match, and that peers would accept them.
 fn make(
     read: Read,
     files: &Files,
@@ -338,10 +340,10 @@ fn make(
         .build()
         .map_err(|error| bad(rustls::Error::General(error.to_string())))?;
     let verifier = PlatformClients { webpki, trust_domain: trust_domain.to_owned() };
-    // What our peers would refuse is not shown to them: better an old certificate, or none and no start.
+    // A certificate that peers would reject is not presented: better keep the old one, or do not start.
     verifier.verify_client_cert(own, between, Time(clock.clone()).now()).map_err(bad)?;
     let service = service_of(own, trust_domain).map_err(|error| bad(name_error(error)))?;
-    // As its clients will look at it: by the service's name.
+    // As clients will verify it: by the service's name.
     let name = ServerName::try_from(service.clone()).map_err(|error| bad(rustls::Error::General(error.to_string())))?;
     let servers = Trusted { roots: &roots, trust_domain, provider, clock }.verifier(&service).map_err(bad)?;
     servers.verify_server_cert(own, between, &name, &[], Time(clock.clone()).now()).map_err(bad)?;
@@ -364,7 +366,7 @@ pub(crate) fn name_error(error: NameError) -> rustls::Error {
     rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
 }
 
-/// The platform's clock, as rustls asks for it.
+/// The platform's clock for rustls.
 pub(crate) struct Time(pub(crate) Arc<dyn Clock>);
 
 impl Time {
@@ -415,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_is_taken_if_it_names_who_we_are_and_clients_would_take_it() {
+    fn a_renewal_is_loaded_if_it_names_this_service_and_clients_would_accept_it() {
         let (folder, authority) = (tempfile::tempdir().expect("a folder"), authority());
         let ours = Names::of_service(DOMAIN, "order");
         let files = write(&folder, &authority, &issue(&authority, &ours, 1));
@@ -424,11 +426,11 @@ mod tests {
         let without_our_name = Names { dns: vec!["elsewhere".into()], ..ours.clone() };
         for names in [Names::of_service(DOMAIN, "data"), without_our_name] {
             write(&folder, &authority, &issue(&authority, &names, 7));
-            assert!(identity.look(None).is_some(), "it is refused: {names:?}");
+            assert!(identity.look(None).is_some(), "it is rejected: {names:?}");
             assert_eq!((identity.service().as_str(), days_left()), ("order", 1));
         }
         write(&folder, &authority, &issue(&authority, &ours, 7));
-        assert!(identity.look(None).is_none(), "the twin: its own is taken");
+        assert!(identity.look(None).is_none(), "control: its own is loaded");
         assert_eq!(days_left(), 7);
     }
 }

@@ -1,4 +1,4 @@
-//! The client's end of TLS: whom it trusts, what it shows of itself, and the target that it wants.
+//! The client's end of TLS: its trust, its own certificate, and the target's names.
 
 use std::fmt;
 use std::io;
@@ -18,8 +18,7 @@ use tokio_rustls::{TlsConnector, client};
 use crate::tls::{ALPN_HTTP2, Error, Identity, Time, file, roots_of};
 use crate::tls_verify::TargetServer;
 
-/// What a person's program knows of a platform: its roots and its trust domain. It shows no certificate of its own.
-/// Clones are the same.
+/// What a client without a certificate needs of a platform: its roots and its trust domain. Clones share it.
 #[derive(Clone)]
 pub struct Trust(Arc<TrustInner>);
 
@@ -40,7 +39,7 @@ impl Trust {
     /// Reads a PEM file of roots.
     ///
     /// # Errors
-    /// A file that cannot be read, or has no certificate in it.
+    /// The file cannot be read, or has no certificate.
     pub fn load(roots: PathBuf, trust_domain: impl Into<String>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = roots_of(&file(&roots)?, &roots)?;
@@ -58,14 +57,14 @@ impl Trust {
     }
 }
 
-/// What a client shows of itself.
+/// What a client presents.
 #[derive(Clone, Debug)]
 pub(crate) enum Shown {
     Identity(Identity),
     Nothing(Trust),
 }
 
-/// The client's end of TLS, for one target. Clones are the same.
+/// The client's end of TLS, for one target. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     shown: Shown,
@@ -78,18 +77,18 @@ impl ClientTls {
         Self { shown, dns_name: target.clone(), target }
     }
 
-    /// The DNS name that the target's certificate must have, when it is not the service's name.
+    /// Sets the DNS name that the target's certificate must have, when it is not the service's name.
     #[must_use]
     pub fn with_dns_name(mut self, dns_name: impl Into<String>) -> Self {
         self.dns_name = dns_name.into();
         self
     }
 
-    /// Shakes hands over a connected stream. What this process shows of itself is not judged by then: a server's refusal
-    /// of our certificate is the first thing that is read (TLS 1.3).
+    /// Performs the handshake on a connected stream. The server has not verified this client's certificate by then: a
+    /// rejection is the first thing that is read (TLS 1.3).
     ///
     /// # Errors
-    /// The server is not the target, or the stream broke.
+    /// The server is not the target, or the connection failed.
     pub async fn connect<S>(&self, stream: S) -> io::Result<client::TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -109,7 +108,7 @@ impl ClientTls {
     }
 }
 
-/// Whom a client believes.
+/// What a client trusts.
 pub(crate) struct Trusted<'a> {
     pub(crate) roots: &'a Arc<RootCertStore>,
     pub(crate) trust_domain: &'a str,
@@ -118,7 +117,7 @@ pub(crate) struct Trusted<'a> {
 }
 
 impl Trusted<'_> {
-    /// What a target's certificate is looked at with.
+    /// The verifier for a target's certificate.
     pub(crate) fn verifier(&self, target: &str) -> Result<TargetServer, rustls::Error> {
         let webpki: Arc<dyn ServerCertVerifier> =
             WebPkiServerVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
@@ -127,7 +126,7 @@ impl Trusted<'_> {
         Ok(TargetServer { webpki, trust_domain: self.trust_domain.to_owned(), target: target.to_owned() })
     }
 
-    /// For connections to a target, that show this certificate, or none.
+    /// The configuration for connections to a target, with this certificate or none.
     pub(crate) fn client_config(
         self,
         target: &str,

@@ -1,4 +1,4 @@
-//! What TLS asks of the other side: webpki's checks (chain, dates, use, DNS name), and behind them the SPIFFE name.
+//! Verifies the peer's certificate: webpki's checks (chain, validity, usage, DNS name), and then the SPIFFE name.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use crate::spiffe::{NameError, service_of};
 use crate::tls::name_error;
 
-/// Clients of the platform: a certificate is asked for and may be left out; a bad one is refused.
+/// Verifies clients: a certificate is requested but optional; an invalid one is rejected.
 #[derive(Debug)]
 pub(crate) struct PlatformClients {
     pub(crate) webpki: Arc<dyn ClientCertVerifier>,
@@ -60,7 +60,7 @@ impl ClientCertVerifier for PlatformClients {
     }
 }
 
-/// The server of one service.
+/// Verifies the server of one service.
 #[derive(Debug)]
 pub(crate) struct TargetServer {
     pub(crate) webpki: Arc<dyn ServerCertVerifier>,

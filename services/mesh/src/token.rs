@@ -1,10 +1,10 @@
-//! Access tokens: EdDSA JWTs with `iss sub aud exp nbf role`, all required. A verified token is remembered until it ends,
-//! by its hash. Keys are fetched every 20 seconds, so that one that was taken away (it leaked) verifies nothing any more; they
-//! are kept when that fails. An unknown key id refetches at most once in ten seconds. Until the first fetch the source's
-//! initial keys verify; what was fetched takes their place.
+//! Access tokens: EdDSA JWTs with `iss sub aud exp nbf role`, all required. A verified token is cached by its hash until
+//! it expires. Keys are fetched every 20 seconds, so that a revoked (leaked) key stops verifying; when a fetch fails,
+//! they are kept. An unknown key id triggers a fetch at most once in ten seconds. Until the first fetch the source's
+//! initial keys are used; fetched keys replace them.
 //!
-//! Together with the keys comes a short list of sessions that ended before their access tokens do: these are refused too, and
-//! end the streams that they opened.
+//! The keys come with a short list of sessions that ended before their access tokens expire: these tokens are rejected
+//! too, and the streams that they opened are ended.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,44 +25,44 @@ use uuid::Uuid;
 use crate::caller::{Caller, Role};
 use crate::status::{mesh_status, mesh_status_retry};
 
-/// An unknown key id asks the source again at most this often: a stranger chooses the key ids.
+/// An unknown key id triggers a fetch at most this often: clients choose the key ids.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(10);
-/// Before the first fetch the source is asked more often.
+/// Before the first success, fetches are more frequent.
 const FIRST_FETCH_INTERVAL: Duration = Duration::from_millis(250);
-/// Everybody with an unknown key id waits while the source is asked.
+/// Calls with an unknown key id wait for the fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 const PREFETCH_MAX_PAUSE: Duration = Duration::from_secs(8);
-/// How long a key that was taken away, or a session that has ended, is good all the same: a minute, although a fetch fails.
+/// A revoked key, or an ended session, is rejected within a minute, even if one fetch fails.
 const KEYS_INTERVAL: Duration = Duration::from_secs(20);
-/// What is remembered is bounded; when it is full, what has ended goes, and then everything.
+/// The cache is bounded: when it is full, expired tokens are removed, and if there are none, all.
 const MAX_REMEMBERED_TOKENS: usize = 10_000;
 /// The issuer's clock may be a little ahead of ours.
 const LEEWAY_SECONDS: u64 = 5;
-/// A longer token is not ours: hashing and decoding it would be work for a stranger.
+/// A longer token is not ours: hashing and decoding it would be work done for an untrusted client.
 const MAX_TOKEN_BYTES: usize = 4_096;
 
-/// A public key that access tokens are verified with.
+/// A public key that verifies access tokens.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VerifyingKey {
-    /// Its id: what a token's header names.
+    /// The key id, as in a token's header.
     pub kid: String,
     /// The Ed25519 public key, base64url without padding (`x` of a JWK).
     pub x: String,
 }
 
-/// Where verifying keys come from.
+/// The source of the verifying keys.
 pub trait KeySource: Send + Sync + 'static {
     /// All keys that are valid now.
     fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>>;
 
-    /// All sessions (claim `sid`) that have ended although an access token of theirs may not have. Asked after the keys; when
-    /// that fails, those that are known stay.
+    /// All sessions (claim `sid`) that ended before their access tokens expire. Called after [`fetch`](Self::fetch);
+    /// when it fails, the known ones are kept.
     fn ended_sessions(&self) -> BoxFuture<'_, Result<Vec<Uuid>, Status>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    /// Keys that verify until the first fetch succeeds: of a file, so that a service that starts while the source is away
-    /// serves those who have a token.
+    /// Keys that verify until the first fetch succeeds: read from a file, so that a service that starts while the source
+    /// is unavailable serves callers that have a token.
     fn initial(&self) -> Vec<VerifyingKey> {
         Vec::new()
     }
@@ -78,12 +78,12 @@ struct Claims {
 
 type Keys = HashMap<String, DecodingKey>;
 
-/// When the source is asked.
+/// Whether a recent fetch suffices.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Asks {
-    /// On a caller's behalf.
+    /// For a call: a recent fetch suffices.
     UnlessJustAsked,
-    /// Every [`KEYS_INTERVAL`], whatever callers made of it meanwhile.
+    /// Every [`KEYS_INTERVAL`], whatever calls have triggered in between.
     Always,
 }
 
@@ -92,9 +92,9 @@ pub(crate) struct Tokens {
     source: Arc<dyn KeySource>,
     validation: Validation,
     keys: RwLock<Arc<Keys>>,
-    /// Are they the source's answer? Else they are the initial ones, and a key that is not among them may be valid.
+    /// The keys were fetched. Else they are the initial ones, and a key that is not among them may be valid.
     is_fetched: AtomicBool,
-    /// When the source was asked last; held while it is being asked, so that one asks for all.
+    /// The time of the last fetch; locked during a fetch, so that concurrent calls share it.
     asked: Arc<tokio::sync::Mutex<Option<Instant>>>,
     verified: Mutex<HashMap<[u8; 32], (Caller, Timestamp)>>,
     ended: watch::Sender<HashSet<Uuid>>,
@@ -131,14 +131,14 @@ impl Tokens {
         }
     }
 
-    /// Waits until a session has ended.
+    /// Waits until a session has ended; returns the status for its streams.
     pub(crate) async fn ended(self: Arc<Self>, session: Uuid) -> Status {
-        // The sender is `self`'s.
+        // Cannot fail: the sender is a field of `self`.
         let _ = self.ended.subscribe().wait_for(|ended| ended.contains(&session)).await;
         session_ended()
     }
 
-    /// Whom a token speaks for, by its signature.
+    /// The caller that a token names, by its signature.
     async fn signed(self: &Arc<Self>, token: &str) -> Result<Caller, Status> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(malformed());
@@ -148,7 +148,7 @@ impl Tokens {
             return Ok(caller);
         }
         let header = decode_header(token).map_err(|_| malformed())?;
-        // No extension is understood here, and a token that needs one is refused (RFC 7515, section 4.1.11).
+        // No extension is supported: a token with a critical one is rejected (RFC 7515, section 4.1.11).
         if header.alg != Algorithm::EdDSA || header.crit.is_some() {
             return Err(invalid());
         }
@@ -166,7 +166,8 @@ impl Tokens {
         Ok(caller)
     }
 
-    /// Asks for keys until they come, so that the first call need not wait for them, and then every [`KEYS_INTERVAL`].
+    /// Fetches keys until the first success, so that the first call need not wait for them, and then every
+    /// [`KEYS_INTERVAL`].
     pub(crate) async fn follow(self: &Arc<Self>) {
         let mut pause = FIRST_FETCH_INTERVAL;
         loop {
@@ -175,10 +176,10 @@ impl Tokens {
                 tokio::time::sleep(KEYS_INTERVAL).await;
                 continue;
             }
-            // Said once it is odd: services start in any order.
+            // Logged only after a while: services start in any order.
             if pause == PREFETCH_MAX_PAUSE {
                 let initial = self.keys().len();
-                tracing::warn!(target: "ordermesh", initial, "signing keys have not been fetched yet: only the initial ones verify access tokens");
+                tracing::warn!(target: "ordermesh", initial, "signing keys have not been fetched yet: only the initial keys verify access tokens");
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PREFETCH_MAX_PAUSE);
@@ -197,7 +198,7 @@ impl Tokens {
 
     fn remember(&self, kid: &str, hash: [u8; 32], caller: Caller, expires: Timestamp) {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken away since it was asked for: what it verified was forgotten before this came.
+        // The key was revoked after the lookup: its cached tokens were removed before this insert.
         if !self.keys().contains_key(kid) {
             return;
         }
@@ -236,8 +237,8 @@ impl Tokens {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks the source, in a task of its own: a call that a stranger makes short, or gives up, neither cuts it off nor lends it
-    /// its deadline. Who comes while it is being asked waits for that.
+    /// Fetches in a task of its own: a call that is cancelled, or has a short deadline, neither cuts the fetch off nor
+    /// lends it its deadline. Concurrent calls wait for the same fetch.
     async fn refetch(self: &Arc<Self>, asks: Asks) {
         let came = Instant::now();
         let mut asked = self.asked.clone().lock_owned().await;
@@ -247,23 +248,23 @@ impl Tokens {
         {
             let is_fetched = self.is_fetched();
             wait = if is_fetched { REFETCH_INTERVAL } else { FIRST_FETCH_INTERVAL }.saturating_sub(last.elapsed());
-            // Somebody asked while we waited for our turn; or it is too early to ask again.
+            // Another call has fetched while this one waited for the lock; or the last fetch is too recent.
             if last > came || (is_fetched && !wait.is_zero()) {
                 return;
             }
         }
         let this = self.clone();
         let asking = tokio::spawn(async move {
-            // Before the first fetch better a moment late than refused. Services start in any order.
+            // Before the first fetch, a short wait is better than a rejection. Services start in any order.
             tokio::time::sleep(wait).await;
             *asked = Some(Instant::now());
             this.fetch().await;
         });
-        // It ends early only with the runtime.
+        // Fails only when the runtime shuts down.
         let _ = asking.await;
     }
 
-    /// When it fails, what we have is kept.
+    /// When it fails, the current keys and sessions are kept.
     async fn fetch(&self) {
         self.fetch_keys().await;
         match asked_in_time(self.source.ended_sessions()).await {
@@ -286,7 +287,7 @@ impl Tokens {
         let fetched = match asked_in_time(self.source.fetch()).await {
             Ok(fetched) => fetched,
             Err(status) => {
-                // Before the first fetch `follow` says so.
+                // Before the first fetch, `follow` logs it.
                 if self.is_fetched() {
                     tracing::warn!(target: "ordermesh", "signing keys could not be fetched again: {}", status.message());
                 }
@@ -300,7 +301,7 @@ impl Tokens {
         let before = std::mem::replace(&mut *self.keys.write().unwrap_or_else(PoisonError::into_inner), Arc::new(keys));
         let is_first = !self.is_fetched.swap(true, Ordering::AcqRel);
         if is_first || before.keys().any(|kid| !self.keys().contains_key(kid)) {
-            // Who knows which of them it has verified.
+            // The cache does not record which key verified a token.
             self.verified.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
     }
@@ -308,7 +309,7 @@ impl Tokens {
 
 async fn asked_in_time<T>(asked: BoxFuture<'_, Result<T, Status>>) -> Result<T, Status> {
     let in_time = tokio::time::timeout(FETCH_TIMEOUT, asked).await;
-    in_time.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("they did not come in time")))
+    in_time.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("the fetch timed out")))
 }
 
 fn readable(keys: Vec<VerifyingKey>) -> Keys {
@@ -352,7 +353,7 @@ fn refusal(kind: &ErrorKind) -> Status {
 mod tests {
     use super::*;
 
-    /// A key is 32 bytes; these are the base point of the curve, and that is enough to be read.
+    /// A key is 32 bytes; this is the curve's base point, which can be parsed.
     const X: &str = "WGZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmY";
 
     struct Source(Mutex<Vec<&'static str>>);
@@ -366,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_key_that_was_taken_away_verifies_nothing_within_a_minute() {
+    async fn a_revoked_key_stops_verifying_within_a_minute() {
         let source = Arc::new(Source(Mutex::new(vec!["old", "new"])));
         let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
         let following = tokio::spawn({
@@ -378,15 +379,15 @@ mod tests {
         assert_eq!(tokens.keys().len(), 2);
         tokens.remember("new", hash, Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
         tokio::time::sleep(KEYS_INTERVAL).await;
-        assert!(tokens.remembered(&hash).is_some(), "the twin: no key was taken away");
+        assert!(tokens.remembered(&hash).is_some(), "control: no key was revoked");
         source.0.lock().expect("not poisoned").retain(|kid| *kid == "new");
         tokio::time::sleep(KEYS_INTERVAL).await;
         assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
-        assert!(tokens.remembered(&hash).is_none(), "it is verified anew");
+        assert!(tokens.remembered(&hash).is_none(), "it must be verified again");
         following.abort();
     }
 
-    /// Has initial keys, and is away as long as it has no others.
+    /// Has initial keys, and is unavailable while `fetched` is `None`.
     struct Away {
         fetched: Mutex<Option<Vec<&'static str>>>,
     }
@@ -410,7 +411,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn initial_keys_verify_until_the_first_fetch_and_not_one_moment_longer() {
+    async fn initial_keys_verify_only_until_the_first_fetch() {
         let source = Arc::new(Away { fetched: Mutex::default() });
         let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
         let following = tokio::spawn({
@@ -420,7 +421,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(3_600)).await;
         let began = Instant::now();
         assert!(tokens.key("kept").await.is_ok() && tokens.key("leaked").await.is_ok());
-        assert_eq!(began.elapsed(), Duration::ZERO, "nobody is asked for them");
+        assert_eq!(began.elapsed(), Duration::ZERO, "without a fetch");
         let unknown = tokens.key("new").await.expect_err("refused");
         assert_eq!(unknown.code(), Code::Unavailable, "it may be valid: {unknown:?}");
         tokens.remember("leaked", [7; 32], Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
@@ -429,7 +430,7 @@ mod tests {
         assert!(tokens.key("kept").await.is_ok() && tokens.key("new").await.is_ok());
         let gone = tokens.key("leaked").await.expect_err("refused");
         assert_eq!(gone.code(), Code::Unauthenticated, "{gone:?}");
-        assert!(tokens.remembered(&[7; 32]).is_none(), "it is verified anew");
+        assert!(tokens.remembered(&[7; 32]).is_none(), "it must be verified again");
         *source.fetched.lock().expect("not poisoned") = None;
         tokio::time::sleep(KEYS_INTERVAL * 2).await;
         assert!(tokens.key("kept").await.is_ok(), "kept when a later fetch fails");
@@ -438,7 +439,7 @@ mod tests {
         following.abort();
     }
 
-    /// Answers when it is let.
+    /// Answers when permitted.
     struct Slow {
         asked: std::sync::atomic::AtomicUsize,
         may_answer: tokio::sync::Semaphore,
@@ -448,7 +449,7 @@ mod tests {
         fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
             self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             Box::pin(async move {
-                assert_eq!(crate::deadline::current(), None, "a call's time is not the keys'");
+                assert_eq!(crate::deadline::current(), None, "the fetch does not inherit the call's deadline");
                 self.may_answer.acquire().await.expect("open").forget();
                 Ok(vec![VerifyingKey { kid: "new".to_owned(), x: X.to_owned() }])
             })
@@ -456,7 +457,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_that_is_cut_off_does_not_cut_off_the_keys_it_asked_for() {
+    async fn a_cancelled_call_does_not_cancel_its_key_fetch() {
         let source = Arc::new(Slow {
             asked: std::sync::atomic::AtomicUsize::new(0),
             may_answer: tokio::sync::Semaphore::new(0),
@@ -464,15 +465,15 @@ mod tests {
         let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
         let served = crate::deadline::Served { deadline: Some(Instant::now()), is_retry: false };
         let call = crate::deadline::SERVED.scope(served, tokens.key("unknown"));
-        assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err(), "it is given up");
+        assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err(), "cancelled");
         source.may_answer.add_permits(1);
-        // The next one waits for what the first has begun.
+        // The next call waits for the fetch that the first one began.
         assert!(tokens.key("new").await.is_ok());
         assert_eq!(source.asked.load(std::sync::atomic::Ordering::Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_next_fetch_in_turn_asks_whatever_callers_asked_just_before() {
+    async fn the_periodic_fetch_happens_whatever_calls_have_fetched() {
         let source = Arc::new(Source(Mutex::new(vec!["old"])));
         let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
         let following = tokio::spawn({
@@ -480,14 +481,14 @@ mod tests {
             async move { tokens.follow().await }
         });
         tokio::time::sleep(KEYS_INTERVAL - Duration::from_secs(1)).await;
-        assert!(tokens.key("unknown").await.is_err(), "a stranger's key id");
+        assert!(tokens.key("unknown").await.is_err(), "an unknown key id");
         *source.0.lock().expect("not poisoned") = vec!["new"];
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
         following.abort();
     }
 
-    /// One key, and a list of ended sessions that the test writes; `None`: away.
+    /// One key, and a list of ended sessions set by the test; `None`: unavailable.
     #[derive(Default)]
     struct Ending(Mutex<Option<Vec<Uuid>>>);
 
@@ -503,7 +504,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_session_that_has_ended_is_refused_within_a_minute_although_its_token_is_remembered() {
+    async fn an_ended_session_is_rejected_within_a_minute_although_its_token_is_cached() {
         let source = Arc::new(Ending::default());
         let tokens = Arc::new(Tokens::new(source.clone(), "iss".into(), "aud".into()));
         let following = tokio::spawn({
@@ -520,20 +521,20 @@ mod tests {
         }
         let verify = async |session: Uuid| tokens.verify(&session.to_string()).await;
         tokio::time::sleep(KEYS_INTERVAL).await;
-        assert!(verify(ended).await.is_ok(), "the twin: it has not ended");
+        assert!(verify(ended).await.is_ok(), "control: it has not ended");
         let stream = tokio::spawn(tokens.clone().ended(ended));
         *source.0.lock().expect("not poisoned") = Some(vec![ended]);
         tokio::time::sleep(KEYS_INTERVAL).await;
         let refused = verify(ended).await.expect_err("it has ended");
         assert_eq!(crate::status::reason_of(&refused).as_deref(), Some("SESSION_ENDED"));
         assert_eq!(stream.await.expect("it ends").code(), Code::Unauthenticated);
-        assert!(verify(other).await.is_ok(), "another one");
+        assert!(verify(other).await.is_ok(), "another session");
         *source.0.lock().expect("not poisoned") = None;
         tokio::time::sleep(KEYS_INTERVAL * 2).await;
-        assert!(verify(ended).await.is_err(), "those that are known stay while nobody answers");
+        assert!(verify(ended).await.is_err(), "known ones are kept while the source is unavailable");
         *source.0.lock().expect("not poisoned") = Some(vec![]);
         tokio::time::sleep(KEYS_INTERVAL).await;
-        assert!(verify(ended).await.is_ok(), "off the list once its tokens have ended by time");
+        assert!(verify(ended).await.is_ok(), "off the list once its tokens have expired");
         following.abort();
     }
 }
