@@ -1,4 +1,4 @@
-//! Audits: who changed what on request. The event of an audited call names the actor; what changed is the service's to say.
+//! Audit: the actor of a change. The event of an audited call names the actor; the service adds what changed.
 
 use std::sync::Arc;
 
@@ -8,9 +8,9 @@ use tonic::Extensions;
 
 /// The type of the events.
 pub const EVENT_TYPE: &str = "audit";
-/// Who: a person's id.
+/// The user id or the service's name.
 const ACTOR_ID: &str = "actor.id";
-/// In which role: `customer`, `operator`, `service`, `anonymous`, or `command` for a command of the program.
+/// The actor's role: `customer`, `operator`, `service`, `anonymous`, or `command` for a command of the program.
 const ACTOR_ROLE: &str = "actor.role";
 
 /// The operation of an audited call, with its actor.
@@ -36,17 +36,18 @@ pub fn operation(extensions: &Extensions) -> Operation {
     operation
 }
 
-/// The operation of something that the program does without a call, for example `operator.create`.
+/// The operation of a command that runs without a call, for example `operator.create`.
 pub fn of_command(name: &'static str, events: Arc<dyn EventSink>) -> Operation {
     let operation = Operation::open(Kind::Internal, name, Parent::Root, Some(EVENT_TYPE), Some(events));
     operation.set(ACTOR_ROLE, "command");
     operation
 }
 
-/// The sink of a command that ends with what it commits: its events are in the outbox, and a running instance sends them.
+/// The sink of a command that exits when its transaction has committed: its events are in the outbox, and a running
+/// instance sends them.
 #[derive(Clone, Copy, Debug)]
 pub struct CommandSink(
-    /// The service in whose database it works.
+    /// The service whose database the command writes.
     pub &'static str,
 );
 

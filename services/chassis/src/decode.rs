@@ -1,4 +1,4 @@
-//! From messages to values. All violations are collected, so that a caller learns of them at once.
+//! From messages to values. All violations are collected, so that a caller gets them in one answer.
 
 use std::str::FromStr;
 
@@ -8,12 +8,12 @@ use mesh::Violation;
 
 use crate::postal;
 
-/// A message whose fields break the rules.
+/// A message with fields that break the rules.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", summary(.0))]
 pub struct Invalid(pub Vec<Violation>);
 
-/// The first few: a status message travels in a header, and all of them are in the details.
+/// Only the first few: a status message travels in a header. All of them are in the details.
 fn summary(violations: &[Violation]) -> String {
     const SHOWN: usize = 3;
     let shown = violations.iter().take(SHOWN).map(|v| format!("{}: {} ({})", v.field, v.description, v.reason));
@@ -31,9 +31,9 @@ const MAX_VIOLATIONS: usize = 100;
 #[derive(Debug, Default)]
 pub struct Fields {
     found: Vec<Violation>,
-    /// How many there are, those too that are not kept.
+    /// How many there are, including those that are not kept.
     count: usize,
-    /// How many of them are of rules that an earlier release did not have: the value is given all the same.
+    /// How many of them are of rules that an earlier release did not have: these do not prevent the value.
     newer: usize,
 }
 
@@ -42,17 +42,17 @@ fn more() -> Violation {
     Violation { field: String::new(), reason: "MORE_VIOLATIONS", description }
 }
 
-/// A command, and why it would be refused if it were new.
+/// A command, and why it would be rejected if it were new.
 #[derive(Clone, Debug)]
 pub struct Decoded<T> {
-    /// As an earlier release would have taken it.
+    /// The command, as an earlier release would have accepted it.
     pub command: T,
-    /// Which of the rules that are newer it breaks.
+    /// The newer rules that it breaks.
     pub breaks: Option<Invalid>,
 }
 
 impl Fields {
-    /// Notes a violation.
+    /// Adds a violation.
     pub fn refuse(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
         self.count += 1;
         match self.found.len() {
@@ -64,26 +64,26 @@ impl Fields {
         }
     }
 
-    /// Notes a violation of a rule that an earlier release did not have.
+    /// Adds a violation of a rule that an earlier release did not have.
     fn refuse_newer(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
         self.refuse(field, reason, description);
         self.newer += 1;
     }
 
-    /// What was found.
+    /// The violations found so far.
     pub fn violations(&self) -> &[Violation] {
         &self.found
     }
 
-    /// How many violations are of rules that every release had.
+    /// The number of violations of rules that every release had.
     fn older(&self) -> usize {
         self.count - self.newer
     }
 
-    /// The value, when nothing was found. Every field that gave `None` has noted why.
+    /// The value, if there are no violations. Every field that returned `None` has added one.
     ///
     /// # Errors
-    /// All that was found.
+    /// All violations found.
     pub fn finish<T>(self, value: Option<T>) -> Result<T, Invalid> {
         match value {
             Some(value) if self.found.is_empty() => Ok(value),
@@ -91,10 +91,10 @@ impl Fields {
         }
     }
 
-    /// The value of a command that an earlier release may have taken: its repetition is answered as it was.
+    /// The value of a command that an earlier release may have accepted: its repetition is answered as before.
     ///
     /// # Errors
-    /// All that was found, when some of it breaks a rule that every release had.
+    /// All violations found, when one of them is of a rule that every release had.
     pub fn finish_known<T>(self, value: Option<T>) -> Result<Decoded<T>, Invalid> {
         match value {
             Some(command) if self.older() == 0 => {
@@ -131,8 +131,8 @@ impl Fields {
         self.id("request_id", text)
     }
 
-    /// A text within limits, counted in characters (code points). A required one (`least` above 0) says something; control
-    /// characters are refused, and so is what makes the text around it read as something else.
+    /// A text within limits, counted in characters (code points). A required one (`least` above 0) is not blank;
+    /// control characters and characters that change how the surrounding text reads are rejected.
     pub fn text(&mut self, field: &str, text: &str, least: usize, most: usize) -> Option<String> {
         let length = text.chars().count();
         if least > 0 && text.is_empty() {
@@ -158,9 +158,9 @@ impl Fields {
         Some(text.to_owned())
     }
 
-    /// An e-mail address, in lower case, at most 254 characters (RFC 5321): something without blanks, one @, and the name of
-    /// a host. Its labels have 1 to 63 letters, digits and hyphens, no hyphen first or last, and the last one is not of
-    /// digits alone (RFC 1123, RFC 3696). An internationalised name is in its A-label form (RFC 5890).
+    /// An e-mail address, in lower case, at most 254 characters (RFC 5321): no blanks, one @, and a host name. Its
+    /// labels have 1 to 63 letters, digits and hyphens, no hyphen first or last, and the last label is not all digits
+    /// (RFC 1123, RFC 3696). An internationalised name is in its A-label form (RFC 5890).
     pub fn email(&mut self, field: &str, text: &str) -> Option<String> {
         let email = self.known_email(field, text)?;
         if !email.split_once('@').is_some_and(|(_, domain)| is_host(domain)) {
@@ -169,7 +169,7 @@ impl Fields {
         Some(email)
     }
 
-    /// An e-mail address that an earlier release may have accepted: the name of its host is not looked at.
+    /// An e-mail address that an earlier release may have accepted: the host name is not checked.
     pub fn known_email(&mut self, field: &str, text: &str) -> Option<String> {
         if is_email(text) {
             Some(text.to_ascii_lowercase())
@@ -179,7 +179,7 @@ impl Fields {
         }
     }
 
-    /// The token of a payment method, which is never shown: see [`is_payment_method`].
+    /// The token of a payment method, which is never logged or returned in an error: see [`is_payment_method`].
     pub fn payment_method(&mut self, field: &str, token: &str) -> Option<String> {
         const DESCRIPTION: &str = "a token has 1 to 255 of a-z, A-Z, 0-9 and \"_\"";
         if token.is_empty() {
@@ -206,7 +206,7 @@ impl Fields {
         }
     }
 
-    /// A required amount of money; its sign is not looked at.
+    /// A required amount of money of any sign.
     pub fn money(&mut self, field: &str, money: Option<&common::Money>) -> Option<Money> {
         let Some(money) = money else {
             self.refuse(field, "REQUIRED", "an amount is required");
@@ -245,7 +245,7 @@ impl Fields {
         (self.older() == before).then(|| address.clone())
     }
 
-    /// A country code of ISO 3166-1 alpha-2: its form; whether we deliver there is another question.
+    /// A country code of ISO 3166-1 alpha-2. Only its form is checked, not whether there are deliveries to it.
     pub fn country(&mut self, field: &str, code: &str) -> Option<String> {
         if code.len() == 2 && code.bytes().all(|b| b.is_ascii_uppercase()) {
             Some(code.to_owned())
@@ -255,7 +255,7 @@ impl Fields {
         }
     }
 
-    /// An instant, when given; outside the years 1970 to 9999 it is refused.
+    /// An optional instant; outside the years 1970 to 9999 it is rejected.
     pub fn instant(&mut self, field: &str, instant: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
         let instant = instant?;
         let sound = (0..253_402_300_800).contains(&instant.seconds) && (0..1_000_000_000).contains(&instant.nanos);
@@ -288,7 +288,7 @@ fn is_email(text: &str) -> bool {
         })
 }
 
-/// Of a domain whose labels have letters, digits and hyphens.
+/// Of a domain whose labels have only letters, digits and hyphens.
 fn is_host(domain: &str) -> bool {
     let is_label = |label: &str| label.len() <= 63 && !label.starts_with('-') && !label.ends_with('-');
     let last = domain.rsplit('.').next().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use contracts::common::v1 as common;
 use kernel::{Money, Timestamp};
 
-/// An instant.
+/// Encodes an instant.
 pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     let micros = at.as_micros();
     prost_types::Timestamp {
@@ -14,7 +14,7 @@ pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// A duration.
+/// Encodes a duration.
 pub fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
@@ -22,7 +22,7 @@ pub fn duration(duration: Duration) -> prost_types::Duration {
     }
 }
 
-/// An amount of money.
+/// Encodes an amount of money.
 pub fn money(money: Money) -> common::Money {
     common::Money { currency_code: money.currency().code().to_owned(), minor_units: money.minor_units() }
 }

@@ -1,7 +1,7 @@
-//! Which operations whose slot was not taken become events when they end, and their way into the outbox.
+//! Which completed operations become events if no transaction has claimed their event, and their way into the outbox.
 //!
-//! Changes that were committed have written their event in their own transaction and never come here. What any caller or an
-//! outage can cause at any rate is bounded: `sums`.
+//! Committed changes have written their event in their own transaction and do not pass through here. What a caller or
+//! an outage can cause at an unlimited rate is bounded: `sums`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,23 +21,23 @@ use self::sums::{SECOND, Sums};
 
 mod sums;
 
-/// Events that wait for the writer; a further one is counted as lost, and said so in the log.
+/// Events waiting for the writer; any further one is lost, counted and logged.
 const MAX_WAITING: usize = 16_384;
 /// The most events that the writer puts in one transaction.
 const MAX_BATCH: usize = 512;
-/// Lookups that are for no order, by method, status and error type, that are stored in a second.
+/// Stored per second: lookups without an order, by method, status and error type.
 const MOST_LOOKUPS_PER_SECOND: u32 = 1;
-/// Refused requests that any caller can send at any rate, by method and reason, that are stored in a second.
+/// Stored per second: rejected requests that any caller can send at any rate, by method and reason.
 const MOST_REFUSALS_PER_SECOND: u32 = 10;
-/// Failures that are answers to sound requests (a wrong password, not enough in stock), by method and reason, that are stored in
-/// a second: more than people cause.
+/// Stored per second: failures that are answers to valid requests (a wrong password, insufficient stock), by method and
+/// reason; more than regular use causes.
 const MOST_ANSWERS_PER_SECOND: u32 = 100;
 
-/// Further failures of tries for orders that have an event of their first, by method and reason, that are stored in a second: an
-/// outage makes as many of them as there are orders that wait.
+/// Stored per second: further failures for orders whose first failure has an event, by method and reason. An outage
+/// causes one for each waiting order.
 const MOST_REPEATS_PER_SECOND: u32 = 1;
 
-/// What becomes of an ended operation.
+/// What an ended operation becomes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
     Nothing,
@@ -52,46 +52,47 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
     let class = error.and_then(|error| ErrorClass::named(&error.kind));
     let unreachable = error.is_some_and(|error| error.reason == "UNREACHABLE");
     match (event.event_type.as_str(), kind) {
-        // A log-in needs no identity, so one of no sound form is no more than a metric and a span. Its success is written with the
-        // session; a refusal by a limit is a metric too.
+        // A log-in needs no credentials, so a malformed one is only a metric and a span. Its success is written with
+        // the session; a rejection by a limit is a metric too.
         ("user_login", Kind::Server) => match (error, class) {
             (None, _) | (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))  => Verdict::Nothing,
             (Some(_), _)                                                                => Verdict::AsItIs,
         },
-        // The same, but what is asked for is kept also when it is malformed.
+        // The same, but malformed requests are stored too.
         ("order_creation" | "audit", Kind::Server) => match (error, class) {
             (None, _) | (_, Some(ErrorClass::ResourceExhausted))      => Verdict::Nothing,
             (Some(_), _)                                              => Verdict::AsItIs,
         },
-        // A lookup that answered is a success, also when the answer is "there is none".
+        // A lookup that was answered is a success, even if the answer is NOT_FOUND.
         ("data_lookup", Kind::Server) => match (error, class) {
             (None, _)                                                                   => Verdict::AsItIs,
             (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))      => Verdict::Nothing,
             (_, Some(ErrorClass::NotFound | ErrorClass::FailedPrecondition))            => Verdict::Answered,
             (Some(_), _)                                                                => Verdict::AsItIs,
         },
-        // The caller's side is an event only when the peer gave no answer.
+        // The caller's side is an event only when the peer did not answer.
         ("data_lookup", Kind::Client) => match class {
             Some(ErrorClass::Timeout | ErrorClass::ConnectionError)                     => Verdict::AsItIs,
             Some(_) | None                                                              => Verdict::Nothing,
         },
-        // A payment that was asked for and not answered is in doubt, and doubt is no event: only one that never left is.
+        // The outcome of an unanswered payment request is unknown, and that is no event: only a request that was never
+        // sent is one.
         ("payment_processing", Kind::Client) if unreachable               => Verdict::AsItIs,
-        // Everything else is written with what it commits.
+        // All other events are written in the transaction of their effect.
         _ => Verdict::Nothing,
     }
 }
 
-/// How many events like this one are stored in a second; `None`: all of them. Accounts are free, so whatever a caller can cause
-/// at any rate is bounded: a failure that is an answer to a sound request less tightly than one that costs the caller nothing.
+/// How many such events are stored per second; `None`: all. Accounts are free, so whatever a caller can cause at any
+/// rate is bounded: a failure that answers a valid request less tightly than one that costs the caller nothing.
 #[rustfmt::skip]
 fn most_per_second(event: &TraceEvent) -> Option<u32> {
     let class = event.error.as_ref().and_then(|error| ErrorClass::named(&error.kind));
     match (event.event_type.as_str(), class) {
         ("data_lookup", _) if event.order_id.is_none()                                              => Some(MOST_LOOKUPS_PER_SECOND),
-        // Lookups for orders that were answered are all there. One that failed refuses its order, which is an event too.
+        // Answered lookups for orders are all stored. A failed one rejects its order, which is an event too.
         ("data_lookup", Some(_))                                                                    => Some(MOST_REFUSALS_PER_SECOND),
-        // Each order's first failure is there, and how it ends; in between they are counted.
+        // Each order's first failure is stored, and its outcome; those in between are counted.
         ("payment_processing", Some(_)) if event.attributes.contains_key(mesh::ATTEMPT)             => Some(MOST_REPEATS_PER_SECOND),
         (_, Some(ErrorClass::OutOfMemoryError | ErrorClass::ValidationError))                       => Some(MOST_REFUSALS_PER_SECOND),
         ("audit", Some(_))                                                                          => Some(MOST_REFUSALS_PER_SECOND),
@@ -102,7 +103,7 @@ fn most_per_second(event: &TraceEvent) -> Option<u32> {
     }
 }
 
-/// The sink of a service's operations.
+/// The event sink of a service's operations.
 #[derive(Debug)]
 pub struct Sink {
     service: String,
@@ -112,7 +113,7 @@ pub struct Sink {
     lost: Counter<u64>,
 }
 
-/// What the sink's writer reads from.
+/// The input of the sink's writer.
 #[derive(Debug)]
 pub struct Writer {
     waiting: mpsc::Receiver<TraceEvent>,
@@ -120,12 +121,12 @@ pub struct Writer {
 }
 
 fn lost_counter() -> Counter<u64> {
-    let description = "Events that were lost, because the outbox could not be written";
+    let description = "Events lost because the outbox could not be written";
     global::meter("ordermesh").u64_counter("ordermesh.events.lost").with_description(description).build()
 }
 
 impl Sink {
-    /// A sink, and its writer.
+    /// A sink, and the input of its writer.
     pub fn new(service: &str, instance: &str) -> (Self, Writer) {
         let (waiting, receiver) = mpsc::channel(MAX_WAITING);
         let sums = Arc::new(Sums::default());
@@ -136,7 +137,7 @@ impl Sink {
             sums: sums.clone(),
             lost: lost_counter(),
         };
-        // A counter that is never touched is not there to be alerted on.
+        // A counter that was never incremented is not exported, so no alert could use it.
         sink.lost.add(0, &[]);
         (sink, Writer { waiting: receiver, sums })
     }
@@ -161,16 +162,16 @@ impl EventSink for Sink {
     }
 
     fn put(&self, event: TraceEvent) {
-        // What is bounded goes a way of its own: it never waits among the others, and they never wait for it.
+        // Bounded events have their own queue: they and the others never wait for each other.
         let lost = match most_per_second(&event) {
-            Some(_) => self.sums.put(event).err().map(|_| "the service has ended".to_owned()),
+            Some(_) => self.sums.put(event).err().map(|_| "the writer has ended".to_owned()),
             None => self.waiting.try_send(event).err().map(|error| error.to_string()),
         };
         if let Some(lost) = lost {
             self.lost.add(1, &[]);
             static SELDOM: Seldom = Seldom::new();
             if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-                tracing::error!(target: "ordermesh", since_last_line, "an event was lost, because the database does not keep up: {lost}");
+                tracing::error!(target: "ordermesh", since_last_line, "an event was lost: the database does not keep up: {lost}");
             }
         }
     }
@@ -180,10 +181,10 @@ impl EventSink for Sink {
     }
 }
 
-/// How long the writer collects before it writes.
+/// How long the writer collects events before it writes.
 const LINGER: Duration = Duration::from_millis(10);
 
-/// Puts what the sink takes into the outbox, until `stop`; then what is left.
+/// Writes the sink's events to the outbox until `stop`, then those that are left.
 pub async fn write(db: Database, writer: Writer, stop: CancellationToken) {
     let Writer { mut waiting, sums } = writer;
     let mut batch = Vec::with_capacity(MAX_BATCH);
@@ -194,7 +195,7 @@ pub async fn write(db: Database, writer: Writer, stop: CancellationToken) {
         tokio::select! {
             biased;
             _ = tick.tick() => sums.flush(SystemClock.now()),
-            // What is in the channel is still written; then there is nothing more to come.
+            // Events in the channel are still written; no further ones are accepted.
             () = stop.cancelled(), if !waiting.is_closed() => waiting.close(),
             count = waiting.recv_many(&mut batch, MAX_BATCH) => is_open = count > 0,
             () = sums.written() => {}
@@ -219,12 +220,13 @@ pub async fn write(db: Database, writer: Writer, stop: CancellationToken) {
     }
 }
 
-/// Writes a batch, again and again while the database is away; when the service ends meanwhile, it is lost, and said so.
+/// Writes a batch, with retries while the database is unavailable; if the service stops meanwhile, the batch is lost,
+/// counted and logged.
 async fn put(db: &Database, batch: Vec<TraceEvent>, stop: &CancellationToken) {
     let mut failures = 0;
     while let Err(error) = db.outbox().put(batch.clone()).await {
         failures += 1;
-        tracing::warn!(target: "ordermesh", error = ?error, "events wait: the outbox cannot be written");
+        tracing::warn!(target: "ordermesh", error = ?error, "the outbox cannot be written: events are waiting");
         let wait = full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() && failures > 3 {
             let count = batch.iter().map(|event| 1 + u64::try_from(event.suppressed_count).unwrap_or(0)).sum();
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_events_that_nobody_committed() {
+    fn the_table_of_events_without_a_transaction() {
         use Verdict::{Answered, AsItIs, Nothing};
         let cases = [
             ("user_login", Kind::Server, None, Nothing),
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_outage_causes_is_bounded_and_what_orders_are_made_of_is_not() {
+    fn events_of_an_outage_are_bounded_and_events_of_orders_are_not() {
         let order = |event_type: &str, error: Option<&str>, attempt: Option<&str>| {
             let attributes =
                 attempt.map(|attempt| (mesh::ATTEMPT.to_owned(), attempt.to_owned())).into_iter().collect();
@@ -325,20 +327,20 @@ mod tests {
         }
     }
 
-    /// What is stored of tries for orders whose payment cannot be asked for, in one second.
+    /// The events stored in one second for attempts of orders whose payment service is unreachable.
     fn stored_of(tries: impl Iterator<Item = (uuid::Uuid, u32)>) -> Vec<TraceEvent> {
         let (sink, mut writer) = Sink::new("order", "order-1");
         for (order, attempt) in tries {
             let mut event =
                 TraceEvent { order_id: Some(order), ..event("payment_processing", Some("CONNECTION_ERROR")) };
-            event.error.as_mut().expect("it failed").reason = "UNREACHABLE".into();
+            event.error.as_mut().expect("a failure").reason = "UNREACHABLE".into();
             if attempt > 1 {
                 event.attributes.insert(mesh::ATTEMPT.to_owned(), attempt.to_string());
             }
             match sink.untaken(Ended { kind: Kind::Client, event }) {
                 Fate::Stored(event) => sink.put(event),
                 Fate::Summed(_) => {}
-                Fate::NoEvent => panic!("it is an event"),
+                Fate::NoEvent => panic!("no event"),
             }
         }
         sink.sums.close();
@@ -350,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_stores_the_first_failure_of_each_order_and_counts_the_others() {
+    fn an_outage_stores_the_first_failure_of_each_order_and_counts_the_rest() {
         let orders: Vec<_> = (0..50).map(|_| kernel::IdSource::uuid(&kernel::SystemIds)).collect();
         let tries = (1..=20).flat_map(|attempt| orders.iter().map(move |order| (*order, attempt)));
         let stored = stored_of(tries);
@@ -359,16 +361,20 @@ mod tests {
         assert!(orders.iter().all(|order| firsts.iter().any(|event| event.order_id == Some(*order))));
         assert_eq!(firsts.len(), 50);
         let repeats: Vec<_> = stored.iter().filter(is_repeat).collect();
-        // One more for each second's end that this test happens to cross.
+        // One more for each second boundary that this test happens to cross.
         assert!(repeats.len() < 10, "{} rows", repeats.len());
-        assert_eq!(repeats.iter().map(|event| event.suppressed_count + 1).sum::<i32>(), 950, "none goes uncounted");
+        assert_eq!(
+            repeats.iter().map(|event| event.suppressed_count + 1).sum::<i32>(),
+            950,
+            "every failure is counted"
+        );
     }
 
     #[test]
-    fn a_payment_service_that_cannot_be_reached_is_an_event_and_doubt_is_none() {
+    fn an_unreachable_payment_service_is_an_event_and_an_unknown_outcome_is_not() {
         let mut unreachable = event("payment_processing", Some("CONNECTION_ERROR"));
         assert_eq!(verdict(Kind::Client, &unreachable), Verdict::Nothing);
-        unreachable.error.as_mut().expect("it failed").reason = "UNREACHABLE".into();
+        unreachable.error.as_mut().expect("a failure").reason = "UNREACHABLE".into();
         assert_eq!(verdict(Kind::Client, &unreachable), Verdict::AsItIs);
     }
 }

@@ -1,14 +1,14 @@
-//! Is a repeated request the same command? SHA-256 over the decoded command in a canonical, versioned form:
-//! each part with its name and its length before it, so that no two commands look alike.
+//! Whether a repeated request is the same command: SHA-256 over the decoded command in a canonical, versioned form,
+//! with the length before each name and value, so that no two commands have the same encoding.
 
 use sha2::{Digest, Sha256};
 
-/// A fingerprint in the making.
+/// A fingerprint under construction.
 #[derive(Clone, Debug)]
 pub struct Fingerprint(Sha256);
 
 impl Fingerprint {
-    /// Of a command, by its name and the version of its form, for example `CreateOrder/1`.
+    /// Starts with the command's name and the version of its form, for example `CreateOrder/1`.
     pub fn of(command: &str) -> Self {
         Self(Sha256::new()).part("command", command)
     }
@@ -23,7 +23,7 @@ impl Fingerprint {
         self
     }
 
-    /// 64 lower-case hex digits.
+    /// The fingerprint: 64 lower-case hex digits.
     pub fn finish(self) -> String {
         self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }

@@ -1,5 +1,7 @@
-//! Ready: the service's own database takes writes, and the service is not draining. Never a peer, or one failure would take all down.
-//! Alive: the pool serves callers, or the database is away for everybody. A restart cures neither a database that is away nor load.
+//! Ready: the service's own database takes writes, and the service is not draining. Peers do not count, or one failure
+//! would take down all.
+//! Alive: the pool serves callers, or the database is unavailable to all. A restart cures neither an unavailable
+//! database nor load.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,18 +14,19 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// How often the database is probed, and the outbox is counted.
+/// How often the database is probed and the outbox is counted.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// So long a pool may serve no caller while the database takes writes: the process does not recover by itself, and is not alive.
+/// If the pool serves no caller for this long while the database takes writes, the process cannot recover by itself and
+/// is not alive.
 const STUCK_LIMIT: Duration = Duration::from_secs(5 * 60);
 
-/// What the health service and the admin port say of the service.
+/// What the health service and the admin port report.
 pub(crate) struct Health {
     pub(crate) ready: watch::Sender<bool>,
     pub(crate) alive: watch::Sender<bool>,
 }
 
-/// Keeps `health` up to date, and records how full the outbox is, until the service is `told` to stop.
+/// Keeps `health` up to date and records the size of the outbox until shutdown is requested.
 pub(crate) async fn watch(db: Database, clock: Arc<dyn Clock>, told: CancellationToken, health: Health) {
     tokio::join!(watch_database(&db, &told, health), watch_outbox(db.outbox(), clock, &told));
 }
@@ -32,7 +35,7 @@ async fn watch_database(db: &Database, told: &CancellationToken, health: Health)
     let is_ready = global::meter("ordermesh")
         .u64_gauge("ordermesh.ready")
         .with_description(
-            "1 while the service's own database takes writes, 0 while it does not: then the other gauges stand still",
+            "1 while the service's own database takes writes, 0 while it does not: the other gauges are then not updated",
         )
         .build();
     let mut probe = db.probe();
@@ -46,7 +49,7 @@ async fn watch_database(db: &Database, told: &CancellationToken, health: Health)
             log_readiness(answer.err());
         }
         if set(&health.alive, is_alive) && !is_alive {
-            tracing::error!(target: "ordermesh", "not alive: for {} s no caller has got a connection although the database takes writes", STUCK_LIMIT.as_secs());
+            tracing::error!(target: "ordermesh", "not alive: no caller has got a connection for {} s although the database takes writes", STUCK_LIMIT.as_secs());
         }
         if timeout(INTERVAL, told.cancelled()).await.is_ok() {
             break;
@@ -56,7 +59,7 @@ async fn watch_database(db: &Database, told: &CancellationToken, health: Health)
     health.ready.send_replace(false);
 }
 
-/// Has it changed?
+/// Sets the value; true when it has changed.
 fn set(watched: &watch::Sender<bool>, now: bool) -> bool {
     watched.send_if_modified(|before| std::mem::replace(before, now) != now)
 }
@@ -69,7 +72,7 @@ fn log_readiness(error: Option<storage::Error>) {
     tracing::warn!(target: "ordermesh", "not ready: {error}{cause}");
 }
 
-/// Since when the pool serves no caller.
+/// Since when the pool has served no caller.
 #[derive(Default)]
 struct Stuck {
     served: u64,
@@ -77,7 +80,7 @@ struct Stuck {
 }
 
 impl Stuck {
-    /// `progress`: how many callers were served so far, and how many ask now (`storage::Probe::progress`).
+    /// `progress`: how many callers have been served so far, and how many are waiting now (`storage::Probe::progress`).
     fn is_alive(&mut self, is_writable: bool, progress: (u64, u64)) -> bool {
         let (served, waiting) = progress;
         let has_served = std::mem::replace(&mut self.served, served) != served;
@@ -92,10 +95,11 @@ impl Stuck {
     }
 }
 
-/// Not a part of readiness: a table that is full, or locked, keeps nobody from serving. One question at a time, however long it takes.
+/// Not part of readiness: a full or locked table prevents no request from being served. One query at a time, however
+/// long it takes.
 async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, told: &CancellationToken) {
     let meter = global::meter("ordermesh");
-    let waiting = meter.i64_gauge("ordermesh.outbox.events").with_description("Events that wait to be sent").build();
+    let waiting = meter.i64_gauge("ordermesh.outbox.events").with_description("Events waiting to be sent").build();
     let age = meter
         .f64_gauge("ordermesh.outbox.oldest")
         .with_unit("s")
@@ -103,7 +107,7 @@ async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, told: &Cancellation
         .build();
     let refused = meter
         .i64_gauge("ordermesh.outbox.refused")
-        .with_description("Events that the store has refused for longer than a day")
+        .with_description("Events that the store has rejected for longer than a day")
         .build();
     while let Some(backlog) = told.run_until_cancelled(outbox.backlog()).await {
         if let Err(error) = &backlog {
@@ -126,19 +130,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_pool_that_serves_no_caller_for_long_while_the_database_is_there_is_not_alive() {
+    async fn a_stuck_pool_with_a_writable_database_is_not_alive() {
         let mut stuck = Stuck::default();
-        assert!(stuck.is_alive(true, (7, 1)), "it has served");
+        assert!(stuck.is_alive(true, (7, 1)), "progress since the last check");
         for _ in 0..2 {
             assert!(stuck.is_alive(true, (7, 1)));
             tokio::time::advance(STUCK_LIMIT / 2).await;
         }
-        assert!(!stuck.is_alive(true, (7, 3)), "for as long as the limit");
-        assert!(stuck.is_alive(true, (8, 3)), "it serves again");
+        assert!(!stuck.is_alive(true, (7, 3)), "no progress for the limit");
+        assert!(stuck.is_alive(true, (8, 3)), "progress again");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn neither_a_database_that_is_away_nor_quiet_makes_it_not_alive() {
+    async fn an_unavailable_database_or_an_idle_pool_is_still_alive() {
         for progress in [(0, 0), (0, 9)] {
             let mut stuck = Stuck::default();
             let is_away = progress.1 > 0;

@@ -1,9 +1,10 @@
-//! The public keys that verify access tokens: asked of the User Service, and until it has answered those of a file, a JWK
-//! set (RFC 7517) such as ListSigningKeys answers in JSON. So a service that starts while nobody can log in serves everybody
-//! who has. With them come the sessions that have ended although their access tokens have not.
+//! The public keys that verify access tokens: fetched from the User Service, and until it has answered, read from a
+//! file with a JWK set (RFC 7517) as ListSigningKeys returns it in JSON. So a service that starts while the User
+//! Service is down serves callers that already have a token. Fetched with them: the sessions that have ended before
+//! their access tokens have expired.
 //!
-//! The file is mounted (`--token-keys`), and only read; or it is `token-keys.json` in the data folder, and each instance
-//! keeps there what it has fetched.
+//! The file is mounted (`--token-keys`) and read-only, or it is `token-keys.json` in the data folder, where each
+//! instance stores the keys that it has fetched.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -21,12 +22,12 @@ use uuid::Uuid;
 pub const ISSUER: &str = "ordermesh-user";
 /// `aud` of every access token.
 pub const AUDIENCE: &str = "ordermesh";
-/// In the data folder.
+/// The file's name in the data folder.
 const FILE_NAME: &str = "token-keys.json";
-/// Of ended sessions, in a page.
+/// Ended sessions per page.
 const PAGE_SIZE: i32 = 10_000;
 
-/// A JWK set; what is not an Ed25519 key is left out.
+/// A JWK set; keys other than Ed25519 are skipped.
 #[derive(Serialize, Deserialize)]
 struct KeySet {
     keys: Vec<Jwk>,
@@ -60,30 +61,31 @@ impl KeySet {
     }
 }
 
-/// Keys by `ListSigningKeys`.
+/// Keys fetched by `ListSigningKeys`.
 #[derive(Clone, Debug)]
 pub struct RemoteKeys {
     user: Channel,
     initial: Vec<VerifyingKey>,
-    /// Where what was fetched is kept.
+    /// Where fetched keys are stored.
     cache: Option<PathBuf>,
 }
 
 impl RemoteKeys {
-    /// Over a channel to the User Service, with the keys of a mounted file, or else of the data folder.
+    /// Fetches over a channel to the User Service; starts with the keys of a mounted file, or else with those of the
+    /// data folder.
     ///
     /// # Errors
-    /// A mounted file that is there and is no JWK set with an Ed25519 key. One that is not there is only said in the log.
+    /// A mounted file exists but is not a JWK set with an Ed25519 key. A missing file is only logged.
     pub(crate) fn new(user: Channel, mounted: Option<&Path>, data_dir: &Path) -> Result<Self, io::Error> {
         let Some(path) = mounted else {
             let cache = data_dir.is_dir().then(|| data_dir.join(FILE_NAME));
-            // Made by another instance; without it, or when it cannot be read, the keys are fetched as ever.
+            // Written by another instance; if it is missing or unreadable, the keys are fetched as usual.
             let initial = cache.as_deref().and_then(|path| read(path).ok()).unwrap_or_default();
             return Ok(Self { user, initial, cache });
         };
         let initial = match read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                tracing::warn!(target: "ordermesh", path = %path.display(), "there is no file of token keys: until the User Service answers, no access token can be verified");
+                tracing::warn!(target: "ordermesh", path = %path.display(), "the file of token keys does not exist: no access token can be verified until the User Service answers");
                 Vec::new()
             }
             read => read?,
@@ -96,7 +98,7 @@ impl RemoteKeys {
         if !keys.is_empty()
             && let Err(error) = write(path, keys)
         {
-            tracing::warn!(target: "ordermesh", path = %path.display(), %error, "the signing keys cannot be kept for the next start");
+            tracing::warn!(target: "ordermesh", path = %path.display(), %error, "the signing keys cannot be stored for the next start");
         }
     }
 }
@@ -121,7 +123,7 @@ impl KeySource for RemoteKeys {
                 let request = ListEndedSessionsRequest { page_size: PAGE_SIZE, page_token };
                 let page = match user.list_ended_sessions(mesh::untraced(request)).await {
                     Ok(page) => page.into_inner(),
-                    // Of a release that has no such list, while this one is rolled out.
+                    // An earlier release without this method, during a rolling update.
                     Err(status) if status.code() == tonic::Code::Unimplemented => return Ok(ended),
                     Err(status) => return Err(status),
                 };
@@ -145,11 +147,11 @@ impl KeySource for RemoteKeys {
 fn read(path: &Path) -> Result<Vec<VerifyingKey>, io::Error> {
     let set: KeySet = serde_json::from_slice(&fs::read(path)?)?;
     let keys = set.verifying();
-    let none = || io::Error::new(io::ErrorKind::InvalidData, "no Ed25519 key with kid and x is in it");
+    let none = || io::Error::new(io::ErrorKind::InvalidData, "it has no Ed25519 key with kid and x");
     if keys.is_empty() { Err(none()) } else { Ok(keys) }
 }
 
-/// Replaces the file as a whole, unless it says the same: other instances write it too.
+/// Replaces the file atomically, unless it has the same content: other instances write it too.
 fn write(path: &Path, keys: &[VerifyingKey]) -> Result<(), io::Error> {
     if read(path).is_ok_and(|kept| kept == keys) {
         return Ok(());
@@ -159,7 +161,7 @@ fn write(path: &Path, keys: &[VerifyingKey]) -> Result<(), io::Error> {
     let written = file.write_all(&serde_json::to_vec_pretty(&KeySet::of(keys))?).and_then(|()| file.sync_all());
     let replaced = written.and_then(|()| fs::rename(&unfinished, path));
     if replaced.is_err() {
-        // Nothing more can be done about a folder that cannot be written.
+        // Nothing more can be done if the folder is not writable.
         let _ = fs::remove_file(&unfinished);
     }
     replaced
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_one_instance_has_fetched_the_next_begins_with() {
+    async fn an_instance_starts_with_the_keys_that_another_has_fetched() {
         let folder = tempfile::tempdir().expect("a folder");
         let first = RemoteKeys::new(user(), None, folder.path()).expect("made");
         assert_eq!(first.initial(), []);
@@ -187,17 +189,17 @@ mod tests {
         assert_eq!(RemoteKeys::new(user(), None, folder.path()).expect("made").initial(), [key("old"), key("new")]);
         first.keep(&[key("new")]);
         let next = RemoteKeys::new(user(), None, folder.path()).expect("made");
-        assert_eq!(next.initial(), [key("new")], "one that was taken away is not kept");
+        assert_eq!(next.initial(), [key("new")], "a removed key is not kept");
         first.keep(&[]);
         assert_eq!(RemoteKeys::new(user(), None, folder.path()).expect("made").initial(), [key("new")]);
         let files = fs::read_dir(folder.path()).expect("a folder").count();
-        assert_eq!(files, 1, "nothing half written is left");
+        assert_eq!(files, 1, "no partially written file is left");
         fs::write(folder.path().join(FILE_NAME), "half a f").expect("written");
         assert_eq!(RemoteKeys::new(user(), None, folder.path()).expect("made").initial(), []);
     }
 
     #[tokio::test]
-    async fn a_mounted_file_is_what_list_signing_keys_answers_and_is_never_written() {
+    async fn a_mounted_file_is_read_as_a_jwk_set_and_never_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("mounted.json");
         let answer = r#"{"keys": [
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mounted_file_that_is_none_is_refused_and_one_that_is_missing_is_not() {
+    async fn an_invalid_mounted_file_is_rejected_and_a_missing_one_is_accepted() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("mounted.json");
         assert_eq!(RemoteKeys::new(user(), Some(&path), folder.path()).expect("made").initial(), []);

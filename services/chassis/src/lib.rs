@@ -1,18 +1,18 @@
-//! The chassis that every service is mounted on: settings, start-up, the event sink and its relay, signing keys,
-//! and what decoding needs. It knows the contracts and no service's domain.
+//! The chassis that every service is built on: settings, start-up, the event sink and its relay, signing keys, and
+//! helpers for decoding. It depends on the contracts and on no service's domain.
 //!
 //! # Layout
-//! - [`settings`]: what every service can be told
-//! - [`start`]: from settings to a running server, and the drain back
-//! - `health`: when it is ready
-//! - [`audit`]: who changed what on request
-//! - [`events`]: which ended operations become events (the table of the README), and the way into the outbox
+//! - [`settings`]: the settings common to all services
+//! - [`start`]: start-up, from settings to a running server, and the drain
+//! - `health`: readiness and liveness
+//! - [`audit`]: the actor of an audited change
+//! - [`events`]: which completed operations become events (the table of the README), and their way into the outbox
 //! - [`relay`]: from the outbox to the Data Service
 //! - [`keys`]: the public keys that verify access tokens
-//! - [`decode`]: from messages to values, all violations at once; `postal`: the form of a country's postal codes
+//! - [`decode`]: from messages to values, with all violations; `postal`: the form of a country's postal codes
 //! - [`encode`]: from values to messages
-//! - [`opaque`]: texts that a client keeps for the server; [`page`]: page tokens (AIP-158)
-//! - [`fingerprint`]: is a repeated request the same command?
+//! - [`opaque`]: tokens that a client keeps for the server; [`page`]: page tokens (AIP-158)
+//! - [`fingerprint`]: whether a repeated request is the same command
 
 pub mod audit;
 pub mod decode;
@@ -37,7 +37,7 @@ pub use settings::{
 };
 pub use start::{Chassis, Error, Served, open_database};
 
-/// The kind of refusal that a database error is for the caller.
+/// The kind of error that a database error is for the caller.
 pub fn storage_kind(error: &storage::Error) -> mesh::Kind {
     if error.is_unavailable() { mesh::Kind::Unavailable } else { mesh::Kind::Internal }
 }

@@ -1,5 +1,5 @@
-//! Texts that a client keeps for the server, for example page tokens and cursors: a version, the hash of the filters that
-//! the text belongs to, and the text. Opaque to the client; neither secret nor signed.
+//! Tokens that a client keeps for the server, for example page tokens and cursors: a version, the hash of the filters
+//! that the token belongs to, and a text. Opaque to the client; neither secret nor signed.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -8,10 +8,10 @@ use crate::fingerprint::Fingerprint;
 
 const VERSION: &str = "1";
 
-/// Why a token is refused.
+/// Why a token is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpaqueError {
-    /// No token of this version.
+    /// Not a token of this version.
     Malformed,
     /// It belongs to other filters.
     OfOtherFilters,
@@ -24,7 +24,7 @@ pub struct Opaque {
 }
 
 impl Opaque {
-    /// For these filters.
+    /// Tokens of these filters.
     pub fn of(filters: Fingerprint) -> Self {
         Self { filters: filters.finish()[..16].to_owned() }
     }
@@ -37,7 +37,7 @@ impl Opaque {
     /// The text that a token holds.
     ///
     /// # Errors
-    /// A token of other filters, or none of ours.
+    /// The token is malformed or belongs to other filters.
     pub fn decode(&self, token: &str) -> Result<String, OpaqueError> {
         let text = BASE64_URL_SAFE_NO_PAD.decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let mut parts = text.as_deref().unwrap_or_default().splitn(3, ' ');

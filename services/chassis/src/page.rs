@@ -1,5 +1,5 @@
-//! Pages of lists (AIP-158): opaque tokens, which hold the last key of the page before, and pages that end by count or by
-//! bytes, whichever comes first.
+//! Pages of lists (AIP-158): opaque tokens, which hold the last key of the previous page, and pages that are limited by
+//! count and by bytes.
 
 use prost::Message;
 use prost::encoding::key_len;
@@ -8,22 +8,23 @@ use crate::decode::Fields;
 use crate::fingerprint::Fingerprint;
 use crate::opaque::{Opaque, OpaqueError};
 
-/// The most bytes of the entries of one answer. gRPC clients of every language refuse a message above 4 MiB unless they are
-/// configured otherwise; what an answer has besides its entries needs less than the rest.
+/// The most bytes of the entries in one answer. gRPC clients of every language reject messages above 4 MiB by default;
+/// the rest of an answer needs less than the difference.
 pub const MAX_ENTRIES_BYTES: usize = 3 * 1_024 * 1_024;
 
-/// A page as it is sent.
+/// A page of a list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Page<M> {
-    /// In the list's order.
+    /// The entries in the list's order.
     pub entries: Vec<M>,
     /// Empty on the last page.
     pub next_page_token: String,
 }
 
 impl<M: Message> Page<M> {
-    /// Cuts a page out of what was read: one more than `page_size` when there is more. A page ends early before the entry
-    /// that would take it over [`MAX_ENTRIES_BYTES`], and has one entry at least. `next` makes the token out of the last entry.
+    /// Cuts a page from the rows read, which are one more than `page_size` if there is a next page. A page ends before
+    /// the entry that would exceed [`MAX_ENTRIES_BYTES`], and has at least one entry. `next` makes the token from the
+    /// last entry.
     pub fn cut<T>(
         read: impl IntoIterator<Item = T>,
         page_size: u32,
@@ -50,7 +51,7 @@ impl<M: Message> Page<M> {
     }
 }
 
-/// How many entries, from the first on, fit into [`MAX_ENTRIES_BYTES`].
+/// The number of leading entries that fit into [`MAX_ENTRIES_BYTES`].
 pub fn fitting<'a, M: Message + 'a>(entries: impl IntoIterator<Item = &'a M>) -> usize {
     let mut bytes = 0_usize;
     let fits = |entry: &&M| {
@@ -60,23 +61,24 @@ pub fn fitting<'a, M: Message + 'a>(entries: impl IntoIterator<Item = &'a M>) ->
     entries.into_iter().take_while(fits).count()
 }
 
-/// What an entry of a repeated field takes on the wire: its key, its length, and itself.
+/// The size of an entry of a repeated field on the wire, with its key and its length.
 fn entry_bytes(entry: &impl Message) -> usize {
     let bytes = entry.encoded_len();
     key_len(1) + prost::length_delimiter_len(bytes) + bytes
 }
 
-/// Where a page starts.
+/// The start of a page.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PageToken<K> {
     tokens: Opaque,
-    /// The last key of the page before; `None` on the first page.
+    /// The last key of the previous page; `None` on the first page.
     pub after: Option<K>,
 }
 
 impl<K> PageToken<K> {
-    /// Reads a token; one of other filters, or none of ours, is a violation of `page_token`. A token is not signed: its key is
-    /// parsed by the rules of the field that it comes from, so that no text reaches the database that the field would not.
+    /// Decodes a token; an invalid token, or one of other filters, is a violation of `page_token`. A token is not
+    /// signed: its key is parsed by the rules of its field, so that no text reaches the database that the field would
+    /// reject.
     pub fn decode(
         fields: &mut Fields,
         token: &str,
@@ -111,7 +113,8 @@ impl<K> PageToken<K> {
     }
 }
 
-/// The size of a page: 0 means `default`, more than `most` is taken as `most`, negative is a violation of `page_size`.
+/// The size of a page: 0 means `default`, more than `most` means `most`, a negative number is a violation of
+/// `page_size`.
 pub fn page_size(fields: &mut Fields, asked: i32, default: u32, most: u32) -> u32 {
     match u32::try_from(asked) {
         Ok(0) => default,
@@ -129,7 +132,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_token_or_none_and_ours_are_read_back(token in any::<String>(), key in any::<String>()) {
+        fn any_text_is_decoded_without_a_panic_and_encoded_tokens_are_read_back(token in any::<String>(), key in any::<String>()) {
             let filters = || Fingerprint::of("List/1").part("state", 1);
             let mut fields = Fields::default();
             let read = PageToken::decode(&mut fields, &token, filters(), any_text);
@@ -147,12 +150,12 @@ mod tests {
 
     use super::*;
 
-    /// All pages of a list of entries with texts of these lengths, and the largest answer's bytes.
+    /// All pages of a list of entries with texts of these lengths, and the size of the largest answer in bytes.
     fn pages(lengths: &[usize], page_size: u32) -> (Vec<Vec<usize>>, usize) {
         let entry = |index: usize| Stock { sku: "x".repeat(lengths[index]), on_hand: 1, reserved: index as i64 };
         let (mut pages, mut largest, mut start) = (Vec::new(), 0, 0);
         loop {
-            // As a store reads: one more than the page has.
+            // As a store reads: one row more than the page has.
             let read = (start..lengths.len()).take(page_size as usize + 1);
             let page = Page::cut(read, page_size, entry, |last| last.reserved.to_string());
             let ids: Vec<usize> = page.entries.iter().map(|stock| stock.reserved as usize).collect();
@@ -168,7 +171,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn short_pages_lose_no_entry_repeat_none_and_stay_within_the_bytes(
+        fn short_pages_neither_lose_nor_repeat_entries_and_stay_within_the_byte_limit(
             lengths in proptest::collection::vec(0_usize..900_000, 0..24), page_size in 1_u32..12,
         ) {
             let (pages, largest) = pages(&lengths, page_size);
@@ -180,18 +183,18 @@ mod tests {
     }
 
     #[test]
-    fn a_page_ends_by_count_or_by_bytes_and_has_a_token_only_when_there_is_more() {
+    fn a_page_is_limited_by_count_and_bytes_and_has_a_token_only_if_there_is_a_next() {
         let of = |lengths: &[usize]| pages(lengths, 2).0;
         assert_eq!(of(&[]), [vec![]] as [Vec<usize>; 1]);
         assert_eq!(of(&[1, 1]), [[0, 1]]);
         assert_eq!(of(&[1, 1, 1]), [vec![0, 1], vec![2]]);
         let third = MAX_ENTRIES_BYTES / 3;
-        assert_eq!(of(&[third, 2 * third, 1]), [vec![0], vec![1, 2]], "keys and lengths count too");
-        assert_eq!(of(&[2 * MAX_ENTRIES_BYTES, 1]), [[0], [1]], "one entry at least, or the list would never go on");
+        assert_eq!(of(&[third, 2 * third, 1]), [vec![0], vec![1, 2]], "keys and lengths are counted too");
+        assert_eq!(of(&[2 * MAX_ENTRIES_BYTES, 1]), [[0], [1]], "at least one entry, or the list would not advance");
     }
 
     #[test]
-    fn what_fits_is_counted_from_the_first_on() {
+    fn the_leading_entries_that_fit_are_counted() {
         let stock = |bytes: usize| Stock { sku: "x".repeat(bytes), ..Default::default() };
         assert_eq!(fitting(&[stock(1), stock(MAX_ENTRIES_BYTES / 2), stock(MAX_ENTRIES_BYTES), stock(1)]), 2);
         assert_eq!(fitting(&[] as &[Stock]), 0);
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_its_field_would_not_take_is_no_token_of_the_list() {
+    fn a_token_with_a_key_that_its_field_rejects_is_invalid() {
         let parse = |key: &str| is_sku(key).then(|| key.to_owned());
         let first = PageToken::decode(&mut Fields::default(), "", filters("a"), parse);
         for (key, reasons) in
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_reads_what_it_says_only_under_its_own_filters() {
+    fn a_token_is_valid_only_with_its_own_filters() {
         let mut fields = Fields::default();
         let first = PageToken::decode(&mut fields, "", filters("a"), any_text);
         let token = first.next("SKU 7");
@@ -233,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_a_default_a_most_and_never_less_than_nothing() {
+    fn a_page_size_has_a_default_and_a_maximum_and_is_never_negative() {
         let mut fields = Fields::default();
         assert_eq!([0, 7, 1_000_000].map(|asked| page_size(&mut fields, asked, 50, 200)), [50, 7, 200]);
         assert!(fields.violations().is_empty());

@@ -1,10 +1,10 @@
-//! Postal codes, where a country's rule is known. The patterns are those of the Unicode CLDR's postalCodeData and of the
+//! The form of postal codes by country. The patterns are those of the Unicode CLDR's postalCodeData and of the
 //! Universal Postal Union's addressing guide, without what depends on which codes are in use.
 
 /// A country's rule.
 struct Rule {
     country: &'static str,
-    /// `9` is a digit, `A` a letter, a blank or a dash may be left out or be the other one, a small letter is itself.
+    /// `9` is a digit, `A` a letter; a blank or a dash may be left out or exchanged; a lower-case letter is itself.
     patterns: &'static [&'static str],
 }
 
@@ -20,7 +20,7 @@ const THREE_TWO: &[&str] = &["999 99"];
 const UNITED_KINGDOM: &[&str] = &["A9 9AA", "A99 9AA", "AA9 9AA", "AA99 9AA", "A9A 9AA", "AA9A 9AA"];
 const UNITED_STATES: &[&str] = &["99999", "99999-9999"];
 
-/// Every country whose addresses have a postal code, as far as its pattern is known here. In the others none is asked for.
+/// Every country whose addresses have a postal code with a known pattern. In other countries none is required.
 #[rustfmt::skip]
 const RULES: [Rule; 60] = [
     rule("AS", UNITED_STATES),         rule("AT", FOUR),      rule("AU", FOUR),
@@ -45,7 +45,7 @@ const RULES: [Rule; 60] = [
     rule("US", UNITED_STATES),         rule("VA", FIVE),      rule("ZA", FOUR),
 ];
 
-/// What is wrong with a country's postal code: `None` when it is sound, or when the country's rule is not known.
+/// What is wrong with a country's postal code: `None` if it is valid, or if the country has no rule here.
 pub(crate) fn fault(country: &str, code: &str) -> Option<(&'static str, String)> {
     let rule = RULES.iter().find(|rule| rule.country == country)?;
     if code.trim().is_empty() {
@@ -62,7 +62,7 @@ impl Rule {
     }
 }
 
-/// Case does not count, nor do blanks around it.
+/// Ignores case and surrounding blanks.
 fn fits(pattern: &str, code: &str) -> bool {
     let is_separator = |c: &char| matches!(c, ' ' | '-');
     let mut rest = code.trim().chars().peekable();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_postal_code_of_another_form_is_refused_and_the_form_is_named() {
+    fn a_postal_code_of_another_form_is_rejected_and_the_form_is_named() {
         for (country, code) in [
             ("DE", "1011"),
             ("DE", "101155"),
@@ -125,7 +125,7 @@ mod tests {
             ("JP", "100-00011"),
             ("FR", "7500A"),
         ] {
-            let (reason, description) = fault(country, code).expect("a fault");
+            let (reason, description) = fault(country, code).expect("a violation");
             assert_eq!(reason, "INVALID_POSTAL_CODE", "{country} {code}");
             assert!(description.contains(country) && description.contains('9'), "{description}");
         }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_rule_is_known_nothing_is_asked_for() {
+    fn a_country_without_a_rule_requires_nothing() {
         for country in ["HK", "AE", "IE", "AQ", "XX", "Germany"] {
             assert_eq!(fault(country, ""), None);
             assert_eq!(fault(country, "whatever"), None);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn each_country_stands_once_in_its_order() {
+    fn the_rules_are_sorted_and_unique() {
         assert!(RULES.is_sorted_by(|one, next| one.country < next.country));
     }
 }

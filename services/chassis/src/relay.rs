@@ -1,6 +1,6 @@
-//! From the outbox to the Data Service: every event arrives at least once, and is stored once.
+//! From the outbox to the Data Service: at-least-once delivery, and each event is stored once.
 //!
-//! Woken by the commits of this process; a jittered sweep adopts what dead instances left. Its calls open no spans.
+//! Commits of this process wake it; a jittered sweep adopts the events of crashed instances. Its calls create no spans.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,17 +23,17 @@ use crate::encode;
 
 /// The most events in a call.
 const BATCH: u64 = 500;
-/// The most bytes in a call, well below what a message may have; a single larger event goes alone.
+/// The most bytes in a call, well below the limit of a message; a larger event is sent alone.
 const BATCH_BYTES: usize = 256 * 1_024;
-/// How long it collects before it sends: under load a call carries many events instead of one.
+/// How long it collects events before it sends them: under load a call carries many events instead of one.
 const LINGER: Duration = Duration::from_millis(25);
-/// How often it looks for what others left, on average.
+/// The average interval of the sweep for events of other instances.
 const SWEEP: Duration = Duration::from_secs(5);
-/// How old an event of another instance is when it counts as left.
+/// The age at which an event of another instance is adopted.
 const LEFT: Duration = Duration::from_secs(15);
-/// How often it sends again what the store refused: it may know more by now.
+/// How often rejected events are sent again: a newer release of the store may accept them.
 const RESEND: Duration = Duration::from_secs(3_600);
-/// How long it may go on when the service ends.
+/// The time limit for the last events when the service stops.
 const FLUSH: Duration = Duration::from_secs(3);
 
 /// Sends the events of one instance.
@@ -67,7 +67,7 @@ impl Relay {
         let mut resend = tokio::time::interval(RESEND.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
         resend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // At once when it starts, and then hourly.
+            // Immediately at the start, and then hourly.
             if resend.tick().now_or_never().is_some() {
                 self.requeue().await;
             }
@@ -77,7 +77,7 @@ impl Relay {
                     failures += 1;
                     let wait =
                         full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
-                    tracing::debug!(target: "ordermesh", error = ?error, "events wait");
+                    tracing::debug!(target: "ordermesh", error = ?error, "the events cannot be sent yet");
                     if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() {
                         break;
                     }
@@ -101,8 +101,8 @@ impl Relay {
     async fn requeue(&self) {
         match self.db.outbox().requeue(&self.instance).await {
             Ok(0) => {}
-            Ok(count) => tracing::info!(target: "ordermesh", count, "events that the store refused are sent again"),
-            Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "refused events stay apart"),
+            Ok(count) => tracing::info!(target: "ordermesh", count, "rejected events are sent again"),
+            Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "rejected events cannot be sent again"),
         }
     }
 
@@ -111,7 +111,9 @@ impl Relay {
         match self.db.outbox().adopt(&self.instance, before).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(target: "ordermesh", count, "events of another instance adopted"),
-            Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "no events adopted"),
+            Err(error) => {
+                tracing::debug!(target: "ordermesh", error = ?error, "events of other instances cannot be adopted")
+            }
         }
     }
 
@@ -121,7 +123,7 @@ impl Relay {
             if events.is_empty() {
                 return Ok(());
             }
-            // Those that do not fit into the call come with the next.
+            // Events that do not fit into the call are sent by the next one.
             self.send(events).await?;
         }
     }
@@ -151,7 +153,7 @@ impl Relay {
         }
         if let Some((event, refusal)) = refused.first() {
             tracing::warn!(target: "ordermesh", count = refused.len(), event_id = %event.event_id, %refusal,
-                "events were refused by the store: they are kept, and sent again at the next start and hourly");
+                "events were rejected by the store: they are kept, and sent again at the next start and hourly");
         }
         if done.is_empty() && refused.is_empty() {
             return Err(Error::Unanswered);
@@ -161,7 +163,7 @@ impl Relay {
     }
 }
 
-/// The event as the contract has it.
+/// The event as a message of the contract.
 pub fn encode_event(event: &TraceEvent) -> data::TraceEvent {
     let duration = Duration::from_micros(u64::try_from(event.duration_micros).unwrap_or(0));
     let name = format!("EVENT_TYPE_{}", event.event_type.to_ascii_uppercase());

@@ -1,5 +1,5 @@
-//! What services can be told: each setting is a flag and an environment variable. [`Settings`] is what all have; a service
-//! that calls another takes that one's addresses too.
+//! Settings of the services: each is a flag and an environment variable. [`Settings`] is common to all; a service that
+//! calls another one also takes its addresses.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -10,17 +10,17 @@ use std::time::Duration;
 use ipnet::IpNet;
 use mesh::{Addresses, Quota};
 
-/// The URL of a database. It may carry a password: Debug shows nothing of it.
+/// The URL of a database. It may carry a password, so `Debug` does not print it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DatabaseUrl(String);
 
 impl DatabaseUrl {
-    /// The URL.
+    /// The URL, with its password.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Is it a database server, which several machines may share?
+    /// Whether it is a database server, which several machines can share.
     pub fn is_server(&self) -> bool {
         !self.0.starts_with("sqlite:")
     }
@@ -40,11 +40,11 @@ impl std::fmt::Debug for DatabaseUrl {
     }
 }
 
-/// A number of bytes, one at least: `4096`, `4KiB`, `64MiB`, `1GiB`.
+/// A number of bytes, at least one: `4096`, `4KiB`, `64MiB`, `1GiB`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ByteSize(pub usize);
 
-/// What is wrong with a number of bytes.
+/// The text is not a number of bytes.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("not a number of bytes above 0; examples are 4096, 4KiB, 64MiB, 1GiB")]
 pub struct ByteSizeError;
@@ -66,13 +66,13 @@ impl FromStr for ByteSize {
     }
 }
 
-/// Networks, each an address and how many bits of it count: `10.0.0.0/8,fd00::/8`. None when the text is empty.
+/// Networks in CIDR notation, separated by commas: `10.0.0.0/8,fd00::/8`. Empty when the text is empty.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Networks(pub Vec<IpNet>);
 
-/// What is wrong with a list of networks.
+/// An entry of the list is not a network.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{0:?} is no network; examples are 10.0.0.0/8, fd00::/8, 192.0.2.7/32")]
+#[error("{0:?} is not a network; examples are 10.0.0.0/8, fd00::/8, 192.0.2.7/32")]
 pub struct NetworksError(String);
 
 impl FromStr for Networks {
@@ -84,13 +84,13 @@ impl FromStr for Networks {
     }
 }
 
-/// A hundred years: longer than anything waits, and now and a few of them is an instant still.
+/// A hundred years: longer than any timeout, and small enough that adding a few of them to now does not overflow.
 const LONGEST: Duration = Duration::from_secs(36_525 * 86_400);
 
 /// A duration: `250ms`, `10s`, `5m`, `2h`, `7d`.
 ///
 /// # Errors
-/// A text of another form, said so.
+/// The text is not a duration.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| "not a duration; examples are 250ms, 10s, 5m, 2h, 7d".to_owned())?;
@@ -105,10 +105,10 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if duration <= LONGEST { Ok(duration) } else { Err("a duration is at most 36525d".to_owned()) }
 }
 
-/// A duration that is not zero: of an interval, a wait or a lease.
+/// A duration above zero, for an interval, a timeout or a lease.
 ///
 /// # Errors
-/// A text of another form, or zero, said so.
+/// The text is not a duration, or is zero.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("a duration above 0 is needed here".to_owned()),
@@ -116,10 +116,10 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// How often one caller may call: `20/s`, `100/m`, `1000/h`.
+/// A rate limit per caller: `20/s`, `100/m`, `1000/h`.
 ///
 /// # Errors
-/// A text of another form, said so.
+/// The text is not a quota.
 pub fn quota(text: &str) -> Result<Quota, String> {
     let wrong = || "not a quota; examples are 20/s, 100/m, 1000/h".to_owned();
     let (calls, per) = text.split_once('/').ok_or_else(wrong)?;
@@ -133,10 +133,10 @@ pub fn quota(text: &str) -> Result<Quota, String> {
     Ok(Quota { calls, per: Duration::from_secs(seconds) })
 }
 
-/// A number of things that there may be at once: calls, streams, orders that are driven.
+/// A limit on concurrent things: calls, streams, orders being driven.
 ///
 /// # Errors
-/// Another number than 1 to 1,000,000.
+/// The number is outside 1 to 1,000,000.
 pub fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ 1..=1_000_000) => Ok(count),
@@ -144,14 +144,14 @@ pub fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A process needs a MiB at least, or nothing is left for requests.
+/// Below 1 MiB nothing is left for requests.
 fn memory_limit(text: &str) -> Result<ByteSize, String> {
-    bytes_within(text, 1024 * 1024..=usize::MAX, "1MiB at least")
+    bytes_within(text, 1024 * 1024..=usize::MAX, "at least 1MiB")
 }
 
-/// What the generated servers decode.
+/// The generated servers decode at most 4 MiB.
 fn message_size(text: &str) -> Result<ByteSize, String> {
-    bytes_within(text, 1..=4 * 1024 * 1024, "4MiB at most")
+    bytes_within(text, 1..=4 * 1024 * 1024, "at most 4MiB")
 }
 
 fn bytes_within(text: &str, range: RangeInclusive<usize>, wanted: &str) -> Result<ByteSize, String> {
@@ -159,13 +159,13 @@ fn bytes_within(text: &str, range: RangeInclusive<usize>, wanted: &str) -> Resul
     if range.contains(&size.0) { Ok(size) } else { Err(wanted.to_owned()) }
 }
 
-/// Settings that every service has.
+/// Settings common to all services.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Settings {
-    /// Address and port for gRPC; port 0 takes a free one
+    /// Address and port for gRPC; port 0 takes a free port
     #[arg(long, env = "ORDERMESH_LISTEN", default_value = "127.0.0.1:0", value_name = "ADDR:PORT")]
     pub listen: SocketAddr,
-    /// Address and port for plain HTTP health (/livez, /readyz); none when not set
+    /// Address and port for plain HTTP health (/livez, /readyz); off when not set
     #[arg(long, env = "ORDERMESH_ADMIN_LISTEN", value_name = "ADDR:PORT")]
     pub admin_listen: Option<SocketAddr>,
     /// Name of this instance in traces, logs and leases [default: the service's name and the process id]
@@ -177,72 +177,72 @@ pub struct Settings {
     /// The service's own database.
     #[command(flatten)]
     pub database: DatabaseSettings,
-    /// Who this process is, by certificate.
+    /// The service's certificate.
     #[command(flatten)]
     pub tls: TlsSettings,
     /// File with the secret that services on one machine share instead of certificates; for loopback listeners only [default: DATA_DIR/mesh.secret]
     #[arg(long, env = "ORDERMESH_MESH_SECRET_FILE", value_name = "FILE", conflicts_with = "tls_cert")]
     pub mesh_secret_file: Option<PathBuf>,
-    /// Instances of the Data Service: it keeps the trace events of all. A list, or dns:///NAME:PORT, which is looked up every 3 s
+    /// Instances of the Data Service, which stores the trace events of all services. A list, or dns:///NAME:PORT, which is resolved every 3 s
     #[arg(long, env = "ORDERMESH_DATA_ADDRESSES", default_value = "127.0.0.1:7401", value_name = "HOST:PORT,…")]
     pub data_addresses: Addresses,
-    /// Where traces, metrics and logs go by OTLP, for example http://localhost:4317; nowhere when not set
+    /// OTLP endpoint for traces, metrics and logs, for example http://localhost:4317; off when not set
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
-    /// What is logged, as filter directives, for example info or info,order=debug
+    /// Log filter directives, for example info or info,order=debug
     #[arg(long, env = "ORDERMESH_LOG", default_value = "info", value_name = "FILTER")]
     pub log: String,
     /// Continue the trace of a client's `traceparent` instead of only linking to it
     #[arg(long, env = "ORDERMESH_TRUST_CLIENT_TRACE_CONTEXT")]
     pub trust_client_trace_context: bool,
-    /// Networks of the proxies that customers come through: who counts by his address is whom they name in `x-forwarded-for`
+    /// Trusted proxy CIDRs: from these, the client IP is taken from `X-Forwarded-For`
     #[arg(long, env = "ORDERMESH_TRUSTED_PROXIES", value_name = "NETWORK,…")]
     pub trusted_proxies: Option<Networks>,
-    /// Most bytes that requests in flight, at four times their size on the wire, and unsent answers may take [default: a quarter of --memory-limit]
+    /// Maximum bytes for requests in flight, counted at four times their wire size, and unsent answers [default: a quarter of --memory-limit]
     #[arg(long, env = "ORDERMESH_MEMORY_BUDGET", value_name = "BYTES")]
     pub memory_budget: Option<ByteSize>,
-    /// Bytes that this process may use in all [default: the control group's limit, or the machine's memory]
+    /// Memory limit of this process [default: the control group's limit, or the machine's memory]
     #[arg(long, env = "ORDERMESH_MEMORY_LIMIT", value_parser = memory_limit, value_name = "BYTES")]
     pub memory_limit: Option<ByteSize>,
-    /// Most calls that are served at once, streams apart; one more is refused at once
+    /// Maximum concurrent calls, not counting streams; calls over the limit are rejected immediately
     #[arg(long, env = "ORDERMESH_MAX_CONCURRENCY", default_value_t = mesh::DEFAULT_MAX_CONCURRENCY, value_parser = count, value_name = "COUNT")]
     pub max_concurrency: usize,
-    /// Most answers that stream at once
+    /// Maximum concurrent server streams
     #[arg(long, env = "ORDERMESH_MAX_STREAMS", default_value_t = mesh::DEFAULT_MAX_STREAMS, value_parser = count, value_name = "COUNT")]
     pub max_streams: usize,
-    /// Most connections at once
+    /// Maximum concurrent connections
     #[arg(long, env = "ORDERMESH_MAX_CONNECTIONS", default_value_t = mesh::DEFAULT_MAX_CONNECTIONS, value_parser = count, value_name = "COUNT")]
     pub max_connections: usize,
-    /// Most bytes of one message, where the contract does not say otherwise (AppendTraceEvents: 1 MiB)
+    /// Maximum size of a message, unless the contract says otherwise (AppendTraceEvents: 1 MiB)
     #[arg(long, env = "ORDERMESH_MAX_MESSAGE", default_value = "64KiB", value_parser = message_size, value_name = "BYTES")]
     pub max_message: ByteSize,
-    /// How long all is served as before when the service is told to stop, while others notice that it is not ready. With --drain-timeout and 8 s it should fit into the grace of who ends it (Kubernetes and the supervisor: 30 s)
+    /// Pre-drain delay: keep serving after SIGTERM while readiness reports NOT_SERVING. This, --drain-timeout and 8 s should fit in the termination grace period (Kubernetes and the supervisor: 30 s)
     #[arg(long, env = "ORDERMESH_DRAIN_NOTICE", default_value = "0s", value_parser = duration, value_name = "DURATION")]
     pub drain_notice: Duration,
-    /// How long after that calls in flight and background tasks may take to end
+    /// Maximum time after the pre-drain delay for calls in flight and background tasks to end
     #[arg(long, env = "ORDERMESH_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
-    /// Serve gRPC reflection: the contract of what the port serves, to whoever asks
+    /// Serve gRPC reflection, without authentication
     #[arg(long, env = "ORDERMESH_REFLECTION", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set, value_name = "BOOL")]
     pub reflection: bool,
-    /// Bring the database's schema up to date, and end
+    /// Migrate the database's schema and exit
     #[arg(long, env = "ORDERMESH_MIGRATE_ONLY", value_parser = clap::builder::FalseyValueParser::new())]
     pub migrate_only: bool,
 }
 
-/// Mutual TLS: with it, every connection of the service is encrypted, and services are known by their certificates.
+/// Mutual TLS: it encrypts every connection of the service, and services are authenticated by their certificates.
 #[derive(clap::Args, Clone, Debug)]
 pub struct TlsSettings {
-    /// PEM file of this service's certificate: the DNS name SERVICE and the URI spiffe://TRUST-DOMAIN/service/SERVICE. Looked at every 10 s, and renewed with key and roots
+    /// PEM file of this service's certificate: the DNS name SERVICE and the URI spiffe://TRUST-DOMAIN/service/SERVICE. Checked every 10 s, and reloaded with key and roots
     #[arg(long, env = "ORDERMESH_TLS_CERT", requires_all = ["tls_key", "tls_ca"], value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
-    /// PEM file of its private key
+    /// PEM file of the certificate's private key
     #[arg(long, env = "ORDERMESH_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// PEM file of the roots that peers' certificates must lead to
+    /// PEM file of the root certificates that peers are verified against
     #[arg(long, env = "ORDERMESH_TLS_CA", requires = "tls_cert", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// What the platform's SPIFFE names begin with
+    /// SPIFFE trust domain of the platform
     #[arg(long, env = "ORDERMESH_TRUST_DOMAIN", default_value = "ordermesh.local", value_name = "NAME")]
     pub trust_domain: String,
 }
@@ -261,7 +261,7 @@ pub struct DatabaseSettings {
     /// Database: sqlite://FILE or postgres://…; TLS by the URL's sslmode and sslrootcert [default: sqlite://DATA_DIR/SERVICE.db]
     #[arg(long = "database-url", env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub url: Option<DatabaseUrl>,
-    /// Most connections to the database
+    /// Maximum connections to the database
     #[arg(
         long = "database-connections",
         env = "ORDERMESH_DATABASE_CONNECTIONS",
@@ -270,26 +270,26 @@ pub struct DatabaseSettings {
         value_name = "COUNT"
     )]
     pub connections: u32,
-    /// How long a call waits for a connection before it is refused as UNAVAILABLE
+    /// How long a call waits for a database connection before it is rejected with UNAVAILABLE
     #[arg(long = "database-acquire-timeout", env = "ORDERMESH_DATABASE_ACQUIRE_TIMEOUT", default_value = "2s", value_parser = positive_duration, value_name = "DURATION")]
     pub acquire_timeout: Duration,
-    /// How long a statement may take before it is ended: on PostgreSQL any, on SQLite a search of the catalogue
+    /// Statement timeout: on PostgreSQL for every statement, on SQLite for searches of the catalogue
     #[arg(long = "database-statement-timeout", env = "ORDERMESH_DATABASE_STATEMENT_TIMEOUT", default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub statement_timeout: Duration,
 }
 
-/// Where the User Service is: for those who verify access tokens with its keys.
+/// Address of the User Service, for services that verify access tokens with its keys.
 #[derive(clap::Args, Clone, Debug)]
 pub struct UserPeer {
     /// Instances of the User Service
     #[arg(long, env = "ORDERMESH_USER_ADDRESSES", default_value = "127.0.0.1:7101", value_name = "HOST:PORT,…")]
     pub user_addresses: Addresses,
-    /// File with the public keys (a JWK set, as ListSigningKeys answers) that verify access tokens until the User Service has answered once; read at the start [default: DATA_DIR/token-keys.json, kept by the service]
+    /// File with the public keys (a JWK set, as returned by ListSigningKeys) that verify access tokens until the User Service has answered once; read at startup [default: DATA_DIR/token-keys.json, kept by the service]
     #[arg(long, env = "ORDERMESH_TOKEN_KEYS", value_name = "FILE")]
     pub token_keys: Option<PathBuf>,
 }
 
-/// Where the Order Service is.
+/// Address of the Order Service.
 #[derive(clap::Args, Clone, Debug)]
 pub struct OrderPeer {
     /// Instances of the Order Service
@@ -297,7 +297,7 @@ pub struct OrderPeer {
     pub order_addresses: Addresses,
 }
 
-/// Where the Payment Service is.
+/// Address of the Payment Service.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PaymentPeer {
     /// Instances of the Payment Service
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quota_is_a_number_of_calls_in_a_time() {
+    fn a_quota_is_a_number_of_calls_per_unit_of_time() {
         assert_eq!(quota("100/m"), Ok(Quota { calls: 100, per: Duration::from_secs(60) }));
         for wrong in ["100", "0/s", "/s", "10/d", "ten/s", "-1/s"] {
             assert!(quota(wrong).is_err(), "{wrong}");
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_could_serve_nobody_is_not_started() {
+    fn settings_that_allow_no_requests_are_rejected() {
         for (flag, wrong, right) in [
             ("--max-concurrency", "0", "1"),
             ("--memory-limit", "99", "64MiB"),
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_three_files_or_none_and_no_secret_besides() {
+    fn tls_takes_three_files_or_none_and_excludes_the_mesh_secret() {
         assert!(settings(&[]).is_ok_and(|settings| settings.tls.files().is_none()));
         let three = ["--tls-cert", "a.pem", "--tls-key", "a.key", "--tls-ca", "ca.pem"];
         assert!(settings(&three).is_ok_and(|settings| settings.tls.files().is_some()));

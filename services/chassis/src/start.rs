@@ -1,4 +1,4 @@
-//! From settings to a running server, and the drain back.
+//! Start-up, from settings to a running server, and the drain.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,81 +24,82 @@ use crate::keys::{AUDIENCE, ISSUER, RemoteKeys};
 use crate::relay::Relay;
 use crate::settings::{DatabaseUrl, Settings, UserPeer};
 
-/// What background tasks get for their end when calls have taken all of the drain's time.
+/// The least time that background tasks get to end when calls have used up the drain timeout.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
-/// What the last events get after that. With a notice of 5 s, a drain of 10 s, and 4 s for telemetry, an end takes 25 s at most.
+/// The time for the last events after that. With a notice of 5 s, a drain of 10 s and 4 s for telemetry, shutdown takes
+/// at most 25 s.
 const FLUSH: Duration = Duration::from_secs(4);
-/// How often it looks whether its certificate was renewed.
+/// How often the certificate is checked for renewal.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Why a service could not start, or ended.
+/// Why a service could not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The database.
+    /// The database cannot be used.
     #[error("the {service} service's database cannot be used")]
     Database {
         /// The service.
         service: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: storage::Error,
     },
-    /// A folder, a secret or a private key that somebody else may read or change.
+    /// A folder, a secret or a private key that another user can read or change.
     #[error(transparent)]
     Exposed(#[from] Exposed),
-    /// The mesh secret is set and cannot be read.
+    /// The mesh secret is set but cannot be read.
     #[error("the mesh secret {path} cannot be read")]
     MeshSecret {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The keys that verify access tokens until the User Service answers.
+    /// The initial keys for verifying access tokens cannot be read.
     #[error("the token keys {path} cannot be read")]
     TokenKeys {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// Certificate, key or roots.
+    /// The certificate, the key or the roots cannot be used.
     #[error("mutual TLS cannot be used")]
     Tls(#[from] mesh::tls::Error),
-    /// The certificate is good, and somebody else's.
-    #[error("the certificate {certificate} is that of `{named}`, and this is `{service}`")]
+    /// The certificate is valid, but names another service.
+    #[error("the certificate {certificate} names `{named}`, but this service is `{service}`")]
     NotOurs {
         /// The file.
         certificate: PathBuf,
-        /// Whom it names.
+        /// The service that it names.
         named: String,
-        /// Who we are.
+        /// This service.
         service: &'static str,
     },
-    /// A mesh secret is a secret of one machine.
-    #[error("the mesh secret is for loopback listeners only, and {listen} is none: listen on 127.0.0.1")]
+    /// The mesh secret never leaves the machine.
+    #[error("the mesh secret is for loopback listeners only, and {listen} is not one: listen on 127.0.0.1")]
     NotLoopback {
-        /// Where it should have listened.
+        /// The listen address.
         listen: SocketAddr,
     },
-    /// Somebody ended it while it waited for its database.
-    #[error("told to stop before it had started")]
+    /// Shutdown was requested while the service waited for its database.
+    #[error("shutdown was requested before the service had started")]
     Stopped,
-    /// The server ended.
-    #[error("the server ended")]
+    /// The server failed.
+    #[error("the server failed")]
     Serve(#[source] std::io::Error),
-    /// A setting of the service's own, or a file that it names.
+    /// A setting of the service itself, or a file that it names, is wrong.
     #[error("{0}")]
     Setting(String),
-    /// Something of the service's own.
+    /// Another error of the service itself.
     #[error("{0}")]
     Service(String),
 }
 
 impl Error {
-    /// A setting is wrong, or what it names: another start with the same settings ends the same way.
+    /// Whether a setting, or what it refers to, is wrong: another start with the same settings fails in the same way.
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Database { source, .. } => source.is_configuration(),
@@ -114,49 +115,49 @@ impl Error {
     }
 }
 
-/// What a service serves.
+/// What a service serves on its port.
 pub struct Served {
-    /// Its handlers.
+    /// The handlers.
     pub routes: Routes,
-    /// The names of the services in `routes`: health answers for them, reflection lists them.
+    /// The names of the services in `routes`: health reports them, reflection lists them.
     pub health_services: &'static [&'static str],
-    /// They verify access tokens.
+    /// The keys that verify access tokens.
     pub keys: Arc<dyn KeySource>,
-    /// How often one caller may call a method, by path.
+    /// Rate limits per caller and method, by path.
     pub rate_limits: Vec<(&'static str, Quota)>,
 }
 
-/// What a service is mounted on.
+/// What every service is built on.
 #[derive(Clone)]
 pub struct Chassis {
-    /// For example `order`.
+    /// The service's name, for example `order`.
     pub service: &'static str,
-    /// For example `order-1`.
+    /// The instance's name, for example `order-1`.
     pub instance: String,
     /// The service's own database.
     pub db: Database,
-    /// Where its operations' events go.
+    /// The sink of the events of its operations.
     pub events: Arc<dyn EventSink>,
-    /// The time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// New ids.
+    /// The source of new ids.
     pub ids: Arc<dyn IdSource>,
-    /// Cancelled when the service has to stop, after the drain's notice: start nothing new.
+    /// Cancelled when the pre-drain delay has passed: start nothing new.
     pub shutdown: CancellationToken,
-    /// The service's own background tasks: waited for while it stops.
+    /// The service's own background tasks, which shutdown waits for.
     pub tasks: TaskTracker,
     settings: Settings,
-    /// Cancelled when the service is told to stop: for the time of the notice it only says so.
+    /// Cancelled when shutdown is requested; the service still serves during the pre-drain delay.
     told: CancellationToken,
     identity: Option<Identity>,
     secret: Option<Secret>,
-    /// Cancelled when the server has drained: the last events may be sent.
+    /// Cancelled when the server has drained: the last events can be sent.
     drained: CancellationToken,
-    /// The sink's writer.
+    /// The task of the sink's writer.
     writer: TaskTracker,
     /// Cancelled when the writer has ended: the relay sends what is left.
     written: CancellationToken,
-    /// The relay.
+    /// The relay's task.
     relay: TaskTracker,
 }
 
@@ -167,10 +168,10 @@ impl std::fmt::Debug for Chassis {
 }
 
 impl Chassis {
-    /// Opens the database, brings its schema up to date, and starts the relay.
+    /// Opens the database, migrates its schema, and starts the relay.
     ///
     /// # Errors
-    /// A database or a secret that cannot be used.
+    /// The database or a secret cannot be used.
     pub async fn start(
         service: &'static str,
         settings: &Settings,
@@ -214,7 +215,7 @@ impl Chassis {
         Ok(chassis)
     }
 
-    /// A channel to the instances of a service of the platform.
+    /// A channel to the instances of another service of the platform.
     pub fn channel(&self, target: &'static str, addresses: &Addresses) -> Channel {
         let credentials = match &self.secret {
             Some(secret) => Credentials::MeshSecret { service: self.service.to_owned(), secret: secret.clone() },
@@ -223,15 +224,15 @@ impl Chassis {
         self.channel_to(target, addresses, credentials, true)
     }
 
-    /// A channel to the Data Service: every service sends it its events.
+    /// A channel to the Data Service, which stores the events of every service.
     pub fn data_channel(&self) -> Channel {
         self.channel("data", &self.settings.data_addresses)
     }
 
-    /// The keys that verify access tokens, asked of the User Service.
+    /// The keys that verify access tokens, fetched from the User Service.
     ///
     /// # Errors
-    /// A file of token keys that cannot be read.
+    /// The file of token keys cannot be read.
     pub fn remote_keys(&self, user: &UserPeer) -> Result<Arc<dyn KeySource>, Error> {
         let mounted = user.token_keys.as_deref();
         if let Some(mounted) = mounted {
@@ -242,7 +243,7 @@ impl Chassis {
         Ok(Arc::new(keys.map_err(|source| Error::TokenKeys { path: path(), source })?))
     }
 
-    /// A channel to somebody else's server, which gets no secret of ours.
+    /// A channel to a server outside the platform, which gets no mesh credentials.
     pub fn external_channel(&self, target: &'static str, addresses: &Addresses) -> Channel {
         self.channel_to(target, addresses, Credentials::None, false)
     }
@@ -260,17 +261,18 @@ impl Chassis {
         mesh::client(ClientConfig { credentials, events, is_platform, tls, ..config })
     }
 
-    /// Serves until told to stop, then drains: calls in flight end, background tasks end, the last events are sent.
+    /// Serves until shutdown is requested, then drains: calls in flight end, background tasks end, the last events are
+    /// sent.
     ///
     /// # Errors
-    /// The listener broke, or the settings allow no server there.
+    /// The listener failed, or the settings allow no server on that address.
     pub async fn serve(self, served: Served, listener: TcpListener, admin: Option<TcpListener>) -> Result<(), Error> {
         let listen = listener.local_addr().map_err(Error::Serve)?;
         if self.secret.is_some() && !listen.ip().is_loopback() {
             return Err(Error::NotLoopback { listen });
         }
         if self.secret.is_none() && self.identity.is_none() {
-            tracing::warn!(target: "ordermesh", "neither a certificate nor a mesh secret: other services are strangers here, and are refused");
+            tracing::warn!(target: "ordermesh", "neither a certificate nor a mesh secret is set: calls of other services are rejected as unauthenticated");
         }
         let mut gatekeeper = Gatekeeper::new(contracts::POLICIES).with_tokens(served.keys, ISSUER, AUDIENCE);
         if let Some(secret) = &self.secret {
@@ -310,11 +312,11 @@ impl Chassis {
             Instant::now() + in_all
         });
         let result = mesh::server(config, served.routes).serve(listener, is_ready, self.told.clone()).await;
-        // Also when it broke, and nobody told us to stop.
+        // Also when the server failed without a requested shutdown.
         self.told.cancel();
         self.shutdown.cancel();
         self.tasks.close();
-        // They were told when the server was: what it has taken of the time is over for them too.
+        // The tasks' deadline began with the server's, so the time that the server has used is gone for them too.
         let end = end.await.unwrap_or_else(|_| Instant::now()).max(Instant::now() + LAST_MOMENT);
         if tokio::time::timeout_at(end, self.tasks.wait()).await.is_err() {
             tracing::warn!(target: "ordermesh", "background tasks did not end in time");
@@ -329,7 +331,7 @@ impl Chassis {
 }
 
 impl Chassis {
-    /// The last events: into the outbox, and from there to the Data Service.
+    /// Writes the last events to the outbox, and sends them to the Data Service.
     async fn flush(&self) {
         self.writer.close();
         self.writer.wait().await;
@@ -339,10 +341,11 @@ impl Chassis {
     }
 }
 
-/// A service's own database, with its schema up to date. On a server the tables live in a schema of the service's name.
+/// A service's own database, with its schema migrated. On a database server the tables are in a schema with the
+/// service's name.
 ///
 /// # Errors
-/// A database that cannot be used.
+/// The database cannot be used.
 pub async fn open_database(
     service: &str,
     settings: &Settings,
@@ -365,19 +368,19 @@ pub async fn open_database(
     .await
 }
 
-/// The instance's name.
+/// The instance's name: as set, or from the service and the process id.
 pub fn instance(service: &str, settings: &Settings) -> String {
     settings.instance.clone().unwrap_or_else(|| format!("{service}-{}", std::process::id()))
 }
 
-/// The service's own work goes on while it says that it will stop: what it takes on until then it does itself.
+/// Background work continues during the pre-drain delay: work that arrives until then is still done here.
 async fn after_the_notice(told: CancellationToken, notice: Duration, shutdown: CancellationToken) {
     told.cancelled().await;
     tokio::time::sleep(notice).await;
     shutdown.cancel();
 }
 
-/// Who this process is, by its certificate.
+/// The service's identity, from its certificate.
 fn identity(service: &'static str, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Option<Identity>, Error> {
     let Some(files) = settings.tls.files() else { return Ok(None) };
     ownership::check_secret(&files.key)?;
@@ -401,7 +404,7 @@ fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
         if text.len() >= LEAST_SECRET_BYTES && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return Ok(Secret::new(text));
         }
-        let told = format!("a secret is one line of at least {LEAST_SECRET_BYTES} characters, ASCII alone");
+        let told = format!("a secret is one line of at least {LEAST_SECRET_BYTES} characters, ASCII only");
         Err(std::io::Error::new(std::io::ErrorKind::InvalidData, told))
     });
     match read {
@@ -424,7 +427,7 @@ mod tests {
         settings: Settings,
     }
 
-    /// Settings of a service with a certificate that names somebody.
+    /// Settings of a service with a certificate for the given name.
     fn settings_of(folder: &Path, named: &str) -> Settings {
         let validity = Validity::from(SystemClock.now(), Duration::from_secs(3_600));
         let authority = Authority::new("ordermesh.local", validity).expect("an authority");
@@ -444,36 +447,36 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_of_another_service_is_none_of_ours() {
+    fn a_certificate_of_another_service_is_rejected() {
         let folder = tempfile::tempdir().expect("a folder");
         let ours = identity("order", &settings_of(folder.path(), "order"), Arc::new(SystemClock));
         assert!(ours.is_ok_and(|identity| identity.is_some_and(|identity| identity.service() == "order")));
         let others = identity("order", &settings_of(folder.path(), "data"), Arc::new(SystemClock));
-        let told = others.expect_err("another's").to_string();
+        let told = others.expect_err("another service's certificate").to_string();
         assert!(told.contains("`data`") && told.contains("`order`"), "{told}");
     }
 
     #[test]
-    fn a_secret_that_is_none_is_refused() {
+    fn a_malformed_mesh_secret_is_rejected() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("mesh.secret");
         let flags = ["service", "--mesh-secret-file", path.to_str().expect("a path")];
         let settings = Cli::try_parse_from(flags).expect("settings").settings;
         for wrong in ["", "\n", "too short", "0123456789abcdef\n0123456789abcdef", "ünter the radar it is"] {
             testdb::write_secret(&path, wrong);
-            let told = mesh_secret(&settings).expect_err("no secret").to_string();
+            let told = mesh_secret(&settings).expect_err("not a secret").to_string();
             assert!(told.contains("mesh.secret"), "{wrong:?}: {told}");
         }
         testdb::write_secret(&path, "0123456789abcdef\n");
-        assert!(mesh_secret(&settings).expect("it is one").is_some());
+        assert!(mesh_secret(&settings).expect("a secret").is_some());
     }
 
     #[test]
-    fn a_secret_or_a_private_key_that_others_may_read_is_refused_with_what_to_do() {
+    fn a_secret_or_private_key_readable_by_others_is_rejected_with_a_hint() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().expect("a folder");
         let open = |path: &Path| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).expect("ours");
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).expect("own file");
             format!("chmod go= {}", path.display())
         };
         let secret = folder.path().join("mesh.secret");
@@ -489,7 +492,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_services_own_work_goes_on_for_the_time_of_the_notice() {
+    async fn background_work_continues_during_the_pre_drain_delay() {
         let (told, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let began = Instant::now();
         tokio::spawn(after_the_notice(told.clone(), Duration::from_secs(5), shutdown.clone()));

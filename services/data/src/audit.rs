@@ -1,4 +1,4 @@
-//! The stored trace events as `ordermesh verify` reads them.
+//! The stored trace events, as read by `ordermesh verify`.
 
 use storage::{Database, Error};
 use telemetry::TraceEvent;
@@ -12,7 +12,7 @@ use crate::trace_event_store::TraceEventStore;
 pub struct StoredEvents(TraceEventStore);
 
 impl StoredEvents {
-    /// In a database whose schema is up to date.
+    /// Reads from a database whose schema is up to date.
     pub fn new(db: Database) -> Self {
         Self(TraceEventStore::new(db))
     }
@@ -20,15 +20,15 @@ impl StoredEvents {
     /// All events of some orders.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn of_orders(&self, orders: &[Uuid]) -> Result<Vec<TraceEvent>, Error> {
         self.0.of_orders(orders).await.map_err(of_the_database)
     }
 
-    /// Orders of which a success is told (lookups aside), by id: those after `after`.
+    /// Orders with a success event (other than lookups), by id: those after `after`.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn orders_told_of(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
         self.0.orders_told_of(after, limit).await.map_err(of_the_database)
     }
@@ -36,13 +36,13 @@ impl StoredEvents {
     /// All log-ins of some users.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn logins_of(&self, users: &[Uuid]) -> Result<Vec<TraceEvent>, Error> {
         self.0.of_users("user_login", users).await.map_err(of_the_database)
     }
 }
 
-/// Reading events is refused by the database alone.
+/// Reading events fails only with a database error.
 fn of_the_database(refusal: Refusal) -> Error {
     match refusal {
         Refusal::Storage(error) => error,

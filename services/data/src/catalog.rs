@@ -1,4 +1,4 @@
-//! The catalogue: products, their prices, and when they arrive.
+//! The catalogue: products, prices, and delivery estimates.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,10 +21,10 @@ pub(crate) const MAX_SKUS: usize = 100;
 pub(crate) const MAX_NAME_CHARS: usize = 200;
 /// The most characters of a product's description.
 pub(crate) const MAX_DESCRIPTION_CHARS: usize = 2_000;
-/// The highest price, roughly in euros: far above any product, far below what a sum could overflow.
+/// The highest price, roughly in euros: far above any product, and low enough that no sum overflows.
 pub(crate) const MAX_PRICE_EUROS: i64 = 10_000_000;
 
-/// What a product is, before it is stored.
+/// A product before it is stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Draft {
     pub(crate) sku: String,
@@ -37,35 +37,35 @@ pub(crate) struct Draft {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Product {
     pub(crate) draft: Draft,
-    /// Counts its changes, from 1.
+    /// The number of its changes, from 1.
     pub(crate) version: i64,
     pub(crate) update_time: Timestamp,
 }
 
 impl Product {
-    /// Changes with every change of the product.
+    /// The etag, which changes with every change of the product.
     pub(crate) fn etag(&self) -> String {
         etag(&self.draft.sku, self.version)
     }
 }
 
-/// Opaque on purpose: nobody is to count versions by it.
+/// Opaque on purpose: clients must not read versions from it.
 pub(crate) fn etag(sku: &str, version: i64) -> String {
     let mut etag = Fingerprint::of("etag/1").part("sku", sku).part("version", version).finish();
     etag.truncate(16);
     etag
 }
 
-/// What a lookup found.
+/// The result of a lookup.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Lookup {
-    /// In the order asked, repeated ones repeatedly.
+    /// In the requested order, with repetitions.
     pub(crate) products: Vec<Product>,
-    /// In the order asked, each once.
+    /// In the requested order, without repetitions.
     pub(crate) missing: Vec<String>,
 }
 
-/// Asks for a page of products.
+/// A request for a page of products.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ListProducts {
     /// A search key (`kernel::text`); empty: all.
@@ -74,11 +74,11 @@ pub(crate) struct ListProducts {
     pub(crate) page: PageToken<String>,
 }
 
-/// A product as it shall be, and what the caller has seen of it.
+/// The new state of a product, and the state that the caller has seen.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Upsert {
     pub(crate) draft: Draft,
-    /// Empty: there is none yet.
+    /// Empty: the product does not exist yet.
     pub(crate) etag: String,
 }
 
@@ -96,7 +96,7 @@ impl Catalog {
         Self { store, searches, clock, fault }
     }
 
-    /// Looks products up, with one query: prices are never stale.
+    /// Looks up products with one query: prices are never stale.
     pub(crate) async fn lookup(&self, skus: Vec<String>, operation: &Operation) -> Result<Lookup, Error> {
         operation.set("skus", skus.len().to_string());
         self.fault.strike().await?;
@@ -106,7 +106,7 @@ impl Catalog {
         Ok(lookup)
     }
 
-    /// Products by SKU, one more than the page has.
+    /// Products by SKU, one more than fits on the page.
     pub(crate) async fn list(&self, asked: &ListProducts, from: Address) -> Result<Vec<Product>, Error> {
         let permit = self.searches.enter(from).await?;
         let (store, asked) = (self.store.clone(), asked.clone());
@@ -115,17 +115,18 @@ impl Catalog {
             drop(permit);
             page
         };
-        // In a task of its own: when the caller goes, the connection is busy until the statement ends, and so is the place.
+        // In its own task: if the call is cancelled, the connection stays busy until the statement ends, and so does
+        // the slot.
         tokio::spawn(search.in_current_span()).await.unwrap_or_else(|_| Err(storage::Error::Panicked.into()))
     }
 
-    /// Makes or replaces a product, if it is as the caller has seen it.
+    /// Creates or replaces a product, if its stored state is the one that the caller has seen.
     pub(crate) async fn upsert(&self, upsert: Upsert, operation: &Operation) -> Result<Product, Error> {
         operation.set("sku", &upsert.draft.sku);
         self.store.upsert(upsert, self.clock.now(), operation).await
     }
 
-    /// When a parcel arrives.
+    /// Estimates the delivery date of a parcel.
     pub(crate) async fn estimate(&self, to: Destination, operation: &Operation) -> Result<Estimate, Error> {
         operation.set("country_code", to.country.clone());
         self.fault.strike().await?;
@@ -139,7 +140,7 @@ impl Catalog {
         date.map(|date| Estimate { rule, date }).ok_or_else(beyond_the_calendar)
     }
 
-    /// Fills a catalogue that is empty.
+    /// Fills an empty catalogue.
     pub(crate) async fn seed(&self, products: Vec<Draft>) -> Result<(), Error> {
         self.store.seed(products, self.clock.now()).await
     }
@@ -158,7 +159,7 @@ fn distinct(skus: &[String]) -> Vec<&str> {
     skus.iter().map(String::as_str).filter(|sku| seen.insert(*sku)).collect()
 }
 
-/// Puts what was found into the order asked, and names what was not.
+/// Arranges the found products in the requested order, and lists the missing SKUs.
 fn arrange(skus: Vec<String>, found: Vec<Product>) -> Lookup {
     let found: HashMap<String, Product> =
         found.into_iter().map(|product| (product.draft.sku.clone(), product)).collect();
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn products_come_in_the_order_asked_and_missing_ones_are_named_once() {
+    fn products_are_in_the_requested_order_and_missing_ones_are_listed_once() {
         let asked = ["B", "X", "A", "B", "Y", "X"].map(String::from).to_vec();
         assert_eq!(distinct(&asked), ["B", "X", "A", "Y"]);
         let lookup = arrange(asked, vec![product("A"), product("B")]);
@@ -195,7 +196,7 @@ mod tests {
         assert_eq!(lookup.missing, ["X", "Y"]);
     }
 
-    /// As many searches as one address can send, beside a lookup for an order.
+    /// More searches than one address may have waiting, and a lookup for an order.
     #[tokio::test]
     async fn a_lookup_does_not_wait_for_searches() {
         let place = testdb::place();
@@ -211,7 +212,7 @@ mod tests {
             page_size: 1,
             page: PageToken::decode(&mut chassis::Fields::default(), "", Fingerprint::of("ListProducts/1"), |_| None),
         };
-        // Each place is held by a search that does not end.
+        // Each slot is held by a search that does not end.
         let held = [searches.enter(None).await, searches.enter("192.0.2.1".parse().ok()).await];
         let mut waiting: Vec<_> = (0..70).map(|_| Box::pin(catalog.list(&asked, None))).collect();
         let mut refused = 0;
@@ -228,7 +229,7 @@ mod tests {
         assert_eq!(found.products.len(), 1);
         let honest = catalog.list(&asked, "192.0.2.2".parse().ok());
         drop(held);
-        assert_eq!(honest.await.expect("its turn").len(), 1);
+        assert_eq!(honest.await.expect("served next").len(), 1);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The catalogue's messages ⇄ values: every check of a field.
+//! The catalogue's messages, from and to values, with all checks of their fields.
 
 use chassis::decode;
 use chassis::page::{self, Page};
@@ -12,13 +12,13 @@ use crate::catalog::{
 };
 use crate::delivery::{Destination, Estimate};
 
-/// Entries of a page of products: when none are asked for, and at most.
+/// Products per page: the default and the maximum.
 const PAGE: (u32, u32) = (50, 200);
 /// The most characters of a text filter.
 const MAX_FILTER_CHARS: usize = 200;
 /// The most characters of a postal code.
 const MAX_POSTAL_CHARS: usize = 20;
-/// The most characters of an etag: ours have 16.
+/// The most characters of an etag; those of this service have 16.
 const MAX_ETAG_CHARS: usize = 64;
 
 /// The SKUs of a lookup.
@@ -93,7 +93,7 @@ fn draft(fields: &mut Fields, prefix: &str, product: &proto::Product) -> Option<
     let description = fields.text(&format!("{prefix}description"), &product.description, 0, MAX_DESCRIPTION_CHARS);
     let price = fields.money(&format!("{prefix}price"), product.price.as_ref());
     if let Some(given) = &product.price {
-        // What a minor unit is worth is the currency's; without one that is known, only the sign can be looked at.
+        // Minor units depend on the currency; if it is unknown, only the sign can be checked.
         let most = price.map(|price| price.currency().roughly(MAX_PRICE_EUROS));
         if given.minor_units < 1 || most.is_some_and(|most| given.minor_units > most.minor_units()) {
             let most = most.map(|most| format!(" and at most {} ({most})", most.minor_units())).unwrap_or_default();
@@ -135,7 +135,7 @@ impl From<Lookup> for proto::BatchGetProductsResponse {
     }
 }
 
-/// A page out of one product more than the page's size.
+/// A page from the products read, one more than its size.
 pub(crate) fn products(read: Vec<Product>, asked: &ListProducts) -> proto::ListProductsResponse {
     let next = |last: &proto::Product| asked.page.next(&last.sku);
     let Page { entries, next_page_token } = Page::cut(read, asked.page_size, proto::Product::from, next);
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_contracts_limits_are_the_decoders_and_the_largest_request_fits_into_a_message() {
+    fn the_limits_equal_the_contracts_and_the_largest_request_fits_into_a_message() {
         let limits = |path: &str| contracts::POLICIES.find(path).expect("a method").limits;
         let skus = limits("/data.v1.CatalogService/BatchGetProducts");
         assert_eq!(skus.iter().map(|limit| (limit.field, limit.max_items)).collect::<Vec<_>>(), [("skus", MAX_SKUS)]);
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_has_one_to_a_hundred_sound_skus() {
+    fn a_lookup_has_one_to_a_hundred_valid_skus() {
         let of = |skus: Vec<&str>| {
             let skus = skus.into_iter().map(String::from).collect();
             fields_of(Skus::try_from(proto::BatchGetProductsRequest { skus }))
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(of(vec!["A", "b", ""]), [("skus[1]".into(), "INVALID_SKU"), ("skus[2]".into(), "INVALID_SKU")]);
     }
 
-    /// With as many bytes as a product may have.
+    /// A product of the largest possible size.
     fn largest(sku: usize) -> Product {
         let product = proto::Product {
             sku: format!("{sku:0>64}"),
@@ -220,14 +220,14 @@ mod tests {
             price: Some(common::Money { currency_code: "EUR".into(), minor_units: MAX_PRICE_EUROS * 100 }),
             ..mug()
         };
-        let upsert = Upsert::try_from(proto::UpsertProductRequest { product: Some(product) }).expect("it is sound");
+        let upsert = Upsert::try_from(proto::UpsertProductRequest { product: Some(product) }).expect("valid");
         Product { draft: upsert.draft, version: i64::MAX, update_time: kernel::Timestamp::default() }
     }
 
     #[test]
-    fn the_largest_products_fit_into_what_every_client_takes() {
+    fn answers_with_the_largest_products_fit_into_a_clients_default_limit() {
         let request = proto::ListProductsRequest { page_size: i32::MAX, ..Default::default() };
-        let page = products((0..201).map(largest).collect(), &ListProducts::try_from(request).expect("it is sound"));
+        let page = products((0..201).map(largest).collect(), &ListProducts::try_from(request).expect("valid"));
         assert_eq!(page.products.len(), 200);
         assert!(!page.next_page_token.is_empty() && page.encoded_len() < 4_194_304, "{}", page.encoded_len());
         let missing = (0..MAX_SKUS).map(|sku| format!("{sku:0>64}")).collect();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_at_the_limits_is_sound() {
+    fn a_product_at_the_limits_is_valid() {
         let product = proto::Product {
             name: "é".repeat(200),
             description: "é".repeat(2_000),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_with_a_product_is_told_at_once() {
+    fn all_violations_of_a_product_are_reported_together() {
         let product = proto::Product {
             sku: "mug".into(),
             name: String::new(),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_prices_of_the_largest_order_add_up() {
+    fn the_highest_prices_of_the_largest_order_do_not_overflow() {
         for code in ["EUR", "IDR", "VND", "KWD", "COP"] {
             let most = code.parse::<kernel::Currency>().expect("a currency").roughly(MAX_PRICE_EUROS);
             assert!(most.checked_mul(999 * 100).is_ok(), "{code}");
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_products_texts_say_something_and_a_search_has_one_form() {
+    fn a_products_texts_are_not_blank_and_a_search_is_normalized() {
         for (name, reason) in [
             ("\u{a0}\u{200b}", "REQUIRED"),
             ("Mug\u{202e}", "MISLEADING_CHARACTER"),
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_destination_needs_a_country_and_a_calendar() {
+    fn a_destination_needs_a_country_code_and_a_valid_time() {
         let request = proto::GetDeliveryEstimateRequest {
             country_code: "Germany".into(),
             postal_code: "1".repeat(21),

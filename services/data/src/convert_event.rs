@@ -1,6 +1,6 @@
-//! The trace-event store's messages ⇄ values: every check of a field.
+//! The trace-event store's messages, from and to values, with all checks of their fields.
 //!
-//! An append is refused as a whole only for its size; each event is checked on its own.
+//! An append is rejected as a whole only for its size; each event is checked on its own.
 
 use std::time::Duration;
 
@@ -21,19 +21,19 @@ use crate::trace_event::{
 };
 use crate::watch::{Update, WatchTraceEvents};
 
-/// Entries of a page of events: when none are asked for, and at most.
+/// Events per page: the default and the maximum.
 const PAGE: (u32, u32) = (50, 500);
 /// The most bytes of one event on the wire.
 const MAX_EVENT_BYTES: usize = 65_536;
-/// The most characters of an event's id that are answered: one that is longer is refused, and not sent back whole.
+/// The most characters of an event id in an answer: a longer one is rejected, and not returned in full.
 const MAX_ID_CHARS: usize = 64;
 /// The most characters of a service's name.
 const MAX_SERVICE_CHARS: usize = 64;
 
-/// Checks an append that a caller sends.
+/// Checks a caller's append request.
 ///
 /// # Errors
-/// No events, or too many.
+/// It has no events, or too many.
 pub(crate) fn append(caller: &Caller, request: proto::AppendTraceEventsRequest) -> Result<Vec<Sent>, Invalid> {
     let mut fields = Fields::default();
     if request.events.is_empty() || request.events.len() > MAX_APPEND {
@@ -42,7 +42,7 @@ pub(crate) fn append(caller: &Caller, request: proto::AppendTraceEventsRequest) 
     }
     let teller = match caller {
         Caller::Service { name } => name.as_str(),
-        // The policy lets nobody else in; an event of nobody's is refused below.
+        // The policy admits no other callers; an event without a service is rejected below.
         Caller::Anonymous | Caller::Person { .. } => "",
     };
     let sent = request.events.into_iter().map(|event| {
@@ -52,7 +52,7 @@ pub(crate) fn append(caller: &Caller, request: proto::AppendTraceEventsRequest) 
     fields.finish(Some(sent.collect()))
 }
 
-/// One event; the error is the refusal.
+/// Checks one event; the error is the reason of its rejection.
 fn checked(teller: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'static str> {
     if event.encoded_len() > MAX_EVENT_BYTES {
         return Err("the event is larger than 64 KiB");
@@ -70,7 +70,7 @@ fn checked(teller: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'stati
     if event_id.get_version_num() != 7 {
         return Err("event_id is not of version 7");
     }
-    let event_type = word(event.r#type).ok_or("type is none that this release knows")?;
+    let event_type = word(event.r#type).ok_or("type is unknown to this release")?;
     let status = match event.status() {
         proto::EventStatus::Success => EventStatus::Success,
         proto::EventStatus::Failed => EventStatus::Failed,
@@ -114,12 +114,12 @@ fn checked(teller: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'stati
     })
 }
 
-/// Only the hyphenated form: one id has one spelling.
+/// The hyphenated form only, so that an id has one spelling.
 fn uuid(text: &str) -> Option<Uuid> {
     (text.len() == 36).then(|| Uuid::try_parse(text).ok()).flatten()
 }
 
-/// `None`: not empty, and no UUID.
+/// `None`: not empty, and not a UUID.
 fn optional_uuid(text: &str) -> Option<Option<Uuid>> {
     if text.is_empty() { Some(None) } else { uuid(text).map(Some) }
 }
@@ -133,7 +133,7 @@ fn micros(duration: &prost_types::Duration) -> Option<i64> {
     i64::try_from(duration.as_micros()).ok()
 }
 
-/// The design's word for an event type, for example `order_creation`.
+/// The lower-case name of an event type, for example `order_creation`.
 fn word(event_type: i32) -> Option<String> {
     let known = EventType::try_from(event_type).ok().filter(|known| *known != EventType::Unspecified)?;
     Some(known.as_str_name().trim_start_matches("EVENT_TYPE_").to_ascii_lowercase())
@@ -169,7 +169,7 @@ impl TryFrom<proto::WatchTraceEventsRequest> for WatchTraceEvents {
     }
 }
 
-/// The filters of a list and of a stream, as they were sent.
+/// The filters of a list or a stream, as requested.
 struct Filters<'a> {
     event_type: i32,
     status: i32,
@@ -206,18 +206,18 @@ impl<'a> From<&'a proto::WatchTraceEventsRequest> for Filters<'a> {
 }
 
 impl Filters<'_> {
-    /// Without a window.
+    /// Decodes all but the window.
     fn decode(&self, fields: &mut Fields) -> Filter {
         let event_type = word(self.event_type);
         if event_type.is_none() && self.event_type != 0 {
-            fields.refuse("type", "UNKNOWN_VALUE", "is none of the event types");
+            fields.refuse("type", "UNKNOWN_VALUE", "is not an event type");
         }
         let status = match proto::EventStatus::try_from(self.status) {
             Ok(proto::EventStatus::Unspecified) => None,
             Ok(proto::EventStatus::Success) => Some(EventStatus::Success),
             Ok(proto::EventStatus::Failed) => Some(EventStatus::Failed),
             Err(_) => {
-                fields.refuse("status", "UNKNOWN_VALUE", "is none of the statuses");
+                fields.refuse("status", "UNKNOWN_VALUE", "is not a status");
                 None
             }
         };
@@ -247,12 +247,12 @@ impl Filters<'_> {
     }
 }
 
-/// An id, when given.
+/// An optional id.
 fn id(fields: &mut Fields, field: &str, text: &str) -> Option<Uuid> {
     if text.is_empty() { None } else { fields.id::<kernel::RequestId>(field, text).map(kernel::RequestId::as_uuid) }
 }
 
-/// Of the filters alone: the size may change from page to page.
+/// Of the filters only: the page size may change between pages.
 fn fingerprint(request: &proto::ListTraceEventsRequest) -> Fingerprint {
     let instant = |at: &Option<prost_types::Timestamp>| {
         at.map(|at| format!("{}.{:09}", at.seconds, at.nanos)).unwrap_or_default()
@@ -274,7 +274,7 @@ impl TryFrom<proto::SummarizeTraceEventsRequest> for SummarizeTraceEvents {
     }
 }
 
-/// What became of each event.
+/// The outcome of each event.
 pub(crate) fn appended(appended: Vec<Appended>) -> proto::AppendTraceEventsResponse {
     let result = |Appended { event_id, outcome }| {
         let (outcome, refusal) = match outcome {
@@ -287,7 +287,7 @@ pub(crate) fn appended(appended: Vec<Appended>) -> proto::AppendTraceEventsRespo
     proto::AppendTraceEventsResponse { results: appended.into_iter().map(result).collect() }
 }
 
-/// A page out of one event more than the page's size.
+/// A page from the events read, one more than its size.
 pub(crate) fn events(listed: &Listed, asked: &ListTraceEvents) -> proto::ListTraceEventsResponse {
     let next = |last: &proto::TraceEvent| asked.page.next(&Resume::text(listed.window_start, &last.event_id));
     let Page { entries, next_page_token } = Page::cut(&listed.events, asked.page_size, encode_event, next);
@@ -300,7 +300,7 @@ impl From<Update> for proto::WatchTraceEventsResponse {
     }
 }
 
-/// The counts.
+/// The counts of a summary.
 pub(crate) fn summary(counts: Vec<EventCount>) -> proto::SummarizeTraceEventsResponse {
     let count = |count: EventCount| proto::EventCount {
         r#type: event_type(&count.event_type).into(),
@@ -325,14 +325,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_contracts_limit_is_the_decoders_and_a_batch_of_a_relay_fits_into_a_message() {
+    fn the_limit_equals_the_contracts_and_a_relays_batch_fits_into_a_message() {
         let policy = contracts::POLICIES.find("/data.v1.TraceEventService/AppendTraceEvents").expect("a method");
         assert_eq!((policy.limits[0].field, policy.limits[0].max_items), ("events", MAX_APPEND));
-        // A relay stops at 256 KiB, and sends a larger event alone.
-        assert!(policy.max_message_bytes.expect("its own") > 256 * 1_024 + MAX_EVENT_BYTES);
+        // A relay's batch is at most 256 KiB; a larger event is sent alone.
+        assert!(policy.max_message_bytes.expect("a limit of its own") > 256 * 1_024 + MAX_EVENT_BYTES);
     }
 
-    /// As large as an event may be.
+    /// An event of the largest possible size.
     fn largest_event() -> proto::TraceEvent {
         let event = |bytes: usize| proto::TraceEvent {
             event_id: SystemIds.uuid().to_string(),
@@ -349,24 +349,23 @@ mod tests {
             ..proto::TraceEvent::default()
         };
         let room = MAX_EVENT_BYTES - event(10_000).encoded_len() + 10_000;
-        // Lengths of a larger text may take a byte more each.
+        // The length prefix of a larger text may take a byte more.
         (0..8).rev().map(|less| event(room - less)).rfind(|event| event.encoded_len() <= MAX_EVENT_BYTES).expect("fits")
     }
 
     #[test]
-    fn the_largest_events_fill_short_pages_and_each_fits_into_a_message_of_a_stream() {
+    fn the_largest_events_make_short_pages_and_each_fits_into_a_stream_message() {
         let event = largest_event();
         assert!(event.encoded_len() > MAX_EVENT_BYTES - 8, "{}", event.encoded_len());
         let cursor = "c".repeat(500);
         let update = proto::WatchTraceEventsResponse { event: Some(event.clone()), cursor };
         assert!(update.encoded_len() < 70_000);
-        let mut read: Vec<TraceEvent> =
-            (0..501).map(|_| checked("order", largest_event()).expect("it is sound")).collect();
+        let mut read: Vec<TraceEvent> = (0..501).map(|_| checked("order", largest_event()).expect("valid")).collect();
         read.sort_by_key(|event| std::cmp::Reverse(event.event_id));
         let (mut seen, mut page_token) = (Vec::new(), String::new());
         loop {
             let request = proto::ListTraceEventsRequest { page_size: 500, page_token, ..Default::default() };
-            let asked = ListTraceEvents::try_from(request).expect("it is sound");
+            let asked = ListTraceEvents::try_from(request).expect("valid");
             let after = asked.page.after.map(|resume| resume.after);
             let events =
                 read.iter().filter(|event| after.is_none_or(|after| event.event_id < after)).take(501).cloned();
@@ -382,10 +381,10 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_is_no_id_is_not_sent_back_whole() {
+    fn an_invalid_long_id_is_not_returned_in_full() {
         let caller = Caller::Service { name: "order".into() };
         let event = proto::TraceEvent { event_id: "x".repeat(3_000_000), ..proto::TraceEvent::default() };
-        let sent = append(&caller, proto::AppendTraceEventsRequest { events: vec![event] }).expect("it is answered");
+        let sent = append(&caller, proto::AppendTraceEventsRequest { events: vec![event] }).expect("an answer");
         assert_eq!((sent[0].event_id.len(), sent[0].event.is_err()), (MAX_ID_CHARS, true));
     }
 }

@@ -1,4 +1,4 @@
-//! Cursors of WatchTraceEvents: what a client keeps, to go on after the last message that it has.
+//! Cursors of WatchTraceEvents: a client keeps the last one to resume its stream.
 
 use std::time::Duration;
 
@@ -8,10 +8,11 @@ use kernel::Timestamp;
 use crate::error::Error;
 use crate::feed::Position;
 
-/// How long before the end of the retention a cursor expires, at most: events that ended before it was made came after it.
+/// A cursor expires at most this long before the end of the retention: events that ended earlier than it was made can
+/// follow it.
 const MARGIN: Duration = Duration::from_secs(3_600);
 
-/// A place in the order of events, and when it was handed out.
+/// A position in the order of events, and the time from which it was current.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Cursor {
     pub(crate) made: Timestamp,
@@ -40,12 +41,12 @@ impl Cursors {
         Self(Opaque::of(filters))
     }
 
-    /// As the client gets it.
+    /// The text for the client.
     pub(crate) fn encode(&self, cursor: Cursor) -> String {
         self.0.encode(&format!("{} {}", cursor.made.as_micros(), cursor.position))
     }
 
-    /// Reads what [`Cursors::encode`] made; anything else is a violation of `after_cursor`. `None` when it is empty.
+    /// Decodes the text of [`Cursors::encode`]; any other is a violation of `after_cursor`. `None` if it is empty.
     pub(crate) fn decode(&self, fields: &mut Fields, text: &str) -> Option<Cursor> {
         if text.is_empty() {
             return None;
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_is_read_under_its_own_filters_alone() {
+    fn a_cursor_is_valid_only_with_its_own_filters() {
         let text = cursors(1).encode(CURSOR);
         assert_eq!(decode(&cursors(1), &text), (Some(CURSOR), vec![]));
         assert_eq!(decode(&cursors(2), &text), (None, vec!["CURSOR_OF_OTHER_FILTERS"]));
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_expires_before_what_comes_after_it_is_deleted() {
+    fn a_cursor_expires_before_the_events_after_it_are_deleted() {
         let age = |age: Duration, retention: Duration| {
             CURSOR.check_age(CURSOR.made.plus(age), retention).map_err(|error| error.to_string())
         };

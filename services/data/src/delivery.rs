@@ -1,23 +1,23 @@
-//! How long a delivery takes: the rules are data, the choice among them is here.
+//! Delivery times: the rules are data, the choice among them is here.
 
 use kernel::Timestamp;
 use time::Date;
 
-/// Longer postal codes do not exist; what is beyond is not compared.
+/// Postal codes are never longer; only this many characters are compared.
 const MAX_POSTAL_CHARS: usize = 20;
 
-/// What is asked.
+/// The destination of a parcel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Destination {
     /// ISO 3166-1 alpha-2.
     pub(crate) country: String,
-    /// As the country writes it; may be empty.
+    /// In the country's form; may be empty.
     pub(crate) postal_code: String,
     /// When the parcel is ready; `None`: now.
     pub(crate) dispatch: Option<Timestamp>,
 }
 
-/// A rule: addresses of a country whose postal code begins so.
+/// A rule for the addresses of a country whose postal code has a prefix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Rule {
     /// In upper case, without blanks and dashes; empty: the country's default.
@@ -28,14 +28,14 @@ pub(crate) struct Rule {
     pub(crate) cutoff_hour_utc: u8,
 }
 
-/// The answer, and the rule behind it.
+/// An estimate, and the rule that it follows.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Estimate {
     pub(crate) rule: Rule,
     pub(crate) date: Date,
 }
 
-/// The rule of a country for a postal code: the longest prefix wins. `None` when the country has no rules.
+/// The rule of a country for a postal code: the longest prefix wins. `None` if the country has no rules.
 pub(crate) fn choose(rules: Vec<Rule>, postal_code: &str) -> Option<Rule> {
     let code: String = postal_code
         .chars()
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rule_that_fits_there_is_no_zone() {
+    fn without_a_matching_rule_there_is_no_zone() {
         assert_eq!(chosen(&[], "12345"), None);
         assert_eq!(chosen(&["9"], "12345"), None);
     }

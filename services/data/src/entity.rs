@@ -12,11 +12,11 @@ pub(crate) mod product {
         pub description: String,
         pub currency_code: String,
         pub minor_units: i64,
-        /// Counts the changes; the etag is made of it.
+        /// The number of changes; the etag is made from it.
         pub version: i64,
         pub update_time: i64,
-        /// SKU, name and description as a search key, a line each: what the text filter looks at. Earlier releases wrote it in
-        /// lower case alone.
+        /// SKU, name and description as search keys, one per line, for the text filter. Earlier releases wrote the text
+        /// in lower case only.
         pub search_text: String,
     }
 

@@ -1,4 +1,4 @@
-//! What the Data Service refuses, and how it says so.
+//! Why calls are rejected, and the statuses of the answers.
 
 use std::time::Duration;
 
@@ -9,43 +9,43 @@ use telemetry::ErrorClass;
 use tokio::time::Instant;
 use tonic::Status;
 
-/// When a caller of an unavailable catalogue may come back.
+/// When a caller should retry if the catalogue is unavailable.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Why a call was refused.
+/// Why a call was rejected.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The request breaks the rules.
     #[error("{0}")]
     Invalid(#[from] Invalid),
-    /// No rule knows the country.
+    /// No delivery rule covers the country.
     #[error("we do not deliver to {country}")]
     NoDeliveryZone { country: String },
-    /// The stored product is not the one that the caller has seen.
-    #[error("the product {sku} is not as the etag says: read it again")]
+    /// The stored product is not the version that the caller has seen.
+    #[error("the product {sku} has changed since the etag was read: read it again")]
     EtagMismatch { sku: String },
     /// Events after the cursor may have been deleted.
-    #[error("the cursor is older than events are kept: those after it may have been deleted; begin anew without it")]
+    #[error("the cursor is older than events are kept: those after it may have been deleted; start again without it")]
     CursorExpired,
-    /// This instance ends; another may serve.
-    #[error("this instance is about to end; go on with the last cursor at another")]
+    /// This instance is shutting down; another one can serve.
+    #[error("this instance is shutting down; resume at another one with the last cursor")]
     Draining,
-    /// The access token ended while the stream was open.
-    #[error("the access token has ended; log in again and go on with the last cursor")]
+    /// The access token expired while the stream was open.
+    #[error("the access token has expired; log in again and resume with the last cursor")]
     TokenExpired,
-    /// The limit of streams.
-    #[error("this instance serves as many followers as it can")]
+    /// The limit of streams is reached.
+    #[error("this instance has reached its limit of followers")]
     TooManyFollowers,
-    /// The limit of searches of the catalogue.
-    #[error("too many searches of the catalogue wait, most of them from this address")]
+    /// The limit of waiting searches is reached.
+    #[error("too many searches of the catalogue are waiting, most of them from this address")]
     TooManySearches,
-    /// Nothing was read for too long.
-    #[error("the stream was not read for {} s; go on with the last cursor", .0.as_secs())]
+    /// The client has not read the stream for too long.
+    #[error("the stream was not read for {} s; resume with the last cursor", .0.as_secs())]
     FollowerTooSlow(Duration),
-    /// The database refused, or is away.
+    /// The database failed, or is unavailable.
     #[error("{}", if .0.is_unavailable() { "the database does not answer" } else { "the store failed" })]
     Storage(#[from] storage::Error),
-    /// A fault on purpose: as if the database were away.
+    /// An injected fault: as if the database were unavailable.
     #[error("the database refuses connections, on purpose")]
     Refused,
 }
@@ -83,7 +83,7 @@ impl Refusal for Error {
             Self::CursorExpired => Kind::OutOfRange,
             Self::TokenExpired => Kind::Unauthenticated,
             Self::FollowerTooSlow(_) | Self::TooManySearches => Kind::ResourceExhausted,
-            // A statement that fails for its data, or a stored value that cannot be read, does not get better by waiting.
+            // A statement that fails for its data, or a stored value that cannot be decoded, is not cured by waiting.
             Self::Storage(error) => chassis::storage_kind(error),
             Self::Refused | Self::Draining | Self::TooManyFollowers => Kind::Unavailable,
         }
@@ -158,11 +158,11 @@ impl Refusal for Error {
     }
 }
 
-/// The answer that a refusal is.
+/// The status of a rejected call.
 pub(crate) fn status(error: impl Into<Error>) -> Status {
     let error = error.into();
     if let Error::Storage(cause) = &error {
-        // The caller learns only that it is away; why is for the log (the mesh logs internal errors itself).
+        // The caller only gets the unavailability; the cause is logged here (the mesh logs internal errors itself).
         if error.kind() == Kind::Unavailable {
             static SELDOM: Seldom = Seldom::new();
             if let Some(since_last_line) = SELDOM.count(Instant::now()) {
@@ -188,9 +188,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    /// Every reason: they are public, a change here is a change of the contract.
+    /// Every reason: they are public, so a change here changes the contract.
     #[test]
-    fn the_reasons_are_those_that_the_contract_names() {
+    fn the_reasons_are_those_of_the_contract() {
         let corrupt = storage::Error::Corrupt { what: "currency", value: "EURO".into() };
         let all = [
             (Error::Invalid(Invalid(vec![])), Kind::InvalidArgument, "INVALID_ARGUMENT", "ValidationError"),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_get_better_asks_to_come_back() {
+    fn only_transient_errors_have_a_retry_delay() {
         for error in [Error::Refused, Error::Draining, Error::TooManyFollowers, Error::TooManySearches] {
             assert_eq!(error.retry_after(), Some(RETRY_AFTER), "{error}");
         }

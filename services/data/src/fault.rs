@@ -1,19 +1,19 @@
-//! Faults on purpose: what a caller sees of a catalogue that is slow or away.
+//! Fault injection: a slow or unavailable catalogue, as callers see it.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// What becomes of every lookup (BatchGetProducts, GetDeliveryEstimate).
+/// The fault of every lookup (BatchGetProducts, GetDeliveryEstimate).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum FaultLookup {
-    /// It is answered.
+    /// No fault.
     #[default]
     None,
-    /// It is answered after that long: its callers see a TIMEOUT.
+    /// Lookups are delayed: callers see a TIMEOUT.
     Slow(Duration),
-    /// As if the database refused connections: its callers see a CONNECTION_ERROR.
+    /// As if the database refused connections: callers see a CONNECTION_ERROR.
     Refuse,
 }
 
@@ -31,7 +31,7 @@ impl FromStr for FaultLookup {
 }
 
 impl FaultLookup {
-    /// Passes, passes late, or refuses.
+    /// Applies the fault: returns, returns late, or fails.
     pub(crate) async fn strike(self) -> Result<(), Error> {
         match self {
             Self::None => Ok(()),
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_reads_as_the_help_says() {
+    fn a_fault_is_parsed_as_in_the_help_text() {
         assert_eq!("none".parse(), Ok(FaultLookup::None));
         assert_eq!("refuse".parse(), Ok(FaultLookup::Refuse));
         assert_eq!("slow:5s".parse(), Ok(FaultLookup::Slow(Duration::from_secs(5))));

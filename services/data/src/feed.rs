@@ -1,8 +1,8 @@
-//! The order in which stored events are sent to followers, and how far it goes by now.
+//! The order in which stored events are sent to followers, and its newest position.
 //!
-//! Events are ordered by what made them visible, not by when they happened: on PostgreSQL by the transaction that inserted
-//! them, on SQLite, which has one writer, by the rowid. One query per instance and interval finds what other instances have
-//! stored, and runs only while there are followers; an append of this instance is found at once.
+//! Events are ordered by when they became visible, not by when they happened: on PostgreSQL by the transaction that
+//! inserted them, on SQLite, which has one writer, by the rowid. One query per instance and interval finds the events
+//! stored by other instances, and runs only while there are followers; an append of this instance is found immediately.
 //! Start reading at [`Head`].
 
 use std::fmt;
@@ -19,10 +19,10 @@ use crate::feed_store::FeedStore;
 
 /// How often the newest position is read.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// The least time between two reads, however many events are appended: each makes every follower read.
+/// The minimum time between two reads, however many events are appended: each read wakes every follower.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A place in the order of events.
+/// A position in the order of events.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub(crate) struct Position {
     /// PostgreSQL: the id of the transaction that inserted the event; SQLite: its rowid.
@@ -52,7 +52,7 @@ impl FromStr for Position {
     }
 }
 
-/// How far the order goes.
+/// The end of the order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Head {
     /// No event will become visible at or before it.
@@ -62,21 +62,21 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// Where a follower goes on. A position that this database has not reached is of one that was emptied, or replaced by
-    /// an older copy: then all that is there comes after it.
+    /// The position from which a follower resumes. If this database has not reached it, it was emptied or replaced by
+    /// an older copy: then all its events come after the position.
     pub(crate) fn admit(&self, position: Position) -> Position {
         if position.serial < self.limit { position } else { Position::START }
     }
 }
 
-/// Tells followers how far the order goes. Clones are the same.
+/// Notifies followers of a new head. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Feed {
     store: FeedStore,
-    /// Woken by appends of this instance.
+    /// Notified by appends of this instance.
     stored: Arc<Notify>,
     head: watch::Sender<Head>,
-    /// Held while the head is read: a read that began earlier must not come later.
+    /// Held while the head is read, so that an older result cannot replace a newer one.
     reading: Arc<Mutex<()>>,
 }
 
@@ -85,7 +85,7 @@ impl Feed {
         Self { store, stored, head: watch::Sender::default(), reading: Arc::default() }
     }
 
-    /// The head as it is known, and what wakes at its changes. While there are receivers it is kept up to date.
+    /// A receiver of the known head and its changes. The head is kept up to date while there are receivers.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Head> {
         self.head.subscribe()
     }
@@ -111,7 +111,7 @@ impl Feed {
 
     async fn due(&self) {
         tokio::time::sleep(PAUSE).await;
-        // Late is no failure: it is the interval.
+        // The timeout is the regular interval, not a failure.
         let _ = tokio::time::timeout(INTERVAL, self.stored.notified()).await;
     }
 }
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_is_read_as_it_was_written() {
+    fn a_position_is_parsed_back() {
         for position in [Position::START, at(7), Position { serial: u64::MAX, event_id: Uuid::max() }] {
             assert_eq!(position.to_string().parse(), Ok(position));
         }
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_position_that_the_database_has_not_reached_begins_anew() {
+    fn a_position_that_the_database_has_not_reached_restarts_from_the_beginning() {
         let head = Head { newest: at(7), limit: 9 };
         assert_eq!(head.admit(at(7)), at(7));
         // The newest event was deleted.

@@ -1,8 +1,8 @@
-//! The queries that followers need: how far the order of events goes, and which events come after a position.
+//! The queries of followers: the end of the order of events, and the events after a position.
 //!
-//! On PostgreSQL only events whose transaction's id is below `pg_snapshot_xmin` are seen: every transaction before it has
-//! ended, so nothing will be inserted before them. An open transaction holds up what comes after it, and none is missed. On
-//! SQLite a rowid is given once: the retention keeps the highest one.
+//! On PostgreSQL only events whose transaction's id is below `pg_snapshot_xmin` are read: every earlier transaction has
+//! ended, so nothing will be inserted before them. An open transaction delays later events, and none is missed. On
+//! SQLite a rowid is not reused: the retention keeps the highest one.
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ use crate::feed::{Head, Position};
 use crate::trace_event::Filter;
 use crate::trace_event_store::{COLUMNS, event, word};
 
-/// The most events that are read at a time.
+/// The most events in a read.
 pub(crate) const PAGE: usize = 200;
-/// The most events that are looked through at a time for those that fit.
+/// The most events that are scanned for matches in a read.
 const BLOCK: usize = 5_000;
-/// The most followers of an instance that read at a time: lookups and appends use the same connections.
+/// The most followers of an instance that read concurrently: lookups and appends use the same connections.
 const READERS: usize = 2;
 
 const POSTGRES_HEAD: &str = "SELECT CAST(newest.ingest AS TEXT) || ' ' || CAST(newest.event_id AS TEXT) AS position, \
@@ -32,11 +32,11 @@ const POSTGRES_HEAD: &str = "SELECT CAST(newest.ingest AS TEXT) || ' ' || CAST(n
 const SQLITE_HEAD: &str = "SELECT MAX(rowid) || ' 00000000-0000-0000-0000-000000000000' AS position, \
      CAST(COALESCE(MAX(rowid), 0) + 1 AS TEXT) AS upper FROM trace_event";
 
-/// What is SQL of one database and not of the other.
+/// The SQL that differs between the databases.
 struct Dialect {
     /// The column of [`Position::serial`].
     serial: &'static str,
-    /// A row's position as [`Position`] reads it, of a query that calls the serial `serial`.
+    /// A row's position in the form that [`Position`] parses, for a query in which the serial is called `serial`.
     position: &'static str,
     /// After $1, up to $2.
     range: &'static str,
@@ -46,7 +46,7 @@ struct Dialect {
 const POSTGRES: Dialect = Dialect {
     serial: "ingest",
     position: "CAST(serial AS TEXT) || ' ' || CAST(event_id AS TEXT)",
-    // The index is partial: `IS NOT NULL` says that it has all the rows.
+    // The index is partial: `IS NOT NULL` makes it usable.
     range: "ingest IS NOT NULL AND (ingest, event_id) > (CAST($1 AS xid8), $2) \
          AND (ingest, event_id) <= (CAST($3 AS xid8), $4)",
     order: "ingest, event_id",
@@ -63,7 +63,7 @@ const SQLITE: Dialect = Dialect {
 pub(crate) struct Block {
     /// At most [`PAGE`].
     pub(crate) events: Vec<(Position, TraceEvent)>,
-    /// No event that fits is left between the last of them and this.
+    /// No matching event is left between the last of them and this position.
     pub(crate) reached: Position,
 }
 
@@ -112,7 +112,7 @@ impl FeedStore {
         Statement::from_sql_and_values(self.db.read().get_database_backend(), sql, values)
     }
 
-    /// How far the order goes now.
+    /// Reads the current head.
     pub(crate) async fn head(&self) -> Result<Head, Error> {
         let sql = match self.db.backend() {
             Backend::Postgres => POSTGRES_HEAD,
@@ -126,11 +126,11 @@ impl FeedStore {
         Ok(Head { newest, limit })
     }
 
-    /// The first events after a position that fit. Only positions up to a head are to be asked for.
+    /// The first matching events after a position. Only positions up to a head may be read.
     pub(crate) async fn read(&self, filter: &Filter, after: Position, until: Position) -> Result<Block, Error> {
         let _one_of_few = self.readers.acquire().await.map_err(|_| storage::Error::Closed)?;
         let equal = equal(filter);
-        // However few fit, a query looks through so many and no more.
+        // A query scans at most a block, however few events match.
         let (end, inner) = if equal.is_empty() { (until, PAGE) } else { (self.block_end(after, until).await?, BLOCK) };
         let Dialect { serial, position: written, range, order } = self.dialect();
         let mut values = self.between(after, end);
@@ -140,7 +140,8 @@ impl FeedStore {
             let word = if fits.is_empty() { "WHERE" } else { "AND" };
             fits.push_str(&format!("{word} {column} = ${} ", values.len()));
         }
-        // The inner LIMIT keeps the planner to the order's index: any other would read all events that fit, and sort them.
+        // The inner LIMIT makes the planner use the order's index: with any other it would read and sort all matching
+        // events.
         let sql = format!(
             "SELECT {written} AS position, {COLUMNS} FROM (SELECT {serial} AS serial, {COLUMNS} FROM trace_event \
              WHERE {range} ORDER BY {order} LIMIT {inner}) AS block {fits}ORDER BY serial, event_id LIMIT {PAGE}"
@@ -180,7 +181,7 @@ impl FeedStore {
     }
 }
 
-/// Which columns must have which values.
+/// The columns that must have a value, and the values.
 fn equal(filter: &Filter) -> Vec<(&'static str, Value)> {
     let Filter { event_type, status, service, order_id, user_id, trace_id, start: _, end: _ } = filter;
     let all = [
@@ -215,7 +216,7 @@ mod tests {
     use crate::trace_event_store::TraceEventStore;
 
     #[tokio::test]
-    async fn followers_read_a_few_at_a_time() {
+    async fn the_number_of_reading_followers_is_bounded() {
         let db = Database::connect("sqlite::memory:", &Options::default()).await.expect("a database");
         db.migrate(MIGRATIONS).await.expect("migrated");
         let stored = sample::event(Timestamp::default(), 1);
@@ -224,8 +225,8 @@ mod tests {
         let until = store.head().await.expect("read").newest;
         let filter = Filter::default();
         let read = || store.read(&filter, Position::START, until);
-        let all = store.readers.acquire_many(2).await.expect("it is open");
-        assert!(tokio::time::timeout(Duration::from_millis(100), read()).await.is_err(), "two read already");
+        let all = store.readers.acquire_many(2).await.expect("two permits");
+        assert!(tokio::time::timeout(Duration::from_millis(100), read()).await.is_err(), "two followers are reading");
         drop(all);
         assert_eq!(read().await.expect("read").events, [(until, stored)]);
     }

@@ -3,16 +3,16 @@
 //! It knows nothing of orders, payments or stock. Start reading at [`run`].
 //!
 //! # Layout
-//! - `service`: the handlers: decode, domain, encode
-//! - `catalog`, `delivery`: the domain of products, prices and dates of delivery
-//! - `search`: how many may search the catalogue at once
+//! - `service`: the handlers, which decode, call the domain and encode
+//! - `catalog`, `delivery`: the domain of products, prices and delivery dates
+//! - `search`: the limit of concurrent searches of the catalogue
 //! - `trace_event`, `retention`: the domain of stored events, and how long they are kept
-//! - `watch`, `feed`, `cursor`: events as they are stored, for those that follow them
-//! - `convert`, `convert_event`: messages ⇄ values, every check of a field
+//! - `watch`, `feed`, `cursor`: streams of events to followers, as they are stored
+//! - `convert`, `convert_event`: from messages to values and back, with all checks of fields
 //! - `store`, `trace_event_store`, `feed_store`, `entity`, `migration`: the database
 //! - [`audit`]: the stored events, for `ordermesh verify`
-//! - [`fault`]: faults on purpose
-//! - `error`: what is refused, and why
+//! - [`fault`]: fault injection
+//! - `error`: why calls are rejected
 
 pub mod audit;
 mod catalog;
@@ -60,28 +60,28 @@ use crate::trace_event::TraceEvents;
 use crate::trace_event_store::TraceEventStore;
 use crate::watch::{Pace, Watch};
 
-/// What the Data Service can be told.
+/// The Data Service's settings.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Config {
-    /// Settings that every service has.
+    /// The settings common to all services.
     #[command(flatten)]
     pub common: chassis::Settings,
-    /// Whose keys verify access tokens.
+    /// The User Service, whose keys verify access tokens.
     #[command(flatten)]
     pub user: chassis::UserPeer,
     /// How long trace events are kept: ms, s, m, h or d
     #[arg(long, env = "ORDERMESH_DATA_EVENT_RETENTION", default_value = "7d", value_parser = chassis::settings::duration, value_name = "DURATION")]
     pub event_retention: Duration,
-    /// Most WatchTraceEvents streams of this instance
+    /// Maximum WatchTraceEvents streams of this instance
     #[arg(long, env = "ORDERMESH_DATA_MAX_FOLLOWERS", default_value_t = 64, value_parser = chassis::settings::count, value_name = "COUNT")]
     pub max_followers: usize,
-    /// How often one address may list or search the catalogue, per instance, for example 20/s, 100/m [default: unlimited]
+    /// Rate limit per address and instance for listing and searching the catalogue, for example 20/s, 100/m [default: unlimited]
     #[arg(long, env = "ORDERMESH_DATA_SEARCH_QUOTA", value_parser = chassis::settings::quota, value_name = "COUNT/UNIT")]
     pub search_quota: Option<Quota>,
-    /// Fault on purpose in lookups: none, slow:DURATION (callers see a TIMEOUT), refuse (callers see a CONNECTION_ERROR)
+    /// Fault injected into lookups: none, slow:DURATION (callers see a TIMEOUT), refuse (callers see a CONNECTION_ERROR)
     #[arg(long, env = "ORDERMESH_DATA_FAULT_LOOKUP", default_value = "none", value_name = "FAULT")]
     pub fault_lookup: FaultLookup,
-    /// Products for a catalogue that is empty: what the first local start brings along.
+    /// Products for an empty catalogue: the samples of the first local start.
     #[arg(skip)]
     pub seed_products: Vec<SeedProduct>,
 }
@@ -104,7 +104,7 @@ pub struct SeedProduct {
 /// Serves until `shutdown`, then drains.
 ///
 /// # Errors
-/// A database, a secret or a seed product that cannot be used; a listener that broke.
+/// The database, a secret or a seed product cannot be used, or the listener failed.
 pub async fn run(
     config: Config,
     listener: TcpListener,
@@ -124,7 +124,7 @@ pub async fn run(
     ));
     let watch = watch(&chassis, &config, &events);
     chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
-    // Lists end before that; what does not is refused, where a client would break off.
+    // Lists stay below this size; a larger answer is rejected here, since a client would reject it anyway.
     let most = mesh::MAX_ANSWER_BYTES;
     let catalog = CatalogServiceServer::new(CatalogHandlers(catalog)).max_encoding_message_size(most);
     let events = TraceEventServiceServer::new(TraceEventHandlers { events, watch }).max_encoding_message_size(most);

@@ -1,8 +1,8 @@
-//! The schema, step by step. Steps only add; an index goes in the step that brings the one in its place.
+//! The schema's migrations. They only add; an index is dropped only in the migration that adds its replacement.
 
 use storage::Migration;
 
-/// The schema, step by step, oldest first.
+/// The migrations, oldest first.
 pub const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
@@ -29,7 +29,7 @@ pub const MIGRATIONS: &[Migration] = &[
              suppressed_count INTEGER NOT NULL)",
             "CREATE INDEX trace_event_by_time ON trace_event (start_time, event_id)",
             "CREATE INDEX trace_event_by_type ON trace_event (event_type, start_time)",
-            // Many events are of no order or user: they cost these indexes nothing.
+            // Many events have no order or user: partial indexes skip them.
             "CREATE INDEX trace_event_by_order ON trace_event (order_id, start_time) WHERE order_id IS NOT NULL",
             "CREATE INDEX trace_event_by_user ON trace_event (user_id, start_time) WHERE user_id IS NOT NULL",
             "CREATE INDEX trace_event_by_trace ON trace_event (trace_id)",
@@ -40,16 +40,16 @@ pub const MIGRATIONS: &[Migration] = &[
         version: 4,
         name: "list trace_event by id, follow it",
         statements: &[
-            // Ids are UUIDv7, made when an operation ends: the primary key serves windows of time.
-            // It may be there already, built without a lock: see the runbook. What locks reads out comes last.
+            // Ids are UUIDv7, made when an operation ends: the primary key serves time windows. The index may exist
+            // already, built without a lock: see the runbook. Statements that block reads come last.
             "CREATE INDEX IF NOT EXISTS trace_event_by_type_id ON trace_event (event_type, event_id)",
             "DROP INDEX trace_event_by_time",
             "DROP INDEX trace_event_by_type",
         ],
         postgres: &[
-            // The transaction that inserted the row: what followers are sent by. The default comes in a step of its own: as a
-            // part of ADD COLUMN it would give all old rows the id of this transaction. With it, rows that an instance of the
-            // release before inserts have one too.
+            // The transaction that inserted the row, which orders the events for followers. The default is set in its
+            // own statement: as part of ADD COLUMN it would give all old rows the id of this transaction. It also fills
+            // the column of rows that an instance of the previous release inserts.
             "ALTER TABLE trace_event ADD COLUMN ingest xid8",
             "ALTER TABLE trace_event ALTER COLUMN ingest SET DEFAULT pg_current_xact_id()",
             "CREATE INDEX trace_event_by_ingest ON trace_event (ingest, event_id) WHERE ingest IS NOT NULL",

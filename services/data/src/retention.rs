@@ -1,4 +1,4 @@
-//! Deletes trace events that are older than the service keeps them.
+//! Deletes trace events that are older than the retention.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::trace_event::TraceEvents;
 
-/// How often, on average: instances of one database do not come together.
+/// The average interval; jittered, so that the instances of a database do not run it simultaneously.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Deletes every `interval`, on average, until `stop`.
@@ -23,7 +23,9 @@ pub(crate) async fn run(events: TraceEvents, keep: Duration, interval: Duration,
         match expired {
             Ok(0) => {}
             Ok(count) => tracing::info!(target: "ordermesh", count, "trace events past their retention were deleted"),
-            Err(error) => tracing::warn!(target: "ordermesh", error = ?error, "trace events past their retention stay"),
+            Err(error) => {
+                tracing::warn!(target: "ordermesh", error = ?error, "trace events past their retention could not be deleted")
+            }
         }
     }
 }
@@ -58,7 +60,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_older_than_the_retention_goes_and_nothing_else() {
+    async fn only_events_older_than_the_retention_are_deleted() {
         let clock = Arc::new(ManualClock::at(NOW));
         let kept = event(NOW.minus(DAY * 7), 0);
         let stored = [
@@ -74,20 +76,20 @@ mod tests {
         assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
         let again = vec![Sent { event_id: "again".into(), event: Ok(kept) }];
         let appended = events.append(again).await.expect("stored");
-        assert_eq!(appended[0].outcome, Outcome::Stored, "it was gone");
+        assert_eq!(appended[0].outcome, Outcome::Stored, "it had been deleted");
     }
 
     #[tokio::test]
-    async fn on_sqlite_the_event_that_was_stored_last_stays_until_another_is() {
+    async fn on_sqlite_the_last_stored_event_is_kept_until_another_is_stored() {
         let (old, new) = (event(NOW.minus(DAY * 8), 0), event(NOW, 0));
         let events = events_with(Arc::new(ManualClock::at(NOW)), std::slice::from_ref(&old)).await;
-        assert_eq!(events.expire(DAY * 7).await.expect("nothing"), 0, "its rowid must not be given again");
+        assert_eq!(events.expire(DAY * 7).await.expect("nothing to delete"), 0, "its rowid must not be reused");
         events.append(vec![Sent { event_id: String::new(), event: Ok(new) }]).await.expect("stored");
         assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
     }
 
     #[tokio::test]
-    async fn more_than_a_chunk_goes_in_one_sweep() {
+    async fn more_than_a_chunk_is_deleted_in_one_sweep() {
         let old = NOW.minus(DAY * 8);
         let stored: Vec<_> = (0..5_003).map(|number| event(old, number)).chain([event(NOW, 0)]).collect();
         let events = events_with(Arc::new(ManualClock::at(NOW)), &stored).await;
@@ -95,13 +97,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_sweeper_sweeps_until_it_is_told_to_stop() {
+    async fn the_sweeper_runs_until_it_is_cancelled() {
         let old = event(NOW.minus(DAY * 8), 0);
         let events = events_with(Arc::new(ManualClock::at(NOW)), &[old.clone(), event(NOW, 0)]).await;
         let stop = CancellationToken::new();
         let sweeper = tokio::spawn(run(events.clone(), DAY * 7, Duration::from_millis(1), stop.clone()));
         let gone = async {
-            // Only what is not there can be stored.
+            // Only an event that does not exist can be stored.
             let sent = || vec![Sent { event_id: String::new(), event: Ok(old.clone()) }];
             while events.append(sent()).await.expect("an answer")[0].outcome != Outcome::Stored {}
         };

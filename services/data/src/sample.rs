@@ -6,7 +6,7 @@ use kernel::Timestamp;
 use telemetry::{EventStatus, TraceEvent};
 use uuid::Builder;
 
-/// The event of an operation that ended at an instant; `number` makes it unlike others of that instant.
+/// The event of an operation that ended at an instant; `number` makes it unique at that instant.
 pub(crate) fn event(ended: Timestamp, number: u16) -> TraceEvent {
     let millis = u64::try_from(ended.as_micros() / 1_000).expect("after 1970");
     let mut random = [0; 10];

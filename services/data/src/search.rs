@@ -1,7 +1,7 @@
-//! Who may search the catalogue: a search reads all of it, and anybody may ask for one. Searches have a part of the database's
-//! connections, so that lookups never wait for them, and an address has a share of that part.
+//! Limits searches of the catalogue: a search reads all of it, and any client may request one. Searches use only part
+//! of the database's connections, so that lookups never wait for them, and each address has a fair share of that part.
 //!
-//! When too many wait, the newest of the address that holds most is refused, and not the newcomer.
+//! When too many are waiting, the newest of the address with the most slots is evicted, rather than the new caller.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,20 +11,20 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 
-/// The most searches that wait for one of those that run.
+/// The length of the queue.
 const MAX_WAITING: usize = 64;
 
-/// Where a search comes from; `None`: nobody knows, and all of these are one.
+/// The client's network; `None`: unknown, and all unknown ones count as one.
 pub(crate) type Address = Option<IpAddr>;
 
-/// The searches that run and that wait. Clones share them.
+/// The running and waiting searches. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Searches(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     max_running: usize,
-    /// Of one address, so that there is room for another.
+    /// The limit per address, which leaves slots for others.
     max_running_of_one: usize,
     max_waiting: usize,
     queue: Mutex<Queue>,
@@ -38,12 +38,12 @@ struct Queue {
     served: u64,
 }
 
-/// What an address has.
+/// The slots of an address.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
     running: usize,
     waiting: usize,
-    /// Which search of all was its last to begin.
+    /// The sequence number of the last search that it began.
     last_served: u64,
 }
 
@@ -53,7 +53,7 @@ struct Waiting {
     grant: oneshot::Sender<Permit>,
 }
 
-/// A search may run as long as this lives.
+/// The permit of a running search.
 #[derive(Debug)]
 pub(crate) struct Permit {
     shared: Arc<Shared>,
@@ -61,7 +61,7 @@ pub(crate) struct Permit {
 }
 
 impl Searches {
-    /// With a quarter of the connections, one at least.
+    /// Uses a quarter of the connections, at least one.
     pub(crate) fn new(connections: u32) -> Self {
         let quarter = usize::try_from(connections / 4).unwrap_or(usize::MAX).max(1);
         Self::with(quarter, MAX_WAITING)
@@ -72,10 +72,10 @@ impl Searches {
         Self(Arc::new(Shared { max_running, max_running_of_one, max_waiting, queue: Mutex::default() }))
     }
 
-    /// Waits for its turn.
+    /// Waits for a permit.
     ///
     /// # Errors
-    /// Too many wait, and its address has most of them.
+    /// Too many searches are waiting, and this address has the most of them.
     pub(crate) async fn enter(&self, address: Address) -> Result<Permit, Error> {
         let (grant, granted) = oneshot::channel();
         self.0.queue().admit(Waiting { address, grant }, self.0.max_waiting)?;
@@ -89,8 +89,8 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets searches begin while there is room. What is sent to a caller that has gone comes back as it is dropped, which
-    /// takes the lock again: so it is sent without.
+    /// Grants permits while there are free slots. Sending to a cancelled caller returns the permit, and dropping that
+    /// takes the lock again: so it is sent without the lock.
     fn grant(self: &Arc<Self>) {
         loop {
             let Some(Waiting { address, grant }) = self.queue().next(self.max_running, self.max_running_of_one) else {
@@ -120,7 +120,8 @@ impl Queue {
         Ok(())
     }
 
-    /// The next to begin: of the address that runs fewest and was served longest ago.
+    /// The next to begin: from the address with the fewest running searches, and among those the one served least
+    /// recently.
     fn next(&mut self, max_running: usize, max_running_of_one: usize) -> Option<Waiting> {
         self.forget_gone();
         if self.addresses.values().map(|held| held.running).sum::<usize>() >= max_running {
@@ -155,7 +156,7 @@ impl Queue {
         }
     }
 
-    /// An address that holds nothing is forgotten.
+    /// Removes the address if it has no slots.
     fn change(&mut self, address: Address, change: impl FnOnce(&mut Held)) {
         let held = self.addresses.entry(address).or_default();
         change(held);
@@ -189,11 +190,11 @@ mod tests {
     fn enter(searches: &Searches, last: u8) -> Entering {
         let searches = searches.clone();
         let mut entering: Entering = Box::pin(async move { searches.enter(address(last)).await });
-        assert!(poll(&mut entering).is_none_or(|entered| entered.is_ok()), "refused at once");
+        assert!(poll(&mut entering).is_none_or(|entered| entered.is_ok()), "rejected immediately");
         entering
     }
 
-    /// `None`: it waits. A permit that is got is given back.
+    /// `None`: it waits. A permit that it got is returned.
     fn poll(entering: &mut Entering) -> Option<Result<(), Error>> {
         match entering.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(entered) => Some(entered.map(drop)),
@@ -202,38 +203,38 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_has_its_share_of_what_runs_and_the_next_turn_is_anothers() {
+    async fn an_address_has_a_fair_share_and_others_are_served_next() {
         let searches = Searches::with(2, 8);
-        let first = searches.enter(address(1)).await.expect("there is room");
+        let first = searches.enter(address(1)).await.expect("a free slot");
         let mut second = enter(&searches, 1);
-        assert!(poll(&mut second).is_none(), "the other place is for other addresses");
-        let other = searches.enter(address(2)).await.expect("its place");
+        assert!(poll(&mut second).is_none(), "the other slot is for other addresses");
+        let other = searches.enter(address(2)).await.expect("its slot");
         let mut third = enter(&searches, 3);
-        assert!(poll(&mut third).is_none(), "two run");
+        assert!(poll(&mut third).is_none(), "both slots are used");
         drop(first);
-        assert!(matches!(poll(&mut third), Some(Ok(()))), "an address that was not served yet comes first");
+        assert!(matches!(poll(&mut third), Some(Ok(()))), "an address that was not served yet is next");
         assert!(matches!(poll(&mut second), Some(Ok(()))));
         drop(other);
-        assert!(searches.0.queue().addresses.is_empty(), "nothing is remembered of those that have gone");
+        assert!(searches.0.queue().addresses.is_empty(), "addresses without slots are removed");
     }
 
     #[tokio::test]
-    async fn when_it_is_crowded_the_address_that_holds_most_gives_way() {
+    async fn a_full_queue_evicts_from_the_address_with_the_most_searches() {
         let searches = Searches::with(1, 3);
-        let running = searches.enter(address(1)).await.expect("there is room");
+        let running = searches.enter(address(1)).await.expect("a free slot");
         let mut attack: Vec<_> = (0..3).map(|_| enter(&searches, 1)).collect();
         assert!(matches!(searches.enter(address(1)).await, Err(Error::TooManySearches)));
         let mut honest = enter(&searches, 2);
-        assert!(matches!(poll(&mut attack[2]), Some(Err(Error::TooManySearches))), "its newest");
+        assert!(matches!(poll(&mut attack[2]), Some(Err(Error::TooManySearches))), "its newest search is evicted");
         assert!(poll(&mut honest).is_none() && poll(&mut attack[0]).is_none() && poll(&mut attack[1]).is_none());
         drop(running);
-        assert!(matches!(poll(&mut honest), Some(Ok(()))), "before what the crowding address sent earlier");
+        assert!(matches!(poll(&mut honest), Some(Ok(()))), "before earlier searches of the address with the most");
     }
 
     #[tokio::test]
-    async fn a_caller_that_has_gone_leaves_its_place() {
+    async fn a_cancelled_caller_frees_its_slot() {
         let searches = Searches::with(1, 2);
-        let running = searches.enter(address(1)).await.expect("there is room");
+        let running = searches.enter(address(1)).await.expect("a free slot");
         let gone = [enter(&searches, 2), enter(&searches, 3)];
         drop(gone);
         let mut waits = [enter(&searches, 4), enter(&searches, 5)];
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn searches_have_a_quarter_of_the_connections_and_one_at_least() {
+    fn searches_use_a_quarter_of_the_connections_and_at_least_one() {
         assert_eq!([1, 4, 8, 40].map(|connections| Searches::new(connections).0.max_running), [1, 1, 2, 10]);
     }
 }

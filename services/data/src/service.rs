@@ -1,4 +1,4 @@
-//! The handlers: decode, the domain, encode.
+//! The handlers: decode, call the domain, encode.
 
 use std::pin::Pin;
 
@@ -41,7 +41,7 @@ impl CatalogService for CatalogHandlers {
         let asked = ListProducts::try_from(request.into_inner()).map_err(status)?;
         let listed = self.0.list(&asked, from).await;
         if matches!(listed, Err(Error::TooManySearches)) {
-            // As of any limit but memory's: a metric and a span, no event.
+            // A rejection by a limit (other than memory) is a metric and a span, but no event.
             operation.dismiss();
         }
         let page = convert::products(listed.map_err(status)?, &asked);

@@ -1,4 +1,4 @@
-//! The catalogue's queries. Entities do not leave this file.
+//! The catalogue's queries. Entities stay in this file.
 
 use kernel::text::{decomposed, search_key};
 use kernel::{Money, Timestamp};
@@ -15,7 +15,7 @@ use crate::delivery::Rule;
 use crate::entity::{delivery_zone, product};
 use crate::error::Error;
 
-/// Stands before a character of a filter that LIKE would take for a wildcard.
+/// Escapes the characters of a filter that are wildcards of LIKE.
 const ESCAPE: char = '!';
 
 /// The catalogue in the database.
@@ -29,11 +29,11 @@ impl CatalogStore {
         Self { db }
     }
 
-    /// The products that exist among some, in any order, by one query.
+    /// Those of the given products that exist, in any order, with one query.
     pub(crate) async fn products(&self, skus: &[&str]) -> Result<Vec<Product>, Error> {
         let Some(last) = skus.last() else { return Ok(vec![]) };
-        // The hot path: no query is built, and the last SKU is repeated up to a power of two, so that each connection
-        // keeps few statements prepared.
+        // The hot path: no query builder, and the last SKU is repeated up to a power of two, so that each connection
+        // keeps few prepared statements.
         let count = skus.len().next_power_of_two();
         let marks: Vec<String> = (1..=count).map(|number| format!("${number}")).collect();
         let values: Vec<Value> =
@@ -56,7 +56,7 @@ impl CatalogStore {
                 let like = LikeExpr::new(format!("%{}%", escaped(key))).escape(ESCAPE);
                 Expr::col(product::Column::SearchText).like(like)
             };
-            // Rows that an earlier release wrote are in whatever form their product was sent.
+            // Rows written by an earlier release keep the Unicode form in which their product was sent.
             let other = decomposed(text);
             let filter = if other == text { contains(text) } else { contains(text).or(contains(&other)) };
             select = select.filter(filter);
@@ -67,7 +67,7 @@ impl CatalogStore {
         select.into_model::<Row>().all(self.db.search()).await?.into_iter().map(Row::product).collect()
     }
 
-    /// Makes a product (no etag), or replaces the one that the etag is of.
+    /// Creates a product (no etag), or replaces the one with this etag.
     pub(crate) async fn upsert(&self, upsert: Upsert, now: Timestamp, operation: &Operation) -> Result<Product, Error> {
         let operation = operation.clone();
         self.db
@@ -94,7 +94,7 @@ impl CatalogStore {
                         .filter(product::Column::Version.eq(stored.version))
                         .exec(tx.conn())
                         .await?;
-                    // Another call may have been quicker since it was read.
+                    // Another call may have changed it since it was read.
                     if replaced.rows_affected == 0 {
                         return Err(mismatch);
                     }
@@ -146,7 +146,7 @@ fn audited(tx: &Tx, operation: &Operation, before: Option<&product::Model>, afte
     tx.emit(operation, &Outcome::Success);
 }
 
-/// A product's row without what only the filter needs.
+/// A product's row without the columns of the filter.
 #[derive(FromQueryResult)]
 struct Row {
     sku: String,
@@ -179,7 +179,7 @@ fn rule(row: delivery_zone::Model) -> Result<Rule, Error> {
     })
 }
 
-/// Inserts new products; says how many were not there.
+/// Inserts products; returns how many are new.
 async fn insert(conn: &impl ConnectionTrait, drafts: Vec<Draft>, now: Timestamp) -> Result<u64, Error> {
     let rows = drafts.iter().map(|draft| active(draft, 1, now));
     let inserted = product::Entity::insert_many(rows).on_conflict_do_nothing().exec_without_returning(conn).await?;
@@ -198,7 +198,7 @@ fn active(draft: &Draft, version: i64, now: Timestamp) -> product::ActiveModel {
         minor_units: Set(draft.price.minor_units()),
         version: Set(version),
         update_time: Set(now.as_micros()),
-        // The key is made here: SQLite knows the lower case of ASCII only, and no normal form.
+        // The key is computed here: SQLite converts only ASCII to lower case, and has no normalization.
         search_text: Set(search_key(&format!("{}\n{}\n{}", draft.sku, draft.name, draft.description))),
     }
 }
@@ -219,12 +219,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wildcards_of_a_filter_stand_for_themselves() {
+    fn wildcards_of_a_filter_are_escaped() {
         assert_eq!(escaped("100%_!"), "100!%!_!!");
     }
 
     #[tokio::test]
-    async fn a_product_is_found_in_either_form_of_its_name_also_one_of_an_earlier_release() {
+    async fn products_are_found_in_either_unicode_form_even_those_of_an_earlier_release() {
         let place = testdb::place();
         let options = storage::Options { schema: place.schema, ..storage::Options::default() };
         let db = Database::connect(&place.url, &options).await.expect("a database");
@@ -243,7 +243,11 @@ mod tests {
         for old in &drafts[2..] {
             let before = product::ActiveModel { search_text: Set(old.name.to_lowercase()), ..Default::default() };
             let update = product::Entity::update_many().set(before);
-            update.filter(product::Column::Sku.eq(old.sku.clone())).exec(db.read()).await.expect("as it was");
+            update
+                .filter(product::Column::Sku.eq(old.sku.clone()))
+                .exec(db.read())
+                .await
+                .expect("as an earlier release wrote it");
         }
         for asked in ["caf\u{e9}", "CAFE\u{301}", "Caf\u{c9}"] {
             let found = store.page(&search_key(asked), None, 10).await.expect("a page");

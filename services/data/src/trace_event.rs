@@ -1,7 +1,7 @@
 //! The trace-event store: the audit log of all services.
 //!
-//! Lists are newest first by event id: UUIDv7, made when the operation ended. A page token holds the id of the page's last
-//! event. Start reading at [`TraceEvents`].
+//! Lists are newest first, by event id: a UUIDv7, made when the operation ended. A page token holds the id of the
+//! page's last event. Start reading at [`TraceEvents`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -19,40 +19,40 @@ use crate::trace_event_store::TraceEventStore;
 
 /// The most events in an append.
 pub(crate) const MAX_APPEND: usize = 500;
-/// The window of a list or a summary that names none.
+/// The default window of a list or a summary.
 pub(crate) const DEFAULT_WINDOW: Duration = Duration::from_secs(3_600);
-/// The longest window of a summary: it reads every event in it.
+/// The longest window of a summary, which reads every event in it.
 pub(crate) const MAX_SUMMARY_WINDOW: Duration = Duration::from_secs(31 * 86_400);
 /// The most events that retention deletes in one transaction.
 const RETENTION_CHUNK: u64 = 5_000;
 
-/// An event as it was sent: sound, or refused with a reason.
+/// An event as sent: valid, or rejected with a reason.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Sent {
-    /// As it was sent, so that the caller finds it again.
+    /// As sent, so that the caller can match the answer.
     pub(crate) event_id: String,
     pub(crate) event: Result<TraceEvent, String>,
 }
 
-/// What became of an event.
+/// The outcome of an event's append.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Outcome {
-    /// It is stored now.
+    /// Newly stored.
     Stored,
-    /// It was stored already.
+    /// Already stored.
     Duplicate,
-    /// It will never be stored.
+    /// Rejected for good, with a reason.
     Refused(String),
 }
 
-/// What became of an event, and of which.
+/// The outcome of an append, with the event's id.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Appended {
     pub(crate) event_id: String,
     pub(crate) outcome: Outcome,
 }
 
-/// Which events; every field that is set must fit.
+/// A filter of events; all set fields must match.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Filter {
     pub(crate) event_type: Option<String>,
@@ -61,21 +61,21 @@ pub(crate) struct Filter {
     pub(crate) order_id: Option<Uuid>,
     pub(crate) user_id: Option<Uuid>,
     pub(crate) trace_id: Option<String>,
-    /// From this instant on.
+    /// Inclusive.
     pub(crate) start: Option<Timestamp>,
-    /// Before this instant.
+    /// Exclusive.
     pub(crate) end: Option<Timestamp>,
 }
 
 impl Filter {
-    /// The start of the window: an order, a user or a trace has few events, anything else needs one.
+    /// The start of the window: an order, a user or a trace has few events; any other filter needs a window.
     fn start_at(&self, now: Timestamp) -> Option<Timestamp> {
         let few = self.order_id.is_some() || self.user_id.is_some() || self.trace_id.is_some();
         if self.start.is_some() || few { self.start } else { Some(self.end.unwrap_or(now).minus(DEFAULT_WINDOW)) }
     }
 }
 
-/// Asks for a page of events.
+/// A request for a page of events.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ListTraceEvents {
     pub(crate) filter: Filter,
@@ -83,17 +83,17 @@ pub(crate) struct ListTraceEvents {
     pub(crate) page: PageToken<Resume>,
 }
 
-/// What a page token holds.
+/// The content of a page token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Resume {
-    /// Where the window began on the first page: a window that moved on between pages would lose the last ones.
+    /// The start of the first page's window: if it moved between pages, the last events would be missed.
     pub(crate) window_start: Option<Timestamp>,
-    /// The last event of the page before.
+    /// The last event of the previous page.
     pub(crate) after: Uuid,
 }
 
 impl Resume {
-    /// Reads what [`Resume::text`] wrote.
+    /// Parses the text of [`Resume::text`].
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
         let window_start = match parts.next()? {
@@ -104,22 +104,22 @@ impl Resume {
         parts.next().is_none().then_some(Self { window_start, after })
     }
 
-    /// The text of a token that goes on after an event.
+    /// The text of a token that resumes after an event.
     pub(crate) fn text(window_start: Option<Timestamp>, after: impl fmt::Display) -> String {
         let window_start = window_start.map_or_else(|| "-".to_owned(), |start| start.as_micros().to_string());
         format!("{window_start} {after}")
     }
 }
 
-/// What a list found.
+/// The result of a list.
 pub(crate) struct Listed {
-    /// One more than the page has, when there are more.
+    /// One more than fits on the page, if there is a next page.
     pub(crate) events: Vec<TraceEvent>,
-    /// Where the window began on the first page.
+    /// The start of the first page's window.
     pub(crate) window_start: Option<Timestamp>,
 }
 
-/// Asks for counts.
+/// A request for counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SummarizeTraceEvents {
     /// `None`: an hour before the end.
@@ -129,7 +129,7 @@ pub(crate) struct SummarizeTraceEvents {
 }
 
 impl SummarizeTraceEvents {
-    /// The window, from and before.
+    /// The window: its start (inclusive) and its end (exclusive).
     fn window(self, now: Timestamp) -> Result<(Timestamp, Timestamp), Error> {
         let end = self.end.unwrap_or(now);
         let start = self.start.unwrap_or_else(|| end.minus(DEFAULT_WINDOW));
@@ -143,7 +143,7 @@ impl SummarizeTraceEvents {
     }
 }
 
-/// How many events are alike.
+/// A count of events of the same kind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct EventCount {
     pub(crate) event_type: String,
@@ -158,7 +158,7 @@ pub(crate) struct EventCount {
 pub(crate) struct TraceEvents {
     store: TraceEventStore,
     clock: Arc<dyn Clock>,
-    /// Woken when events were stored.
+    /// Notified when events are stored.
     pub(crate) stored: Arc<Notify>,
 }
 
@@ -167,9 +167,9 @@ impl TraceEvents {
         Self { store, clock, stored: Arc::default() }
     }
 
-    /// Stores what is sound, each event once; answers for each in the order sent.
+    /// Stores the valid events, each once; returns an outcome for each in the order sent.
     pub(crate) async fn append(&self, sent: Vec<Sent>) -> Result<Vec<Appended>, Error> {
-        // Sorted by id: in the order of the primary key, and two appends of the same events lock in the same order.
+        // Sorted by id, the order of the primary key, so that two appends of the same events lock in the same order.
         let mut sound = BTreeMap::new();
         let mut answers = Vec::with_capacity(sent.len());
         for Sent { event_id, event } in sent {
@@ -202,7 +202,7 @@ impl TraceEvents {
         Ok(answers.into_iter().map(answer).collect())
     }
 
-    /// Events, newest first, one more than the page has.
+    /// Events, newest first, one more than fits on the page.
     pub(crate) async fn list(&self, asked: &ListTraceEvents) -> Result<Listed, Error> {
         let ListTraceEvents { filter, page_size, page } = asked;
         let resume = page.after;
@@ -217,13 +217,13 @@ impl TraceEvents {
         Ok(Listed { events, window_start })
     }
 
-    /// Counts by type, status and error type.
+    /// Counts events by type, status and error type.
     pub(crate) async fn summarize(&self, asked: SummarizeTraceEvents) -> Result<Vec<EventCount>, Error> {
         let (start, end) = asked.window(self.clock.now())?;
         self.store.count(start, end).await
     }
 
-    /// Deletes what is older than `retention`, a chunk at a time; says how many.
+    /// Deletes events older than `retention`, in chunks; returns how many.
     pub(crate) async fn expire(&self, retention: Duration) -> Result<u64, Error> {
         let before = first_id_at(self.clock.now().minus(retention));
         let mut deleted = 0;
@@ -237,7 +237,7 @@ impl TraceEvents {
     }
 }
 
-/// The lowest UUIDv7 of an instant: ids that were made before it are lower.
+/// The lowest UUIDv7 of an instant: ids made before it are lower.
 pub(crate) fn first_id_at(instant: Timestamp) -> Uuid {
     let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
     Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_neither_order_nor_user_nor_trace_is_of_an_hour_unless_it_says_more() {
+    fn a_list_without_order_user_or_trace_defaults_to_an_hour() {
         let now = at(100_000);
         let all = Filter::default();
         assert_eq!(all.start_at(now), Some(at(96_400)));
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_is_of_the_last_hour_and_of_31_days_at_most() {
+    fn a_summary_defaults_to_the_last_hour_and_covers_at_most_31_days() {
         let now = at(100 * 86_400);
         let window = |start: Option<i64>, end: Option<i64>| {
             SummarizeTraceEvents { start: start.map(at), end: end.map(at) }
@@ -282,13 +282,13 @@ mod tests {
     }
 
     #[test]
-    fn a_page_token_keeps_the_window_and_the_place() {
+    fn a_page_token_keeps_the_window_and_the_position() {
         let after = Uuid::from_u128(7);
         for window_start in [None, Some(at(3))] {
             let resume = Resume { window_start, after };
             assert_eq!(Resume::parse(&Resume::text(window_start, after)), Some(resume));
         }
-        // The last one is what the release before gave: by start time and id.
+        // The last one is a token of the previous release: by start time and id.
         for bad in [
             "",
             "-",
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_id_of_an_instant_divides_older_ids_from_newer_ones() {
+    fn the_first_id_of_an_instant_separates_older_from_newer_ids() {
         let id = |millis, random| Builder::from_unix_timestamp_millis(millis, &[random; 10]).into_uuid();
         let first = first_id_at(Timestamp::from_micros(5_000_000));
         assert!(id(4_999, 0xff) < first);

@@ -1,6 +1,6 @@
-//! The trace events' queries; those of followers are in `feed_store`. Entities leave neither file.
+//! The trace events' queries; those of followers are in `feed_store`. Entities stay in these files.
 //!
-//! The append is the platform's hottest write: a full batch is one statement, and no query builder makes it.
+//! The append is the platform's hottest write: a full batch is one statement, built without a query builder.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -20,17 +20,17 @@ use crate::entity::trace_event::{Column, Entity, Model};
 use crate::error::Error;
 use crate::trace_event::{EventCount, Filter, MAX_APPEND, first_id_at};
 
-/// All but `ingest`, which the database fills.
+/// All columns but `ingest`, which the database fills.
 pub(crate) const COLUMNS: &str = "event_id, event_type, status, service, instance, operation, trace_id, span_id, start_time, \
      duration_micros, order_id, user_id, error_type, error_reason, error_message, attributes, suppressed_count";
 const COLUMN_COUNT: usize = 17;
 
-/// Ids are made when operations end: by the same clock that was read when they began, unless it was set meanwhile.
+/// Ids are made when operations end, by the clock that was read at their start, unless it was set meanwhile.
 const CLOCK_CORRECTION: Duration = Duration::from_secs(60);
-/// No operation that is an event lasts as long.
+/// No operation with an event takes longer.
 const LONGEST_OPERATION: Duration = Duration::from_secs(3_600);
 
-/// The most characters by which error types are told apart in a summary, and the most counts in one: events may have any.
+/// The prefix by which a summary distinguishes error types, and the most counts in it: events may have any error type.
 const MAX_ERROR_TYPE_CHARS: i32 = 200;
 const MAX_COUNTS: i64 = 2_000;
 
@@ -64,7 +64,7 @@ impl TraceEventStore {
         Self { db }
     }
 
-    /// Stores events whose ids differ from each other; answers the ids of those that were not there.
+    /// Stores events with distinct ids; returns the ids of those that are new.
     pub(crate) async fn insert(&self, events: Vec<TraceEvent>) -> Result<HashSet<Uuid>, Error> {
         let events: Arc<[TraceEvent]> = events.into();
         self.db
@@ -83,7 +83,7 @@ impl TraceEventStore {
             .await
     }
 
-    /// The events that fit and ended last, after one of the list.
+    /// The matching events that ended last, after an event of the list.
     pub(crate) async fn page(&self, filter: Filter, after: Option<Uuid>, limit: u64) -> Result<Vec<TraceEvent>, Error> {
         let rows = Entity::find()
             .filter(condition(filter, after))
@@ -100,7 +100,7 @@ impl TraceEventStore {
         rows.into_iter().map(event).collect()
     }
 
-    /// Orders of which a success is told, by id: those after `after`.
+    /// Orders with a success event, by id: those after `after`.
     pub(crate) async fn orders_told_of(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
         let ids = Entity::find()
             .select_only()
@@ -121,7 +121,7 @@ impl TraceEventStore {
         find.all(self.db.read()).await?.into_iter().map(event).collect()
     }
 
-    /// Counts the events that began in a window by type, status and error type: the largest counts, in the order of those.
+    /// Counts the events that began in a window by type, status and error type: the largest counts, ordered by these.
     pub(crate) async fn count(&self, start: Timestamp, end: Timestamp) -> Result<Vec<EventCount>, Error> {
         let select = Statement::from_sql_and_values(
             self.db.read().get_database_backend(),
@@ -146,8 +146,8 @@ impl TraceEventStore {
         rows.into_iter().map(count).collect()
     }
 
-    /// Deletes the oldest events whose ids are lower, so many at most; says how many. On SQLite the event that was stored last
-    /// stays, until another one is: its rowid would be given again, and followers go by rowids.
+    /// Deletes at most `limit` of the oldest events with lower ids; returns how many. On SQLite the last stored event
+    /// is kept until another is stored: its rowid would be reused, and followers rely on rowids.
     pub(crate) async fn delete_before(&self, before: Uuid, limit: u64) -> Result<u64, Error> {
         let sql = match self.db.backend() {
             Backend::Postgres => DELETE,
@@ -168,12 +168,12 @@ impl TraceEventStore {
     }
 }
 
-/// Cuts a batch into blocks of few different lengths. Each length is a statement that every connection keeps
-/// prepared; 500 of them would take more memory than the rest of the service.
+/// Cuts a batch into blocks of few different lengths. Each length is a statement that every connection keeps prepared;
+/// 500 of them would take more memory than the rest of the service.
 fn blocks(mut events: &[TraceEvent]) -> Vec<&[TraceEvent]> {
     let mut blocks = Vec::new();
     while !events.is_empty() {
-        // A full batch in one piece, else powers of two.
+        // A full batch in one block, else powers of two.
         let length = if events.len() == MAX_APPEND { MAX_APPEND } else { 1 << events.len().ilog2() };
         let (block, rest) = events.split_at(length);
         blocks.push(block);
@@ -246,7 +246,7 @@ fn condition(filter: Filter, after: Option<Uuid>) -> Condition {
         .add_option(filter.trace_id.map(|trace_id| Column::TraceId.eq(trace_id)))
         .add_option(filter.start.map(|start| Column::StartTime.gte(start.as_micros())))
         .add_option(filter.end.map(|end| Column::StartTime.lt(end.as_micros())))
-        // What follows from the two above, for an index.
+        // Implied by the two above; lets an index be used.
         .add_option(filter.start.map(|start| Column::EventId.gte(least_id(start))))
         .add_option(filter.end.map(|end| Column::EventId.lt(id_above(end))))
         .add_option(after.map(|after| Column::EventId.lt(after)))
@@ -302,7 +302,7 @@ mod tests {
     use crate::sample::event;
 
     #[test]
-    fn a_batch_of_any_length_is_cut_into_few_lengths_and_nothing_is_lost() {
+    fn a_batch_of_any_length_is_cut_into_few_lengths_without_loss() {
         let events = vec![event(Timestamp::default(), 0); MAX_APPEND];
         let mut lengths = BTreeSet::new();
         for count in 0..=MAX_APPEND {

@@ -1,7 +1,7 @@
-//! Followers: a task each reads events after its position, a page at a time, and sends them to its stream.
+//! Followers: each has a task that reads events after its position, a page at a time, and sends them to its stream.
 //!
-//! It reads no faster than the stream is read: between the two is a short channel. Reading and waiting are one loop, whether
-//! a follower begins, catches up or has seen all. Start reading at [`Watch::follow`].
+//! It reads no faster than its client: between the two is a short channel. Reading and waiting are one loop, whether a
+//! follower starts, catches up or is up to date. Start reading at [`Watch::follow`].
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::trace_event::Filter;
 /// Messages between a follower's task and its stream.
 const WAITING: usize = 16;
 
-/// Asks to follow events.
+/// A request to follow events.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct WatchTraceEvents {
     pub(crate) filter: Filter,
@@ -35,7 +35,7 @@ pub(crate) struct WatchTraceEvents {
     pub(crate) after: Option<Cursor>,
 }
 
-/// What a stream sends.
+/// A message of the stream.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Update {
     /// `None`: a bookmark.
@@ -43,12 +43,12 @@ pub(crate) struct Update {
     pub(crate) cursor: String,
 }
 
-/// How patient streams are.
+/// The timeouts of streams.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// A bookmark is sent when nothing else was for so long.
+    /// A bookmark is sent after this long without another message.
     pub(crate) bookmark: Duration,
-    /// A stream that is not read for so long is ended.
+    /// A stream that is not read for this long is ended.
     pub(crate) patience: Duration,
 }
 
@@ -58,7 +58,7 @@ impl Default for Pace {
     }
 }
 
-/// What followers need.
+/// The dependencies of followers.
 #[derive(Clone)]
 pub(crate) struct Watch {
     pub(crate) store: FeedStore,
@@ -66,7 +66,7 @@ pub(crate) struct Watch {
     pub(crate) clock: Arc<dyn Clock>,
     /// How long events are kept.
     pub(crate) retention: Duration,
-    /// One for each follower.
+    /// One permit per follower.
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) pace: Pace,
     /// The followers' tasks.
@@ -75,11 +75,12 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// A bookmark, and then events as they are stored. Ends with [`Error::Draining`] when this instance ends, with
-    /// [`Error::TokenExpired`] when the caller's token does, with [`Error::FollowerTooSlow`] when nothing reads it.
+    /// A bookmark, and then events as they are stored. Ends with [`Error::Draining`] when this instance shuts down,
+    /// with [`Error::TokenExpired`] when the caller's token expires, with [`Error::FollowerTooSlow`] when the client
+    /// does not read.
     ///
     /// # Errors
-    /// A cursor that is too old; too many followers; the database.
+    /// The cursor is too old, there are too many followers, or the database failed.
     pub(crate) async fn follow(
         &self,
         caller: &Caller,
@@ -89,7 +90,7 @@ impl Watch {
         let now = self.clock.now();
         after.map(|cursor| cursor.check_age(now, self.retention)).transpose()?;
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| Error::TooManyFollowers)?;
-        // Before the head is read: no change of it is missed.
+        // Subscribed before the head is read, so that no change is missed.
         let head = self.feed.subscribe();
         let known = self.feed.look().await?;
         let position = after.map_or(known.newest, |cursor| known.admit(cursor.position));
@@ -123,17 +124,17 @@ impl Watch {
 /// The stream's side of a follower.
 struct Updates {
     updates: mpsc::Receiver<Update>,
-    /// `None` once the reason for its end was sent.
+    /// `None` once the reason of the end was sent.
     task: Option<JoinHandle<Error>>,
 }
 
 impl Updates {
-    /// What was sent, and then why no more is.
+    /// The next message, or the reason of the end.
     async fn next(&mut self) -> Option<Result<Update, Error>> {
         if let Some(update) = self.updates.recv().await {
             return Some(Ok(update));
         }
-        // A task that was cut off, with its runtime, has drained.
+        // The task was cancelled with its runtime: the instance has drained.
         Some(Err(self.task.take()?.await.unwrap_or(Error::Draining)))
     }
 }
@@ -145,12 +146,12 @@ struct Follower {
     filter: Filter,
     cursors: Cursors,
     retention: Duration,
-    /// When `position` was last known to be all that there is: a cursor is as old as this, however late it is sent.
+    /// When `position` was last known to be up to date: this is the age of a cursor, however late it is sent.
     made: Timestamp,
-    /// Everything up to it was sent, or does not fit.
+    /// All matching events up to it were sent.
     position: Position,
     pace: Pace,
-    /// When the last message was.
+    /// When the last message was sent.
     sent: Instant,
     to: mpsc::Sender<Update>,
     _permit: OwnedSemaphorePermit,
@@ -162,11 +163,11 @@ impl Follower {
         let stream = self.to.clone();
         tokio::select! {
             biased;
-            // First, so that there is a bookmark whatever follows.
+            // First, so that the stream always begins with a bookmark.
             sent = self.send_all() => match sent {
                 Err(error) => error,
             },
-            // Nothing reads the reason.
+            // The client is gone, so the reason is not read.
             () = stream.closed() => Error::Draining,
             () = shutdown.cancelled() => Error::Draining,
             () = sleep_until(token_ends) => Error::TokenExpired,
@@ -179,7 +180,7 @@ impl Follower {
             let head = *self.head.borrow_and_update();
             self.position = head.admit(self.position);
             while self.position < head.newest {
-                // What comes next may have been deleted meanwhile: never skipped silently.
+                // The next events may have been deleted meanwhile; they are never skipped silently.
                 self.cursor().check_age(self.clock.now(), self.retention)?;
                 let block = self.store.read(&self.filter, self.position, head.newest).await?;
                 for (position, event) in block.events {
@@ -195,7 +196,8 @@ impl Follower {
                 }
             }
             tokio::select! {
-                // The sender lives as long as the feed, of which the poller has a clone: its end is the shutdown.
+                // The poller has a clone of the feed, which owns the sender: if it is dropped, the instance is shutting
+                // down.
                 changed = self.head.changed() => changed.map_err(|_| Error::Draining)?,
                 () = sleep_until(self.sent + self.pace.bookmark) => {
                     self.made = self.clock.now();
@@ -215,7 +217,7 @@ impl Follower {
             Ok(sent) => sent.map_err(|_| Error::Draining)?,
             Err(_) => {
                 let error = Error::FollowerTooSlow(self.pace.patience);
-                tracing::warn!(target: "ordermesh", reason = "FOLLOWER_TOO_SLOW", "a follower of trace events was ended: {error}");
+                tracing::warn!(target: "ordermesh", reason = "FOLLOWER_TOO_SLOW", "a stream of trace events was ended: {error}");
                 return Err(error);
             }
         }

@@ -36,7 +36,7 @@ fn refused(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
     let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
     assert_eq!(out.status.code(), Some(2), "{args:?} {env:?}: {said}");
     assert!(said.contains("error:") && !said.contains(SECRET), "{args:?} {env:?}: {said}");
-    assert!(!said.contains("asked again"), "a wrong setting is not waited for: {said}");
+    assert!(!said.contains("retrying:"), "a wrong setting is not waited for: {said}");
     said
 }
 

@@ -1,4 +1,4 @@
-//! A URL becomes a [`Database`].
+//! Opens the [`Database`] of a URL.
 
 use std::fmt;
 use std::os::unix::fs::DirBuilderExt;
@@ -27,7 +27,7 @@ use crate::url::SqliteUrl;
 /// A statement that takes longer is logged.
 pub(crate) const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
-/// How often a file is opened that somebody else has locked.
+/// How often opening a locked file is tried.
 const MOST_OPENS: u32 = 50;
 
 /// The kind of database.
@@ -39,17 +39,17 @@ pub enum Backend {
     Postgres,
 }
 
-/// How to connect.
+/// The options of a connection.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The most connections in the pool.
     pub max_connections: u32,
-    /// How long to wait for a connection, a new one included.
+    /// The acquire timeout, including the time to open a new connection.
     pub acquire_timeout: Duration,
-    /// PostgreSQL: how long a statement may take before the server ends it. Without an answer 2 s later the connection is closed.
-    /// SQLite: how long one of [`Database::search`] may take.
+    /// PostgreSQL: the server's statement timeout. Without an answer 2 s after it, the connection is closed. SQLite:
+    /// the time limit of a [`Database::search`] statement.
     pub statement_timeout: Duration,
-    /// PostgreSQL: the schema that the tables live in; made when it is missing.
+    /// PostgreSQL: the schema of the tables; created if it is missing.
     pub schema: Option<String>,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Inner {
     pub(crate) searcher: Reader,
     pub(crate) schema: Option<String>,
     pub(crate) writer: Option<Writer>,
-    /// Woken after each commit that wrote events.
+    /// Notified after each commit that wrote events.
     pub(crate) events_written: Notify,
     pub(crate) metrics: Metrics,
 }
@@ -87,11 +87,11 @@ impl fmt::Debug for Database {
 }
 
 impl Database {
-    /// Opens the database of a URL: `sqlite://path/to/file.db` (made when it is missing, its folder too),
+    /// Opens the database of a URL: `sqlite://path/to/file.db` (created if it is missing, with its folder),
     /// `sqlite::memory:` or `postgres://…`.
     ///
     /// # Errors
-    /// A URL of another kind, a folder that cannot be made, a database that does not answer.
+    /// The URL is of another kind, the folder cannot be created, or the database does not answer.
     pub async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
         match check_url(url)? {
             Backend::Sqlite => Self::sqlite(url, options).await,
@@ -108,7 +108,7 @@ impl Database {
         }
         let encoded = parsed.encoded();
         let url = encoded.as_deref().unwrap_or(url);
-        // In memory the connection is the database: there is exactly one, and it is never closed.
+        // In memory, the connection is the database: there is exactly one, and it is never closed.
         let readers = if in_memory { 1 } else { options.max_connections };
         let pool = open_file(|| sqlite_options(url, options, readers)).await?;
         let write_pool = if in_memory { pool.clone() } else { open_file(|| writer_options(url, options)).await? };
@@ -140,7 +140,7 @@ impl Database {
         Self(Arc::new(Inner { backend, reader, searcher, schema, writer, events_written: Notify::new(), metrics }))
     }
 
-    /// Records how many connections are in use, and how many idle; closes those that were idle for long.
+    /// Records the numbers of used and idle connections; closes those that have been idle for long.
     pub fn record_connections(&self) {
         let (used, idle) = match &self.0.reader.0 {
             Readers::Sqlite(pool) => {
@@ -167,24 +167,25 @@ impl Database {
         &self.0.reader
     }
 
-    /// For reads that may take long, outside of transactions: on SQLite on connections of their own, where such a statement is
-    /// ended at its time. Whoever calls it bounds how many run at once.
+    /// For long reads outside of transactions. On SQLite they have their own connections, which interrupt a statement
+    /// at its time limit. The caller bounds how many run concurrently.
     pub fn search(&self) -> &Reader {
         &self.0.searcher
     }
 
-    /// Looks whether the database can be written to, on a connection of its own.
+    /// A probe that checks whether the database accepts writes, on its own connection.
     pub fn probe(&self) -> Probe {
         Probe::new(self.clone())
     }
 
-    /// The events that wait to be sent.
+    /// The events waiting to be sent.
     pub fn outbox(&self) -> Outbox {
         Outbox::new(self.clone())
     }
 }
 
-/// Can the URL be used? It is not connected to, and not quoted in the error: it may carry a password.
+/// Checks that the URL can be used. It does not connect, and the error does not quote the URL, which may carry a
+/// password.
 ///
 /// # Errors
 /// [`Error::Url`] for a database of another kind, [`Error::UrlMalformed`] for a URL that cannot be parsed.
@@ -198,7 +199,8 @@ pub fn check_url(url: &str) -> Result<Backend, Error> {
     Err(Error::Url)
 }
 
-/// Two that open a new file at once may be in each other's way while it becomes a WAL database: SQLite does not wait then.
+/// Two processes that open a new file concurrently can conflict while it becomes a WAL database; SQLite's busy timeout
+/// does not apply there.
 async fn open_file(options: impl Fn() -> ConnectOptions) -> Result<DatabaseConnection, Error> {
     let mut attempt = 1;
     loop {
@@ -222,7 +224,7 @@ fn sqlite_options(url: &str, options: &Options, max_connections: u32) -> Connect
         .acquire_timeout(options.acquire_timeout)
         .connect_timeout(options.acquire_timeout)
         .test_before_acquire(false)
-        // Statements are not logged, but for the slow ones; their parameters never are.
+        // Only slow statements are logged, and never their parameters.
         .sqlx_logging(true)
         .sqlx_logging_level(LevelFilter::Off)
         .sqlx_slow_statements_logging_settings(LevelFilter::Warn, SLOW_STATEMENT);
@@ -239,8 +241,8 @@ fn sqlite_options(url: &str, options: &Options, max_connections: u32) -> Connect
     connect
 }
 
-/// A statement ends at its time: SQLite asks every so many instructions whether it may go on. When the time began is told as
-/// a connection is handed out, which it is for each statement.
+/// Limits the time of a statement: SQLite's progress handler is called after a fixed number of instructions. The time
+/// starts when a connection is handed out, which happens for each statement.
 fn search_options(url: &str, options: &Options) -> ConnectOptions {
     let mut connect = sqlite_options(url, options, options.max_connections);
     connect.connect_lazy(true).min_connections(0);
@@ -258,7 +260,7 @@ fn search_options(url: &str, options: &Options) -> ConnectOptions {
     connect
 }
 
-/// Some ten milliseconds of work.
+/// About ten milliseconds of work.
 const INSTRUCTIONS: i32 = 1_000_000;
 
 async fn end_at(connection: &mut SqliteConnection, limit: Duration) -> Result<(), sea_orm::sqlx::Error> {
@@ -267,8 +269,8 @@ async fn end_at(connection: &mut SqliteConnection, limit: Duration) -> Result<()
     Ok(())
 }
 
-/// The writer's one connection is closed when a transaction on it did not end as it should. On a full disk SQLite rolls
-/// back by itself, which sqlx does not notice: it would take the next BEGIN for a savepoint, and commit nothing for ever.
+/// The writer's connection is closed if a transaction on it did not end properly. On a full disk SQLite rolls back by
+/// itself, which sqlx does not notice: it would use a savepoint for the next BEGIN, and never commit again.
 fn writer_options(url: &str, options: &Options) -> ConnectOptions {
     let mut connect = sqlite_options(url, options, 1);
     connect.map_sqlx_sqlite_pool_opts(|pool| {
@@ -277,7 +279,7 @@ fn writer_options(url: &str, options: &Options) -> ConnectOptions {
                 if !connection.is_in_transaction() {
                     return Ok(true);
                 }
-                // A rollback may be on its way still: the ping is answered after it.
+                // A rollback may still be queued: the ping is answered after it.
                 connection.ping().await?;
                 Ok(!connection.is_in_transaction())
             })
@@ -292,8 +294,8 @@ fn make_folder(file: &Path) -> Result<(), Error> {
     made.map_err(|source| Error::Folder { folder: folder.display().to_string(), source })
 }
 
-/// The file, its log and the log's index, which hold hashes of passwords and payment tokens. SQLite gives new ones the
-/// file's permissions.
+/// Restricts the file, its WAL and the WAL's index to their owner: they hold password hashes and payment tokens. SQLite
+/// creates new ones with the file's permissions.
 fn keep_to_ourselves(file: &Path) -> Result<(), Error> {
     for suffix in ["", "-wal", "-shm"] {
         let mut name = file.as_os_str().to_owned();
@@ -310,7 +312,7 @@ mod tests {
     use crate::sqlite_url;
 
     #[tokio::test]
-    async fn nobody_else_reads_a_databases_files_also_those_of_an_earlier_release() {
+    async fn a_databases_files_are_private_even_those_of_an_earlier_release() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().expect("a folder");
         let url = sqlite_url(&folder.path().join("new/user.db"));
@@ -328,7 +330,7 @@ mod tests {
         assert_eq!(modes(), [0o700, 0o600, 0o600, 0o600]);
         for name in ["user.db", "user.db-wal", "user.db-shm"] {
             let before = std::fs::Permissions::from_mode(0o644);
-            std::fs::set_permissions(folder.path().join("new").join(name), before).expect("ours");
+            std::fs::set_permissions(folder.path().join("new").join(name), before).expect("own file");
         }
         let again = write().await;
         assert_eq!(modes(), [0o700, 0o600, 0o600, 0o600]);
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_search_that_never_ends_is_ended_at_its_time_and_its_connection_serves_on() {
+    async fn an_endless_search_is_interrupted_and_its_connection_stays_usable() {
         use sea_orm::{ConnectionTrait, DbBackend, Statement};
         let folder = tempfile::tempdir().expect("a folder");
         let url = sqlite_url(&folder.path().join("data.db"));
@@ -346,7 +348,7 @@ mod tests {
         let ask = async |sql: &str| db.search().query_one_raw(Statement::from_string(DbBackend::Sqlite, sql)).await;
         let endless = "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT COUNT(*) FROM c";
         for _ in 0..2 {
-            let ended = Error::from(ask(endless).await.expect_err("it has no end"));
+            let ended = Error::from(ask(endless).await.expect_err("an endless query"));
             assert!(ended.is_unavailable(), "{ended:?}");
             assert_eq!(ended.class(), Some(telemetry::ErrorClass::Timeout));
             assert!(ask("SELECT 1").await.expect("an answer").is_some());
@@ -354,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_cannot_be_parsed_is_refused_without_being_quoted() {
+    fn an_unparsable_url_is_rejected_without_being_quoted() {
         for url in [
             "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop",
             "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop",
@@ -376,7 +378,7 @@ mod tests {
             }
             assert!(!text.contains("s3cr3t"), "{text}");
         }
-        assert_eq!(check_url("postgres://shop:s3cr3t%23Pw@127.0.0.1:5432/shop").expect("it is one"), Backend::Postgres);
-        assert_eq!(check_url("sqlite::memory:").expect("it is one"), Backend::Sqlite);
+        assert_eq!(check_url("postgres://shop:s3cr3t%23Pw@127.0.0.1:5432/shop").expect("valid"), Backend::Postgres);
+        assert_eq!(check_url("sqlite::memory:").expect("valid"), Backend::Sqlite);
     }
 }

@@ -1,4 +1,4 @@
-//! What statements run on: sea-orm's own connections for SQLite, ours for PostgreSQL.
+//! Connections: sea-orm's for SQLite, our own for PostgreSQL.
 
 use sea_orm::sqlx::postgres::{PgConnection, PgQueryResult, PgRow};
 use sea_orm::sqlx::{self, AssertSqlSafe, Executor};
@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 use crate::error::breaks_connection;
 use crate::postgres::{Lease, Pool};
 
-/// Connections for reads outside of transactions. A read whose connection turns out to be broken is run once more on another.
+/// Connections for reads outside of transactions. A read on a broken connection is retried once on another.
 #[derive(Debug)]
 pub struct Reader(pub(crate) Readers);
 
@@ -41,17 +41,19 @@ impl std::fmt::Debug for Open {
     }
 }
 
-/// What the protocol of PostgreSQL can count (its appendix "PostgreSQL Limits").
+/// The limit of PostgreSQL's protocol (its appendix "PostgreSQL Limits").
 const MAX_VALUES: usize = u16::MAX as usize;
 
-/// sqlx calls too many values an error of the protocol, which would be taken for the connection's: the statement's own fault
-/// costs no connection.
+/// sqlx reports too many values as a protocol error, which looks like a broken connection. Checked here, so that a
+/// faulty statement does not cost a connection.
 fn check_values(statement: &Statement) -> Result<(), sqlx::Error> {
     let count = statement.values.as_ref().map_or(0, |values| values.0.len());
     if count <= MAX_VALUES {
         return Ok(());
     }
-    Err(sqlx::Error::InvalidArgument(format!("a statement has {count} values, and PostgreSQL takes {MAX_VALUES}")))
+    Err(sqlx::Error::InvalidArgument(format!(
+        "a statement has {count} values, but PostgreSQL takes at most {MAX_VALUES}"
+    )))
 }
 
 fn query(statement: Statement) -> sqlx::query::Query<'static, sqlx::Postgres, SqlxValues> {
@@ -92,7 +94,7 @@ fn results(rows: Vec<PgRow>) -> Vec<QueryResult> {
 }
 
 impl Reader {
-    /// The kind of database, in sea-orm's words.
+    /// The kind of database, as sea-orm's type.
     pub fn get_database_backend(&self) -> DbBackend {
         match &self.0 {
             Readers::Sqlite(_) => DbBackend::Sqlite,
@@ -197,7 +199,7 @@ impl ConnectionTrait for TxConnection {
 }
 
 impl TxConnection {
-    /// The kind of database, in sea-orm's words.
+    /// The kind of database, as sea-orm's type.
     pub fn get_database_backend(&self) -> DbBackend {
         match &self.0 {
             Open::Sqlite(_) => DbBackend::Sqlite,
@@ -219,7 +221,7 @@ impl TxConnection {
         }
     }
 
-    /// A rollback that fails leaves a broken connection, which is closed: nothing is committed either way.
+    /// If the rollback fails, the connection is broken and is closed: nothing is committed either way.
     pub(crate) async fn rollback(self) -> Result<(), DbErr> {
         match self.0 {
             Open::Sqlite(tx) => tx.rollback().await,

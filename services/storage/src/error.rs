@@ -1,17 +1,17 @@
-//! What can go wrong with a database, and whether it is worth another try.
+//! Database errors, and whether a retry can help.
 
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, SqlErr};
 use telemetry::ErrorClass;
 
-/// What went wrong with the database.
+/// An error of the database.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The URL cannot be used.
+    /// The URL is of an unknown kind.
     #[error(
         "the database URL must begin with sqlite: or postgres:, as in sqlite://data/order.db or postgres://user@host/name"
     )]
     Url,
-    /// The URL cannot be parsed. The parser's own error quotes it, and it may carry a password.
+    /// The URL cannot be parsed. The parser's own error is dropped: it quotes the URL, which may carry a password.
     #[error(
         "the database URL cannot be parsed: in the user's name and password, characters such as # / ? @ : % are percent-encoded (# is %23); \
          it names one host, and the port is a number; sslmode is disable, allow, prefer, require, verify-ca or verify-full"
@@ -20,16 +20,16 @@ pub enum Error {
     /// The database could not be opened.
     #[error("the database could not be opened")]
     Connect(#[source] DbErr),
-    /// The folder of the SQLite file could not be made.
-    #[error("the database's folder {folder} could not be made")]
+    /// The folder of the SQLite file could not be created.
+    #[error("the database's folder {folder} could not be created")]
     Folder {
         /// The folder.
         folder: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The SQLite file is another user's.
+    /// The SQLite file belongs to another user or is accessible to others.
     #[error("the database's file cannot be used")]
     Exposed(#[from] crate::ownership::Exposed),
     /// The permissions of the SQLite file could not be set.
@@ -37,31 +37,31 @@ pub enum Error {
     Permissions {
         /// The file.
         file: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
     /// A statement failed.
     #[error("the database refused a statement")]
     Statement(#[source] DbErr),
-    /// No transaction could be begun: nothing has happened.
-    #[error("the database began no transaction")]
+    /// No transaction could be begun: nothing was changed.
+    #[error("a transaction could not be begun")]
     Begin(#[source] DbErr),
-    /// It answers, and takes no writes: a standby, or a primary that was told so.
+    /// The database answers, but is read-only: a standby, or a primary that is set so.
     #[error("the database takes no writes")]
     ReadOnly,
-    /// A stored value cannot be read.
+    /// A stored value cannot be decoded.
     #[error("a stored {what} cannot be read: {value:?}")]
     Corrupt {
-        /// What should be there.
+        /// The kind of value.
         what: &'static str,
-        /// What is there.
+        /// The stored value.
         value: String,
     },
     /// The transaction's work panicked; nothing was committed.
     #[error("the transaction's work panicked")]
     Panicked,
-    /// The database's writer has ended, because the process is ending.
+    /// The database's writer has ended, because the process is shutting down.
     #[error("the database is closed")]
     Closed,
 }
@@ -82,8 +82,9 @@ impl Error {
         })
     }
 
-    /// The configuration is wrong: no waiting and no other try cures it. The URL, what it says (a file of roots that is
-    /// not there), or whom it names: a wrong password (28P01), a user who may not connect (28000), no such database (3D000).
+    /// Whether the configuration is wrong, which no retry can cure: the URL, a file that it names (of root
+    /// certificates, for example), or the server's answer to it: a wrong password (28P01), a user without access
+    /// (28000), no such database (3D000).
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Url | Self::UrlMalformed | Self::Exposed(_) => true,
@@ -102,13 +103,13 @@ impl Error {
         }
     }
 
-    /// SQLite was locked by somebody else as the file was opened.
+    /// The SQLite file was locked by another process when it was opened.
     pub(crate) fn is_busy(&self) -> bool {
         matches!(self, Self::Connect(error) if code(error).is_some_and(|code| is_busy_or_locked(&code)))
     }
 
-    /// Not here, not now: no connection, one that broke, a server that takes no writes, or one that lacks what it needs. The
-    /// same may succeed later.
+    /// Whether the database is unavailable: no connection, a broken one, a read-only server, or one that lacks
+    /// resources. The same work may succeed later.
     pub fn is_unavailable(&self) -> bool {
         let no_connection = matches!(self, Self::Connect(_) | Self::ReadOnly | Self::Closed)
             || matches!(self.database(), Some(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)));
@@ -121,7 +122,7 @@ impl Error {
             || self.database().and_then(code).is_some_and(|code| is_not_now(&code))
     }
 
-    /// The class that it is as what is behind a refusal; `None`: it is our own fault, and waiting does not cure it.
+    /// The class of an error whose cause is this one; `None`: the fault is ours, and waiting does not cure it.
     pub fn class(&self) -> Option<ErrorClass> {
         if !self.is_unavailable() {
             return None;
@@ -143,14 +144,14 @@ impl Error {
         if let sea_orm::sqlx::Error::Io(error) = error {
             return error.kind() == std::io::ErrorKind::TimedOut;
         }
-        // A statement's time, or a lock's.
+        // A statement timeout or a lock timeout.
         let code = error.as_database_error().and_then(|error| error.code());
         matches!(error, sea_orm::sqlx::Error::PoolTimedOut)
             || code.is_some_and(|code| matches!(&*code, "57014" | "55P03") || code.parse() == Ok(SQLITE_INTERRUPT))
     }
 
-    /// The database is not there yet, and may come up: nobody listens, or it says that it starts. Not a wrong password, a database
-    /// that does not exist, or a file that is none.
+    /// Whether the database may still be starting: nothing listens yet, or it answers that it starts. Not for a wrong
+    /// password, a missing database, or a file that is not a database.
     pub fn may_come_up(&self) -> bool {
         if self.is_configuration() {
             return false;
@@ -161,8 +162,8 @@ impl Error {
         })
     }
 
-    /// The connection is of no more use: PostgreSQL ended it, the network did, or it leads to a server that takes no writes.
-    /// What was not committed has not happened, and may be run again on another connection.
+    /// Whether the connection is unusable: PostgreSQL or the network has closed it, or it leads to a read-only server.
+    /// Without a commit nothing has changed, and the work may run again on another connection.
     pub(crate) fn is_broken_connection(&self) -> bool {
         self.database().and_then(sqlx).is_some_and(breaks_connection)
     }
@@ -183,13 +184,13 @@ impl Error {
         }
     }
 
-    /// A row with the same key is there already.
+    /// Whether a row with the same key exists.
     pub fn is_unique_violation(&self) -> bool {
         matches!(self, Self::Statement(error) if matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_))))
     }
 }
 
-/// Is a connection to PostgreSQL of no more use after this?
+/// Whether a connection to PostgreSQL is unusable after this error.
 pub(crate) fn breaks_connection(error: &sea_orm::sqlx::Error) -> bool {
     use sea_orm::sqlx::Error as Sqlx;
     if matches!(error, Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::Protocol(_) | Sqlx::WorkerCrashed) {
@@ -198,8 +199,9 @@ pub(crate) fn breaks_connection(error: &sea_orm::sqlx::Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| is_end_of_connection(&code))
 }
 
-/// PostgreSQL's appendix "Error Codes": class 08 connection exceptions, 57P01 to 57P05 the server ends the session, 25P03 and
-/// 25P04 it ended the session because of its transaction, 25006 the session takes no writes (a standby, or a primary of before).
+/// PostgreSQL's appendix "Error Codes": class 08 connection exceptions, 57P01 to 57P05 the server ends the session,
+/// 25P03 and 25P04 it ended the session because of its transaction, 25006 the session is read-only (a standby, or a
+/// former primary).
 fn is_end_of_connection(code: &str) -> bool {
     code.len() == 5
         && (code.starts_with("08") || code.starts_with("57P0") || matches!(code, "25006" | "25P03" | "25P04"))
@@ -207,10 +209,10 @@ fn is_end_of_connection(code: &str) -> bool {
 
 const SQLITE_INTERRUPT: u32 = 9;
 
-/// Nothing is wrong with the statement; the server cannot run it here and now. PostgreSQL: class 53 insufficient resources
-/// (disk full, out of memory, too many connections), class 57 operator intervention (57014: statement timeout), class 58 errors
-/// outside of it (58030: input or output), 55P03 lock not available, 55006 object in use. SQLite: NOMEM, READONLY, INTERRUPT
-/// (its time was over), IOERR, FULL, CANTOPEN.
+/// The statement is correct, but the server cannot run it at present. PostgreSQL: class 53 insufficient resources (disk
+/// full, out of memory, too many connections), class 57 operator intervention (57014: statement timeout), class 58
+/// external errors (58030: input or output), 55P03 lock not available, 55006 object in use. SQLite: NOMEM, READONLY,
+/// INTERRUPT (the time limit), IOERR, FULL, CANTOPEN.
 fn is_not_now(code: &str) -> bool {
     if code.len() == 5 {
         return ["53", "57"].iter().any(|class| code.starts_with(class))
@@ -220,7 +222,7 @@ fn is_not_now(code: &str) -> bool {
         .is_ok_and(|code| code < 10_000 && matches!(code & 0xff, 7 | 8 | SQLITE_INTERRUPT | 10 | 13 | 14))
 }
 
-/// The server does not listen yet, or says that it starts or has no place: worth asking again at once.
+/// The server does not listen yet, is starting, or has no free connection: worth an immediate retry.
 pub(crate) fn is_starting(error: &sea_orm::sqlx::Error) -> bool {
     if let sea_orm::sqlx::Error::Io(error) = error {
         return error.kind() == std::io::ErrorKind::ConnectionRefused;
@@ -247,9 +249,9 @@ fn code(error: &DbErr) -> Option<String> {
     sqlx(error)?.as_database_error()?.code().map(|code| code.into_owned())
 }
 
-/// An error of a transaction's work: it holds a database error when that is what it is.
+/// An error of a transaction's work, which may be a database error.
 pub trait Failure: From<Error> + Send + 'static {
-    /// The database error inside, if it is one.
+    /// The database error, if it is one.
     fn storage(&self) -> Option<&Error>;
 }
 

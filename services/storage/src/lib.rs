@@ -1,14 +1,14 @@
 //! Persistence: one database per service, SQLite embedded by default, PostgreSQL by URL.
 //!
 //! # Layout
-//! - [`connect`]: a URL becomes a [`Database`]
-//! - [`connection`]: what statements run on
-//! - `postgres`: a pool whose every wait has a limit
-//! - [`probe`]: can the database be written to?
-//! - [`migrate`]: the schema is brought up to date under a lock
-//! - [`transact`]: a change and its events are committed together, or not at all
-//! - [`outbox`]: events that wait to be sent
-//! - [`ownership`]: whose files these are
+//! - [`connect`]: opens the [`Database`] of a URL
+//! - [`connection`]: connections for reads and for transactions
+//! - `postgres`: a connection pool in which every wait has a limit
+//! - [`probe`]: whether the database accepts writes
+//! - [`migrate`]: schema migrations, under a lock
+//! - [`transact`]: transactions that commit a change together with its events
+//! - [`outbox`]: events waiting to be sent
+//! - [`ownership`]: checks of files' owners and permissions
 //! - `url`: the URLs of SQLite files
 
 pub mod connect;

@@ -1,4 +1,4 @@
-//! What the metrics tell of a database's connections (OpenTelemetry's semantic conventions for database clients).
+//! Metrics of a database's connections (OpenTelemetry's semantic conventions for database clients).
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ impl Metrics {
             wait: meter
                 .f64_histogram("db.client.connection.wait_time")
                 .with_unit("s")
-                .with_description("How long transactions waited for a connection; on SQLite for its one writer")
+                .with_description("Time that transactions waited for a connection; on SQLite for its single writer")
                 .build(),
             count: meter
                 .u64_gauge("db.client.connection.count")

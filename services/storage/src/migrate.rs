@@ -1,7 +1,7 @@
-//! The schema is brought up to date at start, under a lock, so that any number of instances may start at once.
+//! Migrates the schema at start-up, under a lock, so that any number of instances may start concurrently.
 //!
-//! Migrations only add; what the last release reads is removed one release later. A schema that is newer than
-//! the program is left as it is: an instance of the last release must start next to the next one.
+//! Migrations only add; what the last release reads is removed one release later. A schema that is newer than the
+//! program is left as it is: an instance of the last release must start next to the next one.
 
 use std::time::Duration;
 
@@ -14,25 +14,25 @@ use crate::error::Error;
 use crate::outbox;
 use crate::transact::begin_alone;
 
-/// A step of the schema. All of its statements are run in one transaction.
+/// A migration. All its statements run in one transaction.
 #[derive(Clone, Copy, Debug)]
 pub struct Migration {
     /// Counts from 1.
     pub version: i32,
-    /// What it does.
+    /// What it does, in a few words.
     pub name: &'static str,
     /// SQL that SQLite and PostgreSQL both understand.
     pub statements: &'static [&'static str],
-    /// Run after them on PostgreSQL alone.
+    /// Run after them, on PostgreSQL only.
     pub postgres: &'static [&'static str],
 }
 
-/// PostgreSQL: how long a step's statement may take. Without an answer by then the connection is taken for dead.
+/// PostgreSQL: the time limit of a migration's statement. Without an answer by then, the connection counts as broken.
 const STEP_LIMIT: Duration = Duration::from_secs(3_600);
 
-/// One writer at a time may look at the schema; any number that no other program uses.
+/// The lock of migrations: an arbitrary number that no other program uses.
 const POSTGRES_LOCK: &str = "pg_try_advisory_xact_lock(7251011620)";
-/// Asked again and again: each answer shows that the server is there.
+/// Polled rather than awaited: each answer shows that the server is alive.
 const LOCK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(FromQueryResult)]
@@ -46,10 +46,10 @@ struct Found {
 }
 
 impl Database {
-    /// Applies those of the migrations that are not applied yet, in one transaction, under a lock.
+    /// Applies the pending migrations in one transaction, under a lock.
     ///
     /// # Errors
-    /// A statement that the database refuses: then nothing was changed.
+    /// A statement failed: nothing was changed.
     pub async fn migrate(&self, migrations: &[Migration]) -> Result<(), Error> {
         let mut attempt = 0;
         loop {
@@ -61,7 +61,8 @@ impl Database {
     }
 
     async fn try_migrate(&self, migrations: &[Migration]) -> Result<(), Error> {
-        // Without the lock at first: who has nothing to do waits for nobody's long migration, and needs no right but to read.
+        // Without the lock at first: an instance with nothing to do does not wait for another's long migration, and
+        // needs read permission only.
         if self.backend() == Backend::Postgres
             && is_there(self.read(), "to_regclass('schema_version')").await?
             && missing(self.read(), migrations).await?.is_empty()
@@ -80,7 +81,8 @@ impl Database {
             tx.execute_unprepared("SET LOCAL statement_timeout = 0").await?;
             if let Some(schema) = &self.0.schema {
                 let schema = schema.replace(['"', '\''], "");
-                // IF NOT EXISTS asks for the right to make schemas first: the owner of its schema alone does not have it.
+                // IF NOT EXISTS would first require the permission to create schemas, which the owner of its schema may
+                // lack.
                 if !is_there(&tx, &format!("to_regnamespace('\"{schema}\"')")).await? {
                     tx.execute_unprepared(&format!("CREATE SCHEMA \"{schema}\"")).await?;
                 }
@@ -98,7 +100,7 @@ impl Database {
     }
 }
 
-/// PostgreSQL: is there what `name` names?
+/// PostgreSQL: whether the named object exists.
 async fn is_there(conn: &impl ConnectionTrait, name: &str) -> Result<bool, Error> {
     is_so(conn, &format!("{name} IS NOT NULL")).await
 }
@@ -108,7 +110,7 @@ async fn is_so(conn: &impl ConnectionTrait, condition: &str) -> Result<bool, Err
     Ok(Found::find_by_statement(select).one(conn).await?.is_some_and(|found| found.is_there))
 }
 
-/// Those that are not applied yet; none when the schema is newer than the program.
+/// The pending migrations; none if the schema is newer than the program.
 async fn missing<'a>(conn: &impl ConnectionTrait, migrations: &'a [Migration]) -> Result<Vec<&'a Migration>, Error> {
     let select = Statement::from_string(conn.get_database_backend(), "SELECT version FROM schema_version");
     let applied: Vec<i32> =

@@ -1,8 +1,9 @@
-//! The outbox: events are written in the transaction that commits what they tell of, and wait here to be sent.
+//! The outbox: events are written in the transaction of the change that they report, and wait here to be sent.
 //!
-//! Each row belongs to the instance that wrote it, which sends it as soon as it is committed; rows that a dead instance
-//! left are adopted by another. No watermark: a row is deleted when its event was answered for. An event that the store
-//! refused is kept apart and sent again later: a store of an earlier release refuses what it does not know yet.
+//! Each row belongs to the instance that wrote it, which sends it as soon as it is committed; rows of a crashed
+//! instance are adopted by another. There is no watermark: a row is deleted when its event is acknowledged. An event
+//! that the store rejects is kept apart and sent again later: a store of an earlier release rejects what it does not
+//! know yet.
 
 use std::time::Duration;
 
@@ -48,33 +49,33 @@ mod row {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// More than so many are not counted: it is asked every few seconds, and a long outage fills the table.
+/// The limit of counting: the count runs every few seconds, and a long outage fills the table.
 pub const COUNTED: i64 = 100_000;
 
-/// How full the outbox is.
+/// The size of the outbox.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Backlog {
-    /// Events that wait to be sent; at most [`COUNTED`].
+    /// Events waiting to be sent; at most [`COUNTED`].
     pub waiting: i64,
     /// When the oldest of them was written.
     pub oldest: Option<Timestamp>,
-    /// Events that the store has refused for longer than [`REFUSED_FOR_LONG`]; at most [`COUNTED`].
+    /// Events that the store has rejected for longer than [`REFUSED_FOR_LONG`]; at most [`COUNTED`].
     pub refused: i64,
 }
 
-/// What was refused for less long may only be ahead of a store that is upgraded next.
+/// An event rejected for a shorter time may only be newer than a store that is upgraded next.
 pub const REFUSED_FOR_LONG: Duration = Duration::from_secs(86_400);
-/// Clocks of two machines differ by less.
+/// The clocks of two machines differ by less.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
-/// Refused events that are put back in one transaction.
+/// Rejected events that are requeued in one transaction.
 const REQUEUE_CHUNK: usize = 500;
 
-/// What is in an outbox.
+/// The contents of an outbox.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Waiting {
-    /// Will be sent.
+    /// Events to be sent.
     pub waiting: Vec<TraceEvent>,
-    /// The store has refused them; they are sent again later.
+    /// Events that the store has rejected; they are sent again later.
     pub refused: Vec<TraceEvent>,
 }
 
@@ -85,7 +86,7 @@ struct Counts {
     refused: i64,
 }
 
-/// The events of a database that wait to be sent.
+/// The outbox of a database.
 #[derive(Clone, Debug)]
 pub struct Outbox {
     db: Database,
@@ -96,7 +97,7 @@ impl Outbox {
         Self { db }
     }
 
-    /// Waits until events were committed by this process since the last call.
+    /// Waits until this process has committed events since the last call.
     pub async fn written(&self) {
         self.db.0.events_written.notified().await;
     }
@@ -104,7 +105,7 @@ impl Outbox {
     /// Writes events that belong to no transaction.
     ///
     /// # Errors
-    /// The database refused; nothing was written.
+    /// The database failed; nothing was written.
     pub async fn put(&self, events: Vec<TraceEvent>) -> Result<(), Error> {
         self.db
             .transact(move |tx| {
@@ -119,7 +120,7 @@ impl Outbox {
     /// The oldest events of an owner.
     ///
     /// # Errors
-    /// The database refused, or a stored event cannot be read.
+    /// The database failed, or a stored event cannot be decoded.
     pub async fn waiting(&self, owner: &str, limit: u64) -> Result<Vec<TraceEvent>, Error> {
         let rows = row::Entity::find()
             .filter(row::Column::Owner.eq(owner))
@@ -132,10 +133,10 @@ impl Outbox {
             .collect()
     }
 
-    /// All that wait, whoever is to send them, and all that were refused: for `ordermesh verify`.
+    /// All waiting events, of every owner, and all rejected ones: for `ordermesh verify`.
     ///
     /// # Errors
-    /// The database refused, or a stored event cannot be read.
+    /// The database failed, or a stored event cannot be decoded.
     pub async fn all(&self) -> Result<Waiting, Error> {
         #[derive(FromQueryResult)]
         struct Row {
@@ -155,10 +156,10 @@ impl Outbox {
         Ok(all)
     }
 
-    /// Deletes events that were answered for, and keeps apart those that were refused.
+    /// Deletes acknowledged events, and moves rejected ones aside.
     ///
     /// # Errors
-    /// The database refused; the events stay and are sent again.
+    /// The database failed; the events stay and are sent again.
     pub async fn settle(&self, done: Vec<Uuid>, refused: Vec<(TraceEvent, String)>) -> Result<(), Error> {
         self.db
             .transact(move |tx| {
@@ -185,10 +186,10 @@ impl Outbox {
             .await
     }
 
-    /// Puts all refused events back among those that `owner` sends; says how many.
+    /// Moves all rejected events back to those that `owner` sends; returns how many.
     ///
     /// # Errors
-    /// The database refused; those that were not put back stay refused.
+    /// The database failed; events that were not moved stay rejected.
     pub async fn requeue(&self, owner: &str) -> Result<usize, Error> {
         let mut requeued = 0;
         loop {
@@ -207,11 +208,11 @@ impl Outbox {
         }
     }
 
-    /// Makes `owner` the owner of events that others have left lying since before `before`; says how many. Those that were
-    /// written later than now were written by a clock that was set back since, and are left too.
+    /// Makes `owner` the owner of other owners' events from before `before`; returns how many. Events dated in the
+    /// future were written before a clock was set back, and are adopted too.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn adopt(&self, owner: &str, before: Timestamp) -> Result<u64, Error> {
         let beyond = SystemClock.now().max(before).plus(CLOCK_TOLERANCE);
         let is_left = move || {
@@ -244,18 +245,18 @@ impl Outbox {
             .await
     }
 
-    /// How full it is.
+    /// The size of the outbox.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
-        // The oldest by the key, for ids begin with their time: a time has no index.
+        // The oldest by the key, since ids begin with their time and the time column has no index.
         let select = format!(
             "SELECT (SELECT COUNT(*) FROM (SELECT 1 FROM outbox LIMIT {COUNTED}) AS counted) AS waiting, \
              (SELECT create_time FROM outbox ORDER BY event_id LIMIT 1) AS oldest, \
              (SELECT COUNT(*) FROM (SELECT 1 FROM outbox_refused WHERE event_id < $1 LIMIT {COUNTED}) AS counted) AS refused",
         );
-        // By the key here too: a row is written anew each time that its event is refused.
+        // By the key here too: the row is written again at each rejection, but the event's id stays.
         let before = first_id_at(SystemClock.now().minus(REFUSED_FOR_LONG));
         let backend = self.db.read().get_database_backend();
         let select = Statement::from_sql_and_values(backend, select, [before.into()]);
@@ -297,7 +298,7 @@ async fn requeue(conn: &impl ConnectionTrait, owner: String) -> Result<usize, Er
     Ok(count)
 }
 
-/// The lowest UUIDv7 of an instant: ids that were made before it are lower (RFC 9562, section 5.7).
+/// The lowest UUIDv7 of an instant: ids created before it are lower (RFC 9562, section 5.7).
 fn first_id_at(instant: Timestamp) -> Uuid {
     let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
     Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()

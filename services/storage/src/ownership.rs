@@ -1,7 +1,7 @@
-//! Whose files these are. A folder that somebody else may change, or a secret that somebody else may read, is refused with what
-//! to do about it, by PostgreSQL's rules for its data folder and private keys (its documentation, "initdb" and "Secure TCP/IP
-//! Connections with SSL"): they belong to the process's user, or to root, whose secrets a group may read (as Kubernetes
-//! mounts them).
+//! Checks the owner and the permissions of files. A folder that others can change, or a secret that others can read, is
+//! rejected with a hint, by PostgreSQL's rules for its data folder and private keys (its documentation, "initdb" and
+//! "Secure TCP/IP Connections with SSL"): it must belong to the process's user, or to root, and root's secrets may be
+//! readable by a group (as Kubernetes mounts them).
 
 use std::fs::Metadata;
 use std::io;
@@ -13,67 +13,67 @@ use rustix::process::geteuid;
 
 const ROOT: u32 = 0;
 
-/// A file or folder that somebody else may read or change.
+/// A file or folder that other users can read or change.
 #[derive(Debug, thiserror::Error)]
 pub enum Exposed {
-    /// Its owner can do with it what it likes.
+    /// It belongs to another user.
     #[error(
         "{path} belongs to the user {owner}, and this process runs as {own}: chown {own} {path}, or run it as {owner}"
     )]
     Foreign {
-        /// Which one.
+        /// The path.
         path: PathBuf,
         /// The owner's uid.
         owner: u32,
         /// This process's uid.
         own: u32,
     },
-    /// Others can change it.
+    /// The group or others can change it.
     #[error(
         "{path} can be changed by its group or by others (its mode is {mode:04o}): chmod go-w {path}; where that is not \
          allowed, as on a Kubernetes volume with a group, use a new folder inside of it"
     )]
     Writable {
-        /// Which one.
+        /// The path.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
     },
-    /// Others can read the secret in it.
+    /// The group or others can read a secret.
     #[error(
         "{path} holds a secret, and its group or others have access to it (its mode is {mode:04o}): chmod go= {path}"
     )]
     Readable {
-        /// Which one.
+        /// The path.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
     },
 }
 
-/// What a file or folder is.
+/// The kind of file or folder.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
-    /// Others may read it, and not change it.
+    /// Others may read it, but not change it.
     Public,
-    /// Others may not read it either.
+    /// Others may not read it.
     Secret,
 }
 
-/// A folder of one's own, or a file that is no secret: nobody else may change it. One that is not there is not looked at, and
-/// neither is one that is mounted for reading alone (a Secret's volume can be written to by its mode).
+/// For a folder of the process or a file that is not secret: others must not be able to change it. A missing path is
+/// accepted, and so is a read-only mount (by its mode, a Secret's volume is writable).
 ///
 /// # Errors
-/// Another user's, or one that the group or others may write to.
+/// Another user's, or writable by the group or others.
 pub fn check_unwritable(path: &Path) -> Result<(), Exposed> {
     let is_read_only = || statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::RDONLY));
     check(path, Kind::Public).or_else(|exposed| if is_read_only() { Ok(()) } else { Err(exposed) })
 }
 
-/// A secret or a private key: nobody else may read or change it. One that is not there is not looked at.
+/// For a secret or a private key: others must not be able to read or change it. A missing file is accepted.
 ///
 /// # Errors
-/// Another user's, or one that others, or the group of one that is not root's, have access to.
+/// Another user's, or accessible to others, or to the group if it is not root's.
 pub fn check_secret(path: &Path) -> Result<(), Exposed> {
     check(path, Kind::Secret)
 }
@@ -81,7 +81,7 @@ pub fn check_secret(path: &Path) -> Result<(), Exposed> {
 fn check(path: &Path, kind: Kind) -> Result<(), Exposed> {
     match std::fs::metadata(path) {
         Ok(found) => judge(path, kind, &found, geteuid().as_raw()),
-        // Whoever reads it says why it cannot be read.
+        // Reading the file will report the error.
         Err(_) => Ok(()),
     }
 }
@@ -104,7 +104,7 @@ fn judge(path: &Path, kind: Kind, found: &Metadata, own: u32) -> Result<(), Expo
     }
 }
 
-/// A database's file: one that is ours becomes readable by nobody else, as it was not when an earlier release made it.
+/// Makes a database's file private if it is ours, since an earlier release may have created it readable for others.
 pub(crate) fn tighten(file: &Path) -> io::Result<Result<(), Exposed>> {
     let found = match std::fs::metadata(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ok(())),
@@ -123,17 +123,17 @@ mod tests {
     use super::*;
 
     fn with_mode(path: &Path, mode: u32) -> Metadata {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
-        std::fs::metadata(path).expect("it is there")
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("own file");
+        std::fs::metadata(path).expect("metadata")
     }
 
     #[test]
-    fn what_others_may_change_and_secrets_that_others_may_read_are_refused() {
+    fn writable_files_and_readable_secrets_are_rejected() {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("secret");
         std::fs::write(&file, "s").expect("written");
-        let own = std::fs::metadata(&file).expect("it is there").uid();
-        // The test runs as any user: root's rule is taken only where the owner is root.
+        let own = std::fs::metadata(&file).expect("metadata").uid();
+        // The test runs as any user: root's rule applies only if the owner is root.
         let group_reads_roots = own == ROOT;
         #[rustfmt::skip]
         let table = [
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_another_user_is_refused_and_what_root_owns_is_not() {
+    fn files_of_another_user_are_rejected_and_those_of_root_are_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let found = with_mode(folder.path(), 0o700);
         let other = found.uid() + 1;
@@ -172,17 +172,17 @@ mod tests {
         } else {
             assert!(judged.is_err_and(|told| told.to_string().contains(&format!("chown {other} "))));
         }
-        // Whoever can give files away, which is root alone.
+        // Only root can give files away.
         if std::os::unix::fs::chown(folder.path(), Some(65_534), None).is_ok() {
-            let told = check_unwritable(folder.path()).expect_err("another's").to_string();
+            let told = check_unwritable(folder.path()).expect_err("another user's").to_string();
             assert!(told.contains("belongs to the user 65534"), "{told}");
             assert!(check_secret(folder.path()).is_err());
-            assert!(tighten(folder.path()).expect("it is there").is_err());
+            assert!(tighten(folder.path()).expect("metadata").is_err());
         }
     }
 
     #[test]
-    fn what_is_not_there_is_for_its_reader_to_tell() {
+    fn a_missing_file_is_accepted() {
         let nowhere = Path::new("/nowhere/at/all");
         assert!(check_secret(nowhere).is_ok() && check_unwritable(nowhere).is_ok());
         assert!(matches!(tighten(nowhere), Ok(Ok(()))));

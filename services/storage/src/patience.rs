@@ -1,4 +1,4 @@
-//! A start beside a database that starts too.
+//! Start-up while the database is still starting.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use tokio::time::{Instant, sleep};
 use crate::connect::Database;
 use crate::error::Error;
 
-/// How long a start waits for a database that does not answer yet, and how often it asks.
+/// How long start-up waits for a database that does not answer, and how often it retries.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Opens a database that may not be there yet. What waiting does not cure (a wrong password, a file that is no database) is
-/// told at once.
+/// Opens a database that may not have started yet. Errors that a retry cannot cure (a wrong password, a file that is
+/// not a database) are returned immediately.
 ///
 /// # Errors
-/// As the opening's, at last.
+/// The last error of `open`.
 pub async fn patiently<F>(open: impl Fn() -> F) -> Result<Database, Error>
 where
     F: Future<Output = Result<Database, Error>>,
@@ -25,7 +25,7 @@ where
         match open().await {
             Err(error) if error.may_come_up() && Instant::now() < end => {
                 let cause = telemetry::Masked(&error).to_string();
-                tracing::warn!(target: "ordermesh", "the database does not answer yet, it is asked again: {cause}");
+                tracing::warn!(target: "ordermesh", "the database does not answer yet, retrying: {cause}");
                 sleep(AGAIN).await;
             }
             opened => return opened,
@@ -48,15 +48,15 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn a_database_that_is_not_there_yet_is_waited_for() {
-        let away = || async { Err(Error::Connect(DbErr::Conn(RuntimeErr::Internal("nobody listens".to_owned())))) };
+    async fn start_up_waits_for_a_database_that_does_not_listen_yet() {
+        let away = || async { Err(Error::Connect(DbErr::Conn(RuntimeErr::Internal("nothing listens".to_owned())))) };
         let began = Instant::now();
         assert!(patiently(away).await.is_err());
         assert!((60..63).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     }
 
     #[tokio::test]
-    async fn what_waiting_does_not_cure_is_told_at_once() {
+    async fn permanent_errors_are_returned_immediately() {
         let began = Instant::now();
         assert!(patiently(|| Database::connect("mysql://x", &OPTIONS)).await.is_err());
         let folder = tempfile::tempdir().expect("a folder");

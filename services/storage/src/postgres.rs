@@ -1,9 +1,9 @@
-//! PostgreSQL: a pool whose every wait has a limit.
+//! PostgreSQL: a connection pool in which every wait has a limit.
 //!
-//! sqlx's own pool (0.9.0) pings a connection that is returned without a limit, so that each connection that falls silent costs
-//! a place for ever. Here a returned connection is not pinged at all; one whose statement was dropped half way is settled within
-//! [`SETTLE_LIMIT`] or closed. sqlx has no option for TCP keepalive either: a limit on each statement, the probe's evidence
-//! ([`crate::probe`]) and the server's own keepalive and `tcp_user_timeout` stand in for it.
+//! sqlx's own pool (0.9.0) pings a returned connection without a timeout, so that each unresponsive connection costs a
+//! slot for ever. This pool does not ping returned connections; one whose statement was cancelled is drained within
+//! [`SETTLE_LIMIT`] or closed. sqlx has no option for TCP keepalive either: it is replaced by a limit on each
+//! statement, the probe's evidence ([`crate::probe`]), and the server's own keepalive and `tcp_user_timeout`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,36 +21,36 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use crate::connect::{Options, SLOW_STATEMENT};
 use crate::error::{self, Error};
 
-/// How much longer than the server's own `statement_timeout` an answer is waited for: what is later was lost on the way.
+/// How much longer than the server's `statement_timeout` an answer is waited for: a later one was lost on the way.
 const ANSWER_GRACE: Duration = Duration::from_secs(2);
-/// How long a statement may take on a connection that is suspect, because others of its age have fallen silent.
+/// The time limit of a statement on a suspect connection, after others of its age have become unresponsive.
 const SUSPECT_LIMIT: Duration = Duration::from_secs(3);
-/// How long a connection whose caller has gone may take to finish what it was at.
+/// How long a connection may take to finish a cancelled statement.
 const SETTLE_LIMIT: Duration = Duration::from_secs(2);
-/// A connection is closed when it is that old, and when it was idle for so long.
+/// The age at which a connection is closed, and the idle time after which it is.
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 const MAX_IDLE: Duration = Duration::from_secs(10 * 60);
 const MAX_CONNECT_BACKOFF: Duration = Duration::from_millis(400);
 
-/// A connection, and when it was made.
+/// A connection with its generation.
 #[derive(Debug)]
 pub(crate) struct Made {
     connection: PgConnection,
     generation: u64,
 }
 
-/// What is known of the connections as a whole.
+/// The state of the connections as a whole.
 #[derive(Debug)]
 struct Trust {
-    /// Connections of an earlier generation are not used again.
+    /// Connections of an earlier generation are not reused.
     generation: AtomicU64,
-    /// The generation before which statements that are still running are given up.
+    /// Statements still running on connections of an earlier generation are given up.
     suspect: watch::Sender<u64>,
     acquired: AtomicU64,
     committed: AtomicU64,
 }
 
-/// Makes connections.
+/// Opens connections.
 #[derive(Debug)]
 pub(crate) struct Connector {
     options: PgConnectOptions,
@@ -59,7 +59,7 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// A connection that the pool does not count.
+    /// A connection outside the pool.
     pub(crate) async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let mut connection = self.options.connect().await?;
         if let Some(set) = &self.search_path {
@@ -74,7 +74,7 @@ impl managed::Manager for Connector {
     type Error = sqlx::Error;
 
     async fn create(&self) -> Result<Made, sqlx::Error> {
-        // Read before: what is found out while it connects counts for it too.
+        // Read first: distrust that arises while it connects applies to it too.
         let generation = self.trust.generation.load(Ordering::Acquire);
         Ok(Made { connection: self.connect().await?, generation })
     }
@@ -95,7 +95,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Opens one connection: an error of the settings is found now.
+    /// Opens one connection, so that wrong settings are found immediately.
     pub(crate) async fn connect(url: &str, options: &Options) -> Result<Self, Error> {
         let trust = Arc::new(Trust {
             generation: AtomicU64::new(0),
@@ -106,12 +106,12 @@ impl Pool {
         let connect: PgConnectOptions = url.parse().map_err(|_| Error::UrlMalformed)?;
         let millis = |limit: Duration| limit.as_millis().to_string();
         let connect = connect
-            // Statements are not logged, but for the slow ones; their parameters never are.
+            // Only slow statements are logged, and never their parameters.
             .log_statements(LevelFilter::Off)
             .log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT)
             .options([
                 ("statement_timeout", millis(options.statement_timeout)),
-                // A client that is gone holds no lock: its transaction is ended.
+                // A crashed client holds no lock: its transaction is ended.
                 ("idle_in_transaction_session_timeout", millis(options.statement_timeout + ANSWER_GRACE)),
                 ("tcp_keepalives_idle", "30".to_owned()),
                 ("tcp_keepalives_interval", "10".to_owned()),
@@ -136,7 +136,7 @@ impl Pool {
         Ok(pool)
     }
 
-    /// A connection, idle or new. While nobody listens, or the server starts, it is asked again until the limit.
+    /// A connection, idle or new. While the server does not listen or is starting, it retries until the timeout.
     pub(crate) async fn acquire(&self) -> Result<Lease, DbErr> {
         let end = Instant::now() + self.acquire_timeout;
         let mut backoff = Duration::from_millis(10);
@@ -161,49 +161,49 @@ impl Pool {
         }
     }
 
-    /// A connection that the pool does not count, for the probe.
+    /// A connection outside the pool, for the probe.
     pub(crate) async fn connect_apart(&self) -> Result<PgConnection, sqlx::Error> {
         self.pool.manager().connect().await
     }
 
-    /// A connection broke: the idle ones of its generation are not used again, for they most likely are as broken.
+    /// A connection broke: idle ones of its generation are not reused, since they are most likely broken too.
     fn distrust_idle(&self, generation: u64) {
         let next = generation + 1;
-        // When it differs, a newer generation has been begun already.
+        // If it differs, a newer generation has begun already.
         let _ = self.trust.generation.compare_exchange(generation, next, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// The probe's connection broke: idle ones of today are not used again.
+    /// The probe's connection broke: idle ones of the current generation are not reused.
     pub(crate) fn distrust_idle_ones(&self) {
         self.distrust_idle(self.trust.generation.load(Ordering::Acquire));
     }
 
-    /// A new connection works where an old one has fallen silent, or leads to a server that takes no writes: none of the
-    /// older ones is used again, and statements that still run on them are given up.
+    /// A new connection works where an old one is unresponsive or leads to a read-only server: older ones are not
+    /// reused, and statements still running on them are given up.
     pub(crate) fn distrust_all(&self) {
         let generation = self.trust.generation.fetch_add(1, Ordering::AcqRel) + 1;
         self.trust.suspect.send_replace(generation);
     }
 
-    /// Closes what was idle for long.
+    /// Closes connections that have been idle for long.
     pub(crate) fn shrink(&self) {
         drop(self.pool.retain(|_, metrics| metrics.last_used() < MAX_IDLE));
     }
 
-    /// Connections in use, idle ones, and how many callers ask for one.
+    /// The numbers of used and idle connections, and of waiting callers.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
         let status = self.pool.status();
         let of = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         (of(status.size.saturating_sub(status.available)), of(status.available), of(status.waiting))
     }
 
-    /// How many connections were handed out, and how many transactions committed, ever.
+    /// The total numbers of connections handed out and of transactions committed.
     pub(crate) fn progress(&self) -> (u64, u64) {
         (self.trust.acquired.load(Ordering::Relaxed), self.trust.committed.load(Ordering::Relaxed))
     }
 }
 
-/// A connection of the pool. It goes back when it is dropped, once it is in a state to.
+/// A connection of the pool. It is returned on drop, if its state allows.
 pub(crate) struct Lease {
     object: Option<Object<Connector>>,
     pool: Pool,
@@ -211,7 +211,7 @@ pub(crate) struct Lease {
     is_in_transaction: bool,
     /// A statement of the transaction failed: PostgreSQL answers its COMMIT with a rollback, and no error.
     is_aborted: bool,
-    /// A statement runs, or its caller has gone meanwhile.
+    /// A statement is running, or was cancelled.
     is_busy: bool,
 }
 
@@ -228,12 +228,13 @@ impl Lease {
         }
     }
 
-    /// For statements that take longer than a customer's may.
+    /// Sets the limit, for statements that take longer than a regular one may.
     pub(crate) fn set_limit(&mut self, limit: Duration) {
         self.limit = limit;
     }
 
-    /// Runs a statement on the connection, within the limit. A connection that breaks or falls silent is closed at once.
+    /// Runs a statement on the connection, within the limit. A connection that breaks or does not respond is closed
+    /// immediately.
     pub(crate) async fn run<T, F>(&mut self, statement: F) -> Result<T, sqlx::Error>
     where
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
@@ -246,7 +247,7 @@ impl Lease {
             answer = timeout(self.limit, statement(&mut object.connection)) => {
                 answer.unwrap_or_else(|_| Err(silent("the database did not answer in time")))
             }
-            () = given_up(suspect, generation, Instant::now() + SUSPECT_LIMIT) => Err(silent("the connection has fallen silent")),
+            () = given_up(suspect, generation, Instant::now() + SUSPECT_LIMIT) => Err(silent("the connection does not respond")),
         };
         self.is_aborted |= self.is_in_transaction && answer.is_err();
         match &answer {
@@ -282,7 +283,7 @@ impl Lease {
         self.run(move |connection| Box::pin(async move { connection.execute(sql).await.map(drop) })).await
     }
 
-    /// Closes it; its place in the pool is free at once.
+    /// Closes the connection; its slot in the pool is freed immediately.
     fn discard(&mut self, generation: u64) {
         drop(self.object.take().map(Object::take));
         self.pool.distrust_idle(generation);
@@ -302,7 +303,7 @@ impl Drop for Lease {
     }
 }
 
-/// Reads what is still to come, ends the transaction if one is open, and only then gives the connection back.
+/// Reads the pending answers, ends an open transaction, and only then returns the connection to the pool.
 async fn settle(mut object: Object<Connector>, is_in_transaction: bool) {
     let settled = timeout(SETTLE_LIMIT, async {
         object.connection.ping().await?;
@@ -316,7 +317,7 @@ async fn settle(mut object: Object<Connector>, is_in_transaction: bool) {
     }
 }
 
-/// Resolves when the connection is suspect and the statement has had its time.
+/// Resolves when the connection is suspect and the statement's time is over.
 async fn given_up(mut suspect: watch::Receiver<u64>, generation: u64, end: Instant) {
     if suspect.wait_for(|before| generation < *before).await.map(drop).is_err() {
         return std::future::pending().await;

@@ -1,5 +1,5 @@
-//! Can the database be written to? Asked on a connection of the probe's own, which no customer's load takes away, and of no
-//! table, so that one that is slow or locked makes no instance unready.
+//! Checks whether the database accepts writes. It uses its own connection, which is independent of the load, and no
+//! table, so that a slow or locked one makes no instance unready.
 
 use std::time::Duration;
 
@@ -13,39 +13,39 @@ use crate::connection::Readers;
 use crate::error::Error;
 use crate::postgres::{MAX_LIFETIME, Pool};
 
-/// How long an answer may take, and a new connection with its answer.
+/// The time limit of an answer, and of a new connection with its answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
-/// It writes itself each so many checks at least, whatever others have committed.
+/// The probe writes by itself at least once in this many checks, whatever else was committed.
 const WRITE_EVERY: u64 = 5;
 
-/// As libpq's `target_session_attrs=read-write` asks it: on a standby, and on a primary that was told to take no writes, it is on.
+/// The check of libpq's `target_session_attrs=read-write`: on for a standby, and for a primary that is set read-only.
 const IS_READ_ONLY: &str = "SELECT current_setting('transaction_read_only')::boolean";
-/// A record of the write-ahead log that nobody reads. Its commit is answered when it is durable, on a synchronous standby too.
+/// A WAL record that nothing reads. Its commit is answered when it is durable, on a synchronous standby too.
 const WRITE: &str = "SELECT pg_logical_emit_message(true, 'ordermesh', '')";
 
-/// Asks, again and again.
+/// Checks the database repeatedly.
 #[derive(Debug)]
 pub struct Probe {
     db: Database,
     connection: Option<(PgConnection, Instant)>,
-    /// Connections of before are suspect until a new one works.
+    /// Older connections are suspect until a new one works.
     suspicion: Option<Suspicion>,
-    /// As they were at the last check.
+    /// The pool's numbers at the last check.
     acquired: u64,
     committed: u64,
     checks: u64,
 }
 
-/// What the pool's connections are suspected of, because the probe's own was.
+/// What the pool's connections are suspected of, after the probe's own connection failed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Suspicion {
     Broken,
-    /// Silent, or leading to a server that takes no writes: they show it to no reader.
+    /// Unresponsive, or leading to a read-only server, which reads do not show.
     Stale,
 }
 
-/// What an answer says.
+/// The result of a check on a connection.
 enum Answer {
     Writable,
     ReadOnly,
@@ -58,10 +58,10 @@ impl Probe {
         Self { db, connection: None, suspicion: None, acquired: 0, committed: 0, checks: 0 }
     }
 
-    /// Can the database be written to, now? It takes 4 s at most.
+    /// Checks whether the database accepts writes, in at most 4 s.
     ///
     /// # Errors
-    /// It cannot: it does not answer, or takes no writes.
+    /// It does not answer, or accepts no writes.
     pub async fn check(&mut self) -> Result<(), Error> {
         match &self.db.0.reader.0 {
             Readers::Sqlite(_) => self.check_sqlite().await,
@@ -72,8 +72,8 @@ impl Probe {
         }
     }
 
-    /// How many callers have got a connection so far (on SQLite: batches that the writer has answered), and how many ask for one now. While
-    /// some ask and the first number stands still, the pool serves no caller.
+    /// How many callers have got a connection so far (on SQLite: the batches that the writer has answered), and how
+    /// many are waiting now. If some wait and the first number does not change, the pool serves no caller.
     pub fn progress(&self) -> (u64, u64) {
         match (&self.db.0.reader.0, &self.db.0.writer) {
             (Readers::Postgres(pool), _) => (pool.progress().0, pool.counts().2),
@@ -96,12 +96,12 @@ impl Probe {
         if std::mem::replace(&mut self.committed, committed) != committed {
             return Ok(());
         }
-        // BEGIN IMMEDIATE takes the lock to write, and a file that cannot be written refuses it.
+        // BEGIN IMMEDIATE takes the write lock, and fails on a file that is not writable.
         let (answered, _) = writer.progress();
         let asked = self.db.transact(|_| Box::pin(async { Ok::<_, Error>(()) }));
         match timeout(ANSWER_LIMIT, asked).await {
             Ok(done) => done,
-            // The queue is long.
+            // The queue is long, but it advances.
             Err(_) if writer.progress().0 != answered => Ok(()),
             Err(_) => Err(timed_out()),
         }
@@ -112,9 +112,9 @@ impl Probe {
         let (acquired, committed) = pool.progress();
         let has_committed = std::mem::replace(&mut self.committed, committed) != committed;
         let has_acquired = std::mem::replace(&mut self.acquired, acquired) != acquired;
-        // Commits may have had nothing to write, so that they do not stand in for the probe's own for long.
+        // Commits may have had nothing to write, so they replace the probe's own only for a while.
         let has_committed = has_committed && !self.checks.is_multiple_of(WRITE_EVERY);
-        // While callers get no connection, whether a new one can be made is the question.
+        // While callers get no connection, the question is whether a new one can be opened.
         let is_starved = pool.counts().2 > 0 && !has_acquired;
         let kept = self.connection.take().filter(|(_, made)| made.elapsed() < MAX_LIFETIME && !is_starved);
         if let Some((mut connection, made)) = kept {
@@ -162,7 +162,7 @@ fn timed_out() -> Error {
     Error::Statement(DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout))
 }
 
-/// `has_committed`: somebody else's commit has shown that it can be written to.
+/// `has_committed`: another commit has shown that the database accepts writes.
 async fn ask(connection: &mut PgConnection, has_committed: bool) -> Answer {
     let is_read_only = match connection.fetch_one(IS_READ_ONLY).await.and_then(|row| row.try_get::<bool, _>(0)) {
         Ok(is_read_only) => is_read_only,
@@ -181,7 +181,7 @@ async fn ask(connection: &mut PgConnection, has_committed: bool) -> Answer {
     }
 }
 
-/// The role may not call the function, or there is none: what the settings say has to do.
+/// The role lacks the permission for the function, or it does not exist: then the setting must suffice.
 fn is_not_allowed(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|error| error.code());
     code.is_some_and(|code| matches!(&*code, "42501" | "42883"))

@@ -1,9 +1,9 @@
-//! A change and its events are committed together, or not at all.
+//! Commits a change together with its events, or nothing.
 //!
-//! A transaction runs in a task of its own: a caller that is cut off never drops one half way. On SQLite one
-//! writer task commits what has queued up in ONE transaction, so that the cost of the commit is shared. When a piece of it is
-//! refused, the whole is rolled back and run again with a savepoint for each piece, so that only the refused one is undone:
-//! refusals are rare, and savepoints cost two statements a piece. On PostgreSQL each piece is a transaction.
+//! A transaction runs in its own task, so a cancelled caller never drops one half way. On SQLite one writer task
+//! commits the queued pieces of work in ONE transaction, which shares the cost of the commit. If a piece fails, the
+//! whole is rolled back and run again with a savepoint for each piece, so that only the failed one is undone: failures
+//! are rare, and savepoints cost two statements per piece. On PostgreSQL each piece is a transaction.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,11 +28,11 @@ use crate::outbox;
 
 /// The most pieces that the SQLite writer commits in one transaction.
 const MAX_BATCH: usize = 64;
-/// The most pieces that wait for the SQLite writer; a further one waits for its place.
+/// The length of the SQLite writer's queue; further callers wait for a slot.
 const MAX_QUEUE: usize = 4_096;
-/// How often a transaction is tried when the database is busy, or takes it for a deadlock's victim.
+/// How often a transaction is tried when the database is busy or reports a deadlock.
 const MAX_TRIES: u32 = 10;
-/// How often when connections break, or lead to a server that takes no writes.
+/// How often it is tried when connections break or lead to a read-only server.
 const MAX_BROKEN: u32 = 3;
 
 /// An open transaction.
@@ -52,13 +52,13 @@ impl Tx {
         Self { conn, events: Mutex::default() }
     }
 
-    /// The connection that the transaction is open on.
+    /// The connection of the transaction.
     pub fn conn(&self) -> &TxConnection {
         &self.conn
     }
 
-    /// Writes the operation's event in this transaction, and takes its slot once that is committed. Does nothing when
-    /// the operation is no event, or its slot is taken.
+    /// Writes the operation's event in this transaction, and claims its slot once that is committed. Does nothing if
+    /// the operation has no event, or its slot is claimed.
     pub fn emit(&self, operation: &Operation, outcome: &Outcome) {
         if let Some(event) = operation.event(outcome) {
             self.push(Some(operation.clone()), event);
@@ -76,17 +76,17 @@ impl Tx {
 
 type Events = Vec<(Option<Operation>, TraceEvent)>;
 
-/// A piece of work with its types hidden, so that pieces of all kinds share a batch.
+/// A piece of work with its types erased, so that pieces of all kinds share a batch.
 trait Piece: Send {
-    /// Runs the work; `Err` means that it is to be rolled back.
+    /// Runs the work; `Err`: roll it back.
     fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, Result<(), ()>>;
-    /// Is what it came to worth another try?
+    /// Whether its result is worth a retry.
     fn is_transient(&self) -> bool;
-    /// Did its connection break before anything was committed?
+    /// Whether its connection broke before anything was committed.
     fn is_broken(&self) -> bool;
-    /// Its commit, or the transaction around it, failed.
+    /// Sets the error of its commit or of the transaction around it.
     fn fail(&mut self, error: Error);
-    /// Answers the caller.
+    /// Sends the result to the caller.
     fn answer(self: Box<Self>);
 }
 
@@ -125,17 +125,17 @@ where
     }
 
     fn answer(self: Box<Self>) {
-        // A caller that has gone does not need an answer; the work is committed all the same.
+        // A cancelled caller needs no answer; the work is committed anyway.
         let _ = self.answer.send(self.result.unwrap_or_else(|| Err(Error::Closed.into())));
     }
 }
 
 impl Database {
-    /// Runs `work` in a transaction and commits it, with the events it emitted, when it answers `Ok`; rolls it back
-    /// otherwise. `work` may be run again when the database was busy: it must do nothing but use the transaction.
+    /// Runs `work` in a transaction; if it returns `Ok`, commits it with the events that it emitted, otherwise rolls it
+    /// back. `work` may run again if the database was busy: it must only use the transaction.
     ///
     /// # Errors
-    /// What `work` answered; or the database's error, when beginning or committing failed.
+    /// The error of `work`, or the database's error if beginning or committing failed.
     pub async fn transact<T, E, F>(&self, work: F) -> Result<T, E>
     where
         T: Send + 'static,
@@ -169,7 +169,7 @@ impl Database {
     }
 }
 
-/// PostgreSQL: a piece is a transaction. Until its commit is asked for nothing has happened, and it may be run again.
+/// PostgreSQL: a piece is a transaction. Before its commit is sent nothing has happened, and it may run again.
 async fn run_alone(db: &Database, mut piece: Box<dyn Piece>) {
     let mut broken = 0;
     for attempt in 1..=MAX_TRIES {
@@ -209,11 +209,11 @@ async fn run_alone(db: &Database, mut piece: Box<dyn Piece>) {
 
 /// Why a transaction was not committed.
 enum Undone {
-    /// The work itself refused, and holds its reason.
+    /// The work itself failed, and holds its error.
     Refused,
-    /// The database did, before the commit.
+    /// The database failed before the commit.
     Before(Error),
-    /// The database did, or did not answer: it may be committed.
+    /// The commit failed or was not answered: the outcome is in doubt.
     Committing(Error),
 }
 
@@ -250,7 +250,7 @@ struct Job {
     queued: Instant,
 }
 
-/// SQLite's one writer.
+/// SQLite's single writer.
 #[derive(Clone)]
 pub(crate) struct Writer {
     queue: mpsc::Sender<Job>,
@@ -259,9 +259,9 @@ pub(crate) struct Writer {
 
 #[derive(Default)]
 struct Counts {
-    /// Batches, whatever came of them.
+    /// Batches, whatever their outcome.
     answered: AtomicU64,
-    /// Those that the database has taken.
+    /// Batches that were committed.
     committed: AtomicU64,
 }
 
@@ -281,13 +281,13 @@ impl Writer {
         Self { queue, counts }
     }
 
-    /// How many batches it has answered, and how many pieces are queued.
+    /// The numbers of batches answered and of pieces queued.
     pub(crate) fn progress(&self) -> (u64, u64) {
         let queued = self.queue.max_capacity() - self.queue.capacity();
         (self.counts.answered.load(Ordering::Relaxed), u64::try_from(queued).unwrap_or(u64::MAX))
     }
 
-    /// How many batches the database has taken.
+    /// The number of batches committed.
     pub(crate) fn committed(&self) -> u64 {
         self.counts.committed.load(Ordering::Relaxed)
     }
@@ -324,7 +324,7 @@ async fn run_batch(pool: &DatabaseConnection, mut batch: Vec<Job>, counts: &Coun
     }
 }
 
-/// Commits the pieces that succeed; answers their events, and the pieces to be tried again.
+/// Commits the pieces that succeed; returns their events, and the pieces to be retried.
 async fn try_batch(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
     match try_together(pool, batch).await? {
         Some(events) => Ok((events, Vec::new())),
@@ -344,7 +344,7 @@ async fn begin(pool: &DatabaseConnection) -> Result<DatabaseTransaction, Error> 
     Ok(pool.begin_with_options(options).await?)
 }
 
-/// All or none: `None` when a piece was refused, and everything is undone.
+/// All or nothing: `None` if a piece failed and everything was rolled back.
 async fn try_together(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<Option<Events>, Error> {
     let tx = Tx::new(TxConnection(Open::Sqlite(begin(pool).await?)));
     for job in batch.iter_mut() {
@@ -358,7 +358,7 @@ async fn try_together(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<Op
     Ok(Some(events))
 }
 
-/// Each piece in a savepoint of its own.
+/// Runs each piece in its own savepoint.
 async fn try_apart(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
     let outer = begin(pool).await?;
     let mut events = Events::new();
@@ -385,7 +385,7 @@ async fn finish(conn: TxConnection, events: &Events) -> Result<(), Error> {
     commit(conn, events).await
 }
 
-/// A commit whose answer is lost may have happened, and its events with it: their operations write no other.
+/// The commit's outcome may be in doubt, and that of its events too: their operations write no other event.
 async fn commit(conn: TxConnection, events: &Events) -> Result<(), Error> {
     let Err(error) = conn.commit().await else { return Ok(()) };
     let error = Error::from(error);
@@ -395,7 +395,7 @@ async fn commit(conn: TxConnection, events: &Events) -> Result<(), Error> {
     Err(error)
 }
 
-/// The same error for each piece of a batch.
+/// The same error, for each piece of a batch.
 fn copy(error: &Arc<Error>) -> Error {
     match &**error {
         Error::Statement(inner) => Error::Statement(inner.clone()),

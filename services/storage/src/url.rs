@@ -1,28 +1,29 @@
-//! URLs of SQLite files. A path is percent-encoded in a URL (RFC 3986): whatever it contains, the URL leads to it alone.
+//! URLs of SQLite files. A path is percent-encoded in a URL (RFC 3986), so that any path has a URL that leads only to
+//! it.
 
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-/// What stands for itself in a path: RFC 3986's unreserved characters, and the slash.
+/// The characters that are not encoded in a path: RFC 3986's unreserved characters, and the slash.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_').remove(b'~');
 
 /// The URL of a file.
 pub fn sqlite_url(file: &Path) -> String {
     let path = file.as_os_str().as_encoded_bytes();
-    // SQLite takes a name that begins so for a URI of its own.
+    // SQLite would take a name with this prefix for a URI.
     let here = if path.starts_with(b"file:") { "./" } else { "" };
     let encoded = percent_encode(path, ENCODED).to_string();
-    // Two slashes at the start would be taken for the URL's.
+    // Two slashes at the start would be taken for those of the URL.
     match encoded.strip_prefix("//") {
         Some(rest) => format!("sqlite://%2F%2F{rest}"),
         None => format!("sqlite://{here}{encoded}"),
     }
 }
 
-/// What a URL of a SQLite database is made of, read as the driver reads it.
+/// The parts of a SQLite URL, read as the driver reads it.
 pub(crate) struct SqliteUrl<'a> {
-    /// `None` in memory, and for a path that is not UTF-8, which the driver does not take.
+    /// `None` in memory, and for a path that is not UTF-8, which the driver rejects.
     pub(crate) file: Option<PathBuf>,
     parameters: Option<&'a str>,
 }
@@ -40,7 +41,8 @@ impl<'a> SqliteUrl<'a> {
         Self { file: (!is_in_memory).then(decoded).flatten(), parameters }
     }
 
-    /// The same in the one form that every reader of it takes: sea-orm's panics at a blank in the first folder's name.
+    /// The same URL in the one form that all its readers accept: sea-orm's panics at a blank in the first folder's
+    /// name.
     pub(crate) fn encoded(&self) -> Option<String> {
         let url = sqlite_url(self.file.as_deref()?);
         Some(match self.parameters {
@@ -55,7 +57,7 @@ mod tests {
     use super::*;
     use crate::{Database, Options, check_url};
 
-    /// Names that mean something else in a URL, a LIKE, a shell or to SQLite.
+    /// Names with a special meaning in a URL, a LIKE, a shell or to SQLite.
     const NAMES: [&str; 22] = [
         "plain",
         "p%2Fq",
@@ -82,7 +84,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_path_has_a_url_that_leads_back_to_it() {
+    fn every_path_is_recovered_from_its_url() {
         for name in NAMES {
             for path in
                 [format!("/{name}/order.db"), format!("{name}/order.db"), format!("//{name}/x"), name.to_owned()]
@@ -92,7 +94,7 @@ mod tests {
                 let read = SqliteUrl::parse(&url);
                 let expected = if path.starts_with("file:") { format!("./{path}") } else { path.clone() };
                 assert_eq!(read.file.as_deref(), Some(Path::new(&expected)), "{url}");
-                let options: sea_orm::sqlx::sqlite::SqliteConnectOptions = url.parse().expect("the driver's");
+                let options: sea_orm::sqlx::sqlite::SqliteConnectOptions = url.parse().expect("accepted by the driver");
                 assert_eq!(options.get_filename(), Path::new(&expected), "{url}");
                 assert_eq!(read.encoded(), Some(url));
             }
@@ -102,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_memory_has_no_file() {
+    fn an_in_memory_database_has_no_file() {
         for url in
             ["sqlite::memory:", "sqlite://:memory:", "sqlite://x?mode=memory", "sqlite://x?cache=shared&mode=memory"]
         {
@@ -113,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_of_any_name_gets_its_database_and_no_other_folder_does() {
+    async fn a_database_is_created_in_exactly_its_folder_whatever_its_name() {
         let root = tempfile::tempdir().expect("a folder");
         for (number, name) in NAMES.into_iter().enumerate() {
             let parent = root.path().join(number.to_string());
@@ -128,10 +130,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_url_with_a_blank_in_its_first_folder_is_no_panic() {
+    async fn a_url_with_a_blank_in_its_first_folder_does_not_panic() {
         let root = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}/a b/order.db", root.path().display());
-        Database::connect(&url, &Options::default()).await.expect("it is opened");
+        Database::connect(&url, &Options::default()).await.expect("it opens");
         assert!(root.path().join("a b/order.db").exists());
         // Relative: the folder's name is where a URL has its host.
         assert!(SqliteUrl::parse("sqlite://a b/order.db").encoded().is_some_and(|url| !url.contains(' ')));

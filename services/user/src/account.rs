@@ -5,17 +5,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::password::{Password, PasswordHash};
 
-/// What a person may do.
+/// A person's role.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
-    /// Orders for themselves.
+    /// Places orders.
     Customer,
     /// Runs the platform.
     Operator,
 }
 
 impl Role {
-    /// As it is stored, and as access tokens say it.
+    /// The name in the database and in access tokens.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Customer => "customer",
@@ -28,7 +28,7 @@ impl Role {
     }
 }
 
-/// Where orders go by default.
+/// The default delivery address.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) struct Address {
     pub(crate) recipient: String,
@@ -38,7 +38,7 @@ pub(crate) struct Address {
     pub(crate) country_code: String,
 }
 
-/// What others see of an account.
+/// The part of an account that its owner sees.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Profile {
     pub(crate) user_id: UserId,
@@ -53,7 +53,7 @@ pub(crate) struct Profile {
     pub(crate) updated: Timestamp,
 }
 
-/// The command that made an account.
+/// The command that created an account.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Origin {
     pub(crate) request_id: RequestId,
@@ -66,11 +66,11 @@ pub(crate) struct Origin {
 pub(crate) struct Account {
     pub(crate) profile: Profile,
     pub(crate) password_hash: PasswordHash,
-    /// An operator's account has none.
+    /// `None` for an operator's account.
     pub(crate) origin: Option<Origin>,
 }
 
-/// Asks for an account.
+/// A request for an account.
 #[derive(Clone, Debug)]
 pub(crate) struct Registration {
     pub(crate) request_id: RequestId,
@@ -79,18 +79,18 @@ pub(crate) struct Registration {
     pub(crate) display_name: String,
 }
 
-/// What a change sets: `None` leaves a field as it is, `Some(None)` clears it.
+/// A profile update: `None` leaves a field as it is, `Some(None)` clears it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct ProfileChange {
     pub(crate) display_name: Option<String>,
     pub(crate) phone: Option<Option<String>>,
     pub(crate) address: Option<Option<Address>>,
-    /// The account's e-mail, as the caller knows it: another one is a change that is not made here.
+    /// The account's e-mail as the caller knows it; it must be equal, since it cannot be changed here.
     pub(crate) known_email: Option<String>,
 }
 
 impl ProfileChange {
-    /// The fields that it sets, by their names in the contract.
+    /// The fields to set, by their names in the contract.
     pub(crate) fn fields(&self) -> Vec<&'static str> {
         let all = [
             ("display_name", self.display_name.is_some()),

@@ -1,27 +1,27 @@
-//! The sessions that are open, as `ordermesh verify` reads them.
+//! The open sessions, as read by `ordermesh verify`.
 
 use kernel::{SessionId, Timestamp, UserId};
 use storage::{Database, Error};
 
 use crate::store::Store;
 
-/// A session that a log-in has opened, and that has not ended.
+/// An open session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AuditedSession {
     /// Its id: also the attribute `session.id` of its log-in's event.
     pub id: SessionId,
-    /// Whose it is.
+    /// Its owner.
     pub user: UserId,
     /// When it was opened.
     pub created: Timestamp,
 }
 
-/// The sessions. Clones share their connections.
+/// The open sessions. Clones share their connections.
 #[derive(Clone, Debug)]
 pub struct Sessions(Store);
 
 impl Sessions {
-    /// In a database whose schema is up to date.
+    /// Reads from a database whose schema is up to date.
     pub fn new(db: Database) -> Self {
         Self(Store::new(db))
     }
@@ -29,7 +29,7 @@ impl Sessions {
     /// A page of all sessions, by id: those after `after`.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn page(&self, after: Option<SessionId>, limit: u64) -> Result<Vec<AuditedSession>, Error> {
         self.0.sessions(after, limit).await
     }

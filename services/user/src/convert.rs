@@ -1,4 +1,4 @@
-//! Messages to values and back; every rule about a field.
+//! From messages to values and back, with all rules of the fields.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -16,13 +16,13 @@ use crate::password::{MAX_PASSWORD_BYTES, MIN_PASSWORD_CHARS, Password};
 use crate::session::RefreshToken;
 use crate::users::{Person, Tokens, Whose};
 
-/// Of ended sessions, in a page.
+/// Ended sessions per page.
 const DEFAULT_PAGE: u32 = 1_000;
 const MAX_PAGE: u32 = 10_000;
 /// In characters (code points).
 const MAX_DISPLAY_NAME: usize = 100;
 
-/// The person who calls.
+/// The authenticated person who is calling.
 pub(crate) fn person(extensions: &tonic::Extensions) -> Result<Person, Error> {
     match mesh::caller(extensions) {
         Caller::Person { user_id, role, session_id, .. } => Ok(Person {
@@ -37,7 +37,7 @@ pub(crate) fn person(extensions: &tonic::Extensions) -> Result<Person, Error> {
     }
 }
 
-/// Where the call comes from.
+/// The client's address.
 pub(crate) fn address_of(extensions: &tonic::Extensions) -> IpAddr {
     mesh::peer(extensions).map_or(Ipv4Addr::UNSPECIFIED.into(), |peer| peer.ip())
 }
@@ -73,7 +73,7 @@ pub(crate) fn password_change(request: pb::ChangePasswordRequest) -> Result<(Pas
     fields.finish(current.zip(new))
 }
 
-/// A password that is to be set. Controls are refused, NUL among them, and with it what bcrypt might end at (RFC 8265, 4.2.2).
+/// A new password. Control characters are rejected, among them NUL, at which bcrypt might end (RFC 8265, 4.2.2).
 pub(crate) fn new_password(fields: &mut Fields, field: &str, text: &str) -> Option<Password> {
     let password = Password::new(text);
     if text.chars().any(char::is_control) {
@@ -88,7 +88,8 @@ pub(crate) fn new_password(fields: &mut Fields, field: &str, text: &str) -> Opti
     None
 }
 
-/// A password that is to be checked: a short one is wrong, which is not told here, and so is one that breaks today's rules.
+/// A password to check. A short one is wrong, but that is not revealed here; the same applies to one that breaks newer
+/// rules.
 fn given_password(fields: &mut Fields, field: &str, text: &str) -> Option<Password> {
     let password = Password::new(text);
     if text.is_empty() {
@@ -106,7 +107,7 @@ fn too_long(fields: &mut Fields, field: &str) {
     fields.refuse(field, "PASSWORD_TOO_LONG", description);
 }
 
-/// Whose sessions are to end.
+/// The person whose sessions are to end.
 pub(crate) fn whose(request: pb::EndSessionsRequest) -> Result<Whose, Invalid> {
     use pb::end_sessions_request::Person as Named;
 
@@ -122,7 +123,7 @@ pub(crate) fn whose(request: pb::EndSessionsRequest) -> Result<Whose, Invalid> {
     fields.finish(whose)
 }
 
-/// Which page of the ended sessions.
+/// The requested page of ended sessions.
 pub(crate) struct EndedSessions {
     pub(crate) token: PageToken<SessionId>,
     pub(crate) page_size: u32,
@@ -140,29 +141,25 @@ impl TryFrom<pb::ListEndedSessionsRequest> for EndedSessions {
     }
 }
 
-/// A refresh token, ours by its form.
+/// A refresh token of a valid form.
 pub(crate) fn refresh_token(text: &str) -> Result<RefreshToken, Invalid> {
     let mut fields = Fields::default();
     let token = RefreshToken::parse(text);
     if text.is_empty() {
         fields.refuse("refresh_token", "REQUIRED", "is required");
     } else if token.is_none() {
-        fields.refuse(
-            "refresh_token",
-            "INVALID_REFRESH_TOKEN",
-            "not a refresh token that Login or RefreshSession gave",
-        );
+        fields.refuse("refresh_token", "INVALID_REFRESH_TOKEN", "not a refresh token of Login or RefreshSession");
     }
     fields.finish(token)
 }
 
 /// The fields of a profile that can be changed.
 const CHANGEABLE: [&str; 3] = ["display_name", "phone", "address"];
-/// Those that the service sets: in a request they are ignored, in a mask too (AIP-203).
+/// The fields that the service sets: in a request they are ignored, also in a mask (AIP-203).
 const OUTPUT_ONLY: [&str; 4] = ["user_id", "role", "create_time", "update_time"];
 
-/// What a change of a profile sets, by AIP-134: the fields that the mask names, all of them when it is `*`, and without a
-/// mask those that are there.
+/// The fields that a profile update sets, by AIP-134: those named by the mask, all of them if it is `*`, and without a
+/// mask those that are present.
 pub(crate) fn profile_change(request: pb::UpdateProfileRequest) -> Result<ProfileChange, Invalid> {
     let mut fields = Fields::default();
     let Some(profile) = request.profile else {

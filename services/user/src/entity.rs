@@ -19,7 +19,7 @@ pub(crate) mod account {
         pub(crate) role: String,
         pub(crate) create_time: i64,
         pub(crate) update_time: i64,
-        /// Of the Register that made it; an operator's account has none.
+        /// Of the Register call; an operator's account has none.
         pub(crate) request_id: Option<Uuid>,
         pub(crate) request_fingerprint: Option<String>,
     }
@@ -47,11 +47,11 @@ pub(crate) mod session {
         #[sea_orm(primary_key, auto_increment = false)]
         pub(crate) session_id: Uuid,
         pub(crate) user_id: Uuid,
-        /// SHA-256 of what all refresh tokens of the session have in common.
+        /// SHA-256 of the part that all refresh tokens of the session share.
         pub(crate) family_hash: String,
-        /// SHA-256 of the newest refresh token; of all of them, separated by spaces, when one turn gave several.
+        /// SHA-256 of the newest refresh token; if one turn gave several, of each of them, separated by spaces.
         pub(crate) newest_hash: String,
-        /// SHA-256 of those before it, and until when it is accepted.
+        /// SHA-256 of the previous ones, and until when they are accepted.
         pub(crate) previous_hash: Option<String>,
         pub(crate) previous_until: Option<i64>,
         pub(crate) create_time: i64,
@@ -64,7 +64,7 @@ pub(crate) mod session {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// Until when access tokens that a session was given may be shown. Outlives the session.
+/// When the access tokens issued to a session expire. Outlives the session.
 pub(crate) mod issued_access {
     use sea_orm::entity::prelude::*;
 
@@ -74,7 +74,7 @@ pub(crate) mod issued_access {
         #[sea_orm(primary_key, auto_increment = false)]
         pub(crate) session_id: Uuid,
         pub(crate) user_id: Uuid,
-        /// What the tokens say: of one session all the same.
+        /// The role in the tokens: the same for all tokens of a session.
         pub(crate) role: String,
         pub(crate) expire_time: i64,
     }

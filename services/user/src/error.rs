@@ -1,29 +1,30 @@
-//! Why a call is refused. The reasons are public: clients act on them.
+//! Why a call is rejected. The reasons are public: clients depend on them.
 
 use std::time::Duration;
 
 use mesh::{Kind, Refusal, Violation};
 use telemetry::ErrorClass;
 
-/// Why a call is refused.
+/// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Fields that break the rules: all of them.
+    /// Fields break the rules; lists all of them.
     #[error(transparent)]
     Invalid(#[from] chassis::Invalid),
-    /// No such account, or not its password: nobody learns which.
+    /// No such account, or a wrong password: the answer does not reveal which.
     #[error("the e-mail or the password is wrong")]
     InvalidCredentials,
-    /// Too many failed log-ins to this account from this address; or more at once than the processors can check.
+    /// Too many failed log-ins to this account from this address, or more concurrent ones than the processors can
+    /// check.
     #[error("too many log-ins")]
     TooManyLogins {
-        /// When it is worth another try.
+        /// When to retry.
         retry_after: Duration,
     },
-    /// More passwords to hash than the processors can, or too many wrong ones under one request id.
+    /// More passwords than the processors can hash, or too many wrong ones under one request id.
     #[error("too many requests")]
     TooManyRequests {
-        /// When it is worth another try.
+        /// When to retry.
         retry_after: Duration,
     },
     /// Another account has the e-mail.
@@ -32,28 +33,28 @@ pub enum Error {
     /// The request id belongs to another command.
     #[error("the request id was used for another command")]
     RequestIdReused,
-    /// The refresh token's session has ended, or never was.
+    /// The refresh token's session has ended or never existed.
     #[error("the session has ended: log in again")]
     SessionEnded,
-    /// The token's account is gone.
+    /// The token's account no longer exists.
     #[error("there is no such account")]
     AccountNotFound,
-    /// The policy table lets only persons in: it does not agree with this service.
+    /// The policy table admits only persons: it disagrees with this service.
     #[error("the call needs a person's access token")]
     NotAPerson,
-    /// The database.
+    /// The database failed.
     #[error("the user store failed")]
     Storage(#[from] storage::Error),
     /// A stored hash cannot be read, or the cost is out of range.
     #[error("a password could not be hashed")]
     Hash(#[source] bcrypt::BcryptError),
-    /// The work panicked.
+    /// The task panicked.
     #[error("a password's worker panicked")]
     Worker(#[source] tokio::task::JoinError),
-    /// The token could not be made.
+    /// Signing the token failed.
     #[error("an access token could not be signed")]
     Sign(#[source] jsonwebtoken::errors::Error),
-    /// There is no key to sign with.
+    /// There is no signing key.
     #[error("there is no signing key")]
     NoSigningKey,
 }
@@ -122,7 +123,7 @@ impl storage::Failure for Error {
     }
 }
 
-/// The answer to a refused call; the domain is `user.ordermesh`.
+/// The status of a rejected call; the domain is `user.ordermesh`.
 pub(crate) fn status(error: Error) -> tonic::Status {
     mesh::status("user", &error)
 }

@@ -1,14 +1,15 @@
 //! The User Service: accounts, passwords, sessions, and the keys that sign access tokens.
 //!
 //! # Layout
-//! - [`Config`] and [`run`]: from settings to a running service
+//! - [`Config`] and [`run`]: settings and start-up
 //! - `service`, `convert`: the calls (decode, act, encode) and the rules of their fields
-//! - `users`: what the service does; start reading here
-//! - `account`, `password`, `places`, `session`, `token`, `keys`, `throttle`, `operator`: the domain, a file per idea
+//! - `users`: the use cases; start reading here
+//! - `account`, `password`, `places`, `session`, `token`, `keys`, `throttle`, `operator`: the domain, one file per
+//!   concept
 //! - `store`, `entity`, `migration`: the tables
-//! - [`error`]: why a call is refused
+//! - [`error`]: why a call is rejected
 //!
-//! It needs nothing of the other services: there is no `ports`.
+//! It depends on no other service, so there is no `ports`.
 
 mod account;
 pub mod audit;
@@ -51,53 +52,53 @@ use crate::store::Store;
 use crate::throttle::{Limits, Throttle};
 use crate::users::{Lifetimes, Users};
 
-/// How often sessions that have ended by time are deleted, and how many at once.
+/// How often expired sessions are deleted, and how many per batch.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
 const SWEEP_BATCH: u32 = 1_000;
 
 /// The User Service's settings.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Config {
-    /// What every service can be told.
+    /// The settings common to all services.
     #[command(flatten)]
     pub common: chassis::Settings,
-    /// bcrypt's cost: 2 to the power of it rounds; 12 takes about 0.3 s of a processor
+    /// bcrypt cost: 2 to the power of it rounds; 12 takes about 0.3 s of a processor
     #[arg(long, env = "ORDERMESH_USER_BCRYPT_COST", default_value_t = 12, value_parser = clap::value_parser!(u32).range(4..=20), value_name = "COST")]
     pub bcrypt_cost: u32,
-    /// Most passwords that wait for a processor; when it is full, the address with the most in it loses its newest
+    /// Maximum passwords waiting for a processor; when the queue is full, the newest one of the address with the most waiting is rejected
     #[arg(long, env = "ORDERMESH_USER_BCRYPT_QUEUE", default_value_t = 64, value_name = "COUNT")]
     pub bcrypt_queue: u16,
-    /// Log-ins to an account from an address that may fail in a row, and that may be under way at once
+    /// Burst of failed log-ins per account and address; also the limit of concurrent log-ins
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures: u32,
-    /// How long it takes after that until one more is let pass
+    /// How long it takes after a burst until one more log-in is admitted
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURE_INTERVAL", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub login_failure_interval: Duration,
-    /// Most pairs of account and address whose failures are remembered
+    /// Maximum pairs of account and address whose failures are remembered
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES_REMEMBERED", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures_remembered: u32,
-    /// How often one caller may try to log in, and to change a password, for example 20/s, 100/m [default: as often as he likes]
+    /// Rate limit per caller for log-ins and for password changes, for example 20/s, 100/m [default: unlimited]
     #[arg(long, env = "ORDERMESH_USER_LOGIN_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub login_quota: Option<Quota>,
-    /// How often one caller may register an account [default: as often as he likes]
+    /// Rate limit per caller for registrations [default: unlimited]
     #[arg(long, env = "ORDERMESH_USER_REGISTER_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub register_quota: Option<Quota>,
-    /// How long an access token lives
+    /// Lifetime of an access token
     #[arg(long, env = "ORDERMESH_USER_ACCESS_TOKEN_LIFETIME", default_value = "15m", value_parser = duration, value_name = "DURATION")]
     pub access_token_lifetime: Duration,
-    /// How long a session lives
+    /// Lifetime of a session
     #[arg(long, env = "ORDERMESH_USER_SESSION_LIFETIME", default_value = "30d", value_parser = duration, value_name = "DURATION")]
     pub session_lifetime: Duration,
-    /// How long the refresh token before the newest is still accepted, as often as it is used
+    /// How long the previous refresh token is still accepted, any number of times
     #[arg(long, env = "ORDERMESH_USER_REFRESH_GRACE", default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub refresh_grace: Duration,
-    /// Folder of the keys that sign access tokens: SECONDS.pem (unix time of its making), Ed25519 in PKCS#8 [default: DATA_DIR/keys]
+    /// Folder of the keys that sign access tokens: SECONDS.pem (Unix time of creation), Ed25519 in PKCS#8 [default: DATA_DIR/keys]
     #[arg(long, env = "ORDERMESH_USER_KEYS_DIR", value_name = "DIR")]
     pub keys_dir: Option<PathBuf>,
-    /// Make the first key when there is none [default: true on SQLite, false on PostgreSQL]
+    /// Generate the first key if there is none [default: true on SQLite, false on PostgreSQL]
     #[arg(long, env = "ORDERMESH_USER_GENERATE_KEYS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub generate_keys: Option<bool>,
-    /// File with the line `EMAIL PASSWORD`: an operator's account that is made at start when it is missing
+    /// File with the line `EMAIL PASSWORD`: an operator's account that is created at startup if it is missing
     #[arg(long, env = "ORDERMESH_USER_BOOTSTRAP_OPERATOR_FILE", value_name = "FILE")]
     pub bootstrap_operator_file: Option<PathBuf>,
 }
@@ -120,7 +121,8 @@ impl Config {
         }
     }
 
-    /// Per caller and instance: behind a load balancer that keeps no addresses, all who are not logged in are one.
+    /// Per caller and instance. Behind a load balancer that hides client addresses, all anonymous callers are one
+    /// caller.
     fn rate_limits(&self) -> Vec<(&'static str, Quota)> {
         let login = self.login_quota.map(|quota| ("/user.v1.UserService/Login", quota));
         let change = self.login_quota.map(|quota| ("/user.v1.UserService/ChangePassword", quota));
@@ -137,10 +139,10 @@ impl Config {
     }
 }
 
-/// Serves until told to stop.
+/// Serves until shutdown is requested.
 ///
 /// # Errors
-/// A database, signing keys or an operator's file that cannot be used; or the listener broke.
+/// The database, the signing keys or the operator's file cannot be used, or the listener failed.
 pub async fn run(
     config: Config,
     listener: TcpListener,
@@ -180,11 +182,11 @@ pub async fn run(
     chassis.serve(served, listener, admin).await
 }
 
-/// Makes an operator's account in the database of these settings, whose schema is brought up to date. For
-/// `ordermesh operator create`: no call makes an operator.
+/// Creates an operator's account in the database of these settings, after migrating its schema. For `ordermesh operator
+/// create`: no call creates an operator.
 ///
 /// # Errors
-/// An e-mail or a password that breaks the rules; an e-mail that is taken; the database.
+/// The e-mail or the password breaks the rules, the e-mail is taken, or the database failed.
 pub async fn create_operator(config: &Config, email: &str, password: &str) -> Result<UserId, Error> {
     let credentials = Credentials::checked(email, password)?;
     let db = chassis::open_database("user", &config.common, migration::MIGRATIONS).await?;
@@ -200,7 +202,7 @@ async fn open_keys(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<KeyStor
     opened.map(Arc::new).map_err(|error| chassis::Error::Setting(told(&error)))
 }
 
-/// Deletes sessions that have ended by time.
+/// Deletes expired sessions.
 async fn sweep(store: Store, clock: Arc<dyn Clock>, stop: CancellationToken) {
     while tokio::time::timeout(SWEEP_INTERVAL, stop.cancelled()).await.is_err() {
         loop {
@@ -208,7 +210,7 @@ async fn sweep(store: Store, clock: Arc<dyn Clock>, stop: CancellationToken) {
                 Ok(deleted) if deleted == u64::from(SWEEP_BATCH) && !stop.is_cancelled() => {}
                 Ok(_) => break,
                 Err(error) => {
-                    tracing::warn!(target: "ordermesh", "ended sessions could not be deleted: {}", told(&error));
+                    tracing::warn!(target: "ordermesh", "expired sessions could not be deleted: {}", told(&error));
                     break;
                 }
             }
@@ -216,7 +218,7 @@ async fn sweep(store: Store, clock: Arc<dyn Clock>, stop: CancellationToken) {
     }
 }
 
-/// An error and what it came from.
+/// An error with the chain of its sources.
 fn told(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,8 +1,8 @@
-//! The schema's steps. They only add: see `storage::migrate`.
+//! The schema's migrations. They only add: see `storage::migrate`.
 
 use storage::Migration;
 
-/// The schema, step by step, oldest first.
+/// The migrations, oldest first.
 pub const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 1,
@@ -19,7 +19,8 @@ pub const MIGRATIONS: &[Migration] = &[
         ],
         postgres: &[],
     },
-    // Empty at first: a session of an earlier release gets its row when it is refreshed, within an access token's lifetime.
+    // Empty at first: a session of an earlier release gets its row at its next refresh, within an access token's
+    // lifetime.
     Migration {
         version: 2,
         name: "create issued_access",

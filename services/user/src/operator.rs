@@ -1,4 +1,4 @@
-//! Operators' accounts. No call makes one: the program does, or a file that the first start reads.
+//! Operators' accounts. No call creates one: they are created by a command or, at the first start, from a file.
 
 use std::fmt;
 use std::future::Future;
@@ -18,44 +18,44 @@ use crate::password::{Password, Passwords};
 use crate::places::Share;
 use crate::store::{Inserted, Store};
 
-/// The operation that makes an operator's account.
+/// The operation that creates an operator's account.
 pub(crate) const CREATE: &str = "operator.create";
 const DISPLAY_NAME: &str = "Operator";
 
-/// Who is to be an operator.
+/// The credentials of a new operator.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
     pub(crate) email: String,
     pub(crate) password: Password,
 }
 
-/// Why the file does not say who is to be an operator.
+/// Why the operator's file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
     /// It cannot be read.
     #[error("the operator's file {path} cannot be read")]
     Read {
-        /// Which one.
+        /// The path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// Somebody else may read or change it.
+    /// Another user can read or change it.
     #[error("the operator's file cannot be used")]
     Exposed(#[from] storage::ownership::Exposed),
-    /// It says something else.
+    /// It does not have the expected form.
     #[error("the operator's file {path} must hold one line, as in `operator@example.com PASSWORD`")]
     Form {
-        /// Which one.
+        /// The path.
         path: PathBuf,
     },
     /// The e-mail or the password breaks the rules.
     #[error("the operator's file {path} breaks a rule")]
     Rule {
-        /// Which one.
+        /// The path.
         path: PathBuf,
-        /// Which rule.
+        /// The violations.
         #[source]
         source: chassis::Invalid,
     },
@@ -65,7 +65,8 @@ impl Credentials {
     /// Checks the rules of Register.
     pub(crate) fn checked(email: &str, password: &str) -> Result<Self, chassis::Invalid> {
         let mut fields = Fields::default();
-        // Read at every start: a file that an earlier release took must not keep the service from starting.
+        // It is read at every start, and a file that an earlier release accepted must not prevent the service from
+        // starting.
         let email = fields.known_email("email", email);
         let password = convert::new_password(&mut fields, "password", password);
         fields.finish(email.zip(password)).map(|(email, password)| Self { email, password })
@@ -83,7 +84,7 @@ impl Credentials {
     }
 }
 
-/// Makes an operator's account.
+/// Creates an operator's account.
 pub(crate) async fn create(
     store: &Store,
     passwords: &Passwords,
@@ -119,7 +120,7 @@ pub(crate) async fn create(
     }
 }
 
-/// The operator of the first start, whose account is made while the service already serves.
+/// The bootstrap operator, whose account is created while the service already serves.
 #[derive(Clone)]
 pub(crate) struct Bootstrap {
     email: String,
@@ -133,7 +134,7 @@ impl fmt::Debug for Bootstrap {
 }
 
 impl Bootstrap {
-    /// The bootstrap, and the work that it waits for.
+    /// The bootstrap, and the future that does its work.
     pub(crate) fn new(
         store: Store,
         passwords: Passwords,
@@ -144,13 +145,14 @@ impl Bootstrap {
         let email = credentials.email.clone();
         let work = async move {
             make_once(&store, &passwords, credentials, events).await;
-            // Whatever came of it: nobody waits for ever. Dropped half way, the channel closes, with the same effect.
+            // Whatever the outcome, waiting log-ins go on. If this future is dropped, the channel closes, with the same
+            // effect.
             done.send_replace(true);
         };
         (Self { email, is_done }, work)
     }
 
-    /// Waits until the account of this e-mail is there, if it is the operator's.
+    /// If the e-mail is the operator's, waits until its account has been created or has failed to be.
     pub(crate) async fn done(&self, email: &str) {
         if email == self.email {
             let _ = self.is_done.clone().wait_for(|done| *done).await;
@@ -162,15 +164,15 @@ async fn make_once(store: &Store, passwords: &Passwords, credentials: Credential
     let email = credentials.email.clone();
     let operation = audit::of_command(CREATE, events);
     match create(store, passwords, credentials, &SystemClock, &SystemIds, &operation).await {
-        Ok(_) => tracing::info!(target: "ordermesh", "the operator's account {email} was made"),
+        Ok(_) => tracing::info!(target: "ordermesh", "the operator's account {email} was created"),
         Err(Error::EmailTaken) => match store.account_by_email(&email).await {
             Ok(Some(account)) if account.profile.role != Role::Operator => {
-                tracing::warn!(target: "ordermesh", "{email} is a customer's account: there is no operator of this name");
+                tracing::warn!(target: "ordermesh", "{email} is a customer's account: no operator's account was created");
             }
             Ok(_) | Err(_) => {}
         },
         Err(error) => {
-            tracing::error!(target: "ordermesh", "the operator's account {email} could not be made: {error}");
+            tracing::error!(target: "ordermesh", "the operator's account {email} could not be created: {error}");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Passwords and their bcrypt hashes. Hashing takes a processor for a good part of a second: it is done off the async
-//! threads, at most one per processor at a time, in the places that callers share (`places`).
+//! Passwords and their bcrypt hashes. Hashing takes a large part of a second of a processor, so it runs off the async
+//! threads, at most one per processor, in slots that callers share fairly (`places`).
 //!
-//! A password is compared in one form of all that look the same (RFC 8265), so that it does not depend on the keyboard. Earlier
-//! releases hashed it as it was typed: such a hash is still good, and is made anew at the next log-in.
+//! A password is compared in a normalized form (RFC 8265), so that it does not depend on the keyboard. Earlier releases
+//! hashed it as typed: such a hash is still valid, and is renewed at the next log-in.
 //!
-//! Nothing here tells by its time whether an account exists.
+//! The time of an operation does not reveal whether an account exists.
 
 use std::fmt;
 use std::hint::black_box;
@@ -20,17 +20,17 @@ pub(crate) const MAX_PASSWORD_BYTES: usize = 71;
 /// In characters, which are code points (NIST SP 800-63B, 5.1.1.2).
 pub(crate) const MIN_PASSWORD_CHARS: usize = 8;
 
-/// A password. Never printed.
+/// A password. Never logged.
 #[derive(Clone)]
 pub(crate) struct Password {
-    /// OpaqueString of RFC 8265. Its length counts, not that of the typed text.
+    /// OpaqueString of RFC 8265. Limits apply to its length, not to that of the typed text.
     prepared: String,
-    /// As it was typed, if that is another text and short enough to have been hashed.
+    /// As typed, if that differs and is short enough to have been hashed.
     typed: Option<String>,
 }
 
 impl Password {
-    /// The text may be of any length: the rules are convert.rs's.
+    /// Accepts a text of any length: the rules are in convert.rs.
     pub(crate) fn new(text: impl Into<String>) -> Self {
         let text = text.into();
         let prepared = kernel::text::opaque(&text);
@@ -43,17 +43,17 @@ impl Password {
         self.prepared.chars().count()
     }
 
-    /// Whether a new hash can be made of it.
+    /// Whether it can be hashed.
     pub(crate) fn fits(&self) -> bool {
         self.prepared.len() <= MAX_PASSWORD_BYTES
     }
 
-    /// Whether a stored hash may be one of it.
+    /// Whether a stored hash can be one of it.
     pub(crate) fn may_be_known(&self) -> bool {
         self.fits() || self.typed.is_some()
     }
 
-    /// What a stored hash may be of, today's form first.
+    /// The forms that a stored hash can be of, the current form first.
     fn forms(&self) -> impl Iterator<Item = &str> {
         let prepared = self.fits().then_some(self.prepared.as_str());
         prepared.into_iter().chain(self.typed.as_deref())
@@ -66,7 +66,7 @@ impl fmt::Debug for Password {
     }
 }
 
-/// A password's bcrypt hash. Never printed either: it can be guessed at.
+/// A password's bcrypt hash. Never logged either: guesses can be checked against it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PasswordHash(String);
 
@@ -90,16 +90,16 @@ impl fmt::Debug for PasswordHash {
     }
 }
 
-/// What a check came to.
+/// The outcome of a check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Check {
     Wrong,
     Right,
-    /// Right, and here is a hash of today's cost to keep instead.
+    /// Right, with a new hash of the current cost to store.
     Renewed(PasswordHash),
 }
 
-/// No processor will be free for this one in time.
+/// Why a password was not hashed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
     #[error("too many passwords wait to be hashed")]
@@ -109,7 +109,7 @@ pub(crate) enum Refused {
 }
 
 impl Refused {
-    /// As the caller hears it; `busy` is the method's own word for it.
+    /// The caller's error; `busy` makes the error of the method.
     pub(crate) fn or_busy(self, busy: impl FnOnce(Duration) -> Error) -> Error {
         match self {
             Self::Busy => busy(Duration::from_secs(1)),
@@ -118,22 +118,22 @@ impl Refused {
     }
 }
 
-/// Hashes and checks passwords. Clones share the places.
+/// Hashes and checks passwords. Clones share the slots.
 #[derive(Clone, Debug)]
 pub(crate) struct Passwords {
     cost: u32,
-    /// One for each processor.
+    /// One slot per processor.
     places: Places,
 }
 
 impl Passwords {
-    /// With bcrypt's cost, and how many may wait for a processor.
+    /// With the bcrypt cost and the length of the queue.
     pub(crate) fn new(cost: u32, max_waiting: usize) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self { cost, places: Places::new(processors, max_waiting) }
     }
 
-    /// Every place is taken, for good.
+    /// Without slots: every call is rejected.
     #[cfg(test)]
     pub(crate) fn full() -> Self {
         Self { cost: 4, places: Places::new(0, 0) }
@@ -144,7 +144,7 @@ impl Passwords {
         self.on_a_processor(share, move || hash(&password, cost)).await
     }
 
-    /// Is it the account's password? Without an account (`None`) the answer is no, after the same time.
+    /// Checks the account's password. Without an account (`None`) it is wrong, after the same time.
     pub(crate) async fn check(
         &self,
         password: Password,
@@ -162,7 +162,7 @@ impl Passwords {
     ) -> Result<T, Refused> {
         let place = self.places.take(share).await.map_err(|QueueFull| Refused::Busy)?;
         let work = tokio::task::spawn_blocking(move || {
-            // Kept by the work itself: a caller that goes away does not free the processor.
+            // Owned by the work itself: cancelling the call does not free the processor.
             let _place = place;
             work()
         });
@@ -183,7 +183,7 @@ fn check(password: &Password, stored: Option<PasswordHash>, cost: u32) -> Result
     for form in password.forms() {
         if non_truncating_verify(form, &stored.0).map_err(Error::Hash)? {
             let is_todays = stored_cost == cost && form == password.prepared;
-            // What is too long in today's form keeps the hash that it has.
+            // A password that is too long in the current form keeps its hash.
             let stays = is_todays || !password.fits();
             return Ok(if stays { Check::Right } else { Check::Renewed(hash(password, cost)?) });
         }
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn seventy_one_bytes_are_hashed_whole_and_seventy_two_are_refused() {
+    async fn seventy_one_bytes_are_hashed_in_full_and_seventy_two_are_rejected() {
         let passwords = Passwords::new(4, 8);
         let longest = "x".repeat(MAX_PASSWORD_BYTES);
         let hash = passwords.hash(password(&longest), me()).await.expect("hashed");
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_is_the_same_whatever_form_it_is_typed_in() {
+    async fn a_password_matches_in_every_equivalent_form() {
         let passwords = Passwords::new(4, 8);
         let hash = passwords.hash(password("Zu\u{308}rich\u{a0}123"), me()).await.expect("hashed");
         for same in ["Z\u{fc}rich 123", "Zu\u{308}rich 123", "Z\u{fc}rich\u{2003}123"] {
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hash_of_the_typed_form_is_good_and_made_anew() {
+    async fn a_hash_of_the_typed_form_is_valid_and_renewed() {
         let (passwords, typed) = (Passwords::new(4, 8), "Zu\u{308}rich 123");
         let old = PasswordHash(non_truncating_hash(typed, 4).expect("hashed"));
         assert_eq!(
@@ -284,22 +284,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_password_that_is_too_long_in_todays_form_keeps_its_hash() {
+    async fn a_password_too_long_in_the_current_form_keeps_its_hash() {
         let (passwords, typed) = (Passwords::new(4, 8), "\u{958}".repeat(23));
         assert!(!password(&typed).fits() && password(&typed).may_be_known());
         let old = PasswordHash(non_truncating_hash(&typed, 4).expect("hashed"));
         assert_eq!(passwords.check(password(&typed), Some(old), me()).await.expect("checked"), Check::Right);
         assert!(!password(&"x".repeat(72)).may_be_known());
-        assert!(password(&"e\u{301}".repeat(30)).fits(), "90 bytes as typed, and 60 that count");
+        assert!(password(&"e\u{301}".repeat(30)).fits(), "90 bytes as typed, 60 in the normalized form");
     }
 
     #[tokio::test]
-    async fn a_full_queue_refuses_a_password() {
+    async fn a_full_queue_rejects_a_password() {
         assert!(matches!(Passwords::full().hash(password("correct horse"), me()).await, Err(Refused::Busy)));
     }
 
     #[test]
-    fn nothing_of_a_password_is_printed() {
+    fn passwords_and_hashes_are_not_printed() {
         let hash = hash(&password("correct horse"), 4).expect("hashed");
         assert_eq!(format!("{:?} {hash:?}", password("correct horse")), "Password(..) PasswordHash(..)");
     }

@@ -1,12 +1,13 @@
-//! Places for work on passwords: a few processors, and a bounded queue before them. Both are shared by address, and within
-//! an address by account.
+//! Slots for hashing passwords: one per processor, with a bounded queue. Slots and queue are shared fairly by client
+//! address, and within an address by account.
 //!
-//! A free place goes to the address that holds the fewest, and of those to the one whose last turn is longest ago; the
-//! accounts of an address take turns in the same way. So whoever comes alone is next, however many of another's wait. When
-//! the queue is full, the account with the most waiting of the address with the most waiting loses its newest: a stranger's
-//! burst displaces itself and nobody else.
+//! A free slot goes to the address with the fewest slots, and among those to the one served least recently; the
+//! accounts of an address are served in the same way. So a single call is next, however many calls of another address
+//! wait. When the queue is full, the newest call of the account with the most waiting, in the address with the most
+//! waiting, is evicted: a burst displaces only its own calls.
 //!
-//! Each instance has its own. Callers behind an untrusted proxy share the proxy's address, and have their accounts only.
+//! Each instance has its own slots. Callers behind an untrusted proxy share the proxy's address, and are separated by
+//! account only.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,40 +18,40 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
 use tokio::sync::oneshot;
 
-/// Whose share a place counts in.
+/// The fair share that a slot is counted in.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Share {
     network: IpAddr,
-    /// An e-mail or a user id; `None`: of nobody in particular.
+    /// An e-mail or a user id; `None`: no particular account.
     account: Option<String>,
 }
 
 impl Share {
-    /// Of an address alone.
+    /// The share of an address without an account.
     pub(crate) fn of_address(address: IpAddr) -> Self {
         Self { network: network(address), account: None }
     }
 
-    /// Of an account that is used from an address.
+    /// The share of an account that is used from an address.
     pub(crate) fn of_account(address: IpAddr, account: impl Into<String>) -> Self {
         Self { network: network(address), account: Some(account.into()) }
     }
 }
 
-/// The queue is full, and this one had to give way.
+/// The queue is full, and this call was rejected or evicted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct QueueFull;
 
-/// Why one was refused: the label of the metric.
+/// Why a call was rejected: the label of the metric.
 #[derive(Clone, Copy)]
 enum Cause {
-    /// The queue is full, and nobody has more in it.
+    /// The queue is full, and no other share has more calls in it.
     Full,
-    /// It waited, and gave way to one with less in the queue.
+    /// A waiting call was evicted in favour of one whose share has fewer calls in the queue.
     Displaced,
 }
 
-/// The places. Clones share them.
+/// The slots. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Places(Arc<Inner>);
 
@@ -64,7 +65,7 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Counts arrivals and turns.
+    /// A logical clock: counts arrivals and grants.
     now: u64,
     waiting: Vec<Waiter>,
     addresses: HashMap<IpAddr, Usage>,
@@ -78,12 +79,12 @@ struct Waiter {
     granted: oneshot::Sender<Result<(), QueueFull>>,
 }
 
-/// What an address or an account uses. One that uses nothing is not kept.
+/// What an address or an account uses. Entries without slots and waiting calls are removed.
 #[derive(Clone, Copy, Default, Debug)]
 struct Usage {
     held: usize,
     waiting: usize,
-    /// When it last got a place, or came.
+    /// When it last got a slot, or arrived.
     turn: u64,
 }
 
@@ -91,20 +92,20 @@ impl Places {
     pub(crate) fn new(places: usize, max_waiting: usize) -> Self {
         let refused = opentelemetry::global::meter("ordermesh")
             .u64_counter("ordermesh.passwords.refused")
-            .with_description("Passwords refused because too many wait to be hashed, by cause")
+            .with_description("Passwords rejected because too many are waiting to be hashed, by cause")
             .build();
         let state =
             State { free: places, now: 0, waiting: Vec::new(), addresses: HashMap::new(), accounts: HashMap::new() };
         Self(Arc::new(Inner { max_waiting, state: Mutex::new(state), refused }))
     }
 
-    /// Waits for a place.
+    /// Waits for a slot.
     pub(crate) async fn take(&self, share: Share) -> Result<Place, QueueFull> {
         let mut waiting = match self.enter(share)? {
             Entered::Place(place) => return Ok(place),
             Entered::Queue(waiting) => waiting,
         };
-        // The sender is dropped with the waiter, and only after it has sent.
+        // The sender is dropped together with the waiter, and only after it has sent.
         (&mut waiting.granted).await.unwrap_or(Err(QueueFull))?;
         waiting.is_settled = true;
         Ok(Place { places: self.clone(), share: waiting.share.clone() })
@@ -128,7 +129,7 @@ impl Places {
             let newest_of_most = state.newest_of_most().map(|index| state.remove(index));
             if let Some(displaced) = newest_of_most.filter(|displaced| displaced.number != number) {
                 self.0.refuse(Cause::Displaced);
-                // One that is gone needs no answer.
+                // If the receiver is gone, no answer is needed.
                 let _ = displaced.granted.send(Err(QueueFull));
             } else {
                 self.0.refuse(Cause::Full);
@@ -190,7 +191,8 @@ impl State {
     }
 
     fn newest_of_most(&self) -> Option<usize> {
-        // Of two addresses with as many, the one that came later: two must not take turns in losing their newest.
+        // If two addresses have equally many waiting, the one that came later: otherwise they would evict each other in
+        // turn.
         let most = |waiter: &Waiter| {
             let (address, account) = self.usage(&waiter.share);
             (address.waiting, address.turn, account.waiting, waiter.number)
@@ -205,7 +207,8 @@ impl State {
     }
 
     fn give_back(&mut self, share: &Share) {
-        // The next is chosen while the place still counts: who gives one back is not the next while others wait.
+        // The next is chosen while the slot still counts: a returned slot does not go back to its own share while
+        // others wait.
         let next = self.next().map(|index| self.remove(index));
         self.change(share, |usage| usage.held -= 1);
         let Some(Waiter { share, granted, .. }) = next else {
@@ -214,7 +217,7 @@ impl State {
         };
         let turn = self.tick();
         self.change(&share, |usage| (usage.held, usage.turn) = (usage.held + 1, turn));
-        // One that goes away takes itself from the queue, or gives the place back: see `Waiting`.
+        // If the receiver is gone, it has left the queue or returns the slot: see `Waiting`.
         let _ = granted.send(Ok(()));
     }
 }
@@ -224,7 +227,7 @@ enum Entered {
     Queue(Waiting),
 }
 
-/// One that waits: leaves the queue when it is dropped.
+/// A waiting call; leaves the queue when it is dropped.
 struct Waiting {
     places: Places,
     number: u64,
@@ -247,7 +250,7 @@ impl Drop for Waiting {
     }
 }
 
-/// A place, until it is dropped.
+/// A slot, held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     places: Places,

@@ -16,7 +16,7 @@ use crate::users::{Person, Users};
 pub(crate) struct Service(pub(crate) Arc<Users>);
 
 impl Service {
-    /// The person who calls, in a session that has not ended.
+    /// The authenticated person who is calling, whose session has not ended.
     async fn person(&self, extensions: &tonic::Extensions) -> Result<Person, Status> {
         let person = convert::person(extensions).map_err(status)?;
         self.0.live(person).await.map_err(status)

@@ -1,12 +1,12 @@
-//! A log-in's session and its refresh tokens.
+//! A session and its refresh tokens.
 //!
-//! A token is a *family* that all tokens of the session share, and a *turn* that changes with every refresh, both
-//! random. Only their hashes are stored: one row per session, whatever its age. The newest token is accepted, the one before
-//! it for a short while more (its answer may have been lost); an older one was stolen, or its thief was faster: it ends
-//! the session. Who does not know the family cannot end anything.
+//! A token consists of a *family*, which all tokens of the session share, and a *turn*, which changes with every
+//! refresh; both are random. Only their hashes are stored: one row per session, whatever its age. The newest token is
+//! accepted, and for a short grace period the previous one (its answer may have been lost). An older one means that a
+//! token was stolen, so it ends the session. Without the family, nothing can be ended.
 //!
-//! Several refreshes with one token within the grace (a browser's tabs, an answer that was lost) are one turn: each gets a
-//! token of its own, all of them are the newest, and the grace is counted from the first.
+//! Several refreshes with one token within the grace period (a browser's tabs, a lost answer) are one turn: each gets
+//! its own token, all of them are the newest, and the grace period is counted from the first.
 
 use std::fmt;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 const FAMILY_BYTES: usize = 16;
 const TURN_BYTES: usize = 32;
 
-/// A session's refresh token. Never printed.
+/// A session's refresh token. Never logged.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct RefreshToken {
     family: [u8; FAMILY_BYTES],
@@ -27,12 +27,12 @@ pub(crate) struct RefreshToken {
 }
 
 impl RefreshToken {
-    /// The first of a new session.
+    /// The first token of a new session.
     pub(crate) fn random() -> Self {
         Self { family: rand::random(), turn: rand::random() }
     }
 
-    /// The next of the same session.
+    /// The next token of the same session.
     pub(crate) fn next(&self) -> Self {
         Self { family: self.family, turn: rand::random() }
     }
@@ -44,17 +44,17 @@ impl RefreshToken {
         Some(Self { family: *family, turn: turn.try_into().ok()? })
     }
 
-    /// The text that a client keeps: a secret.
+    /// The text for the client: a secret.
     pub(crate) fn expose(&self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode([self.family.as_slice(), &self.turn].concat())
     }
 
-    /// What the session is found by.
+    /// The key by which the session is found.
     pub(crate) fn family_hash(&self) -> String {
         hex_sha256(&[&self.family])
     }
 
-    /// What this token is recognised by.
+    /// The hash by which this token is recognised.
     pub(crate) fn hash(&self) -> String {
         hex_sha256(&[&self.family, &self.turn])
     }
@@ -70,10 +70,10 @@ fn hex_sha256(parts: &[&[u8]]) -> String {
     Sha256::digest(parts.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The tokens of one turn that are remembered: a client that takes more of them forgets its oldest.
+/// The remembered tokens of one turn: beyond that, the oldest is dropped.
 const MAX_TOKENS_OF_A_TURN: usize = 32;
 
-/// The hashes of the tokens that one turn gave, in the order of their making.
+/// The hashes of the tokens of one turn, in order of creation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Hashes(Vec<String>);
 
@@ -82,7 +82,7 @@ impl Hashes {
         Self(vec![hash.into()])
     }
 
-    /// As one column's text: hexadecimal, separated by spaces.
+    /// As the text of one column: hexadecimal, separated by spaces.
     pub(crate) fn from_stored(text: &str) -> Self {
         Self(text.split(' ').map(str::to_owned).collect())
     }
@@ -104,14 +104,14 @@ impl Hashes {
     }
 }
 
-/// The tokens before the newest.
+/// The tokens of the previous turn.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Previous {
     pub(crate) hashes: Hashes,
     pub(crate) accepted_until: Timestamp,
 }
 
-/// A log-in's session.
+/// A session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Session {
     pub(crate) id: SessionId,
@@ -124,7 +124,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// A new session, and the first token of it.
+    /// A new session, and its first token.
     pub(crate) fn open(id: SessionId, user_id: UserId, now: Timestamp, lifetime: Duration) -> (Self, RefreshToken) {
         let token = RefreshToken::random();
         let session = Self {
@@ -148,7 +148,7 @@ impl Session {
             let previous = Some(Previous { hashes: self.newest, accepted_until: now.plus(grace) });
             return Some(Self { newest: Hashes::one(next_hash), previous, ..self });
         }
-        // The same turn once more: whoever got the newest may still use it.
+        // The same turn again: the newest tokens stay valid.
         let is_same_turn = self
             .previous
             .as_ref()
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_reads_what_it_says_and_shows_nothing_of_it() {
+    fn a_token_is_parsed_back_and_never_printed() {
         let token = RefreshToken::random();
         assert_eq!(RefreshToken::parse(&token.expose()), Some(token.clone()));
         assert_eq!(format!("{token:?}"), "RefreshToken(..)");
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_a_session_share_their_family_and_nothing_else() {
+    fn tokens_of_a_session_share_only_their_family() {
         let token = RefreshToken::random();
         let next = token.next();
         assert_eq!(token.family_hash(), next.family_hash());
@@ -199,17 +199,17 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_accepted_at_any_time_until_the_session_ends() {
+    fn the_newest_token_is_accepted_until_the_session_ends() {
         let (session, first) = opened();
-        let (session, second) = turn(&session, &first, Duration::from_secs(900)).expect("the newest");
+        let (session, second) = turn(&session, &first, Duration::from_secs(900)).expect("the newest token");
         assert!(turn(&session, &second, LIFETIME - Duration::from_micros(1)).is_some());
         assert!(turn(&session, &second, LIFETIME).is_none());
     }
 
     #[test]
-    fn the_one_before_the_newest_is_accepted_for_thirty_seconds() {
+    fn the_previous_token_is_accepted_for_thirty_seconds() {
         let (session, first) = opened();
-        let (session, _lost) = turn(&session, &first, Duration::ZERO).expect("the newest");
+        let (session, _lost) = turn(&session, &first, Duration::ZERO).expect("the newest token");
         assert!(turn(&session, &first, GRACE - Duration::from_micros(1)).is_some());
         assert!(turn(&session, &first, GRACE).is_none());
     }
@@ -217,8 +217,8 @@ mod tests {
     #[test]
     fn after_a_repeated_refresh_both_new_tokens_work() {
         let (session, first) = opened();
-        let (session, one) = turn(&session, &first, Duration::ZERO).expect("the newest");
-        let (session, other) = turn(&session, &first, Duration::from_secs(1)).expect("the one before");
+        let (session, one) = turn(&session, &first, Duration::ZERO).expect("the newest token");
+        let (session, other) = turn(&session, &first, Duration::from_secs(1)).expect("the previous token");
         assert!(turn(&session, &one, Duration::from_secs(2)).is_some());
         assert!(turn(&session, &other, Duration::from_secs(2)).is_some());
     }
@@ -233,21 +233,21 @@ mod tests {
             given.push(token);
         }
         for token in &given {
-            assert!(turn(&session, token, Duration::from_secs(600)).is_some(), "each is the newest");
+            assert!(turn(&session, token, Duration::from_secs(600)).is_some(), "each is a newest token");
         }
-        assert!(turn(&session, &first, GRACE).is_none(), "the grace is the first refresh's");
-        // The next turn's tokens are accepted together too, and end together.
+        assert!(turn(&session, &first, GRACE).is_none(), "the grace period starts with the first refresh");
+        // The next turn's tokens are accepted together too, and expire together.
         for token in &given {
             (session, _) = turn(&session, token, Duration::from_secs(600)).expect("the next turn");
         }
         for token in &given {
-            assert!(turn(&session, token, Duration::from_secs(600) + GRACE).is_none(), "a stolen one is found");
+            assert!(turn(&session, token, Duration::from_secs(600) + GRACE).is_none(), "a stolen token is detected");
         }
-        assert!(turn(&session, &first, Duration::from_secs(601)).is_none(), "an older one");
+        assert!(turn(&session, &first, Duration::from_secs(601)).is_none(), "an older token");
     }
 
     #[test]
-    fn the_tokens_of_a_turn_are_bounded_and_read_as_they_were_stored() {
+    fn the_tokens_of_a_turn_are_bounded_and_stored_losslessly() {
         let mut hashes = Hashes::one("0");
         for number in 1..100 {
             hashes = hashes.and(&number.to_string());
@@ -258,11 +258,11 @@ mod tests {
     }
 
     #[test]
-    fn an_older_one_ends_the_session() {
+    fn an_older_token_ends_the_session() {
         let (session, first) = opened();
-        let (session, second) = turn(&session, &first, Duration::ZERO).expect("the newest");
-        let (session, _third) = turn(&session, &second, Duration::from_secs(1)).expect("the newest");
+        let (session, second) = turn(&session, &first, Duration::ZERO).expect("the newest token");
+        let (session, _third) = turn(&session, &second, Duration::from_secs(1)).expect("the newest token");
         assert!(turn(&session, &first, Duration::from_secs(2)).is_none());
-        assert!(turn(&session, &second, Duration::from_secs(2)).is_some(), "while the one before would not");
+        assert!(turn(&session, &second, Duration::from_secs(2)).is_some(), "control: the previous token does not");
     }
 }

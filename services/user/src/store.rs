@@ -1,4 +1,4 @@
-//! Queries. Entities stay in here.
+//! Queries. Entities stay in this module.
 
 mod ended;
 
@@ -24,15 +24,15 @@ pub(crate) struct Store {
     db: Database,
 }
 
-/// What became of a new account.
+/// The outcome of creating an account.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Inserted {
     Made,
-    /// The e-mail or the request id is there already.
+    /// The e-mail or the request id is already used.
     Taken,
 }
 
-/// A refresh: which token was shown, and which one follows.
+/// A refresh: the presented token and the next one.
 #[derive(Clone, Debug)]
 pub(crate) struct Turn {
     pub(crate) family_hash: String,
@@ -40,19 +40,19 @@ pub(crate) struct Turn {
     pub(crate) next_hash: String,
     pub(crate) now: Timestamp,
     pub(crate) grace: std::time::Duration,
-    /// Until when the access token that goes with it may be shown.
+    /// When the access token of this refresh expires.
     pub(crate) access_until: Timestamp,
 }
 
-/// A session that is to be opened, if the account's password is still the one that was verified.
+/// A session to open, if the account's password is still the verified one.
 #[derive(Clone, Debug)]
 pub(crate) struct Opening {
     pub(crate) session: Session,
     pub(crate) role: Role,
     pub(crate) verified: PasswordHash,
-    /// The password's hash as it is to be stored from now on.
+    /// The password's new hash, to be stored.
     pub(crate) renewed: Option<PasswordHash>,
-    /// Until when its first access token may be shown.
+    /// When its first access token expires.
     pub(crate) access_until: Timestamp,
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct PasswordChange {
     pub(crate) user_id: UserId,
     pub(crate) verified: PasswordHash,
     pub(crate) new: PasswordHash,
-    /// The caller's own session.
+    /// The caller's own session, which stays open.
     pub(crate) keep: Option<SessionId>,
     pub(crate) now: Timestamp,
 }
@@ -85,7 +85,7 @@ impl Store {
         read(account::Entity::find().filter(of_it).one(self.db.read()).await?)
     }
 
-    /// Makes an account, with its audit event.
+    /// Creates an account, with its audit event.
     pub(crate) async fn insert_account(
         &self,
         account: &Account,
@@ -146,9 +146,9 @@ impl Store {
             .await
     }
 
-    /// Opens a session with its event; says whether the password is still the one that was verified.
+    /// Opens a session with its event; false if the password is no longer the verified one.
     pub(crate) async fn open_session(&self, opening: Opening, operation: &Operation) -> Result<bool, storage::Error> {
-        // Which of the account's log-ins it was.
+        // Identifies the log-in among those of the account.
         operation.set("session.id", opening.session.id.to_string());
         let operation = operation.clone();
         self.db
@@ -191,7 +191,7 @@ impl Store {
         Ok(find.all(self.db.read()).await?.into_iter().map(audited).collect())
     }
 
-    /// Turns a session's token, or ends the session; `None`: it has ended.
+    /// Rotates a session's token, or ends the session; `None`: it has ended.
     pub(crate) async fn turn_session(&self, turn: Turn) -> Result<Option<(Session, Role)>, storage::Error> {
         self.db
             .transact(move |tx| {
@@ -201,7 +201,7 @@ impl Store {
             .await
     }
 
-    /// Ends a session, with its audit event, if it has not ended.
+    /// Ends a session, with its audit event, unless it has ended already.
     pub(crate) async fn end_session(&self, family_hash: String, operation: &Operation) -> Result<(), storage::Error> {
         let operation = operation.clone();
         self.db
@@ -221,7 +221,8 @@ impl Store {
             .await
     }
 
-    /// Changes a password and ends the other sessions; says how many. `InvalidCredentials`: it was changed meanwhile.
+    /// Changes a password and ends the other sessions; returns how many. `InvalidCredentials`: it was changed
+    /// meanwhile.
     pub(crate) async fn change_password(&self, change: PasswordChange, operation: &Operation) -> Result<u64, Error> {
         let operation = operation.clone();
         self.db
@@ -242,7 +243,8 @@ impl Store {
             .await
     }
 
-    /// Deletes some of the sessions, and of what was issued to them, that have ended by time; says how many of the more.
+    /// Deletes some of the expired sessions and of the expired records of issued tokens; returns the larger number of
+    /// the two.
     pub(crate) async fn delete_expired_sessions(&self, now: Timestamp, limit: u32) -> Result<u64, storage::Error> {
         self.db
             .transact(move |tx| {
@@ -290,7 +292,7 @@ async fn turn_session(tx: &Tx, turn: Turn) -> Result<Option<(Session, Role)>, st
     Ok(Some((turned, role)))
 }
 
-/// Locks the account, so that a log-in and a change of its password come one after the other.
+/// Locks the account, so that a log-in and a change of its password are serialized.
 async fn has_password(tx: &Tx, user_id: uuid::Uuid, verified: &PasswordHash) -> Result<bool, storage::Error> {
     let found = account::Entity::find_by_id(user_id).lock_exclusive().one(tx.conn()).await?;
     Ok(found.is_some_and(|found| found.password_hash == verified.as_stored()))

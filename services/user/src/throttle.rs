@@ -1,11 +1,11 @@
-//! Failed log-ins of one account from one address are limited: a bucket of tries that fills up again with time. It refuses
-//! and never sleeps, and is asked before a processor is spent on bcrypt.
+//! Limits failed log-ins of one account from one address: a token bucket that refills with time. It rejects and never
+//! sleeps, and is checked before a processor is spent on bcrypt.
 //!
-//! A log-in holds its try while it is under way, and gives it back unless the password was wrong: many at once are a burst
-//! and no way around the rate, and an empty bucket is full again after `failures` × `interval`, however many came. Whoever
-//! shares the owner's address locks the owner out for no longer. Nothing else counts: a log-in that the database or a full queue refused, or that was cut off
-//! before its password was checked, tells a guesser nothing and locks nobody out. Per instance, in memory: with n instances
-//! a stranger has n times as many tries.
+//! A log-in holds a permit while it is in flight, and returns it unless the password was wrong. So concurrent log-ins
+//! are a burst and cannot evade the rate, and an empty bucket is full again after `failures` × `interval`, however many
+//! attempts there were: a caller on the owner's address locks the owner out for no longer. Nothing else counts: a
+//! log-in that the database or a full queue rejects, or that is cancelled before its password is checked, reveals
+//! nothing and locks no account. Per instance, in memory: with n instances an attacker has n times as many attempts.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,18 +16,18 @@ use kernel::{Clock, Timestamp};
 use mesh::network;
 use opentelemetry::metrics::Counter;
 
-/// How much is too much.
+/// The limits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Limits {
-    /// Wrong passwords in a row that are let pass.
+    /// Wrong passwords in a row that are admitted.
     pub(crate) failures: u32,
-    /// How long it takes for one more.
+    /// The time to refill one attempt.
     pub(crate) interval: Duration,
-    /// The most accounts and addresses that are remembered.
+    /// The most pairs of account and address that are remembered.
     pub(crate) max_remembered: usize,
 }
 
-/// An account's e-mail, and where the call comes from.
+/// An account's e-mail and the client's network.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Source {
     email: String,
@@ -40,19 +40,19 @@ impl Source {
     }
 }
 
-/// Too many failures.
+/// Rejected after too many failures.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Throttled {
-    /// When the next try is let pass.
+    /// When the next attempt is admitted.
     pub(crate) retry_after: Duration,
 }
 
-/// What is known of a source. One whose bucket is full and which has nothing under way is not kept.
+/// The state of a source. Full buckets without log-ins in flight are removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Bucket {
-    /// When it will be full again.
+    /// When the bucket is full again.
     full_at: Timestamp,
-    /// Log-ins whose outcome is not known yet.
+    /// Log-ins in flight.
     under_way: u32,
 }
 
@@ -63,7 +63,7 @@ struct Inner {
     refused: Counter<u64>,
 }
 
-/// Counts failed log-ins. Clones share the count.
+/// Throttles log-ins by their failures. Clones share the state.
 #[derive(Clone)]
 pub(crate) struct Throttle(Arc<Inner>);
 
@@ -71,12 +71,12 @@ impl Throttle {
     pub(crate) fn new(limits: Limits, clock: Arc<dyn Clock>) -> Self {
         let refused = opentelemetry::global::meter("ordermesh")
             .u64_counter("ordermesh.logins.throttled")
-            .with_description("Log-ins refused for the failures before them")
+            .with_description("Log-ins rejected after too many failures")
             .build();
         Self(Arc::new(Inner { limits, clock, buckets: Mutex::default(), refused }))
     }
 
-    /// Lets a log-in pass; it counts against the account once [`Try::wrong`] is called.
+    /// Admits a log-in; it counts against the account if [`Try::wrong`] is called.
     pub(crate) fn admit(&self, source: Source) -> Result<Try, Throttled> {
         let Limits { failures, interval, max_remembered } = self.0.limits;
         let now = self.0.clock.now();
@@ -104,7 +104,7 @@ impl Inner {
     }
 }
 
-/// Forgets what no longer matters; when everything does, the one with the fewest failures.
+/// Removes buckets that are full again; if there are none, the one with the fewest failures.
 fn make_room(buckets: &mut HashMap<Source, Bucket>, now: Timestamp, max_remembered: usize) {
     buckets.retain(|_, bucket| bucket.full_at > now || bucket.under_way > 0);
     if buckets.len() >= max_remembered
@@ -114,14 +114,14 @@ fn make_room(buckets: &mut HashMap<Source, Bucket>, now: Timestamp, max_remember
     }
 }
 
-/// A log-in that was let pass, under way until it is dropped.
+/// An admitted log-in, in flight until it is dropped.
 pub(crate) struct Try {
     throttle: Throttle,
     source: Source,
 }
 
 impl Try {
-    /// The password was wrong: to be said before anything is awaited, since the caller may cut it off there.
+    /// The password was wrong. Call it before the next await: the call may be cancelled there.
     pub(crate) fn wrong(self) {
         let Inner { limits, clock, .. } = &*self.throttle.0;
         let now = clock.now();
@@ -165,10 +165,10 @@ mod tests {
     }
 
     #[test]
-    fn failures_use_the_bucket_up_and_time_fills_it() {
+    fn failures_empty_the_bucket_and_time_refills_it() {
         let (throttle, clock) = throttle();
         for _ in 0..3 {
-            throttle.admit(ada()).expect("let pass").wrong();
+            throttle.admit(ada()).expect("admitted").wrong();
         }
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
         clock.advance(Duration::from_secs(9));
@@ -184,32 +184,32 @@ mod tests {
     }
 
     #[test]
-    fn log_ins_that_succeed_or_come_to_nothing_do_not_count() {
+    fn successful_and_cancelled_log_ins_do_not_count() {
         let (throttle, _) = throttle();
         for _ in 0..100 {
-            drop(throttle.admit(ada()).expect("let pass"));
+            drop(throttle.admit(ada()).expect("admitted"));
         }
-        assert!(throttle.0.buckets().is_empty(), "nothing to remember");
+        assert!(throttle.0.buckets().is_empty(), "no bucket is kept");
     }
 
     #[test]
-    fn those_under_way_are_bounded_and_all_that_are_wrong_are_counted() {
+    fn concurrent_log_ins_are_bounded_and_all_wrong_ones_are_counted() {
         let (throttle, clock) = throttle();
-        let under_way: Vec<Try> = (0..3).map(|_| throttle.admit(ada()).expect("let pass")).collect();
+        let under_way: Vec<Try> = (0..3).map(|_| throttle.admit(ada()).expect("admitted")).collect();
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(1) }));
         under_way.into_iter().for_each(Try::wrong);
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
         clock.advance(Duration::from_secs(10));
         throttle.admit(ada()).expect("one more").wrong();
-        assert!(throttle.admit(ada()).is_err(), "the twin: no more than one");
+        assert!(throttle.admit(ada()).is_err(), "control: no more than one");
     }
 
     #[test]
-    fn however_many_are_wrong_the_bucket_is_full_after_all_of_its_intervals() {
+    fn the_bucket_is_full_after_its_intervals_however_many_attempts_were_wrong() {
         let (throttle, clock) = throttle();
         for burst in 0..40 {
             let under_way: Vec<Try> = std::iter::from_fn(|| throttle.admit(ada()).ok()).collect();
-            assert_eq!(under_way.len(), if burst == 0 { 3 } else { 1 }, "no more at once than one after the other");
+            assert_eq!(under_way.len(), if burst == 0 { 3 } else { 1 }, "no more concurrently than in sequence");
             under_way.into_iter().for_each(Try::wrong);
             clock.advance(Duration::from_secs(10));
         }
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(full.len(), 3);
         full.into_iter().for_each(Try::wrong);
         clock.advance(Duration::from_secs(29));
-        assert!(!throttle.0.buckets().is_empty(), "the twin: not before");
+        assert!(!throttle.0.buckets().is_empty(), "control: not before");
         clock.advance(Duration::from_secs(1));
         for _ in 0..3 {
             throttle.admit(ada()).expect("full again").wrong();
@@ -226,10 +226,10 @@ mod tests {
     }
 
     #[test]
-    fn others_are_not_held_back() {
+    fn other_accounts_and_addresses_are_not_throttled() {
         let (throttle, _) = throttle();
         for _ in 0..3 {
-            throttle.admit(ada()).expect("let pass").wrong();
+            throttle.admit(ada()).expect("admitted").wrong();
         }
         assert!(throttle.admit(ada()).is_err());
         assert!(throttle.admit(from("bob@example.com", "192.0.2.1")).is_ok());
@@ -237,20 +237,20 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_network_counts_as_one_address() {
+    fn an_ipv6_network_is_one_source() {
         assert_eq!(from("a", "2001:db8::1"), from("a", "2001:db8::ffff"));
         assert_ne!(from("a", "2001:db8::1"), from("a", "2001:db8:0:1::1"));
         assert_eq!(from("a", "::ffff:192.0.2.1"), from("a", "192.0.2.1"));
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_the_worst_stay() {
+    fn buckets_are_bounded_and_those_with_the_most_failures_stay() {
         let (throttle, _) = throttle();
         for _ in 0..3 {
-            throttle.admit(ada()).expect("let pass").wrong();
+            throttle.admit(ada()).expect("admitted").wrong();
         }
         for number in 0..50 {
-            throttle.admit(from(&format!("{number}@example.com"), "192.0.2.1")).expect("let pass").wrong();
+            throttle.admit(from(&format!("{number}@example.com"), "192.0.2.1")).expect("admitted").wrong();
             assert!(throttle.0.buckets().len() <= LIMITS.max_remembered);
         }
         assert!(throttle.admit(ada()).is_err(), "still remembered");

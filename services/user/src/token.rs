@@ -1,4 +1,5 @@
-//! Access tokens: EdDSA JWTs that any service verifies by itself. They end by time, or with their session (`store::ended`).
+//! Access tokens: EdDSA JWTs that every service verifies locally. They end when they expire, or with their session
+//! (`store::ended`).
 
 use std::fmt;
 use std::time::Duration;
@@ -17,14 +18,14 @@ struct Claims {
     iss: &'static str,
     aud: &'static str,
     sub: String,
-    /// The session: what ChangePassword leaves open, and what the list of ended sessions names.
+    /// The session: ChangePassword leaves it open, and the list of ended sessions names it.
     sid: String,
     role: &'static str,
     nbf: i64,
     exp: i64,
 }
 
-/// Whom a token speaks for.
+/// The subject of a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Bearer {
     pub(crate) user_id: UserId,
@@ -32,16 +33,16 @@ pub(crate) struct Bearer {
     pub(crate) role: Role,
 }
 
-/// A signed access token. Never printed.
+/// A signed access token. Never logged.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct AccessToken {
     text: String,
-    /// When it ends, in whole seconds.
+    /// The expiry, in whole seconds.
     pub(crate) expires: Timestamp,
 }
 
 impl AccessToken {
-    /// Signs a token that ends after `lifetime`, in whole seconds.
+    /// Signs a token that expires after `lifetime`, in whole seconds.
     pub(crate) fn sign(bearer: Bearer, key: &SigningKey, now: Timestamp, lifetime: Duration) -> Result<Self, Error> {
         let seconds = |at: Timestamp| at.as_micros().div_euclid(1_000_000);
         let exp = seconds(now.plus(lifetime));
@@ -78,7 +79,7 @@ mod tests {
     use kernel::{Clock, IdSource, SystemClock, SystemIds};
 
     #[test]
-    fn a_token_says_who_and_until_when_and_verifies_by_the_public_key() {
+    fn a_token_has_subject_and_expiry_and_verifies_with_the_public_key() {
         let key = SigningKey::generate();
         let bearer = Bearer {
             user_id: UserId::from_uuid(SystemIds.uuid()),

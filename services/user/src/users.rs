@@ -1,4 +1,4 @@
-//! What the User Service does: the rules of registering, logging in, sessions and passwords.
+//! The use cases of the User Service: registration, log-in, sessions and passwords.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,16 +20,16 @@ use crate::store::{Inserted, Opening, PasswordChange, Store, Turn};
 use crate::throttle::{Source, Throttle};
 use crate::token::{AccessToken, Bearer};
 
-/// How long things live.
+/// Lifetimes of tokens and sessions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Lifetimes {
     pub(crate) access_token: Duration,
     pub(crate) session: Duration,
-    /// How long the refresh token before the newest is accepted.
+    /// How long the previous refresh token is accepted.
     pub(crate) refresh_grace: Duration,
 }
 
-/// A session's tokens, as they are given to its owner.
+/// A session's tokens, as returned to its owner.
 #[derive(Clone, Debug)]
 pub(crate) struct Tokens {
     pub(crate) session: Session,
@@ -37,24 +37,24 @@ pub(crate) struct Tokens {
     pub(crate) refresh: RefreshToken,
 }
 
-/// A person who calls.
+/// An authenticated person who is calling.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Person {
     pub(crate) user_id: UserId,
-    /// The access token's.
+    /// The role in the access token.
     pub(crate) role: Role,
-    /// The session that the access token is of.
+    /// The session of the access token.
     pub(crate) session_id: Option<SessionId>,
 }
 
-/// Whose sessions are to end.
+/// The person whose sessions are to end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Whose {
     Id(UserId),
     Email(String),
 }
 
-/// The domain of the service.
+/// The domain logic of the service.
 pub(crate) struct Users {
     pub(crate) store: Store,
     pub(crate) passwords: Passwords,
@@ -67,7 +67,7 @@ pub(crate) struct Users {
 }
 
 impl Users {
-    /// Makes a customer's account, once per request id.
+    /// Creates a customer's account, once per request id.
     pub(crate) async fn register(
         &self,
         registration: Registration,
@@ -104,7 +104,7 @@ impl Users {
         }
     }
 
-    /// Somebody was faster: perhaps the same request.
+    /// The e-mail is taken: perhaps by the same request.
     async fn email_taken(
         &self,
         registration: Registration,
@@ -118,8 +118,8 @@ impl Users {
         }
     }
 
-    /// The answer that the request got the first time, if it is the same command. A repeat whose password is no
-    /// longer the account's is another command: the first password is not kept.
+    /// The first answer, if this is the same command. A repetition whose password is no longer the account's counts as
+    /// another command: the first password is not stored.
     async fn replay(
         &self,
         made: Account,
@@ -131,7 +131,7 @@ impl Users {
         if made.origin.as_ref().is_none_or(|origin| origin.fingerprint != fingerprint) {
             return Err(Error::RequestIdReused);
         }
-        // Who knows the request id must not guess faster here than at Login.
+        // A caller with the request id must not guess passwords faster here than at Login.
         let too_many = |retry_after| Error::TooManyRequests { retry_after };
         let source = Source::new(&registration.email, from);
         let admitted = self.throttle.admit(source).map_err(|throttled| too_many(throttled.retry_after))?;
@@ -149,7 +149,7 @@ impl Users {
         Ok(Profile { user_id, email, display_name, phone: None, address: None, role, created, updated: created })
     }
 
-    /// Opens a session, committed together with its event.
+    /// Opens a session, in one transaction with its event.
     pub(crate) async fn login(
         &self,
         email: &str,
@@ -210,22 +210,22 @@ impl Users {
         Ok(Tokens { session, access, refresh })
     }
 
-    /// Ends the session of a refresh token, whichever of its tokens it is.
+    /// Ends the session of a refresh token, whichever of the session's tokens it is.
     pub(crate) async fn logout(&self, presented: RefreshToken, operation: &Operation) -> Result<(), Error> {
         Ok(self.store.end_session(presented.family_hash(), operation).await?)
     }
 
-    /// Ends a person's sessions; says how many.
+    /// Ends a person's sessions; returns how many.
     pub(crate) async fn end_sessions(&self, whose: Whose, operation: &Operation) -> Result<u64, Error> {
         self.store.end_sessions(whose, self.clock.now(), operation).await
     }
 
-    /// A page of the sessions that have ended although an access token of theirs may not have.
+    /// A page of the ended sessions that may still have an unexpired access token.
     pub(crate) async fn ended_sessions(&self, after: Option<SessionId>, limit: u64) -> Result<Vec<SessionId>, Error> {
         Ok(self.store.ended_sessions(after, self.clock.now(), limit).await?)
     }
 
-    /// The person, whose session has not ended: the mesh knows that only from one fetch of its list to the next.
+    /// The person, if the session has not ended. The mesh learns of ended sessions only at the next fetch of its list.
     pub(crate) async fn live(&self, person: Person) -> Result<Person, Error> {
         let is_live = self.store.is_live(person, self.clock.now()).await?;
         if is_live { Ok(person) } else { Err(Error::SessionEnded) }
@@ -249,13 +249,13 @@ impl Users {
         {
             return Err(immutable_email());
         }
-        // Which fields, and not what they say: personal data stay in the account.
+        // Only the fields' names: personal data stay in the account.
         operation.set("fields", change.fields().join(","));
         let changed = self.store.change_profile(user_id, change, self.clock.now(), operation).await?;
         changed.ok_or(Error::AccountNotFound)
     }
 
-    /// Changes the caller's password and ends the caller's other sessions; says how many.
+    /// Changes the caller's password and ends the caller's other sessions; returns how many.
     pub(crate) async fn change_password(
         &self,
         person: Person,
@@ -302,7 +302,7 @@ impl Users {
         AccessToken::sign(bearer, &*self.keys.signer()?, now, lifetime)
     }
 
-    /// The operator's account may be in the making: nobody else gets its e-mail, and its log-in waits for it.
+    /// If the operator's account is being created, waits for it: its e-mail is reserved, and its log-in must find it.
     async fn bootstrapped(&self, email: &str) {
         if let Some(bootstrap) = &self.bootstrap {
             bootstrap.done(email).await;
@@ -310,7 +310,7 @@ impl Users {
     }
 }
 
-/// AIP-203: an immutable field in an update is ignored while it is as stored, and refused when it is not.
+/// AIP-203: an immutable field in an update is ignored if it equals the stored value, and rejected if it does not.
 fn immutable_email() -> Error {
     Error::Invalid(Invalid(vec![Violation {
         field: "profile.email".to_owned(),

@@ -1,8 +1,9 @@
-//! Bounds events of a kind that any caller can cause at any rate: a few of each in a second are stored, the rest are counted.
+//! Bounds the events that any caller can cause at any rate: a few per kind and second are stored, the rest are counted.
 //!
-//! Events are alike when operation, status, error type and reason are; lookups, whatever the reason. The first ones of a second are stored at once; of the
-//! rest, the last one is stored when the second is over, and its `suppressed_count` is how many it stands for besides itself. So
-//! nothing goes uncounted, and a row is never more than a second late.
+//! Events of the same operation, status, error type and reason are of one kind; for lookups, the reason does not
+//! matter. The first ones of a second are stored immediately. Of the rest, the last one is stored when the second is
+//! over; its `suppressed_count` is the number of other events that it stands for. So every event is counted, and a row
+//! is at most a second late.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,9 +13,9 @@ use kernel::Timestamp;
 use telemetry::{EventError, EventStatus, Fate, TraceEvent};
 use tokio::sync::Notify;
 
-/// What is bounded is bounded per second.
+/// The period of the bound.
 pub(super) const SECOND: Duration = Duration::from_secs(1);
-/// Events that wait for the writer: about as many as there are kinds. While the database is away, further ones are counted.
+/// Events waiting for the writer: about one per kind. While the database is unavailable, further ones are counted.
 const MAX_READY: usize = 256;
 
 #[derive(PartialEq, Eq, Hash, Debug)]
@@ -37,7 +38,7 @@ impl Key {
 struct Cell {
     second: Timestamp,
     stored: u32,
-    /// The last event that was not stored, and how many there were since one was.
+    /// The last event that was not stored, and the number of such events since one was stored.
     left_out: Option<(TraceEvent, i32)>,
 }
 
@@ -48,7 +49,7 @@ struct State {
     is_closed: bool,
 }
 
-/// Is the second that began then over? One that began in the future was begun by a clock that was set back since.
+/// Whether the second that began then is over. A start in the future means that the clock was set back.
 fn is_over(second: Timestamp, now: Timestamp) -> bool {
     now < second || now.since(second) >= SECOND
 }
@@ -57,7 +58,7 @@ fn is_over(second: Timestamp, now: Timestamp) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Closed;
 
-/// The bounded events of a service's instance.
+/// The bounded events of an instance of a service.
 #[derive(Debug, Default)]
 pub(super) struct Sums {
     state: Mutex<State>,
@@ -69,7 +70,7 @@ impl Sums {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Is the event one of the `most` of its kind that are stored in this second?
+    /// Stored if the event is one of the first `most` of its kind in this second.
     pub(super) fn admit(&self, mut event: TraceEvent, most: u32, now: Timestamp) -> Fate {
         let mut state = self.state();
         let is_full = state.ready.len() >= MAX_READY;
@@ -88,7 +89,7 @@ impl Sums {
         Fate::Stored(event)
     }
 
-    /// An event that is to be stored; refused once the writer has ended.
+    /// Queues an admitted event; fails once the writer has ended.
     pub(super) fn put(&self, event: TraceEvent) -> Result<(), Closed> {
         let mut state = self.state();
         if state.is_closed {
@@ -104,7 +105,7 @@ impl Sums {
         self.written.notified().await;
     }
 
-    /// Makes the events that stand for others ready when their second is over, and forgets kinds that no longer occur.
+    /// Queues the events that stand for others when their second is over, and drops kinds that no longer occur.
     pub(super) fn flush(&self, now: Timestamp) {
         let mut state = self.state();
         let State { cells, ready, .. } = &mut *state;
@@ -124,7 +125,7 @@ impl Sums {
         }
     }
 
-    /// The service ends: what was counted is made ready at once.
+    /// The service ends: events that stand for others are queued immediately.
     pub(super) fn close(&self) {
         let mut state = self.state();
         let left_out: BTreeMap<_, _> = state
@@ -137,12 +138,12 @@ impl Sums {
         state.is_closed = true;
     }
 
-    /// Is there nothing to take?
+    /// Whether the queue is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.state().ready.is_empty()
     }
 
-    /// Takes what is ready.
+    /// Takes the queued events.
     pub(super) fn take(&self) -> Vec<TraceEvent> {
         std::mem::take(&mut self.state().ready)
     }
@@ -176,15 +177,15 @@ mod tests {
         }
     }
 
-    /// As the sink does it: what is admitted is put.
+    /// As the sink does it: an admitted event is put.
     fn offer(sums: &Sums, event: TraceEvent, most: u32, now: Timestamp) {
         if let Fate::Stored(event) = sums.admit(event, most, now) {
-            sums.put(event).expect("it is open");
+            sums.put(event).expect("not closed");
         }
     }
 
     #[test]
-    fn a_clock_that_is_set_back_does_not_hold_up_what_is_counted() {
+    fn a_clock_set_back_does_not_delay_counted_events() {
         let sums = Sums::default();
         let hour = Duration::from_secs(3_600);
         for _ in 0..3 {
@@ -195,11 +196,11 @@ mod tests {
         let flushed = sums.take();
         assert_eq!(flushed.iter().map(|event| event.suppressed_count).collect::<Vec<_>>(), [1]);
         offer(&sums, event("lookup", None), 1, START.plus(SECOND));
-        assert_eq!(sums.take().len(), 1, "the seconds go on");
+        assert_eq!(sums.take().len(), 1, "a new second begins");
     }
 
     #[test]
-    fn what_comes_after_the_end_is_refused_and_not_forgotten() {
+    fn an_event_after_the_end_is_rejected() {
         let sums = Sums::default();
         offer(&sums, event("lookup", None), 1, START);
         sums.close();
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_are_stored_at_once_and_the_last_one_stands_for_the_rest_when_the_second_is_over() {
+    fn the_first_events_are_stored_immediately_and_the_last_one_stands_for_the_rest() {
         let sums = Sums::default();
         for _ in 0..1_000 {
             offer(&sums, event("lookup", None), 10, START);
@@ -218,13 +219,13 @@ mod tests {
         assert!(sums.is_empty(), "the second is not over");
         sums.flush(START.plus(SECOND));
         let counts: Vec<i32> = sums.take().iter().map(|event| event.suppressed_count).collect();
-        assert_eq!(counts, [989], "and itself: 1,000 in all");
+        assert_eq!(counts, [989], "with itself, 1,000 in all");
         sums.flush(START.plus(SECOND * 2));
         assert!(sums.is_empty());
     }
 
     #[test]
-    fn whatever_the_rate_each_kind_has_one_row_a_second_and_all_are_counted() {
+    fn each_kind_has_one_row_per_second_at_any_rate_and_all_are_counted() {
         let sums = Sums::default();
         let (mut rows, mut counted, offered) = (0, 0, 10 * 200 * 3);
         for step in 0..2_000_u32 {
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn while_nothing_is_taken_no_more_than_a_bound_is_kept_and_the_rest_is_counted() {
+    fn the_queue_is_bounded_and_the_rest_is_counted() {
         let sums = Sums::default();
         for second in 0..3_600 {
             offer(&sums, event("lookup", None), 1, START.plus(SECOND * second));
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_that_no_longer_occur_are_forgotten() {
+    fn kinds_that_no_longer_occur_are_dropped() {
         let sums = Sums::default();
         offer(&sums, event("lookup", None), 1, START);
         sums.flush(START.plus(SECOND));

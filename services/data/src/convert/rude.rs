@@ -1,4 +1,4 @@
-//! Every decoder, with what a rude client may send: it answers.
+//! Every decoder, with input from a misbehaving client: it always returns.
 
 use std::collections::HashMap;
 
@@ -53,15 +53,15 @@ fn list() -> proto::ListTraceEventsRequest {
 
 fn watch() -> proto::WatchTraceEventsRequest {
     let request = proto::WatchTraceEventsRequest { order_id: ID.into(), ..Default::default() };
-    let cursors = WatchTraceEvents::try_from(request.clone()).expect("it is sound").cursors;
+    let cursors = WatchTraceEvents::try_from(request.clone()).expect("valid").cursors;
     let cursor = Cursor { made: kernel::Timestamp::default(), position: Position::START };
     proto::WatchTraceEventsRequest { after_cursor: cursors.encode(cursor), ..request }
 }
 
 #[test]
-fn the_sound_messages_are_accepted() {
+fn valid_messages_are_accepted() {
     let order = Caller::Service { name: "order".into() };
-    let sent = append(&order, event()).expect("it is sound");
+    let sent = append(&order, event()).expect("valid");
     assert!(sent.iter().all(|sent| sent.event.is_ok()));
     assert!(Upsert::try_from(product()).is_ok());
     assert!(ListTraceEvents::try_from(list()).is_ok());
@@ -70,23 +70,23 @@ fn the_sound_messages_are_accepted() {
 
 proptest! {
     #[test]
-    fn events_are_refused_one_by_one_or_are_the_callers(request in rude(event())) {
+    fn events_are_rejected_individually_or_are_the_callers(request in rude(event())) {
         let order = Caller::Service { name: "order".into() };
         let count = request.events.len();
         match append(&order, request) {
             Ok(sent) => {
-                prop_assert_eq!(sent.len(), count, "each is answered for");
+                prop_assert_eq!(sent.len(), count, "each has an outcome");
                 for event in sent.iter().filter_map(|sent| sent.event.as_ref().ok()) {
                     prop_assert_eq!(&event.service, "order");
                     prop_assert!(event.duration_micros >= 0);
                 }
             }
-            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
+            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
         }
     }
 
     #[test]
-    fn the_other_decoders_answer_whatever_they_are_sent(
+    fn the_other_decoders_return_on_any_input(
         product in rude(product()), list in rude(list()), watch in rude(watch()),
         summary in rude(proto::SummarizeTraceEventsRequest::default()),
         products in rude(proto::ListProductsRequest { page_size: 5, text: "mug".into(), ..Default::default() }),

@@ -1,4 +1,4 @@
-//! Followers on SQLite, and on PostgreSQL where there is one.
+//! Followers on SQLite, and on PostgreSQL if it is available.
 
 use std::pin::Pin;
 
@@ -21,11 +21,11 @@ use crate::trace_event_store::{TraceEventStore, insert_statement};
 const DAY: Duration = Duration::from_secs(86_400);
 /// 2026-11-23, 00:00 UTC.
 const NOW: Timestamp = Timestamp::from_micros(1_795_392_000_000_000);
-/// Longer than anything takes when it works: a test that waits so long has failed.
+/// Longer than any working step takes: a test that reaches it has failed.
 const GUARD: Duration = Duration::from_secs(20);
 const FAST: Pace = Pace { bookmark: Duration::from_millis(20), patience: GUARD };
 
-/// An instance on a database of its own.
+/// An instance with its own database.
 struct World {
     db: Database,
     clock: Arc<ManualClock>,
@@ -59,7 +59,7 @@ impl World {
         Self { db, clock, events, watch, _poller: stop.drop_guard() }
     }
 
-    /// One on SQLite, and one on PostgreSQL where there is one.
+    /// One on SQLite, and one on PostgreSQL if it is available.
     async fn everywhere() -> Vec<Self> {
         let sqlite = testdb::Place { url: "sqlite::memory:".into(), schema: None };
         let mut worlds = vec![Self::on(sqlite).await];
@@ -96,7 +96,7 @@ impl World {
     }
 
     async fn run(&self, sql: &str) {
-        self.db.read().execute_unprepared(sql).await.expect("it is done");
+        self.db.read().execute_unprepared(sql).await.expect("a statement");
     }
 }
 
@@ -120,13 +120,13 @@ fn failed(event: TraceEvent) -> TraceEvent {
     TraceEvent { status: EventStatus::Failed, ..event }
 }
 
-/// So many events of successive seconds.
+/// Events of successive seconds.
 fn many(count: u16) -> Vec<TraceEvent> {
     (0..count).map(|number| event(NOW.plus(Duration::from_secs(number.into())), number)).collect()
 }
 
 async fn next(stream: &mut Stream) -> Option<Result<Update, Error>> {
-    tokio::time::timeout(GUARD, stream.next()).await.expect("it comes")
+    tokio::time::timeout(GUARD, stream.next()).await.expect("a message in time")
 }
 
 async fn bookmark(stream: &mut Stream) -> Cursor {
@@ -135,7 +135,7 @@ async fn bookmark(stream: &mut Stream) -> Cursor {
     read_cursor(&update.cursor)
 }
 
-/// The next events, and where they are; bookmarks are left out.
+/// The next events and the last one's cursor; bookmarks are skipped.
 async fn take(stream: &mut Stream, count: usize) -> (Vec<TraceEvent>, Option<Cursor>) {
     let (mut events, mut last) = (Vec::new(), None);
     while events.len() < count {
@@ -148,7 +148,7 @@ async fn take(stream: &mut Stream, count: usize) -> (Vec<TraceEvent>, Option<Cur
     (events, last)
 }
 
-/// Why the stream ends; nothing comes after that.
+/// The reason of the stream's end, which is its last item.
 async fn end(stream: &mut Stream) -> Error {
     loop {
         if let Err(error) = next(stream).await.expect("a reason") {
@@ -159,7 +159,7 @@ async fn end(stream: &mut Stream) -> Error {
 }
 
 #[tokio::test]
-async fn the_first_message_is_a_bookmark_and_what_was_stored_before_is_not_sent() {
+async fn the_first_message_is_a_bookmark_and_earlier_events_are_not_sent() {
     for world in World::everywhere().await {
         let events = many(4);
         world.append(&events[..2]).await;
@@ -167,14 +167,14 @@ async fn the_first_message_is_a_bookmark_and_what_was_stored_before_is_not_sent(
         let cursor = bookmark(&mut stream).await;
         world.append(&events[2..]).await;
         assert_eq!(take(&mut stream, 2).await.0, events[2..]);
-        // Before it received anything else the client could go on.
+        // A client that has received only the bookmark can resume.
         let mut again = world.follow(all(), Some(cursor)).await;
         bookmark(&mut again).await;
         assert_eq!(take(&mut again, 2).await.0, events[2..]);
     }
 }
 
-/// A transaction that has run a statement and is committed when the sender says so.
+/// A transaction that has run a statement and commits on a signal from the sender.
 async fn open_transaction(
     db: &Database,
     statement: Statement,
@@ -184,7 +184,7 @@ async fn open_transaction(
     let (db, once) = (db.clone(), std::sync::Mutex::new(Some((ran, to_commit))));
     let open = tokio::spawn(async move {
         db.transact(move |tx| {
-            let (ran, to_commit) = once.lock().expect("not poisoned").take().expect("it runs once");
+            let (ran, to_commit) = once.lock().expect("not poisoned").take().expect("a single run");
             let statement = statement.clone();
             Box::pin(async move {
                 tx.conn().execute_raw(statement).await?;
@@ -200,26 +200,26 @@ async fn open_transaction(
 }
 
 #[tokio::test]
-async fn an_open_transaction_holds_up_what_is_stored_after_it_began_and_nothing_is_lost() {
+async fn an_open_transaction_delays_later_events_and_none_is_lost() {
     let Some(place) = testdb::postgres() else { return };
     let mut world = World::on(place).await;
     world.watch.pace = FAST;
     let mut stream = world.follow(all(), None).await;
     let begun = bookmark(&mut stream).await;
     let events = many(4);
-    // The statement names its columns, and `ingest` is none of them: that of the release before.
+    // The statement names its columns without `ingest`, as in the previous release.
     let insert = insert_statement(DbBackend::Postgres, &events[3..]);
     let (open, commit) = open_transaction(&world.db, insert).await;
     for event in &events[..3] {
         world.append(std::slice::from_ref(event)).await;
     }
     let stored = TraceEventStore::new(world.db.clone()).page(all(), None, 10).await.expect("read");
-    assert_eq!(stored.len(), 3, "all can see them");
+    assert_eq!(stored.len(), 3, "visible to all");
     assert_eq!(world.watch.feed.look().await.expect("read").newest, begun.position);
     for _ in 0..3 {
         assert_eq!(bookmark(&mut stream).await.position, begun.position);
     }
-    commit.send(()).expect("it is open");
+    commit.send(()).expect("an open transaction");
     open.await.expect("no panic").expect("committed");
     let (sent, last) = take(&mut stream, 4).await;
     let order: Vec<_> = sent.iter().map(|event| event.event_id).collect();
@@ -233,7 +233,7 @@ async fn an_open_transaction_holds_up_what_is_stored_after_it_began_and_nothing_
 }
 
 #[tokio::test]
-async fn bookmarks_go_past_events_that_do_not_fit_and_stay_young() {
+async fn bookmarks_advance_past_events_that_do_not_match_and_stay_current() {
     for mut world in World::everywhere().await {
         world.watch.pace = FAST;
         let mut stream = world.follow(failures(), None).await;
@@ -257,7 +257,7 @@ async fn bookmarks_go_past_events_that_do_not_fit_and_stay_young() {
 }
 
 #[tokio::test]
-async fn a_cursor_is_as_old_as_its_position_until_all_was_seen() {
+async fn a_cursor_is_as_old_as_its_position_until_the_follower_is_up_to_date() {
     for mut world in World::everywhere().await {
         world.watch.pace = FAST;
         world.append(&many(3)).await;
@@ -265,16 +265,16 @@ async fn a_cursor_is_as_old_as_its_position_until_all_was_seen() {
         let old = Cursor { made, position: Position::START };
         let mut stream = world.follow(all(), Some(old)).await;
         let (_, cursor) = take(&mut stream, 1).await;
-        assert_eq!(cursor.expect("a cursor").made, made, "what follows it may be deleted tomorrow");
+        assert_eq!(cursor.expect("a cursor").made, made, "later events may be deleted tomorrow");
         take(&mut stream, 2).await;
-        assert_eq!(bookmark(&mut stream).await.made, NOW, "nothing follows it");
+        assert_eq!(bookmark(&mut stream).await.made, NOW, "no later events");
     }
 }
 
 #[tokio::test]
-async fn however_few_events_fit_and_wherever_each_is_sent_once() {
+async fn each_matching_event_is_sent_once_wherever_it_is() {
     for world in World::everywhere().await {
-        // At both edges of the blocks that are looked through.
+        // At both edges of the scanned blocks.
         let fit = [0, 4_999, 5_000, 5_001, 9_999, 10_000, 11_999];
         let number = |index: usize| u16::try_from(index).expect("few");
         let at = |index: usize| NOW.plus(Duration::from_secs(u64::from(number(index))));
@@ -289,7 +289,7 @@ async fn however_few_events_fit_and_wherever_each_is_sent_once() {
         let (sent, last) = take(&mut stream, fit.len()).await;
         assert_eq!(sent, fit.map(|index| events[index].clone()));
         assert_eq!(last.map(|last| last.position), Some(world.watch.feed.look().await.expect("read").newest));
-        // The twin: without a filter it is all of them.
+        // Control: without a filter, all of them are sent.
         let (sent, _) = take(&mut world.follow(all(), begin).await, events.len()).await;
         assert!(sent == events);
     }
@@ -311,14 +311,14 @@ async fn an_emptied_database_is_followed_from_its_start() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_read_is_ended_after_what_was_sent() {
+async fn an_unread_stream_is_ended_after_its_buffered_messages() {
     for mut world in World::everywhere().await {
         world.watch.pace.patience = Duration::from_millis(50);
         let events = many(100);
         let mut stream = world.follow(all(), None).await;
         world.append(&events).await;
         world.watch.tasks.close();
-        tokio::time::timeout(GUARD, world.watch.tasks.wait()).await.expect("its task ends");
+        tokio::time::timeout(GUARD, world.watch.tasks.wait()).await.expect("the task ends");
         assert_eq!(world.watch.permits.available_permits(), 2);
         let mut sent = Vec::new();
         let (error, last) = loop {
@@ -330,7 +330,7 @@ async fn a_stream_that_is_not_read_is_ended_after_what_was_sent() {
         assert!(matches!(error, Error::FollowerTooSlow(_)), "{error}");
         assert!(next(&mut stream).await.is_none());
         assert_eq!(sent.len(), WAITING);
-        // The twin: one that is read goes on where it ended.
+        // Control: a stream that is read resumes where it ended.
         let mut again = world.follow(all(), last).await;
         let rest = take(&mut again, events.len() - (WAITING - 1)).await.0;
         let sent: Vec<_> = sent.into_iter().filter_map(|update| update.event).chain(rest).collect();
@@ -339,7 +339,7 @@ async fn a_stream_that_is_not_read_is_ended_after_what_was_sent() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_its_token_with_its_instance_and_with_its_reader() {
+async fn a_stream_ends_with_its_token_its_instance_or_its_reader() {
     let world = World::on(testdb::place()).await;
     let token_expires = NOW.plus(Duration::from_millis(20));
     let caller = Caller::Person { user_id: Uuid::from_u128(1), role: Role::Operator, token_expires, session_id: None };
@@ -349,7 +349,7 @@ async fn a_stream_ends_with_its_token_with_its_instance_and_with_its_reader() {
     let mut stays = world.follow(all(), None).await;
     assert!(matches!(world.try_follow(all(), None).await.err(), Some(Error::TooManyFollowers)));
     drop(dropped);
-    // Its permit is free when its task has ended.
+    // The permit is returned when the task has ended.
     let _permit = tokio::time::timeout(GUARD, world.watch.permits.acquire()).await.expect("it ends");
     bookmark(&mut stays).await;
     world.watch.shutdown.cancel();
@@ -357,7 +357,7 @@ async fn a_stream_ends_with_its_token_with_its_instance_and_with_its_reader() {
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_too_old_is_refused() {
+async fn an_expired_cursor_is_rejected() {
     for world in World::everywhere().await {
         let cursor = bookmark(&mut world.follow(all(), None).await).await;
         world.clock.advance(DAY * 6);
@@ -375,12 +375,12 @@ async fn file_of_the_table(db: &Database) -> i64 {
 }
 
 #[tokio::test]
-async fn the_column_comes_without_a_rewrite_and_old_rows_stay_without_it() {
+async fn the_column_is_added_without_a_rewrite_and_old_rows_stay_without_it() {
     let Some(place) = testdb::postgres() else { return };
     let options = Options { schema: place.schema.clone(), max_connections: 1, ..Options::default() };
     let db = Database::connect(&place.url, &options).await.expect("a database");
-    let before = MIGRATIONS.iter().position(|step| !step.postgres.is_empty()).expect("the step that brings it");
-    db.migrate(&MIGRATIONS[..before]).await.expect("the schema of the release before");
+    let before = MIGRATIONS.iter().position(|step| !step.postgres.is_empty()).expect("the migration that adds it");
+    db.migrate(&MIGRATIONS[..before]).await.expect("the schema of the previous release");
     let events = many(2);
     let insert = |event: &[TraceEvent]| insert_statement(DbBackend::Postgres, event);
     db.read().execute_raw(insert(&events[..1])).await.expect("inserted");
@@ -388,7 +388,7 @@ async fn the_column_comes_without_a_rewrite_and_old_rows_stay_without_it() {
     drop(db);
     let world = World::on(place).await;
     let db = &world.db;
-    assert_eq!(file_of_the_table(db).await, filled, "the table's file is the same");
+    assert_eq!(file_of_the_table(db).await, filled, "the table's file is unchanged");
     let mut stream = world.follow(all(), Some(Cursor { made: NOW, position: Position::START })).await;
     db.read().execute_raw(insert(&events[1..])).await.expect("inserted");
     assert_eq!(take(&mut stream, 1).await.0, events[1..]);

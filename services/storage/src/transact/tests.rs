@@ -69,10 +69,10 @@ async fn open(url: &str) -> Database {
 }
 
 #[tokio::test]
-async fn a_refused_piece_rolls_back_alone_and_its_event_with_it() {
+async fn only_a_failed_piece_is_rolled_back_with_its_event() {
     for url in ["sqlite::memory:".to_owned(), file().await.1] {
         let db = open(&url).await;
-        // Queued together: one batch, with the same number twice.
+        // Queued together: one batch, with a duplicate number.
         let results = join_all([1, 2, 2, 3].map(|n| put(&db, n, operation()))).await;
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 3);
         assert!(results.iter().any(|result| matches!(result, Err(error) if error.is_unique_violation())));
@@ -82,7 +82,7 @@ async fn a_refused_piece_rolls_back_alone_and_its_event_with_it() {
 }
 
 #[tokio::test]
-async fn the_slot_is_taken_by_a_commit_and_not_by_a_rollback() {
+async fn a_commit_claims_the_event_slot_and_a_rollback_does_not() {
     let db = open("sqlite::memory:").await;
     let (first, second) = (operation(), operation());
     put(&db, 1, first.clone()).await.expect("committed");
@@ -91,44 +91,44 @@ async fn the_slot_is_taken_by_a_commit_and_not_by_a_rollback() {
     assert!(second.event(&Outcome::Success).is_some());
 }
 
-/// What SQLite does on a full disk, and on an I/O error: it rolls the whole transaction back by itself.
+/// As SQLite does on a full disk and on an I/O error: it rolls the whole transaction back.
 const FULL_DISK: &str = "CREATE TRIGGER full_disk BEFORE INSERT ON t WHEN NEW.n >= 1000 \
      BEGIN SELECT RAISE(ROLLBACK, 'as on a full disk'); END";
 
 #[tokio::test]
-async fn what_is_answered_after_a_full_disk_is_committed() {
+async fn work_answered_after_a_full_disk_is_committed() {
     let (_folder, url) = file().await;
     let db = open(&url).await;
     db.read().execute_unprepared(FULL_DISK).await.expect("a trigger");
-    put(&db, 1, operation()).await.expect("there is room");
+    put(&db, 1, operation()).await.expect("the disk has space");
     put(&db, 1000, operation()).await.expect_err("the disk is full");
-    put(&db, 1, operation()).await.expect_err("it is there");
-    put(&db, 2, operation()).await.expect("there is room again");
-    assert_eq!(rows(&db).await.len(), 2, "another connection sees it");
-    assert_eq!(rows(&open(&url).await).await.len(), 2, "another process sees it");
+    put(&db, 1, operation()).await.expect_err("a duplicate");
+    put(&db, 2, operation()).await.expect("the disk has space again");
+    assert_eq!(rows(&db).await.len(), 2, "visible to another connection");
+    assert_eq!(rows(&open(&url).await).await.len(), 2, "visible to another process");
 }
 
 #[tokio::test]
-async fn a_panic_in_the_work_is_an_error_and_the_writer_goes_on() {
+async fn a_panic_in_the_work_is_an_error_and_the_writer_survives() {
     let db = open("sqlite::memory:").await;
     let panicked = db.transact(|_| Box::pin(async { panic!("on purpose") })).await;
     assert!(matches!(panicked, Err::<(), _>(Error::Panicked)));
-    put(&db, 1, operation()).await.expect("the writer goes on");
+    put(&db, 1, operation()).await.expect("the writer is still running");
 }
 
 #[tokio::test]
-async fn two_processes_may_write_to_one_file() {
+async fn two_processes_can_write_to_one_file() {
     let (_folder, url) = file().await;
     let (one, two) = (open(&url).await, open(&url).await);
     let writes = (0..100).map(|n| put(if n % 2 == 0 { &one } else { &two }, n, operation()));
     for result in join_all(writes).await {
-        result.expect("nobody is refused for being busy");
+        result.expect("no write fails as busy");
     }
     assert_eq!(rows(&one).await.len(), 100);
 }
 
 #[tokio::test]
-async fn eight_may_start_at_once_on_an_empty_database() {
+async fn eight_instances_can_start_concurrently_on_an_empty_database() {
     let (_folder, url) = file().await;
     join_all((0..8).map(|_| open(&url))).await;
 }
@@ -137,7 +137,7 @@ async fn eight_may_start_at_once_on_an_empty_database() {
 async fn a_newer_schema_is_left_as_it_is() {
     let (_folder, url) = file().await;
     let db = open(&url).await;
-    // What is for PostgreSQL alone would be refused here.
+    // PostgreSQL's statements would fail here.
     let newer = Migration {
         version: 2,
         name: "add m",
@@ -146,11 +146,11 @@ async fn a_newer_schema_is_left_as_it_is() {
     };
     db.migrate(&[SCHEMA[0], newer]).await.expect("it migrates");
     let old = open(&url).await;
-    put(&old, 1, operation()).await.expect("the old program works on it");
+    put(&old, 1, operation()).await.expect("the old program can use it");
 }
 
 #[tokio::test]
-async fn a_refused_event_is_kept_apart_counted_after_a_day_and_sent_again() {
+async fn a_rejected_event_is_kept_apart_counted_after_a_day_and_sent_again() {
     let db = open("sqlite::memory:").await;
     put(&db, 1, operation()).await.expect("committed");
     let event = db.outbox().waiting("test-1", 10).await.expect("events").remove(0);
@@ -158,11 +158,11 @@ async fn a_refused_event_is_kept_apart_counted_after_a_day_and_sent_again() {
     let refuse = |event: TraceEvent| outbox.settle(vec![], vec![(event, "an unknown type".into())]);
     refuse(event.clone()).await.expect("settled");
     let backlog = db.outbox().backlog().await.expect("counts");
-    assert_eq!((backlog.waiting, backlog.refused), (0, 0), "the store may only be of an earlier release");
-    assert_eq!(db.outbox().requeue("test-2").await.expect("put back"), 1);
+    assert_eq!((backlog.waiting, backlog.refused), (0, 0), "the store may just be of an earlier release");
+    assert_eq!(db.outbox().requeue("test-2").await.expect("requeued"), 1);
     assert_eq!(db.outbox().waiting("test-2", 10).await.expect("events"), std::slice::from_ref(&event));
-    assert_eq!(db.outbox().requeue("test-2").await.expect("nothing is refused"), 0);
-    // Of two days ago, by its id: a later refusal does not make it any younger.
+    assert_eq!(db.outbox().requeue("test-2").await.expect("no rejected events"), 0);
+    // Two days old by its id: a later rejection does not make it younger.
     let day = std::time::Duration::from_secs(86_400);
     let millis = kernel::Clock::now(&kernel::SystemClock).minus(day * 2).as_micros() / 1_000;
     let millis = u64::try_from(millis).expect("after 1970");
@@ -172,7 +172,7 @@ async fn a_refused_event_is_kept_apart_counted_after_a_day_and_sent_again() {
 }
 
 #[tokio::test]
-async fn a_settled_event_is_gone_and_a_left_one_is_adopted() {
+async fn a_settled_event_is_deleted_and_an_abandoned_one_is_adopted() {
     let db = open("sqlite::memory:").await;
     put(&db, 1, operation()).await.expect("committed");
     put(&db, 2, operation()).await.expect("committed");
@@ -182,7 +182,7 @@ async fn a_settled_event_is_gone_and_a_left_one_is_adopted() {
     assert_eq!(db.outbox().adopt("test-2", later).await.expect("adopted"), 1);
     assert_eq!(db.outbox().waiting("test-2", 10).await.expect("events"), events[1..]);
     let past = kernel::Timestamp::default();
-    assert_eq!(db.outbox().adopt("test-3", past).await.expect("it looks"), 0, "it was written after that");
+    assert_eq!(db.outbox().adopt("test-3", past).await.expect("a query"), 0, "written after that");
     let hour = std::time::Duration::from_secs(3_600).as_micros();
     let sql = format!("UPDATE outbox SET create_time = create_time + {hour}");
     sea_orm::ConnectionTrait::execute_unprepared(db.read(), &sql).await.expect("the clock was set back since");

@@ -1,4 +1,4 @@
-//! Every decoder, with what a rude client may send: it answers.
+//! Every decoder, with input from a misbehaving client: it always returns.
 
 use contracts::common::v1 as common;
 use proptest::prelude::*;
@@ -31,25 +31,25 @@ fn update() -> pb::UpdateProfileRequest {
 }
 
 #[test]
-fn the_sound_messages_are_accepted() {
+fn valid_messages_are_accepted() {
     assert!(Registration::try_from(registration()).is_ok());
     assert!(profile_change(update()).is_ok());
 }
 
 proptest! {
     #[test]
-    fn a_registration_is_refused_or_keeps_the_rules(request in rude(registration())) {
+    fn a_registration_is_rejected_or_follows_the_rules(request in rude(registration())) {
         match Registration::try_from(request) {
             Ok(made) => {
                 prop_assert!(made.email.contains('@') && !made.display_name.is_empty());
                 prop_assert!(made.display_name.chars().count() <= MAX_DISPLAY_NAME);
             }
-            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
+            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
         }
     }
 
     #[test]
-    fn the_other_decoders_answer_whatever_they_are_sent(
+    fn the_other_decoders_return_on_any_input(
         update in rude(update()), email in text("ada@example.com"), password in text("correct horse battery"),
         token in text("AAAA"),
     ) {

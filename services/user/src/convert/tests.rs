@@ -29,14 +29,14 @@ fn sound_address() -> common::Address {
 }
 
 #[test]
-fn a_registration_is_taken_with_its_email_in_lower_case() {
+fn a_registration_is_accepted_with_its_email_in_lower_case() {
     let taken = Registration::try_from(registration()).expect("sound");
     assert_eq!((taken.email.as_str(), taken.display_name.as_str()), ("ada@example.com", "Ada"));
     assert!(!format!("{taken:?}").contains("correct horse"));
 }
 
 #[test]
-fn a_display_name_says_something() {
+fn a_display_name_is_not_blank() {
     for (name, expected) in [
         ("  ", Some("REQUIRED")),
         ("\u{200b}\u{3164}", Some("REQUIRED")),
@@ -49,8 +49,8 @@ fn a_display_name_says_something() {
 }
 
 #[test]
-fn every_field_of_a_registration_is_told_at_once() {
-    let invalid = Registration::try_from(pb::RegisterRequest::default()).expect_err("nothing is there");
+fn all_violations_of_a_registration_are_reported_together() {
+    let invalid = Registration::try_from(pb::RegisterRequest::default()).expect_err("an empty request");
     assert_eq!(
         reasons(&invalid),
         [
@@ -68,14 +68,14 @@ fn a_password_has_eight_characters_to_seventy_one_bytes() {
     let cases = [
         ("1234567".to_owned(), Some("PASSWORD_TOO_SHORT")),
         ("12345678".to_owned(), None),
-        // Characters count below, bytes above: 7 and 8 of three bytes each, 24 of them are 72 bytes.
+        // The minimum is in characters, the maximum in bytes: 7 and 8 of three bytes each, 24 of them are 72 bytes.
         ("€".repeat(7), Some("PASSWORD_TOO_SHORT")),
         ("€".repeat(8), None),
         ("€".repeat(23), None),
         ("€".repeat(24), Some("PASSWORD_TOO_LONG")),
         ("x".repeat(71), None),
         ("x".repeat(72), Some("PASSWORD_TOO_LONG")),
-        // Both count in Normalization Form C: 7 and 8 letters, and 60 bytes of the 90 that were typed.
+        // Both are measured in Normalization Form C: 7 and 8 letters, and 60 of the 90 typed bytes.
         ("e\u{301}".repeat(7), Some("PASSWORD_TOO_SHORT")),
         ("e\u{301}".repeat(8), None),
         ("e\u{301}".repeat(30), None),
@@ -89,35 +89,35 @@ fn a_password_has_eight_characters_to_seventy_one_bytes() {
 }
 
 #[test]
-fn a_log_in_does_not_tell_that_a_password_is_short() {
+fn a_log_in_does_not_reveal_that_a_password_is_short() {
     let request = |password: &str| pb::LoginRequest { email: "ada@example.com".into(), password: password.into() };
     assert!(login(request("short")).is_ok());
     assert_eq!(reasons(&login(request("")).expect_err("missing")), [("password", "REQUIRED")]);
     assert_eq!(reasons(&login(request(&"x".repeat(72))).expect_err("long")), [("password", "PASSWORD_TOO_LONG")]);
     assert!(login(request("correct\thorse")).is_ok(), "an earlier release accepted it");
     let old = pb::LoginRequest { email: "ada@-example.7".into(), password: "correct horse".into() };
-    assert!(login(old).is_ok(), "and this e-mail");
-    let nothing = login(pb::LoginRequest::default()).expect_err("nothing is there");
+    assert!(login(old).is_ok(), "and this e-mail too");
+    let nothing = login(pb::LoginRequest::default()).expect_err("an empty request");
     assert_eq!(reasons(&nothing), [("email", "INVALID_EMAIL"), ("password", "REQUIRED")]);
 }
 
 #[test]
-fn a_password_change_needs_both() {
-    let nothing = password_change(pb::ChangePasswordRequest::default()).expect_err("nothing is there");
+fn a_password_change_needs_both_passwords() {
+    let nothing = password_change(pb::ChangePasswordRequest::default()).expect_err("an empty request");
     assert_eq!(reasons(&nothing), [("current_password", "REQUIRED"), ("new_password", "PASSWORD_TOO_SHORT")]);
 }
 
 #[test]
-fn a_refresh_token_has_the_form_of_ours() {
+fn a_refresh_token_has_a_valid_form() {
     assert_eq!(reasons(&refresh_token("").expect_err("missing")), [("refresh_token", "REQUIRED")]);
     let invalid = refresh_token("not-ours").expect_err("malformed");
     assert_eq!(reasons(&invalid), [("refresh_token", "INVALID_REFRESH_TOKEN")]);
-    assert!(!invalid.to_string().contains("not-ours"), "it may be a secret all the same");
+    assert!(!invalid.to_string().contains("not-ours"), "it may be a secret");
     assert!(refresh_token(&RefreshToken::random().expose()).is_ok());
 }
 
 #[test]
-fn only_fields_that_the_mask_names_are_set_and_absent_ones_are_cleared() {
+fn fields_of_the_mask_are_set_or_cleared_and_no_others() {
     let profile = pb::Profile {
         display_name: "Ada L.".into(),
         phone: Some("+442012345678".into()),
@@ -136,11 +136,11 @@ fn only_fields_that_the_mask_names_are_set_and_absent_ones_are_cleared() {
 }
 
 #[test]
-fn without_a_mask_the_fields_that_are_there_are_set() {
+fn without_a_mask_the_present_fields_are_set() {
     let profile = pb::Profile {
         display_name: "Ada L.".into(),
         phone: Some("+442012345678".into()),
-        // As a caller sends it that changes what it has read.
+        // As sent by a client that changes what it has read.
         user_id: "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e".into(),
         email: "Ada@example.com".into(),
         role: pb::Role::Customer.into(),
@@ -159,12 +159,12 @@ fn without_a_mask_the_fields_that_are_there_are_set() {
     let nothing = pb::UpdateProfileRequest { profile: Some(pb::Profile::default()), update_mask: None };
     assert_eq!(profile_change(nothing).expect("it changes nothing"), ProfileChange::default());
     let blank = pb::Profile { display_name: " ".into(), ..pb::Profile::default() };
-    let invalid = profile_change(update(blank, &[])).expect_err("it says nothing");
+    let invalid = profile_change(update(blank, &[])).expect_err("a blank name");
     assert_eq!(reasons(&invalid), [("profile.display_name", "REQUIRED")]);
 }
 
 #[test]
-fn a_star_replaces_the_profile_whole() {
+fn a_wildcard_replaces_the_whole_profile() {
     let profile = pb::Profile { display_name: "Ada L.".into(), ..pb::Profile::default() };
     let change = profile_change(update(profile, &["*"])).expect("sound");
     let expected = ProfileChange {
@@ -174,16 +174,16 @@ fn a_star_replaces_the_profile_whole() {
         known_email: None,
     };
     assert_eq!(change, expected);
-    let invalid = profile_change(update(pb::Profile::default(), &["*"])).expect_err("what is required must be there");
+    let invalid = profile_change(update(pb::Profile::default(), &["*"])).expect_err("a required field is missing");
     assert_eq!(reasons(&invalid), [("profile.display_name", "REQUIRED")]);
 }
 
 #[test]
-fn a_mask_of_unknown_fields_is_refused_and_output_only_ones_are_ignored() {
-    let invalid = profile_change(pb::UpdateProfileRequest::default()).expect_err("nothing is there");
+fn unknown_fields_in_a_mask_are_rejected_and_output_only_ones_are_ignored() {
+    let invalid = profile_change(pb::UpdateProfileRequest::default()).expect_err("an empty request");
     assert_eq!(reasons(&invalid), [("profile", "REQUIRED")]);
     let paths = ["role", "shoe_size", "address.city", "*", "phone", ""];
-    let invalid = profile_change(update(pb::Profile::default(), &paths)).expect_err("four of them");
+    let invalid = profile_change(update(pb::Profile::default(), &paths)).expect_err("four violations");
     assert_eq!(
         reasons(&invalid),
         [
@@ -196,19 +196,19 @@ fn a_mask_of_unknown_fields_is_refused_and_output_only_ones_are_ignored() {
     let values = pb::Profile { role: pb::Role::Operator.into(), user_id: "x".into(), ..pb::Profile::default() };
     let change = profile_change(update(values, &["role", "user_id", "create_time", "update_time"])).expect("ignored");
     assert_eq!(change, ProfileChange::default());
-    let change = profile_change(update(pb::Profile::default(), &["email"])).expect("the account knows");
+    let change = profile_change(update(pb::Profile::default(), &["email"])).expect("checked against the account");
     assert_eq!(change, ProfileChange { known_email: Some(String::new()), ..ProfileChange::default() });
 }
 
 #[test]
-fn every_bad_value_of_a_profile_is_told_at_once() {
+fn all_violations_of_a_profile_are_reported_together() {
     let profile = pb::Profile {
         display_name: String::new(),
         phone: Some("030 123456".into()),
         address: Some(common::Address { country_code: "Germany".into(), ..sound_address() }),
         ..pb::Profile::default()
     };
-    let invalid = profile_change(update(profile, &["display_name", "phone", "address"])).expect_err("three");
+    let invalid = profile_change(update(profile, &["display_name", "phone", "address"])).expect_err("three violations");
     assert_eq!(
         reasons(&invalid),
         [

@@ -29,26 +29,26 @@ fn add(directory: &Path, name: &str) -> String {
 }
 
 #[test]
-fn the_first_start_makes_a_key_that_only_its_owner_reads_and_the_next_start_finds_it() {
+fn the_first_start_generates_a_private_key_and_the_next_start_reuses_it() {
     let (_folder, directory) = folder();
-    let store = KeyStore::open(directory.clone(), true, clock()).expect("a key is made");
-    let again = KeyStore::open(directory.clone(), true, clock()).expect("it is found");
+    let store = KeyStore::open(directory.clone(), true, clock()).expect("generated");
+    let again = KeyStore::open(directory.clone(), true, clock()).expect("opened");
     assert_eq!(store.signer().expect("a key").kid, again.signer().expect("a key").kid);
     assert_eq!(again.all().len(), 1);
     let path = directory.join(format!("{START_SECONDS}.pem"));
-    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    let mode = |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&directory)), (0o600, 0o700));
 }
 
 #[test]
-fn without_leave_no_key_is_made() {
+fn no_key_is_generated_without_permission() {
     let (_folder, directory) = folder();
     assert!(matches!(KeyStore::open(directory.clone(), false, clock()), Err(KeysError::None { .. })));
     assert!(!directory.exists());
 }
 
 #[test]
-fn eight_that_start_at_once_agree_on_one_key() {
+fn eight_concurrent_starts_agree_on_one_key() {
     let (_folder, directory) = folder();
     let starts: Vec<_> = (0..8)
         .map(|number| {
@@ -65,12 +65,12 @@ fn eight_that_start_at_once_agree_on_one_key() {
 }
 
 #[test]
-fn a_new_key_signs_when_it_is_ten_minutes_old_by_its_name() {
+fn a_new_key_signs_when_its_name_is_ten_minutes_old() {
     let (_folder, directory) = folder();
     let clock = clock();
     let first = add(&directory, &format!("{}.pem", START_SECONDS - 100));
     let store = KeyStore::open(directory.clone(), false, clock.clone()).expect("it opens");
-    assert_eq!(store.signer().expect("a key").kid, first, "the oldest, when none is old enough");
+    assert_eq!(store.signer().expect("a key").kid, first, "the oldest, if none is old enough");
     let second = add(&directory, &format!("{START_SECONDS}-b.pem"));
     store.reload().expect("read again");
     assert_eq!(store.all().iter().map(|key| key.kid.as_str()).collect::<Vec<_>>(), [&first, &second]);
@@ -81,7 +81,7 @@ fn a_new_key_signs_when_it_is_ten_minutes_old_by_its_name() {
 }
 
 #[test]
-fn what_cannot_be_read_is_named_and_keeps_the_keys_as_they_were() {
+fn an_unreadable_file_is_named_and_leaves_the_keys_unchanged() {
     let (_folder, directory) = folder();
     let first = add(&directory, "1.pem");
     let store = KeyStore::open(directory.clone(), false, clock()).expect("it opens");

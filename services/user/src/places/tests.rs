@@ -5,7 +5,7 @@ use futures_util::FutureExt;
 
 use super::*;
 
-/// A call that wants a place: polled by hand, so that nothing depends on time.
+/// A call that wants a slot: polled by hand, so that nothing depends on time.
 struct Call(Pin<Box<dyn Future<Output = Result<Place, QueueFull>>>>);
 
 impl Call {
@@ -24,7 +24,7 @@ impl Call {
     }
 
     fn place(&mut self) -> Place {
-        self.poll().expect("it does not wait").expect("it was not refused")
+        self.poll().expect("not waiting").expect("not rejected")
     }
 
     fn waits(&mut self) -> bool {
@@ -57,7 +57,7 @@ fn nothing_is_kept(places: &Places, free: usize) {
 }
 
 #[test]
-fn an_honest_caller_is_next_in_turn_however_many_of_another_address_wait() {
+fn a_well_behaved_caller_is_next_however_many_of_another_address_wait() {
     for processors in [1, 2, 4] {
         let places = Places::new(processors, 200);
         let mut stranger = calls(&places, "192.0.2.1", 140 + processors);
@@ -71,7 +71,7 @@ fn an_honest_caller_is_next_in_turn_however_many_of_another_address_wait() {
 }
 
 #[test]
-fn addresses_take_turns_and_those_of_a_burst_are_served_too() {
+fn addresses_are_served_in_turn_and_bursts_are_served_too() {
     let places = Places::new(1, 100);
     let mut first = Call::new(&places, at("192.0.2.9", "first"));
     let mut at_work = first.place();
@@ -82,7 +82,7 @@ fn addresses_take_turns_and_those_of_a_burst_are_served_too() {
     let mut served = vec![];
     while !waiting.is_empty() {
         drop(at_work);
-        let index = waiting.iter_mut().position(|(_, call)| !call.waits()).expect("one is served");
+        let index = waiting.iter_mut().position(|(_, call)| !call.waits()).expect("a served call");
         let (address, mut call) = waiting.remove(index);
         at_work = call.place();
         served.push(address.rsplit('.').next().expect("a number"));
@@ -93,7 +93,7 @@ fn addresses_take_turns_and_those_of_a_burst_are_served_too() {
 }
 
 #[test]
-fn the_accounts_of_an_address_take_turns() {
+fn the_accounts_of_an_address_are_served_in_turn() {
     let places = Places::new(1, 100);
     let at_work = Call::new(&places, at("192.0.2.1", "mallory")).place();
     let mallory: Vec<Call> = (0..40).map(|_| Call::new(&places, at("192.0.2.1", "mallory"))).collect();
@@ -106,33 +106,33 @@ fn the_accounts_of_an_address_take_turns() {
 }
 
 #[test]
-fn a_full_queue_displaces_the_newest_of_the_address_with_the_most() {
+fn a_full_queue_evicts_the_newest_call_of_the_address_with_the_most() {
     let places = Places::new(1, 64);
     let _at_work = Call::new(&places, at("192.0.2.1", "at work")).place();
     let mut few = calls(&places, "192.0.2.2", 14);
     let mut most = calls(&places, "192.0.2.1", 50);
     let mut honest = Call::new(&places, at("198.51.100.7", "ada@example.com"));
     assert!(honest.waits() && few.iter_mut().all(Call::waits));
-    assert!(is_refused(most.last_mut().expect("fifty")), "the newest");
+    assert!(is_refused(most.last_mut().expect("fifty")), "the newest is evicted");
     most.pop();
-    assert!(most.iter_mut().all(Call::waits), "no other");
+    assert!(most.iter_mut().all(Call::waits), "no other call is");
     let mut one_more = Call::new(&places, at("192.0.2.1", "one more"));
-    assert!(is_refused(&mut one_more), "the twin: of the address with the most, the newcomer");
+    assert!(is_refused(&mut one_more), "control: a new call of the address with the most is rejected");
     assert!(honest.waits() && few.iter_mut().all(Call::waits));
 }
 
 #[test]
-fn a_full_queue_of_one_address_displaces_the_account_with_the_most() {
+fn a_full_queue_of_one_address_evicts_from_the_account_with_the_most() {
     let places = Places::new(1, 64);
     let _at_work = Call::new(&places, at("192.0.2.1", "mallory")).place();
     let mut mallory: Vec<Call> = (0..64).map(|_| Call::new(&places, at("192.0.2.1", "mallory"))).collect();
     let mut ada = Call::new(&places, at("192.0.2.1", "ada"));
-    assert!(ada.waits(), "an honest caller behind the same proxy");
+    assert!(ada.waits(), "a well-behaved caller behind the same proxy");
     assert!(is_refused(mallory.last_mut().expect("some")));
 }
 
 #[test]
-fn addresses_with_one_each_do_not_displace_each_other() {
+fn addresses_with_one_call_each_do_not_evict_each_other() {
     let places = Places::new(1, 4);
     let _at_work = Call::new(&places, at("192.0.2.1", "at work")).place();
     let mut waiting: Vec<Call> = (2..6).map(|n| Call::new(&places, at(&format!("192.0.2.{n}"), "x"))).collect();
@@ -147,21 +147,21 @@ fn an_ipv6_network_is_one_address() {
 }
 
 #[test]
-fn a_call_that_goes_away_leaves_the_queue_and_keeps_no_place() {
+fn a_cancelled_call_leaves_the_queue_and_returns_its_slot() {
     let places = Places::new(1, 8);
     let at_work = Call::new(&places, at("192.0.2.1", "x")).place();
     let mut waiting = calls(&places, "192.0.2.2", 3);
     drop(waiting.remove(1));
     assert_eq!(places.0.state().waiting.len(), 2);
     drop(at_work);
-    // The first has got the place, and goes away before it knows.
+    // The first has got the slot, and is dropped before it is polled.
     drop(waiting.remove(0));
     drop(waiting.remove(0).place());
     nothing_is_kept(&places, 1);
 }
 
 #[tokio::test]
-async fn places_are_given_to_tasks_that_wait() {
+async fn waiting_tasks_get_slots() {
     let places = Places::new(2, 64);
     let served = (0..40).map(|number| {
         let places = places.clone();

@@ -1,6 +1,7 @@
-//! Sessions that end before their access tokens do. An access token carries its own proof, so who ends a session cannot take it
-//! back: what was issued is kept in a row until it ends by time, and a row whose session is gone, whose account is gone, or
-//! whose role is no longer the account's, is on the list that every instance fetches. So it does not matter who ended it, or how.
+//! Sessions that end before their access tokens expire. An access token is self-contained, so ending a session cannot
+//! revoke it. Therefore issued tokens have a row until they expire, and a row is on the list that every instance
+//! fetches if its session or its account no longer exists, or if its role is no longer the account's. So it does not
+//! matter what ended the session.
 
 use kernel::{SessionId, Timestamp, UserId};
 use sea_orm::sea_query::OnConflict;
@@ -17,11 +18,12 @@ use crate::entity::{account, issued_access, session};
 use crate::error::Error;
 use crate::users::{Person, Whose};
 
-/// Rows are kept a little longer than what was issued: instances' clocks differ, and the mesh forgives some seconds.
+/// Rows are kept a little longer than the tokens are valid: instances' clocks differ, and the mesh allows some seconds
+/// of leeway.
 const MARGIN: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl Store {
-    /// Is the person's session open, and the token's role still the account's?
+    /// Whether the person's session is open and the token's role is still the account's.
     pub(crate) async fn is_live(&self, person: Person, now: Timestamp) -> Result<bool, storage::Error> {
         let of_it =
             account::Column::UserId.eq(person.user_id.as_uuid()).and(account::Column::Role.eq(person.role.name()));
@@ -36,7 +38,7 @@ impl Store {
         Ok(session::Entity::find().filter(of_it).count(self.db.read()).await? > 0)
     }
 
-    /// Ends all sessions of a person, with its audit event; says how many were open.
+    /// Ends all sessions of a person, with an audit event; returns how many were open.
     pub(crate) async fn end_sessions(&self, whose: Whose, now: Timestamp, operation: &Operation) -> Result<u64, Error> {
         let operation = operation.clone();
         let ended = self
@@ -48,7 +50,7 @@ impl Store {
                         Whose::Id(user_id) => account::Column::UserId.eq(user_id.as_uuid()),
                         Whose::Email(email) => account::Column::Email.eq(email),
                     };
-                    // Locked as a log-in locks it: none opens a session half way through.
+                    // Locked as by a log-in, so that none opens a session meanwhile.
                     let owner = account::Entity::find().filter(of_it).lock_exclusive().one(tx.conn()).await?;
                     let Some(account::Model { user_id, .. }) = owner else { return Ok(None) };
                     let of_them = || session::Column::UserId.eq(user_id);
@@ -65,7 +67,7 @@ impl Store {
         ended.ok_or(Error::AccountNotFound)
     }
 
-    /// A page of the sessions that have ended although an access token of theirs may not have, by id: those after `after`.
+    /// A page of the ended sessions that may still have an unexpired access token, by id: those after `after`.
     pub(crate) async fn ended_sessions(
         &self,
         after: Option<SessionId>,
@@ -89,8 +91,8 @@ impl Store {
     }
 }
 
-/// Keeps that an access token of this role was issued to a session. Says whether its role is that of the session's others:
-/// a session that has outlived its account's role ends.
+/// Records that an access token of this role was issued to a session. False if the session's earlier tokens had another
+/// role: such a session must end.
 pub(super) async fn issued(
     tx: &Tx,
     session_id: uuid::Uuid,
@@ -115,7 +117,7 @@ pub(super) async fn issued(
     Ok(true)
 }
 
-/// Forgets some of what has ended by time.
+/// Deletes some of the expired rows.
 pub(super) async fn forget(tx: &Tx, now: Timestamp, limit: u32) -> Result<u64, storage::Error> {
     let delete = Statement::from_sql_and_values(
         tx.conn().get_database_backend(),

@@ -123,7 +123,7 @@ fn ada() -> Registration {
 }
 
 #[tokio::test]
-async fn the_same_registration_gets_the_same_answer_also_after_the_profile_changed() {
+async fn a_repeated_registration_gets_the_same_answer_even_after_the_profile_has_changed() {
     let world = World::new().await;
     let registration = ada();
     let first = world.register(registration.clone()).await.expect("registered");
@@ -142,11 +142,11 @@ async fn the_same_registration_gets_the_same_answer_also_after_the_profile_chang
     world.clock.advance(Duration::from_secs(1));
     world.users.change_profile(first.user_id, change, &audit()).await.expect("changed");
     assert_eq!(world.register(registration).await.expect("the same answer"), first);
-    assert_eq!(world.users.profile(first.user_id).await.expect("it is there").display_name, "Countess");
+    assert_eq!(world.users.profile(first.user_id).await.expect("an account").display_name, "Countess");
 }
 
 #[tokio::test]
-async fn a_request_id_is_of_one_command_and_its_password() {
+async fn a_request_id_belongs_to_one_command_and_password() {
     let world = World::new().await;
     let registration = ada();
     world.register(registration.clone()).await.expect("registered");
@@ -162,7 +162,7 @@ async fn a_request_id_is_of_one_command_and_its_password() {
 }
 
 #[tokio::test]
-async fn a_request_id_does_not_let_anybody_guess_the_password() {
+async fn guesses_of_a_password_under_a_request_id_are_throttled() {
     let world = World::new().await;
     let registration = ada();
     world.register(registration.clone()).await.expect("registered");
@@ -174,17 +174,17 @@ async fn a_request_id_does_not_let_anybody_guess_the_password() {
 }
 
 #[tokio::test]
-async fn an_email_is_of_one_account() {
+async fn an_email_belongs_to_one_account() {
     let world = World::new().await;
     world.ada().await;
     assert!(matches!(world.register(ada()).await, Err(Error::EmailTaken)));
 }
 
 #[tokio::test]
-async fn the_same_registration_many_times_at_once_makes_one_account() {
+async fn concurrent_identical_registrations_create_one_account() {
     let world = World::new().await;
     let registration = ada();
-    // One makes it; each of the others holds one of the three tries while its password is checked.
+    // One call creates it; each of the others uses one of the three permits while its password is checked.
     let all = futures_util::future::join_all((0..4).map(|_| world.register(registration.clone()))).await;
     let first = all[0].as_ref().expect("registered");
     for answer in &all {
@@ -193,7 +193,7 @@ async fn the_same_registration_many_times_at_once_makes_one_account() {
 }
 
 #[tokio::test]
-async fn a_log_in_writes_its_event_with_the_session_and_a_refused_one_writes_nothing() {
+async fn a_log_in_writes_its_event_with_the_session_and_a_rejected_one_writes_nothing() {
     let world = World::new().await;
     let profile = world.ada().await;
     world.login("ada@example.com", "wrong horse").await.expect_err("refused");
@@ -208,18 +208,18 @@ async fn a_log_in_writes_its_event_with_the_session_and_a_refused_one_writes_not
 }
 
 #[tokio::test]
-async fn what_changes_an_account_is_audited_with_its_change_and_never_with_a_secret() {
+async fn changes_of_an_account_are_audited_without_secrets() {
     let world = World::new().await;
     let registration = ada();
     let profile = world.register(registration.clone()).await.expect("registered");
-    world.register(registration).await.expect("a replay");
+    world.register(registration).await.expect("replayed");
     let change = ProfileChange { phone: Some(Some("+491234567".into())), ..ProfileChange::default() };
     world.users.change_profile(profile.user_id, change, &audit()).await.expect("changed");
     let (own, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
     world.change_password(&own, PASSWORD, "battery staple").await.expect("changed");
     world.users.logout(own.refresh.clone(), &audit()).await.expect("ended");
-    // The change of the password has ended it already.
-    world.users.logout(other.refresh.clone(), &audit()).await.expect("there is nothing to end");
+    // The password change has ended it already.
+    world.users.logout(other.refresh.clone(), &audit()).await.expect("already ended");
     let events = world.events("audit").await;
     let mut told: Vec<_> = events.iter().map(|event| event.attributes.clone()).collect();
     assert!(events.iter().all(|event| event.user_id == Some(profile.user_id.as_uuid())), "{events:?}");
@@ -234,7 +234,7 @@ async fn what_changes_an_account_is_audited_with_its_change_and_never_with_a_sec
     expected.sort();
     assert_eq!(
         told, expected,
-        "a registration, a profile, a password, a log-out; no replay, and nothing that ended nothing"
+        "a registration, a profile, a password, a log-out; no idempotent replay, and no log-out of an ended session"
     );
     let body = serde_json::to_string(&events).expect("JSON");
     for secret in [PASSWORD, "battery staple", "+491234567", "example.com"] {
@@ -243,7 +243,7 @@ async fn what_changes_an_account_is_audited_with_its_change_and_never_with_a_sec
 }
 
 #[tokio::test]
-async fn failures_throttle_an_account_whether_it_exists_or_not_and_the_right_password_too() {
+async fn failures_throttle_existing_and_unknown_accounts_and_even_the_right_password() {
     let world = World::new().await;
     world.ada().await;
     for email in ["ada@example.com", "nobody@example.com"] {
@@ -260,7 +260,7 @@ async fn failures_throttle_an_account_whether_it_exists_or_not_and_the_right_pas
 }
 
 #[tokio::test]
-async fn many_log_ins_that_succeed_at_once_are_let_pass() {
+async fn concurrent_successful_log_ins_are_admitted() {
     let world = World::new().await;
     world.ada().await;
     for _ in 0..4 {
@@ -270,11 +270,11 @@ async fn many_log_ins_that_succeed_at_once_are_let_pass() {
 }
 
 #[tokio::test]
-async fn a_hash_of_another_cost_is_redone_at_the_next_log_in() {
+async fn a_hash_of_another_cost_is_renewed_at_the_next_log_in() {
     let mut world = World::new().await;
     let profile = world.ada().await;
     world.users.passwords = Passwords::new(5, 64);
-    let hash = |account: Option<Account>| account.expect("it is there").password_hash.as_stored().to_owned();
+    let hash = |account: Option<Account>| account.expect("an account").password_hash.as_stored().to_owned();
     assert!(hash(world.users.store.account(profile.user_id).await.expect("read")).starts_with("$2b$04$"));
     world.ada_logs_in().await;
     assert!(hash(world.users.store.account(profile.user_id).await.expect("read")).starts_with("$2b$05$"));
@@ -282,27 +282,27 @@ async fn a_hash_of_another_cost_is_redone_at_the_next_log_in() {
 }
 
 #[tokio::test]
-async fn a_refresh_turns_the_token_and_the_one_before_works_for_thirty_seconds() {
+async fn a_refresh_rotates_the_token_and_the_previous_one_works_for_thirty_seconds() {
     let world = World::new().await;
     world.ada().await;
     let first = world.ada_logs_in().await;
-    let second = world.refresh(&first).await.expect("the newest");
+    let second = world.refresh(&first).await.expect("the newest token");
     assert_eq!(second.session.id, first.session.id);
     assert_eq!(second.session.expires, first.session.expires);
     world.clock.advance(Duration::from_secs(29));
-    let third = world.refresh(&first).await.expect("the one before the newest");
-    world.refresh(&second).await.expect("now this is the one before the newest");
-    // By now the third is the one before the newest, and the first is older.
+    let third = world.refresh(&first).await.expect("the previous token");
+    world.refresh(&second).await.expect("now the previous token");
+    // Now the third is the previous token, and the first is older.
     assert!(matches!(world.refresh(&first).await, Err(Error::SessionEnded)));
-    assert!(matches!(world.refresh(&third).await, Err(Error::SessionEnded)), "the session has ended for all");
+    assert!(matches!(world.refresh(&third).await, Err(Error::SessionEnded)), "ended for every token");
 }
 
 #[tokio::test]
-async fn the_token_before_the_newest_ends_the_session_after_thirty_seconds() {
+async fn the_previous_token_ends_the_session_after_thirty_seconds() {
     let world = World::new().await;
     world.ada().await;
     let first = world.ada_logs_in().await;
-    let second = world.refresh(&first).await.expect("the newest");
+    let second = world.refresh(&first).await.expect("the newest token");
     world.clock.advance(Duration::from_secs(30));
     assert!(matches!(world.refresh(&first).await, Err(Error::SessionEnded)));
     assert!(matches!(world.refresh(&second).await, Err(Error::SessionEnded)));
@@ -314,7 +314,7 @@ async fn a_session_ends_after_thirty_days_and_is_swept() {
     world.ada().await;
     let tokens = world.ada_logs_in().await;
     world.clock.advance(Duration::from_secs(30 * 86_400 - 60));
-    let tokens = world.refresh(&tokens).await.expect("it has not ended");
+    let tokens = world.refresh(&tokens).await.expect("not ended");
     assert!(tokens.access.expires <= tokens.session.expires, "no access token outlives its session");
     assert_eq!(world.users.store.delete_expired_sessions(world.clock.now(), 10).await.expect("swept"), 0);
     world.clock.advance(Duration::from_secs(60));
@@ -323,18 +323,18 @@ async fn a_session_ends_after_thirty_days_and_is_swept() {
 }
 
 #[tokio::test]
-async fn a_strangers_token_ends_no_session() {
+async fn an_unknown_token_ends_no_session() {
     let world = World::new().await;
     world.ada().await;
     let tokens = world.ada_logs_in().await;
     let stranger = RefreshToken::random();
     assert!(matches!(world.users.refresh(stranger.clone()).await, Err(Error::SessionEnded)));
-    world.users.logout(stranger, &audit()).await.expect("there is nothing to end");
-    world.refresh(&tokens).await.expect("it has not ended");
+    world.users.logout(stranger, &audit()).await.expect("accepted");
+    world.refresh(&tokens).await.expect("not ended");
 }
 
 #[tokio::test]
-async fn a_log_out_ends_its_session_alone_and_may_be_repeated() {
+async fn a_log_out_ends_only_its_session_and_can_be_repeated() {
     let world = World::new().await;
     world.ada().await;
     let (one, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
@@ -342,7 +342,7 @@ async fn a_log_out_ends_its_session_alone_and_may_be_repeated() {
         world.users.logout(one.refresh.clone(), &audit()).await.expect("ended");
     }
     assert!(matches!(world.refresh(&one).await, Err(Error::SessionEnded)));
-    world.refresh(&other).await.expect("it has not ended");
+    world.refresh(&other).await.expect("not ended");
 }
 
 #[tokio::test]
@@ -357,14 +357,14 @@ async fn a_changed_password_ends_the_other_sessions_and_keeps_the_callers() {
     for ended in [&other, &third] {
         assert!(matches!(world.refresh(ended).await, Err(Error::SessionEnded)));
     }
-    world.refresh(&own).await.expect("the caller's own");
-    world.refresh(&bobs).await.expect("somebody else's");
+    world.refresh(&own).await.expect("the caller's own session");
+    world.refresh(&bobs).await.expect("another user's session");
     assert!(matches!(world.login("ada@example.com", PASSWORD).await, Err(Error::InvalidCredentials)));
-    world.login("ada@example.com", "battery staple").await.expect("the new one");
+    world.login("ada@example.com", "battery staple").await.expect("the new password");
 }
 
 #[tokio::test]
-async fn a_password_is_changed_by_who_knows_it_and_guesses_are_throttled() {
+async fn changing_a_password_needs_the_current_one_and_guesses_are_throttled() {
     let world = World::new().await;
     world.ada().await;
     let tokens = world.ada_logs_in().await;
@@ -379,22 +379,22 @@ async fn a_password_is_changed_by_who_knows_it_and_guesses_are_throttled() {
 }
 
 #[tokio::test]
-async fn a_log_in_that_verified_the_password_before_it_was_changed_opens_no_session() {
+async fn a_log_in_verified_before_a_password_change_opens_no_session() {
     let world = World::new().await;
     let profile = world.ada().await;
     let tokens = world.ada_logs_in().await;
-    let verified = world.users.store.account(profile.user_id).await.expect("read").expect("it is there").password_hash;
+    let verified = world.users.store.account(profile.user_id).await.expect("read").expect("an account").password_hash;
     world.change_password(&tokens, PASSWORD, "battery staple").await.expect("changed");
     let id = SessionId::from_uuid(SystemIds.uuid());
     let (session, _) = Session::open(id, profile.user_id, world.clock.now(), Duration::from_secs(60));
     let access_until = session.expires;
     let opening = Opening { session, role: Role::Customer, verified, renewed: None, access_until };
-    let opened = world.users.store.open_session(opening, &operation()).await.expect("asked");
+    let opened = world.users.store.open_session(opening, &operation()).await.expect("a query");
     assert!(!opened);
 }
 
 #[tokio::test]
-async fn the_operator_of_the_file_is_made_once_and_its_log_in_waits_for_it() {
+async fn the_bootstrap_operator_is_created_once_and_its_log_in_waits_for_it() {
     let mut world = World::new().await;
     let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
     let (store, passwords) = (world.users.store.clone(), world.users.passwords.clone());
@@ -403,12 +403,12 @@ async fn the_operator_of_the_file_is_made_once_and_its_log_in_waits_for_it() {
     world.users.bootstrap = Some(bootstrap);
     let login = world.login("operator@ordermesh.local", PASSWORD);
     let (login, (), ()) = tokio::join!(login, work, again);
-    let (_, profile) = login.expect("it waited");
+    let (_, profile) = login.expect("it waited for the account");
     assert_eq!(profile.role, Role::Operator);
 }
 
 #[tokio::test]
-async fn a_bootstrap_that_is_cut_off_keeps_nobody_waiting() {
+async fn a_cancelled_bootstrap_blocks_no_log_in() {
     let mut world = World::new().await;
     let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
     let (bootstrap, work) =
@@ -420,7 +420,7 @@ async fn a_bootstrap_that_is_cut_off_keeps_nobody_waiting() {
 }
 
 #[tokio::test]
-async fn a_profile_of_nobody_is_not_found() {
+async fn an_unknown_profile_is_not_found() {
     let world = World::new().await;
     let nobody = UserId::from_uuid(SystemIds.uuid());
     assert!(matches!(world.users.profile(nobody).await, Err(Error::AccountNotFound)));
@@ -430,7 +430,7 @@ async fn a_profile_of_nobody_is_not_found() {
 }
 
 #[tokio::test]
-async fn an_email_in_an_update_is_ignored_while_it_is_the_accounts_and_refused_when_it_is_not() {
+async fn an_email_in_an_update_is_ignored_if_unchanged_and_rejected_otherwise() {
     let world = World::new().await;
     let user_id = world.ada().await.user_id;
     let change = |email: &str| ProfileChange {
@@ -443,7 +443,7 @@ async fn an_email_in_an_update_is_ignored_while_it_is_the_accounts_and_refused_w
         matches!(&refused, Err(Error::Invalid(invalid)) if invalid.0[0].reason == "IMMUTABLE_FIELD"),
         "{refused:?}"
     );
-    assert_eq!(world.users.profile(user_id).await.expect("it is there").display_name, "Ada", "nothing has changed");
+    assert_eq!(world.users.profile(user_id).await.expect("an account").display_name, "Ada", "nothing was changed");
     let changed = world.users.change_profile(user_id, change("ada@example.com"), &audit()).await.expect("changed");
     assert_eq!(changed.display_name, "Countess");
 }

@@ -1,4 +1,4 @@
-//! What ended has ended: its access tokens too, here at once, and elsewhere by the list.
+//! Ending a session ends its access tokens too: immediately in this service, and in the others by the list.
 
 use sea_orm::ConnectionTrait;
 
@@ -30,8 +30,8 @@ impl World {
     }
 
     async fn has_ended(&self, tokens: &Tokens) {
-        assert!(!self.is_live(tokens).await, "here at once");
-        assert_eq!(self.ended().await, [tokens.session.id], "on the list of what the others refuse");
+        assert!(!self.is_live(tokens).await, "ended here immediately");
+        assert_eq!(self.ended().await, [tokens.session.id], "on the list for the other services");
         assert!(matches!(self.refresh(tokens).await, Err(Error::SessionEnded)));
     }
 }
@@ -46,7 +46,7 @@ async fn worlds() -> Vec<World> {
 }
 
 #[tokio::test]
-async fn a_log_out_ends_the_sessions_access_tokens_and_no_other() {
+async fn a_log_out_invalidates_only_its_sessions_access_tokens() {
     for world in worlds().await {
         world.ada().await;
         let (left, stays) = (world.ada_logs_in().await, world.ada_logs_in().await);
@@ -59,7 +59,7 @@ async fn a_log_out_ends_the_sessions_access_tokens_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_change_of_the_password_ends_the_other_sessions_access_tokens() {
+async fn a_password_change_invalidates_the_other_sessions_access_tokens() {
     for world in worlds().await {
         world.ada().await;
         let (own, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
@@ -70,20 +70,20 @@ async fn a_change_of_the_password_ends_the_other_sessions_access_tokens() {
 }
 
 #[tokio::test]
-async fn a_stolen_refresh_token_ends_its_sessions_access_tokens() {
+async fn a_stolen_refresh_token_invalidates_its_sessions_access_tokens() {
     for world in worlds().await {
         world.ada().await;
         let first = world.ada_logs_in().await;
         let second = world.refresh(&first).await.expect("turned");
         world.clock.advance(Duration::from_secs(60));
         assert!(world.is_live(&second).await);
-        assert!(matches!(world.refresh(&first).await, Err(Error::SessionEnded)), "an old one was shown");
+        assert!(matches!(world.refresh(&first).await, Err(Error::SessionEnded)), "an old token was presented");
         world.has_ended(&second).await;
     }
 }
 
 #[tokio::test]
-async fn an_operator_ends_a_persons_sessions_by_the_id_or_the_email() {
+async fn an_operator_ends_a_persons_sessions_by_id_or_email() {
     for world in worlds().await {
         let ada = world.ada().await;
         for whose in [Whose::Id(ada.user_id), Whose::Email("ada@example.com".into())] {
@@ -92,7 +92,7 @@ async fn an_operator_ends_a_persons_sessions_by_the_id_or_the_email() {
             for tokens in &tokens {
                 assert!(!world.is_live(tokens).await);
             }
-            assert_eq!(world.users.end_sessions(whose, &audit()).await.expect("there is nothing to end"), 0);
+            assert_eq!(world.users.end_sessions(whose, &audit()).await.expect("accepted"), 0);
         }
         assert_eq!(world.ended().await.len(), 4);
         let again = world.ada_logs_in().await;
@@ -106,7 +106,7 @@ async fn an_operator_ends_a_persons_sessions_by_the_id_or_the_email() {
 }
 
 #[tokio::test]
-async fn an_operator_who_is_none_any_more_and_an_account_that_is_gone_are_refused_whoever_did_it() {
+async fn tokens_of_a_demoted_operator_and_of_a_deleted_account_are_rejected() {
     for world in worlds().await {
         let credentials = Credentials::checked("operator@example.com", PASSWORD).expect("sound");
         let Users { store, passwords, clock, ids, .. } = &world.users;
@@ -117,7 +117,7 @@ async fn an_operator_who_is_none_any_more_and_an_account_that_is_gone_are_refuse
         world.sql("UPDATE account SET role = 'customer'").await;
         assert!(matches!(world.users.live(operator).await, Err(Error::SessionEnded)));
         assert_eq!(world.ended().await, [tokens.session.id]);
-        // Refreshed, it would be a customer's session, and the operator's token one of its tokens.
+        // Refreshed, it would become a customer's session with an operator's token.
         assert!(matches!(world.refresh(&tokens).await, Err(Error::SessionEnded)));
         assert_eq!(world.ended().await, [tokens.session.id]);
         let (customer, _) = world.login("operator@example.com", PASSWORD).await.expect("logged in");
@@ -130,7 +130,7 @@ async fn an_operator_who_is_none_any_more_and_an_account_that_is_gone_are_refuse
 }
 
 #[tokio::test]
-async fn a_session_is_on_the_list_until_its_last_access_token_has_ended_by_time() {
+async fn an_ended_session_is_listed_until_its_last_access_token_expires() {
     for world in worlds().await {
         world.ada().await;
         let first = world.ada_logs_in().await;
@@ -142,12 +142,12 @@ async fn a_session_is_on_the_list_until_its_last_access_token_has_ended_by_time(
         world.clock.advance(Duration::from_secs(60));
         assert_eq!(world.ended().await, []);
         let deleted = world.users.store.delete_expired_sessions(world.clock.now(), 10).await.expect("swept");
-        assert_eq!(deleted, 1, "what was issued is forgotten");
+        assert_eq!(deleted, 1, "the record of issued tokens is deleted");
     }
 }
 
 #[tokio::test]
-async fn a_session_that_an_earlier_release_opened_can_be_ended_once_it_was_refreshed() {
+async fn a_session_of_an_earlier_release_can_be_ended_after_a_refresh() {
     let world = World::new().await;
     world.ada().await;
     let tokens = world.ada_logs_in().await;

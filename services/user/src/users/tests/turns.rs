@@ -1,35 +1,36 @@
-//! Refreshes with one token at once, on two instances that share a database.
+//! Concurrent refreshes with one token, on two instances that share a database.
 
 use futures_util::future::join_all;
 
 use super::*;
 
-async fn refreshes_at_once_are_one_turn(place: &testdb::Place) {
+async fn concurrent_refreshes_are_one_turn(place: &testdb::Place) {
     let (one, other) = (World::on(place).await, World::on(place).await);
     one.ada().await;
     let first = one.ada_logs_in().await;
     let at_once = (0..10).flat_map(|_| [one.refresh(&first), other.refresh(&first)]);
-    let given: Vec<Tokens> = join_all(at_once).await.into_iter().map(|turned| turned.expect("the same turn")).collect();
+    let given: Vec<Tokens> =
+        join_all(at_once).await.into_iter().map(|turned| turned.expect("a token of the same turn")).collect();
     let last = given.last().expect("twenty").clone();
-    one.refresh(&last).await.expect("the newest");
+    one.refresh(&last).await.expect("a newest token");
     for tokens in &given {
-        other.refresh(tokens).await.expect("of the same turn as the newest");
+        other.refresh(tokens).await.expect("a token of the same turn");
     }
-    // The twin: after the grace, one of them is a stolen one's.
+    // Control: after the grace period, one of them counts as stolen.
     other.clock.advance(Duration::from_secs(60));
     assert!(matches!(other.refresh(&last).await, Err(Error::SessionEnded)));
-    assert!(matches!(one.refresh(&last).await, Err(Error::SessionEnded)), "for good");
+    assert!(matches!(one.refresh(&last).await, Err(Error::SessionEnded)), "ended on both instances");
 }
 
 #[tokio::test]
-async fn on_sqlite_refreshes_at_once_are_one_turn() {
+async fn concurrent_refreshes_on_sqlite_are_one_turn() {
     let folder = tempfile::tempdir().expect("a folder");
     let url = format!("sqlite://{}", folder.path().join("user.db").display());
-    refreshes_at_once_are_one_turn(&testdb::Place { url, schema: None }).await;
+    concurrent_refreshes_are_one_turn(&testdb::Place { url, schema: None }).await;
 }
 
 #[tokio::test]
-async fn on_postgresql_refreshes_at_once_are_one_turn() {
+async fn concurrent_refreshes_on_postgresql_are_one_turn() {
     let Some(place) = testdb::postgres() else { return };
-    refreshes_at_once_are_one_turn(&place).await;
+    concurrent_refreshes_are_one_turn(&place).await;
 }

@@ -1,4 +1,4 @@
-//! What does not count against an account: everything but a wrong password.
+//! Only a wrong password counts against an account.
 
 use sea_orm::ConnectionTrait;
 
@@ -10,7 +10,7 @@ async fn broken_store() -> Store {
 }
 
 #[tokio::test]
-async fn a_store_that_fails_locks_nobody_out() {
+async fn a_failing_store_locks_no_account() {
     let mut world = World::new().await;
     world.ada().await;
     let store = std::mem::replace(&mut world.users.store, broken_store().await);
@@ -22,7 +22,7 @@ async fn a_store_that_fails_locks_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_store_that_fails_after_the_password_was_checked_locks_nobody_out() {
+async fn a_store_failing_after_the_password_check_locks_no_account() {
     let world = World::new().await;
     world.ada().await;
     let session_table = "ALTER TABLE session RENAME TO gone";
@@ -35,7 +35,7 @@ async fn a_store_that_fails_after_the_password_was_checked_locks_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_full_queue_locks_nobody_out() {
+async fn a_full_queue_locks_no_account() {
     let mut world = World::new().await;
     let registration = ada();
     world.register(registration.clone()).await.expect("registered");
@@ -53,16 +53,16 @@ async fn a_full_queue_locks_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_log_in_that_is_cut_off_locks_nobody_out_and_a_wrong_password_counts() {
+async fn a_cancelled_log_in_locks_no_account_and_a_wrong_password_counts() {
     let world = World::new().await;
     world.ada().await;
     for _ in 0..20 {
         let cut_off = futures_util::FutureExt::now_or_never(world.login("ada@example.com", PASSWORD));
-        assert!(cut_off.is_none(), "it was under way");
+        assert!(cut_off.is_none(), "in flight");
     }
     world.ada_logs_in().await;
     for _ in 0..3 {
         assert!(matches!(world.login("ada@example.com", "wrong horse").await, Err(Error::InvalidCredentials)));
     }
-    assert!(matches!(world.login("ada@example.com", PASSWORD).await, Err(Error::TooManyLogins { .. })), "the twin");
+    assert!(matches!(world.login("ada@example.com", PASSWORD).await, Err(Error::TooManyLogins { .. })), "control");
 }
