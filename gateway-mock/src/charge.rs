@@ -1,7 +1,7 @@
-//! What a token does, and what a call does to the ledger.
+//! The effect of a token, and of a call on the ledger.
 //!
-//! A charge key has one row, for ever: a charge (taken or declined) or a tombstone, whichever commits first. Every call
-//! answers with that row. Nothing is stored but definite answers, so a key that failed otherwise is free to be tried again.
+//! A charge key has one row, for ever: a charge (succeeded or declined) or a tombstone, whichever commits first. Every
+//! call returns that row. Only definite answers are stored, so a key that failed otherwise can be retried.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::error::Refused;
 use crate::fault::{self, Faults};
 use crate::store::Store;
 
-/// Why an issuer said no.
+/// Why an issuer declined.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decline {
     /// No reason given.
@@ -32,59 +32,59 @@ pub enum Decline {
     ProcessingError,
     /// The payment method does not exist.
     InvalidPaymentMethod,
-    /// The issuer takes it for fraud.
+    /// The issuer suspects fraud.
     Fraudulent,
 }
 
-/// Where a charge is.
+/// The status of a charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {
-    /// The money was taken.
+    /// Charged.
     Succeeded,
-    /// The issuer said no.
+    /// Declined by the issuer.
     Declined(Decline),
     /// A tombstone: the key is never charged.
     Cancelled,
-    /// The money was taken and given back.
+    /// Charged and refunded.
     Refunded,
 }
 
-/// What becomes of refunds.
+/// How refunds of a charge are answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RefundRule {
-    /// They are given.
+    /// Accepted.
     Accept,
-    /// The first refund key is refused, later ones are given.
+    /// The first refund key is refused, later ones are accepted.
     RefuseFirst,
-    /// None is given.
+    /// All are refused.
     RefuseAlways,
 }
 
 /// A row of the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Charge {
-    /// Made here.
+    /// The gateway's id.
     pub id: Uuid,
     /// The merchant's key.
     pub key: String,
-    /// Where it is.
+    /// The charge's status.
     pub status: Status,
-    /// What was, or would have been, taken; `None` on a tombstone.
+    /// The amount that was, or would have been, charged; `None` on a tombstone.
     pub amount: Option<Money>,
-    /// What becomes of its refunds.
+    /// How its refunds are answered.
     pub refund_rule: RefundRule,
-    /// When the row was made.
+    /// When the row was created.
     pub created: Timestamp,
-    /// When the money was given back.
+    /// When the charge was refunded.
     pub refunded: Option<Timestamp>,
 }
 
-/// A payment method's token: a secret, shown nowhere.
+/// A payment method's token: a secret that is never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// From the wire. Any text is a token; most are of no payment method.
+    /// Wraps a token from the wire. Any text is a token; most are of no payment method.
     pub fn new(text: String) -> Self {
         Self(text)
     }
@@ -100,18 +100,18 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Asks for a charge.
+/// A request to charge.
 #[derive(Clone, Debug)]
 pub struct ChargeCommand {
     /// The merchant's key.
     pub key: String,
-    /// More than zero.
+    /// The amount, positive.
     pub amount: Money,
-    /// What to charge.
+    /// The payment method to charge.
     pub token: Token,
 }
 
-/// Asks for a refund.
+/// A request to refund.
 #[derive(Clone, Debug)]
 pub struct RefundCommand {
     /// The merchant's key of the charge.
@@ -120,19 +120,19 @@ pub struct RefundCommand {
     pub refund_key: String,
 }
 
-/// What came of a refund.
+/// The result of a refund.
 #[derive(Clone, Debug)]
 pub struct RefundAnswer {
-    /// As the ledger has it now.
+    /// The ledger's row after it.
     pub charge: Charge,
-    /// Why it was refused; `None` when the money is given back.
+    /// Why it was refused; `None` if it was refunded.
     pub refusal: Option<String>,
 }
 
-/// The tokens of Stripe's test mode that are charged (<https://docs.stripe.com/testing>).
+/// The tokens of Stripe's test mode that succeed (<https://docs.stripe.com/testing>).
 const CHARGED: [&str; 3] = ["pm_card_visa", "pm_card_mastercard", "pm_card_amex"];
 
-/// Those that are declined: what follows `pm_card_` or `pm_card_visa_`.
+/// The tokens that are declined: what follows `pm_card_` or `pm_card_visa_`.
 const DECLINED: [(&str, Decline); 8] = [
     ("chargeDeclined", Decline::GenericDecline),
     ("chargeDeclinedInsufficientFunds", Decline::InsufficientFunds),
@@ -144,10 +144,10 @@ const DECLINED: [(&str, Decline); 8] = [
     ("chargeDeclinedFraudulent", Decline::Fraudulent),
 ];
 
-/// What the refusal of a refund says.
-const REFUSAL: &str = "the issuer refuses to take the money back";
+/// The reason of a refused refund.
+const REFUSAL: &str = "the issuer refuses the refund";
 
-/// What the issuer says to a token, and what becomes of refunds.
+/// The issuer's answer to a token, and how refunds are answered.
 fn decide(token: &Token) -> (Status, RefundRule) {
     let token = token.as_str();
     if CHARGED.contains(&token) {
@@ -162,11 +162,11 @@ fn decide(token: &Token) -> (Status, RefundRule) {
     (Status::Declined(decline), RefundRule::Accept)
 }
 
-/// Whether a charge is refunded under a new refund key: `Ok(None)` when it is, `Ok(Some(why))` when that is refused.
-/// `tried_before`: another refund key was answered already. `by_chance`: a fault on purpose says no.
+/// Whether a charge is refunded under a new refund key: `Ok(None)` if it is, `Ok(Some(why))` if that is refused.
+/// `tried_before`: another refund key was answered already. `by_chance`: an injected fault refuses it.
 ///
 /// # Errors
-/// There is no money to give back.
+/// The charge was not successful: there is nothing to refund.
 pub(crate) fn decide_refund(charge: &Charge, tried_before: bool, by_chance: bool) -> Result<Option<String>, Refused> {
     let refused = match (charge.status, charge.refund_rule) {
         (Status::Declined(_) | Status::Cancelled, _) => return Err(Refused::ChargeNotRefundable),
@@ -178,7 +178,7 @@ pub(crate) fn decide_refund(charge: &Charge, tried_before: bool, by_chance: bool
     Ok(refused.then(|| REFUSAL.to_owned()))
 }
 
-/// The gateway. Clones are the same one.
+/// The gateway. Clones share one ledger.
 #[derive(Clone)]
 pub(crate) struct Gateway {
     store: Store,
@@ -192,10 +192,10 @@ impl Gateway {
         Self { store, faults: Arc::new(faults), clock, ids }
     }
 
-    /// Charges once per key; a key with a row replays it.
+    /// Charges once per key; a key with a row gets an idempotent replay.
     pub(crate) async fn create_charge(&self, command: ChargeCommand) -> Result<Charge, Refused> {
         self.faults.latency().await;
-        // A token's fault is over once its key has a row. Other tokens need not look: keeping the first row replays it.
+        // A token's fault ends once its key has a row. Other tokens need no lookup: keeping the first row replays it.
         let is_fresh = fault::has_fault(&command.token) && self.store.find(&command.key).await?.is_none();
         let by_token = if is_fresh { self.faults.of_charge(&command.key, &command.token) } else { None };
         let fault = by_token.or_else(|| self.faults.by_chance());
@@ -207,7 +207,7 @@ impl Gateway {
     async fn charge(&self, command: ChargeCommand) -> Result<Charge, Refused> {
         let (status, refund_rule) = decide(&command.token);
         let row = self.row(command.key, status, Some(command.amount), refund_rule);
-        // Checked at the commit, not before: a tombstone may have come while the issuer was asked.
+        // Checked at the commit, not before: a tombstone may have been written in the meantime.
         let kept = self.store.keep_first(row).await?;
         self.faults.forget(&kept.key);
         match kept.amount {
@@ -222,7 +222,7 @@ impl Gateway {
         self.store.find(key).await?.ok_or(Refused::ChargeNotFound)
     }
 
-    /// A tombstone, unless the key has a row: then nothing changes and the row is the answer.
+    /// Writes a tombstone, unless the key has a row: then nothing changes and the row is returned.
     pub(crate) async fn cancel_charge(&self, key: String) -> Result<Charge, Refused> {
         self.faults.latency().await;
         let row = self.row(key.clone(), Status::Cancelled, None, RefundRule::Accept);
@@ -235,7 +235,7 @@ impl Gateway {
         self.faults.suffer(self.faults.by_chance(), &key, work).await
     }
 
-    /// Gives the money back, once per refund key; a repeated one replays its answer.
+    /// Refunds, once per refund key; a repeated key gets an idempotent replay.
     pub(crate) async fn refund_charge(&self, command: RefundCommand) -> Result<RefundAnswer, Refused> {
         self.faults.latency().await;
         let (store, now) = (self.store.clone(), self.clock.now());
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn every_test_token_does_what_its_name_says_with_and_without_the_brand() {
+    fn every_test_token_has_its_documented_result_with_and_without_the_brand() {
         for token in CHARGED {
             assert_eq!(status(token), Status::Succeeded, "{token}");
         }

@@ -1,4 +1,4 @@
-//! Contract ⇄ domain: every field check is here, and a request's bad fields are told all at once.
+//! Contract ⇄ domain. Every check of a field is here; all violations of a request are reported together.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,16 +10,16 @@ use mesh::Violation;
 use crate::charge::{Charge, ChargeCommand, Decline, RefundAnswer, RefundCommand, Status, Token};
 use crate::error::Refused;
 
-/// Rows on a page when the request does not say.
+/// The page size if the request sets none.
 const DEFAULT_PAGE_SIZE: u16 = 100;
-/// The most rows on a page.
+/// Maximum page size.
 const MAX_PAGE_SIZE: u16 = 1_000;
-/// The longest key, in characters.
+/// Maximum length of a key, in characters.
 const MAX_KEY_CHARS: usize = 255;
-/// The longest e-mail address, in bytes (RFC 5321).
+/// Maximum length of an e-mail address, in bytes (RFC 5321).
 const MAX_EMAIL_BYTES: usize = 254;
 
-/// What is wrong with a request's fields.
+/// The violations of a request.
 #[derive(Default)]
 struct Violations(Vec<Violation>);
 
@@ -48,7 +48,7 @@ impl Violations {
         }
         let currency = amount.currency_code.parse().ok();
         if currency.is_none() {
-            self.add("amount.currency_code", "INVALID_CURRENCY", "not a currency of ISO 4217 that is known here");
+            self.add("amount.currency_code", "INVALID_CURRENCY", "not a supported currency of ISO 4217");
         }
         currency.map(|currency| Money::new(currency, amount.minor_units))
     }
@@ -74,7 +74,7 @@ impl TryFrom<proto::CreateChargeRequest> for ChargeCommand {
         if !email.is_empty() && !is_email {
             violations.add("receipt_email", "INVALID_EMAIL", "not an e-mail address");
         }
-        // Any payment method is taken: one that does not exist is declined, which is an answer that can be stored.
+        // Any payment method is accepted: an unknown one is declined, which is a definite answer that can be stored.
         violations.check(amount.map(|amount| Self {
             key: request.charge_key,
             amount,
@@ -83,7 +83,7 @@ impl TryFrom<proto::CreateChargeRequest> for ChargeCommand {
     }
 }
 
-/// The charge key of a request that carries nothing else.
+/// The charge key of a request that has no other field.
 pub(crate) fn charge_key(key: String) -> Result<String, Refused> {
     let mut violations = Violations::default();
     violations.key("charge_key", &key);
@@ -101,16 +101,16 @@ impl TryFrom<proto::RefundChargeRequest> for RefundCommand {
     }
 }
 
-/// Which page of the ledger is asked for.
+/// The requested page of the ledger.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Page {
     /// After this charge key.
     pub(crate) after: Option<String>,
-    /// At most so many rows.
+    /// At most this many rows.
     pub(crate) size: u16,
 }
 
-/// What a page token begins with: the version of its form, and that of the (absent) filters.
+/// The prefix of a page token: the version of its format, and that of the (absent) filters.
 const TOKEN_PREFIX: &str = "1:charges:";
 
 impl TryFrom<proto::ListChargesRequest> for Page {
@@ -137,7 +137,7 @@ impl TryFrom<proto::ListChargesRequest> for Page {
 
 fn read_token(token: &str) -> Option<String> {
     let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
-    // A token is not signed: its key is what a charge's may be.
+    // Tokens are not signed: the key in it is validated like any charge key.
     text.strip_prefix(TOKEN_PREFIX).filter(|key| is_key(key)).map(str::to_owned)
 }
 
@@ -145,7 +145,7 @@ fn is_key(key: &str) -> bool {
     !text::is_blank(key) && key.chars().count() <= MAX_KEY_CHARS && !key.chars().any(char::is_control)
 }
 
-/// A page of at most `size` rows out of `charges`, which were read with one more to see whether there is another page.
+/// A page of at most `size` rows of `charges`, which was read with one more row to detect another page.
 pub(crate) fn page(mut charges: Vec<Charge>, size: u16) -> proto::ListChargesResponse {
     let more = charges.len() > usize::from(size);
     charges.truncate(usize::from(size));
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_says_something() {
+    fn a_blank_key_is_rejected() {
         for key in ["", " ", "\u{200b}\u{3000}"] {
             assert!(charge_key(key.to_owned()).is_err(), "{key:?}");
         }
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_rows_fit_into_what_every_client_takes() {
+    fn the_largest_rows_fit_into_the_default_message_limit() {
         let row = proto::Charge {
             charge_id: "x".repeat(40),
             charge_key: "😀".repeat(MAX_KEY_CHARS),

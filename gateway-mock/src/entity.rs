@@ -1,4 +1,4 @@
-//! The ledger's tables, as sea-orm sees them. Entities never leave `store.rs`.
+//! The ledger's tables as sea-orm entities. They are private to `store.rs`.
 
 /// A charge or a tombstone: one row per charge key.
 pub(crate) mod charge {
@@ -38,7 +38,7 @@ pub(crate) mod refund {
         pub(crate) charge_key: String,
         #[sea_orm(primary_key, auto_increment = false)]
         pub(crate) refund_key: String,
-        /// Why it was refused; absent when the money was given back.
+        /// Why it was refused; absent if it was refunded.
         pub(crate) refusal: Option<String>,
         /// Microseconds since the epoch.
         pub(crate) create_time: i64,

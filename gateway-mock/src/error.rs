@@ -1,4 +1,4 @@
-//! What can go wrong: at start, and with a call. The reasons of [`Refused`] are public: merchants act on them.
+//! The errors at start, and those of calls. The reasons of [`Refused`] are public: merchants act on them.
 
 use std::net::SocketAddr;
 
@@ -7,55 +7,55 @@ use mesh::{Kind, Refusal, Violation};
 /// The service's name: the domain of its errors is `gateway.ordermesh`.
 pub(crate) const SERVICE: &str = "gateway";
 
-/// Why the gateway does not run.
+/// Why the gateway cannot start or stops.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody could call it.
-    #[error("an API key is needed: set GATEWAY_API_KEY or GATEWAY_API_KEY_FILE")]
+    /// No API key is set: no merchant could authenticate.
+    #[error("an API key is required: set GATEWAY_API_KEY or GATEWAY_API_KEY_FILE")]
     ApiKeyMissing,
-    /// It could not be sent as metadata.
+    /// The API key cannot be sent as metadata.
     #[error("an API key is 1 to 255 visible ASCII characters")]
     ApiKeyMalformed,
     /// The API key's file cannot be read.
     #[error("the API key's file {path} cannot be read")]
     ApiKeyFile {
-        /// As it was set.
+        /// The path as configured.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// A secret or a private key that somebody else may read or change.
+    /// A secret or a private key that other users may read or change.
     #[error(transparent)]
     Exposed(#[from] storage::ownership::Exposed),
-    /// Certificate, key or roots.
+    /// The certificate, its key or the roots cannot be used.
     #[error("TLS cannot be used")]
     Tls(#[from] mesh::tls::Error),
     /// The ledger cannot be opened or migrated.
     #[error("the ledger cannot be opened")]
     Ledger(#[from] storage::Error),
-    /// An address cannot be listened on.
-    #[error("{address} cannot be listened on")]
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}")]
     Bind {
-        /// As it was set.
+        /// The address as configured.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
     /// Telemetry cannot be set up.
     #[error("telemetry cannot be set up")]
     Telemetry(#[from] telemetry::SetupError),
-    /// Signals cannot be waited for.
-    #[error("signals cannot be waited for")]
+    /// Signal handlers cannot be installed.
+    #[error("signal handlers cannot be installed")]
     Signal(#[source] std::io::Error),
-    /// The listener broke.
-    #[error("the listener broke")]
+    /// Accepting connections failed.
+    #[error("the listener failed")]
     Serve(#[source] std::io::Error),
 }
 
 impl Error {
-    /// A setting is wrong, or what it names: another start with the same settings ends the same way.
+    /// Whether a setting, or what it refers to, is invalid: a restart with the same settings fails the same way.
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::ApiKeyMissing | Self::ApiKeyMalformed | Self::ApiKeyFile { .. } | Self::Exposed(_) | Self::Tls(_) => {
@@ -68,25 +68,25 @@ impl Error {
     }
 }
 
-/// Why a call is refused.
+/// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// The metadata `x-api-key` is missing or wrong.
     #[error("the API key in x-api-key is missing or wrong")]
     InvalidApiKey,
-    /// Fields that cannot be used: all of them.
+    /// Fields are invalid; all violations are listed.
     #[error("the request has invalid fields")]
     InvalidArgument(Vec<Violation>),
-    /// The key has a charge of another amount.
+    /// The key has a charge with another amount.
     #[error("the charge key was used for another amount")]
     ChargeKeyReused,
     /// The key has no row.
     #[error("there is no charge under this key")]
     ChargeNotFound,
-    /// Nothing was taken under the key.
-    #[error("the charge was declined or cancelled: there is nothing to give back")]
+    /// Nothing was charged under the key.
+    #[error("the charge was declined or cancelled: there is nothing to refund")]
     ChargeNotRefundable,
-    /// A fault on purpose.
+    /// An injected fault.
     #[error("the gateway is unavailable")]
     Unavailable,
     /// The ledger failed.
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reasons_are_public_and_change_only_on_purpose() {
+    fn the_reasons_are_public_and_stable() {
         let all = [
             Refused::InvalidApiKey,
             Refused::InvalidArgument(Vec::new()),

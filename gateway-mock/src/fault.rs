@@ -1,20 +1,20 @@
-//! Faults on purpose, by token and by settings.
+//! Fault injection, by token and by settings.
 //!
 //! # By token
-//! | token | what happens |
+//! | token | effect |
 //! |---|---|
-//! | `pm_gateway_noAnswer` | never charged, never answered: the call hangs until its caller goes |
+//! | `pm_gateway_noAnswer` | never charged, never answered: the call hangs until the client cancels it |
 //! | `pm_gateway_answerLost` | charged durably; that answer is never sent; a repeated key replays it |
 //! | `pm_gateway_unavailable3` | UNAVAILABLE, GATEWAY_UNAVAILABLE, three times per key; then charged |
-//! | `pm_gateway_slow` | charged after `fault-slow-ms`, also when the caller has gone; a tombstone that comes first wins |
-//! | `pm_gateway_refundRefused` | charged; the first refund key is refused, later ones are given |
+//! | `pm_gateway_slow` | charged after `fault-slow-ms`, even if the client has cancelled; a tombstone written before wins |
+//! | `pm_gateway_refundRefused` | charged; the first refund key is refused, later ones are accepted |
 //! | `pm_gateway_refundRefusedAlways` | charged; every refund is refused |
 //!
-//! A token's fault meets CreateCharge alone, and only while its key has no row.
+//! A token's fault affects only CreateCharge, and only while its key has no row.
 //!
 //! # By settings
-//! [`FaultSettings`]: how many of a thousand calls that write (CreateCharge, CancelCharge, RefundCharge) meet each fault,
-//! whatever the token and whether or not the answer is a replay; and a wait before every call.
+//! [`FaultSettings`]: how many of a thousand writing calls (CreateCharge, CancelCharge, RefundCharge) get each fault,
+//! whatever the token and whether or not the answer is a replay; and a delay before every call.
 
 use std::collections::HashMap;
 use std::future::{Future, pending};
@@ -26,20 +26,20 @@ use clap::value_parser;
 use crate::charge::{RefundRule, Token};
 use crate::error::Refused;
 
-/// What goes wrong with a call.
+/// An injected fault of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// Nothing happens and nothing is answered.
+    /// Nothing is done and nothing is answered.
     NoAnswer,
-    /// It is done, and nothing is answered.
+    /// The work is done, but not answered.
     AnswerLost,
-    /// Nothing happens, and the answer says so.
+    /// Nothing is done, and the answer is UNAVAILABLE.
     Unavailable,
-    /// It is done later.
+    /// The work is done late.
     Slow,
 }
 
-/// Faults by settings: each a flag and an environment variable.
+/// Faults by settings, each a flag and an environment variable.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct FaultSettings {
     /// Of 1000 writing calls, how many are never done and never answered (per mille).
@@ -48,7 +48,7 @@ pub struct FaultSettings {
     /// Of 1000 writing calls, how many are done and never answered (per mille).
     #[arg(long, env = "GATEWAY_FAULT_ANSWER_LOST_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
     pub fault_answer_lost_per_mille: u16,
-    /// Of 1000 writing calls, how many are refused as UNAVAILABLE (per mille).
+    /// Of 1000 writing calls, how many fail with UNAVAILABLE (per mille).
     #[arg(long, env = "GATEWAY_FAULT_UNAVAILABLE_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
     pub fault_unavailable_per_mille: u16,
     /// Of 1000 writing calls, how many are slow (per mille).
@@ -60,18 +60,18 @@ pub struct FaultSettings {
     /// How long a slow call takes, in milliseconds.
     #[arg(long, env = "GATEWAY_FAULT_SLOW_MS", default_value_t = 3_000)]
     pub fault_slow_ms: u64,
-    /// How long every call waits first, in milliseconds.
+    /// Delay before every call, in milliseconds.
     #[arg(long, env = "GATEWAY_FAULT_LATENCY_MS", default_value_t = 0)]
     pub fault_latency_ms: u64,
 }
 
-/// How often `pm_gateway_unavailable3` is unavailable per key.
+/// How often `pm_gateway_unavailable3` fails with UNAVAILABLE per key.
 const UNAVAILABLE_TIMES: u32 = 3;
 
-/// The most keys whose tries are counted; past it a key is answered without its fault.
+/// Maximum number of keys whose attempts are counted; further keys are served without the fault.
 const MAX_COUNTED_KEYS: usize = 100_000;
 
-/// What becomes of the refunds of a token of this file; `None` for every other token.
+/// How refunds of a token of this file are answered; `None` for every other token.
 pub(crate) fn refund_rule(token: &str) -> Option<RefundRule> {
     match token {
         "pm_gateway_refundRefused" => Some(RefundRule::RefuseFirst),
@@ -83,15 +83,15 @@ pub(crate) fn refund_rule(token: &str) -> Option<RefundRule> {
     }
 }
 
-/// May a charge of this token meet a fault by its token?
+/// Whether a charge of this token may get a fault by its token.
 pub(crate) fn has_fault(token: &Token) -> bool {
     refund_rule(token.as_str()) == Some(RefundRule::Accept)
 }
 
-/// Decides which call meets which fault.
+/// Decides which call gets which fault.
 pub(crate) struct Faults {
     settings: FaultSettings,
-    /// How often each key of `pm_gateway_unavailable3` was unavailable. In memory: a restart begins anew.
+    /// The UNAVAILABLE answers per key of `pm_gateway_unavailable3`. In memory: a restart resets them.
     tries: Mutex<HashMap<String, u32>>,
 }
 
@@ -123,26 +123,26 @@ impl Faults {
         odds.into_iter().find(|(per_mille, _)| happens(*per_mille)).map(|(_, fault)| fault)
     }
 
-    /// Is a refund refused, by the settings?
+    /// Whether a refund is refused, by the settings.
     pub(crate) fn refuses_refund(&self) -> bool {
         happens(self.settings.fault_refund_refused_per_mille)
     }
 
-    /// The wait before every call.
+    /// The delay before every call.
     pub(crate) async fn latency(&self) {
         if self.settings.fault_latency_ms > 0 {
             tokio::time::sleep(Duration::from_millis(self.settings.fault_latency_ms)).await;
         }
     }
 
-    /// Does the work of a call as its fault lets it. A call that hangs holds nothing, and ends when it is cut.
+    /// Does the work of a call, subject to its fault. A hanging call holds no resources, and ends when it is cancelled.
     pub(crate) async fn suffer<T, W>(&self, fault: Option<Fault>, key: &str, work: W) -> Result<T, Refused>
     where
         T: Send + 'static,
         W: Future<Output = Result<T, Refused>> + Send + 'static,
     {
         if let Some(fault) = fault {
-            tracing::info!(target: "ordermesh", charge_key = key, ?fault, "a fault on purpose");
+            tracing::info!(target: "ordermesh", charge_key = key, ?fault, "injecting a fault");
         }
         match fault {
             None => work.await,
@@ -154,7 +154,7 @@ impl Faults {
             }
             Some(Fault::Slow) => {
                 let slow = Duration::from_millis(self.settings.fault_slow_ms);
-                // In a task of its own: a real gateway does not stop when its caller hangs up.
+                // A separate task: a real gateway does not stop when its client disconnects.
                 let late = tokio::spawn(async move {
                     tokio::time::sleep(slow).await;
                     work.await
@@ -163,7 +163,7 @@ impl Faults {
                     Ok(result) => result,
                     Err(error) => match error.try_into_panic() {
                         Ok(panic) => std::panic::resume_unwind(panic),
-                        // The process is ending.
+                        // The process is shutting down.
                         Err(_) => Err(Refused::Unavailable),
                     },
                 }
@@ -171,7 +171,7 @@ impl Faults {
         }
     }
 
-    /// The key has a row now: its tries are of no more use.
+    /// Drops the attempts of a key that has a row now.
     pub(crate) fn forget(&self, key: &str) {
         self.tries().remove(key);
     }
@@ -204,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_unavailable_three_times_and_then_fine() {
+    fn a_key_is_unavailable_three_times_and_then_served() {
         let faults = Faults::new(FaultSettings::default());
         let token = token("pm_gateway_unavailable3");
         for _ in 0..3 {
             assert_eq!(faults.of_charge("a", &token), Some(Fault::Unavailable));
         }
         assert_eq!(faults.of_charge("a", &token), None);
-        assert_eq!(faults.of_charge("b", &token), Some(Fault::Unavailable), "each key counts for itself");
+        assert_eq!(faults.of_charge("b", &token), Some(Fault::Unavailable), "keys are counted separately");
         faults.forget("a");
         faults.forget("b");
         assert_eq!(faults.tries().len(), 0);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn ordinary_tokens_meet_no_fault() {
+    fn ordinary_tokens_get_no_fault() {
         let faults = Faults::new(FaultSettings::default());
         assert_eq!(faults.of_charge("a", &token("pm_card_visa")), None);
         assert_eq!(faults.by_chance(), None);

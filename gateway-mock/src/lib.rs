@@ -1,16 +1,16 @@
-//! A mock of an external payment gateway with a durable ledger and faults on purpose.
+//! A mock of an external payment gateway with a durable ledger and fault injection.
 //!
-//! Honest where the platform has to trust it: one row per charge key (a charge or a tombstone, whichever commits first),
-//! stored answers that are replayed, only definite answers stored. Knows nothing of the platform: no orders, no users,
-//! no tokens of people; its merchants have an API key. Start reading at [`charge`].
+//! Reliable where the platform has to trust it: one row per charge key (a charge or a tombstone, whichever commits
+//! first), idempotent replay of stored answers, only definite answers stored. Knows nothing of the platform: no orders,
+//! no users, no access tokens; its merchants authenticate with an API key. Start reading at [`charge`].
 //!
 //! # Layout
-//! - [`charge`]: what a token does, and what a call does to the ledger
-//! - [`fault`]: faults on purpose, by token and by settings (the table of tokens is there)
+//! - [`charge`]: the effect of a token, and of a call on the ledger
+//! - [`fault`]: fault injection, by token and by settings (with the table of tokens)
 //! - `service.rs`: decode → domain → encode; `convert.rs`: every field check
 //! - `store.rs`, `entity.rs`, `migration.rs`: the ledger
-//! - [`error`]: every reason of a refusal
-//! - `main.rs`: binds, installs telemetry, waits for signals
+//! - [`error`]: every reason of a rejected call
+//! - `main.rs`: binds, installs telemetry, handles signals
 
 pub mod charge;
 mod convert;
@@ -46,18 +46,18 @@ use crate::fault::{FaultSettings, Faults};
 use crate::service::Service;
 use crate::store::Store;
 
-/// The greatest request: keys, an amount, a token and an e-mail address are far below it.
+/// Maximum size of a request: keys, an amount, a token and an e-mail address are far smaller.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
-/// How often it looks whether its certificate was renewed.
+/// The interval at which a renewed certificate is looked for.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The gateway's settings: each a flag and an environment variable.
+/// The gateway's settings, each a flag and an environment variable.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Config {
-    /// Where merchants call, as address:port.
+    /// Address of the merchants' gRPC API, as address:port.
     #[arg(long, env = "GATEWAY_LISTEN", default_value = "127.0.0.1:7501")]
     pub listen: SocketAddr,
-    /// Where plain HTTP health is (/livez, /readyz), as address:port.
+    /// Address of the plain HTTP health endpoints (/livez, /readyz), as address:port.
     #[arg(long, env = "GATEWAY_ADMIN_LISTEN", default_value = "127.0.0.1:8501")]
     pub admin_listen: SocketAddr,
     /// The instance's name in logs and traces.
@@ -66,48 +66,50 @@ pub struct Config {
     /// The ledger: sqlite://path or postgres://user@host/name (in the schema `gateway` there); may hold a password.
     #[arg(long, env = "GATEWAY_DATABASE_URL", default_value = "sqlite://data/gateway.db", hide_env_values = true)]
     pub database_url: Hidden,
-    /// The merchant's API key, 1 to 255 characters. Better set by environment or file: flags are seen by everybody.
+    /// The merchant's API key, 1 to 255 characters. Better set by environment or file: flags are visible to all local
+    /// users.
     #[arg(long, env = "GATEWAY_API_KEY", hide_env_values = true)]
     pub api_key: Option<Hidden>,
-    /// A file with the merchant's API key; read when `api-key` is not set. No default: one of the two is needed.
+    /// File with the merchant's API key; read if `api-key` is not set. No default: one of the two is required.
     #[arg(long, env = "GATEWAY_API_KEY_FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Where traces, metrics and logs go by OTLP, for example http://localhost:4317. Default: OTEL_EXPORTER_OTLP_ENDPOINT, or nowhere.
+    /// OTLP endpoint for traces, metrics and logs, for example http://localhost:4317. Default:
+    /// OTEL_EXPORTER_OTLP_ENDPOINT, or none.
     #[arg(long, env = "GATEWAY_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
-    /// What is logged: directives of tracing's filter.
+    /// Log filter: directives of tracing's `EnvFilter`.
     #[arg(long, env = "GATEWAY_LOG", default_value = "info")]
     pub log: String,
-    /// Calls go on in the caller's trace: for local runs, to see both sides in one trace.
+    /// Continue the trace of the caller's `traceparent`: for local runs, to see both sides in one trace.
     #[arg(long, env = "GATEWAY_TRUST_CLIENT_TRACE_CONTEXT", action = clap::ArgAction::Set, default_value_t = false)]
     pub trust_client_trace_context: bool,
-    /// PEM file of the gateway's certificate: TLS when it is set.
+    /// PEM file of the gateway's certificate; enables TLS.
     #[arg(long, env = "GATEWAY_TLS_CERT", requires_all = ["tls_key", "tls_ca"])]
     pub tls_cert: Option<PathBuf>,
-    /// PEM file of its private key.
+    /// PEM file of the certificate's private key.
     #[arg(long, env = "GATEWAY_TLS_KEY", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// PEM file of the roots that merchants' certificates must lead to, when they show one.
+    /// PEM file of the root certificates for merchants' client certificates, which are optional.
     #[arg(long, env = "GATEWAY_TLS_CA", requires = "tls_cert")]
     pub tls_ca: Option<PathBuf>,
-    /// What SPIFFE names in certificates begin with.
+    /// Trust domain of SPIFFE IDs in certificates.
     #[arg(long, env = "GATEWAY_TRUST_DOMAIN", default_value = "ordermesh.local")]
     pub trust_domain: String,
-    /// How long all is served as before after the end was asked for, while others notice, in milliseconds.
+    /// Pre-drain delay, in milliseconds: keep serving after SIGTERM while readiness reports NOT_SERVING.
     #[arg(long, env = "GATEWAY_DRAIN_NOTICE_MS", default_value_t = 0)]
     pub drain_notice_ms: u64,
-    /// How long calls may go on after that, in milliseconds.
+    /// Maximum time for calls in flight to finish after that, in milliseconds.
     #[arg(long, env = "GATEWAY_DRAIN_TIMEOUT_MS", default_value_t = 5_000)]
     pub drain_timeout_ms: u64,
-    /// Bring the ledger's schema up to date, and end.
+    /// Migrate the ledger's schema, and exit.
     #[arg(long, env = "GATEWAY_MIGRATE_ONLY", value_parser = clap::builder::FalseyValueParser::new())]
     pub migrate_only: bool,
-    /// Faults on purpose.
+    /// Fault injection.
     #[command(flatten)]
     pub faults: FaultSettings,
 }
 
-/// A setting that is, or may hold, a secret. Its Debug does not show it.
+/// A setting that is, or may contain, a secret. Debug omits it.
 #[derive(Clone)]
 pub struct Hidden(String);
 
@@ -118,7 +120,7 @@ impl fmt::Debug for Hidden {
 }
 
 impl FromStr for Hidden {
-    /// Checked where it is used: a flag that is refused is printed.
+    /// Validated where it is used: clap prints the value of a rejected flag.
     type Err = Infallible;
 
     fn from_str(text: &str) -> Result<Self, Infallible> {
@@ -154,7 +156,7 @@ impl Config {
     }
 }
 
-/// The ledger, with its schema up to date: in a schema of its own, for databases that are shared.
+/// Opens the ledger and migrates its schema: a schema of its own, for databases that are shared.
 ///
 /// # Errors
 /// It cannot be opened or migrated.
@@ -172,7 +174,7 @@ pub async fn open_ledger(config: &Config) -> Result<Database, Error> {
 /// Serves until `shutdown`, then drains. Ready once the ledger's schema is up to date.
 ///
 /// # Errors
-/// No API key, a ledger that cannot be opened or migrated, a listener that breaks.
+/// No API key, a ledger that cannot be opened or migrated, a listener that fails.
 pub async fn run(
     config: Config,
     listener: TcpListener,
@@ -184,7 +186,7 @@ pub async fn run(
     if let Some(identity) = identity.clone() {
         tokio::spawn(identity.follow(CERTIFICATE_INTERVAL, shutdown.clone()));
     }
-    // Dropped on every way out: the admin listener ends with the server, not before its drain is over.
+    // Dropped on every return: the admin listener stops with the server, not before its drain is complete.
     let stop_admin = CancellationToken::new();
     let _stop_admin = stop_admin.clone().drop_guard();
     let (ready, readiness) = watch::channel(false);
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_api_key_is_needed_and_has_a_shape() {
+    fn an_api_key_is_required_and_validated() {
         assert!(matches!(config(&[]).api_key(), Err(Error::ApiKeyMissing)));
         for key in ["", " ", "two words", "schl\u{fc}ssel"] {
             assert!(matches!(config(&["--api-key", key]).api_key(), Err(Error::ApiKeyMalformed)), "{key}");

@@ -1,4 +1,4 @@
-//! The gateway as a program of its own: binds, installs telemetry, waits for signals. Everything else is the library's.
+//! The gateway's program: binds, installs telemetry, handles signals. Everything else is in the library.
 
 use std::error::Error as _;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use telemetry::{Environment, SetupError, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A mock of an external payment gateway with a durable ledger and faults on purpose.
+/// A mock of an external payment gateway with a durable ledger and fault injection.
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Cli {
@@ -19,7 +19,7 @@ struct Cli {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // What it writes is for its user alone: the ledger has payment tokens.
+    // Files are private to this user: the ledger contains payment tokens.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     match serve(Cli::parse().config).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -30,7 +30,7 @@ async fn main() -> ExitCode {
                 eprintln!("  because {}", telemetry::masked(&cause.to_string()));
                 source = cause.source();
             }
-            // As for arguments that cannot be read.
+            // The same exit code as for invalid arguments.
             ExitCode::from(if error.is_configuration() { 2 } else { 1 })
         }
     }

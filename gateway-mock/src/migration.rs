@@ -1,4 +1,4 @@
-//! The ledger's schema. Migrations only add.
+//! The ledger's schema. Migrations are additive only.
 
 use storage::Migration;
 

@@ -9,7 +9,7 @@ use crate::charge::Gateway;
 use crate::convert::{self, Page};
 use crate::error::{Refused, SERVICE};
 
-/// Where merchants put their API key.
+/// The metadata key of a merchant's API key.
 const API_KEY: &str = "x-api-key";
 
 pub(crate) struct Service {
@@ -22,11 +22,11 @@ impl Service {
         Self { gateway, api_key }
     }
 
-    /// The message of a request with the right API key.
+    /// Authenticates a request by its API key, and returns its message.
     fn admit<M>(&self, request: Request<M>) -> Result<M, Refused> {
         let key = request.metadata().get(API_KEY).and_then(|key| key.to_str().ok());
         let key = Secret::new(key.unwrap_or_default().to_owned());
-        // Secrets are compared in constant time; ours is never empty.
+        // Secrets are compared in constant time; the configured key is never empty.
         if key == self.api_key { Ok(request.into_inner()) } else { Err(Refused::InvalidApiKey) }
     }
 

@@ -1,4 +1,4 @@
-//! The ledger's queries. What is decided inside a transaction is decided by `charge.rs`.
+//! The ledger's queries. Decisions inside a transaction are made by `charge.rs`.
 
 use kernel::{Money, Timestamp};
 use sea_orm::sea_query::OnConflict;
@@ -29,7 +29,7 @@ impl Store {
         row.map(Charge::try_from).transpose()
     }
 
-    /// A page by charge key.
+    /// A page, ordered by charge key.
     pub(crate) async fn page(&self, after: Option<String>, count: u64) -> Result<Vec<Charge>, storage::Error> {
         let mut query = entity::charge::Entity::find().order_by_asc(entity::charge::Column::ChargeKey).limit(count);
         if let Some(after) = after {
@@ -38,7 +38,7 @@ impl Store {
         query.all(self.db.read()).await?.into_iter().map(Charge::try_from).collect()
     }
 
-    /// Stores a row unless its key has one, and answers the one that the key has now: the first to commit stays.
+    /// Stores a row unless its key has one, and returns the key's row: the first to commit stays.
     pub(crate) async fn keep_first(&self, charge: Charge) -> Result<Charge, storage::Error> {
         self.db
             .transact(move |tx| {
@@ -48,7 +48,7 @@ impl Store {
             .await
     }
 
-    /// Answers a refund key, once.
+    /// Answers a refund, once per refund key.
     pub(crate) async fn refund(
         &self,
         command: RefundCommand,
@@ -79,7 +79,7 @@ async fn keep_first(tx: &Tx, charge: Charge) -> Result<Charge, storage::Error> {
 
 async fn refund(tx: &Tx, command: RefundCommand, now: Timestamp, by_chance: bool) -> Result<RefundAnswer, Refused> {
     let RefundCommand { charge_key, refund_key } = command;
-    // Locked (where there are several writers): two refund keys at once are decided one after the other.
+    // Locked (on databases with concurrent writers): concurrent refund keys are decided one after the other.
     let row = entity::charge::Entity::find_by_id(charge_key.as_str()).lock_exclusive().one(tx.conn()).await;
     let mut charge = Charge::try_from(row.map_err(storage::Error::from)?.ok_or(Refused::ChargeNotFound)?)?;
     let answered = entity::refund::Entity::find_by_id((charge_key.clone(), refund_key.clone())).one(tx.conn()).await;
@@ -161,7 +161,7 @@ impl TryFrom<entity::charge::Model> for Charge {
     }
 }
 
-/// All of them, to be found by name.
+/// Every decline code, to look one up by name.
 const DECLINES: [Decline; 9] = [
     Decline::GenericDecline,
     Decline::InsufficientFunds,
@@ -174,7 +174,7 @@ const DECLINES: [Decline; 9] = [
     Decline::Fraudulent,
 ];
 
-/// A decline code as it is stored.
+/// The stored name of a decline code.
 fn decline_name(decline: Decline) -> &'static str {
     match decline {
         Decline::GenericDecline => "GENERIC_DECLINE",
@@ -189,10 +189,10 @@ fn decline_name(decline: Decline) -> &'static str {
     }
 }
 
-/// All of them, to be found by name.
+/// Every refund rule, to look one up by name.
 const REFUND_RULES: [RefundRule; 3] = [RefundRule::Accept, RefundRule::RefuseFirst, RefundRule::RefuseAlways];
 
-/// A refund rule as it is stored.
+/// The stored name of a refund rule.
 fn refund_rule_name(rule: RefundRule) -> &'static str {
     match rule {
         RefundRule::Accept => "ACCEPT",

@@ -1,5 +1,5 @@
-//! What must be so of every order and of all stock, as pure rules over what [`crate::store::Store`] reads: for
-//! `ordermesh verify`, the crash suite and the gauges. What other services and the gateway know is compared there, not here.
+//! The invariants of orders and stock, as pure rules over what [`crate::store::Store`] reads: for `ordermesh verify`,
+//! the crash suite and the gauges. Comparisons with other services and the gateway are in `ordermesh verify`, not here.
 
 use std::time::Duration;
 
@@ -13,56 +13,57 @@ use crate::orders::asked;
 /// An order as the rules see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditedOrder {
-    /// Its id.
+    /// The order's id.
     pub id: OrderId,
-    /// Whose it is.
+    /// The customer that placed it.
     pub user: UserId,
-    /// Where it is.
+    /// The current state.
     pub state: State,
-    /// Counts the steps.
+    /// Incremented by every transition.
     pub version: i64,
-    /// What it costs.
+    /// The amount to charge.
     pub total: Money,
-    /// Is the payment's token still kept?
+    /// Whether the payment method's token is still stored.
     pub keeps_token: bool,
-    /// When what it owes is due; `None` when nothing is.
+    /// When its pending effect is due; `None` when there is none.
     pub due: Option<Timestamp>,
-    /// Until when somebody drives it; `None` when nobody does.
+    /// When its lease expires; `None` when it is not leased.
     pub leased_until: Option<Timestamp>,
-    /// When it was recorded.
+    /// When it was created.
     pub created: Timestamp,
-    /// How many fulfilments it has.
+    /// Number of fulfilment rows; at most one is valid.
     pub fulfillments: i64,
-    /// What became of its lines' stock.
+    /// The states of its lines' reservations.
     pub lines: Vec<LineState>,
     /// Its history, oldest first.
     pub steps: Vec<AuditedStep>,
 }
 
-/// A step of an order's history.
+/// A transition in an order's history.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditedStep {
-    /// The version after it.
+    /// The version after the transition.
     pub version: i64,
-    /// The state after it.
+    /// The state after the transition.
     pub state: State,
     /// When it was committed.
     pub time: Timestamp,
-    /// The span in which it happened: also its event's.
+    /// The span of the transition; its event has the same.
     pub span_id: String,
-    /// Was it asked for by a call that is audited: `cancel` or `retry`, the value of its event's attribute `operation`.
+    /// For a transition requested by an audited call: `cancel` or `retry`, the value of its event's attribute
+    /// `operation`.
     pub asked: Option<&'static str>,
 }
 
 impl AuditedStep {
-    /// The event that is written with it: its type, the value of its attribute `operation`, and its status.
+    /// The event written with the transition: its type, the value of its attribute `operation`, and its status.
     pub fn event(&self) -> Option<(&'static str, &'static str, EventStatus)> {
         let audit = self.asked.map(|operation| (chassis::audit::EVENT_TYPE, operation, EventStatus::Success));
         audit.or_else(|| event_of(self.state))
     }
 }
 
-/// What a step's reason says of the call that asked for it.
+/// The audited operation that a transition's reason stands for, if any.
 pub(crate) fn asked(reason: &str) -> Option<&'static str> {
     match reason {
         asked::CUSTOMER_TO_CANCEL | asked::OPERATOR_TO_CANCEL => Some("cancel"),
@@ -71,22 +72,22 @@ pub(crate) fn asked(reason: &str) -> Option<&'static str> {
     }
 }
 
-/// A SKU's stock beside the lines that hold of it, read in one snapshot.
+/// A SKU's stock next to the lines that reserve it, read in one snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditedStock {
     /// Stock keeping unit.
     pub sku: String,
-    /// How many there are; `None`: lines hold of what is in no inventory.
+    /// Units in stock; `None` when lines reserve a SKU that is not in the inventory.
     pub on_hand: Option<i64>,
-    /// How many are reserved.
+    /// Units reserved.
     pub reserved: i64,
-    /// The sum of the HELD and ALLOCATED lines of orders that may hold some.
+    /// The sum of the HELD and ALLOCATED lines of orders whose state permits a reservation.
     pub held: i64,
     /// The sum of the HELD and ALLOCATED lines of all other orders.
     pub held_wrongly: i64,
 }
 
-/// The event that entering a state writes: its type, the value of its attribute `operation`, and its status.
+/// The event written on entering a state: its type, the value of its attribute `operation`, and its status.
 pub const fn event_of(state: State) -> Option<(&'static str, &'static str, EventStatus)> {
     use EventStatus::{Failed, Success};
     match state {
@@ -100,22 +101,22 @@ pub const fn event_of(state: State) -> Option<(&'static str, &'static str, Event
 }
 
 impl AuditedOrder {
-    /// Is it final, or at rest in NEEDS_ATTENTION?
+    /// Whether it is final or parked in NEEDS_ATTENTION: no effect is pending.
     pub fn is_at_rest(&self) -> bool {
         owes(self.state).is_none()
     }
 
-    /// Promise 1, in the order's own tables: the history is whole, what is owed is due and not left lying. `patience` is how
-    /// long something that is due, and that nobody drives, may lie.
+    /// Promise 1, in the order's own tables: the history is complete, and a pending effect is due and not overdue.
+    /// `patience` is how long a due order may stay unleased.
     pub fn life_problems(&self, now: Timestamp, patience: Duration) -> Vec<String> {
         let mut problems = self.history_problems();
         let name = self.state.name();
         if self.due.is_some() == self.is_at_rest() {
-            let due = if self.due.is_some() { "is due and owes nothing" } else { "owes something and is never due" };
+            let due = if self.due.is_some() { "is due without a pending effect" } else { "has a pending effect that is never due" };
             problems.push(format!("in {name} it {due}"));
         }
         if self.is_at_rest() && self.leased_until.is_some() {
-            problems.push(format!("in {name} it is at rest and somebody has its lease"));
+            problems.push(format!("in {name} it has no pending effect but is leased"));
         }
         if (self.fulfillments == 1) != (self.state == State::FulfillmentStarted) || self.fulfillments > 1 {
             problems.push(format!("in {name} it has {} fulfilments", self.fulfillments));
@@ -126,7 +127,7 @@ impl AuditedOrder {
         }
         let left_since = self.due.map(|due| due.max(self.leased_until.unwrap_or_default()));
         if let Some(since) = left_since.filter(|since| now.since(*since) > patience) {
-            problems.push(format!("in {name} it is due and nobody has driven it for {} s", now.since(since).as_secs()));
+            problems.push(format!("in {name} it has been due and unleased for {} s", now.since(since).as_secs()));
         }
         problems
     }
@@ -158,7 +159,7 @@ impl AuditedOrder {
         problems
     }
 
-    /// Promise 3, line by line.
+    /// Promise 3, line by line: each line's state is allowed in the order's state.
     pub fn line_problems(&self) -> Vec<String> {
         let allocated = matches!(self.state, State::Allocated | State::FulfillmentStarted);
         let may_hold = allocated || matches!(self.state, State::Created | State::Paid);
@@ -177,26 +178,26 @@ impl AuditedOrder {
         problems
     }
 
-    /// Is it at rest for good?
+    /// Whether its state is terminal.
     pub fn is_final(&self) -> bool {
         is_final(self.state)
     }
 }
 
 impl AuditedStock {
-    /// Promise 3, SKU by SKU.
+    /// Promise 3, SKU by SKU: reserved stock is what the lines reserve, and within what is on hand.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         match self.on_hand {
             Some(on_hand) if (0..=on_hand).contains(&self.reserved) => {}
-            Some(on_hand) => problems.push(format!("{} are reserved of {on_hand}", self.reserved)),
-            None => problems.push(format!("{} are held of what is in no inventory", self.held)),
+            Some(on_hand) => problems.push(format!("{} of {on_hand} are reserved", self.reserved)),
+            None => problems.push(format!("{} are reserved, but the SKU is not in the inventory", self.held)),
         }
         if self.reserved != self.held {
-            problems.push(format!("{} are reserved, and orders hold {}", self.reserved, self.held));
+            problems.push(format!("{} are reserved, but orders hold {}", self.reserved, self.held));
         }
         if self.held_wrongly != 0 {
-            problems.push(format!("{} are held by orders that may hold none", self.held_wrongly));
+            problems.push(format!("{} are held by orders in states without a reservation", self.held_wrongly));
         }
         problems
     }

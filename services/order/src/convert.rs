@@ -11,14 +11,14 @@ use crate::inventory::{AdjustStock, Stock};
 use crate::lifecycle::State;
 use crate::order::{Address, CreateOrder, HistoryEntry, LineState, Order, PaymentFailure, PaymentMethod, Scope};
 
-/// The most items of an order.
+/// Maximum number of items of an order.
 const MAX_ITEMS: usize = 100;
-/// The most of one item.
+/// Maximum quantity of an item.
 const MAX_QUANTITY: i32 = 999;
-/// The most that stock changes by at once, either way.
+/// Maximum change of stock per request, in either direction.
 const MAX_DELTA: i64 = 1_000_000_000;
 
-/// Whose orders the caller may see. The policy table has let only people in.
+/// The orders visible to the caller. The policy table admits only users.
 pub(crate) fn scope(caller: &Caller) -> Scope {
     match caller {
         Caller::Person { role: Role::Operator, .. } => Scope::All,
@@ -35,7 +35,7 @@ pub(crate) fn user(caller: &Caller) -> UserId {
     }
 }
 
-/// A command that breaks nothing but rules which an earlier release did not have may have its order already.
+/// A command that breaks only rules added by a later release may be a retry of one that has its order already.
 pub(crate) fn create_order(request: proto::CreateOrderRequest) -> Result<Decoded<CreateOrder>, Invalid> {
     let mut fields = Fields::default();
     let request_id = fields.request_id(&request.request_id);
@@ -87,7 +87,7 @@ fn items(fields: &mut Fields, items: &[proto::OrderItem]) -> Option<Vec<(String,
         }
         if let Some(sku) = sku {
             if decoded.iter().any(|(known, _)| *known == sku) {
-                let description = format!("{sku} is there already; add up its quantities");
+                let description = format!("{sku} is listed twice; combine the quantities");
                 fields.refuse(format!("items[{index}].sku"), "DUPLICATE_ITEM", description);
             }
             decoded.push((sku, quantity.unwrap_or(0)));
@@ -175,7 +175,7 @@ fn line_state(state: LineState) -> proto::LineState {
     }
 }
 
-/// `YYYY-MM-DD` as the contract has it.
+/// `YYYY-MM-DD` as the contract's date.
 pub(crate) fn date(text: &str) -> Option<common::Date> {
     let mut parts = text.split('-').map(str::parse);
     let (Some(Ok(year)), Some(Ok(month)), Some(Ok(day))) = (parts.next(), parts.next(), parts.next()) else {
@@ -193,8 +193,8 @@ pub(crate) fn payment_failure(failure: &PaymentFailure) -> proto::PaymentFailure
     }
 }
 
-/// What a customer sees of why the last try came to nothing: the peers' own words, with their addresses, are an operator's.
-const TRIED_AGAIN: &str = "the last try came to nothing, and the next one follows";
+/// Shown to a customer instead of the last error: peers' error texts, with their addresses, are for operators only.
+const TRIED_AGAIN: &str = "the last attempt failed and will be retried";
 
 pub(crate) fn order(seen_by: Scope, order: &Order) -> proto::Order {
     let last_error = order.last_error.as_deref().map(|error| match seen_by {
@@ -232,7 +232,7 @@ pub(crate) fn order(seen_by: Scope, order: &Order) -> proto::Order {
     }
 }
 
-/// A page out of one order more than the page's size.
+/// A page, cut from one order more than the page's size.
 pub(crate) fn orders(seen_by: Scope, orders: &[Order], list: &ListOrders) -> proto::ListOrdersResponse {
     let next = |last: &proto::Order| list.page.next(&last.order_id);
     let Page { entries, next_page_token } = Page::cut(orders, list.size, |each| order(seen_by, each), next);
@@ -265,7 +265,7 @@ pub(crate) mod tests {
     use crate::ports::Transit;
 
     #[test]
-    fn the_contracts_limits_are_the_decoders_and_the_largest_request_fits_into_a_message() {
+    fn the_contracts_limits_match_the_decoders_and_the_largest_request_fits_into_a_message() {
         let limits = |path: &str| contracts::POLICIES.find(path).expect("a method").limits;
         let items = limits("/order.v1.OrderService/CreateOrder");
         let found: Vec<_> = items.iter().map(|limit| (limit.field, limit.max_items, limit.reason)).collect();
@@ -289,7 +289,7 @@ pub(crate) mod tests {
         assert!(request.encoded_len() < mesh::DEFAULT_MAX_MESSAGE_BYTES / 4, "{}", request.encoded_len());
     }
 
-    /// With as many bytes as an order may have: its product's names and its address are as long as they may be.
+    /// An order of the maximum size: its products' names and its address are as long as they may be.
     fn largest(id: u128) -> Order {
         let currency: Currency = "EUR".parse().expect("a currency");
         let wide = |count: usize| "😀".repeat(count);
@@ -343,13 +343,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_largest_orders_fill_short_pages_that_lose_none() {
+    fn pages_of_the_largest_orders_are_shorter_and_skip_none() {
         assert!(largest_order().encoded_len() < 110_000, "{}", largest_order().encoded_len());
         let all: Vec<Order> = (1..=201).rev().map(largest).collect();
         let (mut seen, mut page_token) = (Vec::new(), String::new());
         loop {
             let request = proto::ListOrdersRequest { page_size: 200, page_token, ..Default::default() };
-            let list = list_orders(Scope::All, &request).expect("it is sound");
+            let list = list_orders(Scope::All, &request).expect("a valid request");
             let read: Vec<Order> = all
                 .iter()
                 .filter(|order| list.page.after.is_none_or(|after| order.id < after))
@@ -368,7 +368,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_longest_history_fits_into_what_every_client_takes() {
+    fn the_longest_history_fits_into_the_default_message_limit() {
         let entry = HistoryEntry {
             version: i64::MAX,
             state: State::FulfillmentStarted,
@@ -410,15 +410,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_sound_order_is_decoded() {
-        let Decoded { command, breaks } = create_order(request()).expect("it is sound");
+    fn a_valid_order_is_decoded() {
+        let Decoded { command, breaks } = create_order(request()).expect("a valid order");
         assert_eq!(breaks, None);
         assert_eq!(command.items, [("MUG".to_owned(), 2)]);
         assert_eq!(command.contact_email, "ada@example.com");
     }
 
     #[test]
-    fn every_violation_of_an_order_is_named() {
+    fn every_violation_of_an_order_is_reported() {
         let item = |sku: &str, quantity| proto::OrderItem { sku: sku.into(), quantity };
         assert_eq!(reasons(|r| r.request_id.clear()), [("request_id".into(), "REQUEST_ID_REQUIRED")]);
         assert_eq!(reasons(|r| r.request_id = "7".into()), [("request_id".into(), "INVALID_ID")]);
@@ -447,9 +447,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_an_earlier_release_took_is_refused_and_can_be_recognised() {
+    fn a_command_valid_in_an_earlier_release_is_rejected_but_still_decoded() {
         let to =
-            |change: fn(&mut common::Address)| reasons(|r| change(r.shipping_address.as_mut().expect("it is there")));
+            |change: fn(&mut common::Address)| reasons(|r| change(r.shipping_address.as_mut().expect("an address")));
         assert_eq!(to(|a| a.recipient = "\u{a0}".into()), [("shipping_address.recipient".into(), "REQUIRED")]);
         assert_eq!(to(|a| a.city = "\u{200b}".into()), [("shipping_address.city".into(), "REQUIRED")]);
         assert_eq!(
@@ -467,13 +467,13 @@ pub(crate) mod tests {
         assert_eq!(reasons(|r| r.contact_email = "ada@7".into()), [("contact_email".into(), "INVALID_EMAIL")]);
         let blank = proto::CreateOrderRequest { payment_method: " ".into(), ..request() };
         assert_eq!(
-            create_order(blank).expect("it is recognised").command.payment_method,
+            create_order(blank).expect("decoded").command.payment_method,
             PaymentMethod::new(" ".into())
         );
     }
 
     #[test]
-    fn a_token_of_somebody_elses_list_is_refused() {
+    fn a_page_token_of_another_users_list_is_rejected() {
         let of = |n: u128| Scope::Of(UserId::from_uuid(uuid::Uuid::from_u128(n)));
         let mut request = proto::ListOrdersRequest::default();
         let page = list_orders(of(1), &request).expect("the first page").page;

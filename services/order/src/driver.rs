@@ -1,8 +1,9 @@
-//! The driver: performs the effect that an order's state owes, under a key derived from the order and the effect, then
-//! records what came of it by compare-and-set, together with the event and the history.
+//! The driver: performs the pending effect of an order's state, under a key derived from the order and the effect, then
+//! records the result by compare-and-set, together with the event and the history.
 //!
-//! It may die anywhere: another instance takes the order over when the lease runs out, and does the same under the
-//! same key. Whatever is not decided is tried again, with backoff that survives crashes because it is a column.
+//! It may crash at any point: another instance takes the order over when the lease expires, and repeats the effect
+//! under the same key. An effect without a definite result is retried, with backoff that survives crashes because it is
+//! a column.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,44 +28,44 @@ use crate::ports::{PaymentAnswer, Payments};
 use crate::store::{Advance, Lease, Step, Store};
 use crate::watch::Watchers;
 
-/// How it drives.
+/// The driver's settings.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Whose leases they are.
+    /// The instance's name: the owner of its leases.
     pub instance: String,
-    /// How long an order belongs to the instance that drives it.
+    /// How long a lease lasts.
     pub lease: Duration,
-    /// How often it looks for orders that are due, on average.
+    /// The average interval between polls for due orders.
     pub poll_interval: Duration,
-    /// The wait after the first try that came to nothing.
+    /// The backoff after the first failed attempt.
     pub backoff: Duration,
-    /// The longest wait.
+    /// The maximum backoff.
     pub backoff_cap: Duration,
-    /// The most orders at a time.
+    /// The maximum number of orders driven concurrently.
     pub max_drives: usize,
 }
 
-/// What it is made of: everything is an argument.
+/// What the driver is made of: every dependency is an argument.
 pub struct Parts {
-    /// The tables.
+    /// The order tables.
     pub store: Store,
     /// The Payment Service.
     pub payments: Arc<dyn Payments>,
-    /// The time.
+    /// The wall clock.
     pub clock: Arc<dyn Clock>,
-    /// New ids.
+    /// The source of ids and randomness.
     pub ids: Arc<dyn IdSource>,
-    /// Where its operations' events go.
+    /// The sink of its operations' events.
     pub events: Arc<dyn EventSink>,
-    /// Who waits for the next step.
+    /// The subscriptions to notify of transitions.
     pub watchers: Watchers,
-    /// Where it dies.
+    /// The injected crashes.
     pub faults: Arc<dyn Faults>,
-    /// What it runs its drives on.
+    /// Tracks its tasks.
     pub tasks: TaskTracker,
-    /// Cancelled when nothing new may be started.
+    /// Cancelled when no new work may be started.
     pub shutdown: CancellationToken,
-    /// How it drives.
+    /// The settings.
     pub options: Options,
 }
 
@@ -74,22 +75,22 @@ struct Inner {
     durations: Histogram<f64>,
 }
 
-/// Drives orders. Clones are the same driver.
+/// Drives orders. Clones share one driver.
 #[derive(Clone)]
 pub struct Driver(Arc<Inner>);
 
-/// What a try at an effect came to.
+/// The result of an attempt at an effect.
 enum Tried {
-    /// It is recorded, or somebody else was faster.
+    /// It is recorded, or another instance recorded a transition first.
     Recorded(Advance),
-    /// Nothing is decided.
+    /// No definite result: it is retried.
     PutOff(String),
-    /// A fault on purpose.
+    /// An injected crash.
     Died,
 }
 
 impl Driver {
-    /// A driver of its parts.
+    /// A driver made of `parts`.
     pub fn new(parts: Parts) -> Self {
         let permits = Arc::new(Semaphore::new(parts.options.max_drives));
         let durations = global::meter("ordermesh")
@@ -100,7 +101,7 @@ impl Driver {
         Self(Arc::new(Inner { parts, permits, durations }))
     }
 
-    /// How many orders it drives now.
+    /// The number of orders being driven.
     pub fn in_flight(&self) -> usize {
         self.0.parts.options.max_drives.saturating_sub(self.0.permits.available_permits())
     }
@@ -115,12 +116,12 @@ impl Driver {
         Lease { owner: options.instance.clone(), length: options.lease }
     }
 
-    /// Drives an order whose lease this instance has.
+    /// Drives an order whose lease this instance holds.
     pub(crate) fn start(&self, order: Order) {
         self.spawn(order, None);
     }
 
-    /// The same; its next steps are linked to the trace that has turned it.
+    /// The same; the next operations are linked to the trace that requested the transition.
     pub(crate) fn start_linked(&self, order: Order, link: TraceParent) {
         self.spawn(order, Some(link));
     }
@@ -131,7 +132,7 @@ impl Driver {
         let driver = self.clone();
         parts.tasks.spawn(async move {
             let waited_too_long = tokio::time::sleep(driver.0.parts.options.lease / 2);
-            // An order that has waited for its turn through half its lease is left to whoever claims it.
+            // An order that has waited for a permit for half its lease is dropped; another instance may claim it.
             tokio::select! {
                 biased;
                 permit = driver.0.permits.acquire() => {
@@ -143,7 +144,7 @@ impl Driver {
         });
     }
 
-    /// Runs work to its end, also when the one who waits for it is cut off: an order that was committed is also started.
+    /// Runs work to completion even if the caller's future is dropped: a committed order is always started.
     pub(crate) async fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
@@ -152,7 +153,7 @@ impl Driver {
         done.unwrap_or(Err(Error::Storage(storage::Error::Panicked)))
     }
 
-    /// Claims orders that are due and that nobody drives: the lease is this instance's.
+    /// Claims due orders that are not leased: the lease becomes this instance's.
     ///
     /// # Errors
     /// The database.
@@ -160,8 +161,8 @@ impl Driver {
         self.0.parts.store.claim_due(most, self.lease(), self.0.parts.options.backoff_cap).await
     }
 
-    /// Claims orders that are due and drives them here and now, one after the other; says how many. For tests, which
-    /// need to know when it is over; the service calls [`Driver::poll`].
+    /// Claims due orders and drives them sequentially; returns their number. For tests, which need to know when the
+    /// work is complete; the service calls [`Driver::poll`].
     ///
     /// # Errors
     /// The database.
@@ -174,7 +175,7 @@ impl Driver {
         Ok(count)
     }
 
-    /// Somebody knows of a result: the order is due now.
+    /// Called when a result may be available: makes the order due now, and drives it if it is not leased.
     ///
     /// # Errors
     /// The database.
@@ -186,7 +187,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Frees the leases that an earlier process of this instance's name has left. Before anything is driven.
+    /// Frees the leases left by an earlier process with this instance's name. Called before anything is driven.
     ///
     /// # Errors
     /// The database.
@@ -194,7 +195,8 @@ impl Driver {
         self.0.parts.store.free_leases(&self.0.parts.options.instance).await
     }
 
-    /// Looks for orders that are due, and drives them: retries, and what dead instances left. Ends with the leases freed.
+    /// Polls for due orders and drives them: retries, and the orders of crashed instances. On shutdown it frees the
+    /// leases.
     pub async fn poll(self) {
         let Parts { store, options, shutdown, .. } = &self.0.parts;
         loop {
@@ -211,21 +213,21 @@ impl Driver {
                 Err(error) => {
                     static SELDOM: Seldom = Seldom::new();
                     if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-                        tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "orders that are due cannot be claimed");
+                        tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "claiming due orders failed");
                     }
                 }
             }
         }
         let all = u32::try_from(options.max_drives).unwrap_or(u32::MAX);
-        // Those in flight end first, or run into their deadline: then their leases are freed all the same.
+        // Drives in flight finish first, for 5 s at most; the leases are freed either way.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.0.permits.acquire_many(all)).await;
         if let Err(error) = store.free_leases(&options.instance).await {
-            tracing::info!(target: "ordermesh", error = ?error, "leases are left to run out");
+            tracing::info!(target: "ordermesh", error = ?error, "leases not freed; they will expire");
         }
     }
 
-    /// Drives an order until it is at rest, somebody else drives it, or nothing can be decided for now. Called by tests
-    /// directly; otherwise each order has a task of its own.
+    /// Drives an order until it has no pending effect, another instance holds the lease, or an attempt has no definite
+    /// result. Called directly by tests; otherwise each order has a task of its own.
     pub async fn drive(&self, mut order: Order, link: Option<TraceParent>) {
         let Parts { store, watchers, options, .. } = &self.0.parts;
         while let Some(effect) = owes(order.state) {
@@ -241,7 +243,8 @@ impl Driver {
                     }
                     order = *after;
                 }
-                // Somebody has moved it, and drives it, unless he is dead: then the lease is to be had.
+                // Another instance or request has moved it. If that one holds no lease any more, this instance claims
+                // the order.
                 Ok(Tried::Recorded(Advance::Lost | Advance::StockLost)) => {
                     match store.claim_one(order.id, self.lease()).await {
                         Ok(Some(claimed)) => order = claimed,
@@ -251,7 +254,7 @@ impl Driver {
                 Ok(Tried::PutOff(why)) => {
                     let attempt = u32::try_from(order.attempt).unwrap_or(0).saturating_add(1);
                     let wait = full_jitter(attempt, options.backoff, options.backoff_cap, self.jitter());
-                    tracing::debug!(target: "ordermesh", order_id = %order.id, why, "put off");
+                    tracing::debug!(target: "ordermesh", order_id = %order.id, why, "effect has no definite result; rescheduled with backoff");
                     if let Err(error) = store.put_off(&order, &options.instance, wait, &why).await {
                         left_to_its_lease(&order, &error);
                     }
@@ -281,7 +284,7 @@ impl Driver {
     }
 
     async fn process_payment(&self, order: &Order) -> Result<Tried, storage::Error> {
-        // No event of ours: the Payment Service tells of the payment.
+        // Without an event of this service: the Payment Service writes the payment's events.
         let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.place), None, None);
         operation.set_order(order.id.as_uuid());
         let answer = self.0.parts.payments.process(order).instrument(operation.span().clone()).await;
@@ -300,8 +303,8 @@ impl Driver {
         }
     }
 
-    /// Allocation and the start of fulfilment are local: they follow in the same transaction, each with its own history
-    /// row and event.
+    /// Allocation and the start of fulfilment are local: they are recorded in the same transaction, each with its own
+    /// history row and event.
     async fn fulfill(&self, order: &Order, mut steps: Vec<Step>) -> Result<Tried, storage::Error> {
         let Parts { store, clock, ids, .. } = &self.0.parts;
         let already_paid = steps.clone();
@@ -313,7 +316,7 @@ impl Driver {
         let Some(date) = delivery_date(clock.now(), order.transit.business_days, order.transit.cutoff_hour) else {
             start.dismiss();
             allocate.inspect(Operation::dismiss);
-            return Ok(Tried::PutOff("the calendar ends".into()));
+            return Ok(Tried::PutOff("the calendar has no delivery date".into()));
         };
         let fulfillment = Fulfillment { id: FulfillmentId::from_uuid(ids.uuid()), delivery_date: date.to_string() };
         start.set("fulfillment.id", fulfillment.id.to_string());
@@ -336,7 +339,7 @@ impl Driver {
         }
     }
 
-    /// Stock that was written off cannot be allocated: the order is cancelled, and the money given back.
+    /// Stock that was written off cannot be allocated: the order is cancelled and the payment refunded.
     async fn refuse_allocation(
         &self,
         order: &Order,
@@ -366,7 +369,7 @@ impl Driver {
 
     async fn cancel_payment(&self, order: &Order, link: Option<TraceParent>) -> Result<Tried, storage::Error> {
         let operation = self.step(order, Effect::CancelPayment);
-        // A later try, perhaps of another instance, finds in the history who has asked.
+        // A later attempt, perhaps on another instance, reads from the history which trace requested the cancellation.
         let asked = match link {
             Some(link) => Some(link),
             None => self.0.parts.store.turned_to(order.id, State::Cancelling).await?,
@@ -403,7 +406,7 @@ impl Driver {
         Ok(Tried::Recorded(advance))
     }
 
-    /// Opens the operation of an effect: a child of the order's creation, also after a crash, on another instance.
+    /// Opens the operation of an effect: a child of the order's creation, even after a crash and on another instance.
     fn step(&self, order: &Order, effect: Effect) -> Operation {
         let sink = Some(self.0.parts.events.clone());
         let parent = Parent::Remote(order.place);
@@ -415,11 +418,11 @@ impl Driver {
     }
 }
 
-/// One line a second at most: a database that is away leaves all of them.
+/// Logs at most one line a second: during a database outage every driven order ends here.
 fn left_to_its_lease(order: &Order, error: &storage::Error) {
     static SELDOM: Seldom = Seldom::new();
     if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-        tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, since_last_line, "left to its lease");
+        tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, since_last_line, "giving up; lease expiry will hand it over");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The tables as sea-orm sees them. They never leave `store`.
+//! The tables as sea-orm entities. They are private to `store`.
 
 pub(crate) mod orders {
     use sea_orm::entity::prelude::*;
@@ -37,7 +37,7 @@ pub(crate) mod orders {
 
     impl ActiveModelBehavior for ActiveModel {}
 
-    /// The payment method's token is a secret.
+    /// Omits the payment method's token, which is a secret.
     impl std::fmt::Debug for Model {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.debug_struct("orders::Model")

@@ -1,4 +1,4 @@
-//! Why the Order Service refuses. The reasons are public: a test lists them.
+//! The Order Service's errors. Their reasons are public: a test lists them.
 
 use std::time::Duration;
 
@@ -9,56 +9,56 @@ use telemetry::ErrorClass;
 
 use crate::store::UnpaidLimit;
 
-/// A refusal.
+/// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Fields break the rules.
+    /// Fields are invalid.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// SKUs that the catalogue does not have; a violation for each.
+    /// SKUs that are not in the catalogue, a violation for each.
     #[error("unknown SKU: {0}")]
     UnknownSku(Invalid),
     /// The products have prices in several currencies.
     #[error("the items have prices in several currencies: {currencies}")]
     MixedCurrencies {
-        /// Which.
+        /// The currencies.
         currencies: String,
     },
     /// The total is above the limit of its currency.
     #[error("the order's total is above {limit}, the limit in {}", limit.currency())]
     AmountTooLarge {
-        /// `None` when it does not even fit.
+        /// The total; `None` when it overflows.
         total: Option<Money>,
-        /// The most that an order may come to.
+        /// The maximum total of an order.
         limit: Money,
     },
-    /// We do not deliver there.
+    /// There is no delivery to the address's country.
     #[error("we do not deliver to {country}")]
     NoDeliveryZone {
-        /// ISO 3166-1.
+        /// ISO 3166-1 code.
         country: String,
     },
-    /// There is not enough of it.
+    /// Not enough stock.
     #[error("not enough in stock: {skus}")]
     InsufficientStock {
-        /// Which SKUs.
+        /// The SKUs that are short.
         skus: String,
     },
-    /// The customer's orders whose payment is not decided hold as much stock as they may.
+    /// The customer's orders with undecided payments reserve as much stock as they may.
     #[error("the payments of your earlier orders are not decided yet: their orders may hold {limit} at once")]
     TooMuchUnpaid {
-        /// The setting that it would be above: so many orders, or so many units.
+        /// The limit that the order would exceed: of orders or of units.
         limit: UnpaidLimit,
     },
-    /// The customer saw another total.
+    /// The total differs from the one the customer expected.
     #[error("the total is {total} now, not {expected}")]
     PriceChanged {
-        /// Now.
+        /// The current total.
         total: String,
-        /// What the customer saw.
+        /// The total the customer expected.
         expected: String,
     },
-    /// The Data Service gave no answer.
+    /// The Data Service did not answer.
     #[error("the catalogue could not be asked: {cause}")]
     LookupFailed {
         /// For example TIMEOUT or CONNECTION_ERROR.
@@ -67,47 +67,47 @@ pub enum Error {
     /// The request id was used for another command.
     #[error("the request_id was used for another command")]
     RequestIdReused,
-    /// There is no such order, or it is somebody else's.
+    /// The order does not exist, or belongs to another customer.
     #[error("there is no such order")]
     OrderNotFound,
-    /// Too late.
+    /// The order's state does not permit cancellation.
     #[error("the order is {state} and can no longer be cancelled")]
     OrderNotCancellable {
-        /// Where it is.
+        /// The current state.
         state: &'static str,
     },
-    /// Only NEEDS_ATTENTION can be retried.
+    /// Only an order in NEEDS_ATTENTION can be retried.
     #[error("the order is {state}; only NEEDS_ATTENTION can be retried")]
     OrderNotRetryable {
-        /// Where it is.
+        /// The current state.
         state: &'static str,
     },
-    /// The stock is reserved for orders.
+    /// The stock is reserved for orders, and `write_off` is not set.
     #[error("{reserved} of {sku} are reserved; write_off takes them from their orders")]
     StockReserved {
-        /// Which SKU.
+        /// The SKU.
         sku: String,
-        /// How many are reserved.
+        /// Units reserved.
         reserved: i64,
     },
-    /// There is not so much to take.
+    /// A negative adjustment exceeds the stock.
     #[error("only {on_hand} of {sku} are on hand")]
     StockNegative {
-        /// Which SKU.
+        /// The SKU.
         sku: String,
-        /// How many there are.
+        /// Units in stock.
         on_hand: i64,
     },
-    /// This instance ends; another may serve.
-    #[error("this instance is about to end; watch again to be served by another")]
+    /// This instance is shutting down; another may serve.
+    #[error("this instance is shutting down; watch again to be served by another")]
     Draining,
-    /// The access token ended while the stream was open.
+    /// The access token expired while the stream was open.
     #[error("the access token has ended; log in again and watch on with after_version")]
     TokenExpired,
-    /// The limit of a customer's streams.
+    /// The customer has as many open streams as one may.
     #[error("you watch as many orders as one customer may: end another of your streams")]
     TooManyWatchers,
-    /// The database.
+    /// The database failed.
     #[error("the order store failed")]
     Storage(#[from] storage::Error),
 }
@@ -174,7 +174,7 @@ impl Refusal for Error {
             Self::PriceChanged { total, expected } => {
                 vec![("total", total.clone()), ("expected_total", expected.clone())]
             }
-            // Its cause is in the metadata already: see `class`.
+            // The cause is in the metadata already: see `class`.
             Self::LookupFailed { .. } => vec![],
             Self::OrderNotCancellable { state } | Self::OrderNotRetryable { state } => {
                 vec![("state", (*state).to_owned())]
@@ -264,7 +264,7 @@ impl storage::Failure for Error {
     }
 }
 
-/// The refusal as the caller gets it.
+/// The error as a gRPC status.
 pub(crate) fn status(error: Error) -> tonic::Status {
     mesh::status("order", &error)
 }

@@ -1,5 +1,5 @@
-//! One timeline out of all that is known of an order: its history, its payment's attempts, the events, and what the
-//! gateway's ledger says. The gateway is never called from here: the Payment Service tells.
+//! One timeline of an order: its history, its payment's attempts, its events, and the gateway's ledger. The gateway is
+//! never called from here: its answer is read through the Payment Service.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::order::Scope;
 use crate::ports::{GrpcEvents, GrpcPayments};
 use crate::store::{MAX_STEPS, Store};
 
-/// The most bytes of an entry's line: an event's texts may be longer.
+/// Maximum bytes of an entry's summary: an event's texts may be longer.
 const MAX_SUMMARY_BYTES: usize = 2_048;
-/// The most bytes of why something could not be asked.
+/// Maximum bytes of a gap's text.
 const MAX_GAP_BYTES: usize = 512;
 
-/// Explains orders.
+/// Builds timelines of orders.
 #[derive(Clone)]
 pub struct Explainer {
-    /// The tables.
+    /// The order tables.
     pub store: Store,
     /// The Payment Service.
     pub payments: Arc<GrpcPayments>,
@@ -30,10 +30,10 @@ pub struct Explainer {
 }
 
 impl Explainer {
-    /// The order's timeline, oldest first. What could not be asked is named, and the rest is told.
+    /// The order's timeline, oldest first. A source that does not answer is listed in `gaps`; the rest is returned.
     ///
     /// # Errors
-    /// There is no such order.
+    /// The order does not exist.
     pub async fn explain(&self, id: OrderId) -> Result<proto::ExplainOrderResponse, Error> {
         let order = self.store.get(Scope::All, id).await?.ok_or(Error::OrderNotFound)?;
         let history = self.store.history(id).await?;
@@ -96,7 +96,7 @@ fn no_answer(whose: &str, status: &tonic::Status) -> String {
     shortened(&format!("{whose}: {:?}: {}", status.code(), status.message()), MAX_GAP_BYTES)
 }
 
-/// Oldest first; of more than an answer takes, the newest ones, and a gap says so.
+/// Oldest first. If the timeline does not fit into a message, only the newest entries are kept, and a gap says so.
 fn newest(mut timeline: Vec<proto::TimelineEntry>, gaps: &mut Vec<String>) -> Vec<proto::TimelineEntry> {
     for entry in &mut timeline {
         if entry.summary.len() > MAX_SUMMARY_BYTES {
@@ -111,7 +111,7 @@ fn newest(mut timeline: Vec<proto::TimelineEntry>, gaps: &mut Vec<String>) -> Ve
     timeline.split_off(timeline.len() - fitting)
 }
 
-/// At most so many bytes of a text, and an ellipsis where it is cut.
+/// At most `most` bytes of a text, with an ellipsis where it is cut.
 fn shortened(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();
@@ -124,7 +124,7 @@ fn event(event: contracts::data::v1::TraceEvent) -> proto::TimelineEntry {
     let kind = event.r#type().as_str_name().trim_start_matches("EVENT_TYPE_").to_ascii_lowercase();
     let status = event.status().as_str_name().trim_start_matches("EVENT_STATUS_").to_ascii_lowercase();
     let error = event.error.as_ref().map(|error| format!(": {} {}: {}", error.r#type, error.reason, error.message));
-    // The event is told of when it ended.
+    // An event is listed at the time it ended.
     let time = event.start_time.zip(event.duration).map(|(start, took)| {
         let nanos = i64::from(start.nanos) + i64::from(took.nanos);
         prost_types::Timestamp {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeline_is_sorted_and_complete_while_it_fits() {
+    fn a_timeline_that_fits_is_sorted_and_complete() {
         let mut gaps = Vec::new();
         let timeline = newest(vec![entry(2, 10), entry(1, MAX_SUMMARY_BYTES)], &mut gaps);
         assert_eq!(timeline, [entry(1, MAX_SUMMARY_BYTES), entry(2, 10)]);
@@ -161,8 +161,8 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_timeline_fits_into_what_every_client_takes_and_says_what_is_left_out() {
-        // The most steps and attempts, and the most events, each with the longest text.
+    fn the_longest_timeline_fits_into_the_default_message_limit_and_reports_the_omitted_entries() {
+        // The maximum number of steps, attempts and events, each with the longest text.
         let all: Vec<_> = (0..2_500).map(|second| entry(second, 65_536)).collect();
         let mut gaps = Vec::new();
         let timeline = newest(all, &mut gaps);

@@ -1,5 +1,5 @@
-//! What operators watch: unfinished orders by state, the oldest of them, NEEDS_ATTENTION (0 when all is well), and how
-//! many orders this instance drives.
+//! Gauges for operators: unfinished orders by state, the age of the oldest, orders in NEEDS_ATTENTION (0 in normal
+//! operation), and how many orders this instance drives.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Stock per SKU, as the contract's handlers see it. How orders take from it is the store's.
+//! Stock per SKU, for the contract's handlers. Reservations by orders are made in the store.
 
 use chassis::Fingerprint;
 use kernel::RequestId;
@@ -12,27 +12,27 @@ use crate::store::{Adjustment, Store};
 pub struct Stock {
     /// Stock keeping unit.
     pub sku: String,
-    /// How many there are.
+    /// Units in stock.
     pub on_hand: i64,
-    /// How many of them are held by or allocated to orders.
+    /// Units held by or allocated to orders.
     pub reserved: i64,
 }
 
 /// A change of stock, decoded.
 #[derive(Clone, Debug)]
 pub struct AdjustStock {
-    /// The operator's id of the request.
+    /// The request id chosen by the operator.
     pub request_id: RequestId,
     /// Stock keeping unit.
     pub sku: String,
     /// Added to on_hand.
     pub delta: i64,
-    /// Take stock away even where it is held for orders.
+    /// Remove stock even where it is reserved for orders.
     pub write_off: bool,
 }
 
 impl AdjustStock {
-    /// Is a repeated request the same command?
+    /// The command's content: equal for retries of the same command.
     pub(crate) fn fingerprint(&self) -> String {
         Fingerprint::of("AdjustStock/1")
             .part("sku", &self.sku)
@@ -42,15 +42,15 @@ impl AdjustStock {
     }
 }
 
-/// The inventory.
+/// Reads and adjusts stock.
 #[derive(Clone)]
 pub struct Inventory {
-    /// Its tables.
+    /// The stock tables.
     pub store: Store,
 }
 
 impl Inventory {
-    /// Stock by SKU, in the order asked.
+    /// Stock by SKU, in the requested order.
     ///
     /// # Errors
     /// The database.
@@ -61,7 +61,7 @@ impl Inventory {
     /// Changes a SKU's stock, once per request.
     ///
     /// # Errors
-    /// It is reserved, or there is not so much.
+    /// The stock is reserved, or there is not enough of it.
     pub async fn adjust(&self, operation: &Operation, command: AdjustStock) -> Result<Adjustment, Error> {
         operation.set("sku", &command.sku);
         operation.set("delta", command.delta.to_string());

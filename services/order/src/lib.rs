@@ -1,18 +1,18 @@
-//! Order Service: the order's life from creation to fulfilment, and the stock that it takes.
+//! Order Service: an order's lifecycle from creation to fulfilment, and the stock reserved for it.
 //!
-//! Start reading at [`lifecycle`]: the table that everything else obeys. [`driver`] performs what a state owes,
-//! [`store`] commits it. The service never talks to the payment gateway and never reads another service's tables.
+//! Start reading at [`lifecycle`], the state table. [`driver`] performs a state's pending effect, [`store`] commits the
+//! result. The service never talks to the payment gateway and never reads another service's tables.
 //!
 //! # Layout
-//! - [`lifecycle`]: the table of states
-//! - [`order`]: what an order is; [`orders`]: creating, reading, cancelling, retrying one
-//! - [`driver`]: performs the effect that a state owes, and records what came of it
+//! - [`lifecycle`]: the state table
+//! - [`order`]: the order's types; [`orders`]: creating, reading, cancelling and retrying orders
+//! - [`driver`]: performs the pending effect of a state and records its result
 //! - [`inventory`]: stock per SKU
-//! - [`watch`]: who waits for the next step of which order
-//! - [`explain`]: one timeline of all that is known
-//! - [`audit`]: what must be so of every order
-//! - [`ports`]: what it needs of the Data and Payment Services
-//! - `store`, `entity`, `migration`: its tables; `service`, `convert`: its contract
+//! - [`watch`]: subscriptions to an order's next transition
+//! - [`explain`]: one timeline from all sources
+//! - [`audit`]: the invariants of orders and stock
+//! - [`ports`]: the interfaces to the Data and Payment Services, and their gRPC clients
+//! - `store`, `entity`, `migration`: the tables; `service`, `convert`: the gRPC contract
 
 use std::time::Duration;
 
@@ -51,63 +51,64 @@ pub use migration::MIGRATIONS;
 /// Settings of the Order Service.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Config {
-    /// What every service has.
+    /// Settings common to all services.
     #[command(flatten)]
     pub common: Settings,
-    /// Whose keys verify access tokens.
+    /// The User Service, whose keys verify access tokens.
     #[command(flatten)]
     pub user: UserPeer,
-    /// Who takes the money.
+    /// The Payment Service.
     #[command(flatten)]
     pub payment: PaymentPeer,
-    /// How long an order belongs to the instance that drives it, before another takes it over
+    /// How long an order's lease lasts, before another instance takes the order over
     #[arg(long, env = "ORDERMESH_ORDER_LEASE", default_value = "15s", value_parser = positive_duration, value_name = "DURATION")]
     pub lease: Duration,
-    /// How often to look for orders that are due, on average
+    /// Average interval between polls for due orders
     #[arg(long, env = "ORDERMESH_ORDER_POLL_INTERVAL", default_value = "250ms", value_parser = positive_duration, value_name = "DURATION")]
     pub poll_interval: Duration,
-    /// Wait after the first try that came to nothing; it doubles with each, up to the cap
+    /// Backoff after the first failed attempt; doubles with each attempt, up to the cap
     #[arg(long, env = "ORDERMESH_ORDER_BACKOFF", default_value = "200ms", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff: Duration,
-    /// Longest wait between two tries
+    /// Maximum backoff between two attempts
     #[arg(long, env = "ORDERMESH_ORDER_BACKOFF_CAP", default_value = "60s", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff_cap: Duration,
-    /// Most orders that this instance drives at a time
+    /// Maximum number of orders that this instance drives concurrently
     #[arg(long, env = "ORDERMESH_ORDER_MAX_DRIVES", default_value_t = 256, value_parser = count, value_name = "COUNT")]
     pub max_drives: usize,
-    /// Most WatchOrder streams of one customer, per instance
+    /// Maximum number of WatchOrder streams of one customer, per instance
     #[arg(long, env = "ORDERMESH_ORDER_MAX_WATCHERS", default_value_t = 64, value_parser = count, value_name = "COUNT")]
     pub max_watchers: usize,
-    /// Most orders of one customer whose payment is not decided yet, and so hold stock that is not paid for
+    /// Maximum number of one customer's orders with undecided payments, which reserve stock that is not paid for
     #[arg(long, env = "ORDERMESH_ORDER_MAX_UNPAID_ORDERS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..), value_name = "COUNT")]
     pub max_unpaid_orders: u64,
-    /// Most units that these orders may hold together [default: unlimited]
+    /// Maximum number of units reserved by these orders together [default: unlimited]
     #[arg(long, env = "ORDERMESH_ORDER_MAX_UNPAID_UNITS", value_parser = clap::value_parser!(u64).range(1..), value_name = "COUNT")]
     pub max_unpaid_units: Option<u64>,
-    /// How often one customer may create an order, per instance, for example 20/s, 100/m [default: as often as he likes]
+    /// Rate limit of CreateOrder per customer and instance, for example 20/s, 100/m [default: unlimited]
     #[arg(long, env = "ORDERMESH_ORDER_CREATE_ORDER_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
     pub create_order_quota: Option<Quota>,
-    /// Most that an order may come to, by currency in whole units, for example EUR=50000,JPY=9000000; a currency that is not named keeps its default [default: about 100000 euros in each currency]
+    /// Maximum total of an order, by currency in whole units, for example EUR=50000,JPY=9000000; a currency that is not
+    /// named keeps its default [default: about 100000 euros in each currency]
     #[arg(long, env = "ORDERMESH_ORDER_AMOUNT_LIMIT", value_name = "CURRENCY=AMOUNT,…")]
     pub amount_limit: Option<AmountLimits>,
-    /// Stock that is put into an empty inventory at start.
+    /// Stock inserted into an empty inventory at start.
     #[arg(skip)]
     pub seed_stock: Vec<SeedStock>,
 }
 
-/// Stock that is put into an empty inventory at start.
+/// Stock inserted into an empty inventory at start.
 #[derive(Clone, Debug)]
 pub struct SeedStock {
     /// Stock keeping unit.
     pub sku: String,
-    /// How many there are.
+    /// Units in stock.
     pub on_hand: i64,
 }
 
-/// Runs the service on a listener until `shutdown`, then drains it.
+/// Serves on a listener until `shutdown`, then drains.
 ///
 /// # Errors
-/// A database or a listener that cannot be used.
+/// The database or a listener cannot be used.
 pub async fn run(
     config: Config,
     listener: TcpListener,
@@ -139,7 +140,7 @@ pub async fn run(
             max_drives: config.max_drives,
         },
     });
-    // What an earlier process of this name has left is due at once.
+    // Orders leased by an earlier process of this name are due immediately.
     driver.recover().await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     chassis.tasks.spawn(driver.clone().poll());
     chassis.tasks.spawn(watchers.clone().poll(store.clone(), chassis.shutdown.clone()));
@@ -159,7 +160,7 @@ pub async fn run(
     };
     let inventory = inventory::Inventory { store: store.clone() };
     let handlers = service::OrderHandlers { orders, explainer, watchers, shutdown: chassis.shutdown.clone() };
-    // Lists end before that; what does not is refused, where a client would break off.
+    // Lists are cut below this limit; a larger answer is rejected here, as a client would reject it.
     let most = mesh::MAX_ANSWER_BYTES;
     let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(most))
         .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))

@@ -1,71 +1,73 @@
-//! The order's life, on one screen. Everything else (driver, API, diagram, tests) reads this table.
+//! The order's state machine, in one table. The driver reads pending effects and terminal states from it; the API, the
+//! diagram, verification and the tests read its transitions.
 //!
-//! An order is created with its stock held. It is paid, its stock is allocated, its fulfilment starts: strictly in that
-//! sequence. A refused payment ends it. Whoever asks for a cancellation before fulfilment has started turns it towards
-//! CANCELLED, and from that moment nothing of it can be fulfilled; what was charged is given back. When the gateway
-//! refuses that, a person has to look: NEEDS_ATTENTION is at rest and not final.
+//! An order is created with reserved stock. Then it is paid, its stock is allocated and its fulfilment starts, strictly
+//! in that sequence. A declined payment ends it. A cancellation requested before fulfilment has started moves it
+//! towards CANCELLED; from then on it can never be fulfilled, and what was charged is refunded. If the gateway refuses
+//! the refund, an operator must intervene: NEEDS_ATTENTION has no pending effect but is not final.
 
 use std::fmt::Write as _;
 
-/// Where an order is.
+/// The state of an order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum State {
-    /// Recorded, stock held.
+    /// Created, stock reserved.
     Created,
     /// The payment succeeded.
     Paid,
     /// The stock is allocated.
     Allocated,
-    /// Done.
+    /// Final: fulfilment has started.
     FulfillmentStarted,
-    /// Final: the payment was refused.
+    /// Final: the payment was declined or failed.
     PaymentFailed,
-    /// Stock released; nothing may stay charged.
+    /// Stock released; the payment is being cancelled or refunded.
     Cancelling,
     /// Final: nothing is charged.
     Cancelled,
-    /// At rest: the money could not be given back.
+    /// Not final, without a pending effect: the refund was refused.
     NeedsAttention,
 }
 
-/// What a state owes: performed under a key derived from the order and the effect, so that twice is once.
+/// The pending effect of a state. Its key is derived from the order and the effect, so performing it again is
+/// idempotent.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Effect {
-    /// Ask the Payment Service to take the money.
+    /// Charge through the Payment Service.
     ProcessPayment,
     /// Turn held stock into allocated stock; local.
     AllocateInventory,
-    /// Date the delivery and record the fulfilment; local.
+    /// Compute the delivery date and record the fulfilment; local.
     StartFulfillment,
-    /// Ask the Payment Service to make certain that nothing stays charged.
+    /// Have the Payment Service make certain that nothing stays charged.
     CancelPayment,
 }
 
-/// What may happen to an order.
+/// The inputs of the state machine.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Input {
-    /// The effect that is owed was done.
+    /// The pending effect was performed.
     Done,
-    /// The effect that is owed was refused, for good.
+    /// The pending effect was refused permanently.
     Refused,
-    /// The customer, or an operator, asks to cancel.
+    /// CancelOrder by the customer or an operator.
     CancelAsked,
-    /// An operator asks to try again.
+    /// RetryOrder by an operator.
     RetryAsked,
 }
 
-/// What comes of it.
+/// The state machine's answer to an input.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Answer {
-    /// The order moves.
+    /// The order moves to this state.
     To(State),
-    /// The order is where the input wants it already: OK, nothing changes.
+    /// The order is already in, or on the way to, the requested state: OK, nothing changes.
     Stays,
-    /// The input is refused: too late, or not for this state.
+    /// The input is rejected: too late, or not valid in this state.
     No,
 }
 
-/// What a state owes.
+/// The pending effect of a state.
 #[rustfmt::skip]
 pub const fn owes(state: State) -> Option<Effect> {
     match state {
@@ -80,7 +82,7 @@ pub const fn owes(state: State) -> Option<Effect> {
     }
 }
 
-/// The table: what comes of an input in a state.
+/// The table: the answer to an input in a state.
 #[rustfmt::skip]
 pub const fn next(state: State, input: Input) -> Answer {
     use Answer::{No, Stays, To};
@@ -119,17 +121,17 @@ pub const fn next(state: State, input: Input) -> Answer {
     }
 }
 
-/// Nothing more will happen to it.
+/// Whether a state is terminal.
 pub const fn is_final(state: State) -> bool {
     matches!(state, State::FulfillmentStarted | State::PaymentFailed | State::Cancelled)
 }
 
-/// Entering this state gives held and allocated stock back: from here the order can never be fulfilled.
+/// Whether entering this state releases held and allocated stock: from here the order can never be fulfilled.
 pub const fn releases_stock(state: State) -> bool {
     matches!(state, State::Cancelling | State::PaymentFailed)
 }
 
-/// All states.
+/// Every state.
 pub const STATES: [State; 8] = [
     State::Created,
     State::Paid,
@@ -142,7 +144,7 @@ pub const STATES: [State; 8] = [
 ];
 
 impl State {
-    /// Its name in the contract and in the database.
+    /// The name in the contract and in the database.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Created => "CREATED",
@@ -156,14 +158,14 @@ impl State {
         }
     }
 
-    /// The state of a name.
+    /// The state with this name.
     pub fn of(name: &str) -> Option<Self> {
         STATES.into_iter().find(|state| state.name() == name)
     }
 }
 
 impl Effect {
-    /// Its name in spans and events.
+    /// The name in spans and events.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ProcessPayment => "process_payment",
@@ -174,7 +176,7 @@ impl Effect {
     }
 }
 
-/// The table as a mermaid state diagram; the README shows it, and a test keeps them equal.
+/// The table as a mermaid state diagram; the README contains it, and a test keeps them equal.
 pub fn diagram() -> String {
     let mut text = String::from("stateDiagram-v2\n    [*] --> CREATED: CreateOrder\n");
     for state in STATES {
@@ -205,7 +207,7 @@ mod tests {
     const INPUTS: [Input; 4] = [Input::Done, Input::Refused, Input::CancelAsked, Input::RetryAsked];
 
     #[test]
-    fn a_final_state_owes_nothing_and_is_never_left() {
+    fn a_final_state_has_no_pending_effect_and_no_transitions() {
         for state in STATES.into_iter().filter(|state| is_final(*state)) {
             assert_eq!(owes(state), None);
             for input in INPUTS {
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn every_state_that_owes_something_can_be_done_with_it() {
+    fn exactly_the_states_with_a_pending_effect_accept_done() {
         for state in STATES {
             assert_eq!(owes(state).is_some(), matches!(next(state, Input::Done), Answer::To(_)), "{state:?}");
         }
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_back() {
+    fn names_round_trip() {
         for state in STATES {
             assert_eq!(State::of(state.name()), Some(state));
         }

@@ -34,7 +34,7 @@ pub const MIGRATIONS: &[Migration] = &[
             update_time BIGINT NOT NULL,
             UNIQUE (user_id, request_id)
         )",
-            // Only what owes something is in it: it stays small however many orders there are.
+            // A partial index on orders with a pending effect: it stays small however many orders there are.
             "CREATE INDEX orders_due ON orders (next_attempt_time) WHERE next_attempt_time IS NOT NULL",
             "CREATE INDEX orders_by_user ON orders (user_id, order_id)",
             "CREATE TABLE order_line (
@@ -85,7 +85,7 @@ pub const MIGRATIONS: &[Migration] = &[
     Migration {
         version: 2,
         name: "index unpaid orders by customer",
-        // Only what is not paid yet is in it: it stays small however many orders there are.
+        // A partial index on unpaid orders: it stays small however many orders there are.
         statements: &["CREATE INDEX orders_unpaid ON orders (user_id) WHERE state = 'CREATED'"],
         postgres: &[],
     },

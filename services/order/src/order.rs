@@ -1,4 +1,4 @@
-//! What an order is: the vocabulary of this service. What is done with orders is in [`crate::orders`].
+//! The types of this service. The operations on orders are in [`crate::orders`].
 
 use std::fmt;
 
@@ -11,17 +11,17 @@ use telemetry::TraceParent;
 use crate::lifecycle::State;
 use crate::ports::Transit;
 
-/// The token of a payment method. Never printed.
+/// The token of a payment method. Debug omits it.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct PaymentMethod(String);
 
 impl PaymentMethod {
-    /// Of the token.
+    /// Wraps a token.
     pub fn new(token: String) -> Self {
         Self(token)
     }
 
-    /// The token, for the one who needs it.
+    /// The token, to send it to the Payment Service or to store it.
     pub fn into_inner(self) -> String {
         self.0
     }
@@ -36,33 +36,33 @@ impl fmt::Debug for PaymentMethod {
 /// A postal address.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Address {
-    /// Who receives it.
+    /// The addressee.
     pub recipient: String,
     /// Street and number.
     pub lines: Vec<String>,
     /// City.
     pub city: String,
-    /// As the country writes it.
+    /// In the country's own format.
     pub postal_code: String,
-    /// ISO 3166-1 alpha-2.
+    /// ISO 3166-1 alpha-2 code.
     pub country_code: String,
 }
 
-/// What became of a line's stock.
+/// The state of a line's reservation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LineState {
     /// Reserved for the order.
     Held,
     /// Allocated to the order.
     Allocated,
-    /// Given back.
+    /// Returned to the stock.
     Released,
-    /// Written off.
+    /// Written off as lost.
     Lost,
 }
 
 impl LineState {
-    /// Its name in the database.
+    /// The name in the database.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Held => "HELD",
@@ -72,7 +72,7 @@ impl LineState {
         }
     }
 
-    /// The state of a name.
+    /// The state with this name.
     pub fn of(name: &str) -> Option<Self> {
         [Self::Held, Self::Allocated, Self::Released, Self::Lost].into_iter().find(|state| state.name() == name)
     }
@@ -85,15 +85,15 @@ pub struct Line {
     pub sku: String,
     /// The product's name at creation.
     pub name: String,
-    /// How many.
+    /// Number of units.
     pub quantity: u32,
-    /// The price of one at creation.
+    /// The price of one unit at creation.
     pub unit_price: Money,
-    /// What became of its stock.
+    /// The state of its reservation.
     pub state: LineState,
 }
 
-/// Why a payment failed, as the customer may know it.
+/// Why a payment failed, as far as the customer may be informed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct PaymentFailure {
     /// `PAYMENT_DECLINED`, `GATEWAY_TIMEOUT`, `PAYMENT_CANCELLED` or `REFUND_REFUSED`.
@@ -102,27 +102,28 @@ pub struct PaymentFailure {
     pub decline_code: String,
     /// For example `USE_OTHER_METHOD`.
     pub advice: String,
-    /// A sentence.
+    /// A sentence for the customer.
     pub message: String,
 }
 
-/// What hides a decline's code hides it in every field: the advice is that of the code that is shown.
+/// A hidden decline code is hidden in every field: the advice is that of the code shown instead.
 const GENERIC_ADVICE: &str = "USE_OTHER_METHOD";
 
 impl PaymentFailure {
-    /// The advice as the customer may know it. A release before stored that of the hidden code.
+    /// The advice that may be shown to the customer. An earlier release stored that of the hidden code.
     pub(crate) fn shown_advice(&self) -> &str {
         if self.decline_code == "GENERIC_DECLINE" { GENERIC_ADVICE } else { &self.advice }
     }
 
-    /// Of a payment that was refused. Lost, stolen and fraudulent are not told to the customer, who may be the thief.
+    /// The failure of a payment. The codes for lost, stolen and fraudulent cards are hidden: the customer may be the
+    /// thief.
     pub(crate) fn from_payment(payment: &payment::Payment) -> Self {
         use payment::DeclineCode as Code;
         let code = payment.decline_code();
         let told_the_thief = matches!(code, Code::LostCard | Code::StolenCard | Code::Fraudulent);
         let shown = if told_the_thief { Code::GenericDecline } else { code };
         let advice = match shown {
-            // The one advice of all codes that are shown as this one.
+            // The advice of every code that is shown as this one.
             Code::GenericDecline => GENERIC_ADVICE.to_owned(),
             Code::Unspecified
             | Code::InsufficientFunds
@@ -157,7 +158,7 @@ impl PaymentFailure {
         }
     }
 
-    /// Of a refund that the gateway refuses.
+    /// The failure of a refund that the gateway refuses.
     pub(crate) fn refund_refused() -> Self {
         Self {
             reason: "REFUND_REFUSED".into(),
@@ -168,7 +169,7 @@ impl PaymentFailure {
     }
 }
 
-/// An enum value's name without its prefix; empty when there is none.
+/// An enum value's name without its prefix; empty for UNSPECIFIED.
 fn named(name: &str, prefix: &str) -> String {
     let name = name.trim_start_matches(prefix);
     if name == "UNSPECIFIED" { String::new() } else { name.to_owned() }
@@ -177,100 +178,100 @@ fn named(name: &str, prefix: &str) -> String {
 /// A fulfilment that has started.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fulfillment {
-    /// Its id.
+    /// The fulfilment's id.
     pub id: FulfillmentId,
-    /// The day of delivery: `YYYY-MM-DD`.
+    /// The delivery day: `YYYY-MM-DD`.
     pub delivery_date: String,
 }
 
 /// An order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Order {
-    /// Its id; also the key of its payment.
+    /// The order's id; also the key of its payment.
     pub id: OrderId,
-    /// Whose it is.
+    /// The customer that placed it.
     pub user: UserId,
-    /// Where it is.
+    /// The current state.
     pub state: State,
-    /// Counts the steps.
+    /// Incremented by every transition.
     pub version: i64,
-    /// As ordered.
+    /// The ordered products.
     pub lines: Vec<Line>,
     /// The sum of the lines.
     pub total: Money,
-    /// Where it goes.
+    /// The shipping address.
     pub address: Address,
-    /// Who is written to.
+    /// The address for notifications.
     pub contact_email: String,
-    /// How to pay; forgotten once the payment is decided.
+    /// The payment method's token; deleted once the payment is decided.
     pub payment_method: Option<PaymentMethod>,
-    /// How long the delivery takes.
+    /// The delivery time.
     pub transit: Transit,
-    /// Which refund is being tried, from 1.
+    /// Number of the current refund attempt, from 1.
     pub refund_attempt: i32,
     /// Why the payment failed.
     pub payment_failure: Option<PaymentFailure>,
-    /// The fulfilment, once it has started.
+    /// The fulfilment, if it has started.
     pub fulfillment: Option<Fulfillment>,
-    /// How often the owed effect came to nothing.
+    /// Consecutive failed attempts at the pending effect.
     pub attempt: i32,
-    /// When the owed effect is due; `None` when none is owed.
+    /// When the pending effect is due; `None` when there is none.
     pub next_attempt_time: Option<Timestamp>,
-    /// Why the last try came to nothing.
+    /// Why the last attempt failed.
     pub last_error: Option<String>,
-    /// The trace that it is followed by.
+    /// The span of its creation, the parent of its later spans.
     pub place: TraceParent,
-    /// When it was recorded.
+    /// When it was created.
     pub create_time: Timestamp,
     /// When it last changed.
     pub update_time: Timestamp,
 }
 
-/// A step of an order.
+/// A transition of an order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HistoryEntry {
-    /// The version after it.
+    /// The version after the transition.
     pub version: i64,
-    /// The state after it.
+    /// The state after the transition.
     pub state: State,
     /// When it was committed.
     pub time: Timestamp,
-    /// Why.
+    /// The reason, a sentence.
     pub reason: String,
-    /// The trace in which it happened.
+    /// The trace of the transition.
     pub trace_id: String,
-    /// The span in which it happened.
+    /// The span of the transition.
     pub span_id: String,
 }
 
-/// What a customer asks for, decoded.
+/// A decoded CreateOrder request.
 #[derive(Clone, Debug)]
 pub struct CreateOrder {
-    /// The customer's id of the request.
+    /// The request id chosen by the client.
     pub request_id: RequestId,
-    /// Each SKU once, with how many.
+    /// The SKUs, each once, with quantities.
     pub items: Vec<(String, u32)>,
-    /// How to pay.
+    /// The payment method's token.
     pub payment_method: PaymentMethod,
-    /// Where it goes.
+    /// The shipping address.
     pub address: Address,
-    /// Who is written to.
+    /// The address for notifications.
     pub contact_email: String,
-    /// What the customer saw.
+    /// The total that the customer expects.
     pub expected_total: Option<Money>,
 }
 
 impl CreateOrder {
-    /// Its fingerprint, were its items in the order of these SKUs. The order of the items says nothing (a client's cart may be
-    /// a map), so a repeated request is the same command (AIP-155) in whatever order they come: it is compared in the order of
-    /// the lines that it made. What is stored stays as every release writes and reads it.
+    /// The fingerprint with the items in the order of these SKUs. The order of items has no meaning (a client's cart
+    /// may be a map), so a retry is the same command (AIP-155) in any order: it is compared in the order of the lines
+    /// it created. The stored fingerprint stays as every release writes and reads it.
     pub fn fingerprint_in_order_of(&self, skus: &[&str]) -> String {
         let mut command = self.clone();
         command.items.sort_by_key(|(sku, _)| skus.iter().position(|known| known == sku));
         command.fingerprint()
     }
 
-    /// Is a repeated request the same command?
+    /// The command's content: equal for retries of the same command.
     pub fn fingerprint(&self) -> String {
         let Self { request_id: _, items, payment_method, address, contact_email, expected_total } = self;
         let mut print = Fingerprint::of("CreateOrder/1")
@@ -291,12 +292,12 @@ impl CreateOrder {
     }
 }
 
-/// Whose orders somebody may see.
+/// Whose orders a caller may see.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
-    /// A customer's own.
+    /// One customer's own.
     Of(UserId),
-    /// Everybody's: an operator.
+    /// All orders: an operator.
     All,
 }
 
@@ -305,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_field_of_a_failure_tells_the_customer_that_a_card_is_lost_stolen_or_used_for_fraud() {
+    fn no_field_of_a_failure_reveals_that_a_card_is_lost_stolen_or_used_for_fraud() {
         use payment::{DeclineAdvice, DeclineCode};
         let of = |code: DeclineCode, advice: DeclineAdvice| {
             let payment = payment::Payment { decline_code: code.into(), advice: advice.into(), ..Default::default() };

@@ -1,4 +1,4 @@
-//! Orders: creating, reading, cancelling, retrying. What happens to one afterwards is the [`crate::driver`]'s.
+//! Creating, reading, cancelling and retrying orders. Their later progress is up to [`crate::driver`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::order::{CreateOrder, HistoryEntry, Line, LineState, Order, Scope};
 use crate::ports::{Catalog, Product};
 use crate::store::Store;
 
-/// The reasons in the history of steps that were asked for. Each has an audit event; a release that wrote none had other words.
+/// The reasons in the history of requested transitions. Each has an audit event; a release without these events used
+/// other texts.
 pub(crate) mod asked {
     /// CancelOrder by its customer.
     pub(crate) const CUSTOMER_TO_CANCEL: &str = "the customer asked to cancel";
@@ -25,25 +26,25 @@ pub(crate) mod asked {
     pub(crate) const OPERATOR_TO_RETRY: &str = "an operator asked to retry";
 }
 
-/// The orders, as the contract's handlers see them.
+/// The operations on orders, for the contract's handlers.
 #[derive(Clone)]
 pub struct Orders {
-    /// Its tables.
+    /// The order tables.
     pub store: Store,
     /// The Data Service.
     pub catalog: Arc<dyn Catalog>,
-    /// What drives orders on.
+    /// Drives the orders.
     pub driver: Driver,
-    /// The most that an order may come to.
+    /// The maximum total of an order.
     pub amount_limits: AmountLimits,
-    /// The time.
+    /// The wall clock.
     pub clock: Arc<dyn Clock>,
-    /// New ids.
+    /// The source of ids.
     pub ids: Arc<dyn IdSource>,
 }
 
 impl Orders {
-    /// Begins a creation: the order's id comes first, so that a refusal's event carries it too.
+    /// Begins a creation: the order's id comes first, so that the event of a rejected request carries it too.
     pub fn begin(&self, operation: &Operation, user: UserId) -> OrderId {
         let id = OrderId::from_uuid(self.ids.uuid());
         operation.set_order(id.as_uuid());
@@ -51,10 +52,10 @@ impl Orders {
         id
     }
 
-    /// Looks everything up, records the order with its stock held, and sends it on its way.
+    /// Looks up products and delivery, records the order with its stock reserved, and starts to drive it.
     ///
     /// # Errors
-    /// Every refusal of CreateOrder; then nothing has changed.
+    /// Every error of CreateOrder; then nothing has changed.
     pub async fn create(
         &self,
         operation: &Operation,
@@ -65,7 +66,7 @@ impl Orders {
         self.create_decoded(operation, id, user, Decoded { command, breaks: None }).await
     }
 
-    /// The same. A command that breaks a rule which an earlier release did not have may have its order from then.
+    /// The same. A command that breaks only rules added by a later release may have its order already.
     pub(crate) async fn create_decoded(
         &self,
         operation: &Operation,
@@ -82,12 +83,12 @@ impl Orders {
                 Err(refusal) => refusal,
             },
         };
-        // A request that has its order gets it again, whatever would be refused by now. It is looked for last, because
-        // nearly every request is new.
+        // A retry gets its order even if the command would be rejected by now. The lookup comes last, because nearly
+        // every request is new.
         self.replay(operation, user, &command).await?.ok_or(refusal)
     }
 
-    /// `None` when the request has an order already.
+    /// `None` if the request has an order already.
     async fn create_new(
         &self,
         operation: &Operation,
@@ -130,7 +131,7 @@ impl Orders {
         self.record(operation, order, command.request_id, command.fingerprint()).await
     }
 
-    /// Records an order and starts to drive it: both, also when the caller is cut off in between.
+    /// Records an order and starts to drive it: both happen even if the caller's connection breaks in between.
     async fn record(
         &self,
         operation: &Operation,
@@ -163,10 +164,10 @@ impl Orders {
         Ok(Some(order))
     }
 
-    /// An order and its newest steps, oldest first.
+    /// An order and its newest transitions, oldest first.
     ///
     /// # Errors
-    /// There is none in this scope.
+    /// The order does not exist in this scope.
     pub async fn get(&self, scope: Scope, id: OrderId) -> Result<(Order, Vec<HistoryEntry>), Error> {
         let order = self.store.get(scope, id).await?.ok_or(Error::OrderNotFound)?;
         let history = self.store.history(id).await?;
@@ -187,10 +188,10 @@ impl Orders {
         Ok(self.store.list(scope, state, after, limit).await?)
     }
 
-    /// Turns an order towards CANCELLED, in its own transaction, calling nobody.
+    /// Moves an order towards CANCELLED, in its own transaction, without calling another service.
     ///
     /// # Errors
-    /// There is none in this scope, or it is too late.
+    /// The order does not exist in this scope, or its state does not permit cancellation.
     pub async fn cancel(&self, operation: &Operation, scope: Scope, id: OrderId) -> Result<Order, Error> {
         let refuse = |state: State| Error::OrderNotCancellable { state: state.name() };
         let reason = match scope {
@@ -203,7 +204,7 @@ impl Orders {
     /// Takes an order out of NEEDS_ATTENTION, with a fresh refund attempt.
     ///
     /// # Errors
-    /// There is none, or it is not in NEEDS_ATTENTION.
+    /// The order does not exist, or is not in NEEDS_ATTENTION.
     pub async fn retry(&self, operation: &Operation, id: OrderId) -> Result<Order, Error> {
         let refuse = |state: State| Error::OrderNotRetryable { state: state.name() };
         self.turn(operation, Scope::All, id, Input::RetryAsked, asked::OPERATOR_TO_RETRY, refuse).await
@@ -222,14 +223,15 @@ impl Orders {
         loop {
             let order = self.store.get(scope, id).await?.ok_or(Error::OrderNotFound)?;
             operation.set_user(order.user.as_uuid());
-            // A trace of its own, linked both ways: the order's later steps link back (see the driver).
+            // A separate trace, linked in both directions: the order's later operations link back (see the driver).
             operation.link(order.place);
             match lifecycle::next(order.state, input) {
                 Answer::Stays => return Ok(order),
                 Answer::No => return Err(refuse(order.state)),
                 Answer::To(state) => {
                     let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
-                    // Turned and driven on: both, also when the caller is cut off in between.
+                    // The transition and the start of the drive both happen even if the caller's connection breaks in
+                    // between.
                     let turned = self.driver.detached(async move {
                         let turned = store.turn(&operation, &order, state, reason, driver.lease()).await?;
                         if let Some(turned) = &turned {
@@ -237,7 +239,7 @@ impl Orders {
                         }
                         Ok(turned)
                     });
-                    // Lost the compare-and-set: somebody moved the order; look again.
+                    // Lost the compare-and-set to a concurrent transition: read the order again.
                     let Some(turned) = turned.await? else { continue };
                     return Ok(turned);
                 }
@@ -264,7 +266,7 @@ fn lines(items: &[(String, u32)], products: &[Product]) -> Result<Vec<Line>, Err
     fields.finish(Some(lines)).map_err(Error::UnknownSku)
 }
 
-/// The sum of the lines: in one currency, and within its limit.
+/// The sum of the lines, which must be in one currency and within its limit.
 fn total(lines: &[Line], limits: &AmountLimits) -> Result<Money, Error> {
     let currencies: BTreeSet<Currency> = lines.iter().map(|line| line.unit_price.currency()).collect();
     let mut each = currencies.iter();
@@ -277,7 +279,7 @@ fn total(lines: &[Line], limits: &AmountLimits) -> Result<Money, Error> {
         .try_fold(Money::new(*currency, 0), |sum, line| sum.checked_add(line.unit_price.checked_mul(line.quantity)?));
     match sum {
         Ok(total) if !limits.are_exceeded_by(total) => Ok(total),
-        // A sum that does not fit is above every limit.
+        // A sum that overflows is above every limit.
         Ok(_) | Err(_) => Err(Error::AmountTooLarge { total: sum.ok(), limit: limits.of(*currency) }),
     }
 }
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_total_is_within_the_limit_of_its_currency() {
+    fn a_total_above_the_limit_of_its_currency_is_rejected() {
         let of = |code: &str, minor_units| Money::new(code.parse().expect("a currency"), minor_units);
         let limits: AmountLimits = "KWD=5000".parse().expect("limits");
         for (price, quantity) in
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_price_is_refused_only_when_the_customer_said_what_he_saw() {
+    fn a_changed_price_is_rejected_only_if_the_request_has_an_expected_total() {
         assert!(check_expected(None, eur(5)).is_ok());
         assert!(check_expected(Some(eur(5)), eur(5)).is_ok());
         assert!(matches!(check_expected(Some(eur(4)), eur(5)), Err(Error::PriceChanged { .. })));

@@ -1,4 +1,4 @@
-//! What the Order Service needs of others: traits, and the clients that are behind them in production.
+//! The interfaces to other services: traits, and the gRPC clients that implement them.
 
 use chassis::encode;
 use contracts::data::v1 as data;
@@ -15,48 +15,48 @@ use tonic::{Code, Status};
 use crate::error::Error;
 use crate::order::{Order, PaymentFailure};
 
-/// A product, as the catalogue has it now.
+/// A product, as it is in the catalogue now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Product {
     /// Stock keeping unit.
     pub sku: String,
-    /// Its name.
+    /// The product's name.
     pub name: String,
-    /// The price of one.
+    /// The price of one unit.
     pub price: Money,
 }
 
-/// How long a delivery takes.
+/// The delivery time to an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Transit {
-    /// Business days under way.
+    /// Business days in transit.
     pub business_days: u16,
-    /// From this hour on (UTC, 0 to 24) it leaves on the next business day.
+    /// Hour of the day (UTC, 0 to 24) from which a parcel leaves on the next business day.
     pub cutoff_hour: u8,
 }
 
 /// The catalogue: the Data Service.
 pub trait Catalog: Send + Sync + 'static {
-    /// Those of the products that exist.
+    /// The requested products that exist.
     fn products(&self, about: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>>;
-    /// How long a delivery to an address takes.
+    /// The delivery time to an address.
     fn transit(&self, about: About, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>>;
 }
 
-/// What the Payment Service says of an order's payment.
+/// The Payment Service's answer about an order's payment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PaymentAnswer {
     /// The effect is done: charged, or certainly not charged any more.
     Done,
-    /// The effect is refused for good.
+    /// The effect is refused permanently.
     Refused(PaymentFailure),
-    /// Not decided: the same effect is tried again under the same key.
+    /// No definite result: the same effect is retried under the same key.
     Undecided(String),
 }
 
 /// The Payment Service.
 pub trait Payments: Send + Sync + 'static {
-    /// Takes the money for an order, once.
+    /// Charges for an order, once.
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer>;
     /// Makes certain that nothing stays charged for an order.
     fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer>;
@@ -67,13 +67,13 @@ pub trait Payments: Send + Sync + 'static {
 pub struct GrpcCatalog(CatalogServiceClient<Channel>);
 
 impl GrpcCatalog {
-    /// Over a channel to the Data Service.
+    /// A client on a channel to the Data Service.
     pub fn new(data: Channel) -> Self {
         Self(CatalogServiceClient::new(data))
     }
 }
 
-/// A lookup that gave no answer, and why.
+/// The error of a failed lookup, with its cause.
 fn lookup_failed(status: &Status) -> Error {
     Error::LookupFailed { cause: ErrorClass::named(&mesh::error_class(status).kind).unwrap_or(ErrorClass::Unknown) }
 }
@@ -127,7 +127,7 @@ impl Catalog for GrpcCatalog {
 pub struct GrpcPayments(PaymentServiceClient<Channel>);
 
 impl GrpcPayments {
-    /// Over a channel to the Payment Service.
+    /// A client on a channel to the Payment Service.
     pub fn new(payment: Channel) -> Self {
         Self(PaymentServiceClient::new(payment))
     }
@@ -139,7 +139,7 @@ impl GrpcPayments {
     }
 }
 
-/// Any gRPC error, whatever its code, decides nothing.
+/// A gRPC error, whatever its code, leaves the outcome unknown.
 fn undecided(status: &Status) -> PaymentAnswer {
     PaymentAnswer::Undecided(format!("{}: {}", no_answer(status.code()), status.message()))
 }
@@ -148,13 +148,13 @@ fn no_answer(code: Code) -> String {
     format!("the Payment Service did not decide: {code:?}")
 }
 
-/// What ProcessPayment's answer decides: only final states do.
+/// What ProcessPayment's answer decides: only final states decide.
 pub fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
     use payment::PaymentState::*;
     let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
     match payment.state() {
         Succeeded => PaymentAnswer::Done,
-        // Refunded here means that the gateway gave the money back of its own accord: nothing stays charged.
+        // Refunded here means that the gateway refunded on its own initiative: nothing stays charged.
         Declined | Failed | Cancelled | Refunded => PaymentAnswer::Refused(PaymentFailure::from_payment(&payment)),
         state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | RefundRefused) => {
             PaymentAnswer::Undecided(format!("the payment is {}", name(state)))
@@ -162,7 +162,7 @@ pub fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
     }
 }
 
-/// What CancelPayment's answer decides, for the refund that was asked for.
+/// What CancelPayment's answer decides, for the requested refund attempt.
 pub fn cancelled(payment: Option<payment::Payment>, refund_attempt: i32) -> PaymentAnswer {
     use payment::PaymentState::*;
     let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
@@ -182,13 +182,13 @@ fn name(state: payment::PaymentState) -> &'static str {
 }
 
 fn about(order: &Order) -> About {
-    // Only when the last try had this event too: an order's first one is not a repetition.
+    // Only if the last attempt failed with this error too: an order's first one is not a repetition.
     let is_repeated = order.last_error.as_deref().is_some_and(|error| error.starts_with(&no_answer(Code::Unavailable)));
     let attempt = u32::try_from(order.attempt).ok().filter(|_| is_repeated).map(|failures| failures + 1);
     About { order_id: Some(order.id.as_uuid()), user_id: Some(order.user.as_uuid()), attempt }
 }
 
-/// Asks for an order's payment.
+/// The request to charge for an order.
 pub fn process_request(order: &Order) -> payment::ProcessPaymentRequest {
     payment::ProcessPaymentRequest {
         order_id: order.id.to_string(),
@@ -199,7 +199,7 @@ pub fn process_request(order: &Order) -> payment::ProcessPaymentRequest {
     }
 }
 
-/// Asks that nothing stays charged for an order.
+/// The request to make certain that nothing stays charged for an order.
 pub fn cancel_request(order: &Order) -> payment::CancelPaymentRequest {
     payment::CancelPaymentRequest { order_id: order.id.to_string(), refund_attempt: order.refund_attempt }
 }
@@ -224,15 +224,15 @@ impl Payments for GrpcPayments {
     }
 }
 
-/// About how many events of an order are asked for: up to a page more.
+/// Soft limit of an order's events to read: the last page may exceed it.
 const MAX_EVENTS: i32 = 500;
 
-/// The trace events, over gRPC.
+/// The trace events over gRPC.
 #[derive(Clone, Debug)]
 pub struct GrpcEvents(TraceEventServiceClient<Channel>);
 
 impl GrpcEvents {
-    /// Over a channel to the Data Service.
+    /// A client on a channel to the Data Service.
     pub fn new(data: Channel) -> Self {
         Self(TraceEventServiceClient::new(data))
     }
@@ -250,7 +250,7 @@ impl GrpcEvents {
             let page = self.0.clone().list_trace_events(request).await?.into_inner();
             events.extend(page.events);
             page_token = page.next_page_token;
-            // A page may be shorter than asked for.
+            // A page may be shorter than its requested size.
             if page_token.is_empty() || events.len() >= usize::try_from(MAX_EVENTS).unwrap_or(usize::MAX) {
                 return Ok((events, !page_token.is_empty()));
             }
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_any_code_decides_nothing() {
+    fn an_error_of_any_code_leaves_the_outcome_unknown() {
         for code in 1..=16 {
             assert!(matches!(undecided(&Status::new(Code::from(code), "m")), PaymentAnswer::Undecided(_)));
         }

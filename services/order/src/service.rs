@@ -1,4 +1,5 @@
-//! The handlers: decode, ask the domain, encode. Who may call is the policy table's; whose order it is, the domain's.
+//! The handlers: decode, call the domain, encode. The policy table authorises the caller; the domain checks the order's
+//! owner.
 
 use std::pin::Pin;
 

@@ -1,12 +1,12 @@
-//! The tables of the Order Service: the only place that knows them. Entities never leave it.
+//! The tables of the Order Service. Their entities are private to this module.
 //!
 //! # Layout
 //! - here: reading
-//! - `commit`: creating an order, moving it on
-//! - `claim`: which instance drives which order
+//! - `commit`: creating orders, recording transitions
+//! - `claim`: leases
 //! - `stock`: inventory
-//! - `unpaid`: what a customer may hold before it has paid
-//! - `audit`: reading for [`crate::audit`]
+//! - `unpaid`: limits on what a customer may reserve before paying
+//! - `audit`: reads for [`crate::audit`]
 
 mod audit;
 mod claim;
@@ -33,21 +33,21 @@ pub use commit::{Advance, Step};
 pub use stock::Adjustment;
 pub use unpaid::{UnpaidLimit, UnpaidLimits};
 
-/// The most steps of an order that are read at once. RetryOrder makes an order's history as long as an operator likes.
+/// Maximum number of an order's transitions that are read together. RetryOrder can make a history arbitrarily long.
 pub const MAX_STEPS: u64 = 1_000;
 
-/// The tables.
+/// The order tables.
 #[derive(Clone)]
 pub struct Store {
     db: Database,
     clock: Arc<dyn Clock>,
-    /// Leases and due times by the database's clock?
+    /// Whether leases and due times use the database's clock.
     by_database: bool,
     unpaid_limits: UnpaidLimits,
     turns: unpaid::Turns,
 }
 
-/// A stored value that is not what it should be.
+/// The error for an invalid stored value.
 fn corrupt(what: &'static str, value: impl ToString) -> Error {
     Error::Corrupt { what, value: value.to_string() }
 }
@@ -57,13 +57,13 @@ fn micros(duration: Duration) -> i64 {
 }
 
 impl Store {
-    /// On a database whose schema is up to date.
+    /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let by_database = db.backend() == Backend::Postgres;
         Self { db, clock, by_database, unpaid_limits: UnpaidLimits::default(), turns: unpaid::Turns::default() }
     }
 
-    /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move it.
+    /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
     #[must_use]
     pub fn by_given_clock(self) -> Self {
         Self { by_database: false, ..self }
@@ -82,13 +82,13 @@ impl Store {
         }
     }
 
-    /// A statement whose first parameter is now: its text stays the same, so that it is prepared once.
+    /// A statement whose first parameter is the current time: its text stays constant, so that it is prepared once.
     fn timed(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
         let now: Option<i64> = (!self.by_database).then(|| self.clock.now().as_micros());
         self.statement(sql, std::iter::once(now.into()).chain(values))
     }
 
-    /// The order of a request, and the fingerprint of its command.
+    /// The order created by a request, and the fingerprint of its command.
     pub(crate) async fn find_request(
         &self,
         user: UserId,
@@ -104,7 +104,7 @@ impl Store {
         Ok(self.with_lines(vec![row]).await?.pop().map(|order| (order, fingerprint)))
     }
 
-    /// An order.
+    /// An order, if it exists in this scope.
     ///
     /// # Errors
     /// The database.
@@ -117,7 +117,7 @@ impl Store {
         Ok(self.with_lines(row.into_iter().collect()).await?.pop())
     }
 
-    /// Is there such an order?
+    /// Whether the order exists in this scope.
     pub(crate) async fn exists(&self, scope: Scope, id: OrderId) -> Result<bool, Error> {
         let mut find = orders::Entity::find_by_id(id.as_uuid()).select_only().column(orders::Column::Version);
         if let Scope::Of(user) = scope {
@@ -126,7 +126,7 @@ impl Store {
         Ok(find.into_tuple::<i64>().one(self.db.read()).await?.is_some())
     }
 
-    /// Where an order is: its state and version.
+    /// An order's state and version.
     pub(crate) async fn position(&self, id: OrderId) -> Result<Option<(State, i64)>, Error> {
         let columns = [orders::Column::State, orders::Column::Version];
         let find = orders::Entity::find_by_id(id.as_uuid()).select_only().columns(columns);
@@ -135,7 +135,7 @@ impl Store {
             .transpose()
     }
 
-    /// The fulfilment of an order, once it has started.
+    /// An order's fulfilment, if it has started.
     pub(crate) async fn fulfillment(&self, id: OrderId) -> Result<Option<Fulfillment>, Error> {
         let find = fulfillment::Entity::find().filter(fulfillment::Column::OrderId.eq(id.as_uuid()));
         Ok(find.one(self.db.read()).await?.map(started))
@@ -163,7 +163,7 @@ impl Store {
         self.with_lines(rows).await
     }
 
-    /// The first steps of an order after a version, oldest first: [`MAX_STEPS`] at most.
+    /// The first transitions of an order after a version, oldest first: [`MAX_STEPS`] at most.
     pub(crate) async fn history_after(&self, id: OrderId, version: i64) -> Result<Vec<HistoryEntry>, Error> {
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
@@ -175,7 +175,7 @@ impl Store {
         rows.into_iter().map(step).collect()
     }
 
-    /// The newest steps of an order, oldest first: [`MAX_STEPS`] at most.
+    /// The newest transitions of an order, oldest first: [`MAX_STEPS`] at most.
     pub(crate) async fn history(&self, id: OrderId) -> Result<Vec<HistoryEntry>, Error> {
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
@@ -197,7 +197,7 @@ impl Store {
         Ok(entry.and_then(|entry| format!("00-{}-{}-01", entry.trace_id, entry.span_id).parse().ok()))
     }
 
-    /// The versions of some orders.
+    /// The versions of the orders that exist.
     pub(crate) async fn versions(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, i64>, Error> {
         let rows: Vec<(uuid::Uuid, i64)> = orders::Entity::find()
             .select_only()
@@ -209,7 +209,7 @@ impl Store {
         Ok(rows.into_iter().map(|(id, version)| (OrderId::from_uuid(id), version)).collect())
     }
 
-    /// How many orders there are in each state that is not final, and since when the oldest of them is unfinished.
+    /// The number of orders in each state that is not final, and the creation time of the oldest with a pending effect.
     ///
     /// # Errors
     /// The database.
@@ -228,7 +228,7 @@ impl Store {
         Ok((rows.into_iter().map(|row| (row.state, row.count)).collect(), oldest))
     }
 
-    /// Rows become orders: one query for all their lines, one for their fulfilments.
+    /// Makes orders of rows: one query for all their lines, one for their fulfilments.
     async fn with_lines(&self, rows: Vec<orders::Model>) -> Result<Vec<Order>, Error> {
         if rows.is_empty() {
             return Ok(Vec::new());

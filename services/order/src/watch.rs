@@ -1,5 +1,5 @@
-//! Who waits for the next step of which order. Commits of this instance wake them; one query per instance and interval
-//! finds the steps that other instances have committed.
+//! Subscriptions to an order's next transition. This instance's commits notify them directly; one query per instance
+//! and interval finds the transitions committed by other instances.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -21,26 +21,26 @@ use crate::order::{HistoryEntry, Scope};
 use crate::orders::Orders;
 use crate::store::Store;
 
-/// How often the versions of watched orders are read.
+/// The interval between reads of the watched orders' versions.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// All who wait, of this instance. Clones are the same.
+/// The subscriptions of this instance. Clones share them.
 #[derive(Clone)]
 pub struct Watchers {
     orders: Arc<Mutex<HashMap<OrderId, watch::Sender<i64>>>>,
     most_of_a_customer: usize,
-    /// How many streams each customer has.
+    /// The number of streams per customer.
     customers: Arc<Mutex<HashMap<UserId, usize>>>,
 }
 
-/// One who waits.
+/// A subscription to an order's next transition.
 #[derive(Debug)]
 pub struct Watch {
     version: watch::Receiver<i64>,
     _counted: Option<Counted>,
 }
 
-/// A customer's stream.
+/// A customer's stream, counted until it is dropped.
 #[derive(Debug)]
 struct Counted {
     customers: Arc<Mutex<HashMap<UserId, usize>>>,
@@ -60,17 +60,18 @@ impl Drop for Counted {
 }
 
 impl Watch {
-    /// Waits until the order has a version that was not there at the last call.
+    /// Completes when the order has a newer version than at the last call.
     pub async fn changed(&mut self) {
         if self.version.changed().await.is_err() {
-            // The sender lives as long as there are receivers.
+            // The sender outlives its receivers.
             std::future::pending::<()>().await;
         }
     }
 }
 
 impl Watchers {
-    /// Nobody waits; of each customer at most so many streams will. (How many there are of all is the mesh's matter.)
+    /// Without subscriptions; each customer may have `most_of_a_customer` streams. (The total number of streams is
+    /// limited by the mesh.)
     pub fn new(most_of_a_customer: usize) -> Self {
         Self { orders: Arc::default(), most_of_a_customer, customers: Arc::default() }
     }
@@ -89,7 +90,7 @@ impl Watchers {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for an order from now on.
+    /// Subscribes to an order.
     ///
     /// # Errors
     /// The customer has as many streams as it may.
@@ -102,7 +103,7 @@ impl Watchers {
         Ok(Watch { version, _counted: counted })
     }
 
-    /// The order has a version now.
+    /// Notifies an order's subscribers of a version.
     pub fn notify(&self, id: OrderId, version: i64) {
         if let Some(sender) = self.orders().get(&id) {
             sender.send_if_modified(|known| {
@@ -113,7 +114,7 @@ impl Watchers {
         }
     }
 
-    /// Looks for steps that other instances have committed, until `shutdown`.
+    /// Polls for transitions committed by other instances, until `shutdown`.
     pub async fn poll(self, store: Store, shutdown: CancellationToken) {
         while tokio::time::timeout(INTERVAL, shutdown.cancelled()).await.is_err() {
             let watched: Vec<OrderId> = {
@@ -126,18 +127,18 @@ impl Watchers {
             }
             match store.versions(&watched).await {
                 Ok(versions) => versions.into_iter().for_each(|(id, version)| self.notify(id, version)),
-                Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "versions cannot be read"),
+                Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "reading the versions of watched orders failed"),
             }
         }
     }
 }
 
-/// The steps of an order after a version, and then each as it is committed. Ends after a final state, at once when the
-/// caller has seen it already; with
-/// [`Error::Draining`] when this instance ends, with [`Error::TokenExpired`] when the caller's token does.
+/// The transitions of an order after a version, and then each as it is committed. The stream ends after a final state,
+/// immediately if the caller has seen it already; with [`Error::Draining`] when this instance shuts down, with
+/// [`Error::TokenExpired`] when the caller's token expires.
 ///
 /// # Errors
-/// There is no such order in the caller's scope, or the customer has as many streams as it may.
+/// The order does not exist in the caller's scope, or the customer has as many streams as it may.
 pub(crate) async fn follow(
     orders: &Orders,
     watchers: &Watchers,
@@ -147,7 +148,7 @@ pub(crate) async fn follow(
     after: i64,
 ) -> Result<impl Stream<Item = Result<WatchOrderResponse, Status>> + Send + 'static, Error> {
     let scope = convert::scope(caller);
-    // Waiting begins before the first look, so that no step falls in between.
+    // Subscribe before the first read, so that no transition is missed in between.
     let watch = watchers.watch(scope, id)?;
     orders.store.exists(scope, id).await?.then_some(()).ok_or(Error::OrderNotFound)?;
     let token_ends = match caller {
@@ -216,7 +217,7 @@ impl Follower {
         self.describe(&entry).await.map(Some)
     }
 
-    /// The caller begins behind the last step there will ever be: nothing would wake this.
+    /// Whether the caller has seen the final transition already: nothing would wake this stream.
     async fn has_seen_all(&self) -> Result<bool, Error> {
         let (state, version) = self.store.position(self.id).await?.ok_or(Error::OrderNotFound)?;
         Ok(is_final(state) && version <= self.after)

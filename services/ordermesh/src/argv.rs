@@ -1,5 +1,5 @@
-//! Passwords in arguments. Every user of the machine can read a process's command line, and the environment of its own
-//! processes alone: a database URL with a password moves from the one to the other.
+//! Passwords in arguments. Every local user can read a process's command line, but only the environment of own
+//! processes: a database URL with a password is moved from the former to the latter.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -9,11 +9,11 @@ use crate::error::Error;
 use crate::out;
 use crate::service::Service;
 
-/// Becomes the same program again, with the URL in its environment, when it was given one with a password as a flag. A password
-/// in a setting that is passed on (`--order.database-url`) stays where it is, and a warning says what to do.
+/// If a database URL with a password was given as a flag, executes this program again with the URL in its environment.
+/// A password in a forwarded setting (`--order.database-url`) stays where it is, and a warning says what to do.
 ///
 /// # Errors
-/// The program cannot be started again.
+/// The program cannot be executed again.
 pub(crate) fn hide_passwords(args: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     if args.iter().any(|arg| arg.to_str().is_some_and(|arg| arg.contains(".database-url")))
@@ -40,7 +40,7 @@ pub(crate) fn hide_passwords(args: impl IntoIterator<Item = OsString>) -> Result
     Err(Error::Spawn("this program".into(), again.envs(urls).exec()))
 }
 
-/// A command line without its URLs, and the variables for these.
+/// A command line without its secret URLs, and the environment variables for these.
 #[derive(PartialEq, Eq, Debug)]
 struct Hidden {
     kept: Vec<OsString>,
@@ -69,7 +69,7 @@ fn hidden(args: Vec<OsString>) -> Hidden {
     hidden
 }
 
-/// The variable that stands for a flag: `--database-url`, and verify's `--order-database-url` and so on.
+/// The variable of a flag: of `--database-url`, and of verify's `--order-database-url` and so on.
 fn variable(flag: &str, is_gateway: bool) -> Option<String> {
     let of = flag.strip_prefix("--")?.strip_suffix("database-url")?;
     match of.strip_suffix('-').map(Service::named) {
@@ -86,7 +86,7 @@ fn has_passed_password(args: &[OsString]) -> bool {
     })
 }
 
-/// In `user:password@`, or in a parameter.
+/// Whether a URL has a password: in `user:password@`, or in a parameter.
 fn has_password(url: &OsStr) -> bool {
     let Some((_, rest)) = url.to_str().filter(|url| url.starts_with("postgres")).and_then(|url| url.split_once("://"))
     else {

@@ -1,4 +1,4 @@
-//! What a person sees when the system is ready: addresses, the operator's password on the first start, and lines to copy.
+//! The start-up output on a terminal: addresses, the operator's password on the first start, and commands to copy.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,22 +10,23 @@ use crate::data_dir::Login;
 use crate::service::Service;
 use crate::trace::Trace;
 
-/// What the start-up output tells.
+/// The contents of the start-up output.
 #[derive(Clone, Debug)]
 pub(crate) struct Banner {
     pub(crate) port_base: u16,
     pub(crate) instances: u16,
-    /// With mutual TLS: what clients trust.
+    /// With mutual TLS: the root certificates that clients trust.
     pub(crate) roots: Option<PathBuf>,
     pub(crate) processes: usize,
     pub(crate) took: Duration,
-    /// Absolute: the lines work in any folder.
+    /// Absolute, so that the commands work in any folder.
     pub(crate) data_dir: PathBuf,
-    /// The operator that was made up on this very start, when a person reads this: not for files and journals.
+    /// The operator created on this start, if the output is a terminal: the password must not get into files and
+    /// journals.
     pub(crate) new_operator: Option<Login>,
-    /// The one trace of the printed log-in and order.
+    /// The trace of the printed log-in and order.
     pub(crate) trace: Trace,
-    /// Makes the printed account and requests new ones on each start.
+    /// Suffix of the printed account's e-mail and request ids: new on each start.
     pub(crate) ids: [Uuid; 2],
 }
 
@@ -62,7 +63,7 @@ impl Banner {
         text
     }
 
-    /// Each line for the shell, and what it is for. Values are in single quotes: nothing in them is the shell's.
+    /// The commands, each with its purpose. Values are in single quotes: the shell expands nothing in them.
     pub(crate) fn lines(&self) -> Vec<(&'static str, String)> {
         let [account, order] = &self.ids;
         let at = |service: Service| service.address(self.port_base, 1);
@@ -122,13 +123,13 @@ impl Banner {
         ]
     }
 
-    /// As one word of the shell.
+    /// The operator's file, quoted for the shell.
     fn operator_file(&self) -> String {
         word(&crate::data_dir::operator_file(&self.data_dir))
     }
 }
 
-/// A path as one word of the shell.
+/// A path, quoted for the shell.
 fn word(path: &Path) -> String {
     let path = path.display().to_string();
     if path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)) {
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_login_and_the_order_are_one_trace() {
+    fn the_login_and_the_order_share_one_trace() {
         let banner = banner(None);
         let header = format!("-H 'traceparent: {}'", banner.trace);
         let traced: Vec<_> =
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lines_are_in_order_and_name_the_systems_own_ports() {
+    fn the_commands_are_in_order_and_use_the_systems_ports() {
         let lines = banner(None).lines();
         let whats: Vec<_> = lines.iter().map(|(what, _)| *what).collect();
         assert_eq!(whats[..5], ["register", "log in", "look at the catalogue", "order", "watch it"]);
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn with_tls_every_line_trusts_the_systems_roots() {
+    fn with_tls_every_command_trusts_the_systems_roots() {
         let banner = Banner { roots: Some("/srv/my shop/certs/ca.pem".into()), ..banner(None) };
         for (what, line) in banner.lines() {
             let calls = line.matches("grpcurl ").count();
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_takes_each_line_as_it_stands() {
+    fn a_shell_parses_every_command() {
         for (what, line) in banner(None).lines() {
             let checked = std::process::Command::new("sh").args(["-n", "-c", &line]).output().expect("sh");
             assert!(checked.status.success(), "{what}: {}", String::from_utf8_lossy(&checked.stderr));

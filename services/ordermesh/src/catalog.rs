@@ -1,14 +1,14 @@
-//! The catalogue of the demonstration, with stock: what a first local start loads.
+//! The demo catalogue with its stock, loaded on the first local start.
 
-/// SKU, name, description, currency, price in minor units, how many there are.
+/// SKU, name, description, currency, price in minor units, units in stock.
 type Row = (&'static str, &'static str, &'static str, &'static str, i64, i64);
 
-/// Plenty: the demonstration does not run out.
+/// Enough stock for any demo run.
 const PLENTY: i64 = 1_000_000;
 
-/// The only one of its kind: two of it are INSUFFICIENT_STOCK.
+/// A product with one unit in stock: ordering two fails with INSUFFICIENT_STOCK.
 pub(crate) const SCARCE: &str = "LAST-ONE";
-/// In another currency than the rest: together with one of them it is MIXED_CURRENCIES.
+/// A product in another currency than the rest: ordered with one of them it fails with MIXED_CURRENCIES.
 pub(crate) const FOREIGN: &str = "POSTER-NYC";
 
 #[rustfmt::skip]
@@ -25,7 +25,7 @@ const ROWS: [Row; 10] = [
     (FOREIGN,        "Poster of New York",  "50 by 70 cm, sold in dollars",                  "USD",   2_500, PLENTY),
 ];
 
-/// The products.
+/// The demo products.
 pub(crate) fn products() -> Vec<data::SeedProduct> {
     ROWS.iter()
         .map(|(sku, name, description, currency_code, minor_units, _)| data::SeedProduct {
@@ -38,7 +38,7 @@ pub(crate) fn products() -> Vec<data::SeedProduct> {
         .collect()
 }
 
-/// Their stock.
+/// The demo products' stock.
 pub(crate) fn stock() -> Vec<order::SeedStock> {
     ROWS.iter().map(|(sku, .., on_hand)| order::SeedStock { sku: (*sku).to_owned(), on_hand: *on_hand }).collect()
 }

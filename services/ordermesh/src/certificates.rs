@@ -1,6 +1,6 @@
-//! `ordermesh certs`: a certificate authority in a folder, and a certificate for each service. What it makes is what the mesh
-//! wants: EC P-256, the service's DNS name, one SPIFFE URI. Called again it renews the certificates and keeps the authority,
-//! so running services take them up without a restart, and peers trust old and new ones alike.
+//! `ordermesh certs`: a certificate authority in a folder, and a certificate for each service, as the mesh requires: EC
+//! P-256, the service's DNS name, one SPIFFE URI. Called again it renews the certificates and keeps the authority, so
+//! running services reload them without a restart, and peers trust both old and new ones.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -22,35 +22,35 @@ use storage::ownership::{check_secret, check_unwritable};
 
 /// The trust domain of local runs, and the default everywhere.
 pub(crate) const TRUST_DOMAIN: &str = "ordermesh.local";
-/// How long what is made is good when nothing is said.
+/// The default lifetime of a service's certificate.
 const LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 const SHORTEST: Duration = Duration::from_secs(60);
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// Which certificates.
+/// The certificates to issue.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Folder: ca.pem and ca.key, and SERVICE.pem and SERVICE.key; made when it is not there
+    /// Folder: ca.pem and ca.key, and SERVICE.pem and SERVICE.key; created if missing
     #[arg(long, default_value = "certs", value_name = "DIR")]
     dir: PathBuf,
-    /// What the platform's SPIFFE names begin with
+    /// Trust domain of the services' SPIFFE IDs
     #[arg(long, default_value = TRUST_DOMAIN, value_name = "NAME")]
     trust_domain: String,
-    /// For whom, instead of all: user, order, payment, data, gateway
+    /// Issue only for this service, instead of all: user, order, payment, data, gateway
     #[arg(long = "service", value_name = "SERVICE", value_parser = Service::ALL.map(Service::name))]
     services: Vec<String>,
-    /// Another DNS name or address of theirs, besides the service's name, localhost and 127.0.0.1; may be given several times
+    /// Additional DNS name or address, besides the service's name, localhost and 127.0.0.1; may be given several times
     #[arg(long = "dns", value_name = "NAME")]
     dns: Vec<String>,
-    /// How long the services' certificates are good; the authority's is good for ten years
+    /// Lifetime of the services' certificates; the authority's is ten years
     #[arg(long, default_value = "90d", value_parser = duration, value_name = "DURATION")]
     lifetime: Duration,
 }
 
-/// Makes them.
+/// Issues the certificates.
 ///
 /// # Errors
-/// A name that no certificate can carry; a folder that cannot be written to; an authority of another trust domain.
+/// An invalid name; a folder that cannot be written to; an authority of another trust domain.
 pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let folder = Certificates::in_folder(options.dir.clone());
     let all: Vec<_> = Service::ALL.map(|service| service.name().to_owned()).into();
@@ -58,7 +58,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let wish = Wish { trust_domain: &options.trust_domain, dns: &options.dns, lifetime: options.lifetime };
     let is_new = folder.make(&wish, services.iter().map(String::as_str))?;
     let dir = options.dir.display();
-    let authority = if is_new { "a new authority; its key is ca.key: keep it where no service is" } else { "kept" };
+    let authority = if is_new { "a new authority; its key is ca.key: keep it on a host without services" } else { "kept" };
     out::line(format_args!("{dir}/ca.pem: {authority}"))?;
     for service in services {
         let name = format!("spiffe://{}/service/{service}", options.trust_domain);
@@ -74,7 +74,7 @@ fn told(lifetime: Duration) -> String {
     }
 }
 
-/// What certificates are to be like.
+/// The properties of the certificates to issue.
 pub(crate) struct Wish<'a> {
     pub(crate) trust_domain: &'a str,
     pub(crate) dns: &'a [String],
@@ -82,27 +82,27 @@ pub(crate) struct Wish<'a> {
 }
 
 impl Wish<'_> {
-    /// Of a system on one machine.
+    /// For a system on one machine.
     pub(crate) const LOCAL: Self = Self { trust_domain: TRUST_DOMAIN, dns: &[], lifetime: LIFETIME };
 
     fn check(&self) -> Result<(), Error> {
-        // The SPIFFE standard's letters of a trust domain.
+        // The characters that the SPIFFE standard permits in a trust domain.
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
         if self.trust_domain.is_empty() || self.trust_domain.len() > 255 || !self.trust_domain.bytes().all(is_name) {
             let trust_domain = self.trust_domain;
             return Err(Error::Usage(format!(
-                "{trust_domain:?} is no trust domain: lower-case letters, digits, '.', '-' and '_', for example shop.example"
+                "{trust_domain:?} is not a trust domain: lower-case letters, digits, '.', '-' and '_', for example shop.example"
             )));
         }
         let is_dns = |byte: u8| byte.is_ascii_alphanumeric() || b".-*".contains(&byte);
         let is_address = |name: &str| name.parse::<std::net::IpAddr>().is_ok();
         let is_sound = |name: &str| !name.is_empty() && name.len() <= 253 && name.bytes().all(is_dns);
         if let Some(name) = self.dns.iter().find(|name| !is_sound(name) && !is_address(name)) {
-            return Err(Error::Usage(format!("{name:?} is no DNS name or address")));
+            return Err(Error::Usage(format!("{name:?} is not a DNS name or address")));
         }
         if !(SHORTEST..AUTHORITY_LIFETIME).contains(&self.lifetime) {
             return Err(Error::Usage(
-                "a certificate is good for a minute at least, and for less than its authority's ten years".to_owned(),
+                "a certificate's lifetime is at least a minute, and less than its authority's ten years".to_owned(),
             ));
         }
         Ok(())
@@ -118,12 +118,12 @@ impl Certificates {
         Self(folder)
     }
 
-    /// What peers' certificates must lead to.
+    /// The root certificates that peers' certificates are verified against.
     pub(crate) fn roots(&self) -> PathBuf {
         self.0.join("ca.pem")
     }
 
-    /// A service's own.
+    /// The files of a service's certificate.
     pub(crate) fn of(&self, service: &str) -> Files {
         Files {
             certificate: self.0.join(format!("{service}.pem")),
@@ -132,11 +132,12 @@ impl Certificates {
         }
     }
 
-    /// Makes an authority unless there is one, and new certificates for services. Was the authority made?
+    /// Creates an authority unless there is one, and issues certificates for services. Returns whether the authority is
+    /// new.
     pub(crate) fn make<'a>(&self, wish: &Wish<'_>, services: impl IntoIterator<Item = &'a str>) -> Result<bool, Error> {
         wish.check()?;
         let made = |source| Error::Certificate { source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0, "made"))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0, "created"))?;
         check_unwritable(&self.0)?;
         check_secret(&self.0.join("ca.key"))?;
         let _alone = self.lock()?;
@@ -148,7 +149,8 @@ impl Certificates {
                 (Authority::new(wish.trust_domain, validity).map_err(made)?, true)
             }
         };
-        // All of them beside the old ones, and looked at as peers will; only then in their place.
+        // All are written to a temporary folder first, and loaded as peers will load them; only then do they replace
+        // the old ones.
         let aside = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0).map_err(at(&self.0, "written to"))?;
         let new = Self(aside.path().to_owned());
         let kept = authority.keep();
@@ -162,7 +164,7 @@ impl Certificates {
             let files = new.of(service);
             write(&files.key, &issued.key_pem, 0o600)?;
             write(&files.certificate, &issued.certificate_pem, 0o644)?;
-            // An authority that is another trust domain's, or whose key is another's.
+            // Fails for an authority of another trust domain, or whose key and certificate do not match.
             Identity::load(files, wish.trust_domain, Arc::new(SystemClock)).map_err(chassis::Error::Tls)?;
             names_of_files.extend([format!("{service}.key"), format!("{service}.pem")]);
         }
@@ -172,7 +174,7 @@ impl Certificates {
         Ok(is_new)
     }
 
-    /// One at a time makes certificates here.
+    /// Serialises concurrent runs in one folder.
     fn lock(&self) -> Result<fs::File, Error> {
         let path = self.0.join(".lock");
         let file = fs::File::create(&path).map_err(at(&path, "written"))?;
@@ -190,11 +192,11 @@ impl Certificates {
             (Some(certificate_pem), Some(key_pem)) => Ok(Some(Issued { certificate_pem, key_pem })),
             (None, None) => Ok(None),
             (None, Some(_)) => Err(Error::Usage(format!(
-                "{} has an authority's key, ca.key, and not its certificate, ca.pem: bring it back, or take the key away to begin anew",
+                "{} has an authority's key, ca.key, but not its certificate, ca.pem: restore it, or remove the key to start anew",
                 self.0.display()
             ))),
             (Some(_), None) => Err(Error::Usage(format!(
-                "{} has an authority's certificate and not its key, ca.key: certificates are made where the key is",
+                "{} has an authority's certificate but not its key, ca.key: issue certificates where the key is",
                 self.0.display()
             ))),
         }
@@ -204,7 +206,7 @@ impl Certificates {
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     let written = (|| {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        // Whatever the umask: certificates are for everybody.
+        // Independent of the umask: certificates are public.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()
@@ -229,10 +231,10 @@ mod tests {
     }
 
     #[test]
-    fn made_again_the_certificates_are_new_and_the_authority_is_kept() {
+    fn a_second_run_renews_the_certificates_and_keeps_the_authority() {
         let temporary = tempfile::tempdir().expect("a folder");
         let folder = temporary.path().join("certs");
-        let read = |name: &str| fs::read_to_string(folder.join(name)).expect("it is there");
+        let read = |name: &str| fs::read_to_string(folder.join(name)).expect("readable");
         assert!(make(&folder, TRUST_DOMAIN).expect("made"));
         let before = ["ca.pem", "ca.key", "order.pem", "order.key"].map(read);
         assert!(!make(&folder, TRUST_DOMAIN).expect("made"));
@@ -240,13 +242,13 @@ mod tests {
         assert_eq!(before[..2], after[..2]);
         assert!(before[2] != after[2] && before[3] != after[3]);
         for key in ["ca.key", "order.key", "data.key"] {
-            let mode = fs::metadata(folder.join(key)).expect("it is there").permissions().mode();
+            let mode = fs::metadata(folder.join(key)).expect("the key exists").permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");
         }
     }
 
     #[test]
-    fn what_nobody_could_use_is_not_made() {
+    fn unusable_certificates_are_not_issued() {
         let temporary = tempfile::tempdir().expect("a folder");
         let folder = Certificates::in_folder(temporary.path().join("certs"));
         let dns = |name: &str| vec![name.to_owned()];
@@ -270,12 +272,12 @@ mod tests {
     fn an_authority_of_another_trust_domain_is_not_used() {
         let temporary = tempfile::tempdir().expect("a folder");
         make(temporary.path(), TRUST_DOMAIN).expect("made");
-        let before = fs::read(temporary.path().join("order.key")).expect("it is there");
+        let before = fs::read(temporary.path().join("order.key")).expect("readable");
         let error = make(temporary.path(), "elsewhere.example").expect_err("another's authority").report();
-        assert_eq!(fs::read(temporary.path().join("order.key")).expect("it is there"), before, "nothing is changed");
+        assert_eq!(fs::read(temporary.path().join("order.key")).expect("readable"), before, "nothing has changed");
         assert!(error.contains("order.pem"), "{error}");
         fs::rename(temporary.path().join("ca.pem"), temporary.path().join("away")).expect("renamed");
-        let error = make(temporary.path(), TRUST_DOMAIN).expect_err("a key is not thrown away").report();
+        let error = make(temporary.path(), TRUST_DOMAIN).expect_err("an authority's key is never replaced").report();
         assert!(error.contains("ca.pem"), "{error}");
         fs::rename(temporary.path().join("away"), temporary.path().join("ca.pem")).expect("renamed");
         fs::remove_file(temporary.path().join("ca.key")).expect("removed");

@@ -1,9 +1,9 @@
-//! `ordermesh chaos`: a system of its own, under load, while its processes are killed, stopped for longer than a lease, its gateway
-//! lies in every way that it can, and its PostgreSQL is killed too. Then everything is healed and comes to rest, and the promises
-//! are checked.
+//! `ordermesh chaos`: a dedicated system under load, while its processes are killed or stopped for longer than a lease,
+//! its gateway injects every fault, and its PostgreSQL is killed too. Then the faults end, all orders complete, and the
+//! promises are verified.
 //!
 //! # Layout
-//! - here: the run; `blows`: what is done to which process, by the seed
+//! - here: the run; `blows`: the faults and their schedule, by the seed
 
 mod blows;
 
@@ -28,14 +28,14 @@ use crate::supervisor::{Plan, Supervisor, free_port_base};
 use crate::system::{Place, System, request};
 use crate::verify;
 
-/// How long a start may take.
+/// Timeout of a start.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long a customer waits for the end of an order before the next.
+/// Maximum wait of a customer for an order's completion before its next order.
 const MOST_WAIT: Duration = Duration::from_secs(3);
-/// How long everything may take to come to rest once it is healed.
+/// Timeout of the completion of all orders after the faults have ended.
 const REST_LIMIT: Duration = Duration::from_secs(180);
 
-/// Settings that make a crash matter soon: short leases, short waits, cheap passwords.
+/// Settings with which the effects of a crash show soon: short leases, short backoff, cheap password hashes.
 const QUICK: [(&str, &str); 9] = [
     ("--order.lease", "2s"),
     ("--order.backoff-cap", "2s"),
@@ -47,7 +47,7 @@ const QUICK: [(&str, &str); 9] = [
     ("--user.bcrypt-cost", "4"),
     ("--user.access-token-lifetime", "1h"),
 ];
-/// A gateway that lies in every way that it can, of 1000 calls.
+/// The gateway's injected faults, per 1000 calls.
 const LIES: [(&str, &str); 6] = [
     ("--gateway.fault-no-answer-per-mille", "20"),
     ("--gateway.fault-answer-lost-per-mille", "20"),
@@ -60,43 +60,43 @@ const LIES: [(&str, &str); 6] = [
 /// What to break, and for how long.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// How long things are broken while orders are placed
+    /// How long faults are injected while orders are placed
     #[arg(long, default_value = "2m", value_parser = duration, value_name = "DURATION")]
     duration: Duration,
-    /// Go on until so many orders were acknowledged, however long that takes
+    /// Continue until this many orders are acknowledged, however long that takes
     #[arg(long, value_name = "COUNT")]
     orders: Option<u64>,
-    /// Customers in a closed loop
+    /// Concurrent customers, each with one order at a time
     #[arg(long, default_value_t = 16, value_name = "COUNT")]
     customers: u32,
     /// Instances of each service
     #[arg(long, default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=8))]
     instances: u16,
-    /// What customers do, by weight
+    /// Behaviour of the customers, by weight
     #[arg(
         long,
         default_value = "happy=70,declined=8,cancel=12,silent=2,lost=3,flaky=2,refund=3",
         value_name = "NAME=WEIGHT,…"
     )]
     mix: Mix,
-    /// On a PostgreSQL server of its own, which is killed too; from the programs on this machine
+    /// Use a dedicated PostgreSQL server, which is killed too; needs its programs on this machine
     #[arg(long)]
     postgres: bool,
-    /// Between two blows, on average
+    /// Average interval between two faults
     #[arg(long, default_value = "1s", value_parser = duration, value_name = "DURATION")]
     every: Duration,
-    /// The schedule of the blows, and what customers do [default: drawn and printed]
+    /// Seed of the faults' schedule and of the customers' behaviour [default: random, printed]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// Keep the system's folder: databases, and what its processes said
+    /// Keep the system's folder: databases and logs
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
 }
 
-/// Breaks a system, heals it, and says what became of its promises.
+/// Injects faults into a system, ends them, and verifies the promises.
 ///
 /// # Errors
-/// A system that cannot be started or does not come to rest; a broken promise.
+/// A system that cannot be started, or whose orders do not complete; a broken promise.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let store = if options.postgres { "PostgreSQL" } else { "SQLite" };
@@ -110,13 +110,13 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let broken_for = began.elapsed();
     out::line(load.seen.summary(broken_for))?;
     out::line(&tally)?;
-    out::line("healing: a new start of everything, a gateway that tells the truth")?;
+    out::line("healing: restarting everything, without gateway faults")?;
     let healing = Instant::now();
     let report = ground.heal(&load).await?;
     out::text(&report)?;
     let (acknowledged, _) = load.seen.so_far();
     out::line(format_args!(
-        "{acknowledged} orders acknowledged in {:.0} s of chaos, {} blows, at rest {:.0} s after healing, {} violations (seed {seed})",
+        "{acknowledged} orders acknowledged in {:.0} s of chaos, {} faults, all orders completed {:.0} s after healing, {} violations (seed {seed})",
         broken_for.as_secs_f64(),
         tally.blows(),
         healing.elapsed().as_secs_f64(),
@@ -125,12 +125,12 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     verify::verdict(&report)
 }
 
-/// Where a system is broken: its folder, its ports, its database.
+/// The system under test: its folder, its ports, its database.
 struct Ground {
     place: Place,
     instances: u16,
     postgres: Option<testdb::Server>,
-    /// Deleted with it, unless it is kept.
+    /// Deleted on drop, unless it is kept.
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -142,14 +142,14 @@ impl Ground {
                 let temporary = tempfile::Builder::new().prefix("ordermesh-chaos-").tempdir();
                 let folder = temporary.map_err(|source| Error::File {
                     path: std::env::temp_dir(),
-                    deed: "used for a folder",
+                    deed: "used for temporary files",
                     source,
                 })?;
                 let data_dir = folder.path().join("data");
                 (Some(folder), data_dir)
             }
         };
-        // A commit that was answered is on the disk's way: a killed server has it.
+        // Synchronous commits: a commit that was acknowledged survives a killed server.
         let postgres = if options.postgres {
             let server = testdb::Server::start(&[("synchronous_commit", "on"), ("fsync", "on")]);
             Some(
@@ -194,7 +194,7 @@ impl Ground {
         System::at(&self.place, self.instances)
     }
 
-    /// Orders are placed while blows fall.
+    /// Places orders while faults are injected.
     async fn break_it(&self, options: &Options, seed: u64) -> Result<(Load, Tally), Error> {
         let supervisor = self.start(true).await?;
         let load = Load::prepare(self.system()?, options.mix.clone(), seed, 4, false).await?.patient(MOST_WAIT);
@@ -212,14 +212,14 @@ impl Ground {
         };
         let tally = blows.fall(is_over).await;
         stop.cancel();
-        // Those who are in the middle of a call end it, or give up when everything ends.
+        // Calls in flight finish, or fail when everything is killed.
         let _ = tokio::time::timeout(MOST_WAIT + Duration::from_secs(10), placing).await;
-        // Not a drain: the last blow takes all of it.
+        // Not a drain: the last fault kills everything.
         supervisor.kill().await;
         Ok((load, tally))
     }
 
-    /// A start without lies; what needs attention is retried; and then nothing may be left to do.
+    /// Restarts without faults; retries orders in NEEDS_ATTENTION; waits until no effect is pending.
     async fn heal(&self, load: &Load) -> Result<Report, Error> {
         let supervisor = self.start(false).await?;
         let system = self.system()?;
@@ -261,7 +261,7 @@ async fn retry_all(system: &System) -> Result<(), Error> {
         let page = page.into_inner();
         for order in page.orders {
             let message = order_v1::RetryOrderRequest { order_id: order.order_id };
-            // It may have moved on meanwhile.
+            // It may have been retried meanwhile.
             let _ = orders.retry_order(request(message, &token, None)).await;
         }
         page_token = page.next_page_token;
@@ -271,5 +271,5 @@ async fn retry_all(system: &System) -> Result<(), Error> {
     }
 }
 
-/// Orders that were under way when something was broken, by state.
+/// Orders that were in progress when a fault was injected, by state.
 type UnderWay = BTreeMap<String, i64>;

@@ -1,7 +1,7 @@
-//! One child process: started, restarted when it dies, ended when it is told to.
+//! One child process: started, restarted when it crashes, stopped on request.
 //!
-//! A child reads its stdin, a pipe that only its supervisor holds: at its end (because the supervisor closed it, or
-//! was killed) the child drains. So no child outlives its supervisor, and no signal is needed to end one.
+//! A child reads its stdin, a pipe that only its supervisor holds: at end of file (because the supervisor closed it, or
+//! was killed) the child drains. So no child outlives its supervisor, and no signal is needed to stop one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,59 +19,59 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Error;
 use crate::out;
 
-/// Tells a process that its stdin is its supervisor's.
+/// Set for a process whose stdin is its supervisor's.
 pub(crate) const SUPERVISED: &str = "ORDERMESH_SUPERVISED";
 
-/// How long a drain may take: longer than the services' own limits, and what Kubernetes gives.
+/// Maximum time for a drain: longer than the services' own limits, and the default grace period of Kubernetes.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
-/// What a child is told by us or not at all: of our own environment these would make one that nobody can reach.
+/// Set by the supervisor or not at all: inherited, these would make instances that other services cannot reach.
 const NOT_INHERITED: [&str; 6] = ["TLS_CERT", "TLS_KEY", "TLS_CA", "TRUST_DOMAIN", "MESH_SECRET_FILE", "MIGRATE_ONLY"];
 
-/// Between a death and a start that is at once.
+/// The delay of an immediate restart.
 const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// How to start a child.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
-    /// For example `order-1`.
+    /// The instance's name, for example `order-1`.
     pub(crate) name: String,
-    /// This program.
+    /// The path of this program.
     pub(crate) program: PathBuf,
     /// The subcommand and its flags.
     pub(crate) args: Vec<OsString>,
-    /// Added to our own environment.
+    /// Variables added to the inherited environment.
     pub(crate) env: Vec<(String, OsString)>,
-    /// Neither it nor we print anything about it.
+    /// Suppresses the output of and about the child.
     pub(crate) quiet: bool,
-    /// However often it dies.
+    /// Restart without backoff after crashes.
     pub(crate) restarts_at_once: bool,
-    /// Where its process is told of.
+    /// Records the running process.
     pub(crate) pids: Pids,
-    /// Where it is said when its settings are wrong.
+    /// Reports that the settings are invalid.
     pub(crate) misconfigured: Misconfigured,
 }
 
-/// The child that ended because its settings are wrong, if one did. Clones are the same.
+/// The child that exited because its settings are invalid, if any. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Misconfigured(watch::Sender<Option<String>>);
 
 impl Misconfigured {
-    /// Returns its name, once there is one.
+    /// Completes with the child's name, once there is one.
     pub(crate) async fn name(&self) -> String {
         let mut changes = self.0.subscribe();
         match changes.wait_for(Option::is_some).await {
             Ok(name) => name.clone().unwrap_or_default(),
-            // The sender lives as long as this.
+            // The sender outlives this future.
             Err(_) => std::future::pending().await,
         }
     }
 }
 
-/// What a child ends with when its settings are wrong, as [`Error::exit_code`] has it.
+/// The exit code of a child with invalid settings, see [`Error::exit_code`].
 const WRONG_SETTINGS: i32 = 2;
 
-/// The processes that run now, by instance. Clones are the same list.
+/// The running processes, by instance. Clones share the list.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pids(Arc<Mutex<BTreeMap<String, u32>>>);
 
@@ -80,19 +80,19 @@ impl Pids {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of the instances of a service.
+    /// The processes of a service's instances.
     pub(crate) fn of(&self, service: &str) -> Vec<u32> {
         let is_of_it = |name: &str| name.rsplit_once('-').is_some_and(|(of, _)| of == service);
         self.lock().iter().filter(|(name, _)| is_of_it(name)).map(|(_, pid)| *pid).collect()
     }
 
-    /// kill -9 of all of them.
+    /// SIGKILL of all of them.
     pub(crate) fn kill_all(&self) {
         self.lock().values().for_each(|pid| signal(*pid, Signal::KILL));
     }
 }
 
-/// Sends a signal to one of our children; one that has just ended by itself has nothing to be told.
+/// Sends a signal to a child; no-op if it has just exited.
 pub(crate) fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
@@ -101,7 +101,7 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 
 impl Spec {
     fn spawn(&self) -> Result<Child, Error> {
-        // Built anew or taken away while we run: then it is found where the kernel still has it.
+        // The program may have been rebuilt or removed while running: then the kernel still provides it.
         let is_gone = self.program.is_absolute() && !self.program.exists();
         let program = if is_gone { Path::new("/proc/self/exe") } else { &self.program };
         let mut command = Command::new(program);
@@ -115,7 +115,8 @@ impl Spec {
             .env(SUPERVISED, "1")
             .stdin(Stdio::piped())
             .stdout(if self.quiet { Stdio::null() } else { Stdio::inherit() })
-            // Out of the terminal's foreground group: Ctrl-C is for the supervisor, which ends them in order.
+            // Not in the terminal's foreground process group: Ctrl-C is for the supervisor, which stops the children in
+            // order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -129,7 +130,7 @@ impl Spec {
     }
 }
 
-/// How long to wait before a child is started again.
+/// The backoff of a child's restarts.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Restarts {
     in_a_row: u32,
@@ -138,10 +139,10 @@ pub(crate) struct Restarts {
 impl Restarts {
     const FIRST: Duration = Duration::from_millis(100);
     const MOST: Duration = Duration::from_secs(5);
-    /// A life this long was a good one: the next wait is the first again.
+    /// A run at least this long resets the backoff.
     const GOOD_LIFE: Duration = Duration::from_secs(10);
 
-    /// The wait after a life this long.
+    /// The backoff after a run of this length.
     pub(crate) fn after(&mut self, life: Duration) -> Duration {
         if life >= Self::GOOD_LIFE {
             self.in_a_row = 0;
@@ -152,20 +153,20 @@ impl Restarts {
     }
 }
 
-/// Keeps a child alive until told to stop; then lets it drain.
+/// Restarts a child until `stop`; then lets it drain.
 pub(crate) async fn keep(spec: Spec, stop: CancellationToken) {
     let mut restarts = Restarts::default();
     while !stop.is_cancelled() {
         let born = Instant::now();
         let ended = match spec.spawn() {
             Ok(mut child) => {
-                // Taken out: `wait` would close it first, and the child would end.
+                // Taken out: `wait` would close it first, and the child would exit.
                 let stdin = child.stdin.take();
                 if let Some(pid) = child.id() {
                     spec.pids.lock().insert(spec.name.clone(), pid);
                 }
                 let status = tokio::select! {
-                    // What has been waited for has no process any more: its number may soon be somebody else's.
+                    // A process that has been waited for no longer exists: its id may be reused.
                     status = child.wait() => status,
                     () = stop.cancelled() => {
                         drain(&spec, child, stdin).await;
@@ -183,7 +184,7 @@ pub(crate) async fn keep(spec: Spec, stop: CancellationToken) {
             Err(error) => error.report(),
         };
         let wait = if spec.restarts_at_once { AT_ONCE } else { restarts.after(born.elapsed()) };
-        spec.say(&format!("{ended}; it is started again in {} ms", wait.as_millis()));
+        spec.say(&format!("{ended}; restarting in {} ms", wait.as_millis()));
         stop.run_until_cancelled(tokio::time::sleep(wait)).await;
     }
 }
@@ -191,16 +192,16 @@ pub(crate) async fn keep(spec: Spec, stop: CancellationToken) {
 async fn drain(spec: &Spec, mut child: Child, stdin: Option<ChildStdin>) {
     drop(stdin);
     if tokio::time::timeout(DRAIN_LIMIT, child.wait()).await.is_err() {
-        spec.say(&format!("did not end within {} s: it is killed", DRAIN_LIMIT.as_secs()));
-        // It may have ended just now: then there is nothing to kill.
+        spec.say(&format!("did not exit within {} s; killing it", DRAIN_LIMIT.as_secs()));
+        // It may have exited just now: then there is nothing to kill.
         let _ = child.kill().await;
     }
 }
 
 fn how_it_ended(status: std::io::Result<ExitStatus>) -> String {
     match status {
-        Ok(status) => format!("has ended ({status})"),
-        Err(error) => format!("cannot be watched ({error})"),
+        Ok(status) => format!("exited ({status})"),
+        Err(error) => format!("cannot be waited for ({error})"),
     }
 }
 
@@ -209,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_five_seconds_and_a_good_life_begins_anew() {
+    fn restart_backoff_doubles_up_to_five_seconds_and_a_long_run_resets_it() {
         let mut restarts = Restarts::default();
         let short = Duration::from_millis(5);
         let waits: Vec<u128> = (0..8).map(|_| restarts.after(short).as_millis()).collect();
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_child_ends_when_its_stdin_does() {
+    async fn a_child_exits_when_its_stdin_is_closed() {
         let spec = Spec {
             name: "cat".into(),
             program: "cat".into(),
@@ -233,7 +234,7 @@ mod tests {
         let mut child = spec.spawn().expect("cat is everywhere");
         let stdin = child.stdin.take();
         assert!(child.try_wait().expect("watched").is_none(), "it waits for its stdin");
-        // Were it not for its stdin, this would take 25 s and be killed.
+        // If closing stdin had no effect, this would time out and kill the child.
         let began = Instant::now();
         drain(&spec, child, stdin).await;
         assert!(began.elapsed() < DRAIN_LIMIT);

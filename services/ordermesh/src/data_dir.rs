@@ -1,4 +1,4 @@
-//! The folder of a system on this machine: databases, keys, and the secrets that are made on the first start.
+//! The folder of a local system: databases, keys, and the secrets generated on the first start.
 
 use std::fs;
 use std::io::Write;
@@ -13,23 +13,23 @@ use crate::certificates::{Certificates, Wish};
 use crate::error::Error;
 use crate::service::Service;
 
-/// The account of the first start.
+/// The operator account created on the first start.
 pub(crate) const OPERATOR_EMAIL: &str = "operator@ordermesh.local";
 
-/// How often, and after which pause, the folder's lock is tried.
+/// How often, and at which interval, locking the folder is tried.
 const LOCK_TRIES: u32 = 20;
 const LOCK_AGAIN: Duration = Duration::from_millis(15);
 
-/// The folder of a system.
+/// The folder of a local system.
 #[derive(Clone, Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
     first_start: bool,
-    /// Locked while the system runs: two systems in one folder would take each other's instances for their own.
+    /// Locked while the system runs: two systems in one folder would each treat the other's instances as their own.
     _lock: Arc<fs::File>,
 }
 
-/// Somebody's e-mail and password. Its Debug does not show the password.
+/// An account's e-mail and password. Debug omits the password.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Login {
     pub(crate) email: String,
@@ -43,13 +43,13 @@ impl std::fmt::Debug for Login {
 }
 
 impl DataDir {
-    /// Makes the folder and whatever secret is missing. An operator is made up on the first start only: on a later one
-    /// the User Service has its accounts, and a password made up now would be nobody's.
+    /// Creates the folder and its missing secrets. An operator is generated on the first start only: later the User
+    /// Service has its accounts, and a new password would belong to none of them.
     ///
     /// # Errors
-    /// A folder or file that cannot be made.
+    /// A folder or file that cannot be created.
     pub(crate) fn prepare(path: &Path) -> Result<Self, Error> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file(path, "made"))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file(path, "created"))?;
         let path = path.canonicalize().map_err(file(path, "found"))?;
         check_unwritable(&path)?;
         for name in ["mesh.secret", "gateway.key", "operator.txt"] {
@@ -58,11 +58,11 @@ impl DataDir {
         let lock = fs::File::create(path.join(".lock")).map_err(file(&path, "locked"))?;
         if !is_locked(&lock) {
             return Err(Error::Usage(format!(
-                "a system runs on {} already; end it, or choose another --data-dir (and --port-base)",
+                "a system is already running on {}; stop it, or choose another --data-dir (and --port-base)",
                 path.display()
             )));
         }
-        // On PostgreSQL there is no file of accounts: the password is made up where none was.
+        // On PostgreSQL there is no database file: then the operator's file alone marks the first start.
         let first_start = !path.join("user.db").exists() && !path.join("operator.txt").exists();
         let dir = Self { first_start, path, _lock: Arc::new(lock) };
         dir.write_once("mesh.secret", &random_secret())?;
@@ -73,12 +73,12 @@ impl DataDir {
         Ok(dir)
     }
 
-    /// Its absolute path.
+    /// The absolute path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Was it empty?
+    /// Whether the folder was new.
     pub(crate) fn is_first_start(&self) -> bool {
         self.first_start
     }
@@ -88,27 +88,27 @@ impl DataDir {
         self.path.join("gateway.key")
     }
 
-    /// The first operator's e-mail and password; `None` when somebody has taken the file away.
+    /// The first operator's e-mail and password; `None` if the file was removed.
     pub(crate) fn operator_file(&self) -> Option<PathBuf> {
         Some(operator_file(&self.path)).filter(|file| file.exists())
     }
 
-    /// The roots of a system with `--tls`.
+    /// The root certificates of a system with `--tls`.
     pub(crate) fn roots(&self) -> PathBuf {
         Certificates::in_folder(certificates_dir(&self.path)).roots()
     }
 
-    /// A certificate authority of its own, and a new certificate for each service, in the folder's `certs`.
+    /// A dedicated certificate authority, and a new certificate for each service, in the folder's `certs`.
     ///
     /// # Errors
-    /// A file that cannot be written, or an authority that cannot be used any more.
+    /// A file that cannot be written, or an authority that can no longer be used.
     pub(crate) fn certificates(&self) -> Result<Certificates, Error> {
         let certificates = Certificates::in_folder(certificates_dir(&self.path));
         certificates.make(&Wish::LOCAL, Service::ALL.map(Service::name))?;
         Ok(certificates)
     }
 
-    /// Writes a file that only its owner reads, unless it is there: whole, or not at all.
+    /// Atomically writes a file that only its owner can read, unless it exists.
     fn write_once(&self, name: &str, text: &str) -> Result<(), Error> {
         let path = self.path.join(name);
         if path.exists() {
@@ -125,8 +125,8 @@ impl DataDir {
     }
 }
 
-/// Locks it for this process. A child that has just been forked off holds all locks of its parent until it is its own
-/// program: so more than one try.
+/// Locks a file for this process. A child that has just been forked holds its parent's locks until it calls exec: hence
+/// several attempts.
 fn is_locked(file: &fs::File) -> bool {
     (0..LOCK_TRIES).any(|attempt| {
         if attempt > 0 {
@@ -136,12 +136,12 @@ fn is_locked(file: &fs::File) -> bool {
     })
 }
 
-/// Where the certificates of a system with `--tls` are.
+/// The certificates' folder of a system with `--tls`.
 pub(crate) fn certificates_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("certs")
 }
 
-/// Where the first operator's e-mail and password are.
+/// The file with the first operator's e-mail and password.
 pub(crate) fn operator_file(data_dir: &Path) -> PathBuf {
     data_dir.join("operator.txt")
 }
@@ -149,7 +149,7 @@ pub(crate) fn operator_file(data_dir: &Path) -> PathBuf {
 /// Reads an operator's e-mail and password.
 ///
 /// # Errors
-/// A file that cannot be read, or holds something else.
+/// A file that cannot be read, or has other contents.
 pub(crate) fn read_operator(path: &Path) -> Result<Login, Error> {
     let text = fs::read_to_string(path).map_err(file(path, "read"))?;
     match text.trim().split_once(' ') {
@@ -168,7 +168,7 @@ fn random_secret() -> String {
     rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// 100 random bits that a person can type: no letters that look like others.
+/// 100 random bits in a form that is easy to type: no characters that look alike.
 fn random_password() -> String {
     const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
     (0..20).map(|_| char::from(LETTERS[usize::from(rand::random::<u8>() % 32)])).collect()
@@ -180,7 +180,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn secrets_are_made_once_and_only_their_owner_reads_them() {
+    fn secrets_are_generated_once_and_readable_by_their_owner_only() {
         let temporary = tempfile::tempdir().expect("a folder");
         let path = temporary.path().join("data");
         let first = DataDir::prepare(&path).expect("prepared");
@@ -188,7 +188,7 @@ mod tests {
         let before = fs::read_to_string(path.join("mesh.secret")).expect("readable");
         assert_eq!(before.trim().len(), 64);
         for name in ["mesh.secret", "gateway.key", "operator.txt"] {
-            let mode = fs::metadata(path.join(name)).expect("there").permissions().mode();
+            let mode = fs::metadata(path.join(name)).expect("the secret exists").permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         fs::write(path.join("user.db"), "").expect("written");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_may_write_to_and_a_secret_that_they_may_read_are_refused_with_what_to_do() {
+    fn a_folder_writable_and_a_secret_readable_by_others_are_rejected_with_a_remedy() {
         let temporary = tempfile::tempdir().expect("a folder");
         let path = temporary.path().join("data");
         drop(DataDir::prepare(&path).expect("prepared"));
@@ -209,14 +209,14 @@ mod tests {
         let refused = |changed: &Path, told: &str| {
             let error = DataDir::prepare(&path).expect_err("exposed");
             assert_eq!(error.exit_code(), 2);
-            let told = format!("{told} {}", changed.canonicalize().expect("it is there").display());
+            let told = format!("{told} {}", changed.canonicalize().expect("it exists").display());
             assert!(error.to_string().contains(&told), "{error}");
         };
         set(&path, 0o777);
         refused(&path, "chmod go-w");
-        // As a person makes it, and as an earlier release took it.
+        // As mkdir creates it, and as an earlier release accepted it.
         set(&path, 0o755);
-        drop(DataDir::prepare(&path).expect("nobody else writes to it"));
+        drop(DataDir::prepare(&path).expect("only the owner may write to it"));
         for name in ["mesh.secret", "gateway.key", "operator.txt"] {
             let secret = path.join(name);
             set(&secret, 0o644);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_is_read_as_written_and_never_printed() {
+    fn the_operator_is_read_as_written_and_its_password_never_printed() {
         let temporary = tempfile::tempdir().expect("a folder");
         DataDir::prepare(temporary.path()).expect("prepared");
         let login = read_operator(&operator_file(temporary.path())).expect("readable");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn no_operator_is_made_up_for_accounts_that_are_there() {
+    fn no_operator_is_generated_if_accounts_exist() {
         let temporary = tempfile::tempdir().expect("a folder");
         fs::write(temporary.path().join("user.db"), "").expect("written");
         let dir = DataDir::prepare(temporary.path()).expect("prepared");

@@ -1,8 +1,9 @@
-//! `ordermesh demo`: every path, good and bad, through the public API of a running system; for causes that are settings,
-//! against a small system that it starts and ends itself. Each checks the state, the error and the stored trace event.
+//! `ordermesh demo`: every path, good and bad, through the public API of a running system; paths that need settings of
+//! their own run against a small system that the demo starts and stops. Each path checks the state, the error and the
+//! stored trace event.
 //!
 //! # Layout
-//! - `scenario`: what a path is, and what comes of playing it; `stage`: who plays, and how he talks to the system
+//! - `scenario`: a path and its result; `stage`: the accounts, the clients and the checks
 //! - `payments`, `refusals`, `cancels`, `settings`: the paths
 
 mod cancels;
@@ -24,23 +25,23 @@ use crate::error::Error;
 use crate::out;
 use crate::system::{Place, Retries, System};
 
-/// How many paths of the running system are played at once: most of them wait.
+/// How many paths run concurrently on the running system: most of them wait.
 const AT_ONCE: usize = 6;
 
-/// What to play.
+/// The paths to run.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Play only this path; may be given several times
+    /// Run only this path; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Print the names of the paths, and what each shows
+    /// Print the names of the paths, and what each demonstrates
     #[arg(long)]
     list: bool,
     #[command(flatten)]
     place: Place,
 }
 
-/// Every path, in the order in which they are printed.
+/// Every path, in the order of the output.
 fn scenarios() -> Vec<Scenario> {
     [payments::scenarios(), refusals::scenarios(), cancels::scenarios(), settings::scenarios()]
         .into_iter()
@@ -48,10 +49,10 @@ fn scenarios() -> Vec<Scenario> {
         .collect()
 }
 
-/// Plays.
+/// Runs the paths.
 ///
 /// # Errors
-/// No system, an unknown name, or anything that was not as it should be.
+/// There is no system, a name is unknown, or a path failed.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let all = scenarios();
     if options.list {
@@ -61,7 +62,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         return Ok(());
     }
     if let Some(unknown) = options.only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
-        return Err(Error::Usage(format!("no path is called {unknown}; `ordermesh demo --list` names them")));
+        return Err(Error::Usage(format!("there is no path {unknown}; `ordermesh demo --list` lists them")));
     }
     let is_chosen =
         |scenario: &Scenario| options.only.is_empty() || options.only.iter().any(|name| name == scenario.name);
@@ -80,7 +81,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
             count(ok.print()?);
         }
     }
-    // One at a time: each has all of the machine.
+    // One at a time: each has the whole machine.
     for scenario in own {
         let result = match &scenario.at {
             Where::Own(flags) => settings::play(&scenario, flags).await,
@@ -88,7 +89,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         };
         count(result.print()?);
     }
-    out::line(format_args!("\n{} of {played} paths were as they should be", played - failed))?;
+    out::line(format_args!("\n{} of {played} paths passed", played - failed))?;
     if failed == 0 { Ok(()) } else { Err(Error::Demo { failed, played }) }
 }
 
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_path_has_a_name_of_its_own_and_says_what_it_shows() {
+    fn every_path_has_a_unique_name_and_a_description() {
         let all = scenarios();
         let names: std::collections::BTreeSet<_> = all.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), all.len());

@@ -1,4 +1,4 @@
-//! Why the program gives up, in words for the person at the terminal.
+//! The program's errors, worded for the user at the terminal.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-/// Why the program gives up.
+/// Why the program exits with an error.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("{address} is taken: {who} cannot listen there; {hint}")]
+    #[error("{address} is taken: {who} cannot listen on it; {hint}")]
     PortTaken { who: String, address: SocketAddr, hint: &'static str, source: std::io::Error },
     #[error("{path} cannot be {deed}")]
     File { path: PathBuf, deed: &'static str, source: std::io::Error },
@@ -17,48 +17,48 @@ pub(crate) enum Error {
     Exposed(#[from] storage::ownership::Exposed),
     #[error("{0} cannot be started")]
     Spawn(String, #[source] std::io::Error),
-    #[error("{0} ended because of its settings, as it says above: another start would end the same way")]
+    #[error("{0} exited because of invalid settings, see its message above; it is not restarted")]
     Misconfigured(String),
-    #[error("signals cannot be waited for")]
+    #[error("signal handlers cannot be installed")]
     Signal(#[source] std::io::Error),
     #[error("telemetry cannot be set up")]
     Telemetry(#[from] telemetry::SetupError),
-    #[error("the service ended")]
+    #[error("the service failed")]
     Service(#[from] chassis::Error),
-    #[error("the gateway ended")]
+    #[error("the gateway failed")]
     Gateway(#[from] gateway_mock::Error),
     #[error(
-        "no {service} service answers at 127.0.0.1:{port}; start a system with `ordermesh`, or say which one with --port-base and --data-dir"
+        "no {service} service answers at 127.0.0.1:{port}; start a system with `ordermesh`, or select one with --port-base and --data-dir"
     )]
     NoSystem { service: &'static str, port: u16 },
-    #[error("{path} does not hold an operator's e-mail and password; name the system's --data-dir")]
+    #[error("{path} does not contain an operator's e-mail and password; set the system's --data-dir")]
     OperatorFile { path: PathBuf },
     #[error("no {0} free ports in a row were found on 127.0.0.1")]
     NoFreePorts(u16),
     #[error("the system was not ready within {0} s")]
     NotReady(u64),
-    #[error("{what} was refused: {}", refusal(.status))]
+    #[error("{what} failed: {}", refusal(.status))]
     Refused { what: &'static str, status: Box<Status> },
-    #[error("no certificate could be made")]
+    #[error("the certificates cannot be issued")]
     Certificate { source: certs::Error },
-    #[error("the system's roots cannot be used: say where they are with --tls-ca")]
+    #[error("the system's root certificates cannot be used: set their file with --tls-ca")]
     Roots(#[source] mesh::tls::Error),
-    #[error("the account was not made")]
+    #[error("the account was not created")]
     Account(#[from] user::Error),
     #[error("the {service} service's store cannot be opened")]
     Store { service: &'static str, source: storage::Error },
-    #[error("the promises could not be checked")]
+    #[error("the promises cannot be checked")]
     Unchecked(#[from] crate::promises::Unchecked),
     #[error("promises are broken {count} times")]
     Broken { count: usize },
     #[error("{0}")]
     Usage(String),
-    /// `ordermesh … | head`: nothing reads on.
+    /// `ordermesh … | head`: the reader has closed the pipe.
     #[error("the output is closed")]
     OutputClosed,
     #[error("the output cannot be written")]
     Output(#[source] std::io::Error),
-    #[error("{failed} of {played} were not as they should be")]
+    #[error("{failed} of {played} paths failed")]
     Demo { failed: usize, played: usize },
 }
 
@@ -67,8 +67,9 @@ impl Error {
         move |status| Self::Refused { what, status: Box::new(status) }
     }
 
-    /// What the process ends with: 1, or 2 when it could not even look (as for arguments that make no sense). When its output
-    /// was closed, what a shell shows for a program that SIGPIPE ended: no success, for it may not have come to its end.
+    /// The process's exit code: 1, or 2 if it could not even start its work (as for invalid arguments). If its output
+    /// was closed, the code that a shell reports for a process killed by SIGPIPE: not success, because the work may be
+    /// incomplete.
     pub(crate) fn exit_code(&self) -> u8 {
         if matches!(self, Self::OutputClosed) {
             128 + 13
@@ -83,7 +84,7 @@ impl Error {
         }
     }
 
-    /// A setting or a variable makes no sense, and the service said so.
+    /// Whether a service rejected a setting or an environment variable.
     fn is_configuration(&self) -> bool {
         if matches!(self, Self::Telemetry(error) if error.is_setting()) {
             return true;
@@ -92,7 +93,7 @@ impl Error {
             || matches!(self, Self::Gateway(error) if error.is_configuration())
     }
 
-    /// The error and what caused it, a line each.
+    /// The error and its causes, one per line.
     pub(crate) fn report(&self) -> String {
         let mut text = format!("error: {self}");
         let mut cause = std::error::Error::source(self);
@@ -104,14 +105,14 @@ impl Error {
     }
 }
 
-/// Code, reason and message of a status.
+/// A status's code, reason and message.
 pub(crate) fn refusal(status: &Status) -> String {
     let reason = reason(status);
     let reason = if reason.is_empty() { String::new() } else { format!(" {reason}") };
     format!("{:?}{reason}: {}", status.code(), status.message())
 }
 
-/// The ErrorInfo's reason; empty when there is none.
+/// The ErrorInfo's reason; empty if there is none.
 pub(crate) fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }

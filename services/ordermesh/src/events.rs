@@ -1,9 +1,11 @@
-//! `ordermesh events`: the stored trace events of a running system, oldest first, and with `--follow` those that come after.
+//! `ordermesh events`: the stored trace events of a running system, oldest first, and with `--follow` new ones as they
+//! are stored.
 //!
 //! # Layout
-//! - here: which events, and how far back
-//! - `session`: calls as the operator, for longer than an access token lives; `follower`: a stream that goes on whatever ends it
-//! - `print`: a line for each event
+//! - here: the filter and the time window
+//! - `session`: calls as the operator, beyond an access token's lifetime; `follower`: a stream that is resumed however
+//!   it ends
+//! - `print`: one line per event
 
 mod follower;
 mod print;
@@ -27,31 +29,31 @@ use crate::system::{Place, Retries, System};
 use crate::text;
 use crate::up::Signals;
 
-/// The most events in a page.
+/// The page size.
 const PAGE_SIZE: i32 = 500;
 
-/// Which events.
+/// Which events to print.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Go on with events as they are stored, until Ctrl-C
+    /// Continue with new events as they are stored, until Ctrl-C
     #[arg(long, short)]
     follow: bool,
     #[command(flatten)]
     filter: Filter,
-    /// How far back: ms, s, m, h or d [default: 1h; with --order, --user or --trace as far as there are events]
+    /// How far back: ms, s, m, h or d [default: 1h; with --order, --user or --trace all stored events]
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     since: Option<Duration>,
-    /// Most events of the past that are printed: the newest ones
+    /// Maximum number of past events to print: the newest ones
     #[arg(long, default_value_t = 10_000, value_parser = chassis::settings::count, value_name = "COUNT")]
     limit: usize,
-    /// What a line is
+    /// Output format
     #[arg(long, short, value_enum, default_value_t = Form::Text, value_name = "FORM")]
     output: Form,
     #[command(flatten)]
     place: Place,
 }
 
-/// What an event must be.
+/// The filter of events.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Filter {
     /// Only of this type, for example user_login; may be given several times
@@ -75,7 +77,7 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// A call has room for one type: of several each event is looked at here.
+    /// A request has one type: several types are filtered on the client.
     fn only_type(&self) -> i32 {
         match self.types[..] {
             [only] => only.into(),
@@ -109,7 +111,7 @@ impl Filter {
     }
 }
 
-/// A type by its word. The contract's own list of them: whatever it gains is known here.
+/// Parses an event type. The list is the contract's own, so that new types are known here.
 fn event_type(word: &str) -> Result<EventType, String> {
     let all = (1..).map_while(|number| EventType::try_from(number).ok());
     let words = || all.clone().map(|known| text::event_type(known.into()));
@@ -126,10 +128,10 @@ fn event_status(word: &str) -> Result<EventStatus, String> {
     }
 }
 
-/// Prints them, until there are no more; or, with `--follow`, until a signal.
+/// Prints the events; with `--follow` until a signal.
 ///
 /// # Errors
-/// No system; filters that the Data Service refuses; a stream that cannot be gone on with.
+/// There is no system; the Data Service rejects the filter; the stream cannot be resumed.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     tokio::select! {
@@ -146,7 +148,7 @@ async fn print_all(options: Options) -> Result<(), Error> {
     if !follow {
         return window(&session, &filter, start, limit).await?.iter().try_for_each(|event| printer.print(event));
     }
-    // Before the window is read: what is stored meanwhile is in both, and what is stored later in the stream.
+    // Started before the window is read: events stored in between are in both, later ones in the stream.
     let mut follower = Follower::begin(session, filter.clone()).await?;
     let mut printed = HashSet::new();
     for event in window(follower.session(), &filter, start, limit).await? {
@@ -161,7 +163,7 @@ async fn print_all(options: Options) -> Result<(), Error> {
     }
 }
 
-/// The newest events since an instant, oldest first.
+/// The newest events since a time, oldest first.
 async fn window(
     session: &Session,
     filter: &Filter,
@@ -176,7 +178,7 @@ async fn window(
         let is_cut = events.len() > limit || (events.len() == limit && !page_token.is_empty());
         if is_cut {
             out::complain(format_args!(
-                "older events are left out: narrow the window with --since, or raise --limit {limit}"
+                "older events are omitted: narrow the window with --since, or raise --limit {limit}"
             ));
             events.truncate(limit);
         }
@@ -192,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_type_is_any_word_of_the_contract_and_a_wrong_one_learns_which_there_are() {
+    fn every_event_type_of_the_contract_is_accepted_and_an_error_lists_them() {
         assert_eq!(event_type("user_login"), Ok(EventType::UserLogin));
         assert_eq!(event_type("data_lookup"), Ok(EventType::DataLookup));
         for wrong in ["", "unspecified", "login", "USER_LOGIN"] {
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn one_type_is_asked_for_and_of_several_each_event_is_looked_at() {
+    fn one_type_is_filtered_by_the_server_and_several_by_the_client() {
         let event = |of: EventType| TraceEvent { r#type: of.into(), ..TraceEvent::default() };
         let of = |types: &[EventType]| Filter { types: types.to_vec(), ..Filter::default() };
         let (login, lookup, creation) = (EventType::UserLogin, EventType::DataLookup, EventType::OrderCreation);
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_and_a_stream_are_asked_for_the_same() {
+    fn a_list_and_a_stream_have_the_same_filter() {
         let text = |text: &str| Some(text.to_owned());
         let filter = Filter {
             types: vec![EventType::UserLogin],

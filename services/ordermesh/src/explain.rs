@@ -1,4 +1,4 @@
-//! `ordermesh explain ORDER_ID`: all that is known of an order, as a person wants to read it.
+//! `ordermesh explain ORDER_ID`: an order's timeline from all sources, formatted for a terminal.
 
 use clap::Args;
 use contracts::order::v1 as order_v1;
@@ -9,7 +9,7 @@ use crate::out;
 use crate::system::{Place, Retries, System, request};
 use crate::text;
 
-/// Which order.
+/// The order to explain.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     /// The order's id
@@ -18,10 +18,10 @@ pub(crate) struct Options {
     pub(crate) place: Place,
 }
 
-/// Asks as the operator, and prints.
+/// Calls ExplainOrder as the operator, and prints the answer.
 ///
 /// # Errors
-/// No system, no such order.
+/// There is no such system or order.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let system = System::find(&options.place, Retries::Off).await?;
     let token = system.operator_token().await?;
@@ -63,7 +63,7 @@ fn page(answer: &order_v1::ExplainOrderResponse) -> String {
     let start = answer.timeline.first().and_then(|entry| entry.time);
     for entry in &answer.timeline {
         let offset = text::offset(start.as_ref(), entry.time.as_ref());
-        // The order's own trace stands above; another one is worth a word.
+        // The order's own trace is printed above; only other traces are printed here.
         let elsewhere = if entry.trace_id == order.trace_id || entry.trace_id.is_empty() {
             String::new()
         } else {
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_tells_the_steps_with_their_times_and_what_is_missing() {
+    fn the_page_has_the_transitions_with_their_times_and_the_gaps() {
         let order =
             order_v1::Order { trace_id: "aa".into(), state: order_v1::OrderState::Paid.into(), ..Default::default() };
         let text = page(&order_v1::ExplainOrderResponse {

@@ -1,18 +1,19 @@
-//! The program: a supervisor that runs a whole system on this machine, each service by itself, and what a person does
-//! with a running system.
+//! The program: a supervisor that runs a whole system on this machine, each service by itself, and the commands for a
+//! running system.
 //!
 //! # Layout
-//! - `up`: without a subcommand; `supervisor`, `child`, `probe`, `banner`: its parts
+//! - `up`: no subcommand; `supervisor`, `child`, `probe`, `banner`: its parts
 //! - `run_service`: one service in this process
-//! - `demo`, `explain`, `events`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: how they find and talk to a
-//!   running system
-//! - [`promises`]: what must be so of a whole system, as queries over its stores: what `verify` and the crash suite ask
-//! - `certificates`: `ordermesh certs`, and what a system with `--tls` is given
-//! - `service`: names and ports; `passed`: `--order.memory-budget 4KiB`; `data_dir`: the folder and its secrets
-//! - `catalog`: what a first local start loads
-//! - `trace`, `text`: a client's trace ids; how values are printed
+//! - `demo`, `explain`, `events`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: finds and
+//!   calls a running system
+//! - [`promises`]: the invariants of a whole system, as queries over its stores: for `verify` and the crash suite
+//! - `certificates`: `ordermesh certs`, and the certificates of a system with `--tls`
+//! - `service`: names and ports; `passed`: forwarded settings like `--order.memory-budget 4KiB`; `data_dir`: the folder
+//!   and its secrets
+//! - `catalog`: the demo products of a first local start
+//! - `trace`, `text`: trace ids of the client; formatting of values
 //! - `argv`: passwords in arguments
-//! - `out`: the only way to stdout and stderr
+//! - `out`: the only access to stdout and stderr
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -53,7 +54,7 @@ use crate::service::Service;
 
 /// Order processing for e-commerce: four services, a mock of a payment gateway, one program.
 ///
-/// Without a subcommand it starts all of them on this machine, and ends them when it ends.
+/// Without a subcommand it starts all of them on this machine, and stops them when it exits.
 #[derive(Parser, Debug)]
 #[command(name = "ordermesh", version = VERSION, args_conflicts_with_subcommands = true, after_help = PASSED_HELP)]
 struct Cli {
@@ -63,11 +64,11 @@ struct Cli {
     up: up::Options,
 }
 
-/// Settings that a system's services have together, or that end them at once.
+/// Settings that a system's services must have in common, or that make them exit immediately.
 const SYSTEMS: [&str; 6] =
     ["--tls-cert", "--tls-key", "--tls-ca", "--trust-domain", "--mesh-secret-file", "--migrate-only"];
 
-/// Version, commit and day of the build.
+/// Version, commit and date of the build.
 const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (commit ",
@@ -77,10 +78,10 @@ const VERSION: &str = concat!(
     ")"
 );
 
-const PASSED_HELP: &str = "Settings of one service are passed on by prefix, for example
+const PASSED_HELP: &str = "Settings of a single service are forwarded by prefix, for example
   ordermesh --order.memory-budget 4KiB --data.fault-lookup refuse
 See `ordermesh user|order|payment|data|gateway --help` for them.
-With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service sends its traces, metrics and logs there.";
+With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service exports its traces, metrics and logs there.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
@@ -94,27 +95,27 @@ enum Command {
     Data(Box<run_service::DataArgs>),
     /// Run the mock of the external payment gateway
     Gateway(Box<gateway_mock::Config>),
-    /// Play every path, good and bad, through the public API of a running system
+    /// Run every path, good and bad, through the public API of a running system
     Demo(demo::Options),
-    /// Tell all that is known of an order
+    /// Print an order's timeline from all sources
     Explain(explain::Options),
     /// Print the stored trace events of a running system, and follow them
     Events(events::Options),
-    /// Put a running system under load, and say how fast it was
+    /// Put a running system under load, and report throughput and latencies
     Load(load::Options),
-    /// Check the promises on a running system: as queries over its stores and the gateway's ledger
+    /// Verify the promises on a running system: by queries over its stores and the gateway's ledger
     Verify(verify::Options),
-    /// Make a certificate authority and certificates for mutual TLS
+    /// Create a certificate authority and certificates for mutual TLS
     Certs(certificates::Options),
-    /// Break a system of its own in every way, heal it, and check the promises
+    /// Inject faults into a dedicated system under load, end them, and verify the promises
     Chaos(chaos::Options),
-    /// Accounts that run the platform
+    /// Manage operators' accounts
     Operator(operator::Options),
 }
 
-/// The program, from its arguments to its exit code.
+/// Runs the program; returns its exit code.
 pub fn program() -> ExitCode {
-    // What it writes is for its user alone: databases have hashes of passwords and payment tokens. Children inherit it.
+    // Files are private to this user: databases contain password hashes and payment tokens. Children inherit the mask.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     if let Err(error) = argv::hide_passwords(std::env::args_os()) {
         out::complain(error.report());
@@ -123,7 +124,7 @@ pub fn program() -> ExitCode {
     let (own, passed) = passed::split(std::env::args_os());
     let cli = match Cli::try_parse_from(own) {
         Ok(cli) => cli,
-        // Help and version, asked for.
+        // `--help` or `--version`.
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
             out::complain(shown(&error).trim_end());
@@ -161,7 +162,7 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
     }
 }
 
-/// What clap says of arguments. It quotes what cannot be read: not the value of a setting that is a secret.
+/// clap's error message. clap quotes an invalid value: this is suppressed for settings that are secrets.
 fn shown(error: &clap::Error) -> String {
     let setting = match (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue)) {
         (Some(ContextValue::String(setting)), Some(_)) => setting.split([' ', '=']).next().unwrap_or_default(),
@@ -174,14 +175,14 @@ fn shown(error: &clap::Error) -> String {
     format!("error: invalid value for '{setting}'{cause}\n\nFor more information, try '--help'.\n")
 }
 
-/// Settings that are passed on are checked here: a child that refuses them would only be restarted for ever.
+/// Validates forwarded settings here: a child that rejects them would only be restarted again and again.
 fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
     if passed.is_empty() {
         return Ok(());
     }
     if cli.command.is_some() {
         return Err(Error::Usage(
-            "--<service>.<setting> is for a whole system: leave the prefix away for one service".to_owned(),
+            "--<service>.<setting> is for a whole system: omit the prefix for one service".to_owned(),
         ));
     }
     for service in Service::ALL {
@@ -190,7 +191,7 @@ fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
         if let Some(flag) = passed.of(service).iter().filter_map(|flag| flag.to_str()).find(|flag| is_the_systems(flag))
         {
             return Err(Error::Usage(format!(
-                "{flag} is the whole system's affair: see --tls, or run {service} by itself"
+                "{flag} applies to the whole system: see --tls, or run {service} by itself"
             )));
         }
         let args = ["ordermesh".into(), service.name().into()].into_iter().chain(passed.of(service).iter().cloned());
@@ -210,12 +211,12 @@ mod tests {
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_definition_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn every_setting_says_what_it_is_for() {
+    fn every_setting_has_a_help_text() {
         for command in Cli::command().get_subcommands() {
             for argument in command.get_arguments().filter(|argument| argument.get_id() != "help") {
                 assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
@@ -224,8 +225,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_quoted_unless_it_is_a_secret() {
-        let told = |args: &[&str]| shown(&Cli::try_parse_from(args).expect_err("it cannot be read"));
+    fn an_invalid_value_is_quoted_unless_it_is_a_secret() {
+        let told = |args: &[&str]| shown(&Cli::try_parse_from(args).expect_err("an invalid value"));
         let key = told(&["ordermesh", "payment", "--gateway-api-key", "s3cr3t s3cr3t"]);
         assert!(key.contains("--gateway-api-key") && !key.contains("s3cr3t"), "{key}");
         assert!(told(&["ordermesh", "data", "--memory-limit", "much"]).contains("much"));
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_a_service_does_not_know_is_refused_before_anything_starts() {
+    fn an_invalid_forwarded_setting_is_rejected_before_anything_starts() {
         let parse = |line: &str| {
             let (own, passed) = passed::split(line.split(' ').map(Into::into));
             check(&Cli::try_parse_from(own).expect("parses"), &passed)
@@ -245,7 +246,7 @@ mod tests {
         let error = parse("ordermesh --order.memory-budget much").expect_err("not a size").to_string();
         assert!(error.starts_with("order: ") && error.contains("memory-budget"), "{error}");
         assert!(parse("ordermesh --gateway.memory-budget 4KiB").is_err());
-        assert!(parse("ordermesh --order.migrate-only").is_err(), "it would be started again for ever");
+        assert!(parse("ordermesh --order.migrate-only").is_err(), "it would be restarted for ever");
         assert!(parse("ordermesh --order.tls-cert=a.pem").is_err());
         assert!(parse("ordermesh explain 7 --order.memory-budget 4KiB").is_err());
     }

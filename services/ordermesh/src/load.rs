@@ -1,9 +1,9 @@
-//! `ordermesh load`: customers against a running system, through the public API. It says how fast orders were acknowledged and
-//! finished, how they ended, what was refused and why; then it checks the promises.
+//! `ordermesh load`: customers against a running system, through the public API. It reports how fast orders were
+//! acknowledged and finished, their final states, and rejected calls with reasons; then it verifies the promises.
 //!
 //! # Layout
-//! - here: how much, and for how long; the report
-//! - `mix`: what customers do, by weight; `customer`: one order as its customer sees it; `seen`: what they saw
+//! - here: the amount of load; the report
+//! - `mix`: the customers' behaviour, by weight; `customer`: one customer's order; `seen`: what the customers observed
 //! - `pace`: closed and open loop; `progress`: live rates
 
 mod customer;
@@ -32,17 +32,17 @@ use crate::system::{Place, Retries, System};
 use crate::up::Signals;
 use crate::verify;
 
-/// How much load.
+/// The amount and kind of load.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
     stores: verify::Stores,
-    /// Closed loop: customers at a time, each with one order at a time
+    /// Closed loop: concurrent customers, each with one order at a time
     #[arg(long, default_value_t = 32, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     customers: u32,
-    /// Open loop: orders a second, whatever becomes of those before; latencies count from when each was to begin
+    /// Open loop: orders per second, independent of earlier ones; latencies count from each order's scheduled start
     #[arg(long, value_name = "PER_SECOND", conflicts_with = "customers", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: Option<u32>,
     /// How long new orders are placed [default: until --orders]
@@ -51,36 +51,37 @@ pub(crate) struct Options {
     /// Orders in all [default: 5000, or no limit with --duration]
     #[arg(long, value_name = "COUNT")]
     orders: Option<u64>,
-    /// What customers do, by weight: happy, declined, cancel, silent, lost, flaky, slow, refund
+    /// Behaviour of the customers, by weight: happy, declined, cancel, silent, lost, flaky, slow, refund
     #[arg(long, default_value = "happy=100", value_name = "NAME=WEIGHT,…")]
     mix: Mix,
-    /// Log-ins a second besides, each one bcrypt hash
+    /// Additional log-ins per second, each one bcrypt hash
     #[arg(long, default_value_t = 0, value_name = "PER_SECOND")]
     logins: u32,
-    /// Accounts that the customers share: each costs two bcrypt hashes at the start
+    /// Accounts shared by the customers: each costs two bcrypt hashes at the start
     #[arg(long, default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     accounts: u32,
-    /// Customers fight for a SKU of which there are few, instead of buying what there is plenty of
+    /// Customers compete for a SKU with little stock, instead of buying SKUs with plenty
     #[arg(long)]
     scarce: bool,
-    /// Seed of everything that is drawn by lot [default: drawn and printed]
+    /// Seed of all random choices [default: random, printed]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
     /// Write the figures to a file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// The mesh's client tries nothing again: each refusal is seen
+    /// Disable retries of the mesh's client: every rejection is counted
     #[arg(long)]
     no_retries: bool,
-    /// Leave the promises unchecked at the end
+    /// Skip the verification of the promises at the end
     #[arg(long)]
     no_verify: bool,
 }
 
-/// Runs the load, prints what was seen, and checks the promises.
+/// Runs the load, prints the results, and verifies the promises.
 ///
 /// # Errors
-/// No system, no account to be had on it; an order that did not end as its customer expects; a broken promise.
+/// There is no system, or no account can be created; an order's final state is not the expected one; a promise is
+/// broken.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let retries = if options.no_retries { Retries::Off } else { Retries::On };
@@ -89,7 +90,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         Some(rate) => Pace::Open { rate },
         None => Pace::Closed { customers: options.customers },
     };
-    // Before anything is loaded: stores that are not there are better missed now.
+    // Before any load: missing stores are reported now rather than at the end.
     let check = verify::Options::of(options.place.clone(), options.stores.clone());
     let sources = if options.no_verify { None } else { Some(verify::sources(&check).await?) };
     out::line(format_args!("{pace}, mix {}, seed {seed}", options.mix))?;
@@ -106,7 +107,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     stop.cancel();
     // Both end with the token.
     let (watched, _) = tokio::join!(watching, logins);
-    // Unless it was cut off, it says whether it could be read.
+    // Unless it was cancelled, it returns whether its output could be written.
     watched.unwrap_or(Ok(()))?;
     let report = match sources {
         Some(sources) => Some(verified(&sources, &load).await?),
@@ -125,24 +126,24 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     report.as_ref().map_or(Ok(()), verify::verdict)
 }
 
-/// A signal ends it as its time does: orders in flight are watched to their end, and what was seen is told. A second one
-/// ends it at once.
+/// A signal ends the run as its duration does: orders in flight are watched to their final states, and the results are
+/// printed. A second one exits immediately.
 async fn end_early(mut signals: Signals, stop: CancellationToken) {
     signals.next().await;
     stop.cancel();
-    out::complain("no more orders; those in flight are watched to their end (once more: end at once)");
+    out::complain("no more orders; those in flight are watched until they finish (repeat to exit immediately)");
     signals.next().await;
     std::process::exit(1);
 }
 
-/// The promises, once what is on its way has arrived.
+/// Verifies the promises, once pending effects are done.
 async fn verified(sources: &Sources, load: &Load) -> Result<Report, Error> {
     let mut report = sources.settled(Duration::from_secs(30)).await?;
     sources.check_acknowledged(&load.acknowledged(), &mut report).await?;
     Ok(report)
 }
 
-/// Customers, and what they saw. Clones are the same.
+/// The customers, and what they observed. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Load {
     shop: Shop,
@@ -153,10 +154,10 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Registers customers.
+    /// Registers the customers' accounts.
     ///
     /// # Errors
-    /// No account to be had.
+    /// An account cannot be created.
     pub(crate) async fn prepare(
         system: System,
         mix: Mix,
@@ -176,20 +177,20 @@ impl Load {
         Ok(Self { shop, accounts: Arc::new(registered), mix, seed, seen })
     }
 
-    /// The same, with customers that ask again for as long as it takes, and do not wait for the end of their orders for longer
-    /// than this.
+    /// The same, with customers that retry without limit, and that do not wait longer than this for their orders to
+    /// finish.
     pub(crate) fn patient(mut self, most_wait: Duration) -> Self {
         self.shop.most_tries = u32::MAX;
         self.shop.most_wait = Some(most_wait);
         self
     }
 
-    /// Places orders until there are enough, or `stop`.
+    /// Places orders until `amount` is reached, or `stop`.
     pub(crate) async fn place_orders(&self, pace: Pace, amount: Amount, stop: CancellationToken) {
         pace::place(self, pace, amount, stop).await;
     }
 
-    /// Logs in so often, besides.
+    /// Logs in at this rate, in addition to the orders.
     async fn log_in(self, rate: u32, stop: CancellationToken) {
         if rate == 0 {
             return;
@@ -209,11 +210,11 @@ impl Load {
     }
 
     /// # Errors
-    /// Orders ended otherwise than their customers expect.
+    /// Orders whose final state is not the expected one.
     fn verdict(&self) -> Result<(), Error> {
         match self.seen.surprises() {
             0 => Ok(()),
-            count => Err(Error::Usage(format!("{count} orders did not end as their customers expect: see above"))),
+            count => Err(Error::Usage(format!("{count} orders ended in an unexpected state: see above"))),
         }
     }
 

@@ -1,8 +1,8 @@
-//! The program. All of it is in the library beside it, where its tests reach it.
+//! The program. Everything is in the library, where tests can call it.
 
 use std::process::ExitCode;
 
-/// Fewer page faults and less contention than the system's allocator, for programs of many small messages.
+/// Fewer page faults and less contention than the system's allocator, for many small messages.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

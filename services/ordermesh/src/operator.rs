@@ -1,4 +1,5 @@
-//! `ordermesh operator create`: no call makes an operator's account, so the program does, in the User Service's database.
+//! `ordermesh operator create`: no RPC creates an operator's account, so the program writes it to the User Service's
+//! database.
 
 use std::path::PathBuf;
 
@@ -7,7 +8,7 @@ use clap::{Args, Subcommand};
 use crate::error::Error;
 use crate::out;
 
-/// What to do with operators' accounts.
+/// The operation on operators' accounts.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     #[command(subcommand)]
@@ -16,7 +17,7 @@ pub(crate) struct Options {
 
 #[derive(Subcommand, Clone, Debug)]
 enum Command {
-    /// Make an operator's account
+    /// Create an operator's account
     Create(Box<Create>),
 }
 
@@ -25,18 +26,18 @@ struct Create {
     /// The account's e-mail
     #[arg(long)]
     email: String,
-    /// File with the account's password; its last newline is no part of it
+    /// File with the account's password; a trailing newline is not part of it
     #[arg(long, value_name = "FILE")]
     password_file: PathBuf,
-    /// The User Service's settings: --data-dir or --database-url say where its accounts are
+    /// The User Service's settings: --data-dir or --database-url select the database
     #[command(flatten)]
     service: user::Config,
 }
 
-/// Does it.
+/// Creates the account.
 ///
 /// # Errors
-/// A password that cannot be read; a database that cannot be used; an account that breaks the rules or is there.
+/// A password that cannot be read; a database that cannot be used; an account that is invalid or exists.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let Command::Create(create) = options.command;
     let password = std::fs::read_to_string(&create.password_file).map_err(|source| Error::File {

@@ -1,6 +1,6 @@
-//! What the program prints. Nothing else in it writes to stdout or stderr: `println!` panics when the reader of a pipe has
-//! gone, as in `ordermesh verify | head -1`. A report that cannot be written is an error, which ends its command in order;
-//! what a running system says is written or not.
+//! The program's output. Nothing else in it writes to stdout or stderr: `println!` panics if the reader of a pipe has
+//! exited, as in `ordermesh verify | head -1`. A report that cannot be written is an error, which ends its command;
+//! lines of a running system are best effort.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
@@ -31,12 +31,12 @@ fn print(text: std::fmt::Arguments<'_>) -> Result<(), Error> {
         .map_err(|error| if error.kind() == ErrorKind::BrokenPipe { Error::OutputClosed } else { Error::Output(error) })
 }
 
-/// A line of a program that goes on whether it is read or not: `ordermesh | head` keeps its system.
+/// A line of a program that continues whether or not it can be written: `ordermesh | head` keeps its system running.
 pub(crate) fn say(text: impl Display) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// A line to stderr, if it can be written. Errors come this way, and some quote what they were given.
+/// A line to stderr, best effort. Secrets are masked: some errors quote their input.
 pub(crate) fn complain(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{}", telemetry::masked(&text.to_string()));
 }

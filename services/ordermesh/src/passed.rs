@@ -1,11 +1,11 @@
-//! Settings that the supervisor passes on to one service's processes: `--order.memory-budget 4KiB`.
+//! Settings that the supervisor forwards to one service's processes: `--order.memory-budget 4KiB`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use crate::service::Service;
 
-/// What each service's processes are told besides their addresses and secrets.
+/// Each service's forwarded arguments, in addition to its addresses and secrets.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Passed(BTreeMap<Service, Vec<OsString>>);
 
@@ -20,7 +20,7 @@ impl Passed {
     }
 }
 
-/// Takes `--<service>.<flag>`, with `=<value>` or the value behind it, out of the arguments; the rest are the program's.
+/// Splits `--<service>.<flag>`, with `=<value>` or a separate value, from the arguments; the rest are the program's.
 pub(crate) fn split(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Passed) {
     let (mut own, mut passed) = (Vec::new(), Passed::default());
     let mut args = args.into_iter().peekable();
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_one_service_go_to_it_and_the_rest_stays() {
+    fn prefixed_settings_are_forwarded_to_their_service() {
         let (own, passed) =
             split_words("ordermesh --order.memory-budget 4KiB --instances 1 --data.fault=x=y --port-base 9000");
         assert_eq!(own, ["ordermesh", "--instances", "1", "--port-base", "9000"]);
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_without_a_value_takes_none() {
+    fn a_setting_without_a_value_takes_no_other_argument() {
         let (own, passed) = split_words("ordermesh --user.bold --order.lease 1s --payment.quick");
         assert_eq!(own, ["ordermesh"]);
         assert_eq!(passed.of(Service::User), ["--bold"]);
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_services_is_the_programs() {
+    fn other_arguments_are_the_programs_own() {
         let (own, passed) = split_words("ordermesh --nobody.flag 1 --log order.x=info");
         assert_eq!(own, ["ordermesh", "--nobody.flag", "1", "--log", "order.x=info"]);
         assert!(passed.is_empty());

@@ -1,4 +1,4 @@
-//! Is a process ready? Asks its admin port, by hand: `/readyz` is one line of HTTP.
+//! Probes a process's readiness on its admin port, without an HTTP client: `/readyz` is one line of HTTP.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,24 +6,24 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Between two questions while it is not.
+/// The interval between two probes.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// How long one question may take.
+/// The timeout of a probe.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Returns when the process behind an admin port is ready.
+/// Completes when the process behind an admin port is ready.
 pub(crate) async fn until_ready(admin: SocketAddr) {
     while !is_ready(admin).await {
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-/// Is it ready now?
+/// Whether it is ready now.
 pub(crate) async fn is_ready(admin: SocketAddr) -> bool {
     matches!(tokio::time::timeout(PATIENCE, ask(admin)).await, Ok(Ok(true)))
 }
 
-/// Does anything listen there?
+/// Whether the address accepts connections.
 pub(crate) async fn listens(address: SocketAddr) -> bool {
     matches!(tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
@@ -55,7 +55,7 @@ mod tests {
             });
             assert_eq!(is_ready(address).await, ready, "{answer:?}");
             answering.await.expect("ends");
-            assert!(!is_ready(address).await, "nobody listens any more");
+            assert!(!is_ready(address).await, "the listener is closed");
         }
     }
 }

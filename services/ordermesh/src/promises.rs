@@ -1,14 +1,14 @@
 //! The promises 1 to 4 as queries over the stores of a whole system and the gateway's ledger.
 //!
-//! The same code is behind `ordermesh verify`, on a system that runs, and behind the crash suite, after every step. A system that
-//! runs changes while it is read: whatever looks wrong is looked at again, alone, between two reads of the same
-//! version, before it counts as a violation; and events that are on their way lie in the outboxes, which are read before
-//! the store that they go to.
+//! The same code is used by `ordermesh verify`, on a running system, and by the crash suite, after every step. A
+//! running system changes while it is read: an apparent violation is checked again, alone, between two reads of the
+//! same version, before it counts; and events not yet delivered are in the outboxes, which are read before the store
+//! that they are delivered to.
 //!
 //! # Layout
 //! - here: what is read, and in which order
-//! - [`mod@case`]: the rules, pure: one order beside its payment, its charge and its events
-//! - [`report`]: what was found
+//! - [`mod@case`]: the rules, pure: one order with its payment, its charge and its events
+//! - [`report`]: the results
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -29,14 +29,14 @@ pub mod report;
 use case::Case;
 pub use report::{Gauges, Promise, Report, Violation};
 
-/// How many orders are read at a time.
+/// The page size of reads.
 const PAGE: u64 = 500;
-/// How often something that changes while it is read is read again.
+/// How often data that changes while it is read is read again.
 const LOOKS: usize = 20;
-/// Between two checks while something is on its way.
+/// The interval between two checks while effects are pending.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Where a system's truth is.
+/// The stores and the ledger of a system.
 #[derive(Clone)]
 pub struct Sources {
     /// The Order Service's store.
@@ -47,43 +47,43 @@ pub struct Sources {
     pub gateway: Arc<dyn Gateway>,
     /// The outboxes of all services.
     pub outboxes: Vec<Outbox>,
-    /// The Data Service's store of events; `None`: they stay in the outboxes.
+    /// The Data Service's store of events; `None`: events stay in the outboxes.
     pub events: Option<StoredEvents>,
     /// The User Service's sessions.
     pub sessions: Option<Sessions>,
-    /// How long what is due may lie there before it counts as left.
+    /// How long something due may stay unleased before it is a violation.
     pub patience: Duration,
-    /// Changes before it may have lost their events to the retention.
+    /// Changes before this time may have lost their events to the retention.
     pub told_since: Timestamp,
 }
 
-/// Why the promises could not be checked.
+/// Why the promises cannot be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum Unchecked {
-    /// A store could not be read.
+    /// A store cannot be read.
     #[error("a store cannot be read")]
     Store(#[from] storage::Error),
-    /// The gateway's ledger could not be read.
+    /// The gateway's ledger cannot be read.
     #[error("the gateway's ledger cannot be read: {0}")]
     Ledger(NoAnswer),
 }
 
-/// A page that is not full is the last.
+/// Whether a page is the last: it is not full.
 fn is_last(count: usize) -> bool {
     u64::try_from(count).is_ok_and(|count| count < PAGE)
 }
 
 impl Sources {
-    /// Checks promises 1 to 4.
+    /// Verifies promises 1 to 4.
     ///
     /// # Errors
-    /// A store or the ledger could not be read.
+    /// A store or the ledger cannot be read.
     pub async fn check(&self) -> Result<Report, Unchecked> {
         let mut report = Report::default();
         self.check_stock(&mut report).await?;
         let ledger = self.read_ledger().await?;
         report.looked_at(Promise::ChargedOnce, "charges", ledger.len());
-        // Where events stay in the outboxes, they are looked for there from the beginning.
+        // Where events stay in the outboxes, these are read from the start.
         let waiting = if self.events.is_none() { self.waiting(&mut report).await? } else { Vec::new() };
         let mut suspects: BTreeSet<OrderId> = BTreeSet::new();
         let mut known: BTreeSet<OrderId> = BTreeSet::new();
@@ -111,7 +111,7 @@ impl Sources {
         Ok(report)
     }
 
-    /// Checks again and again until nothing is on its way any more, at most so long; the last report.
+    /// Verifies repeatedly until no effect is pending, for `most` at most; returns the last report.
     ///
     /// # Errors
     /// As [`Sources::check`].
@@ -126,10 +126,10 @@ impl Sources {
         }
     }
 
-    /// What operators see.
+    /// The figures that operators monitor.
     ///
     /// # Errors
-    /// A store could not be read.
+    /// A store cannot be read.
     pub async fn gauges(&self) -> Result<Gauges, Unchecked> {
         let (by_state, since) = self.orders.unfinished().await?;
         let now = self.orders.now().await?;
@@ -153,7 +153,7 @@ impl Sources {
         Ok(gauges)
     }
 
-    /// Promise 1, for orders that customers were told of: each of them is there.
+    /// Promise 1, for acknowledged orders: each of them exists.
     ///
     /// # Errors
     /// The Order Service's store cannot be read.
@@ -162,7 +162,7 @@ impl Sources {
         for page in ids.chunks(usize::try_from(PAGE).unwrap_or(1)) {
             let there = self.orders.audit_versions(page).await?;
             for id in page.iter().filter(|id| !there.contains_key(id)) {
-                report.violated(Promise::NeverLost, id.to_string(), "it was acknowledged and is not there".to_owned());
+                report.violated(Promise::NeverLost, id.to_string(), "it was acknowledged, but does not exist".to_owned());
             }
         }
         Ok(())
@@ -185,15 +185,16 @@ impl Sources {
         let mut token = Some(String::new());
         while let Some(page_token) = token {
             let page = self.gateway.list_charges(page_token).await.map_err(Unchecked::Ledger)?;
-            // Keys that are not ours are another merchant's.
+            // Keys of another form belong to other merchants.
             ledger.extend(page.charges.into_iter().filter_map(|charge| Some((order_of(&charge.charge_key)?, charge))));
             token = page.next;
         }
         Ok(ledger)
     }
 
-    /// Orders beside what others know of them. The order of the reads is what makes the comparison sound: changes first, then
-    /// the outboxes that their events were written to, then the store that these go to.
+    /// Joins orders with their payments, charges and events. The comparison is correct because of the order of the
+    /// reads: changes first, then the outboxes that their events were written to, then the store that these are
+    /// delivered to.
     async fn cases(
         &self,
         ids: &[OrderId],
@@ -212,7 +213,7 @@ impl Sources {
             Some(events) => events.of_orders(&uuids).await?,
             None => Vec::new(),
         };
-        // An event that is being moved is in both.
+        // An event that is being delivered is in both.
         let mut events: HashMap<Uuid, BTreeMap<Uuid, TraceEvent>> = HashMap::new();
         for event in waiting.iter().cloned().chain(stored) {
             let Some(order) = event.order_id else { continue };
@@ -221,7 +222,7 @@ impl Sources {
         let case = |order: order::audit::AuditedOrder| {
             let payment = payments.remove(&order.id);
             let mut attempts = attempts.remove(&order.id).unwrap_or_default();
-            // The payment was read first: an attempt may have been added since.
+            // The payment was read first: a later attempt may have been added since.
             attempts.retain(|attempt| payment.as_ref().is_some_and(|payment| attempt.attempt <= payment.attempt));
             let events = events.remove(&order.id.as_uuid()).unwrap_or_default().into_values().collect();
             Case { charge: charge(order.id), payment, attempts, events, order }
@@ -229,7 +230,7 @@ impl Sources {
         Ok(orders.into_iter().map(case).collect())
     }
 
-    /// Orders that payments, charges or events speak of, and that were not among those that were read.
+    /// Orders that have payments, charges or events, but were not among those read.
     async fn without_an_order(
         &self,
         ledger: &HashMap<OrderId, Charge>,
@@ -258,7 +259,7 @@ impl Sources {
         Ok(unknown)
     }
 
-    /// What looked wrong is read again, until it is read between two equal versions.
+    /// Reads suspects again, until each is read between two equal versions.
     async fn look_again(&self, suspects: Vec<OrderId>, report: &mut Report) -> Result<(), Unchecked> {
         for batch in suspects.chunks(usize::try_from(PAGE).unwrap_or(1)) {
             let mut left = batch.to_vec();
@@ -273,7 +274,7 @@ impl Sources {
         Ok(())
     }
 
-    /// One more look; answers those that have changed meanwhile.
+    /// Reads suspects once more; returns those that have changed meanwhile.
     async fn look(&self, ids: &[OrderId], report: &mut Report) -> Result<Vec<OrderId>, Unchecked> {
         let orders = self.orders.audit_orders(ids).await?;
         let found: BTreeSet<OrderId> = orders.iter().map(|order| order.id).collect();
@@ -305,12 +306,12 @@ impl Sources {
         }
         for id in ids.iter().filter(|id| !found.contains(id)) {
             if charges.contains_key(id) || after.contains_key(id) {
-                report.violated(Promise::NeverLost, id.to_string(), "there is a payment, and no order".to_owned());
+                report.violated(Promise::NeverLost, id.to_string(), "there is a payment without an order".to_owned());
             } else if !versions.contains_key(id) {
                 report.violated(
                     Promise::ToldOnce,
                     id.to_string(),
-                    "a success is told, and there is no order".to_owned(),
+                    "there is an event of success without an order".to_owned(),
                 );
             } else {
                 changed.push(*id);
@@ -319,7 +320,7 @@ impl Sources {
         Ok(changed)
     }
 
-    /// All events that are in the outboxes, also those that the store will never take.
+    /// All events in the outboxes, including those that the store has rejected permanently.
     async fn waiting(&self, report: &mut Report) -> Result<Vec<TraceEvent>, Unchecked> {
         let (mut events, mut refused) = (Vec::new(), 0);
         for outbox in &self.outboxes {
@@ -337,7 +338,7 @@ impl Sources {
         Ok(payments.into_iter().map(|payment| (payment.order_id, payment.version)).collect())
     }
 
-    /// Promise 4, for log-ins: every session that is open was told of, once.
+    /// Promise 4, for log-ins: every open session has exactly one event.
     async fn check_logins(&self, report: &mut Report) -> Result<(), Unchecked> {
         let (Some(sessions), Some(events)) = (&self.sessions, &self.events) else { return Ok(()) };
         let mut after: Option<SessionId> = None;
@@ -359,7 +360,7 @@ impl Sources {
                 let id = session.id.to_string();
                 let count = told.get(&id).map_or(0, BTreeSet::len);
                 if count != 1 {
-                    let what = format!("the log-in that opened the session is told of {count} times");
+                    let what = format!("the log-in that opened the session has {count} events");
                     report.violated(Promise::ToldOnce, format!("session {id}"), what);
                 }
             }

@@ -1,4 +1,4 @@
-//! Contract ⇄ domain: every field check is here.
+//! Contract ⇄ domain. Every check of a field is here.
 
 use chassis::decode::is_payment_method;
 use chassis::encode::{money, timestamp};
@@ -15,14 +15,14 @@ use crate::reconcile::{Account, Difference, Reconciliation};
 impl TryFrom<proto::ProcessPaymentRequest> for ProcessCommand {
     type Error = Invalid;
 
-    /// Ids that are none are the caller's mistake. An amount or details that cannot be paid are the payment's: it is
-    /// recorded, and declined.
+    /// An invalid id is the caller's error. With an invalid amount or invalid details the payment is recorded, and
+    /// declined.
     fn try_from(request: proto::ProcessPaymentRequest) -> Result<Self, Invalid> {
         let mut fields = Fields::default();
         let order_id = fields.id::<OrderId>("order_id", &request.order_id);
         let user_id = fields.id::<UserId>("user_id", &request.user_id);
         let (order_id, user_id) = fields.finish(order_id.zip(user_id))?;
-        // The Order Service has checked it, perhaps by the rules of an earlier release.
+        // The Order Service has validated it, perhaps by the rules of an earlier release.
         let contact_email = Fields::default().known_email("contact_email", &request.contact_email);
         let fingerprint = fingerprint(order_id, user_id, &request);
         Ok(Self {
@@ -66,7 +66,7 @@ impl TryFrom<proto::CancelPaymentRequest> for CancelCommand {
     }
 }
 
-/// The order of a GetPayment.
+/// The order of a GetPayment request.
 pub(crate) fn order_id(request: &proto::GetPaymentRequest) -> Result<OrderId, Invalid> {
     let mut fields = Fields::default();
     let order_id = fields.id("order_id", &request.order_id);
@@ -188,7 +188,7 @@ mod tests {
     use crate::store::MAX_ATTEMPTS;
 
     #[test]
-    fn the_most_attempts_and_differences_fit_into_what_every_client_takes() {
+    fn the_most_attempts_and_differences_fit_into_the_default_message_limit() {
         let text = |bytes: usize| "x".repeat(bytes);
         let attempt = proto::PaymentAttempt {
             attempt: i32::MAX,

@@ -1,9 +1,10 @@
-//! Performs the effect that a payment owes under its key, and records what came of it.
+//! Performs the pending effect of a payment under its key, and records the result.
 //!
-//! A lease saves work; it never makes the result right: keys and versions do. Whoever changes a payment sees to it that it
-//! goes on, so whoever loses its compare-and-set just stops. Clock, ids, store, peers and fault points are arguments.
+//! A lease saves duplicate work; correctness does not depend on it but on keys and versions. Every writer of a payment
+//! takes care of its next step, so a driver that loses its compare-and-set just stops. Clock, ids, store, peers and
+//! fault points are arguments.
 //!
-//! `effect` asks the gateway and decides by the table; `poll` finds what is due.
+//! `effect` calls the gateway and applies the state table; `poll` finds due payments.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,79 +28,79 @@ use crate::waiters::Waiters;
 mod effect;
 mod poll;
 
-/// A wait up to this is waited for where the try was made; a longer one lies in the table.
+/// A backoff up to this is slept in the task; for a longer one the payment is rescheduled in the table.
 const SOON: Duration = Duration::from_secs(2);
-/// How often a late result is told.
+/// Attempts at confirming a result to the Order Service.
 const CONFIRM_TRIES: u32 = 3;
 
-/// How a driver behaves.
+/// The driver's settings.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The owner of its leases.
     pub instance: String,
-    /// How long a payment is left to it.
+    /// How long a lease lasts.
     pub lease: Duration,
-    /// How often to look for payments that are due, on average.
+    /// The average interval between polls for due payments.
     pub poll_interval: Duration,
-    /// Wait after the first try that came to nothing; it doubles with each, up to the cap.
+    /// The backoff after the first failed attempt; doubles with each attempt, up to the cap.
     pub backoff: Duration,
-    /// Longest wait between two tries.
+    /// The maximum backoff between two attempts.
     pub backoff_cap: Duration,
     /// How long a payment may be in doubt.
     pub doubt_limit: Duration,
-    /// Most payments that are driven at a time.
+    /// The maximum number of payments driven concurrently.
     pub max_drives: usize,
 }
 
-/// What a driver is made of.
+/// What a driver is made of: every dependency is an argument.
 pub struct Parts {
-    /// The payments.
+    /// The payment tables.
     pub store: Store,
     /// The payment gateway.
     pub gateway: Arc<dyn Gateway>,
-    /// Who is told of late results.
+    /// Wakes the Order Service after late results.
     pub confirmations: Arc<dyn Confirmations>,
-    /// The time.
+    /// The wall clock.
     pub clock: Arc<dyn Clock>,
-    /// Ids, and the randomness of waits.
+    /// The source of ids and of the jitter.
     pub ids: Arc<dyn IdSource>,
-    /// Where events go.
+    /// The sink of events.
     pub events: Arc<dyn EventSink>,
-    /// Who waits for results.
+    /// The calls that wait for results.
     pub waiters: Waiters,
-    /// Faults on purpose.
+    /// The injected faults.
     pub faults: Arc<dyn Faults>,
-    /// The tasks that are waited for when the service stops.
+    /// Tracks the tasks to finish before the service stops.
     pub tasks: TaskTracker,
-    /// Told to stop: claim nothing more.
+    /// Shutdown requested: claim nothing more.
     pub shutdown: CancellationToken,
-    /// How it behaves.
+    /// The settings.
     pub options: Options,
 }
 
-/// What came of one try.
+/// The result of one attempt.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// It owes nothing any more.
+    /// It has no pending effect any more.
     Settled(Payment),
-    /// It owes something else, at once; the lease is kept.
+    /// It has another pending effect, due immediately; the lease is kept.
     GoesOn(Payment),
-    /// It came to nothing; the lease is given back, and it is due after a while.
+    /// No definite result: the lease is freed, and it is due again after the backoff.
     Later(Payment, Duration),
-    /// Somebody else has changed the payment, and sees to it.
+    /// Another writer has changed the payment, and takes care of its next step.
     Lost,
-    /// A fault on purpose stopped the driver.
+    /// An injected fault stopped the driver.
     Stopped,
 }
 
 struct Inner {
     parts: Parts,
     permits: Arc<Semaphore>,
-    /// Work was left lying for want of a permit, or one was given back: look at once.
+    /// Signals that a permit became free when none was: poll immediately.
     work: Notify,
 }
 
-/// Drives payments. Clones are the same driver.
+/// Drives payments. Clones share one driver.
 #[derive(Clone)]
 pub struct Driver(Arc<Inner>);
 
@@ -109,35 +110,36 @@ impl std::fmt::Debug for Driver {
     }
 }
 
-/// The right to drive one payment.
+/// The permit to drive one payment.
 #[derive(Debug)]
-pub struct Permit(#[expect(dead_code, reason = "held, and given back when it is dropped")] OwnedSemaphorePermit);
+pub struct Permit(#[expect(dead_code, reason = "held, and released when it is dropped")] OwnedSemaphorePermit);
 
 impl Driver {
-    /// Of its parts.
+    /// A driver made of `parts`.
     pub fn new(parts: Parts) -> Self {
         let permits = Arc::new(Semaphore::new(parts.options.max_drives));
         Self(Arc::new(Inner { parts, permits, work: Notify::new() }))
     }
 
-    /// The right to drive a payment, unless as many are driven as may be, or the service stops. Without it a payment lies
-    /// due in the table.
+    /// A permit to drive a payment; `None` at the limit, or after shutdown. A payment without one stays due in the
+    /// table.
     pub fn permit(&self) -> Option<Permit> {
         self.0.permits.clone().try_acquire_owned().ok().map(Permit)
     }
 
-    /// The lease that this instance takes.
+    /// A lease of this instance.
     pub fn lease(&self) -> Lease {
         let options = &self.0.parts.options;
         Lease { owner: options.instance.clone(), length: options.lease }
     }
 
-    /// How many payments are driven now.
+    /// The number of payments being driven.
     pub fn in_flight(&self) -> usize {
         self.0.parts.options.max_drives.saturating_sub(self.0.permits.available_permits())
     }
 
-    /// Drives a claimed payment until it settles, is lost, or has to wait for long; then tells who has to know.
+    /// Drives a claimed payment until it has no pending effect, is lost, or has to wait for longer; then announces the
+    /// result.
     pub async fn drive(&self, payment: Payment, permit: Permit) {
         let (mut payment, mut permit) = (payment, permit);
         loop {
@@ -156,10 +158,10 @@ impl Driver {
                 Ok(Step::Lost | Step::Stopped) => return self.give_back(permit),
                 Err(error) => {
                     self.give_back(permit);
-                    // Whatever the gateway did is done under its key: whoever takes the lease next finds it.
+                    // Whatever the gateway did was done under the payment's key: the next owner of the lease finds it.
                     static SELDOM: Seldom = Seldom::new();
                     if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-                        tracing::warn!(target: "ordermesh", %order_id, error = ?error, since_last_line, "a payment's try could not be recorded");
+                        tracing::warn!(target: "ordermesh", %order_id, error = ?error, since_last_line, "a payment attempt could not be recorded; lease expiry will hand it over");
                     }
                     return;
                 }
@@ -194,15 +196,15 @@ impl Driver {
             () = tokio::time::sleep(wait) => {}
         }
         let permit = self.permit()?;
-        // Somebody else may have been faster, or the database away: then it is not ours.
+        // Another instance may have claimed it, or the database may be unavailable: then this one stops.
         let claimed = self.0.parts.store.claim(order_id, self.lease()).await.ok().flatten();
         claimed.map(|payment| (payment, permit))
     }
 
-    /// One try: performs what a claimed payment owes, and records what came of it.
+    /// One attempt: performs the pending effect of a claimed payment, and records the result.
     ///
     /// # Errors
-    /// It could not be recorded.
+    /// The result could not be recorded.
     pub async fn step(&self, before: Payment) -> Result<Step, storage::Error> {
         let parts = &self.0.parts;
         let Some(effect) = before.owes() else { return Ok(Step::Settled(before)) };
@@ -244,7 +246,7 @@ impl Driver {
         Ok(step(recorded))
     }
 
-    /// The operation of one try: a child of the call that asked for it, whatever has happened to that call since.
+    /// The operation of one attempt: a child of the call that requested the payment, even after that call has ended.
     pub(crate) fn operation(&self, name: &'static str, payment: &Payment) -> Operation {
         let parent = payment.parent().map_or(Parent::Root, Parent::Remote);
         let events = Some(self.0.parts.events.clone());
@@ -256,7 +258,8 @@ impl Driver {
         operation
     }
 
-    /// Tells those who wait for a settled payment; when nobody does, the Order Service: a wake-up, best effort.
+    /// Notifies the calls that wait for a payment's result; if there are none, the Order Service: a wake-up, best
+    /// effort.
     pub async fn announce(&self, payment: &Payment) {
         let parts = &self.0.parts;
         if parts.waiters.settled(payment) {
@@ -270,10 +273,10 @@ impl Driver {
                 match parts.confirmations.confirm(payment.order_id).await {
                     Ok(()) => return Outcome::Success,
                     Err(error) if attempt == CONFIRM_TRIES || parts.shutdown.is_cancelled() => {
-                        // The order asks again by itself: this only makes it later.
+                        // The order's driver retries on its own: a failure here only delays it.
                         static SELDOM: Seldom = Seldom::new();
                         if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-                            tracing::info!(target: "ordermesh", order_id = %payment.order_id, error = %error, since_last_line, "nobody was told");
+                            tracing::info!(target: "ordermesh", order_id = %payment.order_id, error = %error, since_last_line, "payment confirmation not delivered");
                         }
                         operation.mark_error(error.message);
                         break;

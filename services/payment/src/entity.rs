@@ -1,4 +1,4 @@
-//! The tables as sea-orm sees them. They never leave `store`.
+//! The tables as sea-orm entities. They are private to `store`.
 
 pub(crate) mod payment {
     use sea_orm::entity::prelude::*;
@@ -32,7 +32,7 @@ pub(crate) mod payment {
         pub(crate) update_time: i64,
     }
 
-    /// Without the payment method: it is a secret.
+    /// Omits the payment method's token, which is a secret.
     impl std::fmt::Debug for Model {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.debug_struct("Model")

@@ -1,4 +1,4 @@
-//! What can go wrong with a call. The reasons are public: callers act on them.
+//! The Payment Service's errors. Their reasons are public: callers act on them.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use telemetry::ErrorClass;
 
 use crate::ports::NoAnswer;
 
-/// Why a call is refused.
+/// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Fields that cannot be used: all of them.
+    /// Fields are invalid; all violations are listed.
     #[error("the request has invalid fields: {0}")]
     Invalid(#[from] Invalid),
-    /// The order has a payment by another command.
-    #[error("the order's payment was asked for with another command")]
+    /// The order has a payment with another command.
+    #[error("the order's payment was requested with another command")]
     RequestIdReused,
-    /// Nobody asked for a payment of that order.
+    /// The order has no payment.
     #[error("there is no payment of this order")]
     PaymentNotFound,
     /// The gateway's ledger could not be read.
     #[error("the gateway's ledger cannot be read: {0}")]
     GatewayUnreachable(NoAnswer),
-    /// The database.
+    /// The database failed.
     #[error("the payment store failed")]
     Storage(#[from] storage::Error),
 }
@@ -78,7 +78,7 @@ impl storage::Failure for Error {
     }
 }
 
-/// The refusal as the caller gets it.
+/// The error as a gRPC status.
 pub(crate) fn status(error: Error) -> tonic::Status {
     mesh::status("payment", &error)
 }
@@ -89,12 +89,12 @@ mod tests {
     use tonic::Status;
 
     #[test]
-    fn the_reasons_and_the_classes_of_their_events_change_only_on_purpose() {
+    fn the_reasons_and_their_error_classes_are_stable() {
         let all = [
             Error::Invalid(Invalid(vec![])),
             Error::RequestIdReused,
             Error::PaymentNotFound,
-            Error::GatewayUnreachable(NoAnswer::new("it says nothing")),
+            Error::GatewayUnreachable(NoAnswer::new("unusable")),
             Error::GatewayUnreachable(Status::deadline_exceeded("too late").into()),
             Error::GatewayUnreachable(Status::unavailable("no connection").into()),
             Error::Storage(storage::Error::Closed),

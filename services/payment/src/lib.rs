@@ -1,18 +1,19 @@
-//! Payment Service: the payment's life against an external gateway.
+//! Payment Service: a payment's lifecycle against an external gateway.
 //!
-//! Start reading at [`lifecycle`]: the table that everything else obeys. [`process`] starts or joins a payment and waits,
-//! [`driver`] asks the gateway and records what came of it. The service knows nothing of orders but their ids, and card
-//! numbers never come here: a payment method is a token.
+//! Start reading at [`lifecycle`], the state table. [`process`] starts or joins a payment and waits for its result,
+//! [`driver`] calls the gateway and records the result. The service knows nothing of orders but their ids, and card
+//! numbers never reach it: a payment method is a token.
 //!
 //! # Layout
-//! - [`lifecycle`]: the table of states
-//! - [`payment`]: what is kept of a payment, its keys at the gateway, which change is which event
-//! - [`process`]: starting, joining, cancelling; waiting for the answer
-//! - [`driver`]: performs the effect that a payment owes, and records what came of it
-//! - [`reconcile`]: our payments beside the gateway's ledger
-//! - [`waiters`]: who waits for which payment
-//! - [`ports`]: what it needs of the gateway and of the Order Service
-//! - [`store`], `sql`, `entity`, `migration`: its tables; `service`, `convert`, [`error`]: its contract; `gauges`: its metrics
+//! - [`lifecycle`]: the state table
+//! - [`payment`]: the stored payment, its keys at the gateway, the events of its states
+//! - [`process`]: starting, joining, cancelling; waiting for the result
+//! - [`driver`]: performs the pending effect of a payment and records its result
+//! - [`reconcile`]: compares the payments with the gateway's ledger
+//! - [`waiters`]: the calls that wait for a payment's result
+//! - [`ports`]: the interfaces to the gateway and to the Order Service, and their gRPC clients
+//! - [`store`], `sql`, `entity`, `migration`: the tables; `service`, `convert`, [`error`]: the gRPC contract; `gauges`:
+//!   the metrics
 
 pub mod driver;
 pub mod error;
@@ -52,13 +53,13 @@ pub use migration::MIGRATIONS;
 /// Settings of the Payment Service.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Config {
-    /// What every service has.
+    /// Settings common to all services.
     #[command(flatten)]
     pub common: Settings,
-    /// Whose keys verify access tokens.
+    /// The User Service, whose keys verify access tokens.
     #[command(flatten)]
     pub user: UserPeer,
-    /// Who is told of late results.
+    /// The Order Service, which late results are confirmed to.
     #[command(flatten)]
     pub order: OrderPeer,
     /// Instances of the payment gateway
@@ -69,42 +70,44 @@ pub struct Config {
         value_name = "HOST:PORT,…"
     )]
     pub gateway_addresses: Addresses,
-    /// Our API key at the gateway. Better set by environment or file: flags are seen by everybody
+    /// API key at the gateway. Better set by environment or file: flags are visible to all local users
     #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub gateway_api_key: Option<ApiKey>,
-    /// File with our API key at the gateway [default: DATA_DIR/gateway.key]
+    /// File with the API key at the gateway [default: DATA_DIR/gateway.key]
     #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_API_KEY_FILE", value_name = "FILE")]
     pub gateway_api_key_file: Option<PathBuf>,
-    /// How long a question to the gateway may take
+    /// Timeout of a call to the gateway
     #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_TIMEOUT", default_value = "2s", value_parser = positive_duration, value_name = "DURATION")]
     pub gateway_timeout: Duration,
-    /// How long a payment may be in doubt before it is given up, certainly not charged
+    /// Maximum time in doubt; then the payment fails, once it is certain that nothing is charged
     #[arg(long, env = "ORDERMESH_PAYMENT_DOUBT_LIMIT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub doubt_limit: Duration,
-    /// Most that is charged for an order, by currency in whole units, for example EUR=50000,JPY=9000000; a currency that is not named keeps its default. The Order Service has a limit of its own, which should not be higher [default: about 100000 euros in each currency]
+    /// Maximum charge for an order, by currency in whole units, for example EUR=50000,JPY=9000000; a currency that is
+    /// not named keeps its default. The Order Service has a limit of its own, which should not be higher [default:
+    /// about 100000 euros in each currency]
     #[arg(long, env = "ORDERMESH_PAYMENT_AMOUNT_LIMIT", value_name = "CURRENCY=AMOUNT,…")]
     pub amount_limit: Option<AmountLimits>,
-    /// Longest that a call waits for its payment before it answers "pending"
+    /// Maximum time that a call waits for its payment before it answers "pending"
     #[arg(long, env = "ORDERMESH_PAYMENT_ANSWER_WITHIN", default_value = "3s", value_parser = duration, value_name = "DURATION")]
     pub answer_within: Duration,
-    /// How long a payment belongs to the instance that drives it, before another takes it over
+    /// How long a payment's lease lasts, before another instance takes the payment over
     #[arg(long, env = "ORDERMESH_PAYMENT_LEASE", default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub lease: Duration,
-    /// How often to look for payments that are due, on average
+    /// Average interval between polls for due payments
     #[arg(long, env = "ORDERMESH_PAYMENT_POLL_INTERVAL", default_value = "500ms", value_parser = positive_duration, value_name = "DURATION")]
     pub poll_interval: Duration,
-    /// Wait after the first try that came to nothing; it doubles with each, up to the cap
+    /// Backoff after the first failed attempt; doubles with each attempt, up to the cap
     #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF", default_value = "200ms", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff: Duration,
-    /// Longest wait between two tries
+    /// Maximum backoff between two attempts
     #[arg(long, env = "ORDERMESH_PAYMENT_BACKOFF_CAP", default_value = "60s", value_parser = positive_duration, value_name = "DURATION")]
     pub backoff_cap: Duration,
-    /// Most payments that this instance drives at a time
+    /// Maximum number of payments that this instance drives concurrently
     #[arg(long, env = "ORDERMESH_PAYMENT_MAX_DRIVES", default_value_t = 256, value_name = "COUNT", value_parser = count)]
     pub max_drives: usize,
 }
 
-/// An API key. Its Debug does not show it.
+/// An API key. Debug omits it.
 #[derive(Clone)]
 pub struct ApiKey(pub(crate) MetadataValue<Ascii>);
 
@@ -154,10 +157,10 @@ impl Config {
     }
 }
 
-/// Runs the service on a listener until `shutdown`, then drains it.
+/// Serves on a listener until `shutdown`, then drains.
 ///
 /// # Errors
-/// An API key, a database or a listener that cannot be used.
+/// The API key, the database or a listener cannot be used.
 pub async fn run(
     config: Config,
     listener: TcpListener,

@@ -1,69 +1,72 @@
-//! The payment's life, on one screen. Everything else (driver, API, diagram, tests, the crash suite) reads this table.
+//! The payment's state machine, in one table. Everything else (driver, API, diagram, tests, the crash suite) reads this
+//! table.
 //!
-//! A payment is recorded PENDING before the gateway is asked. An answer decides; silence never does: the charge is in doubt
-//! and asked for again under the same key, which charges once however often it is asked. Doubt that lasts too long, or an
-//! order that cancels, puts a tombstone under the key: from then on either the charge is there and known, or it can never
-//! come to be. What is charged for a cancelled order is given back. When the gateway refuses that, a person has to look.
+//! A payment is recorded PENDING before the gateway is called. Only an answer decides it; without one the charge is in
+//! doubt and is retried under the same key, which charges once however often it is sent. If the doubt lasts too long,
+//! or the order cancels, a tombstone is put under the key: then the charge either exists and is known, or can never be
+//! made. What was charged for a cancelled order is refunded. If the gateway refuses the refund, an operator must
+//! intervene.
 
 use std::fmt::Write as _;
 
-/// Where a payment is.
+/// The state of a payment.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum State {
     /// Recorded; the gateway has not answered yet.
     Pending,
-    /// The gateway was asked and did not answer.
+    /// The gateway was called, and the outcome is unknown.
     InDoubt,
     /// A tombstone is being put under the charge's key.
     Cancelling,
-    /// Charged; the money is being given back.
+    /// Charged; a refund is pending.
     Refunding,
     /// Final, unless the order cancels: charged.
     Succeeded,
-    /// Final: refused by the issuer or by our own checks.
+    /// Final: declined by the issuer or by this service's checks.
     Declined,
-    /// Final: given up after too long in doubt; certainly not charged.
+    /// Final: in doubt for too long; certainly not charged.
     Failed,
     /// Final: cancelled by the order; certainly not charged.
     Cancelled,
-    /// Final: charged and given back.
+    /// Final: charged and refunded.
     Refunded,
-    /// At rest until a larger refund number: charged, and the gateway refuses to give it back.
+    /// No pending effect until a larger refund number: charged, and the gateway refuses the refund.
     RefundRefused,
 }
 
-/// What a state owes: asked of the gateway under a key derived from the order, so that twice is once.
+/// The pending effect of a state. It is sent to the gateway under a key derived from the order, so that repeating it is
+/// idempotent.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Effect {
-    /// Take the money. Key: (order, charge).
+    /// Charge. Key: (order, charge).
     CreateCharge,
-    /// Make certain that the money is never taken from now on. Key: (order, charge).
+    /// Make certain that the key is never charged from now on. Key: (order, charge).
     CancelCharge,
-    /// Give the money back. Key: (order, refund, n).
+    /// Refund. Key: (order, refund, n).
     RefundCharge {
-        /// Which refund it is, from 1.
+        /// The number of the refund, from 1.
         n: i32,
     },
 }
 
-/// What the gateway let us see.
+/// What was observed at the gateway.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Observation {
-    /// The money was taken and not given back.
+    /// Charged and not refunded.
     Charged,
-    /// The issuer said no: the money was not taken, and never will be under this key.
+    /// Declined by the issuer: not charged, and never will be under this key.
     Declined,
-    /// A tombstone: the money was not taken, and never will be under this key.
+    /// A tombstone: not charged, and never will be under this key.
     Tombstone,
-    /// The money was taken and given back.
+    /// Charged and refunded.
     GivenBack,
-    /// The money was taken, and the gateway will not give it back under this refund's key.
+    /// Charged, and the gateway refuses the refund under this refund's key.
     RefundRefused,
-    /// No answer that decides: silence, or an error, whatever its code.
+    /// Outcome unknown: no answer, or an error, whatever its code.
     Unknown,
 }
 
-/// Has the order asked to cancel?
+/// Whether the order has requested a cancellation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum CancelAsked {
     /// Yes.
@@ -72,16 +75,16 @@ pub enum CancelAsked {
     No,
 }
 
-/// How long it has been in doubt.
+/// How long the payment has been in doubt.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Doubt {
-    /// Not so long as the limit, or not at all.
+    /// Shorter than the limit, or not at all.
     WithinLimit,
-    /// As long as the limit, or longer.
+    /// At least as long as the limit.
     PastLimit,
 }
 
-/// What a state owes. `refund_n` is the number of the refund that the order asked for last.
+/// The pending effect of a state. `refund_n` is the number of the last refund that the order requested.
 #[rustfmt::skip]
 pub const fn owes(state: State, refund_n: i32) -> Option<Effect> {
     match state {
@@ -98,7 +101,7 @@ pub const fn owes(state: State, refund_n: i32) -> Option<Effect> {
     }
 }
 
-/// The table: where a payment is after what was seen of the effect that it owed.
+/// The table: the state after an observation of the pending effect.
 #[rustfmt::skip]
 pub const fn after(state: State, seen: Observation, asked: CancelAsked, doubt: Doubt) -> State {
     use CancelAsked::{No, Yes};
@@ -121,11 +124,12 @@ pub const fn after(state: State, seen: Observation, asked: CancelAsked, doubt: D
         (InDoubt,    Seen::Unknown,       No,  WithinLimit) => InDoubt,
         (InDoubt,    Seen::Unknown,       No,  PastLimit)   => Cancelling,
 
-        // An order that asks moves its payment to CANCELLING at once (on_cancel): these rows are for totality, and safe.
+        // A cancellation moves the payment to CANCELLING immediately (`on_cancel`): these rows are for totality, and
+        // safe.
         (Pending | InDoubt, Seen::Charged,                   Yes, _) => Refunding,
         (Pending | InDoubt, Seen::Declined | Seen::Tombstone, Yes, _) => Cancelled,
         (Pending | InDoubt, Seen::Unknown,                   Yes, _) => Cancelling,
-        // Not an answer to the question.
+        // Not an answer to a charge.
         (Pending | InDoubt, Seen::RefundRefused,             _,   _) => state,
 
         // cancel charge
@@ -147,20 +151,20 @@ pub const fn after(state: State, seen: Observation, asked: CancelAsked, doubt: D
         (Refunding,  Seen::Tombstone,     _,   _)           => Refunding,
         (Refunding,  Seen::Unknown,       _,   _)           => Refunding,
 
-        // Nothing is owed, so nothing is decided.
+        // No pending effect: nothing to decide.
         (Succeeded | Declined | Failed | Cancelled | Refunded | RefundRefused, _, _, _) => state,
     }
 }
 
-/// Where a payment is after the order asked to cancel it, with refund number `n`; `current_n` is the number before.
-/// `None` in place of a state stands for "no payment yet": a tombstone of our own.
+/// The state after the order requested a cancellation with refund number `n`; `current_n` is the number before. `None`
+/// stands for "no payment yet": the service records a tombstone of its own.
 #[rustfmt::skip]
 pub const fn on_cancel(state: Option<State>, n: i32, current_n: i32) -> State {
     match state {
         None                       => State::Cancelled,
         Some(State::Pending)       => State::Cancelling,
         Some(State::InDoubt)       => State::Cancelling,
-        // Also when the doubt limit began it: that the order asks is noted, and decides what comes after.
+        // Also if the doubt limit has caused it: the request is recorded, and decides what follows.
         Some(State::Cancelling)    => State::Cancelling,
         Some(State::Refunding)     => State::Refunding,
         Some(State::Succeeded)     => State::Refunding,
@@ -172,7 +176,7 @@ pub const fn on_cancel(state: Option<State>, n: i32, current_n: i32) -> State {
     }
 }
 
-/// All states.
+/// Every state.
 pub const STATES: [State; 10] = [
     State::Pending,
     State::InDoubt,
@@ -186,7 +190,7 @@ pub const STATES: [State; 10] = [
     State::RefundRefused,
 ];
 
-/// All observations.
+/// Every observation.
 pub const OBSERVATIONS: [Observation; 6] = [
     Observation::Charged,
     Observation::Declined,
@@ -197,7 +201,7 @@ pub const OBSERVATIONS: [Observation; 6] = [
 ];
 
 impl State {
-    /// Its name in the contract and in the database.
+    /// The name in the contract and in the database.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pending => "PENDING",
@@ -213,19 +217,19 @@ impl State {
         }
     }
 
-    /// The state of a name.
+    /// The state with this name.
     pub fn of(name: &str) -> Option<Self> {
         STATES.into_iter().find(|state| state.name() == name)
     }
 
-    /// It owes nothing: it rests until the order asks for something else.
+    /// Whether it has no pending effect: it stays until the order requests something else.
     pub const fn is_settled(self) -> bool {
         owes(self, 1).is_none()
     }
 }
 
 impl Effect {
-    /// Its name in `payment_attempt`.
+    /// The name in `payment_attempt`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::CreateCharge => "create_charge",
@@ -234,7 +238,7 @@ impl Effect {
         }
     }
 
-    /// The name of the span that it is performed in.
+    /// The name of its span.
     pub const fn span_name(self) -> &'static str {
         match self {
             Self::CreateCharge => "process_payment",
@@ -257,8 +261,8 @@ impl Observation {
     }
 }
 
-/// The table as a mermaid state diagram; the README shows it, and a test keeps them equal. Left out: what cannot be reached
-/// (asked to cancel and not CANCELLING), and money given back behind our back.
+/// The table as a mermaid state diagram; the README contains it, and a test keeps them equal. Omitted: unreachable rows
+/// (cancellation requested, but not CANCELLING), and refunds that this service did not request.
 pub fn diagram() -> String {
     let mut text = String::from("stateDiagram-v2\n    [*] --> PENDING: ProcessPayment\n");
     let mut lines = vec![format!("    [*] --> {}: CancelPayment came first", on_cancel(None, 1, 0).name())];
@@ -320,14 +324,14 @@ mod tests {
     }
 
     #[test]
-    fn what_owes_nothing_is_moved_by_no_observation() {
+    fn no_observation_moves_a_state_without_a_pending_effect() {
         for (state, seen, asked, doubt) in rows().filter(|row| row.0.is_settled()) {
             assert_eq!(after(state, seen, asked, doubt), state, "{state:?} {seen:?}");
         }
     }
 
     #[test]
-    fn what_owes_something_is_settled_by_some_answer_and_never_by_silence() {
+    fn a_pending_effect_is_completed_by_some_answer_and_never_without_one() {
         for state in STATES.into_iter().filter(|state| !state.is_settled()) {
             assert!(rows().any(|(of, seen, asked, doubt)| of == state && after(of, seen, asked, doubt).is_settled()));
         }
@@ -337,18 +341,18 @@ mod tests {
     }
 
     #[test]
-    fn money_that_was_taken_is_never_forgotten() {
+    fn a_charge_ends_in_succeeded_or_refunding() {
         for (state, _, asked, doubt) in rows().filter(|row| !row.0.is_settled()) {
             let to = after(state, Observation::Charged, asked, doubt);
             assert!(matches!(to, State::Succeeded | State::Refunding), "{state:?} {asked:?} {doubt:?}");
             if asked == CancelAsked::Yes {
-                assert_eq!(to, State::Refunding, "{state:?}: the order asked, so it is given back");
+                assert_eq!(to, State::Refunding, "{state:?}: the order cancelled, so it is refunded");
             }
         }
     }
 
     #[test]
-    fn a_payment_is_given_up_only_when_it_certainly_was_not_taken() {
+    fn a_payment_fails_only_if_it_certainly_was_not_charged() {
         for (state, seen, asked, doubt) in rows().filter(|row| !row.0.is_settled()) {
             if matches!(after(state, seen, asked, doubt), State::Declined | State::Failed | State::Cancelled) {
                 assert!(matches!(seen, Observation::Declined | Observation::Tombstone), "{state:?} {seen:?}");
@@ -357,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_order_never_finds_its_payment_charged_for_good() {
+    fn a_cancelled_orders_payment_never_stays_charged() {
         for state in STATES {
             assert_ne!(on_cancel(Some(state), 1, 0), State::Succeeded, "{state:?}");
         }
@@ -367,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_reads_the_name_that_it_prints() {
+    fn state_names_round_trip() {
         for state in STATES {
             assert_eq!(State::of(state.name()), Some(state));
         }
@@ -391,6 +395,6 @@ mod tests {
         }
         let lines: Vec<_> = diagram.lines().collect();
         let distinct: std::collections::BTreeSet<_> = lines.iter().collect();
-        assert_eq!(lines.len(), distinct.len(), "a line is there twice in\n{diagram}");
+        assert_eq!(lines.len(), distinct.len(), "a line is duplicated in\n{diagram}");
     }
 }

@@ -2,7 +2,7 @@
 
 use storage::Migration;
 
-/// The schema, step by step, oldest first.
+/// The schema's versions, oldest first.
 pub const MIGRATIONS: &[Migration] = &[Migration {
     version: 1,
     name: "create payments and their attempts",
@@ -32,7 +32,7 @@ pub const MIGRATIONS: &[Migration] = &[Migration {
             create_time BIGINT NOT NULL,
             update_time BIGINT NOT NULL
         )",
-        // Only what owes something is in it: it stays small however many payments there are.
+        // A partial index on payments with a pending effect: it stays small however many payments there are.
         "CREATE INDEX payment_due ON payment (next_attempt_time) WHERE next_attempt_time IS NOT NULL",
         "CREATE TABLE payment_attempt (
             order_id UUID NOT NULL REFERENCES payment (order_id),

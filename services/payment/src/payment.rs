@@ -1,4 +1,4 @@
-//! A payment: what is kept of it, its keys at the gateway, and which change of it is which event. Pure.
+//! A payment: the stored fields, its keys at the gateway, and the events of its states. Pure.
 
 use std::fmt;
 
@@ -7,20 +7,20 @@ use telemetry::{ErrorClass, EventError, Outcome, TraceParent};
 
 use crate::lifecycle::{CancelAsked, Effect, State, owes};
 
-/// The type of the events that payments are.
+/// The type of payments' events.
 pub const EVENT_TYPE: &str = "payment_processing";
 
-/// A token of a payment method. A secret: its Debug does not show it.
+/// The token of a payment method. A secret: Debug omits it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PaymentMethod(String);
 
 impl PaymentMethod {
-    /// From the token's text.
+    /// Wraps a token.
     pub fn new(token: impl Into<String>) -> Self {
         Self(token.into())
     }
 
-    /// The token, for the gateway and for the store alone.
+    /// The token; only for the gateway and the store.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -49,7 +49,7 @@ pub enum DeclineCode {
     StolenCard,
     /// The issuer could not process it.
     ProcessingError,
-    /// The issuer takes it for fraud.
+    /// The issuer suspects fraud.
     Fraudulent,
     /// The payment details are malformed, or the payment method is unknown.
     InvalidPaymentDetails,
@@ -59,7 +59,7 @@ pub enum DeclineCode {
     GatewayTimeout,
 }
 
-/// All decline codes.
+/// Every decline code.
 pub const DECLINE_CODES: [DeclineCode; 11] = [
     DeclineCode::GenericDecline,
     DeclineCode::InsufficientFunds,
@@ -74,10 +74,10 @@ pub const DECLINE_CODES: [DeclineCode; 11] = [
     DeclineCode::GatewayTimeout,
 ];
 
-/// What a customer can do about a decline.
+/// What the customer can do about a decline.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Advice {
-    /// It will not work.
+    /// A retry will not work.
     DoNotRetry,
     /// The same method may work later, with a new order.
     RetryLater,
@@ -86,7 +86,7 @@ pub enum Advice {
 }
 
 impl DeclineCode {
-    /// Its name in events and in the database.
+    /// The name in events and in the database.
     pub const fn name(self) -> &'static str {
         match self {
             Self::GenericDecline => "GENERIC_DECLINE",
@@ -103,12 +103,12 @@ impl DeclineCode {
         }
     }
 
-    /// The code of a name.
+    /// The code with this name.
     pub fn of(name: &str) -> Option<Self> {
         DECLINE_CODES.into_iter().find(|code| code.name() == name)
     }
 
-    /// What can be done about it.
+    /// What the customer can do.
     #[rustfmt::skip]
     pub const fn advice(self) -> Advice {
         match self {
@@ -121,7 +121,7 @@ impl DeclineCode {
         }
     }
 
-    /// A sentence.
+    /// A sentence for the customer.
     pub const fn message(self) -> &'static str {
         match self {
             Self::GenericDecline => "the issuer declined the payment and gave no reason",
@@ -131,7 +131,7 @@ impl DeclineCode {
             Self::LostCard => "the card is reported lost",
             Self::StolenCard => "the card is reported stolen",
             Self::ProcessingError => "the issuer could not process the payment",
-            Self::Fraudulent => "the issuer takes the payment for fraud",
+            Self::Fraudulent => "the issuer suspects fraud",
             Self::InvalidPaymentDetails => "the payment details are malformed, or the payment method is unknown",
             Self::InvalidAmount => "the amount is not positive, over the limit, or in an unknown currency",
             Self::GatewayTimeout => "the payment gateway did not answer in time; nothing was charged",
@@ -139,108 +139,108 @@ impl DeclineCode {
     }
 }
 
-/// The payment of an order, as it is kept.
+/// The stored payment of an order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Payment {
-    /// The key.
+    /// The order's id, the primary key.
     pub order_id: OrderId,
-    /// The customer. None on a tombstone that came before the payment.
+    /// The customer. None on a tombstone that was recorded before the payment.
     pub user_id: Option<UserId>,
-    /// Where it is.
+    /// The current state.
     pub state: State,
-    /// What is charged. None on a tombstone, and when the currency is unknown.
+    /// The amount to charge. None on a tombstone, and if the currency is unknown.
     pub amount: Option<Money>,
-    /// Kept only while the charge may still have to be asked for.
+    /// Kept only while the charge may still have to be sent.
     pub payment_method: Option<PaymentMethod>,
-    /// Where the receipt goes.
+    /// The address for the receipt.
     pub contact_email: Option<String>,
-    /// Of the command that asked for it. None on a tombstone.
+    /// The fingerprint of the ProcessPayment command. None on a tombstone.
     pub fingerprint: Option<String>,
-    /// Counts the changes.
+    /// Incremented by every change.
     pub version: i64,
-    /// Counts the rows of `payment_attempt`.
+    /// The number of rows in `payment_attempt`.
     pub attempt: i32,
-    /// How many tries came to nothing since something was last decided.
+    /// Failed attempts since the last definite result.
     pub tries: u32,
-    /// When the effect that it owes is due; None when it owes none.
+    /// When the pending effect is due; None when there is none.
     pub next_attempt_time: Option<Timestamp>,
-    /// Which instance performs the effect.
+    /// The instance that holds the lease.
     pub lease_owner: Option<String>,
-    /// Until when it is left to that instance.
+    /// When the lease expires.
     pub lease_until: Timestamp,
-    /// When the first question began that got no answer.
+    /// When the first call with an unknown outcome began.
     pub doubt_since: Option<Timestamp>,
-    /// Has the order asked to cancel?
+    /// Whether the order has requested a cancellation.
     pub cancel_asked: bool,
-    /// The number of the refund that the order asked for last; 0 before any.
+    /// The number of the last refund that the order requested; 0 before any.
     pub refund_n: i32,
     /// Why it was declined or failed.
     pub decline_code: Option<DeclineCode>,
-    /// The gateway's id of the charge, when charged.
+    /// The gateway's id of the charge, if charged.
     pub charge_id: Option<String>,
-    /// Why the last try came to nothing.
+    /// Why the last attempt failed.
     pub last_error: Option<String>,
-    /// The call that asked for what is owed: later attempts are its children.
+    /// The call that requested the pending effect: attempts are its children.
     pub traceparent: String,
-    /// When it was recorded.
+    /// When it was created.
     pub create_time: Timestamp,
     /// When it last changed.
     pub update_time: Timestamp,
 }
 
 impl Payment {
-    /// What it owes.
+    /// The pending effect.
     pub fn owes(&self) -> Option<Effect> {
         owes(self.state, self.refund_n)
     }
 
-    /// Has the order asked to cancel?
+    /// Whether the order has requested a cancellation.
     pub fn asked(&self) -> CancelAsked {
         if self.cancel_asked { CancelAsked::Yes } else { CancelAsked::No }
     }
 
-    /// The call that asked for what is owed.
+    /// The call that requested the pending effect.
     pub fn parent(&self) -> Option<TraceParent> {
         self.traceparent.parse().ok()
     }
 }
 
-/// A row of `payment_attempt`: a try at the gateway, or a change that came without one.
+/// A row of `payment_attempt`: a call to the gateway, or a change without one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attempt {
-    /// From 1.
+    /// Serial number, from 1.
     pub attempt: i32,
     /// [`Effect::name`], or "record".
     pub effect: String,
-    /// What came of it.
+    /// The result.
     pub outcome: String,
-    /// The state afterwards.
+    /// The state after it.
     pub state: State,
     /// When it ended.
     pub time: Timestamp,
-    /// The trace that it is part of.
+    /// The trace of the attempt.
     pub trace_id: String,
-    /// Its span.
+    /// The span of the attempt.
     pub span_id: String,
 }
 
-/// The key under which an order is charged: one order, one key, one charge.
+/// The idempotency key of an order's charge: one order, one key, one charge.
 pub fn charge_key(order_id: OrderId) -> String {
     format!("order-{order_id}-charge")
 }
 
-/// The key of an order's refund number `n`.
+/// The idempotency key of an order's refund number `n`.
 pub fn refund_key(order_id: OrderId, n: i32) -> String {
     format!("order-{order_id}-refund-{n}")
 }
 
-/// The order of a charge key; None when the key is not one of ours.
+/// The order of a charge key; None when the key has another form.
 pub fn order_of(charge_key: &str) -> Option<OrderId> {
     charge_key.strip_prefix("order-")?.strip_suffix("-charge")?.parse().ok()
 }
 
-/// The event that entering a state is: the value of its attribute `operation`, and its outcome. None for the states that
-/// are not settled: doubt is no event.
+/// The event of entering a state: the value of its attribute `operation`, and its outcome. None for states with a
+/// pending effect: being in doubt is not an event.
 pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Option<(&'static str, Outcome)> {
     let failed = |class, reason: &str, message: String| Outcome::Failed(EventError::new(class, reason, message));
     let code = decline.unwrap_or(DeclineCode::GenericDecline);
@@ -262,7 +262,7 @@ pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Opt
     }
 }
 
-/// At most so many bytes of a text that came from outside, without control characters, which databases may refuse.
+/// At most `most` bytes of an external text, without control characters, which databases may reject.
 pub(crate) fn shortened(text: &str, most: usize) -> String {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
     let mut end = text.len().min(most);
@@ -279,7 +279,7 @@ mod tests {
     use kernel::{IdSource, SystemIds};
 
     #[test]
-    fn a_charge_key_leads_back_to_its_order() {
+    fn a_charge_key_parses_back_to_its_order() {
         let order_id = OrderId::from_uuid(SystemIds.uuid());
         assert_eq!(order_of(&charge_key(order_id)), Some(order_id));
         assert_ne!(refund_key(order_id, 1), refund_key(order_id, 2));
@@ -291,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_settled_is_an_event_and_nothing_else_is() {
+    fn exactly_the_states_without_a_pending_effect_have_an_event() {
         for state in STATES {
             assert_eq!(event_of(state, None, "").is_some(), state.is_settled(), "{state:?}");
         }
     }
 
     #[test]
-    fn a_code_reads_the_name_that_it_prints() {
+    fn decline_code_names_round_trip() {
         for code in DECLINE_CODES {
             assert_eq!(DeclineCode::of(code.name()), Some(code));
         }
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_shortened_at_a_characters_edge() {
+    fn a_text_is_shortened_at_a_character_boundary() {
         assert_eq!(shortened("aäb", 2), "a");
         assert_eq!(shortened("ab", 5), "ab");
     }

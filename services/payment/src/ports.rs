@@ -1,11 +1,11 @@
-//! What the service needs of others: the payment gateway, and somebody to tell of late results. Traits, so that tests and
-//! the crash suite bring their own; and their gRPC clients.
+//! The interfaces to the payment gateway and to the Order Service, which late results are confirmed to. Traits, so that
+//! tests and the crash suite can substitute them; and their gRPC clients.
 //!
-//! A real gateway without tombstones maps onto [`Gateway`] like this (Stripe): `create_charge` creates a PaymentIntent under
-//! the charge key and then confirms it (two calls, the intent's id kept with the payment); `cancel_charge` cancels that intent,
-//! creating it first when there is none, so that a late confirmation fails; `refund_charge` creates a Refund with the refund
-//! key as its idempotency key; `get_charge` retrieves the intent. Stripe forgets idempotency keys after a day: past that the
-//! intent's own state, not its key, is what stops a second charge.
+//! A real gateway without tombstones maps onto [`Gateway`] as follows (Stripe): `create_charge` creates a PaymentIntent
+//! under the charge key and then confirms it (two calls, the intent's id stored with the payment); `cancel_charge`
+//! cancels that intent, creating it first if there is none, so that a late confirmation fails; `refund_charge` creates
+//! a Refund with the refund key as its idempotency key; `get_charge` retrieves the intent. Stripe drops idempotency
+//! keys after a day: after that the intent's own state, not its key, prevents a second charge.
 
 use std::fmt;
 use std::time::Duration;
@@ -23,26 +23,26 @@ use tonic::{Code, Request, Status};
 
 use crate::payment::{DeclineCode, PaymentMethod, shortened};
 
-/// How much of somebody else's message is kept.
+/// Maximum bytes of an external message that are kept.
 const MAX_MESSAGE_BYTES: usize = 200;
-/// How many rows of the ledger are asked for at a time.
+/// Page size of reads of the ledger.
 const LEDGER_PAGE: i32 = 1_000;
 
-/// Where a charge is, as the gateway says it.
+/// The status of a charge, as the gateway reports it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ChargeStatus {
-    /// The money was taken.
+    /// Charged.
     Succeeded,
-    /// The issuer said no.
+    /// Declined by the issuer.
     Declined(DeclineCode),
     /// A tombstone.
     Cancelled,
-    /// The money was taken and given back.
+    /// Charged and refunded.
     Refunded,
 }
 
 impl ChargeStatus {
-    /// Its name in the gateway's contract.
+    /// The name in the gateway's contract.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Succeeded => "SUCCEEDED",
@@ -58,53 +58,53 @@ impl ChargeStatus {
 pub struct Charge {
     /// The gateway's id.
     pub charge_id: String,
-    /// Our key.
+    /// The charge key.
     pub charge_key: String,
-    /// Where it is.
+    /// The charge's status.
     pub status: ChargeStatus,
-    /// What was, or would have been, taken. None on a tombstone.
+    /// The amount that was, or would have been, charged. None on a tombstone.
     pub amount: Option<Money>,
 }
 
 /// A page of the gateway's ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LedgerPage {
-    /// By key.
+    /// Ordered by key.
     pub charges: Vec<Charge>,
-    /// The next page's token; None on the last.
+    /// The next page's token; None on the last page.
     pub next: Option<String>,
 }
 
-/// Asks for a charge.
+/// A request to charge.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ChargeCommand {
-    /// One key, one charge.
+    /// The idempotency key: one key, one charge.
     pub charge_key: String,
-    /// How much.
+    /// The amount to charge.
     pub amount: Money,
-    /// Of whom.
+    /// The payment method to charge.
     pub payment_method: PaymentMethod,
-    /// Where the receipt goes.
+    /// The address for the receipt.
     pub receipt_email: String,
 }
 
-/// What became of a refund.
+/// The gateway's answer to a refund.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RefundAnswer {
-    /// The money was given back.
+    /// Refunded.
     Refunded,
-    /// The gateway will not, under this key; its reason.
+    /// The gateway refuses the refund under this key; its reason.
     Refused(String),
 }
 
-/// No answer that decides anything: silence, or an error, whatever its code.
+/// No definite answer: none at all, or an error, whatever its code.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NoAnswer {
-    /// What came instead.
+    /// The class of the error.
     pub class: ErrorClass,
     /// A reason and a sentence.
     pub message: String,
-    /// The gateway says that it has no such row: an answer to GetCharge alone.
+    /// The gateway has no such row: a definite answer only for GetCharge.
     pub is_not_found: bool,
 }
 
@@ -117,7 +117,7 @@ impl fmt::Display for NoAnswer {
 impl std::error::Error for NoAnswer {}
 
 impl NoAnswer {
-    /// An answer that says nothing that can be used.
+    /// An answer that cannot be used.
     pub fn new(message: impl Into<String>) -> Self {
         Self { class: ErrorClass::MalformedAnswer, message: message.into(), is_not_found: false }
     }
@@ -132,27 +132,27 @@ impl From<Status> for NoAnswer {
     }
 }
 
-/// The payment gateway. Every call has an end of its own.
+/// The payment gateway. Every call has its own timeout.
 pub trait Gateway: Send + Sync + 'static {
-    /// Takes money, once per key.
+    /// Charges, once per key.
     fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
-    /// Makes certain that a key is never charged from now on, and answers what stands under it.
+    /// Makes certain that a key is never charged from now on, and returns the charge under it.
     fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
-    /// Gives the money of a charge back, once per refund key.
+    /// Refunds a charge, once per refund key.
     fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>>;
-    /// What stands under a key.
+    /// The charge under a key.
     fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
     /// A page of the ledger; the first has an empty token.
     fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>>;
 }
 
-/// Who is told of results that came after the answer.
+/// Receives results that come after the call's answer.
 pub trait Confirmations: Send + Sync + 'static {
-    /// Tells of an order's payment.
+    /// Confirms that an order's payment has a result.
     fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>>;
 }
 
-/// The gateway by gRPC.
+/// The gateway over gRPC.
 #[derive(Clone)]
 pub struct GrpcGateway {
     channel: Channel,
@@ -167,13 +167,13 @@ impl fmt::Debug for GrpcGateway {
 }
 
 impl GrpcGateway {
-    /// Over a channel, with the merchant's API key. Each call ends after `timeout`.
+    /// A client on a channel, with the merchant's API key. Each call has this timeout.
     pub(crate) fn new(channel: Channel, mut api_key: MetadataValue<Ascii>, timeout: Duration) -> Self {
         api_key.set_sensitive(true);
         Self { channel, api_key, timeout }
     }
 
-    /// As a merchant with this key sees it.
+    /// The same, for callers outside this crate.
     pub fn of_merchant(channel: Channel, api_key: crate::ApiKey, timeout: Duration) -> Self {
         Self::new(channel, api_key.0, timeout)
     }
@@ -214,7 +214,7 @@ impl Gateway for GrpcGateway {
         Box::pin(async move {
             let request = self.request(proto::RefundChargeRequest { charge_key, refund_key });
             let answer = self.client().refund_charge(request).await?.into_inner();
-            // The ledger's word counts more than the flag: a charge that is refunded is refunded, by whichever key.
+            // The ledger takes precedence over the flag: a refunded charge is refunded, under whichever key.
             match (read(answer.charge)?.status, answer.refunded) {
                 (ChargeStatus::Refunded, _) => Ok(RefundAnswer::Refunded),
                 (ChargeStatus::Succeeded, false) => {
@@ -244,7 +244,7 @@ impl Gateway for GrpcGateway {
     }
 }
 
-/// A charge as it came. One that cannot be read decides nothing.
+/// Decodes a charge. An invalid one is no definite answer.
 fn read(charge: Option<proto::Charge>) -> Result<Charge, NoAnswer> {
     let Some(charge) = charge else { return Err(NoAnswer::new("the answer has no charge")) };
     let status = match charge.status() {
@@ -259,7 +259,7 @@ fn read(charge: Option<proto::Charge>) -> Result<Charge, NoAnswer> {
     Ok(Charge { charge_id: charge.charge_id, charge_key: charge.charge_key, status, amount })
 }
 
-/// A code that a later gateway may add is a decline all the same.
+/// A decline code added by a later gateway is still a decline.
 fn decline(code: proto::DeclineCode) -> DeclineCode {
     match code {
         proto::DeclineCode::Unspecified | proto::DeclineCode::GenericDecline => DeclineCode::GenericDecline,
@@ -274,12 +274,12 @@ fn decline(code: proto::DeclineCode) -> DeclineCode {
     }
 }
 
-/// The Order Service by gRPC.
+/// The Order Service over gRPC.
 #[derive(Clone, Debug)]
 pub struct GrpcConfirmations(Channel);
 
 impl GrpcConfirmations {
-    /// Over a channel to the Order Service.
+    /// A client on a channel to the Order Service.
     pub fn new(order: Channel) -> Self {
         Self(order)
     }
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_charge_that_cannot_be_read_decides_nothing() {
+    fn an_invalid_charge_is_no_definite_answer() {
         assert!(read(None).is_err());
         assert!(read(Some(proto::Charge::default())).is_err());
         let declined =
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn every_status_is_no_answer_whatever_its_code() {
+    fn an_error_status_of_any_code_is_no_definite_answer() {
         let no_answer = NoAnswer::from(Status::failed_precondition("x".repeat(1_000)));
         assert_eq!(no_answer.message.len(), MAX_MESSAGE_BYTES);
         assert!(!no_answer.is_not_found);

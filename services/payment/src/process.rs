@@ -1,4 +1,4 @@
-//! Starting, joining, cancelling a payment, and waiting for it: what is known by the deadline is the answer.
+//! Starting, joining and cancelling a payment, and waiting for it: the answer is what is known by the deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,62 +15,62 @@ use crate::payment::{DeclineCode, EVENT_TYPE, Payment, PaymentMethod};
 use crate::store::{Draft, OpenOperation, Opened, Store};
 use crate::waiters::{Waiter, Waiters};
 
-/// Left of a call's time for its answer to travel.
+/// Reserved from a call's remaining time for sending the answer.
 const ANSWER_MARGIN: Duration = Duration::from_millis(250);
-/// How often to look at a payment that another instance may be driving.
+/// The interval between reads of a payment that another instance may be driving.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Asks for a payment.
+/// A request to charge for an order.
 #[derive(Clone, Debug)]
 pub struct ProcessCommand {
-    /// The key.
+    /// The order's id, the payment's key.
     pub order_id: OrderId,
     /// The customer.
     pub user_id: UserId,
-    /// None when the currency is not known here.
+    /// None if the currency is unknown.
     pub amount: Option<Money>,
-    /// How it is paid.
+    /// The payment method's token.
     pub payment_method: PaymentMethod,
-    /// Where the receipt goes.
+    /// The address for the receipt.
     pub contact_email: String,
-    /// Is the method's form that of a token, and the e-mail's that of an address?
+    /// Whether the method is a well-formed token, and the e-mail a well-formed address.
     pub are_details_sound: bool,
-    /// Of the command as it came.
+    /// The fingerprint of the command as received.
     pub fingerprint: String,
 }
 
-/// Asks that nothing stays charged.
+/// A request to make certain that nothing stays charged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CancelCommand {
-    /// The key.
+    /// The order's id, the payment's key.
     pub order_id: OrderId,
-    /// Which refund, from 1.
+    /// The number of the refund, from 1.
     pub refund_n: i32,
 }
 
-/// Limits.
+/// The service's limits on amounts and waits.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// The most that is charged for an order.
+    /// The maximum charge for an order.
     pub amount: AmountLimits,
-    /// The longest that a call waits for its payment to settle.
+    /// The maximum time a call waits for its payment's result.
     pub answer_within: Duration,
 }
 
 /// Starts, joins and cancels payments.
 #[derive(Clone)]
 pub struct Processor {
-    /// The payments.
+    /// The payment tables.
     pub store: Store,
-    /// Who drives them.
+    /// Drives the payments.
     pub driver: Driver,
-    /// Who waits for them.
+    /// The calls that wait for results.
     pub waiters: Waiters,
-    /// Where events go.
+    /// The sink of events.
     pub events: Arc<dyn EventSink>,
-    /// Drives outlive their callers here.
+    /// Tracks the drives, which outlive their calls.
     pub tasks: TaskTracker,
-    /// Limits.
+    /// The limits.
     pub limits: Limits,
 }
 
@@ -86,11 +86,11 @@ struct Started {
 }
 
 impl Processor {
-    /// Starts or joins the payment of an order, and answers what is known when it settles or the time is up. The drive
-    /// is a task of its own: it outlives the call.
+    /// Starts or joins the payment of an order, and returns what is known when it has a result or the time is up. The
+    /// drive is a separate task: it outlives the call.
     ///
     /// # Errors
-    /// The order has a payment by another command; the database.
+    /// The order has a payment with another command; the database failed.
     pub async fn process(&self, command: ProcessCommand, call: &Operation) -> Result<Payment, Error> {
         call.set_order(command.order_id.as_uuid());
         call.set_user(command.user_id.as_uuid());
@@ -113,18 +113,18 @@ impl Processor {
         let store = self.store.clone();
         let started =
             self.start(command.order_id, move |lease| async move { store.open(draft, lease, open).await }).await?;
-        // A tombstone that came first has no command to compare with: the answer is CANCELLED.
+        // A tombstone recorded first has no command to compare with: the answer is CANCELLED.
         if started.opened.payment.fingerprint.as_ref().is_some_and(|stored| *stored != command.fingerprint) {
             return Err(Error::RequestIdReused);
         }
         Ok(self.answer(started).await)
     }
 
-    /// Makes certain that nothing stays charged for an order, and answers what is known when that is settled or the time
+    /// Makes certain that nothing stays charged for an order, and returns what is known when that is done or the time
     /// is up.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn cancel(&self, command: CancelCommand, call: &Operation) -> Result<Payment, Error> {
         call.set_order(command.order_id.as_uuid());
         let open = self.opener("cancel_payment", call, command.order_id, None);
@@ -136,7 +136,7 @@ impl Processor {
         Ok(self.answer(started).await)
     }
 
-    /// Our own checks: a payment that they refuse is recorded DECLINED, and the gateway is never asked.
+    /// The service's own checks: a payment that fails them is recorded DECLINED, and the gateway is never called.
     fn check(&self, command: &ProcessCommand) -> Option<DeclineCode> {
         let is_amount_sound = command
             .amount
@@ -150,8 +150,8 @@ impl Processor {
         }
     }
 
-    /// Opens (or cancels) and drives in one task of its own, so that a caller who goes away in between leaves no lease
-    /// behind that nobody works for.
+    /// Opens (or cancels) and drives in a separate task, so that a client that disconnects in between leaves no lease
+    /// without a driver.
     async fn start<W, F>(&self, order_id: OrderId, open: W) -> Result<Started, Error>
     where
         W: FnOnce(Option<crate::store::Lease>) -> F + Send + 'static,
@@ -167,7 +167,7 @@ impl Processor {
                 Err(error) => return drop(answer.send(Err(error))),
             };
             let to_drive = opened.is_ours.then(|| opened.payment.clone()).zip(permit);
-            // Waiting begins before driving does, and after the change: what settled before it is not the answer.
+            // Join before the drive starts, but after the change: an earlier result is not the answer.
             let waiter = waiters.join(order_id);
             let _ = answer.send(Ok(Started { opened, waiter }));
             if let Some((payment, permit)) = to_drive {
@@ -185,7 +185,7 @@ impl Processor {
         let left = mesh::time_left().map_or(Duration::MAX, |left| left.saturating_sub(ANSWER_MARGIN));
         let end = Instant::now() + left.min(self.limits.answer_within);
         loop {
-            // Our own drive wakes us; another instance's does not.
+            // A drive of this instance notifies the waiter; another instance's does not.
             let next_look = if is_ours { end } else { end.min(Instant::now() + LOOK_INTERVAL) };
             tokio::select! {
                 Some(settled) = waiter.settled() => return settled,
@@ -195,7 +195,7 @@ impl Processor {
             if is_over && let Some(settled) = waiter.leave_if_settled() {
                 return settled;
             }
-            // A database that is away for this read changes nothing of what is known.
+            // If the database is unavailable for this read, the payment as known before is the answer.
             let seen = self.store.find(payment.order_id).await.ok().flatten();
             match seen {
                 Some(seen) if is_over || seen.state.is_settled() => return seen,
@@ -205,7 +205,7 @@ impl Processor {
         }
     }
 
-    /// Opens the operation of a change that is made without the gateway: a child of the call, not held open by it.
+    /// Opens the operation of a change without the gateway: a child of the call, which it does not keep open.
     fn opener(
         &self,
         name: &'static str,

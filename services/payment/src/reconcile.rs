@@ -1,4 +1,4 @@
-//! Our payments beside the gateway's ledger: one payment's row, and every difference between all of them.
+//! Compares the payments with the gateway's ledger: one payment with its row, or all of them.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,21 +12,21 @@ use crate::payment::{Attempt, DeclineCode, Payment, charge_key, order_of, shorte
 use crate::ports::{Charge, ChargeStatus, Gateway, LedgerPage, NoAnswer};
 use crate::store::Store;
 
-/// How many payments are read at a time.
+/// The number of payments per read.
 const PAGE: u64 = 1_000;
-/// The most differences that are listed; the rest is as wrong, and one page is enough to begin with.
+/// The maximum number of differences that are listed; one page of them is enough to begin with.
 pub(crate) const MAX_DIFFERENCES: usize = 1_000;
-/// The most bytes of a charge's key that is none of ours.
+/// Maximum bytes of a charge key of unknown form.
 const MAX_KEY_BYTES: usize = 1_024;
 
-/// What the gateway's ledger says of a payment.
+/// The gateway's ledger's entry for a payment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Ledger {
-    /// It has a row.
+    /// There is a row.
     Row(Charge),
-    /// It has none.
+    /// There is no row.
     NoRow,
-    /// It did not say.
+    /// The gateway did not answer.
     NoAnswer,
 }
 
@@ -41,47 +41,47 @@ impl fmt::Display for Ledger {
     }
 }
 
-/// All that is known of a payment.
+/// A payment with its attempts and its entry in the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Account {
-    /// As we keep it.
+    /// The stored payment.
     pub payment: Payment,
-    /// Oldest first.
+    /// Its attempts, oldest first.
     pub attempts: Vec<Attempt>,
-    /// As the gateway keeps it.
+    /// The gateway's entry.
     pub ledger: Ledger,
 }
 
-/// A difference between our record and the gateway's.
+/// A difference between a stored payment and the gateway's ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Difference {
-    /// The order, or the charge's key when there is no such order.
+    /// The order, or the charge's key if there is no such order.
     pub order_id: String,
-    /// What we have.
+    /// The stored payment's state.
     pub payment: String,
-    /// What the gateway has.
+    /// The gateway's status.
     pub gateway: String,
-    /// A sentence.
+    /// A sentence about the difference.
     pub message: String,
 }
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Reconciliation {
-    /// Empty is healthy.
+    /// The differences; empty is healthy.
     pub differences: Vec<Difference>,
-    /// How many payments were compared.
+    /// The number of payments compared.
     pub payment_count: i64,
-    /// How many rows of the ledger were compared.
+    /// The number of ledger rows compared.
     pub charge_count: i64,
-    /// How many payments are on their way.
+    /// The number of payments with a pending effect.
     pub unfinished_count: i64,
 }
 
-/// Compares.
+/// Compares payments with the ledger.
 #[derive(Clone)]
 pub struct Reconciler {
-    /// Our payments.
+    /// The payment tables.
     pub store: Store,
     /// The gateway.
     pub gateway: Arc<dyn Gateway>,
@@ -94,10 +94,10 @@ impl fmt::Debug for Reconciler {
 }
 
 impl Reconciler {
-    /// All that is known of an order's payment. A gateway that does not answer is no error.
+    /// An order's payment, with its attempts and the ledger's entry. A gateway that does not answer is not an error.
     ///
     /// # Errors
-    /// There is no such payment; the database.
+    /// There is no such payment; the database failed.
     pub async fn account(&self, order_id: OrderId) -> Result<Account, Error> {
         let payment = self.store.find(order_id).await?.ok_or(Error::PaymentNotFound)?;
         let attempts = self.store.attempts(order_id).await?;
@@ -113,15 +113,15 @@ impl Reconciler {
         }
     }
 
-    /// Every difference between our payments and the gateway's ledger. Works while both change: what seems to differ is
-    /// looked at again, alone, before it counts.
+    /// Every difference between the payments and the gateway's ledger. Correct while both change: an apparent
+    /// difference is checked again, alone, before it counts.
     ///
     /// # Errors
-    /// The gateway did not answer; the database.
+    /// The gateway did not answer; the database failed.
     pub async fn reconcile(&self) -> Result<Reconciliation, Error> {
         let unreachable = Error::GatewayUnreachable;
         let mut found = Reconciliation::default();
-        // The orders with a row that fits: 16 bytes each.
+        // The orders whose row matches: 16 bytes each.
         let mut fits = HashSet::new();
         let mut token = Some(String::new());
         while let Some(page_token) = token {
@@ -146,7 +146,7 @@ impl Reconciler {
         }
     }
 
-    /// Notes the orders whose row fits, and the rows that have no order.
+    /// Collects the orders whose row matches, and the rows without an order.
     async fn compare_charges(
         &self,
         charges: Vec<Charge>,
@@ -171,14 +171,14 @@ impl Reconciler {
                         .map_or_else(|| shortened(&charge.charge_key, MAX_KEY_BYTES), |id| id.to_string()),
                     payment: "no payment".to_owned(),
                     gateway: charge.status.name().to_owned(),
-                    message: "the gateway has a row under a key that no payment of ours has".to_owned(),
+                    message: "the gateway has a row under a key without a payment".to_owned(),
                 }),
             }
         }
         Ok(())
     }
 
-    /// Between two reads of the payment that are the same, the ledger's answer belongs to it.
+    /// If two reads of the payment are equal, the ledger's answer in between belongs to it.
     async fn look_again(&self, order_id: OrderId, found: &mut Reconciliation) -> Result<(), Error> {
         let before = self.store.find(order_id).await?;
         let ledger = self.ledger(order_id).await.map_err(Error::GatewayUnreachable)?;
@@ -206,7 +206,8 @@ impl Reconciliation {
     }
 }
 
-/// What is wrong with a payment beside its row, in a sentence; None when they fit. A payment that is on its way fits.
+/// The difference between a payment and its row, in a sentence; None if they match. A payment with a pending effect
+/// matches.
 #[rustfmt::skip]
 pub fn difference(payment: &Payment, ledger: &Ledger) -> Option<&'static str> {
     let charge = match ledger {
@@ -215,25 +216,25 @@ pub fn difference(payment: &Payment, ledger: &Ledger) -> Option<&'static str> {
         Ledger::NoAnswer => return None,
     };
     let is_same_amount = charge.is_some_and(|charge| charge.amount == payment.amount);
-    // Refused by our own checks, or cancelled before it was asked for: the gateway never heard of it.
+    // Declined by this service's checks, or cancelled before it was requested: the gateway was never called.
     let was_never_asked = matches!(payment.decline_code, Some(DeclineCode::InvalidAmount | DeclineCode::InvalidPaymentDetails))
         || (payment.state == State::Cancelled && payment.fingerprint.is_none());
     match (payment.state, charge.map(|charge| charge.status)) {
         (State::Pending | State::InDoubt | State::Cancelling | State::Refunding, _) => None,
         (State::Succeeded | State::RefundRefused, Some(ChargeStatus::Succeeded)) if is_same_amount => None,
-        (State::Succeeded | State::RefundRefused, Some(ChargeStatus::Succeeded)) => Some("charged, but another amount"),
-        (State::Succeeded | State::RefundRefused, _)                             => Some("we have it as charged; the gateway has not"),
+        (State::Succeeded | State::RefundRefused, Some(ChargeStatus::Succeeded)) => Some("charged with another amount"),
+        (State::Succeeded | State::RefundRefused, _)                             => Some("the payment is charged, but not in the gateway's ledger"),
         (State::Refunded,  Some(ChargeStatus::Refunded))                         => None,
-        (State::Refunded,  _)                                                    => Some("we have it as given back; the gateway has not"),
+        (State::Refunded,  _)                                                    => Some("the payment is refunded, but not in the gateway's ledger"),
         (State::Declined | State::Failed | State::Cancelled, Some(ChargeStatus::Succeeded))
-                                                                                 => Some("the gateway has it as charged; we have not"),
+                                                                                 => Some("the charge is in the gateway's ledger, but the payment is not charged"),
         (State::Declined | State::Failed | State::Cancelled, Some(ChargeStatus::Refunded))
-                                                                                 => Some("the gateway has it as given back; we never had it as charged"),
+                                                                                 => Some("a refund is in the gateway's ledger, but the payment was never charged"),
         (State::Declined,  Some(ChargeStatus::Declined(_)))                      => None,
-        (State::Declined,  Some(ChargeStatus::Cancelled))                        => Some("we have it as declined; the gateway as cancelled"),
+        (State::Declined,  Some(ChargeStatus::Cancelled))                        => Some("the payment is declined, but cancelled in the gateway's ledger"),
         (State::Failed | State::Cancelled, Some(ChargeStatus::Cancelled | ChargeStatus::Declined(_))) => None,
         (State::Declined | State::Failed | State::Cancelled, None) if was_never_asked => None,
-        (State::Declined, None)                                                  => Some("we have it as declined by the gateway, which has no row"),
+        (State::Declined, None)                                                  => Some("the payment is declined by the gateway, but its ledger has no row"),
         (State::Failed | State::Cancelled, None)                                 => Some("the tombstone is missing: a late charge could still be made"),
     }
 }

@@ -1,7 +1,8 @@
-//! The queries. What is decided inside a transaction is decided by `lifecycle`. Knows nothing of the gateway.
+//! The queries. Decisions inside a transaction are made by `lifecycle`. Knows nothing of the gateway.
 //!
-//! Every change is a compare-and-set on the version, together with its row of `payment_attempt` and its event. Leases and due
-//! times are read on ONE clock: the database's on PostgreSQL, where instances run on several machines; ours on SQLite.
+//! Every change is a compare-and-set on the version, together with its row of `payment_attempt` and its event. Leases
+//! and due times are read on ONE clock: the database's on PostgreSQL, where instances run on several machines; the
+//! process's on SQLite.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,91 +26,91 @@ mod write;
 use rows::micros;
 use sql::Sql;
 
-/// The most attempts of a payment that are read at once: a gateway that is away for days is tried very often.
+/// Maximum number of a payment's attempts that are read together: an outage of days causes very many.
 pub const MAX_ATTEMPTS: u64 = 1_000;
 
-/// How long a payment is left to an instance.
+/// The owner and the length of a lease.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lease {
-    /// The instance.
+    /// The instance's name.
     pub owner: String,
-    /// How long.
+    /// Counted from the current time.
     pub length: Duration,
 }
 
-/// What is to be recorded when a payment is asked for.
+/// A payment to record for a ProcessPayment command.
 #[derive(Clone, Debug)]
 pub struct Draft {
-    /// The key.
+    /// The order's id, the primary key.
     pub order_id: OrderId,
     /// The customer.
     pub user_id: UserId,
-    /// None when the currency is unknown: then `declined` says so.
+    /// None if the currency is unknown: then `declined` is set.
     pub amount: Option<Money>,
-    /// How it is paid.
+    /// The payment method's token.
     pub payment_method: PaymentMethod,
-    /// Where the receipt goes.
+    /// The address for the receipt.
     pub contact_email: String,
-    /// Of the command.
+    /// The fingerprint of the command.
     pub fingerprint: String,
-    /// Our own checks refuse it: recorded DECLINED, and the gateway is never asked.
+    /// Set if the service's checks fail: the payment is recorded DECLINED, and the gateway is never called.
     pub declined: Option<DeclineCode>,
-    /// The call that asks.
+    /// The requesting call.
     pub parent: TraceParent,
 }
 
-/// What came of asking for, or of cancelling, a payment.
+/// The result of requesting or cancelling a payment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opened {
-    /// As it is now.
+    /// The payment as it is now.
     pub payment: Payment,
-    /// The asking instance has the lease: it is to drive it.
+    /// Whether this instance has taken the lease, and drives the payment.
     pub is_ours: bool,
 }
 
 /// What follows a change.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Schedule {
-    /// When the effect that is owed is due, from now; None when none is owed.
+    /// When the pending effect is due, from now; None if there is none.
     pub due_in: Option<Duration>,
-    /// Who goes on with it; None for whoever comes first.
+    /// The lease to keep; None if any instance may claim the payment.
     pub lease: Option<Lease>,
 }
 
-/// How much further in the future than it was set a time may lie before it is taken for one of a clock that was set back since:
-/// clocks of two machines differ by less.
+/// A stored time further in the future than its maximum by more than this is attributed to a clock that was set back
+/// since: the clocks of two machines differ by less.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// The end of the longest lease that is taken now, from now on.
+/// The latest end of a lease taken now, from now.
 fn longest(lease: &Lease) -> Value {
     micros(lease.length + CLOCK_TOLERANCE).into()
 }
 
-/// What is there to claim.
+/// Whether there is work to claim.
 #[derive(FromQueryResult)]
 struct Look {
     due: i32,
     beyond: i32,
 }
 
-/// How many payments are in doubt.
+/// The payments in doubt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromQueryResult)]
 pub struct InDoubt {
-    /// So many.
+    /// Their number.
     pub count: i64,
-    /// Since when the oldest is: microseconds since the epoch.
+    /// When the oldest doubt began, in microseconds since the epoch.
     pub oldest: Option<i64>,
 }
 
-/// Opens the operation of a change that is made without the gateway; asked only when the change is made.
+/// Opens the operation of a change without the gateway; called only if the change is made.
 pub type OpenOperation = Arc<dyn Fn() -> Operation + Send + Sync>;
 
-/// The payments. Clones share their connections.
+/// The payment tables. Clones share their connections.
 #[derive(Clone)]
 pub struct Store {
     db: Database,
     clock: Arc<dyn Clock>,
-    /// Leases and due times by the database's clock?
+    /// Whether leases and due times use the database's clock.
     by_database: bool,
     sql: Arc<Sql>,
 }
@@ -121,13 +122,13 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Over a database that is migrated.
+    /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let is_postgres = db.backend() == Backend::Postgres;
         Self { db, clock, by_database: is_postgres, sql: Arc::new(Sql::new(is_postgres)) }
     }
 
-    /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move it.
+    /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
     #[must_use]
     pub fn by_given_clock(self) -> Self {
         Self { by_database: false, ..self }
@@ -136,7 +137,7 @@ impl Store {
     /// Brings the schema up to date.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn migrate(db: &Database) -> Result<(), Error> {
         db.migrate(crate::migration::MIGRATIONS).await
     }
@@ -153,7 +154,7 @@ impl Store {
     /// The payment of an order.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn find(&self, order_id: OrderId) -> Result<Option<Payment>, Error> {
         let found = row::Entity::find_by_id(order_id.as_uuid()).one(self.db.read()).await?;
         found.map(Payment::try_from).transpose()
@@ -162,7 +163,7 @@ impl Store {
     /// The newest attempts of an order's payment, oldest first: [`MAX_ATTEMPTS`] at most.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn attempts(&self, order_id: OrderId) -> Result<Vec<Attempt>, Error> {
         let rows = attempt_row::Entity::find()
             .filter(attempt_row::Column::OrderId.eq(order_id.as_uuid()))
@@ -173,10 +174,10 @@ impl Store {
         rows.into_iter().rev().map(Attempt::try_from).collect()
     }
 
-    /// The attempts of some orders' payments, oldest first, each with its order.
+    /// The attempts of orders' payments, oldest first, each with its order.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn attempts_of(&self, order_ids: &[OrderId]) -> Result<Vec<(OrderId, Attempt)>, Error> {
         let ids = order_ids.iter().map(|id| id.as_uuid());
         let rows = attempt_row::Entity::find()
@@ -187,10 +188,10 @@ impl Store {
         rows.into_iter().map(|row| Ok((OrderId::from_uuid(row.order_id), Attempt::try_from(row)?))).collect()
     }
 
-    /// A page of all payments, by order.
+    /// A page of all payments, ordered by order id, after `after`.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn page(&self, after: Option<OrderId>, count: u64) -> Result<Vec<Payment>, Error> {
         let mut query = row::Entity::find().order_by_asc(row::Column::OrderId).limit(count);
         if let Some(after) = after {
@@ -199,31 +200,31 @@ impl Store {
         query.all(self.db.read()).await?.into_iter().map(Payment::try_from).collect()
     }
 
-    /// Those of some orders' payments that there are.
+    /// The payments that exist among those of `order_ids`.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn find_all(&self, order_ids: &[OrderId]) -> Result<Vec<Payment>, Error> {
         let ids = order_ids.iter().map(|id| id.as_uuid());
         let rows = row::Entity::find().filter(row::Column::OrderId.is_in(ids)).all(self.db.read()).await?;
         rows.into_iter().map(Payment::try_from).collect()
     }
 
-    /// How many payments are in doubt.
+    /// The number of payments in doubt, and the age of the oldest doubt.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn in_doubt(&self) -> Result<InDoubt, Error> {
         let counted =
             InDoubt::find_by_statement(self.statement(&self.sql.in_doubt, vec![])).one(self.db.read()).await?;
         Ok(counted.unwrap_or(InDoubt { count: 0, oldest: None }))
     }
 
-    /// Records a payment before the gateway is asked, or answers with the one that the order has. With a `lease` the asking
-    /// instance gets it when nobody else has it and the payment is due.
+    /// Records a payment before the gateway is called, or returns the order's existing payment. With a `lease`, this
+    /// instance takes it if the payment is due and not leased.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn open(&self, draft: Draft, lease: Option<Lease>, open: OpenOperation) -> Result<Opened, Error> {
         let store = self.clone();
         self.db
@@ -249,7 +250,7 @@ impl Store {
         };
         if self.insert(tx, &new, &schedule).await? {
             if new.state.is_settled() {
-                self.tell(tx, &new, "refused by our own checks", open).await?;
+                self.tell(tx, &new, "declined by the service's own checks", open).await?;
             }
             return Ok(Opened { is_ours: schedule.lease.is_some(), payment: new });
         }
@@ -260,11 +261,12 @@ impl Store {
         self.join(tx, payment, lease).await
     }
 
-    /// Makes certain that a payment ends uncharged: a tombstone when there is none, else the transition of the table. The
-    /// asking instance gets the lease of what it has changed, also from another: that one's compare-and-set is lost.
+    /// Makes certain that a payment ends uncharged: records a tombstone if there is no payment, else the table's
+    /// transition. This instance takes the lease of a payment it has changed, even from another instance, whose
+    /// compare-and-set then fails.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn cancel(
         &self,
         order_id: OrderId,
@@ -293,7 +295,7 @@ impl Store {
     ) -> Result<Opened, Error> {
         let tombstone = self.tombstone(order_id, n, parent);
         if self.insert(tx, &tombstone, &Schedule::default()).await? {
-            self.tell(tx, &tombstone, "cancelled before it was asked for: a tombstone", open).await?;
+            self.tell(tx, &tombstone, "cancelled before it was requested: a tombstone", open).await?;
             return Ok(Opened { payment: tombstone, is_ours: false });
         }
         let before = self.lock(tx, order_id).await?;
@@ -313,14 +315,14 @@ impl Store {
             last_error: None,
             ..before.clone()
         };
-        let attempt = self.record_of(&after, "cancel asked", parent);
+        let attempt = self.record_of(&after, "cancellation requested", parent);
         let schedule = Schedule { due_in: Some(Duration::ZERO), lease };
-        // The row is locked: nobody can have changed it.
+        // The row is locked: no concurrent change is possible.
         let after = self.write(tx, &before, after, &attempt, &schedule).await?.ok_or(Error::Closed)?;
         Ok(Opened { is_ours: schedule.lease.is_some(), payment: after })
     }
 
-    /// Takes the lease of a payment that is due and left by everybody.
+    /// Takes the lease of a payment if it is due and not leased.
     async fn join(&self, tx: &Tx, payment: Payment, lease: Option<Lease>) -> Result<Opened, Error> {
         let Some(lease) = lease.filter(|_| payment.owes().is_some()) else {
             return Ok(Opened { payment, is_ours: false });
@@ -329,10 +331,10 @@ impl Store {
         Ok(claimed.map_or(Opened { payment, is_ours: false }, |payment| Opened { payment, is_ours: true }))
     }
 
-    /// Takes the lease of a payment, when it is due and nobody has it.
+    /// Takes the lease of a payment if it is due and not leased.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn claim(&self, order_id: OrderId, lease: Lease) -> Result<Option<Payment>, Error> {
         let store = self.clone();
         self.db
@@ -355,10 +357,10 @@ impl Store {
         claimed.map(Payment::try_from).transpose()
     }
 
-    /// Takes the leases of at most `count` payments that are due and that nobody has. Writes nothing when there are none.
+    /// Takes the leases of at most `count` payments that are due and not leased. Writes nothing if there are none.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn claim_due(&self, count: u32, lease: Lease, longest_wait: Duration) -> Result<Vec<Payment>, Error> {
         let beyond = micros(longest_wait + CLOCK_TOLERANCE);
         let look = self.statement(&self.sql.look, vec![self.now(), longest(&lease), beyond.into()]);
@@ -384,7 +386,8 @@ impl Store {
             .await
     }
 
-    /// Makes due what is due later than any wait takes: the clock that said so was set back since.
+    /// Makes payments due now whose due time is later than the maximum backoff: the clock that wrote it was set back
+    /// since.
     async fn pull_in(&self, beyond: i64) -> Result<(), Error> {
         let store = self.clone();
         self.db
@@ -395,10 +398,10 @@ impl Store {
             .await
     }
 
-    /// Gives back all leases of an instance.
+    /// Frees all leases of an instance.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn free(&self, owner: &str) -> Result<u64, Error> {
         let (store, owner) = (self.clone(), owner.to_owned());
         self.db
@@ -409,11 +412,11 @@ impl Store {
             .await
     }
 
-    /// Records what came of an effect, when the payment is still as it was `before`; None when it is not. With it its row
-    /// of `payment_attempt` and, when the change is an event, the operation's event.
+    /// Records the result of an effect if the payment is still as it was `before`; returns None if it is not. With it
+    /// go its row of `payment_attempt` and the operation's event, if any.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn record(
         &self,
         before: &Payment,
@@ -440,7 +443,7 @@ impl Store {
 
     async fn lock(&self, tx: &Tx, order_id: OrderId) -> Result<Payment, Error> {
         let found = row::Entity::find_by_id(order_id.as_uuid()).lock_exclusive().one(tx.conn()).await?;
-        // Payments are never deleted, and this one was in the way of an insert.
+        // Payments are never deleted, and this one has just conflicted with an insert.
         found.ok_or(Error::Corrupt { what: "payment", value: order_id.to_string() })?.try_into()
     }
 }

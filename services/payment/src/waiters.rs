@@ -1,4 +1,4 @@
-//! Who waits for which payment to settle. Knows nothing of why.
+//! The calls that wait for payments' results.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ struct Inner {
     by_order: HashMap<OrderId, Vec<(u64, oneshot::Sender<Payment>)>>,
 }
 
-/// The calls of this instance that wait for payments to settle. Clones are the same list.
+/// The calls of this instance that wait for payments' results. Clones share them.
 #[derive(Clone, Default)]
 pub struct Waiters(Arc<Mutex<Inner>>);
 
@@ -25,7 +25,7 @@ impl std::fmt::Debug for Waiters {
 }
 
 impl Waiters {
-    /// Waits from now on.
+    /// Registers a waiter for an order's payment.
     pub fn join(&self, order_id: OrderId) -> Waiter {
         let (sender, settled) = oneshot::channel();
         let mut inner = self.lock();
@@ -36,7 +36,7 @@ impl Waiters {
         Waiter { order_id, id, settled, waiters: self.clone() }
     }
 
-    /// Wakes those who wait for this payment; says whether there was anybody.
+    /// Notifies the waiters of this payment; returns whether there was any.
     pub fn settled(&self, payment: &Payment) -> bool {
         let waiting = self.lock().by_order.remove(&payment.order_id).unwrap_or_default();
         let told = waiting.into_iter().map(|(_, sender)| sender.send(payment.clone()).is_ok());
@@ -48,7 +48,7 @@ impl Waiters {
     }
 }
 
-/// One who waits. Whoever drops it waits no more: then the order is told by ConfirmPayment instead.
+/// A registered waiter; dropping it unregisters it. Without a waiter the order is woken by ConfirmPayment instead.
 #[derive(Debug)]
 pub struct Waiter {
     order_id: OrderId,
@@ -58,12 +58,12 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// Waits for the payment to settle; may be dropped and asked again.
+    /// Completes with the payment's result; cancel-safe.
     pub async fn settled(&mut self) -> Option<Payment> {
         (&mut self.settled).await.ok()
     }
 
-    /// Stops waiting. A payment that settled at this very moment is answered all the same: nobody else will tell of it.
+    /// Unregisters. Returns a result that has just been delivered: no confirmation is sent for it.
     pub fn leave_if_settled(&mut self) -> Option<Payment> {
         self.strike();
         self.settled.try_recv().ok()

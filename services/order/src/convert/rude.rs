@@ -1,4 +1,4 @@
-//! Every decoder, with what a rude client may send: it answers, and what it accepts means what was said.
+//! Fuzzes every decoder with malformed input: it never panics, and what it accepts round-trips.
 
 use chassis::encode;
 use proptest::prelude::*;
@@ -28,7 +28,7 @@ fn sound() -> proto::CreateOrderRequest {
     }
 }
 
-/// The message that says what a command says.
+/// Encodes a command as its message.
 fn said(command: &CreateOrder) -> proto::CreateOrderRequest {
     let Address { recipient, lines, city, postal_code, country_code } = command.address.clone();
     proto::CreateOrderRequest {
@@ -38,7 +38,7 @@ fn said(command: &CreateOrder) -> proto::CreateOrderRequest {
             .iter()
             .map(|(sku, quantity)| proto::OrderItem {
                 sku: sku.clone(),
-                quantity: i32::try_from(*quantity).expect("it was one"),
+                quantity: i32::try_from(*quantity).expect("it came from an i32"),
             })
             .collect(),
         payment_method: command.payment_method.clone().into_inner(),
@@ -59,20 +59,20 @@ fn is_sound(command: &CreateOrder) {
 }
 
 #[test]
-fn the_sound_order_is_accepted() {
-    let decoded = create_order(sound()).expect("it is sound");
+fn the_valid_order_is_accepted() {
+    let decoded = create_order(sound()).expect("a valid order");
     assert_eq!(decoded.breaks, None);
     is_sound(&decoded.command);
 }
 
 proptest! {
     #[test]
-    fn the_items_of_a_command_have_no_order(
+    fn the_order_of_items_does_not_change_the_fingerprint(
         (given, stored) in Just((0..9_u32).map(|n| (format!("SKU-{n}"), n + 1)).collect::<Vec<_>>())
             .prop_flat_map(|items| (Just(items.clone()).prop_shuffle(), Just(items).prop_shuffle())),
         at in 0..9_usize,
     ) {
-        let sound = create_order(sound()).expect("it is sound").command;
+        let sound = create_order(sound()).expect("a valid order").command;
         let (given, stored) = (CreateOrder { items: given, ..sound.clone() }, CreateOrder { items: stored, ..sound });
         let skus: Vec<&str> = stored.items.iter().map(|(sku, _)| sku.as_str()).collect();
         prop_assert_eq!(given.fingerprint_in_order_of(&skus), stored.fingerprint());
@@ -84,16 +84,16 @@ proptest! {
     }
 
     #[test]
-    fn an_order_is_refused_or_means_what_was_said(request in rude(sound())) {
+    fn an_order_is_rejected_or_round_trips(request in rude(sound())) {
         match create_order(request) {
             Ok(Decoded { command, breaks: None }) => is_sound(&command),
-            Ok(Decoded { breaks: Some(invalid), .. }) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
-            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
+            Ok(Decoded { breaks: Some(invalid), .. }) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
+            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
         }
     }
 
     #[test]
-    fn an_orders_texts_may_be_anything(
+    fn arbitrary_texts_in_an_order_never_panic(
         id in text(ID), sku in text("MUG"), method in text("pm_card_visa"), email in text("a@b.de"), country in text("DE"),
         quantity in any::<i32>(),
     ) {
@@ -108,7 +108,7 @@ proptest! {
     }
 
     #[test]
-    fn the_other_decoders_answer_whatever_they_are_sent(
+    fn the_other_decoders_never_panic(
         list in rude(proto::ListOrdersRequest { state: 1, page_size: 5, page_token: "MSBhIGI".into() }),
         watch in rude(proto::WatchOrderRequest { order_id: ID.into(), after_version: 1 }),
         adjust in rude(proto::AdjustStockRequest { request_id: ID.into(), sku: "MUG".into(), delta: 5, write_off: true }),

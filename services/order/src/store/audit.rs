@@ -1,4 +1,4 @@
-//! Reading for [`crate::audit`].
+//! Reads for [`crate::audit`].
 
 use std::collections::HashMap;
 
@@ -28,7 +28,7 @@ struct Now {
 }
 
 impl Store {
-    /// The time by the clock of leases and due times.
+    /// The current time of the clock used for leases and due times.
     ///
     /// # Errors
     /// The database.
@@ -41,7 +41,7 @@ impl Store {
         Ok(Timestamp::from_micros(row.ok_or(Error::Closed)?.now))
     }
 
-    /// A page of all orders, by id: those after `after`.
+    /// A page of all orders, ordered by id, after `after`.
     ///
     /// # Errors
     /// The database.
@@ -53,7 +53,7 @@ impl Store {
         self.audit(find.all(self.db.read()).await?).await
     }
 
-    /// Those of some orders that there are.
+    /// The orders that exist among `ids`.
     ///
     /// # Errors
     /// The database.
@@ -62,7 +62,7 @@ impl Store {
         self.audit(find.all(self.db.read()).await?).await
     }
 
-    /// The versions of some orders: of those that there are.
+    /// The versions of the orders that exist among `ids`.
     ///
     /// # Errors
     /// The database.
@@ -70,7 +70,7 @@ impl Store {
         self.versions(ids).await
     }
 
-    /// The orders are read first: what is read after them may be of a later version, and is left out.
+    /// The orders are read first; rows read after them that belong to a later version are left out.
     async fn audit(&self, rows: Vec<orders::Model>) -> Result<Vec<AuditedOrder>, Error> {
         if rows.is_empty() {
             return Ok(Vec::new());
@@ -126,7 +126,7 @@ impl Store {
             .collect()
     }
 
-    /// All stock beside the lines that hold of it: one statement, so one snapshot.
+    /// All stock with the lines that reserve it: one statement, so one snapshot.
     ///
     /// # Errors
     /// The database.

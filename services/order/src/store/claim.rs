@@ -1,4 +1,4 @@
-//! Which instance drives which order. A lease saves work; it never makes the result right: keys and versions do.
+//! Leases. A lease saves duplicate work; correctness does not depend on it but on idempotency keys and versions.
 
 use std::time::Duration;
 
@@ -10,41 +10,41 @@ use super::{Store, micros};
 use crate::entity::orders;
 use crate::order::Order;
 
-/// How much further in the future than it was set a time may lie before it is taken for one of a clock that was set back since:
-/// clocks of two machines differ by less.
+/// A stored time further in the future than its maximum by more than this is attributed to a clock that was set back
+/// since: the clocks of two machines differ by less.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
-/// What is there to claim.
+/// Whether there is work to claim.
 #[derive(FromQueryResult)]
 struct Look {
     due: i32,
     beyond: i32,
 }
 
-/// Nobody has the lease. One that ends later than any that is taken now was taken by a clock that was set back since; that its
-/// owner may be alive costs work and nothing else.
+/// SQL condition: the lease is free. A lease that ends later than any lease taken now was written by a clock that was
+/// set back since; if its owner is still alive, only work is duplicated.
 fn is_free(now: &str, longest: &str) -> String {
     format!("(lease_until <= {now} OR lease_until > {now} + {longest})")
 }
 
-/// Who drives, and for how long before another may take over.
+/// The owner and the length of a lease.
 #[derive(Clone, Debug)]
 pub struct Lease {
-    /// The instance.
+    /// The instance's name.
     pub owner: String,
-    /// From the database's now on.
+    /// Counted from the database's current time.
     pub length: Duration,
 }
 
 impl Store {
-    /// Claims orders that are due and that nobody drives.
+    /// Claims due orders that are not leased.
     pub(crate) async fn claim_due(
         &self,
         limit: u64,
         lease: Lease,
         longest_wait: Duration,
     ) -> Result<Vec<Order>, Error> {
-        // A look first: with nothing due, as nearly always, nothing is written.
+        // A read first: usually nothing is due, and then nothing is written.
         let now = self.now_sql();
         let look = format!(
             "SELECT CASE WHEN EXISTS (SELECT 1 FROM orders WHERE next_attempt_time <= {now} AND {}) THEN 1 ELSE 0 END AS due, \
@@ -75,7 +75,8 @@ impl Store {
         self.claim(sql, values).await
     }
 
-    /// Makes due what is due later than any wait takes: the clock that said so was set back since.
+    /// Makes orders due now whose due time is later than the maximum backoff: the clock that wrote it was set back
+    /// since.
     async fn pull_in(&self, beyond: i64) -> Result<(), Error> {
         let store = self.clone();
         let now = self.now_sql();
@@ -91,7 +92,7 @@ impl Store {
             .await
     }
 
-    /// Claims one order, if it is due and nobody drives it.
+    /// Claims one order, if it is due and not leased.
     pub(crate) async fn claim_one(&self, id: OrderId, lease: Lease) -> Result<Option<Order>, Error> {
         let now = self.now_sql();
         let sql = format!(
@@ -119,20 +120,20 @@ impl Store {
             Err(Error::Corrupt { .. }) => {}
             read => return read,
         }
-        // One that cannot be read must not keep the others, which were claimed with it, from being driven.
+        // One unreadable order must not keep the others claimed with it from being driven.
         let mut readable = Vec::with_capacity(rows.len());
         for row in rows {
             let id = row.order_id;
             match self.with_lines(vec![row]).await {
                 Ok(order) => readable.extend(order),
-                Err(error) => tracing::error!(target: "ordermesh", order_id = %id, %error, "an order cannot be read"),
+                Err(error) => tracing::error!(target: "ordermesh", order_id = %id, %error, "a claimed order cannot be read"),
             }
         }
         Ok(readable)
     }
 
-    /// Makes an order due now, if it owes anything: also one that is being driven, whose driver then tries again at once:
-    /// it sees that the due time is not the one that it knows, so that changes even when the order was due already.
+    /// Makes an order due now, if it has a pending effect. An order that is being driven is then retried immediately:
+    /// the due time changes even if the order was due already, and its driver compares it with the one it has read.
     pub(crate) async fn make_due(&self, id: OrderId) -> Result<(), Error> {
         let store = self.clone();
         let sql = format!(
@@ -151,9 +152,8 @@ impl Store {
             .await
     }
 
-    /// Records that a try came to nothing: when the next is due, and why. The lease is dropped. Nothing happens when
-    /// somebody has moved the order; an order that was made due meanwhile stays due.
-    /// The same when the lease is another's by now: the order is driven by him, and the lease is not ours to drop.
+    /// Records a failed attempt: when the next one is due, and the error. The lease is freed. An order that was made
+    /// due in the meantime stays due. No-op if the order was moved or the lease was lost.
     pub(crate) async fn put_off(&self, order: &Order, owner: &str, wait: Duration, why: &str) -> Result<(), Error> {
         let store = self.clone();
         let sql = format!(
@@ -163,7 +163,7 @@ impl Store {
             self.now_sql()
         );
         let values: Vec<Value> = vec![
-            // A peer's text: PostgreSQL, for one, takes no NUL.
+            // A peer's text: PostgreSQL, for one, rejects NUL.
             why.chars().filter(|c| !c.is_control()).take(500).collect::<String>().into(),
             order.next_attempt_time.map(kernel::Timestamp::as_micros).into(),
             micros(wait).into(),
@@ -190,8 +190,8 @@ impl Store {
         Ok(())
     }
 
-    /// Drops all leases of an instance: when it ends, so that others need not wait for them to run out; and before it
-    /// begins, because those that it finds are of a process that has died.
+    /// Frees all leases of an instance: on shutdown, so that other instances need not wait for them to expire; and on
+    /// start, because the leases found then belong to a crashed process.
     pub(crate) async fn free_leases(&self, owner: &str) -> Result<(), Error> {
         let store = self.clone();
         let owner = owner.to_owned();

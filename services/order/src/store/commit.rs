@@ -1,4 +1,4 @@
-//! Creating an order, and moving it on: each is one transaction, with its history and its events.
+//! Creating an order and recording its transitions: each is one transaction, with its history and its events.
 
 use kernel::{OrderId, RequestId, Timestamp};
 use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, FromQueryResult, Value};
@@ -11,31 +11,31 @@ use crate::error::Error;
 use crate::lifecycle::{State, is_final, owes, releases_stock};
 use crate::order::{Fulfillment, Line, LineState, Order, PaymentFailure};
 
-/// A step of an order: where to, why, and the operation that takes it.
+/// A transition of an order: the new state, the reason, and the operation that performs it.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The state after it.
+    /// The new state.
     pub to: State,
-    /// Why, for the history.
+    /// The reason, for the history.
     pub reason: String,
-    /// The span in which it happens.
+    /// The span of the transition.
     pub place: TraceParent,
-    /// The operation whose event is written with it, and how it ended.
+    /// The operation whose event is written with it, and its outcome.
     pub event: Option<(Operation, Outcome)>,
 }
 
-/// What came of moving an order on.
+/// The result of recording transitions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Advance {
-    /// It is committed; the order as it is now.
+    /// Committed; the order as it is now.
     Done(Box<Order>),
-    /// Somebody else has moved the order: nothing was changed; look again.
+    /// Another transition was recorded first: nothing was changed; read the order again.
     Lost,
-    /// A line has lost its stock: nothing was changed; the allocation is refused.
+    /// The stock of a line was written off: nothing was changed; the allocation fails.
     StockLost,
 }
 
-/// When what an order owes is due, as the database has it: its clock is not ours.
+/// The due time of the pending effect, as the database's clock has set it.
 #[derive(FromQueryResult)]
 struct Due {
     next_attempt_time: Option<i64>,
@@ -47,7 +47,7 @@ impl Due {
     }
 }
 
-/// Why a transaction that moves an order is rolled back.
+/// Why a transaction is rolled back.
 #[derive(Debug)]
 enum Undone {
     Lost,
@@ -74,11 +74,11 @@ impl storage::Failure for Undone {
 }
 
 impl Store {
-    /// Records an order with its stock held, and answers it as it is due; `None` when its request has an order already, which
-    /// then stays as it is.
+    /// Records an order with its stock reserved, and returns it with its due time; `None` if its request has an order
+    /// already, which stays unchanged.
     ///
     /// # Errors
-    /// Not enough stock, more than the customer may hold unpaid, or the database: nothing was changed.
+    /// Not enough stock, more unpaid stock than the customer may reserve, or the database: nothing was changed.
     pub(crate) async fn create(
         &self,
         operation: &Operation,
@@ -102,7 +102,7 @@ impl Store {
                     let step =
                         Step { to: order.state, reason: "order created".into(), place: operation.place(), event: None };
                     insert_history(tx, order.id, order.version, &[step], order.create_time).await?;
-                    // The hot rows come last, so that they are locked for as short as can be.
+                    // The hot rows come last, to hold their locks as briefly as possible.
                     store.reserve(tx, &order.lines).await?;
                     tx.emit(&operation, &Outcome::Success);
                     Ok(Some(Order { next_attempt_time: due.time(), ..order }))
@@ -152,8 +152,8 @@ impl Store {
         Ok(Due::find_by_statement(self.timed(sql, values)).one(tx.conn()).await?)
     }
 
-    /// Moves an order on by steps, all or none, by compare-and-set on its version. The lease is kept while something is
-    /// owed, and dropped at rest.
+    /// Records transitions, all or none, by compare-and-set on the order's version. The lease is kept while an effect
+    /// is pending, and freed otherwise.
     ///
     /// # Errors
     /// The database: nothing was changed.
@@ -193,7 +193,8 @@ impl Store {
         let failure = after.payment_failure.as_ref().and_then(|failure| serde_json::to_string(failure).ok());
         let method = after.payment_method.clone().map(crate::order::PaymentMethod::into_inner);
         let owes_more = owes(after.state).is_some();
-        // What is owed is due at once, by the same clock as the claims; at rest nothing is due and nobody has the lease.
+        // A pending effect is due immediately, by the same clock as the claims; without one there is no due time and no
+        // lease.
         let sql = format!(
             "UPDATE orders SET state = $2, version = $3, payment_method = $4, payment_failure = $5, refund_attempt = $6, \
              attempt = 0, last_error = NULL, update_time = $7, next_attempt_time = CASE WHEN $8 THEN {} END, \
@@ -229,7 +230,7 @@ impl Store {
         Ok(Order { next_attempt_time: due.time(), ..after.clone() })
     }
 
-    /// Held lines become allocated; one that is no longer held refuses the whole.
+    /// Held lines become allocated; if one is no longer held, nothing is.
     async fn allocate(&self, tx: &Tx, order: &Order) -> Result<(), Undone> {
         let sql = "UPDATE order_line SET state = 'ALLOCATED' WHERE order_id = $1 AND state = 'HELD'";
         let updated = tx.conn().execute_raw(self.statement(sql, [order.id.as_uuid().into()])).await?;
@@ -237,8 +238,8 @@ impl Store {
         if updated.rows_affected() == all { Ok(()) } else { Err(Undone::StockLost) }
     }
 
-    /// Turns an order to another state for somebody who asks (a cancellation, a retry); `None` when somebody else has
-    /// moved it. The one who asks drives it on: the lease is his.
+    /// Records a requested transition (a cancellation, a retry); `None` if another transition was recorded first. This
+    /// instance drives the order on: it takes the lease.
     pub(crate) async fn turn(
         &self,
         operation: &Operation,
@@ -282,7 +283,7 @@ impl Store {
     }
 }
 
-/// The order as it is once the steps are taken.
+/// The order after the transitions.
 fn after(
     before: &Order,
     steps: &[Step],
@@ -300,7 +301,7 @@ fn after(
     after.last_error = None;
     after.next_attempt_time = (!is_final(state) && owes(state).is_some()).then_some(now);
     after.update_time = now;
-    // The token is a secret: it is forgotten once the payment is decided.
+    // The token is a secret: it is deleted once the payment is decided.
     if state != State::Created {
         after.payment_method = None;
     }

@@ -1,4 +1,4 @@
-//! Inventory. Always: reserved is the sum of the held and allocated lines, and 0 ≤ reserved ≤ on_hand.
+//! Inventory. Invariant: reserved is the sum of the held and allocated lines, and 0 ≤ reserved ≤ on_hand.
 
 use kernel::{OrderId, RequestId};
 use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, Value};
@@ -12,12 +12,12 @@ use crate::error::Error;
 use crate::inventory::{AdjustStock, Stock};
 use crate::order::Line;
 
-/// What came of changing a SKU's stock.
+/// The result of adjusting a SKU's stock.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Adjustment {
-    /// The stock after it.
+    /// The stock after the adjustment.
     pub stock: Stock,
-    /// How many lines of orders lost their stock.
+    /// The number of order lines whose stock was written off.
     pub lost_lines: i32,
 }
 
@@ -40,7 +40,7 @@ struct HeldLine {
 }
 
 impl Store {
-    /// Puts stock into an inventory that is empty.
+    /// Inserts stock into an empty inventory.
     pub(crate) async fn seed(&self, seed: &[SeedStock]) -> Result<(), storage::Error> {
         if seed.is_empty() || stock::Entity::find().one(self.db.read()).await?.is_some() {
             return Ok(());
@@ -61,7 +61,7 @@ impl Store {
             .await
     }
 
-    /// The stock of some SKUs, in the order asked; unknown ones are zero.
+    /// The stock of SKUs, in the requested order; unknown ones are zero.
     pub(crate) async fn stock(&self, skus: &[String]) -> Result<Vec<Stock>, storage::Error> {
         let rows = stock::Entity::find().filter(stock::Column::Sku.is_in(skus)).all(self.db.read()).await?;
         let of =
@@ -75,7 +75,7 @@ impl Store {
             .collect())
     }
 
-    /// Reserves stock for lines that are held from now on.
+    /// Reserves stock for new lines.
     pub(super) async fn reserve(&self, tx: &Tx, lines: &[Line]) -> Result<(), Error> {
         let wanted: Vec<(String, i64)> =
             lines.iter().map(|line| (line.sku.clone(), i64::from(line.quantity))).collect();
@@ -85,7 +85,7 @@ impl Store {
         if short.is_empty() { Ok(()) } else { Err(Error::InsufficientStock { skus: short.join(", ") }) }
     }
 
-    /// Gives back what an order still holds: exactly its held and allocated lines, so that twice releases once.
+    /// Releases what an order still reserves: exactly its held and allocated lines, so that releasing is idempotent.
     pub(super) async fn release(&self, tx: &Tx, id: OrderId) -> Result<(), storage::Error> {
         let sql = "UPDATE order_line SET state = 'RELEASED' \
                    WHERE order_id = $1 AND state IN ('HELD', 'ALLOCATED') RETURNING sku, quantity";
@@ -98,8 +98,8 @@ impl Store {
         Ok(())
     }
 
-    /// Adds to `reserved` where there is enough on hand; answers the SKUs where there was. PostgreSQL locks the rows in
-    /// the order of their SKUs first: without that, two orders of the same goods may deadlock. SQLite has one writer.
+    /// Adds to `reserved` where there is enough on hand; returns the SKUs where there was. PostgreSQL locks the rows in
+    /// SKU order first: without that, two orders of the same SKUs may deadlock. SQLite has one writer.
     async fn add_reserved(&self, tx: &Tx, quantities: &[(String, i64)]) -> Result<Vec<String>, storage::Error> {
         let rows: Vec<String> = (0..quantities.len())
             .map(|index| format!("(CAST(${} AS TEXT), CAST(${} AS BIGINT))", 2 * index + 1, 2 * index + 2))
@@ -150,7 +150,7 @@ impl Store {
             .await
             .map_err(storage::Error::from)?
             .ok_or(storage::Error::Closed)?;
-        // Behind the lock: of two with the same request at once, the second sees what the first has done.
+        // Behind the lock: of two concurrent retries of a request, the second sees the result of the first.
         if let Some(earlier) = self.earlier(tx, *request_id, &fingerprint).await? {
             operation.replayed();
             return Ok(earlier);
@@ -166,7 +166,7 @@ impl Store {
             }
             (reserved, lost_lines) = self.write_off(tx, sku, reserved, on_hand).await?;
             if on_hand < reserved {
-                // What is left is allocated to orders that are on their way to the customer.
+                // The rest is allocated to orders whose fulfilment is under way.
                 return Err(Error::StockReserved { sku: sku.clone(), reserved });
             }
         }
@@ -212,7 +212,7 @@ impl Store {
         Ok(Some(Adjustment { stock, lost_lines: row.lost_lines }))
     }
 
-    /// Takes held lines from their orders, newest first, until no more is reserved than there will be.
+    /// Takes held lines from their orders, newest first, until what is reserved fits the new stock.
     async fn write_off(&self, tx: &Tx, sku: &str, reserved: i64, on_hand: i64) -> Result<(i64, i32), storage::Error> {
         let sql =
             "SELECT order_id, line, quantity FROM order_line WHERE sku = $1 AND state = 'HELD' ORDER BY order_id DESC";

@@ -1,8 +1,10 @@
-//! What a customer's orders may hold before their payment is decided: stock that costs the customer nothing.
+//! Limits on what a customer's orders reserve before their payments are decided: reserved stock costs the customer
+//! nothing.
 //!
-//! A hold never gives way to another order. Its payment may have been taken already, and nobody knows until it is decided: goods
-//! given away then would be goods that were paid for. What ends a hold is the end of the doubt, within the Payment Service's
-//! doubt limit once the gateway answers; what bounds all of a customer's holds is here.
+//! A reservation is never evicted for another order. Its payment may have been charged already, which is unknown until
+//! it is decided: stock given away then might be stock that was paid for. A reservation of a payment in doubt ends
+//! within the Payment Service's doubt limit once the gateway answers; the total of a customer's reservations is limited
+//! here.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,24 +19,24 @@ use super::Store;
 use crate::error::Error;
 use crate::order::Line;
 
-/// The first key of the advisory locks of customers; the second is of the customer.
+/// The first key of the customers' advisory locks; the second one is derived from the customer's id.
 const LOCKS: i32 = 0x6f72_6465;
 
-/// The most that a customer's unpaid orders may hold.
+/// Limits on a customer's unpaid orders.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct UnpaidLimits {
-    /// So many orders; `None`: any number.
+    /// Maximum number of orders; `None`: unlimited.
     pub orders: Option<u64>,
-    /// So many units in all of them; `None`: any number.
+    /// Maximum number of units in all of them; `None`: unlimited.
     pub units: Option<u64>,
 }
 
-/// The limit that an order would be above.
+/// The limit that an order would exceed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UnpaidLimit {
-    /// Of [`UnpaidLimits::orders`].
+    /// [`UnpaidLimits::orders`].
     Orders(u64),
-    /// Of [`UnpaidLimits::units`].
+    /// [`UnpaidLimits::units`].
     Units(u64),
 }
 
@@ -54,7 +56,7 @@ struct Unpaid {
 }
 
 impl UnpaidLimits {
-    /// May an order of `units` come to what is held already?
+    /// Whether an order of `units` fits, given what is reserved already.
     fn check(self, held: &Unpaid, units: u64) -> Result<(), UnpaidLimit> {
         let of = |count: i64| u64::try_from(count).unwrap_or(0);
         if let Some(most) = self.orders.filter(|most| of(held.orders) >= *most) {
@@ -67,12 +69,12 @@ impl UnpaidLimits {
     }
 }
 
-/// Orders of one customer are counted one after the other. Those of one instance wait here, where they hold no connection of the
-/// database: of each instance, a customer's one order waits there for another instance's.
+/// Serialises the creation of one customer's orders. Those of one instance queue here, where they occupy no database
+/// connection; only one order of a customer per instance waits for the lock in the database.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Turns(Arc<Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>>);
 
-/// A customer's turn; the next one's in drop.
+/// A customer's turn. The next one's begins when it is dropped.
 pub(super) struct Turn {
     turns: Turns,
     user: UserId,
@@ -97,7 +99,7 @@ impl Drop for Turn {
     fn drop(&mut self) {
         self.held = None;
         let mut customers = self.turns.customers();
-        // Ours and the map's.
+        // The remaining references are this one and the map's.
         if Arc::strong_count(&self.lock) == 2 {
             customers.remove(&self.user);
         }
@@ -105,20 +107,21 @@ impl Drop for Turn {
 }
 
 impl Store {
-    /// The same, with limits of what a customer holds unpaid.
+    /// The same, with limits on a customer's unpaid orders.
     #[must_use]
     pub fn with_unpaid_limits(self, limits: UnpaidLimits) -> Self {
         Self { unpaid_limits: limits, ..self }
     }
 
-    /// A customer's turn to make an order, where it takes turns. SQLite has one writer.
+    /// Waits for a customer's turn to create an order; `None` where orders need not be serialised. SQLite has one
+    /// writer.
     pub(super) async fn in_turn(&self, user: UserId) -> Option<Turn> {
         let takes_turns = self.db.backend() == Backend::Postgres && self.unpaid_limits != UnpaidLimits::default();
         if takes_turns { Some(self.turns.of(user).await) } else { None }
     }
 
-    /// Refuses an order that would take its customer above a limit. Two orders of one customer are counted one after the other:
-    /// on PostgreSQL each would not see the other's.
+    /// Rejects an order that would exceed a limit of its customer. Two orders of one customer are counted one after the
+    /// other: on PostgreSQL, concurrent transactions would not see each other's order.
     pub(super) async fn check_unpaid(&self, tx: &Tx, user: UserId, lines: &[Line]) -> Result<(), Error> {
         if self.unpaid_limits == UnpaidLimits::default() {
             return Ok(());
@@ -126,7 +129,7 @@ impl Store {
         if self.db.backend() == Backend::Postgres {
             let [.., a, b, c, d] = *user.as_uuid().as_bytes();
             let values = [LOCKS.into(), i32::from_be_bytes([a, b, c, d]).into()];
-            // In a statement of its own: one that counts has to begin after the lock.
+            // A separate statement: the one that counts must take its snapshot after the lock.
             tx.conn()
                 .execute_raw(self.statement("SELECT pg_advisory_xact_lock($1, $2)", values))
                 .await
@@ -150,11 +153,11 @@ mod tests {
     use kernel::{IdSource, SystemIds};
 
     #[tokio::test]
-    async fn a_customers_orders_take_turns_and_whoever_gave_up_waiting_leaves_nothing() {
+    async fn a_customers_orders_take_turns_and_a_cancelled_wait_leaves_no_entry() {
         let turns = Turns::default();
         let [ada, bob] = [(); 2].map(|()| UserId::from_uuid(SystemIds.uuid()));
         let first = turns.of(ada).await;
-        assert!(turns.of(ada).now_or_never().is_none(), "it waits, and gives up");
+        assert!(turns.of(ada).now_or_never().is_none(), "it waits, and is cancelled");
         let waiting = tokio::spawn({
             let turns = turns.clone();
             async move { turns.of(ada).await }

@@ -1,4 +1,4 @@
-//! What is done to which process, and when: by the seed alone. What becomes of it depends on the machine.
+//! The faults and their schedule, determined by the seed alone. Their effects depend on the machine.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,23 +14,23 @@ use crate::promises::Sources;
 use crate::service::Service;
 use crate::supervisor::Supervisor;
 
-/// A stop outlives a lease.
+/// Longer than a lease.
 const STOP: Duration = Duration::from_millis(3_000);
-/// How long PostgreSQL is away.
+/// How long PostgreSQL is down.
 const AWAY: Duration = Duration::from_millis(1_500);
 
-/// A blow.
+/// A fault to inject.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Blow {
-    /// kill -9 of an instance.
+    /// SIGKILL of an instance.
     Kill(Service),
-    /// kill -9 of all of a service's instances.
+    /// SIGKILL of all of a service's instances.
     KillAll(Service),
     /// SIGSTOP of an instance for longer than a lease, then SIGCONT.
     Stop(Service),
-    /// kill -9 of everything.
+    /// SIGKILL of everything.
     KillEverything,
-    /// PostgreSQL is killed and started again.
+    /// PostgreSQL is killed and restarted.
     Postgres,
 }
 
@@ -46,7 +46,7 @@ impl fmt::Display for Blow {
     }
 }
 
-/// What fell, and what it fell on.
+/// The injected faults, and the orders in progress at the time.
 #[derive(Default)]
 pub(crate) struct Tally {
     fallen: BTreeMap<Blow, u64>,
@@ -65,11 +65,11 @@ impl fmt::Display for Tally {
             writeln!(f, "{count:>8} {blow}")?;
         }
         let states: Vec<String> = self.under_way.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        write!(f, "{:>8} blows; under way when they fell, all in all: {}", self.blows(), states.join(", "))
+        write!(f, "{:>8} faults; orders in progress at the time, in total: {}", self.blows(), states.join(", "))
     }
 }
 
-/// The blows of a run.
+/// The faults of a run.
 pub(crate) struct Blows<'a> {
     random: StdRng,
     every: Duration,
@@ -77,7 +77,7 @@ pub(crate) struct Blows<'a> {
     postgres: Option<&'a testdb::Server>,
     sources: Sources,
     tally: Tally,
-    /// Who is stopped, and for how much longer.
+    /// The stopped processes, with the time until they continue.
     stopped: Vec<(u32, Duration)>,
 }
 
@@ -93,7 +93,7 @@ impl<'a> Blows<'a> {
         Self { random, every, supervisor, postgres, sources, tally: Tally::default(), stopped: Vec::new() }
     }
 
-    /// One after the other, until it is over; whoever is stopped then goes on.
+    /// Injects one fault after the other until `is_over`; then stopped processes continue.
     pub(crate) async fn fall(mut self, is_over: impl Fn() -> bool) -> Tally {
         while !is_over() {
             let pause = self.every.mul_f64(self.random.random_range(0.5..1.5));
@@ -143,7 +143,7 @@ impl<'a> Blows<'a> {
             }
             Blow::Postgres => {
                 let Some(server) = self.postgres else { return };
-                // Its calls block: they wait for processes.
+                // Blocking calls: they wait for processes.
                 tokio::task::block_in_place(|| server.crash());
                 tokio::time::sleep(AWAY).await;
                 tokio::task::block_in_place(|| server.begin());
@@ -169,9 +169,9 @@ impl<'a> Blows<'a> {
         });
     }
 
-    /// Who is under way as the next blow falls.
+    /// Counts the orders in progress when the next fault is injected.
     async fn look(&mut self) {
-        // A database that is away for this look says nothing.
+        // An unavailable database is not counted.
         let Ok(Ok(counts)) = tokio::time::timeout(Duration::from_secs(1), self.sources.orders.unfinished()).await
         else {
             return;

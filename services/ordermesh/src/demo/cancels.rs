@@ -1,4 +1,4 @@
-//! Orders that are cancelled: before the payment, after it, and too late.
+//! Cancelled orders: before the payment, after it, and too late.
 
 use contracts::common::v1::EventType::{OrderFulfillment, PaymentProcessing};
 use contracts::order::v1::OrderState;
@@ -15,12 +15,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new(
             "cancel-before-payment",
-            "cancelled while the gateway is silent: nothing is ever charged",
+            "cancelled while the gateway does not answer: nothing is ever charged",
             before_payment,
         ),
         Scenario::new(
             "cancel-after-payment",
-            "cancelled when the gateway has charged: the money is given back",
+            "cancelled after the gateway has charged: the payment is refunded",
             after_payment,
         ),
         Scenario::new("cancel-too-late", "cancelled after fulfilment has started: ORDER_NOT_CANCELLABLE", too_late),
@@ -34,7 +34,7 @@ async fn before_payment(act: Act) -> Result<Report, Wrong> {
 }
 
 async fn after_payment(act: Act) -> Result<Report, Wrong> {
-    // The answer is lost, so that the order waits while the money is gone: that is the moment.
+    // The answer is lost: the order is still waiting although the charge is made. That is when it is cancelled.
     let order_id = act.accepted(act.order("pm_gateway_answerLost")).await?;
     act.until_ledger_says(&order_id, "SUCCEEDED").await?;
     act.cancel(&order_id).await.map_err(Wrong::refused("CancelOrder"))?;
@@ -44,7 +44,7 @@ async fn after_payment(act: Act) -> Result<Report, Wrong> {
     Ok(report)
 }
 
-/// Waits until an order is cancelled and nothing is charged; to cancel it again is OK.
+/// Waits until an order is cancelled and nothing is charged; cancelling it again is OK.
 async fn cancelled(act: &Act, order_id: &str, payment: PaymentState) -> Result<Report, Wrong> {
     let history = act.follow(order_id, OrderState::Cancelled).await?;
     let is = act.payment(order_id).await.map_err(Wrong::refused("GetPayment"))?.payment.unwrap_or_default();

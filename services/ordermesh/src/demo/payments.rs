@@ -1,4 +1,4 @@
-//! Orders that end by what their payment comes to.
+//! Orders whose final state depends on their payment's result.
 
 use contracts::common::v1::EventType::{DataLookup, OrderCreation, OrderFulfillment, PaymentProcessing};
 use contracts::order::v1::OrderState;
@@ -9,12 +9,12 @@ use crate::demo::stage::{Act, Told, failed, item, succeeded};
 /// The paths.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        pays("success", "paid at once; fulfilment starts", "pm_card_visa"),
+        pays("success", "paid immediately; fulfilment starts", "pm_card_visa"),
         pays("gateway-slow", "the gateway takes 3 s", "pm_gateway_slow"),
         pays("gateway-unavailable", "the gateway is unavailable three times", "pm_gateway_unavailable3"),
         pays(
             "answer-lost",
-            "charged, but the gateway's answer is lost; found by asking again",
+            "charged, but the gateway's answer is lost; found by a retry",
             "pm_gateway_answerLost",
         ),
         declined("declined", "pm_card_visa_chargeDeclined", "GENERIC_DECLINE", "GENERIC_DECLINE", "USE_OTHER_METHOD"),
@@ -69,7 +69,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
         Scenario::new(
             "gateway-timeout",
-            "the gateway never answers and was never charged: GATEWAY_TIMEOUT",
+            "the gateway never answers and never charges: GATEWAY_TIMEOUT",
             |act| async move {
                 let event = failed(PaymentProcessing, "GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT");
                 fails(act, "pm_gateway_noAnswer", ["GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT", "RETRY_LATER"], event).await
@@ -88,7 +88,7 @@ fn pays(name: &'static str, about: &'static str, token: &'static str) -> Scenari
     })
 }
 
-/// Waits until an order is being fulfilled, and all its events are stored.
+/// Waits until an order's fulfilment has started, and all its events are stored.
 pub(crate) async fn fulfilled(act: &Act, order_id: &str) -> Result<Report, Wrong> {
     let history = act.follow(order_id, OrderState::FulfillmentStarted).await?;
     let order = act.get(order_id).await?;
@@ -101,7 +101,7 @@ pub(crate) async fn fulfilled(act: &Act, order_id: &str) -> Result<Report, Wrong
     Ok(events.iter().fold(report, |report, event| report.line(event.line())))
 }
 
-/// `shown` is what the customer sees, `code` what the event keeps.
+/// `shown` is the code that the customer sees, `code` that in the event.
 fn declined(
     name: &'static str,
     token: &'static str,

@@ -1,4 +1,4 @@
-//! Calls that are refused, and change nothing.
+//! Rejected calls, which change nothing.
 
 use contracts::common::v1::EventType::{OrderCreation, UserLogin};
 use contracts::common::v1::{Address, Money};
@@ -171,12 +171,12 @@ fn a_cent() -> Money {
     Money { currency_code: "EUR".to_owned(), minor_units: 1 }
 }
 
-/// So many different items.
+/// This many different items.
 pub(crate) fn many(count: u32) -> Vec<order_v1::OrderItem> {
     (0..count).map(|number| item(&format!("SKU-{number:04}"), 1)).collect()
 }
 
-/// An order with mistakes in its fields: all of them are named.
+/// An order with invalid fields: every violation is reported.
 fn invalid(name: &'static str, spoil: Spoil, violations: &'static [(&'static str, &'static str)]) -> Scenario {
     let reasons: Vec<_> = violations.iter().map(|(_, reason)| *reason).collect();
     Scenario::new(name, format!("validation: {}", reasons.join(", ")), move |act| async move {
@@ -192,7 +192,7 @@ fn invalid(name: &'static str, spoil: Spoil, violations: &'static [(&'static str
     })
 }
 
-/// An order that is sound and cannot be taken.
+/// A well-formed order that cannot be accepted.
 fn refused(name: &'static str, spoil: Spoil, code: Code, why: &'static str) -> Scenario {
     Scenario::new(name, format!("refused: {why}"), move |act| async move {
         let mut order = act.order("pm_card_visa");

@@ -1,4 +1,4 @@
-//! What a path is, and what comes of playing it.
+//! A path, and its result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::out;
 use crate::text;
 use crate::trace::Trace;
 
-/// Where a path is played.
+/// The system that a path runs against.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Where {
-    /// In the running system.
+    /// The running system.
     Running,
-    /// In a system of its own, started with these flags.
+    /// A dedicated system, started with these flags.
     Own(&'static [&'static str]),
 }
 
@@ -27,7 +27,7 @@ type Play = Box<dyn Fn(Act) -> BoxFuture<'static, Result<Report, Wrong>> + Send 
 /// A path through the system.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
-    /// What it shows.
+    /// What it demonstrates.
     pub(crate) about: String,
     pub(crate) at: Where,
     play: Play,
@@ -47,37 +47,37 @@ impl Scenario {
         Self { name, about: about.into(), at: Where::Running, play }
     }
 
-    /// A path through a system of its own.
+    /// A path that needs a dedicated system.
     pub(crate) fn with(mut self, flags: &'static [&'static str]) -> Self {
         self.at = Where::Own(flags);
         self
     }
 
-    /// Plays it in a trace of its own.
+    /// Runs it in a trace of its own.
     pub(crate) async fn play(&self, stage: Arc<Stage>) -> (Trace, Result<Report, Wrong>) {
         let act = Act::new(stage);
         let trace = act.trace;
         (trace, (self.play)(act).await)
     }
 
-    /// What came of it.
+    /// Its result, for the output.
     pub(crate) fn played(&self, (trace, result): (Trace, Result<Report, Wrong>), took: Duration) -> Played {
         Played { name: self.name, about: self.about.clone(), trace: trace.id(), result, took }
     }
 }
 
-/// What a path that went as it should has to tell.
+/// The output of a path that passed.
 #[derive(Debug, Default)]
 pub(crate) struct Report(Vec<String>);
 
 impl Report {
-    /// One more line.
+    /// Adds a line.
     pub(crate) fn line(mut self, line: impl Into<String>) -> Self {
         self.0.push(line.into());
         self
     }
 
-    /// The order's steps, with the time since its creation.
+    /// The order's transitions, with the time since its creation.
     pub(crate) fn history(self, order_id: &str, history: &[order_v1::OrderHistoryEntry]) -> Self {
         let start = history.first().and_then(|entry| entry.time);
         let steps: Vec<String> = history
@@ -87,22 +87,22 @@ impl Report {
         self.line(format!("order {order_id}")).line(steps.join(" → "))
     }
 
-    /// What a call was refused with.
+    /// The status that a call was rejected with.
     pub(crate) fn refusal(self, status: &Status) -> Self {
         self.line(error::refusal(status))
     }
 }
 
-/// What was not as it should be.
+/// Why a path failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Wrong {
     #[error("{what} was refused: {}", error::refusal(.status))]
     Refused { what: &'static str, status: Box<Status> },
     #[error("{0}")]
     Unexpected(String),
-    #[error("{0} did not come within {1} s")]
+    #[error("{0}: not within {1} s")]
     Late(String, u64),
-    #[error("the system for it: {0}")]
+    #[error("its system: {0}")]
     System(#[from] Error),
 }
 
@@ -112,12 +112,12 @@ impl Wrong {
     }
 }
 
-/// Wrong unless they are equal.
+/// Fails unless both are equal.
 pub(crate) fn same<T: PartialEq + std::fmt::Debug>(what: &str, is: T, should: T) -> Result<(), Wrong> {
-    if is == should { Ok(()) } else { Err(Wrong::Unexpected(format!("{what} is {is:?}, and should be {should:?}"))) }
+    if is == should { Ok(()) } else { Err(Wrong::Unexpected(format!("{what}: expected {should:?}, got {is:?}"))) }
 }
 
-/// A path that was played.
+/// A path that was run.
 pub(crate) struct Played {
     name: &'static str,
     about: String,
@@ -127,10 +127,10 @@ pub(crate) struct Played {
 }
 
 impl Played {
-    /// Prints it; was it as it should be?
+    /// Prints the result, and returns whether it passed.
     ///
     /// # Errors
-    /// It cannot be printed.
+    /// The output cannot be written.
     pub(crate) fn print(&self) -> Result<bool, Error> {
         let word = if self.result.is_ok() { "ok  " } else { "FAIL" };
         out::line(format_args!(

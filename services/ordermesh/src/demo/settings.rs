@@ -1,4 +1,4 @@
-//! Paths whose cause is a setting: each in a small system of its own, on other ports, in a folder that is gone afterwards.
+//! Paths that need settings of their own: each in a small dedicated system, on free ports, in a temporary folder.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,18 +32,18 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             .with(&["--data.fault-lookup", "slow:5s"]),
         Scenario::new("lookup-refused", "--data.fault-lookup refuse: the lookup's CONNECTION_ERROR", |act| lookup_fails(act, "CONNECTION_ERROR"))
             .with(&["--data.fault-lookup", "refuse"]),
-        Scenario::new("payment-limit", "--payment.amount-limit EUR=10: the payment is declined, INVALID_AMOUNT, and the gateway is never asked", over_the_limit)
+        Scenario::new("payment-limit", "--payment.amount-limit EUR=10: the payment is declined, INVALID_AMOUNT, and the gateway is never called", over_the_limit)
             .with(&["--payment.amount-limit", "EUR=10"]),
         Scenario::new(
             "refund-refused",
-            "--gateway.fault-latency-ms 1200: stock is lost while paying, the refund is refused: NEEDS_ATTENTION, then RetryOrder",
+            "--gateway.fault-latency-ms 1200: stock is written off during the payment, the refund is refused: NEEDS_ATTENTION, then RetryOrder",
             refund_refused,
         )
         .with(&["--gateway.fault-latency-ms", "1200"]),
     ]
 }
 
-/// Starts a system, plays, ends it.
+/// Starts a system, runs the path, stops the system.
 pub(crate) async fn play(scenario: &Scenario, flags: &[&str]) -> Played {
     let began = Instant::now();
     let result = match start(flags).await {
@@ -61,10 +61,10 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Stage, tempfile::TempDir),
     let temporary = std::env::temp_dir();
     let folder = tempfile::Builder::new().prefix("ordermesh-demo-").tempdir().map_err(|source| Error::File {
         path: temporary,
-        deed: "used for a folder",
+        deed: "used for temporary files",
         source,
     })?;
-    // Cheap passwords: nobody attacks a system that lives for seconds.
+    // Cheap password hashes: the system exists for seconds only.
     let flags = flags.iter().chain(&["--user.bcrypt-cost", "4"]);
     let (_, passed) = passed::split(flags.map(std::ffi::OsString::from));
     let place = Place::local(free_port_base(1)?, folder.path().join("data"));
@@ -117,7 +117,7 @@ async fn refund_refused(act: Act) -> Result<Report, Wrong> {
     let mut order = act.order("pm_gateway_refundRefused");
     order.items = vec![item(SCARCE, 1)];
     let order_id = act.accepted(order).await?;
-    // The gateway takes its time: whatever happens now happens before the payment is known.
+    // The gateway is slow: the write-off is committed before the payment's result is known.
     let write_off = order_v1::AdjustStockRequest {
         request_id: SystemIds.uuid().to_string(),
         sku: SCARCE.to_owned(),

@@ -1,4 +1,4 @@
-//! Who plays, and how he talks to the system: through the public API alone.
+//! The accounts, the clients and the checks of a path: through the public API alone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +23,11 @@ use crate::system::{System, request};
 use crate::text;
 use crate::trace::Trace;
 
-/// How long a step of an order, or an event, may take.
+/// Timeout of an order's transition, or of an event.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// A running system, a fresh customer, and an operator.
+/// A running system, a new customer, and an operator.
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) system: System,
@@ -37,7 +37,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Registers a customer, and logs both in.
+    /// Registers a customer, and logs in both accounts.
     pub(crate) async fn open(system: System) -> Result<Self, Error> {
         let (email, customer) = newcomer(&system).await?;
         let operator = system.operator_token().await?;
@@ -61,14 +61,14 @@ pub(crate) async fn newcomer(system: &System) -> Result<(String, String), Error>
     Ok((email, system.login(&login).await?))
 }
 
-/// What an event must say. An empty reason fits any.
+/// An expected event. An empty reason matches any.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Told {
     kind: EventType,
     error: Option<(&'static str, &'static str)>,
 }
 
-/// An event of success.
+/// A successful event.
 pub(crate) const fn succeeded(kind: EventType) -> Told {
     Told { kind, error: None }
 }
@@ -93,7 +93,7 @@ impl Told {
         event.r#type == i32::from(self.kind) && event.status == i32::from(right_status) && right_error
     }
 
-    /// As it is printed.
+    /// The printed form.
     pub(crate) fn line(self) -> String {
         let kind = self.kind.as_str_name().trim_start_matches("EVENT_TYPE_").to_lowercase();
         match self.error {
@@ -103,7 +103,7 @@ impl Told {
     }
 }
 
-/// One path being played, in a trace of its own.
+/// One run of a path, in a trace of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Act {
     pub(crate) stage: Arc<Stage>,
@@ -115,7 +115,7 @@ impl Act {
         Self { stage, trace: Trace::random() }
     }
 
-    /// A sound order of one mug, with a payment method.
+    /// A valid order of one mug, with a payment method.
     pub(crate) fn order(&self, payment_method: &str) -> order_v1::CreateOrderRequest {
         order_v1::CreateOrderRequest {
             request_id: SystemIds.uuid().to_string(),
@@ -138,7 +138,7 @@ impl Act {
         Ok(answer.into_inner().order.unwrap_or_default())
     }
 
-    /// An order that is accepted: its id.
+    /// Creates an order that must be accepted; returns its id.
     pub(crate) async fn accepted(&self, message: order_v1::CreateOrderRequest) -> Result<String, Wrong> {
         let order = self.create(message).await.map_err(Wrong::refused("CreateOrder"))?;
         if order.trace_id != self.trace.id() {
@@ -150,7 +150,7 @@ impl Act {
         Ok(order.order_id)
     }
 
-    /// An order that is refused: why.
+    /// Creates an order that must be rejected; returns the status.
     pub(crate) async fn refused(&self, message: order_v1::CreateOrderRequest) -> Result<Status, Wrong> {
         match self.create(message).await {
             Ok(order) => Err(Wrong::Unexpected(format!("the order was accepted: {}", order.order_id))),
@@ -158,7 +158,7 @@ impl Act {
         }
     }
 
-    /// Watches an order until it is in a state; all its steps.
+    /// Watches an order until it reaches a state; returns all its transitions.
     pub(crate) async fn follow(
         &self,
         order_id: &str,
@@ -205,7 +205,7 @@ impl Act {
                             text::state(until.into())
                         )));
                     }
-                    // The instance drains or died: another one goes on from here.
+                    // The instance drains or has crashed: continue with another one.
                     Err(status) if status.code() == Code::Unavailable => break,
                     Err(status) => return Err(Wrong::refused("WatchOrder")(status)),
                 }
@@ -216,7 +216,7 @@ impl Act {
         }
     }
 
-    /// The order as its customer sees it.
+    /// The order as shown to its customer.
     pub(crate) async fn get(&self, order_id: &str) -> Result<order_v1::Order, Wrong> {
         let message = order_v1::GetOrderRequest { order_id: order_id.to_owned() };
         let answer = self.orders().get_order(request(message, &self.stage.customer, Some(self.trace))).await;
@@ -235,14 +235,14 @@ impl Act {
         answer.map(|_| ()).map_err(Wrong::refused("RetryOrder"))
     }
 
-    /// The order's payment, as the operator sees it.
+    /// The order's payment, as shown to the operator.
     pub(crate) async fn payment(&self, order_id: &str) -> Result<payment_v1::GetPaymentResponse, Status> {
         let message = payment_v1::GetPaymentRequest { order_id: order_id.to_owned() };
         let mut payments = PaymentServiceClient::new(self.stage.system.payment.clone());
         Ok(payments.get_payment(request(message, &self.stage.operator, Some(self.trace))).await?.into_inner())
     }
 
-    /// Waits until the gateway's ledger says something of the order's charge.
+    /// Waits until the gateway's ledger has this status for the order's charge.
     pub(crate) async fn until_ledger_says(&self, order_id: &str, word: &str) -> Result<(), Wrong> {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
@@ -254,7 +254,7 @@ impl Act {
         Err(Wrong::Late(format!("{word} in the gateway's ledger"), PATIENCE.as_secs()))
     }
 
-    /// Waits until all these events are stored, of this order or else of this trace.
+    /// Waits until all these events of the order, or else of the trace, are stored.
     pub(crate) async fn told(&self, order_id: Option<&str>, events: &[Told]) -> Result<(), Wrong> {
         let filter = match order_id {
             Some(order_id) => data_v1::ListTraceEventsRequest { order_id: order_id.to_owned(), ..Default::default() },
@@ -270,7 +270,7 @@ impl Act {
                 None => return Ok(()),
                 Some(missing) if Instant::now() > end => {
                     let there: Vec<_> = stored.iter().map(summary).collect();
-                    let text = format!("{} (there are: {})", missing.line(), there.join("; "));
+                    let text = format!("{} (stored: {})", missing.line(), there.join("; "));
                     return Err(Wrong::Late(text, PATIENCE.as_secs()));
                 }
                 Some(_) => sleep(LOOK_AGAIN).await,
@@ -296,7 +296,7 @@ fn summary(event: &data_v1::TraceEvent) -> String {
     format!("{:?} {:?} {} {}", event.r#type(), event.status(), error.r#type, error.reason)
 }
 
-/// So many of a SKU.
+/// An item with this quantity.
 pub(crate) fn item(sku: &str, quantity: i32) -> order_v1::OrderItem {
     order_v1::OrderItem { sku: sku.to_owned(), quantity }
 }

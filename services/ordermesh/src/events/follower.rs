@@ -1,4 +1,5 @@
-//! A stream of events that goes on after the last message, at any instance, whatever ends it: none is missed or repeated.
+//! A stream of events that is resumed after the last message, on any instance, however it ends: no event is missed or
+//! repeated.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::events::Filter;
 use crate::events::session::Session;
 use crate::out;
 
-/// Bookmarks come every ten seconds: a stream from which nothing comes for so long leads nowhere any more.
+/// A bookmark is sent every ten seconds: a stream without messages for this long is dead.
 const SILENCE: Duration = Duration::from_secs(35);
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_CAP: Duration = Duration::from_secs(5);
@@ -22,28 +23,28 @@ const BACKOFF_CAP: Duration = Duration::from_secs(5);
 pub(crate) struct Follower {
     session: Session,
     filter: Filter,
-    /// Of the last message.
+    /// The cursor of the last message.
     cursor: String,
     stream: Option<Streaming<WatchTraceEventsResponse>>,
-    /// Streams that have ended before anything but their first bookmark came.
+    /// Consecutive streams that ended before a message after their first bookmark.
     failures: u32,
 }
 
 impl Follower {
-    /// From now on.
+    /// Follows events from now on.
     ///
     /// # Errors
-    /// The call is refused.
+    /// The call is rejected.
     pub(crate) async fn begin(session: Session, filter: Filter) -> Result<Self, Error> {
         let mut follower = Self { session, filter, cursor: String::new(), stream: None, failures: 0 };
         let bookmark = follower.message().await.map_err(Error::refused("WatchTraceEvents"))?;
         follower.cursor = bookmark.cursor;
-        // Its place is known. It would be ended if it were not read while the window is.
+        // The position is known; the stream would be ended by the server if it were not read while the window is.
         follower.stream = None;
         Ok(follower)
     }
 
-    /// Whose calls they are.
+    /// The session that the calls use.
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
@@ -51,7 +52,7 @@ impl Follower {
     /// The next event.
     ///
     /// # Errors
-    /// The stream cannot be gone on with.
+    /// The stream cannot be resumed.
     pub(crate) async fn next(&mut self) -> Result<TraceEvent, Error> {
         loop {
             let is_first = self.stream.is_none();
@@ -82,17 +83,17 @@ impl Follower {
             }
         };
         let message = timeout(SILENCE, stream.message()).await;
-        let message = message.map_err(|_| Status::unavailable("nothing came, not even a bookmark"))?;
+        let message = message.map_err(|_| Status::unavailable("no message, not even a bookmark"))?;
         message?.ok_or_else(|| Status::unavailable("the stream ended without a reason"))
     }
 
-    /// Waits until another stream may be better; logs in again when the token has ended.
+    /// Waits before the next stream; logs in again if the token has expired.
     async fn recover(&mut self, status: Status) -> Result<(), Error> {
         self.failures = self.failures.saturating_add(1);
         let mut status = status;
         if status.code() == Code::Unauthenticated {
             match self.session.renew().await {
-                // The token's end is no failure; a token that is refused when it is new is.
+                // An expired token is not a failure; a new token that is rejected is.
                 Ok(()) if self.failures == 1 => return Ok(()),
                 Ok(()) => {}
                 Err(Error::Refused { status: refused, .. }) => status = *refused,
@@ -105,13 +106,13 @@ impl Follower {
         let asked = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
         let wait = full_jitter(self.failures, BACKOFF, BACKOFF_CAP, rand::random()).max(asked.min(BACKOFF_CAP));
         let told = refusal(&status);
-        out::complain(format_args!("the stream ended ({told}); it goes on in {:.1} s", wait.as_secs_f64()));
+        out::complain(format_args!("the stream ended ({told}); resuming in {:.1} s", wait.as_secs_f64()));
         sleep(wait).await;
         Ok(())
     }
 }
 
-/// May the same call be answered better another time, or by another instance?
+/// Whether a retry, perhaps on another instance, may succeed.
 fn may_pass(code: Code) -> bool {
     match code {
         Code::Unavailable
@@ -119,10 +120,10 @@ fn may_pass(code: Code) -> bool {
         | Code::ResourceExhausted
         | Code::Aborted
         | Code::Cancelled
-        // A connection that breaks in the middle of a stream.
+        // A connection that breaks during a stream.
         | Code::Unknown
         | Code::Internal
-        // An instance of the release before, during an upgrade.
+        // An instance of an earlier release, during an upgrade.
         | Code::Unimplemented => true,
         Code::Ok
         | Code::InvalidArgument
@@ -130,7 +131,7 @@ fn may_pass(code: Code) -> bool {
         | Code::AlreadyExists
         | Code::PermissionDenied
         | Code::FailedPrecondition
-        // The cursor is older than events are kept.
+        // The cursor is older than the retention of events.
         | Code::OutOfRange
         | Code::DataLoss
         | Code::Unauthenticated => false,

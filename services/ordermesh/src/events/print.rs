@@ -1,4 +1,4 @@
-//! An event as a line: for a person, or for a program.
+//! An event as a line of text or JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,33 +17,33 @@ use crate::text;
 const RED: &str = "\x1b[31m";
 const PLAIN: &str = "\x1b[0m";
 
-/// What a line is.
+/// The output format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Form {
-    /// Columns for a person
+    /// Columns
     Text,
-    /// A JSON object, with the contract's names
+    /// A JSON object per line, with the contract's names
     Json,
 }
 
 /// Prints events.
 pub(crate) struct Printer {
     form: Form,
-    /// Failures are red.
+    /// Whether failures are printed in red.
     in_colour: bool,
 }
 
 impl Printer {
-    /// In colour on a terminal, unless the environment has `NO_COLOR` (<https://no-color.org>).
+    /// Coloured on a terminal, unless the environment has `NO_COLOR` (<https://no-color.org>).
     pub(crate) fn new(form: Form) -> Self {
         let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { form, in_colour: is_wanted && std::io::stdout().is_terminal() }
     }
 
-    /// A line.
+    /// Prints an event.
     ///
     /// # Errors
-    /// It cannot be printed.
+    /// The output cannot be written.
     pub(crate) fn print(&self, event: &TraceEvent) -> Result<(), Error> {
         out::line(self.line(event))
     }
@@ -81,7 +81,7 @@ fn columns(event: &TraceEvent) -> String {
     line
 }
 
-/// What others have written must not move a terminal's cursor, or begin another line.
+/// Escapes control characters: untrusted texts must not move a terminal's cursor, or begin another line.
 fn printable(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut printable, letter| {
         if letter.is_control() {
@@ -93,15 +93,15 @@ fn printable(text: &str) -> String {
     })
 }
 
-/// RFC 3339 with milliseconds, always: columns stay under each other.
+/// RFC 3339, always with milliseconds, to keep the columns aligned.
 fn millis(time: &Timestamp) -> String {
     let second = Timestamp { seconds: time.seconds, nanos: 0 }.to_string();
     format!("{}.{:03}Z", second.trim_end_matches('Z'), time.nanos / 1_000_000)
 }
 
-/// The JSON form of protocol buffers: what `grpcurl` prints, on one line.
+/// The JSON encoding of protocol buffers: as `grpcurl` prints it, on one line.
 fn json(event: &TraceEvent) -> String {
-    // Texts, numbers and maps of texts always have a JSON form.
+    // Texts, numbers and maps of texts always have a JSON encoding.
     serde_json::to_string(&Json::from(event)).unwrap_or_default()
 }
 
@@ -132,7 +132,7 @@ struct Json<'a> {
     user_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<JsonError<'a>>,
-    /// In one order, whoever prints them.
+    /// Sorted by key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     attributes: BTreeMap<&'a str, &'a str>,
     #[serde(skip_serializing_if = "is_zero")]
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_when_what_where_and_why() {
+    fn a_line_has_time_type_service_and_error() {
         let line = printer(Form::Text, false).line(&event());
         assert_eq!(
             line,
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_alone_are_red_and_on_a_terminal_alone() {
+    fn only_failures_are_red_and_only_on_a_terminal() {
         let success = TraceEvent { status: EventStatus::Success.into(), ..event() };
         assert!(printer(Form::Text, true).line(&event()).starts_with(RED));
         assert!(printer(Form::Text, true).line(&event()).ends_with(PLAIN));
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_stays_on_its_line() {
+    fn control_characters_in_untrusted_texts_are_escaped() {
         let mut event = event();
         event.error = Some(EventError { message: "one\ntwo \x1b[2J".into(), ..EventError::default() });
         let line = printer(Form::Text, false).line(&event);
@@ -259,11 +259,11 @@ mod tests {
         let files = FileDescriptorSet::decode(contracts::DESCRIPTORS).expect("descriptors").file;
         let names = |message: &str| -> BTreeSet<String> {
             let mut all = files.iter().filter(|file| file.package() == "data.v1").flat_map(|file| &file.message_type);
-            let message = all.find(|candidate| candidate.name() == message).expect("it is in the contract");
+            let message = all.find(|candidate| candidate.name() == message).expect("a message of the contract");
             message.field.iter().map(|field| field.json_name().to_owned()).collect()
         };
         let json: serde_json::Value =
-            serde_json::from_str(&printer(Form::Json, false).line(&event())).expect("it is JSON");
+            serde_json::from_str(&printer(Form::Json, false).line(&event())).expect("JSON");
         let keys = |value: &serde_json::Value| value.as_object().expect("an object").keys().cloned().collect();
         let (all, of_error): (BTreeSet<String>, BTreeSet<String>) = (keys(&json), keys(&json["error"]));
         assert_eq!(all, names("TraceEvent"));
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_set_is_left_out_of_json() {
+    fn unset_fields_are_omitted_from_json() {
         let event = TraceEvent {
             r#type: EventType::UserLogin.into(),
             status: EventStatus::Success.into(),

@@ -1,4 +1,5 @@
-//! The operator's calls, for as long as the command runs: an access token lives for minutes, so it logs in again.
+//! The operator's calls for as long as the command runs: an access token lives for minutes, so the session logs in
+//! again.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +12,7 @@ use tonic::{Code, Status, Streaming};
 use crate::error::Error;
 use crate::system::{System, request};
 
-/// An operator who is logged in.
+/// The operator's session.
 pub(crate) struct Session {
     system: System,
     token: Mutex<String>,
@@ -21,7 +22,7 @@ impl Session {
     /// Logs in.
     ///
     /// # Errors
-    /// The log-in is refused.
+    /// The log-in is rejected.
     pub(crate) async fn open(system: System) -> Result<Self, Error> {
         let token = system.operator_token().await?;
         Ok(Self { system, token: Mutex::new(token) })
@@ -30,7 +31,7 @@ impl Session {
     /// Logs in again.
     ///
     /// # Errors
-    /// The log-in is refused.
+    /// The log-in is rejected.
     pub(crate) async fn renew(&self) -> Result<(), Error> {
         let token = self.system.operator_token().await?;
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
@@ -48,7 +49,7 @@ impl Session {
     /// A page of events.
     ///
     /// # Errors
-    /// The call is refused, for another reason than a token that has ended.
+    /// The call is rejected, for another reason than an expired token.
     pub(crate) async fn list(&self, message: ListTraceEventsRequest) -> Result<ListTraceEventsResponse, Error> {
         let first = self.events().list_trace_events(request(message.clone(), &self.token(), None)).await;
         let answer = match first {
@@ -64,7 +65,7 @@ impl Session {
     /// A stream of events.
     ///
     /// # Errors
-    /// The call is refused.
+    /// The call is rejected.
     pub(crate) async fn watch(
         &self,
         message: WatchTraceEventsRequest,

@@ -1,4 +1,5 @@
-//! One order as its customer sees it: asked for until it is acknowledged, perhaps cancelled, watched to its end.
+//! One customer's order: CreateOrder retried until it is acknowledged, perhaps CancelOrder, WatchOrder until it
+//! finishes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,13 +26,13 @@ use crate::load::seen::Seen;
 use crate::system::{System, request};
 use crate::text;
 
-/// How often a call is made before its customer gives up.
+/// Maximum attempts at a call.
 const MOST_TRIES: u32 = 6;
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_CAP: Duration = Duration::from_secs(1);
-/// Within this a customer who cancels does so.
+/// A customer that cancels does so within this time.
 const SECOND_THOUGHTS_MS: u64 = 40;
-/// How many there are of what customers fight for.
+/// The stock of the SKU that customers compete for.
 const FEW: i64 = 50;
 
 /// An account, and its newest access token.
@@ -41,10 +42,10 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// A new one.
+    /// Registers a new account, and logs in.
     ///
     /// # Errors
-    /// The registration or the log-in is refused.
+    /// The registration or the log-in is rejected.
     pub(crate) async fn register(system: &System) -> Result<Self, Error> {
         let id = SystemIds.uuid();
         let login = Login { email: format!("load-{id}@example.com"), password: id.to_string() };
@@ -64,7 +65,7 @@ impl Account {
         self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Logs in again: a token lives for minutes.
+    /// Logs in again: an access token lives for minutes.
     async fn renew(&self, system: &System) {
         if let Ok(token) = system.login(&self.login).await {
             *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
@@ -72,16 +73,16 @@ impl Account {
     }
 }
 
-/// Where customers buy, and how patient they are.
+/// The shop's system, and the customers' limits.
 #[derive(Clone)]
 pub(crate) struct Shop {
     pub(crate) system: System,
     seen: Seen,
     skus: Arc<Vec<String>>,
     scarce: bool,
-    /// How often a call is made before its customer gives up.
+    /// Maximum attempts at a call.
     pub(crate) most_tries: u32,
-    /// How long a customer waits for the end of his order; `None`: until it ends.
+    /// Maximum wait for an order to finish; `None`: unlimited.
     pub(crate) most_wait: Option<Duration>,
 }
 
@@ -93,7 +94,7 @@ impl Shop {
         Self { system, seen, skus: Arc::new(skus), scarce, most_tries: MOST_TRIES, most_wait: None }
     }
 
-    /// Stock to fight for.
+    /// Adds the little stock that customers compete for.
     ///
     /// # Errors
     /// The operator cannot log in, or the stock cannot be changed.
@@ -110,7 +111,7 @@ impl Shop {
         Ok(())
     }
 
-    /// An order, from its wish to its end.
+    /// Places one order and follows it to its final state.
     pub(crate) async fn order(&self, account: &Account, deed: Deed, mut random: StdRng, intended: Instant) {
         let wish = self.wish(deed, &mut random);
         let created = self.insist("CreateOrder", account, wish, &mut random, |mut client, request| async move {
@@ -131,7 +132,7 @@ impl Shop {
         if deed.cancels() {
             tokio::time::sleep(Duration::from_millis(random.random_range(0..SECOND_THOUGHTS_MS))).await;
             let message = order_v1::CancelOrderRequest { order_id: order_id.clone() };
-            // Too late is an answer.
+            // Too late is a valid answer.
             let _ = self
                 .insist("CancelOrder", account, message, &mut random, |mut client, request| async move {
                     client.cancel_order(request).await
@@ -173,7 +174,7 @@ impl Shop {
         }
     }
 
-    /// Makes a call, again and again while that may help: the same request, so that it is done once.
+    /// Makes a call, and retries it while that may help: with the same request, so that it is executed once.
     async fn insist<M, T, F>(
         &self,
         name: &str,
@@ -204,7 +205,7 @@ impl Shop {
         }
     }
 
-    /// Notes a refusal; may the same call be answered better another time?
+    /// Counts a rejected call; returns whether a retry may help.
     async fn may_help(&self, account: &Account, status: &Status, name: &str) -> bool {
         let is_patient = self.most_wait.is_some();
         let may = match status.code() {
@@ -226,14 +227,14 @@ impl Shop {
             | Code::Unimplemented
             | Code::DataLoss => false,
         };
-        // Too late to cancel is no refusal to speak of.
+        // A cancellation that is too late is not counted.
         if may || name != "CancelOrder" {
             self.seen.refused(format!("{name}: {}", told(status)));
         }
         may
     }
 
-    /// The state that an order comes to rest in.
+    /// Watches an order to its final state, or NEEDS_ATTENTION.
     async fn watch_to_the_end(&self, account: &Account, order_id: &str, random: &mut StdRng) -> Result<String, Status> {
         let (mut after_version, mut last) = (0, order_v1::OrderState::Created);
         loop {
@@ -248,7 +249,7 @@ impl Shop {
                     Ok(Some(step)) => {
                         let entry = step.entry.unwrap_or_default();
                         (after_version, last) = (entry.version, entry.state());
-                        // At rest, though not final: the stream stays open.
+                        // Not final, but without a pending effect: the stream stays open.
                         if last == order_v1::OrderState::NeedsAttention {
                             return Ok(text::state(last.into()).to_owned());
                         }
@@ -267,7 +268,7 @@ impl Shop {
     }
 }
 
-/// Code and reason: few words, so that they can be counted.
+/// Code and reason: few distinct texts, so that they can be counted.
 fn told(status: &Status) -> String {
     format!("{:?} {}", status.code(), reason(status)).trim_end().to_owned()
 }

@@ -1,4 +1,4 @@
-//! What customers do, by weight.
+//! The customers' behaviour, by weight.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,18 +7,18 @@ use std::str::FromStr;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-/// What a customer does.
+/// A customer's behaviour.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum Deed {
-    /// Pays, and is delivered.
+    /// Pays; fulfilment starts.
     Happy,
-    /// The issuer says no.
+    /// The payment is declined.
     Declined,
-    /// Cancels soon after.
+    /// Cancels shortly after creating the order.
     Cancel,
     /// The gateway never answers, and has not charged.
     Silent,
-    /// The gateway charges, and its answer is lost.
+    /// The gateway charges, but its answer is lost.
     Lost,
     /// The gateway is unavailable three times.
     Flaky,
@@ -45,7 +45,7 @@ impl Deed {
         }
     }
 
-    /// The payment method that makes it so.
+    /// The payment method that causes it.
     pub(crate) fn payment_method(self, random: &mut StdRng) -> &'static str {
         const DECLINED: [&str; 4] = [
             "pm_card_visa_chargeDeclined",
@@ -64,24 +64,24 @@ impl Deed {
         }
     }
 
-    /// Does the customer cancel?
+    /// Whether the customer cancels.
     pub(crate) const fn cancels(self) -> bool {
         matches!(self, Self::Cancel | Self::Refund)
     }
 
-    /// May an order of this deed end so? Where the gateway and all services are well.
+    /// Whether an order may end in this state, if the gateway and all services are up.
     pub(crate) fn may_end(self, state: &str) -> bool {
         match self {
             Self::Happy | Self::Lost | Self::Flaky | Self::Slow => state == "FULFILLMENT_STARTED",
             Self::Declined | Self::Silent => state == "PAYMENT_FAILED",
-            // Too late is no surprise.
+            // A cancellation that is too late is expected.
             Self::Cancel => matches!(state, "CANCELLED" | "FULFILLMENT_STARTED"),
             Self::Refund => matches!(state, "CANCELLED" | "FULFILLMENT_STARTED" | "NEEDS_ATTENTION"),
         }
     }
 }
 
-/// Deeds by weight.
+/// Behaviours with weights.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Mix(BTreeMap<Deed, u32>);
 
@@ -95,11 +95,11 @@ impl FromStr for Mix {
             let (name, weight) = part.split_once('=').ok_or_else(wrong)?;
             let known = || Deed::ALL.map(Deed::name).join(", ");
             let deed = Deed::ALL.into_iter().find(|deed| deed.name() == name.trim());
-            let deed = deed.ok_or_else(|| format!("nobody does {name:?}; there are {}", known()))?;
+            let deed = deed.ok_or_else(|| format!("unknown behaviour {name:?}; one of {}", known()))?;
             weights.insert(deed, weight.trim().parse::<u16>().map_err(|_| wrong())?.into());
         }
         if weights.values().sum::<u32>() == 0 {
-            return Err("a mix needs a weight that is not 0".to_owned());
+            return Err("at least one weight must not be 0".to_owned());
         }
         Ok(Self(weights))
     }
@@ -113,7 +113,7 @@ impl fmt::Display for Mix {
 }
 
 impl Mix {
-    /// One of them, by lot.
+    /// Draws a behaviour at random.
     pub(crate) fn draw(&self, random: &mut StdRng) -> Deed {
         let mut left = random.random_range(0..self.0.values().sum::<u32>());
         for (deed, weight) in &self.0 {
@@ -132,18 +132,18 @@ mod tests {
     use rand::SeedableRng;
 
     #[test]
-    fn a_mix_is_read_as_written_and_drawn_by_weight() {
+    fn a_mix_round_trips_and_is_drawn_by_weight() {
         let mix: Mix = "happy=90,declined=5,cancel=3,silent=2".parse().expect("a mix");
         assert_eq!(mix.to_string(), "happy=90,declined=5,cancel=3,silent=2");
         let mut random = StdRng::seed_from_u64(7);
         let happy = (0..10_000).filter(|_| mix.draw(&mut random) == Deed::Happy).count();
         assert!((8_800..9_200).contains(&happy), "{happy}");
         let mut again = (StdRng::seed_from_u64(7), StdRng::seed_from_u64(7));
-        assert!((0..100).all(|_| mix.draw(&mut again.0) == mix.draw(&mut again.1)), "a seed draws the same again");
+        assert!((0..100).all(|_| mix.draw(&mut again.0) == mix.draw(&mut again.1)), "the same seed draws the same");
     }
 
     #[test]
-    fn what_is_no_mix_says_why() {
+    fn an_invalid_mix_is_rejected() {
         for text in ["", "happy", "happy=", "happy=-1", "sad=1", "happy=0"] {
             assert!(text.parse::<Mix>().is_err(), "{text}");
         }

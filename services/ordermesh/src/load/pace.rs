@@ -1,6 +1,6 @@
-//! Closed loop: so many customers, each with one order at a time. Open loop: an order every so often, whatever becomes of those
-//! before; its latency counts from when it was to begin, so that a system that stands still is not asked less (no coordinated
-//! omission).
+//! Closed loop: a number of customers, each with one order at a time. Open loop: orders at a fixed rate, independent of
+//! earlier ones; an order's latency counts from its scheduled start, so that a stalled system does not receive less
+//! load (no coordinated omission).
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::load::Load;
 
-/// The most orders in flight in an open loop: beyond it they begin late, and their latency says so.
+/// Maximum number of orders in flight in an open loop: beyond it orders start late, which their latency includes.
 const MOST_IN_FLIGHT: usize = 20_000;
 
-/// How orders follow each other.
+/// How orders are paced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pace {
-    /// Customers at a time.
+    /// Number of concurrent customers.
     Closed { customers: u32 },
-    /// Orders a second.
+    /// Orders per second.
     Open { rate: u32 },
 }
 
@@ -31,19 +31,19 @@ impl fmt::Display for Pace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed { customers } => write!(f, "{customers} customers in a closed loop"),
-            Self::Open { rate } => write!(f, "{rate} orders a second in an open loop"),
+            Self::Open { rate } => write!(f, "{rate} orders per second in an open loop"),
         }
     }
 }
 
-/// How many, and for how long. Neither: until it is told to stop.
+/// The number of orders, and the duration. With neither, orders are placed until `stop`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Amount {
     pub(crate) orders: Option<u64>,
     pub(crate) duration: Option<Duration>,
 }
 
-/// Gives out numbers until there are enough.
+/// Hands out order numbers until the amount is reached.
 struct Tickets {
     next: AtomicU64,
     amount: Amount,
@@ -100,7 +100,7 @@ async fn open(load: &Load, rate: u32, tickets: &Arc<Tickets>, stop: &Cancellatio
     while all.join_next().await.is_some() {}
 }
 
-/// Order number `number`: what its customer does depends on the seed and the number alone.
+/// Places order number `number`: its customer's behaviour depends only on the seed and the number.
 async fn one(load: &Load, number: u64, intended: Instant) {
     let mut random = StdRng::seed_from_u64(load.seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let index = usize::try_from(number).unwrap_or(0) % load.accounts.len();

@@ -1,4 +1,4 @@
-//! Live rates: a bar on a terminal, a line now and then elsewhere.
+//! Live rates: a progress bar on a terminal, a line at intervals elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crate::out;
 const ON_A_TERMINAL: Duration = Duration::from_millis(200);
 const ELSEWHERE: Duration = Duration::from_secs(5);
 
-/// Shows how it goes, until `stop`. What nobody reads any more is stopped.
+/// Prints the progress until `stop`. Cancels `stop` if the output is closed.
 ///
 /// # Errors
-/// It cannot be shown.
+/// The output cannot be written.
 pub(crate) async fn watch(seen: Seen, amount: Amount, stop: CancellationToken) -> Result<(), Error> {
     let _stop = stop.clone().drop_guard();
     let is_terminal = std::io::stderr().is_terminal();
@@ -60,6 +60,6 @@ fn bar(amount: Amount) -> ProgressBar {
         (None, duration) => (duration.unwrap_or_default().as_secs(), "s"),
     };
     let style = ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {unit}  {{msg}}"));
-    // The template is a constant.
+    // The template is a valid constant.
     ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

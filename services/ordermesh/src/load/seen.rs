@@ -1,4 +1,4 @@
-//! What customers saw: latencies, ends, refusals, tries.
+//! What the customers observed: latencies, final states, rejected calls, retries.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::load::mix::{Deed, Mix};
 use crate::promises::Report;
 
-/// The quantiles that are told.
+/// The reported quantiles.
 const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
 
@@ -30,7 +30,7 @@ struct Inner {
     orders: Vec<OrderId>,
 }
 
-/// What all customers saw. Clones are the same.
+/// What all customers observed. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Seen(Arc<Mutex<Inner>>);
 
@@ -63,12 +63,12 @@ impl Seen {
     /// An order was acknowledged.
     pub(crate) fn acknowledged_after(&self, order: OrderId, latency: Duration) {
         let mut inner = self.lock();
-        // A histogram that resizes itself takes any value.
+        // An auto-resizing histogram accepts any value.
         let _ = inner.acknowledged.record(micros(latency));
         inner.orders.push(order);
     }
 
-    /// An order has ended, or its customer waits no longer.
+    /// An order has finished, or its customer no longer waits.
     pub(crate) fn ended(&self, deed: Deed, end: &str, latency: Option<Duration>, is_surprise: bool) {
         let mut inner = self.lock();
         if let Some(latency) = latency {
@@ -78,17 +78,17 @@ impl Seen {
         inner.surprises += u64::from(is_surprise);
     }
 
-    /// A call was refused.
+    /// A call was rejected.
     pub(crate) fn refused(&self, why: String) {
         *self.lock().refusals.entry(why).or_default() += 1;
     }
 
-    /// A call was tried again.
+    /// A call was retried.
     pub(crate) fn tried_again(&self) {
         self.lock().tries += 1;
     }
 
-    /// A watch broke and was taken up again.
+    /// A watch broke and was resumed.
     pub(crate) fn watched_again(&self) {
         self.lock().rewatches += 1;
     }
@@ -97,17 +97,17 @@ impl Seen {
         let _ = self.lock().logins.record(micros(latency));
     }
 
-    /// How many orders ended otherwise than their customers expect.
+    /// The number of orders with an unexpected final state.
     pub(crate) fn surprises(&self) -> u64 {
         self.lock().surprises
     }
 
-    /// Every order that was acknowledged.
+    /// Every acknowledged order.
     pub(crate) fn acknowledged(&self) -> Vec<OrderId> {
         self.lock().orders.clone()
     }
 
-    /// Acknowledged and finished so far.
+    /// The numbers of acknowledged and finished orders so far.
     pub(crate) fn so_far(&self) -> (u64, u64) {
         let inner = self.lock();
         (inner.acknowledged.len(), inner.finished.len())
@@ -130,7 +130,7 @@ impl Seen {
     }
 }
 
-/// All of it, at the end.
+/// The results of a run.
 pub(crate) struct Summary {
     took: Duration,
     latencies: Vec<(&'static str, Histogram<u64>)>,
@@ -164,12 +164,12 @@ impl fmt::Display for Summary {
         for (why, count) in &self.refusals {
             writeln!(f, "{count:>8} refused   {why}")?;
         }
-        write!(f, "{:>8} tries again, {} watches taken up again", self.tries, self.rewatches)
+        write!(f, "{:>8} retries, {} watches resumed", self.tries, self.rewatches)
     }
 }
 
 impl Summary {
-    /// For machines.
+    /// The results as JSON.
     pub(crate) fn json(&self, seed: u64, mix: &Mix, report: Option<&Report>) -> String {
         let latencies: Map<String, Value> = self
             .latencies
@@ -201,7 +201,7 @@ impl Summary {
             "tries_again": self.tries,
             "violations": violations,
         });
-        // Text and numbers always have a JSON form.
+        // Texts and numbers always have a JSON encoding.
         serde_json::to_string_pretty(&all).unwrap_or_default()
     }
 }

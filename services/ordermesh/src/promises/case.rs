@@ -1,4 +1,4 @@
-//! One order beside its payment, its charge and its events: what must be so. Pure.
+//! The rules for one order with its payment, its charge and its events. Pure.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use telemetry::{EventStatus, Outcome, TraceEvent};
 
 use super::{Promise, Report, Sources, Violation};
 
-/// An order, and all that others know of it.
+/// An order with everything that belongs to it.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// The order.
@@ -22,17 +22,17 @@ pub struct Case {
     pub payment: Option<Payment>,
     /// The payment's attempts, oldest first.
     pub attempts: Vec<Attempt>,
-    /// The gateway's row.
+    /// The gateway's row of its charge.
     pub charge: Option<Charge>,
-    /// Its events, wherever they are: each once.
+    /// Its events from all stores, without duplicates.
     pub events: Vec<TraceEvent>,
 }
 
-/// An event that must be, or is: what it tells, of which span.
+/// The key of an expected or stored event: type, operation, status, span.
 type Told<'a> = (&'a str, &'a str, EventStatus, &'a str);
 
 impl Case {
-    /// Notes that it was looked at.
+    /// Counts the order in the report.
     pub(crate) fn count(&self, report: &mut Report) {
         *report.states.entry(self.order.state.name()).or_default() += 1;
         report.unfinished += u64::from(!self.order.is_at_rest());
@@ -43,7 +43,7 @@ impl Case {
         report.looked_at(Promise::ToldOnce, "events", self.events.len());
     }
 
-    /// What is wrong with it.
+    /// The violations of this order.
     pub fn violations(&self, now: Timestamp, sources: &Sources) -> Vec<Violation> {
         let mut wrong: Vec<(Promise, String)> = Vec::new();
         let life = self.order.life_problems(now, sources.patience);
@@ -57,24 +57,24 @@ impl Case {
         wrong.into_iter().map(violation).collect()
     }
 
-    /// A payment that owes something, and that nobody has driven for long.
+    /// A pending effect of the payment that is overdue and not leased.
     fn payment_is_left(&self, now: Timestamp, sources: &Sources) -> Option<String> {
         let payment = self.payment.as_ref()?;
         match (payment.owes(), payment.next_attempt_time) {
-            (Some(_), None) => Some(format!("its payment is {} and never due", payment.state.name())),
-            (None, Some(_)) => Some(format!("its payment is {} and due", payment.state.name())),
+            (Some(_), None) => Some(format!("its payment is {}, but never due", payment.state.name())),
+            (None, Some(_)) => Some(format!("its payment is {}, but due", payment.state.name())),
             (None, None) => None,
             (Some(_), Some(due)) => {
                 let since = if payment.lease_owner.is_some() { due.max(payment.lease_until) } else { due };
                 let lain = now.since(since);
                 (lain > sources.patience).then(|| {
-                    format!("its payment is {} and nobody has driven it for {} s", payment.state.name(), lain.as_secs())
+                    format!("its payment is {} and has been due and unleased for {} s", payment.state.name(), lain.as_secs())
                 })
             }
         }
     }
 
-    /// Promise 2: the money is where the order says that it is.
+    /// Promise 2: the payment and the charge match the order's state.
     fn money(&self) -> Vec<String> {
         let state = self.order.state;
         let charge = self.charge.as_ref().map(|charge| charge.status);
@@ -92,9 +92,9 @@ impl Case {
         };
         if !right {
             problems.push(format!(
-                "it is {}, its payment {}, and the gateway has {}",
+                "it is {}, its payment is {}, and the gateway has {}",
                 state.name(),
-                paid.map_or("is none", Paid::name),
+                paid.map_or("missing", Paid::name),
                 charge.map_or("no row", ChargeStatus::name),
             ));
         }
@@ -102,13 +102,13 @@ impl Case {
             let ledger = self.charge.clone().map_or(Ledger::NoRow, Ledger::Row);
             problems.extend(difference(payment, &ledger).map(str::to_owned));
             if payment.amount.is_some_and(|amount| amount != self.order.total) {
-                problems.push("its payment is of another amount".to_owned());
+                problems.push("its payment has another amount".to_owned());
             }
         }
         problems
     }
 
-    /// Promise 4: an event for each change that has one, and none besides.
+    /// Promise 4: exactly one event for each change that has one, and no others.
     fn telling(&self, told_since: Timestamp) -> Vec<String> {
         let mut balance: BTreeMap<Told<'_>, i64> = BTreeMap::new();
         for step in self.order.steps.iter().filter(|step| step.time >= told_since) {
@@ -132,30 +132,30 @@ impl Case {
                 format!("{kind} {operation} ({})", if status == EventStatus::Success { "success" } else { "failed" });
             match balance {
                 0 => None,
-                1.. => Some(format!("{told} of span {span} is a change, and not told")),
-                // The change may be older than what is compared.
+                1.. => Some(format!("{told} of span {span}: a change without an event")),
+                // The change may be older than the window of the comparison.
                 _ if oldest => None,
-                _ => Some(format!("{told} of span {span} is told, and there is no such change")),
+                _ => Some(format!("{told} of span {span}: an event without a change")),
             }
         };
         balance.into_iter().filter_map(problem).collect()
     }
 }
 
-/// Events that are written with a change. Failures that change nothing, and lookups, are written without.
+/// Whether an event is written with a change. Failures that change nothing, and lookups, are not.
 fn is_of_a_change(event: &TraceEvent) -> bool {
     match (event.event_type.as_str(), event.status) {
         ("data_lookup", _) => false,
-        // Of the audits, only a cancellation or a retry is a step of the order.
+        // Of the audit events, only a cancellation or a retry belongs to a transition.
         ("audit", status) => {
             status == EventStatus::Success
                 && matches!(event.attributes.get("operation").map(String::as_str), Some("cancel" | "retry"))
         }
         (EVENT_TYPE, EventStatus::Failed) => {
-            // That the Payment Service could not be reached is told, and changes nothing.
+            // An unreachable Payment Service has an event, but changes nothing.
             event.error.as_ref().is_none_or(|error| error.reason != "UNREACHABLE")
         }
-        // An allocation that was refused is told with the cancellation that follows, which may also be the customer's.
+        // A failed allocation is recorded with the cancellation that follows, which may also be the customer's.
         ("order_fulfillment", EventStatus::Failed) => {
             event.error.as_ref().is_some_and(|error| error.kind == "NeedsAttention")
         }

@@ -1,4 +1,4 @@
-//! Every decoder, with what a rude client may send: it answers.
+//! Fuzzes every decoder with malformed input: it never panics.
 
 use proptest::prelude::*;
 use wirefuzz::rude;
@@ -18,20 +18,20 @@ fn sound() -> proto::ProcessPaymentRequest {
 }
 
 #[test]
-fn the_sound_payment_is_accepted() {
-    let command = ProcessCommand::try_from(sound()).expect("it is sound");
+fn the_valid_payment_is_accepted() {
+    let command = ProcessCommand::try_from(sound()).expect("a valid payment");
     assert!(command.are_details_sound && command.amount.is_some());
 }
 
 #[test]
-fn an_email_that_an_earlier_release_of_the_order_service_took_is_paid_for() {
+fn an_email_that_an_earlier_release_of_the_order_service_accepted_is_valid() {
     let request = proto::ProcessPaymentRequest { contact_email: "ada@-example.7".into(), ..sound() };
-    assert!(ProcessCommand::try_from(request).expect("it is sound").are_details_sound);
+    assert!(ProcessCommand::try_from(request).expect("a valid payment").are_details_sound);
 }
 
 proptest! {
     #[test]
-    fn a_payment_is_refused_or_recorded_as_it_was_asked_for(request in rude(sound())) {
+    fn a_payment_is_rejected_or_decoded_as_requested(request in rude(sound())) {
         let asked = request.clone();
         match ProcessCommand::try_from(request) {
             Ok(command) => {
@@ -43,12 +43,12 @@ proptest! {
                 });
                 prop_assert!(again.is_ok());
             }
-            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a refusal names a field"),
+            Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
         }
     }
 
     #[test]
-    fn a_cancellation_is_refused_or_is_of_an_order(
+    fn a_cancellation_is_rejected_or_names_an_order(
         request in rude(proto::CancelPaymentRequest { order_id: ID.into(), refund_attempt: 1 }),
         get in rude(proto::GetPaymentRequest { order_id: ID.into() }),
     ) {

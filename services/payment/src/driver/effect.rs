@@ -1,4 +1,4 @@
-//! Asking the gateway, and what its answer (or its silence) makes of a payment.
+//! Calling the gateway, and deciding what its answer, or the lack of one, means for a payment.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::payment::{Attempt, DeclineCode, Payment, charge_key, refund_key};
 use crate::ports::{Charge, ChargeCommand, ChargeStatus, NoAnswer, RefundAnswer};
 use crate::store::Schedule;
 
-/// What was seen of an effect.
+/// The observed result of an effect.
 pub(super) struct Seen {
     pub(super) observation: Observation,
     decline: Option<DeclineCode>,
     charge_id: Option<String>,
-    /// For a person.
+    /// Shown to operators.
     pub(super) outcome: String,
 }
 
@@ -28,7 +28,7 @@ impl Driver {
         match effect {
             Effect::CreateCharge => match command(payment) {
                 Some(command) => Seen::charge(gateway.create_charge(command).await),
-                // Cannot be: what is PENDING has both. Doubt, and a tombstone after a while, is the safe way out.
+                // Unreachable: a PENDING payment has both. Doubt, and a tombstone later, is the safe way out.
                 None => Seen::charge(Err(NoAnswer::new("the payment has no amount or no method"))),
             },
             Effect::CancelCharge => Seen::charge(gateway.cancel_charge(key).await),
@@ -38,7 +38,7 @@ impl Driver {
         }
     }
 
-    /// By the table: the payment afterwards, when it is due, and the attempt.
+    /// Applies the state table: the payment after the attempt, when it is due, and the attempt's record.
     pub(super) fn decide(
         &self,
         before: &Payment,
@@ -49,13 +49,13 @@ impl Driver {
     ) -> (Payment, Schedule, Attempt) {
         let now = self.0.parts.clock.now();
         let limit = self.0.parts.options.doubt_limit;
-        // Doubt that begins in the future was begun by a clock that was set back since: it begins anew.
+        // A doubt that began in the future was recorded by a clock that was set back since: it begins anew.
         let since = before.doubt_since.map(|since| since.min(now));
         let is_past = since.is_some_and(|since| now.since(since) >= limit);
         let doubt = if is_past { Doubt::PastLimit } else { Doubt::WithinLimit };
         let state = after(before.state, seen.observation, before.asked(), doubt);
         let may_charge = matches!(state, State::Pending | State::InDoubt);
-        // Nothing was decided: the same question again, after a while.
+        // No definite result: the same effect is retried with backoff.
         let asks_again = matches!(
             (before.state, state),
             (State::Pending | State::InDoubt, State::Pending | State::InDoubt)
@@ -98,7 +98,7 @@ impl Driver {
         (next, schedule, attempt)
     }
 
-    /// Until the next try: full jitter; doubt ends at its limit, not at some time after it.
+    /// The time until the next attempt: exponential backoff with jitter, but never past the doubt limit.
     fn wait(&self, payment: &Payment, now: Timestamp) -> Duration {
         let options = &self.0.parts.options;
         let wait = full_jitter(payment.tries, options.backoff, options.backoff_cap, self.jitter());

@@ -1,4 +1,4 @@
-//! Finding payments that are due: what other instances have left, what waits for its next try, what found no permit.
+//! Finds due payments: those of other instances, retries, and those that found no permit.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio::time::Instant;
 
 use super::{Driver, Permit, Step};
 
-/// The most payments that are claimed at a time.
+/// The maximum number of payments claimed by one statement.
 const MAX_CLAIM: usize = 64;
 
 impl Driver {
-    /// Claims what is due and makes one try at each, one after the other: for tests that move the clock themselves.
+    /// Claims due payments and makes one attempt at each, sequentially: for tests that move the clock themselves.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn tick(&self) -> Result<Vec<Step>, storage::Error> {
         let count = u32::try_from(MAX_CLAIM).unwrap_or(u32::MAX);
         let mut steps = vec![];
@@ -29,26 +29,26 @@ impl Driver {
         Ok(steps)
     }
 
-    /// Gives back the leases of an earlier process of this name: it is dead. To be called before anything is driven.
+    /// Frees the leases of an earlier, crashed process of this name. To be called before anything is driven.
     ///
     /// # Errors
-    /// The database refused.
+    /// The database failed.
     pub async fn recover(&self) -> Result<u64, storage::Error> {
         self.0.parts.store.free(&self.0.parts.options.instance).await
     }
 
-    /// Claims due payments and drives them until told to stop; then waits for those that are driven, and gives back the
-    /// leases, so that other instances go on at once.
+    /// Claims due payments and drives them until shutdown; then waits for the drives in flight and frees the leases, so
+    /// that other instances can continue immediately.
     pub async fn poll(self) {
         let parts = &self.0.parts;
         loop {
             if let Err(error) = self.claim_due().await {
                 static SELDOM: Seldom = Seldom::new();
                 if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-                    tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "due payments cannot be claimed");
+                    tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "claiming due payments failed");
                 }
             }
-            // Half to one and a half times the interval: instances do not poll in step.
+            // 0.6 to 1.5 times the interval: instances do not poll in step.
             let pause = full_jitter(1, parts.options.poll_interval, Duration::MAX, self.jitter())
                 + parts.options.poll_interval / 2;
             tokio::select! {
@@ -61,11 +61,11 @@ impl Driver {
         let _drives = self.0.permits.clone().acquire_many_owned(all).await;
         self.0.permits.close();
         if let Err(error) = parts.store.free(&parts.options.instance).await {
-            tracing::warn!(target: "ordermesh", error = ?error, "leases could not be freed; they run out by themselves");
+            tracing::warn!(target: "ordermesh", error = ?error, "leases not freed; they will expire");
         }
     }
 
-    /// The wait before the next try: a doubt's end is waited for at most.
+    /// The maximum backoff: a payment in doubt waits until its doubt limit at most.
     fn longest_wait(&self) -> Duration {
         let options = &self.0.parts.options;
         options.backoff_cap.max(options.doubt_limit)

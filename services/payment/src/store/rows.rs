@@ -1,4 +1,4 @@
-//! Payments before they are rows, and rows as payments.
+//! Conversions between payments and rows.
 
 use std::time::Duration;
 

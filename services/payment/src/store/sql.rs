@@ -1,19 +1,19 @@
-//! The hot statements, written out: SQL that SQLite and PostgreSQL both understand, made once.
+//! The hot statements, written out: SQL that both SQLite and PostgreSQL accept, formatted once.
 //!
-//! `$now` is the last clock: on PostgreSQL a NULL stands for the database's own (the transaction's start, so that it can be
-//! compared by index).
+//! `$now` is the process's clock: on PostgreSQL, NULL stands for the database's own clock (the transaction's start, so
+//! that comparisons can use an index).
 
 const POSTGRES_NOW: &str = "COALESCE($NOW, CAST(EXTRACT(EPOCH FROM now()) * 1000000 AS BIGINT))";
 
-/// The statements of one kind of database.
+/// The statements for one database backend.
 pub(crate) struct Sql {
     pub(crate) insert: String,
     pub(crate) insert_attempt: String,
-    /// On PostgreSQL with the attempt, of which it then says whether it was inserted.
+    /// On PostgreSQL this also inserts the attempt, and the affected rows are the attempt's.
     pub(crate) write: String,
     pub(crate) writes_attempt: bool,
     pub(crate) claim: String,
-    /// Is anything due, and is anything due later than any wait takes?
+    /// Whether anything is due, and whether anything is due later than the maximum backoff.
     pub(crate) look: String,
     pub(crate) pull_in: String,
     pub(crate) claim_due: String,
@@ -41,7 +41,7 @@ impl Sql {
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
                     .to_owned(),
             write: if is_postgres {
-                // One round trip: no row of attempts without the change.
+                // One round trip: the attempt is inserted only with the change.
                 format!(
                     "WITH changed AS ({} RETURNING order_id) INSERT INTO payment_attempt \
                      (order_id, attempt, effect, outcome, state, time, trace_id, span_id) \
@@ -85,8 +85,8 @@ impl Sql {
     }
 }
 
-/// Nobody has the lease. One that ends later than any that is taken now was taken by a clock that was set back since; that its
-/// owner may be alive costs work and nothing else.
+/// SQL condition: the lease is free. A lease that ends later than any lease taken now was written by a clock that was
+/// set back since; if its owner is still alive, only work is duplicated.
 fn is_free(now: &str, longest: &str) -> String {
     format!("(lease_until <= {now} OR lease_until > {now} + {longest})")
 }

@@ -1,4 +1,4 @@
-//! The statements that change a payment, each inside somebody's transaction.
+//! The statements that change a payment, each inside its caller's transaction.
 
 use kernel::{Money, OrderId, Timestamp, UserId};
 use sea_orm::{ConnectionTrait, Value};
@@ -90,7 +90,7 @@ impl Store {
         Ok(())
     }
 
-    /// The attempt and the event of a payment that was settled as it was inserted.
+    /// Writes the attempt and the event of a payment that was inserted in a final state.
     pub(super) async fn tell(&self, tx: &Tx, new: &Payment, outcome: &str, open: &OpenOperation) -> Result<(), Error> {
         let operation = open();
         self.insert_attempt(tx, new.order_id, &self.record_of(new, outcome, operation.place())).await?;
@@ -101,7 +101,7 @@ impl Store {
         Ok(())
     }
 
-    /// A change that was made without the gateway.
+    /// The attempt of a change without the gateway.
     pub(super) fn record_of(&self, payment: &Payment, outcome: &str, place: TraceParent) -> Attempt {
         Attempt {
             attempt: payment.attempt,
@@ -117,7 +117,7 @@ impl Store {
     }
 }
 
-/// All but the order.
+/// Every column but the order.
 fn attempt_values(attempt: &Attempt) -> [Value; 7] {
     [
         attempt.attempt.into(),

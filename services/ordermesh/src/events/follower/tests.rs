@@ -1,4 +1,4 @@
-//! A follower against a Data Service that ends its streams as the test says.
+//! Tests a follower against a scripted Data Service.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use crate::system::System;
 type Answer<T> = Result<Response<T>, Status>;
 type Messages = Vec<Result<WatchTraceEventsResponse, Status>>;
 
-/// What the next streams are, and what was asked for.
+/// The scripted streams, and the calls received.
 #[derive(Clone, Default)]
 struct Script {
     streams: Arc<Mutex<VecDeque<Messages>>>,
@@ -31,7 +31,7 @@ struct Script {
 }
 
 impl Script {
-    /// Streams, each begun by a bookmark; what follows it comes with the cursors "1" and so on in the order of all events.
+    /// Scripts streams, each of which begins with a bookmark; events have the cursors "1" and so on in their order.
     fn new(streams: impl IntoIterator<Item = Messages>) -> Self {
         Self { streams: Arc::new(Mutex::new(streams.into_iter().collect())), ..Self::default() }
     }
@@ -54,8 +54,8 @@ impl Script {
         tokio::spawn(services.serve_with_incoming(incoming));
         let channel = |service| mesh::client(ClientConfig::new(service, vec![address.clone()], contracts::POLICIES));
         let system = System::of_two(channel("user"), channel("data"));
-        let session = Session::open(system).await.expect("it logs in");
-        Follower::begin(session, Filter::default()).await.expect("it begins")
+        let session = Session::open(system).await.expect("a session");
+        Follower::begin(session, Filter::default()).await.expect("a follower")
     }
 }
 
@@ -79,9 +79,9 @@ impl TraceEventService for Script {
         let bearer = request.metadata().get("authorization").and_then(|bearer| bearer.to_str().ok());
         let token = bearer.unwrap_or_default().to_owned();
         self.asked.lock().expect("sound").push((token, request.into_inner().after_cursor));
-        let messages = self.streams.lock().expect("sound").pop_front().expect("no more streams than are written");
+        let messages = self.streams.lock().expect("sound").pop_front().expect("a scripted stream");
         match messages.first() {
-            // A refusal of the call itself.
+            // The call itself is rejected.
             Some(Err(status)) => Err(status.clone()),
             _ => Ok(Response::new(Box::pin(stream::iter(messages)))),
         }
@@ -153,27 +153,27 @@ impl UserService for Script {
 }
 
 #[tokio::test]
-async fn whatever_ends_a_stream_the_next_one_goes_on_after_the_last_message() {
+async fn however_a_stream_ends_it_is_resumed_after_the_last_message() {
     let script = Script::new([
         vec![bookmark("now")],
         vec![bookmark("now"), event("1"), event("2"), Err(Status::unavailable("draining"))],
-        // The call is refused.
+        // The call is rejected.
         vec![Err(Status::unavailable("too many followers"))],
         vec![bookmark("2"), bookmark("past"), Err(Status::resource_exhausted("not read"))],
-        // A connection that breaks, and a stream that ends without a reason.
+        // A connection that breaks, and a stream that ends without a status.
         vec![bookmark("past"), event("3"), Err(Status::unknown("connection reset"))],
         vec![bookmark("3")],
         vec![bookmark("3"), event("4")],
     ]);
     let mut follower = script.follower().await;
     for expected in ["1", "2", "3", "4"] {
-        assert_eq!(follower.next().await.expect("it goes on").event_id, expected);
+        assert_eq!(follower.next().await.expect("an event").event_id, expected);
     }
     assert_eq!(script.cursors(), ["", "now", "2", "2", "past", "3", "3"]);
 }
 
 #[tokio::test]
-async fn when_the_token_ends_it_logs_in_again() {
+async fn an_expired_token_is_renewed_by_a_log_in() {
     let ended = || Err(Status::unauthenticated("the token has ended"));
     let script = Script::new([
         vec![bookmark("now")],
@@ -183,17 +183,17 @@ async fn when_the_token_ends_it_logs_in_again() {
     ]);
     let mut follower = script.follower().await;
     assert_eq!(follower.next().await.expect("an event").event_id, "1");
-    // Once there is no User Service to log in at.
+    // The first log-in fails.
     script.logins.lock().expect("sound").push_back(Status::resource_exhausted("later"));
     for expected in ["2", "3"] {
-        assert_eq!(follower.next().await.expect("it goes on").event_id, expected);
+        assert_eq!(follower.next().await.expect("an event").event_id, expected);
     }
     let tokens: Vec<_> = script.tokens().iter().map(|token| token.trim_start_matches("Bearer ").to_owned()).collect();
     assert_eq!(tokens, ["token-1", "token-1", "token-1", "token-2"]);
 }
 
 #[tokio::test]
-async fn an_end_that_no_other_stream_would_better_ends_it() {
+async fn a_status_that_a_retry_cannot_change_ends_the_follower() {
     for last in [Status::out_of_range("the cursor has expired"), Status::permission_denied("no operator")] {
         let script = Script::new([vec![bookmark("now")], vec![bookmark("now"), event("1"), Err(last.clone())]]);
         let mut follower = script.follower().await;
