@@ -2,8 +2,9 @@
 //! no length beforehand); an answer's, from the moment that it is encoded until HTTP/2's stack has sent or dropped its bytes,
 //! which the charge goes with. An answer that does not fit is refused instead of sent; and to a caller that holds answers
 //! already, before its handler begins, if it does not fit when it is as long as the method's last one. What is read from a
-//! database for an answer is not charged: its connections bound it. The requests of health and reflection never compete with
-//! calls': they are short, and have a small budget of their own. Reflection's answers are charged as calls' are.
+//! database for an answer is not charged: its connections bound it. A call that waits for its request is charged for its
+//! headers, to a budget of its own. The requests of health and reflection never compete with calls': they are short, and have a
+//! small budget of their own. Reflection's answers are charged as calls' are.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -34,6 +35,8 @@ const ANSWER_COST_FACTOR: usize = 2;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A message for health or reflection is a name.
 const INFRASTRUCTURE_MESSAGE_BYTES: usize = 4 * 1024;
+/// For calls that wait for their requests: a quarter of the budget, and at least so much.
+const MIN_WAITING_BUDGET_BYTES: usize = 1024 * 1024;
 /// For the requests of health and reflection.
 const INFRASTRUCTURE_BUDGET_BYTES: usize = 16 * 1024 * 1024;
 
@@ -49,6 +52,7 @@ struct Shared {
     /// What the last answer of each of them has cost.
     last_answer_bytes: Vec<AtomicUsize>,
     budget: Arc<Shares>,
+    waiting: Arc<Shares>,
     infrastructure: Arc<Shares>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
@@ -62,7 +66,9 @@ pub(crate) fn memory<S>(
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
     let last_answer_bytes = policies.0.iter().map(|_| AtomicUsize::new(0)).collect();
     let infrastructure = Shares::new(INFRASTRUCTURE_BUDGET_BYTES, 0);
-    let shared = Arc::new(Shared { policies, last_answer_bytes, budget, infrastructure, max_message_bytes, refusals });
+    let waiting = Shares::new((budget.limit / 4).max(MIN_WAITING_BUDGET_BYTES), 0);
+    let shared =
+        Arc::new(Shared { policies, last_answer_bytes, budget, waiting, infrastructure, max_message_bytes, refusals });
     layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
@@ -94,16 +100,18 @@ where
         let request = request.map(|body| {
             if let Some(holder) = holder {
                 let prefixes = Prefixes::new(INFRASTRUCTURE_MESSAGE_BYTES, is_reflection);
-                let account = Arc::new(Account::new(self.shared.infrastructure.clone(), holder));
+                let budget = &self.shared.infrastructure;
+                let account = Arc::new(Account::new(budget.clone(), holder));
                 let refusals = self.shared.refusals.clone();
-                return Body::new(AdmittedBody::new(body, headers, prefixes, &[], account, refusals));
+                return Body::new(AdmittedBody::new(body, headers, prefixes, &[], account, budget.clone(), refusals));
             }
             // Requests that stream are not in the contract: the build of its policies refuses them.
             let of_method = policy.and_then(|policy| policy.max_message_bytes);
             let prefixes = Prefixes::new(of_method.unwrap_or(self.shared.max_message_bytes), false);
             let limits = policy.map_or(&[][..], |policy| policy.limits);
             let refusals = self.shared.refusals.clone();
-            Body::new(AdmittedBody::new(body, headers, prefixes, limits, account.clone(), refusals))
+            let waiting = self.shared.waiting.clone();
+            Body::new(AdmittedBody::new(body, headers, prefixes, limits, account.clone(), waiting, refusals))
         });
         let (work, shared) = (self.inner.call(request), self.shared.clone());
         Box::pin(async move {
