@@ -16,6 +16,7 @@ use crate::memory_budget::Account;
 use crate::message::Pieces;
 use crate::policy::FieldLimit;
 use crate::refusals::{Cause, Refusals};
+use crate::shares::Shares;
 use crate::status::{REQUEST_CARDINALITY, mesh_status, status};
 
 /// The cost of a byte on the wire while its call is served: in the HTTP/2 stack, the decoder's buffer, the decoded
@@ -91,8 +92,10 @@ impl Prefixes {
 pub(crate) struct AdmittedBody {
     inner: Body,
     account: Arc<Account>,
-    /// Charged once the body is awaited. Most requests arrive with their headers.
+    /// Charged while the body is awaited. Most requests arrive with their headers.
     waiting_bytes: usize,
+    waiting_budget: Arc<Shares>,
+    waiting: Option<Account>,
     prefixes: Prefixes,
     limits: &'static [FieldLimit],
     /// A message with limited fields, as far as it has arrived.
@@ -107,10 +110,12 @@ impl AdmittedBody {
         prefixes: Prefixes,
         limits: &'static [FieldLimit],
         account: Arc<Account>,
+        waiting_budget: Arc<Shares>,
         refusals: Arc<Refusals>,
     ) -> Self {
         let waiting_bytes = WAITING_CALL_BYTES + headers * HEADER_BYTES;
-        Self { inner, account, waiting_bytes, prefixes, limits, message: Pieces::default(), refusals }
+        let message = Pieces::default();
+        Self { inner, account, waiting_bytes, waiting_budget, waiting: None, prefixes, limits, message, refusals }
     }
 
     fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
@@ -143,6 +148,20 @@ impl AdmittedBody {
         self.take(elements * ELEMENT_BYTES)
     }
 
+    /// Charges the call for its waiting, once.
+    fn wait(&mut self) -> Result<(), Status> {
+        if self.waiting.is_some() {
+            return Ok(());
+        }
+        let waiting = Account::new(self.waiting_budget.clone(), self.account.caller().clone());
+        waiting.take_for_request(self.waiting_bytes).map_err(|full| {
+            self.refusals.count(Cause::Memory);
+            out_of_memory(full)
+        })?;
+        self.waiting = Some(waiting);
+        Ok(())
+    }
+
     fn take(&mut self, bytes: usize) -> Result<(), Status> {
         self.account.take_for_request(bytes).map_err(|full| {
             self.refusals.count(Cause::Memory);
@@ -158,8 +177,7 @@ impl http_body::Body for AdmittedBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-            let waiting_bytes = std::mem::take(&mut this.waiting_bytes);
-            return this.take(waiting_bytes).map_or_else(|refusal| Poll::Ready(Some(Err(refusal))), |()| Poll::Pending);
+            return this.wait().map_or_else(|refusal| Poll::Ready(Some(Err(refusal))), |()| Poll::Pending);
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()

@@ -2,9 +2,9 @@
 //! send the length in advance). Responses are charged from encoding until the HTTP/2 stack has sent or dropped their
 //! bytes, which carry the charge. A response that does not fit is replaced by an error. A caller that already holds
 //! responses is rejected before its handler begins if a response as long as the method's last one does not fit. What is
-//! read from a database is not charged: the number of connections bounds it. Requests of health and reflection never
-//! compete with calls: they are short, and have a small budget of their own. Reflection's responses are charged like
-//! those of calls.
+//! read from a database is not charged: the number of connections bounds it. A call that waits for its request is charged
+//! for its headers, to a budget of its own. Requests of health and reflection never compete with calls: they are short,
+//! and have a small budget of their own. Reflection's responses are charged like those of calls.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -35,6 +35,8 @@ const ANSWER_COST_FACTOR: usize = 2;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A message for health or reflection is only a name.
 const INFRASTRUCTURE_MESSAGE_BYTES: usize = 4 * 1024;
+/// For calls that wait for their requests: a quarter of the budget, and at least so much.
+const MIN_WAITING_BUDGET_BYTES: usize = 1024 * 1024;
 /// For the requests of health and reflection.
 const INFRASTRUCTURE_BUDGET_BYTES: usize = 16 * 1024 * 1024;
 
@@ -50,6 +52,7 @@ struct Shared {
     /// The cost of the last response of each method.
     last_answer_bytes: Vec<AtomicUsize>,
     budget: Arc<Shares>,
+    waiting: Arc<Shares>,
     infrastructure: Arc<Shares>,
     max_message_bytes: usize,
     refusals: Arc<Refusals>,
@@ -63,7 +66,9 @@ pub(crate) fn memory<S>(
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
     let last_answer_bytes = policies.0.iter().map(|_| AtomicUsize::new(0)).collect();
     let infrastructure = Shares::new(INFRASTRUCTURE_BUDGET_BYTES, 0);
-    let shared = Arc::new(Shared { policies, last_answer_bytes, budget, infrastructure, max_message_bytes, refusals });
+    let waiting = Shares::new((budget.limit / 4).max(MIN_WAITING_BUDGET_BYTES), 0);
+    let shared =
+        Arc::new(Shared { policies, last_answer_bytes, budget, waiting, infrastructure, max_message_bytes, refusals });
     layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
@@ -95,16 +100,18 @@ where
         let request = request.map(|body| {
             if let Some(holder) = holder {
                 let prefixes = Prefixes::new(INFRASTRUCTURE_MESSAGE_BYTES, is_reflection);
-                let account = Arc::new(Account::new(self.shared.infrastructure.clone(), holder));
+                let budget = &self.shared.infrastructure;
+                let account = Arc::new(Account::new(budget.clone(), holder));
                 let refusals = self.shared.refusals.clone();
-                return Body::new(AdmittedBody::new(body, headers, prefixes, &[], account, refusals));
+                return Body::new(AdmittedBody::new(body, headers, prefixes, &[], account, budget.clone(), refusals));
             }
             // Client streaming is not supported: the build rejects it in the policies.
             let of_method = policy.and_then(|policy| policy.max_message_bytes);
             let prefixes = Prefixes::new(of_method.unwrap_or(self.shared.max_message_bytes), false);
             let limits = policy.map_or(&[][..], |policy| policy.limits);
             let refusals = self.shared.refusals.clone();
-            Body::new(AdmittedBody::new(body, headers, prefixes, limits, account.clone(), refusals))
+            let waiting = self.shared.waiting.clone();
+            Body::new(AdmittedBody::new(body, headers, prefixes, limits, account.clone(), waiting, refusals))
         });
         let (work, shared) = (self.inner.call(request), self.shared.clone());
         Box::pin(async move {

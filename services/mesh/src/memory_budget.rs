@@ -18,6 +18,10 @@ impl Account {
         Self { budget, caller, request_bytes: AtomicUsize::new(0) }
     }
 
+    pub(crate) fn caller(&self) -> &Holder {
+        &self.caller
+    }
+
     /// Charges bytes to the request, until it is given back.
     pub(crate) fn take_for_request(&self, bytes: usize) -> Result<(), Full> {
         self.budget.charge(&self.caller, bytes)?;
