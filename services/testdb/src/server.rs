@@ -38,8 +38,8 @@ pub struct Server {
 impl Server {
     /// Starts a server with additional settings; `None`, with one line of output, if PostgreSQL's programs are missing.
     ///
+    /// # Panics
     /// The server cannot be started, or the programs are missing and `CI` is set.
-    /// The programs are there and no server comes of them; or they are not there, and `CI` is set.
     pub fn start(settings: &[(&str, &str)]) -> Option<Self> {
         let server = Self::new(settings)?;
         let data = server.folder.join("data");
