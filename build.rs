@@ -1,4 +1,5 @@
-//! proto/ made into typed clients and servers, a descriptor set, and the mesh's policy table. Pure Rust: no protoc to install.
+//! Compiles proto/ to typed clients and servers, a descriptor set, and the mesh's policy table. Pure Rust: no protoc to
+//! install.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ mod policy_table;
 
 const PROTO: &str = "proto";
 
-/// Messages with a secret among their fields: their Debug is written by hand, in proto/redact.rs.
-/// A test finds every field whose comment calls it a secret.
+/// Messages with a secret field: their Debug is written by hand, in proto/redact.rs. A test finds every field whose
+/// comment calls it a secret.
 const WITH_SECRETS: [&str; 9] = [
     "user.v1.RegisterRequest",
     "user.v1.LoginRequest",
@@ -40,9 +41,9 @@ impl fmt::Display for BuildError {
         match self {
             Self::NoOutDir => f.write_str("OUT_DIR is not set; cargo sets it"),
             Self::Read(path, error) => write!(f, "{} cannot be read: {error}", path.display()),
-            // Its Debug shows the place in the .proto file, its Display does not.
+            // Its Debug shows the position in the .proto file, its Display does not.
             Self::Compile(error) => write!(f, "the contract does not compile: {error:?}"),
-            Self::Descriptors(error) => write!(f, "the contract's descriptors do not fit together: {error}"),
+            Self::Descriptors(error) => write!(f, "the contract's descriptors are inconsistent: {error}"),
             Self::Policy(error) => write!(f, "policy: {error}"),
             Self::Write(path, error) => write!(f, "{} cannot be written: {error}", path.display()),
             Self::Generate(error) => write!(f, "the code cannot be generated: {error}"),
@@ -69,7 +70,7 @@ fn build() -> Result<(), BuildError> {
 
     let mut compiler = protox::Compiler::new([PROTO]).map_err(BuildError::Compile)?;
     compiler.include_imports(true).include_source_info(true).open_files(&files).map_err(BuildError::Compile)?;
-    // Encoded by the compiler itself: the types of prost would drop the options, which are extensions.
+    // Encoded by the compiler itself: prost's types would drop the options, which are extensions.
     let encoded = compiler.encode_file_descriptor_set();
     let pool = DescriptorPool::decode(encoded.as_slice()).map_err(BuildError::Descriptors)?;
     let rows = policy_table::rows(&pool).map_err(BuildError::Policy)?;
@@ -78,7 +79,7 @@ fn build() -> Result<(), BuildError> {
     write(out_dir.join("descriptor.bin"), &encoded)?;
     tonic_prost_build::configure()
         .skip_debug(WITH_SECRETS)
-        // No `XClient::connect`: only the mesh makes channels.
+        // Without `XClient::connect`: only the mesh creates channels.
         .build_transport(false)
         .emit_rerun_if_changed(false)
         .compile_fds(compiler.file_descriptor_set())

@@ -1,5 +1,5 @@
-//! Certificates of the platform: a CA, and for each service one certificate with its DNS names and ONE SPIFFE URI.
-//! Keys are EC P-256. What is made here is PEM text; who writes it where, and with which rights, is the caller's business.
+//! Certificates of the platform: a CA, and for each service one certificate with its DNS names and ONE SPIFFE URI. Keys
+//! are EC P-256. The results are PEM texts; the caller decides where to write them and with which permissions.
 //!
 //! ```
 //! use std::time::Duration;
@@ -22,18 +22,18 @@ use rcgen::{
 };
 use time::OffsetDateTime;
 
-/// Why there is no certificate.
+/// Why a certificate cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A name that no certificate can carry, or a key that is none.
-    #[error("the certificate cannot be made")]
+    /// A name that no certificate can contain, or an invalid key.
+    #[error("the certificate cannot be created")]
     Certificate(#[from] rcgen::Error),
     /// A date before year 1, or after year 9999.
     #[error("the validity is out of range")]
     Validity,
 }
 
-/// From when to when a certificate is good.
+/// The validity period of a certificate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Validity {
     /// Not before.
@@ -43,28 +43,29 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// Clocks differ: a certificate is good a little before it is made.
+    /// Clocks differ: a certificate is valid a little before it is created.
     const HEAD_START: Duration = Duration::from_secs(300);
 
-    /// From five minutes before `now` until `now` and `lifetime`.
+    /// From five minutes before `now` until `lifetime` after it.
     pub fn from(now: Timestamp, lifetime: Duration) -> Self {
         Self { begins: now.minus(Self::HEAD_START), ends: now.plus(lifetime) }
     }
 }
 
-/// Whom a certificate names.
+/// The names in a certificate.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Names {
-    /// For people: the subject's common name.
+    /// The subject's common name, for humans.
     pub common_name: String,
-    /// What clients connect to. An IP address is written as one.
+    /// The names that clients connect to. An IP address is encoded as one.
     pub dns: Vec<String>,
-    /// SPIFFE URIs. The mesh wants exactly one.
+    /// SPIFFE URIs. The mesh requires exactly one.
     pub uris: Vec<String>,
 }
 
 impl Names {
-    /// A service of the platform: `spiffe://<trust-domain>/service/<service>`, reached by its name or on this machine.
+    /// The names of a service of the platform: `spiffe://<trust-domain>/service/<service>`, reached by its name or on
+    /// this machine.
     pub fn of_service(trust_domain: &str, service: &str) -> Self {
         Self {
             common_name: service.to_owned(),
@@ -77,9 +78,9 @@ impl Names {
 /// A certificate and its key, as PEM.
 #[derive(Clone)]
 pub struct Issued {
-    /// Public.
+    /// The certificate: public.
     pub certificate_pem: String,
-    /// Secret.
+    /// The private key: secret.
     pub key_pem: String,
 }
 
@@ -102,10 +103,10 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// A new one, with a new key.
+    /// Creates an authority with a new key.
     ///
     /// # Errors
-    /// A validity out of range.
+    /// The validity is out of range.
     pub fn new(trust_domain: &str, validity: Validity) -> Result<Self, Error> {
         let params = authority_params(trust_domain, validity)?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -113,10 +114,10 @@ impl Authority {
         Ok(Self { certificate_pem, issuer: Issuer::new(params, key) })
     }
 
-    /// One that [`Authority::new`] made for the same trust domain, from what was kept of it: it issues more of the same.
+    /// Restores an authority of the same trust domain from [`Authority::keep`], to issue further certificates.
     ///
     /// # Errors
-    /// The key is none.
+    /// The key is invalid.
     pub fn restore(trust_domain: &str, kept: &Issued) -> Result<Self, Error> {
         let whenever = Validity { begins: Timestamp::default(), ends: Timestamp::default() };
         let params = authority_params(trust_domain, whenever)?;
@@ -124,20 +125,21 @@ impl Authority {
         Ok(Self { certificate_pem: kept.certificate_pem.clone(), issuer: Issuer::new(params, key) })
     }
 
-    /// The root that everybody trusts.
+    /// The root certificate, which all services trust.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
     }
 
-    /// What to keep, so that it can be [restored](Authority::restore). Whoever has the key can be any service.
+    /// The authority's certificate and key, for [`Authority::restore`]. With this key, certificates of any service can
+    /// be issued.
     pub fn keep(&self) -> Issued {
         Issued { certificate_pem: self.certificate_pem.clone(), key_pem: self.issuer.key().serialize_pem() }
     }
 
-    /// A new key, and a certificate for it: good for both sides of a connection.
+    /// Issues a certificate for a new key, valid for clients and servers.
     ///
     /// # Errors
-    /// A name that no certificate can carry, or a validity out of range.
+    /// A name that no certificate can contain, or a validity out of range.
     pub fn issue(&self, names: &Names, validity: Validity) -> Result<Issued, Error> {
         let mut params = CertificateParams::new(names.dns.clone())?;
         for uri in &names.uris {
@@ -155,12 +157,12 @@ impl Authority {
     }
 }
 
-/// What an issuer is known by must be the same when it is restored: the name, and the key's identifier.
+/// The issuer's name and key identifier must be the same after a restore.
 fn authority_params(trust_domain: &str, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("{trust_domain} CA"));
-    // It signs services' certificates, and no further authorities.
+    // It signs services' certificates, but no further authorities.
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = (date(validity.begins)?, date(validity.ends)?);
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_no_ascii_is_refused() {
+    fn a_non_ascii_name_is_rejected() {
         let authority = Authority::new("test.local", validity()).expect("made");
         let names = Names { uris: vec!["spiffe://test.local/ö".into()], ..Names::default() };
         assert!(matches!(authority.issue(&names, validity()), Err(Error::Certificate(_))));

@@ -100,7 +100,7 @@ impl<K> PageToken<K> {
                 None
             }
             Ok(None) | Err(OpaqueError::Malformed) => {
-                fields.refuse("page_token", "INVALID_PAGE_TOKEN", "the token is not one that this list gave");
+                fields.refuse("page_token", "INVALID_PAGE_TOKEN", "not a page token of this list");
                 None
             }
         };
@@ -120,7 +120,7 @@ pub fn page_size(fields: &mut Fields, asked: i32, default: u32, most: u32) -> u3
         Ok(0) => default,
         Ok(size) => size.min(most),
         Err(_) => {
-            fields.refuse("page_size", "NEGATIVE_PAGE_SIZE", "a page cannot have fewer than no entries");
+            fields.refuse("page_size", "NEGATIVE_PAGE_SIZE", "must not be negative");
             default
         }
     }

@@ -46,11 +46,11 @@ pub struct Relay {
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("the outbox cannot be read or settled")]
+    #[error("the outbox cannot be read or updated")]
     Outbox(#[from] storage::Error),
-    #[error("the Data Service answered for none of the events")]
+    #[error("the Data Service acknowledged none of the events")]
     Unanswered,
-    #[error("the Data Service did not take the events")]
+    #[error("the Data Service did not accept the events")]
     Store(#[from] Box<tonic::Status>),
 }
 

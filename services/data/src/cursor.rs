@@ -61,7 +61,7 @@ impl Cursors {
                 );
             }
             Ok(None) | Err(OpaqueError::Malformed) => {
-                fields.refuse("after_cursor", "INVALID_CURSOR", "the cursor is not one that WatchTraceEvents gave");
+                fields.refuse("after_cursor", "INVALID_CURSOR", "not a cursor of WatchTraceEvents");
             }
         }
         None

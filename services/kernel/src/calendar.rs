@@ -1,5 +1,4 @@
-//! Business days and the date of delivery. Days are UTC; Saturdays and Sundays are left out; public
-//! holidays are not known here.
+//! Business days and delivery dates. Days are UTC; Saturdays and Sundays are skipped, public holidays are not.
 
 use time::{Date, OffsetDateTime, Weekday};
 
@@ -23,9 +22,8 @@ fn next_business_day(day: Date) -> Option<Date> {
     Some(day)
 }
 
-/// The day on which a parcel arrives: it leaves on the first business day whose `cutoff_hour_utc` (0 to 24)
-/// `dispatch` does not miss, and is `transit_business_days` business days under way.
-/// `None` beyond the end of the calendar.
+/// The delivery date of a parcel: it leaves on the first business day on which `dispatch` is before `cutoff_hour_utc`
+/// (0 to 24), and is in transit for `transit_business_days` business days. `None` beyond the end of the calendar.
 pub fn delivery_date(dispatch: Timestamp, transit_business_days: u16, cutoff_hour_utc: u8) -> Option<Date> {
     let (mut day, hour) = day_and_hour(dispatch)?;
     if !is_business_day(day) || hour >= cutoff_hour_utc {
@@ -47,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn weekends_are_left_out_and_the_cutoff_hour_counts() {
+    fn weekends_are_skipped_and_the_cutoff_hour_applies() {
         // 2026-11-20 is a Friday.
         let cases = [
             (datetime!(2026-11-18 09:00 UTC), 2, date!(2026 - 11 - 20)),

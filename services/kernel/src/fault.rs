@@ -1,4 +1,5 @@
-//! Places where a driver may be made to die on purpose: an argument, so that tests can let it die everywhere, or hold it up.
+//! Fault points at which a driver can be crashed or delayed: an argument, so that tests can inject a crash at each of
+//! them.
 
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -6,36 +7,36 @@ use std::pin::Pin;
 
 use crate::id::OrderId;
 
-/// Where in its work on one effect a driver is.
+/// A point in a driver's work on one effect.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum FaultPoint {
-    /// The effect has not been asked for.
+    /// The effect has not been requested.
     BeforeEffect,
-    /// The effect was performed, and nothing is recorded of it.
+    /// The effect was performed, but is not recorded.
     AfterEffect,
-    /// The result is recorded, and nothing after it has happened.
+    /// The result is recorded, and nothing else was done since.
     AfterRecord,
 }
 
-/// All of them, in their order.
+/// All fault points, in order.
 pub const FAULT_POINTS: [FaultPoint; 3] = [FaultPoint::BeforeEffect, FaultPoint::AfterEffect, FaultPoint::AfterRecord];
 
-/// A point that a driver has come to.
+/// A fault point that a driver has reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place<'a> {
-    /// Whose driver: its instance's name.
+    /// The name of the driver's instance.
     pub instance: &'a str,
-    /// Where in its work.
+    /// The point in its work.
     pub point: FaultPoint,
-    /// The state of what it works on, as it knows it.
+    /// The state of the order or payment, as the driver knows it.
     pub state: &'static str,
     /// The order.
     pub order: OrderId,
 }
 
-/// What happens there. It is awaited, so that it may also hold the driver up.
+/// Fault injection at a point. It is awaited, so it can also delay the driver.
 pub trait Faults: Send + Sync + 'static {
-    /// `Break`: the driver stops here, and leaves everything as it is, as if its process had died.
+    /// `Break`: the driver stops here and leaves everything as it is, as if its process had crashed.
     fn at<'a>(&'a self, place: Place<'a>) -> Pin<Box<dyn Future<Output = ControlFlow<()>> + Send + 'a>>;
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use uuid::Uuid;
 
-/// What is wrong with a text that should be an id.
+/// The text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a UUID in its hyphenated form, for example 0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e")]
 pub struct IdError;
@@ -17,7 +17,7 @@ macro_rules! ids {
         pub struct $name(Uuid);
 
         impl $name {
-            /// The id that a UUID stands for.
+            /// The id with this UUID.
             pub const fn from_uuid(uuid: Uuid) -> Self { Self(uuid) }
             /// The UUID.
             pub const fn as_uuid(self) -> Uuid { self.0 }
@@ -30,7 +30,7 @@ macro_rules! ids {
         impl FromStr for $name {
             type Err = IdError;
             fn from_str(text: &str) -> Result<Self, IdError> {
-                // Only the hyphenated form: one id has one spelling on the wire.
+                // The hyphenated form only, so that an id has one spelling on the wire.
                 if text.len() != 36 { return Err(IdError) }
                 Uuid::try_parse(text).map(Self).map_err(|_| IdError)
             }
@@ -43,15 +43,15 @@ ids! {
     OrderId;
     /// A person's account.
     UserId;
-    /// A log-in's session.
+    /// A session.
     SessionId;
-    /// A client's id of a command that must not happen twice.
+    /// A client's id of a command, for idempotency.
     RequestId;
     /// The fulfilment of an order.
     FulfillmentId;
 }
 
-/// Where new ids come from: an argument, so that tests are exact.
+/// A source of new ids: an argument, so that tests are deterministic.
 pub trait IdSource: Send + Sync + 'static {
     /// A new UUIDv7.
     fn uuid(&self) -> Uuid;
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_reads_what_it_prints_and_nothing_else() {
+    fn an_id_is_parsed_only_in_its_printed_form() {
         let id = OrderId::from_uuid(SystemIds.uuid());
         assert_eq!(id.to_string().parse(), Ok(id));
         for text in ["", "42", "0190b5a07c3e7a6b9d1e3f2a4b5c6d7e", "{0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e}"] {

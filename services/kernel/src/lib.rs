@@ -1,13 +1,13 @@
-//! Plain vocabulary: typed ids, money, time, dates of delivery, points to die at. No I/O.
+//! Basic types: typed ids, money, time, delivery dates, fault points. No I/O.
 //!
 //! # Layout
-//! - [`id`]: newtypes over UUIDv7, and where ids come from
+//! - [`id`]: newtypes over UUIDv7, and their source
 //! - [`money`]: an amount and its currency, with checked arithmetic; limits by currency
-//! - [`text`]: what a text shows, and when two are the same to the eye
-//! - [`clock`]: instants, and where they come from
-//! - [`calendar`]: business days and the date of delivery
-//! - [`backoff`]: how long to wait before the next try
-//! - [`fault`]: where a driver may be made to die on purpose
+//! - [`text`]: blank and misleading texts, and normal forms
+//! - [`clock`]: instants and clocks
+//! - [`calendar`]: business days and delivery dates
+//! - [`backoff`]: the wait before a retry
+//! - [`fault`]: fault points of drivers
 
 pub mod backoff;
 pub mod calendar;

@@ -8,16 +8,16 @@ mod limits;
 
 pub use limits::{AmountLimits, AmountLimitsError};
 
-/// What cannot be done with money.
+/// An error of money arithmetic or parsing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MoneyError {
-    /// The text is not one of the currencies that are known here.
-    #[error("not a currency code of ISO 4217 that is known here")]
+    /// The text is not one of the supported currencies.
+    #[error("not a supported currency code of ISO 4217")]
     UnknownCurrency,
-    /// Amounts of two currencies do not add up.
+    /// Amounts of different currencies cannot be added.
     #[error("two currencies cannot be added")]
     MixedCurrencies,
-    /// The amount does not fit.
+    /// The amount is out of range.
     #[error("the amount is too large")]
     Overflow,
 }
@@ -27,30 +27,30 @@ pub enum MoneyError {
 pub struct Currency([u8; 3]);
 
 impl Currency {
-    /// The three letters.
+    /// The three-letter code.
     pub fn code(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or("XXX")
     }
 
-    /// How many digits the minor unit has (ISO 4217).
+    /// The number of digits of the minor unit (ISO 4217).
     pub fn minor_digits(&self) -> usize {
         currencies::find(self.code()).map_or(2, |row| row.minor_digits)
     }
 
-    /// How many minor units a whole unit has.
+    /// The number of minor units in a whole unit.
     fn minor_units(self) -> i64 {
         10_i64.pow(u32::try_from(self.minor_digits()).unwrap_or(0))
     }
 
-    /// Roughly what an amount of euros is worth: a limit, never a price.
+    /// Approximately this amount of euros in the currency: for limits, never for prices.
     pub fn roughly(self, euros: i64) -> Money {
         let per_thousand = currencies::find(self.code()).map_or(1_000, |row| row.per_thousand_euros);
         let minor_units = per_thousand.saturating_mul(euros).saturating_mul(self.minor_units()) / 1_000;
         Money::new(self, minor_units)
     }
 
-    /// An amount in whole units, as people write it: `1000`, `99.90`. `None` when it is none, or has more decimals than
-    /// the currency.
+    /// Parses an amount in whole units, as people write it: `1000`, `99.90`. `None` if it is not one, or has more
+    /// decimals than the currency.
     pub fn parse_amount(self, text: &str) -> Option<Money> {
         let (units, decimals) = text.split_once('.').unwrap_or((text, "0"));
         let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -86,7 +86,7 @@ impl fmt::Debug for Currency {
     }
 }
 
-/// An amount in a currency. May be zero or negative: what is allowed is a rule of its place.
+/// An amount in a currency. May be zero or negative: its range is up to its use.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Money {
     currency: Currency,
@@ -109,10 +109,10 @@ impl Money {
         self.minor_units
     }
 
-    /// The sum.
+    /// The sum of two amounts.
     ///
     /// # Errors
-    /// Two currencies, or a sum that does not fit.
+    /// The currencies differ, or the sum is out of range.
     pub fn checked_add(self, other: Self) -> Result<Self, MoneyError> {
         if self.currency != other.currency {
             return Err(MoneyError::MixedCurrencies);
@@ -121,10 +121,10 @@ impl Money {
         Ok(Self { minor_units, ..self })
     }
 
-    /// So many of it.
+    /// The amount times a count.
     ///
     /// # Errors
-    /// A product that does not fit.
+    /// The product is out of range.
     pub fn checked_mul(self, count: u32) -> Result<Self, MoneyError> {
         let minor_units = self.minor_units.checked_mul(i64::from(count)).ok_or(MoneyError::Overflow)?;
         Ok(Self { minor_units, ..self })
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn money_prints_with_the_currencys_own_digits() {
+    fn money_is_printed_with_the_digits_of_its_currency() {
         assert_eq!(money("EUR", 1999).to_string(), "19.99 EUR");
         assert_eq!(money("JPY", 1999).to_string(), "1999 JPY");
         assert_eq!(money("KWD", -1005).to_string(), "-1.005 KWD");
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_amount_is_read_in_whole_units_with_the_currencys_own_decimals() {
+    fn an_amount_is_parsed_in_whole_units_with_the_decimals_of_its_currency() {
         let read = |code: &str, text: &str| code.parse::<Currency>().expect("a currency").parse_amount(text);
         for (code, text, minor_units) in
             [("EUR", "100000", 10_000_000), ("EUR", "0.5", 50), ("JPY", "1700", 1_700), ("KWD", "1.005", 1_005)]

@@ -1,11 +1,12 @@
-//! What a text shows, and when two texts are the same to the eye. By Unicode's properties, not by a list of bad characters.
+//! Blank and misleading texts, and normal forms of equal-looking ones. By Unicode's properties, not by a list of bad
+//! characters.
 
 use std::borrow::Cow;
 
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-/// Whether nothing of it is seen: it is empty, or all of it is blanks, controls, format and ignorable characters.
+/// Whether nothing of it is visible: it is empty, or consists of blanks, controls, format and ignorable characters.
 pub fn is_blank(text: &str) -> bool {
     text.chars().all(is_invisible)
 }
@@ -15,11 +16,11 @@ fn is_invisible(c: char) -> bool {
     c.is_whitespace()
         || matches!(category, GeneralCategory::Control | GeneralCategory::Format | GeneralCategory::SpaceSeparator)
         || is_ignorable(c)
-        // The braille pattern without a dot.
+        // The braille pattern without dots.
         || c == '\u{2800}'
 }
 
-/// Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt), as far as it is not of the category Format.
+/// Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt), except those of the category Format.
 fn is_ignorable(c: char) -> bool {
     matches!(
         c,
@@ -36,10 +37,10 @@ fn is_ignorable(c: char) -> bool {
     )
 }
 
-/// The first character that makes the text around it read as something else: one that embeds, overrides or isolates a
-/// direction (UAX #9, and Trojan Source, CVE-2021-42574), that ends a line or a paragraph, that annotates, or one of the
-/// deprecated format characters (UTR #20). Joiners and the marks of a direction belong to words in many languages and to
-/// emoji: they are none of these.
+/// The first character that changes how the surrounding text reads: one that embeds, overrides or isolates a direction
+/// (UAX #9, and Trojan Source, CVE-2021-42574), that ends a line or a paragraph, that annotates, or one of the
+/// deprecated format characters (UTR #20). Joiners and directional marks are not among them: they belong to words in
+/// many languages and to emoji.
 pub fn misleading(text: &str) -> Option<char> {
     text.chars().find(|c| {
         matches!(
@@ -53,23 +54,23 @@ pub fn misleading(text: &str) -> Option<char> {
     })
 }
 
-/// In Normalization Form C (UAX #15): one form of all that look the same.
+/// The text in Normalization Form C (UAX #15), which is the same for all equivalent texts.
 pub fn nfc(text: &str) -> Cow<'_, str> {
     if is_nfc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfc().collect()) }
 }
 
-/// What a search looks at: in lower case, and in Normalization Form C.
+/// The key of a search: in lower case and in Normalization Form C.
 pub fn search_key(text: &str) -> String {
     nfc(&text.to_lowercase()).into_owned()
 }
 
-/// A search key in Normalization Form D: for keys that were stored before they were normalised.
+/// A search key in Normalization Form D, to match keys that were stored before normalization was added.
 pub fn decomposed(key: &str) -> String {
     key.nfd().collect()
 }
 
-/// A password in the form that is compared: OpaqueString of RFC 8265, section 4.2: every space is U+0020, and then
-/// Normalization Form C, as NIST SP 800-63B asks for.
+/// The form in which passwords are compared: OpaqueString of RFC 8265, section 4.2. Every space is U+0020, then
+/// Normalization Form C is applied, as NIST SP 800-63B requires.
 pub fn opaque(text: &str) -> String {
     let is_other_space = |c: char| c.general_category() == GeneralCategory::SpaceSeparator;
     text.chars().map(|c| if is_other_space(c) { ' ' } else { c }).nfc().collect()
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blanks_and_invisible_characters_say_nothing() {
+    fn blanks_and_invisible_characters_are_blank() {
         for text in [
             "",
             " ",
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_turns_the_direction_or_breaks_the_line_misleads_and_joiners_and_marks_do_not() {
+    fn direction_changes_and_line_breaks_are_misleading_and_joiners_and_marks_are_not() {
         for c in ['\u{202a}', '\u{202e}', '\u{2066}', '\u{2069}', '\u{2028}', '\u{2029}', '\u{206a}', '\u{fff9}'] {
             assert_eq!(misleading(&format!("Ada{c}Lovelace")), Some(c));
         }
@@ -121,23 +122,23 @@ mod tests {
     }
 
     #[test]
-    fn a_password_has_one_form_whatever_the_keyboard() {
+    fn a_password_has_one_form_on_every_keyboard() {
         assert_eq!(opaque("Zu\u{308}rich\u{a0}caf\u{e9}"), "Z\u{fc}rich caf\u{e9}");
         assert_eq!(opaque("A\u{30a}ngstro\u{308}m \u{212b}"), "\u{c5}ngstr\u{f6}m \u{c5}");
         assert_eq!(opaque("correct horse"), "correct horse");
-        assert_ne!(opaque("Correct horse"), opaque("correct horse"), "case stays");
-        assert_ne!(opaque("\u{ff43}"), opaque("c"), "width stays");
+        assert_ne!(opaque("Correct horse"), opaque("correct horse"), "case is kept");
+        assert_ne!(opaque("\u{ff43}"), opaque("c"), "width is kept");
     }
 
     proptest! {
         #[test]
-        fn a_form_is_a_form_of_itself(text in any::<String>()) {
+        fn normalization_is_idempotent(text in any::<String>()) {
             prop_assert_eq!(opaque(&opaque(&text)), opaque(&text));
             prop_assert_eq!(nfc(&nfc(&text)).into_owned(), nfc(&text).into_owned());
         }
 
         #[test]
-        fn texts_that_look_the_same_have_the_same_key_and_password(text in any::<String>()) {
+        fn equivalent_texts_have_the_same_key_and_password(text in any::<String>()) {
             let other = decomposed(&text);
             prop_assert_eq!(search_key(&other), search_key(&text));
             prop_assert_eq!(opaque(&other), opaque(&text));

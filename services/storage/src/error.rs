@@ -42,7 +42,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A statement failed.
-    #[error("the database refused a statement")]
+    #[error("the database rejected a statement")]
     Statement(#[source] DbErr),
     /// No transaction could be begun: nothing was changed.
     #[error("a transaction could not be begun")]

@@ -1,4 +1,4 @@
-//! Connections that fall silent, break, or lead to a server that takes no writes: work goes on by itself.
+//! Unresponsive or broken connections, and servers that become read-only: the pool recovers without help.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,12 +17,12 @@ const SCHEMA: &[Migration] = &[Migration {
     postgres: &[],
 }];
 
-/// As many connections as the pool may have are in use at once.
+/// The size of the pool: all these connections are in use concurrently.
 const CONNECTIONS: u32 = 4;
 
-/// A statement's limit is this long and two seconds more: for tests in which it has to pass.
+/// The statement timeout, to which two seconds are added: for tests in which it must expire.
 const SHORT: Duration = Duration::from_millis(300);
-/// Longer than a test: something else than the limit has to end the wait.
+/// Longer than a test: something other than the timeout must end the wait.
 const LONG: Duration = Duration::from_secs(3_600);
 
 async fn open(address: SocketAddr, statement_timeout: Duration) -> Database {
@@ -64,7 +64,7 @@ async fn count(db: &Database) -> Result<i64, Error> {
     Ok(Count::find_by_statement(select).one(db.read()).await?.map_or(0, |row| row.count))
 }
 
-/// All of the pool's connections are open and idle afterwards.
+/// Opens all of the pool's connections; they are idle afterwards.
 async fn fill(db: &Database) {
     let (all, opened) = (tokio::sync::Barrier::new(CONNECTIONS as usize), (0..CONNECTIONS));
     let all = std::sync::Arc::new(all);
@@ -79,12 +79,12 @@ async fn fill(db: &Database) {
         })
     });
     for done in join_all(each).await {
-        done.expect("it is there");
+        done.expect("a connection");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_connections_broke_or_fell_silent_each_read_and_each_write_succeeds() {
+async fn after_broken_or_silent_connections_each_read_and_write_succeeds() {
     let Some(server) = Server::start_on_tcp(&[]) else { return };
     for (round, end) in [End::Silent, End::Closed, End::Reset].into_iter().enumerate() {
         let proxy = Proxy::start(address_of(&server)).await;
@@ -103,7 +103,7 @@ async fn after_connections_broke_or_fell_silent_each_read_and_each_write_succeed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_are_dropped_on_silent_connections_cost_no_place_in_the_pool() {
+async fn calls_cancelled_on_silent_connections_free_their_slots_in_the_pool() {
     let Some(server) = Server::start_on_tcp(&[]) else { return };
     let proxy = Proxy::start(address_of(&server)).await;
     let db = open(proxy.address(), SHORT).await;
@@ -117,7 +117,7 @@ async fn calls_that_are_dropped_on_silent_connections_cost_no_place_in_the_pool(
                 tokio::spawn(async move { count(&db).await })
             })
             .collect();
-        // All of them have a connection, so that each waits on a silent one.
+        // Wait until all of them have a connection, so that each waits on a silent one.
         while db.probe().progress().0 < acquired + u64::from(CONNECTIONS) {
             tokio::task::yield_now().await;
         }
@@ -125,19 +125,19 @@ async fn calls_that_are_dropped_on_silent_connections_cost_no_place_in_the_pool(
             read.abort();
         }
         for read in reads {
-            assert!(read.await.is_err_and(|error| error.is_cancelled()), "it was dropped");
+            assert!(read.await.is_err_and(|error| error.is_cancelled()), "cancelled");
         }
     }
-    count(&db).await.expect("there is a place");
+    count(&db).await.expect("a free slot");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_probe_finds_silent_connections_and_frees_those_who_wait_on_them() {
+async fn the_probe_finds_silent_connections_and_unblocks_their_callers() {
     let Some(server) = Server::start_on_tcp(&[]) else { return };
     let proxy = Proxy::start(address_of(&server)).await;
     let db = open(proxy.address(), LONG).await;
     let mut probe = db.probe();
-    probe.check().await.expect("it takes writes");
+    probe.check().await.expect("writable");
     fill(&db).await;
     proxy.end(End::Silent);
     let waiting = db.clone();
@@ -149,13 +149,13 @@ async fn the_probe_finds_silent_connections_and_frees_those_who_wait_on_them() {
         .collect();
     probe.check().await.expect("a new connection answers");
     for write in writes {
-        write.await.expect("no panic").expect("it is run again on a new connection");
+        write.await.expect("no panic").expect("retried on a new connection");
     }
-    assert_eq!(count(&db).await.expect("read"), i64::from(CONNECTIONS), "each once");
+    assert_eq!(count(&db).await.expect("read"), i64::from(CONNECTIONS), "each write once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_without_a_free_connection_takes_nothing_from_the_probe() {
+async fn the_probe_works_while_the_pool_is_exhausted() {
     let Some(server) = Server::start_on_tcp(&[]) else { return };
     let db = open(address_of(&server), LONG).await;
     let mut probe = db.probe();
@@ -168,7 +168,7 @@ async fn a_pool_without_a_free_connection_takes_nothing_from_the_probe() {
         let db = db.clone();
         held.push(tokio::spawn(async move {
             db.transact(move |_| {
-                let (begun, to_end) = once.lock().expect("not poisoned").take().expect("it runs once");
+                let (begun, to_end) = once.lock().expect("not poisoned").take().expect("a single run");
                 Box::pin(async move {
                     let _ = begun.send(());
                     let _ = to_end.await;
@@ -177,17 +177,17 @@ async fn a_pool_without_a_free_connection_takes_nothing_from_the_probe() {
             })
             .await
         }));
-        has_begun.await.expect("it has a connection");
+        has_begun.await.expect("a connection");
         ends.push(end);
     }
-    probe.check().await.expect("it has a connection of its own");
+    probe.check().await.expect("a connection of its own");
     drop(ends);
     for held in held {
         held.await.expect("no panic").expect("committed");
     }
 }
 
-/// Sets it for all sessions; returns when a new one has it.
+/// Sets it for all sessions; returns when new sessions have it.
 fn set_read_only(server: &Server, value: &str) {
     let set = format!("ALTER SYSTEM SET default_transaction_read_only = {value}");
     server.sql_each(&["SET default_transaction_read_only = off", &set, "SELECT pg_reload_conf()"]);
@@ -195,7 +195,7 @@ fn set_read_only(server: &Server, value: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_takes_no_writes_is_unavailable_and_not_ready_and_works_again_when_it_does() {
+async fn a_read_only_server_is_unavailable_and_not_ready_until_it_is_writable_again() {
     let Some(server) = Server::start_on_tcp(&[]) else { return };
     let db = open(address_of(&server), LONG).await;
     let mut probe = db.probe();
@@ -203,21 +203,21 @@ async fn a_server_that_takes_no_writes_is_unavailable_and_not_ready_and_works_ag
     let mut write = async || put(&db, next.next().expect("endless")).await;
     for _ in 0..2 {
         fill(&db).await;
-        probe.check().await.expect("it takes writes");
+        probe.check().await.expect("writable");
         set_read_only(&server, "on");
-        // A session reads the setting when it gets to it.
+        // A session applies the setting with a delay.
         let refused = loop {
             if let Err(error) = write().await {
                 break error;
             }
         };
         assert!(refused.is_unavailable(), "{refused:?}");
-        let refused = probe.check().await.expect_err("no writes");
+        let refused = probe.check().await.expect_err("read-only");
         assert!(refused.is_unavailable(), "{refused:?}");
-        count(&db).await.expect("it can be read");
+        count(&db).await.expect("readable");
         set_read_only(&server, "off");
-        write().await.expect("at once, on a new connection");
-        probe.check().await.expect("it takes writes");
+        write().await.expect("written on a new connection");
+        probe.check().await.expect("writable");
     }
 }
 
@@ -227,14 +227,14 @@ async fn after_a_failover_each_write_goes_to_the_new_primary() {
     let proxy = Proxy::start(address_of(&primary)).await;
     let db = open(proxy.address(), LONG).await;
     let mut servers = vec![primary];
-    // The old primary stays and takes no writes; the next one crashes.
+    // The old primary stays, but read-only; the next one crashes.
     for (round, crashes) in [false, true].into_iter().enumerate() {
         let first = i64::try_from(round).expect("few") * 100;
-        put(&db, first).await.expect("the primary takes writes");
+        put(&db, first).await.expect("written to the primary");
         fill(&db).await;
-        let standby = servers.last().expect("there is one").standby();
-        let old = servers.last().expect("there is one");
-        put(&db, first + 1).await.expect("the primary takes writes");
+        let standby = servers.last().expect("a server").standby();
+        let old = servers.last().expect("a server");
+        put(&db, first + 1).await.expect("written to the primary");
         while standby.sql("SELECT COUNT(*) FROM broken.t") != old.sql("SELECT COUNT(*) FROM broken.t") {}
         if crashes {
             old.crash();
@@ -244,34 +244,34 @@ async fn after_a_failover_each_write_goes_to_the_new_primary() {
         standby.promote();
         proxy.lead_to(address_of(&standby));
         for done in join_all((10..18).map(|n| put(&db, first + n))).await {
-            // A session of the old primary may not have read the setting yet: what it took is not on the new one.
-            done.expect("by itself");
+            // A session of the old primary may not have applied the setting yet: its writes are not on the new one.
+            done.expect("written without help");
         }
         let mut probe = db.probe();
-        probe.check().await.expect("it takes writes");
+        probe.check().await.expect("writable");
         count(&db).await.expect("read");
         assert_eq!(standby.sql("SELECT pg_is_in_recovery()"), "f");
-        put(&db, first + 50).await.expect("the new primary takes writes");
+        put(&db, first + 50).await.expect("written to the new primary");
         assert_eq!(standby.sql(&format!("SELECT COUNT(*) FROM broken.t WHERE n = {}", first + 50)), "1");
         servers.push(standby);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_failover_that_took_longer_than_a_check_no_read_goes_to_the_old_primary() {
+async fn after_a_slow_failover_no_read_goes_to_the_old_primary() {
     let Some(old) = Server::start_on_tcp(&[]) else { return };
     let proxy = Proxy::start(address_of(&old)).await;
     let db = open(proxy.address(), LONG).await;
     let mut probe = db.probe();
-    probe.check().await.expect("it takes writes");
+    probe.check().await.expect("writable");
     fill(&db).await;
     let new = old.standby();
     set_read_only(&old, "on");
-    let refused = probe.check().await.expect_err("there is no primary yet");
+    let refused = probe.check().await.expect_err("no primary yet");
     assert!(matches!(refused, Error::ReadOnly), "{refused:?}");
     new.promote();
     proxy.lead_to(address_of(&new));
-    probe.check().await.expect("there is one");
+    probe.check().await.expect("a primary");
     for _ in 0..2 * CONNECTIONS {
         let sql = "SELECT CAST(inet_server_port() AS BIGINT) AS count";
         let select = Statement::from_string(db.read().get_database_backend(), sql);
@@ -282,7 +282,7 @@ async fn after_a_failover_that_took_longer_than_a_check_no_read_goes_to_the_old_
 
 /// PostgreSQL's appendix "Error Codes".
 #[tokio::test]
-async fn what_a_server_cannot_do_here_and_now_is_unavailable_and_what_is_wrong_is_not() {
+async fn temporary_server_errors_are_unavailable_and_permanent_ones_are_not() {
     let Some(place) = testdb::postgres() else { return };
     let options = Options { schema: place.schema.clone(), ..Options::default() };
     let db = Database::connect(&place.url, &options).await.expect("a database");
@@ -309,9 +309,9 @@ async fn what_a_server_cannot_do_here_and_now_is_unavailable_and_what_is_wrong_i
     }
 }
 
-/// A NUL in a text (22021), and more values than the protocol can count: neither is the connection's fault.
+/// A NUL in a text (22021), and more values than the protocol allows: neither is an error of the connection.
 #[tokio::test]
-async fn a_statement_that_fails_for_its_data_is_not_unavailable_and_costs_no_connection() {
+async fn a_statement_that_fails_for_its_data_is_not_unavailable_and_keeps_the_connection() {
     let Some(place) = testdb::postgres() else { return };
     let options = Options { schema: place.schema.clone(), max_connections: 1, ..Options::default() };
     let db = Database::connect(&place.url, &options).await.expect("a database");
@@ -331,6 +331,6 @@ async fn a_statement_that_fails_for_its_data_is_not_unavailable_and_costs_no_con
             Box::pin(async move { Ok::<_, Error>(tx.conn().query_one_raw(select).await.map(drop)?) })
         });
         assert!(!refused.await.expect_err(sql).is_unavailable(), "{sql}");
-        assert_eq!(process().await, before, "{sql}: the pool's one connection is the same");
+        assert_eq!(process().await, before, "{sql}: the pool still has the same connection");
     }
 }

@@ -1,4 +1,4 @@
-//! Storage on a PostgreSQL server of the test's own: starts at once, deadlocks, a server that goes away, TLS.
+//! Storage on a PostgreSQL server of the test: concurrent starts, deadlocks, an unavailable server, TLS.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const SCHEMA: &[Migration] = &[
         statements: &["CREATE TABLE t (n BIGINT PRIMARY KEY, v BIGINT NOT NULL)"],
         postgres: &[],
     },
-    // Refused when it is run twice.
+    // Fails if it runs twice.
     Migration {
         version: 2,
         name: "fill t",
@@ -57,11 +57,11 @@ async fn count(db: &Database) -> Result<i64, Error> {
     Ok(Count::find_by_statement(select).one(db.read()).await?.map_or(0, |row| row.count))
 }
 
-/// Eight at once on an empty database, on a migrated one, and on one whose schema is newer than the program.
+/// Eight concurrent starts on an empty database, on a migrated one, and on one whose schema is newer than the program.
 async fn eight_at_once(url: &str, schema: &str) {
     for state in ["empty", "migrated", "newer"] {
         if state == "newer" {
-            let db = Database::connect(url, &options(schema)).await.expect("it is there");
+            let db = Database::connect(url, &options(schema)).await.expect("connected");
             execute(
                 &db,
                 "INSERT INTO schema_version (version, name, applied_time) VALUES (99, 'tomorrow''s', 0)",
@@ -69,7 +69,7 @@ async fn eight_at_once(url: &str, schema: &str) {
             )
             .await
             .expect("a newer schema");
-            execute(&db, "ALTER TABLE t ADD COLUMN tomorrow BIGINT", vec![]).await.expect("it adds");
+            execute(&db, "ALTER TABLE t ADD COLUMN tomorrow BIGINT", vec![]).await.expect("an added column");
         }
         let starts = (0..8).map(|_| {
             let (url, schema) = (url.to_owned(), schema.to_owned());
@@ -77,18 +77,18 @@ async fn eight_at_once(url: &str, schema: &str) {
         });
         for started in join_all(starts).await {
             let db = started.expect("no panic").unwrap_or_else(|error| panic!("{state}: {error:?}"));
-            execute(&db, "UPDATE t SET v = v + 1 WHERE n = -1", vec![]).await.expect("it works");
+            execute(&db, "UPDATE t SET v = v + 1 WHERE n = -1", vec![]).await.expect("updated");
         }
     }
-    let db = Database::connect(url, &options(schema)).await.expect("it is there");
+    let db = Database::connect(url, &options(schema)).await.expect("connected");
     let select = "SELECT CAST(v AS BIGINT) AS count FROM t WHERE n = -1";
     let select = Statement::from_string(db.read().get_database_backend(), select);
     let worked = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("a row");
-    assert_eq!(worked.count, 24, "each of the starts worked on the same, once filled table");
+    assert_eq!(worked.count, 24, "all starts used the same table, which was filled once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn eight_instances_start_at_once_twenty_times_on_postgresql() {
+async fn eight_instances_start_concurrently_twenty_times_on_postgresql() {
     let Some(place) = testdb::postgres() else { return };
     for _ in 0..20 {
         eight_at_once(&place.url, &testdb::unique("start")).await;
@@ -96,7 +96,7 @@ async fn eight_instances_start_at_once_twenty_times_on_postgresql() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn eight_instances_start_at_once_twenty_times_on_sqlite() {
+async fn eight_instances_start_concurrently_twenty_times_on_sqlite() {
     let folder = tempfile::tempdir().expect("a folder");
     for round in 0..20 {
         let url = format!("sqlite://{}/start-{round}.db", folder.path().display());
@@ -105,26 +105,26 @@ async fn eight_instances_start_at_once_twenty_times_on_sqlite() {
 }
 
 #[tokio::test]
-async fn a_step_has_statements_for_postgresql_alone() {
+async fn a_migration_can_have_statements_for_postgresql_only() {
     let insert = "INSERT INTO t (n) VALUES (1)";
-    let sqlite = open("sqlite::memory:", "").await.expect("SQLite runs none of them");
-    let refused = execute(&sqlite, insert, vec![]).await.expect_err("there is no default");
+    let sqlite = open("sqlite::memory:", "").await.expect("SQLite skips them");
+    let refused = execute(&sqlite, insert, vec![]).await.expect_err("no default");
     assert!(format!("{refused:?}").contains("NOT NULL"), "{refused:?}");
     let Some(place) = testdb::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
-    let postgres = open(&place.url, &schema).await.expect("PostgreSQL runs them too");
-    execute(&postgres, insert, vec![]).await.expect("there is a default");
+    let postgres = open(&place.url, &schema).await.expect("PostgreSQL runs them");
+    execute(&postgres, insert, vec![]).await.expect("a default");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_deadlocks_victim_is_tried_again() {
+async fn a_deadlocks_victim_is_retried() {
     let Some(place) = testdb::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
-    // Each has a connection of its own, however long a deadlock takes to be found.
+    // A connection for each, however long the detection of a deadlock takes.
     let all = Options { max_connections: 16, acquire_timeout: Duration::from_secs(60), ..options(&schema) };
     let db = Database::connect(&place.url, &all).await.expect("a database");
     db.migrate(SCHEMA).await.expect("a schema");
-    // Both rows, in opposite orders, held for a moment: one of each pair is a deadlock's victim.
+    // Both rows, in opposite orders, held for a short time: one of each pair is a deadlock's victim.
     let both = |first: i64, second: i64| {
         let db = db.clone();
         tokio::spawn(async move {
@@ -146,54 +146,54 @@ async fn a_deadlocks_victim_is_tried_again() {
     };
     let all = (0..3).flat_map(|_| [both(-1, -2), both(-2, -1)]);
     for done in join_all(all).await {
-        done.expect("no panic").expect("it is tried again until it succeeds");
+        done.expect("no panic").expect("retried until it succeeds");
     }
     let victims =
-        testdb::shared().expect("it runs").sql("SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'");
-    assert_ne!(victims, "0", "there were deadlocks to survive");
+        testdb::shared().expect("the server").sql("SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'");
+    assert_ne!(victims, "0", "no deadlocks occurred");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_server_that_goes_away_is_unavailable_and_work_goes_on_when_it_is_back() {
+async fn a_stopped_server_is_unavailable_and_calls_succeed_after_its_restart() {
     let Some(server) = Server::start(&[]) else { return };
     let options = Options { acquire_timeout: Duration::from_millis(500), ..options("away") };
     let db = Database::connect(&server.url(), &options).await.expect("a database");
     db.migrate(SCHEMA).await.expect("a schema");
     let mut acknowledged = 0;
     for round in 0..3 {
-        // As many connections as there may be: all of them are broken by the end.
+        // More writes than the pool has connections, so that all of them are open before the server stops.
         for done in join_all((0..8).map(|n| put(&db, round * 100 + n))).await {
-            done.expect("it is there");
+            done.expect("the server is running");
             acknowledged += 1;
         }
         server.end();
-        let refused = put(&db, round * 100 + 50).await.expect_err("it is away");
+        let refused = put(&db, round * 100 + 50).await.expect_err("the server is stopped");
         assert!(refused.is_unavailable(), "{refused:?}");
-        let refused = count(&db).await.expect_err("it is away");
+        let refused = count(&db).await.expect_err("the server is stopped");
         assert!(refused.is_unavailable(), "{refused:?}");
         server.begin();
         for done in join_all((0..8).map(|n| put(&db, round * 100 + 60 + n))).await {
-            done.expect("no call has to know that it was away");
+            done.expect("no call fails after the restart");
             acknowledged += 1;
         }
-        assert_eq!(count(&db).await.expect("it is back"), acknowledged, "nothing is lost");
+        assert_eq!(count(&db).await.expect("the server is running"), acknowledged, "nothing is lost");
     }
 }
 
 #[tokio::test]
-async fn a_database_or_a_user_that_does_not_exist_is_a_wrong_setting_and_not_waited_for() {
+async fn a_missing_database_or_user_is_a_configuration_error_without_retries() {
     let Some(server) = Server::start(&[]) else { return };
     let url = server.url();
     for (right, wrong) in [("/postgres?", "/nowhere?"), ("postgres@", "nobody@")] {
         let wrong = url.replace(right, wrong);
         let began = Instant::now();
-        let error = storage::patiently(|| open(&wrong, "wrong")).await.expect_err("there is none");
+        let error = storage::patiently(|| open(&wrong, "wrong")).await.expect_err("no such user or database");
         assert!(error.is_configuration() && !error.may_come_up(), "{error:?}");
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     }
 }
 
-/// A server that takes TLS, and the file with the certificate that it shows.
+/// A server with TLS, and the file of its certificate.
 fn with_tls() -> Option<(Server, String)> {
     let mut server = Server::start(&[])?;
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
@@ -211,10 +211,10 @@ fn with_tls() -> Option<(Server, String)> {
 }
 
 #[tokio::test]
-async fn the_connection_is_encrypted_and_the_server_checked_when_the_url_says_so() {
+async fn the_url_can_require_encryption_and_verification_of_the_server() {
     let Some((server, trusted)) = with_tls() else { return };
     let url = format!("postgres://postgres@localhost:{}/postgres?sslmode=verify-full&sslrootcert=", server.port());
-    let db = open(&format!("{url}{trusted}"), "tls").await.expect("it is who it should be");
+    let db = open(&format!("{url}{trusted}"), "tls").await.expect("the trusted server");
     let sql = "SELECT CAST(COUNT(*) AS BIGINT) AS count FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl";
     let select = Statement::from_string(db.read().get_database_backend(), sql);
     let encrypted = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("a row");
@@ -222,33 +222,33 @@ async fn the_connection_is_encrypted_and_the_server_checked_when_the_url_says_so
     let stranger = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let other = server.write_private("other.crt", &stranger.cert.pem());
     let began = Instant::now();
-    let refused = open(&format!("{url}{}", other.display()), "tls").await.expect_err("somebody else's certificate");
+    let refused = open(&format!("{url}{}", other.display()), "tls").await.expect_err("an untrusted certificate");
     assert!(matches!(refused, Error::Connect(_)), "{refused:?} after {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_serialization_failure_is_tried_again() {
+async fn a_serialization_failure_is_retried() {
     let Some(place) = testdb::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
     let db = open(&place.url, &schema).await.expect("a database");
-    // A sequence forgets nothing when its transaction is rolled back: it counts the tries.
+    // A sequence is not rolled back with its transaction: it counts the attempts.
     let refuse_twice = "CREATE FUNCTION refuse_twice() RETURNS BIGINT LANGUAGE plpgsql AS $$ \
          DECLARE n BIGINT := nextval('tries'); \
          BEGIN IF n < 3 THEN RAISE EXCEPTION 'on purpose' USING ERRCODE = '40001'; END IF; RETURN n; END $$";
     for sql in ["CREATE SEQUENCE tries", refuse_twice] {
-        execute(&db, sql, vec![]).await.expect("it is made");
+        execute(&db, sql, vec![]).await.expect("created");
     }
-    execute(&db, "INSERT INTO t (n, v) SELECT 7, refuse_twice()", vec![]).await.expect("the third try is let through");
+    execute(&db, "INSERT INTO t (n, v) SELECT 7, refuse_twice()", vec![]).await.expect("the third attempt succeeds");
     let select = Statement::from_string(db.read().get_database_backend(), "SELECT v AS count FROM t WHERE n = 7");
     let tries = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("committed once");
     assert_eq!(tries.count, 3);
 }
 
-/// A role that owns its schema, and another that may only read and write in it; neither may make a schema.
+/// A role that owns its schema, and another that may only read and write in it; neither may create a schema.
 #[tokio::test]
-async fn the_owner_of_a_schema_alone_migrates_it_and_who_may_only_use_it_starts_on_it() {
+async fn only_the_owner_of_a_schema_migrates_it_and_a_user_of_it_can_start() {
     let Some(place) = testdb::postgres() else { return };
-    let server = testdb::shared().expect("it runs");
+    let server = testdb::shared().expect("the server");
     let (owner, user) = (testdb::unique("owner"), testdb::unique("user"));
     server.sql(&format!(
         "CREATE ROLE {owner} LOGIN; CREATE ROLE {user} LOGIN; CREATE SCHEMA {owner} AUTHORIZATION {owner}; \
@@ -256,17 +256,17 @@ async fn the_owner_of_a_schema_alone_migrates_it_and_who_may_only_use_it_starts_
          ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA {owner} GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {user};"
     ));
     let url_of = |role: &str| place.url.replace("postgres://postgres@", &format!("postgres://{role}@"));
-    let refused = open(&url_of(&user), &owner).await.expect_err("there is nothing yet, and it may make nothing");
+    let refused = open(&url_of(&user), &owner).await.expect_err("no schema yet, and no permission to create it");
     assert!(refused.to_string().contains("permission denied") || format!("{refused:?}").contains("permission denied"));
-    let db = open(&url_of(&owner), &owner).await.expect("it is its own");
-    put(&db, 1).await.expect("it works");
-    let db = open(&url_of(&user), &owner).await.expect("there is nothing to do");
-    put(&db, 2).await.expect("it works");
+    let db = open(&url_of(&owner), &owner).await.expect("its own schema");
+    put(&db, 1).await.expect("written");
+    let db = open(&url_of(&user), &owner).await.expect("nothing to migrate");
+    put(&db, 2).await.expect("written");
     assert_eq!(count(&db).await.expect("read"), 2);
 }
 
 #[tokio::test]
-async fn who_has_nothing_to_migrate_waits_for_nobodys_migration() {
+async fn an_instance_with_nothing_to_migrate_does_not_wait_for_a_migration() {
     let Some(place) = testdb::postgres() else { return };
     let (first, second) = (testdb::unique("migrated"), testdb::unique("migrating"));
     open(&place.url, &first).await.expect("a database");
@@ -277,7 +277,7 @@ async fn who_has_nothing_to_migrate_waits_for_nobodys_migration() {
     let migrating = tokio::spawn(async move {
         other
             .transact(move |tx| {
-                let (locked, is_done) = both.lock().expect("not poisoned").take().expect("it is tried once");
+                let (locked, is_done) = both.lock().expect("not poisoned").take().expect("a single attempt");
                 Box::pin(async move {
                     tx.conn().execute_unprepared("SELECT pg_advisory_xact_lock(7251011620)").await?;
                     let _ = locked.send(());
@@ -287,14 +287,14 @@ async fn who_has_nothing_to_migrate_waits_for_nobodys_migration() {
             })
             .await
     });
-    is_locked.await.expect("it holds the lock");
-    open(&place.url, &first).await.expect("it does not wait");
-    done.send(()).expect("it was held until now");
+    is_locked.await.expect("locked");
+    open(&place.url, &first).await.expect("opened without waiting");
+    done.send(()).expect("still locked");
     migrating.await.expect("no panic").expect("committed");
 }
 
 #[tokio::test]
-async fn a_locked_outbox_keeps_the_database_from_nothing_else() {
+async fn a_locked_outbox_blocks_nothing_else() {
     let Some(place) = testdb::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
     let short = Options { statement_timeout: Duration::from_millis(300), ..options(&schema) };
@@ -305,13 +305,13 @@ async fn a_locked_outbox_keeps_the_database_from_nothing_else() {
         let asked = asked.clone();
         Box::pin(async move {
             tx.conn().execute_unprepared("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").await?;
-            asked.probe().check().await.expect("it takes writes");
-            let locked = asked.outbox().backlog().await.expect_err("it cannot be counted");
+            asked.probe().check().await.expect("writable");
+            let locked = asked.outbox().backlog().await.expect_err("a locked table");
             assert!(format!("{locked:?}").contains("statement timeout"), "{locked:?}");
             Ok::<_, Error>(())
         })
     })
     .await
     .expect("committed");
-    assert_eq!(db.outbox().backlog().await.expect("it is free again").waiting, 0);
+    assert_eq!(db.outbox().backlog().await.expect("unlocked").waiting, 0);
 }

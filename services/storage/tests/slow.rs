@@ -1,4 +1,4 @@
-//! Slow statements are told of.
+//! Slow statements are logged.
 
 use sea_orm::{FromQueryResult, Statement};
 use storage::Database;
@@ -9,7 +9,7 @@ struct Count {
     count: i64,
 }
 
-/// What is logged, as lines of text.
+/// The log, as lines of text.
 #[derive(Clone, Default)]
 struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -28,14 +28,14 @@ async fn a_slow_statement_is_a_warning_and_its_parameters_are_not_in_it() {
     let Some(place) = testdb::postgres() else { return };
     let lines = Lines::default();
     let writer = lines.clone();
-    // Alone in its process: whoever looks at a line first without a subscriber has it cached as nobody's.
+    // The only test of its process: a callsite that is first reached without a subscriber is cached as disabled.
     tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).init();
     let options = storage::Options { schema: place.schema, ..storage::Options::default() };
     let db = Database::connect(&place.url, &options).await.expect("a database");
     for (seconds, secret) in [("0.01", "quick-secret"), ("0.7", "slow-secret")] {
         let sql = format!("SELECT COUNT(*) AS count FROM (SELECT pg_sleep({seconds})) s WHERE $1 <> ''");
         let select = Statement::from_sql_and_values(db.read().get_database_backend(), sql, [secret.into()]);
-        Count::find_by_statement(select).one(db.read()).await.expect("it is answered");
+        Count::find_by_statement(select).one(db.read()).await.expect("an answer");
     }
     let text = String::from_utf8(lines.0.lock().expect("not poisoned").clone()).expect("text");
     let warned: Vec<&str> =

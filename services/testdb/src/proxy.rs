@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a server: its connections fall silent, are closed or reset, and new ones are led elsewhere.
+//! A TCP proxy in front of a server: it can silence, close or reset its connections, and redirect new ones.
 
 use std::net::SocketAddr;
 
@@ -7,26 +7,26 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// What becomes of the connections that there are.
+/// How existing connections end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
-    /// They stay open, and carry nothing any more: a firewall that forgot them, a peer that is frozen.
+    /// They stay open but carry nothing: like a firewall that dropped its state, or a frozen peer.
     Silent,
-    /// Both sides are told that the other has closed.
+    /// Both sides see a close (FIN).
     Closed,
-    /// Both sides get a reset (RST).
+    /// Both sides see a reset (RST).
     Reset,
 }
 
 #[derive(Clone, Copy)]
 struct Target {
     address: SocketAddr,
-    /// Counts the times that connections were ended; those made before are, as `end` says.
+    /// Counts the calls of `end`; connections of an earlier epoch have ended in the way of `end`.
     epoch: u64,
     end: End,
 }
 
-/// A proxy. It ends when it is dropped.
+/// A proxy. It stops when it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -41,10 +41,10 @@ impl std::fmt::Debug for Target {
 }
 
 impl Proxy {
-    /// Starts one in front of an address.
+    /// Starts a proxy in front of an address.
     ///
     /// # Panics
-    /// There is no free port.
+    /// No port is free.
     pub async fn start(to: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -58,12 +58,12 @@ impl Proxy {
         Self { address, target, accepting }
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends the connections that there are. New ones are carried as before.
+    /// Ends the existing connections. New ones are carried as before.
     pub fn end(&self, end: End) {
         self.target.send_modify(|target| {
             target.epoch += 1;
@@ -71,7 +71,7 @@ impl Proxy {
         });
     }
 
-    /// New connections are led to another server; those that there are stay.
+    /// Redirects new connections to another server; existing ones stay.
     pub fn lead_to(&self, address: SocketAddr) {
         self.target.send_modify(|target| target.address = address);
     }
@@ -92,7 +92,7 @@ async fn carry(mut near: TcpStream, mut target: watch::Receiver<Target>) {
     };
     match ended {
         Ok(End::Silent) => std::future::pending().await,
-        // With no time to linger a socket that is closed is reset.
+        // A socket that is closed with a linger time of zero sends a reset.
         Ok(End::Reset) => [near, far].iter().for_each(|stream| stream.set_zero_linger().expect("a socket")),
         Ok(End::Closed) | Err(_) => {}
     }

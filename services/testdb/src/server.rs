@@ -9,11 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Longer than a start ever takes.
+/// Longer than any start takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs the server until its stdin ends, as it does when the test's process does: no server outlives it. With the word
-/// `keep` the folder stays, for another start; with `crash` too, and the server ends without writing anything down.
+/// Runs the server until its stdin closes, which happens at the latest with the test's process: no server outlives it.
+/// With the word `keep` the folder is kept, for another start; with `crash` too, but the server ends without a
+/// checkpoint.
 const KEEPER: &str = r#"folder=$1; shift
 "$@" >>"$folder/log" 2>&1 & server=$!
 read -r word
@@ -21,24 +22,24 @@ signal=INT; [ "$word" != crash ] || signal=QUIT
 kill -$signal $server; wait $server
 [ -n "$word" ] || rm -rf "$folder""#;
 
-/// A server. It ends with the process, and when it is dropped.
+/// A server. It ends with the process, or when it is dropped.
 #[derive(Debug)]
 pub struct Server {
     programs: PathBuf,
     folder: PathBuf,
     settings: Vec<(String, String)>,
-    /// Also the end of its socket's name.
+    /// Also the suffix of its socket's name.
     port: u16,
-    /// It refuses to be run by root.
+    /// The server's uid and gid, if the process is root: PostgreSQL refuses to run as root.
     account: Option<(u32, u32)>,
     keeper: Mutex<Option<Child>>,
 }
 
 impl Server {
-    /// Starts one, with settings of its own; `None`, said once, where PostgreSQL's programs are not there.
+    /// Starts a server with additional settings; `None`, with one line of output, if PostgreSQL's programs are missing.
     ///
     /// # Panics
-    /// The programs are there and no server comes of them; or they are not there, and `CI` is set.
+    /// The server cannot be started, or the programs are missing and `CI` is set.
     pub fn start(settings: &[(&str, &str)]) -> Option<Self> {
         let server = Self::new(settings)?;
         let data = server.folder.join("data");
@@ -51,7 +52,7 @@ impl Server {
         Some(server)
     }
 
-    /// The same, which also listens on a port of 127.0.0.1.
+    /// Like [`Server::start`], but also listens on a port of 127.0.0.1.
     ///
     /// # Panics
     /// As [`Server::start`].
@@ -63,13 +64,14 @@ impl Server {
         Some(server)
     }
 
-    /// A standby that follows this server, on a port of its own, if this one listens on a port. [`Server::promote`] makes it a primary.
+    /// A standby that follows this server, on its own port, if this one listens on a port. [`Server::promote`] makes it
+    /// a primary.
     ///
     /// # Panics
-    /// It cannot be made.
+    /// It cannot be created.
     pub fn standby(&self) -> Self {
         let settings: Vec<_> = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let mut standby = Self::new(&settings).expect("the programs are there");
+        let mut standby = Self::new(&settings).expect("the programs");
         standby.port = free_port();
         let data = standby.folder.join("data");
         standby.run("pg_basebackup", |backup| {
@@ -80,10 +82,10 @@ impl Server {
         standby
     }
 
-    /// Makes a standby the primary; returns when it takes writes.
+    /// Promotes a standby to primary; returns when it accepts writes.
     ///
     /// # Panics
-    /// It is not promoted.
+    /// The promotion fails.
     pub fn promote(&self) {
         assert_eq!(self.sql("SELECT pg_promote()"), "t", "{}", self.log());
     }
@@ -96,10 +98,10 @@ impl Server {
             return None;
         };
         let account = account();
-        // Short, because a socket's path may have 107 bytes; kept, because its keeper deletes it.
+        // Short, because a socket's path is limited to 107 bytes; kept, because the keeper deletes it.
         let folder = tempfile::Builder::new().prefix("pg-").tempdir().expect("a folder").keep();
         if let Some((user, group)) = account {
-            chown(&folder, Some(user), Some(group)).expect("the folder is given away");
+            chown(&folder, Some(user), Some(group)).expect("chown");
         }
         Some(Self {
             programs,
@@ -118,53 +120,53 @@ impl Server {
         assert!(made.status.success(), "{program}: {}", String::from_utf8_lossy(&made.stderr));
     }
 
-    /// The URL of the database `postgres`, by its socket.
+    /// The URL of the database `postgres`, over the Unix socket.
     pub fn url(&self) -> String {
         format!("postgres://postgres@localhost:{}/postgres?host={}", self.port, self.folder.display())
     }
 
-    /// Its port: of its socket, and of TCP when `listen_addresses` is set.
+    /// Its port: of the socket, and of TCP if `listen_addresses` is set.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where its files are.
+    /// The folder of its files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Gives a file to the server's account, for its eyes only: a key.
+    /// Writes a file that only the server's account can read, for example a key.
     ///
     /// # Panics
     /// The file cannot be written.
     pub fn write_private(&self, name: &str, content: &str) -> PathBuf {
         let path = self.folder.join(name);
         fs::write(&path, content).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("hidden");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
         if let Some((user, group)) = self.account {
-            chown(&path, Some(user), Some(group)).expect("given away");
+            chown(&path, Some(user), Some(group)).expect("chown");
         }
         path
     }
 
-    /// Changes settings, and the port; they count from the next start.
+    /// Changes settings and the port; they apply from the next start.
     pub fn set(&mut self, port: u16, settings: &[(&str, &str)]) {
         self.port = port;
         self.settings.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     }
 
-    /// Ends it, and all connections with it; [`Server::begin`] starts it again with all that was committed.
+    /// Stops the server, with all its connections; [`Server::begin`] starts it again with all committed data.
     ///
     /// # Panics
-    /// It does not end.
+    /// It does not stop.
     pub fn end(&self) {
         self.end_with("keep\n");
     }
 
-    /// The same as a crash: nothing is written down, connections break.
+    /// Like [`Server::end`], but as a crash: no checkpoint is written, connections break.
     ///
     /// # Panics
-    /// It does not end.
+    /// It does not stop.
     pub fn crash(&self) {
         self.end_with("crash\n");
     }
@@ -172,12 +174,12 @@ impl Server {
     fn end_with(&self, word: &str) {
         let Some(mut keeper) = self.keeper().take() else { return };
         let mut stdin = keeper.stdin.take().expect("piped");
-        stdin.write_all(word.as_bytes()).expect("told");
+        stdin.write_all(word.as_bytes()).expect("written");
         drop(stdin);
         keeper.wait().expect("it ends");
     }
 
-    /// Starts it, when it does not run; returns when it answers.
+    /// Starts the server if it is not running; returns when it answers.
     ///
     /// # Panics
     /// It does not start.
@@ -196,7 +198,7 @@ impl Server {
             ("listen_addresses", ""),
             ("port", port.as_str()),
             ("max_connections", "200"),
-            // Nothing of it outlives the test.
+            // No data outlives the test.
             ("fsync", "off"),
             ("synchronous_commit", "off"),
             ("full_page_writes", "off"),
@@ -217,15 +219,15 @@ impl Server {
     /// Runs a statement in the database `postgres`.
     ///
     /// # Panics
-    /// It is refused.
+    /// The statement fails.
     pub fn sql(&self, statement: &str) -> String {
         self.sql_each(&[statement])
     }
 
-    /// Runs statements in one session, each in a transaction of its own.
+    /// Runs statements in one session, each in its own transaction.
     ///
     /// # Panics
-    /// One is refused.
+    /// A statement fails.
     pub fn sql_each(&self, statements: &[&str]) -> String {
         self.try_sql(statements).unwrap_or_else(|error| panic!("{statements:?}: {error}"))
     }
@@ -264,19 +266,19 @@ impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut keeper) = self.keeper().take() {
             drop(keeper.stdin.take());
-            // Whatever comes of it: the test has its result.
+            // The result does not matter: the test has passed or failed already.
             let _ = keeper.wait();
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// A port that nobody listens on.
+/// A port that is not in use.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
-/// The folder of PostgreSQL's programs, of the newest version: Debian keeps it out of PATH.
+/// The folder of PostgreSQL's programs, of the newest version: on Debian it is not in PATH.
 fn programs() -> Option<PathBuf> {
     let needed = ["initdb", "postgres", "psql", "pg_basebackup"];
     let has_all = |folder: &PathBuf| needed.iter().all(|program| folder.join(program).exists());
@@ -290,7 +292,7 @@ fn programs() -> Option<PathBuf> {
     std::env::split_paths(&path).find(has_all).or_else(|| versions.pop())
 }
 
-/// Who runs it when we are root: the account `postgres`, else `nobody`.
+/// The account of the server if the process is root: `postgres`, or else `nobody`.
 fn account() -> Option<(u32, u32)> {
     let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
     let accounts = fs::read_to_string("/etc/passwd").unwrap_or_default();

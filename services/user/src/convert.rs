@@ -200,10 +200,11 @@ fn named(fields: &mut Fields, profile: &pb::Profile, paths: &[String]) -> Vec<&'
     for (index, path) in paths.iter().enumerate() {
         let is_known = |known: &&str| *known == path;
         if path == "*" {
-            let description = "stands for all fields, and alone";
+            let description = "means all fields, and must be the only path";
             fields.refuse(format!("update_mask.paths[{index}]"), "WILDCARD_NOT_ALONE", description);
         } else if path != "email" && !CHANGEABLE.iter().chain(&OUTPUT_ONLY).any(is_known) {
-            let description = "no field of a profile; display_name, phone and address can be changed, each as a whole";
+            let description =
+                "not a field of a profile; display_name, phone and address can be changed, each as a whole";
             fields.refuse(format!("update_mask.paths[{index}]"), "UNKNOWN_FIELD", description);
         }
     }

@@ -68,10 +68,10 @@ pub struct Config {
     /// Maximum passwords waiting for a processor; when the queue is full, the newest one of the address with the most waiting is rejected
     #[arg(long, env = "ORDERMESH_USER_BCRYPT_QUEUE", default_value_t = 64, value_name = "COUNT")]
     pub bcrypt_queue: u16,
-    /// Burst of failed log-ins per account and address; also the limit of concurrent log-ins
+    /// Maximum failed log-ins in a row per account and address; also the maximum of concurrent ones
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURES", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), value_name = "COUNT")]
     pub login_failures: u32,
-    /// How long it takes after a burst until one more log-in is admitted
+    /// How long it takes after that until one more log-in is admitted
     #[arg(long, env = "ORDERMESH_USER_LOGIN_FAILURE_INTERVAL", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub login_failure_interval: Duration,
     /// Maximum pairs of account and address whose failures are remembered

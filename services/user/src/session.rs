@@ -263,6 +263,9 @@ mod tests {
         let (session, second) = turn(&session, &first, Duration::ZERO).expect("the newest token");
         let (session, _third) = turn(&session, &second, Duration::from_secs(1)).expect("the newest token");
         assert!(turn(&session, &first, Duration::from_secs(2)).is_none());
-        assert!(turn(&session, &second, Duration::from_secs(2)).is_some(), "control: the previous token does not");
+        assert!(
+            turn(&session, &second, Duration::from_secs(2)).is_some(),
+            "control: the previous token does not end it"
+        );
     }
 }

@@ -1,13 +1,13 @@
-//! For tests of decoders: messages as a rude client might send them, by proptest. Any bytes that are a message at all; and a sound
-//! message with some of its bytes changed, cut out or doubled, which comes much further.
+//! For tests of decoders: messages of a misbehaving client, by proptest. Either any bytes that decode at all, or a
+//! valid message with some bytes changed, cut or duplicated, which gets much further.
 //!
-//! These are the bodies that a coverage-guided fuzzer would run; that needs a nightly toolchain, and these run everywhere.
+//! A coverage-guided fuzzer would use the same bodies, but needs a nightly toolchain; these run everywhere.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 use prost::Message;
 
-/// What is done to a sound message's bytes.
+/// A mutation of a valid message's bytes.
 #[derive(Clone, Debug)]
 enum Change {
     Set(Index, u8),
@@ -50,7 +50,7 @@ fn apply(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
     bytes
 }
 
-/// Messages like this one, and unlike it; what cannot be read as one at all is left out.
+/// Mutations of this message, and arbitrary messages; bytes that do not decode are skipped.
 pub fn rude<M: Message + Default + std::fmt::Debug + Clone + 'static>(sound: M) -> impl Strategy<Value = M> {
     let bytes = sound.encode_to_vec();
     let changed = prop::collection::vec(change(), 0..6).prop_map(move |changes| apply(bytes.clone(), &changes));
@@ -59,7 +59,7 @@ pub fn rude<M: Message + Default + std::fmt::Debug + Clone + 'static>(sound: M) 
     prop_oneof![9 => changed, 1 => any].prop_filter_map("not a message", read)
 }
 
-/// A text that a field may hold: sound now and then, odd mostly.
+/// A text for a field: valid at times, mostly odd.
 pub fn text(sound: &'static str) -> impl Strategy<Value = String> {
     prop_oneof![
         3 => Just(sound.to_owned()),

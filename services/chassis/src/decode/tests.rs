@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn all_violations_are_told_at_once() {
+fn all_violations_are_reported_together() {
     let mut fields = Fields::default();
     let id = fields.id::<kernel::OrderId>("order_id", "seven");
     let email = fields.email("contact_email", "nobody");
@@ -11,7 +11,7 @@ fn all_violations_are_told_at_once() {
 }
 
 #[test]
-fn violations_stop_at_a_hundred_and_the_last_one_says_that_there_are_more() {
+fn violations_are_limited_to_a_hundred_and_the_last_one_says_so() {
     let refused = |count: usize| {
         let mut fields = Fields::default();
         for index in 0..count {
@@ -27,7 +27,7 @@ fn violations_stop_at_a_hundred_and_the_last_one_says_that_there_are_more() {
     }
     let mut fields = Fields::default();
     (0..200).for_each(|_| fields.refuse_newer("name", "REQUIRED", "is required"));
-    assert!(fields.finish_known(Some(())).is_ok(), "of newer rules alone, however many");
+    assert!(fields.finish_known(Some(())).is_ok(), "only newer rules, however many");
     let mut fields = Fields::default();
     (0..200).for_each(|_| fields.refuse_newer("name", "REQUIRED", "is required"));
     fields.refuse("name", "REQUIRED", "is required");
@@ -35,7 +35,7 @@ fn violations_stop_at_a_hundred_and_the_last_one_says_that_there_are_more() {
 }
 
 #[test]
-fn an_email_has_a_local_part_and_a_domain_and_nothing_odd() {
+fn an_email_has_a_local_part_and_a_domain() {
     for good in ["ada@example.com", "Ada.L+shop@mail.example.co.uk", "a@localhost"] {
         assert_eq!(Fields::default().email("email", good), Some(good.to_ascii_lowercase()));
     }
@@ -53,7 +53,11 @@ fn the_domain_of_an_email_is_the_name_of_a_host() {
         let mut fields = Fields::default();
         fields.email("email", bad);
         assert_eq!(fields.violations().first().map(|it| it.reason), Some("INVALID_EMAIL"), "{bad}");
-        assert_eq!(Fields::default().known_email("email", bad), Some(bad.to_owned()), "an account may have it");
+        assert_eq!(
+            Fields::default().known_email("email", bad),
+            Some(bad.to_owned()),
+            "an existing account may have it"
+        );
     }
     let longest = format!("ada@{}.com", "a".repeat(63));
     for good in ["ada@xn--exmple-cua.com", "ada@1.example", "ada@3com.a1", "ada@a-b.co", &longest] {
@@ -64,7 +68,7 @@ fn the_domain_of_an_email_is_the_name_of_a_host() {
 }
 
 #[test]
-fn what_breaks_a_newer_rule_alone_is_refused_and_can_still_be_recognised() {
+fn a_command_that_breaks_only_newer_rules_is_rejected_but_still_decoded() {
     let decode = |name: &str| {
         let mut fields = Fields::default();
         let name = fields.text("name", name, 1, 5);
@@ -72,13 +76,13 @@ fn what_breaks_a_newer_rule_alone_is_refused_and_can_still_be_recognised() {
     };
     let sound = decode("Ada").expect("sound");
     assert_eq!((sound.command.as_str(), sound.breaks), ("Ada", None));
-    let blank = decode("  ").expect("an earlier release took it");
+    let blank = decode("  ").expect("an earlier release accepted it");
     assert_eq!(blank.command, "  ");
-    assert_eq!(blank.breaks.expect("today it is refused").0[0].reason, "REQUIRED");
+    assert_eq!(blank.breaks.expect("rejected now").0[0].reason, "REQUIRED");
     assert!(decode("").is_err() && decode("too long").is_err() && decode("\t").is_err());
     let mut fields = Fields::default();
     let name = fields.text("name", "  ", 1, 5);
-    assert!(fields.finish(name).is_err(), "for a new command the rule stands");
+    assert!(fields.finish(name).is_err(), "the rule applies to new commands");
 }
 
 fn reason(check: impl FnOnce(&mut Fields)) -> Option<&'static str> {
@@ -88,7 +92,7 @@ fn reason(check: impl FnOnce(&mut Fields)) -> Option<&'static str> {
 }
 
 #[test]
-fn a_required_text_says_something_and_reads_as_it_stands() {
+fn a_required_text_is_not_blank_and_has_no_misleading_characters() {
     for (text, expected) in [
         ("", Some("REQUIRED")),
         ("   ", Some("REQUIRED")),
@@ -111,7 +115,7 @@ fn a_required_text_says_something_and_reads_as_it_stands() {
 }
 
 #[test]
-fn an_address_says_where_and_its_postal_code_is_one_of_its_country() {
+fn an_address_is_complete_and_its_postal_code_fits_its_country() {
     let sound = common::Address {
         recipient: "Ada".into(),
         lines: vec!["Chausseestr. 1".into()],
@@ -155,7 +159,7 @@ fn a_sku_is_upper_case_letters_digits_and_dashes() {
 }
 
 #[test]
-fn an_instant_outside_the_calendar_is_refused() {
+fn an_instant_outside_the_calendar_is_rejected() {
     let mut fields = Fields::default();
     for seconds in [i64::MIN, -1, 253_402_300_800, i64::MAX] {
         assert_eq!(fields.instant("t", Some(&prost_types::Timestamp { seconds, nanos: 0 })), None);

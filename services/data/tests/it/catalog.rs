@@ -1,4 +1,4 @@
-//! Products: looked up, listed, changed.
+//! Products: lookups, lists and changes.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
@@ -19,7 +19,7 @@ async fn list(world: &World, text: &str, page_size: i32, page_token: &str) -> (V
 }
 
 #[tokio::test]
-async fn a_lookup_answers_in_the_order_asked_and_names_what_is_missing_once() {
+async fn a_lookup_returns_products_in_the_requested_order_and_lists_missing_ones_once() {
     let world = World::new().await;
     let answer = world.lookup(&["TEA-GREEN", "NONE", "MUG-BLUE", "TEA-GREEN", "NONE"]).await.expect("an answer");
     assert_eq!(skus(&answer.products), ["TEA-GREEN", "MUG-BLUE", "TEA-GREEN"]);
@@ -30,7 +30,7 @@ async fn a_lookup_answers_in_the_order_asked_and_names_what_is_missing_once() {
 }
 
 #[tokio::test]
-async fn a_lookup_without_sound_skus_is_refused_with_every_violation() {
+async fn a_lookup_with_invalid_skus_is_rejected_with_every_violation() {
     let world = World::new().await;
     let refused = refusal(world.lookup(&["mug", "MUG-BLUE", ""]).await);
     let expected = violations(&[("skus[0]", "INVALID_SKU"), ("skus[2]", "INVALID_SKU")]);
@@ -43,7 +43,7 @@ async fn a_lookup_without_sound_skus_is_refused_with_every_violation() {
 }
 
 #[tokio::test]
-async fn pages_go_to_the_end_without_gaps_or_repeats() {
+async fn pages_reach_the_end_without_gaps_or_repetitions() {
     let world = World::with(&[], vec![]).await;
     let all: Vec<String> = (0..7).map(|number| format!("P-{number}")).collect();
     for sku in &all {
@@ -60,12 +60,12 @@ async fn pages_go_to_the_end_without_gaps_or_repeats() {
         token = next;
     }
     assert_eq!(seen, all);
-    assert_eq!(list(&world, "p-", 0, &token).await.0, all[6..], "another page size may go on with the token");
+    assert_eq!(list(&world, "p-", 0, &token).await.0, all[6..], "the token is valid with another page size");
 }
 
-/// A page token is not signed: whoever reads one can make another.
+/// A page token is not signed: a client can forge one.
 #[tokio::test]
-async fn a_page_token_whose_key_no_product_could_have_is_refused() {
+async fn a_page_token_with_an_invalid_sku_is_rejected() {
     let world = World::new().await;
     let (_, token) = list(&world, "", 1, "").await;
     let sound = String::from_utf8(URL_SAFE_NO_PAD.decode(token).expect("base64")).expect("a text");
@@ -85,7 +85,7 @@ async fn a_page_token_whose_key_no_product_could_have_is_refused() {
 }
 
 #[tokio::test]
-async fn a_token_of_other_filters_and_a_negative_page_are_refused_together() {
+async fn a_token_of_other_filters_and_a_negative_page_size_are_reported_together() {
     let world = World::new().await;
     let (_, token) = list(&world, "", 1, "").await;
     let request = ListProductsRequest { text: "mug".into(), page_size: -1, page_token: token };
@@ -96,13 +96,13 @@ async fn a_token_of_other_filters_and_a_negative_page_are_refused_together() {
 }
 
 #[tokio::test]
-async fn the_text_filter_minds_neither_case_nor_wildcards() {
+async fn the_text_filter_ignores_case_and_escapes_wildcards() {
     let world = World::new().await;
     let found = async |text: &str| list(&world, text, 0, "").await.0;
     assert_eq!(found("BLUE m").await, ["MUG-BLUE"]);
-    assert_eq!(found("tea").await, ["MUG-BLUE", "TEA-GREEN"], "in a description, and in a SKU");
-    assert_eq!(found("täA").await, ["TEA-GREEN"], "also beyond ASCII");
-    assert_eq!(found("ta\u{308}a").await, ["TEA-GREEN"], "and in the other form");
+    assert_eq!(found("tea").await, ["MUG-BLUE", "TEA-GREEN"], "in a description and in a SKU");
+    assert_eq!(found("täA").await, ["TEA-GREEN"], "also outside ASCII");
+    assert_eq!(found("ta\u{308}a").await, ["TEA-GREEN"], "in the other normal form");
     assert_eq!(found("100%").await, ["MUG-BLUE"]);
     for nothing in ["%g", "M_G", "!", "blue mugholds"] {
         assert_eq!(found(nothing).await, [""; 0], "{nothing}");
@@ -110,22 +110,22 @@ async fn the_text_filter_minds_neither_case_nor_wildcards() {
 }
 
 #[tokio::test]
-async fn a_product_is_made_once_and_replaced_only_by_who_has_seen_it() {
+async fn a_product_is_created_once_and_replaced_only_with_its_current_etag() {
     let world = World::new().await;
     let made = world.upsert(product("POT-RED")).await.expect("made");
     let mismatch = || (Code::Aborted, "ETAG_MISMATCH".to_owned(), vec![]);
-    assert_eq!(refusal(world.upsert(product("POT-RED")).await), mismatch(), "there is one already");
+    assert_eq!(refusal(world.upsert(product("POT-RED")).await), mismatch(), "the product exists");
     let dearer = Product { price: Some(Money { currency_code: "EUR".into(), minor_units: 150 }), ..made.clone() };
     let replaced = world.upsert(dearer.clone()).await.expect("replaced");
     assert_ne!(replaced.etag, made.etag);
-    assert_eq!(refusal(world.upsert(dearer).await), mismatch(), "its etag is an old one");
+    assert_eq!(refusal(world.upsert(dearer).await), mismatch(), "the etag is outdated");
     let unknown = Product { etag: made.etag, ..product("POT-BLUE") };
-    assert_eq!(refusal(world.upsert(unknown).await), mismatch(), "there is none to replace");
+    assert_eq!(refusal(world.upsert(unknown).await), mismatch(), "no such product");
     assert_eq!(world.lookup(&["POT-RED", "POT-BLUE"]).await.expect("an answer").products, [replaced]);
 }
 
 #[tokio::test]
-async fn of_two_who_replace_a_product_at_once_one_wins() {
+async fn of_two_concurrent_replacements_of_a_product_one_wins() {
     let world = World::new().await;
     let seen = world.upsert(product("POT-RED")).await.expect("made");
     let rename = |name: &str| world.upsert(Product { name: name.into(), ..seen.clone() });
@@ -141,7 +141,7 @@ async fn of_two_who_replace_a_product_at_once_one_wins() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_product_is_told_at_once_and_nothing_is_stored() {
+async fn an_invalid_product_is_answered_with_all_violations_and_not_stored() {
     let world = World::new().await;
     let price = Some(Money { currency_code: "EURO".into(), minor_units: 1_000_000_001 });
     let wrong =
@@ -159,7 +159,7 @@ async fn all_that_is_wrong_with_a_product_is_told_at_once_and_nothing_is_stored(
 }
 
 #[tokio::test]
-async fn a_name_that_says_nothing_and_a_price_beyond_its_currency_are_refused() {
+async fn a_blank_name_and_a_price_above_its_currencys_limit_are_rejected() {
     let world = World::new().await;
     let price = |code: &str, minor_units| Some(Money { currency_code: code.into(), minor_units });
     let blank = Product { name: "\u{200b} \u{3164}".into(), price: price("EUR", 1_000_000_001), ..product("POT-RED") };
@@ -170,7 +170,7 @@ async fn a_name_that_says_nothing_and_a_price_beyond_its_currency_are_refused() 
 }
 
 #[tokio::test]
-async fn only_an_empty_catalogue_is_filled_at_the_start() {
+async fn only_an_empty_catalogue_is_seeded_at_startup() {
     let world = World::new().await;
     let mut mug = world.lookup(&["MUG-BLUE"]).await.expect("an answer").products.remove(0);
     mug.name = "Very blue mug".into();
@@ -179,6 +179,6 @@ async fn only_an_empty_catalogue_is_filled_at_the_start() {
     others[1].sku = "TEA-WHITE".into();
     let world = world.restart(&[], others).await;
     let answer = world.lookup(&["MUG-BLUE", "TEA-WHITE"]).await.expect("an answer");
-    assert_eq!(answer.products, [mug], "what was changed stays changed");
+    assert_eq!(answer.products, [mug], "the change is kept");
     assert_eq!(answer.missing_skus, ["TEA-WHITE"]);
 }

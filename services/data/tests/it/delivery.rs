@@ -1,4 +1,4 @@
-//! Delivery estimates, and lookups that fail on purpose.
+//! Delivery estimates, and lookups with injected faults.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn estimate(world: &World, country: &str, postal_code: &str) -> Result<Get
     Ok(world.catalog().get_delivery_estimate(request).await?.into_inner())
 }
 
-/// Asks until the service has told of a lookup: its events travel in the background.
+/// Polls until the service has stored the event of a lookup: events are sent in the background.
 async fn told_lookup(world: &World) -> TraceEvent {
     let request = ListTraceEventsRequest { r#type: EventType::DataLookup.into(), ..ListTraceEventsRequest::default() };
     let asked = async {
@@ -37,7 +37,7 @@ async fn told_lookup(world: &World) -> TraceEvent {
 }
 
 #[tokio::test]
-async fn an_estimate_tells_the_date_and_the_rule_behind_it() {
+async fn an_estimate_has_the_date_and_its_rule() {
     let world = World::new().await;
     let answer = estimate(&world, "DE", "10115").await.expect("an estimate");
     let monday = Some(Date { year: 2026, month: 11, day: 23 });
@@ -84,16 +84,16 @@ async fn every_country_of_the_rules_has_a_default() {
 }
 
 #[tokio::test]
-async fn where_we_do_not_deliver_there_is_no_zone() {
+async fn a_country_without_deliveries_has_no_zone() {
     let world = World::new().await;
     let (code, reason, _) = refusal(estimate(&world, "AQ", "").await);
     assert_eq!((code, reason.as_str()), (Code::NotFound, "NO_DELIVERY_ZONE"));
     let event = told_lookup(&world).await;
-    assert_eq!(event.status(), EventStatus::Success, "that we do not deliver there is an answer");
+    assert_eq!(event.status(), EventStatus::Success, "NO_DELIVERY_ZONE is an answer");
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_an_address_is_told_at_once() {
+async fn all_violations_of_an_address_are_reported_together() {
     let world = World::new().await;
     let request = GetDeliveryEstimateRequest {
         country_code: "de".into(),
@@ -119,7 +119,7 @@ async fn all_that_is_wrong_with_an_address_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn a_lookup_that_answered_is_an_event_with_its_counts() {
+async fn an_answered_lookup_is_an_event_with_its_counts() {
     let world = World::new().await;
     world.lookup(&["MUG-BLUE", "MUG-BLUE", "NONE"]).await.expect("an answer");
     let event = told_lookup(&world).await;
@@ -129,7 +129,7 @@ async fn a_lookup_that_answered_is_an_event_with_its_counts() {
 }
 
 #[tokio::test]
-async fn a_catalogue_that_refuses_connections_is_unavailable_and_says_when_to_come_back() {
+async fn an_unreachable_catalogue_is_unavailable_with_a_retry_delay() {
     let world = World::with(&["--fault-lookup", "refuse"], seeds()).await;
     let status = world.lookup(&["MUG-BLUE"]).await.expect_err("a fault");
     assert!(status.get_details_retry_info().is_some());
@@ -148,6 +148,6 @@ async fn a_slow_catalogue_is_a_timeout() {
     let status = world.catalog().batch_get_products(request).await.expect_err("a timeout");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     let told = told_lookup(&world).await.error.expect("an error").r#type;
-    // Caller and service watch the same deadline: when the caller's clock strikes first, the service sees it hang up.
+    // Caller and service have the same deadline: if the caller's expires first, the service sees a cancelled call.
     assert!(["TIMEOUT", "CANCELLED"].contains(&told.as_str()), "{told}");
 }

@@ -1,4 +1,4 @@
-//! Trace events: appended, listed, counted.
+//! Trace events: appends, lists and counts.
 
 use contracts::common::v1::EventType;
 use contracts::data::v1::append_result::Outcome::{Duplicate, Refused, Stored};
@@ -16,7 +16,7 @@ fn all() -> ListTraceEventsRequest {
 }
 
 #[tokio::test]
-async fn an_event_is_stored_once_and_read_as_it_was_sent() {
+async fn an_event_is_stored_once_and_returned_as_sent() {
     let world = World::new().await;
     let (one, two) = (event(2), failed(event(1), "TIMEOUT"));
     assert_eq!(world.append(vec![one.clone(), two.clone(), one.clone()]).await, [Stored, Stored, Duplicate]);
@@ -28,7 +28,7 @@ async fn an_event_is_stored_once_and_read_as_it_was_sent() {
 }
 
 #[tokio::test]
-async fn a_bad_event_is_refused_with_its_reason_and_holds_up_nothing() {
+async fn an_invalid_event_is_rejected_with_a_reason_and_delays_no_other() {
     let world = World::new().await;
     let sound = event(1);
     let wrong = |change: fn(&mut TraceEvent)| {
@@ -39,8 +39,8 @@ async fn a_bad_event_is_refused_with_its_reason_and_holds_up_nothing() {
     let bad = [
         (wrong(|event| event.event_id = "seven".into()), "event_id is not a UUID"),
         (wrong(|event| event.event_id = "67e55044-10b1-426f-9247-bb680e5fe0c8".into()), "event_id is not of version 7"),
-        (wrong(|event| event.r#type = 0), "type is none that this release knows"),
-        (wrong(|event| event.r#type = 99), "type is none that this release knows"),
+        (wrong(|event| event.r#type = 0), "type is unknown to this release"),
+        (wrong(|event| event.r#type = 99), "type is unknown to this release"),
         (wrong(|event| event.status = 0), "status is neither success nor failed"),
         (wrong(|event| event.status = 2), "an error belongs to a failed event, and to no other"),
         (wrong(|event| event.error = Some(Default::default())), "an error belongs to a failed event, and to no other"),
@@ -90,7 +90,7 @@ async fn an_append_has_one_to_five_hundred_events() {
 }
 
 #[tokio::test]
-async fn appends_of_the_same_events_at_once_store_each_once() {
+async fn concurrent_appends_of_the_same_events_store_each_once() {
     let world = World::new().await;
     let events: Vec<_> = (0..100).map(|_| event(1)).collect();
     let reversed: Vec<_> = events.iter().rev().cloned().collect();
@@ -101,7 +101,7 @@ async fn appends_of_the_same_events_at_once_store_each_once() {
 }
 
 #[tokio::test]
-async fn a_list_fits_every_filter_that_is_set() {
+async fn a_list_matches_all_its_filters() {
     let world = World::new().await;
     let creation = event(50);
     let payment = TraceEvent { r#type: EventType::PaymentProcessing.into(), trace_id: OTHER_TRACE.into(), ..event(40) };
@@ -139,7 +139,7 @@ async fn a_list_fits_every_filter_that_is_set() {
 }
 
 #[tokio::test]
-async fn without_order_user_trace_or_start_the_window_is_an_hour() {
+async fn without_order_user_trace_or_start_the_window_is_the_last_hour() {
     let world = World::new().await;
     let (old, new) = (event(3_700), event(3_500));
     world.append(vec![old.clone(), new.clone()]).await;
@@ -156,9 +156,10 @@ async fn without_order_user_trace_or_start_the_window_is_an_hour() {
 }
 
 #[tokio::test]
-async fn a_window_is_of_when_operations_began_whenever_they_ended() {
+async fn a_window_selects_by_the_start_of_operations() {
     let world = World::new().await;
-    // Its id is made when it ends: half an hour later; the other's clock was set back by half a minute meanwhile.
+    // The id of the first is made when it ends, half an hour later; the clock of the second was set back by half a
+    // minute meanwhile.
     let long = TraceEvent { start_time: Some(ago(3_400)), ..event(1_600) };
     let set_back = TraceEvent { start_time: Some(ago(1_000)), ..event(1_030) };
     world.append(vec![long.clone(), set_back.clone()]).await;
@@ -176,9 +177,9 @@ async fn a_window_is_of_when_operations_began_whenever_they_ended() {
 }
 
 #[tokio::test]
-async fn pages_of_events_go_to_the_end_without_gaps_or_repeats() {
+async fn pages_of_events_reach_the_end_without_gaps_or_repetitions() {
     let world = World::new().await;
-    // The id decides, whenever they began: it is made when an operation ends.
+    // Ordered by id, whenever the operations began: an id is made when its operation ends.
     let began = ago(10);
     let events: Vec<_> = (0..8)
         .map(|number| if number < 3 { TraceEvent { start_time: Some(began), ..event(0) } } else { event(number) })
@@ -201,7 +202,7 @@ async fn pages_of_events_go_to_the_end_without_gaps_or_repeats() {
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_list_is_told_at_once() {
+async fn all_violations_of_a_list_are_reported_together() {
     let world = World::new().await;
     world.append(vec![event(1), event(2)]).await;
     let token = world.list(ListTraceEventsRequest { page_size: 1, ..all() }).await.expect("a page").next_page_token;

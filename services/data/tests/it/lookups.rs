@@ -1,4 +1,4 @@
-//! Lookups as events: those for orders are all there, the others are summed; and products' changes are audited.
+//! Lookups as events: those for orders are all stored, the others are summed. Changes of products are audited.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ fn of_type(event_type: EventType) -> ListTraceEventsRequest {
     ListTraceEventsRequest { r#type: event_type.into(), page_size: 500, ..ListTraceEventsRequest::default() }
 }
 
-/// The stored events of a request, as soon as there are as many as that.
+/// The stored events of a request, once there are at least `count`.
 async fn stored(world: &World, request: ListTraceEventsRequest, count: usize) -> Vec<TraceEvent> {
     let asked = async {
         loop {
@@ -56,7 +56,7 @@ async fn a_lookup_for_an_order_carries_the_order_and_its_user() {
 }
 
 #[tokio::test]
-async fn a_strangers_claim_of_an_order_is_not_believed() {
+async fn an_order_id_of_an_untrusted_client_is_ignored() {
     let world = World::new().await;
     let order = uuid();
     let mut request = Request::new(lookup("MUG-BLUE"));
@@ -67,7 +67,7 @@ async fn a_strangers_claim_of_an_order_is_not_believed() {
     assert_eq!((events[0].order_id.as_str(), events[0].user_id.as_str()), ("", ""));
 }
 
-/// How many of the calls were answered.
+/// The number of answered calls.
 async fn flood(catalog: CatalogServiceClient<mesh::Channel>, calls: usize, credentials: MetadataMap) -> i32 {
     let mut answered = 0;
     for _ in 0..calls {
@@ -80,7 +80,7 @@ async fn flood(catalog: CatalogServiceClient<mesh::Channel>, calls: usize, crede
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn however_many_lookups_strangers_make_a_few_rows_a_second_count_them_all() {
+async fn lookups_of_untrusted_clients_are_all_counted_in_a_few_rows_per_second() {
     let world = World::new().await;
     let began = Instant::now();
     let with_account = as_person((), "customer").metadata().clone();
@@ -94,29 +94,29 @@ async fn however_many_lookups_strangers_make_a_few_rows_a_second_count_them_all(
     for flooded in strangers.collect::<Vec<_>>() {
         answered += flooded.await.expect("no panic");
     }
-    // One that is not summed, and comes last, is stored: so is what was flooded before it, within a second.
+    // An event that is not summed, sent last: once it is stored, those of the flood follow within a second.
     let of_order = ListTraceEventsRequest { order_id: order, ..of_type(EventType::DataLookup) };
-    assert_eq!(stored(&world, of_order, 1).await.len(), 1, "it did not wait behind the others");
+    assert_eq!(stored(&world, of_order, 1).await.len(), 1, "not delayed by the flood");
     let flooded = async {
         loop {
             let mut events = stored(&world, of_type(EventType::DataLookup), 1).await;
             events.retain(|event| event.order_id.is_empty());
             let successes = events.iter().filter(|event| event.status() == EventStatus::Success);
             let counted: i32 = successes.map(|event| event.suppressed_count + 1).sum();
-            // Of the others some were never served: their deadline was over on their way.
+            // Some of the other calls were never served: their deadline expired on the way.
             if counted >= answered {
                 return events;
             }
         }
     };
-    let events = tokio::time::timeout(PATIENCE, flooded).await.expect("they are counted");
+    let events = tokio::time::timeout(PATIENCE, flooded).await.expect("all lookups counted");
     let seconds = began.elapsed().as_secs() + 2;
-    // Answered, timed out, given up: three kinds.
+    // Three kinds: answered, timed out, cancelled.
     assert!(events.len() as u64 <= 3 * seconds, "{} rows in {seconds} s", events.len());
 }
 
 #[tokio::test]
-async fn a_list_of_products_is_a_lookup() {
+async fn a_list_of_products_is_a_lookup_event() {
     let world = World::new().await;
     let request = ListProductsRequest { text: "mug".into(), ..ListProductsRequest::default() };
     world.catalog().list_products(request).await.expect("a page");
@@ -126,15 +126,15 @@ async fn a_list_of_products_is_a_lookup() {
 }
 
 #[tokio::test]
-async fn a_changed_price_is_audited_with_its_actor_before_and_after() {
+async fn a_price_change_is_audited_with_actor_and_old_and_new_price() {
     let world = World::new().await;
     let made = world.upsert(product("POSTER")).await.expect("made");
     let price = made.price.clone().map(|price| contracts::common::v1::Money { minor_units: 250, ..price });
     world.upsert(Product { price, ..made.clone() }).await.expect("changed");
-    let stale = world.upsert(made).await.expect_err("its etag is old");
+    let stale = world.upsert(made).await.expect_err("an outdated etag");
     assert_eq!(stale.code(), Code::Aborted);
     let events = stored(&world, of_type(EventType::Audit), 3).await;
-    let [refused, changed, made] = &events[..] else { panic!("three, newest first: {events:?}") };
+    let [refused, changed, made] = &events[..] else { panic!("expected three events, newest first: {events:?}") };
     let of = |event: &TraceEvent, name: &str| event.attributes.get(name).cloned().unwrap_or_default();
     assert_eq!((of(changed, "price.before"), of(changed, "price.after")), ("EUR 100".into(), "EUR 250".into()));
     assert_eq!((of(made, "price.before"), of(made, "price.after")), (String::new(), "EUR 100".into()));
@@ -142,7 +142,7 @@ async fn a_changed_price_is_audited_with_its_actor_before_and_after() {
         assert_eq!((of(event, "actor.role"), of(event, "sku")), ("operator".into(), "POSTER".into()));
         assert_eq!((event.status(), of(event, "actor.id")), (EventStatus::Success, event.user_id.clone()));
     }
-    let error = refused.error.clone().expect("it failed");
+    let error = refused.error.clone().expect("a failure");
     assert_eq!((error.r#type.as_str(), error.reason.as_str()), ("ABORTED", "ETAG_MISMATCH"));
     assert_eq!(of(refused, "actor.role"), "operator");
 }

@@ -1,4 +1,4 @@
-//! Who may call what: the policy table decides, before anything is looked up.
+//! Permissions: the policy table decides, before any query.
 
 use contracts::data::v1::{
     AppendTraceEventsRequest, ListTraceEventsRequest, SummarizeTraceEventsRequest, UpsertProductRequest,
@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::world::{World, as_operator, as_person, event, product, refusal};
 
 #[tokio::test]
-async fn a_customer_changes_no_product_and_an_operator_does() {
+async fn only_an_operator_can_change_products() {
     let world = World::new().await;
     let request = || UpsertProductRequest { product: Some(product("POT-RED")) };
     let refused = refusal(world.catalog().upsert_product(as_person(request(), "customer")).await);
@@ -21,7 +21,7 @@ async fn a_customer_changes_no_product_and_an_operator_does() {
 }
 
 #[tokio::test]
-async fn only_services_append_events_and_only_their_own() {
+async fn only_services_can_append_events_and_only_their_own() {
     let world = World::new().await;
     let request = || AppendTraceEventsRequest { events: vec![event(1)] };
     let operator = refusal(world.events().append_trace_events(as_operator(request())).await);
@@ -34,7 +34,7 @@ async fn only_services_append_events_and_only_their_own() {
 }
 
 #[tokio::test]
-async fn events_are_read_by_operators_and_listed_by_the_order_service() {
+async fn operators_read_events_and_the_order_service_lists_them() {
     let world = World::new().await;
     let list = ListTraceEventsRequest::default;
     let customer = refusal(world.events().list_trace_events(as_person(list(), "customer")).await);
@@ -48,7 +48,7 @@ async fn events_are_read_by_operators_and_listed_by_the_order_service() {
 }
 
 #[tokio::test]
-async fn operators_alone_follow_events() {
+async fn only_operators_can_follow_events() {
     let world = World::new().await;
     let request = WatchTraceEventsRequest::default;
     for role in ["customer", "operator"] {
@@ -58,6 +58,6 @@ async fn operators_alone_follow_events() {
     let order = refusal(world.events_as("order").watch_trace_events(request()).await);
     assert_eq!(order.0, Code::PermissionDenied);
     let policy = contracts::POLICIES.0.iter().find(|policy| policy.path.ends_with("/WatchTraceEvents"));
-    let policy = policy.expect("it has a policy");
-    assert_eq!((policy.streaming, policy.timeout), (true, None), "a stream goes on for as long as it is wanted");
+    let policy = policy.expect("a policy");
+    assert_eq!((policy.streaming, policy.timeout), (true, None), "a stream has no timeout");
 }

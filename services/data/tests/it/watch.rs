@@ -1,4 +1,4 @@
-//! Trace events, followed as they are stored.
+//! Streams of trace events.
 
 use contracts::common::v1::EventType;
 use contracts::data::v1::append_result::Outcome::Stored;
@@ -18,7 +18,7 @@ fn after(cursor: &str) -> WatchTraceEventsRequest {
     WatchTraceEventsRequest { after_cursor: cursor.to_owned(), ..all() }
 }
 
-/// So many events, in the order of their ids.
+/// A number of events, in the order of their ids.
 fn many(count: u64) -> Vec<TraceEvent> {
     (0..count).map(|number| event(count - number)).collect()
 }
@@ -27,7 +27,7 @@ fn ids(events: &[TraceEvent]) -> Vec<String> {
     events.iter().map(|event| event.event_id.clone()).collect()
 }
 
-/// The end of a stream; bookmarks before it are left out.
+/// The status that ends a stream; earlier bookmarks are skipped.
 async fn end(followed: &mut Followed) -> Status {
     loop {
         match followed.message().await {
@@ -38,37 +38,37 @@ async fn end(followed: &mut Followed) -> Status {
 }
 
 #[tokio::test]
-async fn an_event_is_followed_as_it_was_sent_and_none_that_was_stored_before() {
+async fn a_stream_sends_new_events_as_appended_and_no_earlier_ones() {
     let world = World::new().await;
     world.append(vec![event(3)]).await;
-    let mut followed = world.watch(all()).await.expect("it follows");
+    let mut followed = world.watch(all()).await.expect("a stream");
     let events = [event(2), failed(event(1), "TIMEOUT")];
     assert_eq!(world.append(events.to_vec()).await, [Stored; 2]);
     for event in events {
-        assert_eq!(followed.message().await.expect("it goes on").event, Some(event));
+        assert_eq!(followed.message().await.expect("a message").event, Some(event));
     }
 }
 
 #[tokio::test]
-async fn what_one_instance_stores_is_followed_at_another() {
+async fn events_stored_by_one_instance_are_streamed_by_another() {
     let world = World::new().await;
     let other = world.beside().await;
-    let mut followed = other.watch(all()).await.expect("it follows");
+    let mut followed = other.watch(all()).await.expect("a stream");
     let events = many(3);
     world.append(events.clone()).await;
     assert_eq!(followed.ids(3).await, ids(&events));
 }
 
 #[tokio::test]
-async fn a_stream_that_is_opened_again_after_any_message_misses_nothing_and_repeats_nothing() {
+async fn a_stream_resumed_after_any_message_has_neither_gaps_nor_repetitions() {
     let world = World::new().await;
     let instances = [world.beside().await, world];
     let events = many(24);
     for every in [1, 2, 3, 7] {
-        let mut followed = instances[0].watch(all()).await.expect("it follows");
+        let mut followed = instances[0].watch(all()).await.expect("a stream");
         let (mut seen, mut stored) = (Vec::new(), 0);
         while seen.len() < events.len() {
-            // Some are stored while it is followed, some while it is not.
+            // Some are stored while there is a stream, some while there is none.
             let next = events[stored..].iter().take(every * 2).cloned();
             let mut next: Vec<_> = next.map(|event| TraceEvent { event_id: uuid(), ..event }).collect();
             next.sort_by(|one, two| one.event_id.cmp(&two.event_id));
@@ -77,13 +77,13 @@ async fn a_stream_that_is_opened_again_after_any_message_misses_nothing_and_repe
             instances[stored % 2].append(next).await;
             for expected in expected.chunks(every) {
                 let cursor = std::mem::take(&mut followed.cursor);
-                followed = instances[seen.len() % 2].watch(after(&cursor)).await.expect("it goes on");
+                followed = instances[seen.len() % 2].watch(after(&cursor)).await.expect("a resumed stream");
                 let sent = followed.ids(expected.len()).await;
-                assert_eq!(sent, expected, "again after every {every}");
+                assert_eq!(sent, expected, "resumed after every {every}");
                 seen.extend(sent);
             }
         }
-        // Nothing was left behind.
+        // No event is left over.
         let last = event(0);
         instances[0].append(vec![last.clone()]).await;
         assert_eq!(followed.ids(1).await, [last.event_id]);
@@ -91,9 +91,9 @@ async fn a_stream_that_is_opened_again_after_any_message_misses_nothing_and_repe
 }
 
 #[tokio::test]
-async fn a_restart_ends_the_stream_and_loses_nothing() {
+async fn a_restart_ends_the_stream_without_losing_events() {
     let world = World::new().await;
-    let mut followed = world.watch(all()).await.expect("it follows");
+    let mut followed = world.watch(all()).await.expect("a stream");
     let events = many(4);
     world.append(events[..2].to_vec()).await;
     assert_eq!(followed.ids(1).await, ids(&events[..1]));
@@ -106,12 +106,12 @@ async fn a_restart_ends_the_stream_and_loses_nothing() {
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(refusal(Err::<(), _>(status)), (Code::Unavailable, "DRAINING".into(), vec![]));
     world.append(events[2..].to_vec()).await;
-    let mut followed = world.watch(after(&cursor)).await.expect("it goes on");
+    let mut followed = world.watch(after(&cursor)).await.expect("a resumed stream");
     assert_eq!(followed.ids(3).await, ids(&events[1..]));
 }
 
 #[tokio::test]
-async fn a_follower_gets_what_fits_every_filter_that_is_set() {
+async fn a_stream_matches_all_its_filters() {
     let world = World::new().await;
     let creation = event(40);
     let payment = TraceEvent { r#type: EventType::PaymentProcessing.into(), trace_id: OTHER_TRACE.into(), ..event(30) };
@@ -132,9 +132,9 @@ async fn a_follower_gets_what_fits_every_filter_that_is_set() {
     ];
     let mut followed = Vec::new();
     for (request, expected) in cases {
-        followed.push((world.watch(request).await.expect("it follows"), expected));
+        followed.push((world.watch(request).await.expect("a stream"), expected));
     }
-    // The last one fits all: what does not fit would come before it.
+    // The last one matches all filters: any event that does not match would arrive before it.
     let error = failed(event(0), "TIMEOUT").error;
     let last = TraceEvent { status: failures, error, trace_id: OTHER_TRACE.into(), ..events[3].clone() };
     let last = TraceEvent { event_id: event(0).event_id, ..last };
@@ -148,28 +148,27 @@ async fn a_follower_gets_what_fits_every_filter_that_is_set() {
 }
 
 #[tokio::test]
-async fn every_type_of_the_contract_can_be_followed_alone() {
+async fn every_event_type_of_the_contract_can_be_followed_on_its_own() {
     let world = World::new().await;
     let types: Vec<EventType> = (1..).map_while(|number| EventType::try_from(number).ok()).collect();
     assert!(types.len() >= 5);
     let events: Vec<_> = types.iter().map(|of| TraceEvent { r#type: (*of).into(), ..event(5) }).collect();
     let mut followed = Vec::new();
     for of in &types {
-        followed
-            .push(world.watch(WatchTraceEventsRequest { r#type: (*of).into(), ..all() }).await.expect("it follows"));
+        followed.push(world.watch(WatchTraceEventsRequest { r#type: (*of).into(), ..all() }).await.expect("a stream"));
     }
     for event in &events {
         world.append(vec![event.clone()]).await;
     }
     for (followed, event) in followed.iter_mut().zip(&events) {
-        assert_eq!(followed.message().await.expect("it goes on").event.as_ref(), Some(event));
+        assert_eq!(followed.message().await.expect("a message").event.as_ref(), Some(event));
     }
 }
 
 #[tokio::test]
-async fn all_that_is_wrong_with_a_watch_is_told_at_once() {
+async fn all_violations_of_a_watch_are_reported_together() {
     let world = World::new().await;
-    let cursor = world.watch(all()).await.expect("it follows").cursor;
+    let cursor = world.watch(all()).await.expect("a stream").cursor;
     let wrong = WatchTraceEventsRequest {
         r#type: 99,
         status: 99,
@@ -192,14 +191,14 @@ async fn all_that_is_wrong_with_a_watch_is_told_at_once() {
     assert_eq!(refused, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
     let broken = refusal(world.watch(after(&format!("{cursor}x"))).await.map(|_| ()));
     assert_eq!(broken.2, violations(&[("after_cursor", "INVALID_CURSOR")]));
-    assert!(world.watch(after(&cursor)).await.is_ok(), "the twin");
+    assert!(world.watch(after(&cursor)).await.is_ok(), "control");
 }
 
 #[tokio::test]
-async fn there_are_as_many_followers_as_are_allowed_and_one_that_goes_makes_room() {
+async fn followers_are_limited_and_a_closed_stream_frees_its_slot() {
     let world = World::with(&["--max-followers", "1"], vec![]).await;
-    let first = world.watch(all()).await.expect("it follows");
-    let status = world.watch(all()).await.err().expect("one too many");
+    let first = world.watch(all()).await.expect("a stream");
+    let status = world.watch(all()).await.err().expect("a rejection");
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(refusal(Err::<(), _>(status)), (Code::Unavailable, "TOO_MANY_FOLLOWERS".into(), vec![]));
     drop(first);

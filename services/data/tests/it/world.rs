@@ -1,4 +1,4 @@
-//! A Data Service of one's own for each test, somebody who signs access tokens, and verbs.
+//! A Data Service for each test, an issuer of access tokens, and helpers for calls.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::StatusExt;
 
 const SECRET: &str = "a secret for tests only";
-/// The first key pair of RFC 8032, section 7.1: known to the whole world.
+/// The first key pair of RFC 8032, section 7.1, which is public.
 const SIGNING_KEY: &str = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
 const VERIFYING_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 
@@ -38,10 +38,10 @@ struct Cli {
     config: data::Config,
 }
 
-/// Longer than anything takes when it works: a test that waits so long has failed.
+/// Longer than any working step takes: a test that reaches it has failed.
 pub(crate) const GUARD: Duration = Duration::from_secs(30);
 
-/// Where a service's data are.
+/// The folder and the database of a service.
 struct Place {
     folder: TempDir,
     /// `None`: a file in the folder.
@@ -49,12 +49,12 @@ struct Place {
 }
 
 impl Place {
-    /// A database of its own, on PostgreSQL when that is asked for: see `testdb`.
+    /// A database of its own, on PostgreSQL if that is requested: see `testdb`.
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         testdb::write_secret(folder.path().join("mesh.secret"), SECRET);
         let database_url = testdb::place().schema.map(|_| {
-            let (server, name) = (testdb::shared().expect("it runs"), testdb::unique("data"));
+            let (server, name) = (testdb::shared().expect("the server"), testdb::unique("data"));
             server.sql(&format!("CREATE DATABASE {name}"));
             server.url().replace("/postgres?", &format!("/{name}?"))
         });
@@ -66,18 +66,18 @@ impl Place {
 pub(crate) struct World {
     pub(crate) address: SocketAddr,
     place: Arc<Place>,
-    /// Ends the service when the test ends, however it ends.
+    /// Stops the service when the test ends, whatever the result.
     running: DropGuard,
     served: JoinHandle<Result<(), chassis::Error>>,
 }
 
 impl World {
-    /// Two products, no faults.
+    /// With two products and without faults.
     pub(crate) async fn new() -> Self {
         Self::with(&[], seeds()).await
     }
 
-    /// With settings of its own.
+    /// With the given settings.
     pub(crate) async fn with(settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
         Self::start(Arc::new(Place::new()), settings, seed_products).await
     }
@@ -103,11 +103,11 @@ impl World {
         let served = tokio::spawn(data::run(config, listener, None, shutdown.clone()));
         let world = Self { address, place, running: shutdown.drop_guard(), served };
         // A test with a deadline of its own must not spend it on the start.
-        world.list(ListTraceEventsRequest::default()).await.expect("it serves");
+        world.list(ListTraceEventsRequest::default()).await.expect("a started service");
         world
     }
 
-    /// Ends the service and starts another one on the same database.
+    /// Stops the service and starts another one on the same database.
     pub(crate) async fn restart(self, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
         drop(self.running);
         self.served.await.expect("no panic").expect("a clean end");
@@ -119,86 +119,86 @@ impl World {
         mesh::client(ClientConfig { credentials, ..ClientConfig::new("data", addresses, contracts::POLICIES) })
     }
 
-    /// The catalogue, as anybody calls it.
+    /// A client of the catalogue without credentials.
     pub(crate) fn catalog(&self) -> CatalogServiceClient<Channel> {
         CatalogServiceClient::new(self.channel(Credentials::None))
     }
 
-    /// The catalogue, as a service of the platform calls it.
+    /// A client of the catalogue with a service's credentials.
     pub(crate) fn catalog_as(&self, service: &str) -> CatalogServiceClient<Channel> {
         let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: Secret::new(SECRET) };
         let config = ClientConfig::new("data", vec![self.address.to_string()], contracts::POLICIES);
         CatalogServiceClient::new(mesh::client(ClientConfig { credentials, is_platform: true, ..config }))
     }
 
-    /// The trace-event store, as people call it.
+    /// A client of the trace-event store without credentials.
     pub(crate) fn events(&self) -> TraceEventServiceClient<Channel> {
         TraceEventServiceClient::new(self.channel(Credentials::None))
     }
 
-    /// The trace-event store, as a service calls it.
+    /// A client of the trace-event store with a service's credentials.
     pub(crate) fn events_as(&self, service: &str) -> TraceEventServiceClient<Channel> {
         let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: Secret::new(SECRET) };
         TraceEventServiceClient::new(self.channel(credentials))
     }
 
-    /// Stores or replaces a product.
+    /// Creates or replaces a product.
     pub(crate) async fn upsert(&self, product: Product) -> Result<Product, Status> {
         let request = as_operator(proto::UpsertProductRequest { product: Some(product) });
         let response = self.catalog().upsert_product(request).await?;
         Ok(response.into_inner().product.expect("a product"))
     }
 
-    /// Looks products up.
+    /// Looks up products.
     pub(crate) async fn lookup(&self, skus: &[&str]) -> Result<proto::BatchGetProductsResponse, Status> {
         let skus = skus.iter().map(ToString::to_string).collect();
         Ok(self.catalog().batch_get_products(proto::BatchGetProductsRequest { skus }).await?.into_inner())
     }
 
-    /// Appends events as the order service; answers what became of each.
+    /// Appends events as the order service; returns the outcome of each.
     pub(crate) async fn append(&self, events: Vec<proto::TraceEvent>) -> Vec<append_result::Outcome> {
         let request = AppendTraceEventsRequest { events };
         let response = self.events_as("order").append_trace_events(request).await.expect("an answer");
         response.into_inner().results.iter().map(proto::AppendResult::outcome).collect()
     }
 
-    /// A page of events, as an operator sees it.
+    /// Lists a page of events as an operator.
     pub(crate) async fn list(&self, request: ListTraceEventsRequest) -> Result<proto::ListTraceEventsResponse, Status> {
         Ok(self.events().list_trace_events(as_operator(request)).await?.into_inner())
     }
 
-    /// Follows events, as an operator; its bookmark has come.
+    /// Follows events as an operator; returns after the first bookmark.
     pub(crate) async fn watch(&self, request: WatchTraceEventsRequest) -> Result<Followed, Status> {
         self.watch_as("operator", request).await
     }
 
-    /// The same, as a person of a role.
+    /// Follows events as a person with a role.
     pub(crate) async fn watch_as(&self, role: &str, request: WatchTraceEventsRequest) -> Result<Followed, Status> {
         let stream = self.events().watch_trace_events(as_person(request, role)).await?.into_inner();
         let mut followed = Followed { stream, cursor: String::new() };
         let first = followed.message().await?;
-        assert!(first.event.is_none() && !first.cursor.is_empty(), "a bookmark comes first: {first:?}");
+        assert!(first.event.is_none() && !first.cursor.is_empty(), "the first message is not a bookmark: {first:?}");
         Ok(followed)
     }
 
-    /// The ids of the events that fit.
+    /// The ids of the matching events.
     pub(crate) async fn ids(&self, request: ListTraceEventsRequest) -> Vec<String> {
         let page = self.list(request).await.expect("a page");
         page.events.into_iter().map(|event| event.event_id).collect()
     }
 }
 
-/// A stream of events, as an operator sees it.
+/// A stream of events.
 pub(crate) struct Followed {
     stream: Streaming<WatchTraceEventsResponse>,
-    /// Of the last message.
+    /// The cursor of the last message.
     pub(crate) cursor: String,
 }
 
 impl Followed {
     /// The next message.
     pub(crate) async fn message(&mut self) -> Result<WatchTraceEventsResponse, Status> {
-        let message = tokio::time::timeout(GUARD, self.stream.message()).await.expect("it comes");
+        let message = tokio::time::timeout(GUARD, self.stream.message()).await.expect("a message in time");
         let message = message?.expect("a stream ends with a reason");
         self.cursor.clone_from(&message.cursor);
         Ok(message)
@@ -208,13 +208,13 @@ impl Followed {
     pub(crate) async fn ids(&mut self, count: usize) -> Vec<String> {
         let mut ids = Vec::new();
         while ids.len() < count {
-            ids.extend(self.message().await.expect("it goes on").event.map(|event| event.event_id));
+            ids.extend(self.message().await.expect("a message").event.map(|event| event.event_id));
         }
         ids
     }
 }
 
-/// What an empty catalogue is filled with here.
+/// The products of the seeded catalogue.
 pub(crate) fn seeds() -> Vec<SeedProduct> {
     [("MUG-BLUE", "Blue mug", "Holds 100% of your tea.", 1_299), ("TEA-GREEN", "Green tea", "For the Ä in tÄa.", 499)]
         .map(|(sku, name, description, minor_units)| SeedProduct {
@@ -237,7 +237,7 @@ pub(crate) fn product(sku: &str) -> Product {
     }
 }
 
-/// A sound event of the order service, of an operation that began so many seconds ago and took a second.
+/// A valid event of the order service, of an operation that began some seconds ago and took a second.
 pub(crate) fn event(seconds_ago: u64) -> proto::TraceEvent {
     let ended = SystemClock.now().minus(Duration::from_secs(seconds_ago)).plus(Duration::from_secs(1));
     proto::TraceEvent {
@@ -264,7 +264,7 @@ pub(crate) fn failed(event: proto::TraceEvent, kind: &str) -> proto::TraceEvent 
     proto::TraceEvent { status: proto::EventStatus::Failed.into(), error: Some(error), ..event }
 }
 
-/// An instant so many seconds ago.
+/// The instant some seconds ago.
 pub(crate) fn ago(seconds: u64) -> prost_types::Timestamp {
     chassis::encode::timestamp(SystemClock.now().minus(Duration::from_secs(seconds)))
 }
@@ -281,12 +281,12 @@ pub(crate) fn uuid() -> String {
     SystemIds.uuid().to_string()
 }
 
-/// A call that an operator makes.
+/// A request of an operator.
 pub(crate) fn as_operator<T>(message: T) -> Request<T> {
     as_person(message, "operator")
 }
 
-/// A call that a person of a role makes.
+/// A request of a person with a role.
 pub(crate) fn as_person<T>(message: T, role: &str) -> Request<T> {
     let mut request = Request::new(message);
     let bearer = format!("Bearer {}", token(role)).parse().expect("a header");
@@ -294,9 +294,9 @@ pub(crate) fn as_person<T>(message: T, role: &str) -> Request<T> {
     request
 }
 
-/// A refusal's code, reason and violations (field and reason).
+/// A rejection's code, reason and violations (field and reason).
 pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String, Vec<(String, String)>) {
-    let status = result.expect_err("a refusal");
+    let status = result.expect_err("a rejection");
     let info = status.get_details_error_info().expect("ErrorInfo");
     assert!(["data.ordermesh", "mesh.ordermesh"].contains(&info.domain.as_str()), "{}", info.domain);
     let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
@@ -304,7 +304,7 @@ pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, S
     (status.code(), info.reason, violations)
 }
 
-/// Violations as [`refusal`] gives them.
+/// Violations as returned by [`refusal`].
 pub(crate) fn violations(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(field, reason)| ((*field).to_owned(), (*reason).to_owned())).collect()
 }
@@ -329,7 +329,7 @@ fn token(role: &str) -> String {
         nbf: seconds(now),
         role,
     };
-    // PKCS #8 (RFC 8410): a fixed head, then the seed.
+    // PKCS #8 (RFC 8410): a fixed header, then the seed.
     let pkcs8: Vec<u8> = bytes("302e020100300506032b657004220420").chain(bytes(SIGNING_KEY)).collect();
     let header = Header { kid: Some("test".into()), ..Header::new(Algorithm::EdDSA) };
     jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&pkcs8)).expect("a token")
@@ -339,7 +339,7 @@ fn bytes(hex: &str) -> impl Iterator<Item = u8> + '_ {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex"))
 }
 
-/// A User Service that can only say whose tokens are good.
+/// A User Service that only serves the signing keys.
 async fn serve_keys(shutdown: CancellationToken) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");

@@ -1,13 +1,13 @@
-//! The currencies that are known: those of ISO 4217 with wide use in commerce.
+//! The supported currencies: those of ISO 4217 with wide use in commerce.
 
 /// A currency.
 pub(super) struct Row {
     pub(super) code: &'static str,
     /// The exponent of ISO 4217.
     pub(super) minor_digits: usize,
-    /// Roughly what EUR 1,000 was worth in 2025, in whole units, to one or two digits: by the euro foreign exchange
-    /// reference rates of the European Central Bank, and where it has none, by the country's central bank. It is for limits,
-    /// which have to be of the right magnitude, and never converts what is paid.
+    /// Approximately what EUR 1,000 was worth in 2025, in whole units, to one or two digits: by the euro foreign
+    /// exchange reference rates of the European Central Bank, or else by the country's central bank. For limits, which
+    /// only need the right magnitude; payments are never converted.
     pub(super) per_thousand_euros: i64,
 }
 
@@ -36,7 +36,7 @@ const ROWS: [Row; 50] = [
     row("VND", 0, 30_000_000), row("ZAR", 2,     20_000),
 ];
 
-/// The currency of a code.
+/// Finds a currency by its code.
 pub(super) fn find(code: &str) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.code == code)
 }

@@ -1,13 +1,13 @@
-//! The most that an order may come to, by currency: a number of minor units means nothing without it.
+//! The maximum total of an order, by currency: a number of minor units means nothing without it.
 
 use std::str::FromStr;
 
 use super::{Currency, Money};
 
-/// What stands when a currency has no limit of its own.
+/// The limit of currencies without a setting.
 const DEFAULT_EUROS: i64 = 100_000;
 
-/// A limit for each currency: those that were set, and for the others [roughly](Currency::roughly) 100,000 euros.
+/// A limit for each currency: as set, or else [roughly](Currency::roughly) 100,000 euros.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AmountLimits(Vec<Money>);
 
@@ -24,10 +24,10 @@ impl AmountLimits {
     }
 }
 
-/// What is wrong with a list of limits.
+/// An entry of the list is not a limit, or repeats a currency.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no limit, or its currency stands twice; an example is EUR=50000,JPY=9000000,KWD=15000.500, in whole units"
+    "{0:?} is not a limit, or repeats a currency; an example is EUR=50000,JPY=9000000,KWD=15000.500, in whole units"
 )]
 pub struct AmountLimitsError(String);
 
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ordinary_in_a_small_unit_is_below_the_limit_and_a_fortune_in_a_large_one_is_not() {
+    fn default_limits_have_the_right_magnitude_in_each_currency() {
         let limits = AmountLimits::default();
         for (code, ordinary, fortune) in [
             ("EUR", 10_000_000, 10_000_001),
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_is_set_holds_for_its_currency_alone() {
+    fn a_limit_applies_only_to_its_currency() {
         let limits: AmountLimits = "KWD=5000.5, JPY=900".parse().expect("limits");
         assert_eq!(limits.of("KWD".parse().expect("a currency")), money("KWD", 5_000_500));
         assert_eq!(limits.of("JPY".parse().expect("a currency")), money("JPY", 900));
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_limits_that_is_none_is_refused() {
+    fn an_invalid_list_of_limits_is_rejected() {
         for wrong in ["10000000", "EUR", "EUR=", "EUR=0", "EUR=-1", "EUR=1.005", "GOLD=1", "EUR=1,EUR=2", "eur=1"] {
             assert!(wrong.parse::<AmountLimits>().is_err(), "{wrong}");
         }

@@ -1,4 +1,4 @@
-//! Bad input gets a precise error, all violations at once, and changes nothing.
+//! Invalid input is answered with all violations, and changes nothing.
 
 use contracts::user::v1 as pb;
 use tonic::Code;
@@ -13,7 +13,7 @@ fn assert_invalid(refused: &Told, violations: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn a_registration_with_nothing_in_it_is_told_of_every_field() {
+async fn an_empty_registration_is_answered_with_a_violation_of_every_field() {
     let world = World::start().await;
     assert_invalid(
         &told(world.register(pb::RegisterRequest::default()).await),
@@ -43,7 +43,7 @@ async fn a_registration_with_nothing_in_it_is_told_of_every_field() {
 }
 
 #[tokio::test]
-async fn a_refused_registration_stores_nothing_and_its_id_may_be_tried_again() {
+async fn a_rejected_registration_stores_nothing_and_its_id_can_be_retried() {
     let world = World::start().await;
     let request = ada();
     let bad = pb::RegisterRequest { password: "short".into(), ..request.clone() };
@@ -54,7 +54,7 @@ async fn a_refused_registration_stores_nothing_and_its_id_may_be_tried_again() {
 }
 
 #[tokio::test]
-async fn log_ins_and_tokens_are_checked_before_anything_is_looked_up() {
+async fn log_ins_and_tokens_are_validated_before_any_query() {
     let world = World::start().await;
     let nothing = told(world.login("", "").await);
     assert_invalid(&nothing, &[("email", "INVALID_EMAIL"), ("password", "REQUIRED")]);
@@ -67,7 +67,7 @@ async fn log_ins_and_tokens_are_checked_before_anything_is_looked_up() {
 }
 
 #[tokio::test]
-async fn a_bad_change_of_profile_is_told_whole_and_changes_nothing() {
+async fn an_invalid_profile_update_lists_all_violations_and_changes_nothing() {
     let world = World::start().await;
     let registered = world.ada_registers().await;
     let session = world.ada_logs_in().await;
@@ -101,7 +101,7 @@ async fn a_bad_change_of_profile_is_told_whole_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_bad_new_password_changes_nothing() {
+async fn an_invalid_new_password_changes_nothing() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;

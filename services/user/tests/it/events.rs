@@ -1,5 +1,5 @@
-//! Each log-in is one event: the success with the session, the failure with its reason; what changes an account is audited; never a
-//! secret.
+//! Each log-in is one event: a success with its session, a failure with its reason. Changes of an account are audited.
+//! Events contain no secrets.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ fn summary(event: &TraceEvent) -> (&str, EventStatus, Option<(&str, &str)>) {
 }
 
 #[tokio::test]
-async fn a_log_in_is_one_event_whether_it_succeeds_or_fails() {
+async fn each_log_in_is_one_event_whether_it_succeeds_or_fails() {
     let world = World::start().await;
     let profile = world.ada_registers().await;
     world.ada_logs_in().await;
@@ -49,7 +49,7 @@ async fn a_malformed_log_in_is_no_event() {
     let events = world.events().await;
     let seen: Vec<_> = events.iter().map(summary).collect();
     let wrong = Some(("UNAUTHENTICATED", "INVALID_CREDENTIALS"));
-    assert_eq!(seen, [("user_login", EventStatus::Failed, wrong)], "the twin: a wrong password is one");
+    assert_eq!(seen, [("user_login", EventStatus::Failed, wrong)], "control: a wrong password is an event");
 }
 
 #[tokio::test]
@@ -69,11 +69,11 @@ async fn a_throttled_log_in_and_calls_that_change_no_account_are_no_events() {
 }
 
 #[tokio::test]
-async fn a_change_of_an_account_that_is_refused_is_audited_with_its_actor() {
+async fn a_rejected_change_of_an_account_is_audited_with_its_actor() {
     let world = World::start().await;
     let profile = world.ada_registers().await;
     let session = world.ada_logs_in().await;
-    world.register(ada()).await.expect_err("her e-mail is taken");
+    world.register(ada()).await.expect_err("the e-mail is taken");
     world.change_password(&session, "wrong horse", "battery staple").await.expect_err("refused");
     let mut audits = world.events().await;
     audits.retain(|event| event.event_type == "audit" && event.status == EventStatus::Failed);
@@ -90,7 +90,7 @@ async fn a_change_of_an_account_that_is_refused_is_audited_with_its_actor() {
 }
 
 #[tokio::test]
-async fn no_secret_is_stored_or_told_in_the_clear() {
+async fn no_secret_is_stored_or_returned_in_clear_text() {
     let world = World::start().await;
     let registered = world.register(ada()).await.expect("registered");
     let session = world.ada_logs_in().await;
@@ -106,7 +106,7 @@ async fn no_secret_is_stored_or_told_in_the_clear() {
         }
     }
     let holds = |text: &str| stored.windows(text.len()).any(|window| window == text.as_bytes());
-    assert!(holds(&registered.display_name) && holds("INVALID_CREDENTIALS"), "the twin: what is stored is seen");
+    assert!(holds(&registered.display_name) && holds("INVALID_CREDENTIALS"), "control: stored texts are found");
     for secret in [PASSWORD, "wrong horse", &session.access_token, &session.refresh_token] {
         assert!(!holds(secret), "{secret}");
         let answers = format!("{refused:?} {invalid:?} {session:?}");

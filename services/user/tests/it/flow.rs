@@ -1,4 +1,4 @@
-//! The straight way, and who may do what.
+//! The regular flow, and permissions.
 
 use contracts::common::v1::Address;
 use contracts::user::v1 as pb;
@@ -44,15 +44,15 @@ async fn a_customer_registers_logs_in_and_keeps_a_profile() {
 }
 
 #[tokio::test]
-async fn a_profile_that_was_read_is_changed_and_sent_back_whole() {
+async fn a_profile_that_was_read_can_be_changed_and_sent_back() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
     let mut profile = world.profile(&session).await.expect("a profile");
     profile.phone = Some("+442012345678".into());
-    let changed = world.update_profile(&session, profile.clone(), &[]).await.expect("without a mask");
+    let changed = world.update_profile(&session, profile.clone(), &[]).await.expect("updated without a mask");
     assert_eq!((changed.phone, changed.display_name.as_str()), (profile.phone.take(), "Ada"));
-    let replaced = world.update_profile(&session, profile.clone(), &["*"]).await.expect("whole");
+    let replaced = world.update_profile(&session, profile.clone(), &["*"]).await.expect("replaced");
     assert_eq!((replaced.phone, replaced.display_name.as_str()), (None, "Ada"));
     profile.email = "eve@example.com".into();
     let refused = told(world.update_profile(&session, profile, &["*"]).await);
@@ -65,7 +65,7 @@ async fn a_password_is_the_same_on_every_keyboard() {
     let world = World::start().await;
     let typed = pb::RegisterRequest { password: "Zu\u{308}rich caf\u{e9}".into(), ..ada() };
     let registered = world.register(typed.clone()).await.expect("registered");
-    world.login("ada@example.com", "Z\u{fc}rich cafe\u{301}").await.expect("the other form");
+    world.login("ada@example.com", "Z\u{fc}rich cafe\u{301}").await.expect("the equivalent form");
     let again = pb::RegisterRequest { password: "Z\u{fc}rich caf\u{e9}".into(), ..typed };
     assert_eq!(world.register(again).await.expect("the same command"), registered);
     assert_eq!(told(world.login("ada@example.com", "Zurich cafe").await).reason, "INVALID_CREDENTIALS");
@@ -73,7 +73,7 @@ async fn a_password_is_the_same_on_every_keyboard() {
 }
 
 #[tokio::test]
-async fn the_same_registration_gets_the_same_answer_and_another_one_is_refused() {
+async fn a_repeated_registration_gets_the_same_answer_and_a_different_one_is_rejected() {
     let world = World::start().await;
     let request = ada();
     let first = world.register(request.clone()).await.expect("registered");
@@ -92,7 +92,7 @@ async fn the_same_registration_gets_the_same_answer_and_another_one_is_refused()
 }
 
 #[tokio::test]
-async fn a_profile_needs_a_token_of_ours() {
+async fn a_profile_needs_a_valid_access_token() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
@@ -100,12 +100,12 @@ async fn a_profile_needs_a_token_of_ours() {
     assert_eq!(refused.code, Code::Unauthenticated);
     let forged = pb::Session { access_token: format!("{}x", session.access_token), ..session.clone() };
     assert_eq!(told(world.profile(&forged).await).code, Code::Unauthenticated);
-    world.profile(&session).await.expect("the twin: with the token it works");
+    world.profile(&session).await.expect("control: the original token works");
     world.stop().await;
 }
 
 #[tokio::test]
-async fn the_public_keys_are_open_to_all_and_survive_a_restart() {
+async fn the_public_keys_are_public_and_survive_a_restart() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
@@ -119,13 +119,13 @@ async fn the_public_keys_are_open_to_all_and_survive_a_restart() {
     let world = World::start_with(folder, &[]).await;
     let again = world.client().list_signing_keys(pb::ListSigningKeysRequest {}).await.expect("keys").into_inner().keys;
     assert_eq!(again, keys);
-    world.profile(&session).await.expect("the token of before still works");
-    world.refresh(&session).await.expect("and the session too");
+    world.profile(&session).await.expect("an earlier token still works");
+    world.refresh(&session).await.expect("the session is still open");
     world.stop().await;
 }
 
 #[tokio::test]
-async fn the_operator_of_the_file_logs_in_at_once_and_no_call_makes_one() {
+async fn the_bootstrap_operator_can_log_in_immediately_and_no_call_creates_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("operator.txt");
     testdb::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
@@ -140,12 +140,12 @@ async fn the_operator_of_the_file_logs_in_at_once_and_no_call_makes_one() {
 }
 
 #[tokio::test]
-async fn two_instances_that_start_at_once_agree_on_keys_sessions_and_the_operator() {
+async fn two_concurrent_starts_agree_on_keys_sessions_and_the_operator() {
     let folder = tempfile::tempdir().expect("a folder");
     let shared = folder.path().display().to_string();
     let file = folder.path().join("operator.txt");
     testdb::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
-    // The later --data-dir counts: the second folder stays empty.
+    // The later --data-dir wins: the second folder stays empty.
     let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8"), "--data-dir", &shared];
     let second = tempfile::tempdir().expect("a folder");
     let (one, other) = tokio::join!(World::start_with(folder, &flags), World::start_with(second, &flags));
@@ -155,14 +155,14 @@ async fn two_instances_that_start_at_once_agree_on_keys_sessions_and_the_operato
     );
     let ((session, profile), (_, same)) = (at_one.expect("logged in"), at_other.expect("logged in"));
     assert_eq!(profile, same);
-    assert_eq!(other.profile(&session).await.expect("the other's keys verify it"), profile);
-    other.refresh(&session).await.expect("the other turns it");
+    assert_eq!(other.profile(&session).await.expect("verified by the other instance's keys"), profile);
+    other.refresh(&session).await.expect("refreshed by the other instance");
     other.stop().await;
     one.stop().await;
 }
 
 #[tokio::test]
-async fn an_operator_made_by_the_program_logs_in() {
+async fn an_operator_created_by_the_command_can_log_in() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = crate::world::config(folder.path(), &[]);
     let user_id = user::create_operator(&config, "op@example.com", PASSWORD).await.expect("made");

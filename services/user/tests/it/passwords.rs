@@ -1,4 +1,4 @@
-//! Wrong passwords: what they get, and what they cost.
+//! Wrong passwords: their answers and their costs.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn an_unknown_account_and_a_wrong_password_get_the_same_answer() {
 }
 
 #[tokio::test]
-async fn after_five_failures_log_ins_are_refused_at_once_for_this_account_alone() {
+async fn after_five_failures_only_this_accounts_log_ins_are_rejected_immediately() {
     let world = World::start_with(tempfile::tempdir().expect("a folder"), &["--login-failure-interval", "1h"]).await;
     world.ada_registers().await;
     for email in ["ada@example.com", "nobody@example.com"] {
@@ -35,7 +35,7 @@ async fn after_five_failures_log_ins_are_refused_at_once_for_this_account_alone(
 }
 
 #[tokio::test]
-async fn log_ins_that_succeed_are_never_throttled() {
+async fn successful_log_ins_are_never_throttled() {
     let world = World::start().await;
     world.ada_registers().await;
     for _ in 0..12 {
@@ -45,23 +45,23 @@ async fn log_ins_that_succeed_are_never_throttled() {
 }
 
 #[tokio::test]
-async fn a_changed_password_ends_the_other_sessions_and_not_the_callers() {
+async fn a_changed_password_ends_the_other_sessions_but_not_the_callers() {
     let world = World::start().await;
     world.ada_registers().await;
     let (own, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
     let refused = told(world.change_password(&own, "wrong horse", "battery staple").await);
     assert_eq!((refused.code, refused.reason.as_str()), (Code::Unauthenticated, "INVALID_CREDENTIALS"));
-    world.refresh(&other).await.expect("nothing has ended");
+    world.refresh(&other).await.expect("still open");
     assert_eq!(world.change_password(&own, PASSWORD, "battery staple").await.expect("changed"), 1);
     assert_eq!(told(world.refresh(&other).await).reason, "SESSION_ENDED");
-    world.refresh(&own).await.expect("the caller's own");
+    world.refresh(&own).await.expect("the caller's own session");
     assert_eq!(told(world.login("ada@example.com", PASSWORD).await).reason, "INVALID_CREDENTIALS");
-    world.login("ada@example.com", "battery staple").await.expect("the new one");
+    world.login("ada@example.com", "battery staple").await.expect("the new password");
     world.stop().await;
 }
 
 #[tokio::test]
-async fn a_hash_of_another_cost_is_redone_at_the_next_log_in() {
+async fn a_hash_of_another_cost_is_renewed_at_the_next_log_in() {
     let world = World::start().await;
     world.ada_registers().await;
     let folder = world.stop().await;

@@ -1,4 +1,4 @@
-//! One address with far more log-ins than are served, and an honest customer beside it, both behind one proxy.
+//! One address sends far more log-ins than are served, next to a well-behaved customer; both are behind one proxy.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ async fn login(world: &World, from: &str, email: &str) -> Result<(), Status> {
     world.client().login(request).await.map(|_| ())
 }
 
-/// Log-ins to invented accounts, always more than the queue takes; returns once the queue has been full.
+/// Log-ins to invented accounts, always more than the queue holds; returns once the queue has been full.
 async fn burst(world: &World) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let (full, mut was_full) = tokio::sync::mpsc::channel(1);
@@ -46,7 +46,7 @@ async fn world(more: &[&str]) -> World {
 }
 
 #[tokio::test]
-async fn behind_a_trusted_proxy_a_burst_of_one_customer_shuts_out_no_other() {
+async fn behind_a_trusted_proxy_a_burst_of_one_customer_blocks_no_other() {
     let world = world(&["--trusted-proxies", "127.0.0.0/8"]).await;
     let burst = burst(&world).await;
     for _ in 0..10 {
@@ -57,7 +57,7 @@ async fn behind_a_trusted_proxy_a_burst_of_one_customer_shuts_out_no_other() {
 }
 
 #[tokio::test]
-async fn behind_a_proxy_that_is_not_trusted_they_are_one_address() {
+async fn behind_an_untrusted_proxy_customers_share_one_address() {
     let world = world(&[]).await;
     let burst = burst(&world).await;
     let refused = loop {
@@ -72,7 +72,7 @@ async fn behind_a_proxy_that_is_not_trusted_they_are_one_address() {
 }
 
 #[tokio::test]
-async fn changing_a_password_has_the_quota_of_log_ins_for_each_customer() {
+async fn password_changes_have_the_log_in_quota_per_customer() {
     let world = World::start_with(tempfile::tempdir().expect("a folder"), &["--login-quota", "2/m"]).await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
@@ -80,8 +80,8 @@ async fn changing_a_password_has_the_quota_of_log_ins_for_each_customer() {
         let request = pb::ChangePasswordRequest { current_password: PASSWORD.into(), new_password: PASSWORD.into() };
         world.client().change_password(as_person(&session, request)).await.map(|_| ())
     };
-    assert!([change().await, change().await].iter().all(Result::is_ok), "its own count, beside Login's");
+    assert!([change().await, change().await].iter().all(Result::is_ok), "a limit separate from that of Login");
     assert_eq!(told(change().await).code, Code::ResourceExhausted);
-    world.profile(&session).await.expect("other calls go on");
+    world.profile(&session).await.expect("other calls are admitted");
     world.stop().await;
 }

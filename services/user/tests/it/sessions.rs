@@ -1,11 +1,12 @@
-//! Refreshing and ending sessions. The 30 s of the token before the newest pass in the domain's tests, by a clock of their own.
+//! Refreshing and ending sessions. The 30 s of the previous token are tested in the domain's tests, with a manual
+//! clock.
 
 use tonic::Code;
 
 use crate::world::{World, told};
 
 #[tokio::test]
-async fn a_refresh_gives_a_new_pair_of_the_same_session() {
+async fn a_refresh_returns_a_new_pair_of_tokens_of_the_same_session() {
     let world = World::start().await;
     world.ada_registers().await;
     let first = world.ada_logs_in().await;
@@ -14,7 +15,7 @@ async fn a_refresh_gives_a_new_pair_of_the_same_session() {
     assert_eq!(second.refresh_token_expire_time, first.refresh_token_expire_time);
     assert_ne!(second.refresh_token, first.refresh_token);
     world.profile(&second).await.expect("its access token works");
-    world.refresh(&first).await.expect("the answer may have been lost: the one before the newest works");
+    world.refresh(&first).await.expect("the previous token works, since the answer may have been lost");
     world.stop().await;
 }
 
@@ -32,7 +33,7 @@ async fn an_older_token_ends_the_session() {
 }
 
 #[tokio::test]
-async fn a_grace_of_nothing_ends_the_session_at_the_first_repeat() {
+async fn without_a_grace_period_the_first_reuse_ends_the_session() {
     let world = World::start_with(tempfile::tempdir().expect("a folder"), &["--refresh-grace", "0s"]).await;
     world.ada_registers().await;
     let first = world.ada_logs_in().await;
@@ -43,13 +44,13 @@ async fn a_grace_of_nothing_ends_the_session_at_the_first_repeat() {
 }
 
 #[tokio::test]
-async fn a_log_out_ends_the_session_and_may_be_repeated() {
+async fn a_log_out_ends_the_session_and_can_be_repeated() {
     let world = World::start().await;
     world.ada_registers().await;
     let (session, other) = (world.ada_logs_in().await, world.ada_logs_in().await);
     world.logout(&session).await.expect("ended");
-    world.logout(&session).await.expect("it has ended");
+    world.logout(&session).await.expect("accepted again");
     assert_eq!(told(world.refresh(&session).await).reason, "SESSION_ENDED");
-    world.refresh(&other).await.expect("the other goes on");
+    world.refresh(&other).await.expect("the other session is open");
     world.stop().await;
 }

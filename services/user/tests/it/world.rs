@@ -1,4 +1,5 @@
-//! A running User Service and its clients. The Data Service is not there: events stay in the outbox, where they are read.
+//! A running User Service and its clients. There is no Data Service: events stay in the outbox, where the tests read
+//! them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -30,11 +31,11 @@ struct Cli {
     config: user::Config,
 }
 
-/// Settings for tests: a cheap bcrypt.
+/// Settings for tests, with a cheap bcrypt.
 pub(crate) fn config(data_dir: &Path, more: &[&str]) -> user::Config {
     let data_dir = data_dir.display().to_string();
     let flags = ["user", "--data-dir", &data_dir, "--instance", INSTANCE, "--data-addresses", "127.0.0.1:9"];
-    // The last of a flag's values counts.
+    // The last value of a flag wins.
     Cli::parse_from([&flags[..], &["--bcrypt-cost", "4"], more].concat()).config
 }
 
@@ -79,7 +80,7 @@ impl World {
         Ok((response.session.expect("a session"), response.profile.expect("a profile")))
     }
 
-    /// A Login whose message is another's: a number where the e-mail should be.
+    /// A Login with the message of another method: a number where the e-mail should be.
     pub(crate) async fn garbled_login(&self) -> Result<pb::LoginResponse, Status> {
         let mut client = tonic::client::Grpc::new(self.channel());
         let codec = tonic_prost::ProstCodec::<pb::ChangePasswordResponse, pb::LoginResponse>::default();
@@ -131,14 +132,14 @@ impl World {
         Ok(response.into_inner().ended_session_count)
     }
 
-    /// Stops the instance, waits until it has written its last events, and keeps its data.
+    /// Stops the instance after it has written its last events, and keeps its data.
     pub(crate) async fn stop(self) -> TempDir {
         self.shutdown.cancel();
         self.running.await.expect("no panic").expect("a clean end");
         self.folder
     }
 
-    /// Stops the instance, and reads the events that it left.
+    /// Stops the instance, and reads the events in its outbox.
     pub(crate) async fn events(self) -> Vec<TraceEvent> {
         let folder = self.stop().await;
         database(folder.path()).await.outbox().waiting(INSTANCE, 1_000).await.expect("events")
@@ -166,7 +167,7 @@ pub(crate) fn as_person<T>(session: &pb::Session, message: T) -> Request<T> {
     request
 }
 
-/// What a client learns of a refusal.
+/// A rejection as a client sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Told {
     pub(crate) code: Code,
@@ -178,7 +179,7 @@ pub(crate) struct Told {
 }
 
 pub(crate) fn told<T: std::fmt::Debug>(result: Result<T, Status>) -> Told {
-    let status = result.expect_err("it should be refused");
+    let status = result.expect_err("a rejection");
     let info = status.get_details_error_info().expect("ErrorInfo");
     let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
     Told {
