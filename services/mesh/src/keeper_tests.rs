@@ -93,7 +93,11 @@ async fn an_unreachable_instance_is_tried_with_increasing_backoff() {
         assert_eq!(next - last, millis * MS);
         last = next;
     }
-    assert_eq!(world.endpoint.failed_since(8).as_deref(), Some("refused"), "nine have failed, the tenth is in progress");
+    assert_eq!(
+        world.endpoint.failed_since(8).as_deref(),
+        Some("refused"),
+        "nine have failed, the tenth is in progress"
+    );
 }
 
 #[tokio::test(start_paused = true)]
