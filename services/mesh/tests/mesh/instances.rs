@@ -187,7 +187,7 @@ async fn a_retry_storm_stays_within_the_budget() {
 }
 
 #[tokio::test]
-async fn a_name_is_resolved() {
+async fn a_dns_name_is_looked_up() {
     let world = World::new().await;
     let addresses = Addresses::Dns { host: "localhost".into(), port: world.address.port() };
     let channel = client(ClientConfig::new("test", addresses, POLICIES));
