@@ -134,7 +134,7 @@ async fn a_connection_that_ends_early_counts_as_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_outlives_the_instances_membership() {
+async fn a_stream_outlives_its_instances_removal() {
     let (mut world, mut others) = World::new(1);
     let (late, frames) = tokio::sync::mpsc::channel::<Bytes>(1);
     let frames = std::sync::Mutex::new(Some(frames));

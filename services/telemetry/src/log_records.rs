@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_is_a_log_record_with_its_facts_and_the_ids_of_its_span() {
+    fn a_warning_is_a_log_record_with_its_attributes_and_the_ids_of_its_span() {
         let mut ids = None;
         let records = records_of(|| {
             let span = tracing::info_span!(target: "ordermesh", "operation");

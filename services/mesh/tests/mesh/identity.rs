@@ -43,7 +43,7 @@ fn with_token(text: &str, token: &str) -> Request<String> {
 }
 
 async fn refused(channel: &Channel, path: &'static str, request: Request<String>) -> (Code, String) {
-    let status: Status = call(channel, path, request).await.expect_err("refused");
+    let status: Status = call(channel, path, request).await.expect_err("rejected");
     (status.code(), reason(&status))
 }
 

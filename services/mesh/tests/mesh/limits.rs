@@ -102,7 +102,7 @@ async fn a_caller_over_its_quota_takes_no_permit() {
     .await;
     let mut seen = vec![];
     for _ in 0..3 {
-        seen.push(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("refused")));
+        seen.push(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("rejected")));
     }
     assert_eq!(seen, ["OVERLOADED", "OVERLOADED", "RATE_LIMITED"]);
 }
@@ -166,7 +166,7 @@ async fn too_much_metadata_is_rejected_with_a_status() {
 #[tokio::test]
 async fn a_message_over_the_limit_is_rejected_before_it_is_read() {
     let world = World::with(Plan { max_message_bytes: 100, ..Plan::default() }).await;
-    let status = say(&world.stranger(), SAY, &"x".repeat(101)).await.expect_err("refused");
+    let status = say(&world.stranger(), SAY, &"x".repeat(101)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
     assert_eq!(world.begun(), 0);
     assert_eq!(say(&world.stranger(), SAY, &"x".repeat(90)).await.expect("fits").len(), 90);
@@ -179,7 +179,7 @@ async fn a_message_over_the_limit_is_rejected_before_it_is_read() {
 #[tokio::test]
 async fn a_call_over_the_memory_budget_is_an_out_of_memory_error() {
     let world = World::with(Plan { memory_budget_bytes: Some(4_096), ..Plan::default() }).await;
-    let status = say(&world.stranger(), SAY, &"x".repeat(2_000)).await.expect_err("refused");
+    let status = say(&world.stranger(), SAY, &"x".repeat(2_000)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OUT_OF_MEMORY"));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(mesh::error_class(&status).kind, "OutOfMemoryError");

@@ -165,7 +165,7 @@ async fn a_denied_call_is_counted() {
 #[tokio::test]
 async fn a_rejected_call_is_a_failed_event_with_its_reason_and_a_completed_one_a_success() {
     let world = World::new().await;
-    say(&world.stranger(), SAY, "refuse").await.expect_err("refused");
+    say(&world.stranger(), SAY, "refuse").await.expect_err("rejected");
     say(&world.stranger(), SAY, "hello").await.expect("done");
     let events = world.events.take();
     assert_eq!(events.len(), 2);

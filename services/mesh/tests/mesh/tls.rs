@@ -216,7 +216,7 @@ async fn a_client_rejects_a_server_that_is_not_its_target() {
     let us = platform.identity("payment");
     send(&world, &us.client("order"), request(SAY, "hello")).await.expect("control: it is order");
     let refused =
-        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("refused").to_string();
+        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("rejected").to_string();
     // `localhost` is in the certificate: only the SPIFFE name is wrong.
     let wrong_service = refused(us.client("data").with_dns_name("localhost")).await;
     assert!(wrong_service.contains("OtherService"), "{wrong_service}");
@@ -240,7 +240,7 @@ async fn a_client_without_a_certificate_still_verifies_the_target() {
     let person = trusting(&platform);
     send(&world, &person.client("order"), request(SAY, "hello")).await.expect("a public method");
     let refused =
-        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("refused").to_string();
+        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("rejected").to_string();
     let wrong_service = refused(person.client("data").with_dns_name("localhost")).await;
     assert!(wrong_service.contains("OtherService"), "{wrong_service}");
     let wrong_root = refused(trusting(&Platform::new()).client("order")).await;
@@ -289,7 +289,7 @@ async fn a_client_rejects_a_server_without_a_platform_name() {
         (ours.clone(),                           long_ago, "expired"),
     ];
     for (names, validity, why) in table {
-        let error = connect(&names, validity).await.expect_err("refused");
+        let error = connect(&names, validity).await.expect_err("rejected");
         assert!(error.contains(why), "{error} for {why}");
     }
     // Plaintext is not TLS.
@@ -303,7 +303,7 @@ fn an_identity_that_peers_would_reject_is_not_loaded() {
     let root = platform.authority.certificate_pem();
     let ours = Names::of_service(DOMAIN, "order");
     let good = platform.issue(&ours, today());
-    let error = |files: Files| format!("{:?}", load(files).expect_err("refused"));
+    let error = |files: Files| format!("{:?}", load(files).expect_err("rejected"));
     assert!(error(platform.files("nowhere")).contains("NotFound"));
     let expired = Validity::from(Timestamp::from_micros(1_500_000_000_000_000), DAY);
     assert!(error(platform.write("expired", &platform.issue(&ours, expired), root)).contains("Expired"));
@@ -359,7 +359,7 @@ async fn the_mesh_secret_is_accepted_on_loopback_only() {
         server.serve(listener, tokio::sync::watch::channel(true).1, shutdown).await
     };
     let secret = Gatekeeper::new(policies).with_mesh_secret(Secret::new(MESH_SECRET));
-    assert_eq!(serve(secret).await.expect_err("refused").kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(serve(secret).await.expect_err("rejected").kind(), io::ErrorKind::InvalidInput);
     serve(Gatekeeper::new(policies)).await.expect("control: without a secret");
 }
 
