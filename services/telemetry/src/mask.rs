@@ -33,7 +33,7 @@ const NAMES: [&str; 14] = [
 /// A word of this length after `Bearer` is a token, and not part of a sentence.
 const LEAST_TOKEN_BYTES: usize = 16;
 
-/// The text without its secrets. Total: defined for any text, and what is already masked is unchanged.
+/// The text without its secrets. Defined for any text; what is already masked is unchanged.
 pub fn masked(text: &str) -> Cow<'_, str> {
     let mut masked = String::new();
     let mut copied = 0;

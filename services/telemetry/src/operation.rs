@@ -48,7 +48,7 @@ pub enum Parent {
 /// The outcome of an operation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// It did what it was asked.
+    /// It succeeded.
     Success,
     /// It failed, with the event's error.
     Failed(EventError),

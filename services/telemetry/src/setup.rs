@@ -25,18 +25,18 @@ pub enum SetupError {
     /// The OTLP exporter could not be made.
     #[error("the OTLP exporter for {endpoint} could not be made; is it a URL such as http://localhost:4317?")]
     Exporter {
-        /// As it was set.
+        /// As configured.
         endpoint: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: opentelemetry_otlp::ExporterBuildError,
     },
     /// The log filter could not be read.
     #[error("the log filter {filter:?} cannot be read; an example is `info,mesh=debug`")]
     Filter {
-        /// As it was set.
+        /// As configured.
         filter: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
