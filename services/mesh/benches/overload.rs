@@ -1,9 +1,9 @@
-//! What an overloaded server still does: `cargo bench -p mesh --bench overload`.
+//! The goodput of an overloaded server: `cargo bench -p mesh --bench overload`.
 //!
-//! The handler waits 20 ms under five permits, so some 240 calls a second are all that the server can do, whatever its
-//! CPU: a closed loop of five callers measures how many (timers are late by a millisecond, and by more on a busy
-//! machine). Then an open loop offers once to ten times that: calls begin when it is their time, answered or not. What is
-//! accepted must be completed at close to the capacity, and in close to 20 ms; what is refused must be refused fast.
+//! The handler waits 20 ms under five permits, so the server's capacity is about 240 calls a second, whatever its CPU: a
+//! closed loop of five callers measures it (timers are late by a millisecond, and by more on a busy machine). Then an
+//! open loop offers one to ten times that: calls begin at their scheduled time, answered or not. Accepted calls must
+//! complete at close to the capacity, and in close to 20 ms; rejections must be fast.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -75,7 +75,7 @@ impl Service<http::Request<Body>> for Wait {
     }
 }
 
-/// What became of the calls of one step.
+/// The outcomes of the calls of one step.
 struct Outcome {
     accepted: Histogram<u64>,
     refused: Histogram<u64>,
@@ -98,7 +98,7 @@ async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
     sender
 }
 
-/// Each call is another caller's: one alone would get half of the permits at most.
+/// Each call is another caller's: a single one would get at most half of the permits.
 fn another_address() -> String {
     static CALLERS: AtomicU16 = AtomicU16::new(0);
     let [high, low] = CALLERS.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -119,7 +119,7 @@ async fn call(mut sender: SendRequest<Full<Bytes>>) -> Code {
     status.map_or(Code::Unknown, |status| status.code())
 }
 
-/// Calls a second when every permit has one caller, who calls again at once.
+/// Calls a second in a closed loop with one caller for each permit.
 async fn capacity(senders: &[SendRequest<Full<Bytes>>]) -> usize {
     let begin = Instant::now();
     let callers = (0..PERMITS).map(|caller| {
@@ -136,7 +136,7 @@ async fn capacity(senders: &[SendRequest<Full<Bytes>>]) -> usize {
     done * 1_000 / usize::try_from(begin.elapsed().as_millis()).expect("short")
 }
 
-/// Offers so many calls a second, for as long as a step is.
+/// Offers `per_second` calls a second, for one step.
 async fn offer(senders: &[SendRequest<Full<Bytes>>], per_second: usize) -> Outcome {
     let outcome = Arc::new(Mutex::new(Outcome::default()));
     let (begin, mut calls) = (Instant::now(), vec![]);

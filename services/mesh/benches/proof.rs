@@ -1,9 +1,9 @@
-//! Shows with real processes that with many instances a bad one does not matter: `cargo bench -p mesh --bench proof`
+//! Shows with real processes that among many instances a bad one does not matter: `cargo bench -p mesh --bench proof`
 //! (`-- --quick` for less than a minute, `-- --only kill` for one scenario, `-- --rate 400` for another load).
 //!
-//! The program starts itself again as the instances of a small service (`instance`), makes them slow, broken, dead,
-//! stopped or new (`world`), and calls them all the time through one `mesh::client` (`load`). What must be so is in
-//! `scenarios`. It ends with 1 when something is not.
+//! The program starts itself as the instances of a small service (`instance`), makes them slow, failing, crashed,
+//! stopped or new (`world`), and calls them continuously through one `mesh::client` (`load`). The criteria are in
+//! `scenarios`. It exits with 1 when one is not met.
 
 #[path = "proof/instance.rs"]
 mod instance;

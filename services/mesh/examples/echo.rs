@@ -1,4 +1,4 @@
-//! The mesh under a tonic service, and a call through it: `cargo run -p mesh --example echo`.
+//! A tonic service in the mesh, and a call to it: `cargo run -p mesh --example echo`.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -10,7 +10,7 @@ use tonic::{Request, Response, body::Body, server::Grpc, server::NamedService, s
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
 
-// A contract's build makes this table, and the service below, out of proto files.
+// This table, and the service below, are usually generated from proto files by the contract's build.
 #[rustfmt::skip]
 const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     path: "/echo.v1.Echo/Say", event: None, no_event: "an example", allow: &[Access::Public], callers: &[],

@@ -224,7 +224,11 @@ mod tests {
                 let expected = if more.is_empty() { Ok(()) } else { Err(Wrong::More) };
                 for cut in 1..=stream.len() {
                     assert_eq!(found(&stream, cut, Prefixes::new(9, false)), expected, "{stream:?} by {cut}");
-                    assert_eq!(found(&stream, cut, Prefixes::new(9, true)), Ok(()), "in a stream it is the next message");
+                    assert_eq!(
+                        found(&stream, cut, Prefixes::new(9, true)),
+                        Ok(()),
+                        "in a stream it is the next message"
+                    );
                 }
             }
         }

@@ -29,7 +29,7 @@ use crate::serve::Stack;
 use crate::stalled::WatchingExecutor;
 use crate::tls::{ServerTls, failure};
 
-/// A peer that leaves a ping unanswered is closed: a half-open connection, or one that sends half a frame.
+/// A connection whose peer leaves a ping unanswered is closed: it is half-open, or the peer has sent half a frame.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// For each of a connection's first steps: the TLS handshake, and the HTTP/2 preface.
@@ -40,8 +40,8 @@ const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Looser than our own limit on metadata, which answers with a status.
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1_024;
 /// Streams that the peer resets before the HTTP/2 stack hands them over are queued with their headers, whatever the
-/// limit on concurrent streams (CVE-2023-44487). Beyond this the connection is closed; one portion of reading yields
-/// fewer. The rate of resets is limited in `resets`.
+/// limit on concurrent streams (CVE-2023-44487). Beyond this the connection is closed; a single portion of input
+/// (`portions`) yields fewer. The rate of resets is limited in `resets`.
 const MAX_PENDING_RESETS: usize = MAX_CONCURRENT_STREAMS as usize;
 /// Streams that we reset because their frames violate HTTP/2, over a connection's lifetime (CVE-2025-8671); then it is
 /// closed. Callers behind one proxy cannot cause this for each other: a proxy writes its own frames.

@@ -104,7 +104,7 @@ async fn send(stream: &mut h2::SendStream<Bytes>, most: usize) -> usize {
 async fn a_connection_without_a_timely_preface_is_closed() {
     for first in [&b""[..], b"PRI * HTTP/2.0\r\n", PREFACE] {
         let world = World::new();
-        let (mut stream, served) = world.connect().expect("a place");
+        let (mut stream, served) = world.connect().expect("a slot");
         stream.write_all(first).await.expect("written");
         let began = Instant::now();
         served.await.expect("no panic");
@@ -116,7 +116,7 @@ async fn a_connection_without_a_timely_preface_is_closed() {
 #[tokio::test(start_paused = true)]
 async fn handshake_timeouts_are_shorter_near_the_connection_limit() {
     let world = World::new();
-    let (_one, _other) = (world.connect().expect("a place"), world.connect().expect("a place"));
+    let (_one, _other) = (world.connect().expect("a slot"), world.connect().expect("a place"));
     let began = Instant::now();
     while world.seen().len() < 2 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -127,7 +127,7 @@ async fn handshake_timeouts_are_shorter_near_the_connection_limit() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_not_http2_is_closed_immediately() {
     let world = World::new();
-    let (mut stream, served) = world.connect().expect("a place");
+    let (mut stream, served) = world.connect().expect("a slot");
     let began = Instant::now();
     stream.write_all(b"GET / HTTP/1.1\r\nhost: somebody.example.com\r\n\r\n").await.expect("written");
     served.await.expect("no panic");
@@ -137,7 +137,7 @@ async fn a_connection_that_is_not_http2_is_closed_immediately() {
 #[tokio::test(start_paused = true)]
 async fn half_a_frame_is_bounded_by_keepalive() {
     let world = World::new();
-    let (mut stream, served) = world.connect().expect("a place");
+    let (mut stream, served) = world.connect().expect("a slot");
     stream.write_all(PREFACE).await.expect("written");
     // SETTINGS, empty; then the head of HEADERS: 16 bytes, of which one is sent; flags END_STREAM, END_HEADERS; stream
     // 1.
@@ -152,8 +152,8 @@ async fn half_a_frame_is_bounded_by_keepalive() {
 #[tokio::test(start_paused = true)]
 async fn connections_are_limited_and_a_closed_one_frees_its_slot() {
     let world = World::new();
-    let (first, served) = world.connect().expect("a place");
-    let _second = world.connect().expect("a place");
+    let (first, served) = world.connect().expect("a slot");
+    let _second = world.connect().expect("a slot");
     assert!(world.connect().is_none());
     assert_eq!((world.seen(), world.connections.open()), (vec![Cause::Connections], 2));
     drop(first);
@@ -164,7 +164,7 @@ async fn connections_are_limited_and_a_closed_one_frees_its_slot() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed_and_sooner_near_the_connection_limit() {
     let world = World::new();
-    let idle = |world: &World| world.connect().expect("a place");
+    let idle = |world: &World| world.connect().expect("a slot");
     let (stream, served) = idle(&world);
     let mut sender = handshake(stream, 65_535).await;
     call(&mut sender).await.into_body().data().await.expect("data").expect("well-formed");
@@ -182,7 +182,7 @@ async fn an_idle_connection_is_closed_and_sooner_near_the_connection_limit() {
 #[tokio::test(start_paused = true)]
 async fn an_unread_response_is_reset_and_the_connection_keeps_serving() {
     let world = World::new();
-    let (stream, _served) = world.connect().expect("a place");
+    let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 0).await;
     let began = Instant::now();
     let mut stuck = call(&mut sender).await.into_body();
@@ -195,7 +195,7 @@ async fn an_unread_response_is_reset_and_the_connection_keeps_serving() {
 #[tokio::test(start_paused = true)]
 async fn a_window_of_one_byte_is_like_a_zero_window() {
     let world = World::new();
-    let (stream, _served) = world.connect().expect("a place");
+    let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 1).await;
     let began = Instant::now();
     let mut stuck = call(&mut sender).await.into_body();
@@ -209,7 +209,7 @@ async fn a_window_of_one_byte_is_like_a_zero_window() {
 #[tokio::test(start_paused = true)]
 async fn a_response_is_complete_however_it_is_chunked() {
     let world = World::new();
-    let (stream, _served) = world.connect().expect("a place");
+    let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 20_000).await;
     let mut body = call(&mut sender).await.into_body();
     let mut read = 0;
@@ -225,7 +225,7 @@ async fn a_response_is_complete_however_it_is_chunked() {
 async fn a_health_stream_does_not_keep_a_connection_open_but_a_services_stream_does() {
     for (path, is_kept) in [("/t.T/Watch", true), ("/grpc.health.v1.Health/Watch", false)] {
         let world = World::new();
-        let (stream, served) = world.connect().expect("a place");
+        let (stream, served) = world.connect().expect("a slot");
         let mut sender = handshake(stream, 65_535).await;
         let _stream = call_of(&mut sender, path).await;
         let ended = timeout(2 * IDLE_TIMEOUT, served).await;
@@ -237,7 +237,7 @@ async fn a_health_stream_does_not_keep_a_connection_open_but_a_services_stream_d
 #[tokio::test(start_paused = true)]
 async fn a_closed_connection_discards_late_input_for_a_short_time() {
     let world = World::new();
-    let (mut stream, served) = world.connect().expect("a place");
+    let (mut stream, served) = world.connect().expect("a slot");
     stream.write_all(PREFACE).await.expect("written");
     stream.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.expect("written");
     // Read every frame; pings must be answered, or the connection does not close.
@@ -259,7 +259,7 @@ async fn a_closed_connection_discards_late_input_for_a_short_time() {
 #[tokio::test(start_paused = true)]
 async fn unread_requests_do_not_block_others_on_their_connection() {
     let world = World::new();
-    let (stream, _served) = world.connect().expect("a place");
+    let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 65_535).await;
     // The client learns the server's windows with its first response.
     call_of(&mut sender, "/t.T/Refuse").await;
@@ -278,7 +278,7 @@ async fn unread_requests_do_not_block_others_on_their_connection() {
 #[tokio::test(start_paused = true)]
 async fn an_unread_response_does_not_block_others_on_its_connection() {
     let world = World::new();
-    let (stream, _served) = world.connect().expect("a place");
+    let (stream, _served) = world.connect().expect("a slot");
     let builder = h2::client::Builder::new().initial_window_size(20_000).initial_connection_window_size(90_000).clone();
     let (sender, connection) = builder.handshake::<_, Bytes>(stream).await.expect("HTTP/2");
     tokio::spawn(connection);
@@ -300,7 +300,7 @@ async fn an_unread_response_does_not_block_others_on_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn an_early_response_is_sent_after_the_requests_end_or_a_timeout() {
     let world = World::new();
-    let (stream, _served) = world.connect().expect("a place");
+    let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 65_535).await;
     call_of(&mut sender, "/t.T/Refuse").await;
     let refused = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Refuse"), false).expect("sent");

@@ -61,7 +61,7 @@ impl Fleet {
         }
     }
 
-    /// Cancelled when the fleet is dropped: ends its tasks.
+    /// Cancelled when the last channel is dropped: ends the fleet's tasks.
     pub(crate) fn gone(&self) -> CancellationToken {
         self.gone.clone()
     }

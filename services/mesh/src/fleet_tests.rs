@@ -148,7 +148,7 @@ async fn a_call_waits_for_a_connection_that_is_being_made() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_all_fail_to_connect_calls_fail_and_do_not_hammer_them() {
+async fn when_no_instance_connects_calls_fail_and_do_not_flood_the_instances() {
     let connect = Arc::new(Nowhere { fails: AtomicBool::new(true), ..Nowhere::default() });
     let fleet = fleet_by(&["a:1", "b:1"], Arc::new(Always(1.0)), connect.clone());
     let began = Instant::now();

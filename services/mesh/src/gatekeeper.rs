@@ -154,7 +154,7 @@ fn judge(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller,
 fn allowed(policy: &MethodPolicy, caller: &Caller) -> Result<(), Status> {
     match caller {
         Caller::Anonymous => {
-            Err(mesh_status(Code::Unauthenticated, "TOKEN_MISSING", "this method requires authentication: log in first"))
+            Err(mesh_status(Code::Unauthenticated, "TOKEN_MISSING", "this method needs credentials: log in first"))
         }
         Caller::Person { role, .. } => {
             let needed = match role {

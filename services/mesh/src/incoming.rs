@@ -13,7 +13,7 @@ use tonic::body::Body;
 use crate::edge::note;
 
 struct IncomingBody<F> {
-    /// `None` after drop.
+    /// `Some` until drop.
     inner: Option<Incoming>,
     is_at_end: bool,
     is_request: bool,

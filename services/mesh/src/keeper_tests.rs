@@ -93,7 +93,11 @@ async fn an_unreachable_instance_is_tried_with_increasing_backoff() {
         assert_eq!(next - last, millis * MS);
         last = next;
     }
-    assert_eq!(world.endpoint.failed_since(8).as_deref(), Some("refused"), "nine have failed, the tenth is in progress");
+    assert_eq!(
+        world.endpoint.failed_since(8).as_deref(),
+        Some("refused"),
+        "nine have failed, the tenth is in progress"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,7 +134,7 @@ async fn a_connection_that_ends_early_counts_as_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_outlives_the_instances_membership() {
+async fn a_stream_outlives_its_instances_removal() {
     let (mut world, mut others) = World::new(1);
     let (late, frames) = tokio::sync::mpsc::channel::<Bytes>(1);
     let frames = std::sync::Mutex::new(Some(frames));

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 const LINGER: Duration = Duration::from_secs(1);
-/// Of one KiB each: more than calls in flight.
+/// Reads of one KiB each: more input than that of calls in flight.
 const MOST_READS: usize = 256;
 
 /// Closes the write side, and waits until the peer closes too.

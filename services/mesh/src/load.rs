@@ -27,7 +27,7 @@ const FAILURE_AT_MOST_SECONDS: f64 = 1.0;
 /// call, so that further calls go elsewhere if possible.
 const QUIET: Duration = Duration::from_secs(1);
 const QUIET_COSTS_SECONDS: f64 = 10.0;
-/// A cost is never zero: calls in flight must always differentiate instances.
+/// A cost is never zero: calls in flight must always distinguish instances.
 const LEAST_SECONDS: f64 = 1e-6;
 
 /// The load of one instance.

@@ -39,7 +39,7 @@ impl CallDuration {
             KeyValue::new(RPC_STATUS, code),
             KeyValue::new(ERROR_TYPE, code),
         ];
-        // `error.type` is set on errors alone.
+        // `error.type` is set only on errors.
         self.0.record(duration.as_secs_f64(), if is_error { &facts } else { &facts[..3] });
     }
 }

@@ -223,7 +223,7 @@ mod tests {
     async fn take_in_turn(places: &Arc<Places>, last: u8, count: usize) -> Vec<Place> {
         let mut taken = vec![];
         for _ in 0..count {
-            taken.push(places.take(address(last)).expect("a place"));
+            taken.push(places.take(address(last)).expect("a slot"));
             tokio::time::advance(Duration::from_millis(10)).await;
         }
         taken
@@ -238,7 +238,7 @@ mod tests {
         many[0].begin_use();
         many[2].begin_use();
         many[2].end_use();
-        let newcomer = places.take(address(3)).expect("a place");
+        let newcomer = places.take(address(3)).expect("a slot");
         assert_eq!((leavers(&few), leavers(&many), has_left(&newcomer)), (vec![], vec![1], false));
         assert_eq!(places.used(), 7, "until the evicted one is released");
         drop(many);
@@ -250,7 +250,7 @@ mod tests {
         let places = Places::new(4);
         let many = take_in_turn(&places, 1, 4).await;
         many.iter().for_each(Place::begin_use);
-        let _newcomer = places.take(address(2)).expect("a place");
+        let _newcomer = places.take(address(2)).expect("a slot");
         assert_eq!(leavers(&many), [0]);
     }
 
@@ -283,7 +283,7 @@ mod tests {
     async fn mesh_services_are_never_evicted_and_their_slots_count_for_no_caller() {
         let places = Places::new(3);
         let strangers = take_in_turn(&places, 1, 2).await;
-        let peer = places.take(address(1)).expect("a place");
+        let peer = places.take(address(1)).expect("a slot");
         peer.never_gives_way();
         let _second = places.take(None).expect("an evicted slot");
         let _third = places.take(None).expect("an evicted slot");

@@ -210,7 +210,7 @@ impl Shared {
 }
 
 fn over_quota(reason: &str, what: &str, path: &str, wait: Duration) -> Status {
-    let message = format!("too many {what}: retry after retry_info");
+    let message = format!("too many {what}: retry after the delay in retry_info");
     let mut details = ErrorDetails::new();
     details.set_error_info(reason, MESH_DOMAIN, HashMap::new());
     details.set_retry_info(Some(wait));

@@ -42,7 +42,7 @@ const BACKOFF_AT_MOST: Duration = Duration::from_secs(1);
 /// The layer's configuration.
 pub(crate) struct RetryConfig {
     pub(crate) policies: PolicyTable,
-    /// When off, a failure is the call's result. Transparent retries happen all the same.
+    /// When off, a failure is the call's result; transparent retries still happen.
     pub(crate) is_on: bool,
     pub(crate) budget: Arc<Budget>,
     pub(crate) chance: Arc<dyn Chance>,

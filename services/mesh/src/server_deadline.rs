@@ -1,5 +1,5 @@
 //! The server's deadline layer: the deadline is computed on arrival, and the call is dropped when it passes. A stream
-//! may last forever, but must begin in time: a request that never ends would hold its permit and its memory.
+//! may last forever, but must begin in time: a request that never ends would hold its slot and its memory.
 
 use std::convert::Infallible;
 use std::sync::Arc;

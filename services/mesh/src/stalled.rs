@@ -106,9 +106,9 @@ impl Future for Stalled {
     }
 }
 
-/// The HTTP/2 stack accepts all data it is given, however small the caller's window. So it gets pieces: it asks for the
-/// next when the window has room for the first byte of the last. A message's last piece is a single byte, because the
-/// last one is not watched.
+/// The HTTP/2 stack accepts all data it is given, however small the caller's window. So it gets pieces: it polls for
+/// each once the window has room for its first byte. A message's last piece is a single byte, which is then sent
+/// completely, because nothing watches it any more.
 const PIECE_BYTES: usize = 16 * 1024;
 /// A response of this size may be kept for a caller that reads nothing.
 const SMALL_BYTES: usize = 1024;

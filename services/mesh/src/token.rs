@@ -422,19 +422,19 @@ mod tests {
         let began = Instant::now();
         assert!(tokens.key("kept").await.is_ok() && tokens.key("leaked").await.is_ok());
         assert_eq!(began.elapsed(), Duration::ZERO, "without a fetch");
-        let unknown = tokens.key("new").await.expect_err("refused");
+        let unknown = tokens.key("new").await.expect_err("rejected");
         assert_eq!(unknown.code(), Code::Unavailable, "it may be valid: {unknown:?}");
         tokens.remember("leaked", [7; 32], Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
         *source.fetched.lock().expect("not poisoned") = Some(vec!["kept", "new"]);
         tokio::time::sleep(PREFETCH_MAX_PAUSE).await;
         assert!(tokens.key("kept").await.is_ok() && tokens.key("new").await.is_ok());
-        let gone = tokens.key("leaked").await.expect_err("refused");
+        let gone = tokens.key("leaked").await.expect_err("rejected");
         assert_eq!(gone.code(), Code::Unauthenticated, "{gone:?}");
         assert!(tokens.remembered(&[7; 32]).is_none(), "it must be verified again");
         *source.fetched.lock().expect("not poisoned") = None;
         tokio::time::sleep(KEYS_INTERVAL * 2).await;
         assert!(tokens.key("kept").await.is_ok(), "kept when a later fetch fails");
-        let gone = tokens.key("leaked").await.expect_err("refused");
+        let gone = tokens.key("leaked").await.expect_err("rejected");
         assert_eq!(gone.code(), Code::Unauthenticated, "and the initial ones do not come back: {gone:?}");
         following.abort();
     }

@@ -51,7 +51,7 @@ pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-push
 /// One name for all methods outside of the contract, or clients could create any number of metric series.
 pub(crate) const OTHER_METHOD: &str = "_OTHER";
 
-/// The infrastructure's own methods: no policy, no span, no limits, open to all.
+/// Health and reflection: no policy, no span, limits of their own, open to all.
 pub(crate) fn is_infrastructure(path: &str) -> bool {
     path.starts_with("/grpc.health.v1.Health/") || is_reflection(path)
 }

@@ -1,6 +1,6 @@
-//! How an event shows outside of the store: on its span, in the log, as an OTLP log record, and in a counter.
+//! Where an event is visible besides the store: on its span, in the log, as an OTLP log record, and in a counter.
 //!
-//! The stored event never depends on any of it: sampling, filters and exporters decide what is seen here, and nothing else.
+//! The stored event does not depend on this: sampling, filters and exporters only decide what is visible here.
 
 use std::sync::OnceLock;
 
@@ -17,26 +17,28 @@ use crate::context::TraceParent;
 use crate::event::{EventStatus, TraceEvent};
 use crate::operation::Kind;
 
-/// `user_login`, `order_creation`, and so on.
+/// The event's type: `user_login`, `order_creation`, and so on.
 pub const EVENT_TYPE: &str = "ordermesh.event.type";
 /// `success` or `failed`.
 pub const EVENT_STATUS: &str = "ordermesh.event.status";
 /// The stored event's id.
 pub const EVENT_ID: &str = "ordermesh.event.id";
-/// The class of a failed event's error. Not `error.type`, which is the RPC convention's: the SDK would keep both values.
+/// The class of a failed event's error. Not `error.type`, which belongs to the RPC convention: the SDK would keep both
+/// values.
 pub const EVENT_ERROR_TYPE: &str = "ordermesh.event.error_type";
 /// A failed event's reason.
 pub const EVENT_REASON: &str = "ordermesh.event.reason";
 /// A failed event's message.
 pub const EVENT_MESSAGE: &str = "ordermesh.event.message";
-/// The event was counted with others like it instead of being stored on its own: it has no status and no id.
+/// The event was counted with similar ones instead of being stored: it has no status and no id.
 pub const EVENT_SUPPRESSED: &str = "ordermesh.event.suppressed";
-/// The tracing target of a failed event's log line. Its log record is made here, so the line is not exported as another.
+/// The tracing target of a failed event's log line. The event has a log record of its own, so the line is not exported
+/// as another.
 pub const EVENT_TARGET: &str = "ordermesh::event";
-/// The value of a class that is not in the list: of an event that another release has made.
+/// The value for a class that is not in the list: of another release's event.
 const OTHER_CLASS: &str = "_OTHER";
 
-/// What is exported by this process.
+/// What this process exports.
 #[derive(Debug, Default)]
 struct Exports {
     logger: Option<SdkLogger>,
@@ -45,18 +47,18 @@ struct Exports {
 
 static EXPORTS: OnceLock<Exports> = OnceLock::new();
 
-/// Says what is exported. Until then, or without it (in tests), spans get their attributes and there is no log record.
+/// Sets what is exported. Before that, or without it (in tests), spans get their attributes and there is no log record.
 pub(crate) fn install(logger: Option<SdkLogger>, exports_spans: bool) {
-    // A second call fails in `Telemetry::install`, which says so.
+    // A second call fails in `Telemetry::install`, which reports it.
     let _ = EXPORTS.set(Exports { logger, spans: exports_spans });
-    // A series that begins above 0 has no increase: what is alerted on begins at 0.
+    // A series that starts above 0 has no increase: series with alerts start at 0.
     for (event_type, class) in ALERTED {
         add(0, event_type, EventStatus::Failed, class.name());
         add(0, event_type, EventStatus::Success, "");
     }
 }
 
-/// Failures that operators are alerted of.
+/// Failures that alerts watch.
 const ALERTED: [(&str, ErrorClass); 4] = [
     ("payment_processing", ErrorClass::PaymentDeclined),
     ("user_login", ErrorClass::Unauthenticated),
@@ -70,16 +72,16 @@ fn add(count: u64, event_type: &'static str, status: EventStatus, class: &'stati
     counter().add(count, &attributes);
 }
 
-/// How an event is kept.
+/// How an event is recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kept {
-    /// It is a row of its own.
+    /// As a row of its own.
     Stored,
-    /// It is counted with others like it.
+    /// Counted with similar events.
     Summed,
 }
 
-/// An event, and the operation that it is of.
+/// An event and its operation.
 pub(crate) struct Announced<'a> {
     pub(crate) span: &'a Span,
     pub(crate) place: TraceParent,
@@ -90,14 +92,14 @@ pub(crate) struct Announced<'a> {
 }
 
 impl Announced<'_> {
-    /// Shows the event everywhere.
+    /// Publishes the event everywhere.
     pub(crate) fn everywhere(&self) {
         self.count();
         if EXPORTS.get().is_none_or(|exports| exports.spans) {
             self.on_span();
         }
         if self.kept == Kept::Summed {
-            // What is summed to spare the store must not fill the log either.
+            // Events are summed to protect the store, and must not flood the log either.
             return;
         }
         self.span.in_scope(|| self.line());
@@ -123,20 +125,21 @@ impl Announced<'_> {
                 span.set_attribute(EVENT_STATUS, self.event.status.name());
                 span.set_attribute(EVENT_ID, self.event.event_id.to_string());
             }
-            // Without a status: a collector that keeps every failed event must not be filled by what spares the store.
+            // Without a status: a collector that keeps every failed event must not be flooded by events that are summed
+            // to protect the store.
             Kept::Summed => span.set_attribute(EVENT_SUPPRESSED, true),
         }
         let Some(error) = &self.event.error else { return };
         span.set_attribute(EVENT_ERROR_TYPE, error.kind.clone());
         span.set_attribute(EVENT_REASON, error.reason.clone());
         span.set_attribute(EVENT_MESSAGE, error.message.clone());
-        // SERVER and CLIENT spans follow the RPC convention: a customer's mistake is no server error.
+        // SERVER and CLIENT spans follow the RPC convention: a customer's mistake is not a server error.
         if self.kind == Kind::Internal {
             span.set_status(Status::error(format!("{}: {}", error.reason, error.message)));
         }
     }
 
-    /// A failed event is one WARN line.
+    /// A failed event is logged as one WARN line.
     fn line(&self) {
         let Some(error) = &self.event.error else { return };
         tracing::warn!(
@@ -151,7 +154,7 @@ impl Announced<'_> {
         );
     }
 
-    /// OpenTelemetry's form of an event: a log record with a name.
+    /// OpenTelemetry's form of an event: a log record with an event name.
     fn record(&self, logger: &SdkLogger) {
         let event = self.event;
         let mut record = logger.create_log_record();
@@ -194,7 +197,7 @@ fn counter() -> &'static Counter<u64> {
         global::meter("ordermesh")
             .u64_counter("ordermesh.events")
             .with_description(
-                "Trace events by type, status and error type, also those that were summed to spare the store",
+                "Trace events by type, status and error type, including those summed to protect the store",
             )
             .build()
     })
@@ -215,7 +218,7 @@ mod tests {
     use crate::event::EventError;
     use crate::operation::{Ended, EventSink, Fate, Operation, Outcome, Parent};
 
-    /// Stores what ends untaken, or sums it.
+    /// Stores or sums unclaimed events.
     struct Keeps(Kept);
 
     impl EventSink for Keeps {
@@ -240,7 +243,7 @@ mod tests {
         Operation::open(kind, "process_payment", Parent::Root, Some("payment_processing"), Some(sink))
     }
 
-    /// The one span that `work` makes.
+    /// The only span that `work` makes.
     fn span_of(work: impl FnOnce()) -> SpanData {
         let exporter = InMemorySpanExporter::default();
         let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
@@ -251,14 +254,14 @@ mod tests {
         spans.remove(0)
     }
 
-    /// Its attributes that say something of an event.
+    /// The span's attributes about an event.
     fn told(span: &SpanData) -> BTreeMap<&str, String> {
         let of_events = span.attributes.iter().filter(|pair| pair.key.as_str().starts_with("ordermesh."));
         of_events.map(|pair| (pair.key.as_str(), pair.value.to_string())).collect()
     }
 
     #[test]
-    fn a_committed_event_shows_on_its_span_and_a_failed_one_says_why() {
+    fn a_committed_event_is_on_its_span_and_a_failed_one_has_its_reason() {
         let mut id = String::new();
         let span = span_of(|| {
             let operation = open(Kind::Internal, Kept::Stored);
@@ -279,21 +282,21 @@ mod tests {
     }
 
     #[test]
-    fn a_customers_mistake_is_no_error_of_the_servers_span() {
+    fn a_customers_mistake_is_not_an_error_of_the_server_span() {
         let span = span_of(|| open(Kind::Server, Kept::Stored).end(declined()));
         assert_eq!(told(&span).get(EVENT_STATUS).map(String::as_str), Some("failed"));
         assert_eq!(span.status, Status::Unset);
     }
 
     #[test]
-    fn what_is_summed_has_neither_a_status_nor_an_id() {
+    fn a_summed_event_has_neither_a_status_nor_an_id() {
         let span = span_of(|| open(Kind::Server, Kept::Summed).end(Outcome::Success));
         let expected = [(EVENT_TYPE, "payment_processing"), (EVENT_SUPPRESSED, "true")];
         assert_eq!(told(&span), expected.map(|(name, value)| (name, value.to_owned())).into());
     }
 
     #[test]
-    fn a_dismissed_slot_shows_nothing_and_a_replay_says_that_it_is_one() {
+    fn a_discarded_slot_leaves_no_attributes_and_a_replay_is_marked_as_one() {
         let span = span_of(|| open(Kind::Server, Kept::Stored).dismiss());
         assert_eq!(told(&span), BTreeMap::new());
         let span = span_of(|| open(Kind::Server, Kept::Stored).replayed());
@@ -301,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_a_log_record_with_its_name_its_severity_and_the_spans_ids() {
+    fn an_event_is_a_log_record_with_its_name_severity_and_the_spans_ids() {
         let exporter = InMemoryLogExporter::default();
         let provider = SdkLoggerProvider::builder().with_simple_exporter(exporter.clone()).build();
         let logger = provider.logger("ordermesh");

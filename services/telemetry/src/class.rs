@@ -2,23 +2,23 @@
 
 use std::fmt;
 
-/// The class of an event's error. Those of gRPC codes have the code's name in the gRPC specification; a class says more
-/// than the code where the cause is known.
+/// The class of an event's error. Classes of gRPC codes have the code's name in the gRPC specification; others are more
+/// specific than the code, where the cause is known.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ErrorClass {
     /// The request itself is wrong (INVALID_ARGUMENT).
     ValidationError,
-    /// The memory budget is spent.
+    /// The memory budget is used up.
     OutOfMemoryError,
     /// The payment gateway declined the payment.
     PaymentDeclined,
-    /// The payment gateway gave no answer within the limit.
+    /// The payment gateway did not answer in time.
     GatewayTimeout,
-    /// The payment gateway refused a refund.
+    /// The payment gateway declined a refund.
     RefundRefused,
     /// Stock could not be allocated.
     AllocationError,
-    /// An operator has to look at it.
+    /// An operator must intervene.
     NeedsAttention,
     /// No answer in time (DEADLINE_EXCEEDED).
     Timeout,
@@ -48,7 +48,7 @@ pub enum ErrorClass {
     Unimplemented,
     /// INTERNAL
     Internal,
-    /// UNAVAILABLE, for another cause than a connection.
+    /// UNAVAILABLE, for another reason than the connection.
     Unavailable,
     /// DATA_LOSS
     DataLoss,
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_reads_the_name_that_it_prints_and_no_name_is_used_twice() {
+    fn a_class_is_parsed_from_its_printed_name_and_no_name_is_used_twice() {
         for class in ERROR_CLASSES {
             assert_eq!(ErrorClass::named(&class.to_string()), Some(class));
         }

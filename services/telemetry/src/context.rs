@@ -6,12 +6,12 @@ use std::str::FromStr;
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
-/// What is wrong with a `traceparent`.
+/// The text is not a valid `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a traceparent of W3C Trace Context")]
 pub struct TraceParentError;
 
-/// Where a trace goes on: the ids of a trace and of a span in it.
+/// The ids of a trace and of a span in it, which the trace continues from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TraceParent {
     pub(crate) trace_id: TraceId,
@@ -30,7 +30,7 @@ impl TraceParent {
         self.span_id.to_string()
     }
 
-    /// The place that a span has.
+    /// The ids of a span.
     pub fn of(context: &SpanContext) -> Self {
         Self { trace_id: context.trace_id(), span_id: context.span_id(), sampled: context.is_sampled() }
     }
@@ -48,12 +48,12 @@ impl TraceParent {
     }
 }
 
-/// `00-`, a trace's 32 digits, a span's 16 and two of flags, with dashes between them.
+/// `00-`, the trace id's 32 digits, the span id's 16 and two of flags, separated by dashes.
 const BYTES: usize = 55;
 
-// Read and written by hand, and not by the formatting machinery: both happen for each call.
+// Parsed and formatted by hand: both happen for each call.
 impl TraceParent {
-    /// The header's value: what `Display` prints.
+    /// The header's value: the same as `Display`.
     pub fn header(&self) -> [u8; BYTES] {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         write_hex(&mut text[3..35], &self.trace_id.to_bytes());
@@ -69,7 +69,7 @@ impl TraceParent {
         let trace_id = TraceId::from_bytes(read_hex(&known[3..35])?);
         let span_id = SpanId::from_bytes(read_hex(&known[36..52])?);
         let [flags] = read_hex(&known[53..])?;
-        // A later version may have more parts behind; version ff is forbidden.
+        // A later version may have more fields; version ff is forbidden.
         let version_ok = version != 0xff && (more.is_empty() || (version != 0 && more[0] == b'-'));
         if !dashes || !version_ok || trace_id == TraceId::INVALID || span_id == SpanId::INVALID {
             return None;
@@ -86,7 +86,7 @@ fn write_hex(text: &mut [u8], bytes: &[u8]) {
     }
 }
 
-/// Lower-case digits alone, two for each byte.
+/// Lower-case digits only, two for each byte.
 fn read_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let digit = |character: u8| match character {
         b'0'..=b'9' => Some(character - b'0'),
@@ -119,14 +119,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_traceparent_reads_what_it_prints() {
+    fn a_traceparent_parses_what_it_prints() {
         let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert_eq!(text.parse::<TraceParent>().expect("valid").to_string(), text);
         assert!("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-may-come".parse::<TraceParent>().is_ok());
     }
 
     #[test]
-    fn a_malformed_traceparent_is_refused() {
+    fn a_malformed_traceparent_is_rejected() {
         for text in [
             "",
             "00",
@@ -151,10 +151,10 @@ mod tests {
         }
 
         #[test]
-        fn what_is_read_prints_the_same_ids(text in "[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-x)?") {
+        fn a_parsed_traceparent_prints_the_same_ids(text in "[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-x)?") {
             let well_formed = !text.starts_with("ff-") && (text.len() == 55 || !text.starts_with("00-"));
             let read = text.parse::<TraceParent>();
-            // All zeros are as good as never made up here.
+            // The random ids are practically never all zeros.
             proptest::prop_assert_eq!(read.is_ok(), well_formed);
             if let Ok(read) = read {
                 proptest::prop_assert_eq!(&read.to_string()[3..52], &text[3..52]);
@@ -163,7 +163,7 @@ mod tests {
         }
 
         #[test]
-        fn one_wrong_character_is_refused(at in 0usize..55, wrong in "[^0-9a-f-]") {
+        fn one_wrong_character_is_rejected(at in 0usize..55, wrong in "[^0-9a-f-]") {
             let mut text: Vec<char> = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".chars().collect();
             text[at] = wrong.chars().next().expect("one");
             proptest::prop_assert_eq!(text.into_iter().collect::<String>().parse::<TraceParent>(), Err(TraceParentError));

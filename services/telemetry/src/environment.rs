@@ -1,8 +1,8 @@
-//! OpenTelemetry's environment specification, as platform teams set it: each variable is obeyed, or refused by name.
+//! OpenTelemetry's environment variables, as operators set them: each variable is obeyed, or rejected by name.
 //!
-//! Where the specification says "warn and ignore", the start fails here: a setting that is silently ignored is noticed only
-//! when its telemetry is missing. [`VARIABLES`] is the list of all variables; this crate's README renders it. This module
-//! opens no connections, and gets the variables from a function, so tests need no process of their own.
+//! Where the specification says "warn and ignore", the start fails here: a setting that is silently ignored is noticed
+//! only when its telemetry is missing. [`VARIABLES`] is the list of all variables; this crate's README renders it. This
+//! module opens no connections, and gets the variables from a function, so tests need no process of their own.
 //!
 //! # Layout
 //! - `variables.rs`: the list of all variables
@@ -41,7 +41,7 @@ pub struct VariableError {
     pub name: String,
     /// What is wrong with it.
     pub problem: String,
-    /// What it may be.
+    /// The allowed values.
     pub allowed: String,
 }
 

@@ -1,20 +1,20 @@
 //! OpenTelemetry set-up, and operations: spans that may become trace events.
 //!
-//! Knows nothing of databases or of orders; gRPC is only a transport of OTLP here. Start reading at [`operation`]; for what is
+//! Does not depend on databases; gRPC is only a transport of OTLP here. Start reading at [`operation`]; for what is
 //! exported, at [`setup`].
 //!
 //! # Layout
 //! - [`operation`]: a span and its one event slot
 //! - [`event`]: the stored form of an operation; [`class`]: the classes of its error
-//! - [`announce`]: how an event shows on its span, in the log, as a log record and in a counter
+//! - [`announce`]: an event on its span, in the log, as a log record and in a counter
 //! - [`context`]: W3C trace context (`traceparent`)
 //! - [`propagation`]: the headers beside it (`tracestate`, `baggage`)
 //! - [`setup`]: traces, metrics and logs by OTLP, log lines on stdout
-//! - [`environment`]: OpenTelemetry's variables, each obeyed or refused by name
+//! - [`environment`]: OpenTelemetry's variables, each obeyed or rejected by name
 //! - [`providers`]: tracer, meter and logger providers, made from the variables
-//! - `transport.rs`: connections to a collector; `reachability.rs`: log lines when exports begin to fail, and when they recover
-//! - [`mask`]: texts of others without their secrets
-//! - [`log`]: how a log line looks; `log_records.rs`: lines as log records
+//! - `transport.rs`: connections to a collector; `reachability.rs`: logs when exports begin to fail and recover
+//! - [`mask`]: masks secrets in texts from other sources
+//! - [`log`]: the format of log lines; `log_records.rs`: lines as log records
 
 pub mod announce;
 pub mod class;

@@ -1,5 +1,5 @@
-//! How a log line looks: JSON for machines, a short line for a person at a terminal. Each has the ids of
-//! the span that it was written in, so that a line leads to its trace.
+//! The format of log lines: JSON for machines, a short line for terminals. Each has the ids of the span in which it was
+//! written, so that a line leads to its trace.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -16,10 +16,10 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::context::TraceParent;
 use crate::mask::masked;
 
-/// The form of the lines.
+/// The format of log lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Form {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// For a terminal.
     Pretty,
@@ -28,15 +28,16 @@ pub enum Form {
 /// Targets of OpenTelemetry's crates.
 const SDK: [&str; 3] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry-otlp"];
 
-/// Libraries' lines that any caller can cause at any rate, and the level that they are logged at unless the directives name them:
-/// h2 writes a WARN for each connection whose peer breaks its rules (`mesh.server.refusals` counts these).
+/// Log lines of libraries that callers can cause at any rate, and the level at which they are logged unless the
+/// directives name them: h2 writes a WARN for each connection whose peer violates the protocol (`mesh.server.refusals`
+/// counts these).
 const AT_CALLERS_RATE: [(&str, LevelFilter); 1] = [("h2", LevelFilter::ERROR)];
 
-/// The filter of log lines. The SDK logs every failed batch: without a level of its own (`OTEL_LOG_LEVEL`) its lines are left
-/// out, unless the directives name it. Failing exports are logged once, by [`crate::reachability`].
+/// The filter of log lines. The SDK logs every failed batch: without a level of its own (`OTEL_LOG_LEVEL`) its lines are
+/// omitted, unless the directives name it. Failing exports are logged once, by [`crate::reachability`].
 ///
 /// # Errors
-/// Directives that cannot be read.
+/// Invalid directives.
 pub(crate) fn filter(directives: &str, sdk: Option<LevelFilter>) -> Result<EnvFilter, ParseError> {
     let mut filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).parse(directives)?;
     let names = directives.split(',').filter_map(|directive| directive.trim().split(['=', '[']).next());
@@ -49,7 +50,7 @@ pub(crate) fn filter(directives: &str, sdk: Option<LevelFilter>) -> Result<EnvFi
         }
     }
     for target in SDK {
-        // A directive is about all targets that begin with its name.
+        // A directive applies to all targets that begin with its name.
         let is_named = named.iter().any(|name| target.starts_with(name));
         let level = match sdk {
             None if is_named => continue,
@@ -60,10 +61,10 @@ pub(crate) fn filter(directives: &str, sdk: Option<LevelFilter>) -> Result<EnvFi
     Ok(filter)
 }
 
-/// The SDK's lines that are logged in any case: a queue is full, so its limit is too small or exports fail. Once in a process.
+/// The SDK's lines that are always logged: a queue is full, so its limit is too small or exports fail. Once per process.
 const FULL_QUEUES: [&str; 2] = ["BatchSpanProcessor.SpanDroppingStarted", "BatchLogProcessor.LogDroppingStarted"];
 
-/// Lets the lines of a full queue pass.
+/// Admits the lines of a full queue.
 pub(crate) fn full_queues() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
     FilterFn::new(|metadata: &Metadata<'_>| FULL_QUEUES.contains(&metadata.name()))
         .with_max_level_hint(LevelFilter::WARN)
@@ -93,7 +94,7 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Errors come this way: libraries' quote what they were given.
+        // Errors arrive here: errors of libraries quote their input.
         self.put(field, masked(&format!("{value:?}")).into());
     }
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -118,7 +119,7 @@ where
     fn format_event(&self, _ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        // Not the line's span as `ctx` sees it: a filter that shows the line may hide the span.
+        // Not the line's span from `ctx`: a filter that shows the line may hide the span.
         let context = opentelemetry::Context::current();
         let place = Some(context.span().span_context()).filter(|place| place.is_valid()).map(TraceParent::of);
         let meta = event.metadata();
@@ -210,10 +211,10 @@ mod tests {
     }
 
     #[test]
-    fn the_sdks_lines_are_left_out_unless_a_setting_names_them() {
+    fn the_sdks_lines_are_omitted_unless_a_setting_names_them() {
         assert_eq!(logged("info", None), "ours, full");
         assert_eq!(logged("", None), "ours, full", "the default is kept");
-        assert_eq!(logged("off", None), "full", "a full queue is logged in any case");
+        assert_eq!(logged("off", None), "full", "a full queue is always logged");
         assert_eq!(logged("debug,mesh=warn", None), "ours, full");
         assert_eq!(logged("info,opentelemetry=error", None), "ours, the SDK's, the exporter's, full");
         assert_eq!(logged("info,opentelemetry_sdk=error", None), "ours, the SDK's, full");
@@ -224,9 +225,9 @@ mod tests {
         assert_eq!(level("debug,opentelemetry=debug", LevelFilter::OFF), "ours, full");
     }
 
-    /// Rapid resets and the like: a line per connection, at the rate of whoever makes them.
+    /// Rapid resets and the like: a line per connection, at the peers' rate.
     #[test]
-    fn what_a_rude_peer_makes_h2_write_is_left_out_unless_a_setting_names_it() {
+    fn h2s_warnings_about_misbehaving_peers_are_omitted_unless_a_setting_names_them() {
         let logged = |directives| {
             messages(directives, None, || {
                 tracing::warn!(target: "ordermesh", "ours");
@@ -264,6 +265,6 @@ mod tests {
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(lines[0]["trace_id"], place.trace_id());
         assert_eq!(lines[0]["span_id"], place.span_id());
-        assert_eq!(lines[1].get("trace_id"), None, "a line outside of every span has no ids");
+        assert_eq!(lines[1].get("trace_id"), None, "outside of every span");
     }
 }

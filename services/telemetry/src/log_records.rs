@@ -33,7 +33,7 @@ const EXPORTERS: [&str; 11] = [
     "reqwest",
 ];
 
-/// Is a line exported?
+/// Whether a line is exported.
 pub(crate) fn is_exported(metadata: &Metadata<'_>) -> bool {
     metadata.is_event() && *metadata.level() <= Level::WARN && is_target_exported(metadata.target())
 }
@@ -44,7 +44,7 @@ fn is_target_exported(target: &str) -> bool {
     target != TRACE_EVENTS && !EXPORTERS.contains(&library) && !library.starts_with("opentelemetry")
 }
 
-/// The layer that makes a log record of each line.
+/// The layer that turns each line into a log record.
 #[derive(Debug)]
 pub(crate) struct LogRecords(pub(crate) SdkLogger);
 
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_is_a_log_record_with_its_facts_and_the_ids_of_its_span() {
+    fn a_warning_is_a_log_record_with_its_attributes_and_the_ids_of_its_span() {
         let mut ids = None;
         let records = records_of(|| {
             let span = tracing::info_span!(target: "ordermesh", "operation");
@@ -171,25 +171,25 @@ mod tests {
         for fact in ["tries", "Int(3)", "late", "Boolean(true)", "reason", "SLOW"] {
             assert!(facts.contains(fact), "{facts}");
         }
-        assert_eq!(records[0].event_name(), None, "it is no event");
+        assert_eq!(records[0].event_name(), None, "not an event");
         let (ids, seen) = (ids.expect("a span"), records[0].trace_context().expect("ids"));
         assert_eq!((seen.trace_id, seen.span_id), (ids.trace_id(), ids.span_id()));
         assert_eq!(records[1].severity_number(), Some(Severity::Error));
-        assert!(records[1].trace_context().is_none(), "it is outside of every span");
+        assert!(records[1].trace_context().is_none(), "outside of every span");
     }
 
     #[test]
-    fn other_levels_trace_events_and_exporters_are_no_log_records() {
+    fn other_levels_trace_events_and_exporters_are_not_log_records() {
         let records = records_of(|| {
-            tracing::info!(target: "ordermesh", "not worth it");
+            tracing::info!(target: "ordermesh", "below WARN");
             tracing::warn!(target: "ordermesh::event", "it has a record of its own");
             tracing::warn!(target: "opentelemetry_sdk", "about exports");
             tracing::error!(target: "opentelemetry-otlp", "about exports");
             tracing::warn!(target: "h2::proto", "about exports");
             tracing::warn!(target: "hyper_util::client::legacy", "about exports");
             tracing::warn!(target: "rustls", "about exports");
-            tracing::warn!(target: "ordermesh::eventual", "the twin: it is exported");
-            tracing::warn!(target: "h2o", "the twin: it is exported");
+            tracing::warn!(target: "ordermesh::eventual", "control: it is exported");
+            tracing::warn!(target: "h2o", "control: it is exported");
         });
         let targets: Vec<_> = records.iter().map(|record| record.target().expect("a target").to_string()).collect();
         assert_eq!(targets, ["ordermesh::eventual", "h2o"]);

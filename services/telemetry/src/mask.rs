@@ -1,5 +1,5 @@
-//! Secrets are taken out of texts that others made: libraries' errors quote their input, and that may be a URL with a
-//! password, a header, or a file of a key. What cannot be told from a secret is masked too.
+//! Masks secrets in texts from other sources: errors of libraries quote their input, which may be a URL with a password,
+//! a header, or a key file. What cannot be distinguished from a secret is masked too.
 //!
 //! Masked are: user and password of a URL, whatever the password contains; values that are named like a secret
 //! (`password=…`, `"token": "…"`, `authorization: …`); bearer and basic credentials; JSON web tokens; PEM blocks.
@@ -9,10 +9,10 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
-/// What stands where a secret was.
+/// The replacement for a secret.
 const MASK: &str = "***";
 
-/// What names of secrets end with. Compared without case, `-` and `_`.
+/// Suffixes of secrets' names. Compared without case, `-` and `_`.
 const NAMES: [&str; 14] = [
     "password",
     "passwd",
@@ -30,10 +30,10 @@ const NAMES: [&str; 14] = [
     "cookie",
 ];
 
-/// A token of this length after `Bearer` is one, and no word of a sentence.
+/// A word of this length after `Bearer` is a token, and not part of a sentence.
 const LEAST_TOKEN_BYTES: usize = 16;
 
-/// The text without its secrets. Total: any text has an answer, and what is masked already stays as it is.
+/// The text without its secrets. Defined for any text; what is already masked is unchanged.
 pub fn masked(text: &str) -> Cow<'_, str> {
     let mut masked = String::new();
     let mut copied = 0;
@@ -82,7 +82,7 @@ impl fmt::Debug for Masked<'_> {
     }
 }
 
-/// Where the secret is that is recognised by what stands at a place.
+/// The range of the secret that is recognized by the text at a position.
 fn secret_at(text: &str, at: usize) -> Option<(usize, usize)> {
     let rest = &text[at..];
     match rest.as_bytes()[0] {
@@ -112,12 +112,12 @@ fn credentials_after_colon(text: &str, at: usize) -> Option<(usize, usize)> {
     after_name(text, at).or_else(|| password_of_pair(text, at))
 }
 
-/// User and password of a URL. A password that is not encoded may contain what ends an authority, so that the last `@` counts.
+/// User and password of a URL. An unencoded password may contain a delimiter of the authority, so the last `@` counts.
 fn user_info(text: &str, start: usize) -> Option<(usize, usize)> {
     let rest = &text[start..];
     let word = rest.find(char::is_whitespace).unwrap_or(rest.len());
     if let Some(host) = rest[..word].rfind('@') {
-        // In a query it may be a part of a value, which goes on after it.
+        // In a query it may be part of a value, which continues after it.
         let is_in_query = rest[..host].split_once('?').is_some_and(|(_, query)| query.contains('='));
         let end = if is_in_query { rest[host..word].find('&').map_or(word, |next| host + next) } else { host };
         return (host > 0).then_some((start, start + end));
@@ -128,7 +128,7 @@ fn user_info(text: &str, start: usize) -> Option<(usize, usize)> {
     if port == "PORT" || port.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    // No port: a password, with a blank in it, or without a host after it.
+    // Not a port: a password, with a blank in it, or without a host after it.
     let line = &rest[..rest.find("://").or_else(|| rest.find('\n')).unwrap_or(rest.len())];
     Some((start, start + line.rfind('@').unwrap_or(word)))
 }
@@ -143,7 +143,7 @@ fn password_of_pair(text: &str, colon: usize) -> Option<(usize, usize)> {
     is_after_name.then_some((start, start + at))
 }
 
-/// The value of a name that is a secret's: after `=`, or `:` where a value and no sentence follows.
+/// The value of a name that is a secret's: after `=`, or after `:` if a value and not a sentence follows.
 fn after_name(text: &str, at: usize) -> Option<(usize, usize)> {
     let before = text[..at].trim_end_matches(['"', '\'', '\\', ' ']);
     let name: String = before
@@ -181,7 +181,7 @@ fn after_name(text: &str, at: usize) -> Option<(usize, usize)> {
     (length > 0).then_some((start, start + length))
 }
 
-/// To the quote that ends it, which is not the one that is escaped inside.
+/// The position of the closing quote, which is not an escaped one.
 fn end_of_quoted(text: &str, quote: char) -> usize {
     let mut is_escaped = false;
     for (at, c) in text.char_indices() {
@@ -193,7 +193,7 @@ fn end_of_quoted(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// Three parts, or two: header and claims are as good as the whole.
+/// Three parts, or two: header and claims are as sensitive as the whole.
 fn jwt(rest: &str) -> Option<usize> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '=');
     let length = rest.find(|c| !is_part(c)).unwrap_or(rest.len());

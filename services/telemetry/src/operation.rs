@@ -1,9 +1,9 @@
 //! Operations: a tracing span (exported by OpenTelemetry) plus one *event slot*.
 //!
-//! Whoever commits a change writes the event in the same transaction and says so with
-//! [`Operation::taken`]. An operation that ends with its slot untaken is shown to the [`EventSink`], which
-//! decides whether it is an event. Everybody who works on an operation holds a clone of it: it ends when the last clone
-//! is dropped, so a transaction that outlives its call still decides. One span, at most one event.
+//! The code that commits a change writes the event in the same transaction and then claims the slot with
+//! [`Operation::taken`]. An operation that ends with an unclaimed slot is passed to the [`EventSink`], which decides
+//! whether it is an event. All code that works on an operation holds a clone of it: it ends when the last clone is
+//! dropped, so a transaction that outlives its call can still claim the slot. One span, at most one event.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::class::ErrorClass;
 use crate::context::TraceParent;
 use crate::event::{EventError, EventStatus, TraceEvent};
 
-/// Which side of a call an operation is (OpenTelemetry's span kind).
+/// The side of a call that an operation is on (OpenTelemetry's span kind).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// Serves a call.
@@ -32,51 +32,51 @@ pub enum Kind {
     Internal,
 }
 
-/// Where an operation hangs in the tree.
+/// An operation's parent in the trace.
 #[derive(Clone, Debug)]
 pub enum Parent {
-    /// Under the span that is current where it is opened; a root when there is none.
+    /// The span that is current when the operation is opened; a root when there is none.
     Current,
-    /// Under a span of another process, or of the past.
+    /// A span of another process, or of the past.
     Remote(TraceParent),
-    /// In a trace of its own, linked to another.
+    /// None: a trace of its own, linked to another.
     LinkedRoot(TraceParent),
-    /// In a trace of its own.
+    /// None: a trace of its own.
     Root,
 }
 
-/// How an operation ended.
+/// The outcome of an operation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// It did what it was asked.
+    /// It succeeded.
     Success,
-    /// It did not; what the event says.
+    /// It failed, with the event's error.
     Failed(EventError),
 }
 
-/// An operation that ended with its slot untaken.
+/// An operation that ended with an unclaimed slot.
 #[derive(Clone, Debug)]
 pub struct Ended {
-    /// Which side of a call it was.
+    /// The side of a call that it was on.
     pub kind: Kind,
     /// The event that it would be.
     pub event: TraceEvent,
 }
 
-/// What becomes of an operation that ended with its slot untaken.
+/// The disposition of an operation that ended with an unclaimed slot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fate {
     /// It is no event.
     NoEvent,
-    /// It is this event, which [`EventSink::put`] is given next.
+    /// It is this event, which is passed to [`EventSink::put`] next.
     Stored(TraceEvent),
-    /// It is this event, counted with others like it to spare the store.
+    /// It is this event, counted with similar ones to protect the store.
     Summed(TraceEvent),
 }
 
-/// Decides what becomes of operations whose slot was not taken, and knows the origin of events.
+/// Decides the disposition of operations with unclaimed slots, and provides the origin of events.
 pub trait EventSink: Send + Sync + 'static {
-    /// Called once for each such operation that has an event type, as it ends. Must not block.
+    /// Called once for each such operation with an event type, when it ends. Must not block.
     fn untaken(&self, ended: Ended) -> Fate;
     /// Stores an event that [`EventSink::untaken`] has decided to store. Must not block.
     fn put(&self, event: TraceEvent);
@@ -88,7 +88,7 @@ struct Slot {
     attributes: BTreeMap<String, String>,
     order_id: Option<Uuid>,
     user_id: Option<Uuid>,
-    /// None until somebody says: it was cut off.
+    /// `None` until it is set: the operation was cut off.
     outcome: Option<Outcome>,
     taken: bool,
     held: bool,
@@ -106,7 +106,7 @@ struct Inner {
     slot: Mutex<Slot>,
 }
 
-/// A span and its event slot. Clones are the same operation.
+/// A span and its event slot. Clones share the operation.
 #[derive(Clone)]
 pub struct Operation(Arc<Inner>);
 
@@ -117,8 +117,8 @@ impl fmt::Debug for Operation {
 }
 
 impl Operation {
-    /// Opens an operation. With an event type and a sink it has an event slot. Its outcome is pessimistic
-    /// until [`Operation::end`] says otherwise.
+    /// Opens an operation. With an event type and a sink it has an event slot. Its outcome is a failure until
+    /// [`Operation::end`] sets another.
     pub fn open(
         kind: Kind,
         name: &'static str,
@@ -141,7 +141,7 @@ impl Operation {
         };
         match parent {
             Parent::Remote(place) => {
-                // Fails only when no OpenTelemetry layer is installed; then there is no tree to hang it in.
+                // Fails only when no OpenTelemetry layer is installed; then there is no trace.
                 let _ = span.set_parent(Context::new().with_remote_span_context(place.remote()));
             }
             Parent::LinkedRoot(place) => span.add_link(place.remote()),
@@ -150,7 +150,7 @@ impl Operation {
         Self::on(span, kind, name, event_type, sink)
     }
 
-    /// Opens an operation without a span: nothing is exported of it, and its ids lead nowhere.
+    /// Opens a non-recording operation: nothing is exported, and its ids are in no trace.
     pub fn unseen(
         kind: Kind,
         name: &'static str,
@@ -198,12 +198,12 @@ impl Operation {
         &self.0.span
     }
 
-    /// The operation's name: the span's.
+    /// The name of the operation and its span.
     pub fn name(&self) -> &'static str {
         self.0.name
     }
 
-    /// Its own place in the trace: what a later step continues from, and what goes out as `traceparent`.
+    /// Its ids in the trace: what a later step continues from, and what is sent as `traceparent`.
     pub fn place(&self) -> TraceParent {
         self.0.place
     }
@@ -213,28 +213,29 @@ impl Operation {
         self.0.span.add_link(other.remote());
     }
 
-    /// Sets a fact of the span and of the event. Never a secret.
+    /// Sets an attribute of the span and of the event. Never a secret.
     pub fn set(&self, key: &'static str, value: impl Into<String>) {
         let value = value.into();
         self.0.span.set_attribute(key, value.clone());
         self.slot().attributes.insert(key.to_owned(), value);
     }
 
-    /// Sets a fact of the span alone.
+    /// Sets an attribute of the span only.
     pub fn set_on_span(&self, key: &'static str, value: impl Into<opentelemetry::Value>) {
         self.0.span.set_attribute(key, value);
     }
 
-    /// Says which order it is of.
+    /// Sets the order that it concerns.
     pub fn set_order(&self, order_id: Uuid) {
         if self.slot().order_id.replace(order_id) != Some(order_id) {
             self.0.span.set_attribute("order.id", order_id.to_string());
         }
     }
 
-    /// Says which user it is of.
+    /// Sets the user that it concerns.
     ///
-    /// The span's `enduser.id` is the first that is set: the caller. An operator's call is an event of the customer's order.
+    /// The span's `enduser.id` is the first one that is set: the caller. An operator's call is an event of the
+    /// customer's order.
     pub fn set_user(&self, user_id: Uuid) {
         // Set twice, the SDK would keep both.
         if self.slot().user_id.replace(user_id).is_none() {
@@ -242,50 +243,51 @@ impl Operation {
         }
     }
 
-    /// Says how it ended, and when: now. The first end counts for the time, the last for the outcome.
+    /// Sets the outcome, and the end time: now. The first call determines the time, the last one the outcome.
     pub fn end(&self, outcome: Outcome) {
         let mut slot = self.slot();
         slot.outcome = Some(outcome);
         slot.end.get_or_insert_with(|| SystemClock.now());
     }
 
-    /// Marks the span as an error (OpenTelemetry's status). Whether it is one is the caller's convention.
+    /// Marks the span as an error (OpenTelemetry's status). Which outcomes are errors is the caller's convention.
     pub fn mark_error(&self, description: impl Into<String>) {
         let description = description.into();
         self.0.span.set_status(Status::error(description));
     }
 
-    /// The event that this operation is, with an outcome: to be written in the transaction that commits the change,
-    /// followed by [`Operation::taken`] once it is committed. `None` when the operation is no event, or its slot is taken.
+    /// The event of this operation with an outcome: to be written in the transaction that commits the change, followed
+    /// by [`Operation::taken`] after the commit. `None` when the operation has no event type, or its slot is claimed.
     pub fn event(&self, outcome: &Outcome) -> Option<TraceEvent> {
         let slot = self.slot();
         if slot.taken { None } else { self.0.event(&slot, outcome) }
     }
 
-    /// The event was committed, and the slot is taken: no other is written. From here the event shows on the span, in the
-    /// log (when it failed), as a log record and in the counter.
+    /// Claims the slot: the event was committed, and no other is written. The event is then published on the span, in
+    /// the log (if it failed), as a log record and in the counter.
     pub fn taken(&self, event: &TraceEvent) {
         self.slot().taken = true;
         self.0.announce(event, Kept::Stored);
     }
 
-    /// Takes the slot and writes nothing: a replay, or a change that somebody else has committed.
+    /// Claims the slot without an event: an idempotent replay, or a change that was committed elsewhere.
     pub fn dismiss(&self) {
         self.slot().taken = true;
     }
 
-    /// A replay of an earlier call: the slot is dismissed, and the span says `ordermesh.replayed`.
+    /// An idempotent replay of an earlier call: the slot is discarded, and the span has `ordermesh.replayed`.
     pub fn replayed(&self) {
         self.dismiss();
         self.0.span.set_attribute("ordermesh.replayed", true);
     }
 
-    /// Holds the event back until [`Operation::admit`]: a call that is cut off before anybody knows who makes it is no event.
+    /// Holds the event back until [`Operation::admit`]: a call that is cut off before its caller is authenticated is no
+    /// event.
     pub fn hold(&self) {
         self.slot().held = true;
     }
 
-    /// The caller may make the call: from here its end may be an event.
+    /// The caller is admitted: from now on the operation's end may be an event.
     pub fn admit(&self) {
         self.slot().held = false;
     }
@@ -335,7 +337,7 @@ impl Drop for Inner {
         if slot.taken || slot.held {
             return;
         }
-        // Made here and not for each operation: most are no event.
+        // Made only now: most operations are no event.
         let event = match &slot.outcome {
             Some(outcome) => self.event(&slot, outcome),
             None => self.event(&slot, &cut_off()),
@@ -357,14 +359,14 @@ fn cut_off() -> Outcome {
     Outcome::Failed(EventError::new(ErrorClass::Cancelled, "CANCELLED", "the operation was cut off"))
 }
 
-/// The span's ids; ids of its own when no OpenTelemetry layer is installed, so that an event always has some.
+/// The span's ids; random ones when no OpenTelemetry layer is installed, so that an event always has some.
 fn place_of(span: &Span) -> TraceParent {
     let context = span.context();
     let span_context = context.span().span_context().clone();
     if span_context.is_valid() {
         return TraceParent::of(&span_context);
     }
-    // Not from the system's source, as ids that are kept are: that is two calls into the kernel for each operation.
+    // Not from the system's source, like ids that are stored: that is two system calls for each operation.
     let (trace, span): (u128, u64) = rand::random();
     TraceParent {
         trace_id: opentelemetry::trace::TraceId::from(trace),
@@ -404,13 +406,13 @@ mod tests {
     }
 
     #[test]
-    fn an_untaken_slot_is_shown_once_when_the_last_clone_is_gone() {
+    fn an_unclaimed_slot_is_passed_on_once_when_the_last_clone_is_dropped() {
         let seen = Arc::new(Seen::default());
         let operation = open(&seen);
         let transaction = operation.clone();
         operation.end(Outcome::Success);
         drop(operation);
-        assert_eq!(seen.0.lock().expect("not poisoned").len(), 0, "the transaction still decides");
+        assert_eq!(seen.0.lock().expect("not poisoned").len(), 0, "the transaction may still claim it");
         drop(transaction);
         let ended = seen.0.lock().expect("not poisoned");
         assert_eq!(ended.len(), 1);
@@ -418,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_slot_is_not_shown() {
+    fn a_claimed_slot_is_not_passed_on() {
         let seen = Arc::new(Seen::default());
         let operation = open(&seen);
         let event = operation.event(&Outcome::Success).expect("it has a slot");
@@ -440,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_is_cut_off_is_failed() {
+    fn an_operation_that_is_cut_off_has_failed() {
         let seen = Arc::new(Seen::default());
         drop(open(&seen));
         assert_eq!(seen.0.lock().expect("not poisoned")[0].event.status, EventStatus::Failed);

@@ -1,6 +1,6 @@
-//! The headers beside `traceparent`: `tracestate` (W3C Trace Context), and `baggage` (W3C Baggage) where `OTEL_PROPAGATORS`
-//! asks for it. Both are rare, so they are no part of [`TraceParent`]: they live in OpenTelemetry's context, and calls without
-//! them only pay for a look at it. Which callers are trusted is decided by the mesh.
+//! The headers beside `traceparent`: `tracestate` (W3C Trace Context), and `baggage` (W3C Baggage) where
+//! `OTEL_PROPAGATORS` enables it. Both are rare, so they are not part of [`TraceParent`]: they are kept in
+//! OpenTelemetry's context, and calls without them pay only for a look-up. The mesh decides which callers are trusted.
 
 use std::sync::OnceLock;
 
@@ -12,7 +12,7 @@ use opentelemetry_sdk::propagation::BaggagePropagator;
 
 use crate::context::TraceParent;
 
-/// A longer `tracestate` is dropped (512 is the least that W3C Trace Context asks for).
+/// A longer `tracestate` is dropped (512 is the minimum that W3C Trace Context requires).
 pub const MAX_TRACESTATE_BYTES: usize = 512;
 /// A longer `baggage` is dropped (W3C Baggage's limit).
 pub const MAX_BAGGAGE_BYTES: usize = 8_192;
@@ -29,12 +29,12 @@ pub struct Propagation {
 static INSTALLED: OnceLock<Propagation> = OnceLock::new();
 
 impl Propagation {
-    /// Trace context alone.
+    /// Trace context only.
     pub const DEFAULT: Self = Self { trace_context: true, baggage: false };
     /// No headers.
     pub const NONE: Self = Self { trace_context: false, baggage: false };
 
-    /// The process's setting; trace context alone when there is none.
+    /// The process's setting; trace context only when there is none.
     pub fn installed() -> Self {
         INSTALLED.get().copied().unwrap_or(Self::DEFAULT)
     }
@@ -117,17 +117,17 @@ mod tests {
 
     const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-    /// The outgoing `tracestate` of a call that came with this one.
+    /// The outgoing `tracestate` of a call that arrives with this one.
     fn through(tracestate: &str) -> Option<String> {
         let parent = PARENT.parse().expect("valid");
         let _current = RemoteContext { parent, tracestate: Some(tracestate), baggage: None }.attach();
         let is_there = Context::map_current(|context| TraceParent::of(context.span().span_context()) == parent);
-        assert!(is_there, "the parent stays, whatever the tracestate is");
+        assert!(is_there, "the parent is kept, whatever the tracestate");
         outgoing_tracestate()
     }
 
     #[test]
-    fn a_tracestate_goes_out_as_it_came_in() {
+    fn a_tracestate_is_forwarded_unchanged() {
         assert_eq!(outgoing_tracestate(), None, "there is none");
         for text in ["vendor=abc123", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE", "tenant@vendor=a b!"] {
             assert_eq!(through(text).as_deref(), Some(text));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn baggage_goes_out_as_it_came_in() {
+    fn baggage_is_forwarded_unchanged() {
         let parent = PARENT.parse().expect("valid");
         let with = |baggage| RemoteContext { parent, tracestate: None, baggage: Some(baggage) };
         {
@@ -158,12 +158,12 @@ mod tests {
         assert_eq!(outgoing_baggage(), None);
         let long = format!("tenant={}", "x".repeat(MAX_BAGGAGE_BYTES));
         let _current = with(&long).attach();
-        assert_eq!(outgoing_baggage(), None, "it is too long");
+        assert_eq!(outgoing_baggage(), None, "too long");
     }
 
     proptest::proptest! {
         #[test]
-        fn no_tracestate_makes_a_header_that_cannot_be_sent(text in "\\PC{0,80}|[a-z]{1,3}=.{0,20}(,[a-z]{1,3}=.{0,20}){0,3}") {
+        fn no_tracestate_results_in_a_header_that_cannot_be_sent(text in "\\PC{0,80}|[a-z]{1,3}=.{0,20}(,[a-z]{1,3}=.{0,20}){0,3}") {
             if let Some(header) = through(&text) {
                 proptest::prop_assert!(header.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{:?}", header);
             }

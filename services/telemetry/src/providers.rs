@@ -26,7 +26,7 @@ use crate::transport::{Http, channel};
 /// The instrumentation scope of spans and log records.
 pub(crate) const SCOPE: &str = "ordermesh";
 
-/// Calls between neighbours take tens of microseconds: the default buckets (from 5 ms) would show nothing. In seconds.
+/// In seconds. Calls on one machine take tens of microseconds: the default buckets (from 5 ms) would show nothing.
 const DURATIONS: [f64; 22] = [
     0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
@@ -73,7 +73,7 @@ impl Providers {
         self.logger.as_ref().map(|logger| logger.logger(SCOPE))
     }
 
-    /// Are spans exported, as far as the sampler allows it?
+    /// Whether spans are exported, as far as the sampler permits.
     pub fn exports_spans(&self) -> bool {
         self.exports_spans
     }
@@ -88,8 +88,8 @@ impl Providers {
         self.tracer.force_flush().and(meter).and(logger)
     }
 
-    /// Exports what is queued, each signal on a thread of its own, so that a hung collector does not use up the time of the
-    /// other signals. Blocks.
+    /// Exports what is queued, each signal on a thread of its own, so that a hung collector does not use up the time of
+    /// the other signals. Blocks.
     pub(crate) fn shutdown(self, limit: Duration) {
         let Self { tracer, meter, logger, .. } = self;
         let spans = std::thread::spawn(move || tracer.shutdown_with_timeout(limit));
@@ -122,7 +122,7 @@ fn resource(settings: &Settings) -> Resource {
 fn tracer_provider(environment: &Environment, resource: Resource) -> Result<SdkTracerProvider, SetupError> {
     let builder = SdkTracerProvider::builder().with_resource(resource).with_span_limits(environment.span_limits);
     let Some(target) = &environment.traces else {
-        // Spans have ids all the same: events carry them.
+        // Spans have ids nevertheless: events contain them.
         return Ok(builder.with_sampler(Sampler::AlwaysOff).build());
     };
     let cause = Cause::default();
@@ -131,7 +131,7 @@ fn tracer_provider(environment: &Environment, resource: Resource) -> Result<SdkT
         Protocol::HttpProtobuf => http(SpanExporter::builder().with_http(), target, &cause)?.build(),
     };
     let batches = environment.spans;
-    // Every option is set: the SDK would read missing ones from the environment by itself.
+    // Every option is set: the SDK would itself read missing ones from the environment.
     let config = BatchConfigBuilder::default()
         .with_max_queue_size(batches.queue)
         .with_max_export_batch_size(batches.batch)

@@ -70,7 +70,7 @@ impl Reachability {
             Change::Failing(error) => {
                 tracing::warn!(target: "ordermesh", signal, endpoint, error, "OTLP export is failing: {signal} are dropped until it recovers");
             }
-            // INFO: a collector of traces alone, such as Jaeger, is a usual set-up.
+            // INFO: a collector that accepts only traces, such as Jaeger, is a usual set-up.
             Change::Unsupported(error) => {
                 let variable = format!("OTEL_{}_EXPORTER", signal.to_uppercase());
                 tracing::info!(target: "ordermesh", signal, endpoint, error, "the collector does not accept {signal}: set {variable}=none");

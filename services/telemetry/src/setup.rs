@@ -1,4 +1,4 @@
-//! Traces, metrics and logs by OTLP when an endpoint is set, and no cost to speak of when it is not; log lines on stdout.
+//! Traces, metrics and logs by OTLP if an endpoint is set, at almost no cost if not; log lines on stdout.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -16,27 +16,27 @@ use crate::log::{Form, Lines, filter, full_queues};
 use crate::log_records::{LogRecords, is_exported};
 use crate::providers::{Providers, SCOPE};
 
-/// What could not be set up.
+/// The set-up failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A variable of OpenTelemetry's that cannot be obeyed.
+    /// An OpenTelemetry variable that cannot be obeyed.
     #[error(transparent)]
     Variable(#[from] VariableError),
     /// The OTLP exporter could not be made.
     #[error("the OTLP exporter for {endpoint} could not be made; is it a URL such as http://localhost:4317?")]
     Exporter {
-        /// As it was set.
+        /// As configured.
         endpoint: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: opentelemetry_otlp::ExporterBuildError,
     },
     /// The log filter could not be read.
     #[error("the log filter {filter:?} cannot be read; an example is `info,mesh=debug`")]
     Filter {
-        /// As it was set.
+        /// As configured.
         filter: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
@@ -46,7 +46,7 @@ pub enum SetupError {
 }
 
 impl SetupError {
-    /// Is a setting wrong?
+    /// Whether a setting is wrong.
     pub fn is_setting(&self) -> bool {
         match self {
             Self::Variable(_) | Self::Exporter { .. } | Self::Filter { .. } => true,
@@ -66,13 +66,13 @@ pub struct Settings {
     pub version: String,
     /// OpenTelemetry's variables: endpoints, exporters, sampler, resource.
     pub environment: Environment,
-    /// What is logged, as `tracing`'s filter directives.
+    /// The log filter, as `tracing` directives.
     pub log: String,
-    /// How lines look; `None`: pretty on a terminal, JSON elsewhere.
+    /// The format of log lines; `None`: pretty on a terminal, JSON elsewhere.
     pub log_form: Option<Form>,
 }
 
-/// What was set up: flush it before the process ends.
+/// The installed telemetry: flush it before the process ends.
 #[derive(Debug)]
 pub struct Telemetry(Providers);
 
@@ -80,7 +80,7 @@ impl Telemetry {
     /// Installs traces, metrics and logs for the whole process. Call it inside a tokio runtime.
     ///
     /// # Errors
-    /// A certificate or a filter that cannot be used; or when it was done before.
+    /// A certificate or a filter that cannot be used; or telemetry is already installed.
     pub fn install(settings: &Settings) -> Result<Self, SetupError> {
         let environment = &settings.environment;
         let providers = Providers::new(settings)?;
@@ -91,8 +91,8 @@ impl Telemetry {
         global::set_tracer_provider(providers.tracer().clone());
         environment.propagation.install();
         announce::install(providers.logger(), providers.exports_spans());
-        // Filters belong to the log layer alone: a span that a filter disabled would have no ids. The OpenTelemetry
-        // layer takes our own spans only: the exporter's own HTTP/2 tasks would make spans about sending spans.
+        // Filters apply only to the log layer: a span disabled by a filter would have no ids. The OpenTelemetry layer
+        // accepts only our own spans: the exporter's HTTP/2 tasks would create spans about sending spans.
         let ours = FilterFn::new(|meta| meta.is_span() && meta.target().starts_with("ordermesh"));
         let spans = tracing_opentelemetry::layer()
             .with_tracer(providers.tracer().tracer(SCOPE))
@@ -118,8 +118,8 @@ impl Telemetry {
     /// Exports what is queued, within a few seconds. Runs off the async threads.
     pub async fn shutdown(self) {
         let (flushed, done) = tokio::sync::oneshot::channel();
-        // An unreachable collector must not keep the process from ending. A thread of its own, because the runtime would wait
-        // for one of its.
+        // An unreachable collector must not keep the process from ending. A thread of its own, because the runtime would
+        // wait for one of its own threads.
         std::thread::spawn(move || {
             self.0.shutdown(FLUSH_LIMIT);
             let _ = flushed.send(());
@@ -128,7 +128,7 @@ impl Telemetry {
     }
 }
 
-/// Of each signal.
+/// For each signal.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
-/// Of all of them: the SDK may wait longer than its limit for an export in flight.
+/// For all signals: the SDK may wait longer than its limit for an export in flight.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);

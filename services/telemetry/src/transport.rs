@@ -23,9 +23,9 @@ use tonic::transport::{Channel, Endpoint};
 use crate::environment::{File, Target, VariableError};
 use crate::reachability::Cause;
 
-/// A host that drops packets must not use up all of an export's time.
+/// A host that drops packets must not use up an export's whole timeout.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// TCP keepalive, and how long an unused HTTP connection is kept.
+/// TCP keepalive, and the idle time after which an HTTP connection is closed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Limit of a response's body: it has at most a partial success.
 const MAX_ANSWER_BYTES: usize = 64 * 1_024;
@@ -52,7 +52,7 @@ pub(crate) fn check(target: &Target) -> Result<(), VariableError> {
     tls(target).map(drop)
 }
 
-/// A client for OTLP/HTTP. Its work runs on the runtime that it is made in: the SDK exports from threads without one.
+/// A client for OTLP/HTTP. It runs on the runtime in which it is created: the SDK exports from threads without one.
 pub(crate) struct Http {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     runtime: Handle,
@@ -126,7 +126,7 @@ fn tcp(target: &Target) -> HttpConnector {
     tcp
 }
 
-/// TLS of the client. Files are read for `https://` only: for other endpoints the variables have no effect.
+/// The client's TLS. Files are read only for `https://`: for other endpoints the variables have no effect.
 fn tls(target: &Target) -> Result<ClientConfig, VariableError> {
     let is_secure = target.uri.scheme_str() == Some("https");
     let roots = match &target.roots {

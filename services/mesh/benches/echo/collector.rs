@@ -1,4 +1,4 @@
-//! An OTLP collector that counts what comes, and keeps nothing.
+//! An OTLP collector that counts what it receives, and keeps nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Calls for so long, with so many in flight.
+//! Calls for a duration, with a number of calls in flight.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tonic_prost::ProstCodec;
 
 use crate::stacks::PATH;
 
-/// What one stack did in one round.
+/// The result of one stack in one round.
 pub(crate) struct Round {
     pub(crate) calls: u64,
     /// Microseconds.
@@ -22,7 +22,7 @@ pub(crate) struct Round {
     pub(crate) client_cpu_micros: u64,
 }
 
-/// How long the calls took, in tenths of a microsecond.
+/// The calls' durations, in tenths of a microsecond.
 pub(crate) async fn run<C>(channel: &C, in_flight: usize, time: Duration) -> Histogram<u64>
 where
     C: GrpcService<Body> + Clone + Send + 'static,

@@ -1,14 +1,14 @@
-//! What the mesh costs: unary echo of 64 bytes over loopback, in rotated pairs in one run. `cargo bench -p mesh --bench echo`
-//! (`-- --rounds 10 --seconds 2` for more; `-- --stacks a,b` for some; `-- --stacks a,b,b=PATH` compares with another build
-//! of this benchmark).
+//! The cost of the mesh: unary echo of 64 bytes over loopback, in rotated pairs in one run. `cargo bench -p mesh --bench
+//! echo` (`-- --rounds 10 --seconds 2` for more; `-- --stacks a,b` for some; `-- --stacks a,b,b=PATH` compares with
+//! another build of this benchmark).
 //!
-//! Each stack has two processes of its own, a server and a client, both made of this program: so the server's processor
-//! time is told from the client's, and each has the process-wide telemetry that it is to have. This process starts them,
-//! lets one pair work at a time, and is the collector that (c) exports to.
+//! Each stack has two processes of its own, a server and a client, both running this program: so the CPU time of server
+//! and client is measured separately, and each has its own process-wide telemetry. This process starts them, lets one
+//! pair work at a time, and is the collector that (c) exports to.
 //!
 //! # Layout
 //! - `stacks`: the server and the client of each stack
-//! - `load`: calls, and how long they took
+//! - `load`: calls, and their durations
 //! - `collector`: an OTLP collector that counts
 //! - `pair`: a server and a client process
 
@@ -50,7 +50,7 @@ async fn main() {
     compare().await;
 }
 
-/// What one stack did, round by round.
+/// The results of one stack, by round.
 struct Tally {
     pair: Pair,
     rounds: Vec<Round>,
@@ -74,7 +74,7 @@ async fn compare() {
         // The first round warms up.
         for round in 0..=rounds {
             for step in 0..tallies.len() {
-                // Rotated, or the one that goes last would always have the warmest caches and the busiest neighbours.
+                // Rotated, because the last one would always have the warmest caches and the busiest neighbours.
                 let which = (round + step) % tallies.len();
                 let tally = &mut tallies[which];
                 let did = tally.pair.run(in_flight, time).await;
@@ -100,7 +100,7 @@ fn line(tally: &Tally, first: &Tally, in_flight: usize, time: Duration) {
     let calls = tally.rounds.iter().map(|round| round.calls).sum::<u64>() as f64;
     // Ticks of 10 ms: of all rounds together.
     let per_call = |read: fn(&Round) -> u64| tally.rounds.iter().map(read).sum::<u64>() as f64 / calls;
-    // Of the same round: what disturbs one disturbs its neighbour.
+    // Of the same round: a disturbance affects neighbouring pairs alike.
     let pairs = tally.rounds.iter().zip(&first.rounds);
     let ratio = median(pairs.map(|(this, first)| this.calls as f64 / first.calls as f64).collect());
     let (server, client) = (per_call(|round| round.server_cpu_micros), per_call(|round| round.client_cpu_micros));

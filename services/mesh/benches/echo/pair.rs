@@ -1,4 +1,4 @@
-//! A server process and a client process, and the lines between them and this one. Both end when their standard input does.
+//! A server process and a client process, and the pipes between them and this one. Both exit when their stdin is closed.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,16 +11,16 @@ use crate::flag;
 use crate::load::Round;
 use crate::stacks::Stack;
 
-/// What all have in common.
+/// Settings that all processes share.
 pub(crate) struct Setting {
     pub(crate) collector: String,
     pub(crate) certificates: PathBuf,
 }
 
 impl Setting {
-    /// What a child was told.
+    /// The settings that the parent has passed.
     pub(crate) fn of_child() -> Self {
-        let told = |name| flag(name).expect("told by the parent");
+        let told = |name| flag(name).expect("passed by the parent");
         Self { collector: told("--collector"), certificates: told("--certificates").into() }
     }
 }
@@ -45,7 +45,7 @@ impl Process {
         self.output.next_line().await.expect("readable").expect("it lives")
     }
 
-    /// What the process has used of the processors, threads of its exporter and all.
+    /// The process's CPU time, including its exporter's threads.
     fn cpu_micros(&self) -> u64 {
         let id = self.child.id().expect("it lives");
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("Linux");
@@ -102,7 +102,7 @@ impl Pair {
         }
     }
 
-    /// Ends both; how many spans they have exported, or should have.
+    /// Stops both; returns the number of spans that they should have exported.
     pub(crate) async fn stop(self) -> u64 {
         self.client.stop().await;
         self.server.stop().await;

@@ -1,4 +1,4 @@
-//! The stacks that are compared: each one's server and its client, as they are in a process of their own.
+//! The stacks that are compared: each one's server and client, each in a process of its own.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy {
     limits: &[],
 }]);
 
-/// What is compared.
+/// The stacks that are compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stack {
     Bare,
@@ -153,7 +153,7 @@ fn orders() -> Lines<BufReader<Stdin>> {
     BufReader::new(tokio::io::stdin()).lines()
 }
 
-/// A server process: says its address, and serves until its input ends.
+/// A server process: prints its address, and serves until its stdin is closed.
 pub(crate) async fn serve(stack: Stack, setting: &Setting) {
     let telemetry = stack.install_telemetry("echo", setting);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -184,7 +184,7 @@ pub(crate) async fn serve(stack: Stack, setting: &Setting) {
     shut_down(telemetry).await;
 }
 
-/// A client process: calls as each line of its input says, and answers each with a line.
+/// A client process: for each line on stdin it makes calls, and prints a result line.
 pub(crate) async fn call(stack: Stack, setting: &Setting) {
     let telemetry = stack.install_telemetry("caller", setting);
     let address = flag("--server").expect("an address");

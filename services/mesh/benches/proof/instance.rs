@@ -1,5 +1,5 @@
-//! One instance, a process: a service of two methods under `mesh::server`, that is told on its stdin how to behave. It
-//! ends when its stdin does, so that nothing is left behind, and drains on SIGTERM.
+//! One instance, a process: a service of two methods under `mesh::server`, whose behaviour is controlled on its stdin.
+//! It exits when its stdin is closed, so that no process is left behind, and drains on SIGTERM.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
 
-/// With a port after it: be an instance.
+/// With a port after it: run as an instance.
 pub(crate) const FLAG: &str = "--instance";
-/// What it prints when it can be called, and before the number of calls that its handler has begun.
+/// Printed when it accepts calls, and before the number of calls that its handler has begun.
 pub(crate) const READY: &str = "ready";
 pub(crate) const COUNT: &str = "count ";
-/// A method that may be called again.
+/// A method that may be retried.
 pub(crate) const LOOK: &str = "/proof.v1.Proof/Look";
-/// One that may do something twice.
+/// A method that may have its effect twice.
 pub(crate) const ONCE: &str = "/proof.v1.Proof/Once";
 
-/// What a call takes here: waiting, as for a database.
+/// The duration of a call: a wait, as for a database.
 const WORK: Duration = Duration::from_millis(2);
 const NOTICE: Duration = Duration::from_millis(200);
 const DRAIN: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ const fn policy(path: &'static str, idempotency: Idempotency) -> MethodPolicy {
 pub(crate) const POLICIES: PolicyTable =
     PolicyTable(&[policy(LOOK, Idempotency::NoSideEffects), policy(ONCE, Idempotency::Unknown)]);
 
-/// How it behaves, and what it was asked.
+/// Its behaviour, and the number of its calls.
 #[derive(Default)]
 struct Behaviour {
     slower_ms: AtomicU64,
@@ -66,8 +66,8 @@ impl Behaviour {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let code = Code::from_i32(self.fails_with.load(Ordering::Relaxed));
         if code != Code::Ok {
-            // At once: failures that are faster than answers are the hard ones.
-            return Err(Status::new(code, "told to fail"));
+            // Immediately: failures that are faster than successes are the hard case.
+            return Err(Status::new(code, "configured to fail"));
         }
         tokio::time::sleep(WORK + Duration::from_millis(self.slower_ms.load(Ordering::Relaxed))).await;
         Ok(())
@@ -121,7 +121,7 @@ impl Service<http::Request<Body>> for Proof {
 
 /// Serves until SIGTERM and the drain after it.
 pub(crate) fn serve(port: u16) {
-    // A stopped process reads no end of its stdin.
+    // A stopped process does not notice that its stdin is closed.
     let dies_with_parent = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     dies_with_parent.expect("Linux");
     let behaviour = Arc::new(Behaviour::default());
@@ -153,6 +153,6 @@ pub(crate) fn serve(port: u16) {
         });
         server.serve(listener, is_ready, shutdown).await.expect("a loopback address");
     });
-    // What it did in all: nobody can ask any more.
+    // The total: it can no longer be queried.
     behaviour.tell();
 }

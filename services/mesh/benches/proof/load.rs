@@ -1,4 +1,4 @@
-//! Calls in an open loop: each begins when it is its time, answered or not, and its latency counts from then.
+//! Calls in an open loop: each begins at its scheduled time, answered or not, and its latency counts from then.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -16,21 +16,21 @@ use tonic_types::StatusExt;
 
 use crate::instance::{LOOK, ONCE};
 
-/// Which methods are called.
+/// The methods that are called.
 #[derive(Clone, Copy)]
 pub(crate) enum Mix {
-    /// The one that may be repeated and the one that may not, in turn.
+    /// The retryable method and the other one, alternately.
     Both,
-    /// The one that may be repeated.
+    /// The retryable method.
     Repeatable,
 }
 
-/// How the calls of one method failed: code and reason, and how often.
+/// The failures of one method: code and reason, and their count.
 pub(crate) type Failures = BTreeMap<String, u64>;
 
-/// What became of the calls.
+/// The outcomes of the calls.
 pub(crate) struct Outcome {
-    /// Microseconds of all calls, failed ones too.
+    /// Microseconds of all calls, including failed ones.
     pub(crate) took: Histogram<u64>,
     pub(crate) repeatable_failed: Failures,
     pub(crate) once_failed: Failures,
@@ -69,7 +69,7 @@ impl Outcome {
     }
 }
 
-/// Calls that are being made until somebody says stop.
+/// Calls that are made until they are stopped.
 pub(crate) struct Running {
     stop: CancellationToken,
     pacing: JoinHandle<()>,
@@ -83,7 +83,7 @@ impl Running {
         Self { stop, pacing, outcome }
     }
 
-    /// Begins no more calls; returns when the last one has its answer.
+    /// Begins no more calls; returns when the last one is complete.
     pub(crate) async fn stop(self) -> Outcome {
         self.stop.cancel();
         self.pacing.await.expect("no panic");
@@ -92,7 +92,7 @@ impl Running {
     }
 }
 
-/// For so long.
+/// Makes calls for a duration.
 pub(crate) async fn run(channel: &Channel, calls_per_second: u32, mix: Mix, time: Duration) -> Outcome {
     let running = Running::start(channel, calls_per_second, mix);
     tokio::time::sleep(time).await;

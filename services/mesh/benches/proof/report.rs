@@ -1,14 +1,14 @@
-//! What a person reads: a line for each scenario, and what failed.
+//! The human-readable report: a line for each scenario, and the failures.
 
 use crate::load::{Failures, Outcome};
 
-/// A scenario, and what came of it.
+/// A scenario and its result.
 pub(crate) struct Line {
     pub(crate) scenario: String,
     pub(crate) outcome: Outcome,
-    /// Calls that the instances' handlers began; `None` where processes took their count with them.
+    /// Calls that the instances' handlers began; `None` where killed processes took their counts with them.
     pub(crate) attempts: Option<u64>,
-    /// What must be so, with the figures.
+    /// The criterion, with its figures.
     pub(crate) criterion: String,
     pub(crate) is_kept: bool,
 }
@@ -24,7 +24,7 @@ pub(crate) fn sum(failures: &Failures) -> u64 {
     failures.values().sum()
 }
 
-/// What the machine does besides: the first figure is the last minute's.
+/// The machine's other load: the first figure is the last minute's.
 pub(crate) fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")

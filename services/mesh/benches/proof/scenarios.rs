@@ -1,4 +1,4 @@
-//! What happens to the instances, and what must be so for who calls them.
+//! What happens to the instances, and the criteria for their callers.
 
 use std::time::Duration;
 
@@ -11,28 +11,28 @@ use crate::report::{Line, load_average, sum};
 use crate::world::{Instance, World};
 
 const INSTANCES: usize = 3;
-/// A slow instance may cost the calls so much: Linkerd's own figure is 29 ms against 30 ms.
+/// The allowed effect of a slow instance on p99: Linkerd's own figure is 29 ms against 30 ms.
 const P99_RATIO: f64 = 1.2;
-/// A quarter of what the slow one is slower by: above this the machine hides it.
+/// A quarter of the slow instance's delay: above this, the machine's noise hides it.
 const P99_TELLS_MS: f64 = 50.0;
-/// Failures in a row that take an instance out (the mesh's own constant).
+/// Consecutive failures that open the breaker (the mesh's own constant).
 const THRESHOLD: u64 = 5;
-/// Calls that were under way when the last of those failed, and probes: each waits up to twice as long as the one before.
+/// Calls in flight at the last of those failures, and probes: each waits up to twice as long as the one before.
 const BESIDES: u64 = 10;
-/// An instance that has this much of the calls is back; all alike have a third each.
+/// An instance with this share of the calls is back; equal instances have a third each.
 const BACK_SHARE: f64 = 0.2;
 const WINDOW: Duration = Duration::from_secs(1);
-/// An instance that let a call's second run out is forgotten that within some 14 s: the cost of 1 s is down to 10 ms then.
+/// An instance that let a call's second run out recovers within some 14 s: its cost of 1 s has decayed to 10 ms by then.
 const BACK_WITHIN: Duration = Duration::from_secs(20);
-/// What comes must be used so soon.
+/// A new instance must be used within this time.
 const USED_WITHIN: Duration = Duration::from_secs(5);
-/// Calls to an instance that hangs can only fail: so many may.
+/// Calls to an instance that hangs can only fail: at most this many.
 const HUNG_AT_MOST: u64 = 10;
-/// The retry budget's two figures: a retry for five calls, and so many from the start.
+/// The two figures of the retry budget: one retry for five calls, and the initial balance.
 const CALLS_PER_RETRY: u64 = 5;
 const FIRST_RETRIES: u64 = 10;
 
-/// How much of everything.
+/// The size of the scenarios.
 #[derive(Clone, Copy)]
 pub(crate) struct Scale {
     pub(crate) is_quick: bool,
@@ -48,13 +48,13 @@ impl Scale {
         Running::start(channel, self.calls_per_second, mix)
     }
 
-    /// Until all instances are known.
+    /// Until all instances have a measured load.
     async fn warm_up(self, channel: &Channel) {
         load::run(channel, self.calls_per_second, Mix::Both, Duration::from_secs(1)).await;
     }
 }
 
-/// All of them, or the one with this name.
+/// All scenarios, or the one with this name.
 pub(crate) async fn run(scale: Scale, only: Option<&str>) -> Vec<Line> {
     let is_wanted = |name: &str| only.is_none_or(|only| only == name);
     let began = Instant::now();
@@ -102,7 +102,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
 }
 
-/// All are well, and then one is slow.
+/// All instances are healthy, and then one is slow.
 struct Pair {
     well: Outcome,
     ill: Outcome,
@@ -124,7 +124,7 @@ impl Pair {
         Self { well, ill, well_attempts, ill_attempts, to_slow }
     }
 
-    /// Where even the healthy wait so long, the machine is too busy to tell.
+    /// Where even healthy calls take this long, the machine is too busy to measure.
     fn tells(&self) -> bool {
         self.well.millis(0.99) <= P99_TELLS_MS
     }
@@ -145,7 +145,7 @@ impl Pair {
     }
 }
 
-/// All are well, one is slow, in turn: the machine's noise falls on both. Another one is slow each time.
+/// All are healthy and one is slow, in turn: the machine's noise affects both. The slow one changes each time.
 async fn slow(scale: Scale) -> [Line; 2] {
     let mut world = World::new(INSTANCES, 0).await;
     let channel = world.channel();
@@ -191,7 +191,7 @@ async fn slow(scale: Scale) -> [Line; 2] {
     lines
 }
 
-/// One is killed every second, and is back at once.
+/// One is killed every second, and restarted immediately.
 async fn kill(scale: Scale) -> Line {
     let mut world = World::new(INSTANCES, 0).await;
     let channel = world.channel();
@@ -218,7 +218,7 @@ async fn kill(scale: Scale) -> Line {
     }
 }
 
-/// One fails every call at once, and is well again after a while.
+/// One fails every call immediately, and recovers after a while.
 async fn errors(scale: Scale, code: &str) -> Line {
     let mut world = World::new(INSTANCES, 0).await;
     let channel = world.channel();
@@ -233,7 +233,7 @@ async fn errors(scale: Scale, code: &str) -> Line {
     let outcome = running.stop().await;
     let attempts = world.count().await - first;
     let (repeatable, once) = (sum(&outcome.repeatable_failed), sum(&outcome.once_failed));
-    // INTERNAL is no code to repeat a call for.
+    // INTERNAL is not retried.
     let lost_at_most = if code == "UNAVAILABLE" { 0 } else { reached };
     Line {
         scenario: format!("one of three answers {code}"),
@@ -255,7 +255,7 @@ fn took(time: Option<Duration>) -> String {
     time.map_or("no time".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()))
 }
 
-/// How long until an instance has its share of the calls again.
+/// The time until an instance has its share of the calls again.
 async fn until_back(world: &mut World, index: usize) -> Option<Duration> {
     let began = Instant::now();
     let mut before = world.counts().await;
@@ -274,7 +274,7 @@ async fn until_back(world: &mut World, index: usize) -> Option<Duration> {
 /// All fail every call.
 async fn storm(scale: Scale) -> Line {
     let mut world = World::new(INSTANCES, 0).await;
-    // Without calls before, or good times would have been saved up: the budget is at its minimum.
+    // Without earlier calls, which would add to the retry budget: it is at its minimum.
     let channel = world.channel();
     for instance in &mut world.instances {
         instance.order("fail UNAVAILABLE").await;
@@ -284,7 +284,7 @@ async fn storm(scale: Scale) -> Line {
     let at_most = calls + calls / CALLS_PER_RETRY + FIRST_RETRIES;
     Line {
         scenario: "all answer UNAVAILABLE".to_owned(),
-        // All were tried, and some twice: else it would show nothing.
+        // All were tried, and some twice: otherwise it would show nothing.
         is_kept: attempts > calls && attempts <= at_most && sum(&outcome.repeatable_failed) == calls,
         attempts: Some(attempts),
         criterion: format!(
@@ -295,7 +295,7 @@ async fn storm(scale: Scale) -> Line {
     }
 }
 
-/// Each in turn is told to end, ends when it has drained, and is started again.
+/// Each in turn gets SIGTERM, exits after its drain, and is restarted.
 async fn rolling(scale: Scale) -> Line {
     let mut world = World::new(INSTANCES, 0).await;
     let channel = world.channel();
@@ -313,7 +313,7 @@ async fn rolling(scale: Scale) -> Line {
     let failed = failures(&outcome);
     Line {
         scenario: "rolling restart".to_owned(),
-        // Each call was begun once: what a GOAWAY turned away was not.
+        // Each call was begun once: calls rejected by a GOAWAY were not begun.
         is_kept: failed == 0 && attempts == outcome.calls(),
         criterion: format!(
             "{} restarts, {failed} of all calls failed (0), {} begun twice (0)",
@@ -325,12 +325,12 @@ async fn rolling(scale: Scale) -> Line {
     }
 }
 
-/// A fourth address, where nobody was for a while.
+/// A fourth address, without an instance for a while.
 async fn comes(scale: Scale) -> Line {
     let mut world = World::new(INSTANCES, 1).await;
     let channel = world.channel();
     let running = scale.start(&channel, Mix::Both);
-    // Until it is tried only now and then.
+    // Until it is tried only rarely.
     sleep(scale.seconds(10, 2)).await;
     world.instances.push(Instance::start(world.ports[INSTANCES]).await);
     let began = Instant::now();
@@ -352,7 +352,7 @@ async fn comes(scale: Scale) -> Line {
     }
 }
 
-/// One is stopped: its connection stands, and nothing comes of it.
+/// One is stopped (SIGSTOP): its connections stay open, but nothing is answered.
 async fn hangs(scale: Scale) -> Line {
     let mut world = World::new(INSTANCES, 0).await;
     let channel = world.channel();

@@ -1,4 +1,4 @@
-//! The instances: processes that are started, told how to behave, and sent signals.
+//! The instances: processes that are started, controlled on their stdin, and sent signals.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{ExitStatus, Stdio};
@@ -12,13 +12,13 @@ use tokio::time::timeout;
 
 use crate::instance::{COUNT, FLAG, POLICIES, READY};
 
-/// What takes longer is broken.
+/// Anything slower is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Below the ports that the system gives to connections: one that goes out might take the port of an instance that was
-/// killed, or even connect to itself.
+/// Below the kernel's ephemeral ports: an outgoing connection might take the port of a killed instance, or even connect
+/// to itself.
 const PORTS: std::ops::Range<u16> = 31_000..32_700;
 
-/// An instance that runs.
+/// A running instance.
 pub(crate) struct Instance {
     port: u16,
     child: Child,
@@ -27,7 +27,7 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// Returns when it can be called.
+    /// Returns when it accepts calls.
     pub(crate) async fn start(port: u16) -> Self {
         let program = std::env::current_exe().expect("this program");
         let mut command = Command::new(program);
@@ -50,7 +50,7 @@ impl Instance {
         line.strip_prefix(COUNT).and_then(|count| count.parse().ok()).expect("a count")
     }
 
-    /// It has obeyed when this returns: the number of calls that it had got by then.
+    /// Returns when the order is executed, with the number of calls begun by then.
     pub(crate) async fn order(&mut self, order: &str) -> u64 {
         self.orders.write_all(format!("{order}\n").as_bytes()).await.expect("the instance lives");
         self.count_line().await
@@ -72,7 +72,7 @@ impl Instance {
         *self = Self::start(self.port).await;
     }
 
-    /// SIGTERM, the drain, the end with 0, and a new process at the same address: the calls that the old one got.
+    /// SIGTERM, drain, exit with 0, and a new process at the same address: returns the calls of the old one.
     pub(crate) async fn replace(&mut self) -> u64 {
         self.signal(Signal::TERM);
         let calls = self.count_line().await;
@@ -90,7 +90,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// So many instances, and so many addresses besides where nobody is.
+    /// `instances` instances, and `dead` addresses without one.
     pub(crate) async fn new(instances: usize, dead: usize) -> Self {
         let ports = free_ports(instances + dead);
         let mut world = Self { instances: vec![], ports };
@@ -100,7 +100,7 @@ impl World {
         world
     }
 
-    /// A client of its own, which knows nothing yet of the instances.
+    /// A new client, without measurements of the instances.
     pub(crate) fn channel(&self) -> Channel {
         let addresses: Vec<String> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         mesh::client(ClientConfig::new("proof", addresses, POLICIES))

@@ -1,4 +1,4 @@
-//! Callers that share a connection, as behind a gateway: what one cancels costs no other.
+//! Callers that share a connection, as behind a gateway: one caller's cancellations do not affect the others.
 
 use std::io;
 use std::pin::Pin;
@@ -23,12 +23,13 @@ use crate::world::{KEY_ID, World, reason};
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 
-/// What a client writes while it is held back. All of it goes out at once then, and the server reads it in one turn.
+/// Buffers what a client writes while it is held back. Then all of it is written together, and the server reads it in
+/// one turn.
 #[derive(Clone, Default)]
 struct Cork(Arc<Mutex<(bool, Vec<u8>)>>);
 
 impl Cork {
-    /// When all that was written before has gone out.
+    /// Starts holding back, once all that was written before has been sent.
     fn close(&self) -> bool {
         let mut held = self.0.lock().expect("not poisoned");
         held.0 = held.1.is_empty();
@@ -39,7 +40,7 @@ impl Cork {
         self.0.lock().expect("not poisoned").0 = false;
     }
 
-    /// How many frames of a kind are held back.
+    /// The number of buffered frames of a kind.
     fn frames(&self, kind: u8) -> usize {
         let held = self.0.lock().expect("not poisoned");
         let (mut rest, mut count) = (&held.1[..], 0);
@@ -119,7 +120,7 @@ impl Shared {
         (response, stream)
     }
 
-    /// Begins calls that would take for ever and cancels them, with `more` after them: the server sees all at once.
+    /// Begins calls that never complete and cancels them, with `more` after them: the server sees all in one turn.
     async fn cancelled<T>(&mut self, count: usize, token: Option<&str>, more: impl FnOnce(&mut Self) -> T) -> T {
         until(|| self.cork.close()).await;
         let calls: Vec<_> = (0..count).map(|_| self.call(SAY, "hold", token)).collect();
@@ -129,7 +130,7 @@ impl Shared {
         }
         until(|| self.cork.frames(RST_STREAM) == count).await;
         self.cork.open();
-        // The next write takes along what was held back.
+        // The next write flushes the buffer.
         more(self)
     }
 }
@@ -141,14 +142,14 @@ async fn status(response: ResponseFuture) -> Status {
     }
     while let Some(data) = body.data().await {
         let length = data.expect("data").len();
-        body.flow_control().release_capacity(length).expect("given back");
+        body.flow_control().release_capacity(length).expect("released");
     }
     let trailers = body.trailers().await.expect("trailers").expect("trailers");
     Status::from_header_map(&trailers).expect("a status")
 }
 
 #[tokio::test]
-async fn calls_that_are_begun_and_cancelled_together_harm_no_other_on_their_connection() {
+async fn calls_begun_and_cancelled_together_do_not_affect_others_on_their_connection() {
     let world = world_with("cancelled", 64 << 20).await;
     let mut shared = Shared::with(&world).await;
     let (watch, _) = shared.call(STREAM, "forever", None);
@@ -159,7 +160,7 @@ async fn calls_that_are_begun_and_cancelled_together_harm_no_other_on_their_conn
         let (other, _) = shared.cancelled(100, None, |shared| shared.call(SAY, "hello", None)).await;
         assert_eq!(status(other).await.code(), Code::Ok);
     }
-    // The work is dropped, and what it held is free again: two calls are left.
+    // The work is dropped and its permits are released: two calls are left.
     until(|| held("cancelled", "mesh.server.permits.used") == 2).await;
     world.echo.release.add_permits(1);
     assert_eq!(status(slow).await.code(), Code::Ok, "a slow call is served to its end");
@@ -171,7 +172,7 @@ async fn calls_that_are_begun_and_cancelled_together_harm_no_other_on_their_conn
 }
 
 #[tokio::test]
-async fn a_flood_of_cancelled_calls_sends_its_connection_away_and_what_is_open_is_served() {
+async fn a_connection_flooded_with_cancelled_calls_gets_a_goaway_and_open_calls_are_served() {
     let world = world_with("flood", 64 << 20).await;
     let mut shared = Shared::with(&world).await;
     let (watch, mut cancel) = shared.call(STREAM, "forever", None);
@@ -179,14 +180,14 @@ async fn a_flood_of_cancelled_calls_sends_its_connection_away_and_what_is_open_i
     watch.data().await.expect("its messages").expect("well-formed");
     while refusals("flood", "resets") == 0 {
         shared.cancelled(500, None, |shared| shared.sender.clone()).await;
-        // A ping would do; the next call that is served is as good.
+        // Any round trip would do.
         let (next, _) = shared.call(SAY, "hello", None);
         let _ = next.await;
     }
-    assert!(watch.data().now_or_never().is_none(), "it goes on");
+    assert!(watch.data().now_or_never().is_none(), "still open");
     assert!(!shared.connection.is_finished());
     cancel.send_reset(Reason::CANCEL);
-    let ended = tokio::time::timeout(Duration::from_secs(60), shared.connection).await.expect("it ends");
+    let ended = tokio::time::timeout(Duration::from_secs(60), shared.connection).await.expect("closed");
     let reason = ended.expect("no panic").err().and_then(|error| error.reason());
     assert!(matches!(reason, None | Some(Reason::NO_ERROR)), "{reason:?}");
     assert_eq!((refusals("flood", "resets"), refusals("flood", "protocol")), (1, 0));
@@ -194,7 +195,7 @@ async fn a_flood_of_cancelled_calls_sends_its_connection_away_and_what_is_open_i
 }
 
 #[tokio::test]
-async fn a_person_that_floods_a_connection_is_refused_and_others_on_it_are_not() {
+async fn a_user_that_floods_a_connection_is_rejected_and_others_on_it_are_not() {
     let world = world_with("flood-of-one", 64 << 20).await;
     let mut shared = Shared::with(&world).await;
     let token = |number: u128| {
@@ -204,7 +205,7 @@ async fn a_person_that_floods_a_connection_is_refused_and_others_on_it_are_not()
     };
     let (rude, polite) = (token(1), token(2));
     let mut refused = None;
-    // Two thousand are free of charge, and one more each 10 ms: the next call comes sooner, most of the time.
+    // The quota allows two thousand, and one more each 10 ms: the next call usually comes sooner.
     for _ in 0..40 {
         let other = shared.cancelled(100, Some(&rude), |shared| shared.call(SAY, "hello", Some(&polite))).await;
         assert_eq!(status(other.0).await.code(), Code::Ok, "others are served");
@@ -220,5 +221,5 @@ async fn a_person_that_floods_a_connection_is_refused_and_others_on_it_are_not()
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "TOO_MANY_CANCELLED"));
     assert!(refused.get_details_retry_info().is_some());
     assert!(refusals("flood-of-one", "resets") > 0);
-    assert!(!shared.connection.is_finished(), "the connection serves on");
+    assert!(!shared.connection.is_finished(), "the connection stays open");
 }

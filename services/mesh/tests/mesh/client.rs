@@ -1,4 +1,4 @@
-//! The client: over dead addresses to a live one, and back after a restart.
+//! The client: fails over to a live instance, and reconnects after a restart.
 
 use std::net::SocketAddr;
 
@@ -10,9 +10,9 @@ use crate::echo::SAY;
 use crate::world::{World, call, channel, dead_address, reason, say};
 
 #[tokio::test]
-async fn a_dead_address_is_passed_over() {
+async fn an_unreachable_address_is_skipped() {
     let world = World::new().await;
-    // Whatever address it begins with: of twenty clients half begin with a dead one.
+    // Whichever address is tried first: for half of twenty clients it is unreachable.
     for _ in 0..20 {
         let addresses = vec![dead_address().await, world.address.to_string(), dead_address().await];
         assert_eq!(say(&channel(addresses, Credentials::None), SAY, "hello").await.expect("answered"), "hello");
@@ -20,15 +20,15 @@ async fn a_dead_address_is_passed_over() {
 }
 
 #[tokio::test]
-async fn when_all_are_dead_the_answer_is_unavailable() {
+async fn when_all_addresses_are_unreachable_the_call_fails_with_unavailable() {
     let addresses = vec![dead_address().await, dead_address().await];
-    let status = say(&channel(addresses, Credentials::None), SAY, "hello").await.expect_err("nobody is there");
+    let status = say(&channel(addresses, Credentials::None), SAY, "hello").await.expect_err("no instance");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "UNREACHABLE"));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(mesh::error_class(&status).kind, "CONNECTION_ERROR");
 }
 
-/// Speaks HTTP/2, takes every call, and answers none.
+/// Speaks HTTP/2, accepts every call, and answers none.
 async fn hanging() -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -47,7 +47,7 @@ async fn hanging() -> SocketAddr {
 }
 
 #[tokio::test]
-async fn an_instance_that_hangs_is_left_for_the_other() {
+async fn an_instance_that_hangs_is_avoided() {
     let world = World::new().await;
     let hung = hanging().await.to_string();
     for _ in 0..4 {
@@ -55,33 +55,33 @@ async fn an_instance_that_hangs_is_left_for_the_other() {
         let mut answered = 0;
         for _ in 0..3 {
             let mut request = tonic::Request::new("hello".to_owned());
-            // Long enough for a live instance on a machine that is busy with other tests.
+            // Long enough for a live instance on a machine that runs other tests.
             request.set_timeout(std::time::Duration::from_secs(1));
             answered += usize::from(call(&channel, SAY, request).await.is_ok());
         }
-        assert!(answered >= 2, "whatever it begins with, one silence is enough to leave: {answered} of 3 answered");
+        assert!(answered >= 2, "at most one call goes to the hung instance: {answered} of 3 answered");
     }
 }
 
 #[tokio::test]
-async fn a_client_without_addresses_says_so() {
-    let status = say(&channel(vec![], Credentials::None), SAY, "hello").await.expect_err("nowhere to go");
+async fn a_client_without_addresses_fails_with_unreachable() {
+    let status = say(&channel(vec![], Credentials::None), SAY, "hello").await.expect_err("no instance");
     assert_eq!(reason(&status), "UNREACHABLE");
 }
 
 #[tokio::test]
-async fn the_client_moves_to_another_instance_when_its_own_drains() {
+async fn the_client_switches_to_another_instance_when_its_own_drains() {
     let (first, second) = (World::new().await, World::new().await);
     let channel = channel(vec![first.address.to_string(), second.address.to_string()], Credentials::None);
     assert_eq!(say(&channel, SAY, "hello").await.expect("answered"), "hello");
     let used = if first.begun() == 1 { first } else { second };
     used.shutdown.cancel();
     used.served.await.expect("no panic").expect("drained");
-    assert_eq!(say(&channel, SAY, "hello again").await.expect("the other answers"), "hello again");
+    assert_eq!(say(&channel, SAY, "hello again").await.expect("the other instance answers"), "hello again");
 }
 
 #[tokio::test]
-async fn one_connection_serves_calls_at_the_same_time() {
+async fn one_connection_serves_concurrent_calls() {
     let world = World::new().await;
     let channel = world.stranger();
     let held = tokio::spawn({

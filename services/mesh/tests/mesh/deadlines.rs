@@ -1,4 +1,4 @@
-//! Deadlines: enforced, explained, and smaller at the next hop.
+//! Deadlines: enforced, reported, and shorter at the next hop.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use mesh::Credentials;
 #[tokio::test]
 async fn a_slow_handler_is_dropped_at_the_callers_deadline_with_error_info() {
     let world = World::new().await;
-    // Another client than ours: it does not give up by itself.
+    // Not the mesh's client: this one has no timeout of its own.
     let request = raw::unary(SAY, "hold", &[("grpc-timeout", "50m")]);
     let answer = raw::send(world.address, request).await;
     assert_eq!(answer.code(), Code::DeadlineExceeded);
@@ -20,37 +20,37 @@ async fn a_slow_handler_is_dropped_at_the_callers_deadline_with_error_info() {
 }
 
 #[tokio::test]
-async fn our_client_gives_up_by_itself_when_nobody_answers() {
+async fn the_client_enforces_the_deadline_when_the_server_does_not_answer() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent = listener.local_addr().expect("an address").to_string();
     let channel = crate::world::channel(vec![silent], Credentials::None);
     let mut request = tonic::Request::new("anything".to_owned());
     request.set_timeout(Duration::from_millis(50));
-    let status = call(&channel, SAY, request).await.expect_err("nobody answers");
+    let status = call(&channel, SAY, request).await.expect_err("no answer");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
 }
 
 #[tokio::test]
-async fn a_malformed_timeout_is_refused_and_starts_no_handler() {
+async fn a_malformed_timeout_is_rejected_and_starts_no_handler() {
     let world = World::new().await;
     let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "123456789S")])).await;
     assert_eq!((answer.code(), reason(&answer).as_str()), (Code::InvalidArgument, "MALFORMED_TIMEOUT"));
     assert_eq!(world.begun(), 0);
     let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "12345678S")])).await;
-    assert_eq!(answer.code(), Code::Ok, "eight digits are fine");
+    assert_eq!(answer.code(), Code::Ok, "eight digits are allowed");
 }
 
 #[tokio::test]
-async fn a_call_whose_time_is_up_on_arrival_starts_no_handler() {
+async fn a_call_past_its_deadline_on_arrival_starts_no_handler() {
     let world = World::new().await;
     let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "0m")])).await;
     assert_eq!(answer.code(), Code::DeadlineExceeded);
     assert_eq!(world.begun(), 0);
-    assert!(world.events.take().is_empty(), "nobody knows who called: a stranger must not fill the store");
+    assert!(world.events.take().is_empty(), "the caller is not authenticated: it must not fill the event store");
 }
 
 #[tokio::test]
-async fn the_methods_own_timeout_is_the_greatest() {
+async fn the_methods_own_timeout_is_the_maximum() {
     let world = World::new().await;
     let request = with_metadata("time left", &[("grpc-timeout", "1H")]);
     let left = call(&world.stranger(), SAY, request).await.expect("answered").into_inner();
@@ -59,7 +59,7 @@ async fn the_methods_own_timeout_is_the_greatest() {
 }
 
 #[tokio::test]
-async fn the_deadline_travels_to_the_next_hop_and_is_smaller_there() {
+async fn the_deadline_is_propagated_to_the_next_hop_and_is_shorter_there() {
     let second = World::new().await;
     let first = World::with(Plan { next: Some(second.stranger()), ..Plan::default() }).await;
     let mut request = tonic::Request::new("forward time left".to_owned());
@@ -67,7 +67,7 @@ async fn the_deadline_travels_to_the_next_hop_and_is_smaller_there() {
     let left = call(&first.stranger(), SAY, request).await.expect("answered").into_inner();
     let left: u64 = left.parse().expect("microseconds");
     assert!(left < 900_000, "{left} µs are left of 900 ms, not the method's 5 s");
-    // The twin: without a deadline of the caller's, the method's own travels.
+    // Control: without a deadline of the caller's, the method's own is propagated.
     let left = say(&first.stranger(), SAY, "forward time left").await.expect("answered");
     let left: u64 = left.parse().expect("microseconds");
     assert!((900_000..5_000_000).contains(&left), "{left} µs are left of 5 s");
@@ -80,7 +80,7 @@ async fn a_stream_ends_at_its_callers_deadline() {
     assert_eq!((answer.code(), reason(&answer).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
 }
 
-/// A client that has nothing of the mesh: hyper alone.
+/// A client without the mesh: only hyper.
 pub(crate) mod raw {
     use std::net::SocketAddr;
 
@@ -116,7 +116,7 @@ pub(crate) mod raw {
         request.body(Full::new(body)).expect("a request")
     }
 
-    /// The status, wherever it turns up.
+    /// Returns the status, from headers or trailers.
     pub(crate) async fn send(address: SocketAddr, request: http::Request<Full<Bytes>>) -> Status {
         send_over(tokio::net::TcpStream::connect(address).await.expect("connects"), request).await
     }

@@ -1,4 +1,4 @@
-//! Health, reflection, and the end of a server.
+//! Health, reflection, and shutdown.
 
 use std::time::Duration;
 
@@ -38,28 +38,28 @@ async fn health_follows_readiness_for_every_service_name() {
     }
 }
 
-/// A connection of the test's own, with nothing of the mesh: it sees the GOAWAY.
+/// A connection without the mesh: it sees the GOAWAY.
 async fn connection(world: &World) -> (h2::client::SendRequest<bytes::Bytes>, tokio::task::JoinHandle<()>) {
     let stream = tokio::net::TcpStream::connect(world.address).await.expect("connects");
     let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-    (sender, tokio::spawn(async move { connection.await.expect("it ends without an error") }))
+    (sender, tokio::spawn(async move { connection.await.expect("closed without an error") }))
 }
 
 #[tokio::test]
-async fn for_the_time_of_the_notice_all_is_served_as_before_new_connections_too() {
+async fn during_the_drain_notice_everything_is_served_and_new_connections_are_accepted() {
     let long = Duration::from_secs(3_600);
     let world = World::altered(Plan::default(), |config| config.drain_notice = long).await;
     let mut changes = health_changes(&world, "").await;
     assert_eq!(next(&mut changes).await, ServingStatus::Serving);
     world.shutdown.cancel();
     assert_eq!(next(&mut changes).await, ServingStatus::NotServing);
-    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("served while others notice"), "hello");
+    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("served during the notice"), "hello");
     assert!(!world.served.is_finished());
     world.served.abort();
 }
 
 #[tokio::test]
-async fn a_drain_tells_every_connection_to_go_finishes_what_is_open_and_ends() {
+async fn a_drain_sends_goaway_completes_open_calls_and_ends() {
     let world = World::new().await;
     let (sender, connection) = connection(&world).await;
     drop(sender.ready().await.expect("ready"));
@@ -67,12 +67,12 @@ async fn a_drain_tells_every_connection_to_go_finishes_what_is_open_and_ends() {
     let held = tokio::spawn(async move { say(&channel, SAY, "hold").await });
     world.echo.holding.notified().await;
     world.shutdown.cancel();
-    connection.await.expect("the idle connection is ended by the GOAWAY");
+    connection.await.expect("the idle connection is closed after the GOAWAY");
     assert!(!world.served.is_finished(), "a call is open");
     world.echo.release.add_permits(1);
-    assert_eq!(held.await.expect("no panic").expect("what was open is finished"), "released");
+    assert_eq!(held.await.expect("no panic").expect("the open call completes"), "released");
     world.served.await.expect("no panic").expect("ends");
-    tokio::net::TcpStream::connect(world.address).await.expect_err("nobody listens any more");
+    tokio::net::TcpStream::connect(world.address).await.expect_err("no longer listening");
 }
 
 #[tokio::test]
@@ -89,26 +89,26 @@ async fn health_watches_end_with_the_goaway() {
 }
 
 #[tokio::test]
-async fn a_stream_that_never_ends_is_ended_and_told_so() {
-    // The grace is a quarter of it.
+async fn an_endless_stream_is_ended_with_a_status() {
+    // The grace period is a quarter of it.
     let world = World::with(Plan { drain_timeout: Duration::from_millis(400), ..Plan::default() }).await;
     let mut texts = forever(&world).await;
     assert_eq!(texts.next().await.expect("one").expect("well-formed"), "one");
     world.shutdown.cancel();
     assert_eq!(texts.next().await.expect("two").expect("well-formed"), "two");
-    let status = texts.next().await.expect("an end").expect_err("ended by us");
+    let status = texts.next().await.expect("an end").expect_err("ended by the server");
     assert_eq!((status.code(), reason(&status).as_str()), (tonic::Code::Unavailable, "DRAINING"));
     world.served.await.expect("no panic").expect("ends");
 }
 
 #[tokio::test]
-async fn a_call_that_never_ends_is_cut_off_after_the_bounded_wait() {
+async fn a_call_that_never_ends_is_cut_off_after_the_drain_timeout() {
     let world = World::with(Plan { drain_timeout: Duration::from_millis(50), ..Plan::default() }).await;
     let channel = world.stranger();
     let held = tokio::spawn(async move { say(&channel, SAY, "hold").await });
     world.echo.holding.notified().await;
     world.shutdown.cancel();
-    world.served.await.expect("no panic").expect("ends all the same");
+    world.served.await.expect("no panic").expect("ends nevertheless");
     held.await.expect("no panic").expect_err("cut off");
     world.echo.dropped.notified().await;
 }
@@ -122,7 +122,7 @@ async fn forever(world: &World) -> tonic::Streaming<String> {
 }
 
 #[tokio::test]
-async fn reflection_knows_google_rpc() {
+async fn reflection_includes_google_rpc() {
     let world = World::new().await;
     let ask = |request: MessageRequest| ServerReflectionRequest { host: String::new(), message_request: Some(request) };
     let requests = tokio_stream_of(vec![

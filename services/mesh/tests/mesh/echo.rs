@@ -1,4 +1,4 @@
-//! A service made by hand: strings in, strings out; what the text says is what it does.
+//! A hand-written service: strings in, strings out; the text selects the behaviour.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -18,13 +18,13 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 pub(crate) const SAY: &str = "/test.v1.Echo/Say";
-/// May be repeated.
+/// May be retried.
 pub(crate) const READ: &str = "/test.v1.Echo/Read";
 pub(crate) const CUSTOMER: &str = "/test.v1.Echo/SayAsCustomer";
 pub(crate) const OPERATOR: &str = "/test.v1.Echo/SayAsOperator";
 pub(crate) const SERVICE: &str = "/test.v1.Echo/SayAsService";
 pub(crate) const STREAM: &str = "/test.v1.Echo/Stream";
-/// In the routes, and in no policy.
+/// In the routes, but in no policy.
 pub(crate) const UNLISTED: &str = "/test.v1.Echo/Unlisted";
 
 const fn method(path: &'static str, allow: &'static [Access], callers: &'static [&'static str]) -> MethodPolicy {
@@ -51,19 +51,19 @@ pub(crate) const POLICIES: PolicyTable = PolicyTable(&[
     MethodPolicy { timeout: None, streaming: true, event: None, ..method(STREAM, &[Access::Public], &[]) },
 ]);
 
-/// The service, and what a test sees of it.
+/// The service, and what a test observes of it.
 #[derive(Clone)]
 pub(crate) struct Echo {
-    /// Handlers that began.
+    /// The number of handlers that began.
     pub(crate) begun: Arc<AtomicUsize>,
-    /// Told when a handler that said "hold" begins, and when it is dropped.
+    /// Notified when a "hold" handler begins, and when it is dropped.
     pub(crate) holding: Arc<Notify>,
     pub(crate) dropped: Arc<Notify>,
-    /// The code that every call is answered with; 0: as usual.
+    /// The code that every call fails with; 0: normal behaviour.
     pub(crate) failing: Arc<AtomicI32>,
-    /// Lets those go on that said "hold".
+    /// Releases the "hold" handlers.
     pub(crate) release: Arc<Semaphore>,
-    /// Whom "forward ..." goes to.
+    /// The target of "forward ...".
     pub(crate) next: Option<Channel>,
 }
 
@@ -100,7 +100,7 @@ impl Echo {
         self.begun.fetch_add(1, Ordering::SeqCst);
         let failing = Code::from_i32(self.failing.load(Ordering::SeqCst));
         if failing != Code::Ok {
-            return Err(Status::new(failing, "as told"));
+            return Err(Status::new(failing, "as configured"));
         }
         let extensions = request.extensions();
         let text = request.get_ref().clone();

@@ -27,7 +27,7 @@ async fn an_unknown_method_gets_error_info() {
 }
 
 #[tokio::test]
-async fn a_malformed_message_is_the_callers_mistake() {
+async fn a_malformed_message_is_an_invalid_argument() {
     let world = World::new().await;
     let answer = raw::send(world.address, raw::framed(SAY, &[0x0a, 0x7f, 0x01], &[])).await;
     assert_eq!((answer.code(), reason(&answer).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
@@ -35,7 +35,7 @@ async fn a_malformed_message_is_the_callers_mistake() {
 }
 
 #[tokio::test]
-async fn a_request_of_no_message_or_of_more_than_one_is_refused_and_starts_no_handler() {
+async fn a_request_of_no_message_or_of_more_than_one_is_rejected_and_starts_no_handler() {
     let world = World::new().await;
     let one = b"\0\0\0\0\x04\x0a\x02hi";
     for path in [SAY, STREAM] {
@@ -49,13 +49,13 @@ async fn a_request_of_no_message_or_of_more_than_one_is_refused_and_starts_no_ha
     }
     assert_eq!(world.begun(), 0);
     let answer = raw::send(world.address, raw::with_body(SAY, bytes::Bytes::from_static(one), &[])).await;
-    assert_eq!((answer.code(), world.begun()), (Code::Ok, 1), "the twin");
+    assert_eq!((answer.code(), world.begun()), (Code::Ok, 1), "control");
 }
 
 #[tokio::test]
 async fn a_status_without_details_gets_its_codes_name_as_the_reason() {
     let world = World::new().await;
-    let status = say(&world.stranger(), SAY, "bare").await.expect_err("refused");
+    let status = say(&world.stranger(), SAY, "bare").await.expect_err("rejected");
     assert_eq!((status.code(), status.message()), (Code::NotFound, "nothing here"));
     assert_eq!(reason(&status), "NOT_FOUND");
 }
@@ -68,9 +68,9 @@ async fn an_error_in_the_middle_of_a_stream_gets_error_info_too() {
 }
 
 #[tokio::test]
-async fn a_services_own_refusal_passes_unchanged() {
+async fn a_services_own_error_is_returned_unchanged() {
     let world = World::new().await;
-    let status = say(&world.stranger(), SAY, "refuse").await.expect_err("refused");
+    let status = say(&world.stranger(), SAY, "refuse").await.expect_err("rejected");
     let info = status.get_details_error_info().expect("ErrorInfo");
     assert_eq!((info.domain.as_str(), info.reason.as_str()), ("test.ordermesh", "CLOSED"));
     let precondition = status.get_details_precondition_failure().expect("PreconditionFailure");

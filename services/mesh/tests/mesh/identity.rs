@@ -1,4 +1,4 @@
-//! Who calls, and may he? A denied call starts no handler.
+//! Authentication and authorization. A denied call starts no handler.
 
 use std::sync::atomic::Ordering;
 
@@ -43,12 +43,12 @@ fn with_token(text: &str, token: &str) -> Request<String> {
 }
 
 async fn refused(channel: &Channel, path: &'static str, request: Request<String>) -> (Code, String) {
-    let status: Status = call(channel, path, request).await.expect_err("refused");
+    let status: Status = call(channel, path, request).await.expect_err("rejected");
     (status.code(), reason(&status))
 }
 
 #[tokio::test]
-async fn a_person_with_the_right_role_passes_and_the_handler_knows_him() {
+async fn a_user_with_the_right_role_is_admitted_and_the_handler_sees_the_user() {
     let world = World::new().await;
     let answer = call(&world.stranger(), CUSTOMER, with_token("caller", &token("customer"))).await.expect("passes");
     let known = answer.into_inner();
@@ -57,7 +57,7 @@ async fn a_person_with_the_right_role_passes_and_the_handler_knows_him() {
 }
 
 #[tokio::test]
-async fn a_denied_call_says_why_and_starts_no_handler() {
+async fn a_denied_call_has_a_reason_and_starts_no_handler() {
     let world = World::new().await;
     let channel = world.stranger();
     let without = |claim: &str| {
@@ -107,17 +107,17 @@ async fn a_denied_call_says_why_and_starts_no_handler() {
     let customer = refused(&channel, OPERATOR, with_token("hello", &token("customer"))).await;
     assert_eq!(customer, (Code::PermissionDenied, "ROLE_NOT_ALLOWED".to_owned()));
     assert_eq!(world.begun(), 0);
-    assert!(world.events.take().is_empty(), "strangers do not fill the store");
+    assert!(world.events.take().is_empty(), "anonymous clients do not fill the event store");
 }
 
-/// A token of these parts, signed by our key whatever they say.
+/// A token of these parts, signed by our key whatever they contain.
 fn of_parts(header: &str, claims: &str) -> String {
     let message = [header, claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
     let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &signing_key(), Algorithm::EdDSA).expect("signed");
     format!("{message}.{signature}")
 }
 
-/// Signed by HMAC with something that everybody knows.
+/// Signed by HMAC with a public value.
 fn hmac(secret: &[u8]) -> String {
     let mut header = Header::new(Algorithm::HS256);
     header.kid = Some(KEY_ID.to_owned());
@@ -145,7 +145,7 @@ fn header(more: &str) -> String {
     format!(r#"{{"alg":"EdDSA","typ":"JWT"{more}}}"#)
 }
 
-/// An operator's token with a claim of that value, in JSON.
+/// An operator's token with this claim, its value in JSON.
 fn claiming(claim: &str, value: &str) -> String {
     let mut claims = claims("operator");
     claims.as_object_mut().expect("an object").remove(claim);
@@ -154,7 +154,7 @@ fn claiming(claim: &str, value: &str) -> String {
     of_parts(&header(&kid), &format!(r#"{},"{claim}":{value}}}"#, others.trim_end_matches('}')))
 }
 
-/// What looks like this token, and is none.
+/// Tokens that resemble this one, and are invalid.
 fn forgeries(sound: &str) -> Vec<(&'static str, String)> {
     let claims = claims("operator").to_string();
     let ours = format!(r#","kid":"{KEY_ID}""#);
@@ -208,7 +208,7 @@ fn forgeries(sound: &str) -> Vec<(&'static str, String)> {
 }
 
 #[tokio::test]
-async fn no_token_passes_that_our_key_has_not_signed_as_it_is() {
+async fn only_tokens_signed_by_our_key_and_unaltered_are_accepted() {
     let world = World::new().await;
     let channel = world.stranger();
     let sound = claiming("role", r#""operator""#);
@@ -218,11 +218,11 @@ async fn no_token_passes_that_our_key_has_not_signed_as_it_is() {
         assert!(["TOKEN_INVALID", "TOKEN_MALFORMED"].contains(&reason.as_str()), "{what}: {reason}");
     }
     assert_eq!(world.begun(), 0);
-    call(&channel, OPERATOR, with_token("hello", &sound)).await.expect("the twin, made the same way");
+    call(&channel, OPERATOR, with_token("hello", &sound)).await.expect("control: made in the same way");
 }
 
 #[tokio::test]
-async fn of_two_authorization_headers_none_counts() {
+async fn two_authorization_headers_are_rejected() {
     let world = World::new().await;
     let [good, bad] = [format!("Bearer {}", token("customer")), "Bearer abc".to_owned()];
     for both in [[&good, &bad], [&bad, &good], [&good, &good]] {
@@ -237,7 +237,7 @@ async fn of_two_authorization_headers_none_counts() {
 }
 
 #[tokio::test]
-async fn a_method_without_a_policy_is_denied_although_it_is_served() {
+async fn a_method_without_a_policy_is_denied_although_it_is_in_the_routes() {
     let world = World::new().await;
     let answer = refused(&world.service("order", MESH_SECRET), UNLISTED, Request::new("hello".to_owned())).await;
     assert_eq!(answer, (Code::Unimplemented, "METHOD_NOT_FOUND".to_owned()));
@@ -245,7 +245,7 @@ async fn a_method_without_a_policy_is_denied_although_it_is_served() {
 }
 
 #[tokio::test]
-async fn a_public_method_asks_for_nothing_and_still_knows_who_calls() {
+async fn a_public_method_requires_no_credentials_and_uses_valid_ones() {
     let world = World::new().await;
     let channel = world.stranger();
     assert_eq!(say(&channel, SAY, "caller").await.expect("open"), "Anonymous");
@@ -256,7 +256,7 @@ async fn a_public_method_asks_for_nothing_and_still_knows_who_calls() {
 }
 
 #[tokio::test]
-async fn a_service_passes_by_the_mesh_secret_and_its_name() {
+async fn a_service_is_admitted_by_the_mesh_secret_and_its_name() {
     let world = World::new().await;
     let known = say(&world.service("order", MESH_SECRET), SERVICE, "caller").await.expect("passes");
     assert_eq!(known, r#"Service { name: "order" }"#);
@@ -278,19 +278,19 @@ async fn metadata_that_only_the_mesh_may_set_does_not_reach_the_handler() {
     let forged = [("x-ordermesh-service", "order"), ("x-ordermesh-role", "operator"), ("x-mine", "1")];
     let seen = call(&world.stranger(), SAY, with_metadata("metadata", &forged)).await.expect("open").into_inner();
     assert!(!seen.contains("x-ordermesh"), "{seen}");
-    assert!(seen.contains("x-mine"), "the twin: other metadata is seen: {seen}");
+    assert!(seen.contains("x-mine"), "control: other metadata is visible: {seen}");
     let seen = say(&world.service("order", MESH_SECRET), SERVICE, "metadata").await.expect("passes");
     assert!(!seen.contains("x-ordermesh"), "{seen}");
 }
 
 #[tokio::test]
-async fn the_handler_knows_the_peers_address() {
+async fn the_handler_sees_the_peers_address() {
     let world = World::new().await;
     assert_eq!(say(&world.stranger(), SAY, "peer").await.expect("open"), "127.0.0.1");
 }
 
 #[tokio::test]
-async fn without_keys_the_answer_is_unavailable_and_public_methods_stay_open() {
+async fn without_keys_tokens_get_unavailable_and_public_methods_stay_open() {
     let keys = Keys::with(None);
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
     let answer = refused(&world.stranger(), CUSTOMER, with_token("hello", &token("customer"))).await;
@@ -299,17 +299,17 @@ async fn without_keys_the_answer_is_unavailable_and_public_methods_stay_open() {
 }
 
 #[tokio::test]
-async fn a_call_right_after_a_fetch_that_failed_waits_for_the_next_one() {
+async fn a_call_right_after_a_failed_fetch_waits_for_the_next_fetch() {
     let keys = Keys::with(None);
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
     let channel = world.stranger();
     refused(&channel, CUSTOMER, with_token("hello", &token("customer"))).await;
     *keys.answer.lock().expect("not poisoned") = Keys::ours().answer.lock().expect("not poisoned").clone();
-    call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("the keys have come");
+    call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("the keys are available");
 }
 
 #[tokio::test]
-async fn keys_are_kept_when_a_refetch_fails_and_unknown_key_ids_do_not_hammer_the_source() {
+async fn keys_are_kept_when_a_refetch_fails_and_unknown_key_ids_do_not_flood_the_source() {
     let keys = Keys::ours();
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
     let channel = world.stranger();
@@ -322,7 +322,7 @@ async fn keys_are_kept_when_a_refetch_fails_and_unknown_key_ids_do_not_hammer_th
         let answer = refused(&channel, CUSTOMER, with_token("hello", &stranger)).await;
         assert_eq!(answer, (Code::Unauthenticated, "TOKEN_INVALID".to_owned()));
     }
-    assert_eq!(keys.fetches.load(Ordering::SeqCst), fetches, "asked again within ten seconds");
+    assert_eq!(keys.fetches.load(Ordering::SeqCst), fetches, "fetched again within ten seconds");
     let mut newer = claims("customer");
     newer["nbf"] = json!(1);
     call(&channel, CUSTOMER, with_token("hello", &signed(&newer, KEY_ID))).await.expect("the old keys still verify");

@@ -1,4 +1,4 @@
-//! Several instances of a service, and one of them is bad, dies, or comes back.
+//! Several instances of a service, of which one fails, crashes, or returns.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use tonic::Code;
 use crate::echo::{POLICIES, READ, SAY};
 use crate::world::{Plan, World, channel, say};
 
-/// So many failures in a row take an instance out.
+/// Consecutive failures that open the breaker.
 const THRESHOLD: usize = 5;
-/// Each probe that fails doubles the wait for the next, which begins at a tenth of a second or more: in the time that the
-/// test has there are no more of them.
+/// Each failed probe doubles the wait for the next, from at least a tenth of a second: the test's duration allows no
+/// more.
 const PROBES_AT_MOST: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An instance in a runtime of its own: it can be killed with all its connections, as a process can.
+/// An instance in a runtime of its own: it can be killed with all its connections, like a process.
 struct Process {
     runtime: Runtime,
     world: World,
@@ -36,7 +36,7 @@ impl Process {
         Self::start(Plan::default().address).await
     }
 
-    /// Its sockets are closed when this is done.
+    /// Its sockets are closed on return.
     async fn kill(self) {
         let killing = tokio::task::spawn_blocking(move || self.runtime.shutdown_timeout(PATIENCE));
         killing.await.expect("no panic");
@@ -60,11 +60,11 @@ async fn all_instances_are_used() {
             join_all((0..16).map(|_| say(&channel, SAY, "hello"))).await;
         }
     };
-    tokio::time::timeout(PATIENCE, all).await.expect("each of them gets its share");
+    tokio::time::timeout(PATIENCE, all).await.expect("each of them gets calls");
 }
 
 #[tokio::test]
-async fn one_of_three_is_killed_and_no_call_is_lost_that_may_be_repeated() {
+async fn when_one_of_three_instances_is_killed_no_retryable_call_fails() {
     let mut processes = vec![Process::any().await, Process::any().await, Process::any().await];
     let channel = channel(addresses(processes.iter().map(|process| &process.world)), Credentials::None);
     let round = |size: usize| join_all((0..size).map(|_| say(&channel, READ, "hello")));
@@ -73,7 +73,7 @@ async fn one_of_three_is_killed_and_no_call_is_lost_that_may_be_repeated() {
     }
     let (answers, ()) = tokio::join!(round(16), processes.remove(0).kill());
     for answer in answers {
-        assert_eq!(answer.expect("answered, here or there"), "hello");
+        assert_eq!(answer.expect("answered by any instance"), "hello");
     }
     for _ in 0..20 {
         round(16).await.into_iter().for_each(|answer| assert_eq!(answer.expect("answered"), "hello"));
@@ -82,7 +82,7 @@ async fn one_of_three_is_killed_and_no_call_is_lost_that_may_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_call_on_an_instance_that_dies_goes_to_another_if_it_may_be_repeated_and_fails_if_not() {
+async fn a_call_on_a_killed_instance_goes_to_another_if_it_is_retryable_and_fails_if_not() {
     for (path, is_repeated) in [(READ, true), (SAY, false)] {
         let mut processes = vec![Process::any().await, Process::any().await];
         let channel = channel(addresses(processes.iter().map(|process| &process.world)), Credentials::None);
@@ -108,8 +108,8 @@ async fn a_call_on_an_instance_that_dies_goes_to_another_if_it_may_be_repeated_a
 }
 
 #[tokio::test]
-async fn an_instance_that_was_restarted_is_found_at_once() {
-    // An address of its own: on the usual one another test might be given the port meanwhile.
+async fn a_restarted_instance_is_found_immediately() {
+    // An address of its own: on the usual one another test might get the port meanwhile.
     let process = Process::start(SocketAddr::from(([127, 0, 0, 2], 0))).await;
     let address = process.world.address;
     let channel = channel(vec![address.to_string()], Credentials::None);
@@ -123,8 +123,8 @@ async fn an_instance_that_was_restarted_is_found_at_once() {
 }
 
 #[tokio::test]
-async fn no_call_goes_to_an_instance_that_takes_connections_and_says_nothing() {
-    // The system takes them: nobody accepts.
+async fn no_call_goes_to_an_instance_that_accepts_connections_and_sends_nothing() {
+    // The kernel accepts connections; no process does.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let world = World::new().await;
     let addresses = vec![silent.local_addr().expect("an address").to_string(), world.address.to_string()];
@@ -136,7 +136,7 @@ async fn no_call_goes_to_an_instance_that_takes_connections_and_says_nothing() {
 }
 
 #[tokio::test]
-async fn one_that_answers_errors_is_out_within_the_threshold_and_back_when_it_has_healed() {
+async fn a_failing_instance_is_out_of_rotation_within_the_threshold_and_back_after_it_recovers() {
     let worlds = three().await;
     let channel = channel(addresses(&worlds), Credentials::None);
     worlds[0].answer_with(Code::Internal);
@@ -149,25 +149,25 @@ async fn one_that_answers_errors_is_out_within_the_threshold_and_back_when_it_ha
     worlds[0].answer_with(Code::Ok);
     let before = worlds[0].begun();
     let back = async {
-        // The probe, and some more: it is in rotation again.
+        // The probe, and more: it is in rotation again.
         while worlds[0].begun() < before + 10 {
             join_all((0..16).map(|_| say(&channel, SAY, "hello"))).await;
         }
     };
-    tokio::time::timeout(PATIENCE, back).await.expect("it is back");
+    tokio::time::timeout(PATIENCE, back).await.expect("back in rotation");
 }
 
 #[tokio::test]
-async fn when_all_answer_errors_all_are_used() {
+async fn when_all_instances_fail_all_are_used() {
     let worlds = three().await;
     let channel = channel(addresses(&worlds), Credentials::None);
     worlds.iter().for_each(|world| world.answer_with(Code::Internal));
     for _ in 0..10 * THRESHOLD {
-        let status = say(&channel, SAY, "hello").await.expect_err("as told");
-        assert_eq!(status.code(), Code::Internal, "an answer, and no refusal of ours");
+        let status = say(&channel, SAY, "hello").await.expect_err("as configured");
+        assert_eq!(status.code(), Code::Internal, "the instance's error, and not the client's");
     }
     worlds.iter().for_each(|world| world.answer_with(Code::Ok));
-    assert_eq!(say(&channel, SAY, "hello").await.expect("at once"), "hello");
+    assert_eq!(say(&channel, SAY, "hello").await.expect("immediately"), "hello");
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn a_retry_storm_stays_within_the_budget() {
     let calls = 500;
     for _ in 0..calls / 20 {
         for answer in join_all((0..20).map(|_| say(&channel, READ, "hello"))).await {
-            assert_eq!(answer.expect_err("as told").code(), Code::Unavailable);
+            assert_eq!(answer.expect_err("as configured").code(), Code::Unavailable);
         }
     }
     let attempts: usize = worlds.iter().map(World::begun).sum();
@@ -187,7 +187,7 @@ async fn a_retry_storm_stays_within_the_budget() {
 }
 
 #[tokio::test]
-async fn a_name_is_looked_up() {
+async fn a_dns_name_is_looked_up() {
     let world = World::new().await;
     let addresses = Addresses::Dns { host: "localhost".into(), port: world.address.port() };
     let channel = client(ClientConfig::new("test", addresses, POLICIES));

@@ -1,4 +1,4 @@
-//! What is admitted, in which order, and given back.
+//! Admission: what is admitted, in which order, and when it is released.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ async fn stream(world: &World, text: &str) -> Result<tonic::Streaming<String>, t
 }
 
 #[tokio::test]
-async fn a_call_more_than_there_are_permits_is_refused_at_once_and_counted() {
+async fn a_call_beyond_the_permits_is_rejected_immediately_and_counted() {
     observed();
     let world = World::altered(Plan::default(), |config| {
         (config.service, config.max_concurrency, config.max_streams) = ("one-permit", 1, 1);
@@ -45,7 +45,7 @@ async fn a_call_more_than_there_are_permits_is_refused_at_once_and_counted() {
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "OVERLOADED"));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!((refusals("one-permit", "concurrency") > 0, permits("call"), permits("stream")), (true, 1, 0));
-    // Streams and health have their own.
+    // Streams and health have limits of their own.
     let mut texts = stream(&world, "forever").await.expect("its own limit");
     assert_eq!(texts.next().await.expect("one").expect("well-formed"), "one");
     let status = stream(&world, "forever").await.expect_err("no stream left");
@@ -64,12 +64,12 @@ async fn a_call_more_than_there_are_permits_is_refused_at_once_and_counted() {
             .take()
             .iter()
             .all(|ended| { ended.event.error.as_ref().is_none_or(|error| error.reason != "OVERLOADED") }),
-        "no event of a call that nobody served"
+        "no event for a rejected call"
     );
 }
 
 #[tokio::test]
-async fn a_panic_gives_its_permit_back() {
+async fn a_panic_returns_its_permit() {
     let world = World::altered(Plan::default(), |config| config.max_concurrency = 1).await;
     assert_eq!(say(&world.stranger(), SAY, "panic").await.expect_err("a panic").code(), Code::Internal);
     assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("served"), "hello");
@@ -77,7 +77,7 @@ async fn a_panic_gives_its_permit_back() {
 
 #[tokio::test]
 async fn a_denied_call_takes_no_quota_no_permit_and_no_memory_and_starts_no_handler() {
-    // Whatever were asked for behind identity, there is none of it.
+    // All resources behind the identity layer are set to zero.
     let none = Plan { memory_budget_bytes: Some(0), ..Plan::default() };
     let world = World::altered(none, |config| {
         config.max_concurrency = 0;
@@ -88,13 +88,13 @@ async fn a_denied_call_takes_no_quota_no_permit_and_no_memory_and_starts_no_hand
         let status = say(&world.stranger(), CUSTOMER, "hello").await.expect_err("denied");
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "TOKEN_MISSING"));
     }
-    // The twin: who may call, finds that there is none.
+    // Control: an authorized call reaches the exhausted limit.
     assert_eq!(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("no memory")), "OUT_OF_MEMORY");
-    assert_eq!((world.begun(), world.events.take().len()), (0, 1), "the twin's alone");
+    assert_eq!((world.begun(), world.events.take().len()), (0, 1), "only the control's");
 }
 
 #[tokio::test]
-async fn who_is_over_his_quota_takes_no_permit() {
+async fn a_caller_over_its_quota_takes_no_permit() {
     let world = World::altered(Plan::default(), |config| {
         config.max_concurrency = 0;
         config.rate_limits = vec![(SAY, TWO)];
@@ -102,13 +102,13 @@ async fn who_is_over_his_quota_takes_no_permit() {
     .await;
     let mut seen = vec![];
     for _ in 0..3 {
-        seen.push(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("refused")));
+        seen.push(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("rejected")));
     }
     assert_eq!(seen, ["OVERLOADED", "OVERLOADED", "RATE_LIMITED"]);
 }
 
 #[tokio::test]
-async fn a_caller_over_the_quota_learns_when_to_come_back_and_others_do_not_suffer() {
+async fn a_caller_over_its_quota_gets_a_retry_delay_and_others_are_not_affected() {
     observed();
     let world = World::altered(Plan::default(), |config| {
         config.service = "quota";
@@ -120,18 +120,18 @@ async fn a_caller_over_the_quota_learns_when_to_come_back_and_others_do_not_suff
     }
     let status = say(&world.stranger(), SAY, "hello").await.expect_err("over it");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
-    let wait = status.get_details_retry_info().and_then(|retry| retry.retry_delay).expect("how long");
+    let wait = status.get_details_retry_info().and_then(|retry| retry.retry_delay).expect("a retry delay");
     assert!((Duration::from_secs(43_000)..=Duration::from_secs(43_200)).contains(&wait), "{wait:?}");
-    assert_eq!(status.get_details_quota_failure().expect("of what").violations.len(), 1);
+    assert_eq!(status.get_details_quota_failure().expect("a quota failure").violations.len(), 1);
     assert_eq!((refusals("quota", "rate_limit"), world.events.take().len()), (1, 2));
-    // A service is another caller than its address, and another method has no quota.
+    // A service is counted separately from its address, and another method has no quota.
     say(&world.service("order", crate::world::MESH_SECRET), SAY, "hello").await.expect("another caller");
     let denied = say(&world.stranger(), CUSTOMER, "hello").await.expect_err("another method");
     assert_eq!(denied.code(), Code::Unauthenticated);
 }
 
 #[tokio::test]
-async fn behind_a_trusted_proxy_callers_are_told_apart_and_behind_another_they_are_one() {
+async fn callers_behind_a_trusted_proxy_are_distinguished_and_behind_an_untrusted_one_they_are_not() {
     for (trusted, third) in [("127.0.0.0/8", Code::Ok), ("10.0.0.0/8", Code::ResourceExhausted)] {
         let world = World::altered(Plan::default(), |config| {
             config.rate_limits = vec![(SAY, TWO)];
@@ -150,7 +150,7 @@ async fn behind_a_trusted_proxy_callers_are_told_apart_and_behind_another_they_a
 }
 
 #[tokio::test]
-async fn too_much_metadata_is_refused_with_a_status() {
+async fn too_much_metadata_is_rejected_with_a_status() {
     observed();
     let world = World::altered(Plan::default(), |config| config.service = "metadata").await;
     for (bytes, code) in [(17_000, Code::ResourceExhausted), (60_000, Code::ResourceExhausted), (15_000, Code::Ok)] {
@@ -164,34 +164,34 @@ async fn too_much_metadata_is_refused_with_a_status() {
 }
 
 #[tokio::test]
-async fn a_message_over_the_limit_is_refused_before_it_is_read() {
+async fn a_message_over_the_limit_is_rejected_before_it_is_read() {
     let world = World::with(Plan { max_message_bytes: 100, ..Plan::default() }).await;
-    let status = say(&world.stranger(), SAY, &"x".repeat(101)).await.expect_err("refused");
+    let status = say(&world.stranger(), SAY, &"x".repeat(101)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
     assert_eq!(world.begun(), 0);
     assert_eq!(say(&world.stranger(), SAY, &"x".repeat(90)).await.expect("fits").len(), 90);
-    // The prefix alone is enough: it tells of 4 GiB that never come.
+    // The prefix is sufficient: it announces 4 GiB that are never sent.
     let only_prefix = bytes::Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
     let answer = raw::send(world.address, raw::with_body(SAY, only_prefix, &[])).await;
     assert_eq!(reason(&answer), "MESSAGE_TOO_LARGE");
 }
 
 #[tokio::test]
-async fn a_call_that_does_not_fit_the_memory_budget_is_an_out_of_memory_error() {
+async fn a_call_over_the_memory_budget_is_an_out_of_memory_error() {
     let world = World::with(Plan { memory_budget_bytes: Some(4_096), ..Plan::default() }).await;
-    let status = say(&world.stranger(), SAY, &"x".repeat(2_000)).await.expect_err("refused");
+    let status = say(&world.stranger(), SAY, &"x".repeat(2_000)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OUT_OF_MEMORY"));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(mesh::error_class(&status).kind, "OutOfMemoryError");
     assert_eq!(world.begun(), 0);
     let events = world.events.take();
-    assert_eq!(events.len(), 1, "refused for memory is an event");
+    assert_eq!(events.len(), 1, "a rejection for memory is an event");
     assert_eq!(events[0].event.error.as_ref().expect("failed").kind, "OutOfMemoryError");
     assert_eq!(say(&world.stranger(), SAY, "small").await.expect("fits"), "small");
 }
 
 #[tokio::test]
-async fn what_a_call_holds_is_free_again_when_its_answer_is_sent() {
+async fn a_calls_memory_is_released_when_its_response_is_sent() {
     // "hold" is 11 bytes framed: 44 of the budget.
     let world = World::with(Plan { memory_budget_bytes: Some(60), ..Plan::default() }).await;
     let first = channel(vec![world.address.to_string()], Credentials::None);

@@ -1,4 +1,4 @@
-//! The mesh under a hand-made service, over real sockets on port 0.
+//! The mesh around a hand-written service, over real sockets on port 0.
 
 mod cancelled;
 mod client;

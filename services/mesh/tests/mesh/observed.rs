@@ -1,4 +1,4 @@
-//! What OpenTelemetry would send: kept in memory, for the whole test binary.
+//! Telemetry that would be exported: kept in memory, for the whole test binary.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -49,7 +49,7 @@ impl PushMetricExporter for Metrics {
                     sum.data_points().for_each(|point| push(facts(point.attributes()), point.value()));
                 }
                 AggregatedMetrics::I64(MetricData::Sum(sum)) => {
-                    let value = |value: i64| u64::try_from(value).expect("nothing here is less than none");
+                    let value = |value: i64| u64::try_from(value).expect("no negative value here");
                     sum.data_points().for_each(|point| push(facts(point.attributes()), value(point.value())));
                 }
                 AggregatedMetrics::U64(MetricData::Gauge(gauge)) => {
@@ -84,7 +84,7 @@ pub(crate) struct Observed {
     meter: SdkMeterProvider,
 }
 
-/// Installed once: before the first stack is built, or its instruments measure nothing.
+/// Installed once, before the first stack is built: otherwise its instruments would record nothing.
 pub(crate) fn observed() -> &'static Observed {
     static OBSERVED: OnceLock<Observed> = OnceLock::new();
     OBSERVED.get_or_init(|| {
@@ -104,7 +104,7 @@ pub(crate) fn observed() -> &'static Observed {
 }
 
 impl Observed {
-    /// The spans of a trace that have ended.
+    /// The ended spans of a trace.
     pub(crate) fn spans_of(&self, trace_id: &str) -> Vec<SpanData> {
         let spans = self.spans.0.lock().expect("not poisoned");
         spans.iter().filter(|span| span.span_context.trace_id().to_string() == trace_id).cloned().collect()

@@ -1,5 +1,5 @@
-//! The headers beside `traceparent`: `tracestate` is forwarded wherever `traceparent` is continued, `baggage` where it is
-//! configured.
+//! The headers beside `traceparent`: `tracestate` is forwarded wherever `traceparent` is continued, `baggage` where it
+//! is configured.
 
 use mesh::{ClientConfig, Credentials, Untraced, client};
 use opentelemetry_sdk::trace::SpanData;
@@ -16,7 +16,7 @@ fn trace_id(number: u8) -> String {
     format!("{number:02x}bf7651916cd43dd8448eb211c80319")
 }
 
-/// A call with a trace context of the test's own, which the client leaves alone. Flags 01: sampled.
+/// A call with a trace context of the test's own, which the client does not change. Flags 01: sampled.
 fn within(text: &str, number: u8, flags: &str, states: &[&str]) -> Request<String> {
     let place = format!("00-{}-b7ad6b7169203331-{flags}", trace_id(number));
     let mut request = with_metadata(text, &[("traceparent", place.as_str())]);
@@ -51,7 +51,7 @@ async fn tracestate_is_forwarded_to_the_next_hop_and_is_in_every_span() {
     assert_eq!(forwarded(1, "01", &[STATE]).await, STATE);
     let spans = observed().spans_of(&trace_id(1));
     assert_eq!(spans.iter().map(state_of).collect::<Vec<_>>(), [STATE; 3], "server, client, server");
-    // The twin: none comes, none goes.
+    // Control: without one, none is forwarded.
     assert_eq!(forwarded(2, "01", &[]).await, "");
     assert_eq!(observed().spans_of(&trace_id(2)).len(), 3);
 }
@@ -82,7 +82,7 @@ async fn an_untrusted_clients_tracestate_is_not_forwarded_and_a_services_is() {
     let first = World::with(Plan { next: Some(second.stranger()), ..Plan::default() }).await;
     let request = within("forward tracestate", 7, "01", &[STATE]);
     assert_eq!(call(&first.stranger(), SAY, request).await.expect("answered").into_inner(), "");
-    assert_eq!(observed().spans_linked_to(&trace_id(7)).len(), 1, "it is linked");
+    assert_eq!(observed().spans_linked_to(&trace_id(7)).len(), 1, "linked");
     let request = within("forward tracestate", 8, "01", &[STATE]);
     let service = first.service("order", MESH_SECRET);
     assert_eq!(call(&service, SERVICE, request).await.expect("answered").into_inner(), STATE);
@@ -96,7 +96,7 @@ async fn every_attempt_of_a_call_has_the_tracestate() {
     failing.answer_with(Code::Unavailable);
     let to = channel(vec![failing.address.to_string(), answering.address.to_string()], Credentials::None);
     let first = World::with(Plan { next: Some(to), ..plan() }).await;
-    // Until a call begins at the failing instance, and is retried.
+    // Until a call begins on the failing instance, and is retried.
     for number in 0x10.. {
         let request = within("forward read tracestate", number, "01", &[STATE]);
         let seen = call(&first.stranger(), READ, request).await.expect("answered by the other instance").into_inner();
@@ -152,5 +152,5 @@ async fn without_trace_context_a_call_starts_a_trace_of_its_own() {
     let world = World::with(Plan { propagation: Propagation::NONE, ..Plan::default() }).await;
     let place = call(&world.stranger(), SAY, within("place", 0x83, "01", &[])).await.expect("answered").into_inner();
     assert!(!place.contains(&trace_id(0x83)), "{place}");
-    assert_eq!(observed().spans_of(&place[3..35]).len(), 1, "it has a span all the same");
+    assert_eq!(observed().spans_of(&place[3..35]).len(), 1, "it still has a span");
 }

@@ -1,4 +1,4 @@
-//! The README names a test for each feature: they exist.
+//! The README cites a test for each feature: they exist.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ fn sources(directory: &Path) -> String {
     text
 }
 
-/// What stands in backticks and is a sentence: the names of tests.
+/// Test names: long identifiers in backticks.
 fn named(readme: &str) -> Vec<&str> {
     let quoted = readme.split('`').skip(1).step_by(2);
     let names = quoted.map(|quoted| quoted.rsplit("::").next().unwrap_or(quoted));
@@ -21,7 +21,7 @@ fn named(readme: &str) -> Vec<&str> {
 }
 
 #[test]
-fn every_test_that_the_readme_names_exists() {
+fn every_test_that_the_readme_cites_exists() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = std::fs::read_to_string(here.join("README.md")).expect("the README");
     let code = sources(&here.join("src")) + &sources(&here.join("tests"));

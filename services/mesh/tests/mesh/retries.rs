@@ -1,4 +1,4 @@
-//! Retries over real sockets: what a peer does to a stream, what another attempt looks like, and what is measured.
+//! Retries over real sockets: stream resets, attempt spans, and metrics.
 
 use std::net::SocketAddr;
 
@@ -30,19 +30,19 @@ async fn resetting(reset: Reason) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_refused_stream_goes_to_another_instance_whatever_the_method() {
+async fn a_refused_stream_is_retried_on_another_instance_for_any_method() {
     let (refusing, world) = (resetting(Reason::REFUSED_STREAM).await, World::new().await);
     for _ in 0..20 {
         let channel = channel(vec![refusing.to_string(), world.address.to_string()], Credentials::None);
         assert_eq!(say(&channel, SAY, "hello").await.expect("answered by the other"), "hello");
     }
     let alone = channel(vec![refusing.to_string()], Credentials::None);
-    let status = say(&alone, SAY, "hello").await.expect_err("and not for ever");
+    let status = say(&alone, SAY, "hello").await.expect_err("and not forever");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "CONNECTION_LOST"));
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_otherwise_may_have_been_served() {
+async fn a_stream_with_another_error_may_have_been_served_and_is_not_retried() {
     let (breaking, world) = (resetting(Reason::INTERNAL_ERROR).await, World::new().await);
     let mut broken = 0;
     for _ in 0..20 {
@@ -50,17 +50,17 @@ async fn a_stream_that_breaks_otherwise_may_have_been_served() {
         broken += usize::from(say(&channel, SAY, "hello").await.is_err());
     }
     assert_eq!(broken + world.begun(), 20, "each was sent once");
-    assert!(broken > 0, "the twin: some went to the one that breaks them");
+    assert!(broken > 0, "control: some calls went to the failing instance");
 }
 
 #[tokio::test]
-async fn a_call_of_two_attempts_has_a_span_for_each_under_its_own_and_a_call_of_one_has_none() {
+async fn a_retried_call_has_a_span_for_each_attempt_and_other_calls_have_none() {
     observed();
     let plan = || Plan { trust_client_trace_context: true, ..Plan::default() };
     let (first, second) = (World::with(plan()).await, World::with(plan()).await);
     first.answer_with(Code::Unavailable);
     let to = channel(vec![first.address.to_string(), second.address.to_string()], Credentials::None);
-    // Until a call begins at the one that fails.
+    // Until a call begins on the failing instance.
     let place = loop {
         let place = say(&to, READ, "place").await.expect("answered by the second");
         if first.begun() > 0 {
@@ -92,12 +92,12 @@ async fn a_call_of_two_attempts_has_a_span_for_each_under_its_own_and_a_call_of_
     assert_eq!((attribute(call, "server.port"), &call.status), (port(&second), &SpanStatus::Unset));
     let served = named("test.v1.Echo/Read", SpanKind::Server);
     let parents: Vec<_> = served.iter().map(|span| span.parent_span_id).collect();
-    // The first attempt was sent before anybody knew that there would be another.
+    // The first attempt was sent before a second one was known to follow.
     assert_eq!(parents, [call.span_context.span_id(), attempts[1].span_context.span_id()]);
 }
 
 #[tokio::test]
-async fn what_comes_as_a_retry_is_not_retried_further_on() {
+async fn a_call_that_is_itself_a_retry_is_not_retried_further_on() {
     let last = World::new().await;
     last.answer_with(Code::Unavailable);
     let next = channel(vec![last.address.to_string()], Credentials::None);
@@ -108,7 +108,7 @@ async fn what_comes_as_a_retry_is_not_retried_further_on() {
         if is_retry {
             request.metadata_mut().insert("grpc-previous-rpc-attempts", "1".parse().expect("a value"));
         }
-        call(&first.stranger(), SAY, request).await.expect_err("nobody serves it");
+        call(&first.stranger(), SAY, request).await.expect_err("no instance serves it");
         assert_eq!(last.begun() - begun, expected, "is a retry: {is_retry}");
         begun = last.begun();
     }
@@ -128,19 +128,19 @@ async fn attempts_retries_and_instances_are_counted() {
     assert_eq!(observed().value("mesh.client.endpoints.ready", &here), 1);
     assert_eq!(observed().value("mesh.client.breakers.open", &here), 0);
     world.answer_with(Code::Unavailable);
-    say(&channel, READ, "hello").await.expect_err("as told");
+    say(&channel, READ, "hello").await.expect_err("as configured");
     assert_eq!(observed().value("mesh.client.attempts", &here), 1 + 3);
     assert!(observed().value("mesh.client.retries", &retries) >= before + 2);
-    say(&channel, READ, "hello").await.expect_err("as told");
+    say(&channel, READ, "hello").await.expect_err("as configured");
     assert_eq!(observed().value("mesh.client.breakers.open", &here), 1);
     drop(channel);
-    // Its keeper sees to it.
+    // Its keeper updates the gauge.
     while observed().value("mesh.client.endpoints.ready", &here) != 0 {
         tokio::task::yield_now().await;
     }
     let nobody = crate::world::channel(vec![], Credentials::None);
     let refused = ["mesh.target=test", "mesh.cause=unreachable"];
     let before = observed().value("mesh.client.refusals", &refused);
-    say(&nobody, SAY, "hello").await.expect_err("nowhere to go");
+    say(&nobody, SAY, "hello").await.expect_err("no instance");
     assert!(observed().value("mesh.client.refusals", &refused) > before);
 }

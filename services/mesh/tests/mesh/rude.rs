@@ -1,5 +1,5 @@
-//! Clients that are rude on purpose, over real sockets: others are served, what they held is given back, and it is counted.
-//! What takes time (half frames, idleness, shut windows) is tested in `connections.rs`, with paused time.
+//! Misbehaving clients, over real sockets: others are served, resources are released, and rejections are counted. What
+//! takes time (half frames, idle timeouts, zero windows) is tested in `connections.rs`, with paused time.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::world::{Plan, World, reason, say};
 
 const BUDGET_BYTES: usize = 100_000;
 
-/// A server of a name of its own, so that its metrics are its own.
+/// A server with a service name of its own, so that its metrics are separate.
 pub(crate) async fn world(service: &'static str) -> World {
     world_with(service, BUDGET_BYTES).await
 }
@@ -40,7 +40,7 @@ pub(crate) type Connection = JoinHandle<Result<(), h2::Error>>;
 
 pub(crate) async fn connect(world: &World) -> (SendRequest<Bytes>, Connection) {
     let stream = TcpStream::connect(world.address).await.expect("connects");
-    // As many streams as it likes, whatever the server says at first.
+    // Ignores the server's initial limit on streams.
     let builder = h2::client::Builder::new().initial_max_send_streams(1_000).clone();
     let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
     (sender.ready().await.expect("ready"), tokio::spawn(connection))
@@ -56,7 +56,7 @@ pub(crate) fn head(headers: &[(&str, &str)]) -> http::Request<()> {
     request.body(()).expect("a request")
 }
 
-/// Until the server has noticed that somebody is gone.
+/// Waits until the server has noticed a change.
 pub(crate) async fn until(what: impl Fn() -> bool) {
     let noticed = async {
         while !what() {
@@ -70,10 +70,10 @@ pub(crate) async fn others_are_served(world: &World) {
     assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("others are served"), "hello");
 }
 
-/// HTTP/2 from its first byte: the preface and an empty SETTINGS.
+/// The start of an HTTP/2 connection: the preface and an empty SETTINGS.
 pub(crate) const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A frame by hand.
+/// Encodes a frame.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
@@ -82,7 +82,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     frame
 }
 
-/// HPACK, without any compression: POST http://x/test.v1.Echo/Say, content-type application/grpc.
+/// HPACK without compression: POST http://x/test.v1.Echo/Say, content-type application/grpc.
 fn header_block() -> Vec<u8> {
     block(SAY, &[("content-type", "application/grpc")])
 }
@@ -97,7 +97,7 @@ pub(crate) fn block(path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn ten_thousand_streams_that_are_reset_at_once_end_the_connection() {
+async fn ten_thousand_streams_reset_immediately_close_the_connection() {
     let world = world("rapid-reset").await;
     let mut attack = BEGINNING.to_vec();
     for number in 0..10_000 {
@@ -106,12 +106,12 @@ async fn ten_thousand_streams_that_are_reset_at_once_end_the_connection() {
     }
     let (mut reader, mut writer) = TcpStream::connect(world.address).await.expect("connects").into_split();
     let written = tokio::spawn(async move { writer.write_all(&attack).await });
-    // To the end of what the server says, or to its reset.
+    // Until the server closes or resets the connection.
     let mut said = vec![];
     let _ = tokio::io::AsyncReadExt::read_to_end(&mut reader, &mut said).await;
     let _ = written.await.expect("no panic");
     until(|| held("rapid-reset", "mesh.server.connections") == 0).await;
-    // By HTTP/2's stack, or by us: it depends on how many come between two turns of the connection.
+    // By the HTTP/2 stack or by the mesh: it depends on how many arrive between two turns of the connection.
     assert!(refusals("rapid-reset", "protocol") + refusals("rapid-reset", "resets") > 0);
     assert_eq!(held("rapid-reset", "mesh.server.permits.used"), 0);
     assert_eq!(held("rapid-reset", "mesh.server.memory.reserved"), 0);
@@ -119,12 +119,12 @@ async fn ten_thousand_streams_that_are_reset_at_once_end_the_connection() {
 }
 
 #[tokio::test]
-async fn streams_that_we_are_made_to_reset_end_the_connection() {
+async fn streams_that_the_server_is_made_to_reset_close_the_connection() {
     let world = world("made-you-reset").await;
     let mut attack = BEGINNING.to_vec();
     for number in 0..3_000 {
         attack.extend(frame(1, 4, 2 * number + 1, &header_block()));
-        // WINDOW_UPDATE by nothing: an error of the stream (CVE-2025-8671).
+        // WINDOW_UPDATE with a zero increment: a stream error (CVE-2025-8671).
         attack.extend(frame(8, 0, 2 * number + 1, &[0, 0, 0, 0]));
     }
     let (mut reader, mut writer) = TcpStream::connect(world.address).await.expect("connects").into_split();
@@ -138,13 +138,13 @@ async fn streams_that_we_are_made_to_reset_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_thousand_calls_that_are_reset_in_their_handler_leave_nothing_behind() {
+async fn a_thousand_calls_reset_in_their_handler_release_everything() {
     let world = world("reset").await;
     let (mut sender, connection) = connect(&world).await;
     for number in 0..1_000 {
-        sender = sender.ready().await.expect("the connection lives on");
+        sender = sender.ready().await.expect("the connection stays open");
         let (_response, mut stream) = sender.send_request(head(&[]), false).expect("sent");
-        // "hold", whole.
+        // "hold", complete.
         stream.send_data(Bytes::from_static(b"\0\0\0\0\x06\x0a\x04hold"), true).expect("sent");
         world.echo.holding.notified().await;
         if number == 0 {
@@ -161,11 +161,11 @@ async fn a_thousand_calls_that_are_reset_in_their_handler_leave_nothing_behind()
 }
 
 #[tokio::test]
-async fn bodies_without_an_end_stay_within_the_budget_and_give_it_back() {
+async fn endless_request_bodies_stay_within_the_budget_and_release_it() {
     let world = world("endless").await;
     let (sender, connection) = connect(&world).await;
     let mut streams = vec![];
-    // Each says that 10,000 bytes come, and sends half of it: 20,000 of the budget. Three fit into a caller's share of it.
+    // Each announces 10,000 bytes and sends half of them: 20,000 of the budget. Three fit into a caller's fair share.
     for number in 1..=8 {
         let (response, mut stream) =
             sender.clone().ready().await.expect("ready").send_request(head(&[]), false).expect("sent");
@@ -183,7 +183,7 @@ async fn bodies_without_an_end_stay_within_the_budget_and_give_it_back() {
     let status = say(&world.stranger(), SAY, "hello").await.expect_err("from the same address");
     assert_eq!(reason(&status), "OUT_OF_MEMORY");
     let other = world.service("order", crate::world::MESH_SECRET);
-    assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others find room").len(), 9_000);
+    assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others get memory").len(), 9_000);
     drop(streams);
     connection.abort();
     until(|| held("endless", "mesh.server.memory.reserved") == 0).await;
@@ -191,31 +191,32 @@ async fn bodies_without_an_end_stay_within_the_budget_and_give_it_back() {
 }
 
 #[tokio::test]
-async fn calls_whose_requests_never_come_are_charged_for_their_headers() {
+async fn calls_without_request_bodies_are_charged_for_their_headers() {
     let world = world("headers-only").await;
     let (sender, connection) = connect(&world).await;
     let headers: Vec<String> = (0..100).map(|number| format!("x-{number}")).collect();
     let headers: Vec<_> = headers.iter().map(|name| (name.as_str(), "")).collect();
     let mut streams = vec![];
     for _ in 0..20 {
-        // 25,000 for each, and 16,000 for its headers: of a mebibyte a caller has half.
+        // 25,000 for each call, and 16,000 for its headers: one caller has half of a mebibyte.
         streams.push(sender.clone().ready().await.expect("ready").send_request(head(&headers), false).expect("sent"));
     }
     until(|| refusals("headers-only", "memory") == 7).await;
-    assert_eq!(held("headers-only", "mesh.server.memory.reserved"), 0, "others find all of the calls' budget");
+    assert_eq!(held("headers-only", "mesh.server.memory.reserved"), 0, "the calls' budget stays free");
     drop(streams);
     connection.abort();
     others_are_served(&world).await;
 }
 
 #[tokio::test]
-async fn answers_that_nobody_takes_stay_within_the_budget_and_give_it_back() {
+async fn unread_responses_stay_within_the_budget_and_release_it() {
     let world = world("untaken").await;
     let stream = TcpStream::connect(world.address).await.expect("connects");
     let (sender, connection) =
         h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await.expect("HTTP/2");
     let connection = tokio::spawn(connection);
-    // An answer of 9,000 bytes and a little holds 18,000; two fit into a caller's share, and the third is refused in its headers.
+    // A response of just over 9,000 bytes holds 18,000; two fit into a caller's share, and the third becomes an error in
+    // the headers.
     let mut message = vec![0, 0, 0, 0x23, 0x2b, 0x0a, 0xa8, 0x46];
     message.resize(message.len() + 9_000, b'x');
     let mut answers = vec![];
@@ -230,10 +231,10 @@ async fn answers_that_nobody_takes_stay_within_the_budget_and_give_it_back() {
     }
     let reserved = held("untaken", "mesh.server.memory.reserved");
     assert!((36_000..37_000).contains(&reserved), "{reserved}");
-    assert_eq!(world.begun(), 2, "what a caller may not hold is refused by its request's bytes");
+    assert_eq!(world.begun(), 2, "beyond its share, a caller is rejected before the handler");
     let other = world.service("order", crate::world::MESH_SECRET);
-    assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others find room").len(), 9_000);
-    // A reset is enough.
+    assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others get memory").len(), 9_000);
+    // A reset releases it.
     drop(answers.swap_remove(0));
     until(|| held("untaken", "mesh.server.memory.reserved") < 19_000).await;
     drop(answers);
@@ -242,7 +243,7 @@ async fn answers_that_nobody_takes_stay_within_the_budget_and_give_it_back() {
 }
 
 #[tokio::test]
-async fn half_a_frame_holds_nothing_up() {
+async fn half_a_frame_delays_no_other_connection() {
     let world = world("half-a-frame").await;
     let mut stream = TcpStream::connect(world.address).await.expect("connects");
     stream.write_all(BEGINNING).await.expect("written");
@@ -254,7 +255,7 @@ async fn half_a_frame_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn headers_beyond_http2s_own_limit_end_the_stream_and_not_the_server() {
+async fn headers_beyond_http2s_own_limit_end_the_stream_but_not_the_server() {
     let world = world("huge-headers").await;
     let (sender, connection) = connect(&world).await;
     let long = "y".repeat(15_000);
@@ -262,21 +263,21 @@ async fn headers_beyond_http2s_own_limit_end_the_stream_and_not_the_server() {
     let headers: Vec<_> = names.iter().map(|name| (name.as_str(), long.as_str())).collect();
     let (response, _stream) =
         sender.clone().ready().await.expect("ready").send_request(head(&headers), true).expect("sent");
-    // 431 (h2's answer), or the end of the connection.
+    // 431 (h2's response), or the connection is closed.
     if let Ok(response) = response.await {
         assert_eq!(response.status(), http::StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
     others_are_served(&world).await;
-    assert_eq!(world.begun(), 1, "the others' alone");
+    assert_eq!(world.begun(), 1, "only the others'");
     connection.abort();
 }
 
 #[tokio::test]
-async fn headers_that_are_continued_without_an_end_end_the_connection() {
+async fn endless_continuation_frames_close_the_connection() {
     let world = world("continuation").await;
     let mut stream = TcpStream::connect(world.address).await.expect("connects");
     stream.write_all(BEGINNING).await.expect("written");
-    // HEADERS without END_HEADERS, stream 1; then CONTINUATION after CONTINUATION: a literal of 16,000 bytes each.
+    // HEADERS without END_HEADERS on stream 1, then CONTINUATION frames: a literal of 16,000 bytes each.
     stream.write_all(&[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82]).await.expect("written");
     let mut continuation = vec![0, 0x3e, 0x87, 9, 0, 0, 0, 0, 1, 0x40, 1, b'x', 0x7f, 0x81, 0x7c];
     continuation.resize(9 + 0x3e87, b'y');
@@ -285,17 +286,17 @@ async fn headers_that_are_continued_without_an_end_end_the_connection() {
         if stream.write_all(&continuation).await.is_ok() {
             sent += 1;
         }
-        assert!(sent < 1_000, "16 MB of headers were taken");
+        assert!(sent < 1_000, "16 MB of headers were accepted");
         tokio::task::yield_now().await;
     }
     others_are_served(&world).await;
 }
 
 #[tokio::test]
-async fn what_is_malformed_gets_the_right_code_and_the_next_call_works() {
+async fn malformed_input_gets_the_right_code_and_the_next_call_works() {
     let world = world("malformed").await;
     let compressed = |encoding: &str| {
-        // The flag says compressed.
+        // The flag claims compression.
         let mut request = raw::with_body(SAY, Bytes::from_static(b"\x01\0\0\0\x01x"), &[]);
         request.headers_mut().insert("grpc-encoding", encoding.parse().expect("a value"));
         request
@@ -314,7 +315,7 @@ async fn what_is_malformed_gets_the_right_code_and_the_next_call_works() {
         let answer: Status = raw::send(world.address, request).await;
         assert_eq!((answer.code(), reason(&answer).as_str()), (code, expected), "row {number}");
     }
-    // On a public method these count for nothing.
+    // On a public method, invalid credentials are ignored.
     for nonsense in [("traceparent", "00-zz"), ("authorization", "Bearer ..."), ("x-ordermesh-secret", "guess")] {
         assert_eq!(raw::send(world.address, headers(&[nonsense])).await.code(), Code::Ok, "{nonsense:?}");
     }
@@ -323,7 +324,7 @@ async fn what_is_malformed_gets_the_right_code_and_the_next_call_works() {
 }
 
 #[tokio::test]
-async fn who_finds_all_places_taken_is_hung_up_on() {
+async fn a_connection_over_the_limit_is_closed() {
     observed();
     let world = World::altered(Plan::default(), |config| {
         (config.service, config.max_connections) = ("crowded", 1);

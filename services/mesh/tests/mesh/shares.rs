@@ -1,4 +1,4 @@
-//! One caller takes all that it can get, in every way, and another beside it is served as if it were alone.
+//! One caller takes all it can get, in every way, and another caller is served as if it were alone.
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -13,7 +13,7 @@ use crate::observed::observed;
 use crate::rude::{held, others_are_served, refusals, until};
 use crate::world::{MESH_SECRET, Plan, World, call, reason, say, with_metadata};
 
-/// More than there are permits.
+/// More than the permits.
 const MANY: usize = 600;
 const HOLD: &[u8] = b"\0\0\0\0\x06\x0a\x04hold";
 const FOREVER: &[u8] = b"\0\0\0\0\x09\x0a\x07forever";
@@ -28,7 +28,7 @@ async fn world(service: &'static str, alter: impl FnOnce(&mut mesh::ServerConfig
     .await
 }
 
-/// From an address that nobody else here has.
+/// A connection from an address that no other client here uses.
 async fn stream_of_stranger(world: &World) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.2:0".parse().expect("an address")).expect("bound");
@@ -43,7 +43,7 @@ async fn stranger(world: &World, window: u32) -> SendRequest<Bytes> {
     sender.ready().await.expect("ready")
 }
 
-/// A call with this message, or whose message does not come.
+/// A call with this message, or without one.
 async fn send(
     sender: &SendRequest<Bytes>,
     path: &str,
@@ -76,7 +76,7 @@ async fn end(mut body: RecvStream) -> Status {
 }
 
 #[tokio::test]
-async fn calls_whose_message_never_comes_take_nobodys_permit() {
+async fn calls_without_a_message_take_no_permit() {
     let world = world("no-message", |config| config.max_concurrency = 1).await;
     let sender = stranger(&world, 65_535).await;
     let mut calls = vec![];
@@ -86,7 +86,7 @@ async fn calls_whose_message_never_comes_take_nobodys_permit() {
     for _ in 0..20 {
         others_are_served(&world).await;
     }
-    // They are open, and one whose message comes now is served. The others are no events, whatever becomes of them.
+    // The calls are open, and one is served when its message arrives. The others are never events.
     let (response, mut stream) = calls.swap_remove(7);
     stream.send_data(Bytes::from_static(b"\0\0\0\0\x04\x0a\x02hi"), true).expect("sent");
     assert_eq!(end(body(response).await).await.code(), Code::Ok);
@@ -98,7 +98,7 @@ async fn calls_whose_message_never_comes_take_nobodys_permit() {
 }
 
 #[tokio::test]
-async fn answers_that_nobody_takes_keep_nobodys_permit() {
+async fn unread_responses_hold_no_permit() {
     let world = world("not-taken", |config| config.max_concurrency = 2).await;
     let sender = stranger(&world, 0).await;
     let mut answers = vec![];
@@ -111,11 +111,11 @@ async fn answers_that_nobody_takes_keep_nobodys_permit() {
         others_are_served(&world).await;
     }
     assert_eq!(held("not-taken", "mesh.server.permits.used"), 0);
-    assert!(answers.into_iter().all(|mut answer| answer.data().now_or_never().is_none()), "nobody takes them");
+    assert!(answers.into_iter().all(|mut answer| answer.data().now_or_never().is_none()), "none is read");
 }
 
 #[tokio::test]
-async fn one_address_has_half_of_the_permits_at_most_and_others_find_some() {
+async fn one_address_gets_at_most_half_of_the_permits_and_others_get_some() {
     let world = world("half", |config| config.max_concurrency = 8).await;
     let sender = stranger(&world, 65_535).await;
     let mut calls = vec![];
@@ -130,7 +130,7 @@ async fn one_address_has_half_of_the_permits_at_most_and_others_find_some() {
         others_are_served(&world).await;
     }
     assert_eq!((refusals("half", "share"), refusals("half", "concurrency")), (1, 0));
-    // When it has given some back it gets some.
+    // A returned permit is available again.
     world.echo.release.add_permits(1);
     until(|| held("half", "mesh.server.permits.used") < 4).await;
     let (response, _stream) = send(&sender, SAY, Some(HOLD), &[]).await;
@@ -138,7 +138,7 @@ async fn one_address_has_half_of_the_permits_at_most_and_others_find_some() {
 }
 
 #[tokio::test]
-async fn behind_a_trusted_proxy_one_customer_takes_no_other_customers_permits() {
+async fn behind_a_trusted_proxy_one_customer_takes_no_permits_from_others() {
     let network = "127.0.0.2/32".parse().expect("a network");
     let world = world("gateway", |config| (config.max_concurrency, config.trusted_proxies) = (8, vec![network])).await;
     let gateway = stranger(&world, 65_535).await;
@@ -163,11 +163,11 @@ async fn behind_a_trusted_proxy_one_customer_takes_no_other_customers_permits() 
 }
 
 #[tokio::test]
-async fn some_permits_are_kept_for_the_platforms_services() {
+async fn some_permits_are_reserved_for_mesh_services() {
     let world = world("reserve", |config| config.max_concurrency = 16).await;
     let sender = stranger(&world, 65_535).await;
     let mut calls = vec![];
-    // One each, from whoever they say that they are: one more than there are for strangers.
+    // As many as the fair share of an address allows.
     for _ in 0..7 {
         calls.push(send(&sender, SAY, Some(HOLD), &[]).await);
         world.echo.holding.notified().await;
@@ -179,7 +179,7 @@ async fn some_permits_are_kept_for_the_platforms_services() {
         services.push(tokio::spawn(async move { say(&service, SAY, "hold").await }));
         world.echo.holding.notified().await;
     }
-    assert_eq!(held("reserve", "mesh.server.permits.used"), 16, "services have no share");
+    assert_eq!(held("reserve", "mesh.server.permits.used"), 16, "services have no share limit");
     assert_eq!(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("none left")), "OVERLOADED");
     world.echo.release.add_permits(16);
     for call in services {
@@ -188,12 +188,12 @@ async fn some_permits_are_kept_for_the_platforms_services() {
 }
 
 #[tokio::test]
-async fn of_the_address_with_most_connections_the_idlest_gives_way_to_a_newcomer() {
+async fn the_idlest_connection_of_the_largest_holder_is_evicted_for_a_new_client() {
     let world = world("connections-share", |config| config.max_connections = 4).await;
     let (mut idle, busy) = (stream_of_stranger(&world).await, stranger(&world, 65_535).await);
     let (open, _stream) = send(&busy, STREAM, Some(FOREVER), &[]).await;
     let open = body(open).await;
-    // Each calls and is refused: that is no use of a connection.
+    // Each calls and is rejected: that does not count as use of a connection.
     let refused = [stranger(&world, 65_535).await, stranger(&world, 65_535).await];
     for sender in refused.iter().chain(&refused) {
         let (response, _stream) = send(sender, OPERATOR, Some(HOLD), &[]).await;
@@ -201,12 +201,12 @@ async fn of_the_address_with_most_connections_the_idlest_gives_way_to_a_newcomer
         assert_eq!(status.code(), Code::Unauthenticated);
     }
     let _newcomer = crate::rude::connect(&world).await;
-    assert!(matches!(idle.read(&mut [0; 64]).await, Ok(0) | Err(_)), "it came first, and did nothing");
+    assert!(matches!(idle.read(&mut [0; 64]).await, Ok(0) | Err(_)), "the oldest, and idle");
     until(|| held("connections-share", "mesh.server.connections") == 4).await;
     let is_there =
         |sender: &SendRequest<Bytes>| sender.clone().ready().now_or_never().is_some_and(|ready| ready.is_ok());
     assert_eq!(refused.each_ref().map(is_there), [true, true]);
-    // The next gets the place of one whose calls are refused, and not of the one that is served.
+    // The next eviction is one whose calls are rejected, and not the one that is served.
     others_are_served(&world).await;
     until(|| refused.each_ref().map(is_there) == [false, true]).await;
     assert_eq!((refusals("connections-share", "gave_way"), refusals("connections-share", "connections")), (2, 0));
@@ -214,7 +214,7 @@ async fn of_the_address_with_most_connections_the_idlest_gives_way_to_a_newcomer
 }
 
 #[tokio::test]
-async fn of_the_caller_with_most_streams_the_oldest_ends_when_another_wants_one() {
+async fn the_oldest_stream_of_the_caller_with_the_most_is_evicted_for_another_caller() {
     let world = world("streams-share", |config| config.max_streams = 3).await;
     let sender = stranger(&world, 65_535).await;
     let mut streams = vec![];
@@ -225,7 +225,7 @@ async fn of_the_caller_with_most_streams_the_oldest_ends_when_another_wants_one(
     let honest = crate::rude::connect(&world).await.0;
     let (response, _stream) = send(&honest, STREAM, Some(FOREVER), &[]).await;
     let mut watch = body(response).await;
-    assert!(watch.data().await.is_some(), "it goes on");
+    assert!(watch.data().await.is_some(), "it is served");
     let status = end(streams.remove(0)).await;
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "OVERLOADED"));
     assert_eq!((refusals("streams-share", "gave_way"), refusals("streams-share", "streams")), (1, 0));
@@ -233,7 +233,7 @@ async fn of_the_caller_with_most_streams_the_oldest_ends_when_another_wants_one(
 }
 
 #[tokio::test]
-async fn watches_of_health_by_a_stranger_shut_neither_checks_nor_others_watches() {
+async fn health_watches_of_one_client_block_neither_checks_nor_other_clients_watches() {
     let world = world("watches", |_| {}).await;
     let mut watches = vec![];
     for _ in 0..3 {

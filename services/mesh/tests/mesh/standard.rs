@@ -1,4 +1,4 @@
-//! What gRPC's specifications say of servers, tried as strangers' clients do.
+//! Conformance to gRPC's specifications, as third-party clients see it.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::world::{Plan, World, reason};
 const OTHER: &[u8] = b"\x0a\x20\x0a\x0bother.proto\x12\x08other.v1\x32\x07\x0a\x05Other";
 
 #[tokio::test]
-async fn reflection_that_is_off_tells_nothing_and_the_rest_is_served() {
+async fn disabled_reflection_is_unimplemented_and_everything_else_is_served() {
     use v1::server_reflection_request::MessageRequest;
     let world = World::altered(Plan::default(), |config| config.reflection = false).await;
     let list = v1::ServerReflectionRequest {
@@ -31,15 +31,15 @@ async fn reflection_that_is_off_tells_nothing_and_the_rest_is_served() {
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(world.stranger());
-    let refused = client.server_reflection_info(futures_util::stream::iter([list])).await.expect_err("it is off");
+    let refused = client.server_reflection_info(futures_util::stream::iter([list])).await.expect_err("disabled");
     assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused:?}");
     let mut health = tonic_health::pb::health_client::HealthClient::new(world.stranger());
     let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
-    health.check(request).await.expect("health is another matter");
+    health.check(request).await.expect("health is independent");
 }
 
 #[tokio::test]
-async fn reflection_lists_what_is_served_here_and_resolves_all_else() {
+async fn reflection_lists_the_served_services_and_resolves_all_symbols() {
     let world = World::altered(Plan::default(), |config| config.descriptors = &[OTHER]).await;
     let expected = [
         "grpc.health.v1.Health",
@@ -47,7 +47,7 @@ async fn reflection_lists_what_is_served_here_and_resolves_all_else() {
         "grpc.reflection.v1alpha.ServerReflection",
         "test.v1.Echo",
     ];
-    // Both versions are the same but for their package.
+    // Both versions are the same except for their package.
     macro_rules! ask {
         ($version:ident) => {{
             use $version::server_reflection_request::MessageRequest;
@@ -78,7 +78,7 @@ async fn reflection_lists_what_is_served_here_and_resolves_all_else() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_served_here_is_unimplemented_for_anybody() {
+async fn a_service_that_is_not_served_here_is_unimplemented_for_any_caller() {
     let elsewhere = World::altered(Plan::default(), |config| config.services = &["other.v1.Other"]).await;
     let here = World::new().await;
     for path in [CUSTOMER, SAY] {
@@ -87,11 +87,11 @@ async fn a_service_that_is_not_served_here_is_unimplemented_for_anybody() {
     }
     assert_eq!(elsewhere.begun(), 0);
     let answer = raw::send(here.address, raw::unary(CUSTOMER, "hello", &[])).await;
-    assert_eq!(answer.code(), Code::Unauthenticated, "the twin");
+    assert_eq!(answer.code(), Code::Unauthenticated, "control");
 }
 
 #[tokio::test]
-async fn a_watch_of_an_unknown_service_says_so_and_stays_open_to_the_goaway() {
+async fn a_watch_of_an_unknown_service_reports_that_and_stays_open_until_the_goaway() {
     let world = World::new().await;
     let request = || HealthCheckRequest { service: "nope".into() };
     let mut client = HealthClient::new(world.stranger());
@@ -101,14 +101,14 @@ async fn a_watch_of_an_unknown_service_says_so_and_stays_open_to_the_goaway() {
     assert_eq!(watch.next().await.expect("one").expect("well-formed").status(), ServingStatus::ServiceUnknown);
     world.ready.send_replace(false);
     let more = tokio::time::timeout(Duration::from_millis(50), watch.next()).await;
-    assert!(more.is_err(), "it is still unknown: {more:?}");
+    assert!(more.is_err(), "still unknown: {more:?}");
     world.shutdown.cancel();
     let end = watch.next().await.expect("an end").expect_err("with a status");
     assert_eq!((end.code(), reason(&end).as_str()), (Code::Unavailable, "DRAINING"));
 }
 
 #[tokio::test]
-async fn what_is_not_grpc_is_refused_in_https_own_terms_and_counted() {
+async fn requests_that_are_not_grpc_are_rejected_with_http_statuses_and_counted() {
     crate::observed::observed();
     let world = World::altered(Plan::default(), |config| config.service = "not-grpc").await;
     let stream = TcpStream::connect(world.address).await.expect("connects");
@@ -135,12 +135,12 @@ async fn what_is_not_grpc_is_refused_in_https_own_terms_and_counted() {
     assert_eq!(head.headers["allow"], "POST");
     assert_eq!((refusals("not-grpc", "not_grpc"), world.begun()), (4, 0));
     let (head, _) = ask("POST", SAY, "application/grpc+proto; x=y", 0).await;
-    assert_eq!(head.status, http::StatusCode::OK, "the twin: it is gRPC, though not a request");
+    assert_eq!(head.status, http::StatusCode::OK, "control: it is gRPC, though not a request");
     connection.abort();
 }
 
 #[tokio::test]
-async fn a_compressed_request_is_refused_and_learns_what_is_accepted() {
+async fn a_compressed_request_is_rejected_with_the_accepted_encodings() {
     let world = World::new().await;
     let stream = TcpStream::connect(world.address).await.expect("connects");
     let (mut sender, connection) =
@@ -157,7 +157,7 @@ async fn a_compressed_request_is_refused_and_learns_what_is_accepted() {
     connection.abort();
 }
 
-/// The kinds and flags of stream 1's frames, to the answer to a ping.
+/// The types and flags of stream 1's frames, up to the ping's answer.
 async fn frames_of_the_answer(stream: &mut TcpStream) -> Vec<(u8, u8)> {
     const PING: u8 = 6;
     stream.write_all(&frame(PING, 0, 0, b"the last")).await.expect("written");
@@ -176,7 +176,7 @@ async fn frames_of_the_answer(stream: &mut TcpStream) -> Vec<(u8, u8)> {
 }
 
 #[tokio::test]
-async fn a_refusal_before_the_request_is_read_does_not_reset_its_stream() {
+async fn an_error_before_the_request_is_read_does_not_reset_its_stream() {
     const HEADERS: u8 = 1;
     const END_STREAM: u8 = 1;
     let world = World::altered(Plan::default(), |config| {
@@ -200,7 +200,7 @@ async fn a_refusal_before_the_request_is_read_does_not_reset_its_stream() {
         let mut stream = TcpStream::connect(world.address).await.expect("connects");
         stream.write_all(BEGINNING).await.expect("written");
         stream.write_all(&frame(HEADERS, 4, 1, &block(path, &headers))).await.expect("written");
-        // A message that is said to be too long, and is on its way.
+        // A message whose length exceeds the limit, and is still being sent.
         let message = [&[0, 0, 1, 0, 0][..], &[7; 10_000]].concat();
         stream.write_all(&frame(0, 0, 1, &message)).await.expect("written");
         let before = frames_of_the_answer(&mut stream).await;
@@ -210,7 +210,7 @@ async fn a_refusal_before_the_request_is_read_does_not_reset_its_stream() {
             frames.extend(frames_of_the_answer(&mut stream).await);
         }
         frames.extend(frames_of_the_answer(&mut stream).await);
-        // WINDOW_UPDATE is none of the answer.
+        // WINDOW_UPDATE is not part of the response.
         frames.retain(|(kind, _)| *kind != 8);
         assert_eq!(frames, [(HEADERS, 4 | END_STREAM)], "{path} {headers:?}");
     }

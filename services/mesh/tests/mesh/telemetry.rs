@@ -1,4 +1,4 @@
-//! Spans, metrics and events: one of each per call, on either side, whatever becomes of it.
+//! Spans, metrics and events: one of each per call, on either side, whatever its outcome.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ async fn trusting() -> World {
     World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await
 }
 
-/// The server's span of a call by a client that has nothing of the mesh. The trace must be of the test alone.
+/// The server's span of a call by a client without the mesh. The trace must be unique to the test.
 async fn server_span(path: &str, text: &str, number: u8) -> SpanData {
     let world = trusting().await;
     let (trace_id, header) = traceparent(number);
@@ -47,7 +47,7 @@ async fn a_call_is_a_server_span_named_for_its_method_with_its_status() {
 }
 
 #[tokio::test]
-async fn the_callers_mistakes_are_no_errors_of_the_servers_span_and_ours_are() {
+async fn callers_mistakes_are_no_errors_of_the_server_span_and_server_errors_are() {
     let refused = server_span(SAY, "refuse", 2).await;
     assert_eq!(attribute(&refused, "rpc.response.status_code").as_deref(), Some("FAILED_PRECONDITION"));
     assert_eq!((refused.status.clone(), attribute(&refused, "error.type")), (SpanStatus::Unset, None));
@@ -58,7 +58,7 @@ async fn the_callers_mistakes_are_no_errors_of_the_servers_span_and_ours_are() {
 }
 
 #[tokio::test]
-async fn an_error_in_the_middle_of_a_stream_is_seen_in_the_trailers() {
+async fn an_error_in_the_middle_of_a_stream_is_recorded_from_the_trailers() {
     let span = server_span(STREAM, "break", 4).await;
     assert_eq!(attribute(&span, "rpc.response.status_code").as_deref(), Some("DATA_LOSS"));
 }
@@ -71,7 +71,7 @@ async fn unknown_methods_share_one_name() {
 }
 
 #[tokio::test]
-async fn a_strangers_trace_is_linked_and_not_continued() {
+async fn an_untrusted_clients_trace_is_linked_and_not_continued() {
     observed();
     let world = World::new().await;
     let (trace_id, header) = traceparent(6);
@@ -89,7 +89,7 @@ async fn a_services_trace_is_continued_although_clients_are_not_trusted() {
         [("traceparent", header.as_str()), ("x-ordermesh-service", "order"), ("x-ordermesh-secret", MESH_SECRET)];
     raw::send(world.address, raw::unary(SERVICE, "hello", &secret)).await;
     assert_eq!(observed().spans_of(&trace_id).len(), 1);
-    // The twin: with a wrong secret it is a stranger's.
+    // Control: with a wrong secret the client is untrusted.
     let (trace_id, header) = traceparent(8);
     let guess = [("traceparent", header.as_str()), ("x-ordermesh-service", "order"), ("x-ordermesh-secret", "guess")];
     raw::send(world.address, raw::unary(SERVICE, "hello", &guess)).await;
@@ -97,10 +97,10 @@ async fn a_services_trace_is_continued_although_clients_are_not_trusted() {
 }
 
 #[tokio::test]
-async fn a_malformed_traceparent_begins_a_new_trace() {
+async fn a_malformed_traceparent_starts_a_new_trace() {
     let world = trusting().await;
     let place = call(&world.stranger(), SAY, Request::new("place".to_owned())).await.expect("answered").into_inner();
-    place.parse::<TraceParent>().expect("a place");
+    place.parse::<TraceParent>().expect("a traceparent");
     let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("traceparent", "00-zz-1-01")])).await;
     assert_eq!(answer.code(), tonic::Code::Ok);
 }
@@ -109,7 +109,7 @@ async fn a_malformed_traceparent_begins_a_new_trace() {
 async fn a_clients_span_is_the_servers_parent() {
     let world = trusting().await;
     let place = say(&world.stranger(), SAY, "place").await.expect("answered");
-    let place: TraceParent = place.parse().expect("a place");
+    let place: TraceParent = place.parse().expect("a traceparent");
     let spans = observed().spans_of(&place.trace_id());
     let of = |kind: SpanKind| spans.iter().find(|span| span.span_kind == kind).expect("a span of each kind");
     let (made, served) = (of(SpanKind::Client), of(SpanKind::Server));
@@ -122,16 +122,16 @@ async fn a_clients_span_is_the_servers_parent() {
 }
 
 #[tokio::test]
-async fn every_refusal_is_an_error_of_the_clients_span() {
+async fn every_error_is_an_error_of_the_client_span() {
     let world = trusting().await;
-    // The server's operation is a child of the client's: found by the forwarded call's trace.
+    // The server's operation is a child of the client's: found by the trace of the forwarded call.
     let first =
         World::with(Plan { next: Some(world.stranger()), trust_client_trace_context: true, ..Plan::default() }).await;
     let (trace_id, header) = traceparent(9);
     raw::send(first.address, raw::unary(SAY, "forward refuse", &[("traceparent", &header)])).await;
     let spans = observed().spans_of(&trace_id);
     assert_eq!(spans.len(), 3, "server, client, server");
-    let made = spans.iter().find(|span| span.span_kind == SpanKind::Client).expect("a client's span");
+    let made = spans.iter().find(|span| span.span_kind == SpanKind::Client).expect("a client span");
     assert!(matches!(made.status, SpanStatus::Error { .. }));
 }
 
@@ -143,10 +143,10 @@ async fn an_untraced_call_of_a_service_opens_no_span_on_either_side() {
     let seen = call(&channel, SERVICE, mesh::untraced("metadata".to_owned())).await.expect("answered").into_inner();
     assert!(!seen.contains("traceparent"), "{seen}");
     let place = call(&channel, SERVICE, mesh::untraced("place".to_owned())).await.expect("answered").into_inner();
-    let place: TraceParent = place.parse().expect("ids all the same");
+    let place: TraceParent = place.parse().expect("ids nevertheless");
     assert!(observed().spans_of(&place.trace_id()).is_empty());
-    // The twin: the same call, traced.
-    let place: TraceParent = say(&channel, SERVICE, "place").await.expect("answered").parse().expect("a place");
+    // Control: the same call, traced.
+    let place: TraceParent = say(&channel, SERVICE, "place").await.expect("answered").parse().expect("a traceparent");
     assert_eq!(observed().spans_of(&place.trace_id()).len(), 2);
 }
 
@@ -163,9 +163,9 @@ async fn a_denied_call_is_counted() {
 }
 
 #[tokio::test]
-async fn a_refused_call_is_a_failed_event_with_the_reason_and_a_done_one_a_success() {
+async fn a_rejected_call_is_a_failed_event_with_its_reason_and_a_completed_one_a_success() {
     let world = World::new().await;
-    say(&world.stranger(), SAY, "refuse").await.expect_err("refused");
+    say(&world.stranger(), SAY, "refuse").await.expect_err("rejected");
     say(&world.stranger(), SAY, "hello").await.expect("done");
     let events = world.events.take();
     assert_eq!(events.len(), 2);
@@ -175,14 +175,14 @@ async fn a_refused_call_is_a_failed_event_with_the_reason_and_a_done_one_a_succe
 }
 
 #[tokio::test]
-async fn a_call_that_its_caller_gave_up_is_cancelled() {
+async fn a_call_cancelled_by_its_caller_is_recorded_as_cancelled() {
     let world = World::new().await;
     let channel = world.stranger();
     let given_up = tokio::spawn(async move { say(&channel, SAY, "hold").await });
     world.echo.holding.notified().await;
     given_up.abort();
     world.echo.dropped.notified().await;
-    // The record is dropped right behind the handler, in the same task.
+    // The record is dropped right after the handler, in the same task.
     tokio::task::yield_now().await;
     let events = world.events.take();
     assert_eq!(events.len(), 1);
@@ -190,7 +190,7 @@ async fn a_call_that_its_caller_gave_up_is_cancelled() {
 }
 
 #[tokio::test]
-async fn a_slow_handlers_span_says_that_the_deadline_was_exceeded() {
+async fn a_slow_handlers_span_has_the_status_deadline_exceeded() {
     let world = trusting().await;
     let (trace_id, header) = traceparent(12);
     let request = raw::unary(SAY, "hold", &[("traceparent", &header), ("grpc-timeout", "50m")]);
@@ -203,7 +203,7 @@ async fn a_slow_handlers_span_says_that_the_deadline_was_exceeded() {
 }
 
 #[tokio::test]
-async fn a_clients_call_is_an_event_only_if_nobody_answered() {
+async fn a_client_call_is_an_event_only_if_it_got_no_answer() {
     let world = World::new().await;
     let events = Arc::new(Events::default());
     let channel = |address: String| {
@@ -211,9 +211,9 @@ async fn a_clients_call_is_an_event_only_if_nobody_answered() {
     };
     let live = channel(world.address.to_string());
     say(&live, SAY, "hello").await.expect("answered");
-    say(&live, SAY, "refuse").await.expect_err("answered, too");
+    say(&live, SAY, "refuse").await.expect_err("answered too");
     assert!(events.take().is_empty());
-    say(&channel(dead_address().await), SAY, "hello").await.expect_err("nobody is there");
+    say(&channel(dead_address().await), SAY, "hello").await.expect_err("no instance");
     let seen = events.take();
     assert_eq!(seen.len(), 1);
     assert_eq!(
@@ -223,7 +223,7 @@ async fn a_clients_call_is_an_event_only_if_nobody_answered() {
 }
 
 #[tokio::test]
-async fn a_span_is_as_long_as_its_stream() {
+async fn a_span_lasts_as_long_as_its_stream() {
     let world = trusting().await;
     let (trace_id, header) = traceparent(10);
     let mut request = Request::new("two texts".to_owned());
@@ -241,7 +241,7 @@ async fn a_span_is_as_long_as_its_stream() {
 }
 
 #[tokio::test]
-async fn health_opens_no_span() {
+async fn health_checks_have_no_span() {
     let world = trusting().await;
     let (trace_id, header) = traceparent(11);
     let path = "/grpc.health.v1.Health/Check";

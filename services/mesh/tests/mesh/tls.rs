@@ -1,4 +1,4 @@
-//! Mutual TLS: who is at the other end, and what becomes of certificates that are no good.
+//! Mutual TLS: the peer's identity, and invalid certificates.
 
 use std::io;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::echo::{SAY, SERVICE};
 use crate::observed::observed;
 use crate::world::{MESH_SECRET, Plan, World, reason};
 
-/// It lives as long as its sender.
+/// The connection lives as long as its sender.
 type Connection =
     (h2::client::SendRequest<Bytes>, h2::client::Connection<tokio_rustls::client::TlsStream<TcpStream>, Bytes>);
 
@@ -32,7 +32,7 @@ fn today() -> Validity {
     Validity::from(SystemClock.now(), DAY)
 }
 
-/// A directory with identities' files, and the authority that signs them.
+/// A directory with the files of identities, and the authority that signs them.
 struct Platform {
     directory: TempDir,
     authority: Authority,
@@ -68,7 +68,7 @@ impl Platform {
         roots
     }
 
-    /// A service's identity, as the platform makes it.
+    /// A service's identity, as the platform issues it.
     fn identity(&self, service: &str) -> Identity {
         self.named(service, &Names::of_service(DOMAIN, service))
     }
@@ -121,8 +121,8 @@ async fn begun(world: &World, platform: &Platform, issued: &Issued) -> io::Resul
     h2::client::handshake(stream).await.map_err(io::Error::other)
 }
 
-/// The handshake from the client's side, with a certificate that our own [`Identity`] would not load: what a client reads
-/// first says whether the server took it.
+/// The handshake from the client's side, with a certificate that our own [`Identity`] would not load: the first read
+/// reveals whether the server accepted it.
 async fn shown(world: &World, platform: &Platform, issued: &Issued) -> io::Result<()> {
     let (_sender, mut connection) = begun(world, platform, issued).await?;
     let mut pings = connection.ping_pong().expect("the first");
@@ -133,7 +133,7 @@ async fn shown(world: &World, platform: &Platform, issued: &Issued) -> io::Resul
 }
 
 #[tokio::test]
-async fn a_service_is_known_by_its_certificate_and_the_table_decides() {
+async fn a_service_is_identified_by_its_certificate_and_the_policy_table_decides() {
     let platform = Platform::new();
     let world = platform.server("order").await;
     let order = platform.identity("order").client("order");
@@ -142,14 +142,14 @@ async fn a_service_is_known_by_its_certificate_and_the_table_decides() {
     let payment = platform.identity("payment").client("order");
     let answer = send(&world, &payment, request(SERVICE, "hello")).await.expect("connected");
     assert_eq!((answer.code(), reason(&answer).as_str()), (Code::PermissionDenied, "CALLER_NOT_ALLOWED"));
-    // A certificate says more than a header does.
+    // A certificate takes precedence over headers.
     let posing = raw::unary(SERVICE, "hello", &[("x-ordermesh-secret", MESH_SECRET), ("x-ordermesh-service", "order")]);
     let answer = send(&world, &payment, posing).await.expect("connected");
     assert_eq!(reason(&answer), "CALLER_NOT_ALLOWED");
 }
 
 #[tokio::test]
-async fn a_person_needs_no_certificate() {
+async fn a_user_needs_no_certificate() {
     let platform = Platform::new();
     let world = platform.server("order").await;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -165,11 +165,11 @@ async fn a_person_needs_no_certificate() {
     let answer = raw::send_over(connect().await.expect("shaken"), request(SAY, "hello")).await;
     assert_eq!(answer.code(), Code::Ok);
     let answer = raw::send_over(connect().await.expect("shaken"), request(SERVICE, "hello")).await;
-    assert_eq!(answer.code(), Code::Unauthenticated, "and is no service");
+    assert_eq!(answer.code(), Code::Unauthenticated, "not a service");
 }
 
 #[tokio::test]
-async fn a_bad_client_certificate_is_refused_and_the_next_client_is_served() {
+async fn an_invalid_client_certificate_is_rejected_and_the_next_client_is_served() {
     observed();
     let platform = Platform::new();
     let tls = platform.identity("order").server();
@@ -210,13 +210,13 @@ async fn a_bad_client_certificate_is_refused_and_the_next_client_is_served() {
 }
 
 #[tokio::test]
-async fn a_client_refuses_a_server_that_is_not_its_target() {
+async fn a_client_rejects_a_server_that_is_not_its_target() {
     let platform = Platform::new();
     let world = platform.server("order").await;
     let us = platform.identity("payment");
-    send(&world, &us.client("order"), request(SAY, "hello")).await.expect("the twin: it is order");
+    send(&world, &us.client("order"), request(SAY, "hello")).await.expect("control: it is order");
     let refused =
-        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("refused").to_string();
+        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("rejected").to_string();
     // `localhost` is in the certificate: only the SPIFFE name is wrong.
     let wrong_service = refused(us.client("data").with_dns_name("localhost")).await;
     assert!(wrong_service.contains("OtherService"), "{wrong_service}");
@@ -229,7 +229,7 @@ async fn a_client_refuses_a_server_that_is_not_its_target() {
 }
 
 #[tokio::test]
-async fn who_has_no_certificate_checks_the_target_all_the_same() {
+async fn a_client_without_a_certificate_still_verifies_the_target() {
     let platform = Platform::new();
     let world = platform.server("order").await;
     let trusting = |platform: &Platform| {
@@ -240,14 +240,14 @@ async fn who_has_no_certificate_checks_the_target_all_the_same() {
     let person = trusting(&platform);
     send(&world, &person.client("order"), request(SAY, "hello")).await.expect("a public method");
     let refused =
-        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("refused").to_string();
+        async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("rejected").to_string();
     let wrong_service = refused(person.client("data").with_dns_name("localhost")).await;
     assert!(wrong_service.contains("OtherService"), "{wrong_service}");
     let wrong_root = refused(trusting(&Platform::new()).client("order")).await;
     assert!(wrong_root.contains("BadSignature"), "{wrong_root}");
 }
 
-/// A server that our own [`Identity`] would not make: with this certificate, whatever is in it.
+/// A server that our own [`Identity`] would not make: with this certificate, whatever it contains.
 async fn served_with(issued: &Issued) -> std::net::SocketAddr {
     let (chain, key) = pair(issued);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -270,7 +270,7 @@ async fn served_with(issued: &Issued) -> std::net::SocketAddr {
 }
 
 #[tokio::test]
-async fn a_client_refuses_a_server_without_a_platforms_name() {
+async fn a_client_rejects_a_server_without_a_platform_name() {
     let platform = Platform::new();
     let us = platform.identity("payment").client("order");
     let ours = Names::of_service(DOMAIN, "order");
@@ -280,7 +280,7 @@ async fn a_client_refuses_a_server_without_a_platforms_name() {
         let stream = TcpStream::connect(address).await.expect("connects");
         us.connect(stream).await.map(drop).map_err(|error| error.to_string())
     };
-    connect(&ours, today()).await.expect("the twin: a good one");
+    connect(&ours, today()).await.expect("control: a valid one");
     let long_ago = Validity::from(Timestamp::from_micros(1_500_000_000_000_000), DAY);
     #[rustfmt::skip]
     let table = [
@@ -289,21 +289,21 @@ async fn a_client_refuses_a_server_without_a_platforms_name() {
         (ours.clone(),                           long_ago, "expired"),
     ];
     for (names, validity, why) in table {
-        let error = connect(&names, validity).await.expect_err("refused");
+        let error = connect(&names, validity).await.expect_err("rejected");
         assert!(error.contains(why), "{error} for {why}");
     }
-    // Plain text is no TLS.
+    // Plaintext is not TLS.
     let plain = World::new().await;
-    us.connect(tcp(&plain).await).await.expect_err("no TLS there");
+    us.connect(tcp(&plain).await).await.expect_err("no TLS");
 }
 
 #[test]
-fn an_identity_that_peers_would_refuse_is_not_loaded() {
+fn an_identity_that_peers_would_reject_is_not_loaded() {
     let platform = Platform::new();
     let root = platform.authority.certificate_pem();
     let ours = Names::of_service(DOMAIN, "order");
     let good = platform.issue(&ours, today());
-    let error = |files: Files| format!("{:?}", load(files).expect_err("refused"));
+    let error = |files: Files| format!("{:?}", load(files).expect_err("rejected"));
     assert!(error(platform.files("nowhere")).contains("NotFound"));
     let expired = Validity::from(Timestamp::from_micros(1_500_000_000_000_000), DAY);
     assert!(error(platform.write("expired", &platform.issue(&ours, expired), root)).contains("Expired"));
@@ -317,7 +317,7 @@ fn an_identity_that_peers_would_refuse_is_not_loaded() {
 }
 
 #[tokio::test]
-async fn certificate_key_and_roots_are_renewed_together_and_the_old_are_kept_on_error() {
+async fn certificate_key_and_roots_are_renewed_together_and_the_old_ones_are_kept_on_error() {
     let mut platform = Platform::new();
     let server = platform.identity("order");
     let world = World::altered(Plan::default(), |config| config.tls = Some(server.server())).await;
@@ -326,28 +326,28 @@ async fn certificate_key_and_roots_are_renewed_together_and_the_old_are_kept_on_
     let old = platform.identity("payment").client("order");
     send(&world, &old, request(SAY, "hello")).await.expect("the old root");
 
-    // A new authority, and half of its files: the key does not fit.
+    // A new authority, and only some of its files: the key does not match.
     platform.authority = Authority::new(DOMAIN, today()).expect("a new authority");
     let renewed = platform.issue(&Names::of_service(DOMAIN, "order"), today());
     let files = platform.files("order");
     std::fs::write(&files.certificate, &renewed.certificate_pem).expect("written");
     for _ in 0..5 {
-        send(&world, &old, request(SAY, "hello")).await.expect("the old are kept");
+        send(&world, &old, request(SAY, "hello")).await.expect("the old ones are kept");
     }
     // And now the rest.
     platform.write("order", &renewed, platform.authority.certificate_pem());
     let new = platform.identity("payment").client("order");
-    // Awaited, however long the looking takes.
+    // Waits for the reload, however long it takes.
     let taken = async { while send(&world, &new, request(SAY, "hello")).await.is_err() {} };
-    tokio::time::timeout(Duration::from_secs(60), taken).await.expect("the new ones are taken");
+    tokio::time::timeout(Duration::from_secs(60), taken).await.expect("the new ones are loaded");
     assert!(DAY - server.expires_in() < Duration::from_secs(60), "{:?}", server.expires_in());
-    let error = send(&world, &old, request(SAY, "hello")).await.expect_err("the old root is gone").to_string();
+    let error = send(&world, &old, request(SAY, "hello")).await.expect_err("the old root is replaced").to_string();
     assert!(error.contains("BadSignature"), "{error}");
     shutdown.cancel();
 }
 
 #[tokio::test]
-async fn the_mesh_secret_is_for_loopback_alone() {
+async fn the_mesh_secret_is_accepted_on_loopback_only() {
     use mesh::{Gatekeeper, Secret, ServerConfig, server};
     let policies = crate::echo::POLICIES;
     let serve = async |gatekeeper: Gatekeeper| {
@@ -359,23 +359,23 @@ async fn the_mesh_secret_is_for_loopback_alone() {
         server.serve(listener, tokio::sync::watch::channel(true).1, shutdown).await
     };
     let secret = Gatekeeper::new(policies).with_mesh_secret(Secret::new(MESH_SECRET));
-    assert_eq!(serve(secret).await.expect_err("refused").kind(), io::ErrorKind::InvalidInput);
-    serve(Gatekeeper::new(policies)).await.expect("the twin: without a secret");
+    assert_eq!(serve(secret).await.expect_err("rejected").kind(), io::ErrorKind::InvalidInput);
+    serve(Gatekeeper::new(policies)).await.expect("control: without a secret");
 }
 
 #[tokio::test]
-async fn a_connection_ends_with_its_peers_certificate() {
+async fn a_connection_ends_when_its_peers_certificate_expires() {
     observed();
     let platform = Platform::new();
     let tls = platform.identity("order").server();
     let world = World::altered(Plan::default(), |config| (config.service, config.tls) = ("expiring", Some(tls))).await;
     let names = Names::of_service(DOMAIN, "data");
     let soon = platform.issue(&names, Validity::from(SystemClock.now(), Duration::from_secs(2)));
-    let (_sender, connection) = begun(&world, &platform, &soon).await.expect("good yet");
-    let (_other, later) = begun(&world, &platform, &platform.issue(&names, today())).await.expect("good");
+    let (_sender, connection) = begun(&world, &platform, &soon).await.expect("still valid");
+    let (_other, later) = begun(&world, &platform, &platform.issue(&names, today())).await.expect("valid");
     let later = tokio::spawn(later);
-    let ended = tokio::time::timeout(Duration::from_secs(60), connection).await.expect("it ends");
-    assert!(ended.is_ok() || ended.is_err_and(|error| error.is_go_away() || error.is_io()), "told to go");
-    assert!(!later.is_finished(), "the other's is good");
+    let ended = tokio::time::timeout(Duration::from_secs(60), connection).await.expect("closed");
+    assert!(ended.is_ok() || ended.is_err_and(|error| error.is_go_away() || error.is_io()), "GOAWAY");
+    assert!(!later.is_finished(), "the other's certificate is valid");
     assert_eq!(crate::rude::refusals("expiring", "expired"), 1);
 }

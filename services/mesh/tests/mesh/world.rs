@@ -1,4 +1,4 @@
-//! One server on port 0 with the mesh around it, and verbs.
+//! One server on port 0 with the mesh around it, and helpers.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -28,7 +28,7 @@ pub(crate) const KEY_ID: &str = "rfc8037";
 /// The key pair of RFC 8037, appendix A.
 pub(crate) const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 
-/// Collects operations that ended with their slot untaken.
+/// Collects operations that ended with an unclaimed slot.
 #[derive(Default)]
 pub(crate) struct Events(pub(crate) Mutex<Vec<Ended>>);
 
@@ -49,7 +49,7 @@ impl Events {
     }
 }
 
-/// A key source that answers what it is told to, and counts.
+/// A key source with a configurable answer that counts its fetches.
 pub(crate) struct Keys {
     pub(crate) answer: Mutex<Option<Vec<VerifyingKey>>>,
     pub(crate) fetches: std::sync::atomic::AtomicUsize,
@@ -73,7 +73,7 @@ impl KeySource for Keys {
     }
 }
 
-/// What a test may choose.
+/// A test's options.
 pub(crate) struct Plan {
     pub(crate) address: SocketAddr,
     pub(crate) next: Option<Channel>,
@@ -119,7 +119,7 @@ impl World {
         Self::altered(plan, |_| {}).await
     }
 
-    /// With a configuration that the test has changed.
+    /// With a configuration that the test changes.
     pub(crate) async fn altered(plan: Plan, alter: impl FnOnce(&mut ServerConfig)) -> Self {
         let (echo, events) = (Echo::new(plan.next), Arc::new(Events::default()));
         let listener = TcpListener::bind(plan.address).await.expect("a port");
@@ -154,7 +154,7 @@ impl World {
         channel(vec![self.address.to_string()], credentials)
     }
 
-    /// From now on every call is answered with that code; `Ok`: as usual.
+    /// From now on every call fails with this code; `Ok`: normal behaviour.
     pub(crate) fn answer_with(&self, code: tonic::Code) {
         self.echo.failing.store(code as i32, Ordering::SeqCst);
     }
@@ -190,14 +190,14 @@ pub(crate) fn with_metadata(text: &str, metadata: &[(&'static str, &str)]) -> Re
     request
 }
 
-/// The reason of a refusal by the mesh.
+/// The reason of one of the mesh's errors.
 pub(crate) fn reason(status: &Status) -> String {
-    let info = status.get_details_error_info().expect("every refusal has ErrorInfo");
+    let info = status.get_details_error_info().expect("every error has ErrorInfo");
     assert_eq!(info.domain, "mesh.ordermesh");
     info.reason
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 pub(crate) async fn dead_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     listener.local_addr().expect("an address").to_string()

@@ -73,7 +73,7 @@ impl Target {
         let roots = of.file("CERTIFICATE")?;
         let client = of.client()?;
         let endpoint = Endpoint { protocol, insecure };
-        // Both are parsed: a malformed one is refused even when the other one takes precedence.
+        // Both are parsed: a malformed one is rejected even when the other one takes precedence.
         let general = general.map(|(name, url)| endpoint.general(name, url, signal).map(|uri| (name.to_owned(), uri)));
         let general = general.transpose()?;
         let own_name = of.name("ENDPOINT");

@@ -1,4 +1,4 @@
-//! Every variable: its effect, and the values that are refused.
+//! Every variable: its effect, and the values that are rejected.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStringExt;
@@ -21,7 +21,7 @@ fn with(variables: &[(&str, &str)]) -> Result<Environment, VariableError> {
     read(&[&[(ENDPOINT, "http://collector:4317")], variables].concat())
 }
 
-/// A variable that is obeyed: a value with an effect, and one that is refused.
+/// An obeyed variable: a value with an effect, and one that is rejected.
 struct Case {
     name: &'static str,
     good: &'static str,
@@ -39,7 +39,7 @@ const RATIO: &[(&str, &str)] = &[("OTEL_TRACES_SAMPLER", "traceidratio")];
 const CLIENT: &[(&str, &str)] =
     &[("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/own.pem"), ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/own.key")];
 
-/// By their general names; exporter options have one name for each signal besides.
+/// By their general names; exporter options also have one name for each signal.
 const CASES: [Case; 37] = [
     case("OTEL_SDK_DISABLED", "true", "yes"),
     case("OTEL_RESOURCE_ATTRIBUTES", "k8s.pod.name=p1", "novalue"),
@@ -87,7 +87,7 @@ fn names(case: &Case) -> Vec<String> {
 }
 
 #[test]
-fn every_variable_that_is_obeyed_has_a_case() {
+fn every_obeyed_variable_has_a_case() {
     let obeyed = VARIABLES.iter().filter(|variable| matches!(variable.handling, Handling::Obeyed(_)));
     let obeyed: Vec<_> = obeyed.map(|variable| variable.name).collect();
     assert_eq!(obeyed, CASES.iter().map(|case| case.name).collect::<Vec<_>>());
@@ -95,7 +95,7 @@ fn every_variable_that_is_obeyed_has_a_case() {
 }
 
 #[test]
-fn every_variable_that_is_obeyed_has_an_effect_and_an_empty_value_has_none() {
+fn every_obeyed_variable_has_an_effect_and_an_empty_value_has_none() {
     for case in &CASES {
         for name in names(case) {
             let shown = |environment: Environment| format!("{environment:?}");
@@ -124,7 +124,7 @@ fn every_malformed_variable_is_named_with_the_allowed_values() {
 }
 
 #[test]
-fn unsupported_variables_are_refused_by_name_whatever_their_value() {
+fn unsupported_variables_are_rejected_by_name_whatever_their_value() {
     let mut refused = 0;
     for variable in VARIABLES {
         let set = with(&[(variable.name, "7")]);
@@ -142,11 +142,11 @@ fn unsupported_variables_are_refused_by_name_whatever_their_value() {
             Handling::Obeyed(_) => {}
         }
     }
-    assert!(refused > 5, "there are some");
+    assert!(refused > 5, "there are several");
 }
 
 #[test]
-fn without_variables_nothing_is_exported_and_the_defaults_are_our_own() {
+fn without_variables_nothing_is_exported_and_the_defaults_are_the_platforms() {
     let environment = read(&[]).expect("nothing set");
     assert!(environment.traces.is_none() && environment.metrics.is_none() && environment.logs.is_none());
     assert_eq!(environment.service_name(), None);
@@ -168,7 +168,7 @@ fn otel_service_name_takes_precedence_over_the_attribute() {
 }
 
 #[test]
-fn malformed_attributes_and_headers_are_refused_and_never_printed() {
+fn malformed_attributes_and_headers_are_rejected_and_never_printed() {
     for wrong in ["a", "=secret", "a=secret%", "a=secret%4", "a=secret%zz", "a=secret%ff", "a=secret,b"] {
         for name in ["OTEL_RESOURCE_ATTRIBUTES", "OTEL_EXPORTER_OTLP_HEADERS"] {
             let error = with(&[(name, wrong)]).expect_err(wrong).to_string();
@@ -210,13 +210,13 @@ fn the_signals_path_is_appended_to_the_general_http_endpoint_and_not_to_a_signal
     assert_eq!(uri(Signal::Metrics, &both).as_deref(), Some("http://c:4318/v1/metrics"));
     let root = [http, ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs:1")];
     assert_eq!(uri(Signal::Logs, &root).as_deref(), Some("http://logs:1/"));
-    assert_eq!(uri(Signal::Traces, &root), None, "it has no endpoint");
+    assert_eq!(uri(Signal::Traces, &root), None, "no endpoint");
     let grpc = [(ENDPOINT, "http://c:4317/base")];
-    assert_eq!(uri(Signal::Traces, &grpc).as_deref(), Some("http://c:4317/base"), "gRPC has paths of its own");
+    assert_eq!(uri(Signal::Traces, &grpc).as_deref(), Some("http://c:4317/base"), "gRPC has its own paths");
 }
 
 #[test]
-fn each_signal_may_have_a_protocol_of_its_own() {
+fn each_signal_may_have_its_own_protocol() {
     let variables = [(ENDPOINT, "http://c:4317"), ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "HTTP/Protobuf")];
     assert_eq!(uri(Signal::Metrics, &variables).as_deref(), Some("http://c:4317/v1/metrics"));
     assert_eq!(uri(Signal::Traces, &variables).as_deref(), Some("http://c:4317/"));
@@ -262,7 +262,7 @@ fn a_programs_own_endpoint_takes_precedence_and_is_named_in_errors() {
 }
 
 #[test]
-fn the_shortest_timeout_applies_and_zero_is_no_limit() {
+fn the_shortest_timeout_applies_and_zero_means_no_limit() {
     let timeout = |variables: &[(&str, &str)]| with(variables).expect("good").traces.expect("a target").timeout;
     assert_eq!(timeout(&[]), Duration::from_secs(10));
     assert_eq!(timeout(&[("OTEL_BSP_EXPORT_TIMEOUT", "30000")]), Duration::from_secs(10));
@@ -301,7 +301,7 @@ fn every_sampler_of_the_specification_is_supported_except_remote_ones() {
 }
 
 #[test]
-fn propagators_are_a_list_and_none_stands_alone() {
+fn propagators_are_a_list_and_none_excludes_others() {
     let of = |text| with(&[("OTEL_PROPAGATORS", text)]).map(|environment| environment.propagation);
     assert_eq!(of("tracecontext"), Ok(Propagation::DEFAULT));
     assert_eq!(of("TraceContext, baggage,tracecontext"), Ok(Propagation { trace_context: true, baggage: true }));
@@ -312,7 +312,7 @@ fn propagators_are_a_list_and_none_stands_alone() {
 }
 
 #[test]
-fn a_disabled_sdk_exports_nothing_and_propagates_all_the_same() {
+fn a_disabled_sdk_exports_nothing_and_still_propagates() {
     let environment = with(&[("OTEL_SDK_DISABLED", "True")]).expect("good");
     assert!(environment.traces.is_none() && environment.metrics.is_none() && environment.logs.is_none());
     assert_eq!(environment.propagation, Propagation::DEFAULT);

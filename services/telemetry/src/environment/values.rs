@@ -1,5 +1,4 @@
-//! The types of values that the specification has: choices without regard to case, numbers, durations in milliseconds,
-//! lists of `key=value`.
+//! The specification's value types: case-insensitive choices, numbers, durations in milliseconds, lists of `key=value`.
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
@@ -7,9 +6,10 @@ use std::time::Duration;
 
 use crate::environment::VariableError;
 
-/// The greatest integer that the specification asks for, 2³¹ − 1; more than 24 days in milliseconds. It stands for "no limit" too.
+/// The largest integer that the specification requires, 2³¹ − 1; more than 24 days in milliseconds. Also stands for "no
+/// limit".
 pub(super) const MAX_MILLIS: u64 = i32::MAX as u64;
-/// Queues are allocated as a whole: a million spans are some hundred MiB.
+/// Queues are allocated as a whole: a million spans take some hundred MiB.
 const MAX_COUNT: u64 = 1_000_000;
 
 /// The format of `OTEL_RESOURCE_ATTRIBUTES`.
@@ -56,17 +56,17 @@ impl<'a> Variables<'a> {
         }
     }
 
-    /// A number of things, one at least.
+    /// A positive count.
     pub(super) fn count(&self, name: &str) -> Result<Option<usize>, VariableError> {
         Ok(self.number(name, 1..=MAX_COUNT)?.map(|count| usize::try_from(count).unwrap_or(usize::MAX)))
     }
 
-    /// An interval, in milliseconds. Zero is refused: it would be a busy loop.
+    /// An interval, in milliseconds. Zero is rejected: it would be a busy loop.
     pub(super) fn duration(&self, name: &str) -> Result<Option<Duration>, VariableError> {
         Ok(self.millis(name, 1)?.map(Duration::from_millis))
     }
 
-    /// A timeout, in milliseconds; zero is no limit.
+    /// A timeout, in milliseconds; zero means no limit.
     pub(super) fn timeout(&self, name: &str) -> Result<Option<Duration>, VariableError> {
         let millis = self.millis(name, 0)?;
         Ok(millis.map(|millis| Duration::from_millis(if millis == 0 { MAX_MILLIS } else { millis })))

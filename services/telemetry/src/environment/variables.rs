@@ -1,5 +1,5 @@
-//! The list of all variables of the environment specification, and how each is handled. Values are parsed elsewhere; variables
-//! that are refused whatever their value are refused from this list.
+//! The list of all variables of the environment specification, and how each is handled. Values are parsed elsewhere;
+//! variables that are rejected whatever their value are rejected from this list.
 
 use crate::environment::VariableError;
 use crate::environment::values::Variables;
@@ -11,7 +11,7 @@ pub enum Handling {
     Obeyed(&'static str),
     /// The start fails when it is set: the reason.
     Refused(&'static str),
-    /// It configures an exporter that cannot be chosen, so by the specification it has no effect: the reason.
+    /// It configures an exporter that cannot be selected, so by the specification it has no effect: the reason.
     WithoutEffect(&'static str),
 }
 
@@ -156,7 +156,7 @@ pub const VARIABLES: &[Variable] = &[
 pub(super) const TEMPORALITY: &str = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
 pub(super) const HISTOGRAM: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
 
-/// Refuses variables that are not supported, whatever their value.
+/// Rejects unsupported variables, whatever their value.
 pub(super) fn refuse_unsupported(variables: &Variables<'_>) -> Result<(), VariableError> {
     for variable in VARIABLES {
         if let Handling::Refused(why) = variable.handling

@@ -5,7 +5,7 @@ use super::*;
 const SECRET: &str = "s3cr3t";
 
 #[test]
-fn each_form_of_a_secret_is_masked_and_what_is_around_it_stays() {
+fn each_form_of_a_secret_is_masked_and_the_surrounding_text_is_kept() {
     #[rustfmt::skip]
     let table = [
         ("cannot parse 'postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop'", "cannot parse 'postgres://***@127.0.0.1:5432/shop'"),
@@ -29,12 +29,12 @@ fn each_form_of_a_secret_is_masked_and_what_is_around_it_stays() {
     ];
     for (text, expected) in table {
         assert_eq!(masked(text), expected, "{text}");
-        assert_eq!(masked(expected), expected, "what is masked stays");
+        assert_eq!(masked(expected), expected, "masked text is unchanged");
     }
 }
 
 #[test]
-fn what_is_no_secret_stays_as_it_is() {
+fn text_without_secrets_is_unchanged() {
     for text in [
         "",
         "http://localhost:4317",
@@ -69,13 +69,13 @@ fn an_error_is_shown_with_its_causes() {
 
 proptest! {
     #[test]
-    fn any_text_has_an_answer_which_is_masked(text in any::<String>()) {
+    fn any_text_can_be_masked(text in any::<String>()) {
         let once = masked(&text).into_owned();
         let _ = masked(&once);
     }
 
     #[test]
-    fn a_password_in_a_url_is_never_seen(
+    fn a_password_in_a_url_is_never_visible(
         before in "[ a-z:'\"(]{0,8}", user in "[a-z]{1,6}", left in "[!-~]{0,8}", right in "[!-~]{0,8}", after in "[ a-z'\"),.]{0,8}",
         scheme in "(postgres|postgresql|http|https|mysql)", host in "(h|10\\.0\\.0\\.1|\\[::1\\])(:[0-9]{1,4})?(/x)?",
     ) {
@@ -84,7 +84,7 @@ proptest! {
     }
 
     #[test]
-    fn a_value_that_is_named_a_secret_is_never_seen(
+    fn a_value_named_like_a_secret_is_never_visible(
         prefix in "[a-z_]{0,6}", name in "(password|PASSWORD|passwd|secret|token|api_key|api-key|X-Api-Key|private_key)",
         value in "[A-Za-z0-9+/!@#$%^*]{0,6}S3CR3T[A-Za-z0-9+/=]{0,6}", form in 0..4_usize,
     ) {
@@ -98,7 +98,7 @@ proptest! {
     }
 
     #[test]
-    fn credentials_and_keys_are_never_seen(
+    fn credentials_and_keys_are_never_visible(
         token in "[A-Za-z0-9_-]{4,20}S3CR3T[A-Za-z0-9_-]{4,20}", before in "[ a-z=:]{0,9}", form in 0..5_usize,
     ) {
         let text = match form {

@@ -181,7 +181,7 @@ impl Collector {
         self.seen.borrow().clone()
     }
 
-    /// What was received, once it is enough.
+    /// What was received, once it is sufficient.
     pub(crate) async fn until(&self, what: &str, is_enough: impl Fn(&Seen) -> bool) -> Seen {
         let mut seen = self.seen.clone();
         let enough = tokio::time::timeout(PATIENCE, seen.wait_for(is_enough)).await;

@@ -27,7 +27,7 @@ async fn seen(variables: &[(&'static str, String)]) -> Seen {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exports_are_compressed_when_a_variable_says_so() {
+async fn exports_are_compressed_when_a_variable_requests_it() {
     let gzip = set("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip");
     let encodings = |seen: &Seen, header: &str| {
         let of = seen.requests.iter().map(|(_, headers)| headers.get(header).map(|value| value.as_bytes().to_vec()));
@@ -39,7 +39,7 @@ async fn exports_are_compressed_when_a_variable_says_so() {
     let http = set("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
     let by_http = seen(&[gzip, http.clone()]).await;
     assert_eq!(encodings(&by_http, "content-encoding"), vec![Some(b"gzip".to_vec()); 3]);
-    // The twin.
+    // Control.
     assert_eq!(encodings(&seen(&[http]).await, "content-encoding"), vec![None; 3]);
 }
 
@@ -108,7 +108,7 @@ async fn span_limits_are_those_of_the_variables() {
     let seen_with = seen(&[set("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "1")]).await;
     let dropped = |seen: &Seen| seen.traces[0].resource_spans[0].scope_spans[0].spans[0].dropped_attributes_count;
     assert_eq!(dropped(&seen_with), 1);
-    assert_eq!(dropped(&seen(&[]).await), 0, "the twin");
+    assert_eq!(dropped(&seen(&[]).await), 0, "control");
 }
 
 /// (is a sum cumulative, is a histogram exponential, its bounds).
@@ -135,7 +135,7 @@ async fn temporality_and_aggregation_are_those_of_the_variables() {
     assert!(forms(&seen(&[set(name, "base2_exponential_bucket_histogram")]).await).1);
 }
 
-/// How long an export to a collector that never responds takes.
+/// The time that an export to a collector takes that never responds.
 async fn given_up_after(variables: &[(&'static str, String)]) -> Duration {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = silent.local_addr().expect("an address");
@@ -155,12 +155,12 @@ async fn given_up_after(variables: &[(&'static str, String)]) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_export_times_out_after_the_least_of_its_timeouts() {
+async fn an_export_times_out_after_the_shortest_of_its_timeouts() {
     // The default is ten seconds; the SDK itself gives up a flush after five.
     let short = Duration::from_secs(4);
     assert!(given_up_after(&[set("OTEL_EXPORTER_OTLP_TIMEOUT", "200")]).await < short);
     assert!(given_up_after(&[set("OTEL_BSP_EXPORT_TIMEOUT", "200")]).await < short);
     let http = set("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
     assert!(given_up_after(&[set("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "200"), http]).await < short);
-    assert!(given_up_after(&[]).await > short, "the twin");
+    assert!(given_up_after(&[]).await > short, "control");
 }

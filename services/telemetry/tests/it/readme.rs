@@ -29,7 +29,7 @@ fn table() -> String {
 }
 
 #[test]
-fn the_table_of_variables_is_the_codes() {
+fn the_readmes_table_of_variables_matches_the_code() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     let text = std::fs::read_to_string(path).expect("README.md is readable");
     let start = text.find(OPEN).expect("README.md has the table") + OPEN.len();

@@ -84,7 +84,7 @@ fn variables(collector: &Collector, protocol: &str, more: &[(&'static str, Strin
     of_all.into_iter().chain(more.iter().cloned()).collect()
 }
 
-/// Are all signals exported to the collector with these variables?
+/// Whether all signals are exported to the collector with these variables.
 async fn is_exported(collector: &Collector, protocol: &str, more: &[(&'static str, String)]) -> bool {
     let providers = providers(&variables(collector, protocol, more)).expect("providers");
     work(&providers);
@@ -100,7 +100,7 @@ async fn is_exported(collector: &Collector, protocol: &str, more: &[(&'static st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_of_the_private_ca_is_trusted_and_no_other() {
+async fn only_a_certificate_of_the_private_ca_is_trusted() {
     let world = World::new();
     let collector = world.collector(false).await;
     for protocol in ["grpc", "http/protobuf"] {
@@ -165,7 +165,7 @@ async fn without_a_private_ca_the_systems_roots_are_trusted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_that_cannot_be_used_are_refused_by_their_variable() {
+async fn files_that_cannot_be_used_are_rejected_by_their_variable() {
     let world = World::new();
     let collector = world.collector(false).await;
     std::fs::write(world.path("empty.pem"), "nothing here").expect("writable");
@@ -190,8 +190,8 @@ async fn files_that_cannot_be_used_are_refused_by_their_variable() {
         let text = error.to_string();
         assert!(text.starts_with(name) && text.contains("; allowed: "), "{text}");
     }
-    providers(&variables(&collector, "grpc", &[roots, certificate, key])).expect("the twin");
-    // They have no effect on plain text.
+    providers(&variables(&collector, "grpc", &[roots, certificate, key])).expect("control");
+    // They have no effect on plaintext endpoints.
     let plain = [(ENDPOINT, "http://localhost:1".to_owned()), (CERTIFICATE, missing())];
     providers(&plain).expect("not read");
 }
