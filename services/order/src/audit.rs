@@ -112,7 +112,11 @@ impl AuditedOrder {
         let mut problems = self.history_problems();
         let name = self.state.name();
         if self.due.is_some() == self.is_at_rest() {
-            let due = if self.due.is_some() { "is due without a pending effect" } else { "has a pending effect that is never due" };
+            let due = if self.due.is_some() {
+                "is due without a pending effect"
+            } else {
+                "has a pending effect that is never due"
+            };
             problems.push(format!("in {name} it {due}"));
         }
         if self.is_at_rest() && self.leased_until.is_some() {

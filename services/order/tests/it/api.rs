@@ -1,4 +1,4 @@
-//! The contract over real sockets: who may do what, and what he gets.
+//! The contract over real sockets: authorization, and the answers.
 
 use contracts::common::v1::EventType;
 use contracts::data::v1::EventStatus;
@@ -12,7 +12,7 @@ use crate::system::{Choice, Person, System, is, mugs, refusal, state};
 use crate::world::GUARD;
 
 #[tokio::test]
-async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches() {
+async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches_it() {
     let system = System::new().await;
     let ada = system.person("customer");
     let order = ada.create(mugs(3)).await.expect("an order");
@@ -39,7 +39,7 @@ async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches() {
 }
 
 #[tokio::test]
-async fn a_refused_payment_says_why_and_does_not_tell_a_thief_that_the_card_is_stolen() {
+async fn a_declined_payment_has_a_reason() {
     let system = System::new().await;
     system.payments.say(PaymentState::Declined);
     let ada = system.person("customer");
@@ -52,7 +52,7 @@ async fn a_refused_payment_says_why_and_does_not_tell_a_thief_that_the_card_is_s
 }
 
 #[tokio::test]
-async fn somebody_elses_order_is_not_there() {
+async fn another_customers_order_is_not_found() {
     let system = System::new().await;
     let (ada, eve) = (system.person("customer"), system.person("customer"));
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
@@ -72,15 +72,15 @@ async fn somebody_elses_order_is_not_there() {
     let list = eve.orders().list_orders(eve.asks(proto::ListOrdersRequest::default())).await.expect("her list");
     assert!(list.into_inner().orders.is_empty());
     let operator = system.person("operator");
-    operator.get(&id).await.expect("an operator sees everybody's");
+    operator.get(&id).await.expect("an operator sees all orders");
     ada.get(&id).await.expect("her own");
 }
 
 #[tokio::test]
-async fn what_is_an_operators_is_not_a_customers_and_nothing_is_a_strangers() {
+async fn customers_have_no_operator_rpcs_and_anonymous_callers_none() {
     let system = System::new().await;
     let (ada, stranger) = (system.person("customer"), system.stranger());
-    // Permission before existence: neither the id nor the fields are looked at.
+    // Authorization comes before existence: neither the id nor the fields are checked.
     for (person, expected) in [
         (&ada, is(Code::PermissionDenied, "ROLE_NOT_ALLOWED", "mesh")),
         (&stranger, is(Code::Unauthenticated, "TOKEN_MISSING", "mesh")),
@@ -100,7 +100,7 @@ async fn what_is_an_operators_is_not_a_customers_and_nothing_is_a_strangers() {
     assert_eq!(refusal(&stranger.get("x").await.expect_err("refused")), no_token);
     assert_eq!(refusal(&stranger.watch_to_the_end("x", 0).await.1.expect_err("refused")), no_token);
     let operator = system.person("operator");
-    let status = operator.create(mugs(1)).await.expect_err("an operator buys nothing");
+    let status = operator.create(mugs(1)).await.expect_err("an operator cannot order");
     assert_eq!(status.code(), Code::PermissionDenied);
     let stranger = proto::ConfirmPaymentRequest { order_id: SystemIds.uuid().to_string() };
     let status = system.confirmations("user").confirm_payment(stranger).await.expect_err("payment only");
@@ -108,7 +108,7 @@ async fn what_is_an_operators_is_not_a_customers_and_nothing_is_a_strangers() {
 }
 
 #[tokio::test]
-async fn everything_that_is_wrong_with_an_order_is_said_at_once_and_told_as_an_event() {
+async fn all_violations_of_an_order_are_reported_together_and_as_an_event() {
     let system = System::new().await;
     let ada = system.person("customer");
     let mut request = mugs(0);
@@ -142,11 +142,11 @@ async fn everything_that_is_wrong_with_an_order_is_said_at_once_and_told_as_an_e
 }
 
 #[tokio::test]
-async fn an_address_that_says_nothing_is_refused_unless_its_request_has_an_order_of_an_earlier_release() {
+async fn a_blank_address_is_rejected_unless_the_request_has_an_order_of_an_earlier_release() {
     let system = System::new().await;
     let ada = system.person("customer");
     let mut request = mugs(1);
-    let address = request.shipping_address.as_mut().expect("it is there");
+    let address = request.shipping_address.as_mut().expect("an address");
     address.recipient = "\u{200b} ".into();
     address.postal_code = "1011".into();
     let status = ada.create(request.clone()).await.expect_err("refused");
@@ -164,7 +164,7 @@ async fn an_address_that_says_nothing_is_refused_unless_its_request_has_an_order
     let sound = mugs(1);
     let made = ada.create(sound.clone()).await.expect("an order");
     system.as_of_an_earlier_release(&made.order_id, &request).await;
-    let again = ada.create(request.clone()).await.expect("what was acknowledged is answered again");
+    let again = ada.create(request.clone()).await.expect("an idempotent replay");
     assert_eq!(again.order_id, made.order_id);
     request.contact_email = "eve@example.com".into();
     let status = ada.create(request).await.expect_err("another command");
@@ -172,7 +172,7 @@ async fn an_address_that_says_nothing_is_refused_unless_its_request_has_an_order
 }
 
 #[tokio::test]
-async fn an_amount_above_the_limit_is_refused_and_the_limit_is_named() {
+async fn an_amount_above_the_limit_is_rejected_with_the_limit() {
     let amount_limit = Some("EUR=9.99".parse().expect("a limit"));
     let system = System::with(Choice { amount_limit, ..Choice::default() }).await;
     let ada = system.person("customer");
@@ -183,11 +183,11 @@ async fn an_amount_above_the_limit_is_refused_and_the_limit_is_named() {
     assert_eq!(facts.get("total").map(String::as_str), Some("10.00 EUR"));
     let event = system.data.failure(EventType::OrderCreation, "ValidationError").await;
     assert_eq!(event.error.expect("an error").reason, "AMOUNT_TOO_LARGE");
-    ada.create(mugs(9)).await.expect("the twin: 9 euros");
+    ada.create(mugs(9)).await.expect("control: 9 euros");
 }
 
 #[tokio::test]
-async fn a_list_is_paged_without_gaps_and_a_token_belongs_to_its_filters() {
+async fn a_list_is_paged_without_gaps_and_a_page_token_is_bound_to_its_filters() {
     let system = System::new().await;
     let (ada, eve) = (system.person("customer"), system.person("customer"));
     let mut made = Vec::new();
@@ -210,7 +210,7 @@ async fn a_list_is_paged_without_gaps_and_a_token_belongs_to_its_filters() {
             break;
         }
     }
-    assert_eq!(seen, made, "newest first, each once, nobody else's");
+    assert_eq!(seen, made, "newest first, each once, only the customer's own");
 
     let token = list(proto::ListOrdersRequest { page_size: 2, ..Default::default() }).await.expect("a page");
     let page_token = token.next_page_token;
@@ -230,7 +230,7 @@ async fn a_list_is_paged_without_gaps_and_a_token_belongs_to_its_filters() {
 }
 
 #[tokio::test]
-async fn an_operator_sees_the_whole_story_and_keeps_the_stock() {
+async fn an_operator_sees_the_whole_timeline_and_adjusts_the_stock() {
     let system = System::new().await;
     let (ada, operator) = (system.person("customer"), system.person("operator"));
     let id = ada.create(mugs(2)).await.expect("an order").order_id;
@@ -262,7 +262,7 @@ async fn an_operator_sees_the_whole_story_and_keeps_the_stock() {
 }
 
 #[tokio::test]
-async fn a_confirmation_of_the_payment_service_wakes_an_order_whose_payment_was_pending() {
+async fn a_confirmation_by_the_payment_service_wakes_an_order_with_a_pending_payment() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     let ada = system.person("customer");
@@ -270,15 +270,15 @@ async fn a_confirmation_of_the_payment_service_wakes_an_order_whose_payment_was_
     let mut steps = ada.watch(&id, 1).await.expect("his order");
     system.payments.was_asked_for(&id).await;
     system.payments.say(PaymentState::Succeeded);
-    // The backoff is a minute: nothing but the confirmation makes it go on.
+    // The backoff is a minute: only the confirmation makes it continue.
     let confirmation = proto::ConfirmPaymentRequest { order_id: id.clone() };
-    system.confirmations("payment").confirm_payment(confirmation).await.expect("it is heard");
+    system.confirmations("payment").confirm_payment(confirmation).await.expect("confirmed");
     let step = steps.message().await.expect("it goes on").expect("a step");
     assert_eq!(state(step.entry.expect("an entry").state()), "PAID");
 }
 
 #[tokio::test]
-async fn why_a_try_came_to_nothing_is_an_operators_to_read() {
+async fn the_error_of_a_failed_attempt_is_shown_to_operators_only() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     let (ada, operator) = (system.person("customer"), system.person("operator"));
@@ -291,11 +291,11 @@ async fn why_a_try_came_to_nothing_is_an_operators_to_read() {
     };
     let for_the_operator = tokio::time::timeout(GUARD, seen(&operator)).await.expect("it is recorded");
     assert_eq!(for_the_operator, "the payment is PENDING");
-    assert_eq!(seen(&ada).await, "the last try came to nothing, and the next one follows");
+    assert_eq!(seen(&ada).await, "the last attempt failed and will be retried");
 }
 
 #[tokio::test]
-async fn a_customer_cancels_and_watches_it_happen() {
+async fn a_customer_cancels_an_order_and_watches_it() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     let ada = system.person("customer");
