@@ -229,11 +229,11 @@ async fn a_wrong_api_key_changes_nothing() {
     for key in [None, Some(""), Some("wrong"), Some("test-key-and-more"), Some("test-ke")] {
         let stranger = world.with_key(key);
         let refusals = [
-            stranger.charge("order-1", 1999, "pm_card_visa").await.expect_err("refused"),
-            stranger.cancel("order-1").await.expect_err("refused"),
-            stranger.refund("order-1", "refund-1").await.expect_err("refused"),
-            stranger.get("order-1").await.expect_err("refused"),
-            stranger.page(0, "").await.expect_err("refused"),
+            stranger.charge("order-1", 1999, "pm_card_visa").await.expect_err("rejected"),
+            stranger.cancel("order-1").await.expect_err("rejected"),
+            stranger.refund("order-1", "refund-1").await.expect_err("rejected"),
+            stranger.get("order-1").await.expect_err("rejected"),
+            stranger.page(0, "").await.expect_err("rejected"),
         ];
         for refused in refusals {
             assert_eq!((refused.code(), reason(&refused)), (Code::Unauthenticated, "INVALID_API_KEY".to_owned()));

@@ -126,8 +126,10 @@ impl AuditedOrder {
             problems.push(format!("in {name} it has {} fulfilments", self.fulfillments));
         }
         if self.keeps_token != (self.state == State::Created) {
-            problems
-                .push(format!("in {name} the payment's token is {}", if self.keeps_token { "kept" } else { "gone" }));
+            problems.push(format!(
+                "in {name} the payment's token is {}",
+                if self.keeps_token { "stored" } else { "missing" }
+            ));
         }
         let left_since = self.due.map(|due| due.max(self.leased_until.unwrap_or_default()));
         if let Some(since) = left_since.filter(|since| now.since(*since) > patience) {

@@ -32,7 +32,7 @@ fn refused(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
         .current_dir(folder)
         .stdin(Stdio::null())
         .output()
-        .expect("it ends");
+        .expect("it exits");
     let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
     assert_eq!(out.status.code(), Some(2), "{args:?} {env:?}: {said}");
     assert!(said.contains("error:") && !said.contains(SECRET), "{args:?} {env:?}: {said}");

@@ -36,12 +36,12 @@ async fn cancelling_twice_releases_and_refunds_once() {
     let id = world.abandoned_order().await;
     world.payments.will([Reply::held(&gate)]);
     world.cancel(id).await.expect("it is not too late");
-    let again = world.cancel(id).await.expect("it is OK");
+    let again = world.cancel(id).await.expect("OK");
     assert_eq!((again.state, again.version), (State::Cancelling, 2), "it stays");
     gate.notify_one();
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
-    let once_more = world.cancel(id).await.expect("it is OK");
+    let once_more = world.cancel(id).await.expect("OK");
     assert_eq!((once_more.state, once_more.version), (State::Cancelled, 3));
     world.settle().await;
     assert_eq!(world.stock("MUG").await, (10, 0));
@@ -65,7 +65,7 @@ async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: Ledge
     let gate = Arc::new(Notify::new());
     world.payments.will([reply(&gate)]);
     let id = world.order_mugs().await;
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
     world.cancel(id).await.expect("it is not too late");
     timeout(GUARD, world.payments.was_asked(2)).await.expect("the cancellation does not wait for the payment");
     gate.notify_one();
@@ -94,7 +94,7 @@ async fn a_cancellation_during_the_charge_wins_against_its_result() {
         cancel(&orders, &seen, id).await.expect("it is not too late");
     }))]);
     world.clock.advance(LEASE);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 1);
+    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 1);
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
     assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
@@ -153,24 +153,20 @@ async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
     let gate = Arc::new(Notify::new());
     world.payments.will([Reply::answer_held(&gate)]);
     let id = world.order_mugs().await;
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
     world.cancel(id).await.expect("it is not too late");
     gate.notify_one();
     world.settle().await;
     assert_eq!(world.states(id).await, [State::Created, State::Cancelling, State::NeedsAttention]);
     let order = world.order(id).await;
-    assert_eq!(order.payment_failure.expect("it says why").reason, "REFUND_REFUSED");
+    assert_eq!(order.payment_failure.expect("a reason").reason, "REFUND_REFUSED");
     let failed: Vec<_> = world.events().await.into_iter().filter(|event| event.status == EventStatus::Failed).collect();
     let [event] = &failed[..] else { panic!("one failed event: {failed:?}") };
     assert_eq!((event.event_type.as_str(), event.operation.as_str()), ("order_fulfillment", "cancel_order"));
 
-    assert_eq!(
-        world.cancel(id).await.expect("it is OK").state,
-        State::NeedsAttention,
-        "a cancellation changes nothing"
-    );
+    assert_eq!(world.cancel(id).await.expect("OK").state, State::NeedsAttention, "a cancellation changes nothing");
     world.clock.advance(LEASE * 100);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 0, "no pending effect");
+    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 0, "no pending effect");
 
     let retried = world.retry(id).await.expect("an operator may");
     assert_eq!((retried.state, retried.refund_attempt), (State::Cancelling, 2));

@@ -52,7 +52,7 @@ impl Script {
         };
         let writes_off = async move {
             let all = AdjustStock { request_id: new_request(), sku: "MUG".into(), delta: -10, write_off: true };
-            inventory.adjust(&writing_off, all).await.expect("it is written off");
+            inventory.adjust(&writing_off, all).await.expect("written off");
         };
         match self {
             Self::Happy => {}
@@ -214,7 +214,7 @@ async fn an_order_that_lies_in(state: State, cancels: bool) {
         event.event_type = "order_fulfillment".into();
         event.span_id = "span".into();
         event.attributes.insert("operation".into(), "allocate_inventory".into());
-        world.db.outbox().put(vec![event]).await.expect("it is written");
+        world.db.outbox().put(vec![event]).await.expect("written");
     }
     invariants(&world).await;
     if cancels {

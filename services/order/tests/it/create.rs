@@ -38,7 +38,7 @@ fn told(world: &World) -> (String, String) {
 #[tokio::test]
 async fn insufficient_stock_is_rejected_with_all_skus_that_are_short() {
     let world = World::new().await;
-    let refusal = world.create(wants(&[("MUG", 11), ("PLATE", 10), ("SPOON", 1)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("MUG", 11), ("PLATE", 10), ("SPOON", 1)])).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::InsufficientStock { skus } if skus == "MUG, SPOON"), "{refusal}");
     assert_eq!(told(&world), ("FAILED_PRECONDITION".into(), "INSUFFICIENT_STOCK".into()));
     nothing_has_changed(&world).await;
@@ -47,7 +47,7 @@ async fn insufficient_stock_is_rejected_with_all_skus_that_are_short() {
 #[tokio::test]
 async fn all_unknown_skus_are_reported() {
     let world = World::new().await;
-    let refusal = world.create(wants(&[("FORK", 1), ("MUG", 1), ("KNIFE", 1)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("FORK", 1), ("MUG", 1), ("KNIFE", 1)])).await.expect_err("rejected");
     let Error::UnknownSku(invalid) = refusal else { panic!("{refusal}") };
     let named: Vec<_> = invalid.0.iter().map(|v| (v.field.as_str(), v.reason, v.description.as_str())).collect();
     assert_eq!(named, [("items[0].sku", "UNKNOWN_SKU", "FORK"), ("items[2].sku", "UNKNOWN_SKU", "KNIFE")]);
@@ -58,7 +58,7 @@ async fn all_unknown_skus_are_reported() {
 #[tokio::test]
 async fn two_currencies_in_one_order_are_rejected() {
     let world = World::new().await;
-    let refusal = world.create(wants(&[("MUG", 1), ("VASE", 1)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("MUG", 1), ("VASE", 1)])).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::MixedCurrencies { currencies } if currencies == "EUR, USD"), "{refusal}");
     nothing_has_changed(&world).await;
 }
@@ -68,7 +68,7 @@ async fn a_changed_price_is_rejected_if_the_request_has_an_expected_total() {
     let world = World::new().await;
     let mut command = wants(&[("MUG", 2)]);
     command.expected_total = Some(eur(2_400));
-    let refusal = world.create(command).await.expect_err("refused");
+    let refusal = world.create(command).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::PriceChanged { .. }), "{refusal}");
     assert_eq!(told(&world), ("FAILED_PRECONDITION".into(), "PRICE_CHANGED".into()));
     nothing_has_changed(&world).await;
@@ -82,7 +82,7 @@ async fn a_changed_price_is_rejected_if_the_request_has_an_expected_total() {
 async fn a_total_that_overflows_is_rejected() {
     let world = World::new().await;
     world.catalog.prices.lock().expect("not poisoned").insert("MUG".into(), eur(i64::MAX));
-    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("rejected");
     assert!(matches!(refusal, Error::AmountTooLarge { total: None, .. }), "{refusal}");
     nothing_has_changed(&world).await;
 }
@@ -95,7 +95,7 @@ async fn a_total_above_the_limit_of_its_currency_is_rejected_before_the_order_is
         world.catalog.prices.lock().expect("not poisoned").insert("MUG".into(), price);
     };
     price("EUR", 5_000_001);
-    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("rejected");
     assert_eq!(refusal.to_string(), "the order's total is above 100000.00 EUR, the limit in EUR");
     nothing_has_changed(&world).await;
     // Ten million of a small currency unit are an ordinary order.
@@ -109,7 +109,7 @@ async fn an_order_outside_the_delivery_zones_is_rejected() {
     let world = World::new().await;
     let mut command = wants(&[("MUG", 1)]);
     command.address.country_code = "AQ".into();
-    let refusal = world.create(command).await.expect_err("refused");
+    let refusal = world.create(command).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::NoDeliveryZone { country } if country == "AQ"), "{refusal}");
     nothing_has_changed(&world).await;
 }
@@ -119,7 +119,7 @@ async fn a_failed_lookup_changes_nothing_and_its_request_may_be_retried() {
     let world = World::new().await;
     world.catalog.is_down.store(true, Ordering::SeqCst);
     let command = wants(&[("MUG", 1)]);
-    let refusal = world.create(command.clone()).await.expect_err("refused");
+    let refusal = world.create(command.clone()).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::LookupFailed { cause: ErrorClass::ConnectionError }), "{refusal}");
     assert_eq!(told(&world), ("CONNECTION_ERROR".into(), "LOOKUP_FAILED".into()));
     nothing_has_changed(&world).await;
@@ -220,7 +220,7 @@ async fn a_request_id_of_another_command_is_rejected_and_one_of_another_customer
     world.create(command.clone()).await.expect("an order");
     let mut other = command.clone();
     other.items = vec![("MUG".into(), 3)];
-    let refusal = world.create(other).await.expect_err("refused");
+    let refusal = world.create(other).await.expect_err("rejected");
     assert!(matches!(refusal, Error::RequestIdReused), "{refusal}");
     let mut other = command.clone();
     other.contact_email = "eve@example.com".into();
@@ -255,7 +255,7 @@ async fn an_order_is_driven_even_if_its_client_disconnects_during_the_commit() {
         () = world.catalog.asked.notified() => {}
     }
     gate.notify_one();
-    holder.await.expect("it ends").expect("it commits");
+    holder.await.expect("it stops").expect("it commits");
     timeout(GUARD, world.payments.was_asked(1)).await.expect("the order is driven, and its lease has not expired");
     world.settle().await;
     let orders = world.orders.list(order::order::Scope::All, None, None, 10).await.expect("a list");

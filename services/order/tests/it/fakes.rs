@@ -183,7 +183,7 @@ impl FakePayments {
 impl Payments for FakePayments {
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         assert_eq!(order.state, State::Created);
-        assert_eq!(order.payment_method.clone().expect("it is needed").into_inner(), "pm_card_visa");
+        assert_eq!(order.payment_method.clone().expect("a payment method").into_inner(), "pm_card_visa");
         Box::pin(self.reply(Asked::Process(order.id), || self.charge(order.id)))
     }
 

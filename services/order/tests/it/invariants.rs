@@ -12,11 +12,11 @@ use crate::world::World;
 
 async fn rows(world: &World, sql: &str) -> Vec<QueryResult> {
     let db = world.db.read();
-    db.query_all_raw(Statement::from_string(db.get_database_backend(), sql)).await.expect("it is read")
+    db.query_all_raw(Statement::from_string(db.get_database_backend(), sql)).await.expect("the store is readable")
 }
 
 fn get<T: sea_orm::TryGetable>(row: &QueryResult, column: &str) -> T {
-    row.try_get("", column).expect("it has the column")
+    row.try_get("", column).expect("the column")
 }
 
 struct OrderRow {

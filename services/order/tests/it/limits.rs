@@ -32,9 +32,9 @@ async fn an_order_that_exceeds_the_memory_budget_is_out_of_memory_and_a_small_on
     assert_eq!(refusal(&status), is(Code::ResourceExhausted, "OUT_OF_MEMORY", "mesh"));
     assert!(retry_after(&status).is_some());
     let event = system.data.failure(EventType::OrderCreation, "OutOfMemoryError").await;
-    assert_eq!((event.order_id.as_str(), event.error.expect("it says why").reason.as_str()), ("", "OUT_OF_MEMORY"));
+    assert_eq!((event.order_id.as_str(), event.error.expect("a reason").reason.as_str()), ("", "OUT_OF_MEMORY"));
     let order = ada.create(mugs(1)).await.expect("it fits");
-    ada.watch_to_the_end(&order.order_id, 0).await.1.expect("it ends well");
+    ada.watch_to_the_end(&order.order_id, 0).await.1.expect("a clean end");
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn without_the_data_service_orders_are_rejected_and_events_are_queued() {
     assert!(list.into_inner().orders.is_empty());
     system.data_comes_up();
     let creation = system.data.failure(EventType::OrderCreation, "CONNECTION_ERROR").await;
-    assert_eq!(creation.error.expect("it says why").reason, "LOOKUP_FAILED");
+    assert_eq!(creation.error.expect("a reason").reason, "LOOKUP_FAILED");
     let lookup = system.data.failure(EventType::DataLookup, "CONNECTION_ERROR").await;
     assert_eq!((lookup.service.as_str(), &lookup.trace_id), ("order", &lookup.trace_id));
     assert!(lookup.operation.starts_with("data.v1.CatalogService/"));

@@ -18,7 +18,7 @@ async fn an_adjustment_adds_or_removes_stock() {
     assert_eq!(world.stock("MUG").await, (0, 0));
     world.adjust("FORK", 3, false).await.expect("a new SKU");
     let skus = ["FORK", "KNIFE", "PLATE"].map(str::to_owned);
-    let stocks = world.inventory.stock(&skus).await.expect("it is read");
+    let stocks = world.inventory.stock(&skus).await.expect("the store is readable");
     let expected = [("FORK", 3), ("KNIFE", 0), ("PLATE", 10)];
     let expected = expected.map(|(sku, on_hand)| Stock { sku: sku.into(), on_hand, reserved: 0 });
     assert_eq!(stocks, expected, "in the requested order; unknown SKUs are zero");
@@ -28,9 +28,9 @@ async fn an_adjustment_adds_or_removes_stock() {
 async fn stock_cannot_become_negative() {
     let world = World::new().await;
     for write_off in [false, true] {
-        let refusal = world.adjust("MUG", -11, write_off).await.expect_err("refused");
+        let refusal = world.adjust("MUG", -11, write_off).await.expect_err("rejected");
         assert!(matches!(&refusal, Error::StockNegative { on_hand: 10, .. }), "{refusal}");
-        let refusal = world.adjust("FORK", -1, write_off).await.expect_err("refused");
+        let refusal = world.adjust("FORK", -1, write_off).await.expect_err("rejected");
         assert!(matches!(&refusal, Error::StockNegative { on_hand: 0, .. }), "{refusal}");
     }
     assert_eq!((world.stock("MUG").await, world.stock("FORK").await), ((10, 0), (0, 0)));
@@ -40,7 +40,7 @@ async fn stock_cannot_become_negative() {
 async fn reserved_stock_is_taken_only_by_a_write_off_and_from_the_newest_order_first() {
     let world = World::new().await;
     let (old, new) = (world.abandoned_order().await, world.abandoned_order().await);
-    let refusal = world.adjust("MUG", -7, false).await.expect_err("refused");
+    let refusal = world.adjust("MUG", -7, false).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::StockReserved { reserved: 4, .. }), "{refusal}");
     assert_eq!(world.stock("MUG").await, (10, 4));
     let adjusted = world.adjust("MUG", -7, true).await.expect("written off");
@@ -59,11 +59,11 @@ async fn an_order_whose_stock_was_written_off_is_cancelled_and_refunded() {
     let id = world.abandoned_order().await;
     world.adjust("MUG", -10, true).await.expect("written off");
     world.clock.advance(LEASE);
-    world.instance("order-2").drive_due().await.expect("it looks");
+    world.instance("order-2").drive_due().await.expect("a poll");
     world.settle().await;
     assert_eq!(world.states(id).await, [State::Created, State::Paid, State::Cancelling, State::Cancelled]);
     let order = world.order(id).await;
-    assert_eq!(order.payment_failure.expect("it says why").reason, "STOCK_LOST");
+    assert_eq!(order.payment_failure.expect("a reason").reason, "STOCK_LOST");
     assert_eq!(order.lines[0].state, LineState::Lost);
     assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
     assert_eq!(world.stock("MUG").await, (0, 0));
@@ -71,7 +71,7 @@ async fn an_order_whose_stock_was_written_off_is_cancelled_and_refunded() {
     let failed: Vec<_> = events.iter().filter(|event| event.status == EventStatus::Failed).collect();
     let [event] = &failed[..] else { panic!("one failed event: {failed:?}") };
     assert_eq!((event.event_type.as_str(), event.operation.as_str()), ("order_fulfillment", "allocate_inventory"));
-    assert_eq!(event.error.as_ref().expect("it says why").reason, "STOCK_LOST");
+    assert_eq!(event.error.as_ref().expect("a reason").reason, "STOCK_LOST");
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn a_rejected_write_off_takes_no_stock_from_any_order() {
     world.settle().await;
     let held = world.abandoned_order().await;
     // The held line alone is not enough: two are allocated.
-    world.adjust("MUG", -9, true).await.expect_err("refused");
+    world.adjust("MUG", -9, true).await.expect_err("rejected");
     assert_eq!(world.order(held).await.lines[0].state, LineState::Held);
     assert_eq!(world.stock("MUG").await, (10, 4));
     world.settle().await;

@@ -165,10 +165,10 @@ impl World {
         let asked = self.payments.all_asked().len();
         self.payments.will([reply(&gate)]);
         let driver = self.instance("order-2");
-        let order = driver.claim_due(1).await.expect("it looks").pop().expect("one is due");
+        let order = driver.claim_due(1).await.expect("a poll").pop().expect("one is due");
         assert_eq!(order.id, id);
         let driving = tokio::spawn(async move { driver.drive(order, None).await });
-        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("it is asked");
+        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("the payment is requested");
         Stalled { gate, driving }
     }
 
@@ -221,7 +221,7 @@ impl World {
         let asked = self.payments.all_asked().len();
         self.payments.will([Reply::answer_held(&gate)]);
         let id = self.order_mugs().await;
-        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("it is driven");
+        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("driven");
         self.cancel(id).await.expect("it is not too late");
         gate.notify_one();
         self.settle().await;
@@ -323,7 +323,7 @@ impl Stalled {
     /// Resumes it, and waits until it ends.
     pub(crate) async fn let_go(self) {
         self.gate.notify_one();
-        tokio::time::timeout(GUARD, self.driving).await.expect("it ends").expect("without a panic");
+        tokio::time::timeout(GUARD, self.driving).await.expect("it stops").expect("no panic");
     }
 }
 

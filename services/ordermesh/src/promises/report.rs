@@ -36,7 +36,7 @@ impl Promise {
             Self::NeverLost => "no order is lost",
             Self::ChargedOnce => "charged once, or not at all",
             Self::StockAddsUp => "stock adds up",
-            Self::ToldOnce => "told exactly once",
+            Self::ToldOnce => "one event per change",
         }
     }
 }

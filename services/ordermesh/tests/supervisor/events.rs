@@ -99,11 +99,11 @@ async fn each_event_is_printed_once_even_if_instances_are_killed() {
     }
     assert_eq!(printed, all);
     kill("-INT", following.process.id());
-    assert!(following.process.wait().expect("it ends").success(), "Ctrl-C ends it with success");
+    assert!(following.process.wait().expect("it exits").success(), "Ctrl-C ends it with success");
     assert_eq!(following.lines.recv().ok(), None, "nothing more was printed");
     // The same without `--follow`, as text; oldest first.
     let filters = ["--type", "user_login", "--type", "data_lookup", "--status", "failed", "--since", "1h"];
-    let output = world.command("events").args(filters).output().expect("it ends");
+    let output = world.command("events").args(filters).output().expect("it exits");
     let lines = String::from_utf8(output.stdout).expect("text");
     assert!(output.status.success() && !lines.contains('\x1b'), "{lines}");
     let traces: Vec<_> = lines.lines().map(|line| line.rsplit(' ').next().expect("a trace").to_owned()).collect();
@@ -124,7 +124,7 @@ fn an_invalid_filter_is_rejected_with_the_valid_forms() {
         (["--trace", "seven"], 1, "32 lower-case hex digits"),
     ] {
         for follow in [&[][..], &["--follow"]] {
-            let output = world.command("events").args(arguments).args(follow).output().expect("it ends");
+            let output = world.command("events").args(arguments).args(follow).output().expect("it exits");
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
             assert!(said.contains(told), "{arguments:?}: {said}");

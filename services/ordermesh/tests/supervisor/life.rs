@@ -12,7 +12,7 @@ fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor
     }
     let password = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("readable");
     let password = password.split_ascii_whitespace().nth(1).expect("a password");
-    assert!(!told.contains(password) && told.contains("operator.txt"), "a pipe is no terminal: {told}");
+    assert!(!told.contains(password) && told.contains("operator.txt"), "a pipe is not a terminal: {told}");
     let mode = |name: &str| {
         use std::os::unix::fs::PermissionsExt;
         std::fs::metadata(world.data_dir.join(name)).expect(name).permissions().mode() & 0o077
@@ -21,7 +21,7 @@ fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor
         assert_eq!(mode(name), 0, "{name} is accessible to its owner only");
     }
     world.signal("-KILL");
-    world.supervisor.wait().expect("it ends");
+    world.supervisor.wait().expect("it exits");
     world.until_nobody_listens();
 }
 
@@ -46,7 +46,7 @@ fn a_killed_child_is_restarted() {
 fn sigterm_stops_everything_with_success() {
     let (mut world, _) = World::start();
     world.signal("-TERM");
-    assert!(world.supervisor.wait().expect("it ends").success());
+    assert!(world.supervisor.wait().expect("it exits").success());
     for port in world.admin_ports() {
         assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "port {port}: no child is left after its exit");
     }
@@ -64,7 +64,7 @@ fn a_system_with_an_invalid_setting_exits_immediately_and_names_it() {
     ] {
         let folder = tempfile::tempdir().expect("a folder");
         let mut system = system(free_port_base(), &folder.path().join("data"), 1);
-        let out = system.args([flag, value]).output().expect("it ends");
+        let out = system.args([flag, value]).output().expect("it exits");
         let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
         assert_eq!(out.status.code(), Some(2), "{flag}: {said}");
         assert!(said.contains(named) && !said.contains("s3cr3t"), "{flag}: {said}");
@@ -97,14 +97,14 @@ fn a_password_in_a_database_url_is_removed_from_the_command_line() {
         .spawn()
         .expect("it starts");
     let of_process = |what: &str| {
-        let read = std::fs::read(format!("/proc/{}/{what}", service.id())).expect("it runs");
+        let read = std::fs::read(format!("/proc/{}/{what}", service.id())).expect("running");
         String::from_utf8_lossy(&read).into_owned()
     };
     until("the password has left the command line", || !of_process("cmdline").contains("s3cr3t"));
     assert!(of_process("cmdline").contains("--data-dir"), "the other arguments are kept");
     assert!(of_process("environ").contains(&format!("ORDERMESH_DATABASE_URL={url}")));
-    service.kill().expect("it runs");
-    let said = service.wait_with_output().expect("it ends").stderr;
+    service.kill().expect("running");
+    let said = service.wait_with_output().expect("it exits").stderr;
     let said = String::from_utf8_lossy(&said);
     assert!(said.contains("set ORDERMESH_DATABASE_URL instead") && !said.contains("s3cr3t"), "{said}");
 }

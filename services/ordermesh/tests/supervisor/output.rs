@@ -16,7 +16,7 @@ const ENDED_BY_A_PIPE: i32 = 128 + 13;
 
 /// The command exits without a message.
 fn ends_quietly(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).stdout(closed()).output().expect("it ends");
+    let output = command.stdin(Stdio::null()).stdout(closed()).output().expect("it exits");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), said.as_ref()), (Some(ENDED_BY_A_PIPE), ""), "{command:?}");
 }
@@ -43,14 +43,14 @@ fn commands_without_a_system_exit_quietly_on_a_closed_pipe() {
 fn commands_on_a_system_exit_quietly_on_a_closed_pipe() {
     let (world, _) = World::start();
     let load = ["--orders", "3", "--customers", "1", "--accounts", "1"];
-    let loaded = world.command("load").args(load).output().expect("it ends");
+    let loaded = world.command("load").args(load).output().expect("it exits");
     assert!(loaded.status.success(), "control: {}", String::from_utf8_lossy(&loaded.stderr));
     ends_quietly(world.command("load").args(load));
     ends_quietly(&mut world.command("verify"));
     ends_quietly(world.command("demo").args(["--only", "success"]));
     ends_quietly(&mut world.command("events"));
     ends_quietly(world.command("events").args(["--follow", "-o", "json"]));
-    let events = world.command("events").args(["-o", "json", "--type", "order_creation"]).output().expect("it ends");
+    let events = world.command("events").args(["-o", "json", "--type", "order_creation"]).output().expect("it exits");
     let event = String::from_utf8(events.stdout).expect("text").lines().next().expect("an event").to_owned();
     let event: serde_json::Value = serde_json::from_str(&event).expect("JSON");
     ends_quietly(world.command("explain").arg(event["orderId"].as_str().expect("an order")));
@@ -66,5 +66,5 @@ fn a_system_keeps_running_on_a_closed_pipe() {
     }
     assert!(supervisor.try_wait().expect("watched").is_none(), "it runs, within {PATIENCE:?}");
     kill("-TERM", supervisor.id());
-    assert!(supervisor.wait().expect("it ends").success());
+    assert!(supervisor.wait().expect("it exits").success());
 }
