@@ -77,10 +77,10 @@ pub struct Config {
     /// OTEL_EXPORTER_OTLP_ENDPOINT, or none.
     #[arg(long, env = "GATEWAY_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
-    /// Log filter: directives of tracing's `EnvFilter`.
+    /// Log filter: tracing EnvFilter directives.
     #[arg(long, env = "GATEWAY_LOG", default_value = "info")]
     pub log: String,
-    /// Continue the trace of the caller's `traceparent`: for local runs, to see both sides in one trace.
+    /// Continue the trace of the caller's traceparent: for local runs, to see both sides in one trace.
     #[arg(long, env = "GATEWAY_TRUST_CLIENT_TRACE_CONTEXT", action = clap::ArgAction::Set, default_value_t = false)]
     pub trust_client_trace_context: bool,
     /// PEM file of the gateway's certificate; enables TLS.

@@ -1,4 +1,4 @@
-//! The gateway over the real mesh, with a ledger in a file: what merchants may rely on, and each fault on purpose.
+//! The gateway over the real mesh, with a ledger in a file: its guarantees to merchants, and each injected fault.
 
 mod world;
 
@@ -12,7 +12,7 @@ use tonic_types::StatusExt;
 use world::{World, reason};
 
 #[tokio::test]
-async fn every_test_token_is_answered_as_its_name_says() {
+async fn every_test_token_has_its_documented_answer() {
     let world = World::start(&[]).await;
     let declines = [
         ("chargeDeclined", DeclineCode::GenericDecline),
@@ -47,13 +47,13 @@ async fn a_repeated_key_replays_the_stored_answer() {
     let first = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
     let declined = world.charge("order-2", 1999, "pm_card_chargeDeclined").await.expect("declined");
     assert_eq!(world.charge("order-1", 1999, "pm_card_visa").await.expect("replayed"), first);
-    // Even with a card that would be charged: the key has its answer.
+    // Even with a card that would be charged: the key has an answer already.
     assert_eq!(world.charge("order-2", 1999, "pm_card_visa").await.expect("replayed"), declined);
     assert_eq!(world.ledger().await.len(), 2);
 }
 
 #[tokio::test]
-async fn many_at_once_under_one_key_charge_once() {
+async fn concurrent_charges_under_one_key_charge_once() {
     let world = World::start(&[]).await;
     let calls: Vec<_> = (0..16)
         .map(|_| {
@@ -69,7 +69,7 @@ async fn many_at_once_under_one_key_charge_once() {
 }
 
 #[tokio::test]
-async fn a_key_with_another_amount_is_refused_and_changes_nothing() {
+async fn a_key_with_another_amount_is_rejected_and_changes_nothing() {
     let world = World::start(&[]).await;
     let first = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
     let refused = world.charge("order-1", 2000, "pm_card_visa").await.expect_err("reused");
@@ -78,7 +78,7 @@ async fn a_key_with_another_amount_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_tombstone_keeps_a_charge_from_ever_being_made() {
+async fn a_tombstone_prevents_every_later_charge() {
     let world = World::start(&[]).await;
     let tombstone = world.cancel("order-1").await.expect("cancelled");
     assert_eq!((tombstone.status(), tombstone.amount.clone()), (ChargeStatus::Cancelled, None));
@@ -89,7 +89,7 @@ async fn a_tombstone_keeps_a_charge_from_ever_being_made() {
 }
 
 #[tokio::test]
-async fn a_slow_charge_finds_the_tombstone_that_came_while_it_was_under_way() {
+async fn a_slow_charge_finds_the_tombstone_written_in_the_meantime() {
     let slow = Duration::from_secs(2);
     let world = World::start(&["--fault-slow-ms=2000"]).await;
     let late = world.clone();
@@ -97,20 +97,20 @@ async fn a_slow_charge_finds_the_tombstone_that_came_while_it_was_under_way() {
         let started = Instant::now();
         (late.charge("order-1", 1999, "pm_gateway_slow").await, started.elapsed())
     });
-    // Enough round trips for the charge to be under way; its own length shows below that it was.
+    // Enough round trips for the charge to be in progress; its duration below shows that it was.
     for _ in 0..20 {
         world.get("order-1").await.expect_err("not yet");
     }
     let tombstone = world.cancel("order-1").await.expect("cancelled");
     assert_eq!(tombstone.status(), ChargeStatus::Cancelled, "the charge had not committed");
     let (answer, took) = late.await.expect("no panic");
-    assert!(took >= slow, "it was under way before the tombstone: {took:?}");
+    assert!(took >= slow, "it was in progress before the tombstone: {took:?}");
     assert_eq!(answer.expect("an answer"), tombstone);
     assert_eq!(world.ledger().await, [tombstone]);
 }
 
 #[tokio::test]
-async fn a_slow_charge_is_made_although_its_caller_has_gone() {
+async fn a_slow_charge_is_made_although_its_client_has_disconnected() {
     let world = World::start(&["--fault-slow-ms=300"]).await;
     let call = world.charge_within(Duration::from_millis(100), "order-1", "pm_gateway_slow").await;
     assert_eq!(call.expect_err("too slow").code(), Code::DeadlineExceeded);
@@ -126,7 +126,7 @@ async fn cancelling_a_charged_key_changes_nothing_and_answers_with_the_charge() 
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_replayed_and_the_money_was_taken_once() {
+async fn a_lost_answer_is_replayed_and_charged_once() {
     let world = World::start(&[]).await;
     let lost = world.clone();
     let lost = tokio::spawn(async move { lost.charge("order-1", 1999, "pm_gateway_answerLost").await });
@@ -139,20 +139,20 @@ async fn a_lost_answer_is_replayed_and_the_money_was_taken_once() {
 }
 
 #[tokio::test]
-async fn no_answer_charges_nothing_and_leaves_nothing_behind() {
+async fn a_call_without_answer_charges_nothing_and_leaves_nothing_behind() {
     let world = World::start(&["--drain-timeout-ms=60000"]).await;
     let call = world.charge_within(Duration::from_millis(200), "order-1", "pm_gateway_noAnswer").await;
     assert_eq!(call.expect_err("no answer").code(), Code::DeadlineExceeded);
     assert_eq!(world.ledger().await, []);
-    // The call that hung is gone: the drain, of up to a minute, finds nothing to wait for.
+    // The hanging call was cancelled: the drain, of up to a minute, has nothing to wait for.
     tokio::time::timeout(Duration::from_secs(20), world.stop()).await.expect("nothing hangs");
 }
 
 #[tokio::test]
-async fn an_unavailable_key_is_fine_in_the_end_and_charged_once() {
+async fn an_unavailable_key_is_served_in_the_end_and_charged_once() {
     let world = World::start(&[]).await;
     let mut refusals = 0;
-    // The mesh may repeat a call by itself; a merchant asks until there is an answer.
+    // The mesh may retry a call on its own; a merchant retries until there is an answer.
     let charge = loop {
         match world.charge("order-1", 1999, "pm_gateway_unavailable3").await {
             Ok(charge) => break charge,
@@ -168,7 +168,7 @@ async fn an_unavailable_key_is_fine_in_the_end_and_charged_once() {
 }
 
 #[tokio::test]
-async fn a_refund_gives_the_money_back_once_per_refund_key() {
+async fn a_refund_is_made_once_per_refund_key() {
     let world = World::start(&[]).await;
     world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
     let first = world.refund("order-1", "refund-1").await.expect("an answer");
@@ -182,7 +182,7 @@ async fn a_refund_gives_the_money_back_once_per_refund_key() {
 }
 
 #[tokio::test]
-async fn a_refused_refund_is_replayed_and_a_later_key_is_given() {
+async fn a_refused_refund_is_replayed_and_a_later_key_is_accepted() {
     let world = World::start(&[]).await;
     let charge = world.charge("order-1", 1999, "pm_gateway_refundRefused").await.expect("charged");
     for _ in 0..2 {
@@ -197,7 +197,7 @@ async fn a_refused_refund_is_replayed_and_a_later_key_is_given() {
 }
 
 #[tokio::test]
-async fn a_refund_that_is_always_refused_stays_so() {
+async fn a_refund_that_is_always_refused_is_refused_for_every_key() {
     let world = World::start(&[]).await;
     world.charge("order-1", 1999, "pm_gateway_refundRefusedAlways").await.expect("charged");
     for key in ["refund-1", "refund-2", "refund-3"] {
@@ -207,7 +207,7 @@ async fn a_refund_that_is_always_refused_stays_so() {
 }
 
 #[tokio::test]
-async fn what_was_not_taken_is_not_given_back() {
+async fn what_was_not_charged_is_not_refunded() {
     let world = World::start(&[]).await;
     world.charge("declined", 1999, "pm_card_chargeDeclined").await.expect("declined");
     world.cancel("cancelled").await.expect("cancelled");
@@ -229,11 +229,11 @@ async fn a_wrong_api_key_changes_nothing() {
     for key in [None, Some(""), Some("wrong"), Some("test-key-and-more"), Some("test-ke")] {
         let stranger = world.with_key(key);
         let refusals = [
-            stranger.charge("order-1", 1999, "pm_card_visa").await.expect_err("refused"),
-            stranger.cancel("order-1").await.expect_err("refused"),
-            stranger.refund("order-1", "refund-1").await.expect_err("refused"),
-            stranger.get("order-1").await.expect_err("refused"),
-            stranger.page(0, "").await.expect_err("refused"),
+            stranger.charge("order-1", 1999, "pm_card_visa").await.expect_err("rejected"),
+            stranger.cancel("order-1").await.expect_err("rejected"),
+            stranger.refund("order-1", "refund-1").await.expect_err("rejected"),
+            stranger.get("order-1").await.expect_err("rejected"),
+            stranger.page(0, "").await.expect_err("rejected"),
         ];
         for refused in refusals {
             assert_eq!((refused.code(), reason(&refused)), (Code::Unauthenticated, "INVALID_API_KEY".to_owned()));
@@ -262,13 +262,13 @@ async fn the_ledger_is_listed_by_key_a_page_at_a_time() {
         }
     }
     assert_eq!((seen, sizes), (keys, vec![3, 3, 1]));
-    let all = world.page(i32::MAX, "").await.expect("a page that is too large is cut down");
+    let all = world.page(i32::MAX, "").await.expect("a too large page size is reduced");
     assert_eq!((all.charges.len(), all.next_page_token.as_str()), (7, ""));
 }
 
-/// A page token is not signed: whoever reads one can make another.
+/// Page tokens are not signed: a client can construct one.
 #[tokio::test]
-async fn a_page_token_whose_key_no_charge_could_have_is_refused() {
+async fn a_page_token_with_an_invalid_key_is_rejected() {
     let world = World::start(&[]).await;
     let long = "k".repeat(256);
     for (key, is_sound) in [("order-1", true), ("a\0b", false), ("", false), (&long, false)] {
@@ -279,7 +279,7 @@ async fn a_page_token_whose_key_no_charge_could_have_is_refused() {
 }
 
 #[tokio::test]
-async fn bad_input_is_told_field_by_field_and_changes_nothing() {
+async fn invalid_input_is_reported_field_by_field_and_changes_nothing() {
     let world = World::start(&[]).await;
     let long = "k".repeat(256);
     let cases = [
@@ -303,12 +303,12 @@ async fn bad_input_is_told_field_by_field_and_changes_nothing() {
         assert_eq!(violations.iter().map(|violation| violation.field.as_str()).collect::<Vec<_>>(), fields);
     }
     assert_eq!(world.ledger().await, []);
-    // The twin: the longest key, in characters, is fine.
+    // The control case: a key of the maximum length, in characters, is valid.
     world.charge(&"ü".repeat(255), 1, "pm_card_visa").await.expect("charged");
 }
 
 #[tokio::test]
-async fn faults_by_settings_meet_every_call_that_writes() {
+async fn faults_by_settings_affect_every_writing_call() {
     let world = World::start(&["--fault-unavailable-per-mille=1000"]).await;
     let refusals = [
         world.charge("order-1", 1999, "pm_card_visa").await.expect_err("unavailable"),

@@ -1,5 +1,5 @@
-//! What `ordermesh --version` says: commit and day of the build, by `ORDERMESH_COMMIT` and `SOURCE_DATE_EPOCH` where they are
-//! set (images, reproducible builds), else by git and today.
+//! The contents of `ordermesh --version`: commit and date of the build, from `ORDERMESH_COMMIT` and `SOURCE_DATE_EPOCH`
+//! if they are set (images, reproducible builds), else from git and the clock.
 
 use std::process::Command;
 
@@ -8,12 +8,12 @@ fn main() {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=build.rs");
-    // Only what is released says where it comes from: else each commit would build every test anew.
+    // Only release builds have them: otherwise each commit would rebuild every test.
     let is_release = std::env::var("PROFILE").is_ok_and(|profile| profile == "release");
     let commit = std::env::var("ORDERMESH_COMMIT").ok().filter(|commit| !commit.is_empty());
     let commit = commit.or_else(|| if is_release { head() } else { None });
     let date = match std::env::var("SOURCE_DATE_EPOCH") {
-        // GNU's and BSD's.
+        // The options of GNU date, then those of BSD date.
         Ok(epoch) => told("date", &["-u", "-d", &format!("@{epoch}"), "+%F"])
             .or_else(|| told("date", &["-u", "-r", &epoch, "+%F"])),
         Err(_) if is_release => told("date", &["-u", "+%F"]),
@@ -23,16 +23,16 @@ fn main() {
     println!("cargo::rustc-env=ORDERMESH_BUILD_DATE={}", date.as_deref().unwrap_or("unknown"));
 }
 
-/// The commit that is built.
+/// The current commit.
 fn head() -> Option<String> {
-    // Grows with every commit and checkout.
+    // This file changes with every commit and checkout.
     if let Some(log) = told("git", &["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo::rerun-if-changed={log}");
     }
     told("git", &["rev-parse", "--short=12", "HEAD"])
 }
 
-/// What a program says; `None` when it fails.
+/// A program's output; `None` if it fails.
 fn told(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok().filter(|output| output.status.success())?;
     String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())

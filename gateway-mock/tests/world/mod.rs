@@ -1,4 +1,4 @@
-//! A gateway of its own on port 0, and a merchant that calls it through the mesh.
+//! A gateway on port 0, and a merchant that calls it through the mesh.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +73,7 @@ impl World {
         Self { key: key.map(str::to_owned), ..self.clone() }
     }
 
-    /// Asks the gateway to end, and waits until it has.
+    /// Requests a shutdown, and waits until it is complete.
     pub(crate) async fn stop(&self) {
         self.running.shutdown.cancel();
         let served = self.running.served.lock().await.take().expect("stopped once");
@@ -85,7 +85,7 @@ impl World {
         self.stop().await;
         let Self { client, running, .. } = self;
         drop(client);
-        let running = Arc::into_inner(running).expect("nobody else holds it");
+        let running = Arc::into_inner(running).expect("the only reference");
         Self::start_in(running.folder, flags).await
     }
 
@@ -103,7 +103,7 @@ impl World {
         Ok(answer.into_inner().charge.expect("a charge"))
     }
 
-    /// A charge whose caller goes after a while.
+    /// A charge whose client cancels after a timeout.
     pub(crate) async fn charge_within(&self, timeout: Duration, key: &str, token: &str) -> Result<Charge, Status> {
         let mut request = self.request(charge_request(key, 1999, token));
         request.set_timeout(timeout);
@@ -133,7 +133,7 @@ impl World {
         Ok(self.client.clone().get_charge(request).await?.into_inner().charge.expect("a charge"))
     }
 
-    /// Asks until the key has a row.
+    /// Polls until the key has a row.
     pub(crate) async fn until_stored(&self, key: &str) -> Charge {
         loop {
             match self.get(key).await {
@@ -158,7 +158,7 @@ impl World {
         Ok(self.client.clone().list_charges(self.request(message)).await?.into_inner())
     }
 
-    /// All of a small ledger.
+    /// The whole of a small ledger.
     pub(crate) async fn ledger(&self) -> Vec<Charge> {
         self.page(1000, "").await.expect("a page").charges
     }

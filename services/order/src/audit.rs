@@ -112,7 +112,11 @@ impl AuditedOrder {
         let mut problems = self.history_problems();
         let name = self.state.name();
         if self.due.is_some() == self.is_at_rest() {
-            let due = if self.due.is_some() { "is due without a pending effect" } else { "has a pending effect that is never due" };
+            let due = if self.due.is_some() {
+                "is due without a pending effect"
+            } else {
+                "has a pending effect that is never due"
+            };
             problems.push(format!("in {name} it {due}"));
         }
         if self.is_at_rest() && self.leased_until.is_some() {
@@ -122,8 +126,10 @@ impl AuditedOrder {
             problems.push(format!("in {name} it has {} fulfilments", self.fulfillments));
         }
         if self.keeps_token != (self.state == State::Created) {
-            problems
-                .push(format!("in {name} the payment's token is {}", if self.keeps_token { "kept" } else { "gone" }));
+            problems.push(format!(
+                "in {name} the payment's token is {}",
+                if self.keeps_token { "stored" } else { "missing" }
+            ));
         }
         let left_since = self.due.map(|due| due.max(self.leased_until.unwrap_or_default()));
         if let Some(since) = left_since.filter(|since| now.since(*since) > patience) {

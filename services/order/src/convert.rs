@@ -466,10 +466,7 @@ pub(crate) mod tests {
         );
         assert_eq!(reasons(|r| r.contact_email = "ada@7".into()), [("contact_email".into(), "INVALID_EMAIL")]);
         let blank = proto::CreateOrderRequest { payment_method: " ".into(), ..request() };
-        assert_eq!(
-            create_order(blank).expect("decoded").command.payment_method,
-            PaymentMethod::new(" ".into())
-        );
+        assert_eq!(create_order(blank).expect("decoded").command.payment_method, PaymentMethod::new(" ".into()));
     }
 
     #[test]

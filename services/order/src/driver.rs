@@ -358,7 +358,7 @@ impl Driver {
             reason: "STOCK_LOST".into(),
             decline_code: String::new(),
             advice: "RETRY_LATER".into(),
-            message: "the goods are no longer in stock; the payment is given back".into(),
+            message: "the goods are no longer in stock; the payment is refunded".into(),
         };
         let advance = self.0.parts.store.advance(order, steps, Some(failure), None).await?;
         if advance == Advance::Lost {

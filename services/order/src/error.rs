@@ -45,7 +45,7 @@ pub enum Error {
         skus: String,
     },
     /// The customer's orders with undecided payments reserve as much stock as they may.
-    #[error("the payments of your earlier orders are not decided yet: their orders may hold {limit} at once")]
+    #[error("too many of your orders have an undecided payment: such orders may reserve at most {limit}")]
     TooMuchUnpaid {
         /// The limit that the order would exceed: of orders or of units.
         limit: UnpaidLimit,
@@ -59,7 +59,7 @@ pub enum Error {
         expected: String,
     },
     /// The Data Service did not answer.
-    #[error("the catalogue could not be asked: {cause}")]
+    #[error("the catalogue lookup failed: {cause}")]
     LookupFailed {
         /// For example TIMEOUT or CONNECTION_ERROR.
         cause: ErrorClass,
@@ -102,10 +102,10 @@ pub enum Error {
     #[error("this instance is shutting down; watch again to be served by another")]
     Draining,
     /// The access token expired while the stream was open.
-    #[error("the access token has ended; log in again and watch on with after_version")]
+    #[error("the access token has expired; log in again and resume with after_version")]
     TokenExpired,
     /// The customer has as many open streams as one may.
-    #[error("you watch as many orders as one customer may: end another of your streams")]
+    #[error("too many WatchOrder streams of this customer: close another one first")]
     TooManyWatchers,
     /// The database failed.
     #[error("the order store failed")]

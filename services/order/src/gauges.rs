@@ -19,7 +19,7 @@ pub(crate) async fn record(store: Store, driver: Driver, chassis: Chassis) {
     let oldest = meter
         .f64_gauge("ordermesh.orders.oldest_unfinished")
         .with_unit("s")
-        .with_description("Age of the oldest order that something is owed to")
+        .with_description("Age of the oldest order with a pending effect")
         .build();
     let drives = meter.u64_gauge("ordermesh.driver.in_flight").with_description("Orders being driven").build();
     while tokio::time::timeout(INTERVAL, chassis.shutdown.cancelled()).await.is_err() {

@@ -140,7 +140,7 @@ impl PaymentFailure {
         let (reason, message) = match shown {
             Code::GatewayTimeout => ("GATEWAY_TIMEOUT", "the payment gateway did not answer; nothing was charged"),
             Code::Unspecified => ("PAYMENT_CANCELLED", "the payment was cancelled; nothing was charged"),
-            Code::InsufficientFunds => ("PAYMENT_DECLINED", "the payment method has not enough money"),
+            Code::InsufficientFunds => ("PAYMENT_DECLINED", "the account has insufficient funds"),
             Code::ExpiredCard => ("PAYMENT_DECLINED", "the card has expired"),
             Code::IncorrectCvc => ("PAYMENT_DECLINED", "the card's security code is wrong"),
             Code::ProcessingError => ("PAYMENT_DECLINED", "the issuer could not process the payment"),
@@ -164,7 +164,7 @@ impl PaymentFailure {
             reason: "REFUND_REFUSED".into(),
             decline_code: String::new(),
             advice: String::new(),
-            message: "the payment gateway refuses to give the money back; an operator has to look".into(),
+            message: "the payment gateway refuses the refund; an operator must intervene".into(),
         }
     }
 }

@@ -127,7 +127,9 @@ impl Watchers {
             }
             match store.versions(&watched).await {
                 Ok(versions) => versions.into_iter().for_each(|(id, version)| self.notify(id, version)),
-                Err(error) => tracing::debug!(target: "ordermesh", error = ?error, "reading the versions of watched orders failed"),
+                Err(error) => {
+                    tracing::debug!(target: "ordermesh", error = ?error, "reading the versions of watched orders failed")
+                }
             }
         }
     }

@@ -26,7 +26,7 @@ pub(crate) struct Banner {
     pub(crate) new_operator: Option<Login>,
     /// The trace of the printed log-in and order.
     pub(crate) trace: Trace,
-    /// Suffix of the printed account's e-mail and request ids: new on each start.
+    /// The printed request ids, new on each start; the first also makes the account's e-mail unique.
     pub(crate) ids: [Uuid; 2],
 }
 

@@ -58,7 +58,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let wish = Wish { trust_domain: &options.trust_domain, dns: &options.dns, lifetime: options.lifetime };
     let is_new = folder.make(&wish, services.iter().map(String::as_str))?;
     let dir = options.dir.display();
-    let authority = if is_new { "a new authority; its key is ca.key: keep it on a host without services" } else { "kept" };
+    let authority =
+        if is_new { "a new authority; its key is ca.key: keep it on a host without services" } else { "kept" };
     out::line(format_args!("{dir}/ca.pem: {authority}"))?;
     for service in services {
         let name = format!("spiffe://{}/service/{service}", options.trust_domain);

@@ -162,7 +162,11 @@ impl Sources {
         for page in ids.chunks(usize::try_from(PAGE).unwrap_or(1)) {
             let there = self.orders.audit_versions(page).await?;
             for id in page.iter().filter(|id| !there.contains_key(id)) {
-                report.violated(Promise::NeverLost, id.to_string(), "it was acknowledged, but does not exist".to_owned());
+                report.violated(
+                    Promise::NeverLost,
+                    id.to_string(),
+                    "it was acknowledged, but does not exist".to_owned(),
+                );
             }
         }
         Ok(())

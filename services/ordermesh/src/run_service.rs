@@ -1,4 +1,5 @@
-//! `ordermesh user` and so on: one service in this process. Binding, signals and telemetry are here; the rest is the service's.
+//! `ordermesh user` and so on: one service in this process. This file binds, handles signals and installs telemetry;
+//! the rest is in the service.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -14,34 +15,34 @@ use crate::out;
 use crate::service::Service;
 use crate::up::Signals;
 
-/// Settings of the Data Service as a program.
+/// Settings of the Data Service's program.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct DataArgs {
     #[command(flatten)]
     config: data::Config,
-    /// Put the products of the demonstration into an empty catalogue
+    /// Insert the demo products into an empty catalogue
     #[arg(long, env = "ORDERMESH_DEMO_CATALOG")]
     demo_catalog: bool,
 }
 
-/// Settings of the Order Service as a program.
+/// Settings of the Order Service's program.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct OrderArgs {
     #[command(flatten)]
     config: order::Config,
-    /// Put the stock of the demonstration into an empty inventory
+    /// Insert the demo products' stock into an empty inventory
     #[arg(long, env = "ORDERMESH_DEMO_CATALOG")]
     demo_catalog: bool,
 }
 
-/// What is the same for every service.
+/// What all services have in common.
 struct Frame {
     service: Service,
     instance: String,
     listen: SocketAddr,
     admin: Option<SocketAddr>,
     log: String,
-    /// The general endpoint, and the name of its setting.
+    /// The general OTLP endpoint, with the name of its setting.
     otlp_endpoint: (&'static str, Option<String>),
 }
 
@@ -57,7 +58,7 @@ impl Frame {
         }
     }
 
-    /// For who only wants the schema brought up to date.
+    /// Only brings the schema up to date.
     async fn migrate(self, settings: &chassis::Settings, migrations: &[storage::Migration]) -> Result<(), Error> {
         let service = self.service.name();
         let database = |source| Error::Store { service, source };
@@ -65,7 +66,7 @@ impl Frame {
         out::line(format_args!("the schema of the {service} service is up to date"))
     }
 
-    /// Installs telemetry, binds, serves until a signal, flushes.
+    /// Installs telemetry, binds, serves until a signal, flushes telemetry.
     async fn serve<E: Into<Error>>(
         self,
         run: impl AsyncFnOnce(TcpListener, Option<TcpListener>, CancellationToken) -> Result<(), E>,
@@ -100,8 +101,8 @@ impl Frame {
     }
 }
 
-/// Cancelled by SIGTERM, by SIGINT, and by the end of a supervisor. A second signal ends the process at once: what was
-/// acknowledged is stored, and goes on at the next start.
+/// Cancelled by SIGTERM, by SIGINT, and by the end of the supervisor. A second signal exits immediately: acknowledged
+/// work is stored, and continues at the next start.
 fn shutdown() -> Result<CancellationToken, Error> {
     let shutdown = CancellationToken::new();
     let mut signals = Signals::new()?;
@@ -110,12 +111,12 @@ fn shutdown() -> Result<CancellationToken, Error> {
         signals.next().await;
         asked.cancel();
         signals.next().await;
-        out::complain("ordermesh: told to stop a second time: ends at once");
+        out::complain("ordermesh: second signal: exiting immediately");
         std::process::exit(1);
     });
     if std::env::var_os(SUPERVISED).is_some() {
         let gone = shutdown.clone();
-        // A thread of its own: tokio's stdin would keep the runtime from ending.
+        // A dedicated thread: tokio's stdin would keep the runtime from shutting down.
         std::thread::spawn(move || {
             let mut nothing = [0; 64];
             while matches!(std::io::stdin().read(&mut nothing), Ok(count) if count > 0) {}
@@ -128,7 +129,7 @@ fn shutdown() -> Result<CancellationToken, Error> {
 /// Runs the User Service.
 ///
 /// # Errors
-/// A taken port; whatever the service cannot do without.
+/// A port is taken; a dependency of the service cannot be used.
 pub(crate) async fn user(config: user::Config) -> Result<(), Error> {
     let frame = Frame::of(Service::User, &config.common);
     if config.common.migrate_only {
@@ -181,7 +182,7 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
     frame.serve(async |listener, admin, shutdown| data::run(config, listener, admin, shutdown).await).await
 }
 
-/// Runs the gateway: a package of its own, in this program so that one file is all that is needed.
+/// Runs the gateway: a separate package, linked into this program so that one executable is enough.
 ///
 /// # Errors
 /// As [`user()`].
@@ -201,7 +202,7 @@ pub(crate) async fn gateway(config: gateway_mock::Config) -> Result<(), Error> {
     };
     frame
         .serve(async |listener, admin, shutdown| {
-            let Some(admin) = admin else { return Err(Error::Usage("the gateway needs an admin port".to_owned())) };
+            let Some(admin) = admin else { return Err(Error::Usage("the gateway requires an admin port".to_owned())) };
             Ok(gateway_mock::run(config, listener, admin, shutdown).await?)
         })
         .await

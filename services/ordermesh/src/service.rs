@@ -1,13 +1,13 @@
-//! The five processes of a system, and where they listen.
+//! The five services of a system, and their addresses.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
-/// Between a service's port and its admin port.
+/// The difference between a service's port and its admin port.
 const ADMIN_OFFSET: u16 = 1_000;
-/// The most instances of one service: their ports are neighbours.
+/// Maximum number of instances of one service: their ports are consecutive.
 pub(crate) const MAX_INSTANCES: u16 = 32;
-/// The greatest port base: the last admin port is still a port.
+/// Maximum port base, so that the last admin port is valid.
 pub(crate) const MAX_PORT_BASE: u16 = 63_000;
 
 /// A service that the program runs.
@@ -43,7 +43,7 @@ impl Service {
         Self::ALL.into_iter().find(|service| service.name() == name)
     }
 
-    /// How many instances a system with so many of each service has.
+    /// The number of instances in a system with `of_each` instances of each service.
     pub(crate) const fn instances(self, of_each: u16) -> u16 {
         match self {
             Self::User | Self::Order | Self::Payment | Self::Data => of_each,
@@ -63,17 +63,17 @@ impl Service {
         port_base.saturating_add(offset).saturating_add(instance)
     }
 
-    /// Where an instance listens.
+    /// The address of an instance.
     pub(crate) fn address(self, port_base: u16, instance: u16) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port(port_base, instance)).into()
     }
 
-    /// Where an instance's plain health is.
+    /// The address of an instance's plain HTTP health endpoints.
     pub(crate) fn admin_address(self, port_base: u16, instance: u16) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port(port_base, instance).saturating_add(ADMIN_OFFSET)).into()
     }
 
-    /// Where all instances listen.
+    /// The addresses of all instances.
     pub(crate) fn addresses(self, port_base: u16, of_each: u16) -> Vec<String> {
         (1..=self.instances(of_each)).map(|instance| self.address(port_base, instance).to_string()).collect()
     }
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_those_of_the_readme() {
+    fn ports_match_the_readme() {
         let ports = |service: Service| service.addresses(7000, 2);
         assert_eq!(ports(Service::User), ["127.0.0.1:7101", "127.0.0.1:7102"]);
         assert_eq!(ports(Service::Order), ["127.0.0.1:7201", "127.0.0.1:7202"]);

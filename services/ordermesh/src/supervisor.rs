@@ -1,4 +1,4 @@
-//! A system on this machine: the gateway and so many instances of each service, as child processes of this program.
+//! A system on this machine: the gateway and a number of instances of each service, as child processes of this program.
 
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
@@ -21,7 +21,7 @@ use crate::passed::Passed;
 use crate::probe;
 use crate::service::Service;
 
-/// Certificates are good for 90 days.
+/// The certificates are valid for 90 days.
 const RENEW_INTERVAL: Duration = Duration::from_secs(30 * 86_400);
 const LOOK_INTERVAL: Duration = Duration::from_secs(3_600);
 
@@ -30,32 +30,32 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(3_600);
 pub(crate) struct Plan {
     /// The first port is a hundred above it.
     pub(crate) port_base: u16,
-    /// Of each service.
+    /// The number of instances of each service.
     pub(crate) instances: u16,
-    /// Databases and secrets.
+    /// The folder of databases and secrets.
     pub(crate) data_dir: PathBuf,
-    /// PostgreSQL for all of them, instead of SQLite files.
+    /// PostgreSQL for all services, instead of SQLite files.
     pub(crate) database_url: Option<DatabaseUrl>,
-    /// Mutual TLS, with certificates of its own, instead of a shared secret.
+    /// Mutual TLS, with generated certificates, instead of a shared secret.
     pub(crate) tls: bool,
     /// The children's log filter.
     pub(crate) log: String,
-    /// Settings of one service each.
+    /// Forwarded settings of single services.
     pub(crate) passed: Passed,
-    /// Prints nothing.
+    /// Suppresses all output.
     pub(crate) quiet: bool,
-    /// Who dies is started again at once, however often.
+    /// Restarts crashed children without backoff.
     pub(crate) restarts_at_once: bool,
 }
 
-/// A running system. Its processes end with it.
+/// A running system. Its processes are stopped when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     pub(crate) data_dir: DataDir,
     pids: Pids,
     misconfigured: Misconfigured,
     admins: Vec<SocketAddr>,
-    /// In the order in which they end: Order needs Payment and User while it drains, and all need the gateway or Data.
+    /// In the order of shutdown: Order needs Payment and User while it drains, and all need the gateway or Data.
     groups: [Group; 3],
 }
 
@@ -77,9 +77,9 @@ impl Supervisor {
     /// Starts the system's processes; they may not be ready yet.
     ///
     /// # Errors
-    /// A taken port; a data folder that cannot be used. Nothing runs then.
+    /// A port is taken; the data folder cannot be used. Then no process runs.
     pub(crate) fn start(plan: &Plan) -> Result<Self, Error> {
-        // Checked here: a child that refuses a variable would be restarted again and again.
+        // Validated here: a child that rejects a variable would be restarted again and again.
         let environment = Environment::of_process(None).map_err(SetupError::from)?;
         environment.check_files().map_err(SetupError::from)?;
         check_ports(plan)?;
@@ -121,34 +121,34 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    /// Returns when every process is ready.
+    /// Completes when every process is ready.
     pub(crate) async fn ready(&self) {
         join_all(self.admins.iter().map(|admin| probe::until_ready(*admin))).await;
     }
 
-    /// Returns the name of a process that ended because its settings are wrong, once there is one.
+    /// Completes with the name of a process that exited because of invalid settings.
     pub(crate) async fn misconfigured(&self) -> String {
         self.misconfigured.name().await
     }
 
-    /// How many processes there are.
+    /// The number of processes.
     pub(crate) fn processes(&self) -> usize {
         self.admins.len()
     }
 
-    /// The processes of a service's instances that run now.
+    /// The running processes of a service's instances.
     pub(crate) fn pids_of(&self, service: Service) -> Vec<u32> {
         self.pids.of(service.name())
     }
 
-    /// kill -9 of all of them; none is started again.
+    /// SIGKILL of all processes; none is restarted.
     pub(crate) async fn kill(self) {
         self.groups.iter().for_each(|group| group.stop.cancel());
         self.pids.kill_all();
         self.stop().await;
     }
 
-    /// Lets all of them drain: those first who need the others.
+    /// Drains all processes, dependents first.
     pub(crate) async fn stop(self) {
         for group in &self.groups {
             group.stop().await;
@@ -156,19 +156,17 @@ impl Supervisor {
     }
 }
 
-/// Makes new certificates long before the old ones end; the services take them by themselves.
+/// Renews the certificates long before they expire; the services reload them on their own.
 async fn renew(data_dir: DataDir, stop: CancellationToken) {
     let mut due = SystemClock.now().plus(RENEW_INTERVAL);
-    // The wall clock is looked at: the other stands still while a laptop sleeps.
+    // Compares wall-clock times: the monotonic clock stops while a laptop is suspended.
     while stop.run_until_cancelled(tokio::time::sleep(LOOK_INTERVAL)).await.is_some() {
         if SystemClock.now() < due {
             continue;
         }
         match data_dir.certificates() {
             Ok(_) => due = SystemClock.now().plus(RENEW_INTERVAL),
-            Err(error) => {
-                out::say(format_args!("ordermesh: the certificates could not be renewed: {}", error.report()))
-            }
+            Err(error) => out::say(format_args!("ordermesh: renewing the certificates failed: {}", error.report())),
         }
     }
 }
@@ -176,12 +174,12 @@ async fn renew(data_dir: DataDir, stop: CancellationToken) {
 /// Every process of the system.
 fn each(plan: &Plan) -> impl Iterator<Item = (Service, u16)> {
     let of_each = plan.instances;
-    // The gateway and Data first: the others ask them.
+    // The gateway and Data first: the others depend on them.
     let order = [Service::Gateway, Service::Data, Service::User, Service::Payment, Service::Order];
     order.into_iter().flat_map(move |service| (1..=service.instances(of_each)).map(move |instance| (service, instance)))
 }
 
-/// What a service's processes are told by flags: whatever was passed on comes last.
+/// The flags of a service's processes; forwarded settings come last.
 fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec![service.name().into()];
     match service {
@@ -190,7 +188,7 @@ fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
                 args.extend(["--bootstrap-operator-file".into(), file.into()]);
             }
         }
-        // Both insert into empty tables only.
+        // Both insert only into empty tables.
         Service::Data | Service::Order => args.push("--demo-catalog".into()),
         Service::Payment | Service::Gateway => {}
     }
@@ -198,7 +196,7 @@ fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
     args
 }
 
-/// What a process is told by its environment: addresses, and where secrets are.
+/// The environment of a process: addresses, and the locations of secrets.
 fn env(
     plan: &Plan,
     data_dir: &DataDir,
@@ -232,7 +230,7 @@ fn env(
     }
     if let Some(url) = database {
         env.push(("ORDERMESH_DATABASE_URL".into(), url.into()));
-        // All instances are on this machine, and share the folder of the keys.
+        // All instances are on this machine, and share the keys' folder.
         env.push(("ORDERMESH_USER_GENERATE_KEYS".into(), "true".into()));
     }
     env.push(("ORDERMESH_DATA_DIR".into(), data_dir.path().into()));
@@ -251,13 +249,13 @@ fn env(
     env
 }
 
-/// `service.name` of a service's processes: the environment's name is that of the whole system, so it is a prefix.
+/// `service.name` of a service's processes: the inherited name is that of the whole system, and becomes a prefix.
 fn service_name(environment: &Environment, service: Service) -> Option<(String, OsString)> {
     let prefix = environment.service_name()?;
     Some(("OTEL_SERVICE_NAME".to_owned(), format!("{prefix}-{service}").into()))
 }
 
-/// Every port, before anything is started: a half-started system helps nobody.
+/// Checks every port before anything is started: a half-started system is of no use.
 fn check_ports(plan: &Plan) -> Result<(), Error> {
     for (service, instance) in each(plan) {
         for address in [service.address(plan.port_base, instance), service.admin_address(plan.port_base, instance)] {
@@ -272,12 +270,12 @@ fn check_ports(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// A port base of which every port is free now, for a system of `instances` of each service.
+/// A port base for which every port is free now, in a system with `instances` of each service.
 ///
 /// # Errors
-/// There is none.
+/// No such base was found.
 pub(crate) fn free_port_base(instances: u16) -> Result<u16, Error> {
-    // From anywhere, so that two who look at once do not find the same.
+    // A random start, so that two concurrent searches do not find the same base.
     let start = rand::random_range(0..200_u16);
     let bases = (0..200_u16).map(|step| 20_000 + (start + step) % 200 * 100);
     let is_free = |base: &u16| {
@@ -311,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_port_is_named_and_nothing_is_started() {
+    fn a_taken_port_is_reported_and_nothing_is_started() {
         let temporary = tempfile::tempdir().expect("a folder");
         let base = free_port_base(2).expect("free ports");
         let _taken = TcpListener::bind(Service::Payment.admin_address(base, 2)).expect("free");
@@ -323,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environments_service_name_is_a_prefix() {
+    fn the_environments_service_name_becomes_a_prefix() {
         let named = |name: &'static str| {
             let environment = Environment::read(None, |variable| (variable == name).then(|| "shop".into()));
             service_name(&environment.expect("good"), Service::Order)
@@ -334,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn each_process_gets_its_own_address_all_addresses_and_what_was_passed_on() {
+    fn each_process_gets_its_address_all_addresses_and_its_forwarded_settings() {
         let temporary = tempfile::tempdir().expect("a folder");
         let plan = plan(7000, temporary.path().join("data"));
         let data_dir = DataDir::prepare(&plan.data_dir).expect("prepared");

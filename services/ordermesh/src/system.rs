@@ -1,4 +1,4 @@
-//! Where a running system is, and how to talk to it: for `demo`, `explain`, `events`, `load`, `verify`.
+//! Finds and calls a running system: for `demo`, `explain`, `events`, `load`, `verify`.
 
 use std::path::PathBuf;
 
@@ -17,16 +17,16 @@ use crate::probe;
 use crate::service::{MAX_PORT_BASE, Service};
 use crate::trace::Trace;
 
-/// The most instances that are looked for.
+/// Maximum number of instances that are looked for.
 const LOOKED_FOR: u16 = 8;
 
-/// Where a running system is: what it was started with, or addresses.
+/// The location of a running system: the settings it was started with, or addresses.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Place {
     /// The system's port base
     #[arg(long, env = "ORDERMESH_PORT_BASE", default_value_t = 7000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PORT_BASE)))]
     pub(crate) port_base: u16,
-    /// The system's folder: the operator's password is in it
+    /// The system's folder, which has the operator's password
     #[arg(long, env = "ORDERMESH_DATA_DIR", default_value = "data", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
     /// The system was started with --tls
@@ -36,7 +36,7 @@ pub(crate) struct Place {
     elsewhere: Elsewhere,
 }
 
-/// Where a system is that was not started on this machine by `ordermesh`.
+/// The location of a system that `ordermesh` has not started on this machine.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "A system elsewhere")]
 struct Elsewhere {
@@ -52,13 +52,13 @@ struct Elsewhere {
     /// Instances of the Data Service
     #[arg(long, env = "ORDERMESH_DATA_ADDRESSES", value_name = "ADDRESSES")]
     data_addresses: Option<Addresses>,
-    /// Instances of the payment gateway: its ledger is read
+    /// Instances of the payment gateway, to read its ledger
     #[arg(long, env = "ORDERMESH_PAYMENT_GATEWAY_ADDRESSES", value_name = "ADDRESSES")]
     gateway_addresses: Option<Addresses>,
-    /// TLS, with these roots in a PEM file [default: DATA_DIR/certs/ca.pem with --tls]
+    /// Use TLS with the root certificates of this PEM file [default: DATA_DIR/certs/ca.pem with --tls]
     #[arg(long, env = "ORDERMESH_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
-    /// What the system's SPIFFE names begin with
+    /// Trust domain of the system's SPIFFE IDs
     #[arg(long, env = "ORDERMESH_TRUST_DOMAIN", default_value = TRUST_DOMAIN, value_name = "NAME")]
     trust_domain: String,
     /// File with the line `EMAIL PASSWORD` of an operator [default: DATA_DIR/operator.txt]
@@ -111,17 +111,17 @@ impl Place {
         Ok(mesh::client(ClientConfig { retries, tls, ..config }))
     }
 
-    /// The way to the system's gateway; it may not be there.
+    /// A channel to the system's gateway, which need not be running.
     ///
     /// # Errors
-    /// Roots that cannot be used.
+    /// The root certificates cannot be used.
     pub(crate) fn gateway(&self) -> Result<Channel, Error> {
         let local = || Service::Gateway.addresses(self.port_base, 1).into();
         let addresses = self.addresses_of(Service::Gateway).cloned().unwrap_or_else(local);
         self.client(Service::Gateway, addresses, Retries::Off)
     }
 
-    /// Those who listen.
+    /// The addresses that accept connections.
     async fn found(&self, service: Service) -> Result<Addresses, Error> {
         if let Some(addresses) = self.addresses_of(service) {
             return Ok(addresses.clone());
@@ -140,12 +140,12 @@ impl Place {
     }
 }
 
-/// Are calls that failed tried again by the mesh, where the contract allows it?
+/// Whether the mesh retries failed calls, where the contract allows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Retries {
-    /// As in a customer's program.
+    /// As in a client program.
     On,
-    /// A person sees each refusal, and decides himself whether to ask again.
+    /// Every rejection is visible, and retrying is up to the caller.
     Off,
 }
 
@@ -160,10 +160,11 @@ pub(crate) struct System {
 }
 
 impl System {
-    /// Finds the system's instances.
+    /// Finds the system's running instances.
     ///
     /// # Errors
-    /// A service of which none answers; no operator's password; roots that cannot be used.
+    /// No instance of a service accepts connections; there is no operator's password; the root certificates cannot be
+    /// used.
     pub(crate) async fn find(place: &Place, retries: Retries) -> Result<Self, Error> {
         let to = async |service| place.client(service, place.found(service).await?, retries);
         Ok(Self {
@@ -175,10 +176,10 @@ impl System {
         })
     }
 
-    /// A system of so many instances of each service, whether they answer just now or not.
+    /// A system with this many instances of each service, whether or not they are running.
     ///
     /// # Errors
-    /// No operator's password; roots that cannot be used.
+    /// There is no operator's password; the root certificates cannot be used.
     pub(crate) fn at(place: &Place, instances: u16) -> Result<Self, Error> {
         let to = |service: Service| {
             place.client(service, service.addresses(place.port_base, instances).into(), Retries::Off)
@@ -192,25 +193,25 @@ impl System {
         })
     }
 
-    /// Only its User and its Data Service.
+    /// Only with a User and a Data Service.
     #[cfg(test)]
     pub(crate) fn of_two(user: Channel, data: Channel) -> Self {
         let operator = Login { email: "operator@ordermesh.local".into(), password: "a password".into() };
         Self { order: user.clone(), payment: user.clone(), user, data, operator }
     }
 
-    /// An operator's access token.
+    /// An access token of the operator.
     ///
     /// # Errors
-    /// The log-in is refused.
+    /// The log-in is rejected.
     pub(crate) async fn operator_token(&self) -> Result<String, Error> {
         self.login(&self.operator).await
     }
 
-    /// Somebody's access token.
+    /// An access token of an account.
     ///
     /// # Errors
-    /// The log-in is refused.
+    /// The log-in is rejected.
     pub(crate) async fn login(&self, login: &Login) -> Result<String, Error> {
         let message = user_v1::LoginRequest { email: login.email.clone(), password: login.password.clone() };
         let answer = UserServiceClient::new(self.user.clone())
@@ -221,9 +222,9 @@ impl System {
     }
 }
 
-/// A request as a person sends it, in a trace of their own when one is given.
+/// A request with an access token, in the given trace, if any.
 pub(crate) fn request<T>(message: T, token: &str, trace: Option<Trace>) -> Request<T> {
-    // Untraced: this process exports no spans, and a parent that nobody has seen would hide the trace.
+    // Untraced: this process exports no spans, and a parent span that is never exported would hide the trace.
     let mut request = mesh::untraced(message);
     if let Ok(bearer) = MetadataValue::try_from(format!("Bearer {token}"))
         && !token.is_empty()

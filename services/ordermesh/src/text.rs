@@ -1,4 +1,4 @@
-//! How values of the contracts are printed.
+//! Formatting of the contracts' values.
 
 use contracts::common::v1::{self as common, EventType};
 use contracts::data::v1::EventStatus;
@@ -6,19 +6,19 @@ use contracts::order::v1::{LineState, OrderState};
 use kernel::Money;
 use prost_types::Timestamp;
 
-/// The state's name without its prefix.
+/// The order state's name without its prefix.
 pub(crate) fn state(state: i32) -> &'static str {
     let name = OrderState::try_from(state).unwrap_or_default().as_str_name();
     name.strip_prefix("ORDER_STATE_").unwrap_or(name)
 }
 
-/// The state's name without its prefix.
+/// The line state's name without its prefix.
 pub(crate) fn line_state(state: i32) -> &'static str {
     let name = LineState::try_from(state).unwrap_or_default().as_str_name();
     name.strip_prefix("LINE_STATE_").unwrap_or(name)
 }
 
-/// The word of a type of event, for example `user_login`; the number of one that this program does not know.
+/// The name of an event type, for example `user_login`; the number of an unknown one.
 pub(crate) fn event_type(of: i32) -> String {
     match EventType::try_from(of) {
         Ok(known) => known.as_str_name().trim_start_matches("EVENT_TYPE_").to_ascii_lowercase(),
@@ -32,7 +32,7 @@ pub(crate) fn event_status(status: i32) -> String {
     name.trim_start_matches("EVENT_STATUS_").to_ascii_lowercase()
 }
 
-/// An amount; `-` when there is none.
+/// An amount; `-` if there is none.
 pub(crate) fn money(money: Option<&common::Money>) -> String {
     let Some(money) = money else { return "-".to_owned() };
     match money.currency_code.parse() {
@@ -41,7 +41,7 @@ pub(crate) fn money(money: Option<&common::Money>) -> String {
     }
 }
 
-/// How long after `start`, for example `+12.5 ms`.
+/// The time after `start`, for example `+12.5 ms`.
 pub(crate) fn offset(start: Option<&Timestamp>, at: Option<&Timestamp>) -> String {
     let (Some(start), Some(at)) = (start, at) else { return "?".to_owned() };
     let micros = (at.seconds - start.seconds) * 1_000_000 + i64::from(at.nanos - start.nanos) / 1_000;
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_are_in_milliseconds_until_they_are_long() {
+    fn offsets_are_in_milliseconds_below_ten_seconds() {
         let start = at(100, 900_000_000);
         assert_eq!(offset(Some(&start), Some(&start)), "+0.0 ms");
         assert_eq!(offset(Some(&start), Some(&at(101, 12_345_000))), "+112.3 ms");
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn states_lose_their_prefix_and_money_its_minor_units() {
+    fn states_have_no_prefix_and_money_is_in_major_units() {
         assert_eq!(state(OrderState::FulfillmentStarted.into()), "FULFILLMENT_STARTED");
         assert_eq!(line_state(LineState::Held.into()), "HELD");
         let price = common::Money { currency_code: "EUR".into(), minor_units: 1_250 };

@@ -1,8 +1,8 @@
-//! Trace ids that the program makes up as a client: what its calls belong to.
+//! Trace ids that the program generates as a client.
 
 use std::fmt;
 
-/// A place in a trace that a client begins (W3C Trace Context, sampled).
+/// The root of a trace that a client begins (W3C Trace Context, sampled).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Trace {
     trace_id: u128,
@@ -10,7 +10,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// A new one. Zero is no id.
+    /// A new trace. Zero is not a valid id.
     pub(crate) fn random() -> Self {
         Self { trace_id: rand::random::<u128>() | 1, span_id: rand::random::<u64>() | 1 }
     }
@@ -21,7 +21,7 @@ impl Trace {
     }
 }
 
-/// As a `traceparent` header.
+/// The `traceparent` header.
 impl fmt::Display for Trace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{:032x}-{:016x}-01", self.trace_id, self.span_id)
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trace_prints_as_a_traceparent_that_telemetry_reads() {
+    fn a_trace_is_a_traceparent_that_telemetry_parses() {
         let trace = Trace::random();
         let read: telemetry::TraceParent = trace.to_string().parse().expect("a traceparent");
         assert_eq!(read.trace_id(), trace.id());

@@ -1,4 +1,4 @@
-//! `ordermesh` without a subcommand: starts a system, says what a person needs, ends it.
+//! `ordermesh` without a subcommand: starts a system, prints how to use it, stops it.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -17,25 +17,25 @@ use crate::service::{MAX_INSTANCES, MAX_PORT_BASE};
 use crate::supervisor::{Plan, Supervisor};
 use crate::trace::Trace;
 
-/// What the supervisor can be told.
+/// The supervisor's settings.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Ports: user 101 above it, order 201, payment 301, data 401, gateway 501; plain health 1000 above each
+    /// Port base: user is at base + 101, order 201, payment 301, data 401, gateway 501; plain health 1000 above each
     #[arg(long, env = "ORDERMESH_PORT_BASE", default_value_t = 7000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PORT_BASE)))]
     pub(crate) port_base: u16,
-    /// How many instances of each service; the gateway is one
+    /// Number of instances of each service; the gateway has one
     #[arg(long, env = "ORDERMESH_INSTANCES", default_value_t = 2, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_INSTANCES)))]
     pub(crate) instances: u16,
-    /// Folder of databases, keys and secrets; made when it is not there
+    /// Folder of databases, keys and secrets; created if missing
     #[arg(long, env = "ORDERMESH_DATA_DIR", default_value = "data", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
     /// PostgreSQL for all services, each in a schema of its own name: postgres://… [default: SQLite files in DATA_DIR]
     #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) database_url: Option<chassis::DatabaseUrl>,
-    /// Mutual TLS everywhere, with certificates made in DATA_DIR/certs
+    /// Mutual TLS everywhere, with certificates generated in DATA_DIR/certs
     #[arg(long, env = "ORDERMESH_TLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) tls: bool,
-    /// What the services log, as filter directives, for example info or warn,ordermesh=debug
+    /// Log filter of the services, for example info or warn,ordermesh=debug
     #[arg(long, env = "ORDERMESH_LOG", default_value = "warn", value_name = "FILTER")]
     pub(crate) log: String,
 }
@@ -43,13 +43,13 @@ pub(crate) struct Options {
 /// Runs a system until Ctrl-C or SIGTERM.
 ///
 /// # Errors
-/// A taken port, a data folder that cannot be used.
+/// A port is taken, or the data folder cannot be used.
 pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
     let began = Instant::now();
-    // First of all: a signal during the start is one too.
+    // First of all, so that a signal during the start is handled too.
     let mut signals = Signals::new()?;
     if let Some(url) = &options.database_url {
-        // Every child would refuse it, and be started again for ever.
+        // Every child would reject it, and be restarted again and again.
         storage::check_url(url.as_str()).map_err(|error| Error::Usage(error.to_string()))?;
     }
     let plan = Plan {
@@ -70,7 +70,7 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
         std::future::pending::<Result<(), Error>>().await
     };
     let result = tokio::select! {
-        // A child that ended so tells why on stderr: it is not started again.
+        // The child has reported the reason on stderr, and is not restarted.
         who = supervisor.misconfigured() => Err(Error::Misconfigured(who)),
         result = until_ended => result,
         () = signals.next() => Ok(()),
@@ -79,13 +79,13 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
     result
 }
 
-/// Ends a system in order, or at once by another signal.
+/// Stops a system in order, or immediately on another signal.
 async fn end(supervisor: Supervisor, mut signals: Signals) {
-    say("\nordermesh: ending; calls and orders in flight may finish (once more: end at once)");
+    say("\nordermesh: stopping; calls and orders in flight may finish (repeat to stop immediately)");
     tokio::select! {
-        () = supervisor.stop() => say("ordermesh: has ended"),
-        // What is dropped is killed; every order that was acknowledged goes on at the next start.
-        () = signals.next() => say("ordermesh: has ended at once"),
+        () = supervisor.stop() => say("ordermesh: stopped"),
+        // Dropped children are killed; every acknowledged order continues at the next start.
+        () = signals.next() => say("ordermesh: stopped immediately"),
     }
 }
 
@@ -119,10 +119,10 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// From now on they do not kill the process.
+    /// Installs handlers: from now on the signals do not kill the process.
     ///
     /// # Errors
-    /// The system allows no handler.
+    /// The handlers cannot be installed.
     pub(crate) fn new() -> Result<Self, Error> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).map_err(Error::Signal)?,
@@ -131,8 +131,8 @@ impl Signals {
         })
     }
 
-    /// Returns at the next one. One that comes right after another is the same: Ctrl-C comes from the terminal, and again from
-    /// who passes it on.
+    /// Completes at the next signal. A signal shortly after another is ignored: Ctrl-C is sent by the terminal, and
+    /// again by a parent that forwards it.
     pub(crate) async fn next(&mut self) {
         loop {
             tokio::select! {

@@ -19,60 +19,61 @@ use crate::promises::{Report, Sources};
 use crate::service::Service;
 use crate::system::Place;
 
-/// What `--patience` and `--event-retention` are when they are not set.
+/// The defaults of `--patience` and `--event-retention`.
 const PATIENCE: Duration = Duration::from_secs(60);
 const RETENTION: Duration = Duration::from_secs(7 * 86_400);
-/// Between a change and the retention's end, so that no event is missed that is being deleted.
+/// Changes this close to the end of the retention are not checked: their events may just be being deleted.
 const RETENTION_MARGIN: Duration = Duration::from_secs(3_600);
-/// How long opening a store may take. Longer than a service allows itself: a pod that has just started may not be let through yet.
+/// Timeout of opening a store. Longer than a service's own: a network policy may not yet admit a pod that has just
+/// started.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a page of the ledger may take.
+/// Timeout of reading a page of the ledger.
 const LEDGER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What to check.
+/// What to verify.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
     stores: Stores,
-    /// How long what is due may lie there, with nobody driving it, before its order counts as lost
+    /// How long a due order may stay unleased before it counts as lost
     #[arg(long, default_value = "60s", value_parser = duration, value_name = "DURATION")]
     patience: Duration,
-    /// How long the system keeps its events: older changes need not be told of any more
+    /// The system's retention of events: older changes need no event
     #[arg(long, default_value = "7d", value_parser = duration, value_name = "DURATION")]
     event_retention: Duration,
 }
 
 impl Options {
-    /// The usual ones, for a system.
+    /// The defaults, for a system.
     pub(crate) fn of(place: Place, stores: Stores) -> Self {
         Self { place, stores, patience: PATIENCE, event_retention: RETENTION }
     }
 }
 
-/// Where the stores are, when they are not SQLite files in the system's folder.
+/// The databases of the stores, if they are not SQLite files in the system's folder.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Stores {
     /// PostgreSQL of all services, each in the schema of its name [default: SQLite files in DATA_DIR]
     #[arg(long, env = "ORDERMESH_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) database_url: Option<DatabaseUrl>,
-    /// Database of the User Service, when it is another
+    /// Database of the User Service, if different
     #[arg(long, env = "ORDERMESH_USER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     user_database_url: Option<DatabaseUrl>,
-    /// Database of the Order Service, when it is another
+    /// Database of the Order Service, if different
     #[arg(long, env = "ORDERMESH_ORDER_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     order_database_url: Option<DatabaseUrl>,
-    /// Database of the Payment Service, when it is another
+    /// Database of the Payment Service, if different
     #[arg(long, env = "ORDERMESH_PAYMENT_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     payment_database_url: Option<DatabaseUrl>,
-    /// Database of the Data Service, when it is another
+    /// Database of the Data Service, if different
     #[arg(long, env = "ORDERMESH_DATA_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     data_database_url: Option<DatabaseUrl>,
 }
 
 impl Stores {
-    /// All in one place, each in a schema of its own; SQLite files when it is none.
+    /// All in one database, each in a schema of its own; SQLite files if `None`.
     pub(crate) fn on(database_url: Option<DatabaseUrl>) -> Self {
         Self { database_url, ..Self::default() }
     }
@@ -101,22 +102,20 @@ impl Stores {
     }
 }
 
-/// Opening a file that is not there would make it.
+/// Opening a missing file would create it.
 fn file(place: &Place, service: Service) -> Result<PathBuf, Error> {
     let path = place.data_dir.join(format!("{service}.db"));
     if path.exists() {
         return Ok(path);
     }
     let path = path.display();
-    Err(Error::Usage(format!(
-        "{path} is not there: say where the system's stores are, with --data-dir or --database-url"
-    )))
+    Err(Error::Usage(format!("{path} does not exist: set the system's stores with --data-dir or --database-url")))
 }
 
-/// Opens the stores of a running system, and a way to its gateway.
+/// Opens the stores of a running system, and a channel to its gateway.
 ///
 /// # Errors
-/// A store or the gateway's key that is not there.
+/// A store or the gateway's key does not exist.
 pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
     let Options { place, stores, patience, event_retention } = options;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -141,10 +140,10 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
     })
 }
 
-/// Checks, and prints what was found.
+/// Verifies the promises, and prints the report.
 ///
 /// # Errors
-/// Something could not be read, or a promise is broken.
+/// A store cannot be read, or a promise is broken.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let sources = sources(&options).await?;
     let report = sources.check().await?;

@@ -1,4 +1,4 @@
-//! What a collector gets: every metric that operators are promised, by OTLP, from every service of a system of its own.
+//! Metrics at a collector: every documented metric arrives by OTLP, from every service of a dedicated system.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -45,9 +45,9 @@ const PROMISED: [(&str, bool); 19] = [
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// (metric, is it a gauge).
+    /// Name, and whether it is a gauge.
     metrics: BTreeSet<(String, bool)>,
-    /// `service.name` of their senders.
+    /// `service.name` of the senders.
     services: BTreeSet<String>,
 }
 
@@ -99,7 +99,7 @@ fn free_port_base() -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_gets_every_metric_that_operators_are_promised() {
+async fn a_collector_receives_every_documented_metric() {
     let (address, mut seen) = collector().await;
     let folder = tempfile::tempdir().expect("a folder");
     let base = free_port_base().to_string();
@@ -107,12 +107,12 @@ async fn a_collector_gets_every_metric_that_operators_are_promised() {
         .args(["--instances", "1", "--user.bcrypt-cost", "4", "--port-base", &base, "--data-dir"])
         .arg(folder.path().join("data"))
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}"))
-        // For a whole system it is a prefix.
+        // For a whole system this is a prefix.
         .env("OTEL_SERVICE_NAME", "shop")
         .stdout(Stdio::null())
         .spawn()
-        .expect("it starts");
-    // The services look each other's keys up, and send their events: there are calls without a customer too.
+        .expect("the program starts");
+    // The services fetch each other's keys and send their events: there are calls without any client.
     let promised: Vec<(String, bool)> = PROMISED.iter().map(|(name, gauge)| ((*name).to_owned(), *gauge)).collect();
     let services = ["shop-data", "shop-gateway", "shop-order", "shop-payment", "shop-user"];
     let all = seen.wait_for(|seen| {
@@ -124,6 +124,6 @@ async fn a_collector_gets_every_metric_that_operators_are_promised() {
     let _ = system.wait();
     let seen = seen.borrow();
     let missing: Vec<_> = promised.iter().filter(|metric| !seen.metrics.contains(*metric)).collect();
-    assert!(came && missing.is_empty(), "{missing:?} did not come; there were {seen:?}");
+    assert!(came && missing.is_empty(), "{missing:?} not received; received {seen:?}");
     assert_eq!(seen.services.iter().map(String::as_str).collect::<Vec<_>>(), services);
 }

@@ -1,4 +1,5 @@
-//! OpenTelemetry's variables as a process obeys them: a Data Service, a real environment, a collector of the test's own.
+//! OpenTelemetry's environment variables, applied by a process: a Data Service, a real environment, the test's own
+//! collector.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -96,7 +97,7 @@ async fn until(seen: &mut watch::Receiver<Seen>, what: &str, is_enough: impl FnM
     }
 }
 
-/// The program, with these variables only.
+/// The program, with only these variables.
 fn program(args: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
     command.env_clear().args(args).envs(variables.iter().copied());
@@ -107,7 +108,7 @@ fn program(args: &[&str], variables: &[(&str, &str)]) -> Command {
 struct Data {
     process: Child,
     lines: mpsc::UnboundedReceiver<String>,
-    /// Those that were read.
+    /// The lines read so far.
     read: Vec<String>,
     _folder: TempDir,
 }
@@ -117,7 +118,7 @@ impl Data {
         let folder = tempfile::tempdir().expect("a folder");
         let data_dir = folder.path().display().to_string();
         let args = ["data", "--demo-catalog", "--trust-client-trace-context", "--log", log, "--data-dir", &data_dir];
-        let mut process = program(&args, variables).stdout(Stdio::piped()).spawn().expect("it starts");
+        let mut process = program(&args, variables).stdout(Stdio::piped()).spawn().expect("the program starts");
         let (sender, lines) = mpsc::unbounded_channel();
         let stdout = BufReader::new(process.stdout.take().expect("a pipe"));
         std::thread::spawn(move || {
@@ -128,7 +129,7 @@ impl Data {
         Self { process, lines, read: vec![], _folder: folder }
     }
 
-    /// The next line with this in it.
+    /// The next line that contains `part`.
     async fn line(&mut self, part: &str) -> String {
         while let Ok(Some(line)) = tokio::time::timeout(PATIENCE, self.lines.recv()).await {
             self.read.push(line.clone());
@@ -136,10 +137,10 @@ impl Data {
                 return line;
             }
         }
-        panic!("no line with {part:?}; there were {:#?}", self.read);
+        panic!("no line with {part:?} in {:#?}", self.read);
     }
 
-    /// Kills it: all lines of its output.
+    /// Kills it, and returns all lines of its output.
     async fn output(mut self) -> Vec<String> {
         let _ = self.process.kill();
         while let Some(line) = self.lines.recv().await {
@@ -210,7 +211,7 @@ async fn spans_and_log_records_have_the_resource_of_the_variables() {
 }
 
 #[test]
-fn a_malformed_variable_ends_the_program_with_exit_code_2_and_is_named() {
+fn a_malformed_variable_is_named_and_exits_with_code_2() {
     let folder = tempfile::tempdir().expect("a folder");
     let data_dir = folder.path().join("data").display().to_string();
     let data = ["data", "--data-dir", &data_dir];
@@ -229,9 +230,9 @@ fn a_malformed_variable_ends_the_program_with_exit_code_2_and_is_named() {
         (&system, "OTEL_EXPORTER_OTLP_CERTIFICATE", "/missing.pem", "a PEM file"),
         (&system, ENDPOINT, "https://user:s3cret@collector", "OTEL_EXPORTER_OTLP_HEADERS"),
     ] {
-        // The file of a certificate is read for a secure endpoint only.
+        // A certificate's file is read only for a secure endpoint.
         let variables = [(ENDPOINT, "https://collector"), (name, value)];
-        let ended = program(args, &variables).output().expect("it ends");
+        let ended = program(args, &variables).output().expect("the program exits");
         let stderr = String::from_utf8(ended.stderr).expect("text");
         assert_eq!(ended.status.code(), Some(2), "{name}: {stderr}");
         assert!(stderr.contains(name) && stderr.contains(allowed) && !stderr.contains("s3cret"), "{stderr}");
@@ -240,7 +241,7 @@ fn a_malformed_variable_ends_the_program_with_exit_code_2_and_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failing_export_is_logged_once_for_each_signal_and_once_when_it_recovers() {
+async fn a_failing_export_is_logged_once_per_signal_and_once_when_it_recovers() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let mut data = Data::start(
@@ -252,7 +253,7 @@ async fn a_failing_export_is_logged_once_for_each_signal_and_once_when_it_recove
             ("OTEL_BLRP_SCHEDULE_DELAY", "50"),
         ],
     );
-    // Metrics are exported again and again, to a collector that closes each connection.
+    // Metrics are exported repeatedly, to a collector that closes each connection.
     for _ in 0..20 {
         let attempt = tokio::time::timeout(PATIENCE, listener.accept()).await.expect("an attempt");
         drop(attempt.expect("a connection"));
@@ -278,7 +279,7 @@ async fn a_failing_export_is_logged_once_for_each_signal_and_once_when_it_recove
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_without_metrics_and_logs_is_an_info_line_for_each() {
+async fn a_collector_without_metrics_and_logs_causes_an_info_line_for_each() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let (sender, _seen) = watch::channel(Seen::default());

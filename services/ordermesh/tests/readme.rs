@@ -1,4 +1,4 @@
-//! The documents say what the code says: the diagrams, the settings, and the names of tests. `.ci/e2e.py` runs their commands.
+//! The documents match the code: the diagrams, the settings, the tests that they name. `.ci/e2e.py` runs their commands.
 //!
 //! `UPDATE_README=1 cargo settings` writes diagrams, settings and the golden trace into them.
 
@@ -20,7 +20,7 @@ fn read(document: &str) -> String {
     std::fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document} is readable: {error}"))
 }
 
-/// What stands between `<!-- mark -->` and `<!-- /mark -->` is what the code says.
+/// Checks that the text between `<!-- mark -->` and `<!-- /mark -->` is what the code generates.
 fn stands(document: &str, mark: &str, should: &str) {
     let (text, open, close) = (read(document), format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
     let start = text.find(&open).unwrap_or_else(|| panic!("{document} has no {open}")) + open.len();
@@ -30,10 +30,10 @@ fn stands(document: &str, mark: &str, should: &str) {
         std::fs::write(root().join(document), updated).expect("the document is writable");
         return;
     }
-    assert_eq!(&text[start..end], should, "{document} between {open}and {close}: UPDATE_README=1 writes it anew");
+    assert_eq!(&text[start..end], should, "{document} between {open}and {close}: UPDATE_README=1 updates it");
 }
 
-/// One setting, out of `--help`.
+/// One setting, parsed from `--help`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Setting {
     flag: String,
@@ -55,10 +55,10 @@ fn cut(text: &mut String, name: &str) -> Option<String> {
     found
 }
 
-/// The settings of a subcommand, or of the program without one, as its help tells them.
+/// The settings of a subcommand, or of the program without one, as listed by `--help`.
 fn settings(subcommand: Option<&str>) -> Vec<Setting> {
     let mut program = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
-    let output = program.env_clear().args(subcommand).arg("--help").output().expect("it runs");
+    let output = program.env_clear().args(subcommand).arg("--help").output().expect("the program runs");
     let help = String::from_utf8(output.stdout).expect("text");
     let mut found: Vec<(String, String)> = Vec::new();
     let mut in_options = false;
@@ -89,7 +89,7 @@ fn settings(subcommand: Option<&str>) -> Vec<Setting> {
         let _ = cut(&mut meaning, "possible values");
         let default = cut(&mut meaning, "default").unwrap_or_default();
         let meaning = meaning.split_whitespace().collect::<Vec<_>>().join(" ");
-        // A placeholder that only repeats the flag's name tells nothing.
+        // A placeholder that only repeats the flag's name is omitted.
         let flag = match flag.split_once(' ') {
             Some((name, value)) if value == format!("<{}>", name.replace('-', "_").to_uppercase()) => name,
             Some(_) | None => &flag,
@@ -110,29 +110,29 @@ fn table(title: &str, settings: &[Setting]) -> String {
 }
 
 #[test]
-fn the_orders_lifecycle_is_the_tables() {
+fn the_orders_diagram_matches_its_table() {
     stands(MAP, "lifecycle:order", &format!("```mermaid\n{}```\n", order::lifecycle::diagram()));
 }
 
 #[test]
-fn the_payments_lifecycle_is_the_tables() {
+fn the_payments_diagram_matches_its_table() {
     stands(MAP, "lifecycle:payment", &format!("```mermaid\n{}```\n", payment::lifecycle::diagram()));
 }
 
 #[test]
-fn the_golden_trace_is_the_one_that_ci_compares() {
+fn the_golden_trace_matches_the_one_compared_by_ci() {
     let golden = std::fs::read_to_string(root().join(".ci/golden-trace.txt")).expect("the golden trace is readable");
     stands(MAP, "golden-trace", &format!("```text\n{golden}```\n"));
 }
 
 #[test]
-fn the_settings_are_those_that_help_tells() {
+fn the_settings_match_the_help_texts() {
     let of: Vec<_> = SERVICES.into_iter().map(|service| (service, settings(Some(service)))).collect();
-    // The gateway is somebody else's program: it shares no settings.
+    // The gateway is not part of the platform: it shares no settings.
     let platform = &of[..4];
     let common: Vec<Setting> =
         of[0].1.iter().filter(|setting| platform.iter().all(|(_, all)| all.contains(setting))).cloned().collect();
-    assert!(common.len() > 10, "what every service has: {common:?}");
+    assert!(common.len() > 10, "the common settings: {common:?}");
     let mut text = table("**The whole system** (`ordermesh` without a subcommand):", &settings(None));
     text += &table("**Every service** (`user`, `order`, `payment`, `data`):", &common);
     for (service, all) in &of {
@@ -157,7 +157,7 @@ fn sources(folder: &Path, found: &mut String) {
 }
 
 #[test]
-fn every_test_that_the_documents_name_exists() {
+fn every_test_cited_by_the_documents_exists() {
     let text = [MAP, "services/FAILURES.md", "services/GLOSSARY.md"].map(read).concat();
     let names: BTreeSet<&str> = text
         .split('`')

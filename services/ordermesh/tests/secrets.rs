@@ -1,12 +1,12 @@
-//! Wrong settings end a start at once, with exit code 2 and a sentence that names what is wrong; and what is secret in
-//! them is nowhere in what the program says.
+//! Invalid settings end a start immediately, with exit code 2 and a message that names the setting; secrets in them
+//! never appear in the output.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 const SECRET: &str = "s3cr3t";
 
-/// URLs that cannot be used, each with the password.
+/// Invalid URLs, each with the password.
 const URLS: [&str; 8] = [
     "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop",
     "postgres://shop:s3cr3t/Pw@127.0.0.1:5432/shop",
@@ -18,7 +18,7 @@ const URLS: [&str; 8] = [
     "s3cr3t",
 ];
 
-/// Runs the program in a folder until it ends; with what it said.
+/// Runs the program in a folder until it exits; returns its output.
 fn refused(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
     for (name, _) in
@@ -32,16 +32,16 @@ fn refused(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
         .current_dir(folder)
         .stdin(Stdio::null())
         .output()
-        .expect("it ends");
+        .expect("it exits");
     let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
     assert_eq!(out.status.code(), Some(2), "{args:?} {env:?}: {said}");
     assert!(said.contains("error:") && !said.contains(SECRET), "{args:?} {env:?}: {said}");
-    assert!(!said.contains("retrying:"), "a wrong setting is not waited for: {said}");
+    assert!(!said.contains("retrying:"), "an invalid setting is not retried: {said}");
     said
 }
 
 #[test]
-fn a_database_url_that_cannot_be_used_is_refused_by_all_who_take_one() {
+fn every_command_rejects_an_invalid_database_url() {
     let folder = tempfile::tempdir().expect("a folder");
     let key = ("GATEWAY_API_KEY", "a-key");
     for url in URLS {
@@ -51,7 +51,7 @@ fn a_database_url_that_cannot_be_used_is_refused_by_all_who_take_one() {
         refused(folder.path(), &["gateway"], &[key, ("GATEWAY_DATABASE_URL", url)]);
         refused(folder.path(), &["verify", "--database-url", url], &[]);
         refused(folder.path(), &["--database-url", url], &[]);
-        // In the place of an argument: a URL is known for one there, a bare word is not.
+        // As a positional argument: only a text with a scheme is recognised as a URL.
         if url.contains("://") {
             refused(folder.path(), &["data", url], &[]);
         }
@@ -64,7 +64,7 @@ fn a_database_url_that_cannot_be_used_is_refused_by_all_who_take_one() {
 }
 
 #[test]
-fn keys_and_secrets_that_cannot_be_used_are_refused_and_not_quoted() {
+fn invalid_keys_and_secrets_are_rejected_and_not_quoted() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name).display().to_string();
     let write = |name: &str, text: &str| {
@@ -93,7 +93,7 @@ fn keys_and_secrets_that_cannot_be_used_are_refused_and_not_quoted() {
 }
 
 #[test]
-fn variables_of_opentelemetry_that_cannot_be_used_are_refused_and_not_quoted() {
+fn invalid_opentelemetry_variables_are_rejected_and_not_quoted() {
     let folder = tempfile::tempdir().expect("a folder");
     for (name, value) in [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://us er:s3cr3t@collector:4317"),

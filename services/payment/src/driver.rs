@@ -121,7 +121,7 @@ impl Driver {
         Self(Arc::new(Inner { parts, permits, work: Notify::new() }))
     }
 
-    /// A permit to drive a payment; `None` at the limit, or after shutdown. A payment without one stays due in the
+    /// A permit to drive a payment; `None` at the limit, or after the drain. A payment without one stays due in the
     /// table.
     pub fn permit(&self) -> Option<Permit> {
         self.0.permits.clone().try_acquire_owned().ok().map(Permit)

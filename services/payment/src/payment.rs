@@ -255,7 +255,7 @@ pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Opt
             Some(("charge", failed(ErrorClass::GatewayTimeout, "GATEWAY_TIMEOUT", code.message().to_owned())))
         }
         State::RefundRefused => {
-            let message = format!("the gateway refuses to give the money back: {detail}");
+            let message = format!("the gateway refuses the refund: {detail}");
             Some(("refund", failed(ErrorClass::RefundRefused, "REFUND_REFUSED", message)))
         }
         State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,

@@ -126,7 +126,9 @@ impl Store {
             let id = row.order_id;
             match self.with_lines(vec![row]).await {
                 Ok(order) => readable.extend(order),
-                Err(error) => tracing::error!(target: "ordermesh", order_id = %id, %error, "a claimed order cannot be read"),
+                Err(error) => {
+                    tracing::error!(target: "ordermesh", order_id = %id, %error, "a claimed order cannot be read")
+                }
             }
         }
         Ok(readable)

@@ -1,4 +1,4 @@
-//! The contract over real sockets: who may do what, and what he gets.
+//! The contract over real sockets: authorization, and the answers.
 
 use contracts::common::v1::EventType;
 use contracts::data::v1::EventStatus;
@@ -12,16 +12,16 @@ use crate::system::{Choice, Person, System, is, mugs, refusal, state};
 use crate::world::GUARD;
 
 #[tokio::test]
-async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches() {
+async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches_it() {
     let system = System::new().await;
     let ada = system.person("customer");
     let order = ada.create(mugs(3)).await.expect("an order");
     assert_eq!((state(order.state()), order.version, order.user_id), ("CREATED".into(), 1, ada.id.to_string()));
     assert_eq!(order.total.expect("a total").minor_units, 300);
     let (seen, end) = ada.watch_to_the_end(&order.order_id, 0).await;
-    end.expect("it ends well");
+    end.expect("a clean end");
     assert_eq!(seen, ["CREATED", "PAID", "ALLOCATED", "FULFILLMENT_STARTED"]);
-    let got = ada.get(&order.order_id).await.expect("his order");
+    let got = ada.get(&order.order_id).await.expect("the order");
     assert_eq!(got.history.len(), 4);
     let done = got.order.expect("an order");
     assert!(done.delivery_date.is_some() && !done.fulfillment_id.is_empty());
@@ -39,20 +39,20 @@ async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches() {
 }
 
 #[tokio::test]
-async fn a_refused_payment_says_why_and_does_not_tell_a_thief_that_the_card_is_stolen() {
+async fn a_declined_payment_has_a_reason() {
     let system = System::new().await;
     system.payments.say(PaymentState::Declined);
     let ada = system.person("customer");
     let order = ada.create(mugs(1)).await.expect("an order");
-    let mut steps = ada.watch(&order.order_id, 1).await.expect("his order");
-    let step = steps.message().await.expect("it goes on").expect("a step");
+    let mut steps = ada.watch(&order.order_id, 1).await.expect("the order");
+    let step = steps.message().await.expect("an open stream").expect("a step");
     assert_eq!(state(step.entry.expect("an entry").state()), "PAYMENT_FAILED");
-    assert!(!step.payment_failure.expect("it says why").reason.is_empty());
-    assert!(steps.message().await.expect("it ends well").is_none());
+    assert!(!step.payment_failure.expect("a reason").reason.is_empty());
+    assert!(steps.message().await.expect("a clean end").is_none());
 }
 
 #[tokio::test]
-async fn somebody_elses_order_is_not_there() {
+async fn another_customers_order_is_not_found() {
     let system = System::new().await;
     let (ada, eve) = (system.person("customer"), system.person("customer"));
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
@@ -60,47 +60,47 @@ async fn somebody_elses_order_is_not_there() {
     let expected = is(Code::NotFound, "ORDER_NOT_FOUND", "order");
     for id in [&id, &absent] {
         let refusals: [Status; 3] = [
-            eve.get(id).await.expect_err("not hers"),
-            eve.cancel(id).await.expect_err("not hers"),
-            eve.watch_to_the_end(id, 0).await.1.expect_err("not hers"),
+            eve.get(id).await.expect_err("another customer's"),
+            eve.cancel(id).await.expect_err("another customer's"),
+            eve.watch_to_the_end(id, 0).await.1.expect_err("another customer's"),
         ];
         for status in refusals {
             assert_eq!(refusal(&status), expected);
             assert_eq!(status.message(), "there is no such order");
         }
     }
-    let list = eve.orders().list_orders(eve.asks(proto::ListOrdersRequest::default())).await.expect("her list");
+    let list = eve.orders().list_orders(eve.asks(proto::ListOrdersRequest::default())).await.expect("the list");
     assert!(list.into_inner().orders.is_empty());
     let operator = system.person("operator");
-    operator.get(&id).await.expect("an operator sees everybody's");
-    ada.get(&id).await.expect("her own");
+    operator.get(&id).await.expect("an operator sees all orders");
+    ada.get(&id).await.expect("the own order");
 }
 
 #[tokio::test]
-async fn what_is_an_operators_is_not_a_customers_and_nothing_is_a_strangers() {
+async fn customers_have_no_operator_rpcs_and_anonymous_callers_none() {
     let system = System::new().await;
     let (ada, stranger) = (system.person("customer"), system.stranger());
-    // Permission before existence: neither the id nor the fields are looked at.
+    // Authorization comes before existence: neither the id nor the fields are checked.
     for (person, expected) in [
         (&ada, is(Code::PermissionDenied, "ROLE_NOT_ALLOWED", "mesh")),
         (&stranger, is(Code::Unauthenticated, "TOKEN_MISSING", "mesh")),
     ] {
         let mut orders = person.orders();
-        let retry = orders.retry_order(person.asks(proto::RetryOrderRequest::default())).await.expect_err("refused");
+        let retry = orders.retry_order(person.asks(proto::RetryOrderRequest::default())).await.expect_err("rejected");
         let explain =
-            orders.explain_order(person.asks(proto::ExplainOrderRequest::default())).await.expect_err("refused");
+            orders.explain_order(person.asks(proto::ExplainOrderRequest::default())).await.expect_err("rejected");
         let mut inventory = person.inventory();
         let adjust = inventory.adjust_stock(person.asks(proto::AdjustStockRequest::default()));
-        for status in [retry, explain, adjust.await.expect_err("refused")] {
+        for status in [retry, explain, adjust.await.expect_err("rejected")] {
             assert_eq!(refusal(&status), expected);
         }
     }
     let no_token = is(Code::Unauthenticated, "TOKEN_MISSING", "mesh");
-    assert_eq!(refusal(&stranger.create(mugs(1)).await.expect_err("refused")), no_token);
-    assert_eq!(refusal(&stranger.get("x").await.expect_err("refused")), no_token);
-    assert_eq!(refusal(&stranger.watch_to_the_end("x", 0).await.1.expect_err("refused")), no_token);
+    assert_eq!(refusal(&stranger.create(mugs(1)).await.expect_err("rejected")), no_token);
+    assert_eq!(refusal(&stranger.get("x").await.expect_err("rejected")), no_token);
+    assert_eq!(refusal(&stranger.watch_to_the_end("x", 0).await.1.expect_err("rejected")), no_token);
     let operator = system.person("operator");
-    let status = operator.create(mugs(1)).await.expect_err("an operator buys nothing");
+    let status = operator.create(mugs(1)).await.expect_err("an operator cannot order");
     assert_eq!(status.code(), Code::PermissionDenied);
     let stranger = proto::ConfirmPaymentRequest { order_id: SystemIds.uuid().to_string() };
     let status = system.confirmations("user").confirm_payment(stranger).await.expect_err("payment only");
@@ -108,7 +108,7 @@ async fn what_is_an_operators_is_not_a_customers_and_nothing_is_a_strangers() {
 }
 
 #[tokio::test]
-async fn everything_that_is_wrong_with_an_order_is_said_at_once_and_told_as_an_event() {
+async fn all_violations_of_an_order_are_reported_together_and_as_an_event() {
     let system = System::new().await;
     let ada = system.person("customer");
     let mut request = mugs(0);
@@ -118,7 +118,7 @@ async fn everything_that_is_wrong_with_an_order_is_said_at_once_and_told_as_an_e
     request.payment_method.clear();
     request.contact_email = "nobody".into();
     request.shipping_address = None;
-    let status = ada.create(request).await.expect_err("refused");
+    let status = ada.create(request).await.expect_err("rejected");
     assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
     let named: Vec<_> = status
         .get_details_bad_request()
@@ -142,14 +142,14 @@ async fn everything_that_is_wrong_with_an_order_is_said_at_once_and_told_as_an_e
 }
 
 #[tokio::test]
-async fn an_address_that_says_nothing_is_refused_unless_its_request_has_an_order_of_an_earlier_release() {
+async fn a_blank_address_is_rejected_unless_the_request_has_an_order_of_an_earlier_release() {
     let system = System::new().await;
     let ada = system.person("customer");
     let mut request = mugs(1);
-    let address = request.shipping_address.as_mut().expect("it is there");
+    let address = request.shipping_address.as_mut().expect("an address");
     address.recipient = "\u{200b} ".into();
     address.postal_code = "1011".into();
-    let status = ada.create(request.clone()).await.expect_err("refused");
+    let status = ada.create(request.clone()).await.expect_err("rejected");
     let named: Vec<_> = status
         .get_details_bad_request()
         .expect("the fields")
@@ -164,7 +164,7 @@ async fn an_address_that_says_nothing_is_refused_unless_its_request_has_an_order
     let sound = mugs(1);
     let made = ada.create(sound.clone()).await.expect("an order");
     system.as_of_an_earlier_release(&made.order_id, &request).await;
-    let again = ada.create(request.clone()).await.expect("what was acknowledged is answered again");
+    let again = ada.create(request.clone()).await.expect("an idempotent replay");
     assert_eq!(again.order_id, made.order_id);
     request.contact_email = "eve@example.com".into();
     let status = ada.create(request).await.expect_err("another command");
@@ -172,7 +172,7 @@ async fn an_address_that_says_nothing_is_refused_unless_its_request_has_an_order
 }
 
 #[tokio::test]
-async fn an_amount_above_the_limit_is_refused_and_the_limit_is_named() {
+async fn an_amount_above_the_limit_is_rejected_with_the_limit() {
     let amount_limit = Some("EUR=9.99".parse().expect("a limit"));
     let system = System::with(Choice { amount_limit, ..Choice::default() }).await;
     let ada = system.person("customer");
@@ -183,11 +183,11 @@ async fn an_amount_above_the_limit_is_refused_and_the_limit_is_named() {
     assert_eq!(facts.get("total").map(String::as_str), Some("10.00 EUR"));
     let event = system.data.failure(EventType::OrderCreation, "ValidationError").await;
     assert_eq!(event.error.expect("an error").reason, "AMOUNT_TOO_LARGE");
-    ada.create(mugs(9)).await.expect("the twin: 9 euros");
+    ada.create(mugs(9)).await.expect("control: 9 euros");
 }
 
 #[tokio::test]
-async fn a_list_is_paged_without_gaps_and_a_token_belongs_to_its_filters() {
+async fn a_list_is_paged_without_gaps_and_a_page_token_is_bound_to_its_filters() {
     let system = System::new().await;
     let (ada, eve) = (system.person("customer"), system.person("customer"));
     let mut made = Vec::new();
@@ -210,7 +210,7 @@ async fn a_list_is_paged_without_gaps_and_a_token_belongs_to_its_filters() {
             break;
         }
     }
-    assert_eq!(seen, made, "newest first, each once, nobody else's");
+    assert_eq!(seen, made, "newest first, each once, only the customer's own");
 
     let token = list(proto::ListOrdersRequest { page_size: 2, ..Default::default() }).await.expect("a page");
     let page_token = token.next_page_token;
@@ -221,20 +221,20 @@ async fn a_list_is_paged_without_gaps_and_a_token_belongs_to_its_filters() {
         proto::ListOrdersRequest { page_size: 2, page_token: String::new(), state: 77 },
     ];
     for request in refused {
-        let status = list(request).await.expect_err("refused");
+        let status = list(request).await.expect_err("rejected");
         assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
     }
     let request = proto::ListOrdersRequest { page_size: 2, page_token, state: 0 };
-    let status = eve.orders().list_orders(eve.asks(request)).await.expect_err("not her token");
+    let status = eve.orders().list_orders(eve.asks(request)).await.expect_err("another customer's token");
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 
 #[tokio::test]
-async fn an_operator_sees_the_whole_story_and_keeps_the_stock() {
+async fn an_operator_sees_the_whole_timeline_and_adjusts_the_stock() {
     let system = System::new().await;
     let (ada, operator) = (system.person("customer"), system.person("operator"));
     let id = ada.create(mugs(2)).await.expect("an order").order_id;
-    ada.watch_to_the_end(&id, 0).await.1.expect("it ends well");
+    ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
     system.data.event(|event| event.operation == "start_fulfillment").await;
     let request = proto::ExplainOrderRequest { order_id: id.clone() };
     let story = operator.orders().explain_order(operator.asks(request)).await.expect("the story").into_inner();
@@ -254,7 +254,7 @@ async fn an_operator_sees_the_whole_story_and_keeps_the_stock() {
     let status = operator.inventory().adjust_stock(operator.asks(adjust.clone())).await.expect_err("reserved");
     assert_eq!(refusal(&status), is(Code::FailedPrecondition, "STOCK_RESERVED", "order"));
     let fewer = proto::AdjustStockRequest { delta: -998, ..adjust };
-    let stock = operator.inventory().adjust_stock(operator.asks(fewer)).await.expect("it is free").into_inner().stock;
+    let stock = operator.inventory().adjust_stock(operator.asks(fewer)).await.expect("free stock").into_inner().stock;
     assert_eq!(stock.map(|stock| (stock.on_hand, stock.reserved)), Some((2, 2)));
     let request = proto::RetryOrderRequest { order_id: id };
     let status = operator.orders().retry_order(operator.asks(request)).await.expect_err("nothing to retry");
@@ -262,23 +262,23 @@ async fn an_operator_sees_the_whole_story_and_keeps_the_stock() {
 }
 
 #[tokio::test]
-async fn a_confirmation_of_the_payment_service_wakes_an_order_whose_payment_was_pending() {
+async fn a_confirmation_by_the_payment_service_wakes_an_order_with_a_pending_payment() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    let mut steps = ada.watch(&id, 1).await.expect("his order");
+    let mut steps = ada.watch(&id, 1).await.expect("the order");
     system.payments.was_asked_for(&id).await;
     system.payments.say(PaymentState::Succeeded);
-    // The backoff is a minute: nothing but the confirmation makes it go on.
+    // The backoff is a minute: only the confirmation makes it continue.
     let confirmation = proto::ConfirmPaymentRequest { order_id: id.clone() };
-    system.confirmations("payment").confirm_payment(confirmation).await.expect("it is heard");
-    let step = steps.message().await.expect("it goes on").expect("a step");
+    system.confirmations("payment").confirm_payment(confirmation).await.expect("confirmed");
+    let step = steps.message().await.expect("an open stream").expect("a step");
     assert_eq!(state(step.entry.expect("an entry").state()), "PAID");
 }
 
 #[tokio::test]
-async fn why_a_try_came_to_nothing_is_an_operators_to_read() {
+async fn the_error_of_a_failed_attempt_is_shown_to_operators_only() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     let (ada, operator) = (system.person("customer"), system.person("operator"));
@@ -289,13 +289,13 @@ async fn why_a_try_came_to_nothing_is_an_operators_to_read() {
             return last_error;
         }
     };
-    let for_the_operator = tokio::time::timeout(GUARD, seen(&operator)).await.expect("it is recorded");
+    let for_the_operator = tokio::time::timeout(GUARD, seen(&operator)).await.expect("recorded");
     assert_eq!(for_the_operator, "the payment is PENDING");
-    assert_eq!(seen(&ada).await, "the last try came to nothing, and the next one follows");
+    assert_eq!(seen(&ada).await, "the last attempt failed and will be retried");
 }
 
 #[tokio::test]
-async fn a_customer_cancels_and_watches_it_happen() {
+async fn a_customer_cancels_an_order_and_watches_it() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     let ada = system.person("customer");
@@ -305,7 +305,7 @@ async fn a_customer_cancels_and_watches_it_happen() {
     let turned = ada.cancel(&id).await.expect("it is not too late");
     assert_eq!(state(turned.state()), "CANCELLING");
     let (seen, end) = ada.watch_to_the_end(&id, 0).await;
-    end.expect("it ends well");
+    end.expect("a clean end");
     assert_eq!(seen, ["CREATED", "CANCELLING", "CANCELLED"]);
     assert_eq!(state(ada.cancel(&id).await.expect("twice is OK").state()), "CANCELLED");
     let again = ada.create(mugs(1)).await.expect("another order");

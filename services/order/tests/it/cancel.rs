@@ -1,4 +1,4 @@
-//! Cancelling: a transition, once; it beats whatever is on its way.
+//! Cancellation: a transition, recorded once; it wins against whatever is in flight.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::world::{GUARD, LEASE, World, cancel, new_user};
 const CANCELLED: [State; 3] = [State::Created, State::Cancelling, State::Cancelled];
 
 #[tokio::test]
-async fn a_cancel_before_the_payment_ends_cancelled_and_nothing_is_charged() {
+async fn a_cancellation_before_the_payment_ends_in_cancelled_and_nothing_is_charged() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     let turned = world.cancel(id).await.expect("it is not too late");
@@ -36,12 +36,12 @@ async fn cancelling_twice_releases_and_refunds_once() {
     let id = world.abandoned_order().await;
     world.payments.will([Reply::held(&gate)]);
     world.cancel(id).await.expect("it is not too late");
-    let again = world.cancel(id).await.expect("it is OK");
+    let again = world.cancel(id).await.expect("OK");
     assert_eq!((again.state, again.version), (State::Cancelling, 2), "it stays");
     gate.notify_one();
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
-    let once_more = world.cancel(id).await.expect("it is OK");
+    let once_more = world.cancel(id).await.expect("OK");
     assert_eq!((once_more.state, once_more.version), (State::Cancelled, 3));
     world.settle().await;
     assert_eq!(world.stock("MUG").await, (10, 0));
@@ -49,7 +49,7 @@ async fn cancelling_twice_releases_and_refunds_once() {
 }
 
 #[tokio::test]
-async fn eight_cancels_at_once_are_one() {
+async fn eight_concurrent_cancellations_are_recorded_once() {
     let world = World::on_file().await;
     let id = world.abandoned_order().await;
     let all = futures_util::future::join_all((0..8).map(|_| world.cancel(id))).await;
@@ -59,13 +59,13 @@ async fn eight_cancels_at_once_are_one() {
     assert_eq!(world.payments.all_asked(), [Asked::Cancel(id, 1)]);
 }
 
-/// The driver is in the middle of ProcessPayment; the customer cancels; then the late result comes.
+/// The order is cancelled while ProcessPayment is in flight; then the late result arrives.
 async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: Ledger) {
     let world = World::new().await;
     let gate = Arc::new(Notify::new());
     world.payments.will([reply(&gate)]);
     let id = world.order_mugs().await;
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
     world.cancel(id).await.expect("it is not too late");
     timeout(GUARD, world.payments.was_asked(2)).await.expect("the cancellation does not wait for the payment");
     gate.notify_one();
@@ -76,17 +76,17 @@ async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: Ledge
 }
 
 #[tokio::test]
-async fn a_cancel_in_the_middle_of_a_payment_that_charges_refunds_it() {
+async fn a_cancellation_during_a_payment_that_charges_refunds_it() {
     a_cancel_in_the_middle_of(Reply::answer_held, Ledger::Refunded).await;
 }
 
 #[tokio::test]
-async fn a_cancel_that_overtakes_the_charge_forbids_it() {
+async fn a_cancellation_that_overtakes_the_charge_prevents_it() {
     a_cancel_in_the_middle_of(Reply::held, Ledger::Tombstone).await;
 }
 
 #[tokio::test]
-async fn a_cancel_from_within_the_charge_wins_against_its_result() {
+async fn a_cancellation_during_the_charge_wins_against_its_result() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     let (orders, seen) = (world.orders.clone(), world.seen.clone());
@@ -94,14 +94,14 @@ async fn a_cancel_from_within_the_charge_wins_against_its_result() {
         cancel(&orders, &seen, id).await.expect("it is not too late");
     }))]);
     world.clock.advance(LEASE);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 1);
+    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 1);
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
     assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
 }
 
 #[tokio::test]
-async fn when_the_one_who_cancelled_dies_the_driver_that_lost_goes_on_only_once_the_lease_is_over() {
+async fn if_the_cancelling_instance_crashes_the_losing_driver_continues_only_after_the_lease_has_expired() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
@@ -109,7 +109,7 @@ async fn when_the_one_who_cancelled_dies_the_driver_that_lost_goes_on_only_once_
     world.faults.die(FaultPoint::BeforeEffect, State::Cancelling);
     world.cancel(id).await.expect("it is not too late");
     world.clock.advance(LEASE);
-    // It loses its compare-and-set, finds the lease free, and goes on from CANCELLING.
+    // It loses its compare-and-set, finds the lease free, and continues from CANCELLING.
     stalled.let_go().await;
     assert_eq!(world.states(id).await, CANCELLED);
     assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
@@ -117,7 +117,7 @@ async fn when_the_one_who_cancelled_dies_the_driver_that_lost_goes_on_only_once_
 }
 
 #[tokio::test]
-async fn it_is_too_late_once_fulfilment_has_started_or_the_payment_failed() {
+async fn cancelling_is_too_late_once_fulfilment_has_started_or_the_payment_has_failed() {
     let world = World::new().await;
     let fulfilled = world.order_mugs().await;
     world.settle().await;
@@ -135,14 +135,14 @@ async fn it_is_too_late_once_fulfilment_has_started_or_the_payment_failed() {
 }
 
 #[tokio::test]
-async fn somebody_elses_order_is_not_found_and_not_cancelled() {
+async fn another_customers_order_is_not_found_and_not_cancelled() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     let operation = world.operation("order.v1.OrderService/CancelOrder", Some("audit"));
-    let refusal = world.orders.cancel(&operation, Scope::Of(new_user()), id).await.expect_err("not his");
+    let refusal = world.orders.cancel(&operation, Scope::Of(new_user()), id).await.expect_err("another customer's");
     assert!(matches!(refusal, Error::OrderNotFound));
     assert_eq!(world.state(id).await, State::Created);
-    world.orders.cancel(&operation, Scope::Of(world.user), id).await.expect("his own");
+    world.orders.cancel(&operation, Scope::Of(world.user), id).await.expect("the customer's own");
     world.settle().await;
 }
 
@@ -153,20 +153,20 @@ async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
     let gate = Arc::new(Notify::new());
     world.payments.will([Reply::answer_held(&gate)]);
     let id = world.order_mugs().await;
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
     world.cancel(id).await.expect("it is not too late");
     gate.notify_one();
     world.settle().await;
     assert_eq!(world.states(id).await, [State::Created, State::Cancelling, State::NeedsAttention]);
     let order = world.order(id).await;
-    assert_eq!(order.payment_failure.expect("it says why").reason, "REFUND_REFUSED");
+    assert_eq!(order.payment_failure.expect("a reason").reason, "REFUND_REFUSED");
     let failed: Vec<_> = world.events().await.into_iter().filter(|event| event.status == EventStatus::Failed).collect();
     let [event] = &failed[..] else { panic!("one failed event: {failed:?}") };
     assert_eq!((event.event_type.as_str(), event.operation.as_str()), ("order_fulfillment", "cancel_order"));
 
-    assert_eq!(world.cancel(id).await.expect("it is OK").state, State::NeedsAttention, "a cancel changes nothing");
+    assert_eq!(world.cancel(id).await.expect("OK").state, State::NeedsAttention, "a cancellation changes nothing");
     world.clock.advance(LEASE * 100);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 0, "at rest");
+    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 0, "no pending effect");
 
     let retried = world.retry(id).await.expect("an operator may");
     assert_eq!((retried.state, retried.refund_attempt), (State::Cancelling, 2));
@@ -180,7 +180,7 @@ async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
 }
 
 #[tokio::test]
-async fn two_operators_who_retry_at_once_retry_once() {
+async fn two_concurrent_retries_are_recorded_once() {
     let world = World::on_file().await;
     *world.payments.refused_refunds.lock().expect("not poisoned") = 2;
     let id = world.order_that_needs_attention().await;

@@ -1,4 +1,4 @@
-//! A driver that dies anywhere is taken over, and its order ends where it should. With a Payment Service that is a fake.
+//! A crashed driver is replaced, and its order reaches its expected state. With a fake Payment Service.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -19,13 +19,13 @@ const POINTS: [FaultPoint; 3] = [FaultPoint::BeforeEffect, FaultPoint::AfterEffe
 enum Script {
     Happy,
     Declined,
-    /// The customer cancels in the middle of the charge.
+    /// The customer cancels during the charge.
     Cancelled,
-    /// The stock is written off in the middle of the charge.
+    /// The stock is written off during the charge.
     Lost,
     /// Cancelled, and the first refund is refused.
     RefundRefused,
-    /// The Payment Service performs everything and answers nothing, the first time.
+    /// The first time, the Payment Service performs the call but its answer is lost.
     AnswersLost,
 }
 
@@ -52,7 +52,7 @@ impl Script {
         };
         let writes_off = async move {
             let all = AdjustStock { request_id: new_request(), sku: "MUG".into(), delta: -10, write_off: true };
-            inventory.adjust(&writing_off, all).await.expect("it is written off");
+            inventory.adjust(&writing_off, all).await.expect("written off");
         };
         match self {
             Self::Happy => {}
@@ -68,7 +68,7 @@ impl Script {
     }
 }
 
-/// Plays a script with deaths on the way; says which places were passed.
+/// Runs a script with crashes; returns the fault points passed.
 async fn play(world: World, script: Script, deaths: &[(FaultPoint, State)]) -> BTreeSet<(String, State)> {
     script.prepare(&world);
     for (point, state) in deaths {
@@ -100,7 +100,7 @@ async fn play(world: World, script: Script, deaths: &[(FaultPoint, State)]) -> B
     passed
 }
 
-/// The places that a script passes when nobody dies.
+/// The fault points that a script passes without crashes.
 async fn places(script: Script) -> Vec<(FaultPoint, State)> {
     let passed = play(World::new().await, script, &[]).await;
     POINTS
@@ -111,17 +111,18 @@ async fn places(script: Script) -> Vec<(FaultPoint, State)> {
 }
 
 #[tokio::test]
-async fn a_driver_that_dies_anywhere_is_taken_over_and_the_order_ends_where_it_should() {
+async fn after_a_crash_at_any_fault_point_another_instance_completes_the_order() {
     let mut visited: BTreeSet<(String, State)> = BTreeSet::new();
     for script in SCRIPTS {
         for death in places(script).await {
             let passed = play(World::new().await, script, &[death]).await;
-            assert!(passed.iter().any(|(name, _)| name == "died"), "{script:?}: nobody has died at {death:?}");
+            assert!(passed.iter().any(|(name, _)| name == "died"), "{script:?}: no crash at {death:?}");
             visited.insert((format!("{:?}", death.0), death.1));
         }
     }
-    // What a suite that visits nothing could not have visited. Paying, allocating and starting are one commit, so that
-    // nobody ever finds an order in PAID or ALLOCATED; an older release's is in the test below.
+    // The fault points that the suite must visit, so that it cannot pass by visiting none. Payment, allocation and
+    // start are one commit, so no driver ever finds an order in PAID or ALLOCATED; the test below has one of an older
+    // release.
     let expected: BTreeSet<(String, State)> = [
         ("BeforeEffect", State::Created),
         ("AfterEffect", State::Created),
@@ -143,7 +144,7 @@ async fn two_deaths(script: Script) {
     let places = places(script).await;
     assert!(places.len() >= 3, "{places:?}");
     for (index, first) in places.iter().enumerate() {
-        // Which of them is named first makes no difference.
+        // The order within a pair makes no difference.
         for second in &places[index..] {
             play(World::new().await, script, &[*first, *second]).await;
         }
@@ -151,28 +152,28 @@ async fn two_deaths(script: Script) {
 }
 
 #[tokio::test]
-async fn two_deaths_on_the_way_to_fulfilment_are_no_worse_than_one() {
+async fn two_crashes_on_the_way_to_fulfilment_are_survived() {
     two_deaths(Script::Happy).await;
     two_deaths(Script::AnswersLost).await;
 }
 
 #[tokio::test]
-async fn two_deaths_on_the_way_to_a_refund_are_no_worse_than_one() {
+async fn two_crashes_on_the_way_to_a_refund_are_survived() {
     two_deaths(Script::Cancelled).await;
 }
 
 #[tokio::test]
-async fn two_deaths_when_stock_is_lost_are_no_worse_than_one() {
+async fn two_crashes_around_a_stock_write_off_are_survived() {
     two_deaths(Script::Lost).await;
 }
 
 #[tokio::test]
-async fn two_deaths_around_a_refused_refund_are_no_worse_than_one() {
+async fn two_crashes_around_a_refused_refund_are_survived() {
     two_deaths(Script::RefundRefused).await;
 }
 
 #[tokio::test]
-async fn a_death_on_a_file_is_survived_as_one_in_memory() {
+async fn a_crash_on_sqlite_files_is_survived_as_in_memory() {
     for script in SCRIPTS {
         for point in [FaultPoint::BeforeEffect, FaultPoint::AfterEffect] {
             play(World::on_file().await, script, &[(point, State::Created)]).await;
@@ -180,7 +181,7 @@ async fn a_death_on_a_file_is_survived_as_one_in_memory() {
     }
 }
 
-/// An order that lies in PAID or ALLOCATED: steps that are one commit today may be three in another release.
+/// An order stored in PAID or ALLOCATED: transitions that are one commit today may be three in another release.
 async fn an_order_that_lies_in(state: State, cancels: bool) {
     let world = World::new().await;
     let id = world.abandoned_order().await;
@@ -189,7 +190,7 @@ async fn an_order_that_lies_in(state: State, cancels: bool) {
     let version = if state == State::Paid { 2 } else { 3 };
     let execute = |sql: String| {
         let world = &world;
-        async move { world.db.read().execute_unprepared(&sql).await.expect("it is so") }
+        async move { world.db.read().execute_unprepared(&sql).await.expect("executed") }
     };
     execute(format!(
         "UPDATE orders SET state = '{}', version = {version}, payment_method = NULL WHERE order_id = {key}",
@@ -207,13 +208,13 @@ async fn an_order_that_lies_in(state: State, cancels: bool) {
     if state == State::Allocated {
         execute(step(3, State::Allocated)).await;
         execute(format!("UPDATE order_line SET state = 'ALLOCATED' WHERE order_id = {key}")).await;
-        // Its event was sent long ago: put back what the check looks for.
+        // Its event was sent long ago: restore the event for the check.
         let mut event = world.events().await.pop().expect("the creation's");
         event.event_id = kernel::IdSource::uuid(&kernel::SystemIds);
         event.event_type = "order_fulfillment".into();
         event.span_id = "span".into();
         event.attributes.insert("operation".into(), "allocate_inventory".into());
-        world.db.outbox().put(vec![event]).await.expect("it is written");
+        world.db.outbox().put(vec![event]).await.expect("written");
     }
     invariants(&world).await;
     if cancels {
@@ -225,18 +226,18 @@ async fn an_order_that_lies_in(state: State, cancels: bool) {
         world.drive_to_rest(&world.instance("order-2"), 3).await;
         assert_eq!(world.state(id).await, State::FulfillmentStarted);
         assert_eq!(world.history(id).await.last(), Some(&(4, State::FulfillmentStarted)));
-        assert_eq!(world.payments.all_asked(), [], "it is paid already");
+        assert_eq!(world.payments.all_asked(), [], "already paid");
     }
 }
 
 #[tokio::test]
-async fn an_order_that_lies_in_paid_or_allocated_goes_on_from_there() {
+async fn an_order_stored_in_paid_or_allocated_continues_from_there() {
     an_order_that_lies_in(State::Paid, false).await;
     an_order_that_lies_in(State::Allocated, false).await;
 }
 
 #[tokio::test]
-async fn an_order_that_lies_in_paid_or_allocated_can_be_cancelled() {
+async fn an_order_stored_in_paid_or_allocated_can_be_cancelled() {
     an_order_that_lies_in(State::Paid, true).await;
     an_order_that_lies_in(State::Allocated, true).await;
 }

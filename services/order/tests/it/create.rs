@@ -1,4 +1,4 @@
-//! CreateOrder: what it refuses changes nothing; a repeated request is one order.
+//! CreateOrder: a rejected call changes nothing; retries of a request create one order.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use crate::world::{GUARD, World, eur, new_user, wants};
 
-/// Nothing is there that was not there before.
+/// Asserts that nothing has changed.
 async fn nothing_has_changed(world: &World) {
     world.settle().await;
     let orders = world.orders.list(order::order::Scope::All, None, None, 200).await.expect("a list");
@@ -23,31 +23,31 @@ async fn nothing_has_changed(world: &World) {
     assert_eq!(world.payments.all_asked(), []);
 }
 
-/// The one refusal that was seen, as its event would tell it: (class, reason).
+/// The class and the reason of the event of the only rejection.
 fn told(world: &World) -> (String, String) {
     let seen = world.seen.0.lock().expect("not poisoned");
     let [ended] = &seen[..] else { panic!("one refusal: {seen:?}") };
     let event = &ended.event;
     assert_eq!((event.event_type.as_str(), event.status), ("order_creation", EventStatus::Failed));
-    assert!(event.order_id.is_some(), "the id is made first");
+    assert!(event.order_id.is_some(), "the id is generated first");
     assert_eq!(event.user_id, Some(world.user.as_uuid()));
     let error = event.error.clone().expect("a failed event has an error");
     (error.kind, error.reason)
 }
 
 #[tokio::test]
-async fn not_enough_in_stock_is_refused_and_names_all_that_is_short() {
+async fn insufficient_stock_is_rejected_with_all_skus_that_are_short() {
     let world = World::new().await;
-    let refusal = world.create(wants(&[("MUG", 11), ("PLATE", 10), ("SPOON", 1)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("MUG", 11), ("PLATE", 10), ("SPOON", 1)])).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::InsufficientStock { skus } if skus == "MUG, SPOON"), "{refusal}");
     assert_eq!(told(&world), ("FAILED_PRECONDITION".into(), "INSUFFICIENT_STOCK".into()));
     nothing_has_changed(&world).await;
 }
 
 #[tokio::test]
-async fn unknown_skus_are_all_named() {
+async fn all_unknown_skus_are_reported() {
     let world = World::new().await;
-    let refusal = world.create(wants(&[("FORK", 1), ("MUG", 1), ("KNIFE", 1)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("FORK", 1), ("MUG", 1), ("KNIFE", 1)])).await.expect_err("rejected");
     let Error::UnknownSku(invalid) = refusal else { panic!("{refusal}") };
     let named: Vec<_> = invalid.0.iter().map(|v| (v.field.as_str(), v.reason, v.description.as_str())).collect();
     assert_eq!(named, [("items[0].sku", "UNKNOWN_SKU", "FORK"), ("items[2].sku", "UNKNOWN_SKU", "KNIFE")]);
@@ -56,75 +56,75 @@ async fn unknown_skus_are_all_named() {
 }
 
 #[tokio::test]
-async fn two_currencies_in_one_order_are_refused() {
+async fn two_currencies_in_one_order_are_rejected() {
     let world = World::new().await;
-    let refusal = world.create(wants(&[("MUG", 1), ("VASE", 1)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("MUG", 1), ("VASE", 1)])).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::MixedCurrencies { currencies } if currencies == "EUR, USD"), "{refusal}");
     nothing_has_changed(&world).await;
 }
 
 #[tokio::test]
-async fn a_price_that_has_changed_is_refused_when_the_customer_said_what_he_saw() {
+async fn a_changed_price_is_rejected_if_the_request_has_an_expected_total() {
     let world = World::new().await;
     let mut command = wants(&[("MUG", 2)]);
     command.expected_total = Some(eur(2_400));
-    let refusal = world.create(command).await.expect_err("refused");
+    let refusal = world.create(command).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::PriceChanged { .. }), "{refusal}");
     assert_eq!(told(&world), ("FAILED_PRECONDITION".into(), "PRICE_CHANGED".into()));
     nothing_has_changed(&world).await;
     let mut command = wants(&[("MUG", 2)]);
     command.expected_total = Some(eur(2_500));
-    assert_eq!(world.create(command).await.expect("it is the price").total, eur(2_500));
+    assert_eq!(world.create(command).await.expect("the expected total").total, eur(2_500));
     world.settle().await;
 }
 
 #[tokio::test]
-async fn a_total_that_does_not_fit_is_refused() {
+async fn a_total_that_overflows_is_rejected() {
     let world = World::new().await;
     world.catalog.prices.lock().expect("not poisoned").insert("MUG".into(), eur(i64::MAX));
-    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("rejected");
     assert!(matches!(refusal, Error::AmountTooLarge { total: None, .. }), "{refusal}");
     nothing_has_changed(&world).await;
 }
 
 #[tokio::test]
-async fn a_total_above_the_limit_of_its_currency_is_refused_before_the_order_is_acknowledged() {
+async fn a_total_above_the_limit_of_its_currency_is_rejected_before_the_order_is_acknowledged() {
     let world = World::new().await;
     let price = |code: &str, minor_units| {
         let price = kernel::Money::new(code.parse().expect("a currency"), minor_units);
         world.catalog.prices.lock().expect("not poisoned").insert("MUG".into(), price);
     };
     price("EUR", 5_000_001);
-    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("refused");
+    let refusal = world.create(wants(&[("MUG", 2)])).await.expect_err("rejected");
     assert_eq!(refusal.to_string(), "the order's total is above 100000.00 EUR, the limit in EUR");
     nothing_has_changed(&world).await;
-    // Ten million of a small unit are an ordinary order.
+    // Ten million of a small currency unit are an ordinary order.
     price("VND", 12_000_000);
     assert_eq!(world.create(wants(&[("MUG", 2)])).await.expect("an order").total.to_string(), "24000000 VND");
     world.settle().await;
 }
 
 #[tokio::test]
-async fn where_nobody_delivers_nothing_is_ordered() {
+async fn an_order_outside_the_delivery_zones_is_rejected() {
     let world = World::new().await;
     let mut command = wants(&[("MUG", 1)]);
     command.address.country_code = "AQ".into();
-    let refusal = world.create(command).await.expect_err("refused");
+    let refusal = world.create(command).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::NoDeliveryZone { country } if country == "AQ"), "{refusal}");
     nothing_has_changed(&world).await;
 }
 
 #[tokio::test]
-async fn a_lookup_that_fails_changes_nothing_and_its_request_may_be_tried_again() {
+async fn a_failed_lookup_changes_nothing_and_its_request_may_be_retried() {
     let world = World::new().await;
     world.catalog.is_down.store(true, Ordering::SeqCst);
     let command = wants(&[("MUG", 1)]);
-    let refusal = world.create(command.clone()).await.expect_err("refused");
+    let refusal = world.create(command.clone()).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::LookupFailed { cause: ErrorClass::ConnectionError }), "{refusal}");
     assert_eq!(told(&world), ("CONNECTION_ERROR".into(), "LOOKUP_FAILED".into()));
     nothing_has_changed(&world).await;
     world.catalog.is_down.store(false, Ordering::SeqCst);
-    world.create(command).await.expect("a refused call stores nothing");
+    world.create(command).await.expect("a rejected call stores nothing");
     world.settle().await;
 }
 
@@ -140,7 +140,7 @@ async fn of_two_orders_for_the_last_items_exactly_one_wins() {
 }
 
 #[tokio::test]
-async fn many_customers_at_once_get_exactly_what_there_is() {
+async fn concurrent_customers_get_exactly_the_stock_on_hand() {
     let world = World::on_file().await;
     let all = futures_util::future::join_all((0..25).map(|_| world.create_for(new_user(), wants(&[("MUG", 1)])))).await;
     let won = all.iter().filter(|result| result.is_ok()).count();
@@ -161,11 +161,11 @@ async fn the_same_request_is_the_same_order() {
     assert_eq!((again.id, again.state), (first.id, State::FulfillmentStarted), "as it is now");
     assert_eq!(world.stock("MUG").await, (10, 2));
     assert_eq!(world.payments.all_asked().len(), 1);
-    assert!(world.seen.0.lock().expect("not poisoned").is_empty(), "a replay is no event");
+    assert!(world.seen.0.lock().expect("not poisoned").is_empty(), "a replay has no event");
 }
 
 #[tokio::test]
-async fn a_request_that_has_its_order_gets_it_again_also_when_it_would_be_refused_by_now() {
+async fn a_replay_returns_its_order_even_if_the_command_would_be_rejected_by_now() {
     let world = World::new().await;
     let mut command = wants(&[("MUG", 10)]);
     command.expected_total = Some(eur(12_500));
@@ -177,17 +177,17 @@ async fn a_request_that_has_its_order_gets_it_again_also_when_it_would_be_refuse
     world.catalog.prices.lock().expect("not poisoned").remove("MUG");
     assert_eq!(world.create(command.clone()).await.expect("no such product any more").id, first.id);
     world.catalog.is_down.store(true, Ordering::SeqCst);
-    assert_eq!(world.create(command.clone()).await.expect("nobody to ask").id, first.id);
+    assert_eq!(world.create(command.clone()).await.expect("the catalogue is down").id, first.id);
     let mut other = command;
     other.items = vec![("MUG".into(), 1)];
     assert!(matches!(world.create(other).await, Err(Error::RequestIdReused)), "whatever else is wrong with it");
     world.settle().await;
     let seen = world.seen.0.lock().expect("not poisoned");
-    assert_eq!(seen.len(), 1, "replays are no events, the refusal is one: {seen:?}");
+    assert_eq!(seen.len(), 1, "only the rejection has an event: {seen:?}");
 }
 
 #[tokio::test]
-async fn the_items_of_a_repeated_request_may_come_in_another_order() {
+async fn the_items_of_a_retry_may_be_in_another_order() {
     let world = World::new().await;
     let command = wants(&[("MUG", 2), ("PLATE", 1)]);
     let first = world.create(command.clone()).await.expect("an order");
@@ -201,7 +201,7 @@ async fn the_items_of_a_repeated_request_may_come_in_another_order() {
 }
 
 #[tokio::test]
-async fn the_same_request_twice_at_once_is_one_order() {
+async fn concurrent_retries_of_a_request_create_one_order() {
     let world = World::on_file().await;
     let command = wants(&[("MUG", 2)]);
     let calls = (0..8).map(|_| world.create(command.clone()));
@@ -210,30 +210,30 @@ async fn the_same_request_twice_at_once_is_one_order() {
     assert_eq!(ids.len(), 1);
     world.settle().await;
     assert_eq!(world.stock("MUG").await, (10, 2));
-    assert!(world.seen.0.lock().expect("not poisoned").is_empty(), "a replay is no event");
+    assert!(world.seen.0.lock().expect("not poisoned").is_empty(), "a replay has no event");
 }
 
 #[tokio::test]
-async fn a_request_id_of_another_command_is_refused_and_one_of_another_customer_is_not() {
+async fn a_request_id_of_another_command_is_rejected_and_one_of_another_customer_is_not() {
     let world = World::new().await;
     let command = wants(&[("MUG", 2)]);
     world.create(command.clone()).await.expect("an order");
     let mut other = command.clone();
     other.items = vec![("MUG".into(), 3)];
-    let refusal = world.create(other).await.expect_err("refused");
+    let refusal = world.create(other).await.expect_err("rejected");
     assert!(matches!(refusal, Error::RequestIdReused), "{refusal}");
     let mut other = command.clone();
     other.contact_email = "eve@example.com".into();
     assert!(matches!(world.create(other).await, Err(Error::RequestIdReused)));
-    world.create_for(new_user(), command).await.expect("his own request id");
+    world.create_for(new_user(), command).await.expect("another customer's request id");
     world.settle().await;
     assert_eq!(world.stock("MUG").await, (10, 4));
 }
 
 #[tokio::test]
-async fn a_customer_who_hangs_up_while_his_order_is_committed_still_has_it_driven() {
+async fn an_order_is_driven_even_if_its_client_disconnects_during_the_commit() {
     let world = World::on_file().await;
-    // Somebody holds the store's one writer.
+    // Hold the store's only writer.
     let (holding, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (db, held, release) = (world.db.clone(), holding.clone(), gate.clone());
     let holder = tokio::spawn(async move {
@@ -247,16 +247,16 @@ async fn a_customer_who_hangs_up_while_his_order_is_committed_still_has_it_drive
         })
         .await
     });
-    timeout(GUARD, holding.notified()).await.expect("it holds");
+    timeout(GUARD, holding.notified()).await.expect("the writer is held");
     tokio::select! {
         biased;
         _ = world.create(wants(&[("MUG", 2)])) => panic!("it cannot commit"),
-        // It has looked everything up, and waits for the writer.
+        // The lookups are done; it waits for the writer.
         () = world.catalog.asked.notified() => {}
     }
     gate.notify_one();
-    holder.await.expect("it ends").expect("it commits");
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("the order is driven, and its lease has not run out");
+    holder.await.expect("it stops").expect("it commits");
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("the order is driven, and its lease has not expired");
     world.settle().await;
     let orders = world.orders.list(order::order::Scope::All, None, None, 10).await.expect("a list");
     let [order] = &orders[..] else { panic!("one order: {orders:?}") };

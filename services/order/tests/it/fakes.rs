@@ -1,4 +1,4 @@
-//! Peers that do what the test says: a Payment Service with a ledger of its own, a catalogue, faults, a sink of events.
+//! Scripted peers: a Payment Service with a ledger, a catalogue, faults, a sink of events.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -14,61 +14,61 @@ use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
 use telemetry::{Ended, EventSink, Fate, TraceEvent};
 use tokio::sync::{Notify, watch};
 
-/// What the fake Payment Service does when it is asked next.
+/// The fake Payment Service's behaviour on the next call.
 pub(crate) enum Reply {
-    /// What its ledger says.
+    /// Performs the call and answers.
     Honest,
-    /// Nothing, and no answer.
+    /// Does nothing, and does not answer.
     Silent,
-    /// What its ledger says, and the answer is lost.
+    /// Performs the call, but the answer is lost.
     Lost,
-    /// This, first; then what its ledger says.
+    /// Waits for the future, then performs the call and answers.
     After(BoxFuture<'static, ()>),
-    /// What its ledger says; then this; then the answer.
+    /// Performs the call, waits for the future, then answers.
     Then(BoxFuture<'static, ()>),
-    /// This, and no answer.
+    /// Waits for the future; does nothing, and does not answer.
     SilentAfter(BoxFuture<'static, ()>),
 }
 
 impl Reply {
-    /// Waits to be released; then what its ledger says.
+    /// Waits until released, then performs the call and answers.
     pub(crate) fn held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
         Self::After(Box::pin(async move { gate.notified().await }))
     }
 
-    /// What its ledger says; the answer waits to be released.
+    /// Performs the call; the answer waits until released.
     pub(crate) fn answer_held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
         Self::Then(Box::pin(async move { gate.notified().await }))
     }
 
-    /// Nothing; and no answer once it is released.
+    /// Does nothing; fails without an answer once released.
     pub(crate) fn silent_held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
         Self::SilentAfter(Box::pin(async move { gate.notified().await }))
     }
 }
 
-/// Where the money of an order is.
+/// The state of an order's charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Ledger {
     Charged,
     Declined,
-    /// Cancelled before it was charged: a charge that comes later is refused.
+    /// Cancelled before the charge: a later charge is declined.
     Tombstone,
     Refunded,
     RefundRefused(i32),
 }
 
-/// What the fake was asked for.
+/// A call to the fake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Asked {
     Process(OrderId),
     Cancel(OrderId, i32),
 }
 
-/// A Payment Service with a ledger: an effect performed twice under a key is performed once.
+/// A Payment Service with a ledger: effects are idempotent by key.
 pub(crate) struct FakePayments {
     replies: Mutex<VecDeque<Reply>>,
     pub(crate) ledger: Mutex<HashMap<OrderId, Ledger>>,
@@ -104,15 +104,15 @@ impl FakePayments {
         })
     }
 
-    /// What it does when it is asked next, and then next; honest when nothing is said.
+    /// Scripts its behaviour for the next calls; without a script it performs them and answers.
     pub(crate) fn will(&self, replies: impl IntoIterator<Item = Reply>) {
         self.replies.lock().expect("not poisoned").extend(replies);
     }
 
-    /// Waits until it was asked so often, all in all.
+    /// Waits until it has been called this many times in total.
     pub(crate) async fn was_asked(&self, times: usize) {
         let mut count = self.count.subscribe();
-        count.wait_for(|count| *count >= times).await.expect("the sender lives");
+        count.wait_for(|count| *count >= times).await.expect("the sender exists");
     }
 
     pub(crate) fn all_asked(&self) -> Vec<Asked> {
@@ -183,7 +183,7 @@ impl FakePayments {
 impl Payments for FakePayments {
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         assert_eq!(order.state, State::Created);
-        assert_eq!(order.payment_method.clone().expect("it is needed").into_inner(), "pm_card_visa");
+        assert_eq!(order.payment_method.clone().expect("a payment method").into_inner(), "pm_card_visa");
         Box::pin(self.reply(Asked::Process(order.id), || self.charge(order.id)))
     }
 
@@ -198,7 +198,7 @@ impl Payments for FakePayments {
 pub(crate) struct FakeCatalog {
     pub(crate) prices: Mutex<BTreeMap<String, Money>>,
     pub(crate) is_down: AtomicBool,
-    /// Told of each question.
+    /// Notified of each lookup.
     pub(crate) asked: Notify,
 }
 
@@ -237,11 +237,11 @@ impl Catalog for FakeCatalog {
     }
 }
 
-/// Dies where it is told to, once for each time that it is told.
+/// Injects planned crashes, each once.
 #[derive(Default)]
 pub(crate) struct Plan {
     deaths: Mutex<Vec<(FaultPoint, State)>>,
-    /// Every place that was passed.
+    /// Every fault point that was passed.
     pub(crate) passed: Mutex<Vec<(FaultPoint, State)>>,
 }
 
@@ -269,11 +269,11 @@ impl Faults for Plan {
     }
 }
 
-/// Keeps what nobody took.
+/// Keeps the ended operations whose events were not claimed.
 #[derive(Default)]
 pub(crate) struct Seen(pub(crate) Mutex<Vec<Ended>>);
 
-/// Who tells the events.
+/// The instance name in events.
 pub(crate) const TELLER: &str = "order-test";
 
 impl EventSink for Seen {

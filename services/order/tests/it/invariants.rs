@@ -1,4 +1,4 @@
-//! What is always so, whatever has happened: checked after every scenario, and between its steps.
+//! Invariants that hold in every scenario: checked after it, and between its steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ use crate::world::World;
 
 async fn rows(world: &World, sql: &str) -> Vec<QueryResult> {
     let db = world.db.read();
-    db.query_all_raw(Statement::from_string(db.get_database_backend(), sql)).await.expect("it is read")
+    db.query_all_raw(Statement::from_string(db.get_database_backend(), sql)).await.expect("the store is readable")
 }
 
 fn get<T: sea_orm::TryGetable>(row: &QueryResult, column: &str) -> T {
-    row.try_get("", column).expect("it has the column")
+    row.try_get("", column).expect("the column")
 }
 
 struct OrderRow {
@@ -25,7 +25,7 @@ struct OrderRow {
     version: i64,
 }
 
-/// Promises 2, 3 and 4 and the shape of the tables; panics with what is wrong.
+/// Promises 2, 3 and 4 and the consistency of the tables; panics with what is wrong.
 pub(crate) async fn invariants(world: &World) {
     let orders = order_rows(world).await;
     stock_is_the_sum_of_its_lines(world, &orders).await;
@@ -42,9 +42,12 @@ async fn order_rows(world: &World) -> Vec<OrderRow> {
         let (id, name) = (get::<Uuid>(&row, "order_id"), get::<String>(&row, "state"));
         let state = State::of(&name).expect("a state");
         let due: Option<i64> = get(&row, "next_attempt_time");
-        assert_eq!(due.is_some(), owes(state).is_some(), "{id} in {name}: what owes is due, what does not is not");
+        assert_eq!(due.is_some(), owes(state).is_some(), "{id} in {name}: due exactly if an effect is pending");
         let lease: Option<String> = get(&row, "lease_owner");
-        assert!(lease.is_none() || owes(state).is_some(), "{id} in {name} is at rest and leased by {lease:?}");
+        assert!(
+            lease.is_none() || owes(state).is_some(),
+            "{id} in {name} has no pending effect but is leased by {lease:?}"
+        );
         let token: Option<String> = get(&row, "payment_method");
         assert_eq!(
             token.is_some(),
@@ -80,7 +83,7 @@ async fn stock_is_the_sum_of_its_lines(world: &World, orders: &[OrderRow]) {
     assert!(wanted.is_empty(), "lines without stock: {wanted:?}");
 }
 
-/// A step of an order's history: order, state, span, reason.
+/// A transition in an order's history: order, state, span, reason.
 type Steps = Vec<(Uuid, State, String, String)>;
 
 async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
@@ -91,7 +94,7 @@ async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
         let (id, version): (Uuid, i64) = (get(&row, "order_id"), get(&row, "version"));
         let state = State::of(&get::<String>(&row, "state")).expect("a state");
         match last.insert(id, (version, state)) {
-            None => assert_eq!((version, state), (1, State::Created), "{id} begins"),
+            None => assert_eq!((version, state), (1, State::Created), "{id}: the first transition"),
             Some((before, from)) => {
                 assert_eq!(version, before + 1, "{id}: versions have no gaps");
                 let inputs = [Input::Done, Input::Refused, Input::CancelAsked, Input::RetryAsked];
@@ -105,7 +108,7 @@ async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
         assert_eq!(
             last.remove(&order.id),
             Some((order.version, order.state)),
-            "{}: the history ends where it is",
+            "{}: the history ends with the current state",
             order.id
         );
     }
@@ -113,7 +116,7 @@ async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
     steps
 }
 
-/// What a success event is written for.
+/// The success event that a transition is written with: its type and operation.
 fn told(state: State, reason: &str) -> Option<(&'static str, &'static str)> {
     match state {
         State::Cancelling => match reason {
@@ -137,7 +140,7 @@ async fn events_are_where_changes_are(world: &World, steps: &Steps) {
     for event in &events {
         assert!(ids.insert(event.event_id), "an event is stored twice: {event:?}");
         assert!(spans.insert(&event.span_id), "a span has two events: {event:?}");
-        let order = event.order_id.expect("every event of ours is of an order");
+        let order = event.order_id.expect("every event has an order");
         match event.status {
             EventStatus::Success => {
                 let operation = event.attributes.get("operation").map_or("", String::as_str);
@@ -159,7 +162,7 @@ async fn events_are_where_changes_are(world: &World, steps: &Steps) {
         .collect();
     expected.sort_unstable();
     successes.sort_unstable();
-    assert_eq!(successes, expected, "a success event exists exactly where the change does");
+    assert_eq!(successes, expected, "a success event exists exactly for each change");
     let mut refused: Vec<(Uuid, &str)> = steps
         .iter()
         .filter(|(_, state, _, _)| *state == State::NeedsAttention)
@@ -167,21 +170,21 @@ async fn events_are_where_changes_are(world: &World, steps: &Steps) {
         .collect();
     refused.sort_unstable();
     needs_attention.sort_unstable();
-    assert_eq!(needs_attention, refused, "NEEDS_ATTENTION is a failed event, once");
+    assert_eq!(needs_attention, refused, "NEEDS_ATTENTION has exactly one failed event");
 }
 
-/// A driver takes or dismisses every slot that it opens; a creation that nobody took was refused.
+/// A driver commits or discards every event slot that it opens; a creation whose slot was not claimed was rejected.
 fn slots_are_not_left_to_chance(world: &World) {
     for ended in world.seen.0.lock().expect("not poisoned").iter() {
         let event = &ended.event;
-        assert_ne!(ended.kind, Kind::Internal, "a slot of the driver was left to chance: {event:?}");
+        assert_ne!(ended.kind, Kind::Internal, "a slot of the driver was neither committed nor discarded: {event:?}");
         if event.event_type == "order_creation" {
-            assert_eq!(event.status, EventStatus::Failed, "a creation that nobody committed: {event:?}");
+            assert_eq!(event.status, EventStatus::Failed, "a creation that was not committed: {event:?}");
         }
     }
 }
 
-/// Nothing stays charged for an order that was not fulfilled; nothing is fulfilled that is not charged.
+/// Nothing stays charged for an order that was not fulfilled; nothing is fulfilled without a charge.
 fn money_is_where_it_belongs(world: &World, orders: &[OrderRow]) {
     for order in orders {
         let money = world.payments.of(kernel::OrderId::from_uuid(order.id));
@@ -192,40 +195,40 @@ fn money_is_where_it_belongs(world: &World, orders: &[OrderRow]) {
             State::NeedsAttention => matches!(money, Some(Ledger::RefundRefused(_))),
             State::Created | State::Cancelling => true,
         };
-        assert!(right, "{} is {:?} and its money is {money:?}", order.id, order.state);
+        assert!(right, "{} is {:?} and its charge is {money:?}", order.id, order.state);
     }
 }
 
 #[tokio::test]
 #[should_panic(expected = "reserved is the sum of the lines")]
-async fn the_check_sees_stock_that_leaks() {
+async fn the_check_detects_leaked_stock() {
     broken("UPDATE stock SET reserved = reserved + 1 WHERE sku = 'MUG'").await;
 }
 
 #[tokio::test]
-#[should_panic(expected = "what owes is due")]
-async fn the_check_sees_an_order_that_is_stuck() {
+#[should_panic(expected = "due exactly if an effect is pending")]
+async fn the_check_detects_a_stuck_order() {
     broken("UPDATE orders SET next_attempt_time = NULL").await;
 }
 
 #[tokio::test]
 #[should_panic(expected = "versions have no gaps")]
-async fn the_check_sees_a_gap_in_a_history() {
+async fn the_check_detects_a_gap_in_a_history() {
     broken("UPDATE order_history SET version = 7 WHERE version = 4").await;
 }
 
 #[tokio::test]
-#[should_panic(expected = "exactly where the change does")]
-async fn the_check_sees_a_lost_event() {
+#[should_panic(expected = "exactly for each change")]
+async fn the_check_detects_a_lost_event() {
     broken("DELETE FROM outbox").await;
 }
 
-/// An order that is done, one that lies in CREATED, and then this.
+/// Corrupts a database with a fulfilled order and one in CREATED by this SQL, and checks it.
 async fn broken(sql: &str) {
     let world = World::new().await;
     world.order_mugs().await;
     world.settle().await;
     world.abandoned_order().await;
-    world.db.read().execute_unprepared(sql).await.expect("it is broken");
+    world.db.read().execute_unprepared(sql).await.expect("corrupted");
     invariants(&world).await;
 }

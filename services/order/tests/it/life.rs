@@ -1,4 +1,4 @@
-//! An order's life: paid, refused, undecided, woken.
+//! An order's lifecycle: paid, declined, undecided, woken.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,15 +20,15 @@ const WHOLE_LIFE: [(i64, State); 4] =
 async fn an_order_that_is_paid_is_fulfilled(world: World) {
     let order = world.create(wants(&[("MUG", 2), ("PLATE", 1)])).await.expect("an order");
     assert_eq!((order.state, order.version, order.total), (State::Created, 1, eur(3_300)));
-    assert_eq!(world.stock("MUG").await.1, 2, "the stock is held as soon as there is an order");
+    assert_eq!(world.stock("MUG").await.1, 2, "the stock is reserved as soon as the order exists");
     world.settle().await;
     assert_eq!(world.history(order.id).await, WHOLE_LIFE);
     let done = world.order(order.id).await;
     assert_eq!((done.state, done.version, done.next_attempt_time), (State::FulfillmentStarted, 4, None));
-    assert!(done.payment_method.is_none(), "the token is forgotten");
+    assert!(done.payment_method.is_none(), "the token is deleted");
     assert!(done.lines.iter().all(|line| line.state == LineState::Allocated));
     // Monday at ten, two business days.
-    assert_eq!(done.fulfillment.expect("it has started").delivery_date, "2026-03-04");
+    assert_eq!(done.fulfillment.expect("a fulfilment").delivery_date, "2026-03-04");
     assert_eq!((world.stock("MUG").await, world.stock("PLATE").await), ((10, 2), (10, 1)));
     let told: Vec<_> = world
         .events()
@@ -61,7 +61,7 @@ async fn an_order_that_is_paid_is_fulfilled_on_a_file() {
 }
 
 #[tokio::test]
-async fn a_refused_payment_ends_the_order_and_releases_its_stock() {
+async fn a_declined_payment_ends_the_order_and_releases_its_stock() {
     let world = World::new().await;
     world.payments.declines.store(true, Ordering::SeqCst);
     let id = world.order_mugs().await;
@@ -70,19 +70,19 @@ async fn a_refused_payment_ends_the_order_and_releases_its_stock() {
     let order = world.order(id).await;
     assert!(order.lines.iter().all(|line| line.state == LineState::Released));
     assert_eq!(world.stock("MUG").await, (10, 0));
-    let failure = order.payment_failure.expect("it says why");
+    let failure = order.payment_failure.expect("a reason");
     assert_eq!((failure.reason.as_str(), failure.decline_code.as_str()), ("PAYMENT_DECLINED", "GENERIC_DECLINE"));
     let fulfillment = world.events().await.into_iter().filter(|event| event.event_type == "order_fulfillment").count();
-    assert_eq!(fulfillment, 0, "the Payment Service tells of the payment; nothing else has happened");
+    assert_eq!(fulfillment, 0, "only the Payment Service writes an event");
 }
 
-/// The database's row says when the next try is due.
+/// When the next attempt is due, from the order's row.
 async fn due_in(world: &World, id: OrderId) -> Duration {
-    world.order(id).await.next_attempt_time.expect("something is owed").since(world.now())
+    world.order(id).await.next_attempt_time.expect("a pending effect").since(world.now())
 }
 
 #[tokio::test]
-async fn an_undecided_payment_is_put_off_and_tried_again_under_the_same_order() {
+async fn an_undecided_payment_is_rescheduled_and_retried_for_the_same_order() {
     let world = World::new().await;
     world.payments.will([Reply::Silent, Reply::Lost]);
     let id = world.order_mugs().await;
@@ -93,31 +93,31 @@ async fn an_undecided_payment_is_put_off_and_tried_again_under_the_same_order() 
     let wait = due_in(&world, id).await;
     assert!(Duration::from_millis(20) <= wait && wait <= Duration::from_millis(200), "{wait:?}");
     let other = world.instance("order-2");
-    assert_eq!(other.drive_due().await.expect("it looks"), 0, "it is not due");
+    assert_eq!(other.drive_due().await.expect("a poll"), 0, "it is not due");
     world.clock.advance(wait - Duration::from_micros(1));
-    assert_eq!(other.drive_due().await.expect("it looks"), 0, "it is not due, by a microsecond");
+    assert_eq!(other.drive_due().await.expect("a poll"), 0, "it is not due, by a microsecond");
     world.clock.advance(Duration::from_micros(1));
-    assert_eq!(other.drive_due().await.expect("it looks"), 1, "it is due, and the lease was dropped");
+    assert_eq!(other.drive_due().await.expect("a poll"), 1, "it is due, and the lease is free");
     assert_eq!(world.order(id).await.attempt, 2);
     assert!(due_in(&world, id).await <= Duration::from_millis(400));
     world.clock.advance(Duration::from_millis(400));
-    assert_eq!(other.drive_due().await.expect("it looks"), 1);
+    assert_eq!(other.drive_due().await.expect("a poll"), 1);
     world.settle().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     let order = world.order(id).await;
-    assert_eq!((order.attempt, order.last_error), (0, None), "a step forgets the tries before it");
+    assert_eq!((order.attempt, order.last_error), (0, None), "a transition resets the attempts");
     assert_eq!(world.payments.all_asked(), [Asked::Process(id); 3]);
 }
 
 #[tokio::test]
-async fn waits_grow_up_to_the_cap() {
+async fn backoff_grows_up_to_the_cap() {
     let world = World::new().await;
     let driver = world.instance("order-2");
     let id = world.abandoned_order().await;
     for attempt in 1..=30 {
         world.clock.advance(LEASE + BACKOFF_CAP);
         world.payments.will([Reply::Silent]);
-        assert_eq!(driver.drive_due().await.expect("it looks"), 1);
+        assert_eq!(driver.drive_due().await.expect("a poll"), 1);
         assert_eq!(world.order(id).await.attempt, attempt);
         assert!(due_in(&world, id).await <= BACKOFF_CAP);
     }
@@ -127,75 +127,75 @@ async fn waits_grow_up_to_the_cap() {
 }
 
 #[tokio::test]
-async fn a_confirmation_wakes_an_order_that_is_put_off() {
+async fn a_confirmation_wakes_a_rescheduled_order() {
     let world = World::new().await;
     world.payments.will([Reply::Lost]);
     let id = world.order_mugs().await;
     world.settle().await;
     assert_eq!(world.state(id).await, State::Created);
-    // The clock stands: it is not due by itself.
-    world.instance("order-2").wake(id).await.expect("it is woken");
+    // The clock is stopped: without the confirmation it would not become due.
+    world.instance("order-2").wake(id).await.expect("woken");
     world.settle().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
 }
 
 #[tokio::test]
-async fn confirmations_that_are_late_or_repeated_or_forged_do_nothing() {
+async fn late_repeated_or_forged_confirmations_do_nothing() {
     let world = World::new().await;
     let id = world.order_mugs().await;
     world.settle().await;
     let before = (world.order(id).await, world.events().await);
     for _ in 0..3 {
-        world.driver.wake(id).await.expect("it is heard");
+        world.driver.wake(id).await.expect("woken");
     }
-    world.driver.wake(OrderId::from_uuid(uuid::Uuid::from_u128(7))).await.expect("it is heard");
+    world.driver.wake(OrderId::from_uuid(uuid::Uuid::from_u128(7))).await.expect("woken");
     world.settle().await;
     assert_eq!((world.order(id).await, world.events().await), before);
     assert_eq!(world.payments.all_asked().len(), 1);
 }
 
 #[tokio::test]
-async fn a_confirmation_in_the_middle_of_a_try_is_not_lost_when_the_try_comes_to_nothing() {
+async fn a_confirmation_during_an_attempt_is_not_lost_if_the_attempt_fails() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
     let stalled = world.stalled(id, Reply::silent_held).await;
-    // It is being driven: nobody can have it. And the clock stands: the due time is what it was, or nearly.
-    world.instance("order-3").wake(id).await.expect("it is heard");
+    // It is being driven: no other instance can claim it. The clock is stopped: the due time hardly changes.
+    world.instance("order-3").wake(id).await.expect("woken");
     stalled.let_go().await;
     assert_eq!(world.order(id).await.attempt, 1);
-    assert_eq!(world.instance("order-3").drive_due().await.expect("it looks"), 1, "it is due at once");
+    assert_eq!(world.instance("order-3").drive_due().await.expect("a poll"), 1, "it is due immediately");
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;
 }
 
 #[tokio::test]
-async fn only_one_of_two_instances_gets_an_order() {
+async fn only_one_of_two_instances_claims_an_order() {
     let world = World::on_file().await;
     let id = world.abandoned_order().await;
     let (one, other) = (world.instance("order-2"), world.instance("order-3"));
-    assert!(one.claim_due(10).await.expect("it looks").is_empty(), "the dead instance's lease is not over");
+    assert!(one.claim_due(10).await.expect("a poll").is_empty(), "the crashed instance's lease has not expired");
     world.clock.advance(LEASE);
     let (first, second) = tokio::join!(one.claim_due(10), other.claim_due(10));
-    let claimed = first.expect("it looks").len() + second.expect("it looks").len();
+    let claimed = first.expect("a poll").len() + second.expect("a poll").len();
     assert_eq!(claimed, 1);
     world.drive_to_rest(&one, 3).await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
 }
 
 #[tokio::test]
-async fn an_order_that_cannot_be_read_does_not_keep_others_from_being_driven() {
+async fn an_unreadable_order_does_not_keep_others_from_being_driven() {
     let world = World::new().await;
     let (broken, sound) = (world.abandoned_order().await, world.abandoned_order().await);
     let sql = format!("UPDATE orders SET address = '{{' WHERE order_id = {}", world.literal(broken));
-    sea_orm::ConnectionTrait::execute_unprepared(world.db.read(), &sql).await.expect("it is broken");
+    sea_orm::ConnectionTrait::execute_unprepared(world.db.read(), &sql).await.expect("corrupted");
     world.clock.advance(LEASE);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("it looks"), 1);
+    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 1);
     assert_eq!(world.state(sound).await, State::FulfillmentStarted);
 }
 
 #[tokio::test]
-async fn the_poller_finds_what_is_due_and_frees_its_leases_when_it_ends() {
+async fn the_poller_finds_due_orders_and_frees_its_leases_on_shutdown() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
@@ -204,40 +204,40 @@ async fn the_poller_finds_what_is_due_and_frees_its_leases_when_it_ends() {
     let stop = tokio_util::sync::CancellationToken::new();
     let driver = world.instance_until("order-2", &stop);
     let polling = tokio::spawn(driver.poll());
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("it is driven");
+    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
     stop.cancel();
     gate.notify_one();
-    timeout(GUARD, polling).await.expect("it ends").expect("without a panic");
+    timeout(GUARD, polling).await.expect("it stops").expect("no panic");
     world.settle().await;
     assert_eq!(world.state(id).await, State::FulfillmentStarted);
 }
 
 #[tokio::test]
-async fn an_instance_that_ends_leaves_its_orders_to_others_at_once() {
+async fn an_instance_that_shuts_down_frees_its_orders_immediately() {
     let world = World::new().await;
     let stop = tokio_util::sync::CancellationToken::new();
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
     let driver = world.instance_until("order-2", &stop);
-    assert_eq!(driver.claim_due(1).await.expect("it looks").len(), 1);
+    assert_eq!(driver.claim_due(1).await.expect("a poll").len(), 1);
     stop.cancel();
-    timeout(GUARD, driver.poll()).await.expect("it ends");
-    // No lease has run out.
-    assert_eq!(world.instance("order-3").drive_due().await.expect("it looks"), 1);
+    timeout(GUARD, driver.poll()).await.expect("it stops");
+    // No lease has expired.
+    assert_eq!(world.instance("order-3").drive_due().await.expect("a poll"), 1);
     assert_eq!(world.state(id).await, State::FulfillmentStarted);
 }
 
 #[tokio::test]
-async fn a_stalled_owner_that_wakes_late_brings_its_result_and_the_one_who_took_over_loses() {
+async fn a_stalled_owner_that_resumes_late_records_its_result_and_the_new_owner_loses() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
     let stalled = world.stalled(id, Reply::answer_held).await;
     world.clock.advance(LEASE);
     let second = world.instance("order-3");
-    let order = second.claim_due(1).await.expect("it looks").pop().expect("it is taken over");
+    let order = second.claim_due(1).await.expect("a poll").pop().expect("taken over");
     stalled.let_go().await;
-    assert_eq!(world.history(id).await, WHOLE_LIFE, "the key makes the result right, whoever brings it");
+    assert_eq!(world.history(id).await, WHOLE_LIFE, "the key makes the result correct, whichever driver records it");
     second.drive(order, None).await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     assert_eq!(world.payments.all_asked(), [Asked::Process(id); 2]);
@@ -245,18 +245,22 @@ async fn a_stalled_owner_that_wakes_late_brings_its_result_and_the_one_who_took_
 }
 
 #[tokio::test]
-async fn a_stalled_owner_does_not_drop_the_lease_of_the_one_who_took_over() {
+async fn a_stalled_owner_does_not_free_the_lease_of_the_new_owner() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
     let stalled = world.stalled(id, Reply::silent_held).await;
     world.clock.advance(LEASE);
     let second = world.instance("order-3");
-    let order = second.claim_due(1).await.expect("it looks").pop().expect("it is taken over");
+    let order = second.claim_due(1).await.expect("a poll").pop().expect("taken over");
     stalled.let_go().await;
-    assert_eq!(world.order(id).await.attempt, 0, "the try of the one who lost the lease is not counted");
+    assert_eq!(world.order(id).await.attempt, 0, "an attempt after the lease was lost is not counted");
     world.clock.advance(LEASE - Duration::from_secs(1));
-    assert_eq!(world.instance("order-4").drive_due().await.expect("it looks"), 0, "the lease is still the second's");
+    assert_eq!(
+        world.instance("order-4").drive_due().await.expect("a poll"),
+        0,
+        "the lease still belongs to the second"
+    );
     second.drive(order, None).await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;
@@ -265,18 +269,18 @@ async fn a_stalled_owner_does_not_drop_the_lease_of_the_one_who_took_over() {
 const HOUR: Duration = Duration::from_secs(3_600);
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_keeps_neither_a_dead_instances_lease_nor_a_due_time_for_an_hour() {
+async fn setting_the_clock_back_delays_neither_a_crashed_instances_lease_nor_a_due_time() {
     let world = World::new().await;
-    // One whose instance died with its lease, and one that waits for its next try.
+    // An order whose instance crashed with its lease, and one that waits for its next attempt.
     let leased = world.abandoned_order().await;
     world.clock.advance(LEASE);
     world.payments.will([Reply::Silent]);
     let driver = world.instance("order-2");
-    assert_eq!(driver.drive_due().await.expect("it looks"), 1);
+    assert_eq!(driver.drive_due().await.expect("a poll"), 1);
     let waits = leased;
     let leased = world.abandoned_order().await;
     world.clock.set_back(HOUR);
-    assert_eq!(driver.drive_due().await.expect("it looks"), 2, "both are due, whatever the clock was");
+    assert_eq!(driver.drive_due().await.expect("a poll"), 2, "both are due, whatever the old clock was");
     for id in [leased, waits] {
         assert_eq!(world.history(id).await, WHOLE_LIFE);
     }
@@ -284,24 +288,24 @@ async fn a_clock_that_is_set_back_keeps_neither_a_dead_instances_lease_nor_a_due
 }
 
 #[tokio::test]
-async fn a_wake_does_not_wait_for_a_lease_of_a_clock_that_was_set_back() {
+async fn a_wake_up_ignores_a_lease_of_a_clock_that_was_set_back() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.set_back(HOUR);
-    world.instance("order-2").wake(id).await.expect("it is heard");
+    world.instance("order-2").wake(id).await.expect("woken");
     world.settle().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_forward_while_an_order_is_driven_does_nothing_twice() {
+async fn setting_the_clock_forward_during_a_drive_repeats_nothing() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
     let stalled = world.stalled(id, Reply::answer_held).await;
     world.clock.advance(HOUR);
     let second = world.instance("order-3");
-    assert_eq!(second.drive_due().await.expect("it looks"), 1, "the lease is over by this clock");
+    assert_eq!(second.drive_due().await.expect("a poll"), 1, "the lease has expired by this clock");
     stalled.let_go().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;

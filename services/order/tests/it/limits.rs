@@ -1,4 +1,4 @@
-//! What does not fit, and what cannot be asked.
+//! Limits, and unavailable peers.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::system::{Choice, System, is, mugs, refusal, retry_after};
 
 #[tokio::test]
-async fn a_message_over_the_limit_is_refused_unread() {
+async fn a_message_over_the_limit_is_rejected_unread() {
     let system = System::new().await;
     let ada = system.person("customer");
     let mut request = mugs(1);
@@ -21,7 +21,7 @@ async fn a_message_over_the_limit_is_refused_unread() {
 }
 
 #[tokio::test]
-async fn an_order_that_does_not_fit_into_memory_is_an_out_of_memory_error_and_a_small_one_passes() {
+async fn an_order_that_exceeds_the_memory_budget_is_out_of_memory_and_a_small_one_is_accepted() {
     let budget = Some(chassis::ByteSize(4 * 1_024));
     let system = System::with(Choice { memory_budget: budget, ..Choice::default() }).await;
     let ada = system.person("customer");
@@ -32,13 +32,13 @@ async fn an_order_that_does_not_fit_into_memory_is_an_out_of_memory_error_and_a_
     assert_eq!(refusal(&status), is(Code::ResourceExhausted, "OUT_OF_MEMORY", "mesh"));
     assert!(retry_after(&status).is_some());
     let event = system.data.failure(EventType::OrderCreation, "OutOfMemoryError").await;
-    assert_eq!((event.order_id.as_str(), event.error.expect("it says why").reason.as_str()), ("", "OUT_OF_MEMORY"));
+    assert_eq!((event.order_id.as_str(), event.error.expect("a reason").reason.as_str()), ("", "OUT_OF_MEMORY"));
     let order = ada.create(mugs(1)).await.expect("it fits");
-    ada.watch_to_the_end(&order.order_id, 0).await.1.expect("it ends well");
+    ada.watch_to_the_end(&order.order_id, 0).await.1.expect("a clean end");
 }
 
 #[tokio::test]
-async fn a_customer_over_his_quota_learns_when_to_come_back_and_others_are_served() {
+async fn a_customer_over_the_quota_gets_a_retry_delay_and_others_are_served() {
     let quota = Some(mesh::Quota { calls: 2, per: Duration::from_secs(3_600) });
     let system = System::with(Choice { create_order_quota: quota, ..Choice::default() }).await;
     let (ada, bob) = (system.person("customer"), system.person("customer"));
@@ -53,26 +53,26 @@ async fn a_customer_over_his_quota_learns_when_to_come_back_and_others_are_serve
 }
 
 #[tokio::test]
-async fn without_the_data_service_nothing_is_ordered_and_the_events_wait_for_it() {
+async fn without_the_data_service_orders_are_rejected_and_events_are_queued() {
     let mut system = System::with(Choice { data_is_down: true, ..Choice::default() }).await;
     let ada = system.person("customer");
     let request = mugs(1);
-    let status = ada.create(request.clone()).await.expect_err("nobody knows the price");
+    let status = ada.create(request.clone()).await.expect_err("the catalogue is down");
     assert_eq!(refusal(&status), is(Code::Unavailable, "LOOKUP_FAILED", "order"));
     assert!(retry_after(&status).is_some());
     let list = ada.orders().list_orders(ada.asks(proto::ListOrdersRequest::default())).await.expect("the list");
     assert!(list.into_inner().orders.is_empty());
     system.data_comes_up();
     let creation = system.data.failure(EventType::OrderCreation, "CONNECTION_ERROR").await;
-    assert_eq!(creation.error.expect("it says why").reason, "LOOKUP_FAILED");
+    assert_eq!(creation.error.expect("a reason").reason, "LOOKUP_FAILED");
     let lookup = system.data.failure(EventType::DataLookup, "CONNECTION_ERROR").await;
     assert_eq!((lookup.service.as_str(), &lookup.trace_id), ("order", &lookup.trace_id));
     assert!(lookup.operation.starts_with("data.v1.CatalogService/"));
-    ada.create(request).await.expect("the same request may be tried again");
+    ada.create(request).await.expect("the same request may be retried");
 }
 
 #[tokio::test]
-async fn a_payment_service_that_is_away_is_an_event_for_each_order_and_repetitions_are_counted() {
+async fn an_unavailable_payment_service_is_an_event_for_each_order_and_repetitions_are_counted() {
     let system = System::with(Choice { payments_are_down: true, ..Choice::default() }).await;
     let ada = system.person("customer");
     let orders = [ada.create(mugs(1)).await.expect("acknowledged"), ada.create(mugs(1)).await.expect("acknowledged")];
@@ -88,5 +88,5 @@ async fn a_payment_service_that_is_away_is_an_event_for_each_order_and_repetitio
     }
     let sum = system.data.event(|event| is_try(event) && event.suppressed_count > 0).await;
     let attempt: u32 = sum.attributes[mesh::ATTEMPT].parse().expect("a number");
-    assert!(attempt > 1, "a row stands for repetitions alone: {sum:?}");
+    assert!(attempt > 1, "a summary row counts only repetitions: {sum:?}");
 }

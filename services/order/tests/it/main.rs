@@ -1,10 +1,10 @@
-//! The Order Service, tested as sentences.
+//! Tests of the Order Service; their names are sentences.
 //!
 //! # Layout
-//! - `world`, `fakes`, `invariants`: the domain on a real store, with a clock, peers and faults that obey the test
+//! - `world`, `fakes`, `invariants`: the domain on a real store, with a controlled clock, scripted peers and faults
 //! - `life`, `create`, `cancel`, `stock`, `unpaid`, `crash`: its rules
 //! - `system`, `api`, `watching`, `limits`, `keys`: the whole service over real sockets
-//! - `reasons`: the reasons of refusals, which are public
+//! - `reasons`: the reasons of errors, which are public
 
 mod api;
 mod cancel;

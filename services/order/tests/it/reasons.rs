@@ -1,4 +1,4 @@
-//! The reasons of refusals are public: this table is the contract.
+//! The reasons of errors are public: this table is the contract.
 
 use chassis::Invalid;
 use mesh::{Kind, Refusal};
@@ -7,7 +7,7 @@ use telemetry::ErrorClass;
 
 use crate::world::eur;
 
-/// One of each. The match names every variant, so that a new one does not compile until it is here.
+/// One of each. The match lists every variant, so that a new one does not compile until it is added here.
 fn every() -> Vec<Error> {
     let text = || "x".to_owned();
     let all = vec![
@@ -62,7 +62,7 @@ fn place(error: &Error) -> usize {
 }
 
 #[test]
-fn the_reasons_and_the_classes_of_their_events_are_these() {
+fn the_reasons_and_their_error_classes_are_stable() {
     let table: Vec<String> = every()
         .iter()
         .map(|error| {
@@ -100,7 +100,7 @@ fn the_reasons_and_the_classes_of_their_events_are_these() {
 }
 
 #[test]
-fn a_cause_that_is_known_is_the_class_whatever_the_code() {
+fn a_known_cause_is_the_class_whatever_the_code() {
     for class in [ErrorClass::Timeout, ErrorClass::ConnectionError, ErrorClass::MalformedAnswer] {
         let refusal = Error::LookupFailed { cause: class };
         let status = mesh::status("order", &refusal);
@@ -112,7 +112,7 @@ fn a_cause_that_is_known_is_the_class_whatever_the_code() {
 }
 
 #[test]
-fn a_store_that_is_away_is_unavailable_and_one_that_is_broken_is_internal() {
+fn an_unreachable_store_is_unavailable_and_a_corrupt_one_is_internal() {
     assert_eq!(Error::Storage(storage::Error::Closed).kind(), Kind::Unavailable);
     let broken = Error::Storage(storage::Error::Corrupt { what: "state", value: "secret".into() });
     let status = mesh::status("order", &broken);
@@ -121,7 +121,7 @@ fn a_store_that_is_away_is_unavailable_and_one_that_is_broken_is_internal() {
 }
 
 #[test]
-fn every_reason_is_told_in_the_contract() {
+fn every_reason_is_documented_in_the_contract() {
     let contract = include_str!("../../../../proto/order/v1/order.proto");
     let untold = ["STORE_FAILED"];
     for error in every() {

@@ -1,4 +1,4 @@
-//! The whole service over real sockets, on a file, with peers that are hand-made servers behind the mesh.
+//! The whole service over real sockets, on an SQLite file, with scripted peers served by the mesh.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ const KEY_ID: &str = "rfc8037";
 const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 const PRIVATE_KEY: &str = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A";
 
-/// An access token as the User Service makes it, good for so many seconds.
+/// An access token as the User Service issues it, valid for this many seconds.
 pub(crate) fn token(user: uuid::Uuid, role: &str, seconds: i64) -> String {
     // PKCS #8 around the seed.
     let mut der = vec![0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
@@ -51,7 +51,7 @@ pub(crate) fn token(user: uuid::Uuid, role: &str, seconds: i64) -> String {
     jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&der)).expect("signed")
 }
 
-/// The public key as a JWK set, by this name.
+/// The public key as a JWK set, with this key id.
 pub(crate) fn key_set(kid: &str) -> String {
     json!({ "keys": [{ "kid": kid, "kty": "OKP", "crv": "Ed25519", "x": PUBLIC_KEY }] }).to_string()
 }
@@ -60,7 +60,7 @@ fn not_here<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("not in this test"))
 }
 
-/// The User Service: it has a key.
+/// The User Service, with one signing key.
 struct Users;
 
 #[tonic::async_trait]
@@ -81,7 +81,7 @@ impl user::user_service_server::UserService for Users {
     async fn change_password(&self, _: Request<user::ChangePasswordRequest>) -> Result<Response<user::ChangePasswordResponse>, Status> { not_here() }
 }
 
-/// The Data Service: everything costs one euro; it keeps the events that it is sent.
+/// The Data Service: every product costs one euro; it stores the events it receives.
 #[derive(Clone)]
 pub(crate) struct Data {
     events: watch::Sender<Vec<data::TraceEvent>>,
@@ -92,15 +92,15 @@ impl Data {
         Self { events: watch::Sender::new(Vec::new()) }
     }
 
-    /// Waits for an event.
+    /// Waits for a matching event.
     pub(crate) async fn event(&self, is_it: impl Fn(&data::TraceEvent) -> bool) -> data::TraceEvent {
         let mut events = self.events.subscribe();
         let came = events.wait_for(|events| events.iter().any(&is_it));
-        let events = tokio::time::timeout(GUARD, came).await.expect("the event comes").expect("the sender lives");
-        events.iter().find(|event| is_it(event)).cloned().expect("it is there")
+        let events = tokio::time::timeout(GUARD, came).await.expect("the event arrives").expect("the sender exists");
+        events.iter().find(|event| is_it(event)).cloned().expect("the event")
     }
 
-    /// Waits for a failed event of a type and a class of error.
+    /// Waits for a failed event of this type with this error class.
     pub(crate) async fn failure(&self, of: common::EventType, class: &str) -> data::TraceEvent {
         let is_it = |event: &data::TraceEvent| {
             event.r#type() == of && event.error.as_ref().is_some_and(|error| error.r#type == class)
@@ -147,11 +147,11 @@ impl data::trace_event_service_server::TraceEventService for Data {
     async fn summarize_trace_events(&self, _: Request<data::SummarizeTraceEventsRequest>) -> Result<Response<data::SummarizeTraceEventsResponse>, Status> { not_here() }
 }
 
-/// The Payment Service: it says of each order's payment what the test says, or that it has succeeded.
+/// The Payment Service: answers with the scripted state of each payment, or SUCCEEDED.
 #[derive(Clone)]
 pub(crate) struct PaymentsServer {
     says: watch::Sender<Option<payment::PaymentState>>,
-    /// Whose payments were asked for.
+    /// The orders whose payments were requested.
     asked: watch::Sender<Vec<String>>,
 }
 
@@ -160,16 +160,16 @@ impl PaymentsServer {
         Self { says: watch::Sender::new(None), asked: watch::Sender::new(vec![]) }
     }
 
-    /// From now on, of every payment.
+    /// Sets the state of every payment from now on.
     pub(crate) fn say(&self, state: payment::PaymentState) {
         self.says.send_replace(Some(state));
     }
 
-    /// Waits until it was asked for an order's payment.
+    /// Waits until an order's payment was requested.
     pub(crate) async fn was_asked_for(&self, order: &str) {
         let mut asked = self.asked.subscribe();
         let came = asked.wait_for(|asked| asked.iter().any(|id| id == order));
-        tokio::time::timeout(GUARD, came).await.expect("it is asked").expect("the sender lives");
+        tokio::time::timeout(GUARD, came).await.expect("the payment is requested").expect("the sender exists");
     }
 
     fn payment(&self, order_id: String, otherwise: payment::PaymentState) -> payment::Payment {
@@ -199,16 +199,16 @@ impl payment::payment_service_server::PaymentService for PaymentsServer {
     async fn reconcile_payments(&self, _: Request<payment::ReconcilePaymentsRequest>) -> Result<Response<payment::ReconcilePaymentsResponse>, Status> { not_here() }
 }
 
-/// What a test may choose.
+/// The options of a test's system.
 #[derive(Clone)]
 pub(crate) struct Choice {
     pub(crate) memory_budget: Option<chassis::ByteSize>,
     pub(crate) create_order_quota: Option<mesh::Quota>,
     pub(crate) amount_limit: Option<kernel::AmountLimits>,
     pub(crate) max_watchers: usize,
-    /// The Data Service comes up only when the test says so.
+    /// The Data Service starts only when the test starts it.
     pub(crate) data_is_down: bool,
-    /// No Payment Service answers, and it is asked again soon.
+    /// No Payment Service is running, and the backoff is short.
     pub(crate) payments_are_down: bool,
 }
 
@@ -246,7 +246,7 @@ fn free_port() -> TcpSocket {
 }
 
 fn serve(service: &'static str, routes: Routes, socket: TcpSocket) {
-    let listener = socket.listen(128).expect("it listens");
+    let listener = socket.listen(128).expect("a listener");
     let gatekeeper = Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(MESH_SECRET));
     let config = ServerConfig {
         drain_timeout: Duration::from_secs(1),
@@ -361,7 +361,7 @@ impl System {
         channel(start(config, None).await.0, Credentials::None)
     }
 
-    /// A further instance on the same store, which no User Service answers.
+    /// A further instance on the same store, without a reachable User Service.
     pub(crate) async fn another_instance_without_users(&self, token_keys: Option<PathBuf>) -> Channel {
         let mut config = self.config.clone();
         config.common.instance = Some("order-2".into());
@@ -370,7 +370,7 @@ impl System {
         channel(start(config, None).await.0, Credentials::None)
     }
 
-    /// Makes an order look as if an earlier release had made it by this request.
+    /// Rewrites an order as if an earlier release had created it from this request.
     pub(crate) async fn as_of_an_earlier_release(&self, order_id: &str, request: &proto::CreateOrderRequest) {
         use sea_orm::{ConnectionTrait, Statement};
         let to = request.shipping_address.clone().expect("an address");
@@ -389,7 +389,7 @@ impl System {
             expected_total: None,
         };
         let url = format!("sqlite://{}", self.folder.path().join("order.db").display());
-        let db = storage::Database::connect(&url, &storage::Options::default()).await.expect("it opens");
+        let db = storage::Database::connect(&url, &storage::Options::default()).await.expect("the database opens");
         let order_id: kernel::OrderId = order_id.parse().expect("an id");
         let update = Statement::from_sql_and_values(
             db.read().get_database_backend(),
@@ -399,9 +399,9 @@ impl System {
         assert_eq!(db.read().execute_raw(update).await.expect("updated").rows_affected(), 1);
     }
 
-    /// What the admin port answers to a question: its first line.
+    /// The status line of the admin port's answer.
     pub(crate) async fn admin(&self, path: &str) -> String {
-        let mut stream = tokio::net::TcpStream::connect(self.admin_address).await.expect("it listens");
+        let mut stream = tokio::net::TcpStream::connect(self.admin_address).await.expect("the admin port is open");
         let question = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(question.as_bytes()).await.expect("asked");
         let mut answer = String::new();
@@ -413,7 +413,7 @@ impl System {
         self.person_until(role, 900)
     }
 
-    /// Somebody whose access token is good for so many seconds.
+    /// A caller whose access token is valid for this many seconds.
     pub(crate) fn person_until(&self, role: &str, seconds: i64) -> Person {
         let id = SystemIds.uuid();
         Person { id, token: Some(token(id, role, seconds)), order: self.order.clone() }
@@ -423,7 +423,7 @@ impl System {
         Person { id: uuid::Uuid::nil(), token: None, order: self.order.clone() }
     }
 
-    /// What a peer sees of the service.
+    /// A client with a mesh service's credentials.
     pub(crate) fn confirmations(&self, name: &str) -> PaymentConfirmationServiceClient<Channel> {
         let credentials = Credentials::MeshSecret { service: name.into(), secret: Secret::new(MESH_SECRET) };
         PaymentConfirmationServiceClient::new(channel(self.address, credentials))
@@ -441,7 +441,7 @@ async fn start(
     (address, shutdown, running)
 }
 
-/// Somebody with an access token, or none.
+/// A caller with or without an access token.
 #[derive(Clone)]
 pub(crate) struct Person {
     pub(crate) id: uuid::Uuid,
@@ -459,7 +459,7 @@ impl Person {
         request
     }
 
-    /// The same person at another instance.
+    /// The same caller at another instance.
     pub(crate) fn at(&self, order: &Channel) -> Self {
         Self { order: order.clone(), ..self.clone() }
     }
@@ -496,7 +496,7 @@ impl Person {
         Ok(self.orders().watch_order(self.asks(request)).await?.into_inner())
     }
 
-    /// Watches to the end; the states that went by, and how it ended.
+    /// Watches until the stream ends; returns the states, and how it ended.
     pub(crate) async fn watch_to_the_end(&self, id: &str, after: i64) -> (Vec<String>, Result<(), Status>) {
         let mut steps = match self.watch(id, after).await {
             Ok(steps) => steps,
@@ -504,7 +504,7 @@ impl Person {
         };
         let mut seen = Vec::new();
         loop {
-            match tokio::time::timeout(GUARD, steps.message()).await.expect("the stream goes on, or ends") {
+            match tokio::time::timeout(GUARD, steps.message()).await.expect("a message, or the end") {
                 Ok(Some(step)) => seen.push(state(step.entry.expect("a step has an entry").state())),
                 Ok(None) => return (seen, Ok(())),
                 Err(status) => return (seen, Err(status)),
@@ -517,7 +517,7 @@ pub(crate) fn state(state: proto::OrderState) -> String {
     state.as_str_name().trim_start_matches("ORDER_STATE_").to_owned()
 }
 
-/// A sound order of some mugs.
+/// A valid order of some mugs.
 pub(crate) fn mugs(quantity: i32) -> proto::CreateOrderRequest {
     proto::CreateOrderRequest {
         request_id: SystemIds.uuid().to_string(),
@@ -535,9 +535,9 @@ pub(crate) fn mugs(quantity: i32) -> proto::CreateOrderRequest {
     }
 }
 
-/// (code, reason, domain) of a refusal.
+/// The code, reason and domain of an error.
 pub(crate) fn refusal(status: &Status) -> (Code, String, String) {
-    let info = status.get_details_error_info().expect("every refusal has ErrorInfo");
+    let info = status.get_details_error_info().expect("every error has ErrorInfo");
     (status.code(), info.reason, info.domain)
 }
 
@@ -545,7 +545,7 @@ pub(crate) fn is(code: Code, reason: &str, by: &str) -> (Code, String, String) {
     (code, reason.to_owned(), format!("{by}.ordermesh"))
 }
 
-/// When it is worth another try.
+/// The delay before a retry.
 pub(crate) fn retry_after(status: &Status) -> Option<Duration> {
     status.get_details_retry_info().and_then(|info| info.retry_delay)
 }

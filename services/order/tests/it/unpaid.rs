@@ -1,4 +1,4 @@
-//! What a customer's orders may hold before their payment is decided.
+//! Limits on what a customer's orders reserve before their payments are decided.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ async fn world(orders: Option<u64>, units: Option<u64>) -> World {
     world
 }
 
-/// The next payments are undecided until the gates open.
+/// The next payments stay undecided until the gates open.
 fn held(world: &World, count: usize) -> Vec<Arc<Notify>> {
     let gates: Vec<_> = (0..count).map(|_| Arc::new(Notify::new())).collect();
     world.payments.will(gates.iter().map(Reply::answer_held).collect::<Vec<_>>());
@@ -33,7 +33,7 @@ fn limit(refusal: &Error) -> Option<UnpaidLimit> {
 }
 
 #[tokio::test]
-async fn a_customer_holds_so_many_unpaid_orders_and_then_pays_first() {
+async fn a_customers_unpaid_orders_are_limited_until_they_are_paid() {
     let world = world(Some(2), None).await;
     let gates = held(&world, 2);
     let first = wants(&[("MUG", 1)]);
@@ -42,7 +42,7 @@ async fn a_customer_holds_so_many_unpaid_orders_and_then_pays_first() {
     let refusal = world.create(wants(&[("MUG", 1)])).await.expect_err("a third");
     assert_eq!(limit(&refusal), Some(UnpaidLimit::Orders(2)), "{refusal}");
     assert_eq!(world.stock("MUG").await, (10, 2), "nothing was reserved");
-    assert_eq!(world.create(first).await.expect("it has its order already").id, order.id);
+    assert_eq!(world.create(first).await.expect("a replay").id, order.id);
     world.create_for(new_user(), wants(&[("MUG", 1)])).await.expect("another customer's");
     open(&gates);
     world.settle().await;
@@ -52,7 +52,7 @@ async fn a_customer_holds_so_many_unpaid_orders_and_then_pays_first() {
 }
 
 #[tokio::test]
-async fn a_customer_holds_so_many_unpaid_units() {
+async fn a_customers_unpaid_units_are_limited() {
     let world = world(None, Some(5)).await;
     let refusal = world.create(wants(&[("MUG", 4), ("PLATE", 2)])).await.expect_err("six in one order");
     assert_eq!(limit(&refusal), Some(UnpaidLimit::Units(5)), "{refusal}");
@@ -63,13 +63,13 @@ async fn a_customer_holds_so_many_unpaid_units() {
     let cancelled = world.create(wants(&[("MUG", 2)])).await.expect("five in two orders").id;
     assert!(world.create(wants(&[("MUG", 1)])).await.is_err());
     world.cancel(cancelled).await.expect("it is not too late");
-    world.create(wants(&[("MUG", 2)])).await.expect("what was cancelled holds nothing");
+    world.create(wants(&[("MUG", 2)])).await.expect("a cancelled order reserves nothing");
     open(&gates);
     world.settle().await;
 }
 
 #[tokio::test]
-async fn orders_at_once_are_counted_one_after_the_other() {
+async fn concurrent_orders_are_counted_one_after_the_other() {
     let world = world(Some(3), None).await;
     let gates = held(&world, 8);
     let all = join_all((0..8).map(|_| world.create(wants(&[("MUG", 1)])))).await;

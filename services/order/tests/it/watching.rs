@@ -1,4 +1,4 @@
-//! WatchOrder: every step once, in order, to an end that says why.
+//! WatchOrder: every transition once, in order, until the stream ends with a status.
 
 use contracts::payment::v1::PaymentState;
 use tokio::time::timeout;
@@ -8,27 +8,27 @@ use crate::system::{Choice, System, is, mugs, refusal, retry_after, state};
 use crate::world::GUARD;
 
 #[tokio::test]
-async fn only_steps_after_the_version_are_sent() {
+async fn only_transitions_after_the_version_are_sent() {
     let system = System::new().await;
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    ada.watch_to_the_end(&id, 0).await.1.expect("it ends well");
+    ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
     let (seen, end) = ada.watch_to_the_end(&id, 2).await;
-    end.expect("it ends well");
+    end.expect("a clean end");
     assert_eq!(seen, ["ALLOCATED", "FULFILLMENT_STARTED"]);
     let status = ada.watch_to_the_end(&id, -1).await.1.expect_err("versions count from 1");
     assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
 }
 
 #[tokio::test]
-async fn a_customer_who_has_seen_the_last_step_is_not_kept_waiting() {
+async fn a_stream_after_the_final_transition_ends_immediately() {
     let system = System::new().await;
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    ada.watch_to_the_end(&id, 0).await.1.expect("it ends well");
+    ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
     for after in [4, 100] {
         let (seen, end) = ada.watch_to_the_end(&id, after).await;
-        end.expect("it ends well");
+        end.expect("a clean end");
         assert!(seen.is_empty());
     }
 }
@@ -42,107 +42,107 @@ async fn an_order_that_needs_attention_keeps_its_stream_open_until_it_is_final()
     system.payments.was_asked_for(&id).await;
     system.payments.say(PaymentState::RefundRefused);
     ada.cancel(&id).await.expect("it is not too late");
-    let mut steps = ada.watch(&id, 2).await.expect("his order");
-    let step = timeout(GUARD, steps.message()).await.expect("soon").expect("it goes on").expect("a step");
+    let mut steps = ada.watch(&id, 2).await.expect("the order");
+    let step = timeout(GUARD, steps.message()).await.expect("soon").expect("an open stream").expect("a step");
     assert_eq!(state(step.entry.expect("an entry").state()), "NEEDS_ATTENTION");
-    assert_eq!(step.payment_failure.expect("it says why").reason, "REFUND_REFUSED");
+    assert_eq!(step.payment_failure.expect("a reason").reason, "REFUND_REFUSED");
     system.payments.say(PaymentState::Refunded);
     let retry = contracts::order::v1::RetryOrderRequest { order_id: id };
     operator.orders().retry_order(operator.asks(retry)).await.expect("an operator may");
     for expected in ["CANCELLING", "CANCELLED"] {
-        let step = timeout(GUARD, steps.message()).await.expect("soon").expect("it goes on").expect("a step");
+        let step = timeout(GUARD, steps.message()).await.expect("soon").expect("an open stream").expect("a step");
         assert_eq!(state(step.entry.expect("an entry").state()), expected);
     }
-    assert!(steps.message().await.expect("it ends well").is_none());
+    assert!(steps.message().await.expect("a clean end").is_none());
 }
 
 #[tokio::test]
-async fn what_another_instance_commits_is_seen_too() {
+async fn transitions_committed_by_another_instance_are_sent_too() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     system.payments.was_asked_for(&id).await;
     let other = system.another_instance().await;
-    let mut steps = ada.at(&other).watch(&id, 1).await.expect("his order");
+    let mut steps = ada.at(&other).watch(&id, 1).await.expect("the order");
     system.payments.say(PaymentState::Cancelled);
     ada.cancel(&id).await.expect("it is not too late");
-    let step = timeout(GUARD, steps.message()).await.expect("soon").expect("it goes on").expect("a step");
+    let step = timeout(GUARD, steps.message()).await.expect("soon").expect("an open stream").expect("a step");
     assert_eq!(state(step.entry.expect("an entry").state()), "CANCELLING");
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_its_callers_token() {
+async fn a_stream_ends_when_its_callers_token_expires() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
-    // It has just ended; the clocks' leeway lets it in.
+    // It has just expired; the leeway for clock skew still admits it.
     let ada = system.person_until("customer", -1);
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let (seen, end) = ada.watch_to_the_end(&id, 0).await;
     assert_eq!(seen, ["CREATED"]);
-    assert_eq!(refusal(&end.expect_err("cut")), is(Code::Unauthenticated, "TOKEN_EXPIRED", "order"));
+    assert_eq!(refusal(&end.expect_err("the token has expired")), is(Code::Unauthenticated, "TOKEN_EXPIRED", "order"));
 }
 
 #[tokio::test]
-async fn a_customers_streams_are_limited_and_an_ended_one_makes_room() {
+async fn a_customers_streams_are_limited_and_a_closed_one_frees_its_slot() {
     let system = System::with(Choice { max_watchers: 1, ..Choice::default() }).await;
     system.payments.say(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    let mut first = ada.watch(&id, 0).await.expect("his order");
-    first.message().await.expect("it goes on").expect("a step");
+    let mut first = ada.watch(&id, 0).await.expect("the order");
+    first.message().await.expect("an open stream").expect("a step");
     let status = ada.watch_to_the_end(&id, 0).await.1.expect_err("too many");
     assert_eq!(refusal(&status), is(Code::ResourceExhausted, "TOO_MANY_WATCHERS", "order"));
     assert!(retry_after(&status).is_some());
-    // An operator, and another customer, have theirs.
-    let mut others = system.person("operator").watch(&id, 0).await.expect("anybody's order");
-    others.message().await.expect("it goes on").expect("a step");
+    // An operator and another customer have their own limits.
+    let mut others = system.person("operator").watch(&id, 0).await.expect("any customer's order");
+    others.message().await.expect("an open stream").expect("a step");
     let bob = system.person("customer");
     let his = bob.create(mugs(1)).await.expect("an order").order_id;
-    bob.watch(&his, 0).await.expect("his order");
+    bob.watch(&his, 0).await.expect("the order");
     ada.get(&id).await.expect("other calls are served");
     system.payments.was_asked_for(&id).await;
     system.payments.say(PaymentState::Cancelled);
     ada.cancel(&id).await.expect("it is not too late");
-    while first.message().await.expect("it ends well").is_some() {}
-    ada.watch_to_the_end(&id, 0).await.1.expect("there is room again");
+    while first.message().await.expect("a clean end").is_some() {}
+    ada.watch_to_the_end(&id, 0).await.1.expect("a free slot");
 }
 
 #[tokio::test]
-async fn a_drain_ends_streams_with_unavailable_and_when_to_come_back() {
+async fn a_drain_ends_streams_with_unavailable_and_a_retry_delay() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    let mut steps = ada.watch(&id, 0).await.expect("his order");
-    steps.message().await.expect("it goes on").expect("a step");
+    let mut steps = ada.watch(&id, 0).await.expect("the order");
+    steps.message().await.expect("an open stream").expect("a step");
     system.payments.was_asked_for(&id).await;
     system.shutdown.cancel();
-    let status = timeout(GUARD, steps.message()).await.expect("soon").expect_err("it is cut");
+    let status = timeout(GUARD, steps.message()).await.expect("soon").expect_err("drained");
     assert_eq!(refusal(&status), is(Code::Unavailable, "DRAINING", "order"));
     assert!(retry_after(&status).is_some());
     drop(steps);
-    timeout(GUARD, system.running).await.expect("it ends").expect("without a panic").expect("well");
+    timeout(GUARD, system.running).await.expect("it stops").expect("no panic").expect("a clean end");
 }
 
 #[tokio::test]
-async fn who_drains_is_alive_and_not_ready() {
+async fn a_draining_instance_is_alive_and_not_ready() {
     let system = System::new().await;
     system.payments.say(PaymentState::Pending);
     assert_eq!(system.admin("/readyz").await, "HTTP/1.1 200 OK");
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    let mut steps = ada.watch(&id, 0).await.expect("his order");
-    steps.message().await.expect("it goes on").expect("a step");
+    let mut steps = ada.watch(&id, 0).await.expect("the order");
+    steps.message().await.expect("an open stream").expect("a step");
     system.shutdown.cancel();
     let turned = async {
         while system.admin("/readyz").await.contains("200") {
             tokio::task::yield_now().await;
         }
     };
-    timeout(GUARD, turned).await.expect("it turns at once");
-    assert!(!system.running.is_finished(), "the drain goes on: somebody still watches");
+    timeout(GUARD, turned).await.expect("it becomes unready immediately");
+    assert!(!system.running.is_finished(), "the drain waits for the open stream");
     assert_eq!(system.admin("/livez").await, "HTTP/1.1 200 OK");
     drop(steps);
-    timeout(GUARD, system.running).await.expect("it ends").expect("without a panic").expect("well");
+    timeout(GUARD, system.running).await.expect("it stops").expect("no panic").expect("a clean end");
 }

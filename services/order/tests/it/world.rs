@@ -1,4 +1,4 @@
-//! The domain on a real store, and verbs.
+//! The domain on a real store, and helpers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::invariants::invariants;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(15);
 pub(crate) const BACKOFF_CAP: Duration = Duration::from_secs(60);
-/// Longer than anything takes when it works: a test that waits so long has failed.
+/// Longer than anything takes unless it hangs: a timeout fails the test.
 pub(crate) const GUARD: Duration = Duration::from_secs(10);
 /// Monday, 2026-03-02, 10:00 UTC.
 const MONDAY: i64 = 1_772_445_600_000_000;
@@ -45,7 +45,7 @@ pub(crate) fn new_user() -> UserId {
     UserId::from_uuid(SystemIds.uuid())
 }
 
-/// An order of some items, as a customer asks for it.
+/// A CreateOrder command for these items.
 pub(crate) fn wants(items: &[(&str, u32)]) -> CreateOrder {
     CreateOrder {
         request_id: new_request(),
@@ -63,7 +63,7 @@ pub(crate) fn wants(items: &[(&str, u32)]) -> CreateOrder {
     }
 }
 
-/// One store; instances and peers around it.
+/// One store, with its instances and peers.
 pub(crate) struct World {
     pub(crate) db: Database,
     pub(crate) store: Store,
@@ -73,7 +73,7 @@ pub(crate) struct World {
     pub(crate) faults: Arc<Plan>,
     pub(crate) seen: Arc<Seen>,
     pub(crate) tasks: TaskTracker,
-    /// Instance "order-1", which dies as `faults` says.
+    /// Instance "order-1", with the planned crashes of `faults`.
     pub(crate) driver: Driver,
     pub(crate) orders: Orders,
     pub(crate) inventory: Inventory,
@@ -88,7 +88,7 @@ impl World {
         Self::on(testdb::place(), None).await
     }
 
-    /// The same on a file.
+    /// The same on an SQLite file.
     pub(crate) async fn on_file() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}", folder.path().join("order.db").display());
@@ -140,12 +140,12 @@ impl World {
         world
     }
 
-    /// Another instance on the same store, with the same peers; it never dies.
+    /// Another instance on the same store, with the same peers; it never crashes.
     pub(crate) fn instance(&self, name: &str) -> Driver {
         self.instance_until(name, &CancellationToken::new())
     }
 
-    /// The same, until it is told to stop.
+    /// The same, with this shutdown token.
     pub(crate) fn instance_until(&self, name: &str, stop: &CancellationToken) -> Driver {
         let immortal = Arc::new(Plan::default());
         let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
@@ -153,22 +153,22 @@ impl World {
         Driver::new(Parts { shutdown: stop.clone(), ..parts })
     }
 
-    /// Another instance that dies as `faults` says.
+    /// Another instance, with the planned crashes of `faults`.
     pub(crate) fn mortal(&self, name: &str) -> Driver {
         let Self { store, payments, clock, seen, watchers, tasks, faults, .. } = self;
         Driver::new(parts(store, payments, clock, seen, watchers, faults, tasks, name))
     }
 
-    /// Instance "order-2" drives what is due, and stands still in the middle of asking the Payment Service.
+    /// Instance "order-2" drives the due order, and stalls in its call to the Payment Service.
     pub(crate) async fn stalled(&self, id: OrderId, reply: impl Fn(&Arc<Notify>) -> Reply) -> Stalled {
         let gate = Arc::new(Notify::new());
         let asked = self.payments.all_asked().len();
         self.payments.will([reply(&gate)]);
         let driver = self.instance("order-2");
-        let order = driver.claim_due(1).await.expect("it looks").pop().expect("one is due");
+        let order = driver.claim_due(1).await.expect("a poll").pop().expect("one is due");
         assert_eq!(order.id, id);
         let driving = tokio::spawn(async move { driver.drive(order, None).await });
-        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("it is asked");
+        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("the payment is requested");
         Stalled { gate, driving }
     }
 
@@ -185,7 +185,7 @@ impl World {
         Operation::open(Kind::Server, name, Parent::Root, event_type, Some(self.seen.clone()))
     }
 
-    /// What a handler does around the domain's CreateOrder.
+    /// Does what a handler does around the domain's CreateOrder.
     pub(crate) async fn create_for(&self, user: UserId, command: CreateOrder) -> Result<Order, Error> {
         let operation = self.operation("order.v1.OrderService/CreateOrder", Some("order_creation"));
         let id = self.orders.begin(&operation, user);
@@ -201,12 +201,12 @@ impl World {
         self.create_for(self.user, command).await
     }
 
-    /// An order of two mugs, on its way.
+    /// Creates an order of two mugs, which is then driven.
     pub(crate) async fn order_mugs(&self) -> OrderId {
         self.create(wants(&[("MUG", 2)])).await.expect("an order").id
     }
 
-    /// An order of two mugs whose instance died before it did anything: it lies in CREATED.
+    /// An order of two mugs whose instance crashed before the first effect: it stays in CREATED.
     pub(crate) async fn abandoned_order(&self) -> OrderId {
         self.faults.die(FaultPoint::BeforeEffect, State::Created);
         let id = self.order_mugs().await;
@@ -221,7 +221,7 @@ impl World {
         let asked = self.payments.all_asked().len();
         self.payments.will([Reply::answer_held(&gate)]);
         let id = self.order_mugs().await;
-        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("it is driven");
+        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("driven");
         self.cancel(id).await.expect("it is not too late");
         gate.notify_one();
         self.settle().await;
@@ -243,7 +243,7 @@ impl World {
     }
 
     pub(crate) async fn order(&self, id: OrderId) -> Order {
-        self.store.get(Scope::All, id).await.expect("it is read").expect("it is there")
+        self.store.get(Scope::All, id).await.expect("the store is readable").expect("the order exists")
     }
 
     pub(crate) async fn state(&self, id: OrderId) -> State {
@@ -251,7 +251,7 @@ impl World {
     }
 
     pub(crate) async fn history(&self, id: OrderId) -> Vec<(i64, State)> {
-        let (_, history) = self.orders.get(Scope::All, id).await.expect("it is there");
+        let (_, history) = self.orders.get(Scope::All, id).await.expect("the order exists");
         history.into_iter().map(|entry| (entry.version, entry.state)).collect()
     }
 
@@ -261,8 +261,8 @@ impl World {
 
     /// (on hand, reserved).
     pub(crate) async fn stock(&self, sku: &str) -> (i64, i64) {
-        let stocks = self.inventory.stock(&[sku.to_owned()]).await.expect("it is read");
-        let [Stock { on_hand, reserved, .. }] = &stocks[..] else { panic!("one SKU was asked for") };
+        let stocks = self.inventory.stock(&[sku.to_owned()]).await.expect("the store is readable");
+        let [Stock { on_hand, reserved, .. }] = &stocks[..] else { panic!("one SKU was requested") };
         (*on_hand, *reserved)
     }
 
@@ -276,31 +276,31 @@ impl World {
     }
 
     async fn stored(&self) -> Vec<TraceEvent> {
-        self.db.outbox().waiting(TELLER, 100_000).await.expect("they are read")
+        self.db.outbox().waiting(TELLER, 100_000).await.expect("the outbox is readable")
     }
 
-    /// Waits until all that was started has ended; checks what must always be.
+    /// Waits for all tasks, and checks the invariants.
     pub(crate) async fn settle(&self) {
         self.tasks.close();
-        tokio::time::timeout(GUARD, self.tasks.wait()).await.expect("what was started ends");
+        tokio::time::timeout(GUARD, self.tasks.wait()).await.expect("the tasks end");
         self.tasks.reopen();
         invariants(self).await;
     }
 
-    /// Lets every lease run out and everything become due, and drives until nothing is owed or `most` rounds are over.
+    /// Advances the clock beyond leases and backoff, and drives, until nothing is due or `most` rounds are done.
     pub(crate) async fn drive_to_rest(&self, driver: &Driver, most: usize) {
         for _ in 0..most {
             self.clock.advance(LEASE + BACKOFF_CAP);
             if driver.drive_due().await.expect("orders are claimed") == 0 {
                 return;
             }
-            // What it has started elsewhere (a cancellation's driver) ends first: the check is no snapshot.
+            // Other tasks (a cancellation's driver) must end first: the check does not read a snapshot.
             self.settle().await;
         }
         panic!("orders are still due after {most} rounds");
     }
 
-    /// An order's id as SQL has it.
+    /// An order's id as an SQL literal.
     pub(crate) fn literal(&self, id: OrderId) -> String {
         match self.db.backend() {
             storage::Backend::Sqlite => format!("X'{}'", id.as_uuid().simple()),
@@ -313,17 +313,17 @@ impl World {
     }
 }
 
-/// A driver that stands still.
+/// A stalled driver.
 pub(crate) struct Stalled {
     gate: Arc<Notify>,
     driving: JoinHandle<()>,
 }
 
 impl Stalled {
-    /// It goes on, to its end.
+    /// Resumes it, and waits until it ends.
     pub(crate) async fn let_go(self) {
         self.gate.notify_one();
-        tokio::time::timeout(GUARD, self.driving).await.expect("it ends").expect("without a panic");
+        tokio::time::timeout(GUARD, self.driving).await.expect("it stops").expect("no panic");
     }
 }
 
@@ -334,7 +334,7 @@ pub(crate) async fn cancel(orders: &Orders, seen: &Arc<Seen>, id: OrderId) -> Re
     orders.cancel(&operation, Scope::All, id).await
 }
 
-#[expect(clippy::too_many_arguments, reason = "everything that a driver is made of is an argument")]
+#[expect(clippy::too_many_arguments, reason = "every dependency of a driver is an argument")]
 fn parts(
     store: &Store,
     payments: &Arc<FakePayments>,

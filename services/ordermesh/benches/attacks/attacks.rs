@@ -1,4 +1,4 @@
-//! The attacks. None needs more than a connection or a few; only one needs an account.
+//! The attacks. Each needs at most a few connections; only one needs an account.
 
 use std::time::Duration;
 
@@ -16,18 +16,18 @@ use crate::system::{Fill, Target};
 
 const FROM: [u8; 4] = [127, 0, 0, 2];
 const WINDOW: u32 = 65_535;
-/// After a refusal, or when a connection ends.
+/// After a rejection, or when a connection ends.
 const PAUSE: Duration = Duration::from_secs(1);
 const STAGGER: Duration = Duration::from_millis(2);
 
 /// One attack.
 pub(crate) struct Attack {
     pub(crate) name: &'static str,
-    /// Whose memory is looked at.
+    /// The service whose memory is measured.
     pub(crate) service: &'static str,
     pub(crate) fill: Fill,
     pub(crate) honest: Call,
-    /// Goes on until it is dropped.
+    /// Continues until it is dropped.
     pub(crate) run: fn(Target) -> BoxFuture<'static, ()>,
 }
 
@@ -46,7 +46,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack { name: "order-watches",       service: "order",   fill: NO_FILL,      honest: Call::WatchOrder,   run: |target| Box::pin(order_watches(target)) },
 ];
 
-/// A connection, whenever there is one to be had.
+/// Connects, and retries until a connection is accepted.
 async fn connected(target: &Target, port: u16, window_bytes: u32) -> SendRequest<Bytes> {
     loop {
         match connect(FROM, target.address(port), window_bytes).await {
@@ -56,13 +56,14 @@ async fn connected(target: &Target, port: u16, window_bytes: u32) -> SendRequest
     }
 }
 
-/// So many calls at once over one connection, again and again; an answer that comes is held until it is reset or ends.
+/// Makes `at_once` concurrent calls over one connection, repeatedly; reads an answer until it ends or is reset.
 async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usize, call: (&'static str, Vec<u8>)) {
     let (path, message) = &call;
     loop {
         let sender = &connected(&target, port, window_bytes).await;
         let one = async |number: usize| {
-            // All at once, their first small frames would be too many for our own HTTP/2's taste.
+            // Staggered: sent together, their first small frames would exceed the limits of this client's HTTP/2
+            // library.
             tokio::time::sleep(STAGGER * u32::try_from(number).expect("few")).await;
             while let Ok((refused, mut answer)) = ask(sender, path, &target.token, message).await {
                 if refused.is_some() {
@@ -78,14 +79,14 @@ async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usiz
     }
 }
 
-/// Answers that nobody takes: HTTP/2's window is shut.
+/// Leaves answers unread: the HTTP/2 flow-control window is zero.
 async fn untaken(target: Target, page_size: i32) {
     let request = data::ListProductsRequest { page_size, ..Default::default() }.encode_to_vec();
     let target = target.anonymous();
     keep_asking(target, 401, 0, 600, ("/data.v1.CatalogService/ListProducts", request)).await;
 }
 
-/// Requests whose message never comes.
+/// Requests whose message is never sent.
 async fn endless(target: Target) {
     loop {
         let sender = connected(&target, 101, WINDOW).await;
@@ -114,7 +115,7 @@ async fn endless(target: Target) {
     }
 }
 
-/// As many connections as are to be had, each with a call every four seconds, which is refused.
+/// As many connections as are accepted, each with a call every four seconds, which is rejected.
 async fn connections(target: Target) {
     let one = |_| async {
         loop {
@@ -137,7 +138,7 @@ async fn mask_paths(target: Target) {
     keep_asking(target, 101, WINDOW, 4, ("/user.v1.UserService/UpdateProfile", request.encode_to_vec())).await;
 }
 
-/// Log-ins to accounts that are not there, each of which costs what a real one does.
+/// Log-ins to accounts that do not exist; each costs as much as a real one.
 async fn log_ins(target: Target) {
     let one = |number: usize| {
         let target = target.anonymous();
@@ -147,7 +148,7 @@ async fn log_ins(target: Target) {
     join_all((0..70).map(one)).await;
 }
 
-/// Searches that find nothing in all of the catalogue.
+/// Searches without a match in the whole catalogue.
 async fn searches(target: Target) {
     let request = data::ListProductsRequest { text: format!("{}q", "a".repeat(199)), ..Default::default() };
     let target = target.anonymous();
@@ -161,7 +162,7 @@ async fn health_watches(target: Target) {
     join_all((0..3).map(one)).await;
 }
 
-/// A customer's watches of an order that is not paid for a while.
+/// A customer's watches of an order that stays unpaid for a while.
 async fn order_watches(target: Target) {
     let channel = target.channel("order", 201);
     loop {

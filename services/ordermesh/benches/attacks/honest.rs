@@ -1,4 +1,4 @@
-//! A caller that does what it should, at a steady rate, and how it fares.
+//! A well-behaved client that calls at a steady rate, and its results.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,31 +20,31 @@ use tonic_prost::ProstCodec;
 
 use crate::system::{Target, with_token};
 
-/// After this the caller has gone.
+/// The client's timeout.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What it calls.
+/// The method it calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Call {
     CreateOrder,
     GetProfile,
     ListProducts,
     Login,
-    /// Over a connection of its own each time; that it is told what it may not do is an answer.
+    /// Over a new connection each time; UNAUTHENTICATED counts as an answer.
     GetPayment,
     HealthCheck,
-    /// To the first update.
+    /// Until the first update.
     WatchOrder,
 }
 
-/// The calls of a phase that were served, and the latencies of all.
+/// The share of served calls in a phase, and the latencies of all calls.
 pub(crate) struct Phase {
     pub(crate) served_percent: f64,
     pub(crate) p50_ms: u128,
     pub(crate) p99_ms: u128,
 }
 
-/// The caller, with connections of its own.
+/// The client, with connections of its own.
 pub(crate) struct Caller {
     call: Call,
     target: Target,
@@ -52,7 +52,7 @@ pub(crate) struct Caller {
     users: Channel,
     orders: Channel,
     data: Channel,
-    /// One of its own, to watch.
+    /// An order of its own, to watch.
     order: String,
 }
 
@@ -106,7 +106,7 @@ impl Caller {
     }
 }
 
-/// Creates an order; its id.
+/// Creates an order; returns its id.
 pub(crate) async fn create_order(channel: &Channel, token: &str, payment_method: &str) -> Result<String, Status> {
     let request = order::CreateOrderRequest {
         request_id: SystemIds.uuid().to_string(),
@@ -126,7 +126,7 @@ pub(crate) async fn create_order(channel: &Channel, token: &str, payment_method:
     Ok(answer.into_inner().order.unwrap_or_default().order_id)
 }
 
-/// Calls for so long, whether the calls before have ended or not.
+/// Makes calls at a fixed rate for this long, independent of earlier ones.
 pub(crate) async fn phase(caller: &Arc<Caller>, length: Duration) -> Phase {
     let interval = Duration::from_millis(if caller.call == Call::Login { 1_000 } else { 200 });
     let mut ticks = tokio::time::interval(interval);

@@ -1,8 +1,8 @@
-//! Attacks on a running system, and how an honest caller fares before, during and after: `cargo bench -p ordermesh --bench
-//! attacks`. `ORDERMESH=/path/to/ordermesh` attacks another release's program, `-- --only NAME` is one attack, `-- --seconds 3`
-//! shortens its phases, `-- --production` sets what the production overlay sets.
+//! Attacks on a running system, and how a well-behaved client is served before, during and after them: `cargo bench -p
+//! ordermesh --bench attacks`. `ORDERMESH=/path/to/ordermesh` attacks another release's program, `-- --only NAME` runs
+//! one attack, `-- --seconds 3` shortens the phases, `-- --production` applies the production overlay's settings.
 //!
-//! Each attack gets a system of its own (`system`) and comes from 127.0.0.2 (`attacks`); the honest caller comes from
+//! Each attack gets a dedicated system (`system`) and comes from 127.0.0.2 (`attacks`); the well-behaved client uses
 //! 127.0.0.1 (`honest`). Linux only.
 
 #[path = "../../tests/supervisor/attacker.rs"]
@@ -18,7 +18,7 @@ use crate::attacks::{ATTACKS, Attack};
 use crate::honest::{Phase, phase};
 use crate::system::System;
 
-/// For the honest caller to connect, for an attack to take hold, and for it to be forgotten.
+/// Time for the client to connect, for an attack to take effect, and for its effects to end.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The value after a flag.
@@ -34,9 +34,12 @@ fn main() -> ExitCode {
     let chosen = ATTACKS.iter().filter(|attack| only.as_ref().is_none_or(|only| attack.name.contains(only.as_str())));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     println!(
-        "{program}, {seconds} s a phase; served % of calls, p50 / p99 in ms; the attacked process's peak in MiB\n"
+        "{program}, {seconds} s a phase; served % of calls, p50 / p99 in ms; peak memory of the attacked process in MiB\n"
     );
-    println!("{:<22} {:<14} {:>20} {:>20} {:>20} {:>6}", "attack", "honest call", "before", "during", "after", "peak");
+    println!(
+        "{:<22} {:<14} {:>20} {:>20} {:>20} {:>6}",
+        "attack", "client's call", "before", "during", "after", "peak"
+    );
     let mut count = 0;
     for attack in chosen {
         let arguments = if production { system::PRODUCTION } else { &[] };

@@ -17,7 +17,7 @@ use tonic::Request;
 
 use crate::honest::{Call, Caller};
 
-/// What the production overlay sets, with the memory of its pods.
+/// The settings of the production overlay, with the memory limits of its pods.
 pub(crate) const PRODUCTION: &[&str] = &[
     "--user.login-quota=60/m",
     "--user.register-quota=30/m",
@@ -28,7 +28,8 @@ pub(crate) const PRODUCTION: &[&str] = &[
     "--data.memory-limit=256MiB",
 ];
 
-/// What the catalogue has besides the samples: so many products, with descriptions of so many characters of three bytes.
+/// Additional products in the catalogue: their number, and the length of their descriptions in characters of three
+/// bytes.
 pub(crate) type Fill = (usize, usize);
 
 const PASSWORD: &str = "correct horse battery";
@@ -50,7 +51,7 @@ impl Drop for System {
     }
 }
 
-/// What an attack knows: the ports, and a token of its own.
+/// What an attack needs: the ports, and a token of its own.
 #[derive(Clone)]
 pub(crate) struct Target {
     port_base: u16,
@@ -62,12 +63,12 @@ impl Target {
         ([127, 0, 0, 1], self.port_base + port).into()
     }
 
-    /// The same, for a caller without an account.
+    /// The same, for a client without an account.
     pub(crate) fn anonymous(&self) -> Self {
         Self { token: String::new(), ..self.clone() }
     }
 
-    /// A channel like the honest caller's.
+    /// A channel like the well-behaved client's.
     pub(crate) fn channel(&self, target: &'static str, port: u16) -> Channel {
         let addresses = vec![self.address(port).to_string()];
         mesh::client(ClientConfig { retries: false, ..ClientConfig::new(target, addresses, contracts::POLICIES) })
@@ -136,7 +137,7 @@ impl System {
         Arc::new(caller)
     }
 
-    /// The most memory that a service's process has had.
+    /// The peak memory of a service's process.
     pub(crate) fn peak_mib(&self, service: &str) -> u64 {
         let processes = std::fs::read_dir("/proc").expect("Linux").flatten();
         let read = |pid: u32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
@@ -145,7 +146,7 @@ impl System {
             is_child && read(*pid, "cmdline").split('\0').nth(1) == Some(service)
         };
         let pid = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_it);
-        let status = read(pid.expect("the process is there"), "status");
+        let status = read(pid.expect("the process is running"), "status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
         peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1_024
     }

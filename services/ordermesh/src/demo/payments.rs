@@ -12,11 +12,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         pays("success", "paid immediately; fulfilment starts", "pm_card_visa"),
         pays("gateway-slow", "the gateway takes 3 s", "pm_gateway_slow"),
         pays("gateway-unavailable", "the gateway is unavailable three times", "pm_gateway_unavailable3"),
-        pays(
-            "answer-lost",
-            "charged, but the gateway's answer is lost; found by a retry",
-            "pm_gateway_answerLost",
-        ),
+        pays("answer-lost", "charged, but the gateway's answer is lost; found by a retry", "pm_gateway_answerLost"),
         declined("declined", "pm_card_visa_chargeDeclined", "GENERIC_DECLINE", "GENERIC_DECLINE", "USE_OTHER_METHOD"),
         declined(
             "insufficient-funds",

@@ -262,8 +262,7 @@ mod tests {
             let message = all.find(|candidate| candidate.name() == message).expect("a message of the contract");
             message.field.iter().map(|field| field.json_name().to_owned()).collect()
         };
-        let json: serde_json::Value =
-            serde_json::from_str(&printer(Form::Json, false).line(&event())).expect("JSON");
+        let json: serde_json::Value = serde_json::from_str(&printer(Form::Json, false).line(&event())).expect("JSON");
         let keys = |value: &serde_json::Value| value.as_object().expect("an object").keys().cloned().collect();
         let (all, of_error): (BTreeSet<String>, BTreeSet<String>) = (keys(&json), keys(&json["error"]));
         assert_eq!(all, names("TraceEvent"));

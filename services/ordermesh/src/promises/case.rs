@@ -68,7 +68,11 @@ impl Case {
                 let since = if payment.lease_owner.is_some() { due.max(payment.lease_until) } else { due };
                 let lain = now.since(since);
                 (lain > sources.patience).then(|| {
-                    format!("its payment is {} and has been due and unleased for {} s", payment.state.name(), lain.as_secs())
+                    format!(
+                        "its payment is {} and has been due and unleased for {} s",
+                        payment.state.name(),
+                        lain.as_secs()
+                    )
                 })
             }
         }

@@ -1,26 +1,26 @@
-//! What was found of the promises.
+//! The result of verifying the promises.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// A promise that is kept by what the stores say.
+/// A promise about the data in the stores.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Promise {
-    /// 1: an order that was acknowledged reaches a final state, or is on its way there.
+    /// 1: an acknowledged order reaches a final state, or has a pending effect on the way there.
     NeverLost,
     /// 2: charged at most once, and nothing stays charged for an order that was not fulfilled.
     ChargedOnce,
-    /// 3: reserved stock is what orders hold.
+    /// 3: reserved stock is the sum of what orders reserve.
     StockAddsUp,
-    /// 4: a success event exists exactly where the change does, once.
+    /// 4: for each change that has an event there is exactly one, and there is no event without its change.
     ToldOnce,
 }
 
 impl Promise {
-    /// All of them.
+    /// Every promise.
     pub const ALL: [Self; 4] = [Self::NeverLost, Self::ChargedOnce, Self::StockAddsUp, Self::ToldOnce];
 
-    /// Its number in the README.
+    /// The number in the README.
     pub const fn number(self) -> u8 {
         match self {
             Self::NeverLost => 1,
@@ -30,25 +30,25 @@ impl Promise {
         }
     }
 
-    /// In a few words.
+    /// A short name.
     pub const fn words(self) -> &'static str {
         match self {
             Self::NeverLost => "no order is lost",
             Self::ChargedOnce => "charged once, or not at all",
             Self::StockAddsUp => "stock adds up",
-            Self::ToldOnce => "told exactly once",
+            Self::ToldOnce => "one event per change",
         }
     }
 }
 
-/// A promise that is broken, of what, and how.
+/// A broken promise.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Violation {
-    /// Which.
+    /// The promise.
     pub promise: Promise,
     /// An order's id, a SKU, a session.
     pub subject: String,
-    /// A sentence.
+    /// A sentence about what is wrong.
     pub what: String,
 }
 
@@ -58,20 +58,20 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What was looked at, and what is wrong.
+/// What was checked, and what is wrong.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
-    /// Rows that were looked at, by promise and kind.
+    /// The number of rows checked, by promise and kind.
     pub looked_at: BTreeMap<Promise, BTreeMap<&'static str, u64>>,
-    /// Orders by state.
+    /// The number of orders by state.
     pub states: BTreeMap<&'static str, u64>,
-    /// Orders that are on their way: what they owe is due later, or somebody drives them.
+    /// Orders with a pending effect.
     pub unfinished: u64,
-    /// Events that the store will never take: an operator's case.
+    /// Events that the store has rejected permanently: an operator must intervene.
     pub refused_events: u64,
-    /// Orders that changed each time that they were read: nothing is said of them.
+    /// Orders that changed at every read, and so could not be verified.
     pub restless: u64,
-    /// Everything that is wrong.
+    /// All violations.
     pub violations: BTreeSet<Violation>,
 }
 
@@ -93,50 +93,54 @@ impl Report {
         self.restless += u64::try_from(count).unwrap_or(u64::MAX);
     }
 
-    /// Everything has been healed and has had its time: what is still on its way is lost.
+    /// Called when everything should have completed: what is still pending is a violation.
     pub(crate) fn expect_rest(&mut self) {
         let attention = self.in_state(order::lifecycle::State::NeedsAttention);
-        for (count, what) in [(self.unfinished, "are on their way"), (attention, "need attention")] {
+        for (count, what) in [(self.unfinished, "are still unfinished"), (attention, "need attention")] {
             if count > 0 {
-                self.violated(Promise::NeverLost, format!("{count} orders"), format!("{what}, long after all is well"));
+                self.violated(
+                    Promise::NeverLost,
+                    format!("{count} orders"),
+                    format!("{what}, long after the faults have ended"),
+                );
             }
         }
         if self.refused_events > 0 {
-            let what = "were refused by the store of events".to_owned();
+            let what = "were rejected by the store of events".to_owned();
             self.violated(Promise::ToldOnce, format!("{} events", self.refused_events), what);
         }
     }
 
-    /// How many orders there are.
+    /// The number of orders.
     pub fn orders(&self) -> u64 {
         self.states.values().sum()
     }
 
-    /// How many orders are in a state.
+    /// The number of orders in a state.
     pub fn in_state(&self, state: order::lifecycle::State) -> u64 {
         self.states.get(state.name()).copied().unwrap_or(0)
     }
 
-    /// Are all promises kept?
+    /// Whether all promises are kept.
     pub fn is_clean(&self) -> bool {
         self.violations.is_empty()
     }
 }
 
-/// What operators' gauges tell, by the very queries of the gauges.
+/// The figures of the operators' gauges, by the same queries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Gauges {
-    /// Orders that something is owed to (`ordermesh.orders`).
+    /// Orders with a pending effect (`ordermesh.orders`).
     pub unfinished: i64,
-    /// How long the oldest of them has been so, in seconds (`ordermesh.orders.oldest_unfinished`).
+    /// Age of the oldest of them, in seconds (`ordermesh.orders.oldest_unfinished`).
     pub oldest_unfinished_s: u64,
     /// Orders in NEEDS_ATTENTION (`ordermesh.orders`).
     pub needs_attention: i64,
     /// Payments in doubt (`ordermesh.payments.in_doubt`).
     pub in_doubt: i64,
-    /// Events that wait to be sent (`ordermesh.outbox.events`).
+    /// Events waiting for delivery (`ordermesh.outbox.events`).
     pub waiting: i64,
-    /// Events that the store refused (`ordermesh.outbox.refused`).
+    /// Events that the store has rejected (`ordermesh.outbox.refused`).
     pub refused: i64,
 }
 
@@ -146,12 +150,12 @@ impl fmt::Display for Gauges {
         write!(
             f,
             "gauges     {unfinished} unfinished, the oldest for {oldest_unfinished_s} s; {needs_attention} need attention; \
-             {in_doubt} payments in doubt; {waiting} events wait, {refused} refused"
+             {in_doubt} payments in doubt; {waiting} events waiting, {refused} rejected"
         )
     }
 }
 
-/// As `ordermesh verify` prints it.
+/// The output of `ordermesh verify`.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for promise in Promise::ALL {
@@ -165,7 +169,7 @@ impl fmt::Display for Report {
         writeln!(f, "orders     {}", if states.is_empty() { "none".to_owned() } else { states.join(", ") })?;
         writeln!(
             f,
-            "           {} on their way, {} restless, {} events refused for good",
+            "           {} in progress, {} changing too fast to verify, {} events rejected permanently",
             self.unfinished, self.restless, self.refused_events
         )?;
         for violation in &self.violations {

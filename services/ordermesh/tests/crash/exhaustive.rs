@@ -1,5 +1,5 @@
-//! Every script, and a death at every spot that it comes to; then two deaths; then everything twice; then a driver that stands
-//! still and wakes late. After every step of each run all promises are checked.
+//! Every script with a crash at each of its fault points; then with two crashes; then with every call duplicated; then
+//! with a driver that stalls and resumes late. After every step of each run all promises are verified.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::faults::{Act, Spot};
 use crate::scripts::{Deed, Script, Weather, scripts};
 use crate::world::On;
 
-/// Runs at once: each waits now and then.
+/// Concurrent runs: each waits now and then.
 const AT_ONCE: usize = 8;
 
-/// What a suite did.
+/// The work of a suite.
 #[derive(Default)]
 struct Tally {
     runs: AtomicUsize,
@@ -27,11 +27,11 @@ struct Tally {
 impl Tally {
     fn tell(&self, what: &str, spots: usize) {
         let (runs, checks) = (self.runs.load(Ordering::SeqCst), self.checks.load(Ordering::SeqCst));
-        println!("{what}: {runs} runs, {spots} spots, all promises checked {checks} times");
+        println!("{what}: {runs} runs, {spots} fault points, all promises verified {checks} times");
     }
 }
 
-/// Plays a script with deaths; answers the spots that were come to, and whether everybody died who was to.
+/// Runs a script with crashes; returns the fault points visited, and whether all crashes have happened.
 async fn play(script: Script, on: On, deaths: &[Spot], restarts: bool, tally: &Tally) -> (BTreeSet<Spot>, bool) {
     let (world, mut order) = script.world(on).await;
     for spot in deaths {
@@ -39,15 +39,15 @@ async fn play(script: Script, on: On, deaths: &[Spot], restarts: bool, tally: &T
     }
     world.to_rest(&mut order, restarts).await;
     let all_died = world.plan.is_over();
-    // A cancellation at a spot that was never come to (because of a death) does not happen.
+    // A cancellation at a fault point that was not visited (because of a crash) does not happen.
     world.plan.forget();
-    script.has_ended_right(&world, &format!("deaths at {deaths:?}, restarts {restarts}")).await;
+    script.has_ended_right(&world, &format!("crashes at {deaths:?}, restarts {restarts}")).await;
     tally.runs.fetch_add(1, Ordering::SeqCst);
     tally.checks.fetch_add(world.checks(), Ordering::SeqCst);
     (world.plan.visited(), all_died)
 }
 
-/// The spots of every script when nobody dies.
+/// The fault points of every script without crashes.
 async fn spots(on: On, scripts: &[Script], tally: &Arc<Tally>) -> Vec<(Script, Vec<Spot>)> {
     let mut found = Vec::new();
     for script in scripts {
@@ -60,7 +60,7 @@ async fn spots(on: On, scripts: &[Script], tally: &Arc<Tally>) -> Vec<(Script, V
 
 type Run = (Script, Vec<Spot>, bool);
 
-/// Plays all, some at once; answers the spots where somebody died.
+/// Runs all, some concurrently; returns the fault points at which a crash happened.
 async fn play_all(on: On, runs: Vec<Run>, tally: &Arc<Tally>) -> BTreeSet<Spot> {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut playing = JoinSet::new();
@@ -74,7 +74,7 @@ async fn play_all(on: On, runs: Vec<Run>, tally: &Arc<Tally>) -> BTreeSet<Spot> 
     }
     let mut died_at = BTreeSet::new();
     while let Some(played) = playing.join_next().await {
-        died_at.extend(played.expect("it ends as it should"));
+        died_at.extend(played.expect("the run does not panic"));
     }
     died_at
 }
@@ -84,8 +84,9 @@ fn all_of(service: &'static str, points: &[FaultPoint], states: &[&'static str])
     points.into_iter().flat_map(move |point| states.clone().into_iter().map(move |state| (service, point, state)))
 }
 
-/// What a suite that visits nothing could not have visited. PAID and ALLOCATED are not among the order's: paying, allocating and
-/// starting are one commit, so nobody ever finds an order there (the Order Service's own tests put one there).
+/// The fault points that the suite must visit, so that it cannot pass by visiting none. PAID and ALLOCATED are not
+/// among the order's: payment, allocation and start are one commit, so no driver ever finds an order there (the Order
+/// Service's own tests put one there).
 fn expected() -> BTreeSet<Spot> {
     let owing = ["CREATED", "CANCELLING"];
     let reached = ["FULFILLMENT_STARTED", "PAYMENT_FAILED", "CANCELLING", "CANCELLED", "NEEDS_ATTENTION"];
@@ -109,18 +110,18 @@ fn expected() -> BTreeSet<Spot> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_death_at_every_spot_of_every_script_is_survived() {
+async fn a_crash_at_every_fault_point_of_every_script_is_survived() {
     let tally = Arc::new(Tally::default());
     let found = spots(On::Memory, &differing_scripts(), &tally).await;
-    // The dead are replaced by others, whom their leases keep waiting, or started again, turn by turn.
+    // Crashed instances are alternately replaced by new ones, which wait for their leases to expire, and restarted.
     let deaths = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot])));
     let runs = deaths.enumerate().map(|(index, (script, death))| (script, death, index % 2 == 0));
     let died_at = play_all(On::Memory, runs.collect(), &tally).await;
-    tally.tell("one death", died_at.len());
-    assert_eq!(died_at, expected(), "the spots where somebody died are those where somebody can");
+    tally.tell("one crash", died_at.len());
+    assert_eq!(died_at, expected(), "there is a crash at every possible fault point");
 }
 
-/// Those that differ in what is owed on the way: a decline is a decline, whatever its code.
+/// The scripts that differ in their pending effects: all decline codes are handled alike.
 fn differing_scripts() -> Vec<Script> {
     let is_one_of_many = |script: &Script| {
         matches!(script.weather, Weather::Declines(code)
@@ -129,7 +130,7 @@ fn differing_scripts() -> Vec<Script> {
     scripts().into_iter().filter(|script| !is_one_of_many(script)).collect()
 }
 
-/// Pairs of deaths are many: with somebody's deed at the moment at which most is in flight.
+/// There are many pairs of crashes: only scripts whose action comes when most is in flight.
 fn double_scripts() -> Vec<Script> {
     let is_chosen = |script: &Script| match script.deed {
         Deed::None => true,
@@ -140,7 +141,7 @@ fn double_scripts() -> Vec<Script> {
 }
 
 #[tokio::test]
-async fn every_script_ends_as_it_should() {
+async fn every_script_reaches_its_expected_state() {
     let tally = Arc::new(Tally::default());
     let found = spots(On::Memory, &scripts(), &tally).await;
     tally.tell("every script", found.len());
@@ -148,22 +149,22 @@ async fn every_script_ends_as_it_should() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_deaths_are_no_worse_than_one() {
+async fn two_crashes_are_survived_like_one() {
     let tally = Arc::new(Tally::default());
     let mut runs: Vec<Run> = Vec::new();
     for (script, spots) in spots(On::Memory, &double_scripts(), &tally).await {
         for (index, first) in spots.iter().enumerate() {
-            // Which of them is named first makes no difference; the same spot twice does.
+            // The order within a pair makes no difference; the same fault point twice does.
             runs.extend(spots[index..].iter().map(|second| (script, vec![*first, *second], index % 2 == 0)));
         }
     }
     let died_at = play_all(On::Memory, runs, &tally).await;
-    tally.tell("two deaths", died_at.len());
+    tally.tell("two crashes", died_at.len());
     assert_eq!(died_at, expected());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_twice_is_done_once() {
+async fn duplicate_calls_take_effect_once() {
     let tally = Arc::new(Tally::default());
     let twice = |deed: Deed| Script { weather: Weather::Twice, deed };
     let deeds = crate::scripts::HAPPY_SPOTS.into_iter().flat_map(|spot| [Deed::Cancels(spot), Deed::WritesOff(spot)]);
@@ -171,11 +172,12 @@ async fn what_comes_twice_is_done_once() {
     let found = spots(On::Memory, &scripts, &tally).await;
     let runs = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot], false)));
     let died_at = play_all(On::Memory, runs.collect(), &tally).await;
-    tally.tell("everything twice, and one death", died_at.len());
+    tally.tell("every call duplicated, and one crash", died_at.len());
     assert!(died_at.len() >= 10, "{died_at:?}");
 }
 
-/// A driver stands still at a spot, with its lease; another one goes on when that has run out, to the end; then the first wakes.
+/// A driver stalls at a fault point, holding its lease; another one takes over when it expires, and completes the
+/// order; then the first resumes.
 async fn stand_still(script: Script, spot: Spot, tally: &Tally) -> bool {
     let (world, mut order) = script.world(On::Memory).await;
     world.plan.add(spot, Act::Stall);
@@ -183,19 +185,19 @@ async fn stand_still(script: Script, spot: Spot, tally: &Tally) -> bool {
     let stood_still = world.is_standing();
     if stood_still {
         world.let_go().await;
-        // What the late one has left behind, if anything, is driven too.
+        // The pending effects left by the late driver, if any, are driven too.
         world.later();
         world.to_rest(&mut order, false).await;
     }
     world.plan.forget();
-    script.has_ended_right(&world, &format!("somebody stood still at {spot:?}")).await;
+    script.has_ended_right(&world, &format!("stalled at {spot:?}")).await;
     tally.runs.fetch_add(1, Ordering::SeqCst);
     tally.checks.fetch_add(world.checks(), Ordering::SeqCst);
     stood_still
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_owner_that_stood_still_and_wakes_late_breaks_nothing() {
+async fn a_stalled_lease_owner_that_resumes_late_breaks_nothing() {
     let tally = Arc::new(Tally::default());
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut playing = JoinSet::new();
@@ -210,13 +212,13 @@ async fn an_owner_that_stood_still_and_wakes_late_breaks_nothing() {
     }
     let mut stood_at = BTreeSet::new();
     while let Some(played) = playing.join_next().await {
-        stood_at.extend(played.expect("it ends as it should"));
+        stood_at.extend(played.expect("the run does not panic"));
     }
     tally.tell("a late owner", stood_at.len());
-    assert_eq!(stood_at, expected(), "somebody stood still wherever somebody can");
+    assert_eq!(stood_at, expected(), "there is a stall at every possible fault point");
 }
 
-/// Enough of the scripts for the stores that are slower.
+/// A selection of scripts for the slower stores.
 fn some_scripts() -> Vec<Script> {
     let all = scripts();
     let kinds = all.iter().filter(|script| script.deed == Deed::None).take(7);
@@ -241,13 +243,13 @@ async fn on_another_store(on: On, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deaths_on_sqlite_files_are_survived_as_in_memory() {
-    on_another_store(On::File, "one death on files").await;
+async fn crashes_on_sqlite_files_are_survived_as_in_memory() {
+    on_another_store(On::File, "one crash on files").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn deaths_on_postgresql_are_survived_as_in_memory() {
+async fn crashes_on_postgresql_are_survived_as_in_memory() {
     if testdb::postgres().is_some() {
-        on_another_store(On::Postgres, "one death on PostgreSQL").await;
+        on_another_store(On::Postgres, "one crash on PostgreSQL").await;
     }
 }

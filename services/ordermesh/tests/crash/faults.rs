@@ -1,5 +1,5 @@
-//! What happens at the points that the drivers come to: a death, a cancellation, a stall, stock that is written off. And after
-//! each of them, what must be so.
+//! Injects faults at the drivers' fault points: a crash, a cancellation, a stall, a write-off of stock. The promises
+//! are verified at each of them.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -11,23 +11,23 @@ use tokio::sync::{Notify, watch};
 
 use crate::world::Api;
 
-/// A point of the order's or the payment's driver: service, point, state.
+/// A fault point of the order's or the payment's driver: service, point, state.
 pub(crate) type Spot = (&'static str, FaultPoint, &'static str);
 
-/// What happens at a spot, once.
+/// A fault or an action at a fault point, once.
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
-    /// The driver's process dies.
+    /// The driver's process crashes.
     Die,
     /// The customer cancels.
     Cancel,
     /// The stock is written off.
     WriteOff,
-    /// The driver stands still until it is let go.
+    /// The driver stalls until it is resumed.
     Stall,
 }
 
-/// The plan of a run. Each act is played once, at the first time that its spot is come to.
+/// The plan of a run. Each act is performed once, when its fault point is first visited.
 #[derive(Default)]
 pub(crate) struct Plan {
     acts: Mutex<VecDeque<(Spot, Act)>>,
@@ -35,7 +35,7 @@ pub(crate) struct Plan {
     died: watch::Sender<BTreeSet<String>>,
     stalled: watch::Sender<Option<String>>,
     gate: Notify,
-    /// What checks and acts: set once there is a world.
+    /// Verifies the promises and performs actions: set once there is a world.
     pub(crate) api: Mutex<Option<Api>>,
 }
 
@@ -44,22 +44,22 @@ impl Plan {
         Arc::new(Self { acts: Mutex::new(acts.into_iter().collect()), ..Self::default() })
     }
 
-    /// One more.
+    /// Adds an act.
     pub(crate) fn add(&self, spot: Spot, act: Act) {
         lock(&self.acts).push_back((spot, act));
     }
 
-    /// The spots that were come to.
+    /// The fault points visited.
     pub(crate) fn visited(&self) -> BTreeSet<Spot> {
         lock(&self.visited).clone()
     }
 
-    /// Has everything happened that was planned?
+    /// Whether every planned act was performed.
     pub(crate) fn is_over(&self) -> bool {
         lock(&self.acts).is_empty()
     }
 
-    /// Nothing that is still planned happens any more.
+    /// Drops the acts that were not performed.
     pub(crate) fn forget(&self) {
         lock(&self.acts).clear();
     }
@@ -68,7 +68,7 @@ impl Plan {
         self.died.borrow().contains(instance)
     }
 
-    /// Its process was started again.
+    /// Its process was restarted.
     pub(crate) fn lives_again(&self, instance: &str) {
         self.died.send_modify(|died| {
             died.remove(instance);
@@ -83,7 +83,7 @@ impl Plan {
         self.stalled.borrow().is_some()
     }
 
-    /// Returns when this instance has died or stands still.
+    /// Completes when this instance has crashed or stalled.
     pub(crate) async fn is_gone(&self, instance: &str) {
         let (mut died, mut stalled) = (self.died.subscribe(), self.stalled.subscribe());
         tokio::select! {
@@ -92,13 +92,13 @@ impl Plan {
         }
     }
 
-    /// Returns when this instance stands still.
+    /// Completes when this instance has stalled.
     pub(crate) async fn stands_still(&self, instance: &str) {
         let mut stalled = self.stalled.subscribe();
         let _ = stalled.wait_for(|stalled| stalled.as_deref() == Some(instance)).await;
     }
 
-    /// The driver that stands still goes on, and to its end: it does not stand still once more.
+    /// Resumes the stalled driver, which runs to its end without another stall.
     pub(crate) fn let_go(&self) {
         lock(&self.acts).retain(|(_, act)| !matches!(act, Act::Stall));
         self.stalled.send_replace(None);
@@ -113,7 +113,7 @@ impl Plan {
             let Some((_, act)) = acts.remove(index) else { break };
             let ends = matches!(act, Act::Die);
             taken.push(act);
-            // A second death here is of the next who comes.
+            // A second crash here is for the next driver that visits this point.
             if ends {
                 break;
             }
@@ -127,7 +127,7 @@ impl Faults for Plan {
         Box::pin(async move {
             let service = if place.instance.starts_with("order") { "order" } else { "payment" };
             let spot = (service, place.point, place.state);
-            let api = lock(&self.api).clone().expect("there is a world");
+            let api = lock(&self.api).clone().expect("a world");
             api.check(&format!("{} comes to {spot:?}", place.instance)).await;
             for act in self.take(spot) {
                 match act {
@@ -139,7 +139,7 @@ impl Faults for Plan {
                     }
                     Act::Cancel => api.cancel().await,
                     Act::WriteOff => api.write_off().await,
-                    // One stands at a time.
+                    // One driver is stalled at a time.
                     Act::Stall if self.somebody_stands() => {}
                     Act::Stall => {
                         self.stalled.send_replace(Some(place.instance.to_owned()));

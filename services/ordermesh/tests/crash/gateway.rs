@@ -1,4 +1,4 @@
-//! A gateway in memory: as honest about its ledger as the real one, and as unreliable about its answers as it is told to be.
+//! A gateway in memory: its ledger is as reliable as the real one's, its answers as unreliable as configured.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,22 +8,22 @@ use kernel::Money;
 use payment::payment::DeclineCode;
 use payment::ports::{Charge, ChargeCommand, ChargeStatus, Gateway, LedgerPage, NoAnswer, RefundAnswer};
 
-/// What a call that would change something comes to.
+/// The failure mode of calls that change something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mood {
-    /// It is done and answered.
+    /// The call is executed and answered.
     Fine,
-    /// The first call of each kind is neither done nor answered.
+    /// The first call of each kind is neither executed nor answered.
     SilentOnce,
-    /// The first call of each kind is done, and not answered.
+    /// The first call of each kind is executed, but not answered.
     AnswerLostOnce,
     /// Charges are neither made nor answered, for ever.
     NeverCharges,
-    /// Charges are made and never answered.
+    /// Charges are made, but never answered.
     NeverAnswersCharges,
 }
 
-/// A kind of call, as moods count them.
+/// The kinds of calls that failure modes distinguish.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Kind {
     Create,
@@ -33,11 +33,11 @@ enum Kind {
 
 struct Inner {
     mood: Mood,
-    /// Calls come twice, as a network may deliver them.
+    /// Every call is duplicated, as a network may do.
     twice: bool,
     decline: Option<DeclineCode>,
     refused_refunds: usize,
-    /// Off: what the first design had, and why it was wrong.
+    /// Off in the first design: `tombstone` shows why that was wrong.
     keeps_tombstones: bool,
     calls: BTreeMap<Kind, u32>,
     charges: BTreeMap<String, Charge>,
@@ -89,7 +89,7 @@ impl Ledger {
         self.lock().keeps_tombstones = false;
     }
 
-    /// How often money was taken, all in all.
+    /// The total number of charges made.
     pub(crate) fn taken(&self) -> u32 {
         self.lock().taken
     }
@@ -121,7 +121,7 @@ impl Ledger {
 }
 
 impl Inner {
-    /// The row of a key: the first to come stays.
+    /// The row of a key: the first one stays.
     fn keep(&mut self, key: &str, status: ChargeStatus, amount: Option<Money>) -> Charge {
         if let Some(kept) = self.charges.get(key) {
             return kept.clone();

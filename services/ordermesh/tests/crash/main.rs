@@ -1,11 +1,13 @@
-//! The crash suite: promises 1 to 4, tried to be broken in every place. Deterministic; the real domains and stores of the Order and
-//! the Payment Service, with a gateway in memory.
+//! The crash suite: tries to break promises 1 to 4 at every fault point. Deterministic; with the real domains and
+//! stores of the Order and the Payment Service, and a gateway in memory.
 //!
 //! # Layout
-//! - `world`: the services, a clock, and one order; `gateway`: the ledger; `faults`: deaths and deeds at the drivers' points
-//! - `scripts`: what may happen to an order; `exhaustive`: all of it, with a death, two deaths, everything twice, a late owner
-//! - `random`: interleavings that nobody thought of; `model`: all interleavings of a smaller world
-//! - `tombstone`: the counter-example that the first design had
+//! - `world`: the services, a clock, and one order; `gateway`: the ledger; `faults`: crashes and actions at the
+//!   drivers' fault points
+//! - `scripts`: what may happen to an order; `exhaustive`: all scripts, with one crash, two crashes, duplicate calls, a
+//!   late lease owner
+//! - `random`: random interleavings; `model`: all interleavings of a smaller world
+//! - `tombstone`: the counter-example to the first design
 
 mod exhaustive;
 mod faults;

@@ -1,12 +1,12 @@
-//! A smaller world, of which every interleaving is looked at: two drivers of the order, two of its payment, a customer who may
-//! cancel at any time, an operator who may retry, a network and a gateway that lose, delay and repeat whatever they like, and
-//! processes that die anywhere.
+//! A smaller world, searched exhaustively: two drivers of the order, two of its payment, a customer that may cancel at
+//! any time, an operator that may retry, a network and a gateway that lose, delay and duplicate messages arbitrarily,
+//! and processes that crash anywhere.
 //!
-//! What is decided is decided by the very tables of the services (`lifecycle`, and what answers mean to the order): nothing of
-//! them is copied. Leases are left out on purpose: they save work, and whatever is right must be right without them.
+//! Decisions are made by the services' own tables (`lifecycle`, and the order's interpretation of answers): nothing is
+//! copied. Leases are omitted on purpose: they only save work, and correctness must not depend on them.
 //!
-//! A breadth-first search of our own: besides what must always be so, it shows that from everywhere an end stays in reach,
-//! which needs the whole graph.
+//! A breadth-first search of its own: besides the invariants, it shows that a terminal state stays reachable from every
+//! world, which needs the whole graph.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -15,24 +15,24 @@ use order::lifecycle::{self as life, Answer, Effect, Input, State};
 use order::ports::{PaymentAnswer, cancelled, processed};
 use payment::lifecycle::{self as pay, CancelAsked, Doubt, Observation, State as Pay};
 
-/// Refunds that are asked for: the first, and one retry.
+/// Maximum number of refunds: the first, and one retry.
 const MOST_REFUNDS: u8 = 2;
 
-/// What is taken out of the design, to see what it is there for.
+/// A part of the design to remove, to show what it is needed for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Without {
     Nothing,
-    /// CancelPayment leaves no row when there is no payment yet.
+    /// CancelPayment leaves no row if there is no payment yet.
     PaymentTombstone,
     /// The gateway's CancelCharge leaves no row.
     GatewayTombstone,
     /// The order's driver records without comparing versions.
     OrderVersion,
-    /// A payment is recorded after the gateway was asked, not before: its driver's record is not compared.
+    /// A payment is recorded after the gateway call, not before: its driver's record is not compared.
     PaymentVersion,
 }
 
-/// A driver of the order, with the order as it knows it.
+/// A driver of the order, with its copy of the order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum OrderDriver {
     Idle,
@@ -47,7 +47,7 @@ enum Phase {
     Refused,
 }
 
-/// A driver of the payment, with the payment as it knows it.
+/// A driver of the payment, with its copy of the payment.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum PaymentDriver {
     Idle,
@@ -71,7 +71,7 @@ enum Row {
     GivenBack,
 }
 
-/// The world. Messages that were ever sent may arrive at any time from then on, and any number of times.
+/// The world. Messages that were ever sent may arrive at any later time, any number of times.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct World {
     order: State,
@@ -79,14 +79,14 @@ struct World {
     order_drivers: [OrderDriver; 2],
     payment: Option<Payment>,
     payment_drivers: [PaymentDriver; 2],
-    /// ProcessPayment was sent; CancelPayment was sent with a refund up to this one.
+    /// Whether ProcessPayment was sent; the largest refund number in a sent CancelPayment.
     process_sent: bool,
     cancel_sent: u8,
-    /// CreateCharge, CancelCharge were sent.
+    /// Whether CreateCharge and CancelCharge were sent.
     create_sent: bool,
     tombstone_sent: bool,
     row: Row,
-    /// Refunds that the gateway has refused: a bit each.
+    /// The refunds that the gateway has refused, one bit each.
     refused: u8,
 }
 
@@ -107,7 +107,7 @@ impl World {
         refused: 0,
     };
 
-    /// Two drivers are alike: their order makes no difference.
+    /// Drivers are interchangeable: sorting removes symmetric worlds.
     fn sorted(mut self) -> Self {
         self.order_drivers.sort_unstable();
         self.payment_drivers.sort_unstable();
@@ -125,7 +125,7 @@ impl World {
         steps.into_iter().map(|(name, world)| (name, world.sorted())).collect()
     }
 
-    /// The order moves: whoever knows it as it was is stale.
+    /// Moves the order: the drivers' copies become stale.
     fn turn(&mut self, to: State) {
         self.order = to;
         for driver in &mut self.order_drivers {
@@ -176,7 +176,7 @@ impl World {
             return;
         };
         let at = |phase| OrderDriver::Holds { state, refund, stale, phase };
-        with("the order's driver dies", OrderDriver::Idle, &|_| {});
+        with("the order's driver crashes", OrderDriver::Idle, &|_| {});
         match (phase, life::owes(state)) {
             (Phase::Fresh, Some(Effect::ProcessPayment)) => {
                 with("ProcessPayment is sent", at(Phase::Asked), &|world| world.process_sent = true);
@@ -185,10 +185,10 @@ impl World {
                 let sent = self.cancel_sent.max(refund);
                 with("CancelPayment is sent", at(Phase::Asked), &move |world| world.cancel_sent = sent);
             }
-            // Local; an allocation may find its stock lost.
+            // Local; the allocation may find its stock written off.
             (Phase::Fresh, Some(Effect::AllocateInventory)) => {
-                with("stock is there", at(Phase::Done), &|_| {});
-                with("stock is lost", at(Phase::Refused), &|_| {});
+                with("stock is available", at(Phase::Done), &|_| {});
+                with("stock is written off", at(Phase::Refused), &|_| {});
             }
             (Phase::Fresh, Some(Effect::StartFulfillment)) => with("fulfilment starts", at(Phase::Done), &|_| {}),
             (Phase::Asked, Some(effect)) => match self.answer(effect, refund, without) {
@@ -199,7 +199,7 @@ impl World {
             (Phase::Done | Phase::Refused, Some(_)) => {
                 let input = if phase == Phase::Done { Input::Done } else { Input::Refused };
                 if stale && without != Without::OrderVersion {
-                    with("the order's driver has lost", OrderDriver::Idle, &|_| {});
+                    with("the order's driver loses its compare-and-set", OrderDriver::Idle, &|_| {});
                 } else if let Answer::To(to) = life::next(state, input) {
                     with("the order's driver records", OrderDriver::Idle, &move |world| world.turn(to));
                 }
@@ -208,7 +208,7 @@ impl World {
         }
     }
 
-    /// What the Payment Service answers now, and what that means to the order: by the contract's message.
+    /// The Payment Service's answer now, and its meaning for the order: through the contract's message.
     fn answer(self, effect: Effect, refund: u8, without: Without) -> PaymentAnswer {
         let message = self.payment.map(|payment| proto::Payment {
             state: proto::PaymentState::from(payment.state).into(),
@@ -240,7 +240,7 @@ impl World {
             }
             return;
         };
-        with("the payment's driver dies", PaymentDriver::Idle, &|_| {});
+        with("the payment's driver crashes", PaymentDriver::Idle, &|_| {});
         match seen {
             None => {
                 let Some(effect) = owes(payment) else { return };
@@ -251,18 +251,18 @@ impl World {
                         world.tombstone_sent |= effect == pay::Effect::CancelCharge;
                     };
                     let answered = PaymentDriver::Holds { payment, stale, seen: Some(number(seen)) };
-                    with("the gateway does it and answers", answered, &change);
+                    with("the gateway executes the call and answers", answered, &change);
                     let silent = PaymentDriver::Holds { payment, stale, seen: Some(number(Observation::Unknown)) };
-                    with("the gateway does it and does not answer", silent, &change);
+                    with("the gateway executes the call but does not answer", silent, &change);
                     let unheard = move |world: &mut Self| {
                         change(world);
                         (world.row, world.refused) = (self.row, self.refused);
                     };
-                    with("the gateway does not hear of it", silent, &unheard);
+                    with("the call does not reach the gateway", silent, &unheard);
                 }
             }
             Some(_) if stale && without != Without::PaymentVersion => {
-                with("the payment's driver has lost", PaymentDriver::Idle, &|_| {});
+                with("the payment's driver loses its compare-and-set", PaymentDriver::Idle, &|_| {});
             }
             Some(seen) => {
                 let asked = if payment.asked { CancelAsked::Yes } else { CancelAsked::No };
@@ -275,7 +275,7 @@ impl World {
         }
     }
 
-    /// What the gateway may make of an effect: its row, the refunds that it has refused, what it lets one see.
+    /// The gateway's possible results of an effect: its row, the refunds it has refused, and the observation.
     fn gateway(self, effect: pay::Effect, without: Without) -> Vec<(Row, u8, Observation)> {
         let told = |row: Row| match row {
             Row::Charged => Observation::Charged,
@@ -295,14 +295,14 @@ impl World {
                 let bit = 1 << n;
                 let refused = (Row::Charged, self.refused | bit, Observation::RefundRefused);
                 let given = (Row::GivenBack, self.refused, Observation::GivenBack);
-                // A refund key has one answer.
+                // A refund key has one answer for ever.
                 if self.refused & bit != 0 { vec![refused] } else { vec![refused, given] }
             }
             (_, row) => vec![(row, self.refused, told(row))],
         }
     }
 
-    /// What was sent arrives: for the first time, or late, or again.
+    /// Messages that were sent arrive: for the first time, late, or again.
     fn network(self, without: Without, steps: &mut Vec<Step>) {
         if self.process_sent && self.payment.is_none() {
             let mut after = self;
@@ -334,7 +334,7 @@ impl World {
         }
     }
 
-    /// Promise 2, and that fulfilment follows payment.
+    /// Promise 2, and that fulfilment requires payment.
     fn is_right(self) -> bool {
         let paid = self.payment.map(|payment| payment.state);
         match self.order {
@@ -347,7 +347,7 @@ impl World {
         }
     }
 
-    /// Nothing is owed by anybody.
+    /// Nothing has a pending effect.
     fn is_at_rest(self) -> bool {
         life::owes(self.order).is_none() && self.payment.is_none_or(|payment| owes(payment).is_none())
     }
@@ -358,25 +358,25 @@ fn owes(payment: Payment) -> Option<pay::Effect> {
 }
 
 fn number(seen: Observation) -> u8 {
-    let index = pay::OBSERVATIONS.iter().position(|observation| *observation == seen).expect("it is one of all");
-    u8::try_from(index).expect("there are few")
+    let index = pay::OBSERVATIONS.iter().position(|observation| *observation == seen).expect("a listed observation");
+    u8::try_from(index).expect("a small index")
 }
 
-/// What a search found.
+/// The result of a search.
 struct Searched {
-    /// Every world that can be reached.
+    /// Every reachable world.
     worlds: Vec<World>,
-    /// From which one, by which step.
+    /// The predecessor of each world, and the step from it.
     came: Vec<Option<(usize, &'static str)>>,
-    /// The first that is wrong.
+    /// The first world that breaks an invariant.
     wrong: Option<usize>,
-    /// How many worlds cannot come to rest any more.
+    /// The number of worlds from which no world without pending effects is reachable.
     stuck: usize,
     steps: usize,
 }
 
 impl Searched {
-    /// How a world is come to.
+    /// The steps from the start to a world.
     fn story(&self, mut index: usize) -> Vec<&'static str> {
         let mut story = Vec::new();
         while let Some((from, step)) = self.came[index] {
@@ -388,7 +388,7 @@ impl Searched {
     }
 }
 
-/// Every world that can be reached, breadth first: the story of the first wrong one is as short as can be.
+/// Searches every reachable world, breadth first: the path to the first wrong one is the shortest.
 fn search(without: Without) -> Searched {
     let mut index_of: HashMap<World, usize> = HashMap::from([(World::START, 0)]);
     let mut found = Searched { worlds: vec![World::START], came: vec![None], wrong: None, stuck: 0, steps: 0 };
@@ -415,7 +415,7 @@ fn search(without: Without) -> Searched {
     found
 }
 
-/// How many worlds can still come to rest: those at rest, and from there backwards.
+/// The number of worlds from which one without pending effects is reachable: by a backward search from these.
 fn can_rest(worlds: &[World], mut edges: Vec<(usize, usize)>) -> usize {
     edges.sort_unstable();
     let from = |to: usize| {
@@ -436,13 +436,13 @@ fn can_rest(worlds: &[World], mut edges: Vec<(usize, usize)>) -> usize {
 }
 
 #[test]
-fn no_interleaving_charges_wrongly_and_from_everywhere_an_end_is_in_reach() {
+fn no_interleaving_charges_wrongly_and_a_terminal_state_is_always_reachable() {
     let found = search(Without::Nothing);
     let story = found.wrong.map(|index| (found.worlds[index], found.story(index)));
     assert_eq!(story, None);
-    assert_eq!(found.stuck, 0, "worlds that can never come to rest");
+    assert_eq!(found.stuck, 0, "worlds that can never complete");
     println!("model: {} worlds, {} steps", found.worlds.len(), found.steps);
-    // It has been everywhere.
+    // Every state was visited.
     for state in life::STATES {
         assert!(found.worlds.iter().any(|world| world.order == state), "{state:?} is never reached");
     }
@@ -452,10 +452,10 @@ fn no_interleaving_charges_wrongly_and_from_everywhere_an_end_is_in_reach() {
     }
 }
 
-/// What is taken out is missed: the search finds what goes wrong without it.
+/// Removing a part of the design must break an invariant: returns the steps to it.
 fn is_missed(without: Without) -> Vec<&'static str> {
     let found = search(without);
-    let index = found.wrong.unwrap_or_else(|| panic!("{without:?} is not missed"));
+    let index = found.wrong.unwrap_or_else(|| panic!("{without:?} is not needed"));
     let story = found.story(index);
     println!("without {without:?}: {:?} after {story:#?}", found.worlds[index].order);
     story

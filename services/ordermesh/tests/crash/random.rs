@@ -1,6 +1,6 @@
-//! Interleavings that nobody thought of: cancellations, confirmations, retries, two drivers one after the other and at once, clock
-//! jumps, deaths, stalls, and a gateway whose mood changes. A failing run is printed with its seed, and its seed is kept in
-//! `random.regressions` beside this file: from then on it is run first.
+//! Random interleavings: cancellations, confirmations, retries, two drivers one after the other and concurrently, clock
+//! jumps, crashes, stalls, and a gateway whose failure mode changes. A failing run is printed with its seed, and the
+//! seed is kept in `random.regressions` next to this file: such seeds are run first.
 
 use std::time::Duration;
 
@@ -12,16 +12,16 @@ use crate::faults::{Act, Plan, Spot};
 use crate::gateway::{Ledger, Mood};
 use crate::world::{LEASE, On, OrderInstance, Wire, World};
 
-/// Something that happens.
+/// A step of a run.
 #[derive(Clone, Debug)]
 enum Happening {
     Cancel,
     Retry,
     Confirm,
     WriteOff,
-    /// One of the two drivers looks once.
+    /// One of the two drivers polls once.
     Drive(bool),
-    /// Both look at once.
+    /// Both poll concurrently.
     DriveBoth,
     Later,
     Advance(u16),
@@ -116,7 +116,7 @@ impl Run {
         }
     }
 
-    /// Everything is healed, and driven to its end.
+    /// Ends all faults, and drives the order to its final state.
     async fn heals(mut self) -> Result<(), TestCaseError> {
         let world = &self.world;
         world.plan.forget();
@@ -148,7 +148,7 @@ proptest! {
     })]
 
     #[test]
-    fn whatever_happens_in_whatever_order_the_promises_are_kept(happenings in prop::collection::vec(happening(), 1..24)) {
+    fn the_promises_are_kept_in_random_interleavings(happenings in prop::collection::vec(happening(), 1..24)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let mut run = Run::new().await;

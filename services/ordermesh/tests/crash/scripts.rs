@@ -1,4 +1,4 @@
-//! What may happen to an order, and how it has to end.
+//! The scripts of an order, and their expected final states.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::faults::{Act, Plan, Spot};
 use crate::gateway::{Ledger, Mood};
 use crate::world::{On, OrderInstance, Wire, World};
 
-/// How the gateway and the wire behave.
+/// The behaviour of the gateway and of the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Weather {
     Fine,
@@ -19,11 +19,11 @@ pub(crate) enum Weather {
     Wire(Wire),
     /// The first refund is refused.
     RefundRefused,
-    /// Whatever is sent comes twice, on both hops.
+    /// Every message is duplicated, on both hops.
     Twice,
 }
 
-/// What somebody does on the way, at which spot.
+/// An action during the run, and its fault point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Deed {
     None,
@@ -31,14 +31,14 @@ pub(crate) enum Deed {
     WritesOff(Spot),
 }
 
-/// A script.
+/// A behaviour of the environment and an action.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Script {
     pub(crate) weather: Weather,
     pub(crate) deed: Deed,
 }
 
-/// Spots of a happy order: whatever is done, is done at one of them.
+/// The fault points of an order without failures: actions are performed at these.
 pub(crate) const HAPPY_SPOTS: [Spot; 6] = [
     ("order", FaultPoint::BeforeEffect, "CREATED"),
     ("payment", FaultPoint::BeforeEffect, "PENDING"),
@@ -110,7 +110,7 @@ impl Script {
         })
     }
 
-    /// A world in which it is played, and the instance that drives first.
+    /// The world for this script, and the instance that drives first.
     pub(crate) async fn world(self, on: On) -> (World, OrderInstance) {
         let world = World::new(on, self.wire(), self.ledger(), self.plan()).await;
         let order = world.order_instance("order-1");
@@ -118,7 +118,7 @@ impl Script {
         (world, order)
     }
 
-    /// Checks where it has ended.
+    /// Checks the final state.
     pub(crate) async fn has_ended_right(self, world: &World, how: &str) {
         let (state, failure) = (world.state().await, world.failure().await);
         let said = format!("{self:?}, {how}: {state:?} {failure:?}");
@@ -126,10 +126,10 @@ impl Script {
         let report = world.report().await;
         assert!(report.is_clean(), "{said}: {report}");
         assert_eq!((report.orders(), report.unfinished), (1, 0), "{said}");
-        assert!(world.ledger.taken() <= 1, "{said}: money was taken {} times", world.ledger.taken());
+        assert!(world.ledger.taken() <= 1, "{said}: charged {} times", world.ledger.taken());
         let written_off = matches!(self.deed, Deed::WritesOff(_)) && state == State::Cancelled;
         if world.api.cancelled.get().is_some() || written_off {
-            // Whoever was told that his order is cancelled has a cancelled order.
+            // An order whose cancellation was acknowledged is cancelled.
             assert_eq!(state, State::Cancelled, "{said}");
             return;
         }

@@ -1,8 +1,8 @@
-//! The Order and the Payment Service's domains on real stores, with a gateway in memory between them and the money. One order;
-//! one thread of control: nothing happens but what the test lets happen.
+//! The Order and the Payment Service's domains on real stores, with a gateway in memory. One order; one thread of
+//! control: nothing happens except as directed by the test.
 //!
-//! What people ask for (create, cancel, retry) is asked of an instance that never drives: a process that dies right after its
-//! answer. Everything after that is driven step by step by instances that the test starts and lets die.
+//! The public calls (create, cancel, retry) go to an instance that never drives: a process that crashes right after its
+//! answer. Everything after that is driven step by step by instances that the test starts and crashes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -34,19 +34,19 @@ use crate::faults::{Plan, lock};
 use crate::gateway::Ledger;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
-/// So long that no driver waits for its next try by itself: the test says when it is made.
+/// Longer than any driver sleeps for a backoff in its task: the test decides when the next attempt is made.
 const BACKOFF: Duration = Duration::from_secs(21);
 const BACKOFF_CAP: Duration = Duration::from_secs(60);
 const DOUBT_LIMIT: Duration = Duration::from_secs(200);
-/// Longer than anything takes when it works.
+/// Longer than anything takes unless it hangs.
 const GUARD: Duration = Duration::from_secs(30);
-/// Rounds after which an order that is still not at rest never will be.
+/// Rounds after which an order that is still not completed counts as stuck.
 const MAX_ROUNDS: usize = 60;
 /// Monday, 2026-03-02, 10:00 UTC.
 const MONDAY: i64 = 1_772_445_600_000_000;
 const SKU: &str = "MUG";
 
-/// On what the stores are.
+/// The kind of the stores.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum On {
     Memory,
@@ -54,7 +54,7 @@ pub(crate) enum On {
     Postgres,
 }
 
-/// Who tells events.
+/// The origin of events: service and instance.
 struct Teller(&'static str, String);
 
 impl EventSink for Teller {
@@ -80,34 +80,34 @@ impl Catalog for Shelf {
     }
 }
 
-/// What people may do, and what must be so whenever they look.
+/// The calls of customers and operators, and the verification of the promises.
 #[derive(Clone)]
 pub(crate) struct Api {
     orders: Orders,
     inventory: Inventory,
     sources: Sources,
     order: Arc<OnceLock<OrderId>>,
-    /// Was a cancellation accepted?
+    /// Set if a cancellation was accepted.
     pub(crate) cancelled: Arc<OnceLock<()>>,
     checks: Arc<AtomicUsize>,
     pub(crate) broken: Arc<Mutex<Vec<String>>>,
 }
 
 impl Api {
-    /// All promises, now. What is broken is kept: a panic inside of a driver's task would be taken for a crash.
+    /// Verifies all promises now. Violations are collected: a panic inside a driver's task would count as a crash.
     pub(crate) async fn check(&self, when: &str) {
         self.checks.fetch_add(1, Ordering::Relaxed);
-        let report = self.sources.check().await.expect("everything can be read");
+        let report = self.sources.check().await.expect("the stores are readable");
         for violation in report.violations {
             lock(&self.broken).push(format!("{when}: {violation}"));
         }
     }
 
     fn id(&self) -> OrderId {
-        *self.order.get().expect("there is an order")
+        *self.order.get().expect("an order")
     }
 
-    /// The customer cancels; too late is an answer.
+    /// The customer cancels; being too late is a valid answer.
     pub(crate) async fn cancel(&self) {
         let operation = self.operation("order.v1.OrderService/CancelOrder");
         match self.orders.cancel(&operation, Scope::All, self.id()).await {
@@ -118,7 +118,7 @@ impl Api {
         self.check("a cancellation").await;
     }
 
-    /// An operator asks to try again; not to be retried is an answer.
+    /// An operator retries; not being retryable is a valid answer.
     pub(crate) async fn retry(&self) {
         let operation = self.operation("order.v1.OrderService/RetryOrder");
         match self.orders.retry(&operation, self.id()).await {
@@ -128,7 +128,7 @@ impl Api {
         self.check("a retry").await;
     }
 
-    /// All stock is written off, except what is on its way to a customer.
+    /// Writes off all stock, except what is allocated to fulfilments.
     pub(crate) async fn write_off(&self) {
         let request_id = RequestId::from_uuid(SystemIds.uuid());
         match self
@@ -139,7 +139,7 @@ impl Api {
             Ok(_) | Err(order::Error::StockReserved { .. } | order::Error::StockNegative { .. }) => {}
             Err(error) => panic!("{error:?}"),
         }
-        self.check("stock that is written off").await;
+        self.check("a write-off").await;
     }
 
     fn operation(&self, name: &'static str) -> Operation {
@@ -148,17 +148,17 @@ impl Api {
     }
 }
 
-/// What the wire between the services does.
+/// The behaviour of the wire between the services.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wire {
     Fine,
     /// The first answer of each kind is lost.
     LosesFirst,
-    /// Requests come twice: one after the other, and both at once.
+    /// Requests are duplicated: sequentially, and concurrently.
     Twice,
 }
 
-/// The Payment Service as the order's driver sees it: whichever instance is to be had, by the contract's own messages.
+/// The Payment Service as the order's driver sees it: the current instance, through the contract's own messages.
 struct Cable {
     world: Arc<Shared>,
     wire: Wire,
@@ -166,14 +166,14 @@ struct Cable {
 }
 
 impl Cable {
-    /// A call: what the instance answers; nothing when it dies or stands still meanwhile. When the work is over and nobody has
-    /// answered, what is known then is the answer, as it is at the deadline of a real call.
+    /// Calls the instance: its answer, or nothing if it crashes or stalls meanwhile. If all its tasks end without an
+    /// answer, the stored payment is the answer, as at the deadline of a real call.
     async fn call<F>(&self, kind: &'static str, order: OrderId, ask: impl Fn(Processor) -> F) -> Option<Payment>
     where
         F: Future<Output = Result<Payment, payment::Error>>,
     {
         let instance = self.world.payment_instance();
-        let known = || async { self.world.payments.find(order).await.expect("it is read") };
+        let known = || async { self.world.payments.find(order).await.expect("the store is readable") };
         let idle = async {
             instance.tasks.close();
             instance.tasks.wait().await;
@@ -216,7 +216,7 @@ fn call_operation() -> Operation {
 impl Payments for Cable {
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         Box::pin(async move {
-            let command = ProcessCommand::try_from(order::ports::process_request(order)).expect("a sound request");
+            let command = ProcessCommand::try_from(order::ports::process_request(order)).expect("a valid request");
             let ask = |processor: Processor| {
                 let command = command.clone();
                 async move { processor.process(command, &call_operation()).await }
@@ -227,7 +227,7 @@ impl Payments for Cable {
 
     fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         Box::pin(async move {
-            let command = CancelCommand::try_from(order::ports::cancel_request(order)).expect("a sound request");
+            let command = CancelCommand::try_from(order::ports::cancel_request(order)).expect("a valid request");
             let ask = |processor: Processor| async move { processor.cancel(command, &call_operation()).await };
             let n = order.refund_attempt;
             decided(self.call("cancel", order.id, ask).await, |payment| order::ports::cancelled(payment, n))
@@ -235,7 +235,7 @@ impl Payments for Cable {
     }
 }
 
-/// Tells the Order Service of a payment that has settled: a wake-up, which decides nothing.
+/// Confirms a payment's result to the Order Service: a wake-up, which decides nothing.
 struct WakeUp(Arc<Shared>);
 
 impl Confirmations for WakeUp {
@@ -259,11 +259,11 @@ struct Shared {
 
 impl Shared {
     fn api_driver(&self) -> order::driver::Driver {
-        lock(&self.api_driver).clone().expect("there is an instance")
+        lock(&self.api_driver).clone().expect("an instance")
     }
 
     fn payment_instance(&self) -> PaymentInstance {
-        lock(&self.payment).clone().expect("there is an instance")
+        lock(&self.payment).clone().expect("an instance")
     }
 }
 
@@ -275,7 +275,7 @@ struct PaymentInstance {
     tasks: TaskTracker,
 }
 
-/// An instance of the Order Service that drives.
+/// An instance of the Order Service with a driver.
 #[derive(Clone)]
 pub(crate) struct OrderInstance {
     pub(crate) name: String,
@@ -283,7 +283,7 @@ pub(crate) struct OrderInstance {
     tasks: TaskTracker,
 }
 
-/// One order, and all that is around it.
+/// One order, and its environment.
 pub(crate) struct World {
     shared: Arc<Shared>,
     wire: Wire,
@@ -292,13 +292,13 @@ pub(crate) struct World {
     pub(crate) api: Api,
     payment_db: Database,
     generation: AtomicUsize,
-    /// Drives of those who stand still, and the other tasks of their instances.
+    /// The drives of stalled instances, and the other tasks of these instances.
     standing: Mutex<Vec<JoinHandle<Result<(), storage::Error>>>>,
     left: Mutex<Vec<TaskTracker>>,
     _folder: Option<tempfile::TempDir>,
 }
 
-/// Everything knows everything here: what is not cut apart would keep its connections.
+/// The parts reference each other: unless the cycles are broken, the connections stay open.
 impl Drop for World {
     fn drop(&mut self) {
         *lock(&self.shared.api_driver) = None;
@@ -314,7 +314,7 @@ async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Databas
             let folder = folder.expect("a folder").path().display();
             testdb::Place { url: format!("sqlite://{folder}/{name}.db"), schema: None }
         }
-        On::Postgres => testdb::postgres().expect("it was asked for before"),
+        On::Postgres => testdb::postgres().expect("its availability was checked before"),
     };
     let options =
         storage::Options { schema: place.schema, max_connections: 3, acquire_timeout: GUARD, statement_timeout: GUARD };
@@ -417,14 +417,14 @@ impl World {
         self.api.check("a creation").await;
     }
 
-    /// An instance of the Order Service.
+    /// A new instance of the Order Service.
     pub(crate) fn order_instance(&self, name: &str) -> OrderInstance {
         let tasks = TaskTracker::new();
         let driver = order_driver(&self.shared, name, 8, self.wire, &tasks);
         OrderInstance { name: name.to_owned(), driver, tasks }
     }
 
-    /// From now on calls go to this instance of the Payment Service.
+    /// Starts an instance of the Payment Service, and routes calls to it.
     pub(crate) fn start_payment(&self, name: &str) {
         let shared = &self.shared;
         let (tasks, waiters) = (TaskTracker::new(), Waiters::default());
@@ -461,7 +461,7 @@ impl World {
         *lock(&shared.payment) = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
     }
 
-    /// A process of another name takes the place of one that has died, or the supervisor starts it again under its own.
+    /// Replaces a crashed or stalled instance by one with another name, or restarts it with its own name.
     pub(crate) async fn replace_the_dead(&self, order: &mut OrderInstance, restarts: bool) {
         let n = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         if self.plan.has_died(&order.name) || self.plan.is_stalled(&order.name) {
@@ -483,7 +483,7 @@ impl World {
         }
     }
 
-    /// One look of each driver at what is due now. Returns when nothing moves; who stands still is left where he is.
+    /// Each driver polls once. Returns when nothing moves any more; stalled drivers stay stalled.
     pub(crate) async fn drive_once(&self, order: &OrderInstance) {
         let driver = order.driver.clone();
         self.run(&order.name, async move { driver.drive_due().await.map(|_| ()) }).await;
@@ -505,7 +505,7 @@ impl World {
             () = self.plan.stands_still(instance) => None,
         };
         match ended {
-            Some(ended) => ended.expect("no panic").expect("the stores are there"),
+            Some(ended) => ended.expect("no panic").expect("the stores are available"),
             None => lock(&self.standing).push(running),
         }
     }
@@ -519,51 +519,51 @@ impl World {
                 () = self.plan.stands_still(instance) => lock(&self.left).push(tasks.clone()),
             }
         };
-        tokio::time::timeout(GUARD, settled).await.expect("what was started ends");
+        tokio::time::timeout(GUARD, settled).await.expect("the tasks end");
     }
 
-    /// Does somebody stand still?
+    /// Whether a driver is stalled.
     pub(crate) fn is_standing(&self) -> bool {
         self.plan.somebody_stands()
     }
 
-    /// Lets the one who stands still go on, and waits for his end.
+    /// Resumes the stalled driver, and waits until it ends.
     pub(crate) async fn let_go(&self) {
         self.plan.let_go();
         let ended = async {
             let standing: Vec<_> = lock(&self.standing).drain(..).collect();
             for running in standing {
-                running.await.expect("no panic").expect("the stores are there");
+                running.await.expect("no panic").expect("the stores are available");
             }
             let left: Vec<_> = lock(&self.left).drain(..).collect();
             for tasks in left {
                 tasks.wait().await;
             }
         };
-        tokio::time::timeout(GUARD, ended).await.expect("who stood still ends");
-        self.api.check("the late end of who stood still").await;
+        tokio::time::timeout(GUARD, ended).await.expect("the stalled driver ends");
+        self.api.check("the end of the stalled driver").await;
     }
 
-    /// Somebody tells the Order Service of the payment: true or not, it decides nothing.
+    /// Sends a confirmation to the Order Service: true or not, it decides nothing.
     pub(crate) async fn confirm(&self) {
-        self.shared.api_driver().wake(self.api.id()).await.expect("it is woken");
+        self.shared.api_driver().wake(self.api.id()).await.expect("the order is woken");
         self.api.check("a confirmation").await;
     }
 
-    /// The payment's row is gone, as if none had been made.
+    /// Deletes the payment's row, as if none had been created.
     pub(crate) async fn takes_out_the_tombstone(&self) {
         for sql in ["DELETE FROM payment_attempt", "DELETE FROM payment"] {
-            self.payment_db.read().execute_unprepared(sql).await.expect("it is gone");
+            self.payment_db.read().execute_unprepared(sql).await.expect("the rows are deleted");
         }
     }
 
-    /// Drives the payment once, whatever the order is.
+    /// Drives the payment once, whatever the order's state.
     pub(crate) async fn settle_payment(&self) {
         self.later();
         self.shared.payment_instance().driver.tick().await.expect("payments are claimed");
     }
 
-    /// Lets leases run out and waits pass.
+    /// Advances the clock beyond leases and backoff.
     pub(crate) fn later(&self) {
         self.shared.clock.advance(LEASE + BACKOFF_CAP);
     }
@@ -572,7 +572,8 @@ impl World {
         self.shared.clock.advance(duration);
     }
 
-    /// Drives until order and payment are at rest; an operator retries what needs attention. The dead are replaced.
+    /// Drives until order and payment have no pending effects; an operator retries NEEDS_ATTENTION. Crashed instances
+    /// are replaced.
     pub(crate) async fn to_rest(&self, order: &mut OrderInstance, restarts: bool) {
         for _ in 0..MAX_ROUNDS {
             self.replace_the_dead(order, restarts).await;
@@ -595,7 +596,12 @@ impl World {
     }
 
     pub(crate) async fn order(&self) -> Order {
-        self.shared.orders.get(Scope::All, self.api.id()).await.expect("it is read").expect("it is there")
+        self.shared
+            .orders
+            .get(Scope::All, self.api.id())
+            .await
+            .expect("the store is readable")
+            .expect("the order exists")
     }
 
     pub(crate) async fn state(&self) -> State {
@@ -607,19 +613,19 @@ impl World {
     }
 
     pub(crate) async fn payment(&self) -> Option<Payment> {
-        self.shared.payments.find(self.api.id()).await.expect("it is read")
+        self.shared.payments.find(self.api.id()).await.expect("the store is readable")
     }
 
     pub(crate) async fn report(&self) -> Report {
-        self.api.sources.check().await.expect("everything can be read")
+        self.api.sources.check().await.expect("the stores are readable")
     }
 
-    /// How often all promises were checked.
+    /// How often all promises were verified.
     pub(crate) fn checks(&self) -> usize {
         self.api.checks.load(Ordering::Relaxed)
     }
 
-    /// What was broken on the way.
+    /// The violations found during the run.
     pub(crate) fn broken(&self) -> Vec<String> {
         lock(&self.api.broken).clone()
     }
@@ -645,7 +651,7 @@ fn order_driver(
         shutdown: CancellationToken::new(),
         options: order::driver::Options {
             instance: name.to_owned(),
-            // Nothing is driven by who never drives: its tasks give up at once.
+            // An instance that never drives: its tasks give up immediately.
             lease: if max_drives == 0 { Duration::from_millis(2) } else { LEASE },
             poll_interval: GUARD,
             backoff: BACKOFF,

@@ -1,4 +1,4 @@
-//! Callers that want the memory of a process: it stays within its limit, and others are served.
+//! Clients that exhaust a process's memory: it stays within its limit, and other clients are served.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,7 @@ use crate::attacker::{ask, connect};
 use crate::world::World;
 
 const LIMIT_MIB: u64 = 256;
-/// Where the attacks come from; the honest come from 127.0.0.1.
+/// The source addresses of the attacks; well-behaved clients use 127.0.0.1.
 const ATTACKERS: [[u8; 4]; 4] = [[127, 0, 0, 2], [127, 0, 0, 3], [127, 0, 0, 4], [127, 0, 0, 5]];
 
 const LIST_PRODUCTS: &str = "/data.v1.CatalogService/ListProducts";
@@ -34,16 +34,16 @@ fn with_token<T>(message: T, token: &str) -> Request<T> {
     request
 }
 
-/// The most memory that a service's process has had.
+/// The peak memory of a service's process.
 fn peak_mib(world: &World, service: &str) -> u64 {
     let processes = world.processes_of(service);
     let [process] = processes[..] else { panic!("one process of {service}: {processes:?}") };
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("it lives");
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process is running");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
     peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1_024
 }
 
-/// Logs in as the operator of the first start; the access token.
+/// Logs in as the operator of the first start; returns the access token.
 async fn operator(world: &World, users: &mut UserServiceClient<Channel>) -> String {
     let file = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("made on the first start");
     let (email, password) = file.trim().split_once(' ').expect("both");
@@ -51,7 +51,7 @@ async fn operator(world: &World, users: &mut UserServiceClient<Channel>) -> Stri
     users.login(login).await.expect("the operator").into_inner().session.expect("a session").access_token
 }
 
-/// As long a page as there can be: 200 products with 2,000 characters of three bytes.
+/// Fills the catalogue for a page of maximum size: 200 products with 2,000 characters of three bytes.
 async fn fill(catalog: &CatalogServiceClient<Channel>, operator: &str) {
     let upserts = (0..200).map(|number| {
         let product = data::Product {
@@ -67,12 +67,12 @@ async fn fill(catalog: &CatalogServiceClient<Channel>, operator: &str) {
     });
     futures_util::future::try_join_all(upserts).await.expect("upserted");
     let page = data::ListProductsRequest { page_size: 200, ..Default::default() };
-    let page = catalog.clone().list_products(page).await.expect("it is taken").into_inner();
+    let page = catalog.clone().list_products(page).await.expect("a page").into_inner();
     assert!(page.encoded_len() > 1_000_000, "{} bytes", page.encoded_len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_nobody_takes_leave_the_process_within_its_memory_and_others_are_served() {
+async fn unread_answers_stay_within_the_memory_limit_and_other_callers_are_served() {
     let (world, _) = World::with(1, &["--data.memory-limit", &format!("{LIMIT_MIB}MiB")]);
     let mut users = UserServiceClient::new(channel("user", &world, 101));
     let mut catalog = CatalogServiceClient::new(channel("data", &world, 401));
@@ -96,14 +96,14 @@ async fn answers_that_nobody_takes_leave_the_process_within_its_memory_and_other
         let page = catalog.list_products(one).await.expect("others are served").into_inner();
         assert_eq!(page.products.len(), 1);
     }
-    // The twin: it is memory that is held.
-    assert!(held.len() >= 10 && refused >= 100, "{} held, {refused} refused", held.len());
+    // The control case: the limit in effect is the one of held memory.
+    assert!(held.len() >= 10 && refused >= 100, "{} held, {refused} rejected", held.len());
     let peak = peak_mib(&world, "data");
     assert!(peak < LIMIT_MIB, "{peak} MiB");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fields_that_are_repeated_without_end_are_refused_before_they_are_decoded() {
+async fn excessively_repeated_fields_are_rejected_before_they_are_decoded() {
     let (user_limit, data_limit) = (format!("{LIMIT_MIB}MiB"), format!("{LIMIT_MIB}MiB"));
     let (world, _) = World::with(1, &["--user.memory-limit", &user_limit, "--data.memory-limit", &data_limit]);
     let mut users = UserServiceClient::new(channel("user", &world, 101));
@@ -131,7 +131,7 @@ async fn fields_that_are_repeated_without_end_are_refused_before_they_are_decode
         profile.expect("others are served");
         for asked in asked {
             let (status, _) = asked.expect("headers");
-            let status = status.expect("refused in the headers");
+            let status = status.expect("rejected in the headers");
             let violated = status.get_details_bad_request().map(|bad| bad.field_violations[0].field.clone());
             assert_eq!((status.code(), violated.as_deref()), (code, field), "{path}");
         }

@@ -1,4 +1,4 @@
-//! HTTP/2 by hand, as a caller that does no more than it must. For the benchmark of attacks too.
+//! A minimal HTTP/2 client, for misbehaving callers. Also used by the attack benchmark.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use h2::{RecvStream, SendStream};
 use tokio::net::TcpSocket;
 use tonic::Status;
 
-/// A connection from that address to a peer that may send so much of each answer.
+/// A connection from an address; `window_bytes` is the flow-control window of each answer.
 pub(crate) async fn connect(from: [u8; 4], to: SocketAddr, window_bytes: u32) -> std::io::Result<SendRequest<Bytes>> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
@@ -35,7 +35,7 @@ pub(crate) async fn begin(
     sender.clone().ready().await?.send_request(request.body(()).expect("a request"), false)
 }
 
-/// A message in gRPC's frame.
+/// A message in gRPC's framing.
 pub(crate) fn framed(message: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(message.len() + 5);
     frame.put_u8(0);
@@ -44,7 +44,7 @@ pub(crate) fn framed(message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// Sends a message, and gives the status in the answer's headers, if it is there. Nobody takes the answer.
+/// Sends a message; returns the status in the answer's headers, if any. The answer is left unread.
 pub(crate) async fn ask(
     sender: &SendRequest<Bytes>,
     path: &str,

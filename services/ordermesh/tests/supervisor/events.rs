@@ -1,4 +1,4 @@
-//! `ordermesh events`: what is printed of a running system's events, whatever becomes of its instances.
+//! `ordermesh events` on a running system whose instances are killed.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -48,12 +48,12 @@ impl Drop for Following {
     }
 }
 
-/// The trace of a number.
+/// The trace id of a number.
 fn trace(number: u32) -> String {
     format!("{:032x}", u128::from(number) + 1)
 }
 
-/// A log-in that is refused, in a trace of its own.
+/// A rejected log-in, in a trace of its own.
 async fn fail_to_log_in(users: &mut UserServiceClient<Channel>, number: u32) {
     let message = LoginRequest { email: format!("nobody-{number}@example.com"), password: "a wrong password".into() };
     let mut request = mesh::untraced(message);
@@ -66,7 +66,7 @@ async fn fail_to_log_in(users: &mut UserServiceClient<Channel>, number: u32) {
 fn kill_an_instance_and_wait_for_another(world: &World, killed: usize) {
     let before = world.processes_of("data");
     kill("-KILL", before[killed % before.len()]);
-    until("there are two again", || {
+    until("two instances are running again", || {
         let now = world.processes_of("data");
         now.len() == 2 && now != before
     });
@@ -77,7 +77,7 @@ fn kill_an_instance_and_wait_for_another(world: &World, killed: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_event_is_printed_once_whatever_instance_is_killed() {
+async fn each_event_is_printed_once_even_if_instances_are_killed() {
     let (world, _) = World::of(2);
     let addresses = [1, 2].map(|instance| format!("127.0.0.1:{}", world.port_base + 100 + instance)).to_vec();
     let mut users = UserServiceClient::new(mesh::client(ClientConfig::new("user", addresses, contracts::POLICIES)));
@@ -99,11 +99,11 @@ async fn each_event_is_printed_once_whatever_instance_is_killed() {
     }
     assert_eq!(printed, all);
     kill("-INT", following.process.id());
-    assert!(following.process.wait().expect("it ends").success(), "Ctrl-C is its end");
+    assert!(following.process.wait().expect("it exits").success(), "Ctrl-C ends it with success");
     assert_eq!(following.lines.recv().ok(), None, "nothing more was printed");
-    // The same without following, as a person reads it; oldest first.
+    // The same without `--follow`, as text; oldest first.
     let filters = ["--type", "user_login", "--type", "data_lookup", "--status", "failed", "--since", "1h"];
-    let output = world.command("events").args(filters).output().expect("it ends");
+    let output = world.command("events").args(filters).output().expect("it exits");
     let lines = String::from_utf8(output.stdout).expect("text");
     assert!(output.status.success() && !lines.contains('\x1b'), "{lines}");
     let traces: Vec<_> = lines.lines().map(|line| line.rsplit(' ').next().expect("a trace").to_owned()).collect();
@@ -114,7 +114,7 @@ async fn each_event_is_printed_once_whatever_instance_is_killed() {
 }
 
 #[test]
-fn what_no_service_takes_is_refused_with_what_is_allowed() {
+fn an_invalid_filter_is_rejected_with_the_valid_forms() {
     let (world, _) = World::start();
     for (arguments, code, told) in [
         (["--type", "login"], 2, "one of user_login, order_creation"),
@@ -124,7 +124,7 @@ fn what_no_service_takes_is_refused_with_what_is_allowed() {
         (["--trace", "seven"], 1, "32 lower-case hex digits"),
     ] {
         for follow in [&[][..], &["--follow"]] {
-            let output = world.command("events").args(arguments).args(follow).output().expect("it ends");
+            let output = world.command("events").args(arguments).args(follow).output().expect("it exits");
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
             assert!(said.contains(told), "{arguments:?}: {said}");

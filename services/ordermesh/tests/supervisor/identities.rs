@@ -1,4 +1,5 @@
-//! Every rpc of the contract by every identity, on both transports: the contract's policies alone decide who is let in.
+//! Every rpc of the contract with every identity, on both transports: the contract's policies alone decide which
+//! callers are admitted.
 
 use std::sync::Arc;
 
@@ -15,20 +16,20 @@ use tonic_types::StatusExt;
 
 use crate::world::World;
 
-/// Ports above the base; the last name of a package is its service's.
+/// Ports relative to the base; the first part of a package's name is its service.
 const SERVICES: [(&str, u16); 5] = [("user", 101), ("order", 201), ("payment", 301), ("data", 401), ("gateway", 501)];
 const TRUST_DOMAIN: &str = "ordermesh.local";
 
-/// Who a caller is found to be.
+/// The identity that a caller is authenticated as.
 #[derive(Clone, Copy)]
 enum Caller {
     Person(Role),
     Service(&'static str),
-    /// Nobody, for this reason.
+    /// Unauthenticated, for this reason.
     Nobody(&'static str),
 }
 
-/// What a caller shows.
+/// Presented credentials.
 struct Shown {
     what: String,
     /// The certificate's service.
@@ -49,7 +50,7 @@ impl Shown {
     }
 }
 
-/// Why the gatekeeper refuses; `None` when it lets the caller in.
+/// The gatekeeper's rejection; `None` if the caller is admitted.
 fn refusal(policy: &MethodPolicy, caller: Caller) -> Option<(Code, &'static str)> {
     let allows = |access| policy.allow.contains(&access);
     if allows(Access::Public) {
@@ -112,7 +113,7 @@ impl Doors {
         mesh::client(ClientConfig { tls, retries: false, ..ClientConfig::new(target, addresses, POLICIES) })
     }
 
-    /// What can be shown on either transport.
+    /// The credentials that can be presented on either transport.
     fn persons(&self) -> Vec<Shown> {
         let [customer, operator] = [&self.customer, &self.operator].map(|token| format!("Bearer {token}"));
         let bearer = |what, token: &str, is| Shown::headers(what, &[("authorization", token)], is);
@@ -146,17 +147,17 @@ impl Doors {
         }
         let order = Caller::Service("order");
         all.extend([
-            Shown::headers("the secret as nobody", &[(SECRET, secret)], NONE),
+            Shown::headers("the secret without a name", &[(SECRET, secret)], NONE),
             Shown::headers("the secret with an empty name", &[(SECRET, secret), (SERVICE, "")], NONE),
             Shown::headers("a wrong secret", &[(SECRET, "a guess"), (SERVICE, "order")], NONE),
             Shown::headers("an empty secret", &[(SECRET, ""), (SERVICE, "order")], NONE),
             Shown::headers(
-                "the secret beside an operator's token",
+                "the secret with an operator's token",
                 &[(SECRET, secret), (SERVICE, "order"), ("authorization", &operator)],
                 order,
             ),
             Shown::headers(
-                "a wrong secret beside an operator's token",
+                "a wrong secret with an operator's token",
                 &[(SECRET, "a guess"), (SERVICE, "order"), ("authorization", &operator)],
                 NONE,
             ),
@@ -170,7 +171,7 @@ async fn log_in(users: &mut UserServiceClient<Channel>, email: &str, password: &
     users.login(login).await.expect("logged in").into_inner().session.expect("a session").access_token
 }
 
-/// Calls with an empty message; how it was answered, when it was refused before an answer began.
+/// Makes a call with an empty message; returns the status if it is rejected before an answer begins.
 async fn call(channel: &Channel, path: &str, headers: &[(&'static str, String)]) -> Option<Status> {
     let mut request = Request::new(());
     for (name, value) in headers {
@@ -186,13 +187,13 @@ fn reason(status: &Status) -> (Code, String) {
     (status.code(), status.get_details_error_info().map(|info| info.reason).unwrap_or_default())
 }
 
-/// Where a method is served.
+/// The service of a method, and its port.
 fn home(policy: &MethodPolicy) -> (&'static str, u16) {
     let package = policy.name().split('.').next().expect("a package");
     *SERVICES.iter().find(|(name, _)| *name == package).expect("a service of the system")
 }
 
-/// Reasons of the gatekeeper; and three for which it was not asked.
+/// The gatekeeper's reasons, and three for calls that did not reach it.
 const GATEKEEPERS: [&str; 11] = [
     "UNREACHABLE",
     "CONNECTION_LOST",
@@ -228,21 +229,21 @@ async fn every_rpc_by_every_identity(has_tls: bool) {
     }
     assert_eq!(wrong, [] as [String; 0]);
     assert_eq!(cells, all.len() * POLICIES.0.len());
-    assert!(let_in > 100 && cells - let_in > 100, "{let_in} of {cells} are let in");
+    assert!(let_in > 100 && cells - let_in > 100, "{let_in} of {cells} are admitted");
 }
 
 #[tokio::test]
-async fn the_contract_decides_of_every_rpc_by_every_identity_who_is_let_in() {
+async fn the_contract_decides_for_every_rpc_which_identities_are_admitted() {
     every_rpc_by_every_identity(false).await;
 }
 
 #[tokio::test]
-async fn the_contract_decides_of_every_rpc_by_every_identity_who_is_let_in_with_tls() {
+async fn the_contract_decides_for_every_rpc_which_identities_are_admitted_with_tls() {
     every_rpc_by_every_identity(true).await;
 }
 
 #[tokio::test]
-async fn a_port_serves_the_methods_of_its_service_and_a_path_that_is_spelt_otherwise_is_none() {
+async fn a_port_serves_only_the_exact_paths_of_its_services_methods() {
     let doors = Doors::open(false).await;
     let operator = vec![("authorization", format!("Bearer {}", doors.operator))];
     let none = Some((Code::Unimplemented, "METHOD_NOT_FOUND".to_owned()));
@@ -271,7 +272,7 @@ async fn a_port_serves_the_methods_of_its_service_and_a_path_that_is_spelt_other
             for path in spellings {
                 assert_eq!(call(&channel, &path, &operator).await.as_ref().map(reason), none, "{path}");
             }
-            // What follows a question mark is no part of the path.
+            // The part after a question mark does not belong to the path.
             let by_nobody = call(&channel, &format!("{}?x=/{of}/Other", policy.path), &[]).await.as_ref().map(reason);
             let by_gatekeeper = by_nobody.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
             let expected = refusal(policy, Caller::Nobody("TOKEN_MISSING"));

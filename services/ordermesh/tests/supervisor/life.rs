@@ -1,32 +1,32 @@
-//! How a system starts and ends.
+//! How a system starts and stops.
 
 use std::net::{TcpListener, TcpStream};
 
 use crate::world::{World, free_port_base, kill, readyz, system, until};
 
 #[test]
-fn what_it_calls_ready_is_ready_and_no_child_outlives_a_killed_supervisor() {
+fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor() {
     let (mut world, told) = World::start();
     for port in world.admin_ports() {
         assert_eq!(readyz(port), "HTTP/1.1 200 OK", "port {port}");
     }
     let password = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("readable");
     let password = password.split_ascii_whitespace().nth(1).expect("a password");
-    assert!(!told.contains(password) && told.contains("operator.txt"), "a pipe is no terminal: {told}");
+    assert!(!told.contains(password) && told.contains("operator.txt"), "a pipe is not a terminal: {told}");
     let mode = |name: &str| {
         use std::os::unix::fs::PermissionsExt;
         std::fs::metadata(world.data_dir.join(name)).expect(name).permissions().mode() & 0o077
     };
     for name in ["", "order.db", "order.db-wal", "user.db", "gateway.db", "mesh.secret", "operator.txt", "keys"] {
-        assert_eq!(mode(name), 0, "{name} is nobody else's");
+        assert_eq!(mode(name), 0, "{name} is accessible to its owner only");
     }
     world.signal("-KILL");
-    world.supervisor.wait().expect("it ends");
+    world.supervisor.wait().expect("it exits");
     world.until_nobody_listens();
 }
 
 #[test]
-fn a_child_that_is_killed_is_started_again() {
+fn a_killed_child_is_restarted() {
     let (world, _) = World::start();
     let before = world.children();
     assert_eq!(before.len(), 5);
@@ -43,17 +43,17 @@ fn a_child_that_is_killed_is_started_again() {
 }
 
 #[test]
-fn sigterm_ends_everything_with_success() {
+fn sigterm_stops_everything_with_success() {
     let (mut world, _) = World::start();
     world.signal("-TERM");
-    assert!(world.supervisor.wait().expect("it ends").success());
+    assert!(world.supervisor.wait().expect("it exits").success());
     for port in world.admin_ports() {
-        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "port {port}: no child is left when it has ended");
+        assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "port {port}: no child is left after its exit");
     }
 }
 
 #[test]
-fn a_system_with_a_wrong_setting_ends_at_once_and_says_which() {
+fn a_system_with_an_invalid_setting_exits_immediately_and_names_it() {
     for (flag, value, named) in [
         ("--order.database-url", "postgres://shop:s3cr3t#Pw@127.0.0.1:5432/shop", "the database URL cannot be parsed"),
         ("--gateway.database-url", "postgres://shop:s3cr3t@h1:1,h2:2/shop", "the database URL cannot be parsed"),
@@ -64,7 +64,7 @@ fn a_system_with_a_wrong_setting_ends_at_once_and_says_which() {
     ] {
         let folder = tempfile::tempdir().expect("a folder");
         let mut system = system(free_port_base(), &folder.path().join("data"), 1);
-        let out = system.args([flag, value]).output().expect("it ends");
+        let out = system.args([flag, value]).output().expect("it exits");
         let said = [out.stdout, out.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).join("\n");
         assert_eq!(out.status.code(), Some(2), "{flag}: {said}");
         assert!(said.contains(named) && !said.contains("s3cr3t"), "{flag}: {said}");
@@ -72,7 +72,7 @@ fn a_system_with_a_wrong_setting_ends_at_once_and_says_which() {
 }
 
 #[test]
-fn a_taken_port_is_named() {
+fn a_taken_port_is_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let base = free_port_base();
     let _taken = TcpListener::bind(("127.0.0.1", base + 301)).expect("free");
@@ -82,11 +82,11 @@ fn a_taken_port_is_named() {
     assert!(told.contains(&format!("127.0.0.1:{} is taken", base + 301)) && told.contains("--port-base"), "{told}");
 }
 
-/// Every user of the machine reads command lines.
+/// Every local user can read command lines.
 #[test]
-fn a_password_in_a_database_url_leaves_the_command_line() {
+fn a_password_in_a_database_url_is_removed_from_the_command_line() {
     let folder = tempfile::tempdir().expect("a folder");
-    // Nothing answers there, so that it waits.
+    // Nothing listens there, so the process keeps retrying.
     let port = TcpListener::bind("127.0.0.1:0").expect("free").local_addr().expect("an address").port();
     let url = format!("postgres://shop:s3cr3t@127.0.0.1:{port}/shop");
     let mut service = std::process::Command::new(env!("CARGO_BIN_EXE_ordermesh"))
@@ -97,14 +97,14 @@ fn a_password_in_a_database_url_leaves_the_command_line() {
         .spawn()
         .expect("it starts");
     let of_process = |what: &str| {
-        let read = std::fs::read(format!("/proc/{}/{what}", service.id())).expect("it runs");
+        let read = std::fs::read(format!("/proc/{}/{what}", service.id())).expect("running");
         String::from_utf8_lossy(&read).into_owned()
     };
     until("the password has left the command line", || !of_process("cmdline").contains("s3cr3t"));
-    assert!(of_process("cmdline").contains("--data-dir"), "the rest is there");
+    assert!(of_process("cmdline").contains("--data-dir"), "the other arguments are kept");
     assert!(of_process("environ").contains(&format!("ORDERMESH_DATABASE_URL={url}")));
-    service.kill().expect("it runs");
-    let said = service.wait_with_output().expect("it ends").stderr;
+    service.kill().expect("running");
+    let said = service.wait_with_output().expect("it exits").stderr;
     let said = String::from_utf8_lossy(&said);
     assert!(said.contains("set ORDERMESH_DATABASE_URL instead") && !said.contains("s3cr3t"), "{said}");
 }

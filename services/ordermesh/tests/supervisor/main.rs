@@ -1,4 +1,4 @@
-//! The program as a person uses it, on a system of its own. Start reading at [`world`].
+//! The program as a user runs it, on a dedicated system. Start reading at [`world`].
 
 #[cfg(target_os = "linux")]
 mod attacked;

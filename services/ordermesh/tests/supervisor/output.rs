@@ -1,28 +1,28 @@
-//! What is printed where nothing reads it: `ordermesh … | head -1`, when `head` has gone.
+//! Output to a closed pipe: `ordermesh … | head -1`, after `head` has exited.
 
 use std::process::{Command, Stdio};
 
 use crate::world::{PATIENCE, World, free_port_base, kill, ordermesh, readyz, system, until};
 
-/// A pipe that nothing reads.
+/// A pipe whose reader is closed.
 fn closed() -> Stdio {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     writer.into()
 }
 
-/// What a shell shows for a program that was ended by SIGPIPE.
+/// The exit code that a shell reports for a program killed by SIGPIPE.
 const ENDED_BY_A_PIPE: i32 = 128 + 13;
 
-/// It ends, and says nothing about it.
+/// The command exits without a message.
 fn ends_quietly(command: &mut Command) {
-    let output = command.stdin(Stdio::null()).stdout(closed()).output().expect("it ends");
+    let output = command.stdin(Stdio::null()).stdout(closed()).output().expect("it exits");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), said.as_ref()), (Some(ENDED_BY_A_PIPE), ""), "{command:?}");
 }
 
 #[test]
-fn commands_without_a_system_end_quietly_when_nothing_reads_them() {
+fn commands_without_a_system_exit_quietly_on_a_closed_pipe() {
     ends_quietly(ordermesh().args(["demo", "--list"]));
     let folder = tempfile::tempdir().expect("a folder");
     ends_quietly(ordermesh().args(["certs", "--dir"]).arg(folder.path().join("certs")));
@@ -40,24 +40,24 @@ fn commands_without_a_system_end_quietly_when_nothing_reads_them() {
 }
 
 #[test]
-fn commands_on_a_system_end_quietly_when_nothing_reads_them() {
+fn commands_on_a_system_exit_quietly_on_a_closed_pipe() {
     let (world, _) = World::start();
     let load = ["--orders", "3", "--customers", "1", "--accounts", "1"];
-    let loaded = world.command("load").args(load).output().expect("it ends");
-    assert!(loaded.status.success(), "the twin: {}", String::from_utf8_lossy(&loaded.stderr));
+    let loaded = world.command("load").args(load).output().expect("it exits");
+    assert!(loaded.status.success(), "control: {}", String::from_utf8_lossy(&loaded.stderr));
     ends_quietly(world.command("load").args(load));
     ends_quietly(&mut world.command("verify"));
     ends_quietly(world.command("demo").args(["--only", "success"]));
     ends_quietly(&mut world.command("events"));
     ends_quietly(world.command("events").args(["--follow", "-o", "json"]));
-    let events = world.command("events").args(["-o", "json", "--type", "order_creation"]).output().expect("it ends");
+    let events = world.command("events").args(["-o", "json", "--type", "order_creation"]).output().expect("it exits");
     let event = String::from_utf8(events.stdout).expect("text").lines().next().expect("an event").to_owned();
     let event: serde_json::Value = serde_json::from_str(&event).expect("JSON");
     ends_quietly(world.command("explain").arg(event["orderId"].as_str().expect("an order")));
 }
 
 #[test]
-fn a_system_runs_on_when_nothing_reads_it() {
+fn a_system_keeps_running_on_a_closed_pipe() {
     let folder = tempfile::tempdir().expect("a folder");
     let base = free_port_base();
     let mut supervisor = system(base, &folder.path().join("data"), 1).stdout(closed()).spawn().expect("starts");
@@ -66,5 +66,5 @@ fn a_system_runs_on_when_nothing_reads_it() {
     }
     assert!(supervisor.try_wait().expect("watched").is_none(), "it runs, within {PATIENCE:?}");
     kill("-TERM", supervisor.id());
-    assert!(supervisor.wait().expect("it ends").success());
+    assert!(supervisor.wait().expect("it exits").success());
 }

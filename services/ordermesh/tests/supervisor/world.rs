@@ -1,4 +1,4 @@
-//! A system as a person starts it: the built program, real ports, a temporary folder.
+//! A system as a user starts it: the built program, real ports, a temporary folder.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longer than a start or an end ever takes.
+/// Longer than any start or shutdown.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running system; killed at the end, if it still runs.
+/// A running system; killed when it is dropped, if it is still running.
 pub(crate) struct World {
     pub(crate) supervisor: Child,
     pub(crate) port_base: u16,
@@ -18,17 +18,17 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A system of one instance each; with what it said when it was ready.
+    /// Starts a system with one instance of each service; returns it with its output when it was ready.
     pub(crate) fn start() -> (Self, String) {
         Self::of(1)
     }
 
-    /// Starts a system, and returns when it says that it is ready; with what it said.
+    /// Starts a system with this many instances; returns it with its output when it was ready.
     pub(crate) fn of(instances: u16) -> (Self, String) {
         Self::with(instances, &[])
     }
 
-    /// The same, with more arguments.
+    /// The same, with additional arguments.
     pub(crate) fn with(instances: u16, arguments: &[&str]) -> (Self, String) {
         let folder = tempfile::tempdir().expect("a folder");
         let data_dir = folder.path().join("data");
@@ -40,7 +40,7 @@ impl World {
         while !told.contains("Ctrl-C ends the system") {
             assert!(lines.read_line(&mut told).expect("readable") > 0, "it ended: {told}");
         }
-        // Somebody has to read on: a full pipe would stop it.
+        // The output must be read on: a full pipe would block the supervisor.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
         (Self { supervisor, port_base, _folder: folder, data_dir }, told)
     }
@@ -62,7 +62,7 @@ impl World {
         self.children().into_iter().filter(is_of_it).collect()
     }
 
-    /// A command on this system.
+    /// A command for this system.
     pub(crate) fn command(&self, name: &str) -> Command {
         let mut command = ordermesh();
         command.args([name, "--port-base", &self.port_base.to_string(), "--data-dir"]).arg(&self.data_dir);
@@ -84,7 +84,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Its children end by themselves: that is what the tests are about.
+        // Its children exit on their own: that is what the tests are about.
         let _ = self.supervisor.kill();
         let _ = self.supervisor.wait();
     }
@@ -97,7 +97,7 @@ pub(crate) fn ordermesh() -> Command {
     command
 }
 
-/// The program as a system.
+/// The program running a whole system.
 pub(crate) fn system(port_base: u16, data_dir: &Path, instances: u16) -> Command {
     let mut command = ordermesh();
     command.args(["--instances", &instances.to_string(), "--user.bcrypt-cost", "4"]);
@@ -105,7 +105,7 @@ pub(crate) fn system(port_base: u16, data_dir: &Path, instances: u16) -> Command
     command
 }
 
-/// Below the ports that the kernel hands out by itself, and out of the way of other tests of this file.
+/// Below the ephemeral ports of the kernel, and distinct from other tests of this file.
 pub(crate) fn free_port_base() -> u16 {
     static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
     let start = 10_000 + u16::try_from(std::process::id() % 60).expect("small") * 100;
@@ -118,22 +118,22 @@ pub(crate) fn free_port_base() -> u16 {
     }
 }
 
-/// The parent of a process, unless it is gone: the second field behind the name in brackets.
+/// The parent of a process, if it exists: the second field after the name in parentheses.
 fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ');
-    // The dead are listed until they are waited for.
+    // Zombies are listed until they are waited for.
     (fields.next()? != "Z").then(|| fields.next()?.parse().ok())?
 }
 
 pub(crate) fn kill(signal: &str, pid: u32) {
-    // The shell's own: not every machine has a program of this name.
+    // The shell's builtin: not every machine has a `kill` program.
     let killed = Command::new("sh").args(["-c", &format!("kill {signal} {pid}")]).status().expect("sh");
-    assert!(killed.success(), "{pid} is there to be killed");
+    assert!(killed.success(), "{pid} is running");
 }
 
-/// Waits for a state of other processes, of which nobody tells.
+/// Polls for a state of other processes that nothing notifies about.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !is_so() {

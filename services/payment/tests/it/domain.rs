@@ -1,4 +1,4 @@
-//! The payment's life, with a scripted gateway.
+//! The payment's lifecycle, with a scripted gateway.
 
 use std::sync::{Arc, Mutex};
 
@@ -24,23 +24,23 @@ fn failed(operation: &str, error: &str) -> (String, Option<String>) {
 }
 
 #[tokio::test]
-async fn a_payment_is_charged_once_however_often_it_is_asked_for() {
+async fn a_payment_is_charged_once_however_often_it_is_requested() {
     let world = World::new().await;
     let one = world.instance("one");
     for _ in 0..3 {
         let payment = world.process(&one).await;
         assert_eq!((payment.state, payment.version), (State::Succeeded, 2));
         assert!(payment.charge_id.is_some());
-        assert_eq!(payment.payment_method, None, "the secret is kept no longer than it is needed");
+        assert_eq!(payment.payment_method, None, "the secret is deleted once it is no longer needed");
     }
     assert_eq!(world.gateway.calls().len(), 1);
     assert_eq!(world.events().await, [ok("charge")]);
     assert_eq!(world.attempts().await, [("create_charge".to_owned(), State::Succeeded)]);
-    assert!(!world.told.was_told_of(world.order_id), "who waited was answered");
+    assert!(!world.told.was_told_of(world.order_id), "the waiting call was answered");
 }
 
 #[tokio::test]
-async fn a_decline_is_final_and_tells_its_code() {
+async fn a_decline_is_final_and_has_its_code() {
     for code in DECLINE_CODES {
         let world = World::new().await;
         world.gateway.declines(code);
@@ -51,28 +51,28 @@ async fn a_decline_is_final_and_tells_its_code() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_asked_for_again_and_charges_once() {
+async fn a_lost_answer_is_retried_and_charges_once() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.script([Turn::AnswerLost, Turn::Silent]);
     assert_eq!(world.process(&one).await.state, State::InDoubt);
-    assert_eq!(world.events().await, [], "doubt is no event");
+    assert_eq!(world.events().await, [], "doubt has no event");
     world.when_due(&one).await;
     assert_eq!(world.state().await, State::InDoubt);
     world.when_due(&one).await;
     assert_eq!(world.state().await, State::Succeeded);
     assert_eq!(world.gateway.money_taken(), 1);
     assert_eq!(world.events().await, [ok("charge")]);
-    assert!(world.told.was_told_of(world.order_id), "nobody waited any more, so the order is told");
+    assert!(world.told.was_told_of(world.order_id), "no call was waiting, so the order is confirmed");
 }
 
 #[tokio::test]
-async fn doubt_past_its_limit_is_given_up_only_when_certainly_not_charged() {
+async fn a_payment_in_doubt_past_the_limit_fails_only_if_certainly_not_charged() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.script([Turn::Silent; 2]);
     assert_eq!(world.process(&one).await.state, State::InDoubt);
-    assert!(world.payment().await.payment_method.is_some(), "it may have to be asked for again");
+    assert!(world.payment().await.payment_method.is_some(), "the charge may have to be retried");
     let steps = world.later(&one, 2).await;
     assert!(matches!(&steps[..], [Step::GoesOn(on), ..] if on.state == State::Cancelling), "{steps:?}");
     let payment = world.payment().await;
@@ -82,7 +82,7 @@ async fn doubt_past_its_limit_is_given_up_only_when_certainly_not_charged() {
 }
 
 #[tokio::test]
-async fn doubt_past_its_limit_that_turns_out_charged_succeeds() {
+async fn a_payment_in_doubt_past_the_limit_succeeds_if_it_turns_out_charged() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.script([Turn::AnswerLost, Turn::Silent]);
@@ -95,7 +95,7 @@ async fn doubt_past_its_limit_that_turns_out_charged_succeeds() {
 }
 
 #[tokio::test]
-async fn a_try_in_doubt_is_due_no_later_than_the_limit() {
+async fn an_attempt_in_doubt_is_due_no_later_than_the_limit() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.falls_silent(true);
@@ -107,14 +107,14 @@ async fn a_try_in_doubt_is_due_no_later_than_the_limit() {
             break;
         }
         let due = payment.next_attempt_time.expect("due");
-        assert!(due <= since.plus(DOUBT_LIMIT), "the last try of all is made when doubt ends");
+        assert!(due <= since.plus(DOUBT_LIMIT), "the last attempt is made at the doubt limit");
         world.when_due(&one).await;
     }
     assert_eq!(world.state().await, State::Cancelling);
 }
 
 #[tokio::test]
-async fn a_gateway_that_stays_silent_decides_nothing_ever() {
+async fn a_gateway_that_never_answers_decides_nothing() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.falls_silent(true);
@@ -126,16 +126,16 @@ async fn a_gateway_that_stays_silent_decides_nothing_ever() {
     assert_eq!(world.state().await, State::Failed);
 }
 
-/// How the payment is when the order cancels, and what that ends in.
+/// The payment's condition when the order is cancelled, and its final state.
 #[tokio::test]
-async fn a_cancel_leaves_nothing_charged_whenever_it_comes() {
+async fn a_cancellation_at_any_time_leaves_nothing_charged() {
     let cases: [(&str, &[Turn], State); 6] = [
-        ("pending, its driver died before it asked", &[], State::Cancelled),
+        ("pending, its driver crashed before the call", &[], State::Cancelled),
         ("in doubt, not charged", &[Turn::Silent], State::Cancelled),
         ("in doubt, charged", &[Turn::AnswerLost], State::Refunded),
         ("charged", &[Turn::Fine], State::Refunded),
         (
-            "charged, and the cancelling is silent at first",
+            "charged, and the cancellation gets no answer at first",
             &[Turn::Fine, Turn::Silent, Turn::AnswerLost],
             State::Refunded,
         ),
@@ -155,12 +155,12 @@ async fn a_cancel_leaves_nothing_charged_whenever_it_comes() {
         assert!(!world.gateway.holds_money(), "{case}");
         let name = if expected == State::Refunded { "refund" } else { "cancel" };
         assert_eq!(world.events().await.iter().filter(|event| **event == ok(name)).count(), 1, "{case}");
-        assert_eq!(world.cancel(&one, 1).await.version, payment.version, "{case}: asked twice, it changes nothing");
+        assert_eq!(world.cancel(&one, 1).await.version, payment.version, "{case}: a repeated request changes nothing");
     }
 }
 
 #[tokio::test]
-async fn a_cancel_is_answered_with_what_it_came_to() {
+async fn a_cancellation_is_answered_with_its_result() {
     let world = World::new().await;
     let one = world.instance("one");
     world.process(&one).await;
@@ -170,20 +170,20 @@ async fn a_cancel_is_answered_with_what_it_came_to() {
 }
 
 #[tokio::test]
-async fn a_cancel_during_doubts_own_cancelling_refunds_what_turns_out_charged() {
+async fn a_cancellation_while_the_doubt_limit_cancels_refunds_what_turns_out_charged() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.script([Turn::AnswerLost, Turn::Silent, Turn::Silent, Turn::Silent]);
     world.process(&one).await;
     world.later(&one, 1).await;
-    assert_eq!(world.state().await, State::Cancelling, "the limit began it");
+    assert_eq!(world.state().await, State::Cancelling, "started by the doubt limit");
     world.cancel(&one, 1).await;
     world.later(&one, 3).await;
     assert_eq!(world.state().await, State::Refunded);
 }
 
 #[tokio::test]
-async fn a_cancel_that_comes_first_is_a_tombstone_and_the_gateway_is_never_asked() {
+async fn a_cancellation_before_the_payment_is_a_tombstone_and_the_gateway_is_never_called() {
     let world = World::new().await;
     let one = world.instance("one");
     let tombstone = world.cancel(&one, 1).await;
@@ -195,15 +195,15 @@ async fn a_cancel_that_comes_first_is_a_tombstone_and_the_gateway_is_never_asked
     assert_eq!(world.attempts().await, [("record".to_owned(), State::Cancelled)]);
 }
 
-/// The hole in the first design: a stalled driver charges an order that was cancelled meanwhile.
+/// The flaw of the first design: a stalled driver charges an order that was cancelled in the meantime.
 #[tokio::test]
-async fn a_driver_that_wakes_after_the_cancel_charges_nothing() {
+async fn a_driver_that_resumes_after_the_cancellation_charges_nothing() {
     let world = World::new().await;
     let one =
         world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((FaultPoint::BeforeEffect, State::Pending))))), 8);
     let stalled = world.process(&one).await;
     assert_eq!(world.cancel(&world.instance("two"), 1).await.state, State::Cancelled);
-    let step = one.driver.step(stalled).await.expect("a try");
+    let step = one.driver.step(stalled).await.expect("an attempt");
     assert_eq!(step, Step::Lost);
     assert_eq!(world.gateway.money_taken(), 0);
     assert_eq!(world.state().await, State::Cancelled);
@@ -211,7 +211,7 @@ async fn a_driver_that_wakes_after_the_cancel_charges_nothing() {
 }
 
 #[tokio::test]
-async fn a_refused_refund_rests_until_a_larger_number() {
+async fn a_refused_refund_is_retried_only_with_a_larger_number() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.refuses_refunds(1);
@@ -219,7 +219,7 @@ async fn a_refused_refund_rests_until_a_larger_number() {
     let refused = world.cancel(&one, 1).await;
     assert_eq!((refused.state, refused.refund_n), (State::RefundRefused, 1));
     assert!(refused.last_error.is_some_and(|error| error.contains("on purpose")));
-    assert_eq!(world.cancel(&one, 1).await.state, State::RefundRefused, "the same number is answered, not tried");
+    assert_eq!(world.cancel(&one, 1).await.state, State::RefundRefused, "the same number is answered, not retried");
     let refunded = world.cancel(&one, 2).await;
     assert_eq!((refunded.state, refunded.refund_n), (State::Refunded, 2));
     assert_eq!(world.events().await, [ok("charge"), failed("refund", "REFUND_REFUSED REFUND_REFUSED"), ok("refund")]);
@@ -227,7 +227,7 @@ async fn a_refused_refund_rests_until_a_larger_number() {
 }
 
 #[tokio::test]
-async fn two_drivers_at_once_charge_once_and_tell_once() {
+async fn two_concurrent_drivers_charge_once_and_write_one_event() {
     let world = World::new().await;
     let (one, two) = (
         world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((FaultPoint::BeforeEffect, State::Pending))))), 8),
@@ -235,7 +235,7 @@ async fn two_drivers_at_once_charge_once_and_tell_once() {
     );
     let pending = world.process(&one).await;
     let (first, second) = tokio::join!(one.driver.step(pending.clone()), two.driver.step(pending));
-    let steps = [first.expect("a try"), second.expect("a try")];
+    let steps = [first.expect("an attempt"), second.expect("an attempt")];
     assert_eq!(steps.iter().filter(|step| **step == Step::Lost).count(), 1);
     assert_eq!(steps.iter().filter(|step| matches!(step, Step::Settled(_))).count(), 1);
     assert_eq!(world.gateway.money_taken(), 1);
@@ -244,7 +244,7 @@ async fn two_drivers_at_once_charge_once_and_tell_once() {
 }
 
 #[tokio::test]
-async fn whatever_point_a_driver_dies_at_another_ends_it_the_same() {
+async fn after_a_crash_at_any_fault_point_another_driver_completes_the_payment() {
     for point in [FaultPoint::BeforeEffect, FaultPoint::AfterEffect, FaultPoint::AfterRecord] {
         let world = World::new().await;
         let at = if point == FaultPoint::AfterRecord { State::Succeeded } else { State::Pending };
@@ -252,9 +252,9 @@ async fn whatever_point_a_driver_dies_at_another_ends_it_the_same() {
         let known = world.process(&one).await.state;
         assert_eq!(known, at, "{point:?}");
         let two = world.instance("two");
-        assert_eq!(two.driver.tick().await.expect("nothing due"), [], "{point:?}: the lease is the dead one's");
+        assert_eq!(two.driver.tick().await.expect("nothing due"), [], "{point:?}: the crashed driver holds the lease");
         world.clock.advance(LEASE);
-        two.driver.tick().await.expect("a try");
+        two.driver.tick().await.expect("an attempt");
         assert_eq!(world.state().await, State::Succeeded, "{point:?}");
         assert_eq!(world.gateway.money_taken(), 1, "{point:?}");
         assert_eq!(world.events().await, [ok("charge")], "{point:?}");
@@ -262,7 +262,7 @@ async fn whatever_point_a_driver_dies_at_another_ends_it_the_same() {
 }
 
 #[tokio::test]
-async fn a_restarted_instance_takes_its_own_payments_up_at_once() {
+async fn a_restarted_instance_resumes_its_payments_immediately() {
     let world = World::new().await;
     let dead =
         world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((FaultPoint::AfterEffect, State::Pending))))), 8);
@@ -295,13 +295,13 @@ async fn a_draining_instance_drives_nothing_more_and_frees_its_leases() {
     assert!(one.driver.permit().is_none());
     let mut world = world;
     world.another_order();
-    assert_eq!(world.process(&one).await.state, State::Pending, "recorded, and left to the others");
-    world.instance("two").driver.tick().await.expect("a try");
+    assert_eq!(world.process(&one).await.state, State::Pending, "recorded, and left to other instances");
+    world.instance("two").driver.tick().await.expect("an attempt");
     assert_eq!(world.state().await, State::Succeeded);
 }
 
 #[tokio::test]
-async fn as_many_as_may_be_are_driven_and_the_rest_lie_due() {
+async fn payments_beyond_the_drive_limit_stay_due() {
     let mut world = World::new().await;
     let one = world.instance_with("one", Arc::new(kernel::NoFaults), 1);
     world.gateway.script([Turn::Hangs]);
@@ -310,26 +310,26 @@ async fn as_many_as_may_be_are_driven_and_the_rest_lie_due() {
     world.another_order();
     let waiting = world.process(&one).await;
     assert_eq!((waiting.state, waiting.lease_owner), (State::Pending, None));
-    assert_eq!(one.driver.tick().await.expect("a try").len(), 1);
+    assert_eq!(one.driver.tick().await.expect("an attempt").len(), 1);
     assert_eq!(world.state().await, State::Succeeded);
 }
 
 #[tokio::test]
-async fn the_drive_goes_on_when_its_caller_has_gone() {
+async fn the_drive_continues_after_its_caller_disconnects() {
     let world = World::new().await;
     let one = world.instance("one");
     let call = Box::pin(world.process(&one));
-    // One poll hands the work over; then the caller hangs up.
+    // One poll starts the work; then the caller disconnects.
     let polled = futures_util::future::select(call, std::future::ready(())).await;
     drop(polled);
     one.tasks.close();
     one.tasks.wait().await;
     assert_eq!(world.state().await, State::Succeeded);
-    assert!(world.told.was_told_of(world.order_id), "nobody waited, so the order is told");
+    assert!(world.told.was_told_of(world.order_id), "no call was waiting, so the order is confirmed");
 }
 
 #[tokio::test]
-async fn an_amount_or_details_that_cannot_be_paid_are_declined_without_the_gateway() {
+async fn an_invalid_amount_or_invalid_details_are_declined_without_the_gateway() {
     let eur = |minor_units| Some(Money::new("EUR".parse().expect("a currency"), minor_units));
     let cases = [
         (eur(0), true, DeclineCode::InvalidAmount),
@@ -353,7 +353,7 @@ async fn an_amount_or_details_that_cannot_be_paid_are_declined_without_the_gatew
 }
 
 #[tokio::test]
-async fn an_amount_is_measured_by_the_limit_of_its_currency() {
+async fn the_amount_limit_is_per_currency() {
     for (code, minor_units, state) in [
         ("VND", 12_000_000, State::Succeeded),
         ("IDR", 25_000_000, State::Succeeded),
@@ -369,7 +369,7 @@ async fn an_amount_is_measured_by_the_limit_of_its_currency() {
 }
 
 #[tokio::test]
-async fn an_order_has_one_command() {
+async fn a_second_command_for_an_order_is_rejected() {
     let world = World::new().await;
     let one = world.instance("one");
     world.process(&one).await;
@@ -380,7 +380,7 @@ async fn an_order_has_one_command() {
 }
 
 #[tokio::test]
-async fn a_settled_payment_owes_nothing_and_is_never_due() {
+async fn a_settled_payment_has_no_pending_effect_and_is_never_due() {
     let world = World::new().await;
     let one = world.instance("one");
     world.process(&one).await;
@@ -389,7 +389,7 @@ async fn a_settled_payment_owes_nothing_and_is_never_due() {
 }
 
 #[tokio::test]
-async fn what_is_in_doubt_is_counted_with_its_age() {
+async fn payments_in_doubt_are_counted_with_their_age() {
     let world = World::new().await;
     let one = world.instance("one");
     assert_eq!(world.store.in_doubt().await.expect("a count").count, 0);
@@ -400,11 +400,11 @@ async fn what_is_in_doubt_is_counted_with_its_age() {
 }
 
 #[tokio::test]
-async fn a_healthy_ledger_has_no_differences_and_a_broken_one_tells_each() {
+async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported() {
     let mut world = World::new().await;
     let one = world.instance("one");
     let mut orders = vec![];
-    // Charged; refunded; declined; given up; cancelled before it was asked for; declined by us; on its way.
+    // Charged; refunded; failed; cancelled before it was requested; declined by the service's checks; pending.
     world.process(&one).await;
     orders.push(world.order_id);
     world.another_order();
@@ -459,7 +459,7 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_tells_each() {
 }
 
 #[tokio::test]
-async fn an_account_tells_the_attempts_and_what_the_gateway_has() {
+async fn an_account_has_the_attempts_and_the_gateways_entry() {
     let world = World::new().await;
     let one = world.instance("one");
     assert!(matches!(world.reconciler().account(world.order_id).await, Err(Error::PaymentNotFound)));
@@ -478,7 +478,7 @@ async fn an_account_tells_the_attempts_and_what_the_gateway_has() {
 const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);
 
 #[tokio::test]
-async fn a_clock_that_is_set_back_makes_doubt_last_its_limit_and_not_an_hour() {
+async fn setting_the_clock_back_does_not_extend_the_doubt() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.falls_silent(true);
@@ -489,7 +489,7 @@ async fn a_clock_that_is_set_back_makes_doubt_last_its_limit_and_not_an_hour() {
         if world.state().await != State::InDoubt {
             break;
         }
-        let steps = one.driver.tick().await.expect("a try");
+        let steps = one.driver.tick().await.expect("an attempt");
         if steps.is_empty() {
             world.when_due(&one).await;
         }
@@ -500,19 +500,19 @@ async fn a_clock_that_is_set_back_makes_doubt_last_its_limit_and_not_an_hour() {
 }
 
 #[tokio::test]
-async fn a_dead_instances_lease_of_a_clock_that_was_set_back_is_taken_over() {
+async fn a_crashed_instances_lease_of_a_clock_that_was_set_back_is_taken_over() {
     let world = World::new().await;
     let stop = Some((FaultPoint::BeforeEffect, State::Pending));
     let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(stop))), 8);
     world.process(&one).await;
     world.clock.set_back(HOUR);
-    assert_eq!(world.instance("two").driver.tick().await.expect("a try").len(), 1);
+    assert_eq!(world.instance("two").driver.tick().await.expect("an attempt").len(), 1);
     assert_eq!(world.state().await, State::Succeeded);
     assert_eq!(world.gateway.money_taken(), 1);
 }
 
 #[tokio::test]
-async fn a_clock_that_is_set_forward_charges_nothing_twice() {
+async fn setting_the_clock_forward_charges_nothing_twice() {
     let world = World::new().await;
     let one = world.instance("one");
     world.gateway.script([Turn::AnswerLost]);

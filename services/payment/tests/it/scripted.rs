@@ -1,4 +1,5 @@
-//! A gateway in memory, as honest as the real one, whose silence is scripted; and somebody who is told of late results.
+//! A gateway in memory, with a ledger as reliable as the real one's and scripted failures; and a recorder of
+//! confirmations.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,16 +9,16 @@ use kernel::OrderId;
 use payment::payment::DeclineCode;
 use payment::ports::{Charge, ChargeCommand, ChargeStatus, Confirmations, Gateway, LedgerPage, NoAnswer, RefundAnswer};
 
-/// What becomes of the next call that would change something.
+/// The result of the next call that changes something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Turn {
-    /// Done and answered.
+    /// Executed and answered.
     Fine,
-    /// Neither done nor answered.
+    /// Neither executed nor answered.
     Silent,
-    /// Done, and not answered.
+    /// Executed, but not answered.
     AnswerLost,
-    /// Neither done nor answered, and never ends.
+    /// Neither executed nor answered: the call hangs.
     Hangs,
 }
 
@@ -42,47 +43,47 @@ impl Scripted {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What becomes of the next calls; those after them are fine.
+    /// Scripts the results of the next calls; later ones are executed and answered.
     pub(crate) fn script(&self, turns: impl IntoIterator<Item = Turn>) {
         self.lock().turns.extend(turns);
     }
 
-    /// It answers nobody from now on, or everybody.
+    /// Whether calls without a script stay unanswered from now on.
     pub(crate) fn falls_silent(&self, silent: bool) {
         self.lock().silent_from_now_on = silent;
     }
 
-    /// The issuer says no.
+    /// Charges are declined from now on.
     pub(crate) fn declines(&self, code: DeclineCode) {
         self.lock().decline = Some(code);
     }
 
-    /// So many refund keys are refused.
+    /// This many refund keys are refused.
     pub(crate) fn refuses_refunds(&self, count: usize) {
         self.lock().refused_refunds = count;
     }
 
-    /// How often money was taken.
+    /// The number of charges made.
     pub(crate) fn money_taken(&self) -> u32 {
         self.lock().money_taken
     }
 
-    /// Money that was taken and not given back.
+    /// Whether a charge exists that was not refunded.
     pub(crate) fn holds_money(&self) -> bool {
         self.lock().charges.values().any(|charge| charge.status == ChargeStatus::Succeeded)
     }
 
-    /// What was asked, in order: effect and key.
+    /// The calls in order: effect and key.
     pub(crate) fn calls(&self) -> Vec<String> {
         self.lock().calls.clone()
     }
 
-    /// The ledger forgets a row: a difference.
+    /// Removes a row from the ledger, which causes a difference.
     pub(crate) fn loses_row(&self, key: &str) {
         self.lock().charges.remove(key);
     }
 
-    /// The ledger has a row of its own.
+    /// Adds a row to the ledger.
     pub(crate) fn invents_row(&self, charge: Charge) {
         self.lock().charges.insert(charge.charge_key.clone(), charge);
     }
@@ -172,7 +173,7 @@ impl Gateway for Scripted {
             if inner.silent_from_now_on {
                 return Err(NoAnswer::new("TIMEOUT: silent on purpose"));
             }
-            // Two a page, so that there are pages.
+            // Two rows a page, to have several pages.
             let rest: Vec<Charge> =
                 inner.charges.range(page_token.clone()..).map(|(_, charge)| charge.clone()).collect();
             let next = rest.get(2).map(|charge| charge.charge_key.clone());
@@ -181,7 +182,7 @@ impl Gateway for Scripted {
     }
 }
 
-/// Notes who is told of.
+/// Records the confirmed orders.
 #[derive(Default)]
 pub(crate) struct Told(Mutex<BTreeSet<OrderId>>);
 

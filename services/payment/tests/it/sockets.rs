@@ -41,7 +41,7 @@ struct PaymentArgs {
     config: payment::Config,
 }
 
-/// The Order Service's ear.
+/// Counts confirmations to the Order Service.
 #[derive(Clone, Default)]
 struct Ear(Arc<(AtomicU32, Notify)>);
 
@@ -86,7 +86,7 @@ fn url(folder: &TempDir, name: &str) -> String {
 }
 
 impl World {
-    /// A gateway, the Order Service's ear, and one instance, each with its extra settings.
+    /// A gateway, the Order Service's confirmation endpoint, and one instance, each with additional settings.
     async fn new(gateway_settings: &[&str], settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         testdb::write_secret(folder.path().join("mesh.secret"), SECRET);
@@ -115,7 +115,7 @@ impl World {
         let token = stop.clone();
         tasks.spawn(async move {
             let (_ready, is_ready) = watch::channel(true);
-            server.serve(order, is_ready, token).await.expect("the ear");
+            server.serve(order, is_ready, token).await.expect("the confirmation endpoint");
         });
         let mut world =
             Self { folder, addresses: vec![], ear, order: order_address, gateway: gateway_address, stop, tasks };
@@ -174,7 +174,7 @@ impl World {
         self.client().get_payment(request).await.expect("an answer").into_inner()
     }
 
-    /// Everybody drains.
+    /// Drains everything.
     async fn end(self) {
         self.stop.cancel();
         self.tasks.close();
@@ -197,7 +197,7 @@ fn reason(status: &Status) -> String {
 }
 
 #[tokio::test]
-async fn a_payment_goes_to_the_gateway_and_back() {
+async fn a_payment_is_charged_and_refunded_at_the_gateway() {
     let world = World::new(&[], &[]).await;
     let asked = request("pm_card_visa");
     let payment = world.process(asked.clone()).await;
@@ -246,17 +246,17 @@ async fn each_decline_has_its_code_and_its_advice() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_found_out_and_the_order_is_told() {
+async fn a_lost_answer_is_resolved_and_the_order_is_confirmed() {
     let world = World::new(&[], &["--gateway-timeout", "500ms", "--answer-within", "100ms"]).await;
     let asked = request("pm_gateway_answerLost");
     let pending = world.process(asked.clone()).await;
     let known_so_far = [PaymentState::Pending, PaymentState::InDoubt];
-    assert!(known_so_far.contains(&pending.state()), "what is known is an answer: {pending:?}");
+    assert!(known_so_far.contains(&pending.state()), "the known state is an answer: {pending:?}");
     world.ear.hears().await;
     let known = world.get(&asked.order_id).await;
     assert_eq!(known.payment.expect("a payment").state(), PaymentState::Succeeded);
     let outcomes: Vec<_> = known.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
-    // A busy machine may take more tries.
+    // A busy machine may need more attempts.
     let [doubts @ .., last] = &outcomes[..] else { panic!("no attempts") };
     assert!(!doubts.is_empty() && doubts.iter().all(|doubt| doubt.starts_with("no answer: ")), "{outcomes:?}");
     assert_eq!(*last, "SUCCEEDED");
@@ -275,14 +275,14 @@ async fn a_gateway_that_never_answers_ends_in_a_timeout_and_a_tombstone() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_away_for_a_while_is_asked_again() {
+async fn a_temporarily_unavailable_gateway_is_retried() {
     let world = World::new(&[], &["--backoff", "20ms"]).await;
     assert_eq!(world.process(request("pm_gateway_unavailable3")).await.state(), PaymentState::Succeeded);
     world.end().await;
 }
 
 #[tokio::test]
-async fn a_cancel_before_the_payment_wins() {
+async fn a_cancellation_before_the_payment_wins() {
     let world = World::new(&[], &[]).await;
     let asked = request("pm_card_visa");
     assert_eq!(world.cancel(&asked.order_id, 1).await.state(), PaymentState::Cancelled);
@@ -292,7 +292,7 @@ async fn a_cancel_before_the_payment_wins() {
 }
 
 #[tokio::test]
-async fn a_refund_that_the_gateway_refuses_takes_a_larger_number() {
+async fn a_refused_refund_needs_a_larger_number() {
     let world = World::new(&[], &[]).await;
     let asked = request("pm_gateway_refundRefused");
     world.process(asked.clone()).await;
@@ -302,7 +302,7 @@ async fn a_refund_that_the_gateway_refuses_takes_a_larger_number() {
 }
 
 #[tokio::test]
-async fn two_instances_asked_at_once_charge_once_and_answer_the_same() {
+async fn concurrent_calls_to_two_instances_charge_once_and_get_the_same_answer() {
     let mut world = World::new(&[], &[]).await;
     world.instance("payment-2", &[]).await;
     let asked = request("pm_card_visa");
@@ -317,7 +317,7 @@ async fn two_instances_asked_at_once_charge_once_and_answer_the_same() {
 }
 
 #[tokio::test]
-async fn bad_input_is_refused_precisely_and_changes_nothing() {
+async fn invalid_input_is_rejected_field_by_field_and_changes_nothing() {
     let world = World::new(&[], &[]).await;
     let mut client = world.client();
     let mut bad = request("pm_card_visa");

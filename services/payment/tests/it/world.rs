@@ -1,4 +1,4 @@
-//! One store in memory, drivers on it, and a clock that is moved by hand.
+//! One store in memory, drivers on it, and a manual clock.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,9 +25,9 @@ use crate::scripted::{Scripted, Told};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 pub(crate) const DOUBT_LIMIT: Duration = Duration::from_secs(60);
-/// So long that no driver waits for its next try by itself: tests say when it is made.
+/// Longer than any driver sleeps for a backoff in its task: tests decide when the next attempt is made.
 const BACKOFF: Duration = Duration::from_secs(21);
-/// Longer than any wait between two tries.
+/// Longer than any backoff.
 pub(crate) const LONG: Duration = Duration::from_secs(61);
 
 struct Nobody(String);
@@ -42,7 +42,7 @@ impl EventSink for Nobody {
     }
 }
 
-/// Stops every driver at a point, once.
+/// Stops the next driver at this fault point, once.
 pub(crate) struct StopAt(pub(crate) Mutex<Option<(FaultPoint, State)>>);
 
 impl Faults for StopAt {
@@ -67,7 +67,7 @@ pub(crate) struct World {
     user_id: UserId,
 }
 
-/// An instance: a driver and what is around it.
+/// An instance: a driver, and everything it needs.
 pub(crate) struct Instance {
     pub(crate) name: &'static str,
     pub(crate) driver: Driver,
@@ -162,7 +162,7 @@ impl World {
         instance.processor.cancel(command, &call()).await.expect("an answer")
     }
 
-    /// Moves the clock past every wait and every lease, and lets an instance make the tries that are due; so often.
+    /// `times` times: advances the clock beyond every backoff and lease, and makes an instance's due attempts.
     pub(crate) async fn later(&self, instance: &Instance, times: u32) -> Vec<Step> {
         let mut steps = vec![];
         for _ in 0..times {
@@ -172,11 +172,11 @@ impl World {
         steps
     }
 
-    /// Moves the clock to when the next try is due, and lets an instance make it.
+    /// Advances the clock to the next due time, and makes the attempt.
     pub(crate) async fn when_due(&self, instance: &Instance) {
-        let due = self.payment().await.next_attempt_time.expect("it owes something");
+        let due = self.payment().await.next_attempt_time.expect("a pending effect");
         self.clock.advance(due.since(self.clock.now()));
-        instance.driver.tick().await.expect("a try");
+        instance.driver.tick().await.expect("an attempt");
     }
 
     pub(crate) async fn payment(&self) -> Payment {
@@ -187,13 +187,13 @@ impl World {
         self.payment().await.state
     }
 
-    /// Effect and state of the attempts.
+    /// The effect and the state of each attempt.
     pub(crate) async fn attempts(&self) -> Vec<(String, State)> {
         let attempts = self.store.attempts(self.order_id).await.expect("a database");
         attempts.into_iter().map(|attempt| (attempt.effect, attempt.state)).collect()
     }
 
-    /// Events of all instances: operation, and the error's reason.
+    /// The events of all instances: operation, and the error's type and reason.
     pub(crate) async fn events(&self) -> Vec<(String, Option<String>)> {
         let mut events: Vec<TraceEvent> = vec![];
         for name in ["one", "two"] {

@@ -37,11 +37,11 @@ impl Script {
     }
 
     fn cursors(&self) -> Vec<String> {
-        self.asked.lock().expect("sound").iter().map(|(_, cursor)| cursor.clone()).collect()
+        self.asked.lock().expect("not poisoned").iter().map(|(_, cursor)| cursor.clone()).collect()
     }
 
     fn tokens(&self) -> Vec<String> {
-        self.asked.lock().expect("sound").iter().map(|(token, _)| token.clone()).collect()
+        self.asked.lock().expect("not poisoned").iter().map(|(token, _)| token.clone()).collect()
     }
 
     async fn follower(&self) -> Follower {
@@ -78,8 +78,8 @@ impl TraceEventService for Script {
     ) -> Answer<Self::WatchTraceEventsStream> {
         let bearer = request.metadata().get("authorization").and_then(|bearer| bearer.to_str().ok());
         let token = bearer.unwrap_or_default().to_owned();
-        self.asked.lock().expect("sound").push((token, request.into_inner().after_cursor));
-        let messages = self.streams.lock().expect("sound").pop_front().expect("a scripted stream");
+        self.asked.lock().expect("not poisoned").push((token, request.into_inner().after_cursor));
+        let messages = self.streams.lock().expect("not poisoned").pop_front().expect("a scripted stream");
         match messages.first() {
             // The call itself is rejected.
             Some(Err(status)) => Err(status.clone()),
@@ -109,10 +109,10 @@ impl TraceEventService for Script {
 #[tonic::async_trait]
 impl UserService for Script {
     async fn login(&self, _: Request<user::LoginRequest>) -> Answer<user::LoginResponse> {
-        if let Some(refused) = self.logins.lock().expect("sound").pop_front() {
+        if let Some(refused) = self.logins.lock().expect("not poisoned").pop_front() {
             return Err(refused);
         }
-        let mut tokens = self.tokens.lock().expect("sound");
+        let mut tokens = self.tokens.lock().expect("not poisoned");
         *tokens += 1;
         let session = user::Session { access_token: format!("token-{tokens}"), ..Default::default() };
         Ok(Response::new(user::LoginResponse { session: Some(session), ..Default::default() }))
@@ -184,7 +184,7 @@ async fn an_expired_token_is_renewed_by_a_log_in() {
     let mut follower = script.follower().await;
     assert_eq!(follower.next().await.expect("an event").event_id, "1");
     // The first log-in fails.
-    script.logins.lock().expect("sound").push_back(Status::resource_exhausted("later"));
+    script.logins.lock().expect("not poisoned").push_back(Status::resource_exhausted("later"));
     for expected in ["2", "3"] {
         assert_eq!(follower.next().await.expect("an event").event_id, expected);
     }
