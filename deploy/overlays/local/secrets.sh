@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Makes every secret of the local overlay, into a folder that git ignores.
+# Creates every secret of the local overlay, in a folder that git ignores.
 #
 #   secrets.sh [ORDERMESH]
-#       What is missing is made; what is there stays. So it may be run again at any time. Certificates that end within a week are
-#       renewed under the same authority: apply them (kubectl apply -k deploy/overlays/local), and running pods take them up.
+#       Creates what is missing and keeps what exists, so it can be run again at any time. Certificates that expire within a week are
+#       renewed under the same authority: apply them (kubectl apply -k deploy/overlays/local), and running pods reload them.
 #   secrets.sh rotate-authority 1|2|3 [ORDERMESH]
 #       Replaces the certificate authority, without an outage. Each step is followed by kubectl apply -k deploy/overlays/local:
-#       1: a new authority beside the old one, and everybody trusts both
+#       1: a new authority beside the old one; all services trust both
 #       2: certificates of the new authority
-#       3: nobody trusts the old one any more
-#       A step is refused until the one before it is in the cluster; it then waits until every pod has taken that up.
+#       3: no service trusts the old one any more
+#       A step fails until the previous one is in the cluster; it then waits until every pod has loaded that.
 #
-# ORDERMESH is the program, which makes the certificates (default: the newest build in target/). Needs openssl.
+# ORDERMESH is the program, which issues the certificates (default: the newest build in target/). Needs openssl.
 #
-# To begin anew: kubectl delete -k deploy/overlays/local, delete the folder, and PostgreSQL's volume with it: that has the password of
-# its first start (kubectl -n ordermesh delete pvc/data-postgres-0). While the cluster has Secrets that the folder lacks, nothing is made:
-# other certificates and passwords than those in use would be an outage.
+# To start over: kubectl delete -k deploy/overlays/local, delete the folder, and PostgreSQL's volume with it, which keeps the password of
+# its first start (kubectl -n ordermesh delete pvc/data-postgres-0). While the cluster has Secrets that the folder lacks, nothing is
+# created: replacing certificates and passwords in use would be an outage.
 set -euo pipefail
 umask 077
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 secrets=$here/secrets
 tls=$secrets/tls
-# A Secret is in its pods' folders a minute after it was changed (the kubelet's sync), and read there every 10 s.
+# A changed Secret reaches its pods' folders within a minute (the kubelet's sync), and is read there every 10 s.
 settle_seconds=${SETTLE_SECONDS:-150}
 services="user order payment data gateway"
 
@@ -44,9 +44,9 @@ mkdir -p "$secrets"
 
 ask_cluster() { command -v kubectl >/dev/null && kubectl --request-timeout=5s -n ordermesh get secret "$@" 2>/dev/null; }
 
-# --- what is made once
+# --- created once
 
-make() { # make FILE COMMAND...: what the command prints, unless the file is there
+make() { # make FILE COMMAND...: writes the command's output to FILE, unless it exists
   local file=$secrets/$1
   shift
   [ -s "$file" ] && return 0
@@ -56,7 +56,7 @@ make() { # make FILE COMMAND...: what the command prints, unless the file is the
 }
 password() { openssl rand -hex 24 | tr -d '\n'; }
 operator() { printf 'operator@ordermesh.local %s\n' "$(openssl rand -hex 16)"; }
-databases() { # one role and one database here; each service has a schema of its own
+databases() { # one role and one database here; each service has its own schema
   local service
   for service in $services; do
     echo "$service=postgres://ordermesh:$(cat "$secrets/postgres-password")@postgres.ordermesh.svc.cluster.local:5432/ordermesh"
@@ -86,7 +86,7 @@ make_all() {
   make gateway-api-key password
   make postgres-password password
   make database.env databases
-  # Always that of the key that is there.
+  # Always matches the existing key.
   token_keys >"$secrets/token-keys.json.new"
   mv "$secrets/token-keys.json.new" "$secrets/token-keys.json"
   certificates
@@ -94,7 +94,7 @@ make_all() {
 
 # --- certificates
 
-current() { # are the certificates all there, of this authority, and good for a week and more?
+current() { # whether all certificates exist, are of this authority, and are valid for at least a week
   local name
   for name in $services; do
     openssl x509 -in "$tls/$name.pem" -noout -checkend $((7 * 86400)) >/dev/null 2>&1 || return 1
@@ -104,7 +104,7 @@ current() { # are the certificates all there, of this authority, and good for a 
 
 certificates() {
   if ! current; then
-    # An earlier form of this script threw the key away.
+    # An earlier version of this script deleted the key.
     [ ! -s "$tls/ca.pem" ] || [ -s "$tls/ca.key" ] || fail "certificates have to be renewed, and the key of their authority," \
       "$tls/ca.key, is not there: replace the authority (rotate-authority 1)"
     "$program" certs --dir "$tls" >/dev/null
@@ -113,7 +113,7 @@ certificates() {
   [ -s "$secrets/trust.pem" ] || trust "$tls/ca.pem"
 }
 
-trust() { # the roots of every pod, as a whole
+trust() { # writes the trust bundle of every pod, atomically
   cat "$@" >"$secrets/trust.pem.new"
   mv "$secrets/trust.pem.new" "$secrets/trust.pem"
 }
@@ -121,7 +121,7 @@ trusted() { grep -c 'BEGIN CERTIFICATE' "$secrets/trust.pem"; }
 
 # --- another authority
 
-in_cluster() { # is FILE of each service what the cluster's Secrets have as KEY?
+in_cluster() { # fails unless KEY of each service's Secret in the cluster equals FILE
   local key=$1 file=$2 service
   for service in $services; do
     ask_cluster "$service-tls" -o "jsonpath={.data.${key//./\\.}}" | openssl base64 -d -A | cmp -s - "${file//SERVICE/$service}" ||
@@ -130,7 +130,7 @@ in_cluster() { # is FILE of each service what the cluster's Secrets have as KEY?
   done
 }
 settle() {
-  say "waiting $settle_seconds s, until every pod has taken up the step before"
+  say "waiting $settle_seconds s, until every pod has loaded the previous step"
   sleep "$settle_seconds"
 }
 
@@ -147,7 +147,7 @@ rotate_1() {
 }
 
 rotate_2() {
-  [ -d "$tls-next" ] && [ "$(trusted)" = 2 ] || fail "step 1 comes first: everybody has to trust the new authority before it signs"
+  [ -d "$tls-next" ] && [ "$(trusted)" = 2 ] || fail "step 1 comes first: all services have to trust the new authority before it signs"
   in_cluster ca.crt "$secrets/trust.pem"
   settle
   rm -rf "$tls-old"
@@ -166,7 +166,7 @@ rotate_3() {
   say "step 3: $secrets/trust.pem has the new authority alone. Now: kubectl apply -k deploy/overlays/local"
 }
 
-# What was ended in the middle.
+# Repairs an interrupted run.
 if [ -d "$tls-old" ]; then
   if [ -d "$tls" ]; then rm -rf "$tls-old"; else mv "$tls-old" "$tls"; fi
 fi
