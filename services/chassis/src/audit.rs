@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mesh::{Caller, Role};
-use telemetry::{Ended, EventSink, Fate, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Parent, TraceEvent};
 use tonic::Extensions;
 
 /// The type of the events.
@@ -52,11 +52,11 @@ pub struct CommandSink(
 );
 
 impl EventSink for CommandSink {
-    fn untaken(&self, _ended: Ended) -> Fate {
-        Fate::NoEvent
+    fn unclaimed(&self, _ended: Ended) -> Disposition {
+        Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}
-    fn teller(&self) -> (&str, &str) {
+    fn origin(&self) -> (&str, &str) {
         (self.0, "command")
     }
 }

@@ -12,7 +12,7 @@ use mesh::Seldom;
 use opentelemetry::global;
 use opentelemetry::metrics::Counter;
 use storage::Database;
-use telemetry::{Ended, ErrorClass, EventSink, EventStatus, Fate, Kind, TraceEvent};
+use telemetry::{Ended, ErrorClass, EventSink, EventStatus, Disposition, Kind, TraceEvent};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -144,10 +144,10 @@ impl Sink {
 }
 
 impl EventSink for Sink {
-    fn untaken(&self, ended: Ended) -> Fate {
+    fn unclaimed(&self, ended: Ended) -> Disposition {
         let mut event = ended.event;
         match verdict(ended.kind, &event) {
-            Verdict::Nothing => return Fate::NoEvent,
+            Verdict::Nothing => return Disposition::NoEvent,
             Verdict::AsItIs => {}
             Verdict::Answered => {
                 let reason = event.error.take().map(|error| error.reason).unwrap_or_default();
@@ -156,7 +156,7 @@ impl EventSink for Sink {
             }
         }
         match most_per_second(&event) {
-            None => Fate::Stored(event),
+            None => Disposition::Stored(event),
             Some(most) => self.sums.admit(event, most, SystemClock.now()),
         }
     }
@@ -176,7 +176,7 @@ impl EventSink for Sink {
         }
     }
 
-    fn teller(&self) -> (&str, &str) {
+    fn origin(&self) -> (&str, &str) {
         (&self.service, &self.instance)
     }
 }
@@ -337,10 +337,10 @@ mod tests {
             if attempt > 1 {
                 event.attributes.insert(mesh::ATTEMPT.to_owned(), attempt.to_string());
             }
-            match sink.untaken(Ended { kind: Kind::Client, event }) {
-                Fate::Stored(event) => sink.put(event),
-                Fate::Summed(_) => {}
-                Fate::NoEvent => panic!("no event"),
+            match sink.unclaimed(Ended { kind: Kind::Client, event }) {
+                Disposition::Stored(event) => sink.put(event),
+                Disposition::Summed(_) => {}
+                Disposition::NoEvent => panic!("no event"),
             }
         }
         sink.sums.close();

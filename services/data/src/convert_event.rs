@@ -40,20 +40,20 @@ pub(crate) fn append(caller: &Caller, request: proto::AppendTraceEventsRequest) 
         fields.refuse("events", "INVALID_LENGTH", format!("must have 1 to {MAX_APPEND} events"));
         return fields.finish(None);
     }
-    let teller = match caller {
+    let origin = match caller {
         Caller::Service { name } => name.as_str(),
         // The policy admits no other callers; an event without a service is rejected below.
         Caller::Anonymous | Caller::Person { .. } => "",
     };
     let sent = request.events.into_iter().map(|event| {
         let event_id = event.event_id.chars().take(MAX_ID_CHARS).collect();
-        Sent { event_id, event: checked(teller, event).map_err(str::to_owned) }
+        Sent { event_id, event: checked(origin, event).map_err(str::to_owned) }
     });
     fields.finish(Some(sent.collect()))
 }
 
 /// Checks one event; the error is the reason of its rejection.
-fn checked(teller: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'static str> {
+fn checked(origin: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'static str> {
     if event.encoded_len() > MAX_EVENT_BYTES {
         return Err("the event is larger than 64 KiB");
     }
@@ -63,7 +63,7 @@ fn checked(teller: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'stati
     if texts.chain(told).chain(facts).any(|text| text.contains('\0')) {
         return Err("a text contains NUL, which not every database can store");
     }
-    if teller.is_empty() || event.service != teller {
+    if origin.is_empty() || event.service != origin {
         return Err("service is not the caller");
     }
     let event_id = uuid(&event.event_id).ok_or("event_id is not a UUID")?;

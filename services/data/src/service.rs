@@ -42,7 +42,7 @@ impl CatalogService for CatalogHandlers {
         let listed = self.0.list(&asked, from).await;
         if matches!(listed, Err(Error::TooManySearches)) {
             // A rejection by a limit (other than memory) is a metric and a span, but no event.
-            operation.dismiss();
+            operation.discard();
         }
         let page = convert::products(listed.map_err(status)?, &asked);
         operation.set("products", page.products.len().to_string());

@@ -23,7 +23,7 @@ pub const FAULT_POINTS: [FaultPoint; 3] = [FaultPoint::BeforeEffect, FaultPoint:
 
 /// A fault point that a driver has reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place<'a> {
+pub struct FaultSite<'a> {
     /// The name of the driver's instance.
     pub instance: &'a str,
     /// The point in its work.
@@ -37,7 +37,7 @@ pub struct Place<'a> {
 /// Fault injection at a point. It is awaited, so it can also delay the driver.
 pub trait Faults: Send + Sync + 'static {
     /// `Break`: the driver stops here and leaves everything as it is, as if its process had crashed.
-    fn at<'a>(&'a self, place: Place<'a>) -> Pin<Box<dyn Future<Output = ControlFlow<()>> + Send + 'a>>;
+    fn at<'a>(&'a self, site: FaultSite<'a>) -> Pin<Box<dyn Future<Output = ControlFlow<()>> + Send + 'a>>;
 }
 
 /// No faults: production.
@@ -45,7 +45,7 @@ pub trait Faults: Send + Sync + 'static {
 pub struct NoFaults;
 
 impl Faults for NoFaults {
-    fn at<'a>(&'a self, _place: Place<'a>) -> Pin<Box<dyn Future<Output = ControlFlow<()>> + Send + 'a>> {
+    fn at<'a>(&'a self, _site: FaultSite<'a>) -> Pin<Box<dyn Future<Output = ControlFlow<()>> + Send + 'a>> {
         Box::pin(std::future::ready(ControlFlow::Continue(())))
     }
 }

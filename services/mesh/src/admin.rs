@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::places::Places;
+use crate::slots::Slots;
 use crate::rate_limit::{Key, network};
 use crate::serve::accept;
 
@@ -29,12 +29,12 @@ pub async fn serve_admin(
     alive: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) {
-    let places = Places::new(MAX_CONNECTIONS);
+    let slots = Slots::new(MAX_CONNECTIONS);
     while let Some((stream, peer)) = accept(&listener, &shutdown).await {
-        let Some(place) = places.take(Some(Key::Peer(network(peer.ip())))) else { continue };
+        let Some(slot) = slots.take(Some(Key::Peer(network(peer.ip())))) else { continue };
         let (ready, alive, shutdown) = (ready.clone(), alive.clone(), shutdown.clone());
         tokio::spawn(async move {
-            let leave = place.leave();
+            let leave = slot.leave();
             let service = service_fn(move |request: Request<Incoming>| {
                 let response = answer(request.uri().path(), *ready.borrow(), *alive.borrow());
                 async move { Ok::<_, Infallible>(response) }
@@ -49,7 +49,7 @@ pub async fn serve_admin(
                 () = shutdown.cancelled() => {}
                 () = leave.cancelled() => {}
             }
-            drop(place);
+            drop(slot);
         });
     }
 }

@@ -53,8 +53,8 @@ impl Attempts {
     /// Another attempt begins; returns its `traceparent`, if it has a span. `tracestate` and `baggage` are the call's.
     pub(crate) fn again(&mut self, previous: u32, is_transparent: bool) -> Option<HeaderValue> {
         self.current = self.open(SystemClock.now(), previous, is_transparent);
-        let place = TraceParent::of(self.current.as_ref()?.span.span_context());
-        HeaderValue::from_bytes(&place.header()).ok()
+        let span_ref = TraceParent::of(self.current.as_ref()?.span.span_context());
+        HeaderValue::from_bytes(&span_ref.header()).ok()
     }
 
     /// The last attempt ended: with its response's headers, or with an error.

@@ -195,11 +195,11 @@ impl Ticket {
         let (endpoint, address) = (&*self.endpoint, self.endpoint.address());
         match change {
             Change::None => {}
-            Change::Shut => {
+            Change::Opened => {
                 endpoint.metrics.shut(&endpoint.labels, 1);
                 tracing::warn!(target: "ordermesh", address, "circuit breaker opened");
             }
-            Change::Healed => {
+            Change::Closed => {
                 let now = Instant::now();
                 endpoint.load.healed(now, now.saturating_duration_since(self.began));
                 endpoint.metrics.shut(&endpoint.labels, -1);

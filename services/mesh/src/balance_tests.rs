@@ -23,9 +23,9 @@ fn until(millis: u64, is_full: bool) -> Option<Until> {
 fn is_taken_out(end: impl Fn(&Arc<Endpoint>)) -> bool {
     let endpoint = instance();
     (1..THRESHOLD).for_each(|_| end(&endpoint));
-    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Open, "one failure is missing");
+    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Closed, "one failure is missing");
     end(&endpoint);
-    endpoint.breaker.gate(Instant::now()) != Gate::Open
+    endpoint.breaker.gate(Instant::now()) != Gate::Closed
 }
 
 #[tokio::test(start_paused = true)]
@@ -74,6 +74,6 @@ async fn an_instance_whose_breaker_closed_is_as_good_as_any() {
     let probe = Ticket::new(endpoint.clone(), probe, None);
     tokio::time::sleep(2 * MS).await;
     probe.settle(Code::NotFound);
-    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Open, "NOT_FOUND is an answer");
+    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Closed, "NOT_FOUND is an answer");
     assert!(endpoint.load.now(Instant::now()) < 0.003);
 }

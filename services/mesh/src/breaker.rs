@@ -20,12 +20,12 @@ const OPEN_AT_MOST: Duration = Duration::from_secs(30);
 /// What a breaker admits to its instance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Gate {
-    /// All calls (the breaker is closed).
+    /// All calls.
+    Closed,
+    /// One call: the probe.
+    HalfOpen,
+    /// No calls.
     Open,
-    /// One call, the probe (the breaker is half-open).
-    ProbeDue,
-    /// No calls (the breaker is open).
-    Shut,
 }
 
 /// Ties a call's outcome to the breaker's state in which the call began.
@@ -39,17 +39,15 @@ pub(crate) struct Permit {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Change {
     None,
-    /// The breaker opened.
-    Shut,
-    /// The breaker closed.
-    Healed,
+    Opened,
+    Closed,
 }
 
 #[derive(Clone, Copy)]
 enum State {
-    Working { failures: u32 },
-    Shut { until: Instant, openings: u32 },
-    Probing { openings: u32 },
+    Closed { failures: u32 },
+    Open { until: Instant, openings: u32 },
+    HalfOpen { openings: u32 },
 }
 
 struct Inner {
@@ -66,14 +64,14 @@ pub(crate) struct Breaker {
 
 impl Breaker {
     pub(crate) fn new(chance: Arc<dyn Chance>) -> Self {
-        Self { inner: Mutex::new(Inner { epoch: 0, state: State::Working { failures: 0 } }), chance }
+        Self { inner: Mutex::new(Inner { epoch: 0, state: State::Closed { failures: 0 } }), chance }
     }
 
     pub(crate) fn gate(&self, now: Instant) -> Gate {
         match self.inner().state {
-            State::Working { .. } => Gate::Open,
-            State::Shut { until, .. } if until <= now => Gate::ProbeDue,
-            State::Shut { .. } | State::Probing { .. } => Gate::Shut,
+            State::Closed { .. } => Gate::Closed,
+            State::Open { until, .. } if until <= now => Gate::HalfOpen,
+            State::Open { .. } | State::HalfOpen { .. } => Gate::Open,
         }
     }
 
@@ -86,11 +84,11 @@ impl Breaker {
     pub(crate) fn probe(&self, now: Instant) -> Option<Permit> {
         let mut inner = self.inner();
         match inner.state {
-            State::Shut { until, openings } if until <= now => {
-                inner.state = State::Probing { openings };
+            State::Open { until, openings } if until <= now => {
+                inner.state = State::HalfOpen { openings };
                 Some(Permit { epoch: inner.epoch, is_probe: true })
             }
-            State::Working { .. } | State::Shut { .. } | State::Probing { .. } => None,
+            State::Closed { .. } | State::Open { .. } | State::HalfOpen { .. } => None,
         }
     }
 
@@ -99,13 +97,13 @@ impl Breaker {
         if permit.epoch != inner.epoch {
             return Change::None;
         }
-        let was_shut = !matches!(inner.state, State::Working { .. });
-        inner.state = State::Working { failures: 0 };
+        let was_shut = !matches!(inner.state, State::Closed { .. });
+        inner.state = State::Closed { failures: 0 };
         if !was_shut {
             return Change::None;
         }
         inner.epoch += 1;
-        Change::Healed
+        Change::Closed
     }
 
     pub(crate) fn failed(&self, permit: Permit, now: Instant) -> Change {
@@ -114,21 +112,21 @@ impl Breaker {
             return Change::None;
         }
         match inner.state {
-            State::Working { failures } if failures + 1 < THRESHOLD => {
-                inner.state = State::Working { failures: failures + 1 };
+            State::Closed { failures } if failures + 1 < THRESHOLD => {
+                inner.state = State::Closed { failures: failures + 1 };
                 Change::None
             }
-            State::Working { .. } => {
-                inner.state = State::Shut { until: now + self.wait(1), openings: 1 };
+            State::Closed { .. } => {
+                inner.state = State::Open { until: now + self.wait(1), openings: 1 };
                 inner.epoch += 1;
-                Change::Shut
+                Change::Opened
             }
-            State::Probing { openings } if permit.is_probe => {
+            State::HalfOpen { openings } if permit.is_probe => {
                 let openings = openings.saturating_add(1);
-                inner.state = State::Shut { until: now + self.wait(openings), openings };
+                inner.state = State::Open { until: now + self.wait(openings), openings };
                 Change::None
             }
-            State::Shut { .. } | State::Probing { .. } => Change::None,
+            State::Open { .. } | State::HalfOpen { .. } => Change::None,
         }
     }
 
@@ -138,15 +136,15 @@ impl Breaker {
             return;
         }
         let mut inner = self.inner();
-        if let State::Probing { openings } = inner.state
+        if let State::HalfOpen { openings } = inner.state
             && permit.epoch == inner.epoch
         {
-            inner.state = State::Shut { until: now + self.wait(openings), openings };
+            inner.state = State::Open { until: now + self.wait(openings), openings };
         }
     }
 
     pub(crate) fn is_shut(&self) -> bool {
-        !matches!(self.inner().state, State::Working { .. })
+        !matches!(self.inner().state, State::Closed { .. })
     }
 
     fn wait(&self, openings: u32) -> Duration {
@@ -173,14 +171,14 @@ mod tests {
         for _ in 1..THRESHOLD {
             assert_eq!(breaker.failed(breaker.permit(), now), Change::None);
         }
-        assert_eq!(breaker.failed(breaker.permit(), now), Change::Shut);
+        assert_eq!(breaker.failed(breaker.permit(), now), Change::Opened);
         breaker
     }
 
     #[test]
     fn consecutive_failures_open_it_but_not_with_a_success_between_them() {
         let now = Instant::now();
-        assert_eq!(shut(now).gate(now), Gate::Shut);
+        assert_eq!(shut(now).gate(now), Gate::Open);
         let breaker = breaker();
         for _ in 0..THRESHOLD {
             for _ in 1..THRESHOLD {
@@ -188,7 +186,7 @@ mod tests {
             }
             breaker.succeeded(breaker.permit());
         }
-        assert_eq!(breaker.gate(now), Gate::Open);
+        assert_eq!(breaker.gate(now), Gate::Closed);
     }
 
     #[test]
@@ -196,12 +194,12 @@ mod tests {
         let now = Instant::now();
         let breaker = shut(now);
         assert_eq!(breaker.probe(now + OPEN - Duration::from_millis(1)), None, "not yet");
-        assert_eq!(breaker.gate(now + OPEN), Gate::ProbeDue);
+        assert_eq!(breaker.gate(now + OPEN), Gate::HalfOpen);
         let probe = breaker.probe(now + OPEN).expect("due");
         assert_eq!(breaker.probe(now + OPEN), None, "one at a time");
-        assert_eq!(breaker.gate(now + OPEN_AT_MOST), Gate::Shut, "while the probe is in flight");
-        assert_eq!(breaker.succeeded(probe), Change::Healed);
-        assert_eq!(breaker.gate(now + OPEN), Gate::Open);
+        assert_eq!(breaker.gate(now + OPEN_AT_MOST), Gate::Open, "while the probe is in flight");
+        assert_eq!(breaker.succeeded(probe), Change::Closed);
+        assert_eq!(breaker.gate(now + OPEN), Gate::Closed);
     }
 
     #[test]
@@ -235,8 +233,8 @@ mod tests {
             breaker.failed(breaker.permit(), now);
         }
         assert_eq!(breaker.succeeded(early), Change::None);
-        assert_eq!(breaker.gate(now), Gate::Shut);
+        assert_eq!(breaker.gate(now), Gate::Open);
         // Control: a call sent despite the open breaker does.
-        assert_eq!(breaker.succeeded(breaker.permit()), Change::Healed);
+        assert_eq!(breaker.succeeded(breaker.permit()), Change::Closed);
     }
 }

@@ -18,7 +18,7 @@ use crate::caller::PeerService;
 use crate::edge::{Edge, after_request};
 use crate::incoming::incoming_request;
 use crate::not_grpc::not_grpc;
-use crate::places::Place;
+use crate::slots::Slot;
 use crate::proxies::Proxies;
 use crate::rate_limit::{Key, network};
 use crate::refusals::{Cause, Refusals};
@@ -34,19 +34,19 @@ pub(crate) struct Activity {
     /// Admitted calls: others do not keep the connection open.
     admitted: AtomicU64,
     pub(crate) resets: ConnectionResets,
-    pub(crate) place: Place,
+    pub(crate) slot: Slot,
     /// Cancelled when the connection must close: its slot is evicted, or its identity has expired.
     pub(crate) leave: CancellationToken,
 }
 
 impl Activity {
-    pub(crate) fn new(resets: ConnectionResets, place: Place) -> Self {
+    pub(crate) fn new(resets: ConnectionResets, slot: Slot) -> Self {
         Self {
             watching: AtomicUsize::new(0),
             admitted: AtomicU64::new(0),
             resets,
-            leave: place.leave().child_token(),
-            place,
+            leave: slot.leave().child_token(),
+            slot,
         }
     }
 
@@ -75,11 +75,11 @@ impl OpenCall {
     /// Applies what the stack has learned about the call.
     fn learn(&mut self, edge: &Edge) {
         if edge.is_platform {
-            self.activity.place.never_gives_way();
+            self.activity.slot.never_gives_way();
         }
         if edge.is_admitted && !self.is_infrastructure && !std::mem::replace(&mut self.is_admitted, true) {
             self.activity.admitted.fetch_add(1, Ordering::AcqRel);
-            self.activity.place.begin_use();
+            self.activity.slot.begin_use();
         }
     }
 }
@@ -87,7 +87,7 @@ impl OpenCall {
 impl Drop for OpenCall {
     fn drop(&mut self) {
         if self.is_admitted {
-            self.activity.place.end_use();
+            self.activity.slot.end_use();
         }
         self.activity.watching.fetch_sub(usize::from(self.is_infrastructure), Ordering::AcqRel);
     }

@@ -101,8 +101,8 @@ fn send(about: About, headers: &mut HeaderMap) {
 fn propagate(shared: &Shared, operation: &Operation, headers: &mut HeaderMap) {
     let propagation = shared.propagation;
     if propagation.trace_context {
-        if let Ok(place) = HeaderValue::from_bytes(&operation.place().header()) {
-            headers.insert(TRACEPARENT, once_only(place));
+        if let Ok(span_ref) = HeaderValue::from_bytes(&operation.span_ref().header()) {
+            headers.insert(TRACEPARENT, once_only(span_ref));
         }
         put(headers, TRACESTATE, outgoing_tracestate());
     }

@@ -1,7 +1,7 @@
 //! Admission by concurrency. A call takes a permit once its request has been read completely, for which it has a few
 //! seconds, and returns it when its response is encoded: a slow sender or reader holds none. There is no queue: without
 //! a free permit the call is rejected immediately, and another instance may serve it. Each caller has a fair share
-//! (`shares`). Streams, which are long and mostly idle, have slots of their own (`places`), and so has the
+//! (`shares`). Streams, which are long and mostly idle, have slots of their own (`slots`), and so has the
 //! infrastructure (health, reflection): it never competes with calls.
 
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ use tower::{Layer, Service};
 use crate::edge::note;
 use crate::holding::{hold, hold_until_encoded};
 use crate::message::{NotWhole, Whole, whole};
-use crate::places::{Place, Places};
+use crate::slots::{Slot, Slots};
 use crate::policy::PolicyTable;
 use crate::record::NoEvent;
 use crate::refusals::{Cause, Refusals};
@@ -43,18 +43,18 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
     pub(crate) calls: Arc<Shares>,
-    pub(crate) streams: Arc<Places>,
+    pub(crate) streams: Arc<Slots>,
     checks: Arc<Shares>,
-    infrastructure: Arc<Places>,
+    infrastructure: Arc<Slots>,
 }
 
 impl Admission {
     pub(crate) fn new(max_concurrency: usize, max_streams: usize) -> Self {
         Self {
             calls: Shares::new(max_concurrency, max_concurrency / RESERVED_PART),
-            streams: Places::new(max_streams),
+            streams: Slots::new(max_streams),
             checks: Shares::new(MAX_CHECKS, 0),
-            infrastructure: Places::new(MAX_INFRASTRUCTURE_STREAMS),
+            infrastructure: Slots::new(MAX_INFRASTRUCTURE_STREAMS),
         }
     }
 }
@@ -117,7 +117,7 @@ where
 /// What an admitted call holds.
 enum Admitted {
     Call(Share),
-    Stream(Place),
+    Stream(Slot),
 }
 
 impl Shared {
@@ -155,15 +155,15 @@ impl Shared {
                     let permit = permit;
                     Ok(hold_until_encoded(work.await?, permit))
                 }
-                Admitted::Stream(place) => {
-                    let asked = place.leave();
+                Admitted::Stream(slot) => {
+                    let asked = slot.leave();
                     ends_after(asked.clone());
                     let leave = async move {
                         asked.cancelled_owned().await;
                         refusals.count(Cause::GaveWay);
                         (*GAVE_WAY).clone()
                     };
-                    Ok(hold(end_when(leave, work).await?, place))
+                    Ok(hold(end_when(leave, work).await?, slot))
                 }
             }
         })
@@ -178,8 +178,8 @@ impl Shared {
         if path == HEALTH_CHECK {
             return call(&admission.checks, holder);
         }
-        let places = if is_infrastructure(path) { &admission.infrastructure } else { &admission.streams };
-        places.take(holder.narrowest()).map(Admitted::Stream).ok_or((Cause::Streams, &*OVERLOADED))
+        let slots = if is_infrastructure(path) { &admission.infrastructure } else { &admission.streams };
+        slots.take(holder.narrowest()).map(Admitted::Stream).ok_or((Cause::Streams, &*OVERLOADED))
     }
 
     fn refuse(&self, cause: Cause, status: Status) -> BoxFuture<'static, Answer> {

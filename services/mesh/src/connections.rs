@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::caller::PeerService;
 use crate::calls::{Activity, PerConnection};
 use crate::lingering::{lend, linger};
-use crate::places::{Place, Places};
+use crate::slots::{Slot, Slots};
 use crate::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, Portioned, Turn};
 use crate::proxies::Proxies;
 use crate::rate_limit::{Key, network};
@@ -65,7 +65,7 @@ const IDLE_LEAVE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A server's connections.
 pub(crate) struct Connections {
-    places: Arc<Places>,
+    slots: Arc<Slots>,
     tls: Option<ServerTls>,
     proxies: Proxies,
     resets: Arc<Resets>,
@@ -85,21 +85,21 @@ impl Connections {
             .u64_counter("mesh.server.tls.handshakes.failed")
             .with_description("TLS handshakes that failed, by cause")
             .build();
-        Self { places: Places::new(max), tls, proxies, resets, refusals, handshakes_failed }
+        Self { slots: Slots::new(max), tls, proxies, resets, refusals, handshakes_failed }
     }
 
     pub(crate) fn open(&self) -> usize {
-        self.places.used()
+        self.slots.used()
     }
 
     /// Trusted proxies carry many callers, and are never evicted.
-    fn place(&self, peer: SocketAddr) -> Option<Place> {
+    fn slot(&self, peer: SocketAddr) -> Option<Slot> {
         let is_trusted = self.proxies.trusts(peer.ip());
-        self.places.take((!is_trusted).then(|| Key::Peer(network(peer.ip()))))
+        self.slots.take((!is_trusted).then(|| Key::Peer(network(peer.ip()))))
     }
 
     fn is_crowded(&self) -> bool {
-        self.open() * 4 >= self.places.limit * 3
+        self.open() * 4 >= self.slots.limit * 3
     }
 
     fn patience(&self) -> Duration {
@@ -118,11 +118,11 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(place) = self.place(peer) else {
+        let Some(slot) = self.slot(peer) else {
             self.refusals.count(Cause::Connections);
             return None;
         };
-        let (connections, leave) = (self.clone(), place.leave());
+        let (connections, leave) = (self.clone(), slot.leave());
         Some(async move {
             let too_late = async {
                 leave.cancelled().await;
@@ -133,27 +133,27 @@ impl Connections {
                 // First: the eviction is counted even if the connection closes in the same poll.
                 biased;
                 () = too_late => {}
-                () = connections.shake_hands(stream, peer, stack, goaway, place) => {}
+                () = connections.shake_hands(stream, peer, stack, goaway, slot) => {}
             }
         })
     }
 
-    async fn shake_hands<S>(&self, stream: S, peer: SocketAddr, stack: Stack, goaway: CancellationToken, place: Place)
+    async fn shake_hands<S>(&self, stream: S, peer: SocketAddr, stack: Stack, goaway: CancellationToken, slot: Slot)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = &self.tls else {
-            return self.begin(stream, self.of(&stack, peer, None, place), goaway).await;
+            return self.begin(stream, self.of(&stack, peer, None, slot), goaway).await;
         };
         let handshake = timeout(self.patience(), tls.accept(stream));
         // No call has begun: no grace period is needed.
-        let leave = place.leave();
+        let leave = slot.leave();
         let Some(Some(shaken)) = goaway.run_until_cancelled(leave.run_until_cancelled(handshake)).await else { return };
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
-            Ok((stream, None)) => self.begin(stream, self.of(&stack, peer, None, place), goaway).await,
+            Ok((stream, None)) => self.begin(stream, self.of(&stack, peer, None, slot), goaway).await,
             Ok((stream, Some((service, good_for)))) => {
-                place.never_gives_way();
-                let service = self.of(&stack, peer, Some(PeerService(service)), place);
+                slot.never_gives_way();
+                let service = self.of(&stack, peer, Some(PeerService(service)), slot);
                 let leave = service.activity.leave.clone();
                 let ends = async {
                     tokio::time::sleep(good_for).await;
@@ -176,9 +176,9 @@ impl Connections {
         }
     }
 
-    fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>, place: Place) -> PerConnection {
+    fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>, slot: Slot) -> PerConnection {
         let proxies = self.proxies.trusts(peer.ip()).then(|| self.proxies.clone());
-        let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone()), place));
+        let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone()), slot));
         let (calls, refusals) = (RefCell::new(stack.of_connection()), self.refusals.clone());
         PerConnection { calls, peer, proxies, service, activity, refusals }
     }
@@ -259,7 +259,7 @@ impl Connections {
                 () = leave.cancelled(), if leaving.is_none() => {
                     asked = true;
                     connection.as_mut().graceful_shutdown();
-                    let most = if activity.place.is_in_use() { LEAVE_TIMEOUT } else { IDLE_LEAVE_TIMEOUT };
+                    let most = if activity.slot.is_in_use() { LEAVE_TIMEOUT } else { IDLE_LEAVE_TIMEOUT };
                     leaving = Some(Box::pin(tokio::time::sleep(most)));
                 }
                 Some(()) = OptionFuture::from(leaving.as_mut()) => return,
@@ -291,7 +291,7 @@ impl Connections {
         loop {
             tokio::time::sleep(IDLE_TICK).await;
             let admitted = activity.admitted();
-            if admitted != seen || activity.place.is_in_use() {
+            if admitted != seen || activity.slot.is_in_use() {
                 (seen, idle) = (admitted, Duration::ZERO);
                 continue;
             }

@@ -116,7 +116,7 @@ async fn a_connection_without_a_timely_preface_is_closed() {
 #[tokio::test(start_paused = true)]
 async fn handshake_timeouts_are_shorter_near_the_connection_limit() {
     let world = World::new();
-    let (_one, _other) = (world.connect().expect("a slot"), world.connect().expect("a place"));
+    let (_one, _other) = (world.connect().expect("a slot"), world.connect().expect("a slot"));
     let began = Instant::now();
     while world.seen().len() < 2 {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -175,23 +175,23 @@ fn choose(
 ) -> Option<(Arc<Endpoint>, Permit)> {
     let now = Instant::now();
     let is_new = |endpoint: &Endpoint| !visited.iter().any(|other| std::ptr::eq(&**other, endpoint));
-    let mut has_shut = false;
+    let mut has_open = false;
     for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_ready()) {
         match endpoint.breaker.gate(now) {
-            Gate::Open => {}
-            Gate::ProbeDue if is_new(endpoint) => {
+            Gate::Closed => {}
+            Gate::HalfOpen if is_new(endpoint) => {
                 if let Some(permit) = endpoint.breaker.probe(now) {
                     return Some((endpoint.clone(), permit));
                 }
-                has_shut = true;
+                has_open = true;
             }
-            Gate::ProbeDue | Gate::Shut => has_shut = true,
+            Gate::HalfOpen | Gate::Open => has_open = true,
         }
     }
-    let is_open = |endpoint: &Endpoint| !has_shut || endpoint.breaker.gate(now) == Gate::Open;
+    let is_closed = |endpoint: &Endpoint| !has_open || endpoint.breaker.gate(now) == Gate::Closed;
     let among = |fits: &dyn Fn(&Endpoint) -> bool| less_busy(endpoints, fits, now, chance);
-    let chosen = among(&|endpoint| endpoint.is_ready() && is_open(endpoint) && is_new(endpoint))
-        .or_else(|| among(&|endpoint| endpoint.is_ready() && is_open(endpoint)))
+    let chosen = among(&|endpoint| endpoint.is_ready() && is_closed(endpoint) && is_new(endpoint))
+        .or_else(|| among(&|endpoint| endpoint.is_ready() && is_closed(endpoint)))
         .or_else(|| among(&|endpoint| endpoint.is_ready() && is_new(endpoint)))
         .or_else(|| among(&|endpoint| endpoint.is_ready()))?;
     Some((chosen.clone(), chosen.breaker.permit()))

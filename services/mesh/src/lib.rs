@@ -1,6 +1,6 @@
 //! The service mesh as tower layers: one server stack, one client stack.
 //!
-//! Start reading at [`server()`] and [`client()`]: each is one page, outermost layer first, and the only place where
+//! Start reading at [`server()`] and [`client()`]: each is one page, outermost layer first, and the only slot where
 //! servers and channels are made.
 //!
 //! # Layout
@@ -21,7 +21,7 @@
 //! - [`tls`], `tls_verify`, `spiffe`: mutual TLS
 //! - `rate_limit`, `message`, `concurrency`, `memory`, `memory_limit`, `metadata`: admission; `holding`: releases what
 //!   is held
-//! - `shares`, `places`: fair shares of the limits; eviction
+//! - `shares`, `slots`: fair shares of the limits; eviction
 //! - `stalled`, `stream_end`: response write timeout; the end of streams
 //! - `refusals`, `gauges`: counts rejections; shows current use
 //! - `health`, `reflection`, `admin`: for operators and tools
@@ -69,7 +69,7 @@ mod metadata;
 mod metrics;
 mod not_grpc;
 mod panic;
-mod places;
+mod slots;
 pub mod policy;
 mod portions;
 mod proxies;

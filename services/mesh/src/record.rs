@@ -87,7 +87,7 @@ impl Record {
             if response.extensions().get::<NoEvent>().is_some()
                 && let Some(operation) = &self.operation
             {
-                operation.dismiss();
+                operation.discard();
             }
             self.settle(told.as_ref().copied(), By::Peer);
             return response;
@@ -125,7 +125,7 @@ impl Record {
         let no_answer = by == By::Us && matches!(code, Code::DeadlineExceeded | Code::Unavailable);
         // A call of an unknown method is no event of this service.
         if (self.side == Side::Client && !no_answer) || code == Code::Unimplemented {
-            operation.dismiss();
+            operation.discard();
         }
         operation.end(outcome.map_or_else(|status| Outcome::Failed(error_class(status)), |()| Outcome::Success));
     }

@@ -243,9 +243,9 @@ impl Call {
         self.previous += u32::from(!is_transparent);
         self.transparent += u32::from(is_transparent);
         // Replaces the call's own; without propagation there is none.
-        let place = self.attempts.again(self.previous, is_transparent);
-        if let (Some(place), Some(header)) = (place, request.headers_mut().get_mut(TRACEPARENT)) {
-            *header = once_only(place);
+        let span_ref = self.attempts.again(self.previous, is_transparent);
+        if let (Some(span_ref), Some(header)) = (span_ref, request.headers_mut().get_mut(TRACEPARENT)) {
+            *header = once_only(span_ref);
         }
         if self.previous > 0 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous));

@@ -58,20 +58,20 @@ impl ServerTelemetryConfig {
             return Operation::open(Kind::Server, name, Parent::Root, event, self.events.clone());
         }
         let theirs = headers.get(TRACEPARENT).and_then(|value| {
-            let place = value.to_str().ok().and_then(|text| text.parse::<TraceParent>().ok());
-            if place.is_none() {
+            let span_ref = value.to_str().ok().and_then(|text| text.parse::<TraceParent>().ok());
+            if span_ref.is_none() {
                 self.refusals.count(Cause::Traceparent);
             }
-            place
+            span_ref
         });
         let from_service = self.gatekeeper.known_service(headers, request.extensions()).is_some();
         let parent = match theirs {
             None if from_service => return unseen(name, event.zip(self.events.clone())),
             None => Parent::Root,
-            Some(place) if from_service || self.trust_client_trace_context => Parent::Remote(place),
-            Some(place) => Parent::LinkedRoot(place),
+            Some(span_ref) if from_service || self.trust_client_trace_context => Parent::Remote(span_ref),
+            Some(span_ref) => Parent::LinkedRoot(span_ref),
         };
-        let Parent::Remote(place) = parent else {
+        let Parent::Remote(span_ref) = parent else {
             return Operation::open(Kind::Server, name, parent, event, self.events.clone());
         };
         // Both are rare: without them, the operation is opened under its remote parent directly.
@@ -81,7 +81,7 @@ impl ServerTelemetryConfig {
             return Operation::open(Kind::Server, name, parent, event, self.events.clone());
         }
         let (tracestate, baggage) = (tracestate.as_deref(), baggage.as_deref());
-        let _current = RemoteContext { parent: place, tracestate, baggage }.attach();
+        let _current = RemoteContext { parent: span_ref, tracestate, baggage }.attach();
         Operation::open(Kind::Server, name, Parent::Current, event, self.events.clone())
     }
 }
@@ -114,7 +114,7 @@ where
         let policy = find(config.policies, &request);
         let operation = config.open(&request, policy);
         // Until identity admits the caller: anonymous clients must not fill the event store.
-        operation.hold();
+        operation.hold_until_admitted();
         let timeout = effective(asked(request.headers()).ok().flatten(), policy);
         let now = Instant::now();
         let deadline = timeout.and_then(|timeout| now.checked_add(timeout));

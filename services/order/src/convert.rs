@@ -228,7 +228,7 @@ pub(crate) fn order(seen_by: Scope, order: &Order) -> proto::Order {
         last_error: last_error.unwrap_or_default().to_owned(),
         create_time: Some(encode::timestamp(order.create_time)),
         update_time: Some(encode::timestamp(order.update_time)),
-        trace_id: order.place.trace_id(),
+        trace_id: order.span_ref.trace_id(),
     }
 }
 
@@ -332,7 +332,7 @@ pub(crate) mod tests {
             attempt: i32::MAX,
             next_attempt_time: Some(Timestamp::from_micros(i64::MAX)),
             last_error: Some(wide(500)),
-            place: format!("00-{}-{}-01", "a".repeat(32), "b".repeat(16)).parse().expect("a traceparent"),
+            span_ref: format!("00-{}-{}-01", "a".repeat(32), "b".repeat(16)).parse().expect("a traceparent"),
             create_time: Timestamp::from_micros(i64::MAX),
             update_time: Timestamp::from_micros(i64::MAX),
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kernel::backoff::{full_jitter, jitter};
 use kernel::calendar::delivery_date;
-use kernel::{Clock, FaultPoint, Faults, FulfillmentId, IdSource, OrderId, Place};
+use kernel::{Clock, FaultPoint, Faults, FulfillmentId, IdSource, OrderId, FaultSite};
 use mesh::Seldom;
 use opentelemetry::metrics::Histogram;
 use opentelemetry::{KeyValue, global};
@@ -268,8 +268,8 @@ impl Driver {
 
     async fn dies(&self, point: FaultPoint, order: &Order) -> bool {
         let instance = &self.0.parts.options.instance;
-        let place = Place { instance, point, state: order.state.name(), order: order.id };
-        self.0.parts.faults.at(place).await.is_break()
+        let site = FaultSite { instance, point, state: order.state.name(), order: order.id };
+        self.0.parts.faults.at(site).await.is_break()
     }
 
     async fn attempt(&self, order: &Order, effect: Effect, link: Option<TraceParent>) -> Result<Tried, storage::Error> {
@@ -285,14 +285,14 @@ impl Driver {
 
     async fn process_payment(&self, order: &Order) -> Result<Tried, storage::Error> {
         // Without an event of this service: the Payment Service writes the payment's events.
-        let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.place), None, None);
+        let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.span_ref), None, None);
         operation.set_order(order.id.as_uuid());
         let answer = self.0.parts.payments.process(order).instrument(operation.span().clone()).await;
         if self.dies(FaultPoint::AfterEffect, order).await {
             return Ok(Tried::Died);
         }
-        let place = operation.place();
-        let step = |to, reason: String| Step { to, reason, place, event: None };
+        let span_ref = operation.span_ref();
+        let step = |to, reason: String| Step { to, reason, span_ref, event: None };
         match answer {
             PaymentAnswer::Done => self.fulfill(order, vec![step(State::Paid, "payment succeeded".into())]).await,
             PaymentAnswer::Refused(failure) => {
@@ -314,8 +314,8 @@ impl Driver {
         }
         let start = self.step(order, Effect::StartFulfillment);
         let Some(date) = delivery_date(clock.now(), order.transit.business_days, order.transit.cutoff_hour) else {
-            start.dismiss();
-            allocate.inspect(Operation::dismiss);
+            start.discard();
+            allocate.inspect(Operation::discard);
             return Ok(Tried::PutOff("the calendar has no delivery date".into()));
         };
         let fulfillment = Fulfillment { id: FulfillmentId::from_uuid(ids.uuid()), delivery_date: date.to_string() };
@@ -325,14 +325,14 @@ impl Driver {
         let advance = store.advance(order, steps, None, Some(fulfillment)).await?;
         match (&advance, allocate) {
             (Advance::StockLost, Some(allocate)) => {
-                start.dismiss();
+                start.discard();
                 let advance = self.refuse_allocation(order, already_paid, allocate).await?;
                 Ok(Tried::Recorded(advance))
             }
             (Advance::Done(_) | Advance::Lost | Advance::StockLost, allocate) => {
                 if advance == Advance::Lost {
-                    start.dismiss();
-                    allocate.inspect(Operation::dismiss);
+                    start.discard();
+                    allocate.inspect(Operation::discard);
                 }
                 Ok(Tried::Recorded(advance))
             }
@@ -351,7 +351,7 @@ impl Driver {
         steps.push(Step {
             to: State::Cancelling,
             reason: error.message.clone(),
-            place: allocate.place(),
+            span_ref: allocate.span_ref(),
             event: Some((allocate.clone(), Outcome::Failed(error))),
         });
         let failure = PaymentFailure {
@@ -362,7 +362,7 @@ impl Driver {
         };
         let advance = self.0.parts.store.advance(order, steps, Some(failure), None).await?;
         if advance == Advance::Lost {
-            allocate.dismiss();
+            allocate.discard();
         }
         Ok(advance)
     }
@@ -374,12 +374,12 @@ impl Driver {
             Some(link) => Some(link),
             None => self.0.parts.store.turned_to(order.id, State::Cancelling).await?,
         };
-        if let Some(asked) = asked.filter(|asked| asked.trace_id() != order.place.trace_id()) {
+        if let Some(asked) = asked.filter(|asked| asked.trace_id() != order.span_ref.trace_id()) {
             operation.link(asked);
         }
         let answer = self.0.parts.payments.cancel(order).instrument(operation.span().clone()).await;
         if self.dies(FaultPoint::AfterEffect, order).await {
-            operation.dismiss();
+            operation.discard();
             return Ok(Tried::Died);
         }
         let (step, failure) = match answer {
@@ -389,19 +389,19 @@ impl Driver {
                 let step = Step {
                     to: State::NeedsAttention,
                     reason: failure.message.clone(),
-                    place: operation.place(),
+                    span_ref: operation.span_ref(),
                     event: Some((operation.clone(), Outcome::Failed(error))),
                 };
                 (step, Some(failure))
             }
             PaymentAnswer::Undecided(why) => {
-                operation.dismiss();
+                operation.discard();
                 return Ok(Tried::PutOff(why));
             }
         };
         let advance = self.0.parts.store.advance(order, vec![step], failure, None).await?;
         if advance == Advance::Lost {
-            operation.dismiss();
+            operation.discard();
         }
         Ok(Tried::Recorded(advance))
     }
@@ -409,7 +409,7 @@ impl Driver {
     /// Opens the operation of an effect: a child of the order's creation, even after a crash and on another instance.
     fn step(&self, order: &Order, effect: Effect) -> Operation {
         let sink = Some(self.0.parts.events.clone());
-        let parent = Parent::Remote(order.place);
+        let parent = Parent::Remote(order.span_ref);
         let operation = Operation::open(Kind::Internal, effect.name(), parent, Some("order_fulfillment"), sink);
         operation.set_order(order.id.as_uuid());
         operation.set_user(order.user.as_uuid());
@@ -427,5 +427,5 @@ fn left_to_its_lease(order: &Order, error: &storage::Error) {
 }
 
 fn done(to: State, reason: &str, operation: &Operation) -> Step {
-    Step { to, reason: reason.into(), place: operation.place(), event: Some((operation.clone(), Outcome::Success)) }
+    Step { to, reason: reason.into(), span_ref: operation.span_ref(), event: Some((operation.clone(), Outcome::Success)) }
 }

@@ -220,7 +220,7 @@ pub struct Order {
     /// Why the last attempt failed.
     pub last_error: Option<String>,
     /// The span of its creation, the parent of its later spans.
-    pub place: TraceParent,
+    pub span_ref: TraceParent,
     /// When it was created.
     pub create_time: Timestamp,
     /// When it last changed.

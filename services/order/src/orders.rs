@@ -124,7 +124,7 @@ impl Orders {
             attempt: 0,
             next_attempt_time: Some(now),
             last_error: None,
-            place: operation.place(),
+            span_ref: operation.span_ref(),
             create_time: now,
             update_time: now,
         };
@@ -224,7 +224,7 @@ impl Orders {
             let order = self.store.get(scope, id).await?.ok_or(Error::OrderNotFound)?;
             operation.set_user(order.user.as_uuid());
             // A separate trace, linked in both directions: the order's later operations link back (see the driver).
-            operation.link(order.place);
+            operation.link(order.span_ref);
             match lifecycle::next(order.state, input) {
                 Answer::Stays => return Ok(order),
                 Answer::No => return Err(refuse(order.state)),
@@ -235,7 +235,7 @@ impl Orders {
                     let turned = self.driver.detached(async move {
                         let turned = store.turn(&operation, &order, state, reason, driver.lease()).await?;
                         if let Some(turned) = &turned {
-                            driver.start_linked(turned.clone(), operation.place());
+                            driver.start_linked(turned.clone(), operation.span_ref());
                         }
                         Ok(turned)
                     });

@@ -316,7 +316,7 @@ fn order(
         attempt: row.attempt,
         next_attempt_time: row.next_attempt_time.map(Timestamp::from_micros),
         last_error: row.last_error,
-        place: row.traceparent.parse().map_err(|_| corrupt("traceparent", &row.traceparent))?,
+        span_ref: row.traceparent.parse().map_err(|_| corrupt("traceparent", &row.traceparent))?,
         create_time: Timestamp::from_micros(row.create_time),
         update_time: Timestamp::from_micros(row.update_time),
     })

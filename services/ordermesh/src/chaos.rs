@@ -25,7 +25,7 @@ use crate::out;
 use crate::passed;
 use crate::promises::Report;
 use crate::supervisor::{Plan, Supervisor, free_port_base};
-use crate::system::{Place, System, request};
+use crate::system::{Location, System, request};
 use crate::verify;
 
 /// Timeout of a start.
@@ -127,7 +127,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 
 /// The system under test: its folder, its ports, its database.
 struct Ground {
-    place: Place,
+    location: Location,
     instances: u16,
     postgres: Option<testdb::Server>,
     /// Deleted on drop, unless it is kept.
@@ -159,8 +159,8 @@ impl Ground {
         } else {
             None
         };
-        let place = Place::local(free_port_base(options.instances)?, data_dir);
-        Ok(Self { place, instances: options.instances, postgres, _folder: folder })
+        let location = Location::local(free_port_base(options.instances)?, data_dir);
+        Ok(Self { location, instances: options.instances, postgres, _folder: folder })
     }
 
     fn url(&self) -> Option<DatabaseUrl> {
@@ -173,9 +173,9 @@ impl Ground {
         let flags = QUICK.iter().chain(lies).flat_map(|(flag, value)| [(*flag).into(), (*value).into()]);
         let (_, passed) = passed::split(flags);
         let plan = Plan {
-            port_base: self.place.port_base,
+            port_base: self.location.port_base,
             instances: self.instances,
-            data_dir: self.place.data_dir.clone(),
+            data_dir: self.location.data_dir.clone(),
             database_url: self.url(),
             tls: false,
             log: "off".to_owned(),
@@ -191,7 +191,7 @@ impl Ground {
     }
 
     fn system(&self) -> Result<System, Error> {
-        System::at(&self.place, self.instances)
+        System::at(&self.location, self.instances)
     }
 
     /// Places orders while faults are injected.
@@ -242,7 +242,7 @@ impl Ground {
     }
 
     fn verify_options(&self) -> verify::Options {
-        verify::Options::of(self.place.clone(), verify::Stores::on(self.url()))
+        verify::Options::of(self.location.clone(), verify::Stores::on(self.url()))
     }
 }
 

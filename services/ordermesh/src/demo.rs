@@ -23,7 +23,7 @@ use crate::demo::scenario::{Scenario, Where};
 use crate::demo::stage::Stage;
 use crate::error::Error;
 use crate::out;
-use crate::system::{Place, Retries, System};
+use crate::system::{Location, Retries, System};
 
 /// How many paths run concurrently on the running system: most of them wait.
 const AT_ONCE: usize = 6;
@@ -38,7 +38,7 @@ pub(crate) struct Options {
     #[arg(long)]
     list: bool,
     #[command(flatten)]
-    place: Place,
+    location: Location,
 }
 
 /// Every path, in the order of the output.
@@ -75,7 +75,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         failed += usize::from(!ok);
     };
     if !running.is_empty() {
-        let stage = Arc::new(Stage::open(System::find(&options.place, Retries::Off).await?).await?);
+        let stage = Arc::new(Stage::open(System::find(&options.location, Retries::Off).await?).await?);
         let mut results = stream::iter(running).map(|scenario| play(scenario, stage.clone())).buffered(AT_ONCE);
         while let Some(ok) = results.next().await {
             count(ok.print()?);

@@ -25,7 +25,7 @@ use crate::events::follower::Follower;
 use crate::events::print::{Form, Printer};
 use crate::events::session::Session;
 use crate::out;
-use crate::system::{Place, Retries, System};
+use crate::system::{Location, Retries, System};
 use crate::text;
 use crate::up::Signals;
 
@@ -50,7 +50,7 @@ pub(crate) struct Options {
     #[arg(long, short, value_enum, default_value_t = Form::Text, value_name = "FORM")]
     output: Form,
     #[command(flatten)]
-    place: Place,
+    location: Location,
 }
 
 /// The filter of events.
@@ -141,8 +141,8 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 }
 
 async fn print_all(options: Options) -> Result<(), Error> {
-    let Options { follow, filter, since, limit, output, place } = options;
-    let session = Session::open(System::find(&place, Retries::On).await?).await?;
+    let Options { follow, filter, since, limit, output, location } = options;
+    let session = Session::open(System::find(&location, Retries::On).await?).await?;
     let printer = Printer::new(output);
     let start = since.map(|since| chassis::encode::timestamp(SystemClock.now().minus(since)));
     if !follow {

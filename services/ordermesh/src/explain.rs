@@ -6,7 +6,7 @@ use contracts::order::v1::order_service_client::OrderServiceClient;
 
 use crate::error::Error;
 use crate::out;
-use crate::system::{Place, Retries, System, request};
+use crate::system::{Location, Retries, System, request};
 use crate::text;
 
 /// The order to explain.
@@ -15,7 +15,7 @@ pub(crate) struct Options {
     /// The order's id
     pub(crate) order_id: String,
     #[command(flatten)]
-    pub(crate) place: Place,
+    pub(crate) location: Location,
 }
 
 /// Calls ExplainOrder as the operator, and prints the answer.
@@ -23,7 +23,7 @@ pub(crate) struct Options {
 /// # Errors
 /// There is no such system or order.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
-    let system = System::find(&options.place, Retries::Off).await?;
+    let system = System::find(&options.location, Retries::Off).await?;
     let token = system.operator_token().await?;
     let message = order_v1::ExplainOrderRequest { order_id: options.order_id };
     let answer = OrderServiceClient::new(system.order.clone())

@@ -28,7 +28,7 @@ use crate::load::pace::{Amount, Pace};
 pub(crate) use crate::load::seen::Seen;
 use crate::out;
 use crate::promises::{Report, Sources};
-use crate::system::{Place, Retries, System};
+use crate::system::{Location, Retries, System};
 use crate::up::Signals;
 use crate::verify;
 
@@ -36,7 +36,7 @@ use crate::verify;
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
-    place: Place,
+    location: Location,
     #[command(flatten)]
     stores: verify::Stores,
     /// Closed loop: concurrent customers, each with one order at a time
@@ -85,13 +85,13 @@ pub(crate) struct Options {
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let retries = if options.no_retries { Retries::Off } else { Retries::On };
-    let system = System::find(&options.place, retries).await?;
+    let system = System::find(&options.location, retries).await?;
     let pace = match options.rate {
         Some(rate) => Pace::Open { rate },
         None => Pace::Closed { customers: options.customers },
     };
     // Before any load: missing stores are reported now rather than at the end.
-    let check = verify::Options::of(options.place.clone(), options.stores.clone());
+    let check = verify::Options::of(options.location.clone(), options.stores.clone());
     let sources = if options.no_verify { None } else { Some(verify::sources(&check).await?) };
     out::line(format_args!("{pace}, mix {}, seed {seed}", options.mix))?;
     let load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;

@@ -22,7 +22,7 @@ const LOOKED_FOR: u16 = 8;
 
 /// The location of a running system: the settings it was started with, or addresses.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     /// The system's port base
     #[arg(long, env = "ORDERMESH_PORT_BASE", default_value_t = 7000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PORT_BASE)))]
     pub(crate) port_base: u16,
@@ -69,7 +69,7 @@ struct Elsewhere {
     gateway_api_key_file: Option<PathBuf>,
 }
 
-impl Place {
+impl Location {
     /// A system on this machine.
     pub(crate) fn local(port_base: u16, data_dir: PathBuf) -> Self {
         let elsewhere = Elsewhere { trust_domain: TRUST_DOMAIN.to_owned(), ..Elsewhere::default() };
@@ -165,14 +165,14 @@ impl System {
     /// # Errors
     /// No instance of a service accepts connections; there is no operator's password; the root certificates cannot be
     /// used.
-    pub(crate) async fn find(place: &Place, retries: Retries) -> Result<Self, Error> {
-        let to = async |service| place.client(service, place.found(service).await?, retries);
+    pub(crate) async fn find(location: &Location, retries: Retries) -> Result<Self, Error> {
+        let to = async |service| location.client(service, location.found(service).await?, retries);
         Ok(Self {
             user: to(Service::User).await?,
             order: to(Service::Order).await?,
             payment: to(Service::Payment).await?,
             data: to(Service::Data).await?,
-            operator: place.operator()?,
+            operator: location.operator()?,
         })
     }
 
@@ -180,16 +180,16 @@ impl System {
     ///
     /// # Errors
     /// There is no operator's password; the root certificates cannot be used.
-    pub(crate) fn at(place: &Place, instances: u16) -> Result<Self, Error> {
+    pub(crate) fn at(location: &Location, instances: u16) -> Result<Self, Error> {
         let to = |service: Service| {
-            place.client(service, service.addresses(place.port_base, instances).into(), Retries::Off)
+            location.client(service, service.addresses(location.port_base, instances).into(), Retries::Off)
         };
         Ok(Self {
             user: to(Service::User)?,
             order: to(Service::Order)?,
             payment: to(Service::Payment)?,
             data: to(Service::Data)?,
-            operator: place.operator()?,
+            operator: location.operator()?,
         })
     }
 
@@ -232,9 +232,9 @@ pub(crate) fn request<T>(message: T, token: &str, trace: Option<Trace>) -> Reque
         request.metadata_mut().insert("authorization", bearer);
     }
     if let Some(trace) = trace
-        && let Ok(place) = MetadataValue::try_from(trace.to_string())
+        && let Ok(traceparent) = MetadataValue::try_from(trace.to_string())
     {
-        request.metadata_mut().insert("traceparent", place);
+        request.metadata_mut().insert("traceparent", traceparent);
     }
     request
 }

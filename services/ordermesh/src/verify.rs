@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::out;
 use crate::promises::{Report, Sources};
 use crate::service::Service;
-use crate::system::Place;
+use crate::system::Location;
 
 /// The defaults of `--patience` and `--event-retention`.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ const LEDGER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
     #[command(flatten)]
-    place: Place,
+    location: Location,
     #[command(flatten)]
     stores: Stores,
     /// How long a due order may stay unleased before it counts as lost
@@ -47,8 +47,8 @@ pub(crate) struct Options {
 
 impl Options {
     /// The defaults, for a system.
-    pub(crate) fn of(place: Place, stores: Stores) -> Self {
-        Self { place, stores, patience: PATIENCE, event_retention: RETENTION }
+    pub(crate) fn of(location: Location, stores: Stores) -> Self {
+        Self { location, stores, patience: PATIENCE, event_retention: RETENTION }
     }
 }
 
@@ -89,22 +89,22 @@ impl Stores {
         own.or(self.database_url.as_ref())
     }
 
-    async fn open(&self, place: &Place, service: Service) -> Result<Database, Error> {
+    async fn open(&self, location: &Location, service: Service) -> Result<Database, Error> {
         let url = self.url_of(service);
         let schema = url.is_some_and(DatabaseUrl::is_server).then(|| service.name().to_owned());
         let acquire_timeout = STORE_TIMEOUT;
         let options = storage::Options { max_connections: 2, acquire_timeout, schema, ..storage::Options::default() };
         let url = match url {
             Some(url) => url.as_str().to_owned(),
-            None => storage::sqlite_url(&file(place, service)?),
+            None => storage::sqlite_url(&file(location, service)?),
         };
         Database::connect(&url, &options).await.map_err(|source| Error::Store { service: service.name(), source })
     }
 }
 
 /// Opening a missing file would create it.
-fn file(place: &Place, service: Service) -> Result<PathBuf, Error> {
-    let path = place.data_dir.join(format!("{service}.db"));
+fn file(location: &Location, service: Service) -> Result<PathBuf, Error> {
+    let path = location.data_dir.join(format!("{service}.db"));
     if path.exists() {
         return Ok(path);
     }
@@ -117,17 +117,17 @@ fn file(place: &Place, service: Service) -> Result<PathBuf, Error> {
 /// # Errors
 /// A store or the gateway's key does not exist.
 pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
-    let Options { place, stores, patience, event_retention } = options;
+    let Options { location, stores, patience, event_retention } = options;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let user = stores.open(place, Service::User).await?;
-    let order = stores.open(place, Service::Order).await?;
-    let payment = stores.open(place, Service::Payment).await?;
-    let data = stores.open(place, Service::Data).await?;
-    let path = place.gateway_key();
+    let user = stores.open(location, Service::User).await?;
+    let order = stores.open(location, Service::Order).await?;
+    let payment = stores.open(location, Service::Payment).await?;
+    let data = stores.open(location, Service::Data).await?;
+    let path = location.gateway_key();
     let key =
         std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), deed: "read", source })?;
     let key: payment::ApiKey = key.parse().map_err(Error::Usage)?;
-    let gateway = GrpcGateway::of_merchant(place.gateway()?, key, LEDGER_TIMEOUT);
+    let gateway = GrpcGateway::of_merchant(location.gateway()?, key, LEDGER_TIMEOUT);
     Ok(Sources {
         outboxes: [&user, &order, &payment, &data].into_iter().map(Database::outbox).collect(),
         orders: order::store::Store::new(order, clock.clone()),

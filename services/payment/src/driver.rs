@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::backoff::jitter;
-use kernel::{Clock, FaultPoint, Faults, IdSource, OrderId, Place};
+use kernel::{Clock, FaultPoint, Faults, IdSource, OrderId, FaultSite};
 use mesh::Seldom;
 use telemetry::{EventSink, Kind, Operation, Outcome, Parent};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -183,8 +183,8 @@ impl Driver {
 
     async fn stops(&self, point: FaultPoint, payment: &Payment) -> bool {
         let instance = &self.0.parts.options.instance;
-        let place = Place { instance, point, state: payment.state.name(), order: payment.order_id };
-        self.0.parts.faults.at(place).await.is_break()
+        let site = FaultSite { instance, point, state: payment.state.name(), order: payment.order_id };
+        self.0.parts.faults.at(site).await.is_break()
     }
 
     async fn again_after(&self, order_id: OrderId, wait: Duration) -> Option<(Payment, Permit)> {
@@ -210,13 +210,13 @@ impl Driver {
         let Some(effect) = before.owes() else { return Ok(Step::Settled(before)) };
         let operation = self.operation(effect.span_name(), &before);
         if self.stops(FaultPoint::BeforeEffect, &before).await {
-            operation.dismiss();
+            operation.discard();
             return Ok(Step::Stopped);
         }
         let began = parts.clock.now();
         let seen = self.perform(effect, &before).instrument(operation.span().clone()).await;
         if self.stops(FaultPoint::AfterEffect, &before).await {
-            operation.dismiss();
+            operation.discard();
             return Ok(Step::Stopped);
         }
         let (next, schedule, attempt) = self.decide(&before, effect, &seen, began, &operation);
@@ -236,7 +236,7 @@ impl Driver {
         operation.end(event.as_ref().map_or(Outcome::Success, |(_, outcome)| outcome.clone()));
         let recorded = parts.store.record(&before, next, attempt, schedule.clone(), event).await?;
         let Some(recorded) = recorded else {
-            operation.dismiss();
+            operation.discard();
             operation.set_on_span("payment.lost", true);
             return Ok(Step::Lost);
         };

@@ -160,7 +160,7 @@ impl Database {
     fn committed(&self, events: &Events) {
         for (operation, event) in events {
             if let Some(operation) = operation {
-                operation.taken(event);
+                operation.commit_event(event);
             }
         }
         if !events.is_empty() {
@@ -390,7 +390,7 @@ async fn commit(conn: TxConnection, events: &Events) -> Result<(), Error> {
     let Err(error) = conn.commit().await else { return Ok(()) };
     let error = Error::from(error);
     if !error.is_transient() {
-        events.iter().filter_map(|(operation, _)| operation.as_ref()).for_each(Operation::dismiss);
+        events.iter().filter_map(|(operation, _)| operation.as_ref()).for_each(Operation::discard);
     }
     Err(error)
 }

@@ -84,7 +84,7 @@ pub(crate) enum Kept {
 /// An event and its operation.
 pub(crate) struct Announced<'a> {
     pub(crate) span: &'a Span,
-    pub(crate) place: TraceParent,
+    pub(crate) span_ref: TraceParent,
     pub(crate) kind: Kind,
     pub(crate) event_type: &'static str,
     pub(crate) event: &'a TraceEvent,
@@ -166,8 +166,8 @@ impl Announced<'_> {
         };
         record.set_severity_number(severity);
         record.set_severity_text(text);
-        let flags = self.place.flags();
-        record.set_trace_context(self.place.trace_id, self.place.span_id, Some(flags));
+        let flags = self.span_ref.flags();
+        record.set_trace_context(self.span_ref.trace_id, self.span_ref.span_id, Some(flags));
         record.add_attribute(EVENT_TYPE, self.event_type);
         record.add_attribute(EVENT_STATUS, event.status.name());
         record.add_attribute(EVENT_ID, event.event_id.to_string());
@@ -216,20 +216,20 @@ mod tests {
 
     use super::*;
     use crate::event::EventError;
-    use crate::operation::{Ended, EventSink, Fate, Operation, Outcome, Parent};
+    use crate::operation::{Ended, EventSink, Disposition, Operation, Outcome, Parent};
 
     /// Stores or sums unclaimed events.
     struct Keeps(Kept);
 
     impl EventSink for Keeps {
-        fn untaken(&self, ended: Ended) -> Fate {
+        fn unclaimed(&self, ended: Ended) -> Disposition {
             match self.0 {
-                Kept::Stored => Fate::Stored(ended.event),
-                Kept::Summed => Fate::Summed(ended.event),
+                Kept::Stored => Disposition::Stored(ended.event),
+                Kept::Summed => Disposition::Summed(ended.event),
             }
         }
         fn put(&self, _event: TraceEvent) {}
-        fn teller(&self) -> (&str, &str) {
+        fn origin(&self) -> (&str, &str) {
             ("payment", "payment-1")
         }
     }
@@ -267,7 +267,7 @@ mod tests {
             let operation = open(Kind::Internal, Kept::Stored);
             let event = operation.event(&declined()).expect("it has a slot");
             id = event.event_id.to_string();
-            operation.taken(&event);
+            operation.commit_event(&event);
         });
         let expected = [
             (EVENT_TYPE, "payment_processing"),
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_discarded_slot_leaves_no_attributes_and_a_replay_is_marked_as_one() {
-        let span = span_of(|| open(Kind::Server, Kept::Stored).dismiss());
+        let span = span_of(|| open(Kind::Server, Kept::Stored).discard());
         assert_eq!(told(&span), BTreeMap::new());
         let span = span_of(|| open(Kind::Server, Kept::Stored).replayed());
         assert_eq!(told(&span), [("ordermesh.replayed", "true".to_owned())].into());
@@ -311,17 +311,17 @@ mod tests {
         let operation = open(Kind::Internal, Kept::Stored);
         for (outcome, severity) in [(Outcome::Success, Severity::Info), (declined(), Severity::Warn)] {
             let event = operation.event(&outcome).expect("it has a slot");
-            let (span, place) = (operation.span(), operation.place());
+            let (span, span_ref) = (operation.span(), operation.span_ref());
             let event_type = "payment_processing";
             let kept = Kept::Stored;
-            Announced { span, place, kind: Kind::Internal, event_type, event: &event, kept }.record(&logger);
+            Announced { span, span_ref, kind: Kind::Internal, event_type, event: &event, kept }.record(&logger);
             let logs = exporter.get_emitted_logs().expect("logs");
             let record = &logs.last().expect("one").record;
             assert_eq!((record.event_name(), record.severity_number()), (Some(event_type), Some(severity)));
             let context = record.trace_context().expect("ids");
             assert_eq!(
                 (context.trace_id.to_string(), context.span_id.to_string()),
-                (place.trace_id(), place.span_id())
+                (span_ref.trace_id(), span_ref.span_id())
             );
             let has = |name: &str| record.attributes_iter().any(|(key, _)| key.as_str() == name);
             assert!(has(EVENT_TYPE) && has(EVENT_STATUS) && has(EVENT_ID));

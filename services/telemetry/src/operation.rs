@@ -1,7 +1,7 @@
 //! Operations: a tracing span (exported by OpenTelemetry) plus one *event slot*.
 //!
 //! The code that commits a change writes the event in the same transaction and then claims the slot with
-//! [`Operation::taken`]. An operation that ends with an unclaimed slot is passed to the [`EventSink`], which decides
+//! [`Operation::commit_event`]. An operation that ends with an unclaimed slot is passed to the [`EventSink`], which decides
 //! whether it is an event. All code that works on an operation holds a clone of it: it ends when the last clone is
 //! dropped, so a transaction that outlives its call can still claim the slot. One span, at most one event.
 
@@ -65,7 +65,7 @@ pub struct Ended {
 
 /// The disposition of an operation that ended with an unclaimed slot.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Fate {
+pub enum Disposition {
     /// It is no event.
     NoEvent,
     /// It is this event, which is passed to [`EventSink::put`] next.
@@ -77,11 +77,11 @@ pub enum Fate {
 /// Decides the disposition of operations with unclaimed slots, and provides the origin of events.
 pub trait EventSink: Send + Sync + 'static {
     /// Called once for each such operation with an event type, when it ends. Must not block.
-    fn untaken(&self, ended: Ended) -> Fate;
-    /// Stores an event that [`EventSink::untaken`] has decided to store. Must not block.
+    fn unclaimed(&self, ended: Ended) -> Disposition;
+    /// Stores an event that [`EventSink::unclaimed`] has decided to store. Must not block.
     fn put(&self, event: TraceEvent);
     /// The service's name and instance, for the events.
-    fn teller(&self) -> (&str, &str);
+    fn origin(&self) -> (&str, &str);
 }
 
 struct Slot {
@@ -101,7 +101,7 @@ struct Inner {
     event_type: Option<&'static str>,
     sink: Option<Arc<dyn EventSink>>,
     span: Span,
-    place: TraceParent,
+    span_ref: TraceParent,
     start: Timestamp,
     slot: Mutex<Slot>,
 }
@@ -112,7 +112,7 @@ pub struct Operation(Arc<Inner>);
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operation").field("name", &self.0.name).field("place", &self.0.place).finish_non_exhaustive()
+        f.debug_struct("Operation").field("name", &self.0.name).field("span_ref", &self.0.span_ref).finish_non_exhaustive()
     }
 }
 
@@ -140,11 +140,11 @@ impl Operation {
             }
         };
         match parent {
-            Parent::Remote(place) => {
+            Parent::Remote(span_ref) => {
                 // Fails only when no OpenTelemetry layer is installed; then there is no trace.
-                let _ = span.set_parent(Context::new().with_remote_span_context(place.remote()));
+                let _ = span.set_parent(Context::new().with_remote_span_context(span_ref.remote()));
             }
-            Parent::LinkedRoot(place) => span.add_link(place.remote()),
+            Parent::LinkedRoot(span_ref) => span.add_link(span_ref.remote()),
             Parent::Current | Parent::Root => {}
         }
         Self::on(span, kind, name, event_type, sink)
@@ -167,14 +167,14 @@ impl Operation {
         event_type: Option<&'static str>,
         sink: Option<Arc<dyn EventSink>>,
     ) -> Self {
-        let place = place_of(&span);
+        let span_ref = span_ref_of(&span);
         Self(Arc::new(Inner {
             kind,
             name,
             event_type,
             sink,
             span,
-            place,
+            span_ref,
             start: SystemClock.now(),
             slot: Mutex::new(Slot {
                 attributes: BTreeMap::new(),
@@ -204,8 +204,8 @@ impl Operation {
     }
 
     /// Its ids in the trace: what a later step continues from, and what is sent as `traceparent`.
-    pub fn place(&self) -> TraceParent {
-        self.0.place
+    pub fn span_ref(&self) -> TraceParent {
+        self.0.span_ref
     }
 
     /// Links it to another trace.
@@ -257,7 +257,7 @@ impl Operation {
     }
 
     /// The event of this operation with an outcome: to be written in the transaction that commits the change, followed
-    /// by [`Operation::taken`] after the commit. `None` when the operation has no event type, or its slot is claimed.
+    /// by [`Operation::commit_event`] after the commit. `None` when the operation has no event type, or its slot is claimed.
     pub fn event(&self, outcome: &Outcome) -> Option<TraceEvent> {
         let slot = self.slot();
         if slot.taken { None } else { self.0.event(&slot, outcome) }
@@ -265,25 +265,25 @@ impl Operation {
 
     /// Claims the slot: the event was committed, and no other is written. The event is then published on the span, in
     /// the log (if it failed), as a log record and in the counter.
-    pub fn taken(&self, event: &TraceEvent) {
+    pub fn commit_event(&self, event: &TraceEvent) {
         self.slot().taken = true;
         self.0.announce(event, Kept::Stored);
     }
 
     /// Claims the slot without an event: an idempotent replay, or a change that was committed elsewhere.
-    pub fn dismiss(&self) {
+    pub fn discard(&self) {
         self.slot().taken = true;
     }
 
     /// An idempotent replay of an earlier call: the slot is discarded, and the span has `ordermesh.replayed`.
     pub fn replayed(&self) {
-        self.dismiss();
+        self.discard();
         self.0.span.set_attribute("ordermesh.replayed", true);
     }
 
     /// Holds the event back until [`Operation::admit`]: a call that is cut off before its caller is authenticated is no
     /// event.
-    pub fn hold(&self) {
+    pub fn hold_until_admitted(&self) {
         self.slot().held = true;
     }
 
@@ -300,12 +300,12 @@ impl Operation {
 impl Inner {
     fn announce(&self, event: &TraceEvent, kept: Kept) {
         let Some(event_type) = self.event_type else { return };
-        Announced { span: &self.span, place: self.place, kind: self.kind, event_type, event, kept }.everywhere();
+        Announced { span: &self.span, span_ref: self.span_ref, kind: self.kind, event_type, event, kept }.everywhere();
     }
 
     fn event(&self, slot: &Slot, outcome: &Outcome) -> Option<TraceEvent> {
         let (event_type, sink) = (self.event_type?, self.sink.as_ref()?);
-        let (service, instance) = sink.teller();
+        let (service, instance) = sink.origin();
         let end = slot.end.unwrap_or_else(|| SystemClock.now());
         let (status, error) = match outcome {
             Outcome::Success => (EventStatus::Success, None),
@@ -318,8 +318,8 @@ impl Inner {
             service: service.to_owned(),
             instance: instance.to_owned(),
             operation: self.name.to_owned(),
-            trace_id: self.place.trace_id(),
-            span_id: self.place.span_id(),
+            trace_id: self.span_ref.trace_id(),
+            span_id: self.span_ref.span_id(),
             start_micros: self.start.as_micros(),
             duration_micros: i64::try_from(end.since(self.start).as_micros()).unwrap_or(i64::MAX),
             order_id: slot.order_id,
@@ -344,10 +344,10 @@ impl Drop for Inner {
         };
         drop(slot);
         let (Some(event), Some(sink)) = (event, &self.sink) else { return };
-        match self.span.in_scope(|| sink.untaken(Ended { kind: self.kind, event })) {
-            Fate::NoEvent => {}
-            Fate::Summed(event) => self.announce(&event, Kept::Summed),
-            Fate::Stored(event) => {
+        match self.span.in_scope(|| sink.unclaimed(Ended { kind: self.kind, event })) {
+            Disposition::NoEvent => {}
+            Disposition::Summed(event) => self.announce(&event, Kept::Summed),
+            Disposition::Stored(event) => {
                 self.announce(&event, Kept::Stored);
                 sink.put(event);
             }
@@ -360,7 +360,7 @@ fn cut_off() -> Outcome {
 }
 
 /// The span's ids; random ones when no OpenTelemetry layer is installed, so that an event always has some.
-fn place_of(span: &Span) -> TraceParent {
+fn span_ref_of(span: &Span) -> TraceParent {
     let context = span.context();
     let span_context = context.span().span_context().clone();
     if span_context.is_valid() {
@@ -384,12 +384,12 @@ mod tests {
     struct Seen(Mutex<Vec<Ended>>);
 
     impl EventSink for Seen {
-        fn untaken(&self, ended: Ended) -> Fate {
+        fn unclaimed(&self, ended: Ended) -> Disposition {
             self.0.lock().expect("not poisoned").push(ended);
-            Fate::NoEvent
+            Disposition::NoEvent
         }
         fn put(&self, _event: TraceEvent) {}
-        fn teller(&self) -> (&str, &str) {
+        fn origin(&self) -> (&str, &str) {
             ("order", "order-1")
         }
     }
@@ -424,7 +424,7 @@ mod tests {
         let seen = Arc::new(Seen::default());
         let operation = open(&seen);
         let event = operation.event(&Outcome::Success).expect("it has a slot");
-        operation.taken(&event);
+        operation.commit_event(&event);
         assert_eq!(operation.event(&Outcome::Success), None);
         drop(operation);
         assert_eq!(seen.0.lock().expect("not poisoned").len(), 0);
@@ -434,8 +434,8 @@ mod tests {
     fn a_held_operation_is_no_event_until_it_is_admitted() {
         let seen = Arc::new(Seen::default());
         let (stranger, customer) = (open(&seen), open(&seen));
-        stranger.hold();
-        customer.hold();
+        stranger.hold_until_admitted();
+        customer.hold_until_admitted();
         customer.admit();
         drop((stranger, customer));
         assert_eq!(seen.0.lock().expect("not poisoned").len(), 1);

@@ -18,7 +18,7 @@ pub use server::Server;
 
 /// The database of a test: for `storage::Database::connect`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Place {
+pub struct TestDatabase {
     /// The URL.
     pub url: String,
     /// On PostgreSQL: a schema of its own.
@@ -30,18 +30,18 @@ pub struct Place {
 ///
 /// # Panics
 /// PostgreSQL is requested but not installed.
-pub fn place() -> Place {
+pub fn database() -> TestDatabase {
     match std::env::var("ORDERMESH_TEST_DATABASE").as_deref() {
         Ok("postgres") => postgres().expect("PostgreSQL is requested: install its server programs"),
         Ok(other) => panic!("ORDERMESH_TEST_DATABASE is {other}: the only supported value is postgres"),
-        Err(_) => Place { url: "sqlite::memory:".to_owned(), schema: None },
+        Err(_) => TestDatabase { url: "sqlite::memory:".to_owned(), schema: None },
     }
 }
 
 /// A schema of its own on the process's PostgreSQL server; `None` if PostgreSQL is not installed.
-pub fn postgres() -> Option<Place> {
+pub fn postgres() -> Option<TestDatabase> {
     let server = shared()?;
-    Some(Place { url: server.url(), schema: Some(unique("test")) })
+    Some(TestDatabase { url: server.url(), schema: Some(unique("test")) })
 }
 
 /// The process's server, started on first use; it ends with the process.

@@ -8,7 +8,7 @@ use crate::password::{Password, PasswordHash};
 /// A person's role.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
-    /// Places orders.
+    /// Slots orders.
     Customer,
     /// Runs the platform.
     Operator,

@@ -4,7 +4,7 @@
 //! - [`Config`] and [`run`]: settings and start-up
 //! - `service`, `convert`: the calls (decode, act, encode) and the rules of their fields
 //! - `users`: the use cases; start reading here
-//! - `account`, `password`, `places`, `session`, `token`, `keys`, `throttle`, `operator`: the domain, one file per
+//! - `account`, `password`, `slots`, `session`, `token`, `keys`, `throttle`, `operator`: the domain, one file per
 //!   concept
 //! - `store`, `entity`, `migration`: the tables
 //! - [`error`]: why a call is rejected
@@ -20,7 +20,7 @@ mod keys;
 mod migration;
 mod operator;
 mod password;
-mod places;
+mod slots;
 mod service;
 mod session;
 mod store;

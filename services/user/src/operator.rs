@@ -15,7 +15,7 @@ use crate::account::{Account, Profile, Role};
 use crate::convert;
 use crate::error::Error;
 use crate::password::{Password, Passwords};
-use crate::places::Share;
+use crate::slots::Share;
 use crate::store::{Inserted, Store};
 
 /// The operation that creates an operator's account.

@@ -1,5 +1,5 @@
 //! Passwords and their bcrypt hashes. Hashing takes a large part of a second of a processor, so it runs off the async
-//! threads, at most one per processor, in slots that callers share fairly (`places`).
+//! threads, at most one per processor, in slots that callers share fairly (`slots`).
 //!
 //! A password is compared in a normalized form (RFC 8265), so that it does not depend on the keyboard. Earlier releases
 //! hashed it as typed: such a hash is still valid, and is renewed at the next log-in.
@@ -13,7 +13,7 @@ use std::time::Duration;
 use bcrypt::{HashParts, non_truncating_hash, non_truncating_hash_with_salt, non_truncating_verify};
 
 use crate::error::Error;
-use crate::places::{Places, QueueFull, Share};
+use crate::slots::{Slots, QueueFull, Share};
 
 /// bcrypt takes 72 bytes, one of which is the terminating zero.
 pub(crate) const MAX_PASSWORD_BYTES: usize = 71;
@@ -123,20 +123,20 @@ impl Refused {
 pub(crate) struct Passwords {
     cost: u32,
     /// One slot per processor.
-    places: Places,
+    slots: Slots,
 }
 
 impl Passwords {
     /// With the bcrypt cost and the length of the queue.
     pub(crate) fn new(cost: u32, max_waiting: usize) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { cost, places: Places::new(processors, max_waiting) }
+        Self { cost, slots: Slots::new(processors, max_waiting) }
     }
 
     /// Without slots: every call is rejected.
     #[cfg(test)]
     pub(crate) fn full() -> Self {
-        Self { cost: 4, places: Places::new(0, 0) }
+        Self { cost: 4, slots: Slots::new(0, 0) }
     }
 
     pub(crate) async fn hash(&self, password: Password, share: Share) -> Result<PasswordHash, Refused> {
@@ -160,7 +160,7 @@ impl Passwords {
         share: Share,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Refused> {
-        let place = self.places.take(share).await.map_err(|QueueFull| Refused::Busy)?;
+        let place = self.slots.take(share).await.map_err(|QueueFull| Refused::Busy)?;
         let work = tokio::task::spawn_blocking(move || {
             // Owned by the work itself: cancelling the call does not free the processor.
             let _place = place;

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::keys::{KeyStore, SigningKey};
 use crate::operator::Bootstrap;
 use crate::password::{Check, Password, Passwords};
-use crate::places::Share;
+use crate::slots::Share;
 use crate::session::{RefreshToken, Session};
 use crate::store::{Inserted, Opening, PasswordChange, Store, Turn};
 use crate::throttle::{Source, Throttle};

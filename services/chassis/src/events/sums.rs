@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kernel::Timestamp;
-use telemetry::{EventError, EventStatus, Fate, TraceEvent};
+use telemetry::{EventError, EventStatus, Disposition, TraceEvent};
 use tokio::sync::Notify;
 
 /// The period of the bound.
@@ -71,7 +71,7 @@ impl Sums {
     }
 
     /// Stored if the event is one of the first `most` of its kind in this second.
-    pub(super) fn admit(&self, mut event: TraceEvent, most: u32, now: Timestamp) -> Fate {
+    pub(super) fn admit(&self, mut event: TraceEvent, most: u32, now: Timestamp) -> Disposition {
         let mut state = self.state();
         let is_full = state.ready.len() >= MAX_READY;
         let fresh = || Cell { second: now, stored: 0, left_out: None };
@@ -82,11 +82,11 @@ impl Sums {
         if cell.stored >= most || is_full {
             let count = cell.left_out.take().map_or(0, |(_, count)| count);
             cell.left_out = Some((event.clone(), count.saturating_add(1)));
-            return Fate::Summed(event);
+            return Disposition::Summed(event);
         }
         cell.stored += 1;
         event.suppressed_count = cell.left_out.take().map_or(0, |(_, count)| count);
-        Fate::Stored(event)
+        Disposition::Stored(event)
     }
 
     /// Queues an admitted event; fails once the writer has ended.
@@ -179,7 +179,7 @@ mod tests {
 
     /// As the sink does it: an admitted event is put.
     fn offer(sums: &Sums, event: TraceEvent, most: u32, now: Timestamp) {
-        if let Fate::Stored(event) = sums.admit(event, most, now) {
+        if let Disposition::Stored(event) = sums.admit(event, most, now) {
             sums.put(event).expect("not closed");
         }
     }

@@ -37,7 +37,7 @@ struct World {
 type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<Update, Error>> + Send>>;
 
 impl World {
-    async fn on(place: testdb::Place) -> Self {
+    async fn on(place: testdb::TestDatabase) -> Self {
         let options = Options { schema: place.schema, max_connections: 4, ..Options::default() };
         let db = Database::connect(&place.url, &options).await.expect("a database");
         db.migrate(MIGRATIONS).await.expect("migrated");
@@ -61,7 +61,7 @@ impl World {
 
     /// One on SQLite, and one on PostgreSQL if it is available.
     async fn everywhere() -> Vec<Self> {
-        let sqlite = testdb::Place { url: "sqlite::memory:".into(), schema: None };
+        let sqlite = testdb::TestDatabase { url: "sqlite::memory:".into(), schema: None };
         let mut worlds = vec![Self::on(sqlite).await];
         if let Some(postgres) = testdb::postgres() {
             worlds.push(Self::on(postgres).await);
@@ -297,7 +297,7 @@ async fn each_matching_event_is_sent_once_wherever_it_is() {
 
 #[tokio::test]
 async fn an_emptied_database_is_followed_from_its_start() {
-    let world = World::on(testdb::Place { url: "sqlite::memory:".into(), schema: None }).await;
+    let world = World::on(testdb::TestDatabase { url: "sqlite::memory:".into(), schema: None }).await;
     let events = many(6);
     world.append(&events[..4]).await;
     let mut stream = world.follow(all(), Some(Cursor { made: NOW, position: Position::START })).await;
@@ -340,7 +340,7 @@ async fn an_unread_stream_is_ended_after_its_buffered_messages() {
 
 #[tokio::test]
 async fn a_stream_ends_with_its_token_its_instance_or_its_reader() {
-    let world = World::on(testdb::place()).await;
+    let world = World::on(testdb::database()).await;
     let token_expires = NOW.plus(Duration::from_millis(20));
     let caller = Caller::Person { user_id: Uuid::from_u128(1), role: Role::Operator, token_expires, session_id: None };
     let mut short = world.try_follow_as(&caller, all(), None).await.expect("it follows");

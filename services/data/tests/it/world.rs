@@ -53,7 +53,7 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         testdb::write_secret(folder.path().join("mesh.secret"), SECRET);
-        let database_url = testdb::place().schema.map(|_| {
+        let database_url = testdb::database().schema.map(|_| {
             let (server, name) = (testdb::shared().expect("the server"), testdb::unique("data"));
             server.sql(&format!("CREATE DATABASE {name}"));
             server.url().replace("/postgres?", &format!("/{name}?"))

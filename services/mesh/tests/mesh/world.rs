@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use mesh::{
     Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig, VerifyingKey, client, server,
 };
-use telemetry::{Ended, EventSink, Fate, Propagation, TraceEvent};
+use telemetry::{Ended, EventSink, Disposition, Propagation, TraceEvent};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -33,12 +33,12 @@ pub(crate) const PUBLIC_KEY: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo
 pub(crate) struct Events(pub(crate) Mutex<Vec<Ended>>);
 
 impl EventSink for Events {
-    fn untaken(&self, ended: Ended) -> Fate {
+    fn unclaimed(&self, ended: Ended) -> Disposition {
         self.0.lock().expect("not poisoned").push(ended);
-        Fate::NoEvent
+        Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}
-    fn teller(&self) -> (&str, &str) {
+    fn origin(&self) -> (&str, &str) {
         ("test", "test-1")
     }
 }

@@ -19,7 +19,7 @@ pub struct Step {
     /// The reason, for the history.
     pub reason: String,
     /// The span of the transition.
-    pub place: TraceParent,
+    pub span_ref: TraceParent,
     /// The operation whose event is written with it, and its outcome.
     pub event: Option<(Operation, Outcome)>,
 }
@@ -100,7 +100,7 @@ impl Store {
                     let Some(due) = due else { return Ok(None) };
                     insert_lines(tx, &order).await?;
                     let step =
-                        Step { to: order.state, reason: "order created".into(), place: operation.place(), event: None };
+                        Step { to: order.state, reason: "order created".into(), span_ref: operation.span_ref(), event: None };
                     insert_history(tx, order.id, order.version, &[step], order.create_time).await?;
                     // The hot rows come last, to hold their locks as briefly as possible.
                     store.reserve(tx, &order.lines).await?;
@@ -145,7 +145,7 @@ impl Store {
             order.refund_attempt.into(),
             lease.owner.clone().into(),
             micros(lease.length).into(),
-            order.place.to_string().into(),
+            order.span_ref.to_string().into(),
             order.create_time.as_micros().into(),
             order.update_time.as_micros().into(),
         ];
@@ -251,7 +251,7 @@ impl Store {
         let (store, before) = (self.clone(), order.clone());
         let now = self.clock.now();
         let event = Some((operation.clone(), Outcome::Success));
-        let step = Step { to, reason: reason.into(), place: operation.place(), event };
+        let step = Step { to, reason: reason.into(), span_ref: operation.span_ref(), event };
         let mut after = after(&before, std::slice::from_ref(&step), before.payment_failure.clone(), None, now);
         if before.state == State::NeedsAttention {
             after.refund_attempt = before.refund_attempt.saturating_add(1);
@@ -344,8 +344,8 @@ async fn insert_history(
         state: Set(step.to.name().to_owned()),
         time: Set(now.as_micros()),
         reason: Set(step.reason.clone()),
-        trace_id: Set(step.place.trace_id()),
-        span_id: Set(step.place.span_id()),
+        trace_id: Set(step.span_ref.trace_id()),
+        span_id: Set(step.span_ref.span_id()),
     });
     order_history::Entity::insert_many(rows).exec_without_returning(tx.conn()).await?;
     Ok(())

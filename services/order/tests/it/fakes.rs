@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
-use kernel::{FaultPoint, Faults, Money, OrderId, Place};
+use kernel::{FaultPoint, Faults, Money, OrderId, FaultSite};
 use order::Error;
 use order::lifecycle::State;
 use order::order::{Order, PaymentFailure};
 use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
-use telemetry::{Ended, EventSink, Fate, TraceEvent};
+use telemetry::{Ended, EventSink, Disposition, TraceEvent};
 use tokio::sync::{Notify, watch};
 
 /// The fake Payment Service's behaviour on the next call.
@@ -256,8 +256,8 @@ impl Plan {
 }
 
 impl Faults for Plan {
-    fn at<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, ControlFlow<()>> {
-        let here = (place.point, State::of(place.state).expect("a state of an order"));
+    fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
+        let here = (site.point, State::of(site.state).expect("a state of an order"));
         self.passed.lock().expect("not poisoned").push(here);
         let mut deaths = self.deaths.lock().expect("not poisoned");
         let planned = deaths.iter().position(|death| *death == here);
@@ -277,12 +277,12 @@ pub(crate) struct Seen(pub(crate) Mutex<Vec<Ended>>);
 pub(crate) const TELLER: &str = "order-test";
 
 impl EventSink for Seen {
-    fn untaken(&self, ended: Ended) -> Fate {
+    fn unclaimed(&self, ended: Ended) -> Disposition {
         self.0.lock().expect("not poisoned").push(ended);
-        Fate::NoEvent
+        Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}
-    fn teller(&self) -> (&str, &str) {
+    fn origin(&self) -> (&str, &str) {
         ("order", TELLER)
     }
 }

@@ -35,10 +35,10 @@ const NO_FILL: Fill = (0, 0);
 
 #[rustfmt::skip]
 pub(crate) const ATTACKS: &[Attack] = &[
-    Attack { name: "untaken-answers",     service: "data",    fill: NO_FILL,      honest: Call::CreateOrder,  run: |target| Box::pin(untaken(target, 1)) },
+    Attack { name: "untaken-answers",     service: "data",    fill: NO_FILL,      honest: Call::CreateOrder,  run: |target| Box::pin(unclaimed(target, 1)) },
     Attack { name: "endless-requests",    service: "user",    fill: NO_FILL,      honest: Call::GetProfile,   run: |target| Box::pin(endless(target)) },
     Attack { name: "connections",         service: "payment", fill: NO_FILL,      honest: Call::GetPayment,   run: |target| Box::pin(connections(target)) },
-    Attack { name: "memory-of-answers",   service: "data",    fill: (400, 2_000), honest: Call::ListProducts, run: |target| Box::pin(untaken(target, 200)) },
+    Attack { name: "memory-of-answers",   service: "data",    fill: (400, 2_000), honest: Call::ListProducts, run: |target| Box::pin(unclaimed(target, 200)) },
     Attack { name: "memory-of-decoding",  service: "user",    fill: NO_FILL,      honest: Call::GetProfile,   run: |target| Box::pin(mask_paths(target)) },
     Attack { name: "log-ins",             service: "user",    fill: NO_FILL,      honest: Call::Login,        run: |target| Box::pin(log_ins(target)) },
     Attack { name: "searches",            service: "data",    fill: (20_000, 300), honest: Call::CreateOrder, run: |target| Box::pin(searches(target)) },
@@ -80,7 +80,7 @@ async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usiz
 }
 
 /// Leaves answers unread: the HTTP/2 flow-control window is zero.
-async fn untaken(target: Target, page_size: i32) {
+async fn unclaimed(target: Target, page_size: i32) {
     let request = data::ListProductsRequest { page_size, ..Default::default() }.encode_to_vec();
     let target = target.anonymous();
     keep_asking(target, 401, 0, 600, ("/data.v1.CatalogService/ListProducts", request)).await;

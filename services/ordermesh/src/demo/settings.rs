@@ -19,7 +19,7 @@ use crate::demo::stage::{Act, Stage, failed, item, succeeded};
 use crate::error::{Error, reason};
 use crate::passed;
 use crate::supervisor::{Plan, Supervisor, free_port_base};
-use crate::system::{Place, Retries, System, request};
+use crate::system::{Location, Retries, System, request};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -67,11 +67,11 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Stage, tempfile::TempDir),
     // Cheap password hashes: the system exists for seconds only.
     let flags = flags.iter().chain(&["--user.bcrypt-cost", "4"]);
     let (_, passed) = passed::split(flags.map(std::ffi::OsString::from));
-    let place = Place::local(free_port_base(1)?, folder.path().join("data"));
+    let location = Location::local(free_port_base(1)?, folder.path().join("data"));
     let plan = Plan {
-        port_base: place.port_base,
+        port_base: location.port_base,
         instances: 1,
-        data_dir: place.data_dir.clone(),
+        data_dir: location.data_dir.clone(),
         database_url: None,
         tls: false,
         log: "error".to_owned(),
@@ -83,7 +83,7 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Stage, tempfile::TempDir),
     if tokio::time::timeout(START_LIMIT, system.ready()).await.is_err() {
         return Err(Error::NotReady(START_LIMIT.as_secs()));
     }
-    let stage = Stage::open(System::find(&place, Retries::Off).await?).await?;
+    let stage = Stage::open(System::find(&location, Retries::Off).await?).await?;
     Ok((system, stage, folder))
 }
 

@@ -81,7 +81,7 @@ async fn closed(load: &Load, customers: u32, tickets: &Arc<Tickets>) {
 }
 
 async fn open(load: &Load, rate: u32, tickets: &Arc<Tickets>, stop: &CancellationToken) {
-    let places = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
+    let slots = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
     let mut all = JoinSet::new();
     let start = Instant::now();
     while let Some(number) = tickets.next() {
@@ -89,11 +89,11 @@ async fn open(load: &Load, rate: u32, tickets: &Arc<Tickets>, stop: &Cancellatio
         if stop.run_until_cancelled(tokio::time::sleep_until(intended.into())).await.is_none() {
             break;
         }
-        let Ok(place) = places.clone().acquire_owned().await else { break };
+        let Ok(slot) = slots.clone().acquire_owned().await else { break };
         let load = load.clone();
         all.spawn(async move {
             one(&load, number, intended).await;
-            drop(place);
+            drop(slot);
         });
         while all.try_join_next().is_some() {}
     }

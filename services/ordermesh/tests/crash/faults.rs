@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
-use kernel::{FaultPoint, Faults, Place};
+use kernel::{FaultPoint, Faults, FaultSite};
 use tokio::sync::{Notify, watch};
 
 use crate::world::Api;
@@ -123,17 +123,17 @@ impl Plan {
 }
 
 impl Faults for Plan {
-    fn at<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, ControlFlow<()>> {
+    fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
         Box::pin(async move {
-            let service = if place.instance.starts_with("order") { "order" } else { "payment" };
-            let spot = (service, place.point, place.state);
+            let service = if site.instance.starts_with("order") { "order" } else { "payment" };
+            let spot = (service, site.point, site.state);
             let api = lock(&self.api).clone().expect("a world");
-            api.check(&format!("{} comes to {spot:?}", place.instance)).await;
+            api.check(&format!("{} comes to {spot:?}", site.instance)).await;
             for act in self.take(spot) {
                 match act {
                     Act::Die => {
                         self.died.send_modify(|died| {
-                            died.insert(place.instance.to_owned());
+                            died.insert(site.instance.to_owned());
                         });
                         return ControlFlow::Break(());
                     }
@@ -142,7 +142,7 @@ impl Faults for Plan {
                     // One driver is stalled at a time.
                     Act::Stall if self.somebody_stands() => {}
                     Act::Stall => {
-                        self.stalled.send_replace(Some(place.instance.to_owned()));
+                        self.stalled.send_replace(Some(site.instance.to_owned()));
                         self.gate.notified().await;
                     }
                 }

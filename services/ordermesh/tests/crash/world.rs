@@ -25,7 +25,7 @@ use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
 use payment::waiters::Waiters;
 use sea_orm::ConnectionTrait;
 use storage::Database;
-use telemetry::{Ended, EventSink, Fate, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Parent, TraceEvent};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,11 +58,11 @@ pub(crate) enum On {
 struct Teller(&'static str, String);
 
 impl EventSink for Teller {
-    fn untaken(&self, _ended: Ended) -> Fate {
-        Fate::NoEvent
+    fn unclaimed(&self, _ended: Ended) -> Disposition {
+        Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}
-    fn teller(&self) -> (&str, &str) {
+    fn origin(&self) -> (&str, &str) {
         (self.0, &self.1)
     }
 }
@@ -309,10 +309,10 @@ impl Drop for World {
 
 async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Database {
     let place = match on {
-        On::Memory => testdb::Place { url: "sqlite::memory:".into(), schema: None },
+        On::Memory => testdb::TestDatabase { url: "sqlite::memory:".into(), schema: None },
         On::File => {
             let folder = folder.expect("a folder").path().display();
-            testdb::Place { url: format!("sqlite://{folder}/{name}.db"), schema: None }
+            testdb::TestDatabase { url: format!("sqlite://{folder}/{name}.db"), schema: None }
         }
         On::Postgres => testdb::postgres().expect("its availability was checked before"),
     };

@@ -92,8 +92,8 @@ impl Driver {
             outcome: seen.outcome.clone(),
             state,
             time: now,
-            trace_id: operation.place().trace_id(),
-            span_id: operation.place().span_id(),
+            trace_id: operation.span_ref().trace_id(),
+            span_id: operation.span_ref().span_id(),
         };
         (next, schedule, attempt)
     }

@@ -93,7 +93,7 @@ impl Store {
     /// Writes the attempt and the event of a payment that was inserted in a final state.
     pub(super) async fn tell(&self, tx: &Tx, new: &Payment, outcome: &str, open: &OpenOperation) -> Result<(), Error> {
         let operation = open();
-        self.insert_attempt(tx, new.order_id, &self.record_of(new, outcome, operation.place())).await?;
+        self.insert_attempt(tx, new.order_id, &self.record_of(new, outcome, operation.span_ref())).await?;
         if let Some((name, event)) = event_of(new.state, new.decline_code, outcome) {
             operation.set("operation", name);
             tx.emit(&operation, &event);
@@ -102,7 +102,7 @@ impl Store {
     }
 
     /// The attempt of a change without the gateway.
-    pub(super) fn record_of(&self, payment: &Payment, outcome: &str, place: TraceParent) -> Attempt {
+    pub(super) fn record_of(&self, payment: &Payment, outcome: &str, span_ref: TraceParent) -> Attempt {
         Attempt {
             attempt: payment.attempt,
             effect: "record".to_owned(),
@@ -111,8 +111,8 @@ impl Store {
                 .map_or_else(|| outcome.to_owned(), |code| format!("{outcome}: {}", code.name())),
             state: payment.state,
             time: self.clock.now(),
-            trace_id: place.trace_id(),
-            span_id: place.span_id(),
+            trace_id: span_ref.trace_id(),
+            span_id: span_ref.span_id(),
         }
     }
 }

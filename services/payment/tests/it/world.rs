@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kernel::{
-    Clock, FaultPoint, Faults, IdSource, ManualClock, Money, NoFaults, OrderId, Place, SystemIds, Timestamp, UserId,
+    Clock, FaultPoint, Faults, IdSource, ManualClock, Money, NoFaults, OrderId, FaultSite, SystemIds, Timestamp, UserId,
 };
 use payment::driver::{Driver, Options, Parts, Step};
 use payment::error::Error;
@@ -17,7 +17,7 @@ use payment::reconcile::Reconciler;
 use payment::store::Store;
 use payment::waiters::Waiters;
 use storage::Database;
-use telemetry::{Ended, EventSink, Fate, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Parent, TraceEvent};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,11 +33,11 @@ pub(crate) const LONG: Duration = Duration::from_secs(61);
 struct Nobody(String);
 
 impl EventSink for Nobody {
-    fn untaken(&self, _ended: Ended) -> Fate {
-        Fate::NoEvent
+    fn unclaimed(&self, _ended: Ended) -> Disposition {
+        Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}
-    fn teller(&self) -> (&str, &str) {
+    fn origin(&self) -> (&str, &str) {
         ("payment", &self.0)
     }
 }
@@ -46,9 +46,9 @@ impl EventSink for Nobody {
 pub(crate) struct StopAt(pub(crate) Mutex<Option<(FaultPoint, State)>>);
 
 impl Faults for StopAt {
-    fn at<'a>(&'a self, place: Place<'a>) -> BoxFuture<'a, ControlFlow<()>> {
+    fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
         let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let stops = next.is_some_and(|(point, state)| point == place.point && state.name() == place.state);
+        let stops = next.is_some_and(|(point, state)| point == site.point && state.name() == site.state);
         if stops {
             *next = None;
         }
@@ -78,7 +78,7 @@ pub(crate) struct Instance {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let testdb::Place { url, schema } = testdb::place();
+        let testdb::TestDatabase { url, schema } = testdb::database();
         let options = storage::Options { schema, max_connections: 4, ..storage::Options::default() };
         let db = Database::connect(&url, &options).await.expect("a database");
         Store::migrate(&db).await.expect("a schema");

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
-use telemetry::{Ended, EventSink, Fate, Kind, Operation, Outcome, Parent, TraceEvent};
+use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Outcome, Parent, TraceEvent};
 
 use crate::{Database, Error, Migration, Options};
 
@@ -15,11 +15,11 @@ const SCHEMA: &[Migration] = &[Migration {
 
 struct Nobody;
 impl EventSink for Nobody {
-    fn untaken(&self, _ended: Ended) -> Fate {
-        Fate::NoEvent
+    fn unclaimed(&self, _ended: Ended) -> Disposition {
+        Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}
-    fn teller(&self) -> (&str, &str) {
+    fn origin(&self) -> (&str, &str) {
         ("test", "test-1")
     }
 }

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use kernel::{ManualClock, RequestId, SystemClock, SystemIds, Timestamp};
 use storage::Database;
-use telemetry::{Ended, EventSink, Fate, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Parent, TraceEvent};
 
 use super::*;
 use crate::account::Address;
@@ -19,11 +19,11 @@ const PASSWORD: &str = "correct horse";
 
 struct Nobody;
 impl EventSink for Nobody {
-    fn untaken(&self, _ended: Ended) -> Fate {
-        Fate::NoEvent
+    fn unclaimed(&self, _ended: Ended) -> Disposition {
+        Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}
-    fn teller(&self) -> (&str, &str) {
+    fn origin(&self) -> (&str, &str) {
         ("user", "user-1")
     }
 }
@@ -49,10 +49,10 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        Self::on(&testdb::Place { url: "sqlite::memory:".to_owned(), schema: None }).await
+        Self::on(&testdb::TestDatabase { url: "sqlite::memory:".to_owned(), schema: None }).await
     }
 
-    async fn on(place: &testdb::Place) -> Self {
+    async fn on(place: &testdb::TestDatabase) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let options = storage::Options { schema: place.schema.clone(), ..storage::Options::default() };
         let db = Database::connect(&place.url, &options).await.expect("it opens");

@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 
 use super::*;
 
-async fn concurrent_refreshes_are_one_turn(place: &testdb::Place) {
+async fn concurrent_refreshes_are_one_turn(place: &testdb::TestDatabase) {
     let (one, other) = (World::on(place).await, World::on(place).await);
     one.ada().await;
     let first = one.ada_logs_in().await;
@@ -26,7 +26,7 @@ async fn concurrent_refreshes_are_one_turn(place: &testdb::Place) {
 async fn concurrent_refreshes_on_sqlite_are_one_turn() {
     let folder = tempfile::tempdir().expect("a folder");
     let url = format!("sqlite://{}", folder.path().join("user.db").display());
-    concurrent_refreshes_are_one_turn(&testdb::Place { url, schema: None }).await;
+    concurrent_refreshes_are_one_turn(&testdb::TestDatabase { url, schema: None }).await;
 }
 
 #[tokio::test]

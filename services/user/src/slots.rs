@@ -53,7 +53,7 @@ enum Cause {
 
 /// The slots. Clones share them.
 #[derive(Clone, Debug)]
-pub(crate) struct Places(Arc<Inner>);
+pub(crate) struct Slots(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -88,27 +88,27 @@ struct Usage {
     turn: u64,
 }
 
-impl Places {
-    pub(crate) fn new(places: usize, max_waiting: usize) -> Self {
+impl Slots {
+    pub(crate) fn new(slots: usize, max_waiting: usize) -> Self {
         let refused = opentelemetry::global::meter("ordermesh")
             .u64_counter("ordermesh.passwords.refused")
             .with_description("Passwords rejected because too many are waiting to be hashed, by cause")
             .build();
         let state =
-            State { free: places, now: 0, waiting: Vec::new(), addresses: HashMap::new(), accounts: HashMap::new() };
+            State { free: slots, now: 0, waiting: Vec::new(), addresses: HashMap::new(), accounts: HashMap::new() };
         Self(Arc::new(Inner { max_waiting, state: Mutex::new(state), refused }))
     }
 
     /// Waits for a slot.
-    pub(crate) async fn take(&self, share: Share) -> Result<Place, QueueFull> {
+    pub(crate) async fn take(&self, share: Share) -> Result<Slot, QueueFull> {
         let mut waiting = match self.enter(share)? {
-            Entered::Place(place) => return Ok(place),
+            Entered::Slot(place) => return Ok(place),
             Entered::Queue(waiting) => waiting,
         };
         // The sender is dropped together with the waiter, and only after it has sent.
         (&mut waiting.granted).await.unwrap_or(Err(QueueFull))?;
         waiting.is_settled = true;
-        Ok(Place { places: self.clone(), share: waiting.share.clone() })
+        Ok(Slot { slots: self.clone(), share: waiting.share.clone() })
     }
 
     fn enter(&self, share: Share) -> Result<Entered, QueueFull> {
@@ -117,7 +117,7 @@ impl Places {
         if state.free > 0 {
             state.free -= 1;
             state.change(&share, |usage| (usage.held, usage.turn) = (usage.held + 1, number));
-            return Ok(Entered::Place(Place { places: self.clone(), share }));
+            return Ok(Entered::Slot(Slot { slots: self.clone(), share }));
         }
         let (sender, granted) = oneshot::channel();
         state.change(&share, |usage| {
@@ -136,7 +136,7 @@ impl Places {
                 return Err(QueueFull);
             }
         }
-        Ok(Entered::Queue(Waiting { places: self.clone(), number, share, granted, is_settled: false }))
+        Ok(Entered::Queue(Waiting { slots: self.clone(), number, share, granted, is_settled: false }))
     }
 
     fn give_back(&self, share: &Share) {
@@ -223,13 +223,13 @@ impl State {
 }
 
 enum Entered {
-    Place(Place),
+    Slot(Slot),
     Queue(Waiting),
 }
 
 /// A waiting call; leaves the queue when it is dropped.
 struct Waiting {
-    places: Places,
+    slots: Slots,
     number: u64,
     share: Share,
     granted: oneshot::Receiver<Result<(), QueueFull>>,
@@ -241,7 +241,7 @@ impl Drop for Waiting {
         if self.is_settled {
             return;
         }
-        let mut state = self.places.0.state();
+        let mut state = self.slots.0.state();
         if let Some(index) = state.waiting.iter().position(|waiter| waiter.number == self.number) {
             state.remove(index);
         } else if let Ok(Ok(())) = self.granted.try_recv() {
@@ -252,14 +252,14 @@ impl Drop for Waiting {
 
 /// A slot, held until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Places,
+pub(crate) struct Slot {
+    slots: Slots,
     share: Share,
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
-        self.places.give_back(&self.share);
+        self.slots.give_back(&self.share);
     }
 }
 

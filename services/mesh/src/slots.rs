@@ -22,7 +22,7 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// A limited number of slots.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct Slots {
     pub(crate) limit: usize,
     origin: Instant,
     all: Mutex<All>,
@@ -48,7 +48,7 @@ struct Taken {
     used_last: AtomicU64,
 }
 
-impl Places {
+impl Slots {
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, origin: Instant::now(), all: Mutex::default() })
     }
@@ -68,7 +68,7 @@ impl Places {
     }
 
     /// A slot for this caller (`None`: one that is never evicted), possibly by evicting another.
-    pub(crate) fn take(self: &Arc<Self>, key: Option<Key>) -> Option<Place> {
+    pub(crate) fn take(self: &Arc<Self>, key: Option<Key>) -> Option<Slot> {
         let mut all = self.all();
         if all.taken.len() + all.leaving.len() >= self.limit {
             let leaver = all.leaver(key.as_ref(), self.now())?;
@@ -86,7 +86,7 @@ impl Places {
             used_last: AtomicU64::new(self.now()),
         });
         all.taken.insert(number, taken.clone());
-        Some(Place { places: self.clone(), number, taken })
+        Some(Slot { slots: self.clone(), number, taken })
     }
 }
 
@@ -156,13 +156,13 @@ impl Taken {
 
 /// One slot; released on drop.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Arc<Places>,
+pub(crate) struct Slot {
+    slots: Arc<Slots>,
     number: u64,
     taken: Arc<Taken>,
 }
 
-impl Place {
+impl Slot {
     /// Cancelled on eviction.
     pub(crate) fn leave(&self) -> CancellationToken {
         self.taken.leave.clone()
@@ -173,7 +173,7 @@ impl Place {
         if self.taken.key().is_none() {
             return;
         }
-        let mut all = self.places.all();
+        let mut all = self.slots.all();
         let key = self.taken.key().take();
         all.forget(key);
     }
@@ -181,12 +181,12 @@ impl Place {
     /// One more use begins.
     pub(crate) fn begin_use(&self) {
         self.taken.uses.fetch_add(1, Ordering::AcqRel);
-        self.taken.used_last.store(self.places.now(), Ordering::Release);
+        self.taken.used_last.store(self.slots.now(), Ordering::Release);
     }
 
     /// One use ends.
     pub(crate) fn end_use(&self) {
-        self.taken.used_last.store(self.places.now(), Ordering::Release);
+        self.taken.used_last.store(self.slots.now(), Ordering::Release);
         self.taken.uses.fetch_sub(1, Ordering::AcqRel);
     }
 
@@ -195,9 +195,9 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
-        let mut all = self.places.all();
+        let mut all = self.slots.all();
         if all.remove(self.number).is_none() {
             all.leaving.remove(&self.number);
         }
@@ -212,18 +212,18 @@ mod tests {
         Some(Key::Peer([192, 0, 2, last].into()))
     }
 
-    fn has_left(place: &Place) -> bool {
-        place.leave().is_cancelled()
+    fn has_left(slot: &Slot) -> bool {
+        slot.leave().is_cancelled()
     }
 
-    fn leavers(places: &[Place]) -> Vec<usize> {
-        (0..places.len()).filter(|at| has_left(&places[*at])).collect()
+    fn leavers(slots: &[Slot]) -> Vec<usize> {
+        (0..slots.len()).filter(|at| has_left(&slots[*at])).collect()
     }
 
-    async fn take_in_turn(places: &Arc<Places>, last: u8, count: usize) -> Vec<Place> {
+    async fn take_in_turn(slots: &Arc<Slots>, last: u8, count: usize) -> Vec<Slot> {
         let mut taken = vec![];
         for _ in 0..count {
-            taken.push(places.take(address(last)).expect("a slot"));
+            taken.push(slots.take(address(last)).expect("a slot"));
             tokio::time::advance(Duration::from_millis(10)).await;
         }
         taken
@@ -231,95 +231,95 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_idlest_slot_of_the_largest_holder_is_evicted_for_a_new_caller() {
-        let places = Places::new(6);
-        let few = take_in_turn(&places, 1, 2).await;
-        let many = take_in_turn(&places, 2, 4).await;
+        let slots = Slots::new(6);
+        let few = take_in_turn(&slots, 1, 2).await;
+        let many = take_in_turn(&slots, 2, 4).await;
         // The first is in use, and the third was: the second is the idlest.
         many[0].begin_use();
         many[2].begin_use();
         many[2].end_use();
-        let newcomer = places.take(address(3)).expect("a slot");
+        let newcomer = slots.take(address(3)).expect("a slot");
         assert_eq!((leavers(&few), leavers(&many), has_left(&newcomer)), (vec![], vec![1], false));
-        assert_eq!(places.used(), 7, "until the evicted one is released");
+        assert_eq!(slots.used(), 7, "until the evicted one is released");
         drop(many);
-        assert_eq!(places.used(), 3);
+        assert_eq!(slots.used(), 3);
     }
 
     #[tokio::test(start_paused = true)]
     async fn when_all_slots_are_in_use_one_is_evicted_for_a_caller_with_fewer() {
-        let places = Places::new(4);
-        let many = take_in_turn(&places, 1, 4).await;
-        many.iter().for_each(Place::begin_use);
-        let _newcomer = places.take(address(2)).expect("a slot");
+        let slots = Slots::new(4);
+        let many = take_in_turn(&slots, 1, 4).await;
+        many.iter().for_each(Slot::begin_use);
+        let _newcomer = slots.take(address(2)).expect("a slot");
         assert_eq!(leavers(&many), [0]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_largest_holder_gets_only_an_idle_slot_of_its_own() {
-        let places = Places::new(4);
-        let few = take_in_turn(&places, 1, 1).await;
-        let many = take_in_turn(&places, 2, 3).await;
-        assert!(places.take(address(2)).is_none(), "none of its own has been idle long enough");
+        let slots = Slots::new(4);
+        let few = take_in_turn(&slots, 1, 1).await;
+        let many = take_in_turn(&slots, 2, 3).await;
+        assert!(slots.take(address(2)).is_none(), "none of its own has been idle long enough");
         tokio::time::advance(IDLE).await;
         many[0].begin_use();
-        let _more = places.take(address(2)).expect("its own slot");
+        let _more = slots.take(address(2)).expect("its own slot");
         assert_eq!((leavers(&few), leavers(&many)), (vec![], vec![1]));
     }
 
     #[tokio::test(start_paused = true)]
     async fn between_callers_with_one_slot_each_only_an_idle_slot_is_evicted() {
-        let places = Places::new(3);
+        let slots = Slots::new(3);
         let mut taken = vec![];
         for last in 1..=3 {
-            taken.extend(take_in_turn(&places, last, 1).await);
+            taken.extend(take_in_turn(&slots, last, 1).await);
         }
-        assert!(places.take(address(4)).is_none());
+        assert!(slots.take(address(4)).is_none());
         tokio::time::advance(IDLE).await;
-        let _fourth = places.take(address(4)).expect("the idlest slot");
+        let _fourth = slots.take(address(4)).expect("the idlest slot");
         assert_eq!(leavers(&taken), [0]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn mesh_services_are_never_evicted_and_their_slots_count_for_no_caller() {
-        let places = Places::new(3);
-        let strangers = take_in_turn(&places, 1, 2).await;
-        let peer = places.take(address(1)).expect("a slot");
+        let slots = Slots::new(3);
+        let strangers = take_in_turn(&slots, 1, 2).await;
+        let peer = slots.take(address(1)).expect("a slot");
         peer.never_gives_way();
-        let _second = places.take(None).expect("an evicted slot");
-        let _third = places.take(None).expect("an evicted slot");
+        let _second = slots.take(None).expect("an evicted slot");
+        let _third = slots.take(None).expect("an evicted slot");
         assert_eq!((leavers(&strangers), has_left(&peer)), (vec![0, 1], false));
         drop(strangers);
-        assert!(places.take(address(1)).is_none(), "none that may be evicted is left");
-        assert!(places.all().by_key.is_empty());
+        assert!(slots.take(address(1)).is_none(), "none that may be evicted is left");
+        assert!(slots.all().by_key.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn evictions_exceed_the_limit_by_a_bounded_number() {
-        let places = Places::new(100);
-        let many = take_in_turn(&places, 1, 100).await;
-        let newcomers: Vec<Place> = (2..).map_while(|last| places.take(address(last))).collect();
+        let slots = Slots::new(100);
+        let many = take_in_turn(&slots, 1, 100).await;
+        let newcomers: Vec<Slot> = (2..).map_while(|last| slots.take(address(last))).collect();
         assert_eq!(
-            (newcomers.len(), leavers(&many).len(), places.used()),
+            (newcomers.len(), leavers(&many).len(), slots.used()),
             (MAX_LEAVING, MAX_LEAVING, 100 + MAX_LEAVING)
         );
-        let peers: Vec<Place> = std::iter::from_fn(|| places.take(None)).collect();
+        let peers: Vec<Slot> = std::iter::from_fn(|| slots.take(None)).collect();
         assert_eq!(peers.len(), MAX_LEAVING, "mesh services still get some");
         drop(many);
-        assert_eq!(places.used(), 2 * MAX_LEAVING);
+        assert_eq!(slots.used(), 2 * MAX_LEAVING);
     }
 
     #[tokio::test(start_paused = true)]
     async fn repeated_requests_of_one_new_caller_leave_evictions_for_others() {
-        let places = Places::new(100);
-        let many = take_in_turn(&places, 1, 100).await;
+        let slots = Slots::new(100);
+        let many = take_in_turn(&slots, 1, 100).await;
         tokio::time::advance(IDLE).await;
-        let own: Vec<Place> = std::iter::from_fn(|| places.take(address(1))).collect();
+        let own: Vec<Slot> = std::iter::from_fn(|| slots.take(address(1))).collect();
         assert_eq!(own.len(), 1, "the largest holder replaces its slots one by one");
-        let other: Vec<Place> = std::iter::from_fn(|| places.take(address(2))).collect();
+        let other: Vec<Slot> = std::iter::from_fn(|| slots.take(address(2))).collect();
         assert_eq!(other.len(), MAX_LEAVING_FOR_ONE);
-        assert!(places.take(address(3)).is_some());
+        assert!(slots.take(address(3)).is_some());
         let gone = leavers(&many);
         drop(many.into_iter().enumerate().filter(|(at, _)| gone.contains(at)).collect::<Vec<_>>());
-        assert!(places.take(address(2)).is_some(), "the evictions are complete");
+        assert!(slots.take(address(2)).is_some(), "the evictions are complete");
     }
 }

@@ -6,12 +6,12 @@ use futures_util::FutureExt;
 use super::*;
 
 /// A call that wants a slot: polled by hand, so that nothing depends on time.
-struct Call(Pin<Box<dyn Future<Output = Result<Place, QueueFull>>>>);
+struct Call(Pin<Box<dyn Future<Output = Result<Slot, QueueFull>>>>);
 
 impl Call {
-    fn new(places: &Places, share: Share) -> Self {
-        let places = places.clone();
-        let mut call = Self(Box::pin(async move { places.take(share).await }));
+    fn new(slots: &Slots, share: Share) -> Self {
+        let slots = slots.clone();
+        let mut call = Self(Box::pin(async move { slots.take(share).await }));
         if let Some(done) = call.poll() {
             call.0 = Box::pin(std::future::ready(done));
         }
@@ -19,11 +19,11 @@ impl Call {
     }
 
     /// `None`: it waits.
-    fn poll(&mut self) -> Option<Result<Place, QueueFull>> {
+    fn poll(&mut self) -> Option<Result<Slot, QueueFull>> {
         (&mut self.0).now_or_never()
     }
 
-    fn place(&mut self) -> Place {
+    fn place(&mut self) -> Slot {
         self.poll().expect("not waiting").expect("not rejected")
     }
 
@@ -42,16 +42,16 @@ fn at(address: &str, account: &str) -> Share {
     Share::of_account(address.parse().expect("an address"), account)
 }
 
-fn calls(places: &Places, address: &str, count: usize) -> Vec<Call> {
-    (0..count).map(|number| Call::new(places, at(address, &format!("x{number}@example.com")))).collect()
+fn calls(slots: &Slots, address: &str, count: usize) -> Vec<Call> {
+    (0..count).map(|number| Call::new(slots, at(address, &format!("x{number}@example.com")))).collect()
 }
 
 fn is_refused(call: &mut Call) -> bool {
     !call.waits() && call.poll().is_some_and(|done| done.is_err())
 }
 
-fn nothing_is_kept(places: &Places, free: usize) {
-    let state = places.0.state();
+fn nothing_is_kept(slots: &Slots, free: usize) {
+    let state = slots.0.state();
     assert_eq!((state.free, state.waiting.len()), (free, 0));
     assert!(state.addresses.is_empty() && state.accounts.is_empty(), "{state:?}");
 }
@@ -59,84 +59,84 @@ fn nothing_is_kept(places: &Places, free: usize) {
 #[test]
 fn a_well_behaved_caller_is_next_however_many_of_another_address_wait() {
     for processors in [1, 2, 4] {
-        let places = Places::new(processors, 200);
-        let mut stranger = calls(&places, "192.0.2.1", 140 + processors);
-        let at_work: Vec<Place> = stranger.drain(..processors).map(|mut call| call.place()).collect();
-        let mut honest = Call::new(&places, at("198.51.100.7", "ada@example.com"));
+        let slots = Slots::new(processors, 200);
+        let mut stranger = calls(&slots, "192.0.2.1", 140 + processors);
+        let at_work: Vec<Slot> = stranger.drain(..processors).map(|mut call| call.span_ref()).collect();
+        let mut honest = Call::new(&slots, at("198.51.100.7", "ada@example.com"));
         assert!(honest.waits());
         drop(at_work.into_iter().next());
-        drop(honest.place());
+        drop(honest.slot());
         drop((stranger, honest));
     }
 }
 
 #[test]
 fn addresses_are_served_in_turn_and_bursts_are_served_too() {
-    let places = Places::new(1, 100);
-    let mut first = Call::new(&places, at("192.0.2.9", "first"));
-    let mut at_work = first.place();
+    let slots = Slots::new(1, 100);
+    let mut first = Call::new(&slots, at("192.0.2.9", "first"));
+    let mut at_work = first.slot();
     let mut waiting: Vec<(&str, Call)> = Vec::new();
     for (address, count) in [("192.0.2.1", 4), ("192.0.2.2", 2), ("192.0.2.3", 1)] {
-        waiting.extend(calls(&places, address, count).into_iter().map(|call| (address, call)));
+        waiting.extend(calls(&slots, address, count).into_iter().map(|call| (address, call)));
     }
     let mut served = vec![];
     while !waiting.is_empty() {
         drop(at_work);
         let index = waiting.iter_mut().position(|(_, call)| !call.waits()).expect("a served call");
         let (address, mut call) = waiting.remove(index);
-        at_work = call.place();
+        at_work = call.span_ref();
         served.push(address.rsplit('.').next().expect("a number"));
     }
     assert_eq!(served, ["1", "2", "3", "1", "2", "1", "1"]);
     drop(at_work);
-    nothing_is_kept(&places, 1);
+    nothing_is_kept(&slots, 1);
 }
 
 #[test]
 fn the_accounts_of_an_address_are_served_in_turn() {
-    let places = Places::new(1, 100);
-    let at_work = Call::new(&places, at("192.0.2.1", "mallory")).place();
-    let mallory: Vec<Call> = (0..40).map(|_| Call::new(&places, at("192.0.2.1", "mallory"))).collect();
-    let mut ada = Call::new(&places, at("192.0.2.1", "ada"));
+    let slots = Slots::new(1, 100);
+    let at_work = Call::new(&slots, at("192.0.2.1", "mallory")).slot();
+    let mallory: Vec<Call> = (0..40).map(|_| Call::new(&slots, at("192.0.2.1", "mallory"))).collect();
+    let mut ada = Call::new(&slots, at("192.0.2.1", "ada"));
     assert!(ada.waits());
     drop(at_work);
-    drop(ada.place());
+    drop(ada.slot());
     drop(mallory);
-    nothing_is_kept(&places, 1);
+    nothing_is_kept(&slots, 1);
 }
 
 #[test]
 fn a_full_queue_evicts_the_newest_call_of_the_address_with_the_most() {
-    let places = Places::new(1, 64);
-    let _at_work = Call::new(&places, at("192.0.2.1", "at work")).place();
-    let mut few = calls(&places, "192.0.2.2", 14);
-    let mut most = calls(&places, "192.0.2.1", 50);
-    let mut honest = Call::new(&places, at("198.51.100.7", "ada@example.com"));
+    let slots = Slots::new(1, 64);
+    let _at_work = Call::new(&slots, at("192.0.2.1", "at work")).slot();
+    let mut few = calls(&slots, "192.0.2.2", 14);
+    let mut most = calls(&slots, "192.0.2.1", 50);
+    let mut honest = Call::new(&slots, at("198.51.100.7", "ada@example.com"));
     assert!(honest.waits() && few.iter_mut().all(Call::waits));
     assert!(is_refused(most.last_mut().expect("fifty")), "the newest is evicted");
     most.pop();
     assert!(most.iter_mut().all(Call::waits), "no other call is");
-    let mut one_more = Call::new(&places, at("192.0.2.1", "one more"));
+    let mut one_more = Call::new(&slots, at("192.0.2.1", "one more"));
     assert!(is_refused(&mut one_more), "control: a new call of the address with the most is rejected");
     assert!(honest.waits() && few.iter_mut().all(Call::waits));
 }
 
 #[test]
 fn a_full_queue_of_one_address_evicts_from_the_account_with_the_most() {
-    let places = Places::new(1, 64);
-    let _at_work = Call::new(&places, at("192.0.2.1", "mallory")).place();
-    let mut mallory: Vec<Call> = (0..64).map(|_| Call::new(&places, at("192.0.2.1", "mallory"))).collect();
-    let mut ada = Call::new(&places, at("192.0.2.1", "ada"));
+    let slots = Slots::new(1, 64);
+    let _at_work = Call::new(&slots, at("192.0.2.1", "mallory")).slot();
+    let mut mallory: Vec<Call> = (0..64).map(|_| Call::new(&slots, at("192.0.2.1", "mallory"))).collect();
+    let mut ada = Call::new(&slots, at("192.0.2.1", "ada"));
     assert!(ada.waits(), "a well-behaved caller behind the same proxy");
     assert!(is_refused(mallory.last_mut().expect("some")));
 }
 
 #[test]
 fn addresses_with_one_call_each_do_not_evict_each_other() {
-    let places = Places::new(1, 4);
-    let _at_work = Call::new(&places, at("192.0.2.1", "at work")).place();
-    let mut waiting: Vec<Call> = (2..6).map(|n| Call::new(&places, at(&format!("192.0.2.{n}"), "x"))).collect();
-    assert!(is_refused(&mut Call::new(&places, at("192.0.2.6", "x"))));
+    let slots = Slots::new(1, 4);
+    let _at_work = Call::new(&slots, at("192.0.2.1", "at work")).slot();
+    let mut waiting: Vec<Call> = (2..6).map(|n| Call::new(&slots, at(&format!("192.0.2.{n}"), "x"))).collect();
+    assert!(is_refused(&mut Call::new(&slots, at("192.0.2.6", "x"))));
     assert!(waiting.iter_mut().all(Call::waits));
 }
 
@@ -148,25 +148,25 @@ fn an_ipv6_network_is_one_address() {
 
 #[test]
 fn a_cancelled_call_leaves_the_queue_and_returns_its_slot() {
-    let places = Places::new(1, 8);
-    let at_work = Call::new(&places, at("192.0.2.1", "x")).place();
-    let mut waiting = calls(&places, "192.0.2.2", 3);
+    let slots = Slots::new(1, 8);
+    let at_work = Call::new(&slots, at("192.0.2.1", "x")).slot();
+    let mut waiting = calls(&slots, "192.0.2.2", 3);
     drop(waiting.remove(1));
-    assert_eq!(places.0.state().waiting.len(), 2);
+    assert_eq!(slots.0.state().waiting.len(), 2);
     drop(at_work);
     // The first has got the slot, and is dropped before it is polled.
     drop(waiting.remove(0));
-    drop(waiting.remove(0).place());
-    nothing_is_kept(&places, 1);
+    drop(waiting.remove(0).slot());
+    nothing_is_kept(&slots, 1);
 }
 
 #[tokio::test]
 async fn waiting_tasks_get_slots() {
-    let places = Places::new(2, 64);
+    let slots = Slots::new(2, 64);
     let served = (0..40).map(|number| {
-        let places = places.clone();
+        let slots = slots.clone();
         tokio::spawn(async move {
-            let _place = places.take(at("192.0.2.1", &format!("{}", number % 3))).await?;
+            let _place = slots.take(at("192.0.2.1", &format!("{}", number % 3))).await?;
             tokio::task::yield_now().await;
             Ok::<_, QueueFull>(())
         })
@@ -174,5 +174,5 @@ async fn waiting_tasks_get_slots() {
     for served in futures_util::future::join_all(served).await {
         served.expect("no panic").expect("served");
     }
-    nothing_is_kept(&places, 2);
+    nothing_is_kept(&slots, 2);
 }
