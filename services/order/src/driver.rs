@@ -156,7 +156,7 @@ impl Driver {
     /// Claims due orders that are not leased: the lease becomes this instance's.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn claim_due(&self, most: u64) -> Result<Vec<Order>, storage::Error> {
         self.0.parts.store.claim_due(most, self.lease(), self.0.parts.options.backoff_cap).await
     }
@@ -165,7 +165,7 @@ impl Driver {
     /// work is complete; the service calls [`Driver::poll`].
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn drive_due(&self) -> Result<usize, storage::Error> {
         let orders = self.claim_due(64).await?;
         let count = orders.len();
@@ -178,7 +178,7 @@ impl Driver {
     /// Called when a result may be available: makes the order due now, and drives it if it is not leased.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn wake(&self, id: OrderId) -> Result<(), Error> {
         self.0.parts.store.make_due(id).await?;
         if let Some(order) = self.0.parts.store.claim_one(id, self.lease()).await? {
@@ -190,7 +190,7 @@ impl Driver {
     /// Frees the leases left by an earlier process with this instance's name. Called before anything is driven.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn recover(&self) -> Result<(), storage::Error> {
         self.0.parts.store.free_leases(&self.0.parts.options.instance).await
     }

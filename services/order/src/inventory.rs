@@ -53,7 +53,7 @@ impl Inventory {
     /// Stock by SKU, in the requested order.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn stock(&self, skus: &[String]) -> Result<Vec<Stock>, Error> {
         Ok(self.store.stock(skus).await?)
     }

@@ -177,7 +177,7 @@ impl Orders {
     /// Orders, newest first, older than `after`.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn list(
         &self,
         scope: Scope,

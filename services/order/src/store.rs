@@ -107,7 +107,7 @@ impl Store {
     /// An order, if it exists in this scope.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn get(&self, scope: Scope, id: OrderId) -> Result<Option<Order>, Error> {
         let mut find = orders::Entity::find_by_id(id.as_uuid());
         if let Scope::Of(user) = scope {
@@ -212,7 +212,7 @@ impl Store {
     /// The number of orders in each state that is not final, and the creation time of the oldest with a pending effect.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn unfinished(&self) -> Result<(Vec<(String, i64)>, Option<Timestamp>), Error> {
         #[derive(FromQueryResult)]
         struct Row {

@@ -31,7 +31,7 @@ impl Store {
     /// The current time of the clock used for leases and due times.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn now(&self) -> Result<Timestamp, Error> {
         if !self.by_database {
             return Ok(self.clock.now());
@@ -44,7 +44,7 @@ impl Store {
     /// A page of all orders, ordered by id, after `after`.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn audit_page(&self, after: Option<OrderId>, limit: u64) -> Result<Vec<AuditedOrder>, Error> {
         let mut find = orders::Entity::find().order_by_asc(orders::Column::OrderId).limit(limit);
         if let Some(after) = after {
@@ -56,7 +56,7 @@ impl Store {
     /// The orders that exist among `ids`.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn audit_orders(&self, ids: &[OrderId]) -> Result<Vec<AuditedOrder>, Error> {
         let find = orders::Entity::find().filter(orders::Column::OrderId.is_in(ids.iter().map(|id| id.as_uuid())));
         self.audit(find.all(self.db.read()).await?).await
@@ -65,7 +65,7 @@ impl Store {
     /// The versions of the orders that exist among `ids`.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn audit_versions(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, i64>, Error> {
         self.versions(ids).await
     }
@@ -129,7 +129,7 @@ impl Store {
     /// All stock with the lines that reserve it: one statement, so one snapshot.
     ///
     /// # Errors
-    /// The database.
+    /// The database failed.
     pub async fn audit_stock(&self) -> Result<Vec<AuditedStock>, Error> {
         let may_hold = "o.state IN ('CREATED', 'PAID', 'ALLOCATED', 'FULFILLMENT_STARTED')";
         let sql = format!(
