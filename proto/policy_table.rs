@@ -29,7 +29,7 @@ pub(crate) enum Rule {
     NoEventAndNoReason,
     /// An rpc that names its event has no reason for having none.
     EventAndReason,
-    /// Nobody is let in by accident.
+    /// NoSink is let in by accident.
     AccessUnspecified,
     /// Somebody may call it.
     EmptyAllow,

@@ -249,4 +249,4 @@ mod tests {
 }
 
 #[cfg(test)]
-mod rude;
+mod fuzz;

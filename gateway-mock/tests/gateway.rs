@@ -227,13 +227,13 @@ async fn what_was_not_charged_is_not_refunded() {
 async fn a_wrong_api_key_changes_nothing() {
     let world = World::start(&[]).await;
     for key in [None, Some(""), Some("wrong"), Some("test-key-and-more"), Some("test-ke")] {
-        let stranger = world.with_key(key);
+        let other_client = world.with_key(key);
         let refusals = [
-            stranger.charge("order-1", 1999, "pm_card_visa").await.expect_err("rejected"),
-            stranger.cancel("order-1").await.expect_err("rejected"),
-            stranger.refund("order-1", "refund-1").await.expect_err("rejected"),
-            stranger.get("order-1").await.expect_err("rejected"),
-            stranger.page(0, "").await.expect_err("rejected"),
+            other_client.charge("order-1", 1999, "pm_card_visa").await.expect_err("rejected"),
+            other_client.cancel("order-1").await.expect_err("rejected"),
+            other_client.refund("order-1", "refund-1").await.expect_err("rejected"),
+            other_client.get("order-1").await.expect_err("rejected"),
+            other_client.page(0, "").await.expect_err("rejected"),
         ];
         for refused in refusals {
             assert_eq!((refused.code(), reason(&refused)), (Code::Unauthenticated, "INVALID_API_KEY".to_owned()));

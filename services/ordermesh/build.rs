@@ -14,9 +14,9 @@ fn main() {
     let commit = commit.or_else(|| if is_release { head() } else { None });
     let date = match std::env::var("SOURCE_DATE_EPOCH") {
         // The options of GNU date, then those of BSD date.
-        Ok(epoch) => told("date", &["-u", "-d", &format!("@{epoch}"), "+%F"])
-            .or_else(|| told("date", &["-u", "-r", &epoch, "+%F"])),
-        Err(_) if is_release => told("date", &["-u", "+%F"]),
+        Ok(epoch) => output_of("date", &["-u", "-d", &format!("@{epoch}"), "+%F"])
+            .or_else(|| output_of("date", &["-u", "-r", &epoch, "+%F"])),
+        Err(_) if is_release => output_of("date", &["-u", "+%F"]),
         Err(_) => None,
     };
     println!("cargo::rustc-env=ORDERMESH_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
@@ -26,14 +26,14 @@ fn main() {
 /// The current commit.
 fn head() -> Option<String> {
     // This file changes with every commit and checkout.
-    if let Some(log) = told("git", &["rev-parse", "--git-path", "logs/HEAD"]) {
+    if let Some(log) = output_of("git", &["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo::rerun-if-changed={log}");
     }
-    told("git", &["rev-parse", "--short=12", "HEAD"])
+    output_of("git", &["rev-parse", "--short=12", "HEAD"])
 }
 
 /// A program's output; `None` if it fails.
-fn told(program: &str, args: &[&str]) -> Option<String> {
+fn output_of(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok().filter(|output| output.status.success())?;
     String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mesh::{Caller, Role};
-use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
 use tonic::Extensions;
 
 /// The type of the events.

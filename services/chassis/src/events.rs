@@ -12,7 +12,7 @@ use mesh::Seldom;
 use opentelemetry::global;
 use opentelemetry::metrics::Counter;
 use storage::Database;
-use telemetry::{Ended, ErrorClass, EventSink, EventStatus, Disposition, Kind, TraceEvent};
+use telemetry::{Disposition, Ended, ErrorClass, EventSink, EventStatus, Kind, TraceEvent};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;

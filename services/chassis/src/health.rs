@@ -27,11 +27,14 @@ pub(crate) struct Health {
 }
 
 /// Keeps `health` up to date and records the size of the outbox until shutdown is requested.
-pub(crate) async fn watch(db: Database, clock: Arc<dyn Clock>, told: CancellationToken, health: Health) {
-    tokio::join!(watch_database(&db, &told, health), watch_outbox(db.outbox(), clock, &told));
+pub(crate) async fn watch(db: Database, clock: Arc<dyn Clock>, shutdown_requested: CancellationToken, health: Health) {
+    tokio::join!(
+        watch_database(&db, &shutdown_requested, health),
+        watch_outbox(db.outbox(), clock, &shutdown_requested)
+    );
 }
 
-async fn watch_database(db: &Database, told: &CancellationToken, health: Health) {
+async fn watch_database(db: &Database, shutdown_requested: &CancellationToken, health: Health) {
     let is_ready = global::meter("ordermesh")
         .u64_gauge("ordermesh.ready")
         .with_description(
@@ -41,7 +44,7 @@ async fn watch_database(db: &Database, told: &CancellationToken, health: Health)
     let mut probe = db.probe();
     let mut stuck = Stuck::default();
     loop {
-        let Some(answer) = told.run_until_cancelled(probe.check()).await else { break };
+        let Some(answer) = shutdown_requested.run_until_cancelled(probe.check()).await else { break };
         let is_alive = stuck.is_alive(answer.is_ok(), probe.progress());
         db.record_connections();
         is_ready.record(u64::from(answer.is_ok()), &[]);
@@ -51,7 +54,7 @@ async fn watch_database(db: &Database, told: &CancellationToken, health: Health)
         if set(&health.alive, is_alive) && !is_alive {
             tracing::error!(target: "ordermesh", "not alive: no caller has got a connection for {} s although the database takes writes", STUCK_LIMIT.as_secs());
         }
-        if timeout(INTERVAL, told.cancelled()).await.is_ok() {
+        if timeout(INTERVAL, shutdown_requested.cancelled()).await.is_ok() {
             break;
         }
     }
@@ -97,7 +100,7 @@ impl Stuck {
 
 /// Not part of readiness: a full or locked table prevents no request from being served. One query at a time, however
 /// long it takes.
-async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, told: &CancellationToken) {
+async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, shutdown_requested: &CancellationToken) {
     let meter = global::meter("ordermesh");
     let waiting = meter.i64_gauge("ordermesh.outbox.events").with_description("Events waiting to be sent").build();
     let age = meter
@@ -109,7 +112,7 @@ async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, told: &Cancellation
         .i64_gauge("ordermesh.outbox.refused")
         .with_description("Events that the store has rejected for longer than a day")
         .build();
-    while let Some(backlog) = told.run_until_cancelled(outbox.backlog()).await {
+    while let Some(backlog) = shutdown_requested.run_until_cancelled(outbox.backlog()).await {
         if let Err(error) = &backlog {
             tracing::debug!(target: "ordermesh", %error, "the outbox could not be counted");
         }
@@ -119,7 +122,7 @@ async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, told: &Cancellation
             age.record(backlog.oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()), &[]);
             refused.record(backlog.refused, &[]);
         }
-        if timeout(INTERVAL, told.cancelled()).await.is_ok() {
+        if timeout(INTERVAL, shutdown_requested.cancelled()).await.is_ok() {
             return;
         }
     }

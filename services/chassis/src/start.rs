@@ -148,7 +148,7 @@ pub struct Chassis {
     pub tasks: TaskTracker,
     settings: Settings,
     /// Cancelled when shutdown is requested; the service still serves during the pre-drain delay.
-    told: CancellationToken,
+    shutdown_requested: CancellationToken,
     identity: Option<Identity>,
     secret: Option<Secret>,
     /// Cancelled when the server has drained: the last events can be sent.
@@ -194,7 +194,7 @@ impl Chassis {
             clock,
             ids: Arc::new(SystemIds),
             shutdown: CancellationToken::new(),
-            told: shutdown,
+            shutdown_requested: shutdown,
             tasks: TaskTracker::new(),
             identity,
             secret,
@@ -205,7 +205,11 @@ impl Chassis {
             relay: TaskTracker::new(),
             instance,
         };
-        tokio::spawn(after_the_notice(chassis.told.clone(), settings.drain_notice, chassis.shutdown.clone()));
+        tokio::spawn(after_the_notice(
+            chassis.shutdown_requested.clone(),
+            settings.drain_notice,
+            chassis.shutdown.clone(),
+        ));
         if let Some(identity) = chassis.identity.clone() {
             chassis.tasks.spawn(identity.follow(CERTIFICATE_INTERVAL, chassis.shutdown.clone()));
         }
@@ -301,19 +305,21 @@ impl Chassis {
         };
         let ((ready, is_ready), (alive, is_alive)) = (watch::channel(true), watch::channel(true));
         let health = health::Health { ready, alive };
-        self.tasks.spawn(health::watch(self.db.clone(), self.clock.clone(), self.told.clone(), health));
+        self.tasks.spawn(health::watch(self.db.clone(), self.clock.clone(), self.shutdown_requested.clone(), health));
         if let Some(admin) = admin {
             tokio::spawn(mesh::serve_admin(admin, is_ready.clone(), is_alive, self.drained.clone()));
         }
         tracing::info!(target: "ordermesh", "{} listens on {listen}", self.instance);
-        let (told, in_all) = (self.told.clone(), self.settings.drain_notice + self.settings.drain_timeout);
+        let (shutdown_requested, in_all) =
+            (self.shutdown_requested.clone(), self.settings.drain_notice + self.settings.drain_timeout);
         let end = tokio::spawn(async move {
-            told.cancelled().await;
+            shutdown_requested.cancelled().await;
             Instant::now() + in_all
         });
-        let result = mesh::server(config, served.routes).serve(listener, is_ready, self.told.clone()).await;
+        let result =
+            mesh::server(config, served.routes).serve(listener, is_ready, self.shutdown_requested.clone()).await;
         // Also when the server failed without a requested shutdown.
-        self.told.cancel();
+        self.shutdown_requested.cancel();
         self.shutdown.cancel();
         self.tasks.close();
         // The tasks' deadline began with the server's, so the time that the server has used is gone for them too.
@@ -374,8 +380,8 @@ pub fn instance(service: &str, settings: &Settings) -> String {
 }
 
 /// Background work continues during the pre-drain delay: work that arrives until then is still done here.
-async fn after_the_notice(told: CancellationToken, notice: Duration, shutdown: CancellationToken) {
-    told.cancelled().await;
+async fn after_the_notice(shutdown_requested: CancellationToken, notice: Duration, shutdown: CancellationToken) {
+    shutdown_requested.cancelled().await;
     tokio::time::sleep(notice).await;
     shutdown.cancel();
 }
@@ -404,8 +410,9 @@ fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
         if text.len() >= LEAST_SECRET_BYTES && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return Ok(Secret::new(text));
         }
-        let told = format!("a secret is one line of at least {LEAST_SECRET_BYTES} characters, ASCII only");
-        Err(std::io::Error::new(std::io::ErrorKind::InvalidData, told))
+        let shutdown_requested =
+            format!("a secret is one line of at least {LEAST_SECRET_BYTES} characters, ASCII only");
+        Err(std::io::Error::new(std::io::ErrorKind::InvalidData, shutdown_requested))
     });
     match read {
         Ok(secret) => Ok(Some(secret)),
@@ -452,8 +459,8 @@ mod tests {
         let ours = identity("order", &settings_of(folder.path(), "order"), Arc::new(SystemClock));
         assert!(ours.is_ok_and(|identity| identity.is_some_and(|identity| identity.service() == "order")));
         let others = identity("order", &settings_of(folder.path(), "data"), Arc::new(SystemClock));
-        let told = others.expect_err("another service's certificate").to_string();
-        assert!(told.contains("`data`") && told.contains("`order`"), "{told}");
+        let message = others.expect_err("another service's certificate").to_string();
+        assert!(message.contains("`data`") && message.contains("`order`"), "{message}");
     }
 
     #[test]
@@ -464,8 +471,8 @@ mod tests {
         let settings = Cli::try_parse_from(flags).expect("settings").settings;
         for wrong in ["", "\n", "too short", "0123456789abcdef\n0123456789abcdef", "ünter the radar it is"] {
             testdb::write_secret(&path, wrong);
-            let told = mesh_secret(&settings).expect_err("not a secret").to_string();
-            assert!(told.contains("mesh.secret"), "{wrong:?}: {told}");
+            let message = mesh_secret(&settings).expect_err("not a secret").to_string();
+            assert!(message.contains("mesh.secret"), "{wrong:?}: {message}");
         }
         testdb::write_secret(&path, "0123456789abcdef\n");
         assert!(mesh_secret(&settings).expect("a secret").is_some());
@@ -493,10 +500,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn background_work_continues_during_the_pre_drain_delay() {
-        let (told, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        let (shutdown_requested, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let began = Instant::now();
-        tokio::spawn(after_the_notice(told.clone(), Duration::from_secs(5), shutdown.clone()));
-        told.cancel();
+        tokio::spawn(after_the_notice(shutdown_requested.clone(), Duration::from_secs(5), shutdown.clone()));
+        shutdown_requested.cancel();
         shutdown.cancelled().await;
         assert_eq!(began.elapsed(), Duration::from_secs(5));
     }

@@ -227,9 +227,9 @@ mod tests {
         let operation = Operation::unseen(telemetry::Kind::Server, "lookup", None, None);
         let found = catalog.lookup(vec!["MUG".into()], &operation).await.expect("an answer");
         assert_eq!(found.products.len(), 1);
-        let honest = catalog.list(&asked, "192.0.2.2".parse().ok());
+        let regular = catalog.list(&asked, "192.0.2.2".parse().ok());
         drop(held);
-        assert_eq!(honest.await.expect("served next").len(), 1);
+        assert_eq!(regular.await.expect("served next").len(), 1);
     }
 
     #[test]

@@ -333,4 +333,4 @@ mod tests {
 }
 
 #[cfg(test)]
-mod rude;
+mod fuzz;

@@ -58,9 +58,9 @@ fn checked(origin: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'stati
         return Err("the event is larger than 64 KiB");
     }
     let texts = [&event.service, &event.instance, &event.operation].into_iter();
-    let told = event.error.iter().flat_map(|error| [&error.r#type, &error.reason, &error.message]);
+    let error_texts = event.error.iter().flat_map(|error| [&error.r#type, &error.reason, &error.message]);
     let facts = event.attributes.iter().flat_map(|(name, value)| [name, value]);
-    if texts.chain(told).chain(facts).any(|text| text.contains('\0')) {
+    if texts.chain(error_texts).chain(facts).any(|text| text.contains('\0')) {
         return Err("a text contains NUL, which not every database can store");
     }
     if origin.is_empty() || event.service != origin {

@@ -102,10 +102,10 @@ impl Shared {
 }
 
 impl Queue {
-    fn admit(&mut self, newcomer: Waiting, max_waiting: usize) -> Result<(), Error> {
+    fn admit(&mut self, arrival: Waiting, max_waiting: usize) -> Result<(), Error> {
         self.forget_gone();
         if self.waiting.len() >= max_waiting {
-            let of_newcomer = self.held(newcomer.address) + 1;
+            let of_newcomer = self.held(arrival.address) + 1;
             let crowds = |waiting: &Waiting| self.held(waiting.address) > of_newcomer;
             let most =
                 self.waiting.iter().filter(|waiting| crowds(waiting)).map(|waiting| self.held(waiting.address)).max();
@@ -115,8 +115,8 @@ impl Queue {
                 self.leave(newest);
             }
         }
-        self.addresses.entry(newcomer.address).or_default().waiting += 1;
-        self.waiting.push(newcomer);
+        self.addresses.entry(arrival.address).or_default().waiting += 1;
+        self.waiting.push(arrival);
         Ok(())
     }
 
@@ -224,11 +224,11 @@ mod tests {
         let running = searches.enter(address(1)).await.expect("a free slot");
         let mut attack: Vec<_> = (0..3).map(|_| enter(&searches, 1)).collect();
         assert!(matches!(searches.enter(address(1)).await, Err(Error::TooManySearches)));
-        let mut honest = enter(&searches, 2);
+        let mut regular = enter(&searches, 2);
         assert!(matches!(poll(&mut attack[2]), Some(Err(Error::TooManySearches))), "its newest search is evicted");
-        assert!(poll(&mut honest).is_none() && poll(&mut attack[0]).is_none() && poll(&mut attack[1]).is_none());
+        assert!(poll(&mut regular).is_none() && poll(&mut attack[0]).is_none() && poll(&mut attack[1]).is_none());
         drop(running);
-        assert!(matches!(poll(&mut honest), Some(Ok(()))), "before earlier searches of the address with the most");
+        assert!(matches!(poll(&mut regular), Some(Ok(()))), "before earlier searches of the address with the most");
     }
 
     #[tokio::test]

@@ -49,12 +49,12 @@ pub(crate) struct Pace {
     /// A bookmark is sent after this long without another message.
     pub(crate) bookmark: Duration,
     /// A stream that is not read for this long is ended.
-    pub(crate) patience: Duration,
+    pub(crate) send_timeout: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { bookmark: Duration::from_secs(10), patience: Duration::from_secs(30) }
+        Self { bookmark: Duration::from_secs(10), send_timeout: Duration::from_secs(30) }
     }
 }
 
@@ -213,10 +213,10 @@ impl Follower {
 
     async fn send(&mut self, event: Option<TraceEvent>) -> Result<(), Error> {
         let cursor = self.cursors.encode(self.cursor());
-        match timeout(self.pace.patience, self.to.send(Update { event, cursor })).await {
+        match timeout(self.pace.send_timeout, self.to.send(Update { event, cursor })).await {
             Ok(sent) => sent.map_err(|_| Error::Draining)?,
             Err(_) => {
-                let error = Error::FollowerTooSlow(self.pace.patience);
+                let error = Error::FollowerTooSlow(self.pace.send_timeout);
                 tracing::warn!(target: "ordermesh", reason = "FOLLOWER_TOO_SLOW", "a stream of trace events was ended: {error}");
                 return Err(error);
             }

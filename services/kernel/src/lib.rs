@@ -18,6 +18,6 @@ pub mod money;
 pub mod text;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
-pub use fault::{FAULT_POINTS, FaultPoint, Faults, NoFaults, FaultSite};
+pub use fault::{FAULT_POINTS, FaultPoint, FaultSite, Faults, NoFaults};
 pub use id::{FulfillmentId, IdSource, OrderId, RequestId, SessionId, SystemIds, UserId};
 pub use money::{AmountLimits, Currency, Money, MoneyError};

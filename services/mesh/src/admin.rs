@@ -14,9 +14,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::slots::Slots;
 use crate::rate_limit::{Key, network};
 use crate::serve::accept;
+use crate::slots::Slots;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// They use file descriptors that the service needs. Beyond this, one connection of the client with the most is evicted.

@@ -18,12 +18,12 @@ use crate::caller::PeerService;
 use crate::edge::{Edge, after_request};
 use crate::incoming::incoming_request;
 use crate::not_grpc::not_grpc;
-use crate::slots::Slot;
 use crate::proxies::Proxies;
 use crate::rate_limit::{Key, network};
 use crate::refusals::{Cause, Refusals};
 use crate::resets::ConnectionResets;
 use crate::serve::Calls;
+use crate::slots::Slot;
 use crate::stalled::WatchedBody;
 use crate::wire::{Answer, is_infrastructure};
 

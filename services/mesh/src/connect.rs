@@ -94,14 +94,14 @@ pub(crate) async fn handshake<T>(io: T, address: &str) -> Result<Connected, Stri
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (told, mut first_bytes) = oneshot::channel();
+    let (first_byte, mut first_bytes) = oneshot::channel();
     let (sender, connection) = http2::Builder::new(Boxing)
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .handshake::<_, Body>(TokioIo::new(Heard { io, told: Some(told) }))
+        .handshake::<_, Body>(TokioIo::new(Heard { io, first_byte: Some(first_byte) }))
         .await
         .map_err(|error| error.to_string())?;
     let owned = address.to_owned();
@@ -128,7 +128,7 @@ where
 /// A stream that reports the first byte that is read, or the error instead.
 struct Heard<T> {
     io: T,
-    told: Option<oneshot::Sender<Result<u8, String>>>,
+    first_byte: Option<oneshot::Sender<Result<u8, String>>>,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
@@ -141,8 +141,8 @@ impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
             Poll::Ready(Err(error)) => Some(Err(error.to_string())),
             Poll::Pending => None,
         };
-        if let Some((told, heard)) = this.told.take_if(|_| heard.is_some()).zip(heard) {
-            let _ = told.send(heard);
+        if let Some((first_byte, heard)) = this.first_byte.take_if(|_| heard.is_some()).zip(heard) {
+            let _ = first_byte.send(heard);
         }
         read
     }

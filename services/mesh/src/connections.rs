@@ -19,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 use crate::caller::PeerService;
 use crate::calls::{Activity, PerConnection};
 use crate::lingering::{lend, linger};
-use crate::slots::{Slot, Slots};
 use crate::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, Portioned, Turn};
 use crate::proxies::Proxies;
 use crate::rate_limit::{Key, network};
 use crate::refusals::{Cause, Refusals};
 use crate::resets::{Beyond, ConnectionResets, Resets};
 use crate::serve::Stack;
+use crate::slots::{Slot, Slots};
 use crate::stalled::WatchingExecutor;
 use crate::tls::{ServerTls, failure};
 
@@ -102,7 +102,7 @@ impl Connections {
         self.open() * 4 >= self.slots.limit * 3
     }
 
-    fn patience(&self) -> Duration {
+    fn timeout(&self) -> Duration {
         if self.is_crowded() { CROWDED_HANDSHAKE_TIMEOUT } else { HANDSHAKE_TIMEOUT }
     }
 
@@ -145,7 +145,7 @@ impl Connections {
         let Some(tls) = &self.tls else {
             return self.begin(stream, self.of(&stack, peer, None, slot), goaway).await;
         };
-        let handshake = timeout(self.patience(), tls.accept(stream));
+        let handshake = timeout(self.timeout(), tls.accept(stream));
         // No call has begun: no grace period is needed.
         let leave = slot.leave();
         let Some(Some(shaken)) = goaway.run_until_cancelled(leave.run_until_cancelled(handshake)).await else { return };
@@ -189,7 +189,7 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut first = [0; PREFACE_AND_HEAD_BYTES];
-        let reading = timeout(self.patience(), stream.read_exact(&mut first));
+        let reading = timeout(self.timeout(), stream.read_exact(&mut first));
         let leave = service.activity.leave.clone();
         let Some(Some(read)) = goaway.run_until_cancelled(leave.run_until_cancelled(reading)).await else { return };
         match read {
@@ -221,7 +221,7 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = service.activity.clone();
-        let executor = WatchingExecutor { patience: STALL_TIMEOUT, refusals: self.refusals.clone() };
+        let executor = WatchingExecutor { timeout: STALL_TIMEOUT, refusals: self.refusals.clone() };
         let connection = http2::Builder::new(executor)
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE_INTERVAL)

@@ -55,7 +55,7 @@ fn answer(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status.into() }
 }
 
-fn told(is_serving: bool) -> HealthCheckResponse {
+fn response_of(is_serving: bool) -> HealthCheckResponse {
     answer(if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing })
 }
 
@@ -65,7 +65,7 @@ impl health_server::Health for Health {
         if !self.knows(&request.get_ref().service) {
             return Err(Status::not_found("no such service is served here"));
         }
-        Ok(Response::new(told(*self.is_serving.borrow())))
+        Ok(Response::new(response_of(*self.is_serving.borrow())))
     }
 
     type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
@@ -81,7 +81,7 @@ impl health_server::Health for Health {
         let answers = stream::unfold(changes, async |mut changes| {
             changes.changed().await.ok()?;
             let now = *changes.borrow_and_update();
-            Some((Ok(told(now)), changes))
+            Some((Ok(response_of(now)), changes))
         });
         Ok(Response::new(answers.boxed()))
     }

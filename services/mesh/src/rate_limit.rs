@@ -268,8 +268,8 @@ mod tests {
         for number in 1..=2 {
             assert_eq!(callers.count(person(number), start), Ok(()));
         }
-        let newcomers: Vec<_> = (3..9).map(|number| callers.count(person(number), start).is_ok()).collect();
-        assert_eq!(newcomers, [true, true, true, false, false, false], "one quota for all of them");
+        let arrivals: Vec<_> = (3..9).map(|number| callers.count(person(number), start).is_ok()).collect();
+        assert_eq!(arrivals, [true, true, true, false, false, false], "one quota for all of them");
         assert_eq!(callers.used_until.len(), 3);
         // Later the first two are removed, and there is room again.
         assert_eq!(callers.count(person(9), start + Duration::from_secs(9)), Ok(()));

@@ -83,13 +83,13 @@ impl Record {
 
     /// Continues in the response's body, unless the headers have the status.
     pub(crate) fn follow(mut self, response: Response) -> Response {
-        if let Some(told) = told(response.headers()) {
+        if let Some(reported_status) = reported_status(response.headers()) {
             if response.extensions().get::<NoEvent>().is_some()
                 && let Some(operation) = &self.operation
             {
                 operation.discard();
             }
-            self.settle(told.as_ref().copied(), By::Peer);
+            self.settle(reported_status.as_ref().copied(), By::Peer);
             return response;
         }
         // tonic's Body::new replaces a body that has already ended: a wrapper would be dropped unpolled.
@@ -156,7 +156,7 @@ fn is_server_error(code: Code) -> bool {
 }
 
 /// The call's status, if headers or trailers have one.
-fn told(headers: &HeaderMap) -> Option<Result<(), Status>> {
+fn reported_status(headers: &HeaderMap) -> Option<Result<(), Status>> {
     if says_ok(headers) { Some(Ok(())) } else { Status::from_header_map(headers).map(Err) }
 }
 
@@ -181,8 +181,8 @@ impl http_body::Body for RecordedBody {
         match &frame {
             Some(Ok(frame)) => match frame.trailers_ref() {
                 Some(trailers) => {
-                    let told = told(trailers).unwrap_or_else(|| Err(no_trailers()));
-                    this.record.settle(told.as_ref().copied(), By::Peer);
+                    let reported_status = reported_status(trailers).unwrap_or_else(|| Err(no_trailers()));
+                    this.record.settle(reported_status.as_ref().copied(), By::Peer);
                 }
                 // A body that reports its end is not polled again.
                 None if this.inner.is_end_stream() => this.record.settle(Err(&no_trailers()), By::Peer),

@@ -172,9 +172,9 @@ mod tests {
         let second = all_of(&shares, &address(2));
         assert_eq!((second.len(), shares.used()), (30, 90));
         assert!(shares.is_beyond_share(&address(2), 1) && !shares.is_beyond_share(&address(3), 100));
-        let newcomer = all_of(&shares, &address(3));
-        assert_eq!(newcomer.len(), 15);
-        drop((first, newcomer));
+        let arrival = all_of(&shares, &address(3));
+        assert_eq!(arrival.len(), 15);
+        drop((first, arrival));
         assert_eq!(all_of(&shares, &address(2)).len(), 30, "more is free, and it may have half");
         drop(second);
         assert_eq!(shares.used(), 0);
@@ -195,11 +195,11 @@ mod tests {
     #[test]
     fn mesh_services_have_no_share_limit_and_a_reserve() {
         let shares = Shares::new(20, 4);
-        let strangers: Vec<Share> = (0..16).map(|last| shares.take(address(last)).expect("one each")).collect();
+        let anonymous_clients: Vec<Share> = (0..16).map(|last| shares.take(address(last)).expect("one each")).collect();
         assert_eq!(shares.take(address(99)).expect_err("none is left for other callers"), Full::All);
         let services = all_of(&shares, &Holder::PLATFORM);
         assert_eq!((services.len(), shares.take(Holder::PLATFORM).expect_err("all are taken")), (4, Full::All));
-        drop(strangers);
+        drop(anonymous_clients);
         assert_eq!(all_of(&shares, &Holder::PLATFORM).len(), 16, "all of them");
     }
 

@@ -92,24 +92,24 @@ impl Slots {
 
 impl All {
     /// The slot to evict for a new caller.
-    fn leaver(&self, newcomer: Option<&Key>, now: u64) -> Option<u64> {
-        if self.leaving.len() >= if newcomer.is_some() { MAX_LEAVING } else { 2 * MAX_LEAVING } {
+    fn leaver(&self, arrival: Option<&Key>, now: u64) -> Option<u64> {
+        if self.leaving.len() >= if arrival.is_some() { MAX_LEAVING } else { 2 * MAX_LEAVING } {
             return None;
         }
-        let for_it = newcomer.map_or(0, |key| self.leaving.values().filter(|whom| whom.as_ref() == Some(key)).count());
+        let for_it = arrival.map_or(0, |key| self.leaving.values().filter(|whom| whom.as_ref() == Some(key)).count());
         if for_it >= MAX_LEAVING_FOR_ONE {
             return None;
         }
         let (busiest, most) = self.by_key.iter().max_by_key(|(_, held)| **held)?;
-        let held = newcomer.and_then(|key| self.by_key.get(key)).copied().unwrap_or(0);
-        if newcomer.is_none() || *most > held + 1 {
+        let held = arrival.and_then(|key| self.by_key.get(key)).copied().unwrap_or(0);
+        if arrival.is_none() || *most > held + 1 {
             return self.idlest(|key| key == busiest).map(|(number, _)| number);
         }
         // No caller has clearly more: evict one of its own, or any slot if it has none.
         if for_it > 0 && held > 0 {
             return None;
         }
-        let (number, idle_since) = self.idlest(|key| newcomer == Some(key) || held == 0)?;
+        let (number, idle_since) = self.idlest(|key| arrival == Some(key) || held == 0)?;
         let idle_since = idle_since?;
         (u128::from(now.saturating_sub(idle_since)) >= IDLE.as_millis()).then_some(number)
     }
@@ -123,9 +123,9 @@ impl All {
         ranked.min().map(|(in_use, last, number)| (number, (!in_use).then_some(last)))
     }
 
-    fn ask_to_leave(&mut self, number: u64, newcomer: Option<&Key>) {
+    fn ask_to_leave(&mut self, number: u64, arrival: Option<&Key>) {
         if let Some(taken) = self.remove(number) {
-            self.leaving.insert(number, newcomer.cloned());
+            self.leaving.insert(number, arrival.cloned());
             taken.leave.cancel();
         }
     }
@@ -238,8 +238,8 @@ mod tests {
         many[0].begin_use();
         many[2].begin_use();
         many[2].end_use();
-        let newcomer = slots.take(address(3)).expect("a slot");
-        assert_eq!((leavers(&few), leavers(&many), has_left(&newcomer)), (vec![], vec![1], false));
+        let arrival = slots.take(address(3)).expect("a slot");
+        assert_eq!((leavers(&few), leavers(&many), has_left(&arrival)), (vec![], vec![1], false));
         assert_eq!(slots.used(), 7, "until the evicted one is released");
         drop(many);
         assert_eq!(slots.used(), 3);
@@ -282,13 +282,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn mesh_services_are_never_evicted_and_their_slots_count_for_no_caller() {
         let slots = Slots::new(3);
-        let strangers = take_in_turn(&slots, 1, 2).await;
+        let anonymous_clients = take_in_turn(&slots, 1, 2).await;
         let peer = slots.take(address(1)).expect("a slot");
         peer.never_gives_way();
         let _second = slots.take(None).expect("an evicted slot");
         let _third = slots.take(None).expect("an evicted slot");
-        assert_eq!((leavers(&strangers), has_left(&peer)), (vec![0, 1], false));
-        drop(strangers);
+        assert_eq!((leavers(&anonymous_clients), has_left(&peer)), (vec![0, 1], false));
+        drop(anonymous_clients);
         assert!(slots.take(address(1)).is_none(), "none that may be evicted is left");
         assert!(slots.all().by_key.is_empty());
     }
@@ -297,11 +297,8 @@ mod tests {
     async fn evictions_exceed_the_limit_by_a_bounded_number() {
         let slots = Slots::new(100);
         let many = take_in_turn(&slots, 1, 100).await;
-        let newcomers: Vec<Slot> = (2..).map_while(|last| slots.take(address(last))).collect();
-        assert_eq!(
-            (newcomers.len(), leavers(&many).len(), slots.used()),
-            (MAX_LEAVING, MAX_LEAVING, 100 + MAX_LEAVING)
-        );
+        let arrivals: Vec<Slot> = (2..).map_while(|last| slots.take(address(last))).collect();
+        assert_eq!((arrivals.len(), leavers(&many).len(), slots.used()), (MAX_LEAVING, MAX_LEAVING, 100 + MAX_LEAVING));
         let peers: Vec<Slot> = std::iter::from_fn(|| slots.take(None)).collect();
         assert_eq!(peers.len(), MAX_LEAVING, "mesh services still get some");
         drop(many);

@@ -45,7 +45,7 @@ pub(crate) fn ends_after(leave: CancellationToken) {
 /// hyper's executor, which watches the tasks that it spawns: each serves one call.
 #[derive(Clone)]
 pub(crate) struct WatchingExecutor {
-    pub(crate) patience: Duration,
+    pub(crate) timeout: Duration,
     pub(crate) refusals: Arc<Refusals>,
 }
 
@@ -54,10 +54,10 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, work: F) {
-        let (patience, refusals) = (self.patience, self.refusals.clone());
+        let (timeout, refusals) = (self.timeout, self.refusals.clone());
         tokio::spawn(async move {
             let sending = Arc::new(Sending::default());
-            let stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None, leave: None };
+            let stalled = Stalled { sending: sending.clone(), timeout, seen: 0, alarm: None, leave: None };
             tokio::select! {
                 biased;
                 () = SENDING.scope(sending, work) => {}
@@ -71,7 +71,7 @@ where
 /// Ready when the response has waited for its caller too long. Polled after the task's work, in each poll.
 struct Stalled {
     sending: Arc<Sending>,
-    patience: Duration,
+    timeout: Duration,
     seen: u64,
     alarm: Option<Pin<Box<Sleep>>>,
     leave: Option<BoxFuture<'static, ()>>,
@@ -101,8 +101,8 @@ impl Future for Stalled {
         if now == 0 {
             return Poll::Pending;
         }
-        let patience = this.patience;
-        this.alarm.get_or_insert_with(|| Box::pin(sleep(patience))).as_mut().poll(cx).map(|()| Cause::Stalled)
+        let timeout = this.timeout;
+        this.alarm.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx).map(|()| Cause::Stalled)
     }
 }
 
@@ -202,23 +202,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_timeout_runs_only_while_the_caller_is_awaited_and_restarts_with_each_frame() {
         let sending = Arc::new(Sending::default());
-        let patience = Duration::from_secs(30);
-        let mut stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None, leave: None };
+        let limit = Duration::from_secs(30);
+        let mut stalled = Stalled { sending: sending.clone(), timeout: limit, seen: 0, alarm: None, leave: None };
         let hour = Duration::from_secs(3_600);
         assert!(timeout(hour, &mut stalled).await.is_err(), "no limit for the handler");
         sending.frames.store(1, Ordering::Relaxed);
-        assert!(timeout(patience / 2, &mut stalled).await.is_err());
+        assert!(timeout(limit / 2, &mut stalled).await.is_err());
         sending.frames.store(2, Ordering::Relaxed);
         let began = Instant::now();
         stalled.await;
-        assert_eq!(began.elapsed(), patience);
+        assert_eq!(began.elapsed(), limit);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_evicted_stream_is_cut_off_soon_although_its_caller_reads_nothing() {
         let (sending, leave) = (Arc::new(Sending::default()), CancellationToken::new());
-        let patience = Duration::from_secs(30);
-        let mut stalled = Stalled { sending: sending.clone(), patience, seen: 0, alarm: None, leave: None };
+        let limit = Duration::from_secs(30);
+        let mut stalled = Stalled { sending: sending.clone(), timeout: limit, seen: 0, alarm: None, leave: None };
         SENDING.scope(sending, async { ends_after(leave.clone()) }).await;
         assert!(timeout(Duration::from_secs(3_600), &mut stalled).await.is_err(), "not evicted yet");
         leave.cancel();

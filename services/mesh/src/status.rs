@@ -142,12 +142,12 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
         facts.insert(CAUSE.to_owned(), cause.name().to_owned());
     }
     let violations = refusal.violations();
-    let told = told(violations);
-    if violations.len() > told.len() {
-        facts.insert("violations_left_out".to_owned(), (violations.len() - told.len()).to_string());
+    let reported = reported(violations);
+    if violations.len() > reported.len() {
+        facts.insert("violations_left_out".to_owned(), (violations.len() - reported.len()).to_string());
     }
-    if !told.is_empty() {
-        details.set_bad_request(told.iter().map(field_violation).collect::<Vec<_>>());
+    if !reported.is_empty() {
+        details.set_bad_request(reported.iter().map(field_violation).collect::<Vec<_>>());
     }
     if kind == Kind::FailedPrecondition {
         details.add_precondition_failure_violation(reason, domain.clone(), message.clone());
@@ -160,7 +160,7 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
 }
 
 /// As many violations as fit.
-fn told(violations: &[Violation]) -> &[Violation] {
+fn reported(violations: &[Violation]) -> &[Violation] {
     let mut bytes = 0;
     let fit = violations.iter().take_while(|violation| {
         bytes += violation.field.len() + violation.reason.len() + violation.description.len() + 12;
@@ -342,10 +342,10 @@ mod tests {
     #[test]
     fn violations_that_do_not_fit_into_a_header_are_counted() {
         let status = status("order", &Broken::Invalid((0..250).map(violation).collect()));
-        let told = status.get_details_bad_request().expect("BadRequest").field_violations.len();
-        assert!((10..250).contains(&told), "{told}");
+        let reported = status.get_details_bad_request().expect("BadRequest").field_violations.len();
+        assert!((10..250).contains(&reported), "{reported}");
         let info = status.get_details_error_info().expect("ErrorInfo");
-        assert_eq!(info.metadata.get("violations_left_out"), Some(&(250 - told).to_string()));
+        assert_eq!(info.metadata.get("violations_left_out"), Some(&(250 - reported).to_string()));
         assert!(status.details().len() < 6_000, "{}", status.details().len());
     }
 

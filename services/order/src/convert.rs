@@ -489,4 +489,4 @@ pub(crate) mod tests {
 }
 
 #[cfg(test)]
-mod rude;
+mod fuzz;

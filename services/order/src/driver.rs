@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kernel::backoff::{full_jitter, jitter};
 use kernel::calendar::delivery_date;
-use kernel::{Clock, FaultPoint, Faults, FulfillmentId, IdSource, OrderId, FaultSite};
+use kernel::{Clock, FaultPoint, FaultSite, Faults, FulfillmentId, IdSource, OrderId};
 use mesh::Seldom;
 use opentelemetry::metrics::Histogram;
 use opentelemetry::{KeyValue, global};
@@ -427,5 +427,10 @@ fn left_to_its_lease(order: &Order, error: &storage::Error) {
 }
 
 fn done(to: State, reason: &str, operation: &Operation) -> Step {
-    Step { to, reason: reason.into(), span_ref: operation.span_ref(), event: Some((operation.clone(), Outcome::Success)) }
+    Step {
+        to,
+        reason: reason.into(),
+        span_ref: operation.span_ref(),
+        event: Some((operation.clone(), Outcome::Success)),
+    }
 }

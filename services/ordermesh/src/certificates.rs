@@ -63,12 +63,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     out::line(format_args!("{dir}/ca.pem: {authority}"))?;
     for service in services {
         let name = format!("spiffe://{}/service/{service}", options.trust_domain);
-        out::line(format_args!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {}", told(options.lifetime)))?;
+        out::line(format_args!("{dir}/{service}.pem, {dir}/{service}.key: {name}, for {}", display(options.lifetime)))?;
     }
     Ok(())
 }
 
-fn told(lifetime: Duration) -> String {
+fn display(lifetime: Duration) -> String {
     match lifetime.as_secs() / 86_400 {
         0 => format!("{} minutes", lifetime.as_secs() / 60),
         days => format!("{days} days"),

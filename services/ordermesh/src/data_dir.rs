@@ -206,11 +206,11 @@ mod tests {
         let path = temporary.path().join("data");
         drop(DataDir::prepare(&path).expect("prepared"));
         let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
-        let refused = |changed: &Path, told: &str| {
+        let refused = |changed: &Path, advice: &str| {
             let error = DataDir::prepare(&path).expect_err("exposed");
             assert_eq!(error.exit_code(), 2);
-            let told = format!("{told} {}", changed.canonicalize().expect("it exists").display());
-            assert!(error.to_string().contains(&told), "{error}");
+            let advice = format!("{advice} {}", changed.canonicalize().expect("it exists").display());
+            assert!(error.to_string().contains(&advice), "{error}");
         };
         set(&path, 0o777);
         refused(&path, "chmod go-w");

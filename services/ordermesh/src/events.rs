@@ -198,8 +198,8 @@ mod tests {
         assert_eq!(event_type("user_login"), Ok(EventType::UserLogin));
         assert_eq!(event_type("data_lookup"), Ok(EventType::DataLookup));
         for wrong in ["", "unspecified", "login", "USER_LOGIN"] {
-            let told = event_type(wrong).expect_err(wrong);
-            assert!(told.contains("user_login, order_creation") && !told.contains("unspecified"), "{told}");
+            let message = event_type(wrong).expect_err(wrong);
+            assert!(message.contains("user_login, order_creation") && !message.contains("unspecified"), "{message}");
         }
     }
 

@@ -196,8 +196,8 @@ fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
         }
         let args = ["ordermesh".into(), service.name().into()].into_iter().chain(passed.of(service).iter().cloned());
         if let Err(error) = Cli::try_parse_from(args) {
-            let told = shown(&error);
-            let lines = told.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
+            let output = shown(&error);
+            let lines = output.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
             let first = lines.trim_start_matches("error: ");
             return Err(Error::Usage(format!("{service}: {first}; see `ordermesh {service} --help`")));
         }
@@ -226,10 +226,10 @@ mod tests {
 
     #[test]
     fn an_invalid_value_is_quoted_unless_it_is_a_secret() {
-        let told = |args: &[&str]| shown(&Cli::try_parse_from(args).expect_err("an invalid value"));
-        let key = told(&["ordermesh", "payment", "--gateway-api-key", "s3cr3t s3cr3t"]);
+        let output = |args: &[&str]| shown(&Cli::try_parse_from(args).expect_err("an invalid value"));
+        let key = output(&["ordermesh", "payment", "--gateway-api-key", "s3cr3t s3cr3t"]);
         assert!(key.contains("--gateway-api-key") && !key.contains("s3cr3t"), "{key}");
-        assert!(told(&["ordermesh", "data", "--memory-limit", "much"]).contains("much"));
+        assert!(output(&["ordermesh", "data", "--memory-limit", "much"]).contains("much"));
         let line = "ordermesh --payment.gateway-api-key=s3cr3t\u{7f}";
         let (own, passed) = passed::split(line.split(' ').map(Into::into));
         let error = check(&Cli::try_parse_from(own).expect("parses"), &passed).expect_err("no key").to_string();

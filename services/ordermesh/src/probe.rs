@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 /// The interval between two probes.
 const INTERVAL: Duration = Duration::from_millis(10);
 /// The timeout of a probe.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Completes when the process behind an admin port is ready.
 pub(crate) async fn until_ready(admin: SocketAddr) {
@@ -20,12 +20,12 @@ pub(crate) async fn until_ready(admin: SocketAddr) {
 
 /// Whether it is ready now.
 pub(crate) async fn is_ready(admin: SocketAddr) -> bool {
-    matches!(tokio::time::timeout(PATIENCE, ask(admin)).await, Ok(Ok(true)))
+    matches!(tokio::time::timeout(TIMEOUT, ask(admin)).await, Ok(Ok(true)))
 }
 
 /// Whether the address accepts connections.
 pub(crate) async fn listens(address: SocketAddr) -> bool {
-    matches!(tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_)))
+    matches!(tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 
 async fn ask(admin: SocketAddr) -> std::io::Result<bool> {

@@ -353,16 +353,16 @@ impl Sources {
             let waiting = self.waiting(report).await?;
             let users: BTreeSet<Uuid> = page.iter().map(|session| session.user.as_uuid()).collect();
             let stored = events.logins_of(&users.into_iter().collect::<Vec<_>>()).await?;
-            let mut told: HashMap<String, BTreeSet<Uuid>> = HashMap::new();
+            let mut logins: HashMap<String, BTreeSet<Uuid>> = HashMap::new();
             for event in waiting.iter().chain(&stored) {
                 if let Some(session) = event.attributes.get("session.id") {
-                    told.entry(session.clone()).or_default().insert(event.event_id);
+                    logins.entry(session.clone()).or_default().insert(event.event_id);
                 }
             }
             report.looked_at(Promise::ToldOnce, "sessions", page.len());
             for session in page.iter().filter(|session| session.created >= self.told_since) {
                 let id = session.id.to_string();
-                let count = told.get(&id).map_or(0, BTreeSet::len);
+                let count = logins.get(&id).map_or(0, BTreeSet::len);
                 if count != 1 {
                     let what = format!("the log-in that opened the session has {count} events");
                     report.violated(Promise::ToldOnce, format!("session {id}"), what);

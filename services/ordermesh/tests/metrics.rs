@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 /// Longer than two exports.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The metrics of the README, and whether each is a gauge.
 const PROMISED: [(&str, bool); 19] = [
@@ -119,7 +119,7 @@ async fn a_collector_receives_every_documented_metric() {
         promised.iter().all(|metric| seen.metrics.contains(metric))
             && services.iter().all(|service| seen.services.contains(*service))
     });
-    let came = tokio::time::timeout(PATIENCE, all).await.is_ok();
+    let came = tokio::time::timeout(TIMEOUT, all).await.is_ok();
     let _ = system.kill();
     let _ = system.wait();
     let seen = seen.borrow();

@@ -27,7 +27,7 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 
 /// Longer than any step here.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// The default log filter of a whole system.
 const DEFAULT_LOG: &str = "warn";
@@ -90,7 +90,7 @@ impl Collector {
 
 async fn until(seen: &mut watch::Receiver<Seen>, what: &str, is_enough: impl FnMut(&Seen) -> bool) -> Seen {
     let enough =
-        tokio::time::timeout(PATIENCE, seen.wait_for(is_enough)).await.map(|seen| seen.map(|seen| seen.clone()));
+        tokio::time::timeout(TIMEOUT, seen.wait_for(is_enough)).await.map(|seen| seen.map(|seen| seen.clone()));
     match enough {
         Ok(Ok(seen)) => seen,
         Ok(Err(_)) | Err(_) => panic!("{what} was not received"),
@@ -131,7 +131,7 @@ impl Data {
 
     /// The next line that contains `part`.
     async fn line(&mut self, part: &str) -> String {
-        while let Ok(Some(line)) = tokio::time::timeout(PATIENCE, self.lines.recv()).await {
+        while let Ok(Some(line)) = tokio::time::timeout(TIMEOUT, self.lines.recv()).await {
             self.read.push(line.clone());
             if line.contains(part) {
                 return line;
@@ -255,7 +255,7 @@ async fn a_failing_export_is_logged_once_per_signal_and_once_when_it_recovers() 
     );
     // Metrics are exported repeatedly, to a collector that closes each connection.
     for _ in 0..20 {
-        let attempt = tokio::time::timeout(PATIENCE, listener.accept()).await.expect("an attempt");
+        let attempt = tokio::time::timeout(TIMEOUT, listener.accept()).await.expect("an attempt");
         drop(attempt.expect("a connection"));
     }
     for _ in ["metrics", "logs"] {

@@ -211,4 +211,4 @@ mod tests {
 }
 
 #[cfg(test)]
-mod rude;
+mod fuzz;

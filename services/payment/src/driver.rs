@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::backoff::jitter;
-use kernel::{Clock, FaultPoint, Faults, IdSource, OrderId, FaultSite};
+use kernel::{Clock, FaultPoint, FaultSite, Faults, IdSource, OrderId};
 use mesh::Seldom;
 use telemetry::{EventSink, Kind, Operation, Outcome, Parent};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -268,7 +268,7 @@ impl Driver {
         let parent = payment.parent().map_or(Parent::Root, Parent::Remote);
         let operation = Operation::open(Kind::Internal, "confirm_payment", parent, None, None);
         operation.set_order(payment.order_id.as_uuid());
-        let told = async {
+        let confirmation = async {
             for attempt in 1..=CONFIRM_TRIES {
                 match parts.confirmations.confirm(payment.order_id).await {
                     Ok(()) => return Outcome::Success,
@@ -286,7 +286,7 @@ impl Driver {
             }
             Outcome::Success
         };
-        let outcome = told.instrument(operation.span().clone()).await;
+        let outcome = confirmation.instrument(operation.span().clone()).await;
         operation.end(outcome);
     }
 }

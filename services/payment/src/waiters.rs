@@ -39,8 +39,8 @@ impl Waiters {
     /// Notifies the waiters of this payment; returns whether there was any.
     pub fn settled(&self, payment: &Payment) -> bool {
         let waiting = self.lock().by_order.remove(&payment.order_id).unwrap_or_default();
-        let told = waiting.into_iter().map(|(_, sender)| sender.send(payment.clone()).is_ok());
-        told.fold(false, |any, this| any | this)
+        let delivered = waiting.into_iter().map(|(_, sender)| sender.send(payment.clone()).is_ok());
+        delivered.fold(false, |any, this| any | this)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -213,8 +213,8 @@ impl TxConnection {
             Open::Postgres(lease) => {
                 let mut lease = lease.into_inner();
                 if lease.is_aborted() {
-                    let told = "a statement of the transaction failed, so that it cannot be committed";
-                    return Err(DbErr::Exec(RuntimeErr::Internal(told.to_owned())));
+                    let message = "a statement of the transaction failed, so that it cannot be committed";
+                    return Err(DbErr::Exec(RuntimeErr::Internal(message.to_owned())));
                 }
                 lease.commit().await.map_err(exec_error)
             }

@@ -155,10 +155,10 @@ mod tests {
             assert_eq!(judge(&file, Kind::Public, &found, own).is_ok(), as_public, "{mode:o}");
             assert_eq!(judge(&file, Kind::Secret, &found, own).is_ok(), as_secret, "{mode:o}");
         }
-        let told = judge(&file, Kind::Secret, &with_mode(&file, 0o644), own).expect_err("readable").to_string();
-        assert!(told.contains("0644") && told.ends_with(&format!("chmod go= {}", file.display())), "{told}");
-        let told = judge(&file, Kind::Public, &with_mode(&file, 0o620), own).expect_err("writable").to_string();
-        assert!(told.contains(&format!("chmod go-w {};", file.display())), "{told}");
+        let message = judge(&file, Kind::Secret, &with_mode(&file, 0o644), own).expect_err("readable").to_string();
+        assert!(message.contains("0644") && message.ends_with(&format!("chmod go= {}", file.display())), "{message}");
+        let message = judge(&file, Kind::Public, &with_mode(&file, 0o620), own).expect_err("writable").to_string();
+        assert!(message.contains(&format!("chmod go-w {};", file.display())), "{message}");
     }
 
     #[test]
@@ -170,12 +170,12 @@ mod tests {
         if found.uid() == ROOT {
             assert!(judged.is_ok(), "root can do everything anyway");
         } else {
-            assert!(judged.is_err_and(|told| told.to_string().contains(&format!("chown {other} "))));
+            assert!(judged.is_err_and(|message| message.to_string().contains(&format!("chown {other} "))));
         }
         // Only root can give files away.
         if std::os::unix::fs::chown(folder.path(), Some(65_534), None).is_ok() {
-            let told = check_unwritable(folder.path()).expect_err("another user's").to_string();
-            assert!(told.contains("belongs to the user 65534"), "{told}");
+            let message = check_unwritable(folder.path()).expect_err("another user's").to_string();
+            assert!(message.contains("belongs to the user 65534"), "{message}");
             assert!(check_secret(folder.path()).is_err());
             assert!(tighten(folder.path()).expect("metadata").is_err());
         }

@@ -219,8 +219,8 @@ async fn the_url_can_require_encryption_and_verification_of_the_server() {
     let select = Statement::from_string(db.read().get_database_backend(), sql);
     let encrypted = Count::find_by_statement(select).one(db.read()).await.expect("read").expect("a row");
     assert_eq!(encrypted.count, 1);
-    let stranger = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let other = server.write_private("other.crt", &stranger.cert.pem());
+    let other_client = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let other = server.write_private("other.crt", &other_client.cert.pem());
     let began = Instant::now();
     let refused = open(&format!("{url}{}", other.display()), "tls").await.expect_err("an untrusted certificate");
     assert!(matches!(refused, Error::Connect(_)), "{refused:?} after {:?}", began.elapsed());

@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
     use crate::event::EventError;
-    use crate::operation::{Ended, EventSink, Disposition, Operation, Outcome, Parent};
+    use crate::operation::{Disposition, Ended, EventSink, Operation, Outcome, Parent};
 
     /// Stores or sums unclaimed events.
     struct Keeps(Kept);
@@ -255,7 +255,7 @@ mod tests {
     }
 
     /// The span's attributes about an event.
-    fn told(span: &SpanData) -> BTreeMap<&str, String> {
+    fn attributes(span: &SpanData) -> BTreeMap<&str, String> {
         let of_events = span.attributes.iter().filter(|pair| pair.key.as_str().starts_with("ordermesh."));
         of_events.map(|pair| (pair.key.as_str(), pair.value.to_string())).collect()
     }
@@ -277,14 +277,14 @@ mod tests {
             (EVENT_REASON, "INSUFFICIENT_FUNDS"),
             (EVENT_MESSAGE, "the account has no money"),
         ];
-        assert_eq!(told(&span), expected.map(|(name, value)| (name, value.to_owned())).into());
+        assert_eq!(attributes(&span), expected.map(|(name, value)| (name, value.to_owned())).into());
         assert_eq!(span.status, Status::error("INSUFFICIENT_FUNDS: the account has no money"));
     }
 
     #[test]
     fn a_customers_mistake_is_not_an_error_of_the_server_span() {
         let span = span_of(|| open(Kind::Server, Kept::Stored).end(declined()));
-        assert_eq!(told(&span).get(EVENT_STATUS).map(String::as_str), Some("failed"));
+        assert_eq!(attributes(&span).get(EVENT_STATUS).map(String::as_str), Some("failed"));
         assert_eq!(span.status, Status::Unset);
     }
 
@@ -292,15 +292,15 @@ mod tests {
     fn a_summed_event_has_neither_a_status_nor_an_id() {
         let span = span_of(|| open(Kind::Server, Kept::Summed).end(Outcome::Success));
         let expected = [(EVENT_TYPE, "payment_processing"), (EVENT_SUPPRESSED, "true")];
-        assert_eq!(told(&span), expected.map(|(name, value)| (name, value.to_owned())).into());
+        assert_eq!(attributes(&span), expected.map(|(name, value)| (name, value.to_owned())).into());
     }
 
     #[test]
     fn a_discarded_slot_leaves_no_attributes_and_a_replay_is_marked_as_one() {
         let span = span_of(|| open(Kind::Server, Kept::Stored).discard());
-        assert_eq!(told(&span), BTreeMap::new());
+        assert_eq!(attributes(&span), BTreeMap::new());
         let span = span_of(|| open(Kind::Server, Kept::Stored).replayed());
-        assert_eq!(told(&span), [("ordermesh.replayed", "true".to_owned())].into());
+        assert_eq!(attributes(&span), [("ordermesh.replayed", "true".to_owned())].into());
     }
 
     #[test]

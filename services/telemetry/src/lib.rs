@@ -36,7 +36,7 @@ pub use context::TraceParent;
 pub use environment::{Environment, VariableError};
 pub use event::{EventError, EventStatus, TraceEvent};
 pub use mask::{Masked, masked};
-pub use operation::{Ended, EventSink, Disposition, Kind, Operation, Outcome, Parent};
+pub use operation::{Disposition, Ended, EventSink, Kind, Operation, Outcome, Parent};
 pub use propagation::{Propagation, RemoteContext};
 pub use providers::Providers;
 pub use setup::{Settings, SetupError, Telemetry};

@@ -112,7 +112,10 @@ pub struct Operation(Arc<Inner>);
 
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operation").field("name", &self.0.name).field("span_ref", &self.0.span_ref).finish_non_exhaustive()
+        f.debug_struct("Operation")
+            .field("name", &self.0.name)
+            .field("span_ref", &self.0.span_ref)
+            .finish_non_exhaustive()
     }
 }
 
@@ -433,11 +436,11 @@ mod tests {
     #[test]
     fn a_held_operation_is_no_event_until_it_is_admitted() {
         let seen = Arc::new(Seen::default());
-        let (stranger, customer) = (open(&seen), open(&seen));
-        stranger.hold_until_admitted();
+        let (other_client, customer) = (open(&seen), open(&seen));
+        other_client.hold_until_admitted();
         customer.hold_until_admitted();
         customer.admit();
-        drop((stranger, customer));
+        drop((other_client, customer));
         assert_eq!(seen.0.lock().expect("not poisoned").len(), 1);
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longer than any start takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs the server until its stdin closes, which happens at the latest with the test's process: no server outlives it.
 /// With the word `keep` the folder is kept, for another start; with `crash` too, but the server ends without a
@@ -92,9 +92,9 @@ impl Server {
 
     fn new(settings: &[(&str, &str)]) -> Option<Self> {
         let Some(programs) = programs() else {
-            let told = "PostgreSQL's server programs (initdb, postgres) are not on this machine";
-            assert!(std::env::var_os("CI").is_none(), "{told}, and CI skips nothing");
-            eprintln!("SKIPPED: {told}: apt-get install postgresql");
+            let message = "PostgreSQL's server programs (initdb, postgres) are not on this machine";
+            assert!(std::env::var_os("CI").is_none(), "{message}, and CI skips nothing");
+            eprintln!("SKIPPED: {message}: apt-get install postgresql");
             return None;
         };
         let account = account();
@@ -209,7 +209,7 @@ impl Server {
         }
         *keeper = Some(command.stdin(Stdio::piped()).spawn().expect("sh runs"));
         drop(keeper);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while self.try_sql(&["SELECT 1"]).is_err() {
             assert!(Instant::now() < end, "no server: {}", self.log());
             std::thread::park_timeout(Duration::from_millis(20));

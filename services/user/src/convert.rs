@@ -282,4 +282,4 @@ impl From<&SigningKey> for pb::SigningKey {
 mod tests;
 
 #[cfg(test)]
-mod rude;
+mod fuzz;

@@ -20,9 +20,9 @@ mod keys;
 mod migration;
 mod operator;
 mod password;
-mod slots;
 mod service;
 mod session;
+mod slots;
 mod store;
 mod throttle;
 mod token;
@@ -150,7 +150,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), chassis::Error> {
     let operator = config.bootstrap_operator_file.as_deref().map(Credentials::from_file).transpose();
-    let operator = operator.map_err(|error| chassis::Error::Setting(told(&error)))?;
+    let operator = operator.map_err(|error| chassis::Error::Setting(error_chain(&error)))?;
     let chassis = Chassis::start("user", &config.common, migration::MIGRATIONS, shutdown).await?;
     let keys = open_keys(&config, chassis.clock.clone()).await?;
     let store = Store::new(chassis.db.clone());
@@ -199,7 +199,7 @@ async fn open_keys(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<KeyStor
     let (directory, generate) = (config.keys_dir(), config.generate_keys());
     let open = tokio::task::spawn_blocking(move || KeyStore::open(directory, generate, clock));
     let opened = open.await.map_err(|error| chassis::Error::Service(error.to_string()))?;
-    opened.map(Arc::new).map_err(|error| chassis::Error::Setting(told(&error)))
+    opened.map(Arc::new).map_err(|error| chassis::Error::Setting(error_chain(&error)))
 }
 
 /// Deletes expired sessions.
@@ -210,7 +210,7 @@ async fn sweep(store: Store, clock: Arc<dyn Clock>, stop: CancellationToken) {
                 Ok(deleted) if deleted == u64::from(SWEEP_BATCH) && !stop.is_cancelled() => {}
                 Ok(_) => break,
                 Err(error) => {
-                    tracing::warn!(target: "ordermesh", "expired sessions could not be deleted: {}", told(&error));
+                    tracing::warn!(target: "ordermesh", "expired sessions could not be deleted: {}", error_chain(&error));
                     break;
                 }
             }
@@ -219,7 +219,7 @@ async fn sweep(store: Store, clock: Arc<dyn Clock>, stop: CancellationToken) {
 }
 
 /// An error with the chain of its sources.
-fn told(error: &dyn std::error::Error) -> String {
+fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bcrypt::{HashParts, non_truncating_hash, non_truncating_hash_with_salt, non_truncating_verify};
 
 use crate::error::Error;
-use crate::slots::{Slots, QueueFull, Share};
+use crate::slots::{QueueFull, Share, Slots};
 
 /// bcrypt takes 72 bytes, one of which is the terminating zero.
 pub(crate) const MAX_PASSWORD_BYTES: usize = 71;

@@ -51,7 +51,7 @@ fn apply(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
 }
 
 /// Mutations of this message, and arbitrary messages; bytes that do not decode are skipped.
-pub fn rude<M: Message + Default + std::fmt::Debug + Clone + 'static>(sound: M) -> impl Strategy<Value = M> {
+pub fn mutations<M: Message + Default + std::fmt::Debug + Clone + 'static>(sound: M) -> impl Strategy<Value = M> {
     let bytes = sound.encode_to_vec();
     let changed = prop::collection::vec(change(), 0..6).prop_map(move |changes| apply(bytes.clone(), &changes));
     let any = prop::collection::vec(any::<u8>(), 0..200);

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kernel::Timestamp;
-use telemetry::{EventError, EventStatus, Disposition, TraceEvent};
+use telemetry::{Disposition, EventError, EventStatus, TraceEvent};
 use tokio::sync::Notify;
 
 /// The period of the bound.

@@ -23,7 +23,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const NOW: Timestamp = Timestamp::from_micros(1_795_392_000_000_000);
 /// Longer than any working step takes: a test that reaches it has failed.
 const GUARD: Duration = Duration::from_secs(20);
-const FAST: Pace = Pace { bookmark: Duration::from_millis(20), patience: GUARD };
+const FAST: Pace = Pace { bookmark: Duration::from_millis(20), send_timeout: GUARD };
 
 /// An instance with its own database.
 struct World {
@@ -51,7 +51,7 @@ impl World {
             clock: clock.clone(),
             retention: DAY * 7,
             permits: Arc::new(Semaphore::new(2)),
-            pace: Pace { bookmark: GUARD * 2, patience: GUARD },
+            pace: Pace { bookmark: GUARD * 2, send_timeout: GUARD },
             tasks: TaskTracker::new(),
             shutdown: stop.clone(),
         };
@@ -313,7 +313,7 @@ async fn an_emptied_database_is_followed_from_its_start() {
 #[tokio::test]
 async fn an_unread_stream_is_ended_after_its_buffered_messages() {
     for mut world in World::everywhere().await {
-        world.watch.pace.patience = Duration::from_millis(50);
+        world.watch.pace.send_timeout = Duration::from_millis(50);
         let events = many(100);
         let mut stream = world.follow(all(), None).await;
         world.append(&events).await;

@@ -24,7 +24,7 @@ async fn estimate(world: &World, country: &str, postal_code: &str) -> Result<Get
 }
 
 /// Polls until the service has stored the event of a lookup: events are sent in the background.
-async fn told_lookup(world: &World) -> TraceEvent {
+async fn failed_lookup(world: &World) -> TraceEvent {
     let request = ListTraceEventsRequest { r#type: EventType::DataLookup.into(), ..ListTraceEventsRequest::default() };
     let asked = async {
         loop {
@@ -88,7 +88,7 @@ async fn a_country_without_deliveries_has_no_zone() {
     let world = World::new().await;
     let (code, reason, _) = refusal(estimate(&world, "AQ", "").await);
     assert_eq!((code, reason.as_str()), (Code::NotFound, "NO_DELIVERY_ZONE"));
-    let event = told_lookup(&world).await;
+    let event = failed_lookup(&world).await;
     assert_eq!(event.status(), EventStatus::Success, "NO_DELIVERY_ZONE is an answer");
 }
 
@@ -122,7 +122,7 @@ async fn all_violations_of_an_address_are_reported_together() {
 async fn an_answered_lookup_is_an_event_with_its_counts() {
     let world = World::new().await;
     world.lookup(&["MUG-BLUE", "MUG-BLUE", "NONE"]).await.expect("an answer");
-    let event = told_lookup(&world).await;
+    let event = failed_lookup(&world).await;
     assert_eq!((event.status(), event.service.as_str()), (EventStatus::Success, "data"));
     assert_eq!(event.attributes.get("skus").map(String::as_str), Some("3"));
     assert_eq!(event.attributes.get("missing").map(String::as_str), Some("1"));
@@ -136,7 +136,7 @@ async fn an_unreachable_catalogue_is_unavailable_with_a_retry_delay() {
     let refused = (Code::Unavailable, "CATALOG_UNAVAILABLE".to_owned(), vec![]);
     assert_eq!(refusal(Err::<(), _>(status)), refused);
     assert_eq!(refusal(estimate(&world, "DE", "").await), refused);
-    let event = told_lookup(&world).await;
+    let event = failed_lookup(&world).await;
     assert_eq!(event.error.expect("an error").r#type, "CONNECTION_ERROR");
 }
 
@@ -147,7 +147,7 @@ async fn a_slow_catalogue_is_a_timeout() {
     request.set_timeout(Duration::from_millis(100));
     let status = world.catalog().batch_get_products(request).await.expect_err("a timeout");
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    let told = told_lookup(&world).await.error.expect("an error").r#type;
+    let error_type = failed_lookup(&world).await.error.expect("an error").r#type;
     // Caller and service have the same deadline: if the caller's expires first, the service sees a cancelled call.
-    assert!(["TIMEOUT", "CANCELLED"].contains(&told.as_str()), "{told}");
+    assert!(["TIMEOUT", "CANCELLED"].contains(&error_type.as_str()), "{error_type}");
 }

@@ -13,7 +13,7 @@ use tonic::{Code, Request};
 
 use crate::world::{World, as_person, product, uuid};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn of_type(event_type: EventType) -> ListTraceEventsRequest {
     ListTraceEventsRequest { r#type: event_type.into(), page_size: 500, ..ListTraceEventsRequest::default() }
@@ -29,7 +29,7 @@ async fn stored(world: &World, request: ListTraceEventsRequest, count: usize) ->
             }
         }
     };
-    tokio::time::timeout(PATIENCE, asked).await.expect("the events in time")
+    tokio::time::timeout(TIMEOUT, asked).await.expect("the events in time")
 }
 
 fn lookup(sku: &str) -> BatchGetProductsRequest {
@@ -85,13 +85,13 @@ async fn lookups_of_untrusted_clients_are_all_counted_in_a_few_rows_per_second()
     let began = Instant::now();
     let with_account = as_person((), "customer").metadata().clone();
     let credentials = |n| if n % 2 == 0 { with_account.clone() } else { MetadataMap::new() };
-    let strangers = (0..8).map(|n| tokio::spawn(flood(world.catalog(), 500, credentials(n))));
+    let others = (0..8).map(|n| tokio::spawn(flood(world.catalog(), 500, credentials(n))));
     let order = uuid();
     let about = About { order_id: order.parse().ok(), user_id: None, attempt: None };
     let meanwhile = world.catalog_as("order").batch_get_products(about.request(lookup("MUG-BLUE"))).await;
     meanwhile.expect("an answer");
     let mut answered = 0;
-    for flooded in strangers.collect::<Vec<_>>() {
+    for flooded in others.collect::<Vec<_>>() {
         answered += flooded.await.expect("no panic");
     }
     // An event that is not summed, sent last: once it is stored, those of the flood follow within a second.
@@ -109,7 +109,7 @@ async fn lookups_of_untrusted_clients_are_all_counted_in_a_few_rows_per_second()
             }
         }
     };
-    let events = tokio::time::timeout(PATIENCE, flooded).await.expect("all lookups counted");
+    let events = tokio::time::timeout(TIMEOUT, flooded).await.expect("all lookups counted");
     let seconds = began.elapsed().as_secs() + 2;
     // Three kinds: answered, timed out, cancelled.
     assert!(events.len() as u64 <= 3 * seconds, "{} rows in {seconds} s", events.len());

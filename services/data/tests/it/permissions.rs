@@ -26,8 +26,8 @@ async fn only_services_can_append_events_and_only_their_own() {
     let request = || AppendTraceEventsRequest { events: vec![event(1)] };
     let operator = refusal(world.events().append_trace_events(as_operator(request())).await);
     assert_eq!(operator.0, Code::PermissionDenied);
-    let stranger = refusal(world.events_as("gateway").append_trace_events(request()).await);
-    assert_eq!(stranger.0, Code::PermissionDenied);
+    let other_client = refusal(world.events_as("gateway").append_trace_events(request()).await);
+    assert_eq!(other_client.0, Code::PermissionDenied);
     let answer = world.events_as("payment").append_trace_events(request()).await.expect("an answer").into_inner();
     assert_eq!(answer.results[0].refusal, "service is not the caller");
     assert_eq!(world.ids(ListTraceEventsRequest::default()).await, [""; 0]);

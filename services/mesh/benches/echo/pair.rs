@@ -20,8 +20,8 @@ pub(crate) struct Setting {
 impl Setting {
     /// The settings that the parent has passed.
     pub(crate) fn of_child() -> Self {
-        let told = |name| flag(name).expect("passed by the parent");
-        Self { collector: told("--collector"), certificates: told("--certificates").into() }
+        let required = |name| flag(name).expect("passed by the parent");
+        Self { collector: required("--collector"), certificates: required("--certificates").into() }
     }
 }
 

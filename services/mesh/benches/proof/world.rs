@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::instance::{COUNT, FLAG, POLICIES, READY};
 
 /// Anything slower is broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Below the kernel's ephemeral ports: an outgoing connection might take the port of a killed instance, or even connect
 /// to itself.
 const PORTS: std::ops::Range<u16> = 31_000..32_700;
@@ -41,7 +41,7 @@ impl Instance {
     }
 
     async fn line(&mut self) -> String {
-        let line = timeout(PATIENCE, self.answers.next_line()).await.expect("an answer in time");
+        let line = timeout(TIMEOUT, self.answers.next_line()).await.expect("an answer in time");
         line.expect("a pipe").expect("the instance lives")
     }
 
@@ -62,7 +62,7 @@ impl Instance {
     }
 
     async fn end(&mut self) -> ExitStatus {
-        timeout(PATIENCE, self.child.wait()).await.expect("it ends in time").expect("a process of ours")
+        timeout(TIMEOUT, self.child.wait()).await.expect("it ends in time").expect("a process of ours")
     }
 
     /// `kill -9`, and a new process at the same address.

@@ -17,7 +17,7 @@ use tonic_types::StatusExt;
 
 use crate::echo::{SAY, STREAM};
 use crate::identity::{claims, signed};
-use crate::rude::{held, others_are_served, refusals, until, world_with};
+use crate::misbehaving::{held, others_are_served, refusals, until, world_with};
 use crate::world::{KEY_ID, World, reason};
 
 const HEADERS: u8 = 1;
@@ -203,14 +203,14 @@ async fn a_user_that_floods_a_connection_is_rejected_and_others_on_it_are_not() 
         claims["sub"] = uuid::Uuid::from_u128(number).to_string().into();
         signed(&claims, KEY_ID)
     };
-    let (rude, polite) = (token(1), token(2));
+    let (misbehaving, other) = (token(1), token(2));
     let mut refused = None;
     // The quota allows two thousand, and one more each 10 ms: the next call usually comes sooner.
     for _ in 0..40 {
-        let other = shared.cancelled(100, Some(&rude), |shared| shared.call(SAY, "hello", Some(&polite))).await;
+        let other = shared.cancelled(100, Some(&misbehaving), |shared| shared.call(SAY, "hello", Some(&other))).await;
         assert_eq!(status(other.0).await.code(), Code::Ok, "others are served");
         // By now the cancelled ones are counted.
-        let own = shared.call(SAY, "hello", Some(&rude));
+        let own = shared.call(SAY, "hello", Some(&misbehaving));
         let own = status(own.0).await;
         if own.code() != Code::Ok {
             refused = Some(own);

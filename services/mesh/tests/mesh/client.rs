@@ -83,7 +83,7 @@ async fn the_client_switches_to_another_instance_when_its_own_drains() {
 #[tokio::test]
 async fn one_connection_serves_concurrent_calls() {
     let world = World::new().await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     let held = tokio::spawn({
         let channel = channel.clone();
         async move { say(&channel, SAY, "hold").await }

@@ -53,7 +53,7 @@ async fn a_call_past_its_deadline_on_arrival_starts_no_handler() {
 async fn the_methods_own_timeout_is_the_maximum() {
     let world = World::new().await;
     let request = with_metadata("time left", &[("grpc-timeout", "1H")]);
-    let left = call(&world.stranger(), SAY, request).await.expect("answered").into_inner();
+    let left = call(&world.anonymous(), SAY, request).await.expect("answered").into_inner();
     let left: u64 = left.parse().expect("microseconds");
     assert!(left <= 5_000_000, "{left} µs are left of 5 s");
 }
@@ -61,14 +61,14 @@ async fn the_methods_own_timeout_is_the_maximum() {
 #[tokio::test]
 async fn the_deadline_is_propagated_to_the_next_hop_and_is_shorter_there() {
     let second = World::new().await;
-    let first = World::with(Plan { next: Some(second.stranger()), ..Plan::default() }).await;
+    let first = World::with(Plan { next: Some(second.anonymous()), ..Plan::default() }).await;
     let mut request = tonic::Request::new("forward time left".to_owned());
     request.set_timeout(Duration::from_millis(900));
-    let left = call(&first.stranger(), SAY, request).await.expect("answered").into_inner();
+    let left = call(&first.anonymous(), SAY, request).await.expect("answered").into_inner();
     let left: u64 = left.parse().expect("microseconds");
     assert!(left < 900_000, "{left} µs are left of 900 ms, not the method's 5 s");
     // Control: without a deadline of the caller's, the method's own is propagated.
-    let left = say(&first.stranger(), SAY, "forward time left").await.expect("answered");
+    let left = say(&first.anonymous(), SAY, "forward time left").await.expect("answered");
     let left: u64 = left.parse().expect("microseconds");
     assert!((900_000..5_000_000).contains(&left), "{left} µs are left of 5 s");
 }

@@ -18,7 +18,7 @@ use crate::world::{Plan, World, reason, say};
 
 async fn health_changes(world: &World, service: &str) -> tonic::Streaming<tonic_health::pb::HealthCheckResponse> {
     let request = HealthCheckRequest { service: service.into() };
-    HealthClient::new(world.stranger()).watch(request).await.expect("watched").into_inner()
+    HealthClient::new(world.anonymous()).watch(request).await.expect("watched").into_inner()
 }
 
 async fn next(changes: &mut tonic::Streaming<tonic_health::pb::HealthCheckResponse>) -> ServingStatus {
@@ -53,7 +53,7 @@ async fn during_the_drain_notice_everything_is_served_and_new_connections_are_ac
     assert_eq!(next(&mut changes).await, ServingStatus::Serving);
     world.shutdown.cancel();
     assert_eq!(next(&mut changes).await, ServingStatus::NotServing);
-    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("served during the notice"), "hello");
+    assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("served during the notice"), "hello");
     assert!(!world.served.is_finished());
     world.served.abort();
 }
@@ -63,7 +63,7 @@ async fn a_drain_sends_goaway_completes_open_calls_and_ends() {
     let world = World::new().await;
     let (sender, connection) = connection(&world).await;
     drop(sender.ready().await.expect("ready"));
-    let channel = world.stranger();
+    let channel = world.anonymous();
     let held = tokio::spawn(async move { say(&channel, SAY, "hold").await });
     world.echo.holding.notified().await;
     world.shutdown.cancel();
@@ -104,7 +104,7 @@ async fn an_endless_stream_is_ended_with_a_status() {
 #[tokio::test]
 async fn a_call_that_never_ends_is_cut_off_after_the_drain_timeout() {
     let world = World::with(Plan { drain_timeout: Duration::from_millis(50), ..Plan::default() }).await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     let held = tokio::spawn(async move { say(&channel, SAY, "hold").await });
     world.echo.holding.notified().await;
     world.shutdown.cancel();
@@ -114,7 +114,7 @@ async fn a_call_that_never_ends_is_cut_off_after_the_drain_timeout() {
 }
 
 async fn forever(world: &World) -> tonic::Streaming<String> {
-    let mut grpc = tonic::client::Grpc::new(world.stranger());
+    let mut grpc = tonic::client::Grpc::new(world.anonymous());
     grpc.ready().await.expect("ready");
     let codec = ProstCodec::<String, String>::default();
     let request = Request::new("forever".to_owned());
@@ -129,7 +129,7 @@ async fn reflection_includes_google_rpc() {
         ask(MessageRequest::ListServices(String::new())),
         ask(MessageRequest::FileContainingSymbol("google.rpc.ErrorInfo".into())),
     ]);
-    let mut answers = ServerReflectionClient::new(world.stranger())
+    let mut answers = ServerReflectionClient::new(world.anonymous())
         .server_reflection_info(requests)
         .await
         .expect("answers")

@@ -10,7 +10,7 @@ use crate::world::{World, reason, say};
 #[tokio::test]
 async fn a_panic_answers_internal_and_the_next_call_works() {
     let world = World::new().await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     let status = say(&channel, SAY, "panic").await.expect_err("panics");
     assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
     assert_eq!(reason(&status), "PANIC");
@@ -55,7 +55,7 @@ async fn a_request_of_no_message_or_of_more_than_one_is_rejected_and_starts_no_h
 #[tokio::test]
 async fn a_status_without_details_gets_its_codes_name_as_the_reason() {
     let world = World::new().await;
-    let status = say(&world.stranger(), SAY, "bare").await.expect_err("rejected");
+    let status = say(&world.anonymous(), SAY, "bare").await.expect_err("rejected");
     assert_eq!((status.code(), status.message()), (Code::NotFound, "nothing here"));
     assert_eq!(reason(&status), "NOT_FOUND");
 }
@@ -70,7 +70,7 @@ async fn an_error_in_the_middle_of_a_stream_gets_error_info_too() {
 #[tokio::test]
 async fn a_services_own_error_is_returned_unchanged() {
     let world = World::new().await;
-    let status = say(&world.stranger(), SAY, "refuse").await.expect_err("rejected");
+    let status = say(&world.anonymous(), SAY, "refuse").await.expect_err("rejected");
     let info = status.get_details_error_info().expect("ErrorInfo");
     assert_eq!((info.domain.as_str(), info.reason.as_str()), ("test.ordermesh", "CLOSED"));
     let precondition = status.get_details_precondition_failure().expect("PreconditionFailure");

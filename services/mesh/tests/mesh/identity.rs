@@ -50,16 +50,16 @@ async fn refused(channel: &Channel, path: &'static str, request: Request<String>
 #[tokio::test]
 async fn a_user_with_the_right_role_is_admitted_and_the_handler_sees_the_user() {
     let world = World::new().await;
-    let answer = call(&world.stranger(), CUSTOMER, with_token("caller", &token("customer"))).await.expect("passes");
+    let answer = call(&world.anonymous(), CUSTOMER, with_token("caller", &token("customer"))).await.expect("passes");
     let known = answer.into_inner();
     assert!(known.contains(USER) && known.contains("Customer"), "{known}");
-    call(&world.stranger(), OPERATOR, with_token("caller", &token("operator"))).await.expect("passes");
+    call(&world.anonymous(), OPERATOR, with_token("caller", &token("operator"))).await.expect("passes");
 }
 
 #[tokio::test]
 async fn a_denied_call_has_a_reason_and_starts_no_handler() {
     let world = World::new().await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     let without = |claim: &str| {
         let mut claims = claims("customer");
         claims.as_object_mut().expect("an object").remove(claim);
@@ -210,7 +210,7 @@ fn forgeries(sound: &str) -> Vec<(&'static str, String)> {
 #[tokio::test]
 async fn only_tokens_signed_by_our_key_and_unaltered_are_accepted() {
     let world = World::new().await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     let sound = claiming("role", r#""operator""#);
     for (what, token) in forgeries(&sound) {
         let (code, reason) = refused(&channel, OPERATOR, with_token("hello", &token)).await;
@@ -230,7 +230,7 @@ async fn two_authorization_headers_are_rejected() {
         for value in both {
             request.metadata_mut().append("authorization", value.parse().expect("a header"));
         }
-        let answer = refused(&world.stranger(), CUSTOMER, request).await;
+        let answer = refused(&world.anonymous(), CUSTOMER, request).await;
         assert_eq!(answer, (Code::Unauthenticated, "TOKEN_MALFORMED".to_owned()));
     }
     assert_eq!(world.begun(), 0);
@@ -247,7 +247,7 @@ async fn a_method_without_a_policy_is_denied_although_it_is_in_the_routes() {
 #[tokio::test]
 async fn a_public_method_requires_no_credentials_and_uses_valid_ones() {
     let world = World::new().await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     assert_eq!(say(&channel, SAY, "caller").await.expect("open"), "Anonymous");
     let bad = call(&channel, SAY, with_token("caller", "abc")).await.expect("open").into_inner();
     assert_eq!(bad, "Anonymous");
@@ -267,7 +267,7 @@ async fn a_service_is_admitted_by_the_mesh_secret_and_its_name() {
     let wrong = refused(&world.service("order", "a guess"), SERVICE, hello()).await;
     assert_eq!(wrong, (Code::Unauthenticated, "INVALID_MESH_SECRET".to_owned()));
     let claimed =
-        refused(&world.stranger(), SERVICE, with_metadata("hello", &[("x-ordermesh-service", "order")])).await;
+        refused(&world.anonymous(), SERVICE, with_metadata("hello", &[("x-ordermesh-service", "order")])).await;
     assert_eq!(claimed, (Code::Unauthenticated, "TOKEN_MISSING".to_owned()));
     assert_eq!(world.begun(), begun);
 }
@@ -276,7 +276,7 @@ async fn a_service_is_admitted_by_the_mesh_secret_and_its_name() {
 async fn metadata_that_only_the_mesh_may_set_does_not_reach_the_handler() {
     let world = World::new().await;
     let forged = [("x-ordermesh-service", "order"), ("x-ordermesh-role", "operator"), ("x-mine", "1")];
-    let seen = call(&world.stranger(), SAY, with_metadata("metadata", &forged)).await.expect("open").into_inner();
+    let seen = call(&world.anonymous(), SAY, with_metadata("metadata", &forged)).await.expect("open").into_inner();
     assert!(!seen.contains("x-ordermesh"), "{seen}");
     assert!(seen.contains("x-mine"), "control: other metadata is visible: {seen}");
     let seen = say(&world.service("order", MESH_SECRET), SERVICE, "metadata").await.expect("passes");
@@ -286,23 +286,23 @@ async fn metadata_that_only_the_mesh_may_set_does_not_reach_the_handler() {
 #[tokio::test]
 async fn the_handler_sees_the_peers_address() {
     let world = World::new().await;
-    assert_eq!(say(&world.stranger(), SAY, "peer").await.expect("open"), "127.0.0.1");
+    assert_eq!(say(&world.anonymous(), SAY, "peer").await.expect("open"), "127.0.0.1");
 }
 
 #[tokio::test]
 async fn without_keys_tokens_get_unavailable_and_public_methods_stay_open() {
     let keys = Keys::with(None);
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
-    let answer = refused(&world.stranger(), CUSTOMER, with_token("hello", &token("customer"))).await;
+    let answer = refused(&world.anonymous(), CUSTOMER, with_token("hello", &token("customer"))).await;
     assert_eq!(answer, (Code::Unavailable, "KEYS_NOT_AVAILABLE".to_owned()));
-    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("open"), "hello");
+    assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("open"), "hello");
 }
 
 #[tokio::test]
 async fn a_call_right_after_a_failed_fetch_waits_for_the_next_fetch() {
     let keys = Keys::with(None);
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     refused(&channel, CUSTOMER, with_token("hello", &token("customer"))).await;
     *keys.answer.lock().expect("not poisoned") = Keys::ours().answer.lock().expect("not poisoned").clone();
     call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("the keys are available");
@@ -312,14 +312,14 @@ async fn a_call_right_after_a_failed_fetch_waits_for_the_next_fetch() {
 async fn keys_are_kept_when_a_refetch_fails_and_unknown_key_ids_do_not_flood_the_source() {
     let keys = Keys::ours();
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("passes");
     let fetches = keys.fetches.load(Ordering::SeqCst);
     assert_eq!(fetches, 1);
     *keys.answer.lock().expect("not poisoned") = None;
     for number in 0..5 {
-        let stranger = signed(&claims("customer"), &format!("key {number}"));
-        let answer = refused(&channel, CUSTOMER, with_token("hello", &stranger)).await;
+        let anonymous = signed(&claims("customer"), &format!("key {number}"));
+        let answer = refused(&channel, CUSTOMER, with_token("hello", &anonymous)).await;
         assert_eq!(answer, (Code::Unauthenticated, "TOKEN_INVALID".to_owned()));
     }
     assert_eq!(keys.fetches.load(Ordering::SeqCst), fetches, "fetched again within ten seconds");

@@ -16,7 +16,7 @@ const THRESHOLD: usize = 5;
 /// Each failed probe doubles the wait for the next, from at least a tenth of a second: the test's duration allows no
 /// more.
 const PROBES_AT_MOST: usize = 8;
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An instance in a runtime of its own: it can be killed with all its connections, like a process.
 struct Process {
@@ -38,7 +38,7 @@ impl Process {
 
     /// Its sockets are closed on return.
     async fn kill(self) {
-        let killing = tokio::task::spawn_blocking(move || self.runtime.shutdown_timeout(PATIENCE));
+        let killing = tokio::task::spawn_blocking(move || self.runtime.shutdown_timeout(TIMEOUT));
         killing.await.expect("no panic");
     }
 }
@@ -60,7 +60,7 @@ async fn all_instances_are_used() {
             join_all((0..16).map(|_| say(&channel, SAY, "hello"))).await;
         }
     };
-    tokio::time::timeout(PATIENCE, all).await.expect("each of them gets calls");
+    tokio::time::timeout(TIMEOUT, all).await.expect("each of them gets calls");
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn a_restarted_instance_is_found_immediately() {
     assert_eq!(say(&channel, SAY, "hello").await.expect("answered"), "hello");
     process.kill().await;
     let gone = async { while say(&channel, SAY, "hello").await.is_ok() {} };
-    tokio::time::timeout(PATIENCE, gone).await.expect("it is down");
+    tokio::time::timeout(TIMEOUT, gone).await.expect("it is down");
     let process = Process::start(address).await;
     assert_eq!(say(&channel, SAY, "again").await.expect("answered"), "again");
     process.kill().await;
@@ -154,7 +154,7 @@ async fn a_failing_instance_is_out_of_rotation_within_the_threshold_and_back_aft
             join_all((0..16).map(|_| say(&channel, SAY, "hello"))).await;
         }
     };
-    tokio::time::timeout(PATIENCE, back).await.expect("back in rotation");
+    tokio::time::timeout(TIMEOUT, back).await.expect("back in rotation");
 }
 
 #[tokio::test]

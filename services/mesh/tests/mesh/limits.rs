@@ -21,7 +21,7 @@ fn refusals(service: &str, cause: &str) -> u64 {
 }
 
 async fn stream(world: &World, text: &str) -> Result<tonic::Streaming<String>, tonic::Status> {
-    let mut grpc = tonic::client::Grpc::new(world.stranger());
+    let mut grpc = tonic::client::Grpc::new(world.anonymous());
     grpc.ready().await?;
     let codec = ProstCodec::<String, String>::default();
     let path = STREAM.parse().expect("a path");
@@ -38,10 +38,10 @@ async fn a_call_beyond_the_permits_is_rejected_immediately_and_counted() {
     let permits = |kind: &str| {
         observed().value("mesh.server.permits.used", &["mesh.service=one-permit", &format!("kind={kind}")])
     };
-    let first = world.stranger();
+    let first = world.anonymous();
     let held = tokio::spawn(async move { say(&first, SAY, "hold").await });
     world.echo.holding.notified().await;
-    let status = say(&world.stranger(), SAY, "hello").await.expect_err("no permit");
+    let status = say(&world.anonymous(), SAY, "hello").await.expect_err("no permit");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "OVERLOADED"));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!((refusals("one-permit", "concurrency") > 0, permits("call"), permits("stream")), (true, 1, 0));
@@ -51,12 +51,12 @@ async fn a_call_beyond_the_permits_is_rejected_immediately_and_counted() {
     let status = stream(&world, "forever").await.expect_err("no stream left");
     assert_eq!(reason(&status), "OVERLOADED");
     assert_eq!(permits("stream"), 1);
-    let mut health = tonic_health::pb::health_client::HealthClient::new(world.stranger());
+    let mut health = tonic_health::pb::health_client::HealthClient::new(world.anonymous());
     health.check(tonic_health::pb::HealthCheckRequest::default()).await.expect("exempt");
     world.echo.release.add_permits(1);
     held.await.expect("no panic").expect("answered");
     for _ in 0..20 {
-        say(&world.stranger(), SAY, "hello").await.expect("the permit is free again");
+        say(&world.anonymous(), SAY, "hello").await.expect("the permit is free again");
     }
     assert!(
         world
@@ -71,8 +71,8 @@ async fn a_call_beyond_the_permits_is_rejected_immediately_and_counted() {
 #[tokio::test]
 async fn a_panic_returns_its_permit() {
     let world = World::altered(Plan::default(), |config| config.max_concurrency = 1).await;
-    assert_eq!(say(&world.stranger(), SAY, "panic").await.expect_err("a panic").code(), Code::Internal);
-    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("served"), "hello");
+    assert_eq!(say(&world.anonymous(), SAY, "panic").await.expect_err("a panic").code(), Code::Internal);
+    assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("served"), "hello");
 }
 
 #[tokio::test]
@@ -85,11 +85,11 @@ async fn a_denied_call_takes_no_quota_no_permit_and_no_memory_and_starts_no_hand
     })
     .await;
     for _ in 0..3 {
-        let status = say(&world.stranger(), CUSTOMER, "hello").await.expect_err("denied");
+        let status = say(&world.anonymous(), CUSTOMER, "hello").await.expect_err("denied");
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "TOKEN_MISSING"));
     }
     // Control: an authorized call reaches the exhausted limit.
-    assert_eq!(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("no memory")), "OUT_OF_MEMORY");
+    assert_eq!(reason(&say(&world.anonymous(), SAY, "hello").await.expect_err("no memory")), "OUT_OF_MEMORY");
     assert_eq!((world.begun(), world.events.take().len()), (0, 1), "only the control's");
 }
 
@@ -102,7 +102,7 @@ async fn a_caller_over_its_quota_takes_no_permit() {
     .await;
     let mut seen = vec![];
     for _ in 0..3 {
-        seen.push(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("rejected")));
+        seen.push(reason(&say(&world.anonymous(), SAY, "hello").await.expect_err("rejected")));
     }
     assert_eq!(seen, ["OVERLOADED", "OVERLOADED", "RATE_LIMITED"]);
 }
@@ -116,9 +116,9 @@ async fn a_caller_over_its_quota_gets_a_retry_delay_and_others_are_not_affected(
     })
     .await;
     for _ in 0..2 {
-        say(&world.stranger(), SAY, "hello").await.expect("within the quota");
+        say(&world.anonymous(), SAY, "hello").await.expect("within the quota");
     }
-    let status = say(&world.stranger(), SAY, "hello").await.expect_err("over it");
+    let status = say(&world.anonymous(), SAY, "hello").await.expect_err("over it");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
     let wait = status.get_details_retry_info().and_then(|retry| retry.retry_delay).expect("a retry delay");
     assert!((Duration::from_secs(43_000)..=Duration::from_secs(43_200)).contains(&wait), "{wait:?}");
@@ -126,7 +126,7 @@ async fn a_caller_over_its_quota_gets_a_retry_delay_and_others_are_not_affected(
     assert_eq!((refusals("quota", "rate_limit"), world.events.take().len()), (1, 2));
     // A service is counted separately from its address, and another method has no quota.
     say(&world.service("order", crate::world::MESH_SECRET), SAY, "hello").await.expect("another caller");
-    let denied = say(&world.stranger(), CUSTOMER, "hello").await.expect_err("another method");
+    let denied = say(&world.anonymous(), CUSTOMER, "hello").await.expect_err("another method");
     assert_eq!(denied.code(), Code::Unauthenticated);
 }
 
@@ -138,7 +138,7 @@ async fn callers_behind_a_trusted_proxy_are_distinguished_and_behind_an_untruste
             config.trusted_proxies = vec![trusted.parse().expect("a network")];
         })
         .await;
-        let channel = world.stranger();
+        let channel = world.anonymous();
         let ask = async |address: &str| {
             let answer = call(&channel, SAY, with_metadata("hello", &[("x-forwarded-for", address)])).await;
             answer.map_or_else(|status| status.code(), |_| Code::Ok)
@@ -166,10 +166,10 @@ async fn too_much_metadata_is_rejected_with_a_status() {
 #[tokio::test]
 async fn a_message_over_the_limit_is_rejected_before_it_is_read() {
     let world = World::with(Plan { max_message_bytes: 100, ..Plan::default() }).await;
-    let status = say(&world.stranger(), SAY, &"x".repeat(101)).await.expect_err("rejected");
+    let status = say(&world.anonymous(), SAY, &"x".repeat(101)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
     assert_eq!(world.begun(), 0);
-    assert_eq!(say(&world.stranger(), SAY, &"x".repeat(90)).await.expect("fits").len(), 90);
+    assert_eq!(say(&world.anonymous(), SAY, &"x".repeat(90)).await.expect("fits").len(), 90);
     // The prefix is sufficient: it announces 4 GiB that are never sent.
     let only_prefix = bytes::Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
     let answer = raw::send(world.address, raw::with_body(SAY, only_prefix, &[])).await;
@@ -179,7 +179,7 @@ async fn a_message_over_the_limit_is_rejected_before_it_is_read() {
 #[tokio::test]
 async fn a_call_over_the_memory_budget_is_an_out_of_memory_error() {
     let world = World::with(Plan { memory_budget_bytes: Some(4_096), ..Plan::default() }).await;
-    let status = say(&world.stranger(), SAY, &"x".repeat(2_000)).await.expect_err("rejected");
+    let status = say(&world.anonymous(), SAY, &"x".repeat(2_000)).await.expect_err("rejected");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "OUT_OF_MEMORY"));
     assert!(status.get_details_retry_info().is_some());
     assert_eq!(mesh::error_class(&status).kind, "OutOfMemoryError");
@@ -187,7 +187,7 @@ async fn a_call_over_the_memory_budget_is_an_out_of_memory_error() {
     let events = world.events.take();
     assert_eq!(events.len(), 1, "a rejection for memory is an event");
     assert_eq!(events[0].event.error.as_ref().expect("failed").kind, "OutOfMemoryError");
-    assert_eq!(say(&world.stranger(), SAY, "small").await.expect("fits"), "small");
+    assert_eq!(say(&world.anonymous(), SAY, "small").await.expect("fits"), "small");
 }
 
 #[tokio::test]
@@ -197,20 +197,20 @@ async fn a_calls_memory_is_released_when_its_response_is_sent() {
     let first = channel(vec![world.address.to_string()], Credentials::None);
     let held = tokio::spawn(async move { say(&first, SAY, "hold").await });
     world.echo.holding.notified().await;
-    let status = say(&world.stranger(), SAY, "hello").await.expect_err("none left");
+    let status = say(&world.anonymous(), SAY, "hello").await.expect_err("none left");
     assert_eq!(reason(&status), "OUT_OF_MEMORY");
     world.echo.release.add_permits(1);
     assert_eq!(held.await.expect("no panic").expect("answered"), "released");
     for _ in 0..20 {
-        assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("fits again"), "hello");
+        assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("fits again"), "hello");
     }
 }
 
 #[tokio::test]
 async fn health_is_exempt_from_the_budget() {
     let world = World::with(Plan { memory_budget_bytes: Some(0), ..Plan::default() }).await;
-    say(&world.stranger(), SAY, "hello").await.expect_err("nothing fits");
-    let mut health = tonic_health::pb::health_client::HealthClient::new(world.stranger());
+    say(&world.anonymous(), SAY, "hello").await.expect_err("nothing fits");
+    let mut health = tonic_health::pb::health_client::HealthClient::new(world.anonymous());
     let request = tonic_health::pb::HealthCheckRequest { service: "test.v1.Echo".into() };
     assert_eq!(health.check(request).await.expect("answers").into_inner().status, 1);
 }

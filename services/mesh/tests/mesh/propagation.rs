@@ -31,7 +31,7 @@ fn within(text: &str, number: u8, flags: &str, states: &[&str]) -> Request<Strin
 async fn two_hops() -> (World, World) {
     observed();
     let second = World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await;
-    let plan = Plan { next: Some(second.stranger()), trust_client_trace_context: true, ..Plan::default() };
+    let plan = Plan { next: Some(second.anonymous()), trust_client_trace_context: true, ..Plan::default() };
     (World::with(plan).await, second)
 }
 
@@ -39,7 +39,7 @@ async fn two_hops() -> (World, World) {
 async fn forwarded(number: u8, flags: &str, states: &[&str]) -> String {
     let (first, _second) = two_hops().await;
     let request = within("forward tracestate", number, flags, states);
-    call(&first.stranger(), SAY, request).await.expect("answered").into_inner()
+    call(&first.anonymous(), SAY, request).await.expect("answered").into_inner()
 }
 
 fn state_of(span: &SpanData) -> String {
@@ -79,9 +79,9 @@ async fn a_malformed_tracestate_is_dropped_and_the_trace_is_continued() {
 async fn an_untrusted_clients_tracestate_is_not_forwarded_and_a_services_is() {
     observed();
     let second = World::with(Plan { trust_client_trace_context: true, ..Plan::default() }).await;
-    let first = World::with(Plan { next: Some(second.stranger()), ..Plan::default() }).await;
+    let first = World::with(Plan { next: Some(second.anonymous()), ..Plan::default() }).await;
     let request = within("forward tracestate", 7, "01", &[STATE]);
-    assert_eq!(call(&first.stranger(), SAY, request).await.expect("answered").into_inner(), "");
+    assert_eq!(call(&first.anonymous(), SAY, request).await.expect("answered").into_inner(), "");
     assert_eq!(observed().spans_linked_to(&trace_id(7)).len(), 1, "linked");
     let request = within("forward tracestate", 8, "01", &[STATE]);
     let service = first.service("order", MESH_SECRET);
@@ -99,7 +99,7 @@ async fn every_attempt_of_a_call_has_the_tracestate() {
     // Until a call begins on the failing instance, and is retried.
     for number in 0x10.. {
         let request = within("forward read tracestate", number, "01", &[STATE]);
-        let seen = call(&first.stranger(), READ, request).await.expect("answered by the other instance").into_inner();
+        let seen = call(&first.anonymous(), READ, request).await.expect("answered by the other instance").into_inner();
         assert_eq!(seen, STATE);
         if failing.begun() > 0 {
             let spans = observed().spans_of(&trace_id(number));
@@ -113,7 +113,7 @@ async fn every_attempt_of_a_call_has_the_tracestate() {
 #[tokio::test]
 async fn a_call_outside_of_every_trace_has_no_tracestate() {
     let (_first, second) = two_hops().await;
-    assert_eq!(say(&second.stranger(), SAY, "tracestate").await.expect("answered"), "");
+    assert_eq!(say(&second.anonymous(), SAY, "tracestate").await.expect("answered"), "");
 }
 
 /// `traceparent`, `tracestate` and `baggage` that the second of two servers receives, of a call with all three.
@@ -128,7 +128,7 @@ async fn with_propagation(propagation: Propagation, is_platform: bool, number: u
     for (name, seen) in ["traceparent", "tracestate", "baggage"].into_iter().zip(&mut seen) {
         let mut request = within(&format!("forward {name}"), number, "01", &[STATE]);
         request.metadata_mut().insert("baggage", "plan=gold".parse().expect("a value"));
-        *seen = call(&first.stranger(), SAY, request).await.expect("answered").into_inner();
+        *seen = call(&first.anonymous(), SAY, request).await.expect("answered").into_inner();
     }
     seen
 }
@@ -150,7 +150,7 @@ async fn the_configured_headers_are_propagated_and_no_others() {
 async fn without_trace_context_a_call_starts_a_trace_of_its_own() {
     observed();
     let world = World::with(Plan { propagation: Propagation::NONE, ..Plan::default() }).await;
-    let place = call(&world.stranger(), SAY, within("place", 0x83, "01", &[])).await.expect("answered").into_inner();
+    let place = call(&world.anonymous(), SAY, within("place", 0x83, "01", &[])).await.expect("answered").into_inner();
     assert!(!place.contains(&trace_id(0x83)), "{place}");
     assert_eq!(observed().spans_of(&place[3..35]).len(), 1, "it still has a span");
 }

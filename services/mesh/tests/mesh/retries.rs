@@ -108,7 +108,7 @@ async fn a_call_that_is_itself_a_retry_is_not_retried_further_on() {
         if is_retry {
             request.metadata_mut().insert("grpc-previous-rpc-attempts", "1".parse().expect("a value"));
         }
-        call(&first.stranger(), SAY, request).await.expect_err("no instance serves it");
+        call(&first.anonymous(), SAY, request).await.expect_err("no instance serves it");
         assert_eq!(last.begun() - begun, expected, "is a retry: {is_retry}");
         begun = last.begun();
     }
@@ -120,7 +120,7 @@ async fn attempts_retries_and_instances_are_counted() {
     let world = World::new().await;
     let port = format!("server.port={}", world.address.port());
     let here = ["mesh.target=test", "server.address=127.0.0.1", port.as_str()];
-    let channel = world.stranger();
+    let channel = world.anonymous();
     say(&channel, READ, "hello").await.expect("answered");
     let retries = ["mesh.target=test", "mesh.cause=UNAVAILABLE"];
     let before = observed().value("mesh.client.retries", &retries);

@@ -9,8 +9,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tonic::{Code, Status};
 
 use crate::echo::{OPERATOR, SAY, STREAM};
+use crate::misbehaving::{held, others_are_served, refusals, until};
 use crate::observed::observed;
-use crate::rude::{held, others_are_served, refusals, until};
 use crate::world::{MESH_SECRET, Plan, World, call, reason, say, with_metadata};
 
 /// More than the permits.
@@ -35,7 +35,7 @@ async fn stream_of_stranger(world: &World) -> TcpStream {
     socket.connect(world.address).await.expect("connects")
 }
 
-async fn stranger(world: &World, window: u32) -> SendRequest<Bytes> {
+async fn anonymous(world: &World, window: u32) -> SendRequest<Bytes> {
     let stream = stream_of_stranger(world).await;
     let builder = h2::client::Builder::new().initial_max_send_streams(1_000).initial_window_size(window).clone();
     let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
@@ -78,7 +78,7 @@ async fn end(mut body: RecvStream) -> Status {
 #[tokio::test]
 async fn calls_without_a_message_take_no_permit() {
     let world = world("no-message", |config| config.max_concurrency = 1).await;
-    let sender = stranger(&world, 65_535).await;
+    let sender = anonymous(&world, 65_535).await;
     let mut calls = vec![];
     for _ in 0..MANY {
         calls.push(send(&sender, SAY, None, &[]).await);
@@ -100,7 +100,7 @@ async fn calls_without_a_message_take_no_permit() {
 #[tokio::test]
 async fn unread_responses_hold_no_permit() {
     let world = world("not-taken", |config| config.max_concurrency = 2).await;
-    let sender = stranger(&world, 0).await;
+    let sender = anonymous(&world, 0).await;
     let mut answers = vec![];
     for _ in 0..MANY {
         let (response, _stream) = send(&sender, SAY, Some(b"\0\0\0\0\x04\x0a\x02hi"), &[]).await;
@@ -117,7 +117,7 @@ async fn unread_responses_hold_no_permit() {
 #[tokio::test]
 async fn one_address_gets_at_most_half_of_the_permits_and_others_get_some() {
     let world = world("half", |config| config.max_concurrency = 8).await;
-    let sender = stranger(&world, 65_535).await;
+    let sender = anonymous(&world, 65_535).await;
     let mut calls = vec![];
     for _ in 0..4 {
         calls.push(send(&sender, SAY, Some(HOLD), &[]).await);
@@ -141,7 +141,7 @@ async fn one_address_gets_at_most_half_of_the_permits_and_others_get_some() {
 async fn behind_a_trusted_proxy_one_customer_takes_no_permits_from_others() {
     let network = "127.0.0.2/32".parse().expect("a network");
     let world = world("gateway", |config| (config.max_concurrency, config.trusted_proxies) = (8, vec![network])).await;
-    let gateway = stranger(&world, 65_535).await;
+    let gateway = anonymous(&world, 65_535).await;
     let mut calls = vec![];
     for _ in 0..4 {
         calls.push(send(&gateway, SAY, Some(HOLD), &[("x-forwarded-for", "192.0.2.1")]).await);
@@ -165,7 +165,7 @@ async fn behind_a_trusted_proxy_one_customer_takes_no_permits_from_others() {
 #[tokio::test]
 async fn some_permits_are_reserved_for_mesh_services() {
     let world = world("reserve", |config| config.max_concurrency = 16).await;
-    let sender = stranger(&world, 65_535).await;
+    let sender = anonymous(&world, 65_535).await;
     let mut calls = vec![];
     // As many as the fair share of an address allows.
     for _ in 0..7 {
@@ -180,7 +180,7 @@ async fn some_permits_are_reserved_for_mesh_services() {
         world.echo.holding.notified().await;
     }
     assert_eq!(held("reserve", "mesh.server.permits.used"), 16, "services have no share limit");
-    assert_eq!(reason(&say(&world.stranger(), SAY, "hello").await.expect_err("none left")), "OVERLOADED");
+    assert_eq!(reason(&say(&world.anonymous(), SAY, "hello").await.expect_err("none left")), "OVERLOADED");
     world.echo.release.add_permits(16);
     for call in services {
         assert_eq!(call.await.expect("no panic").expect("served"), "released");
@@ -190,17 +190,17 @@ async fn some_permits_are_reserved_for_mesh_services() {
 #[tokio::test]
 async fn the_idlest_connection_of_the_largest_holder_is_evicted_for_a_new_client() {
     let world = world("connections-share", |config| config.max_connections = 4).await;
-    let (mut idle, busy) = (stream_of_stranger(&world).await, stranger(&world, 65_535).await);
+    let (mut idle, busy) = (stream_of_stranger(&world).await, anonymous(&world, 65_535).await);
     let (open, _stream) = send(&busy, STREAM, Some(FOREVER), &[]).await;
     let open = body(open).await;
     // Each calls and is rejected: that does not count as use of a connection.
-    let refused = [stranger(&world, 65_535).await, stranger(&world, 65_535).await];
+    let refused = [anonymous(&world, 65_535).await, anonymous(&world, 65_535).await];
     for sender in refused.iter().chain(&refused) {
         let (response, _stream) = send(sender, OPERATOR, Some(HOLD), &[]).await;
         let status = Status::from_header_map(response.await.expect("answered").headers()).expect("a status");
         assert_eq!(status.code(), Code::Unauthenticated);
     }
-    let _newcomer = crate::rude::connect(&world).await;
+    let _newcomer = crate::misbehaving::connect(&world).await;
     assert!(matches!(idle.read(&mut [0; 64]).await, Ok(0) | Err(_)), "the oldest, and idle");
     until(|| held("connections-share", "mesh.server.connections") == 4).await;
     let is_there =
@@ -216,14 +216,14 @@ async fn the_idlest_connection_of_the_largest_holder_is_evicted_for_a_new_client
 #[tokio::test]
 async fn the_oldest_stream_of_the_caller_with_the_most_is_evicted_for_another_caller() {
     let world = world("streams-share", |config| config.max_streams = 3).await;
-    let sender = stranger(&world, 65_535).await;
+    let sender = anonymous(&world, 65_535).await;
     let mut streams = vec![];
     for _ in 0..3 {
         let (response, _stream) = send(&sender, STREAM, Some(FOREVER), &[]).await;
         streams.push(body(response).await);
     }
-    let honest = crate::rude::connect(&world).await.0;
-    let (response, _stream) = send(&honest, STREAM, Some(FOREVER), &[]).await;
+    let regular = crate::misbehaving::connect(&world).await.0;
+    let (response, _stream) = send(&regular, STREAM, Some(FOREVER), &[]).await;
     let mut watch = body(response).await;
     assert!(watch.data().await.is_some(), "it is served");
     let status = end(streams.remove(0)).await;
@@ -237,18 +237,18 @@ async fn health_watches_of_one_client_block_neither_checks_nor_other_clients_wat
     let world = world("watches", |_| {}).await;
     let mut watches = vec![];
     for _ in 0..3 {
-        let sender = stranger(&world, 65_535).await;
+        let sender = anonymous(&world, 65_535).await;
         for _ in 0..400 {
             watches.push(send(&sender, WATCH, Some(b"\0\0\0\0\0"), &[]).await);
         }
     }
-    let mut health = tonic_health::pb::health_client::HealthClient::new(world.stranger());
+    let mut health = tonic_health::pb::health_client::HealthClient::new(world.anonymous());
     let request = || tonic_health::pb::HealthCheckRequest::default();
     for _ in 0..20 {
         assert_eq!(health.check(request()).await.expect("answered").into_inner().status, 1);
     }
     let mut watch = health.watch(request()).await.expect("it begins").into_inner();
     assert_eq!(watch.message().await.expect("well-formed").expect("its state").status, 1);
-    let greeting = call(&world.stranger(), SAY, with_metadata("hello", &[])).await;
+    let greeting = call(&world.anonymous(), SAY, with_metadata("hello", &[])).await;
     assert_eq!(greeting.expect("served").into_inner(), "hello");
 }

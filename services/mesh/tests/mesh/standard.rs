@@ -16,7 +16,7 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::deadlines::raw;
 use crate::echo::{CUSTOMER, SAY, UNLISTED};
-use crate::rude::{BEGINNING, block, frame, refusals};
+use crate::misbehaving::{BEGINNING, block, frame, refusals};
 use crate::world::{Plan, World, reason};
 
 /// A FileDescriptorSet of one file, other.proto, with the service other.v1.Other.
@@ -30,10 +30,10 @@ async fn disabled_reflection_is_unimplemented_and_everything_else_is_served() {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let mut client = v1::server_reflection_client::ServerReflectionClient::new(world.stranger());
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(world.anonymous());
     let refused = client.server_reflection_info(futures_util::stream::iter([list])).await.expect_err("disabled");
     assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused:?}");
-    let mut health = tonic_health::pb::health_client::HealthClient::new(world.stranger());
+    let mut health = tonic_health::pb::health_client::HealthClient::new(world.anonymous());
     let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
     health.check(request).await.expect("health is independent");
 }
@@ -59,7 +59,7 @@ async fn reflection_lists_the_served_services_and_resolves_all_symbols() {
                 ask(MessageRequest::FileContainingSymbol("other.v1.Other".into())),
                 ask(MessageRequest::FileContainingSymbol("grpc.reflection.v1alpha.ServerReflection".into())),
             ]);
-            let mut client = $version::server_reflection_client::ServerReflectionClient::new(world.stranger());
+            let mut client = $version::server_reflection_client::ServerReflectionClient::new(world.anonymous());
             let answers = client.server_reflection_info(requests).await.expect("answers").into_inner();
             let answers: Vec<_> = answers.map(|answer| answer.expect("well-formed").message_response).collect().await;
             let [Some(MessageResponse::ListServicesResponse(list)), other, own] = &answers[..] else {
@@ -94,7 +94,7 @@ async fn a_service_that_is_not_served_here_is_unimplemented_for_any_caller() {
 async fn a_watch_of_an_unknown_service_reports_that_and_stays_open_until_the_goaway() {
     let world = World::new().await;
     let request = || HealthCheckRequest { service: "nope".into() };
-    let mut client = HealthClient::new(world.stranger());
+    let mut client = HealthClient::new(world.anonymous());
     let check = client.check(request()).await.expect_err("unknown");
     assert_eq!((check.code(), reason(&check).as_str()), (Code::NotFound, "NOT_FOUND"));
     let mut watch = client.watch(request()).await.expect("watched").into_inner();
@@ -184,7 +184,7 @@ async fn an_error_before_the_request_is_read_does_not_reset_its_stream() {
         config.rate_limits = vec![(crate::echo::READ, mesh::Quota { calls: 1, per: Duration::from_secs(86_400) })];
     })
     .await;
-    crate::world::say(&world.stranger(), crate::echo::READ, "hello").await.expect("within its quota");
+    crate::world::say(&world.anonymous(), crate::echo::READ, "hello").await.expect("within its quota");
     let grpc = ("content-type", "application/grpc");
     #[rustfmt::skip]
     let table = [

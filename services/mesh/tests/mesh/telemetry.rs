@@ -99,7 +99,7 @@ async fn a_services_trace_is_continued_although_clients_are_not_trusted() {
 #[tokio::test]
 async fn a_malformed_traceparent_starts_a_new_trace() {
     let world = trusting().await;
-    let place = call(&world.stranger(), SAY, Request::new("place".to_owned())).await.expect("answered").into_inner();
+    let place = call(&world.anonymous(), SAY, Request::new("place".to_owned())).await.expect("answered").into_inner();
     place.parse::<TraceParent>().expect("a traceparent");
     let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("traceparent", "00-zz-1-01")])).await;
     assert_eq!(answer.code(), tonic::Code::Ok);
@@ -108,7 +108,7 @@ async fn a_malformed_traceparent_starts_a_new_trace() {
 #[tokio::test]
 async fn a_clients_span_is_the_servers_parent() {
     let world = trusting().await;
-    let place = say(&world.stranger(), SAY, "place").await.expect("answered");
+    let place = say(&world.anonymous(), SAY, "place").await.expect("answered");
     let place: TraceParent = place.parse().expect("a traceparent");
     let spans = observed().spans_of(&place.trace_id());
     let of = |kind: SpanKind| spans.iter().find(|span| span.span_kind == kind).expect("a span of each kind");
@@ -126,7 +126,7 @@ async fn every_error_is_an_error_of_the_client_span() {
     let world = trusting().await;
     // The server's operation is a child of the client's: found by the trace of the forwarded call.
     let first =
-        World::with(Plan { next: Some(world.stranger()), trust_client_trace_context: true, ..Plan::default() }).await;
+        World::with(Plan { next: Some(world.anonymous()), trust_client_trace_context: true, ..Plan::default() }).await;
     let (trace_id, header) = traceparent(9);
     raw::send(first.address, raw::unary(SAY, "forward refuse", &[("traceparent", &header)])).await;
     let spans = observed().spans_of(&trace_id);
@@ -157,7 +157,7 @@ async fn a_denied_call_is_counted() {
     let facts =
         ["rpc.system.name=grpc", "rpc.method=test.v1.Echo/SayAsCustomer", "rpc.response.status_code=UNAUTHENTICATED"];
     let before = observed().value("rpc.server.call.duration", &facts);
-    say(&world.stranger(), CUSTOMER, "hello").await.expect_err("denied");
+    say(&world.anonymous(), CUSTOMER, "hello").await.expect_err("denied");
     assert!(observed().value("rpc.server.call.duration", &facts) > before);
     assert!(observed().value("rpc.client.call.duration", &facts) > 0);
 }
@@ -165,8 +165,8 @@ async fn a_denied_call_is_counted() {
 #[tokio::test]
 async fn a_rejected_call_is_a_failed_event_with_its_reason_and_a_completed_one_a_success() {
     let world = World::new().await;
-    say(&world.stranger(), SAY, "refuse").await.expect_err("rejected");
-    say(&world.stranger(), SAY, "hello").await.expect("done");
+    say(&world.anonymous(), SAY, "refuse").await.expect_err("rejected");
+    say(&world.anonymous(), SAY, "hello").await.expect("done");
     let events = world.events.take();
     assert_eq!(events.len(), 2);
     let error = events[0].event.error.as_ref().expect("failed");
@@ -177,7 +177,7 @@ async fn a_rejected_call_is_a_failed_event_with_its_reason_and_a_completed_one_a
 #[tokio::test]
 async fn a_call_cancelled_by_its_caller_is_recorded_as_cancelled() {
     let world = World::new().await;
-    let channel = world.stranger();
+    let channel = world.anonymous();
     let given_up = tokio::spawn(async move { say(&channel, SAY, "hold").await });
     world.echo.holding.notified().await;
     given_up.abort();
@@ -229,7 +229,7 @@ async fn a_span_lasts_as_long_as_its_stream() {
     let mut request = Request::new("two texts".to_owned());
     request.extensions_mut().insert(Untraced);
     request.metadata_mut().insert("traceparent", header.parse().expect("a value"));
-    let mut grpc = tonic::client::Grpc::new(world.stranger());
+    let mut grpc = tonic::client::Grpc::new(world.anonymous());
     grpc.ready().await.expect("ready");
     let codec = ProstCodec::<String, String>::default();
     let stream = grpc.server_streaming(request, STREAM.parse().expect("a path"), codec).await.expect("begins");

@@ -222,8 +222,8 @@ async fn a_client_rejects_a_server_that_is_not_its_target() {
     assert!(wrong_service.contains("OtherService"), "{wrong_service}");
     let wrong_name = refused(us.client("order").with_dns_name("data")).await;
     assert!(wrong_name.contains("not valid for name"), "{wrong_name}");
-    let stranger = Platform::new().identity("payment");
-    let wrong_root = refused(stranger.client("order")).await;
+    let anonymous = Platform::new().identity("payment");
+    let wrong_root = refused(anonymous.client("order")).await;
     // An authority of the same name with another key.
     assert!(wrong_root.contains("BadSignature"), "{wrong_root}");
 }
@@ -377,5 +377,5 @@ async fn a_connection_ends_when_its_peers_certificate_expires() {
     let ended = tokio::time::timeout(Duration::from_secs(60), connection).await.expect("closed");
     assert!(ended.is_ok() || ended.is_err_and(|error| error.is_go_away() || error.is_io()), "GOAWAY");
     assert!(!later.is_finished(), "the other's certificate is valid");
-    assert_eq!(crate::rude::refusals("expiring", "expired"), 1);
+    assert_eq!(crate::misbehaving::refusals("expiring", "expired"), 1);
 }

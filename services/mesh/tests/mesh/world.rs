@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use mesh::{
     Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig, VerifyingKey, client, server,
 };
-use telemetry::{Ended, EventSink, Disposition, Propagation, TraceEvent};
+use telemetry::{Disposition, Ended, EventSink, Propagation, TraceEvent};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -145,7 +145,7 @@ impl World {
         Self { address, echo, events, ready, shutdown, served }
     }
 
-    pub(crate) fn stranger(&self) -> Channel {
+    pub(crate) fn anonymous(&self) -> Channel {
         channel(vec![self.address.to_string()], Credentials::None)
     }
 

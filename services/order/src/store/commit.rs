@@ -99,8 +99,12 @@ impl Store {
                     let due = store.insert_order(tx, &order, request, &fingerprint, &lease).await?;
                     let Some(due) = due else { return Ok(None) };
                     insert_lines(tx, &order).await?;
-                    let step =
-                        Step { to: order.state, reason: "order created".into(), span_ref: operation.span_ref(), event: None };
+                    let step = Step {
+                        to: order.state,
+                        reason: "order created".into(),
+                        span_ref: operation.span_ref(),
+                        event: None,
+                    };
                     insert_history(tx, order.id, order.version, &[step], order.create_time).await?;
                     // The hot rows come last, to hold their locks as briefly as possible.
                     store.reserve(tx, &order.lines).await?;

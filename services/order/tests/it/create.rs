@@ -24,7 +24,7 @@ async fn nothing_has_changed(world: &World) {
 }
 
 /// The class and the reason of the event of the only rejection.
-fn told(world: &World) -> (String, String) {
+fn last_event(world: &World) -> (String, String) {
     let seen = world.seen.0.lock().expect("not poisoned");
     let [ended] = &seen[..] else { panic!("one refusal: {seen:?}") };
     let event = &ended.event;
@@ -40,7 +40,7 @@ async fn insufficient_stock_is_rejected_with_all_skus_that_are_short() {
     let world = World::new().await;
     let refusal = world.create(wants(&[("MUG", 11), ("PLATE", 10), ("SPOON", 1)])).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::InsufficientStock { skus } if skus == "MUG, SPOON"), "{refusal}");
-    assert_eq!(told(&world), ("FAILED_PRECONDITION".into(), "INSUFFICIENT_STOCK".into()));
+    assert_eq!(last_event(&world), ("FAILED_PRECONDITION".into(), "INSUFFICIENT_STOCK".into()));
     nothing_has_changed(&world).await;
 }
 
@@ -51,7 +51,7 @@ async fn all_unknown_skus_are_reported() {
     let Error::UnknownSku(invalid) = refusal else { panic!("{refusal}") };
     let named: Vec<_> = invalid.0.iter().map(|v| (v.field.as_str(), v.reason, v.description.as_str())).collect();
     assert_eq!(named, [("items[0].sku", "UNKNOWN_SKU", "FORK"), ("items[2].sku", "UNKNOWN_SKU", "KNIFE")]);
-    assert_eq!(told(&world), ("ValidationError".into(), "UNKNOWN_SKU".into()));
+    assert_eq!(last_event(&world), ("ValidationError".into(), "UNKNOWN_SKU".into()));
     nothing_has_changed(&world).await;
 }
 
@@ -70,7 +70,7 @@ async fn a_changed_price_is_rejected_if_the_request_has_an_expected_total() {
     command.expected_total = Some(eur(2_400));
     let refusal = world.create(command).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::PriceChanged { .. }), "{refusal}");
-    assert_eq!(told(&world), ("FAILED_PRECONDITION".into(), "PRICE_CHANGED".into()));
+    assert_eq!(last_event(&world), ("FAILED_PRECONDITION".into(), "PRICE_CHANGED".into()));
     nothing_has_changed(&world).await;
     let mut command = wants(&[("MUG", 2)]);
     command.expected_total = Some(eur(2_500));
@@ -121,7 +121,7 @@ async fn a_failed_lookup_changes_nothing_and_its_request_may_be_retried() {
     let command = wants(&[("MUG", 1)]);
     let refusal = world.create(command.clone()).await.expect_err("rejected");
     assert!(matches!(&refusal, Error::LookupFailed { cause: ErrorClass::ConnectionError }), "{refusal}");
-    assert_eq!(told(&world), ("CONNECTION_ERROR".into(), "LOOKUP_FAILED".into()));
+    assert_eq!(last_event(&world), ("CONNECTION_ERROR".into(), "LOOKUP_FAILED".into()));
     nothing_has_changed(&world).await;
     world.catalog.is_down.store(false, Ordering::SeqCst);
     world.create(command).await.expect("a rejected call stores nothing");

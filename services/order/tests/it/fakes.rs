@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
-use kernel::{FaultPoint, Faults, Money, OrderId, FaultSite};
+use kernel::{FaultPoint, FaultSite, Faults, Money, OrderId};
 use order::Error;
 use order::lifecycle::State;
 use order::order::{Order, PaymentFailure};
 use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
-use telemetry::{Ended, EventSink, Disposition, TraceEvent};
+use telemetry::{Disposition, Ended, EventSink, TraceEvent};
 use tokio::sync::{Notify, watch};
 
 /// The fake Payment Service's behaviour on the next call.

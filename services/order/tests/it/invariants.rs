@@ -117,7 +117,7 @@ async fn histories_are_whole(world: &World, orders: &[OrderRow]) -> Steps {
 }
 
 /// The success event that a transition is written with: its type and operation.
-fn told(state: State, reason: &str) -> Option<(&'static str, &'static str)> {
+fn expected_event(state: State, reason: &str) -> Option<(&'static str, &'static str)> {
     match state {
         State::Cancelling => match reason {
             "the customer asked to cancel" | "an operator asked to cancel" => Some(("audit", "cancel")),
@@ -157,7 +157,7 @@ async fn events_are_where_changes_are(world: &World, steps: &Steps) {
     let mut expected: Vec<(Uuid, &str, &str, &str)> = steps
         .iter()
         .filter_map(|(id, state, span, reason)| {
-            told(*state, reason).map(|(kind, operation)| (*id, kind, operation, span.as_str()))
+            expected_event(*state, reason).map(|(kind, operation)| (*id, kind, operation, span.as_str()))
         })
         .collect();
     expected.sort_unstable();

@@ -30,7 +30,7 @@ async fn an_order_that_is_paid_is_fulfilled(world: World) {
     // Monday at ten, two business days.
     assert_eq!(done.fulfillment.expect("a fulfilment").delivery_date, "2026-03-04");
     assert_eq!((world.stock("MUG").await, world.stock("PLATE").await), ((10, 2), (10, 1)));
-    let told: Vec<_> = world
+    let stored: Vec<_> = world
         .events()
         .await
         .into_iter()
@@ -46,7 +46,7 @@ async fn an_order_that_is_paid_is_fulfilled(world: World) {
         success("order_fulfillment", "allocate_inventory"),
         success("order_fulfillment", "start_fulfillment"),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(stored, expected);
     assert_eq!(world.payments.all_asked(), [Asked::Process(order.id)]);
 }
 

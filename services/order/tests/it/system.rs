@@ -419,7 +419,7 @@ impl System {
         Person { id, token: Some(token(id, role, seconds)), order: self.order.clone() }
     }
 
-    pub(crate) fn stranger(&self) -> Person {
+    pub(crate) fn other_client(&self) -> Person {
         Person { id: uuid::Uuid::nil(), token: None, order: self.order.clone() }
     }
 

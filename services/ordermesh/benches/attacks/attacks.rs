@@ -11,7 +11,7 @@ use h2::client::SendRequest;
 use prost::Message;
 
 use crate::attacker::{ask, begin, connect};
-use crate::honest::{Call, create_order};
+use crate::regular::{Call, create_order};
 use crate::system::{Fill, Target};
 
 const FROM: [u8; 4] = [127, 0, 0, 2];
@@ -26,7 +26,7 @@ pub(crate) struct Attack {
     /// The service whose memory is measured.
     pub(crate) service: &'static str,
     pub(crate) fill: Fill,
-    pub(crate) honest: Call,
+    pub(crate) regular: Call,
     /// Continues until it is dropped.
     pub(crate) run: fn(Target) -> BoxFuture<'static, ()>,
 }
@@ -35,15 +35,15 @@ const NO_FILL: Fill = (0, 0);
 
 #[rustfmt::skip]
 pub(crate) const ATTACKS: &[Attack] = &[
-    Attack { name: "untaken-answers",     service: "data",    fill: NO_FILL,      honest: Call::CreateOrder,  run: |target| Box::pin(unclaimed(target, 1)) },
-    Attack { name: "endless-requests",    service: "user",    fill: NO_FILL,      honest: Call::GetProfile,   run: |target| Box::pin(endless(target)) },
-    Attack { name: "connections",         service: "payment", fill: NO_FILL,      honest: Call::GetPayment,   run: |target| Box::pin(connections(target)) },
-    Attack { name: "memory-of-answers",   service: "data",    fill: (400, 2_000), honest: Call::ListProducts, run: |target| Box::pin(unclaimed(target, 200)) },
-    Attack { name: "memory-of-decoding",  service: "user",    fill: NO_FILL,      honest: Call::GetProfile,   run: |target| Box::pin(mask_paths(target)) },
-    Attack { name: "log-ins",             service: "user",    fill: NO_FILL,      honest: Call::Login,        run: |target| Box::pin(log_ins(target)) },
-    Attack { name: "searches",            service: "data",    fill: (20_000, 300), honest: Call::CreateOrder, run: |target| Box::pin(searches(target)) },
-    Attack { name: "health-watches",      service: "data",    fill: NO_FILL,      honest: Call::HealthCheck,  run: |target| Box::pin(health_watches(target)) },
-    Attack { name: "order-watches",       service: "order",   fill: NO_FILL,      honest: Call::WatchOrder,   run: |target| Box::pin(order_watches(target)) },
+    Attack { name: "untaken-answers",     service: "data",    fill: NO_FILL,      regular: Call::CreateOrder,  run: |target| Box::pin(unclaimed(target, 1)) },
+    Attack { name: "endless-requests",    service: "user",    fill: NO_FILL,      regular: Call::GetProfile,   run: |target| Box::pin(endless(target)) },
+    Attack { name: "connections",         service: "payment", fill: NO_FILL,      regular: Call::GetPayment,   run: |target| Box::pin(connections(target)) },
+    Attack { name: "memory-of-answers",   service: "data",    fill: (400, 2_000), regular: Call::ListProducts, run: |target| Box::pin(unclaimed(target, 200)) },
+    Attack { name: "memory-of-decoding",  service: "user",    fill: NO_FILL,      regular: Call::GetProfile,   run: |target| Box::pin(mask_paths(target)) },
+    Attack { name: "log-ins",             service: "user",    fill: NO_FILL,      regular: Call::Login,        run: |target| Box::pin(log_ins(target)) },
+    Attack { name: "searches",            service: "data",    fill: (20_000, 300), regular: Call::CreateOrder, run: |target| Box::pin(searches(target)) },
+    Attack { name: "health-watches",      service: "data",    fill: NO_FILL,      regular: Call::HealthCheck,  run: |target| Box::pin(health_watches(target)) },
+    Attack { name: "order-watches",       service: "order",   fill: NO_FILL,      regular: Call::WatchOrder,   run: |target| Box::pin(order_watches(target)) },
 ];
 
 /// Connects, and retries until a connection is accepted.

@@ -3,19 +3,19 @@
 //! one attack, `-- --seconds 3` shortens the phases, `-- --production` applies the production overlay's settings.
 //!
 //! Each attack gets a dedicated system (`system`) and comes from 127.0.0.2 (`attacks`); the well-behaved client uses
-//! 127.0.0.1 (`honest`). Linux only.
+//! 127.0.0.1 (`regular`). Linux only.
 
 #[path = "../../tests/supervisor/attacker.rs"]
 mod attacker;
 mod attacks;
-mod honest;
+mod regular;
 mod system;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::attacks::{ATTACKS, Attack};
-use crate::honest::{Phase, phase};
+use crate::regular::{Phase, phase};
 use crate::system::System;
 
 /// Time for the client to connect, for an attack to take effect, and for its effects to end.
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 
 async fn run(attack: &Attack, program: &str, arguments: &[&str], length: Duration) {
     let system = System::start(program, arguments, attack.fill).await;
-    let caller = system.caller(attack.honest).await;
+    let caller = system.caller(attack.regular).await;
     tokio::time::sleep(PAUSE).await;
     let before = phase(&caller, length).await;
     let attacking = tokio::spawn((attack.run)(system.target()));
@@ -62,7 +62,7 @@ async fn run(attack: &Attack, program: &str, arguments: &[&str], length: Duratio
     tokio::time::sleep(PAUSE).await;
     let after = phase(&caller, length).await;
     let peak = system.peak_mib(attack.service);
-    let told = |phase: &Phase| format!("{:>4.0} % {:>5} /{:>6}", phase.served_percent, phase.p50_ms, phase.p99_ms);
-    let name = format!("{:?}", attack.honest);
-    println!("{:<22} {name:<14} {} {} {} {peak:>6}", attack.name, told(&before), told(&during), told(&after));
+    let cell = |phase: &Phase| format!("{:>4.0} % {:>5} /{:>6}", phase.served_percent, phase.p50_ms, phase.p99_ms);
+    let name = format!("{:?}", attack.regular);
+    println!("{:<22} {name:<14} {} {} {} {peak:>6}", attack.name, cell(&before), cell(&during), cell(&after));
 }

@@ -15,7 +15,7 @@ use kernel::{IdSource, SystemIds};
 use mesh::{Channel, ClientConfig};
 use tonic::Request;
 
-use crate::honest::{Call, Caller};
+use crate::regular::{Call, Caller};
 
 /// The settings of the production overlay, with the memory limits of its pods.
 pub(crate) const PRODUCTION: &[&str] = &[
@@ -40,7 +40,7 @@ pub(crate) struct System {
     supervisor: Child,
     port_base: u16,
     _folder: tempfile::TempDir,
-    honest: String,
+    regular: String,
     attacker: String,
 }
 
@@ -85,13 +85,13 @@ impl System {
         command.arg("--data-dir").arg(&data_dir).env("ORDERMESH_LOG", "error");
         let mut supervisor = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts");
         let mut lines = BufReader::new(supervisor.stdout.take().expect("piped"));
-        let mut told = String::new();
-        while !told.contains("Ctrl-C ends the system") {
-            assert!(lines.read_line(&mut told).expect("readable") > 0, "it ended: {told}");
+        let mut output = String::new();
+        while !output.contains("Ctrl-C ends the system") {
+            assert!(lines.read_line(&mut output).expect("readable") > 0, "it ended: {output}");
         }
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
         let tokens = (String::new(), String::new());
-        let mut system = Self { supervisor, port_base, _folder: folder, honest: tokens.0, attacker: tokens.1 };
+        let mut system = Self { supervisor, port_base, _folder: folder, regular: tokens.0, attacker: tokens.1 };
         let mut users = UserServiceClient::new(system.target().channel("user", 101));
         let operator = std::fs::read_to_string(data_dir.join("operator.txt")).expect("made on the first start");
         let (email, password) = operator.trim().split_once(' ').expect("both");
@@ -106,7 +106,7 @@ impl System {
             };
             users.register(register).await.expect("an account");
         }
-        system.honest = log_in(&mut users, ADA, PASSWORD).await;
+        system.regular = log_in(&mut users, ADA, PASSWORD).await;
         system.attacker = log_in(&mut users, EVE, PASSWORD).await;
         system
     }
@@ -133,7 +133,7 @@ impl System {
     }
 
     pub(crate) async fn caller(&self, call: Call) -> Arc<Caller> {
-        let caller = Caller::new(call, Target { token: self.honest.clone(), ..self.target() }, (ADA, PASSWORD)).await;
+        let caller = Caller::new(call, Target { token: self.regular.clone(), ..self.target() }, (ADA, PASSWORD)).await;
         Arc::new(caller)
     }
 

@@ -52,7 +52,7 @@ async fn cancelled(act: &Act, order_id: &str, payment: PaymentState) -> Result<R
     let again = act.cancel(order_id).await.map_err(Wrong::refused("the second CancelOrder"))?;
     same("the order", again.state(), OrderState::Cancelled)?;
     let events = [succeeded(PaymentProcessing), succeeded(OrderFulfillment)];
-    act.told(Some(order_id), &events).await?;
+    act.expect_events(Some(order_id), &events).await?;
     let report = Report::default().history(order_id, &history).line(format!("payment {}", payment.as_str_name()));
     Ok(events.iter().fold(report, |report, event| report.line(event.line())))
 }

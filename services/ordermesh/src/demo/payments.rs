@@ -4,7 +4,7 @@ use contracts::common::v1::EventType::{DataLookup, OrderCreation, OrderFulfillme
 use contracts::order::v1::OrderState;
 
 use crate::demo::scenario::{Report, Scenario, Wrong, same};
-use crate::demo::stage::{Act, Told, failed, item, succeeded};
+use crate::demo::stage::{Act, ExpectedEvent, failed, item, succeeded};
 
 /// The paths.
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -79,7 +79,7 @@ fn pays(name: &'static str, about: &'static str, token: &'static str) -> Scenari
         let order_id = act.accepted(act.order(token)).await?;
         let report = fulfilled(&act, &order_id).await?;
         let lookup = succeeded(DataLookup);
-        act.told(None, &[lookup]).await?;
+        act.expect_events(None, &[lookup]).await?;
         Ok(report.line(lookup.line()))
     })
 }
@@ -92,7 +92,7 @@ pub(crate) async fn fulfilled(act: &Act, order_id: &str) -> Result<Report, Wrong
         return Err(Wrong::Unexpected("the fulfilment has no id or no date of delivery".to_owned()));
     }
     let events = [succeeded(OrderCreation), succeeded(PaymentProcessing), succeeded(OrderFulfillment)];
-    act.told(Some(order_id), &events).await?;
+    act.expect_events(Some(order_id), &events).await?;
     let report = Report::default().history(order_id, &history);
     Ok(events.iter().fold(report, |report, event| report.line(event.line())))
 }
@@ -112,14 +112,14 @@ fn declined(
 }
 
 /// Waits until an order's payment has failed, and its event is stored.
-pub(crate) async fn fails(act: Act, token: &str, failure: [&str; 3], event: Told) -> Result<Report, Wrong> {
+pub(crate) async fn fails(act: Act, token: &str, failure: [&str; 3], event: ExpectedEvent) -> Result<Report, Wrong> {
     let mut message = act.order(token);
     message.items.push(item("COFFEE-500", 2));
     let order_id = act.accepted(message).await?;
     let history = act.follow(&order_id, OrderState::PaymentFailed).await?;
     let shown = act.get(&order_id).await?.payment_failure.unwrap_or_default();
     same("the failure", [shown.reason.as_str(), shown.decline_code.as_str(), shown.advice.as_str()], failure)?;
-    act.told(Some(&order_id), &[succeeded(OrderCreation), event]).await?;
+    act.expect_events(Some(&order_id), &[succeeded(OrderCreation), event]).await?;
     let line = format!("{} {}, {}: {}", shown.reason, shown.decline_code, shown.advice, shown.message);
     Ok(Report::default().history(&order_id, &history).line(line).line(event.line()))
 }

@@ -13,7 +13,7 @@ use contracts::user::v1::user_service_client::UserServiceClient;
 
 use crate::catalog::{FOREIGN, SCARCE};
 use crate::demo::scenario::{Report, Scenario, Wrong, same};
-use crate::demo::stage::{Act, failed, item, newcomer};
+use crate::demo::stage::{Act, arrival, failed, item};
 use crate::error::reason;
 use crate::system::request;
 
@@ -206,7 +206,7 @@ fn refused(name: &'static str, spoil: Spoil, code: Code, why: &'static str) -> S
 
 async fn creation_failed(act: &Act, status: &Status, class: &'static str, why: &'static str) -> Result<Report, Wrong> {
     let event = failed(OrderCreation, class, why);
-    act.told(None, &[event]).await?;
+    act.expect_events(None, &[event]).await?;
     Ok(Report::default().refusal(status).line(event.line()))
 }
 
@@ -245,9 +245,9 @@ async fn not_an_operator(act: Act) -> Result<Report, Wrong> {
 
 async fn somebody_elses_order(act: Act) -> Result<Report, Wrong> {
     let order_id = act.accepted(act.order("pm_card_visa")).await?;
-    let (_, stranger) = newcomer(&act.stage.system).await?;
+    let (_, other_client) = arrival(&act.stage.system).await?;
     let message = order_v1::GetOrderRequest { order_id };
-    let status = must_fail(act.orders().get_order(request(message, &stranger, Some(act.trace))).await)?;
+    let status = must_fail(act.orders().get_order(request(message, &other_client, Some(act.trace))).await)?;
     same("the refusal", (status.code(), reason(&status)), (Code::NotFound, "ORDER_NOT_FOUND".to_owned()))?;
     Ok(Report::default().refusal(&status))
 }
@@ -258,7 +258,7 @@ async fn wrong_password(act: Act) -> Result<Report, Wrong> {
     let status = must_fail(users.login(request(message, "", Some(act.trace))).await)?;
     same("the reason", reason(&status), "INVALID_CREDENTIALS".to_owned())?;
     let event = failed(UserLogin, "UNAUTHENTICATED", "INVALID_CREDENTIALS");
-    act.told(None, &[event]).await?;
+    act.expect_events(None, &[event]).await?;
     Ok(Report::default().refusal(&status).line(event.line()))
 }
 

@@ -93,7 +93,7 @@ async fn out_of_memory(act: Act) -> Result<Report, Wrong> {
     let status = act.refused(large).await?;
     same("the refusal", (status.code(), reason(&status)), (Code::ResourceExhausted, "OUT_OF_MEMORY".to_owned()))?;
     let event = failed(OrderCreation, "OutOfMemoryError", "OUT_OF_MEMORY");
-    act.told(None, &[event]).await?;
+    act.expect_events(None, &[event]).await?;
     let order_id = act.accepted(act.order("pm_card_visa")).await?;
     let small = fulfilled(&act, &order_id).await?;
     Ok(small.refusal(&status).line(event.line()))
@@ -103,7 +103,7 @@ async fn lookup_fails(act: Act, class: &'static str) -> Result<Report, Wrong> {
     let status = act.refused(act.order("pm_card_visa")).await?;
     same("the refusal", (status.code(), reason(&status)), (Code::Unavailable, "LOOKUP_FAILED".to_owned()))?;
     let events = [failed(DataLookup, class, ""), failed(OrderCreation, class, "LOOKUP_FAILED")];
-    act.told(None, &events).await?;
+    act.expect_events(None, &events).await?;
     let report = Report::default().refusal(&status);
     Ok(events.iter().fold(report, |report, event| report.line(event.line())))
 }
@@ -135,12 +135,12 @@ async fn refund_refused(act: Act) -> Result<Report, Wrong> {
         failed(PaymentProcessing, "REFUND_REFUSED", "REFUND_REFUSED"),
         failed(OrderFulfillment, "NeedsAttention", ""),
     ];
-    act.told(Some(&order_id), &refused).await?;
+    act.expect_events(Some(&order_id), &refused).await?;
     act.retry(&order_id).await?;
     let after = act.follow(&order_id, OrderState::Cancelled).await?;
     let given_back = act.payment(&order_id).await.map_err(Wrong::refused("GetPayment"))?;
     same("the gateway's ledger", given_back.gateway_ledger.as_str(), "REFUNDED")?;
-    act.told(Some(&order_id), &[succeeded(OrderFulfillment)]).await?;
+    act.expect_events(Some(&order_id), &[succeeded(OrderFulfillment)]).await?;
     let report = Report::default().history(&order_id, &after).line(format!("{} steps before RetryOrder", before.len()));
     Ok(refused.iter().fold(report, |report, event| report.line(event.line())))
 }

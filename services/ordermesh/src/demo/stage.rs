@@ -24,7 +24,7 @@ use crate::text;
 use crate::trace::Trace;
 
 /// Timeout of an order's transition, or of an event.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A running system, a new customer, and an operator.
@@ -39,14 +39,14 @@ pub(crate) struct Stage {
 impl Stage {
     /// Registers a customer, and logs in both accounts.
     pub(crate) async fn open(system: System) -> Result<Self, Error> {
-        let (email, customer) = newcomer(&system).await?;
+        let (email, customer) = arrival(&system).await?;
         let operator = system.operator_token().await?;
         Ok(Self { system, email, customer, operator })
     }
 }
 
 /// A new customer's e-mail and access token.
-pub(crate) async fn newcomer(system: &System) -> Result<(String, String), Error> {
+pub(crate) async fn arrival(system: &System) -> Result<(String, String), Error> {
     let id = SystemIds.uuid();
     let email = format!("demo-{}@example.com", id.simple());
     let login = Login { email: email.clone(), password: "correct horse battery".to_owned() };
@@ -63,22 +63,22 @@ pub(crate) async fn newcomer(system: &System) -> Result<(String, String), Error>
 
 /// An expected event. An empty reason matches any.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Told {
+pub(crate) struct ExpectedEvent {
     kind: EventType,
     error: Option<(&'static str, &'static str)>,
 }
 
 /// A successful event.
-pub(crate) const fn succeeded(kind: EventType) -> Told {
-    Told { kind, error: None }
+pub(crate) const fn succeeded(kind: EventType) -> ExpectedEvent {
+    ExpectedEvent { kind, error: None }
 }
 
 /// A failed event, with the error's type and reason.
-pub(crate) const fn failed(kind: EventType, error_type: &'static str, reason: &'static str) -> Told {
-    Told { kind, error: Some((error_type, reason)) }
+pub(crate) const fn failed(kind: EventType, error_type: &'static str, reason: &'static str) -> ExpectedEvent {
+    ExpectedEvent { kind, error: Some((error_type, reason)) }
 }
 
-impl Told {
+impl ExpectedEvent {
     fn by(self, event: &data_v1::TraceEvent) -> bool {
         let right_status = match self.error {
             None => data_v1::EventStatus::Success,
@@ -165,13 +165,13 @@ impl Act {
         until: order_v1::OrderState,
     ) -> Result<Vec<order_v1::OrderHistoryEntry>, Wrong> {
         let mut seen = Vec::new();
-        match timeout(PATIENCE, self.watch(order_id, until, &mut seen)).await {
+        match timeout(TIMEOUT, self.watch(order_id, until, &mut seen)).await {
             Ok(watched) => watched.map(|()| seen),
             Err(_) => {
                 let steps: Vec<_> = seen.iter().map(|entry| text::state(entry.state)).collect();
                 Err(Wrong::Late(
                     format!("{} (seen: {})", text::state(until.into()), steps.join(", ")),
-                    PATIENCE.as_secs(),
+                    TIMEOUT.as_secs(),
                 ))
             }
         }
@@ -244,23 +244,23 @@ impl Act {
 
     /// Waits until the gateway's ledger has this status for the order's charge.
     pub(crate) async fn until_ledger_says(&self, order_id: &str, word: &str) -> Result<(), Wrong> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while Instant::now() < end {
             if self.payment(order_id).await.is_ok_and(|payment| payment.gateway_ledger == word) {
                 return Ok(());
             }
             sleep(LOOK_AGAIN).await;
         }
-        Err(Wrong::Late(format!("{word} in the gateway's ledger"), PATIENCE.as_secs()))
+        Err(Wrong::Late(format!("{word} in the gateway's ledger"), TIMEOUT.as_secs()))
     }
 
     /// Waits until all these events of the order, or else of the trace, are stored.
-    pub(crate) async fn told(&self, order_id: Option<&str>, events: &[Told]) -> Result<(), Wrong> {
+    pub(crate) async fn expect_events(&self, order_id: Option<&str>, events: &[ExpectedEvent]) -> Result<(), Wrong> {
         let filter = match order_id {
             Some(order_id) => data_v1::ListTraceEventsRequest { order_id: order_id.to_owned(), ..Default::default() },
             None => data_v1::ListTraceEventsRequest { trace_id: self.trace.id(), ..Default::default() },
         };
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let mut store = TraceEventServiceClient::new(self.stage.system.data.clone());
             let answer = store.list_trace_events(request(filter.clone(), &self.stage.operator, None)).await;
@@ -271,7 +271,7 @@ impl Act {
                 Some(missing) if Instant::now() > end => {
                     let there: Vec<_> = stored.iter().map(summary).collect();
                     let text = format!("{} (stored: {})", missing.line(), there.join("; "));
-                    return Err(Wrong::Late(text, PATIENCE.as_secs()));
+                    return Err(Wrong::Late(text, TIMEOUT.as_secs()));
                 }
                 Some(_) => sleep(LOOK_AGAIN).await,
             }

@@ -105,8 +105,8 @@ impl Follower {
         }
         let asked = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
         let wait = full_jitter(self.failures, BACKOFF, BACKOFF_CAP, rand::random()).max(asked.min(BACKOFF_CAP));
-        let told = refusal(&status);
-        out::complain(format_args!("the stream ended ({told}); resuming in {:.1} s", wait.as_secs_f64()));
+        let message = refusal(&status);
+        out::complain(format_args!("the stream ended ({message}); resuming in {:.1} s", wait.as_secs_f64()));
         sleep(wait).await;
         Ok(())
     }

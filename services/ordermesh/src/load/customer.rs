@@ -149,7 +149,7 @@ impl Shop {
                 let is_surprise = self.most_wait.is_none() && !deed.may_end(&state);
                 self.seen.ended(deed, &state, Some(intended.elapsed()), is_surprise);
             }
-            Some(Err(status)) => self.seen.ended(deed, &format!("not seen: {}", told(&status)), None, true),
+            Some(Err(status)) => self.seen.ended(deed, &format!("not seen: {}", describe(&status)), None, true),
             None => self.seen.ended(deed, "not waited for", None, false),
         }
     }
@@ -229,7 +229,7 @@ impl Shop {
         };
         // A cancellation that is too late is not counted.
         if may || name != "CancelOrder" {
-            self.seen.refused(format!("{name}: {}", told(status)));
+            self.seen.refused(format!("{name}: {}", describe(status)));
         }
         may
     }
@@ -269,6 +269,6 @@ impl Shop {
 }
 
 /// Code and reason: few distinct texts, so that they can be counted.
-fn told(status: &Status) -> String {
+fn describe(status: &Status) -> String {
     format!("{:?} {}", status.code(), reason(status)).trim_end().to_owned()
 }

@@ -29,7 +29,7 @@ pub struct Case {
 }
 
 /// The key of an expected or stored event: type, operation, status, span.
-type Told<'a> = (&'a str, &'a str, EventStatus, &'a str);
+type EventKey<'a> = (&'a str, &'a str, EventStatus, &'a str);
 
 impl Case {
     /// Counts the order in the report.
@@ -114,7 +114,7 @@ impl Case {
 
     /// Promise 4: exactly one event for each change that has one, and no others.
     fn telling(&self, told_since: Timestamp) -> Vec<String> {
-        let mut balance: BTreeMap<Told<'_>, i64> = BTreeMap::new();
+        let mut balance: BTreeMap<EventKey<'_>, i64> = BTreeMap::new();
         for step in self.order.steps.iter().filter(|step| step.time >= told_since) {
             if let Some((kind, operation, status)) = step.event() {
                 *balance.entry((kind, operation, status, &step.span_id)).or_default() += 1;
@@ -131,15 +131,15 @@ impl Case {
             let operation = event.attributes.get("operation").map_or("", String::as_str);
             *balance.entry((&event.event_type, operation, event.status, &event.span_id)).or_default() -= 1;
         }
-        let problem = |((kind, operation, status, span), balance): (Told<'_>, i64)| {
-            let told =
+        let problem = |((kind, operation, status, span), balance): (EventKey<'_>, i64)| {
+            let event =
                 format!("{kind} {operation} ({})", if status == EventStatus::Success { "success" } else { "failed" });
             match balance {
                 0 => None,
-                1.. => Some(format!("{told} of span {span}: a change without an event")),
+                1.. => Some(format!("{event} of span {span}: a change without an event")),
                 // The change may be older than the window of the comparison.
                 _ if oldest => None,
-                _ => Some(format!("{told} of span {span}: an event without a change")),
+                _ => Some(format!("{event} of span {span}: an event without a change")),
             }
         };
         balance.into_iter().filter_map(problem).collect()

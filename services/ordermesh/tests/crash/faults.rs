@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
-use kernel::{FaultPoint, Faults, FaultSite};
+use kernel::{FaultPoint, FaultSite, Faults};
 use tokio::sync::{Notify, watch};
 
 use crate::world::Api;

@@ -277,7 +277,7 @@ impl World {
 
     /// The gateway's possible results of an effect: its row, the refunds it has refused, and the observation.
     fn gateway(self, effect: pay::Effect, without: Without) -> Vec<(Row, u8, Observation)> {
-        let told = |row: Row| match row {
+        let notified = |row: Row| match row {
             Row::Charged => Observation::Charged,
             Row::Declined => Observation::Declined,
             Row::GivenBack => Observation::GivenBack,
@@ -285,7 +285,7 @@ impl World {
         };
         match (effect, self.row) {
             (pay::Effect::CreateCharge, Row::None) => {
-                [Row::Charged, Row::Declined].map(|row| (row, self.refused, told(row))).to_vec()
+                [Row::Charged, Row::Declined].map(|row| (row, self.refused, notified(row))).to_vec()
             }
             (pay::Effect::CancelCharge, Row::None) => {
                 let row = if without == Without::GatewayTombstone { Row::None } else { Row::Tombstone };
@@ -298,7 +298,7 @@ impl World {
                 // A refund key has one answer for ever.
                 if self.refused & bit != 0 { vec![refused] } else { vec![refused, given] }
             }
-            (_, row) => vec![(row, self.refused, told(row))],
+            (_, row) => vec![(row, self.refused, notified(row))],
         }
     }
 

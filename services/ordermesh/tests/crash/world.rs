@@ -25,7 +25,7 @@ use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
 use payment::waiters::Waiters;
 use sea_orm::ConnectionTrait;
 use storage::Database;
-use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;

@@ -10,7 +10,7 @@ use contracts::user::v1::user_service_client::UserServiceClient;
 use mesh::{Channel, ClientConfig};
 use tonic::Code;
 
-use crate::world::{PATIENCE, World, kill, readyz, until};
+use crate::world::{TIMEOUT, World, kill, readyz, until};
 
 /// `ordermesh events --follow`, and the lines that it prints.
 struct Following {
@@ -31,7 +31,7 @@ impl Following {
 
     /// The trace of the next event.
     fn trace(&self) -> String {
-        let line = self.lines.recv_timeout(PATIENCE).expect("another line");
+        let line = self.lines.recv_timeout(TIMEOUT).expect("another line");
         let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(
             (&event["type"], &event["status"]),
@@ -116,7 +116,7 @@ async fn each_event_is_printed_once_even_if_instances_are_killed() {
 #[test]
 fn an_invalid_filter_is_rejected_with_the_valid_forms() {
     let (world, _) = World::start();
-    for (arguments, code, told) in [
+    for (arguments, code, message) in [
         (["--type", "login"], 2, "one of user_login, order_creation"),
         (["--status", "bad"], 2, "one of success, failed"),
         (["--since", "7"], 2, "a duration needs a unit"),
@@ -127,7 +127,7 @@ fn an_invalid_filter_is_rejected_with_the_valid_forms() {
             let output = world.command("events").args(arguments).args(follow).output().expect("it exits");
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-            assert!(said.contains(told), "{arguments:?}: {said}");
+            assert!(said.contains(message), "{arguments:?}: {said}");
         }
     }
 }

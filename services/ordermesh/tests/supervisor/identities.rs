@@ -26,7 +26,7 @@ enum Caller {
     Person(Role),
     Service(&'static str),
     /// Unauthenticated, for this reason.
-    Nobody(&'static str),
+    Unknown(&'static str),
 }
 
 /// Presented credentials.
@@ -57,7 +57,7 @@ fn refusal(policy: &MethodPolicy, caller: Caller) -> Option<(Code, &'static str)
         return None;
     }
     match caller {
-        Caller::Nobody(reason) => Some((Code::Unauthenticated, reason)),
+        Caller::Unknown(reason) => Some((Code::Unauthenticated, reason)),
         Caller::Person(role) => {
             let access = if role == Role::Operator { Access::Operator } else { Access::Customer };
             (!allows(access)).then_some((Code::PermissionDenied, "ROLE_NOT_ALLOWED"))
@@ -118,18 +118,18 @@ impl Doors {
         let [customer, operator] = [&self.customer, &self.operator].map(|token| format!("Bearer {token}"));
         let bearer = |what, token: &str, is| Shown::headers(what, &[("authorization", token)], is);
         vec![
-            Shown::headers("nothing", &[], Caller::Nobody("TOKEN_MISSING")),
-            bearer("a bad token", "Bearer abc", Caller::Nobody("TOKEN_MALFORMED")),
+            Shown::headers("nothing", &[], Caller::Unknown("TOKEN_MISSING")),
+            bearer("a bad token", "Bearer abc", Caller::Unknown("TOKEN_MALFORMED")),
             bearer("a customer's token", &customer, Caller::Person(Role::Customer)),
             bearer("an operator's token", &operator, Caller::Person(Role::Operator)),
-            Shown::headers("a name alone", &[("x-ordermesh-service", "order")], Caller::Nobody("TOKEN_MISSING")),
+            Shown::headers("a name alone", &[("x-ordermesh-service", "order")], Caller::Unknown("TOKEN_MISSING")),
         ]
     }
 
     fn all(&self) -> Vec<Shown> {
         const SECRET: &str = "x-ordermesh-secret";
         const SERVICE: &str = "x-ordermesh-service";
-        const NONE: Caller = Caller::Nobody("INVALID_MESH_SECRET");
+        const NONE: Caller = Caller::Unknown("INVALID_MESH_SECRET");
         let (secret, operator) = (self.secret.as_str(), format!("Bearer {}", self.operator));
         let mut all = self.persons();
         if self.has_tls {
@@ -275,7 +275,7 @@ async fn a_port_serves_only_the_exact_paths_of_its_services_methods() {
             // The part after a question mark does not belong to the path.
             let by_nobody = call(&channel, &format!("{}?x=/{of}/Other", policy.path), &[]).await.as_ref().map(reason);
             let by_gatekeeper = by_nobody.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
-            let expected = refusal(policy, Caller::Nobody("TOKEN_MISSING"));
+            let expected = refusal(policy, Caller::Unknown("TOKEN_MISSING"));
             assert_eq!(by_gatekeeper, expected.map(|(code, reason)| (code, reason.to_owned())), "{}?", policy.path);
         }
     }

@@ -6,13 +6,13 @@ use crate::world::{World, free_port_base, kill, readyz, system, until};
 
 #[test]
 fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor() {
-    let (mut world, told) = World::start();
+    let (mut world, stderr) = World::start();
     for port in world.admin_ports() {
         assert_eq!(readyz(port), "HTTP/1.1 200 OK", "port {port}");
     }
     let password = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("readable");
     let password = password.split_ascii_whitespace().nth(1).expect("a password");
-    assert!(!told.contains(password) && told.contains("operator.txt"), "a pipe is not a terminal: {told}");
+    assert!(!stderr.contains(password) && stderr.contains("operator.txt"), "a pipe is not a terminal: {stderr}");
     let mode = |name: &str| {
         use std::os::unix::fs::PermissionsExt;
         std::fs::metadata(world.data_dir.join(name)).expect(name).permissions().mode() & 0o077
@@ -77,9 +77,12 @@ fn a_taken_port_is_reported() {
     let base = free_port_base();
     let _taken = TcpListener::bind(("127.0.0.1", base + 301)).expect("free");
     let out = system(base, &folder.path().join("data"), 1).output().expect("ends");
-    let told = String::from_utf8_lossy(&out.stderr);
+    let stderr = String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success());
-    assert!(told.contains(&format!("127.0.0.1:{} is taken", base + 301)) && told.contains("--port-base"), "{told}");
+    assert!(
+        stderr.contains(&format!("127.0.0.1:{} is taken", base + 301)) && stderr.contains("--port-base"),
+        "{stderr}"
+    );
 }
 
 /// Every local user can read command lines.

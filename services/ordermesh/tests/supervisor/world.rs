@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longer than any start or shutdown.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running system; killed when it is dropped, if it is still running.
 pub(crate) struct World {
@@ -35,14 +35,14 @@ impl World {
         let port_base = free_port_base();
         let mut system = system(port_base, &data_dir, instances);
         let mut supervisor = system.args(arguments).stdout(Stdio::piped()).spawn().expect("starts");
-        let mut told = String::new();
+        let mut output = String::new();
         let mut lines = BufReader::new(supervisor.stdout.take().expect("piped"));
-        while !told.contains("Ctrl-C ends the system") {
-            assert!(lines.read_line(&mut told).expect("readable") > 0, "it ended: {told}");
+        while !output.contains("Ctrl-C ends the system") {
+            assert!(lines.read_line(&mut output).expect("readable") > 0, "it ended: {output}");
         }
         // The output must be read on: a full pipe would block the supervisor.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
-        (Self { supervisor, port_base, _folder: folder, data_dir }, told)
+        (Self { supervisor, port_base, _folder: folder, data_dir }, output)
     }
 
     pub(crate) fn admin_ports(&self) -> Vec<u16> {
@@ -135,9 +135,9 @@ pub(crate) fn kill(signal: &str, pid: u32) {
 
 /// Polls for a state of other processes that nothing notifies about.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !is_so() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < end, "not within {TIMEOUT:?}: {what}");
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }

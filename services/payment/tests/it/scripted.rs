@@ -184,15 +184,15 @@ impl Gateway for Scripted {
 
 /// Records the confirmed orders.
 #[derive(Default)]
-pub(crate) struct Told(Mutex<BTreeSet<OrderId>>);
+pub(crate) struct Confirmed(Mutex<BTreeSet<OrderId>>);
 
-impl Told {
+impl Confirmed {
     pub(crate) fn was_told_of(&self, order_id: OrderId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&order_id)
     }
 }
 
-impl Confirmations for Told {
+impl Confirmations for Confirmed {
     fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(order_id);
         Box::pin(std::future::ready(Ok(())))

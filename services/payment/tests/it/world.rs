@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kernel::{
-    Clock, FaultPoint, Faults, IdSource, ManualClock, Money, NoFaults, OrderId, FaultSite, SystemIds, Timestamp, UserId,
+    Clock, FaultPoint, FaultSite, Faults, IdSource, ManualClock, Money, NoFaults, OrderId, SystemIds, Timestamp, UserId,
 };
 use payment::driver::{Driver, Options, Parts, Step};
 use payment::error::Error;
@@ -17,11 +17,11 @@ use payment::reconcile::Reconciler;
 use payment::store::Store;
 use payment::waiters::Waiters;
 use storage::Database;
-use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::scripted::{Scripted, Told};
+use crate::scripted::{Confirmed, Scripted};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 pub(crate) const DOUBT_LIMIT: Duration = Duration::from_secs(60);
@@ -30,9 +30,9 @@ const BACKOFF: Duration = Duration::from_secs(21);
 /// Longer than any backoff.
 pub(crate) const LONG: Duration = Duration::from_secs(61);
 
-struct Nobody(String);
+struct NoSink(String);
 
-impl EventSink for Nobody {
+impl EventSink for NoSink {
     fn unclaimed(&self, _ended: Ended) -> Disposition {
         Disposition::NoEvent
     }
@@ -62,7 +62,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) gateway: Arc<Scripted>,
-    pub(crate) told: Arc<Told>,
+    pub(crate) confirmed: Arc<Confirmed>,
     pub(crate) order_id: OrderId,
     user_id: UserId,
 }
@@ -88,7 +88,7 @@ impl World {
             db,
             clock,
             gateway: Arc::default(),
-            told: Arc::default(),
+            confirmed: Arc::default(),
             order_id: OrderId::from_uuid(SystemIds.uuid()),
             user_id: UserId::from_uuid(SystemIds.uuid()),
         }
@@ -103,12 +103,12 @@ impl World {
     }
 
     pub(crate) fn instance_with(&self, name: &'static str, faults: Arc<dyn Faults>, max_drives: usize) -> Instance {
-        let events: Arc<dyn EventSink> = Arc::new(Nobody(name.to_owned()));
+        let events: Arc<dyn EventSink> = Arc::new(NoSink(name.to_owned()));
         let (tasks, shutdown, waiters) = (TaskTracker::new(), CancellationToken::new(), Waiters::default());
         let driver = Driver::new(Parts {
             store: self.store.clone(),
             gateway: self.gateway.clone(),
-            confirmations: self.told.clone(),
+            confirmations: self.confirmed.clone(),
             clock: self.clock.clone(),
             ids: Arc::new(SystemIds),
             events: events.clone(),

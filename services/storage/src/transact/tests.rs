@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
-use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Outcome, Parent, TraceEvent};
+use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Outcome, Parent, TraceEvent};
 
 use crate::{Database, Error, Migration, Options};
 
@@ -13,8 +13,8 @@ const SCHEMA: &[Migration] = &[Migration {
     postgres: &[],
 }];
 
-struct Nobody;
-impl EventSink for Nobody {
+struct NoSink;
+impl EventSink for NoSink {
     fn unclaimed(&self, _ended: Ended) -> Disposition {
         Disposition::NoEvent
     }
@@ -25,7 +25,7 @@ impl EventSink for Nobody {
 }
 
 fn operation() -> Operation {
-    Operation::open(Kind::Internal, "put", Parent::Root, Some("data_lookup"), Some(Arc::new(Nobody)))
+    Operation::open(Kind::Internal, "put", Parent::Root, Some("data_lookup"), Some(Arc::new(NoSink)))
 }
 
 async fn put(db: &Database, n: i64, operation: Operation) -> Result<(), Error> {

@@ -38,7 +38,7 @@ use tonic::{Status, body::Body};
 use tower::ServiceExt;
 
 /// Longer than any export here.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What was received.
 #[derive(Clone, Debug, Default)]
@@ -184,7 +184,7 @@ impl Collector {
     /// What was received, once it is sufficient.
     pub(crate) async fn until(&self, what: &str, is_enough: impl Fn(&Seen) -> bool) -> Seen {
         let mut seen = self.seen.clone();
-        let enough = tokio::time::timeout(PATIENCE, seen.wait_for(is_enough)).await;
+        let enough = tokio::time::timeout(TIMEOUT, seen.wait_for(is_enough)).await;
         let Ok(Ok(seen)) = enough else { panic!("{what} was not received: {:?}", self.seen()) };
         seen.clone()
     }

@@ -23,7 +23,7 @@ impl Call {
         (&mut self.0).now_or_never()
     }
 
-    fn place(&mut self) -> Slot {
+    fn slot(&mut self) -> Slot {
         self.poll().expect("not waiting").expect("not rejected")
     }
 
@@ -60,13 +60,13 @@ fn nothing_is_kept(slots: &Slots, free: usize) {
 fn a_well_behaved_caller_is_next_however_many_of_another_address_wait() {
     for processors in [1, 2, 4] {
         let slots = Slots::new(processors, 200);
-        let mut stranger = calls(&slots, "192.0.2.1", 140 + processors);
-        let at_work: Vec<Slot> = stranger.drain(..processors).map(|mut call| call.span_ref()).collect();
-        let mut honest = Call::new(&slots, at("198.51.100.7", "ada@example.com"));
-        assert!(honest.waits());
+        let mut other_client = calls(&slots, "192.0.2.1", 140 + processors);
+        let at_work: Vec<Slot> = other_client.drain(..processors).map(|mut call| call.slot()).collect();
+        let mut regular = Call::new(&slots, at("198.51.100.7", "ada@example.com"));
+        assert!(regular.waits());
         drop(at_work.into_iter().next());
-        drop(honest.slot());
-        drop((stranger, honest));
+        drop(regular.slot());
+        drop((other_client, regular));
     }
 }
 
@@ -84,7 +84,7 @@ fn addresses_are_served_in_turn_and_bursts_are_served_too() {
         drop(at_work);
         let index = waiting.iter_mut().position(|(_, call)| !call.waits()).expect("a served call");
         let (address, mut call) = waiting.remove(index);
-        at_work = call.span_ref();
+        at_work = call.slot();
         served.push(address.rsplit('.').next().expect("a number"));
     }
     assert_eq!(served, ["1", "2", "3", "1", "2", "1", "1"]);
@@ -111,14 +111,14 @@ fn a_full_queue_evicts_the_newest_call_of_the_address_with_the_most() {
     let _at_work = Call::new(&slots, at("192.0.2.1", "at work")).slot();
     let mut few = calls(&slots, "192.0.2.2", 14);
     let mut most = calls(&slots, "192.0.2.1", 50);
-    let mut honest = Call::new(&slots, at("198.51.100.7", "ada@example.com"));
-    assert!(honest.waits() && few.iter_mut().all(Call::waits));
+    let mut regular = Call::new(&slots, at("198.51.100.7", "ada@example.com"));
+    assert!(regular.waits() && few.iter_mut().all(Call::waits));
     assert!(is_refused(most.last_mut().expect("fifty")), "the newest is evicted");
     most.pop();
     assert!(most.iter_mut().all(Call::waits), "no other call is");
     let mut one_more = Call::new(&slots, at("192.0.2.1", "one more"));
     assert!(is_refused(&mut one_more), "control: a new call of the address with the most is rejected");
-    assert!(honest.waits() && few.iter_mut().all(Call::waits));
+    assert!(regular.waits() && few.iter_mut().all(Call::waits));
 }
 
 #[test]

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use kernel::{ManualClock, RequestId, SystemClock, SystemIds, Timestamp};
 use storage::Database;
-use telemetry::{Ended, EventSink, Disposition, Kind, Operation, Parent, TraceEvent};
+use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
 
 use super::*;
 use crate::account::Address;
@@ -17,8 +17,8 @@ mod uncounted;
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const PASSWORD: &str = "correct horse";
 
-struct Nobody;
-impl EventSink for Nobody {
+struct NoSink;
+impl EventSink for NoSink {
     fn unclaimed(&self, _ended: Ended) -> Disposition {
         Disposition::NoEvent
     }
@@ -29,7 +29,7 @@ impl EventSink for Nobody {
 }
 
 fn operation_of(event_type: &'static str) -> Operation {
-    Operation::open(Kind::Server, "test", Parent::Root, Some(event_type), Some(Arc::new(Nobody)))
+    Operation::open(Kind::Server, "test", Parent::Root, Some(event_type), Some(Arc::new(NoSink)))
 }
 
 fn operation() -> Operation {
@@ -221,7 +221,7 @@ async fn changes_of_an_account_are_audited_without_secrets() {
     // The password change has ended it already.
     world.users.logout(other.refresh.clone(), &audit()).await.expect("already ended");
     let events = world.events("audit").await;
-    let mut told: Vec<_> = events.iter().map(|event| event.attributes.clone()).collect();
+    let mut stored: Vec<_> = events.iter().map(|event| event.attributes.clone()).collect();
     assert!(events.iter().all(|event| event.user_id == Some(profile.user_id.as_uuid())), "{events:?}");
     let of = |pairs: &[(&str, String)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     let mut expected = vec![
@@ -230,10 +230,10 @@ async fn changes_of_an_account_are_audited_without_secrets() {
         of(&[("ended_sessions", "1".into())]),
         of(&[("session.id", own.session.id.to_string())]),
     ];
-    told.sort();
+    stored.sort();
     expected.sort();
     assert_eq!(
-        told, expected,
+        stored, expected,
         "a registration, a profile, a password, a log-out; no idempotent replay, and no log-out of an ended session"
     );
     let body = serde_json::to_string(&events).expect("JSON");
@@ -327,9 +327,9 @@ async fn an_unknown_token_ends_no_session() {
     let world = World::new().await;
     world.ada().await;
     let tokens = world.ada_logs_in().await;
-    let stranger = RefreshToken::random();
-    assert!(matches!(world.users.refresh(stranger.clone()).await, Err(Error::SessionEnded)));
-    world.users.logout(stranger, &audit()).await.expect("accepted");
+    let other_client = RefreshToken::random();
+    assert!(matches!(world.users.refresh(other_client.clone()).await, Err(Error::SessionEnded)));
+    world.users.logout(other_client, &audit()).await.expect("accepted");
     world.refresh(&tokens).await.expect("not ended");
 }
 
@@ -398,8 +398,8 @@ async fn the_bootstrap_operator_is_created_once_and_its_log_in_waits_for_it() {
     let mut world = World::new().await;
     let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
     let (store, passwords) = (world.users.store.clone(), world.users.passwords.clone());
-    let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials.clone(), Arc::new(Nobody));
-    let (_, again) = Bootstrap::new(store, passwords, credentials, Arc::new(Nobody));
+    let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials.clone(), Arc::new(NoSink));
+    let (_, again) = Bootstrap::new(store, passwords, credentials, Arc::new(NoSink));
     world.users.bootstrap = Some(bootstrap);
     let login = world.login("operator@ordermesh.local", PASSWORD);
     let (login, (), ()) = tokio::join!(login, work, again);
@@ -412,7 +412,7 @@ async fn a_cancelled_bootstrap_blocks_no_log_in() {
     let mut world = World::new().await;
     let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
     let (bootstrap, work) =
-        Bootstrap::new(world.users.store.clone(), world.users.passwords.clone(), credentials, Arc::new(Nobody));
+        Bootstrap::new(world.users.store.clone(), world.users.passwords.clone(), credentials, Arc::new(NoSink));
     world.users.bootstrap = Some(bootstrap);
     drop(work);
     let refused = world.login("operator@ordermesh.local", PASSWORD).await;

@@ -3,9 +3,9 @@
 use contracts::user::v1 as pb;
 use tonic::Code;
 
-use crate::world::{PASSWORD, Told, World, ada, as_person, told};
+use crate::world::{PASSWORD, Refusal, World, ada, as_person, refusal};
 
-fn assert_invalid(refused: &Told, violations: &[(&str, &str)]) {
+fn assert_invalid(refused: &Refusal, violations: &[(&str, &str)]) {
     assert_eq!((refused.code, refused.reason.as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
     assert_eq!(refused.domain, "user.ordermesh");
     let seen: Vec<_> = refused.violations.iter().map(|(field, reason)| (field.as_str(), reason.as_str())).collect();
@@ -16,7 +16,7 @@ fn assert_invalid(refused: &Told, violations: &[(&str, &str)]) {
 async fn an_empty_registration_is_answered_with_a_violation_of_every_field() {
     let world = World::start().await;
     assert_invalid(
-        &told(world.register(pb::RegisterRequest::default()).await),
+        &refusal(world.register(pb::RegisterRequest::default()).await),
         &[
             ("request_id", "REQUEST_ID_REQUIRED"),
             ("email", "INVALID_EMAIL"),
@@ -31,7 +31,7 @@ async fn an_empty_registration_is_answered_with_a_violation_of_every_field() {
         display_name: "A".repeat(101),
     };
     assert_invalid(
-        &told(world.register(bad).await),
+        &refusal(world.register(bad).await),
         &[
             ("request_id", "INVALID_ID"),
             ("email", "INVALID_EMAIL"),
@@ -47,8 +47,8 @@ async fn a_rejected_registration_stores_nothing_and_its_id_can_be_retried() {
     let world = World::start().await;
     let request = ada();
     let bad = pb::RegisterRequest { password: "short".into(), ..request.clone() };
-    assert_invalid(&told(world.register(bad).await), &[("password", "PASSWORD_TOO_SHORT")]);
-    assert_eq!(told(world.login("ada@example.com", PASSWORD).await).reason, "INVALID_CREDENTIALS");
+    assert_invalid(&refusal(world.register(bad).await), &[("password", "PASSWORD_TOO_SHORT")]);
+    assert_eq!(refusal(world.login("ada@example.com", PASSWORD).await).reason, "INVALID_CREDENTIALS");
     world.register(request).await.expect("registered");
     world.stop().await;
 }
@@ -56,13 +56,13 @@ async fn a_rejected_registration_stores_nothing_and_its_id_can_be_retried() {
 #[tokio::test]
 async fn log_ins_and_tokens_are_validated_before_any_query() {
     let world = World::start().await;
-    let nothing = told(world.login("", "").await);
+    let nothing = refusal(world.login("", "").await);
     assert_invalid(&nothing, &[("email", "INVALID_EMAIL"), ("password", "REQUIRED")]);
     let token = |text: &str| pb::Session { refresh_token: text.into(), ..pb::Session::default() };
-    assert_invalid(&told(world.refresh(&token("")).await), &[("refresh_token", "REQUIRED")]);
-    assert_invalid(&told(world.refresh(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
-    assert_invalid(&told(world.logout(&token("")).await), &[("refresh_token", "REQUIRED")]);
-    assert_invalid(&told(world.logout(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
+    assert_invalid(&refusal(world.refresh(&token("")).await), &[("refresh_token", "REQUIRED")]);
+    assert_invalid(&refusal(world.refresh(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
+    assert_invalid(&refusal(world.logout(&token("")).await), &[("refresh_token", "REQUIRED")]);
+    assert_invalid(&refusal(world.logout(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
     world.stop().await;
 }
 
@@ -72,7 +72,7 @@ async fn an_invalid_profile_update_lists_all_violations_and_changes_nothing() {
     let registered = world.ada_registers().await;
     let session = world.ada_logs_in().await;
     let request = pb::UpdateProfileRequest::default();
-    let refused = told(world.client().update_profile(as_person(&session, request)).await);
+    let refused = refusal(world.client().update_profile(as_person(&session, request)).await);
     assert_invalid(&refused, &[("profile", "REQUIRED")]);
     let values = pb::Profile {
         email: "eve@example.com".into(),
@@ -82,7 +82,7 @@ async fn an_invalid_profile_update_lists_all_violations_and_changes_nothing() {
         ..pb::Profile::default()
     };
     let refused =
-        told(world.update_profile(&session, values, &["email", "role", "phone", "display_name", "hat"]).await);
+        refusal(world.update_profile(&session, values, &["email", "role", "phone", "display_name", "hat"]).await);
     assert_invalid(
         &refused,
         &[
@@ -93,7 +93,7 @@ async fn an_invalid_profile_update_lists_all_violations_and_changes_nothing() {
     );
     let values = pb::Profile { email: "eve@example.com".into(), ..pb::Profile::default() };
     assert_invalid(
-        &told(world.update_profile(&session, values, &["email"]).await),
+        &refusal(world.update_profile(&session, values, &["email"]).await),
         &[("profile.email", "IMMUTABLE_FIELD")],
     );
     assert_eq!(world.profile(&session).await.expect("a profile"), registered);
@@ -105,9 +105,9 @@ async fn an_invalid_new_password_changes_nothing() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
-    let refused = told(world.change_password(&session, "", "short").await);
+    let refused = refusal(world.change_password(&session, "", "short").await);
     assert_invalid(&refused, &[("current_password", "REQUIRED"), ("new_password", "PASSWORD_TOO_SHORT")]);
-    let refused = told(world.change_password(&session, PASSWORD, &"x".repeat(72)).await);
+    let refused = refusal(world.change_password(&session, PASSWORD, &"x".repeat(72)).await);
     assert_invalid(&refused, &[("new_password", "PASSWORD_TOO_LONG")]);
     world.ada_logs_in().await;
     world.stop().await;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use contracts::user::v1 as pb;
 use telemetry::{EventStatus, TraceEvent};
 
-use crate::world::{PASSWORD, World, ada, told};
+use crate::world::{PASSWORD, World, ada, refusal};
 
 fn summary(event: &TraceEvent) -> (&str, EventStatus, Option<(&str, &str)>) {
     let error = event.error.as_ref().map(|error| (error.kind.as_str(), error.reason.as_str()));
@@ -42,9 +42,9 @@ async fn each_log_in_is_one_event_whether_it_succeeds_or_fails() {
 async fn a_malformed_log_in_is_no_event() {
     let world = World::start().await;
     for (email, password) in [("nobody", ""), ("nobody", "wrong horse"), ("ada@example.com", "")] {
-        assert_eq!(told(world.login(email, password).await).reason, "INVALID_ARGUMENT");
+        assert_eq!(refusal(world.login(email, password).await).reason, "INVALID_ARGUMENT");
     }
-    assert_eq!(told(world.garbled_login().await).reason, "MALFORMED_MESSAGE");
+    assert_eq!(refusal(world.garbled_login().await).reason, "MALFORMED_MESSAGE");
     world.login("nobody@example.com", "wrong horse").await.expect_err("refused");
     let events = world.events().await;
     let seen: Vec<_> = events.iter().map(summary).collect();
@@ -61,7 +61,7 @@ async fn a_throttled_log_in_and_calls_that_change_no_account_are_no_events() {
     world.profile(&session).await.expect("a profile");
     world.login("ada@example.com", "wrong horse").await.expect_err("refused");
     for _ in 0..3 {
-        assert_eq!(told(world.login("ada@example.com", "wrong horse").await).reason, "TOO_MANY_LOGINS");
+        assert_eq!(refusal(world.login("ada@example.com", "wrong horse").await).reason, "TOO_MANY_LOGINS");
     }
     let events = world.events().await;
     let types: Vec<_> = events.iter().map(|event| event.event_type.as_str()).collect();

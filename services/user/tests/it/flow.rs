@@ -4,7 +4,7 @@ use contracts::common::v1::Address;
 use contracts::user::v1 as pb;
 use tonic::Code;
 
-use crate::world::{PASSWORD, World, ada, told};
+use crate::world::{PASSWORD, World, ada, refusal};
 
 #[tokio::test]
 async fn a_customer_registers_logs_in_and_keeps_a_profile() {
@@ -55,7 +55,7 @@ async fn a_profile_that_was_read_can_be_changed_and_sent_back() {
     let replaced = world.update_profile(&session, profile.clone(), &["*"]).await.expect("replaced");
     assert_eq!((replaced.phone, replaced.display_name.as_str()), (None, "Ada"));
     profile.email = "eve@example.com".into();
-    let refused = told(world.update_profile(&session, profile, &["*"]).await);
+    let refused = refusal(world.update_profile(&session, profile, &["*"]).await);
     assert_eq!(refused.violations, [("profile.email".to_owned(), "IMMUTABLE_FIELD".to_owned())]);
     world.stop().await;
 }
@@ -68,7 +68,7 @@ async fn a_password_is_the_same_on_every_keyboard() {
     world.login("ada@example.com", "Z\u{fc}rich cafe\u{301}").await.expect("the equivalent form");
     let again = pb::RegisterRequest { password: "Z\u{fc}rich caf\u{e9}".into(), ..typed };
     assert_eq!(world.register(again).await.expect("the same command"), registered);
-    assert_eq!(told(world.login("ada@example.com", "Zurich cafe").await).reason, "INVALID_CREDENTIALS");
+    assert_eq!(refusal(world.login("ada@example.com", "Zurich cafe").await).reason, "INVALID_CREDENTIALS");
     world.stop().await;
 }
 
@@ -82,11 +82,11 @@ async fn a_repeated_registration_gets_the_same_answer_and_a_different_one_is_rej
         pb::RegisterRequest { display_name: "Bob".into(), ..request.clone() },
         pb::RegisterRequest { password: "another horse".into(), ..request },
     ] {
-        let refused = told(world.register(other).await);
+        let refused = refusal(world.register(other).await);
         assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "REQUEST_ID_REUSED"));
         assert_eq!(refused.domain, "user.ordermesh");
     }
-    let refused = told(world.register(ada()).await);
+    let refused = refusal(world.register(ada()).await);
     assert_eq!((refused.code, refused.reason.as_str()), (Code::AlreadyExists, "EMAIL_TAKEN"));
     world.stop().await;
 }
@@ -96,10 +96,10 @@ async fn a_profile_needs_a_valid_access_token() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
-    let refused = told(world.client().get_profile(pb::GetProfileRequest {}).await);
+    let refused = refusal(world.client().get_profile(pb::GetProfileRequest {}).await);
     assert_eq!(refused.code, Code::Unauthenticated);
     let forged = pb::Session { access_token: format!("{}x", session.access_token), ..session.clone() };
-    assert_eq!(told(world.profile(&forged).await).code, Code::Unauthenticated);
+    assert_eq!(refusal(world.profile(&forged).await).code, Code::Unauthenticated);
     world.profile(&session).await.expect("control: the original token works");
     world.stop().await;
 }
@@ -132,7 +132,7 @@ async fn the_bootstrap_operator_can_log_in_immediately_and_no_call_creates_one()
     let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8")];
     let world = World::start_with(folder, &flags).await;
     let taken = pb::RegisterRequest { email: "operator@ordermesh.local".into(), ..ada() };
-    assert_eq!(told(world.register(taken).await).reason, "EMAIL_TAKEN");
+    assert_eq!(refusal(world.register(taken).await).reason, "EMAIL_TAKEN");
     let (session, profile) = world.login("operator@ordermesh.local", PASSWORD).await.expect("logged in");
     assert_eq!(profile.role(), pb::Role::Operator);
     assert_eq!(world.profile(&session).await.expect("a profile"), profile);

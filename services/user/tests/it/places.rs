@@ -6,7 +6,7 @@ use contracts::user::v1 as pb;
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Status};
 
-use crate::world::{PASSWORD, World, as_person, told};
+use crate::world::{PASSWORD, World, as_person, refusal};
 
 const STRANGER: &str = "192.0.2.1";
 const HONEST: &str = "198.51.100.7";
@@ -63,7 +63,7 @@ async fn behind_an_untrusted_proxy_customers_share_one_address() {
     let refused = loop {
         let answer = login(&world, HONEST, "ada@example.com").await;
         if answer.is_err() {
-            break told(answer);
+            break refusal(answer);
         }
     };
     assert_eq!((refused.reason.as_str(), refused.retry_after), ("TOO_MANY_LOGINS", Some(Duration::from_secs(1))));
@@ -81,7 +81,7 @@ async fn password_changes_have_the_log_in_quota_per_customer() {
         world.client().change_password(as_person(&session, request)).await.map(|_| ())
     };
     assert!([change().await, change().await].iter().all(Result::is_ok), "a limit separate from that of Login");
-    assert_eq!(told(change().await).code, Code::ResourceExhausted);
+    assert_eq!(refusal(change().await).code, Code::ResourceExhausted);
     world.profile(&session).await.expect("other calls are admitted");
     world.stop().await;
 }

@@ -169,7 +169,7 @@ pub(crate) fn as_person<T>(session: &pb::Session, message: T) -> Request<T> {
 
 /// A rejection as a client sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Told {
+pub(crate) struct Refusal {
     pub(crate) code: Code,
     pub(crate) reason: String,
     pub(crate) domain: String,
@@ -178,11 +178,11 @@ pub(crate) struct Told {
     pub(crate) retry_after: Option<Duration>,
 }
 
-pub(crate) fn told<T: std::fmt::Debug>(result: Result<T, Status>) -> Told {
+pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> Refusal {
     let status = result.expect_err("a rejection");
     let info = status.get_details_error_info().expect("ErrorInfo");
     let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
-    Told {
+    Refusal {
         code: status.code(),
         reason: info.reason,
         domain: info.domain,

@@ -1,7 +1,7 @@
 //! Fuzzes every decoder with malformed input: it never panics.
 
 use proptest::prelude::*;
-use wirefuzz::rude;
+use wirefuzz::mutations;
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn an_email_that_an_earlier_release_of_the_order_service_accepted_is_valid() {
 
 proptest! {
     #[test]
-    fn a_payment_is_rejected_or_decoded_as_requested(request in rude(sound())) {
+    fn a_payment_is_rejected_or_decoded_as_requested(request in mutations(sound())) {
         let asked = request.clone();
         match ProcessCommand::try_from(request) {
             Ok(command) => {
@@ -49,8 +49,8 @@ proptest! {
 
     #[test]
     fn a_cancellation_is_rejected_or_names_an_order(
-        request in rude(proto::CancelPaymentRequest { order_id: ID.into(), refund_attempt: 1 }),
-        get in rude(proto::GetPaymentRequest { order_id: ID.into() }),
+        request in mutations(proto::CancelPaymentRequest { order_id: ID.into(), refund_attempt: 1 }),
+        get in mutations(proto::GetPaymentRequest { order_id: ID.into() }),
     ) {
         if let Ok(command) = CancelCommand::try_from(request) {
             prop_assert!(command.refund_n >= 1);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use contracts::common::v1 as common;
 use mesh::Caller;
 use proptest::prelude::*;
-use wirefuzz::{rude, text};
+use wirefuzz::{mutations, text};
 
 use super::*;
 use crate::convert_event::append;
@@ -70,7 +70,7 @@ fn valid_messages_are_accepted() {
 
 proptest! {
     #[test]
-    fn events_are_rejected_individually_or_are_the_callers(request in rude(event())) {
+    fn events_are_rejected_individually_or_are_the_callers(request in mutations(event())) {
         let order = Caller::Service { name: "order".into() };
         let count = request.events.len();
         match append(&order, request) {
@@ -87,9 +87,9 @@ proptest! {
 
     #[test]
     fn the_other_decoders_return_on_any_input(
-        product in rude(product()), list in rude(list()), watch in rude(watch()),
-        summary in rude(proto::SummarizeTraceEventsRequest::default()),
-        products in rude(proto::ListProductsRequest { page_size: 5, text: "mug".into(), ..Default::default() }),
+        product in mutations(product()), list in mutations(list()), watch in mutations(watch()),
+        summary in mutations(proto::SummarizeTraceEventsRequest::default()),
+        products in mutations(proto::ListProductsRequest { page_size: 5, text: "mug".into(), ..Default::default() }),
         skus in prop::collection::vec(text("MUG"), 0..5), country in text("DE"), postal_code in text("10115"),
     ) {
         let _ = Upsert::try_from(product);

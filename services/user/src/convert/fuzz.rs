@@ -2,7 +2,7 @@
 
 use contracts::common::v1 as common;
 use proptest::prelude::*;
-use wirefuzz::{rude, text};
+use wirefuzz::{mutations, text};
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn valid_messages_are_accepted() {
 
 proptest! {
     #[test]
-    fn a_registration_is_rejected_or_follows_the_rules(request in rude(registration())) {
+    fn a_registration_is_rejected_or_follows_the_rules(request in mutations(registration())) {
         match Registration::try_from(request) {
             Ok(made) => {
                 prop_assert!(made.email.contains('@') && !made.display_name.is_empty());
@@ -50,7 +50,7 @@ proptest! {
 
     #[test]
     fn the_other_decoders_return_on_any_input(
-        update in rude(update()), email in text("ada@example.com"), password in text("correct horse battery"),
+        update in mutations(update()), email in text("ada@example.com"), password in text("correct horse battery"),
         token in text("AAAA"),
     ) {
         let _ = profile_change(update);

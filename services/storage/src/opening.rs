@@ -8,7 +8,7 @@ use crate::connect::Database;
 use crate::error::Error;
 
 /// How long start-up waits for a database that does not answer, and how often it retries.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Opens a database that may not have started yet. Errors that a retry cannot cure (a wrong password, a file that is
@@ -20,7 +20,7 @@ pub async fn patiently<F>(open: impl Fn() -> F) -> Result<Database, Error>
 where
     F: Future<Output = Result<Database, Error>>,
 {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     loop {
         match open().await {
             Err(error) if error.may_come_up() && Instant::now() < end => {

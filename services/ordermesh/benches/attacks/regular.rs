@@ -21,7 +21,7 @@ use tonic_prost::ProstCodec;
 use crate::system::{Target, with_token};
 
 /// The client's timeout.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The method it calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,7 +137,7 @@ pub(crate) async fn phase(caller: &Arc<Caller>, length: Duration) -> Phase {
         let caller = caller.clone();
         calls.spawn(async move {
             let began = Instant::now();
-            let answer = tokio::time::timeout(PATIENCE, caller.try_once()).await;
+            let answer = tokio::time::timeout(TIMEOUT, caller.try_once()).await;
             (matches!(answer, Ok(Ok(()))), began.elapsed().as_millis())
         });
     }

@@ -67,7 +67,7 @@ pub(crate) async fn until(what: impl Fn() -> bool) {
 }
 
 pub(crate) async fn others_are_served(world: &World) {
-    assert_eq!(say(&world.stranger(), SAY, "hello").await.expect("others are served"), "hello");
+    assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("others are served"), "hello");
 }
 
 /// The start of an HTTP/2 connection: the preface and an empty SETTINGS.
@@ -180,7 +180,7 @@ async fn endless_request_bodies_stay_within_the_budget_and_release_it() {
     until(|| refusals("endless", "memory") == 5).await;
     let reserved = held("endless", "mesh.server.memory.reserved");
     assert!((55_000..=60_000).contains(&reserved), "{reserved}");
-    let status = say(&world.stranger(), SAY, "hello").await.expect_err("from the same address");
+    let status = say(&world.anonymous(), SAY, "hello").await.expect_err("from the same address");
     assert_eq!(reason(&status), "OUT_OF_MEMORY");
     let other = world.service("order", crate::world::MESH_SECRET);
     assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others get memory").len(), 9_000);

@@ -2,7 +2,7 @@
 
 use chassis::encode;
 use proptest::prelude::*;
-use wirefuzz::{rude, text};
+use wirefuzz::{mutations, text};
 
 use super::*;
 
@@ -84,7 +84,7 @@ proptest! {
     }
 
     #[test]
-    fn an_order_is_rejected_or_round_trips(request in rude(sound())) {
+    fn an_order_is_rejected_or_round_trips(request in mutations(sound())) {
         match create_order(request) {
             Ok(Decoded { command, breaks: None }) => is_sound(&command),
             Ok(Decoded { breaks: Some(invalid), .. }) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
@@ -109,10 +109,10 @@ proptest! {
 
     #[test]
     fn the_other_decoders_never_panic(
-        list in rude(proto::ListOrdersRequest { state: 1, page_size: 5, page_token: "MSBhIGI".into() }),
-        watch in rude(proto::WatchOrderRequest { order_id: ID.into(), after_version: 1 }),
-        adjust in rude(proto::AdjustStockRequest { request_id: ID.into(), sku: "MUG".into(), delta: 5, write_off: true }),
-        stock in rude(proto::BatchGetStockRequest { skus: vec!["MUG".into(), "TEA".into()] }),
+        list in mutations(proto::ListOrdersRequest { state: 1, page_size: 5, page_token: "MSBhIGI".into() }),
+        watch in mutations(proto::WatchOrderRequest { order_id: ID.into(), after_version: 1 }),
+        adjust in mutations(proto::AdjustStockRequest { request_id: ID.into(), sku: "MUG".into(), delta: 5, write_off: true }),
+        stock in mutations(proto::BatchGetStockRequest { skus: vec!["MUG".into(), "TEA".into()] }),
         id in text(ID), day in text("2026-03-02"),
     ) {
         if let Ok(list) = list_orders(Scope::All, &list) {

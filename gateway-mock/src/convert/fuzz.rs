@@ -1,7 +1,7 @@
 //! Fuzzes every decoder with malformed input: it never panics.
 
 use proptest::prelude::*;
-use wirefuzz::{rude, text};
+use wirefuzz::{mutations, text};
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn the_valid_charge_is_accepted() {
 
 proptest! {
     #[test]
-    fn a_charge_is_rejected_or_has_a_key_and_a_positive_amount(request in rude(sound())) {
+    fn a_charge_is_rejected_or_has_a_key_and_a_positive_amount(request in mutations(sound())) {
         if let Ok(command) = ChargeCommand::try_from(request) {
             prop_assert!(command.amount.minor_units() > 0);
             prop_assert!((1..=255).contains(&command.key.chars().count()));
@@ -30,8 +30,8 @@ proptest! {
 
     #[test]
     fn the_other_decoders_never_panic(
-        refund in rude(proto::RefundChargeRequest { charge_key: "a".into(), refund_key: "b".into() }),
-        list in rude(proto::ListChargesRequest { page_size: 5, page_token: "YQ".into() }), key in text("a"),
+        refund in mutations(proto::RefundChargeRequest { charge_key: "a".into(), refund_key: "b".into() }),
+        list in mutations(proto::ListChargesRequest { page_size: 5, page_token: "YQ".into() }), key in text("a"),
     ) {
         let _ = RefundCommand::try_from(refund);
         let _ = Page::try_from(list);
