@@ -1,11 +1,11 @@
-//! The contracts of all services: what build.rs makes of the `.proto` files beside this one.
+//! The contracts of all services: the code that build.rs generates from the `.proto` files in this folder.
 //!
 //! # Layout
 //! - [`user`], [`order`], [`payment`], [`data`], [`gateway`]: messages, clients and servers, a module per package
-//! - [`common`]: money, addresses, dates, event types; [`mesh`]: the option that carries a method's policy
-//! - [`POLICIES`]: what the mesh does for each method; `policy_table.rs` holds the rules that fail the build
+//! - [`common`]: money, addresses, dates, event types; [`mesh`]: the option with a method's policy
+//! - [`POLICIES`]: the mesh's policy for each method; `policy_table.rs` has the rules whose violation fails the build
 //! - [`DESCRIPTORS`]: for reflection
-//! - `redact.rs`: the Debug of messages with secrets
+//! - `redact.rs`: Debug output of messages with secrets
 
 mod redact;
 
@@ -14,13 +14,13 @@ mod policy_table;
 #[cfg(test)]
 mod tests;
 
-/// What the mesh does for each method: read by both its stacks.
+/// The mesh's policy for each method, read by the client's and the server's stack.
 pub static POLICIES: ::mesh::PolicyTable = ::mesh::PolicyTable(&include!(concat!(env!("OUT_DIR"), "/policies.rs")));
 
-/// An encoded `FileDescriptorSet` of all packages and of what they import from google.protobuf, with comments.
+/// An encoded `FileDescriptorSet` of all packages and their imports from google.protobuf, with comments.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
 
-/// Vocabulary that the packages share.
+/// Types that the packages share.
 pub mod common {
     /// Version 1.
     pub mod v1 {
@@ -28,7 +28,7 @@ pub mod common {
     }
 }
 
-/// The option that carries a method's policy.
+/// The option with a method's policy.
 pub mod mesh {
     /// Version 1.
     pub mod v1 {

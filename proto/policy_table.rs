@@ -1,7 +1,7 @@
-//! Reads the `(mesh.v1.policy)` option of every rpc, checks it, and renders the table that the mesh reads.
+//! Reads the `(mesh.v1.policy)` option of every rpc, validates it, and renders the table that the mesh reads.
 //!
-//! Used twice: by build.rs, where a broken rule fails the build, and by the tests of this package, which show that it does.
-//! Knows descriptors only, not the generated code.
+//! Used twice: by build.rs, where a broken rule fails the build, and by the tests of this package, which verify that it does.
+//! Depends only on descriptors, not on the generated code.
 
 use std::fmt;
 
@@ -11,39 +11,39 @@ use prost_reflect::{
     ReflectMessage, Value,
 };
 
-/// The option's full name.
+/// The full name of the methods' option.
 const OPTION: &str = "mesh.v1.policy";
-/// The one of fields.
+/// The full name of the fields' option.
 const LIMIT: &str = "common.v1.limit";
-/// A request's messages are in each other no deeper.
+/// The maximum nesting depth of a request's messages.
 const MAX_DEPTH: usize = 8;
 
-/// A rule that an rpc breaks.
+/// A rule for the policy of an rpc.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Rule {
-    /// Every rpc carries a policy.
+    /// Every rpc has a policy.
     NoPolicy,
-    /// A named event is one.
+    /// `event` is not EVENT_TYPE_UNSPECIFIED.
     EventUnspecified,
-    /// Every rpc names its event, or says why it has none.
+    /// Every rpc has an event, or a reason for having none.
     NoEventAndNoReason,
-    /// An rpc that names its event has no reason for having none.
+    /// An rpc with an event has no reason for having none.
     EventAndReason,
-    /// NoSink is let in by accident.
+    /// ACCESS_UNSPECIFIED must not admit callers by accident.
     AccessUnspecified,
-    /// Somebody may call it.
+    /// At least one kind of caller is permitted.
     EmptyAllow,
-    /// Services are let in by name.
+    /// Services are permitted by name.
     ServiceWithoutCallers,
-    /// Names let nobody in without the access.
+    /// `callers` has no effect without ACCESS_SERVICE.
     CallersWithoutService,
     /// Every unary call has a deadline.
     NoTimeout,
-    /// A stream lives as long as its token: a timeout on it would be a promise that nobody keeps.
+    /// A stream lasts until its token expires: a timeout on it would not be enforced.
     TimeoutOnStream,
-    /// A request is one message: the mesh refuses whatever follows it.
+    /// A request is one message: the mesh rejects any further one.
     StreamingRequest,
-    /// What the mesh repeats must not happen twice.
+    /// A call that the mesh retries must not take effect twice.
     NotIdempotent,
 }
 
@@ -51,29 +51,29 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoPolicy => "has no option (mesh.v1.policy)",
-            Self::EventUnspecified => "sets `event` to EVENT_TYPE_UNSPECIFIED; when it is no event, `no_event` says why",
+            Self::EventUnspecified => "sets `event` to EVENT_TYPE_UNSPECIFIED; if it has no event, set `no_event` to the reason",
             Self::NoEventAndNoReason => "has neither `event` nor `no_event: \"reason\"`",
             Self::EventAndReason => "has both `event` and `no_event`",
             Self::AccessUnspecified => "has ACCESS_UNSPECIFIED in `allow`",
-            Self::EmptyAllow => "has an empty `allow`: nobody could call it",
+            Self::EmptyAllow => "has an empty `allow`: it could not be called",
             Self::ServiceWithoutCallers => "allows ACCESS_SERVICE without naming `callers`",
             Self::CallersWithoutService => "names `callers` without allowing ACCESS_SERVICE",
             Self::NoTimeout => "has no `timeout` above zero, which every unary call needs",
-            Self::TimeoutOnStream => "has a `timeout` though it streams; a stream says `timeout: {seconds: 0}`",
-            Self::StreamingRequest => "streams its requests, and the mesh takes one message for each call",
+            Self::TimeoutOnStream => "has a `timeout` although it streams; a stream sets `timeout: {seconds: 0}`",
+            Self::StreamingRequest => "streams its requests, and the mesh accepts one message for each call",
             Self::NotIdempotent => {
-                "is IDEMPOTENT, yet its request has no field `request_id` and it does not say `naturally_idempotent: true`"
+                "is IDEMPOTENT, but its request has no field `request_id` and it does not set `naturally_idempotent: true`"
             }
         })
     }
 }
 
-/// Why there is no table.
+/// Why the table cannot be built.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum TableError {
     /// The descriptors have no `mesh.v1.policy`.
     NoOption,
-    /// An option that is not of the shape of `mesh.v1.Policy` as this file knows it.
+    /// An option that does not have the structure of `mesh.v1.Policy` that this file expects.
     Shape {
         /// For example `order.v1.OrderService/CreateOrder`.
         rpc: String,
@@ -87,7 +87,7 @@ pub(crate) enum TableError {
         /// The rule.
         rule: Rule,
     },
-    /// A request has a repeated field that could have any number of elements, or one whose elements cannot be counted.
+    /// A request has a repeated field without a limit, or one whose elements cannot be counted.
     Unlimited {
         /// For example `order.v1.OrderService/CreateOrder`.
         rpc: String,
@@ -105,7 +105,7 @@ impl fmt::Display for TableError {
             Self::Unlimited { rpc, field } => {
                 write!(
                     f,
-                    "{rpc}: `{field}` of its request needs ({LIMIT}) with max_items above zero, as every repeated field does; it has texts, bytes or messages"
+                    "{rpc}: `{field}` of its request needs ({LIMIT}) with max_items above zero, as every repeated field does; its elements must be strings, bytes or messages"
                 )
             }
         }
@@ -117,11 +117,11 @@ impl std::error::Error for TableError {}
 /// The policy of one rpc, as it will be rendered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Row {
-    /// As in HTTP/2's `:path`.
+    /// The HTTP/2 `:path`.
     pub(crate) path: String,
     /// For example `order_creation`.
     pub(crate) event: Option<String>,
-    /// Why it is no event; empty when it is one.
+    /// Why it has no event; empty when it has one.
     pub(crate) no_event: String,
     /// Variants of `mesh::Access`.
     pub(crate) allow: Vec<&'static str>,
@@ -131,22 +131,22 @@ pub(crate) struct Row {
     pub(crate) timeout: Option<(u64, u32)>,
     /// A variant of `mesh::Idempotency`.
     pub(crate) idempotency: &'static str,
-    /// Does it answer with a stream?
+    /// Whether the response is a stream.
     pub(crate) streaming: bool,
-    /// The longest request, when the method has a limit of its own.
+    /// The maximum request size, if the method has its own limit.
     pub(crate) max_message_bytes: Option<u64>,
     /// The repeated fields of its request.
     pub(crate) limits: Vec<LimitRow>,
 }
 
-/// How many elements a repeated field may have.
+/// The maximum number of elements of a repeated field.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct LimitRow {
-    /// The field's number, after those of the messages that it is in.
+    /// The numbers of the fields that lead to it, then its own.
     pub(crate) path: Vec<u32>,
-    /// The same in words.
+    /// The same path by names.
     pub(crate) field: String,
-    /// The most elements.
+    /// The maximum number of elements.
     pub(crate) max_items: u64,
     /// The violation's reason.
     pub(crate) reason: String,
@@ -222,12 +222,12 @@ fn max_message_bytes(method: &MethodDescriptor, policy: &DynamicMessage) -> Resu
 }
 
 impl LimitRow {
-    /// Of the request itself.
+    /// The empty path: the request itself.
     fn none() -> Self {
         Self { path: vec![], field: String::new(), max_items: 0, reason: String::new() }
     }
 
-    /// Of a field of the message that this one is of: its own limit, else this one's.
+    /// The row of a field within this row's message: with its own limit, else this row's.
     fn of(&self, field: &FieldDescriptor, limit: &ExtensionDescriptor) -> Option<Self> {
         let dot = if self.field.is_empty() { "" } else { "." };
         let mut row = Self {
@@ -248,7 +248,7 @@ impl LimitRow {
     }
 }
 
-/// The repeated fields of a message, and of all that are in it.
+/// Collects the repeated fields of a message and of its nested messages.
 fn limits(
     method: &MethodDescriptor,
     limit: &ExtensionDescriptor,
@@ -262,7 +262,7 @@ fn limits(
         let kind = field.kind();
         let is_repeated = field.is_list() || field.is_map();
         if is_repeated {
-            // Numbers are packed: their tag tells nothing of how many there are.
+            // Numbers are packed: their tag does not show the number of elements.
             let is_countable = matches!(kind, Kind::String | Kind::Bytes | Kind::Message(_));
             if row.max_items == 0 || !is_countable {
                 return Err(unlimited());
@@ -273,7 +273,7 @@ fn limits(
             if row.path.len() >= MAX_DEPTH {
                 return Err(unlimited());
             }
-            // What is in a repeated message has limits of its own.
+            // Fields within a repeated message need their own limits.
             let above = if is_repeated { LimitRow { max_items: 0, ..row } } else { row };
             limits(method, limit, inner, &above, found)?;
         }

@@ -1,7 +1,7 @@
-//! Debug output of messages with secrets, without the secrets: it may end in a log.
+//! Debug output of messages with secrets, without the secrets, because it may be logged.
 //!
-//! build.rs leaves their derived Debug out. Each is taken apart field by field, so that a new field fails to compile
-//! until somebody has decided whether it is a secret.
+//! build.rs omits their derived Debug. Each message is destructured field by field, so that a new field fails to compile
+//! until the author has decided whether it is a secret.
 
 use std::fmt::{Debug, Formatter, Result};
 

@@ -1,4 +1,4 @@
-//! The contract's own promises: the rules that fail the build do, the table is complete, secrets stay out of Debug output.
+//! Tests of the contract: broken rules fail the build, the table is complete, secrets stay out of Debug output.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,7 +43,7 @@ fn with_policy(policy: &str) -> String {
     format!("rpc Buy(Ask) returns (Answer) {{ option (mesh.v1.policy) = {{ {policy} {no_event} }}; }}")
 }
 
-/// The build would fail, and say which rpc breaks which rule.
+/// The build would fail, with an error that names the rpc and the rule.
 fn assert_broken(rpc: &str, rule: Rule, words: &str) {
     let error = rows_of(rpc).expect_err(rpc);
     assert_eq!(error, TableError::Broken { rpc: "shop.Shop/Buy".to_owned(), rule });
@@ -52,7 +52,7 @@ fn assert_broken(rpc: &str, rule: Rule, words: &str) {
 }
 
 #[test]
-fn a_policy_that_keeps_every_rule_is_rendered() {
+fn a_policy_that_satisfies_every_rule_is_rendered() {
     let rows = rows_of(&with_policy(
         "event: EVENT_TYPE_ORDER_CREATION allow: [ACCESS_OPERATOR, ACCESS_SERVICE] callers: [\"order\"] timeout: {nanos: 5}",
     ))
@@ -77,7 +77,7 @@ fn an_rpc_without_a_policy_fails_the_build() {
 }
 
 #[test]
-fn an_rpc_that_names_neither_an_event_nor_a_reason_for_none_fails_the_build() {
+fn an_rpc_with_neither_an_event_nor_a_reason_for_none_fails_the_build() {
     let with = |event: &str| {
         format!(
             "rpc Buy(Ask) returns (Answer) {{ \
@@ -102,18 +102,18 @@ fn an_unspecified_access_fails_the_build() {
 }
 
 #[test]
-fn an_rpc_that_nobody_may_call_fails_the_build() {
+fn an_rpc_without_permitted_callers_fails_the_build() {
     assert_broken(&with_policy("timeout: {seconds: 1}"), Rule::EmptyAllow, "empty `allow`");
 }
 
 #[test]
-fn services_without_names_fail_the_build() {
+fn service_access_without_callers_fails_the_build() {
     let policy = with_policy("allow: [ACCESS_SERVICE] timeout: {seconds: 1}");
     assert_broken(&policy, Rule::ServiceWithoutCallers, "without naming `callers`");
 }
 
 #[test]
-fn names_without_services_fail_the_build() {
+fn callers_without_service_access_fail_the_build() {
     let policy = with_policy("allow: [ACCESS_PUBLIC] callers: [\"order\"] timeout: {seconds: 1}");
     assert_broken(&policy, Rule::CallersWithoutService, "without allowing ACCESS_SERVICE");
 }
@@ -139,7 +139,7 @@ fn a_stream_with_a_timeout_fails_the_build_and_one_with_zero_has_none() {
 }
 
 #[test]
-fn a_request_that_streams_fails_the_build() {
+fn a_streaming_request_fails_the_build() {
     let streams = "rpc Buy(stream Ask) returns (Answer) { \
          option (mesh.v1.policy) = { allow: [ACCESS_PUBLIC] timeout: {seconds: 1} no_event: \"sells\" }; }";
     assert_broken(streams, Rule::StreamingRequest, "streams its requests");
@@ -221,7 +221,7 @@ fn the_table_is_sorted_so_that_every_path_is_found() {
 }
 
 #[test]
-fn the_table_says_what_the_contract_says() {
+fn the_table_matches_the_contract() {
     let create = POLICIES.find("/order.v1.OrderService/CreateOrder").expect("a policy");
     assert_eq!(create.event, Some("order_creation"));
     assert_eq!(create.allow, [::mesh::Access::Customer]);
@@ -232,7 +232,7 @@ fn the_table_says_what_the_contract_says() {
     assert_eq!(watch.no_event, "reads the caller's own data");
 }
 
-/// The comment before each thing of a file, by its path in the descriptor.
+/// The leading comments of a file's elements, by path in the descriptor.
 fn comments(file: &FileDescriptorProto) -> BTreeMap<Vec<i32>, String> {
     let locations = file.source_code_info.iter().flat_map(|info| &info.location);
     locations.map(|location| (location.path.clone(), location.leading_comments().to_owned())).collect()
@@ -243,7 +243,7 @@ fn index(position: usize) -> i32 {
 }
 
 #[test]
-fn every_rpcs_comment_names_its_reasons() {
+fn every_rpcs_comment_lists_its_reasons() {
     for file in pool().file_descriptor_protos() {
         let comments = comments(file);
         for (s, service) in file.service.iter().enumerate() {
@@ -257,11 +257,11 @@ fn every_rpcs_comment_names_its_reasons() {
     }
 }
 
-/// Messages with a field whose comment calls it a secret.
+/// Messages with a field whose comment contains "secret".
 fn messages_with_secrets() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for file in pool().file_descriptor_protos() {
-        // The house marks its own secrets; google.protobuf has none.
+        // This contract marks its secrets; google.protobuf has none.
         if file.package().starts_with("google.") {
             continue;
         }
@@ -279,7 +279,7 @@ fn messages_with_secrets() -> BTreeSet<String> {
 }
 
 #[test]
-fn secrets_stay_out_of_debug_output_and_everything_else_is_in_it() {
+fn debug_output_contains_every_field_but_secrets() {
     use crate::{gateway::v1 as gateway, order::v1 as order, payment::v1 as payment, user::v1 as user};
     const SECRET: &str = "hunter2";
     const SHOWN: &str = "shown";
@@ -315,7 +315,7 @@ fn secrets_stay_out_of_debug_output_and_everything_else_is_in_it() {
         receipt_email: shown(),
     };
     let change = user::ChangePasswordRequest { current_password: secret(), new_password: secret() };
-    // Text, and how many fields of it are shown.
+    // The text, and the number of fields shown in it.
     let printed = [
         (format!("{register:?}"), 3),
         (format!("{:?}", user::LoginRequest { email: shown(), password: secret() }), 1),
@@ -332,7 +332,7 @@ fn secrets_stay_out_of_debug_output_and_everything_else_is_in_it() {
         assert!(!text.contains(SECRET), "{text}");
         assert_eq!(text.matches(SHOWN).count(), *fields, "{text}");
     }
-    // No message that the contract says has a secret is missing above.
+    // Every message with a secret according to the contract is covered above.
     let named: BTreeSet<String> =
         printed.iter().filter_map(|(text, _)| text.split(' ').next().map(str::to_owned)).collect();
     let expected = messages_with_secrets();

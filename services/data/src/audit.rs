@@ -29,8 +29,8 @@ impl StoredEvents {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn orders_told_of(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
-        self.0.orders_told_of(after, limit).await.map_err(of_the_database)
+    pub async fn orders_with_events(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
+        self.0.orders_with_events(after, limit).await.map_err(of_the_database)
     }
 
     /// All log-ins of some users.

@@ -105,8 +105,8 @@ impl Queue {
     fn admit(&mut self, arrival: Waiting, max_waiting: usize) -> Result<(), Error> {
         self.forget_gone();
         if self.waiting.len() >= max_waiting {
-            let of_newcomer = self.held(arrival.address) + 1;
-            let crowds = |waiting: &Waiting| self.held(waiting.address) > of_newcomer;
+            let of_arrival = self.held(arrival.address) + 1;
+            let crowds = |waiting: &Waiting| self.held(waiting.address) > of_arrival;
             let most =
                 self.waiting.iter().filter(|waiting| crowds(waiting)).map(|waiting| self.held(waiting.address)).max();
             let Some(most) = most else { return Err(Error::TooManySearches) };

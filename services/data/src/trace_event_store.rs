@@ -101,7 +101,7 @@ impl TraceEventStore {
     }
 
     /// Orders with a success event, by id: those after `after`.
-    pub(crate) async fn orders_told_of(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
+    pub(crate) async fn orders_with_events(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
         let ids = Entity::find()
             .select_only()
             .column(Column::OrderId)

@@ -75,7 +75,7 @@ impl OpenCall {
     /// Applies what the stack has learned about the call.
     fn learn(&mut self, edge: &Edge) {
         if edge.is_platform {
-            self.activity.slot.never_gives_way();
+            self.activity.slot.never_evict();
         }
         if edge.is_admitted && !self.is_infrastructure && !std::mem::replace(&mut self.is_admitted, true) {
             self.activity.admitted.fetch_add(1, Ordering::AcqRel);

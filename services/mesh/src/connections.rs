@@ -152,7 +152,7 @@ impl Connections {
         match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok((stream, None)) => self.begin(stream, self.of(&stack, peer, None, slot), goaway).await,
             Ok((stream, Some((service, good_for)))) => {
-                slot.never_gives_way();
+                slot.never_evict();
                 let service = self.of(&stack, peer, Some(PeerService(service)), slot);
                 let leave = service.activity.leave.clone();
                 let ends = async {

@@ -129,7 +129,7 @@ async fn a_connection_that_is_not_http2_is_closed_immediately() {
     let world = World::new();
     let (mut stream, served) = world.connect().expect("a slot");
     let began = Instant::now();
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: somebody.example.com\r\n\r\n").await.expect("written");
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: other.example.com\r\n\r\n").await.expect("written");
     served.await.expect("no panic");
     assert_eq!((began.elapsed(), world.seen()), (Duration::ZERO, vec![Cause::Preface]));
 }

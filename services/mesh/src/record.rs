@@ -75,7 +75,7 @@ impl Record {
         Self { side, method, operation, duration, started, deadline: None, settled: false }
     }
 
-    /// Sets the deadline, which tells a cancelled call from one past its deadline.
+    /// Sets the deadline, which distinguishes a cancelled call from one past its deadline.
     pub(crate) fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
         self.deadline = deadline;
         self

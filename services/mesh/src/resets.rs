@@ -25,13 +25,13 @@ const MOST_AFTER_GOAWAY: u64 = 1_024;
 pub(crate) struct Resets {
     callers: Mutex<(Callers, Instant)>,
     /// Usually no caller is over its quota: then a call takes no lock.
-    is_anybody_over: AtomicBool,
+    is_any_over: AtomicBool,
 }
 
 impl Resets {
     pub(crate) fn new() -> Self {
         let callers = Mutex::new((Callers::new(PER_CALLER, MAX_CALLERS), Instant::now()));
-        Self { callers, is_anybody_over: AtomicBool::new(false) }
+        Self { callers, is_any_over: AtomicBool::new(false) }
     }
 
     fn count(&self, caller: Key, now: Instant) {
@@ -40,19 +40,19 @@ impl Resets {
         let _ = callers.count(caller.clone(), now);
         if let Some(wait) = callers.over(&caller, now) {
             *over_until = (*over_until).max(now + wait);
-            self.is_anybody_over.store(true, Ordering::Release);
+            self.is_any_over.store(true, Ordering::Release);
         }
     }
 
     /// How long the current call's caller must wait, when it is over its quota.
     pub(crate) fn over(&self) -> Option<Duration> {
-        if !self.is_anybody_over.load(Ordering::Acquire) {
+        if !self.is_any_over.load(Ordering::Acquire) {
             return None;
         }
         let now = Instant::now();
         let (callers, over_until) = &mut *self.callers.lock().unwrap_or_else(PoisonError::into_inner);
         if *over_until <= now {
-            self.is_anybody_over.store(false, Ordering::Release);
+            self.is_any_over.store(false, Ordering::Release);
             return None;
         }
         callers.over(&edge::caller()?, now)
@@ -130,7 +130,7 @@ mod tests {
         assert!(timeout_now(connection.beyond()).await.is_none(), "the connection is within its quota");
         tokio::time::advance(wait).await;
         assert_eq!(over(&resets, person(1)), None, "there is room for one call");
-        assert!(!resets.is_anybody_over.load(Ordering::Acquire), "no caller is over its quota: calls take no lock");
+        assert!(!resets.is_any_over.load(Ordering::Acquire), "no caller is over its quota: calls take no lock");
         connection.count(person(1));
         assert_eq!(over(&resets, person(1)), Some(wait));
     }

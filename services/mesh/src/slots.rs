@@ -169,7 +169,7 @@ impl Slot {
     }
 
     /// Exempts the slot from eviction: its caller turned out to be a mesh service.
-    pub(crate) fn never_gives_way(&self) {
+    pub(crate) fn never_evict(&self) {
         if self.taken.key().is_none() {
             return;
         }
@@ -250,7 +250,7 @@ mod tests {
         let slots = Slots::new(4);
         let many = take_in_turn(&slots, 1, 4).await;
         many.iter().for_each(Slot::begin_use);
-        let _newcomer = slots.take(address(2)).expect("a slot");
+        let _arrival = slots.take(address(2)).expect("a slot");
         assert_eq!(leavers(&many), [0]);
     }
 
@@ -284,7 +284,7 @@ mod tests {
         let slots = Slots::new(3);
         let anonymous_clients = take_in_turn(&slots, 1, 2).await;
         let peer = slots.take(address(1)).expect("a slot");
-        peer.never_gives_way();
+        peer.never_evict();
         let _second = slots.take(None).expect("an evicted slot");
         let _third = slots.take(None).expect("an evicted slot");
         assert_eq!((leavers(&anonymous_clients), has_left(&peer)), (vec![0, 1], false));

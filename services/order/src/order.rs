@@ -120,8 +120,8 @@ impl PaymentFailure {
     pub(crate) fn from_payment(payment: &payment::Payment) -> Self {
         use payment::DeclineCode as Code;
         let code = payment.decline_code();
-        let told_the_thief = matches!(code, Code::LostCard | Code::StolenCard | Code::Fraudulent);
-        let shown = if told_the_thief { Code::GenericDecline } else { code };
+        let helps_a_thief = matches!(code, Code::LostCard | Code::StolenCard | Code::Fraudulent);
+        let shown = if helps_a_thief { Code::GenericDecline } else { code };
         let advice = match shown {
             // The advice of every code that is shown as this one.
             Code::GenericDecline => GENERIC_ADVICE.to_owned(),

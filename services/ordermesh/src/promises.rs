@@ -54,7 +54,7 @@ pub struct Sources {
     /// How long something due may stay unleased before it is a violation.
     pub patience: Duration,
     /// Changes before this time may have lost their events to the retention.
-    pub told_since: Timestamp,
+    pub events_since: Timestamp,
 }
 
 /// Why the promises cannot be checked.
@@ -254,7 +254,7 @@ impl Sources {
         if let Some(events) = &self.events {
             let mut after = Uuid::nil();
             loop {
-                let page = events.orders_told_of(after, PAGE).await?;
+                let page = events.orders_with_events(after, PAGE).await?;
                 let Some(last) = page.last() else { break };
                 after = *last;
                 unknown.extend(page.into_iter().map(OrderId::from_uuid).filter(|id| !known.contains(id)));
@@ -313,7 +313,7 @@ impl Sources {
                 report.violated(Promise::NeverLost, id.to_string(), "there is a payment without an order".to_owned());
             } else if !versions.contains_key(id) {
                 report.violated(
-                    Promise::ToldOnce,
+                    Promise::OneEvent,
                     id.to_string(),
                     "there is an event of success without an order".to_owned(),
                 );
@@ -359,13 +359,13 @@ impl Sources {
                     logins.entry(session.clone()).or_default().insert(event.event_id);
                 }
             }
-            report.looked_at(Promise::ToldOnce, "sessions", page.len());
-            for session in page.iter().filter(|session| session.created >= self.told_since) {
+            report.looked_at(Promise::OneEvent, "sessions", page.len());
+            for session in page.iter().filter(|session| session.created >= self.events_since) {
                 let id = session.id.to_string();
                 let count = logins.get(&id).map_or(0, BTreeSet::len);
                 if count != 1 {
                     let what = format!("the log-in that opened the session has {count} events");
-                    report.violated(Promise::ToldOnce, format!("session {id}"), what);
+                    report.violated(Promise::OneEvent, format!("session {id}"), what);
                 }
             }
         }

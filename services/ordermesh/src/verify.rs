@@ -136,7 +136,7 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
         events: Some(StoredEvents::new(data)),
         sessions: Some(Sessions::new(user)),
         patience: *patience,
-        told_since: clock.now().minus(event_retention.saturating_sub(RETENTION_MARGIN)),
+        events_since: clock.now().minus(event_retention.saturating_sub(RETENTION_MARGIN)),
     })
 }
 

@@ -14,7 +14,7 @@ const INSTANCES: usize = 3;
 /// The allowed effect of a slow instance on p99: Linkerd's own figure is 29 ms against 30 ms.
 const P99_RATIO: f64 = 1.2;
 /// A quarter of the slow instance's delay: above this, the machine's noise hides it.
-const P99_TELLS_MS: f64 = 50.0;
+const P99_MAX_MS: f64 = 50.0;
 /// Consecutive failures that open the breaker (the mesh's own constant).
 const THRESHOLD: u64 = 5;
 /// Calls in flight at the last of those failures, and probes: each waits up to twice as long as the one before.
@@ -125,8 +125,8 @@ impl Pair {
     }
 
     /// Where even healthy calls take this long, the machine is too busy to measure.
-    fn tells(&self) -> bool {
-        self.well.millis(0.99) <= P99_TELLS_MS
+    fn is_conclusive(&self) -> bool {
+        self.well.millis(0.99) <= P99_MAX_MS
     }
 
     fn ratio(&self) -> f64 {
@@ -140,7 +140,7 @@ impl Pair {
             self.ill.millis(0.99),
             self.to_slow,
             self.ill_attempts,
-            if self.tells() { "" } else { "; too busy a machine, another pair" }
+            if self.is_conclusive() { "" } else { "; too busy a machine, another pair" }
         );
     }
 }
@@ -156,7 +156,7 @@ async fn slow(scale: Scale) -> [Line; 2] {
         let pair = Pair::run(scale, &mut world, &channel, number % INSTANCES).await;
         pair.print(number + 1);
         failed += failures(&pair.well) + failures(&pair.ill);
-        pairs.extend(pair.tells().then_some(pair));
+        pairs.extend(pair.is_conclusive().then_some(pair));
         if pairs.len() == wanted {
             break;
         }
@@ -165,7 +165,7 @@ async fn slow(scale: Scale) -> [Line; 2] {
     let well_p99 = median(pairs.iter().map(|pair| pair.well.millis(0.99)).collect());
     let ill_p99 = median(pairs.iter().map(|pair| pair.ill.millis(0.99)).collect());
     let to_slow: u64 = pairs.iter().map(|pair| pair.to_slow).sum();
-    let is_told = pairs.len() == wanted && failed == 0;
+    let is_conclusive = pairs.len() == wanted && failed == 0;
     let counted = format!("{} of {wanted} pairs counted", pairs.len());
     let line = |scenario: &str, is_kept, criterion| Line {
         scenario: scenario.to_owned(),
@@ -175,10 +175,10 @@ async fn slow(scale: Scale) -> [Line; 2] {
         criterion,
     };
     let mut lines = [
-        line("all healthy", is_told, format!("the reference: p99 {well_p99:.1} ms (median); {counted}")),
+        line("all healthy", is_conclusive, format!("the reference: p99 {well_p99:.1} ms (median); {counted}")),
         line(
             "one of three 200 ms slow",
-            is_told && ratio <= P99_RATIO,
+            is_conclusive && ratio <= P99_RATIO,
             format!(
                 "p99 {ill_p99:.1} ms (median), {ratio:.2} x the healthy one (median of pairs; at most {P99_RATIO}); {to_slow} calls went to the slow one"
             ),

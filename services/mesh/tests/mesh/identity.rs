@@ -80,7 +80,7 @@ async fn a_denied_call_has_a_reason_and_starts_no_handler() {
     let table = [
         ("expired",         with("exp", json!(now - 3600)),       "TOKEN_EXPIRED"),
         ("not yet",         with("nbf", json!(now + 3600)),       "TOKEN_INVALID"),
-        ("other issuer",    with("iss", json!("somebody")),       "TOKEN_INVALID"),
+        ("other issuer",    with("iss", json!("other-issuer")),       "TOKEN_INVALID"),
         ("other audience",  with("aud", json!("elsewhere")),      "TOKEN_INVALID"),
         ("unknown role",    with("role", json!("admin")),         "TOKEN_INVALID"),
         ("subject no UUID", with("sub", json!("alice")),          "TOKEN_INVALID"),

@@ -210,7 +210,7 @@ async fn calls_without_request_bodies_are_charged_for_their_headers() {
 
 #[tokio::test]
 async fn unread_responses_stay_within_the_budget_and_release_it() {
-    let world = world("untaken").await;
+    let world = world("unread").await;
     let stream = TcpStream::connect(world.address).await.expect("connects");
     let (sender, connection) =
         h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await.expect("HTTP/2");
@@ -229,16 +229,16 @@ async fn unread_responses_stay_within_the_budget_and_release_it() {
         assert_eq!(refusal.as_deref(), (number > 1).then_some("OUT_OF_MEMORY"), "answer {number}");
         answers.push((response, stream));
     }
-    let reserved = held("untaken", "mesh.server.memory.reserved");
+    let reserved = held("unread", "mesh.server.memory.reserved");
     assert!((36_000..37_000).contains(&reserved), "{reserved}");
     assert_eq!(world.begun(), 2, "beyond its share, a caller is rejected before the handler");
     let other = world.service("order", crate::world::MESH_SECRET);
     assert_eq!(say(&other, SAY, &"x".repeat(9_000)).await.expect("others get memory").len(), 9_000);
     // A reset releases it.
     drop(answers.swap_remove(0));
-    until(|| held("untaken", "mesh.server.memory.reserved") < 19_000).await;
+    until(|| held("unread", "mesh.server.memory.reserved") < 19_000).await;
     drop(answers);
-    until(|| held("untaken", "mesh.server.memory.reserved") == 0).await;
+    until(|| held("unread", "mesh.server.memory.reserved") == 0).await;
     connection.abort();
 }
 

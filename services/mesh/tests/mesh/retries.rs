@@ -138,9 +138,9 @@ async fn attempts_retries_and_instances_are_counted() {
     while observed().value("mesh.client.endpoints.ready", &here) != 0 {
         tokio::task::yield_now().await;
     }
-    let nobody = crate::world::channel(vec![], Credentials::None);
+    let unreachable = crate::world::channel(vec![], Credentials::None);
     let refused = ["mesh.target=test", "mesh.cause=unreachable"];
     let before = observed().value("mesh.client.refusals", &refused);
-    say(&nobody, SAY, "hello").await.expect_err("no instance");
+    say(&unreachable, SAY, "hello").await.expect_err("no instance");
     assert!(observed().value("mesh.client.refusals", &refused) > before);
 }

@@ -29,14 +29,14 @@ async fn world(service: &'static str, alter: impl FnOnce(&mut mesh::ServerConfig
 }
 
 /// A connection from an address that no other client here uses.
-async fn stream_of_stranger(world: &World) -> TcpStream {
+async fn stream_of_anonymous(world: &World) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.2:0".parse().expect("an address")).expect("bound");
     socket.connect(world.address).await.expect("connects")
 }
 
 async fn anonymous(world: &World, window: u32) -> SendRequest<Bytes> {
-    let stream = stream_of_stranger(world).await;
+    let stream = stream_of_anonymous(world).await;
     let builder = h2::client::Builder::new().initial_max_send_streams(1_000).initial_window_size(window).clone();
     let (sender, connection) = builder.handshake(stream).await.expect("HTTP/2");
     tokio::spawn(connection);
@@ -190,7 +190,7 @@ async fn some_permits_are_reserved_for_mesh_services() {
 #[tokio::test]
 async fn the_idlest_connection_of_the_largest_holder_is_evicted_for_a_new_client() {
     let world = world("connections-share", |config| config.max_connections = 4).await;
-    let (mut idle, busy) = (stream_of_stranger(&world).await, anonymous(&world, 65_535).await);
+    let (mut idle, busy) = (stream_of_anonymous(&world).await, anonymous(&world, 65_535).await);
     let (open, _stream) = send(&busy, STREAM, Some(FOREVER), &[]).await;
     let open = body(open).await;
     // Each calls and is rejected: that does not count as use of a connection.
@@ -200,7 +200,7 @@ async fn the_idlest_connection_of_the_largest_holder_is_evicted_for_a_new_client
         let status = Status::from_header_map(response.await.expect("answered").headers()).expect("a status");
         assert_eq!(status.code(), Code::Unauthenticated);
     }
-    let _newcomer = crate::misbehaving::connect(&world).await;
+    let _arrival = crate::misbehaving::connect(&world).await;
     assert!(matches!(idle.read(&mut [0; 64]).await, Ok(0) | Err(_)), "the oldest, and idle");
     until(|| held("connections-share", "mesh.server.connections") == 4).await;
     let is_there =

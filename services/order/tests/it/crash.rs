@@ -69,21 +69,21 @@ impl Script {
 }
 
 /// Runs a script with crashes; returns the fault points passed.
-async fn play(world: World, script: Script, deaths: &[(FaultPoint, State)]) -> BTreeSet<(String, State)> {
+async fn play(world: World, script: Script, crashes: &[(FaultPoint, State)]) -> BTreeSet<(String, State)> {
     script.prepare(&world);
-    for (point, state) in deaths {
+    for (point, state) in crashes {
         world.faults.die(*point, *state);
     }
     let id = world.order_mugs().await;
     world.settle().await;
     world.drive_to_rest(&world.mortal("order-2"), 8).await;
     if script == Script::RefundRefused {
-        assert_eq!(world.state(id).await, State::NeedsAttention, "{script:?} {deaths:?}");
+        assert_eq!(world.state(id).await, State::NeedsAttention, "{script:?} {crashes:?}");
         world.retry(id).await.expect("an operator may");
         world.settle().await;
         world.drive_to_rest(&world.mortal("order-3"), 8).await;
     }
-    assert_eq!(world.state(id).await, script.ends(), "{script:?} {deaths:?}");
+    assert_eq!(world.state(id).await, script.ends(), "{script:?} {crashes:?}");
     if script.ends() == State::FulfillmentStarted {
         assert_eq!(world.payments.of(id), Some(Ledger::Charged));
         assert_eq!(world.stock("MUG").await.1, 2);
@@ -94,7 +94,7 @@ async fn play(world: World, script: Script, deaths: &[(FaultPoint, State)]) -> B
     for (point, state) in world.faults.passed.lock().expect("not poisoned").iter() {
         passed.insert((format!("{point:?}"), *state));
     }
-    if !deaths.is_empty() && world.faults.is_over() {
+    if !crashes.is_empty() && world.faults.is_over() {
         passed.insert(("died".into(), script.ends()));
     }
     passed
@@ -114,10 +114,10 @@ async fn places(script: Script) -> Vec<(FaultPoint, State)> {
 async fn after_a_crash_at_any_fault_point_another_instance_completes_the_order() {
     let mut visited: BTreeSet<(String, State)> = BTreeSet::new();
     for script in SCRIPTS {
-        for death in places(script).await {
-            let passed = play(World::new().await, script, &[death]).await;
-            assert!(passed.iter().any(|(name, _)| name == "died"), "{script:?}: no crash at {death:?}");
-            visited.insert((format!("{:?}", death.0), death.1));
+        for crash in places(script).await {
+            let passed = play(World::new().await, script, &[crash]).await;
+            assert!(passed.iter().any(|(name, _)| name == "died"), "{script:?}: no crash at {crash:?}");
+            visited.insert((format!("{:?}", crash.0), crash.1));
         }
     }
     // The fault points that the suite must visit, so that it cannot pass by visiting none. Payment, allocation and
@@ -140,7 +140,7 @@ async fn after_a_crash_at_any_fault_point_another_instance_completes_the_order()
     assert_eq!(visited, expected);
 }
 
-async fn two_deaths(script: Script) {
+async fn two_crashes(script: Script) {
     let places = places(script).await;
     assert!(places.len() >= 3, "{places:?}");
     for (index, first) in places.iter().enumerate() {
@@ -153,23 +153,23 @@ async fn two_deaths(script: Script) {
 
 #[tokio::test]
 async fn two_crashes_on_the_way_to_fulfilment_are_survived() {
-    two_deaths(Script::Happy).await;
-    two_deaths(Script::AnswersLost).await;
+    two_crashes(Script::Happy).await;
+    two_crashes(Script::AnswersLost).await;
 }
 
 #[tokio::test]
 async fn two_crashes_on_the_way_to_a_refund_are_survived() {
-    two_deaths(Script::Cancelled).await;
+    two_crashes(Script::Cancelled).await;
 }
 
 #[tokio::test]
 async fn two_crashes_around_a_stock_write_off_are_survived() {
-    two_deaths(Script::Lost).await;
+    two_crashes(Script::Lost).await;
 }
 
 #[tokio::test]
 async fn two_crashes_around_a_refused_refund_are_survived() {
-    two_deaths(Script::RefundRefused).await;
+    two_crashes(Script::RefundRefused).await;
 }
 
 #[tokio::test]

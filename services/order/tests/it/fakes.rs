@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 /// The fake Payment Service's behaviour on the next call.
 pub(crate) enum Reply {
     /// Performs the call and answers.
-    Honest,
+    Regular,
     /// Does nothing, and does not answer.
     Silent,
     /// Performs the call, but the answer is lost.
@@ -155,9 +155,9 @@ impl FakePayments {
     async fn reply(&self, asked: Asked, perform: impl Fn() -> PaymentAnswer) -> PaymentAnswer {
         self.asked.lock().expect("not poisoned").push(asked);
         self.count.send_modify(|count| *count += 1);
-        let reply = self.replies.lock().expect("not poisoned").pop_front().unwrap_or(Reply::Honest);
+        let reply = self.replies.lock().expect("not poisoned").pop_front().unwrap_or(Reply::Regular);
         match reply {
-            Reply::Honest => perform(),
+            Reply::Regular => perform(),
             Reply::Silent => PaymentAnswer::Undecided("no answer".into()),
             Reply::Lost => {
                 perform();
@@ -240,18 +240,18 @@ impl Catalog for FakeCatalog {
 /// Injects planned crashes, each once.
 #[derive(Default)]
 pub(crate) struct Plan {
-    deaths: Mutex<Vec<(FaultPoint, State)>>,
+    crashes: Mutex<Vec<(FaultPoint, State)>>,
     /// Every fault point that was passed.
     pub(crate) passed: Mutex<Vec<(FaultPoint, State)>>,
 }
 
 impl Plan {
     pub(crate) fn die(&self, point: FaultPoint, state: State) {
-        self.deaths.lock().expect("not poisoned").push((point, state));
+        self.crashes.lock().expect("not poisoned").push((point, state));
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.deaths.lock().expect("not poisoned").is_empty()
+        self.crashes.lock().expect("not poisoned").is_empty()
     }
 }
 
@@ -259,10 +259,10 @@ impl Faults for Plan {
     fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
         let here = (site.point, State::of(site.state).expect("a state of an order"));
         self.passed.lock().expect("not poisoned").push(here);
-        let mut deaths = self.deaths.lock().expect("not poisoned");
-        let planned = deaths.iter().position(|death| *death == here);
+        let mut crashes = self.crashes.lock().expect("not poisoned");
+        let planned = crashes.iter().position(|crash| *crash == here);
         if let Some(index) = planned {
-            deaths.remove(index);
+            crashes.remove(index);
         }
         let flow = if planned.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         Box::pin(std::future::ready(flow))

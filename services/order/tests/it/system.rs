@@ -365,8 +365,8 @@ impl System {
     pub(crate) async fn another_instance_without_users(&self, token_keys: Option<PathBuf>) -> Channel {
         let mut config = self.config.clone();
         config.common.instance = Some("order-2".into());
-        let nobody = free_port().local_addr().expect("an address").to_string();
-        config.user = chassis::UserPeer { user_addresses: vec![nobody].into(), token_keys };
+        let unreachable = free_port().local_addr().expect("an address").to_string();
+        config.user = chassis::UserPeer { user_addresses: vec![unreachable].into(), token_keys };
         channel(start(config, None).await.0, Credentials::None)
     }
 

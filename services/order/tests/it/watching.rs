@@ -98,8 +98,8 @@ async fn a_customers_streams_are_limited_and_a_closed_one_frees_its_slot() {
     let mut others = system.person("operator").watch(&id, 0).await.expect("any customer's order");
     others.message().await.expect("an open stream").expect("a step");
     let bob = system.person("customer");
-    let his = bob.create(mugs(1)).await.expect("an order").order_id;
-    bob.watch(&his, 0).await.expect("the order");
+    let bobs = bob.create(mugs(1)).await.expect("an order").order_id;
+    bob.watch(&bobs, 0).await.expect("the order");
     ada.get(&id).await.expect("other calls are served");
     system.payments.was_asked_for(&id).await;
     system.payments.say(PaymentState::Cancelled);

@@ -102,7 +102,7 @@ impl System {
                 request_id: SystemIds.uuid().to_string(),
                 email: email.into(),
                 password: PASSWORD.into(),
-                display_name: "Somebody".into(),
+                display_name: "Customer".into(),
             };
             users.register(register).await.expect("an account");
         }

@@ -125,7 +125,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         Scenario::new("request-id-reused", "one request_id, two commands: REQUEST_ID_REUSED", request_id_reused),
         Scenario::new("no-token", "no access token: UNAUTHENTICATED", no_token),
         Scenario::new("not-an-operator", "a customer adjusts stock: PERMISSION_DENIED", not_an_operator),
-        Scenario::new("somebody-elses-order", "another customer's order: NOT_FOUND", somebody_elses_order),
+        Scenario::new("somebody-elses-order", "another customer's order: NOT_FOUND", another_customers_order),
         Scenario::new("wrong-password", "a log-in with a wrong password: INVALID_CREDENTIALS", wrong_password),
     ]);
     all
@@ -243,7 +243,7 @@ async fn not_an_operator(act: Act) -> Result<Report, Wrong> {
     Ok(Report::default().refusal(&status))
 }
 
-async fn somebody_elses_order(act: Act) -> Result<Report, Wrong> {
+async fn another_customers_order(act: Act) -> Result<Report, Wrong> {
     let order_id = act.accepted(act.order("pm_card_visa")).await?;
     let (_, other_client) = arrival(&act.stage.system).await?;
     let message = order_v1::GetOrderRequest { order_id };

@@ -40,7 +40,7 @@ impl Case {
         report.looked_at(Promise::NeverLost, "steps", self.order.steps.len());
         report.looked_at(Promise::ChargedOnce, "payments", usize::from(self.payment.is_some()));
         report.looked_at(Promise::StockAddsUp, "lines", self.order.lines.len());
-        report.looked_at(Promise::ToldOnce, "events", self.events.len());
+        report.looked_at(Promise::OneEvent, "events", self.events.len());
     }
 
     /// The violations of this order.
@@ -51,7 +51,7 @@ impl Case {
         wrong.extend(self.payment_is_left(now, sources).map(|what| (Promise::NeverLost, what)));
         wrong.extend(self.money().into_iter().map(|what| (Promise::ChargedOnce, what)));
         wrong.extend(self.order.line_problems().into_iter().map(|what| (Promise::StockAddsUp, what)));
-        wrong.extend(self.telling(sources.told_since).into_iter().map(|what| (Promise::ToldOnce, what)));
+        wrong.extend(self.event_problems(sources.events_since).into_iter().map(|what| (Promise::OneEvent, what)));
         let subject = self.order.id.to_string();
         let violation = |(promise, what)| Violation { promise, subject: subject.clone(), what };
         wrong.into_iter().map(violation).collect()
@@ -113,20 +113,20 @@ impl Case {
     }
 
     /// Promise 4: exactly one event for each change that has one, and no others.
-    fn telling(&self, told_since: Timestamp) -> Vec<String> {
+    fn event_problems(&self, events_since: Timestamp) -> Vec<String> {
         let mut balance: BTreeMap<EventKey<'_>, i64> = BTreeMap::new();
-        for step in self.order.steps.iter().filter(|step| step.time >= told_since) {
+        for step in self.order.steps.iter().filter(|step| step.time >= events_since) {
             if let Some((kind, operation, status)) = step.event() {
                 *balance.entry((kind, operation, status, &step.span_id)).or_default() += 1;
             }
         }
-        for attempt in self.attempts.iter().filter(|attempt| attempt.time >= told_since) {
+        for attempt in self.attempts.iter().filter(|attempt| attempt.time >= events_since) {
             if let Some((operation, outcome)) = event_of(attempt.state, None, "") {
                 let status = if outcome == Outcome::Success { EventStatus::Success } else { EventStatus::Failed };
                 *balance.entry((EVENT_TYPE, operation, status, &attempt.span_id)).or_default() += 1;
             }
         }
-        let oldest = self.order.steps.first().is_some_and(|step| step.time < told_since);
+        let oldest = self.order.steps.first().is_some_and(|step| step.time < events_since);
         for event in self.events.iter().filter(|event| is_of_a_change(event)) {
             let operation = event.attributes.get("operation").map_or("", String::as_str);
             *balance.entry((&event.event_type, operation, event.status, &event.span_id)).or_default() -= 1;

@@ -13,12 +13,12 @@ pub enum Promise {
     /// 3: reserved stock is the sum of what orders reserve.
     StockAddsUp,
     /// 4: for each change that has an event there is exactly one, and there is no event without its change.
-    ToldOnce,
+    OneEvent,
 }
 
 impl Promise {
     /// Every promise.
-    pub const ALL: [Self; 4] = [Self::NeverLost, Self::ChargedOnce, Self::StockAddsUp, Self::ToldOnce];
+    pub const ALL: [Self; 4] = [Self::NeverLost, Self::ChargedOnce, Self::StockAddsUp, Self::OneEvent];
 
     /// The number in the README.
     pub const fn number(self) -> u8 {
@@ -26,7 +26,7 @@ impl Promise {
             Self::NeverLost => 1,
             Self::ChargedOnce => 2,
             Self::StockAddsUp => 3,
-            Self::ToldOnce => 4,
+            Self::OneEvent => 4,
         }
     }
 
@@ -36,7 +36,7 @@ impl Promise {
             Self::NeverLost => "no order is lost",
             Self::ChargedOnce => "charged once, or not at all",
             Self::StockAddsUp => "stock adds up",
-            Self::ToldOnce => "one event per change",
+            Self::OneEvent => "one event per change",
         }
     }
 }
@@ -107,7 +107,7 @@ impl Report {
         }
         if self.refused_events > 0 {
             let what = "were rejected by the store of events".to_owned();
-            self.violated(Promise::ToldOnce, format!("{} events", self.refused_events), what);
+            self.violated(Promise::OneEvent, format!("{} events", self.refused_events), what);
         }
     }
 

@@ -32,16 +32,16 @@ impl Tally {
 }
 
 /// Runs a script with crashes; returns the fault points visited, and whether all crashes have happened.
-async fn play(script: Script, on: On, deaths: &[Spot], restarts: bool, tally: &Tally) -> (BTreeSet<Spot>, bool) {
+async fn play(script: Script, on: On, crashes: &[Spot], restarts: bool, tally: &Tally) -> (BTreeSet<Spot>, bool) {
     let (world, mut order) = script.world(on).await;
-    for spot in deaths {
+    for spot in crashes {
         world.plan.add(*spot, Act::Die);
     }
     world.to_rest(&mut order, restarts).await;
     let all_died = world.plan.is_over();
     // A cancellation at a fault point that was not visited (because of a crash) does not happen.
     world.plan.forget();
-    script.has_ended_right(&world, &format!("crashes at {deaths:?}, restarts {restarts}")).await;
+    script.has_ended_right(&world, &format!("crashes at {crashes:?}, restarts {restarts}")).await;
     tally.runs.fetch_add(1, Ordering::SeqCst);
     tally.checks.fetch_add(world.checks(), Ordering::SeqCst);
     (world.plan.visited(), all_died)
@@ -64,12 +64,12 @@ type Run = (Script, Vec<Spot>, bool);
 async fn play_all(on: On, runs: Vec<Run>, tally: &Arc<Tally>) -> BTreeSet<Spot> {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut playing = JoinSet::new();
-    for (script, deaths, restarts) in runs {
+    for (script, crashes, restarts) in runs {
         let (permits, tally) = (permits.clone(), tally.clone());
         playing.spawn(async move {
             let _permit = permits.acquire_owned().await.expect("open");
-            let (_, all_died) = play(script, on, &deaths, restarts, &tally).await;
-            if all_died { deaths } else { Vec::new() }
+            let (_, all_died) = play(script, on, &crashes, restarts, &tally).await;
+            if all_died { crashes } else { Vec::new() }
         });
     }
     let mut died_at = BTreeSet::new();
@@ -114,8 +114,8 @@ async fn a_crash_at_every_fault_point_of_every_script_is_survived() {
     let tally = Arc::new(Tally::default());
     let found = spots(On::Memory, &differing_scripts(), &tally).await;
     // Crashed instances are alternately replaced by new ones, which wait for their leases to expire, and restarted.
-    let deaths = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot])));
-    let runs = deaths.enumerate().map(|(index, (script, death))| (script, death, index % 2 == 0));
+    let crashes = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot])));
+    let runs = crashes.enumerate().map(|(index, (script, crash))| (script, crash, index % 2 == 0));
     let died_at = play_all(On::Memory, runs.collect(), &tally).await;
     tally.tell("one crash", died_at.len());
     assert_eq!(died_at, expected(), "there is a crash at every possible fault point");

@@ -79,7 +79,7 @@ impl Plan {
         self.stalled.borrow().as_deref() == Some(instance)
     }
 
-    pub(crate) fn somebody_stands(&self) -> bool {
+    pub(crate) fn is_any_stalled(&self) -> bool {
         self.stalled.borrow().is_some()
     }
 
@@ -93,7 +93,7 @@ impl Plan {
     }
 
     /// Completes when this instance has stalled.
-    pub(crate) async fn stands_still(&self, instance: &str) {
+    pub(crate) async fn is_stalled_now(&self, instance: &str) {
         let mut stalled = self.stalled.subscribe();
         let _ = stalled.wait_for(|stalled| stalled.as_deref() == Some(instance)).await;
     }
@@ -140,7 +140,7 @@ impl Faults for Plan {
                     Act::Cancel => api.cancel().await,
                     Act::WriteOff => api.write_off().await,
                     // One driver is stalled at a time.
-                    Act::Stall if self.somebody_stands() => {}
+                    Act::Stall if self.is_any_stalled() => {}
                     Act::Stall => {
                         self.stalled.send_replace(Some(site.instance.to_owned()));
                         self.gate.notified().await;

@@ -347,7 +347,7 @@ impl World {
             events: None,
             sessions: None,
             patience: Duration::MAX,
-            told_since: Timestamp::default(),
+            events_since: Timestamp::default(),
         };
         let idle = order_driver(&shared, "order-api", 0, wire, &TaskTracker::new());
         *lock(&shared.api_driver) = Some(idle.clone());
@@ -502,7 +502,7 @@ impl World {
         let ended = tokio::select! {
             biased;
             ended = &mut running => Some(ended),
-            () = self.plan.stands_still(instance) => None,
+            () = self.plan.is_stalled_now(instance) => None,
         };
         match ended {
             Some(ended) => ended.expect("no panic").expect("the stores are available"),
@@ -516,7 +516,7 @@ impl World {
             tokio::select! {
                 biased;
                 () = tasks.wait() => {}
-                () = self.plan.stands_still(instance) => lock(&self.left).push(tasks.clone()),
+                () = self.plan.is_stalled_now(instance) => lock(&self.left).push(tasks.clone()),
             }
         };
         tokio::time::timeout(GUARD, settled).await.expect("the tasks end");
@@ -524,7 +524,7 @@ impl World {
 
     /// Whether a driver is stalled.
     pub(crate) fn is_standing(&self) -> bool {
-        self.plan.somebody_stands()
+        self.plan.is_any_stalled()
     }
 
     /// Resumes the stalled driver, and waits until it ends.

@@ -273,8 +273,8 @@ async fn a_port_serves_only_the_exact_paths_of_its_services_methods() {
                 assert_eq!(call(&channel, &path, &operator).await.as_ref().map(reason), none, "{path}");
             }
             // The part after a question mark does not belong to the path.
-            let by_nobody = call(&channel, &format!("{}?x=/{of}/Other", policy.path), &[]).await.as_ref().map(reason);
-            let by_gatekeeper = by_nobody.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
+            let anonymously = call(&channel, &format!("{}?x=/{of}/Other", policy.path), &[]).await.as_ref().map(reason);
+            let by_gatekeeper = anonymously.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
             let expected = refusal(policy, Caller::Unknown("TOKEN_MISSING"));
             assert_eq!(by_gatekeeper, expected.map(|(code, reason)| (code, reason.to_owned())), "{}?", policy.path);
         }

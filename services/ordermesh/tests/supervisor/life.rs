@@ -22,7 +22,7 @@ fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor
     }
     world.signal("-KILL");
     world.supervisor.wait().expect("it exits");
-    world.until_nobody_listens();
+    world.until_no_port_listens();
 }
 
 #[test]

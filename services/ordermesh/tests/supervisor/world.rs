@@ -75,7 +75,7 @@ impl World {
         pids.filter(|pid| parent(*pid) == Some(self.supervisor.id())).collect()
     }
 
-    pub(crate) fn until_nobody_listens(&self) {
+    pub(crate) fn until_no_port_listens(&self) {
         for port in self.admin_ports() {
             until(&format!("port {port} is free"), || TcpStream::connect(("127.0.0.1", port)).is_err());
         }

@@ -36,7 +36,7 @@ async fn a_payment_is_charged_once_however_often_it_is_requested() {
     assert_eq!(world.gateway.calls().len(), 1);
     assert_eq!(world.events().await, [ok("charge")]);
     assert_eq!(world.attempts().await, [("create_charge".to_owned(), State::Succeeded)]);
-    assert!(!world.confirmed.was_told_of(world.order_id), "the waiting call was answered");
+    assert!(!world.confirmed.was_confirmed(world.order_id), "the waiting call was answered");
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn a_lost_answer_is_retried_and_charges_once() {
     assert_eq!(world.state().await, State::Succeeded);
     assert_eq!(world.gateway.money_taken(), 1);
     assert_eq!(world.events().await, [ok("charge")]);
-    assert!(world.confirmed.was_told_of(world.order_id), "no call was waiting, so the order is confirmed");
+    assert!(world.confirmed.was_confirmed(world.order_id), "no call was waiting, so the order is confirmed");
 }
 
 #[tokio::test]
@@ -166,7 +166,7 @@ async fn a_cancellation_is_answered_with_its_result() {
     world.process(&one).await;
     assert_eq!(world.cancel(&one, 1).await.state, State::Refunded);
     assert_eq!(world.events().await, [ok("charge"), ok("refund")]);
-    assert!(!world.confirmed.was_told_of(world.order_id));
+    assert!(!world.confirmed.was_confirmed(world.order_id));
 }
 
 #[tokio::test]
@@ -325,7 +325,7 @@ async fn the_drive_continues_after_its_caller_disconnects() {
     one.tasks.close();
     one.tasks.wait().await;
     assert_eq!(world.state().await, State::Succeeded);
-    assert!(world.confirmed.was_told_of(world.order_id), "no call was waiting, so the order is confirmed");
+    assert!(world.confirmed.was_confirmed(world.order_id), "no call was waiting, so the order is confirmed");
 }
 
 #[tokio::test]

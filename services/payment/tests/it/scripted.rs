@@ -187,7 +187,7 @@ impl Gateway for Scripted {
 pub(crate) struct Confirmed(Mutex<BTreeSet<OrderId>>);
 
 impl Confirmed {
-    pub(crate) fn was_told_of(&self, order_id: OrderId) -> bool {
+    pub(crate) fn was_confirmed(&self, order_id: OrderId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&order_id)
     }
 }

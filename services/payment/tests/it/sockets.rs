@@ -225,7 +225,7 @@ async fn each_decline_has_its_code_and_its_advice() {
         ("pm_card_visa_chargeDeclinedLostCard", DeclineCode::LostCard, DeclineAdvice::DoNotRetry),
         ("pm_card_visa_chargeDeclinedStolenCard", DeclineCode::StolenCard, DeclineAdvice::DoNotRetry),
         ("pm_card_chargeDeclinedProcessingError", DeclineCode::ProcessingError, DeclineAdvice::RetryLater),
-        ("pm_of_nobody", DeclineCode::InvalidPaymentDetails, DeclineAdvice::UseOtherMethod),
+        ("pm_unknown", DeclineCode::InvalidPaymentDetails, DeclineAdvice::UseOtherMethod),
         ("not a token", DeclineCode::InvalidPaymentDetails, DeclineAdvice::UseOtherMethod),
         ("", DeclineCode::InvalidPaymentDetails, DeclineAdvice::UseOtherMethod),
     ];

@@ -422,9 +422,9 @@ async fn a_cancelled_bootstrap_blocks_no_log_in() {
 #[tokio::test]
 async fn an_unknown_profile_is_not_found() {
     let world = World::new().await;
-    let nobody = UserId::from_uuid(SystemIds.uuid());
-    assert!(matches!(world.users.profile(nobody).await, Err(Error::AccountNotFound)));
-    let changed = world.users.change_profile(nobody, ProfileChange::default(), &audit()).await;
+    let unknown = UserId::from_uuid(SystemIds.uuid());
+    assert!(matches!(world.users.profile(unknown).await, Err(Error::AccountNotFound)));
+    let changed = world.users.change_profile(unknown, ProfileChange::default(), &audit()).await;
     assert!(matches!(changed, Err(Error::AccountNotFound)));
     assert!(world.clock.now() > Timestamp::default());
 }

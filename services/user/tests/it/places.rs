@@ -8,8 +8,8 @@ use tonic::{Code, Request, Status};
 
 use crate::world::{PASSWORD, World, as_person, refusal};
 
-const STRANGER: &str = "192.0.2.1";
-const HONEST: &str = "198.51.100.7";
+const OTHER: &str = "192.0.2.1";
+const REGULAR: &str = "198.51.100.7";
 
 async fn login(world: &World, from: &str, email: &str) -> Result<(), Status> {
     let mut request = Request::new(pb::LoginRequest { email: email.into(), password: PASSWORD.into() });
@@ -27,7 +27,7 @@ async fn burst(world: &World) -> JoinSet<()> {
             for turn in 0.. {
                 let email = format!("x{number}-{turn}@example.com");
                 let mut request = Request::new(pb::LoginRequest { email, password: PASSWORD.into() });
-                request.metadata_mut().insert("x-forwarded-for", STRANGER.parse().expect("ASCII"));
+                request.metadata_mut().insert("x-forwarded-for", OTHER.parse().expect("ASCII"));
                 if client.login(request).await.is_err_and(|status| status.code() == Code::ResourceExhausted) {
                     let _ = full.try_send(());
                 }
@@ -50,7 +50,7 @@ async fn behind_a_trusted_proxy_a_burst_of_one_customer_blocks_no_other() {
     let world = world(&["--trusted-proxies", "127.0.0.0/8"]).await;
     let burst = burst(&world).await;
     for _ in 0..10 {
-        login(&world, HONEST, "ada@example.com").await.expect("logged in");
+        login(&world, REGULAR, "ada@example.com").await.expect("logged in");
     }
     drop(burst);
     world.stop().await;
@@ -61,7 +61,7 @@ async fn behind_an_untrusted_proxy_customers_share_one_address() {
     let world = world(&[]).await;
     let burst = burst(&world).await;
     let refused = loop {
-        let answer = login(&world, HONEST, "ada@example.com").await;
+        let answer = login(&world, REGULAR, "ada@example.com").await;
         if answer.is_err() {
             break refusal(answer);
         }

@@ -97,8 +97,8 @@ async fn an_operator_ends_a_persons_sessions_by_id_or_email() {
         assert_eq!(world.ended().await.len(), 4);
         let again = world.ada_logs_in().await;
         assert!(world.is_live(&again).await, "the account is not locked");
-        let nobody = world.users.end_sessions(Whose::Email("bob@example.com".into()), &audit()).await;
-        assert!(matches!(nobody, Err(Error::AccountNotFound)));
+        let unknown = world.users.end_sessions(Whose::Email("bob@example.com".into()), &audit()).await;
+        assert!(matches!(unknown, Err(Error::AccountNotFound)));
         let events = world.events("audit").await;
         let ended = events.iter().filter_map(|event| event.attributes.get("ended_sessions")).collect::<Vec<_>>();
         assert_eq!(ended, ["2", "0", "2", "0"]);
