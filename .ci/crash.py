@@ -1,4 +1,4 @@
-"""kill -9 of each service in the middle of an order, and of the supervisor; a taken port; chaos."""
+"""kill -9 of each service in the middle of an order, and of the supervisor; a port in use; chaos."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ SUCCESSES = {("order_creation", "success"): 1, ("payment_processing", "success")
 
 
 def check_exactly_once(system, order_id, token):
-    """The order was fulfilled, charged once, and told of once."""
+    """The order was fulfilled, charged once, and each of its events stored once."""
     final = system.until_final(order_id, token)
     check(final["state"] == "ORDER_STATE_FULFILLMENT_STARTED", f"the order ends {final['state']}: {final}")
     charges = system.charges_of(order_id)
@@ -26,31 +26,31 @@ def check_exactly_once(system, order_id, token):
         return counts
 
     eventually("the events", 30, told)
-    # Once more, later: a duplicate might come after the first look.
+    # Once more, later: a duplicate might arrive after the first check.
     time.sleep(1)
     told()
 
 
 def kill_each_service():
-    """One order each; its service is killed -9 while the gateway takes its time."""
+    """For each service one order: the service is killed with -9 while the gateway is slow."""
     said = []
     with System() as system:
         _, token = system.customer()
         system.login_as_operator()
-        # The order's own instance alone: the other one takes over. Of the others all, because any may have the call.
+        # Of the Order Service only the order's instance: the other one takes over. Of the others all, because any may serve the call.
         for service, instance in [("user", None), ("order", 1), ("payment", None), ("data", None), ("gateway", None)]:
             order = system.order(token, "pm_gateway_slow")
             time.sleep(0.7)
-            check(system.get(order["orderId"], token)["state"] == "ORDER_STATE_CREATED", "the order is in its middle")
+            check(system.get(order["orderId"], token)["state"] == "ORDER_STATE_CREATED", "the order is in progress")
             began = time.monotonic()
             victims = system.kill_9(service, instance)
             check_exactly_once(system, order["orderId"], token)
             restarted = eventually(
-                f"{service} is started again", 15,
+                f"{service} is restarted", 15,
                 lambda: [pid for pid, name in system.children() if name.startswith(f"{service}-") and pid not in victims])
-            check(restarted, "a child that died is started again")
+            check(restarted, "a crashed child is restarted")
             line = next((text for text in system.lines if f"ordermesh: {service}-" in text), None)
-            check(line, f"the supervisor says that {service} died")
+            check(line, f"the supervisor reports the crash of {service}")
             said.append(f"{service} {time.monotonic() - began:.0f} s")
         differences = grpc(
             system.port("payment"), "payment.v1.PaymentService/ReconcilePayments", {}, system.login_as_operator(), seconds=60)
@@ -65,7 +65,7 @@ def refuses(port):
 
 
 def kill_the_supervisor():
-    """No child outlives it; the next start finishes the order; SIGTERM ends it with 0."""
+    """No child survives it; the next start completes the order; after SIGTERM it exits with 0."""
     with tempfile.TemporaryDirectory(prefix="ordermesh-e2e-") as folder:
         data_dir = Path(folder) / "data"
         system = System(data_dir=data_dir).start()
@@ -78,9 +78,9 @@ def kill_the_supervisor():
             began = time.monotonic()
             system.process.kill()
             system.process.wait()
-            eventually("every port refuses", 20, lambda: all(map(refuses, system.ports())))
+            eventually("every port is closed", 20, lambda: all(map(refuses, system.ports())))
             gone = time.monotonic() - began
-            eventually("no child is left", 20, lambda: not [pid for pid in children if is_ours(pid)])
+            eventually("no child is running", 20, lambda: not [pid for pid in children if is_ours(pid)])
         finally:
             system.kill()
         system = System(data_dir=data_dir, port_base=system.base)
@@ -89,46 +89,46 @@ def kill_the_supervisor():
             check_exactly_once(system, order["orderId"], token)
             children = [pid for pid, _ in system.children()]
             code = system.stop()
-            check(code == 0, f"SIGTERM ends it with 0, not {code}")
-            check(not [pid for pid in children if is_ours(pid)], "no child is left after SIGTERM")
+            check(code == 0, f"after SIGTERM it exits with 0, not {code}")
+            check(not [pid for pid in children if is_ours(pid)], "no child is running after SIGTERM")
             check(all(map(is_free, system.ports())) or all(map(refuses, system.ports())), "no port is left open")
         finally:
             system.kill()
-    return f"after kill -9 of the supervisor every port was closed within {gone:.1f} s; the next start finished the order"
+    return f"after kill -9 of the supervisor every port was closed within {gone:.1f} s; the next start completed the order"
 
 
 def taken_port():
-    """A taken port is named, with what to do, and nothing is left running."""
+    """The error for a port in use names it and the flag to change, and no process is left running."""
     system = System()
     try:
         with socket.socket() as taken:
-            # As a server does: what an earlier system's connections left in TIME_WAIT does not keep a port from being taken.
+            # As a server does: an earlier system's connections in TIME_WAIT must not prevent the bind.
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(("127.0.0.1", system.port("payment", 2)))
             taken.listen()
             done = subprocess.run(system.command, capture_output=True, text=True, timeout=30, check=False)
         text = done.stdout + done.stderr
-        check(done.returncode != 0, "a taken port ends it")
+        check(done.returncode != 0, "with a port in use the program exits")
         check(str(system.port("payment", 2)) in text and "--port-base" in text, f"the port and the flag are named: {text}")
     finally:
         system.temporary.cleanup()
-    return f"a taken port: {text.strip().splitlines()[0]}"
+    return f"a port in use: {text.strip().splitlines()[0]}"
 
 
 # --- chaos
 
 
 def chaos_on(*flags):
-    """A system of its own is broken in every way, healed, and keeps its promises."""
+    """A separate system is subjected to every fault, healed, and keeps its promises."""
     done = subprocess.run([str(BIN), "chaos", *flags], capture_output=True, text=True, timeout=600, check=False)
     check(done.returncode == 0, f"the promises are kept:\n{done.stdout}\n{done.stderr}")
     last = done.stdout.strip().splitlines()[-1]
     check("0 violations" in last, f"the verdict: {last}")
     acknowledged = int(last.split()[0])
-    check(acknowledged >= 100, f"there was something to break: {last}")
+    check(acknowledged >= 100, f"at least 100 orders were acknowledged: {last}")
     return last
 
 
 def chaos():
-    """On SQLite: every process is killed, stopped, and its gateway lies."""
+    """On SQLite: every process is killed and suspended, and the gateway misbehaves."""
     return chaos_on("--duration", "40s")

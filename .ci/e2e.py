@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""End to end: the built program, real grpcurl, real Jaeger, real PostgreSQL, kill -9. Standard library only.
+"""End-to-end tests: the built program, real grpcurl, real Jaeger, real PostgreSQL, kill -9. Standard library only.
 
     .ci/e2e.py [PART...]
 
-ORDERMESH_BIN names another program than target/release/ordermesh. The tools of .ci/tools.sh are found in .ci/bin or PATH.
+ORDERMESH_BIN overrides target/release/ordermesh. The tools of .ci/tools.sh are found in .ci/bin or PATH.
 """
 
 import os
@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}"
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
-# The system under test is told by flags and files alone.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are terminated
+# Only flags and files configure the system under test.
 for name in list(os.environ):
     if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
         del os.environ[name]

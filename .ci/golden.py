@@ -1,8 +1,8 @@
-"""The golden trace: what Jaeger's API answers for one order, as a tree, compared with .ci/golden-trace.txt.
+"""The golden trace: one order's trace from Jaeger's API, as a tree, compared with .ci/golden-trace.txt.
 
 A line is a span: service, kind, name, and the trace event that its tags describe. Ids and times are left out, and siblings
-are sorted. The store is asked for one thing: that it has the same events. UPDATE_GOLDEN=1 writes the file anew: read the
-difference before you commit it.
+are sorted. The only check against the store is that it has the same events. UPDATE_GOLDEN=1 rewrites the file: review the
+diff before you commit it.
 """
 
 import os
@@ -28,7 +28,7 @@ def line(span):
 
 
 def tree(spans):
-    """The trace as lines of text, two blanks for each step down; and the parents that are not in it, under which roots hang."""
+    """The trace as lines of text, indented by two spaces per level; and the ids of the roots' parents, which are not in the trace."""
     ids = {span.id for span in spans}
     strangers = {span.parent for span in spans if span.parent not in ids}
 
@@ -44,7 +44,7 @@ def tree(spans):
 
 
 def steps(lines):
-    """Each line with the one above it, whatever the order and the number of tries."""
+    """Each line with its parent's, regardless of the sequence and the number of attempts."""
     path, found = [], set()
     for text in lines:
         depth = (len(text) - len(text.lstrip())) // 2
@@ -54,7 +54,7 @@ def steps(lines):
 
 
 def printed_lines(system):
-    """[(what, line)]: the lines that the program printed for a person to copy."""
+    """[(what, line)]: the command lines that the program printed for copying."""
     found = []
     for at, text in enumerate(system.lines):
         if text.startswith("# ") and at + 1 < len(system.lines):
@@ -63,19 +63,19 @@ def printed_lines(system):
 
 
 def typed(script):
-    """What a shell says to it."""
+    """The output of a script in bash."""
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
-    check(done.returncode == 0, f"the printed lines end well:\n{script}\n{done.stdout}{done.stderr}")
+    check(done.returncode == 0, f"the printed lines succeed:\n{script}\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
 
 
 def walk(system):
-    """Types the printed lines as they stand, in order, in one shell; returns the one trace id and the order's."""
+    """Runs the printed lines verbatim, in sequence, in one shell; returns the trace id and the order id."""
     lines = printed_lines(system)
     check(len(lines) >= 6, f"the program prints its lines: {[what for what, _ in lines]}")
     script = "\n".join(text for _, text in lines)
     output = typed("\n".join(text for _, text in lines[:-1]))
-    check("FULFILLMENT_STARTED" in output, f"the printed lines work as they stand:\n{output}")
+    check("FULFILLMENT_STARTED" in output, f"the printed lines work verbatim:\n{output}")
 
     def events():
         shown = typed(lines[-1][1])
@@ -90,7 +90,7 @@ def walk(system):
 
 
 def settled(jaeger, system, trace, is_complete):
-    """The trace's tree once it is complete, and the store has the same events. Spans are sent twice a second, and events after the commit."""
+    """The trace's tree once it is complete and the store has the same events. Spans are sent twice a second, and events after the commit."""
 
     def ask():
         spans = jaeger.spans(trace)
@@ -103,7 +103,7 @@ def settled(jaeger, system, trace, is_complete):
 
 
 def golden(jaeger, system):
-    """The printed lines' trace is the golden one."""
+    """The trace of the printed lines equals the golden one."""
     trace, order_id = walk(system)
     wanted = [text for text in GOLDEN.read_text().splitlines() if text and not text.startswith("#")] if GOLDEN.exists() else []
     if os.environ.get("UPDATE_GOLDEN"):
@@ -115,19 +115,19 @@ def golden(jaeger, system):
     try:
         lines, strangers = settled(jaeger, system, trace, lambda lines: lines == wanted)
     except Failed as error:
-        raise Failed("the golden trace is\n" + "\n".join(wanted) + f"\nand this order's is another:\n{error}") from None
-    check(len(strangers) == 1, f"log-in and order hang under the client's one span: {strangers}")
+        raise Failed("the golden trace is\n" + "\n".join(wanted) + f"\nand this order's differs:\n{error}") from None
+    check(len(strangers) == 1, f"log-in and order are children of the client's one span: {strangers}")
     check({text.split()[0] for text in lines} == SERVICES, "five services")
     return wanted, order_id
 
 
 def crashed(jaeger, system, wanted):
-    """An order whose instance was killed -9 in its middle is finished in the same trace, with every step of the golden one."""
+    """An order whose instance is killed with -9 is completed in the same trace, with every step of the golden one."""
     trace = new_trace()
     _, token = system.customer([traceparent(trace)])
     order = system.order(token, "pm_gateway_slow", headers=[traceparent(trace)])
-    check(order["traceId"] == trace, "the order is followed by its creation's trace")
-    # Longer than spans wait to be sent, so that those of the creation are on record; the gateway takes 3 s.
+    check(order["traceId"] == trace, "the order has its creation's trace")
+    # Longer than the spans' export delay, so that those of the creation are stored; the gateway takes 3 s.
     time.sleep(1.2)
     system.kill_9("order", 1)
     final = system.until_final(order["orderId"], token)
@@ -146,7 +146,7 @@ def crashed(jaeger, system, wanted):
 
 
 def cancelled(jaeger, system):
-    """A cancellation is a trace of its own, with its audit event, linked to the order's; and what follows of it in the order's is linked back."""
+    """A cancellation has its own trace, with its audit event, linked to the order's; the resulting spans in the order's trace link back."""
     traces = {"order": new_trace(), "cancel": new_trace()}
     _, token = system.customer()
     order = system.order(token, "pm_gateway_slow", headers=[traceparent(traces["order"])])
@@ -170,7 +170,7 @@ def cancelled(jaeger, system):
 
 
 def refused(jaeger, system):
-    """Failures are found by their tags: the declined payments and the wrong password, and no other trace."""
+    """A search by tags finds the failures: the declined payments and the wrong password, and no other trace."""
     traces = {what: new_trace() for what in ("declined", "stolen", "paid", "wrong", "right")}
     email, token = system.customer([traceparent(traces["right"])])
     methods = {"declined": "pm_card_visa_chargeDeclinedInsufficientFunds", "stolen": "pm_card_visa_chargeDeclinedStolenCard", "paid": "pm_card_visa"}
@@ -178,9 +178,9 @@ def refused(jaeger, system):
         system.until_final(system.order(token, method, headers=[traceparent(traces[what])])["orderId"], token)
     try:
         system.login(email, "wrong horse battery", [traceparent(traces["wrong"])])
-        raise Failed("a wrong password is refused")
+        raise Failed("a wrong password is rejected")
     except CallError as error:
-        check(error.reason == "INVALID_CREDENTIALS", f"a wrong password is refused: {error}")
+        check(error.reason == "INVALID_CREDENTIALS", f"a wrong password is rejected: {error}")
 
     def found():
         answer = {}
@@ -190,7 +190,7 @@ def refused(jaeger, system):
         wanted = {
             traces["declined"]: [("PaymentDeclined", "INSUFFICIENT_FUNDS")], traces["stolen"]: [("PaymentDeclined", "STOLEN_CARD")],
             traces["wrong"]: [("UNAUTHENTICATED", "INVALID_CREDENTIALS")]}
-        check(answer == wanted, f"what Jaeger finds by type and status is {answer}, and should be {wanted}")
+        check(answer == wanted, f"Jaeger finds {answer} by type and status, expected {wanted}")
         paid = jaeger.search("payment", {"ordermesh.event.type": "payment_processing", "ordermesh.event.status": "success"})
         check(traces["paid"] in paid and not wanted.keys() & paid.keys(), f"and by success the others: {sorted(paid)}")
         return True
@@ -199,7 +199,7 @@ def refused(jaeger, system):
 
 
 def run():
-    """The golden trace of a happy order, of one that survived a crash, the two of a cancelled one; failures found by tag."""
+    """The golden trace of a happy order, of one that survives a crash, the two traces of a cancelled one; failures found by tag."""
     with Jaeger() as jaeger, System(env=jaeger.env()) as system:
         wanted, _ = golden(jaeger, system)
         crashed(jaeger, system, wanted)
@@ -209,4 +209,4 @@ def run():
         check(SERVICES <= set(services), f"Jaeger knows the five services: {services}")
         health = grpc(system.port("order"), "grpc.health.v1.Health/Check", {"service": "order.v1.OrderService"})
         check(health["status"] == "SERVING", "health answers")
-    return f"{len(wanted)} spans of the golden trace, every step of it in the trace of an order that outlived kill -9; declines and a wrong password found by tag"
+    return f"{len(wanted)} spans of the golden trace, every step of it in the trace of an order that survived kill -9; declines and a wrong password found by tag"

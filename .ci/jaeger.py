@@ -1,6 +1,6 @@
-"""Jaeger in memory, what its API answers, and the trace event that a span's tags describe (`ordermesh.event.*`).
+"""Jaeger in memory, its API, and the trace event that a span's tags describe (`ordermesh.event.*`).
 
-Nothing here knows the store of the Data Service: what is read is what a person sees on Jaeger's page.
+Nothing here uses the Data Service's store: only the data that Jaeger's page shows.
 """
 
 import json
@@ -21,7 +21,7 @@ STATUSES = {"success", "failed"}
 
 @dataclass(frozen=True)
 class Event:
-    """A trace event as the tags of its span have it; `operation` is the span's own tag."""
+    """A trace event as described by its span's tags; `operation` is a tag of the span itself."""
 
     type: str
     status: str
@@ -40,7 +40,7 @@ class Event:
 
 @dataclass
 class Span:
-    """What is compared of a span."""
+    """The compared properties of a span."""
 
     trace: str
     id: str
@@ -61,19 +61,19 @@ class Span:
 
 
 def event_of(span):
-    """The event of a span, if it is one; and that its tags fit together."""
+    """The event of a span, or None; checks that its tags are consistent."""
     tags = {key.removeprefix(PREFIX): value for key, value in span.tags.items() if key.startswith(PREFIX)}
     if not tags:
         return None
     where = f"{span.service} {span.name} {tags}"
     check("ordermesh.replayed" not in span.tags, f"a replay has no event: {where}")
     if "suppressed" in tags:
-        # Counted with others of its second: it has no row of its own in the store, and neither a status nor an id here.
+        # Summed with others of its second: it has no row in the store, and neither a status nor an id here.
         check(tags.get("type") and not {"status", "id"} & set(tags), f"a summed event has a type, and no status or id: {where}")
         return None
     check(tags.get("type") and tags.get("status") in STATUSES and tags.get("id"), f"an event has a type, a status and an id: {where}")
     failure = [bool(tags.get(key)) for key in ("error_type", "reason", "message")]
-    check(all(failure) if tags["status"] == "failed" else not any(failure), f"failed events alone say why, and fully: {where}")
+    check(all(failure) if tags["status"] == "failed" else not any(failure), f"failed events, and only those, have type, reason and message: {where}")
     if tags["status"] == "failed" and span.kind == "internal":
         wanted = f"{tags['reason']}: {tags['message']}"
         check(span.error and span.tags.get("otel.status_description") == wanted, f"a failed step is a span with an error, {wanted!r}: {span.tags}")
@@ -81,9 +81,9 @@ def event_of(span):
 
 
 def read_span(data, span):
-    # OpenTelemetry's SDK keeps each value that a key is given, and Jaeger shows all of them.
+    # OpenTelemetry's SDK keeps every value set for a key, and Jaeger shows all of them.
     keys = Counter(tag["key"] for tag in span["tags"])
-    check(set(keys.values()) <= {1}, f"each tag is there once: {span['operationName']} {keys}")
+    check(set(keys.values()) <= {1}, f"each tag occurs once: {span['operationName']} {keys}")
     tags = {tag["key"]: tag["value"] for tag in span["tags"]}
     parents = [reference["spanID"] for reference in span["references"] if reference["refType"] == "CHILD_OF"]
     links = [reference for reference in span["references"] if reference["refType"] != "CHILD_OF"]
@@ -94,13 +94,13 @@ def read_span(data, span):
 
 
 class Api:
-    """The API of a running Jaeger, as its page uses it."""
+    """The API of a running Jaeger, as used by its page."""
 
     def __init__(self, port):
         self.port = port
 
     def ask(self, path, port=None):
-        """The answer's JSON, or nothing when there is no such trace."""
+        """The response's JSON, or None when there is no such trace."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=30) as answer:
                 return json.load(answer)
@@ -110,17 +110,17 @@ class Api:
             raise
 
     def spans(self, trace, raw=False):
-        """The spans of a trace. `raw`: as they are stored, where Jaeger would hide one that is there twice."""
+        """The spans of a trace. `raw`: as stored; otherwise Jaeger hides duplicates."""
         answer = self.ask(f"/api/traces/{trace}?raw={str(raw).lower()}")
         found = [read_span(data, span) for data in (answer or {}).get("data", []) for span in data["spans"]]
-        check({span.trace for span in found} <= {trace}, f"Jaeger answers with the trace that was asked for: {trace}")
+        check({span.trace for span in found} <= {trace}, f"Jaeger returns the requested trace: {trace}")
         return found
 
     def search(self, service, tags, limit=1000):
-        """{trace id: its spans} of the traces in which one span of the service has all of the tags."""
+        """{trace id: its spans} of the traces in which a span of the service has all of the tags."""
         query = urllib.parse.urlencode({"service": service, "tags": json.dumps(tags), "limit": limit, "lookback": "1h"})
         found = self.ask(f"/api/traces?{query}")["data"]
-        check(len(found) < limit, f"the search for {tags} is not cut off at {limit}")
+        check(len(found) < limit, f"the search for {tags} is not truncated at {limit}")
         return {data["traceID"]: [read_span(data, span) for span in data["spans"]] for data in found}
 
     def failures(self, service, event_type):
@@ -152,17 +152,17 @@ class Jaeger(Api):
         return self
 
     def __exit__(self, *_):
-        # SIGTERM would take ten seconds.
+        # After SIGTERM it would take ten seconds.
         self.process.kill()
         self.process.wait()
 
     def env(self):
-        """The environment with which services send their spans here: as the README has it, but sooner."""
+        """The environment with which services send their spans here: as in the README, with a shorter delay."""
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.ports['OTLP_GRPC_PORT']}", "OTEL_BSP_SCHEDULE_DELAY": "100"}
 
 
 def same_as_stored(spans, stored):
-    """The twin of what the tags say: the store has the same events of the trace, each on the one span that has its id."""
+    """Compares tags with the store: it has the same events of the trace, each on the span with its id."""
     tagged = Counter((span.event.id, span.id, span.event.type, span.event.status) for span in spans if span.event and span.event.id)
     kept = Counter(
         (event["eventId"], event["spanId"], event["type"].removeprefix("EVENT_TYPE_").lower(), event["status"].removeprefix("EVENT_STATUS_").lower())

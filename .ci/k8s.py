@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""deploy/ on a real Kubernetes: manifests and image are checked, the local overlay is applied, and things happen to it under load.
+"""deploy/ on a real Kubernetes: checks manifests and image, applies the local overlay, and injects failures under load.
 
-    .ci/k8s.py [PART...]      all parts, or these (see PARTS; those that need a cluster bring one up)
-    .ci/k8s.py prepare        builds what takes long once (the cluster's programs, PostgreSQL's image, the base): early, in the background
+    .ci/k8s.py [PART...]      all parts, or these (see PARTS; those that need a cluster create one)
+    .ci/k8s.py prepare        builds slow one-time prerequisites (the cluster's programs, PostgreSQL's image, the base): early, in the background
 
-Needs go, python3 with pip, kubectl and the release binary (ORDERMESH_BIN); for the image root; for the cluster the scripts that bring
-one up, which are not in this repository (K8S_TOOLS, default ../shared/k8s beside it). Without the last two those parts are skipped, and it
-says so; when CI is set it fails. Without kubectl the cluster's own is taken.
+Needs go, python3 with pip, kubectl and the release binary (ORDERMESH_BIN); for the image root; for the cluster the scripts that create
+one, which are not in this repository (K8S_TOOLS, default ../shared/k8s beside it). Without the last two those parts are skipped and
+reported as skipped; when CI is set it fails. Without kubectl the cluster's own is used.
 KEEP_CLUSTER=1 leaves the cluster running.
 """
 
@@ -21,7 +21,7 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is taken down
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is shut down
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 sys.path.append(str(HERE / "bin/yaml"))
@@ -29,9 +29,9 @@ sys.path.append(str(HERE / "bin/yaml"))
 from k8s_cluster import HOME, NO_CLUSTER, Cluster, run, seconds_since, there  # noqa: E402
 from system import BIN, ROOT, Failed, check, not_run  # noqa: E402
 
-# The cluster's own kubectl is the last choice here, and the first on the cluster.
+# The cluster's own kubectl comes last in PATH here, and first for commands on the cluster.
 os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{HOME / 'bin'}"
-# By their pins: what is there already takes no time. Before the imports, because PyYAML is one of them.
+# Present tools are skipped by version. Before the imports, because PyYAML is one of the tools.
 for_cluster = ("grpcurl", "jaeger") if there() else ()
 subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint".split(), *for_cluster], check=True)
 
@@ -40,7 +40,7 @@ import k8s_manifests  # noqa: E402
 import k8s_parts as parts  # noqa: E402
 import k8s_secrets  # noqa: E402
 
-# In order: the first three need no cluster; each of the rest goes on where the one before it has stopped.
+# In sequence: the first three need no cluster; each of the rest continues on the state that the previous one left.
 PARTS = {
     "secrets.sh": lambda _: k8s_secrets.script(),
     "manifests": lambda _: k8s_manifests.without_cluster(),
@@ -59,7 +59,7 @@ PARTS = {
 
 
 def prepare():
-    """What is kept for the next time: programs of the cluster, PostgreSQL's image, the image's base."""
+    """Builds what later runs reuse: the cluster's programs, PostgreSQL's image, the image's base."""
     if not k8s_image.impossible():
         k8s_image.base_tar()
     if not there():
@@ -70,7 +70,7 @@ def prepare():
 
 def main():
     wanted = sys.argv[1:] or list(PARTS)
-    check(there() or "CI" not in os.environ, f"there is a cluster to test on: {NO_CLUSTER}")
+    check(there() or "CI" not in os.environ, f"a test cluster is available: {NO_CLUSTER}")
     if wanted == ["prepare"]:
         prepare()
         return 0
@@ -78,7 +78,7 @@ def main():
         sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if there() and not shutil.which("kubectl"):
         prepare()
-    # kustomize reads them: the local overlay cannot be built without.
+    # kustomize reads the secrets: the local overlay cannot be built without them.
     run([ROOT / "deploy/overlays/local/secrets.sh", BIN])
     figures = []
 
@@ -103,10 +103,10 @@ def main():
         if shutil.which("kubectl"):
             part("manifests", k8s_manifests.without_cluster)
         else:
-            print(not_run("kubernetes: manifests", "there is no kubectl, and no cluster to bring one along"))
+            print(not_run("kubernetes: manifests", "there is neither kubectl nor a cluster that includes it"))
     if not on_cluster and "image" not in wanted:
         return 0
-    # A part of the cluster runs that image.
+    # The cluster's parts run this image.
     if why := k8s_image.impossible():
         print(not_run("kubernetes: image", why))
         if on_cluster:

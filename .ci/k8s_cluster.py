@@ -1,4 +1,4 @@
-"""A real one-node Kubernetes, brought up by the scripts of K8S_TOOLS (default: ../shared/k8s beside the repository), and kubectl on it."""
+"""A real single-node Kubernetes, created by the scripts of K8S_TOOLS (default: ../shared/k8s beside the repository), and kubectl on it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ JAEGER_IMAGE = "localhost/jaeger:2.13.0"
 
 
 def run(command, seconds=120, text=None, env=None, must=True):
-    """A command's standard output. One that fails is a failure, with what it said."""
+    """Runs a command and returns its standard output; raises Failed with its output when it fails."""
     done = subprocess.run(
         [str(part) for part in command], input=text, capture_output=True, text=True, timeout=seconds, check=False,
         env={**os.environ, **(env or {})})
@@ -30,14 +30,14 @@ def run(command, seconds=120, text=None, env=None, must=True):
 
 
 class Cluster:
-    """Up in `with`, taken down at its end unless KEEP_CLUSTER is set."""
+    """A context manager: creates the cluster and removes it at the end unless KEEP_CLUSTER is set."""
 
     def __init__(self):
         self.env = {"K8S_HOME": str(HOME)}
         self.kubeconfig = None
 
     def __enter__(self):
-        # Its first build takes minutes; afterwards the programs are there.
+        # The first build takes minutes; later runs reuse the programs.
         out = run([TOOLS / "up.sh"], seconds=1800, env=self.env)
         self.kubeconfig = out.strip().splitlines()[-1]
         self.env["KUBECONFIG"] = self.kubeconfig
@@ -53,7 +53,7 @@ class Cluster:
             run([TOOLS / "down.sh"], env=self.env)
 
     def kubectl(self, *args, text=None, seconds=120, must=True):
-        """kubectl in the namespace; what it printed."""
+        """Runs kubectl in the namespace; returns its output."""
         return run(["kubectl", "--namespace", NAMESPACE, *args], seconds=seconds, text=text, env=self.env, must=must)
 
     def get(self, *args):
@@ -65,36 +65,36 @@ class Cluster:
         run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", "images", "import", archive])
 
     def load_third_parties(self, jaeger):
-        """PostgreSQL (Debian's) and Jaeger (built from source): images cannot be pulled here."""
+        """Loads PostgreSQL (Debian's) and Jaeger (built from source): images cannot be pulled here."""
         run([TOOLS / "postgres-image.sh", POSTGRES_IMAGE], seconds=900, env=self.env)
         run([TOOLS / "load-image.sh", jaeger, JAEGER_IMAGE], env=self.env)
 
     def pods(self, service):
-        """The pods of a service that are not on their way out, oldest first."""
+        """The running pods of a service that are not terminating, oldest first."""
         found = self.get("pods", "-l", f"app.kubernetes.io/name={service}")["items"]
         alive = [pod for pod in found if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running"]
         return sorted(alive, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
     def rolled_out(self, *what, seconds=300):
-        """Waits until every pod of these is new and ready."""
+        """Waits until the rollout of each of these is complete."""
         for each in what:
             self.kubectl("rollout", "status", each, f"--timeout={seconds}s", seconds=seconds + 10)
 
     def kill(self, pod):
-        """SIGKILL to the process of a pod; returns when kubelet has started it again."""
+        """Sends SIGKILL to a pod's process; returns when kubelet has restarted it."""
         def container():
             return self.get("pod", pod)["status"]["containerStatuses"][0]
         before = container()
         name = before["containerID"].removeprefix("containerd://")
         run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
-        eventually(f"{pod} is started again", 60, lambda: container()["restartCount"] > before["restartCount"])
+        eventually(f"{pod} is restarted", 60, lambda: container()["restartCount"] > before["restartCount"])
 
     def logs(self, pod, *args):
         return self.kubectl("logs", pod, *args, must=False)
 
     @contextlib.contextmanager
     def forward(self, target, port):
-        """A port of this machine that leads to a pod: through the API server, as `kubectl port-forward` does it."""
+        """Forwards a local port to a pod through the API server, with `kubectl port-forward`."""
         with tempfile.TemporaryFile() as errors:
             forward = subprocess.Popen(
                 ["kubectl", "--namespace", NAMESPACE, "port-forward", target, f":{port}"], env={**os.environ, **self.env},
@@ -111,7 +111,7 @@ class Cluster:
                 forward.wait()
 
     def job(self, manifest, seconds):
-        """Makes a Job; gives back its name."""
+        """Creates a Job; returns its name."""
         name = json.loads(self.kubectl("create", "-f", "-", "-o", "json", text=json.dumps(manifest)))["metadata"]["name"]
         eventually(f"the pod of {name} runs", seconds, lambda: self.job_pod(name))
         return name
@@ -122,7 +122,7 @@ class Cluster:
         return started[0]["metadata"]["name"] if started else None
 
     def job_end(self, name, seconds):
-        """(has it succeeded, its log), once it has ended."""
+        """(whether it succeeded, its log), once it has ended."""
         def conditions():
             status = self.get("job", name)["status"]
             return [each["type"] for each in status.get("conditions", []) if each["status"] == "True" and each["type"] in ("Complete", "Failed")]
@@ -130,7 +130,7 @@ class Cluster:
         return "Complete" in ended, self.logs(self.job_pod(name))
 
     def memory(self):
-        """What `kubectl top` measures: {pod: MiB}."""
+        """The measurements of `kubectl top`: {pod: MiB}."""
         lines = self.kubectl("top", "pods", "--no-headers", must=False).splitlines()
         return {line.split()[0]: int(line.split()[2].removesuffix("Mi")) for line in lines if line.strip()}
 
@@ -140,8 +140,8 @@ def seconds_since(start):
 
 
 def there():
-    """Can there be a cluster to test on?"""
+    """Whether a test cluster can be created."""
     return (TOOLS / "up.sh").exists()
 
 
-NO_CLUSTER = f"the scripts that bring one up are not in {TOOLS}, or where K8S_TOOLS says"
+NO_CLUSTER = f"the scripts that create one are not in {TOOLS} (set K8S_TOOLS)"

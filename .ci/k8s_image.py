@@ -1,5 +1,5 @@
-"""The image, by deploy/Dockerfile and buildah: no Docker, no registry. The program is the release binary that CI has built and tested
-(BINARY=prebuilt); the base is made from Debian's packages, under the base's name."""
+"""Builds the image with deploy/Dockerfile and buildah: no Docker, no registry. The program is the release binary that CI has built and
+tested (BINARY=prebuilt); the base is built from Debian's packages, under the base's name."""
 
 import json
 import os
@@ -16,14 +16,14 @@ PACKAGES = ("buildah", "mmdebstrap")
 
 
 def impossible():
-    """Why no image can be built here; None when one can."""
+    """Why no image can be built here; None if it can."""
     if os.geteuid() == 0 and (all(map(shutil.which, PACKAGES)) or shutil.which("apt-get")):
         return None
-    return f"it takes root, and {' and '.join(PACKAGES)} or apt-get"
+    return f"it needs root, and {' and '.join(PACKAGES)} or apt-get"
 
 
 def install():
-    """Debian's packages, when they are missing and we may."""
+    """Installs Debian's packages if they are missing."""
     if all(map(shutil.which, PACKAGES)):
         return
     run(["apt-get", "update", "-q"], seconds=300)
@@ -31,7 +31,7 @@ def install():
 
 
 def base_tar():
-    """Debian 12 with CA certificates, which is what Dockerfile's stage `rootfs` starts from. Kept beside the cluster's programs."""
+    """Debian 12 with CA certificates, the base of the Dockerfile's stage `rootfs`. Cached beside the cluster's programs."""
     install()
     tar = HOME / "bin/debian.tar"
     if not tar.exists():
@@ -43,7 +43,7 @@ def base_tar():
 
 
 class Buildah:
-    """buildah with a store of its own, in a folder: plain copies (vfs), so that no mount is left over."""
+    """buildah with a separate store in a folder: plain copies (vfs), so that no mount is left behind."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -52,7 +52,7 @@ class Buildah:
         try:
             return self.once(*args)
         except Failed as failure:
-            # buildah copies itself into a sealed file before it starts a process; on a busy machine the kernel refuses that now and then.
+            # buildah copies itself into a sealed memfd before it starts a process; on a busy machine the kernel occasionally rejects that.
             if tries == 1 or "sealing memfd copy" not in str(failure):
                 raise
             return self(*args, tries=tries - 1)
@@ -64,7 +64,7 @@ class Buildah:
 
 
 def build(folder):
-    """Builds the image in a folder; (archive to import, what to say)."""
+    """Builds the image in a folder; returns (archive to import, report line)."""
     folder = Path(folder)
     buildah = Buildah(folder)
     name = next(line.split()[1] for line in DOCKERFILE.read_text().splitlines() if line.endswith(" AS rootfs"))
@@ -84,7 +84,7 @@ def build(folder):
         return tag, buildah("inspect", "--type", "image", "--format", "{{.FromImageID}}", tag)
 
     (tag, first), (_, second) = once(1), once(2)
-    check(first == second, f"built twice it is the same: {first} and {second}")
+    check(first == second, f"two builds give the same image: {first} and {second}")
     buildah("tag", tag, PROGRAM_IMAGE)
     compressed = folder / "compressed.tar"
     buildah("push", "--quiet", PROGRAM_IMAGE, f"oci-archive:{compressed}")
@@ -93,8 +93,8 @@ def build(folder):
     archive = folder / "image.tar"
     buildah("push", "--quiet", PROGRAM_IMAGE, f"docker-archive:{archive}:{PROGRAM_IMAGE}")
     files = contents(archive)
-    check("ordermesh" in files and not [name for name in files if name.endswith(("/sh", "/bash", "/dpkg"))], f"it has the program and no shell: {files}")
-    return archive, f"image: {size / 1e6:.1f} MB compressed, {archive.stat().st_size / 1e6:.1f} MB unpacked, {len(files)} files, built twice the same"
+    check("ordermesh" in files and not [name for name in files if name.endswith(("/sh", "/bash", "/dpkg"))], f"it contains the program and no shell: {files}")
+    return archive, f"image: {size / 1e6:.1f} MB compressed, {archive.stat().st_size / 1e6:.1f} MB unpacked, {len(files)} files, reproducible"
 
 
 def contents(archive):

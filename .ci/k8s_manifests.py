@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The manifests: schemas (kubeconform), good practice (kube-score), policies against the contract, and the API server's own opinion.
+"""The manifests: schemas (kubeconform), good practice (kube-score), policies against the contract, and the API server's admission.
 
-Run alone it needs no cluster, and leaves the API server out.
+Run directly it needs no cluster, and skips the API server.
 """
 
 import glob
@@ -26,25 +26,25 @@ from system import ROOT, Failed, check  # noqa: E402
 BIN = ROOT / ".ci/bin"
 PRODUCTION = "deploy/overlays/production"
 OVERLAYS = ("deploy/overlays/local", PRODUCTION)
-# Components that the production overlay has as comments: each alone, and those together of which one changes the other.
+# Components that the production overlay lists as comments: each alone, and together where one patches the other.
 MIGRATE, CLOUDNATIVE_PG, TOOLS = "deploy/components/migrate", "deploy/components/cloudnative-pg", "deploy/components/cloudnative-pg/tools"
 COMPONENTS = ((MIGRATE,), (CLOUDNATIVE_PG,), (MIGRATE, CLOUDNATIVE_PG), ("deploy/collector/opensearch",), ("deploy/collector/logs",))
 VERIFY = f"{PRODUCTION}/verify"
 JOBS = ("deploy/jobs/load", "deploy/jobs/verify", VERIFY)
 
-# What kube-score finds and we keep: (check, name of the object or None for all, why). One that finds nothing is an error: take it out.
+# Accepted findings of kube-score: (check, name of the object or None for all, why). An unused exception is an error: remove it.
 EXCEPTIONS = (
-    ("container-image-pull-policy", None, "images are named by version, in production by digest: pulled once is pulled right, and a registry that is "
-     "away stops no pod from starting"),
-    ("container-resources", None, "no CPU limit: a service that is throttled in the middle of a call is slow for nothing; requests share a full node fairly"),
-    ("container-security-context-user-group-id", "postgres", "999 is the user of the official image, and owner of what it keeps on its volume"),
-    ("deployment-strategy", "collector", "two collectors at a time would each see half of a trace"),
+    ("container-image-pull-policy", None, "images are named by version, in production by digest: a cached image is the right one, and a registry "
+     "outage prevents no pod from starting"),
+    ("container-resources", None, "no CPU limit: throttling in the middle of a call only adds latency; CPU requests share a full node fairly"),
+    ("container-security-context-user-group-id", "postgres", "999 is the user of the official image, and the owner of the data on its volume"),
+    ("deployment-strategy", "collector", "two concurrent collectors would each see half of a trace"),
     ("deployment-replicas", "collector", "tail sampling needs all spans of a trace in one place"),
-    ("deployment-replicas", "jaeger", "its traces are in its memory"),
+    ("deployment-replicas", "jaeger", "its traces are in memory"),
     ("networkpolicy-targets-pod", "tools", "its pods are Jobs that an operator starts by hand (deploy/jobs)"),
 )
 
-# Kinds of others: their schemas, for the API server's dry run, by their own Go modules.
+# Third-party kinds: their schemas, for the API server's dry run, from their Go modules.
 CRDS = {
     "sigs.k8s.io/gateway-api@v1.4.1": ("h1:NPxFutNkKNa8UfLd2CMlEuhIPMQgDQ6DXNKG9sHbJU8=", "config/crd/standard/*_{grpcroutes,backendtlspolicies}.yaml"),
     "github.com/cert-manager/cert-manager@v1.19.1": ("h1:Txh8L/nLWTDcb7ZnXuXbTe15BxQnLbLirXmbNk0fGgY=", "deploy/crds/cert-manager.io_{issuers,certificates}.yaml"),
@@ -54,7 +54,7 @@ CUSTOM_KINDS = "Certificate,Issuer,GRPCRoute,BackendTLSPolicy,Cluster"
 
 
 def variants():
-    """{name: YAML} of everything that people apply."""
+    """{name: YAML} of everything that operators apply."""
     found = {folder: run(["kubectl", "kustomize", ROOT / folder]) for folder in (*OVERLAYS, *JOBS)}
     for components in COMPONENTS:
         found[" + ".join((PRODUCTION, *components))] = with_components(PRODUCTION, components)
@@ -63,17 +63,17 @@ def variants():
 
 
 def with_components(folder, components):
-    """An overlay as it is built when the comments before some of its components are taken away."""
+    """An overlay as built with some of its commented components enabled."""
     lines, place = (ROOT / folder / "kustomization.yaml").read_text().splitlines(), ROOT / ".ci/k8s/variant"
     for component in components:
         comment = f"  # - {os.path.relpath(ROOT / component, ROOT / folder)} "
         at = next((at for at, line in enumerate(lines) if line.startswith(comment)), None)
-        check(at is not None, f"{folder}/kustomization.yaml names {component}, to be taken or left")
+        check(at is not None, f"{folder}/kustomization.yaml names {component} as a comment")
         lines[at] = comment.replace("# ", "")
     overlay = yaml.safe_load("\n".join(lines))
     for kind in ("resources", "components"):
         overlay[kind] = [os.path.relpath(ROOT / folder / each, place) if each.startswith("..") else each for each in overlay[kind]]
-    shutil.rmtree(place, ignore_errors=True)  # of one that was killed
+    shutil.rmtree(place, ignore_errors=True)  # left by a killed run
     place.mkdir(parents=True)
     try:
         for file in (ROOT / folder).iterdir():
@@ -86,7 +86,7 @@ def with_components(folder, components):
 
 
 def database_urls(texts):
-    """With CloudNativePG nobody asks for the Secret `database`, which is not there; without it everybody does. `verify` reaches its database."""
+    """With CloudNativePG no container uses the Secret `database`, which does not exist; without it all do. `verify` reaches its database."""
     wrong = []
     for name, text in texts.items():
         objects = [each for each in yaml.safe_load_all(text) if each]
@@ -107,13 +107,13 @@ def database_urls(texts):
             job = list(yaml.safe_load_all(texts[f"{VERIFY} + {TOOLS}"]))
             wrong += [f"{name}: {problem}" for problem in k8s_policies.unreachable(objects, job)]
             if any(each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "egress-database" for each in objects):
-                wrong.append(f"{name}: the policy egress-database still opens addresses that nobody needs")
+                wrong.append(f"{name}: the policy egress-database still opens addresses that are not needed")
     check(not wrong, "\n".join(wrong))
-    return [f"{len(texts)} variants: each has its URLs from the one Secret that is there"]
+    return [f"{len(texts)} variants: each takes its URLs from the one Secret that exists"]
 
 
 def one_family_alone(objects):
-    """What takes IPv4 for granted: on IPv6-only clusters nothing would get ready, on dual-stack ones half of it would be left out."""
+    """Problems of objects that assume IPv4: they would fail on IPv6-only clusters, and ignore one family on dual-stack ones."""
     for each in objects:
         name = f"{each['kind']} {each['metadata']['name']}"
         if each["kind"] == "Service" and each["spec"].get("ipFamilyPolicy") != "PreferDualStack":
@@ -128,14 +128,14 @@ def one_family_alone(objects):
 
 
 def families(texts):
-    """IPv4 and IPv6."""
+    """Every variant supports IPv4 and IPv6."""
     wrong = [f"{name}: {problem}" for name, text in texts.items() for problem in one_family_alone([each for each in yaml.safe_load_all(text) if each])]
     check(not wrong, "\n".join(wrong))
-    # The twin: it sees each kind of problem.
+    # Control case: each kind of problem is detected.
     block = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}
     bad = [{"kind": "Service", "metadata": {"name": "a"}, "spec": {}}, {"kind": "NetworkPolicy", "metadata": {"name": "b"}, "spec": {"egress": [block]}},
            {"kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"ORDERMESH_LISTEN": "0.0.0.0:7000"}}]
-    check(len(list(one_family_alone(bad))) == 3, "what is for one family alone is seen")
+    check(len(list(one_family_alone(bad))) == 3, "objects for one family alone are detected")
     return [f"{len(texts)} variants: Services, policies and listeners are for both families"]
 
 
@@ -185,7 +185,7 @@ def without_cluster():
 
 
 def install_crds(cluster):
-    """The custom kinds, so that the API server knows them too."""
+    """Installs the custom kinds, so that the API server accepts them."""
     for module, (pinned, pattern) in CRDS.items():
         answer = json.loads(run(["go", "mod", "download", "-json", module], seconds=600, env={"GOFLAGS": ""}))
         check(answer["Sum"] == pinned, f"{module} has hash {answer['Sum']}, not the pinned {pinned}")
@@ -200,7 +200,7 @@ def install_crds(cluster):
 
 
 def dry_run(cluster):
-    """The real API server's admission of every variant, custom kinds included. The namespace has to be there for that."""
+    """The real API server admits every variant, custom kinds included. This needs the namespace."""
     install_crds(cluster)
     said = []
     for name, text in variants().items():

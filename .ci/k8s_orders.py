@@ -1,4 +1,4 @@
-"""Customers of the system in the cluster: one by hand with grpcurl over port-forwards, and many by `ordermesh load` in a Job."""
+"""Customers of the system in the cluster: one with grpcurl over port-forwards, and many by `ordermesh load` in a Job."""
 
 import json
 import re
@@ -17,7 +17,7 @@ PASSWORD = "correct horse battery"
 
 
 def call(port, method, message, *headers, seconds=20):
-    """grpcurl over TLS: the server is verified against the platform's CA; we show no certificate, only tokens."""
+    """grpcurl over TLS: verifies the server against the platform's CA; the client presents no certificate, only tokens."""
     command = ["grpcurl", "-cacert", str(SECRETS / "trust.pem"), "-format-error", "-max-time", str(seconds)]
     for header in headers:
         command += ["-H", header]
@@ -29,7 +29,7 @@ def call(port, method, message, *headers, seconds=20):
 
 
 def order_by_hand(cluster):
-    """Register, log in, order, watch to the end; then the trace in Jaeger."""
+    """Registers, logs in, orders, watches to the end; then finds the trace in Jaeger."""
     trace = new_trace()
     email = f"ada-{uuid.uuid4().hex[:8]}@example.com"
     with cluster.forward("service/user", 7000) as user, cluster.forward("service/order", 7000) as order:
@@ -53,7 +53,7 @@ def order_by_hand(cluster):
 
 
 def spans(port, trace):
-    """The spans of a trace, as Jaeger's API tells them."""
+    """The spans of a trace, from Jaeger's API."""
     return [span for found in asked(port, f"/api/traces/{trace}") for span in spans_of(found)]
 
 
@@ -77,7 +77,7 @@ def spans_of(found):
 
 
 def job(kind, *flags):
-    """A Job of deploy/jobs with more flags, our image, and a name of its own: here one follows the other."""
+    """A Job of deploy/jobs with more flags, our image, and a generated name, because several run in sequence."""
     manifest = yaml.safe_load((ROOT / f"deploy/jobs/{kind}/job.yaml").read_text())
     manifest["metadata"]["generateName"] = f"{manifest['metadata'].pop('name')}-"
     container = manifest["spec"]["template"]["spec"]["containers"][0]
@@ -88,7 +88,7 @@ def job(kind, *flags):
 
 
 class Load:
-    """`ordermesh load` in the cluster while something happens to it. What its customers saw is in `report` afterwards."""
+    """`ordermesh load` in the cluster during failures. `report` then has the customers' results."""
 
     def __init__(self, cluster, what, rate, most_seconds, logins=1):
         self.cluster, self.what, self.most_seconds = cluster, what, most_seconds
@@ -100,7 +100,7 @@ class Load:
         args = manifest["spec"]["template"]["spec"]["containers"][0]["args"]
         args[:] = [arg for arg in args if not arg.startswith("--customers")]
         self.name = self.cluster.job(manifest, 60)
-        # Its accounts are registered, and orders are on their way, when it says how many.
+        # Once it prints a rate, its accounts are registered and orders are in progress.
         pod = self.cluster.job_pod(self.name)
         eventually("the load has begun", 60, lambda: "acknowledged/s" in self.cluster.logs(pod))
         return self
@@ -118,7 +118,7 @@ class Load:
 
 
 class Report:
-    """What `ordermesh load` printed."""
+    """The parsed output of `ordermesh load`."""
 
     def __init__(self, log):
         acknowledged = re.search(r"^acknowledged\s+(\d+)", log, re.M)
@@ -129,12 +129,12 @@ class Report:
         self.latency = latency.groups() if latency else ("?", "?", "?")
 
     def failures(self):
-        """What a customer noticed: a call that was refused after the client's own retries, an order that was not placed or not seen to
-        its end. A WatchOrder stream that ends with its pod, and is taken up at another, is what streams do: counted, and no failure."""
+        """Failures visible to a customer: a call that failed after the client's retries, an order that was not placed or not seen to
+        its end. A WatchOrder stream that ends with its pod and resumes at another is expected: counted, but no failure."""
         calls = [f"{count}x {why}" for why, count in self.refused.items() if not why.startswith("WatchOrder: Unavailable")]
         return [*calls, *self.lost]
 
     def told(self):
         streams = sum(count for why, count in self.refused.items() if why.startswith("WatchOrder: Unavailable"))
         p50, p99, most = self.latency
-        return f"{self.orders} orders, 0 failures, {streams} watches taken up again; acknowledged p50 {p50} ms, p99 {p99} ms, max {most} ms"
+        return f"{self.orders} orders, 0 failures, {streams} watches resumed; acknowledged p50 {p50} ms, p99 {p99} ms, max {most} ms"

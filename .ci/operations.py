@@ -25,7 +25,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 PROMETHEUS = HERE / "bin/prometheus.deb.d/usr/bin"
 os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{PROMETHEUS}"
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are terminated
 for name in list(os.environ):
     if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
         del os.environ[name]
@@ -40,7 +40,7 @@ RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 # What a system without trouble does not send: metric in Prometheus → its name in the code, the file that sends it, why it is not there.
 ONLY_IN_TROUBLE = {
     "mesh_tls_certificate_remaining_seconds": ("mesh.tls.certificate.remaining", "services/mesh/src/tls.rs", "on one machine there is no TLS"),
-    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/places.rs", "more than 64 log-ins wait at once"),
+    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/slots.rs", "more than 64 log-ins wait at once"),
 }
 # Of the User Service: for the load's log-ins, and not for one of 60 KiB, whose bytes count four times.
 MEMORY_BUDGET = 128 * 1024

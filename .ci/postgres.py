@@ -159,6 +159,6 @@ def on_postgres():
             check(not list(system.data_dir.glob("*.db")), "no SQLite file was made")
             verified(system, *stores)
             code = system.stop()
-            check(code == 0, f"SIGTERM ends it with 0, not {code}")
+            check(code == 0, f"after SIGTERM it exits with 0, not {code}")
         version = server.sql("SHOW server_version")
     return f"PostgreSQL {version}: a happy order and a declined one"

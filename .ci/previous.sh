@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the release before this one, the commit in .ci/previous-release, to target/previous/ordermesh. It shares this
-# build's target folder, so that only our own crates are built twice. Those must go before and after: cargo names a
-# workspace's crates by their place in it, so it takes one release's for the other's when their files are newer.
+# Builds the previous release, the commit in .ci/previous-release, to target/previous/ordermesh. It shares this
+# build's target folder, so that only our own crates are built twice. These are cleaned before and after: cargo identifies a
+# workspace's crates by their path in it, so it mistakes one release's crates for the other's when their files are newer.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."

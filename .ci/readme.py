@@ -273,7 +273,7 @@ def run_with(jaeger):
         check(systems, "the documents start the system")
         for system in systems:
             code = system.stop()
-            check(code == 0, f"SIGTERM ends it with 0, not {code}")
+            check(code == 0, f"after SIGTERM it exits with 0, not {code}")
         return f"{len(parts) - len(rows)} blocks, {len(rows)} rows of the table of failures"
     except (Failed, CallError):
         for system in systems:

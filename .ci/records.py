@@ -73,7 +73,7 @@ def run():
             trace = new_trace()
             try:
                 system.login(email, "wrong horse battery", [traceparent(trace)])
-                raise Failed("a wrong password is refused")
+                raise Failed("a wrong password is rejected")
             except CallError:
                 pass
 

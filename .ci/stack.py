@@ -1,4 +1,4 @@
-"""Jaeger, the collector and Prometheus with the files of deploy/ as they stand there, but for ports and waiting times."""
+"""Jaeger, the collector and Prometheus with the files of deploy/, unchanged except for ports and intervals."""
 
 import json
 import os
@@ -14,7 +14,7 @@ OPERATIONS, COLLECTOR = ROOT / "deploy/operations", ROOT / "deploy/collector"
 
 
 class Program:
-    """A program that runs until the block ends."""
+    """A program that runs until the `with` block ends."""
 
     def __init__(self, command, env, ready, log):
         self.command, self.env, self.ready, self.log = command, env, ready, log
@@ -26,7 +26,7 @@ class Program:
                 self.command, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
         def answers():
-            check(self.process.poll() is None, f"{self.command[0]} lives:\n{self.log.read_text()[-2000:]}")
+            check(self.process.poll() is None, f"{self.command[0]} is running:\n{self.log.read_text()[-2000:]}")
             return ask(self.ready) is not None
 
         try:
@@ -37,13 +37,13 @@ class Program:
         return self
 
     def __exit__(self, *_):
-        # SIGTERM would take Jaeger ten seconds.
+        # After SIGTERM Jaeger would take ten seconds.
         self.process.kill()
         self.process.wait()
 
 
 def ask(url):
-    """The body, or nothing when the answer is 404."""
+    """The response body, or None on 404."""
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
             return answer.read().decode()
@@ -58,7 +58,7 @@ def local(port):
 
 
 class Pipeline:
-    """The collector and, behind it, Jaeger: a system's spans are sampled on their way. With `logs_to`, a URL, logs go on there, as JSON."""
+    """The collector and, behind it, Jaeger: a system's spans are tail-sampled. With `logs_to`, a URL, logs are forwarded there, as JSON."""
 
     def __init__(self, folder, decision_wait, percentage, logs_to=None):
         self.folder = folder
@@ -95,7 +95,7 @@ class Pipeline:
             program.__exit__()
 
     def env(self):
-        """The environment with which services send their telemetry here, as the manifests' settings have it: no logs, unless they go on."""
+        """The environment with which services send their telemetry here, as in the manifests' settings: no logs, unless they are forwarded."""
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{local(self.otlp)}", **self.signals}
 
 
@@ -104,7 +104,7 @@ class Stack(Pipeline):
 
     def __init__(self, folder, decision_wait, percentage):
         super().__init__(folder, decision_wait, percentage)
-        # Faster than in real life, where it would take minutes to see anything.
+        # Shorter intervals than in production, where it would take minutes to see anything.
         config = (OPERATIONS / "prometheus.yaml").read_text().replace("interval: 15s", "interval: 1s")
         config = config.replace("  - alerts.yaml", f"  - {OPERATIONS / 'alerts.yaml'}")
         config = config.replace("collector.ordermesh.svc:8889", local(self.metrics)).replace("collector.ordermesh.svc:8888", local(self.self_metrics))

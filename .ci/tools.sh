@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Puts the pinned tools that CI uses into .ci/bin: grpcurl, buf, jaeger; by name also those for the manifests: kubeconform, kube-score,
-# schemas, hadolint, yaml (for python). What is there at its pinned version stays.
+# Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger; by name also those for the manifests: kubeconform, kube-score,
+# schemas, hadolint, yaml (for python). A tool that is present at its pinned version is kept.
 #
 #   .ci/tools.sh [TOOL...]
 #
-# Needs go, npm and python3, and nothing of this machine but the package managers' own registries.
+# Needs go, npm and python3, and access to their package registries only.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,7 +17,7 @@ work=$(mktemp -d)
 # Go makes its module cache read-only.
 trap 'chmod -R u+w "$work" 2>/dev/null; rm -rf "$work"' EXIT
 
-retry() { # retry COMMAND...: three tries, for a registry's passing fault
+retry() { # retry COMMAND...: three attempts, for a registry's transient errors
   local try
   for try in 1 2 3; do
     "$@" && return 0
@@ -26,8 +26,8 @@ retry() { # retry COMMAND...: three tries, for a registry's passing fault
   return 1
 }
 
-# Builds one command inside its module's own folder: its own go.mod and go.sum decide every dependency, and the module
-# itself is checked against the hash that is pinned here.
+# Builds one command inside its module's folder: the module's go.mod and go.sum pin every dependency, and the module
+# itself is verified against the hash pinned here.
 go_tool() { # go_tool NAME MODULE VERSION HASH PACKAGE [LDFLAGS]
   local name=$1 module=$2 version=$3 hash=$4 package=$5 ldflags=${6:-} dir sum
   retry env GOFLAGS= go mod download -json "$module@$version" >"$work/$name.json"
@@ -52,7 +52,7 @@ install_tool() { # install_tool NAME
     jaeger) pin=v1.76.0 ;; # the module's tag: the program is Jaeger 2.13.0
     kubeconform) pin=v0.8.0 ;;
     kube-score) pin=v1.20.0 ;;
-    schemas) pin=1.37.0 ;; # of kubernetes-validate, which brings Kubernetes 1.33's
+    schemas) pin=1.37.0 ;; # of kubernetes-validate, which ships Kubernetes 1.33's
     hadolint) pin=2.15.1 ;;
     yaml) pin=6.0.3 ;;
     *) echo "unknown tool: $name" >&2; return 2 ;;
@@ -89,7 +89,7 @@ install_tool() { # install_tool NAME
       rm -rf "$bin/schemas"
       PYTHONPATH="$work/validate" python3 "$here/k8s_schemas.py" 1.33.0 "$bin/schemas" ;;
     buf)
-      # The platform's package holds the program itself; no install script runs.
+      # The platform's package contains the program itself; no install script runs.
       local platform
       case $(uname -m) in
         x86_64) platform=linux-x64 ;;
