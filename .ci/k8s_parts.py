@@ -1,4 +1,4 @@
-"""What happens on the cluster, one function for each part of k8s.py. Each gives back lines to print: what was seen."""
+"""The parts of k8s.py on the cluster, one function each. Each returns report lines to print."""
 
 import copy
 import json
@@ -18,19 +18,19 @@ from system import ROOT, check, eventually
 
 SERVICES = ("user", "order", "payment", "data")
 DEPLOYMENTS = (*SERVICES, "gateway")
-# Orders a second: two cores carry the whole cluster and the load.
+# Orders a second: two cores run the whole cluster and the load.
 RATE = 15
 
 
 def apply(cluster):
-    """The local overlay with one command, until every pod is ready."""
+    """Applies the local overlay with one command, and waits until every pod is ready."""
     start = time.monotonic()
     cluster.kubectl("apply", "-k", ROOT / ".ci/k8s")
     eventually("two ready pods of each service, and the rest", 300, lambda: all_ready(cluster))
     took = seconds_since(start)
     pods = cluster.get("pods")["items"]
     restarts = sum(status["restartCount"] for pod in pods for status in pod["status"]["containerStatuses"])
-    eventually("the autoscalers measure", 60, lambda: all(
+    eventually("the autoscalers have metrics", 60, lambda: all(
         autoscaler["status"].get("currentMetrics") for autoscaler in cluster.get("hpa")["items"]))
     return [f"kubectl apply to {len(pods)} pods ready: {took} s, {restarts} restarts", f"memory idle: {memory(cluster)}"]
 
@@ -49,15 +49,15 @@ def all_ready(cluster):
 
 
 def memory(cluster):
-    """MiB by service, over its pods."""
-    measured = eventually("kubectl top knows every pod", 60, lambda: (
+    """Memory in MiB by service, for each of its pods."""
+    measured = eventually("kubectl top lists every pod", 60, lambda: (
         lambda top: top if all(any(pod.startswith(f"{name}-") for pod in top) for name in DEPLOYMENTS) else None)(cluster.memory()))
     kinds = (*DEPLOYMENTS, "postgres", "collector", "jaeger")
     return ", ".join(f"{kind} {'/'.join(str(mib) for pod, mib in sorted(measured.items()) if pod.startswith(kind + '-'))}" for kind in kinds) + " MiB"
 
 
 def missing_secrets(cluster):
-    """For each service and each Secret: a pod without that one. It has to end, and say what is missing; it must not hang."""
+    """For each service and each Secret: a pod without that Secret must exit with an error that names it, and must not hang."""
     cases = []
     for service in SERVICES:
         template = cluster.get("deployment", service)["spec"]["template"]
@@ -77,9 +77,9 @@ def missing_secrets(cluster):
                 return status["phase"] in ("Failed", "Succeeded") and status["phase"]
             ended = eventually(f"{name} ends", 60, phase)
             last = error_of(cluster.logs(name))
-            # The line names the Secret, or where it is mounted.
+            # The error names the Secret or its mount path.
             words = {"database": ["database"], "signing-keys": ["signing key"], "operator": ["operator"], "gateway-api-key": ["gateway/api-key"]}
-            check(ended == "Failed" and any(word in last.lower() for word in words.get(secret, ["/tls/"])), f"{name}: {ended}, it says: {last}")
+            check(ended == "Failed" and any(word in last.lower() for word in words.get(secret, ["/tls/"])), f"{name}: {ended}, with the error: {last}")
             said.append(f"{service} without {secret}: {last}")
     finally:
         cluster.kubectl("delete", "pod", *names, "--grace-period=0", "--force", "--ignore-not-found", must=False)
@@ -87,16 +87,16 @@ def missing_secrets(cluster):
 
 
 def error_of(log):
-    """The error that a program ended with: its line and those of its causes."""
+    """The error with which a program exited: its line and those of its causes."""
     at = log.rfind("error: ")
     return " ".join(log[at:].split()) if at >= 0 else f"(no error) {log[-300:]}"
 
 
 def without(template, secret, name):
-    """A pod of a Deployment, once, with one Secret that is not there; it is no part of any Service."""
+    """A pod from a Deployment's template with one Secret missing, without restarts; no Service selects it."""
     spec = copy.deepcopy(template["spec"])
     spec["restartPolicy"] = "Never"
-    # It takes nobody's place on the node.
+    # It must not displace other pods on the node.
     for field in ("topologySpreadConstraints", "priorityClassName"):
         spec.pop(field, None)
     spec["containers"][0]["resources"] = {"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": spec["containers"][0]["resources"]["limits"]}
@@ -112,23 +112,23 @@ def without(template, secret, name):
 
 
 def order(cluster):
-    """One order by hand, and its trace."""
+    """One order with grpcurl, and its trace."""
     return [k8s_orders.order_by_hand(cluster)]
 
 
 def policies(cluster):
-    """The network policies hold: what an operator's Job may do (`load` is that), a pod with a stranger's labels may not."""
+    """The network policies are enforced: an operator's Job such as `load` has access, a pod with unknown labels does not."""
     manifest = k8s_orders.job("load", "--no-verify", "--orders=1")
     for labels in (manifest["metadata"]["labels"], manifest["spec"]["template"]["metadata"]["labels"]):
         labels["app.kubernetes.io/component"] = labels["app.kubernetes.io/name"] = "stranger"
     succeeded, log = cluster.job_end(cluster.job(manifest, 60), 120)
-    check(not succeeded, f"a stranger's pod is let in:\n{log}")
-    check(re.search(r"UNAVAILABLE|DEADLINE|Unavailable|Deadline|unreachable|timed out", log), f"a stranger's pod is shut out:\n{log}")
-    return [f"a stranger's pod reaches nobody: {error_of(log)}"]
+    check(not succeeded, f"a pod with unknown labels has no access:\n{log}")
+    check(re.search(r"UNAVAILABLE|DEADLINE|Unavailable|Deadline|unreachable|timed out", log), f"a pod with unknown labels gets a connection error:\n{log}")
+    return [f"a pod with unknown labels reaches no service: {error_of(log)}"]
 
 
 def migrate(cluster):
-    """The component's Job, on a database whose schemas are there already."""
+    """The component's Job, on a database whose schemas already exist."""
     manifest = next(each for each in yaml.safe_load_all((ROOT / "deploy/components/migrate/job.yaml").read_text()) if each["kind"] == "Job")
     settings = cluster.get("deployment", "order")["spec"]["template"]["spec"]["containers"][0]["envFrom"]
     manifest["metadata"]["namespace"] = NAMESPACE
@@ -145,7 +145,7 @@ def migrate(cluster):
 
 
 def deletes(cluster):
-    """Under load a pod of each service is deleted, one after the other; then a process of each is killed with SIGKILL, which nobody drains."""
+    """Under load deletes a pod of each service in turn; then kills a process of each with SIGKILL, without a drain."""
     times = []
     with Load(cluster, "a pod of each service deleted", RATE, 45) as load:
         for service in DEPLOYMENTS:
@@ -156,7 +156,7 @@ def deletes(cluster):
             times.append(f"{service} {seconds_since(start)} s")
         still_loaded(load)
     said = [f"deleted: {load.report.told()}", f"two ready pods again after: {', '.join(times)}"]
-    # Without log-ins: one that is under way in a process that is killed is lost, and nobody may repeat it for the customer.
+    # Without log-ins: one in flight in a killed process is lost, and must not be retried for the customer.
     with Load(cluster, "a process of each service killed", RATE, 75, logins=0) as load:
         for service in DEPLOYMENTS:
             cluster.kill(ready(cluster, service)[0])
@@ -166,12 +166,12 @@ def deletes(cluster):
 
 
 def still_loaded(load):
-    """What was done was done under load."""
-    check("active" in str(load.cluster.get("job", load.name)["status"]), f"{load.what}: the load had ended before: make it longer")
+    """Checks that the load was still running."""
+    check("active" in str(load.cluster.get("job", load.name)["status"]), f"{load.what}: the load had already ended: make it longer")
 
 
 def rolling(cluster):
-    """A rolling update of every Deployment under load, then Order is rolled back."""
+    """A rolling update of every Deployment under load, then a rollback of Order."""
     times = []
     with Load(cluster, "a rolling update of every Deployment", RATE, 180) as load:
         for name in DEPLOYMENTS:
@@ -188,7 +188,7 @@ def rolling(cluster):
 
 
 def scale(cluster):
-    """Order to three pods: the new one takes calls. Back to two: what goes drains."""
+    """Scales Order to three pods: the new one serves calls. Back to two: the removed one drains."""
     with Load(cluster, "Order to three pods and back", RATE, 75) as load:
         before = set(ready(cluster, "order"))
         bounds(cluster, 3)
@@ -219,22 +219,22 @@ def scale(cluster):
                 follow.wait()
             log.seek(0)
             told = [line for line in log if removed in line]
-        check(any("has ended" in line for line in told), f"{removed} drained, and said so: {told[-10:]}")
+        check(any("has ended" in line for line in told), f"{removed} drained and logged it: {told[-10:]}")
         check(not any("did not end in time" in line for line in told), f"{removed} ended in time: {told[-10:]}")
         still_loaded(load)
     wait = first - ready_at
-    check(wait <= 10, f"the new pod took its first call {wait:.1f} s after it was ready")
-    return [load.report.told(), f"{name}: first call {wait:+.1f} s from its Ready (a time in whole seconds)", f"{removed}: drained and gone {took} s "
+    check(wait <= 10, f"the new pod served its first call {wait:.1f} s after it was ready")
+    return [load.report.told(), f"{name}: first call {wait:+.1f} s from its Ready (whole seconds)", f"{removed}: drained and gone {took} s "
             "after the autoscaler's bounds changed", f"memory under load ({RATE} orders/s): {loaded}"]
 
 
 def bounds(cluster, replicas):
-    """The autoscaler owns the number of pods: it is told, not the Deployment."""
+    """Sets the autoscaler's bounds: it owns the number of pods, not the Deployment."""
     cluster.kubectl("patch", "hpa", "order", "--type=merge", "-p", json.dumps({"spec": {"minReplicas": min(replicas, 3), "maxReplicas": replicas}}))
 
 
 def first_call(jaeger, instance):
-    """When an instance of Order served its first call that Jaeger knows; None while there is none."""
+    """The start of the first call in Jaeger that an instance of Order served; None if there is none yet."""
     tags = '%7B%22service.instance.id%22%3A%22' + instance + '%22%7D'
     found = k8s_orders.asked(jaeger, f"/api/traces?service=order&lookback=1h&limit=500&tags={tags}")
     begins = [span["begins"] for each in found for span in k8s_orders.spans_of(each) if span["instance"] == instance and span["kind"] == "server"]
@@ -242,7 +242,7 @@ def first_call(jaeger, instance):
 
 
 def verify(cluster):
-    """The promises, after all of that."""
+    """Checks the promises after all other parts."""
     succeeded, log = cluster.job_end(cluster.job(k8s_orders.job("verify"), 60), 180)
     check(succeeded and len(re.findall(r"\bkept\b", log)) == 4, f"verify is clean:\n{log}")
     return [line for line in log.splitlines() if "kept" in line]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The contract against the manifests: who may call whom, and what the public may call. Needs kubectl (for kustomize) and PyYAML
-(.ci/tools.sh yaml).
+"""Compares the contract with the manifests: the permitted callers of each service, and the public methods. Needs kubectl (for kustomize)
+and PyYAML (.ci/tools.sh yaml).
 
-The NetworkPolicies of an overlay are evaluated as Kubernetes does it: an edge is there when the caller's egress and the called
-one's ingress both allow it. What has to be there is worked out from proto/. The Job `verify` reads every store and the gateway's
-ledger: it has to reach all of them, in both overlays. Run alone: it checks both overlays.
+The NetworkPolicies of an overlay are evaluated as by Kubernetes: an edge exists when the caller's egress and the callee's
+ingress both allow it. The expected edges are derived from proto/. The Job `verify` reads every store and the gateway's
+ledger: it must reach all of them, in both overlays. Run directly, it checks both overlays.
 """
 
 import re
@@ -21,12 +21,12 @@ GRPC = 7000
 POSTGRES = 5432
 SERVICES = ("user", "order", "payment", "data")
 GATEWAY = "ORDERMESH_PAYMENT_GATEWAY_ADDRESSES"
-# Who is asked by whom besides our own pods: what is outside of the cluster, and its DNS.
+# Peers other than our own pods: addresses outside of the cluster, and its DNS.
 OUTSIDE = "an address outside of the cluster"
 OURS = {"kubernetes.io/metadata.name": "ordermesh"}
 DNS = {"k8s-app": "kube-dns"}
 DNS_NAMESPACE = {"kubernetes.io/metadata.name": "kube-system"}
-# The Jobs that run beside an overlay: `verify` first. `load` is for trying out, and has none in production.
+# The Jobs that run beside an overlay: `verify` first. `load` is for trying out, and not for production.
 JOBS = {
     "deploy/overlays/local": ("deploy/jobs/verify", "deploy/jobs/load"),
     "deploy/overlays/production": ("deploy/overlays/production/verify",),
@@ -44,29 +44,29 @@ def methods():
                 callers = re.search(r"callers: \[(.*?)\]", rest, re.S)
                 access = re.findall(r"ACCESS_(\w+)", rest)
                 if not access:
-                    sys.exit(f"{package}.{service}/{method}: no access is found in {path}: has the form of the files changed?")
+                    sys.exit(f"{package}.{service}/{method}: no access found in {path}: has the format of the files changed?")
                 found.append((package, service, method, access, re.findall(r'"(\w+)"', callers.group(1)) if callers else []))
     return found
 
 
 def wanted_edges(contract, with_gateway):
-    """Who calls whom: the contract's `callers`, and the calls to PUBLIC methods that services make."""
+    """The (caller, callee) pairs: the contract's `callers`, and the services' calls of PUBLIC methods."""
     edges = {(caller, package.split(".")[0]) for package, _, _, _, callers in contract for caller in callers}
     public = {f"{package}.{service}/{method}" for package, service, method, access, _ in contract if "PUBLIC" in access}
     for calls, method, called in (
-        # Who verifies access tokens fetches the keys; the User Service has them.
+        # Services that verify access tokens fetch the keys; the User Service has them locally.
         (("order", "payment", "data"), "user.v1.UserService/ListSigningKeys", "user"),
         (("order",), "data.v1.CatalogService/BatchGetProducts", "data"),
         (("payment",) if with_gateway else (), "gateway.v1.PaymentGatewayService/CreateCharge", "gateway"),
     ):
         if method not in public:
-            sys.exit(f"{method} is no PUBLIC method any more: who calls it now?")
+            sys.exit(f"{method} is no longer a PUBLIC method: update its callers here")
         edges |= {(caller, called) for caller in calls}
     return edges
 
 
 def built(folder):
-    """The objects of an overlay, as kustomize builds it."""
+    """The objects of an overlay, built by kustomize."""
     done = subprocess.run(["kubectl", "kustomize", str(ROOT / folder)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{folder}: {done.stderr.strip()}")
@@ -74,34 +74,34 @@ def built(folder):
 
 
 def selects(selector, labels):
-    """Does a label selector select a pod with these labels? Unknown operators are an error, not a no."""
+    """Whether a label selector selects a pod with these labels. Unknown operators are an error, not a mismatch."""
     for key, value in (selector.get("matchLabels") or {}).items():
         if labels.get(key) != value:
             return False
     for need in selector.get("matchExpressions") or []:
         if need["operator"] != "In":
-            raise ValueError(f"operator {need['operator']} is not known here")
+            raise ValueError(f"operator {need['operator']} is not supported here")
         if labels.get(need["key"]) not in need["values"]:
             return False
     return True
 
 
 def is_peer(rule, peer, namespace):
-    """Is a pod, or what is outside, meant by one entry of `from` or `to`?"""
+    """Whether one entry of `from` or `to` matches a pod, or OUTSIDE."""
     if peer == OUTSIDE:
-        # Which addresses is for each to SET: that there are some is what can be seen here.
+        # The addresses are SET by each user: only their presence can be checked here.
         return "ipBlock" in rule
     if "ipBlock" in rule:
         return False
-    # Without a selector of namespaces it is about the policy's own.
+    # Without a namespaceSelector it applies to the policy's own namespace.
     if not selects(rule.get("namespaceSelector") or {}, namespace) or ("namespaceSelector" not in rule and namespace != OURS):
         return False
     return selects(rule.get("podSelector") or {}, peer)
 
 
 def allowed(policies, direction, pod, peer, port, namespace=OURS):
-    """May `pod` take (Ingress) or make (Egress) a connection? Default is deny: a pod that no policy selects is an error.
-    A peer in another namespace is told by that one's labels."""
+    """Whether `pod` may accept (Ingress) or open (Egress) a connection. Default is deny: a pod that no policy selects is an error.
+    A peer in another namespace is identified by that namespace's labels."""
     rules_of, peers_of = ("ingress", "from") if direction == "Ingress" else ("egress", "to")
     mine = [p["spec"] for p in policies if direction in p["spec"]["policyTypes"] and selects(p["spec"]["podSelector"], pod)]
     if not mine:
@@ -116,7 +116,7 @@ def allowed(policies, direction, pod, peer, port, namespace=OURS):
 
 
 def edges(objects, names):
-    """Every pair of pods of which the first may call the second."""
+    """Every (caller, callee) pair that the policies allow."""
     policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
     pods = {}
     for each in objects:
@@ -130,7 +130,7 @@ def edges(objects, names):
 
 
 def template_of(objects, kind, name=None):
-    """The pods of a workload, as they are made; None when there is no such workload."""
+    """The pod template of a workload; None if there is no such workload."""
     found = [each["spec"]["template"] for each in objects if each["kind"] == kind and name in (None, each["metadata"]["name"])]
     return found[0] if found else None
 
@@ -141,7 +141,7 @@ def gateway_of(objects):
 
 
 def database_of(objects):
-    """The labels of PostgreSQL's pods where they are ours, or OUTSIDE."""
+    """The labels of PostgreSQL's pods if they are in the overlay, or OUTSIDE."""
     if any(each["kind"] == "Cluster" for each in objects):
         return {"cnpg.io/cluster": "postgres"}
     ours = template_of(objects, "StatefulSet", "postgres")
@@ -149,7 +149,7 @@ def database_of(objects):
 
 
 def unreachable(objects, job):
-    """What a Job of the tools may not reach and has to, as lines; and what is not as in the overlay that it belongs to."""
+    """Problems of a tools Job, as lines: peers that it cannot reach, and differences from the overlay that it belongs to."""
     policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
     template = template_of(job, "Job")
     pod, gateway = template["metadata"]["labels"], gateway_of(objects)
@@ -161,12 +161,12 @@ def unreachable(objects, job):
         allowed(policies, "Egress", pod, peer, port) and (peer == OUTSIDE or allowed(policies, "Ingress", peer, pod, port)))]
     if not allowed(policies, "Egress", pod, DNS, 53, DNS_NAMESPACE):
         wrong.append("DNS")
-    wrong = [f"the Job {pod['app.kubernetes.io/name']} may not reach {name}" for name in wrong]
+    wrong = [f"the Job {pod['app.kubernetes.io/name']} cannot reach {name}" for name in wrong]
     container = template["spec"]["containers"][0]
     its = {each["name"]: each.get("value") for each in container["env"]}
     if its[GATEWAY] != gateway:
         wrong.append(f"the Job's gateway is {its[GATEWAY]}, and the services' is {gateway}")
-    # The recommended URL names a file there.
+    # The recommended URL refers to a file there.
     if "/etc/ordermesh/database-ca" not in {each["mountPath"] for each in container["volumeMounts"]}:
         wrong.append("the Job does not have the database's CA")
     ours = template_of(objects, "Deployment", "order")["spec"]["containers"][0]["image"]
@@ -176,19 +176,19 @@ def unreachable(objects, job):
 
 
 def outside_gateway(objects):
-    """Who may reach a gateway that is not in the cluster, of the services."""
+    """The services that may reach a gateway outside of the cluster."""
     policies, port = [each for each in objects if each["kind"] == "NetworkPolicy"], int(gateway_of(objects).rsplit(":", 1)[1])
     return {(name, "the gateway") for name in SERVICES
             if allowed(policies, "Egress", template_of(objects, "Deployment", name)["metadata"]["labels"], OUTSIDE, port)}
 
 
 def difference(what, wanted, there):
-    """Lines that tell what is missing and what is too much."""
-    return [f"{what}: missing {each}" for each in sorted(wanted - there)] + [f"{what}: too much {each}" for each in sorted(there - wanted)]
+    """Lines with the missing and the extra elements."""
+    return [f"{what}: missing {each}" for each in sorted(wanted - there)] + [f"{what}: extra {each}" for each in sorted(there - wanted)]
 
 
 def check():
-    """What differs; empty when all is well. Prints what was compared."""
+    """The differences, empty if there are none. Prints what was compared."""
     contract = methods()
     wrong = []
     for folder, names in (("deploy/overlays/local", (*SERVICES, "gateway")), ("deploy/overlays/production", SERVICES)):
@@ -216,30 +216,30 @@ def check():
 
 
 def sees_differences():
-    """The check is no check when it cannot fail: each kind of policy taken away, or opened, must be seen."""
+    """Control cases: each kind of policy removed, or opened, must be detected."""
     objects = built("deploy/base")
     wanted = wanted_edges(methods(), False)
     for name in SERVICES:
         without = [each for each in objects if not (each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == name)]
         if edges(without, SERVICES) == wanted:
-            return [f"the policy {name} can be taken away, and this check does not see it"]
+            return [f"the check does not detect that the policy {name} is removed"]
     everybody = {"kind": "NetworkPolicy", "spec": {
         "podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [{}], "egress": [{}]}}
     if len(edges([*objects, everybody], SERVICES)) != len(SERVICES) ** 2:
-        return ["a policy that opens everything is not seen as that"]
+        return ["the check does not detect a policy that allows everything"]
     for folder, jobs in JOBS.items():
         objects, job = built(folder), built(jobs[0])
-        # Without it the tools miss what the policy opens.
+        # Without it the tools lose the access that the policy grants.
         for name in ("tools", "from-tools", "egress-database", "egress-dns", "to-gateway"):
             without = [each for each in objects if not (each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == name)]
             if not unreachable(without, job):
-                return [f"{folder}: the policy {name} can be taken away, and nobody sees that {jobs[0]} reaches less"]
+                return [f"{folder}: the check does not detect that without the policy {name} {jobs[0]} reaches less"]
     if not unreachable(built("deploy/overlays/production"), built("deploy/jobs/verify")):
-        return ["the local overlay's Job is not seen to be wrong in production"]
+        return ["the check does not detect that the local overlay's Job is wrong in production"]
     return []
 
 
 if __name__ == "__main__":
     problems = check() + sees_differences()
-    print("\n".join(problems) or "policies and routes are what the contract says")
+    print("\n".join(problems) or "policies and routes match the contract")
     sys.exit(1 if problems else 0)

@@ -1,5 +1,5 @@
-"""secrets.sh of the local overlay, without a cluster: run again it changes nothing that is in use, and a new authority takes three
-steps, none of which is skipped. A kubectl of our own has the Secrets that were applied."""
+"""secrets.sh of the local overlay, without a cluster: run again it changes nothing in use, and a new authority takes three
+steps, none of which can be skipped. A fake kubectl returns the applied Secrets."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ esac
 
 
 class Folder:
-    """A copy of the script, its secrets, and what of them is in the cluster."""
+    """A copy of the script, its secrets, and those in the cluster."""
 
     def __init__(self, place):
         self.overlay = Path(place) / "repository" / OVERLAY
@@ -54,19 +54,19 @@ class Folder:
     def refuses(self, words, because):
         before = self.files()
         done = self.run(*words)
-        check(done.returncode == 1 and because in done.stderr, f"secrets.sh {' '.join(words)} says `{because}`: {done.stderr or done.stdout}")
-        check(self.files() == before, f"secrets.sh {' '.join(words)}, which is refused, changes nothing")
+        check(done.returncode == 1 and because in done.stderr, f"secrets.sh {' '.join(words)} reports `{because}`: {done.stderr or done.stdout}")
+        check(self.files() == before, f"secrets.sh {' '.join(words)}, which fails, changes nothing")
 
     def apply(self):
         shutil.rmtree(self.cluster, ignore_errors=True)
         shutil.copytree(self.secrets, self.cluster)
 
     def files(self):
-        """Lock files apart, which are empty."""
+        """The files' contents, without lock files, which are empty."""
         return {file.relative_to(self.secrets): file.read_bytes() for file in self.secrets.rglob("*") if file.is_file() and file.name != ".lock"}
 
     def check_trust(self, certificates, roots):
-        """Does everybody who has these roots trust everybody who has these certificates?"""
+        """Checks that every service with these roots trusts every service with these certificates."""
         for service in SERVICES:
             done = subprocess.run(
                 ["openssl", "verify", "-CAfile", roots / "trust.pem", certificates / "tls" / f"{service}.pem"],
@@ -75,25 +75,25 @@ class Folder:
 
 
 def again(folder):
-    """Run twice, and with certificates that have to be renewed."""
+    """Runs the script twice, and with certificates that have to be renewed."""
     folder.makes()
     first = folder.files()
     check(folder.makes() == "" and folder.files() == first, "run again, the script changes nothing")
     folder.apply()
     # As if they ended soon: they are made for less than a week.
     subprocess.run([BIN, "certs", "--dir", folder.secrets / "tls", "--lifetime", "6d"], check=True, capture_output=True)
-    check("apply them" in folder.makes(), "certificates that end soon are renewed")
+    check("apply them" in folder.makes(), "certificates that expire soon are renewed")
     renewed = folder.files()
     changed = {str(path) for path in renewed if renewed[path] != first.get(path)}
     leaves = {f"tls/{service}.{kind}" for service in SERVICES for kind in ("pem", "key")}
-    check(changed == leaves, f"and nothing else changes, the authority least of all: {sorted(changed ^ leaves)}")
+    check(changed == leaves, f"nothing else changes, in particular not the authority: {sorted(changed ^ leaves)}")
     folder.check_trust(folder.secrets, folder.cluster)
     folder.check_trust(folder.cluster, folder.secrets)
     return "run again it keeps every secret, and renews certificates under the same authority"
 
 
 def what_is_gone(folder):
-    """Nothing takes the place of what the cluster uses."""
+    """The script replaces nothing that the cluster uses."""
     (folder.secrets / "postgres-password").rename(folder.secrets / "elsewhere")
     folder.refuses([], "postgres-password is gone")
     (folder.secrets / "elsewhere").rename(folder.secrets / "postgres-password")
@@ -103,19 +103,19 @@ def what_is_gone(folder):
     folder.refuses([], "the cluster has Secrets")
     (folder.overlay / "tls").rename(folder.secrets / "tls")
     (folder.overlay / "trust.pem").rename(folder.secrets / "trust.pem")
-    check(folder.makes() == "", "brought back, all is well")
+    check(folder.makes() == "", "after the files are restored, the script changes nothing")
     # A folder that an earlier form of the script has made.
     (folder.secrets / "tls/ca.key").rename(folder.overlay / "ca.key")
-    check(folder.makes() == "", "the authority's key is not needed before certificates end")
+    check(folder.makes() == "", "the authority's key is not needed before certificates expire")
     (folder.secrets / "tls/order.pem").write_text("none")
     folder.refuses([], "rotate-authority 1")
     (folder.overlay / "ca.key").rename(folder.secrets / "tls/ca.key")
     folder.makes()
-    return "what is missing and in use is not made anew: it says so"
+    return "missing secrets that are in use are not created again: the script fails"
 
 
 def authority(folder):
-    """The three steps. At each moment old and new pods trust each other."""
+    """The three steps. At any time old and new pods trust each other."""
     folder.apply()
     before = folder.files()
     folder.refuses(["rotate-authority", "2"], "step 1 comes first")
@@ -144,13 +144,13 @@ def authority(folder):
     after = folder.files()
     changed = {str(path) for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     check(all(path.startswith("tls/") or path == "trust.pem" for path in changed), f"only certificates change: {sorted(changed)}")
-    check(after[Path("trust.pem")] == after[Path("tls/ca.pem")] != before[Path("tls/ca.pem")], "the old authority is trusted no more")
-    check(folder.makes() == "" and folder.files() == after, "and then nothing is left to do")
-    return "an authority is replaced in three steps, each refused until the one before it was applied"
+    check(after[Path("trust.pem")] == after[Path("tls/ca.pem")] != before[Path("tls/ca.pem")], "the old authority is no longer trusted")
+    check(folder.makes() == "" and folder.files() == after, "afterwards the script changes nothing")
+    return "an authority is replaced in three steps, each of which fails until the previous one is applied"
 
 
 def public_keys(folder):
-    """token-keys.json is the public half of whatever key there is."""
+    """token-keys.json is the public half of the existing key."""
     (folder.secrets / "signing-key.pem").write_text(RFC8037)
     folder.makes()
     text = (folder.secrets / "token-keys.json").read_text()

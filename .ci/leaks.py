@@ -1,4 +1,4 @@
-"""Secrets: the whole demonstration with known ones, and not one of them in a log line, a span, an event or an error."""
+"""Secrets: runs the whole demonstration with known ones; none of them is in a log line, a span, an event or an error."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ PASSWORD = "Tr0ub4dor-and-a-secret-horse"
 
 
 def everything_said(jaeger, system):
-    """Log lines, spans, and stored events."""
+    """The system's log lines, and its spans by service."""
     system.stop()
     spans = {}
     for service in SERVICES:
@@ -22,7 +22,7 @@ def everything_said(jaeger, system):
 
 
 def customer_with_secrets(system):
-    """Registers, logs in (once wrongly), refreshes, changes the password, orders; what must not be seen anywhere."""
+    """Registers, logs in (also with wrong passwords), refreshes, changes the password, orders; returns the secrets and the errors."""
     email, token_of_payment = f"leak-{uuid.uuid4().hex[:8]}@example.com", "pm_card_visa_chargeDeclinedStolenCard"
     user = system.port("user")
     registration = {"request_id": str(uuid.uuid4()), "email": email, "password": PASSWORD, "display_name": "Leak"}
@@ -53,7 +53,7 @@ def customer_with_secrets(system):
 
 
 def secrets_of(system):
-    """Those of the system itself."""
+    """The system's own secrets."""
     folder = system.data_dir
     keys = "".join(path.read_text() for path in (folder / "keys").glob("*.pem")).splitlines()
     return {
@@ -64,17 +64,17 @@ def secrets_of(system):
 
 
 def run():
-    """The demonstration at the loudest log level, with known secrets: none of them is anywhere."""
+    """The demonstration at the most verbose log level, with known secrets: none of them leaks."""
     with Jaeger() as jaeger, System(flags=["--log", "trace"], env=jaeger.env()) as system:
         banner = len(system.lines)
         email, order_id, secrets, errors = customer_with_secrets(system)
         secrets |= secrets_of(system)
         command = [str(BIN), "demo", "--port-base", str(system.base), "--data-dir", str(system.data_dir)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        check(done.returncode == 0, f"the demonstration is as it should be:\n{done.stdout}{done.stderr}")
+        check(done.returncode == 0, f"the demonstration succeeds:\n{done.stdout}{done.stderr}")
         events = eventually("the order's events", 15, lambda: system.events(order_id=order_id))
         stored = json.dumps(system.events(page_size=500)) + json.dumps(events)
-        # A terminal alone is shown the operator's password; the lines to copy have the demonstration's.
+        # The operator's password is printed only to a terminal; the lines to copy have the demonstration's.
         check(not any(secrets["the operator's password"] in line for line in system.lines[:banner]), "no operator's password at the start")
         system.lines[:banner] = []
         said = everything_said(jaeger, system)
@@ -83,10 +83,10 @@ def run():
         for name, secret in secrets.items():
             at = text.find(secret)
             check(at < 0, f"{name} is in the {place}: …{text[max(0, at - 200):at + 40]}…")
-    # The twin: what is no secret is found in the same places.
-    check("OrderService/CreateOrder" in said["spans of order"], "spans were looked at")
-    check("order_creation" in stored.lower() and order_id in stored, "events were looked at")
-    check(order_id in said["log lines"], "log lines were looked at")
-    check("INVALID_CREDENTIALS" in errors, "errors were looked at")
+    # Control case: non-secret data is found in the same places.
+    check("OrderService/CreateOrder" in said["spans of order"], "the spans were searched")
+    check("order_creation" in stored.lower() and order_id in stored, "the events were searched")
+    check(order_id in said["log lines"], "the log lines were searched")
+    check("INVALID_CREDENTIALS" in errors, "the errors were searched")
     size = sum(map(len, said.values())) // 1024
     return f"{len(secrets)} secrets in none of {size} KiB of log lines, spans, events and errors (of {email})"

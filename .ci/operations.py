@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The operators' half: rules, dashboard, runbook and collector against a running system. Standard library only.
+"""The operators' files: rules, dashboard, runbook and collector against a running system. Standard library only.
 
     .ci/operations.py [PART...]
 
-A Prometheus, Jaeger and the collector run with the files of deploy/ as they stand there (but for ports and waiting times); every metric,
-label and value that alerts, dashboard and runbook name has to be there. Needs the tools of .ci/tools.sh, and promtool and
+Prometheus, Jaeger and the collector run with the files of deploy/, unchanged except for ports and intervals; every metric,
+label and value in alerts, dashboard and runbook must exist. Needs the tools of .ci/tools.sh, and promtool and
 prometheus: Debian's package `prometheus`, which is unpacked into .ci/bin when they are missing.
 """
 
@@ -37,20 +37,20 @@ from system import BIN, ROOT, CallError, System, check, eventually, grpc, run_pa
 
 RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 
-# What a system without trouble does not send: metric in Prometheus → its name in the code, the file that sends it, why it is not there.
+# Metrics that a healthy system does not send: name in Prometheus → its name in the code, the file that sends it, why it is absent.
 ONLY_IN_TROUBLE = {
     "mesh_tls_certificate_remaining_seconds": ("mesh.tls.certificate.remaining", "services/mesh/src/tls.rs", "on one machine there is no TLS"),
-    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/slots.rs", "more than 64 log-ins wait at once"),
+    "ordermesh_passwords_refused_total": ("ordermesh.passwords.refused", "services/user/src/slots.rs", "sent only when more than 64 log-ins are queued"),
 }
-# Of the User Service: for the load's log-ins, and not for one of 60 KiB, whose bytes count four times.
+# The User Service's: enough for the load's log-ins, but not for one of 60 KiB, whose bytes count four times.
 MEMORY_BUDGET = 128 * 1024
 KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
 
 
-# --- PromQL, as far as it is needed
+# --- PromQL, as far as needed
 
 def selectors(expression):
-    """Every `metric{…}` of an expression, and every label that is grouped by."""
+    """Every `metric{…}` of an expression, and every label in its groupings."""
     strings = []
     bare = re.sub(r'"(?:[^"\\]|\\.)*"', lambda found: strings.append(found.group()) or f'"{len(strings) - 1}"', expression)
     grouping = r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)"
@@ -75,7 +75,7 @@ def panels():
 
 
 def blocks(language):
-    """The runbook's blocks of code in a language, one text each."""
+    """The runbook's code blocks in a language, one string each."""
     return re.findall(rf"^ *```{language}\n(.*?)^ *```", RUNBOOK.read_text(), re.M | re.S)
 
 
@@ -88,14 +88,14 @@ def run(*command, cwd=ROOT, env=None):
 
 
 def rules():
-    """promtool: the rules are well formed, each alert fires in its test, and none when all is well."""
+    """promtool: the rules are valid, each alert fires in its test, and none fires with healthy data."""
     run("promtool", "check", "config", OPERATIONS / "prometheus.yaml")
     run("promtool", "test", "rules", "alerts.test.yaml", cwd=OPERATIONS)
     alerts = re.findall(r"^\s*- alert: (\w+)", (OPERATIONS / "alerts.yaml").read_text(), re.M)
     tests = (OPERATIONS / "alerts.test.yaml").read_text()
     untested = [alert for alert in alerts if f'alertname="{alert}"}}' not in tests]
-    check(alerts and not untested, f"alerts that no test shows to fire: {untested}")
-    return f"{len(alerts)} alerts, {len(re.findall('eval_time', tests))} moments looked at"
+    check(alerts and not untested, f"alerts without a test that fires them: {untested}")
+    return f"{len(alerts)} alerts, {len(re.findall('eval_time', tests))} evaluation times"
 
 
 def configurations():
@@ -108,31 +108,31 @@ def configurations():
 
 
 def dashboard():
-    """The dashboard: what Grafana wants of it, and that each panel says what it shows, in which unit."""
+    """The dashboard: Grafana's required fields, and each panel has a description and a unit."""
     whole = json.loads((OPERATIONS / "dashboard.json").read_text())
     check(whole["schemaVersion"] >= 39 and whole["uid"] and whole["title"], "the dashboard has a current schema, a uid and a title")
     every = whole["panels"]
-    check(len({panel["id"] for panel in every}) == len(every), "each panel has an id of its own")
+    check(len({panel["id"] for panel in every}) == len(every), "each panel has a unique id")
     taken = {}
     for panel in every:
         place = panel["gridPos"]
         for cell in ((x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])):
-            check(cell[0] < 24 and cell not in taken, f"{panel['title']} lies on {taken.get(cell, 'the edge')}")
+            check(cell[0] < 24 and cell not in taken, f"{panel['title']} overlaps {taken.get(cell, 'the edge')}")
             taken[cell] = panel["title"]
     for panel in panels():
         title = panel["title"]
-        check(len(panel["description"]) > 20 and "\n" not in panel["description"], f"{title}: a line says what it shows")
+        check(len(panel["description"]) > 20 and "\n" not in panel["description"], f"{title}: it has a description of one line")
         check(panel["fieldConfig"]["defaults"]["unit"], f"{title}: it has a unit")
         check(panel["targets"], f"{title}: it shows something")
         for target in panel["targets"]:
             check(target["datasource"]["uid"] == "${datasource}", f"{title}: its data source is the variable")
             strangers = set(re.findall(r"\$(\w+)", target["expr"])) - {"job", "instance", "__rate_interval"}
-            check(not strangers, f"{title}: variables that are not there: {strangers}")
+            check(not strangers, f"{title}: undefined variables: {strangers}")
     return f"{len(panels())} panels"
 
 
 def unseen_logs(text):
-    """Commands that read one pod of many, or ten lines of each: `logs deploy/SERVICE`, and `logs -l` without --tail."""
+    """Commands that read only one of the pods, or ten lines of each: `logs deploy/SERVICE`, and `logs -l` without --tail."""
     found = []
     for command in re.findall(r"kubectl [^|`\n]*\blogs [^|`\n]*", text):
         one_of_many = re.search(r"\bdeploy(?:ment)?/(?:user|order|payment|data)\b", command)
@@ -143,13 +143,13 @@ def unseen_logs(text):
 
 
 def runbook():
-    """A section for each alert and an alert for each section; commands, flags, methods and fields that are really there."""
+    """A section for each alert and an alert for each section; every command, flag, method and field exists."""
     text = RUNBOOK.read_text()
     rules_text = (OPERATIONS / "alerts.yaml").read_text()
     alerts = re.findall(r"^\s*- alert: (\w+)", rules_text, re.M)
     under_alerts = text.split("\n## Alerts\n", 1)[1].split("\n## ", 1)[0]
     sections = re.findall(r"^### (\w+)$", under_alerts, re.M)
-    check(sections == alerts, f"sections and alerts differ, or their order does: {set(sections) ^ set(alerts) or sections}")
+    check(sections == alerts, f"sections and alerts have the same names and sequence: {set(sections) ^ set(alerts) or sections}")
     urls = re.findall(r"runbook_url: deploy/RUNBOOK\.md#(\w+)", rules_text)
     check(urls == [alert.lower() for alert in alerts], f"each alert links to its section: {urls}")
     for section in re.split(r"^### ", under_alerts, flags=re.M)[1:]:
@@ -157,15 +157,15 @@ def runbook():
         check(not missing, f"{section.split()[0]}: {missing} is missing")
 
     partial = unseen_logs(text)
-    check(not partial, "commands that do not show all of a service's log:\n" + "\n".join(partial))
+    check(not partial, "commands that show only a part of a service's log:\n" + "\n".join(partial))
     seen = unseen_logs("kubectl -n ordermesh logs deploy/order --since=1h\nkubectl logs -l app.kubernetes.io/name=order --prefix\nkubectl logs deploy/collector")
-    check(len(seen) == 2, f"commands that show a part of the log would be noticed: {seen}")
+    check(len(seen) == 2, f"control: commands that show a part of the log are detected: {seen}")
 
-    # What is searched for in Jaeger is what CI finds there, row by row of the table of failures.
+    # The searches in Jaeger use only tags that CI finds there, row by row of the table of failures.
     table = "\n".join(line for line in (ROOT / "services/FAILURES.md").read_text().splitlines() if line.startswith("| ") and "` failed: `" in line)
     values = set(re.findall(r"ordermesh\.event\.(?:type|error_type|reason)=(\w+)", text))
     strangers = {value for value in values if f"`{value}`" not in table}
-    check(values and not strangers, f"tags that no row of the table shows: {strangers}")
+    check(values and not strangers, f"tags that are in no row of the table: {strangers}")
 
     helps = {}
     commands = re.findall(r"^\s*(?:[A-Z]+=\S+ )*ordermesh ([^|\n]*)", "\n".join(blocks("sh")), re.M)
@@ -196,10 +196,10 @@ def runbook():
     return f"{len(sections)} sections, {len(commands)} commands, {calls} calls"
 
 
-# --- with a system
+# --- with a running system
 
 def trouble(system):
-    """Log-ins that are throttled, one that is too large, a stranger, a service that dies: what only shows in trouble is seen."""
+    """Throttled log-ins, an oversized one, an invalid token, a crashed service: produces the metrics that only failures produce."""
     email, _ = system.customer()
     for _ in range(8):
         try:
@@ -214,11 +214,11 @@ def trouble(system):
             grpc(port, method, message, "nonsense")
         except CallError as error:
             refused.append(error.reason)
-    check(refused == ["TOKEN_MALFORMED", "OUT_OF_MEMORY"], f"a stranger and too large a call are refused: {refused}")
+    check(refused == ["TOKEN_MALFORMED", "OUT_OF_MEMORY"], f"an invalid token and an oversized call are rejected: {refused}")
     _, token = system.customer()
 
     def fails():
-        # The supervisor starts it again at once: the order has to come in between.
+        # The supervisor restarts it immediately: the order must arrive in between.
         system.kill_9("data")
         try:
             system.order(token)
@@ -226,12 +226,12 @@ def trouble(system):
         except CallError as error:
             return error.reason == "LOOKUP_FAILED"
 
-    eventually("an order fails for a fault of ours", 60, fails)
+    eventually("an order fails because of a server fault", 60, fails)
     eventually("the Data Service is back", 30, lambda: system.order(token))
 
 
 def found_by_the_runbook(stack):
-    """Each search of Jaeger that the runbook has finds traces: there were failures of each kind before."""
+    """Each of the runbook's searches in Jaeger finds traces: earlier steps caused failures of each kind."""
     searches = re.findall(r"curl -s 'localhost:16686(\S+)'", "\n".join(blocks("sh")))
     for search in searches:
         eventually(f"the runbook's search finds a trace: {search}", 30, lambda search=search: stack.jaeger.ask(search)["data"])
@@ -239,7 +239,7 @@ def found_by_the_runbook(stack):
 
 
 def attention(stack, system):
-    """An order that needs attention is an alert, and what the runbook says of it ends it."""
+    """An order that needs attention raises an alert, and the runbook's procedure resolves it."""
     _, token = system.customer()
     operator = system.login_as_operator()
 
@@ -247,7 +247,7 @@ def attention(stack, system):
         return grpc(system.port("order"), f"order.v1.InventoryService/{method}", message, operator)
 
     def needs_attention():
-        """Its stock is lost while the Payment Service stands still, and the refund is refused."""
+        """Its stock is written off while the Payment Service is suspended, and the refund is rejected."""
         row = stock("BatchGetStock", skus=["LAST-ONE"])["stocks"][0]
         free = int(row.get("onHand", 0)) - int(row.get("reserved", 0))
         if not free:
@@ -267,22 +267,22 @@ def attention(stack, system):
         return order_id
 
     alerts = 'ALERTS{alertname="OrderNeedsAttention"}'
-    check(not stack.query_of(alerts), "without such an order there is no such alert")
+    check(not stack.query_of(alerts), "without such an order the alert does not fire")
     order_id = needs_attention()
     # It fires after a minute.
-    eventually("there is an alert", 40, lambda: stack.query_of(alerts))
+    eventually("the alert fires", 40, lambda: stack.query_of(alerts))
     grpc(system.port("order"), "order.v1.OrderService/RetryOrder", {"order_id": order_id}, system.login_as_operator())
     final = system.until_final(order_id, token)
     check(final["state"] == "ORDER_STATE_CANCELLED", f"after RetryOrder the order ends {final['state']}")
-    eventually("the alert is over", 40, lambda: not stack.query_of(alerts))
+    eventually("the alert resolves", 40, lambda: not stack.query_of(alerts))
 
 
 def compared(stack):
-    """Every metric and label of rules, dashboard and runbook is there, or named above; what it asks is answered."""
+    """Every metric and label of rules, dashboard and runbook exists, or is listed above; every expression has a result."""
     groups = stack.api("rules")["groups"]
     every = [rule for group in groups for rule in group["rules"]]
     ill = {rule["name"]: rule.get("lastError") for rule in every if rule["health"] != "ok"}
-    check(every and not ill, f"every rule can be evaluated: {ill}")
+    check(every and not ill, f"every rule evaluates: {ill}")
     asked = [(rule["name"], rule["query"], None) for rule in every]
     asked += [(panel["title"], filled_in(target["expr"]), target["legendFormat"]) for panel in panels() for target in panel["targets"]]
     asked += [("runbook", line.strip(), None) for block in blocks("promql") for line in block.splitlines() if line.strip() and not line.startswith("#")]
@@ -299,16 +299,16 @@ def compared(stack):
                 missed.add(name)
                 absent = True
             elif not series:
-                wrong.append(f"{where}: nobody sends {selector}")
+                wrong.append(f"{where}: no series for {selector}")
             known |= {label for one in series for label in one}
         unknown = grouped - known
         if unknown and not absent:
             wrong.append(f"{where}: no label {unknown} in {expression}")
-        if legend is None or absent or any(text.startswith(f"{where}: nobody") for text in wrong):
+        if legend is None or absent or any(text.startswith(f"{where}: no series") for text in wrong):
             continue
         answer = stack.query_of(expression)
         if not answer:
-            wrong.append(f"{where}: no answer to {expression}")
+            wrong.append(f"{where}: no result for {expression}")
         labels = set(re.findall(r"\{\{(\w+)\}\}", legend))
         if answer and not any(labels <= set(one["metric"]) for one in answer):
             wrong.append(f"{where}: the legend's {labels} are not all in {answer[0]['metric']}")
@@ -316,16 +316,16 @@ def compared(stack):
         if f'"{in_code}"' not in (ROOT / file).read_text():
             wrong.append(f"{name}: {file} has no {in_code}")
         if name not in seen:
-            wrong.append(f"{name} is excused ({why}), and nobody asks for it")
-    check(not stack.api("series", **{"match[]": 'ordermesh_orders{state="PAYED"}'}), "a value that nobody sends would be noticed")
+            wrong.append(f"{name} is excepted ({why}), but unused")
+    check(not stack.api("series", **{"match[]": 'ordermesh_orders{state="PAYED"}'}), "control: a value without a series is detected")
     check(not wrong, "\n".join(wrong))
     return f"{len(asked)} expressions, {len(seen)} metrics; not seen here: {', '.join(sorted(missed))}"
 
 
 def live():
-    """Collector, Jaeger and Prometheus with the files of deploy/, a system, load and trouble: every name is compared."""
+    """Collector, Jaeger and Prometheus with the files of deploy/, a system under load and failures: compares every name."""
     with tempfile.TemporaryDirectory(prefix="ordermesh-operations-") as folder, Stack(Path(folder), "5s", 0) as stack:
-        # A gateway that takes three seconds is waited for: slow, and no error.
+        # The timeout exceeds the slow gateway's three seconds: slow, but no error.
         flags = ["--payment.gateway-timeout", "5s", "--user.bcrypt-cost", "4", "--user.memory-budget", f"{MEMORY_BUDGET // 1024}KiB"]
         with System(flags, env=stack.env()) as system:
             run(BIN, "load", "--port-base", str(system.base), "--data-dir", system.data_dir, "--orders", "150", "--customers", "4",
@@ -334,15 +334,15 @@ def live():
             sampling.reasons(stack, system)
             found_by_the_runbook(stack)
             attention(stack, system)
-            # Two exports, so that rates can be made of what happened last.
-            return eventually("all that is asked for is there", 60, lambda: compared(stack))
+            # Long enough for two exports, so that rates cover the last calls.
+            return eventually("every expression has a result", 60, lambda: compared(stack))
 
 
 PARTS = {"rules": rules, "configurations": configurations, "dashboard": dashboard, "runbook": runbook, "sampling": sampling.run, "logs": records.run, "live": live}
 
 
 def prometheus():
-    """Debian's package, unpacked: its service is not started, nothing of the machine is changed."""
+    """Unpacks Debian's package: its service is not started, and the machine is not changed."""
     if shutil.which("promtool") and shutil.which("prometheus"):
         return
     check(shutil.which("apt-get"), "promtool and prometheus are in PATH (https://prometheus.io/download)")

@@ -1,4 +1,4 @@
-"""A real PostgreSQL: every service on a database of its own; a database that goes away; chaos."""
+"""A real PostgreSQL: every service on its own database; a database outage; chaos."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from system import BIN, CallError, Failed, System, check, counted, eventually, f
 
 
 def postgres_programs():
-    """The folder of initdb and postgres: Debian keeps them out of PATH."""
+    """The folder of initdb and postgres, which Debian does not put in PATH."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: [int(part) for part in folder.parent.name.split(".")])
     found = shutil.which("initdb")
     folders = [Path(found).resolve().parent] if found else folders
@@ -21,7 +21,7 @@ def postgres_programs():
 
 
 class Postgres:
-    """A server of its own, in a temporary folder. It refuses root, so there it runs as `postgres`."""
+    """A separate server in a temporary folder. It does not run as root, so there it runs as `postgres`."""
 
     def __init__(self, programs):
         self.programs = programs
@@ -53,7 +53,7 @@ class Postgres:
         eventually("PostgreSQL is ready", 30, lambda: self.sql("SELECT 1"))
 
     def end(self):
-        # SIGINT: a fast shutdown, which breaks every connection.
+        # SIGINT: a fast shutdown, which closes every connection.
         self.process.send_signal(2)
         try:
             self.process.wait(15)
@@ -81,21 +81,21 @@ class Postgres:
 
 
 def verified(system, *flags):
-    """`ordermesh verify` looks at everything and finds nothing wrong."""
+    """`ordermesh verify` checks all promises and finds no violation."""
     command = [str(BIN), "verify", "--port-base", str(system.base), "--data-dir", str(system.data_dir), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     check(done.returncode == 0 and done.stdout.count("kept") == 4, f"the promises are kept:\n{done.stdout}\n{done.stderr}")
 
 
 def skipped():
-    """Why there is no PostgreSQL to test with; None when there is."""
+    """Why there is no PostgreSQL to test with; None if there is one."""
     if postgres_programs():
         return None
     return not_run("e2e with PostgreSQL", "its server programs are not installed (apt-get install postgresql)")
 
 
 def ready(system, service, instance):
-    """What /readyz answers."""
+    """The status code of /readyz."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{system.port(service, instance) + 1000}/readyz", timeout=3) as answer:
             return answer.status
@@ -104,7 +104,7 @@ def ready(system, service, instance):
 
 
 def goes_away():
-    """The database ends in the middle of an order: refused precisely, ready nowhere; back again, all goes on by itself."""
+    """The database stops during an order: calls get UNAVAILABLE and no instance is ready; when it is back, all recover by themselves."""
     if why := skipped():
         return why
     with Postgres(postgres_programs()) as server, System(flags=["--database-url", server.url("postgres")]) as system:
@@ -114,29 +114,29 @@ def goes_away():
         order = system.order(token, "pm_gateway_slow")
         server.end()
         services = [(service, n) for service in ("user", "order", "payment", "data") for n in (1, 2)]
-        eventually("nobody is ready", 20, lambda: all(ready(system, *one) == 503 for one in services))
+        eventually("no instance is ready", 20, lambda: all(ready(system, *one) == 503 for one in services))
         try:
             system.order(token)
             raise Failed("an order was acknowledged without a database")
         except CallError as error:
             check('"code": 14' in error.text or "Unavailable" in error.text, f"UNAVAILABLE: {error.text}")
-            check("RetryInfo" in error.text, f"when to come back: {error.text}")
+            check("RetryInfo" in error.text, f"RetryInfo is present: {error.text}")
         server.begin()
-        eventually("everybody is ready again", 30, lambda: all(ready(system, *one) == 200 for one in services))
+        eventually("every instance is ready again", 30, lambda: all(ready(system, *one) == 200 for one in services))
         check_exactly_once(system, order["orderId"], token)
         check_exactly_once(system, system.order(token)["orderId"], token)
-        check({pid for pid, _ in system.children()} == before, "nobody had to be started again")
+        check({pid for pid, _ in system.children()} == before, "no process was restarted")
         verified(system, "--database-url", server.url("postgres"))
-    return "refused with UNAVAILABLE and RetryInfo, not ready; then both orders fulfilled, with the same processes"
+    return "rejected with UNAVAILABLE and RetryInfo, not ready; then both orders fulfilled, by the same processes"
 
 
 def chaos():
-    """On PostgreSQL, which is killed too."""
+    """Chaos on PostgreSQL, which is killed too."""
     return skipped() or chaos_on("--postgres", "--duration", "40s")
 
 
 def on_postgres():
-    """A happy order and a declined one, each service on a PostgreSQL database of its own."""
+    """A happy order and a declined one, each service on its own PostgreSQL database."""
     if why := skipped():
         return why
     with Postgres(postgres_programs()) as server:
@@ -146,7 +146,7 @@ def on_postgres():
             server.sql(f'CREATE DATABASE "{service}"')
             flags += [f"--{service}.database-url", server.url(service)]
             stores += [] if service == "gateway" else [f"--{service}-database-url", server.url(service)]
-        # A first key is made on one machine only, unless it is asked for: instances elsewhere share theirs as files.
+        # By default a first key is generated only with SQLite; elsewhere instances share their keys as files.
         with System(flags=[*flags, "--user.generate-keys"]) as system:
             _, token = system.customer()
             order = system.order(token)
@@ -156,7 +156,7 @@ def on_postgres():
             check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the declined order ends {final['state']}")
             check(final["paymentFailure"]["declineCode"] == "INSUFFICIENT_FUNDS", f"why: {final['paymentFailure']}")
             eventually("its event", 15, lambda: counted(system.events(order_id=declined["orderId"])).get(("payment_processing", "failed")) == 1)
-            check(not list(system.data_dir.glob("*.db")), "no SQLite file was made")
+            check(not list(system.data_dir.glob("*.db")), "no SQLite file was created")
             verified(system, *stores)
             code = system.stop()
             check(code == 0, f"after SIGTERM it exits with 0, not {code}")

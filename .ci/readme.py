@@ -1,10 +1,10 @@
-"""Executes the documents as printed: their blocks in one shell, in order, and the table of failures row by row, beside a Jaeger.
+"""Executes the documents verbatim: their blocks in one shell, in sequence, and the table of failures row by row, with a Jaeger.
 
 - A ```sh block is executed, unless the line before it is `<!-- no-ci: why -->`.
-- `<!-- ci: background, until "text" -->` before a block: it is started, and the text waited for.
-- `<!-- ci: expect "text" -->` after a block: its output must hold the text.
-- A row of the table of failures is a command and what comes of it: see `Row`. Its events are read from the tags of the trace's
-  spans in Jaeger, to which the environment's OTEL_EXPORTER_OTLP_ENDPOINT leads; the store has to have the same ones.
+- `<!-- ci: background, until "text" -->` before a block: it is started in the background, until its output contains the text.
+- `<!-- ci: expect "text" -->` after a block: its output must contain the text.
+- A row of the table of failures is a command and its expected results: see `Row`. Its events are read from the tags of the trace's
+  spans in Jaeger, the environment's OTEL_EXPORTER_OTLP_ENDPOINT; the store must have the same events.
 """
 
 import os
@@ -21,10 +21,10 @@ from pathlib import Path
 from jaeger import Jaeger, same_as_stored
 from system import BIN, OFFSETS, ROOT, CallError, Failed, System, check, eventually, is_free
 
-# In this order: later ones use the variables, the functions and the running system of those before.
+# In this sequence: later ones use the variables, the functions and the running system of earlier ones.
 DOCUMENTS = ("README.md", "services/README.md", "services/FAILURES.md", "services/SETTINGS.md")
 PORT_BASE = 7000
-# Longer than the demo, which plays every path.
+# Longer than the demo, which runs every path.
 COMMAND_LIMIT_S = 240
 
 
@@ -41,7 +41,7 @@ class Block:
 
 @dataclass
 class Row:
-    """A row of the table of failures. Words in backticks are checked; an order's state is the last one that was printed."""
+    """A row of the table of failures. Words in backticks are checked; an order's state is the last one printed."""
 
     line: str
     cause: str
@@ -56,7 +56,7 @@ def cells(line):
 
 
 def parse(document):
-    """The blocks and rows of a document, in the order in which they stand."""
+    """The blocks and rows of a document, in sequence."""
     found, lines, at, mark, in_table, last = [], (ROOT / document).read_text().splitlines(), 0, "", False, None
     while at < len(lines):
         line = lines[at].strip()
@@ -67,7 +67,7 @@ def parse(document):
                 last.skipped = mark.startswith("no-ci:")
                 until = re.match(r'ci: background, until "(.*)"$', mark)
                 last.background_until = until.group(1) if until else None
-                check(not mark.startswith("ci: background") or until, f"{document} line {at}: a mark that is understood")
+                check(not mark.startswith("ci: background") or until, f"{document} line {at}: a valid mark")
                 found.append(last)
             at, mark = end + 1, ""
             continue
@@ -84,7 +84,7 @@ def parse(document):
             in_table = True
         elif in_table and line.startswith("|") and not line.startswith("|-"):
             cause, command, *rest = cells(line)
-            check(len(rest) == 3 and command.startswith("`") and command.endswith("`"), f"{document} line {at + 1}: five cells, the second a command")
+            check(len(rest) == 3 and command.startswith("`") and command.endswith("`"), f"{document} line {at + 1}: five cells, of which the second is a command")
             found.append(Row(f"{document} line {at + 1}", cause, command.strip("`"), *rest))
         elif not line.startswith("|"):
             in_table = False
@@ -93,7 +93,7 @@ def parse(document):
 
 
 class Shell:
-    """One bash for all documents: variables and functions stay."""
+    """One bash process for all documents: variables and functions persist."""
 
     def __init__(self, cwd, env):
         self.folder = tempfile.TemporaryDirectory(prefix="ordermesh-shell-")
@@ -102,7 +102,7 @@ class Shell:
         self.count = 0
 
     def run(self, code):
-        """(output, status) of commands."""
+        """Runs commands; returns (output, status)."""
         self.count += 1
         script, output = (Path(self.folder.name) / f"{self.count}.{kind}" for kind in ("sh", "out"))
         script.write_text(code + "\n")
@@ -112,7 +112,7 @@ class Shell:
         said = output.read_text() if output.exists() else ""
         check(answered, f"a command that ends within {COMMAND_LIMIT_S} s: {code}\noutput:\n{said}")
         status = self.bash.stdout.readline()
-        check(status, f"a shell that goes on after {code}")
+        check(status, f"the shell is running after {code}")
         return output.read_text(), int(status)
 
     def close(self):
@@ -120,7 +120,7 @@ class Shell:
         try:
             self.bash.wait(1)
         except subprocess.TimeoutExpired:
-            # A command is under way: it ends with the shell.
+            # A command is running: terminate it with the shell.
             for sign in (signal.SIGTERM, signal.SIGKILL):
                 try:
                     os.killpg(self.bash.pid, sign)
@@ -136,7 +136,7 @@ def words(cell):
 
 
 def events_of(cell):
-    """[(type, status, words of its error)] that a cell names: a failed event's error type and reason."""
+    """[(type, status, error)] of the events in a cell: a failed event's error is its type and reason."""
     found = []
     for kind, status, rest in re.findall(r"`([a-z_]+)` (success|failed)([^;]*)", cell):
         error = tuple(words(rest))
@@ -154,15 +154,15 @@ def check_state(row, output):
         if word.isupper():
             states = re.findall(r'"state": "ORDER_STATE_(\w+)"|→ (\w+) [+-]', output)
             last = "".join(states[-1]) if states else "none"
-            check(last == word, f"the order's state is {last}, and should be {word}")
+            check(last == word, f"the order's state is {last}, expected {word}")
         else:
             check(re.search(rf"\b{word}\b", output), f"the code {word} is not in the output")
 
 
 def check_events(row, output, system, jaeger, trace):
-    """The row's events are those that the tags in Jaeger describe, and each failed one is a line of the log."""
+    """The row's events equal those described by the tags in Jaeger, and each failed one has a log line."""
     wanted = events_of(row.event)
-    check(wanted or row.event == "none", f"the cell {row.event!r} names events, or none")
+    check(wanted or row.event == "none", f"the cell {row.event!r} lists events, or is `none`")
     by_demo = row.command.startswith("cargo ")
     if by_demo:
         traces = re.findall(r"^ +trace ([0-9a-f]{32})$", output, re.M)
@@ -176,8 +176,8 @@ def check_events(row, output, system, jaeger, trace):
         found = [outcome(span.event) for span in spans if span.event]
         missing = [event for event in wanted if event not in found]
         surplus = [event for event in found if event not in wanted and (event[1] == "failed" or not wanted)]
-        check(not missing and not surplus, f"missing {missing}, failures that the row does not name: {surplus}; there are {found}")
-        if not by_demo:  # which may have had a system of its own, that is gone
+        check(not missing and not surplus, f"missing {missing}, failures that the row does not list: {surplus}; found {found}")
+        if not by_demo:  # the demo may have used a separate system, which has ended
             same_as_stored(spans, system.events(trace_id=trace))
         return spans
 
@@ -185,9 +185,9 @@ def check_events(row, output, system, jaeger, trace):
         if not span.event:
             continue
         lines = [line for line in list(system.lines) if '"event":' in line and f'"span_id":"{span.id}"' in line]
-        # A system of the demonstration's own logs errors alone.
+        # The demonstration's separate system logs only errors.
         expected = int(span.event.status == "failed") if not by_demo else len(lines)
-        check(len(lines) == expected, f"{span.event} has {len(lines)} lines in the log, and should have {expected}: {lines}")
+        check(len(lines) == expected, f"{span.event} has {len(lines)} lines in the log, expected {expected}: {lines}")
 
 
 def run_row(row, shell, system, jaeger):
@@ -203,22 +203,22 @@ def run_row(row, shell, system, jaeger):
 
 
 def start(block, shell_env, cwd):
-    """Starts the block's command, which runs until it is told to end."""
+    """Starts the block's command, which runs until it is stopped."""
     commands = [line for line in block.code.splitlines() if line and not line.startswith("#")]
-    check(len(commands) == 1, f"{block.line}: one command that goes on")
+    check(len(commands) == 1, f"{block.line}: one command, which keeps running")
     flags = dict(re.findall(r"--(port-base|data-dir) (\S+)", commands[0]))
     system = System(
         command=["bash", "-c", f"exec {commands[0]}"], cwd=cwd, data_dir=Path(cwd) / flags.get("data-dir", "data"),
         port_base=int(flags.get("port-base", PORT_BASE)), env=shell_env)
-    # Building it is part of the command, for a stranger and here.
+    # The command includes the build, for a new user and here.
     return system.start(seconds=1800, until=block.background_until)
 
 
 def place():
-    """Where the commands run, and their environment. With ORDERMESH_BIN the program is that one, and nothing is built."""
+    """The commands' working folder and environment. With ORDERMESH_BIN that program is used, and nothing is built."""
     env = dict(os.environ)
     if "ORDERMESH_BIN" not in os.environ:
-        check(not (ROOT / "data").exists(), "there is no folder data/ (the README begins with none): move it away")
+        check(not (ROOT / "data").exists(), "there is no folder data/ (the README starts without one): move it away")
         return None, ROOT, env
     folder = tempfile.TemporaryDirectory(prefix="ordermesh-readme-")
     cwd = Path(folder.name)
@@ -231,7 +231,7 @@ def place():
 
 
 def own_ports(parts):
-    """What the documents' systems listen on: calls, and health on each + 1000; of every port base that its commands name."""
+    """The ports of the documents' systems: calls, and health on each + 1000, for every port base in the commands."""
     commands = [part.code for part in parts if isinstance(part, Block) and not part.skipped]
     named = {int(base) for command in commands for base in re.findall(r"--port-base (\d+)", command)}
     return sorted(
@@ -240,7 +240,7 @@ def own_ports(parts):
 
 
 def run():
-    """Everything that the documents say can be done, with its traces in Jaeger."""
+    """Runs every command of the documents, with traces in Jaeger."""
     with Jaeger() as jaeger:
         return run_with(jaeger)
 
@@ -248,9 +248,9 @@ def run():
 def run_with(jaeger):
     parts = [part for document in DOCUMENTS for part in parse(document)]
     rows = [part for part in parts if isinstance(part, Row)]
-    check(len(rows) >= 20, f"the table of failures has its rows: {len(rows)}")
+    check(len(rows) >= 20, f"the table of failures has at least 20 rows: {len(rows)}")
     taken = [port for port in own_ports(parts) if not is_free(port)]
-    check(not taken, f"the documents' own ports are free: {taken} are taken")
+    check(not taken, f"the documents' ports are free: {taken} are in use")
     folder, cwd, env = place()
     env |= jaeger.env()
     shell, systems = Shell(cwd, env), []
@@ -267,7 +267,7 @@ def run_with(jaeger):
                 output, status = shell.run(part.code)
                 missing = [text for text in part.expected if text not in output]
                 where = f"{part.line}:\n{part.code}\nstatus {status}, output:\n{output}"
-                check(status == 0, f"a block that ends well; {where}")
+                check(status == 0, f"the block succeeds; {where}")
                 check(not missing, f"{missing} in the output; {where}")
                 print(f"  {part.line}: {part.code.strip().splitlines()[0][:90]} ({time.monotonic() - began:.1f} s)", flush=True)
         check(systems, "the documents start the system")

@@ -1,4 +1,4 @@
-"""Logs by OTLP, through the real collector with deploy/collector/logs: one record for each trace event, which leads to its span."""
+"""Logs by OTLP, through the real collector with deploy/collector/logs: one record for each trace event, with its span's id."""
 
 import gzip
 import json
@@ -11,12 +11,12 @@ from pathlib import Path
 from stack import Pipeline
 from system import CallError, Failed, System, check, eventually, new_trace, traceparent
 
-# OpenTelemetry's numbers.
+# OpenTelemetry's severity numbers.
 SEVERITIES = {"EVENT_STATUS_SUCCESS": 9, "EVENT_STATUS_FAILED": 13}
 
 
 class Store:
-    """A log store that takes OTLP/HTTP as JSON, until the block ends."""
+    """A log store that accepts OTLP/HTTP as JSON, until the `with` block ends."""
 
     def __init__(self):
         self.records = []
@@ -57,14 +57,14 @@ class Store:
 
 
 def key(record):
-    """What has to be the store's: the event's type, its id, where it is in the trace, and how grave it is."""
+    """The fields compared with the store: the event's type, its id, its trace and span, and its severity."""
     attributes = {each["key"]: next(iter(each["value"].values()), None) for each in record.get("attributes", [])}
     return (record["eventName"], attributes.get("ordermesh.event.id"), record.get("traceId"), record.get("spanId"), record["severityNumber"],
             attributes.get("ordermesh.event.reason"))
 
 
 def run():
-    """A happy order, a declined one and a wrong password: the log store has the records of exactly the stored events."""
+    """A happy order, a declined one and a wrong password: the log store has exactly one record for each stored event."""
     with tempfile.TemporaryDirectory(prefix="ordermesh-logs-") as folder, Store() as store, Pipeline(Path(folder), "1s", 0, store.url) as pipeline:
         with System(["--user.bcrypt-cost", "4"], env=pipeline.env()) as system:
             email, token = system.customer()
@@ -90,5 +90,5 @@ def run():
             recorded = eventually("the events' records are in the log store", 30, same)
             failed = {each[3] for each in recorded if each[4] == SEVERITIES["EVENT_STATUS_FAILED"]}
             twice = [record for record in store.records if not record.get("eventName") and record.get("spanId") in failed]
-            check(not twice, f"the WARN line of a failed event is no second record: {twice}")
-    return f"{sum(recorded.values())} events, a record of each"
+            check(not twice, f"the WARN line of a failed event is not sent as a second record: {twice}")
+    return f"{sum(recorded.values())} events, one record for each"

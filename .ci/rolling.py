@@ -1,4 +1,4 @@
-"""Rolling restarts under load, plain and with mutual TLS; and how long a drain may take at worst."""
+"""Rolling restarts under load, plaintext and with mutual TLS; and the maximum duration of a drain."""
 
 import json
 import os
@@ -13,18 +13,18 @@ from pathlib import Path
 from postgres import ready, verified
 from system import BIN, System, check, eventually
 
-# All is served for a while after SIGTERM; cheap passwords, because log-ins are not what is tested.
+# Calls are served for a while after SIGTERM; a low bcrypt cost, because log-ins are not under test.
 NOTICE = "500ms"
 FLAGS = [flag for service in ("user", "order", "payment", "data") for flag in (f"--{service}.drain-notice", NOTICE)]
 FLAGS += ["--gateway.drain-notice-ms", "500", "--user.bcrypt-cost", "4"]
-# A watch that its instance ends at its drain is gone on with elsewhere: that is what it is told.
+# A watch ended by its instance's drain resumes at another instance; this status requests that.
 EXPECTED = {"WatchOrder: Unavailable DRAINING"}
-# Of the 30 s that Kubernetes gives: for the notice, the calls, the events, the spans.
+# Of Kubernetes' grace period of 30 s: for the notice, the calls, the events, the spans.
 DRAIN_LIMIT_S = 25
 
 
 def restart(system, service, instance):
-    """SIGTERM to one instance; returns when its successor is ready."""
+    """Sends SIGTERM to one instance; returns when its successor is ready."""
     name = f"{service}-{instance}"
     [pid] = [pid for pid, which in system.children() if which == name]
     os.kill(pid, signal.SIGTERM)
@@ -40,7 +40,7 @@ def ready_again(system, service, instance):
 
 
 class Load:
-    """Customers, for as long as something is done to a system: `with` it; then `seen` says what they saw."""
+    """Customers during a system's failures: a context manager; `seen` stops the load and returns the results."""
 
     def __init__(self, system, *flags):
         self.report = Path(tempfile.mkdtemp(prefix="ordermesh-load-")) / "load.json"
@@ -62,12 +62,12 @@ class Load:
         shutil.rmtree(self.report.parent)
 
     def seen(self):
-        """How many orders were acknowledged, and how many watches went on elsewhere, when no call has failed."""
+        """The numbers of acknowledged orders and of resumed watches; fails if a call has failed."""
         self.took = time.monotonic() - self.began
-        check(self.process.poll() is None, "the load goes on until it is told to end")
+        check(self.process.poll() is None, "the load runs until it is stopped")
         self.process.send_signal(signal.SIGINT)
         said, _ = self.process.communicate(timeout=180)
-        check(self.process.returncode == 0, f"every order ends as its customer expects:\n{said}")
+        check(self.process.returncode == 0, f"every order ends in its expected state:\n{said}")
         figures = json.loads(self.report.read_text())
         refused = {what: count for what, count in figures["refusals"].items() if what not in EXPECTED}
         check(not refused, f"failed calls: {refused}\n{said}")
@@ -75,23 +75,23 @@ class Load:
 
 
 def under_load(*flags):
-    """Every instance of every service is restarted, one after the other, while orders are placed."""
+    """Restarts every instance of every service in turn while orders are placed."""
     tls = [flag for flag in flags if flag == "--tls"]
     instances = [(service, n) for service in ("user", "order", "payment", "data") for n in (1, 2)] + [("gateway", 1)]
-    # Without retries: a drain loses nothing by itself.
+    # Without client retries: a drain alone must lose no call.
     with System(flags=[*FLAGS, *flags]) as system:
         with Load(system, "--no-retries", "--customers", "8", "--logins", "5", *tls) as load:
             for service, instance in instances:
                 restart(system, service, instance)
             acknowledged, moved = load.seen()
         verified(system, *tls)
-    return f"{len(instances)} restarts in {load.took:.0f} s, {acknowledged} orders, 0 failed calls, {moved} watches gone on with elsewhere"
+    return f"{len(instances)} restarts in {load.took:.0f} s, {acknowledged} orders, 0 failed calls, {moved} watches resumed at other instances"
 
 
 def worst_drain():
-    """A drain with a call that does not end and a collector that does not answer."""
+    """A drain with a call that does not complete and a collector that does not answer."""
     with socket.socket() as silent:
-        # It takes connections and says nothing.
+        # It accepts connections and sends nothing.
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -101,18 +101,18 @@ def worst_drain():
             _, token = system.customer()
             system.order(token)
             took = {}
-            for instance in ("order-1", "payment-1"):  # one of them has the payment, and its caller waits
+            for instance in ("order-1", "payment-1"):  # one of them drives the payment, and the caller waits
                 [pid] = [pid for pid, which in system.children() if which == instance]
                 began = time.monotonic()
                 os.kill(pid, signal.SIGTERM)
                 eventually(f"{instance} ends", 40, lambda: pid not in dict(system.children()))
                 took[instance] = time.monotonic() - began
                 check(took[instance] < DRAIN_LIMIT_S, f"a drain takes at most {DRAIN_LIMIT_S} s: {took}")
-                check(took[instance] > 5, f"it serves for the time of the notice: {took}")
+                check(took[instance] > 5, f"it serves for the drain notice: {took}")
     told = ", ".join(f"{instance} {seconds:.1f} s" for instance, seconds in took.items())
-    return f"{told}, with a payment under way, a collector that is silent, and a notice of 5 s"
+    return f"{told}, with a payment in flight, an unresponsive collector, and a notice of 5 s"
 
 
 def run():
-    """Every instance is restarted under load: no call fails; plain and with TLS. The worst drain ends in time."""
-    return f"plain: {under_load()}; TLS: {under_load('--tls')}; a drain: {worst_drain()}"
+    """Restarts every instance under load: no call fails; plaintext and with TLS. The longest drain ends in time."""
+    return f"plaintext: {under_load()}; TLS: {under_load('--tls')}; a drain: {worst_drain()}"

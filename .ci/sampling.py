@@ -1,4 +1,4 @@
-"""What the real collector keeps, with deploy/collector/collector.yaml: every failed event, what was slow, and a share of the rest."""
+"""The real collector's sampling with deploy/collector/collector.yaml: keeps every failed event, slow orders, and a share of the rest."""
 
 import math
 import subprocess
@@ -22,11 +22,11 @@ def is_slow(spans):
 def load(system, orders, mix, *flags):
     command = [BIN, "load", "--port-base", str(system.base), "--data-dir", system.data_dir, "--orders", str(orders), "--mix", mix, *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    check(done.returncode == 0, f"the load's orders end as they should:\n{done.stdout}{done.stderr}")
+    check(done.returncode == 0, f"the load's orders end in their expected states:\n{done.stdout}{done.stderr}")
 
 
 def share():
-    """Of 1,000 orders with 5 % declines the collector keeps each declined one's trace whole, and about 10 % of the rest."""
+    """Of 1,000 orders with 5 % declines the collector keeps every declined order's complete trace, and about 10 % of the rest."""
     with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "3s", SHARE_PERCENT) as pipeline:
         with System(["--user.bcrypt-cost", "4"], env=pipeline.env()) as system:
             load(system, ORDERS, f"happy={100 - DECLINED_PERCENT},declined={DECLINED_PERCENT}", "--customers", "8", "--no-verify")
@@ -35,19 +35,19 @@ def share():
             failed = {event["traceId"]: event["eventId"] for event in payments if event["status"] == "EVENT_STATUS_FAILED"}
             paid = {event["traceId"] for event in payments} - failed.keys()
             check(len(failed) + len(paid) == ORDERS + 1, f"each order's payment is an event: {len(failed)} failed, {len(paid)} paid")
-            # The marker is one of the declined.
+            # The order that `decided` places is declined too.
             within(len(failed) - 1, ORDERS, DECLINED_PERCENT, "declined orders")
             for trace, event in failed.items():
                 whole(pipeline.jaeger, trace, event)
             kept = {trace: spans for trace in paid if (spans := pipeline.jaeger.spans(trace))}
-            # Kept for another reason: a machine under load has slow orders.
+            # Exclude traces kept for other reasons: a machine under load has slow orders.
             by_lot = [trace for trace, spans in kept.items() if not is_slow(spans) and not any(span.error for span in spans)]
             within(len(by_lot), len(paid), SHARE_PERCENT, "traces kept of the orders that were paid")
     return f"{len(failed)} of {len(failed)} declined orders' traces, {len(by_lot)} of {len(paid)} others' ({len(kept) - len(by_lot)} more were slow)"
 
 
 def decided(jaeger, system):
-    """Waits until all that was sent before is sampled or not: a last order's trace is, and decisions are taken in the order of arrival."""
+    """Waits until the sampling of all earlier traces is decided: decisions follow the sequence of arrival, so a last order's trace shows it."""
     trace = new_trace()
     _, token = system.customer()
     system.until_final(system.order(token, "pm_card_visa_chargeDeclined", headers=[traceparent(trace)])["orderId"], token)
@@ -55,25 +55,25 @@ def decided(jaeger, system):
 
 
 def within(count, of, percent, what):
-    """Five standard deviations around what chance makes of it: once in a million runs it is outside."""
+    """Within five standard deviations of the expected count: a false alarm occurs once in a million runs."""
     wanted, deviation = of * percent / 100, math.sqrt(of * percent / 100 * (1 - percent / 100))
     check(abs(count - wanted) <= 5 * deviation, f"{what}: {count} of {of}, which is not about {percent} %: {wanted:.0f} ± {5 * deviation:.0f}")
 
 
 def whole(jaeger, trace, event):
-    """A trace is kept with all its services, its one failed event, and no span twice."""
+    """The stored trace has all its services, its one failed event, and no span twice."""
     spans = jaeger.spans(trace, raw=True)
     twice = [span.name for span in spans if Counter(each.id for each in spans)[span.id] > 1]
     check(not twice, f"trace {trace} has spans twice: {twice}")
     names = {span.name for span in spans}
-    check(CREATE_ORDER in names and {span.service for span in spans} == SERVICES - {"user"}, f"trace {trace} is whole: {sorted(names)}")
+    check(CREATE_ORDER in names and {span.service for span in spans} == SERVICES - {"user"}, f"trace {trace} is complete: {sorted(names)}")
     failures = [(span.event.type, span.event.id) for span in spans if span.event and span.event.status == "failed"]
     check(failures == [("payment_processing", event)], f"trace {trace} has the failed event of the store: {failures}")
 
 
 def late():
-    """A failure that comes after the decision not to keep its trace is in Jaeger all the same: its event's span alone, once."""
-    # Nothing of the order takes its time until the decision is taken: not the gateway, and not the call that waits for it.
+    """A failure after the decision to drop its trace is still in Jaeger: its event's span alone, once."""
+    # No span of the order may be slow before the decision: neither the gateway's, nor that of the waiting call.
     flags = ["--payment.gateway-timeout", "5s", "--payment.answer-within", "4s", "--user.bcrypt-cost", "4"]
     with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "2s", 0) as pipeline:
         with System(flags, env=pipeline.env()) as system:
@@ -85,18 +85,18 @@ def late():
             decided(pipeline.jaeger, system)
             spans = pipeline.jaeger.spans(trace, raw=True)
             events = [(str(span.event) if span.event else span.name) for span in spans]
-            check(events == ["payment_processing failed GATEWAY_TIMEOUT GATEWAY_TIMEOUT (charge)"], f"what is kept of a trace that fails late: {events}")
+            check(events == ["payment_processing failed GATEWAY_TIMEOUT GATEWAY_TIMEOUT (charge)"], f"the spans kept of a trace that fails late: {events}")
     return "of a trace that failed late, its event alone"
 
 
 def run():
-    """What the collector keeps: each failed event's trace, a share of the rest, and a late failure's span."""
+    """The collector keeps each failed event's trace, a share of the rest, and a late failure's span."""
     return f"{share()}; {late()}"
 
 
 def reasons(pipeline, system):
-    """With no share kept: the traces of a slow order, of one with an error, of a declined one and of a refused one arrive in Jaeger; a quick
-    and good one's does not."""
+    """With a share of 0: the traces of a slow order, of one with an error, of a declined one and of a rejected one arrive in Jaeger; that of a
+    fast successful one does not."""
     methods = {
         "good": "pm_card_visa", "slow": "pm_gateway_slow", "flaky": "pm_gateway_unavailable3", "declined": "pm_card_visa_chargeDeclined"}
     _, token = system.customer()
@@ -104,24 +104,24 @@ def reasons(pipeline, system):
     orders = {what: system.order(token, method, headers=[traceparent(traces[what])]) for what, method in methods.items()}
     try:
         system.order(token, items=[{"sku": "NO-SUCH-THING", "quantity": 1}], headers=[traceparent(traces["refused"])])
-        raise Failed("an order of what there is not is refused")
+        raise Failed("an order with an unknown SKU is rejected")
     except CallError as error:
-        check(error.reason == "UNKNOWN_SKU", f"the order is refused: {error}")
+        check(error.reason == "UNKNOWN_SKU", f"the order is rejected: {error}")
     for what, order in orders.items():
         final = system.until_final(order["orderId"], token)
         wanted = "PAYMENT_FAILED" if what == "declined" else "FULFILLMENT_STARTED"
         check(final["state"] == f"ORDER_STATE_{wanted}", f"the {what} order ends {final['state']}")
     for what in ("slow", "flaky", "declined", "refused"):
         def arrived(what=what):
-            # A failed event is there before its trace is decided on.
+            # A failed event is stored before the decision on its trace.
             found = pipeline.jaeger.spans(traces[what])
             names, services = {span.name for span in found}, {span.service for span in found}
             check(CREATE_ORDER in names and {"order", "data"} <= services, f"the {what} order's trace has its root and its lookups: {sorted(names)}")
             return found
 
         spans = eventually(f"the trace of the {what} order is in Jaeger", 60, arrived)
-        # Each for its own reason: the gateway's refusals, the time alone, the failed step; and the failed event, where no span is an error.
+        # Each for a different reason: the gateway's errors, latency alone, the failed step; and the failed event, without any span of status error.
         errors = {span.kind for span in spans if span.error}
         wanted = {"flaky": {"client", "server", "internal"}, "declined": {"internal"}}.get(what, set())
         check(errors <= wanted and bool(errors) == bool(wanted), f"kinds of spans with errors in the {what} order's trace: {errors}")
-    check(not pipeline.jaeger.spans(traces["good"]), "the trace of a quick and good order is not kept")
+    check(not pipeline.jaeger.spans(traces["good"]), "the trace of a fast successful order is not kept")

@@ -1,4 +1,4 @@
-"""A system of Ordermesh as CI sees it: its processes, its output, and calls with grpcurl. Standard library only."""
+"""An Ordermesh system under test: its processes, its output, and calls with grpcurl. Standard library only."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 BIN = Path(os.environ.get("ORDERMESH_BIN", TARGET / "release/ordermesh")).resolve()
-# What our processes may be: the program, and copies of it that a check has put elsewhere.
+# The executables of our processes: the program, and copies of it that a check has placed elsewhere.
 PROGRAMS = {str(BIN)}
 OFFSETS = {"user": 100, "order": 200, "payment": 300, "data": 400, "gateway": 500}
 ADDRESS = {"recipient": "Ada Lovelace", "lines": ["Chausseestr. 1"], "city": "Berlin", "postal_code": "10115", "country_code": "DE"}
@@ -25,7 +25,7 @@ FINAL = {"ORDER_STATE_FULFILLMENT_STARTED", "ORDER_STATE_PAYMENT_FAILED", "ORDER
 
 
 class Failed(Exception):
-    """What was checked is not so."""
+    """A check that failed."""
 
 
 def check(truth, what):
@@ -34,7 +34,7 @@ def check(truth, what):
 
 
 def eventually(what, seconds, ask):
-    """Asks until the answer is true, and gives it back. `ask` may raise while it is not."""
+    """Calls `ask` until its result is true, and returns that. `ask` may raise until then."""
     end = time.monotonic() + seconds
     last = None
     while time.monotonic() < end:
@@ -45,11 +45,11 @@ def eventually(what, seconds, ask):
         except (Failed, CallError, OSError) as error:
             last = error
         time.sleep(0.1)
-    raise Failed(f"{what}: not within {seconds} s; at last: {last}")
+    raise Failed(f"{what}: not within {seconds} s; last result: {last}")
 
 
 def run_parts(what, parts):
-    """Runs checks by name, in order, until one fails; the exit code."""
+    """Runs checks by name, in sequence, until one fails; returns the exit code."""
     for name, part in parts.items():
         began = time.monotonic()
         print(f"--- {name}: {(part.__doc__ or '').strip().splitlines()[0]}", flush=True)
@@ -64,8 +64,8 @@ def run_parts(what, parts):
 
 
 def not_run(what, why):
-    """Says that something is not run for want of something; .ci/run's last line names it too. With CI set it is a failure."""
-    check("CI" not in os.environ, f"{what}: it has to run, and cannot: {why}")
+    """Reports a skipped check, also in .ci/run's last line. With CI set it is a failure."""
+    check("CI" not in os.environ, f"{what}: required with CI set, but cannot run: {why}")
     if "CI_SKIPPED" in os.environ:
         with open(os.environ["CI_SKIPPED"], "a", encoding="utf-8") as file:
             file.write(f"{what}\n")
@@ -83,10 +83,10 @@ def is_free(port):
 
 
 def free_ports(count):
-    """Ports that nobody listens on now, outside of the range that clients' connections take."""
+    """Ports without a listener, outside of the ephemeral range of clients' connections."""
     start = random.randrange(21_000, 29_000)
     ports = [port for port in range(start, 30_000) if is_free(port)][:count]
-    check(len(ports) == count, "there are free ports")
+    check(len(ports) == count, "enough ports are free")
     return ports
 
 
@@ -97,11 +97,11 @@ def free_port_base(instances):
         ports = [base + offset + n + admin for offset in OFFSETS.values() for n in range(1, instances + 1) for admin in (0, 1000)]
         if all(map(is_free, ports)):
             return base
-    raise Failed("there is no free range of ports")
+    raise Failed("no port range is free")
 
 
 class CallError(Exception):
-    """A call that was refused."""
+    """A call that failed."""
 
     def __init__(self, text):
         super().__init__(text)
@@ -111,7 +111,7 @@ class CallError(Exception):
 
 
 def documents(text):
-    """The JSON documents that grpcurl prints one after the other."""
+    """The JSON documents of grpcurl's output."""
     decoder, at, found = json.JSONDecoder(), 0, []
     while at < len(text):
         if text[at].isspace():
@@ -123,7 +123,7 @@ def documents(text):
 
 
 def grpc_all(port, method, message, token=None, headers=(), seconds=60, roots=None):
-    """Every message of the answer."""
+    """Every message of the response."""
     command = ["grpcurl", *(["-cacert", str(roots)] if roots else ["-plaintext"]), "-format-error", "-max-time", str(seconds)]
     if token:
         command += ["-H", f"authorization: Bearer {token}"]
@@ -137,7 +137,7 @@ def grpc_all(port, method, message, token=None, headers=(), seconds=60, roots=No
 
 
 def grpc(port, method, message, token=None, headers=(), seconds=15):
-    """The one message of the answer."""
+    """The single message of the response."""
     answers = grpc_all(port, method, message, token, headers, seconds)
     return answers[0] if answers else {}
 
@@ -151,7 +151,7 @@ def traceparent(trace):
 
 
 class System:
-    """A whole system that was started by its program, in a folder of its own."""
+    """A whole system started by its program, in its own folder."""
 
     def __init__(self, flags=(), instances=2, env=None, data_dir=None, port_base=None, command=None, cwd=None, program=BIN):
         self.instances = instances
@@ -167,7 +167,7 @@ class System:
         self.operator = None
         self.known = set()
 
-    # --- its life
+    # --- start and stop
 
     def start(self, seconds=20, until="is ready"):
         self.lines = []
@@ -180,7 +180,7 @@ class System:
         def read(stream):
             for line in stream:
                 self.lines.append(line.rstrip("\n"))
-                # The line that is waited for is the first of several; the last one is about Ctrl-C.
+                # The awaited line is the first of several; the last one mentions Ctrl-C.
                 if until in line:
                     ready.set()
             ended.set()
@@ -191,7 +191,7 @@ class System:
             if ended.is_set() or time.monotonic() > end:
                 text = "\n".join(self.lines[-30:])
                 self.kill()
-                raise Failed(f"the system said nothing of {until!r} within {seconds} s:\n{text}")
+                raise Failed(f"the system did not print {until!r} within {seconds} s:\n{text}")
         eventually("the start-up text is complete", 5, lambda: any("Ctrl-C" in line for line in self.lines))
         self.known |= {pid for pid, _ in self.children()}
         return self
@@ -207,7 +207,7 @@ class System:
             self.temporary.cleanup()
 
     def stop(self, seconds=40):
-        """SIGTERM; its exit code."""
+        """Sends SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(seconds)
@@ -215,7 +215,7 @@ class System:
             raise Failed(f"the system did not end within {seconds} s of SIGTERM") from None
 
     def kill(self):
-        """Kill -9 of the supervisor and of every child that is still there."""
+        """Kills the supervisor and every remaining child with SIGKILL."""
         if not self.process:
             return
         self.known |= {pid for pid, _ in self.children()}
@@ -253,7 +253,7 @@ class System:
         return found
 
     def kill_9(self, service, instance=None):
-        """Kill -9 of a service's instance, or of all; returns the pids."""
+        """Kills an instance of a service, or all of them, with SIGKILL; returns the pids."""
         name = f"{service}-{instance}" if instance else f"{service}-"
         victims = [pid for pid, which in self.children() if which == name or (not instance and which.startswith(name))]
         check(victims, f"{name} runs")
@@ -281,7 +281,7 @@ class System:
         return email, self.login(email, "correct horse battery", headers)
 
     def order(self, token, method="pm_card_visa", items=None, headers=(), instance=1):
-        """Creates an order, and gives it back."""
+        """Creates an order and returns it."""
         message = {
             "request_id": str(uuid.uuid4()), "items": items or [{"sku": "MUG-BLUE", "quantity": 1}], "payment_method": method,
             "contact_email": "customer@example.com", "shipping_address": ADDRESS}
@@ -291,7 +291,7 @@ class System:
         return grpc(self.port("order", instance), "order.v1.OrderService/GetOrder", {"order_id": order_id}, token)["order"]
 
     def until_final(self, order_id, token, seconds=60):
-        """The order once it is in a final state, asked of whichever instance answers."""
+        """The order once it is in a terminal state, requested from the instances in turn."""
         turns = iter(range(10**6))
 
         def ask():
@@ -306,7 +306,7 @@ class System:
         return answer.get("events", [])
 
     def all_events(self, **filters):
-        """Every page of them."""
+        """The events of all pages."""
         found, token = [], ""
         while True:
             message = {"page_size": 500, "page_token": token, **filters}
@@ -333,7 +333,7 @@ class System:
 
 
 def is_ours(pid):
-    """Is it a process of the program? A pid may have become somebody else's."""
+    """Whether it is a process of the program: the pid may have been reused."""
     try:
         program = os.readlink(f"/proc/{pid}/exe")
     except OSError:
@@ -349,7 +349,7 @@ def read_bytes(path):
 
 
 def counted(events):
-    """How many events there are of each (type, status), and that none is there twice."""
+    """The number of events of each (type, status); checks that none is stored twice."""
     ids = [event["eventId"] for event in events]
     check(len(ids) == len(set(ids)), f"no event is stored twice: {ids}")
     counts = {}

@@ -1,6 +1,6 @@
-"""The release before this one and this one side by side: rolling upgrades and roll backs under load, on one PostgreSQL.
+"""The previous release and this one side by side: rolling upgrades and rollbacks under load, on one PostgreSQL.
 
-The supervisor starts its children from its own path; what lies there is exchanged, and each instance is restarted in turn.
+The supervisor starts its children from its own path; the test replaces the binary there and restarts each instance in turn.
 The previous release is the commit in .ci/previous-release; .ci/previous.sh builds it.
 """
 
@@ -15,12 +15,12 @@ from system import BIN, PROGRAMS, TARGET, System, check, eventually, grpc
 
 PREVIOUS = TARGET / "previous/ordermesh"
 SERVICES = ("user", "order", "payment", "data")
-# What a later release might add: a column that nobody knows yet, and the migration's entry.
+# A later release's possible change: a column unknown to both releases, and the migration's entry.
 LATER = {"user": "account", "order": "orders", "payment": "payment", "data": "product"}
 
 
 def put(binary, path):
-    """Exchanges the program at a path, whole."""
+    """Replaces the program at a path atomically."""
     new = path.with_suffix(".new")
     shutil.copy2(binary, new)
     new.rename(path)
@@ -32,13 +32,13 @@ def restart_all(system, instances):
 
 
 def of_release(system, binary):
-    """How many children run a release's program."""
+    """The number of children that run a release's program."""
     size = binary.stat().st_size
     return sum(os.stat(f"/proc/{pid}/exe").st_size == size for pid, _ in system.children())
 
 
 def starts(url):
-    """A system of the release before on a PostgreSQL, whose program can be exchanged: (system, exchange)."""
+    """A system of the previous release on PostgreSQL, whose program can be replaced: (folder, system, exchange)."""
     folder = tempfile.TemporaryDirectory(prefix="ordermesh-upgrade-")
     program = Path(folder.name) / "ordermesh"
     put(PREVIOUS, program)
@@ -48,15 +48,15 @@ def starts(url):
 
 
 def run():
-    """Upgraded, rolled back and upgraded again under load: 0 failed calls, 0 lost orders, 0 lost events, whichever service comes first."""
+    """Upgraded, rolled back and upgraded again under load: 0 failed calls, 0 lost orders, 0 lost events, in any sequence of the services."""
     if why := skipped():
         return why
-    check(PREVIOUS.exists(), f"{PREVIOUS} is there (.ci/previous.sh builds it)")
+    check(PREVIOUS.exists(), f"{PREVIOUS} exists (.ci/previous.sh builds it)")
     return f"{on_a_newer_schema()}; {data_last()}"
 
 
 def on_a_newer_schema():
-    """Both releases side by side, on a schema that is newer than either."""
+    """Both releases side by side, on a schema newer than both."""
     with Postgres(postgres_programs()) as server:
         url = ["--database-url", server.url("postgres")]
         folder, started, exchange = starts(url)
@@ -66,17 +66,17 @@ def on_a_newer_schema():
                 new_beside_old = [(service, 1) for service in SERVICES]
                 restart_all(system, new_beside_old)
                 check(of_release(system, BIN) == 4, "one instance of each service is of this release")
-                for service, table in LATER.items():  # a schema that is newer than both
+                for service, table in LATER.items():  # a schema newer than both
                     server.sql(f'ALTER TABLE "{service}".{table} ADD COLUMN later TEXT')
                     server.sql(f"INSERT INTO \"{service}\".schema_version VALUES (1000, 'a later release', 0)")
                 exchange(PREVIOUS)
                 old_on_new_schema = [(service, 2) for service in SERVICES]
                 restart_all(system, old_on_new_schema)
                 restart_all(system, new_beside_old)  # rolled back
-                check(of_release(system, PREVIOUS) == 9, "all are of the release before")
+                check(of_release(system, PREVIOUS) == 9, "all are of the previous release")
                 exchange(BIN)
                 restart_all(system, new_beside_old + old_on_new_schema)  # and upgraded again
-                check(of_release(system, BIN) == 8, "all are of this release, but for the gateway")
+                check(of_release(system, BIN) == 8, "all but the gateway are of this release")
                 acknowledged, _ = load.seen()
             all_stored(system, server)
             verified(system, *url)
@@ -84,13 +84,13 @@ def on_a_newer_schema():
 
 
 def kept_apart(server, service):
-    """The ids of the events of a service that the Data Service has refused."""
+    """The ids of a service's events that the Data Service has rejected."""
     found = server.sql(f'SELECT event_id FROM "{service}".outbox_refused')
     return set() if found == "done" else set(found.splitlines())
 
 
 def all_stored(system, server):
-    """Refused events are sent again at a start: then no event is left anywhere."""
+    """Rejected events are sent again at startup: afterwards every outbox is empty."""
     senders = ("user", "order", "payment")
     restart_all(system, [(service, n) for service in senders for n in (1, 2)])
 
@@ -104,14 +104,14 @@ def all_stored(system, server):
 
 
 def audits(system):
-    """Changes of an account, besides the load's cancellations."""
+    """Changes an account, which is audited, besides the load's cancellations."""
     _, token = system.customer()
     change = {"profile": {"display_name": "Another"}, "update_mask": {"paths": ["display_name"]}}
     grpc(system.port("user"), "user.v1.UserService/UpdateProfile", change, token)
 
 
 def data_last():
-    """The wrong way round: user and order are upgraded before data, which refuses their audit events; none of them is lost."""
+    """The wrong sequence: user and order are upgraded before data, which rejects their audit events; none of them is lost."""
     with Postgres(postgres_programs()) as server:
         url = ["--database-url", server.url("postgres")]
         folder, started, exchange = starts(url)
@@ -127,14 +127,14 @@ def data_last():
                     if binary == BIN:
                         audits(system)
                         for service in ("user", "order"):
-                            eventually(f"the old Data Service refuses new events of {service}", 30, lambda service=service: kept_apart(server, service))
+                            eventually(f"the old Data Service rejects new events of {service}", 30, lambda service=service: kept_apart(server, service))
                     refused |= kept_apart(server, "user") | kept_apart(server, "order")
                 restart_all(system, last)
-                check(of_release(system, BIN) == 8, "all are of this release, but for the gateway")
+                check(of_release(system, BIN) == 8, "all but the gateway are of this release")
                 acknowledged, _ = load.seen()
             refused |= kept_apart(server, "user") | kept_apart(server, "order")
             all_stored(system, server)
             stored = set(server.sql('SELECT event_id FROM "data".trace_event').splitlines())
-            check(refused and refused <= stored, f"what was refused is stored in the end: {len(refused - stored)} of {len(refused)} are not")
+            check(refused and refused <= stored, f"every rejected event is stored in the end: {len(refused - stored)} of {len(refused)} are not")
             verified(system, *url)
-    return f"data last: {acknowledged} orders, {len(refused)} events refused and stored in the end"
+    return f"data last: {acknowledged} orders, {len(refused)} events rejected and stored in the end"
