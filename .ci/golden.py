@@ -192,7 +192,7 @@ def refused(jaeger, system):
             traces["wrong"]: [("UNAUTHENTICATED", "INVALID_CREDENTIALS")]}
         check(answer == wanted, f"Jaeger finds {answer} by type and status, expected {wanted}")
         paid = jaeger.search("payment", {"ordermesh.event.type": "payment_processing", "ordermesh.event.status": "success"})
-        check(traces["paid"] in paid and not wanted.keys() & paid.keys(), f"and by success the others: {sorted(paid)}")
+        check(traces["paid"] in paid and not wanted.keys() & paid.keys(), f"a search by success finds the others: {sorted(paid)}")
         return True
 
     eventually("failures in Jaeger, by tag", 20, found)
@@ -206,7 +206,7 @@ def run():
         cancelled(jaeger, system)
         refused(jaeger, system)
         services = jaeger.ask("/api/services")["data"]
-        check(SERVICES <= set(services), f"Jaeger knows the five services: {services}")
+        check(SERVICES <= set(services), f"Jaeger lists the five services: {services}")
         health = grpc(system.port("order"), "grpc.health.v1.Health/Check", {"service": "order.v1.OrderService"})
-        check(health["status"] == "SERVING", "health answers")
+        check(health["status"] == "SERVING", "health is SERVING")
     return f"{len(wanted)} spans of the golden trace, every step of it in the trace of an order that survived kill -9; declines and a wrong password found by tag"

@@ -66,7 +66,7 @@ def event_of(span):
     if not tags:
         return None
     where = f"{span.service} {span.name} {tags}"
-    check("ordermesh.replayed" not in span.tags, f"a replay has no event: {where}")
+    check("ordermesh.replayed" not in span.tags, f"an idempotent replay has no event: {where}")
     if "suppressed" in tags:
         # Summed with others of its second: it has no row in the store, and neither a status nor an id here.
         check(tags.get("type") and not {"status", "id"} & set(tags), f"a summed event has a type, and no status or id: {where}")
@@ -131,7 +131,7 @@ class Api:
 
 
 class Jaeger(Api):
-    """Jaeger in memory with deploy/jaeger.yaml, on free ports, until the block ends."""
+    """Jaeger in memory with deploy/jaeger.yaml, on free ports, until the `with` block ends."""
 
     def __init__(self):
         names = ["OTLP_GRPC_PORT", "OTLP_HTTP_PORT", "JAEGER_HTTP_PORT", "JAEGER_GRPC_PORT", "JAEGER_HEALTH_PORT"]

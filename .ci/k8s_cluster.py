@@ -57,11 +57,11 @@ class Cluster:
         return run(["kubectl", "--namespace", NAMESPACE, *args], seconds=seconds, text=text, env=self.env, must=must)
 
     def get(self, *args):
-        """Objects, as JSON."""
+        """The JSON of `kubectl get`."""
         return json.loads(self.kubectl("get", *args, "-o", "json"))
 
     def import_image(self, archive):
-        """An image from a file that buildah wrote."""
+        """Imports an image from a file written by buildah."""
         run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", "images", "import", archive])
 
     def load_third_parties(self, jaeger):

@@ -175,7 +175,7 @@ def scores():
 
 
 def without_cluster():
-    """Everything that needs no API server."""
+    """All checks that need no API server."""
     texts = variants()
     said = [*schemas(texts), *database_urls(texts), *families(texts), *scores()]
     problems = k8s_policies.check() + k8s_policies.sees_differences()

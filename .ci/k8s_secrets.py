@@ -80,7 +80,7 @@ def again(folder):
     first = folder.files()
     check(folder.makes() == "" and folder.files() == first, "run again, the script changes nothing")
     folder.apply()
-    # As if they ended soon: they are made for less than a week.
+    # Certificates that expire soon: valid for less than a week.
     subprocess.run([BIN, "certs", "--dir", folder.secrets / "tls", "--lifetime", "6d"], check=True, capture_output=True)
     check("apply them" in folder.makes(), "certificates that expire soon are renewed")
     renewed = folder.files()
@@ -104,7 +104,7 @@ def what_is_gone(folder):
     (folder.overlay / "tls").rename(folder.secrets / "tls")
     (folder.overlay / "trust.pem").rename(folder.secrets / "trust.pem")
     check(folder.makes() == "", "after the files are restored, the script changes nothing")
-    # A folder that an earlier form of the script has made.
+    # A folder created by an earlier version of the script.
     (folder.secrets / "tls/ca.key").rename(folder.overlay / "ca.key")
     check(folder.makes() == "", "the authority's key is not needed before certificates expire")
     (folder.secrets / "tls/order.pem").write_text("none")
@@ -124,7 +124,7 @@ def authority(folder):
 
     def step(number):
         folder.makes("rotate-authority", str(number))
-        # Some pods have taken the step up, and others have not.
+        # Some pods have loaded the step, others have not.
         for certificates in (folder.secrets, folder.cluster):
             for roots in (folder.secrets, folder.cluster):
                 folder.check_trust(certificates, roots)
@@ -154,7 +154,7 @@ def public_keys(folder):
     (folder.secrets / "signing-key.pem").write_text(RFC8037)
     folder.makes()
     text = (folder.secrets / "token-keys.json").read_text()
-    check(f'"kid":"{THUMBPRINT}"' in text and '"x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"' in text, f"RFC 8037's: {text}")
+    check(f'"kid":"{THUMBPRINT}"' in text and '"x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"' in text, f"it matches RFC 8037's example: {text}")
     return "token-keys.json has the signing key's public half, by RFC 8037's example"
 
 

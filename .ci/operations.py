@@ -123,7 +123,7 @@ def dashboard():
         title = panel["title"]
         check(len(panel["description"]) > 20 and "\n" not in panel["description"], f"{title}: it has a description of one line")
         check(panel["fieldConfig"]["defaults"]["unit"], f"{title}: it has a unit")
-        check(panel["targets"], f"{title}: it shows something")
+        check(panel["targets"], f"{title}: it has at least one query")
         for target in panel["targets"]:
             check(target["datasource"]["uid"] == "${datasource}", f"{title}: its data source is the variable")
             strangers = set(re.findall(r"\$(\w+)", target["expr"])) - {"job", "instance", "__rate_interval"}

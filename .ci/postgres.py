@@ -154,7 +154,7 @@ def on_postgres():
             declined = system.order(token, "pm_card_visa_chargeDeclinedInsufficientFunds")
             final = system.until_final(declined["orderId"], token)
             check(final["state"] == "ORDER_STATE_PAYMENT_FAILED", f"the declined order ends {final['state']}")
-            check(final["paymentFailure"]["declineCode"] == "INSUFFICIENT_FUNDS", f"why: {final['paymentFailure']}")
+            check(final["paymentFailure"]["declineCode"] == "INSUFFICIENT_FUNDS", f"the decline code: {final['paymentFailure']}")
             eventually("its event", 15, lambda: counted(system.events(order_id=declined["orderId"])).get(("payment_processing", "failed")) == 1)
             check(not list(system.data_dir.glob("*.db")), "no SQLite file was created")
             verified(system, *stores)

@@ -110,7 +110,7 @@ class Shell:
         self.bash.stdin.flush()
         answered, _, _ = select.select([self.bash.stdout], [], [], COMMAND_LIMIT_S)
         said = output.read_text() if output.exists() else ""
-        check(answered, f"a command that ends within {COMMAND_LIMIT_S} s: {code}\noutput:\n{said}")
+        check(answered, f"the command ends within {COMMAND_LIMIT_S} s: {code}\noutput:\n{said}")
         status = self.bash.stdout.readline()
         check(status, f"the shell is running after {code}")
         return output.read_text(), int(status)

@@ -57,7 +57,7 @@ def decided(jaeger, system):
 def within(count, of, percent, what):
     """Within five standard deviations of the expected count: a false alarm occurs once in a million runs."""
     wanted, deviation = of * percent / 100, math.sqrt(of * percent / 100 * (1 - percent / 100))
-    check(abs(count - wanted) <= 5 * deviation, f"{what}: {count} of {of}, which is not about {percent} %: {wanted:.0f} ± {5 * deviation:.0f}")
+    check(abs(count - wanted) <= 5 * deviation, f"{what}: {count} of {of}, expected about {percent} %: {wanted:.0f} ± {5 * deviation:.0f}")
 
 
 def whole(jaeger, trace, event):
@@ -86,7 +86,7 @@ def late():
             spans = pipeline.jaeger.spans(trace, raw=True)
             events = [(str(span.event) if span.event else span.name) for span in spans]
             check(events == ["payment_processing failed GATEWAY_TIMEOUT GATEWAY_TIMEOUT (charge)"], f"the spans kept of a trace that fails late: {events}")
-    return "of a trace that failed late, its event alone"
+    return "of a trace with a late failure, only its event"
 
 
 def run():

@@ -52,7 +52,7 @@ make() { # make FILE COMMAND...: writes the command's output to FILE, unless it 
   [ -s "$file" ] && return 0
   "$@" >"$file.new"
   mv "$file.new" "$file"
-  say "made $file"
+  say "created $file"
 }
 password() { openssl rand -hex 24 | tr -d '\n'; }
 operator() { printf 'operator@ordermesh.local %s\n' "$(openssl rand -hex 16)"; }
@@ -63,7 +63,7 @@ databases() { # one role and one database here; each service has its own schema
   done
 }
 base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
-token_keys() { # the public half of the signing key, as ListSigningKeys has it (RFC 7517; its id by RFC 7638)
+token_keys() { # the public half of the signing key, as returned by ListSigningKeys (RFC 7517; its id by RFC 7638)
   local x kid
   x=$(openssl pkey -in "$secrets/signing-key.pem" -pubout -outform DER | tail -c 32 | base64url)
   kid=$(printf '{"crv":"Ed25519","kty":"OKP","x":"%s"}' "$x" | openssl dgst -sha256 -binary | base64url)
@@ -72,14 +72,14 @@ token_keys() { # the public half of the signing key, as ListSigningKeys has it (
 
 make_all() {
   if ! [ -s "$tls/ca.pem" ] && [ -s "$secrets/trust.pem" ]; then
-    fail "$tls is gone, and trust.pem has its authority: bring it back, or begin anew (see the head of this file)"
+    fail "$tls is gone, and trust.pem has its authority: restore it, or start over (see the head of this file)"
   fi
   if ! [ -s "$tls/ca.pem" ] && ask_cluster order-tls -o name >/dev/null; then
-    fail "the cluster has Secrets, and $secrets has not: others than those in use would be an outage." \
-      "Bring the folder back, or begin anew (see the head of this file)"
+    fail "the cluster has Secrets that $secrets lacks: replacing those in use would be an outage." \
+      "Restore the folder, or start over (see the head of this file)"
   fi
   if ! [ -s "$secrets/postgres-password" ] && [ -s "$secrets/database.env" ]; then
-    fail "$secrets/postgres-password is gone, and database.env has the password that PostgreSQL was started with: bring it back"
+    fail "$secrets/postgres-password is gone, and database.env has the password with which PostgreSQL was started: restore it"
   fi
   make signing-key.pem openssl genpkey -algorithm ed25519
   make operator operator
@@ -105,10 +105,10 @@ current() { # whether all certificates exist, are of this authority, and are val
 certificates() {
   if ! current; then
     # An earlier version of this script deleted the key.
-    [ ! -s "$tls/ca.pem" ] || [ -s "$tls/ca.key" ] || fail "certificates have to be renewed, and the key of their authority," \
-      "$tls/ca.key, is not there: replace the authority (rotate-authority 1)"
+    [ ! -s "$tls/ca.pem" ] || [ -s "$tls/ca.key" ] || fail "certificates have to be renewed, but the key of their authority," \
+      "$tls/ca.key, does not exist: replace the authority (rotate-authority 1)"
     "$program" certs --dir "$tls" >/dev/null
-    say "made $tls: apply them"
+    say "created $tls: apply them"
   fi
   [ -s "$secrets/trust.pem" ] || trust "$tls/ca.pem"
 }
@@ -119,7 +119,7 @@ trust() { # writes the trust bundle of every pod, atomically
 }
 trusted() { grep -c 'BEGIN CERTIFICATE' "$secrets/trust.pem"; }
 
-# --- another authority
+# --- replacing the authority
 
 in_cluster() { # fails unless KEY of each service's Secret in the cluster equals FILE
   local key=$1 file=$2 service
@@ -163,7 +163,7 @@ rotate_3() {
   in_cluster tls.crt "$tls/SERVICE.pem"
   settle
   trust "$tls/ca.pem"
-  say "step 3: $secrets/trust.pem has the new authority alone. Now: kubectl apply -k deploy/overlays/local"
+  say "step 3: $secrets/trust.pem has only the new authority. Now: kubectl apply -k deploy/overlays/local"
 }
 
 # Repairs an interrupted run.
