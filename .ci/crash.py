@@ -19,16 +19,16 @@ def check_exactly_once(system, order_id, token):
     charges = system.charges_of(order_id)
     check([charge["status"] for charge in charges] == ["CHARGE_STATUS_SUCCEEDED"], f"exactly one charge: {charges}")
 
-    def told():
+    def counts_match():
         counts = counted(system.events(order_id=order_id))
         successes = {kind: count for kind, count in counts.items() if kind[1] == "success" and kind[0] != "data_lookup"}
         check(successes == SUCCESSES, f"events exactly once: {counts}")
         return counts
 
-    eventually("the events", 30, told)
+    eventually("the events", 30, counts_match)
     # Once more, later: a duplicate might arrive after the first check.
     time.sleep(1)
-    told()
+    counts_match()
 
 
 def kill_each_service():

@@ -30,7 +30,7 @@ def line(span):
 def tree(spans):
     """The trace as lines of text, indented by two spaces per level; and the ids of the roots' parents, which are not in the trace."""
     ids = {span.id for span in spans}
-    strangers = {span.parent for span in spans if span.parent not in ids}
+    outer_parents = {span.parent for span in spans if span.parent not in ids}
 
     def under(parent, depth):
         blocks = []
@@ -40,7 +40,7 @@ def tree(spans):
                 blocks.append(["  " * depth + line(span), *under(span.id, depth + 1)])
         return [text for block in sorted(blocks) for text in block]
 
-    return under(None, 0), strangers
+    return under(None, 0), outer_parents
 
 
 def steps(lines):
@@ -94,10 +94,10 @@ def settled(jaeger, system, trace, is_complete):
 
     def ask():
         spans = jaeger.spans(trace)
-        lines, strangers = tree(spans)
+        lines, outer_parents = tree(spans)
         check(is_complete(lines), "the trace is not complete:\n" + "\n".join(lines))
         same_as_stored(spans, system.events(trace_id=trace))
-        return lines, strangers
+        return lines, outer_parents
 
     return eventually(f"trace {trace} in Jaeger", 20, ask)
 
@@ -113,10 +113,10 @@ def golden(jaeger, system):
         GOLDEN.write_text("\n".join([*header, *lines, ""]))
         wanted = lines
     try:
-        lines, strangers = settled(jaeger, system, trace, lambda lines: lines == wanted)
+        lines, outer_parents = settled(jaeger, system, trace, lambda lines: lines == wanted)
     except Failed as error:
         raise Failed("the golden trace is\n" + "\n".join(wanted) + f"\nand this order's differs:\n{error}") from None
-    check(len(strangers) == 1, f"log-in and order are children of the client's one span: {strangers}")
+    check(len(outer_parents) == 1, f"log-in and order are children of the client's one span: {outer_parents}")
     check({text.split()[0] for text in lines} == SERVICES, "five services")
     return wanted, order_id
 

@@ -134,7 +134,7 @@ class Report:
         calls = [f"{count}x {why}" for why, count in self.refused.items() if not why.startswith("WatchOrder: Unavailable")]
         return [*calls, *self.lost]
 
-    def told(self):
+    def summary(self):
         streams = sum(count for why, count in self.refused.items() if why.startswith("WatchOrder: Unavailable"))
         p50, p99, most = self.latency
         return f"{self.orders} orders, 0 failures, {streams} watches resumed; acknowledged p50 {p50} ms, p99 {p99} ms, max {most} ms"

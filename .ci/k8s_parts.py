@@ -120,7 +120,7 @@ def policies(cluster):
     """The network policies are enforced: an operator's Job such as `load` has access, a pod with unknown labels does not."""
     manifest = k8s_orders.job("load", "--no-verify", "--orders=1")
     for labels in (manifest["metadata"]["labels"], manifest["spec"]["template"]["metadata"]["labels"]):
-        labels["app.kubernetes.io/component"] = labels["app.kubernetes.io/name"] = "stranger"
+        labels["app.kubernetes.io/component"] = labels["app.kubernetes.io/name"] = "unknown"
     succeeded, log = cluster.job_end(cluster.job(manifest, 60), 120)
     check(not succeeded, f"a pod with unknown labels has no access:\n{log}")
     check(re.search(r"UNAVAILABLE|DEADLINE|Unavailable|Deadline|unreachable|timed out", log), f"a pod with unknown labels gets a connection error:\n{log}")
@@ -155,14 +155,14 @@ def deletes(cluster):
             eventually(f"{service} has two ready pods again", 60, lambda: len(two := ready(cluster, service)) == 2 and victim not in two)
             times.append(f"{service} {seconds_since(start)} s")
         still_loaded(load)
-    said = [f"deleted: {load.report.told()}", f"two ready pods again after: {', '.join(times)}"]
+    said = [f"deleted: {load.report.summary()}", f"two ready pods again after: {', '.join(times)}"]
     # Without log-ins: one in flight in a killed process is lost, and must not be retried for the customer.
     with Load(cluster, "a process of each service killed", RATE, 75, logins=0) as load:
         for service in DEPLOYMENTS:
             cluster.kill(ready(cluster, service)[0])
             eventually(f"{service} has two ready pods again", 60, lambda: len(ready(cluster, service)) == 2)
         still_loaded(load)
-    return [*said, f"killed with -9: {load.report.told()}"]
+    return [*said, f"killed with -9: {load.report.summary()}"]
 
 
 def still_loaded(load):
@@ -184,7 +184,7 @@ def rolling(cluster):
         cluster.rolled_out("deployment/order")
         times.append(f"order rolled back {seconds_since(start)} s")
         still_loaded(load)
-    return [load.report.told(), f"rolled out: {', '.join(times)}"]
+    return [load.report.summary(), f"rolled out: {', '.join(times)}"]
 
 
 def scale(cluster):
@@ -218,13 +218,13 @@ def scale(cluster):
                 follow.terminate()
                 follow.wait()
             log.seek(0)
-            told = [line for line in log if removed in line]
-        check(any("has ended" in line for line in told), f"{removed} drained and logged it: {told[-10:]}")
-        check(not any("did not end in time" in line for line in told), f"{removed} ended in time: {told[-10:]}")
+            lines = [line for line in log if removed in line]
+        check(any("has ended" in line for line in lines), f"{removed} drained and logged it: {lines[-10:]}")
+        check(not any("did not end in time" in line for line in lines), f"{removed} ended in time: {lines[-10:]}")
         still_loaded(load)
     wait = first - ready_at
     check(wait <= 10, f"the new pod served its first call {wait:.1f} s after it was ready")
-    return [load.report.told(), f"{name}: first call {wait:+.1f} s from its Ready (whole seconds)", f"{removed}: drained and gone {took} s "
+    return [load.report.summary(), f"{name}: first call {wait:+.1f} s from its Ready (whole seconds)", f"{removed}: drained and gone {took} s "
             "after the autoscaler's bounds changed", f"memory under load ({RATE} orders/s): {loaded}"]
 
 

@@ -223,9 +223,9 @@ def sees_differences():
         without = [each for each in objects if not (each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == name)]
         if edges(without, SERVICES) == wanted:
             return [f"the check does not detect that the policy {name} is removed"]
-    everybody = {"kind": "NetworkPolicy", "spec": {
+    allow_all = {"kind": "NetworkPolicy", "spec": {
         "podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": [{}], "egress": [{}]}}
-    if len(edges([*objects, everybody], SERVICES)) != len(SERVICES) ** 2:
+    if len(edges([*objects, allow_all], SERVICES)) != len(SERVICES) ** 2:
         return ["the check does not detect a policy that allows everything"]
     for folder, jobs in JOBS.items():
         objects, job = built(folder), built(jobs[0])

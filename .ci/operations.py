@@ -126,8 +126,8 @@ def dashboard():
         check(panel["targets"], f"{title}: it has at least one query")
         for target in panel["targets"]:
             check(target["datasource"]["uid"] == "${datasource}", f"{title}: its data source is the variable")
-            strangers = set(re.findall(r"\$(\w+)", target["expr"])) - {"job", "instance", "__rate_interval"}
-            check(not strangers, f"{title}: undefined variables: {strangers}")
+            unknown = set(re.findall(r"\$(\w+)", target["expr"])) - {"job", "instance", "__rate_interval"}
+            check(not unknown, f"{title}: undefined variables: {unknown}")
     return f"{len(panels())} panels"
 
 
@@ -164,8 +164,8 @@ def runbook():
     # The searches in Jaeger use only tags that CI finds there, row by row of the table of failures.
     table = "\n".join(line for line in (ROOT / "services/FAILURES.md").read_text().splitlines() if line.startswith("| ") and "` failed: `" in line)
     values = set(re.findall(r"ordermesh\.event\.(?:type|error_type|reason)=(\w+)", text))
-    strangers = {value for value in values if f"`{value}`" not in table}
-    check(values and not strangers, f"tags that are in no row of the table: {strangers}")
+    unknown = {value for value in values if f"`{value}`" not in table}
+    check(values and not unknown, f"tags that are in no row of the table: {unknown}")
 
     helps = {}
     commands = re.findall(r"^\s*(?:[A-Z]+=\S+ )*ordermesh ([^|\n]*)", "\n".join(blocks("sh")), re.M)

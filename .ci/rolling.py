@@ -109,8 +109,8 @@ def worst_drain():
                 took[instance] = time.monotonic() - began
                 check(took[instance] < DRAIN_LIMIT_S, f"a drain takes at most {DRAIN_LIMIT_S} s: {took}")
                 check(took[instance] > 5, f"it serves for the drain notice: {took}")
-    told = ", ".join(f"{instance} {seconds:.1f} s" for instance, seconds in took.items())
-    return f"{told}, with a payment in flight, an unresponsive collector, and a notice of 5 s"
+    durations = ", ".join(f"{instance} {seconds:.1f} s" for instance, seconds in took.items())
+    return f"{durations}, with a payment in flight, an unresponsive collector, and a notice of 5 s"
 
 
 def run():
