@@ -22,10 +22,10 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::error::Error;
-use crate::lifecycle::{Effect, State, is_final, owes};
+use crate::lifecycle::{Effect, Input, Table, is_final, owes};
 use crate::order::{Fulfillment, Order, PaymentFailure};
 use crate::ports::{PaymentAnswer, Payments};
-use crate::store::{Advance, Lease, Step, Store};
+use crate::store::{Advance, Lease, NoTransition, Steps, Store};
 use crate::watch::Watchers;
 
 /// The driver's settings.
@@ -65,6 +65,8 @@ pub struct Parts {
     pub tasks: TaskTracker,
     /// Cancelled when no new work may be started.
     pub shutdown: CancellationToken,
+    /// The state machine: [`crate::lifecycle::next`].
+    pub table: Table,
     /// The settings.
     pub options: Options,
 }
@@ -89,6 +91,14 @@ enum Tried {
     Died,
 }
 
+impl Tried {
+    /// The table forbids what the effect led to: a contradiction between the table and the driver.
+    fn without(missing: NoTransition) -> Self {
+        tracing::error!(target: "ordermesh", "{missing}");
+        Self::PutOff(missing.to_string())
+    }
+}
+
 impl Driver {
     /// A driver made of `parts`.
     pub fn new(parts: Parts) -> Self {
@@ -108,6 +118,14 @@ impl Driver {
 
     fn jitter(&self) -> f64 {
         jitter(self.0.parts.ids.as_ref())
+    }
+
+    pub(crate) fn table(&self) -> Table {
+        self.0.parts.table
+    }
+
+    fn steps(&self, order: &Order) -> Steps {
+        Steps::of(self.table(), order)
     }
 
     /// A lease of this instance.
@@ -278,7 +296,7 @@ impl Driver {
         }
         match effect {
             Effect::ProcessPayment => self.process_payment(order).await,
-            Effect::AllocateInventory | Effect::StartFulfillment => self.fulfill(order, Vec::new()).await,
+            Effect::AllocateInventory | Effect::StartFulfillment => self.fulfill(order, self.steps(order)).await,
             Effect::CancelPayment => self.cancel_payment(order, link).await,
         }
     }
@@ -291,48 +309,60 @@ impl Driver {
         if self.dies(FaultPoint::AfterEffect, order).await {
             return Ok(Tried::Died);
         }
-        let span_ref = operation.span_ref();
-        let step = |to, reason: String| Step { to, reason, span_ref, event: None };
+        let mut steps = self.steps(order);
         match answer {
-            PaymentAnswer::Done => self.fulfill(order, vec![step(State::Paid, "payment succeeded".into())]).await,
+            PaymentAnswer::Done => match steps.take(Input::Done, "payment succeeded", &operation) {
+                Ok(()) => self.fulfill(order, steps).await,
+                Err(missing) => Ok(Tried::without(missing)),
+            },
             PaymentAnswer::Refused(failure) => {
-                let step = step(State::PaymentFailed, format!("payment refused: {}", failure.message));
-                Ok(Tried::Recorded(self.0.parts.store.advance(order, vec![step], Some(failure), None).await?))
+                let reason = format!("payment refused: {}", failure.message);
+                match steps.take(Input::Refused, reason, &operation) {
+                    Ok(()) => Ok(Tried::Recorded(self.0.parts.store.advance(order, steps, Some(failure), None).await?)),
+                    Err(missing) => Ok(Tried::without(missing)),
+                }
             }
             PaymentAnswer::Undecided(why) => Ok(Tried::PutOff(why)),
         }
     }
 
     /// Allocation and the start of fulfilment are local: they are recorded in the same transaction, each with its own
-    /// history row and event.
-    async fn fulfill(&self, order: &Order, mut steps: Vec<Step>) -> Result<Tried, storage::Error> {
+    /// history row and event. `paid` are the transitions that lead there.
+    async fn fulfill(&self, order: &Order, paid: Steps) -> Result<Tried, storage::Error> {
         let Parts { store, clock, ids, .. } = &self.0.parts;
-        let already_paid = steps.clone();
-        let allocate = (order.state != State::Allocated).then(|| self.step(order, Effect::AllocateInventory));
-        if let Some(allocate) = &allocate {
-            steps.push(done(State::Allocated, "stock allocated", allocate));
-        }
+        let allocate =
+            (owes(order.state) != Some(Effect::StartFulfillment)).then(|| self.step(order, Effect::AllocateInventory));
         let start = self.step(order, Effect::StartFulfillment);
-        let Some(date) = delivery_date(clock.now(), order.transit.business_days, order.transit.cutoff_hour) else {
+        let discard = || {
             start.discard();
-            allocate.inspect(Operation::discard);
+            allocate.as_ref().inspect(|allocate| allocate.discard());
+        };
+        let Some(date) = delivery_date(clock.now(), order.transit.business_days, order.transit.cutoff_hour) else {
+            discard();
             return Ok(Tried::PutOff("the calendar has no delivery date".into()));
         };
         let fulfillment = Fulfillment { id: FulfillmentId::from_uuid(ids.uuid()), delivery_date: date.to_string() };
         start.set("fulfillment.id", fulfillment.id.to_string());
         start.set("delivery.date", fulfillment.delivery_date.clone());
-        steps.push(done(State::FulfillmentStarted, "fulfilment started", &start));
+        let mut steps = paid.clone();
+        let allocated = allocate.as_ref().map_or(Ok(()), |allocate| {
+            steps.take_with_event(Input::Done, "stock allocated", allocate, Outcome::Success)
+        });
+        let started =
+            allocated.and_then(|()| steps.take_with_event(Input::Done, "fulfilment started", &start, Outcome::Success));
+        if let Err(missing) = started {
+            discard();
+            return Ok(Tried::without(missing));
+        }
         let advance = store.advance(order, steps, None, Some(fulfillment)).await?;
-        match (&advance, allocate) {
+        match (&advance, &allocate) {
             (Advance::StockLost, Some(allocate)) => {
                 start.discard();
-                let advance = self.refuse_allocation(order, already_paid, allocate).await?;
-                Ok(Tried::Recorded(advance))
+                self.refuse_allocation(order, paid, allocate).await
             }
-            (Advance::Done(_) | Advance::Lost | Advance::StockLost, allocate) => {
+            (Advance::Done(_) | Advance::Lost | Advance::StockLost, _) => {
                 if advance == Advance::Lost {
-                    start.discard();
-                    allocate.inspect(Operation::discard);
+                    discard();
                 }
                 Ok(Tried::Recorded(advance))
             }
@@ -343,28 +373,26 @@ impl Driver {
     async fn refuse_allocation(
         &self,
         order: &Order,
-        mut steps: Vec<Step>,
-        allocate: Operation,
-    ) -> Result<Advance, storage::Error> {
+        mut steps: Steps,
+        allocate: &Operation,
+    ) -> Result<Tried, storage::Error> {
         let message = "stock of the order was written off before it was allocated";
         let error = EventError::new(ErrorClass::AllocationError, "STOCK_LOST", message);
-        steps.push(Step {
-            to: State::Cancelling,
-            reason: error.message.clone(),
-            span_ref: allocate.span_ref(),
-            event: Some((allocate.clone(), Outcome::Failed(error))),
-        });
+        if let Err(missing) = steps.take_with_event(Input::Refused, message, allocate, Outcome::Failed(error)) {
+            allocate.discard();
+            return Ok(Tried::without(missing));
+        }
         let failure = PaymentFailure {
             reason: "STOCK_LOST".into(),
             decline_code: String::new(),
             advice: "RETRY_LATER".into(),
-            message: "the goods are no longer in stock; the payment is refunded".into(),
+            message: "the goods are no longer in stock; the payment is given back".into(),
         };
         let advance = self.0.parts.store.advance(order, steps, Some(failure), None).await?;
         if advance == Advance::Lost {
             allocate.discard();
         }
-        Ok(advance)
+        Ok(Tried::Recorded(advance))
     }
 
     async fn cancel_payment(&self, order: &Order, link: Option<TraceParent>) -> Result<Tried, storage::Error> {
@@ -372,7 +400,7 @@ impl Driver {
         // A later attempt, perhaps on another instance, reads from the history which trace requested the cancellation.
         let asked = match link {
             Some(link) => Some(link),
-            None => self.0.parts.store.turned_to(order.id, State::Cancelling).await?,
+            None => self.0.parts.store.turned_to(order.id, order.state).await?,
         };
         if let Some(asked) = asked.filter(|asked| asked.trace_id() != order.span_ref.trace_id()) {
             operation.link(asked);
@@ -382,24 +410,27 @@ impl Driver {
             operation.discard();
             return Ok(Tried::Died);
         }
-        let (step, failure) = match answer {
-            PaymentAnswer::Done => (done(State::Cancelled, "nothing is charged", &operation), None),
+        let mut steps = self.steps(order);
+        let (taken, failure) = match answer {
+            PaymentAnswer::Done => {
+                let outcome = Outcome::Success;
+                (steps.take_with_event(Input::Done, "nothing is charged", &operation, outcome), None)
+            }
             PaymentAnswer::Refused(failure) => {
                 let error = EventError::new(ErrorClass::NeedsAttention, &failure.reason, &failure.message);
-                let step = Step {
-                    to: State::NeedsAttention,
-                    reason: failure.message.clone(),
-                    span_ref: operation.span_ref(),
-                    event: Some((operation.clone(), Outcome::Failed(error))),
-                };
-                (step, Some(failure))
+                let (reason, outcome) = (failure.message.clone(), Outcome::Failed(error));
+                (steps.take_with_event(Input::Refused, reason, &operation, outcome), Some(failure))
             }
             PaymentAnswer::Undecided(why) => {
                 operation.discard();
                 return Ok(Tried::PutOff(why));
             }
         };
-        let advance = self.0.parts.store.advance(order, vec![step], failure, None).await?;
+        if let Err(missing) = taken {
+            operation.discard();
+            return Ok(Tried::without(missing));
+        }
+        let advance = self.0.parts.store.advance(order, steps, failure, None).await?;
         if advance == Advance::Lost {
             operation.discard();
         }
@@ -423,14 +454,5 @@ fn left_to_its_lease(order: &Order, error: &storage::Error) {
     static SELDOM: Seldom = Seldom::new();
     if let Some(since_last_line) = SELDOM.count(Instant::now()) {
         tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, since_last_line, "giving up; lease expiry will hand it over");
-    }
-}
-
-fn done(to: State, reason: &str, operation: &Operation) -> Step {
-    Step {
-        to,
-        reason: reason.into(),
-        span_ref: operation.span_ref(),
-        event: Some((operation.clone(), Outcome::Success)),
     }
 }

@@ -122,6 +122,7 @@ pub async fn run(
     let watchers = watch::Watchers::new(config.max_watchers);
     let payments = ports::GrpcPayments::new(chassis.channel("payment", &config.payment.payment_addresses));
     let driver = driver::Driver::new(driver::Parts {
+        table: lifecycle::next,
         store: store.clone(),
         payments: std::sync::Arc::new(payments.clone()),
         clock: chassis.clock.clone(),

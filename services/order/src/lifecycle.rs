@@ -1,5 +1,5 @@
-//! The order's state machine, in one table. The driver reads pending effects and terminal states from it; the API, the
-//! diagram, verification and the tests read its transitions.
+//! The order's state machine, in one table: [`next`]. Driver, API, diagram, verification and tests read it, and a
+//! `store::Step` cannot be made without it: what is not in the table does not happen.
 //!
 //! An order is created with reserved stock. Then it is paid, its stock is allocated and its fulfilment starts, strictly
 //! in that sequence. A declined payment ends it. A cancellation requested before fulfilment has started moves it
@@ -67,6 +67,12 @@ pub enum Answer {
     No,
 }
 
+/// A state machine: [`next`], or another one in a test.
+pub type Table = fn(State, Input) -> Answer;
+
+/// The state of a new order.
+pub const INITIAL: State = State::Created;
+
 /// The pending effect of a state.
 #[rustfmt::skip]
 pub const fn owes(state: State) -> Option<Effect> {
@@ -129,6 +135,11 @@ pub const fn is_final(state: State) -> bool {
 /// Whether entering this state releases held and allocated stock: from here the order can never be fulfilled.
 pub const fn releases_stock(state: State) -> bool {
     matches!(state, State::Cancelling | State::PaymentFailed)
+}
+
+/// Whether entering this state turns reserved stock into allocated stock.
+pub const fn allocates_stock(state: State) -> bool {
+    matches!(state, State::Allocated)
 }
 
 /// Every state.

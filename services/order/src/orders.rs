@@ -6,14 +6,14 @@ use std::sync::Arc;
 use chassis::{Decoded, Fields};
 use kernel::{AmountLimits, Clock, Currency, IdSource, Money, OrderId, RequestId, UserId};
 use mesh::About;
-use telemetry::Operation;
+use telemetry::{Operation, Outcome};
 
 use crate::driver::Driver;
 use crate::error::Error;
 use crate::lifecycle::{self, Answer, Input, State};
 use crate::order::{CreateOrder, HistoryEntry, Line, LineState, Order, Scope};
 use crate::ports::{Catalog, Product};
-use crate::store::Store;
+use crate::store::{Steps, Store};
 
 /// The reasons in the history of requested transitions. Each has an audit event; a release without these events used
 /// other texts.
@@ -110,7 +110,7 @@ impl Orders {
         let order = Order {
             id,
             user,
-            state: State::Created,
+            state: lifecycle::INITIAL,
             version: 1,
             lines,
             total,
@@ -225,15 +225,19 @@ impl Orders {
             operation.set_user(order.user.as_uuid());
             // A separate trace, linked in both directions: the order's later operations link back (see the driver).
             operation.link(order.span_ref);
-            match lifecycle::next(order.state, input) {
+            let table = self.driver.table();
+            match table(order.state, input) {
                 Answer::Stays => return Ok(order),
                 Answer::No => return Err(refuse(order.state)),
-                Answer::To(state) => {
+                Answer::To(_) => {
                     let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
+                    let mut steps = Steps::of(table, &order);
+                    let taken = steps.take_with_event(input, reason, &operation, Outcome::Success);
+                    taken.map_err(|_| refuse(order.state))?;
                     // The transition and the start of the drive both happen even if the caller's connection breaks in
                     // between.
                     let turned = self.driver.detached(async move {
-                        let turned = store.turn(&operation, &order, state, reason, driver.lease()).await?;
+                        let turned = store.turn(&order, input, steps, driver.lease()).await?;
                         if let Some(turned) = &turned {
                             driver.start_linked(turned.clone(), operation.span_ref());
                         }

@@ -29,7 +29,8 @@ use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMet
 use crate::ports::Transit;
 
 pub use claim::Lease;
-pub use commit::{Advance, Step};
+pub use commit::Advance;
+pub(crate) use commit::{NoTransition, Steps};
 pub use stock::Adjustment;
 pub use unpaid::{UnpaidLimit, UnpaidLimits};
 

@@ -8,20 +8,79 @@ use telemetry::{Operation, Outcome, TraceParent};
 use super::{Lease, Store, micros};
 use crate::entity::{fulfillment, order_history, order_line};
 use crate::error::Error;
-use crate::lifecycle::{State, is_final, owes, releases_stock};
+use crate::lifecycle::{Answer, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
 use crate::order::{Fulfillment, Line, LineState, Order, PaymentFailure};
 
-/// A transition of an order: the new state, the reason, and the operation that performs it.
+/// A transition of an order: the new state, the reason, and the operation that performs it. Only a table makes one.
 #[derive(Clone, Debug)]
-pub struct Step {
-    /// The new state.
-    pub to: State,
-    /// The reason, for the history.
-    pub reason: String,
-    /// The span of the transition.
-    pub span_ref: TraceParent,
+pub(crate) struct Step {
+    to: State,
+    /// For the history.
+    reason: String,
+    span_ref: TraceParent,
     /// The operation whose event is written with it, and its outcome.
-    pub event: Option<(Operation, Outcome)>,
+    event: Option<(Operation, Outcome)>,
+}
+
+/// Transitions of one order that are recorded together, each by the table.
+#[derive(Clone, Debug)]
+pub(crate) struct Steps {
+    table: Table,
+    from: State,
+    steps: Vec<Step>,
+}
+
+/// The table has no such transition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the table has no transition from {} by {input:?}", from.name())]
+pub(crate) struct NoTransition {
+    from: State,
+    input: Input,
+}
+
+impl Steps {
+    pub(crate) fn of(table: Table, order: &Order) -> Self {
+        Self { table, from: order.state, steps: Vec::new() }
+    }
+
+    /// The transition of an input, by an operation without an event.
+    pub(crate) fn take(
+        &mut self,
+        input: Input,
+        reason: impl Into<String>,
+        span: &Operation,
+    ) -> Result<(), NoTransition> {
+        self.push(input, reason.into(), span.span_ref(), None)
+    }
+
+    /// The same, with the operation's event.
+    pub(crate) fn take_with_event(
+        &mut self,
+        input: Input,
+        reason: impl Into<String>,
+        operation: &Operation,
+        outcome: Outcome,
+    ) -> Result<(), NoTransition> {
+        self.push(input, reason.into(), operation.span_ref(), Some((operation.clone(), outcome)))
+    }
+
+    fn push(
+        &mut self,
+        input: Input,
+        reason: String,
+        span_ref: TraceParent,
+        event: Option<(Operation, Outcome)>,
+    ) -> Result<(), NoTransition> {
+        let from = self.state();
+        let Answer::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
+        self.steps.push(Step { to, reason, span_ref, event });
+        Ok(())
+    }
+
+    /// The state after the transitions.
+    fn state(&self) -> State {
+        self.steps.last().map_or(self.from, |step| step.to)
+    }
 }
 
 /// The result of recording transitions.
@@ -100,7 +159,7 @@ impl Store {
                     let Some(due) = due else { return Ok(None) };
                     insert_lines(tx, &order).await?;
                     let step = Step {
-                        to: order.state,
+                        to: INITIAL,
                         reason: "order created".into(),
                         span_ref: operation.span_ref(),
                         event: None,
@@ -164,11 +223,11 @@ impl Store {
     pub(crate) async fn advance(
         &self,
         order: &Order,
-        steps: Vec<Step>,
+        steps: Steps,
         failure: Option<PaymentFailure>,
         fulfillment: Option<Fulfillment>,
     ) -> Result<Advance, storage::Error> {
-        let (store, before) = (self.clone(), order.clone());
+        let (store, before, steps) = (self.clone(), order.clone(), steps.steps);
         let now = self.clock.now();
         let after = after(&before, &steps, failure, fulfillment, now);
         let result = self
@@ -218,7 +277,7 @@ impl Store {
             before.version.into(),
         ];
         let due = Due::find_by_statement(self.timed(sql, values)).one(tx.conn()).await?.ok_or(Undone::Lost)?;
-        if steps.iter().any(|step| step.to == State::Allocated) {
+        if steps.iter().any(|step| allocates_stock(step.to)) {
             self.allocate(tx, before).await?;
         }
         if let Some(fulfillment) = after.fulfillment.as_ref().filter(|_| before.fulfillment.is_none()) {
@@ -246,18 +305,16 @@ impl Store {
     /// instance drives the order on: it takes the lease.
     pub(crate) async fn turn(
         &self,
-        operation: &Operation,
         order: &Order,
-        to: State,
-        reason: &'static str,
+        input: Input,
+        steps: Steps,
         lease: Lease,
     ) -> Result<Option<Order>, storage::Error> {
-        let (store, before) = (self.clone(), order.clone());
+        let (store, before, steps) = (self.clone(), order.clone(), steps.steps);
         let now = self.clock.now();
-        let event = Some((operation.clone(), Outcome::Success));
-        let step = Step { to, reason: reason.into(), span_ref: operation.span_ref(), event };
-        let mut after = after(&before, std::slice::from_ref(&step), before.payment_failure.clone(), None, now);
-        if before.state == State::NeedsAttention {
+        let is_retry = input == Input::RetryAsked;
+        let mut after = after(&before, &steps, before.payment_failure.clone(), None, now);
+        if is_retry {
             after.refund_attempt = before.refund_attempt.saturating_add(1);
             after.payment_failure = None;
         }
@@ -265,15 +322,14 @@ impl Store {
             .db
             .transact(move |tx| {
                 let (store, before, after) = (store.clone(), before.clone(), after.clone());
-                let (step, lease) = (step.clone(), lease.clone());
+                let (steps, lease) = (steps.clone(), lease.clone());
                 Box::pin(async move {
-                    if let Some((operation, _)) = &step.event {
-                        let kind = if before.state == State::NeedsAttention { "retry" } else { "cancel" };
-                        operation.set("operation", kind);
+                    for (operation, _) in steps.iter().filter_map(|step| step.event.as_ref()) {
+                        operation.set("operation", if is_retry { "retry" } else { "cancel" });
                         operation.set("state.before", before.state.name());
                         operation.set("state.after", after.state.name());
                     }
-                    let after = store.write_advance(tx, &before, &after, std::slice::from_ref(&step), now).await?;
+                    let after = store.write_advance(tx, &before, &after, &steps, now).await?;
                     store.take_lease(tx, before.id, &lease).await?;
                     Ok(after)
                 })
@@ -306,7 +362,7 @@ fn after(
     after.next_attempt_time = (!is_final(state) && owes(state).is_some()).then_some(now);
     after.update_time = now;
     // The token is a secret: it is deleted once the payment is decided.
-    if state != State::Created {
+    if state != INITIAL {
         after.payment_method = None;
     }
     for line in &mut after.lines {
@@ -314,7 +370,7 @@ fn after(
             && steps.iter().any(|step| releases_stock(step.to))
         {
             line.state = LineState::Released;
-        } else if line.state == LineState::Held && steps.iter().any(|step| step.to == State::Allocated) {
+        } else if line.state == LineState::Held && steps.iter().any(|step| allocates_stock(step.to)) {
             line.state = LineState::Allocated;
         }
     }

@@ -18,6 +18,7 @@ mod limits;
 mod reasons;
 mod stock;
 mod system;
+mod table;
 mod unpaid;
 mod watching;
 mod world;

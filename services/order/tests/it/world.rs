@@ -7,7 +7,7 @@ use kernel::{Clock, FaultPoint, IdSource, ManualClock, Money, OrderId, RequestId
 use order::Error;
 use order::driver::{Driver, Options, Parts};
 use order::inventory::{AdjustStock, Inventory, Stock};
-use order::lifecycle::State;
+use order::lifecycle::{State, Table};
 use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};
 use order::orders::Orders;
 use order::store::{Adjustment, Store};
@@ -151,6 +151,14 @@ impl World {
         let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
         let parts = parts(store, payments, clock, seen, watchers, &immortal, tasks, name);
         Driver::new(Parts { shutdown: stop.clone(), ..parts })
+    }
+
+    /// The same, with another state machine.
+    pub(crate) fn instance_by(&self, table: Table) -> Driver {
+        let immortal = Arc::new(Plan::default());
+        let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
+        let parts = parts(store, payments, clock, seen, watchers, &immortal, tasks, "order-2");
+        Driver::new(Parts { table, ..parts })
     }
 
     /// Another instance, with the planned crashes of `faults`.
@@ -346,6 +354,7 @@ fn parts(
     instance: &str,
 ) -> Parts {
     Parts {
+        table: order::lifecycle::next,
         store: store.clone(),
         payments: payments.clone(),
         clock: clock.clone(),

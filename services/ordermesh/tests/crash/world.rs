@@ -640,6 +640,7 @@ fn order_driver(
 ) -> order::driver::Driver {
     let faults: Arc<dyn kernel::Faults> = if max_drives == 0 { Arc::new(NoFaults) } else { shared.plan.clone() };
     order::driver::Driver::new(order::driver::Parts {
+        table: order::lifecycle::next,
         store: shared.orders.clone(),
         payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
         clock: shared.clock.clone(),
