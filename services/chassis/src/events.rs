@@ -6,13 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use kernel::{Clock, SystemClock};
-use mesh::Seldom;
 use opentelemetry::global;
 use opentelemetry::metrics::Counter;
 use storage::Database;
-use telemetry::{Disposition, Ended, ErrorClass, EventSink, EventStatus, Kind, TraceEvent};
+use telemetry::{Disposition, Ended, ErrorClass, EventSink, EventStatus, Kind, LogLimit, TraceEvent};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -169,8 +168,8 @@ impl EventSink for Sink {
         };
         if let Some(lost) = lost {
             self.lost.add(1, &[]);
-            static SELDOM: Seldom = Seldom::new();
-            if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+            static LOG_LIMIT: LogLimit = LogLimit::new();
+            if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
                 tracing::error!(target: "ordermesh", since_last_line, "an event was lost: the database does not keep up: {lost}");
             }
         }
@@ -227,7 +226,7 @@ async fn put(db: &Database, batch: Vec<TraceEvent>, stop: &CancellationToken) {
     while let Err(error) = db.outbox().put(batch.clone()).await {
         failures += 1;
         tracing::warn!(target: "ordermesh", error = ?error, "the outbox cannot be written: events are waiting");
-        let wait = full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
+        let wait = backoff(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() && failures > 3 {
             let count = batch.iter().map(|event| 1 + u64::try_from(event.suppressed_count).unwrap_or(0)).sum();
             lost_counter().add(count, &[]);

@@ -10,7 +10,7 @@ use contracts::data::v1 as data;
 use contracts::data::v1::append_result::Outcome;
 use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
 use futures_util::FutureExt;
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use kernel::{Clock, SystemClock, Timestamp};
 use mesh::Channel;
 use prost::Message;
@@ -75,8 +75,7 @@ impl Relay {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures += 1;
-                    let wait =
-                        full_jitter(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
+                    let wait = backoff(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
                     tracing::debug!(target: "ordermesh", error = ?error, "the events cannot be sent yet");
                     if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() {
                         break;

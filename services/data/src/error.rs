@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use chassis::Invalid;
-use mesh::{Kind, Refusal, Seldom, Violation};
+use mesh::{Kind, Refusal, Violation};
 use sea_orm::DbErr;
-use telemetry::ErrorClass;
+use telemetry::{ErrorClass, LogLimit};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -164,8 +164,8 @@ pub(crate) fn status(error: impl Into<Error>) -> Status {
     if let Error::Storage(cause) = &error {
         // The caller only gets the unavailability; the cause is logged here (the mesh logs internal errors itself).
         if error.kind() == Kind::Unavailable {
-            static SELDOM: Seldom = Seldom::new();
-            if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+            static LOG_LIMIT: LogLimit = LogLimit::new();
+            if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
                 tracing::warn!(target: "ordermesh", reason = error.reason(), since_last_line, chain = %chain(cause), "{error}");
             }
         }

@@ -13,7 +13,7 @@ pub fn jitter(ids: &dyn IdSource) -> f64 {
 /// The wait before attempt `attempt + 1`, after `attempt` failed ones (from 1). `jitter` is a random number in 0..1;
 /// the result lies between a tenth of the ceiling and the ceiling `min(cap, base * 2^(attempt-1))`, so that it is never
 /// a busy loop.
-pub fn full_jitter(attempt: u32, base: Duration, cap: Duration, jitter: f64) -> Duration {
+pub fn backoff(attempt: u32, base: Duration, cap: Duration, jitter: f64) -> Duration {
     let doublings = attempt.saturating_sub(1).min(20);
     let ceiling = base.saturating_mul(1 << doublings).min(cap);
     ceiling.mul_f64(0.1 + 0.9 * jitter.clamp(0.0, 1.0))
@@ -26,9 +26,9 @@ mod tests {
     #[test]
     fn the_wait_doubles_up_to_the_cap_and_jitter_only_shortens_it() {
         let (base, cap) = (Duration::from_millis(100), Duration::from_secs(60));
-        assert_eq!(full_jitter(1, base, cap, 1.0), base);
-        assert_eq!(full_jitter(3, base, cap, 1.0), base * 4);
-        assert_eq!(full_jitter(4_000_000_000, base, cap, 1.0), cap);
-        assert_eq!(full_jitter(1, base, cap, 0.0), base / 10);
+        assert_eq!(backoff(1, base, cap, 1.0), base);
+        assert_eq!(backoff(3, base, cap, 1.0), base * 4);
+        assert_eq!(backoff(4_000_000_000, base, cap, 1.0), cap);
+        assert_eq!(backoff(1, base, cap, 0.0), base / 10);
     }
 }

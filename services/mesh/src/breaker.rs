@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use tokio::time::Instant;
 
 use crate::chance::Chance;
@@ -148,7 +148,7 @@ impl Breaker {
     }
 
     fn wait(&self, openings: u32) -> Duration {
-        full_jitter(openings, OPEN, OPEN_AT_MOST, self.chance.fraction())
+        backoff(openings, OPEN, OPEN_AT_MOST, self.chance.fraction())
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

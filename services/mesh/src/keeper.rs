@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -51,7 +51,7 @@ pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping)
             }
         }
         if failures > 0 {
-            let backoff = full_jitter(failures, BACKOFF, BACKOFF_AT_MOST, keeping.chance.fraction());
+            let backoff = backoff(failures, BACKOFF, BACKOFF_AT_MOST, keeping.chance.fraction());
             let wanted = async {
                 endpoint.slots()[slot].wanted.notified().await;
                 sleep_until(began + SPACING).await;

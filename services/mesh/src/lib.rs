@@ -109,7 +109,6 @@ pub use listen::listen;
 pub use memory_limit::budget_of;
 pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
 pub use rate_limit::{Quota, network};
-pub use refusals::Seldom;
 pub use secret::Secret;
 pub use serve::Server;
 pub use server::server;

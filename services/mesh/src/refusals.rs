@@ -3,13 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
+use telemetry::LogLimit;
 use tokio::time::Instant;
-
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a call or a connection was rejected or ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,7 +89,7 @@ impl Cause {
 pub(crate) struct Refusals {
     pub(crate) service: &'static str,
     counter: Counter<u64>,
-    seldom: Seldom,
+    log_limit: LogLimit,
     /// For tests, which have no meter.
     #[cfg(test)]
     pub(crate) seen: Mutex<Vec<Cause>>,
@@ -106,7 +104,7 @@ impl Refusals {
         Self {
             service,
             counter,
-            seldom: Seldom::new(),
+            log_limit: LogLimit::new(),
             #[cfg(test)]
             seen: Mutex::default(),
         }
@@ -117,47 +115,18 @@ impl Refusals {
         self.counter.add(1, &facts);
         #[cfg(test)]
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(cause);
-        if let Some(since_last_line) = self.seldom.count(Instant::now()) {
+        if let Some(since_last_line) = self.log_limit.count(Instant::now()) {
             let cause = cause.name();
             tracing::warn!(target: "ordermesh", cause, since_last_line, "requests rejected");
         }
     }
 }
 
-/// Limits log lines to one a second, and counts the events in between.
+/// A log limit per reason: a frequent reason does not hide another.
 #[derive(Debug)]
-pub struct Seldom(Mutex<(Option<Instant>, u64)>);
+pub(crate) struct LogLimits(Mutex<BTreeMap<&'static str, LogLimit>>);
 
-impl Default for Seldom {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Seldom {
-    /// Before the first line.
-    pub const fn new() -> Self {
-        Self(Mutex::new((None, 0)))
-    }
-
-    /// Counts an event. Returns the number of events since the last line when the next line is due.
-    pub fn count(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, count) = &mut *state;
-        *count += 1;
-        if last.is_some_and(|last| now.saturating_duration_since(last) < LOG_INTERVAL) {
-            return None;
-        }
-        *last = Some(now);
-        Some(std::mem::take(count))
-    }
-}
-
-/// The same per reason: a frequent one does not hide another.
-#[derive(Debug)]
-pub(crate) struct SeldomBy(Mutex<BTreeMap<&'static str, Seldom>>);
-
-impl SeldomBy {
+impl LogLimits {
     pub(crate) const fn new() -> Self {
         Self(Mutex::new(BTreeMap::new()))
     }
@@ -172,20 +141,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn at_most_one_line_a_second_is_due_and_it_has_the_number_of_events() {
-        let (seldom, start) = (Seldom::new(), Instant::now());
-        let at = |millis: u64| start + Duration::from_millis(millis);
-        assert_eq!(seldom.count(at(0)), Some(1));
-        let lines: Vec<_> = (1..1_000).filter_map(|millis| seldom.count(at(millis))).collect();
-        assert_eq!(lines, [] as [u64; 0]);
-        assert_eq!(seldom.count(at(1_000)), Some(1_000));
-    }
-
-    #[test]
     fn a_frequent_reason_hides_no_other() {
-        let (seldom, now) = (SeldomBy::new(), Instant::now());
-        assert_eq!(seldom.count("STORE_FAILED", now), Some(1));
-        assert_eq!(seldom.count("STORE_FAILED", now), None);
-        assert_eq!(seldom.count("PANIC", now), Some(1));
+        let (limits, now) = (LogLimits::new(), Instant::now());
+        assert_eq!(limits.count("STORE_FAILED", now), Some(1));
+        assert_eq!(limits.count("STORE_FAILED", now), None);
+        assert_eq!(limits.count("PANIC", now), Some(1));
     }
 }

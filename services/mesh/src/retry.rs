@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue};
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use telemetry::Operation;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status};
@@ -279,9 +279,7 @@ impl Call {
         let wait = match failed.pushback {
             Pushback::Never => return Next::Answer,
             Pushback::After(wait) => wait,
-            Pushback::Nothing => {
-                full_jitter(self.previous + 1, BACKOFF, BACKOFF_AT_MOST, self.config.chance.fraction())
-            }
+            Pushback::Nothing => backoff(self.previous + 1, BACKOFF, BACKOFF_AT_MOST, self.config.chance.fraction()),
         };
         if self.until.is_some_and(|until| until.deadline <= Instant::now() + wait) {
             return Next::Answer;

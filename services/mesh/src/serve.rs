@@ -8,6 +8,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use telemetry::LogLimit;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -17,7 +18,6 @@ use tower::Service;
 
 use crate::gauges::Holdings;
 use crate::health::Health;
-use crate::refusals::Seldom;
 use crate::token::Tokens;
 use crate::wire::{Answer, Request, Response};
 
@@ -137,8 +137,8 @@ pub(crate) async fn accept(listener: &TcpListener, end: &CancellationToken) -> O
                 return Some((stream, peer));
             }
             Err(error) => {
-                static SELDOM: Seldom = Seldom::new();
-                if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                static LOG_LIMIT: LogLimit = LogLimit::new();
+                if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
                     tracing::warn!(target: "ordermesh", %error, since_last_line, "a connection could not be accepted");
                 }
                 end.run_until_cancelled(tokio::time::sleep(ACCEPT_PAUSE)).await?;

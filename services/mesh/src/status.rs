@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::refusals::SeldomBy;
+use crate::refusals::LogLimits;
 
 /// The domain of the mesh's own errors.
 pub(crate) const MESH_DOMAIN: &str = "mesh.ordermesh";
@@ -128,8 +128,8 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
     }
     if kind == Kind::Internal {
         // An outage may cause many: at most one line a second for each reason.
-        static SELDOM: SeldomBy = SeldomBy::new();
-        if let Some(since_last_line) = SELDOM.count(reason, Instant::now()) {
+        static LOG_LIMIT: LogLimits = LogLimits::new();
+        if let Some(since_last_line) = LOG_LIMIT.count(reason, Instant::now()) {
             tracing::error!(target: "ordermesh", reason, since_last_line, chain = %chain(refusal), "internal error");
         }
         details.set_error_info(reason, domain, HashMap::new());

@@ -1,12 +1,12 @@
 //! Order Service: an order's lifecycle from creation to fulfilment, and the stock reserved for it.
 //!
-//! Start reading at [`lifecycle`], the state table. [`driver`] performs a state's pending effect, [`store`] commits the
+//! Start reading at [`lifecycle`], the state table. [`effects`] performs a state's pending effect, [`store`] commits the
 //! result. The service never talks to the payment gateway and never reads another service's tables.
 //!
 //! # Layout
 //! - [`lifecycle`]: the state table
 //! - [`order`]: the order's types; [`orders`]: creating, reading, cancelling and retrying orders
-//! - [`driver`]: performs the pending effect of a state and records its result
+//! - [`effects`]: performs the pending effect of a state and records its result; the crate `driver` decides when
 //! - [`inventory`]: stock per SKU
 //! - [`watch`]: subscriptions to an order's next transition
 //! - [`explain`]: one timeline from all sources
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 pub mod audit;
-pub mod driver;
+pub mod effects;
 pub mod error;
 pub mod explain;
 pub mod inventory;
@@ -121,7 +121,7 @@ pub async fn run(
     store.seed(&config.seed_stock).await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     let watchers = watch::Watchers::new(config.max_watchers);
     let payments = ports::GrpcPayments::new(chassis.channel("payment", &config.payment.payment_addresses));
-    let driver = driver::Driver::new(driver::Parts {
+    let driver = effects::Driver::new(effects::Parts {
         table: lifecycle::next,
         store: store.clone(),
         payments: std::sync::Arc::new(payments.clone()),
@@ -132,7 +132,7 @@ pub async fn run(
         faults: std::sync::Arc::new(kernel::NoFaults),
         tasks: chassis.tasks.clone(),
         shutdown: chassis.shutdown.clone(),
-        options: driver::Options {
+        options: effects::Options {
             instance: chassis.instance.clone(),
             lease: config.lease,
             poll_interval: config.poll_interval,

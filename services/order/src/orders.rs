@@ -1,4 +1,4 @@
-//! Creating, reading, cancelling and retrying orders. Their later progress is up to [`crate::driver`].
+//! Creating, reading, cancelling and retrying orders. Their later progress is up to [`crate::effects`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use kernel::{AmountLimits, Clock, Currency, IdSource, Money, OrderId, RequestId,
 use mesh::About;
 use telemetry::{Operation, Outcome};
 
-use crate::driver::Driver;
+use crate::effects::Driver;
 use crate::error::Error;
 use crate::lifecycle::{self, Answer, Input, State};
 use crate::order::{CreateOrder, HistoryEntry, Line, LineState, Order, Scope};

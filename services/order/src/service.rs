@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::convert;
-use crate::driver::Driver;
+use crate::effects::Driver;
 use crate::error::{Error, status};
 use crate::explain::Explainer;
 use crate::inventory::Inventory;

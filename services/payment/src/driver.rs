@@ -1,19 +1,16 @@
-//! Performs the pending effect of a payment under its key, and records the result.
+//! Performs the pending effect of a payment under its key, and records the result. [`Driver`] decides when; see the crate
+//! `driver`. Every writer of a payment takes care of its next step, so one that loses its compare-and-set just stops.
 //!
-//! A lease saves duplicate work; correctness does not depend on it but on keys and versions. Every writer of a payment
-//! takes care of its next step, so a driver that loses its compare-and-set just stops. Clock, ids, store, peers and
-//! fault points are arguments.
-//!
-//! `effect` calls the gateway and applies the state table; `poll` finds due payments.
+//! `effect` calls the gateway and applies the state table.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use driver::{Outcome as Attempted, Work};
+use futures_util::future::BoxFuture;
 use kernel::backoff::jitter;
-use kernel::{Clock, FaultPoint, FaultSite, Faults, IdSource, OrderId};
-use mesh::Seldom;
-use telemetry::{EventSink, Kind, Operation, Outcome, Parent};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use kernel::{Clock, FaultPoint, Faults, IdSource, OrderId};
+use telemetry::{EventSink, Kind, LogLimit, Operation, Outcome, Parent};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,10 +23,11 @@ use crate::store::{Lease, Store};
 use crate::waiters::Waiters;
 
 mod effect;
-mod poll;
 
-/// A backoff up to this is slept in the task; for a longer one the payment is rescheduled in the table.
-const SOON: Duration = Duration::from_secs(2);
+/// A backoff up to this is slept in the task, for a call may be waiting for the result.
+const LONGEST_SLEEP: Duration = Duration::from_secs(2);
+/// The number of payments that [`Driver::tick`] claims.
+const TICK_CLAIM: u32 = 64;
 /// Attempts at confirming a result to the Order Service.
 const CONFIRM_TRIES: u32 = 3;
 
@@ -93,112 +91,51 @@ pub enum Step {
     Stopped,
 }
 
-struct Inner {
-    parts: Parts,
-    permits: Arc<Semaphore>,
-    /// Signals that a permit became free when none was: poll immediately.
-    work: Notify,
-}
-
 /// Drives payments. Clones share one driver.
-#[derive(Clone)]
-pub struct Driver(Arc<Inner>);
-
-impl std::fmt::Debug for Driver {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("options", &self.0.parts.options).finish_non_exhaustive()
-    }
-}
+#[derive(Clone, Debug)]
+pub struct Driver(driver::Driver<Payments>);
 
 /// The permit to drive one payment.
-#[derive(Debug)]
-pub struct Permit(#[expect(dead_code, reason = "held, and released when it is dropped")] OwnedSemaphorePermit);
+pub type Permit = driver::Permit;
+
+/// What payments need to be driven.
+pub(crate) struct Payments {
+    parts: Parts,
+}
 
 impl Driver {
     /// A driver made of `parts`.
     pub fn new(parts: Parts) -> Self {
-        let permits = Arc::new(Semaphore::new(parts.options.max_drives));
-        Self(Arc::new(Inner { parts, permits, work: Notify::new() }))
+        let options = driver::Options {
+            lease: parts.options.lease,
+            poll_interval: parts.options.poll_interval,
+            max_drives: parts.options.max_drives,
+            longest_sleep: LONGEST_SLEEP,
+        };
+        let (ids, tasks, shutdown) = (parts.ids.clone(), parts.tasks.clone(), parts.shutdown.clone());
+        Self(driver::Driver::new(driver::Parts { work: Payments { parts }, options, ids, tasks, shutdown }))
     }
 
-    /// A permit to drive a payment; `None` at the limit, or after the drain. A payment without one stays due in the
+    /// A permit to drive a payment; `None` at the limit, and after the drain. A payment without one stays due in the
     /// table.
     pub fn permit(&self) -> Option<Permit> {
-        self.0.permits.clone().try_acquire_owned().ok().map(Permit)
+        self.0.permit()
     }
 
     /// A lease of this instance.
     pub fn lease(&self) -> Lease {
-        let options = &self.0.parts.options;
-        Lease { owner: options.instance.clone(), length: options.lease }
+        self.0.work().lease()
     }
 
     /// The number of payments being driven.
     pub fn in_flight(&self) -> usize {
-        self.0.parts.options.max_drives.saturating_sub(self.0.permits.available_permits())
+        self.0.in_flight()
     }
 
     /// Drives a claimed payment until it has no pending effect, is lost, or has to wait for longer; then announces the
     /// result.
     pub async fn drive(&self, payment: Payment, permit: Permit) {
-        let (mut payment, mut permit) = (payment, permit);
-        loop {
-            let order_id = payment.order_id;
-            match self.step(payment).await {
-                Ok(Step::Settled(settled)) => {
-                    self.give_back(permit);
-                    return self.announce(&settled).await;
-                }
-                Ok(Step::GoesOn(next)) => payment = next,
-                Ok(Step::Later(_, wait)) => {
-                    self.give_back(permit);
-                    let Some((claimed, again)) = self.again_after(order_id, wait).await else { return };
-                    (payment, permit) = (claimed, again);
-                }
-                Ok(Step::Lost | Step::Stopped) => return self.give_back(permit),
-                Err(error) => {
-                    self.give_back(permit);
-                    // Whatever the gateway did was done under the payment's key: the next owner of the lease finds it.
-                    static SELDOM: Seldom = Seldom::new();
-                    if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-                        tracing::warn!(target: "ordermesh", %order_id, error = ?error, since_last_line, "a payment attempt could not be recorded; lease expiry will hand it over");
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    fn give_back(&self, permit: Permit) {
-        let was_full = self.0.permits.available_permits() == 0;
-        drop(permit);
-        if was_full {
-            self.0.work.notify_one();
-        }
-    }
-
-    fn jitter(&self) -> f64 {
-        jitter(self.0.parts.ids.as_ref())
-    }
-
-    async fn stops(&self, point: FaultPoint, payment: &Payment) -> bool {
-        let instance = &self.0.parts.options.instance;
-        let site = FaultSite { instance, point, state: payment.state.name(), order: payment.order_id };
-        self.0.parts.faults.at(site).await.is_break()
-    }
-
-    async fn again_after(&self, order_id: OrderId, wait: Duration) -> Option<(Payment, Permit)> {
-        if wait > SOON {
-            return None;
-        }
-        tokio::select! {
-            () = self.0.parts.shutdown.cancelled() => return None,
-            () = tokio::time::sleep(wait) => {}
-        }
-        let permit = self.permit()?;
-        // Another instance may have claimed it, or the database may be unavailable: then this one stops.
-        let claimed = self.0.parts.store.claim(order_id, self.lease()).await.ok().flatten();
-        claimed.map(|payment| (payment, permit))
+        self.0.drive(payment, permit).await;
     }
 
     /// One attempt: performs the pending effect of a claimed payment, and records the result.
@@ -206,7 +143,106 @@ impl Driver {
     /// # Errors
     /// The result could not be recorded.
     pub async fn step(&self, before: Payment) -> Result<Step, storage::Error> {
-        let parts = &self.0.parts;
+        self.0.work().step(before).await
+    }
+
+    /// Claims due payments and makes one attempt at each, sequentially: for tests that move the clock themselves.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn tick(&self) -> Result<Vec<Step>, storage::Error> {
+        let (work, mut steps) = (self.0.work(), vec![]);
+        for payment in work.claim_due(TICK_CLAIM).await? {
+            let step = work.step(payment).await?;
+            if let Step::Settled(settled) = &step {
+                work.announce(settled).await;
+            }
+            steps.push(step);
+        }
+        Ok(steps)
+    }
+
+    /// Frees the leases of an earlier, crashed process of this name. To be called before anything is driven.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn recover(&self) -> Result<u64, storage::Error> {
+        self.0.recover().await
+    }
+
+    /// Claims due payments and drives them until shutdown; then waits for the drives in flight and frees the leases.
+    pub async fn poll(self) {
+        self.0.poll().await;
+    }
+
+    /// Notifies the calls that wait for a payment's result; if there are none, the Order Service: a wake-up, best
+    /// effort.
+    pub async fn announce(&self, payment: &Payment) {
+        self.0.work().announce(payment).await;
+    }
+}
+
+impl Work for Payments {
+    type Item = Payment;
+
+    const ITEMS: &'static str = "payments";
+
+    fn id(payment: &Payment) -> OrderId {
+        payment.order_id
+    }
+
+    fn claim_due(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Payment>, storage::Error>> {
+        Box::pin(Self::claim_due(self, u32::try_from(limit).unwrap_or(u32::MAX)))
+    }
+
+    fn claim(&self, id: OrderId) -> BoxFuture<'_, Result<Option<Payment>, storage::Error>> {
+        Box::pin(self.parts.store.claim(id, self.lease()))
+    }
+
+    fn free_leases(&self) -> BoxFuture<'_, Result<u64, storage::Error>> {
+        Box::pin(self.parts.store.free(&self.parts.options.instance))
+    }
+
+    fn attempt(&self, payment: Payment) -> BoxFuture<'_, Result<Attempted<Payment>, storage::Error>> {
+        Box::pin(async move {
+            Ok(match self.step(payment).await? {
+                Step::Settled(payment) => Attempted::Completed(payment),
+                Step::GoesOn(payment) => Attempted::Advanced(payment),
+                Step::Later(_, wait) => Attempted::RetryLater(wait),
+                Step::Lost => Attempted::Lost,
+                Step::Stopped => Attempted::Crashed,
+            })
+        })
+    }
+
+    fn completed(&self, payment: Payment) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.announce(&payment).await })
+    }
+}
+
+impl Payments {
+    fn lease(&self) -> Lease {
+        let Options { instance, lease, .. } = &self.parts.options;
+        Lease { owner: instance.clone(), length: *lease }
+    }
+
+    /// The maximum backoff is the longer one: a payment in doubt waits until its doubt limit at most.
+    async fn claim_due(&self, count: u32) -> Result<Vec<Payment>, storage::Error> {
+        let Options { backoff_cap, doubt_limit, .. } = self.parts.options;
+        self.parts.store.claim_due(count, self.lease(), backoff_cap.max(doubt_limit)).await
+    }
+
+    fn jitter(&self) -> f64 {
+        jitter(self.parts.ids.as_ref())
+    }
+
+    async fn stops(&self, point: FaultPoint, payment: &Payment) -> bool {
+        let Parts { faults, options, .. } = &self.parts;
+        driver::crashes(faults.as_ref(), &options.instance, point, payment.state.name(), payment.order_id).await
+    }
+
+    async fn step(&self, before: Payment) -> Result<Step, storage::Error> {
+        let parts = &self.parts;
         let Some(effect) = before.owes() else { return Ok(Step::Settled(before)) };
         let operation = self.operation(effect.span_name(), &before);
         if self.stops(FaultPoint::BeforeEffect, &before).await {
@@ -249,7 +285,7 @@ impl Driver {
     /// The operation of one attempt: a child of the call that requested the payment, even after that call has ended.
     pub(crate) fn operation(&self, name: &'static str, payment: &Payment) -> Operation {
         let parent = payment.parent().map_or(Parent::Root, Parent::Remote);
-        let events = Some(self.0.parts.events.clone());
+        let events = Some(self.parts.events.clone());
         let operation = Operation::open(Kind::Internal, name, parent, Some(EVENT_TYPE), events);
         operation.set_order(payment.order_id.as_uuid());
         if let Some(user_id) = payment.user_id {
@@ -258,10 +294,8 @@ impl Driver {
         operation
     }
 
-    /// Notifies the calls that wait for a payment's result; if there are none, the Order Service: a wake-up, best
-    /// effort.
-    pub async fn announce(&self, payment: &Payment) {
-        let parts = &self.0.parts;
+    async fn announce(&self, payment: &Payment) {
+        let parts = &self.parts;
         if parts.waiters.settled(payment) {
             return;
         }
@@ -274,8 +308,8 @@ impl Driver {
                     Ok(()) => return Outcome::Success,
                     Err(error) if attempt == CONFIRM_TRIES || parts.shutdown.is_cancelled() => {
                         // The order's driver retries on its own: a failure here only delays it.
-                        static SELDOM: Seldom = Seldom::new();
-                        if let Some(since_last_line) = SELDOM.count(Instant::now()) {
+                        static LOG_LIMIT: LogLimit = LogLimit::new();
+                        if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
                             tracing::info!(target: "ordermesh", order_id = %payment.order_id, error = %error, since_last_line, "payment confirmation not delivered");
                         }
                         operation.mark_error(error.message);

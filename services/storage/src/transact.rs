@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use sea_orm::{
     DatabaseConnection, DatabaseTransaction, DbErr, RuntimeErr, SqliteTransactionMode, TransactionOptions,
     TransactionTrait,
@@ -414,7 +414,7 @@ fn copy(error: &Arc<Error>) -> Error {
 }
 
 pub(crate) async fn pause(attempt: u32) {
-    let wait = full_jitter(attempt, Duration::from_millis(5), Duration::from_millis(250), rand::random());
+    let wait = backoff(attempt, Duration::from_millis(5), Duration::from_millis(250), rand::random());
     tokio::time::sleep(wait).await;
 }
 

@@ -14,7 +14,7 @@
 //! - [`providers`]: tracer, meter and logger providers, made from the variables
 //! - `transport.rs`: connections to a collector; `reachability.rs`: logs when exports begin to fail and recover
 //! - [`mask`]: masks secrets in texts from other sources
-//! - [`log`]: the format of log lines; `log_records.rs`: lines as log records
+//! - [`log`]: the format of log lines; `log_records.rs`: lines as log records; `log_limit.rs`: bounds repeated lines
 
 pub mod announce;
 pub mod class;
@@ -22,6 +22,7 @@ pub mod context;
 pub mod environment;
 pub mod event;
 pub mod log;
+mod log_limit;
 mod log_records;
 pub mod mask;
 pub mod operation;
@@ -35,6 +36,7 @@ pub use class::ErrorClass;
 pub use context::TraceParent;
 pub use environment::{Environment, VariableError};
 pub use event::{EventError, EventStatus, TraceEvent};
+pub use log_limit::LogLimit;
 pub use mask::{Masked, masked};
 pub use operation::{Disposition, Ended, EventSink, Kind, Operation, Outcome, Parent};
 pub use propagation::{Propagation, RemoteContext};

@@ -194,7 +194,7 @@ impl Store {
 
     /// Frees all leases of an instance: on shutdown, so that other instances need not wait for them to expire; and on
     /// start, because the leases found then belong to a crashed process.
-    pub(crate) async fn free_leases(&self, owner: &str) -> Result<(), Error> {
+    pub(crate) async fn free_leases(&self, owner: &str) -> Result<u64, Error> {
         let store = self.clone();
         let owner = owner.to_owned();
         self.db
@@ -202,10 +202,7 @@ impl Store {
                 let sql = "UPDATE orders SET lease_owner = NULL, lease_until = 0 \
                            WHERE lease_owner = $1 AND next_attempt_time IS NOT NULL";
                 let statement = store.statement(sql, [owner.clone().into()]);
-                Box::pin(async move {
-                    tx.conn().execute_raw(statement).await?;
-                    Ok::<_, Error>(())
-                })
+                Box::pin(async move { Ok::<_, Error>(tx.conn().execute_raw(statement).await?.rows_affected()) })
             })
             .await
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use contracts::data::v1::{TraceEvent, WatchTraceEventsResponse};
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
@@ -104,7 +104,7 @@ impl Follower {
             return Err(Error::refused("WatchTraceEvents")(status));
         }
         let asked = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-        let wait = full_jitter(self.failures, BACKOFF, BACKOFF_CAP, rand::random()).max(asked.min(BACKOFF_CAP));
+        let wait = backoff(self.failures, BACKOFF, BACKOFF_CAP, rand::random()).max(asked.min(BACKOFF_CAP));
         let message = refusal(&status);
         out::complain(format_args!("the stream ended ({message}); resuming in {:.1} s", wait.as_secs_f64()));
         sleep(wait).await;

@@ -10,7 +10,7 @@ use contracts::order::v1::inventory_service_client::InventoryServiceClient;
 use contracts::order::v1::order_service_client::OrderServiceClient;
 use contracts::user::v1 as user_v1;
 use contracts::user::v1::user_service_client::UserServiceClient;
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use kernel::{IdSource, OrderId, SystemIds};
 use mesh::Channel;
 use rand::Rng;
@@ -199,7 +199,7 @@ impl Shop {
             }
             self.seen.tried_again();
             let asked = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-            let wait = full_jitter(tries, BACKOFF, BACKOFF_CAP, random.random());
+            let wait = backoff(tries, BACKOFF, BACKOFF_CAP, random.random());
             tokio::time::sleep(wait.max(asked.min(BACKOFF_CAP))).await;
             tries = tries.saturating_add(1);
         }

@@ -253,12 +253,12 @@ struct Shared {
     payments: payment::store::Store,
     ledger: Arc<Ledger>,
     clock: Arc<ManualClock>,
-    api_driver: Mutex<Option<order::driver::Driver>>,
+    api_driver: Mutex<Option<order::effects::Driver>>,
     payment: Mutex<Option<PaymentInstance>>,
 }
 
 impl Shared {
-    fn api_driver(&self) -> order::driver::Driver {
+    fn api_driver(&self) -> order::effects::Driver {
         lock(&self.api_driver).clone().expect("an instance")
     }
 
@@ -279,7 +279,7 @@ struct PaymentInstance {
 #[derive(Clone)]
 pub(crate) struct OrderInstance {
     pub(crate) name: String,
-    pub(crate) driver: order::driver::Driver,
+    pub(crate) driver: order::effects::Driver,
     tasks: TaskTracker,
 }
 
@@ -637,9 +637,9 @@ fn order_driver(
     max_drives: usize,
     wire: Wire,
     tasks: &TaskTracker,
-) -> order::driver::Driver {
+) -> order::effects::Driver {
     let faults: Arc<dyn kernel::Faults> = if max_drives == 0 { Arc::new(NoFaults) } else { shared.plan.clone() };
-    order::driver::Driver::new(order::driver::Parts {
+    order::effects::Driver::new(order::effects::Parts {
         table: order::lifecycle::next,
         store: shared.orders.clone(),
         payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
@@ -650,7 +650,7 @@ fn order_driver(
         faults,
         tasks: tasks.clone(),
         shutdown: CancellationToken::new(),
-        options: order::driver::Options {
+        options: order::effects::Options {
             instance: name.to_owned(),
             // An instance that never drives: its tasks give up immediately.
             lease: if max_drives == 0 { Duration::from_millis(2) } else { LEASE },

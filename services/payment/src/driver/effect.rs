@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use kernel::Timestamp;
-use kernel::backoff::full_jitter;
+use kernel::backoff::backoff;
 use telemetry::Operation;
 
-use super::Driver;
+use super::Payments;
 use crate::lifecycle::{Doubt, Effect, Observation, State, after};
 use crate::payment::{Attempt, DeclineCode, Payment, charge_key, refund_key};
 use crate::ports::{Charge, ChargeCommand, ChargeStatus, NoAnswer, RefundAnswer};
@@ -21,9 +21,9 @@ pub(super) struct Seen {
     pub(super) outcome: String,
 }
 
-impl Driver {
+impl Payments {
     pub(super) async fn perform(&self, effect: Effect, payment: &Payment) -> Seen {
-        let gateway = &self.0.parts.gateway;
+        let gateway = &self.parts.gateway;
         let key = charge_key(payment.order_id);
         match effect {
             Effect::CreateCharge => match command(payment) {
@@ -47,8 +47,8 @@ impl Driver {
         began: Timestamp,
         operation: &Operation,
     ) -> (Payment, Schedule, Attempt) {
-        let now = self.0.parts.clock.now();
-        let limit = self.0.parts.options.doubt_limit;
+        let now = self.parts.clock.now();
+        let limit = self.parts.options.doubt_limit;
         // A doubt that began in the future was recorded by a clock that was set back since: it begins anew.
         let since = before.doubt_since.map(|since| since.min(now));
         let is_past = since.is_some_and(|since| now.since(since) >= limit);
@@ -100,8 +100,8 @@ impl Driver {
 
     /// The time until the next attempt: exponential backoff with jitter, but never past the doubt limit.
     fn wait(&self, payment: &Payment, now: Timestamp) -> Duration {
-        let options = &self.0.parts.options;
-        let wait = full_jitter(payment.tries, options.backoff, options.backoff_cap, self.jitter());
+        let options = &self.parts.options;
+        let wait = backoff(payment.tries, options.backoff, options.backoff_cap, self.jitter());
         match (payment.state, payment.doubt_since) {
             (State::InDoubt, Some(since)) if now.since(since) < options.doubt_limit => {
                 wait.min(since.plus(options.doubt_limit).since(now))

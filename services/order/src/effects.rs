@@ -1,22 +1,18 @@
-//! The driver: performs the pending effect of an order's state, under a key derived from the order and the effect, then
-//! records the result by compare-and-set, together with the event and the history.
-//!
-//! It may crash at any point: another instance takes the order over when the lease expires, and repeats the effect
-//! under the same key. An effect without a definite result is retried, with backoff that survives crashes because it is
-//! a column.
+//! The effects of an order's states: each is performed under a key derived from the order and the effect, and its result
+//! is recorded by compare-and-set, together with the event and the history. [`Driver`] decides when; see the crate
+//! `driver`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::backoff::{full_jitter, jitter};
+use driver::Outcome as Attempted;
+use futures_util::future::BoxFuture;
+use kernel::backoff::{backoff, jitter};
 use kernel::calendar::delivery_date;
-use kernel::{Clock, FaultPoint, FaultSite, Faults, FulfillmentId, IdSource, OrderId};
-use mesh::Seldom;
+use kernel::{Clock, FaultPoint, Faults, FulfillmentId, IdSource, OrderId};
 use opentelemetry::metrics::Histogram;
 use opentelemetry::{KeyValue, global};
 use telemetry::{ErrorClass, EventError, EventSink, Kind, Operation, Outcome, Parent, TraceParent};
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -71,15 +67,30 @@ pub struct Parts {
     pub options: Options,
 }
 
-struct Inner {
-    parts: Parts,
-    permits: Arc<Semaphore>,
-    durations: Histogram<f64>,
+/// Drives orders. Clones share one driver.
+#[derive(Clone, Debug)]
+pub struct Driver(driver::Driver<Effects>);
+
+/// An order whose lease this instance holds.
+struct Driven {
+    order: Order,
+    /// The trace that requested its transition: the next operations are linked to it.
+    link: Option<TraceParent>,
 }
 
-/// Drives orders. Clones share one driver.
-#[derive(Clone)]
-pub struct Driver(Arc<Inner>);
+/// What orders need to be driven.
+struct Effects {
+    store: Store,
+    payments: Arc<dyn Payments>,
+    clock: Arc<dyn Clock>,
+    ids: Arc<dyn IdSource>,
+    events: Arc<dyn EventSink>,
+    watchers: Watchers,
+    faults: Arc<dyn Faults>,
+    table: Table,
+    options: Options,
+    durations: Histogram<f64>,
+}
 
 /// The result of an attempt at an effect.
 enum Tried {
@@ -92,7 +103,7 @@ enum Tried {
 }
 
 impl Tried {
-    /// The table forbids what the effect led to: a contradiction between the table and the driver.
+    /// The table forbids what the effect led to: a contradiction between the table and the effects.
     fn without(missing: NoTransition) -> Self {
         tracing::error!(target: "ordermesh", "{missing}");
         Self::PutOff(missing.to_string())
@@ -102,64 +113,51 @@ impl Tried {
 impl Driver {
     /// A driver made of `parts`.
     pub fn new(parts: Parts) -> Self {
-        let permits = Arc::new(Semaphore::new(parts.options.max_drives));
         let durations = global::meter("ordermesh")
             .f64_histogram("ordermesh.order.duration")
             .with_unit("s")
             .with_description("From an order's creation to its final state, by that state")
             .build();
-        Self(Arc::new(Inner { parts, permits, durations }))
+        let Parts { store, payments, clock, ids, events, watchers, faults, tasks, shutdown, table, options } = parts;
+        let driven = driver::Options {
+            lease: options.lease,
+            poll_interval: options.poll_interval,
+            max_drives: options.max_drives,
+            // An order's backoff is left to the polls.
+            longest_sleep: Duration::ZERO,
+        };
+        let work =
+            Effects { store, payments, clock, ids: ids.clone(), events, watchers, faults, table, options, durations };
+        Self(driver::Driver::new(driver::Parts { work, options: driven, ids, tasks, shutdown }))
     }
 
     /// The number of orders being driven.
     pub fn in_flight(&self) -> usize {
-        self.0.parts.options.max_drives.saturating_sub(self.0.permits.available_permits())
-    }
-
-    fn jitter(&self) -> f64 {
-        jitter(self.0.parts.ids.as_ref())
+        self.0.in_flight()
     }
 
     pub(crate) fn table(&self) -> Table {
-        self.0.parts.table
-    }
-
-    fn steps(&self, order: &Order) -> Steps {
-        Steps::of(self.table(), order)
+        self.0.work().table
     }
 
     /// A lease of this instance.
     pub(crate) fn lease(&self) -> Lease {
-        let options = &self.0.parts.options;
-        Lease { owner: options.instance.clone(), length: options.lease }
+        self.0.work().lease()
     }
 
     /// Drives an order whose lease this instance holds.
     pub(crate) fn start(&self, order: Order) {
-        self.spawn(order, None);
+        self.start_driven(order, None);
     }
 
     /// The same; the next operations are linked to the trace that requested the transition.
     pub(crate) fn start_linked(&self, order: Order, link: TraceParent) {
-        self.spawn(order, Some(link));
+        self.start_driven(order, Some(link));
     }
 
-    fn spawn(&self, order: Order, link: Option<TraceParent>) {
-        let parts = &self.0.parts;
-        parts.watchers.notify(order.id, order.version);
-        let driver = self.clone();
-        parts.tasks.spawn(async move {
-            let waited_too_long = tokio::time::sleep(driver.0.parts.options.lease / 2);
-            // An order that has waited for a permit for half its lease is dropped; another instance may claim it.
-            tokio::select! {
-                biased;
-                permit = driver.0.permits.acquire() => {
-                    let Ok(_permit) = permit else { return };
-                    driver.drive(order, link).await;
-                }
-                () = waited_too_long => {}
-            }
-        });
+    fn start_driven(&self, order: Order, link: Option<TraceParent>) {
+        self.0.work().watchers.notify(order.id, order.version);
+        self.0.start(Driven { order, link });
     }
 
     /// Runs work to completion even if the caller's future is dropped: a committed order is always started.
@@ -167,39 +165,35 @@ impl Driver {
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let done = self.0.parts.tasks.spawn(work.in_current_span()).await;
+        let done = self.0.tasks().spawn(work.in_current_span()).await;
         done.unwrap_or(Err(Error::Storage(storage::Error::Panicked)))
     }
 
     /// Claims due orders that are not leased: the lease becomes this instance's.
     ///
     /// # Errors
-    /// The database failed.
+    /// The database.
     pub async fn claim_due(&self, most: u64) -> Result<Vec<Order>, storage::Error> {
-        self.0.parts.store.claim_due(most, self.lease(), self.0.parts.options.backoff_cap).await
+        self.0.work().claim(most).await
     }
 
     /// Claims due orders and drives them sequentially; returns their number. For tests, which need to know when the
     /// work is complete; the service calls [`Driver::poll`].
     ///
     /// # Errors
-    /// The database failed.
+    /// The database.
     pub async fn drive_due(&self) -> Result<usize, storage::Error> {
-        let orders = self.claim_due(64).await?;
-        let count = orders.len();
-        for order in orders {
-            self.drive(order, None).await;
-        }
-        Ok(count)
+        self.0.run_due().await
     }
 
     /// Called when a result may be available: makes the order due now, and drives it if it is not leased.
     ///
     /// # Errors
-    /// The database failed.
+    /// The database.
     pub async fn wake(&self, id: OrderId) -> Result<(), Error> {
-        self.0.parts.store.make_due(id).await?;
-        if let Some(order) = self.0.parts.store.claim_one(id, self.lease()).await? {
+        let Effects { store, .. } = self.0.work();
+        store.make_due(id).await?;
+        if let Some(order) = store.claim_one(id, self.lease()).await? {
             self.start(order);
         }
         Ok(())
@@ -208,86 +202,111 @@ impl Driver {
     /// Frees the leases left by an earlier process with this instance's name. Called before anything is driven.
     ///
     /// # Errors
-    /// The database failed.
+    /// The database.
     pub async fn recover(&self) -> Result<(), storage::Error> {
-        self.0.parts.store.free_leases(&self.0.parts.options.instance).await
+        self.0.recover().await.map(drop)
     }
 
     /// Polls for due orders and drives them: retries, and the orders of crashed instances. On shutdown it frees the
     /// leases.
     pub async fn poll(self) {
-        let Parts { store, options, shutdown, .. } = &self.0.parts;
-        loop {
-            let pause = options.poll_interval.mul_f64(0.5 + self.jitter());
-            if tokio::time::timeout(pause, shutdown.cancelled()).await.is_ok() {
-                break;
-            }
-            let free = self.0.permits.available_permits().min(64);
-            if free == 0 {
-                continue;
-            }
-            match self.claim_due(u64::try_from(free).unwrap_or(1)).await {
-                Ok(orders) => orders.into_iter().for_each(|order| self.start(order)),
-                Err(error) => {
-                    static SELDOM: Seldom = Seldom::new();
-                    if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-                        tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "claiming due orders failed");
-                    }
-                }
-            }
-        }
-        let all = u32::try_from(options.max_drives).unwrap_or(u32::MAX);
-        // Drives in flight finish first, for 5 s at most; the leases are freed either way.
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.0.permits.acquire_many(all)).await;
-        if let Err(error) = store.free_leases(&options.instance).await {
-            tracing::info!(target: "ordermesh", error = ?error, "leases not freed; they will expire");
-        }
+        self.0.poll().await;
     }
 
     /// Drives an order until it has no pending effect, another instance holds the lease, or an attempt has no definite
     /// result. Called directly by tests; otherwise each order has a task of its own.
-    pub async fn drive(&self, mut order: Order, link: Option<TraceParent>) {
-        let Parts { store, watchers, options, .. } = &self.0.parts;
-        while let Some(effect) = owes(order.state) {
-            match self.attempt(&order, effect, link).await {
-                Ok(Tried::Recorded(Advance::Done(after))) => {
-                    watchers.notify(after.id, after.version);
-                    if is_final(after.state) {
-                        let took = self.0.parts.clock.now().since(after.create_time).as_secs_f64();
-                        self.0.durations.record(took, &[KeyValue::new("state", after.state.name())]);
-                    }
-                    if self.dies(FaultPoint::AfterRecord, &after).await {
-                        return;
-                    }
-                    order = *after;
+    pub async fn drive(&self, order: Order, link: Option<TraceParent>) {
+        self.0.run(Driven { order, link }).await;
+    }
+}
+
+impl driver::Work for Effects {
+    type Item = Driven;
+
+    const ITEMS: &'static str = "orders";
+
+    fn id(item: &Driven) -> OrderId {
+        item.order.id
+    }
+
+    fn claim_due(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Driven>, storage::Error>> {
+        Box::pin(async move {
+            let orders = self.claim(u64::try_from(limit).unwrap_or(u64::MAX)).await?;
+            Ok(orders.into_iter().map(|order| Driven { order, link: None }).collect())
+        })
+    }
+
+    fn claim(&self, id: OrderId) -> BoxFuture<'_, Result<Option<Driven>, storage::Error>> {
+        Box::pin(async move {
+            let claimed = self.store.claim_one(id, self.lease()).await?;
+            Ok(claimed.map(|order| Driven { order, link: None }))
+        })
+    }
+
+    fn free_leases(&self) -> BoxFuture<'_, Result<u64, storage::Error>> {
+        Box::pin(self.store.free_leases(&self.options.instance))
+    }
+
+    fn attempt(&self, item: Driven) -> BoxFuture<'_, Result<Attempted<Driven>, storage::Error>> {
+        Box::pin(self.attempt_and_record(item))
+    }
+
+    /// The history is the notification: it was sent with the last transition.
+    fn completed(&self, _item: Driven) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+impl Effects {
+    fn lease(&self) -> Lease {
+        Lease { owner: self.options.instance.clone(), length: self.options.lease }
+    }
+
+    async fn claim(&self, most: u64) -> Result<Vec<Order>, storage::Error> {
+        self.store.claim_due(most, self.lease(), self.options.backoff_cap).await
+    }
+
+    fn steps(&self, order: &Order) -> Steps {
+        Steps::of(self.table, order)
+    }
+
+    async fn attempt_and_record(&self, item: Driven) -> Result<Attempted<Driven>, storage::Error> {
+        let Driven { order, link } = item;
+        let Some(effect) = owes(order.state) else { return Ok(Attempted::Completed(Driven { order, link })) };
+        match self.attempt(&order, effect, link).await? {
+            Tried::Recorded(Advance::Done(after)) => {
+                self.watchers.notify(after.id, after.version);
+                if is_final(after.state) {
+                    let took = self.clock.now().since(after.create_time).as_secs_f64();
+                    self.durations.record(took, &[KeyValue::new("state", after.state.name())]);
                 }
-                // Another instance or request has moved it. If that one holds no lease any more, this instance claims
-                // the order.
-                Ok(Tried::Recorded(Advance::Lost | Advance::StockLost)) => {
-                    match store.claim_one(order.id, self.lease()).await {
-                        Ok(Some(claimed)) => order = claimed,
-                        Ok(None) | Err(_) => return,
-                    }
+                if self.dies(FaultPoint::AfterRecord, &after).await {
+                    return Ok(Attempted::Crashed);
                 }
-                Ok(Tried::PutOff(why)) => {
-                    let attempt = u32::try_from(order.attempt).unwrap_or(0).saturating_add(1);
-                    let wait = full_jitter(attempt, options.backoff, options.backoff_cap, self.jitter());
-                    tracing::debug!(target: "ordermesh", order_id = %order.id, why, "effect has no definite result; rescheduled with backoff");
-                    if let Err(error) = store.put_off(&order, &options.instance, wait, &why).await {
-                        left_to_its_lease(&order, &error);
-                    }
-                    return;
-                }
-                Ok(Tried::Died) => return,
-                Err(error) => return left_to_its_lease(&order, &error),
+                let has_more = owes(after.state).is_some();
+                let item = Driven { order: *after, link };
+                Ok(if has_more { Attempted::Advanced(item) } else { Attempted::Completed(item) })
             }
+            // Another instance or request has moved it. If that one holds no lease any more, this instance claims the
+            // order.
+            Tried::Recorded(Advance::Lost | Advance::StockLost) => {
+                let claimed = self.store.claim_one(order.id, self.lease()).await.ok().flatten();
+                Ok(claimed.map_or(Attempted::Lost, |order| Attempted::Advanced(Driven { order, link })))
+            }
+            Tried::PutOff(why) => {
+                let attempt = u32::try_from(order.attempt).unwrap_or(0).saturating_add(1);
+                let Options { instance, backoff: base, backoff_cap, .. } = &self.options;
+                let wait = backoff(attempt, *base, *backoff_cap, jitter(self.ids.as_ref()));
+                tracing::debug!(target: "ordermesh", order_id = %order.id, why, "effect has no definite result; rescheduled with backoff");
+                self.store.put_off(&order, instance, wait, &why).await?;
+                Ok(Attempted::RetryLater(wait))
+            }
+            Tried::Died => Ok(Attempted::Crashed),
         }
     }
 
     async fn dies(&self, point: FaultPoint, order: &Order) -> bool {
-        let instance = &self.0.parts.options.instance;
-        let site = FaultSite { instance, point, state: order.state.name(), order: order.id };
-        self.0.parts.faults.at(site).await.is_break()
+        driver::crashes(self.faults.as_ref(), &self.options.instance, point, order.state.name(), order.id).await
     }
 
     async fn attempt(&self, order: &Order, effect: Effect, link: Option<TraceParent>) -> Result<Tried, storage::Error> {
@@ -305,7 +324,7 @@ impl Driver {
         // Without an event of this service: the Payment Service writes the payment's events.
         let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.span_ref), None, None);
         operation.set_order(order.id.as_uuid());
-        let answer = self.0.parts.payments.process(order).instrument(operation.span().clone()).await;
+        let answer = self.payments.process(order).instrument(operation.span().clone()).await;
         if self.dies(FaultPoint::AfterEffect, order).await {
             return Ok(Tried::Died);
         }
@@ -318,7 +337,7 @@ impl Driver {
             PaymentAnswer::Refused(failure) => {
                 let reason = format!("payment refused: {}", failure.message);
                 match steps.take(Input::Refused, reason, &operation) {
-                    Ok(()) => Ok(Tried::Recorded(self.0.parts.store.advance(order, steps, Some(failure), None).await?)),
+                    Ok(()) => Ok(Tried::Recorded(self.store.advance(order, steps, Some(failure), None).await?)),
                     Err(missing) => Ok(Tried::without(missing)),
                 }
             }
@@ -329,7 +348,7 @@ impl Driver {
     /// Allocation and the start of fulfilment are local: they are recorded in the same transaction, each with its own
     /// history row and event. `paid` are the transitions that lead there.
     async fn fulfill(&self, order: &Order, paid: Steps) -> Result<Tried, storage::Error> {
-        let Parts { store, clock, ids, .. } = &self.0.parts;
+        let Self { store, clock, ids, .. } = self;
         let allocate =
             (owes(order.state) != Some(Effect::StartFulfillment)).then(|| self.step(order, Effect::AllocateInventory));
         let start = self.step(order, Effect::StartFulfillment);
@@ -388,7 +407,7 @@ impl Driver {
             advice: "RETRY_LATER".into(),
             message: "the goods are no longer in stock; the payment is given back".into(),
         };
-        let advance = self.0.parts.store.advance(order, steps, Some(failure), None).await?;
+        let advance = self.store.advance(order, steps, Some(failure), None).await?;
         if advance == Advance::Lost {
             allocate.discard();
         }
@@ -400,12 +419,12 @@ impl Driver {
         // A later attempt, perhaps on another instance, reads from the history which trace requested the cancellation.
         let asked = match link {
             Some(link) => Some(link),
-            None => self.0.parts.store.turned_to(order.id, order.state).await?,
+            None => self.store.turned_to(order.id, order.state).await?,
         };
         if let Some(asked) = asked.filter(|asked| asked.trace_id() != order.span_ref.trace_id()) {
             operation.link(asked);
         }
-        let answer = self.0.parts.payments.cancel(order).instrument(operation.span().clone()).await;
+        let answer = self.payments.cancel(order).instrument(operation.span().clone()).await;
         if self.dies(FaultPoint::AfterEffect, order).await {
             operation.discard();
             return Ok(Tried::Died);
@@ -430,7 +449,7 @@ impl Driver {
             operation.discard();
             return Ok(Tried::without(missing));
         }
-        let advance = self.0.parts.store.advance(order, steps, failure, None).await?;
+        let advance = self.store.advance(order, steps, failure, None).await?;
         if advance == Advance::Lost {
             operation.discard();
         }
@@ -439,20 +458,12 @@ impl Driver {
 
     /// Opens the operation of an effect: a child of the order's creation, even after a crash and on another instance.
     fn step(&self, order: &Order, effect: Effect) -> Operation {
-        let sink = Some(self.0.parts.events.clone());
+        let sink = Some(self.events.clone());
         let parent = Parent::Remote(order.span_ref);
         let operation = Operation::open(Kind::Internal, effect.name(), parent, Some("order_fulfillment"), sink);
         operation.set_order(order.id.as_uuid());
         operation.set_user(order.user.as_uuid());
         operation.set("operation", effect.name());
         operation
-    }
-}
-
-/// Logs at most one line a second: during a database outage every driven order ends here.
-fn left_to_its_lease(order: &Order, error: &storage::Error) {
-    static SELDOM: Seldom = Seldom::new();
-    if let Some(since_last_line) = SELDOM.count(Instant::now()) {
-        tracing::warn!(target: "ordermesh", error = ?error, order_id = %order.id, since_last_line, "giving up; lease expiry will hand it over");
     }
 }

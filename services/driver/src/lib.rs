@@ -1,0 +1,313 @@
+//! The driver: claims items that are due, performs their pending effects one after the other, and hands them over.
+//!
+//! An item (an order, a payment) is a row with a state, a due time and a lease. Its effects run under idempotency keys
+//! and are recorded by compare-and-set, so a lease only saves duplicate work: an instance may crash at any point, and
+//! another one repeats the effect under the same key when the lease expires. An effect without a definite result is
+//! retried, with backoff that survives crashes because it is a column.
+//!
+//! What the items and their effects are is [`Work`]; it is implemented by the services. This crate has no knowledge of
+//! orders and payments. Start reading at [`Driver::drive`] and [`Driver::poll`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kernel::backoff::jitter;
+use kernel::{FaultPoint, FaultSite, Faults, IdSource, OrderId};
+use telemetry::LogLimit;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The maximum number of items claimed by one statement.
+const MAX_CLAIM: usize = 64;
+/// How long the drain waits for drives in flight. The leases are freed either way, and the next owner repeats the
+/// effect under its key.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Items with pending effects.
+pub trait Work: Send + Sync + 'static {
+    /// An item that this instance has claimed.
+    type Item: Send + 'static;
+
+    /// The items' name in log lines, in the plural.
+    const ITEMS: &'static str;
+
+    /// The order that the item belongs to: its key.
+    fn id(item: &Self::Item) -> OrderId;
+
+    /// Takes the leases of at most `limit` items that are due and not leased.
+    fn claim_due(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Self::Item>, storage::Error>>;
+
+    /// Takes the lease of one item, if it is due and not leased.
+    fn claim(&self, id: OrderId) -> BoxFuture<'_, Result<Option<Self::Item>, storage::Error>>;
+
+    /// Frees all leases of this instance; returns their number.
+    fn free_leases(&self) -> BoxFuture<'_, Result<u64, storage::Error>>;
+
+    /// Performs the pending effect of a claimed item once, and records the result.
+    ///
+    /// # Errors
+    /// The result could not be recorded. The lease expires, and another instance repeats the effect under its key.
+    fn attempt(&self, item: Self::Item) -> BoxFuture<'_, Result<Outcome<Self::Item>, storage::Error>>;
+
+    /// Called when an item has no pending effect any more, after its permit was released.
+    fn completed(&self, item: Self::Item) -> BoxFuture<'_, ()>;
+}
+
+/// The result of an attempt.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome<T> {
+    /// Recorded; the item has another pending effect, due immediately, and its lease is kept.
+    Advanced(T),
+    /// Recorded; the item has no pending effect.
+    Completed(T),
+    /// No definite result: the lease is freed, and the item is due again after this backoff.
+    RetryLater(Duration),
+    /// Another writer has changed the item, and takes care of its next effect.
+    Lost,
+    /// An injected crash: everything stays as it is.
+    Crashed,
+}
+
+/// The driver's settings.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long a lease lasts.
+    pub lease: Duration,
+    /// The average interval between polls for due items.
+    pub poll_interval: Duration,
+    /// The maximum number of items driven concurrently.
+    pub max_drives: usize,
+    /// A backoff up to this is slept in the item's task; after a longer one a poll finds the item.
+    pub longest_sleep: Duration,
+}
+
+/// What a driver is made of.
+pub struct Parts<W> {
+    /// The items.
+    pub work: W,
+    /// The settings.
+    pub options: Options,
+    /// The source of jitter.
+    pub ids: Arc<dyn IdSource>,
+    /// Tracks the tasks to finish before the service stops.
+    pub tasks: TaskTracker,
+    /// Shutdown requested: nothing more is claimed.
+    pub shutdown: CancellationToken,
+}
+
+/// The permit to drive one item; released when it is dropped.
+#[derive(Debug)]
+pub struct Permit(OwnedSemaphorePermit);
+
+struct Inner<W> {
+    parts: Parts<W>,
+    permits: Arc<Semaphore>,
+    /// Signals that a permit was released while none was free: items may have been left due.
+    freed: Notify,
+}
+
+/// Drives items. Clones share one driver.
+pub struct Driver<W>(Arc<Inner<W>>);
+
+impl<W> Clone for Driver<W> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<W> std::fmt::Debug for Driver<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("options", &self.0.parts.options).finish_non_exhaustive()
+    }
+}
+
+impl<W: Work> Driver<W> {
+    /// A driver made of `parts`.
+    pub fn new(parts: Parts<W>) -> Self {
+        let permits = Arc::new(Semaphore::new(parts.options.max_drives));
+        Self(Arc::new(Inner { parts, permits, freed: Notify::new() }))
+    }
+
+    /// The items.
+    pub fn work(&self) -> &W {
+        &self.0.parts.work
+    }
+
+    /// The number of items being driven.
+    pub fn in_flight(&self) -> usize {
+        self.0.parts.options.max_drives.saturating_sub(self.0.permits.available_permits())
+    }
+
+    /// Where the drives' tasks are tracked.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.0.parts.tasks
+    }
+
+    /// A permit to drive an item; `None` at the limit, and after the drain. An item without one stays due.
+    pub fn permit(&self) -> Option<Permit> {
+        self.0.permits.clone().try_acquire_owned().ok().map(Permit)
+    }
+
+    fn release(&self, permit: Permit) {
+        let was_full = self.0.permits.available_permits() == 0;
+        drop(permit.0);
+        if was_full {
+            self.0.freed.notify_one();
+        }
+    }
+
+    /// Drives a claimed item in a task of its own. An item that has waited for a permit for half its lease is dropped:
+    /// the lease expires, and a poll finds it.
+    pub fn start(&self, item: W::Item) {
+        let driver = self.clone();
+        self.0.parts.tasks.spawn(async move {
+            let permit = driver.0.permits.clone().acquire_owned();
+            if let Ok(Ok(permit)) = tokio::time::timeout(driver.0.parts.options.lease / 2, permit).await {
+                driver.drive(item, Permit(permit)).await;
+            }
+        });
+    }
+
+    /// Drives a claimed item until it has no pending effect, another writer has it, or its backoff is longer than
+    /// [`Options::longest_sleep`].
+    pub async fn drive(&self, mut item: W::Item, mut permit: Permit) {
+        let Parts { work, options, shutdown, .. } = &self.0.parts;
+        loop {
+            let id = W::id(&item);
+            let wait = match self.attempts(item).await {
+                Some(Outcome::RetryLater(wait)) => wait,
+                Some(Outcome::Completed(item)) => {
+                    self.release(permit);
+                    return work.completed(item).await;
+                }
+                Some(Outcome::Advanced(_) | Outcome::Lost | Outcome::Crashed) | None => return self.release(permit),
+            };
+            self.release(permit);
+            if wait > options.longest_sleep {
+                return;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            // Without a permit, with another owner, or without the database the item is left to the polls.
+            let Some(again) = self.permit() else { return };
+            let Ok(Some(claimed)) = work.claim(id).await else { return self.release(again) };
+            (item, permit) = (claimed, again);
+        }
+    }
+
+    /// Performs one effect after the other, as long as each has a result; `None`: one could not be recorded.
+    async fn attempts(&self, mut item: W::Item) -> Option<Outcome<W::Item>> {
+        loop {
+            let id = W::id(&item);
+            match self.0.parts.work.attempt(item).await {
+                Ok(Outcome::Advanced(next)) => item = next,
+                Ok(outcome) => return Some(outcome),
+                Err(error) => {
+                    // At most one line a second: during a database outage every drive ends here.
+                    static LOG_LIMIT: LogLimit = LogLimit::new();
+                    if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
+                        tracing::warn!(target: "ordermesh", order_id = %id, error = ?error, since_last_line, "a result could not be recorded; lease expiry will hand it over");
+                    }
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The same without permit and sleep: for tests that move the clock themselves.
+    pub async fn run(&self, item: W::Item) {
+        if let Some(Outcome::Completed(item)) = self.attempts(item).await {
+            self.0.parts.work.completed(item).await;
+        }
+    }
+
+    /// Claims due items and drives them sequentially; returns their number. For tests, which need to know when the work
+    /// is complete; a service calls [`Driver::poll`].
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn run_due(&self) -> Result<usize, storage::Error> {
+        let items = self.0.parts.work.claim_due(MAX_CLAIM).await?;
+        let count = items.len();
+        for item in items {
+            self.run(item).await;
+        }
+        Ok(count)
+    }
+
+    /// Frees the leases that an earlier process with this instance's name left; returns their number. Called before
+    /// anything is driven.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn recover(&self) -> Result<u64, storage::Error> {
+        self.0.parts.work.free_leases().await
+    }
+
+    /// Polls for due items and drives them until shutdown: retries, items that found no permit, and those of crashed
+    /// instances. Then waits for the drives in flight, for a bounded time, and frees the leases, so that other instances
+    /// continue immediately.
+    pub async fn poll(self) {
+        let Parts { work, options, ids, shutdown, .. } = &self.0.parts;
+        while !shutdown.is_cancelled() {
+            if let Err(error) = self.claim_due().await {
+                static LOG_LIMIT: LogLimit = LogLimit::new();
+                if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
+                    tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "claiming due {} failed", W::ITEMS);
+                }
+            }
+            // Half to one and a half times the interval: instances do not poll in step.
+            let pause = options.poll_interval.mul_f64(0.5 + jitter(ids.as_ref()));
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = self.0.freed.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        let all = u32::try_from(options.max_drives).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.0.permits.acquire_many(all)).await;
+        self.0.permits.close();
+        if let Err(error) = work.free_leases().await {
+            tracing::warn!(target: "ordermesh", error = ?error, "leases of {} not freed; they will expire", W::ITEMS);
+        }
+    }
+
+    /// Claims as many items as there are permits, until there are no more.
+    async fn claim_due(&self) -> Result<(), storage::Error> {
+        loop {
+            let permits: Vec<Permit> = std::iter::from_fn(|| self.permit()).take(MAX_CLAIM).collect();
+            let limit = permits.len();
+            if limit == 0 {
+                return Ok(());
+            }
+            let claimed = self.0.parts.work.claim_due(limit).await?;
+            let is_all = claimed.len() < limit;
+            for (item, permit) in claimed.into_iter().zip(permits) {
+                let driver = self.clone();
+                self.0.parts.tasks.spawn(async move { driver.drive(item, permit).await });
+            }
+            if is_all {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether an injected fault stops the driver of this instance at a point.
+pub async fn crashes(
+    faults: &dyn Faults,
+    instance: &str,
+    point: FaultPoint,
+    state: &'static str,
+    order: OrderId,
+) -> bool {
+    faults.at(FaultSite { instance, point, state, order }).await.is_break()
+}
+
+#[cfg(test)]
+mod tests;
