@@ -3,7 +3,7 @@
 //! # Layout
 //! - here: reading
 //! - `commit`: creating orders, recording transitions
-//! - `claim`: leases
+//! - `claim`: claims and backoff
 //! - `stock`: inventory
 //! - `unpaid`: limits on what a customer may reserve before paying
 //! - `audit`: reads for [`crate::audit`]
@@ -16,11 +16,10 @@ mod unpaid;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use kernel::{Clock, FulfillmentId, Money, OrderId, RequestId, Timestamp, UserId};
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value};
-use storage::{Backend, Database, Error};
+use storage::{Database, Error, Leases};
 use telemetry::TraceParent;
 
 use crate::entity::{fulfillment, order_history, order_line, orders};
@@ -28,10 +27,10 @@ use crate::lifecycle::State;
 use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope};
 use crate::ports::Transit;
 
-pub use claim::Lease;
 pub use commit::Advance;
 pub(crate) use commit::{NoTransition, Steps};
 pub use stock::Adjustment;
+pub use storage::Lease;
 pub use unpaid::{UnpaidLimit, UnpaidLimits};
 
 /// Maximum number of an order's transitions that are read together. RetryOrder can make a history arbitrarily long.
@@ -42,8 +41,7 @@ pub const MAX_STEPS: u64 = 1_000;
 pub struct Store {
     db: Database,
     clock: Arc<dyn Clock>,
-    /// Whether leases and due times use the database's clock.
-    by_database: bool,
+    leases: Leases,
     unpaid_limits: UnpaidLimits,
     turns: unpaid::Turns,
 }
@@ -53,40 +51,29 @@ fn corrupt(what: &'static str, value: impl ToString) -> Error {
     Error::Corrupt { what, value: value.to_string() }
 }
 
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
-
 impl Store {
     /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
-        let by_database = db.backend() == Backend::Postgres;
-        Self { db, clock, by_database, unpaid_limits: UnpaidLimits::default(), turns: unpaid::Turns::default() }
+        let leases = Leases::new(db.clone(), clock.clone(), "orders");
+        Self { db, clock, leases, unpaid_limits: UnpaidLimits::default(), turns: unpaid::Turns::default() }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
     #[must_use]
     pub fn by_given_clock(self) -> Self {
-        Self { by_database: false, ..self }
+        Self { leases: self.leases.by_given_clock(), ..self }
     }
 
     fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
         Statement::from_sql_and_values(self.db.read().get_database_backend(), sql, values)
     }
 
-    /// Now, in the SQL of a [`Store::timed`] statement. Leases and due times come from the database's clock where
-    /// instances on several machines share one (the transaction's start, so that an index can be used).
-    fn now_sql(&self) -> &'static str {
-        match self.db.backend() {
-            Backend::Sqlite => "$1",
-            Backend::Postgres => "COALESCE(CAST($1 AS BIGINT), CAST(EXTRACT(EPOCH FROM now()) * 1000000 AS BIGINT))",
-        }
+    fn now_sql(&self) -> &str {
+        self.leases.now_sql()
     }
 
-    /// A statement whose first parameter is the current time: its text stays constant, so that it is prepared once.
     fn timed(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
-        let now: Option<i64> = (!self.by_database).then(|| self.clock.now().as_micros());
-        self.statement(sql, std::iter::once(now.into()).chain(values))
+        self.leases.timed(sql, values)
     }
 
     /// The order created by a request, and the fingerprint of its command.

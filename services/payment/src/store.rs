@@ -9,10 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::{Clock, Money, OrderId, UserId};
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value,
-};
-use storage::{Backend, Database, Error, Tx};
+use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value};
+use storage::{Database, Error, Leases, Tx};
 use telemetry::{Operation, Outcome, TraceParent};
 
 use crate::entity::{payment as row, payment_attempt as attempt_row};
@@ -23,20 +21,11 @@ mod rows;
 mod sql;
 mod write;
 
-use rows::micros;
 use sql::Sql;
+pub use storage::Lease;
 
 /// Maximum number of a payment's attempts that are read together: an outage of days causes very many.
 pub const MAX_ATTEMPTS: u64 = 1_000;
-
-/// The owner and the length of a lease.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Lease {
-    /// The instance's name.
-    pub owner: String,
-    /// Counted from the current time.
-    pub length: Duration,
-}
 
 /// A payment to record for a ProcessPayment command.
 #[derive(Clone, Debug)]
@@ -77,22 +66,6 @@ pub struct Schedule {
     pub lease: Option<Lease>,
 }
 
-/// A stored time further in the future than its maximum by more than this is attributed to a clock that was set back
-/// since: the clocks of two machines differ by less.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
-
-/// The latest end of a lease taken now, from now.
-fn longest(lease: &Lease) -> Value {
-    micros(lease.length + CLOCK_TOLERANCE).into()
-}
-
-/// Whether there is work to claim.
-#[derive(FromQueryResult)]
-struct Look {
-    due: i32,
-    beyond: i32,
-}
-
 /// The payments in doubt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromQueryResult)]
 pub struct InDoubt {
@@ -110,8 +83,7 @@ pub type OpenOperation = Arc<dyn Fn() -> Operation + Send + Sync>;
 pub struct Store {
     db: Database,
     clock: Arc<dyn Clock>,
-    /// Whether leases and due times use the database's clock.
-    by_database: bool,
+    leases: Leases,
     sql: Arc<Sql>,
 }
 
@@ -124,14 +96,15 @@ impl fmt::Debug for Store {
 impl Store {
     /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
-        let is_postgres = db.backend() == Backend::Postgres;
-        Self { db, clock, by_database: is_postgres, sql: Arc::new(Sql::new(is_postgres)) }
+        let leases = Leases::new(db.clone(), clock.clone(), "payment");
+        let sql = Arc::new(Sql::new(db.backend()));
+        Self { db, clock, leases, sql }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
     #[must_use]
     pub fn by_given_clock(self) -> Self {
-        Self { by_database: false, ..self }
+        Self { leases: self.leases.by_given_clock(), ..self }
     }
 
     /// Brings the schema up to date.
@@ -142,9 +115,8 @@ impl Store {
         db.migrate(crate::migration::MIGRATIONS).await
     }
 
-    /// `$now` of the statements: NULL stands for the database's clock.
     fn now(&self) -> Value {
-        (!self.by_database).then(|| self.clock.now().as_micros()).into()
+        self.leases.now()
     }
 
     fn statement(&self, sql: &str, values: Vec<Value>) -> Statement {
@@ -336,66 +308,29 @@ impl Store {
     /// # Errors
     /// The database failed.
     pub async fn claim(&self, order_id: OrderId, lease: Lease) -> Result<Option<Payment>, Error> {
-        let store = self.clone();
-        self.db
-            .transact(move |tx| {
-                let (store, lease) = (store.clone(), lease.clone());
-                Box::pin(async move { store.claim_in(tx, order_id, &lease).await })
-            })
-            .await
+        self.leases.claim::<row::Model>(order_id, &lease).await?.map(Payment::try_from).transpose()
     }
 
     async fn claim_in(&self, tx: &Tx, order_id: OrderId, lease: &Lease) -> Result<Option<Payment>, Error> {
-        let values = vec![
-            lease.owner.clone().into(),
-            micros(lease.length).into(),
-            self.now(),
-            order_id.as_uuid().into(),
-            longest(lease),
-        ];
-        let claimed = row::Model::find_by_statement(self.statement(&self.sql.claim, values)).one(tx.conn()).await?;
-        claimed.map(Payment::try_from).transpose()
+        self.leases.claim_in::<row::Model>(tx, order_id, lease).await?.map(Payment::try_from).transpose()
     }
 
-    /// Takes the leases of at most `count` payments that are due and not leased. Writes nothing if there are none.
+    /// Takes the leases of at most `count` payments that are due and not leased. Writes nothing if there are none. One
+    /// unreadable payment does not keep the others claimed with it from being driven.
     ///
     /// # Errors
     /// The database failed.
     pub async fn claim_due(&self, count: u32, lease: Lease, longest_wait: Duration) -> Result<Vec<Payment>, Error> {
-        let beyond = micros(longest_wait + CLOCK_TOLERANCE);
-        let look = self.statement(&self.sql.look, vec![self.now(), longest(&lease), beyond.into()]);
-        let Some(look) = Look::find_by_statement(look).one(self.db.read()).await? else { return Ok(vec![]) };
-        if look.beyond > 0 {
-            self.pull_in(beyond).await?;
-        } else if look.due == 0 {
-            return Ok(vec![]);
-        }
-        let store = self.clone();
-        self.db
-            .transact(move |tx| {
-                let (store, lease) = (store.clone(), lease.clone());
-                Box::pin(async move {
-                    let longest = longest(&lease);
-                    let (owner, length) = (lease.owner.into(), micros(lease.length).into());
-                    let values = vec![owner, length, store.now(), i64::from(count).into(), longest];
-                    let claim = store.statement(&store.sql.claim_due, values);
-                    let claimed = row::Model::find_by_statement(claim).all(tx.conn()).await?;
-                    claimed.into_iter().map(Payment::try_from).collect()
+        let claimed = self.leases.claim_due::<row::Model>(count.into(), &lease, longest_wait).await?;
+        let readable = claimed.into_iter().filter_map(|row| {
+            let order_id = row.order_id;
+            Payment::try_from(row)
+                .inspect_err(|error| {
+                    tracing::error!(target: "ordermesh", %order_id, %error, "a claimed payment cannot be read");
                 })
-            })
-            .await
-    }
-
-    /// Makes payments due now whose due time is later than the maximum backoff: the clock that wrote it was set back
-    /// since.
-    async fn pull_in(&self, beyond: i64) -> Result<(), Error> {
-        let store = self.clone();
-        self.db
-            .transact(move |tx| {
-                let pull_in = store.statement(&store.sql.pull_in, vec![store.now(), beyond.into()]);
-                Box::pin(async move { Ok(tx.conn().execute_raw(pull_in).await.map(drop)?) })
-            })
-            .await
+                .ok()
+        });
+        Ok(readable.collect())
     }
 
     /// Frees all leases of an instance.
@@ -403,13 +338,7 @@ impl Store {
     /// # Errors
     /// The database failed.
     pub async fn free(&self, owner: &str) -> Result<u64, Error> {
-        let (store, owner) = (self.clone(), owner.to_owned());
-        self.db
-            .transact(move |tx| {
-                let free = store.statement(&store.sql.free, vec![owner.clone().into()]);
-                Box::pin(async move { Ok(tx.conn().execute_raw(free).await?.rows_affected()) })
-            })
-            .await
+        self.leases.free(owner).await
     }
 
     /// Records the result of an effect if the payment is still as it was `before`; returns None if it is not. With it

@@ -7,6 +7,7 @@
 //! - [`probe`]: whether the database accepts writes
 //! - [`migrate`]: schema migrations, under a lock
 //! - [`transact`]: transactions that commit a change together with its events
+//! - [`leases`]: leases and due times of a table's rows
 //! - [`outbox`]: events waiting to be sent
 //! - [`ownership`]: checks of files' owners and permissions
 //! - `url`: the URLs of SQLite files
@@ -14,6 +15,7 @@
 pub mod connect;
 pub mod connection;
 pub mod error;
+pub mod leases;
 mod metrics;
 pub mod migrate;
 mod opening;
@@ -26,6 +28,7 @@ mod url;
 
 pub use connect::{Backend, Database, Options, check_url};
 pub use error::{Error, Failure};
+pub use leases::{Lease, Leases};
 pub use migrate::Migration;
 pub use opening::patiently;
 pub use probe::Probe;

@@ -22,23 +22,13 @@ struct StockRow {
     held_wrongly: i64,
 }
 
-#[derive(FromQueryResult)]
-struct Now {
-    now: i64,
-}
-
 impl Store {
     /// The current time of the clock used for leases and due times.
     ///
     /// # Errors
     /// The database failed.
     pub async fn now(&self) -> Result<Timestamp, Error> {
-        if !self.by_database {
-            return Ok(self.clock.now());
-        }
-        let statement = self.timed(format!("SELECT CAST({} AS BIGINT) AS now", self.now_sql()), []);
-        let row = Now::find_by_statement(statement).one(self.db.read()).await?;
-        Ok(Timestamp::from_micros(row.ok_or(Error::Closed)?.now))
+        self.leases.read_now().await
     }
 
     /// A page of all orders, ordered by id, after `after`.

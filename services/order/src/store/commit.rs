@@ -3,9 +3,10 @@
 use kernel::{OrderId, RequestId, Timestamp};
 use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, FromQueryResult, Value};
 use storage::Tx;
+use storage::leases::micros;
 use telemetry::{Operation, Outcome, TraceParent};
 
-use super::{Lease, Store, micros};
+use super::{Lease, Store};
 use crate::entity::{fulfillment, order_history, order_line};
 use crate::error::Error;
 use crate::lifecycle::{Answer, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
@@ -330,7 +331,7 @@ impl Store {
                         operation.set("state.after", after.state.name());
                     }
                     let after = store.write_advance(tx, &before, &after, &steps, now).await?;
-                    store.take_lease(tx, before.id, &lease).await?;
+                    store.leases.take_in(tx, before.id, &lease).await?;
                     Ok(after)
                 })
             })

@@ -1,7 +1,5 @@
 //! Conversions between payments and rows.
 
-use std::time::Duration;
-
 use kernel::{Money, OrderId, Timestamp, UserId};
 use sea_orm::Value;
 use storage::Error;
@@ -72,10 +70,6 @@ impl Store {
             update_time: now,
         }
     }
-}
-
-pub(super) fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 pub(super) fn secret(payment: &Payment) -> Value {

@@ -2,10 +2,11 @@
 
 use kernel::{Money, OrderId, Timestamp, UserId};
 use sea_orm::{ConnectionTrait, Value};
+use storage::leases::micros;
 use storage::{Error, Tx};
 use telemetry::TraceParent;
 
-use super::rows::{micros, secret};
+use super::rows::secret;
 use super::{OpenOperation, Schedule, Store};
 use crate::payment::{Attempt, Payment, event_of};
 

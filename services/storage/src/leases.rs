@@ -1,0 +1,274 @@
+//! Leases and due times of a table's rows. A lease saves duplicate work; correctness does not depend on it but on
+//! idempotency keys and versions.
+//!
+//! The table has the columns `order_id` (its key), `next_attempt_time` (NULL: nothing is pending), `lease_owner` and
+//! `lease_until` (0: not leased), in microseconds since the epoch. All of them are read and written on ONE clock: the
+//! database's on PostgreSQL, where instances run on several machines; the process's on SQLite.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::{Clock, OrderId, Timestamp};
+use sea_orm::{ConnectionTrait, FromQueryResult, Statement, Value};
+
+use crate::connect::{Backend, Database};
+use crate::error::Error;
+use crate::transact::Tx;
+
+/// A stored time further in the future than its maximum by more than this is attributed to a clock that was set back
+/// since: the clocks of two machines differ by less.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// The owner and the length of a lease.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lease {
+    /// The instance's name.
+    pub owner: String,
+    /// Counted from the current time.
+    pub length: Duration,
+}
+
+impl Lease {
+    /// The latest end of a lease taken now, from now.
+    fn longest(&self) -> Value {
+        micros(self.length + CLOCK_TOLERANCE).into()
+    }
+}
+
+/// A duration as a column's value.
+pub fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The current time in SQL: `parameter` holds it, or NULL for the database's clock (the transaction's start, so that
+/// comparisons can use an index).
+pub fn now_sql(backend: Backend, parameter: &str) -> String {
+    match backend {
+        Backend::Sqlite => parameter.to_owned(),
+        Backend::Postgres => {
+            format!("COALESCE(CAST({parameter} AS BIGINT), CAST(EXTRACT(EPOCH FROM now()) * 1000000 AS BIGINT))")
+        }
+    }
+}
+
+/// The statements, formatted once. `$1` is the current time.
+struct Sql {
+    now: String,
+    look: String,
+    pull_in: String,
+    claim_due: String,
+    claim: String,
+    take: String,
+    make_due: String,
+    free: String,
+}
+
+/// The leases of a table. Clones share their connections.
+#[derive(Clone)]
+pub struct Leases {
+    db: Database,
+    clock: Arc<dyn Clock>,
+    /// Whether the database's clock is used.
+    by_database: bool,
+    sql: Arc<Sql>,
+}
+
+impl std::fmt::Debug for Leases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leases").field("db", &self.db).finish_non_exhaustive()
+    }
+}
+
+#[derive(FromQueryResult)]
+struct Now {
+    now: i64,
+}
+
+/// Whether there is work to claim.
+#[derive(FromQueryResult)]
+struct Look {
+    due: i32,
+    beyond: i32,
+}
+
+impl Leases {
+    /// The leases of `table`.
+    pub fn new(db: Database, clock: Arc<dyn Clock>, table: &str) -> Self {
+        let sql = Arc::new(Sql::new(db.backend(), table));
+        Self { by_database: db.backend() == Backend::Postgres, db, clock, sql }
+    }
+
+    /// The same, by the given clock on PostgreSQL too: for tests that move the clock.
+    #[must_use]
+    pub fn by_given_clock(self) -> Self {
+        Self { by_database: false, ..self }
+    }
+
+    /// The current time as a parameter: NULL for the database's clock.
+    pub fn now(&self) -> Value {
+        (!self.by_database).then(|| self.clock.now().as_micros()).into()
+    }
+
+    /// The current time of the clock that is used.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn read_now(&self) -> Result<Timestamp, Error> {
+        if !self.by_database {
+            return Ok(self.clock.now());
+        }
+        let statement = self.timed(format!("SELECT CAST({} AS BIGINT) AS now", self.now_sql()), []);
+        let row = Now::find_by_statement(statement).one(self.db.read()).await?;
+        Ok(Timestamp::from_micros(row.ok_or(Error::Closed)?.now))
+    }
+
+    /// The current time in the SQL of a [`Leases::timed`] statement.
+    pub fn now_sql(&self) -> &str {
+        &self.sql.now
+    }
+
+    /// A statement whose first parameter is the current time: its text stays constant, so that it is prepared once.
+    pub fn timed(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {
+        let backend = self.db.read().get_database_backend();
+        Statement::from_sql_and_values(backend, sql, std::iter::once(self.now()).chain(values))
+    }
+
+    /// Takes the leases of at most `limit` rows that are due and not leased. Writes nothing if there are none. No due
+    /// time should be later than `longest_wait` from now.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn claim_due<M: FromQueryResult + Send + 'static>(
+        &self,
+        limit: u64,
+        lease: &Lease,
+        longest_wait: Duration,
+    ) -> Result<Vec<M>, Error> {
+        // A read first: usually nothing is due, and then nothing is written.
+        let beyond = micros(longest_wait + CLOCK_TOLERANCE);
+        let look = self.timed(&self.sql.look, [lease.longest(), beyond.into()]);
+        let Some(look) = Look::find_by_statement(look).one(self.db.read()).await? else { return Ok(Vec::new()) };
+        if look.beyond > 0 {
+            self.execute(self.sql.pull_in.clone(), vec![beyond.into()]).await?;
+        } else if look.due == 0 {
+            return Ok(Vec::new());
+        }
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let values = vec![lease.owner.clone().into(), micros(lease.length).into(), limit.into(), lease.longest()];
+        let leases = self.clone();
+        self.db
+            .transact(move |tx| {
+                let claim = leases.timed(&leases.sql.claim_due, values.clone());
+                Box::pin(async move { Ok::<_, Error>(M::find_by_statement(claim).all(tx.conn()).await?) })
+            })
+            .await
+    }
+
+    /// Takes the lease of one row, if it is due and not leased.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn claim<M: FromQueryResult + Send + 'static>(
+        &self,
+        id: OrderId,
+        lease: &Lease,
+    ) -> Result<Option<M>, Error> {
+        let (leases, lease) = (self.clone(), lease.clone());
+        self.db
+            .transact(move |tx| {
+                let (leases, lease) = (leases.clone(), lease.clone());
+                Box::pin(async move { leases.claim_in(tx, id, &lease).await })
+            })
+            .await
+    }
+
+    /// The same, in a transaction.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn claim_in<M: FromQueryResult>(&self, tx: &Tx, id: OrderId, lease: &Lease) -> Result<Option<M>, Error> {
+        let values = [lease.owner.clone().into(), micros(lease.length).into(), id.as_uuid().into(), lease.longest()];
+        Ok(M::find_by_statement(self.timed(&self.sql.claim, values)).one(tx.conn()).await?)
+    }
+
+    /// Takes the lease of one row, whoever holds it.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn take_in(&self, tx: &Tx, id: OrderId, lease: &Lease) -> Result<(), Error> {
+        let values = [lease.owner.clone().into(), micros(lease.length).into(), id.as_uuid().into()];
+        tx.conn().execute_raw(self.timed(&self.sql.take, values)).await?;
+        Ok(())
+    }
+
+    /// Makes a row due now, if it has a pending effect. A row that is being driven is then retried immediately: the due
+    /// time changes even if the row was due already, and its driver compares it with the one it has read.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn make_due(&self, id: OrderId) -> Result<(), Error> {
+        self.execute(self.sql.make_due.clone(), vec![id.as_uuid().into()]).await.map(drop)
+    }
+
+    /// Frees all leases of an instance: on shutdown, so that other instances need not wait for them to expire; and on
+    /// start, because the leases found then belong to a crashed process. Returns their number.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn free(&self, owner: &str) -> Result<u64, Error> {
+        self.execute(self.sql.free.clone(), vec![owner.into()]).await
+    }
+
+    async fn execute(&self, sql: String, values: Vec<Value>) -> Result<u64, Error> {
+        let leases = self.clone();
+        self.db
+            .transact(move |tx| {
+                let statement = leases.timed(sql.clone(), values.clone());
+                Box::pin(async move { Ok::<_, Error>(tx.conn().execute_raw(statement).await?.rows_affected()) })
+            })
+            .await
+    }
+}
+
+impl Sql {
+    fn new(backend: Backend, table: &str) -> Self {
+        let now = now_sql(backend, "$1");
+        let skip_locked = match backend {
+            Backend::Sqlite => "",
+            Backend::Postgres => "FOR UPDATE SKIP LOCKED",
+        };
+        // A lease that ends later than any lease taken now was written by a clock that was set back since; if its owner
+        // is still alive, only work is duplicated.
+        let is_free = |longest: &str| format!("(lease_until <= {now} OR lease_until > {now} + {longest})");
+        Self {
+            look: format!(
+                "SELECT CASE WHEN EXISTS (SELECT 1 FROM {table} WHERE next_attempt_time <= {now} AND {}) THEN 1 ELSE 0 END \
+                 AS due, CASE WHEN EXISTS (SELECT 1 FROM {table} WHERE next_attempt_time > {now} + $3) THEN 1 ELSE 0 END AS beyond",
+                is_free("$2")
+            ),
+            pull_in: format!("UPDATE {table} SET next_attempt_time = {now} WHERE next_attempt_time > {now} + $2"),
+            claim_due: format!(
+                "UPDATE {table} SET lease_owner = $2, lease_until = {now} + $3 WHERE order_id IN \
+                 (SELECT order_id FROM {table} WHERE next_attempt_time <= {now} AND {} \
+                 ORDER BY next_attempt_time LIMIT $4 {skip_locked}) RETURNING *",
+                is_free("$5")
+            ),
+            claim: format!(
+                "UPDATE {table} SET lease_owner = $2, lease_until = {now} + $3 \
+                 WHERE order_id = $4 AND next_attempt_time <= {now} AND {} RETURNING *",
+                is_free("$5")
+            ),
+            take: format!("UPDATE {table} SET lease_owner = $2, lease_until = {now} + $3 WHERE order_id = $4"),
+            make_due: format!(
+                "UPDATE {table} SET next_attempt_time = CASE WHEN next_attempt_time > {now} THEN {now} ELSE next_attempt_time - 1 \
+                 END WHERE order_id = $2 AND next_attempt_time IS NOT NULL"
+            ),
+            // With the time, as all of them: PostgreSQL wants a use of each parameter.
+            free: format!(
+                "UPDATE {table} SET lease_owner = NULL, lease_until = 0 \
+                 WHERE lease_owner = $2 AND next_attempt_time IS NOT NULL AND {now} IS NOT NULL"
+            ),
+            now,
+        }
+    }
+}
