@@ -14,10 +14,12 @@ mod settings;
 mod stage;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures_util::{StreamExt, stream};
+use tokio::time::MissedTickBehavior;
+use tokio_stream::wrappers::IntervalStream;
 
 use crate::demo::scenario::{Scenario, Where};
 use crate::demo::stage::Stage;
@@ -25,6 +27,9 @@ use crate::error::Error;
 use crate::out;
 use crate::system::{Location, Retries, System};
 
+/// Between the starts of two paths: of more than ten rejections of a kind per second and instance the events are summed, and
+/// each path shows its own.
+const PACE: Duration = Duration::from_millis(125);
 /// How many paths run concurrently on the running system: most of them wait.
 const AT_ONCE: usize = 6;
 
@@ -76,7 +81,10 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     };
     if !running.is_empty() {
         let stage = Arc::new(Stage::open(System::find(&options.location, Retries::Off).await?).await?);
-        let mut results = stream::iter(running).map(|scenario| play(scenario, stage.clone())).buffered(AT_ONCE);
+        let mut pace = tokio::time::interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let paced = stream::iter(running).zip(IntervalStream::new(pace));
+        let mut results = paced.map(|(scenario, _)| play(scenario, stage.clone())).buffered(AT_ONCE);
         while let Some(ok) = results.next().await {
             count(ok.print()?);
         }
