@@ -191,7 +191,7 @@ impl Leases {
         Ok(M::find_by_statement(self.timed(&self.sql.claim, values)).one(tx.conn()).await?)
     }
 
-    /// Takes the lease of one row, whoever holds it.
+    /// Takes the lease of one row from any holder.
     ///
     /// # Errors
     /// The database failed.
