@@ -9,6 +9,7 @@
 //! orders and payments. Start reading at [`Driver::drive`] and [`Driver::poll`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -107,6 +108,8 @@ struct Inner<W> {
     permits: Arc<Semaphore>,
     /// Signals that a permit was released while none was free: items may have been left due.
     freed: Notify,
+    /// The drain is over: an item without a lease is left to other instances.
+    is_drained: AtomicBool,
 }
 
 /// Drives items. Clones share one driver.
@@ -128,7 +131,7 @@ impl<W: Work> Driver<W> {
     /// A driver made of `parts`.
     pub fn new(parts: Parts<W>) -> Self {
         let permits = Arc::new(Semaphore::new(parts.options.max_drives));
-        Self(Arc::new(Inner { parts, permits, freed: Notify::new() }))
+        Self(Arc::new(Inner { parts, permits, freed: Notify::new(), is_drained: AtomicBool::new(false) }))
     }
 
     /// The items.
@@ -148,6 +151,9 @@ impl<W: Work> Driver<W> {
 
     /// A permit to drive an item; `None` at the limit, and after the drain. An item without one stays due.
     pub fn permit(&self) -> Option<Permit> {
+        if self.0.is_drained.load(Ordering::Acquire) {
+            return None;
+        }
         self.0.permits.clone().try_acquire_owned().ok().map(Permit)
     }
 
@@ -159,8 +165,9 @@ impl<W: Work> Driver<W> {
         }
     }
 
-    /// Drives a claimed item in a task of its own. An item that has waited for a permit for half its lease is dropped:
-    /// the lease expires, and a poll finds it.
+    /// Drives a claimed item in a task of its own, also after the drain: a call in flight may have created the item with
+    /// its lease. An item that has waited for a permit for half its lease is dropped: the lease expires, and a poll finds
+    /// it.
     pub fn start(&self, item: W::Item) {
         let driver = self.clone();
         self.0.parts.tasks.spawn(async move {
@@ -271,7 +278,7 @@ impl<W: Work> Driver<W> {
         }
         let all = u32::try_from(options.max_drives).unwrap_or(u32::MAX);
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.0.permits.acquire_many(all)).await;
-        self.0.permits.close();
+        self.0.is_drained.store(true, Ordering::Release);
         if let Err(error) = work.free_leases().await {
             tracing::warn!(target: "ordermesh", error = ?error, "leases of {} not freed; they will expire", W::ITEMS);
         }

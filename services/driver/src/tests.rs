@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use kernel::SystemIds;
 use tokio::sync::Semaphore as Gate;
@@ -172,7 +172,12 @@ async fn the_drain_waits_for_drives_in_flight_but_not_forever_and_frees_the_leas
     let began = Instant::now();
     polling.await.expect("no panic");
     assert_eq!((began.elapsed(), items.freed.load(Ordering::Relaxed)), (DRAIN_TIMEOUT, 1));
-    assert!(driver.permit().is_none(), "nothing is driven after the drain");
+    assert!(driver.permit().is_none(), "nothing more is claimed after the drain");
+    driver.start(7);
+    driver.tasks().close();
+    items.gate.add_permits(1);
+    driver.tasks().wait().await;
+    assert!(items.seen().contains(&("completed", 7)), "a call in flight created it with a lease of this instance");
     let claims = items.claims.load(Ordering::Relaxed);
     driver.poll().await;
     assert_eq!(items.claims.load(Ordering::Relaxed), claims, "nothing is claimed once shutdown is requested");
