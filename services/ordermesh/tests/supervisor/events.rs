@@ -86,7 +86,8 @@ async fn each_event_is_printed_once_even_if_instances_are_killed() {
         fail_to_log_in(&mut users, number).await;
     }
     let mut following = Following::start(&world, &["--type", "user_login", "--status", "failed"]);
-    let mut printed = BTreeSet::new();
+    // Its stream has begun: the first one is not resumed, for a system that is not there is reported.
+    let mut printed = BTreeSet::from([following.trace()]);
     for number in 10..40 {
         fail_to_log_in(&mut users, number).await;
         if number % 8 == 0 {
