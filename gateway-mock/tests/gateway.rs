@@ -112,9 +112,14 @@ async fn a_slow_charge_finds_the_tombstone_written_in_the_meantime() {
 #[tokio::test]
 async fn a_slow_charge_is_made_although_its_client_has_disconnected() {
     let world = World::start(&["--fault-slow-ms=300"]).await;
-    let call = world.charge_within(Duration::from_millis(100), "order-1", "pm_gateway_slow").await;
-    assert_eq!(call.expect_err("too slow").code(), Code::DeadlineExceeded);
-    assert_eq!(world.until_stored("order-1").await.status(), ChargeStatus::Succeeded);
+    // On a busy machine a call may end before it has arrived: repeated under the same key until one has.
+    let stored = loop {
+        match world.charge_within(Duration::from_millis(100), "order-1", "pm_gateway_slow").await {
+            Err(status) => assert_eq!(status.code(), Code::DeadlineExceeded),
+            Ok(charge) => break charge,
+        }
+    };
+    assert_eq!(stored.status(), ChargeStatus::Succeeded);
 }
 
 #[tokio::test]
