@@ -1,4 +1,4 @@
-//! Whether a repeated request is the same command: SHA-256 over the decoded command in a canonical, versioned form,
+//! Whether two requests say the same (idempotent replays, filters of page tokens, etags): SHA-256 over the decoded command in a canonical, versioned form,
 //! with the length before each name and value, so that no two commands have the same encoding.
 
 use sha2::{Digest, Sha256};

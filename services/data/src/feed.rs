@@ -2,7 +2,7 @@
 //!
 //! Events are ordered by when they became visible, not by when they happened: on PostgreSQL by the transaction that
 //! inserted them, on SQLite, which has one writer, by the rowid. One query per instance and interval finds the events
-//! stored by other instances, and runs only while there are followers; an append of this instance is found immediately.
+//! stored by other instances, and runs only while there are followers; an append of this instance is found within 50 ms.
 //! Start reading at [`Head`].
 
 use std::fmt;
@@ -17,9 +17,9 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::feed_store::FeedStore;
 
-/// How often the newest position is read.
+/// The longest time between two reads of the newest position while nothing is appended here.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// The minimum time between two reads, however many events are appended: each read wakes every follower.
+/// The minimum time between two reads, however many events are appended: a burst wakes each follower once.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A position in the order of events.

@@ -1,4 +1,4 @@
-//! The schema's migrations. They only add; an index is dropped only in the migration that adds its replacement.
+//! The schema's migrations. They only add; an index is dropped no earlier than in the migration that adds its replacement.
 
 use storage::Migration;
 
@@ -41,7 +41,7 @@ pub const MIGRATIONS: &[Migration] = &[
         name: "list trace_event by id, follow it",
         statements: &[
             // Ids are UUIDv7, made when an operation ends: the primary key serves time windows. The index may exist
-            // already, built without a lock: see the runbook. Statements that block reads come last.
+            // already, built without a lock: see the runbook. On PostgreSQL reads wait from the DROP INDEX to the commit.
             "CREATE INDEX IF NOT EXISTS trace_event_by_type_id ON trace_event (event_type, event_id)",
             "DROP INDEX trace_event_by_time",
             "DROP INDEX trace_event_by_type",

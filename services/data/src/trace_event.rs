@@ -237,7 +237,7 @@ impl TraceEvents {
     }
 }
 
-/// The lowest UUIDv7 of an instant: ids made before it are lower.
+/// The lowest UUIDv7 of an instant's millisecond.
 pub(crate) fn first_id_at(instant: Timestamp) -> Uuid {
     let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
     Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()

@@ -32,7 +32,7 @@ pub(crate) fn split(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>,
         let has_value = flag.contains('=');
         let to = passed.0.entry(service).or_default();
         to.push(flag.into());
-        // A flag without a value is followed by another flag, or by nothing.
+        // What follows a flag and is no flag itself is taken for its value: the program has no positional arguments here.
         if !has_value && let Some(value) = args.next_if(|next| !next.as_encoded_bytes().starts_with(b"--")) {
             to.push(value);
         }

@@ -205,7 +205,7 @@ impl Shop {
         }
     }
 
-    /// Counts a rejected call; returns whether a retry may help.
+    /// Counts a rejected call, and logs in again if its token has expired; returns whether a retry may help.
     async fn may_help(&self, account: &Account, status: &Status, name: &str) -> bool {
         let is_patient = self.most_wait.is_some();
         let may = match status.code() {
@@ -227,7 +227,7 @@ impl Shop {
             | Code::Unimplemented
             | Code::DataLoss => false,
         };
-        // A cancellation that is too late is not counted.
+        // An order may be cancelled too late: a CancelOrder that is not retried is not counted.
         if may || name != "CancelOrder" {
             self.seen.refused(format!("{name}: {}", describe(status)));
         }

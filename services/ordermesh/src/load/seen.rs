@@ -17,9 +17,9 @@ const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
 
 struct Inner {
-    /// CreateOrder, in microseconds.
+    /// From an order's scheduled start to its acknowledgement, retries included, in microseconds.
     acknowledged: Histogram<u64>,
-    /// From CreateOrder to the final state, in microseconds.
+    /// From an order's scheduled start to its final state, in microseconds.
     finished: Histogram<u64>,
     logins: Histogram<u64>,
     ends: BTreeMap<(Deed, String), u64>,
@@ -68,7 +68,7 @@ impl Seen {
         inner.orders.push(order);
     }
 
-    /// An order has finished, or its customer no longer waits.
+    /// Records an order's outcome: its final state, or that it was not created or not observed to its end.
     pub(crate) fn ended(&self, deed: Deed, end: &str, latency: Option<Duration>, is_surprise: bool) {
         let mut inner = self.lock();
         if let Some(latency) = latency {
@@ -97,7 +97,7 @@ impl Seen {
         let _ = self.lock().logins.record(micros(latency));
     }
 
-    /// The number of orders with an unexpected final state.
+    /// The number of orders with an unexpected outcome, including those not created or not observed to their end.
     pub(crate) fn surprises(&self) -> u64 {
         self.lock().surprises
     }
