@@ -12,12 +12,12 @@ use crate::world::{MESH_SECRET, Plan, World, call, channel, say, with_metadata};
 
 const STATE: &str = "vendor=abc123,tenant@other=x y";
 
-fn trace_id(number: u8) -> String {
-    format!("{number:02x}bf7651916cd43dd8448eb211c80319")
+fn trace_id(number: u32) -> String {
+    format!("{number:08x}916cd43dd8448eb211c80319")
 }
 
 /// A call with a trace context of the test's own, which the client does not change. Flags 01: sampled.
-fn within(text: &str, number: u8, flags: &str, states: &[&str]) -> Request<String> {
+fn within(text: &str, number: u32, flags: &str, states: &[&str]) -> Request<String> {
     let place = format!("00-{}-b7ad6b7169203331-{flags}", trace_id(number));
     let mut request = with_metadata(text, &[("traceparent", place.as_str())]);
     for state in states {
@@ -36,7 +36,7 @@ async fn two_hops() -> (World, World) {
 }
 
 /// The `tracestate` that the second server receives.
-async fn forwarded(number: u8, flags: &str, states: &[&str]) -> String {
+async fn forwarded(number: u32, flags: &str, states: &[&str]) -> String {
     let (first, _second) = two_hops().await;
     let request = within("forward tracestate", number, flags, states);
     call(&first.anonymous(), SAY, request).await.expect("answered").into_inner()
@@ -96,8 +96,9 @@ async fn every_attempt_of_a_call_has_the_tracestate() {
     failing.answer_with(Code::Unavailable);
     let to = channel(vec![failing.address.to_string(), answering.address.to_string()], Credentials::None);
     let first = World::with(Plan { next: Some(to), ..plan() }).await;
-    // Until a call begins on the failing instance, and is retried.
-    for number in 0x10.. {
+    // Until a call begins on the failing instance, which may not be connected yet, and is retried. The numbers are far
+    // from the other tests', however many calls that takes.
+    for number in 0x1000_0000.. {
         let request = within("forward read tracestate", number, "01", &[STATE]);
         let seen = call(&first.anonymous(), READ, request).await.expect("answered by the other instance").into_inner();
         assert_eq!(seen, STATE);
@@ -117,7 +118,7 @@ async fn a_call_outside_of_every_trace_has_no_tracestate() {
 }
 
 /// `traceparent`, `tracestate` and `baggage` that the second of two servers receives, of a call with all three.
-async fn with_propagation(propagation: Propagation, is_platform: bool, number: u8) -> [String; 3] {
+async fn with_propagation(propagation: Propagation, is_platform: bool, number: u32) -> [String; 3] {
     observed();
     let plan = || Plan { trust_client_trace_context: true, propagation, ..Plan::default() };
     let second = World::with(plan()).await;
