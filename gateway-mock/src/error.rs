@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use mesh::{Kind, Refusal, Violation};
+use mesh::{Kind, Rejected, Rejection, Violation};
 
 /// The service's name: the domain of its errors is `gateway.ordermesh`.
 pub(crate) const SERVICE: &str = "gateway";
@@ -94,42 +94,17 @@ pub enum Refused {
     Ledger(#[from] storage::Error),
 }
 
-impl Refusal for Refused {
-    fn kind(&self) -> Kind {
+impl Rejected for Refused {
+    fn rejection(&self) -> Rejection<'_> {
         match self {
-            Self::InvalidApiKey => Kind::Unauthenticated,
-            Self::InvalidArgument(_) => Kind::InvalidArgument,
-            Self::ChargeKeyReused => Kind::AlreadyExists,
-            Self::ChargeNotFound => Kind::NotFound,
-            Self::ChargeNotRefundable => Kind::FailedPrecondition,
-            Self::Unavailable => Kind::Unavailable,
-            Self::Ledger(error) if error.is_unavailable() => Kind::Unavailable,
-            Self::Ledger(_) => Kind::Internal,
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::InvalidApiKey => "INVALID_API_KEY",
-            Self::InvalidArgument(_) => "INVALID_ARGUMENT",
-            Self::ChargeKeyReused => "CHARGE_KEY_REUSED",
-            Self::ChargeNotFound => "CHARGE_NOT_FOUND",
-            Self::ChargeNotRefundable => "CHARGE_NOT_REFUNDABLE",
-            Self::Unavailable => "GATEWAY_UNAVAILABLE",
-            Self::Ledger(error) if error.is_unavailable() => "GATEWAY_UNAVAILABLE",
-            Self::Ledger(_) => "INTERNAL",
-        }
-    }
-
-    fn violations(&self) -> &[Violation] {
-        match self {
-            Self::InvalidArgument(violations) => violations,
-            Self::InvalidApiKey
-            | Self::ChargeKeyReused
-            | Self::ChargeNotFound
-            | Self::ChargeNotRefundable
-            | Self::Unavailable
-            | Self::Ledger(_) => &[],
+            Self::InvalidApiKey => Rejection::new(Kind::Unauthenticated, "INVALID_API_KEY"),
+            Self::InvalidArgument(violations) => Rejection::invalid("INVALID_ARGUMENT", violations),
+            Self::ChargeKeyReused => Rejection::new(Kind::AlreadyExists, "CHARGE_KEY_REUSED"),
+            Self::ChargeNotFound => Rejection::new(Kind::NotFound, "CHARGE_NOT_FOUND"),
+            Self::ChargeNotRefundable => Rejection::new(Kind::FailedPrecondition, "CHARGE_NOT_REFUNDABLE"),
+            Self::Unavailable => Rejection::new(Kind::Unavailable, "GATEWAY_UNAVAILABLE"),
+            Self::Ledger(error) if error.is_unavailable() => Rejection::new(Kind::Unavailable, "GATEWAY_UNAVAILABLE"),
+            Self::Ledger(_) => Rejection::new(Kind::Internal, "INTERNAL"),
         }
     }
 }
@@ -164,8 +139,10 @@ mod tests {
             Refused::Ledger(storage::Error::Closed),
             Refused::Ledger(storage::Error::Panicked),
         ];
-        let listed: Vec<String> =
-            all.iter().map(|refused| format!("{:?} {}", refused.kind(), refused.reason())).collect();
+        let listed: Vec<String> = all
+            .iter()
+            .map(|refused| format!("{:?} {}", refused.rejection().kind, refused.rejection().reason))
+            .collect();
         assert_eq!(
             listed,
             [

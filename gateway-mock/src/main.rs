@@ -1,6 +1,5 @@
 //! The gateway's program: binds, installs telemetry, handles signals. Everything else is in the library.
 
-use std::error::Error as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -25,10 +24,8 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", telemetry::masked(&error.to_string()));
-            let mut source = error.source();
-            while let Some(cause) = source {
+            for cause in kernel::error::causes(&error).skip(1) {
                 eprintln!("  because {}", telemetry::masked(&cause.to_string()));
-                source = cause.source();
             }
             // The same exit code as for invalid arguments.
             ExitCode::from(if error.is_configuration() { 2 } else { 1 })

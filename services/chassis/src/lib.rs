@@ -14,6 +14,13 @@
 //! - [`opaque`]: tokens that a client keeps for the server; [`page`]: page tokens (AIP-158)
 //! - [`fingerprint`]: whether a repeated request is the same command
 
+use std::time::Duration;
+
+use kernel::error::chain;
+use mesh::{Kind, Rejection};
+use telemetry::LogLimit;
+use tokio::time::Instant;
+
 pub mod audit;
 pub mod decode;
 pub mod encode;
@@ -37,7 +44,19 @@ pub use settings::{
 };
 pub use start::{Chassis, Error, Served, open_database};
 
-/// The kind of error that a database error is for the caller.
-pub fn storage_kind(error: &storage::Error) -> mesh::Kind {
-    if error.is_unavailable() { mesh::Kind::Unavailable } else { mesh::Kind::Internal }
+/// When a caller may retry if the store is unavailable.
+const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A store's error as its service's caller sees it: `STORE_FAILED`, UNAVAILABLE if waiting may cure it and INTERNAL if
+/// not. The cause of an unavailable store is logged here, at most once a second: the caller gets only its class. (The
+/// mesh logs internal errors.)
+pub fn store_failed(error: &storage::Error) -> Rejection<'static> {
+    if !error.is_unavailable() {
+        return Rejection::new(Kind::Internal, "STORE_FAILED").caused_by(error.class());
+    }
+    static LOG_LIMIT: LogLimit = LogLimit::new();
+    if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
+        tracing::warn!(target: "ordermesh", since_last_line, chain = %chain(error), "the store is unavailable");
+    }
+    Rejection::new(Kind::Unavailable, "STORE_FAILED").caused_by(error.class()).retry_after(STORE_RETRY_AFTER)
 }

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use chassis::Invalid;
-use mesh::{Kind, Refusal, Violation};
+use mesh::{Kind, Rejected, Rejection};
 use sea_orm::DbErr;
-use telemetry::{ErrorClass, LogLimit};
-use tokio::time::Instant;
+use telemetry::ErrorClass;
 use tonic::Status;
 
 /// When a caller should retry if the catalogue is unavailable.
@@ -74,114 +73,32 @@ impl storage::Failure for Error {
     }
 }
 
-impl Refusal for Error {
-    fn kind(&self) -> Kind {
+impl Rejected for Error {
+    fn rejection(&self) -> Rejection<'_> {
+        let unavailable = |reason| Rejection::new(Kind::Unavailable, reason).retry_after(RETRY_AFTER);
         match self {
-            Self::Invalid(_) => Kind::InvalidArgument,
-            Self::NoDeliveryZone { .. } => Kind::NotFound,
-            Self::EtagMismatch { .. } => Kind::Aborted,
-            Self::CursorExpired => Kind::OutOfRange,
-            Self::TokenExpired => Kind::Unauthenticated,
-            Self::FollowerTooSlow(_) | Self::TooManySearches => Kind::ResourceExhausted,
-            // A statement that fails for its data, or a stored value that cannot be decoded, is not cured by waiting.
-            Self::Storage(error) => chassis::storage_kind(error),
-            Self::Refused | Self::Draining | Self::TooManyFollowers => Kind::Unavailable,
+            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::NoDeliveryZone { country } => {
+                Rejection::new(Kind::NotFound, "NO_DELIVERY_ZONE").with("country_code", country)
+            }
+            Self::EtagMismatch { sku } => Rejection::new(Kind::Aborted, "ETAG_MISMATCH").with("sku", sku),
+            Self::CursorExpired => Rejection::new(Kind::OutOfRange, "CURSOR_EXPIRED"),
+            Self::Draining => unavailable("DRAINING"),
+            Self::TokenExpired => Rejection::new(Kind::Unauthenticated, "TOKEN_EXPIRED"),
+            Self::TooManyFollowers => unavailable("TOO_MANY_FOLLOWERS"),
+            Self::TooManySearches => {
+                Rejection::new(Kind::ResourceExhausted, "TOO_MANY_SEARCHES").retry_after(RETRY_AFTER)
+            }
+            Self::FollowerTooSlow(_) => Rejection::new(Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW"),
+            Self::Storage(error) => chassis::store_failed(error),
+            Self::Refused => unavailable("STORE_FAILED").caused_by(ErrorClass::ConnectionError),
         }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => "INVALID_ARGUMENT",
-            Self::NoDeliveryZone { .. } => "NO_DELIVERY_ZONE",
-            Self::EtagMismatch { .. } => "ETAG_MISMATCH",
-            Self::CursorExpired => "CURSOR_EXPIRED",
-            Self::Draining => "DRAINING",
-            Self::TokenExpired => "TOKEN_EXPIRED",
-            Self::TooManyFollowers => "TOO_MANY_FOLLOWERS",
-            Self::TooManySearches => "TOO_MANY_SEARCHES",
-            Self::FollowerTooSlow(_) => "FOLLOWER_TOO_SLOW",
-            Self::Storage(error) if !error.is_unavailable() => "LOOKUP_FAILED",
-            Self::Storage(_) | Self::Refused => "CATALOG_UNAVAILABLE",
-        }
-    }
-
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        match self {
-            Self::NoDeliveryZone { country } => vec![("country_code", country.clone())],
-            Self::EtagMismatch { sku } => vec![("sku", sku.clone())],
-            Self::Invalid(_)
-            | Self::CursorExpired
-            | Self::Draining
-            | Self::TokenExpired
-            | Self::TooManyFollowers
-            | Self::TooManySearches
-            | Self::FollowerTooSlow(_)
-            | Self::Storage(_)
-            | Self::Refused => vec![],
-        }
-    }
-
-    fn class(&self) -> Option<ErrorClass> {
-        match self {
-            Self::Storage(error) => error.class(),
-            Self::Refused => Some(ErrorClass::ConnectionError),
-            Self::Invalid(_)
-            | Self::NoDeliveryZone { .. }
-            | Self::EtagMismatch { .. }
-            | Self::CursorExpired
-            | Self::Draining
-            | Self::TokenExpired
-            | Self::TooManyFollowers
-            | Self::TooManySearches
-            | Self::FollowerTooSlow(_) => None,
-        }
-    }
-
-    fn violations(&self) -> &[Violation] {
-        match self {
-            Self::Invalid(Invalid(violations)) => violations,
-            Self::NoDeliveryZone { .. }
-            | Self::EtagMismatch { .. }
-            | Self::CursorExpired
-            | Self::Draining
-            | Self::TokenExpired
-            | Self::TooManyFollowers
-            | Self::TooManySearches
-            | Self::FollowerTooSlow(_)
-            | Self::Storage(_)
-            | Self::Refused => &[],
-        }
-    }
-
-    fn retry_after(&self) -> Option<Duration> {
-        (self.kind() == Kind::Unavailable || matches!(self, Self::TooManySearches)).then_some(RETRY_AFTER)
     }
 }
 
 /// The status of a rejected call.
 pub(crate) fn status(error: impl Into<Error>) -> Status {
-    let error = error.into();
-    if let Error::Storage(cause) = &error {
-        // The caller only gets the unavailability; the cause is logged here (the mesh logs internal errors itself).
-        if error.kind() == Kind::Unavailable {
-            static LOG_LIMIT: LogLimit = LogLimit::new();
-            if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
-                tracing::warn!(target: "ordermesh", reason = error.reason(), since_last_line, chain = %chain(cause), "{error}");
-            }
-        }
-    }
-    mesh::status("data", &error)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    mesh::status("data", &error.into())
 }
 
 #[cfg(test)]
@@ -202,13 +119,13 @@ mod tests {
             (Error::TooManyFollowers, Kind::Unavailable, "TOO_MANY_FOLLOWERS", "UNAVAILABLE"),
             (Error::TooManySearches, Kind::ResourceExhausted, "TOO_MANY_SEARCHES", "RESOURCE_EXHAUSTED"),
             (Error::FollowerTooSlow(RETRY_AFTER), Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW", "RESOURCE_EXHAUSTED"),
-            (Error::Storage(corrupt), Kind::Internal, "LOOKUP_FAILED", "INTERNAL"),
-            (Error::Storage(storage::Error::Panicked), Kind::Internal, "LOOKUP_FAILED", "INTERNAL"),
-            (Error::Storage(storage::Error::Closed), Kind::Unavailable, "CATALOG_UNAVAILABLE", "UNAVAILABLE"),
-            (Error::Refused, Kind::Unavailable, "CATALOG_UNAVAILABLE", "CONNECTION_ERROR"),
+            (Error::Storage(corrupt), Kind::Internal, "STORE_FAILED", "INTERNAL"),
+            (Error::Storage(storage::Error::Panicked), Kind::Internal, "STORE_FAILED", "INTERNAL"),
+            (Error::Storage(storage::Error::Closed), Kind::Unavailable, "STORE_FAILED", "UNAVAILABLE"),
+            (Error::Refused, Kind::Unavailable, "STORE_FAILED", "CONNECTION_ERROR"),
         ];
         for (error, kind, reason, class) in all {
-            assert_eq!((error.kind(), error.reason()), (kind, reason), "{error}");
+            assert_eq!((error.rejection().kind, error.rejection().reason), (kind, reason), "{error}");
             assert_eq!(mesh::error_class(&mesh::status("data", &error)).kind, class, "{error}");
         }
     }
@@ -216,9 +133,9 @@ mod tests {
     #[test]
     fn only_transient_errors_have_a_retry_delay() {
         for error in [Error::Refused, Error::Draining, Error::TooManyFollowers, Error::TooManySearches] {
-            assert_eq!(error.retry_after(), Some(RETRY_AFTER), "{error}");
+            assert_eq!(error.rejection().retry_after, Some(RETRY_AFTER), "{error}");
         }
-        assert_eq!(Error::CursorExpired.retry_after(), None);
-        assert_eq!(Error::EtagMismatch { sku: "MUG".into() }.retry_after(), None);
+        assert_eq!(Error::CursorExpired.rejection().retry_after, None);
+        assert_eq!(Error::EtagMismatch { sku: "MUG".into() }.rejection().retry_after, None);
     }
 }

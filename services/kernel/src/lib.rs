@@ -8,16 +8,20 @@
 //! - [`calendar`]: business days and delivery dates
 //! - [`backoff`]: the wait before a retry
 //! - [`fault`]: fault points of drivers
+//! - [`error`]: an error's causes; [`secret`]: values that are never printed
 
 pub mod backoff;
 pub mod calendar;
 pub mod clock;
+pub mod error;
 pub mod fault;
 pub mod id;
 pub mod money;
+pub mod secret;
 pub mod text;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use fault::{FAULT_POINTS, FaultPoint, FaultSite, Faults, NoFaults};
 pub use id::{FulfillmentId, IdSource, OrderId, RequestId, SessionId, SystemIds, UserId};
 pub use money::{AmountLimits, Currency, Money, MoneyError};
+pub use secret::Secret;

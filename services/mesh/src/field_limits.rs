@@ -7,7 +7,7 @@ use bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
 use crate::policy::FieldLimit;
-use crate::status::{Kind, Refusal, Violation};
+use crate::status::{Rejected, Rejection, Violation};
 
 /// A field has too many elements.
 #[derive(Debug, thiserror::Error)]
@@ -21,17 +21,9 @@ impl TooMany {
     }
 }
 
-impl Refusal for TooMany {
-    fn kind(&self) -> Kind {
-        Kind::InvalidArgument
-    }
-
-    fn reason(&self) -> &'static str {
-        "INVALID_ARGUMENT"
-    }
-
-    fn violations(&self) -> &[Violation] {
-        &self.0
+impl Rejected for TooMany {
+    fn rejection(&self) -> Rejection<'_> {
+        Rejection::invalid("INVALID_ARGUMENT", &self.0)
     }
 }
 

@@ -116,5 +116,5 @@ pub use server_config::{
     DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, MAX_ANSWER_BYTES,
     ServerConfig,
 };
-pub use status::{Kind, Refusal, Violation, error_class, status};
+pub use status::{Kind, Rejected, Rejection, Violation, error_class, status};
 pub use token::{KeySource, VerifyingKey};

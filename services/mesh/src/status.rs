@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::time::Duration;
 
+use kernel::error::chain;
 use telemetry::{ErrorClass, EventError};
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -26,7 +27,7 @@ pub(crate) const CONNECTION_LOST: &str = "CONNECTION_LOST";
 
 /// The suffix of the domains of this platform's errors.
 const PLATFORM: &str = ".ordermesh";
-/// ErrorInfo's metadata key for the class of an error's cause: see [`Refusal::class`].
+/// ErrorInfo's metadata key for the class of an error's cause: see [`Rejection::cause`].
 const CAUSE: &str = "cause";
 
 /// Details are sent in one header, in base64, and many clients accept at most 8 KiB of headers: violations beyond this
@@ -92,59 +93,88 @@ pub struct Violation {
     pub description: String,
 }
 
-/// A service's error, as its caller sees it.
-pub trait Refusal: Error {
+/// How a service's error is sent to its caller: one row of the service's table of errors (AIP-193).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rejection<'e> {
     /// Determines the gRPC code.
-    fn kind(&self) -> Kind;
+    pub kind: Kind,
     /// UPPER_SNAKE_CASE: part of the public contract.
-    fn reason(&self) -> &'static str;
-    /// Machine-readable facts: ErrorInfo's metadata. Never a secret.
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        vec![]
-    }
+    pub reason: &'static str,
+    /// ErrorInfo's metadata. Never a secret.
+    pub metadata: Vec<(&'static str, String)>,
     /// All invalid fields of the request.
-    fn violations(&self) -> &[Violation] {
-        &[]
+    pub violations: &'e [Violation],
+    /// The class of the error's cause, where it is known and the code does not express it: an order that fails because
+    /// a lookup timed out is a TIMEOUT, whatever its code. Sent as ErrorInfo's metadata `cause`.
+    pub cause: Option<ErrorClass>,
+    /// When to retry: RetryInfo.
+    pub retry_after: Option<Duration>,
+}
+
+impl<'e> Rejection<'e> {
+    /// An error of this kind, for this reason.
+    pub fn new(kind: Kind, reason: &'static str) -> Self {
+        Self { kind, reason, metadata: Vec::new(), violations: &[], cause: None, retry_after: None }
     }
-    /// The class of the error's cause, where it is known and the code does not express it: an order that fails because a
-    /// lookup timed out is a TIMEOUT, whatever its code. Sent as ErrorInfo's metadata `cause`.
-    fn class(&self) -> Option<ErrorClass> {
-        None
+
+    /// An invalid request, with all of its violations.
+    pub fn invalid(reason: &'static str, violations: &'e [Violation]) -> Self {
+        Self { violations, ..Self::new(Kind::InvalidArgument, reason) }
     }
-    /// When to retry.
-    fn retry_after(&self) -> Option<Duration> {
-        None
+
+    /// Adds a key to the metadata.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.metadata.push((name, value.to_string()));
+        self
     }
+
+    /// Sets the class of the error's cause.
+    #[must_use]
+    pub fn caused_by(self, cause: impl Into<Option<ErrorClass>>) -> Self {
+        Self { cause: cause.into(), ..self }
+    }
+
+    /// Sets when to retry.
+    #[must_use]
+    pub fn retry_after(self, delay: Duration) -> Self {
+        Self { retry_after: Some(delay), ..self }
+    }
+}
+
+/// A service's error, as its caller sees it.
+pub trait Rejected: Error + 'static {
+    /// The row of the service's table.
+    fn rejection(&self) -> Rejection<'_>;
 }
 
 /// The gRPC status of an error of the service `domain_service` ("order" → domain "order.ordermesh"). An internal error
 /// is logged with its whole chain; its caller gets only the reason.
-pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
+pub fn status<E: Rejected>(domain_service: &str, error: &E) -> Status {
     let domain = format!("{domain_service}.ordermesh");
-    let (kind, reason) = (refusal.kind(), refusal.reason());
+    let Rejection { kind, reason, metadata, violations, cause, retry_after } = error.rejection();
     let mut details = ErrorDetails::new();
-    if let Some(delay) = refusal.retry_after() {
+    if let Some(delay) = retry_after {
         details.set_retry_info(Some(delay));
     }
     if kind == Kind::Internal {
         // An outage may cause many: at most one line a second for each reason.
         static LOG_LIMIT: LogLimits = LogLimits::new();
         if let Some(since_last_line) = LOG_LIMIT.count(reason, Instant::now()) {
-            tracing::error!(target: "ordermesh", reason, since_last_line, chain = %chain(refusal), "internal error");
+            tracing::error!(target: "ordermesh", reason, since_last_line, chain = %chain(error), "internal error");
         }
         details.set_error_info(reason, domain, HashMap::new());
         return Status::with_error_details(Code::Internal, "internal error", details);
     }
-    let message = refusal.to_string();
-    let mut facts: HashMap<String, String> =
-        refusal.facts().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    if let Some(cause) = refusal.class() {
-        facts.insert(CAUSE.to_owned(), cause.name().to_owned());
+    let message = error.to_string();
+    let mut metadata: HashMap<String, String> =
+        metadata.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    if let Some(cause) = cause {
+        metadata.insert(CAUSE.to_owned(), cause.name().to_owned());
     }
-    let violations = refusal.violations();
     let reported = reported(violations);
     if violations.len() > reported.len() {
-        facts.insert("violations_left_out".to_owned(), (violations.len() - reported.len()).to_string());
+        metadata.insert("violations_left_out".to_owned(), (violations.len() - reported.len()).to_string());
     }
     if !reported.is_empty() {
         details.set_bad_request(reported.iter().map(field_violation).collect::<Vec<_>>());
@@ -155,7 +185,7 @@ pub fn status(domain_service: &str, refusal: &dyn Refusal) -> Status {
     if kind == Kind::ResourceExhausted {
         details.add_quota_failure_violation(domain.clone(), message.clone());
     }
-    details.set_error_info(reason, domain, facts);
+    details.set_error_info(reason, domain, metadata);
     Status::with_error_details(kind.code(), message, details)
 }
 
@@ -173,17 +203,6 @@ fn field_violation(violation: &Violation) -> FieldViolation {
     let mut field = FieldViolation::new(violation.field.clone(), violation.description.clone());
     field.reason = violation.reason.to_owned();
     field
-}
-
-fn chain(error: &dyn Refusal) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// A status as a trace event's error: of the class that its ErrorInfo names as the cause, else of its code's.
@@ -289,30 +308,14 @@ mod tests {
         Store(#[source] std::io::Error),
     }
 
-    impl Refusal for Broken {
-        fn kind(&self) -> Kind {
+    impl Rejected for Broken {
+        fn rejection(&self) -> Rejection<'_> {
             match self {
-                Self::Invalid(_) => Kind::InvalidArgument,
-                Self::Store(_) => Kind::Internal,
+                Self::Invalid(violations) => Rejection::invalid("INVALID_ORDER", violations)
+                    .with("order_id", 7)
+                    .retry_after(Duration::from_secs(3)),
+                Self::Store(_) => Rejection::new(Kind::Internal, "INTERNAL").with("order_id", 7),
             }
-        }
-        fn reason(&self) -> &'static str {
-            match self {
-                Self::Invalid(_) => "INVALID_ORDER",
-                Self::Store(_) => "INTERNAL",
-            }
-        }
-        fn facts(&self) -> Vec<(&'static str, String)> {
-            vec![("order_id", "7".into())]
-        }
-        fn violations(&self) -> &[Violation] {
-            match self {
-                Self::Invalid(violations) => violations,
-                Self::Store(_) => &[],
-            }
-        }
-        fn retry_after(&self) -> Option<Duration> {
-            Some(Duration::from_secs(3))
         }
     }
 
@@ -361,15 +364,9 @@ mod tests {
     #[error("the catalogue could not be asked")]
     struct LookupFailed;
 
-    impl Refusal for LookupFailed {
-        fn kind(&self) -> Kind {
-            Kind::Unavailable
-        }
-        fn reason(&self) -> &'static str {
-            "LOOKUP_FAILED"
-        }
-        fn class(&self) -> Option<ErrorClass> {
-            Some(ErrorClass::Timeout)
+    impl Rejected for LookupFailed {
+        fn rejection(&self) -> Rejection<'_> {
+            Rejection::new(Kind::Unavailable, "LOOKUP_FAILED").caused_by(ErrorClass::Timeout)
         }
     }
 

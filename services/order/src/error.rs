@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use chassis::Invalid;
 use kernel::Money;
-use mesh::{Kind, Refusal, Violation};
+use mesh::{Kind, Rejected, Rejection};
 use telemetry::ErrorClass;
 
 use crate::store::UnpaidLimit;
+
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// About the doubt limit of a payment.
+const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -112,148 +116,49 @@ pub enum Error {
     Storage(#[from] storage::Error),
 }
 
-impl Refusal for Error {
-    fn kind(&self) -> Kind {
+impl Rejected for Error {
+    fn rejection(&self) -> Rejection<'_> {
+        let failed_precondition = |reason| Rejection::new(Kind::FailedPrecondition, reason);
+        let unavailable = |reason| Rejection::new(Kind::Unavailable, reason).retry_after(RETRY_AFTER);
+        let exhausted = |reason| Rejection::new(Kind::ResourceExhausted, reason).retry_after(RETRY_AFTER_LIMIT);
         match self {
-            Self::Invalid(_) | Self::UnknownSku(_) | Self::MixedCurrencies { .. } | Self::AmountTooLarge { .. } => {
-                Kind::InvalidArgument
+            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::UnknownSku(invalid) => Rejection::invalid("UNKNOWN_SKU", &invalid.0),
+            Self::MixedCurrencies { currencies } => {
+                Rejection::invalid("MIXED_CURRENCIES", &[]).with("currencies", currencies)
             }
-            Self::NoDeliveryZone { .. }
-            | Self::InsufficientStock { .. }
-            | Self::PriceChanged { .. }
-            | Self::RequestIdReused
-            | Self::OrderNotCancellable { .. }
-            | Self::OrderNotRetryable { .. }
-            | Self::StockReserved { .. }
-            | Self::StockNegative { .. } => Kind::FailedPrecondition,
-            Self::TooMuchUnpaid { .. } => Kind::ResourceExhausted,
-            Self::OrderNotFound => Kind::NotFound,
-            Self::LookupFailed { .. } | Self::Draining => Kind::Unavailable,
-            Self::TooManyWatchers => Kind::ResourceExhausted,
-            Self::TokenExpired => Kind::Unauthenticated,
-            Self::Storage(error) => chassis::storage_kind(error),
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => "INVALID_ARGUMENT",
-            Self::UnknownSku(_) => "UNKNOWN_SKU",
-            Self::MixedCurrencies { .. } => "MIXED_CURRENCIES",
-            Self::AmountTooLarge { .. } => "AMOUNT_TOO_LARGE",
-            Self::NoDeliveryZone { .. } => "NO_DELIVERY_ZONE",
-            Self::TooMuchUnpaid { .. } => "TOO_MUCH_UNPAID",
-            Self::InsufficientStock { .. } => "INSUFFICIENT_STOCK",
-            Self::PriceChanged { .. } => "PRICE_CHANGED",
-            Self::LookupFailed { .. } => "LOOKUP_FAILED",
-            Self::RequestIdReused => "REQUEST_ID_REUSED",
-            Self::OrderNotFound => "ORDER_NOT_FOUND",
-            Self::OrderNotCancellable { .. } => "ORDER_NOT_CANCELLABLE",
-            Self::OrderNotRetryable { .. } => "ORDER_NOT_RETRYABLE",
-            Self::StockReserved { .. } => "STOCK_RESERVED",
-            Self::StockNegative { .. } => "STOCK_NEGATIVE",
-            Self::Draining => "DRAINING",
-            Self::TokenExpired => "TOKEN_EXPIRED",
-            Self::TooManyWatchers => "TOO_MANY_WATCHERS",
-            Self::Storage(_) => "STORE_FAILED",
-        }
-    }
-
-    fn facts(&self) -> Vec<(&'static str, String)> {
-        match self {
-            Self::MixedCurrencies { currencies } => vec![("currencies", currencies.clone())],
             Self::AmountTooLarge { total, limit } => {
-                let total = total.iter().map(|total| ("total", total.to_string()));
-                let limit = [("limit", limit.to_string()), ("currency_code", limit.currency().to_string())];
-                total.chain(limit).collect()
+                let rejection = Rejection::invalid("AMOUNT_TOO_LARGE", &[])
+                    .with("limit", limit)
+                    .with("currency_code", limit.currency());
+                total.iter().fold(rejection, |rejection, total| rejection.with("total", total))
             }
-            Self::NoDeliveryZone { country } => vec![("country_code", country.clone())],
-            Self::TooMuchUnpaid { limit: UnpaidLimit::Orders(most) } => vec![("max_unpaid_orders", most.to_string())],
-            Self::TooMuchUnpaid { limit: UnpaidLimit::Units(most) } => vec![("max_unpaid_units", most.to_string())],
-            Self::InsufficientStock { skus } => vec![("skus", skus.clone())],
+            Self::NoDeliveryZone { country } => failed_precondition("NO_DELIVERY_ZONE").with("country_code", country),
+            Self::InsufficientStock { skus } => failed_precondition("INSUFFICIENT_STOCK").with("skus", skus),
+            Self::TooMuchUnpaid { limit: UnpaidLimit::Orders(max) } => {
+                exhausted("TOO_MUCH_UNPAID").with("max_unpaid_orders", max)
+            }
+            Self::TooMuchUnpaid { limit: UnpaidLimit::Units(max) } => {
+                exhausted("TOO_MUCH_UNPAID").with("max_unpaid_units", max)
+            }
             Self::PriceChanged { total, expected } => {
-                vec![("total", total.clone()), ("expected_total", expected.clone())]
+                failed_precondition("PRICE_CHANGED").with("total", total).with("expected_total", expected)
             }
-            // The cause is in the metadata already: see `class`.
-            Self::LookupFailed { .. } => vec![],
-            Self::OrderNotCancellable { state } | Self::OrderNotRetryable { state } => {
-                vec![("state", (*state).to_owned())]
+            Self::LookupFailed { cause } => unavailable("LOOKUP_FAILED").caused_by(*cause),
+            Self::RequestIdReused => failed_precondition("REQUEST_ID_REUSED"),
+            Self::OrderNotFound => Rejection::new(Kind::NotFound, "ORDER_NOT_FOUND"),
+            Self::OrderNotCancellable { state } => failed_precondition("ORDER_NOT_CANCELLABLE").with("state", state),
+            Self::OrderNotRetryable { state } => failed_precondition("ORDER_NOT_RETRYABLE").with("state", state),
+            Self::StockReserved { sku, reserved } => {
+                failed_precondition("STOCK_RESERVED").with("sku", sku).with("reserved", reserved)
             }
-            Self::StockReserved { sku, reserved } => vec![("sku", sku.clone()), ("reserved", reserved.to_string())],
-            Self::StockNegative { sku, on_hand } => vec![("sku", sku.clone()), ("on_hand", on_hand.to_string())],
-            Self::Invalid(_)
-            | Self::UnknownSku(_)
-            | Self::RequestIdReused
-            | Self::OrderNotFound
-            | Self::Draining
-            | Self::TokenExpired
-            | Self::TooManyWatchers
-            | Self::Storage(_) => vec![],
-        }
-    }
-
-    fn class(&self) -> Option<ErrorClass> {
-        match self {
-            Self::LookupFailed { cause } => Some(*cause),
-            Self::Storage(error) => error.class(),
-            Self::Invalid(_)
-            | Self::UnknownSku(_)
-            | Self::MixedCurrencies { .. }
-            | Self::AmountTooLarge { .. }
-            | Self::NoDeliveryZone { .. }
-            | Self::InsufficientStock { .. }
-            | Self::TooMuchUnpaid { .. }
-            | Self::PriceChanged { .. }
-            | Self::RequestIdReused
-            | Self::OrderNotFound
-            | Self::OrderNotCancellable { .. }
-            | Self::OrderNotRetryable { .. }
-            | Self::StockReserved { .. }
-            | Self::StockNegative { .. }
-            | Self::Draining
-            | Self::TokenExpired
-            | Self::TooManyWatchers => None,
-        }
-    }
-
-    fn violations(&self) -> &[Violation] {
-        match self {
-            Self::Invalid(invalid) | Self::UnknownSku(invalid) => &invalid.0,
-            Self::MixedCurrencies { .. }
-            | Self::AmountTooLarge { .. }
-            | Self::NoDeliveryZone { .. }
-            | Self::InsufficientStock { .. }
-            | Self::TooMuchUnpaid { .. }
-            | Self::PriceChanged { .. }
-            | Self::LookupFailed { .. }
-            | Self::RequestIdReused
-            | Self::OrderNotFound
-            | Self::OrderNotCancellable { .. }
-            | Self::OrderNotRetryable { .. }
-            | Self::StockReserved { .. }
-            | Self::StockNegative { .. }
-            | Self::Draining
-            | Self::TokenExpired
-            | Self::TooManyWatchers
-            | Self::Storage(_) => &[],
-        }
-    }
-
-    fn retry_after(&self) -> Option<Duration> {
-        match self.kind() {
-            Kind::Unavailable => Some(Duration::from_secs(1)),
-            // About the doubt limit of a payment.
-            Kind::ResourceExhausted => Some(Duration::from_secs(10)),
-            Kind::InvalidArgument
-            | Kind::NotFound
-            | Kind::AlreadyExists
-            | Kind::PermissionDenied
-            | Kind::Unauthenticated
-            | Kind::FailedPrecondition
-            | Kind::Aborted
-            | Kind::DeadlineExceeded
-            | Kind::OutOfRange
-            | Kind::Internal => None,
+            Self::StockNegative { sku, on_hand } => {
+                failed_precondition("STOCK_NEGATIVE").with("sku", sku).with("on_hand", on_hand)
+            }
+            Self::Draining => unavailable("DRAINING"),
+            Self::TokenExpired => Rejection::new(Kind::Unauthenticated, "TOKEN_EXPIRED"),
+            Self::TooManyWatchers => exhausted("TOO_MANY_WATCHERS"),
+            Self::Storage(error) => chassis::store_failed(error),
         }
     }
 }

@@ -95,13 +95,8 @@ impl Error {
 
     /// The error and its causes, one per line.
     pub(crate) fn report(&self) -> String {
-        let mut text = format!("error: {self}");
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(&format!("\n  because {error}"));
-            cause = error.source();
-        }
-        text
+        let causes = kernel::error::causes(self).skip(1);
+        causes.fold(format!("error: {self}"), |text, cause| format!("{text}\n  because {cause}"))
     }
 }
 

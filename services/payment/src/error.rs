@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use chassis::Invalid;
-use mesh::{Kind, Refusal, Violation};
-use telemetry::ErrorClass;
+use mesh::{Kind, Rejected, Rejection};
 
 use crate::ports::NoAnswer;
 
@@ -28,44 +27,17 @@ pub enum Error {
     Storage(#[from] storage::Error),
 }
 
-impl Refusal for Error {
-    fn kind(&self) -> Kind {
+impl Rejected for Error {
+    fn rejection(&self) -> Rejection<'_> {
         match self {
-            Self::Invalid(_) => Kind::InvalidArgument,
-            Self::RequestIdReused => Kind::FailedPrecondition,
-            Self::PaymentNotFound => Kind::NotFound,
-            Self::GatewayUnreachable(_) => Kind::Unavailable,
-            Self::Storage(error) => chassis::storage_kind(error),
+            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::RequestIdReused => Rejection::new(Kind::FailedPrecondition, "REQUEST_ID_REUSED"),
+            Self::PaymentNotFound => Rejection::new(Kind::NotFound, "PAYMENT_NOT_FOUND"),
+            Self::GatewayUnreachable(no_answer) => Rejection::new(Kind::Unavailable, "GATEWAY_UNREACHABLE")
+                .caused_by(no_answer.class)
+                .retry_after(Duration::from_secs(1)),
+            Self::Storage(error) => chassis::store_failed(error),
         }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => "INVALID_ARGUMENT",
-            Self::RequestIdReused => "REQUEST_ID_REUSED",
-            Self::PaymentNotFound => "PAYMENT_NOT_FOUND",
-            Self::GatewayUnreachable(_) => "GATEWAY_UNREACHABLE",
-            Self::Storage(_) => "STORE_FAILED",
-        }
-    }
-
-    fn class(&self) -> Option<ErrorClass> {
-        match self {
-            Self::GatewayUnreachable(no_answer) => Some(no_answer.class),
-            Self::Storage(error) => error.class(),
-            Self::Invalid(_) | Self::RequestIdReused | Self::PaymentNotFound => None,
-        }
-    }
-
-    fn violations(&self) -> &[Violation] {
-        match self {
-            Self::Invalid(invalid) => &invalid.0,
-            Self::RequestIdReused | Self::PaymentNotFound | Self::GatewayUnreachable(_) | Self::Storage(_) => &[],
-        }
-    }
-
-    fn retry_after(&self) -> Option<Duration> {
-        (self.kind() == Kind::Unavailable).then_some(Duration::from_secs(1))
     }
 }
 
@@ -101,8 +73,10 @@ mod tests {
             Error::Storage(storage::Error::Panicked),
         ];
         let class = |error| mesh::error_class(&mesh::status("payment", error)).kind;
-        let listed: Vec<String> =
-            all.iter().map(|error| format!("{:?} {} {}", error.kind(), error.reason(), class(error))).collect();
+        let listed: Vec<String> = all
+            .iter()
+            .map(|error| format!("{:?} {} {}", error.rejection().kind, error.rejection().reason, class(error)))
+            .collect();
         assert_eq!(
             listed,
             [

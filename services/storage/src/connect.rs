@@ -371,11 +371,7 @@ mod tests {
             let error = check_url(url).expect_err(url);
             assert!(error.is_configuration() && !error.may_come_up(), "{url}");
             let mut text = format!("{error} {error:?}");
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                text.push_str(&format!(" {cause} {cause:?}"));
-                source = cause.source();
-            }
+            kernel::error::causes(&error).for_each(|cause| text.push_str(&format!(" {cause} {cause:?}")));
             assert!(!text.contains("s3cr3t"), "{text}");
         }
         assert_eq!(check_url("postgres://shop:s3cr3t%23Pw@127.0.0.1:5432/shop").expect("valid"), Backend::Postgres);

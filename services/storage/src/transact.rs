@@ -14,8 +14,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kernel::backoff::backoff;
 use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, DbErr, RuntimeErr, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, RuntimeErr, SqliteTransactionMode, Statement,
+    TransactionOptions, TransactionTrait,
 };
 use telemetry::{Operation, Outcome, TraceEvent};
 use tokio::sync::{mpsc, oneshot};
@@ -155,6 +155,31 @@ impl Database {
             }
         }
         answered.await.unwrap_or_else(|_| Err(Error::Closed.into()))
+    }
+
+    /// Like [`Database::transact`], for work that takes its arguments by value: they are cloned for each run.
+    ///
+    /// # Errors
+    /// The error of `work`, or the database's error if beginning or committing failed.
+    pub async fn transact_with<A, T, E, F>(&self, args: A, work: F) -> Result<T, E>
+    where
+        A: Clone + Send + Sync + 'static,
+        T: Send + 'static,
+        E: Failure,
+        F: for<'t> Fn(&'t Tx, A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        self.transact(move |tx| work(tx, args.clone())).await
+    }
+
+    /// Executes one statement in a transaction of its own, and returns the number of rows that it changed.
+    ///
+    /// # Errors
+    /// The database's error.
+    pub async fn execute(&self, statement: Statement) -> Result<u64, Error> {
+        self.transact_with(statement, |tx, statement| {
+            Box::pin(async move { Ok(tx.conn().execute_raw(statement).await?.rows_affected()) })
+        })
+        .await
     }
 
     fn committed(&self, events: &Events) {

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
+use kernel::error::chain;
+
 /// The replacement for a secret.
 const MASK: &str = "***";
 
@@ -65,14 +67,7 @@ pub struct Masked<'a>(pub &'a (dyn Error + 'static));
 
 impl fmt::Display for Masked<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = self.0.to_string();
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        f.write_str(&masked(&text))
+        f.write_str(&masked(&chain(self.0)))
     }
 }
 

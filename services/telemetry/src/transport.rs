@@ -13,6 +13,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use kernel::error::chain;
 use opentelemetry_http::{HttpClient, HttpError};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -98,19 +99,8 @@ impl HttpClient for Http {
             Err(ended) => Err(ended.into()),
         };
         // The exporter's own error lacks it.
-        result.inspect_err(|error| self.cause.set(with_causes(error.as_ref())))
+        result.inspect_err(|error| self.cause.set(chain(error.as_ref())))
     }
-}
-
-/// An error and its sources, separated by colons.
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 fn connect_limit(target: &Target) -> Duration {

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use mesh::{Kind, Refusal, Violation};
-use telemetry::ErrorClass;
+use mesh::{Kind, Rejected, Rejection};
 
 /// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -59,60 +58,26 @@ pub enum Error {
     NoSigningKey,
 }
 
-impl Refusal for Error {
-    fn kind(&self) -> Kind {
+impl Rejected for Error {
+    fn rejection(&self) -> Rejection<'_> {
         match self {
-            Self::Invalid(_) => Kind::InvalidArgument,
-            Self::InvalidCredentials | Self::SessionEnded | Self::NotAPerson => Kind::Unauthenticated,
-            Self::TooManyLogins { .. } | Self::TooManyRequests { .. } => Kind::ResourceExhausted,
-            Self::EmailTaken => Kind::AlreadyExists,
-            Self::RequestIdReused => Kind::FailedPrecondition,
-            Self::AccountNotFound => Kind::NotFound,
-            Self::Storage(error) => chassis::storage_kind(error),
-            Self::Hash(_) | Self::Worker(_) | Self::Sign(_) | Self::NoSigningKey => Kind::Internal,
-        }
-    }
-
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => "INVALID_ARGUMENT",
-            Self::InvalidCredentials => "INVALID_CREDENTIALS",
-            Self::TooManyLogins { .. } => "TOO_MANY_LOGINS",
-            Self::TooManyRequests { .. } => "TOO_MANY_REQUESTS",
-            Self::EmailTaken => "EMAIL_TAKEN",
-            Self::RequestIdReused => "REQUEST_ID_REUSED",
-            Self::SessionEnded => "SESSION_ENDED",
-            Self::AccountNotFound => "ACCOUNT_NOT_FOUND",
-            Self::NotAPerson => "PERSON_REQUIRED",
-            Self::Storage(_) => "STORE_FAILED",
-            Self::Hash(_) | Self::Worker(_) | Self::Sign(_) | Self::NoSigningKey => "INTERNAL",
-        }
-    }
-
-    fn class(&self) -> Option<ErrorClass> {
-        if let Self::Storage(error) = self { error.class() } else { None }
-    }
-
-    fn violations(&self) -> &[Violation] {
-        if let Self::Invalid(invalid) = self { &invalid.0 } else { &[] }
-    }
-
-    fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::TooManyLogins { retry_after } | Self::TooManyRequests { retry_after } => Some(*retry_after),
-            Self::Storage(error) if error.is_unavailable() => Some(Duration::from_secs(1)),
-            Self::Invalid(_)
-            | Self::InvalidCredentials
-            | Self::EmailTaken
-            | Self::RequestIdReused
-            | Self::SessionEnded
-            | Self::AccountNotFound
-            | Self::NotAPerson
-            | Self::Storage(_)
-            | Self::Hash(_)
-            | Self::Worker(_)
-            | Self::Sign(_)
-            | Self::NoSigningKey => None,
+            Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
+            Self::InvalidCredentials => Rejection::new(Kind::Unauthenticated, "INVALID_CREDENTIALS"),
+            Self::TooManyLogins { retry_after } => {
+                Rejection::new(Kind::ResourceExhausted, "TOO_MANY_LOGINS").retry_after(*retry_after)
+            }
+            Self::TooManyRequests { retry_after } => {
+                Rejection::new(Kind::ResourceExhausted, "TOO_MANY_REQUESTS").retry_after(*retry_after)
+            }
+            Self::EmailTaken => Rejection::new(Kind::AlreadyExists, "EMAIL_TAKEN"),
+            Self::RequestIdReused => Rejection::new(Kind::FailedPrecondition, "REQUEST_ID_REUSED"),
+            Self::SessionEnded => Rejection::new(Kind::Unauthenticated, "SESSION_ENDED"),
+            Self::AccountNotFound => Rejection::new(Kind::NotFound, "ACCOUNT_NOT_FOUND"),
+            Self::NotAPerson => Rejection::new(Kind::Unauthenticated, "PERSON_REQUIRED"),
+            Self::Storage(error) => chassis::store_failed(error),
+            Self::Hash(_) | Self::Worker(_) | Self::Sign(_) | Self::NoSigningKey => {
+                Rejection::new(Kind::Internal, "INTERNAL")
+            }
         }
     }
 }
@@ -150,8 +115,10 @@ mod tests {
             Error::NoSigningKey,
         ];
         let class = |error| mesh::error_class(&mesh::status("user", error)).kind;
-        let listed: Vec<String> =
-            all.iter().map(|error| format!("{:?} {} {}", error.kind(), error.reason(), class(error))).collect();
+        let listed: Vec<String> = all
+            .iter()
+            .map(|error| format!("{:?} {} {}", error.rejection().kind, error.rejection().reason, class(error)))
+            .collect();
         assert_eq!(
             listed,
             [

@@ -150,7 +150,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), chassis::Error> {
     let operator = config.bootstrap_operator_file.as_deref().map(Credentials::from_file).transpose();
-    let operator = operator.map_err(|error| chassis::Error::Setting(error_chain(&error)))?;
+    let operator = operator.map_err(|error| chassis::Error::Setting(kernel::error::chain(&error)))?;
     let chassis = Chassis::start("user", &config.common, migration::MIGRATIONS, shutdown).await?;
     let keys = open_keys(&config, chassis.clock.clone()).await?;
     let store = Store::new(chassis.db.clone());
@@ -199,7 +199,7 @@ async fn open_keys(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<KeyStor
     let (directory, generate) = (config.keys_dir(), config.generate_keys());
     let open = tokio::task::spawn_blocking(move || KeyStore::open(directory, generate, clock));
     let opened = open.await.map_err(|error| chassis::Error::Service(error.to_string()))?;
-    opened.map(Arc::new).map_err(|error| chassis::Error::Setting(error_chain(&error)))
+    opened.map(Arc::new).map_err(|error| chassis::Error::Setting(kernel::error::chain(&error)))
 }
 
 /// Deletes expired sessions.
@@ -210,22 +210,10 @@ async fn sweep(store: Store, clock: Arc<dyn Clock>, stop: CancellationToken) {
                 Ok(deleted) if deleted == u64::from(SWEEP_BATCH) && !stop.is_cancelled() => {}
                 Ok(_) => break,
                 Err(error) => {
-                    tracing::warn!(target: "ordermesh", "expired sessions could not be deleted: {}", error_chain(&error));
+                    tracing::warn!(target: "ordermesh", "expired sessions could not be deleted: {}", kernel::error::chain(&error));
                     break;
                 }
             }
         }
     }
-}
-
-/// An error with the chain of its sources.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

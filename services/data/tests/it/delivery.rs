@@ -133,7 +133,7 @@ async fn an_unreachable_catalogue_is_unavailable_with_a_retry_delay() {
     let world = World::with(&["--fault-lookup", "refuse"], seeds()).await;
     let status = world.lookup(&["MUG-BLUE"]).await.expect_err("a fault");
     assert!(status.get_details_retry_info().is_some());
-    let refused = (Code::Unavailable, "CATALOG_UNAVAILABLE".to_owned(), vec![]);
+    let refused = (Code::Unavailable, "STORE_FAILED".to_owned(), vec![]);
     assert_eq!(refusal(Err::<(), _>(status)), refused);
     assert_eq!(refusal(estimate(&world, "DE", "").await), refused);
     let event = failed_lookup(&world).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream, StreamExt};
-use mesh::{Access, Channel, Idempotency, Kind, MethodPolicy, PolicyTable, Refusal};
+use mesh::{Access, Channel, Idempotency, Kind, MethodPolicy, PolicyTable, Rejected, Rejection};
 use tokio::sync::{Notify, Semaphore};
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, ServerStreamingService, UnaryService};
@@ -86,12 +86,9 @@ impl Drop for TellDrop {
 #[error("the shop is closed")]
 struct Closed;
 
-impl Refusal for Closed {
-    fn kind(&self) -> Kind {
-        Kind::FailedPrecondition
-    }
-    fn reason(&self) -> &'static str {
-        "CLOSED"
+impl Rejected for Closed {
+    fn rejection(&self) -> Rejection<'_> {
+        Rejection::new(Kind::FailedPrecondition, "CLOSED")
     }
 }
 

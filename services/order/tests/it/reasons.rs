@@ -1,7 +1,7 @@
 //! The reasons of errors are public: this table is the contract.
 
 use chassis::Invalid;
-use mesh::{Kind, Refusal};
+use mesh::{Kind, Rejected};
 use order::Error;
 use telemetry::ErrorClass;
 
@@ -66,10 +66,11 @@ fn the_reasons_and_their_error_classes_are_stable() {
     let table: Vec<String> = every()
         .iter()
         .map(|error| {
-            let facts: Vec<_> = error.facts().into_iter().map(|(name, _)| name).collect();
-            let retry = if error.retry_after().is_some() { " +RetryInfo" } else { "" };
+            let rejection = error.rejection();
+            let names: Vec<_> = rejection.metadata.iter().map(|(name, _)| *name).collect();
+            let retry = if rejection.retry_after.is_some() { " +RetryInfo" } else { "" };
             let class = mesh::error_class(&mesh::status("order", error)).kind;
-            format!("{} {:?} {class} {}{retry}", error.reason(), error.kind(), facts.join(","))
+            format!("{} {:?} {class} {}{retry}", rejection.reason, rejection.kind, names.join(","))
                 .replace("  ", " ")
                 .trim()
                 .to_owned()
@@ -79,7 +80,7 @@ fn the_reasons_and_their_error_classes_are_stable() {
         "INVALID_ARGUMENT InvalidArgument ValidationError",
         "UNKNOWN_SKU InvalidArgument ValidationError",
         "MIXED_CURRENCIES InvalidArgument ValidationError currencies",
-        "AMOUNT_TOO_LARGE InvalidArgument ValidationError total,limit,currency_code",
+        "AMOUNT_TOO_LARGE InvalidArgument ValidationError limit,currency_code,total",
         "NO_DELIVERY_ZONE FailedPrecondition FAILED_PRECONDITION country_code",
         "INSUFFICIENT_STOCK FailedPrecondition FAILED_PRECONDITION skus",
         "TOO_MUCH_UNPAID ResourceExhausted RESOURCE_EXHAUSTED max_unpaid_orders +RetryInfo",
@@ -113,7 +114,7 @@ fn a_known_cause_is_the_class_whatever_the_code() {
 
 #[test]
 fn an_unreachable_store_is_unavailable_and_a_corrupt_one_is_internal() {
-    assert_eq!(Error::Storage(storage::Error::Closed).kind(), Kind::Unavailable);
+    assert_eq!(Error::Storage(storage::Error::Closed).rejection().kind, Kind::Unavailable);
     let broken = Error::Storage(storage::Error::Corrupt { what: "state", value: "secret".into() });
     let status = mesh::status("order", &broken);
     assert_eq!((status.code(), status.message()), (tonic::Code::Internal, "internal error"));
@@ -125,7 +126,7 @@ fn every_reason_is_documented_in_the_contract() {
     let contract = include_str!("../../../../proto/order/v1/order.proto");
     let untold = ["STORE_FAILED"];
     for error in every() {
-        let reason = error.reason();
+        let reason = error.rejection().reason;
         assert!(untold.contains(&reason) || contract.contains(reason), "{reason} is not in the contract");
     }
 }
