@@ -1,6 +1,6 @@
 //! Connections: sea-orm's for SQLite, our own for PostgreSQL.
 
-use sea_orm::sqlx::postgres::{PgConnection, PgQueryResult, PgRow};
+use sea_orm::sqlx::postgres::{PgArguments, PgConnection, PgQueryResult, PgRow};
 use sea_orm::sqlx::{self, AssertSqlSafe, Executor};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr,
@@ -82,6 +82,12 @@ async fn execute_unprepared(lease: &mut Lease, sql: &str) -> Result<PgQueryResul
 async fn fetch(lease: &mut Lease, statement: Statement) -> Result<Vec<PgRow>, sqlx::Error> {
     check_values(&statement)?;
     lease.run(move |connection: &mut PgConnection| Box::pin(query(statement).fetch_all(connection))).await
+}
+
+/// Executes a statement with arguments that are encoded already.
+pub(crate) async fn fetch_with(lease: &mut Lease, sql: String, arguments: PgArguments) -> Result<Vec<PgRow>, DbErr> {
+    let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
+    lease.run(move |connection| Box::pin(query.fetch_all(connection))).await.map_err(query_error)
 }
 
 async fn fetch_one(lease: &mut Lease, statement: Statement) -> Result<Option<PgRow>, sqlx::Error> {

@@ -61,6 +61,9 @@ pub enum Error {
     /// The transaction's work panicked; nothing was committed.
     #[error("the transaction's work panicked")]
     Panicked,
+    /// Too many changes of one kind wait for the database.
+    #[error("too many changes wait for the database")]
+    QueueFull,
     /// The database's writer has ended, because the process is shutting down.
     #[error("the database is closed")]
     Closed,
@@ -99,6 +102,7 @@ impl Error {
             | Self::Begin(_)
             | Self::Corrupt { .. }
             | Self::Panicked
+            | Self::QueueFull
             | Self::Closed => false,
         }
     }
@@ -111,7 +115,7 @@ impl Error {
     /// Whether the database is unavailable: no connection, a broken one, a read-only server, or one that lacks
     /// resources. The same work may succeed later.
     pub fn is_unavailable(&self) -> bool {
-        let no_connection = matches!(self, Self::Connect(_) | Self::ReadOnly | Self::Closed)
+        let no_connection = matches!(self, Self::Connect(_) | Self::ReadOnly | Self::QueueFull | Self::Closed)
             || matches!(self.database(), Some(DbErr::ConnectionAcquire(_) | DbErr::Conn(_)));
         no_connection
             || self.is_transient()
@@ -180,6 +184,7 @@ impl Error {
             | Self::ReadOnly
             | Self::Corrupt { .. }
             | Self::Panicked
+            | Self::QueueFull
             | Self::Closed => None,
         }
     }

@@ -7,6 +7,7 @@
 //! - [`probe`]: whether the database accepts writes
 //! - [`migrate`]: schema migrations, under a lock
 //! - [`transact`]: transactions that commit a change together with its events
+//! - [`sets`]: changes that are committed in sets; [`rows`]: many rows as one statement
 //! - [`leases`]: leases and due times of a table's rows
 //! - [`outbox`]: events waiting to be sent
 //! - [`ownership`]: checks of files' owners and permissions
@@ -23,6 +24,8 @@ pub mod outbox;
 pub mod ownership;
 mod postgres;
 pub mod probe;
+pub mod rows;
+pub mod sets;
 pub mod transact;
 mod url;
 
@@ -32,5 +35,7 @@ pub use leases::{Lease, Leases};
 pub use migrate::Migration;
 pub use opening::patiently;
 pub use probe::Probe;
+pub use rows::Rows;
+pub use sets::{Lane, SetOf};
 pub use transact::Tx;
 pub use url::sqlite_url;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use opentelemetry::metrics::{Gauge, Histogram};
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use opentelemetry::{KeyValue, global};
 
 use crate::connect::Backend;
@@ -44,5 +44,50 @@ impl Metrics {
         for (state, count) in [("used", used), ("idle", idle)] {
             self.count.record(count, &[self.system.clone(), KeyValue::new("db.client.connection.state", state)]);
         }
+    }
+}
+
+/// The instruments of one kind of change that is committed in sets.
+#[derive(Clone, Debug)]
+pub(crate) struct SetMetrics {
+    commands: Histogram<u64>,
+    wait: Histogram<f64>,
+    halved: Counter<u64>,
+    kind: KeyValue,
+}
+
+impl SetMetrics {
+    pub(crate) fn new(kind: &'static str) -> Self {
+        let meter = global::meter("storage");
+        Self {
+            commands: meter
+                .u64_histogram("storage.set.commands")
+                .with_unit("{command}")
+                .with_description("Commands of a set, which is committed as one transaction")
+                .with_boundaries(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+                .build(),
+            wait: meter
+                .f64_histogram("storage.set.wait_time")
+                .with_unit("s")
+                .with_description("Time that commands waited for their set to be started")
+                .with_boundaries(vec![0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0])
+                .build(),
+            halved: meter
+                .u64_counter("storage.set.halved")
+                .with_unit("{set}")
+                .with_description("Sets that were rolled back and run again in halves")
+                .build(),
+            kind: KeyValue::new("set.kind", kind),
+        }
+    }
+
+    pub(crate) fn started(&self, commands: usize, waits: impl Iterator<Item = Duration>) {
+        let kind = std::slice::from_ref(&self.kind);
+        self.commands.record(u64::try_from(commands).unwrap_or(u64::MAX), kind);
+        waits.for_each(|wait| self.wait.record(wait.as_secs_f64(), kind));
+    }
+
+    pub(crate) fn halved(&self) {
+        self.halved.add(1, std::slice::from_ref(&self.kind));
     }
 }

@@ -12,7 +12,7 @@ use crate::connect::{Backend, Database};
 use crate::connection::{Open, TxConnection};
 use crate::error::Error;
 use crate::outbox;
-use crate::transact::begin_alone;
+use crate::transact::{BEGIN, begin_alone};
 
 /// A migration. All its statements run in one transaction.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +69,7 @@ impl Database {
         {
             return Ok(());
         }
-        let mut tx = begin_alone(self).await?;
+        let mut tx = begin_alone(self, BEGIN).await?;
         if self.backend() == Backend::Postgres {
             // Another instance's migration may take long, and so may ours.
             while !is_so(&tx, POSTGRES_LOCK).await? {

@@ -16,8 +16,10 @@ use telemetry::TraceEvent;
 use uuid::{Builder, Uuid};
 
 use crate::connect::Database;
+use crate::connection::TxConnection;
 use crate::error::Error;
 use crate::migrate::Migration;
+use crate::rows::Rows;
 
 pub(crate) const MIGRATION: Migration = Migration {
     version: 0,
@@ -162,7 +164,7 @@ impl Outbox {
     /// The database failed; the events stay and are sent again.
     pub async fn settle(&self, done: Vec<Uuid>, refused: Vec<(TraceEvent, String)>) -> Result<(), Error> {
         self.db
-            .transact(move |tx| {
+            .transact_set(move |tx| {
                 let (done, refused) = (done.clone(), refused.clone());
                 Box::pin(async move {
                     for (event, refusal) in &refused {
@@ -179,8 +181,9 @@ impl Outbox {
                         tx.conn().execute_raw(insert).await?;
                     }
                     let ids = done.into_iter().chain(refused.iter().map(|(event, _)| event.event_id));
-                    row::Entity::delete_many().filter(row::Column::EventId.is_in(ids)).exec(tx.conn()).await?;
-                    Ok::<_, Error>(())
+                    let rows = Rows::new().with("event_id", ids);
+                    let delete = "DELETE FROM outbox WHERE event_id IN (SELECT event_id FROM v)";
+                    tx.conn().execute_rows(&rows, delete).await
                 })
             })
             .await
@@ -310,17 +313,14 @@ fn body(event: &TraceEvent) -> String {
 }
 
 /// Writes events in a transaction, in one statement.
-pub(crate) async fn insert(conn: &impl ConnectionTrait, events: &[TraceEvent]) -> Result<(), Error> {
-    if events.is_empty() {
-        return Ok(());
-    }
+pub(crate) async fn insert(conn: &TxConnection, events: &[TraceEvent]) -> Result<(), Error> {
     let now = SystemClock.now().as_micros();
-    let rows = events.iter().map(|event| row::ActiveModel {
-        event_id: Set(event.event_id),
-        owner: Set(event.instance.clone()),
-        create_time: Set(now),
-        body: Set(body(event)),
-    });
-    row::Entity::insert_many(rows).exec_without_returning(conn).await?;
-    Ok(())
+    let rows = Rows::new()
+        .with("event_id", events.iter().map(|event| event.event_id))
+        .with("owner", events.iter().map(|event| event.instance.clone()))
+        .with("create_time", events.iter().map(|_| now))
+        .with("body", events.iter().map(body));
+    let insert =
+        "INSERT INTO outbox (event_id, owner, create_time, body) SELECT event_id, owner, create_time, body FROM v";
+    conn.execute_rows(&rows, insert).await
 }

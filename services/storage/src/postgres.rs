@@ -257,9 +257,10 @@ impl Lease {
         answer
     }
 
-    pub(crate) async fn begin(&mut self) -> Result<(), sqlx::Error> {
+    /// Begins a transaction by a statement, or by several in one message.
+    pub(crate) async fn begin(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
         self.is_in_transaction = true;
-        self.simple("BEGIN").await
+        self.simple(sql).await
     }
 
     pub(crate) fn is_aborted(&self) -> bool {

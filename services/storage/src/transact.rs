@@ -35,6 +35,11 @@ const MAX_TRIES: u32 = 10;
 /// How often it is tried when connections break or lead to a read-only server.
 const MAX_BROKEN: u32 = 3;
 
+/// How a transaction is begun on PostgreSQL: in one message.
+pub(crate) const BEGIN: &str = "BEGIN";
+const BEGIN_SET: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+                         SET LOCAL enable_mergejoin = off; SET LOCAL jit = off";
+
 /// An open transaction.
 pub struct Tx {
     conn: TxConnection,
@@ -78,6 +83,8 @@ type Events = Vec<(Option<Operation>, TraceEvent)>;
 
 /// A piece of work with its types erased, so that pieces of all kinds share a batch.
 trait Piece: Send {
+    /// How its transaction is begun on PostgreSQL.
+    fn begin(&self) -> &'static str;
     /// Runs the work; `Err`: roll it back.
     fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, Result<(), ()>>;
     /// Whether its result is worth a retry.
@@ -91,6 +98,7 @@ trait Piece: Send {
 }
 
 struct Work<T, E, F> {
+    begin: &'static str,
     work: F,
     result: Option<Result<T, E>>,
     answer: oneshot::Sender<Result<T, E>>,
@@ -102,6 +110,10 @@ where
     E: Failure,
     F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
 {
+    fn begin(&self) -> &'static str {
+        self.begin
+    }
+
     fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, Result<(), ()>> {
         Box::pin(async move {
             let work = AssertUnwindSafe(async { (self.work)(tx).await }).catch_unwind().await;
@@ -142,8 +154,17 @@ impl Database {
         E: Failure,
         F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
+        self.transact_begun(BEGIN, work).await
+    }
+
+    async fn transact_begun<T, E, F>(&self, begin: &'static str, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: Failure,
+        F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
         let (answer, answered) = oneshot::channel();
-        let piece = Box::new(Work { work, result: None, answer });
+        let piece = Box::new(Work { begin, work, result: None, answer });
         match &self.0.writer {
             Some(writer) => {
                 let job = Job { piece, db: self.clone(), queued: Instant::now() };
@@ -155,6 +176,17 @@ impl Database {
             }
         }
         answered.await.unwrap_or_else(|_| Err(Error::Closed.into()))
+    }
+
+    /// Like [`Database::transact`], for the statements of a set: on PostgreSQL they are planned with indexes. A plan is
+    /// made once and kept; on a new and still empty table it would be a sequential scan.
+    pub(crate) async fn transact_set<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: Failure,
+        F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        self.transact_begun(BEGIN_SET, work).await
     }
 
     /// Like [`Database::transact`], for work that takes its arguments by value: they are cloned for each run.
@@ -244,7 +276,7 @@ enum Undone {
 
 async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Undone> {
     let asked = Instant::now();
-    let begun = begin_alone(db).await.map_err(Undone::Before)?;
+    let begun = begin_alone(db, piece.begin()).await.map_err(Undone::Before)?;
     db.0.metrics.waited(asked.elapsed());
     let tx = Tx::new(begun);
     if piece.run(&tx).await.is_err() {
@@ -258,11 +290,11 @@ async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Undon
     Ok(events)
 }
 
-pub(crate) async fn begin_alone(db: &Database) -> Result<TxConnection, Error> {
+pub(crate) async fn begin_alone(db: &Database, sql: &'static str) -> Result<TxConnection, Error> {
     match &db.0.reader.0 {
         Readers::Postgres(pool) => {
             let mut lease = pool.acquire().await.map_err(Error::Begin)?;
-            lease.begin().await.map_err(|error| Error::Begin(DbErr::Exec(RuntimeErr::SqlxError(error.into()))))?;
+            lease.begin(sql).await.map_err(|error| Error::Begin(DbErr::Exec(RuntimeErr::SqlxError(error.into()))))?;
             Ok(TxConnection(Open::Postgres(lease.into())))
         }
         Readers::Sqlite(pool) => begin(pool).await.map(|tx| TxConnection(Open::Sqlite(tx))),
@@ -421,8 +453,8 @@ async fn commit(conn: TxConnection, events: &Events) -> Result<(), Error> {
 }
 
 /// The same error, for each piece of a batch.
-fn copy(error: &Arc<Error>) -> Error {
-    match &**error {
+pub(crate) fn copy(error: &Error) -> Error {
+    match error {
         Error::Statement(inner) => Error::Statement(inner.clone()),
         Error::Begin(inner) => Error::Begin(inner.clone()),
         Error::Connect(inner) => Error::Connect(inner.clone()),
@@ -433,8 +465,9 @@ fn copy(error: &Arc<Error>) -> Error {
         | Error::Permissions { .. }
         | Error::ReadOnly
         | Error::Corrupt { .. }
-        | Error::Panicked
+        | Error::QueueFull
         | Error::Closed => Error::Closed,
+        Error::Panicked => Error::Panicked,
     }
 }
 

@@ -1,0 +1,212 @@
+//! Changes committed in sets, on SQLite and on a PostgreSQL server of the test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use sea_orm::{FromQueryResult, Statement};
+use storage::sets::{Results, Undone};
+use storage::{Database, Error, Lane, Migration, Options, Rows, SetOf, Tx};
+use tokio::sync::Semaphore;
+
+const SCHEMA: &[Migration] = &[Migration {
+    version: 1,
+    name: "create t",
+    statements: &["CREATE TABLE t (n BIGINT PRIMARY KEY, word TEXT, is_even BOOLEAN NOT NULL)"],
+    postgres: &[],
+}];
+
+/// Inserts numbers. Each set takes a permit first, so that a test decides what gathers meanwhile.
+struct Insert {
+    may_run: Arc<Semaphore>,
+    sets: Arc<Mutex<Vec<Vec<i64>>>>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Rejected {
+    Negative,
+    Storage(String),
+}
+
+impl From<Error> for Rejected {
+    fn from(error: Error) -> Self {
+        Self::Storage(format!("{error:?}"))
+    }
+}
+
+impl storage::Failure for Rejected {
+    fn storage(&self) -> Option<&Error> {
+        None
+    }
+}
+
+/// The database's own constraint rejects it a second time.
+const TWICE: i64 = 1_000;
+const PANICS: i64 = 2_000;
+/// Is not performed with others.
+const ALONE: i64 = 3_000;
+
+impl SetOf for Insert {
+    type Command = i64;
+    type Key = i64;
+    type Answer = i64;
+    type Error = Rejected;
+
+    const NAME: &'static str = "insert";
+
+    fn key(n: &i64) -> i64 {
+        *n
+    }
+
+    fn rows(_n: &i64) -> usize {
+        1
+    }
+
+    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [i64]) -> BoxFuture<'t, Results<Self>> {
+        Box::pin(async move {
+            self.may_run.acquire().await.expect("open").forget();
+            self.sets.lock().push(set.to_vec());
+            assert!(!set.contains(&PANICS), "on purpose");
+            if set.len() > 1 && set.contains(&ALONE) {
+                return Err(Undone::Apart);
+            }
+            let good: Vec<i64> = set.iter().copied().filter(|n| *n >= 0).collect();
+            let rows = Rows::new()
+                .with("n", good.clone())
+                .with("word", good.iter().map(|n| (*n != 3).then(|| n.to_string())))
+                .with("is_even", good.iter().map(|n| n % 2 == 0));
+            tx.conn().execute_rows(&rows, "INSERT INTO t (n, word, is_even) SELECT n, word, is_even FROM v").await?;
+            Ok(set.iter().map(|n| if *n < 0 { Err(Rejected::Negative) } else { Ok(*n) }).collect())
+        })
+    }
+}
+
+struct Fixture {
+    db: Database,
+    lane: Lane<Insert>,
+    may_run: Arc<Semaphore>,
+    sets: Arc<Mutex<Vec<Vec<i64>>>>,
+}
+
+/// On both stores; PostgreSQL says itself when it is skipped.
+async fn fixtures() -> Vec<Fixture> {
+    let sqlite = testdb::TestDatabase { url: "sqlite::memory:".to_owned(), schema: None };
+    let mut fixtures = Vec::new();
+    for database in std::iter::once(sqlite).chain(testdb::postgres()) {
+        let options = Options { schema: database.schema, max_connections: 4, ..Options::default() };
+        let db = Database::connect(&database.url, &options).await.expect("connected");
+        db.migrate(SCHEMA).await.expect("migrated");
+        let (may_run, sets) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::default()));
+        let lane = Lane::start(db.clone(), Insert { may_run: may_run.clone(), sets: sets.clone() });
+        fixtures.push(Fixture { db, lane, may_run, sets });
+    }
+    fixtures
+}
+
+#[derive(FromQueryResult, Debug, PartialEq)]
+struct Row {
+    n: i64,
+    word: Option<String>,
+    is_even: bool,
+}
+
+impl Fixture {
+    /// Commits the commands in this order: the first one alone, the others gather behind it.
+    async fn commit(&self, commands: &[i64]) -> Vec<Result<i64, Rejected>> {
+        let all = join_all(commands.iter().map(|n| self.lane.commit(*n)));
+        let release = async {
+            // The first set is running when the others are queued.
+            while self.may_run.available_permits() == 0 {
+                self.may_run.add_permits(1_000);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), async { tokio::join!(all, release).0 }).await.expect("answered")
+    }
+
+    async fn rows(&self) -> Vec<Row> {
+        let backend = self.db.read().get_database_backend();
+        let select = Statement::from_string(backend, "SELECT n, word, is_even FROM t ORDER BY n");
+        Row::find_by_statement(select).all(self.db.read()).await.expect("rows")
+    }
+
+    async fn numbers(&self) -> Vec<i64> {
+        self.rows().await.iter().map(|row| row.n).collect()
+    }
+}
+
+#[tokio::test]
+async fn commands_that_wait_are_committed_together_and_each_gets_its_own_result() {
+    for fixture in fixtures().await {
+        let commands: Vec<i64> = (0..100).map(|n| if n == 50 { -1 } else { n }).collect();
+        let results = fixture.commit(&commands).await;
+        for (n, result) in commands.iter().zip(results) {
+            assert_eq!(result, if *n < 0 { Err(Rejected::Negative) } else { Ok(*n) });
+        }
+        assert_eq!(fixture.numbers().await, commands.iter().copied().filter(|n| *n >= 0).collect::<Vec<_>>());
+        let sizes: Vec<usize> = fixture.sets.lock().iter().map(Vec::len).collect();
+        assert!(sizes.len() <= 4 && sizes.iter().all(|size| *size <= 64), "{sizes:?}");
+        let row = |n: i64, word: Option<&str>| Row { n, word: word.map(Into::into), is_even: n % 2 == 0 };
+        assert_eq!(fixture.rows().await[2..4], [row(2, Some("2")), row(3, None)]);
+    }
+}
+
+#[tokio::test]
+async fn a_set_holds_one_command_of_a_key() {
+    for fixture in fixtures().await {
+        let results = fixture.commit(&[1, 2, TWICE, TWICE, 3]).await;
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 4, "{results:?}");
+        assert!(matches!(&results[3], Err(Rejected::Storage(_))), "{results:?}");
+        for set in fixture.sets.lock().iter() {
+            assert!(set.iter().filter(|n| **n == TWICE).count() <= 1, "{set:?}");
+        }
+        assert_eq!(fixture.numbers().await, [1, 2, 3, TWICE]);
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_fails_changes_nothing_for_the_others() {
+    for fixture in fixtures().await {
+        fixture.commit(&[TWICE]).await.pop().expect("a result").expect("the first time");
+        for bad in [TWICE, PANICS] {
+            let base = bad * 10;
+            let commands: Vec<i64> = (base..base + 9).chain([bad]).chain(base + 10..base + 20).collect();
+            let results = fixture.commit(&commands).await;
+            for (n, result) in commands.iter().zip(results) {
+                assert_eq!(result.is_ok(), *n != bad, "{n}: {result:?}");
+            }
+        }
+        let expected = (10_000..10_020).chain(20_000..20_020).filter(|n| ![10_009, 20_009].contains(n));
+        assert_eq!(fixture.numbers().await, std::iter::once(TWICE).chain(expected).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_be_performed_with_others_is_performed_alone() {
+    for fixture in fixtures().await {
+        let results = fixture.commit(&[1, 2, 3, ALONE, 5]).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert!(fixture.sets.lock().contains(&vec![ALONE]));
+        assert_eq!(fixture.numbers().await, [1, 2, 3, 5, ALONE]);
+    }
+}
+
+#[tokio::test]
+async fn an_unavailable_database_fails_a_set_once() {
+    let Some(server) = testdb::Server::start(&[]) else { return };
+    let options = Options { acquire_timeout: Duration::from_millis(300), ..Options::default() };
+    let db = Database::connect(&server.url(), &options).await.expect("connected");
+    db.migrate(SCHEMA).await.expect("migrated");
+    let (may_run, sets) = (Arc::new(Semaphore::new(1_000)), Arc::new(Mutex::default()));
+    let fixture = Fixture {
+        lane: Lane::start(db.clone(), Insert { may_run: may_run.clone(), sets: sets.clone() }),
+        db,
+        may_run,
+        sets,
+    };
+    drop(server);
+    let results = fixture.commit(&(0..64).collect::<Vec<_>>()).await;
+    assert!(results.iter().all(|result| matches!(result, Err(Rejected::Storage(_)))), "{results:?}");
+    assert!(fixture.sets.lock().len() <= 8, "it is not halved: {:?}", fixture.sets.lock().len());
+}
