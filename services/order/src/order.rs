@@ -1,37 +1,16 @@
 //! The types of this service. The operations on orders are in [`crate::orders`].
 
-use std::fmt;
-
 use chassis::Fingerprint;
 use contracts::payment::v1 as payment;
-use kernel::{FulfillmentId, Money, OrderId, RequestId, Timestamp, UserId};
+use kernel::{FulfillmentId, Money, OrderId, RequestId, Secret, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 use telemetry::TraceParent;
 
 use crate::lifecycle::State;
 use crate::ports::Transit;
 
-/// The token of a payment method. Debug omits it.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct PaymentMethod(String);
-
-impl PaymentMethod {
-    /// Wraps a token.
-    pub fn new(token: String) -> Self {
-        Self(token)
-    }
-
-    /// The token, to send it to the Payment Service or to store it.
-    pub fn into_inner(self) -> String {
-        self.0
-    }
-}
-
-impl fmt::Debug for PaymentMethod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PaymentMethod(..)")
-    }
-}
+/// The token of a payment method; only for the Payment Service and the store.
+pub type PaymentMethod = Secret<String>;
 
 /// A postal address.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -275,7 +254,7 @@ impl CreateOrder {
     pub fn fingerprint(&self) -> String {
         let Self { request_id: _, items, payment_method, address, contact_email, expected_total } = self;
         let mut print = Fingerprint::of("CreateOrder/1")
-            .part("payment_method", &payment_method.0)
+            .part("payment_method", payment_method.expose())
             .part("contact_email", contact_email)
             .part("expected_total", expected_total.map_or(String::new(), |total| total.to_string()))
             .part("recipient", &address.recipient)

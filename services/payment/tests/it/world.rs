@@ -142,7 +142,7 @@ impl World {
             order_id: self.order_id,
             user_id: self.user_id,
             amount: Some(Money::new("EUR".parse().expect("a currency"), 1_999)),
-            payment_method: PaymentMethod::new("pm_card_visa"),
+            payment_method: PaymentMethod::new("pm_card_visa".into()),
             contact_email: "ada@example.com".into(),
             are_details_sound: true,
             fingerprint: "one".into(),
