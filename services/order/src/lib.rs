@@ -64,19 +64,22 @@ pub async fn run(
     store.seed(&config.seed_stock).await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     let watchers = watch::Watchers::new(config.max_watchers);
     let payments = ports::GrpcPayments::new(chassis.channel("payment", &config.payment.payment_addresses));
-    let driver = effects::Driver::new(effects::Parts {
+    let effects = effects::Effects {
         table: lifecycle::next,
         store: store.clone(),
         payments: Arc::new(payments.clone()),
         clock: chassis.clock.clone(),
-        ids: chassis.ids.clone(),
         events: chassis.events.clone(),
         watchers: watchers.clone(),
+    };
+    let context = effects::Context {
+        options: config.driver_options(&chassis.instance),
+        ids: chassis.ids.clone(),
         faults: Arc::new(kernel::NoFaults),
         tasks: chassis.tasks.clone(),
         shutdown: chassis.shutdown.clone(),
-        options: config.driver_options(&chassis.instance),
-    });
+    };
+    let driver = effects::Driver::new(effects, context);
     // Orders leased by an earlier process of this name are due immediately.
     driver.recover().await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     chassis.tasks.spawn(driver.clone().poll());

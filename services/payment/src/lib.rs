@@ -61,19 +61,23 @@ pub async fn run(
     let gateway = Arc::new(ports::GrpcGateway::new(channel, api_key, config.gateway_timeout));
     let order = chassis.channel("order", &config.order.order_addresses);
     let waiters = waiters::Waiters::default();
-    let driver = driver::Driver::new(driver::Parts {
+    let payments = driver::Payments {
         store: store.clone(),
         gateway: gateway.clone(),
         confirmations: Arc::new(ports::GrpcConfirmations::new(order)),
         clock: chassis.clock.clone(),
-        ids: chassis.ids.clone(),
         events: chassis.events.clone(),
         waiters: waiters.clone(),
+        doubt_limit: config.doubt_limit,
+    };
+    let context = driver::Context {
+        options: config.driver_options(&chassis.instance),
+        ids: chassis.ids.clone(),
         faults: Arc::new(kernel::NoFaults),
         tasks: chassis.tasks.clone(),
         shutdown: chassis.shutdown.clone(),
-        options: config.driver_options(&chassis.instance),
-    });
+    };
+    let driver = driver::Driver::new(payments, context);
     driver.recover().await.map_err(|source| chassis::Error::Database { service: "payment", source })?;
     chassis.tasks.spawn(driver.clone().poll());
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
@@ -82,7 +86,6 @@ pub async fn run(
         driver,
         waiters,
         events: chassis.events.clone(),
-        tasks: chassis.tasks.clone(),
         limits: process::Limits {
             amount: config.amount_limit.unwrap_or_default(),
             answer_within: config.answer_within,

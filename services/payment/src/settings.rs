@@ -105,7 +105,6 @@ impl Config {
             poll_interval: self.poll_interval,
             backoff: self.backoff,
             backoff_cap: self.backoff_cap,
-            doubt_limit: self.doubt_limit,
             max_drives: self.max_drives,
         }
     }
