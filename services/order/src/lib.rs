@@ -10,7 +10,7 @@
 //! - [`inventory`]: stock per SKU
 //! - [`watch`]: subscriptions to an order's next transition
 //! - [`explain`]: one timeline from all sources
-//! - [`audit`]: the invariants of orders and stock
+//! - [`invariants`]: the invariants of orders and stock
 //! - [`ports`]: the interfaces to the Data and Payment Services, and their gRPC clients
 //! - [`store`], `entity`, `migration`: the tables; `service`, `convert`: the gRPC contract; `settings`: flags and
 //!   environment
@@ -25,10 +25,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-pub mod audit;
 pub mod effects;
 pub mod error;
 pub mod explain;
+pub mod invariants;
 pub mod inventory;
 pub mod lifecycle;
 pub mod order;

@@ -103,7 +103,7 @@ impl DeclineCode {
     /// A sentence for the customer.
     pub const fn message(self) -> &'static str {
         match self {
-            Self::GenericDecline => "the issuer declined the payment and gave no reason",
+            Self::GenericDecline => "the issuer declined the payment",
             Self::InsufficientFunds => "the account has insufficient funds",
             Self::ExpiredCard => "the card has expired",
             Self::IncorrectCvc => "the card's security code is wrong",

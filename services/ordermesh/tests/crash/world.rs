@@ -14,9 +14,9 @@ use kernel::{IdSource, ManualClock, Money, NoFaults, OrderId, RequestId, SystemI
 use mesh::About;
 use order::inventory::{AdjustStock, Inventory};
 use order::lifecycle::State;
-use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope};
+use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope, Transit};
 use order::orders::Orders;
-use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
+use order::ports::{Catalog, PaymentAnswer, Payments, Product};
 use order::watch::Watchers;
 use ordermesh::promises::{Report, Sources};
 use payment::payment::Payment;

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use kernel::{Clock, FaultPoint, Money};
 use driver::Outcome;
+use kernel::{Clock, FaultPoint, Money};
 use payment::error::Error;
 use payment::lifecycle::State;
 use payment::payment::{DECLINE_CODES, DeclineCode, charge_key};
