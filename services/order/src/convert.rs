@@ -261,8 +261,7 @@ pub(crate) mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::order::{Fulfillment, Line};
-    use crate::ports::Transit;
+    use crate::order::{Fulfillment, Line, Transit};
 
     #[test]
     fn the_contracts_limits_match_the_decoders_and_the_largest_request_fits_into_a_message() {

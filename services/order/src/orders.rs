@@ -8,7 +8,7 @@ use kernel::{AmountLimits, Clock, Currency, IdSource, Money, OrderId, RequestId,
 use mesh::About;
 use telemetry::{Operation, Outcome};
 
-use crate::effects::Driver;
+use crate::effects::{self, Driven, Driver};
 use crate::error::Error;
 use crate::lifecycle::{self, Answer, Input, State};
 use crate::order::{CreateOrder, HistoryEntry, Line, LineState, Order, Scope};
@@ -142,13 +142,13 @@ impl Orders {
         let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
         self.driver
             .detached(async move {
-                let created = store.create(&operation, &order, request, &fingerprint, driver.lease()).await?;
+                let created = store.create(&operation, &order, request, &fingerprint, driver.context().lease()).await?;
                 if let Some(order) = &created {
-                    driver.start(order.clone());
+                    effects::start(&driver, order.clone().into());
                 }
                 Ok(created)
             })
-            .await
+            .await?
     }
 
     async fn replay(&self, operation: &Operation, user: UserId, command: &CreateOrder) -> Result<Option<Order>, Error> {
@@ -225,7 +225,7 @@ impl Orders {
             operation.set_user(order.user.as_uuid());
             // A separate trace, linked in both directions: the order's later operations link back (see the driver).
             operation.link(order.span_ref);
-            let table = self.driver.table();
+            let table = self.driver.work().table;
             match table(order.state, input) {
                 Answer::Stays => return Ok(order),
                 Answer::No => return Err(refuse(order.state)),
@@ -237,14 +237,15 @@ impl Orders {
                     // The transition and the start of the drive both happen even if the caller's connection breaks in
                     // between.
                     let turned = self.driver.detached(async move {
-                        let turned = store.turn(&order, input, steps, driver.lease()).await?;
+                        let turned = store.turn(&order, input, steps, driver.context().lease()).await?;
                         if let Some(turned) = &turned {
-                            driver.start_linked(turned.clone(), operation.span_ref());
+                            let link = Some(operation.span_ref());
+                            effects::start(&driver, Driven { order: turned.clone(), link });
                         }
-                        Ok(turned)
+                        Ok::<_, Error>(turned)
                     });
                     // Lost the compare-and-set to a concurrent transition: read the order again.
-                    let Some(turned) = turned.await? else { continue };
+                    let Some(turned) = turned.await?? else { continue };
                     return Ok(turned);
                 }
             }

@@ -13,7 +13,7 @@ use telemetry::ErrorClass;
 use tonic::{Code, Status};
 
 use crate::error::Error;
-use crate::order::{Order, PaymentFailure};
+use crate::order::{GENERIC_ADVICE, Order, PaymentFailure, Transit};
 
 /// A product, as it is in the catalogue now.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,15 +24,6 @@ pub struct Product {
     pub name: String,
     /// The price of one unit.
     pub price: Money,
-}
-
-/// The delivery time to an address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Transit {
-    /// Business days in transit.
-    pub business_days: u16,
-    /// Hour of the day (UTC, 0 to 24) from which a parcel leaves on the next business day.
-    pub cutoff_hour: u8,
 }
 
 /// The catalogue: the Data Service.
@@ -155,7 +146,7 @@ pub fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
     match payment.state() {
         Succeeded => PaymentAnswer::Done,
         // Refunded here means that the gateway refunded on its own initiative: nothing stays charged.
-        Declined | Failed | Cancelled | Refunded => PaymentAnswer::Refused(PaymentFailure::from_payment(&payment)),
+        Declined | Failed | Cancelled | Refunded => PaymentAnswer::Refused(payment_failure(&payment)),
         state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | RefundRefused) => {
             PaymentAnswer::Undecided(format!("the payment is {}", name(state)))
         }
@@ -168,13 +159,74 @@ pub fn cancelled(payment: Option<payment::Payment>, refund_attempt: i32) -> Paym
     let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
     match payment.state() {
         Cancelled | Refunded | Declined | Failed => PaymentAnswer::Done,
-        RefundRefused if payment.refund_attempt >= refund_attempt => {
-            PaymentAnswer::Refused(PaymentFailure::refund_refused())
-        }
+        RefundRefused if payment.refund_attempt >= refund_attempt => PaymentAnswer::Refused(refund_failure()),
         state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | Succeeded | RefundRefused) => {
             PaymentAnswer::Undecided(format!("the payment is {}", name(state)))
         }
     }
+}
+
+/// The failure of a payment. The codes for lost, stolen and fraudulent cards are hidden: the customer may be the
+/// thief.
+fn payment_failure(payment: &payment::Payment) -> PaymentFailure {
+    use payment::DeclineCode as Code;
+    let code = payment.decline_code();
+    let helps_a_thief = matches!(code, Code::LostCard | Code::StolenCard | Code::Fraudulent);
+    let shown = if helps_a_thief { Code::GenericDecline } else { code };
+    let advice = match shown {
+        // The advice of every code that is shown as this one.
+        Code::GenericDecline => GENERIC_ADVICE.to_owned(),
+        Code::Unspecified
+        | Code::InsufficientFunds
+        | Code::ExpiredCard
+        | Code::IncorrectCvc
+        | Code::LostCard
+        | Code::StolenCard
+        | Code::ProcessingError
+        | Code::Fraudulent
+        | Code::InvalidPaymentDetails
+        | Code::InvalidAmount
+        | Code::GatewayTimeout => named(payment.advice().as_str_name(), "DECLINE_ADVICE_"),
+    };
+    let (reason, message) = match shown {
+        Code::GatewayTimeout => ("GATEWAY_TIMEOUT", "the payment gateway did not answer in time; nothing was charged"),
+        Code::Unspecified => ("PAYMENT_CANCELLED", "the payment was cancelled; nothing was charged"),
+        Code::InsufficientFunds => ("PAYMENT_DECLINED", "the account has insufficient funds"),
+        Code::ExpiredCard => ("PAYMENT_DECLINED", "the card has expired"),
+        Code::IncorrectCvc => ("PAYMENT_DECLINED", "the card's security code is wrong"),
+        Code::ProcessingError => ("PAYMENT_DECLINED", "the issuer could not process the payment"),
+        Code::InvalidPaymentDetails => {
+            ("PAYMENT_DECLINED", "the payment details are malformed, or the payment method is unknown")
+        }
+        Code::InvalidAmount => {
+            ("PAYMENT_DECLINED", "the amount is not positive, over the limit, or in an unknown currency")
+        }
+        Code::GenericDecline | Code::LostCard | Code::StolenCard | Code::Fraudulent => {
+            ("PAYMENT_DECLINED", "the issuer declined the payment")
+        }
+    };
+    PaymentFailure {
+        reason: reason.into(),
+        decline_code: named(shown.as_str_name(), "DECLINE_CODE_"),
+        advice,
+        message: message.into(),
+    }
+}
+
+/// The failure of a refund that the gateway refuses.
+fn refund_failure() -> PaymentFailure {
+    PaymentFailure {
+        reason: "REFUND_REFUSED".into(),
+        decline_code: String::new(),
+        advice: String::new(),
+        message: "the payment gateway refuses the refund; an operator must intervene".into(),
+    }
+}
+
+/// An enum value's name without its prefix; empty for UNSPECIFIED.
+fn named(name: &str, prefix: &str) -> String {
+    let name = name.trim_start_matches(prefix);
+    if name == "UNSPECIFIED" { String::new() } else { name.to_owned() }
 }
 
 fn name(state: payment::PaymentState) -> &'static str {
@@ -297,5 +349,22 @@ mod tests {
         for code in 1..=16 {
             assert!(matches!(undecided(&Status::new(Code::from(code), "m")), PaymentAnswer::Undecided(_)));
         }
+    }
+    #[test]
+    fn no_field_of_a_failure_reveals_that_a_card_is_lost_stolen_or_used_for_fraud() {
+        use payment::{DeclineAdvice, DeclineCode};
+        let of = |code: DeclineCode, advice: DeclineAdvice| {
+            let payment = payment::Payment { decline_code: code.into(), advice: advice.into(), ..Default::default() };
+            payment_failure(&payment)
+        };
+        let generic = of(DeclineCode::GenericDecline, DeclineAdvice::UseOtherMethod);
+        assert_eq!((generic.decline_code.as_str(), generic.advice.as_str()), ("GENERIC_DECLINE", "USE_OTHER_METHOD"));
+        for code in [DeclineCode::LostCard, DeclineCode::StolenCard, DeclineCode::Fraudulent] {
+            assert_eq!(of(code, DeclineAdvice::DoNotRetry), generic, "{code:?}");
+        }
+        let stored_before = PaymentFailure { advice: "DO_NOT_RETRY".into(), ..generic };
+        assert_eq!(stored_before.shown_advice(), "USE_OTHER_METHOD");
+        let amount = of(DeclineCode::InvalidAmount, DeclineAdvice::DoNotRetry);
+        assert_eq!((amount.advice.as_str(), amount.shown_advice()), ("DO_NOT_RETRY", "DO_NOT_RETRY"));
     }
 }

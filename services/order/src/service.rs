@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::convert;
-use crate::effects::Driver;
+use crate::effects::{self, Driver};
 use crate::error::{Error, status};
 use crate::explain::Explainer;
 use crate::inventory::Inventory;
@@ -117,7 +117,7 @@ impl PaymentConfirmationService for ConfirmationHandlers {
         request: Request<proto::ConfirmPaymentRequest>,
     ) -> Result<Response<proto::ConfirmPaymentResponse>, Status> {
         let id = convert::order_id(&request.get_ref().order_id).map_err(Error::from).map_err(status)?;
-        self.driver.wake(id).await.map_err(status)?;
+        effects::wake(&self.driver, id).await.map_err(Error::from).map_err(status)?;
         Ok(Response::new(proto::ConfirmPaymentResponse {}))
     }
 }

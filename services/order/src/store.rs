@@ -6,11 +6,11 @@
 //! - `claim`: claims and backoff
 //! - `stock`: inventory
 //! - `unpaid`: limits on what a customer may reserve before paying
-//! - `audit`: reads for [`crate::audit`]
+//! - `invariants`: reads for [`crate::invariants`]
 
-mod audit;
 mod claim;
 mod commit;
+mod invariants;
 mod stock;
 mod unpaid;
 
@@ -24,8 +24,7 @@ use telemetry::TraceParent;
 
 use crate::entity::{fulfillment, order_history, order_line, orders};
 use crate::lifecycle::State;
-use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope};
-use crate::ports::Transit;
+use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope, Transit};
 
 pub use commit::Advance;
 pub(crate) use commit::{NoTransition, Steps};

@@ -202,7 +202,7 @@ impl Sources {
     async fn cases(
         &self,
         ids: &[OrderId],
-        orders: Vec<order::audit::AuditedOrder>,
+        orders: Vec<order::invariants::AuditedOrder>,
         waiting: &[TraceEvent],
         charge: impl Fn(OrderId) -> Option<Charge>,
     ) -> Result<Vec<Case>, Unchecked> {
@@ -223,7 +223,7 @@ impl Sources {
             let Some(order) = event.order_id else { continue };
             events.entry(order).or_default().insert(event.event_id, event);
         }
-        let case = |order: order::audit::AuditedOrder| {
+        let case = |order: order::invariants::AuditedOrder| {
             let payment = payments.remove(&order.id);
             let mut attempts = attempts.remove(&order.id).unwrap_or_default();
             // The payment was read first: a later attempt may have been added since.

@@ -22,6 +22,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 
 use crate::payment::{DeclineCode, PaymentMethod, shortened};
+use crate::settings::ApiKey;
 
 /// Maximum bytes of an external message that are kept.
 const MAX_MESSAGE_BYTES: usize = 200;
@@ -168,14 +169,10 @@ impl fmt::Debug for GrpcGateway {
 
 impl GrpcGateway {
     /// A client on a channel, with the merchant's API key. Each call has this timeout.
-    pub(crate) fn new(channel: Channel, mut api_key: MetadataValue<Ascii>, timeout: Duration) -> Self {
+    pub fn new(channel: Channel, api_key: ApiKey, timeout: Duration) -> Self {
+        let mut api_key = api_key.into_inner();
         api_key.set_sensitive(true);
         Self { channel, api_key, timeout }
-    }
-
-    /// The same, for callers outside this crate.
-    pub fn of_merchant(channel: Channel, api_key: crate::ApiKey, timeout: Duration) -> Self {
-        Self::new(channel, api_key.0, timeout)
     }
 
     fn client(&self) -> PaymentGatewayServiceClient<Channel> {

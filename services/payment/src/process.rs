@@ -7,7 +7,6 @@ use kernel::{AmountLimits, Money, OrderId, UserId};
 use telemetry::{EventSink, Kind, Operation, Parent};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::task::TaskTracker;
 
 use crate::driver::Driver;
 use crate::error::Error;
@@ -68,8 +67,6 @@ pub struct Processor {
     pub waiters: Waiters,
     /// The sink of events.
     pub events: Arc<dyn EventSink>,
-    /// Tracks the drives, which outlive their calls.
-    pub tasks: TaskTracker,
     /// The limits.
     pub limits: Limits,
 }
@@ -159,9 +156,9 @@ impl Processor {
     {
         let (answer, answered) = oneshot::channel();
         let (driver, waiters) = (self.driver.clone(), self.waiters.clone());
-        self.tasks.spawn(async move {
+        self.driver.context().tasks.spawn(async move {
             let permit = driver.permit();
-            let lease = permit.as_ref().map(|_| driver.lease());
+            let lease = permit.as_ref().map(|_| driver.context().lease());
             let opened = match open(lease).await {
                 Ok(opened) => opened,
                 Err(error) => return drop(answer.send(Err(error))),

@@ -198,10 +198,8 @@ impl Store {
     /// # Errors
     /// The database failed.
     pub async fn open(&self, draft: Draft, lease: Option<Lease>, open: OpenOperation) -> Result<Opened, Error> {
-        let store = self.clone();
         self.db
-            .transact(move |tx| {
-                let (store, draft, lease, open) = (store.clone(), draft.clone(), lease.clone(), open.clone());
+            .transact_with((self.clone(), draft, lease, open), |tx, (store, draft, lease, open)| {
                 Box::pin(async move { store.open_in(tx, draft, lease, &open).await })
             })
             .await
@@ -247,10 +245,8 @@ impl Store {
         lease: Option<Lease>,
         open: OpenOperation,
     ) -> Result<Opened, Error> {
-        let store = self.clone();
         self.db
-            .transact(move |tx| {
-                let (store, lease, open) = (store.clone(), lease.clone(), open.clone());
+            .transact_with((self.clone(), lease, open), move |tx, (store, lease, open)| {
                 Box::pin(async move { store.cancel_in(tx, order_id, n, parent, lease, &open).await })
             })
             .await
@@ -354,11 +350,9 @@ impl Store {
         schedule: Schedule,
         event: Option<(Operation, Outcome)>,
     ) -> Result<Option<Payment>, Error> {
-        let (store, before) = (self.clone(), before.clone());
+        let args = (self.clone(), before.clone(), after, attempt, schedule, event);
         self.db
-            .transact(move |tx| {
-                let (store, before, after) = (store.clone(), before.clone(), after.clone());
-                let (attempt, schedule, event) = (attempt.clone(), schedule.clone(), event.clone());
+            .transact_with(args, |tx, (store, before, after, attempt, schedule, event)| {
                 Box::pin(async move {
                     let written = store.write(tx, &before, after, &attempt, &schedule).await?;
                     if let (Some(_), Some((operation, outcome))) = (&written, &event) {

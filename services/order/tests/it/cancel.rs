@@ -94,7 +94,7 @@ async fn a_cancellation_during_the_charge_wins_against_its_result() {
         cancel(&orders, &seen, id).await.expect("it is not too late");
     }))]);
     world.clock.advance(LEASE);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 1);
+    assert_eq!(world.instance("order-2").run_due().await.expect("a poll"), 1);
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
     assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
@@ -166,7 +166,7 @@ async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
 
     assert_eq!(world.cancel(id).await.expect("OK").state, State::NeedsAttention, "a cancellation changes nothing");
     world.clock.advance(LEASE * 100);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 0, "no pending effect");
+    assert_eq!(world.instance("order-2").run_due().await.expect("a poll"), 0, "no pending effect");
 
     let retried = world.retry(id).await.expect("an operator may");
     assert_eq!((retried.state, retried.refund_attempt), (State::Cancelling, 2));

@@ -235,10 +235,9 @@ async fn an_order_is_driven_even_if_its_client_disconnects_during_the_commit() {
     let world = World::on_file().await;
     // Hold the store's only writer.
     let (holding, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (db, held, release) = (world.db.clone(), holding.clone(), gate.clone());
+    let (db, signals) = (world.db.clone(), (holding.clone(), gate.clone()));
     let holder = tokio::spawn(async move {
-        db.transact(move |_tx| {
-            let (held, release) = (held.clone(), release.clone());
+        db.transact_with(signals, |_tx, (held, release)| {
             Box::pin(async move {
                 held.notify_one();
                 release.notified().await;

@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use kernel::{FaultPoint, FaultSite, Faults, Money, OrderId};
 use order::Error;
 use order::lifecycle::State;
-use order::order::{Order, PaymentFailure};
-use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
+use order::order::{Order, PaymentFailure, Transit};
+use order::ports::{Catalog, PaymentAnswer, Payments, Product};
 use telemetry::{Disposition, Ended, EventSink, TraceEvent};
 use tokio::sync::{Notify, watch};
 

@@ -59,7 +59,7 @@ async fn an_order_whose_stock_was_written_off_is_cancelled_and_refunded() {
     let id = world.abandoned_order().await;
     world.adjust("MUG", -10, true).await.expect("written off");
     world.clock.advance(LEASE);
-    world.instance("order-2").drive_due().await.expect("a poll");
+    world.instance("order-2").run_due().await.expect("a poll");
     world.settle().await;
     assert_eq!(world.states(id).await, [State::Created, State::Paid, State::Cancelling, State::Cancelled]);
     let order = world.order(id).await;

@@ -11,7 +11,7 @@ async fn left_in(table: Table) -> (State, Option<String>) {
     let driver = world.instance_by(table);
     for _ in 0..3 {
         world.clock.advance(LEASE + BACKOFF_CAP);
-        driver.drive_due().await.expect("the store works");
+        driver.run_due().await.expect("the store works");
     }
     let order = world.order(id).await;
     let fulfilled = world.events().await.iter().filter(|event| event.event_type == "order_fulfillment").count();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kernel::{Clock, FaultPoint, IdSource, ManualClock, Money, OrderId, RequestId, SystemIds, Timestamp, UserId};
 use order::Error;
-use order::effects::{Driver, Options, Parts};
+use order::effects::{Context, Driver, Effects, Options};
 use order::inventory::{AdjustStock, Inventory, Stock};
 use order::lifecycle::{State, Table};
 use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};
@@ -77,8 +77,8 @@ pub(crate) struct World {
     pub(crate) driver: Driver,
     pub(crate) orders: Orders,
     pub(crate) inventory: Inventory,
-    pub(crate) watchers: Watchers,
     pub(crate) user: UserId,
+    shared: Shared,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -105,9 +105,16 @@ impl World {
         let prices = [("MUG", eur(1_250)), ("PLATE", eur(800)), ("SPOON", eur(100)), ("VASE", usd(4_000))];
         let catalog = FakeCatalog::new(prices);
         let (faults, seen) = (Arc::new(Plan::default()), Arc::new(Seen::default()));
-        let (tasks, watchers) = (TaskTracker::new(), Watchers::new(10));
-        let parts = parts(&store, &payments, &clock, &seen, &watchers, &faults, &tasks, "order-1");
-        let driver = Driver::new(parts);
+        let tasks = TaskTracker::new();
+        let shared = Shared {
+            store: store.clone(),
+            payments: payments.clone(),
+            clock: clock.clone(),
+            unclaimed: seen.clone(),
+            watchers: Watchers::new(10),
+            tasks: tasks.clone(),
+        };
+        let driver = shared.driver("order-1", faults.clone());
         let orders = Orders {
             store: store.clone(),
             catalog: catalog.clone(),
@@ -130,8 +137,8 @@ impl World {
             driver,
             orders,
             inventory,
-            watchers,
             user,
+            shared,
             _folder: folder,
         };
         for (sku, on_hand) in [("MUG", 10), ("PLATE", 10), ("VASE", 1)] {
@@ -142,29 +149,22 @@ impl World {
 
     /// Another instance on the same store, with the same peers; it never crashes.
     pub(crate) fn instance(&self, name: &str) -> Driver {
-        self.instance_until(name, &CancellationToken::new())
+        self.shared.driver(name, Arc::default())
     }
 
     /// The same, with this shutdown token.
     pub(crate) fn instance_until(&self, name: &str, stop: &CancellationToken) -> Driver {
-        let immortal = Arc::new(Plan::default());
-        let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
-        let parts = parts(store, payments, clock, seen, watchers, &immortal, tasks, name);
-        Driver::new(Parts { shutdown: stop.clone(), ..parts })
+        self.shared.driver_by(order::lifecycle::next, name, Arc::default(), stop.clone())
     }
 
     /// The same, with another state machine.
     pub(crate) fn instance_by(&self, table: Table) -> Driver {
-        let immortal = Arc::new(Plan::default());
-        let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
-        let parts = parts(store, payments, clock, seen, watchers, &immortal, tasks, "order-2");
-        Driver::new(Parts { table, ..parts })
+        self.shared.driver_by(table, "order-2", Arc::default(), CancellationToken::new())
     }
 
     /// Another instance, with the planned crashes of `faults`.
     pub(crate) fn mortal(&self, name: &str) -> Driver {
-        let Self { store, payments, clock, seen, watchers, tasks, faults, .. } = self;
-        Driver::new(parts(store, payments, clock, seen, watchers, faults, tasks, name))
+        self.shared.driver(name, self.faults.clone())
     }
 
     /// Instance "order-2" drives the due order, and stalls in its call to the Payment Service.
@@ -173,9 +173,9 @@ impl World {
         let asked = self.payments.all_asked().len();
         self.payments.will([reply(&gate)]);
         let driver = self.instance("order-2");
-        let order = driver.claim_due(1).await.expect("a poll").pop().expect("one is due");
-        assert_eq!(order.id, id);
-        let driving = tokio::spawn(async move { driver.drive(order, None).await });
+        let driven = driver.claim_due(1).await.expect("a poll").pop().expect("one is due");
+        assert_eq!(driven.order.id, id);
+        let driving = tokio::spawn(async move { driver.run(driven).await });
         tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("the payment is requested");
         Stalled { gate, driving }
     }
@@ -299,7 +299,7 @@ impl World {
     pub(crate) async fn drive_to_rest(&self, driver: &Driver, most: usize) {
         for _ in 0..most {
             self.clock.advance(LEASE + BACKOFF_CAP);
-            if driver.drive_due().await.expect("orders are claimed") == 0 {
+            if driver.run_due().await.expect("orders are claimed") == 0 {
                 return;
             }
             // Other tasks (a cancellation's driver) must end first: the check does not read a snapshot.
@@ -342,35 +342,33 @@ pub(crate) async fn cancel(orders: &Orders, seen: &Arc<Seen>, id: OrderId) -> Re
     orders.cancel(&operation, Scope::All, id).await
 }
 
-#[expect(clippy::too_many_arguments, reason = "every dependency of a driver is an argument")]
-fn parts(
-    store: &Store,
-    payments: &Arc<FakePayments>,
-    clock: &Arc<ManualClock>,
-    seen: &Arc<Seen>,
-    watchers: &Watchers,
-    faults: &Arc<Plan>,
-    tasks: &TaskTracker,
-    instance: &str,
-) -> Parts {
-    Parts {
-        table: order::lifecycle::next,
-        store: store.clone(),
-        payments: payments.clone(),
-        clock: clock.clone(),
-        ids: Arc::new(SystemIds),
-        events: seen.clone(),
-        watchers: watchers.clone(),
-        faults: faults.clone(),
-        tasks: tasks.clone(),
-        shutdown: CancellationToken::new(),
-        options: Options {
-            instance: instance.into(),
+/// What the drivers of all instances share.
+#[derive(Clone)]
+struct Shared {
+    store: Store,
+    payments: Arc<FakePayments>,
+    clock: Arc<ManualClock>,
+    unclaimed: Arc<Seen>,
+    watchers: Watchers,
+    tasks: TaskTracker,
+}
+
+impl Shared {
+    fn driver(&self, name: &str, faults: Arc<Plan>) -> Driver {
+        self.driver_by(order::lifecycle::next, name, faults, CancellationToken::new())
+    }
+
+    fn driver_by(&self, table: Table, name: &str, faults: Arc<Plan>, shutdown: CancellationToken) -> Driver {
+        let Self { store, payments, clock, unclaimed, watchers, tasks } = self.clone();
+        let effects = Effects { table, store, payments, clock, events: unclaimed, watchers };
+        let options = Options {
+            instance: name.into(),
             lease: LEASE,
             poll_interval: Duration::from_millis(20),
             backoff: Duration::from_millis(200),
             backoff_cap: BACKOFF_CAP,
             max_drives: 16,
-        },
+        };
+        Driver::new(effects, Context { options, ids: Arc::new(SystemIds), faults, tasks, shutdown })
     }
 }

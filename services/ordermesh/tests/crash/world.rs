@@ -14,9 +14,9 @@ use kernel::{IdSource, ManualClock, Money, NoFaults, OrderId, RequestId, SystemI
 use mesh::About;
 use order::inventory::{AdjustStock, Inventory};
 use order::lifecycle::State;
-use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope};
+use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope, Transit};
 use order::orders::Orders;
-use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
+use order::ports::{Catalog, PaymentAnswer, Payments, Product};
 use order::watch::Watchers;
 use ordermesh::promises::{Report, Sources};
 use payment::payment::Payment;
@@ -241,7 +241,7 @@ struct WakeUp(Arc<Shared>);
 impl Confirmations for WakeUp {
     fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
         Box::pin(async move {
-            let woken = self.0.api_driver().wake(order).await;
+            let woken = order::effects::wake(&self.0.api_driver(), order).await;
             woken.map_err(|error| NoAnswer::new(error.to_string()))
         })
     }
@@ -429,14 +429,17 @@ impl World {
         let shared = &self.shared;
         let (tasks, waiters) = (TaskTracker::new(), Waiters::default());
         let events: Arc<dyn EventSink> = Arc::new(Teller("payment", name.to_owned()));
-        let driver = payment::driver::Driver::new(payment::driver::Parts {
+        let payments = payment::driver::Payments {
             store: shared.payments.clone(),
             gateway: shared.ledger.clone(),
             confirmations: Arc::new(WakeUp(shared.clone())),
             clock: shared.clock.clone(),
-            ids: Arc::new(SystemIds),
             events: events.clone(),
             waiters: waiters.clone(),
+            doubt_limit: DOUBT_LIMIT,
+        };
+        let context = payment::driver::Context {
+            ids: Arc::new(SystemIds),
             faults: shared.plan.clone(),
             tasks: tasks.clone(),
             shutdown: CancellationToken::new(),
@@ -446,16 +449,15 @@ impl World {
                 poll_interval: GUARD,
                 backoff: BACKOFF,
                 backoff_cap: BACKOFF_CAP,
-                doubt_limit: DOUBT_LIMIT,
                 max_drives: 8,
             },
-        });
+        };
+        let driver = payment::driver::Driver::new(payments, context);
         let processor = Processor {
             store: shared.payments.clone(),
             driver: driver.clone(),
             waiters,
             events,
-            tasks: tasks.clone(),
             limits: Limits { amount: kernel::AmountLimits::default(), answer_within: GUARD },
         };
         *lock(&shared.payment) = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
@@ -486,12 +488,12 @@ impl World {
     /// Each driver polls once. Returns when nothing moves any more; stalled drivers stay stalled.
     pub(crate) async fn drive_once(&self, order: &OrderInstance) {
         let driver = order.driver.clone();
-        self.run(&order.name, async move { driver.drive_due().await.map(|_| ()) }).await;
+        self.run(&order.name, async move { driver.run_due().await.map(|_| ()) }).await;
         self.settle(&order.tasks, &order.name).await;
         let payment = self.shared.payment_instance();
         if !self.plan.has_died(&payment.name) && !self.plan.is_stalled(&payment.name) {
             let driver = payment.driver.clone();
-            self.run(&payment.name, async move { driver.tick().await.map(|_| ()) }).await;
+            self.run(&payment.name, async move { driver.attempt_due().await.map(|_| ()) }).await;
         }
         self.settle(&payment.tasks, &payment.name).await;
         self.api.check("a round").await;
@@ -546,7 +548,7 @@ impl World {
 
     /// Sends a confirmation to the Order Service: true or not, it decides nothing.
     pub(crate) async fn confirm(&self) {
-        self.shared.api_driver().wake(self.api.id()).await.expect("the order is woken");
+        order::effects::wake(&self.shared.api_driver(), self.api.id()).await.expect("the order is woken");
         self.api.check("a confirmation").await;
     }
 
@@ -560,7 +562,7 @@ impl World {
     /// Drives the payment once, whatever the order's state.
     pub(crate) async fn settle_payment(&self) {
         self.later();
-        self.shared.payment_instance().driver.tick().await.expect("payments are claimed");
+        self.shared.payment_instance().driver.attempt_due().await.expect("payments are claimed");
     }
 
     /// Advances the clock beyond leases and backoff.
@@ -639,14 +641,16 @@ fn order_driver(
     tasks: &TaskTracker,
 ) -> order::effects::Driver {
     let faults: Arc<dyn kernel::Faults> = if max_drives == 0 { Arc::new(NoFaults) } else { shared.plan.clone() };
-    order::effects::Driver::new(order::effects::Parts {
+    let effects = order::effects::Effects {
         table: order::lifecycle::next,
         store: shared.orders.clone(),
         payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
         clock: shared.clock.clone(),
-        ids: Arc::new(SystemIds),
         events: Arc::new(Teller("order", name.to_owned())),
         watchers: Watchers::new(1),
+    };
+    let context = order::effects::Context {
+        ids: Arc::new(SystemIds),
         faults,
         tasks: tasks.clone(),
         shutdown: CancellationToken::new(),
@@ -659,5 +663,6 @@ fn order_driver(
             backoff_cap: BACKOFF_CAP,
             max_drives,
         },
-    })
+    };
+    order::effects::Driver::new(effects, context)
 }

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use driver::Outcome;
 use kernel::{Clock, FaultPoint, Money};
-use payment::driver::Step;
 use payment::error::Error;
 use payment::lifecycle::State;
 use payment::payment::{DECLINE_CODES, DeclineCode, charge_key};
@@ -74,7 +74,7 @@ async fn a_payment_in_doubt_past_the_limit_fails_only_if_certainly_not_charged()
     assert_eq!(world.process(&one).await.state, State::InDoubt);
     assert!(world.payment().await.payment_method.is_some(), "the charge may have to be retried");
     let steps = world.later(&one, 2).await;
-    assert!(matches!(&steps[..], [Step::GoesOn(on), ..] if on.state == State::Cancelling), "{steps:?}");
+    assert!(matches!(&steps[..], [Outcome::Advanced(on), ..] if on.state == State::Cancelling), "{steps:?}");
     let payment = world.payment().await;
     assert_eq!((payment.state, payment.decline_code), (State::Failed, Some(DeclineCode::GatewayTimeout)));
     assert_eq!(world.gateway.money_taken(), 0);
@@ -203,8 +203,8 @@ async fn a_driver_that_resumes_after_the_cancellation_charges_nothing() {
         world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((FaultPoint::BeforeEffect, State::Pending))))), 8);
     let stalled = world.process(&one).await;
     assert_eq!(world.cancel(&world.instance("two"), 1).await.state, State::Cancelled);
-    let step = one.driver.step(stalled).await.expect("an attempt");
-    assert_eq!(step, Step::Lost);
+    let step = one.driver.attempt(stalled).await.expect("an attempt");
+    assert_eq!(step, Outcome::Lost);
     assert_eq!(world.gateway.money_taken(), 0);
     assert_eq!(world.state().await, State::Cancelled);
     assert_eq!(world.events().await, [ok("cancel")]);
@@ -234,10 +234,10 @@ async fn two_concurrent_drivers_charge_once_and_write_one_event() {
         world.instance("two"),
     );
     let pending = world.process(&one).await;
-    let (first, second) = tokio::join!(one.driver.step(pending.clone()), two.driver.step(pending));
+    let (first, second) = tokio::join!(one.driver.attempt(pending.clone()), two.driver.attempt(pending));
     let steps = [first.expect("an attempt"), second.expect("an attempt")];
-    assert_eq!(steps.iter().filter(|step| **step == Step::Lost).count(), 1);
-    assert_eq!(steps.iter().filter(|step| matches!(step, Step::Settled(_))).count(), 1);
+    assert_eq!(steps.iter().filter(|step| **step == Outcome::Lost).count(), 1);
+    assert_eq!(steps.iter().filter(|step| matches!(step, Outcome::Completed(_))).count(), 1);
     assert_eq!(world.gateway.money_taken(), 1);
     assert_eq!(world.events().await, [ok("charge")]);
     assert_eq!(world.attempts().await.len(), 1);
@@ -252,9 +252,13 @@ async fn after_a_crash_at_any_fault_point_another_driver_completes_the_payment()
         let known = world.process(&one).await.state;
         assert_eq!(known, at, "{point:?}");
         let two = world.instance("two");
-        assert_eq!(two.driver.tick().await.expect("nothing due"), [], "{point:?}: the crashed driver holds the lease");
+        assert_eq!(
+            two.driver.attempt_due().await.expect("nothing due"),
+            [],
+            "{point:?}: the crashed driver holds the lease"
+        );
         world.clock.advance(LEASE);
-        two.driver.tick().await.expect("an attempt");
+        two.driver.attempt_due().await.expect("an attempt");
         assert_eq!(world.state().await, State::Succeeded, "{point:?}");
         assert_eq!(world.gateway.money_taken(), 1, "{point:?}");
         assert_eq!(world.events().await, [ok("charge")], "{point:?}");
@@ -296,7 +300,7 @@ async fn a_draining_instance_drives_nothing_more_and_frees_its_leases() {
     let mut world = world;
     world.another_order();
     assert_eq!(world.process(&one).await.state, State::Pending, "recorded, and left to other instances");
-    world.instance("two").driver.tick().await.expect("an attempt");
+    world.instance("two").driver.attempt_due().await.expect("an attempt");
     assert_eq!(world.state().await, State::Succeeded);
 }
 
@@ -310,7 +314,7 @@ async fn payments_beyond_the_drive_limit_stay_due() {
     world.another_order();
     let waiting = world.process(&one).await;
     assert_eq!((waiting.state, waiting.lease_owner), (State::Pending, None));
-    assert_eq!(one.driver.tick().await.expect("an attempt").len(), 1);
+    assert_eq!(one.driver.attempt_due().await.expect("an attempt").len(), 1);
     assert_eq!(world.state().await, State::Succeeded);
 }
 
@@ -489,7 +493,7 @@ async fn setting_the_clock_back_does_not_extend_the_doubt() {
         if world.state().await != State::InDoubt {
             break;
         }
-        let steps = one.driver.tick().await.expect("an attempt");
+        let steps = one.driver.attempt_due().await.expect("an attempt");
         if steps.is_empty() {
             world.when_due(&one).await;
         }
@@ -506,7 +510,7 @@ async fn a_crashed_instances_lease_of_a_clock_that_was_set_back_is_taken_over() 
     let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(stop))), 8);
     world.process(&one).await;
     world.clock.set_back(HOUR);
-    assert_eq!(world.instance("two").driver.tick().await.expect("an attempt").len(), 1);
+    assert_eq!(world.instance("two").driver.attempt_due().await.expect("an attempt").len(), 1);
     assert_eq!(world.state().await, State::Succeeded);
     assert_eq!(world.gateway.money_taken(), 1);
 }

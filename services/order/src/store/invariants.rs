@@ -1,4 +1,4 @@
-//! Reads for [`crate::audit`].
+//! Reads for [`crate::invariants`].
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use storage::Error;
 use uuid::Uuid;
 
 use super::{Store, corrupt};
-use crate::audit::{AuditedOrder, AuditedStep, AuditedStock, asked};
 use crate::entity::{fulfillment, order_history, order_line, orders};
+use crate::invariants::{AuditedOrder, AuditedStep, AuditedStock, asked};
 use crate::lifecycle::State;
 use crate::order::LineState;
 
