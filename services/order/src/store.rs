@@ -2,24 +2,26 @@
 //!
 //! # Layout
 //! - here: reading
-//! - `commit`: creating orders, recording transitions
+//! - `commit`: creating orders, recording transitions; `create`, `advance`: a set of each
 //! - `claim`: claims and backoff
 //! - `stock`: inventory
 //! - `unpaid`: limits on what a customer may reserve before paying
 //! - `invariants`: reads for [`crate::invariants`]
 
+mod advance;
 mod claim;
 mod commit;
+mod create;
 mod invariants;
 mod stock;
 mod unpaid;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kernel::{Clock, FulfillmentId, Money, OrderId, RequestId, Timestamp, UserId};
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value};
-use storage::{Database, Error, Leases};
+use storage::{Database, Error, Lane, Leases};
 use telemetry::TraceParent;
 
 use crate::entity::{fulfillment, order_history, order_line, orders};
@@ -42,7 +44,14 @@ pub struct Store {
     clock: Arc<dyn Clock>,
     leases: Leases,
     unpaid_limits: UnpaidLimits,
-    turns: unpaid::Turns,
+    /// Started on first use, when the store's settings are final.
+    lanes: Arc<OnceLock<Lanes>>,
+}
+
+/// What is committed in sets.
+struct Lanes {
+    creations: Lane<create::Creations>,
+    changes: Lane<advance::Changes>,
 }
 
 /// The error for an invalid stored value.
@@ -54,13 +63,23 @@ impl Store {
     /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let leases = Leases::new(db.clone(), clock.clone(), "orders");
-        Self { db, clock, leases, unpaid_limits: UnpaidLimits::default(), turns: unpaid::Turns::default() }
+        Self { db, clock, leases, unpaid_limits: UnpaidLimits::default(), lanes: Arc::default() }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
     #[must_use]
     pub fn by_given_clock(self) -> Self {
-        Self { leases: self.leases.by_given_clock(), ..self }
+        Self { leases: self.leases.by_given_clock(), lanes: Arc::default(), ..self }
+    }
+
+    fn lanes(&self) -> &Lanes {
+        self.lanes.get_or_init(|| Lanes {
+            creations: Lane::start(
+                self.db.clone(),
+                create::Creations { leases: self.leases.clone(), limits: self.unpaid_limits },
+            ),
+            changes: Lane::start(self.db.clone(), advance::Changes { leases: self.leases.clone() }),
+        })
     }
 
     fn statement(&self, sql: impl Into<String>, values: impl IntoIterator<Item = Value>) -> Statement {

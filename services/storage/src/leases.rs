@@ -106,7 +106,17 @@ impl Leases {
 
     /// The current time as a parameter: NULL for the database's clock.
     pub fn now(&self) -> Value {
-        (!self.by_database).then(|| self.clock.now().as_micros()).into()
+        self.now_micros().into()
+    }
+
+    /// The same, for a column of [`crate::Rows`].
+    pub fn now_micros(&self) -> Option<i64> {
+        (!self.by_database).then(|| self.clock.now().as_micros())
+    }
+
+    /// The current time in SQL, where `column` holds [`Leases::now_micros`].
+    pub fn now_of(&self, column: &str) -> String {
+        now_sql(self.db.backend(), column)
     }
 
     /// The current time of the clock that is used.

@@ -20,7 +20,7 @@ use sea_orm::{
 use telemetry::{Operation, Outcome, TraceEvent};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::connect::Database;
+use crate::connect::{Backend, Database};
 use crate::connection::{Open, Readers, TxConnection};
 use crate::error::{Error, Failure};
 use crate::metrics::Metrics;
@@ -60,6 +60,14 @@ impl Tx {
     /// The connection of the transaction.
     pub fn conn(&self) -> &TxConnection {
         &self.conn
+    }
+
+    /// The kind of database.
+    pub fn backend(&self) -> Backend {
+        match &self.conn.0 {
+            Open::Sqlite(_) => Backend::Sqlite,
+            Open::Postgres(_) => Backend::Postgres,
+        }
     }
 
     /// Writes the operation's event in this transaction, and claims its slot once that is committed. Does nothing if

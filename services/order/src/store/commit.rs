@@ -1,26 +1,38 @@
-//! Creating an order and recording its transitions: each is one transaction, with its history and its events.
+//! Creating an order and recording its transitions, each with its history and its events: committed in sets.
 
-use kernel::{OrderId, RequestId, Timestamp};
-use sea_orm::{ActiveValue::Set, ConnectionTrait, EntityTrait, FromQueryResult, Value};
-use storage::Tx;
-use storage::leases::micros;
+use kernel::{RequestId, Timestamp};
+use sea_orm::FromQueryResult;
+use storage::{Rows, Tx};
 use telemetry::{Operation, Outcome, TraceParent};
 
+use super::advance::Change;
+use super::create::Creation;
 use super::{Lease, Store};
-use crate::entity::{fulfillment, order_history, order_line};
 use crate::error::Error;
 use crate::lifecycle::{Answer, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
-use crate::order::{Fulfillment, Line, LineState, Order, PaymentFailure};
+use crate::order::{Fulfillment, LineState, Order, PaymentFailure};
 
 /// A transition of an order: the new state, the reason, and the operation that performs it. Only a table makes one.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
-    to: State,
+    pub(super) to: State,
     /// For the history.
-    reason: String,
-    span_ref: TraceParent,
+    pub(super) reason: String,
+    pub(super) span_ref: TraceParent,
     /// The operation whose event is written with it, and its outcome.
-    event: Option<(Operation, Outcome)>,
+    pub(super) event: Option<(Operation, Outcome)>,
+}
+
+impl Step {
+    /// The creation, by an operation whose event is the creation's.
+    pub(super) fn initial(operation: &Operation) -> Self {
+        Self {
+            to: INITIAL,
+            reason: "order created".into(),
+            span_ref: operation.span_ref(),
+            event: Some((operation.clone(), Outcome::Success)),
+        }
+    }
 }
 
 /// Transitions of one order that are recorded together, each by the table.
@@ -95,42 +107,11 @@ pub enum Advance {
     StockLost,
 }
 
-/// The due time of the pending effect, as the database's clock has set it.
+/// The due time of an order's pending effect, as the database's clock has set it.
 #[derive(FromQueryResult)]
-struct Due {
-    next_attempt_time: Option<i64>,
-}
-
-impl Due {
-    fn time(&self) -> Option<Timestamp> {
-        self.next_attempt_time.map(Timestamp::from_micros)
-    }
-}
-
-/// Why a transaction is rolled back.
-#[derive(Debug)]
-enum Undone {
-    Lost,
-    StockLost,
-    Failed(storage::Error),
-}
-
-impl From<storage::Error> for Undone {
-    fn from(error: storage::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<sea_orm::DbErr> for Undone {
-    fn from(error: sea_orm::DbErr) -> Self {
-        Self::Failed(error.into())
-    }
-}
-
-impl storage::Failure for Undone {
-    fn storage(&self) -> Option<&storage::Error> {
-        if let Self::Failed(error) = self { Some(error) } else { None }
-    }
+pub(super) struct Due {
+    pub(super) order_id: uuid::Uuid,
+    pub(super) next_attempt_time: Option<i64>,
 }
 
 impl Store {
@@ -147,70 +128,9 @@ impl Store {
         fingerprint: &str,
         lease: Lease,
     ) -> Result<Option<Order>, Error> {
-        let _turn = self.in_turn(order.user).await;
-        let args = (self.clone(), operation.clone(), order.clone(), fingerprint.to_owned(), lease);
-        self.db
-            .transact_with(args, move |tx, (store, operation, order, fingerprint, lease)| {
-                Box::pin(async move {
-                    store.check_unpaid(tx, order.user, &order.lines).await?;
-                    let due = store.insert_order(tx, &order, request, &fingerprint, &lease).await?;
-                    let Some(due) = due else { return Ok(None) };
-                    insert_lines(tx, &order).await?;
-                    let step = Step {
-                        to: INITIAL,
-                        reason: "order created".into(),
-                        span_ref: operation.span_ref(),
-                        event: None,
-                    };
-                    insert_history(tx, order.id, order.version, &[step], order.create_time).await?;
-                    // The hot rows come last, to hold their locks as briefly as possible.
-                    store.reserve(tx, &order.lines).await?;
-                    tx.emit(&operation, &Outcome::Success);
-                    Ok(Some(Order { next_attempt_time: due.time(), ..order }))
-                })
-            })
-            .await
-    }
-
-    async fn insert_order(
-        &self,
-        tx: &Tx,
-        order: &Order,
-        request: RequestId,
-        fingerprint: &str,
-        lease: &Lease,
-    ) -> Result<Option<Due>, storage::Error> {
-        let now = self.now_sql();
-        let sql = format!(
-            "INSERT INTO orders (order_id, user_id, request_id, fingerprint, state, version, currency, total, contact_email, \
-             address, payment_method, transit_days, cutoff_hour, refund_attempt, attempt, next_attempt_time, lease_owner, \
-             lease_until, traceparent, create_time, update_time) \
-             VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 0, {now}, $16, {now} + $17, $18, $19, $20) \
-             ON CONFLICT (user_id, request_id) DO NOTHING RETURNING next_attempt_time"
-        );
-        let address = serde_json::to_string(&order.address).unwrap_or_default();
-        let values: [Value; 19] = [
-            order.id.as_uuid().into(),
-            order.user.as_uuid().into(),
-            request.as_uuid().into(),
-            fingerprint.into(),
-            order.state.name().into(),
-            order.version.into(),
-            order.total.currency().code().into(),
-            order.total.minor_units().into(),
-            order.contact_email.clone().into(),
-            address.into(),
-            order.payment_method.clone().map(crate::order::PaymentMethod::into_inner).into(),
-            i32::from(order.transit.business_days).into(),
-            i32::from(order.transit.cutoff_hour).into(),
-            order.refund_attempt.into(),
-            lease.owner.clone().into(),
-            micros(lease.length).into(),
-            order.span_ref.to_string().into(),
-            order.create_time.as_micros().into(),
-            order.update_time.as_micros().into(),
-        ];
-        Ok(Due::find_by_statement(self.timed(sql, values)).one(tx.conn()).await?)
+        let (order, fingerprint) = (order.clone(), fingerprint.to_owned());
+        let creation = Creation { step: Step::initial(operation), order, request, fingerprint, lease };
+        self.lanes().creations.commit(creation).await
     }
 
     /// Records transitions, all or none, by compare-and-set on the order's version. The lease is kept while an effect
@@ -225,77 +145,9 @@ impl Store {
         failure: Option<PaymentFailure>,
         fulfillment: Option<Fulfillment>,
     ) -> Result<Advance, storage::Error> {
-        let now = self.clock.now();
-        let after = after(order, &steps.steps, failure, fulfillment, now);
-        let args = (self.clone(), order.clone(), after, steps.steps);
-        let result = self
-            .db
-            .transact_with(args, move |tx, (store, before, after, steps)| {
-                Box::pin(async move { store.write_advance(tx, &before, &after, &steps, now).await })
-            })
-            .await;
-        match result {
-            Ok(committed) => Ok(Advance::Done(Box::new(committed))),
-            Err(Undone::Lost) => Ok(Advance::Lost),
-            Err(Undone::StockLost) => Ok(Advance::StockLost),
-            Err(Undone::Failed(error)) => Err(error),
-        }
-    }
-
-    async fn write_advance(
-        &self,
-        tx: &Tx,
-        before: &Order,
-        after: &Order,
-        steps: &[Step],
-        now: Timestamp,
-    ) -> Result<Order, Undone> {
-        let failure = after.payment_failure.as_ref().and_then(|failure| serde_json::to_string(failure).ok());
-        let method = after.payment_method.clone().map(crate::order::PaymentMethod::into_inner);
-        let owes_more = owes(after.state).is_some();
-        // A pending effect is due immediately, by the same clock as the claims; without one there is no due time and no
-        // lease.
-        let sql = format!(
-            "UPDATE orders SET state = $2, version = $3, payment_method = $4, payment_failure = $5, refund_attempt = $6, \
-             attempt = 0, last_error = NULL, update_time = $7, next_attempt_time = CASE WHEN $8 THEN {} END, \
-             lease_owner = CASE WHEN $8 THEN lease_owner END, lease_until = CASE WHEN $8 THEN lease_until ELSE 0 END \
-             WHERE order_id = $9 AND version = $10 RETURNING next_attempt_time",
-            self.now_sql()
-        );
-        let values: [Value; 9] = [
-            after.state.name().into(),
-            after.version.into(),
-            method.into(),
-            failure.into(),
-            after.refund_attempt.into(),
-            now.as_micros().into(),
-            owes_more.into(),
-            before.id.as_uuid().into(),
-            before.version.into(),
-        ];
-        let due = Due::find_by_statement(self.timed(sql, values)).one(tx.conn()).await?.ok_or(Undone::Lost)?;
-        if steps.iter().any(|step| allocates_stock(step.to)) {
-            self.allocate(tx, before).await?;
-        }
-        if let Some(fulfillment) = after.fulfillment.as_ref().filter(|_| before.fulfillment.is_none()) {
-            insert_fulfillment(tx, before.id, fulfillment, now).await?;
-        }
-        insert_history(tx, before.id, before.version + 1, steps, now).await?;
-        if steps.iter().any(|step| releases_stock(step.to)) {
-            self.release(tx, before.id).await?;
-        }
-        for (operation, outcome) in steps.iter().filter_map(|step| step.event.as_ref()) {
-            tx.emit(operation, outcome);
-        }
-        Ok(Order { next_attempt_time: due.time(), ..after.clone() })
-    }
-
-    /// Held lines become allocated; if one is no longer held, nothing is.
-    async fn allocate(&self, tx: &Tx, order: &Order) -> Result<(), Undone> {
-        let sql = "UPDATE order_line SET state = 'ALLOCATED' WHERE order_id = $1 AND state = 'HELD'";
-        let updated = tx.conn().execute_raw(self.statement(sql, [order.id.as_uuid().into()])).await?;
-        let all = u64::try_from(order.lines.len()).unwrap_or(u64::MAX);
-        if updated.rows_affected() == all { Ok(()) } else { Err(Undone::StockLost) }
+        let after = after(order, &steps.steps, failure, fulfillment, self.clock.now());
+        let change = Change { before: order.clone(), after, steps: steps.steps, lease: None };
+        self.lanes().changes.commit(change).await
     }
 
     /// Records a requested transition (a cancellation, a retry); `None` if another transition was recorded first. This
@@ -307,33 +159,21 @@ impl Store {
         steps: Steps,
         lease: Lease,
     ) -> Result<Option<Order>, storage::Error> {
-        let now = self.clock.now();
         let is_retry = input == Input::RetryAsked;
-        let mut after = after(order, &steps.steps, order.payment_failure.clone(), None, now);
+        let mut after = after(order, &steps.steps, order.payment_failure.clone(), None, self.clock.now());
         if is_retry {
             after.refund_attempt = order.refund_attempt.saturating_add(1);
             after.payment_failure = None;
         }
-        let args = (self.clone(), order.clone(), after, steps.steps, lease);
-        let result = self
-            .db
-            .transact_with(args, move |tx, (store, before, after, steps, lease)| {
-                Box::pin(async move {
-                    for (operation, _) in steps.iter().filter_map(|step| step.event.as_ref()) {
-                        operation.set("operation", if is_retry { "retry" } else { "cancel" });
-                        operation.set("state.before", before.state.name());
-                        operation.set("state.after", after.state.name());
-                    }
-                    let after = store.write_advance(tx, &before, &after, &steps, now).await?;
-                    store.leases.take_in(tx, before.id, &lease).await?;
-                    Ok(after)
-                })
-            })
-            .await;
-        match result {
-            Ok(committed) => Ok(Some(committed)),
-            Err(Undone::Lost | Undone::StockLost) => Ok(None),
-            Err(Undone::Failed(error)) => Err(error),
+        for (operation, _) in steps.steps.iter().filter_map(|step| step.event.as_ref()) {
+            operation.set("operation", if is_retry { "retry" } else { "cancel" });
+            operation.set("state.before", order.state.name());
+            operation.set("state.after", after.state.name());
+        }
+        let change = Change { before: order.clone(), after, steps: steps.steps, lease: Some(lease) };
+        match self.lanes().changes.commit(change).await? {
+            Advance::Done(committed) => Ok(Some(*committed)),
+            Advance::Lost | Advance::StockLost => Ok(None),
         }
     }
 }
@@ -372,47 +212,27 @@ fn after(
     after
 }
 
-async fn insert_lines(tx: &Tx, order: &Order) -> Result<(), storage::Error> {
-    let rows = order.lines.iter().enumerate().map(|(index, line): (usize, &Line)| order_line::ActiveModel {
-        order_id: Set(order.id.as_uuid()),
-        line: Set(i32::try_from(index).unwrap_or(i32::MAX)),
-        sku: Set(line.sku.clone()),
-        name: Set(line.name.clone()),
-        quantity: Set(i64::from(line.quantity)),
-        unit_price: Set(line.unit_price.minor_units()),
-        state: Set(line.state.name().to_owned()),
-    });
-    order_line::Entity::insert_many(rows).exec_without_returning(tx.conn()).await?;
-    Ok(())
-}
-
-async fn insert_history(
+/// Inserts the history of orders' transitions, and emits their events. Each order has its first new version.
+pub(super) async fn record_steps<'a>(
     tx: &Tx,
-    id: OrderId,
-    first_version: i64,
-    steps: &[Step],
-    now: Timestamp,
+    orders: impl Iterator<Item = (&'a Order, i64, &'a [Step])>,
 ) -> Result<(), storage::Error> {
-    let rows = (first_version..).zip(steps).map(|(version, step)| order_history::ActiveModel {
-        order_id: Set(id.as_uuid()),
-        version: Set(version),
-        state: Set(step.to.name().to_owned()),
-        time: Set(now.as_micros()),
-        reason: Set(step.reason.clone()),
-        trace_id: Set(step.span_ref.trace_id()),
-        span_id: Set(step.span_ref.span_id()),
-    });
-    order_history::Entity::insert_many(rows).exec_without_returning(tx.conn()).await?;
-    Ok(())
-}
-
-async fn insert_fulfillment(tx: &Tx, id: OrderId, started: &Fulfillment, now: Timestamp) -> Result<(), storage::Error> {
-    let row = fulfillment::ActiveModel {
-        fulfillment_id: Set(started.id.as_uuid()),
-        order_id: Set(id.as_uuid()),
-        start_time: Set(now.as_micros()),
-        delivery_date: Set(started.delivery_date.clone()),
-    };
-    fulfillment::Entity::insert(row).exec_without_returning(tx.conn()).await?;
+    let entries: Vec<(&Order, i64, &Step)> = orders
+        .flat_map(|(order, first, steps)| (first..).zip(steps).map(move |(version, step)| (order, version, step)))
+        .collect();
+    let rows = Rows::new()
+        .with("order_id", entries.iter().map(|(order, _, _)| order.id.as_uuid()))
+        .with("version", entries.iter().map(|(_, version, _)| *version))
+        .with("state", entries.iter().map(|(_, _, step)| step.to.name().to_owned()))
+        .with("time", entries.iter().map(|(order, _, _)| order.update_time.as_micros()))
+        .with("reason", entries.iter().map(|(_, _, step)| step.reason.clone()))
+        .with("trace_id", entries.iter().map(|(_, _, step)| step.span_ref.trace_id()))
+        .with("span_id", entries.iter().map(|(_, _, step)| step.span_ref.span_id()));
+    let insert = "INSERT INTO order_history (order_id, version, state, time, reason, trace_id, span_id) \
+                  SELECT order_id, version, state, time, reason, trace_id, span_id FROM v";
+    tx.conn().execute_rows(&rows, insert).await?;
+    for (operation, outcome) in entries.iter().filter_map(|(_, _, step)| step.event.as_ref()) {
+        tx.emit(operation, outcome);
+    }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Inventory. Invariant: reserved is the sum of the held and allocated lines, and 0 ≤ reserved ≤ on_hand.
 
-use kernel::{OrderId, RequestId};
-use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, Value};
-use storage::{Backend, Tx};
+use kernel::RequestId;
+use sea_orm::{ActiveValue::Set, ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter};
+use storage::{Backend, Rows, Tx};
 use telemetry::{Operation, Outcome};
 
 use super::Store;
@@ -10,7 +10,6 @@ use crate::SeedStock;
 use crate::entity::{stock, stock_adjustment};
 use crate::error::Error;
 use crate::inventory::{AdjustStock, Stock};
-use crate::order::Line;
 
 /// The result of adjusting a SKU's stock.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,14 +21,9 @@ pub struct Adjustment {
 }
 
 #[derive(FromQueryResult)]
-struct Quantity {
+struct Free {
     sku: String,
-    quantity: i64,
-}
-
-#[derive(FromQueryResult)]
-struct Sku {
-    sku: String,
+    free: i64,
 }
 
 #[derive(FromQueryResult)]
@@ -71,53 +65,6 @@ impl Store {
                 Stock { sku: sku.clone(), on_hand, reserved }
             })
             .collect())
-    }
-
-    /// Reserves stock for new lines.
-    pub(super) async fn reserve(&self, tx: &Tx, lines: &[Line]) -> Result<(), Error> {
-        let wanted: Vec<(String, i64)> =
-            lines.iter().map(|line| (line.sku.clone(), i64::from(line.quantity))).collect();
-        let reserved = self.add_reserved(tx, &wanted).await?;
-        let short: Vec<&str> =
-            wanted.iter().map(|(sku, _)| sku.as_str()).filter(|sku| !reserved.iter().any(|have| have == sku)).collect();
-        if short.is_empty() { Ok(()) } else { Err(Error::InsufficientStock { skus: short.join(", ") }) }
-    }
-
-    /// Releases what an order still reserves: exactly its held and allocated lines, so that releasing is idempotent.
-    pub(super) async fn release(&self, tx: &Tx, id: OrderId) -> Result<(), storage::Error> {
-        let sql = "UPDATE order_line SET state = 'RELEASED' \
-                   WHERE order_id = $1 AND state IN ('HELD', 'ALLOCATED') RETURNING sku, quantity";
-        let statement = self.statement(sql, [id.as_uuid().into()]);
-        let released = Quantity::find_by_statement(statement).all(tx.conn()).await?;
-        let back: Vec<(String, i64)> = released.into_iter().map(|row| (row.sku, -row.quantity)).collect();
-        if !back.is_empty() {
-            self.add_reserved(tx, &back).await?;
-        }
-        Ok(())
-    }
-
-    /// Adds to `reserved` where there is enough on hand; returns the SKUs where there was. PostgreSQL locks the rows in
-    /// SKU order first: without that, two orders of the same SKUs may deadlock. SQLite has one writer.
-    async fn add_reserved(&self, tx: &Tx, quantities: &[(String, i64)]) -> Result<Vec<String>, storage::Error> {
-        let rows: Vec<String> = (0..quantities.len())
-            .map(|index| format!("(CAST(${} AS TEXT), CAST(${} AS BIGINT))", 2 * index + 1, 2 * index + 2))
-            .collect();
-        let rows = rows.join(", ");
-        let sql = match self.db.backend() {
-            Backend::Sqlite => format!(
-                "WITH v (sku, n) AS (VALUES {rows}) UPDATE stock SET reserved = reserved + v.n FROM v \
-                 WHERE stock.sku = v.sku AND on_hand - reserved >= v.n RETURNING stock.sku AS sku"
-            ),
-            Backend::Postgres => format!(
-                "WITH v (sku, n) AS (VALUES {rows}), l AS (SELECT s.sku, v.n FROM stock s JOIN v ON v.sku = s.sku \
-                 ORDER BY s.sku FOR NO KEY UPDATE OF s) UPDATE stock SET reserved = stock.reserved + l.n FROM l \
-                 WHERE stock.sku = l.sku AND stock.on_hand - stock.reserved >= l.n RETURNING stock.sku AS sku"
-            ),
-        };
-        let values: Vec<Value> =
-            quantities.iter().flat_map(|(sku, n)| [Value::from(sku.clone()), Value::from(*n)]).collect();
-        let rows = Sku::find_by_statement(self.statement(sql, values)).all(tx.conn()).await?;
-        Ok(rows.into_iter().map(|row| row.sku).collect())
     }
 
     /// Changes a SKU's stock, once per request.
@@ -227,4 +174,29 @@ impl Store {
         }
         Ok((reserved, lost_lines))
     }
+}
+
+/// Locks the stock of SKUs, in SKU order; returns what is not reserved of those that are known.
+pub(super) async fn lock(tx: &Tx, skus: impl Iterator<Item = String>) -> Result<Vec<(String, i64)>, storage::Error> {
+    let select = "SELECT stock.sku AS sku, stock.on_hand - stock.reserved AS free \
+                  FROM v JOIN stock ON stock.sku = v.sku ORDER BY stock.sku";
+    let select = match tx.backend() {
+        // The whole transaction holds the write lock.
+        Backend::Sqlite => select.to_owned(),
+        Backend::Postgres => format!("{select} FOR NO KEY UPDATE OF stock"),
+    };
+    let rows = tx.conn().query_rows(&Rows::new().with("sku", skus), &select).await?;
+    let free = rows.iter().map(|row| Free::from_query_result(row, "").map(|Free { sku, free }| (sku, free)));
+    Ok(free.collect::<Result<_, _>>()?)
+}
+
+/// Adds to what is reserved. The rows are locked already; a check of the table rejects more than is on hand.
+pub(super) async fn add_reserved(
+    tx: &Tx,
+    quantities: impl IntoIterator<Item = (String, i64)>,
+) -> Result<(), storage::Error> {
+    let (skus, sums): (Vec<String>, Vec<i64>) = quantities.into_iter().unzip();
+    let rows = Rows::new().with("sku", skus).with("quantity", sums);
+    let update = "UPDATE stock SET reserved = reserved + v.quantity FROM v WHERE stock.sku = v.sku";
+    tx.conn().execute_rows(&rows, update).await
 }

@@ -6,18 +6,16 @@
 //! within the Payment Service's doubt limit once the gateway answers; the total of a customer's reservations is limited
 //! here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use kernel::UserId;
-use sea_orm::{ConnectionTrait, FromQueryResult};
-use storage::{Backend, Tx};
-use tokio::sync::OwnedMutexGuard;
+use sea_orm::FromQueryResult;
+use storage::{Backend, Rows, Tx};
+use uuid::Uuid;
 
 use super::Store;
-use crate::error::Error;
-use crate::order::Line;
 
 /// The first key of the customers' advisory locks; the second one is derived from the customer's id.
 const LOCKS: i32 = 0x6f72_6465;
@@ -50,58 +48,35 @@ impl fmt::Display for UnpaidLimit {
 }
 
 #[derive(FromQueryResult)]
-struct Unpaid {
+struct Held {
+    user_id: Uuid,
     orders: i64,
     units: i64,
 }
 
+/// What a customer's unpaid orders reserve.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Unpaid {
+    orders: u64,
+    units: u64,
+}
+
+impl Unpaid {
+    pub(super) fn add(&mut self, units: u64) {
+        self.orders += 1;
+        self.units = self.units.saturating_add(units);
+    }
+}
+
 impl UnpaidLimits {
     /// Whether an order of `units` fits, given what is reserved already.
-    fn check(self, held: &Unpaid, units: u64) -> Result<(), UnpaidLimit> {
-        let of = |count: i64| u64::try_from(count).unwrap_or(0);
-        if let Some(most) = self.orders.filter(|most| of(held.orders) >= *most) {
-            return Err(UnpaidLimit::Orders(most));
+    pub(super) fn check(self, held: &Unpaid, units: u64) -> Result<(), UnpaidLimit> {
+        if let Some(max) = self.orders.filter(|max| held.orders >= *max) {
+            return Err(UnpaidLimit::Orders(max));
         }
-        match self.units.filter(|most| of(held.units).saturating_add(units) > *most) {
-            Some(most) => Err(UnpaidLimit::Units(most)),
+        match self.units.filter(|max| held.units.saturating_add(units) > *max) {
+            Some(max) => Err(UnpaidLimit::Units(max)),
             None => Ok(()),
-        }
-    }
-}
-
-/// Serialises the creation of one customer's orders. Those of one instance queue here, where they occupy no database
-/// connection; only one order of a customer per instance waits for the lock in the database.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Turns(Arc<Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>>);
-
-/// A customer's turn. The next one's begins when it is dropped.
-pub(super) struct Turn {
-    turns: Turns,
-    user: UserId,
-    lock: Arc<tokio::sync::Mutex<()>>,
-    held: Option<OwnedMutexGuard<()>>,
-}
-
-impl Turns {
-    fn customers(&self) -> MutexGuard<'_, HashMap<UserId, Arc<tokio::sync::Mutex<()>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) async fn of(&self, user: UserId) -> Turn {
-        let lock = self.customers().entry(user).or_default().clone();
-        let mut turn = Turn { turns: self.clone(), user, lock, held: None };
-        turn.held = Some(turn.lock.clone().lock_owned().await);
-        turn
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.held = None;
-        let mut customers = self.turns.customers();
-        // The remaining references are this one and the map's.
-        if Arc::strong_count(&self.lock) == 2 {
-            customers.remove(&self.user);
         }
     }
 }
@@ -110,61 +85,50 @@ impl Store {
     /// The same, with limits on a customer's unpaid orders.
     #[must_use]
     pub fn with_unpaid_limits(self, limits: UnpaidLimits) -> Self {
-        Self { unpaid_limits: limits, ..self }
-    }
-
-    /// Waits for a customer's turn to create an order; `None` where orders need not be serialised. SQLite has one
-    /// writer.
-    pub(super) async fn in_turn(&self, user: UserId) -> Option<Turn> {
-        let takes_turns = self.db.backend() == Backend::Postgres && self.unpaid_limits != UnpaidLimits::default();
-        if takes_turns { Some(self.turns.of(user).await) } else { None }
-    }
-
-    /// Rejects an order that would exceed a limit of its customer. Two orders of one customer are counted one after the
-    /// other: on PostgreSQL, concurrent transactions would not see each other's order.
-    pub(super) async fn check_unpaid(&self, tx: &Tx, user: UserId, lines: &[Line]) -> Result<(), Error> {
-        if self.unpaid_limits == UnpaidLimits::default() {
-            return Ok(());
-        }
-        if self.db.backend() == Backend::Postgres {
-            let [.., a, b, c, d] = *user.as_uuid().as_bytes();
-            let values = [LOCKS.into(), i32::from_be_bytes([a, b, c, d]).into()];
-            // A separate statement: the one that counts must take its snapshot after the lock.
-            tx.conn()
-                .execute_raw(self.statement("SELECT pg_advisory_xact_lock($1, $2)", values))
-                .await
-                .map_err(storage::Error::from)?;
-        }
-        let sql = "SELECT COUNT(*) AS orders, CAST(COALESCE(SUM((SELECT SUM(quantity) FROM order_line \
-                   WHERE order_line.order_id = orders.order_id AND order_line.state = 'HELD')), 0) AS BIGINT) AS units \
-                   FROM orders WHERE user_id = $1 AND state = 'CREATED'";
-        let statement = self.statement(sql, [user.as_uuid().into()]);
-        let held = Unpaid::find_by_statement(statement).one(tx.conn()).await.map_err(storage::Error::from)?;
-        let units = lines.iter().map(|line| u64::from(line.quantity)).sum();
-        let Some(held) = held else { return Ok(()) };
-        self.unpaid_limits.check(&held, units).map_err(|limit| Error::TooMuchUnpaid { limit })
+        Self { unpaid_limits: limits, lanes: Arc::default(), ..self }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::FutureExt;
-    use kernel::{IdSource, SystemIds};
-
-    #[tokio::test]
-    async fn a_customers_orders_take_turns_and_a_cancelled_wait_leaves_no_entry() {
-        let turns = Turns::default();
-        let [ada, bob] = [(); 2].map(|()| UserId::from_uuid(SystemIds.uuid()));
-        let first = turns.of(ada).await;
-        assert!(turns.of(ada).now_or_never().is_none(), "it waits, and is cancelled");
-        let waiting = tokio::spawn({
-            let turns = turns.clone();
-            async move { turns.of(ada).await }
+impl UnpaidLimits {
+    /// What customers' unpaid orders reserve; nothing without limits. On PostgreSQL the customers are locked, so that
+    /// the orders of one are created one after the other: concurrent transactions would not see each other's.
+    pub(super) async fn unpaid(
+        self,
+        tx: &Tx,
+        users: impl Iterator<Item = UserId>,
+    ) -> Result<HashMap<UserId, Unpaid>, storage::Error> {
+        if self == Self::default() {
+            return Ok(HashMap::new());
+        }
+        let users: BTreeSet<Uuid> = users.map(UserId::as_uuid).collect();
+        if tx.backend() == Backend::Postgres {
+            let keys: BTreeSet<i32> = users.iter().map(lock_key).collect();
+            let rows = Rows::new().with("key", keys);
+            // A separate statement: the one that counts must take its snapshot after the locks. In the order of the
+            // rows, which are sorted.
+            let lock = format!("SELECT pg_advisory_xact_lock({LOCKS}, v.key) FROM v");
+            tx.conn().execute_rows(&rows, &lock).await?;
+        }
+        let select = "SELECT orders.user_id AS user_id, COUNT(*) AS orders, \
+                      CAST(COALESCE(SUM((SELECT SUM(quantity) FROM order_line \
+                      WHERE order_line.order_id = orders.order_id AND order_line.state = 'HELD')), 0) AS BIGINT) AS units \
+                      FROM v JOIN orders ON orders.user_id = v.user_id AND orders.state = 'CREATED' \
+                      GROUP BY orders.user_id";
+        let rows = tx.conn().query_rows(&Rows::new().with("user_id", users), select).await?;
+        let held = rows.iter().map(|row| {
+            let Held { user_id, orders, units } = Held::from_query_result(row, "")?;
+            Ok((UserId::from_uuid(user_id), Unpaid { orders: count(orders), units: count(units) }))
         });
-        drop(turns.of(bob).await);
-        drop(first);
-        drop(waiting.await.expect("its turn"));
-        assert!(turns.customers().is_empty());
+        held.collect()
     }
+}
+
+/// The second key of a customer's advisory lock.
+fn lock_key(user: &Uuid) -> i32 {
+    let [.., a, b, c, d] = *user.as_bytes();
+    i32::from_be_bytes([a, b, c, d])
+}
+
+fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
 }

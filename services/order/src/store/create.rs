@@ -1,0 +1,204 @@
+//! A set of new orders: limits and stock are checked in the order of arrival, before anything is written, so that an
+//! order is rejected exactly if it would be alone.
+//!
+//! Rows are locked in one order, here and in [`super::advance`]: customers, stock by SKU, orders, lines.
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::future::BoxFuture;
+use kernel::{RequestId, UserId};
+use sea_orm::FromQueryResult;
+use storage::leases::micros;
+use storage::sets::{Results, Undone};
+use storage::{Leases, Rows, SetOf, Tx};
+use uuid::Uuid;
+
+use super::Lease;
+use super::commit::{Due, Step, record_steps};
+use super::unpaid::{Unpaid, UnpaidLimits};
+use crate::error::Error;
+use crate::order::Order;
+
+/// An order to be created.
+#[derive(Clone)]
+pub(super) struct Creation {
+    pub(super) order: Order,
+    pub(super) step: Step,
+    pub(super) request: RequestId,
+    pub(super) fingerprint: String,
+    pub(super) lease: Lease,
+}
+
+/// Creates orders with their lines and history, and reserves their stock.
+pub(super) struct Creations {
+    pub(super) leases: Leases,
+    pub(super) limits: UnpaidLimits,
+}
+
+impl SetOf for Creations {
+    type Command = Creation;
+    type Key = (UserId, RequestId);
+    type Answer = Option<Order>;
+    type Error = Error;
+
+    const NAME: &'static str = "create_order";
+
+    fn key(creation: &Creation) -> Self::Key {
+        (creation.order.user, creation.request)
+    }
+
+    fn rows(creation: &Creation) -> usize {
+        3 + creation.order.lines.len()
+    }
+
+    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Creation]) -> BoxFuture<'t, Results<Self>> {
+        Box::pin(self.create(tx, set))
+    }
+}
+
+impl Creations {
+    async fn create(&self, tx: &Tx, set: &[Creation]) -> Results<Self> {
+        let mut unpaid = self.limits.unpaid(tx, set.iter().map(|creation| creation.order.user)).await?;
+        let mut free = free_stock(tx, set).await?;
+        let checks: Vec<Result<(), Error>> = set
+            .iter()
+            .map(|creation| {
+                self.limits.take(&mut unpaid, &creation.order)?;
+                take_stock(&mut free, &creation.order)
+            })
+            .collect();
+        let accepted: Vec<&Creation> =
+            set.iter().zip(&checks).filter(|(_, check)| check.is_ok()).map(|(creation, _)| creation).collect();
+        let due = self.insert_orders(tx, &accepted).await?;
+        let created: Vec<&Creation> =
+            accepted.iter().copied().filter(|creation| due.contains_key(&creation.order.id.as_uuid())).collect();
+        if created.len() < accepted.len() && accepted.len() < set.len() {
+            // A repeated request was counted, and another order may have been rejected for it.
+            return Err(Undone::Apart);
+        }
+        insert_lines(tx, &created).await?;
+        record_steps(tx, created.iter().map(|c| (&c.order, c.order.version, std::slice::from_ref(&c.step)))).await?;
+        reserve_stock(tx, &created).await?;
+        let result = |creation: &Creation| {
+            let order = &creation.order;
+            let due = due.get(&order.id.as_uuid())?;
+            Some(Order { next_attempt_time: due.map(kernel::Timestamp::from_micros), ..order.clone() })
+        };
+        Ok(set.iter().zip(checks).map(|(creation, check)| check.map(|()| result(creation))).collect())
+    }
+
+    /// The due times of the orders that were inserted: a request that has an order already inserts nothing.
+    async fn insert_orders(&self, tx: &Tx, orders: &[&Creation]) -> Result<HashMap<Uuid, Option<i64>>, storage::Error> {
+        // By the key, so that two sets with the same requests do not deadlock.
+        let mut sorted = orders.to_vec();
+        sorted.sort_by_key(|creation| Creations::key(creation));
+        let rows = order_rows(&sorted, self.leases.now_micros());
+        let now = self.leases.now_of("v.now");
+        let insert = format!(
+            "INSERT INTO orders (order_id, user_id, request_id, fingerprint, state, version, currency, total, \
+             contact_email, address, payment_method, transit_days, cutoff_hour, refund_attempt, attempt, \
+             next_attempt_time, lease_owner, lease_until, traceparent, create_time, update_time) \
+             SELECT order_id, user_id, request_id, fingerprint, state, version, currency, total, contact_email, address, \
+             payment_method, transit_days, cutoff_hour, refund_attempt, 0, {now}, lease_owner, {now} + lease_length, \
+             traceparent, create_time, update_time FROM v WHERE TRUE \
+             ON CONFLICT (user_id, request_id) DO NOTHING RETURNING order_id, next_attempt_time"
+        );
+        let inserted = tx.conn().query_rows(&rows, &insert).await?;
+        let due =
+            inserted.iter().map(|row| Due::from_query_result(row, "").map(|due| (due.order_id, due.next_attempt_time)));
+        Ok(due.collect::<Result<_, _>>()?)
+    }
+}
+
+fn order_rows(orders: &[&Creation], now: Option<i64>) -> Rows {
+    let of = || orders.iter().map(|creation| &creation.order);
+    Rows::new()
+        .with("order_id", of().map(|order| order.id.as_uuid()))
+        .with("user_id", of().map(|order| order.user.as_uuid()))
+        .with("request_id", orders.iter().map(|creation| creation.request.as_uuid()))
+        .with("fingerprint", orders.iter().map(|creation| creation.fingerprint.clone()))
+        .with("state", of().map(|order| order.state.name().to_owned()))
+        .with("version", of().map(|order| order.version))
+        .with("currency", of().map(|order| order.total.currency().code().to_owned()))
+        .with("total", of().map(|order| order.total.minor_units()))
+        .with("contact_email", of().map(|order| order.contact_email.clone()))
+        .with("address", of().map(|order| serde_json::to_string(&order.address).unwrap_or_default()))
+        .with("payment_method", of().map(|order| order.payment_method.as_ref().map(|method| method.expose().clone())))
+        .with("transit_days", of().map(|order| i32::from(order.transit.business_days)))
+        .with("cutoff_hour", of().map(|order| i32::from(order.transit.cutoff_hour)))
+        .with("refund_attempt", of().map(|order| order.refund_attempt))
+        .with("now", of().map(|_| now))
+        .with("lease_owner", orders.iter().map(|creation| creation.lease.owner.clone()))
+        .with("lease_length", orders.iter().map(|creation| micros(creation.lease.length)))
+        .with("traceparent", of().map(|order| order.span_ref.to_string()))
+        .with("create_time", of().map(|order| order.create_time.as_micros()))
+        .with("update_time", of().map(|order| order.update_time.as_micros()))
+}
+
+async fn insert_lines(tx: &Tx, orders: &[&Creation]) -> Result<(), storage::Error> {
+    let lines = || orders.iter().flat_map(|c| (0..).zip(&c.order.lines).map(move |(n, line)| (&c.order, n, line)));
+    let rows = Rows::new()
+        .with("order_id", lines().map(|(order, _, _)| order.id.as_uuid()))
+        .with("line", lines().map(|(_, n, _): (_, i32, _)| n))
+        .with("sku", lines().map(|(_, _, line)| line.sku.clone()))
+        .with("name", lines().map(|(_, _, line)| line.name.clone()))
+        .with("quantity", lines().map(|(_, _, line)| i64::from(line.quantity)))
+        .with("unit_price", lines().map(|(_, _, line)| line.unit_price.minor_units()))
+        .with("state", lines().map(|(_, _, line)| line.state.name().to_owned()));
+    let insert = "INSERT INTO order_line (order_id, line, sku, name, quantity, unit_price, state) \
+                  SELECT order_id, line, sku, name, quantity, unit_price, state FROM v";
+    tx.conn().execute_rows(&rows, insert).await
+}
+
+/// The quantities of orders by SKU, in SKU order.
+fn quantities<'a>(orders: impl Iterator<Item = &'a Order>) -> BTreeMap<&'a str, i64> {
+    let mut sums = BTreeMap::new();
+    for line in orders.flat_map(|order| &order.lines) {
+        *sums.entry(line.sku.as_str()).or_insert(0) += i64::from(line.quantity);
+    }
+    sums
+}
+
+/// The stock that is not reserved of the set's SKUs, whose rows are locked.
+async fn free_stock(tx: &Tx, set: &[Creation]) -> Result<HashMap<String, i64>, storage::Error> {
+    let skus = quantities(set.iter().map(|creation| &creation.order));
+    Ok(super::stock::lock(tx, skus.keys().map(ToString::to_string)).await?.into_iter().collect())
+}
+
+/// Takes an order's quantities, all or none.
+fn take_stock(free: &mut HashMap<String, i64>, order: &Order) -> Result<(), Error> {
+    let needed = quantities(std::iter::once(order));
+    let is_short = |sku: &str| free.get(sku).is_none_or(|free| *free < needed[sku]);
+    let mut short: Vec<&str> = Vec::new();
+    for line in &order.lines {
+        if is_short(&line.sku) && !short.contains(&line.sku.as_str()) {
+            short.push(&line.sku);
+        }
+    }
+    if !short.is_empty() {
+        return Err(Error::InsufficientStock { skus: short.join(", ") });
+    }
+    for (sku, quantity) in needed {
+        free.entry(sku.to_owned()).and_modify(|free| *free -= quantity);
+    }
+    Ok(())
+}
+
+async fn reserve_stock(tx: &Tx, orders: &[&Creation]) -> Result<(), storage::Error> {
+    let sums = quantities(orders.iter().map(|creation| &creation.order));
+    super::stock::add_reserved(tx, sums.into_iter().map(|(sku, quantity)| (sku.to_owned(), quantity))).await
+}
+
+impl UnpaidLimits {
+    /// Counts an order among its customer's unpaid ones, if it fits.
+    fn take(self, unpaid: &mut HashMap<UserId, Unpaid>, order: &Order) -> Result<(), Error> {
+        if self == Self::default() {
+            return Ok(());
+        }
+        let held = unpaid.entry(order.user).or_default();
+        let units = order.lines.iter().map(|line| u64::from(line.quantity)).sum();
+        self.check(held, units).map_err(|limit| Error::TooMuchUnpaid { limit })?;
+        held.add(units);
+        Ok(())
+    }
+}
