@@ -44,8 +44,8 @@ pub struct Orders {
 }
 
 impl Orders {
-    /// Begins a creation: the order's id comes first, so that the event of a rejected request carries it too.
-    pub fn begin(&self, operation: &Operation, user: UserId) -> OrderId {
+    /// The id of an order to be created: it comes first, so that the event of a rejected request carries it too.
+    pub fn new_id(&self, operation: &Operation, user: UserId) -> OrderId {
         let id = OrderId::from_uuid(self.ids.uuid());
         operation.set_order(id.as_uuid());
         operation.set_user(user.as_uuid());

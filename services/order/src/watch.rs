@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::convert;
+use crate::convert::{self, WatchOrder};
 use crate::error::Error;
 use crate::lifecycle::{State, is_final};
 use crate::order::{HistoryEntry, Scope};
@@ -146,10 +146,10 @@ pub(crate) async fn follow(
     watchers: &Watchers,
     shutdown: &CancellationToken,
     caller: &Caller,
-    id: OrderId,
-    after: i64,
+    command: WatchOrder,
 ) -> Result<impl Stream<Item = Result<WatchOrderResponse, Status>> + Send + 'static, Error> {
-    let scope = convert::scope(caller);
+    let WatchOrder { order_id: id, after } = command;
+    let scope = Scope::from(caller);
     // Subscribe before the first read, so that no transition is missed in between.
     let watch = watchers.watch(scope, id)?;
     orders.store.exists(scope, id).await?.then_some(()).ok_or(Error::OrderNotFound)?;
@@ -216,7 +216,7 @@ impl Follower {
         self.nothing_sent = false;
         self.after = entry.version;
         self.ended = is_final(entry.state);
-        self.describe(&entry).await.map(Some)
+        self.describe(entry).await.map(Some)
     }
 
     /// Whether the caller has seen the final transition already: nothing would wake this stream.
@@ -225,16 +225,17 @@ impl Follower {
         Ok(is_final(state) && version <= self.after)
     }
 
-    async fn describe(&self, entry: &HistoryEntry) -> Result<WatchOrderResponse, Error> {
-        let mut response = WatchOrderResponse { entry: Some(convert::history(entry)), ..Default::default() };
-        match entry.state {
+    async fn describe(&self, entry: HistoryEntry) -> Result<WatchOrderResponse, Error> {
+        let state = entry.state;
+        let mut response = WatchOrderResponse { entry: Some(entry.into()), ..Default::default() };
+        match state {
             State::FulfillmentStarted => {
                 let started = self.store.fulfillment(self.id).await?;
                 response.delivery_date = started.and_then(|started| convert::date(&started.delivery_date));
             }
             State::PaymentFailed | State::Cancelled | State::NeedsAttention => {
                 let order = self.store.get(Scope::All, self.id).await?.ok_or(Error::OrderNotFound)?;
-                response.payment_failure = order.payment_failure.as_ref().map(convert::payment_failure);
+                response.payment_failure = order.payment_failure.as_ref().map(Into::into);
             }
             State::Created | State::Paid | State::Allocated | State::Cancelling => {}
         }

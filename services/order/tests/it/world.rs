@@ -196,7 +196,7 @@ impl World {
     /// Does what a handler does around the domain's CreateOrder.
     pub(crate) async fn create_for(&self, user: UserId, command: CreateOrder) -> Result<Order, Error> {
         let operation = self.operation("order.v1.OrderService/CreateOrder", Some("order_creation"));
-        let id = self.orders.begin(&operation, user);
+        let id = self.orders.new_id(&operation, user);
         let result = self.orders.create(&operation, id, user, command).await;
         operation.end(match &result {
             Ok(_) => Outcome::Success,

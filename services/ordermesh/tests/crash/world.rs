@@ -411,7 +411,7 @@ impl World {
         let name = "order.v1.OrderService/CreateOrder";
         let operation = Operation::open(Kind::Server, name, Parent::Root, Some("order_creation"), Some(sink));
         let user = UserId::from_uuid(SystemIds.uuid());
-        let id = self.api.orders.begin(&operation, user);
+        let id = self.api.orders.new_id(&operation, user);
         assert!(self.api.order.set(id).is_ok());
         self.api.orders.create(&operation, id, user, command).await.expect("an order");
         self.api.check("a creation").await;
