@@ -162,11 +162,6 @@ impl World {
         self.shared.driver_by(table, "order-2", Arc::default(), CancellationToken::new())
     }
 
-    /// Another instance, with the planned crashes of `faults`.
-    pub(crate) fn mortal(&self, name: &str) -> Driver {
-        self.shared.driver(name, self.faults.clone())
-    }
-
     /// Instance "order-2" drives the due order, and stalls in its call to the Payment Service.
     pub(crate) async fn stalled(&self, id: OrderId, reply: impl Fn(&Arc<Notify>) -> Reply) -> Stalled {
         let gate = Arc::new(Notify::new());
