@@ -18,7 +18,7 @@ use crate::lifecycle::{Effect, Input, Table, is_final, owes};
 use crate::order::{Fulfillment, Order, PaymentFailure};
 use crate::ports::{PaymentAnswer, Payments};
 use crate::store::{Advance, NoTransition, Steps, Store};
-use crate::watch::Watchers;
+use crate::subscriptions::Subscriptions;
 
 static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     global::meter("ordermesh")
@@ -59,7 +59,7 @@ pub struct Effects {
     /// The sink of the operations' events.
     pub events: Arc<dyn EventSink>,
     /// The subscriptions to notify of transitions.
-    pub watchers: Watchers,
+    pub subscriptions: Subscriptions,
 }
 
 /// The result of an attempt at an effect.
@@ -82,7 +82,7 @@ impl Tried {
 
 /// Drives an order whose lease this instance holds, in a task of its own.
 pub(crate) fn start(driver: &Driver, driven: Driven) {
-    driver.work().watchers.notify(driven.order.id, driven.order.version);
+    driver.work().subscriptions.notify(driven.order.id, driven.order.version);
     driver.start(driven);
 }
 
@@ -145,7 +145,7 @@ impl Effects {
         let Some(effect) = owes(order.state) else { return Ok(Outcome::Completed(Driven { order, link })) };
         match self.perform(&order, effect, link, context).await? {
             Tried::Recorded(Advance::Done(after)) => {
-                self.watchers.notify(after.id, after.version);
+                self.subscriptions.notify(after.id, after.version);
                 if is_final(after.state) {
                     let took = self.clock.now().since(after.create_time).as_secs_f64();
                     DURATION.record(took, &[KeyValue::new("state", after.state.name())]);

@@ -19,14 +19,15 @@ use crate::explain::Explainer;
 use crate::inventory::Inventory;
 use crate::order::Scope;
 use crate::orders::Orders;
-use crate::watch::{self, Watchers};
+use crate::subscriptions::Subscriptions;
+use crate::watch;
 
 type WatchOrderStream = Pin<Box<dyn Stream<Item = Result<proto::WatchOrderResponse, Status>> + Send>>;
 
 pub(crate) struct OrderHandlers {
     pub(crate) orders: Orders,
     pub(crate) explainer: Explainer,
-    pub(crate) watchers: Watchers,
+    pub(crate) subscriptions: Subscriptions,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -59,7 +60,7 @@ impl OrderHandlers {
     async fn watch(&self, request: Request<proto::WatchOrderRequest>) -> Result<WatchOrderStream, Error> {
         let caller = mesh::caller(request.extensions());
         let command = request.into_inner().try_into()?;
-        Ok(Box::pin(watch::follow(&self.orders, &self.watchers, &self.shutdown, &caller, command).await?))
+        Ok(Box::pin(watch::follow(&self.orders, &self.subscriptions, &self.shutdown, &caller, command).await?))
     }
 
     async fn cancel(&self, request: Request<proto::CancelOrderRequest>) -> Result<proto::CancelOrderResponse, Error> {

@@ -42,7 +42,7 @@ pub struct Store {
     clock: Arc<dyn Clock>,
     leases: Leases,
     unpaid_limits: UnpaidLimits,
-    turns: unpaid::Turns,
+    customer_locks: unpaid::CustomerLocks,
 }
 
 /// The error for an invalid stored value.
@@ -54,7 +54,13 @@ impl Store {
     /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let leases = Leases::new(db.clone(), clock.clone(), "orders");
-        Self { db, clock, leases, unpaid_limits: UnpaidLimits::default(), turns: unpaid::Turns::default() }
+        Self {
+            db,
+            clock,
+            leases,
+            unpaid_limits: UnpaidLimits::default(),
+            customer_locks: unpaid::CustomerLocks::default(),
+        }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.

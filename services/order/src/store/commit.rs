@@ -147,7 +147,7 @@ impl Store {
         fingerprint: &str,
         lease: Lease,
     ) -> Result<Option<Order>, Error> {
-        let _turn = self.in_turn(order.user).await;
+        let _lock = self.lock_customer(order.user).await;
         let args = (self.clone(), operation.clone(), order.clone(), fingerprint.to_owned(), lease);
         self.db
             .transact_with(args, move |tx, (store, operation, order, fingerprint, lease)| {

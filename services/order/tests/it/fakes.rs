@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
 use kernel::{FaultPoint, FaultSite, Faults, Money, OrderId};
@@ -11,6 +11,7 @@ use order::Error;
 use order::lifecycle::State;
 use order::order::{Order, PaymentFailure, Transit};
 use order::ports::{Catalog, PaymentAnswer, Payments, Product};
+use parking_lot::Mutex;
 use telemetry::{Disposition, Ended, EventSink, TraceEvent};
 use tokio::sync::{Notify, watch};
 
@@ -106,7 +107,7 @@ impl FakePayments {
 
     /// Scripts its behaviour for the next calls; without a script it performs them and answers.
     pub(crate) fn will(&self, replies: impl IntoIterator<Item = Reply>) {
-        self.replies.lock().expect("not poisoned").extend(replies);
+        self.replies.lock().extend(replies);
     }
 
     /// Waits until it has been called this many times in total.
@@ -116,15 +117,15 @@ impl FakePayments {
     }
 
     pub(crate) fn all_asked(&self) -> Vec<Asked> {
-        self.asked.lock().expect("not poisoned").clone()
+        self.asked.lock().clone()
     }
 
     pub(crate) fn of(&self, order: OrderId) -> Option<Ledger> {
-        self.ledger.lock().expect("not poisoned").get(&order).copied()
+        self.ledger.lock().get(&order).copied()
     }
 
     fn charge(&self, order: OrderId) -> PaymentAnswer {
-        let mut ledger = self.ledger.lock().expect("not poisoned");
+        let mut ledger = self.ledger.lock();
         let charge = || if self.declines.load(Ordering::SeqCst) { Ledger::Declined } else { Ledger::Charged };
         match *ledger.entry(order).or_insert_with(charge) {
             Ledger::Charged => PaymentAnswer::Done,
@@ -135,8 +136,8 @@ impl FakePayments {
     }
 
     fn cancel(&self, order: OrderId, attempt: i32) -> PaymentAnswer {
-        let refuses = attempt <= *self.refused_refunds.lock().expect("not poisoned");
-        let mut ledger = self.ledger.lock().expect("not poisoned");
+        let refuses = attempt <= *self.refused_refunds.lock();
+        let mut ledger = self.ledger.lock();
         let entry = ledger.entry(order).or_insert(Ledger::Tombstone);
         match *entry {
             Ledger::Charged if refuses => *entry = Ledger::RefundRefused(attempt),
@@ -153,9 +154,9 @@ impl FakePayments {
     }
 
     async fn reply(&self, asked: Asked, perform: impl Fn() -> PaymentAnswer) -> PaymentAnswer {
-        self.asked.lock().expect("not poisoned").push(asked);
+        self.asked.lock().push(asked);
         self.count.send_modify(|count| *count += 1);
-        let reply = self.replies.lock().expect("not poisoned").pop_front().unwrap_or(Reply::Regular);
+        let reply = self.replies.lock().pop_front().unwrap_or(Reply::Regular);
         match reply {
             Reply::Regular => perform(),
             Reply::Silent => PaymentAnswer::Undecided("no answer".into()),
@@ -216,7 +217,7 @@ impl Catalog for FakeCatalog {
             if self.is_down.load(Ordering::SeqCst) {
                 return Err(Error::LookupFailed { cause: telemetry::ErrorClass::ConnectionError });
             }
-            let prices = self.prices.lock().expect("not poisoned");
+            let prices = self.prices.lock();
             let product = |sku: String| prices.get(&sku).map(|price| Product { name: sku.clone(), sku, price: *price });
             Ok(skus.into_iter().filter_map(product).collect())
         })
@@ -245,14 +246,14 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn die(&self, point: FaultPoint, state: State) {
-        self.crashes.lock().expect("not poisoned").push((point, state));
+        self.crashes.lock().push((point, state));
     }
 }
 
 impl Faults for Plan {
     fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
         let here = (site.point, State::of(site.state).expect("a state of an order"));
-        let mut crashes = self.crashes.lock().expect("not poisoned");
+        let mut crashes = self.crashes.lock();
         let planned = crashes.iter().position(|crash| *crash == here);
         if let Some(index) = planned {
             crashes.remove(index);
@@ -271,7 +272,7 @@ pub(crate) const TELLER: &str = "order-test";
 
 impl EventSink for Seen {
     fn unclaimed(&self, ended: Ended) -> Disposition {
-        self.0.lock().expect("not poisoned").push(ended);
+        self.0.lock().push(ended);
         Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}

@@ -11,7 +11,7 @@ use order::lifecycle::{State, Table};
 use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};
 use order::orders::Orders;
 use order::store::{Adjustment, Store};
-use order::watch::Watchers;
+use order::subscriptions::Subscriptions;
 use storage::Database;
 use telemetry::{Kind, Operation, Outcome, Parent, TraceEvent};
 use tokio::sync::Notify;
@@ -111,7 +111,7 @@ impl World {
             payments: payments.clone(),
             clock: clock.clone(),
             unclaimed: seen.clone(),
-            watchers: Watchers::new(10),
+            subscriptions: Subscriptions::new(10),
             tasks: tasks.clone(),
         };
         let driver = shared.driver("order-1", faults.clone());
@@ -344,7 +344,7 @@ struct Shared {
     payments: Arc<FakePayments>,
     clock: Arc<ManualClock>,
     unclaimed: Arc<Seen>,
-    watchers: Watchers,
+    subscriptions: Subscriptions,
     tasks: TaskTracker,
 }
 
@@ -354,8 +354,8 @@ impl Shared {
     }
 
     fn driver_by(&self, table: Table, name: &str, faults: Arc<Plan>, shutdown: CancellationToken) -> Driver {
-        let Self { store, payments, clock, unclaimed, watchers, tasks } = self.clone();
-        let effects = Effects { table, store, payments, clock, events: unclaimed, watchers };
+        let Self { store, payments, clock, unclaimed, subscriptions, tasks } = self.clone();
+        let effects = Effects { table, store, payments, clock, events: unclaimed, subscriptions };
         let options = Options {
             instance: name.into(),
             lease: LEASE,

@@ -17,12 +17,11 @@ use order::lifecycle::State;
 use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope, Transit};
 use order::orders::Orders;
 use order::ports::{Catalog, PaymentAnswer, Payments, Product};
-use order::watch::Watchers;
 use ordermesh::promises::{Report, Sources};
 use payment::payment::Payment;
 use payment::ports::{Confirmations, NoAnswer};
 use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
-use payment::waiters::Waiters;
+use payment::subscriptions::Subscriptions;
 use sea_orm::ConnectionTrait;
 use storage::Database;
 use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
@@ -427,7 +426,7 @@ impl World {
     /// Starts an instance of the Payment Service, and routes calls to it.
     pub(crate) fn start_payment(&self, name: &str) {
         let shared = &self.shared;
-        let (tasks, waiters) = (TaskTracker::new(), Waiters::default());
+        let (tasks, subscriptions) = (TaskTracker::new(), Subscriptions::default());
         let events: Arc<dyn EventSink> = Arc::new(Teller("payment", name.to_owned()));
         let payments = payment::driver::Payments {
             store: shared.payments.clone(),
@@ -435,7 +434,7 @@ impl World {
             confirmations: Arc::new(WakeUp(shared.clone())),
             clock: shared.clock.clone(),
             events: events.clone(),
-            waiters: waiters.clone(),
+            subscriptions: subscriptions.clone(),
             doubt_limit: DOUBT_LIMIT,
         };
         let context = payment::driver::Context {
@@ -456,9 +455,9 @@ impl World {
         let processor = Processor {
             store: shared.payments.clone(),
             driver: driver.clone(),
-            waiters,
+            subscriptions,
             events,
-            limits: Limits { amount: kernel::AmountLimits::default(), answer_within: GUARD },
+            limits: Limits { amount: kernel::AmountLimits::default(), max_wait: GUARD },
         };
         *lock(&shared.payment) = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
     }
@@ -647,7 +646,7 @@ fn order_driver(
         payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
         clock: shared.clock.clone(),
         events: Arc::new(Teller("order", name.to_owned())),
-        watchers: Watchers::new(1),
+        subscriptions: order::subscriptions::Subscriptions::new(1),
     };
     let context = order::effects::Context {
         ids: Arc::new(SystemIds),

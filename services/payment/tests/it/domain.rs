@@ -1,9 +1,10 @@
 //! The payment's lifecycle, with a scripted gateway.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use driver::Outcome;
 use kernel::{Clock, FaultPoint, Money};
+use parking_lot::Mutex;
 use payment::error::Error;
 use payment::lifecycle::State;
 use payment::payment::{DECLINE_CODES, DeclineCode, charge_key};
@@ -342,10 +343,10 @@ async fn an_invalid_amount_or_invalid_details_are_declined_without_the_gateway()
         (None, true, DeclineCode::InvalidAmount),
         (eur(1_999), false, DeclineCode::InvalidPaymentDetails),
     ];
-    for (amount, are_details_sound, code) in cases {
+    for (amount, are_details_valid, code) in cases {
         let world = World::new().await;
         let one = world.instance("one");
-        let command = ProcessCommand { amount, are_details_sound, ..world.command() };
+        let command = ProcessCommand { amount, are_details_valid, ..world.command() };
         for _ in 0..2 {
             let payment = world.try_process(&one, command.clone()).await.expect("an answer");
             assert_eq!((payment.state, payment.decline_code), (State::Declined, Some(code)));

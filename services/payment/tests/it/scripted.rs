@@ -2,10 +2,10 @@
 //! confirmations.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use kernel::OrderId;
+use parking_lot::{Mutex, MutexGuard};
 use payment::payment::DeclineCode;
 use payment::ports::{Charge, ChargeCommand, ChargeStatus, Confirmations, Gateway, LedgerPage, NoAnswer, RefundAnswer};
 
@@ -40,7 +40,7 @@ pub(crate) struct Scripted(Mutex<Inner>);
 
 impl Scripted {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Scripts the results of the next calls; later ones are executed and answered.
@@ -188,13 +188,13 @@ pub(crate) struct Confirmed(Mutex<BTreeSet<OrderId>>);
 
 impl Confirmed {
     pub(crate) fn was_confirmed(&self, order_id: OrderId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&order_id)
+        self.0.lock().contains(&order_id)
     }
 }
 
 impl Confirmations for Confirmed {
     fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(order_id);
+        self.0.lock().insert(order_id);
         Box::pin(std::future::ready(Ok(())))
     }
 }
