@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use crate::lifecycle::{Effect, Input, Table, is_final, owes};
 use crate::order::{Fulfillment, Order, PaymentFailure};
-use crate::ports::{PaymentAnswer, Payments};
+use crate::ports::{PaymentOutcome, Payments};
 use crate::store::{Advance, NoTransition, Steps, Store};
 use crate::subscriptions::Subscriptions;
 
@@ -202,18 +202,18 @@ impl Effects {
         }
         let mut steps = self.steps(order);
         match answer {
-            PaymentAnswer::Done => match steps.take(Input::Done, "payment succeeded", &operation) {
+            PaymentOutcome::Done => match steps.take(Input::Done, "payment succeeded", &operation) {
                 Ok(()) => self.fulfill(order, steps, context).await,
                 Err(missing) => Ok(Tried::without(missing)),
             },
-            PaymentAnswer::Refused(failure) => {
+            PaymentOutcome::Refused(failure) => {
                 let reason = format!("payment refused: {}", failure.message);
                 match steps.take(Input::Refused, reason, &operation) {
                     Ok(()) => Ok(Tried::Recorded(self.store.advance(order, steps, Some(failure), None).await?)),
                     Err(missing) => Ok(Tried::without(missing)),
                 }
             }
-            PaymentAnswer::Undecided(why) => Ok(Tried::PutOff(why)),
+            PaymentOutcome::Undecided(why) => Ok(Tried::PutOff(why)),
         }
     }
 
@@ -294,12 +294,14 @@ impl Effects {
     ) -> Result<Tried, storage::Error> {
         let operation = self.step(order, Effect::CancelPayment);
         // A later attempt, perhaps on another instance, reads from the history which trace requested the cancellation.
-        let asked = match link {
+        let requested_by = match link {
             Some(link) => Some(link),
-            None => self.store.turned_to(order.id, order.state).await?,
+            None => self.store.span_of(order.id, order.state).await?,
         };
-        if let Some(asked) = asked.filter(|asked| asked.trace_id() != order.span_ref.trace_id()) {
-            operation.link(asked);
+        if let Some(requested_by) =
+            requested_by.filter(|requested_by| requested_by.trace_id() != order.span_ref.trace_id())
+        {
+            operation.link(requested_by);
         }
         let answer = self.payments.cancel(order).instrument(operation.span().clone()).await;
         if crashes(context, FaultPoint::AfterEffect, order).await {
@@ -308,16 +310,16 @@ impl Effects {
         }
         let mut steps = self.steps(order);
         let (taken, failure) = match answer {
-            PaymentAnswer::Done => {
+            PaymentOutcome::Done => {
                 let outcome = EventOutcome::Success;
                 (steps.take_with_event(Input::Done, "nothing is charged", &operation, outcome), None)
             }
-            PaymentAnswer::Refused(failure) => {
+            PaymentOutcome::Refused(failure) => {
                 let error = EventError::new(ErrorClass::NeedsAttention, &failure.reason, &failure.message);
                 let (reason, outcome) = (failure.message.clone(), EventOutcome::Failed(error));
                 (steps.take_with_event(Input::Refused, reason, &operation, outcome), Some(failure))
             }
-            PaymentAnswer::Undecided(why) => {
+            PaymentOutcome::Undecided(why) => {
                 operation.discard();
                 return Ok(Tried::PutOff(why));
             }

@@ -62,7 +62,7 @@ pub enum Error {
         /// The total the customer expected.
         expected: String,
     },
-    /// The Data Service did not answer.
+    /// The Data Service did not respond.
     #[error("the catalogue lookup failed: {cause}")]
     LookupFailed {
         /// For example TIMEOUT or CONNECTION_ERROR.

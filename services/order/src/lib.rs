@@ -101,12 +101,12 @@ pub async fn run(
     };
     let inventory = inventory::Inventory { store: store.clone() };
     let handlers = service::OrderHandlers { orders, explainer, subscriptions, shutdown: chassis.shutdown.clone() };
-    // Lists are cut below this limit; a larger answer is rejected here, as a client would reject it.
-    let most = mesh::MAX_ANSWER_BYTES;
-    let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(most))
+    // Lists are cut below this limit; a larger response is rejected here, as a client would reject it.
+    let max = mesh::MAX_ANSWER_BYTES;
+    let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(max))
         .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
         .add_service(
-            InventoryServiceServer::new(service::InventoryHandlers { inventory }).max_encoding_message_size(most),
+            InventoryServiceServer::new(service::InventoryHandlers { inventory }).max_encoding_message_size(max),
         );
     let served = Served {
         routes,

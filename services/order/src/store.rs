@@ -180,7 +180,7 @@ impl Store {
     }
 
     /// The span in which an order last entered a state.
-    pub(crate) async fn turned_to(&self, id: OrderId, state: State) -> Result<Option<TraceParent>, Error> {
+    pub(crate) async fn span_of(&self, id: OrderId, state: State) -> Result<Option<TraceParent>, Error> {
         let entry = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .filter(order_history::Column::State.eq(state.name()))

@@ -3,7 +3,7 @@
 use kernel::{Money, OrderId, Secret, Timestamp, UserId};
 use telemetry::{ErrorClass, EventError, Outcome, TraceParent};
 
-use crate::lifecycle::{CancelAsked, Effect, State, owes};
+use crate::lifecycle::{CancelRequested, Effect, State, owes};
 
 /// The type of payments' events.
 pub const EVENT_TYPE: &str = "payment_processing";
@@ -34,7 +34,7 @@ pub enum DeclineCode {
     InvalidPaymentDetails,
     /// The amount is not positive, over the limit, or in an unknown currency.
     InvalidAmount,
-    /// The gateway did not answer in time; certainly not charged.
+    /// The gateway did not respond in time; certainly not charged.
     GatewayTimeout,
 }
 
@@ -140,7 +140,7 @@ pub struct Payment {
     /// The number of rows in `payment_attempt`.
     pub attempt: i32,
     /// Failed attempts since the last definite result.
-    pub tries: u32,
+    pub failures: u32,
     /// When the pending effect is due; None when there is none.
     pub next_attempt_time: Option<Timestamp>,
     /// The instance that holds the lease.
@@ -150,7 +150,7 @@ pub struct Payment {
     /// When the first call with an unknown outcome began.
     pub doubt_since: Option<Timestamp>,
     /// Whether the order has requested a cancellation.
-    pub cancel_asked: bool,
+    pub cancel_requested: bool,
     /// The number of the last refund that the order requested; 0 before any.
     pub refund_n: i32,
     /// Why it was declined or failed.
@@ -174,8 +174,8 @@ impl Payment {
     }
 
     /// Whether the order has requested a cancellation.
-    pub fn asked(&self) -> CancelAsked {
-        if self.cancel_asked { CancelAsked::Yes } else { CancelAsked::No }
+    pub fn cancellation(&self) -> CancelRequested {
+        if self.cancel_requested { CancelRequested::Yes } else { CancelRequested::No }
     }
 
     /// The call that requested the pending effect.
@@ -241,10 +241,10 @@ pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Opt
     }
 }
 
-/// At most `most` bytes of an external text, without control characters, which databases may reject.
-pub(crate) fn shortened(text: &str, most: usize) -> String {
+/// At most `max` bytes of an external text, without control characters, which databases may reject.
+pub(crate) fn shortened(text: &str, max: usize) -> String {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
-    let mut end = text.len().min(most);
+    let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }

@@ -220,7 +220,7 @@ impl Store {
         };
         if self.insert(tx, &new, &schedule).await? {
             if new.state.is_settled() {
-                self.tell(tx, &new, "declined by the service's own checks", open).await?;
+                self.record_insert(tx, &new, "declined by the service's own checks", open).await?;
             }
             return Ok(Opened { is_ours: schedule.lease.is_some(), payment: new });
         }
@@ -263,21 +263,21 @@ impl Store {
     ) -> Result<Opened, Error> {
         let tombstone = self.tombstone(order_id, n, parent);
         if self.insert(tx, &tombstone, &Schedule::default()).await? {
-            self.tell(tx, &tombstone, "cancelled before it was requested: a tombstone", open).await?;
+            self.record_insert(tx, &tombstone, "cancelled before it was requested: a tombstone", open).await?;
             return Ok(Opened { payment: tombstone, is_ours: false });
         }
         let before = self.lock(tx, order_id).await?;
         let to = on_cancel(Some(before.state), n, before.refund_n);
-        let asks_anew = to != before.state || (to == State::Cancelling && !before.cancel_asked);
-        if !asks_anew {
+        let is_new_request = to != before.state || (to == State::Cancelling && !before.cancel_requested);
+        if !is_new_request {
             return self.join(tx, before, lease).await;
         }
         let after = Payment {
             state: to,
-            cancel_asked: true,
+            cancel_requested: true,
             refund_n: n.max(before.refund_n),
             attempt: before.attempt + 1,
-            tries: 0,
+            failures: 0,
             payment_method: None,
             traceparent: parent.to_string(),
             last_error: None,

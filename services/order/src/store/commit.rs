@@ -9,7 +9,7 @@ use telemetry::{Operation, Outcome, TraceParent};
 use super::{Lease, Store};
 use crate::entity::{fulfillment, order_history, order_line};
 use crate::error::Error;
-use crate::lifecycle::{Answer, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
+use crate::lifecycle::{Decision, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
 use crate::order::{Fulfillment, Line, LineState, Order, PaymentFailure};
 
 /// A transition of an order: the new state, the reason, and the operation that performs it. Only a table makes one.
@@ -73,7 +73,7 @@ impl Steps {
         event: Option<(Operation, Outcome)>,
     ) -> Result<(), NoTransition> {
         let from = self.state();
-        let Answer::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
+        let Decision::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
         self.steps.push(Step { to, reason, span_ref, event });
         Ok(())
     }
@@ -300,7 +300,7 @@ impl Store {
 
     /// Records a requested transition (a cancellation, a retry); `None` if another transition was recorded first. This
     /// instance drives the order on: it takes the lease.
-    pub(crate) async fn turn(
+    pub(crate) async fn record_request(
         &self,
         order: &Order,
         input: Input,
@@ -308,7 +308,7 @@ impl Store {
         lease: Lease,
     ) -> Result<Option<Order>, storage::Error> {
         let now = self.clock.now();
-        let is_retry = input == Input::RetryAsked;
+        let is_retry = input == Input::RetryRequested;
         let mut after = after(order, &steps.steps, order.payment_failure.clone(), None, now);
         if is_retry {
             after.refund_attempt = order.refund_attempt.saturating_add(1);

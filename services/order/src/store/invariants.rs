@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Store, corrupt};
 use crate::entity::{fulfillment, order_history, order_line, orders};
-use crate::invariants::{AuditedOrder, AuditedStep, AuditedStock, asked};
+use crate::invariants::{AuditedOrder, AuditedStep, AuditedStock, requested_operation};
 use crate::lifecycle::State;
 use crate::order::LineState;
 
@@ -80,8 +80,8 @@ impl Store {
         for row in history {
             let state = State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?;
             let time = Timestamp::from_micros(row.time);
-            let asked = asked(&row.reason);
-            let step = AuditedStep { version: row.version, state, time, span_id: row.span_id, asked };
+            let requested = requested_operation(&row.reason);
+            let step = AuditedStep { version: row.version, state, time, span_id: row.span_id, requested };
             steps_of.entry(row.order_id).or_default().push(step);
         }
         let mut lines_of: HashMap<Uuid, Vec<LineState>> = HashMap::new();

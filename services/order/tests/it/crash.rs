@@ -52,7 +52,7 @@ async fn an_order_that_lies_in(state: State, cancels: bool) {
         world.drive_to_rest(&world.instance("order-2"), 3).await;
         assert_eq!(world.state(id).await, State::FulfillmentStarted);
         assert_eq!(world.history(id).await.last(), Some(&(4, State::FulfillmentStarted)));
-        assert_eq!(world.payments.all_asked(), [], "already paid");
+        assert_eq!(world.payments.calls(), [], "already paid");
     }
 }
 

@@ -69,7 +69,7 @@ async fn events_are_where_changes_are(world: &World, orders: &[AuditedOrder]) {
 
 /// A driver commits or discards every event slot that it opens; a creation whose slot was not claimed was rejected.
 fn slots_are_not_left_to_chance(world: &World) {
-    for ended in world.seen.0.lock().iter() {
+    for ended in world.unclaimed.0.lock().iter() {
         let event = &ended.event;
         assert_ne!(ended.kind, Kind::Internal, "a slot of the driver was neither committed nor discarded: {event:?}");
         if event.event_type == "order_creation" {

@@ -16,10 +16,10 @@ use order::inventory::{AdjustStock, Inventory};
 use order::lifecycle::State;
 use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope, Transit};
 use order::orders::Orders;
-use order::ports::{Catalog, PaymentAnswer, Payments, Product};
+use order::ports::{Catalog, PaymentOutcome, Payments, Product};
 use ordermesh::promises::{Report, Sources};
 use payment::payment::Payment;
-use payment::ports::{Confirmations, NoAnswer};
+use payment::ports::{Confirmations, NoResponse};
 use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
 use payment::subscriptions::Subscriptions;
 use sea_orm::ConnectionTrait;
@@ -201,10 +201,10 @@ impl Cable {
     }
 }
 
-fn decided(answer: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentAnswer) -> PaymentAnswer {
+fn decided(answer: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentOutcome) -> PaymentOutcome {
     match answer {
         Some(payment) => decide(Some(payment.into())),
-        None => PaymentAnswer::Undecided("the connection was lost".into()),
+        None => PaymentOutcome::Undecided("the connection was lost".into()),
     }
 }
 
@@ -213,7 +213,7 @@ fn call_operation() -> Operation {
 }
 
 impl Payments for Cable {
-    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             let command = ProcessCommand::try_from(order::ports::process_request(order)).expect("a valid request");
             let ask = |processor: Processor| {
@@ -224,7 +224,7 @@ impl Payments for Cable {
         })
     }
 
-    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             let command = CancelCommand::try_from(order::ports::cancel_request(order)).expect("a valid request");
             let ask = |processor: Processor| async move { processor.cancel(command, &call_operation()).await };
@@ -238,10 +238,10 @@ impl Payments for Cable {
 struct WakeUp(Arc<Shared>);
 
 impl Confirmations for WakeUp {
-    fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
+    fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoResponse>> {
         Box::pin(async move {
             let woken = order::effects::wake(&self.0.api_driver(), order).await;
-            woken.map_err(|error| NoAnswer::new(error.to_string()))
+            woken.map_err(|error| NoResponse::new(error.to_string()))
         })
     }
 }

@@ -166,7 +166,7 @@ impl World {
         let mut steps = vec![];
         for _ in 0..times {
             self.clock.advance(LONG);
-            steps.extend(instance.driver.attempt_due().await.expect("tries"));
+            steps.extend(instance.driver.attempt_due().await.expect("attempts"));
         }
         steps
     }
