@@ -34,7 +34,6 @@ pub type Driver = driver::Driver<Effects>;
 /// An order whose lease this instance holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Driven {
-    /// The order.
     pub order: Order,
     /// The trace that requested its transition: the next operations are linked to it.
     pub link: Option<TraceParent>,
@@ -50,11 +49,8 @@ impl From<Order> for Driven {
 pub struct Effects {
     /// The state machine: [`crate::lifecycle::next`].
     pub table: Table,
-    /// The order tables.
     pub store: Store,
-    /// The Payment Service.
     pub payments: Arc<dyn Payments>,
-    /// The wall clock.
     pub clock: Arc<dyn Clock>,
     /// The sink of the operations' events.
     pub events: Arc<dyn EventSink>,
@@ -68,7 +64,6 @@ enum Tried {
     Recorded(Advance),
     /// No definite result: it is retried.
     PutOff(String),
-    /// An injected crash.
     Crashed,
 }
 
@@ -87,9 +82,6 @@ pub(crate) fn start(driver: &Driver, driven: Driven) {
 }
 
 /// Called when a result may be available: makes the order due now, and drives it if it is not leased.
-///
-/// # Errors
-/// The database failed.
 pub async fn wake(driver: &Driver, id: OrderId) -> Result<(), storage::Error> {
     driver.work().store.make_due(id).await?;
     if let Some(driven) = driver.claim(id).await? {

@@ -21,9 +21,7 @@ const MAX_GAP_BYTES: usize = 512;
 /// Builds timelines of orders.
 #[derive(Clone)]
 pub struct Explainer {
-    /// The order tables.
     pub store: Store,
-    /// The Payment Service.
     pub payments: Arc<GrpcPayments>,
     /// The Data Service's events.
     pub events: GrpcEvents,

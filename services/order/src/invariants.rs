@@ -13,11 +13,9 @@ use crate::orders::reasons;
 /// An order as the rules see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditedOrder {
-    /// The order's id.
     pub id: OrderId,
     /// The customer that placed it.
     pub user: UserId,
-    /// The current state.
     pub state: State,
     /// Incremented by every transition.
     pub version: i64,
@@ -29,7 +27,6 @@ pub struct AuditedOrder {
     pub due: Option<Timestamp>,
     /// When its lease expires; `None` when it is not leased.
     pub leased_until: Option<Timestamp>,
-    /// When it was created.
     pub created: Timestamp,
     /// Number of fulfilment rows; at most one is valid.
     pub fulfillments: i64,
@@ -75,11 +72,9 @@ pub(crate) fn requested_operation(reason: &str) -> Option<&'static str> {
 /// A SKU's stock next to the lines that reserve it, read in one snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditedStock {
-    /// Stock keeping unit.
     pub sku: String,
     /// Units in stock; `None` when lines reserve a SKU that is not in the inventory.
     pub on_hand: Option<i64>,
-    /// Units reserved.
     pub reserved: i64,
     /// The sum of the HELD and ALLOCATED lines of orders whose state permits a reservation.
     pub held: i64,

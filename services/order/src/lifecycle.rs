@@ -13,7 +13,6 @@ use std::fmt::Write as _;
 pub enum State {
     /// Created, stock reserved.
     Created,
-    /// The payment succeeded.
     Paid,
     /// The stock is allocated.
     Allocated,
@@ -142,7 +141,6 @@ pub const fn allocates_stock(state: State) -> bool {
     matches!(state, State::Allocated)
 }
 
-/// Every state.
 pub const STATES: [State; 8] = [
     State::Created,
     State::Paid,

@@ -29,17 +29,12 @@ pub(crate) mod reasons {
 /// The operations on orders, for the contract's handlers.
 #[derive(Clone)]
 pub struct Orders {
-    /// The order tables.
     pub store: Store,
-    /// The Data Service.
     pub catalog: Arc<dyn Catalog>,
-    /// Drives the orders.
     pub driver: Driver,
     /// The maximum total of an order.
     pub amount_limits: AmountLimits,
-    /// The wall clock.
     pub clock: Arc<dyn Clock>,
-    /// The source of ids.
     pub ids: Arc<dyn IdSource>,
 }
 
@@ -175,9 +170,6 @@ impl Orders {
     }
 
     /// Orders, newest first, older than `after`.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn list(
         &self,
         scope: Scope,

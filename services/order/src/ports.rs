@@ -18,11 +18,8 @@ use crate::order::{GENERIC_ADVICE, Order, PaymentFailure, Transit};
 /// A product, as it is in the catalogue now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Product {
-    /// Stock keeping unit.
     pub sku: String,
-    /// The product's name.
     pub name: String,
-    /// The price of one unit.
     pub price: Money,
 }
 
@@ -45,7 +42,6 @@ pub enum PaymentOutcome {
     Undecided(String),
 }
 
-/// The Payment Service.
 pub trait Payments: Send + Sync + 'static {
     /// Charges for an order, once.
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome>;

@@ -32,13 +32,10 @@ pub type Driver = driver::Driver<Payments>;
 
 /// What payments need to be driven: every dependency is an argument.
 pub struct Payments {
-    /// The payment tables.
     pub store: Store,
-    /// The payment gateway.
     pub gateway: Arc<dyn Gateway>,
     /// Wakes the Order Service after late results.
     pub confirmations: Arc<dyn Confirmations>,
-    /// The wall clock.
     pub clock: Arc<dyn Clock>,
     /// The sink of events.
     pub events: Arc<dyn EventSink>,

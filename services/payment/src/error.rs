@@ -22,7 +22,6 @@ pub enum Error {
     /// The gateway's ledger could not be read.
     #[error("the gateway's ledger cannot be read: {0}")]
     GatewayUnreachable(NoResponse),
-    /// The database failed.
     #[error("the payment store failed")]
     Storage(#[from] storage::Error),
 }

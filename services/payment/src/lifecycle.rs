@@ -69,9 +69,7 @@ pub enum Observation {
 /// Whether the order has requested a cancellation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum CancelRequested {
-    /// Yes.
     Yes,
-    /// No.
     No,
 }
 
@@ -176,7 +174,6 @@ pub const fn on_cancel(state: Option<State>, n: i32, current_n: i32) -> State {
     }
 }
 
-/// Every state.
 pub const STATES: [State; 10] = [
     State::Pending,
     State::InDoubt,
@@ -190,7 +187,6 @@ pub const STATES: [State; 10] = [
     State::RefundRefused,
 ];
 
-/// Every observation.
 pub const OBSERVATIONS: [Observation; 6] = [
     Observation::Charged,
     Observation::Declined,

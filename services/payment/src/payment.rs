@@ -16,7 +16,6 @@ pub type PaymentMethod = Secret<String>;
 pub enum DeclineCode {
     /// No reason given.
     GenericDecline,
-    /// Not enough money.
     InsufficientFunds,
     /// The card has expired.
     ExpiredCard,
@@ -38,7 +37,6 @@ pub enum DeclineCode {
     GatewayTimeout,
 }
 
-/// Every decline code.
 pub const DECLINE_CODES: [DeclineCode; 11] = [
     DeclineCode::GenericDecline,
     DeclineCode::InsufficientFunds,
@@ -125,7 +123,6 @@ pub struct Payment {
     pub order_id: OrderId,
     /// The customer. None on a tombstone that was recorded before the payment.
     pub user_id: Option<UserId>,
-    /// The current state.
     pub state: State,
     /// The amount to charge. None on a tombstone, and if the currency is unknown.
     pub amount: Option<Money>,
@@ -161,14 +158,11 @@ pub struct Payment {
     pub last_error: Option<String>,
     /// The call that requested the pending effect: attempts are its children.
     pub traceparent: String,
-    /// When it was created.
     pub create_time: Timestamp,
-    /// When it last changed.
     pub update_time: Timestamp,
 }
 
 impl Payment {
-    /// The pending effect.
     pub fn owes(&self) -> Option<Effect> {
         owes(self.state, self.refund_n)
     }
@@ -191,7 +185,6 @@ pub struct Attempt {
     pub attempt: i32,
     /// [`Effect::name`], or "record".
     pub effect: String,
-    /// The result.
     pub outcome: String,
     /// The state after it.
     pub state: State,

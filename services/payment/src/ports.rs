@@ -57,11 +57,8 @@ impl ChargeStatus {
 /// A row of the gateway's ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Charge {
-    /// The gateway's id.
     pub charge_id: String,
-    /// The charge key.
     pub charge_key: String,
-    /// The charge's status.
     pub status: ChargeStatus,
     /// The amount that was, or would have been, charged. None on a tombstone.
     pub amount: Option<Money>,
@@ -92,7 +89,6 @@ pub struct ChargeCommand {
 /// The gateway's response to a refund.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum RefundOutcome {
-    /// Refunded.
     Refunded,
     /// The gateway refuses the refund under this key; its reason.
     Refused(String),

@@ -25,7 +25,6 @@ const READ_INTERVAL: Duration = Duration::from_millis(250);
 pub struct ProcessCommand {
     /// The order's id, the payment's key.
     pub order_id: OrderId,
-    /// The customer.
     pub user_id: UserId,
     /// None if the currency is unknown.
     pub amount: Option<Money>,
@@ -60,15 +59,12 @@ pub struct Limits {
 /// Starts, joins and cancels payments.
 #[derive(Clone)]
 pub struct Processor {
-    /// The payment tables.
     pub store: Store,
-    /// Drives the payments.
     pub driver: Driver,
     /// The calls that wait for results.
     pub subscriptions: Subscriptions,
     /// The sink of events.
     pub events: Arc<dyn EventSink>,
-    /// The limits.
     pub limits: Limits,
 }
 
@@ -120,9 +116,6 @@ impl Processor {
 
     /// Makes certain that nothing stays charged for an order, and returns what is known when that is done or the time
     /// is up.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn cancel(&self, command: CancelCommand, call: &Operation) -> Result<Payment, Error> {
         call.set_order(command.order_id.as_uuid());
         let open = self.opener("cancel_payment", call, command.order_id, None);

@@ -44,11 +44,9 @@ impl fmt::Display for Ledger {
 /// A payment with its attempts and its entry in the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Account {
-    /// The stored payment.
     pub payment: Payment,
     /// Its attempts, oldest first.
     pub attempts: Vec<Attempt>,
-    /// The gateway's entry.
     pub ledger: Ledger,
 }
 
@@ -59,7 +57,6 @@ pub struct Difference {
     pub order_id: String,
     /// The stored payment's state.
     pub payment: String,
-    /// The gateway's status.
     pub gateway: String,
     /// A sentence about the difference.
     pub message: String,
@@ -81,9 +78,7 @@ pub struct Reconciliation {
 /// Compares payments with the ledger.
 #[derive(Clone)]
 pub struct Reconciler {
-    /// The payment tables.
     pub store: Store,
-    /// The gateway.
     pub gateway: Arc<dyn Gateway>,
 }
 
