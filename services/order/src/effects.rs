@@ -16,9 +16,9 @@ use tracing::Instrument;
 
 use crate::lifecycle::{Effect, Input, Table, is_final, owes};
 use crate::order::{Fulfillment, Order, PaymentFailure};
-use crate::ports::{PaymentAnswer, Payments};
+use crate::ports::{PaymentOutcome, Payments};
 use crate::store::{Advance, NoTransition, Steps, Store};
-use crate::watch::Watchers;
+use crate::subscriptions::Subscriptions;
 
 static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     global::meter("ordermesh")
@@ -34,7 +34,6 @@ pub type Driver = driver::Driver<Effects>;
 /// An order whose lease this instance holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Driven {
-    /// The order.
     pub order: Order,
     /// The trace that requested its transition: the next operations are linked to it.
     pub link: Option<TraceParent>,
@@ -50,16 +49,13 @@ impl From<Order> for Driven {
 pub struct Effects {
     /// The state machine: [`crate::lifecycle::next`].
     pub table: Table,
-    /// The order tables.
     pub store: Store,
-    /// The Payment Service.
     pub payments: Arc<dyn Payments>,
-    /// The wall clock.
     pub clock: Arc<dyn Clock>,
     /// The sink of the operations' events.
     pub events: Arc<dyn EventSink>,
     /// The subscriptions to notify of transitions.
-    pub watchers: Watchers,
+    pub subscriptions: Subscriptions,
 }
 
 /// The result of an attempt at an effect.
@@ -68,7 +64,6 @@ enum Tried {
     Recorded(Advance),
     /// No definite result: it is retried.
     PutOff(String),
-    /// An injected crash.
     Crashed,
 }
 
@@ -82,14 +77,11 @@ impl Tried {
 
 /// Drives an order whose lease this instance holds, in a task of its own.
 pub(crate) fn start(driver: &Driver, driven: Driven) {
-    driver.work().watchers.notify(driven.order.id, driven.order.version);
+    driver.work().subscriptions.notify(driven.order.id, driven.order.version);
     driver.start(driven);
 }
 
 /// Called when a result may be available: makes the order due now, and drives it if it is not leased.
-///
-/// # Errors
-/// The database failed.
 pub async fn wake(driver: &Driver, id: OrderId) -> Result<(), storage::Error> {
     driver.work().store.make_due(id).await?;
     if let Some(driven) = driver.claim(id).await? {
@@ -145,7 +137,7 @@ impl Effects {
         let Some(effect) = owes(order.state) else { return Ok(Outcome::Completed(Driven { order, link })) };
         match self.perform(&order, effect, link, context).await? {
             Tried::Recorded(Advance::Done(after)) => {
-                self.watchers.notify(after.id, after.version);
+                self.subscriptions.notify(after.id, after.version);
                 if is_final(after.state) {
                     let took = self.clock.now().since(after.create_time).as_secs_f64();
                     DURATION.record(took, &[KeyValue::new("state", after.state.name())]);
@@ -202,18 +194,18 @@ impl Effects {
         }
         let mut steps = self.steps(order);
         match answer {
-            PaymentAnswer::Done => match steps.take(Input::Done, "payment succeeded", &operation) {
+            PaymentOutcome::Done => match steps.take(Input::Done, "payment succeeded", &operation) {
                 Ok(()) => self.fulfill(order, steps, context).await,
                 Err(missing) => Ok(Tried::without(missing)),
             },
-            PaymentAnswer::Refused(failure) => {
+            PaymentOutcome::Refused(failure) => {
                 let reason = format!("payment refused: {}", failure.message);
                 match steps.take(Input::Refused, reason, &operation) {
                     Ok(()) => Ok(Tried::Recorded(self.store.advance(order, steps, Some(failure), None).await?)),
                     Err(missing) => Ok(Tried::without(missing)),
                 }
             }
-            PaymentAnswer::Undecided(why) => Ok(Tried::PutOff(why)),
+            PaymentOutcome::Undecided(why) => Ok(Tried::PutOff(why)),
         }
     }
 
@@ -294,12 +286,14 @@ impl Effects {
     ) -> Result<Tried, storage::Error> {
         let operation = self.step(order, Effect::CancelPayment);
         // A later attempt, perhaps on another instance, reads from the history which trace requested the cancellation.
-        let asked = match link {
+        let requested_by = match link {
             Some(link) => Some(link),
-            None => self.store.turned_to(order.id, order.state).await?,
+            None => self.store.span_of(order.id, order.state).await?,
         };
-        if let Some(asked) = asked.filter(|asked| asked.trace_id() != order.span_ref.trace_id()) {
-            operation.link(asked);
+        if let Some(requested_by) =
+            requested_by.filter(|requested_by| requested_by.trace_id() != order.span_ref.trace_id())
+        {
+            operation.link(requested_by);
         }
         let answer = self.payments.cancel(order).instrument(operation.span().clone()).await;
         if crashes(context, FaultPoint::AfterEffect, order).await {
@@ -308,16 +302,16 @@ impl Effects {
         }
         let mut steps = self.steps(order);
         let (taken, failure) = match answer {
-            PaymentAnswer::Done => {
+            PaymentOutcome::Done => {
                 let outcome = EventOutcome::Success;
                 (steps.take_with_event(Input::Done, "nothing is charged", &operation, outcome), None)
             }
-            PaymentAnswer::Refused(failure) => {
+            PaymentOutcome::Refused(failure) => {
                 let error = EventError::new(ErrorClass::NeedsAttention, &failure.reason, &failure.message);
                 let (reason, outcome) = (failure.message.clone(), EventOutcome::Failed(error));
                 (steps.take_with_event(Input::Refused, reason, &operation, outcome), Some(failure))
             }
-            PaymentAnswer::Undecided(why) => {
+            PaymentOutcome::Undecided(why) => {
                 operation.discard();
                 return Ok(Tried::PutOff(why));
             }

@@ -8,12 +8,14 @@
 //! - [`order`]: the order's types; [`orders`]: creating, reading, cancelling and retrying orders
 //! - [`effects`]: performs the pending effect of a state and records its result; the crate `driver` decides when
 //! - [`inventory`]: stock per SKU
-//! - [`watch`]: subscriptions to an order's next transition
+//! - [`subscriptions`]: to an order's next transition; `watch`: the stream of WatchOrder
 //! - [`explain`]: one timeline from all sources
 //! - [`invariants`]: the invariants of orders and stock
 //! - [`ports`]: the interfaces to the Data and Payment Services, and their gRPC clients
 //! - [`store`], `entity`, `migration`: the tables; `service`, `convert`: the gRPC contract; `settings`: flags and
 //!   environment
+
+#![allow(missing_docs, reason = "not published: an item whose name and type say all has no comment")]
 
 use std::sync::Arc;
 
@@ -35,7 +37,7 @@ pub mod order;
 pub mod orders;
 pub mod ports;
 pub mod store;
-pub mod watch;
+pub mod subscriptions;
 
 mod convert;
 mod entity;
@@ -43,6 +45,7 @@ mod gauges;
 mod migration;
 mod service;
 mod settings;
+mod watch;
 
 pub use error::Error;
 pub use migration::MIGRATIONS;
@@ -62,7 +65,7 @@ pub async fn run(
     let store = store::Store::new(chassis.db.clone(), chassis.clock.clone());
     let store = store.with_unpaid_limits(config.unpaid_limits());
     store.seed(&config.seed_stock).await.map_err(|source| chassis::Error::Database { service: "order", source })?;
-    let watchers = watch::Watchers::new(config.max_watchers);
+    let subscriptions = subscriptions::Subscriptions::new(config.max_watchers);
     let payments = ports::GrpcPayments::new(chassis.channel("payment", &config.payment.payment_addresses));
     let effects = effects::Effects {
         table: lifecycle::next,
@@ -70,7 +73,7 @@ pub async fn run(
         payments: Arc::new(payments.clone()),
         clock: chassis.clock.clone(),
         events: chassis.events.clone(),
-        watchers: watchers.clone(),
+        subscriptions: subscriptions.clone(),
     };
     let context = effects::Context {
         options: config.driver_options(&chassis.instance),
@@ -83,7 +86,7 @@ pub async fn run(
     // Orders leased by an earlier process of this name are due immediately.
     driver.recover().await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     chassis.tasks.spawn(driver.clone().poll());
-    chassis.tasks.spawn(watchers.clone().poll(store.clone(), chassis.shutdown.clone()));
+    chassis.tasks.spawn(subscriptions.clone().poll(store.clone(), chassis.shutdown.clone()));
     chassis.tasks.spawn(gauges::record(store.clone(), driver.clone(), chassis.clone()));
     let orders = orders::Orders {
         store: store.clone(),
@@ -99,13 +102,13 @@ pub async fn run(
         events: ports::GrpcEvents::new(chassis.data_channel()),
     };
     let inventory = inventory::Inventory { store: store.clone() };
-    let handlers = service::OrderHandlers { orders, explainer, watchers, shutdown: chassis.shutdown.clone() };
-    // Lists are cut below this limit; a larger answer is rejected here, as a client would reject it.
-    let most = mesh::MAX_ANSWER_BYTES;
-    let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(most))
+    let handlers = service::OrderHandlers { orders, explainer, subscriptions, shutdown: chassis.shutdown.clone() };
+    // Lists are cut below this limit; a larger response is rejected here, as a client would reject it.
+    let max = mesh::MAX_ANSWER_BYTES;
+    let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(max))
         .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
         .add_service(
-            InventoryServiceServer::new(service::InventoryHandlers { inventory }).max_encoding_message_size(most),
+            InventoryServiceServer::new(service::InventoryHandlers { inventory }).max_encoding_message_size(max),
         );
     let served = Served {
         routes,

@@ -10,14 +10,11 @@ use crate::lifecycle::State;
 /// The token of a payment method; only for the Payment Service and the store.
 pub type PaymentMethod = Secret<String>;
 
-/// A postal address.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Address {
-    /// The addressee.
     pub recipient: String,
     /// Street and number.
     pub lines: Vec<String>,
-    /// City.
     pub city: String,
     /// In the country's own format.
     pub postal_code: String,
@@ -58,7 +55,6 @@ impl LineState {
 /// A line of an order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Line {
-    /// Stock keeping unit.
     pub sku: String,
     /// The product's name at creation.
     pub name: String,
@@ -66,7 +62,6 @@ pub struct Line {
     pub quantity: u32,
     /// The price of one unit at creation.
     pub unit_price: Money,
-    /// The state of its reservation.
     pub state: LineState,
 }
 
@@ -97,7 +92,6 @@ impl PaymentFailure {
 /// A fulfilment that has started.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fulfillment {
-    /// The fulfilment's id.
     pub id: FulfillmentId,
     /// The delivery day: `YYYY-MM-DD`.
     pub delivery_date: String,
@@ -112,28 +106,23 @@ pub struct Transit {
     pub cutoff_hour: u8,
 }
 
-/// An order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Order {
     /// The order's id; also the key of its payment.
     pub id: OrderId,
     /// The customer that placed it.
     pub user: UserId,
-    /// The current state.
     pub state: State,
     /// Incremented by every transition.
     pub version: i64,
-    /// The ordered products.
     pub lines: Vec<Line>,
     /// The sum of the lines.
     pub total: Money,
-    /// The shipping address.
     pub address: Address,
     /// The address for notifications.
     pub contact_email: String,
     /// The payment method's token; deleted once the payment is decided.
     pub payment_method: Option<PaymentMethod>,
-    /// The delivery time.
     pub transit: Transit,
     /// Number of the current refund attempt, from 1.
     pub refund_attempt: i32,
@@ -149,9 +138,7 @@ pub struct Order {
     pub last_error: Option<String>,
     /// The span of its creation, the parent of its later spans.
     pub span_ref: TraceParent,
-    /// When it was created.
     pub create_time: Timestamp,
-    /// When it last changed.
     pub update_time: Timestamp,
 }
 
@@ -181,7 +168,6 @@ pub struct CreateOrder {
     pub items: Vec<(String, u32)>,
     /// The payment method's token.
     pub payment_method: PaymentMethod,
-    /// The shipping address.
     pub address: Address,
     /// The address for notifications.
     pub contact_email: String,

@@ -18,11 +18,8 @@ use crate::order::{GENERIC_ADVICE, Order, PaymentFailure, Transit};
 /// A product, as it is in the catalogue now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Product {
-    /// Stock keeping unit.
     pub sku: String,
-    /// The product's name.
     pub name: String,
-    /// The price of one unit.
     pub price: Money,
 }
 
@@ -34,9 +31,9 @@ pub trait Catalog: Send + Sync + 'static {
     fn transit(&self, about: About, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>>;
 }
 
-/// The Payment Service's answer about an order's payment.
+/// The Payment Service's response about an order's payment.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum PaymentAnswer {
+pub enum PaymentOutcome {
     /// The effect is done: charged, or certainly not charged any more.
     Done,
     /// The effect is refused permanently.
@@ -45,12 +42,11 @@ pub enum PaymentAnswer {
     Undecided(String),
 }
 
-/// The Payment Service.
 pub trait Payments: Send + Sync + 'static {
     /// Charges for an order, once.
-    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer>;
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome>;
     /// Makes certain that nothing stays charged for an order.
-    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer>;
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome>;
 }
 
 /// The catalogue over gRPC.
@@ -131,37 +127,37 @@ impl GrpcPayments {
 }
 
 /// A gRPC error, whatever its code, leaves the outcome unknown.
-fn undecided(status: &Status) -> PaymentAnswer {
-    PaymentAnswer::Undecided(format!("{}: {}", no_answer(status.code()), status.message()))
+fn undecided(status: &Status) -> PaymentOutcome {
+    PaymentOutcome::Undecided(format!("{}: {}", no_response(status.code()), status.message()))
 }
 
-fn no_answer(code: Code) -> String {
+fn no_response(code: Code) -> String {
     format!("the Payment Service did not decide: {code:?}")
 }
 
-/// What ProcessPayment's answer decides: only final states decide.
-pub fn processed(payment: Option<payment::Payment>) -> PaymentAnswer {
+/// What ProcessPayment's response decides: only final states decide.
+pub fn processed(payment: Option<payment::Payment>) -> PaymentOutcome {
     use payment::PaymentState::*;
-    let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
+    let Some(payment) = payment else { return PaymentOutcome::Undecided("an answer without a payment".into()) };
     match payment.state() {
-        Succeeded => PaymentAnswer::Done,
+        Succeeded => PaymentOutcome::Done,
         // Refunded here means that the gateway refunded on its own initiative: nothing stays charged.
-        Declined | Failed | Cancelled | Refunded => PaymentAnswer::Refused(payment_failure(&payment)),
+        Declined | Failed | Cancelled | Refunded => PaymentOutcome::Refused(payment_failure(&payment)),
         state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | RefundRefused) => {
-            PaymentAnswer::Undecided(format!("the payment is {}", name(state)))
+            PaymentOutcome::Undecided(format!("the payment is {}", name(state)))
         }
     }
 }
 
-/// What CancelPayment's answer decides, for the requested refund attempt.
-pub fn cancelled(payment: Option<payment::Payment>, refund_attempt: i32) -> PaymentAnswer {
+/// What CancelPayment's response decides, for the requested refund attempt.
+pub fn cancelled(payment: Option<payment::Payment>, refund_attempt: i32) -> PaymentOutcome {
     use payment::PaymentState::*;
-    let Some(payment) = payment else { return PaymentAnswer::Undecided("an answer without a payment".into()) };
+    let Some(payment) = payment else { return PaymentOutcome::Undecided("an answer without a payment".into()) };
     match payment.state() {
-        Cancelled | Refunded | Declined | Failed => PaymentAnswer::Done,
-        RefundRefused if payment.refund_attempt >= refund_attempt => PaymentAnswer::Refused(refund_failure()),
+        Cancelled | Refunded | Declined | Failed => PaymentOutcome::Done,
+        RefundRefused if payment.refund_attempt >= refund_attempt => PaymentOutcome::Refused(refund_failure()),
         state @ (Unspecified | Pending | InDoubt | Cancelling | Refunding | Succeeded | RefundRefused) => {
-            PaymentAnswer::Undecided(format!("the payment is {}", name(state)))
+            PaymentOutcome::Undecided(format!("the payment is {}", name(state)))
         }
     }
 }
@@ -235,7 +231,8 @@ fn name(state: payment::PaymentState) -> &'static str {
 
 fn about(order: &Order) -> About {
     // Only if the last attempt failed with this error too: an order's first one is not a repetition.
-    let is_repeated = order.last_error.as_deref().is_some_and(|error| error.starts_with(&no_answer(Code::Unavailable)));
+    let is_repeated =
+        order.last_error.as_deref().is_some_and(|error| error.starts_with(&no_response(Code::Unavailable)));
     let attempt = u32::try_from(order.attempt).ok().filter(|_| is_repeated).map(|failures| failures + 1);
     About { order_id: Some(order.id.as_uuid()), user_id: Some(order.user.as_uuid()), attempt }
 }
@@ -257,7 +254,7 @@ pub fn cancel_request(order: &Order) -> payment::CancelPaymentRequest {
 }
 
 impl Payments for GrpcPayments {
-    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             match self.0.clone().process_payment(about(order).request(process_request(order))).await {
                 Ok(response) => processed(response.into_inner().payment),
@@ -266,7 +263,7 @@ impl Payments for GrpcPayments {
         })
     }
 
-    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             match self.0.clone().cancel_payment(about(order).request(cancel_request(order))).await {
                 Ok(response) => cancelled(response.into_inner().payment, order.refund_attempt),
@@ -323,11 +320,11 @@ mod tests {
     fn only_final_states_decide_a_payment() {
         use PaymentState::*;
         for state in [Unspecified, Pending, InDoubt, Cancelling, Refunding, RefundRefused] {
-            assert!(matches!(processed(payment(state, 0)), PaymentAnswer::Undecided(_)), "{state:?}");
+            assert!(matches!(processed(payment(state, 0)), PaymentOutcome::Undecided(_)), "{state:?}");
         }
-        assert_eq!(processed(payment(Succeeded, 0)), PaymentAnswer::Done);
+        assert_eq!(processed(payment(Succeeded, 0)), PaymentOutcome::Done);
         for state in [Declined, Failed, Cancelled, Refunded] {
-            assert!(matches!(processed(payment(state, 0)), PaymentAnswer::Refused(_)), "{state:?}");
+            assert!(matches!(processed(payment(state, 0)), PaymentOutcome::Refused(_)), "{state:?}");
         }
     }
 
@@ -335,19 +332,19 @@ mod tests {
     fn a_refused_refund_decides_only_for_its_own_attempt() {
         use PaymentState::*;
         for state in [Cancelled, Refunded, Declined, Failed] {
-            assert_eq!(cancelled(payment(state, 0), 1), PaymentAnswer::Done, "{state:?}");
+            assert_eq!(cancelled(payment(state, 0), 1), PaymentOutcome::Done, "{state:?}");
         }
-        assert!(matches!(cancelled(payment(RefundRefused, 1), 1), PaymentAnswer::Refused(_)));
-        assert!(matches!(cancelled(payment(RefundRefused, 1), 2), PaymentAnswer::Undecided(_)));
+        assert!(matches!(cancelled(payment(RefundRefused, 1), 1), PaymentOutcome::Refused(_)));
+        assert!(matches!(cancelled(payment(RefundRefused, 1), 2), PaymentOutcome::Undecided(_)));
         for state in [Unspecified, Pending, InDoubt, Cancelling, Refunding, Succeeded] {
-            assert!(matches!(cancelled(payment(state, 0), 1), PaymentAnswer::Undecided(_)), "{state:?}");
+            assert!(matches!(cancelled(payment(state, 0), 1), PaymentOutcome::Undecided(_)), "{state:?}");
         }
     }
 
     #[test]
     fn an_error_of_any_code_leaves_the_outcome_unknown() {
         for code in 1..=16 {
-            assert!(matches!(undecided(&Status::new(Code::from(code), "m")), PaymentAnswer::Undecided(_)));
+            assert!(matches!(undecided(&Status::new(Code::from(code), "m")), PaymentOutcome::Undecided(_)));
         }
     }
     #[test]

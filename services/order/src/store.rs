@@ -37,7 +37,6 @@ pub use unpaid::{UnpaidLimit, UnpaidLimits};
 /// Maximum number of an order's transitions that are read together. RetryOrder can make a history arbitrarily long.
 pub const MAX_STEPS: u64 = 1_000;
 
-/// The order tables.
 #[derive(Clone)]
 pub struct Store {
     db: Database,
@@ -111,9 +110,6 @@ impl Store {
     }
 
     /// An order, if it exists in this scope.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn get(&self, scope: Scope, id: OrderId) -> Result<Option<Order>, Error> {
         let mut find = orders::Entity::find_by_id(id.as_uuid());
         if let Scope::Of(user) = scope {
@@ -193,7 +189,7 @@ impl Store {
     }
 
     /// The span in which an order last entered a state.
-    pub(crate) async fn turned_to(&self, id: OrderId, state: State) -> Result<Option<TraceParent>, Error> {
+    pub(crate) async fn span_of(&self, id: OrderId, state: State) -> Result<Option<TraceParent>, Error> {
         let entry = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .filter(order_history::Column::State.eq(state.name()))
@@ -216,9 +212,6 @@ impl Store {
     }
 
     /// The number of orders in each state that is not final, and the creation time of the oldest with a pending effect.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn unfinished(&self) -> Result<(Vec<(String, i64)>, Option<Timestamp>), Error> {
         #[derive(FromQueryResult)]
         struct Row {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use data::audit::StoredEvents;
 use kernel::{OrderId, SessionId, Timestamp};
 use payment::payment::order_of;
-use payment::ports::{Charge, Gateway, NoAnswer};
+use payment::ports::{Charge, Gateway, NoResponse};
 use storage::outbox::Outbox;
 use telemetry::TraceEvent;
 use user::audit::Sessions;
@@ -65,7 +65,7 @@ pub enum Unchecked {
     Store(#[from] storage::Error),
     /// The gateway's ledger cannot be read.
     #[error("the gateway's ledger cannot be read: {0}")]
-    Ledger(NoAnswer),
+    Ledger(NoResponse),
 }
 
 /// Whether a page is the last: it is not full.

@@ -18,7 +18,7 @@ use crate::lifecycle::Observation;
 use crate::payment::{EVENT_TYPE, Payment, event_of};
 use crate::ports::{Confirmations, Gateway};
 use crate::store::Store;
-use crate::waiters::Waiters;
+use crate::subscriptions::Subscriptions;
 
 mod effect;
 
@@ -32,18 +32,15 @@ pub type Driver = driver::Driver<Payments>;
 
 /// What payments need to be driven: every dependency is an argument.
 pub struct Payments {
-    /// The payment tables.
     pub store: Store,
-    /// The payment gateway.
     pub gateway: Arc<dyn Gateway>,
     /// Wakes the Order Service after late results.
     pub confirmations: Arc<dyn Confirmations>,
-    /// The wall clock.
     pub clock: Arc<dyn Clock>,
     /// The sink of events.
     pub events: Arc<dyn EventSink>,
     /// The calls that wait for results.
-    pub waiters: Waiters,
+    pub subscriptions: Subscriptions,
     /// How long a payment may be in doubt.
     pub doubt_limit: Duration,
 }
@@ -137,7 +134,7 @@ impl Payments {
 
     /// Notifies the calls that wait for a payment's result; if there are none, the Order Service: a wake-up, best effort.
     async fn announce(&self, payment: Payment, context: &Context) {
-        if self.waiters.settled(&payment) {
+        if self.subscriptions.notify(&payment) {
             return;
         }
         let parent = payment.parent().map_or(Parent::Root, Parent::Remote);

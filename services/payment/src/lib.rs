@@ -10,10 +10,12 @@
 //! - [`process`]: starting, joining, cancelling; waiting for the result
 //! - [`driver`]: performs the pending effect of a payment and records its result
 //! - [`reconcile`]: compares the payments with the gateway's ledger
-//! - [`waiters`]: the calls that wait for a payment's result
+//! - [`subscriptions`]: the calls that wait for a payment's result
 //! - [`ports`]: the interfaces to the gateway and to the Order Service, and their gRPC clients
 //! - [`store`], `sql`, `entity`, `migration`: the tables; `service`, `convert`, [`error`]: the gRPC contract
 //! - `settings`: flags and environment; `gauges`: the metrics
+
+#![allow(missing_docs, reason = "not published: an item whose name and type say all has no comment")]
 
 pub mod driver;
 pub mod error;
@@ -23,7 +25,7 @@ pub mod ports;
 pub mod process;
 pub mod reconcile;
 pub mod store;
-pub mod waiters;
+pub mod subscriptions;
 
 mod convert;
 mod entity;
@@ -60,14 +62,14 @@ pub async fn run(
     let channel = chassis.external_channel("gateway", &config.gateway_addresses);
     let gateway = Arc::new(ports::GrpcGateway::new(channel, api_key, config.gateway_timeout));
     let order = chassis.channel("order", &config.order.order_addresses);
-    let waiters = waiters::Waiters::default();
+    let subscriptions = subscriptions::Subscriptions::default();
     let payments = driver::Payments {
         store: store.clone(),
         gateway: gateway.clone(),
         confirmations: Arc::new(ports::GrpcConfirmations::new(order)),
         clock: chassis.clock.clone(),
         events: chassis.events.clone(),
-        waiters: waiters.clone(),
+        subscriptions: subscriptions.clone(),
         doubt_limit: config.doubt_limit,
     };
     let context = driver::Context {
@@ -84,14 +86,11 @@ pub async fn run(
     let processor = process::Processor {
         store: store.clone(),
         driver,
-        waiters,
+        subscriptions,
         events: chassis.events.clone(),
-        limits: process::Limits {
-            amount: config.amount_limit.unwrap_or_default(),
-            answer_within: config.answer_within,
-        },
+        limits: process::Limits { amount: config.amount_limit.unwrap_or_default(), max_wait: config.answer_within },
     };
-    let handlers = service::Handlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
+    let handlers = service::PaymentHandlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
     let routes = Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::MAX_ANSWER_BYTES));
     let keys = chassis.remote_keys(&config.user)?;
     chassis.serve(Served { routes, health_services: &[SERVICE_NAME], keys, rate_limits: vec![] }, listener, admin).await

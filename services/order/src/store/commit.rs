@@ -85,7 +85,7 @@ impl Steps {
         event: Option<(Operation, Outcome)>,
     ) -> Result<(), NoTransition> {
         let from = self.state();
-        let Answer::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
+        let Decision::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
         self.steps.push(Step { to, reason, span_ref, event });
         Ok(())
     }
@@ -152,7 +152,7 @@ impl Store {
 
     /// Records a requested transition (a cancellation, a retry); `None` if another transition was recorded first. This
     /// instance drives the order on: it takes the lease.
-    pub(crate) async fn turn(
+    pub(crate) async fn record_request(
         &self,
         order: &Order,
         input: Input,

@@ -3,7 +3,7 @@
 //!
 //! A reservation is never evicted for another order. Its payment may have been charged already, which is unknown until
 //! it is decided: stock given away then might be stock that was paid for. A reservation of a payment in doubt ends
-//! within the Payment Service's doubt limit once the gateway answers; the total of a customer's reservations is limited
+//! within the Payment Service's doubt limit once the gateway responds; the total of a customer's reservations is limited
 //! here.
 
 use std::collections::{BTreeSet, HashMap};
@@ -41,8 +41,8 @@ pub enum UnpaidLimit {
 impl fmt::Display for UnpaidLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Orders(most) => write!(f, "{most} orders"),
-            Self::Units(most) => write!(f, "{most} units"),
+            Self::Orders(max) => write!(f, "{max} orders"),
+            Self::Units(max) => write!(f, "{max} units"),
         }
     }
 }

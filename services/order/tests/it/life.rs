@@ -12,7 +12,7 @@ use telemetry::EventStatus;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::fakes::{Asked, Reply};
+use crate::fakes::{Call, Reply};
 use crate::world::{BACKOFF_CAP, GUARD, LEASE, World, eur, wants};
 
 const WHOLE_LIFE: [(i64, State); 4] =
@@ -48,7 +48,7 @@ async fn an_order_that_is_paid_is_fulfilled(world: World) {
         success("order_fulfillment", "start_fulfillment"),
     ];
     assert_eq!(stored, expected);
-    assert_eq!(world.payments.all_asked(), [Asked::Process(order.id)]);
+    assert_eq!(world.payments.calls(), [Call::Process(order.id)]);
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn an_undecided_payment_is_rescheduled_and_retried_for_the_same_order() {
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     let order = world.order(id).await;
     assert_eq!((order.attempt, order.last_error), (0, None), "a transition resets the attempts");
-    assert_eq!(world.payments.all_asked(), [Asked::Process(id); 3]);
+    assert_eq!(world.payments.calls(), [Call::Process(id); 3]);
 }
 
 #[tokio::test]
@@ -152,7 +152,7 @@ async fn late_repeated_or_forged_confirmations_do_nothing() {
     wake(&world.driver, OrderId::from_uuid(uuid::Uuid::from_u128(7))).await.expect("woken");
     world.settle().await;
     assert_eq!((world.order(id).await, world.events().await), before);
-    assert_eq!(world.payments.all_asked().len(), 1);
+    assert_eq!(world.payments.calls().len(), 1);
 }
 
 #[tokio::test]
@@ -187,12 +187,12 @@ async fn only_one_of_two_instances_claims_an_order() {
 #[tokio::test]
 async fn an_unreadable_order_does_not_keep_others_from_being_driven() {
     let world = World::new().await;
-    let (broken, sound) = (world.abandoned_order().await, world.abandoned_order().await);
+    let (broken, readable) = (world.abandoned_order().await, world.abandoned_order().await);
     let sql = format!("UPDATE orders SET address = '{{' WHERE order_id = {}", world.literal(broken));
     sea_orm::ConnectionTrait::execute_unprepared(world.db.read(), &sql).await.expect("corrupted");
     world.clock.advance(LEASE);
     assert_eq!(world.instance("order-2").run_due().await.expect("a poll"), 1);
-    assert_eq!(world.state(sound).await, State::FulfillmentStarted);
+    assert_eq!(world.state(readable).await, State::FulfillmentStarted);
 }
 
 #[tokio::test]
@@ -205,7 +205,7 @@ async fn the_poller_finds_due_orders_and_frees_its_leases_on_shutdown() {
     let stop = tokio_util::sync::CancellationToken::new();
     let driver = world.instance_until("order-2", &stop);
     let polling = tokio::spawn(driver.poll());
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
+    timeout(GUARD, world.payments.called(1)).await.expect("driven");
     stop.cancel();
     gate.notify_one();
     timeout(GUARD, polling).await.expect("it stops").expect("no panic");
@@ -233,7 +233,7 @@ async fn a_stalled_owner_that_resumes_late_records_its_result_and_the_new_owner_
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let stalled = world.stalled(id, Reply::answer_held).await;
+    let stalled = world.stalled(id, Reply::response_held).await;
     world.clock.advance(LEASE);
     let second = world.instance("order-3");
     let order = second.claim_due(1).await.expect("a poll").pop().expect("taken over");
@@ -241,7 +241,7 @@ async fn a_stalled_owner_that_resumes_late_records_its_result_and_the_new_owner_
     assert_eq!(world.history(id).await, WHOLE_LIFE, "the key makes the result correct, whichever driver records it");
     second.run(order).await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
-    assert_eq!(world.payments.all_asked(), [Asked::Process(id); 2]);
+    assert_eq!(world.payments.calls(), [Call::Process(id); 2]);
     world.settle().await;
 }
 
@@ -299,7 +299,7 @@ async fn setting_the_clock_forward_during_a_drive_repeats_nothing() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let stalled = world.stalled(id, Reply::answer_held).await;
+    let stalled = world.stalled(id, Reply::response_held).await;
     world.clock.advance(HOUR);
     let second = world.instance("order-3");
     assert_eq!(second.run_due().await.expect("a poll"), 1, "the lease has expired by this clock");

@@ -11,7 +11,7 @@ use order::lifecycle::{State, Table};
 use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};
 use order::orders::Orders;
 use order::store::{Adjustment, Store};
-use order::watch::Watchers;
+use order::subscriptions::Subscriptions;
 use storage::Database;
 use telemetry::{Kind, Operation, Outcome, Parent, TraceEvent};
 use tokio::sync::Notify;
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fakes::{FakeCatalog, FakePayments, Plan, Reply, Seen, TELLER};
+use crate::fakes::{FakeCatalog, FakePayments, Plan, Reply, TELLER, Unclaimed};
 use crate::invariants::invariants;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(15);
@@ -71,7 +71,7 @@ pub(crate) struct World {
     pub(crate) payments: Arc<FakePayments>,
     pub(crate) catalog: Arc<FakeCatalog>,
     pub(crate) faults: Arc<Plan>,
-    pub(crate) seen: Arc<Seen>,
+    pub(crate) unclaimed: Arc<Unclaimed>,
     pub(crate) tasks: TaskTracker,
     /// Instance "order-1", with the planned crashes of `faults`.
     pub(crate) driver: Driver,
@@ -104,14 +104,14 @@ impl World {
         let payments = FakePayments::new();
         let prices = [("MUG", eur(1_250)), ("PLATE", eur(800)), ("SPOON", eur(100)), ("VASE", usd(4_000))];
         let catalog = FakeCatalog::new(prices);
-        let (faults, seen) = (Arc::new(Plan::default()), Arc::new(Seen::default()));
+        let (faults, unclaimed) = (Arc::new(Plan::default()), Arc::new(Unclaimed::default()));
         let tasks = TaskTracker::new();
         let shared = Shared {
             store: store.clone(),
             payments: payments.clone(),
             clock: clock.clone(),
-            unclaimed: seen.clone(),
-            watchers: Watchers::new(10),
+            unclaimed: unclaimed.clone(),
+            subscriptions: Subscriptions::new(10),
             tasks: tasks.clone(),
         };
         let driver = shared.driver("order-1", faults.clone());
@@ -132,7 +132,7 @@ impl World {
             payments,
             catalog,
             faults,
-            seen,
+            unclaimed,
             tasks,
             driver,
             orders,
@@ -162,21 +162,16 @@ impl World {
         self.shared.driver_by(table, "order-2", Arc::default(), CancellationToken::new())
     }
 
-    /// Another instance, with the planned crashes of `faults`.
-    pub(crate) fn mortal(&self, name: &str) -> Driver {
-        self.shared.driver(name, self.faults.clone())
-    }
-
     /// Instance "order-2" drives the due order, and stalls in its call to the Payment Service.
     pub(crate) async fn stalled(&self, id: OrderId, reply: impl Fn(&Arc<Notify>) -> Reply) -> Stalled {
         let gate = Arc::new(Notify::new());
-        let asked = self.payments.all_asked().len();
+        let before = self.payments.calls().len();
         self.payments.will([reply(&gate)]);
         let driver = self.instance("order-2");
         let driven = driver.claim_due(1).await.expect("a poll").pop().expect("one is due");
         assert_eq!(driven.order.id, id);
         let driving = tokio::spawn(async move { driver.run(driven).await });
-        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("the payment is requested");
+        tokio::time::timeout(GUARD, self.payments.called(before + 1)).await.expect("the payment is requested");
         Stalled { gate, driving }
     }
 
@@ -190,13 +185,13 @@ impl World {
     }
 
     pub(crate) fn operation(&self, name: &'static str, event_type: Option<&'static str>) -> Operation {
-        Operation::open(Kind::Server, name, Parent::Root, event_type, Some(self.seen.clone()))
+        Operation::open(Kind::Server, name, Parent::Root, event_type, Some(self.unclaimed.clone()))
     }
 
     /// Does what a handler does around the domain's CreateOrder.
     pub(crate) async fn create_for(&self, user: UserId, command: CreateOrder) -> Result<Order, Error> {
         let operation = self.operation("order.v1.OrderService/CreateOrder", Some("order_creation"));
-        let id = self.orders.begin(&operation, user);
+        let id = self.orders.new_id(&operation, user);
         let result = self.orders.create(&operation, id, user, command).await;
         operation.end(match &result {
             Ok(_) => Outcome::Success,
@@ -226,10 +221,10 @@ impl World {
     /// An order that was charged, then cancelled, and whose refund was refused.
     pub(crate) async fn order_that_needs_attention(&self) -> OrderId {
         let gate = Arc::new(Notify::new());
-        let asked = self.payments.all_asked().len();
-        self.payments.will([Reply::answer_held(&gate)]);
+        let before = self.payments.calls().len();
+        self.payments.will([Reply::response_held(&gate)]);
         let id = self.order_mugs().await;
-        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("driven");
+        tokio::time::timeout(GUARD, self.payments.called(before + 1)).await.expect("driven");
         self.cancel(id).await.expect("it is not too late");
         gate.notify_one();
         self.settle().await;
@@ -238,7 +233,7 @@ impl World {
     }
 
     pub(crate) async fn cancel(&self, id: OrderId) -> Result<Order, Error> {
-        cancel(&self.orders, &self.seen, id).await
+        cancel(&self.orders, &self.unclaimed, id).await
     }
 
     pub(crate) async fn retry(&self, id: OrderId) -> Result<Order, Error> {
@@ -295,9 +290,9 @@ impl World {
         invariants(self).await;
     }
 
-    /// Advances the clock beyond leases and backoff, and drives, until nothing is due or `most` rounds are done.
-    pub(crate) async fn drive_to_rest(&self, driver: &Driver, most: usize) {
-        for _ in 0..most {
+    /// Advances the clock beyond leases and backoff, and drives, until nothing is due or `max_rounds` are over.
+    pub(crate) async fn drive_to_rest(&self, driver: &Driver, max_rounds: usize) {
+        for _ in 0..max_rounds {
             self.clock.advance(LEASE + BACKOFF_CAP);
             if driver.run_due().await.expect("orders are claimed") == 0 {
                 return;
@@ -305,7 +300,7 @@ impl World {
             // Other tasks (a cancellation's driver) must end first: the check does not read a snapshot.
             self.settle().await;
         }
-        panic!("orders are still due after {most} rounds");
+        panic!("orders are still due after {max_rounds} rounds");
     }
 
     /// An order's id as an SQL literal.
@@ -335,8 +330,8 @@ impl Stalled {
     }
 }
 
-pub(crate) async fn cancel(orders: &Orders, seen: &Arc<Seen>, id: OrderId) -> Result<Order, Error> {
-    let sink: Arc<dyn telemetry::EventSink> = seen.clone();
+pub(crate) async fn cancel(orders: &Orders, unclaimed: &Arc<Unclaimed>, id: OrderId) -> Result<Order, Error> {
+    let sink: Arc<dyn telemetry::EventSink> = unclaimed.clone();
     let name = "order.v1.OrderService/CancelOrder";
     let operation = Operation::open(Kind::Server, name, Parent::Root, Some("audit"), Some(sink));
     orders.cancel(&operation, Scope::All, id).await
@@ -348,8 +343,8 @@ struct Shared {
     store: Store,
     payments: Arc<FakePayments>,
     clock: Arc<ManualClock>,
-    unclaimed: Arc<Seen>,
-    watchers: Watchers,
+    unclaimed: Arc<Unclaimed>,
+    subscriptions: Subscriptions,
     tasks: TaskTracker,
 }
 
@@ -359,8 +354,8 @@ impl Shared {
     }
 
     fn driver_by(&self, table: Table, name: &str, faults: Arc<Plan>, shutdown: CancellationToken) -> Driver {
-        let Self { store, payments, clock, unclaimed, watchers, tasks } = self.clone();
-        let effects = Effects { table, store, payments, clock, events: unclaimed, watchers };
+        let Self { store, payments, clock, unclaimed, subscriptions, tasks } = self.clone();
+        let effects = Effects { table, store, payments, clock, events: unclaimed, subscriptions };
         let options = Options {
             instance: name.into(),
             lease: LEASE,

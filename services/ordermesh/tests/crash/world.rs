@@ -16,13 +16,12 @@ use order::inventory::{AdjustStock, Inventory};
 use order::lifecycle::State;
 use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope, Transit};
 use order::orders::Orders;
-use order::ports::{Catalog, PaymentAnswer, Payments, Product};
-use order::watch::Watchers;
+use order::ports::{Catalog, PaymentOutcome, Payments, Product};
 use ordermesh::promises::{Report, Sources};
 use payment::payment::Payment;
-use payment::ports::{Confirmations, NoAnswer};
+use payment::ports::{Confirmations, NoResponse};
 use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
-use payment::waiters::Waiters;
+use payment::subscriptions::Subscriptions;
 use sea_orm::ConnectionTrait;
 use storage::Database;
 use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
@@ -202,10 +201,10 @@ impl Cable {
     }
 }
 
-fn decided(answer: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentAnswer) -> PaymentAnswer {
+fn decided(answer: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentOutcome) -> PaymentOutcome {
     match answer {
         Some(payment) => decide(Some(payment.into())),
-        None => PaymentAnswer::Undecided("the connection was lost".into()),
+        None => PaymentOutcome::Undecided("the connection was lost".into()),
     }
 }
 
@@ -214,7 +213,7 @@ fn call_operation() -> Operation {
 }
 
 impl Payments for Cable {
-    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             let command = ProcessCommand::try_from(order::ports::process_request(order)).expect("a valid request");
             let ask = |processor: Processor| {
@@ -225,7 +224,7 @@ impl Payments for Cable {
         })
     }
 
-    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             let command = CancelCommand::try_from(order::ports::cancel_request(order)).expect("a valid request");
             let ask = |processor: Processor| async move { processor.cancel(command, &call_operation()).await };
@@ -239,10 +238,10 @@ impl Payments for Cable {
 struct WakeUp(Arc<Shared>);
 
 impl Confirmations for WakeUp {
-    fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
+    fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoResponse>> {
         Box::pin(async move {
             let woken = order::effects::wake(&self.0.api_driver(), order).await;
-            woken.map_err(|error| NoAnswer::new(error.to_string()))
+            woken.map_err(|error| NoResponse::new(error.to_string()))
         })
     }
 }
@@ -411,7 +410,7 @@ impl World {
         let name = "order.v1.OrderService/CreateOrder";
         let operation = Operation::open(Kind::Server, name, Parent::Root, Some("order_creation"), Some(sink));
         let user = UserId::from_uuid(SystemIds.uuid());
-        let id = self.api.orders.begin(&operation, user);
+        let id = self.api.orders.new_id(&operation, user);
         assert!(self.api.order.set(id).is_ok());
         self.api.orders.create(&operation, id, user, command).await.expect("an order");
         self.api.check("a creation").await;
@@ -427,7 +426,7 @@ impl World {
     /// Starts an instance of the Payment Service, and routes calls to it.
     pub(crate) fn start_payment(&self, name: &str) {
         let shared = &self.shared;
-        let (tasks, waiters) = (TaskTracker::new(), Waiters::default());
+        let (tasks, subscriptions) = (TaskTracker::new(), Subscriptions::default());
         let events: Arc<dyn EventSink> = Arc::new(Teller("payment", name.to_owned()));
         let payments = payment::driver::Payments {
             store: shared.payments.clone(),
@@ -435,7 +434,7 @@ impl World {
             confirmations: Arc::new(WakeUp(shared.clone())),
             clock: shared.clock.clone(),
             events: events.clone(),
-            waiters: waiters.clone(),
+            subscriptions: subscriptions.clone(),
             doubt_limit: DOUBT_LIMIT,
         };
         let context = payment::driver::Context {
@@ -456,9 +455,9 @@ impl World {
         let processor = Processor {
             store: shared.payments.clone(),
             driver: driver.clone(),
-            waiters,
+            subscriptions,
             events,
-            limits: Limits { amount: kernel::AmountLimits::default(), answer_within: GUARD },
+            limits: Limits { amount: kernel::AmountLimits::default(), max_wait: GUARD },
         };
         *lock(&shared.payment) = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
     }
@@ -647,7 +646,7 @@ fn order_driver(
         payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
         clock: shared.clock.clone(),
         events: Arc::new(Teller("order", name.to_owned())),
-        watchers: Watchers::new(1),
+        subscriptions: order::subscriptions::Subscriptions::new(1),
     };
     let context = order::effects::Context {
         ids: Arc::new(SystemIds),

@@ -1,4 +1,4 @@
-//! Calling the gateway, and deciding what its answer, or the lack of one, means for a payment.
+//! Calling the gateway, and deciding what its response, or the lack of one, means for a payment.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use telemetry::Operation;
 use super::Payments;
 use crate::lifecycle::{Doubt, Effect, Observation, State, after};
 use crate::payment::{Attempt, DeclineCode, Payment, charge_key, refund_key};
-use crate::ports::{Charge, ChargeCommand, ChargeStatus, NoAnswer, RefundAnswer};
+use crate::ports::{Charge, ChargeCommand, ChargeStatus, NoResponse, RefundOutcome};
 use crate::store::Schedule;
 
 /// The observed result of an effect.
@@ -36,7 +36,7 @@ impl Payments {
             Effect::CreateCharge => match command(payment) {
                 Some(command) => Found::charge(gateway.create_charge(command).await),
                 // Unreachable: a PENDING payment has both. Doubt, and a tombstone later, is the safe way out.
-                None => Found::charge(Err(NoAnswer::new("the payment has no amount or no method"))),
+                None => Found::charge(Err(NoResponse::new("the payment has no amount or no method"))),
             },
             Effect::CancelCharge => Found::charge(gateway.cancel_charge(key).await),
             Effect::RefundCharge { n } => {
@@ -60,10 +60,10 @@ impl Payments {
         let since = before.doubt_since.map(|since| since.min(now));
         let is_past = since.is_some_and(|since| now.since(since) >= self.doubt_limit);
         let doubt = if is_past { Doubt::PastLimit } else { Doubt::WithinLimit };
-        let state = after(before.state, found.observation, before.asked(), doubt);
+        let state = after(before.state, found.observation, before.cancellation(), doubt);
         let may_charge = matches!(state, State::Pending | State::InDoubt);
         // No definite result: the same effect is retried with backoff.
-        let asks_again = matches!(
+        let is_retried = matches!(
             (before.state, state),
             (State::Pending | State::InDoubt, State::Pending | State::InDoubt)
                 | (State::Cancelling, State::Cancelling)
@@ -72,11 +72,11 @@ impl Payments {
         let mut next = Payment {
             state,
             attempt: before.attempt + 1,
-            tries: if asks_again { before.tries.saturating_add(1) } else { 0 },
+            failures: if is_retried { before.failures.saturating_add(1) } else { 0 },
             doubt_since: if state == State::InDoubt { since.or(Some(began)) } else { since },
             payment_method: before.payment_method.clone().filter(|_| may_charge),
             charge_id: found.charge_id.clone().or_else(|| before.charge_id.clone()),
-            last_error: (asks_again || found.observation == Observation::Unknown || state == State::RefundRefused)
+            last_error: (is_retried || found.observation == Observation::Unknown || state == State::RefundRefused)
                 .then(|| found.outcome.clone()),
             ..before.clone()
         };
@@ -88,7 +88,7 @@ impl Payments {
         };
         let schedule = if next.owes().is_none() {
             Schedule::default()
-        } else if asks_again {
+        } else if is_retried {
             Schedule { due_in: Some(self.wait(&next, now, context)), lease: None }
         } else {
             Schedule { due_in: Some(Duration::ZERO), lease: Some(context.lease()) }
@@ -107,7 +107,7 @@ impl Payments {
 
     /// The time until the next attempt: exponential backoff with jitter, but never past the doubt limit.
     fn wait(&self, payment: &Payment, now: Timestamp, context: &Context) -> Duration {
-        let wait = context.backoff(payment.tries);
+        let wait = context.backoff(payment.failures);
         match (payment.state, payment.doubt_since) {
             (State::InDoubt, Some(since)) if now.since(since) < self.doubt_limit => {
                 wait.min(since.plus(self.doubt_limit).since(now))
@@ -127,7 +127,7 @@ fn command(payment: &Payment) -> Option<ChargeCommand> {
 }
 
 impl Found {
-    fn charge(answer: Result<Charge, NoAnswer>) -> Self {
+    fn charge(answer: Result<Charge, NoResponse>) -> Self {
         let charge = match answer {
             Ok(charge) => charge,
             Err(error) => return Self::nothing(&error),
@@ -143,16 +143,16 @@ impl Found {
         Self { observation, decline, charge_id: is_charged.then_some(charge.charge_id), outcome }
     }
 
-    fn refund(answer: Result<RefundAnswer, NoAnswer>) -> Self {
+    fn refund(answer: Result<RefundOutcome, NoResponse>) -> Self {
         let (observation, outcome) = match answer {
-            Ok(RefundAnswer::Refunded) => (Observation::GivenBack, "REFUNDED".to_owned()),
-            Ok(RefundAnswer::Refused(reason)) => (Observation::RefundRefused, format!("REFUND_REFUSED {reason}")),
+            Ok(RefundOutcome::Refunded) => (Observation::GivenBack, "REFUNDED".to_owned()),
+            Ok(RefundOutcome::Refused(reason)) => (Observation::RefundRefused, format!("REFUND_REFUSED {reason}")),
             Err(error) => return Self::nothing(&error),
         };
         Self { observation, decline: None, charge_id: None, outcome }
     }
 
-    fn nothing(error: &NoAnswer) -> Self {
+    fn nothing(error: &NoResponse) -> Self {
         Self {
             observation: Observation::Unknown,
             decline: None,

@@ -1,7 +1,7 @@
 //! One store in memory, drivers on it, and a manual clock.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use driver::Outcome;
@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use kernel::{
     Clock, FaultPoint, FaultSite, Faults, IdSource, ManualClock, Money, NoFaults, OrderId, SystemIds, Timestamp, UserId,
 };
+use parking_lot::Mutex;
 use payment::driver::{Context, Driver, Options, Payments};
 use payment::error::Error;
 use payment::lifecycle::State;
@@ -16,7 +17,7 @@ use payment::payment::{Payment, PaymentMethod};
 use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
 use payment::reconcile::Reconciler;
 use payment::store::Store;
-use payment::waiters::Waiters;
+use payment::subscriptions::Subscriptions;
 use storage::Database;
 use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
 use tokio_util::sync::CancellationToken;
@@ -48,7 +49,7 @@ pub(crate) struct StopAt(pub(crate) Mutex<Option<(FaultPoint, State)>>);
 
 impl Faults for StopAt {
     fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
-        let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.0.lock();
         let stops = next.is_some_and(|(point, state)| point == site.point && state.name() == site.state);
         if stops {
             *next = None;
@@ -105,14 +106,14 @@ impl World {
 
     pub(crate) fn instance_with(&self, name: &'static str, faults: Arc<dyn Faults>, max_drives: usize) -> Instance {
         let events: Arc<dyn EventSink> = Arc::new(NoSink(name.to_owned()));
-        let (tasks, shutdown, waiters) = (TaskTracker::new(), CancellationToken::new(), Waiters::default());
+        let (tasks, shutdown, subscriptions) = (TaskTracker::new(), CancellationToken::new(), Subscriptions::default());
         let payments = Payments {
             store: self.store.clone(),
             gateway: self.gateway.clone(),
             confirmations: self.confirmed.clone(),
             clock: self.clock.clone(),
             events: events.clone(),
-            waiters: waiters.clone(),
+            subscriptions: subscriptions.clone(),
             doubt_limit: DOUBT_LIMIT,
         };
         let options = Options {
@@ -128,9 +129,9 @@ impl World {
         let processor = Processor {
             store: self.store.clone(),
             driver: driver.clone(),
-            waiters,
+            subscriptions,
             events,
-            limits: Limits { amount: "EUR=100".parse().expect("limits"), answer_within: Duration::from_millis(20) },
+            limits: Limits { amount: "EUR=100".parse().expect("limits"), max_wait: Duration::from_millis(20) },
         };
         Instance { name, driver, processor, tasks, shutdown }
     }
@@ -142,7 +143,7 @@ impl World {
             amount: Some(Money::new("EUR".parse().expect("a currency"), 1_999)),
             payment_method: PaymentMethod::new("pm_card_visa".into()),
             contact_email: "ada@example.com".into(),
-            are_details_sound: true,
+            are_details_valid: true,
             fingerprint: "one".into(),
         }
     }
@@ -165,7 +166,7 @@ impl World {
         let mut steps = vec![];
         for _ in 0..times {
             self.clock.advance(LONG);
-            steps.extend(instance.driver.attempt_due().await.expect("tries"));
+            steps.extend(instance.driver.attempt_due().await.expect("attempts"));
         }
         steps
     }
