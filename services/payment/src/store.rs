@@ -5,12 +5,12 @@
 //! process's on SQLite.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use kernel::{Clock, Money, OrderId, UserId};
-use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value};
-use storage::{Database, Error, Leases, Tx};
+use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement};
+use storage::{Database, Error, Lane, Leases, Tx};
 use telemetry::{Operation, Outcome, TraceParent};
 
 use crate::entity::{payment as row, payment_attempt as attempt_row};
@@ -18,10 +18,12 @@ use crate::lifecycle::{State, on_cancel};
 use crate::payment::{Attempt, DeclineCode, Payment, PaymentMethod};
 
 mod rows;
-mod sql;
+mod sets;
 mod write;
 
-use sql::Sql;
+use sets::{Changes, Opening, Openings};
+use write::Change;
+
 pub use storage::Lease;
 
 /// Maximum number of a payment's attempts that are read together: an outage of days causes very many.
@@ -82,7 +84,14 @@ pub struct Store {
     db: Database,
     clock: Arc<dyn Clock>,
     leases: Leases,
-    sql: Arc<Sql>,
+    /// Started on first use, when the store's settings are final.
+    lanes: Arc<OnceLock<Lanes>>,
+}
+
+/// What is committed in sets.
+struct Lanes {
+    openings: Lane<Openings>,
+    changes: Lane<Changes>,
 }
 
 impl fmt::Debug for Store {
@@ -95,27 +104,27 @@ impl Store {
     /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let leases = Leases::new(db.clone(), clock.clone(), "payment");
-        let sql = Arc::new(Sql::new(db.backend()));
-        Self { db, clock, leases, sql }
+        Self { db, clock, leases, lanes: Arc::default() }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
     #[must_use]
     pub fn by_given_clock(self) -> Self {
-        Self { leases: self.leases.by_given_clock(), ..self }
+        Self { leases: self.leases.by_given_clock(), lanes: Arc::default(), ..self }
+    }
+
+    fn lanes(&self) -> &Lanes {
+        // Without lanes of their own: they would keep themselves running.
+        let store = || Self { lanes: Arc::default(), ..self.clone() };
+        self.lanes.get_or_init(|| Lanes {
+            openings: Lane::start(self.db.clone(), Openings(store())),
+            changes: Lane::start(self.db.clone(), Changes(store())),
+        })
     }
 
     /// Brings the schema up to date.
     pub async fn migrate(db: &Database) -> Result<(), Error> {
         db.migrate(crate::migration::MIGRATIONS).await
-    }
-
-    fn now(&self) -> Value {
-        self.leases.now()
-    }
-
-    fn statement(&self, sql: &str, values: Vec<Value>) -> Statement {
-        Statement::from_sql_and_values(self.db.read().get_database_backend(), sql, values)
     }
 
     /// The payment of an order.
@@ -164,45 +173,58 @@ impl Store {
 
     /// The number of payments in doubt, and the age of the oldest doubt.
     pub async fn in_doubt(&self) -> Result<InDoubt, Error> {
-        let counted =
-            InDoubt::find_by_statement(self.statement(&self.sql.in_doubt, vec![])).one(self.db.read()).await?;
+        let sql = "SELECT COUNT(*) AS count, MIN(doubt_since) AS oldest FROM payment \
+                   WHERE next_attempt_time IS NOT NULL AND doubt_since IS NOT NULL";
+        let select = Statement::from_string(self.db.read().get_database_backend(), sql);
+        let counted = InDoubt::find_by_statement(select).one(self.db.read()).await?;
         Ok(counted.unwrap_or(InDoubt { count: 0, oldest: None }))
     }
 
     /// Records a payment before the gateway is called, or returns the order's existing payment. With a `lease`, this
     /// instance takes it if the payment is due and not leased.
     pub async fn open(&self, draft: Draft, lease: Option<Lease>, open: OpenOperation) -> Result<Opened, Error> {
-        self.db
-            .transact_with((self.clone(), draft, lease, open), |tx, (store, draft, lease, open)| {
-                Box::pin(async move { store.open_in(tx, draft, lease, &open).await })
-            })
-            .await
+        self.lanes().openings.commit(Opening { draft, lease, open }).await
     }
 
-    async fn open_in(
-        &self,
-        tx: &Tx,
-        draft: Draft,
-        lease: Option<Lease>,
-        open: &OpenOperation,
-    ) -> Result<Opened, Error> {
-        let fingerprint = draft.fingerprint.clone();
-        let new = self.pending(draft, lease.as_ref());
-        let schedule = Schedule {
-            due_in: new.owes().map(|_| Duration::ZERO),
-            lease: lease.clone().filter(|_| new.owes().is_some()),
-        };
-        if self.insert(tx, &new, &schedule).await? {
-            if new.state.is_settled() {
-                self.record_insert(tx, &new, "declined by the service's own checks", open).await?;
-            }
-            return Ok(Opened { is_ours: schedule.lease.is_some(), payment: new });
+    /// `None`: an order of several has a payment already.
+    async fn open_in(&self, tx: &Tx, set: &[Opening]) -> Result<Option<Vec<Opened>>, Error> {
+        let new: Vec<(Payment, Schedule)> = set.iter().map(|opening| self.opened(opening)).collect();
+        let mut sorted: Vec<(&Payment, &Schedule)> =
+            new.iter().map(|(payment, schedule)| (payment, schedule)).collect();
+        sorted.sort_by_key(|(payment, _)| payment.order_id);
+        let inserted = self.insert(tx, &sorted).await?;
+        if inserted.len() < set.len() && set.len() > 1 {
+            return Ok(None);
         }
-        let payment = self.lock(tx, new.order_id).await?;
-        if payment.fingerprint.as_ref() != Some(&fingerprint) {
+        let mut opened = Vec::with_capacity(set.len());
+        for (opening, (payment, schedule)) in set.iter().zip(new) {
+            if !inserted.contains(&payment.order_id.as_uuid()) {
+                opened.push(self.join_existing(tx, opening).await?);
+                continue;
+            }
+            if payment.state.is_settled() {
+                self.record_insert(tx, &payment, "declined by the service's own checks", &opening.open).await?;
+            }
+            opened.push(Opened { is_ours: schedule.lease.is_some(), payment });
+        }
+        Ok(Some(opened))
+    }
+
+    /// The payment of an opening, if its order has none, and what follows.
+    fn opened(&self, opening: &Opening) -> (Payment, Schedule) {
+        let new = self.pending(opening.draft.clone(), opening.lease.as_ref());
+        let owes = new.owes().is_some();
+        let schedule =
+            Schedule { due_in: owes.then_some(Duration::ZERO), lease: opening.lease.clone().filter(|_| owes) };
+        (new, schedule)
+    }
+
+    async fn join_existing(&self, tx: &Tx, opening: &Opening) -> Result<Opened, Error> {
+        let payment = self.lock(tx, opening.draft.order_id).await?;
+        if payment.fingerprint.as_ref() != Some(&opening.draft.fingerprint) {
             return Ok(Opened { payment, is_ours: false });
         }
-        self.join(tx, payment, lease).await
+        self.join(tx, payment, opening.lease.clone()).await
     }
 
     /// Makes certain that a payment ends uncharged: records a tombstone if there is no payment, else the table's
@@ -233,7 +255,7 @@ impl Store {
         open: &OpenOperation,
     ) -> Result<Opened, Error> {
         let tombstone = self.tombstone(order_id, n, parent);
-        if self.insert(tx, &tombstone, &Schedule::default()).await? {
+        if !self.insert(tx, &[(&tombstone, &Schedule::default())]).await?.is_empty() {
             self.record_insert(tx, &tombstone, "cancelled before it was requested: a tombstone", open).await?;
             return Ok(Opened { payment: tombstone, is_ours: false });
         }
@@ -257,8 +279,10 @@ impl Store {
         let attempt = self.record_of(&after, "cancellation requested", parent);
         let schedule = Schedule { due_in: Some(Duration::ZERO), lease };
         // The row is locked: no concurrent change is possible.
-        let after = self.write(tx, &before, after, &attempt, &schedule).await?.ok_or(Error::Closed)?;
-        Ok(Opened { is_ours: schedule.lease.is_some(), payment: after })
+        let is_ours = schedule.lease.is_some();
+        let change = Change { before, after, attempt, schedule, event: None };
+        let written = self.write(tx, std::slice::from_ref(&change)).await?;
+        Ok(Opened { is_ours, payment: written.into_iter().flatten().next().ok_or(Error::Closed)? })
     }
 
     /// Takes the lease of a payment if it is due and not leased.
@@ -309,18 +333,7 @@ impl Store {
         schedule: Schedule,
         event: Option<(Operation, Outcome)>,
     ) -> Result<Option<Payment>, Error> {
-        let args = (self.clone(), before.clone(), after, attempt, schedule, event);
-        self.db
-            .transact_with(args, |tx, (store, before, after, attempt, schedule, event)| {
-                Box::pin(async move {
-                    let written = store.write(tx, &before, after, &attempt, &schedule).await?;
-                    if let (Some(_), Some((operation, outcome))) = (&written, &event) {
-                        tx.emit(operation, outcome);
-                    }
-                    Ok(written)
-                })
-            })
-            .await
+        self.lanes().changes.commit(Change { before: before.clone(), after, attempt, schedule, event }).await
     }
 
     async fn lock(&self, tx: &Tx, order_id: OrderId) -> Result<Payment, Error> {

@@ -1,5 +1,5 @@
-//! Changes that are committed in sets: few statements and one commit for all commands of a kind that wait, and an
-//! answer for each. While one set is committed, the next one gathers; nothing waits for a set to fill.
+//! Changes that are committed in sets: few statements and one commit for all commands of a kind that wait, and a
+//! reply to each. While one set is committed, the next one gathers; nothing waits for a set to fill.
 //!
 //! A set that fails before its commit, or whose commit the database rejects, is halved and run again until the command
 //! at fault is alone: it delays the others by these runs, and changes nothing for them. A set whose commit was not
@@ -34,7 +34,7 @@ pub trait SetOf: Send + Sync + 'static {
     /// What a command changes. A set holds at most one command of a key; another waits for the next set.
     type Key: Eq + Hash + Send;
     /// The result of a command.
-    type Answer: Send + 'static;
+    type Output: Send + 'static;
     /// Why a command is rejected.
     type Error: Failure;
 
@@ -56,7 +56,7 @@ pub trait SetOf: Send + Sync + 'static {
 }
 
 /// The results of a set's commands.
-pub type Results<S> = Result<Vec<Result<<S as SetOf>::Answer, <S as SetOf>::Error>>, Undone>;
+pub type Results<S> = Result<Vec<Result<<S as SetOf>::Output, <S as SetOf>::Error>>, Undone>;
 
 /// Why a set is rolled back.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Failure for Undone {
 
 struct Queued<S: SetOf> {
     command: S::Command,
-    answer: oneshot::Sender<Result<S::Answer, S::Error>>,
+    reply: oneshot::Sender<Result<S::Output, S::Error>>,
     since: Instant,
 }
 
@@ -124,14 +124,14 @@ impl<S: SetOf> Lane<S> {
     ///
     /// # Errors
     /// The command's own, or the database's: nothing was changed, unless the commit was not answered.
-    pub async fn commit(&self, command: S::Command) -> Result<S::Answer, S::Error> {
-        let (answer, answered) = oneshot::channel();
-        let queued = Queued { command, answer, since: Instant::now() };
+    pub async fn commit(&self, command: S::Command) -> Result<S::Output, S::Error> {
+        let (reply, replied) = oneshot::channel();
+        let queued = Queued { command, reply, since: Instant::now() };
         self.queue.try_send(queued).map_err(|rejected| match rejected {
             mpsc::error::TrySendError::Full(_) => Error::QueueFull,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
-        answered.await.unwrap_or_else(|_| Err(Error::Closed.into()))
+        replied.await.unwrap_or_else(|_| Err(Error::Closed.into()))
     }
 }
 
@@ -174,8 +174,8 @@ impl<S: SetOf> Worker<S> {
                 .await;
             match results {
                 Ok(results) => {
-                    // A cancelled caller needs no answer.
-                    set.into_iter().zip(results).for_each(|(queued, result)| drop(queued.answer.send(result)));
+                    // A cancelled caller needs no reply.
+                    set.into_iter().zip(results).for_each(|(queued, result)| drop(queued.reply.send(result)));
                 }
                 Err(undone) if set.len() > 1 && may_run_again(&undone) => {
                     self.metrics.halved();
@@ -188,8 +188,8 @@ impl<S: SetOf> Worker<S> {
                         // A kind that rejects a single command so is at fault itself.
                         Undone::Apart => Error::Panicked,
                     };
-                    let answer = |queued: Queued<S>| drop(queued.answer.send(Err(copy(&error).into())));
-                    set.into_iter().for_each(answer);
+                    let fail = |queued: Queued<S>| drop(queued.reply.send(Err(copy(&error).into())));
+                    set.into_iter().for_each(fail);
                 }
             }
         }

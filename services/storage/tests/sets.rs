@@ -50,7 +50,7 @@ const ALONE: i64 = 3_000;
 impl SetOf for Insert {
     type Command = i64;
     type Key = i64;
-    type Answer = i64;
+    type Output = i64;
     type Error = Rejected;
 
     const NAME: &'static str = "insert";

@@ -50,7 +50,7 @@ pub(super) struct Changes {
 impl SetOf for Changes {
     type Command = Change;
     type Key = OrderId;
-    type Answer = Advance;
+    type Output = Advance;
     type Error = storage::Error;
 
     const NAME: &'static str = "advance_order";

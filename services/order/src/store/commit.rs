@@ -9,7 +9,7 @@ use super::advance::Change;
 use super::create::Creation;
 use super::{Lease, Store};
 use crate::error::Error;
-use crate::lifecycle::{Answer, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
+use crate::lifecycle::{Decision, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
 use crate::order::{Fulfillment, LineState, Order, PaymentFailure};
 
 /// A transition of an order: the new state, the reason, and the operation that performs it. Only a table makes one.
@@ -159,7 +159,7 @@ impl Store {
         steps: Steps,
         lease: Lease,
     ) -> Result<Option<Order>, storage::Error> {
-        let is_retry = input == Input::RetryAsked;
+        let is_retry = input == Input::RetryRequested;
         let mut after = after(order, &steps.steps, order.payment_failure.clone(), None, self.clock.now());
         if is_retry {
             after.refund_attempt = order.refund_attempt.saturating_add(1);

@@ -38,7 +38,7 @@ pub(super) struct Creations {
 impl SetOf for Creations {
     type Command = Creation;
     type Key = (UserId, RequestId);
-    type Answer = Option<Order>;
+    type Output = Option<Order>;
     type Error = Error;
 
     const NAME: &'static str = "create_order";

@@ -1,7 +1,6 @@
 //! Conversions between payments and rows.
 
 use kernel::{Money, OrderId, Timestamp, UserId};
-use sea_orm::Value;
 use storage::Error;
 use telemetry::TraceParent;
 
@@ -70,10 +69,6 @@ impl Store {
             update_time: now,
         }
     }
-}
-
-pub(super) fn secret(payment: &Payment) -> Value {
-    payment.payment_method.as_ref().map(|method| method.expose().to_owned()).into()
 }
 
 impl TryFrom<row::Model> for Payment {

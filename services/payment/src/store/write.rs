@@ -1,94 +1,122 @@
-//! The statements that change a payment, each inside its caller's transaction.
+//! The statements that change payments, each inside its caller's transaction.
+
+use std::collections::HashSet;
 
 use kernel::{Money, OrderId, Timestamp, UserId};
-use sea_orm::{ConnectionTrait, Value};
+use sea_orm::FromQueryResult;
 use storage::leases::micros;
-use storage::{Error, Tx};
-use telemetry::TraceParent;
+use storage::{Error, Rows, Tx};
+use telemetry::{Operation, Outcome, TraceParent};
+use uuid::Uuid;
 
-use super::rows::secret;
 use super::{OpenOperation, Schedule, Store};
 use crate::payment::{Attempt, Payment, event_of};
 
+/// A compare-and-set with its attempt and its event.
+#[derive(Clone)]
+pub(super) struct Change {
+    pub(super) before: Payment,
+    pub(super) after: Payment,
+    pub(super) attempt: Attempt,
+    pub(super) schedule: Schedule,
+    pub(super) event: Option<(Operation, Outcome)>,
+}
+
+#[derive(FromQueryResult)]
+struct Key {
+    order_id: Uuid,
+}
+
+async fn keys(tx: &Tx, rows: &Rows, sql: &str) -> Result<HashSet<Uuid>, Error> {
+    let rows = tx.conn().query_rows(rows, sql).await?;
+    let keys = rows.iter().map(|row| Key::from_query_result(row, "").map(|key| key.order_id));
+    Ok(keys.collect::<Result<_, _>>()?)
+}
+
 impl Store {
-    pub(super) async fn insert(&self, tx: &Tx, new: &Payment, schedule: &Schedule) -> Result<bool, Error> {
-        let values = vec![
-            new.order_id.as_uuid().into(),
-            new.user_id.map(UserId::as_uuid).into(),
-            new.state.name().into(),
-            new.amount.map(Money::minor_units).into(),
-            new.amount.map(|amount| amount.currency().code().to_owned()).into(),
-            secret(new),
-            new.contact_email.clone().into(),
-            new.fingerprint.clone().into(),
-            new.attempt.into(),
-            schedule.due_in.map(micros).into(),
-            schedule.lease.as_ref().map(|lease| lease.owner.clone()).into(),
-            schedule.lease.as_ref().map(|lease| micros(lease.length)).into(),
-            new.cancel_requested.into(),
-            new.refund_n.into(),
-            new.decline_code.map(|code| code.name().to_owned()).into(),
-            new.traceparent.clone().into(),
-            new.create_time.as_micros().into(),
-            self.now(),
-        ];
-        Ok(tx.conn().execute_raw(self.statement(&self.sql.insert, values)).await?.rows_affected() == 1)
+    /// Inserts payments, sorted by their orders' ids; returns the orders that had none.
+    pub(super) async fn insert(&self, tx: &Tx, new: &[(&Payment, &Schedule)]) -> Result<HashSet<Uuid>, Error> {
+        let payments = || new.iter().map(|(payment, _)| *payment);
+        let rows = Rows::new()
+            .with("order_id", payments().map(|new| new.order_id.as_uuid()))
+            .with("user_id", payments().map(|new| new.user_id.map(UserId::as_uuid)))
+            .with("state", payments().map(|new| new.state.name().to_owned()))
+            .with("amount", payments().map(|new| new.amount.map(Money::minor_units)))
+            .with("currency", payments().map(|new| new.amount.map(|amount| amount.currency().code().to_owned())))
+            .with("payment_method", payments().map(method))
+            .with("contact_email", payments().map(|new| new.contact_email.clone()))
+            .with("fingerprint", payments().map(|new| new.fingerprint.clone()))
+            .with("attempt", payments().map(|new| new.attempt))
+            .with("due_in", new.iter().map(|(_, schedule)| schedule.due_in.map(micros)))
+            .with("lease_owner", new.iter().map(|(_, schedule)| lease_owner(schedule)))
+            .with("lease_length", new.iter().map(|(_, schedule)| lease_length(schedule)))
+            .with("cancel_asked", payments().map(|new| new.cancel_requested))
+            .with("refund_n", payments().map(|new| new.refund_n))
+            .with("decline_code", payments().map(|new| new.decline_code.map(|code| code.name().to_owned())))
+            .with("traceparent", payments().map(|new| new.traceparent.clone()))
+            .with("create_time", payments().map(|new| new.create_time.as_micros()))
+            .with("now", payments().map(|_| self.leases.now_micros()));
+        let now = self.leases.now_of("v.now");
+        let insert = format!(
+            "INSERT INTO payment (order_id, user_id, state, amount, currency, payment_method, contact_email, fingerprint, \
+             version, attempt, tries, next_attempt_time, lease_owner, lease_until, cancel_asked, refund_n, decline_code, \
+             traceparent, create_time, update_time) \
+             SELECT order_id, user_id, state, amount, currency, payment_method, contact_email, fingerprint, 1, attempt, 0, \
+             {now} + due_in, lease_owner, COALESCE({now} + lease_length, 0), cancel_asked, refund_n, decline_code, \
+             traceparent, create_time, create_time FROM v WHERE TRUE ON CONFLICT (order_id) DO NOTHING RETURNING order_id"
+        );
+        keys(tx, &rows, &insert).await
     }
 
-    /// The compare-and-set and its attempt.
-    pub(super) async fn write(
-        &self,
-        tx: &Tx,
-        before: &Payment,
-        after: Payment,
-        attempt: &Attempt,
-        schedule: &Schedule,
-    ) -> Result<Option<Payment>, Error> {
+    /// Makes the changes whose payment is still as it was before, sorted by their orders' ids, with their attempts;
+    /// emits their events. Returns the changes' payments; `None` where it was not.
+    pub(super) async fn write(&self, tx: &Tx, changes: &[Change]) -> Result<Vec<Option<Payment>>, Error> {
+        let mut sorted: Vec<&Change> = changes.iter().collect();
+        sorted.sort_by_key(|change| change.before.order_id);
         let now = self.clock.now();
-        let lease = schedule.lease.as_ref();
-        let mut values = vec![
-            after.state.name().into(),
-            after.attempt.into(),
-            i32::try_from(after.failures).unwrap_or(i32::MAX).into(),
-            schedule.due_in.map(micros).into(),
-            lease.map(|lease| lease.owner.clone()).into(),
-            lease.map(|lease| micros(lease.length)).into(),
-            after.doubt_since.map(Timestamp::as_micros).into(),
-            after.cancel_requested.into(),
-            after.refund_n.into(),
-            after.decline_code.map(|code| code.name().to_owned()).into(),
-            after.charge_id.clone().into(),
-            after.last_error.clone().into(),
-            after.traceparent.clone().into(),
-            secret(&after),
-            now.as_micros().into(),
-            self.now(),
-            before.order_id.as_uuid().into(),
-            before.version.into(),
-        ];
-        if self.sql.writes_attempt {
-            values.extend(attempt_values(attempt));
+        let written = self.update(tx, &sorted, now).await?;
+        sorted.retain(|change| written.contains(&change.before.order_id.as_uuid()));
+        insert_attempts(tx, sorted.iter().map(|change| (change.before.order_id, &change.attempt))).await?;
+        for (operation, outcome) in sorted.iter().filter_map(|change| change.event.as_ref()) {
+            tx.emit(operation, outcome);
         }
-        if tx.conn().execute_raw(self.statement(&self.sql.write, values)).await?.rows_affected() == 0 {
-            return Ok(None);
-        }
-        if !self.sql.writes_attempt {
-            self.insert_attempt(tx, before.order_id, attempt).await?;
-        }
-        Ok(Some(Payment {
-            version: before.version + 1,
-            next_attempt_time: schedule.due_in.map(|wait| now.plus(wait)),
-            lease_owner: lease.map(|lease| lease.owner.clone()),
-            lease_until: lease.map_or(Timestamp::default(), |lease| now.plus(lease.length)),
-            update_time: now,
-            ..after
-        }))
+        let is_written = |change: &Change| written.contains(&change.before.order_id.as_uuid());
+        Ok(changes.iter().map(|change| is_written(change).then(|| change.written(now))).collect())
     }
 
-    async fn insert_attempt(&self, tx: &Tx, order_id: OrderId, attempt: &Attempt) -> Result<(), Error> {
-        let values = std::iter::once(order_id.as_uuid().into()).chain(attempt_values(attempt)).collect();
-        tx.conn().execute_raw(self.statement(&self.sql.insert_attempt, values)).await?;
-        Ok(())
+    async fn update(&self, tx: &Tx, changes: &[&Change], time: Timestamp) -> Result<HashSet<Uuid>, Error> {
+        let after = || changes.iter().map(|change| &change.after);
+        let schedules = || changes.iter().map(|change| &change.schedule);
+        let rows = Rows::new()
+            .with("order_id", changes.iter().map(|change| change.before.order_id.as_uuid()))
+            .with("version", changes.iter().map(|change| change.before.version))
+            .with("state", after().map(|payment| payment.state.name().to_owned()))
+            .with("attempt", after().map(|payment| payment.attempt))
+            .with("tries", after().map(|payment| i32::try_from(payment.failures).unwrap_or(i32::MAX)))
+            .with("due_in", schedules().map(|schedule| schedule.due_in.map(micros)))
+            .with("lease_owner", schedules().map(lease_owner))
+            .with("lease_length", schedules().map(lease_length))
+            .with("doubt_since", after().map(|payment| payment.doubt_since.map(Timestamp::as_micros)))
+            .with("cancel_asked", after().map(|payment| payment.cancel_requested))
+            .with("refund_n", after().map(|payment| payment.refund_n))
+            .with("decline_code", after().map(|payment| payment.decline_code.map(|code| code.name().to_owned())))
+            .with("charge_id", after().map(|payment| payment.charge_id.clone()))
+            .with("last_error", after().map(|payment| payment.last_error.clone()))
+            .with("traceparent", after().map(|payment| payment.traceparent.clone()))
+            .with("payment_method", after().map(method))
+            .with("update_time", after().map(|_| time.as_micros()))
+            .with("now", after().map(|_| self.leases.now_micros()));
+        let now = self.leases.now_of("v.now");
+        let update = format!(
+            "UPDATE payment SET state = v.state, attempt = v.attempt, tries = v.tries, \
+             next_attempt_time = {now} + v.due_in, lease_owner = v.lease_owner, \
+             lease_until = COALESCE({now} + v.lease_length, 0), doubt_since = v.doubt_since, cancel_asked = v.cancel_asked, \
+             refund_n = v.refund_n, decline_code = v.decline_code, charge_id = v.charge_id, last_error = v.last_error, \
+             traceparent = v.traceparent, payment_method = v.payment_method, update_time = v.update_time, \
+             version = payment.version + 1 FROM v WHERE payment.order_id = v.order_id AND payment.version = v.version \
+             RETURNING payment.order_id AS order_id"
+        );
+        keys(tx, &rows, &update).await
     }
 
     /// Writes the attempt and the event of a payment that was inserted in a final state.
@@ -100,7 +128,8 @@ impl Store {
         open: &OpenOperation,
     ) -> Result<(), Error> {
         let operation = open();
-        self.insert_attempt(tx, new.order_id, &self.record_of(new, outcome, operation.span_ref())).await?;
+        let attempt = self.record_of(new, outcome, operation.span_ref());
+        insert_attempts(tx, std::iter::once((new.order_id, &attempt))).await?;
         if let Some((name, event)) = event_of(new.state, new.decline_code, outcome) {
             operation.set("operation", name);
             tx.emit(&operation, &event);
@@ -124,15 +153,46 @@ impl Store {
     }
 }
 
-/// Every column but the order.
-fn attempt_values(attempt: &Attempt) -> [Value; 7] {
-    [
-        attempt.attempt.into(),
-        attempt.effect.clone().into(),
-        attempt.outcome.clone().into(),
-        attempt.state.name().into(),
-        attempt.time.as_micros().into(),
-        attempt.trace_id.clone().into(),
-        attempt.span_id.clone().into(),
-    ]
+impl Change {
+    /// The payment as it was written.
+    fn written(&self, now: Timestamp) -> Payment {
+        let Schedule { due_in, lease } = &self.schedule;
+        Payment {
+            version: self.before.version + 1,
+            next_attempt_time: due_in.map(|wait| now.plus(wait)),
+            lease_owner: lease.as_ref().map(|lease| lease.owner.clone()),
+            lease_until: lease.as_ref().map_or(Timestamp::default(), |lease| now.plus(lease.length)),
+            update_time: now,
+            ..self.after.clone()
+        }
+    }
+}
+
+async fn insert_attempts<'a>(tx: &Tx, attempts: impl Iterator<Item = (OrderId, &'a Attempt)>) -> Result<(), Error> {
+    let attempts: Vec<_> = attempts.collect();
+    let each = || attempts.iter().map(|(_, attempt)| *attempt);
+    let rows = Rows::new()
+        .with("order_id", attempts.iter().map(|(order_id, _)| order_id.as_uuid()))
+        .with("attempt", each().map(|attempt| attempt.attempt))
+        .with("effect", each().map(|attempt| attempt.effect.clone()))
+        .with("outcome", each().map(|attempt| attempt.outcome.clone()))
+        .with("state", each().map(|attempt| attempt.state.name().to_owned()))
+        .with("time", each().map(|attempt| attempt.time.as_micros()))
+        .with("trace_id", each().map(|attempt| attempt.trace_id.clone()))
+        .with("span_id", each().map(|attempt| attempt.span_id.clone()));
+    let insert = "INSERT INTO payment_attempt (order_id, attempt, effect, outcome, state, time, trace_id, span_id) \
+                  SELECT order_id, attempt, effect, outcome, state, time, trace_id, span_id FROM v";
+    tx.conn().execute_rows(&rows, insert).await
+}
+
+fn method(payment: &Payment) -> Option<String> {
+    payment.payment_method.as_ref().map(|method| method.expose().clone())
+}
+
+fn lease_owner(schedule: &Schedule) -> Option<String> {
+    schedule.lease.as_ref().map(|lease| lease.owner.clone())
+}
+
+fn lease_length(schedule: &Schedule) -> Option<i64> {
+    schedule.lease.as_ref().map(|lease| micros(lease.length))
 }
