@@ -1,12 +1,16 @@
 //! The ledger's queries. Decisions inside a transaction are made by `charge.rs`.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
+
+use futures_util::future::BoxFuture;
 use kernel::{Money, Timestamp};
-use sea_orm::sea_query::OnConflict;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
-    Set,
+    ActiveModelTrait, ColumnTrait, EntityTrait, FromQueryResult, IntoActiveModel, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, Set,
 };
-use storage::{Database, Tx};
+use storage::sets::Results;
+use storage::{Database, Lane, Rows, SetOf, Tx};
 
 use crate::charge::{self, Charge, Decline, RefundAnswer, RefundCommand, RefundRule, Status};
 use crate::entity;
@@ -16,11 +20,12 @@ use crate::error::Refused;
 #[derive(Clone)]
 pub(crate) struct Store {
     db: Database,
+    charges: Arc<OnceLock<Lane<Charges>>>,
 }
 
 impl Store {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db }
+        Self { db, charges: Arc::default() }
     }
 
     /// The row of a key.
@@ -38,14 +43,10 @@ impl Store {
         query.all(self.db.read()).await?.into_iter().map(Charge::try_from).collect()
     }
 
-    /// Stores a row unless its key has one, and returns the key's row: the first to commit stays.
+    /// Stores a row unless its key has one, and returns the key's row: the first to commit stays. Rows are committed in
+    /// sets.
     pub(crate) async fn keep_first(&self, charge: Charge) -> Result<Charge, storage::Error> {
-        self.db
-            .transact(move |tx| {
-                let charge = charge.clone();
-                Box::pin(async move { keep_first(tx, charge).await })
-            })
-            .await
+        self.charges.get_or_init(|| Lane::start(self.db.clone(), Charges)).commit(charge).await
     }
 
     /// Answers a refund, once per refund key.
@@ -64,17 +65,70 @@ impl Store {
     }
 }
 
-async fn keep_first(tx: &Tx, charge: Charge) -> Result<Charge, storage::Error> {
-    let unless_there = OnConflict::column(entity::charge::Column::ChargeKey).do_nothing().to_owned();
-    let inserted = entity::charge::Entity::insert(entity::charge::Model::from(charge.clone()).into_active_model())
-        .on_conflict(unless_there)
-        .exec_without_returning(tx.conn())
-        .await?;
-    if inserted > 0 {
-        return Ok(charge);
+/// Rows of the ledger: the first of a key to commit stays.
+struct Charges;
+
+impl SetOf for Charges {
+    type Command = Charge;
+    type Key = String;
+    type Output = Charge;
+    type Error = storage::Error;
+
+    const NAME: &'static str = "charge";
+
+    fn key(charge: &Charge) -> String {
+        charge.key.clone()
     }
-    let kept = entity::charge::Entity::find_by_id(charge.key.as_str()).one(tx.conn()).await?;
-    kept.ok_or(storage::Error::Corrupt { what: "charge", value: charge.key })?.try_into()
+
+    fn rows(_charge: &Charge) -> usize {
+        1
+    }
+
+    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Charge]) -> BoxFuture<'t, Results<Self>> {
+        Box::pin(async move {
+            let inserted = insert(tx, set).await?;
+            let others = set.iter().filter(|charge| !inserted.contains(&charge.key));
+            let kept = kept(tx, others).await?;
+            let of = |charge: &Charge| {
+                let kept = if inserted.contains(&charge.key) { Some(charge) } else { kept.get(&charge.key) };
+                kept.cloned().ok_or(storage::Error::Corrupt { what: "charge", value: charge.key.clone() })
+            };
+            Ok(set.iter().map(of).collect())
+        })
+    }
+}
+
+/// Inserts rows, sorted by key, so that two sets with the same keys do not deadlock; returns the keys that had none.
+async fn insert(tx: &Tx, set: &[Charge]) -> Result<HashSet<String>, storage::Error> {
+    let mut models: Vec<entity::charge::Model> = set.iter().cloned().map(Into::into).collect();
+    models.sort_by(|one, other| one.charge_key.cmp(&other.charge_key));
+    let rows = Rows::new()
+        .with("charge_key", models.iter().map(|row| row.charge_key.clone()))
+        .with("charge_id", models.iter().map(|row| row.charge_id))
+        .with("status", models.iter().map(|row| row.status.clone()))
+        .with("decline_code", models.iter().map(|row| row.decline_code.clone()))
+        .with("currency", models.iter().map(|row| row.currency.clone()))
+        .with("minor_units", models.iter().map(|row| row.minor_units))
+        .with("refund_rule", models.iter().map(|row| row.refund_rule.clone()))
+        .with("create_time", models.iter().map(|row| row.create_time));
+    let insert = "INSERT INTO charge \
+                  (charge_key, charge_id, status, decline_code, currency, minor_units, refund_rule, create_time) \
+                  SELECT charge_key, charge_id, status, decline_code, currency, minor_units, refund_rule, create_time \
+                  FROM v WHERE TRUE ON CONFLICT (charge_key) DO NOTHING RETURNING charge_key";
+    let inserted = tx.conn().query_rows(&rows, insert).await?;
+    Ok(inserted.iter().map(|row| row.try_get("", "charge_key")).collect::<Result<_, _>>()?)
+}
+
+/// The rows of charges' keys.
+async fn kept(tx: &Tx, charges: impl Iterator<Item = &Charge>) -> Result<HashMap<String, Charge>, storage::Error> {
+    let rows = Rows::new().with("charge_key", charges.map(|charge| charge.key.clone()));
+    let select = "SELECT charge.* FROM v JOIN charge ON charge.charge_key = v.charge_key";
+    let kept = tx.conn().query_rows(&rows, select).await?;
+    let kept = kept.iter().map(|row| {
+        let charge = Charge::try_from(entity::charge::Model::from_query_result(row, "")?)?;
+        Ok((charge.key.clone(), charge))
+    });
+    kept.collect()
 }
 
 async fn refund(tx: &Tx, command: RefundCommand, now: Timestamp, by_chance: bool) -> Result<RefundAnswer, Refused> {

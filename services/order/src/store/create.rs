@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::Lease;
 use super::commit::{Due, Step, record_steps};
-use super::unpaid::{Unpaid, UnpaidLimits};
+use super::unpaid::UnpaidLimits;
 use crate::error::Error;
 use crate::order::Order;
 
@@ -63,8 +63,12 @@ impl Creations {
         let checks: Vec<Result<(), Error>> = set
             .iter()
             .map(|creation| {
-                self.limits.take(&mut unpaid, &creation.order)?;
-                take_stock(&mut free, &creation.order)
+                let unpaid = unpaid.entry(creation.order.user).or_default();
+                let units = creation.order.lines.iter().map(|line| u64::from(line.quantity)).sum();
+                self.limits.check(unpaid, units).map_err(|limit| Error::TooMuchUnpaid { limit })?;
+                take_stock(&mut free, &creation.order)?;
+                unpaid.add(units);
+                Ok(())
             })
             .collect();
         let accepted: Vec<&Creation> =
@@ -187,18 +191,4 @@ fn take_stock(free: &mut HashMap<String, i64>, order: &Order) -> Result<(), Erro
 async fn reserve_stock(tx: &Tx, orders: &[&Creation]) -> Result<(), storage::Error> {
     let sums = quantities(orders.iter().map(|creation| &creation.order));
     super::stock::add_reserved(tx, sums.into_iter().map(|(sku, quantity)| (sku.to_owned(), quantity))).await
-}
-
-impl UnpaidLimits {
-    /// Counts an order among its customer's unpaid ones, if it fits.
-    fn take(self, unpaid: &mut HashMap<UserId, Unpaid>, order: &Order) -> Result<(), Error> {
-        if self == Self::default() {
-            return Ok(());
-        }
-        let held = unpaid.entry(order.user).or_default();
-        let units = order.lines.iter().map(|line| u64::from(line.quantity)).sum();
-        self.check(held, units).map_err(|limit| Error::TooMuchUnpaid { limit })?;
-        held.add(units);
-        Ok(())
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - `world`, `fakes`, `invariants`: the domain on a real store, with a controlled clock, scripted peers and faults
-//! - `life`, `create`, `cancel`, `stock`, `unpaid`, `crash`: its rules
+//! - `life`, `create`, `sets`, `cancel`, `stock`, `unpaid`, `crash`: its rules
 //! - `system`, `api`, `watching`, `limits`, `keys`: the whole service over real sockets
 //! - `reasons`: the reasons of errors, which are public
 
@@ -16,6 +16,7 @@ mod keys;
 mod life;
 mod limits;
 mod reasons;
+mod sets;
 mod stock;
 mod system;
 mod table;

@@ -1,0 +1,114 @@
+//! Orders that are created in one set: each gets the result that it gets alone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use kernel::{OrderId, RequestId, UserId};
+use order::Error;
+use order::order::{CreateOrder, Order};
+use order::store::UnpaidLimits;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tokio::sync::Notify;
+
+use crate::fakes::Reply;
+use crate::world::{World, new_request, new_user, wants};
+
+/// A command in a form that can be generated: the customer, the number of an earlier command that it repeats, if any,
+/// and the quantities.
+#[derive(Clone, Debug)]
+struct Draft {
+    customer: usize,
+    repeats: Option<usize>,
+    mugs: u32,
+    plates: u32,
+    vase: bool,
+}
+
+fn draft() -> impl Strategy<Value = Draft> {
+    let repeats = prop_oneof![4 => Just(None), 1 => (0..30usize).prop_map(Some)];
+    (0..3usize, repeats, 0..4u32, 0..4u32, prop::bool::weighted(0.1))
+        .prop_map(|(customer, repeats, mugs, plates, vase)| Draft { customer, repeats, mugs, plates, vase })
+}
+
+fn commands(drafts: &[Draft]) -> Vec<(usize, CreateOrder)> {
+    let mut commands: Vec<(usize, CreateOrder)> = Vec::new();
+    for draft in drafts {
+        let repeated = draft.repeats.and_then(|number| commands.get(number).cloned());
+        commands.push(repeated.unwrap_or_else(|| {
+            // The vase is in dollars: never together with the others.
+            let items = if draft.vase {
+                vec![("VASE", 1)]
+            } else {
+                [("MUG", draft.mugs), ("PLATE", draft.plates)].into_iter().filter(|(_, n)| *n > 0).collect()
+            };
+            let items = if items.is_empty() { vec![("MUG", 1)] } else { items };
+            (draft.customer, CreateOrder { request_id: new_request(), ..wants(&items) })
+        }));
+    }
+    commands
+}
+
+/// Of each command, whether it has its order, or why not. A repeated command waits for the set after that of the first
+/// one, and so is judged later: whether it has an order is the same, why not may differ.
+fn results(commands: &[(usize, CreateOrder)], all: Vec<Result<Order, Error>>) -> Vec<String> {
+    let mut first: HashMap<RequestId, OrderId> = HashMap::new();
+    let mut seen: HashSet<RequestId> = HashSet::new();
+    commands
+        .iter()
+        .zip(all)
+        .map(|((_, command), result)| (seen.insert(command.request_id), command, result))
+        .map(|(is_first, command, result)| match result {
+            Ok(order) => {
+                let is_same = *first.entry(command.request_id).or_insert(order.id) == order.id;
+                assert!(is_same, "one order per request");
+                "created".to_owned()
+            }
+            Err(Error::InsufficientStock { .. } | Error::TooMuchUnpaid { .. }) if !is_first => "rejected".to_owned(),
+            Err(Error::InsufficientStock { skus }) => format!("short of {skus}"),
+            Err(Error::TooMuchUnpaid { limit }) => format!("more than {limit}"),
+            Err(other) => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+/// With the payments undecided, so that nothing changes but by the commands.
+async fn world(limits: UnpaidLimits) -> (World, Vec<Arc<Notify>>) {
+    let mut world = World::new().await;
+    world.orders.store = world.store.clone().with_unpaid_limits(limits);
+    let gates: Vec<_> = (0..40).map(|_| Arc::new(Notify::new())).collect();
+    world.payments.will(gates.iter().map(Reply::response_held).collect::<Vec<_>>());
+    (world, gates)
+}
+
+async fn compare(drafts: &[Draft], limits: UnpaidLimits) {
+    let users: [UserId; 3] = [(); 3].map(|()| new_user());
+    let commands = commands(drafts);
+    let ((together, gates), (apart, others)) = (world(limits).await, world(limits).await);
+    let all = commands.iter().map(|(customer, command)| together.create_for(users[*customer], command.clone()));
+    let in_sets = results(&commands, join_all(all).await);
+    let mut one_by_one = Vec::new();
+    for (customer, command) in &commands {
+        one_by_one.push(apart.create_for(users[*customer], command.clone()).await);
+    }
+    assert_eq!(in_sets, results(&commands, one_by_one), "{drafts:?}");
+    for sku in ["MUG", "PLATE", "VASE"] {
+        assert_eq!(together.stock(sku).await, apart.stock(sku).await, "{sku} of {drafts:?}");
+    }
+    gates.iter().chain(&others).for_each(|gate| gate.notify_one());
+    tokio::join!(together.settle(), apart.settle());
+}
+
+#[test]
+fn a_set_of_orders_has_the_results_of_the_same_orders_one_by_one() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let limits = prop_oneof![Just(UnpaidLimits::default()), Just(UnpaidLimits { orders: Some(3), units: Some(8) })];
+    // On PostgreSQL each case has two schemas.
+    let mut runner = TestRunner::new(Config { cases: 24, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&(prop::collection::vec(draft(), 1..30), limits), |(drafts, limits)| {
+        runtime.block_on(compare(&drafts, limits));
+        Ok(())
+    });
+    outcome.expect("equal results");
+}
