@@ -1,5 +1,5 @@
-//! Performs the pending effect of a payment under its key, and records the result. The crate `driver` decides
-//! when. Every writer of a payment takes care of its next step, so one that loses its compare-and-set just stops.
+//! Performs the pending effect of a payment under its key, and records the result. The crate `driver` decides when.
+//! Every writer of a payment takes care of its next step, so one that loses its compare-and-set just stops.
 //!
 //! `effect` calls the gateway and applies the state table.
 
