@@ -22,7 +22,7 @@ use crate::subscriptions::Subscriptions;
 
 mod effect;
 
-use effect::Attempt;
+use effect::Performed;
 
 static DURATION: LazyLock<Histogram<f64>> = LazyLock::new(|| {
     global::meter("ordermesh")
@@ -97,7 +97,7 @@ impl driver::Work for Effects {
     }
 
     fn claim<'a>(&'a self, id: OrderId, context: &'a Context) -> Stored<'a, Option<Driven>> {
-        Box::pin(async move { Ok(self.store.claim_one(id, context.lease()).await?.map(Driven::from)) })
+        Box::pin(async move { Ok(self.store.claim(id, context.lease()).await?.map(Driven::from)) })
     }
 
     fn free_leases<'a>(&'a self, context: &'a Context) -> Stored<'a, u64> {
@@ -119,7 +119,7 @@ impl Effects {
         let Driven { order, link } = item;
         let Some(effect) = owes(order.state) else { return Ok(Outcome::Completed(Driven { order, link })) };
         match self.perform(&order, effect, link, context).await? {
-            Attempt::Recorded(Advance::Done(after)) => {
+            Performed::Recorded(Advance::Done(after)) => {
                 self.subscriptions.notify(after.id, after.version);
                 if is_final(after.state) {
                     let took = self.clock.now().since(after.create_time).as_secs_f64();
@@ -134,17 +134,17 @@ impl Effects {
             }
             // Another instance or request has moved it. If that one holds no lease any more, this instance claims the
             // order.
-            Attempt::Recorded(Advance::Lost | Advance::StockLost) => {
-                let claimed = self.store.claim_one(order.id, context.lease()).await.ok().flatten();
+            Performed::Recorded(Advance::Lost | Advance::StockLost) => {
+                let claimed = self.store.claim(order.id, context.lease()).await.ok().flatten();
                 Ok(claimed.map_or(Outcome::Lost, |order| Outcome::Advanced(Driven { order, link })))
             }
-            Attempt::Undecided(why) => {
+            Performed::Undecided(why) => {
                 let wait = context.backoff(u32::try_from(order.attempt).unwrap_or(0).saturating_add(1));
                 tracing::debug!(target: "ordermesh", order_id = %order.id, why, "effect has no definite result; rescheduled with backoff");
                 self.store.put_off(&order, &context.options.instance, wait, &why).await?;
                 Ok(Outcome::RetryLater(wait))
             }
-            Attempt::Crashed => Ok(Outcome::Crashed),
+            Performed::Crashed => Ok(Outcome::Crashed),
         }
     }
 }

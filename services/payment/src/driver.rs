@@ -68,7 +68,7 @@ impl Work for Payments {
     }
 
     fn free_leases<'a>(&'a self, context: &'a Context) -> Stored<'a, u64> {
-        Box::pin(self.store.free(&context.options.instance))
+        Box::pin(self.store.free_leases(&context.options.instance))
     }
 
     fn attempt<'a>(&'a self, payment: Payment, context: &'a Context) -> Stored<'a, Outcome<Payment>> {

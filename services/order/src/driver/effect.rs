@@ -12,8 +12,8 @@ use crate::order::{Fulfillment, Order, PaymentFailure};
 use crate::ports::PaymentOutcome;
 use crate::store::{Advance, NoTransition, Steps};
 
-/// The result of an attempt at an effect.
-pub(super) enum Attempt {
+/// What came of performing an effect.
+pub(super) enum Performed {
     /// It is recorded, or another instance recorded a transition first.
     Recorded(Advance),
     /// No definite result: it is retried.
@@ -21,7 +21,7 @@ pub(super) enum Attempt {
     Crashed,
 }
 
-impl Attempt {
+impl Performed {
     /// The table forbids what the effect led to: a contradiction between the table and the effects.
     fn without(missing: NoTransition) -> Self {
         tracing::error!(target: "ordermesh", "{missing}");
@@ -40,9 +40,9 @@ impl Effects {
         effect: Effect,
         link: Option<TraceParent>,
         context: &Context,
-    ) -> Result<Attempt, storage::Error> {
+    ) -> Result<Performed, storage::Error> {
         if crashes(context, FaultPoint::BeforeEffect, order).await {
-            return Ok(Attempt::Crashed);
+            return Ok(Performed::Crashed);
         }
         match effect {
             Effect::ProcessPayment => self.process_payment(order, context).await,
@@ -53,34 +53,34 @@ impl Effects {
         }
     }
 
-    async fn process_payment(&self, order: &Order, context: &Context) -> Result<Attempt, storage::Error> {
+    async fn process_payment(&self, order: &Order, context: &Context) -> Result<Performed, storage::Error> {
         // Without an event of this service: the Payment Service writes the payment's events.
         let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.span_ref), None, None);
         operation.set_order(order.id.as_uuid());
         let outcome = self.payments.process(order).instrument(operation.span().clone()).await;
         if crashes(context, FaultPoint::AfterEffect, order).await {
-            return Ok(Attempt::Crashed);
+            return Ok(Performed::Crashed);
         }
         let mut steps = self.steps(order);
         match outcome {
             PaymentOutcome::Done => match steps.take(Input::Done, "payment succeeded", &operation) {
                 Ok(()) => self.fulfill(order, steps, context).await,
-                Err(missing) => Ok(Attempt::without(missing)),
+                Err(missing) => Ok(Performed::without(missing)),
             },
             PaymentOutcome::Refused(failure) => {
                 let reason = format!("payment refused: {}", failure.message);
                 match steps.take(Input::Refused, reason, &operation) {
-                    Ok(()) => Ok(Attempt::Recorded(self.store.advance(order, steps, Some(failure), None).await?)),
-                    Err(missing) => Ok(Attempt::without(missing)),
+                    Ok(()) => Ok(Performed::Recorded(self.store.advance(order, steps, Some(failure), None).await?)),
+                    Err(missing) => Ok(Performed::without(missing)),
                 }
             }
-            PaymentOutcome::Undecided(why) => Ok(Attempt::Undecided(why)),
+            PaymentOutcome::Undecided(why) => Ok(Performed::Undecided(why)),
         }
     }
 
     /// Allocation and the start of fulfilment are local: they are recorded in the same transaction, each with its own
     /// history row and event. `paid` are the transitions that lead there.
-    async fn fulfill(&self, order: &Order, paid: Steps, context: &Context) -> Result<Attempt, storage::Error> {
+    async fn fulfill(&self, order: &Order, paid: Steps, context: &Context) -> Result<Performed, storage::Error> {
         let allocate =
             (owes(order.state) != Some(Effect::StartFulfillment)).then(|| self.step(order, Effect::AllocateInventory));
         let start = self.step(order, Effect::StartFulfillment);
@@ -90,7 +90,7 @@ impl Effects {
         };
         let Some(date) = delivery_date(self.clock.now(), order.transit.business_days, order.transit.cutoff_hour) else {
             discard();
-            return Ok(Attempt::Undecided("the calendar has no delivery date".into()));
+            return Ok(Performed::Undecided("the calendar has no delivery date".into()));
         };
         let fulfillment =
             Fulfillment { id: FulfillmentId::from_uuid(context.ids.uuid()), delivery_date: date.to_string() };
@@ -104,7 +104,7 @@ impl Effects {
             allocated.and_then(|()| steps.take_with_event(Input::Done, "fulfilment started", &start, Outcome::Success));
         if let Err(missing) = started {
             discard();
-            return Ok(Attempt::without(missing));
+            return Ok(Performed::without(missing));
         }
         let advance = self.store.advance(order, steps, None, Some(fulfillment)).await?;
         match (&advance, &allocate) {
@@ -116,7 +116,7 @@ impl Effects {
                 if advance == Advance::Lost {
                     discard();
                 }
-                Ok(Attempt::Recorded(advance))
+                Ok(Performed::Recorded(advance))
             }
         }
     }
@@ -127,12 +127,12 @@ impl Effects {
         order: &Order,
         mut steps: Steps,
         allocate: &Operation,
-    ) -> Result<Attempt, storage::Error> {
+    ) -> Result<Performed, storage::Error> {
         let message = "stock of the order was written off before it was allocated";
         let error = EventError::new(ErrorClass::AllocationError, "STOCK_LOST", message);
         if let Err(missing) = steps.take_with_event(Input::Refused, message, allocate, Outcome::Failed(error)) {
             allocate.discard();
-            return Ok(Attempt::without(missing));
+            return Ok(Performed::without(missing));
         }
         let failure = PaymentFailure {
             reason: "STOCK_LOST".into(),
@@ -144,7 +144,7 @@ impl Effects {
         if advance == Advance::Lost {
             allocate.discard();
         }
-        Ok(Attempt::Recorded(advance))
+        Ok(Performed::Recorded(advance))
     }
 
     async fn cancel_payment(
@@ -152,7 +152,7 @@ impl Effects {
         order: &Order,
         link: Option<TraceParent>,
         context: &Context,
-    ) -> Result<Attempt, storage::Error> {
+    ) -> Result<Performed, storage::Error> {
         let operation = self.step(order, Effect::CancelPayment);
         // A later attempt, perhaps on another instance, reads from the history which trace requested the cancellation.
         let requested_by = match link {
@@ -165,7 +165,7 @@ impl Effects {
         let outcome = self.payments.cancel(order).instrument(operation.span().clone()).await;
         if crashes(context, FaultPoint::AfterEffect, order).await {
             operation.discard();
-            return Ok(Attempt::Crashed);
+            return Ok(Performed::Crashed);
         }
         let mut steps = self.steps(order);
         let (taken, failure) = match outcome {
@@ -180,18 +180,18 @@ impl Effects {
             }
             PaymentOutcome::Undecided(why) => {
                 operation.discard();
-                return Ok(Attempt::Undecided(why));
+                return Ok(Performed::Undecided(why));
             }
         };
         if let Err(missing) = taken {
             operation.discard();
-            return Ok(Attempt::without(missing));
+            return Ok(Performed::without(missing));
         }
         let advance = self.store.advance(order, steps, failure, None).await?;
         if advance == Advance::Lost {
             operation.discard();
         }
-        Ok(Attempt::Recorded(advance))
+        Ok(Performed::Recorded(advance))
     }
 
     /// Opens the operation of an effect: a child of the order's creation, even after a crash and on another instance.
