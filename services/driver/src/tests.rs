@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 
+use futures_util::FutureExt;
 use kernel::{NoFaults, SystemIds};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore as Gate;
@@ -207,4 +208,29 @@ async fn an_item_without_a_permit_for_half_its_lease_is_dropped() {
     driver.context().tasks.close();
     driver.context().tasks.wait().await;
     assert!(!items.calls().contains(&("attempt", 3)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_attempt_is_made_at_each_due_item_and_completed_ones_are_announced() {
+    let wait = Duration::from_secs(1);
+    let (driver, items, _) = driver([Next::Is(Outcome::RetryLater(wait))]);
+    items.due.lock().extend([1, 2]);
+    let outcomes = driver.attempt_due().await.expect("items are claimed");
+    assert_eq!(outcomes, [Outcome::RetryLater(wait), Outcome::Completed(2)]);
+    assert_eq!(items.calls(), [("attempt", 1), ("attempt", 2), ("completed", 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn detached_work_is_completed_even_if_its_caller_is_gone() {
+    let (driver, ..) = driver([]);
+    let done = Arc::new(Notify::new());
+    let signal = done.clone();
+    let call = driver.detached(async move {
+        tokio::task::yield_now().await;
+        signal.notify_one();
+    });
+    assert_eq!(call.now_or_never().map(drop), None, "the caller is gone before the work is done");
+    done.notified().await;
+    let panicked = driver.detached(async { panic!("on purpose") }).await;
+    assert!(matches!(panicked, Err::<(), _>(storage::Error::Panicked)));
 }

@@ -1,12 +1,12 @@
 //! Order Service: an order's lifecycle from creation to fulfilment, and the stock reserved for it.
 //!
-//! Start reading at [`lifecycle`], the state table. [`effects`] performs a state's pending effect, [`store`] commits the
+//! Start reading at [`lifecycle`], the state table. [`driver`] performs a state's pending effect, [`store`] commits the
 //! result. The service never talks to the payment gateway and never reads another service's tables.
 //!
 //! # Layout
 //! - [`lifecycle`]: the state table
 //! - [`order`]: the order's types; [`orders`]: creating, reading, cancelling and retrying orders
-//! - [`effects`]: performs the pending effect of a state and records its result; the crate `driver` decides when
+//! - [`driver`]: performs the pending effect of a state and records its result; the crate `driver` decides when
 //! - [`inventory`]: stock per SKU
 //! - [`subscriptions`]: to an order's next transition; `watch`: the stream of WatchOrder
 //! - [`explain`]: one timeline from all sources
@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-pub mod effects;
+pub mod driver;
 pub mod error;
 pub mod explain;
 pub mod invariants;
@@ -67,7 +67,7 @@ pub async fn run(
     store.seed(&config.seed_stock).await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     let subscriptions = subscriptions::Subscriptions::new(config.max_watchers);
     let payments = ports::GrpcPayments::new(chassis.channel("payment", &config.payment.payment_addresses));
-    let effects = effects::Effects {
+    let effects = driver::Effects {
         table: lifecycle::next,
         store: store.clone(),
         payments: Arc::new(payments.clone()),
@@ -75,14 +75,14 @@ pub async fn run(
         events: chassis.events.clone(),
         subscriptions: subscriptions.clone(),
     };
-    let context = effects::Context {
+    let context = driver::Context {
         options: config.driver_options(&chassis.instance),
         ids: chassis.ids.clone(),
         faults: Arc::new(kernel::NoFaults),
         tasks: chassis.tasks.clone(),
         shutdown: chassis.shutdown.clone(),
     };
-    let driver = effects::Driver::new(effects, context);
+    let driver = driver::Driver::new(effects, context);
     // Orders leased by an earlier process of this name are due immediately.
     driver.recover().await.map_err(|source| chassis::Error::Database { service: "order", source })?;
     chassis.tasks.spawn(driver.clone().poll());

@@ -1,4 +1,4 @@
-//! Creating, reading, cancelling and retrying orders. Their later progress is up to [`crate::effects`].
+//! Creating, reading, cancelling and retrying orders. Their later progress is up to [`crate::driver`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use kernel::{AmountLimits, Clock, Currency, IdSource, Money, OrderId, RequestId,
 use mesh::About;
 use telemetry::{Operation, Outcome};
 
-use crate::effects::{self, Driven, Driver};
+use crate::driver::{self, Driven, Driver};
 use crate::error::Error;
 use crate::lifecycle::{self, Decision, Input, State};
 use crate::order::{CreateOrder, HistoryEntry, Line, LineState, Order, Scope};
@@ -139,7 +139,7 @@ impl Orders {
             .detached(async move {
                 let created = store.create(&operation, &order, request, &fingerprint, driver.context().lease()).await?;
                 if let Some(order) = &created {
-                    effects::start(&driver, order.clone().into());
+                    driver::start(&driver, order.clone().into());
                 }
                 Ok(created)
             })
@@ -232,7 +232,7 @@ impl Orders {
                         let recorded = store.record_request(&order, input, steps, driver.context().lease()).await?;
                         if let Some(recorded) = &recorded {
                             let link = Some(operation.span_ref());
-                            effects::start(&driver, Driven { order: recorded.clone(), link });
+                            driver::start(&driver, Driven { order: recorded.clone(), link });
                         }
                         Ok::<_, Error>(recorded)
                     });

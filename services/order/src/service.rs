@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::convert;
-use crate::effects::{self, Driver};
+use crate::driver::{self, Driver};
 use crate::error::{Error, status};
 use crate::explain::Explainer;
 use crate::inventory::Inventory;
@@ -151,7 +151,7 @@ impl ConfirmationHandlers {
         request: Request<proto::ConfirmPaymentRequest>,
     ) -> Result<proto::ConfirmPaymentResponse, Error> {
         let id = convert::order_id(&request.get_ref().order_id)?;
-        effects::wake(&self.driver, id).await?;
+        driver::wake(&self.driver, id).await?;
         Ok(proto::ConfirmPaymentResponse {})
     }
 }

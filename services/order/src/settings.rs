@@ -7,7 +7,7 @@ use chassis::{PaymentPeer, Settings, UserPeer};
 use kernel::AmountLimits;
 use mesh::Quota;
 
-use crate::effects;
+use crate::driver;
 use crate::store::UnpaidLimits;
 
 /// Settings of the Order Service.
@@ -68,8 +68,8 @@ pub struct SeedStock {
 }
 
 impl Config {
-    pub(crate) fn driver_options(&self, instance: &str) -> effects::Options {
-        effects::Options {
+    pub(crate) fn driver_options(&self, instance: &str) -> driver::Options {
+        driver::Options {
             instance: instance.to_owned(),
             lease: self.lease,
             poll_interval: self.poll_interval,

@@ -1,5 +1,5 @@
-//! Performs the pending effect of a payment under its key, and records the result. The crate `driver` decides
-//! when. Every writer of a payment takes care of its next step, so one that loses its compare-and-set just stops.
+//! Performs the pending effect of a payment under its key, and records the result. The crate `driver` decides when.
+//! Every writer of a payment takes care of its next step, so one that loses its compare-and-set just stops.
 //!
 //! `effect` calls the gateway and applies the state table.
 
@@ -68,7 +68,7 @@ impl Work for Payments {
     }
 
     fn free_leases<'a>(&'a self, context: &'a Context) -> Stored<'a, u64> {
-        Box::pin(self.store.free(&context.options.instance))
+        Box::pin(self.store.free_leases(&context.options.instance))
     }
 
     fn attempt<'a>(&'a self, payment: Payment, context: &'a Context) -> Stored<'a, Outcome<Payment>> {

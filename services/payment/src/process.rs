@@ -1,5 +1,4 @@
-//! Starting, joining and cancelling a payment, and waiting for it: the response is what is known by the
-//! deadline.
+//! Starting, joining and cancelling a payment, and waiting for it: the response is what is known by the deadline.
 
 use std::sync::Arc;
 use std::time::Duration;

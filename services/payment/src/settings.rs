@@ -74,7 +74,7 @@ pub type ApiKey = Secret<MetadataValue<Ascii>>;
 /// Parses an API key.
 ///
 /// # Errors
-/// It has no 1 to 255 visible ASCII characters; a sentence.
+/// It is not 1 to 255 visible ASCII characters; the error is a sentence.
 pub fn api_key(text: &str) -> Result<ApiKey, String> {
     let text = text.trim();
     let is_valid = (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());

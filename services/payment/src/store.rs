@@ -319,7 +319,7 @@ impl Store {
     }
 
     /// Frees all leases of an instance.
-    pub async fn free(&self, owner: &str) -> Result<u64, Error> {
+    pub async fn free_leases(&self, owner: &str) -> Result<u64, Error> {
         self.leases.free(owner).await
     }
 

@@ -23,7 +23,7 @@ impl Store {
     }
 
     /// Claims one order, if it is due and not leased.
-    pub(crate) async fn claim_one(&self, id: OrderId, lease: Lease) -> Result<Option<Order>, Error> {
+    pub(crate) async fn claim(&self, id: OrderId, lease: Lease) -> Result<Option<Order>, Error> {
         let claimed = self.leases.claim(id, &lease).await?;
         Ok(self.readable(claimed.into_iter().collect()).await?.pop())
     }

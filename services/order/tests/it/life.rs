@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kernel::OrderId;
-use order::effects::wake;
+use order::driver::wake;
 use order::lifecycle::State;
 use order::order::LineState;
 use telemetry::EventStatus;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kernel::{Clock, FaultPoint, IdSource, ManualClock, Money, OrderId, RequestId, SystemIds, Timestamp, UserId};
 use order::Error;
-use order::effects::{Context, Driver, Effects, Options};
+use order::driver::{Context, Driver, Effects, Options};
 use order::inventory::{AdjustStock, Inventory, Stock};
 use order::lifecycle::{State, Table};
 use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};

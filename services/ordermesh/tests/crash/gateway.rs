@@ -157,7 +157,11 @@ impl Gateway for Ledger {
         Box::pin(self.call(Kind::Cancel, move |inner| inner.keep(&charge_key, ChargeStatus::Cancelled, None)))
     }
 
-    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundOutcome, NoResponse>> {
+    fn refund_charge(
+        &self,
+        charge_key: String,
+        refund_key: String,
+    ) -> BoxFuture<'_, Result<RefundOutcome, NoResponse>> {
         Box::pin(self.call(Kind::Refund, move |inner| inner.refund(&charge_key, &refund_key)))
     }
 

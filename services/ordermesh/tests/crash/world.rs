@@ -240,7 +240,7 @@ struct WakeUp(Arc<Shared>);
 impl Confirmations for WakeUp {
     fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoResponse>> {
         Box::pin(async move {
-            let woken = order::effects::wake(&self.0.api_driver(), order).await;
+            let woken = order::driver::wake(&self.0.api_driver(), order).await;
             woken.map_err(|error| NoResponse::new(error.to_string()))
         })
     }
@@ -252,12 +252,12 @@ struct Shared {
     payments: payment::store::Store,
     ledger: Arc<Ledger>,
     clock: Arc<ManualClock>,
-    api_driver: Mutex<Option<order::effects::Driver>>,
+    api_driver: Mutex<Option<order::driver::Driver>>,
     payment: Mutex<Option<PaymentInstance>>,
 }
 
 impl Shared {
-    fn api_driver(&self) -> order::effects::Driver {
+    fn api_driver(&self) -> order::driver::Driver {
         lock(&self.api_driver).clone().expect("an instance")
     }
 
@@ -278,7 +278,7 @@ struct PaymentInstance {
 #[derive(Clone)]
 pub(crate) struct OrderInstance {
     pub(crate) name: String,
-    pub(crate) driver: order::effects::Driver,
+    pub(crate) driver: order::driver::Driver,
     tasks: TaskTracker,
 }
 
@@ -547,7 +547,7 @@ impl World {
 
     /// Sends a confirmation to the Order Service: true or not, it decides nothing.
     pub(crate) async fn confirm(&self) {
-        order::effects::wake(&self.shared.api_driver(), self.api.id()).await.expect("the order is woken");
+        order::driver::wake(&self.shared.api_driver(), self.api.id()).await.expect("the order is woken");
         self.api.check("a confirmation").await;
     }
 
@@ -638,9 +638,9 @@ fn order_driver(
     max_drives: usize,
     wire: Wire,
     tasks: &TaskTracker,
-) -> order::effects::Driver {
+) -> order::driver::Driver {
     let faults: Arc<dyn kernel::Faults> = if max_drives == 0 { Arc::new(NoFaults) } else { shared.plan.clone() };
-    let effects = order::effects::Effects {
+    let effects = order::driver::Effects {
         table: order::lifecycle::next,
         store: shared.orders.clone(),
         payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
@@ -648,12 +648,12 @@ fn order_driver(
         events: Arc::new(Teller("order", name.to_owned())),
         subscriptions: order::subscriptions::Subscriptions::new(1),
     };
-    let context = order::effects::Context {
+    let context = order::driver::Context {
         ids: Arc::new(SystemIds),
         faults,
         tasks: tasks.clone(),
         shutdown: CancellationToken::new(),
-        options: order::effects::Options {
+        options: order::driver::Options {
             instance: name.to_owned(),
             // An instance that never drives: its tasks give up immediately.
             lease: if max_drives == 0 { Duration::from_millis(2) } else { LEASE },
@@ -663,5 +663,5 @@ fn order_driver(
             max_drives,
         },
     };
-    order::effects::Driver::new(effects, context)
+    order::driver::Driver::new(effects, context)
 }
