@@ -40,9 +40,10 @@ pub use fingerprint::Fingerprint;
 pub use opaque::{Opaque, OpaqueError};
 pub use page::PageToken;
 pub use settings::{
-    ByteSize, DatabaseSettings, DatabaseUrl, Networks, OrderPeer, PaymentPeer, Settings, TlsSettings, UserPeer,
+    ByteSize, DatabaseSettings, DatabaseUrl, Networks, OrderPeer, PaymentPeer, ServerSettings, Settings,
+    TelemetrySettings, TlsSettings, UserPeer,
 };
-pub use start::{Chassis, Error, Served, open_database};
+pub use start::{Chassis, Error, Served};
 
 /// When a caller may retry if the store is unavailable.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -189,7 +189,7 @@ pub async fn run(
 /// The e-mail or the password breaks the rules, the e-mail is taken, or the database failed.
 pub async fn create_operator(config: &Config, email: &str, password: &str) -> Result<UserId, Error> {
     let credentials = Credentials::checked(email, password)?;
-    let db = chassis::open_database("user", &config.common, migration::MIGRATIONS).await?;
+    let db = config.common.open_database("user", migration::MIGRATIONS).await?;
     let passwords = Passwords::new(config.bcrypt_cost, 0);
     let operation = chassis_audit::of_command(operator::CREATE, Arc::new(chassis_audit::CommandSink("user")));
     operator::create(&Store::new(db), &passwords, credentials, &SystemClock, &SystemIds, &operation).await
