@@ -66,7 +66,7 @@ pub struct ServerSettings {
     /// Trusted proxy CIDRs: from these, the client IP is taken from `X-Forwarded-For`
     #[arg(long, env = "ORDERMESH_TRUSTED_PROXIES", value_name = "NETWORK,…")]
     pub trusted_proxies: Option<Networks>,
-    /// Maximum bytes for requests in flight, counted at four times their wire size, and unsent answers [default: a quarter of --memory-limit]
+    /// Maximum bytes for requests in flight, counted at four times their wire size, and unsent responses [default: a quarter of --memory-limit]
     #[arg(long, env = "ORDERMESH_MEMORY_BUDGET", value_name = "BYTES")]
     pub memory_budget: Option<ByteSize>,
     /// Memory limit of this process [default: the control group's limit, or the machine's memory]
@@ -219,7 +219,7 @@ pub struct UserPeer {
     /// Instances of the User Service
     #[arg(long, env = "ORDERMESH_USER_ADDRESSES", default_value = "127.0.0.1:7101", value_name = "HOST:PORT,…")]
     pub user_addresses: Addresses,
-    /// File with the public keys (a JWK set, as returned by ListSigningKeys) that verify access tokens until the User Service has answered once; read at startup [default: DATA_DIR/token-keys.json, kept by the service]
+    /// File with the public keys (a JWK set, as returned by ListSigningKeys) that verify access tokens until they have been fetched from the User Service once; read at startup [default: DATA_DIR/token-keys.json, kept by the service]
     #[arg(long, env = "ORDERMESH_TOKEN_KEYS", value_name = "FILE")]
     pub token_keys: Option<PathBuf>,
 }

@@ -29,7 +29,7 @@ mod error;
 use credentials::{identity, mesh_secret};
 pub use error::Error;
 
-/// The least time that background tasks get to end when calls have used up the drain timeout.
+/// The minimum time that background tasks get to end when calls have used up the drain timeout.
 const MIN_TASK_TIME: Duration = Duration::from_secs(1);
 /// The time for the last events after that. With a notice of 5 s, a drain of 10 s and 4 s for telemetry, shutdown takes
 /// at most 25 s.
@@ -39,7 +39,6 @@ const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a service serves on its port.
 pub struct Served {
-    /// The handlers.
     pub routes: Routes,
     /// The names of the services in `routes`: health reports them, reflection lists them.
     pub health_services: &'static [&'static str],
@@ -60,7 +59,6 @@ pub struct Chassis {
     pub db: Database,
     /// The sink of the events of its operations.
     pub events: Arc<dyn EventSink>,
-    /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The source of new ids.
     pub ids: Arc<dyn IdSource>,
@@ -79,7 +77,6 @@ pub struct Chassis {
     writer: TaskTracker,
     /// Cancelled when the writer has ended: the relay sends what is left.
     written: CancellationToken,
-    /// The relay's task.
     relay: TaskTracker,
 }
 

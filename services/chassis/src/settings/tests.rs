@@ -13,7 +13,7 @@ fn settings(flags: &[&str]) -> Result<Settings, clap::Error> {
 
 #[test]
 fn settings_that_allow_no_requests_are_rejected() {
-    for (flag, wrong, right) in [
+    for (flag, invalid, valid) in [
         ("--max-concurrency", "0", "1"),
         ("--memory-limit", "99", "64MiB"),
         ("--max-message", "5MiB", "4MiB"),
@@ -23,8 +23,8 @@ fn settings_that_allow_no_requests_are_rejected() {
         ("--database-acquire-timeout", "0s", "1s"),
         ("--database-statement-timeout", "0s", "1s"),
     ] {
-        assert!(settings(&[flag, wrong]).is_err(), "{flag} {wrong}");
-        assert!(settings(&[flag, right]).is_ok(), "{flag} {right}");
+        assert!(settings(&[flag, invalid]).is_err(), "{flag} {invalid}");
+        assert!(settings(&[flag, valid]).is_ok(), "{flag} {valid}");
     }
 }
 

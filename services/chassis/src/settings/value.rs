@@ -77,7 +77,7 @@ impl FromStr for Networks {
 }
 
 /// A hundred years: longer than any timeout, and small enough that adding a few of them to now does not overflow.
-const LONGEST: Duration = Duration::from_secs(36_525 * 86_400);
+const MAX_DURATION: Duration = Duration::from_secs(36_525 * 86_400);
 
 /// A duration: `250ms`, `10s`, `5m`, `2h`, `7d`.
 ///
@@ -94,7 +94,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "d" => Duration::from_secs(number.saturating_mul(86_400)),
         _ => return Err("a duration needs a unit: ms, s, m, h or d, as in 250ms".to_owned()),
     };
-    if duration <= LONGEST { Ok(duration) } else { Err("a duration is at most 36525d".to_owned()) }
+    if duration <= MAX_DURATION { Ok(duration) } else { Err("a duration is at most 36525d".to_owned()) }
 }
 
 /// A duration above zero, for an interval, a timeout or a lease.
@@ -113,14 +113,14 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// The text is not a quota.
 pub fn quota(text: &str) -> Result<Quota, String> {
-    let wrong = || "not a quota; examples are 20/s, 100/m, 1000/h".to_owned();
-    let (calls, per) = text.split_once('/').ok_or_else(wrong)?;
-    let calls = calls.parse().ok().filter(|calls| *calls > 0).ok_or_else(wrong)?;
+    let malformed = || "not a quota; examples are 20/s, 100/m, 1000/h".to_owned();
+    let (calls, per) = text.split_once('/').ok_or_else(malformed)?;
+    let calls = calls.parse().ok().filter(|calls| *calls > 0).ok_or_else(malformed)?;
     let seconds = match per {
         "s" => 1,
         "m" => 60,
         "h" => 3_600,
-        _ => return Err(wrong()),
+        _ => return Err(malformed()),
     };
     Ok(Quota { calls, per: Duration::from_secs(seconds) })
 }
@@ -172,8 +172,8 @@ mod tests {
     #[test]
     fn a_quota_is_a_number_of_calls_per_unit_of_time() {
         assert_eq!(quota("100/m"), Ok(Quota { calls: 100, per: Duration::from_secs(60) }));
-        for wrong in ["100", "0/s", "/s", "10/d", "ten/s", "-1/s"] {
-            assert!(quota(wrong).is_err(), "{wrong}");
+        for malformed in ["100", "0/s", "/s", "10/d", "ten/s", "-1/s"] {
+            assert!(quota(malformed).is_err(), "{malformed}");
         }
     }
 }

@@ -100,10 +100,10 @@ mod tests {
         let path = folder.path().join("mesh.secret");
         let flags = ["service", "--mesh-secret-file", path.to_str().expect("a path")];
         let settings = Cli::try_parse_from(flags).expect("settings").settings;
-        for wrong in ["", "\n", "too short", "0123456789abcdef\n0123456789abcdef", "ünter the radar it is"] {
-            testdb::write_secret(&path, wrong);
+        for malformed in ["", "\n", "too short", "0123456789abcdef\n0123456789abcdef", "ünter the radar it is"] {
+            testdb::write_secret(&path, malformed);
             let message = mesh_secret(&settings).expect_err("not a secret").to_string();
-            assert!(message.contains("mesh.secret"), "{wrong:?}: {message}");
+            assert!(message.contains("mesh.secret"), "{malformed:?}: {message}");
         }
         testdb::write_secret(&path, "0123456789abcdef\n");
         assert!(mesh_secret(&settings).expect("a secret").is_some());

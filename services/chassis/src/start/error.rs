@@ -11,9 +11,7 @@ pub enum Error {
     /// The database cannot be used.
     #[error("the {service} service's database cannot be used")]
     Database {
-        /// The service.
         service: &'static str,
-        /// The cause.
         #[source]
         source: storage::Error,
     },
@@ -23,18 +21,14 @@ pub enum Error {
     /// The mesh secret is set but cannot be read.
     #[error("the mesh secret {path} cannot be read")]
     MeshSecret {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: std::io::Error,
     },
     /// The initial keys for verifying access tokens cannot be read.
     #[error("the token keys {path} cannot be read")]
     TokenKeys {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -44,23 +38,17 @@ pub enum Error {
     /// The certificate is valid, but names another service.
     #[error("the certificate {certificate} names `{named}`, but this service is `{service}`")]
     NotOurs {
-        /// The file.
         certificate: PathBuf,
         /// The service that it names.
         named: String,
-        /// This service.
         service: &'static str,
     },
     /// The mesh secret never leaves the machine.
     #[error("the mesh secret is for loopback listeners only, and {listen} is not one: listen on 127.0.0.1")]
-    NotLoopback {
-        /// The listen address.
-        listen: SocketAddr,
-    },
+    NotLoopback { listen: SocketAddr },
     /// Shutdown was requested while the service waited for its database.
     #[error("shutdown was requested before the service had started")]
     Stopped,
-    /// The server failed.
     #[error("the server failed")]
     Serve(#[source] std::io::Error),
     /// A setting of the service itself, or a file that it names, is wrong.
