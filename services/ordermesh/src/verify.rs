@@ -11,7 +11,7 @@ use data::audit::StoredEvents;
 use kernel::{Clock, SystemClock};
 use payment::ports::GrpcGateway;
 use storage::Database;
-use user::audit::Sessions;
+use user::invariants::Store as UserStore;
 
 use crate::error::Error;
 use crate::out;
@@ -134,7 +134,7 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
         payments: payment::store::Store::new(payment, clock.clone()),
         gateway: Arc::new(gateway),
         events: Some(StoredEvents::new(data)),
-        sessions: Some(Sessions::new(user)),
+        sessions: Some(UserStore::new(user)),
         patience: *patience,
         events_since: clock.now().minus(event_retention.saturating_sub(RETENTION_MARGIN)),
     })
