@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use data::audit::StoredEvents;
+use data::invariants::TraceEventStore;
 use kernel::{OrderId, SessionId, Timestamp};
 use payment::payment::order_of;
 use payment::ports::{Charge, Gateway, NoAnswer};
@@ -48,7 +48,7 @@ pub struct Sources {
     /// The outboxes of all services.
     pub outboxes: Vec<Outbox>,
     /// The Data Service's store of events; `None`: events stay in the outboxes.
-    pub events: Option<StoredEvents>,
+    pub events: Option<TraceEventStore>,
     /// The User Service's sessions.
     pub sessions: Option<UserStore>,
     /// How long something due may stay unleased before it is a violation.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chassis::DatabaseUrl;
 use chassis::settings::duration;
 use clap::Args;
-use data::audit::StoredEvents;
+use data::invariants::TraceEventStore;
 use kernel::{Clock, SystemClock};
 use payment::ports::GrpcGateway;
 use storage::Database;
@@ -133,7 +133,7 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
         orders: order::store::Store::new(order, clock.clone()),
         payments: payment::store::Store::new(payment, clock.clone()),
         gateway: Arc::new(gateway),
-        events: Some(StoredEvents::new(data)),
+        events: Some(TraceEventStore::new(data)),
         sessions: Some(UserStore::new(user)),
         patience: *patience,
         events_since: clock.now().minus(event_retention.saturating_sub(RETENTION_MARGIN)),
