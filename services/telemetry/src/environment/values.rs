@@ -72,15 +72,15 @@ impl<'a> Variables<'a> {
         Ok(millis.map(|millis| Duration::from_millis(if millis == 0 { MAX_MILLIS } else { millis })))
     }
 
-    fn millis(&self, name: &str, least: u64) -> Result<Option<u64>, VariableError> {
+    fn millis(&self, name: &str, min: u64) -> Result<Option<u64>, VariableError> {
         let in_milliseconds =
             |error: VariableError| VariableError { allowed: format!("{}, in milliseconds", error.allowed), ..error };
-        self.number(name, least..=MAX_MILLIS).map_err(in_milliseconds)
+        self.number(name, min..=MAX_MILLIS).map_err(in_milliseconds)
     }
 }
 
-/// A list of `key=value` with percent-encoded values. An error gives the position of the malformed entry, not its text, which
-/// may be a secret.
+/// A list of `key=value` with percent-encoded values. An error gives the position of the malformed entry, not its text,
+/// which may be a secret.
 pub(super) fn pairs(
     name: &str,
     variables: &Variables<'_>,
