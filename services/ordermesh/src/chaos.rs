@@ -129,7 +129,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 struct Ground {
     location: Location,
     instances: u16,
-    postgres: Option<testdb::Server>,
+    postgres: Option<postgres_server::Server>,
     /// Deleted on drop, unless it is kept.
     _folder: Option<tempfile::TempDir>,
 }
@@ -151,7 +151,7 @@ impl Ground {
         };
         // Synchronous commits: a commit that was acknowledged survives a killed server.
         let postgres = if options.postgres {
-            let server = testdb::Server::start(&[("synchronous_commit", "on"), ("fsync", "on")]);
+            let server = postgres_server::Server::start(&[("synchronous_commit", "on"), ("fsync", "on")]);
             Some(
                 server
                     .ok_or_else(|| Error::Usage("PostgreSQL's server programs are not on this machine".to_owned()))?,

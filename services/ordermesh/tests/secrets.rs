@@ -68,7 +68,7 @@ fn invalid_keys_and_secrets_are_rejected_and_not_quoted() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name).display().to_string();
     let write = |name: &str, text: &str| {
-        testdb::write_secret(folder.path().join(name), text);
+        testkit::write_secret(folder.path().join(name), text);
         at(name)
     };
     let pem = "-----BEGIN PRIVATE KEY-----\ns3cr3ts3cr3ts3cr3t\n-----END PRIVATE KEY-----\n";

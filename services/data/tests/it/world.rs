@@ -49,12 +49,12 @@ struct Place {
 }
 
 impl Place {
-    /// A database of its own, on PostgreSQL if that is requested: see `testdb`.
+    /// A database of its own, on PostgreSQL if that is requested: see `testkit`.
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        testdb::write_secret(folder.path().join("mesh.secret"), SECRET);
-        let database_url = testdb::database().schema.map(|_| {
-            let (server, name) = (testdb::shared().expect("the server"), testdb::unique("data"));
+        testkit::write_secret(folder.path().join("mesh.secret"), SECRET);
+        let database_url = testkit::database().schema.map(|_| {
+            let (server, name) = (testkit::shared().expect("the server"), testkit::unique("data"));
             server.sql(&format!("CREATE DATABASE {name}"));
             server.url().replace("/postgres?", &format!("/{name}?"))
         });

@@ -2,7 +2,7 @@
 
 use chassis::encode;
 use proptest::prelude::*;
-use wirefuzz::{mutations, text};
+use testkit::{mutations, text};
 
 use super::*;
 

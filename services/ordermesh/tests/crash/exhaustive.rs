@@ -249,7 +249,7 @@ async fn crashes_on_sqlite_files_are_survived_as_in_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_on_postgresql_are_survived_as_in_memory() {
-    if testdb::postgres().is_some() {
+    if testkit::postgres().is_some() {
         on_another_store(On::Postgres, "one crash on PostgreSQL").await;
     }
 }

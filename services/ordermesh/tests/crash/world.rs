@@ -309,12 +309,12 @@ impl Drop for World {
 
 async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Database {
     let place = match on {
-        On::Memory => testdb::TestDatabase { url: "sqlite::memory:".into(), schema: None },
+        On::Memory => testkit::TestDatabase { url: "sqlite::memory:".into(), schema: None },
         On::File => {
             let folder = folder.expect("a folder").path().display();
-            testdb::TestDatabase { url: format!("sqlite://{folder}/{name}.db"), schema: None }
+            testkit::TestDatabase { url: format!("sqlite://{folder}/{name}.db"), schema: None }
         }
-        On::Postgres => testdb::postgres().expect("its availability was checked before"),
+        On::Postgres => testkit::postgres().expect("its availability was checked before"),
     };
     let options =
         storage::Options { schema: place.schema, max_connections: 3, acquire_timeout: GUARD, statement_timeout: GUARD };

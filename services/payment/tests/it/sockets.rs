@@ -89,8 +89,8 @@ impl World {
     /// A gateway, the Order Service's confirmation endpoint, and one instance, each with additional settings.
     async fn new(gateway_settings: &[&str], settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        testdb::write_secret(folder.path().join("mesh.secret"), SECRET);
-        testdb::write_secret(folder.path().join("gateway.key"), &format!("{API_KEY}\n"));
+        testkit::write_secret(folder.path().join("mesh.secret"), SECRET);
+        testkit::write_secret(folder.path().join("gateway.key"), &format!("{API_KEY}\n"));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (gateway, gateway_address) = listener().await;
         let (admin, _) = listener().await;
