@@ -7,6 +7,7 @@
 //! - `demo`, `explain`, `events`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: finds and
 //!   calls a running system
 //! - [`promises`]: the invariants of a whole system, as queries over its stores: for `verify` and the crash suite
+//! - `policies`: the mesh's policy table, printed
 //! - `certificates`: `ordermesh certs`, and the certificates of a system with `--tls`
 //! - `service`: names and ports; `passed`: forwarded settings like `--order.memory-budget 4KiB`; `data_dir`: the folder
 //!   and its secrets
@@ -32,6 +33,7 @@ mod load;
 mod operator;
 mod out;
 mod passed;
+mod policies;
 mod probe;
 pub mod promises;
 mod run_service;
@@ -105,6 +107,8 @@ enum Command {
     Load(load::Options),
     /// Verify the promises on a running system: by queries over its stores and the gateway's ledger
     Verify(verify::Options),
+    /// Print each rpc's policy: access, deadline, idempotency, event, limits
+    Policies(policies::Options),
     /// Create a certificate authority and certificates for mutual TLS
     Certs(certificates::Options),
     /// Inject faults into a dedicated system under load, end them, and verify the promises
@@ -156,6 +160,7 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
         Some(Command::Events(options)) => events::run(options).await,
         Some(Command::Load(options)) => load::run(options).await,
         Some(Command::Verify(options)) => verify::run(options).await,
+        Some(Command::Policies(options)) => policies::run(&options),
         Some(Command::Certs(options)) => certificates::run(&options),
         Some(Command::Chaos(options)) => chaos::run(options).await,
         Some(Command::Operator(options)) => operator::run(options).await,
