@@ -257,7 +257,7 @@ async fn retry_all(system: &System) -> Result<(), Error> {
             page_size: 100,
             page_token,
         };
-        let page = orders.list_orders(request(message, &token, None)).await.map_err(Error::refused("ListOrders"))?;
+        let page = orders.list_orders(request(message, &token, None)).await.map_err(Error::rejected("ListOrders"))?;
         let page = page.into_inner();
         for order in page.orders {
             let message = order_v1::RetryOrderRequest { order_id: order.order_id };

@@ -37,8 +37,8 @@ pub(crate) enum Error {
     NoFreePorts(u16),
     #[error("the system was not ready within {0} s")]
     NotReady(u64),
-    #[error("{what} failed: {}", refusal(.status))]
-    Refused { what: &'static str, status: Box<Status> },
+    #[error("{what} failed: {}", describe(.status))]
+    Rejected { what: &'static str, status: Box<Status> },
     #[error("the certificates cannot be issued")]
     Certificate { source: certs::Error },
     #[error("the system's root certificates cannot be used: set their file with --tls-ca")]
@@ -58,13 +58,13 @@ pub(crate) enum Error {
     OutputClosed,
     #[error("the output cannot be written")]
     Output(#[source] std::io::Error),
-    #[error("{failed} of {played} paths failed")]
-    Demo { failed: usize, played: usize },
+    #[error("{failed} of {finished} paths failed")]
+    Demo { failed: usize, finished: usize },
 }
 
 impl Error {
-    pub(crate) fn refused(what: &'static str) -> impl FnOnce(Status) -> Self {
-        move |status| Self::Refused { what, status: Box::new(status) }
+    pub(crate) fn rejected(what: &'static str) -> impl FnOnce(Status) -> Self {
+        move |status| Self::Rejected { what, status: Box::new(status) }
     }
 
     /// The process's exit code: 1, or 2 if it could not even start its work (as for invalid arguments). If its output
@@ -101,7 +101,7 @@ impl Error {
 }
 
 /// A status's code, reason and message.
-pub(crate) fn refusal(status: &Status) -> String {
+pub(crate) fn describe(status: &Status) -> String {
     let reason = reason(status);
     let reason = if reason.is_empty() { String::new() } else { format!(" {reason}") };
     format!("{:?}{reason}: {}", status.code(), status.message())

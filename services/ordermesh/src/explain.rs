@@ -29,7 +29,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let answer = OrderServiceClient::new(system.order.clone())
         .explain_order(request(message, &token, None))
         .await
-        .map_err(Error::refused("ExplainOrder"))?;
+        .map_err(Error::rejected("ExplainOrder"))?;
     out::text(page(&answer.into_inner()))
 }
 

@@ -217,7 +217,7 @@ impl System {
         let answer = UserServiceClient::new(self.user.clone())
             .login(mesh::untraced(message))
             .await
-            .map_err(Error::refused("the log-in"))?;
+            .map_err(Error::rejected("the log-in"))?;
         Ok(answer.into_inner().session.unwrap_or_default().access_token)
     }
 }

@@ -1,6 +1,6 @@
-//! The documents match the code: the diagrams, the settings, the tests that they name. `.ci/e2e.py` runs their commands.
+//! The documents match the code: the diagrams, the settings, the failures, the tests that they name. `.ci/e2e.py` runs their commands.
 //!
-//! `UPDATE_README=1 cargo settings` writes diagrams, settings and the golden trace into them.
+//! `UPDATE_README=1 cargo settings` writes diagrams, settings, failures and the golden trace into them.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -15,6 +15,7 @@ fn root() -> PathBuf {
 
 const MAP: &str = "services/README.md";
 const SETTINGS: &str = "services/SETTINGS.md";
+const FAILURES: &str = "services/FAILURES.md";
 
 fn read(document: &str) -> String {
     std::fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document} is readable: {error}"))
@@ -144,6 +145,15 @@ fn the_settings_match_the_help_texts() {
     stands(SETTINGS, "settings", &text);
 }
 
+#[test]
+fn the_table_of_failures_is_that_of_the_demo() {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
+    let output = program.env_clear().args(["demo", "--list", "--output", "markdown"]).output().expect("it runs");
+    let table = String::from_utf8(output.stdout).expect("text");
+    assert!(table.lines().count() > 50, "{table}");
+    stands(FAILURES, "demo", &table);
+}
+
 /// Every .rs file below the folder.
 fn sources(folder: &Path, found: &mut String) {
     for entry in std::fs::read_dir(folder).expect("a folder") {
@@ -158,7 +168,7 @@ fn sources(folder: &Path, found: &mut String) {
 
 #[test]
 fn every_test_cited_by_the_documents_exists() {
-    let text = [MAP, "services/FAILURES.md", "services/GLOSSARY.md"].map(read).concat();
+    let text = [MAP, FAILURES, "services/GLOSSARY.md"].map(read).concat();
     let names: BTreeSet<&str> = text
         .split('`')
         .skip(1)
@@ -186,7 +196,7 @@ fn the_readme_can_be_read_in_one_sitting() {
 #[test]
 fn every_link_of_the_documents_leads_to_a_file() {
     let documents =
-        ["README.md", MAP, SETTINGS, "services/FAILURES.md", "services/GLOSSARY.md", "services/mesh/README.md"];
+        ["README.md", MAP, SETTINGS, FAILURES, "services/GLOSSARY.md", "services/mesh/README.md"];
     let others = [".github/CONTRIBUTING.md", ".github/SECURITY.md", "deploy/README.md", "deploy/RUNBOOK.md"];
     let mut links = 0;
     for document in documents.into_iter().chain(others) {

@@ -59,7 +59,7 @@ impl Session {
             }
             answer => answer,
         };
-        Ok(answer.map_err(Error::refused("ListTraceEvents"))?.into_inner())
+        Ok(answer.map_err(Error::rejected("ListTraceEvents"))?.into_inner())
     }
 
     /// A stream of events.

@@ -56,7 +56,7 @@ impl Account {
             display_name: "Load".into(),
         };
         let mut users = UserServiceClient::new(system.user.clone());
-        users.register(request(message, "", None)).await.map_err(Error::refused("the registration"))?;
+        users.register(request(message, "", None)).await.map_err(Error::rejected("the registration"))?;
         let token = Mutex::new(system.login(&login).await?);
         Ok(Self { login, token })
     }
@@ -107,7 +107,7 @@ impl Shop {
         };
         let token = self.system.operator_token().await?;
         let mut inventory = InventoryServiceClient::new(self.system.order.clone());
-        inventory.adjust_stock(request(message, &token, None)).await.map_err(Error::refused("AdjustStock"))?;
+        inventory.adjust_stock(request(message, &token, None)).await.map_err(Error::rejected("AdjustStock"))?;
         Ok(())
     }
 
