@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from postgres import ready, verified
-from system import BIN, System, check, eventually
+from system import System, check, eventually
 
 # Calls are served for a while after SIGTERM; a low bcrypt cost, because log-ins are not under test.
 NOTICE = "500ms"
@@ -44,9 +44,7 @@ class Load:
 
     def __init__(self, system, *flags):
         self.report = Path(tempfile.mkdtemp(prefix="ordermesh-load-")) / "load.json"
-        place = ["--port-base", str(system.base), "--data-dir", str(system.data_dir)]
-        self.command = [
-            str(BIN), "load", *place, "--duration", "10m", "--mix", "happy=90,cancel=10", "--json", str(self.report), *flags]
+        self.command = system.command_of("load", "--duration", "10m", "--mix", "happy=90,cancel=10", "--json", str(self.report), *flags)
         self.process, self.took = None, 0
 
     def __enter__(self):

@@ -195,8 +195,7 @@ fn the_readme_can_be_read_in_one_sitting() {
 
 #[test]
 fn every_link_of_the_documents_leads_to_a_file() {
-    let documents =
-        ["README.md", MAP, SETTINGS, FAILURES, "services/GLOSSARY.md", "services/mesh/README.md"];
+    let documents = ["README.md", MAP, SETTINGS, FAILURES, "services/GLOSSARY.md", "services/mesh/README.md"];
     let others = [".github/CONTRIBUTING.md", ".github/SECURITY.md", "deploy/README.md", "deploy/RUNBOOK.md"];
     let mut links = 0;
     for document in documents.into_iter().chain(others) {
