@@ -1,4 +1,4 @@
-//! From messages to values. All violations are collected, so that a caller gets them in one answer.
+//! From messages to values. All violations are collected, so that a caller gets them in one response.
 
 use std::str::FromStr;
 
@@ -15,16 +15,16 @@ pub struct Invalid(pub Vec<Violation>);
 
 /// Only the first few: a status message travels in a header. All of them are in the details.
 fn summary(violations: &[Violation]) -> String {
-    const SHOWN: usize = 3;
-    let shown = violations.iter().take(SHOWN).map(|v| format!("{}: {} ({})", v.field, v.description, v.reason));
-    let mut text = shown.collect::<Vec<_>>().join("; ");
-    if violations.len() > SHOWN {
-        text.push_str(&format!("; and {} more", violations.len() - SHOWN));
+    const MAX_LISTED: usize = 3;
+    let listed = violations.iter().take(MAX_LISTED).map(|v| format!("{}: {} ({})", v.field, v.description, v.reason));
+    let mut text = listed.collect::<Vec<_>>().join("; ");
+    if violations.len() > MAX_LISTED {
+        text.push_str(&format!("; and {} more", violations.len() - MAX_LISTED));
     }
     text
 }
 
-/// The most violations of one message; the last one says that there are more.
+/// Maximum violations of one message; the last one says that there are more.
 const MAX_VIOLATIONS: usize = 100;
 
 /// The violations found so far.
@@ -52,8 +52,7 @@ pub struct Decoded<T> {
 }
 
 impl Fields {
-    /// Adds a violation.
-    pub fn refuse(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
+    pub fn reject(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
         self.count += 1;
         match self.found.len() {
             0..MAX_VIOLATIONS => {
@@ -64,9 +63,15 @@ impl Fields {
         }
     }
 
+    /// The earlier name of [`Fields::reject`].
+    #[doc(hidden)]
+    pub fn refuse(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
+        self.reject(field, reason, description);
+    }
+
     /// Adds a violation of a rule that an earlier release did not have.
-    fn refuse_newer(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
-        self.refuse(field, reason, description);
+    fn reject_newer(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
+        self.reject(field, reason, description);
         self.newer += 1;
     }
 
@@ -91,7 +96,7 @@ impl Fields {
         }
     }
 
-    /// The value of a command that an earlier release may have accepted: its repetition is answered as before.
+    /// The value of a command that an earlier release may have accepted: its repetition gets the same response as before.
     ///
     /// # Errors
     /// All violations found, when one of them is of a rule that every release had.
@@ -108,12 +113,12 @@ impl Fields {
     /// A required id.
     pub fn id<T: FromStr>(&mut self, field: &str, text: &str) -> Option<T> {
         if text.is_empty() {
-            self.refuse(field, "ID_REQUIRED", "a UUID is required");
+            self.reject(field, "ID_REQUIRED", "a UUID is required");
             return None;
         }
         let id = text.parse().ok();
         if id.is_none() {
-            self.refuse(field, "INVALID_ID", "not a UUID, for example 0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e");
+            self.reject(field, "INVALID_ID", "not a UUID, for example 0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e");
         }
         id
     }
@@ -121,7 +126,7 @@ impl Fields {
     /// A required id of a request.
     pub fn request_id(&mut self, text: &str) -> Option<kernel::RequestId> {
         if text.is_empty() {
-            self.refuse(
+            self.reject(
                 "request_id",
                 "REQUEST_ID_REQUIRED",
                 "a UUID of your own is required; send the same one to try the same command again",
@@ -131,29 +136,29 @@ impl Fields {
         self.id("request_id", text)
     }
 
-    /// A text within limits, counted in characters (code points). A required one (`least` above 0) is not blank;
+    /// A text within limits, counted in characters (code points). A required one (`min` above 0) is not blank;
     /// control characters and characters that change how the surrounding text reads are rejected.
-    pub fn text(&mut self, field: &str, text: &str, least: usize, most: usize) -> Option<String> {
+    pub fn text(&mut self, field: &str, text: &str, min: usize, max: usize) -> Option<String> {
         let length = text.chars().count();
-        if least > 0 && text.is_empty() {
-            self.refuse(field, "REQUIRED", "is required");
+        if min > 0 && text.is_empty() {
+            self.reject(field, "REQUIRED", "is required");
             return None;
         }
-        if length < least || length > most {
-            self.refuse(field, "INVALID_LENGTH", format!("must have {least} to {most} characters"));
+        if length < min || length > max {
+            self.reject(field, "INVALID_LENGTH", format!("must have {min} to {max} characters"));
             return None;
         }
         if text.chars().any(char::is_control) {
-            self.refuse(field, "CONTROL_CHARACTER", "must not contain control characters");
+            self.reject(field, "CONTROL_CHARACTER", "must not contain control characters");
             return None;
         }
         if let Some(c) = text::misleading(text) {
             let code_point = u32::from(c);
             let description =
                 format!("must not contain U+{code_point:04X}, which changes how the text around it reads");
-            self.refuse_newer(field, "MISLEADING_CHARACTER", description);
-        } else if least > 0 && text::is_blank(text) {
-            self.refuse_newer(field, "REQUIRED", "is required: blanks and invisible characters say nothing");
+            self.reject_newer(field, "MISLEADING_CHARACTER", description);
+        } else if min > 0 && text::is_blank(text) {
+            self.reject_newer(field, "REQUIRED", "is required: blanks and invisible characters say nothing");
         }
         Some(text.to_owned())
     }
@@ -164,7 +169,7 @@ impl Fields {
     pub fn email(&mut self, field: &str, text: &str) -> Option<String> {
         let email = self.known_email(field, text)?;
         if !email.split_once('@').is_some_and(|(_, domain)| is_host(domain)) {
-            self.refuse_newer(field, "INVALID_EMAIL", "the part after the @ is not the name of a host");
+            self.reject_newer(field, "INVALID_EMAIL", "the part after the @ is not the name of a host");
         }
         Some(email)
     }
@@ -174,7 +179,7 @@ impl Fields {
         if is_email(text) {
             Some(text.to_ascii_lowercase())
         } else {
-            self.refuse(field, "INVALID_EMAIL", "not an e-mail address, for example ada@example.com");
+            self.reject(field, "INVALID_EMAIL", "not an e-mail address, for example ada@example.com");
             None
         }
     }
@@ -183,15 +188,15 @@ impl Fields {
     pub fn payment_method(&mut self, field: &str, token: &str) -> Option<String> {
         const DESCRIPTION: &str = "a token has 1 to 255 of a-z, A-Z, 0-9 and \"_\"";
         if token.is_empty() {
-            self.refuse(field, "REQUIRED", "is required");
+            self.reject(field, "REQUIRED", "is required");
             return None;
         }
         if token.chars().count() > 255 || token.chars().any(char::is_control) {
-            self.refuse(field, "INVALID_PAYMENT_METHOD", DESCRIPTION);
+            self.reject(field, "INVALID_PAYMENT_METHOD", DESCRIPTION);
             return None;
         }
         if !is_payment_method(token) {
-            self.refuse_newer(field, "INVALID_PAYMENT_METHOD", DESCRIPTION);
+            self.reject_newer(field, "INVALID_PAYMENT_METHOD", DESCRIPTION);
         }
         Some(token.to_owned())
     }
@@ -201,7 +206,7 @@ impl Fields {
         if is_sku(text) {
             Some(text.to_owned())
         } else {
-            self.refuse(field, "INVALID_SKU", "a SKU has 1 to 64 of A-Z, 0-9 and \"-\", for example MUG-BLUE");
+            self.reject(field, "INVALID_SKU", "a SKU has 1 to 64 of A-Z, 0-9 and \"-\", for example MUG-BLUE");
             None
         }
     }
@@ -209,13 +214,13 @@ impl Fields {
     /// A required amount of money of any sign.
     pub fn money(&mut self, field: &str, money: Option<&common::Money>) -> Option<Money> {
         let Some(money) = money else {
-            self.refuse(field, "REQUIRED", "an amount is required");
+            self.reject(field, "REQUIRED", "an amount is required");
             return None;
         };
         match money.currency_code.parse::<Currency>() {
             Ok(currency) => Some(Money::new(currency, money.minor_units)),
             Err(error) => {
-                self.refuse(format!("{field}.currency_code"), "UNKNOWN_CURRENCY", error.to_string());
+                self.reject(format!("{field}.currency_code"), "UNKNOWN_CURRENCY", error.to_string());
                 None
             }
         }
@@ -224,13 +229,13 @@ impl Fields {
     /// A required postal address.
     pub fn address(&mut self, field: &str, address: Option<&common::Address>) -> Option<common::Address> {
         let Some(address) = address else {
-            self.refuse(field, "REQUIRED", "an address is required");
+            self.reject(field, "REQUIRED", "an address is required");
             return None;
         };
         let before = self.older();
         self.text(&format!("{field}.recipient"), &address.recipient, 1, 200);
         if address.lines.is_empty() || address.lines.len() > 3 {
-            self.refuse(format!("{field}.lines"), "INVALID_LENGTH", "must have 1 to 3 lines");
+            self.reject(format!("{field}.lines"), "INVALID_LENGTH", "must have 1 to 3 lines");
         }
         for (index, line) in address.lines.iter().take(3).enumerate() {
             self.text(&format!("{field}.lines[{index}]"), line, 1, 200);
@@ -240,7 +245,7 @@ impl Fields {
         let country = self.country(&format!("{field}.country_code"), &address.country_code);
         let fault = postal_code.zip(country).and_then(|(code, country)| postal::fault(&country, &code));
         if let Some((reason, description)) = fault {
-            self.refuse_newer(format!("{field}.postal_code"), reason, description);
+            self.reject_newer(format!("{field}.postal_code"), reason, description);
         }
         (self.older() == before).then(|| address.clone())
     }
@@ -250,7 +255,7 @@ impl Fields {
         if code.len() == 2 && code.bytes().all(|b| b.is_ascii_uppercase()) {
             Some(code.to_owned())
         } else {
-            self.refuse(field, "INVALID_COUNTRY_CODE", "two upper-case letters of ISO 3166-1, for example DE");
+            self.reject(field, "INVALID_COUNTRY_CODE", "two upper-case letters of ISO 3166-1, for example DE");
             None
         }
     }
@@ -258,9 +263,9 @@ impl Fields {
     /// An optional instant; outside the years 1970 to 9999 it is rejected.
     pub fn instant(&mut self, field: &str, instant: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
         let instant = instant?;
-        let sound = (0..253_402_300_800).contains(&instant.seconds) && (0..1_000_000_000).contains(&instant.nanos);
-        if !sound {
-            self.refuse(field, "INVALID_TIME", "must lie in the years 1970 to 9999, with nanos below a second");
+        let is_valid = (0..253_402_300_800).contains(&instant.seconds) && (0..1_000_000_000).contains(&instant.nanos);
+        if !is_valid {
+            self.reject(field, "INVALID_TIME", "must lie in the years 1970 to 9999, with nanos below a second");
             return None;
         }
         Some(Timestamp::from_micros(instant.seconds * 1_000_000 + i64::from(instant.nanos) / 1_000))

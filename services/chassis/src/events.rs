@@ -22,26 +22,27 @@ mod sums;
 
 /// Events waiting for the writer; any further one is lost, counted and logged.
 const MAX_WAITING: usize = 16_384;
-/// The most events that the writer puts in one transaction.
+/// Maximum events that the writer puts in one transaction.
 const MAX_BATCH: usize = 512;
 /// Stored per second: lookups without an order, by method, status and error type.
-const MOST_LOOKUPS_PER_SECOND: u32 = 1;
+const MAX_LOOKUPS_PER_SECOND: u32 = 1;
 /// Stored per second: rejected requests that any caller can send at any rate, by method and reason.
-const MOST_REFUSALS_PER_SECOND: u32 = 10;
-/// Stored per second: failures that are answers to valid requests (a wrong password, insufficient stock), by method and
+const MAX_REJECTIONS_PER_SECOND: u32 = 10;
+/// Stored per second: failures that are results of valid requests (a wrong password, insufficient stock), by method and
 /// reason; more than regular use causes.
-const MOST_ANSWERS_PER_SECOND: u32 = 100;
+const MAX_NEGATIVE_RESULTS_PER_SECOND: u32 = 100;
 
 /// Stored per second: further failures for orders whose first failure has an event, by method and reason. An outage
 /// causes one for each waiting order.
-const MOST_REPEATS_PER_SECOND: u32 = 1;
+const MAX_REPEATS_PER_SECOND: u32 = 1;
 
 /// What an ended operation becomes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
     Nothing,
     AsItIs,
-    Answered,
+    /// Stored as a success: the failure is the lookup's result.
+    Success,
 }
 
 /// The table: a row per event type and side of the call.
@@ -62,19 +63,19 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
             (None, _) | (_, Some(ErrorClass::ResourceExhausted))      => Verdict::Nothing,
             (Some(_), _)                                              => Verdict::AsItIs,
         },
-        // A lookup that was answered is a success, even if the answer is NOT_FOUND.
+        // A lookup with a result is a success, even if the result is NOT_FOUND.
         ("data_lookup", Kind::Server) => match (error, class) {
             (None, _)                                                                   => Verdict::AsItIs,
             (_, Some(ErrorClass::ValidationError | ErrorClass::ResourceExhausted))      => Verdict::Nothing,
-            (_, Some(ErrorClass::NotFound | ErrorClass::FailedPrecondition))            => Verdict::Answered,
+            (_, Some(ErrorClass::NotFound | ErrorClass::FailedPrecondition))            => Verdict::Success,
             (Some(_), _)                                                                => Verdict::AsItIs,
         },
-        // The caller's side is an event only when the peer did not answer.
+        // The client's side is an event only when the peer did not respond.
         ("data_lookup", Kind::Client) => match class {
             Some(ErrorClass::Timeout | ErrorClass::ConnectionError)                     => Verdict::AsItIs,
             Some(_) | None                                                              => Verdict::Nothing,
         },
-        // The outcome of an unanswered payment request is unknown, and that is no event: only a request that was never
+        // Without a response, the outcome of a payment request is unknown, and that is no event: only a request that was never
         // sent is one.
         ("payment_processing", Kind::Client) if unreachable               => Verdict::AsItIs,
         // All other events are written in the transaction of their effect.
@@ -83,21 +84,21 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
 }
 
 /// How many such events are stored per second; `None`: all. Accounts are free, so whatever a caller can cause at any
-/// rate is bounded: a failure that answers a valid request less tightly than one that costs the caller nothing.
+/// rate is bounded: a failure that is the result of a valid request less tightly than one that costs the caller nothing.
 #[rustfmt::skip]
-fn most_per_second(event: &TraceEvent) -> Option<u32> {
+fn max_per_second(event: &TraceEvent) -> Option<u32> {
     let class = event.error.as_ref().and_then(|error| ErrorClass::named(&error.kind));
     match (event.event_type.as_str(), class) {
-        ("data_lookup", _) if event.order_id.is_none()                                              => Some(MOST_LOOKUPS_PER_SECOND),
-        // Answered lookups for orders are all stored. A failed one rejects its order, which is an event too.
-        ("data_lookup", Some(_))                                                                    => Some(MOST_REFUSALS_PER_SECOND),
+        ("data_lookup", _) if event.order_id.is_none()                                              => Some(MAX_LOOKUPS_PER_SECOND),
+        // Lookups for orders with a result are all stored. A failed one rejects its order, which is an event too.
+        ("data_lookup", Some(_))                                                                    => Some(MAX_REJECTIONS_PER_SECOND),
         // Each order's first failure is stored, and its outcome; those in between are counted.
-        ("payment_processing", Some(_)) if event.attributes.contains_key(mesh::ATTEMPT)             => Some(MOST_REPEATS_PER_SECOND),
-        (_, Some(ErrorClass::OutOfMemoryError | ErrorClass::ValidationError))                       => Some(MOST_REFUSALS_PER_SECOND),
-        ("audit", Some(_))                                                                          => Some(MOST_REFUSALS_PER_SECOND),
+        ("payment_processing", Some(_)) if event.attributes.contains_key(mesh::ATTEMPT)             => Some(MAX_REPEATS_PER_SECOND),
+        (_, Some(ErrorClass::OutOfMemoryError | ErrorClass::ValidationError))                       => Some(MAX_REJECTIONS_PER_SECOND),
+        ("audit", Some(_))                                                                          => Some(MAX_REJECTIONS_PER_SECOND),
         ("user_login" | "order_creation", Some(ErrorClass::Unauthenticated | ErrorClass::FailedPrecondition))
-                                                                                                    => Some(MOST_ANSWERS_PER_SECOND),
-        ("user_login" | "order_creation", Some(_))                                                  => Some(MOST_REFUSALS_PER_SECOND),
+                                                                                                    => Some(MAX_NEGATIVE_RESULTS_PER_SECOND),
+        ("user_login" | "order_creation", Some(_))                                                  => Some(MAX_REJECTIONS_PER_SECOND),
         (_, _)                                                                                      => None,
     }
 }
@@ -148,21 +149,21 @@ impl EventSink for Sink {
         match verdict(ended.kind, &event) {
             Verdict::Nothing => return Disposition::NoEvent,
             Verdict::AsItIs => {}
-            Verdict::Answered => {
+            Verdict::Success => {
                 let reason = event.error.take().map(|error| error.reason).unwrap_or_default();
                 event.attributes.insert("answer".to_owned(), reason);
                 event.status = EventStatus::Success;
             }
         }
-        match most_per_second(&event) {
+        match max_per_second(&event) {
             None => Disposition::Stored(event),
-            Some(most) => self.sums.admit(event, most, SystemClock.now()),
+            Some(max) => self.sums.admit(event, max, SystemClock.now()),
         }
     }
 
     fn put(&self, event: TraceEvent) {
         // Bounded events have their own queue: they and the others never wait for each other.
-        let lost = match most_per_second(&event) {
+        let lost = match max_per_second(&event) {
             Some(_) => self.sums.put(event).err().map(|_| "the writer has ended".to_owned()),
             None => self.waiting.try_send(event).err().map(|error| error.to_string()),
         };
@@ -264,7 +265,7 @@ mod tests {
 
     #[test]
     fn the_table_of_events_without_a_transaction() {
-        use Verdict::{Answered, AsItIs, Nothing};
+        use Verdict::{AsItIs, Nothing, Success};
         let cases = [
             ("user_login", Kind::Server, None, Nothing),
             ("user_login", Kind::Server, Some("UNAUTHENTICATED"), AsItIs),
@@ -275,7 +276,7 @@ mod tests {
             ("order_creation", Kind::Server, Some("ValidationError"), AsItIs),
             ("order_creation", Kind::Server, Some("OutOfMemoryError"), AsItIs),
             ("data_lookup", Kind::Server, None, AsItIs),
-            ("data_lookup", Kind::Server, Some("NOT_FOUND"), Answered),
+            ("data_lookup", Kind::Server, Some("NOT_FOUND"), Success),
             ("data_lookup", Kind::Server, Some("ValidationError"), Nothing),
             ("data_lookup", Kind::Server, Some("TIMEOUT"), AsItIs),
             ("data_lookup", Kind::Client, None, Nothing),
@@ -311,18 +312,18 @@ mod tests {
         #[rustfmt::skip]
         let cases = [
             (order("data_lookup", None, None),                                   None),
-            (order("data_lookup", Some("TIMEOUT"), None),                        Some(MOST_REFUSALS_PER_SECOND)),
-            (order("data_lookup", Some("CONNECTION_ERROR"), None),               Some(MOST_REFUSALS_PER_SECOND)),
-            (order("order_creation", Some("CONNECTION_ERROR"), None),            Some(MOST_REFUSALS_PER_SECOND)),
-            (order("order_creation", Some("UNAVAILABLE"), None),                 Some(MOST_REFUSALS_PER_SECOND)),
+            (order("data_lookup", Some("TIMEOUT"), None),                        Some(MAX_REJECTIONS_PER_SECOND)),
+            (order("data_lookup", Some("CONNECTION_ERROR"), None),               Some(MAX_REJECTIONS_PER_SECOND)),
+            (order("order_creation", Some("CONNECTION_ERROR"), None),            Some(MAX_REJECTIONS_PER_SECOND)),
+            (order("order_creation", Some("UNAVAILABLE"), None),                 Some(MAX_REJECTIONS_PER_SECOND)),
             (order("payment_processing", Some("CONNECTION_ERROR"), None),        None),
-            (order("payment_processing", Some("CONNECTION_ERROR"), Some("2")),   Some(MOST_REPEATS_PER_SECOND)),
+            (order("payment_processing", Some("CONNECTION_ERROR"), Some("2")),   Some(MAX_REPEATS_PER_SECOND)),
             (order("payment_processing", None, Some("2")),                       None),
-            (event("user_login", Some("CONNECTION_ERROR")),                      Some(MOST_REFUSALS_PER_SECOND)),
-            (event("audit", Some("UNAVAILABLE")),                                Some(MOST_REFUSALS_PER_SECOND)),
+            (event("user_login", Some("CONNECTION_ERROR")),                      Some(MAX_REJECTIONS_PER_SECOND)),
+            (event("audit", Some("UNAVAILABLE")),                                Some(MAX_REJECTIONS_PER_SECOND)),
         ];
-        for (event, most) in cases {
-            assert_eq!(most_per_second(&event), most, "{event:?}");
+        for (event, max) in cases {
+            assert_eq!(max_per_second(&event), max, "{event:?}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! Whether two requests say the same (idempotent replays, filters of page tokens, etags): SHA-256 over the decoded command in a canonical, versioned form,
-//! with the length before each name and value, so that no two commands have the same encoding.
+//! Fingerprints tell whether two commands, two sets of filters or two versions of a product are the same: SHA-256 over
+//! named parts in a fixed order. The length precedes each name and value, so different parts have different encodings.
 
 use sha2::{Digest, Sha256};
 
@@ -8,9 +8,9 @@ use sha2::{Digest, Sha256};
 pub struct Fingerprint(Sha256);
 
 impl Fingerprint {
-    /// Starts with the command's name and the version of its form, for example `CreateOrder/1`.
-    pub fn of(command: &str) -> Self {
-        Self(Sha256::new()).part("command", command)
+    /// Starts with the name of what it is of and the version of its parts, for example `CreateOrder/1`.
+    pub fn of(kind: &str) -> Self {
+        Self(Sha256::new()).part("command", kind)
     }
 
     /// Adds a part. Leave passwords out.

@@ -44,12 +44,12 @@ async fn watch_database(db: &Database, shutdown_requested: &CancellationToken, h
     let mut probe = db.probe();
     let mut stuck = Stuck::default();
     loop {
-        let Some(answer) = shutdown_requested.run_until_cancelled(probe.check()).await else { break };
-        let is_alive = stuck.is_alive(answer.is_ok(), probe.progress());
+        let Some(probed) = shutdown_requested.run_until_cancelled(probe.check()).await else { break };
+        let is_alive = stuck.is_alive(probed.is_ok(), probe.progress());
         db.record_connections();
-        is_ready.record(u64::from(answer.is_ok()), &[]);
-        if set(&health.ready, answer.is_ok()) {
-            log_readiness(answer.err());
+        is_ready.record(u64::from(probed.is_ok()), &[]);
+        if set(&health.ready, probed.is_ok()) {
+            log_readiness(probed.err());
         }
         if set(&health.alive, is_alive) && !is_alive {
             tracing::error!(target: "ordermesh", "not alive: no caller has got a connection for {} s although the database takes writes", STUCK_LIMIT.as_secs());
@@ -108,7 +108,7 @@ async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, shutdown_requested:
         .with_unit("s")
         .with_description("Age of the oldest waiting event")
         .build();
-    let refused = meter
+    let rejected = meter
         .i64_gauge("ordermesh.outbox.refused")
         .with_description("Events that the store has rejected for longer than a day")
         .build();
@@ -120,7 +120,7 @@ async fn watch_outbox(outbox: Outbox, clock: Arc<dyn Clock>, shutdown_requested:
             let now = clock.now();
             waiting.record(backlog.waiting, &[]);
             age.record(backlog.oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()), &[]);
-            refused.record(backlog.refused, &[]);
+            rejected.record(backlog.refused, &[]);
         }
         if timeout(INTERVAL, shutdown_requested.cancelled()).await.is_ok() {
             return;

@@ -1,4 +1,4 @@
-//! The public keys that verify access tokens: fetched from the User Service, and until it has answered, read from a
+//! The public keys that verify access tokens: fetched from the User Service, and until they have been fetched once, read from a
 //! file with a JWK set (RFC 7517) as ListSigningKeys returns it in JSON. So a service that starts while the User
 //! Service is down serves callers that already have a token. Fetched with them: the sessions that have ended before
 //! their access tokens have expired.
@@ -85,7 +85,7 @@ impl RemoteKeys {
         };
         let initial = match read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                tracing::warn!(target: "ordermesh", path = %path.display(), "the file of token keys does not exist: no access token can be verified until the User Service answers");
+                tracing::warn!(target: "ordermesh", path = %path.display(), "the file of token keys does not exist: no access token can be verified until they are fetched from the User Service");
                 Vec::new()
             }
             read => read?,
@@ -202,15 +202,15 @@ mod tests {
     async fn a_mounted_file_is_read_as_a_jwk_set_and_never_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("mounted.json");
-        let answer = r#"{"keys": [
+        let key_set = r#"{"keys": [
             {"kid": "a", "kty": "OKP", "crv": "Ed25519", "x": "x-of-a", "alg": "EdDSA"},
             {"kid": "r", "kty": "RSA", "n": "…", "e": "AQAB"}
         ]}"#;
-        fs::write(&path, answer).expect("written");
+        fs::write(&path, key_set).expect("written");
         let keys = RemoteKeys::new(user(), Some(&path), folder.path()).expect("made");
         assert_eq!(keys.initial(), [key("a")]);
         keys.keep(&[key("b")]);
-        assert_eq!(fs::read_to_string(&path).expect("read"), answer);
+        assert_eq!(fs::read_to_string(&path).expect("read"), key_set);
         assert!(!folder.path().join(FILE_NAME).exists());
     }
 
@@ -219,12 +219,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("mounted.json");
         assert_eq!(RemoteKeys::new(user(), Some(&path), folder.path()).expect("made").initial(), []);
-        for wrong in
+        for malformed in
             ["", "{}", r#"{"keys": []}"#, r#"{"keys": [{"kty": "OKP", "crv": "X25519", "kid": "a", "x": "b"}]}"#]
         {
-            fs::write(&path, wrong).expect("written");
-            let refused = RemoteKeys::new(user(), Some(&path), folder.path()).expect_err("refused");
-            assert_ne!(refused.kind(), io::ErrorKind::NotFound, "{wrong}");
+            fs::write(&path, malformed).expect("written");
+            let error = RemoteKeys::new(user(), Some(&path), folder.path()).expect_err("malformed");
+            assert_ne!(error.kind(), io::ErrorKind::NotFound, "{malformed}");
         }
     }
 }

@@ -10,9 +10,11 @@
 //! - [`relay`]: from the outbox to the Data Service
 //! - [`keys`]: the public keys that verify access tokens
 //! - [`decode`]: from messages to values, with all violations; `postal`: the form of a country's postal codes
-//! - [`encode`]: from values to messages
+//! - [`to_proto`]: instants, durations and amounts as messages
 //! - [`opaque`]: tokens that a client keeps for the server; [`page`]: page tokens (AIP-158)
 //! - [`fingerprint`]: whether a repeated request is the same command
+
+#![allow(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
 
 use std::time::Duration;
 
@@ -23,7 +25,6 @@ use tokio::time::Instant;
 
 pub mod audit;
 pub mod decode;
-pub mod encode;
 pub mod events;
 pub mod fingerprint;
 mod health;
@@ -34,15 +35,21 @@ mod postal;
 pub mod relay;
 pub mod settings;
 pub mod start;
+pub mod to_proto;
 
 pub use decode::{Decoded, Fields, Invalid};
 pub use fingerprint::Fingerprint;
 pub use opaque::{Opaque, OpaqueError};
 pub use page::PageToken;
 pub use settings::{
-    ByteSize, DatabaseSettings, DatabaseUrl, Networks, OrderPeer, PaymentPeer, Settings, TlsSettings, UserPeer,
+    ByteSize, DatabaseSettings, DatabaseUrl, Networks, OrderPeer, PaymentPeer, ServerSettings, Settings,
+    TelemetrySettings, TlsSettings, UserPeer,
 };
-pub use start::{Chassis, Error, Served, open_database};
+/// The earlier name of [`to_proto`].
+#[doc(hidden)]
+pub use to_proto as encode;
+
+pub use start::{Chassis, Error, Served};
 
 /// When a caller may retry if the store is unavailable.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -14,7 +14,7 @@ pub enum OpaqueError {
     /// Not a token of this version.
     Malformed,
     /// It belongs to other filters.
-    OfOtherFilters,
+    FilterMismatch,
 }
 
 /// Makes and reads the tokens of one set of filters.
@@ -43,7 +43,7 @@ impl Opaque {
         let mut parts = text.as_deref().unwrap_or_default().splitn(3, ' ');
         match (parts.next(), parts.next(), parts.next()) {
             (Some(VERSION), Some(of), Some(text)) if of == self.filters => Ok(text.to_owned()),
-            (Some(VERSION), Some(_), Some(_)) => Err(OpaqueError::OfOtherFilters),
+            (Some(VERSION), Some(_), Some(_)) => Err(OpaqueError::FilterMismatch),
             _ => Err(OpaqueError::Malformed),
         }
     }

@@ -8,8 +8,8 @@ use crate::decode::Fields;
 use crate::fingerprint::Fingerprint;
 use crate::opaque::{Opaque, OpaqueError};
 
-/// The most bytes of the entries in one answer. gRPC clients of every language reject messages above 4 MiB by default;
-/// the rest of an answer needs less than the difference.
+/// Maximum bytes of the entries in one response. gRPC clients of every language reject messages above 4 MiB by default;
+/// the rest of a response needs less than the difference.
 pub const MAX_ENTRIES_BYTES: usize = 3 * 1_024 * 1_024;
 
 /// A page of a list.
@@ -22,37 +22,53 @@ pub struct Page<M> {
 }
 
 impl<M: Message> Page<M> {
-    /// Cuts a page from the rows read, which are one more than `page_size` if there is a next page. A page ends before
+    /// Makes a page from the rows read, which are one more than `page_size` if there is a next page. A page ends before
     /// the entry that would exceed [`MAX_ENTRIES_BYTES`], and has at least one entry. `next` makes the token from the
     /// last entry.
-    pub fn cut<T>(
-        read: impl IntoIterator<Item = T>,
+    pub fn from_rows<T>(
+        rows: impl IntoIterator<Item = T>,
         page_size: u32,
         encode: impl Fn(T) -> M,
         next: impl FnOnce(&M) -> String,
     ) -> Self {
         let page_size = usize::try_from(page_size).unwrap_or(usize::MAX);
-        let (mut entries, mut bytes, mut is_cut): (Vec<M>, usize, bool) = (Vec::new(), 0, false);
-        for row in read {
-            is_cut = entries.len() >= page_size;
-            if is_cut {
+        let (mut entries, mut bytes, mut has_next): (Vec<M>, usize, bool) = (Vec::new(), 0, false);
+        for row in rows {
+            has_next = entries.len() >= page_size;
+            if has_next {
                 break;
             }
             let entry = encode(row);
             bytes = bytes.saturating_add(entry_bytes(&entry));
-            is_cut = bytes > MAX_ENTRIES_BYTES && !entries.is_empty();
-            if is_cut {
+            has_next = bytes > MAX_ENTRIES_BYTES && !entries.is_empty();
+            if has_next {
                 break;
             }
             entries.push(entry);
         }
-        let next_page_token = entries.last().filter(|_| is_cut).map(next).unwrap_or_default();
+        let next_page_token = entries.last().filter(|_| has_next).map(next).unwrap_or_default();
         Self { entries, next_page_token }
     }
 }
 
+impl<M: Message> Page<M> {
+    /// The earlier name of [`Page::from_rows`].
+    #[doc(hidden)]
+    pub fn cut<T>(
+        rows: impl IntoIterator<Item = T>,
+        page_size: u32,
+        encode: impl Fn(T) -> M,
+        next: impl FnOnce(&M) -> String,
+    ) -> Self {
+        Self::from_rows(rows, page_size, encode, next)
+    }
+}
+
+#[doc(hidden)]
+pub use count_fitting as fitting;
+
 /// The number of leading entries that fit into [`MAX_ENTRIES_BYTES`].
-pub fn fitting<'a, M: Message + 'a>(entries: impl IntoIterator<Item = &'a M>) -> usize {
+pub fn count_fitting<'a, M: Message + 'a>(entries: impl IntoIterator<Item = &'a M>) -> usize {
     let mut bytes = 0_usize;
     let fits = |entry: &&M| {
         bytes = bytes.saturating_add(entry_bytes(*entry));
@@ -91,8 +107,8 @@ impl<K> PageToken<K> {
         }
         let after = match tokens.decode(token).map(|key| parse(&key)) {
             Ok(Some(key)) => Some(key),
-            Err(OpaqueError::OfOtherFilters) => {
-                fields.refuse(
+            Err(OpaqueError::FilterMismatch) => {
+                fields.reject(
                     "page_token",
                     "PAGE_TOKEN_OF_OTHER_FILTERS",
                     "the token belongs to a list with other filters",
@@ -100,7 +116,7 @@ impl<K> PageToken<K> {
                 None
             }
             Ok(None) | Err(OpaqueError::Malformed) => {
-                fields.refuse("page_token", "INVALID_PAGE_TOKEN", "not a page token of this list");
+                fields.reject("page_token", "INVALID_PAGE_TOKEN", "not a page token of this list");
                 None
             }
         };
@@ -113,14 +129,14 @@ impl<K> PageToken<K> {
     }
 }
 
-/// The size of a page: 0 means `default`, more than `most` means `most`, a negative number is a violation of
+/// The size of a page: 0 means `default`, more than `max` means `max`, a negative number is a violation of
 /// `page_size`.
-pub fn page_size(fields: &mut Fields, asked: i32, default: u32, most: u32) -> u32 {
-    match u32::try_from(asked) {
+pub fn page_size(fields: &mut Fields, requested: i32, default: u32, max: u32) -> u32 {
+    match u32::try_from(requested) {
         Ok(0) => default,
-        Ok(size) => size.min(most),
+        Ok(size) => size.min(max),
         Err(_) => {
-            fields.refuse("page_size", "NEGATIVE_PAGE_SIZE", "must not be negative");
+            fields.reject("page_size", "NEGATIVE_PAGE_SIZE", "must not be negative");
             default
         }
     }
@@ -150,14 +166,14 @@ mod tests {
 
     use super::*;
 
-    /// All pages of a list of entries with texts of these lengths, and the size of the largest answer in bytes.
+    /// All pages of a list of entries with texts of these lengths, and the size of the largest response in bytes.
     fn pages(lengths: &[usize], page_size: u32) -> (Vec<Vec<usize>>, usize) {
         let entry = |index: usize| Stock { sku: "x".repeat(lengths[index]), on_hand: 1, reserved: index as i64 };
         let (mut pages, mut largest, mut start) = (Vec::new(), 0, 0);
         loop {
             // As a store reads: one row more than the page has.
-            let read = (start..lengths.len()).take(page_size as usize + 1);
-            let page = Page::cut(read, page_size, entry, |last| last.reserved.to_string());
+            let rows = (start..lengths.len()).take(page_size as usize + 1);
+            let page = Page::from_rows(rows, page_size, entry, |last| last.reserved.to_string());
             let ids: Vec<usize> = page.entries.iter().map(|stock| stock.reserved as usize).collect();
             largest = largest.max(BatchGetStockResponse { stocks: page.entries }.encoded_len());
             pages.push(ids);
@@ -196,8 +212,8 @@ mod tests {
     #[test]
     fn the_leading_entries_that_fit_are_counted() {
         let stock = |bytes: usize| Stock { sku: "x".repeat(bytes), ..Default::default() };
-        assert_eq!(fitting(&[stock(1), stock(MAX_ENTRIES_BYTES / 2), stock(MAX_ENTRIES_BYTES), stock(1)]), 2);
-        assert_eq!(fitting(&[] as &[Stock]), 0);
+        assert_eq!(count_fitting(&[stock(1), stock(MAX_ENTRIES_BYTES / 2), stock(MAX_ENTRIES_BYTES), stock(1)]), 2);
+        assert_eq!(count_fitting(&[] as &[Stock]), 0);
     }
 
     fn any_text(key: &str) -> Option<String> {
@@ -238,7 +254,7 @@ mod tests {
     #[test]
     fn a_page_size_has_a_default_and_a_maximum_and_is_never_negative() {
         let mut fields = Fields::default();
-        assert_eq!([0, 7, 1_000_000].map(|asked| page_size(&mut fields, asked, 50, 200)), [50, 7, 200]);
+        assert_eq!([0, 7, 1_000_000].map(|requested| page_size(&mut fields, requested, 50, 200)), [50, 7, 200]);
         assert!(fields.violations().is_empty());
         page_size(&mut fields, -1, 50, 200);
         assert_eq!(fields.violations().len(), 1);

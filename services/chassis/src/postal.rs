@@ -1,7 +1,6 @@
 //! The form of postal codes by country. The patterns are those of the Unicode CLDR's postalCodeData and of the
 //! Universal Postal Union's addressing guide, without what depends on which codes are in use.
 
-/// A country's rule.
 struct Rule {
     country: &'static str,
     /// `9` is a digit, `A` a letter; a blank or a dash may be left out or exchanged; a lower-case letter is itself.
@@ -51,8 +50,8 @@ pub(crate) fn fault(country: &str, code: &str) -> Option<(&'static str, String)>
     if code.trim().is_empty() {
         return Some(("REQUIRED", format!("is required in {country}, {}", rule.expected())));
     }
-    let is_sound = rule.patterns.iter().any(|pattern| fits(pattern, code));
-    (!is_sound).then(|| ("INVALID_POSTAL_CODE", format!("is not a postal code of {country}, {}", rule.expected())))
+    let is_valid = rule.patterns.iter().any(|pattern| fits(pattern, code));
+    (!is_valid).then(|| ("INVALID_POSTAL_CODE", format!("is not a postal code of {country}, {}", rule.expected())))
 }
 
 impl Rule {

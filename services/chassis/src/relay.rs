@@ -19,22 +19,22 @@ use telemetry::{EventStatus, TraceEvent};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::encode;
+use crate::to_proto;
 
-/// The most events in a call.
-const BATCH: u64 = 500;
-/// The most bytes in a call, well below the limit of a message; a larger event is sent alone.
-const BATCH_BYTES: usize = 256 * 1_024;
+/// Maximum events in a call.
+const MAX_BATCH: u64 = 500;
+/// Maximum bytes in a call, well below the limit of a message; a larger event is sent alone.
+const MAX_BATCH_BYTES: usize = 256 * 1_024;
 /// How long it collects events before it sends them: under load a call carries many events instead of one.
 const LINGER: Duration = Duration::from_millis(25);
 /// The average interval of the sweep for events of other instances.
-const SWEEP: Duration = Duration::from_secs(5);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// The age at which an event of another instance is adopted.
-const LEFT: Duration = Duration::from_secs(15);
+const ADOPTION_AGE: Duration = Duration::from_secs(15);
 /// How often rejected events are sent again: a newer release of the store may accept them.
-const RESEND: Duration = Duration::from_secs(3_600);
+const RESEND_INTERVAL: Duration = Duration::from_secs(3_600);
 /// The time limit for the last events when the service stops.
-const FLUSH: Duration = Duration::from_secs(3);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Sends the events of one instance.
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ enum Error {
     #[error("the outbox cannot be read or updated")]
     Outbox(#[from] storage::Error),
     #[error("the Data Service acknowledged none of the events")]
-    Unanswered,
+    NoneAcknowledged,
     #[error("the Data Service did not accept the events")]
     Store(#[from] Box<tonic::Status>),
 }
@@ -64,7 +64,7 @@ impl Relay {
     pub async fn run(self, stop: CancellationToken) {
         let outbox = self.db.outbox();
         let mut failures = 0;
-        let mut resend = tokio::time::interval(RESEND.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
+        let mut resend = tokio::time::interval(RESEND_INTERVAL.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
         resend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // Immediately at the start, and then hourly.
@@ -83,7 +83,7 @@ impl Relay {
                     continue;
                 }
             }
-            let sweep = SWEEP.mul_f64(0.5 + rand::random::<f64>());
+            let sweep = SWEEP_INTERVAL.mul_f64(0.5 + rand::random::<f64>());
             tokio::select! {
                 () = outbox.written() => {
                     let _ = tokio::time::timeout(LINGER, stop.cancelled()).await;
@@ -92,7 +92,7 @@ impl Relay {
                 () = stop.cancelled() => break,
             }
         }
-        if let Err(error) = tokio::time::timeout(FLUSH, self.send_all()).await.unwrap_or(Ok(())) {
+        if let Err(error) = tokio::time::timeout(FLUSH_TIMEOUT, self.send_all()).await.unwrap_or(Ok(())) {
             tracing::info!(target: "ordermesh", error = ?error, "events stay in the outbox");
         }
     }
@@ -106,7 +106,7 @@ impl Relay {
     }
 
     async fn adopt(&self) {
-        let before = SystemClock.now().minus(LEFT);
+        let before = SystemClock.now().minus(ADOPTION_AGE);
         match self.db.outbox().adopt(&self.instance, before).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(target: "ordermesh", count, "events of another instance adopted"),
@@ -118,7 +118,7 @@ impl Relay {
 
     async fn send_all(&self) -> Result<(), Error> {
         loop {
-            let events = self.db.outbox().waiting(&self.instance, BATCH).await?;
+            let events = self.db.outbox().waiting(&self.instance, MAX_BATCH).await?;
             if events.is_empty() {
                 return Ok(());
             }
@@ -132,32 +132,32 @@ impl Relay {
         let fits = |event: &data::TraceEvent| {
             let first = bytes == 0;
             bytes += event.encoded_len();
-            first || bytes <= BATCH_BYTES
+            first || bytes <= MAX_BATCH_BYTES
         };
         let request =
             data::AppendTraceEventsRequest { events: events.iter().map(encode_event).take_while(fits).collect() };
         let response = self.store.clone().append_trace_events(mesh::untraced(request)).await.map_err(Box::new)?;
         let mut by_id: BTreeMap<String, TraceEvent> =
             events.into_iter().map(|event| (event.event_id.to_string(), event)).collect();
-        let (mut done, mut refused) = (Vec::new(), Vec::new());
+        let (mut done, mut rejected) = (Vec::new(), Vec::new());
         for result in response.into_inner().results {
             let Some(event) = by_id.remove(&result.event_id) else { continue };
             match result.outcome() {
                 Outcome::Stored | Outcome::Duplicate => done.push(event.event_id),
                 Outcome::Refused => {
-                    refused.push((event, result.refusal));
+                    rejected.push((event, result.refusal));
                 }
                 Outcome::Unspecified => {}
             }
         }
-        if let Some((event, refusal)) = refused.first() {
-            tracing::warn!(target: "ordermesh", count = refused.len(), event_id = %event.event_id, %refusal,
+        if let Some((event, refusal)) = rejected.first() {
+            tracing::warn!(target: "ordermesh", count = rejected.len(), event_id = %event.event_id, %refusal,
                 "events were rejected by the store: they are kept, and sent again at the next start and hourly");
         }
-        if done.is_empty() && refused.is_empty() {
-            return Err(Error::Unanswered);
+        if done.is_empty() && rejected.is_empty() {
+            return Err(Error::NoneAcknowledged);
         }
-        self.db.outbox().settle(done, refused).await?;
+        self.db.outbox().settle(done, rejected).await?;
         Ok(())
     }
 }
@@ -178,8 +178,8 @@ pub fn encode_event(event: &TraceEvent) -> data::TraceEvent {
         operation: event.operation.clone(),
         trace_id: event.trace_id.clone(),
         span_id: event.span_id.clone(),
-        start_time: Some(encode::timestamp(Timestamp::from_micros(event.start_micros))),
-        duration: Some(encode::duration(duration)),
+        start_time: Some(to_proto::timestamp(Timestamp::from_micros(event.start_micros))),
+        duration: Some(to_proto::duration(duration)),
         order_id: event.order_id.map(|id| id.to_string()).unwrap_or_default(),
         user_id: event.user_id.map(|id| id.to_string()).unwrap_or_default(),
         error: event.error.as_ref().map(|error| data::EventError {

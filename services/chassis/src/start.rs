@@ -1,6 +1,5 @@
 //! Start-up, from settings to a running server, and the drain.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use kernel::{Clock, IdSource, SystemClock, SystemIds};
 use mesh::tls::Identity;
 use mesh::{Addresses, Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Quota, Secret, ServerConfig};
-use storage::ownership::{self, Exposed};
+use storage::ownership;
 use storage::{Database, Migration};
 use telemetry::EventSink;
 use tokio::net::TcpListener;
@@ -22,102 +21,24 @@ use crate::events::{self, Sink};
 use crate::health;
 use crate::keys::{AUDIENCE, ISSUER, RemoteKeys};
 use crate::relay::Relay;
-use crate::settings::{DatabaseUrl, Settings, UserPeer};
+use crate::settings::{Settings, UserPeer};
 
-/// The least time that background tasks get to end when calls have used up the drain timeout.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
+mod credentials;
+mod error;
+
+use credentials::{identity, mesh_secret};
+pub use error::Error;
+
+/// The minimum time that background tasks get to end when calls have used up the drain timeout.
+const MIN_TASK_TIME: Duration = Duration::from_secs(1);
 /// The time for the last events after that. With a notice of 5 s, a drain of 10 s and 4 s for telemetry, shutdown takes
 /// at most 25 s.
-const FLUSH: Duration = Duration::from_secs(4);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often the certificate is checked for renewal.
 const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Why a service could not start, or why it ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The database cannot be used.
-    #[error("the {service} service's database cannot be used")]
-    Database {
-        /// The service.
-        service: &'static str,
-        /// The cause.
-        #[source]
-        source: storage::Error,
-    },
-    /// A folder, a secret or a private key that another user can read or change.
-    #[error(transparent)]
-    Exposed(#[from] Exposed),
-    /// The mesh secret is set but cannot be read.
-    #[error("the mesh secret {path} cannot be read")]
-    MeshSecret {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The initial keys for verifying access tokens cannot be read.
-    #[error("the token keys {path} cannot be read")]
-    TokenKeys {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The certificate, the key or the roots cannot be used.
-    #[error("mutual TLS cannot be used")]
-    Tls(#[from] mesh::tls::Error),
-    /// The certificate is valid, but names another service.
-    #[error("the certificate {certificate} names `{named}`, but this service is `{service}`")]
-    NotOurs {
-        /// The file.
-        certificate: PathBuf,
-        /// The service that it names.
-        named: String,
-        /// This service.
-        service: &'static str,
-    },
-    /// The mesh secret never leaves the machine.
-    #[error("the mesh secret is for loopback listeners only, and {listen} is not one: listen on 127.0.0.1")]
-    NotLoopback {
-        /// The listen address.
-        listen: SocketAddr,
-    },
-    /// Shutdown was requested while the service waited for its database.
-    #[error("shutdown was requested before the service had started")]
-    Stopped,
-    /// The server failed.
-    #[error("the server failed")]
-    Serve(#[source] std::io::Error),
-    /// A setting of the service itself, or a file that it names, is wrong.
-    #[error("{0}")]
-    Setting(String),
-    /// Another error of the service itself.
-    #[error("{0}")]
-    Service(String),
-}
-
-impl Error {
-    /// Whether a setting, or what it refers to, is wrong: another start with the same settings fails in the same way.
-    pub fn is_configuration(&self) -> bool {
-        match self {
-            Self::Database { source, .. } => source.is_configuration(),
-            Self::Exposed(_)
-            | Self::MeshSecret { .. }
-            | Self::TokenKeys { .. }
-            | Self::Tls(_)
-            | Self::NotOurs { .. }
-            | Self::NotLoopback { .. }
-            | Self::Setting(_) => true,
-            Self::Stopped | Self::Serve(_) | Self::Service(_) => false,
-        }
-    }
-}
-
 /// What a service serves on its port.
 pub struct Served {
-    /// The handlers.
     pub routes: Routes,
     /// The names of the services in `routes`: health reports them, reflection lists them.
     pub health_services: &'static [&'static str],
@@ -138,7 +59,6 @@ pub struct Chassis {
     pub db: Database,
     /// The sink of the events of its operations.
     pub events: Arc<dyn EventSink>,
-    /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The source of new ids.
     pub ids: Arc<dyn IdSource>,
@@ -157,7 +77,6 @@ pub struct Chassis {
     writer: TaskTracker,
     /// Cancelled when the writer has ended: the relay sends what is left.
     written: CancellationToken,
-    /// The relay's task.
     relay: TaskTracker,
 }
 
@@ -183,9 +102,9 @@ impl Chassis {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let identity = identity(service, settings, clock.clone())?;
         let secret = if identity.is_some() { None } else { mesh_secret(settings)? };
-        let opening = open_database(service, settings, migrations);
+        let opening = settings.open_database(service, migrations);
         let db = shutdown.run_until_cancelled(opening).await.ok_or(Error::Stopped)?.map_err(database)?;
-        let instance = instance(service, settings);
+        let instance = settings.server.instance_of(service);
         let (sink, waiting) = Sink::new(service, &instance);
         let chassis = Self {
             service,
@@ -205,9 +124,9 @@ impl Chassis {
             relay: TaskTracker::new(),
             instance,
         };
-        tokio::spawn(after_the_notice(
+        tokio::spawn(cancel_after_notice(
             chassis.shutdown_requested.clone(),
-            settings.drain_notice,
+            settings.server.drain_notice,
             chassis.shutdown.clone(),
         ));
         if let Some(identity) = chassis.identity.clone() {
@@ -283,25 +202,14 @@ impl Chassis {
             gatekeeper = gatekeeper.with_mesh_secret(secret.clone());
         }
         let settings = &self.settings;
-        let budget = settings.memory_budget.map(|size| size.0);
-        let of_limit = || settings.memory_limit.map(|limit| mesh::budget_of(limit.0.try_into().unwrap_or(u64::MAX)));
         let config = ServerConfig {
             tls: self.identity.as_ref().map(Identity::server),
             events: Some(self.events.clone()),
             descriptors: &[contracts::DESCRIPTORS],
-            reflection: settings.reflection,
             services: served.health_services,
             rate_limits: served.rate_limits,
-            trusted_proxies: settings.trusted_proxies.clone().unwrap_or_default().0,
-            max_concurrency: settings.max_concurrency,
-            max_streams: settings.max_streams,
-            max_connections: settings.max_connections,
-            memory_budget_bytes: budget.or_else(of_limit),
-            max_message_bytes: settings.max_message.0,
-            trust_client_trace_context: settings.trust_client_trace_context,
-            drain_notice: settings.drain_notice,
-            drain_timeout: settings.drain_timeout,
-            ..ServerConfig::new(self.service, contracts::POLICIES, gatekeeper)
+            trust_client_trace_context: settings.telemetry.trust_client_trace_context,
+            ..settings.server.configure(ServerConfig::new(self.service, contracts::POLICIES, gatekeeper))
         };
         let ((ready, is_ready), (alive, is_alive)) = (watch::channel(true), watch::channel(true));
         let health = health::Health { ready, alive };
@@ -310,11 +218,11 @@ impl Chassis {
             tokio::spawn(mesh::serve_admin(admin, is_ready.clone(), is_alive, self.drained.clone()));
         }
         tracing::info!(target: "ordermesh", "{} listens on {listen}", self.instance);
-        let (shutdown_requested, in_all) =
-            (self.shutdown_requested.clone(), self.settings.drain_notice + self.settings.drain_timeout);
+        let (shutdown_requested, drain) =
+            (self.shutdown_requested.clone(), settings.server.drain_notice + settings.server.drain_timeout);
         let end = tokio::spawn(async move {
             shutdown_requested.cancelled().await;
-            Instant::now() + in_all
+            Instant::now() + drain
         });
         let result =
             mesh::server(config, served.routes).serve(listener, is_ready, self.shutdown_requested.clone()).await;
@@ -323,12 +231,12 @@ impl Chassis {
         self.shutdown.cancel();
         self.tasks.close();
         // The tasks' deadline began with the server's, so the time that the server has used is gone for them too.
-        let end = end.await.unwrap_or_else(|_| Instant::now()).max(Instant::now() + LAST_MOMENT);
+        let end = end.await.unwrap_or_else(|_| Instant::now()).max(Instant::now() + MIN_TASK_TIME);
         if tokio::time::timeout_at(end, self.tasks.wait()).await.is_err() {
             tracing::warn!(target: "ordermesh", "background tasks did not end in time");
         }
         self.drained.cancel();
-        if tokio::time::timeout(FLUSH, self.flush()).await.is_err() {
+        if tokio::time::timeout(FLUSH_TIMEOUT, self.flush()).await.is_err() {
             tracing::warn!(target: "ordermesh", "the last events were not written and sent in time; those in the outbox are sent by another instance");
         }
         tracing::info!(target: "ordermesh", "{} has ended", self.instance);
@@ -347,162 +255,22 @@ impl Chassis {
     }
 }
 
-/// A service's own database, with its schema migrated. On a database server the tables are in a schema with the
-/// service's name.
-///
-/// # Errors
-/// The database cannot be used.
-pub async fn open_database(
-    service: &str,
-    settings: &Settings,
-    migrations: &[Migration],
-) -> Result<Database, storage::Error> {
-    let file = settings.data_dir.join(format!("{service}.db"));
-    let url = settings.database.url.as_ref();
-    let options = storage::Options {
-        max_connections: settings.database.connections,
-        acquire_timeout: settings.database.acquire_timeout,
-        statement_timeout: settings.database.statement_timeout,
-        schema: url.is_some_and(DatabaseUrl::is_server).then(|| service.to_owned()),
-    };
-    let url = url.map_or_else(|| storage::sqlite_url(&file), |url| url.as_str().to_owned());
-    storage::patiently(|| async {
-        let db = Database::connect(&url, &options).await?;
-        db.migrate(migrations).await?;
-        Ok(db)
-    })
-    .await
-}
-
-/// The instance's name: as set, or from the service and the process id.
-pub fn instance(service: &str, settings: &Settings) -> String {
-    settings.instance.clone().unwrap_or_else(|| format!("{service}-{}", std::process::id()))
-}
-
 /// Background work continues during the pre-drain delay: work that arrives until then is still done here.
-async fn after_the_notice(shutdown_requested: CancellationToken, notice: Duration, shutdown: CancellationToken) {
+async fn cancel_after_notice(shutdown_requested: CancellationToken, notice: Duration, shutdown: CancellationToken) {
     shutdown_requested.cancelled().await;
     tokio::time::sleep(notice).await;
     shutdown.cancel();
 }
 
-/// The service's identity, from its certificate.
-fn identity(service: &'static str, settings: &Settings, clock: Arc<dyn Clock>) -> Result<Option<Identity>, Error> {
-    let Some(files) = settings.tls.files() else { return Ok(None) };
-    ownership::check_secret(&files.key)?;
-    for public in [&files.certificate, &files.roots] {
-        ownership::check_unwritable(public)?;
-    }
-    let certificate = files.certificate.clone();
-    let identity = Identity::load(files, &settings.tls.trust_domain, clock)?;
-    let named = identity.service();
-    if named == service { Ok(Some(identity)) } else { Err(Error::NotOurs { certificate, named, service }) }
-}
-
-/// A shorter secret could be guessed.
-const LEAST_SECRET_BYTES: usize = 16;
-
-fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
-    let path = settings.mesh_secret_file.clone().unwrap_or_else(|| settings.data_dir.join("mesh.secret"));
-    ownership::check_secret(&path)?;
-    let read = std::fs::read_to_string(&path).and_then(|text| {
-        let text = text.trim();
-        if text.len() >= LEAST_SECRET_BYTES && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            return Ok(Secret::new(text));
-        }
-        let shutdown_requested =
-            format!("a secret is one line of at least {LEAST_SECRET_BYTES} characters, ASCII only");
-        Err(std::io::Error::new(std::io::ErrorKind::InvalidData, shutdown_requested))
-    });
-    match read {
-        Ok(secret) => Ok(Some(secret)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && settings.mesh_secret_file.is_none() => Ok(None),
-        Err(source) => Err(Error::MeshSecret { path, source }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use certs::{Authority, Names, Validity};
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        settings: Settings,
-    }
-
-    /// Settings of a service with a certificate for the given name.
-    fn settings_of(folder: &Path, named: &str) -> Settings {
-        let validity = Validity::from(SystemClock.now(), Duration::from_secs(3_600));
-        let authority = Authority::new("ordermesh.local", validity).expect("an authority");
-        let issued = authority.issue(&Names::of_service("ordermesh.local", named), validity).expect("issued");
-        let write = |name: &str, text: &str| {
-            let path = folder.join(name);
-            testkit::write_secret(&path, text);
-            path.display().to_string()
-        };
-        let files = [
-            ("--tls-cert", write("own.pem", &issued.certificate_pem)),
-            ("--tls-key", write("own.key", &issued.key_pem)),
-            ("--tls-ca", write("ca.pem", authority.certificate_pem())),
-        ];
-        let flags = files.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.clone()]);
-        Cli::try_parse_from(std::iter::once("service".to_owned()).chain(flags)).expect("settings").settings
-    }
-
-    #[test]
-    fn a_certificate_of_another_service_is_rejected() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let ours = identity("order", &settings_of(folder.path(), "order"), Arc::new(SystemClock));
-        assert!(ours.is_ok_and(|identity| identity.is_some_and(|identity| identity.service() == "order")));
-        let others = identity("order", &settings_of(folder.path(), "data"), Arc::new(SystemClock));
-        let message = others.expect_err("another service's certificate").to_string();
-        assert!(message.contains("`data`") && message.contains("`order`"), "{message}");
-    }
-
-    #[test]
-    fn a_malformed_mesh_secret_is_rejected() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("mesh.secret");
-        let flags = ["service", "--mesh-secret-file", path.to_str().expect("a path")];
-        let settings = Cli::try_parse_from(flags).expect("settings").settings;
-        for wrong in ["", "\n", "too short", "0123456789abcdef\n0123456789abcdef", "ünter the radar it is"] {
-            testkit::write_secret(&path, wrong);
-            let message = mesh_secret(&settings).expect_err("not a secret").to_string();
-            assert!(message.contains("mesh.secret"), "{wrong:?}: {message}");
-        }
-        testkit::write_secret(&path, "0123456789abcdef\n");
-        assert!(mesh_secret(&settings).expect("a secret").is_some());
-    }
-
-    #[test]
-    fn a_secret_or_private_key_readable_by_others_is_rejected_with_a_hint() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().expect("a folder");
-        let open = |path: &Path| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).expect("own file");
-            format!("chmod go= {}", path.display())
-        };
-        let secret = folder.path().join("mesh.secret");
-        testkit::write_secret(&secret, "0123456789abcdef\n");
-        let hint = open(&secret);
-        let flags = ["service", "--data-dir", folder.path().to_str().expect("a path")];
-        let refused = mesh_secret(&Cli::try_parse_from(flags).expect("settings").settings).expect_err("readable");
-        assert!(refused.is_configuration() && refused.to_string().ends_with(&hint), "{refused}");
-        let settings = settings_of(folder.path(), "order");
-        let hint = open(&folder.path().join("own.key"));
-        let refused = identity("order", &settings, Arc::new(SystemClock)).expect_err("readable");
-        assert!(refused.is_configuration() && refused.to_string().ends_with(&hint), "{refused}");
-    }
 
     #[tokio::test(start_paused = true)]
     async fn background_work_continues_during_the_pre_drain_delay() {
         let (shutdown_requested, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let began = Instant::now();
-        tokio::spawn(after_the_notice(shutdown_requested.clone(), Duration::from_secs(5), shutdown.clone()));
+        tokio::spawn(cancel_after_notice(shutdown_requested.clone(), Duration::from_secs(5), shutdown.clone()));
         shutdown_requested.cancel();
         shutdown.cancelled().await;
         assert_eq!(began.elapsed(), Duration::from_secs(5));

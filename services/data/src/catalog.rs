@@ -15,11 +15,11 @@ use crate::fault::FaultLookup;
 use crate::search::{Address, Searches};
 use crate::store::CatalogStore;
 
-/// The most SKUs in a lookup.
+/// Maximum SKUs in a lookup.
 pub(crate) const MAX_SKUS: usize = 100;
-/// The most characters of a product's name.
+/// Maximum characters of a product's name.
 pub(crate) const MAX_NAME_CHARS: usize = 200;
-/// The most characters of a product's description.
+/// Maximum characters of a product's description.
 pub(crate) const MAX_DESCRIPTION_CHARS: usize = 2_000;
 /// The highest price, roughly in euros: far above any product, and low enough that no sum overflows.
 pub(crate) const MAX_PRICE_EUROS: i64 = 10_000_000;
@@ -33,7 +33,6 @@ pub(crate) struct Draft {
     pub(crate) price: Money,
 }
 
-/// A stored product.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Product {
     pub(crate) draft: Draft,
@@ -74,7 +73,7 @@ pub(crate) struct ListProducts {
     pub(crate) page: PageToken<String>,
 }
 
-/// The new state of a product, and the state that the caller has seen.
+/// The new state of a product, and the state that the caller has read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Upsert {
     pub(crate) draft: Draft,
@@ -82,7 +81,6 @@ pub(crate) struct Upsert {
     pub(crate) etag: String,
 }
 
-/// The catalogue.
 #[derive(Clone)]
 pub(crate) struct Catalog {
     store: CatalogStore,
@@ -107,11 +105,19 @@ impl Catalog {
     }
 
     /// Products by SKU, one more than fits on the page.
-    pub(crate) async fn list(&self, asked: &ListProducts, from: Address) -> Result<Vec<Product>, Error> {
-        let permit = self.searches.enter(from).await?;
-        let (store, asked) = (self.store.clone(), asked.clone());
+    pub(crate) async fn list(
+        &self,
+        list: &ListProducts,
+        from: Address,
+        operation: &Operation,
+    ) -> Result<Vec<Product>, Error> {
+        let permit = self.searches.enter(from).await.inspect_err(|_| {
+            // A rejection by a limit (other than memory) is a metric and a span, but no event.
+            operation.discard();
+        })?;
+        let (store, list) = (self.store.clone(), list.clone());
         let search = async move {
-            let page = store.page(&asked.text, asked.page.after.as_deref(), u64::from(asked.page_size) + 1).await;
+            let page = store.page(&list.text, list.page.after.as_deref(), u64::from(list.page_size) + 1).await;
             drop(permit);
             page
         };
@@ -120,7 +126,7 @@ impl Catalog {
         tokio::spawn(search.in_current_span()).await.unwrap_or_else(|_| Err(storage::Error::Panicked.into()))
     }
 
-    /// Creates or replaces a product, if its stored state is the one that the caller has seen.
+    /// Creates or replaces a product, if its stored state is the one that the caller has read.
     pub(crate) async fn upsert(&self, upsert: Upsert, operation: &Operation) -> Result<Product, Error> {
         operation.set("sku", &upsert.draft.sku);
         self.store.upsert(upsert, self.clock.now(), operation).await
@@ -155,8 +161,8 @@ fn beyond_the_calendar() -> Error {
 }
 
 fn distinct(skus: &[String]) -> Vec<&str> {
-    let mut seen = HashSet::with_capacity(skus.len());
-    skus.iter().map(String::as_str).filter(|sku| seen.insert(*sku)).collect()
+    let mut found = HashSet::with_capacity(skus.len());
+    skus.iter().map(String::as_str).filter(|sku| found.insert(*sku)).collect()
 }
 
 /// Arranges the found products in the requested order, and lists the missing SKUs.
@@ -188,9 +194,9 @@ mod tests {
 
     #[test]
     fn products_are_in_the_requested_order_and_missing_ones_are_listed_once() {
-        let asked = ["B", "X", "A", "B", "Y", "X"].map(String::from).to_vec();
-        assert_eq!(distinct(&asked), ["B", "X", "A", "Y"]);
-        let lookup = arrange(asked, vec![product("A"), product("B")]);
+        let skus = ["B", "X", "A", "B", "Y", "X"].map(String::from).to_vec();
+        assert_eq!(distinct(&skus), ["B", "X", "A", "Y"]);
+        let lookup = arrange(skus, vec![product("A"), product("B")]);
         let skus: Vec<_> = lookup.products.iter().map(|product| product.draft.sku.as_str()).collect();
         assert_eq!(skus, ["B", "A", "B"]);
         assert_eq!(lookup.missing, ["X", "Y"]);
@@ -207,27 +213,27 @@ mod tests {
         let searches = Searches::new(options.max_connections);
         let catalog = Catalog::new(CatalogStore::new(db), searches.clone(), clock, FaultLookup::None);
         catalog.seed(vec![product("MUG").draft]).await.expect("stored");
-        let asked = ListProducts {
+        let list = ListProducts {
             text: "mug".into(),
             page_size: 1,
             page: PageToken::decode(&mut chassis::Fields::default(), "", Fingerprint::of("ListProducts/1"), |_| None),
         };
+        let operation = Operation::unseen(telemetry::Kind::Server, "lookup", None, None);
         // Each slot is held by a search that does not end.
         let held = [searches.enter(None).await, searches.enter("192.0.2.1".parse().ok()).await];
-        let mut waiting: Vec<_> = (0..70).map(|_| Box::pin(catalog.list(&asked, None))).collect();
-        let mut refused = 0;
+        let mut waiting: Vec<_> = (0..70).map(|_| Box::pin(catalog.list(&list, None, &operation))).collect();
+        let mut rejected = 0;
         for search in &mut waiting {
             match search.now_or_never() {
                 None => {}
-                Some(Err(Error::TooManySearches)) => refused += 1,
+                Some(Err(Error::TooManySearches)) => rejected += 1,
                 Some(other) => panic!("{other:?}"),
             }
         }
-        assert_eq!(refused, 6, "64 wait");
-        let operation = Operation::unseen(telemetry::Kind::Server, "lookup", None, None);
-        let found = catalog.lookup(vec!["MUG".into()], &operation).await.expect("an answer");
+        assert_eq!(rejected, 6, "64 wait");
+        let found = catalog.lookup(vec!["MUG".into()], &operation).await.expect("a lookup");
         assert_eq!(found.products.len(), 1);
-        let regular = catalog.list(&asked, "192.0.2.2".parse().ok());
+        let regular = catalog.list(&list, "192.0.2.2".parse().ok(), &operation);
         drop(held);
         assert_eq!(regular.await.expect("served next").len(), 1);
     }

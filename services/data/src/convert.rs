@@ -2,7 +2,7 @@
 
 use chassis::decode;
 use chassis::page::{self, Page};
-use chassis::{Fields, Fingerprint, Invalid, PageToken, encode};
+use chassis::{Fields, Fingerprint, Invalid, PageToken, to_proto};
 use contracts::common::v1 as common;
 use contracts::data::v1 as proto;
 
@@ -14,11 +14,11 @@ use crate::delivery::{Destination, Estimate};
 
 /// Products per page: the default and the maximum.
 const PAGE: (u32, u32) = (50, 200);
-/// The most characters of a text filter.
+/// Maximum characters of a text filter.
 const MAX_FILTER_CHARS: usize = 200;
-/// The most characters of a postal code.
+/// Maximum characters of a postal code.
 const MAX_POSTAL_CHARS: usize = 20;
-/// The most characters of an etag; those of this service have 16.
+/// Maximum characters of an etag; those of this service have 16.
 const MAX_ETAG_CHARS: usize = 64;
 
 /// The SKUs of a lookup.
@@ -30,7 +30,7 @@ impl TryFrom<proto::BatchGetProductsRequest> for Skus {
     fn try_from(request: proto::BatchGetProductsRequest) -> Result<Self, Invalid> {
         let mut fields = Fields::default();
         if request.skus.is_empty() || request.skus.len() > MAX_SKUS {
-            fields.refuse("skus", "INVALID_LENGTH", format!("must have 1 to {MAX_SKUS} SKUs"));
+            fields.reject("skus", "INVALID_LENGTH", format!("must have 1 to {MAX_SKUS} SKUs"));
         }
         for (index, sku) in request.skus.iter().take(MAX_SKUS).enumerate() {
             fields.sku(format!("skus[{index}]"), sku);
@@ -60,7 +60,7 @@ impl TryFrom<proto::UpsertProductRequest> for Upsert {
     fn try_from(request: proto::UpsertProductRequest) -> Result<Self, Invalid> {
         let mut fields = Fields::default();
         let Some(product) = request.product else {
-            fields.refuse("product", "REQUIRED", "a product is required");
+            fields.reject("product", "REQUIRED", "a product is required");
             return fields.finish(None);
         };
         let etag = fields.text("product.etag", &product.etag, 0, MAX_ETAG_CHARS);
@@ -94,10 +94,10 @@ fn draft(fields: &mut Fields, prefix: &str, product: &proto::Product) -> Option<
     let price = fields.money(&format!("{prefix}price"), product.price.as_ref());
     if let Some(given) = &product.price {
         // Minor units depend on the currency; if it is unknown, only the sign can be checked.
-        let most = price.map(|price| price.currency().roughly(MAX_PRICE_EUROS));
-        if given.minor_units < 1 || most.is_some_and(|most| given.minor_units > most.minor_units()) {
-            let most = most.map(|most| format!(" and at most {} ({most})", most.minor_units())).unwrap_or_default();
-            fields.refuse(format!("{prefix}price.minor_units"), "OUT_OF_RANGE", format!("must be at least 1{most}"));
+        let max = price.map(|price| price.currency().roughly(MAX_PRICE_EUROS));
+        if given.minor_units < 1 || max.is_some_and(|max| given.minor_units > max.minor_units()) {
+            let bound = max.map(|max| format!(" and at most {} ({max})", max.minor_units())).unwrap_or_default();
+            fields.reject(format!("{prefix}price.minor_units"), "OUT_OF_RANGE", format!("must be at least 1{bound}"));
         }
     }
     Some(Draft { sku: sku?, name: name?, description: description?, price: price? })
@@ -123,8 +123,8 @@ impl From<Product> for proto::Product {
             sku: product.draft.sku,
             name: product.draft.name,
             description: product.draft.description,
-            price: Some(encode::money(product.draft.price)),
-            update_time: Some(encode::timestamp(product.update_time)),
+            price: Some(to_proto::money(product.draft.price)),
+            update_time: Some(to_proto::timestamp(product.update_time)),
         }
     }
 }
@@ -136,9 +136,9 @@ impl From<Lookup> for proto::BatchGetProductsResponse {
 }
 
 /// A page from the products read, one more than its size.
-pub(crate) fn products(read: Vec<Product>, asked: &ListProducts) -> proto::ListProductsResponse {
-    let next = |last: &proto::Product| asked.page.next(&last.sku);
-    let Page { entries, next_page_token } = Page::cut(read, asked.page_size, proto::Product::from, next);
+pub(crate) fn products(read: Vec<Product>, list: &ListProducts) -> proto::ListProductsResponse {
+    let next = |last: &proto::Product| list.page.next(&last.sku);
+    let Page { entries, next_page_token } = Page::from_rows(read, list.page_size, proto::Product::from, next);
     proto::ListProductsResponse { products: entries, next_page_token }
 }
 
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_with_the_largest_products_fit_into_a_clients_default_limit() {
+    fn responses_with_the_largest_products_fit_into_a_clients_default_limit() {
         let request = proto::ListProductsRequest { page_size: i32::MAX, ..Default::default() };
         let page = products((0..201).map(largest).collect(), &ListProducts::try_from(request).expect("valid"));
         assert_eq!(page.products.len(), 200);
@@ -257,7 +257,7 @@ mod tests {
             etag: "e".repeat(65),
             ..proto::Product::default()
         };
-        let refused = fields_of(Upsert::try_from(proto::UpsertProductRequest { product: Some(product) }));
+        let violations = fields_of(Upsert::try_from(proto::UpsertProductRequest { product: Some(product) }));
         let expected = [
             ("product.etag", "INVALID_LENGTH"),
             ("product.sku", "INVALID_SKU"),
@@ -266,14 +266,14 @@ mod tests {
             ("product.price.currency_code", "UNKNOWN_CURRENCY"),
             ("product.price.minor_units", "OUT_OF_RANGE"),
         ];
-        assert_eq!(refused, expected.map(|(field, reason)| (field.to_owned(), reason)));
+        assert_eq!(violations, expected.map(|(field, reason)| (field.to_owned(), reason)));
         let nothing = proto::UpsertProductRequest { product: None };
         assert_eq!(fields_of(Upsert::try_from(nothing)), [("product".into(), "REQUIRED")]);
     }
 
     #[test]
     fn a_price_is_positive_and_not_above_the_limit_of_its_currency() {
-        for (code, minor_units, sound) in [
+        for (code, minor_units, is_valid) in [
             ("EUR", 1, true),
             ("EUR", 1_000_000_000, true),
             ("EUR", 0, false),
@@ -286,11 +286,11 @@ mod tests {
         ] {
             let price = Some(common::Money { currency_code: code.into(), minor_units });
             let request = proto::UpsertProductRequest { product: Some(proto::Product { price, ..mug() }) };
-            let refused = Upsert::try_from(request).err();
-            assert_eq!(refused.is_none(), sound, "{code} {minor_units}");
-            if let Some(Invalid(violations)) = refused {
-                let most = code.parse::<kernel::Currency>().expect("a currency").roughly(MAX_PRICE_EUROS);
-                assert!(violations[0].description.contains(&most.to_string()), "{}", violations[0].description);
+            let rejected = Upsert::try_from(request).err();
+            assert_eq!(rejected.is_none(), is_valid, "{code} {minor_units}");
+            if let Some(Invalid(violations)) = rejected {
+                let max = code.parse::<kernel::Currency>().expect("a currency").roughly(MAX_PRICE_EUROS);
+                assert!(violations[0].description.contains(&max.to_string()), "{}", violations[0].description);
             }
         }
     }
@@ -298,8 +298,8 @@ mod tests {
     #[test]
     fn the_highest_prices_of_the_largest_order_do_not_overflow() {
         for code in ["EUR", "IDR", "VND", "KWD", "COP"] {
-            let most = code.parse::<kernel::Currency>().expect("a currency").roughly(MAX_PRICE_EUROS);
-            assert!(most.checked_mul(999 * 100).is_ok(), "{code}");
+            let max = code.parse::<kernel::Currency>().expect("a currency").roughly(MAX_PRICE_EUROS);
+            assert!(max.checked_mul(999 * 100).is_ok(), "{code}");
         }
     }
 
@@ -315,7 +315,7 @@ mod tests {
         }
         let search = |text: &str| {
             let request = proto::ListProductsRequest { text: text.into(), ..Default::default() };
-            ListProducts::try_from(request).expect("sound").text
+            ListProducts::try_from(request).expect("valid").text
         };
         assert_eq!(search("Cafe\u{301}"), search("CAF\u{c9}"));
     }

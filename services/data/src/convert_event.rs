@@ -17,27 +17,27 @@ use uuid::Uuid;
 
 use crate::cursor::Cursors;
 use crate::trace_event::{
-    Appended, EventCount, Filter, ListTraceEvents, Listed, MAX_APPEND, Outcome, Resume, Sent, SummarizeTraceEvents,
+    Appended, EventCount, Filter, ListTraceEvents, Listed, MAX_APPEND, Outcome, Received, Resume, SummarizeTraceEvents,
 };
 use crate::watch::{Update, WatchTraceEvents};
 
 /// Events per page: the default and the maximum.
 const PAGE: (u32, u32) = (50, 500);
-/// The most bytes of one event on the wire.
+/// Maximum bytes of one event on the wire.
 const MAX_EVENT_BYTES: usize = 65_536;
-/// The most characters of an event id in an answer: a longer one is rejected, and not returned in full.
+/// Maximum characters of an event id in a response: a longer one is rejected, and not returned in full.
 const MAX_ID_CHARS: usize = 64;
-/// The most characters of a service's name.
+/// Maximum characters of a service's name.
 const MAX_SERVICE_CHARS: usize = 64;
 
-/// Checks a caller's append request.
+/// The events of an append, each checked on its own. The caller must be the service that they name.
 ///
 /// # Errors
 /// It has no events, or too many.
-pub(crate) fn append(caller: &Caller, request: proto::AppendTraceEventsRequest) -> Result<Vec<Sent>, Invalid> {
+pub(crate) fn received(caller: &Caller, request: proto::AppendTraceEventsRequest) -> Result<Vec<Received>, Invalid> {
     let mut fields = Fields::default();
     if request.events.is_empty() || request.events.len() > MAX_APPEND {
-        fields.refuse("events", "INVALID_LENGTH", format!("must have 1 to {MAX_APPEND} events"));
+        fields.reject("events", "INVALID_LENGTH", format!("must have 1 to {MAX_APPEND} events"));
         return fields.finish(None);
     }
     let origin = match caller {
@@ -45,11 +45,11 @@ pub(crate) fn append(caller: &Caller, request: proto::AppendTraceEventsRequest) 
         // The policy admits no other callers; an event without a service is rejected below.
         Caller::Anonymous | Caller::Person { .. } => "",
     };
-    let sent = request.events.into_iter().map(|event| {
+    let received = request.events.into_iter().map(|event| {
         let event_id = event.event_id.chars().take(MAX_ID_CHARS).collect();
-        Sent { event_id, event: checked(origin, event).map_err(str::to_owned) }
+        Received { event_id, event: checked(origin, event).map_err(str::to_owned) }
     });
-    fields.finish(Some(sent.collect()))
+    fields.finish(Some(received.collect()))
 }
 
 /// Checks one event; the error is the reason of its rejection.
@@ -70,7 +70,7 @@ fn checked(origin: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'stati
     if event_id.get_version_num() != 7 {
         return Err("event_id is not of version 7");
     }
-    let event_type = word(event.r#type).ok_or("type is unknown to this release")?;
+    let event_type = event_type_name(event.r#type).ok_or("type is unknown to this release")?;
     let status = match event.status() {
         proto::EventStatus::Success => EventStatus::Success,
         proto::EventStatus::Failed => EventStatus::Failed,
@@ -134,7 +134,7 @@ fn micros(duration: &prost_types::Duration) -> Option<i64> {
 }
 
 /// The lower-case name of an event type, for example `order_creation`.
-fn word(event_type: i32) -> Option<String> {
+fn event_type_name(event_type: i32) -> Option<String> {
     let known = EventType::try_from(event_type).ok().filter(|known| *known != EventType::Unspecified)?;
     Some(known.as_str_name().trim_start_matches("EVENT_TYPE_").to_ascii_lowercase())
 }
@@ -148,7 +148,7 @@ impl TryFrom<proto::ListTraceEventsRequest> for ListTraceEvents {
         filter.start = fields.instant("start_time", request.start_time.as_ref());
         filter.end = fields.instant("end_time", request.end_time.as_ref());
         if filter.start.zip(filter.end).is_some_and(|(start, end)| end < start) {
-            fields.refuse("start_time", "WINDOW_REVERSED", "the window must not end before it starts");
+            fields.reject("start_time", "WINDOW_REVERSED", "the window must not end before it starts");
         }
         let page_size = page::page_size(&mut fields, request.page_size, PAGE.0, PAGE.1);
         let page = PageToken::decode(&mut fields, &request.page_token, fingerprint(&request), Resume::parse);
@@ -208,21 +208,21 @@ impl<'a> From<&'a proto::WatchTraceEventsRequest> for Filters<'a> {
 impl Filters<'_> {
     /// Decodes all but the window.
     fn decode(&self, fields: &mut Fields) -> Filter {
-        let event_type = word(self.event_type);
+        let event_type = event_type_name(self.event_type);
         if event_type.is_none() && self.event_type != 0 {
-            fields.refuse("type", "UNKNOWN_VALUE", "is not an event type");
+            fields.reject("type", "UNKNOWN_VALUE", "is not an event type");
         }
         let status = match proto::EventStatus::try_from(self.status) {
             Ok(proto::EventStatus::Unspecified) => None,
             Ok(proto::EventStatus::Success) => Some(EventStatus::Success),
             Ok(proto::EventStatus::Failed) => Some(EventStatus::Failed),
             Err(_) => {
-                fields.refuse("status", "UNKNOWN_VALUE", "is not a status");
+                fields.reject("status", "UNKNOWN_VALUE", "is not a status");
                 None
             }
         };
         if !self.trace_id.is_empty() && !is_hex(self.trace_id, 32) {
-            fields.refuse("trace_id", "INVALID_ID", "a trace id has 32 lower-case hex digits");
+            fields.reject("trace_id", "INVALID_ID", "a trace id has 32 lower-case hex digits");
         }
         Filter {
             event_type,
@@ -274,23 +274,21 @@ impl TryFrom<proto::SummarizeTraceEventsRequest> for SummarizeTraceEvents {
     }
 }
 
-/// The outcome of each event.
-pub(crate) fn appended(appended: Vec<Appended>) -> proto::AppendTraceEventsResponse {
-    let result = |Appended { event_id, outcome }| {
+impl From<Appended> for proto::AppendResult {
+    fn from(Appended { event_id, outcome }: Appended) -> Self {
         let (outcome, refusal) = match outcome {
             Outcome::Stored => (append_result::Outcome::Stored, String::new()),
             Outcome::Duplicate => (append_result::Outcome::Duplicate, String::new()),
-            Outcome::Refused(refusal) => (append_result::Outcome::Refused, refusal),
+            Outcome::Rejected(why) => (append_result::Outcome::Refused, why),
         };
-        proto::AppendResult { event_id, outcome: outcome.into(), refusal }
-    };
-    proto::AppendTraceEventsResponse { results: appended.into_iter().map(result).collect() }
+        Self { event_id, outcome: outcome.into(), refusal }
+    }
 }
 
 /// A page from the events read, one more than its size.
-pub(crate) fn events(listed: &Listed, asked: &ListTraceEvents) -> proto::ListTraceEventsResponse {
-    let next = |last: &proto::TraceEvent| asked.page.next(&Resume::text(listed.window_start, &last.event_id));
-    let Page { entries, next_page_token } = Page::cut(&listed.events, asked.page_size, encode_event, next);
+pub(crate) fn events(listed: &Listed, list: &ListTraceEvents) -> proto::ListTraceEventsResponse {
+    let next = |last: &proto::TraceEvent| list.page.next(&Resume::text(listed.window_start, &last.event_id));
+    let Page { entries, next_page_token } = Page::from_rows(&listed.events, list.page_size, encode_event, next);
     proto::ListTraceEventsResponse { events: entries, next_page_token }
 }
 
@@ -300,18 +298,18 @@ impl From<Update> for proto::WatchTraceEventsResponse {
     }
 }
 
-/// The counts of a summary.
-pub(crate) fn summary(counts: Vec<EventCount>) -> proto::SummarizeTraceEventsResponse {
-    let count = |count: EventCount| proto::EventCount {
-        r#type: event_type(&count.event_type).into(),
-        status: match count.status {
-            EventStatus::Success => proto::EventStatus::Success.into(),
-            EventStatus::Failed => proto::EventStatus::Failed.into(),
-        },
-        error_type: count.error_type,
-        count: count.count,
-    };
-    proto::SummarizeTraceEventsResponse { counts: counts.into_iter().map(count).collect() }
+impl From<EventCount> for proto::EventCount {
+    fn from(count: EventCount) -> Self {
+        Self {
+            r#type: event_type(&count.event_type).into(),
+            status: match count.status {
+                EventStatus::Success => proto::EventStatus::Success.into(),
+                EventStatus::Failed => proto::EventStatus::Failed.into(),
+            },
+            error_type: count.error_type,
+            count: count.count,
+        }
+    }
 }
 
 fn event_type(word: &str) -> EventType {
@@ -362,29 +360,29 @@ mod tests {
         assert!(update.encoded_len() < 70_000);
         let mut read: Vec<TraceEvent> = (0..501).map(|_| checked("order", largest_event()).expect("valid")).collect();
         read.sort_by_key(|event| std::cmp::Reverse(event.event_id));
-        let (mut seen, mut page_token) = (Vec::new(), String::new());
+        let (mut listed, mut page_token) = (Vec::new(), String::new());
         loop {
             let request = proto::ListTraceEventsRequest { page_size: 500, page_token, ..Default::default() };
-            let asked = ListTraceEvents::try_from(request).expect("valid");
-            let after = asked.page.after.map(|resume| resume.after);
+            let list = ListTraceEvents::try_from(request).expect("valid");
+            let after = list.page.after.map(|resume| resume.after);
             let events =
                 read.iter().filter(|event| after.is_none_or(|after| event.event_id < after)).take(501).cloned();
-            let answer = super::events(&Listed { events: events.collect(), window_start: None }, &asked);
-            assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
-            seen.extend(answer.events.into_iter().map(|event| event.event_id));
-            page_token = answer.next_page_token;
+            let page = super::events(&Listed { events: events.collect(), window_start: None }, &list);
+            assert!(page.encoded_len() < 4_194_304, "{}", page.encoded_len());
+            listed.extend(page.events.into_iter().map(|event| event.event_id));
+            page_token = page.next_page_token;
             if page_token.is_empty() {
                 break;
             }
         }
-        assert_eq!(seen, read.iter().map(|event| event.event_id.to_string()).collect::<Vec<_>>());
+        assert_eq!(listed, read.iter().map(|event| event.event_id.to_string()).collect::<Vec<_>>());
     }
 
     #[test]
     fn an_invalid_long_id_is_not_returned_in_full() {
         let caller = Caller::Service { name: "order".into() };
         let event = proto::TraceEvent { event_id: "x".repeat(3_000_000), ..proto::TraceEvent::default() };
-        let sent = append(&caller, proto::AppendTraceEventsRequest { events: vec![event] }).expect("an answer");
-        assert_eq!((sent[0].event_id.len(), sent[0].event.is_err()), (MAX_ID_CHARS, true));
+        let received = received(&caller, proto::AppendTraceEventsRequest { events: vec![event] }).expect("received");
+        assert_eq!((received[0].event_id.len(), received[0].event.is_err()), (MAX_ID_CHARS, true));
     }
 }

@@ -22,8 +22,8 @@ pub(crate) struct Cursor {
 impl Cursor {
     /// Checks that no event after it can have been deleted.
     pub(crate) fn check_age(&self, now: Timestamp, retention: Duration) -> Result<(), Error> {
-        let most = retention - MARGIN.min(retention / 8);
-        if now.since(self.made) > most { Err(Error::CursorExpired) } else { Ok(()) }
+        let max_age = retention - MARGIN.min(retention / 8);
+        if now.since(self.made) > max_age { Err(Error::CursorExpired) } else { Ok(()) }
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -53,15 +53,15 @@ impl Cursors {
         }
         match self.0.decode(text).map(|text| Cursor::parse(&text)) {
             Ok(Some(cursor)) => return Some(cursor),
-            Err(OpaqueError::OfOtherFilters) => {
-                fields.refuse(
+            Err(OpaqueError::FilterMismatch) => {
+                fields.reject(
                     "after_cursor",
                     "CURSOR_OF_OTHER_FILTERS",
                     "the cursor belongs to a stream with other filters",
                 );
             }
             Ok(None) | Err(OpaqueError::Malformed) => {
-                fields.refuse("after_cursor", "INVALID_CURSOR", "not a cursor of WatchTraceEvents");
+                fields.reject("after_cursor", "INVALID_CURSOR", "not a cursor of WatchTraceEvents");
             }
         }
         None

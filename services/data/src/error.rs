@@ -1,4 +1,4 @@
-//! Why calls are rejected, and the statuses of the answers.
+//! Why a call is rejected. The reasons are public: clients depend on them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use sea_orm::DbErr;
 use telemetry::ErrorClass;
 use tonic::Status;
 
-/// When a caller should retry if the catalogue is unavailable.
+/// When a caller may retry.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a call was rejected.
@@ -20,7 +20,7 @@ pub(crate) enum Error {
     /// No delivery rule covers the country.
     #[error("we do not deliver to {country}")]
     NoDeliveryZone { country: String },
-    /// The stored product is not the version that the caller has seen.
+    /// The stored product is not the version that the caller has read.
     #[error("the product {sku} has changed since the etag was read: read it again")]
     EtagMismatch { sku: String },
     /// Events after the cursor may have been deleted.
@@ -46,7 +46,7 @@ pub(crate) enum Error {
     Storage(#[from] storage::Error),
     /// An injected fault: as if the database were unavailable.
     #[error("the database refuses connections, on purpose")]
-    Refused,
+    InjectedFault,
 }
 
 impl From<DbErr> for Error {
@@ -68,7 +68,7 @@ impl storage::Failure for Error {
             | Self::TooManyFollowers
             | Self::TooManySearches
             | Self::FollowerTooSlow(_)
-            | Self::Refused => None,
+            | Self::InjectedFault => None,
         }
     }
 }
@@ -91,14 +91,14 @@ impl Rejected for Error {
             }
             Self::FollowerTooSlow(_) => Rejection::new(Kind::ResourceExhausted, "FOLLOWER_TOO_SLOW"),
             Self::Storage(error) => chassis::store_failed(error),
-            Self::Refused => unavailable("STORE_FAILED").caused_by(ErrorClass::ConnectionError),
+            Self::InjectedFault => unavailable("STORE_FAILED").caused_by(ErrorClass::ConnectionError),
         }
     }
 }
 
 /// The status of a rejected call.
-pub(crate) fn status(error: impl Into<Error>) -> Status {
-    mesh::status("data", &error.into())
+pub(crate) fn status(error: Error) -> Status {
+    mesh::status("data", &error)
 }
 
 #[cfg(test)]
@@ -122,7 +122,7 @@ mod tests {
             (Error::Storage(corrupt), Kind::Internal, "STORE_FAILED", "INTERNAL"),
             (Error::Storage(storage::Error::Panicked), Kind::Internal, "STORE_FAILED", "INTERNAL"),
             (Error::Storage(storage::Error::Closed), Kind::Unavailable, "STORE_FAILED", "UNAVAILABLE"),
-            (Error::Refused, Kind::Unavailable, "STORE_FAILED", "CONNECTION_ERROR"),
+            (Error::InjectedFault, Kind::Unavailable, "STORE_FAILED", "CONNECTION_ERROR"),
         ];
         for (error, kind, reason, class) in all {
             assert_eq!((error.rejection().kind, error.rejection().reason), (kind, reason), "{error}");
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn only_transient_errors_have_a_retry_delay() {
-        for error in [Error::Refused, Error::Draining, Error::TooManyFollowers, Error::TooManySearches] {
+        for error in [Error::InjectedFault, Error::Draining, Error::TooManyFollowers, Error::TooManySearches] {
             assert_eq!(error.rejection().retry_after, Some(RETRY_AFTER), "{error}");
         }
         assert_eq!(Error::CursorExpired.rejection().retry_after, None);

@@ -39,7 +39,7 @@ impl FaultLookup {
                 tokio::time::sleep(wait).await;
                 Ok(())
             }
-            Self::Refuse => Err(Error::Refused),
+            Self::Refuse => Err(Error::InjectedFault),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The order in which stored events are sent to followers, and its newest position.
+//! The order in which stored events are sent to followers, and its high-water mark.
 //!
-//! Events are ordered by when they became visible, not by when they happened: on PostgreSQL by the transaction that
-//! inserted them, on SQLite, which has one writer, by the rowid. One query per instance and interval finds the events
-//! stored by other instances, and runs only while there are followers; an append of this instance is found within 50 ms.
-//! Start reading at [`Head`].
+//! Events are ordered by when they were stored, not by when they happened: on PostgreSQL by the id of the transaction
+//! that inserted them, on SQLite, which has one writer, by the rowid. While there are followers, each instance reads the
+//! mark after its own appends (at most every 50 ms) and at an interval, which finds the events of other instances. Start
+//! reading at [`HighWaterMark`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,10 +17,11 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::feed_store::FeedStore;
 
-/// The longest time between two reads of the newest position while nothing is appended here.
+/// How long an append of this instance is waited for, after [`MIN_PAUSE`], before the mark is read anyway.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// The minimum time between two reads, however many events are appended: a burst wakes each follower once.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The minimum time between two reads by the poll: a burst of appends wakes each follower once. A new follower reads
+/// the mark at once.
+const MIN_PAUSE: Duration = Duration::from_millis(50);
 
 /// A position in the order of events.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -52,65 +53,65 @@ impl FromStr for Position {
     }
 }
 
-/// The end of the order.
+/// The end of what can be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Head {
+pub(crate) struct HighWaterMark {
     /// No event will become visible at or before it.
     pub(crate) newest: Position,
     /// Above the serial of every event so far.
     pub(crate) limit: u64,
 }
 
-impl Head {
+impl HighWaterMark {
     /// The position from which a follower resumes. If this database has not reached it, it was emptied or replaced by
     /// an older copy: then all its events come after the position.
-    pub(crate) fn admit(&self, position: Position) -> Position {
+    pub(crate) fn resume_offset(&self, position: Position) -> Position {
         if position.serial < self.limit { position } else { Position::START }
     }
 }
 
-/// Notifies followers of a new head. Clones share it.
+/// Notifies followers of a new high-water mark. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Feed {
     store: FeedStore,
     /// Notified by appends of this instance.
     stored: Arc<Notify>,
-    head: watch::Sender<Head>,
-    /// Held while the head is read, so that an older result cannot replace a newer one.
+    mark: watch::Sender<HighWaterMark>,
+    /// Held while the mark is read, so that an older result cannot replace a newer one.
     reading: Arc<Mutex<()>>,
 }
 
 impl Feed {
     pub(crate) fn new(store: FeedStore, stored: Arc<Notify>) -> Self {
-        Self { store, stored, head: watch::Sender::default(), reading: Arc::default() }
+        Self { store, stored, mark: watch::Sender::default(), reading: Arc::default() }
     }
 
-    /// A receiver of the known head and its changes. The head is kept up to date while there are receivers.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Head> {
-        self.head.subscribe()
+    /// A receiver of the known mark and its changes. The mark is kept up to date while there are receivers.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<HighWaterMark> {
+        self.mark.subscribe()
     }
 
-    /// Reads the head now.
-    pub(crate) async fn look(&self) -> Result<Head, Error> {
+    /// Reads the mark now.
+    pub(crate) async fn refresh(&self) -> Result<HighWaterMark, Error> {
         let _one = self.reading.lock().await;
-        let head = self.store.head().await?;
-        self.head.send_if_modified(|known| std::mem::replace(known, head).newest != head.newest);
-        Ok(head)
+        let mark = self.store.high_water_mark().await?;
+        self.mark.send_if_modified(|known| std::mem::replace(known, mark).newest != mark.newest);
+        Ok(mark)
     }
 
-    /// Keeps the head up to date while there are followers, until `stop`.
+    /// Keeps the mark up to date while there are followers, until `stop`.
     pub(crate) async fn poll(self, stop: CancellationToken) {
-        while stop.run_until_cancelled(self.due()).await.is_some() {
-            if self.head.receiver_count() > 0
-                && let Err(error) = self.look().await
+        while stop.run_until_cancelled(self.wait_for_next_read()).await.is_some() {
+            if self.mark.receiver_count() > 0
+                && let Err(error) = self.refresh().await
             {
                 tracing::debug!(target: "ordermesh", error = ?error, "the newest trace event cannot be read");
             }
         }
     }
 
-    async fn due(&self) {
-        tokio::time::sleep(PAUSE).await;
+    async fn wait_for_next_read(&self) {
+        tokio::time::sleep(MIN_PAUSE).await;
         // The timeout is the regular interval, not a failure.
         let _ = tokio::time::timeout(INTERVAL, self.stored.notified()).await;
     }
@@ -145,11 +146,11 @@ mod tests {
 
     #[test]
     fn a_position_that_the_database_has_not_reached_restarts_from_the_beginning() {
-        let head = Head { newest: at(7), limit: 9 };
-        assert_eq!(head.admit(at(7)), at(7));
+        let mark = HighWaterMark { newest: at(7), limit: 9 };
+        assert_eq!(mark.resume_offset(at(7)), at(7));
         // The newest event was deleted.
-        assert_eq!(head.admit(at(8)), at(8));
-        assert_eq!(head.admit(at(9)), Position::START);
-        assert_eq!(Head::default().admit(at(1)), Position::START);
+        assert_eq!(mark.resume_offset(at(8)), at(8));
+        assert_eq!(mark.resume_offset(at(9)), Position::START);
+        assert_eq!(HighWaterMark::default().resume_offset(at(1)), Position::START);
     }
 }

@@ -13,23 +13,23 @@ use tokio::sync::Semaphore;
 
 use crate::entity::trace_event::Model;
 use crate::error::Error;
-use crate::feed::{Head, Position};
+use crate::feed::{HighWaterMark, Position};
 use crate::trace_event::Filter;
-use crate::trace_event_store::{COLUMNS, event, word};
+use crate::trace_event_store::{COLUMNS, event, status_name};
 
-/// The most events in a read.
-pub(crate) const PAGE: usize = 200;
-/// The most events that are scanned for matches in a read.
-const BLOCK: usize = 5_000;
-/// The most followers of an instance that read concurrently: lookups and appends use the same connections.
-const READERS: usize = 2;
+/// Maximum events in a read.
+pub(crate) const MAX_EVENTS: usize = 200;
+/// Maximum events that are scanned for matches in a read.
+const MAX_SCANNED: usize = 5_000;
+/// Maximum followers of an instance that read concurrently: lookups and appends use the same connections.
+const MAX_READERS: usize = 2;
 
-const POSTGRES_HEAD: &str = "SELECT CAST(newest.ingest AS TEXT) || ' ' || CAST(newest.event_id AS TEXT) AS position, \
+const POSTGRES_MARK: &str = "SELECT CAST(newest.ingest AS TEXT) || ' ' || CAST(newest.event_id AS TEXT) AS position, \
      CAST(pg_snapshot_xmax(now.snapshot) AS TEXT) AS upper \
      FROM (SELECT pg_current_snapshot() AS snapshot) AS now LEFT JOIN LATERAL \
      (SELECT ingest, event_id FROM trace_event WHERE ingest < pg_snapshot_xmin(now.snapshot) \
      ORDER BY ingest DESC, event_id DESC LIMIT 1) AS newest ON TRUE";
-const SQLITE_HEAD: &str = "SELECT MAX(rowid) || ' 00000000-0000-0000-0000-000000000000' AS position, \
+const SQLITE_MARK: &str = "SELECT MAX(rowid) || ' 00000000-0000-0000-0000-000000000000' AS position, \
      CAST(COALESCE(MAX(rowid), 0) + 1 AS TEXT) AS upper FROM trace_event";
 
 /// The SQL that differs between the databases.
@@ -61,7 +61,7 @@ const SQLITE: Dialect = Dialect {
 /// Events after a position, in order.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Block {
-    /// At most [`PAGE`].
+    /// At most [`MAX_EVENTS`].
     pub(crate) events: Vec<(Position, TraceEvent)>,
     /// No matching event is left between the last of them and this position.
     pub(crate) reached: Position,
@@ -75,7 +75,7 @@ pub(crate) struct FeedStore {
 }
 
 #[derive(FromQueryResult)]
-struct HeadRow {
+struct MarkRow {
     position: Option<String>,
     upper: String,
 }
@@ -98,7 +98,7 @@ impl FromQueryResult for EventRow {
 
 impl FeedStore {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db, readers: Arc::new(Semaphore::new(READERS)) }
+        Self { db, readers: Arc::new(Semaphore::new(MAX_READERS)) }
     }
 
     fn dialect(&self) -> &'static Dialect {
@@ -112,44 +112,45 @@ impl FeedStore {
         Statement::from_sql_and_values(self.db.read().get_database_backend(), sql, values)
     }
 
-    /// Reads the current head.
-    pub(crate) async fn head(&self) -> Result<Head, Error> {
+    /// The current high-water mark.
+    pub(crate) async fn high_water_mark(&self) -> Result<HighWaterMark, Error> {
         let sql = match self.db.backend() {
-            Backend::Postgres => POSTGRES_HEAD,
-            Backend::Sqlite => SQLITE_HEAD,
+            Backend::Postgres => POSTGRES_MARK,
+            Backend::Sqlite => SQLITE_MARK,
         };
-        let Some(row) = HeadRow::find_by_statement(self.statement(sql, vec![])).one(self.db.read()).await? else {
-            return Ok(Head::default());
+        let Some(row) = MarkRow::find_by_statement(self.statement(sql, vec![])).one(self.db.read()).await? else {
+            return Ok(HighWaterMark::default());
         };
         let newest = row.position.as_deref().map(position).transpose()?.unwrap_or(Position::START);
         let limit = row.upper.parse().map_err(|_| corrupt(&row.upper))?;
-        Ok(Head { newest, limit })
+        Ok(HighWaterMark { newest, limit })
     }
 
-    /// The first matching events after a position. Only positions up to a head may be read.
+    /// The first matching events after a position. Only positions up to a high-water mark may be read.
     pub(crate) async fn read(&self, filter: &Filter, after: Position, until: Position) -> Result<Block, Error> {
         let _one_of_few = self.readers.acquire().await.map_err(|_| storage::Error::Closed)?;
         let equal = equal(filter);
         // A query scans at most a block, however few events match.
-        let (end, inner) = if equal.is_empty() { (until, PAGE) } else { (self.block_end(after, until).await?, BLOCK) };
+        let (end, inner) =
+            if equal.is_empty() { (until, MAX_EVENTS) } else { (self.block_end(after, until).await?, MAX_SCANNED) };
         let Dialect { serial, position: written, range, order } = self.dialect();
         let mut values = self.between(after, end);
-        let mut fits = String::new();
+        let mut matches = String::new();
         for (column, value) in equal {
             values.push(value);
-            let word = if fits.is_empty() { "WHERE" } else { "AND" };
-            fits.push_str(&format!("{word} {column} = ${} ", values.len()));
+            let keyword = if matches.is_empty() { "WHERE" } else { "AND" };
+            matches.push_str(&format!("{keyword} {column} = ${} ", values.len()));
         }
         // The inner LIMIT makes the planner use the order's index: with any other it would read and sort all matching
         // events.
         let sql = format!(
             "SELECT {written} AS position, {COLUMNS} FROM (SELECT {serial} AS serial, {COLUMNS} FROM trace_event \
-             WHERE {range} ORDER BY {order} LIMIT {inner}) AS block {fits}ORDER BY serial, event_id LIMIT {PAGE}"
+             WHERE {range} ORDER BY {order} LIMIT {inner}) AS block {matches}ORDER BY serial, event_id LIMIT {MAX_EVENTS}"
         );
         let rows = EventRow::find_by_statement(self.statement(sql, values)).all(self.db.read()).await?;
         let read = |row: EventRow| Ok((position(&row.position)?, event(row.model)?));
         let events = rows.into_iter().map(read).collect::<Result<Vec<_>, Error>>()?;
-        let reached = events.last().filter(|_| events.len() == PAGE).map_or(end, |(position, _)| *position);
+        let reached = events.last().filter(|_| events.len() == MAX_EVENTS).map_or(end, |(position, _)| *position);
         Ok(Block { events, reached })
     }
 
@@ -159,7 +160,7 @@ impl FeedStore {
         let sql = format!(
             "SELECT {written} AS position FROM (SELECT {serial} AS serial, event_id FROM trace_event \
              WHERE {range} ORDER BY {order} LIMIT 1 OFFSET {}) AS last",
-            BLOCK - 1
+            MAX_SCANNED - 1
         );
         let select = self.statement(sql, self.between(after, until));
         let last = PositionRow::find_by_statement(select).one(self.db.read()).await?;
@@ -186,7 +187,7 @@ fn equal(filter: &Filter) -> Vec<(&'static str, Value)> {
     let Filter { event_type, status, service, order_id, user_id, trace_id, start: _, end: _ } = filter;
     let all = [
         ("event_type", event_type.clone().map(Value::from)),
-        ("status", status.map(word).map(Value::from)),
+        ("status", status.map(status_name).map(Value::from)),
         ("service", service.clone().map(Value::from)),
         ("order_id", order_id.map(Value::from)),
         ("user_id", user_id.map(Value::from)),
@@ -222,7 +223,7 @@ mod tests {
         let stored = sample::event(Timestamp::default(), 1);
         TraceEventStore::new(db.clone()).insert(vec![stored.clone()]).await.expect("stored");
         let store = FeedStore::new(db);
-        let until = store.head().await.expect("read").newest;
+        let until = store.high_water_mark().await.expect("read").newest;
         let filter = Filter::default();
         let read = || store.read(&filter, Position::START, until);
         let all = store.readers.acquire_many(2).await.expect("two permits");

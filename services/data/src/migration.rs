@@ -1,4 +1,5 @@
-//! The schema's migrations. They only add; an index is dropped no earlier than in the migration that adds its replacement.
+//! The schema's migrations. They only add tables, columns and indexes, so that an instance of the previous release still
+//! runs. An index is dropped once another one serves its queries.
 
 use storage::Migration;
 
@@ -40,8 +41,9 @@ pub const MIGRATIONS: &[Migration] = &[
         version: 4,
         name: "list trace_event by id, follow it",
         statements: &[
-            // Ids are UUIDv7, made when an operation ends: the primary key serves time windows. The index may exist
-            // already, built without a lock: see the runbook. On PostgreSQL reads wait from the DROP INDEX to the commit.
+            // Ids are UUIDv7, made with the event: the primary key serves time windows. The index may exist already,
+            // built without a lock: see the runbook. Else, on PostgreSQL, appends wait while it is built. From the DROP
+            // INDEX to the commit reads wait too.
             "CREATE INDEX IF NOT EXISTS trace_event_by_type_id ON trace_event (event_type, event_id)",
             "DROP INDEX trace_event_by_time",
             "DROP INDEX trace_event_by_type",

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::migration::MIGRATIONS;
     use crate::sample::event;
-    use crate::trace_event::{Outcome, Sent};
+    use crate::trace_event::{Outcome, Received};
     use crate::trace_event_store::TraceEventStore;
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -53,7 +53,8 @@ mod tests {
         db.migrate(MIGRATIONS).await.expect("migrated");
         let events = TraceEvents::new(TraceEventStore::new(db), clock);
         for batch in stored.chunks(500) {
-            let sent = batch.iter().map(|event| Sent { event_id: String::new(), event: Ok(event.clone()) }).collect();
+            let sent =
+                batch.iter().map(|event| Received { event_id: String::new(), event: Ok(event.clone()) }).collect();
             events.append(sent).await.expect("stored");
         }
         events
@@ -74,7 +75,7 @@ mod tests {
         assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 0);
         clock.advance(Duration::from_millis(1));
         assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
-        let again = vec![Sent { event_id: "again".into(), event: Ok(kept) }];
+        let again = vec![Received { event_id: "again".into(), event: Ok(kept) }];
         let appended = events.append(again).await.expect("stored");
         assert_eq!(appended[0].outcome, Outcome::Stored, "it had been deleted");
     }
@@ -84,7 +85,7 @@ mod tests {
         let (old, new) = (event(NOW.minus(DAY * 8), 0), event(NOW, 0));
         let events = events_with(Arc::new(ManualClock::at(NOW)), std::slice::from_ref(&old)).await;
         assert_eq!(events.expire(DAY * 7).await.expect("nothing to delete"), 0, "its rowid must not be reused");
-        events.append(vec![Sent { event_id: String::new(), event: Ok(new) }]).await.expect("stored");
+        events.append(vec![Received { event_id: String::new(), event: Ok(new) }]).await.expect("stored");
         assert_eq!(events.expire(DAY * 7).await.expect("deleted"), 1);
     }
 
@@ -104,8 +105,8 @@ mod tests {
         let sweeper = tokio::spawn(run(events.clone(), DAY * 7, Duration::from_millis(1), stop.clone()));
         let gone = async {
             // Only an event that does not exist can be stored.
-            let sent = || vec![Sent { event_id: String::new(), event: Ok(old.clone()) }];
-            while events.append(sent()).await.expect("an answer")[0].outcome != Outcome::Stored {}
+            let sent = || vec![Received { event_id: String::new(), event: Ok(old.clone()) }];
+            while events.append(sent()).await.expect("appended")[0].outcome != Outcome::Stored {}
         };
         tokio::time::timeout(Duration::from_secs(20), gone).await.expect("swept in time");
         stop.cancel();

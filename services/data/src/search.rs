@@ -5,8 +5,9 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::error::Error;
@@ -25,7 +26,7 @@ pub(crate) struct Searches(Arc<Shared>);
 struct Shared {
     max_running: usize,
     /// The limit per address, which leaves slots for others.
-    max_running_of_one: usize,
+    max_running_per_address: usize,
     max_waiting: usize,
     queue: Mutex<Queue>,
 }
@@ -68,8 +69,8 @@ impl Searches {
     }
 
     fn with(max_running: usize, max_waiting: usize) -> Self {
-        let max_running_of_one = (max_running / 2).max(1);
-        Self(Arc::new(Shared { max_running, max_running_of_one, max_waiting, queue: Mutex::default() }))
+        let max_running_per_address = (max_running / 2).max(1);
+        Self(Arc::new(Shared { max_running, max_running_per_address, max_waiting, queue: Mutex::default() }))
     }
 
     /// Waits for a permit.
@@ -86,14 +87,15 @@ impl Searches {
 
 impl Shared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Grants permits while there are free slots. Sending to a cancelled caller returns the permit, and dropping that
     /// takes the lock again: so it is sent without the lock.
     fn grant(self: &Arc<Self>) {
         loop {
-            let Some(Waiting { address, grant }) = self.queue().next(self.max_running, self.max_running_of_one) else {
+            let Some(Waiting { address, grant }) = self.queue().next(self.max_running, self.max_running_per_address)
+            else {
                 return;
             };
             drop(grant.send(Permit { shared: self.clone(), address }));
@@ -103,14 +105,18 @@ impl Shared {
 
 impl Queue {
     fn admit(&mut self, arrival: Waiting, max_waiting: usize) -> Result<(), Error> {
-        self.forget_gone();
+        self.remove_cancelled();
         if self.waiting.len() >= max_waiting {
             let of_arrival = self.held(arrival.address) + 1;
-            let crowds = |waiting: &Waiting| self.held(waiting.address) > of_arrival;
-            let most =
-                self.waiting.iter().filter(|waiting| crowds(waiting)).map(|waiting| self.held(waiting.address)).max();
-            let Some(most) = most else { return Err(Error::TooManySearches) };
-            let newest = self.waiting.iter().rposition(|waiting| self.held(waiting.address) == most);
+            let holds_more = |waiting: &Waiting| self.held(waiting.address) > of_arrival;
+            let largest = self
+                .waiting
+                .iter()
+                .filter(|waiting| holds_more(waiting))
+                .map(|waiting| self.held(waiting.address))
+                .max();
+            let Some(largest) = largest else { return Err(Error::TooManySearches) };
+            let newest = self.waiting.iter().rposition(|waiting| self.held(waiting.address) == largest);
             if let Some(newest) = newest {
                 self.leave(newest);
             }
@@ -122,15 +128,15 @@ impl Queue {
 
     /// The next to begin: from the address with the fewest running searches, and among those the one served least
     /// recently.
-    fn next(&mut self, max_running: usize, max_running_of_one: usize) -> Option<Waiting> {
-        self.forget_gone();
+    fn next(&mut self, max_running: usize, max_running_per_address: usize) -> Option<Waiting> {
+        self.remove_cancelled();
         if self.addresses.values().map(|held| held.running).sum::<usize>() >= max_running {
             return None;
         }
         let of = |waiting: &Waiting| self.addresses.get(&waiting.address).copied().unwrap_or_default();
-        let turns = self.waiting.iter().enumerate().map(|(index, waiting)| (of(waiting), index));
-        let (_, index) = turns
-            .filter(|(held, _)| held.running < max_running_of_one)
+        let candidates = self.waiting.iter().enumerate().map(|(index, waiting)| (of(waiting), index));
+        let (_, index) = candidates
+            .filter(|(held, _)| held.running < max_running_per_address)
             .min_by_key(|(held, index)| (held.running, held.last_served, *index))?;
         self.served += 1;
         let next = self.waiting.get(index)?.address;
@@ -150,9 +156,9 @@ impl Queue {
         left
     }
 
-    fn forget_gone(&mut self) {
-        while let Some(gone) = self.waiting.iter().position(|waiting| waiting.grant.is_closed()) {
-            self.leave(gone);
+    fn remove_cancelled(&mut self) {
+        while let Some(cancelled) = self.waiting.iter().position(|waiting| waiting.grant.is_closed()) {
+            self.leave(cancelled);
         }
     }
 

@@ -69,22 +69,21 @@ impl CatalogStore {
 
     /// Creates a product (no etag), or replaces the one with this etag.
     pub(crate) async fn upsert(&self, upsert: Upsert, now: Timestamp, operation: &Operation) -> Result<Product, Error> {
-        let operation = operation.clone();
         self.db
-            .transact(move |tx| {
-                let (Upsert { draft, etag: seen }, operation) = (upsert.clone(), operation.clone());
+            .transact_with((upsert, operation.clone()), move |tx, (upsert, operation)| {
                 Box::pin(async move {
+                    let Upsert { draft, etag: known } = upsert;
                     let mismatch = Error::EtagMismatch { sku: draft.sku.clone() };
-                    if seen.is_empty() {
-                        let made = insert(tx.conn(), vec![draft.clone()], now).await?;
-                        if made == 0 {
+                    if known.is_empty() {
+                        let inserted = insert(tx.conn(), vec![draft.clone()], now).await?;
+                        if inserted == 0 {
                             return Err(mismatch);
                         }
-                        audited(tx, &operation, None, &draft);
+                        emit_audit(tx, &operation, None, &draft);
                         return Ok(Product { draft, version: 1, update_time: now });
                     }
                     let stored = product::Entity::find_by_id(draft.sku.clone()).one(tx.conn()).await?;
-                    let Some(stored) = stored.filter(|stored| etag(&stored.sku, stored.version) == seen) else {
+                    let Some(stored) = stored.filter(|stored| etag(&stored.sku, stored.version) == known) else {
                         return Err(mismatch);
                     };
                     let version = stored.version + 1;
@@ -98,7 +97,7 @@ impl CatalogStore {
                     if replaced.rows_affected == 0 {
                         return Err(mismatch);
                     }
-                    audited(tx, &operation, Some(&stored), &draft);
+                    emit_audit(tx, &operation, Some(&stored), &draft);
                     Ok(Product { draft, version, update_time: now })
                 })
             })
@@ -108,8 +107,7 @@ impl CatalogStore {
     /// Inserts products if there are none.
     pub(crate) async fn seed(&self, products: Vec<Draft>, now: Timestamp) -> Result<(), Error> {
         self.db
-            .transact(move |tx| {
-                let products = products.clone();
+            .transact_with(products, move |tx, products| {
                 Box::pin(async move {
                     let any = product::Entity::find().limit(1).one(tx.conn()).await?;
                     if any.is_none() && !products.is_empty() {
@@ -132,7 +130,7 @@ impl CatalogStore {
 }
 
 /// The audit event of a product's change: its price before and after, and which other fields changed.
-fn audited(tx: &Tx, operation: &Operation, before: Option<&product::Model>, after: &Draft) {
+fn emit_audit(tx: &Tx, operation: &Operation, before: Option<&product::Model>, after: &Draft) {
     if let Some(before) = before {
         operation.set("price.before", format!("{} {}", before.currency_code, before.minor_units));
         let changed: Vec<&str> =
@@ -249,10 +247,10 @@ mod tests {
                 .await
                 .expect("as an earlier release wrote it");
         }
-        for asked in ["caf\u{e9}", "CAFE\u{301}", "Caf\u{c9}"] {
-            let found = store.page(&search_key(asked), None, 10).await.expect("a page");
+        for filter in ["caf\u{e9}", "CAFE\u{301}", "Caf\u{c9}"] {
+            let found = store.page(&search_key(filter), None, 10).await.expect("a page");
             let skus: Vec<_> = found.into_iter().map(|product| product.draft.sku).collect();
-            assert_eq!(skus, ["NEW-C", "NEW-D", "OLD-C", "OLD-D"], "{asked:?}");
+            assert_eq!(skus, ["NEW-C", "NEW-D", "OLD-C", "OLD-D"], "{filter:?}");
         }
         assert_eq!(store.page(&search_key("caf\u{ea}"), None, 10).await.expect("a page"), []);
     }

@@ -1,6 +1,6 @@
 //! The trace-event store: the audit log of all services.
 //!
-//! Lists are newest first, by event id: a UUIDv7, made when the operation ended. A page token holds the id of the
+//! Lists are newest first, by event id: a UUIDv7, made with the event. A page token holds the id of the
 //! page's last event. Start reading at [`TraceEvents`].
 
 use std::collections::{BTreeMap, HashSet};
@@ -17,19 +17,19 @@ use uuid::{Builder, Uuid};
 use crate::error::Error;
 use crate::trace_event_store::TraceEventStore;
 
-/// The most events in an append.
+/// Maximum events in an append.
 pub(crate) const MAX_APPEND: usize = 500;
 /// The default window of a list or a summary.
 pub(crate) const DEFAULT_WINDOW: Duration = Duration::from_secs(3_600);
 /// The longest window of a summary, which reads every event in it.
 pub(crate) const MAX_SUMMARY_WINDOW: Duration = Duration::from_secs(31 * 86_400);
-/// The most events that retention deletes in one transaction.
+/// Maximum events that retention deletes in one transaction.
 const RETENTION_CHUNK: u64 = 5_000;
 
-/// An event as sent: valid, or rejected with a reason.
+/// An event of an append: valid, or rejected with a reason.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Sent {
-    /// As sent, so that the caller can match the answer.
+pub(crate) struct Received {
+    /// As sent, so that the caller can match the result.
     pub(crate) event_id: String,
     pub(crate) event: Result<TraceEvent, String>,
 }
@@ -42,7 +42,7 @@ pub(crate) enum Outcome {
     /// Already stored.
     Duplicate,
     /// Rejected for good, with a reason.
-    Refused(String),
+    Rejected(String),
 }
 
 /// The outcome of an append, with the event's id.
@@ -135,9 +135,9 @@ impl SummarizeTraceEvents {
         let start = self.start.unwrap_or_else(|| end.minus(DEFAULT_WINDOW));
         let mut fields = Fields::default();
         if end < start {
-            fields.refuse("start_time", "WINDOW_REVERSED", "the window must not end before it starts");
+            fields.reject("start_time", "WINDOW_REVERSED", "the window must not end before it starts");
         } else if end.since(start) > MAX_SUMMARY_WINDOW {
-            fields.refuse("start_time", "WINDOW_TOO_LONG", "the window must not be longer than 31 days");
+            fields.reject("start_time", "WINDOW_TOO_LONG", "the window must not be longer than 31 days");
         }
         Ok(fields.finish(Some((start, end)))?)
     }
@@ -153,7 +153,6 @@ pub(crate) struct EventCount {
     pub(crate) count: i64,
 }
 
-/// The trace-event store.
 #[derive(Clone)]
 pub(crate) struct TraceEvents {
     store: TraceEventStore,
@@ -168,43 +167,43 @@ impl TraceEvents {
     }
 
     /// Stores the valid events, each once; returns an outcome for each in the order sent.
-    pub(crate) async fn append(&self, sent: Vec<Sent>) -> Result<Vec<Appended>, Error> {
+    pub(crate) async fn append(&self, received: Vec<Received>) -> Result<Vec<Appended>, Error> {
         // Sorted by id, the order of the primary key, so that two appends of the same events lock in the same order.
-        let mut sound = BTreeMap::new();
-        let mut answers = Vec::with_capacity(sent.len());
-        for Sent { event_id, event } in sent {
+        let mut valid = BTreeMap::new();
+        let mut outcomes = Vec::with_capacity(received.len());
+        for Received { event_id, event } in received {
             let outcome = match event {
                 Ok(event) => {
                     let id = event.event_id;
-                    let first = !sound.contains_key(&id);
+                    let first = !valid.contains_key(&id);
                     if first {
-                        sound.insert(id, event);
+                        valid.insert(id, event);
                     }
                     Ok((id, first))
                 }
-                Err(refusal) => Err(refusal),
+                Err(why) => Err(why),
             };
-            answers.push((event_id, outcome));
+            outcomes.push((event_id, outcome));
         }
         let stored: HashSet<Uuid> =
-            if sound.is_empty() { HashSet::new() } else { self.store.insert(sound.into_values().collect()).await? };
+            if valid.is_empty() { HashSet::new() } else { self.store.insert(valid.into_values().collect()).await? };
         if !stored.is_empty() {
             self.stored.notify_one();
         }
-        let answer = |(event_id, outcome)| {
+        let appended = |(event_id, outcome)| {
             let outcome = match outcome {
                 Ok((id, true)) if stored.contains(&id) => Outcome::Stored,
                 Ok(_) => Outcome::Duplicate,
-                Err(refusal) => Outcome::Refused(refusal),
+                Err(why) => Outcome::Rejected(why),
             };
             Appended { event_id, outcome }
         };
-        Ok(answers.into_iter().map(answer).collect())
+        Ok(outcomes.into_iter().map(appended).collect())
     }
 
     /// Events, newest first, one more than fits on the page.
-    pub(crate) async fn list(&self, asked: &ListTraceEvents) -> Result<Listed, Error> {
-        let ListTraceEvents { filter, page_size, page } = asked;
+    pub(crate) async fn list(&self, list: &ListTraceEvents) -> Result<Listed, Error> {
+        let ListTraceEvents { filter, page_size, page } = list;
         let resume = page.after;
         let mut filter = filter.clone();
         let window_start = match resume {
@@ -218,9 +217,9 @@ impl TraceEvents {
     }
 
     /// Counts events by type, status and error type.
-    pub(crate) async fn summarize(&self, asked: SummarizeTraceEvents) -> Result<Vec<EventCount>, Error> {
-        let (start, end) = asked.window(self.clock.now())?;
-        self.store.count(start, end).await
+    pub(crate) async fn summarize(&self, summary: SummarizeTraceEvents) -> Result<Vec<EventCount>, Error> {
+        let (start, end) = summary.window(self.clock.now())?;
+        Ok(self.store.count(start, end).await?)
     }
 
     /// Deletes events older than `retention`, in chunks; returns how many.
@@ -237,7 +236,7 @@ impl TraceEvents {
     }
 }
 
-/// The lowest UUIDv7 of an instant's millisecond.
+/// The lowest UUIDv7 of an instant's millisecond; of 1970 for an earlier instant.
 pub(crate) fn first_id_at(instant: Timestamp) -> Uuid {
     let millis = u64::try_from(instant.as_micros() / 1_000).unwrap_or(0);
     Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()

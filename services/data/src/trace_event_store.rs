@@ -2,6 +2,8 @@
 //!
 //! The append is the platform's hottest write: a full batch is one statement, built without a query builder.
 
+mod invariants;
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -9,15 +11,14 @@ use std::time::Duration;
 
 use kernel::Timestamp;
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, QueryFilter, QueryOrder,
-    QuerySelect, Statement, Value,
+    ColumnTrait, Condition, DbBackend, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement,
+    Value,
 };
-use storage::{Backend, Database};
+use storage::{Backend, Database, Error};
 use telemetry::{EventError, EventStatus, TraceEvent};
 use uuid::Uuid;
 
 use crate::entity::trace_event::{Column, Entity, Model};
-use crate::error::Error;
 use crate::trace_event::{EventCount, Filter, MAX_APPEND, first_id_at};
 
 /// All columns but `ingest`, which the database fills.
@@ -25,24 +26,24 @@ pub(crate) const COLUMNS: &str = "event_id, event_type, status, service, instanc
      duration_micros, order_id, user_id, error_type, error_reason, error_message, attributes, suppressed_count";
 const COLUMN_COUNT: usize = 17;
 
-/// Ids are made when operations end, by the clock that was read at their start, unless it was set meanwhile.
+/// An event's id is made after its operation began, by the same clock, unless that was set meanwhile.
 const CLOCK_CORRECTION: Duration = Duration::from_secs(60);
 /// No operation with an event takes longer.
-const LONGEST_OPERATION: Duration = Duration::from_secs(3_600);
+const MAX_OPERATION_TIME: Duration = Duration::from_secs(3_600);
 
-/// The prefix by which a summary distinguishes error types, and the most counts in it: events may have any error type.
+/// The prefix by which a summary distinguishes error types, and its maximum of counts: events may have any error type.
 const MAX_ERROR_TYPE_CHARS: i32 = 200;
 const MAX_COUNTS: i64 = 2_000;
 
-/// The trace events in the database.
+/// The trace events in the database. Clones share their connections.
 #[derive(Clone, Debug)]
-pub(crate) struct TraceEventStore {
+pub struct TraceEventStore {
     db: Database,
 }
 
 const DELETE: &str = "DELETE FROM trace_event WHERE event_id IN \
      (SELECT event_id FROM trace_event WHERE event_id < $1 ORDER BY event_id LIMIT $2)";
-const DELETE_BUT_THE_LAST: &str = "DELETE FROM trace_event WHERE event_id IN \
+const DELETE_EXCEPT_LAST: &str = "DELETE FROM trace_event WHERE event_id IN \
      (SELECT event_id FROM trace_event WHERE event_id < $1 \
      AND rowid < (SELECT MAX(rowid) FROM trace_event) ORDER BY event_id LIMIT $2)";
 
@@ -60,16 +61,15 @@ struct Count {
 }
 
 impl TraceEventStore {
-    pub(crate) fn new(db: Database) -> Self {
+    /// On a database whose schema is up to date.
+    pub fn new(db: Database) -> Self {
         Self { db }
     }
 
     /// Stores events with distinct ids; returns the ids of those that are new.
     pub(crate) async fn insert(&self, events: Vec<TraceEvent>) -> Result<HashSet<Uuid>, Error> {
-        let events: Arc<[TraceEvent]> = events.into();
         self.db
-            .transact(move |tx| {
-                let events = events.clone();
+            .transact_with(Arc::<[TraceEvent]>::from(events), |tx, events| {
                 Box::pin(async move {
                     let mut stored = HashSet::with_capacity(events.len());
                     for block in blocks(&events) {
@@ -94,33 +94,6 @@ impl TraceEventStore {
         rows.into_iter().map(event).collect()
     }
 
-    /// All events of some orders.
-    pub(crate) async fn of_orders(&self, orders: &[Uuid]) -> Result<Vec<TraceEvent>, Error> {
-        let rows = Entity::find().filter(Column::OrderId.is_in(orders.iter().copied())).all(self.db.read()).await?;
-        rows.into_iter().map(event).collect()
-    }
-
-    /// Orders with a success event, by id: those after `after`.
-    pub(crate) async fn orders_with_events(&self, after: Uuid, limit: u64) -> Result<Vec<Uuid>, Error> {
-        let ids = Entity::find()
-            .select_only()
-            .column(Column::OrderId)
-            .distinct()
-            .filter(Column::OrderId.gt(after))
-            .filter(Column::Status.eq(word(EventStatus::Success)))
-            .filter(Column::EventType.ne("data_lookup"))
-            .order_by_asc(Column::OrderId)
-            .limit(limit);
-        Ok(ids.into_tuple::<Option<Uuid>>().all(self.db.read()).await?.into_iter().flatten().collect())
-    }
-
-    /// All events of a type of some users.
-    pub(crate) async fn of_users(&self, event_type: &str, users: &[Uuid]) -> Result<Vec<TraceEvent>, Error> {
-        let find =
-            Entity::find().filter(Column::UserId.is_in(users.iter().copied())).filter(Column::EventType.eq(event_type));
-        find.all(self.db.read()).await?.into_iter().map(event).collect()
-    }
-
     /// Counts the events that began in a window by type, status and error type: the largest counts, ordered by these.
     pub(crate) async fn count(&self, start: Timestamp, end: Timestamp) -> Result<Vec<EventCount>, Error> {
         let select = Statement::from_sql_and_values(
@@ -130,7 +103,7 @@ impl TraceEventStore {
              FROM trace_event WHERE event_id >= $1 AND event_id < $2 AND start_time >= $3 AND start_time < $4 \
              GROUP BY 1, 2, 3 ORDER BY 4 DESC, 1, 2, 3 LIMIT $6) AS largest ORDER BY 1, 2, 3",
             [
-                least_id(start).into(),
+                min_id(start).into(),
                 id_above(end).into(),
                 start.as_micros().into(),
                 end.as_micros().into(),
@@ -151,20 +124,14 @@ impl TraceEventStore {
     pub(crate) async fn delete_before(&self, before: Uuid, limit: u64) -> Result<u64, Error> {
         let sql = match self.db.backend() {
             Backend::Postgres => DELETE,
-            Backend::Sqlite => DELETE_BUT_THE_LAST,
+            Backend::Sqlite => DELETE_EXCEPT_LAST,
         };
-        self.db
-            .transact(move |tx| {
-                Box::pin(async move {
-                    let delete = Statement::from_sql_and_values(
-                        tx.conn().get_database_backend(),
-                        sql,
-                        [before.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()],
-                    );
-                    Ok(tx.conn().execute_raw(delete).await?.rows_affected())
-                })
-            })
-            .await
+        let delete = Statement::from_sql_and_values(
+            self.db.read().get_database_backend(),
+            sql,
+            [before.into(), i64::try_from(limit).unwrap_or(i64::MAX).into()],
+        );
+        self.db.execute(delete).await
     }
 }
 
@@ -208,7 +175,7 @@ fn values_of(event: &TraceEvent) -> [Value; COLUMN_COUNT] {
     [
         event.event_id.into(),
         event.event_type.as_str().into(),
-        word(event.status).into(),
+        status_name(event.status).into(),
         event.service.as_str().into(),
         event.instance.as_str().into(),
         event.operation.as_str().into(),
@@ -227,19 +194,19 @@ fn values_of(event: &TraceEvent) -> [Value; COLUMN_COUNT] {
 }
 
 /// No event that began at or after `start` has a lower id.
-fn least_id(start: Timestamp) -> Uuid {
+fn min_id(start: Timestamp) -> Uuid {
     first_id_at(start.minus(CLOCK_CORRECTION))
 }
 
 /// Every event that began before `end` has a lower id.
 fn id_above(end: Timestamp) -> Uuid {
-    first_id_at(end.plus(LONGEST_OPERATION))
+    first_id_at(end.plus(MAX_OPERATION_TIME))
 }
 
 fn condition(filter: Filter, after: Option<Uuid>) -> Condition {
     Condition::all()
         .add_option(filter.event_type.map(|event_type| Column::EventType.eq(event_type)))
-        .add_option(filter.status.map(|status| Column::Status.eq(word(status))))
+        .add_option(filter.status.map(|status| Column::Status.eq(status_name(status))))
         .add_option(filter.service.map(|service| Column::Service.eq(service)))
         .add_option(filter.order_id.map(|order_id| Column::OrderId.eq(order_id)))
         .add_option(filter.user_id.map(|user_id| Column::UserId.eq(user_id)))
@@ -247,14 +214,14 @@ fn condition(filter: Filter, after: Option<Uuid>) -> Condition {
         .add_option(filter.start.map(|start| Column::StartTime.gte(start.as_micros())))
         .add_option(filter.end.map(|end| Column::StartTime.lt(end.as_micros())))
         // Implied by the two above; lets an index be used.
-        .add_option(filter.start.map(|start| Column::EventId.gte(least_id(start))))
+        .add_option(filter.start.map(|start| Column::EventId.gte(min_id(start))))
         .add_option(filter.end.map(|end| Column::EventId.lt(id_above(end))))
         .add_option(after.map(|after| Column::EventId.lt(after)))
 }
 
 pub(crate) fn event(row: Model) -> Result<TraceEvent, Error> {
     let Ok(attributes) = serde_json::from_str(&row.attributes) else {
-        return Err(storage::Error::Corrupt { what: "map of attributes", value: row.attributes }.into());
+        return Err(Error::Corrupt { what: "map of attributes", value: row.attributes });
     };
     Ok(TraceEvent {
         event_id: row.event_id,
@@ -279,7 +246,7 @@ pub(crate) fn event(row: Model) -> Result<TraceEvent, Error> {
     })
 }
 
-pub(crate) fn word(status: EventStatus) -> &'static str {
+pub(crate) fn status_name(status: EventStatus) -> &'static str {
     match status {
         EventStatus::Success => "success",
         EventStatus::Failed => "failed",
@@ -290,7 +257,7 @@ fn status(word: &str) -> Result<EventStatus, Error> {
     match word {
         "success" => Ok(EventStatus::Success),
         "failed" => Ok(EventStatus::Failed),
-        _ => Err(storage::Error::Corrupt { what: "event status", value: word.to_owned() }.into()),
+        _ => Err(Error::Corrupt { what: "event status", value: word.to_owned() }),
     }
 }
 

@@ -19,12 +19,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::cursor::{Cursor, Cursors};
 use crate::error::Error;
-use crate::feed::{Feed, Head, Position};
+use crate::feed::{Feed, HighWaterMark, Position};
 use crate::feed_store::FeedStore;
 use crate::trace_event::Filter;
 
 /// Messages between a follower's task and its stream.
-const WAITING: usize = 16;
+const MAX_WAITING: usize = 16;
 
 /// A request to follow events.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,7 +69,6 @@ pub(crate) struct Watch {
     /// One permit per follower.
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) pace: Pace,
-    /// The followers' tasks.
     pub(crate) tasks: TaskTracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -84,26 +83,26 @@ impl Watch {
     pub(crate) async fn follow(
         &self,
         caller: &Caller,
-        asked: WatchTraceEvents,
-    ) -> Result<impl Stream<Item = Result<Update, Error>> + Send + 'static, Error> {
-        let WatchTraceEvents { filter, cursors, after } = asked;
+        watch: WatchTraceEvents,
+    ) -> Result<impl Stream<Item = Result<Update, Error>> + Send + use<>, Error> {
+        let WatchTraceEvents { filter, cursors, after } = watch;
         let now = self.clock.now();
         after.map(|cursor| cursor.check_age(now, self.retention)).transpose()?;
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| Error::TooManyFollowers)?;
-        // Subscribed before the head is read, so that no change is missed.
-        let head = self.feed.subscribe();
-        let known = self.feed.look().await?;
-        let position = after.map_or(known.newest, |cursor| known.admit(cursor.position));
+        // Subscribed before the mark is read, so that no change is missed.
+        let mark = self.feed.subscribe();
+        let known = self.feed.refresh().await?;
+        let position = after.map_or(known.newest, |cursor| known.resume_offset(cursor.position));
         let made = after.map_or(now, |cursor| cursor.made);
         let token_ends = match caller {
             Caller::Person { token_expires, .. } => token_expires.since(now),
             Caller::Anonymous | Caller::Service { .. } => Duration::ZERO,
         };
-        let (to, updates) = mpsc::channel(WAITING);
+        let (to, updates) = mpsc::channel(MAX_WAITING);
         let follower = Follower {
             store: self.store.clone(),
             clock: self.clock.clone(),
-            head,
+            mark,
             filter,
             cursors,
             retention: self.retention,
@@ -142,7 +141,7 @@ impl Updates {
 struct Follower {
     store: FeedStore,
     clock: Arc<dyn Clock>,
-    head: watch::Receiver<Head>,
+    mark: watch::Receiver<HighWaterMark>,
     filter: Filter,
     cursors: Cursors,
     retention: Duration,
@@ -177,18 +176,18 @@ impl Follower {
     async fn send_all(&mut self) -> Result<Infallible, Error> {
         self.send(None).await?;
         loop {
-            let head = *self.head.borrow_and_update();
-            self.position = head.admit(self.position);
-            while self.position < head.newest {
+            let mark = *self.mark.borrow_and_update();
+            self.position = mark.resume_offset(self.position);
+            while self.position < mark.newest {
                 // The next events may have been deleted meanwhile; they are never skipped silently.
                 self.cursor().check_age(self.clock.now(), self.retention)?;
-                let block = self.store.read(&self.filter, self.position, head.newest).await?;
+                let block = self.store.read(&self.filter, self.position, mark.newest).await?;
                 for (position, event) in block.events {
                     self.position = position;
                     self.send(Some(event)).await?;
                 }
                 self.position = block.reached;
-                if self.position >= head.newest {
+                if self.position >= mark.newest {
                     self.made = self.clock.now();
                 }
                 if self.sent.elapsed() >= self.pace.bookmark {
@@ -198,7 +197,7 @@ impl Follower {
             tokio::select! {
                 // The poller has a clone of the feed, which owns the sender: if it is dropped, the instance is shutting
                 // down.
-                changed = self.head.changed() => changed.map_err(|_| Error::Draining)?,
+                changed = self.mark.changed() => changed.map_err(|_| Error::Draining)?,
                 () = sleep_until(self.sent + self.pace.bookmark) => {
                     self.made = self.clock.now();
                     self.send(None).await?;

@@ -8,6 +8,7 @@
 //! - [`calendar`]: business days and delivery dates
 //! - [`backoff`]: the wait before a retry
 //! - [`fault`]: fault points of drivers
+//! - [`limiter`]: rate limits per key; [`network`]: the client that an address counts as
 //! - [`error`]: an error's causes; [`secret`]: values that are never printed
 
 pub mod backoff;
@@ -16,12 +17,16 @@ pub mod clock;
 pub mod error;
 pub mod fault;
 pub mod id;
+pub mod limiter;
 pub mod money;
+pub mod network;
 pub mod secret;
 pub mod text;
 
 pub use clock::{Clock, ManualClock, SystemClock, Timestamp};
 pub use fault::{FAULT_POINTS, FaultPoint, FaultSite, Faults, NoFaults};
 pub use id::{FulfillmentId, IdSource, OrderId, RequestId, SessionId, SystemIds, UserId};
+pub use limiter::{Limiter, Rate};
 pub use money::{AmountLimits, Currency, Money, MoneyError};
+pub use network::client_network;
 pub use secret::Secret;

@@ -14,13 +14,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use data::audit::StoredEvents;
+use data::invariants::TraceEventStore;
 use kernel::{OrderId, SessionId, Timestamp};
 use payment::payment::order_of;
 use payment::ports::{Charge, Gateway, NoAnswer};
 use storage::outbox::Outbox;
 use telemetry::TraceEvent;
-use user::audit::Sessions;
+use user::invariants::Store as UserStore;
 use uuid::Uuid;
 
 pub mod case;
@@ -48,9 +48,9 @@ pub struct Sources {
     /// The outboxes of all services.
     pub outboxes: Vec<Outbox>,
     /// The Data Service's store of events; `None`: events stay in the outboxes.
-    pub events: Option<StoredEvents>,
+    pub events: Option<TraceEventStore>,
     /// The User Service's sessions.
-    pub sessions: Option<Sessions>,
+    pub sessions: Option<UserStore>,
     /// How long something due may stay unleased before it is a violation.
     pub patience: Duration,
     /// Changes before this time may have lost their events to the retention.
@@ -347,7 +347,7 @@ impl Sources {
         let (Some(sessions), Some(events)) = (&self.sessions, &self.events) else { return Ok(()) };
         let mut after: Option<SessionId> = None;
         loop {
-            let page = sessions.page(after, PAGE).await?;
+            let page = sessions.sessions(after, PAGE).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.id);
             let waiting = self.waiting(report).await?;

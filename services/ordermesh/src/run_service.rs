@@ -50,11 +50,11 @@ impl Frame {
     fn of(service: Service, settings: &chassis::Settings) -> Self {
         Self {
             service,
-            instance: chassis::start::instance(service.name(), settings),
-            listen: settings.listen,
-            admin: settings.admin_listen,
-            log: settings.log.clone(),
-            otlp_endpoint: ("OTEL_EXPORTER_OTLP_ENDPOINT", settings.otlp_endpoint.clone()),
+            instance: settings.server.instance_of(service.name()),
+            listen: settings.server.listen,
+            admin: settings.server.admin_listen,
+            log: settings.telemetry.log.clone(),
+            otlp_endpoint: ("OTEL_EXPORTER_OTLP_ENDPOINT", settings.telemetry.otlp_endpoint.clone()),
         }
     }
 
@@ -62,7 +62,7 @@ impl Frame {
     async fn migrate(self, settings: &chassis::Settings, migrations: &[storage::Migration]) -> Result<(), Error> {
         let service = self.service.name();
         let database = |source| Error::Store { service, source };
-        chassis::open_database(service, settings, migrations).await.map_err(database)?;
+        settings.open_database(service, migrations).await.map_err(database)?;
         out::line(format_args!("the schema of the {service} service is up to date"))
     }
 
@@ -132,7 +132,7 @@ fn shutdown() -> Result<CancellationToken, Error> {
 /// A port is taken; a dependency of the service cannot be used.
 pub(crate) async fn user(config: user::Config) -> Result<(), Error> {
     let frame = Frame::of(Service::User, &config.common);
-    if config.common.migrate_only {
+    if config.common.database.migrate_only {
         return frame.migrate(&config.common, user::MIGRATIONS).await;
     }
     frame.serve(async |listener, admin, shutdown| user::run(config, listener, admin, shutdown).await).await
@@ -148,7 +148,7 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
         config.seed_stock = catalog::stock();
     }
     let frame = Frame::of(Service::Order, &config.common);
-    if config.common.migrate_only {
+    if config.common.database.migrate_only {
         return frame.migrate(&config.common, order::MIGRATIONS).await;
     }
     frame.serve(async |listener, admin, shutdown| order::run(config, listener, admin, shutdown).await).await
@@ -160,7 +160,7 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
 /// As [`user()`].
 pub(crate) async fn payment(config: payment::Config) -> Result<(), Error> {
     let frame = Frame::of(Service::Payment, &config.common);
-    if config.common.migrate_only {
+    if config.common.database.migrate_only {
         return frame.migrate(&config.common, payment::MIGRATIONS).await;
     }
     frame.serve(async |listener, admin, shutdown| payment::run(config, listener, admin, shutdown).await).await
@@ -176,7 +176,7 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
         config.seed_products = catalog::products();
     }
     let frame = Frame::of(Service::Data, &config.common);
-    if config.common.migrate_only {
+    if config.common.database.migrate_only {
         return frame.migrate(&config.common, data::MIGRATIONS).await;
     }
     frame.serve(async |listener, admin, shutdown| data::run(config, listener, admin, shutdown).await).await

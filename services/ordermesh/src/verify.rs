@@ -7,11 +7,11 @@ use std::time::Duration;
 use chassis::DatabaseUrl;
 use chassis::settings::duration;
 use clap::Args;
-use data::audit::StoredEvents;
+use data::invariants::TraceEventStore;
 use kernel::{Clock, SystemClock};
 use payment::ports::GrpcGateway;
 use storage::Database;
-use user::audit::Sessions;
+use user::invariants::Store as UserStore;
 
 use crate::error::Error;
 use crate::out;
@@ -133,8 +133,8 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
         orders: order::store::Store::new(order, clock.clone()),
         payments: payment::store::Store::new(payment, clock.clone()),
         gateway: Arc::new(gateway),
-        events: Some(StoredEvents::new(data)),
-        sessions: Some(Sessions::new(user)),
+        events: Some(TraceEventStore::new(data)),
+        sessions: Some(UserStore::new(user)),
         patience: *patience,
         events_since: clock.now().minus(event_retention.saturating_sub(RETENTION_MARGIN)),
     })

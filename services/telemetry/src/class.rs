@@ -6,13 +6,13 @@ use std::fmt;
 /// specific than the code, where the cause is known.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ErrorClass {
-    /// The request itself is wrong (INVALID_ARGUMENT).
+    /// The request itself is invalid (INVALID_ARGUMENT).
     ValidationError,
     /// The memory budget is used up.
     OutOfMemoryError,
     /// The payment gateway declined the payment.
     PaymentDeclined,
-    /// The payment gateway did not answer in time.
+    /// The payment gateway did not respond in time.
     GatewayTimeout,
     /// The payment gateway declined a refund.
     RefundRefused,
@@ -20,11 +20,11 @@ pub enum ErrorClass {
     AllocationError,
     /// An operator must intervene.
     NeedsAttention,
-    /// No answer in time (DEADLINE_EXCEEDED).
+    /// No response in time (DEADLINE_EXCEEDED).
     Timeout,
     /// No connection, or a lost one.
     ConnectionError,
-    /// An answer that cannot be read.
+    /// A response that cannot be read.
     MalformedAnswer,
     /// CANCELLED
     Cancelled,

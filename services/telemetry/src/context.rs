@@ -163,9 +163,9 @@ mod tests {
         }
 
         #[test]
-        fn one_wrong_character_is_rejected(at in 0usize..55, wrong in "[^0-9a-f-]") {
+        fn one_invalid_character_is_rejected(at in 0usize..55, invalid in "[^0-9a-f-]") {
             let mut text: Vec<char> = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".chars().collect();
-            text[at] = wrong.chars().next().expect("one");
+            text[at] = invalid.chars().next().expect("one");
             proptest::prop_assert_eq!(text.into_iter().collect::<String>().parse::<TraceParent>(), Err(TraceParentError));
         }
     }

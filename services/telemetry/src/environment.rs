@@ -39,7 +39,7 @@ const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 pub struct VariableError {
     /// The variable.
     pub name: String,
-    /// What is wrong with it.
+    /// Why it is invalid.
     pub problem: String,
     /// The allowed values.
     pub allowed: String,
@@ -53,9 +53,9 @@ impl VariableError {
     /// With the value in the text: for variables that hold no secrets.
     fn value(name: &str, value: &str, allowed: impl Into<String>) -> Self {
         /// Longer values are truncated.
-        const SHOWN: usize = 80;
-        let shown: String = value.chars().take(SHOWN).collect();
-        Self::new(name, format!("is {shown:?}"), allowed)
+        const MAX_EXCERPT: usize = 80;
+        let excerpt: String = value.chars().take(MAX_EXCERPT).collect();
+        Self::new(name, format!("is {excerpt:?}"), allowed)
     }
 }
 
@@ -92,9 +92,9 @@ impl Signal {
 pub(crate) struct Batches {
     /// Between two exports.
     pub(crate) delay: Duration,
-    /// Most spans or log records in the queue; one more is dropped.
+    /// Maximum spans or log records in the queue; one more is dropped.
     pub(crate) queue: usize,
-    /// Most of them in one export.
+    /// Maximum of them in one export.
     pub(crate) batch: usize,
     /// Limit of one export; the exporter has one of its own.
     timeout: Option<Duration>,
@@ -148,7 +148,7 @@ impl Environment {
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, VariableError> {
         let variables = Variables::new(&variable);
-        variables::refuse_unsupported(&variables)?;
+        variables::reject_unsupported(&variables)?;
         let attributes = values::pairs("OTEL_RESOURCE_ATTRIBUTES", &variables, values::ATTRIBUTES)?;
         let spans = batches(&variables, "OTEL_BSP", Batches::SPANS)?;
         let log_records = batches(&variables, "OTEL_BLRP", Batches::LOG_RECORDS)?;

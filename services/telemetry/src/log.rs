@@ -163,10 +163,11 @@ where
 mod tests {
     use super::*;
     use std::io;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use opentelemetry::trace::TracerProvider;
     use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+    use parking_lot::Mutex;
     use tracing_opentelemetry::OpenTelemetrySpanExt;
     use tracing_subscriber::Layer;
     use tracing_subscriber::filter::FilterExt;
@@ -177,7 +178,7 @@ mod tests {
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("not poisoned").write(bytes)
+            self.0.lock().write(bytes)
         }
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
@@ -202,7 +203,7 @@ mod tests {
         let log = tracing_subscriber::fmt::layer().event_format(lines).with_writer(move || writer.clone());
         let log = log.with_filter(filter(directives, sdk).expect("directives").or(full_queues()));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(log), write);
-        let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("text");
+        let text = String::from_utf8(written.0.lock().clone()).expect("text");
         let messages = text.lines().map(|line| {
             let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
             line["message"].as_str().expect("a message").to_owned()
@@ -260,7 +261,7 @@ mod tests {
             tracing::warn!(target: "ordermesh", "outside");
             TraceParent::of(span.context().span().span_context())
         });
-        let text = String::from_utf8(written.0.lock().expect("not poisoned").clone()).expect("text");
+        let text = String::from_utf8(written.0.lock().clone()).expect("text");
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(lines[0]["trace_id"], span_ref.trace_id());

@@ -1,8 +1,8 @@
 //! Bounds repeated log lines.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ impl LogLimit {
 
     /// Counts an event. Returns the number of events since the last line when the next line is due.
     pub fn count(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
         let (last, count) = &mut *state;
         *count += 1;
         if last.is_some_and(|last| now.saturating_duration_since(last) < LOG_INTERVAL) {

@@ -115,13 +115,14 @@ impl Visit for Fields<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use opentelemetry::logs::LoggerProvider;
     use opentelemetry::trace::{TraceContextExt, TracerProvider};
     use opentelemetry_sdk::error::OTelSdkResult;
     use opentelemetry_sdk::logs::{LogBatch, LogExporter, SdkLoggerProvider};
     use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+    use parking_lot::Mutex;
     use tracing_opentelemetry::OpenTelemetrySpanExt;
     use tracing_subscriber::filter::FilterFn;
     use tracing_subscriber::layer::SubscriberExt;
@@ -131,7 +132,7 @@ mod tests {
 
     impl LogExporter for Kept {
         async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
-            self.0.lock().expect("not poisoned").extend(batch.iter().map(|(record, _)| record.clone()));
+            self.0.lock().extend(batch.iter().map(|(record, _)| record.clone()));
             Ok(())
         }
     }
@@ -145,7 +146,7 @@ mod tests {
         let subscriber =
             tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(tracer)).with(layer);
         tracing::subscriber::with_default(subscriber, work);
-        let kept = kept.0.lock().expect("not poisoned");
+        let kept = kept.0.lock();
         kept.clone()
     }
 
@@ -172,8 +173,8 @@ mod tests {
             assert!(facts.contains(fact), "{facts}");
         }
         assert_eq!(records[0].event_name(), None, "not an event");
-        let (ids, seen) = (ids.expect("a span"), records[0].trace_context().expect("ids"));
-        assert_eq!((seen.trace_id, seen.span_id), (ids.trace_id(), ids.span_id()));
+        let (ids, context) = (ids.expect("a span"), records[0].trace_context().expect("ids"));
+        assert_eq!((context.trace_id, context.span_id), (ids.trace_id(), ids.span_id()));
         assert_eq!(records[1].severity_number(), Some(Severity::Error));
         assert!(records[1].trace_context().is_none(), "outside of every span");
     }

@@ -33,7 +33,7 @@ const NAMES: [&str; 14] = [
 ];
 
 /// A word of this length after `Bearer` is a token, and not part of a sentence.
-const LEAST_TOKEN_BYTES: usize = 16;
+const MIN_TOKEN_BYTES: usize = 16;
 
 /// The text without its secrets. Defined for any text; what is already masked is unchanged.
 pub fn masked(text: &str) -> Cow<'_, str> {
@@ -204,7 +204,7 @@ fn after_scheme(rest: &str) -> Option<(usize, usize)> {
     let is_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '~' | '+' | '/' | '=');
     let length = value.find(|c| !is_token(c)).unwrap_or(value.len());
     let token = &value[..length];
-    let is_word = length < LEAST_TOKEN_BYTES && !token.bytes().any(|byte| byte.is_ascii_digit());
+    let is_word = length < MIN_TOKEN_BYTES && !token.bytes().any(|byte| byte.is_ascii_digit());
     (!is_word).then_some((scheme.len(), scheme.len() + length))
 }
 

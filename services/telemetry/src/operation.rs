@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use kernel::{Clock, IdSource, SystemClock, SystemIds, Timestamp};
 use opentelemetry::Context;
 use opentelemetry::trace::{Status, TraceContextExt};
+use parking_lot::{Mutex, MutexGuard};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use uuid::Uuid;
@@ -296,7 +297,7 @@ impl Operation {
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.0.slot.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.slot.lock()
     }
 }
 
@@ -336,11 +337,11 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = self.slot.lock();
         if slot.taken || slot.held {
             return;
         }
-        // Made only now: most operations are no event.
+        // Made only now: few operations are an event.
         let event = match &slot.outcome {
             Some(outcome) => self.event(&slot, outcome),
             None => self.event(&slot, &cut_off()),
@@ -381,14 +382,13 @@ fn span_ref_of(span: &Span) -> TraceParent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[derive(Default)]
-    struct Seen(Mutex<Vec<Ended>>);
+    struct RecordingSink(Mutex<Vec<Ended>>);
 
-    impl EventSink for Seen {
+    impl EventSink for RecordingSink {
         fn unclaimed(&self, ended: Ended) -> Disposition {
-            self.0.lock().expect("not poisoned").push(ended);
+            self.0.lock().push(ended);
             Disposition::NoEvent
         }
         fn put(&self, _event: TraceEvent) {}
@@ -397,8 +397,8 @@ mod tests {
         }
     }
 
-    fn open(seen: &Arc<Seen>) -> Operation {
-        let sink: Arc<dyn EventSink> = seen.clone();
+    fn open(sink: &Arc<RecordingSink>) -> Operation {
+        let sink: Arc<dyn EventSink> = sink.clone();
         Operation::open(
             Kind::Server,
             "order.v1.OrderService/CreateOrder",
@@ -410,44 +410,44 @@ mod tests {
 
     #[test]
     fn an_unclaimed_slot_is_passed_on_once_when_the_last_clone_is_dropped() {
-        let seen = Arc::new(Seen::default());
-        let operation = open(&seen);
+        let sink = Arc::new(RecordingSink::default());
+        let operation = open(&sink);
         let transaction = operation.clone();
         operation.end(Outcome::Success);
         drop(operation);
-        assert_eq!(seen.0.lock().expect("not poisoned").len(), 0, "the transaction may still claim it");
+        assert_eq!(sink.0.lock().len(), 0, "the transaction may still claim it");
         drop(transaction);
-        let ended = seen.0.lock().expect("not poisoned");
+        let ended = sink.0.lock();
         assert_eq!(ended.len(), 1);
         assert_eq!(ended[0].event.status, EventStatus::Success);
     }
 
     #[test]
     fn a_claimed_slot_is_not_passed_on() {
-        let seen = Arc::new(Seen::default());
-        let operation = open(&seen);
+        let sink = Arc::new(RecordingSink::default());
+        let operation = open(&sink);
         let event = operation.event(&Outcome::Success).expect("it has a slot");
         operation.commit_event(&event);
         assert_eq!(operation.event(&Outcome::Success), None);
         drop(operation);
-        assert_eq!(seen.0.lock().expect("not poisoned").len(), 0);
+        assert_eq!(sink.0.lock().len(), 0);
     }
 
     #[test]
     fn a_held_operation_is_no_event_until_it_is_admitted() {
-        let seen = Arc::new(Seen::default());
-        let (other_client, customer) = (open(&seen), open(&seen));
+        let sink = Arc::new(RecordingSink::default());
+        let (other_client, customer) = (open(&sink), open(&sink));
         other_client.hold_until_admitted();
         customer.hold_until_admitted();
         customer.admit();
         drop((other_client, customer));
-        assert_eq!(seen.0.lock().expect("not poisoned").len(), 1);
+        assert_eq!(sink.0.lock().len(), 1);
     }
 
     #[test]
     fn an_operation_that_is_cut_off_has_failed() {
-        let seen = Arc::new(Seen::default());
-        drop(open(&seen));
-        assert_eq!(seen.0.lock().expect("not poisoned")[0].event.status, EventStatus::Failed);
+        let sink = Arc::new(RecordingSink::default());
+        drop(open(&sink));
+        assert_eq!(sink.0.lock()[0].event.status, EventStatus::Failed);
     }
 }

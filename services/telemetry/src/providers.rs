@@ -216,6 +216,6 @@ fn observed<E>(
     target: &Target,
     cause: Cause,
 ) -> Result<Observed<E>, SetupError> {
-    let exporter = exporter.map_err(|source| SetupError::Exporter { endpoint: target.shown(), source })?;
+    let exporter = exporter.map_err(|source| SetupError::Exporter { endpoint: target.masked(), source })?;
     Ok(Observed::new(exporter, Reachability::new(target, cause)))
 }

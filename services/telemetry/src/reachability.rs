@@ -3,7 +3,7 @@
 //! (see [`crate::log::filter`]).
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opentelemetry_sdk::Resource;
@@ -13,6 +13,7 @@ use opentelemetry_sdk::metrics::Temporality;
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
+use parking_lot::Mutex;
 
 use crate::environment::{Signal, Target};
 
@@ -25,11 +26,11 @@ pub(crate) struct Cause(Arc<Mutex<String>>);
 
 impl Cause {
     pub(crate) fn set(&self, cause: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = cause;
+        *self.0.lock() = cause;
     }
 
     fn take(&self) -> String {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.lock())
     }
 }
 
@@ -38,7 +39,7 @@ impl Cause {
 enum Change {
     None,
     Failing(String),
-    /// The collector answers that it does not accept the signal.
+    /// The collector reports that it does not accept the signal.
     Unsupported(String),
     Recovered,
 }
@@ -60,7 +61,7 @@ pub(crate) struct Reachability {
 
 impl Reachability {
     pub(crate) fn new(target: &Target, cause: Cause) -> Self {
-        Self { signal: target.signal, endpoint: target.shown(), cause, state: Mutex::default() }
+        Self { signal: target.signal, endpoint: target.masked(), cause, state: Mutex::default() }
     }
 
     fn observe(&self, result: &OTelSdkResult) {
@@ -83,7 +84,7 @@ impl Reachability {
     }
 
     fn change(&self, result: &OTelSdkResult, now: Instant) -> Change {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         match result {
             Ok(()) if state.is_failing => {
                 state.is_failing = false;
@@ -105,7 +106,7 @@ impl Reachability {
     }
 }
 
-/// The exporters' errors have the collector's answer as text only.
+/// The exporters' errors have the collector's response as text only.
 fn is_unsupported(error: &str) -> bool {
     error.contains("gRPC code: Unimplemented") || error.contains("status code: 404")
 }

@@ -125,10 +125,10 @@ fn tls(target: &Target) -> Result<ClientConfig, VariableError> {
         None => system_roots(target)?,
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let wrong = |error: &rustls::Error| VariableError::new(&target.variable, error.to_string(), "http:// only");
+    let invalid = |error: &rustls::Error| VariableError::new(&target.variable, error.to_string(), "http:// only");
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| wrong(&error))?
+        .map_err(|error| invalid(&error))?
         .with_root_certificates(roots);
     let Some((certificate, key)) = target.client.as_ref().filter(|_| is_secure) else {
         return Ok(config.with_no_client_auth());

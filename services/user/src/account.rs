@@ -5,10 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::password::{Password, PasswordHash};
 
-/// A person's role.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Role {
-    /// Slots orders.
+    /// Places orders.
     Customer,
     /// Runs the platform.
     Operator,
@@ -61,7 +60,6 @@ pub(crate) struct Origin {
     pub(crate) fingerprint: String,
 }
 
-/// A person's account.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Account {
     pub(crate) profile: Profile,
@@ -77,6 +75,20 @@ pub(crate) struct Registration {
     pub(crate) email: String,
     pub(crate) password: Password,
     pub(crate) display_name: String,
+}
+
+/// The credentials of a log-in.
+#[derive(Clone, Debug)]
+pub(crate) struct Login {
+    pub(crate) email: String,
+    pub(crate) password: Password,
+}
+
+/// A request for another password.
+#[derive(Clone, Debug)]
+pub(crate) struct PasswordUpdate {
+    pub(crate) current: Password,
+    pub(crate) new: Password,
 }
 
 /// A profile update: `None` leaves a field as it is, `Some(None)` clears it.

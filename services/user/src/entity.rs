@@ -1,6 +1,5 @@
 //! The tables, as sea-orm sees them. Entities never leave `store.rs`. Times are microseconds since the epoch.
 
-/// A person's account.
 pub(crate) mod account {
     use sea_orm::entity::prelude::*;
 
@@ -37,7 +36,6 @@ pub(crate) mod account {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// A log-in's session.
 pub(crate) mod session {
     use sea_orm::entity::prelude::*;
 
@@ -49,7 +47,7 @@ pub(crate) mod session {
         pub(crate) user_id: Uuid,
         /// SHA-256 of the part that all refresh tokens of the session share.
         pub(crate) family_hash: String,
-        /// SHA-256 of the newest refresh token; if one turn gave several, of each of them, separated by spaces.
+        /// SHA-256 of the newest refresh token; if one rotation gave several, of each of them, separated by spaces.
         pub(crate) newest_hash: String,
         /// SHA-256 of the previous ones, and until when they are accepted.
         pub(crate) previous_hash: Option<String>,

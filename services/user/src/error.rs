@@ -10,22 +10,16 @@ pub enum Error {
     /// Fields break the rules; lists all of them.
     #[error(transparent)]
     Invalid(#[from] chassis::Invalid),
-    /// No such account, or a wrong password: the answer does not reveal which.
+    /// No such account, or a wrong password: the error does not reveal which.
     #[error("the e-mail or the password is wrong")]
     InvalidCredentials,
     /// Too many failed log-ins to this account from this address, or more concurrent ones than the processors can
     /// check.
     #[error("too many log-ins")]
-    TooManyLogins {
-        /// When to retry.
-        retry_after: Duration,
-    },
+    TooManyLogins { retry_after: Duration },
     /// More passwords than the processors can hash, or too many wrong ones under one request id.
     #[error("too many requests")]
-    TooManyRequests {
-        /// When to retry.
-        retry_after: Duration,
-    },
+    TooManyRequests { retry_after: Duration },
     /// Another account has the e-mail.
     #[error("there is an account with this e-mail already")]
     EmailTaken,
@@ -41,13 +35,11 @@ pub enum Error {
     /// The policy table admits only persons: it disagrees with this service.
     #[error("the call needs a person's access token")]
     NotAPerson,
-    /// The database failed.
     #[error("the user store failed")]
     Storage(#[from] storage::Error),
     /// A stored hash cannot be read, or the cost is out of range.
     #[error("a password could not be hashed")]
     Hash(#[source] bcrypt::BcryptError),
-    /// The task panicked.
     #[error("a password's worker panicked")]
     Worker(#[source] tokio::task::JoinError),
     /// Signing the token failed.

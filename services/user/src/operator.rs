@@ -14,7 +14,9 @@ use tokio::sync::watch;
 use crate::account::{Account, Profile, Role};
 use crate::convert;
 use crate::error::Error;
+use crate::migration::MIGRATIONS;
 use crate::password::{Password, Passwords};
+use crate::settings::Config;
 use crate::slots::Share;
 use crate::store::{Inserted, Store};
 
@@ -35,9 +37,7 @@ pub(crate) enum FileError {
     /// It cannot be read.
     #[error("the operator's file {path} cannot be read")]
     Read {
-        /// The path.
         path: PathBuf,
-        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -46,16 +46,11 @@ pub(crate) enum FileError {
     Exposed(#[from] storage::ownership::Exposed),
     /// It does not have the expected form.
     #[error("the operator's file {path} must hold one line, as in `operator@example.com PASSWORD`")]
-    Form {
-        /// The path.
-        path: PathBuf,
-    },
+    Form { path: PathBuf },
     /// The e-mail or the password breaks the rules.
     #[error("the operator's file {path} breaks a rule")]
     Rule {
-        /// The path.
         path: PathBuf,
-        /// The violations.
         #[source]
         source: chassis::Invalid,
     },
@@ -102,7 +97,7 @@ pub(crate) async fn create(
     let password_hash = passwords
         .hash(password, Share::of_address(Ipv4Addr::UNSPECIFIED.into()))
         .await
-        .map_err(|refused| refused.or_busy(busy))?;
+        .map_err(|rejected| rejected.or_busy(busy))?;
     let (user_id, now) = (UserId::from_uuid(ids.uuid()), clock.now());
     let profile = Profile {
         user_id,
@@ -115,9 +110,22 @@ pub(crate) async fn create(
         updated: now,
     };
     match store.insert_account(&Account { profile, password_hash, origin: None }, operation).await? {
-        Inserted::Made => Ok(user_id),
+        Inserted::Created => Ok(user_id),
         Inserted::Taken => Err(Error::EmailTaken),
     }
+}
+
+/// Creates an operator's account in the database of these settings, after migrating its schema. For `ordermesh operator
+/// create`: no call creates an operator.
+///
+/// # Errors
+/// The e-mail or the password breaks the rules, the e-mail is taken, or the database failed.
+pub async fn create_operator(config: &Config, email: &str, password: &str) -> Result<UserId, Error> {
+    let credentials = Credentials::checked(email, password)?;
+    let db = config.common.open_database("user", MIGRATIONS).await?;
+    let passwords = Passwords::new(config.bcrypt_cost, 0);
+    let operation = audit::of_command(CREATE, Arc::new(audit::CommandSink("user")));
+    create(&Store::new(db), &passwords, credentials, &SystemClock, &SystemIds, &operation).await
 }
 
 /// The bootstrap operator, whose account is created while the service already serves.
@@ -144,7 +152,7 @@ impl Bootstrap {
         let (done, is_done) = watch::channel(false);
         let email = credentials.email.clone();
         let work = async move {
-            make_once(&store, &passwords, credentials, events).await;
+            create_once(&store, &passwords, credentials, events).await;
             // Whatever the outcome, waiting log-ins go on. If this future is dropped, the channel closes, with the same
             // effect.
             done.send_replace(true);
@@ -160,7 +168,7 @@ impl Bootstrap {
     }
 }
 
-async fn make_once(store: &Store, passwords: &Passwords, credentials: Credentials, events: Arc<dyn EventSink>) {
+async fn create_once(store: &Store, passwords: &Passwords, credentials: Credentials, events: Arc<dyn EventSink>) {
     let email = credentials.email.clone();
     let operation = audit::of_command(CREATE, events);
     match create(store, passwords, credentials, &SystemClock, &SystemIds, &operation).await {
@@ -190,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_file_has_one_line_with_an_email_and_a_password() {
-        let credentials = read("Operator@ordermesh.local correct horse\n").expect("sound");
+        let credentials = read("Operator@ordermesh.local correct horse\n").expect("valid");
         assert_eq!(credentials.email, "operator@ordermesh.local");
         assert!(matches!(read("operator@ordermesh.local"), Err(FileError::Form { .. })));
         assert!(matches!(read("a@b.c secret-enough\nd@e.f secret-enough\n"), Err(FileError::Form { .. })));

@@ -6,11 +6,12 @@
 //!
 //! The time of an operation does not reveal whether an account exists.
 
-use std::fmt;
 use std::hint::black_box;
 use std::time::Duration;
 
 use bcrypt::{HashParts, non_truncating_hash, non_truncating_hash_with_salt, non_truncating_verify};
+
+use kernel::Secret;
 
 use crate::error::Error;
 use crate::slots::{QueueFull, Share, Slots};
@@ -20,13 +21,12 @@ pub(crate) const MAX_PASSWORD_BYTES: usize = 71;
 /// In characters, which are code points (NIST SP 800-63B, 5.1.1.2).
 pub(crate) const MIN_PASSWORD_CHARS: usize = 8;
 
-/// A password. Never logged.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Password {
     /// OpaqueString of RFC 8265. Limits apply to its length, not to that of the typed text.
-    prepared: String,
+    prepared: Secret<String>,
     /// As typed, if that differs and is short enough to have been hashed.
-    typed: Option<String>,
+    typed: Option<Secret<String>>,
 }
 
 impl Password {
@@ -35,17 +35,17 @@ impl Password {
         let text = text.into();
         let prepared = kernel::text::opaque(&text);
         let typed = (text != prepared && text.len() <= MAX_PASSWORD_BYTES).then_some(text);
-        Self { prepared, typed }
+        Self { prepared: Secret::new(prepared), typed: typed.map(Secret::new) }
     }
 
     /// In characters.
     pub(crate) fn length(&self) -> usize {
-        self.prepared.chars().count()
+        self.prepared.expose().chars().count()
     }
 
     /// Whether it can be hashed.
     pub(crate) fn fits(&self) -> bool {
-        self.prepared.len() <= MAX_PASSWORD_BYTES
+        self.prepared.expose().len() <= MAX_PASSWORD_BYTES
     }
 
     /// Whether a stored hash can be one of it.
@@ -55,60 +55,48 @@ impl Password {
 
     /// The forms that a stored hash can be of, the current form first.
     fn forms(&self) -> impl Iterator<Item = &str> {
-        let prepared = self.fits().then_some(self.prepared.as_str());
-        prepared.into_iter().chain(self.typed.as_deref())
+        let prepared = self.fits().then_some(&self.prepared);
+        prepared.into_iter().chain(&self.typed).map(|form| form.expose().as_str())
     }
 }
 
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password(..)")
-    }
-}
-
-/// A password's bcrypt hash. Never logged either: guesses can be checked against it.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct PasswordHash(String);
+/// A password's bcrypt hash: a secret too, since guesses can be checked against it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct PasswordHash(Secret<String>);
 
 impl PasswordHash {
     pub(crate) fn from_stored(text: String) -> Self {
-        Self(text)
+        Self(Secret::new(text))
     }
 
     pub(crate) fn as_stored(&self) -> &str {
-        &self.0
+        self.0.expose()
     }
 
     fn cost(&self) -> Result<u32, Error> {
-        Ok(self.0.parse::<HashParts>().map_err(Error::Hash)?.get_cost())
-    }
-}
-
-impl fmt::Debug for PasswordHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PasswordHash(..)")
+        Ok(self.as_stored().parse::<HashParts>().map_err(Error::Hash)?.get_cost())
     }
 }
 
 /// The outcome of a check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Check {
-    Wrong,
-    Right,
-    /// Right, with a new hash of the current cost to store.
+    Mismatch,
+    Match,
+    /// A match, with a new hash of the current cost to store.
     Renewed(PasswordHash),
 }
 
-/// Why a password was not hashed.
+/// Why a password was not hashed or checked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
+pub(crate) enum HashError {
     #[error("too many passwords wait to be hashed")]
     Busy,
     #[error(transparent)]
     Failed(#[from] Error),
 }
 
-impl Refused {
+impl HashError {
     /// The caller's error; `busy` makes the error of the method.
     pub(crate) fn or_busy(self, busy: impl FnOnce(Duration) -> Error) -> Error {
         match self {
@@ -139,7 +127,7 @@ impl Passwords {
         Self { cost: 4, slots: Slots::new(0, 0) }
     }
 
-    pub(crate) async fn hash(&self, password: Password, share: Share) -> Result<PasswordHash, Refused> {
+    pub(crate) async fn hash(&self, password: Password, share: Share) -> Result<PasswordHash, HashError> {
         let cost = self.cost;
         self.on_a_processor(share, move || hash(&password, cost)).await
     }
@@ -150,7 +138,7 @@ impl Passwords {
         password: Password,
         stored: Option<PasswordHash>,
         share: Share,
-    ) -> Result<Check, Refused> {
+    ) -> Result<Check, HashError> {
         let cost = self.cost;
         self.on_a_processor(share, move || check(&password, stored, cost)).await
     }
@@ -159,11 +147,11 @@ impl Passwords {
         &self,
         share: Share,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Refused> {
-        let place = self.slots.take(share).await.map_err(|QueueFull| Refused::Busy)?;
+    ) -> Result<T, HashError> {
+        let slot = self.slots.take(share).await.map_err(|QueueFull| HashError::Busy)?;
         let work = tokio::task::spawn_blocking(move || {
             // Owned by the work itself: cancelling the call does not free the processor.
-            let _place = place;
+            let _slot = slot;
             work()
         });
         Ok(work.await.map_err(Error::Worker)??)
@@ -171,26 +159,26 @@ impl Passwords {
 }
 
 fn hash(password: &Password, cost: u32) -> Result<PasswordHash, Error> {
-    non_truncating_hash(&password.prepared, cost).map(PasswordHash).map_err(Error::Hash)
+    non_truncating_hash(password.prepared.expose(), cost).map(PasswordHash::from_stored).map_err(Error::Hash)
 }
 
 fn check(password: &Password, stored: Option<PasswordHash>, cost: u32) -> Result<Check, Error> {
     let Some(stored) = stored else {
         password.forms().try_for_each(|form| waste(form, cost))?;
-        return Ok(Check::Wrong);
+        return Ok(Check::Mismatch);
     };
     let stored_cost = stored.cost()?;
     for form in password.forms() {
-        if non_truncating_verify(form, &stored.0).map_err(Error::Hash)? {
-            let is_todays = stored_cost == cost && form == password.prepared;
+        if non_truncating_verify(form, stored.as_stored()).map_err(Error::Hash)? {
+            let is_current = stored_cost == cost && form == password.prepared.expose();
             // A password that is too long in the current form keeps its hash.
-            let stays = is_todays || !password.fits();
-            return Ok(if stays { Check::Right } else { Check::Renewed(hash(password, cost)?) });
+            let is_kept = is_current || !password.fits();
+            return Ok(if is_kept { Check::Match } else { Check::Renewed(hash(password, cost)?) });
         }
         // A hash of a lower cost was checked in less time: 2^low + (2^low + … + 2^(cost-1)) = 2^cost.
         (stored_cost..cost).try_for_each(|cost| waste(form, cost))?;
     }
-    Ok(Check::Wrong)
+    Ok(Check::Mismatch)
 }
 
 /// Takes as long as a check against a hash of this cost.
@@ -217,10 +205,13 @@ mod tests {
         let hash = passwords.hash(password("correct horse"), me()).await.expect("hashed");
         assert_eq!(
             passwords.check(password("correct horse"), Some(hash.clone()), me()).await.expect("checked"),
-            Check::Right
+            Check::Match
         );
-        assert_eq!(passwords.check(password("Correct horse"), Some(hash), me()).await.expect("checked"), Check::Wrong);
-        assert_eq!(passwords.check(password("correct horse"), None, me()).await.expect("checked"), Check::Wrong);
+        assert_eq!(
+            passwords.check(password("Correct horse"), Some(hash), me()).await.expect("checked"),
+            Check::Mismatch
+        );
+        assert_eq!(passwords.check(password("correct horse"), None, me()).await.expect("checked"), Check::Mismatch);
     }
 
     #[tokio::test]
@@ -229,14 +220,14 @@ mod tests {
         let passwords = Passwords::new(5, 8);
         assert_eq!(
             passwords.check(password("wrong horse"), Some(old.clone()), me()).await.expect("checked"),
-            Check::Wrong
+            Check::Mismatch
         );
         let Check::Renewed(new) = passwords.check(password("correct horse"), Some(old), me()).await.expect("checked")
         else {
             panic!("the hash should be renewed");
         };
         assert_eq!(new.cost().expect("a cost"), 5);
-        assert_eq!(passwords.check(password("correct horse"), Some(new), me()).await.expect("checked"), Check::Right);
+        assert_eq!(passwords.check(password("correct horse"), Some(new), me()).await.expect("checked"), Check::Match);
     }
 
     #[tokio::test]
@@ -245,8 +236,11 @@ mod tests {
         let longest = "x".repeat(MAX_PASSWORD_BYTES);
         let hash = passwords.hash(password(&longest), me()).await.expect("hashed");
         let almost = format!("{}y", &longest[1..]);
-        assert_eq!(passwords.check(password(&almost), Some(hash), me()).await.expect("checked"), Check::Wrong);
-        assert!(matches!(passwords.hash(password(&"x".repeat(72)), me()).await, Err(Refused::Failed(Error::Hash(_)))));
+        assert_eq!(passwords.check(password(&almost), Some(hash), me()).await.expect("checked"), Check::Mismatch);
+        assert!(matches!(
+            passwords.hash(password(&"x".repeat(72)), me()).await,
+            Err(HashError::Failed(Error::Hash(_)))
+        ));
     }
 
     #[tokio::test]
@@ -256,14 +250,14 @@ mod tests {
         for same in ["Z\u{fc}rich 123", "Zu\u{308}rich 123", "Z\u{fc}rich\u{2003}123"] {
             assert_eq!(
                 passwords.check(password(same), Some(hash.clone()), me()).await.expect("checked"),
-                Check::Right,
+                Check::Match,
                 "{same}"
             );
         }
         for other in ["Zurich 123", "Z\u{fc}rich123", "z\u{fc}rich 123"] {
             assert_eq!(
                 passwords.check(password(other), Some(hash.clone()), me()).await.expect("checked"),
-                Check::Wrong,
+                Check::Mismatch,
                 "{other}"
             );
         }
@@ -272,35 +266,38 @@ mod tests {
     #[tokio::test]
     async fn a_hash_of_the_typed_form_is_valid_and_renewed() {
         let (passwords, typed) = (Passwords::new(4, 8), "Zu\u{308}rich 123");
-        let old = PasswordHash(non_truncating_hash(typed, 4).expect("hashed"));
+        let old = PasswordHash::from_stored(non_truncating_hash(typed, 4).expect("hashed"));
         assert_eq!(
             passwords.check(password("Zurich 123"), Some(old.clone()), me()).await.expect("checked"),
-            Check::Wrong
+            Check::Mismatch
         );
         let Check::Renewed(new) = passwords.check(password(typed), Some(old), me()).await.expect("checked") else {
             panic!("the hash should be renewed");
         };
-        assert_eq!(passwords.check(password("Z\u{fc}rich 123"), Some(new), me()).await.expect("checked"), Check::Right);
+        assert_eq!(passwords.check(password("Z\u{fc}rich 123"), Some(new), me()).await.expect("checked"), Check::Match);
     }
 
     #[tokio::test]
     async fn a_password_too_long_in_the_current_form_keeps_its_hash() {
         let (passwords, typed) = (Passwords::new(4, 8), "\u{958}".repeat(23));
         assert!(!password(&typed).fits() && password(&typed).may_be_known());
-        let old = PasswordHash(non_truncating_hash(&typed, 4).expect("hashed"));
-        assert_eq!(passwords.check(password(&typed), Some(old), me()).await.expect("checked"), Check::Right);
+        let old = PasswordHash::from_stored(non_truncating_hash(&typed, 4).expect("hashed"));
+        assert_eq!(passwords.check(password(&typed), Some(old), me()).await.expect("checked"), Check::Match);
         assert!(!password(&"x".repeat(72)).may_be_known());
         assert!(password(&"e\u{301}".repeat(30)).fits(), "90 bytes as typed, 60 in the normalized form");
     }
 
     #[tokio::test]
     async fn a_full_queue_rejects_a_password() {
-        assert!(matches!(Passwords::full().hash(password("correct horse"), me()).await, Err(Refused::Busy)));
+        assert!(matches!(Passwords::full().hash(password("correct horse"), me()).await, Err(HashError::Busy)));
     }
 
     #[test]
     fn passwords_and_hashes_are_not_printed() {
         let hash = hash(&password("correct horse"), 4).expect("hashed");
-        assert_eq!(format!("{:?} {hash:?}", password("correct horse")), "Password(..) PasswordHash(..)");
+        assert_eq!(
+            format!("{:?} {hash:?}", password("correct horse")),
+            "Password { prepared: Secret(..), typed: None } PasswordHash(Secret(..))"
+        );
     }
 }

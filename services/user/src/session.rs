@@ -1,12 +1,13 @@
 //! A session and its refresh tokens.
 //!
-//! A token consists of a *family*, which all tokens of the session share, and a *turn*, which changes with every
-//! refresh; both are random. Only their hashes are stored: one row per session, whatever its age. The newest token is
-//! accepted, and for a short grace period the previous one (its answer may have been lost). An older one means that a
-//! token was stolen, so it ends the session. Without the family, nothing can be ended.
+//! A token consists of a *family*, which all tokens of the session share, and a *secret*, which changes with every
+//! rotation (refresh token rotation, RFC 9700, 4.14.2); both are random. Only their hashes are stored: one row per
+//! session, whatever its age. The newest token is accepted, and for a short grace period the previous one (its response
+//! may have been lost). An older one means that a token was stolen, so it ends the session. Without the family, nothing
+//! can be ended.
 //!
-//! Several refreshes with one token within the grace period (a browser's tabs, a lost answer) are one turn: each gets
-//! its own token, all of them are the newest, and the grace period is counted from the first.
+//! Several refreshes with one token within the grace period (a browser's tabs, a lost response) are one rotation: each
+//! gets its own token, all of them are the newest, and the grace period is counted from the first.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,36 +18,36 @@ use kernel::{SessionId, Timestamp, UserId};
 use sha2::{Digest, Sha256};
 
 const FAMILY_BYTES: usize = 16;
-const TURN_BYTES: usize = 32;
+const SECRET_BYTES: usize = 32;
 
 /// A session's refresh token. Never logged.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct RefreshToken {
     family: [u8; FAMILY_BYTES],
-    turn: [u8; TURN_BYTES],
+    secret: [u8; SECRET_BYTES],
 }
 
 impl RefreshToken {
     /// The first token of a new session.
     pub(crate) fn random() -> Self {
-        Self { family: rand::random(), turn: rand::random() }
+        Self { family: rand::random(), secret: rand::random() }
     }
 
     /// The next token of the same session.
     pub(crate) fn next(&self) -> Self {
-        Self { family: self.family, turn: rand::random() }
+        Self { family: self.family, secret: rand::random() }
     }
 
     /// Reads a token's text.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
-        let (family, turn) = bytes.split_first_chunk::<FAMILY_BYTES>()?;
-        Some(Self { family: *family, turn: turn.try_into().ok()? })
+        let (family, secret) = bytes.split_first_chunk::<FAMILY_BYTES>()?;
+        Some(Self { family: *family, secret: secret.try_into().ok()? })
     }
 
     /// The text for the client: a secret.
     pub(crate) fn expose(&self) -> String {
-        BASE64_URL_SAFE_NO_PAD.encode([self.family.as_slice(), &self.turn].concat())
+        BASE64_URL_SAFE_NO_PAD.encode([self.family.as_slice(), &self.secret].concat())
     }
 
     /// The key by which the session is found.
@@ -56,7 +57,7 @@ impl RefreshToken {
 
     /// The hash by which this token is recognised.
     pub(crate) fn hash(&self) -> String {
-        hex_sha256(&[&self.family, &self.turn])
+        hex_sha256(&[&self.family, &self.secret])
     }
 }
 
@@ -70,10 +71,10 @@ fn hex_sha256(parts: &[&[u8]]) -> String {
     Sha256::digest(parts.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The remembered tokens of one turn: beyond that, the oldest is dropped.
-const MAX_TOKENS_OF_A_TURN: usize = 32;
+/// The remembered tokens of one rotation: beyond that, the oldest is dropped.
+const MAX_TOKENS_OF_A_ROTATION: usize = 32;
 
-/// The hashes of the tokens of one turn, in order of creation.
+/// The hashes of the tokens of one rotation, in order of creation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Hashes(Vec<String>);
 
@@ -96,7 +97,7 @@ impl Hashes {
     }
 
     fn and(mut self, hash: &str) -> Self {
-        if self.0.len() >= MAX_TOKENS_OF_A_TURN {
+        if self.0.len() >= MAX_TOKENS_OF_A_ROTATION {
             self.0.remove(0);
         }
         self.0.push(hash.to_owned());
@@ -104,14 +105,13 @@ impl Hashes {
     }
 }
 
-/// The tokens of the previous turn.
+/// The tokens of the previous rotation.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Previous {
     pub(crate) hashes: Hashes,
     pub(crate) accepted_until: Timestamp,
 }
 
-/// A session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Session {
     pub(crate) id: SessionId,
@@ -140,7 +140,13 @@ impl Session {
     }
 
     /// The session after `presented` was exchanged for `next`; `None`: the session ends.
-    pub(crate) fn turned(self, presented_hash: &str, next_hash: &str, now: Timestamp, grace: Duration) -> Option<Self> {
+    pub(crate) fn rotated(
+        self,
+        presented_hash: &str,
+        next_hash: &str,
+        now: Timestamp,
+        grace: Duration,
+    ) -> Option<Self> {
         if now >= self.expires {
             return None;
         }
@@ -148,12 +154,12 @@ impl Session {
             let previous = Some(Previous { hashes: self.newest, accepted_until: now.plus(grace) });
             return Some(Self { newest: Hashes::one(next_hash), previous, ..self });
         }
-        // The same turn again: the newest tokens stay valid.
-        let is_same_turn = self
+        // The same rotation again: the newest tokens stay valid.
+        let is_same_rotation = self
             .previous
             .as_ref()
             .is_some_and(|previous| previous.hashes.has(presented_hash) && now < previous.accepted_until);
-        is_same_turn.then(|| Self { newest: self.newest.clone().and(next_hash), ..self })
+        is_same_rotation.then(|| Self { newest: self.newest.clone().and(next_hash), ..self })
     }
 }
 
@@ -173,9 +179,9 @@ mod tests {
         Session::open(SessionId::from_uuid(SystemIds.uuid()), UserId::from_uuid(SystemIds.uuid()), start(), LIFETIME)
     }
 
-    fn turn(session: &Session, token: &RefreshToken, after: Duration) -> Option<(Session, RefreshToken)> {
+    fn rotate(session: &Session, token: &RefreshToken, after: Duration) -> Option<(Session, RefreshToken)> {
         let next = token.next();
-        session.clone().turned(&token.hash(), &next.hash(), start().plus(after), GRACE).map(|session| (session, next))
+        session.clone().rotated(&token.hash(), &next.hash(), start().plus(after), GRACE).map(|session| (session, next))
     }
 
     #[test]
@@ -201,58 +207,58 @@ mod tests {
     #[test]
     fn the_newest_token_is_accepted_until_the_session_ends() {
         let (session, first) = opened();
-        let (session, second) = turn(&session, &first, Duration::from_secs(900)).expect("the newest token");
-        assert!(turn(&session, &second, LIFETIME - Duration::from_micros(1)).is_some());
-        assert!(turn(&session, &second, LIFETIME).is_none());
+        let (session, second) = rotate(&session, &first, Duration::from_secs(900)).expect("the newest token");
+        assert!(rotate(&session, &second, LIFETIME - Duration::from_micros(1)).is_some());
+        assert!(rotate(&session, &second, LIFETIME).is_none());
     }
 
     #[test]
     fn the_previous_token_is_accepted_for_thirty_seconds() {
         let (session, first) = opened();
-        let (session, _lost) = turn(&session, &first, Duration::ZERO).expect("the newest token");
-        assert!(turn(&session, &first, GRACE - Duration::from_micros(1)).is_some());
-        assert!(turn(&session, &first, GRACE).is_none());
+        let (session, _lost) = rotate(&session, &first, Duration::ZERO).expect("the newest token");
+        assert!(rotate(&session, &first, GRACE - Duration::from_micros(1)).is_some());
+        assert!(rotate(&session, &first, GRACE).is_none());
     }
 
     #[test]
     fn after_a_repeated_refresh_both_new_tokens_work() {
         let (session, first) = opened();
-        let (session, one) = turn(&session, &first, Duration::ZERO).expect("the newest token");
-        let (session, other) = turn(&session, &first, Duration::from_secs(1)).expect("the previous token");
-        assert!(turn(&session, &one, Duration::from_secs(2)).is_some());
-        assert!(turn(&session, &other, Duration::from_secs(2)).is_some());
+        let (session, one) = rotate(&session, &first, Duration::ZERO).expect("the newest token");
+        let (session, other) = rotate(&session, &first, Duration::from_secs(1)).expect("the previous token");
+        assert!(rotate(&session, &one, Duration::from_secs(2)).is_some());
+        assert!(rotate(&session, &other, Duration::from_secs(2)).is_some());
     }
 
     #[test]
-    fn all_refreshes_with_one_token_within_its_grace_are_one_turn() {
+    fn all_refreshes_with_one_token_within_its_grace_are_one_rotation() {
         let (mut session, first) = opened();
         let mut given = vec![];
         for second in 0..20 {
-            let (turned, token) = turn(&session, &first, Duration::from_secs(second)).expect("the same turn");
-            session = turned;
+            let (rotated, token) = rotate(&session, &first, Duration::from_secs(second)).expect("the same rotation");
+            session = rotated;
             given.push(token);
         }
         for token in &given {
-            assert!(turn(&session, token, Duration::from_secs(600)).is_some(), "each is a newest token");
+            assert!(rotate(&session, token, Duration::from_secs(600)).is_some(), "each is a newest token");
         }
-        assert!(turn(&session, &first, GRACE).is_none(), "the grace period starts with the first refresh");
-        // The next turn's tokens are accepted together too, and expire together.
+        assert!(rotate(&session, &first, GRACE).is_none(), "the grace period starts with the first refresh");
+        // The next rotation's tokens are accepted together too, and expire together.
         for token in &given {
-            (session, _) = turn(&session, token, Duration::from_secs(600)).expect("the next turn");
+            (session, _) = rotate(&session, token, Duration::from_secs(600)).expect("the next rotation");
         }
         for token in &given {
-            assert!(turn(&session, token, Duration::from_secs(600) + GRACE).is_none(), "a stolen token is detected");
+            assert!(rotate(&session, token, Duration::from_secs(600) + GRACE).is_none(), "a stolen token is detected");
         }
-        assert!(turn(&session, &first, Duration::from_secs(601)).is_none(), "an older token");
+        assert!(rotate(&session, &first, Duration::from_secs(601)).is_none(), "an older token");
     }
 
     #[test]
-    fn the_tokens_of_a_turn_are_bounded_and_stored_losslessly() {
+    fn the_tokens_of_a_rotation_are_bounded_and_stored_losslessly() {
         let mut hashes = Hashes::one("0");
         for number in 1..100 {
             hashes = hashes.and(&number.to_string());
         }
-        assert_eq!(hashes.0.len(), MAX_TOKENS_OF_A_TURN);
+        assert_eq!(hashes.0.len(), MAX_TOKENS_OF_A_ROTATION);
         assert!(hashes.has("99") && !hashes.has("0"));
         assert_eq!(Hashes::from_stored(&hashes.as_stored()), hashes);
     }
@@ -260,11 +266,11 @@ mod tests {
     #[test]
     fn an_older_token_ends_the_session() {
         let (session, first) = opened();
-        let (session, second) = turn(&session, &first, Duration::ZERO).expect("the newest token");
-        let (session, _third) = turn(&session, &second, Duration::from_secs(1)).expect("the newest token");
-        assert!(turn(&session, &first, Duration::from_secs(2)).is_none());
+        let (session, second) = rotate(&session, &first, Duration::ZERO).expect("the newest token");
+        let (session, _third) = rotate(&session, &second, Duration::from_secs(1)).expect("the newest token");
+        assert!(rotate(&session, &first, Duration::from_secs(2)).is_none());
         assert!(
-            turn(&session, &second, Duration::from_secs(2)).is_some(),
+            rotate(&session, &second, Duration::from_secs(2)).is_some(),
             "control: the previous token does not end it"
         );
     }

@@ -11,11 +11,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use mesh::network;
+use kernel::client_network;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// The fair share that a slot is counted in.
@@ -29,12 +30,12 @@ pub(crate) struct Share {
 impl Share {
     /// The share of an address without an account.
     pub(crate) fn of_address(address: IpAddr) -> Self {
-        Self { network: network(address), account: None }
+        Self { network: client_network(address), account: None }
     }
 
     /// The share of an account that is used from an address.
     pub(crate) fn of_account(address: IpAddr, account: impl Into<String>) -> Self {
-        Self { network: network(address), account: Some(account.into()) }
+        Self { network: client_network(address), account: Some(account.into()) }
     }
 }
 
@@ -59,7 +60,7 @@ pub(crate) struct Slots(Arc<Inner>);
 struct Inner {
     max_waiting: usize,
     state: Mutex<State>,
-    refused: Counter<u64>,
+    rejected: Counter<u64>,
 }
 
 #[derive(Debug)]
@@ -85,24 +86,24 @@ struct Usage {
     held: usize,
     waiting: usize,
     /// When it last got a slot, or arrived.
-    turn: u64,
+    last_served: u64,
 }
 
 impl Slots {
     pub(crate) fn new(slots: usize, max_waiting: usize) -> Self {
-        let refused = opentelemetry::global::meter("ordermesh")
-            .u64_counter("ordermesh.passwords.refused")
+        let rejected = opentelemetry::global::meter("ordermesh")
+            .u64_counter("ordermesh.passwords.rejected")
             .with_description("Passwords rejected because too many are waiting to be hashed, by cause")
             .build();
         let state =
             State { free: slots, now: 0, waiting: Vec::new(), addresses: HashMap::new(), accounts: HashMap::new() };
-        Self(Arc::new(Inner { max_waiting, state: Mutex::new(state), refused }))
+        Self(Arc::new(Inner { max_waiting, state: Mutex::new(state), rejected }))
     }
 
     /// Waits for a slot.
     pub(crate) async fn take(&self, share: Share) -> Result<Slot, QueueFull> {
         let mut waiting = match self.enter(share)? {
-            Entered::Slot(place) => return Ok(place),
+            Entered::Slot(slot) => return Ok(slot),
             Entered::Queue(waiting) => waiting,
         };
         // The sender is dropped together with the waiter, and only after it has sent.
@@ -116,45 +117,47 @@ impl Slots {
         let number = state.tick();
         if state.free > 0 {
             state.free -= 1;
-            state.change(&share, |usage| (usage.held, usage.turn) = (usage.held + 1, number));
+            state.change(&share, |usage| (usage.held, usage.last_served) = (usage.held + 1, number));
             return Ok(Entered::Slot(Slot { slots: self.clone(), share }));
         }
         let (sender, granted) = oneshot::channel();
         state.change(&share, |usage| {
-            usage.turn = if usage.held + usage.waiting == 0 { number } else { usage.turn };
+            if usage.held + usage.waiting == 0 {
+                usage.last_served = number;
+            }
             usage.waiting += 1;
         });
         state.waiting.push(Waiter { number, share: share.clone(), granted: sender });
         if state.waiting.len() > self.0.max_waiting {
-            let newest_of_most = state.newest_of_most().map(|index| state.remove(index));
-            if let Some(displaced) = newest_of_most.filter(|displaced| displaced.number != number) {
-                self.0.refuse(Cause::Displaced);
-                // If the receiver is gone, no answer is needed.
+            let newest = state.newest_of_largest().map(|index| state.remove(index));
+            if let Some(displaced) = newest.filter(|displaced| displaced.number != number) {
+                self.0.count_rejection(Cause::Displaced);
+                // If the receiver is gone, no result is needed.
                 let _ = displaced.granted.send(Err(QueueFull));
             } else {
-                self.0.refuse(Cause::Full);
+                self.0.count_rejection(Cause::Full);
                 return Err(QueueFull);
             }
         }
         Ok(Entered::Queue(Waiting { slots: self.clone(), number, share, granted, is_settled: false }))
     }
 
-    fn give_back(&self, share: &Share) {
-        self.0.state().give_back(share);
+    fn release(&self, share: &Share) {
+        self.0.state().release(share);
     }
 }
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    fn refuse(&self, cause: Cause) {
+    fn count_rejection(&self, cause: Cause) {
         let cause = match cause {
             Cause::Full => "queue_full",
             Cause::Displaced => "displaced",
         };
-        self.refused.add(1, &[KeyValue::new("cause", cause)]);
+        self.rejected.add(1, &[KeyValue::new("cause", cause)]);
     }
 }
 
@@ -183,21 +186,21 @@ impl State {
     }
 
     fn next(&self) -> Option<usize> {
-        let in_turn = |waiter: &Waiter| {
+        let rank = |waiter: &Waiter| {
             let (address, account) = self.usage(&waiter.share);
-            (address.held, address.turn, account.held, account.turn, waiter.number)
+            (address.held, address.last_served, account.held, account.last_served, waiter.number)
         };
-        self.waiting.iter().enumerate().min_by_key(|(_, waiter)| in_turn(waiter)).map(|(index, _)| index)
+        self.waiting.iter().enumerate().min_by_key(|(_, waiter)| rank(waiter)).map(|(index, _)| index)
     }
 
-    fn newest_of_most(&self) -> Option<usize> {
-        // If two addresses have equally many waiting, the one that came later: otherwise they would evict each other in
-        // turn.
-        let most = |waiter: &Waiter| {
+    fn newest_of_largest(&self) -> Option<usize> {
+        // If two addresses have equally many waiting, the one that came later: otherwise they would evict each other
+        // alternately.
+        let rank = |waiter: &Waiter| {
             let (address, account) = self.usage(&waiter.share);
-            (address.waiting, address.turn, account.waiting, waiter.number)
+            (address.waiting, address.last_served, account.waiting, waiter.number)
         };
-        self.waiting.iter().enumerate().max_by_key(|(_, waiter)| most(waiter)).map(|(index, _)| index)
+        self.waiting.iter().enumerate().max_by_key(|(_, waiter)| rank(waiter)).map(|(index, _)| index)
     }
 
     fn remove(&mut self, index: usize) -> Waiter {
@@ -206,7 +209,7 @@ impl State {
         waiter
     }
 
-    fn give_back(&mut self, share: &Share) {
+    fn release(&mut self, share: &Share) {
         // The next is chosen while the slot still counts: a returned slot does not go back to its own share while
         // others wait.
         let next = self.next().map(|index| self.remove(index));
@@ -215,8 +218,8 @@ impl State {
             self.free += 1;
             return;
         };
-        let turn = self.tick();
-        self.change(&share, |usage| (usage.held, usage.turn) = (usage.held + 1, turn));
+        let now = self.tick();
+        self.change(&share, |usage| (usage.held, usage.last_served) = (usage.held + 1, now));
         // If the receiver is gone, it has left the queue or returns the slot: see `Waiting`.
         let _ = granted.send(Ok(()));
     }
@@ -245,7 +248,7 @@ impl Drop for Waiting {
         if let Some(index) = state.waiting.iter().position(|waiter| waiter.number == self.number) {
             state.remove(index);
         } else if let Ok(Ok(())) = self.granted.try_recv() {
-            state.give_back(&self.share);
+            state.release(&self.share);
         }
     }
 }
@@ -259,7 +262,7 @@ pub(crate) struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.slots.give_back(&self.share);
+        self.slots.release(&self.share);
     }
 }
 

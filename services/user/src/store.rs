@@ -1,40 +1,40 @@
 //! Queries. Entities stay in this module.
 
 mod ended;
+mod invariants;
 
 use kernel::{RequestId, SessionId, Timestamp, UserId};
 use sea_orm::sea_query::OnConflict;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, IntoActiveModel, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, Set, Statement,
+    ActiveModelTrait, ColumnTrait, EntityTrait, ExprTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QuerySelect,
+    Set, Statement,
 };
 use storage::{Database, Tx};
 use telemetry::{Operation, Outcome};
 
 use crate::account::{Account, Address, Origin, Profile, ProfileChange, Role};
-use crate::audit::AuditedSession;
 use crate::entity::{account, session};
 use crate::error::Error;
 use crate::password::PasswordHash;
 use crate::session::{Hashes, Previous, Session};
 
-/// The User Service's tables.
+/// The User Service's tables. Clones share their connections.
 #[derive(Clone, Debug)]
-pub(crate) struct Store {
+pub struct Store {
     db: Database,
 }
 
 /// The outcome of creating an account.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Inserted {
-    Made,
+    Created,
     /// The e-mail or the request id is already used.
     Taken,
 }
 
 /// A refresh: the presented token and the next one.
 #[derive(Clone, Debug)]
-pub(crate) struct Turn {
+pub(crate) struct Rotation {
     pub(crate) family_hash: String,
     pub(crate) presented_hash: String,
     pub(crate) next_hash: String,
@@ -68,7 +68,8 @@ pub(crate) struct PasswordChange {
 }
 
 impl Store {
-    pub(crate) fn new(db: Database) -> Self {
+    /// On a database whose schema is up to date.
+    pub fn new(db: Database) -> Self {
         Self { db }
     }
 
@@ -91,10 +92,8 @@ impl Store {
         account: &Account,
         operation: &Operation,
     ) -> Result<Inserted, storage::Error> {
-        let (row, operation) = (row(account), operation.clone());
         self.db
-            .transact(move |tx| {
-                let (row, operation) = (row.clone(), operation.clone());
+            .transact_with((row(account), operation.clone()), |tx, (row, operation)| {
                 Box::pin(async move {
                     let user_id = row.user_id;
                     let inserted = account::Entity::insert(row.into_active_model())
@@ -106,7 +105,7 @@ impl Store {
                     }
                     operation.set_user(user_id);
                     tx.emit(&operation, &Outcome::Success);
-                    Ok(Inserted::Made)
+                    Ok(Inserted::Created)
                 })
             })
             .await
@@ -120,10 +119,8 @@ impl Store {
         now: Timestamp,
         operation: &Operation,
     ) -> Result<Option<Profile>, storage::Error> {
-        let operation = operation.clone();
         self.db
-            .transact(move |tx| {
-                let (change, operation) = (change.clone(), operation.clone());
+            .transact_with((change, operation.clone()), move |tx, (change, operation)| {
                 Box::pin(async move {
                     let found = account::Entity::find_by_id(user_id.as_uuid()).lock_exclusive().one(tx.conn()).await?;
                     let Some(found) = found else { return Ok(None) };
@@ -150,10 +147,8 @@ impl Store {
     pub(crate) async fn open_session(&self, opening: Opening, operation: &Operation) -> Result<bool, storage::Error> {
         // Identifies the log-in among those of the account.
         operation.set("session.id", opening.session.id.to_string());
-        let operation = operation.clone();
         self.db
-            .transact(move |tx| {
-                let (opening, operation) = (opening.clone(), operation.clone());
+            .transact_with((opening, operation.clone()), |tx, (opening, operation)| {
                 Box::pin(async move {
                     let Opening { session, role, verified, renewed, access_until } = opening;
                     let user_id = session.user_id;
@@ -173,40 +168,15 @@ impl Store {
             .await
     }
 
-    /// A page of all sessions, by id: those after `after`.
-    pub(crate) async fn sessions(
-        &self,
-        after: Option<SessionId>,
-        limit: u64,
-    ) -> Result<Vec<AuditedSession>, storage::Error> {
-        let mut find = session::Entity::find().order_by_asc(session::Column::SessionId).limit(limit);
-        if let Some(after) = after {
-            find = find.filter(session::Column::SessionId.gt(after.as_uuid()));
-        }
-        let audited = |row: session::Model| AuditedSession {
-            id: SessionId::from_uuid(row.session_id),
-            user: UserId::from_uuid(row.user_id),
-            created: Timestamp::from_micros(row.create_time),
-        };
-        Ok(find.all(self.db.read()).await?.into_iter().map(audited).collect())
-    }
-
     /// Rotates a session's token, or ends the session; `None`: it has ended.
-    pub(crate) async fn turn_session(&self, turn: Turn) -> Result<Option<(Session, Role)>, storage::Error> {
-        self.db
-            .transact(move |tx| {
-                let turn = turn.clone();
-                Box::pin(async move { turn_session(tx, turn).await })
-            })
-            .await
+    pub(crate) async fn rotate_session(&self, rotation: Rotation) -> Result<Option<(Session, Role)>, storage::Error> {
+        self.db.transact_with(rotation, |tx, rotation| Box::pin(rotate_session(tx, rotation))).await
     }
 
     /// Ends a session, with its audit event, unless it has ended already.
     pub(crate) async fn end_session(&self, family_hash: String, operation: &Operation) -> Result<(), storage::Error> {
-        let operation = operation.clone();
         self.db
-            .transact(move |tx| {
-                let (family_hash, operation) = (family_hash.clone(), operation.clone());
+            .transact_with((family_hash, operation.clone()), |tx, (family_hash, operation)| {
                 Box::pin(async move {
                     let of_it = session::Column::FamilyHash.eq(family_hash);
                     let found = session::Entity::find().filter(of_it).lock_exclusive().one(tx.conn()).await?;
@@ -224,10 +194,8 @@ impl Store {
     /// Changes a password and ends the other sessions; returns how many. `InvalidCredentials`: it was changed
     /// meanwhile.
     pub(crate) async fn change_password(&self, change: PasswordChange, operation: &Operation) -> Result<u64, Error> {
-        let operation = operation.clone();
         self.db
-            .transact(move |tx| {
-                let (change, operation) = (change.clone(), operation.clone());
+            .transact_with((change, operation.clone()), |tx, (change, operation)| {
                 Box::pin(async move {
                     let user_id = change.user_id.as_uuid();
                     if !has_password(tx, user_id, &change.verified).await? {
@@ -246,38 +214,32 @@ impl Store {
     /// Deletes some of the expired sessions and of the expired records of issued tokens; returns the larger number of
     /// the two.
     pub(crate) async fn delete_expired_sessions(&self, now: Timestamp, limit: u32) -> Result<u64, storage::Error> {
-        self.db
-            .transact(move |tx| {
-                Box::pin(async move {
-                    let delete = Statement::from_sql_and_values(
-                        tx.conn().get_database_backend(),
-                        "DELETE FROM session WHERE session_id IN \
-                         (SELECT session_id FROM session WHERE expire_time <= $1 ORDER BY expire_time LIMIT $2)",
-                        [now.as_micros().into(), i64::from(limit).into()],
-                    );
-                    let deleted = tx.conn().execute_raw(delete).await?.rows_affected();
-                    Ok::<_, storage::Error>(std::cmp::max(deleted, ended::forget(tx, now, limit).await?))
-                })
-            })
-            .await
+        let delete = Statement::from_sql_and_values(
+            self.db.read().get_database_backend(),
+            "DELETE FROM session WHERE session_id IN \
+             (SELECT session_id FROM session WHERE expire_time <= $1 ORDER BY expire_time LIMIT $2)",
+            [now.as_micros().into(), i64::from(limit).into()],
+        );
+        let deleted = self.db.execute(delete).await?;
+        Ok(std::cmp::max(deleted, self.delete_expired_tokens(now, limit).await?))
     }
 }
 
-async fn turn_session(tx: &Tx, turn: Turn) -> Result<Option<(Session, Role)>, storage::Error> {
-    let Turn { family_hash, presented_hash, next_hash, now, grace, access_until } = turn;
+async fn rotate_session(tx: &Tx, rotation: Rotation) -> Result<Option<(Session, Role)>, storage::Error> {
+    let Rotation { family_hash, presented_hash, next_hash, now, grace, access_until } = rotation;
     let of_it = session::Column::FamilyHash.eq(family_hash);
     let Some(found) = session::Entity::find().filter(of_it).lock_exclusive().one(tx.conn()).await? else {
         return Ok(None);
     };
     let session_id = found.session_id;
-    let Some(turned) = Session::from(found).turned(&presented_hash, &next_hash, now, grace) else {
+    let Some(rotated) = Session::from(found).rotated(&presented_hash, &next_hash, now, grace) else {
         session::Entity::delete_by_id(session_id).exec(tx.conn()).await?;
         return Ok(None);
     };
-    let row = session_row(&turned);
+    let row = session_row(&rotated);
     let Some(owner) = account::Entity::find_by_id(row.user_id).one(tx.conn()).await? else { return Ok(None) };
     let role = role(owner.role)?;
-    if !ended::issued(tx, session_id, turned.user_id, role, access_until).await? {
+    if !ended::issued(tx, session_id, rotated.user_id, role, access_until).await? {
         session::Entity::delete_by_id(session_id).exec(tx.conn()).await?;
         return Ok(None);
     }
@@ -289,7 +251,7 @@ async fn turn_session(tx: &Tx, turn: Turn) -> Result<Option<(Session, Role)>, st
         ..Default::default()
     };
     update.update(tx.conn()).await?;
-    Ok(Some((turned, role)))
+    Ok(Some((rotated, role)))
 }
 
 /// Locks the account, so that a log-in and a change of its password are serialized.

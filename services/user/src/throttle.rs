@@ -1,29 +1,30 @@
 //! Limits failed log-ins of one account from one address: a token bucket that refills with time. It rejects and never
 //! sleeps, and is checked before a processor is spent on bcrypt.
 //!
-//! A log-in holds a permit while it is in flight, and returns it unless the password was wrong. So concurrent log-ins
+//! A log-in reserves a token while it is in flight, and returns it unless the password was wrong. So concurrent log-ins
 //! are a burst and cannot evade the rate, and an empty bucket is full again after `failures` × `interval`, however many
 //! attempts there were: a caller on the owner's address locks the owner out for no longer. Nothing else counts: a
 //! log-in that the database or a full queue rejects, or that is cancelled before its password is checked, reveals
 //! nothing and locks no account. Per instance, in memory: with n instances an attacker has n times as many attempts.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use kernel::{Clock, Timestamp};
-use mesh::network;
+use kernel::{Clock, Limiter, Rate, Timestamp, client_network};
 use opentelemetry::metrics::Counter;
+use parking_lot::Mutex;
 
-/// The limits.
+/// A retry delay is never shorter: the token may depend on log-ins in flight.
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Limits {
     /// Wrong passwords in a row that are admitted.
     pub(crate) failures: u32,
     /// The time to refill one attempt.
     pub(crate) interval: Duration,
-    /// The most pairs of account and address that are remembered.
+    /// How many pairs of account and address are remembered.
     pub(crate) max_remembered: usize,
 }
 
@@ -36,7 +37,7 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(email: &str, address: IpAddr) -> Self {
-        Self { email: email.to_owned(), network: network(address) }
+        Self { email: email.to_owned(), network: client_network(address) }
     }
 }
 
@@ -47,20 +48,10 @@ pub(crate) struct Throttled {
     pub(crate) retry_after: Duration,
 }
 
-/// The state of a source. Full buckets without log-ins in flight are removed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Bucket {
-    /// When the bucket is full again.
-    full_at: Timestamp,
-    /// Log-ins in flight.
-    under_way: u32,
-}
-
 struct Inner {
-    limits: Limits,
     clock: Arc<dyn Clock>,
-    buckets: Mutex<HashMap<Source, Bucket>>,
-    refused: Counter<u64>,
+    limiter: Mutex<Limiter<Source, Timestamp>>,
+    rejected: Counter<u64>,
 }
 
 /// Throttles log-ins by their failures. Clones share the state.
@@ -69,78 +60,48 @@ pub(crate) struct Throttle(Arc<Inner>);
 
 impl Throttle {
     pub(crate) fn new(limits: Limits, clock: Arc<dyn Clock>) -> Self {
-        let refused = opentelemetry::global::meter("ordermesh")
+        let rejected = opentelemetry::global::meter("ordermesh")
             .u64_counter("ordermesh.logins.throttled")
             .with_description("Log-ins rejected after too many failures")
             .build();
-        Self(Arc::new(Inner { limits, clock, buckets: Mutex::default(), refused }))
+        let limiter = Limiter::new(Rate::new(limits.failures, limits.interval), limits.max_remembered);
+        Self(Arc::new(Inner { clock, limiter: Mutex::new(limiter), rejected }))
     }
 
-    /// Admits a log-in; it counts against the account if [`Try::wrong`] is called.
-    pub(crate) fn admit(&self, source: Source) -> Result<Try, Throttled> {
-        let Limits { failures, interval, max_remembered } = self.0.limits;
+    /// Admits a log-in; it counts against the account if [`Attempt::failed`] is called.
+    pub(crate) fn admit(&self, source: Source) -> Result<Attempt, Throttled> {
         let now = self.0.clock.now();
-        let mut buckets = self.0.buckets();
-        let known = buckets.get(&source).copied().unwrap_or_default();
-        let allowed = interval.saturating_mul(failures.saturating_sub(1));
-        let held = interval.saturating_mul(known.under_way);
-        let wait = known.full_at.since(now);
-        if wait.saturating_add(held) > allowed {
-            self.0.refused.add(1, &[]);
-            return Err(Throttled { retry_after: wait.saturating_sub(allowed).max(Duration::from_secs(1)) });
+        let mut limiter = self.0.limiter.lock();
+        limiter.make_room(&source, now);
+        let reserved = limiter.reserve(source.clone(), now);
+        drop(limiter);
+        if let Err(wait) = reserved {
+            self.0.rejected.add(1, &[]);
+            return Err(Throttled { retry_after: wait.max(MIN_RETRY_DELAY) });
         }
-        if buckets.len() >= max_remembered && !buckets.contains_key(&source) {
-            make_room(&mut buckets, now, max_remembered);
-        }
-        buckets.insert(source.clone(), Bucket { under_way: known.under_way + 1, ..known });
-        drop(buckets);
-        Ok(Try { throttle: self.clone(), source })
-    }
-}
-
-impl Inner {
-    fn buckets(&self) -> MutexGuard<'_, HashMap<Source, Bucket>> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Removes buckets that are full again; if there are none, the one with the fewest failures.
-fn make_room(buckets: &mut HashMap<Source, Bucket>, now: Timestamp, max_remembered: usize) {
-    buckets.retain(|_, bucket| bucket.full_at > now || bucket.under_way > 0);
-    if buckets.len() >= max_remembered
-        && let Some(least) = buckets.iter().min_by_key(|(_, bucket)| bucket.full_at).map(|(source, _)| source.clone())
-    {
-        buckets.remove(&least);
+        Ok(Attempt { throttle: self.clone(), source, has_failed: false })
     }
 }
 
 /// An admitted log-in, in flight until it is dropped.
-pub(crate) struct Try {
+pub(crate) struct Attempt {
     throttle: Throttle,
     source: Source,
+    has_failed: bool,
 }
 
-impl Try {
+impl Attempt {
     /// The password was wrong. Call it before the next await: the call may be cancelled there.
-    pub(crate) fn wrong(self) {
-        let Inner { limits, clock, .. } = &*self.throttle.0;
-        let now = clock.now();
-        if let Some(bucket) = self.throttle.0.buckets().get_mut(&self.source) {
-            bucket.full_at = bucket.full_at.max(now).plus(limits.interval);
-        }
+    pub(crate) fn failed(mut self) {
+        self.has_failed = true;
     }
 }
 
-impl Drop for Try {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        let inner = &self.throttle.0;
-        let now = inner.clock.now();
-        let mut buckets = inner.buckets();
-        let Some(bucket) = buckets.get_mut(&self.source) else { return };
-        bucket.under_way = bucket.under_way.saturating_sub(1);
-        if bucket.full_at <= now && bucket.under_way == 0 {
-            buckets.remove(&self.source);
-        }
+        let Inner { clock, limiter, .. } = &*self.throttle.0;
+        let now = clock.now();
+        limiter.lock().release(&self.source, now, self.has_failed);
     }
 }
 
@@ -168,17 +129,17 @@ mod tests {
     fn failures_empty_the_bucket_and_time_refills_it() {
         let (throttle, clock) = throttle();
         for _ in 0..3 {
-            throttle.admit(ada()).expect("admitted").wrong();
+            throttle.admit(ada()).expect("admitted").failed();
         }
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
         clock.advance(Duration::from_secs(9));
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(1) }));
         clock.advance(Duration::from_secs(1));
-        throttle.admit(ada()).expect("one more").wrong();
+        throttle.admit(ada()).expect("one more").failed();
         assert!(throttle.admit(ada()).is_err());
         clock.advance(Duration::from_secs(30));
         for _ in 0..3 {
-            throttle.admit(ada()).expect("full again").wrong();
+            throttle.admit(ada()).expect("full again").failed();
         }
         assert!(throttle.admit(ada()).is_err());
     }
@@ -189,18 +150,18 @@ mod tests {
         for _ in 0..100 {
             drop(throttle.admit(ada()).expect("admitted"));
         }
-        assert!(throttle.0.buckets().is_empty(), "no bucket is kept");
+        assert!(throttle.0.limiter.lock().is_empty(), "no bucket is kept");
     }
 
     #[test]
-    fn concurrent_log_ins_are_bounded_and_all_wrong_ones_are_counted() {
+    fn concurrent_log_ins_are_bounded_and_all_failed_ones_are_counted() {
         let (throttle, clock) = throttle();
-        let under_way: Vec<Try> = (0..3).map(|_| throttle.admit(ada()).expect("admitted")).collect();
+        let in_flight: Vec<Attempt> = (0..3).map(|_| throttle.admit(ada()).expect("admitted")).collect();
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(1) }));
-        under_way.into_iter().for_each(Try::wrong);
+        in_flight.into_iter().for_each(Attempt::failed);
         assert_eq!(throttle.admit(ada()).err(), Some(Throttled { retry_after: Duration::from_secs(10) }));
         clock.advance(Duration::from_secs(10));
-        throttle.admit(ada()).expect("one more").wrong();
+        throttle.admit(ada()).expect("one more").failed();
         assert!(throttle.admit(ada()).is_err(), "control: no more than one");
     }
 
@@ -208,20 +169,20 @@ mod tests {
     fn the_bucket_is_full_after_its_intervals_however_many_attempts_were_wrong() {
         let (throttle, clock) = throttle();
         for burst in 0..40 {
-            let under_way: Vec<Try> = std::iter::from_fn(|| throttle.admit(ada()).ok()).collect();
-            assert_eq!(under_way.len(), if burst == 0 { 3 } else { 1 }, "no more concurrently than in sequence");
-            under_way.into_iter().for_each(Try::wrong);
+            let in_flight: Vec<Attempt> = std::iter::from_fn(|| throttle.admit(ada()).ok()).collect();
+            assert_eq!(in_flight.len(), if burst == 0 { 3 } else { 1 }, "no more concurrently than in sequence");
+            in_flight.into_iter().for_each(Attempt::failed);
             clock.advance(Duration::from_secs(10));
         }
         clock.advance(Duration::from_secs(20));
-        let full: Vec<Try> = std::iter::from_fn(|| throttle.admit(ada()).ok()).collect();
+        let full: Vec<Attempt> = std::iter::from_fn(|| throttle.admit(ada()).ok()).collect();
         assert_eq!(full.len(), 3);
-        full.into_iter().for_each(Try::wrong);
+        full.into_iter().for_each(Attempt::failed);
         clock.advance(Duration::from_secs(29));
-        assert!(!throttle.0.buckets().is_empty(), "control: not before");
+        assert!(!throttle.0.limiter.lock().is_empty(), "control: not before");
         clock.advance(Duration::from_secs(1));
         for _ in 0..3 {
-            throttle.admit(ada()).expect("full again").wrong();
+            throttle.admit(ada()).expect("full again").failed();
         }
     }
 
@@ -229,7 +190,7 @@ mod tests {
     fn other_accounts_and_addresses_are_not_throttled() {
         let (throttle, _) = throttle();
         for _ in 0..3 {
-            throttle.admit(ada()).expect("admitted").wrong();
+            throttle.admit(ada()).expect("admitted").failed();
         }
         assert!(throttle.admit(ada()).is_err());
         assert!(throttle.admit(from("bob@example.com", "192.0.2.1")).is_ok());
@@ -247,11 +208,11 @@ mod tests {
     fn buckets_are_bounded_and_those_with_the_most_failures_stay() {
         let (throttle, _) = throttle();
         for _ in 0..3 {
-            throttle.admit(ada()).expect("admitted").wrong();
+            throttle.admit(ada()).expect("admitted").failed();
         }
         for number in 0..50 {
-            throttle.admit(from(&format!("{number}@example.com"), "192.0.2.1")).expect("admitted").wrong();
-            assert!(throttle.0.buckets().len() <= LIMITS.max_remembered);
+            throttle.admit(from(&format!("{number}@example.com"), "192.0.2.1")).expect("admitted").failed();
+            assert!(throttle.0.limiter.lock().len() <= LIMITS.max_remembered);
         }
         assert!(throttle.admit(ada()).is_err(), "still remembered");
     }

@@ -1,12 +1,11 @@
 //! Access tokens: EdDSA JWTs that every service verifies locally. They end when they expire, or with their session
 //! (`store::ended`).
 
-use std::fmt;
 use std::time::Duration;
 
 use chassis::keys::{AUDIENCE, ISSUER};
 use jsonwebtoken::{Algorithm, Header, encode};
-use kernel::{SessionId, Timestamp, UserId};
+use kernel::{Secret, SessionId, Timestamp, UserId};
 use serde::Serialize;
 
 use crate::account::Role;
@@ -33,10 +32,10 @@ pub(crate) struct Bearer {
     pub(crate) role: Role,
 }
 
-/// A signed access token. Never logged.
-#[derive(Clone, PartialEq, Eq)]
+/// A signed access token.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct AccessToken {
-    text: String,
+    text: Secret<String>,
     /// The expiry, in whole seconds.
     pub(crate) expires: Timestamp,
 }
@@ -57,18 +56,12 @@ impl AccessToken {
         };
         let header = Header { kid: Some(key.kid.clone()), ..Header::new(Algorithm::EdDSA) };
         let text = encode(&header, &claims, key.encoding()).map_err(Error::Sign)?;
-        Ok(Self { text, expires: Timestamp::from_micros(exp.saturating_mul(1_000_000)) })
+        Ok(Self { text: Secret::new(text), expires: Timestamp::from_micros(exp.saturating_mul(1_000_000)) })
     }
 
     /// The JWT: a secret.
     pub(crate) fn expose(&self) -> &str {
-        &self.text
-    }
-}
-
-impl fmt::Debug for AccessToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessToken").field("expires", &self.expires).finish_non_exhaustive()
+        self.text.expose()
     }
 }
 

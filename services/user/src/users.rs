@@ -16,7 +16,7 @@ use crate::operator::Bootstrap;
 use crate::password::{Check, Password, Passwords};
 use crate::session::{RefreshToken, Session};
 use crate::slots::Share;
-use crate::store::{Inserted, Opening, PasswordChange, Store, Turn};
+use crate::store::{Inserted, Opening, PasswordChange, Rotation, Store};
 use crate::throttle::{Source, Throttle};
 use crate::token::{AccessToken, Bearer};
 
@@ -37,7 +37,6 @@ pub(crate) struct Tokens {
     pub(crate) refresh: RefreshToken,
 }
 
-/// An authenticated person who is calling.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Person {
     pub(crate) user_id: UserId,
@@ -47,9 +46,9 @@ pub(crate) struct Person {
     pub(crate) session_id: Option<SessionId>,
 }
 
-/// The person whose sessions are to end.
+/// The account whose sessions are to end.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Whose {
+pub(crate) enum AccountRef {
     Id(UserId),
     Email(String),
 }
@@ -75,8 +74,8 @@ impl Users {
         operation: &Operation,
     ) -> Result<Profile, Error> {
         let fingerprint = fingerprint(&registration);
-        if let Some(made) = self.store.account_by_request(registration.request_id).await? {
-            return self.replay(made, registration, &fingerprint, from, operation).await;
+        if let Some(known) = self.store.account_by_request(registration.request_id).await? {
+            return self.replay(known, registration, &fingerprint, from, operation).await;
         }
         self.bootstrapped(&registration.email).await;
         if self.store.account_by_email(&registration.email).await?.is_some() {
@@ -84,7 +83,7 @@ impl Users {
         }
         let busy = |retry_after| Error::TooManyRequests { retry_after };
         let hashed = self.passwords.hash(registration.password.clone(), Share::of_address(from)).await;
-        let password_hash = hashed.map_err(|refused| refused.or_busy(busy))?;
+        let password_hash = hashed.map_err(|rejected| rejected.or_busy(busy))?;
         let now = self.clock.now();
         let profile = Profile {
             user_id: UserId::from_uuid(self.ids.uuid()),
@@ -99,7 +98,7 @@ impl Users {
         let origin = Some(Origin { request_id: registration.request_id, fingerprint: fingerprint.clone() });
         let account = Account { profile, password_hash, origin };
         match self.store.insert_account(&account, operation).await? {
-            Inserted::Made => Ok(account.profile),
+            Inserted::Created => Ok(account.profile),
             Inserted::Taken => self.email_taken(registration, &fingerprint, from, operation).await,
         }
     }
@@ -113,38 +112,38 @@ impl Users {
         operation: &Operation,
     ) -> Result<Profile, Error> {
         match self.store.account_by_request(registration.request_id).await? {
-            Some(made) => self.replay(made, registration, fingerprint, from, operation).await,
+            Some(known) => self.replay(known, registration, fingerprint, from, operation).await,
             None => Err(Error::EmailTaken),
         }
     }
 
-    /// The first answer, if this is the same command. A repetition whose password is no longer the account's counts as
+    /// The first response, if this is the same command. A repetition whose password is no longer the account's counts as
     /// another command: the first password is not stored.
     async fn replay(
         &self,
-        made: Account,
+        known: Account,
         registration: Registration,
         fingerprint: &str,
         from: IpAddr,
         operation: &Operation,
     ) -> Result<Profile, Error> {
-        if made.origin.as_ref().is_none_or(|origin| origin.fingerprint != fingerprint) {
+        if known.origin.as_ref().is_none_or(|origin| origin.fingerprint != fingerprint) {
             return Err(Error::RequestIdReused);
         }
         // A caller with the request id must not guess passwords faster here than at Login.
         let too_many = |retry_after| Error::TooManyRequests { retry_after };
         let source = Source::new(&registration.email, from);
-        let admitted = self.throttle.admit(source).map_err(|throttled| too_many(throttled.retry_after))?;
+        let attempt = self.throttle.admit(source).map_err(|throttled| too_many(throttled.retry_after))?;
         let share = Share::of_address(from);
-        let check = self.passwords.check(registration.password, Some(made.password_hash), share).await;
-        if check.map_err(|refused| refused.or_busy(too_many))? == Check::Wrong {
-            admitted.wrong();
+        let check = self.passwords.check(registration.password, Some(known.password_hash), share).await;
+        if check.map_err(|rejected| rejected.or_busy(too_many))? == Check::Mismatch {
+            attempt.failed();
             return Err(Error::RequestIdReused);
         }
-        drop(admitted);
+        drop(attempt);
         operation.replayed();
-        operation.set_user(made.profile.user_id.as_uuid());
-        let Profile { user_id, role, created, .. } = made.profile;
+        operation.set_user(known.profile.user_id.as_uuid());
+        let Profile { user_id, role, created, .. } = known.profile;
         let Registration { email, display_name, .. } = registration;
         Ok(Profile { user_id, email, display_name, phone: None, address: None, role, created, updated: created })
     }
@@ -159,20 +158,20 @@ impl Users {
     ) -> Result<(Tokens, Profile), Error> {
         self.bootstrapped(email).await;
         let too_many = |retry_after| Error::TooManyLogins { retry_after };
-        let admitted =
+        let attempt =
             self.throttle.admit(Source::new(email, from)).map_err(|throttled| too_many(throttled.retry_after))?;
         let account = self.store.account_by_email(email).await?;
         let stored = account.as_ref().map(|account| account.password_hash.clone());
         let check = self.passwords.check(password, stored, Share::of_account(from, email)).await;
-        let check = check.map_err(|refused| refused.or_busy(too_many))?;
+        let check = check.map_err(|rejected| rejected.or_busy(too_many))?;
         if let Some(account) = &account {
             operation.set_user(account.profile.user_id.as_uuid());
         }
         let (account, renewed) = match (account, check) {
-            (Some(account), Check::Right) => (account, None),
+            (Some(account), Check::Match) => (account, None),
             (Some(account), Check::Renewed(hash)) => (account, Some(hash)),
             (_, _) => {
-                admitted.wrong();
+                attempt.failed();
                 return Err(Error::InvalidCredentials);
             }
         };
@@ -188,7 +187,7 @@ impl Users {
             access_until: access.expires,
         };
         if !self.store.open_session(opening, operation).await? {
-            admitted.wrong();
+            attempt.failed();
             return Err(Error::InvalidCredentials);
         }
         Ok((Tokens { session, access, refresh }, profile))
@@ -197,7 +196,7 @@ impl Users {
     /// Exchanges a refresh token for a new pair of tokens.
     pub(crate) async fn refresh(&self, presented: RefreshToken) -> Result<Tokens, Error> {
         let (refresh, now) = (presented.next(), self.clock.now());
-        let turn = Turn {
+        let rotation = Rotation {
             family_hash: presented.family_hash(),
             presented_hash: presented.hash(),
             next_hash: refresh.hash(),
@@ -205,7 +204,7 @@ impl Users {
             grace: self.lifetimes.refresh_grace,
             access_until: now.plus(self.lifetimes.access_token),
         };
-        let (session, role) = self.store.turn_session(turn).await?.ok_or(Error::SessionEnded)?;
+        let (session, role) = self.store.rotate_session(rotation).await?.ok_or(Error::SessionEnded)?;
         let access = self.access_token(&session, role)?;
         Ok(Tokens { session, access, refresh })
     }
@@ -215,9 +214,9 @@ impl Users {
         Ok(self.store.end_session(presented.family_hash(), operation).await?)
     }
 
-    /// Ends a person's sessions; returns how many.
-    pub(crate) async fn end_sessions(&self, whose: Whose, operation: &Operation) -> Result<u64, Error> {
-        self.store.end_sessions(whose, self.clock.now(), operation).await
+    /// Ends an account's sessions; returns how many.
+    pub(crate) async fn end_sessions(&self, account: AccountRef, operation: &Operation) -> Result<u64, Error> {
+        self.store.end_sessions(account, self.clock.now(), operation).await
     }
 
     /// A page of the ended sessions that may still have an unexpired access token.
@@ -231,7 +230,6 @@ impl Users {
         if is_live { Ok(person) } else { Err(Error::SessionEnded) }
     }
 
-    /// The caller's profile.
     pub(crate) async fn profile(&self, user_id: UserId) -> Result<Profile, Error> {
         Ok(self.store.account(user_id).await?.ok_or(Error::AccountNotFound)?.profile)
     }
@@ -268,18 +266,18 @@ impl Users {
         let Account { profile, password_hash, .. } =
             self.store.account(person.user_id).await?.ok_or(Error::AccountNotFound)?;
         let too_many = |retry_after| Error::TooManyLogins { retry_after };
-        let admitted = self
+        let attempt = self
             .throttle
             .admit(Source::new(&profile.email, from))
             .map_err(|throttled| too_many(throttled.retry_after))?;
         let share = Share::of_account(from, person.user_id.to_string());
         let check = self.passwords.check(current, Some(password_hash.clone()), share.clone()).await;
-        if check.map_err(|refused| refused.or_busy(too_many))? == Check::Wrong {
-            admitted.wrong();
+        if check.map_err(|rejected| rejected.or_busy(too_many))? == Check::Mismatch {
+            attempt.failed();
             return Err(Error::InvalidCredentials);
         }
-        drop(admitted);
-        let new = self.passwords.hash(new, share).await.map_err(|refused| refused.or_busy(too_many))?;
+        drop(attempt);
+        let new = self.passwords.hash(new, share).await.map_err(|rejected| rejected.or_busy(too_many))?;
         let change = PasswordChange {
             user_id: person.user_id,
             verified: password_hash,

@@ -12,25 +12,25 @@ fn all_violations_are_reported_together() {
 
 #[test]
 fn violations_are_limited_to_a_hundred_and_the_last_one_says_so() {
-    let refused = |count: usize| {
+    let rejected = |count: usize| {
         let mut fields = Fields::default();
         for index in 0..count {
-            fields.refuse(format!("items[{index}]"), "INVALID_SKU", "no SKU");
+            fields.reject(format!("items[{index}]"), "INVALID_SKU", "no SKU");
         }
-        fields.finish::<()>(None).expect_err("refused").0
+        fields.finish::<()>(None).expect_err("rejected").0
     };
-    assert!(refused(100).iter().all(|violation| violation.reason == "INVALID_SKU"));
+    assert!(rejected(100).iter().all(|violation| violation.reason == "INVALID_SKU"));
     for count in [101, 102, 349_000] {
-        let violations = refused(count);
+        let violations = rejected(count);
         assert_eq!((violations.len(), violations[98].field.as_str()), (100, "items[98]"));
         assert_eq!((violations[99].field.as_str(), violations[99].reason), ("", "MORE_VIOLATIONS"));
     }
     let mut fields = Fields::default();
-    (0..200).for_each(|_| fields.refuse_newer("name", "REQUIRED", "is required"));
+    (0..200).for_each(|_| fields.reject_newer("name", "REQUIRED", "is required"));
     assert!(fields.finish_known(Some(())).is_ok(), "only newer rules, however many");
     let mut fields = Fields::default();
-    (0..200).for_each(|_| fields.refuse_newer("name", "REQUIRED", "is required"));
-    fields.refuse("name", "REQUIRED", "is required");
+    (0..200).for_each(|_| fields.reject_newer("name", "REQUIRED", "is required"));
+    fields.reject("name", "REQUIRED", "is required");
     assert!(fields.finish_known(Some(())).is_err(), "the one after the hundredth counts");
 }
 
@@ -74,8 +74,8 @@ fn a_command_that_breaks_only_newer_rules_is_rejected_but_still_decoded() {
         let name = fields.text("name", name, 1, 5);
         fields.finish_known(name)
     };
-    let sound = decode("Ada").expect("sound");
-    assert_eq!((sound.command.as_str(), sound.breaks), ("Ada", None));
+    let valid = decode("Ada").expect("valid");
+    assert_eq!((valid.command.as_str(), valid.breaks), ("Ada", None));
     let blank = decode("  ").expect("an earlier release accepted it");
     assert_eq!(blank.command, "  ");
     assert_eq!(blank.breaks.expect("rejected now").0[0].reason, "REQUIRED");
@@ -116,7 +116,7 @@ fn a_required_text_is_not_blank_and_has_no_misleading_characters() {
 
 #[test]
 fn an_address_is_complete_and_its_postal_code_fits_its_country() {
-    let sound = common::Address {
+    let valid = common::Address {
         recipient: "Ada".into(),
         lines: vec!["Chausseestr. 1".into()],
         city: "Berlin".into(),
@@ -124,7 +124,7 @@ fn an_address_is_complete_and_its_postal_code_fits_its_country() {
         country_code: "DE".into(),
     };
     let found = |change: fn(&mut common::Address)| {
-        let mut address = sound.clone();
+        let mut address = valid.clone();
         change(&mut address);
         let mut fields = Fields::default();
         fields.address("to", Some(&address));
@@ -144,17 +144,17 @@ fn an_address_is_complete_and_its_postal_code_fits_its_country() {
 #[test]
 fn a_payment_method_has_the_form_of_a_token() {
     assert_eq!(reason(|fields| drop(fields.payment_method("method", ""))), Some("REQUIRED"));
-    for wrong in [" ", "pm card", "pm-card", "pm_kärte", &"x".repeat(256)] {
-        let found = reason(|fields| drop(fields.payment_method("method", wrong)));
-        assert_eq!(found, Some("INVALID_PAYMENT_METHOD"), "{wrong}");
+    for invalid in [" ", "pm card", "pm-card", "pm_kärte", &"x".repeat(256)] {
+        let found = reason(|fields| drop(fields.payment_method("method", invalid)));
+        assert_eq!(found, Some("INVALID_PAYMENT_METHOD"), "{invalid}");
     }
     assert_eq!(reason(|fields| drop(fields.payment_method("method", "pm_card_visa"))), None);
 }
 
 #[test]
 fn a_sku_is_upper_case_letters_digits_and_dashes() {
-    for (text, sound) in [("MUG-BLUE", true), ("A", true), ("", false), ("mug", false), ("A B", false)] {
-        assert_eq!(Fields::default().sku("sku", text).is_some(), sound, "{text}");
+    for (text, is_valid) in [("MUG-BLUE", true), ("A", true), ("", false), ("mug", false), ("A B", false)] {
+        assert_eq!(Fields::default().sku("sku", text).is_some(), is_valid, "{text}");
     }
 }
 

@@ -6,10 +6,10 @@
 //! is at most a second late.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kernel::Timestamp;
+use parking_lot::{Mutex, MutexGuard};
 use telemetry::{Disposition, EventError, EventStatus, TraceEvent};
 use tokio::sync::Notify;
 
@@ -67,11 +67,11 @@ pub(super) struct Sums {
 
 impl Sums {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Stored if the event is one of the first `most` of its kind in this second.
-    pub(super) fn admit(&self, mut event: TraceEvent, most: u32, now: Timestamp) -> Disposition {
+    /// Stored if the event is one of the first `max` of its kind in this second.
+    pub(super) fn admit(&self, mut event: TraceEvent, max: u32, now: Timestamp) -> Disposition {
         let mut state = self.state();
         let is_full = state.ready.len() >= MAX_READY;
         let fresh = || Cell { second: now, stored: 0, left_out: None };
@@ -79,7 +79,7 @@ impl Sums {
         if is_over(cell.second, now) {
             (cell.second, cell.stored) = (now, 0);
         }
-        if cell.stored >= most || is_full {
+        if cell.stored >= max || is_full {
             let count = cell.left_out.take().map_or(0, |(_, count)| count);
             cell.left_out = Some((event.clone(), count.saturating_add(1)));
             return Disposition::Summed(event);
@@ -178,8 +178,8 @@ mod tests {
     }
 
     /// As the sink does it: an admitted event is put.
-    fn offer(sums: &Sums, event: TraceEvent, most: u32, now: Timestamp) {
-        if let Disposition::Stored(event) = sums.admit(event, most, now) {
+    fn offer(sums: &Sums, event: TraceEvent, max: u32, now: Timestamp) {
+        if let Disposition::Stored(event) = sums.admit(event, max, now) {
             sums.put(event).expect("not closed");
         }
     }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use testkit::{mutations, text};
 
 use super::*;
-use crate::convert_event::append;
+use crate::convert_event::received;
 use crate::cursor::Cursor;
 use crate::feed::Position;
 use crate::trace_event::{ListTraceEvents, SummarizeTraceEvents};
@@ -61,7 +61,7 @@ fn watch() -> proto::WatchTraceEventsRequest {
 #[test]
 fn valid_messages_are_accepted() {
     let order = Caller::Service { name: "order".into() };
-    let sent = append(&order, event()).expect("valid");
+    let sent = received(&order, event()).expect("valid");
     assert!(sent.iter().all(|sent| sent.event.is_ok()));
     assert!(Upsert::try_from(product()).is_ok());
     assert!(ListTraceEvents::try_from(list()).is_ok());
@@ -73,7 +73,7 @@ proptest! {
     fn events_are_rejected_individually_or_are_the_callers(request in mutations(event())) {
         let order = Caller::Service { name: "order".into() };
         let count = request.events.len();
-        match append(&order, request) {
+        match received(&order, request) {
             Ok(sent) => {
                 prop_assert_eq!(sent.len(), count, "each has an outcome");
                 for event in sent.iter().filter_map(|sent| sent.event.as_ref().ok()) {

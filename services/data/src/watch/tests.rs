@@ -5,6 +5,7 @@ use std::pin::Pin;
 use futures_util::StreamExt;
 use kernel::{ManualClock, Timestamp};
 use mesh::Role;
+use parking_lot::Mutex;
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use storage::{Database, Options};
 use telemetry::EventStatus;
@@ -15,7 +16,7 @@ use uuid::Uuid;
 use super::*;
 use crate::migration::MIGRATIONS;
 use crate::sample::event;
-use crate::trace_event::{Sent, TraceEvents};
+use crate::trace_event::{Received, TraceEvents};
 use crate::trace_event_store::{TraceEventStore, insert_statement};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -71,7 +72,7 @@ impl World {
 
     async fn append(&self, events: &[TraceEvent]) {
         for batch in events.chunks(500) {
-            let sent = batch.iter().map(|event| Sent { event_id: String::new(), event: Ok(event.clone()) });
+            let sent = batch.iter().map(|event| Received { event_id: String::new(), event: Ok(event.clone()) });
             self.events.append(sent.collect()).await.expect("stored");
         }
     }
@@ -87,8 +88,8 @@ impl World {
     }
 
     async fn try_follow_as(&self, caller: &Caller, filter: Filter, after: Option<Cursor>) -> Result<Stream, Error> {
-        let asked = WatchTraceEvents { filter, cursors: cursors(), after };
-        Ok(Box::pin(self.watch.follow(caller, asked).await?))
+        let watch = WatchTraceEvents { filter, cursors: cursors(), after };
+        Ok(Box::pin(self.watch.follow(caller, watch).await?))
     }
 
     async fn follow(&self, filter: Filter, after: Option<Cursor>) -> Stream {
@@ -181,12 +182,11 @@ async fn open_transaction(
 ) -> (tokio::task::JoinHandle<Result<(), storage::Error>>, oneshot::Sender<()>) {
     let (ran, has_run) = oneshot::channel();
     let (commit, to_commit) = oneshot::channel();
-    let (db, once) = (db.clone(), std::sync::Mutex::new(Some((ran, to_commit))));
+    let (db, once) = (db.clone(), Arc::new(Mutex::new(Some((ran, to_commit)))));
     let open = tokio::spawn(async move {
-        db.transact(move |tx| {
-            let (ran, to_commit) = once.lock().expect("not poisoned").take().expect("a single run");
-            let statement = statement.clone();
+        db.transact_with((statement, once), |tx, (statement, once)| {
             Box::pin(async move {
+                let (ran, to_commit) = once.lock().take().expect("a single run");
                 tx.conn().execute_raw(statement).await?;
                 let _ = ran.send(());
                 let _ = to_commit.await;
@@ -215,7 +215,7 @@ async fn an_open_transaction_delays_later_events_and_none_is_lost() {
     }
     let stored = TraceEventStore::new(world.db.clone()).page(all(), None, 10).await.expect("read");
     assert_eq!(stored.len(), 3, "visible to all");
-    assert_eq!(world.watch.feed.look().await.expect("read").newest, begun.position);
+    assert_eq!(world.watch.feed.refresh().await.expect("read").newest, begun.position);
     for _ in 0..3 {
         assert_eq!(bookmark(&mut stream).await.position, begun.position);
     }
@@ -225,8 +225,8 @@ async fn an_open_transaction_delays_later_events_and_none_is_lost() {
     let order: Vec<_> = sent.iter().map(|event| event.event_id).collect();
     assert_eq!(order, [3, 0, 1, 2].map(|index: usize| events[index].event_id));
     loop {
-        let seen = bookmark(&mut stream).await;
-        if Some(seen.position) == last.map(|last| last.position) {
+        let current = bookmark(&mut stream).await;
+        if Some(current.position) == last.map(|last| last.position) {
             break;
         }
     }
@@ -247,7 +247,7 @@ async fn bookmarks_advance_past_events_that_do_not_match_and_stay_current() {
             }
         };
         assert_eq!(past.made, NOW.plus(DAY));
-        let newest = world.watch.feed.look().await.expect("read").newest;
+        let newest = world.watch.feed.refresh().await.expect("read").newest;
         assert_eq!(past.position, newest);
         let failure = failed(event(NOW, 77));
         world.append(std::slice::from_ref(&failure)).await;
@@ -288,7 +288,7 @@ async fn each_matching_event_is_sent_once_wherever_it_is() {
         let mut stream = world.follow(failures(), begin).await;
         let (sent, last) = take(&mut stream, fit.len()).await;
         assert_eq!(sent, fit.map(|index| events[index].clone()));
-        assert_eq!(last.map(|last| last.position), Some(world.watch.feed.look().await.expect("read").newest));
+        assert_eq!(last.map(|last| last.position), Some(world.watch.feed.refresh().await.expect("read").newest));
         // Control: without a filter, all of them are sent.
         let (sent, _) = take(&mut world.follow(all(), begin).await, events.len()).await;
         assert!(sent == events);
@@ -329,10 +329,10 @@ async fn an_unread_stream_is_ended_after_its_buffered_messages() {
         };
         assert!(matches!(error, Error::FollowerTooSlow(_)), "{error}");
         assert!(next(&mut stream).await.is_none());
-        assert_eq!(sent.len(), WAITING);
+        assert_eq!(sent.len(), MAX_WAITING);
         // Control: a stream that is read resumes where it ended.
         let mut again = world.follow(all(), last).await;
-        let rest = take(&mut again, events.len() - (WAITING - 1)).await.0;
+        let rest = take(&mut again, events.len() - (MAX_WAITING - 1)).await.0;
         let sent: Vec<_> = sent.into_iter().filter_map(|update| update.event).chain(rest).collect();
         assert_eq!(sent, events);
     }

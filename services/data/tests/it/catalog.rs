@@ -6,7 +6,7 @@ use contracts::common::v1::Money;
 use contracts::data::v1::{ListProductsRequest, Product, UpsertProductRequest};
 use tonic::Code;
 
-use crate::world::{World, as_operator, product, refusal, seeds, violations};
+use crate::world::{World, as_operator, product, rejection, seeds, violations};
 
 fn skus(products: &[Product]) -> Vec<&str> {
     products.iter().map(|product| product.sku.as_str()).collect()
@@ -21,10 +21,10 @@ async fn list(world: &World, text: &str, page_size: i32, page_token: &str) -> (V
 #[tokio::test]
 async fn a_lookup_returns_products_in_the_requested_order_and_lists_missing_ones_once() {
     let world = World::new().await;
-    let answer = world.lookup(&["TEA-GREEN", "NONE", "MUG-BLUE", "TEA-GREEN", "NONE"]).await.expect("an answer");
-    assert_eq!(skus(&answer.products), ["TEA-GREEN", "MUG-BLUE", "TEA-GREEN"]);
-    assert_eq!(answer.missing_skus, ["NONE"]);
-    let mug = &answer.products[1];
+    let response = world.lookup(&["TEA-GREEN", "NONE", "MUG-BLUE", "TEA-GREEN", "NONE"]).await.expect("a response");
+    assert_eq!(skus(&response.products), ["TEA-GREEN", "MUG-BLUE", "TEA-GREEN"]);
+    assert_eq!(response.missing_skus, ["NONE"]);
+    let mug = &response.products[1];
     assert_eq!(mug.price, Some(Money { currency_code: "EUR".into(), minor_units: 1_299 }));
     assert!(!mug.etag.is_empty() && mug.update_time.is_some());
 }
@@ -32,14 +32,14 @@ async fn a_lookup_returns_products_in_the_requested_order_and_lists_missing_ones
 #[tokio::test]
 async fn a_lookup_with_invalid_skus_is_rejected_with_every_violation() {
     let world = World::new().await;
-    let refused = refusal(world.lookup(&["mug", "MUG-BLUE", ""]).await);
+    let rejected = rejection(world.lookup(&["mug", "MUG-BLUE", ""]).await);
     let expected = violations(&[("skus[0]", "INVALID_SKU"), ("skus[2]", "INVALID_SKU")]);
-    assert_eq!(refused, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
-    for wrong in [vec![], vec!["MUG-BLUE"; 101]] {
-        let (_, _, found) = refusal(world.lookup(&wrong).await);
+    assert_eq!(rejected, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    for invalid in [vec![], vec!["MUG-BLUE"; 101]] {
+        let (_, _, found) = rejection(world.lookup(&invalid).await);
         assert_eq!(found, violations(&[("skus", "INVALID_LENGTH")]));
     }
-    assert_eq!(world.lookup(&["MUG-BLUE"; 100]).await.expect("an answer").products.len(), 100);
+    assert_eq!(world.lookup(&["MUG-BLUE"; 100]).await.expect("a response").products.len(), 100);
 }
 
 #[tokio::test]
@@ -49,17 +49,17 @@ async fn pages_reach_the_end_without_gaps_or_repetitions() {
     for sku in &all {
         world.upsert(product(sku)).await.expect("stored");
     }
-    let (mut seen, mut token) = (Vec::new(), String::new());
+    let (mut listed, mut token) = (Vec::new(), String::new());
     loop {
         let (page, next) = list(&world, "p-", 3, &token).await;
         assert!(page.len() <= 3);
-        seen.extend(page);
+        listed.extend(page);
         if next.is_empty() {
             break;
         }
         token = next;
     }
-    assert_eq!(seen, all);
+    assert_eq!(listed, all);
     assert_eq!(list(&world, "p-", 0, &token).await.0, all[6..], "the token is valid with another page size");
 }
 
@@ -68,15 +68,15 @@ async fn pages_reach_the_end_without_gaps_or_repetitions() {
 async fn a_page_token_with_an_invalid_sku_is_rejected() {
     let world = World::new().await;
     let (_, token) = list(&world, "", 1, "").await;
-    let sound = String::from_utf8(URL_SAFE_NO_PAD.decode(token).expect("base64")).expect("a text");
+    let valid = String::from_utf8(URL_SAFE_NO_PAD.decode(token).expect("base64")).expect("a text");
     for (key, is_sound) in [("A", true), ("A\0B", false), ("a", false), ("", false)] {
-        let page_token = URL_SAFE_NO_PAD.encode(sound.replace("MUG-BLUE", key));
+        let page_token = URL_SAFE_NO_PAD.encode(valid.replace("MUG-BLUE", key));
         let request = ListProductsRequest { page_token, ..Default::default() };
         match world.catalog().list_products(request).await {
             Ok(_) => assert!(is_sound, "{key:?}"),
-            Err(refused) => {
+            Err(rejected) => {
                 let expected = violations(&[("page_token", "INVALID_PAGE_TOKEN")]);
-                let found = refusal(Err::<tonic::Response<()>, _>(refused));
+                let found = rejection(Err::<tonic::Response<()>, _>(rejected));
                 assert_eq!(found, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected), "{key:?}");
                 assert!(!is_sound, "{key:?}");
             }
@@ -89,7 +89,7 @@ async fn a_token_of_other_filters_and_a_negative_page_size_are_reported_together
     let world = World::new().await;
     let (_, token) = list(&world, "", 1, "").await;
     let request = ListProductsRequest { text: "mug".into(), page_size: -1, page_token: token };
-    let (code, _, found) = refusal(world.catalog().list_products(request).await);
+    let (code, _, found) = rejection(world.catalog().list_products(request).await);
     assert_eq!(code, Code::InvalidArgument);
     let expected = [("page_size", "NEGATIVE_PAGE_SIZE"), ("page_token", "PAGE_TOKEN_OF_OTHER_FILTERS")];
     assert_eq!(found, violations(&expected));
@@ -114,21 +114,21 @@ async fn a_product_is_created_once_and_replaced_only_with_its_current_etag() {
     let world = World::new().await;
     let made = world.upsert(product("POT-RED")).await.expect("made");
     let mismatch = || (Code::Aborted, "ETAG_MISMATCH".to_owned(), vec![]);
-    assert_eq!(refusal(world.upsert(product("POT-RED")).await), mismatch(), "the product exists");
+    assert_eq!(rejection(world.upsert(product("POT-RED")).await), mismatch(), "the product exists");
     let dearer = Product { price: Some(Money { currency_code: "EUR".into(), minor_units: 150 }), ..made.clone() };
     let replaced = world.upsert(dearer.clone()).await.expect("replaced");
     assert_ne!(replaced.etag, made.etag);
-    assert_eq!(refusal(world.upsert(dearer).await), mismatch(), "the etag is outdated");
+    assert_eq!(rejection(world.upsert(dearer).await), mismatch(), "the etag is outdated");
     let unknown = Product { etag: made.etag, ..product("POT-BLUE") };
-    assert_eq!(refusal(world.upsert(unknown).await), mismatch(), "no such product");
-    assert_eq!(world.lookup(&["POT-RED", "POT-BLUE"]).await.expect("an answer").products, [replaced]);
+    assert_eq!(rejection(world.upsert(unknown).await), mismatch(), "no such product");
+    assert_eq!(world.lookup(&["POT-RED", "POT-BLUE"]).await.expect("a response").products, [replaced]);
 }
 
 #[tokio::test]
 async fn of_two_concurrent_replacements_of_a_product_one_wins() {
     let world = World::new().await;
-    let seen = world.upsert(product("POT-RED")).await.expect("made");
-    let rename = |name: &str| world.upsert(Product { name: name.into(), ..seen.clone() });
+    let listed = world.upsert(product("POT-RED")).await.expect("made");
+    let rename = |name: &str| world.upsert(Product { name: name.into(), ..listed.clone() });
     let (one, two) = tokio::join!(rename("One"), rename("Two"));
     let winner = match (one, two) {
         (Ok(winner), Err(status)) | (Err(status), Ok(winner)) => {
@@ -137,14 +137,14 @@ async fn of_two_concurrent_replacements_of_a_product_one_wins() {
         }
         both => panic!("one must win: {both:?}"),
     };
-    assert_eq!(world.lookup(&["POT-RED"]).await.expect("an answer").products, [winner]);
+    assert_eq!(world.lookup(&["POT-RED"]).await.expect("a response").products, [winner]);
 }
 
 #[tokio::test]
-async fn an_invalid_product_is_answered_with_all_violations_and_not_stored() {
+async fn an_invalid_product_is_rejected_with_all_violations_and_not_stored() {
     let world = World::new().await;
     let price = Some(Money { currency_code: "EURO".into(), minor_units: 1_000_000_001 });
-    let wrong =
+    let invalid =
         Product { sku: "pot".into(), name: "x".repeat(201), description: "\n".into(), price, ..Product::default() };
     let expected = violations(&[
         ("product.sku", "INVALID_SKU"),
@@ -152,9 +152,9 @@ async fn an_invalid_product_is_answered_with_all_violations_and_not_stored() {
         ("product.description", "CONTROL_CHARACTER"),
         ("product.price.currency_code", "UNKNOWN_CURRENCY"),
     ]);
-    assert_eq!(refusal(world.upsert(wrong).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    assert_eq!(rejection(world.upsert(invalid).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
     let nothing = world.catalog().upsert_product(as_operator(UpsertProductRequest { product: None })).await;
-    assert_eq!(refusal(nothing).2, violations(&[("product", "REQUIRED")]));
+    assert_eq!(rejection(nothing).2, violations(&[("product", "REQUIRED")]));
     assert_eq!(list(&world, "", 0, "").await.0, ["MUG-BLUE", "TEA-GREEN"]);
 }
 
@@ -164,7 +164,7 @@ async fn a_blank_name_and_a_price_above_its_currencys_limit_are_rejected() {
     let price = |code: &str, minor_units| Some(Money { currency_code: code.into(), minor_units });
     let blank = Product { name: "\u{200b} \u{3164}".into(), price: price("EUR", 1_000_000_001), ..product("POT-RED") };
     let expected = violations(&[("product.name", "REQUIRED"), ("product.price.minor_units", "OUT_OF_RANGE")]);
-    assert_eq!(refusal(world.upsert(blank).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    assert_eq!(rejection(world.upsert(blank).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
     let dong = Product { price: price("VND", 25_000_000_000), ..product("POT-RED") };
     world.upsert(dong).await.expect("a price of less than a million euros");
 }
@@ -172,13 +172,13 @@ async fn a_blank_name_and_a_price_above_its_currencys_limit_are_rejected() {
 #[tokio::test]
 async fn only_an_empty_catalogue_is_seeded_at_startup() {
     let world = World::new().await;
-    let mut mug = world.lookup(&["MUG-BLUE"]).await.expect("an answer").products.remove(0);
+    let mut mug = world.lookup(&["MUG-BLUE"]).await.expect("a response").products.remove(0);
     mug.name = "Very blue mug".into();
     let mug = world.upsert(mug).await.expect("replaced");
     let mut others = seeds();
     others[1].sku = "TEA-WHITE".into();
     let world = world.restart(&[], others).await;
-    let answer = world.lookup(&["MUG-BLUE", "TEA-WHITE"]).await.expect("an answer");
-    assert_eq!(answer.products, [mug], "the change is kept");
-    assert_eq!(answer.missing_skus, ["TEA-WHITE"]);
+    let response = world.lookup(&["MUG-BLUE", "TEA-WHITE"]).await.expect("a response");
+    assert_eq!(response.products, [mug], "the change is kept");
+    assert_eq!(response.missing_skus, ["TEA-WHITE"]);
 }

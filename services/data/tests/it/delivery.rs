@@ -9,7 +9,7 @@ use contracts::data::v1::{
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
-use crate::world::{World, refusal, seeds, violations};
+use crate::world::{World, rejection, seeds, violations};
 
 /// 2026-11-20, a Friday, 09:00 UTC.
 const FRIDAY: prost_types::Timestamp = prost_types::Timestamp { seconds: 1_795_165_200, nanos: 0 };
@@ -26,20 +26,20 @@ async fn estimate(world: &World, country: &str, postal_code: &str) -> Result<Get
 /// Polls until the service has stored the event of a lookup: events are sent in the background.
 async fn failed_lookup(world: &World) -> TraceEvent {
     let request = ListTraceEventsRequest { r#type: EventType::DataLookup.into(), ..ListTraceEventsRequest::default() };
-    let asked = async {
+    let found = async {
         loop {
             if let Some(event) = world.list(request.clone()).await.expect("a page").events.pop() {
                 return event;
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), asked).await.expect("an event in time")
+    tokio::time::timeout(Duration::from_secs(20), found).await.expect("an event in time")
 }
 
 #[tokio::test]
 async fn an_estimate_has_the_date_and_its_rule() {
     let world = World::new().await;
-    let answer = estimate(&world, "DE", "10115").await.expect("an estimate");
+    let response = estimate(&world, "DE", "10115").await.expect("an estimate");
     let monday = Some(Date { year: 2026, month: 11, day: 23 });
     let expected = GetDeliveryEstimateResponse {
         zone: "DE".into(),
@@ -47,7 +47,7 @@ async fn an_estimate_has_the_date_and_its_rule() {
         cutoff_hour_utc: 15,
         delivery_date: monday,
     };
-    assert_eq!(answer, expected);
+    assert_eq!(response, expected);
 }
 
 #[tokio::test]
@@ -86,10 +86,10 @@ async fn every_country_of_the_rules_has_a_default() {
 #[tokio::test]
 async fn a_country_without_deliveries_has_no_zone() {
     let world = World::new().await;
-    let (code, reason, _) = refusal(estimate(&world, "AQ", "").await);
+    let (code, reason, _) = rejection(estimate(&world, "AQ", "").await);
     assert_eq!((code, reason.as_str()), (Code::NotFound, "NO_DELIVERY_ZONE"));
     let event = failed_lookup(&world).await;
-    assert_eq!(event.status(), EventStatus::Success, "NO_DELIVERY_ZONE is an answer");
+    assert_eq!(event.status(), EventStatus::Success, "NO_DELIVERY_ZONE is a result");
 }
 
 #[tokio::test]
@@ -100,7 +100,7 @@ async fn all_violations_of_an_address_are_reported_together() {
         postal_code: "1".repeat(21),
         dispatch_time: Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 }),
     };
-    let (code, _, found) = refusal(world.catalog().get_delivery_estimate(request).await);
+    let (code, _, found) = rejection(world.catalog().get_delivery_estimate(request).await);
     assert_eq!(code, Code::InvalidArgument);
     let expected = [
         ("country_code", "INVALID_COUNTRY_CODE"),
@@ -114,14 +114,14 @@ async fn all_violations_of_an_address_are_reported_together() {
         dispatch_time: Some(last_second),
         ..Default::default()
     };
-    let (_, _, found) = refusal(world.catalog().get_delivery_estimate(request).await);
+    let (_, _, found) = rejection(world.catalog().get_delivery_estimate(request).await);
     assert_eq!(found, violations(&[("dispatch_time", "INVALID_TIME")]));
 }
 
 #[tokio::test]
-async fn an_answered_lookup_is_an_event_with_its_counts() {
+async fn a_lookup_with_a_result_is_an_event_with_its_counts() {
     let world = World::new().await;
-    world.lookup(&["MUG-BLUE", "MUG-BLUE", "NONE"]).await.expect("an answer");
+    world.lookup(&["MUG-BLUE", "MUG-BLUE", "NONE"]).await.expect("a response");
     let event = failed_lookup(&world).await;
     assert_eq!((event.status(), event.service.as_str()), (EventStatus::Success, "data"));
     assert_eq!(event.attributes.get("skus").map(String::as_str), Some("3"));
@@ -133,9 +133,9 @@ async fn an_unreachable_catalogue_is_unavailable_with_a_retry_delay() {
     let world = World::with(&["--fault-lookup", "refuse"], seeds()).await;
     let status = world.lookup(&["MUG-BLUE"]).await.expect_err("a fault");
     assert!(status.get_details_retry_info().is_some());
-    let refused = (Code::Unavailable, "STORE_FAILED".to_owned(), vec![]);
-    assert_eq!(refusal(Err::<(), _>(status)), refused);
-    assert_eq!(refusal(estimate(&world, "DE", "").await), refused);
+    let rejected = (Code::Unavailable, "STORE_FAILED".to_owned(), vec![]);
+    assert_eq!(rejection(Err::<(), _>(status)), rejected);
+    assert_eq!(rejection(estimate(&world, "DE", "").await), rejected);
     let event = failed_lookup(&world).await;
     assert_eq!(event.error.expect("an error").r#type, "CONNECTION_ERROR");
 }

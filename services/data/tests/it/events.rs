@@ -7,7 +7,7 @@ use contracts::data::v1::{
 };
 use tonic::Code;
 
-use crate::world::{World, ago, as_operator, event, failed, refusal, uuid, violations};
+use crate::world::{World, ago, as_operator, event, failed, rejection, uuid, violations};
 
 const OTHER_TRACE: &str = "11111111111111111111111111111111";
 
@@ -30,50 +30,56 @@ async fn an_event_is_stored_once_and_returned_as_sent() {
 #[tokio::test]
 async fn an_invalid_event_is_rejected_with_a_reason_and_delays_no_other() {
     let world = World::new().await;
-    let sound = event(1);
-    let wrong = |change: fn(&mut TraceEvent)| {
+    let valid = event(1);
+    let invalid = |change: fn(&mut TraceEvent)| {
         let mut event = event(1);
         change(&mut event);
         event
     };
     let bad = [
-        (wrong(|event| event.event_id = "seven".into()), "event_id is not a UUID"),
-        (wrong(|event| event.event_id = "67e55044-10b1-426f-9247-bb680e5fe0c8".into()), "event_id is not of version 7"),
-        (wrong(|event| event.r#type = 0), "type is unknown to this release"),
-        (wrong(|event| event.r#type = 99), "type is unknown to this release"),
-        (wrong(|event| event.status = 0), "status is neither success nor failed"),
-        (wrong(|event| event.status = 2), "an error belongs to a failed event, and to no other"),
-        (wrong(|event| event.error = Some(Default::default())), "an error belongs to a failed event, and to no other"),
-        (wrong(|event| event.service = "payment".into()), "service is not the caller"),
-        (wrong(|event| event.instance.clear()), "operation and instance are required"),
+        (invalid(|event| event.event_id = "seven".into()), "event_id is not a UUID"),
         (
-            wrong(|event| event.trace_id = "0AF7651916CD43DD8448EB211C80319C".into()),
+            invalid(|event| event.event_id = "67e55044-10b1-426f-9247-bb680e5fe0c8".into()),
+            "event_id is not of version 7",
+        ),
+        (invalid(|event| event.r#type = 0), "type is unknown to this release"),
+        (invalid(|event| event.r#type = 99), "type is unknown to this release"),
+        (invalid(|event| event.status = 0), "status is neither success nor failed"),
+        (invalid(|event| event.status = 2), "an error belongs to a failed event, and to no other"),
+        (
+            invalid(|event| event.error = Some(Default::default())),
+            "an error belongs to a failed event, and to no other",
+        ),
+        (invalid(|event| event.service = "payment".into()), "service is not the caller"),
+        (invalid(|event| event.instance.clear()), "operation and instance are required"),
+        (
+            invalid(|event| event.trace_id = "0AF7651916CD43DD8448EB211C80319C".into()),
             "trace_id is not 32 lower-case hex digits",
         ),
-        (wrong(|event| event.span_id.push('0')), "span_id is not 16 lower-case hex digits"),
-        (wrong(|event| event.start_time = None), "start_time is missing, or outside the calendar"),
-        (wrong(|event| event.duration = None), "duration is missing, negative or too long"),
+        (invalid(|event| event.span_id.push('0')), "span_id is not 16 lower-case hex digits"),
+        (invalid(|event| event.start_time = None), "start_time is missing, or outside the calendar"),
+        (invalid(|event| event.duration = None), "duration is missing, negative or too long"),
         (
-            wrong(|event| event.duration = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
+            invalid(|event| event.duration = Some(prost_types::Duration { seconds: -1, nanos: 0 })),
             "duration is missing, negative or too long",
         ),
-        (wrong(|event| event.order_id = "7".into()), "order_id is not a UUID"),
-        (wrong(|event| event.user_id = "7".into()), "user_id is not a UUID"),
-        (wrong(|event| event.suppressed_count = -1), "suppressed_count is negative"),
-        (wrong(|event| event.operation = "x".repeat(65_536)), "the event is larger than 64 KiB"),
+        (invalid(|event| event.order_id = "7".into()), "order_id is not a UUID"),
+        (invalid(|event| event.user_id = "7".into()), "user_id is not a UUID"),
+        (invalid(|event| event.suppressed_count = -1), "suppressed_count is negative"),
+        (invalid(|event| event.operation = "x".repeat(65_536)), "the event is larger than 64 KiB"),
     ];
     let mut events: Vec<_> = bad.iter().map(|(event, _)| event.clone()).collect();
-    events.insert(1, sound.clone());
+    events.insert(1, valid.clone());
     let request = AppendTraceEventsRequest { events };
-    let response = world.events_as("order").append_trace_events(request).await.expect("an answer").into_inner();
+    let response = world.events_as("order").append_trace_events(request).await.expect("a response").into_inner();
     let mut results = response.results;
     let good = results.remove(1);
-    assert_eq!((good.outcome(), good.event_id.as_str()), (Stored, sound.event_id.as_str()));
-    for (result, (event, refusal)) in results.iter().zip(&bad) {
-        assert_eq!((result.outcome(), result.refusal.as_str()), (Refused, *refusal));
+    assert_eq!((good.outcome(), good.event_id.as_str()), (Stored, valid.event_id.as_str()));
+    for (result, (event, why)) in results.iter().zip(&bad) {
+        assert_eq!((result.outcome(), result.refusal.as_str()), (Refused, *why));
         assert_eq!(result.event_id, event.event_id);
     }
-    assert_eq!(world.ids(all()).await, [sound.event_id]);
+    assert_eq!(world.ids(all()).await, [valid.event_id]);
 }
 
 #[tokio::test]
@@ -81,12 +87,12 @@ async fn an_append_has_one_to_five_hundred_events() {
     let world = World::new().await;
     for count in [0, 501] {
         let request = AppendTraceEventsRequest { events: vec![event(0); count] };
-        let refused = refusal(world.events_as("order").append_trace_events(request).await);
+        let rejected = rejection(world.events_as("order").append_trace_events(request).await);
         let expected = violations(&[("events", "INVALID_LENGTH")]);
-        assert_eq!(refused, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+        assert_eq!(rejected, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
     }
-    let most: Vec<_> = (0..500).map(|_| event(0)).collect();
-    assert_eq!(world.append(most).await, [Stored; 500]);
+    let largest: Vec<_> = (0..500).map(|_| event(0)).collect();
+    assert_eq!(world.append(largest).await, [Stored; 500]);
 }
 
 #[tokio::test]
@@ -105,9 +111,9 @@ async fn a_list_matches_all_its_filters() {
     let world = World::new().await;
     let creation = event(50);
     let payment = TraceEvent { r#type: EventType::PaymentProcessing.into(), trace_id: OTHER_TRACE.into(), ..event(40) };
-    let refused = failed(TraceEvent { trace_id: OTHER_TRACE.into(), ..event(30) }, "ValidationError");
+    let rejected = failed(TraceEvent { trace_id: OTHER_TRACE.into(), ..event(30) }, "ValidationError");
     let again = TraceEvent { order_id: creation.order_id.clone(), user_id: creation.user_id.clone(), ..event(20) };
-    let events = [creation, payment, refused, again];
+    let events = [creation, payment, rejected, again];
     assert_eq!(world.append(events.to_vec()).await, [Stored; 4]);
     let order_id = events[0].order_id.clone();
     let (creations, failures) = (EventType::OrderCreation.into(), EventStatus::Failed.into());
@@ -187,18 +193,18 @@ async fn pages_of_events_reach_the_end_without_gaps_or_repetitions() {
     world.append(events.clone()).await;
     let mut expected: Vec<_> = events.into_iter().map(|event| event.event_id).collect();
     expected.sort_by(|one, two| two.cmp(one));
-    let (mut seen, mut page_token) = (Vec::new(), String::new());
+    let (mut listed, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = ListTraceEventsRequest { service: "order".into(), page_size: 2, page_token, ..all() };
         let page = world.list(request).await.expect("a page");
         assert!(page.events.len() <= 2);
-        seen.extend(page.events.into_iter().map(|event| event.event_id));
+        listed.extend(page.events.into_iter().map(|event| event.event_id));
         if page.next_page_token.is_empty() {
             break;
         }
         page_token = page.next_page_token;
     }
-    assert_eq!(seen, expected);
+    assert_eq!(listed, expected);
 }
 
 #[tokio::test]
@@ -206,7 +212,7 @@ async fn all_violations_of_a_list_are_reported_together() {
     let world = World::new().await;
     world.append(vec![event(1), event(2)]).await;
     let token = world.list(ListTraceEventsRequest { page_size: 1, ..all() }).await.expect("a page").next_page_token;
-    let wrong = ListTraceEventsRequest {
+    let invalid = ListTraceEventsRequest {
         r#type: 99,
         status: 99,
         service: "x".repeat(65),
@@ -229,9 +235,9 @@ async fn all_violations_of_a_list_are_reported_together() {
         ("page_size", "NEGATIVE_PAGE_SIZE"),
         ("page_token", "PAGE_TOKEN_OF_OTHER_FILTERS"),
     ]);
-    assert_eq!(refusal(world.list(wrong).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    assert_eq!(rejection(world.list(invalid).await), (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
     let broken = ListTraceEventsRequest { page_token: format!("{token}x"), ..all() };
-    assert_eq!(refusal(world.list(broken).await).2, violations(&[("page_token", "INVALID_PAGE_TOKEN")]));
+    assert_eq!(rejection(world.list(broken).await).2, violations(&[("page_token", "INVALID_PAGE_TOKEN")]));
 }
 
 #[tokio::test]
@@ -250,8 +256,8 @@ async fn a_summary_counts_by_type_status_and_error_type_in_a_window() {
         ])
         .await;
     let counted = async |request: SummarizeTraceEventsRequest| {
-        let answer = world.events().summarize_trace_events(as_operator(request)).await.expect("counts").into_inner();
-        let counts = answer.counts.into_iter();
+        let response = world.events().summarize_trace_events(as_operator(request)).await.expect("counts").into_inner();
+        let counts = response.counts.into_iter();
         counts.map(|it| (it.r#type(), it.status(), it.error_type, it.count)).collect::<Vec<_>>()
     };
     let (creation, processing) = (EventType::OrderCreation, EventType::PaymentProcessing);
@@ -268,6 +274,6 @@ async fn a_summary_counts_by_type_status_and_error_type_in_a_window() {
     let earlier = SummarizeTraceEventsRequest { start_time: None, end_time: Some(ago(3_600)) };
     assert_eq!(counted(earlier).await, [(processing, success, String::new(), 1)]);
     let month = SummarizeTraceEventsRequest { start_time: Some(ago(32 * 86_400)), end_time: None };
-    let refused = refusal(world.events().summarize_trace_events(as_operator(month)).await);
-    assert_eq!(refused.2, violations(&[("start_time", "WINDOW_TOO_LONG")]));
+    let rejected = rejection(world.events().summarize_trace_events(as_operator(month)).await);
+    assert_eq!(rejected.2, violations(&[("start_time", "WINDOW_TOO_LONG")]));
 }

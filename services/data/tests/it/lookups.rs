@@ -21,7 +21,7 @@ fn of_type(event_type: EventType) -> ListTraceEventsRequest {
 
 /// The stored events of a request, once there are at least `count`.
 async fn stored(world: &World, request: ListTraceEventsRequest, count: usize) -> Vec<TraceEvent> {
-    let asked = async {
+    let found = async {
         loop {
             let events = world.list(request.clone()).await.expect("a page").events;
             if events.len() >= count {
@@ -29,7 +29,7 @@ async fn stored(world: &World, request: ListTraceEventsRequest, count: usize) ->
             }
         }
     };
-    tokio::time::timeout(TIMEOUT, asked).await.expect("the events in time")
+    tokio::time::timeout(TIMEOUT, found).await.expect("the events in time")
 }
 
 fn lookup(sku: &str) -> BatchGetProductsRequest {
@@ -44,7 +44,7 @@ async fn a_lookup_for_an_order_carries_the_order_and_its_user() {
     let about = About { order_id: Some(id(&order)), user_id: Some(id(&user)), attempt: None };
     let as_order = world.catalog_as("order");
     for _ in 0..5 {
-        as_order.clone().batch_get_products(about.request(lookup("MUG-BLUE"))).await.expect("an answer");
+        as_order.clone().batch_get_products(about.request(lookup("MUG-BLUE"))).await.expect("a response");
     }
     let of_order = ListTraceEventsRequest { order_id: order.clone(), ..of_type(EventType::DataLookup) };
     let events = stored(&world, of_order, 5).await;
@@ -61,22 +61,22 @@ async fn an_order_id_of_an_untrusted_client_is_ignored() {
     let order = uuid();
     let mut request = Request::new(lookup("MUG-BLUE"));
     request.metadata_mut().insert("x-ordermesh-order", order.parse().expect("ASCII"));
-    world.catalog().batch_get_products(request).await.expect("an answer");
+    world.catalog().batch_get_products(request).await.expect("a response");
     let events = stored(&world, of_type(EventType::DataLookup), 1).await;
     assert_eq!(events.len(), 1);
     assert_eq!((events[0].order_id.as_str(), events[0].user_id.as_str()), ("", ""));
 }
 
-/// The number of answered calls.
+/// The number of served calls.
 async fn flood(catalog: CatalogServiceClient<mesh::Channel>, calls: usize, credentials: MetadataMap) -> i32 {
-    let mut answered = 0;
+    let mut served = 0;
     for _ in 0..calls {
         let mut request = Request::new(lookup("MUG-BLUE"));
         *request.metadata_mut() = credentials.clone();
         request.set_timeout(Duration::from_millis(1));
-        answered += i32::from(catalog.clone().batch_get_products(request).await.is_ok());
+        served += i32::from(catalog.clone().batch_get_products(request).await.is_ok());
     }
-    answered
+    served
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,10 +89,10 @@ async fn lookups_of_untrusted_clients_are_all_counted_in_a_few_rows_per_second()
     let order = uuid();
     let about = About { order_id: order.parse().ok(), user_id: None, attempt: None };
     let meanwhile = world.catalog_as("order").batch_get_products(about.request(lookup("MUG-BLUE"))).await;
-    meanwhile.expect("an answer");
-    let mut answered = 0;
+    meanwhile.expect("a response");
+    let mut served = 0;
     for flooded in others.collect::<Vec<_>>() {
-        answered += flooded.await.expect("no panic");
+        served += flooded.await.expect("no panic");
     }
     // An event that is not summed, sent last: once it is stored, those of the flood follow within a second.
     let of_order = ListTraceEventsRequest { order_id: order, ..of_type(EventType::DataLookup) };
@@ -104,14 +104,14 @@ async fn lookups_of_untrusted_clients_are_all_counted_in_a_few_rows_per_second()
             let successes = events.iter().filter(|event| event.status() == EventStatus::Success);
             let counted: i32 = successes.map(|event| event.suppressed_count + 1).sum();
             // Some of the other calls were never served: their deadline expired on the way.
-            if counted >= answered {
+            if counted >= served {
                 return events;
             }
         }
     };
     let events = tokio::time::timeout(TIMEOUT, flooded).await.expect("all lookups counted");
     let seconds = began.elapsed().as_secs() + 2;
-    // Three kinds: answered, timed out, cancelled.
+    // Three kinds: served, timed out, cancelled.
     assert!(events.len() as u64 <= 3 * seconds, "{} rows in {seconds} s", events.len());
 }
 
@@ -134,7 +134,7 @@ async fn a_price_change_is_audited_with_actor_and_old_and_new_price() {
     let stale = world.upsert(made).await.expect_err("an outdated etag");
     assert_eq!(stale.code(), Code::Aborted);
     let events = stored(&world, of_type(EventType::Audit), 3).await;
-    let [refused, changed, made] = &events[..] else { panic!("expected three events, newest first: {events:?}") };
+    let [rejected, changed, made] = &events[..] else { panic!("expected three events, newest first: {events:?}") };
     let of = |event: &TraceEvent, name: &str| event.attributes.get(name).cloned().unwrap_or_default();
     assert_eq!((of(changed, "price.before"), of(changed, "price.after")), ("EUR 100".into(), "EUR 250".into()));
     assert_eq!((of(made, "price.before"), of(made, "price.after")), (String::new(), "EUR 100".into()));
@@ -142,7 +142,7 @@ async fn a_price_change_is_audited_with_actor_and_old_and_new_price() {
         assert_eq!((of(event, "actor.role"), of(event, "sku")), ("operator".into(), "POSTER".into()));
         assert_eq!((event.status(), of(event, "actor.id")), (EventStatus::Success, event.user_id.clone()));
     }
-    let error = refused.error.clone().expect("a failure");
+    let error = rejected.error.clone().expect("a failure");
     assert_eq!((error.r#type.as_str(), error.reason.as_str()), ("ABORTED", "ETAG_MISMATCH"));
-    assert_eq!(of(refused, "actor.role"), "operator");
+    assert_eq!(of(rejected, "actor.role"), "operator");
 }

@@ -6,17 +6,17 @@ use contracts::data::v1::{
 };
 use tonic::Code;
 
-use crate::world::{World, as_operator, as_person, event, product, refusal};
+use crate::world::{World, as_operator, as_person, event, product, rejection};
 
 #[tokio::test]
 async fn only_an_operator_can_change_products() {
     let world = World::new().await;
     let request = || UpsertProductRequest { product: Some(product("POT-RED")) };
-    let refused = refusal(world.catalog().upsert_product(as_person(request(), "customer")).await);
-    assert_eq!(refused.0, Code::PermissionDenied);
-    let anonymous = refusal(world.catalog().upsert_product(request()).await);
+    let rejected = rejection(world.catalog().upsert_product(as_person(request(), "customer")).await);
+    assert_eq!(rejected.0, Code::PermissionDenied);
+    let anonymous = rejection(world.catalog().upsert_product(request()).await);
     assert_eq!(anonymous.0, Code::Unauthenticated);
-    assert_eq!(world.lookup(&["POT-RED"]).await.expect("an answer").missing_skus, ["POT-RED"]);
+    assert_eq!(world.lookup(&["POT-RED"]).await.expect("a response").missing_skus, ["POT-RED"]);
     assert!(world.catalog().upsert_product(as_operator(request())).await.is_ok());
 }
 
@@ -24,12 +24,12 @@ async fn only_an_operator_can_change_products() {
 async fn only_services_can_append_events_and_only_their_own() {
     let world = World::new().await;
     let request = || AppendTraceEventsRequest { events: vec![event(1)] };
-    let operator = refusal(world.events().append_trace_events(as_operator(request())).await);
+    let operator = rejection(world.events().append_trace_events(as_operator(request())).await);
     assert_eq!(operator.0, Code::PermissionDenied);
-    let other_client = refusal(world.events_as("gateway").append_trace_events(request()).await);
+    let other_client = rejection(world.events_as("gateway").append_trace_events(request()).await);
     assert_eq!(other_client.0, Code::PermissionDenied);
-    let answer = world.events_as("payment").append_trace_events(request()).await.expect("an answer").into_inner();
-    assert_eq!(answer.results[0].refusal, "service is not the caller");
+    let response = world.events_as("payment").append_trace_events(request()).await.expect("a response").into_inner();
+    assert_eq!(response.results[0].refusal, "service is not the caller");
     assert_eq!(world.ids(ListTraceEventsRequest::default()).await, [""; 0]);
 }
 
@@ -37,13 +37,13 @@ async fn only_services_can_append_events_and_only_their_own() {
 async fn operators_read_events_and_the_order_service_lists_them() {
     let world = World::new().await;
     let list = ListTraceEventsRequest::default;
-    let customer = refusal(world.events().list_trace_events(as_person(list(), "customer")).await);
+    let customer = rejection(world.events().list_trace_events(as_person(list(), "customer")).await);
     assert_eq!(customer.0, Code::PermissionDenied);
-    let payment = refusal(world.events_as("payment").list_trace_events(list()).await);
+    let payment = rejection(world.events_as("payment").list_trace_events(list()).await);
     assert_eq!(payment.0, Code::PermissionDenied);
     assert!(world.events_as("order").list_trace_events(list()).await.is_ok());
     let summary = SummarizeTraceEventsRequest::default();
-    let order = refusal(world.events_as("order").summarize_trace_events(summary).await);
+    let order = rejection(world.events_as("order").summarize_trace_events(summary).await);
     assert_eq!(order.0, Code::PermissionDenied);
 }
 
@@ -55,7 +55,7 @@ async fn only_operators_can_follow_events() {
         let followed = world.watch_as(role, request()).await;
         assert_eq!(followed.err().map(|status| status.code()), (role == "customer").then_some(Code::PermissionDenied));
     }
-    let order = refusal(world.events_as("order").watch_trace_events(request()).await);
+    let order = rejection(world.events_as("order").watch_trace_events(request()).await);
     assert_eq!(order.0, Code::PermissionDenied);
     let policy = contracts::POLICIES.0.iter().find(|policy| policy.path.ends_with("/WatchTraceEvents"));
     let policy = policy.expect("a policy");

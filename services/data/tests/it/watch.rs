@@ -6,7 +6,7 @@ use contracts::data::v1::{EventStatus, TraceEvent, WatchTraceEventsRequest};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::world::{Followed, World, event, failed, refusal, uuid, violations};
+use crate::world::{Followed, World, event, failed, rejection, uuid, violations};
 
 const OTHER_TRACE: &str = "11111111111111111111111111111111";
 
@@ -66,8 +66,8 @@ async fn a_stream_resumed_after_any_message_has_neither_gaps_nor_repetitions() {
     let events = many(24);
     for every in [1, 2, 3, 7] {
         let mut followed = instances[0].watch(all()).await.expect("a stream");
-        let (mut seen, mut stored) = (Vec::new(), 0);
-        while seen.len() < events.len() {
+        let (mut received, mut stored) = (Vec::new(), 0);
+        while received.len() < events.len() {
             // Some are stored while there is a stream, some while there is none.
             let next = events[stored..].iter().take(every * 2).cloned();
             let mut next: Vec<_> = next.map(|event| TraceEvent { event_id: uuid(), ..event }).collect();
@@ -77,10 +77,10 @@ async fn a_stream_resumed_after_any_message_has_neither_gaps_nor_repetitions() {
             instances[stored % 2].append(next).await;
             for expected in expected.chunks(every) {
                 let cursor = std::mem::take(&mut followed.cursor);
-                followed = instances[seen.len() % 2].watch(after(&cursor)).await.expect("a resumed stream");
+                followed = instances[received.len() % 2].watch(after(&cursor)).await.expect("a resumed stream");
                 let sent = followed.ids(expected.len()).await;
                 assert_eq!(sent, expected, "resumed after every {every}");
-                seen.extend(sent);
+                received.extend(sent);
             }
         }
         // No event is left over.
@@ -98,13 +98,13 @@ async fn a_restart_ends_the_stream_without_losing_events() {
     world.append(events[..2].to_vec()).await;
     assert_eq!(followed.ids(1).await, ids(&events[..1]));
     let cursor = followed.cursor.clone();
-    let (world, (status, seen)) = tokio::join!(world.restart(&[], vec![]), async {
-        let seen = followed.ids(1).await;
-        (end(&mut followed).await, seen)
+    let (world, (status, received)) = tokio::join!(world.restart(&[], vec![]), async {
+        let received = followed.ids(1).await;
+        (end(&mut followed).await, received)
     });
-    assert_eq!(seen, ids(&events[1..2]));
+    assert_eq!(received, ids(&events[1..2]));
     assert!(status.get_details_retry_info().is_some());
-    assert_eq!(refusal(Err::<(), _>(status)), (Code::Unavailable, "DRAINING".into(), vec![]));
+    assert_eq!(rejection(Err::<(), _>(status)), (Code::Unavailable, "DRAINING".into(), vec![]));
     world.append(events[2..].to_vec()).await;
     let mut followed = world.watch(after(&cursor)).await.expect("a resumed stream");
     assert_eq!(followed.ids(3).await, ids(&events[1..]));
@@ -115,9 +115,9 @@ async fn a_stream_matches_all_its_filters() {
     let world = World::new().await;
     let creation = event(40);
     let payment = TraceEvent { r#type: EventType::PaymentProcessing.into(), trace_id: OTHER_TRACE.into(), ..event(30) };
-    let refused = failed(TraceEvent { trace_id: OTHER_TRACE.into(), ..event(20) }, "ValidationError");
+    let rejected = failed(TraceEvent { trace_id: OTHER_TRACE.into(), ..event(20) }, "ValidationError");
     let again = TraceEvent { order_id: creation.order_id.clone(), user_id: creation.user_id.clone(), ..event(10) };
-    let events = [creation, payment, refused, again];
+    let events = [creation, payment, rejected, again];
     let (creations, failures) = (EventType::OrderCreation.into(), EventStatus::Failed.into());
     let order_id = events[0].order_id.clone();
     let list = || WatchTraceEventsRequest { service: "order".into(), ..all() };
@@ -169,7 +169,7 @@ async fn every_event_type_of_the_contract_can_be_followed_on_its_own() {
 async fn all_violations_of_a_watch_are_reported_together() {
     let world = World::new().await;
     let cursor = world.watch(all()).await.expect("a stream").cursor;
-    let wrong = WatchTraceEventsRequest {
+    let invalid = WatchTraceEventsRequest {
         r#type: 99,
         status: 99,
         service: "x".repeat(65),
@@ -187,9 +187,9 @@ async fn all_violations_of_a_watch_are_reported_together() {
         ("user_id", "INVALID_ID"),
         ("after_cursor", "CURSOR_OF_OTHER_FILTERS"),
     ]);
-    let refused = refusal(world.watch(wrong).await.map(|_| ()));
-    assert_eq!(refused, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
-    let broken = refusal(world.watch(after(&format!("{cursor}x"))).await.map(|_| ()));
+    let rejected = rejection(world.watch(invalid).await.map(|_| ()));
+    assert_eq!(rejected, (Code::InvalidArgument, "INVALID_ARGUMENT".into(), expected));
+    let broken = rejection(world.watch(after(&format!("{cursor}x"))).await.map(|_| ()));
     assert_eq!(broken.2, violations(&[("after_cursor", "INVALID_CURSOR")]));
     assert!(world.watch(after(&cursor)).await.is_ok(), "control");
 }
@@ -200,7 +200,7 @@ async fn followers_are_limited_and_a_closed_stream_frees_its_slot() {
     let first = world.watch(all()).await.expect("a stream");
     let status = world.watch(all()).await.err().expect("a rejection");
     assert!(status.get_details_retry_info().is_some());
-    assert_eq!(refusal(Err::<(), _>(status)), (Code::Unavailable, "TOO_MANY_FOLLOWERS".into(), vec![]));
+    assert_eq!(rejection(Err::<(), _>(status)), (Code::Unavailable, "TOO_MANY_FOLLOWERS".into(), vec![]));
     drop(first);
     let mut second = loop {
         if let Ok(second) = world.watch(all()).await {

@@ -149,7 +149,6 @@ impl World {
         Ok(response.into_inner().product.expect("a product"))
     }
 
-    /// Looks up products.
     pub(crate) async fn lookup(&self, skus: &[&str]) -> Result<proto::BatchGetProductsResponse, Status> {
         let skus = skus.iter().map(ToString::to_string).collect();
         Ok(self.catalog().batch_get_products(proto::BatchGetProductsRequest { skus }).await?.into_inner())
@@ -158,7 +157,7 @@ impl World {
     /// Appends events as the order service; returns the outcome of each.
     pub(crate) async fn append(&self, events: Vec<proto::TraceEvent>) -> Vec<append_result::Outcome> {
         let request = AppendTraceEventsRequest { events };
-        let response = self.events_as("order").append_trace_events(request).await.expect("an answer");
+        let response = self.events_as("order").append_trace_events(request).await.expect("a response");
         response.into_inner().results.iter().map(proto::AppendResult::outcome).collect()
     }
 
@@ -196,7 +195,6 @@ pub(crate) struct Followed {
 }
 
 impl Followed {
-    /// The next message.
     pub(crate) async fn message(&mut self) -> Result<WatchTraceEventsResponse, Status> {
         let message = tokio::time::timeout(GUARD, self.stream.message()).await.expect("a message in time");
         let message = message?.expect("a stream ends with a reason");
@@ -295,7 +293,7 @@ pub(crate) fn as_person<T>(message: T, role: &str) -> Request<T> {
 }
 
 /// A rejection's code, reason and violations (field and reason).
-pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String, Vec<(String, String)>) {
+pub(crate) fn rejection<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String, Vec<(String, String)>) {
     let status = result.expect_err("a rejection");
     let info = status.get_details_error_info().expect("ErrorInfo");
     assert!(["data.ordermesh", "mesh.ordermesh"].contains(&info.domain.as_str()), "{}", info.domain);
@@ -304,7 +302,7 @@ pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, S
     (status.code(), info.reason, violations)
 }
 
-/// Violations as returned by [`refusal`].
+/// Violations as returned by [`rejection`].
 pub(crate) fn violations(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(field, reason)| ((*field).to_owned(), (*reason).to_owned())).collect()
 }
@@ -360,45 +358,42 @@ async fn serve_keys(shutdown: CancellationToken) -> SocketAddr {
 
 struct Signer;
 
-type Answer<T> = Result<Response<T>, Status>;
+type Rpc<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl UserService for Signer {
-    async fn list_signing_keys(
-        &self,
-        _: Request<user::ListSigningKeysRequest>,
-    ) -> Answer<user::ListSigningKeysResponse> {
+    async fn list_signing_keys(&self, _: Request<user::ListSigningKeysRequest>) -> Rpc<user::ListSigningKeysResponse> {
         let key = user::SigningKey { kid: "test".into(), x: VERIFYING_KEY.into(), ..user::SigningKey::default() };
         Ok(Response::new(user::ListSigningKeysResponse { keys: vec![key] }))
     }
-    async fn end_sessions(&self, _: Request<user::EndSessionsRequest>) -> Answer<user::EndSessionsResponse> {
+    async fn end_sessions(&self, _: Request<user::EndSessionsRequest>) -> Rpc<user::EndSessionsResponse> {
         Err(Status::unimplemented("not here"))
     }
     async fn list_ended_sessions(
         &self,
         _: Request<user::ListEndedSessionsRequest>,
-    ) -> Answer<user::ListEndedSessionsResponse> {
+    ) -> Rpc<user::ListEndedSessionsResponse> {
         Err(Status::unimplemented("not here"))
     }
-    async fn register(&self, _: Request<user::RegisterRequest>) -> Answer<user::RegisterResponse> {
+    async fn register(&self, _: Request<user::RegisterRequest>) -> Rpc<user::RegisterResponse> {
         Err(Status::unimplemented("not here"))
     }
-    async fn login(&self, _: Request<user::LoginRequest>) -> Answer<user::LoginResponse> {
+    async fn login(&self, _: Request<user::LoginRequest>) -> Rpc<user::LoginResponse> {
         Err(Status::unimplemented("not here"))
     }
-    async fn refresh_session(&self, _: Request<user::RefreshSessionRequest>) -> Answer<user::RefreshSessionResponse> {
+    async fn refresh_session(&self, _: Request<user::RefreshSessionRequest>) -> Rpc<user::RefreshSessionResponse> {
         Err(Status::unimplemented("not here"))
     }
-    async fn logout(&self, _: Request<user::LogoutRequest>) -> Answer<user::LogoutResponse> {
+    async fn logout(&self, _: Request<user::LogoutRequest>) -> Rpc<user::LogoutResponse> {
         Err(Status::unimplemented("not here"))
     }
-    async fn get_profile(&self, _: Request<user::GetProfileRequest>) -> Answer<user::GetProfileResponse> {
+    async fn get_profile(&self, _: Request<user::GetProfileRequest>) -> Rpc<user::GetProfileResponse> {
         Err(Status::unimplemented("not here"))
     }
-    async fn update_profile(&self, _: Request<user::UpdateProfileRequest>) -> Answer<user::UpdateProfileResponse> {
+    async fn update_profile(&self, _: Request<user::UpdateProfileRequest>) -> Rpc<user::UpdateProfileResponse> {
         Err(Status::unimplemented("not here"))
     }
-    async fn change_password(&self, _: Request<user::ChangePasswordRequest>) -> Answer<user::ChangePasswordResponse> {
+    async fn change_password(&self, _: Request<user::ChangePasswordRequest>) -> Rpc<user::ChangePasswordResponse> {
         Err(Status::unimplemented("not here"))
     }
 }

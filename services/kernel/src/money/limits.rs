@@ -86,8 +86,8 @@ mod tests {
 
     #[test]
     fn an_invalid_list_of_limits_is_rejected() {
-        for wrong in ["10000000", "EUR", "EUR=", "EUR=0", "EUR=-1", "EUR=1.005", "GOLD=1", "EUR=1,EUR=2", "eur=1"] {
-            assert!(wrong.parse::<AmountLimits>().is_err(), "{wrong}");
+        for invalid in ["10000000", "EUR", "EUR=", "EUR=0", "EUR=-1", "EUR=1.005", "GOLD=1", "EUR=1,EUR=2", "eur=1"] {
+            assert!(invalid.parse::<AmountLimits>().is_err(), "{invalid}");
         }
     }
 }

@@ -268,15 +268,28 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
     let [users, payments, data] = addresses;
     Config {
         common: chassis::Settings {
-            listen: "127.0.0.1:0".parse().expect("an address"),
-            admin_listen: None,
-            instance: Some(instance.into()),
+            server: chassis::ServerSettings {
+                listen: "127.0.0.1:0".parse().expect("an address"),
+                admin_listen: None,
+                instance: Some(instance.into()),
+                trusted_proxies: None,
+                memory_budget: choice.memory_budget,
+                memory_limit: None,
+                max_concurrency: mesh::DEFAULT_MAX_CONCURRENCY,
+                max_streams: mesh::DEFAULT_MAX_STREAMS,
+                max_connections: mesh::DEFAULT_MAX_CONNECTIONS,
+                max_message: chassis::ByteSize(64 * 1_024),
+                drain_notice: Duration::ZERO,
+                drain_timeout: Duration::from_secs(2),
+                reflection: true,
+            },
             data_dir: folder,
             database: chassis::DatabaseSettings {
                 url: None,
                 connections: 4,
                 acquire_timeout: Duration::from_secs(2),
                 statement_timeout: Duration::from_secs(10),
+                migrate_only: false,
             },
             tls: chassis::TlsSettings {
                 tls_cert: None,
@@ -286,20 +299,11 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
             },
             mesh_secret_file: None,
             data_addresses: vec![data].into(),
-            otlp_endpoint: None,
-            log: "info".into(),
-            trust_client_trace_context: false,
-            memory_budget: choice.memory_budget,
-            memory_limit: None,
-            max_concurrency: mesh::DEFAULT_MAX_CONCURRENCY,
-            max_streams: mesh::DEFAULT_MAX_STREAMS,
-            max_connections: mesh::DEFAULT_MAX_CONNECTIONS,
-            trusted_proxies: None,
-            max_message: chassis::ByteSize(64 * 1_024),
-            drain_notice: Duration::ZERO,
-            drain_timeout: Duration::from_secs(2),
-            reflection: true,
-            migrate_only: false,
+            telemetry: chassis::TelemetrySettings {
+                otlp_endpoint: None,
+                log: "info".into(),
+                trust_client_trace_context: false,
+            },
         },
         user: chassis::UserPeer { user_addresses: vec![users].into(), token_keys: None },
         payment: chassis::PaymentPeer { payment_addresses: vec![payments].into() },
@@ -357,14 +361,14 @@ impl System {
     /// A second instance on the same store.
     pub(crate) async fn another_instance(&self) -> Channel {
         let mut config = self.config.clone();
-        config.common.instance = Some("order-2".into());
+        config.common.server.instance = Some("order-2".into());
         channel(start(config, None).await.0, Credentials::None)
     }
 
     /// A further instance on the same store, without a reachable User Service.
     pub(crate) async fn another_instance_without_users(&self, token_keys: Option<PathBuf>) -> Channel {
         let mut config = self.config.clone();
-        config.common.instance = Some("order-2".into());
+        config.common.server.instance = Some("order-2".into());
         let unreachable = free_port().local_addr().expect("an address").to_string();
         config.user = chassis::UserPeer { user_addresses: vec![unreachable].into(), token_keys };
         channel(start(config, None).await.0, Credentials::None)

@@ -86,7 +86,7 @@ impl Target {
     }
 
     /// The endpoint for log lines, without its query, which may contain a secret.
-    pub(crate) fn shown(&self) -> String {
+    pub(crate) fn masked(&self) -> String {
         let scheme = self.uri.scheme_str().unwrap_or_default();
         let authority = self.uri.authority().map_or("", Authority::as_str);
         let path = self.uri.path().trim_end_matches('/');
@@ -150,27 +150,27 @@ impl Endpoint {
             Protocol::Grpc => GRPC_ENDPOINT,
             Protocol::HttpProtobuf => HTTP_ENDPOINT,
         };
-        let wrong = |problem: &str| VariableError::new(name, problem, allowed);
+        let invalid = |problem: &str| VariableError::new(name, problem, allowed);
         let has_scheme = url.split_once("://").is_some_and(|(scheme, _)| !scheme.contains(['/', '?', '#']));
         let url = match (has_scheme, self.protocol, self.insecure) {
             (true, ..) => url.to_owned(),
             (false, Protocol::Grpc, true) => format!("http://{url}"),
             (false, Protocol::Grpc, false) => format!("https://{url}"),
-            (false, Protocol::HttpProtobuf, _) => return Err(wrong("has no scheme")),
+            (false, Protocol::HttpProtobuf, _) => return Err(invalid("has no scheme")),
         };
         // The parser's error is dropped: it may quote the URL.
-        let uri: Uri = url.parse().map_err(|_| wrong("is no URL"))?;
+        let uri: Uri = url.parse().map_err(|_| invalid("is no URL"))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(wrong("has a scheme that is not supported"));
+            return Err(invalid("has a scheme that is not supported"));
         }
-        let authority = uri.authority().ok_or_else(|| wrong("has no host"))?;
+        let authority = uri.authority().ok_or_else(|| invalid("has no host"))?;
         if authority.as_str().contains('@') {
             let allowed = format!("{allowed}; credentials go into OTEL_EXPORTER_OTLP_HEADERS");
             return Err(VariableError::new(name, "has a user name or a password", allowed));
         }
         let port = authority.as_str().strip_prefix(authority.host());
         if authority.host().is_empty() || port != Some("") && authority.port_u16().is_none_or(|port| port == 0) {
-            return Err(wrong("has no host, or no port from 1 to 65535"));
+            return Err(invalid("has no host, or no port from 1 to 65535"));
         }
         Ok(uri)
     }
@@ -195,10 +195,11 @@ fn headers(name: &str, variables: &Variables<'_>) -> Result<Option<HeaderMap>, V
     let mut headers = HeaderMap::new();
     for (key, value) in pairs(name, variables, HEADERS)? {
         // A header's name is no secret; its value may be.
-        let wrong = |problem: String| VariableError::new(name, problem, HEADERS);
-        let header = HeaderName::try_from(&key).map_err(|_| wrong(format!("has {key:?}, which is no header name")))?;
+        let invalid = |problem: String| VariableError::new(name, problem, HEADERS);
+        let header =
+            HeaderName::try_from(&key).map_err(|_| invalid(format!("has {key:?}, which is no header name")))?;
         let mut value = HeaderValue::try_from(value)
-            .map_err(|_| wrong(format!("has a value of {header} with characters that a header cannot have")))?;
+            .map_err(|_| invalid(format!("has a value of {header} with characters that a header cannot have")))?;
         value.set_sensitive(true);
         headers.insert(header, value);
     }

@@ -98,8 +98,8 @@ fn every_obeyed_variable_has_a_case() {
 fn every_obeyed_variable_has_an_effect_and_an_empty_value_has_none() {
     for case in &CASES {
         for name in names(case) {
-            let shown = |environment: Environment| format!("{environment:?}");
-            let of = |variables: &[(&str, &str)]| shown(with(variables).unwrap_or_else(|error| panic!("{error}")));
+            let printed = |environment: Environment| format!("{environment:?}");
+            let of = |variables: &[(&str, &str)]| printed(with(variables).unwrap_or_else(|error| panic!("{error}")));
             let without = of(case.needs);
             let is_changed = of(&[case.needs, &[(name.as_str(), case.good)]].concat()) != without;
             assert_eq!(is_changed, name != "OTEL_METRICS_EXEMPLAR_FILTER", "{name}");
@@ -125,15 +125,15 @@ fn every_malformed_variable_is_named_with_the_allowed_values() {
 
 #[test]
 fn unsupported_variables_are_rejected_by_name_whatever_their_value() {
-    let mut refused = 0;
+    let mut rejected = 0;
     for variable in VARIABLES {
         let set = with(&[(variable.name, "7")]);
         match variable.handling {
-            Handling::Refused(why) => {
+            Handling::Rejected(why) => {
                 let error = set.expect_err(variable.name);
                 assert!(error.name == variable.name && error.problem.contains(why), "{error}");
                 with(&[(variable.name, "")]).expect("an empty value is no value");
-                refused += 1;
+                rejected += 1;
             }
             Handling::WithoutEffect(_) => {
                 let (set, unset) = (set.expect("no effect"), with(&[]).expect("nothing set"));
@@ -142,7 +142,7 @@ fn unsupported_variables_are_rejected_by_name_whatever_their_value() {
             Handling::Obeyed(_) => {}
         }
     }
-    assert!(refused > 5, "there are several");
+    assert!(rejected > 5, "there are several");
 }
 
 #[test]
@@ -169,14 +169,14 @@ fn otel_service_name_takes_precedence_over_the_attribute() {
 
 #[test]
 fn malformed_attributes_and_headers_are_rejected_and_never_printed() {
-    for wrong in ["a", "=secret", "a=secret%", "a=secret%4", "a=secret%zz", "a=secret%ff", "a=secret,b"] {
+    for invalid in ["a", "=secret", "a=secret%", "a=secret%4", "a=secret%zz", "a=secret%ff", "a=secret,b"] {
         for name in ["OTEL_RESOURCE_ATTRIBUTES", "OTEL_EXPORTER_OTLP_HEADERS"] {
-            let error = with(&[(name, wrong)]).expect_err(wrong).to_string();
+            let error = with(&[(name, invalid)]).expect_err(invalid).to_string();
             assert!(error.contains(name) && !error.contains("secret"), "{error}");
         }
     }
-    for wrong in ["a b=secret", "a=secret%0d%0a"] {
-        let error = with(&[("OTEL_EXPORTER_OTLP_TRACES_HEADERS", wrong)]).expect_err(wrong).to_string();
+    for invalid in ["a b=secret", "a=secret%0d%0a"] {
+        let error = with(&[("OTEL_EXPORTER_OTLP_TRACES_HEADERS", invalid)]).expect_err(invalid).to_string();
         assert!(!error.contains("secret"), "{error}");
     }
     let headers = "Authorization=Basic%20c2VjcmV0OnNlY3JldA==,,x-tenant = blue ";
@@ -236,17 +236,17 @@ fn an_endpoint_without_a_scheme_is_tls_unless_insecure_is_set() {
 
 #[test]
 fn a_malformed_endpoint_is_never_printed() {
-    for wrong in
+    for invalid in
         ["http://us er:s3cret@c", "http://user:s3cret@c:1", "s3cret://c", "http://s3cret:x", "http://c:0", "http://:1"]
     {
         for name in [ENDPOINT, "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"] {
-            let error = read(&[(name, wrong)]).expect_err(wrong).to_string();
-            assert!(error.starts_with(name) && !error.contains("s3cret"), "{wrong}: {error}");
+            let error = read(&[(name, invalid)]).expect_err(invalid).to_string();
+            assert!(error.starts_with(name) && !error.contains("s3cret"), "{invalid}: {error}");
         }
     }
     for good in ["http://[::1]:4317", "http://c", "HTTPS://c:65535", "https://c/?key=s3cret"] {
         let target = read(&[(ENDPOINT, good)]).expect(good).traces.expect(good);
-        assert!(!target.shown().contains("s3cret"), "{}", target.shown());
+        assert!(!target.masked().contains("s3cret"), "{}", target.masked());
     }
 }
 
@@ -295,8 +295,8 @@ fn every_sampler_of_the_specification_is_supported_except_remote_ones() {
     assert_eq!(sampler("parentbased_always_on", ""), "ParentBased(AlwaysOn)");
     assert_eq!(sampler("parentbased_always_off", ""), "ParentBased(AlwaysOff)");
     assert_eq!(sampler("parentbased_traceidratio", "0.1"), "ParentBased(TraceIdRatioBased(0.1))");
-    for wrong in ["-0.1", "1.01", "NaN", "inf", "half"] {
-        assert_eq!(with(&[("OTEL_TRACES_SAMPLER_ARG", wrong)]).expect_err(wrong).name, "OTEL_TRACES_SAMPLER_ARG");
+    for invalid in ["-0.1", "1.01", "NaN", "inf", "half"] {
+        assert_eq!(with(&[("OTEL_TRACES_SAMPLER_ARG", invalid)]).expect_err(invalid).name, "OTEL_TRACES_SAMPLER_ARG");
     }
 }
 
@@ -306,8 +306,8 @@ fn propagators_are_a_list_and_none_excludes_others() {
     assert_eq!(of("tracecontext"), Ok(Propagation::DEFAULT));
     assert_eq!(of("TraceContext, baggage,tracecontext"), Ok(Propagation { trace_context: true, baggage: true }));
     assert_eq!(of("none"), Ok(Propagation::NONE));
-    for wrong in ["none,baggage", "baggage", "tracecontext,b3", "b3multi", "jaeger", "xray", ","] {
-        assert_eq!(of(wrong).expect_err(wrong).name, "OTEL_PROPAGATORS");
+    for invalid in ["none,baggage", "baggage", "tracecontext,b3", "b3multi", "jaeger", "xray", ","] {
+        assert_eq!(of(invalid).expect_err(invalid).name, "OTEL_PROPAGATORS");
     }
 }
 

@@ -72,10 +72,10 @@ impl<'a> Variables<'a> {
         Ok(millis.map(|millis| Duration::from_millis(if millis == 0 { MAX_MILLIS } else { millis })))
     }
 
-    fn millis(&self, name: &str, least: u64) -> Result<Option<u64>, VariableError> {
+    fn millis(&self, name: &str, min: u64) -> Result<Option<u64>, VariableError> {
         let in_milliseconds =
             |error: VariableError| VariableError { allowed: format!("{}, in milliseconds", error.allowed), ..error };
-        self.number(name, least..=MAX_MILLIS).map_err(in_milliseconds)
+        self.number(name, min..=MAX_MILLIS).map_err(in_milliseconds)
     }
 }
 

@@ -10,7 +10,7 @@ pub enum Handling {
     /// It is obeyed: its values and its default.
     Obeyed(&'static str),
     /// The start fails when it is set: the reason.
-    Refused(&'static str),
+    Rejected(&'static str),
     /// It configures an exporter that cannot be selected, so by the specification it has no effect: the reason.
     WithoutEffect(&'static str),
 }
@@ -46,8 +46,8 @@ const fn obeyed(name: &'static str, how: &'static str) -> Variable {
     Variable { name, handling: Handling::Obeyed(how) }
 }
 
-const fn refused(name: &'static str, why: &'static str) -> Variable {
-    Variable { name, handling: Handling::Refused(why) }
+const fn rejected(name: &'static str, why: &'static str) -> Variable {
+    Variable { name, handling: Handling::Rejected(why) }
 }
 
 const fn without_effect(name: &'static str, why: &'static str) -> Variable {
@@ -62,7 +62,7 @@ const NO_PROMETHEUS: &str = "OTEL_METRICS_EXPORTER does not take prometheus";
 /// Every variable of the environment specification, in its order.
 pub const VARIABLES: &[Variable] = &[
     obeyed("OTEL_SDK_DISABLED", "`true`: nothing is exported; propagation goes on. `false` (default)"),
-    refused("OTEL_ENTITIES", "resource attributes go into OTEL_RESOURCE_ATTRIBUTES"),
+    rejected("OTEL_ENTITIES", "resource attributes go into OTEL_RESOURCE_ATTRIBUTES"),
     obeyed(
         "OTEL_RESOURCE_ATTRIBUTES",
         "`key=value,…`, percent-encoded; takes precedence over the program's `service.namespace`, `service.instance.id` and `service.version`. For a whole system leave `service.instance.id` out: all processes would share it",
@@ -77,11 +77,11 @@ pub const VARIABLES: &[Variable] = &[
     ),
     obeyed(
         "OTEL_PROPAGATORS",
-        "`tracecontext` (default; `tracestate` with it), `tracecontext,baggage`, `none`; `b3` and others are refused",
+        "`tracecontext` (default; `tracestate` with it), `tracecontext,baggage`, `none`; `b3` and others are rejected",
     ),
     obeyed(
         "OTEL_TRACES_SAMPLER",
-        "`always_on`, `always_off`, `traceidratio`, `parentbased_always_on` (default), `parentbased_always_off`, `parentbased_traceidratio`; others are refused. Stored trace events do not depend on it",
+        "`always_on`, `always_off`, `traceidratio`, `parentbased_always_on` (default), `parentbased_always_off`, `parentbased_traceidratio`; others are rejected. Stored trace events do not depend on it",
     ),
     obeyed("OTEL_TRACES_SAMPLER_ARG", "The ratio, 0 to 1 (default 1)"),
     obeyed("OTEL_BSP_SCHEDULE_DELAY", "Milliseconds between two exports of spans, above 0; default 500"),
@@ -89,22 +89,22 @@ pub const VARIABLES: &[Variable] = &[
         "OTEL_BSP_EXPORT_TIMEOUT",
         "Timeout of one export of spans in milliseconds, where it is shorter than OTEL_EXPORTER_OTLP_TIMEOUT; 0 is no limit",
     ),
-    obeyed("OTEL_BSP_MAX_QUEUE_SIZE", "Most spans in the queue, 1 to 1000000; default 16384"),
-    obeyed("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "Most spans in one export, at most the queue's size; default 1024"),
+    obeyed("OTEL_BSP_MAX_QUEUE_SIZE", "Maximum spans in the queue, 1 to 1000000; default 16384"),
+    obeyed("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "Maximum spans in one export, at most the queue's size; default 1024"),
     obeyed("OTEL_BLRP_SCHEDULE_DELAY", "The same for log records; default 1000"),
     obeyed("OTEL_BLRP_EXPORT_TIMEOUT", "The same for log records"),
     obeyed("OTEL_BLRP_MAX_QUEUE_SIZE", "The same for log records; default 2048"),
     obeyed("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "The same for log records; default 512"),
-    refused("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", NO_TRUNCATION),
-    refused("OTEL_ATTRIBUTE_COUNT_LIMIT", ONE_LIMIT),
-    refused("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", NO_TRUNCATION),
-    obeyed("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "Most attributes of a span; default 128"),
-    obeyed("OTEL_SPAN_EVENT_COUNT_LIMIT", "Most events of a span; default 128"),
-    obeyed("OTEL_SPAN_LINK_COUNT_LIMIT", "Most links of a span; default 128"),
-    obeyed("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", "Most attributes of a span's event; default 128"),
-    obeyed("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", "Most attributes of a span's link; default 128"),
-    refused("OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT", NO_TRUNCATION),
-    refused("OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT", ONE_LIMIT),
+    rejected("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", NO_TRUNCATION),
+    rejected("OTEL_ATTRIBUTE_COUNT_LIMIT", ONE_LIMIT),
+    rejected("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", NO_TRUNCATION),
+    obeyed("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "Maximum attributes of a span; default 128"),
+    obeyed("OTEL_SPAN_EVENT_COUNT_LIMIT", "Maximum events of a span; default 128"),
+    obeyed("OTEL_SPAN_LINK_COUNT_LIMIT", "Maximum links of a span; default 128"),
+    obeyed("OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT", "Maximum attributes of a span's event; default 128"),
+    obeyed("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", "Maximum attributes of a span's link; default 128"),
+    rejected("OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT", NO_TRUNCATION),
+    rejected("OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT", ONE_LIMIT),
     obeyed(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "`http://` or `https://`; default: none, and a signal without one is not exported. With `grpc` also `HOST:PORT`. With `http/protobuf`, `/v1/traces`, `/v1/metrics` and `/v1/logs` are appended to the general one; a signal's own is used as it is",
@@ -125,41 +125,41 @@ pub const VARIABLES: &[Variable] = &[
         "OTEL_EXPORTER_OTLP_TIMEOUT",
         "Timeout of one export in milliseconds, retries included; default 10000; 0 is no limit",
     ),
-    obeyed("OTEL_EXPORTER_OTLP_PROTOCOL", "`grpc` (default), `http/protobuf`; `http/json` is refused"),
+    obeyed("OTEL_EXPORTER_OTLP_PROTOCOL", "`grpc` (default), `http/protobuf`; `http/json` is rejected"),
     obeyed(TEMPORALITY, "`cumulative` (default), `delta`, `lowmemory`"),
     obeyed(
         HISTOGRAM,
         "`explicit_bucket_histogram` (default), `base2_exponential_bucket_histogram`; alerts and dashboard need the default",
     ),
-    refused("OTEL_EXPORTER_OTLP_SPAN_INSECURE", "its name is OTEL_EXPORTER_OTLP_TRACES_INSECURE now"),
-    refused("OTEL_EXPORTER_OTLP_METRIC_INSECURE", "its name is OTEL_EXPORTER_OTLP_METRICS_INSECURE now"),
+    rejected("OTEL_EXPORTER_OTLP_SPAN_INSECURE", "its name is OTEL_EXPORTER_OTLP_TRACES_INSECURE now"),
+    rejected("OTEL_EXPORTER_OTLP_METRIC_INSECURE", "its name is OTEL_EXPORTER_OTLP_METRICS_INSECURE now"),
     without_effect("OTEL_EXPORTER_ZIPKIN_ENDPOINT", NO_ZIPKIN),
     without_effect("OTEL_EXPORTER_ZIPKIN_TIMEOUT", NO_ZIPKIN),
     without_effect("OTEL_EXPORTER_PROMETHEUS_HOST", NO_PROMETHEUS),
     without_effect("OTEL_EXPORTER_PROMETHEUS_PORT", NO_PROMETHEUS),
-    obeyed("OTEL_TRACES_EXPORTER", "`otlp` (default), `none`; `console`, `zipkin` and lists are refused"),
-    obeyed("OTEL_METRICS_EXPORTER", "`otlp` (default), `none`; `console`, `prometheus` and lists are refused"),
-    obeyed("OTEL_LOGS_EXPORTER", "`otlp` (default), `none`; `console` and lists are refused"),
+    obeyed("OTEL_TRACES_EXPORTER", "`otlp` (default), `none`; `console`, `zipkin` and lists are rejected"),
+    obeyed("OTEL_METRICS_EXPORTER", "`otlp` (default), `none`; `console`, `prometheus` and lists are rejected"),
+    obeyed("OTEL_LOGS_EXPORTER", "`otlp` (default), `none`; `console` and lists are rejected"),
     obeyed(
         "OTEL_METRICS_EXEMPLAR_FILTER",
-        "`always_off` (default): there are no exemplars, and other filters are refused",
+        "`always_off` (default): there are no exemplars, and other filters are rejected",
     ),
     obeyed("OTEL_METRIC_EXPORT_INTERVAL", "Milliseconds between two exports of metrics, above 0; default 10000"),
     obeyed(
         "OTEL_METRIC_EXPORT_TIMEOUT",
         "Timeout of one export of metrics in milliseconds, where it is shorter than OTEL_EXPORTER_OTLP_TIMEOUT; 0 is no limit",
     ),
-    refused("OTEL_CONFIG_FILE", "there is no configuration by file"),
-    refused("OTEL_EXPERIMENTAL_CONFIG_FILE", "there is no configuration by file"),
+    rejected("OTEL_CONFIG_FILE", "there is no configuration by file"),
+    rejected("OTEL_EXPERIMENTAL_CONFIG_FILE", "there is no configuration by file"),
 ];
 
 pub(super) const TEMPORALITY: &str = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE";
 pub(super) const HISTOGRAM: &str = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
 
 /// Rejects unsupported variables, whatever their value.
-pub(super) fn refuse_unsupported(variables: &Variables<'_>) -> Result<(), VariableError> {
+pub(super) fn reject_unsupported(variables: &Variables<'_>) -> Result<(), VariableError> {
     for variable in VARIABLES {
-        if let Handling::Refused(why) = variable.handling
+        if let Handling::Rejected(why) = variable.handling
             && variables.text(variable.name)?.is_some()
         {
             return Err(VariableError::new(variable.name, format!("is not supported: {why}"), "no value"));

@@ -62,7 +62,7 @@ struct Outer(#[source] Inner);
 struct Inner;
 
 #[test]
-fn an_error_is_shown_with_its_causes() {
+fn an_error_is_printed_with_its_causes() {
     assert_eq!(Masked(&Outer(Inner)).to_string(), "cannot connect to postgres://***@h: password=***");
     assert!(!format!("{:?}", Masked(&Outer(Inner))).contains(SECRET));
 }

@@ -42,7 +42,7 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What was received.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct Received {
     /// Paths and headers, of gRPC too.
     pub(crate) requests: Vec<(String, HeaderMap)>,
     pub(crate) traces: Vec<ExportTraceServiceRequest>,
@@ -50,7 +50,7 @@ pub(crate) struct Seen {
     pub(crate) logs: Vec<ExportLogsServiceRequest>,
 }
 
-impl Seen {
+impl Received {
     pub(crate) fn has_all(&self) -> bool {
         !self.traces.is_empty() && !self.metrics.is_empty() && !self.logs.is_empty()
     }
@@ -72,7 +72,7 @@ pub(crate) fn attribute(resource: &Resource, name: &str) -> Option<String> {
 }
 
 #[derive(Clone)]
-struct Keeper(Arc<watch::Sender<Seen>>);
+struct Keeper(Arc<watch::Sender<Received>>);
 
 #[tonic::async_trait]
 impl TraceService for Keeper {
@@ -80,7 +80,7 @@ impl TraceService for Keeper {
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, Status> {
-        self.0.send_modify(|seen| seen.traces.push(request.into_inner()));
+        self.0.send_modify(|received| received.traces.push(request.into_inner()));
         Ok(tonic::Response::new(Default::default()))
     }
 }
@@ -91,7 +91,7 @@ impl MetricsService for Keeper {
         &self,
         request: tonic::Request<ExportMetricsServiceRequest>,
     ) -> Result<tonic::Response<ExportMetricsServiceResponse>, Status> {
-        self.0.send_modify(|seen| seen.metrics.push(request.into_inner()));
+        self.0.send_modify(|received| received.metrics.push(request.into_inner()));
         Ok(tonic::Response::new(Default::default()))
     }
 }
@@ -102,7 +102,7 @@ impl LogsService for Keeper {
         &self,
         request: tonic::Request<ExportLogsServiceRequest>,
     ) -> Result<tonic::Response<ExportLogsServiceResponse>, Status> {
-        self.0.send_modify(|seen| seen.logs.push(request.into_inner()));
+        self.0.send_modify(|received| received.logs.push(request.into_inner()));
         Ok(tonic::Response::new(Default::default()))
     }
 }
@@ -121,18 +121,18 @@ impl Keeper {
         // Compressed bodies are not decoded.
         let is_gzip = body.starts_with(&[0x1f, 0x8b]);
         let body = if is_gzip { Default::default() } else { body };
-        self.0.send_modify(|seen| match path.rsplit('/').next() {
-            Some("traces") => seen.traces.push(Message::decode(body).expect("traces")),
-            Some("metrics") => seen.metrics.push(Message::decode(body).expect("metrics")),
-            Some("logs") => seen.logs.push(Message::decode(body).expect("logs")),
+        self.0.send_modify(|received| match path.rsplit('/').next() {
+            Some("traces") => received.traces.push(Message::decode(body).expect("traces")),
+            Some("metrics") => received.metrics.push(Message::decode(body).expect("metrics")),
+            Some("logs") => received.logs.push(Message::decode(body).expect("logs")),
             Some(_) | None => {}
         });
         Response::new(Body::new(Full::default()))
     }
 
     async fn serve(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-        let seen = (request.uri().path().to_owned(), request.headers().clone());
-        self.0.send_modify(|all| all.requests.push(seen));
+        let received = (request.uri().path().to_owned(), request.headers().clone());
+        self.0.send_modify(|all| all.requests.push(received));
         let is_grpc = request.headers().get("content-type").is_some_and(|kind| kind == "application/grpc");
         if is_grpc { self.grpc().oneshot(request).await } else { Ok(self.http(request).await) }
     }
@@ -146,7 +146,7 @@ impl Keeper {
 
 pub(crate) struct Collector {
     pub(crate) address: SocketAddr,
-    seen: watch::Receiver<Seen>,
+    received: watch::Receiver<Received>,
 }
 
 impl Collector {
@@ -157,7 +157,7 @@ impl Collector {
     pub(crate) async fn start(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (sender, seen) = watch::channel(Seen::default());
+        let (sender, received) = watch::channel(Received::default());
         let keeper = Keeper(Arc::new(sender));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -174,19 +174,19 @@ impl Collector {
                 });
             }
         });
-        Self { address, seen }
+        Self { address, received }
     }
 
-    pub(crate) fn seen(&self) -> Seen {
-        self.seen.borrow().clone()
+    pub(crate) fn received(&self) -> Received {
+        self.received.borrow().clone()
     }
 
     /// What was received, once it is sufficient.
-    pub(crate) async fn until(&self, what: &str, is_enough: impl Fn(&Seen) -> bool) -> Seen {
-        let mut seen = self.seen.clone();
-        let enough = tokio::time::timeout(TIMEOUT, seen.wait_for(is_enough)).await;
-        let Ok(Ok(seen)) = enough else { panic!("{what} was not received: {:?}", self.seen()) };
-        seen.clone()
+    pub(crate) async fn until(&self, what: &str, is_enough: impl Fn(&Received) -> bool) -> Received {
+        let mut received = self.received.clone();
+        let enough = tokio::time::timeout(TIMEOUT, received.wait_for(is_enough)).await;
+        let Ok(Ok(received)) = enough else { panic!("{what} was not received: {:?}", self.received()) };
+        received.clone()
     }
 }
 

@@ -25,8 +25,8 @@ async fn all_signals_are_exported_over_grpc_with_the_resource_and_the_headers() 
     assert!(providers.exports_spans());
     work(&providers);
     flush(&providers).await.expect("exported");
-    let seen = collector.until("all signals", |seen| seen.has_all()).await;
-    for resource in seen.resources() {
+    let received = collector.until("all signals", |received| received.has_all()).await;
+    for resource in received.resources() {
         let of = |name| attribute(&resource, name);
         assert_eq!(of("service.name").as_deref(), Some("shop"));
         assert_eq!(of("k8s.pod.name").as_deref(), Some("p1"));
@@ -35,11 +35,11 @@ async fn all_signals_are_exported_over_grpc_with_the_resource_and_the_headers() 
         assert_eq!(of("service.namespace").as_deref(), Some("ordermesh"));
         assert_eq!(of("telemetry.sdk.language").as_deref(), Some("rust"));
     }
-    for (path, headers) in &seen.requests {
+    for (path, headers) in &received.requests {
         assert!(path.starts_with("/opentelemetry.proto.collector."), "{path}");
         assert_eq!(headers["authorization"], "Bearer token");
     }
-    let record = &seen.logs[0].resource_logs[0].scope_logs[0];
+    let record = &received.logs[0].resource_logs[0].scope_logs[0];
     assert_eq!(record.scope.as_ref().map(|scope| scope.name.as_str()), Some("ordermesh"));
 }
 
@@ -55,14 +55,15 @@ async fn all_signals_are_exported_over_http_on_their_paths_with_the_headers() {
     .expect("providers");
     work(&providers);
     flush(&providers).await.expect("exported");
-    let seen = collector.until("all signals", |seen| seen.has_all()).await;
-    assert_eq!(attribute(&seen.resources()[0], "service.name").as_deref(), Some("order"), "the program's own");
+    let received = collector.until("all signals", |received| received.has_all()).await;
+    assert_eq!(attribute(&received.resources()[0], "service.name").as_deref(), Some("order"), "the program's own");
     let tenant = |headers: &http::HeaderMap| headers["x-tenant"].to_str().expect("text").to_owned();
-    let mut requests: Vec<_> = seen.requests.iter().map(|(path, headers)| (path.as_str(), tenant(headers))).collect();
+    let mut requests: Vec<_> =
+        received.requests.iter().map(|(path, headers)| (path.as_str(), tenant(headers))).collect();
     requests.sort();
     let requests: Vec<_> = requests.iter().map(|(path, tenant)| (*path, tenant.as_str())).collect();
     assert_eq!(requests, [("/otlp/v1/logs", "green"), ("/otlp/v1/metrics", "blue"), ("/otlp/v1/traces", "blue")]);
-    assert!(seen.requests.iter().all(|(_, headers)| headers["content-type"] == "application/x-protobuf"));
+    assert!(received.requests.iter().all(|(_, headers)| headers["content-type"] == "application/x-protobuf"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,11 +77,12 @@ async fn a_signals_own_endpoint_and_protocol_take_precedence() {
     .expect("providers");
     work(&providers);
     flush(&providers).await.expect("exported");
-    let seen = traces.until("traces", |seen| !seen.traces.is_empty()).await;
-    assert_eq!(seen.requests.len(), 1, "nothing but the traces");
-    assert_eq!(seen.requests[0].0, "/traces");
-    let seen = general.until("the rest", |seen| !seen.metrics.is_empty() && !seen.logs.is_empty()).await;
-    assert!(seen.traces.is_empty());
+    let received = traces.until("traces", |received| !received.traces.is_empty()).await;
+    assert_eq!(received.requests.len(), 1, "nothing but the traces");
+    assert_eq!(received.requests[0].0, "/traces");
+    let received =
+        general.until("the rest", |received| !received.metrics.is_empty() && !received.logs.is_empty()).await;
+    assert!(received.traces.is_empty());
 }
 
 /// The signals that are received: traces, metrics, logs.
@@ -89,8 +91,8 @@ async fn signals(variables: &[(&'static str, String)]) -> (bool, bool, bool) {
     let providers = providers(&[&[endpoint(&collector)], variables].concat()).expect("providers");
     work(&providers);
     flush(&providers).await.expect("exported");
-    let seen = collector.seen();
-    (!seen.traces.is_empty(), !seen.metrics.is_empty(), !seen.logs.is_empty())
+    let received = collector.received();
+    (!received.traces.is_empty(), !received.metrics.is_empty(), !received.logs.is_empty())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,8 +115,8 @@ async fn a_signal_without_an_endpoint_is_not_exported() {
     assert!(providers.meter().is_none() && !providers.exports_spans());
     work(&providers);
     flush(&providers).await.expect("exported");
-    let seen = collector.seen();
-    assert_eq!((seen.traces.len(), seen.metrics.len(), seen.logs.len()), (0, 0, 1));
+    let received = collector.received();
+    assert_eq!((received.traces.len(), received.metrics.len(), received.logs.len()), (0, 0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use opentelemetry::trace::{Span, Tracer, TracerProvider};
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use tokio::net::TcpListener;
 
-use crate::collector::{Collector, Seen, flush, providers, work};
+use crate::collector::{Collector, Received, flush, providers, work};
 
 fn set(name: &'static str, value: &str) -> (&'static str, String) {
     (name, value.to_owned())
@@ -18,29 +18,30 @@ fn endpoint(collector: &Collector) -> (&'static str, String) {
 }
 
 /// What a collector receives of some work with these variables.
-async fn seen(variables: &[(&'static str, String)]) -> Seen {
+async fn received(variables: &[(&'static str, String)]) -> Received {
     let collector = Collector::plain().await;
     let providers = providers(&[&[endpoint(&collector)], variables].concat()).expect("providers");
     work(&providers);
     flush(&providers).await.expect("exported");
-    collector.until("all signals", Seen::has_all).await
+    collector.until("all signals", Received::has_all).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exports_are_compressed_when_a_variable_requests_it() {
     let gzip = set("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip");
-    let encodings = |seen: &Seen, header: &str| {
-        let of = seen.requests.iter().map(|(_, headers)| headers.get(header).map(|value| value.as_bytes().to_vec()));
+    let encodings = |received: &Received, header: &str| {
+        let of =
+            received.requests.iter().map(|(_, headers)| headers.get(header).map(|value| value.as_bytes().to_vec()));
         of.collect::<Vec<_>>()
     };
-    let by_grpc = seen(std::slice::from_ref(&gzip)).await;
+    let by_grpc = received(std::slice::from_ref(&gzip)).await;
     assert_eq!(encodings(&by_grpc, "grpc-encoding"), vec![Some(b"gzip".to_vec()); 3]);
     assert_eq!(by_grpc.traces[0].resource_spans.len(), 1, "it can be decoded");
     let http = set("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
-    let by_http = seen(&[gzip, http.clone()]).await;
+    let by_http = received(&[gzip, http.clone()]).await;
     assert_eq!(encodings(&by_http, "content-encoding"), vec![Some(b"gzip".to_vec()); 3]);
     // Control.
-    assert_eq!(encodings(&seen(&[http]).await, "content-encoding"), vec![None; 3]);
+    assert_eq!(encodings(&received(&[http]).await, "content-encoding"), vec![None; 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,9 +67,10 @@ async fn a_batch_has_the_size_of_its_variable_and_is_exported_when_it_is_full() 
         logger.emit(record);
     }
     // Nothing is flushed: only a full batch is exported.
-    let seen = collector.until("a batch of each", |seen| !seen.traces.is_empty() && !seen.logs.is_empty()).await;
-    assert_eq!(seen.traces[0].resource_spans[0].scope_spans[0].spans.len(), 3);
-    assert_eq!(seen.logs[0].resource_logs[0].scope_logs[0].log_records.len(), 2);
+    let received =
+        collector.until("a batch of each", |received| !received.traces.is_empty() && !received.logs.is_empty()).await;
+    assert_eq!(received.traces[0].resource_spans[0].scope_spans[0].spans.len(), 3);
+    assert_eq!(received.logs[0].resource_logs[0].scope_logs[0].log_records.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,7 +85,7 @@ async fn the_queue_is_exported_after_the_delay_of_its_variable() {
     ])
     .expect("providers");
     work(&providers);
-    collector.until("all signals", Seen::has_all).await;
+    collector.until("all signals", Received::has_all).await;
     assert!(began.elapsed() < Duration::from_secs(10), "the default of metrics");
 }
 
@@ -99,22 +101,23 @@ async fn a_full_queue_is_exported_although_the_default_batch_is_larger() {
     let tracer = providers.tracer().tracer("test");
     tracer.start("first").end();
     tracer.start("second").end();
-    let seen = collector.until("a batch", |seen| !seen.traces.is_empty()).await;
-    assert_eq!(seen.traces[0].resource_spans[0].scope_spans[0].spans.len(), 2);
+    let received = collector.until("a batch", |received| !received.traces.is_empty()).await;
+    assert_eq!(received.traces[0].resource_spans[0].scope_spans[0].spans.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn span_limits_are_those_of_the_variables() {
-    let seen_with = seen(&[set("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "1")]).await;
-    let dropped = |seen: &Seen| seen.traces[0].resource_spans[0].scope_spans[0].spans[0].dropped_attributes_count;
-    assert_eq!(dropped(&seen_with), 1);
-    assert_eq!(dropped(&seen(&[]).await), 0, "control");
+    let received_with = received(&[set("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "1")]).await;
+    let dropped =
+        |received: &Received| received.traces[0].resource_spans[0].scope_spans[0].spans[0].dropped_attributes_count;
+    assert_eq!(dropped(&received_with), 1);
+    assert_eq!(dropped(&received(&[]).await), 0, "control");
 }
 
 /// (is a sum cumulative, is a histogram exponential, its bounds).
-fn forms(seen: &Seen) -> (bool, bool, Vec<f64>) {
+fn forms(received: &Received) -> (bool, bool, Vec<f64>) {
     let (mut cumulative, mut exponential, mut bounds) = (false, false, vec![]);
-    for metric in &seen.metrics[0].resource_metrics[0].scope_metrics[0].metrics {
+    for metric in &received.metrics[0].resource_metrics[0].scope_metrics[0].metrics {
         match metric.data.as_ref().expect("data") {
             Data::Sum(sum) => cumulative = sum.aggregation_temporality == 2,
             Data::ExponentialHistogram(_) => exponential = true,
@@ -127,12 +130,12 @@ fn forms(seen: &Seen) -> (bool, bool, Vec<f64>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn temporality_and_aggregation_are_those_of_the_variables() {
-    let (cumulative, exponential, bounds) = forms(&seen(&[]).await);
+    let (cumulative, exponential, bounds) = forms(&received(&[]).await);
     assert!(cumulative && !exponential && bounds.contains(&0.000_025), "our own buckets: {bounds:?}");
     let delta = set("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
-    assert!(!forms(&seen(&[delta]).await).0);
+    assert!(!forms(&received(&[delta]).await).0);
     let name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION";
-    assert!(forms(&seen(&[set(name, "base2_exponential_bucket_histogram")]).await).1);
+    assert!(forms(&received(&[set(name, "base2_exponential_bucket_histogram")]).await).1);
 }
 
 /// The time that an export to a collector takes that never responds.

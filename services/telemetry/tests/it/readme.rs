@@ -12,7 +12,7 @@ fn table() -> String {
     for variable in VARIABLES {
         let (what, how) = match variable.handling {
             Handling::Obeyed(how) => ("obeyed", how),
-            Handling::Refused(why) => ("refused", why),
+            Handling::Rejected(why) => ("rejected", why),
             Handling::WithoutEffect(why) => ("no effect", why),
         };
         // The names of the signals share a row.

@@ -88,13 +88,13 @@ fn variables(collector: &Collector, protocol: &str, more: &[(&'static str, Strin
 async fn is_exported(collector: &Collector, protocol: &str, more: &[(&'static str, String)]) -> bool {
     let providers = providers(&variables(collector, protocol, more)).expect("providers");
     work(&providers);
-    let before = collector.seen().traces.len();
+    let before = collector.received().traces.len();
     let is_exported = flush(&providers).await.is_ok();
-    let seen = collector.seen();
-    assert_eq!(seen.traces.len() > before, is_exported, "an export that succeeded was received, and no other");
+    let received = collector.received();
+    assert_eq!(received.traces.len() > before, is_exported, "an export that succeeded was received, and no other");
     if is_exported {
-        assert!(seen.has_all());
-        assert_eq!(attribute(&seen.resources()[2], "service.name").as_deref(), Some("order"));
+        assert!(received.has_all());
+        assert_eq!(attribute(&received.resources()[2], "service.name").as_deref(), Some("order"));
     }
     is_exported
 }
@@ -156,7 +156,7 @@ async fn without_a_private_ca_the_systems_roots_are_trusted() {
         (again.status.success(), String::from_utf8(again.stdout).expect("text"))
     };
     let (passed, output) = with_roots(world.file("ours-ca.pem")).await;
-    assert!(passed && collector.seen().has_all(), "{output}");
+    assert!(passed && collector.received().has_all(), "{output}");
     let (passed, output) = with_roots(world.file("other-ca.pem")).await;
     assert!(!passed && output.contains("exported"), "{output}");
     std::fs::write(world.path("none.pem"), "").expect("writable");

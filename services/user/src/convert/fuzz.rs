@@ -8,8 +8,8 @@ use super::*;
 
 const ID: &str = "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e";
 
-fn registration() -> pb::RegisterRequest {
-    pb::RegisterRequest {
+fn registration() -> proto::RegisterRequest {
+    proto::RegisterRequest {
         request_id: ID.into(),
         email: "ada@example.com".into(),
         password: "correct horse battery".into(),
@@ -17,7 +17,7 @@ fn registration() -> pb::RegisterRequest {
     }
 }
 
-fn update() -> pb::UpdateProfileRequest {
+fn update() -> proto::UpdateProfileRequest {
     let address = common::Address {
         recipient: "Ada".into(),
         lines: vec!["Street 1".into()],
@@ -25,15 +25,15 @@ fn update() -> pb::UpdateProfileRequest {
         postal_code: "10115".into(),
         country_code: "DE".into(),
     };
-    let profile = pb::Profile { display_name: "Ada".into(), address: Some(address), ..Default::default() };
+    let profile = proto::Profile { display_name: "Ada".into(), address: Some(address), ..Default::default() };
     let paths = vec!["display_name".into(), "address".into()];
-    pb::UpdateProfileRequest { profile: Some(profile), update_mask: Some(prost_types::FieldMask { paths }) }
+    proto::UpdateProfileRequest { profile: Some(profile), update_mask: Some(prost_types::FieldMask { paths }) }
 }
 
 #[test]
 fn valid_messages_are_accepted() {
     assert!(Registration::try_from(registration()).is_ok());
-    assert!(profile_change(update()).is_ok());
+    assert!(ProfileChange::try_from(update()).is_ok());
 }
 
 proptest! {
@@ -53,9 +53,9 @@ proptest! {
         update in mutations(update()), email in text("ada@example.com"), password in text("correct horse battery"),
         token in text("AAAA"),
     ) {
-        let _ = profile_change(update);
-        let _ = login(pb::LoginRequest { email, password: password.clone() });
-        let _ = password_change(pb::ChangePasswordRequest { current_password: password.clone(), new_password: password });
+        let _ = ProfileChange::try_from(update);
+        let _ = Login::try_from(proto::LoginRequest { email, password: password.clone() });
+        let _ = PasswordUpdate::try_from(proto::ChangePasswordRequest { current_password: password.clone(), new_password: password });
         if let Ok(read) = refresh_token(&token) {
             prop_assert_eq!(read.expose(), token, "a token has one spelling");
         }

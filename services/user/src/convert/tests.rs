@@ -4,8 +4,8 @@ fn reasons(invalid: &Invalid) -> Vec<(&str, &str)> {
     invalid.0.iter().map(|violation| (violation.field.as_str(), violation.reason)).collect()
 }
 
-fn registration() -> pb::RegisterRequest {
-    pb::RegisterRequest {
+fn registration() -> proto::RegisterRequest {
+    proto::RegisterRequest {
         request_id: "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e".into(),
         email: "Ada@Example.com".into(),
         password: "correct horse".into(),
@@ -13,12 +13,12 @@ fn registration() -> pb::RegisterRequest {
     }
 }
 
-fn update(profile: pb::Profile, paths: &[&str]) -> pb::UpdateProfileRequest {
+fn update(profile: proto::Profile, paths: &[&str]) -> proto::UpdateProfileRequest {
     let paths = paths.iter().map(|path| (*path).to_owned()).collect();
-    pb::UpdateProfileRequest { profile: Some(profile), update_mask: Some(prost_types::FieldMask { paths }) }
+    proto::UpdateProfileRequest { profile: Some(profile), update_mask: Some(prost_types::FieldMask { paths }) }
 }
 
-fn sound_address() -> common::Address {
+fn valid_address() -> common::Address {
     common::Address {
         recipient: "Ada".into(),
         lines: vec!["1 Engine Street".into()],
@@ -30,9 +30,9 @@ fn sound_address() -> common::Address {
 
 #[test]
 fn a_registration_is_accepted_with_its_email_in_lower_case() {
-    let taken = Registration::try_from(registration()).expect("sound");
-    assert_eq!((taken.email.as_str(), taken.display_name.as_str()), ("ada@example.com", "Ada"));
-    assert!(!format!("{taken:?}").contains("correct horse"));
+    let registration = Registration::try_from(registration()).expect("valid");
+    assert_eq!((registration.email.as_str(), registration.display_name.as_str()), ("ada@example.com", "Ada"));
+    assert!(!format!("{registration:?}").contains("correct horse"));
 }
 
 #[test]
@@ -43,14 +43,14 @@ fn a_display_name_is_not_blank() {
         ("Ada\u{202e}", Some("MISLEADING_CHARACTER")),
         ("نگار می\u{200c}آید 👩\u{200d}🚀", None),
     ] {
-        let request = pb::RegisterRequest { display_name: name.into(), ..registration() };
+        let request = proto::RegisterRequest { display_name: name.into(), ..registration() };
         assert_eq!(Registration::try_from(request).err().map(|invalid| invalid.0[0].reason), expected, "{name:?}");
     }
 }
 
 #[test]
 fn all_violations_of_a_registration_are_reported_together() {
-    let invalid = Registration::try_from(pb::RegisterRequest::default()).expect_err("an empty request");
+    let invalid = Registration::try_from(proto::RegisterRequest::default()).expect_err("an empty request");
     assert_eq!(
         reasons(&invalid),
         [
@@ -60,9 +60,16 @@ fn all_violations_of_a_registration_are_reported_together() {
             ("display_name", "REQUIRED"),
         ]
     );
-    let request = pb::RegisterRequest { password: "correct horse".into(), ..pb::RegisterRequest::default() };
-    let invalid = Registration::try_from(request).expect_err("everything else is missing");
-    assert!(!format!("{invalid} {invalid:?}").contains("correct"), "the password is not in the error");
+}
+
+#[test]
+fn a_rejected_password_is_not_in_the_error() {
+    for password in ["correct".to_owned(), "correct\0horse".to_owned(), "correct".repeat(20)] {
+        let invalid =
+            Registration::try_from(proto::RegisterRequest { password, ..registration() }).expect_err("invalid");
+        assert_eq!(invalid.0.len(), 1, "the password's violation");
+        assert!(!format!("{invalid} {invalid:?}").contains("correct"), "{invalid}");
+    }
 }
 
 #[test]
@@ -85,27 +92,30 @@ fn a_password_has_eight_characters_to_seventy_one_bytes() {
         ("correct\thorse".to_owned(), Some("CONTROL_CHARACTER")),
     ];
     for (password, expected) in cases {
-        let result = Registration::try_from(pb::RegisterRequest { password: password.clone(), ..registration() });
+        let result = Registration::try_from(proto::RegisterRequest { password: password.clone(), ..registration() });
         assert_eq!(result.err().map(|invalid| invalid.0[0].reason), expected, "{password}");
     }
 }
 
 #[test]
 fn a_log_in_does_not_reveal_that_a_password_is_short() {
-    let request = |password: &str| pb::LoginRequest { email: "ada@example.com".into(), password: password.into() };
-    assert!(login(request("short")).is_ok());
-    assert_eq!(reasons(&login(request("")).expect_err("missing")), [("password", "REQUIRED")]);
-    assert_eq!(reasons(&login(request(&"x".repeat(72))).expect_err("long")), [("password", "PASSWORD_TOO_LONG")]);
-    assert!(login(request("correct\thorse")).is_ok(), "an earlier release accepted it");
-    let old = pb::LoginRequest { email: "ada@-example.7".into(), password: "correct horse".into() };
-    assert!(login(old).is_ok(), "and this e-mail too");
-    let nothing = login(pb::LoginRequest::default()).expect_err("an empty request");
+    let request = |password: &str| proto::LoginRequest { email: "ada@example.com".into(), password: password.into() };
+    assert!(Login::try_from(request("short")).is_ok());
+    assert_eq!(reasons(&Login::try_from(request("")).expect_err("missing")), [("password", "REQUIRED")]);
+    assert_eq!(
+        reasons(&Login::try_from(request(&"x".repeat(72))).expect_err("long")),
+        [("password", "PASSWORD_TOO_LONG")]
+    );
+    assert!(Login::try_from(request("correct\thorse")).is_ok(), "an earlier release accepted it");
+    let old = proto::LoginRequest { email: "ada@-example.7".into(), password: "correct horse".into() };
+    assert!(Login::try_from(old).is_ok(), "and this e-mail too");
+    let nothing = Login::try_from(proto::LoginRequest::default()).expect_err("an empty request");
     assert_eq!(reasons(&nothing), [("email", "INVALID_EMAIL"), ("password", "REQUIRED")]);
 }
 
 #[test]
 fn a_password_change_needs_both_passwords() {
-    let nothing = password_change(pb::ChangePasswordRequest::default()).expect_err("an empty request");
+    let nothing = PasswordUpdate::try_from(proto::ChangePasswordRequest::default()).expect_err("an empty request");
     assert_eq!(reasons(&nothing), [("current_password", "REQUIRED"), ("new_password", "PASSWORD_TOO_SHORT")]);
 }
 
@@ -120,33 +130,33 @@ fn a_refresh_token_has_a_valid_form() {
 
 #[test]
 fn fields_of_the_mask_are_set_or_cleared_and_no_others() {
-    let profile = pb::Profile {
+    let profile = proto::Profile {
         display_name: "Ada L.".into(),
         phone: Some("+442012345678".into()),
-        address: Some(sound_address()),
-        ..pb::Profile::default()
+        address: Some(valid_address()),
+        ..proto::Profile::default()
     };
-    let change = profile_change(update(profile.clone(), &["phone"])).expect("sound");
+    let change = ProfileChange::try_from(update(profile.clone(), &["phone"])).expect("valid");
     let phone = Some(Some("+442012345678".to_owned()));
     assert_eq!(change, ProfileChange { phone, ..ProfileChange::default() });
-    let change = profile_change(update(pb::Profile::default(), &["phone", "address"])).expect("sound");
+    let change = ProfileChange::try_from(update(proto::Profile::default(), &["phone", "address"])).expect("valid");
     let cleared = ProfileChange { phone: Some(None), address: Some(None), ..ProfileChange::default() };
     assert_eq!(change, cleared);
-    let change = profile_change(update(profile, &["display_name", "address"])).expect("sound");
+    let change = ProfileChange::try_from(update(profile, &["display_name", "address"])).expect("valid");
     assert_eq!(change.address.flatten().map(|address| address.city).as_deref(), Some("London"));
     assert_eq!(change.display_name.as_deref(), Some("Ada L."));
 }
 
 #[test]
 fn without_a_mask_the_present_fields_are_set() {
-    let profile = pb::Profile {
+    let profile = proto::Profile {
         display_name: "Ada L.".into(),
         phone: Some("+442012345678".into()),
         // As sent by a client that changes what it has read.
         user_id: "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e".into(),
         email: "Ada@example.com".into(),
-        role: pb::Role::Customer.into(),
-        ..pb::Profile::default()
+        role: proto::Role::Customer.into(),
+        ..proto::Profile::default()
     };
     let expected = ProfileChange {
         display_name: Some("Ada L.".into()),
@@ -155,20 +165,20 @@ fn without_a_mask_the_present_fields_are_set() {
         known_email: Some("ada@example.com".into()),
     };
     for update_mask in [None, Some(prost_types::FieldMask::default())] {
-        let request = pb::UpdateProfileRequest { profile: Some(profile.clone()), update_mask };
-        assert_eq!(profile_change(request).expect("sound"), expected);
+        let request = proto::UpdateProfileRequest { profile: Some(profile.clone()), update_mask };
+        assert_eq!(ProfileChange::try_from(request).expect("valid"), expected);
     }
-    let nothing = pb::UpdateProfileRequest { profile: Some(pb::Profile::default()), update_mask: None };
-    assert_eq!(profile_change(nothing).expect("it changes nothing"), ProfileChange::default());
-    let blank = pb::Profile { display_name: " ".into(), ..pb::Profile::default() };
-    let invalid = profile_change(update(blank, &[])).expect_err("a blank name");
+    let nothing = proto::UpdateProfileRequest { profile: Some(proto::Profile::default()), update_mask: None };
+    assert_eq!(ProfileChange::try_from(nothing).expect("it changes nothing"), ProfileChange::default());
+    let blank = proto::Profile { display_name: " ".into(), ..proto::Profile::default() };
+    let invalid = ProfileChange::try_from(update(blank, &[])).expect_err("a blank name");
     assert_eq!(reasons(&invalid), [("profile.display_name", "REQUIRED")]);
 }
 
 #[test]
 fn a_wildcard_replaces_the_whole_profile() {
-    let profile = pb::Profile { display_name: "Ada L.".into(), ..pb::Profile::default() };
-    let change = profile_change(update(profile, &["*"])).expect("sound");
+    let profile = proto::Profile { display_name: "Ada L.".into(), ..proto::Profile::default() };
+    let change = ProfileChange::try_from(update(profile, &["*"])).expect("valid");
     let expected = ProfileChange {
         display_name: Some("Ada L.".into()),
         phone: Some(None),
@@ -176,16 +186,17 @@ fn a_wildcard_replaces_the_whole_profile() {
         known_email: None,
     };
     assert_eq!(change, expected);
-    let invalid = profile_change(update(pb::Profile::default(), &["*"])).expect_err("a required field is missing");
+    let invalid =
+        ProfileChange::try_from(update(proto::Profile::default(), &["*"])).expect_err("a required field is missing");
     assert_eq!(reasons(&invalid), [("profile.display_name", "REQUIRED")]);
 }
 
 #[test]
 fn unknown_fields_in_a_mask_are_rejected_and_output_only_ones_are_ignored() {
-    let invalid = profile_change(pb::UpdateProfileRequest::default()).expect_err("an empty request");
+    let invalid = ProfileChange::try_from(proto::UpdateProfileRequest::default()).expect_err("an empty request");
     assert_eq!(reasons(&invalid), [("profile", "REQUIRED")]);
     let paths = ["role", "shoe_size", "address.city", "*", "phone", ""];
-    let invalid = profile_change(update(pb::Profile::default(), &paths)).expect_err("four violations");
+    let invalid = ProfileChange::try_from(update(proto::Profile::default(), &paths)).expect_err("four violations");
     assert_eq!(
         reasons(&invalid),
         [
@@ -195,22 +206,26 @@ fn unknown_fields_in_a_mask_are_rejected_and_output_only_ones_are_ignored() {
             ("update_mask.paths[5]", "UNKNOWN_FIELD"),
         ]
     );
-    let values = pb::Profile { role: pb::Role::Operator.into(), user_id: "x".into(), ..pb::Profile::default() };
-    let change = profile_change(update(values, &["role", "user_id", "create_time", "update_time"])).expect("ignored");
+    let values =
+        proto::Profile { role: proto::Role::Operator.into(), user_id: "x".into(), ..proto::Profile::default() };
+    let change =
+        ProfileChange::try_from(update(values, &["role", "user_id", "create_time", "update_time"])).expect("ignored");
     assert_eq!(change, ProfileChange::default());
-    let change = profile_change(update(pb::Profile::default(), &["email"])).expect("checked against the account");
+    let change =
+        ProfileChange::try_from(update(proto::Profile::default(), &["email"])).expect("checked against the account");
     assert_eq!(change, ProfileChange { known_email: Some(String::new()), ..ProfileChange::default() });
 }
 
 #[test]
 fn all_violations_of_a_profile_are_reported_together() {
-    let profile = pb::Profile {
+    let profile = proto::Profile {
         display_name: String::new(),
         phone: Some("030 123456".into()),
-        address: Some(common::Address { country_code: "Germany".into(), ..sound_address() }),
-        ..pb::Profile::default()
+        address: Some(common::Address { country_code: "Germany".into(), ..valid_address() }),
+        ..proto::Profile::default()
     };
-    let invalid = profile_change(update(profile, &["display_name", "phone", "address"])).expect_err("three violations");
+    let invalid =
+        ProfileChange::try_from(update(profile, &["display_name", "phone", "address"])).expect_err("three violations");
     assert_eq!(
         reasons(&invalid),
         [
@@ -223,7 +238,7 @@ fn all_violations_of_a_profile_are_reported_together() {
 
 #[test]
 fn a_telephone_number_is_e164() {
-    for (text, sound) in [
+    for (text, is_valid) in [
         ("+4930123456", true),
         ("+123456789012345", true),
         ("+1234567890123456", false),
@@ -234,6 +249,6 @@ fn a_telephone_number_is_e164() {
         ("", false),
         ("+", false),
     ] {
-        assert_eq!(phone(&mut Fields::default(), text).is_some(), sound, "{text}");
+        assert_eq!(phone(&mut Fields::default(), text).is_some(), is_valid, "{text}");
     }
 }

@@ -92,7 +92,7 @@ fn an_unreadable_file_is_named_and_leaves_the_keys_unchanged() {
     assert!(matches!(store.reload(), Err(KeysError::Form { path }) if path.ends_with("2.pem")));
     fs::remove_file(directory.join("2.pem")).expect("removed");
     fs::write(directory.join("README"), "not looked at").expect("written");
-    store.reload().expect("sound again");
+    store.reload().expect("valid again");
     fs::remove_file(directory.join("1.pem")).expect("removed");
     assert!(matches!(store.reload(), Err(KeysError::None { .. })));
     assert_eq!(store.signer().expect("kept").kid, first);

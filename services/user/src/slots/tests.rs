@@ -46,7 +46,7 @@ fn calls(slots: &Slots, address: &str, count: usize) -> Vec<Call> {
     (0..count).map(|number| Call::new(slots, at(address, &format!("x{number}@example.com")))).collect()
 }
 
-fn is_refused(call: &mut Call) -> bool {
+fn is_rejected(call: &mut Call) -> bool {
     !call.waits() && call.poll().is_some_and(|done| done.is_err())
 }
 
@@ -71,7 +71,7 @@ fn a_well_behaved_caller_is_next_however_many_of_another_address_wait() {
 }
 
 #[test]
-fn addresses_are_served_in_turn_and_bursts_are_served_too() {
+fn addresses_are_served_alternately_and_bursts_are_served_too() {
     let slots = Slots::new(1, 100);
     let mut first = Call::new(&slots, at("192.0.2.9", "first"));
     let mut at_work = first.slot();
@@ -93,7 +93,7 @@ fn addresses_are_served_in_turn_and_bursts_are_served_too() {
 }
 
 #[test]
-fn the_accounts_of_an_address_are_served_in_turn() {
+fn the_accounts_of_an_address_are_served_alternately() {
     let slots = Slots::new(1, 100);
     let at_work = Call::new(&slots, at("192.0.2.1", "mallory")).slot();
     let mallory: Vec<Call> = (0..40).map(|_| Call::new(&slots, at("192.0.2.1", "mallory"))).collect();
@@ -110,14 +110,14 @@ fn a_full_queue_evicts_the_newest_call_of_the_address_with_the_most() {
     let slots = Slots::new(1, 64);
     let _at_work = Call::new(&slots, at("192.0.2.1", "at work")).slot();
     let mut few = calls(&slots, "192.0.2.2", 14);
-    let mut most = calls(&slots, "192.0.2.1", 50);
+    let mut largest = calls(&slots, "192.0.2.1", 50);
     let mut regular = Call::new(&slots, at("198.51.100.7", "ada@example.com"));
     assert!(regular.waits() && few.iter_mut().all(Call::waits));
-    assert!(is_refused(most.last_mut().expect("fifty")), "the newest is evicted");
-    most.pop();
-    assert!(most.iter_mut().all(Call::waits), "no other call is");
+    assert!(is_rejected(largest.last_mut().expect("fifty")), "the newest is evicted");
+    largest.pop();
+    assert!(largest.iter_mut().all(Call::waits), "no other call is");
     let mut one_more = Call::new(&slots, at("192.0.2.1", "one more"));
-    assert!(is_refused(&mut one_more), "control: a new call of the address with the most is rejected");
+    assert!(is_rejected(&mut one_more), "control: a new call of the address with the most is rejected");
     assert!(regular.waits() && few.iter_mut().all(Call::waits));
 }
 
@@ -128,7 +128,7 @@ fn a_full_queue_of_one_address_evicts_from_the_account_with_the_most() {
     let mut mallory: Vec<Call> = (0..64).map(|_| Call::new(&slots, at("192.0.2.1", "mallory"))).collect();
     let mut ada = Call::new(&slots, at("192.0.2.1", "ada"));
     assert!(ada.waits(), "a well-behaved caller behind the same proxy");
-    assert!(is_refused(mallory.last_mut().expect("some")));
+    assert!(is_rejected(mallory.last_mut().expect("some")));
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn addresses_with_one_call_each_do_not_evict_each_other() {
     let slots = Slots::new(1, 4);
     let _at_work = Call::new(&slots, at("192.0.2.1", "at work")).slot();
     let mut waiting: Vec<Call> = (2..6).map(|n| Call::new(&slots, at(&format!("192.0.2.{n}"), "x"))).collect();
-    assert!(is_refused(&mut Call::new(&slots, at("192.0.2.6", "x"))));
+    assert!(is_rejected(&mut Call::new(&slots, at("192.0.2.6", "x"))));
     assert!(waiting.iter_mut().all(Call::waits));
 }
 
@@ -166,7 +166,7 @@ async fn waiting_tasks_get_slots() {
     let served = (0..40).map(|number| {
         let slots = slots.clone();
         tokio::spawn(async move {
-            let _place = slots.take(at("192.0.2.1", &format!("{}", number % 3))).await?;
+            let _slot = slots.take(at("192.0.2.1", &format!("{}", number % 3))).await?;
             tokio::task::yield_now().await;
             Ok::<_, QueueFull>(())
         })

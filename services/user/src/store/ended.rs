@@ -16,7 +16,7 @@ use super::Store;
 use crate::account::Role;
 use crate::entity::{account, issued_access, session};
 use crate::error::Error;
-use crate::users::{Person, Whose};
+use crate::users::{AccountRef, Person};
 
 /// Rows are kept a little longer than the tokens are valid: instances' clocks differ, and the mesh allows some seconds
 /// of leeway.
@@ -39,16 +39,19 @@ impl Store {
     }
 
     /// Ends all sessions of a person, with an audit event; returns how many were open.
-    pub(crate) async fn end_sessions(&self, whose: Whose, now: Timestamp, operation: &Operation) -> Result<u64, Error> {
-        let operation = operation.clone();
+    pub(crate) async fn end_sessions(
+        &self,
+        account: AccountRef,
+        now: Timestamp,
+        operation: &Operation,
+    ) -> Result<u64, Error> {
         let ended = self
             .db
-            .transact(move |tx| {
-                let (whose, operation) = (whose.clone(), operation.clone());
+            .transact_with((account, operation.clone()), move |tx, (account, operation)| {
                 Box::pin(async move {
-                    let of_it = match whose {
-                        Whose::Id(user_id) => account::Column::UserId.eq(user_id.as_uuid()),
-                        Whose::Email(email) => account::Column::Email.eq(email),
+                    let of_it = match account {
+                        AccountRef::Id(user_id) => account::Column::UserId.eq(user_id.as_uuid()),
+                        AccountRef::Email(email) => account::Column::Email.eq(email),
                     };
                     // Locked as by a log-in, so that none opens a session meanwhile.
                     let owner = account::Entity::find().filter(of_it).lock_exclusive().one(tx.conn()).await?;
@@ -89,6 +92,17 @@ impl Store {
         let ids = read.query_all_raw(find).await?.into_iter();
         ids.map(|row| Ok(SessionId::from_uuid(row.try_get_by_index(0)?))).collect()
     }
+
+    /// Deletes some of the expired records of issued tokens; returns how many.
+    pub(super) async fn delete_expired_tokens(&self, now: Timestamp, limit: u32) -> Result<u64, storage::Error> {
+        let delete = Statement::from_sql_and_values(
+            self.db.read().get_database_backend(),
+            "DELETE FROM issued_access WHERE session_id IN \
+             (SELECT session_id FROM issued_access WHERE expire_time <= $1 ORDER BY expire_time LIMIT $2)",
+            [now.as_micros().into(), i64::from(limit).into()],
+        );
+        self.db.execute(delete).await
+    }
 }
 
 /// Records that an access token of this role was issued to a session. False if the session's earlier tokens had another
@@ -115,15 +129,4 @@ pub(super) async fn issued(
         .to_owned();
     issued_access::Entity::insert(row.into_active_model()).on_conflict(later).exec_without_returning(tx.conn()).await?;
     Ok(true)
-}
-
-/// Deletes some of the expired rows.
-pub(super) async fn forget(tx: &Tx, now: Timestamp, limit: u32) -> Result<u64, storage::Error> {
-    let delete = Statement::from_sql_and_values(
-        tx.conn().get_database_backend(),
-        "DELETE FROM issued_access WHERE session_id IN \
-         (SELECT session_id FROM issued_access WHERE expire_time <= $1 ORDER BY expire_time LIMIT $2)",
-        [now.as_micros().into(), i64::from(limit).into()],
-    );
-    Ok(tx.conn().execute_raw(delete).await?.rows_affected())
 }

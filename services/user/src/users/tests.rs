@@ -11,7 +11,7 @@ use crate::operator::Credentials;
 use crate::throttle::Limits;
 
 mod ended;
-mod turns;
+mod rotation;
 mod uncounted;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -123,7 +123,7 @@ fn ada() -> Registration {
 }
 
 #[tokio::test]
-async fn a_repeated_registration_gets_the_same_answer_even_after_the_profile_has_changed() {
+async fn a_repeated_registration_gets_the_same_response_even_after_the_profile_has_changed() {
     let world = World::new().await;
     let registration = ada();
     let first = world.register(registration.clone()).await.expect("registered");
@@ -141,7 +141,7 @@ async fn a_repeated_registration_gets_the_same_answer_even_after_the_profile_has
     };
     world.clock.advance(Duration::from_secs(1));
     world.users.change_profile(first.user_id, change, &audit()).await.expect("changed");
-    assert_eq!(world.register(registration).await.expect("the same answer"), first);
+    assert_eq!(world.register(registration).await.expect("the same response"), first);
     assert_eq!(world.users.profile(first.user_id).await.expect("an account").display_name, "Countess");
 }
 
@@ -187,8 +187,8 @@ async fn concurrent_identical_registrations_create_one_account() {
     // One call creates it; each of the others uses one of the three permits while its password is checked.
     let all = futures_util::future::join_all((0..4).map(|_| world.register(registration.clone()))).await;
     let first = all[0].as_ref().expect("registered");
-    for answer in &all {
-        assert_eq!(answer.as_ref().expect("the same answer"), first);
+    for response in &all {
+        assert_eq!(response.as_ref().expect("the same response"), first);
     }
 }
 
@@ -196,7 +196,7 @@ async fn concurrent_identical_registrations_create_one_account() {
 async fn a_log_in_writes_its_event_with_the_session_and_a_rejected_one_writes_nothing() {
     let world = World::new().await;
     let profile = world.ada().await;
-    world.login("ada@example.com", "wrong horse").await.expect_err("refused");
+    world.login("ada@example.com", "wrong horse").await.expect_err("rejected");
     assert_eq!(world.events("user_login").await, []);
     world.ada_logs_in().await;
     let events = world.events("user_login").await;
@@ -369,11 +369,11 @@ async fn changing_a_password_needs_the_current_one_and_guesses_are_throttled() {
     world.ada().await;
     let tokens = world.ada_logs_in().await;
     for _ in 0..3 {
-        let refused = world.change_password(&tokens, "wrong horse", "battery staple").await;
-        assert!(matches!(refused, Err(Error::InvalidCredentials)));
+        let rejected = world.change_password(&tokens, "wrong horse", "battery staple").await;
+        assert!(matches!(rejected, Err(Error::InvalidCredentials)));
     }
-    let refused = world.change_password(&tokens, PASSWORD, "battery staple").await;
-    assert!(matches!(refused, Err(Error::TooManyLogins { .. })));
+    let rejected = world.change_password(&tokens, PASSWORD, "battery staple").await;
+    assert!(matches!(rejected, Err(Error::TooManyLogins { .. })));
     world.clock.advance(Duration::from_secs(10));
     world.ada_logs_in().await;
 }
@@ -396,7 +396,7 @@ async fn a_log_in_verified_before_a_password_change_opens_no_session() {
 #[tokio::test]
 async fn the_bootstrap_operator_is_created_once_and_its_log_in_waits_for_it() {
     let mut world = World::new().await;
-    let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
+    let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("valid");
     let (store, passwords) = (world.users.store.clone(), world.users.passwords.clone());
     let (bootstrap, work) = Bootstrap::new(store.clone(), passwords.clone(), credentials.clone(), Arc::new(NoSink));
     let (_, again) = Bootstrap::new(store, passwords, credentials, Arc::new(NoSink));
@@ -410,13 +410,13 @@ async fn the_bootstrap_operator_is_created_once_and_its_log_in_waits_for_it() {
 #[tokio::test]
 async fn a_cancelled_bootstrap_blocks_no_log_in() {
     let mut world = World::new().await;
-    let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("sound");
+    let credentials = Credentials::checked("operator@ordermesh.local", PASSWORD).expect("valid");
     let (bootstrap, work) =
         Bootstrap::new(world.users.store.clone(), world.users.passwords.clone(), credentials, Arc::new(NoSink));
     world.users.bootstrap = Some(bootstrap);
     drop(work);
-    let refused = world.login("operator@ordermesh.local", PASSWORD).await;
-    assert!(matches!(refused, Err(Error::InvalidCredentials)));
+    let rejected = world.login("operator@ordermesh.local", PASSWORD).await;
+    assert!(matches!(rejected, Err(Error::InvalidCredentials)));
 }
 
 #[tokio::test]
@@ -438,10 +438,10 @@ async fn an_email_in_an_update_is_ignored_if_unchanged_and_rejected_otherwise() 
         known_email: Some(email.into()),
         ..ProfileChange::default()
     };
-    let refused = world.users.change_profile(user_id, change("eve@example.com"), &audit()).await;
+    let rejected = world.users.change_profile(user_id, change("eve@example.com"), &audit()).await;
     assert!(
-        matches!(&refused, Err(Error::Invalid(invalid)) if invalid.0[0].reason == "IMMUTABLE_FIELD"),
-        "{refused:?}"
+        matches!(&rejected, Err(Error::Invalid(invalid)) if invalid.0[0].reason == "IMMUTABLE_FIELD"),
+        "{rejected:?}"
     );
     assert_eq!(world.users.profile(user_id).await.expect("an account").display_name, "Ada", "nothing was changed");
     let changed = world.users.change_profile(user_id, change("ada@example.com"), &audit()).await.expect("changed");

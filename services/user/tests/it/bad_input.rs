@@ -1,22 +1,22 @@
-//! Invalid input is answered with all violations, and changes nothing.
+//! Invalid input is rejected with all violations, and changes nothing.
 
-use contracts::user::v1 as pb;
+use contracts::user::v1 as proto;
 use tonic::Code;
 
-use crate::world::{PASSWORD, Refusal, World, ada, as_person, refusal};
+use crate::world::{PASSWORD, Rejection, World, ada, as_person, rejection};
 
-fn assert_invalid(refused: &Refusal, violations: &[(&str, &str)]) {
-    assert_eq!((refused.code, refused.reason.as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
-    assert_eq!(refused.domain, "user.ordermesh");
-    let seen: Vec<_> = refused.violations.iter().map(|(field, reason)| (field.as_str(), reason.as_str())).collect();
-    assert_eq!(seen, violations);
+fn assert_invalid(rejected: &Rejection, violations: &[(&str, &str)]) {
+    assert_eq!((rejected.code, rejected.reason.as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
+    assert_eq!(rejected.domain, "user.ordermesh");
+    let found: Vec<_> = rejected.violations.iter().map(|(field, reason)| (field.as_str(), reason.as_str())).collect();
+    assert_eq!(found, violations);
 }
 
 #[tokio::test]
-async fn an_empty_registration_is_answered_with_a_violation_of_every_field() {
+async fn an_empty_registration_is_rejected_with_a_violation_of_every_field() {
     let world = World::start().await;
     assert_invalid(
-        &refusal(world.register(pb::RegisterRequest::default()).await),
+        &rejection(world.register(proto::RegisterRequest::default()).await),
         &[
             ("request_id", "REQUEST_ID_REQUIRED"),
             ("email", "INVALID_EMAIL"),
@@ -24,14 +24,14 @@ async fn an_empty_registration_is_answered_with_a_violation_of_every_field() {
             ("display_name", "REQUIRED"),
         ],
     );
-    let bad = pb::RegisterRequest {
+    let bad = proto::RegisterRequest {
         request_id: "42".into(),
         email: "ada@".into(),
         password: "x".repeat(72),
         display_name: "A".repeat(101),
     };
     assert_invalid(
-        &refusal(world.register(bad).await),
+        &rejection(world.register(bad).await),
         &[
             ("request_id", "INVALID_ID"),
             ("email", "INVALID_EMAIL"),
@@ -46,9 +46,9 @@ async fn an_empty_registration_is_answered_with_a_violation_of_every_field() {
 async fn a_rejected_registration_stores_nothing_and_its_id_can_be_retried() {
     let world = World::start().await;
     let request = ada();
-    let bad = pb::RegisterRequest { password: "short".into(), ..request.clone() };
-    assert_invalid(&refusal(world.register(bad).await), &[("password", "PASSWORD_TOO_SHORT")]);
-    assert_eq!(refusal(world.login("ada@example.com", PASSWORD).await).reason, "INVALID_CREDENTIALS");
+    let bad = proto::RegisterRequest { password: "short".into(), ..request.clone() };
+    assert_invalid(&rejection(world.register(bad).await), &[("password", "PASSWORD_TOO_SHORT")]);
+    assert_eq!(rejection(world.login("ada@example.com", PASSWORD).await).reason, "INVALID_CREDENTIALS");
     world.register(request).await.expect("registered");
     world.stop().await;
 }
@@ -56,13 +56,13 @@ async fn a_rejected_registration_stores_nothing_and_its_id_can_be_retried() {
 #[tokio::test]
 async fn log_ins_and_tokens_are_validated_before_any_query() {
     let world = World::start().await;
-    let nothing = refusal(world.login("", "").await);
+    let nothing = rejection(world.login("", "").await);
     assert_invalid(&nothing, &[("email", "INVALID_EMAIL"), ("password", "REQUIRED")]);
-    let token = |text: &str| pb::Session { refresh_token: text.into(), ..pb::Session::default() };
-    assert_invalid(&refusal(world.refresh(&token("")).await), &[("refresh_token", "REQUIRED")]);
-    assert_invalid(&refusal(world.refresh(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
-    assert_invalid(&refusal(world.logout(&token("")).await), &[("refresh_token", "REQUIRED")]);
-    assert_invalid(&refusal(world.logout(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
+    let token = |text: &str| proto::Session { refresh_token: text.into(), ..proto::Session::default() };
+    assert_invalid(&rejection(world.refresh(&token("")).await), &[("refresh_token", "REQUIRED")]);
+    assert_invalid(&rejection(world.refresh(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
+    assert_invalid(&rejection(world.logout(&token("")).await), &[("refresh_token", "REQUIRED")]);
+    assert_invalid(&rejection(world.logout(&token("x")).await), &[("refresh_token", "INVALID_REFRESH_TOKEN")]);
     world.stop().await;
 }
 
@@ -71,29 +71,29 @@ async fn an_invalid_profile_update_lists_all_violations_and_changes_nothing() {
     let world = World::start().await;
     let registered = world.ada_registers().await;
     let session = world.ada_logs_in().await;
-    let request = pb::UpdateProfileRequest::default();
-    let refused = refusal(world.client().update_profile(as_person(&session, request)).await);
-    assert_invalid(&refused, &[("profile", "REQUIRED")]);
-    let values = pb::Profile {
+    let request = proto::UpdateProfileRequest::default();
+    let rejected = rejection(world.client().update_profile(as_person(&session, request)).await);
+    assert_invalid(&rejected, &[("profile", "REQUIRED")]);
+    let values = proto::Profile {
         email: "eve@example.com".into(),
         display_name: "\u{200b} ".into(),
-        role: pb::Role::Operator.into(),
+        role: proto::Role::Operator.into(),
         phone: Some("12".into()),
-        ..pb::Profile::default()
+        ..proto::Profile::default()
     };
-    let refused =
-        refusal(world.update_profile(&session, values, &["email", "role", "phone", "display_name", "hat"]).await);
+    let rejected =
+        rejection(world.update_profile(&session, values, &["email", "role", "phone", "display_name", "hat"]).await);
     assert_invalid(
-        &refused,
+        &rejected,
         &[
             ("update_mask.paths[4]", "UNKNOWN_FIELD"),
             ("profile.display_name", "REQUIRED"),
             ("profile.phone", "INVALID_PHONE"),
         ],
     );
-    let values = pb::Profile { email: "eve@example.com".into(), ..pb::Profile::default() };
+    let values = proto::Profile { email: "eve@example.com".into(), ..proto::Profile::default() };
     assert_invalid(
-        &refusal(world.update_profile(&session, values, &["email"]).await),
+        &rejection(world.update_profile(&session, values, &["email"]).await),
         &[("profile.email", "IMMUTABLE_FIELD")],
     );
     assert_eq!(world.profile(&session).await.expect("a profile"), registered);
@@ -105,10 +105,10 @@ async fn an_invalid_new_password_changes_nothing() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
-    let refused = refusal(world.change_password(&session, "", "short").await);
-    assert_invalid(&refused, &[("current_password", "REQUIRED"), ("new_password", "PASSWORD_TOO_SHORT")]);
-    let refused = refusal(world.change_password(&session, PASSWORD, &"x".repeat(72)).await);
-    assert_invalid(&refused, &[("new_password", "PASSWORD_TOO_LONG")]);
+    let rejected = rejection(world.change_password(&session, "", "short").await);
+    assert_invalid(&rejected, &[("current_password", "REQUIRED"), ("new_password", "PASSWORD_TOO_SHORT")]);
+    let rejected = rejection(world.change_password(&session, PASSWORD, &"x".repeat(72)).await);
+    assert_invalid(&rejected, &[("new_password", "PASSWORD_TOO_LONG")]);
     world.ada_logs_in().await;
     world.stop().await;
 }

@@ -1,18 +1,18 @@
 //! The regular flow, and permissions.
 
 use contracts::common::v1::Address;
-use contracts::user::v1 as pb;
+use contracts::user::v1 as proto;
 use tonic::Code;
 
-use crate::world::{PASSWORD, World, ada, refusal};
+use crate::world::{PASSWORD, World, ada, rejection};
 
 #[tokio::test]
 async fn a_customer_registers_logs_in_and_keeps_a_profile() {
     let world = World::start().await;
-    let request = pb::RegisterRequest { email: "Ada@Example.com".into(), ..ada() };
+    let request = proto::RegisterRequest { email: "Ada@Example.com".into(), ..ada() };
     let registered = world.register(request).await.expect("registered");
     assert_eq!((registered.email.as_str(), registered.display_name.as_str()), ("ada@example.com", "Ada"));
-    assert_eq!(registered.role(), pb::Role::Customer);
+    assert_eq!(registered.role(), proto::Role::Customer);
     assert!(registered.create_time.is_some() && registered.create_time == registered.update_time);
 
     let (session, profile) = world.login("ADA@example.com", PASSWORD).await.expect("logged in");
@@ -26,11 +26,11 @@ async fn a_customer_registers_logs_in_and_keeps_a_profile() {
         postal_code: "N1 9GU".into(),
         country_code: "GB".into(),
     };
-    let values = pb::Profile {
+    let values = proto::Profile {
         display_name: "not in the mask".into(),
         phone: Some("+442012345678".into()),
         address: Some(address.clone()),
-        ..pb::Profile::default()
+        ..proto::Profile::default()
     };
     let changed = world.update_profile(&session, values, &["phone", "address"]).await.expect("changed");
     assert_eq!(changed.display_name, "Ada");
@@ -38,7 +38,7 @@ async fn a_customer_registers_logs_in_and_keeps_a_profile() {
     assert_ne!(changed.update_time, registered.update_time);
     assert_eq!(world.profile(&session).await.expect("a profile"), changed);
 
-    let cleared = world.update_profile(&session, pb::Profile::default(), &["phone"]).await.expect("changed");
+    let cleared = world.update_profile(&session, proto::Profile::default(), &["phone"]).await.expect("changed");
     assert_eq!((cleared.phone, cleared.address), (None, Some(address)));
     world.stop().await;
 }
@@ -55,39 +55,39 @@ async fn a_profile_that_was_read_can_be_changed_and_sent_back() {
     let replaced = world.update_profile(&session, profile.clone(), &["*"]).await.expect("replaced");
     assert_eq!((replaced.phone, replaced.display_name.as_str()), (None, "Ada"));
     profile.email = "eve@example.com".into();
-    let refused = refusal(world.update_profile(&session, profile, &["*"]).await);
-    assert_eq!(refused.violations, [("profile.email".to_owned(), "IMMUTABLE_FIELD".to_owned())]);
+    let rejected = rejection(world.update_profile(&session, profile, &["*"]).await);
+    assert_eq!(rejected.violations, [("profile.email".to_owned(), "IMMUTABLE_FIELD".to_owned())]);
     world.stop().await;
 }
 
 #[tokio::test]
 async fn a_password_is_the_same_on_every_keyboard() {
     let world = World::start().await;
-    let typed = pb::RegisterRequest { password: "Zu\u{308}rich caf\u{e9}".into(), ..ada() };
+    let typed = proto::RegisterRequest { password: "Zu\u{308}rich caf\u{e9}".into(), ..ada() };
     let registered = world.register(typed.clone()).await.expect("registered");
     world.login("ada@example.com", "Z\u{fc}rich cafe\u{301}").await.expect("the equivalent form");
-    let again = pb::RegisterRequest { password: "Z\u{fc}rich caf\u{e9}".into(), ..typed };
+    let again = proto::RegisterRequest { password: "Z\u{fc}rich caf\u{e9}".into(), ..typed };
     assert_eq!(world.register(again).await.expect("the same command"), registered);
-    assert_eq!(refusal(world.login("ada@example.com", "Zurich cafe").await).reason, "INVALID_CREDENTIALS");
+    assert_eq!(rejection(world.login("ada@example.com", "Zurich cafe").await).reason, "INVALID_CREDENTIALS");
     world.stop().await;
 }
 
 #[tokio::test]
-async fn a_repeated_registration_gets_the_same_answer_and_a_different_one_is_rejected() {
+async fn a_repeated_registration_gets_the_same_response_and_a_different_one_is_rejected() {
     let world = World::start().await;
     let request = ada();
     let first = world.register(request.clone()).await.expect("registered");
-    assert_eq!(world.register(request.clone()).await.expect("the same answer"), first);
+    assert_eq!(world.register(request.clone()).await.expect("the same response"), first);
     for other in [
-        pb::RegisterRequest { display_name: "Bob".into(), ..request.clone() },
-        pb::RegisterRequest { password: "another horse".into(), ..request },
+        proto::RegisterRequest { display_name: "Bob".into(), ..request.clone() },
+        proto::RegisterRequest { password: "another horse".into(), ..request },
     ] {
-        let refused = refusal(world.register(other).await);
-        assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "REQUEST_ID_REUSED"));
-        assert_eq!(refused.domain, "user.ordermesh");
+        let rejected = rejection(world.register(other).await);
+        assert_eq!((rejected.code, rejected.reason.as_str()), (Code::FailedPrecondition, "REQUEST_ID_REUSED"));
+        assert_eq!(rejected.domain, "user.ordermesh");
     }
-    let refused = refusal(world.register(ada()).await);
-    assert_eq!((refused.code, refused.reason.as_str()), (Code::AlreadyExists, "EMAIL_TAKEN"));
+    let rejected = rejection(world.register(ada()).await);
+    assert_eq!((rejected.code, rejected.reason.as_str()), (Code::AlreadyExists, "EMAIL_TAKEN"));
     world.stop().await;
 }
 
@@ -96,10 +96,10 @@ async fn a_profile_needs_a_valid_access_token() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
-    let refused = refusal(world.client().get_profile(pb::GetProfileRequest {}).await);
-    assert_eq!(refused.code, Code::Unauthenticated);
-    let forged = pb::Session { access_token: format!("{}x", session.access_token), ..session.clone() };
-    assert_eq!(refusal(world.profile(&forged).await).code, Code::Unauthenticated);
+    let rejected = rejection(world.client().get_profile(proto::GetProfileRequest {}).await);
+    assert_eq!(rejected.code, Code::Unauthenticated);
+    let forged = proto::Session { access_token: format!("{}x", session.access_token), ..session.clone() };
+    assert_eq!(rejection(world.profile(&forged).await).code, Code::Unauthenticated);
     world.profile(&session).await.expect("control: the original token works");
     world.stop().await;
 }
@@ -109,7 +109,8 @@ async fn the_public_keys_are_public_and_survive_a_restart() {
     let world = World::start().await;
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
-    let keys = world.client().list_signing_keys(pb::ListSigningKeysRequest {}).await.expect("keys").into_inner().keys;
+    let keys =
+        world.client().list_signing_keys(proto::ListSigningKeysRequest {}).await.expect("keys").into_inner().keys;
     assert_eq!(keys.len(), 1);
     let key = &keys[0];
     assert_eq!((key.kty.as_str(), key.crv.as_str(), key.alg.as_str()), ("OKP", "Ed25519", "EdDSA"));
@@ -117,7 +118,8 @@ async fn the_public_keys_are_public_and_survive_a_restart() {
     let folder = world.stop().await;
 
     let world = World::start_with(folder, &[]).await;
-    let again = world.client().list_signing_keys(pb::ListSigningKeysRequest {}).await.expect("keys").into_inner().keys;
+    let again =
+        world.client().list_signing_keys(proto::ListSigningKeysRequest {}).await.expect("keys").into_inner().keys;
     assert_eq!(again, keys);
     world.profile(&session).await.expect("an earlier token still works");
     world.refresh(&session).await.expect("the session is still open");
@@ -131,10 +133,10 @@ async fn the_bootstrap_operator_can_log_in_immediately_and_no_call_creates_one()
     testkit::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
     let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8")];
     let world = World::start_with(folder, &flags).await;
-    let taken = pb::RegisterRequest { email: "operator@ordermesh.local".into(), ..ada() };
-    assert_eq!(refusal(world.register(taken).await).reason, "EMAIL_TAKEN");
+    let taken = proto::RegisterRequest { email: "operator@ordermesh.local".into(), ..ada() };
+    assert_eq!(rejection(world.register(taken).await).reason, "EMAIL_TAKEN");
     let (session, profile) = world.login("operator@ordermesh.local", PASSWORD).await.expect("logged in");
-    assert_eq!(profile.role(), pb::Role::Operator);
+    assert_eq!(profile.role(), proto::Role::Operator);
     assert_eq!(world.profile(&session).await.expect("a profile"), profile);
     world.stop().await;
 }
@@ -172,6 +174,6 @@ async fn an_operator_created_by_the_command_can_log_in() {
     assert!(matches!(short, Err(user::Error::Invalid(_))));
     let world = World::start_with(folder, &[]).await;
     let (_, profile) = world.login("op@example.com", PASSWORD).await.expect("logged in");
-    assert_eq!((profile.role(), profile.user_id), (pb::Role::Operator, user_id.to_string()));
+    assert_eq!((profile.role(), profile.user_id), (proto::Role::Operator, user_id.to_string()));
     world.stop().await;
 }

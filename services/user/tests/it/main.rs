@@ -4,6 +4,6 @@ mod bad_input;
 mod events;
 mod flow;
 mod passwords;
-mod places;
 mod sessions;
+mod slots;
 mod world;

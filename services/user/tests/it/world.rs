@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
-use contracts::user::v1 as pb;
+use contracts::user::v1 as proto;
 use contracts::user::v1::user_service_client::UserServiceClient;
 use kernel::IdSource;
 use mesh::{Channel, ClientConfig};
@@ -70,64 +70,69 @@ impl World {
         UserServiceClient::new(self.channel())
     }
 
-    pub(crate) async fn register(&self, request: pb::RegisterRequest) -> Result<pb::Profile, Status> {
+    pub(crate) async fn register(&self, request: proto::RegisterRequest) -> Result<proto::Profile, Status> {
         Ok(self.client().register(request).await?.into_inner().profile.expect("a profile"))
     }
 
-    pub(crate) async fn login(&self, email: &str, password: &str) -> Result<(pb::Session, pb::Profile), Status> {
-        let request = pb::LoginRequest { email: email.into(), password: password.into() };
+    pub(crate) async fn login(&self, email: &str, password: &str) -> Result<(proto::Session, proto::Profile), Status> {
+        let request = proto::LoginRequest { email: email.into(), password: password.into() };
         let response = self.client().login(request).await?.into_inner();
         Ok((response.session.expect("a session"), response.profile.expect("a profile")))
     }
 
     /// A Login with the message of another method: a number where the e-mail should be.
-    pub(crate) async fn garbled_login(&self) -> Result<pb::LoginResponse, Status> {
+    pub(crate) async fn garbled_login(&self) -> Result<proto::LoginResponse, Status> {
         let mut client = tonic::client::Grpc::new(self.channel());
-        let codec = tonic_prost::ProstCodec::<pb::ChangePasswordResponse, pb::LoginResponse>::default();
+        let codec = tonic_prost::ProstCodec::<proto::ChangePasswordResponse, proto::LoginResponse>::default();
         let path = PathAndQuery::from_static("/user.v1.UserService/Login");
         client.ready().await.expect("ready");
-        let garbled = Request::new(pb::ChangePasswordResponse { ended_session_count: 7 });
+        let garbled = Request::new(proto::ChangePasswordResponse { ended_session_count: 7 });
         client.unary(garbled, path, codec).await.map(tonic::Response::into_inner)
     }
 
-    pub(crate) async fn ada_registers(&self) -> pb::Profile {
+    pub(crate) async fn ada_registers(&self) -> proto::Profile {
         self.register(ada()).await.expect("registered")
     }
 
-    pub(crate) async fn ada_logs_in(&self) -> pb::Session {
+    pub(crate) async fn ada_logs_in(&self) -> proto::Session {
         self.login("ada@example.com", PASSWORD).await.expect("logged in").0
     }
 
-    pub(crate) async fn refresh(&self, session: &pb::Session) -> Result<pb::Session, Status> {
-        let request = pb::RefreshSessionRequest { refresh_token: session.refresh_token.clone() };
+    pub(crate) async fn refresh(&self, session: &proto::Session) -> Result<proto::Session, Status> {
+        let request = proto::RefreshSessionRequest { refresh_token: session.refresh_token.clone() };
         Ok(self.client().refresh_session(request).await?.into_inner().session.expect("a session"))
     }
 
-    pub(crate) async fn logout(&self, session: &pb::Session) -> Result<(), Status> {
-        let request = pb::LogoutRequest { refresh_token: session.refresh_token.clone() };
+    pub(crate) async fn logout(&self, session: &proto::Session) -> Result<(), Status> {
+        let request = proto::LogoutRequest { refresh_token: session.refresh_token.clone() };
         self.client().logout(request).await.map(|_| ())
     }
 
-    pub(crate) async fn profile(&self, session: &pb::Session) -> Result<pb::Profile, Status> {
-        let response = self.client().get_profile(as_person(session, pb::GetProfileRequest {})).await?;
+    pub(crate) async fn profile(&self, session: &proto::Session) -> Result<proto::Profile, Status> {
+        let response = self.client().get_profile(as_person(session, proto::GetProfileRequest {})).await?;
         Ok(response.into_inner().profile.expect("a profile"))
     }
 
     pub(crate) async fn update_profile(
         &self,
-        session: &pb::Session,
-        profile: pb::Profile,
+        session: &proto::Session,
+        profile: proto::Profile,
         paths: &[&str],
-    ) -> Result<pb::Profile, Status> {
+    ) -> Result<proto::Profile, Status> {
         let paths = paths.iter().map(|path| (*path).to_owned()).collect();
         let update_mask = Some(prost_types::FieldMask { paths });
-        let request = pb::UpdateProfileRequest { profile: Some(profile), update_mask };
+        let request = proto::UpdateProfileRequest { profile: Some(profile), update_mask };
         let response = self.client().update_profile(as_person(session, request)).await?;
         Ok(response.into_inner().profile.expect("a profile"))
     }
 
-    pub(crate) async fn change_password(&self, session: &pb::Session, current: &str, new: &str) -> Result<i32, Status> {
-        let request = pb::ChangePasswordRequest { current_password: current.into(), new_password: new.into() };
+    pub(crate) async fn change_password(
+        &self,
+        session: &proto::Session,
+        current: &str,
+        new: &str,
+    ) -> Result<i32, Status> {
+        let request = proto::ChangePasswordRequest { current_password: current.into(), new_password: new.into() };
         let response = self.client().change_password(as_person(session, request)).await?;
         Ok(response.into_inner().ended_session_count)
     }
@@ -151,8 +156,8 @@ pub(crate) async fn database(data_dir: &Path) -> Database {
     Database::connect(&url, &storage::Options::default()).await.expect("it opens")
 }
 
-pub(crate) fn ada() -> pb::RegisterRequest {
-    pb::RegisterRequest {
+pub(crate) fn ada() -> proto::RegisterRequest {
+    proto::RegisterRequest {
         request_id: kernel::SystemIds.uuid().to_string(),
         email: "ada@example.com".into(),
         password: PASSWORD.into(),
@@ -160,7 +165,7 @@ pub(crate) fn ada() -> pb::RegisterRequest {
     }
 }
 
-pub(crate) fn as_person<T>(session: &pb::Session, message: T) -> Request<T> {
+pub(crate) fn as_person<T>(session: &proto::Session, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let bearer = MetadataValue::try_from(format!("Bearer {}", session.access_token)).expect("ASCII");
     request.metadata_mut().insert("authorization", bearer);
@@ -169,7 +174,7 @@ pub(crate) fn as_person<T>(session: &pb::Session, message: T) -> Request<T> {
 
 /// A rejection as a client sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     pub(crate) code: Code,
     pub(crate) reason: String,
     pub(crate) domain: String,
@@ -178,11 +183,11 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
 }
 
-pub(crate) fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> Refusal {
+pub(crate) fn rejection<T: std::fmt::Debug>(result: Result<T, Status>) -> Rejection {
     let status = result.expect_err("a rejection");
     let info = status.get_details_error_info().expect("ErrorInfo");
     let violations = status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
-    Refusal {
+    Rejection {
         code: status.code(),
         reason: info.reason,
         domain: info.domain,

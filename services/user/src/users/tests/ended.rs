@@ -74,7 +74,7 @@ async fn a_stolen_refresh_token_invalidates_its_sessions_access_tokens() {
     for world in worlds().await {
         world.ada().await;
         let first = world.ada_logs_in().await;
-        let second = world.refresh(&first).await.expect("turned");
+        let second = world.refresh(&first).await.expect("rotated");
         world.clock.advance(Duration::from_secs(60));
         assert!(world.is_live(&second).await);
         assert!(matches!(world.refresh(&first).await, Err(Error::SessionEnded)), "an old token was presented");
@@ -86,7 +86,7 @@ async fn a_stolen_refresh_token_invalidates_its_sessions_access_tokens() {
 async fn an_operator_ends_a_persons_sessions_by_id_or_email() {
     for world in worlds().await {
         let ada = world.ada().await;
-        for whose in [Whose::Id(ada.user_id), Whose::Email("ada@example.com".into())] {
+        for whose in [AccountRef::Id(ada.user_id), AccountRef::Email("ada@example.com".into())] {
             let tokens = [world.ada_logs_in().await, world.ada_logs_in().await];
             assert_eq!(world.users.end_sessions(whose.clone(), &audit()).await.expect("ended"), 2);
             for tokens in &tokens {
@@ -97,7 +97,7 @@ async fn an_operator_ends_a_persons_sessions_by_id_or_email() {
         assert_eq!(world.ended().await.len(), 4);
         let again = world.ada_logs_in().await;
         assert!(world.is_live(&again).await, "the account is not locked");
-        let unknown = world.users.end_sessions(Whose::Email("bob@example.com".into()), &audit()).await;
+        let unknown = world.users.end_sessions(AccountRef::Email("bob@example.com".into()), &audit()).await;
         assert!(matches!(unknown, Err(Error::AccountNotFound)));
         let events = world.events("audit").await;
         let ended = events.iter().filter_map(|event| event.attributes.get("ended_sessions")).collect::<Vec<_>>();
@@ -108,7 +108,7 @@ async fn an_operator_ends_a_persons_sessions_by_id_or_email() {
 #[tokio::test]
 async fn tokens_of_a_demoted_operator_and_of_a_deleted_account_are_rejected() {
     for world in worlds().await {
-        let credentials = Credentials::checked("operator@example.com", PASSWORD).expect("sound");
+        let credentials = Credentials::checked("operator@example.com", PASSWORD).expect("valid");
         let Users { store, passwords, clock, ids, .. } = &world.users;
         crate::operator::create(store, passwords, credentials, &**clock, &**ids, &audit()).await.expect("made");
         let (tokens, _) = world.login("operator@example.com", PASSWORD).await.expect("logged in");
@@ -135,7 +135,7 @@ async fn an_ended_session_is_listed_until_its_last_access_token_expires() {
         world.ada().await;
         let first = world.ada_logs_in().await;
         world.clock.advance(Duration::from_secs(800));
-        let second = world.refresh(&first).await.expect("turned");
+        let second = world.refresh(&first).await.expect("rotated");
         world.users.logout(second.refresh.clone(), &audit()).await.expect("ended");
         world.clock.advance(Duration::from_secs(905));
         assert_eq!(world.ended().await, [second.session.id], "the mesh's leeway");
@@ -153,7 +153,7 @@ async fn a_session_of_an_earlier_release_can_be_ended_after_a_refresh() {
     let tokens = world.ada_logs_in().await;
     world.sql("DELETE FROM issued_access").await;
     assert!(world.is_live(&tokens).await);
-    let tokens = world.refresh(&tokens).await.expect("turned");
+    let tokens = world.refresh(&tokens).await.expect("rotated");
     world.users.logout(tokens.refresh.clone(), &audit()).await.expect("ended");
     world.has_ended(&tokens).await;
 }

@@ -43,8 +43,8 @@ async fn a_full_queue_locks_no_account() {
     let passwords = std::mem::replace(&mut world.users.passwords, Passwords::full());
     for _ in 0..20 {
         let busy = Duration::from_secs(1);
-        let refused = world.login("ada@example.com", PASSWORD).await;
-        assert!(matches!(refused, Err(Error::TooManyLogins { retry_after }) if retry_after == busy), "{refused:?}");
+        let rejected = world.login("ada@example.com", PASSWORD).await;
+        assert!(matches!(rejected, Err(Error::TooManyLogins { retry_after }) if retry_after == busy), "{rejected:?}");
         assert!(world.register(registration.clone()).await.is_err());
         assert!(world.change_password(&tokens, PASSWORD, "battery staple").await.is_err());
     }

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use contracts::user::v1 as pb;
+use contracts::user::v1 as proto;
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Status};
 
-use crate::world::{PASSWORD, World, as_person, refusal};
+use crate::world::{PASSWORD, World, as_person, rejection};
 
 const OTHER: &str = "192.0.2.1";
 const REGULAR: &str = "198.51.100.7";
 
 async fn login(world: &World, from: &str, email: &str) -> Result<(), Status> {
-    let mut request = Request::new(pb::LoginRequest { email: email.into(), password: PASSWORD.into() });
+    let mut request = Request::new(proto::LoginRequest { email: email.into(), password: PASSWORD.into() });
     request.metadata_mut().insert("x-forwarded-for", from.parse().expect("ASCII"));
     world.client().login(request).await.map(|_| ())
 }
@@ -24,9 +24,9 @@ async fn burst(world: &World) -> JoinSet<()> {
     for number in 0..24 {
         let (mut client, full) = (world.client(), full.clone());
         tasks.spawn(async move {
-            for turn in 0.. {
-                let email = format!("x{number}-{turn}@example.com");
-                let mut request = Request::new(pb::LoginRequest { email, password: PASSWORD.into() });
+            for attempt in 0.. {
+                let email = format!("x{number}-{attempt}@example.com");
+                let mut request = Request::new(proto::LoginRequest { email, password: PASSWORD.into() });
                 request.metadata_mut().insert("x-forwarded-for", OTHER.parse().expect("ASCII"));
                 if client.login(request).await.is_err_and(|status| status.code() == Code::ResourceExhausted) {
                     let _ = full.try_send(());
@@ -60,13 +60,13 @@ async fn behind_a_trusted_proxy_a_burst_of_one_customer_blocks_no_other() {
 async fn behind_an_untrusted_proxy_customers_share_one_address() {
     let world = world(&[]).await;
     let burst = burst(&world).await;
-    let refused = loop {
-        let answer = login(&world, REGULAR, "ada@example.com").await;
-        if answer.is_err() {
-            break refusal(answer);
+    let rejected = loop {
+        let response = login(&world, REGULAR, "ada@example.com").await;
+        if response.is_err() {
+            break rejection(response);
         }
     };
-    assert_eq!((refused.reason.as_str(), refused.retry_after), ("TOO_MANY_LOGINS", Some(Duration::from_secs(1))));
+    assert_eq!((rejected.reason.as_str(), rejected.retry_after), ("TOO_MANY_LOGINS", Some(Duration::from_secs(1))));
     drop(burst);
     world.stop().await;
 }
@@ -77,11 +77,11 @@ async fn password_changes_have_the_log_in_quota_per_customer() {
     world.ada_registers().await;
     let session = world.ada_logs_in().await;
     let change = async || {
-        let request = pb::ChangePasswordRequest { current_password: PASSWORD.into(), new_password: PASSWORD.into() };
+        let request = proto::ChangePasswordRequest { current_password: PASSWORD.into(), new_password: PASSWORD.into() };
         world.client().change_password(as_person(&session, request)).await.map(|_| ())
     };
     assert!([change().await, change().await].iter().all(Result::is_ok), "a limit separate from that of Login");
-    assert_eq!(refusal(change().await).code, Code::ResourceExhausted);
+    assert_eq!(rejection(change().await).code, Code::ResourceExhausted);
     world.profile(&session).await.expect("other calls are admitted");
     world.stop().await;
 }

@@ -1,11 +1,10 @@
-//! From values to messages.
+//! Instants, durations and amounts as the contract's messages.
 
 use std::time::Duration;
 
 use contracts::common::v1 as common;
 use kernel::{Money, Timestamp};
 
-/// Encodes an instant.
 pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     let micros = at.as_micros();
     prost_types::Timestamp {
@@ -14,7 +13,6 @@ pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     }
 }
 
-/// Encodes a duration.
 pub fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
@@ -22,7 +20,6 @@ pub fn duration(duration: Duration) -> prost_types::Duration {
     }
 }
 
-/// Encodes an amount of money.
 pub fn money(money: Money) -> common::Money {
     common::Money { currency_code: money.currency().code().to_owned(), minor_units: money.minor_units() }
 }

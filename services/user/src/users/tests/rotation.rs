@@ -4,17 +4,17 @@ use futures_util::future::join_all;
 
 use super::*;
 
-async fn concurrent_refreshes_are_one_turn(place: &testkit::TestDatabase) {
+async fn concurrent_refreshes_are_one_rotation(place: &testkit::TestDatabase) {
     let (one, other) = (World::on(place).await, World::on(place).await);
     one.ada().await;
     let first = one.ada_logs_in().await;
     let at_once = (0..10).flat_map(|_| [one.refresh(&first), other.refresh(&first)]);
     let given: Vec<Tokens> =
-        join_all(at_once).await.into_iter().map(|turned| turned.expect("a token of the same turn")).collect();
+        join_all(at_once).await.into_iter().map(|rotated| rotated.expect("a token of the same rotation")).collect();
     let last = given.last().expect("twenty").clone();
     one.refresh(&last).await.expect("a newest token");
     for tokens in &given {
-        other.refresh(tokens).await.expect("a token of the same turn");
+        other.refresh(tokens).await.expect("a token of the same rotation");
     }
     // Control: after the grace period, one of them counts as stolen.
     other.clock.advance(Duration::from_secs(60));
@@ -23,14 +23,14 @@ async fn concurrent_refreshes_are_one_turn(place: &testkit::TestDatabase) {
 }
 
 #[tokio::test]
-async fn concurrent_refreshes_on_sqlite_are_one_turn() {
+async fn concurrent_refreshes_on_sqlite_are_one_rotation() {
     let folder = tempfile::tempdir().expect("a folder");
     let url = format!("sqlite://{}", folder.path().join("user.db").display());
-    concurrent_refreshes_are_one_turn(&testkit::TestDatabase { url, schema: None }).await;
+    concurrent_refreshes_are_one_rotation(&testkit::TestDatabase { url, schema: None }).await;
 }
 
 #[tokio::test]
-async fn concurrent_refreshes_on_postgresql_are_one_turn() {
+async fn concurrent_refreshes_on_postgresql_are_one_rotation() {
     let Some(place) = testkit::postgres() else { return };
-    concurrent_refreshes_are_one_turn(&place).await;
+    concurrent_refreshes_are_one_rotation(&place).await;
 }

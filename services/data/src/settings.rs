@@ -1,0 +1,50 @@
+//! The settings of the Data Service.
+
+use std::time::Duration;
+
+use chassis::settings::{count, duration, quota};
+use chassis::{Settings, UserPeer};
+use mesh::Quota;
+
+use crate::fault::FaultLookup;
+
+/// The Data Service's settings.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Config {
+    /// The settings common to all services.
+    #[command(flatten)]
+    pub common: Settings,
+    /// The User Service, whose keys verify access tokens.
+    #[command(flatten)]
+    pub user: UserPeer,
+    /// How long trace events are kept: ms, s, m, h or d
+    #[arg(long, env = "ORDERMESH_DATA_EVENT_RETENTION", default_value = "7d", value_parser = duration, value_name = "DURATION")]
+    pub event_retention: Duration,
+    /// Maximum WatchTraceEvents streams of this instance
+    #[arg(long, env = "ORDERMESH_DATA_MAX_FOLLOWERS", default_value_t = 64, value_parser = count, value_name = "COUNT")]
+    pub max_followers: usize,
+    /// Rate limit per address and instance for listing and searching the catalogue, for example 20/s, 100/m [default: unlimited]
+    #[arg(long, env = "ORDERMESH_DATA_SEARCH_QUOTA", value_parser = quota, value_name = "COUNT/UNIT")]
+    pub search_quota: Option<Quota>,
+    /// Fault injected into lookups: none, slow:DURATION (callers see a TIMEOUT), refuse (callers see a CONNECTION_ERROR)
+    #[arg(long, env = "ORDERMESH_DATA_FAULT_LOOKUP", default_value = "none", value_name = "FAULT")]
+    pub fault_lookup: FaultLookup,
+    /// Products for an empty catalogue: the samples of the first local start.
+    #[arg(skip)]
+    pub seed_products: Vec<SeedProduct>,
+}
+
+/// A product for an empty catalogue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SeedProduct {
+    /// 1 to 64 of A-Z, 0-9 and "-".
+    pub sku: String,
+    /// 1 to 200 characters.
+    pub name: String,
+    /// Up to 2000 characters.
+    pub description: String,
+    /// ISO 4217.
+    pub currency: String,
+    /// The price in the currency's minor unit.
+    pub minor_units: i64,
+}
