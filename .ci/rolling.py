@@ -15,8 +15,8 @@ from system import System, check, eventually
 
 # Calls are served for a while after SIGTERM; a low bcrypt cost, because log-ins are not under test.
 NOTICE = "500ms"
-FLAGS = [flag for service in ("user", "order", "payment", "data") for flag in (f"--{service}.drain-notice", NOTICE)]
-FLAGS += ["--gateway.drain-notice-ms", "500", "--user.bcrypt-cost", "4"]
+FLAGS = [flag for service in ("user", "order", "payment", "data", "gateway") for flag in (f"--{service}.drain-notice", NOTICE)]
+FLAGS += ["--user.bcrypt-cost", "4"]
 # A watch ended by its instance's drain resumes at another instance; this status requests that.
 EXPECTED = {"WatchOrder: Unavailable DRAINING"}
 # Of Kubernetes' grace period of 30 s: for the notice, the calls, the events, the spans.

@@ -12,7 +12,7 @@ use tonic_types::StatusExt;
 use world::{World, reason};
 
 #[tokio::test]
-async fn every_test_token_has_its_documented_answer() {
+async fn every_test_token_has_its_documented_result() {
     let world = World::start(&[]).await;
     let declines = [
         ("chargeDeclined", DeclineCode::GenericDecline),
@@ -42,12 +42,12 @@ async fn every_test_token_has_its_documented_answer() {
 }
 
 #[tokio::test]
-async fn a_repeated_key_replays_the_stored_answer() {
+async fn a_repeated_key_replays_the_stored_response() {
     let world = World::start(&[]).await;
     let first = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
     let declined = world.charge("order-2", 1999, "pm_card_chargeDeclined").await.expect("declined");
     assert_eq!(world.charge("order-1", 1999, "pm_card_visa").await.expect("replayed"), first);
-    // Even with a card that would be charged: the key has an answer already.
+    // Even with a card that would be charged: the key has a response already.
     assert_eq!(world.charge("order-2", 1999, "pm_card_visa").await.expect("replayed"), declined);
     assert_eq!(world.ledger().await.len(), 2);
 }
@@ -72,8 +72,8 @@ async fn concurrent_charges_under_one_key_charge_once() {
 async fn a_key_with_another_amount_is_rejected_and_changes_nothing() {
     let world = World::start(&[]).await;
     let first = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
-    let refused = world.charge("order-1", 2000, "pm_card_visa").await.expect_err("reused");
-    assert_eq!((refused.code(), reason(&refused)), (Code::AlreadyExists, "CHARGE_KEY_REUSED".to_owned()));
+    let rejected = world.charge("order-1", 2000, "pm_card_visa").await.expect_err("reused");
+    assert_eq!((rejected.code(), reason(&rejected)), (Code::AlreadyExists, "CHARGE_KEY_REUSED".to_owned()));
     assert_eq!(world.ledger().await, [first]);
 }
 
@@ -82,7 +82,7 @@ async fn a_tombstone_prevents_every_later_charge() {
     let world = World::start(&[]).await;
     let tombstone = world.cancel("order-1").await.expect("cancelled");
     assert_eq!((tombstone.status(), tombstone.amount.clone()), (ChargeStatus::Cancelled, None));
-    let late = world.charge("order-1", 1999, "pm_card_visa").await.expect("an answer");
+    let late = world.charge("order-1", 1999, "pm_card_visa").await.expect("a response");
     assert_eq!(late, tombstone);
     assert_eq!(world.cancel("order-1").await.expect("again"), tombstone);
     assert_eq!(world.ledger().await, [tombstone]);
@@ -103,9 +103,9 @@ async fn a_slow_charge_finds_the_tombstone_written_in_the_meantime() {
     }
     let tombstone = world.cancel("order-1").await.expect("cancelled");
     assert_eq!(tombstone.status(), ChargeStatus::Cancelled, "the charge had not committed");
-    let (answer, took) = late.await.expect("no panic");
+    let (response, took) = late.await.expect("no panic");
     assert!(took >= slow, "it was in progress before the tombstone: {took:?}");
-    assert_eq!(answer.expect("an answer"), tombstone);
+    assert_eq!(response.expect("a response"), tombstone);
     assert_eq!(world.ledger().await, [tombstone]);
 }
 
@@ -123,20 +123,20 @@ async fn a_slow_charge_is_made_although_its_client_has_disconnected() {
 }
 
 #[tokio::test]
-async fn cancelling_a_charged_key_changes_nothing_and_answers_with_the_charge() {
+async fn cancelling_a_charged_key_changes_nothing_and_returns_the_charge() {
     let world = World::start(&[]).await;
     let charge = world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
-    assert_eq!(world.cancel("order-1").await.expect("an answer"), charge);
+    assert_eq!(world.cancel("order-1").await.expect("a response"), charge);
     assert_eq!(world.ledger().await, [charge]);
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_replayed_and_charged_once() {
+async fn a_lost_response_is_replayed_and_charged_once() {
     let world = World::start(&[]).await;
     let lost = world.clone();
     let lost = tokio::spawn(async move { lost.charge("order-1", 1999, "pm_gateway_answerLost").await });
     let stored = world.until_stored("order-1").await;
-    assert!(!lost.is_finished(), "the answer is not sent");
+    assert!(!lost.is_finished(), "the response is not sent");
     lost.abort();
     let replayed = world.charge("order-1", 1999, "pm_gateway_answerLost").await.expect("replayed");
     assert_eq!((replayed.status(), &replayed), (ChargeStatus::Succeeded, &stored));
@@ -144,10 +144,10 @@ async fn a_lost_answer_is_replayed_and_charged_once() {
 }
 
 #[tokio::test]
-async fn a_call_without_answer_charges_nothing_and_leaves_nothing_behind() {
-    let world = World::start(&["--drain-timeout-ms=60000"]).await;
+async fn a_call_without_a_response_charges_nothing_and_leaves_nothing_behind() {
+    let world = World::start(&["--drain-timeout=60s"]).await;
     let call = world.charge_within(Duration::from_millis(200), "order-1", "pm_gateway_noAnswer").await;
-    assert_eq!(call.expect_err("no answer").code(), Code::DeadlineExceeded);
+    assert_eq!(call.expect_err("no response").code(), Code::DeadlineExceeded);
     assert_eq!(world.ledger().await, []);
     // The hanging call was cancelled: the drain, of up to a minute, has nothing to wait for.
     tokio::time::timeout(Duration::from_secs(20), world.stop()).await.expect("nothing hangs");
@@ -156,15 +156,15 @@ async fn a_call_without_answer_charges_nothing_and_leaves_nothing_behind() {
 #[tokio::test]
 async fn an_unavailable_key_is_served_in_the_end_and_charged_once() {
     let world = World::start(&[]).await;
-    let mut refusals = 0;
-    // The mesh may retry a call on its own; a merchant retries until there is an answer.
+    let mut rejections = 0;
+    // The mesh may retry a call on its own; a merchant retries until there is a response.
     let charge = loop {
         match world.charge("order-1", 1999, "pm_gateway_unavailable3").await {
             Ok(charge) => break charge,
-            Err(refused) => {
-                assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "GATEWAY_UNAVAILABLE".to_owned()));
-                refusals += 1;
-                assert!(refusals <= 3, "three times per key");
+            Err(rejected) => {
+                assert_eq!((rejected.code(), reason(&rejected)), (Code::Unavailable, "GATEWAY_UNAVAILABLE".to_owned()));
+                rejections += 1;
+                assert!(rejections <= 3, "three times per key");
             }
         }
     };
@@ -176,7 +176,7 @@ async fn an_unavailable_key_is_served_in_the_end_and_charged_once() {
 async fn a_refund_is_made_once_per_refund_key() {
     let world = World::start(&[]).await;
     world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
-    let first = world.refund("order-1", "refund-1").await.expect("an answer");
+    let first = world.refund("order-1", "refund-1").await.expect("a response");
     let charge = first.charge.clone().expect("a charge");
     assert_eq!((first.refunded, charge.status()), (true, ChargeStatus::Refunded));
     assert!(charge.refund_time.is_some());
@@ -191,14 +191,14 @@ async fn a_refused_refund_is_replayed_and_a_later_key_is_accepted() {
     let world = World::start(&[]).await;
     let charge = world.charge("order-1", 1999, "pm_gateway_refundRefused").await.expect("charged");
     for _ in 0..2 {
-        let refused = world.refund("order-1", "refund-1").await.expect("an answer");
+        let refused = world.refund("order-1", "refund-1").await.expect("a response");
         assert!(!refused.refunded && !refused.refusal.is_empty());
         assert_eq!(refused.charge.as_ref(), Some(&charge), "still charged");
     }
-    let given = world.refund("order-1", "refund-2").await.expect("an answer");
+    let given = world.refund("order-1", "refund-2").await.expect("a response");
     assert_eq!((given.refunded, given.charge.expect("a charge").status()), (true, ChargeStatus::Refunded));
     let first = world.refund("order-1", "refund-1").await.expect("replayed");
-    assert!(!first.refunded, "the first key's answer stays what it was");
+    assert!(!first.refunded, "the first key's response stays what it was");
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn a_refund_that_is_always_refused_is_refused_for_every_key() {
     let world = World::start(&[]).await;
     world.charge("order-1", 1999, "pm_gateway_refundRefusedAlways").await.expect("charged");
     for key in ["refund-1", "refund-2", "refund-3"] {
-        assert!(!world.refund("order-1", key).await.expect("an answer").refunded);
+        assert!(!world.refund("order-1", key).await.expect("a response").refunded);
     }
     assert_eq!(world.get("order-1").await.expect("stored").status(), ChargeStatus::Succeeded);
 }
@@ -217,14 +217,17 @@ async fn what_was_not_charged_is_not_refunded() {
     world.charge("declined", 1999, "pm_card_chargeDeclined").await.expect("declined");
     world.cancel("cancelled").await.expect("cancelled");
     for key in ["declined", "cancelled"] {
-        let refused = world.refund(key, "refund-1").await.expect_err(key);
-        assert_eq!((refused.code(), reason(&refused)), (Code::FailedPrecondition, "CHARGE_NOT_REFUNDABLE".to_owned()));
+        let rejected = world.refund(key, "refund-1").await.expect_err(key);
+        assert_eq!(
+            (rejected.code(), reason(&rejected)),
+            (Code::FailedPrecondition, "CHARGE_NOT_REFUNDABLE".to_owned())
+        );
     }
-    for refused in [
+    for rejected in [
         world.refund("nothing", "refund-1").await.expect_err("no row"),
         world.get("nothing").await.expect_err("no row"),
     ] {
-        assert_eq!((refused.code(), reason(&refused)), (Code::NotFound, "CHARGE_NOT_FOUND".to_owned()));
+        assert_eq!((rejected.code(), reason(&rejected)), (Code::NotFound, "CHARGE_NOT_FOUND".to_owned()));
     }
 }
 
@@ -233,15 +236,15 @@ async fn a_wrong_api_key_changes_nothing() {
     let world = World::start(&[]).await;
     for key in [None, Some(""), Some("wrong"), Some("test-key-and-more"), Some("test-ke")] {
         let other_client = world.with_key(key);
-        let refusals = [
+        let rejections = [
             other_client.charge("order-1", 1999, "pm_card_visa").await.expect_err("rejected"),
             other_client.cancel("order-1").await.expect_err("rejected"),
             other_client.refund("order-1", "refund-1").await.expect_err("rejected"),
             other_client.get("order-1").await.expect_err("rejected"),
             other_client.page(0, "").await.expect_err("rejected"),
         ];
-        for refused in refusals {
-            assert_eq!((refused.code(), reason(&refused)), (Code::Unauthenticated, "INVALID_API_KEY".to_owned()));
+        for rejected in rejections {
+            assert_eq!((rejected.code(), reason(&rejected)), (Code::Unauthenticated, "INVALID_API_KEY".to_owned()));
         }
     }
     assert_eq!(world.ledger().await, []);
@@ -302,9 +305,9 @@ async fn invalid_input_is_reported_field_by_field_and_changes_nothing() {
         (world.page(0, "no token").await.map(|_| Default::default()), vec!["page_token"]),
     ];
     for (result, fields) in cases {
-        let refused = result.expect_err("bad input");
-        assert_eq!((refused.code(), reason(&refused)), (Code::InvalidArgument, "INVALID_ARGUMENT".to_owned()));
-        let violations = refused.get_details_bad_request().expect("BadRequest").field_violations;
+        let rejected = result.expect_err("bad input");
+        assert_eq!((rejected.code(), reason(&rejected)), (Code::InvalidArgument, "INVALID_ARGUMENT".to_owned()));
+        let violations = rejected.get_details_bad_request().expect("BadRequest").field_violations;
         assert_eq!(violations.iter().map(|violation| violation.field.as_str()).collect::<Vec<_>>(), fields);
     }
     assert_eq!(world.ledger().await, []);
@@ -315,13 +318,13 @@ async fn invalid_input_is_reported_field_by_field_and_changes_nothing() {
 #[tokio::test]
 async fn faults_by_settings_affect_every_writing_call() {
     let world = World::start(&["--fault-unavailable-per-mille=1000"]).await;
-    let refusals = [
+    let rejections = [
         world.charge("order-1", 1999, "pm_card_visa").await.expect_err("unavailable"),
         world.cancel("order-1").await.expect_err("unavailable"),
         world.refund("order-1", "refund-1").await.map(|_| ()).expect_err("unavailable"),
     ];
-    for refused in refusals {
-        assert_eq!(reason(&refused), "GATEWAY_UNAVAILABLE");
+    for rejected in rejections {
+        assert_eq!(reason(&rejected), "GATEWAY_UNAVAILABLE");
     }
     assert_eq!(world.ledger().await, [], "reads are fine, and nothing is stored");
 }
@@ -330,7 +333,7 @@ async fn faults_by_settings_affect_every_writing_call() {
 async fn refunds_are_refused_by_settings() {
     let world = World::start(&["--fault-refund-refused-per-mille=1000"]).await;
     world.charge("order-1", 1999, "pm_card_visa").await.expect("charged");
-    assert!(!world.refund("order-1", "refund-1").await.expect("an answer").refunded);
+    assert!(!world.refund("order-1", "refund-1").await.expect("a response").refunded);
 }
 
 #[tokio::test]

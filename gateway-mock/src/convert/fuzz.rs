@@ -35,6 +35,6 @@ proptest! {
     ) {
         let _ = RefundCommand::try_from(refund);
         let _ = Page::try_from(list);
-        let _ = charge_key(key);
+        let _ = ChargeKey::new(key);
     }
 }

@@ -48,7 +48,6 @@ struct Hidden {
 }
 
 fn hidden(args: Vec<OsString>) -> Hidden {
-    let is_gateway = args.get(1).is_some_and(|command| command == Service::Gateway.name());
     let mut hidden = Hidden { kept: Vec::with_capacity(args.len()), urls: Vec::new() };
     let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
@@ -57,7 +56,7 @@ fn hidden(args: Vec<OsString>) -> Hidden {
             Some((flag, url)) => (flag, Some(OsString::from(url))),
             None => (text, None),
         };
-        let variable = variable(flag, is_gateway);
+        let variable = variable(flag);
         match (variable, inline) {
             (Some(variable), Some(url)) if has_password(&url) => hidden.urls.push((variable, url)),
             (Some(variable), None) if args.peek().is_some_and(|url| has_password(url)) => {
@@ -70,10 +69,9 @@ fn hidden(args: Vec<OsString>) -> Hidden {
 }
 
 /// The variable of a flag: of `--database-url`, and of verify's `--order-database-url` and so on.
-fn variable(flag: &str, is_gateway: bool) -> Option<String> {
+fn variable(flag: &str) -> Option<String> {
     let of = flag.strip_prefix("--")?.strip_suffix("database-url")?;
     match of.strip_suffix('-').map(Service::named) {
-        None if of.is_empty() && is_gateway => Some("GATEWAY_DATABASE_URL".to_owned()),
         None if of.is_empty() => Some("ORDERMESH_DATABASE_URL".to_owned()),
         Some(Some(service)) => Some(format!("ORDERMESH_{}_DATABASE_URL", service.name().to_uppercase())),
         None | Some(None) => None,
@@ -114,7 +112,7 @@ mod tests {
             ),
             ("ordermesh verify --database-url=postgres://u:p@h/d", "ordermesh verify", "ORDERMESH"),
             ("ordermesh verify --order-database-url postgres://u:p@h/d", "ordermesh verify", "ORDERMESH_ORDER"),
-            ("ordermesh gateway --database-url postgres://u:p@h/d", "ordermesh gateway", "GATEWAY"),
+            ("ordermesh gateway --database-url postgres://u:p@h/d", "ordermesh gateway", "ORDERMESH"),
         ] {
             let Hidden { kept: args, urls } = hidden(words(line));
             assert_eq!(args, words(kept), "{line}");

@@ -25,8 +25,6 @@ pub(crate) enum Error {
     Telemetry(#[from] telemetry::SetupError),
     #[error("the service failed")]
     Service(#[from] chassis::Error),
-    #[error("the gateway failed")]
-    Gateway(#[from] gateway_mock::Error),
     #[error(
         "no {service} service answers at 127.0.0.1:{port}; start a system with `ordermesh`, or select one with --port-base and --data-dir"
     )]
@@ -90,7 +88,6 @@ impl Error {
             return true;
         }
         matches!(self, Self::Service(error) if error.is_configuration())
-            || matches!(self, Self::Gateway(error) if error.is_configuration())
     }
 
     /// The error and its causes, one per line.

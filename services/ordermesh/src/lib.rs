@@ -13,7 +13,7 @@
 //!   and its secrets
 //! - `catalog`: the demo products of a first local start
 //! - `trace`, `text`: trace ids of the client; formatting of values
-//! - `argv`: passwords in arguments
+//! - `argv`: passwords in arguments; `gateway_variables`: the gateway's variables of earlier releases
 //! - `out`: the only access to stdout and stderr
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -29,6 +29,7 @@ mod demo;
 mod error;
 mod events;
 mod explain;
+mod gateway_variables;
 mod load;
 mod operator;
 mod out;
@@ -125,7 +126,8 @@ pub fn program() -> ExitCode {
         out::complain(error.report());
         return ExitCode::from(error.exit_code());
     }
-    let (own, passed) = passed::split(std::env::args_os());
+    let args = gateway_variables::as_flags(std::env::args_os().collect(), |name| std::env::var_os(name));
+    let (own, passed) = passed::split(args);
     let cli = match Cli::try_parse_from(own) {
         Ok(cli) => cli,
         // `--help` or `--version`.

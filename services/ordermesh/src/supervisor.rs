@@ -204,36 +204,30 @@ fn env(
     service: Service,
     instance: u16,
 ) -> Vec<(String, OsString)> {
-    let prefix = match service {
-        Service::Gateway => "GATEWAY",
-        Service::User | Service::Order | Service::Payment | Service::Data => "ORDERMESH",
-    };
     let mut env: Vec<(String, OsString)> = vec![
-        (format!("{prefix}_LISTEN"), service.address(plan.port_base, instance).to_string().into()),
-        (format!("{prefix}_ADMIN_LISTEN"), service.admin_address(plan.port_base, instance).to_string().into()),
-        (format!("{prefix}_INSTANCE"), format!("{service}-{instance}").into()),
-        (format!("{prefix}_LOG"), plan.log.clone().into()),
-        (format!("{prefix}_TRUST_CLIENT_TRACE_CONTEXT"), "true".into()),
+        ("ORDERMESH_LISTEN".into(), service.address(plan.port_base, instance).to_string().into()),
+        ("ORDERMESH_ADMIN_LISTEN".into(), service.admin_address(plan.port_base, instance).to_string().into()),
+        ("ORDERMESH_INSTANCE".into(), format!("{service}-{instance}").into()),
+        ("ORDERMESH_LOG".into(), plan.log.clone().into()),
+        ("ORDERMESH_TRUST_CLIENT_TRACE_CONTEXT".into(), "true".into()),
+        ("ORDERMESH_DATA_DIR".into(), data_dir.path().into()),
     ];
     if let Some(certificates) = certificates {
         let files = certificates.of(service.name());
-        env.push((format!("{prefix}_TLS_CERT"), files.certificate.into()));
-        env.push((format!("{prefix}_TLS_KEY"), files.key.into()));
-        env.push((format!("{prefix}_TLS_CA"), files.roots.into()));
+        env.push(("ORDERMESH_TLS_CERT".into(), files.certificate.into()));
+        env.push(("ORDERMESH_TLS_KEY".into(), files.key.into()));
+        env.push(("ORDERMESH_TLS_CA".into(), files.roots.into()));
     }
-    let database = plan.database_url.as_ref().map(|url| url.as_str().to_owned());
-    if service == Service::Gateway {
-        let file = || storage::sqlite_url(&data_dir.path().join("gateway.db"));
-        env.push(("GATEWAY_DATABASE_URL".into(), database.unwrap_or_else(file).into()));
-        env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
-        return env;
-    }
-    if let Some(url) = database {
-        env.push(("ORDERMESH_DATABASE_URL".into(), url.into()));
+    if let Some(url) = &plan.database_url {
+        env.push(("ORDERMESH_DATABASE_URL".into(), url.as_str().into()));
         // All instances are on this machine, and share the keys' folder.
         env.push(("ORDERMESH_USER_GENERATE_KEYS".into(), "true".into()));
     }
-    env.push(("ORDERMESH_DATA_DIR".into(), data_dir.path().into()));
+    if service == Service::Gateway {
+        // It is external: it has neither the mesh secret nor the services' addresses.
+        env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
+        return env;
+    }
     if certificates.is_none() {
         env.push(("ORDERMESH_MESH_SECRET_FILE".into(), data_dir.path().join("mesh.secret").into()));
     }

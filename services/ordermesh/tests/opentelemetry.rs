@@ -223,7 +223,7 @@ fn a_malformed_variable_is_named_and_exits_with_code_2() {
         (&data, "OTEL_EXPORTER_OTLP_HEADERS", "s3cret", "name=value"),
         (&data, "OTEL_RESOURCE_ATTRIBUTES", "a=%zz", "key=value"),
         (&data, "OTEL_CONFIG_FILE", "/otel.yaml", "no value"),
-        (&["gateway"], "GATEWAY_OTLP_ENDPOINT", "collector://", "https://HOST:PORT"),
+        (&["gateway"], ENDPOINT, "collector://", "https://HOST:PORT"),
         (&["gateway"], "OTEL_BSP_MAX_QUEUE_SIZE", "0", "from 1 to"),
         (&system, "OTEL_TRACES_EXPORTER", "console", "otlp, none"),
         (&data, "OTEL_EXPORTER_OTLP_CERTIFICATE", "/missing.pem", "a PEM file"),

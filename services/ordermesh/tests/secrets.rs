@@ -48,7 +48,7 @@ fn every_command_rejects_an_invalid_database_url() {
         for service in ["order", "data"] {
             refused(folder.path(), &[service], &[("ORDERMESH_DATABASE_URL", url)]);
         }
-        refused(folder.path(), &["gateway"], &[key, ("GATEWAY_DATABASE_URL", url)]);
+        refused(folder.path(), &["gateway"], &[key, ("ORDERMESH_DATABASE_URL", url)]);
         refused(folder.path(), &["verify", "--database-url", url], &[]);
         refused(folder.path(), &["--database-url", url], &[]);
         // As a positional argument: only a text with a scheme is recognised as a URL.
