@@ -96,7 +96,8 @@ impl Fields {
         }
     }
 
-    /// The value of a command that an earlier release may have accepted: its repetition gets the same response as before.
+    /// The value of a command that an earlier release may have accepted: its repetition gets the same response as
+    /// before.
     ///
     /// # Errors
     /// All violations found, when one of them is of a rule that every release had.

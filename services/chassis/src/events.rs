@@ -75,8 +75,8 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
             Some(ErrorClass::Timeout | ErrorClass::ConnectionError)                     => Verdict::AsItIs,
             Some(_) | None                                                              => Verdict::Nothing,
         },
-        // Without a response, the outcome of a payment request is unknown, and that is no event: only a request that was never
-        // sent is one.
+        // Without a response, the outcome of a payment request is unknown, and that is no event: only a request that
+        // was never sent is one.
         ("payment_processing", Kind::Client) if unreachable               => Verdict::AsItIs,
         // All other events are written in the transaction of their effect.
         _ => Verdict::Nothing,
@@ -84,7 +84,8 @@ fn verdict(kind: Kind, event: &TraceEvent) -> Verdict {
 }
 
 /// How many such events are stored per second; `None`: all. Accounts are free, so whatever a caller can cause at any
-/// rate is bounded: a failure that is the result of a valid request less tightly than one that costs the caller nothing.
+/// rate is bounded: a failure that is the result of a valid request less tightly than one that costs the caller
+/// nothing.
 #[rustfmt::skip]
 fn max_per_second(event: &TraceEvent) -> Option<u32> {
     let class = event.error.as_ref().and_then(|error| ErrorClass::named(&error.kind));

@@ -1,7 +1,7 @@
-//! The public keys that verify access tokens: fetched from the User Service, and until they have been fetched once, read from a
-//! file with a JWK set (RFC 7517) as ListSigningKeys returns it in JSON. So a service that starts while the User
-//! Service is down serves callers that already have a token. Fetched with them: the sessions that have ended before
-//! their access tokens have expired.
+//! The public keys that verify access tokens: fetched from the User Service, and until they have been fetched once,
+//! read from a file with a JWK set (RFC 7517) as ListSigningKeys returns it in JSON. So a service that starts while the
+//! User Service is down serves callers that already have a token. Fetched with them: the sessions that have ended
+//! before their access tokens have expired.
 //!
 //! The file is mounted (`--token-keys`) and read-only, or it is `token-keys.json` in the data folder, where each
 //! instance stores the keys that it has fetched.

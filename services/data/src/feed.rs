@@ -1,9 +1,9 @@
 //! The order in which stored events are sent to followers, and its high-water mark.
 //!
 //! Events are ordered by when they were stored, not by when they happened: on PostgreSQL by the id of the transaction
-//! that inserted them, on SQLite, which has one writer, by the rowid. While there are followers, each instance reads the
-//! mark after its own appends (at most every 50 ms) and at an interval, which finds the events of other instances. Start
-//! reading at [`HighWaterMark`].
+//! that inserted them, on SQLite, which has one writer, by the rowid. While there are followers, each instance reads
+//! the mark after its own appends (at most every 50 ms) and at an interval, which finds the events of other instances.
+//! Start reading at [`HighWaterMark`].
 
 use std::fmt;
 use std::str::FromStr;

@@ -33,8 +33,8 @@ const SDK: [&str; 3] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry-otl
 /// counts these).
 const AT_CALLERS_RATE: [(&str, LevelFilter); 1] = [("h2", LevelFilter::ERROR)];
 
-/// The filter of log lines. The SDK logs every failed batch: without a level of its own (`OTEL_LOG_LEVEL`) its lines are
-/// omitted, unless the directives name it. Failing exports are logged once, by [`crate::reachability`].
+/// The filter of log lines. The SDK logs every failed batch: without a level of its own (`OTEL_LOG_LEVEL`) its lines
+/// are omitted, unless the directives name it. Failing exports are logged once, by [`crate::reachability`].
 ///
 /// # Errors
 /// Invalid directives.
@@ -61,7 +61,8 @@ pub(crate) fn filter(directives: &str, sdk: Option<LevelFilter>) -> Result<EnvFi
     Ok(filter)
 }
 
-/// The SDK's lines that are always logged: a queue is full, so its limit is too small or exports fail. Once per process.
+/// The SDK's lines that are always logged: a queue is full, so its limit is too small or exports fail. Once per
+/// process.
 const FULL_QUEUES: [&str; 2] = ["BatchSpanProcessor.SpanDroppingStarted", "BatchLogProcessor.LogDroppingStarted"];
 
 /// Admits the lines of a full queue.

@@ -1,8 +1,9 @@
 //! The logs signal: every WARN and ERROR line is a log record too, with the ids of its span.
 //!
-//! `opentelemetry-appender-tracing` is not used: it sets an event name (the line's position in the source) on every record, and
-//! event names are how trace events are found. Two kinds of lines are left out: those of trace events, which have log records
-//! of their own, and those of the libraries that exports go through, which would cause further exports.
+//! `opentelemetry-appender-tracing` is not used: it sets an event name (the line's position in the source) on every
+//! record, and event names are how trace events are found. Two kinds of lines are left out: those of trace events,
+//! which have log records of their own, and those of the libraries that exports go through, which would cause further
+//! exports.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! Masks secrets in texts from other sources: errors of libraries quote their input, which may be a URL with a password,
-//! a header, or a key file. What cannot be distinguished from a secret is masked too.
+//! Masks secrets in texts from other sources: errors of libraries quote their input, which may be a URL with a
+//! password, a header, or a key file. What cannot be distinguished from a secret is masked too.
 //!
 //! Masked are: user and password of a URL, whatever the password contains; values that are named like a secret
 //! (`password=…`, `"token": "…"`, `authorization: …`); bearer and basic credentials; JSON web tokens; PEM blocks.

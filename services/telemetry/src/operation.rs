@@ -1,9 +1,9 @@
 //! Operations: a tracing span (exported by OpenTelemetry) plus one *event slot*.
 //!
 //! The code that commits a change writes the event in the same transaction and then claims the slot with
-//! [`Operation::commit_event`]. An operation that ends with an unclaimed slot is passed to the [`EventSink`], which decides
-//! whether it is an event. All code that works on an operation holds a clone of it: it ends when the last clone is
-//! dropped, so a transaction that outlives its call can still claim the slot. One span, at most one event.
+//! [`Operation::commit_event`]. An operation that ends with an unclaimed slot is passed to the [`EventSink`], which
+//! decides whether it is an event. All code that works on an operation holds a clone of it: it ends when the last clone
+//! is dropped, so a transaction that outlives its call can still claim the slot. One span, at most one event.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -261,7 +261,8 @@ impl Operation {
     }
 
     /// The event of this operation with an outcome: to be written in the transaction that commits the change, followed
-    /// by [`Operation::commit_event`] after the commit. `None` when the operation has no event type, or its slot is claimed.
+    /// by [`Operation::commit_event`] after the commit. `None` when the operation has no event type, or its slot is
+    /// claimed.
     pub fn event(&self, outcome: &Outcome) -> Option<TraceEvent> {
         let slot = self.slot();
         if slot.taken { None } else { self.0.event(&slot, outcome) }

@@ -1,6 +1,6 @@
-//! Export failures: logged once when an exporter begins to fail, and once when it recovers, with signal and endpoint but never
-//! with headers, which may contain secrets. The SDK's own log lines, one for each failed batch, are filtered out
-//! (see [`crate::log::filter`]).
+//! Export failures: logged once when an exporter begins to fail, and once when it recovers, with signal and endpoint
+//! but never with headers, which may contain secrets. The SDK's own log lines, one for each failed batch, are filtered
+//! out (see [`crate::log::filter`]).
 
 use std::fmt;
 use std::sync::Arc;

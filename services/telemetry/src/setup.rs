@@ -118,8 +118,8 @@ impl Telemetry {
     /// Exports what is queued, within a few seconds. Runs off the async threads.
     pub async fn shutdown(self) {
         let (flushed, done) = tokio::sync::oneshot::channel();
-        // An unreachable collector must not keep the process from ending. A thread of its own, because the runtime would
-        // wait for one of its own threads.
+        // An unreachable collector must not keep the process from ending. A thread of its own, because the runtime
+        // would wait for one of its own threads.
         std::thread::spawn(move || {
             self.0.shutdown(FLUSH_LIMIT);
             let _ = flushed.send(());

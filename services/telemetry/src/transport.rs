@@ -1,5 +1,5 @@
-//! Connections to a collector: gRPC and HTTP over the same connector, plain text or TLS. Errors are the exporters' results;
-//! nothing is logged here.
+//! Connections to a collector: gRPC and HTTP over the same connector, plain text or TLS. Errors are the exporters'
+//! results; nothing is logged here.
 
 use std::fmt;
 use std::sync::Arc;

@@ -117,8 +117,8 @@ impl Users {
         }
     }
 
-    /// The first response, if this is the same command. A repetition whose password is no longer the account's counts as
-    /// another command: the first password is not stored.
+    /// The first response, if this is the same command. A repetition whose password is no longer the account's counts
+    /// as another command: the first password is not stored.
     async fn replay(
         &self,
         known: Account,

@@ -79,8 +79,8 @@ impl<'a> Variables<'a> {
     }
 }
 
-/// A list of `key=value` with percent-encoded values. An error gives the position of the malformed entry, not its text, which
-/// may be a secret.
+/// A list of `key=value` with percent-encoded values. An error gives the position of the malformed entry, not its text,
+/// which may be a secret.
 pub(super) fn pairs(
     name: &str,
     variables: &Variables<'_>,

@@ -1,6 +1,5 @@
-//! Each checked log-in is one event: a success with its session, a failure with its reason; malformed and throttled ones
-//! are none. Changes of an account are audited.
-//! Events contain no secrets.
+//! Each checked log-in is one event: a success with its session, a failure with its reason; malformed and throttled
+//! ones are none. Changes of an account are audited. Events contain no secrets.
 
 use std::collections::BTreeMap;
 
