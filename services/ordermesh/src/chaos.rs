@@ -23,8 +23,9 @@ use crate::error::Error;
 use crate::load::{self, Load, Mix};
 use crate::out;
 use crate::passed;
+use crate::ports::free_port_base;
 use crate::promises::Report;
-use crate::supervisor::{Plan, Supervisor, free_port_base};
+use crate::supervisor::{Plan, Supervisor};
 use crate::system::{Location, System, request};
 use crate::verify;
 
@@ -159,7 +160,7 @@ impl Ground {
         } else {
             None
         };
-        let location = Location::local(free_port_base(options.instances)?, data_dir);
+        let location = Location::local(free_port_base(options.instances).ok_or(Error::NoFreePorts)?, data_dir);
         Ok(Self { location, instances: options.instances, postgres, _folder: folder })
     }
 

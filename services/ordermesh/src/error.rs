@@ -31,8 +31,8 @@ pub(crate) enum Error {
     NoSystem { service: &'static str, port: u16 },
     #[error("{path} does not contain an operator's e-mail and password; set the system's --data-dir")]
     OperatorFile { path: PathBuf },
-    #[error("no {0} free ports in a row were found on 127.0.0.1")]
-    NoFreePorts(u16),
+    #[error("no free ports for another system were found on 127.0.0.1")]
+    NoFreePorts,
     #[error("the system was not ready within {0} s")]
     NotReady(u64),
     #[error("{what} failed: {}", describe(.status))]

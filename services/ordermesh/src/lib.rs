@@ -7,7 +7,7 @@
 //! - `demo`, `explain`, `events`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: finds and
 //!   calls a running system
 //! - [`promises`]: the invariants of a whole system, as queries over its stores: for `verify` and the crash suite
-//! - `policies`: the mesh's policy table, printed
+//! - `policies`: the mesh's policy table, printed; [`ports`]: free ports for one more system
 //! - `certificates`: `ordermesh certs`, and the certificates of a system with `--tls`
 //! - `service`: names and ports; `passed`: forwarded settings like `--order.memory-budget 4KiB`; `data_dir`: the folder
 //!   and its secrets
@@ -35,6 +35,7 @@ mod operator;
 mod out;
 mod passed;
 mod policies;
+pub mod ports;
 mod probe;
 pub mod promises;
 mod run_service;

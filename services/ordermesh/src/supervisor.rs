@@ -264,25 +264,6 @@ fn check_ports(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// A port base for which every port is free now, in a system with `instances` of each service.
-///
-/// # Errors
-/// No such base was found.
-pub(crate) fn free_port_base(instances: u16) -> Result<u16, Error> {
-    // A random start, so that two concurrent searches do not find the same base.
-    let start = rand::random_range(0..200_u16);
-    let bases = (0..200_u16).map(|step| 20_000 + (start + step) % 200 * 100);
-    let is_free = |base: &u16| {
-        Service::ALL.into_iter().all(|service| {
-            (1..=service.instances(instances)).all(|instance| {
-                TcpListener::bind(service.address(*base, instance)).is_ok()
-                    && TcpListener::bind(service.admin_address(*base, instance)).is_ok()
-            })
-        })
-    };
-    bases.into_iter().find(is_free).ok_or(Error::NoFreePorts(Service::ALL.len() as u16))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,7 +286,7 @@ mod tests {
     #[test]
     fn a_taken_port_is_reported_and_nothing_is_started() {
         let temporary = tempfile::tempdir().expect("a folder");
-        let base = free_port_base(2).expect("free ports");
+        let base = crate::ports::free_port_base(2).expect("free ports");
         let _taken = TcpListener::bind(Service::Payment.admin_address(base, 2)).expect("free");
         let data_dir = temporary.path().join("data");
         let error = Supervisor::start(&plan(base, data_dir.clone())).expect_err("the port is taken").to_string();

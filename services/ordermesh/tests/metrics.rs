@@ -87,22 +87,11 @@ async fn collector() -> (SocketAddr, watch::Receiver<Seen>) {
     (address, watched)
 }
 
-fn free_port_base() -> u16 {
-    let start = 30_100 + u16::try_from(std::process::id() % 10).expect("small") * 100;
-    (start..32_000)
-        .step_by(1_000)
-        .find(|base| {
-            let ports = [101, 201, 301, 401, 501].into_iter().flat_map(|offset| [base + offset, base + 1_000 + offset]);
-            ports.into_iter().all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())
-        })
-        .expect("free ports")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_receives_every_documented_metric() {
     let (address, mut seen) = collector().await;
     let folder = tempfile::tempdir().expect("a folder");
-    let base = free_port_base().to_string();
+    let base = ordermesh::ports::free_port_base(1).expect("free ports").to_string();
     let mut system = Command::new(env!("CARGO_BIN_EXE_ordermesh"))
         .args(["--instances", "1", "--user.bcrypt-cost", "4", "--port-base", &base, "--data-dir"])
         .arg(folder.path().join("data"))

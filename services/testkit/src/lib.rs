@@ -6,16 +6,19 @@
 //! # Layout
 //! - here: the database that a test runs on
 //! - [`proxy`]: a network that becomes unresponsive, breaks, or leads elsewhere
-//! - [`mutations`](mod@mutations): malformed messages, by proptest
+//! - `mutations`: malformed messages, by proptest
+//! - `user_service`: a fake User Service
 
 mod mutations;
 pub mod proxy;
+mod user_service;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use mutations::{mutations, text};
 pub use postgres_server::Server;
 pub use proxy::{End, Proxy};
+pub use user_service::FakeUserService;
 
 /// The database of a test: for `storage::Database::connect`.
 #[derive(Clone, PartialEq, Eq, Debug)]

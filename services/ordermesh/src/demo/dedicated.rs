@@ -19,7 +19,8 @@ use crate::demo::run::{Run, Setup, item};
 use crate::demo::scenario::{Failure, Finished, Outcome, Scenario, expect_eq};
 use crate::error::Error;
 use crate::passed;
-use crate::supervisor::{Plan, Supervisor, free_port_base};
+use crate::ports::free_port_base;
+use crate::supervisor::{Plan, Supervisor};
 use crate::system::{Location, Retries, System, request};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -78,7 +79,7 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Setup, tempfile::TempDir),
     // Cheap password hashes: the system exists for seconds only.
     let flags = flags.iter().chain(&["--user.bcrypt-cost", "4"]);
     let (_, passed) = passed::split(flags.map(std::ffi::OsString::from));
-    let location = Location::local(free_port_base(1)?, folder.path().join("data"));
+    let location = Location::local(free_port_base(1).ok_or(Error::NoFreePorts)?, folder.path().join("data"));
     let plan = Plan {
         port_base: location.port_base,
         instances: 1,

@@ -1,7 +1,7 @@
 //! A system as a user starts it: the built program, real ports, a temporary folder.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -105,17 +105,8 @@ pub(crate) fn system(port_base: u16, data_dir: &Path, instances: u16) -> Command
     command
 }
 
-/// Below the ephemeral ports of the kernel, and distinct from other tests of this file.
 pub(crate) fn free_port_base() -> u16 {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
-    let start = 10_000 + u16::try_from(std::process::id() % 60).expect("small") * 100;
-    loop {
-        let base = start + NEXT.fetch_add(2_000, std::sync::atomic::Ordering::SeqCst) % 16_000;
-        let ports = [101, 201, 301, 401, 501].into_iter().flat_map(|offset| [base + offset, base + 1_000 + offset]);
-        if ports.into_iter().all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return base;
-        }
-    }
+    ordermesh::ports::free_port_base(2).expect("free ports")
 }
 
 /// The parent of a process, if it exists: the second field after the name in parentheses.
