@@ -13,13 +13,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use kernel::OrderId;
 use kernel::backoff::jitter;
-use kernel::{FaultPoint, FaultSite, Faults, IdSource, OrderId};
 use telemetry::LogLimit;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+mod context;
+
+pub use context::{Context, Options};
 
 /// The maximum number of items claimed by one statement.
 const MAX_CLAIM: usize = 64;
@@ -28,34 +31,39 @@ const MAX_CLAIM: usize = 64;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Items with pending effects.
-pub trait Work: Send + Sync + 'static {
+pub trait Work: Sized + Send + Sync + 'static {
     /// An item that this instance has claimed.
     type Item: Send + 'static;
 
     /// The items' name in log lines, in the plural.
     const ITEMS: &'static str;
+    /// A backoff up to this is slept in the item's task; after a longer one a poll finds the item.
+    const LONGEST_SLEEP: Duration;
 
     /// The order that the item belongs to: its key.
     fn id(item: &Self::Item) -> OrderId;
 
     /// Takes the leases of at most `limit` items that are due and not leased.
-    fn claim_due(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Self::Item>, storage::Error>>;
+    fn claim_due<'a>(&'a self, limit: usize, context: &'a Context) -> Stored<'a, Vec<Self::Item>>;
 
     /// Takes the lease of one item, if it is due and not leased.
-    fn claim(&self, id: OrderId) -> BoxFuture<'_, Result<Option<Self::Item>, storage::Error>>;
+    fn claim<'a>(&'a self, id: OrderId, context: &'a Context) -> Stored<'a, Option<Self::Item>>;
 
     /// Frees all leases of this instance; returns their number.
-    fn free_leases(&self) -> BoxFuture<'_, Result<u64, storage::Error>>;
+    fn free_leases<'a>(&'a self, context: &'a Context) -> Stored<'a, u64>;
 
     /// Performs the pending effect of a claimed item once, and records the result.
     ///
     /// # Errors
     /// The result could not be recorded. The lease expires, and another instance repeats the effect under its key.
-    fn attempt(&self, item: Self::Item) -> BoxFuture<'_, Result<Outcome<Self::Item>, storage::Error>>;
+    fn attempt<'a>(&'a self, item: Self::Item, context: &'a Context) -> Stored<'a, Outcome<Self::Item>>;
 
     /// Called when an item has no pending effect any more, after its permit was released.
-    fn completed(&self, item: Self::Item) -> BoxFuture<'_, ()>;
+    fn completed<'a>(&'a self, item: Self::Item, context: &'a Context) -> BoxFuture<'a, ()>;
 }
+
+/// The result of a call to the items' store.
+pub type Stored<'a, T> = BoxFuture<'a, Result<T, storage::Error>>;
 
 /// The result of an attempt.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -72,39 +80,13 @@ pub enum Outcome<T> {
     Crashed,
 }
 
-/// The driver's settings.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How long a lease lasts.
-    pub lease: Duration,
-    /// The average interval between polls for due items.
-    pub poll_interval: Duration,
-    /// The maximum number of items driven concurrently.
-    pub max_drives: usize,
-    /// A backoff up to this is slept in the item's task; after a longer one a poll finds the item.
-    pub longest_sleep: Duration,
-}
-
-/// What a driver is made of.
-pub struct Parts<W> {
-    /// The items.
-    pub work: W,
-    /// The settings.
-    pub options: Options,
-    /// The source of jitter.
-    pub ids: Arc<dyn IdSource>,
-    /// Tracks the tasks to finish before the service stops.
-    pub tasks: TaskTracker,
-    /// Shutdown requested: nothing more is claimed.
-    pub shutdown: CancellationToken,
-}
-
 /// The permit to drive one item; released when it is dropped.
 #[derive(Debug)]
 pub struct Permit(OwnedSemaphorePermit);
 
 struct Inner<W> {
-    parts: Parts<W>,
+    work: W,
+    context: Context,
     permits: Arc<Semaphore>,
     /// Signals that a permit was released while none was free: items may have been left due.
     freed: Notify,
@@ -123,30 +105,43 @@ impl<W> Clone for Driver<W> {
 
 impl<W> std::fmt::Debug for Driver<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Driver").field("options", &self.0.parts.options).finish_non_exhaustive()
+        f.debug_struct("Driver").field("options", &self.0.context.options).finish_non_exhaustive()
     }
 }
 
 impl<W: Work> Driver<W> {
-    /// A driver made of `parts`.
-    pub fn new(parts: Parts<W>) -> Self {
-        let permits = Arc::new(Semaphore::new(parts.options.max_drives));
-        Self(Arc::new(Inner { parts, permits, freed: Notify::new(), is_drained: AtomicBool::new(false) }))
+    /// A driver of these items.
+    pub fn new(work: W, context: Context) -> Self {
+        let permits = Arc::new(Semaphore::new(context.options.max_drives));
+        Self(Arc::new(Inner { work, context, permits, freed: Notify::new(), is_drained: AtomicBool::new(false) }))
     }
 
     /// The items.
     pub fn work(&self) -> &W {
-        &self.0.parts.work
+        &self.0.work
+    }
+
+    /// What the driver needs apart from the items.
+    pub fn context(&self) -> &Context {
+        &self.0.context
     }
 
     /// The number of items being driven.
     pub fn in_flight(&self) -> usize {
-        self.0.parts.options.max_drives.saturating_sub(self.0.permits.available_permits())
+        self.0.context.options.max_drives.saturating_sub(self.0.permits.available_permits())
     }
 
-    /// Where the drives' tasks are tracked.
-    pub fn tasks(&self) -> &TaskTracker {
-        &self.0.parts.tasks
+    /// Runs a future to completion, even if the caller's is dropped, and before the service stops: an item that was
+    /// committed is always started.
+    ///
+    /// # Errors
+    /// It panicked.
+    pub async fn detached<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, storage::Error> {
+        let done = self.0.context.tasks.spawn(work.in_current_span()).await;
+        done.map_err(|_| storage::Error::Panicked)
     }
 
     /// A permit to drive an item; `None` at the limit, and after the drain. An item without one stays due.
@@ -170,39 +165,39 @@ impl<W: Work> Driver<W> {
     /// it.
     pub fn start(&self, item: W::Item) {
         let driver = self.clone();
-        self.0.parts.tasks.spawn(async move {
+        self.0.context.tasks.spawn(async move {
             let permit = driver.0.permits.clone().acquire_owned();
-            if let Ok(Ok(permit)) = tokio::time::timeout(driver.0.parts.options.lease / 2, permit).await {
+            if let Ok(Ok(permit)) = tokio::time::timeout(driver.0.context.options.lease / 2, permit).await {
                 driver.drive(item, Permit(permit)).await;
             }
         });
     }
 
     /// Drives a claimed item until it has no pending effect, another writer has it, or its backoff is longer than
-    /// [`Options::longest_sleep`].
+    /// [`Work::LONGEST_SLEEP`].
     pub async fn drive(&self, mut item: W::Item, mut permit: Permit) {
-        let Parts { work, options, shutdown, .. } = &self.0.parts;
+        let Inner { work, context, .. } = &*self.0;
         loop {
             let id = W::id(&item);
             let wait = match self.attempts(item).await {
                 Some(Outcome::RetryLater(wait)) => wait,
                 Some(Outcome::Completed(item)) => {
                     self.release(permit);
-                    return work.completed(item).await;
+                    return work.completed(item, context).await;
                 }
                 Some(Outcome::Advanced(_) | Outcome::Lost | Outcome::Crashed) | None => return self.release(permit),
             };
             self.release(permit);
-            if wait > options.longest_sleep {
+            if wait > W::LONGEST_SLEEP {
                 return;
             }
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = context.shutdown.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
             // Without a permit, with another owner, or without the database the item is left to the polls.
             let Some(again) = self.permit() else { return };
-            let Ok(Some(claimed)) = work.claim(id).await else { return self.release(again) };
+            let Ok(Some(claimed)) = work.claim(id, context).await else { return self.release(again) };
             (item, permit) = (claimed, again);
         }
     }
@@ -211,7 +206,7 @@ impl<W: Work> Driver<W> {
     async fn attempts(&self, mut item: W::Item) -> Option<Outcome<W::Item>> {
         loop {
             let id = W::id(&item);
-            match self.0.parts.work.attempt(item).await {
+            match self.attempt(item).await {
                 Ok(Outcome::Advanced(next)) => item = next,
                 Ok(outcome) => return Some(outcome),
                 Err(error) => {
@@ -226,10 +221,34 @@ impl<W: Work> Driver<W> {
         }
     }
 
-    /// The same without permit and sleep: for tests that move the clock themselves.
+    /// Performs the pending effect of a claimed item once, and records the result.
+    ///
+    /// # Errors
+    /// The result could not be recorded.
+    pub async fn attempt(&self, item: W::Item) -> Result<Outcome<W::Item>, storage::Error> {
+        self.0.work.attempt(item, &self.0.context).await
+    }
+
+    /// Claims an item, if it is due and not leased.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn claim(&self, id: OrderId) -> Result<Option<W::Item>, storage::Error> {
+        self.0.work.claim(id, &self.0.context).await
+    }
+
+    /// Claims at most `limit` due items.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn claim_due(&self, limit: usize) -> Result<Vec<W::Item>, storage::Error> {
+        self.0.work.claim_due(limit, &self.0.context).await
+    }
+
+    /// Drives an item like [`Driver::drive`], without permit and sleep: for tests that move the clock themselves.
     pub async fn run(&self, item: W::Item) {
         if let Some(Outcome::Completed(item)) = self.attempts(item).await {
-            self.0.parts.work.completed(item).await;
+            self.0.work.completed(item, &self.0.context).await;
         }
     }
 
@@ -239,12 +258,31 @@ impl<W: Work> Driver<W> {
     /// # Errors
     /// The database failed.
     pub async fn run_due(&self) -> Result<usize, storage::Error> {
-        let items = self.0.parts.work.claim_due(MAX_CLAIM).await?;
+        let items = self.claim_due(MAX_CLAIM).await?;
         let count = items.len();
         for item in items {
             self.run(item).await;
         }
         Ok(count)
+    }
+
+    /// Claims due items and makes one attempt at each, sequentially; returns the outcomes. For tests.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn attempt_due(&self) -> Result<Vec<Outcome<W::Item>>, storage::Error>
+    where
+        W::Item: Clone,
+    {
+        let mut outcomes = vec![];
+        for item in self.claim_due(MAX_CLAIM).await? {
+            let outcome = self.attempt(item).await?;
+            if let Outcome::Completed(item) = &outcome {
+                self.0.work.completed(item.clone(), &self.0.context).await;
+            }
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
     }
 
     /// Frees the leases that an earlier process with this instance's name left; returns their number. Called before
@@ -253,16 +291,17 @@ impl<W: Work> Driver<W> {
     /// # Errors
     /// The database failed.
     pub async fn recover(&self) -> Result<u64, storage::Error> {
-        self.0.parts.work.free_leases().await
+        self.0.work.free_leases(&self.0.context).await
     }
 
     /// Polls for due items and drives them until shutdown: retries, items that found no permit, and those of crashed
     /// instances. Then waits for the drives in flight, for a bounded time, and frees the leases, so that other instances
     /// continue immediately.
     pub async fn poll(self) {
-        let Parts { work, options, ids, shutdown, .. } = &self.0.parts;
+        let Inner { work, context, .. } = &*self.0;
+        let Context { options, ids, shutdown, .. } = context;
         while !shutdown.is_cancelled() {
-            if let Err(error) = self.claim_due().await {
+            if let Err(error) = self.drive_due().await {
                 static LOG_LIMIT: LogLimit = LogLimit::new();
                 if let Some(since_last_line) = LOG_LIMIT.count(Instant::now()) {
                     tracing::warn!(target: "ordermesh", error = ?error, since_last_line, "claiming due {} failed", W::ITEMS);
@@ -279,41 +318,30 @@ impl<W: Work> Driver<W> {
         let all = u32::try_from(options.max_drives).unwrap_or(u32::MAX);
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, self.0.permits.acquire_many(all)).await;
         self.0.is_drained.store(true, Ordering::Release);
-        if let Err(error) = work.free_leases().await {
+        if let Err(error) = work.free_leases(context).await {
             tracing::warn!(target: "ordermesh", error = ?error, "leases of {} not freed; they will expire", W::ITEMS);
         }
     }
 
-    /// Claims as many items as there are permits, until there are no more.
-    async fn claim_due(&self) -> Result<(), storage::Error> {
+    /// Claims as many items as there are permits, and drives them, until there are no more.
+    async fn drive_due(&self) -> Result<(), storage::Error> {
         loop {
             let permits: Vec<Permit> = std::iter::from_fn(|| self.permit()).take(MAX_CLAIM).collect();
             let limit = permits.len();
             if limit == 0 {
                 return Ok(());
             }
-            let claimed = self.0.parts.work.claim_due(limit).await?;
+            let claimed = self.claim_due(limit).await?;
             let is_all = claimed.len() < limit;
             for (item, permit) in claimed.into_iter().zip(permits) {
                 let driver = self.clone();
-                self.0.parts.tasks.spawn(async move { driver.drive(item, permit).await });
+                self.0.context.tasks.spawn(async move { driver.drive(item, permit).await });
             }
             if is_all {
                 return Ok(());
             }
         }
     }
-}
-
-/// Whether an injected fault stops the driver of this instance at a point.
-pub async fn crashes(
-    faults: &dyn Faults,
-    instance: &str,
-    point: FaultPoint,
-    state: &'static str,
-    order: OrderId,
-) -> bool {
-    faults.at(FaultSite { instance, point, state, order }).await.is_break()
 }
 
 #[cfg(test)]

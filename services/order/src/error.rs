@@ -16,7 +16,6 @@ const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(10);
 /// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Fields are invalid.
     #[error(transparent)]
     Invalid(#[from] Invalid),
     /// SKUs that are not in the catalogue, a violation for each.
@@ -24,10 +23,7 @@ pub enum Error {
     UnknownSku(Invalid),
     /// The products have prices in several currencies.
     #[error("the items have prices in several currencies: {currencies}")]
-    MixedCurrencies {
-        /// The currencies.
-        currencies: String,
-    },
+    MixedCurrencies { currencies: String },
     /// The total is above the limit of its currency.
     #[error("the order's total is above {limit}, the limit in {}", limit.currency())]
     AmountTooLarge {
@@ -42,7 +38,6 @@ pub enum Error {
         /// ISO 3166-1 code.
         country: String,
     },
-    /// Not enough stock.
     #[error("not enough in stock: {skus}")]
     InsufficientStock {
         /// The SKUs that are short.
@@ -57,12 +52,11 @@ pub enum Error {
     /// The total differs from the one the customer expected.
     #[error("the total is {total} now, not {expected}")]
     PriceChanged {
-        /// The current total.
         total: String,
         /// The total the customer expected.
         expected: String,
     },
-    /// The Data Service did not answer.
+    /// The Data Service did not respond.
     #[error("the catalogue lookup failed: {cause}")]
     LookupFailed {
         /// For example TIMEOUT or CONNECTION_ERROR.
@@ -76,32 +70,16 @@ pub enum Error {
     OrderNotFound,
     /// The order's state does not permit cancellation.
     #[error("the order is {state} and can no longer be cancelled")]
-    OrderNotCancellable {
-        /// The current state.
-        state: &'static str,
-    },
+    OrderNotCancellable { state: &'static str },
     /// Only an order in NEEDS_ATTENTION can be retried.
     #[error("the order is {state}; only NEEDS_ATTENTION can be retried")]
-    OrderNotRetryable {
-        /// The current state.
-        state: &'static str,
-    },
+    OrderNotRetryable { state: &'static str },
     /// The stock is reserved for orders, and `write_off` is not set.
     #[error("{reserved} of {sku} are reserved; write_off takes them from their orders")]
-    StockReserved {
-        /// The SKU.
-        sku: String,
-        /// Units reserved.
-        reserved: i64,
-    },
+    StockReserved { sku: String, reserved: i64 },
     /// A negative adjustment exceeds the stock.
     #[error("only {on_hand} of {sku} are on hand")]
-    StockNegative {
-        /// The SKU.
-        sku: String,
-        /// Units in stock.
-        on_hand: i64,
-    },
+    StockNegative { sku: String, on_hand: i64 },
     /// This instance is shutting down; another may serve.
     #[error("this instance is shutting down; watch again to be served by another")]
     Draining,
@@ -111,7 +89,6 @@ pub enum Error {
     /// The customer has as many open streams as one may.
     #[error("too many WatchOrder streams of this customer: close another one first")]
     TooManyWatchers,
-    /// The database failed.
     #[error("the order store failed")]
     Storage(#[from] storage::Error),
 }

@@ -1,5 +1,5 @@
 //! One timeline of an order: its history, its payment's attempts, its events, and the gateway's ledger. The gateway is
-//! never called from here: its answer is read through the Payment Service.
+//! never called from here: its response is read through the Payment Service.
 
 use std::sync::Arc;
 
@@ -21,16 +21,14 @@ const MAX_GAP_BYTES: usize = 512;
 /// Builds timelines of orders.
 #[derive(Clone)]
 pub struct Explainer {
-    /// The order tables.
     pub store: Store,
-    /// The Payment Service.
     pub payments: Arc<GrpcPayments>,
     /// The Data Service's events.
     pub events: GrpcEvents,
 }
 
 impl Explainer {
-    /// The order's timeline, oldest first. A source that does not answer is listed in `gaps`; the rest is returned.
+    /// The order's timeline, oldest first. A source that does not respond is listed in `gaps`; the rest is returned.
     ///
     /// # Errors
     /// The order does not exist.
@@ -71,7 +69,7 @@ impl Explainer {
                 }));
             }
             Err(status) if status.code() == tonic::Code::NotFound => gateway_ledger = "no payment".into(),
-            Err(status) => gaps.push(no_answer("payment", &status)),
+            Err(status) => gaps.push(no_response("payment", &status)),
         }
         match events {
             Ok((events, more)) => {
@@ -80,7 +78,7 @@ impl Explainer {
                 }
                 timeline.extend(events.into_iter().map(event));
             }
-            Err(status) => gaps.push(no_answer("events", &status)),
+            Err(status) => gaps.push(no_response("events", &status)),
         }
         let timeline = newest(timeline, &mut gaps);
         Ok(proto::ExplainOrderResponse {
@@ -92,7 +90,7 @@ impl Explainer {
     }
 }
 
-fn no_answer(whose: &str, status: &tonic::Status) -> String {
+fn no_response(whose: &str, status: &tonic::Status) -> String {
     shortened(&format!("{whose}: {:?}: {}", status.code(), status.message()), MAX_GAP_BYTES)
 }
 
@@ -111,12 +109,12 @@ fn newest(mut timeline: Vec<proto::TimelineEntry>, gaps: &mut Vec<String>) -> Ve
     timeline.split_off(timeline.len() - fitting)
 }
 
-/// At most `most` bytes of a text, with an ellipsis where it is cut.
-fn shortened(text: &str, most: usize) -> String {
-    if text.len() <= most {
+/// At most `max` bytes of a text, with an ellipsis where it is cut.
+fn shortened(text: &str, max: usize) -> String {
+    if text.len() <= max {
         return text.to_owned();
     }
-    let end = (0..=most - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=max - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     format!("{}…", &text[..end])
 }
 
@@ -169,7 +167,7 @@ mod tests {
         assert_eq!(gaps, [format!("timeline: the newest {} of 2500 entries", timeline.len())]);
         assert_eq!(timeline.last().and_then(|last| last.time).map(|time| time.seconds), Some(2_499));
         assert!(timeline[0].summary.ends_with('…') && timeline[0].summary.len() <= MAX_SUMMARY_BYTES);
-        gaps.extend(["payment", "events"].map(|whose| no_answer(whose, &tonic::Status::internal("ä".repeat(9_000)))));
+        gaps.extend(["payment", "events"].map(|whose| no_response(whose, &tonic::Status::internal("ä".repeat(9_000)))));
         let order = Some(convert::tests::largest_order());
         let answer = proto::ExplainOrderResponse { order, timeline, gaps, gateway_ledger: "DECLINED x".into() };
         assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chassis::Chassis;
 use opentelemetry::{KeyValue, global};
 
-use crate::effects::Driver;
+use crate::driver::Driver;
 use crate::lifecycle::STATES;
 use crate::store::Store;
 

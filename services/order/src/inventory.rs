@@ -10,9 +10,7 @@ use crate::store::{Adjustment, Store};
 /// The stock of a SKU.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stock {
-    /// Stock keeping unit.
     pub sku: String,
-    /// Units in stock.
     pub on_hand: i64,
     /// Units held by or allocated to orders.
     pub reserved: i64,
@@ -23,7 +21,6 @@ pub struct Stock {
 pub struct AdjustStock {
     /// The request id chosen by the operator.
     pub request_id: RequestId,
-    /// Stock keeping unit.
     pub sku: String,
     /// Added to on_hand.
     pub delta: i64,
@@ -51,9 +48,6 @@ pub struct Inventory {
 
 impl Inventory {
     /// Stock by SKU, in the requested order.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn stock(&self, skus: &[String]) -> Result<Vec<Stock>, Error> {
         Ok(self.store.stock(skus).await?)
     }

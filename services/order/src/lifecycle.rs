@@ -13,7 +13,6 @@ use std::fmt::Write as _;
 pub enum State {
     /// Created, stock reserved.
     Created,
-    /// The payment succeeded.
     Paid,
     /// The stock is allocated.
     Allocated,
@@ -51,24 +50,24 @@ pub enum Input {
     /// The pending effect was refused permanently.
     Refused,
     /// CancelOrder by the customer or an operator.
-    CancelAsked,
+    CancelRequested,
     /// RetryOrder by an operator.
-    RetryAsked,
+    RetryRequested,
 }
 
-/// The state machine's answer to an input.
+/// What the state machine decides about an input.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Answer {
+pub enum Decision {
     /// The order moves to this state.
     To(State),
     /// The order is already in, or on the way to, the requested state: OK, nothing changes.
     Stays,
     /// The input is rejected: too late, or not valid in this state.
-    No,
+    Rejected,
 }
 
 /// A state machine: [`next`], or another one in a test.
-pub type Table = fn(State, Input) -> Answer;
+pub type Table = fn(State, Input) -> Decision;
 
 /// The state of a new order.
 pub const INITIAL: State = State::Created;
@@ -88,42 +87,42 @@ pub const fn owes(state: State) -> Option<Effect> {
     }
 }
 
-/// The table: the answer to an input in a state.
+/// The table: the decision about an input in a state.
 #[rustfmt::skip]
-pub const fn next(state: State, input: Input) -> Answer {
-    use Answer::{No, Stays, To};
-    use Input::{CancelAsked, Done, Refused, RetryAsked};
+pub const fn next(state: State, input: Input) -> Decision {
+    use Decision::{Rejected, Stays, To};
+    use Input::{CancelRequested, Done, Refused, RetryRequested};
     use State::*;
     match (state, input) {
-        (Created,            Done)        => To(Paid),
-        (Created,            Refused)     => To(PaymentFailed),
-        (Created,            CancelAsked) => To(Cancelling),
-        (Created,            RetryAsked)  => No,
+        (Created,            Done)            => To(Paid),
+        (Created,            Refused)         => To(PaymentFailed),
+        (Created,            CancelRequested) => To(Cancelling),
+        (Created,            RetryRequested)  => Rejected,
 
-        (Paid,               Done)        => To(Allocated),
-        (Paid,               Refused)     => To(Cancelling),
-        (Paid,               CancelAsked) => To(Cancelling),
-        (Paid,               RetryAsked)  => No,
+        (Paid,               Done)            => To(Allocated),
+        (Paid,               Refused)         => To(Cancelling),
+        (Paid,               CancelRequested) => To(Cancelling),
+        (Paid,               RetryRequested)  => Rejected,
 
-        (Allocated,          Done)        => To(FulfillmentStarted),
-        (Allocated,          Refused)     => No,
-        (Allocated,          CancelAsked) => To(Cancelling),
-        (Allocated,          RetryAsked)  => No,
+        (Allocated,          Done)            => To(FulfillmentStarted),
+        (Allocated,          Refused)         => Rejected,
+        (Allocated,          CancelRequested) => To(Cancelling),
+        (Allocated,          RetryRequested)  => Rejected,
 
-        (Cancelling,         Done)        => To(Cancelled),
-        (Cancelling,         Refused)     => To(NeedsAttention),
-        (Cancelling,         CancelAsked) => Stays,
-        (Cancelling,         RetryAsked)  => No,
+        (Cancelling,         Done)            => To(Cancelled),
+        (Cancelling,         Refused)         => To(NeedsAttention),
+        (Cancelling,         CancelRequested) => Stays,
+        (Cancelling,         RetryRequested)  => Rejected,
 
-        (NeedsAttention,     Done)        => No,
-        (NeedsAttention,     Refused)     => No,
-        (NeedsAttention,     CancelAsked) => Stays,
-        (NeedsAttention,     RetryAsked)  => To(Cancelling),
+        (NeedsAttention,     Done)            => Rejected,
+        (NeedsAttention,     Refused)         => Rejected,
+        (NeedsAttention,     CancelRequested) => Stays,
+        (NeedsAttention,     RetryRequested)  => To(Cancelling),
 
-        (Cancelled,          CancelAsked) => Stays,
-        (Cancelled,          _)           => No,
-        (FulfillmentStarted, _)           => No,
-        (PaymentFailed,      _)           => No,
+        (Cancelled,          CancelRequested) => Stays,
+        (Cancelled,          _)               => Rejected,
+        (FulfillmentStarted, _)               => Rejected,
+        (PaymentFailed,      _)               => Rejected,
     }
 }
 
@@ -142,7 +141,6 @@ pub const fn allocates_stock(state: State) -> bool {
     matches!(state, State::Allocated)
 }
 
-/// Every state.
 pub const STATES: [State; 8] = [
     State::Created,
     State::Paid,
@@ -195,11 +193,11 @@ pub fn diagram() -> String {
         let inputs = [
             (Input::Done, format!("{effect} done")),
             (Input::Refused, format!("{effect} refused")),
-            (Input::CancelAsked, "CancelOrder".to_owned()),
-            (Input::RetryAsked, "RetryOrder".to_owned()),
+            (Input::CancelRequested, "CancelOrder".to_owned()),
+            (Input::RetryRequested, "RetryOrder".to_owned()),
         ];
         for (input, label) in inputs {
-            if let Answer::To(to) = next(state, input) {
+            if let Decision::To(to) = next(state, input) {
                 // Writing to a String cannot fail.
                 let _ = writeln!(text, "    {} --> {}: {label}", state.name(), to.name());
             }
@@ -215,14 +213,14 @@ pub fn diagram() -> String {
 mod tests {
     use super::*;
 
-    const INPUTS: [Input; 4] = [Input::Done, Input::Refused, Input::CancelAsked, Input::RetryAsked];
+    const INPUTS: [Input; 4] = [Input::Done, Input::Refused, Input::CancelRequested, Input::RetryRequested];
 
     #[test]
     fn a_final_state_has_no_pending_effect_and_no_transitions() {
         for state in STATES.into_iter().filter(|state| is_final(*state)) {
             assert_eq!(owes(state), None);
             for input in INPUTS {
-                assert!(!matches!(next(state, input), Answer::To(_)), "{state:?} {input:?}");
+                assert!(!matches!(next(state, input), Decision::To(_)), "{state:?} {input:?}");
             }
         }
     }
@@ -230,7 +228,7 @@ mod tests {
     #[test]
     fn exactly_the_states_with_a_pending_effect_accept_done() {
         for state in STATES {
-            assert_eq!(owes(state).is_some(), matches!(next(state, Input::Done), Answer::To(_)), "{state:?}");
+            assert_eq!(owes(state).is_some(), matches!(next(state, Input::Done), Decision::To(_)), "{state:?}");
         }
     }
 
@@ -239,7 +237,7 @@ mod tests {
         let into = |target: State| -> Vec<State> {
             STATES
                 .into_iter()
-                .filter(|state| INPUTS.iter().any(|input| next(*state, *input) == Answer::To(target)))
+                .filter(|state| INPUTS.iter().any(|input| next(*state, *input) == Decision::To(target)))
                 .collect()
         };
         assert_eq!(into(State::FulfillmentStarted), [State::Allocated]);
@@ -254,7 +252,7 @@ mod tests {
         let mut index = 0;
         while let Some(state) = reached.get(index).copied() {
             for input in INPUTS {
-                if let Answer::To(to) = next(state, input)
+                if let Decision::To(to) = next(state, input)
                     && !reached.contains(&to)
                 {
                     reached.push(to);

@@ -1,46 +1,20 @@
 //! The types of this service. The operations on orders are in [`crate::orders`].
 
-use std::fmt;
-
 use chassis::Fingerprint;
-use contracts::payment::v1 as payment;
-use kernel::{FulfillmentId, Money, OrderId, RequestId, Timestamp, UserId};
+use kernel::{FulfillmentId, Money, OrderId, RequestId, Secret, Timestamp, UserId};
 use serde::{Deserialize, Serialize};
 use telemetry::TraceParent;
 
 use crate::lifecycle::State;
-use crate::ports::Transit;
 
-/// The token of a payment method. Debug omits it.
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct PaymentMethod(String);
+/// The token of a payment method; only for the Payment Service and the store.
+pub type PaymentMethod = Secret<String>;
 
-impl PaymentMethod {
-    /// Wraps a token.
-    pub fn new(token: String) -> Self {
-        Self(token)
-    }
-
-    /// The token, to send it to the Payment Service or to store it.
-    pub fn into_inner(self) -> String {
-        self.0
-    }
-}
-
-impl fmt::Debug for PaymentMethod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PaymentMethod(..)")
-    }
-}
-
-/// A postal address.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Address {
-    /// The addressee.
     pub recipient: String,
     /// Street and number.
     pub lines: Vec<String>,
-    /// City.
     pub city: String,
     /// In the country's own format.
     pub postal_code: String,
@@ -81,7 +55,6 @@ impl LineState {
 /// A line of an order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Line {
-    /// Stock keeping unit.
     pub sku: String,
     /// The product's name at creation.
     pub name: String,
@@ -89,7 +62,6 @@ pub struct Line {
     pub quantity: u32,
     /// The price of one unit at creation.
     pub unit_price: Money,
-    /// The state of its reservation.
     pub state: LineState,
 }
 
@@ -106,106 +78,51 @@ pub struct PaymentFailure {
     pub message: String,
 }
 
-/// A hidden decline code is hidden in every field: the advice is that of the code shown instead.
-const GENERIC_ADVICE: &str = "USE_OTHER_METHOD";
+/// The decline code that is shown instead of a hidden one, and its advice: a hidden code is hidden in every field.
+pub(crate) const GENERIC_DECLINE: &str = "GENERIC_DECLINE";
+pub(crate) const GENERIC_ADVICE: &str = "USE_OTHER_METHOD";
 
 impl PaymentFailure {
     /// The advice that may be shown to the customer. An earlier release stored that of the hidden code.
     pub(crate) fn shown_advice(&self) -> &str {
-        if self.decline_code == "GENERIC_DECLINE" { GENERIC_ADVICE } else { &self.advice }
+        if self.decline_code == GENERIC_DECLINE { GENERIC_ADVICE } else { &self.advice }
     }
-
-    /// The failure of a payment. The codes for lost, stolen and fraudulent cards are hidden: the customer may be the
-    /// thief.
-    pub(crate) fn from_payment(payment: &payment::Payment) -> Self {
-        use payment::DeclineCode as Code;
-        let code = payment.decline_code();
-        let helps_a_thief = matches!(code, Code::LostCard | Code::StolenCard | Code::Fraudulent);
-        let shown = if helps_a_thief { Code::GenericDecline } else { code };
-        let advice = match shown {
-            // The advice of every code that is shown as this one.
-            Code::GenericDecline => GENERIC_ADVICE.to_owned(),
-            Code::Unspecified
-            | Code::InsufficientFunds
-            | Code::ExpiredCard
-            | Code::IncorrectCvc
-            | Code::LostCard
-            | Code::StolenCard
-            | Code::ProcessingError
-            | Code::Fraudulent
-            | Code::InvalidPaymentDetails
-            | Code::InvalidAmount
-            | Code::GatewayTimeout => named(payment.advice().as_str_name(), "DECLINE_ADVICE_"),
-        };
-        let (reason, message) = match shown {
-            Code::GatewayTimeout => ("GATEWAY_TIMEOUT", "the payment gateway did not answer; nothing was charged"),
-            Code::Unspecified => ("PAYMENT_CANCELLED", "the payment was cancelled; nothing was charged"),
-            Code::InsufficientFunds => ("PAYMENT_DECLINED", "the account has insufficient funds"),
-            Code::ExpiredCard => ("PAYMENT_DECLINED", "the card has expired"),
-            Code::IncorrectCvc => ("PAYMENT_DECLINED", "the card's security code is wrong"),
-            Code::ProcessingError => ("PAYMENT_DECLINED", "the issuer could not process the payment"),
-            Code::InvalidPaymentDetails => ("PAYMENT_DECLINED", "the payment details are invalid"),
-            Code::InvalidAmount => ("PAYMENT_DECLINED", "the amount cannot be charged"),
-            Code::GenericDecline | Code::LostCard | Code::StolenCard | Code::Fraudulent => {
-                ("PAYMENT_DECLINED", "the issuer declined the payment")
-            }
-        };
-        Self {
-            reason: reason.into(),
-            decline_code: named(shown.as_str_name(), "DECLINE_CODE_"),
-            advice,
-            message: message.into(),
-        }
-    }
-
-    /// The failure of a refund that the gateway refuses.
-    pub(crate) fn refund_refused() -> Self {
-        Self {
-            reason: "REFUND_REFUSED".into(),
-            decline_code: String::new(),
-            advice: String::new(),
-            message: "the payment gateway refuses the refund; an operator must intervene".into(),
-        }
-    }
-}
-
-/// An enum value's name without its prefix; empty for UNSPECIFIED.
-fn named(name: &str, prefix: &str) -> String {
-    let name = name.trim_start_matches(prefix);
-    if name == "UNSPECIFIED" { String::new() } else { name.to_owned() }
 }
 
 /// A fulfilment that has started.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fulfillment {
-    /// The fulfilment's id.
     pub id: FulfillmentId,
     /// The delivery day: `YYYY-MM-DD`.
     pub delivery_date: String,
 }
 
-/// An order.
+/// The delivery time to an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Transit {
+    /// Business days in transit.
+    pub business_days: u16,
+    /// Hour of the day (UTC, 0 to 24) from which a parcel leaves on the next business day.
+    pub cutoff_hour: u8,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Order {
     /// The order's id; also the key of its payment.
     pub id: OrderId,
     /// The customer that placed it.
     pub user: UserId,
-    /// The current state.
     pub state: State,
     /// Incremented by every transition.
     pub version: i64,
-    /// The ordered products.
     pub lines: Vec<Line>,
     /// The sum of the lines.
     pub total: Money,
-    /// The shipping address.
     pub address: Address,
     /// The address for notifications.
     pub contact_email: String,
     /// The payment method's token; deleted once the payment is decided.
     pub payment_method: Option<PaymentMethod>,
-    /// The delivery time.
     pub transit: Transit,
     /// Number of the current refund attempt, from 1.
     pub refund_attempt: i32,
@@ -221,9 +138,7 @@ pub struct Order {
     pub last_error: Option<String>,
     /// The span of its creation, the parent of its later spans.
     pub span_ref: TraceParent,
-    /// When it was created.
     pub create_time: Timestamp,
-    /// When it last changed.
     pub update_time: Timestamp,
 }
 
@@ -253,7 +168,6 @@ pub struct CreateOrder {
     pub items: Vec<(String, u32)>,
     /// The payment method's token.
     pub payment_method: PaymentMethod,
-    /// The shipping address.
     pub address: Address,
     /// The address for notifications.
     pub contact_email: String,
@@ -275,7 +189,7 @@ impl CreateOrder {
     pub fn fingerprint(&self) -> String {
         let Self { request_id: _, items, payment_method, address, contact_email, expected_total } = self;
         let mut print = Fingerprint::of("CreateOrder/1")
-            .part("payment_method", &payment_method.0)
+            .part("payment_method", payment_method.expose())
             .part("contact_email", contact_email)
             .part("expected_total", expected_total.map_or(String::new(), |total| total.to_string()))
             .part("recipient", &address.recipient)
@@ -299,27 +213,4 @@ pub enum Scope {
     Of(UserId),
     /// All orders: an operator.
     All,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_field_of_a_failure_reveals_that_a_card_is_lost_stolen_or_used_for_fraud() {
-        use payment::{DeclineAdvice, DeclineCode};
-        let of = |code: DeclineCode, advice: DeclineAdvice| {
-            let payment = payment::Payment { decline_code: code.into(), advice: advice.into(), ..Default::default() };
-            PaymentFailure::from_payment(&payment)
-        };
-        let generic = of(DeclineCode::GenericDecline, DeclineAdvice::UseOtherMethod);
-        assert_eq!((generic.decline_code.as_str(), generic.advice.as_str()), ("GENERIC_DECLINE", "USE_OTHER_METHOD"));
-        for code in [DeclineCode::LostCard, DeclineCode::StolenCard, DeclineCode::Fraudulent] {
-            assert_eq!(of(code, DeclineAdvice::DoNotRetry), generic, "{code:?}");
-        }
-        let stored_before = PaymentFailure { advice: "DO_NOT_RETRY".into(), ..generic };
-        assert_eq!(stored_before.shown_advice(), "USE_OTHER_METHOD");
-        let amount = of(DeclineCode::InvalidAmount, DeclineAdvice::DoNotRetry);
-        assert_eq!((amount.advice.as_str(), amount.shown_advice()), ("DO_NOT_RETRY", "DO_NOT_RETRY"));
-    }
 }

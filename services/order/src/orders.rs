@@ -1,4 +1,4 @@
-//! Creating, reading, cancelling and retrying orders. Their later progress is up to [`crate::effects`].
+//! Creating, reading, cancelling and retrying orders. Their later progress is up to [`crate::driver`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,44 +8,39 @@ use kernel::{AmountLimits, Clock, Currency, IdSource, Money, OrderId, RequestId,
 use mesh::About;
 use telemetry::{Operation, Outcome};
 
-use crate::effects::Driver;
+use crate::driver::{self, Driven, Driver};
 use crate::error::Error;
-use crate::lifecycle::{self, Answer, Input, State};
+use crate::lifecycle::{self, Decision, Input, State};
 use crate::order::{CreateOrder, HistoryEntry, Line, LineState, Order, Scope};
 use crate::ports::{Catalog, Product};
 use crate::store::{Steps, Store};
 
 /// The reasons in the history of requested transitions. Each has an audit event; a release without these events used
 /// other texts.
-pub(crate) mod asked {
+pub(crate) mod reasons {
     /// CancelOrder by its customer.
-    pub(crate) const CUSTOMER_TO_CANCEL: &str = "the customer asked to cancel";
+    pub(crate) const CANCEL_BY_CUSTOMER: &str = "the customer asked to cancel";
     /// CancelOrder by an operator.
-    pub(crate) const OPERATOR_TO_CANCEL: &str = "an operator asked to cancel";
+    pub(crate) const CANCEL_BY_OPERATOR: &str = "an operator asked to cancel";
     /// RetryOrder.
-    pub(crate) const OPERATOR_TO_RETRY: &str = "an operator asked to retry";
+    pub(crate) const RETRY_BY_OPERATOR: &str = "an operator asked to retry";
 }
 
 /// The operations on orders, for the contract's handlers.
 #[derive(Clone)]
 pub struct Orders {
-    /// The order tables.
     pub store: Store,
-    /// The Data Service.
     pub catalog: Arc<dyn Catalog>,
-    /// Drives the orders.
     pub driver: Driver,
     /// The maximum total of an order.
     pub amount_limits: AmountLimits,
-    /// The wall clock.
     pub clock: Arc<dyn Clock>,
-    /// The source of ids.
     pub ids: Arc<dyn IdSource>,
 }
 
 impl Orders {
-    /// Begins a creation: the order's id comes first, so that the event of a rejected request carries it too.
-    pub fn begin(&self, operation: &Operation, user: UserId) -> OrderId {
+    /// The id of an order to be created: it comes first, so that the event of a rejected request carries it too.
+    pub fn new_id(&self, operation: &Operation, user: UserId) -> OrderId {
         let id = OrderId::from_uuid(self.ids.uuid());
         operation.set_order(id.as_uuid());
         operation.set_user(user.as_uuid());
@@ -75,17 +70,17 @@ impl Orders {
         decoded: Decoded<CreateOrder>,
     ) -> Result<Order, Error> {
         let Decoded { command, breaks } = decoded;
-        let refusal = match breaks {
+        let rejection = match breaks {
             Some(invalid) => Error::Invalid(invalid),
             None => match self.create_new(operation, id, user, &command).await {
                 Ok(Some(order)) => return Ok(order),
                 Ok(None) => Error::RequestIdReused,
-                Err(refusal) => refusal,
+                Err(rejection) => rejection,
             },
         };
         // A retry gets its order even if the command would be rejected by now. The lookup comes last, because nearly
         // every request is new.
-        self.replay(operation, user, &command).await?.ok_or(refusal)
+        self.replay(operation, user, &command).await?.ok_or(rejection)
     }
 
     /// `None` if the request has an order already.
@@ -142,13 +137,13 @@ impl Orders {
         let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
         self.driver
             .detached(async move {
-                let created = store.create(&operation, &order, request, &fingerprint, driver.lease()).await?;
+                let created = store.create(&operation, &order, request, &fingerprint, driver.context().lease()).await?;
                 if let Some(order) = &created {
-                    driver.start(order.clone());
+                    driver::start(&driver, order.clone().into());
                 }
                 Ok(created)
             })
-            .await
+            .await?
     }
 
     async fn replay(&self, operation: &Operation, user: UserId, command: &CreateOrder) -> Result<Option<Order>, Error> {
@@ -175,9 +170,6 @@ impl Orders {
     }
 
     /// Orders, newest first, older than `after`.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn list(
         &self,
         scope: Scope,
@@ -193,12 +185,12 @@ impl Orders {
     /// # Errors
     /// The order does not exist in this scope, or its state does not permit cancellation.
     pub async fn cancel(&self, operation: &Operation, scope: Scope, id: OrderId) -> Result<Order, Error> {
-        let refuse = |state: State| Error::OrderNotCancellable { state: state.name() };
+        let rejection = |state: State| Error::OrderNotCancellable { state: state.name() };
         let reason = match scope {
-            Scope::Of(_) => asked::CUSTOMER_TO_CANCEL,
-            Scope::All => asked::OPERATOR_TO_CANCEL,
+            Scope::Of(_) => reasons::CANCEL_BY_CUSTOMER,
+            Scope::All => reasons::CANCEL_BY_OPERATOR,
         };
-        self.turn(operation, scope, id, Input::CancelAsked, reason, refuse).await
+        self.request(operation, scope, id, Input::CancelRequested, reason, rejection).await
     }
 
     /// Takes an order out of NEEDS_ATTENTION, with a fresh refund attempt.
@@ -206,18 +198,18 @@ impl Orders {
     /// # Errors
     /// The order does not exist, or is not in NEEDS_ATTENTION.
     pub async fn retry(&self, operation: &Operation, id: OrderId) -> Result<Order, Error> {
-        let refuse = |state: State| Error::OrderNotRetryable { state: state.name() };
-        self.turn(operation, Scope::All, id, Input::RetryAsked, asked::OPERATOR_TO_RETRY, refuse).await
+        let rejection = |state: State| Error::OrderNotRetryable { state: state.name() };
+        self.request(operation, Scope::All, id, Input::RetryRequested, reasons::RETRY_BY_OPERATOR, rejection).await
     }
 
-    async fn turn(
+    async fn request(
         &self,
         operation: &Operation,
         scope: Scope,
         id: OrderId,
         input: Input,
         reason: &'static str,
-        refuse: impl Fn(State) -> Error,
+        rejection: impl Fn(State) -> Error,
     ) -> Result<Order, Error> {
         operation.set_order(id.as_uuid());
         loop {
@@ -225,27 +217,28 @@ impl Orders {
             operation.set_user(order.user.as_uuid());
             // A separate trace, linked in both directions: the order's later operations link back (see the driver).
             operation.link(order.span_ref);
-            let table = self.driver.table();
+            let table = self.driver.work().table;
             match table(order.state, input) {
-                Answer::Stays => return Ok(order),
-                Answer::No => return Err(refuse(order.state)),
-                Answer::To(_) => {
+                Decision::Stays => return Ok(order),
+                Decision::Rejected => return Err(rejection(order.state)),
+                Decision::To(_) => {
                     let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
                     let mut steps = Steps::of(table, &order);
                     let taken = steps.take_with_event(input, reason, &operation, Outcome::Success);
-                    taken.map_err(|_| refuse(order.state))?;
+                    taken.map_err(|_| rejection(order.state))?;
                     // The transition and the start of the drive both happen even if the caller's connection breaks in
                     // between.
-                    let turned = self.driver.detached(async move {
-                        let turned = store.turn(&order, input, steps, driver.lease()).await?;
-                        if let Some(turned) = &turned {
-                            driver.start_linked(turned.clone(), operation.span_ref());
+                    let recorded = self.driver.detached(async move {
+                        let recorded = store.record_request(&order, input, steps, driver.context().lease()).await?;
+                        if let Some(recorded) = &recorded {
+                            let link = Some(operation.span_ref());
+                            driver::start(&driver, Driven { order: recorded.clone(), link });
                         }
-                        Ok(turned)
+                        Ok::<_, Error>(recorded)
                     });
                     // Lost the compare-and-set to a concurrent transition: read the order again.
-                    let Some(turned) = turned.await? else { continue };
-                    return Ok(turned);
+                    let Some(recorded) = recorded.await?? else { continue };
+                    return Ok(recorded);
                 }
             }
         }
@@ -327,10 +320,10 @@ mod tests {
         {
             assert!(total(&[line(price, quantity)], &limits).is_ok(), "{price}");
         }
-        let refused = |price| total(&[line(price, 2)], &limits).expect_err("above the limit");
+        let rejected = |price| total(&[line(price, 2)], &limits).expect_err("above the limit");
         let limit_of = |price| {
-            let refusal = refused(price);
-            let Error::AmountTooLarge { total, limit } = refusal else { panic!("{refusal}") };
+            let rejection = rejected(price);
+            let Error::AmountTooLarge { total, limit } = rejection else { panic!("{rejection}") };
             (total, limit)
         };
         assert_eq!(limit_of(eur(5_000_001)), (Some(eur(10_000_002)), eur(10_000_000)));

@@ -6,11 +6,11 @@
 //! - `claim`: claims and backoff
 //! - `stock`: inventory
 //! - `unpaid`: limits on what a customer may reserve before paying
-//! - `audit`: reads for [`crate::audit`]
+//! - `invariants`: reads for [`crate::invariants`]
 
-mod audit;
 mod claim;
 mod commit;
+mod invariants;
 mod stock;
 mod unpaid;
 
@@ -24,8 +24,7 @@ use telemetry::TraceParent;
 
 use crate::entity::{fulfillment, order_history, order_line, orders};
 use crate::lifecycle::State;
-use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope};
-use crate::ports::Transit;
+use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope, Transit};
 
 pub use commit::Advance;
 pub(crate) use commit::{NoTransition, Steps};
@@ -36,14 +35,13 @@ pub use unpaid::{UnpaidLimit, UnpaidLimits};
 /// Maximum number of an order's transitions that are read together. RetryOrder can make a history arbitrarily long.
 pub const MAX_STEPS: u64 = 1_000;
 
-/// The order tables.
 #[derive(Clone)]
 pub struct Store {
     db: Database,
     clock: Arc<dyn Clock>,
     leases: Leases,
     unpaid_limits: UnpaidLimits,
-    turns: unpaid::Turns,
+    customer_locks: unpaid::CustomerLocks,
 }
 
 /// The error for an invalid stored value.
@@ -55,7 +53,13 @@ impl Store {
     /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let leases = Leases::new(db.clone(), clock.clone(), "orders");
-        Self { db, clock, leases, unpaid_limits: UnpaidLimits::default(), turns: unpaid::Turns::default() }
+        Self {
+            db,
+            clock,
+            leases,
+            unpaid_limits: UnpaidLimits::default(),
+            customer_locks: unpaid::CustomerLocks::default(),
+        }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
@@ -93,9 +97,6 @@ impl Store {
     }
 
     /// An order, if it exists in this scope.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn get(&self, scope: Scope, id: OrderId) -> Result<Option<Order>, Error> {
         let mut find = orders::Entity::find_by_id(id.as_uuid());
         if let Scope::Of(user) = scope {
@@ -175,7 +176,7 @@ impl Store {
     }
 
     /// The span in which an order last entered a state.
-    pub(crate) async fn turned_to(&self, id: OrderId, state: State) -> Result<Option<TraceParent>, Error> {
+    pub(crate) async fn span_of(&self, id: OrderId, state: State) -> Result<Option<TraceParent>, Error> {
         let entry = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .filter(order_history::Column::State.eq(state.name()))
@@ -198,9 +199,6 @@ impl Store {
     }
 
     /// The number of orders in each state that is not final, and the creation time of the oldest with a pending effect.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn unfinished(&self) -> Result<(Vec<(String, i64)>, Option<Timestamp>), Error> {
         #[derive(FromQueryResult)]
         struct Row {

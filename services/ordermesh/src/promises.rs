@@ -17,7 +17,7 @@ use std::time::Duration;
 use data::invariants::TraceEventStore;
 use kernel::{OrderId, SessionId, Timestamp};
 use payment::payment::order_of;
-use payment::ports::{Charge, Gateway, NoAnswer};
+use payment::ports::{Charge, Gateway, NoResponse};
 use storage::outbox::Outbox;
 use telemetry::TraceEvent;
 use user::invariants::Store as UserStore;
@@ -65,7 +65,7 @@ pub enum Unchecked {
     Store(#[from] storage::Error),
     /// The gateway's ledger cannot be read.
     #[error("the gateway's ledger cannot be read: {0}")]
-    Ledger(NoAnswer),
+    Ledger(NoResponse),
 }
 
 /// Whether a page is the last: it is not full.
@@ -202,7 +202,7 @@ impl Sources {
     async fn cases(
         &self,
         ids: &[OrderId],
-        orders: Vec<order::audit::AuditedOrder>,
+        orders: Vec<order::invariants::AuditedOrder>,
         waiting: &[TraceEvent],
         charge: impl Fn(OrderId) -> Option<Charge>,
     ) -> Result<Vec<Case>, Unchecked> {
@@ -223,7 +223,7 @@ impl Sources {
             let Some(order) = event.order_id else { continue };
             events.entry(order).or_default().insert(event.event_id, event);
         }
-        let case = |order: order::audit::AuditedOrder| {
+        let case = |order: order::invariants::AuditedOrder| {
             let payment = payments.remove(&order.id);
             let mut attempts = attempts.remove(&order.id).unwrap_or_default();
             // The payment was read first: a later attempt may have been added since.

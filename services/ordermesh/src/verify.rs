@@ -126,8 +126,8 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
     let path = location.gateway_key();
     let key =
         std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), deed: "read", source })?;
-    let key: payment::ApiKey = key.parse().map_err(Error::Usage)?;
-    let gateway = GrpcGateway::of_merchant(location.gateway()?, key, LEDGER_TIMEOUT);
+    let key = payment::api_key(&key).map_err(Error::Usage)?;
+    let gateway = GrpcGateway::new(location.gateway()?, key, LEDGER_TIMEOUT);
     Ok(Sources {
         outboxes: [&user, &order, &payment, &data].into_iter().map(Database::outbox).collect(),
         orders: order::store::Store::new(order, clock.clone()),

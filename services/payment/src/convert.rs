@@ -29,7 +29,7 @@ impl TryFrom<proto::ProcessPaymentRequest> for ProcessCommand {
             order_id,
             user_id,
             amount: request.amount.as_ref().and_then(amount),
-            are_details_sound: is_payment_method(&request.payment_method) && contact_email.is_some(),
+            are_details_valid: is_payment_method(&request.payment_method) && contact_email.is_some(),
             payment_method: PaymentMethod::new(request.payment_method),
             contact_email: contact_email.unwrap_or_default(),
             fingerprint,
@@ -188,7 +188,7 @@ mod tests {
     use crate::store::MAX_ATTEMPTS;
 
     #[test]
-    fn the_most_attempts_and_differences_fit_into_the_default_message_limit() {
+    fn the_maximum_of_attempts_and_differences_fit_into_the_default_message_limit() {
         let text = |bytes: usize| "x".repeat(bytes);
         let attempt = proto::PaymentAttempt {
             attempt: i32::MAX,
@@ -200,13 +200,13 @@ mod tests {
             span_id: text(16),
         };
         let attempts = vec![attempt; usize::try_from(MAX_ATTEMPTS).expect("it fits")];
-        let answer = proto::GetPaymentResponse { attempts, ..Default::default() };
-        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
+        let response = proto::GetPaymentResponse { attempts, ..Default::default() };
+        assert!(response.encoded_len() < 4_194_304, "{}", response.encoded_len());
         let difference =
             proto::Difference { order_id: text(1_024), payment: text(40), gateway: text(40), message: text(200) };
         let differences = vec![difference; MAX_DIFFERENCES];
-        let answer = proto::ReconcilePaymentsResponse { differences, ..Default::default() };
-        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
+        let response = proto::ReconcilePaymentsResponse { differences, ..Default::default() };
+        assert!(response.encoded_len() < 4_194_304, "{}", response.encoded_len());
     }
 }
 

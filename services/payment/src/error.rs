@@ -5,7 +5,7 @@ use std::time::Duration;
 use chassis::Invalid;
 use mesh::{Kind, Rejected, Rejection};
 
-use crate::ports::NoAnswer;
+use crate::ports::NoResponse;
 
 /// Why a call is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -21,8 +21,7 @@ pub enum Error {
     PaymentNotFound,
     /// The gateway's ledger could not be read.
     #[error("the gateway's ledger cannot be read: {0}")]
-    GatewayUnreachable(NoAnswer),
-    /// The database failed.
+    GatewayUnreachable(NoResponse),
     #[error("the payment store failed")]
     Storage(#[from] storage::Error),
 }
@@ -33,8 +32,8 @@ impl Rejected for Error {
             Self::Invalid(invalid) => Rejection::invalid("INVALID_ARGUMENT", &invalid.0),
             Self::RequestIdReused => Rejection::new(Kind::FailedPrecondition, "REQUEST_ID_REUSED"),
             Self::PaymentNotFound => Rejection::new(Kind::NotFound, "PAYMENT_NOT_FOUND"),
-            Self::GatewayUnreachable(no_answer) => Rejection::new(Kind::Unavailable, "GATEWAY_UNREACHABLE")
-                .caused_by(no_answer.class)
+            Self::GatewayUnreachable(no_response) => Rejection::new(Kind::Unavailable, "GATEWAY_UNREACHABLE")
+                .caused_by(no_response.class)
                 .retry_after(Duration::from_secs(1)),
             Self::Storage(error) => chassis::store_failed(error),
         }
@@ -66,7 +65,7 @@ mod tests {
             Error::Invalid(Invalid(vec![])),
             Error::RequestIdReused,
             Error::PaymentNotFound,
-            Error::GatewayUnreachable(NoAnswer::new("unusable")),
+            Error::GatewayUnreachable(NoResponse::new("unusable")),
             Error::GatewayUnreachable(Status::deadline_exceeded("too late").into()),
             Error::GatewayUnreachable(Status::unavailable("no connection").into()),
             Error::Storage(storage::Error::Closed),

@@ -1,7 +1,7 @@
 //! The payment's state machine, in one table. Everything else (driver, API, diagram, tests, the crash suite) reads this
 //! table.
 //!
-//! A payment is recorded PENDING before the gateway is called. Only an answer decides it; without one the charge is in
+//! A payment is recorded PENDING before the gateway is called. Only a response decides it; without one the charge is in
 //! doubt and is retried under the same key, which charges once however often it is sent. If the doubt lasts too long,
 //! or the order cancels, a tombstone is put under the key: then the charge either exists and is known, or can never be
 //! made. What was charged for a cancelled order is refunded. If the gateway refuses the refund, an operator must
@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 /// The state of a payment.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum State {
-    /// Recorded; the gateway has not answered yet.
+    /// Recorded; the gateway has not responded yet.
     Pending,
     /// The gateway was called, and the outcome is unknown.
     InDoubt,
@@ -62,16 +62,14 @@ pub enum Observation {
     GivenBack,
     /// Charged, and the gateway refuses the refund under this refund's key.
     RefundRefused,
-    /// Outcome unknown: no answer, or an error, whatever its code.
+    /// Outcome unknown: no response, or an error, whatever its code.
     Unknown,
 }
 
 /// Whether the order has requested a cancellation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum CancelAsked {
-    /// Yes.
+pub enum CancelRequested {
     Yes,
-    /// No.
     No,
 }
 
@@ -103,53 +101,53 @@ pub const fn owes(state: State, refund_n: i32) -> Option<Effect> {
 
 /// The table: the state after an observation of the pending effect.
 #[rustfmt::skip]
-pub const fn after(state: State, seen: Observation, asked: CancelAsked, doubt: Doubt) -> State {
-    use CancelAsked::{No, Yes};
+pub const fn after(state: State, observed: Observation, cancel: CancelRequested, doubt: Doubt) -> State {
+    use CancelRequested::{No, Yes};
     use Doubt::{PastLimit, WithinLimit};
-    use Observation as Seen;
+    use Observation as Observed;
     use State::*;
-    match (state, seen, asked, doubt) {
+    match (state, observed, cancel, doubt) {
         // create charge
-        (Pending,    Seen::Charged,       No,  _)           => Succeeded,
-        (Pending,    Seen::Declined,      No,  _)           => Declined,
-        (Pending,    Seen::Tombstone,     No,  _)           => Failed,
-        (Pending,    Seen::GivenBack,     _,   _)           => Refunded,
-        (Pending,    Seen::Unknown,       No,  _)           => InDoubt,
+        (Pending,    Observed::Charged,       No,  _)           => Succeeded,
+        (Pending,    Observed::Declined,      No,  _)           => Declined,
+        (Pending,    Observed::Tombstone,     No,  _)           => Failed,
+        (Pending,    Observed::GivenBack,     _,   _)           => Refunded,
+        (Pending,    Observed::Unknown,       No,  _)           => InDoubt,
 
         // create charge again, under the same key
-        (InDoubt,    Seen::Charged,       No,  _)           => Succeeded,
-        (InDoubt,    Seen::Declined,      No,  _)           => Declined,
-        (InDoubt,    Seen::Tombstone,     No,  _)           => Failed,
-        (InDoubt,    Seen::GivenBack,     _,   _)           => Refunded,
-        (InDoubt,    Seen::Unknown,       No,  WithinLimit) => InDoubt,
-        (InDoubt,    Seen::Unknown,       No,  PastLimit)   => Cancelling,
+        (InDoubt,    Observed::Charged,       No,  _)           => Succeeded,
+        (InDoubt,    Observed::Declined,      No,  _)           => Declined,
+        (InDoubt,    Observed::Tombstone,     No,  _)           => Failed,
+        (InDoubt,    Observed::GivenBack,     _,   _)           => Refunded,
+        (InDoubt,    Observed::Unknown,       No,  WithinLimit) => InDoubt,
+        (InDoubt,    Observed::Unknown,       No,  PastLimit)   => Cancelling,
 
         // A cancellation moves the payment to CANCELLING immediately (`on_cancel`): these rows are for totality, and
         // safe.
-        (Pending | InDoubt, Seen::Charged,                   Yes, _) => Refunding,
-        (Pending | InDoubt, Seen::Declined | Seen::Tombstone, Yes, _) => Cancelled,
-        (Pending | InDoubt, Seen::Unknown,                   Yes, _) => Cancelling,
-        // Not an answer to a charge.
-        (Pending | InDoubt, Seen::RefundRefused,             _,   _) => state,
+        (Pending | InDoubt, Observed::Charged,                   Yes, _) => Refunding,
+        (Pending | InDoubt, Observed::Declined | Observed::Tombstone, Yes, _) => Cancelled,
+        (Pending | InDoubt, Observed::Unknown,                   Yes, _) => Cancelling,
+        // Not a response to a charge.
+        (Pending | InDoubt, Observed::RefundRefused,             _,   _) => state,
 
         // cancel charge
-        (Cancelling, Seen::Charged,       Yes, _)           => Refunding,
-        (Cancelling, Seen::Charged,       No,  _)           => Succeeded,
-        (Cancelling, Seen::Declined,      Yes, _)           => Cancelled,
-        (Cancelling, Seen::Declined,      No,  _)           => Declined,
-        (Cancelling, Seen::Tombstone,     Yes, _)           => Cancelled,
-        (Cancelling, Seen::Tombstone,     No,  _)           => Failed,
-        (Cancelling, Seen::GivenBack,     _,   _)           => Refunded,
-        (Cancelling, Seen::RefundRefused, _,   _)           => Cancelling,
-        (Cancelling, Seen::Unknown,       _,   _)           => Cancelling,
+        (Cancelling, Observed::Charged,       Yes, _)           => Refunding,
+        (Cancelling, Observed::Charged,       No,  _)           => Succeeded,
+        (Cancelling, Observed::Declined,      Yes, _)           => Cancelled,
+        (Cancelling, Observed::Declined,      No,  _)           => Declined,
+        (Cancelling, Observed::Tombstone,     Yes, _)           => Cancelled,
+        (Cancelling, Observed::Tombstone,     No,  _)           => Failed,
+        (Cancelling, Observed::GivenBack,     _,   _)           => Refunded,
+        (Cancelling, Observed::RefundRefused, _,   _)           => Cancelling,
+        (Cancelling, Observed::Unknown,       _,   _)           => Cancelling,
 
         // refund charge
-        (Refunding,  Seen::GivenBack,     _,   _)           => Refunded,
-        (Refunding,  Seen::RefundRefused, _,   _)           => RefundRefused,
-        (Refunding,  Seen::Charged,       _,   _)           => Refunding,
-        (Refunding,  Seen::Declined,      _,   _)           => Refunding,
-        (Refunding,  Seen::Tombstone,     _,   _)           => Refunding,
-        (Refunding,  Seen::Unknown,       _,   _)           => Refunding,
+        (Refunding,  Observed::GivenBack,     _,   _)           => Refunded,
+        (Refunding,  Observed::RefundRefused, _,   _)           => RefundRefused,
+        (Refunding,  Observed::Charged,       _,   _)           => Refunding,
+        (Refunding,  Observed::Declined,      _,   _)           => Refunding,
+        (Refunding,  Observed::Tombstone,     _,   _)           => Refunding,
+        (Refunding,  Observed::Unknown,       _,   _)           => Refunding,
 
         // No pending effect: nothing to decide.
         (Succeeded | Declined | Failed | Cancelled | Refunded | RefundRefused, _, _, _) => state,
@@ -176,7 +174,6 @@ pub const fn on_cancel(state: Option<State>, n: i32, current_n: i32) -> State {
     }
 }
 
-/// Every state.
 pub const STATES: [State; 10] = [
     State::Pending,
     State::InDoubt,
@@ -190,7 +187,6 @@ pub const STATES: [State; 10] = [
     State::RefundRefused,
 ];
 
-/// Every observation.
 pub const OBSERVATIONS: [Observation; 6] = [
     Observation::Charged,
     Observation::Declined,
@@ -267,26 +263,27 @@ pub fn diagram() -> String {
     let mut text = String::from("stateDiagram-v2\n    [*] --> PENDING: ProcessPayment\n");
     let mut lines = vec![format!("    [*] --> {}: CancelPayment came first", on_cancel(None, 1, 0).name())];
     for state in STATES {
-        for (asked, doubt) in [
-            (CancelAsked::No, Doubt::WithinLimit),
-            (CancelAsked::No, Doubt::PastLimit),
-            (CancelAsked::Yes, Doubt::WithinLimit),
+        for (cancel, doubt) in [
+            (CancelRequested::No, Doubt::WithinLimit),
+            (CancelRequested::No, Doubt::PastLimit),
+            (CancelRequested::Yes, Doubt::WithinLimit),
         ] {
-            if asked == CancelAsked::Yes && matches!(state, State::Pending | State::InDoubt) {
+            if cancel == CancelRequested::Yes && matches!(state, State::Pending | State::InDoubt) {
                 continue;
             }
-            for seen in OBSERVATIONS {
-                let to = after(state, seen, asked, doubt);
-                if to == state || (seen == Observation::GivenBack && state != State::Refunding) {
+            for observed in OBSERVATIONS {
+                let to = after(state, observed, cancel, doubt);
+                if to == state || (observed == Observation::GivenBack && state != State::Refunding) {
                     continue;
                 }
-                let decides = after(state, seen, CancelAsked::No, doubt) != after(state, seen, CancelAsked::Yes, doubt);
-                let when = match (state, asked, doubt) {
-                    (State::InDoubt, _, Doubt::PastLimit) if seen == Observation::Unknown => " past the limit",
-                    (State::Cancelling, CancelAsked::Yes, _) if decides => ", the order asked",
+                let decides = after(state, observed, CancelRequested::No, doubt)
+                    != after(state, observed, CancelRequested::Yes, doubt);
+                let when = match (state, cancel, doubt) {
+                    (State::InDoubt, _, Doubt::PastLimit) if observed == Observation::Unknown => " past the limit",
+                    (State::Cancelling, CancelRequested::Yes, _) if decides => ", the order asked",
                     (_, _, _) => "",
                 };
-                lines.push(format!("    {} --> {}: {}{when}", state.name(), to.name(), seen.label()));
+                lines.push(format!("    {} --> {}: {}{when}", state.name(), to.name(), observed.label()));
             }
         }
         let to = on_cancel(Some(state), 2, 1);
@@ -298,8 +295,8 @@ pub fn diagram() -> String {
             lines.push(format!("    {} --> [*]", state.name()));
         }
     }
-    let mut seen = std::collections::BTreeSet::new();
-    for line in lines.into_iter().filter(|line| seen.insert(line.clone())) {
+    let mut listed = std::collections::BTreeSet::new();
+    for line in lines.into_iter().filter(|line| listed.insert(line.clone())) {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{line}");
     }
@@ -310,42 +307,42 @@ pub fn diagram() -> String {
 mod tests {
     use super::*;
 
-    const ASKED: [CancelAsked; 2] = [CancelAsked::Yes, CancelAsked::No];
+    const ASKED: [CancelRequested; 2] = [CancelRequested::Yes, CancelRequested::No];
     const DOUBTS: [Doubt; 2] = [Doubt::WithinLimit, Doubt::PastLimit];
 
-    fn rows() -> impl Iterator<Item = (State, Observation, CancelAsked, Doubt)> {
+    fn rows() -> impl Iterator<Item = (State, Observation, CancelRequested, Doubt)> {
         STATES.into_iter().flat_map(|state| {
-            OBSERVATIONS.into_iter().flat_map(move |seen| {
+            OBSERVATIONS.into_iter().flat_map(move |observed| {
                 ASKED
                     .into_iter()
-                    .flat_map(move |asked| DOUBTS.into_iter().map(move |doubt| (state, seen, asked, doubt)))
+                    .flat_map(move |cancel| DOUBTS.into_iter().map(move |doubt| (state, observed, cancel, doubt)))
             })
         })
     }
 
     #[test]
     fn no_observation_moves_a_state_without_a_pending_effect() {
-        for (state, seen, asked, doubt) in rows().filter(|row| row.0.is_settled()) {
-            assert_eq!(after(state, seen, asked, doubt), state, "{state:?} {seen:?}");
+        for (state, observed, cancel, doubt) in rows().filter(|row| row.0.is_settled()) {
+            assert_eq!(after(state, observed, cancel, doubt), state, "{state:?} {observed:?}");
         }
     }
 
     #[test]
-    fn a_pending_effect_is_completed_by_some_answer_and_never_without_one() {
+    fn a_pending_effect_is_completed_by_some_response_and_never_without_one() {
         for state in STATES.into_iter().filter(|state| !state.is_settled()) {
-            assert!(rows().any(|(of, seen, asked, doubt)| of == state && after(of, seen, asked, doubt).is_settled()));
+            assert!(rows().any(|(of, observed, cancel, doubt)| of == state && after(of, observed, cancel, doubt).is_settled()));
         }
-        for (state, _, asked, doubt) in rows().filter(|row| !row.0.is_settled()) {
-            assert!(!after(state, Observation::Unknown, asked, doubt).is_settled(), "{state:?} {asked:?} {doubt:?}");
+        for (state, _, cancel, doubt) in rows().filter(|row| !row.0.is_settled()) {
+            assert!(!after(state, Observation::Unknown, cancel, doubt).is_settled(), "{state:?} {cancel:?} {doubt:?}");
         }
     }
 
     #[test]
     fn a_charge_ends_in_succeeded_or_refunding() {
-        for (state, _, asked, doubt) in rows().filter(|row| !row.0.is_settled()) {
-            let to = after(state, Observation::Charged, asked, doubt);
-            assert!(matches!(to, State::Succeeded | State::Refunding), "{state:?} {asked:?} {doubt:?}");
-            if asked == CancelAsked::Yes {
+        for (state, _, cancel, doubt) in rows().filter(|row| !row.0.is_settled()) {
+            let to = after(state, Observation::Charged, cancel, doubt);
+            assert!(matches!(to, State::Succeeded | State::Refunding), "{state:?} {cancel:?} {doubt:?}");
+            if cancel == CancelRequested::Yes {
                 assert_eq!(to, State::Refunding, "{state:?}: the order cancelled, so it is refunded");
             }
         }
@@ -353,9 +350,9 @@ mod tests {
 
     #[test]
     fn a_payment_fails_only_if_it_certainly_was_not_charged() {
-        for (state, seen, asked, doubt) in rows().filter(|row| !row.0.is_settled()) {
-            if matches!(after(state, seen, asked, doubt), State::Declined | State::Failed | State::Cancelled) {
-                assert!(matches!(seen, Observation::Declined | Observation::Tombstone), "{state:?} {seen:?}");
+        for (state, observed, cancel, doubt) in rows().filter(|row| !row.0.is_settled()) {
+            if matches!(after(state, observed, cancel, doubt), State::Declined | State::Failed | State::Cancelled) {
+                assert!(matches!(observed, Observation::Declined | Observation::Tombstone), "{state:?} {observed:?}");
             }
         }
     }

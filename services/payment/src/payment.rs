@@ -1,43 +1,21 @@
 //! A payment: the stored fields, its keys at the gateway, and the events of its states. Pure.
 
-use std::fmt;
-
-use kernel::{Money, OrderId, Timestamp, UserId};
+use kernel::{Money, OrderId, Secret, Timestamp, UserId};
 use telemetry::{ErrorClass, EventError, Outcome, TraceParent};
 
-use crate::lifecycle::{CancelAsked, Effect, State, owes};
+use crate::lifecycle::{CancelRequested, Effect, State, owes};
 
 /// The type of payments' events.
 pub const EVENT_TYPE: &str = "payment_processing";
 
-/// The token of a payment method. A secret: Debug omits it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct PaymentMethod(String);
-
-impl PaymentMethod {
-    /// Wraps a token.
-    pub fn new(token: impl Into<String>) -> Self {
-        Self(token.into())
-    }
-
-    /// The token; only for the gateway and the store.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for PaymentMethod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PaymentMethod(..)")
-    }
-}
+/// The token of a payment method; only for the gateway and the store.
+pub type PaymentMethod = Secret<String>;
 
 /// Why a payment was declined or failed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum DeclineCode {
     /// No reason given.
     GenericDecline,
-    /// Not enough money.
     InsufficientFunds,
     /// The card has expired.
     ExpiredCard,
@@ -55,11 +33,10 @@ pub enum DeclineCode {
     InvalidPaymentDetails,
     /// The amount is not positive, over the limit, or in an unknown currency.
     InvalidAmount,
-    /// The gateway did not answer in time; certainly not charged.
+    /// The gateway did not respond in time; certainly not charged.
     GatewayTimeout,
 }
 
-/// Every decline code.
 pub const DECLINE_CODES: [DeclineCode; 11] = [
     DeclineCode::GenericDecline,
     DeclineCode::InsufficientFunds,
@@ -124,7 +101,7 @@ impl DeclineCode {
     /// A sentence for the customer.
     pub const fn message(self) -> &'static str {
         match self {
-            Self::GenericDecline => "the issuer declined the payment and gave no reason",
+            Self::GenericDecline => "the issuer declined the payment",
             Self::InsufficientFunds => "the account has insufficient funds",
             Self::ExpiredCard => "the card has expired",
             Self::IncorrectCvc => "the card's security code is wrong",
@@ -146,7 +123,6 @@ pub struct Payment {
     pub order_id: OrderId,
     /// The customer. None on a tombstone that was recorded before the payment.
     pub user_id: Option<UserId>,
-    /// The current state.
     pub state: State,
     /// The amount to charge. None on a tombstone, and if the currency is unknown.
     pub amount: Option<Money>,
@@ -161,7 +137,7 @@ pub struct Payment {
     /// The number of rows in `payment_attempt`.
     pub attempt: i32,
     /// Failed attempts since the last definite result.
-    pub tries: u32,
+    pub failures: u32,
     /// When the pending effect is due; None when there is none.
     pub next_attempt_time: Option<Timestamp>,
     /// The instance that holds the lease.
@@ -171,7 +147,7 @@ pub struct Payment {
     /// When the first call with an unknown outcome began.
     pub doubt_since: Option<Timestamp>,
     /// Whether the order has requested a cancellation.
-    pub cancel_asked: bool,
+    pub cancel_requested: bool,
     /// The number of the last refund that the order requested; 0 before any.
     pub refund_n: i32,
     /// Why it was declined or failed.
@@ -182,21 +158,18 @@ pub struct Payment {
     pub last_error: Option<String>,
     /// The call that requested the pending effect: attempts are its children.
     pub traceparent: String,
-    /// When it was created.
     pub create_time: Timestamp,
-    /// When it last changed.
     pub update_time: Timestamp,
 }
 
 impl Payment {
-    /// The pending effect.
     pub fn owes(&self) -> Option<Effect> {
         owes(self.state, self.refund_n)
     }
 
     /// Whether the order has requested a cancellation.
-    pub fn asked(&self) -> CancelAsked {
-        if self.cancel_asked { CancelAsked::Yes } else { CancelAsked::No }
+    pub fn cancellation(&self) -> CancelRequested {
+        if self.cancel_requested { CancelRequested::Yes } else { CancelRequested::No }
     }
 
     /// The call that requested the pending effect.
@@ -212,7 +185,6 @@ pub struct Attempt {
     pub attempt: i32,
     /// [`Effect::name`], or "record".
     pub effect: String,
-    /// The result.
     pub outcome: String,
     /// The state after it.
     pub state: State,
@@ -262,10 +234,10 @@ pub fn event_of(state: State, decline: Option<DeclineCode>, detail: &str) -> Opt
     }
 }
 
-/// At most `most` bytes of an external text, without control characters, which databases may reject.
-pub(crate) fn shortened(text: &str, most: usize) -> String {
+/// At most `max` bytes of an external text, without control characters, which databases may reject.
+pub(crate) fn shortened(text: &str, max: usize) -> String {
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
-    let mut end = text.len().min(most);
+    let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -302,11 +274,6 @@ mod tests {
         for code in DECLINE_CODES {
             assert_eq!(DeclineCode::of(code.name()), Some(code));
         }
-    }
-
-    #[test]
-    fn a_payment_method_is_never_printed() {
-        assert_eq!(format!("{:?}", PaymentMethod::new("pm_card_visa")), "PaymentMethod(..)");
     }
 
     #[test]

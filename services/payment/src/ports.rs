@@ -22,6 +22,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 
 use crate::payment::{DeclineCode, PaymentMethod, shortened};
+use crate::settings::ApiKey;
 
 /// Maximum bytes of an external message that are kept.
 const MAX_MESSAGE_BYTES: usize = 200;
@@ -56,11 +57,8 @@ impl ChargeStatus {
 /// A row of the gateway's ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Charge {
-    /// The gateway's id.
     pub charge_id: String,
-    /// The charge key.
     pub charge_key: String,
-    /// The charge's status.
     pub status: ChargeStatus,
     /// The amount that was, or would have been, charged. None on a tombstone.
     pub amount: Option<Money>,
@@ -88,42 +86,41 @@ pub struct ChargeCommand {
     pub receipt_email: String,
 }
 
-/// The gateway's answer to a refund.
+/// The gateway's response to a refund.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum RefundAnswer {
-    /// Refunded.
+pub enum RefundOutcome {
     Refunded,
     /// The gateway refuses the refund under this key; its reason.
     Refused(String),
 }
 
-/// No definite answer: none at all, or an error, whatever its code.
+/// No definite response: none at all, or an error, whatever its code.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NoAnswer {
+pub struct NoResponse {
     /// The class of the error.
     pub class: ErrorClass,
     /// A reason and a sentence.
     pub message: String,
-    /// The gateway has no such row: a definite answer only for GetCharge.
+    /// The gateway has no such row: a definite response only for GetCharge.
     pub is_not_found: bool,
 }
 
-impl fmt::Display for NoAnswer {
+impl fmt::Display for NoResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for NoAnswer {}
+impl std::error::Error for NoResponse {}
 
-impl NoAnswer {
-    /// An answer that cannot be used.
+impl NoResponse {
+    /// A response that cannot be used.
     pub fn new(message: impl Into<String>) -> Self {
         Self { class: ErrorClass::MalformedAnswer, message: message.into(), is_not_found: false }
     }
 }
 
-impl From<Status> for NoAnswer {
+impl From<Status> for NoResponse {
     fn from(status: Status) -> Self {
         let error = mesh::error_class(&status);
         let message = shortened(&format!("{}: {}", error.reason, error.message), MAX_MESSAGE_BYTES);
@@ -135,21 +132,22 @@ impl From<Status> for NoAnswer {
 /// The payment gateway. Every call has its own timeout.
 pub trait Gateway: Send + Sync + 'static {
     /// Charges, once per key.
-    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
+    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoResponse>>;
     /// Makes certain that a key is never charged from now on, and returns the charge under it.
-    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
+    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>>;
     /// Refunds a charge, once per refund key.
-    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>>;
+    fn refund_charge(&self, charge_key: String, refund_key: String)
+    -> BoxFuture<'_, Result<RefundOutcome, NoResponse>>;
     /// The charge under a key.
-    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>>;
+    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>>;
     /// A page of the ledger; the first has an empty token.
-    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>>;
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoResponse>>;
 }
 
-/// Receives results that come after the call's answer.
+/// Receives results that come after the call's response.
 pub trait Confirmations: Send + Sync + 'static {
     /// Confirms that an order's payment has a result.
-    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>>;
+    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoResponse>>;
 }
 
 /// The gateway over gRPC.
@@ -168,14 +166,10 @@ impl fmt::Debug for GrpcGateway {
 
 impl GrpcGateway {
     /// A client on a channel, with the merchant's API key. Each call has this timeout.
-    pub(crate) fn new(channel: Channel, mut api_key: MetadataValue<Ascii>, timeout: Duration) -> Self {
+    pub fn new(channel: Channel, api_key: ApiKey, timeout: Duration) -> Self {
+        let mut api_key = api_key.into_inner();
         api_key.set_sensitive(true);
         Self { channel, api_key, timeout }
-    }
-
-    /// The same, for callers outside this crate.
-    pub fn of_merchant(channel: Channel, api_key: crate::ApiKey, timeout: Duration) -> Self {
-        Self::new(channel, api_key.0, timeout)
     }
 
     fn client(&self) -> PaymentGatewayServiceClient<Channel> {
@@ -191,7 +185,7 @@ impl GrpcGateway {
 }
 
 impl Gateway for GrpcGateway {
-    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         Box::pin(async move {
             let request = self.request(proto::CreateChargeRequest {
                 charge_key: command.charge_key,
@@ -203,38 +197,42 @@ impl Gateway for GrpcGateway {
         })
     }
 
-    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         Box::pin(async move {
             let request = self.request(proto::CancelChargeRequest { charge_key });
             read(self.client().cancel_charge(request).await?.into_inner().charge)
         })
     }
 
-    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>> {
+    fn refund_charge(
+        &self,
+        charge_key: String,
+        refund_key: String,
+    ) -> BoxFuture<'_, Result<RefundOutcome, NoResponse>> {
         Box::pin(async move {
             let request = self.request(proto::RefundChargeRequest { charge_key, refund_key });
             let answer = self.client().refund_charge(request).await?.into_inner();
             // The ledger takes precedence over the flag: a refunded charge is refunded, under whichever key.
             match (read(answer.charge)?.status, answer.refunded) {
-                (ChargeStatus::Refunded, _) => Ok(RefundAnswer::Refunded),
+                (ChargeStatus::Refunded, _) => Ok(RefundOutcome::Refunded),
                 (ChargeStatus::Succeeded, false) => {
-                    Ok(RefundAnswer::Refused(shortened(&answer.refusal, MAX_MESSAGE_BYTES)))
+                    Ok(RefundOutcome::Refused(shortened(&answer.refusal, MAX_MESSAGE_BYTES)))
                 }
                 (status, refunded) => {
-                    Err(NoAnswer::new(format!("refunded is {refunded}, and yet the charge is {}", status.name())))
+                    Err(NoResponse::new(format!("refunded is {refunded}, and yet the charge is {}", status.name())))
                 }
             }
         })
     }
 
-    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         Box::pin(async move {
             let request = self.request(proto::GetChargeRequest { charge_key });
             read(self.client().get_charge(request).await?.into_inner().charge)
         })
     }
 
-    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>> {
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoResponse>> {
         Box::pin(async move {
             let request = self.request(proto::ListChargesRequest { page_size: LEDGER_PAGE, page_token });
             let page = self.client().list_charges(request).await?.into_inner();
@@ -244,15 +242,17 @@ impl Gateway for GrpcGateway {
     }
 }
 
-/// Decodes a charge. An invalid one is no definite answer.
-fn read(charge: Option<proto::Charge>) -> Result<Charge, NoAnswer> {
-    let Some(charge) = charge else { return Err(NoAnswer::new("the answer has no charge")) };
+/// Decodes a charge. An invalid one is no definite response.
+fn read(charge: Option<proto::Charge>) -> Result<Charge, NoResponse> {
+    let Some(charge) = charge else { return Err(NoResponse::new("the answer has no charge")) };
     let status = match charge.status() {
         proto::ChargeStatus::Succeeded => ChargeStatus::Succeeded,
         proto::ChargeStatus::Declined => ChargeStatus::Declined(decline(charge.decline_code())),
         proto::ChargeStatus::Cancelled => ChargeStatus::Cancelled,
         proto::ChargeStatus::Refunded => ChargeStatus::Refunded,
-        proto::ChargeStatus::Unspecified => return Err(NoAnswer::new("the answer has a charge of an unknown status")),
+        proto::ChargeStatus::Unspecified => {
+            return Err(NoResponse::new("the answer has a charge of an unknown status"));
+        }
     };
     let amount =
         charge.amount.and_then(|amount| Some(Money::new(amount.currency_code.parse().ok()?, amount.minor_units)));
@@ -286,7 +286,7 @@ impl GrpcConfirmations {
 }
 
 impl Confirmations for GrpcConfirmations {
-    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
+    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoResponse>> {
         Box::pin(async move {
             let request = ConfirmPaymentRequest { order_id: order_id.to_string() };
             PaymentConfirmationServiceClient::new(self.0.clone()).confirm_payment(request).await?;
@@ -300,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_invalid_charge_is_no_definite_answer() {
+    fn an_invalid_charge_is_no_definite_response() {
         assert!(read(None).is_err());
         assert!(read(Some(proto::Charge::default())).is_err());
         let declined =
@@ -310,10 +310,10 @@ mod tests {
     }
 
     #[test]
-    fn an_error_status_of_any_code_is_no_definite_answer() {
-        let no_answer = NoAnswer::from(Status::failed_precondition("x".repeat(1_000)));
-        assert_eq!(no_answer.message.len(), MAX_MESSAGE_BYTES);
-        assert!(!no_answer.is_not_found);
-        assert!(NoAnswer::from(Status::not_found("no row")).is_not_found);
+    fn an_error_status_of_any_code_is_no_definite_response() {
+        let no_response = NoResponse::from(Status::failed_precondition("x".repeat(1_000)));
+        assert_eq!(no_response.message.len(), MAX_MESSAGE_BYTES);
+        assert!(!no_response.is_not_found);
+        assert!(NoResponse::from(Status::not_found("no row")).is_not_found);
     }
 }

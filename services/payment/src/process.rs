@@ -1,4 +1,4 @@
-//! Starting, joining and cancelling a payment, and waiting for it: the answer is what is known by the deadline.
+//! Starting, joining and cancelling a payment, and waiting for it: the response is what is known by the deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,25 +7,23 @@ use kernel::{AmountLimits, Money, OrderId, UserId};
 use telemetry::{EventSink, Kind, Operation, Parent};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::task::TaskTracker;
 
 use crate::driver::Driver;
 use crate::error::Error;
 use crate::payment::{DeclineCode, EVENT_TYPE, Payment, PaymentMethod};
 use crate::store::{Draft, OpenOperation, Opened, Store};
-use crate::waiters::{Waiter, Waiters};
+use crate::subscriptions::{Subscription, Subscriptions};
 
-/// Reserved from a call's remaining time for sending the answer.
-const ANSWER_MARGIN: Duration = Duration::from_millis(250);
+/// Reserved from a call's remaining time for sending the response.
+const RESPONSE_MARGIN: Duration = Duration::from_millis(250);
 /// The interval between reads of a payment that another instance may be driving.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const READ_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A request to charge for an order.
 #[derive(Clone, Debug)]
 pub struct ProcessCommand {
     /// The order's id, the payment's key.
     pub order_id: OrderId,
-    /// The customer.
     pub user_id: UserId,
     /// None if the currency is unknown.
     pub amount: Option<Money>,
@@ -34,7 +32,7 @@ pub struct ProcessCommand {
     /// The address for the receipt.
     pub contact_email: String,
     /// Whether the method is a well-formed token, and the e-mail a well-formed address.
-    pub are_details_sound: bool,
+    pub are_details_valid: bool,
     /// The fingerprint of the command as received.
     pub fingerprint: String,
 }
@@ -54,23 +52,18 @@ pub struct Limits {
     /// The maximum charge for an order.
     pub amount: AmountLimits,
     /// The maximum time a call waits for its payment's result.
-    pub answer_within: Duration,
+    pub max_wait: Duration,
 }
 
 /// Starts, joins and cancels payments.
 #[derive(Clone)]
 pub struct Processor {
-    /// The payment tables.
     pub store: Store,
-    /// Drives the payments.
     pub driver: Driver,
     /// The calls that wait for results.
-    pub waiters: Waiters,
+    pub subscriptions: Subscriptions,
     /// The sink of events.
     pub events: Arc<dyn EventSink>,
-    /// Tracks the drives, which outlive their calls.
-    pub tasks: TaskTracker,
-    /// The limits.
     pub limits: Limits,
 }
 
@@ -82,7 +75,7 @@ impl std::fmt::Debug for Processor {
 
 struct Started {
     opened: Opened,
-    waiter: Waiter,
+    subscription: Subscription,
 }
 
 impl Processor {
@@ -113,18 +106,15 @@ impl Processor {
         let store = self.store.clone();
         let started =
             self.start(command.order_id, move |lease| async move { store.open(draft, lease, open).await }).await?;
-        // A tombstone recorded first has no command to compare with: the answer is CANCELLED.
+        // A tombstone recorded first has no command to compare with: the response is CANCELLED.
         if started.opened.payment.fingerprint.as_ref().is_some_and(|stored| *stored != command.fingerprint) {
             return Err(Error::RequestIdReused);
         }
-        Ok(self.answer(started).await)
+        Ok(self.wait(started).await)
     }
 
     /// Makes certain that nothing stays charged for an order, and returns what is known when that is done or the time
     /// is up.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn cancel(&self, command: CancelCommand, call: &Operation) -> Result<Payment, Error> {
         call.set_order(command.order_id.as_uuid());
         let open = self.opener("cancel_payment", call, command.order_id, None);
@@ -133,17 +123,17 @@ impl Processor {
         let started = self
             .start(order_id, move |lease| async move { store.cancel(order_id, refund_n, parent, lease, open).await })
             .await?;
-        Ok(self.answer(started).await)
+        Ok(self.wait(started).await)
     }
 
     /// The service's own checks: a payment that fails them is recorded DECLINED, and the gateway is never called.
     fn check(&self, command: &ProcessCommand) -> Option<DeclineCode> {
-        let is_amount_sound = command
+        let is_amount_valid = command
             .amount
             .is_some_and(|amount| amount.minor_units() > 0 && !self.limits.amount.are_exceeded_by(amount));
-        if !is_amount_sound {
+        if !is_amount_valid {
             Some(DeclineCode::InvalidAmount)
-        } else if !command.are_details_sound {
+        } else if !command.are_details_valid {
             Some(DeclineCode::InvalidPaymentDetails)
         } else {
             None
@@ -157,48 +147,48 @@ impl Processor {
         W: FnOnce(Option<crate::store::Lease>) -> F + Send + 'static,
         F: Future<Output = Result<Opened, storage::Error>> + Send,
     {
-        let (answer, answered) = oneshot::channel();
-        let (driver, waiters) = (self.driver.clone(), self.waiters.clone());
-        self.tasks.spawn(async move {
+        let (sender, started) = oneshot::channel();
+        let (driver, subscriptions) = (self.driver.clone(), self.subscriptions.clone());
+        self.driver.context().tasks.spawn(async move {
             let permit = driver.permit();
-            let lease = permit.as_ref().map(|_| driver.lease());
+            let lease = permit.as_ref().map(|_| driver.context().lease());
             let opened = match open(lease).await {
                 Ok(opened) => opened,
-                Err(error) => return drop(answer.send(Err(error))),
+                Err(error) => return drop(sender.send(Err(error))),
             };
             let to_drive = opened.is_ours.then(|| opened.payment.clone()).zip(permit);
-            // Join before the drive starts, but after the change: an earlier result is not the answer.
-            let waiter = waiters.join(order_id);
-            let _ = answer.send(Ok(Started { opened, waiter }));
+            // Subscribe before the drive starts, but after the change: an earlier result does not count.
+            let subscription = subscriptions.subscribe(order_id);
+            let _ = sender.send(Ok(Started { opened, subscription }));
             if let Some((payment, permit)) = to_drive {
                 driver.drive(payment, permit).await;
             }
         });
-        Ok(answered.await.unwrap_or(Err(storage::Error::Panicked))?)
+        Ok(started.await.unwrap_or(Err(storage::Error::Panicked))?)
     }
 
-    async fn answer(&self, started: Started) -> Payment {
-        let Started { opened: Opened { payment, is_ours }, mut waiter } = started;
+    async fn wait(&self, started: Started) -> Payment {
+        let Started { opened: Opened { payment, is_ours }, mut subscription } = started;
         if payment.state.is_settled() {
             return payment;
         }
-        let left = mesh::time_left().map_or(Duration::MAX, |left| left.saturating_sub(ANSWER_MARGIN));
-        let end = Instant::now() + left.min(self.limits.answer_within);
+        let left = mesh::time_left().map_or(Duration::MAX, |left| left.saturating_sub(RESPONSE_MARGIN));
+        let end = Instant::now() + left.min(self.limits.max_wait);
         loop {
-            // A drive of this instance notifies the waiter; another instance's does not.
-            let next_look = if is_ours { end } else { end.min(Instant::now() + LOOK_INTERVAL) };
+            // A drive of this instance notifies the subscription; another instance's does not.
+            let next_read = if is_ours { end } else { end.min(Instant::now() + READ_INTERVAL) };
             tokio::select! {
-                Some(settled) = waiter.settled() => return settled,
-                () = sleep_until(next_look) => {}
+                Some(settled) = subscription.result() => return settled,
+                () = sleep_until(next_read) => {}
             }
             let is_over = Instant::now() >= end;
-            if is_over && let Some(settled) = waiter.leave_if_settled() {
+            if is_over && let Some(settled) = subscription.close() {
                 return settled;
             }
-            // If the database is unavailable for this read, the payment as known before is the answer.
-            let seen = self.store.find(payment.order_id).await.ok().flatten();
-            match seen {
-                Some(seen) if is_over || seen.state.is_settled() => return seen,
+            // If the database is unavailable for this read, the payment as known before is the response.
+            let read = self.store.find(payment.order_id).await.ok().flatten();
+            match read {
+                Some(read) if is_over || read.state.is_settled() => return read,
                 None if is_over => return payment,
                 Some(_) | None => {}
             }

@@ -9,7 +9,7 @@ use kernel::OrderId;
 use crate::error::Error;
 use crate::lifecycle::State;
 use crate::payment::{Attempt, DeclineCode, Payment, charge_key, order_of, shortened};
-use crate::ports::{Charge, ChargeStatus, Gateway, LedgerPage, NoAnswer};
+use crate::ports::{Charge, ChargeStatus, Gateway, LedgerPage, NoResponse};
 use crate::store::Store;
 
 /// The number of payments per read.
@@ -26,8 +26,8 @@ pub enum Ledger {
     Row(Charge),
     /// There is no row.
     NoRow,
-    /// The gateway did not answer.
-    NoAnswer,
+    /// The gateway did not respond.
+    NoResponse,
 }
 
 impl fmt::Display for Ledger {
@@ -36,7 +36,7 @@ impl fmt::Display for Ledger {
             Self::Row(Charge { status: ChargeStatus::Declined(code), .. }) => write!(f, "DECLINED {}", code.name()),
             Self::Row(charge) => f.write_str(charge.status.name()),
             Self::NoRow => f.write_str("no row"),
-            Self::NoAnswer => f.write_str("no answer"),
+            Self::NoResponse => f.write_str("no answer"),
         }
     }
 }
@@ -44,11 +44,9 @@ impl fmt::Display for Ledger {
 /// A payment with its attempts and its entry in the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Account {
-    /// The stored payment.
     pub payment: Payment,
     /// Its attempts, oldest first.
     pub attempts: Vec<Attempt>,
-    /// The gateway's entry.
     pub ledger: Ledger,
 }
 
@@ -59,7 +57,6 @@ pub struct Difference {
     pub order_id: String,
     /// The stored payment's state.
     pub payment: String,
-    /// The gateway's status.
     pub gateway: String,
     /// A sentence about the difference.
     pub message: String,
@@ -81,9 +78,7 @@ pub struct Reconciliation {
 /// Compares payments with the ledger.
 #[derive(Clone)]
 pub struct Reconciler {
-    /// The payment tables.
     pub store: Store,
-    /// The gateway.
     pub gateway: Arc<dyn Gateway>,
 }
 
@@ -94,18 +89,18 @@ impl fmt::Debug for Reconciler {
 }
 
 impl Reconciler {
-    /// An order's payment, with its attempts and the ledger's entry. A gateway that does not answer is not an error.
+    /// An order's payment, with its attempts and the ledger's entry. A gateway that does not respond is not an error.
     ///
     /// # Errors
     /// There is no such payment; the database failed.
     pub async fn account(&self, order_id: OrderId) -> Result<Account, Error> {
         let payment = self.store.find(order_id).await?.ok_or(Error::PaymentNotFound)?;
         let attempts = self.store.attempts(order_id).await?;
-        let ledger = self.ledger(order_id).await.unwrap_or(Ledger::NoAnswer);
+        let ledger = self.ledger(order_id).await.unwrap_or(Ledger::NoResponse);
         Ok(Account { payment, attempts, ledger })
     }
 
-    async fn ledger(&self, order_id: OrderId) -> Result<Ledger, NoAnswer> {
+    async fn ledger(&self, order_id: OrderId) -> Result<Ledger, NoResponse> {
         match self.gateway.get_charge(charge_key(order_id)).await {
             Ok(charge) => Ok(Ledger::Row(charge)),
             Err(error) if error.is_not_found => Ok(Ledger::NoRow),
@@ -117,7 +112,7 @@ impl Reconciler {
     /// difference is checked again, alone, before it counts.
     ///
     /// # Errors
-    /// The gateway did not answer; the database failed.
+    /// The gateway did not respond; the database failed.
     pub async fn reconcile(&self) -> Result<Reconciliation, Error> {
         let unreachable = Error::GatewayUnreachable;
         let mut found = Reconciliation::default();
@@ -178,7 +173,7 @@ impl Reconciler {
         Ok(())
     }
 
-    /// If two reads of the payment are equal, the ledger's answer in between belongs to it.
+    /// If two reads of the payment are equal, the ledger's response in between belongs to it.
     async fn look_again(&self, order_id: OrderId, found: &mut Reconciliation) -> Result<(), Error> {
         let before = self.store.find(order_id).await?;
         let ledger = self.ledger(order_id).await.map_err(Error::GatewayUnreachable)?;
@@ -213,11 +208,11 @@ pub fn difference(payment: &Payment, ledger: &Ledger) -> Option<&'static str> {
     let charge = match ledger {
         Ledger::Row(charge) => Some(charge),
         Ledger::NoRow => None,
-        Ledger::NoAnswer => return None,
+        Ledger::NoResponse => return None,
     };
     let is_same_amount = charge.is_some_and(|charge| charge.amount == payment.amount);
     // Declined by this service's checks, or cancelled before it was requested: the gateway was never called.
-    let was_never_asked = matches!(payment.decline_code, Some(DeclineCode::InvalidAmount | DeclineCode::InvalidPaymentDetails))
+    let was_never_requested = matches!(payment.decline_code, Some(DeclineCode::InvalidAmount | DeclineCode::InvalidPaymentDetails))
         || (payment.state == State::Cancelled && payment.fingerprint.is_none());
     match (payment.state, charge.map(|charge| charge.status)) {
         (State::Pending | State::InDoubt | State::Cancelling | State::Refunding, _) => None,
@@ -233,7 +228,7 @@ pub fn difference(payment: &Payment, ledger: &Ledger) -> Option<&'static str> {
         (State::Declined,  Some(ChargeStatus::Declined(_)))                      => None,
         (State::Declined,  Some(ChargeStatus::Cancelled))                        => Some("the payment is declined, but cancelled in the gateway's ledger"),
         (State::Failed | State::Cancelled, Some(ChargeStatus::Cancelled | ChargeStatus::Declined(_))) => None,
-        (State::Declined | State::Failed | State::Cancelled, None) if was_never_asked => None,
+        (State::Declined | State::Failed | State::Cancelled, None) if was_never_requested => None,
         (State::Declined, None)                                                  => Some("the payment is declined by the gateway, but its ledger has no row"),
         (State::Failed | State::Cancelled, None)                                 => Some("the tombstone is missing: a late charge could still be made"),
     }

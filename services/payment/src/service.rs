@@ -9,12 +9,12 @@ use crate::error::{Error, status};
 use crate::process::Processor;
 use crate::reconcile::Reconciler;
 
-pub(crate) struct Handlers {
+pub(crate) struct PaymentHandlers {
     pub(crate) processor: Processor,
     pub(crate) reconciler: Reconciler,
 }
 
-impl Handlers {
+impl PaymentHandlers {
     async fn process(
         &self,
         request: Request<proto::ProcessPaymentRequest>,
@@ -42,7 +42,7 @@ impl Handlers {
 }
 
 #[async_trait]
-impl PaymentService for Handlers {
+impl PaymentService for PaymentHandlers {
     async fn process_payment(
         &self,
         request: Request<proto::ProcessPaymentRequest>,

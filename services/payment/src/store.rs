@@ -32,7 +32,6 @@ pub const MAX_ATTEMPTS: u64 = 1_000;
 pub struct Draft {
     /// The order's id, the primary key.
     pub order_id: OrderId,
-    /// The customer.
     pub user_id: UserId,
     /// None if the currency is unknown: then `declined` is set.
     pub amount: Option<Money>,
@@ -69,7 +68,6 @@ pub struct Schedule {
 /// The payments in doubt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromQueryResult)]
 pub struct InDoubt {
-    /// Their number.
     pub count: i64,
     /// When the oldest doubt began, in microseconds since the epoch.
     pub oldest: Option<i64>,
@@ -108,9 +106,6 @@ impl Store {
     }
 
     /// Brings the schema up to date.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn migrate(db: &Database) -> Result<(), Error> {
         db.migrate(crate::migration::MIGRATIONS).await
     }
@@ -124,18 +119,12 @@ impl Store {
     }
 
     /// The payment of an order.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn find(&self, order_id: OrderId) -> Result<Option<Payment>, Error> {
         let found = row::Entity::find_by_id(order_id.as_uuid()).one(self.db.read()).await?;
         found.map(Payment::try_from).transpose()
     }
 
     /// The newest attempts of an order's payment, oldest first: [`MAX_ATTEMPTS`] at most.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn attempts(&self, order_id: OrderId) -> Result<Vec<Attempt>, Error> {
         let rows = attempt_row::Entity::find()
             .filter(attempt_row::Column::OrderId.eq(order_id.as_uuid()))
@@ -147,9 +136,6 @@ impl Store {
     }
 
     /// The attempts of orders' payments, oldest first, each with its order.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn attempts_of(&self, order_ids: &[OrderId]) -> Result<Vec<(OrderId, Attempt)>, Error> {
         let ids = order_ids.iter().map(|id| id.as_uuid());
         let rows = attempt_row::Entity::find()
@@ -161,9 +147,6 @@ impl Store {
     }
 
     /// A page of all payments, ordered by order id, after `after`.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn page(&self, after: Option<OrderId>, count: u64) -> Result<Vec<Payment>, Error> {
         let mut query = row::Entity::find().order_by_asc(row::Column::OrderId).limit(count);
         if let Some(after) = after {
@@ -173,9 +156,6 @@ impl Store {
     }
 
     /// The payments that exist among those of `order_ids`.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn find_all(&self, order_ids: &[OrderId]) -> Result<Vec<Payment>, Error> {
         let ids = order_ids.iter().map(|id| id.as_uuid());
         let rows = row::Entity::find().filter(row::Column::OrderId.is_in(ids)).all(self.db.read()).await?;
@@ -183,9 +163,6 @@ impl Store {
     }
 
     /// The number of payments in doubt, and the age of the oldest doubt.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn in_doubt(&self) -> Result<InDoubt, Error> {
         let counted =
             InDoubt::find_by_statement(self.statement(&self.sql.in_doubt, vec![])).one(self.db.read()).await?;
@@ -194,14 +171,9 @@ impl Store {
 
     /// Records a payment before the gateway is called, or returns the order's existing payment. With a `lease`, this
     /// instance takes it if the payment is due and not leased.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn open(&self, draft: Draft, lease: Option<Lease>, open: OpenOperation) -> Result<Opened, Error> {
-        let store = self.clone();
         self.db
-            .transact(move |tx| {
-                let (store, draft, lease, open) = (store.clone(), draft.clone(), lease.clone(), open.clone());
+            .transact_with((self.clone(), draft, lease, open), |tx, (store, draft, lease, open)| {
                 Box::pin(async move { store.open_in(tx, draft, lease, &open).await })
             })
             .await
@@ -222,7 +194,7 @@ impl Store {
         };
         if self.insert(tx, &new, &schedule).await? {
             if new.state.is_settled() {
-                self.tell(tx, &new, "declined by the service's own checks", open).await?;
+                self.record_insert(tx, &new, "declined by the service's own checks", open).await?;
             }
             return Ok(Opened { is_ours: schedule.lease.is_some(), payment: new });
         }
@@ -236,9 +208,6 @@ impl Store {
     /// Makes certain that a payment ends uncharged: records a tombstone if there is no payment, else the table's
     /// transition. This instance takes the lease of a payment it has changed, even from another instance, whose
     /// compare-and-set then fails.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn cancel(
         &self,
         order_id: OrderId,
@@ -247,10 +216,8 @@ impl Store {
         lease: Option<Lease>,
         open: OpenOperation,
     ) -> Result<Opened, Error> {
-        let store = self.clone();
         self.db
-            .transact(move |tx| {
-                let (store, lease, open) = (store.clone(), lease.clone(), open.clone());
+            .transact_with((self.clone(), lease, open), move |tx, (store, lease, open)| {
                 Box::pin(async move { store.cancel_in(tx, order_id, n, parent, lease, &open).await })
             })
             .await
@@ -267,21 +234,21 @@ impl Store {
     ) -> Result<Opened, Error> {
         let tombstone = self.tombstone(order_id, n, parent);
         if self.insert(tx, &tombstone, &Schedule::default()).await? {
-            self.tell(tx, &tombstone, "cancelled before it was requested: a tombstone", open).await?;
+            self.record_insert(tx, &tombstone, "cancelled before it was requested: a tombstone", open).await?;
             return Ok(Opened { payment: tombstone, is_ours: false });
         }
         let before = self.lock(tx, order_id).await?;
         let to = on_cancel(Some(before.state), n, before.refund_n);
-        let asks_anew = to != before.state || (to == State::Cancelling && !before.cancel_asked);
-        if !asks_anew {
+        let is_new_request = to != before.state || (to == State::Cancelling && !before.cancel_requested);
+        if !is_new_request {
             return self.join(tx, before, lease).await;
         }
         let after = Payment {
             state: to,
-            cancel_asked: true,
+            cancel_requested: true,
             refund_n: n.max(before.refund_n),
             attempt: before.attempt + 1,
-            tries: 0,
+            failures: 0,
             payment_method: None,
             traceparent: parent.to_string(),
             last_error: None,
@@ -304,9 +271,6 @@ impl Store {
     }
 
     /// Takes the lease of a payment if it is due and not leased.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn claim(&self, order_id: OrderId, lease: Lease) -> Result<Option<Payment>, Error> {
         self.leases.claim::<row::Model>(order_id, &lease).await?.map(Payment::try_from).transpose()
     }
@@ -317,9 +281,6 @@ impl Store {
 
     /// Takes the leases of at most `count` payments that are due and not leased. Writes nothing if there are none. One
     /// unreadable payment does not keep the others claimed with it from being driven.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn claim_due(&self, count: u32, lease: Lease, longest_wait: Duration) -> Result<Vec<Payment>, Error> {
         let claimed = self.leases.claim_due::<row::Model>(count.into(), &lease, longest_wait).await?;
         let readable = claimed.into_iter().filter_map(|row| {
@@ -334,18 +295,12 @@ impl Store {
     }
 
     /// Frees all leases of an instance.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn free(&self, owner: &str) -> Result<u64, Error> {
+    pub async fn free_leases(&self, owner: &str) -> Result<u64, Error> {
         self.leases.free(owner).await
     }
 
     /// Records the result of an effect if the payment is still as it was `before`; returns None if it is not. With it
     /// go its row of `payment_attempt` and the operation's event, if any.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn record(
         &self,
         before: &Payment,
@@ -354,11 +309,9 @@ impl Store {
         schedule: Schedule,
         event: Option<(Operation, Outcome)>,
     ) -> Result<Option<Payment>, Error> {
-        let (store, before) = (self.clone(), before.clone());
+        let args = (self.clone(), before.clone(), after, attempt, schedule, event);
         self.db
-            .transact(move |tx| {
-                let (store, before, after) = (store.clone(), before.clone(), after.clone());
-                let (attempt, schedule, event) = (attempt.clone(), schedule.clone(), event.clone());
+            .transact_with(args, |tx, (store, before, after, attempt, schedule, event)| {
                 Box::pin(async move {
                     let written = store.write(tx, &before, after, &attempt, &schedule).await?;
                     if let (Some(_), Some((operation, outcome))) = (&written, &event) {

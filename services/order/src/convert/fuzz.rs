@@ -1,14 +1,19 @@
 //! Fuzzes every decoder with malformed input: it never panics, and what it accepts round-trips.
 
-use chassis::encode;
+use chassis::{Decoded, encode};
+use contracts::common::v1 as common;
+use contracts::order::v1 as proto;
 use proptest::prelude::*;
 use testkit::{mutations, text};
 
+use super::request::MAX_ITEMS;
 use super::*;
+use crate::inventory::AdjustStock;
+use crate::order::{CreateOrder, Scope};
 
 const ID: &str = "0190b5a0-7c3e-7a6b-9d1e-3f2a4b5c6d7e";
 
-fn sound() -> proto::CreateOrderRequest {
+fn valid_request() -> proto::CreateOrderRequest {
     proto::CreateOrderRequest {
         request_id: ID.into(),
         items: vec![
@@ -29,8 +34,7 @@ fn sound() -> proto::CreateOrderRequest {
 }
 
 /// Encodes a command as its message.
-fn said(command: &CreateOrder) -> proto::CreateOrderRequest {
-    let Address { recipient, lines, city, postal_code, country_code } = command.address.clone();
+fn request(command: &CreateOrder) -> proto::CreateOrderRequest {
     proto::CreateOrderRequest {
         request_id: command.request_id.to_string(),
         items: command
@@ -42,16 +46,16 @@ fn said(command: &CreateOrder) -> proto::CreateOrderRequest {
             })
             .collect(),
         payment_method: command.payment_method.clone().into_inner(),
-        shipping_address: Some(common::Address { recipient, lines, city, postal_code, country_code }),
+        shipping_address: Some((&command.address).into()),
         contact_email: command.contact_email.clone(),
         expected_total: command.expected_total.map(encode::money),
     }
 }
 
-fn is_sound(command: &CreateOrder) {
+fn check(command: &CreateOrder) {
     assert!((1..=MAX_ITEMS).contains(&command.items.len()));
     assert!(command.items.iter().all(|(_, quantity)| (1..=999).contains(quantity)));
-    let again = create_order(said(command)).expect("what was accepted is accepted again");
+    let again = create_order(request(command)).expect("what was accepted is accepted again");
     assert_eq!(again.breaks, None);
     let again = again.command;
     assert_eq!((again.request_id, again.fingerprint()), (command.request_id, command.fingerprint()));
@@ -60,9 +64,9 @@ fn is_sound(command: &CreateOrder) {
 
 #[test]
 fn the_valid_order_is_accepted() {
-    let decoded = create_order(sound()).expect("a valid order");
+    let decoded = create_order(valid_request()).expect("a valid order");
     assert_eq!(decoded.breaks, None);
-    is_sound(&decoded.command);
+    check(&decoded.command);
 }
 
 proptest! {
@@ -72,8 +76,8 @@ proptest! {
             .prop_flat_map(|items| (Just(items.clone()).prop_shuffle(), Just(items).prop_shuffle())),
         at in 0..9_usize,
     ) {
-        let sound = create_order(sound()).expect("a valid order").command;
-        let (given, stored) = (CreateOrder { items: given, ..sound.clone() }, CreateOrder { items: stored, ..sound });
+        let valid = create_order(valid_request()).expect("a valid order").command;
+        let (given, stored) = (CreateOrder { items: given, ..valid.clone() }, CreateOrder { items: stored, ..valid });
         let skus: Vec<&str> = stored.items.iter().map(|(sku, _)| sku.as_str()).collect();
         prop_assert_eq!(given.fingerprint_in_order_of(&skus), stored.fingerprint());
         let mut other = given;
@@ -84,9 +88,9 @@ proptest! {
     }
 
     #[test]
-    fn an_order_is_rejected_or_round_trips(request in mutations(sound())) {
+    fn an_order_is_rejected_or_round_trips(request in mutations(valid_request())) {
         match create_order(request) {
-            Ok(Decoded { command, breaks: None }) => is_sound(&command),
+            Ok(Decoded { command, breaks: None }) => check(&command),
             Ok(Decoded { breaks: Some(invalid), .. }) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
             Err(invalid) => prop_assert!(!invalid.0.is_empty(), "a rejection names a field"),
         }
@@ -97,13 +101,13 @@ proptest! {
         id in text(ID), sku in text("MUG"), method in text("pm_card_visa"), email in text("a@b.de"), country in text("DE"),
         quantity in any::<i32>(),
     ) {
-        let mut request = proto::CreateOrderRequest { request_id: id, payment_method: method, contact_email: email, ..sound() };
+        let mut request = proto::CreateOrderRequest { request_id: id, payment_method: method, contact_email: email, ..valid_request() };
         request.items.push(proto::OrderItem { sku, quantity });
         if let Some(address) = &mut request.shipping_address {
             address.country_code = country;
         }
         if let Ok(Decoded { command, breaks: None }) = create_order(request) {
-            is_sound(&command);
+            check(&command);
         }
     }
 
@@ -118,10 +122,10 @@ proptest! {
         if let Ok(list) = list_orders(Scope::All, &list) {
             prop_assert!((1..=200).contains(&list.size));
         }
-        if let Ok((_, after)) = watch_order(&watch) {
-            prop_assert!(after >= 0);
+        if let Ok(watch) = WatchOrder::try_from(watch) {
+            prop_assert!(watch.after >= 0);
         }
-        if let Ok(adjust) = adjust_stock(&adjust) {
+        if let Ok(adjust) = AdjustStock::try_from(adjust) {
             prop_assert!(adjust.delta != 0);
         }
         if let Ok(skus) = skus(stock.skus) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kernel::OrderId;
-use sea_orm::{ConnectionTrait, Value};
+use sea_orm::Value;
 use storage::leases::micros;
 use storage::{Error, Lease};
 
@@ -23,7 +23,7 @@ impl Store {
     }
 
     /// Claims one order, if it is due and not leased.
-    pub(crate) async fn claim_one(&self, id: OrderId, lease: Lease) -> Result<Option<Order>, Error> {
+    pub(crate) async fn claim(&self, id: OrderId, lease: Lease) -> Result<Option<Order>, Error> {
         let claimed = self.leases.claim(id, &lease).await?;
         Ok(self.readable(claimed.into_iter().collect()).await?.pop())
     }
@@ -58,7 +58,6 @@ impl Store {
     /// Records a failed attempt: when the next one is due, and the error. The lease is freed. An order that was made
     /// due in the meantime stays due. No-op if the order was moved or the lease was lost.
     pub(crate) async fn put_off(&self, order: &Order, owner: &str, wait: Duration, why: &str) -> Result<(), Error> {
-        let store = self.clone();
         let sql = format!(
             "UPDATE orders SET attempt = attempt + 1, last_error = $2, lease_owner = NULL, lease_until = 0, \
              next_attempt_time = CASE WHEN next_attempt_time = $3 THEN {} + $4 ELSE next_attempt_time END \
@@ -74,14 +73,6 @@ impl Store {
             order.version.into(),
             owner.into(),
         ];
-        self.db
-            .transact(move |tx| {
-                let statement = store.timed(sql.clone(), values.clone());
-                Box::pin(async move {
-                    tx.conn().execute_raw(statement).await?;
-                    Ok::<_, Error>(())
-                })
-            })
-            .await
+        self.db.execute(self.timed(sql, values)).await.map(drop)
     }
 }

@@ -9,7 +9,7 @@ use telemetry::{Operation, Outcome, TraceParent};
 use super::{Lease, Store};
 use crate::entity::{fulfillment, order_history, order_line};
 use crate::error::Error;
-use crate::lifecycle::{Answer, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
+use crate::lifecycle::{Decision, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
 use crate::order::{Fulfillment, Line, LineState, Order, PaymentFailure};
 
 /// A transition of an order: the new state, the reason, and the operation that performs it. Only a table makes one.
@@ -73,7 +73,7 @@ impl Steps {
         event: Option<(Operation, Outcome)>,
     ) -> Result<(), NoTransition> {
         let from = self.state();
-        let Answer::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
+        let Decision::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
         self.steps.push(Step { to, reason, span_ref, event });
         Ok(())
     }
@@ -147,13 +147,10 @@ impl Store {
         fingerprint: &str,
         lease: Lease,
     ) -> Result<Option<Order>, Error> {
-        let (store, operation, order) = (self.clone(), operation.clone(), order.clone());
-        let fingerprint = fingerprint.to_owned();
-        let _turn = self.in_turn(order.user).await;
+        let _lock = self.lock_customer(order.user).await;
+        let args = (self.clone(), operation.clone(), order.clone(), fingerprint.to_owned(), lease);
         self.db
-            .transact(move |tx| {
-                let (store, operation, order, lease) = (store.clone(), operation.clone(), order.clone(), lease.clone());
-                let fingerprint = fingerprint.clone();
+            .transact_with(args, move |tx, (store, operation, order, fingerprint, lease)| {
                 Box::pin(async move {
                     store.check_unpaid(tx, order.user, &order.lines).await?;
                     let due = store.insert_order(tx, &order, request, &fingerprint, &lease).await?;
@@ -228,13 +225,12 @@ impl Store {
         failure: Option<PaymentFailure>,
         fulfillment: Option<Fulfillment>,
     ) -> Result<Advance, storage::Error> {
-        let (store, before, steps) = (self.clone(), order.clone(), steps.steps);
         let now = self.clock.now();
-        let after = after(&before, &steps, failure, fulfillment, now);
+        let after = after(order, &steps.steps, failure, fulfillment, now);
+        let args = (self.clone(), order.clone(), after, steps.steps);
         let result = self
             .db
-            .transact(move |tx| {
-                let (store, before, after, steps) = (store.clone(), before.clone(), after.clone(), steps.clone());
+            .transact_with(args, move |tx, (store, before, after, steps)| {
                 Box::pin(async move { store.write_advance(tx, &before, &after, &steps, now).await })
             })
             .await;
@@ -304,26 +300,24 @@ impl Store {
 
     /// Records a requested transition (a cancellation, a retry); `None` if another transition was recorded first. This
     /// instance drives the order on: it takes the lease.
-    pub(crate) async fn turn(
+    pub(crate) async fn record_request(
         &self,
         order: &Order,
         input: Input,
         steps: Steps,
         lease: Lease,
     ) -> Result<Option<Order>, storage::Error> {
-        let (store, before, steps) = (self.clone(), order.clone(), steps.steps);
         let now = self.clock.now();
-        let is_retry = input == Input::RetryAsked;
-        let mut after = after(&before, &steps, before.payment_failure.clone(), None, now);
+        let is_retry = input == Input::RetryRequested;
+        let mut after = after(order, &steps.steps, order.payment_failure.clone(), None, now);
         if is_retry {
-            after.refund_attempt = before.refund_attempt.saturating_add(1);
+            after.refund_attempt = order.refund_attempt.saturating_add(1);
             after.payment_failure = None;
         }
+        let args = (self.clone(), order.clone(), after, steps.steps, lease);
         let result = self
             .db
-            .transact(move |tx| {
-                let (store, before, after) = (store.clone(), before.clone(), after.clone());
-                let (steps, lease) = (steps.clone(), lease.clone());
+            .transact_with(args, move |tx, (store, before, after, steps, lease)| {
                 Box::pin(async move {
                     for (operation, _) in steps.iter().filter_map(|step| step.event.as_ref()) {
                         operation.set("operation", if is_retry { "retry" } else { "cancel" });

@@ -45,10 +45,8 @@ impl Store {
         if seed.is_empty() || stock::Entity::find().one(self.db.read()).await?.is_some() {
             return Ok(());
         }
-        let (store, seed) = (self.clone(), seed.to_vec());
         self.db
-            .transact(move |tx| {
-                let (store, seed) = (store.clone(), seed.clone());
+            .transact_with((self.clone(), seed.to_vec()), |tx, (store, seed)| {
                 Box::pin(async move {
                     for SeedStock { sku, on_hand } in seed {
                         let sql =
@@ -124,10 +122,8 @@ impl Store {
 
     /// Changes a SKU's stock, once per request.
     pub(crate) async fn adjust(&self, operation: &Operation, command: AdjustStock) -> Result<Adjustment, Error> {
-        let (store, operation) = (self.clone(), operation.clone());
         self.db
-            .transact(move |tx| {
-                let (store, operation, command) = (store.clone(), operation.clone(), command.clone());
+            .transact_with((self.clone(), operation.clone(), command), |tx, (store, operation, command)| {
                 Box::pin(async move { store.write_adjustment(tx, &operation, command).await })
             })
             .await

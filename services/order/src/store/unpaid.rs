@@ -3,14 +3,15 @@
 //!
 //! A reservation is never evicted for another order. Its payment may have been charged already, which is unknown until
 //! it is decided: stock given away then might be stock that was paid for. A reservation of a payment in doubt ends
-//! within the Payment Service's doubt limit once the gateway answers; the total of a customer's reservations is limited
+//! within the Payment Service's doubt limit once the gateway responds; the total of a customer's reservations is limited
 //! here.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use kernel::UserId;
+use parking_lot::{Mutex, MutexGuard};
 use sea_orm::{ConnectionTrait, FromQueryResult};
 use storage::{Backend, Tx};
 use tokio::sync::OwnedMutexGuard;
@@ -43,8 +44,8 @@ pub enum UnpaidLimit {
 impl fmt::Display for UnpaidLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Orders(most) => write!(f, "{most} orders"),
-            Self::Units(most) => write!(f, "{most} units"),
+            Self::Orders(max) => write!(f, "{max} orders"),
+            Self::Units(max) => write!(f, "{max} units"),
         }
     }
 }
@@ -59,11 +60,11 @@ impl UnpaidLimits {
     /// Whether an order of `units` fits, given what is reserved already.
     fn check(self, held: &Unpaid, units: u64) -> Result<(), UnpaidLimit> {
         let of = |count: i64| u64::try_from(count).unwrap_or(0);
-        if let Some(most) = self.orders.filter(|most| of(held.orders) >= *most) {
-            return Err(UnpaidLimit::Orders(most));
+        if let Some(max) = self.orders.filter(|max| of(held.orders) >= *max) {
+            return Err(UnpaidLimit::Orders(max));
         }
-        match self.units.filter(|most| of(held.units).saturating_add(units) > *most) {
-            Some(most) => Err(UnpaidLimit::Units(most)),
+        match self.units.filter(|max| of(held.units).saturating_add(units) > *max) {
+            Some(max) => Err(UnpaidLimit::Units(max)),
             None => Ok(()),
         }
     }
@@ -72,33 +73,33 @@ impl UnpaidLimits {
 /// Serialises the creation of one customer's orders. Those of one instance queue here, where they occupy no database
 /// connection; only one order of a customer per instance waits for the lock in the database.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Turns(Arc<Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>>);
+pub(super) struct CustomerLocks(Arc<Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>>);
 
-/// A customer's turn. The next one's begins when it is dropped.
-pub(super) struct Turn {
-    turns: Turns,
+/// The right to create a customer's next order, until it is dropped.
+pub(super) struct CustomerLock {
+    locks: CustomerLocks,
     user: UserId,
     lock: Arc<tokio::sync::Mutex<()>>,
     held: Option<OwnedMutexGuard<()>>,
 }
 
-impl Turns {
+impl CustomerLocks {
     fn customers(&self) -> MutexGuard<'_, HashMap<UserId, Arc<tokio::sync::Mutex<()>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
-    pub(super) async fn of(&self, user: UserId) -> Turn {
+    pub(super) async fn of(&self, user: UserId) -> CustomerLock {
         let lock = self.customers().entry(user).or_default().clone();
-        let mut turn = Turn { turns: self.clone(), user, lock, held: None };
-        turn.held = Some(turn.lock.clone().lock_owned().await);
-        turn
+        let mut locked = CustomerLock { locks: self.clone(), user, lock, held: None };
+        locked.held = Some(locked.lock.clone().lock_owned().await);
+        locked
     }
 }
 
-impl Drop for Turn {
+impl Drop for CustomerLock {
     fn drop(&mut self) {
         self.held = None;
-        let mut customers = self.turns.customers();
+        let mut customers = self.locks.customers();
         // The remaining references are this one and the map's.
         if Arc::strong_count(&self.lock) == 2 {
             customers.remove(&self.user);
@@ -113,11 +114,11 @@ impl Store {
         Self { unpaid_limits: limits, ..self }
     }
 
-    /// Waits for a customer's turn to create an order; `None` where orders need not be serialised. SQLite has one
+    /// Waits for the right to create a customer's next order; `None` where orders need not be serialised. SQLite has one
     /// writer.
-    pub(super) async fn in_turn(&self, user: UserId) -> Option<Turn> {
-        let takes_turns = self.db.backend() == Backend::Postgres && self.unpaid_limits != UnpaidLimits::default();
-        if takes_turns { Some(self.turns.of(user).await) } else { None }
+    pub(super) async fn lock_customer(&self, user: UserId) -> Option<CustomerLock> {
+        let is_serialised = self.db.backend() == Backend::Postgres && self.unpaid_limits != UnpaidLimits::default();
+        if is_serialised { Some(self.customer_locks.of(user).await) } else { None }
     }
 
     /// Rejects an order that would exceed a limit of its customer. Two orders of one customer are counted one after the
@@ -154,17 +155,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_customers_orders_take_turns_and_a_cancelled_wait_leaves_no_entry() {
-        let turns = Turns::default();
+        let locks = CustomerLocks::default();
         let [ada, bob] = [(); 2].map(|()| UserId::from_uuid(SystemIds.uuid()));
-        let first = turns.of(ada).await;
-        assert!(turns.of(ada).now_or_never().is_none(), "it waits, and is cancelled");
+        let first = locks.of(ada).await;
+        assert!(locks.of(ada).now_or_never().is_none(), "it waits, and is cancelled");
         let waiting = tokio::spawn({
-            let turns = turns.clone();
-            async move { turns.of(ada).await }
+            let locks = locks.clone();
+            async move { locks.of(ada).await }
         });
-        drop(turns.of(bob).await);
+        drop(locks.of(bob).await);
         drop(first);
-        drop(waiting.await.expect("its turn"));
-        assert!(turns.customers().is_empty());
+        drop(waiting.await.expect("its lock"));
+        assert!(locks.customers().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The contract over real sockets: authorization, and the answers.
+//! The contract over real sockets: authorization, and the responses.
 
 use contracts::common::v1::EventType;
 use contracts::data::v1::EventStatus;
@@ -8,7 +8,7 @@ use kernel::{IdSource, SystemIds};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::system::{Choice, Person, System, is, mugs, refusal, state};
+use crate::system::{Choice, Person, System, is, mugs, rejection, state};
 use crate::world::GUARD;
 
 #[tokio::test]
@@ -18,9 +18,9 @@ async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches_it()
     let order = ada.create(mugs(3)).await.expect("an order");
     assert_eq!((state(order.state()), order.version, order.user_id), ("CREATED".into(), 1, ada.id.to_string()));
     assert_eq!(order.total.expect("a total").minor_units, 300);
-    let (seen, end) = ada.watch_to_the_end(&order.order_id, 0).await;
+    let (states, end) = ada.watch_to_the_end(&order.order_id, 0).await;
     end.expect("a clean end");
-    assert_eq!(seen, ["CREATED", "PAID", "ALLOCATED", "FULFILLMENT_STARTED"]);
+    assert_eq!(states, ["CREATED", "PAID", "ALLOCATED", "FULFILLMENT_STARTED"]);
     let got = ada.get(&order.order_id).await.expect("the order");
     assert_eq!(got.history.len(), 4);
     let done = got.order.expect("an order");
@@ -41,7 +41,7 @@ async fn an_order_goes_from_creation_to_fulfilment_and_its_customer_watches_it()
 #[tokio::test]
 async fn a_declined_payment_has_a_reason() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Declined);
+    system.payments.set_state(PaymentState::Declined);
     let ada = system.person("customer");
     let order = ada.create(mugs(1)).await.expect("an order");
     let mut steps = ada.watch(&order.order_id, 1).await.expect("the order");
@@ -59,17 +59,17 @@ async fn another_customers_order_is_not_found() {
     let absent = SystemIds.uuid().to_string();
     let expected = is(Code::NotFound, "ORDER_NOT_FOUND", "order");
     for id in [&id, &absent] {
-        let refusals: [Status; 3] = [
+        let rejections: [Status; 3] = [
             eve.get(id).await.expect_err("another customer's"),
             eve.cancel(id).await.expect_err("another customer's"),
             eve.watch_to_the_end(id, 0).await.1.expect_err("another customer's"),
         ];
-        for status in refusals {
-            assert_eq!(refusal(&status), expected);
+        for status in rejections {
+            assert_eq!(rejection(&status), expected);
             assert_eq!(status.message(), "there is no such order");
         }
     }
-    let list = eve.orders().list_orders(eve.asks(proto::ListOrdersRequest::default())).await.expect("the list");
+    let list = eve.orders().list_orders(eve.request(proto::ListOrdersRequest::default())).await.expect("the list");
     assert!(list.into_inner().orders.is_empty());
     let operator = system.person("operator");
     operator.get(&id).await.expect("an operator sees all orders");
@@ -86,25 +86,26 @@ async fn customers_have_no_operator_rpcs_and_anonymous_callers_none() {
         (&other_client, is(Code::Unauthenticated, "TOKEN_MISSING", "mesh")),
     ] {
         let mut orders = person.orders();
-        let retry = orders.retry_order(person.asks(proto::RetryOrderRequest::default())).await.expect_err("rejected");
+        let retry =
+            orders.retry_order(person.request(proto::RetryOrderRequest::default())).await.expect_err("rejected");
         let explain =
-            orders.explain_order(person.asks(proto::ExplainOrderRequest::default())).await.expect_err("rejected");
+            orders.explain_order(person.request(proto::ExplainOrderRequest::default())).await.expect_err("rejected");
         let mut inventory = person.inventory();
-        let adjust = inventory.adjust_stock(person.asks(proto::AdjustStockRequest::default()));
+        let adjust = inventory.adjust_stock(person.request(proto::AdjustStockRequest::default()));
         for status in [retry, explain, adjust.await.expect_err("rejected")] {
-            assert_eq!(refusal(&status), expected);
+            assert_eq!(rejection(&status), expected);
         }
     }
     let no_token = is(Code::Unauthenticated, "TOKEN_MISSING", "mesh");
-    assert_eq!(refusal(&other_client.create(mugs(1)).await.expect_err("rejected")), no_token);
-    assert_eq!(refusal(&other_client.get("x").await.expect_err("rejected")), no_token);
-    assert_eq!(refusal(&other_client.watch_to_the_end("x", 0).await.1.expect_err("rejected")), no_token);
+    assert_eq!(rejection(&other_client.create(mugs(1)).await.expect_err("rejected")), no_token);
+    assert_eq!(rejection(&other_client.get("x").await.expect_err("rejected")), no_token);
+    assert_eq!(rejection(&other_client.watch_to_the_end("x", 0).await.1.expect_err("rejected")), no_token);
     let operator = system.person("operator");
     let status = operator.create(mugs(1)).await.expect_err("an operator cannot order");
     assert_eq!(status.code(), Code::PermissionDenied);
     let other_client = proto::ConfirmPaymentRequest { order_id: SystemIds.uuid().to_string() };
     let status = system.confirmations("user").confirm_payment(other_client).await.expect_err("payment only");
-    assert_eq!(refusal(&status), is(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "mesh"));
+    assert_eq!(rejection(&status), is(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "mesh"));
 }
 
 #[tokio::test]
@@ -119,7 +120,7 @@ async fn all_violations_of_an_order_are_reported_together_and_as_an_event() {
     request.contact_email = "nobody".into();
     request.shipping_address = None;
     let status = ada.create(request).await.expect_err("rejected");
-    assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+    assert_eq!(rejection(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
     let named: Vec<_> = status
         .get_details_bad_request()
         .expect("the fields")
@@ -161,14 +162,14 @@ async fn a_blank_address_is_rejected_unless_the_request_has_an_order_of_an_earli
         [("shipping_address.recipient", "REQUIRED"), ("shipping_address.postal_code", "INVALID_POSTAL_CODE")];
     assert_eq!(named, expected.map(|(field, reason)| (field.to_owned(), reason.to_owned())));
 
-    let sound = mugs(1);
-    let made = ada.create(sound.clone()).await.expect("an order");
+    let valid = mugs(1);
+    let made = ada.create(valid.clone()).await.expect("an order");
     system.as_of_an_earlier_release(&made.order_id, &request).await;
     let again = ada.create(request.clone()).await.expect("an idempotent replay");
     assert_eq!(again.order_id, made.order_id);
     request.contact_email = "eve@example.com".into();
     let status = ada.create(request).await.expect_err("another command");
-    assert_eq!(refusal(&status), is(Code::FailedPrecondition, "REQUEST_ID_REUSED", "order"));
+    assert_eq!(rejection(&status), is(Code::FailedPrecondition, "REQUEST_ID_REUSED", "order"));
 }
 
 #[tokio::test]
@@ -177,7 +178,7 @@ async fn an_amount_above_the_limit_is_rejected_with_the_limit() {
     let system = System::with(Choice { amount_limit, ..Choice::default() }).await;
     let ada = system.person("customer");
     let status = ada.create(mugs(10)).await.expect_err("10 euros");
-    assert_eq!(refusal(&status), is(Code::InvalidArgument, "AMOUNT_TOO_LARGE", "order"));
+    assert_eq!(rejection(&status), is(Code::InvalidArgument, "AMOUNT_TOO_LARGE", "order"));
     let facts = status.get_details_error_info().expect("ErrorInfo").metadata;
     assert_eq!(facts.get("limit").map(String::as_str), Some("9.99 EUR"));
     assert_eq!(facts.get("total").map(String::as_str), Some("10.00 EUR"));
@@ -198,34 +199,34 @@ async fn a_list_is_paged_without_gaps_and_a_page_token_is_bound_to_its_filters()
     made.reverse();
     let list = |request: proto::ListOrdersRequest| {
         let ada = ada.clone();
-        async move { Ok::<_, Status>(ada.orders().list_orders(ada.asks(request)).await?.into_inner()) }
+        async move { Ok::<_, Status>(ada.orders().list_orders(ada.request(request)).await?.into_inner()) }
     };
-    let (mut seen, mut page_token) = (Vec::new(), String::new());
+    let (mut listed, mut page_token) = (Vec::new(), String::new());
     loop {
         let page = list(proto::ListOrdersRequest { page_size: 2, page_token, state: 0 }).await.expect("a page");
         assert!(page.orders.len() <= 2);
-        seen.extend(page.orders.into_iter().map(|order| order.order_id));
+        listed.extend(page.orders.into_iter().map(|order| order.order_id));
         page_token = page.next_page_token;
         if page_token.is_empty() {
             break;
         }
     }
-    assert_eq!(seen, made, "newest first, each once, only the customer's own");
+    assert_eq!(listed, made, "newest first, each once, only the customer's own");
 
     let token = list(proto::ListOrdersRequest { page_size: 2, ..Default::default() }).await.expect("a page");
     let page_token = token.next_page_token;
-    let refused = [
+    let invalid = [
         proto::ListOrdersRequest { page_size: 2, page_token: page_token.clone(), state: 1 },
         proto::ListOrdersRequest { page_size: 2, page_token: "nonsense".into(), state: 0 },
         proto::ListOrdersRequest { page_size: -1, page_token: String::new(), state: 0 },
         proto::ListOrdersRequest { page_size: 2, page_token: String::new(), state: 77 },
     ];
-    for request in refused {
+    for request in invalid {
         let status = list(request).await.expect_err("rejected");
-        assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+        assert_eq!(rejection(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
     }
     let request = proto::ListOrdersRequest { page_size: 2, page_token, state: 0 };
-    let status = eve.orders().list_orders(eve.asks(request)).await.expect_err("another customer's token");
+    let status = eve.orders().list_orders(eve.request(request)).await.expect_err("another customer's token");
     assert_eq!(status.code(), Code::InvalidArgument);
 }
 
@@ -237,7 +238,7 @@ async fn an_operator_sees_the_whole_timeline_and_adjusts_the_stock() {
     ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
     system.data.event(|event| event.operation == "start_fulfillment").await;
     let request = proto::ExplainOrderRequest { order_id: id.clone() };
-    let story = operator.orders().explain_order(operator.asks(request)).await.expect("the story").into_inner();
+    let story = operator.orders().explain_order(operator.request(request)).await.expect("the story").into_inner();
     assert_eq!((story.gateway_ledger.as_str(), story.gaps.len()), ("SUCCEEDED", 0));
     let of = |source: &str| story.timeline.iter().filter(|entry| entry.source == source).count();
     assert_eq!((of("history"), of("event")), (4, 3));
@@ -251,25 +252,26 @@ async fn an_operator_sees_the_whole_timeline_and_adjusts_the_stock() {
         delta: -999,
         write_off: false,
     };
-    let status = operator.inventory().adjust_stock(operator.asks(adjust.clone())).await.expect_err("reserved");
-    assert_eq!(refusal(&status), is(Code::FailedPrecondition, "STOCK_RESERVED", "order"));
+    let status = operator.inventory().adjust_stock(operator.request(adjust.clone())).await.expect_err("reserved");
+    assert_eq!(rejection(&status), is(Code::FailedPrecondition, "STOCK_RESERVED", "order"));
     let fewer = proto::AdjustStockRequest { delta: -998, ..adjust };
-    let stock = operator.inventory().adjust_stock(operator.asks(fewer)).await.expect("free stock").into_inner().stock;
+    let stock =
+        operator.inventory().adjust_stock(operator.request(fewer)).await.expect("free stock").into_inner().stock;
     assert_eq!(stock.map(|stock| (stock.on_hand, stock.reserved)), Some((2, 2)));
     let request = proto::RetryOrderRequest { order_id: id };
-    let status = operator.orders().retry_order(operator.asks(request)).await.expect_err("nothing to retry");
-    assert_eq!(refusal(&status), is(Code::FailedPrecondition, "ORDER_NOT_RETRYABLE", "order"));
+    let status = operator.orders().retry_order(operator.request(request)).await.expect_err("nothing to retry");
+    assert_eq!(rejection(&status), is(Code::FailedPrecondition, "ORDER_NOT_RETRYABLE", "order"));
 }
 
 #[tokio::test]
 async fn a_confirmation_by_the_payment_service_wakes_an_order_with_a_pending_payment() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let mut steps = ada.watch(&id, 1).await.expect("the order");
-    system.payments.was_asked_for(&id).await;
-    system.payments.say(PaymentState::Succeeded);
+    system.payments.called_for(&id).await;
+    system.payments.set_state(PaymentState::Succeeded);
     // The backoff is a minute: only the confirmation makes it continue.
     let confirmation = proto::ConfirmPaymentRequest { order_id: id.clone() };
     system.confirmations("payment").confirm_payment(confirmation).await.expect("confirmed");
@@ -280,33 +282,33 @@ async fn a_confirmation_by_the_payment_service_wakes_an_order_with_a_pending_pay
 #[tokio::test]
 async fn the_error_of_a_failed_attempt_is_shown_to_operators_only() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     let (ada, operator) = (system.person("customer"), system.person("operator"));
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    let seen = async |person: &Person| loop {
+    let error_shown_to = async |person: &Person| loop {
         let last_error = person.get(&id).await.expect("an answer").order.expect("the order").last_error;
         if !last_error.is_empty() {
             return last_error;
         }
     };
-    let for_the_operator = tokio::time::timeout(GUARD, seen(&operator)).await.expect("recorded");
+    let for_the_operator = tokio::time::timeout(GUARD, error_shown_to(&operator)).await.expect("recorded");
     assert_eq!(for_the_operator, "the payment is PENDING");
-    assert_eq!(seen(&ada).await, "the last attempt failed and will be retried");
+    assert_eq!(error_shown_to(&ada).await, "the last attempt failed and will be retried");
 }
 
 #[tokio::test]
 async fn a_customer_cancels_an_order_and_watches_it() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    system.payments.was_asked_for(&id).await;
-    system.payments.say(PaymentState::Cancelled);
-    let turned = ada.cancel(&id).await.expect("it is not too late");
-    assert_eq!(state(turned.state()), "CANCELLING");
-    let (seen, end) = ada.watch_to_the_end(&id, 0).await;
+    system.payments.called_for(&id).await;
+    system.payments.set_state(PaymentState::Cancelled);
+    let cancelled = ada.cancel(&id).await.expect("it is not too late");
+    assert_eq!(state(cancelled.state()), "CANCELLING");
+    let (states, end) = ada.watch_to_the_end(&id, 0).await;
     end.expect("a clean end");
-    assert_eq!(seen, ["CREATED", "CANCELLING", "CANCELLED"]);
+    assert_eq!(states, ["CREATED", "CANCELLING", "CANCELLED"]);
     assert_eq!(state(ada.cancel(&id).await.expect("twice is OK").state()), "CANCELLED");
     let again = ada.create(mugs(1)).await.expect("another order");
     assert_ne!(again.order_id, id);

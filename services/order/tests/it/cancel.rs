@@ -10,7 +10,7 @@ use telemetry::EventStatus;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::fakes::{Asked, Ledger, Reply};
+use crate::fakes::{Call, Ledger, Reply};
 use crate::world::{GUARD, LEASE, World, cancel, new_user};
 
 const CANCELLED: [State; 3] = [State::Created, State::Cancelling, State::Cancelled];
@@ -19,14 +19,14 @@ const CANCELLED: [State; 3] = [State::Created, State::Cancelling, State::Cancell
 async fn a_cancellation_before_the_payment_ends_in_cancelled_and_nothing_is_charged() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
-    let turned = world.cancel(id).await.expect("it is not too late");
-    assert_eq!((turned.state, turned.version), (State::Cancelling, 2));
-    assert!(turned.lines.iter().all(|line| line.state == LineState::Released));
+    let cancelled = world.cancel(id).await.expect("it is not too late");
+    assert_eq!((cancelled.state, cancelled.version), (State::Cancelling, 2));
+    assert!(cancelled.lines.iter().all(|line| line.state == LineState::Released));
     assert_eq!(world.stock("MUG").await, (10, 0), "released with the transition");
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
     assert_eq!(world.payments.of(id), Some(Ledger::Tombstone));
-    assert_eq!(world.payments.all_asked(), [Asked::Cancel(id, 1)]);
+    assert_eq!(world.payments.calls(), [Call::Cancel(id, 1)]);
 }
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn cancelling_twice_releases_and_refunds_once() {
     assert_eq!((once_more.state, once_more.version), (State::Cancelled, 3));
     world.settle().await;
     assert_eq!(world.stock("MUG").await, (10, 0));
-    assert_eq!(world.payments.all_asked().len(), 1);
+    assert_eq!(world.payments.calls().len(), 1);
 }
 
 #[tokio::test]
@@ -56,7 +56,7 @@ async fn eight_concurrent_cancellations_are_recorded_once() {
     assert!(all.iter().all(Result::is_ok), "{all:?}");
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
-    assert_eq!(world.payments.all_asked(), [Asked::Cancel(id, 1)]);
+    assert_eq!(world.payments.calls(), [Call::Cancel(id, 1)]);
 }
 
 /// The order is cancelled while ProcessPayment is in flight; then the late result arrives.
@@ -65,9 +65,9 @@ async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: Ledge
     let gate = Arc::new(Notify::new());
     world.payments.will([reply(&gate)]);
     let id = world.order_mugs().await;
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
+    timeout(GUARD, world.payments.called(1)).await.expect("driven");
     world.cancel(id).await.expect("it is not too late");
-    timeout(GUARD, world.payments.was_asked(2)).await.expect("the cancellation does not wait for the payment");
+    timeout(GUARD, world.payments.called(2)).await.expect("the cancellation does not wait for the payment");
     gate.notify_one();
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED, "the late result loses");
@@ -77,7 +77,7 @@ async fn a_cancel_in_the_middle_of(reply: fn(&Arc<Notify>) -> Reply, ends: Ledge
 
 #[tokio::test]
 async fn a_cancellation_during_a_payment_that_charges_refunds_it() {
-    a_cancel_in_the_middle_of(Reply::answer_held, Ledger::Refunded).await;
+    a_cancel_in_the_middle_of(Reply::response_held, Ledger::Refunded).await;
 }
 
 #[tokio::test]
@@ -89,12 +89,12 @@ async fn a_cancellation_that_overtakes_the_charge_prevents_it() {
 async fn a_cancellation_during_the_charge_wins_against_its_result() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
-    let (orders, seen) = (world.orders.clone(), world.seen.clone());
+    let (orders, unclaimed) = (world.orders.clone(), world.unclaimed.clone());
     world.payments.will([Reply::Then(Box::pin(async move {
-        cancel(&orders, &seen, id).await.expect("it is not too late");
+        cancel(&orders, &unclaimed, id).await.expect("it is not too late");
     }))]);
     world.clock.advance(LEASE);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 1);
+    assert_eq!(world.instance("order-2").run_due().await.expect("a poll"), 1);
     world.settle().await;
     assert_eq!(world.states(id).await, CANCELLED);
     assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
@@ -105,7 +105,7 @@ async fn if_the_cancelling_instance_crashes_the_losing_driver_continues_only_aft
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let stalled = world.stalled(id, Reply::answer_held).await;
+    let stalled = world.stalled(id, Reply::response_held).await;
     world.faults.die(FaultPoint::BeforeEffect, State::Cancelling);
     world.cancel(id).await.expect("it is not too late");
     world.clock.advance(LEASE);
@@ -126,9 +126,9 @@ async fn cancelling_is_too_late_once_fulfilment_has_started_or_the_payment_has_f
     world.settle().await;
     for (id, state) in [(fulfilled, "FULFILLMENT_STARTED"), (failed, "PAYMENT_FAILED")] {
         let before = (world.order(id).await, world.events().await);
-        let refusal = world.cancel(id).await.expect_err("too late");
-        assert!(matches!(&refusal, Error::OrderNotCancellable { state: is } if *is == state), "{refusal}");
-        assert_eq!(mesh::status("order", &refusal).code(), tonic::Code::FailedPrecondition);
+        let rejection = world.cancel(id).await.expect_err("too late");
+        assert!(matches!(&rejection, Error::OrderNotCancellable { state: is } if *is == state), "{rejection}");
+        assert_eq!(mesh::status("order", &rejection).code(), tonic::Code::FailedPrecondition);
         world.settle().await;
         assert_eq!((world.order(id).await, world.events().await), before);
     }
@@ -139,8 +139,8 @@ async fn another_customers_order_is_not_found_and_not_cancelled() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     let operation = world.operation("order.v1.OrderService/CancelOrder", Some("audit"));
-    let refusal = world.orders.cancel(&operation, Scope::Of(new_user()), id).await.expect_err("another customer's");
-    assert!(matches!(refusal, Error::OrderNotFound));
+    let rejection = world.orders.cancel(&operation, Scope::Of(new_user()), id).await.expect_err("another customer's");
+    assert!(matches!(rejection, Error::OrderNotFound));
     assert_eq!(world.state(id).await, State::Created);
     world.orders.cancel(&operation, Scope::Of(world.user), id).await.expect("the customer's own");
     world.settle().await;
@@ -149,11 +149,11 @@ async fn another_customers_order_is_not_found_and_not_cancelled() {
 #[tokio::test]
 async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
     let world = World::new().await;
-    *world.payments.refused_refunds.lock().expect("not poisoned") = 1;
+    *world.payments.refused_refunds.lock() = 1;
     let gate = Arc::new(Notify::new());
-    world.payments.will([Reply::answer_held(&gate)]);
+    world.payments.will([Reply::response_held(&gate)]);
     let id = world.order_mugs().await;
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
+    timeout(GUARD, world.payments.called(1)).await.expect("driven");
     world.cancel(id).await.expect("it is not too late");
     gate.notify_one();
     world.settle().await;
@@ -166,23 +166,23 @@ async fn a_refused_refund_needs_attention_until_an_operator_retries_it() {
 
     assert_eq!(world.cancel(id).await.expect("OK").state, State::NeedsAttention, "a cancellation changes nothing");
     world.clock.advance(LEASE * 100);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 0, "no pending effect");
+    assert_eq!(world.instance("order-2").run_due().await.expect("a poll"), 0, "no pending effect");
 
     let retried = world.retry(id).await.expect("an operator may");
     assert_eq!((retried.state, retried.refund_attempt), (State::Cancelling, 2));
     world.settle().await;
     assert_eq!(world.states(id).await[2..], [State::NeedsAttention, State::Cancelling, State::Cancelled]);
     assert_eq!(world.payments.of(id), Some(Ledger::Refunded));
-    let asked = world.payments.all_asked();
-    assert_eq!(asked, [Asked::Process(id), Asked::Cancel(id, 1), Asked::Cancel(id, 2)]);
-    let refusal = world.retry(id).await.expect_err("there is nothing to retry");
-    assert!(matches!(refusal, Error::OrderNotRetryable { state: "CANCELLED" }), "{refusal}");
+    let calls = world.payments.calls();
+    assert_eq!(calls, [Call::Process(id), Call::Cancel(id, 1), Call::Cancel(id, 2)]);
+    let rejection = world.retry(id).await.expect_err("there is nothing to retry");
+    assert!(matches!(rejection, Error::OrderNotRetryable { state: "CANCELLED" }), "{rejection}");
 }
 
 #[tokio::test]
 async fn two_concurrent_retries_are_recorded_once() {
     let world = World::on_file().await;
-    *world.payments.refused_refunds.lock().expect("not poisoned") = 2;
+    *world.payments.refused_refunds.lock() = 2;
     let id = world.order_that_needs_attention().await;
     let gate = Arc::new(Notify::new());
     world.payments.will([Reply::held(&gate)]);

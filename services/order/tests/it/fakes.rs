@@ -2,48 +2,49 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
 use kernel::{FaultPoint, FaultSite, Faults, Money, OrderId};
 use order::Error;
 use order::lifecycle::State;
-use order::order::{Order, PaymentFailure};
-use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
+use order::order::{Order, PaymentFailure, Transit};
+use order::ports::{Catalog, PaymentOutcome, Payments, Product};
+use parking_lot::Mutex;
 use telemetry::{Disposition, Ended, EventSink, TraceEvent};
 use tokio::sync::{Notify, watch};
 
 /// The fake Payment Service's behaviour on the next call.
 pub(crate) enum Reply {
-    /// Performs the call and answers.
+    /// Performs the call and responds.
     Regular,
-    /// Does nothing, and does not answer.
+    /// Does nothing, and does not respond.
     Silent,
-    /// Performs the call, but the answer is lost.
+    /// Performs the call, but the response is lost.
     Lost,
-    /// Waits for the future, then performs the call and answers.
+    /// Waits for the future, then performs the call and responds.
     After(BoxFuture<'static, ()>),
-    /// Performs the call, waits for the future, then answers.
+    /// Performs the call, waits for the future, then responds.
     Then(BoxFuture<'static, ()>),
-    /// Waits for the future; does nothing, and does not answer.
+    /// Waits for the future; does nothing, and does not respond.
     SilentAfter(BoxFuture<'static, ()>),
 }
 
 impl Reply {
-    /// Waits until released, then performs the call and answers.
+    /// Waits until released, then performs the call and responds.
     pub(crate) fn held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
         Self::After(Box::pin(async move { gate.notified().await }))
     }
 
-    /// Performs the call; the answer waits until released.
-    pub(crate) fn answer_held(gate: &Arc<Notify>) -> Self {
+    /// Performs the call; the response waits until released.
+    pub(crate) fn response_held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
         Self::Then(Box::pin(async move { gate.notified().await }))
     }
 
-    /// Does nothing; fails without an answer once released.
+    /// Does nothing; fails without a response once released.
     pub(crate) fn silent_held(gate: &Arc<Notify>) -> Self {
         let gate = gate.clone();
         Self::SilentAfter(Box::pin(async move { gate.notified().await }))
@@ -63,7 +64,7 @@ pub(crate) enum Ledger {
 
 /// A call to the fake.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Asked {
+pub(crate) enum Call {
     Process(OrderId),
     Cancel(OrderId, i32),
 }
@@ -75,7 +76,7 @@ pub(crate) struct FakePayments {
     pub(crate) declines: AtomicBool,
     /// Refunds up to this attempt are refused.
     pub(crate) refused_refunds: Mutex<i32>,
-    pub(crate) asked: Mutex<Vec<Asked>>,
+    received: Mutex<Vec<Call>>,
     count: watch::Sender<usize>,
 }
 
@@ -88,8 +89,8 @@ pub(crate) fn declined() -> PaymentFailure {
     }
 }
 
-fn refused(reason: &str) -> PaymentAnswer {
-    PaymentAnswer::Refused(PaymentFailure { reason: reason.into(), ..declined() })
+fn refused(reason: &str) -> PaymentOutcome {
+    PaymentOutcome::Refused(PaymentFailure { reason: reason.into(), ..declined() })
 }
 
 impl FakePayments {
@@ -99,44 +100,44 @@ impl FakePayments {
             ledger: Mutex::default(),
             declines: AtomicBool::new(false),
             refused_refunds: Mutex::new(0),
-            asked: Mutex::default(),
+            received: Mutex::default(),
             count: watch::Sender::new(0),
         })
     }
 
-    /// Scripts its behaviour for the next calls; without a script it performs them and answers.
+    /// Scripts its behaviour for the next calls; without a script it performs them and responds.
     pub(crate) fn will(&self, replies: impl IntoIterator<Item = Reply>) {
-        self.replies.lock().expect("not poisoned").extend(replies);
+        self.replies.lock().extend(replies);
     }
 
     /// Waits until it has been called this many times in total.
-    pub(crate) async fn was_asked(&self, times: usize) {
+    pub(crate) async fn called(&self, times: usize) {
         let mut count = self.count.subscribe();
         count.wait_for(|count| *count >= times).await.expect("the sender exists");
     }
 
-    pub(crate) fn all_asked(&self) -> Vec<Asked> {
-        self.asked.lock().expect("not poisoned").clone()
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.received.lock().clone()
     }
 
     pub(crate) fn of(&self, order: OrderId) -> Option<Ledger> {
-        self.ledger.lock().expect("not poisoned").get(&order).copied()
+        self.ledger.lock().get(&order).copied()
     }
 
-    fn charge(&self, order: OrderId) -> PaymentAnswer {
-        let mut ledger = self.ledger.lock().expect("not poisoned");
+    fn charge(&self, order: OrderId) -> PaymentOutcome {
+        let mut ledger = self.ledger.lock();
         let charge = || if self.declines.load(Ordering::SeqCst) { Ledger::Declined } else { Ledger::Charged };
         match *ledger.entry(order).or_insert_with(charge) {
-            Ledger::Charged => PaymentAnswer::Done,
-            Ledger::Declined => PaymentAnswer::Refused(declined()),
+            Ledger::Charged => PaymentOutcome::Done,
+            Ledger::Declined => PaymentOutcome::Refused(declined()),
             Ledger::Tombstone => refused("PAYMENT_CANCELLED"),
-            Ledger::Refunded | Ledger::RefundRefused(_) => PaymentAnswer::Undecided("refunded".into()),
+            Ledger::Refunded | Ledger::RefundRefused(_) => PaymentOutcome::Undecided("refunded".into()),
         }
     }
 
-    fn cancel(&self, order: OrderId, attempt: i32) -> PaymentAnswer {
-        let refuses = attempt <= *self.refused_refunds.lock().expect("not poisoned");
-        let mut ledger = self.ledger.lock().expect("not poisoned");
+    fn cancel(&self, order: OrderId, attempt: i32) -> PaymentOutcome {
+        let refuses = attempt <= *self.refused_refunds.lock();
+        let mut ledger = self.ledger.lock();
         let entry = ledger.entry(order).or_insert(Ledger::Tombstone);
         match *entry {
             Ledger::Charged if refuses => *entry = Ledger::RefundRefused(attempt),
@@ -147,50 +148,50 @@ impl FakePayments {
         }
         match *entry {
             Ledger::RefundRefused(_) => refused("REFUND_REFUSED"),
-            Ledger::Charged => PaymentAnswer::Undecided("charged".into()),
-            Ledger::Declined | Ledger::Tombstone | Ledger::Refunded => PaymentAnswer::Done,
+            Ledger::Charged => PaymentOutcome::Undecided("charged".into()),
+            Ledger::Declined | Ledger::Tombstone | Ledger::Refunded => PaymentOutcome::Done,
         }
     }
 
-    async fn reply(&self, asked: Asked, perform: impl Fn() -> PaymentAnswer) -> PaymentAnswer {
-        self.asked.lock().expect("not poisoned").push(asked);
+    async fn reply(&self, call: Call, perform: impl Fn() -> PaymentOutcome) -> PaymentOutcome {
+        self.received.lock().push(call);
         self.count.send_modify(|count| *count += 1);
-        let reply = self.replies.lock().expect("not poisoned").pop_front().unwrap_or(Reply::Regular);
+        let reply = self.replies.lock().pop_front().unwrap_or(Reply::Regular);
         match reply {
             Reply::Regular => perform(),
-            Reply::Silent => PaymentAnswer::Undecided("no answer".into()),
+            Reply::Silent => PaymentOutcome::Undecided("no answer".into()),
             Reply::Lost => {
                 perform();
-                PaymentAnswer::Undecided("no answer".into())
+                PaymentOutcome::Undecided("no answer".into())
             }
             Reply::After(first) => {
                 first.await;
                 perform()
             }
             Reply::Then(then) => {
-                let answer = perform();
+                let response = perform();
                 then.await;
-                answer
+                response
             }
             Reply::SilentAfter(then) => {
                 then.await;
-                PaymentAnswer::Undecided("no answer".into())
+                PaymentOutcome::Undecided("no answer".into())
             }
         }
     }
 }
 
 impl Payments for FakePayments {
-    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         assert_eq!(order.state, State::Created);
         assert_eq!(order.payment_method.clone().expect("a payment method").into_inner(), "pm_card_visa");
-        Box::pin(self.reply(Asked::Process(order.id), || self.charge(order.id)))
+        Box::pin(self.reply(Call::Process(order.id), || self.charge(order.id)))
     }
 
-    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         assert_eq!(order.state, State::Cancelling);
         let attempt = order.refund_attempt;
-        Box::pin(self.reply(Asked::Cancel(order.id, attempt), move || self.cancel(order.id, attempt)))
+        Box::pin(self.reply(Call::Cancel(order.id, attempt), move || self.cancel(order.id, attempt)))
     }
 }
 
@@ -199,24 +200,24 @@ pub(crate) struct FakeCatalog {
     pub(crate) prices: Mutex<BTreeMap<String, Money>>,
     pub(crate) is_down: AtomicBool,
     /// Notified of each lookup.
-    pub(crate) asked: Notify,
+    pub(crate) looked_up: Notify,
 }
 
 impl FakeCatalog {
     pub(crate) fn new(prices: impl IntoIterator<Item = (&'static str, Money)>) -> Arc<Self> {
         let prices = prices.into_iter().map(|(sku, price)| (sku.to_owned(), price)).collect();
-        Arc::new(Self { prices: Mutex::new(prices), is_down: AtomicBool::new(false), asked: Notify::new() })
+        Arc::new(Self { prices: Mutex::new(prices), is_down: AtomicBool::new(false), looked_up: Notify::new() })
     }
 }
 
 impl Catalog for FakeCatalog {
     fn products(&self, _about: mesh::About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
         Box::pin(async move {
-            self.asked.notify_one();
+            self.looked_up.notify_one();
             if self.is_down.load(Ordering::SeqCst) {
                 return Err(Error::LookupFailed { cause: telemetry::ErrorClass::ConnectionError });
             }
-            let prices = self.prices.lock().expect("not poisoned");
+            let prices = self.prices.lock();
             let product = |sku: String| prices.get(&sku).map(|price| Product { name: sku.clone(), sku, price: *price });
             Ok(skus.into_iter().filter_map(product).collect())
         })
@@ -241,25 +242,18 @@ impl Catalog for FakeCatalog {
 #[derive(Default)]
 pub(crate) struct Plan {
     crashes: Mutex<Vec<(FaultPoint, State)>>,
-    /// Every fault point that was passed.
-    pub(crate) passed: Mutex<Vec<(FaultPoint, State)>>,
 }
 
 impl Plan {
     pub(crate) fn die(&self, point: FaultPoint, state: State) {
-        self.crashes.lock().expect("not poisoned").push((point, state));
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        self.crashes.lock().expect("not poisoned").is_empty()
+        self.crashes.lock().push((point, state));
     }
 }
 
 impl Faults for Plan {
     fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
         let here = (site.point, State::of(site.state).expect("a state of an order"));
-        self.passed.lock().expect("not poisoned").push(here);
-        let mut crashes = self.crashes.lock().expect("not poisoned");
+        let mut crashes = self.crashes.lock();
         let planned = crashes.iter().position(|crash| *crash == here);
         if let Some(index) = planned {
             crashes.remove(index);
@@ -271,14 +265,14 @@ impl Faults for Plan {
 
 /// Keeps the ended operations whose events were not claimed.
 #[derive(Default)]
-pub(crate) struct Seen(pub(crate) Mutex<Vec<Ended>>);
+pub(crate) struct Unclaimed(pub(crate) Mutex<Vec<Ended>>);
 
 /// The instance name in events.
 pub(crate) const TELLER: &str = "order-test";
 
-impl EventSink for Seen {
+impl EventSink for Unclaimed {
     fn unclaimed(&self, ended: Ended) -> Disposition {
-        self.0.lock().expect("not poisoned").push(ended);
+        self.0.lock().push(ended);
         Disposition::NoEvent
     }
     fn put(&self, _event: TraceEvent) {}

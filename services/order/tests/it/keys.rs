@@ -2,7 +2,7 @@
 
 use tonic::Code;
 
-use crate::system::{System, is, key_set, mugs, refusal};
+use crate::system::{System, is, key_set, mugs, rejection};
 
 #[tokio::test]
 async fn an_instance_started_without_the_user_service_verifies_with_keys_fetched_by_another_instance() {
@@ -25,5 +25,5 @@ async fn an_instance_started_without_the_user_service_verifies_with_mounted_keys
     std::fs::write(&path, key_set("another")).expect("written");
     let fresh = system.another_instance_without_users(Some(path)).await;
     let status = ada.at(&fresh).create(mugs(1)).await.expect_err("control: an unknown key");
-    assert_eq!(refusal(&status), is(Code::Unavailable, "KEYS_NOT_AVAILABLE", "mesh"));
+    assert_eq!(rejection(&status), is(Code::Unavailable, "KEYS_NOT_AVAILABLE", "mesh"));
 }

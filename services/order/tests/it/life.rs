@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kernel::OrderId;
+use order::driver::wake;
 use order::lifecycle::State;
 use order::order::LineState;
 use telemetry::EventStatus;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::fakes::{Asked, Reply};
+use crate::fakes::{Call, Reply};
 use crate::world::{BACKOFF_CAP, GUARD, LEASE, World, eur, wants};
 
 const WHOLE_LIFE: [(i64, State); 4] =
@@ -47,7 +48,7 @@ async fn an_order_that_is_paid_is_fulfilled(world: World) {
         success("order_fulfillment", "start_fulfillment"),
     ];
     assert_eq!(stored, expected);
-    assert_eq!(world.payments.all_asked(), [Asked::Process(order.id)]);
+    assert_eq!(world.payments.calls(), [Call::Process(order.id)]);
 }
 
 #[tokio::test]
@@ -93,20 +94,20 @@ async fn an_undecided_payment_is_rescheduled_and_retried_for_the_same_order() {
     let wait = due_in(&world, id).await;
     assert!(Duration::from_millis(20) <= wait && wait <= Duration::from_millis(200), "{wait:?}");
     let other = world.instance("order-2");
-    assert_eq!(other.drive_due().await.expect("a poll"), 0, "it is not due");
+    assert_eq!(other.run_due().await.expect("a poll"), 0, "it is not due");
     world.clock.advance(wait - Duration::from_micros(1));
-    assert_eq!(other.drive_due().await.expect("a poll"), 0, "it is not due, by a microsecond");
+    assert_eq!(other.run_due().await.expect("a poll"), 0, "it is not due, by a microsecond");
     world.clock.advance(Duration::from_micros(1));
-    assert_eq!(other.drive_due().await.expect("a poll"), 1, "it is due, and the lease is free");
+    assert_eq!(other.run_due().await.expect("a poll"), 1, "it is due, and the lease is free");
     assert_eq!(world.order(id).await.attempt, 2);
     assert!(due_in(&world, id).await <= Duration::from_millis(400));
     world.clock.advance(Duration::from_millis(400));
-    assert_eq!(other.drive_due().await.expect("a poll"), 1);
+    assert_eq!(other.run_due().await.expect("a poll"), 1);
     world.settle().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     let order = world.order(id).await;
     assert_eq!((order.attempt, order.last_error), (0, None), "a transition resets the attempts");
-    assert_eq!(world.payments.all_asked(), [Asked::Process(id); 3]);
+    assert_eq!(world.payments.calls(), [Call::Process(id); 3]);
 }
 
 #[tokio::test]
@@ -117,7 +118,7 @@ async fn backoff_grows_up_to_the_cap() {
     for attempt in 1..=30 {
         world.clock.advance(LEASE + BACKOFF_CAP);
         world.payments.will([Reply::Silent]);
-        assert_eq!(driver.drive_due().await.expect("a poll"), 1);
+        assert_eq!(driver.run_due().await.expect("a poll"), 1);
         assert_eq!(world.order(id).await.attempt, attempt);
         assert!(due_in(&world, id).await <= BACKOFF_CAP);
     }
@@ -134,7 +135,7 @@ async fn a_confirmation_wakes_a_rescheduled_order() {
     world.settle().await;
     assert_eq!(world.state(id).await, State::Created);
     // The clock is stopped: without the confirmation it would not become due.
-    world.instance("order-2").wake(id).await.expect("woken");
+    wake(&world.instance("order-2"), id).await.expect("woken");
     world.settle().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
 }
@@ -146,12 +147,12 @@ async fn late_repeated_or_forged_confirmations_do_nothing() {
     world.settle().await;
     let before = (world.order(id).await, world.events().await);
     for _ in 0..3 {
-        world.driver.wake(id).await.expect("woken");
+        wake(&world.driver, id).await.expect("woken");
     }
-    world.driver.wake(OrderId::from_uuid(uuid::Uuid::from_u128(7))).await.expect("woken");
+    wake(&world.driver, OrderId::from_uuid(uuid::Uuid::from_u128(7))).await.expect("woken");
     world.settle().await;
     assert_eq!((world.order(id).await, world.events().await), before);
-    assert_eq!(world.payments.all_asked().len(), 1);
+    assert_eq!(world.payments.calls().len(), 1);
 }
 
 #[tokio::test]
@@ -161,10 +162,10 @@ async fn a_confirmation_during_an_attempt_is_not_lost_if_the_attempt_fails() {
     world.clock.advance(LEASE);
     let stalled = world.stalled(id, Reply::silent_held).await;
     // It is being driven: no other instance can claim it. The clock is stopped: the due time hardly changes.
-    world.instance("order-3").wake(id).await.expect("woken");
+    wake(&world.instance("order-3"), id).await.expect("woken");
     stalled.let_go().await;
     assert_eq!(world.order(id).await.attempt, 1);
-    assert_eq!(world.instance("order-3").drive_due().await.expect("a poll"), 1, "it is due immediately");
+    assert_eq!(world.instance("order-3").run_due().await.expect("a poll"), 1, "it is due immediately");
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;
 }
@@ -186,12 +187,12 @@ async fn only_one_of_two_instances_claims_an_order() {
 #[tokio::test]
 async fn an_unreadable_order_does_not_keep_others_from_being_driven() {
     let world = World::new().await;
-    let (broken, sound) = (world.abandoned_order().await, world.abandoned_order().await);
+    let (broken, readable) = (world.abandoned_order().await, world.abandoned_order().await);
     let sql = format!("UPDATE orders SET address = '{{' WHERE order_id = {}", world.literal(broken));
     sea_orm::ConnectionTrait::execute_unprepared(world.db.read(), &sql).await.expect("corrupted");
     world.clock.advance(LEASE);
-    assert_eq!(world.instance("order-2").drive_due().await.expect("a poll"), 1);
-    assert_eq!(world.state(sound).await, State::FulfillmentStarted);
+    assert_eq!(world.instance("order-2").run_due().await.expect("a poll"), 1);
+    assert_eq!(world.state(readable).await, State::FulfillmentStarted);
 }
 
 #[tokio::test]
@@ -204,7 +205,7 @@ async fn the_poller_finds_due_orders_and_frees_its_leases_on_shutdown() {
     let stop = tokio_util::sync::CancellationToken::new();
     let driver = world.instance_until("order-2", &stop);
     let polling = tokio::spawn(driver.poll());
-    timeout(GUARD, world.payments.was_asked(1)).await.expect("driven");
+    timeout(GUARD, world.payments.called(1)).await.expect("driven");
     stop.cancel();
     gate.notify_one();
     timeout(GUARD, polling).await.expect("it stops").expect("no panic");
@@ -223,7 +224,7 @@ async fn an_instance_that_shuts_down_frees_its_orders_immediately() {
     stop.cancel();
     timeout(GUARD, driver.poll()).await.expect("it stops");
     // No lease has expired.
-    assert_eq!(world.instance("order-3").drive_due().await.expect("a poll"), 1);
+    assert_eq!(world.instance("order-3").run_due().await.expect("a poll"), 1);
     assert_eq!(world.state(id).await, State::FulfillmentStarted);
 }
 
@@ -232,15 +233,15 @@ async fn a_stalled_owner_that_resumes_late_records_its_result_and_the_new_owner_
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let stalled = world.stalled(id, Reply::answer_held).await;
+    let stalled = world.stalled(id, Reply::response_held).await;
     world.clock.advance(LEASE);
     let second = world.instance("order-3");
     let order = second.claim_due(1).await.expect("a poll").pop().expect("taken over");
     stalled.let_go().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE, "the key makes the result correct, whichever driver records it");
-    second.drive(order, None).await;
+    second.run(order).await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
-    assert_eq!(world.payments.all_asked(), [Asked::Process(id); 2]);
+    assert_eq!(world.payments.calls(), [Call::Process(id); 2]);
     world.settle().await;
 }
 
@@ -256,12 +257,8 @@ async fn a_stalled_owner_does_not_free_the_lease_of_the_new_owner() {
     stalled.let_go().await;
     assert_eq!(world.order(id).await.attempt, 0, "an attempt after the lease was lost is not counted");
     world.clock.advance(LEASE - Duration::from_secs(1));
-    assert_eq!(
-        world.instance("order-4").drive_due().await.expect("a poll"),
-        0,
-        "the lease still belongs to the second"
-    );
-    second.drive(order, None).await;
+    assert_eq!(world.instance("order-4").run_due().await.expect("a poll"), 0, "the lease still belongs to the second");
+    second.run(order).await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;
 }
@@ -276,11 +273,11 @@ async fn setting_the_clock_back_delays_neither_a_crashed_instances_lease_nor_a_d
     world.clock.advance(LEASE);
     world.payments.will([Reply::Silent]);
     let driver = world.instance("order-2");
-    assert_eq!(driver.drive_due().await.expect("a poll"), 1);
+    assert_eq!(driver.run_due().await.expect("a poll"), 1);
     let waits = leased;
     let leased = world.abandoned_order().await;
     world.clock.set_back(HOUR);
-    assert_eq!(driver.drive_due().await.expect("a poll"), 2, "both are due, whatever the old clock was");
+    assert_eq!(driver.run_due().await.expect("a poll"), 2, "both are due, whatever the old clock was");
     for id in [leased, waits] {
         assert_eq!(world.history(id).await, WHOLE_LIFE);
     }
@@ -292,7 +289,7 @@ async fn a_wake_up_ignores_a_lease_of_a_clock_that_was_set_back() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.set_back(HOUR);
-    world.instance("order-2").wake(id).await.expect("woken");
+    wake(&world.instance("order-2"), id).await.expect("woken");
     world.settle().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
 }
@@ -302,10 +299,10 @@ async fn setting_the_clock_forward_during_a_drive_repeats_nothing() {
     let world = World::new().await;
     let id = world.abandoned_order().await;
     world.clock.advance(LEASE);
-    let stalled = world.stalled(id, Reply::answer_held).await;
+    let stalled = world.stalled(id, Reply::response_held).await;
     world.clock.advance(HOUR);
     let second = world.instance("order-3");
-    assert_eq!(second.drive_due().await.expect("a poll"), 1, "the lease has expired by this clock");
+    assert_eq!(second.run_due().await.expect("a poll"), 1, "the lease has expired by this clock");
     stalled.let_go().await;
     assert_eq!(world.history(id).await, WHOLE_LIFE);
     world.settle().await;

@@ -7,7 +7,7 @@ use contracts::data::v1 as data;
 use contracts::order::v1 as proto;
 use tonic::Code;
 
-use crate::system::{Choice, System, is, mugs, refusal, retry_after};
+use crate::system::{Choice, System, is, mugs, rejection, retry_after};
 
 #[tokio::test]
 async fn a_message_over_the_limit_is_rejected_unread() {
@@ -16,7 +16,7 @@ async fn a_message_over_the_limit_is_rejected_unread() {
     let mut request = mugs(1);
     request.contact_email = "a".repeat(70 * 1_024);
     let status = ada.create(request).await.expect_err("too long");
-    assert_eq!(refusal(&status), is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", "mesh"));
+    assert_eq!(rejection(&status), is(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", "mesh"));
     ada.create(mugs(1)).await.expect("a shorter one");
 }
 
@@ -29,7 +29,7 @@ async fn an_order_that_exceeds_the_memory_budget_is_out_of_memory_and_a_small_on
     request.items =
         (0..100).map(|number| proto::OrderItem { sku: format!("MUG-OF-COLOUR-{number}"), quantity: 1 }).collect();
     let status = ada.create(request).await.expect_err("it does not fit");
-    assert_eq!(refusal(&status), is(Code::ResourceExhausted, "OUT_OF_MEMORY", "mesh"));
+    assert_eq!(rejection(&status), is(Code::ResourceExhausted, "OUT_OF_MEMORY", "mesh"));
     assert!(retry_after(&status).is_some());
     let event = system.data.failure(EventType::OrderCreation, "OutOfMemoryError").await;
     assert_eq!((event.order_id.as_str(), event.error.expect("a reason").reason.as_str()), ("", "OUT_OF_MEMORY"));
@@ -46,10 +46,10 @@ async fn a_customer_over_the_quota_gets_a_retry_delay_and_others_are_served() {
         ada.create(mugs(1)).await.expect("within the quota");
     }
     let status = ada.create(mugs(1)).await.expect_err("one too many");
-    assert_eq!(refusal(&status), is(Code::ResourceExhausted, "RATE_LIMITED", "mesh"));
+    assert_eq!(rejection(&status), is(Code::ResourceExhausted, "RATE_LIMITED", "mesh"));
     assert!(retry_after(&status).is_some_and(|wait| wait > Duration::from_secs(60)));
     bob.create(mugs(1)).await.expect("another's quota");
-    ada.orders().list_orders(ada.asks(proto::ListOrdersRequest::default())).await.expect("another method");
+    ada.orders().list_orders(ada.request(proto::ListOrdersRequest::default())).await.expect("another method");
 }
 
 #[tokio::test]
@@ -58,9 +58,9 @@ async fn without_the_data_service_orders_are_rejected_and_events_are_queued() {
     let ada = system.person("customer");
     let request = mugs(1);
     let status = ada.create(request.clone()).await.expect_err("the catalogue is down");
-    assert_eq!(refusal(&status), is(Code::Unavailable, "LOOKUP_FAILED", "order"));
+    assert_eq!(rejection(&status), is(Code::Unavailable, "LOOKUP_FAILED", "order"));
     assert!(retry_after(&status).is_some());
-    let list = ada.orders().list_orders(ada.asks(proto::ListOrdersRequest::default())).await.expect("the list");
+    let list = ada.orders().list_orders(ada.request(proto::ListOrdersRequest::default())).await.expect("the list");
     assert!(list.into_inner().orders.is_empty());
     system.data_comes_up();
     let creation = system.data.failure(EventType::OrderCreation, "CONNECTION_ERROR").await;

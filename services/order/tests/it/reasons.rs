@@ -103,8 +103,8 @@ fn the_reasons_and_their_error_classes_are_stable() {
 #[test]
 fn a_known_cause_is_the_class_whatever_the_code() {
     for class in [ErrorClass::Timeout, ErrorClass::ConnectionError, ErrorClass::MalformedAnswer] {
-        let refusal = Error::LookupFailed { cause: class };
-        let status = mesh::status("order", &refusal);
+        let rejection = Error::LookupFailed { cause: class };
+        let status = mesh::status("order", &rejection);
         assert_eq!((status.code(), mesh::error_class(&status).kind.as_str()), (tonic::Code::Unavailable, class.name()));
     }
     let timed_out = sea_orm::DbErr::ConnectionAcquire(sea_orm::ConnAcquireErr::Timeout);

@@ -28,10 +28,10 @@ async fn an_adjustment_adds_or_removes_stock() {
 async fn stock_cannot_become_negative() {
     let world = World::new().await;
     for write_off in [false, true] {
-        let refusal = world.adjust("MUG", -11, write_off).await.expect_err("rejected");
-        assert!(matches!(&refusal, Error::StockNegative { on_hand: 10, .. }), "{refusal}");
-        let refusal = world.adjust("FORK", -1, write_off).await.expect_err("rejected");
-        assert!(matches!(&refusal, Error::StockNegative { on_hand: 0, .. }), "{refusal}");
+        let rejection = world.adjust("MUG", -11, write_off).await.expect_err("rejected");
+        assert!(matches!(&rejection, Error::StockNegative { on_hand: 10, .. }), "{rejection}");
+        let rejection = world.adjust("FORK", -1, write_off).await.expect_err("rejected");
+        assert!(matches!(&rejection, Error::StockNegative { on_hand: 0, .. }), "{rejection}");
     }
     assert_eq!((world.stock("MUG").await, world.stock("FORK").await), ((10, 0), (0, 0)));
 }
@@ -40,8 +40,8 @@ async fn stock_cannot_become_negative() {
 async fn reserved_stock_is_taken_only_by_a_write_off_and_from_the_newest_order_first() {
     let world = World::new().await;
     let (old, new) = (world.abandoned_order().await, world.abandoned_order().await);
-    let refusal = world.adjust("MUG", -7, false).await.expect_err("rejected");
-    assert!(matches!(&refusal, Error::StockReserved { reserved: 4, .. }), "{refusal}");
+    let rejection = world.adjust("MUG", -7, false).await.expect_err("rejected");
+    assert!(matches!(&rejection, Error::StockReserved { reserved: 4, .. }), "{rejection}");
     assert_eq!(world.stock("MUG").await, (10, 4));
     let adjusted = world.adjust("MUG", -7, true).await.expect("written off");
     assert_eq!((adjusted.stock.on_hand, adjusted.stock.reserved, adjusted.lost_lines), (3, 2, 1));
@@ -59,7 +59,7 @@ async fn an_order_whose_stock_was_written_off_is_cancelled_and_refunded() {
     let id = world.abandoned_order().await;
     world.adjust("MUG", -10, true).await.expect("written off");
     world.clock.advance(LEASE);
-    world.instance("order-2").drive_due().await.expect("a poll");
+    world.instance("order-2").run_due().await.expect("a poll");
     world.settle().await;
     assert_eq!(world.states(id).await, [State::Created, State::Paid, State::Cancelling, State::Cancelled]);
     let order = world.order(id).await;
@@ -79,8 +79,8 @@ async fn allocated_stock_is_not_written_off() {
     let world = World::new().await;
     let id = world.order_mugs().await;
     world.settle().await;
-    let refusal = world.adjust("MUG", -9, true).await.expect_err("its fulfilment has started");
-    assert!(matches!(&refusal, Error::StockReserved { reserved: 2, .. }), "{refusal}");
+    let rejection = world.adjust("MUG", -9, true).await.expect_err("its fulfilment has started");
+    assert!(matches!(&rejection, Error::StockReserved { reserved: 2, .. }), "{rejection}");
     assert_eq!((world.state(id).await, world.stock("MUG").await), (State::FulfillmentStarted, (10, 2)));
     world.adjust("MUG", -8, true).await.expect("the rest is free");
     world.settle().await;
@@ -115,8 +115,8 @@ async fn an_adjustment_is_made_once_per_request() {
         AdjustStock { sku: "FORK".into(), ..command.clone() },
         AdjustStock { write_off: true, ..command },
     ] {
-        let refusal = world.adjust_by(other).await.expect_err("another command");
-        assert!(matches!(refusal, Error::RequestIdReused), "{refusal}");
+        let rejection = world.adjust_by(other).await.expect_err("another command");
+        assert!(matches!(rejection, Error::RequestIdReused), "{rejection}");
     }
     assert_eq!((world.stock("MUG").await, world.stock("FORK").await), ((16, 0), (0, 0)));
 }

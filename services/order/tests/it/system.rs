@@ -147,34 +147,34 @@ impl data::trace_event_service_server::TraceEventService for Data {
     async fn summarize_trace_events(&self, _: Request<data::SummarizeTraceEventsRequest>) -> Result<Response<data::SummarizeTraceEventsResponse>, Status> { not_here() }
 }
 
-/// The Payment Service: answers with the scripted state of each payment, or SUCCEEDED.
+/// The Payment Service: responds with the scripted state of each payment, or SUCCEEDED.
 #[derive(Clone)]
 pub(crate) struct PaymentsServer {
-    says: watch::Sender<Option<payment::PaymentState>>,
+    state: watch::Sender<Option<payment::PaymentState>>,
     /// The orders whose payments were requested.
-    asked: watch::Sender<Vec<String>>,
+    orders: watch::Sender<Vec<String>>,
 }
 
 impl PaymentsServer {
     fn new() -> Self {
-        Self { says: watch::Sender::new(None), asked: watch::Sender::new(vec![]) }
+        Self { state: watch::Sender::new(None), orders: watch::Sender::new(vec![]) }
     }
 
     /// Sets the state of every payment from now on.
-    pub(crate) fn say(&self, state: payment::PaymentState) {
-        self.says.send_replace(Some(state));
+    pub(crate) fn set_state(&self, state: payment::PaymentState) {
+        self.state.send_replace(Some(state));
     }
 
     /// Waits until an order's payment was requested.
-    pub(crate) async fn was_asked_for(&self, order: &str) {
-        let mut asked = self.asked.subscribe();
-        let came = asked.wait_for(|asked| asked.iter().any(|id| id == order));
+    pub(crate) async fn called_for(&self, order: &str) {
+        let mut orders = self.orders.subscribe();
+        let came = orders.wait_for(|orders| orders.iter().any(|id| id == order));
         tokio::time::timeout(GUARD, came).await.expect("the payment is requested").expect("the sender exists");
     }
 
     fn payment(&self, order_id: String, otherwise: payment::PaymentState) -> payment::Payment {
-        let state = self.says.borrow().unwrap_or(otherwise);
-        self.asked.send_modify(|asked| asked.push(order_id.clone()));
+        let state = self.state.borrow().unwrap_or(otherwise);
+        self.orders.send_modify(|orders| orders.push(order_id.clone()));
         payment::Payment { order_id, state: state.into(), ..Default::default() }
     }
 }
@@ -403,11 +403,11 @@ impl System {
         assert_eq!(db.read().execute_raw(update).await.expect("updated").rows_affected(), 1);
     }
 
-    /// The status line of the admin port's answer.
+    /// The status line of the admin port's response.
     pub(crate) async fn admin(&self, path: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(self.admin_address).await.expect("the admin port is open");
         let question = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(question.as_bytes()).await.expect("asked");
+        stream.write_all(question.as_bytes()).await.expect("sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("answered");
         answer.lines().next().unwrap_or_default().to_owned()
@@ -454,7 +454,7 @@ pub(crate) struct Person {
 }
 
 impl Person {
-    pub(crate) fn asks<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(token) = &self.token {
             let bearer = format!("Bearer {token}").parse().expect("a header");
@@ -477,18 +477,18 @@ impl Person {
     }
 
     pub(crate) async fn create(&self, request: proto::CreateOrderRequest) -> Result<proto::Order, Status> {
-        let response = self.orders().create_order(self.asks(request)).await?;
+        let response = self.orders().create_order(self.request(request)).await?;
         Ok(response.into_inner().order.expect("an order"))
     }
 
     pub(crate) async fn get(&self, id: &str) -> Result<proto::GetOrderResponse, Status> {
         let request = proto::GetOrderRequest { order_id: id.into() };
-        Ok(self.orders().get_order(self.asks(request)).await?.into_inner())
+        Ok(self.orders().get_order(self.request(request)).await?.into_inner())
     }
 
     pub(crate) async fn cancel(&self, id: &str) -> Result<proto::Order, Status> {
         let request = proto::CancelOrderRequest { order_id: id.into() };
-        Ok(self.orders().cancel_order(self.asks(request)).await?.into_inner().order.expect("an order"))
+        Ok(self.orders().cancel_order(self.request(request)).await?.into_inner().order.expect("an order"))
     }
 
     pub(crate) async fn watch(
@@ -497,7 +497,7 @@ impl Person {
         after: i64,
     ) -> Result<tonic::Streaming<proto::WatchOrderResponse>, Status> {
         let request = proto::WatchOrderRequest { order_id: id.into(), after_version: after };
-        Ok(self.orders().watch_order(self.asks(request)).await?.into_inner())
+        Ok(self.orders().watch_order(self.request(request)).await?.into_inner())
     }
 
     /// Watches until the stream ends; returns the states, and how it ended.
@@ -506,12 +506,12 @@ impl Person {
             Ok(steps) => steps,
             Err(status) => return (vec![], Err(status)),
         };
-        let mut seen = Vec::new();
+        let mut states = Vec::new();
         loop {
             match tokio::time::timeout(GUARD, steps.message()).await.expect("a message, or the end") {
-                Ok(Some(step)) => seen.push(state(step.entry.expect("a step has an entry").state())),
-                Ok(None) => return (seen, Ok(())),
-                Err(status) => return (seen, Err(status)),
+                Ok(Some(step)) => states.push(state(step.entry.expect("a step has an entry").state())),
+                Ok(None) => return (states, Ok(())),
+                Err(status) => return (states, Err(status)),
             }
         }
     }
@@ -540,7 +540,7 @@ pub(crate) fn mugs(quantity: i32) -> proto::CreateOrderRequest {
 }
 
 /// The code, reason and domain of an error.
-pub(crate) fn refusal(status: &Status) -> (Code, String, String) {
+pub(crate) fn rejection(status: &Status) -> (Code, String, String) {
     let info = status.get_details_error_info().expect("every error has ErrorInfo");
     (status.code(), info.reason, info.domain)
 }

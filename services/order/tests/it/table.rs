@@ -1,6 +1,6 @@
 //! The program goes by its table: a transition that is taken out of it is not made.
 
-use order::lifecycle::{Answer, Input, State, Table, next};
+use order::lifecycle::{Decision, Input, State, Table, next};
 
 use crate::world::{BACKOFF_CAP, LEASE, World};
 
@@ -11,7 +11,7 @@ async fn left_in(table: Table) -> (State, Option<String>) {
     let driver = world.instance_by(table);
     for _ in 0..3 {
         world.clock.advance(LEASE + BACKOFF_CAP);
-        driver.drive_due().await.expect("the store works");
+        driver.run_due().await.expect("the store works");
     }
     let order = world.order(id).await;
     let fulfilled = world.events().await.iter().filter(|event| event.event_type == "order_fulfillment").count();
@@ -23,11 +23,11 @@ async fn left_in(table: Table) -> (State, Option<String>) {
 #[tokio::test]
 async fn a_transition_that_is_not_in_the_table_is_not_made() {
     let without_allocation: Table = |state, input| match (state, input) {
-        (State::Paid, Input::Done) => Answer::No,
+        (State::Paid, Input::Done) => Decision::Rejected,
         (state, input) => next(state, input),
     };
     let without_payment: Table = |state, input| match (state, input) {
-        (State::Created, Input::Done) => Answer::No,
+        (State::Created, Input::Done) => Decision::Rejected,
         (state, input) => next(state, input),
     };
     // Payment, allocation and the start of fulfilment are recorded together.

@@ -20,7 +20,7 @@ async fn world(orders: Option<u64>, units: Option<u64>) -> World {
 /// The next payments stay undecided until the gates open.
 fn held(world: &World, count: usize) -> Vec<Arc<Notify>> {
     let gates: Vec<_> = (0..count).map(|_| Arc::new(Notify::new())).collect();
-    world.payments.will(gates.iter().map(Reply::answer_held).collect::<Vec<_>>());
+    world.payments.will(gates.iter().map(Reply::response_held).collect::<Vec<_>>());
     gates
 }
 
@@ -28,8 +28,8 @@ fn open(gates: &[Arc<Notify>]) {
     gates.iter().for_each(|gate| gate.notify_one());
 }
 
-fn limit(refusal: &Error) -> Option<UnpaidLimit> {
-    if let Error::TooMuchUnpaid { limit } = refusal { Some(*limit) } else { None }
+fn limit(rejection: &Error) -> Option<UnpaidLimit> {
+    if let Error::TooMuchUnpaid { limit } = rejection { Some(*limit) } else { None }
 }
 
 #[tokio::test]
@@ -39,8 +39,8 @@ async fn a_customers_unpaid_orders_are_limited_until_they_are_paid() {
     let first = wants(&[("MUG", 1)]);
     let order = world.create(first.clone()).await.expect("the first");
     world.create(wants(&[("MUG", 1)])).await.expect("the second");
-    let refusal = world.create(wants(&[("MUG", 1)])).await.expect_err("a third");
-    assert_eq!(limit(&refusal), Some(UnpaidLimit::Orders(2)), "{refusal}");
+    let rejection = world.create(wants(&[("MUG", 1)])).await.expect_err("a third");
+    assert_eq!(limit(&rejection), Some(UnpaidLimit::Orders(2)), "{rejection}");
     assert_eq!(world.stock("MUG").await, (10, 2), "nothing was reserved");
     assert_eq!(world.create(first).await.expect("a replay").id, order.id);
     world.create_for(new_user(), wants(&[("MUG", 1)])).await.expect("another customer's");
@@ -54,12 +54,12 @@ async fn a_customers_unpaid_orders_are_limited_until_they_are_paid() {
 #[tokio::test]
 async fn a_customers_unpaid_units_are_limited() {
     let world = world(None, Some(5)).await;
-    let refusal = world.create(wants(&[("MUG", 4), ("PLATE", 2)])).await.expect_err("six in one order");
-    assert_eq!(limit(&refusal), Some(UnpaidLimit::Units(5)), "{refusal}");
+    let rejection = world.create(wants(&[("MUG", 4), ("PLATE", 2)])).await.expect_err("six in one order");
+    assert_eq!(limit(&rejection), Some(UnpaidLimit::Units(5)), "{rejection}");
     let gates = held(&world, 2);
     world.create(wants(&[("MUG", 2), ("PLATE", 1)])).await.expect("three");
-    let refusal = world.create(wants(&[("MUG", 3)])).await.expect_err("six in two orders");
-    assert_eq!(limit(&refusal), Some(UnpaidLimit::Units(5)), "{refusal}");
+    let rejection = world.create(wants(&[("MUG", 3)])).await.expect_err("six in two orders");
+    assert_eq!(limit(&rejection), Some(UnpaidLimit::Units(5)), "{rejection}");
     let cancelled = world.create(wants(&[("MUG", 2)])).await.expect("five in two orders").id;
     assert!(world.create(wants(&[("MUG", 1)])).await.is_err());
     world.cancel(cancelled).await.expect("it is not too late");
@@ -75,7 +75,10 @@ async fn concurrent_orders_are_counted_one_after_the_other() {
     let all = join_all((0..8).map(|_| world.create(wants(&[("MUG", 1)])))).await;
     let made: Vec<_> = all.iter().filter_map(|result| result.as_ref().ok()).collect();
     assert_eq!(made.len(), 3);
-    assert!(all.iter().filter_map(|result| result.as_ref().err()).all(|refusal| limit(refusal).is_some()), "{all:?}");
+    assert!(
+        all.iter().filter_map(|result| result.as_ref().err()).all(|rejection| limit(rejection).is_some()),
+        "{all:?}"
+    );
     assert_eq!(world.stock("MUG").await, (10, 3));
     open(&gates);
     world.settle().await;

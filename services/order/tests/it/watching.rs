@@ -4,7 +4,7 @@ use contracts::payment::v1::PaymentState;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::system::{Choice, System, is, mugs, refusal, retry_after, state};
+use crate::system::{Choice, System, is, mugs, rejection, retry_after, state};
 use crate::world::GUARD;
 
 #[tokio::test]
@@ -13,11 +13,11 @@ async fn only_transitions_after_the_version_are_sent() {
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
-    let (seen, end) = ada.watch_to_the_end(&id, 2).await;
+    let (states, end) = ada.watch_to_the_end(&id, 2).await;
     end.expect("a clean end");
-    assert_eq!(seen, ["ALLOCATED", "FULFILLMENT_STARTED"]);
+    assert_eq!(states, ["ALLOCATED", "FULFILLMENT_STARTED"]);
     let status = ada.watch_to_the_end(&id, -1).await.1.expect_err("versions count from 1");
-    assert_eq!(refusal(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
+    assert_eq!(rejection(&status), is(Code::InvalidArgument, "INVALID_ARGUMENT", "order"));
 }
 
 #[tokio::test]
@@ -27,28 +27,28 @@ async fn a_stream_after_the_final_transition_ends_immediately() {
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     ada.watch_to_the_end(&id, 0).await.1.expect("a clean end");
     for after in [4, 100] {
-        let (seen, end) = ada.watch_to_the_end(&id, after).await;
+        let (states, end) = ada.watch_to_the_end(&id, after).await;
         end.expect("a clean end");
-        assert!(seen.is_empty());
+        assert!(states.is_empty());
     }
 }
 
 #[tokio::test]
 async fn an_order_that_needs_attention_keeps_its_stream_open_until_it_is_final() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     let (ada, operator) = (system.person("customer"), system.person("operator"));
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    system.payments.was_asked_for(&id).await;
-    system.payments.say(PaymentState::RefundRefused);
+    system.payments.called_for(&id).await;
+    system.payments.set_state(PaymentState::RefundRefused);
     ada.cancel(&id).await.expect("it is not too late");
     let mut steps = ada.watch(&id, 2).await.expect("the order");
     let step = timeout(GUARD, steps.message()).await.expect("soon").expect("an open stream").expect("a step");
     assert_eq!(state(step.entry.expect("an entry").state()), "NEEDS_ATTENTION");
     assert_eq!(step.payment_failure.expect("a reason").reason, "REFUND_REFUSED");
-    system.payments.say(PaymentState::Refunded);
+    system.payments.set_state(PaymentState::Refunded);
     let retry = contracts::order::v1::RetryOrderRequest { order_id: id };
-    operator.orders().retry_order(operator.asks(retry)).await.expect("an operator may");
+    operator.orders().retry_order(operator.request(retry)).await.expect("an operator may");
     for expected in ["CANCELLING", "CANCELLED"] {
         let step = timeout(GUARD, steps.message()).await.expect("soon").expect("an open stream").expect("a step");
         assert_eq!(state(step.entry.expect("an entry").state()), expected);
@@ -59,13 +59,13 @@ async fn an_order_that_needs_attention_keeps_its_stream_open_until_it_is_final()
 #[tokio::test]
 async fn transitions_committed_by_another_instance_are_sent_too() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    system.payments.was_asked_for(&id).await;
+    system.payments.called_for(&id).await;
     let other = system.another_instance().await;
     let mut steps = ada.at(&other).watch(&id, 1).await.expect("the order");
-    system.payments.say(PaymentState::Cancelled);
+    system.payments.set_state(PaymentState::Cancelled);
     ada.cancel(&id).await.expect("it is not too late");
     let step = timeout(GUARD, steps.message()).await.expect("soon").expect("an open stream").expect("a step");
     assert_eq!(state(step.entry.expect("an entry").state()), "CANCELLING");
@@ -74,25 +74,28 @@ async fn transitions_committed_by_another_instance_are_sent_too() {
 #[tokio::test]
 async fn a_stream_ends_when_its_callers_token_expires() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     // It has just expired; the leeway for clock skew still admits it.
     let ada = system.person_until("customer", -1);
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
-    let (seen, end) = ada.watch_to_the_end(&id, 0).await;
-    assert_eq!(seen, ["CREATED"]);
-    assert_eq!(refusal(&end.expect_err("the token has expired")), is(Code::Unauthenticated, "TOKEN_EXPIRED", "order"));
+    let (states, end) = ada.watch_to_the_end(&id, 0).await;
+    assert_eq!(states, ["CREATED"]);
+    assert_eq!(
+        rejection(&end.expect_err("the token has expired")),
+        is(Code::Unauthenticated, "TOKEN_EXPIRED", "order")
+    );
 }
 
 #[tokio::test]
 async fn a_customers_streams_are_limited_and_a_closed_one_frees_its_slot() {
     let system = System::with(Choice { max_watchers: 1, ..Choice::default() }).await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let mut first = ada.watch(&id, 0).await.expect("the order");
     first.message().await.expect("an open stream").expect("a step");
     let status = ada.watch_to_the_end(&id, 0).await.1.expect_err("too many");
-    assert_eq!(refusal(&status), is(Code::ResourceExhausted, "TOO_MANY_WATCHERS", "order"));
+    assert_eq!(rejection(&status), is(Code::ResourceExhausted, "TOO_MANY_WATCHERS", "order"));
     assert!(retry_after(&status).is_some());
     // An operator and another customer have their own limits.
     let mut others = system.person("operator").watch(&id, 0).await.expect("any customer's order");
@@ -101,8 +104,8 @@ async fn a_customers_streams_are_limited_and_a_closed_one_frees_its_slot() {
     let bobs = bob.create(mugs(1)).await.expect("an order").order_id;
     bob.watch(&bobs, 0).await.expect("the order");
     ada.get(&id).await.expect("other calls are served");
-    system.payments.was_asked_for(&id).await;
-    system.payments.say(PaymentState::Cancelled);
+    system.payments.called_for(&id).await;
+    system.payments.set_state(PaymentState::Cancelled);
     ada.cancel(&id).await.expect("it is not too late");
     while first.message().await.expect("a clean end").is_some() {}
     ada.watch_to_the_end(&id, 0).await.1.expect("a free slot");
@@ -111,15 +114,15 @@ async fn a_customers_streams_are_limited_and_a_closed_one_frees_its_slot() {
 #[tokio::test]
 async fn a_drain_ends_streams_with_unavailable_and_a_retry_delay() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;
     let mut steps = ada.watch(&id, 0).await.expect("the order");
     steps.message().await.expect("an open stream").expect("a step");
-    system.payments.was_asked_for(&id).await;
+    system.payments.called_for(&id).await;
     system.shutdown.cancel();
     let status = timeout(GUARD, steps.message()).await.expect("soon").expect_err("drained");
-    assert_eq!(refusal(&status), is(Code::Unavailable, "DRAINING", "order"));
+    assert_eq!(rejection(&status), is(Code::Unavailable, "DRAINING", "order"));
     assert!(retry_after(&status).is_some());
     drop(steps);
     timeout(GUARD, system.running).await.expect("it stops").expect("no panic").expect("a clean end");
@@ -128,7 +131,7 @@ async fn a_drain_ends_streams_with_unavailable_and_a_retry_delay() {
 #[tokio::test]
 async fn a_draining_instance_is_alive_and_not_ready() {
     let system = System::new().await;
-    system.payments.say(PaymentState::Pending);
+    system.payments.set_state(PaymentState::Pending);
     assert_eq!(system.admin("/readyz").await, "HTTP/1.1 200 OK");
     let ada = system.person("customer");
     let id = ada.create(mugs(1)).await.expect("an order").order_id;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use kernel::{Clock, FaultPoint, IdSource, ManualClock, Money, OrderId, RequestId, SystemIds, Timestamp, UserId};
 use order::Error;
-use order::effects::{Driver, Options, Parts};
+use order::driver::{Context, Driver, Effects, Options};
 use order::inventory::{AdjustStock, Inventory, Stock};
 use order::lifecycle::{State, Table};
 use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};
 use order::orders::Orders;
 use order::store::{Adjustment, Store};
-use order::watch::Watchers;
+use order::subscriptions::Subscriptions;
 use storage::Database;
 use telemetry::{Kind, Operation, Outcome, Parent, TraceEvent};
 use tokio::sync::Notify;
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::fakes::{FakeCatalog, FakePayments, Plan, Reply, Seen, TELLER};
+use crate::fakes::{FakeCatalog, FakePayments, Plan, Reply, TELLER, Unclaimed};
 use crate::invariants::invariants;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(15);
@@ -71,14 +71,14 @@ pub(crate) struct World {
     pub(crate) payments: Arc<FakePayments>,
     pub(crate) catalog: Arc<FakeCatalog>,
     pub(crate) faults: Arc<Plan>,
-    pub(crate) seen: Arc<Seen>,
+    pub(crate) unclaimed: Arc<Unclaimed>,
     pub(crate) tasks: TaskTracker,
     /// Instance "order-1", with the planned crashes of `faults`.
     pub(crate) driver: Driver,
     pub(crate) orders: Orders,
     pub(crate) inventory: Inventory,
-    pub(crate) watchers: Watchers,
     pub(crate) user: UserId,
+    shared: Shared,
     _folder: Option<tempfile::TempDir>,
 }
 
@@ -104,10 +104,17 @@ impl World {
         let payments = FakePayments::new();
         let prices = [("MUG", eur(1_250)), ("PLATE", eur(800)), ("SPOON", eur(100)), ("VASE", usd(4_000))];
         let catalog = FakeCatalog::new(prices);
-        let (faults, seen) = (Arc::new(Plan::default()), Arc::new(Seen::default()));
-        let (tasks, watchers) = (TaskTracker::new(), Watchers::new(10));
-        let parts = parts(&store, &payments, &clock, &seen, &watchers, &faults, &tasks, "order-1");
-        let driver = Driver::new(parts);
+        let (faults, unclaimed) = (Arc::new(Plan::default()), Arc::new(Unclaimed::default()));
+        let tasks = TaskTracker::new();
+        let shared = Shared {
+            store: store.clone(),
+            payments: payments.clone(),
+            clock: clock.clone(),
+            unclaimed: unclaimed.clone(),
+            subscriptions: Subscriptions::new(10),
+            tasks: tasks.clone(),
+        };
+        let driver = shared.driver("order-1", faults.clone());
         let orders = Orders {
             store: store.clone(),
             catalog: catalog.clone(),
@@ -125,13 +132,13 @@ impl World {
             payments,
             catalog,
             faults,
-            seen,
+            unclaimed,
             tasks,
             driver,
             orders,
             inventory,
-            watchers,
             user,
+            shared,
             _folder: folder,
         };
         for (sku, on_hand) in [("MUG", 10), ("PLATE", 10), ("VASE", 1)] {
@@ -142,41 +149,29 @@ impl World {
 
     /// Another instance on the same store, with the same peers; it never crashes.
     pub(crate) fn instance(&self, name: &str) -> Driver {
-        self.instance_until(name, &CancellationToken::new())
+        self.shared.driver(name, Arc::default())
     }
 
     /// The same, with this shutdown token.
     pub(crate) fn instance_until(&self, name: &str, stop: &CancellationToken) -> Driver {
-        let immortal = Arc::new(Plan::default());
-        let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
-        let parts = parts(store, payments, clock, seen, watchers, &immortal, tasks, name);
-        Driver::new(Parts { shutdown: stop.clone(), ..parts })
+        self.shared.driver_by(order::lifecycle::next, name, Arc::default(), stop.clone())
     }
 
     /// The same, with another state machine.
     pub(crate) fn instance_by(&self, table: Table) -> Driver {
-        let immortal = Arc::new(Plan::default());
-        let Self { store, payments, clock, seen, watchers, tasks, .. } = self;
-        let parts = parts(store, payments, clock, seen, watchers, &immortal, tasks, "order-2");
-        Driver::new(Parts { table, ..parts })
-    }
-
-    /// Another instance, with the planned crashes of `faults`.
-    pub(crate) fn mortal(&self, name: &str) -> Driver {
-        let Self { store, payments, clock, seen, watchers, tasks, faults, .. } = self;
-        Driver::new(parts(store, payments, clock, seen, watchers, faults, tasks, name))
+        self.shared.driver_by(table, "order-2", Arc::default(), CancellationToken::new())
     }
 
     /// Instance "order-2" drives the due order, and stalls in its call to the Payment Service.
     pub(crate) async fn stalled(&self, id: OrderId, reply: impl Fn(&Arc<Notify>) -> Reply) -> Stalled {
         let gate = Arc::new(Notify::new());
-        let asked = self.payments.all_asked().len();
+        let before = self.payments.calls().len();
         self.payments.will([reply(&gate)]);
         let driver = self.instance("order-2");
-        let order = driver.claim_due(1).await.expect("a poll").pop().expect("one is due");
-        assert_eq!(order.id, id);
-        let driving = tokio::spawn(async move { driver.drive(order, None).await });
-        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("the payment is requested");
+        let driven = driver.claim_due(1).await.expect("a poll").pop().expect("one is due");
+        assert_eq!(driven.order.id, id);
+        let driving = tokio::spawn(async move { driver.run(driven).await });
+        tokio::time::timeout(GUARD, self.payments.called(before + 1)).await.expect("the payment is requested");
         Stalled { gate, driving }
     }
 
@@ -190,13 +185,13 @@ impl World {
     }
 
     pub(crate) fn operation(&self, name: &'static str, event_type: Option<&'static str>) -> Operation {
-        Operation::open(Kind::Server, name, Parent::Root, event_type, Some(self.seen.clone()))
+        Operation::open(Kind::Server, name, Parent::Root, event_type, Some(self.unclaimed.clone()))
     }
 
     /// Does what a handler does around the domain's CreateOrder.
     pub(crate) async fn create_for(&self, user: UserId, command: CreateOrder) -> Result<Order, Error> {
         let operation = self.operation("order.v1.OrderService/CreateOrder", Some("order_creation"));
-        let id = self.orders.begin(&operation, user);
+        let id = self.orders.new_id(&operation, user);
         let result = self.orders.create(&operation, id, user, command).await;
         operation.end(match &result {
             Ok(_) => Outcome::Success,
@@ -226,10 +221,10 @@ impl World {
     /// An order that was charged, then cancelled, and whose refund was refused.
     pub(crate) async fn order_that_needs_attention(&self) -> OrderId {
         let gate = Arc::new(Notify::new());
-        let asked = self.payments.all_asked().len();
-        self.payments.will([Reply::answer_held(&gate)]);
+        let before = self.payments.calls().len();
+        self.payments.will([Reply::response_held(&gate)]);
         let id = self.order_mugs().await;
-        tokio::time::timeout(GUARD, self.payments.was_asked(asked + 1)).await.expect("driven");
+        tokio::time::timeout(GUARD, self.payments.called(before + 1)).await.expect("driven");
         self.cancel(id).await.expect("it is not too late");
         gate.notify_one();
         self.settle().await;
@@ -238,7 +233,7 @@ impl World {
     }
 
     pub(crate) async fn cancel(&self, id: OrderId) -> Result<Order, Error> {
-        cancel(&self.orders, &self.seen, id).await
+        cancel(&self.orders, &self.unclaimed, id).await
     }
 
     pub(crate) async fn retry(&self, id: OrderId) -> Result<Order, Error> {
@@ -295,17 +290,17 @@ impl World {
         invariants(self).await;
     }
 
-    /// Advances the clock beyond leases and backoff, and drives, until nothing is due or `most` rounds are done.
-    pub(crate) async fn drive_to_rest(&self, driver: &Driver, most: usize) {
-        for _ in 0..most {
+    /// Advances the clock beyond leases and backoff, and drives, until nothing is due or `max_rounds` are over.
+    pub(crate) async fn drive_to_rest(&self, driver: &Driver, max_rounds: usize) {
+        for _ in 0..max_rounds {
             self.clock.advance(LEASE + BACKOFF_CAP);
-            if driver.drive_due().await.expect("orders are claimed") == 0 {
+            if driver.run_due().await.expect("orders are claimed") == 0 {
                 return;
             }
             // Other tasks (a cancellation's driver) must end first: the check does not read a snapshot.
             self.settle().await;
         }
-        panic!("orders are still due after {most} rounds");
+        panic!("orders are still due after {max_rounds} rounds");
     }
 
     /// An order's id as an SQL literal.
@@ -335,42 +330,40 @@ impl Stalled {
     }
 }
 
-pub(crate) async fn cancel(orders: &Orders, seen: &Arc<Seen>, id: OrderId) -> Result<Order, Error> {
-    let sink: Arc<dyn telemetry::EventSink> = seen.clone();
+pub(crate) async fn cancel(orders: &Orders, unclaimed: &Arc<Unclaimed>, id: OrderId) -> Result<Order, Error> {
+    let sink: Arc<dyn telemetry::EventSink> = unclaimed.clone();
     let name = "order.v1.OrderService/CancelOrder";
     let operation = Operation::open(Kind::Server, name, Parent::Root, Some("audit"), Some(sink));
     orders.cancel(&operation, Scope::All, id).await
 }
 
-#[expect(clippy::too_many_arguments, reason = "every dependency of a driver is an argument")]
-fn parts(
-    store: &Store,
-    payments: &Arc<FakePayments>,
-    clock: &Arc<ManualClock>,
-    seen: &Arc<Seen>,
-    watchers: &Watchers,
-    faults: &Arc<Plan>,
-    tasks: &TaskTracker,
-    instance: &str,
-) -> Parts {
-    Parts {
-        table: order::lifecycle::next,
-        store: store.clone(),
-        payments: payments.clone(),
-        clock: clock.clone(),
-        ids: Arc::new(SystemIds),
-        events: seen.clone(),
-        watchers: watchers.clone(),
-        faults: faults.clone(),
-        tasks: tasks.clone(),
-        shutdown: CancellationToken::new(),
-        options: Options {
-            instance: instance.into(),
+/// What the drivers of all instances share.
+#[derive(Clone)]
+struct Shared {
+    store: Store,
+    payments: Arc<FakePayments>,
+    clock: Arc<ManualClock>,
+    unclaimed: Arc<Unclaimed>,
+    subscriptions: Subscriptions,
+    tasks: TaskTracker,
+}
+
+impl Shared {
+    fn driver(&self, name: &str, faults: Arc<Plan>) -> Driver {
+        self.driver_by(order::lifecycle::next, name, faults, CancellationToken::new())
+    }
+
+    fn driver_by(&self, table: Table, name: &str, faults: Arc<Plan>, shutdown: CancellationToken) -> Driver {
+        let Self { store, payments, clock, unclaimed, subscriptions, tasks } = self.clone();
+        let effects = Effects { table, store, payments, clock, events: unclaimed, subscriptions };
+        let options = Options {
+            instance: name.into(),
             lease: LEASE,
             poll_interval: Duration::from_millis(20),
             backoff: Duration::from_millis(200),
             backoff_cap: BACKOFF_CAP,
             max_drives: 16,
-        },
+        };
+        Driver::new(effects, Context { options, ids: Arc::new(SystemIds), faults, tasks, shutdown })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kernel::Timestamp;
-use order::audit::AuditedOrder;
+use order::invariants::AuditedOrder;
 use order::lifecycle::State;
 use payment::lifecycle::State as Paid;
 use payment::payment::{Attempt, EVENT_TYPE, Payment, event_of};

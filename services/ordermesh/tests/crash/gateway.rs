@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use futures_util::future::BoxFuture;
 use kernel::Money;
 use payment::payment::DeclineCode;
-use payment::ports::{Charge, ChargeCommand, ChargeStatus, Gateway, LedgerPage, NoAnswer, RefundAnswer};
+use payment::ports::{Charge, ChargeCommand, ChargeStatus, Gateway, LedgerPage, NoResponse, RefundOutcome};
 
 /// The failure mode of calls that change something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +41,7 @@ struct Inner {
     keeps_tombstones: bool,
     calls: BTreeMap<Kind, u32>,
     charges: BTreeMap<String, Charge>,
-    refunds: BTreeMap<String, RefundAnswer>,
+    refunds: BTreeMap<String, RefundOutcome>,
     taken: u32,
 }
 
@@ -94,7 +94,7 @@ impl Ledger {
         self.lock().taken
     }
 
-    async fn call<T>(&self, kind: Kind, work: impl Fn(&mut Inner) -> T) -> Result<T, NoAnswer> {
+    async fn call<T>(&self, kind: Kind, work: impl Fn(&mut Inner) -> T) -> Result<T, NoResponse> {
         let mut inner = self.lock();
         let count = inner.calls.entry(kind).or_default();
         *count += 1;
@@ -110,13 +110,13 @@ impl Ledger {
             Mood::NeverAnswersCharges => is_charge,
         };
         if silent {
-            return Err(NoAnswer::new("TIMEOUT: silent on purpose"));
+            return Err(NoResponse::new("TIMEOUT: silent on purpose"));
         }
         if inner.twice {
             work(&mut inner);
         }
         let answer = work(&mut inner);
-        if lost { Err(NoAnswer::new("TIMEOUT: the answer is lost on purpose")) } else { Ok(answer) }
+        if lost { Err(NoResponse::new("TIMEOUT: the answer is lost on purpose")) } else { Ok(answer) }
     }
 }
 
@@ -134,11 +134,11 @@ impl Inner {
         charge
     }
 
-    fn refund(&mut self, charge_key: &str, refund_key: &str) -> RefundAnswer {
+    fn refund(&mut self, charge_key: &str, refund_key: &str) -> RefundOutcome {
         let is_refused = !self.refunds.contains_key(refund_key) && self.refunds.len() < self.refused_refunds;
-        let new = if is_refused { RefundAnswer::Refused("on purpose".into()) } else { RefundAnswer::Refunded };
+        let new = if is_refused { RefundOutcome::Refused("on purpose".into()) } else { RefundOutcome::Refunded };
         let answer = self.refunds.entry(refund_key.to_owned()).or_insert(new).clone();
-        if let (RefundAnswer::Refunded, Some(charge)) = (&answer, self.charges.get_mut(charge_key)) {
+        if let (RefundOutcome::Refunded, Some(charge)) = (&answer, self.charges.get_mut(charge_key)) {
             charge.status = ChargeStatus::Refunded;
         }
         answer
@@ -146,28 +146,32 @@ impl Inner {
 }
 
 impl Gateway for Ledger {
-    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         Box::pin(self.call(Kind::Create, move |inner| {
             let status = inner.decline.map_or(ChargeStatus::Succeeded, ChargeStatus::Declined);
             inner.keep(&command.charge_key, status, Some(command.amount))
         }))
     }
 
-    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         Box::pin(self.call(Kind::Cancel, move |inner| inner.keep(&charge_key, ChargeStatus::Cancelled, None)))
     }
 
-    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>> {
+    fn refund_charge(
+        &self,
+        charge_key: String,
+        refund_key: String,
+    ) -> BoxFuture<'_, Result<RefundOutcome, NoResponse>> {
         Box::pin(self.call(Kind::Refund, move |inner| inner.refund(&charge_key, &refund_key)))
     }
 
-    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         let found = self.lock().charges.get(&charge_key).cloned();
-        let no_row = NoAnswer { is_not_found: true, ..NoAnswer::new("CHARGE_NOT_FOUND") };
+        let no_row = NoResponse { is_not_found: true, ..NoResponse::new("CHARGE_NOT_FOUND") };
         Box::pin(std::future::ready(found.ok_or(no_row)))
     }
 
-    fn list_charges(&self, _page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>> {
+    fn list_charges(&self, _page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoResponse>> {
         let charges = self.lock().charges.values().cloned().collect();
         Box::pin(std::future::ready(Ok(LedgerPage { charges, next: None })))
     }

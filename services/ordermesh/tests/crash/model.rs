@@ -11,9 +11,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use contracts::payment::v1 as proto;
-use order::lifecycle::{self as life, Answer, Effect, Input, State};
-use order::ports::{PaymentAnswer, cancelled, processed};
-use payment::lifecycle::{self as pay, CancelAsked, Doubt, Observation, State as Pay};
+use order::lifecycle::{self as life, Decision, Effect, Input, State};
+use order::ports::{PaymentOutcome, cancelled, processed};
+use payment::lifecycle::{self as pay, CancelRequested, Doubt, Observation, State as Pay};
 
 /// Maximum number of refunds: the first, and one retry.
 const MOST_REFUNDS: u8 = 2;
@@ -145,12 +145,12 @@ impl World {
     }
 
     fn people(self, steps: &mut Vec<Step>) {
-        if let Answer::To(to) = life::next(self.order, Input::CancelAsked) {
+        if let Decision::To(to) = life::next(self.order, Input::CancelRequested) {
             let mut after = self;
             after.turn(to);
             steps.push(("the customer cancels", after));
         }
-        if let Answer::To(to) = life::next(self.order, Input::RetryAsked)
+        if let Decision::To(to) = life::next(self.order, Input::RetryRequested)
             && self.refund < MOST_REFUNDS
         {
             let mut after = self;
@@ -192,15 +192,15 @@ impl World {
             }
             (Phase::Fresh, Some(Effect::StartFulfillment)) => with("fulfilment starts", at(Phase::Done), &|_| {}),
             (Phase::Asked, Some(effect)) => match self.answer(effect, refund, without) {
-                PaymentAnswer::Done => with("the payment is answered: done", at(Phase::Done), &|_| {}),
-                PaymentAnswer::Refused(_) => with("the payment is answered: refused", at(Phase::Refused), &|_| {}),
-                PaymentAnswer::Undecided(_) => {}
+                PaymentOutcome::Done => with("the payment is answered: done", at(Phase::Done), &|_| {}),
+                PaymentOutcome::Refused(_) => with("the payment is answered: refused", at(Phase::Refused), &|_| {}),
+                PaymentOutcome::Undecided(_) => {}
             },
             (Phase::Done | Phase::Refused, Some(_)) => {
                 let input = if phase == Phase::Done { Input::Done } else { Input::Refused };
                 if stale && without != Without::OrderVersion {
                     with("the order's driver loses its compare-and-set", OrderDriver::Idle, &|_| {});
-                } else if let Answer::To(to) = life::next(state, input) {
+                } else if let Decision::To(to) = life::next(state, input) {
                     with("the order's driver records", OrderDriver::Idle, &move |world| world.turn(to));
                 }
             }
@@ -209,7 +209,7 @@ impl World {
     }
 
     /// The Payment Service's answer now, and its meaning for the order: through the contract's message.
-    fn answer(self, effect: Effect, refund: u8, without: Without) -> PaymentAnswer {
+    fn answer(self, effect: Effect, refund: u8, without: Without) -> PaymentOutcome {
         let message = self.payment.map(|payment| proto::Payment {
             state: proto::PaymentState::from(payment.state).into(),
             refund_attempt: payment.refund.into(),
@@ -220,10 +220,10 @@ impl World {
             Effect::CancelPayment
                 if message.is_none() && without == Without::PaymentTombstone && self.cancel_sent > 0 =>
             {
-                PaymentAnswer::Done
+                PaymentOutcome::Done
             }
             Effect::CancelPayment => cancelled(message, refund.into()),
-            Effect::AllocateInventory | Effect::StartFulfillment => PaymentAnswer::Undecided(String::new()),
+            Effect::AllocateInventory | Effect::StartFulfillment => PaymentOutcome::Undecided(String::new()),
         }
     }
 
@@ -265,7 +265,7 @@ impl World {
                 with("the payment's driver loses its compare-and-set", PaymentDriver::Idle, &|_| {});
             }
             Some(seen) => {
-                let asked = if payment.asked { CancelAsked::Yes } else { CancelAsked::No };
+                let asked = if payment.asked { CancelRequested::Yes } else { CancelRequested::No };
                 for doubt in [Doubt::WithinLimit, Doubt::PastLimit] {
                     let state = pay::after(payment.state, pay::OBSERVATIONS[usize::from(seen)], asked, doubt);
                     let next = Payment { state, ..payment };

@@ -14,15 +14,14 @@ use kernel::{IdSource, ManualClock, Money, NoFaults, OrderId, RequestId, SystemI
 use mesh::About;
 use order::inventory::{AdjustStock, Inventory};
 use order::lifecycle::State;
-use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope};
+use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope, Transit};
 use order::orders::Orders;
-use order::ports::{Catalog, PaymentAnswer, Payments, Product, Transit};
-use order::watch::Watchers;
+use order::ports::{Catalog, PaymentOutcome, Payments, Product};
 use ordermesh::promises::{Report, Sources};
 use payment::payment::Payment;
-use payment::ports::{Confirmations, NoAnswer};
+use payment::ports::{Confirmations, NoResponse};
 use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
-use payment::waiters::Waiters;
+use payment::subscriptions::Subscriptions;
 use sea_orm::ConnectionTrait;
 use storage::Database;
 use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
@@ -202,10 +201,10 @@ impl Cable {
     }
 }
 
-fn decided(answer: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentAnswer) -> PaymentAnswer {
+fn decided(answer: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentOutcome) -> PaymentOutcome {
     match answer {
         Some(payment) => decide(Some(payment.into())),
-        None => PaymentAnswer::Undecided("the connection was lost".into()),
+        None => PaymentOutcome::Undecided("the connection was lost".into()),
     }
 }
 
@@ -214,7 +213,7 @@ fn call_operation() -> Operation {
 }
 
 impl Payments for Cable {
-    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             let command = ProcessCommand::try_from(order::ports::process_request(order)).expect("a valid request");
             let ask = |processor: Processor| {
@@ -225,7 +224,7 @@ impl Payments for Cable {
         })
     }
 
-    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
+    fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             let command = CancelCommand::try_from(order::ports::cancel_request(order)).expect("a valid request");
             let ask = |processor: Processor| async move { processor.cancel(command, &call_operation()).await };
@@ -239,10 +238,10 @@ impl Payments for Cable {
 struct WakeUp(Arc<Shared>);
 
 impl Confirmations for WakeUp {
-    fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
+    fn confirm(&self, order: OrderId) -> BoxFuture<'_, Result<(), NoResponse>> {
         Box::pin(async move {
-            let woken = self.0.api_driver().wake(order).await;
-            woken.map_err(|error| NoAnswer::new(error.to_string()))
+            let woken = order::driver::wake(&self.0.api_driver(), order).await;
+            woken.map_err(|error| NoResponse::new(error.to_string()))
         })
     }
 }
@@ -253,12 +252,12 @@ struct Shared {
     payments: payment::store::Store,
     ledger: Arc<Ledger>,
     clock: Arc<ManualClock>,
-    api_driver: Mutex<Option<order::effects::Driver>>,
+    api_driver: Mutex<Option<order::driver::Driver>>,
     payment: Mutex<Option<PaymentInstance>>,
 }
 
 impl Shared {
-    fn api_driver(&self) -> order::effects::Driver {
+    fn api_driver(&self) -> order::driver::Driver {
         lock(&self.api_driver).clone().expect("an instance")
     }
 
@@ -279,7 +278,7 @@ struct PaymentInstance {
 #[derive(Clone)]
 pub(crate) struct OrderInstance {
     pub(crate) name: String,
-    pub(crate) driver: order::effects::Driver,
+    pub(crate) driver: order::driver::Driver,
     tasks: TaskTracker,
 }
 
@@ -411,7 +410,7 @@ impl World {
         let name = "order.v1.OrderService/CreateOrder";
         let operation = Operation::open(Kind::Server, name, Parent::Root, Some("order_creation"), Some(sink));
         let user = UserId::from_uuid(SystemIds.uuid());
-        let id = self.api.orders.begin(&operation, user);
+        let id = self.api.orders.new_id(&operation, user);
         assert!(self.api.order.set(id).is_ok());
         self.api.orders.create(&operation, id, user, command).await.expect("an order");
         self.api.check("a creation").await;
@@ -427,16 +426,19 @@ impl World {
     /// Starts an instance of the Payment Service, and routes calls to it.
     pub(crate) fn start_payment(&self, name: &str) {
         let shared = &self.shared;
-        let (tasks, waiters) = (TaskTracker::new(), Waiters::default());
+        let (tasks, subscriptions) = (TaskTracker::new(), Subscriptions::default());
         let events: Arc<dyn EventSink> = Arc::new(Teller("payment", name.to_owned()));
-        let driver = payment::driver::Driver::new(payment::driver::Parts {
+        let payments = payment::driver::Payments {
             store: shared.payments.clone(),
             gateway: shared.ledger.clone(),
             confirmations: Arc::new(WakeUp(shared.clone())),
             clock: shared.clock.clone(),
-            ids: Arc::new(SystemIds),
             events: events.clone(),
-            waiters: waiters.clone(),
+            subscriptions: subscriptions.clone(),
+            doubt_limit: DOUBT_LIMIT,
+        };
+        let context = payment::driver::Context {
+            ids: Arc::new(SystemIds),
             faults: shared.plan.clone(),
             tasks: tasks.clone(),
             shutdown: CancellationToken::new(),
@@ -446,17 +448,16 @@ impl World {
                 poll_interval: GUARD,
                 backoff: BACKOFF,
                 backoff_cap: BACKOFF_CAP,
-                doubt_limit: DOUBT_LIMIT,
                 max_drives: 8,
             },
-        });
+        };
+        let driver = payment::driver::Driver::new(payments, context);
         let processor = Processor {
             store: shared.payments.clone(),
             driver: driver.clone(),
-            waiters,
+            subscriptions,
             events,
-            tasks: tasks.clone(),
-            limits: Limits { amount: kernel::AmountLimits::default(), answer_within: GUARD },
+            limits: Limits { amount: kernel::AmountLimits::default(), max_wait: GUARD },
         };
         *lock(&shared.payment) = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
     }
@@ -486,12 +487,12 @@ impl World {
     /// Each driver polls once. Returns when nothing moves any more; stalled drivers stay stalled.
     pub(crate) async fn drive_once(&self, order: &OrderInstance) {
         let driver = order.driver.clone();
-        self.run(&order.name, async move { driver.drive_due().await.map(|_| ()) }).await;
+        self.run(&order.name, async move { driver.run_due().await.map(|_| ()) }).await;
         self.settle(&order.tasks, &order.name).await;
         let payment = self.shared.payment_instance();
         if !self.plan.has_died(&payment.name) && !self.plan.is_stalled(&payment.name) {
             let driver = payment.driver.clone();
-            self.run(&payment.name, async move { driver.tick().await.map(|_| ()) }).await;
+            self.run(&payment.name, async move { driver.attempt_due().await.map(|_| ()) }).await;
         }
         self.settle(&payment.tasks, &payment.name).await;
         self.api.check("a round").await;
@@ -546,7 +547,7 @@ impl World {
 
     /// Sends a confirmation to the Order Service: true or not, it decides nothing.
     pub(crate) async fn confirm(&self) {
-        self.shared.api_driver().wake(self.api.id()).await.expect("the order is woken");
+        order::driver::wake(&self.shared.api_driver(), self.api.id()).await.expect("the order is woken");
         self.api.check("a confirmation").await;
     }
 
@@ -560,7 +561,7 @@ impl World {
     /// Drives the payment once, whatever the order's state.
     pub(crate) async fn settle_payment(&self) {
         self.later();
-        self.shared.payment_instance().driver.tick().await.expect("payments are claimed");
+        self.shared.payment_instance().driver.attempt_due().await.expect("payments are claimed");
     }
 
     /// Advances the clock beyond leases and backoff.
@@ -637,20 +638,22 @@ fn order_driver(
     max_drives: usize,
     wire: Wire,
     tasks: &TaskTracker,
-) -> order::effects::Driver {
+) -> order::driver::Driver {
     let faults: Arc<dyn kernel::Faults> = if max_drives == 0 { Arc::new(NoFaults) } else { shared.plan.clone() };
-    order::effects::Driver::new(order::effects::Parts {
+    let effects = order::driver::Effects {
         table: order::lifecycle::next,
         store: shared.orders.clone(),
         payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
         clock: shared.clock.clone(),
-        ids: Arc::new(SystemIds),
         events: Arc::new(Teller("order", name.to_owned())),
-        watchers: Watchers::new(1),
+        subscriptions: order::subscriptions::Subscriptions::new(1),
+    };
+    let context = order::driver::Context {
+        ids: Arc::new(SystemIds),
         faults,
         tasks: tasks.clone(),
         shutdown: CancellationToken::new(),
-        options: order::effects::Options {
+        options: order::driver::Options {
             instance: name.to_owned(),
             // An instance that never drives: its tasks give up immediately.
             lease: if max_drives == 0 { Duration::from_millis(2) } else { LEASE },
@@ -659,5 +662,6 @@ fn order_driver(
             backoff_cap: BACKOFF_CAP,
             max_drives,
         },
-    })
+    };
+    order::driver::Driver::new(effects, context)
 }

@@ -1,19 +1,19 @@
-//! Calling the gateway, and deciding what its answer, or the lack of one, means for a payment.
+//! Calling the gateway, and deciding what its response, or the lack of one, means for a payment.
 
 use std::time::Duration;
 
+use driver::Context;
 use kernel::Timestamp;
-use kernel::backoff::backoff;
 use telemetry::Operation;
 
 use super::Payments;
 use crate::lifecycle::{Doubt, Effect, Observation, State, after};
 use crate::payment::{Attempt, DeclineCode, Payment, charge_key, refund_key};
-use crate::ports::{Charge, ChargeCommand, ChargeStatus, NoAnswer, RefundAnswer};
+use crate::ports::{Charge, ChargeCommand, ChargeStatus, NoResponse, RefundOutcome};
 use crate::store::Schedule;
 
 /// The observed result of an effect.
-pub(super) struct Seen {
+pub(super) struct Found {
     pub(super) observation: Observation,
     decline: Option<DeclineCode>,
     charge_id: Option<String>,
@@ -21,42 +21,49 @@ pub(super) struct Seen {
     pub(super) outcome: String,
 }
 
+/// A payment after an attempt, when it is due, and the attempt's record.
+pub(super) struct Decision {
+    pub(super) next: Payment,
+    pub(super) schedule: Schedule,
+    pub(super) attempt: Attempt,
+}
+
 impl Payments {
-    pub(super) async fn perform(&self, effect: Effect, payment: &Payment) -> Seen {
-        let gateway = &self.parts.gateway;
+    pub(super) async fn perform(&self, effect: Effect, payment: &Payment) -> Found {
+        let gateway = &self.gateway;
         let key = charge_key(payment.order_id);
         match effect {
             Effect::CreateCharge => match command(payment) {
-                Some(command) => Seen::charge(gateway.create_charge(command).await),
+                Some(command) => Found::charge(gateway.create_charge(command).await),
                 // Unreachable: a PENDING payment has both. Doubt, and a tombstone later, is the safe way out.
-                None => Seen::charge(Err(NoAnswer::new("the payment has no amount or no method"))),
+                None => Found::charge(Err(NoResponse::new("the payment has no amount or no method"))),
             },
-            Effect::CancelCharge => Seen::charge(gateway.cancel_charge(key).await),
+            Effect::CancelCharge => Found::charge(gateway.cancel_charge(key).await),
             Effect::RefundCharge { n } => {
-                Seen::refund(gateway.refund_charge(key, refund_key(payment.order_id, n)).await)
+                Found::refund(gateway.refund_charge(key, refund_key(payment.order_id, n)).await)
             }
         }
     }
 
-    /// Applies the state table: the payment after the attempt, when it is due, and the attempt's record.
+    /// Applies the state table.
     pub(super) fn decide(
         &self,
         before: &Payment,
         effect: Effect,
-        seen: &Seen,
+        found: &Found,
         began: Timestamp,
         operation: &Operation,
-    ) -> (Payment, Schedule, Attempt) {
-        let now = self.parts.clock.now();
-        let limit = self.parts.options.doubt_limit;
+        context: &Context,
+    ) -> Decision {
+        let now = self.clock.now();
         // A doubt that began in the future was recorded by a clock that was set back since: it begins anew.
         let since = before.doubt_since.map(|since| since.min(now));
-        let is_past = since.is_some_and(|since| now.since(since) >= limit);
+        let is_past = since.is_some_and(|since| now.since(since) >= self.doubt_limit);
         let doubt = if is_past { Doubt::PastLimit } else { Doubt::WithinLimit };
-        let state = after(before.state, seen.observation, before.asked(), doubt);
+        let state = after(before.state, found.observation, before.cancellation(), doubt);
         let may_charge = matches!(state, State::Pending | State::InDoubt);
         // No definite result: the same effect is retried with backoff.
-        let asks_again = matches!(
+        let is_retried = matches!(
             (before.state, state),
             (State::Pending | State::InDoubt, State::Pending | State::InDoubt)
                 | (State::Cancelling, State::Cancelling)
@@ -65,46 +72,45 @@ impl Payments {
         let mut next = Payment {
             state,
             attempt: before.attempt + 1,
-            tries: if asks_again { before.tries.saturating_add(1) } else { 0 },
+            failures: if is_retried { before.failures.saturating_add(1) } else { 0 },
             doubt_since: if state == State::InDoubt { since.or(Some(began)) } else { since },
             payment_method: before.payment_method.clone().filter(|_| may_charge),
-            charge_id: seen.charge_id.clone().or_else(|| before.charge_id.clone()),
-            last_error: (asks_again || seen.observation == Observation::Unknown || state == State::RefundRefused)
-                .then(|| seen.outcome.clone()),
+            charge_id: found.charge_id.clone().or_else(|| before.charge_id.clone()),
+            last_error: (is_retried || found.observation == Observation::Unknown || state == State::RefundRefused)
+                .then(|| found.outcome.clone()),
             ..before.clone()
         };
         next.decline_code = match state {
-            State::Declined => Some(seen.decline.unwrap_or(DeclineCode::GenericDecline)),
+            State::Declined => Some(found.decline.unwrap_or(DeclineCode::GenericDecline)),
             State::Failed => Some(DeclineCode::GatewayTimeout),
             State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,
             State::Succeeded | State::Cancelled | State::Refunded | State::RefundRefused => None,
         };
         let schedule = if next.owes().is_none() {
             Schedule::default()
-        } else if asks_again {
-            Schedule { due_in: Some(self.wait(&next, now)), lease: None }
+        } else if is_retried {
+            Schedule { due_in: Some(self.wait(&next, now, context)), lease: None }
         } else {
-            Schedule { due_in: Some(Duration::ZERO), lease: Some(self.lease()) }
+            Schedule { due_in: Some(Duration::ZERO), lease: Some(context.lease()) }
         };
         let attempt = Attempt {
             attempt: next.attempt,
             effect: effect.name().to_owned(),
-            outcome: seen.outcome.clone(),
+            outcome: found.outcome.clone(),
             state,
             time: now,
             trace_id: operation.span_ref().trace_id(),
             span_id: operation.span_ref().span_id(),
         };
-        (next, schedule, attempt)
+        Decision { next, schedule, attempt }
     }
 
     /// The time until the next attempt: exponential backoff with jitter, but never past the doubt limit.
-    fn wait(&self, payment: &Payment, now: Timestamp) -> Duration {
-        let options = &self.parts.options;
-        let wait = backoff(payment.tries, options.backoff, options.backoff_cap, self.jitter());
+    fn wait(&self, payment: &Payment, now: Timestamp, context: &Context) -> Duration {
+        let wait = context.backoff(payment.failures);
         match (payment.state, payment.doubt_since) {
-            (State::InDoubt, Some(since)) if now.since(since) < options.doubt_limit => {
-                wait.min(since.plus(options.doubt_limit).since(now))
+            (State::InDoubt, Some(since)) if now.since(since) < self.doubt_limit => {
+                wait.min(since.plus(self.doubt_limit).since(now))
             }
             (_, _) => wait,
         }
@@ -120,8 +126,8 @@ fn command(payment: &Payment) -> Option<ChargeCommand> {
     })
 }
 
-impl Seen {
-    fn charge(answer: Result<Charge, NoAnswer>) -> Self {
+impl Found {
+    fn charge(answer: Result<Charge, NoResponse>) -> Self {
         let charge = match answer {
             Ok(charge) => charge,
             Err(error) => return Self::nothing(&error),
@@ -137,16 +143,16 @@ impl Seen {
         Self { observation, decline, charge_id: is_charged.then_some(charge.charge_id), outcome }
     }
 
-    fn refund(answer: Result<RefundAnswer, NoAnswer>) -> Self {
+    fn refund(answer: Result<RefundOutcome, NoResponse>) -> Self {
         let (observation, outcome) = match answer {
-            Ok(RefundAnswer::Refunded) => (Observation::GivenBack, "REFUNDED".to_owned()),
-            Ok(RefundAnswer::Refused(reason)) => (Observation::RefundRefused, format!("REFUND_REFUSED {reason}")),
+            Ok(RefundOutcome::Refunded) => (Observation::GivenBack, "REFUNDED".to_owned()),
+            Ok(RefundOutcome::Refused(reason)) => (Observation::RefundRefused, format!("REFUND_REFUSED {reason}")),
             Err(error) => return Self::nothing(&error),
         };
         Self { observation, decline: None, charge_id: None, outcome }
     }
 
-    fn nothing(error: &NoAnswer) -> Self {
+    fn nothing(error: &NoResponse) -> Self {
         Self {
             observation: Observation::Unknown,
             decline: None,

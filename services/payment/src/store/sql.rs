@@ -52,7 +52,6 @@ impl Sql {
     }
 }
 
-/// The compare-and-set.
 fn write(now: &str) -> String {
     format!(
         "UPDATE payment SET state = $1, attempt = $2, tries = $3, next_attempt_time = {now} + $4, lease_owner = $5, \

@@ -25,7 +25,7 @@ impl Store {
             schedule.due_in.map(micros).into(),
             schedule.lease.as_ref().map(|lease| lease.owner.clone()).into(),
             schedule.lease.as_ref().map(|lease| micros(lease.length)).into(),
-            new.cancel_asked.into(),
+            new.cancel_requested.into(),
             new.refund_n.into(),
             new.decline_code.map(|code| code.name().to_owned()).into(),
             new.traceparent.clone().into(),
@@ -49,12 +49,12 @@ impl Store {
         let mut values = vec![
             after.state.name().into(),
             after.attempt.into(),
-            i32::try_from(after.tries).unwrap_or(i32::MAX).into(),
+            i32::try_from(after.failures).unwrap_or(i32::MAX).into(),
             schedule.due_in.map(micros).into(),
             lease.map(|lease| lease.owner.clone()).into(),
             lease.map(|lease| micros(lease.length)).into(),
             after.doubt_since.map(Timestamp::as_micros).into(),
-            after.cancel_asked.into(),
+            after.cancel_requested.into(),
             after.refund_n.into(),
             after.decline_code.map(|code| code.name().to_owned()).into(),
             after.charge_id.clone().into(),
@@ -92,7 +92,13 @@ impl Store {
     }
 
     /// Writes the attempt and the event of a payment that was inserted in a final state.
-    pub(super) async fn tell(&self, tx: &Tx, new: &Payment, outcome: &str, open: &OpenOperation) -> Result<(), Error> {
+    pub(super) async fn record_insert(
+        &self,
+        tx: &Tx,
+        new: &Payment,
+        outcome: &str,
+        open: &OpenOperation,
+    ) -> Result<(), Error> {
         let operation = open();
         self.insert_attempt(tx, new.order_id, &self.record_of(new, outcome, operation.span_ref())).await?;
         if let Some((name, event)) = event_of(new.state, new.decline_code, outcome) {

@@ -1,9 +1,10 @@
 //! The payment's lifecycle, with a scripted gateway.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use driver::Outcome;
 use kernel::{Clock, FaultPoint, Money};
-use payment::driver::Step;
+use parking_lot::Mutex;
 use payment::error::Error;
 use payment::lifecycle::State;
 use payment::payment::{DECLINE_CODES, DeclineCode, charge_key};
@@ -12,7 +13,7 @@ use payment::process::ProcessCommand;
 use payment::reconcile::Ledger;
 use payment::store::Lease;
 
-use crate::scripted::Turn;
+use crate::scripted::Reply;
 use crate::world::{DOUBT_LIMIT, LEASE, LONG, StopAt, World};
 
 fn ok(operation: &str) -> (String, Option<String>) {
@@ -54,7 +55,7 @@ async fn a_decline_is_final_and_has_its_code() {
 async fn a_lost_answer_is_retried_and_charges_once() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Turn::AnswerLost, Turn::Silent]);
+    world.gateway.script([Reply::ResponseLost, Reply::Silent]);
     assert_eq!(world.process(&one).await.state, State::InDoubt);
     assert_eq!(world.events().await, [], "doubt has no event");
     world.when_due(&one).await;
@@ -70,11 +71,11 @@ async fn a_lost_answer_is_retried_and_charges_once() {
 async fn a_payment_in_doubt_past_the_limit_fails_only_if_certainly_not_charged() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Turn::Silent; 2]);
+    world.gateway.script([Reply::Silent; 2]);
     assert_eq!(world.process(&one).await.state, State::InDoubt);
     assert!(world.payment().await.payment_method.is_some(), "the charge may have to be retried");
     let steps = world.later(&one, 2).await;
-    assert!(matches!(&steps[..], [Step::GoesOn(on), ..] if on.state == State::Cancelling), "{steps:?}");
+    assert!(matches!(&steps[..], [Outcome::Advanced(on), ..] if on.state == State::Cancelling), "{steps:?}");
     let payment = world.payment().await;
     assert_eq!((payment.state, payment.decline_code), (State::Failed, Some(DeclineCode::GatewayTimeout)));
     assert_eq!(world.gateway.money_taken(), 0);
@@ -85,7 +86,7 @@ async fn a_payment_in_doubt_past_the_limit_fails_only_if_certainly_not_charged()
 async fn a_payment_in_doubt_past_the_limit_succeeds_if_it_turns_out_charged() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Turn::AnswerLost, Turn::Silent]);
+    world.gateway.script([Reply::ResponseLost, Reply::Silent]);
     world.process(&one).await;
     world.later(&one, 2).await;
     assert_eq!(world.state().await, State::Succeeded);
@@ -129,29 +130,29 @@ async fn a_gateway_that_never_answers_decides_nothing() {
 /// The payment's condition when the order is cancelled, and its final state.
 #[tokio::test]
 async fn a_cancellation_at_any_time_leaves_nothing_charged() {
-    let cases: [(&str, &[Turn], State); 6] = [
+    let cases: [(&str, &[Reply], State); 6] = [
         ("pending, its driver crashed before the call", &[], State::Cancelled),
-        ("in doubt, not charged", &[Turn::Silent], State::Cancelled),
-        ("in doubt, charged", &[Turn::AnswerLost], State::Refunded),
-        ("charged", &[Turn::Fine], State::Refunded),
+        ("in doubt, not charged", &[Reply::Silent], State::Cancelled),
+        ("in doubt, charged", &[Reply::ResponseLost], State::Refunded),
+        ("charged", &[Reply::Fine], State::Refunded),
         (
             "charged, and the cancellation gets no answer at first",
-            &[Turn::Fine, Turn::Silent, Turn::AnswerLost],
+            &[Reply::Fine, Reply::Silent, Reply::ResponseLost],
             State::Refunded,
         ),
-        ("in doubt, and the tombstone's answer is lost", &[Turn::Silent, Turn::AnswerLost], State::Cancelled),
+        ("in doubt, and the tombstone's answer is lost", &[Reply::Silent, Reply::ResponseLost], State::Cancelled),
     ];
-    for (case, turns, expected) in cases {
+    for (case, replies, expected) in cases {
         let world = World::new().await;
-        let stop = (turns.is_empty()).then_some((FaultPoint::BeforeEffect, State::Pending));
+        let stop = (replies.is_empty()).then_some((FaultPoint::BeforeEffect, State::Pending));
         let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(stop))), 8);
-        world.gateway.script(turns.iter().copied());
+        world.gateway.script(replies.iter().copied());
         world.process(&one).await;
         world.cancel(&one, 1).await;
         world.later(&one, 3).await;
         let payment = world.payment().await;
         assert_eq!(payment.state, expected, "{case}");
-        assert!(payment.cancel_asked, "{case}");
+        assert!(payment.cancel_requested, "{case}");
         assert!(!world.gateway.holds_money(), "{case}");
         let name = if expected == State::Refunded { "refund" } else { "cancel" };
         assert_eq!(world.events().await.iter().filter(|event| **event == ok(name)).count(), 1, "{case}");
@@ -173,7 +174,7 @@ async fn a_cancellation_is_answered_with_its_result() {
 async fn a_cancellation_while_the_doubt_limit_cancels_refunds_what_turns_out_charged() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Turn::AnswerLost, Turn::Silent, Turn::Silent, Turn::Silent]);
+    world.gateway.script([Reply::ResponseLost, Reply::Silent, Reply::Silent, Reply::Silent]);
     world.process(&one).await;
     world.later(&one, 1).await;
     assert_eq!(world.state().await, State::Cancelling, "started by the doubt limit");
@@ -203,8 +204,8 @@ async fn a_driver_that_resumes_after_the_cancellation_charges_nothing() {
         world.instance_with("one", Arc::new(StopAt(Mutex::new(Some((FaultPoint::BeforeEffect, State::Pending))))), 8);
     let stalled = world.process(&one).await;
     assert_eq!(world.cancel(&world.instance("two"), 1).await.state, State::Cancelled);
-    let step = one.driver.step(stalled).await.expect("an attempt");
-    assert_eq!(step, Step::Lost);
+    let step = one.driver.attempt(stalled).await.expect("an attempt");
+    assert_eq!(step, Outcome::Lost);
     assert_eq!(world.gateway.money_taken(), 0);
     assert_eq!(world.state().await, State::Cancelled);
     assert_eq!(world.events().await, [ok("cancel")]);
@@ -234,10 +235,10 @@ async fn two_concurrent_drivers_charge_once_and_write_one_event() {
         world.instance("two"),
     );
     let pending = world.process(&one).await;
-    let (first, second) = tokio::join!(one.driver.step(pending.clone()), two.driver.step(pending));
+    let (first, second) = tokio::join!(one.driver.attempt(pending.clone()), two.driver.attempt(pending));
     let steps = [first.expect("an attempt"), second.expect("an attempt")];
-    assert_eq!(steps.iter().filter(|step| **step == Step::Lost).count(), 1);
-    assert_eq!(steps.iter().filter(|step| matches!(step, Step::Settled(_))).count(), 1);
+    assert_eq!(steps.iter().filter(|step| **step == Outcome::Lost).count(), 1);
+    assert_eq!(steps.iter().filter(|step| matches!(step, Outcome::Completed(_))).count(), 1);
     assert_eq!(world.gateway.money_taken(), 1);
     assert_eq!(world.events().await, [ok("charge")]);
     assert_eq!(world.attempts().await.len(), 1);
@@ -252,9 +253,13 @@ async fn after_a_crash_at_any_fault_point_another_driver_completes_the_payment()
         let known = world.process(&one).await.state;
         assert_eq!(known, at, "{point:?}");
         let two = world.instance("two");
-        assert_eq!(two.driver.tick().await.expect("nothing due"), [], "{point:?}: the crashed driver holds the lease");
+        assert_eq!(
+            two.driver.attempt_due().await.expect("nothing due"),
+            [],
+            "{point:?}: the crashed driver holds the lease"
+        );
         world.clock.advance(LEASE);
-        two.driver.tick().await.expect("an attempt");
+        two.driver.attempt_due().await.expect("an attempt");
         assert_eq!(world.state().await, State::Succeeded, "{point:?}");
         assert_eq!(world.gateway.money_taken(), 1, "{point:?}");
         assert_eq!(world.events().await, [ok("charge")], "{point:?}");
@@ -284,7 +289,7 @@ async fn a_draining_instance_drives_nothing_more_and_frees_its_leases() {
     let one = world.instance("one");
     one.shutdown.cancel();
     let lease = Lease { owner: one.name.to_owned(), length: LEASE };
-    world.gateway.script([Turn::Silent]);
+    world.gateway.script([Reply::Silent]);
     world.process(&one).await;
     world.clock.advance(LONG);
     assert!(world.store.claim(world.order_id, lease).await.expect("a database").is_some());
@@ -296,7 +301,7 @@ async fn a_draining_instance_drives_nothing_more_and_frees_its_leases() {
     let mut world = world;
     world.another_order();
     assert_eq!(world.process(&one).await.state, State::Pending, "recorded, and left to other instances");
-    world.instance("two").driver.tick().await.expect("an attempt");
+    world.instance("two").driver.attempt_due().await.expect("an attempt");
     assert_eq!(world.state().await, State::Succeeded);
 }
 
@@ -304,13 +309,13 @@ async fn a_draining_instance_drives_nothing_more_and_frees_its_leases() {
 async fn payments_beyond_the_drive_limit_stay_due() {
     let mut world = World::new().await;
     let one = world.instance_with("one", Arc::new(kernel::NoFaults), 1);
-    world.gateway.script([Turn::Hangs]);
+    world.gateway.script([Reply::Hangs]);
     assert_eq!(world.process(&one).await.state, State::Pending);
     assert_eq!(one.driver.in_flight(), 1);
     world.another_order();
     let waiting = world.process(&one).await;
     assert_eq!((waiting.state, waiting.lease_owner), (State::Pending, None));
-    assert_eq!(one.driver.tick().await.expect("an attempt").len(), 1);
+    assert_eq!(one.driver.attempt_due().await.expect("an attempt").len(), 1);
     assert_eq!(world.state().await, State::Succeeded);
 }
 
@@ -338,10 +343,10 @@ async fn an_invalid_amount_or_invalid_details_are_declined_without_the_gateway()
         (None, true, DeclineCode::InvalidAmount),
         (eur(1_999), false, DeclineCode::InvalidPaymentDetails),
     ];
-    for (amount, are_details_sound, code) in cases {
+    for (amount, are_details_valid, code) in cases {
         let world = World::new().await;
         let one = world.instance("one");
-        let command = ProcessCommand { amount, are_details_sound, ..world.command() };
+        let command = ProcessCommand { amount, are_details_valid, ..world.command() };
         for _ in 0..2 {
             let payment = world.try_process(&one, command.clone()).await.expect("an answer");
             assert_eq!((payment.state, payment.decline_code), (State::Declined, Some(code)));
@@ -374,8 +379,8 @@ async fn a_second_command_for_an_order_is_rejected() {
     let one = world.instance("one");
     world.process(&one).await;
     let other = ProcessCommand { fingerprint: "another".into(), ..world.command() };
-    let refused = world.try_process(&one, other).await.expect_err("another command");
-    assert!(matches!(refused, Error::RequestIdReused));
+    let rejected = world.try_process(&one, other).await.expect_err("another command");
+    assert!(matches!(rejected, Error::RequestIdReused));
     assert_eq!(world.payment().await.version, 2, "nothing changed");
 }
 
@@ -393,7 +398,7 @@ async fn payments_in_doubt_are_counted_with_their_age() {
     let world = World::new().await;
     let one = world.instance("one");
     assert_eq!(world.store.in_doubt().await.expect("a count").count, 0);
-    world.gateway.script([Turn::Silent]);
+    world.gateway.script([Reply::Silent]);
     world.process(&one).await;
     let in_doubt = world.store.in_doubt().await.expect("a count");
     assert_eq!((in_doubt.count, in_doubt.oldest), (1, Some(world.clock.now().as_micros())));
@@ -412,7 +417,7 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
     world.cancel(&one, 1).await;
     orders.push(world.order_id);
     world.another_order();
-    world.gateway.script([Turn::Silent, Turn::Silent]);
+    world.gateway.script([Reply::Silent, Reply::Silent]);
     world.process(&one).await;
     world.later(&one, 2).await;
     assert_eq!(world.state().await, State::Failed);
@@ -420,10 +425,10 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
     world.another_order();
     world.cancel(&one, 1).await;
     world.another_order();
-    let refused = ProcessCommand { amount: None, ..world.command() };
-    world.try_process(&one, refused).await.expect("an answer");
+    let invalid = ProcessCommand { amount: None, ..world.command() };
+    world.try_process(&one, invalid).await.expect("an answer");
     world.another_order();
-    world.gateway.script([Turn::Silent]);
+    world.gateway.script([Reply::Silent]);
     world.process(&one).await;
 
     let healthy = world.reconciler().reconcile().await.expect("a comparison");
@@ -441,7 +446,7 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
     world.gateway.invents_row(stray("nobody-knows"));
     world.gateway.invents_row(stray(&charge_key(orders[1])));
     let broken = world.reconciler().reconcile().await.expect("a comparison");
-    let mut seen: Vec<_> =
+    let mut found: Vec<_> =
         broken.differences.iter().map(|d| (d.order_id.clone(), d.payment.as_str(), d.gateway.as_str())).collect();
     let mut expected = vec![
         (orders[0].to_string(), "SUCCEEDED", "no row"),
@@ -449,13 +454,13 @@ async fn a_healthy_ledger_has_no_differences_and_a_broken_one_has_each_reported(
         (orders[2].to_string(), "FAILED", "no row"),
         ("nobody-knows".to_owned(), "no payment", "SUCCEEDED"),
     ];
-    seen.sort();
+    found.sort();
     expected.sort();
-    assert_eq!(seen, expected);
+    assert_eq!(found, expected);
 
     world.gateway.falls_silent(true);
-    let refused = world.reconciler().reconcile().await.expect_err("no ledger");
-    assert!(matches!(refused, Error::GatewayUnreachable(_)));
+    let rejected = world.reconciler().reconcile().await.expect_err("no ledger");
+    assert!(matches!(rejected, Error::GatewayUnreachable(_)));
 }
 
 #[tokio::test]
@@ -463,7 +468,7 @@ async fn an_account_has_the_attempts_and_the_gateways_entry() {
     let world = World::new().await;
     let one = world.instance("one");
     assert!(matches!(world.reconciler().account(world.order_id).await, Err(Error::PaymentNotFound)));
-    world.gateway.script([Turn::Silent]);
+    world.gateway.script([Reply::Silent]);
     world.process(&one).await;
     assert_eq!(world.reconciler().account(world.order_id).await.expect("an account").ledger, Ledger::NoRow);
     world.later(&one, 1).await;
@@ -472,7 +477,7 @@ async fn an_account_has_the_attempts_and_the_gateways_entry() {
     let outcomes: Vec<_> = account.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
     assert_eq!(outcomes, ["no answer: TIMEOUT: silent on purpose", "SUCCEEDED"]);
     world.gateway.falls_silent(true);
-    assert_eq!(world.reconciler().account(world.order_id).await.expect("an account").ledger, Ledger::NoAnswer);
+    assert_eq!(world.reconciler().account(world.order_id).await.expect("an account").ledger, Ledger::NoResponse);
 }
 
 const HOUR: std::time::Duration = std::time::Duration::from_secs(3_600);
@@ -489,7 +494,7 @@ async fn setting_the_clock_back_does_not_extend_the_doubt() {
         if world.state().await != State::InDoubt {
             break;
         }
-        let steps = one.driver.tick().await.expect("an attempt");
+        let steps = one.driver.attempt_due().await.expect("an attempt");
         if steps.is_empty() {
             world.when_due(&one).await;
         }
@@ -506,7 +511,7 @@ async fn a_crashed_instances_lease_of_a_clock_that_was_set_back_is_taken_over() 
     let one = world.instance_with("one", Arc::new(StopAt(Mutex::new(stop))), 8);
     world.process(&one).await;
     world.clock.set_back(HOUR);
-    assert_eq!(world.instance("two").driver.tick().await.expect("an attempt").len(), 1);
+    assert_eq!(world.instance("two").driver.attempt_due().await.expect("an attempt").len(), 1);
     assert_eq!(world.state().await, State::Succeeded);
     assert_eq!(world.gateway.money_taken(), 1);
 }
@@ -515,7 +520,7 @@ async fn a_crashed_instances_lease_of_a_clock_that_was_set_back_is_taken_over() 
 async fn setting_the_clock_forward_charges_nothing_twice() {
     let world = World::new().await;
     let one = world.instance("one");
-    world.gateway.script([Turn::AnswerLost]);
+    world.gateway.script([Reply::ResponseLost]);
     world.process(&one).await;
     world.clock.advance(HOUR);
     world.later(&one, 3).await;

@@ -2,34 +2,36 @@
 //! confirmations.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use kernel::OrderId;
+use parking_lot::{Mutex, MutexGuard};
 use payment::payment::DeclineCode;
-use payment::ports::{Charge, ChargeCommand, ChargeStatus, Confirmations, Gateway, LedgerPage, NoAnswer, RefundAnswer};
+use payment::ports::{
+    Charge, ChargeCommand, ChargeStatus, Confirmations, Gateway, LedgerPage, NoResponse, RefundOutcome,
+};
 
 /// The result of the next call that changes something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Turn {
+pub(crate) enum Reply {
     /// Executed and answered.
     Fine,
     /// Neither executed nor answered.
     Silent,
-    /// Executed, but not answered.
-    AnswerLost,
-    /// Neither executed nor answered: the call hangs.
+    /// Executed, but the response is lost.
+    ResponseLost,
+    /// Neither executed nor responded to: the call hangs.
     Hangs,
 }
 
 #[derive(Default)]
 struct Inner {
-    turns: VecDeque<Turn>,
+    replies: VecDeque<Reply>,
     silent_from_now_on: bool,
     decline: Option<DeclineCode>,
     refused_refunds: usize,
     charges: BTreeMap<String, Charge>,
-    refunds: BTreeMap<String, RefundAnswer>,
+    refunds: BTreeMap<String, RefundOutcome>,
     money_taken: u32,
     calls: Vec<String>,
 }
@@ -40,12 +42,12 @@ pub(crate) struct Scripted(Mutex<Inner>);
 
 impl Scripted {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Scripts the results of the next calls; later ones are executed and answered.
-    pub(crate) fn script(&self, turns: impl IntoIterator<Item = Turn>) {
-        self.lock().turns.extend(turns);
+    pub(crate) fn script(&self, replies: impl IntoIterator<Item = Reply>) {
+        self.lock().replies.extend(replies);
     }
 
     /// Whether calls without a script stay unanswered from now on.
@@ -88,21 +90,21 @@ impl Scripted {
         self.lock().charges.insert(charge.charge_key.clone(), charge);
     }
 
-    async fn turn<T>(&self, call: String, work: impl FnOnce(&mut Inner) -> T) -> Result<T, NoAnswer> {
-        let turn = {
+    async fn reply<T>(&self, call: String, work: impl FnOnce(&mut Inner) -> T) -> Result<T, NoResponse> {
+        let reply = {
             let mut inner = self.lock();
             inner.calls.push(call);
-            let scripted = inner.turns.pop_front();
-            scripted.unwrap_or(if inner.silent_from_now_on { Turn::Silent } else { Turn::Fine })
+            let scripted = inner.replies.pop_front();
+            scripted.unwrap_or(if inner.silent_from_now_on { Reply::Silent } else { Reply::Fine })
         };
-        match turn {
-            Turn::Fine => Ok(work(&mut self.lock())),
-            Turn::Silent => Err(NoAnswer::new("TIMEOUT: silent on purpose")),
-            Turn::AnswerLost => {
+        match reply {
+            Reply::Fine => Ok(work(&mut self.lock())),
+            Reply::Silent => Err(NoResponse::new("TIMEOUT: silent on purpose")),
+            Reply::ResponseLost => {
                 work(&mut self.lock());
-                Err(NoAnswer::new("TIMEOUT: the answer is lost on purpose"))
+                Err(NoResponse::new("TIMEOUT: the answer is lost on purpose"))
             }
-            Turn::Hangs => std::future::pending().await,
+            Reply::Hangs => std::future::pending().await,
         }
     }
 }
@@ -121,13 +123,13 @@ impl Inner {
         charge
     }
 
-    fn refund(&mut self, charge_key: &str, refund_key: String) -> RefundAnswer {
+    fn refund(&mut self, charge_key: &str, refund_key: String) -> RefundOutcome {
         let refused = self.refused_refunds;
         let number = self.refunds.len();
         let answer = self.refunds.entry(refund_key).or_insert_with(|| {
-            if number < refused { RefundAnswer::Refused("on purpose".into()) } else { RefundAnswer::Refunded }
+            if number < refused { RefundOutcome::Refused("on purpose".into()) } else { RefundOutcome::Refunded }
         });
-        if *answer == RefundAnswer::Refunded
+        if *answer == RefundOutcome::Refunded
             && let Some(charge) = self.charges.get_mut(charge_key)
         {
             charge.status = ChargeStatus::Refunded;
@@ -137,41 +139,45 @@ impl Inner {
 }
 
 impl Gateway for Scripted {
-    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
-        Box::pin(self.turn(format!("create {}", command.charge_key), move |inner| {
+    fn create_charge(&self, command: ChargeCommand) -> BoxFuture<'_, Result<Charge, NoResponse>> {
+        Box::pin(self.reply(format!("create {}", command.charge_key), move |inner| {
             let status = inner.decline.map_or(ChargeStatus::Succeeded, ChargeStatus::Declined);
             inner.keep(command.charge_key, status, Some(command.amount))
         }))
     }
 
-    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+    fn cancel_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         Box::pin(
-            self.turn(format!("cancel {charge_key}"), move |inner| {
+            self.reply(format!("cancel {charge_key}"), move |inner| {
                 inner.keep(charge_key, ChargeStatus::Cancelled, None)
             }),
         )
     }
 
-    fn refund_charge(&self, charge_key: String, refund_key: String) -> BoxFuture<'_, Result<RefundAnswer, NoAnswer>> {
-        Box::pin(self.turn(format!("refund {refund_key}"), move |inner| inner.refund(&charge_key, refund_key)))
+    fn refund_charge(
+        &self,
+        charge_key: String,
+        refund_key: String,
+    ) -> BoxFuture<'_, Result<RefundOutcome, NoResponse>> {
+        Box::pin(self.reply(format!("refund {refund_key}"), move |inner| inner.refund(&charge_key, refund_key)))
     }
 
-    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoAnswer>> {
+    fn get_charge(&self, charge_key: String) -> BoxFuture<'_, Result<Charge, NoResponse>> {
         Box::pin(async move {
             let inner = self.lock();
             if inner.silent_from_now_on {
-                return Err(NoAnswer::new("TIMEOUT: silent on purpose"));
+                return Err(NoResponse::new("TIMEOUT: silent on purpose"));
             }
-            let no_row = NoAnswer { is_not_found: true, ..NoAnswer::new("CHARGE_NOT_FOUND") };
+            let no_row = NoResponse { is_not_found: true, ..NoResponse::new("CHARGE_NOT_FOUND") };
             inner.charges.get(&charge_key).cloned().ok_or(no_row)
         })
     }
 
-    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoAnswer>> {
+    fn list_charges(&self, page_token: String) -> BoxFuture<'_, Result<LedgerPage, NoResponse>> {
         Box::pin(async move {
             let inner = self.lock();
             if inner.silent_from_now_on {
-                return Err(NoAnswer::new("TIMEOUT: silent on purpose"));
+                return Err(NoResponse::new("TIMEOUT: silent on purpose"));
             }
             // Two rows a page, to have several pages.
             let rest: Vec<Charge> =
@@ -188,13 +194,13 @@ pub(crate) struct Confirmed(Mutex<BTreeSet<OrderId>>);
 
 impl Confirmed {
     pub(crate) fn was_confirmed(&self, order_id: OrderId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&order_id)
+        self.0.lock().contains(&order_id)
     }
 }
 
 impl Confirmations for Confirmed {
-    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoAnswer>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(order_id);
+    fn confirm(&self, order_id: OrderId) -> BoxFuture<'_, Result<(), NoResponse>> {
+        self.0.lock().insert(order_id);
         Box::pin(std::future::ready(Ok(())))
     }
 }

@@ -198,18 +198,18 @@ fn reason(status: &Status) -> String {
 #[tokio::test]
 async fn a_payment_is_charged_and_refunded_at_the_gateway() {
     let world = World::new(&[], &[]).await;
-    let asked = request("pm_card_visa");
-    let payment = world.process(asked.clone()).await;
+    let command = request("pm_card_visa");
+    let payment = world.process(command.clone()).await;
     assert_eq!(payment.state(), PaymentState::Succeeded);
-    assert_eq!(payment.amount, asked.amount);
+    assert_eq!(payment.amount, command.amount);
     assert!(!payment.charge_id.is_empty());
-    assert_eq!(world.process(asked.clone()).await, payment, "the same command, the same answer");
-    let known = world.get(&asked.order_id).await;
+    assert_eq!(world.process(command.clone()).await, payment, "the same command, the same answer");
+    let known = world.get(&command.order_id).await;
     assert_eq!((known.gateway_ledger.as_str(), known.attempts.len()), ("SUCCEEDED", 1));
     assert_eq!(known.attempts[0].trace_id.len(), 32);
-    let refunded = world.cancel(&asked.order_id, 1).await;
+    let refunded = world.cancel(&command.order_id, 1).await;
     assert_eq!(refunded.state(), PaymentState::Refunded);
-    assert_eq!(world.get(&asked.order_id).await.gateway_ledger, "REFUNDED");
+    assert_eq!(world.get(&command.order_id).await.gateway_ledger, "REFUNDED");
     world.end().await;
 }
 
@@ -235,8 +235,8 @@ async fn each_decline_has_its_code_and_its_advice() {
     }
     let mut no_email = request("pm_card_visa");
     no_email.contact_email = "nobody".into();
-    let refused = world.process(no_email.clone()).await;
-    assert_eq!(refused.decline_code(), DeclineCode::InvalidPaymentDetails);
+    let rejected = world.process(no_email.clone()).await;
+    assert_eq!(rejected.decline_code(), DeclineCode::InvalidPaymentDetails);
     assert_eq!(world.get(&no_email.order_id).await.gateway_ledger, "no row");
     let mut unknown_currency = request("pm_card_visa");
     unknown_currency.amount = Some(Money { currency_code: "DOGE".into(), minor_units: 5 });
@@ -247,12 +247,12 @@ async fn each_decline_has_its_code_and_its_advice() {
 #[tokio::test]
 async fn a_lost_answer_is_resolved_and_the_order_is_confirmed() {
     let world = World::new(&[], &["--gateway-timeout", "500ms", "--answer-within", "100ms"]).await;
-    let asked = request("pm_gateway_answerLost");
-    let pending = world.process(asked.clone()).await;
+    let command = request("pm_gateway_answerLost");
+    let pending = world.process(command.clone()).await;
     let known_so_far = [PaymentState::Pending, PaymentState::InDoubt];
     assert!(known_so_far.contains(&pending.state()), "the known state is an answer: {pending:?}");
     world.ear.hears().await;
-    let known = world.get(&asked.order_id).await;
+    let known = world.get(&command.order_id).await;
     assert_eq!(known.payment.expect("a payment").state(), PaymentState::Succeeded);
     let outcomes: Vec<_> = known.attempts.iter().map(|attempt| attempt.outcome.as_str()).collect();
     // A busy machine may need more attempts.
@@ -265,11 +265,11 @@ async fn a_lost_answer_is_resolved_and_the_order_is_confirmed() {
 #[tokio::test]
 async fn a_gateway_that_never_answers_ends_in_a_timeout_and_a_tombstone() {
     let world = World::new(&[], &["--gateway-timeout", "200ms", "--doubt-limit", "500ms", "--backoff", "50ms"]).await;
-    let asked = request("pm_gateway_noAnswer");
-    let failed = world.process(asked.clone()).await;
+    let command = request("pm_gateway_noAnswer");
+    let failed = world.process(command.clone()).await;
     assert_eq!((failed.state(), failed.decline_code()), (PaymentState::Failed, DeclineCode::GatewayTimeout));
     assert_eq!(failed.advice(), DeclineAdvice::RetryLater);
-    assert_eq!(world.get(&asked.order_id).await.gateway_ledger, "CANCELLED");
+    assert_eq!(world.get(&command.order_id).await.gateway_ledger, "CANCELLED");
     world.end().await;
 }
 
@@ -283,20 +283,20 @@ async fn a_temporarily_unavailable_gateway_is_retried() {
 #[tokio::test]
 async fn a_cancellation_before_the_payment_wins() {
     let world = World::new(&[], &[]).await;
-    let asked = request("pm_card_visa");
-    assert_eq!(world.cancel(&asked.order_id, 1).await.state(), PaymentState::Cancelled);
-    assert_eq!(world.process(asked.clone()).await.state(), PaymentState::Cancelled);
-    assert_eq!(world.get(&asked.order_id).await.gateway_ledger, "no row");
+    let command = request("pm_card_visa");
+    assert_eq!(world.cancel(&command.order_id, 1).await.state(), PaymentState::Cancelled);
+    assert_eq!(world.process(command.clone()).await.state(), PaymentState::Cancelled);
+    assert_eq!(world.get(&command.order_id).await.gateway_ledger, "no row");
     world.end().await;
 }
 
 #[tokio::test]
 async fn a_refused_refund_needs_a_larger_number() {
     let world = World::new(&[], &[]).await;
-    let asked = request("pm_gateway_refundRefused");
-    world.process(asked.clone()).await;
-    assert_eq!(world.cancel(&asked.order_id, 1).await.state(), PaymentState::RefundRefused);
-    assert_eq!(world.cancel(&asked.order_id, 2).await.state(), PaymentState::Refunded);
+    let command = request("pm_gateway_refundRefused");
+    world.process(command.clone()).await;
+    assert_eq!(world.cancel(&command.order_id, 1).await.state(), PaymentState::RefundRefused);
+    assert_eq!(world.cancel(&command.order_id, 2).await.state(), PaymentState::Refunded);
     world.end().await;
 }
 
@@ -304,14 +304,14 @@ async fn a_refused_refund_needs_a_larger_number() {
 async fn concurrent_calls_to_two_instances_charge_once_and_get_the_same_answer() {
     let mut world = World::new(&[], &[]).await;
     world.instance("payment-2", &[]).await;
-    let asked = request("pm_card_visa");
+    let command = request("pm_card_visa");
     let (mut one, mut two) = (world.client_of("order", 0), world.client_of("order", 1));
-    let (first, second) = tokio::join!(one.process_payment(asked.clone()), two.process_payment(asked.clone()));
+    let (first, second) = tokio::join!(one.process_payment(command.clone()), two.process_payment(command.clone()));
     for answer in [first, second] {
         let payment = answer.expect("an answer").into_inner().payment.expect("a payment");
         assert_eq!(payment.state(), PaymentState::Succeeded);
     }
-    assert_eq!(world.get(&asked.order_id).await.attempts.len(), 1);
+    assert_eq!(world.get(&command.order_id).await.attempts.len(), 1);
     world.end().await;
 }
 
@@ -321,9 +321,9 @@ async fn invalid_input_is_rejected_field_by_field_and_changes_nothing() {
     let mut client = world.client();
     let mut bad = request("pm_card_visa");
     (bad.order_id, bad.user_id) = ("seven".into(), String::new());
-    let refused = client.process_payment(bad).await.expect_err("two bad ids");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
-    let fields: Vec<_> = refused
+    let rejected = client.process_payment(bad).await.expect_err("two bad ids");
+    assert_eq!((rejected.code(), reason(&rejected).as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
+    let fields: Vec<_> = rejected
         .get_details_bad_request()
         .expect("BadRequest")
         .field_violations
@@ -333,22 +333,23 @@ async fn invalid_input_is_rejected_field_by_field_and_changes_nothing() {
     assert_eq!(fields, [("order_id".into(), "INVALID_ID".into()), ("user_id".into(), "ID_REQUIRED".into())]);
 
     let no_number = CancelPaymentRequest { order_id: SystemIds.uuid().to_string(), refund_attempt: 0 };
-    let refused = client.cancel_payment(no_number.clone()).await.expect_err("no number");
-    assert_eq!(refused.code(), Code::InvalidArgument);
-    let refused =
+    let rejected = client.cancel_payment(no_number.clone()).await.expect_err("no number");
+    assert_eq!(rejected.code(), Code::InvalidArgument);
+    let rejected =
         client.get_payment(GetPaymentRequest { order_id: no_number.order_id }).await.expect_err("nothing was stored");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::NotFound, "PAYMENT_NOT_FOUND"));
+    assert_eq!((rejected.code(), reason(&rejected).as_str()), (Code::NotFound, "PAYMENT_NOT_FOUND"));
 
-    let asked = request("pm_card_visa");
-    world.process(asked.clone()).await;
-    let other = ProcessPaymentRequest { amount: Some(Money { currency_code: "EUR".into(), minor_units: 1 }), ..asked };
-    let refused = client.process_payment(other).await.expect_err("another amount");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "REQUEST_ID_REUSED"));
+    let command = request("pm_card_visa");
+    world.process(command.clone()).await;
+    let other =
+        ProcessPaymentRequest { amount: Some(Money { currency_code: "EUR".into(), minor_units: 1 }), ..command };
+    let rejected = client.process_payment(other).await.expect_err("another amount");
+    assert_eq!((rejected.code(), reason(&rejected).as_str()), (Code::FailedPrecondition, "REQUEST_ID_REUSED"));
 
-    let refused = world.client_of("user", 0).process_payment(request("pm_card_visa")).await.expect_err("not for user");
-    assert_eq!(refused.code(), Code::PermissionDenied);
-    let refused = client.reconcile_payments(ReconcilePaymentsRequest {}).await.expect_err("for operators");
-    assert_eq!(refused.code(), Code::PermissionDenied);
+    let rejected = world.client_of("user", 0).process_payment(request("pm_card_visa")).await.expect_err("not for user");
+    assert_eq!(rejected.code(), Code::PermissionDenied);
+    let rejected = client.reconcile_payments(ReconcilePaymentsRequest {}).await.expect_err("for operators");
+    assert_eq!(rejected.code(), Code::PermissionDenied);
     world.end().await;
 }
 

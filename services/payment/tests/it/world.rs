@@ -1,21 +1,23 @@
 //! One store in memory, drivers on it, and a manual clock.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use driver::Outcome;
 use futures_util::future::BoxFuture;
 use kernel::{
     Clock, FaultPoint, FaultSite, Faults, IdSource, ManualClock, Money, NoFaults, OrderId, SystemIds, Timestamp, UserId,
 };
-use payment::driver::{Driver, Options, Parts, Step};
+use parking_lot::Mutex;
+use payment::driver::{Context, Driver, Options, Payments};
 use payment::error::Error;
 use payment::lifecycle::State;
 use payment::payment::{Payment, PaymentMethod};
 use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
 use payment::reconcile::Reconciler;
 use payment::store::Store;
-use payment::waiters::Waiters;
+use payment::subscriptions::Subscriptions;
 use storage::Database;
 use telemetry::{Disposition, Ended, EventSink, Kind, Operation, Parent, TraceEvent};
 use tokio_util::sync::CancellationToken;
@@ -47,7 +49,7 @@ pub(crate) struct StopAt(pub(crate) Mutex<Option<(FaultPoint, State)>>);
 
 impl Faults for StopAt {
     fn at<'a>(&'a self, site: FaultSite<'a>) -> BoxFuture<'a, ControlFlow<()>> {
-        let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.0.lock();
         let stops = next.is_some_and(|(point, state)| point == site.point && state.name() == site.state);
         if stops {
             *next = None;
@@ -104,35 +106,32 @@ impl World {
 
     pub(crate) fn instance_with(&self, name: &'static str, faults: Arc<dyn Faults>, max_drives: usize) -> Instance {
         let events: Arc<dyn EventSink> = Arc::new(NoSink(name.to_owned()));
-        let (tasks, shutdown, waiters) = (TaskTracker::new(), CancellationToken::new(), Waiters::default());
-        let driver = Driver::new(Parts {
+        let (tasks, shutdown, subscriptions) = (TaskTracker::new(), CancellationToken::new(), Subscriptions::default());
+        let payments = Payments {
             store: self.store.clone(),
             gateway: self.gateway.clone(),
             confirmations: self.confirmed.clone(),
             clock: self.clock.clone(),
-            ids: Arc::new(SystemIds),
             events: events.clone(),
-            waiters: waiters.clone(),
-            faults,
-            tasks: tasks.clone(),
-            shutdown: shutdown.clone(),
-            options: Options {
-                instance: name.to_owned(),
-                lease: LEASE,
-                poll_interval: Duration::from_millis(10),
-                backoff: BACKOFF,
-                backoff_cap: Duration::from_secs(60),
-                doubt_limit: DOUBT_LIMIT,
-                max_drives,
-            },
-        });
+            subscriptions: subscriptions.clone(),
+            doubt_limit: DOUBT_LIMIT,
+        };
+        let options = Options {
+            instance: name.to_owned(),
+            lease: LEASE,
+            poll_interval: Duration::from_millis(10),
+            backoff: BACKOFF,
+            backoff_cap: Duration::from_secs(60),
+            max_drives,
+        };
+        let (ids, tracked, stop) = (Arc::new(SystemIds), tasks.clone(), shutdown.clone());
+        let driver = Driver::new(payments, Context { options, ids, faults, tasks: tracked, shutdown: stop });
         let processor = Processor {
             store: self.store.clone(),
             driver: driver.clone(),
-            waiters,
+            subscriptions,
             events,
-            tasks: tasks.clone(),
-            limits: Limits { amount: "EUR=100".parse().expect("limits"), answer_within: Duration::from_millis(20) },
+            limits: Limits { amount: "EUR=100".parse().expect("limits"), max_wait: Duration::from_millis(20) },
         };
         Instance { name, driver, processor, tasks, shutdown }
     }
@@ -142,9 +141,9 @@ impl World {
             order_id: self.order_id,
             user_id: self.user_id,
             amount: Some(Money::new("EUR".parse().expect("a currency"), 1_999)),
-            payment_method: PaymentMethod::new("pm_card_visa"),
+            payment_method: PaymentMethod::new("pm_card_visa".into()),
             contact_email: "ada@example.com".into(),
-            are_details_sound: true,
+            are_details_valid: true,
             fingerprint: "one".into(),
         }
     }
@@ -163,11 +162,11 @@ impl World {
     }
 
     /// `times` times: advances the clock beyond every backoff and lease, and makes an instance's due attempts.
-    pub(crate) async fn later(&self, instance: &Instance, times: u32) -> Vec<Step> {
+    pub(crate) async fn later(&self, instance: &Instance, times: u32) -> Vec<Outcome<Payment>> {
         let mut steps = vec![];
         for _ in 0..times {
             self.clock.advance(LONG);
-            steps.extend(instance.driver.tick().await.expect("tries"));
+            steps.extend(instance.driver.attempt_due().await.expect("attempts"));
         }
         steps
     }
@@ -176,7 +175,7 @@ impl World {
     pub(crate) async fn when_due(&self, instance: &Instance) {
         let due = self.payment().await.next_attempt_time.expect("a pending effect");
         self.clock.advance(due.since(self.clock.now()));
-        instance.driver.tick().await.expect("an attempt");
+        instance.driver.attempt_due().await.expect("an attempt");
     }
 
     pub(crate) async fn payment(&self) -> Payment {

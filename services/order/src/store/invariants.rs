@@ -1,4 +1,4 @@
-//! Reads for [`crate::audit`].
+//! Reads for [`crate::invariants`].
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use storage::Error;
 use uuid::Uuid;
 
 use super::{Store, corrupt};
-use crate::audit::{AuditedOrder, AuditedStep, AuditedStock, asked};
 use crate::entity::{fulfillment, order_history, order_line, orders};
+use crate::invariants::{AuditedOrder, AuditedStep, AuditedStock, requested_operation};
 use crate::lifecycle::State;
 use crate::order::LineState;
 
@@ -24,17 +24,11 @@ struct StockRow {
 
 impl Store {
     /// The current time of the clock used for leases and due times.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn now(&self) -> Result<Timestamp, Error> {
         self.leases.read_now().await
     }
 
     /// A page of all orders, ordered by id, after `after`.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn audit_page(&self, after: Option<OrderId>, limit: u64) -> Result<Vec<AuditedOrder>, Error> {
         let mut find = orders::Entity::find().order_by_asc(orders::Column::OrderId).limit(limit);
         if let Some(after) = after {
@@ -44,18 +38,12 @@ impl Store {
     }
 
     /// The orders that exist among `ids`.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn audit_orders(&self, ids: &[OrderId]) -> Result<Vec<AuditedOrder>, Error> {
         let find = orders::Entity::find().filter(orders::Column::OrderId.is_in(ids.iter().map(|id| id.as_uuid())));
         self.audit(find.all(self.db.read()).await?).await
     }
 
     /// The versions of the orders that exist among `ids`.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn audit_versions(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, i64>, Error> {
         self.versions(ids).await
     }
@@ -80,8 +68,8 @@ impl Store {
         for row in history {
             let state = State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?;
             let time = Timestamp::from_micros(row.time);
-            let asked = asked(&row.reason);
-            let step = AuditedStep { version: row.version, state, time, span_id: row.span_id, asked };
+            let requested = requested_operation(&row.reason);
+            let step = AuditedStep { version: row.version, state, time, span_id: row.span_id, requested };
             steps_of.entry(row.order_id).or_default().push(step);
         }
         let mut lines_of: HashMap<Uuid, Vec<LineState>> = HashMap::new();
@@ -117,9 +105,6 @@ impl Store {
     }
 
     /// All stock with the lines that reserve it: one statement, so one snapshot.
-    ///
-    /// # Errors
-    /// The database failed.
     pub async fn audit_stock(&self) -> Result<Vec<AuditedStock>, Error> {
         let may_hold = "o.state IN ('CREATED', 'PAID', 'ALLOCATED', 'FULFILLMENT_STARTED')";
         let sql = format!(

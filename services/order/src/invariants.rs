@@ -6,18 +6,16 @@ use std::time::Duration;
 use kernel::{Money, OrderId, Timestamp, UserId};
 use telemetry::EventStatus;
 
-use crate::lifecycle::{Answer, Input, State, is_final, next, owes};
+use crate::lifecycle::{Decision, Input, State, is_final, next, owes};
 use crate::order::LineState;
-use crate::orders::asked;
+use crate::orders::reasons;
 
 /// An order as the rules see it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditedOrder {
-    /// The order's id.
     pub id: OrderId,
     /// The customer that placed it.
     pub user: UserId,
-    /// The current state.
     pub state: State,
     /// Incremented by every transition.
     pub version: i64,
@@ -29,7 +27,6 @@ pub struct AuditedOrder {
     pub due: Option<Timestamp>,
     /// When its lease expires; `None` when it is not leased.
     pub leased_until: Option<Timestamp>,
-    /// When it was created.
     pub created: Timestamp,
     /// Number of fulfilment rows; at most one is valid.
     pub fulfillments: i64,
@@ -52,22 +49,22 @@ pub struct AuditedStep {
     pub span_id: String,
     /// For a transition requested by an audited call: `cancel` or `retry`, the value of its event's attribute
     /// `operation`.
-    pub asked: Option<&'static str>,
+    pub requested: Option<&'static str>,
 }
 
 impl AuditedStep {
     /// The event written with the transition: its type, the value of its attribute `operation`, and its status.
     pub fn event(&self) -> Option<(&'static str, &'static str, EventStatus)> {
-        let audit = self.asked.map(|operation| (chassis::audit::EVENT_TYPE, operation, EventStatus::Success));
+        let audit = self.requested.map(|operation| (chassis::audit::EVENT_TYPE, operation, EventStatus::Success));
         audit.or_else(|| event_of(self.state))
     }
 }
 
 /// The audited operation that a transition's reason stands for, if any.
-pub(crate) fn asked(reason: &str) -> Option<&'static str> {
+pub(crate) fn requested_operation(reason: &str) -> Option<&'static str> {
     match reason {
-        asked::CUSTOMER_TO_CANCEL | asked::OPERATOR_TO_CANCEL => Some("cancel"),
-        asked::OPERATOR_TO_RETRY => Some("retry"),
+        reasons::CANCEL_BY_CUSTOMER | reasons::CANCEL_BY_OPERATOR => Some("cancel"),
+        reasons::RETRY_BY_OPERATOR => Some("retry"),
         _ => None,
     }
 }
@@ -75,11 +72,9 @@ pub(crate) fn asked(reason: &str) -> Option<&'static str> {
 /// A SKU's stock next to the lines that reserve it, read in one snapshot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AuditedStock {
-    /// Stock keeping unit.
     pub sku: String,
     /// Units in stock; `None` when lines reserve a SKU that is not in the inventory.
     pub on_hand: Option<i64>,
-    /// Units reserved.
     pub reserved: i64,
     /// The sum of the HELD and ALLOCATED lines of orders whose state permits a reservation.
     pub held: i64,
@@ -148,8 +143,8 @@ impl AuditedOrder {
                 }
                 None => {}
                 Some(last) => {
-                    let inputs = [Input::Done, Input::Refused, Input::CancelAsked, Input::RetryAsked];
-                    if !inputs.into_iter().any(|input| next(last.state, input) == Answer::To(step.state)) {
+                    let inputs = [Input::Done, Input::Refused, Input::CancelRequested, Input::RetryRequested];
+                    if !inputs.into_iter().any(|input| next(last.state, input) == Decision::To(step.state)) {
                         problems.push(format!("{} to {} is not in the table", last.state.name(), step.state.name()));
                     }
                     if step.version != last.version + 1 {
@@ -169,15 +164,15 @@ impl AuditedOrder {
     pub fn line_problems(&self) -> Vec<String> {
         let allocated = matches!(self.state, State::Allocated | State::FulfillmentStarted);
         let may_hold = allocated || matches!(self.state, State::Created | State::Paid);
-        let is_right = |line: &LineState| match line {
+        let is_allowed = |line: &LineState| match line {
             LineState::Held => may_hold && !allocated,
             LineState::Allocated => allocated,
             LineState::Released => !may_hold,
             LineState::Lost => !allocated,
         };
-        let wrong = self.lines.iter().filter(|line| !is_right(line));
+        let violations = self.lines.iter().filter(|line| !is_allowed(line));
         let mut problems: Vec<String> =
-            wrong.map(|line| format!("in {} it has a line that is {}", self.state.name(), line.name())).collect();
+            violations.map(|line| format!("in {} it has a line that is {}", self.state.name(), line.name())).collect();
         if self.lines.is_empty() {
             problems.push("it has no lines".to_owned());
         }

@@ -1,0 +1,207 @@
+//! What each effect does: calling the Payment Service, allocating, starting fulfilment.
+
+use driver::Context;
+use kernel::calendar::delivery_date;
+use kernel::{FaultPoint, FulfillmentId};
+use telemetry::{ErrorClass, EventError, Kind, Operation, Outcome, Parent, TraceParent};
+use tracing::Instrument;
+
+use super::{Effects, crashes};
+use crate::lifecycle::{Effect, Input, owes};
+use crate::order::{Fulfillment, Order, PaymentFailure};
+use crate::ports::PaymentOutcome;
+use crate::store::{Advance, NoTransition, Steps};
+
+/// What came of performing an effect.
+pub(super) enum Performed {
+    /// It is recorded, or another instance recorded a transition first.
+    Recorded(Advance),
+    /// No definite result: it is retried.
+    Undecided(String),
+    Crashed,
+}
+
+impl Performed {
+    /// The table forbids what the effect led to: a contradiction between the table and the effects.
+    fn without(missing: NoTransition) -> Self {
+        tracing::error!(target: "ordermesh", "{missing}");
+        Self::Undecided(missing.to_string())
+    }
+}
+
+impl Effects {
+    fn steps(&self, order: &Order) -> Steps {
+        Steps::of(self.table, order)
+    }
+
+    pub(super) async fn perform(
+        &self,
+        order: &Order,
+        effect: Effect,
+        link: Option<TraceParent>,
+        context: &Context,
+    ) -> Result<Performed, storage::Error> {
+        if crashes(context, FaultPoint::BeforeEffect, order).await {
+            return Ok(Performed::Crashed);
+        }
+        match effect {
+            Effect::ProcessPayment => self.process_payment(order, context).await,
+            Effect::AllocateInventory | Effect::StartFulfillment => {
+                self.fulfill(order, self.steps(order), context).await
+            }
+            Effect::CancelPayment => self.cancel_payment(order, link, context).await,
+        }
+    }
+
+    async fn process_payment(&self, order: &Order, context: &Context) -> Result<Performed, storage::Error> {
+        // Without an event of this service: the Payment Service writes the payment's events.
+        let operation = Operation::open(Kind::Internal, "process_payment", Parent::Remote(order.span_ref), None, None);
+        operation.set_order(order.id.as_uuid());
+        let outcome = self.payments.process(order).instrument(operation.span().clone()).await;
+        if crashes(context, FaultPoint::AfterEffect, order).await {
+            return Ok(Performed::Crashed);
+        }
+        let mut steps = self.steps(order);
+        match outcome {
+            PaymentOutcome::Done => match steps.take(Input::Done, "payment succeeded", &operation) {
+                Ok(()) => self.fulfill(order, steps, context).await,
+                Err(missing) => Ok(Performed::without(missing)),
+            },
+            PaymentOutcome::Refused(failure) => {
+                let reason = format!("payment refused: {}", failure.message);
+                match steps.take(Input::Refused, reason, &operation) {
+                    Ok(()) => Ok(Performed::Recorded(self.store.advance(order, steps, Some(failure), None).await?)),
+                    Err(missing) => Ok(Performed::without(missing)),
+                }
+            }
+            PaymentOutcome::Undecided(why) => Ok(Performed::Undecided(why)),
+        }
+    }
+
+    /// Allocation and the start of fulfilment are local: they are recorded in the same transaction, each with its own
+    /// history row and event. `paid` are the transitions that lead there.
+    async fn fulfill(&self, order: &Order, paid: Steps, context: &Context) -> Result<Performed, storage::Error> {
+        let allocate =
+            (owes(order.state) != Some(Effect::StartFulfillment)).then(|| self.step(order, Effect::AllocateInventory));
+        let start = self.step(order, Effect::StartFulfillment);
+        let discard = || {
+            start.discard();
+            allocate.as_ref().inspect(|allocate| allocate.discard());
+        };
+        let Some(date) = delivery_date(self.clock.now(), order.transit.business_days, order.transit.cutoff_hour) else {
+            discard();
+            return Ok(Performed::Undecided("the calendar has no delivery date".into()));
+        };
+        let fulfillment =
+            Fulfillment { id: FulfillmentId::from_uuid(context.ids.uuid()), delivery_date: date.to_string() };
+        start.set("fulfillment.id", fulfillment.id.to_string());
+        start.set("delivery.date", fulfillment.delivery_date.clone());
+        let mut steps = paid.clone();
+        let allocated = allocate.as_ref().map_or(Ok(()), |allocate| {
+            steps.take_with_event(Input::Done, "stock allocated", allocate, Outcome::Success)
+        });
+        let started =
+            allocated.and_then(|()| steps.take_with_event(Input::Done, "fulfilment started", &start, Outcome::Success));
+        if let Err(missing) = started {
+            discard();
+            return Ok(Performed::without(missing));
+        }
+        let advance = self.store.advance(order, steps, None, Some(fulfillment)).await?;
+        match (&advance, &allocate) {
+            (Advance::StockLost, Some(allocate)) => {
+                start.discard();
+                self.refuse_allocation(order, paid, allocate).await
+            }
+            (Advance::Done(_) | Advance::Lost | Advance::StockLost, _) => {
+                if advance == Advance::Lost {
+                    discard();
+                }
+                Ok(Performed::Recorded(advance))
+            }
+        }
+    }
+
+    /// Stock that was written off cannot be allocated: the order is cancelled and the payment refunded.
+    async fn refuse_allocation(
+        &self,
+        order: &Order,
+        mut steps: Steps,
+        allocate: &Operation,
+    ) -> Result<Performed, storage::Error> {
+        let message = "stock of the order was written off before it was allocated";
+        let error = EventError::new(ErrorClass::AllocationError, "STOCK_LOST", message);
+        if let Err(missing) = steps.take_with_event(Input::Refused, message, allocate, Outcome::Failed(error)) {
+            allocate.discard();
+            return Ok(Performed::without(missing));
+        }
+        let failure = PaymentFailure {
+            reason: "STOCK_LOST".into(),
+            decline_code: String::new(),
+            advice: "RETRY_LATER".into(),
+            message: "the goods are no longer in stock; the payment is given back".into(),
+        };
+        let advance = self.store.advance(order, steps, Some(failure), None).await?;
+        if advance == Advance::Lost {
+            allocate.discard();
+        }
+        Ok(Performed::Recorded(advance))
+    }
+
+    async fn cancel_payment(
+        &self,
+        order: &Order,
+        link: Option<TraceParent>,
+        context: &Context,
+    ) -> Result<Performed, storage::Error> {
+        let operation = self.step(order, Effect::CancelPayment);
+        // A later attempt, perhaps on another instance, reads from the history which trace requested the cancellation.
+        let requested_by = match link {
+            Some(link) => Some(link),
+            None => self.store.span_of(order.id, order.state).await?,
+        };
+        if let Some(other) = requested_by.filter(|span| span.trace_id() != order.span_ref.trace_id()) {
+            operation.link(other);
+        }
+        let outcome = self.payments.cancel(order).instrument(operation.span().clone()).await;
+        if crashes(context, FaultPoint::AfterEffect, order).await {
+            operation.discard();
+            return Ok(Performed::Crashed);
+        }
+        let mut steps = self.steps(order);
+        let (taken, failure) = match outcome {
+            PaymentOutcome::Done => {
+                let outcome = Outcome::Success;
+                (steps.take_with_event(Input::Done, "nothing is charged", &operation, outcome), None)
+            }
+            PaymentOutcome::Refused(failure) => {
+                let error = EventError::new(ErrorClass::NeedsAttention, &failure.reason, &failure.message);
+                let (reason, outcome) = (failure.message.clone(), Outcome::Failed(error));
+                (steps.take_with_event(Input::Refused, reason, &operation, outcome), Some(failure))
+            }
+            PaymentOutcome::Undecided(why) => {
+                operation.discard();
+                return Ok(Performed::Undecided(why));
+            }
+        };
+        if let Err(missing) = taken {
+            operation.discard();
+            return Ok(Performed::without(missing));
+        }
+        let advance = self.store.advance(order, steps, failure, None).await?;
+        if advance == Advance::Lost {
+            operation.discard();
+        }
+        Ok(Performed::Recorded(advance))
+    }
+
+    /// Opens the operation of an effect: a child of the order's creation, even after a crash and on another instance.
+    fn step(&self, order: &Order, effect: Effect) -> Operation {
+        let sink = Some(self.events.clone());
+        let parent = Parent::Remote(order.span_ref);
+        let operation = Operation::open(Kind::Internal, effect.name(), parent, Some("order_fulfillment"), sink);
+        operation.set_order(order.id.as_uuid());
+        operation.set_user(order.user.as_uuid());
+        operation.set("operation", effect.name());
+        operation
+    }
+}

@@ -1,0 +1,126 @@
+//! Subscriptions to an order's next transition. This instance's commits notify them directly; one query per instance
+//! and interval finds the transitions committed by other instances.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::{OrderId, UserId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::order::Scope;
+use crate::store::Store;
+
+/// The interval between reads of the watched orders' versions.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// The subscriptions of this instance. Clones share them.
+#[derive(Clone)]
+pub struct Subscriptions {
+    orders: Arc<Mutex<HashMap<OrderId, watch::Sender<i64>>>>,
+    max_per_customer: usize,
+    /// The number of streams per customer.
+    customers: Arc<Mutex<HashMap<UserId, usize>>>,
+}
+
+/// A subscription to an order's next transition.
+#[derive(Debug)]
+pub struct Subscription {
+    version: watch::Receiver<i64>,
+    _counted: Option<CountedStream>,
+}
+
+/// A customer's stream, counted until it is dropped.
+#[derive(Debug)]
+struct CountedStream {
+    customers: Arc<Mutex<HashMap<UserId, usize>>>,
+    customer: UserId,
+}
+
+impl Drop for CountedStream {
+    fn drop(&mut self) {
+        let mut customers = self.customers.lock();
+        if let Entry::Occupied(mut streams) = customers.entry(self.customer) {
+            *streams.get_mut() -= 1;
+            if *streams.get() == 0 {
+                streams.remove();
+            }
+        }
+    }
+}
+
+impl Subscription {
+    /// Completes when the order has a newer version than at the last call.
+    pub async fn changed(&mut self) {
+        if self.version.changed().await.is_err() {
+            // The sender outlives its receivers.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Subscriptions {
+    /// Without subscriptions; each customer may have `max_per_customer` streams. (The total number of streams is
+    /// limited by the mesh.)
+    pub fn new(max_per_customer: usize) -> Self {
+        Self { orders: Arc::default(), max_per_customer, customers: Arc::default() }
+    }
+
+    fn count(&self, customer: UserId) -> Result<CountedStream, Error> {
+        let mut customers = self.customers.lock();
+        let streams = customers.entry(customer).or_default();
+        if *streams >= self.max_per_customer {
+            return Err(Error::TooManyWatchers);
+        }
+        *streams += 1;
+        Ok(CountedStream { customers: self.customers.clone(), customer })
+    }
+
+    /// Subscribes to an order.
+    ///
+    /// # Errors
+    /// The customer has as many streams as it may.
+    pub fn subscribe(&self, scope: Scope, id: OrderId) -> Result<Subscription, Error> {
+        let counted = match scope {
+            Scope::Of(customer) => Some(self.count(customer)?),
+            Scope::All => None,
+        };
+        let version = self.orders.lock().entry(id).or_insert_with(|| watch::channel(0).0).subscribe();
+        Ok(Subscription { version, _counted: counted })
+    }
+
+    /// Notifies an order's subscribers of a version.
+    pub fn notify(&self, id: OrderId, version: i64) {
+        if let Some(sender) = self.orders.lock().get(&id) {
+            sender.send_if_modified(|known| {
+                let newer = version > *known;
+                *known = version.max(*known);
+                newer
+            });
+        }
+    }
+
+    /// Polls for transitions committed by other instances, until `shutdown`.
+    pub async fn poll(self, store: Store, shutdown: CancellationToken) {
+        while tokio::time::timeout(INTERVAL, shutdown.cancelled()).await.is_err() {
+            let watched: Vec<OrderId> = {
+                let mut orders = self.orders.lock();
+                orders.retain(|_, sender| sender.receiver_count() > 0);
+                orders.keys().copied().collect()
+            };
+            if watched.is_empty() {
+                continue;
+            }
+            match store.versions(&watched).await {
+                Ok(versions) => versions.into_iter().for_each(|(id, version)| self.notify(id, version)),
+                Err(error) => {
+                    tracing::debug!(target: "ordermesh", error = ?error, "reading the versions of watched orders failed")
+                }
+            }
+        }
+    }
+}
