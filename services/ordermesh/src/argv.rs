@@ -17,7 +17,7 @@ use crate::service::Service;
 pub(crate) fn hide_passwords(args: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     if args.iter().any(|arg| arg.to_str().is_some_and(|arg| arg.contains(".database-url")))
-        && has_passed_password(&args)
+        && has_forwarded_password(&args)
     {
         out::complain(
             "warning: a password in a --<service>.database-url is in the command line, which every user of this machine can read: \
@@ -78,7 +78,7 @@ fn variable(flag: &str) -> Option<String> {
     }
 }
 
-fn has_passed_password(args: &[OsString]) -> bool {
+fn has_forwarded_password(args: &[OsString]) -> bool {
     args.iter().any(|arg| {
         arg.to_str().is_some_and(|arg| has_password(OsStr::new(arg.split_once('=').map_or(arg, |(_, url)| url))))
     })
@@ -138,8 +138,8 @@ mod tests {
         for url in ["postgres://u@h:5432/d", "postgres://u:@h/d", "postgres://h:5432/d?sslmode=require", "u:p@h"] {
             assert!(!has_password(OsStr::new(url)), "{url}");
         }
-        assert!(has_passed_password(&words("ordermesh --order.database-url=postgres://u:p@h/d")));
-        assert!(has_passed_password(&words("ordermesh --order.database-url postgres://u:p@h/d")));
-        assert!(!has_passed_password(&words("ordermesh --order.database-url postgres://u@h/d")));
+        assert!(has_forwarded_password(&words("ordermesh --order.database-url=postgres://u:p@h/d")));
+        assert!(has_forwarded_password(&words("ordermesh --order.database-url postgres://u:p@h/d")));
+        assert!(!has_forwarded_password(&words("ordermesh --order.database-url postgres://u@h/d")));
     }
 }

@@ -11,8 +11,8 @@ use tonic_types::StatusExt;
 pub(crate) enum Error {
     #[error("{address} is taken: {who} cannot listen on it; {hint}")]
     PortTaken { who: String, address: SocketAddr, hint: &'static str, source: std::io::Error },
-    #[error("{path} cannot be {deed}")]
-    File { path: PathBuf, deed: &'static str, source: std::io::Error },
+    #[error("{path} cannot be {action}")]
+    File { path: PathBuf, action: &'static str, source: std::io::Error },
     #[error(transparent)]
     Exposed(#[from] storage::ownership::Exposed),
     #[error("{0} cannot be started")]

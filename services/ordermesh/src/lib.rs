@@ -9,7 +9,7 @@
 //! - [`promises`]: the invariants of a whole system, as queries over its stores: for `verify` and the crash suite
 //! - `policies`: the mesh's policy table, printed; [`ports`]: free ports for one more system
 //! - `certificates`: `ordermesh certs`, and the certificates of a system with `--tls`
-//! - `service`: names and ports; `passed`: forwarded settings like `--order.memory-budget 4KiB`; `data_dir`: the folder
+//! - `service`: names and ports; `forwarded_args`: forwarded settings like `--order.memory-budget 4KiB`; `data_dir`: the folder
 //!   and its secrets
 //! - `catalog`: the demo products of a first local start
 //! - `trace`, `text`: trace ids of the client; formatting of values
@@ -29,11 +29,11 @@ mod demo;
 mod error;
 mod events;
 mod explain;
+mod forwarded_args;
 mod gateway_variables;
 mod load;
 mod operator;
 mod out;
-mod passed;
 mod policies;
 pub mod ports;
 mod probe;
@@ -53,14 +53,14 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
-use crate::passed::Passed;
+use crate::forwarded_args::ForwardedArgs;
 use crate::service::Service;
 
 /// Order processing for e-commerce: four services, a mock of a payment gateway, one program.
 ///
 /// Without a subcommand it starts all of them on this machine, and stops them when it exits.
 #[derive(Parser, Debug)]
-#[command(name = "ordermesh", version = VERSION, args_conflicts_with_subcommands = true, after_help = PASSED_HELP)]
+#[command(name = "ordermesh", version = VERSION, args_conflicts_with_subcommands = true, after_help = FORWARDED_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -82,7 +82,7 @@ const VERSION: &str = concat!(
     ")"
 );
 
-const PASSED_HELP: &str = "Settings of a single service are forwarded by prefix, for example
+const FORWARDED_HELP: &str = "Settings of a single service are forwarded by prefix, for example
   ordermesh --order.memory-budget 4KiB --data.fault-lookup refuse
 See `ordermesh user|order|payment|data|gateway --help` for them.
 With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service exports its traces, metrics and logs there.";
@@ -128,7 +128,7 @@ pub fn program() -> ExitCode {
         return ExitCode::from(error.exit_code());
     }
     let args = gateway_variables::as_flags(std::env::args_os().collect(), |name| std::env::var_os(name));
-    let (own, passed) = passed::split(args);
+    let (own, forwarded) = forwarded_args::split(args);
     let cli = match Cli::try_parse_from(own) {
         Ok(cli) => cli,
         // `--help` or `--version`.
@@ -138,7 +138,7 @@ pub fn program() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match check(&cli, &passed).and_then(|()| run(cli, passed)) {
+    match check(&cli, &forwarded).and_then(|()| run(cli, forwarded)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, Error::OutputClosed) {
@@ -150,9 +150,9 @@ pub fn program() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
+async fn run(cli: Cli, forwarded: ForwardedArgs) -> Result<(), Error> {
     match cli.command {
-        None => up::run(cli.up, passed).await,
+        None => up::run(cli.up, forwarded).await,
         Some(Command::User(config)) => run_service::user(*config).await,
         Some(Command::Order(args)) => run_service::order(*args).await,
         Some(Command::Payment(config)) => run_service::payment(*config).await,
@@ -184,8 +184,8 @@ fn shown(error: &clap::Error) -> String {
 }
 
 /// Validates forwarded settings here: a child that rejects them would only be restarted again and again.
-fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
-    if passed.is_empty() {
+fn check(cli: &Cli, forwarded: &ForwardedArgs) -> Result<(), Error> {
+    if forwarded.is_empty() {
         return Ok(());
     }
     if cli.command.is_some() {
@@ -196,13 +196,14 @@ fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
     for service in Service::ALL {
         let is_the_systems =
             |flag: &str| SYSTEMS.iter().any(|name| flag == *name || flag.starts_with(&format!("{name}=")));
-        if let Some(flag) = passed.of(service).iter().filter_map(|flag| flag.to_str()).find(|flag| is_the_systems(flag))
+        if let Some(flag) =
+            forwarded.of(service).iter().filter_map(|flag| flag.to_str()).find(|flag| is_the_systems(flag))
         {
             return Err(Error::Usage(format!(
                 "{flag} applies to the whole system: see --tls, or run {service} by itself"
             )));
         }
-        let args = ["ordermesh".into(), service.name().into()].into_iter().chain(passed.of(service).iter().cloned());
+        let args = ["ordermesh".into(), service.name().into()].into_iter().chain(forwarded.of(service).iter().cloned());
         if let Err(error) = Cli::try_parse_from(args) {
             let output = shown(&error);
             let lines = output.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
@@ -239,16 +240,16 @@ mod tests {
         assert!(key.contains("--gateway-api-key") && !key.contains("s3cr3t"), "{key}");
         assert!(output(&["ordermesh", "data", "--memory-limit", "much"]).contains("much"));
         let line = "ordermesh --payment.gateway-api-key=s3cr3t\u{7f}";
-        let (own, passed) = passed::split(line.split(' ').map(Into::into));
-        let error = check(&Cli::try_parse_from(own).expect("parses"), &passed).expect_err("no key").to_string();
+        let (own, forwarded) = forwarded_args::split(line.split(' ').map(Into::into));
+        let error = check(&Cli::try_parse_from(own).expect("parses"), &forwarded).expect_err("no key").to_string();
         assert!(error.contains("--gateway-api-key") && !error.contains("s3cr3t"), "{error}");
     }
 
     #[test]
     fn an_invalid_forwarded_setting_is_rejected_before_anything_starts() {
         let parse = |line: &str| {
-            let (own, passed) = passed::split(line.split(' ').map(Into::into));
-            check(&Cli::try_parse_from(own).expect("parses"), &passed)
+            let (own, forwarded) = forwarded_args::split(line.split(' ').map(Into::into));
+            check(&Cli::try_parse_from(own).expect("parses"), &forwarded)
         };
         assert!(parse("ordermesh --order.memory-budget 4KiB").is_ok());
         let error = parse("ordermesh --order.memory-budget much").expect_err("not a size").to_string();

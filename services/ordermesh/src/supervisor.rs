@@ -16,8 +16,8 @@ use crate::certificates::Certificates;
 use crate::child::{self, Misconfigured, Pids, Spec};
 use crate::data_dir::DataDir;
 use crate::error::Error;
+use crate::forwarded_args::ForwardedArgs;
 use crate::out;
-use crate::passed::Passed;
 use crate::probe;
 use crate::service::Service;
 
@@ -41,7 +41,7 @@ pub(crate) struct Plan {
     /// The children's log filter.
     pub(crate) log: String,
     /// Forwarded settings of single services.
-    pub(crate) passed: Passed,
+    pub(crate) forwarded: ForwardedArgs,
     /// Suppresses all output.
     pub(crate) quiet: bool,
     /// Restarts crashed children without backoff.
@@ -192,7 +192,7 @@ fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
         Service::Data | Service::Order => args.push("--demo-catalog".into()),
         Service::Payment | Service::Gateway => {}
     }
-    args.extend(plan.passed.of(service).iter().cloned());
+    args.extend(plan.forwarded.of(service).iter().cloned());
     args
 }
 
@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     fn plan(port_base: u16, data_dir: PathBuf) -> Plan {
-        let (_, passed) = crate::passed::split(["--order.lease".into(), "1s".into()]);
+        let (_, forwarded) = crate::forwarded_args::split(["--order.lease".into(), "1s".into()]);
         Plan {
             port_base,
             instances: 2,
@@ -277,7 +277,7 @@ mod tests {
             database_url: None,
             tls: false,
             log: "warn".into(),
-            passed,
+            forwarded,
             quiet: true,
             restarts_at_once: false,
         }

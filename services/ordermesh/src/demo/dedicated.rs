@@ -18,7 +18,7 @@ use crate::demo::rejections::many;
 use crate::demo::run::{Run, Setup, item};
 use crate::demo::scenario::{Failure, Finished, Outcome, Scenario, expect_eq};
 use crate::error::Error;
-use crate::passed;
+use crate::forwarded_args;
 use crate::ports::free_port_base;
 use crate::supervisor::{Plan, Supervisor};
 use crate::system::{Location, Retries, System, request};
@@ -73,12 +73,12 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Setup, tempfile::TempDir),
     let temporary = std::env::temp_dir();
     let folder = tempfile::Builder::new().prefix("ordermesh-demo-").tempdir().map_err(|source| Error::File {
         path: temporary,
-        deed: "used for temporary files",
+        action: "used for temporary files",
         source,
     })?;
     // Cheap password hashes: the system exists for seconds only.
     let flags = flags.iter().chain(&["--user.bcrypt-cost", "4"]);
-    let (_, passed) = passed::split(flags.map(std::ffi::OsString::from));
+    let (_, forwarded) = forwarded_args::split(flags.map(std::ffi::OsString::from));
     let location = Location::local(free_port_base(1).ok_or(Error::NoFreePorts)?, folder.path().join("data"));
     let plan = Plan {
         port_base: location.port_base,
@@ -87,7 +87,7 @@ async fn start(flags: &[&str]) -> Result<(Supervisor, Setup, tempfile::TempDir),
         database_url: None,
         tls: false,
         log: "error".to_owned(),
-        passed,
+        forwarded,
         quiet: true,
         restarts_at_once: false,
     };

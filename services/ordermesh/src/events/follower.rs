@@ -103,8 +103,8 @@ impl Follower {
         if !may_pass(status.code()) {
             return Err(Error::rejected("WatchTraceEvents")(status));
         }
-        let asked = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-        let wait = backoff(self.failures, BACKOFF, BACKOFF_CAP, rand::random()).max(asked.min(BACKOFF_CAP));
+        let requested = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
+        let wait = backoff(self.failures, BACKOFF, BACKOFF_CAP, rand::random()).max(requested.min(BACKOFF_CAP));
         let message = describe(&status);
         out::complain(format_args!("the stream ended ({message}); resuming in {:.1} s", wait.as_secs_f64()));
         sleep(wait).await;

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running system; killed when it is dropped, if it is still running.
-pub(crate) struct World {
+pub(crate) struct TestSystem {
     pub(crate) supervisor: Child,
     pub(crate) port_base: u16,
     _folder: tempfile::TempDir,
     pub(crate) data_dir: std::path::PathBuf,
 }
 
-impl World {
+impl TestSystem {
     /// Starts a system with one instance of each service; returns it with its output when it was ready.
     pub(crate) fn start() -> (Self, String) {
         Self::of(1)
@@ -82,7 +82,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for TestSystem {
     fn drop(&mut self) {
         // Its children exit on their own: that is what the tests are about.
         let _ = self.supervisor.kill();
@@ -135,8 +135,8 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 pub(crate) fn readyz(port: u16) -> String {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
-    let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    let mut answer = String::new();
-    let _ = asked.and_then(|()| stream.read_to_string(&mut answer));
-    answer.lines().next().unwrap_or_default().to_owned()
+    let requested = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let mut response = String::new();
+    let _ = requested.and_then(|()| stream.read_to_string(&mut response));
+    response.lines().next().unwrap_or_default().to_owned()
 }

@@ -33,7 +33,7 @@ struct Running {
 
 /// A running gateway and a merchant. Clones share both.
 #[derive(Clone)]
-pub(crate) struct World {
+pub(crate) struct Merchant {
     client: PaymentGatewayServiceClient<mesh::Channel>,
     key: Option<String>,
     running: Arc<Running>,
@@ -46,7 +46,7 @@ pub(crate) fn reason(status: &Status) -> String {
     info.reason
 }
 
-impl World {
+impl Merchant {
     pub(crate) async fn start(flags: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().expect("a folder"), flags).await
     }
