@@ -38,7 +38,6 @@ pub enum Decline {
 /// The status of a charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {
-    /// Charged.
     Succeeded,
     /// Declined by the issuer.
     Declined(Decline),
@@ -51,11 +50,9 @@ pub enum Status {
 /// The rule for refunds of a charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RefundRule {
-    /// Accepted.
     Accept,
     /// The first refund key is refused, later ones are accepted.
     RefuseFirst,
-    /// All are refused.
     RefuseAlways,
 }
 
@@ -66,7 +63,6 @@ pub struct Charge {
     pub id: Uuid,
     /// The merchant's key.
     pub key: String,
-    /// The charge's status.
     pub status: Status,
     /// The amount that was, or would have been, charged; `None` on a tombstone.
     pub amount: Option<Money>,

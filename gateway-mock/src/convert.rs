@@ -13,7 +13,6 @@ use crate::error::Error;
 
 /// The page size if the request sets none.
 const DEFAULT_PAGE_SIZE: u16 = 100;
-/// Maximum page size.
 const MAX_PAGE_SIZE: u16 = 1_000;
 /// Maximum length of a key, in characters.
 const MAX_KEY_CHARS: usize = 255;

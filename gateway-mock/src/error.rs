@@ -26,7 +26,6 @@ pub enum Error {
     /// An injected fault.
     #[error("the gateway is unavailable")]
     Unavailable,
-    /// The ledger failed.
     #[error("the ledger failed")]
     Ledger(#[from] storage::Error),
 }

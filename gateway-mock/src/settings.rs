@@ -38,7 +38,6 @@ pub struct Config {
     /// File with the merchant's API key; read if --api-key is not set. One of the two is required
     #[arg(long, env = "GATEWAY_API_KEY_FILE", value_name = "FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Fault injection.
     #[command(flatten)]
     pub faults: FaultSettings,
 }

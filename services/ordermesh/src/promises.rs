@@ -43,7 +43,6 @@ pub struct Sources {
     pub orders: order::store::Store,
     /// The Payment Service's store.
     pub payments: payment::store::Store,
-    /// The gateway's ledger.
     pub gateway: Arc<dyn Gateway>,
     /// The outboxes of all services.
     pub outboxes: Vec<Outbox>,

@@ -20,7 +20,6 @@ const WINDOW: u32 = 65_535;
 const PAUSE: Duration = Duration::from_secs(1);
 const STAGGER: Duration = Duration::from_millis(2);
 
-/// One attack.
 pub(crate) struct Attack {
     pub(crate) name: &'static str,
     /// The service whose memory is measured.

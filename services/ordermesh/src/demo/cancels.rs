@@ -10,7 +10,6 @@ use crate::demo::payments::fulfilled;
 use crate::demo::run::{Run, must_fail};
 use crate::demo::scenario::{Failure, Outcome, Scenario, expect_eq};
 
-/// The paths.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let cancelled = [succeeded(Audit), succeeded(PaymentProcessing), succeeded(OrderFulfillment)];
     vec![

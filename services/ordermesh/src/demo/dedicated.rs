@@ -25,7 +25,6 @@ use crate::system::{Location, Retries, System, request};
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// The paths.
 #[rustfmt::skip]
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let over_the_limit = failed(PaymentProcessing, "PaymentDeclined", "INVALID_AMOUNT");

@@ -101,7 +101,6 @@ fn distinct<'a>(words: impl IntoIterator<Item = &'a String>) -> Vec<String> {
     all
 }
 
-/// An expected event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ExpectedEvent {
     kind: EventType,
@@ -109,7 +108,6 @@ pub(crate) struct ExpectedEvent {
     error: Option<(&'static str, &'static str)>,
 }
 
-/// A successful event.
 pub(crate) const fn succeeded(kind: EventType) -> ExpectedEvent {
     ExpectedEvent { kind, error: None }
 }

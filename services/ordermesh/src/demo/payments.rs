@@ -13,7 +13,6 @@ pub(crate) const FULFILLED: [ExpectedEvent; 4] =
 
 const CHANGE: &str = "USE_OTHER_METHOD";
 
-/// The paths.
 #[rustfmt::skip]
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![

@@ -24,7 +24,6 @@ use crate::system::request;
 type Order = order_v1::CreateOrderRequest;
 type Mutation = fn(&mut Order);
 
-/// The paths.
 pub(crate) fn scenarios() -> Vec<Scenario> {
     let mut all = invalid_orders();
     all.extend(invalid_addresses());

@@ -16,7 +16,6 @@ use crate::trace::Trace;
 /// The system that a path runs against.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
-    /// The running system.
     Running,
     /// A dedicated system, started with these flags.
     Dedicated(&'static [&'static str]),
@@ -114,12 +113,10 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// An order.
     pub(crate) fn order(order_id: String) -> Self {
         Self { order_id: Some(order_id), ..Self::default() }
     }
 
-    /// A rejected call.
     pub(crate) fn rejected(status: Status) -> Self {
         Self { status: Some(status), ..Self::default() }
     }

@@ -19,7 +19,6 @@ const SILENCE: Duration = Duration::from_secs(35);
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_CAP: Duration = Duration::from_secs(5);
 
-/// Follows events.
 pub(crate) struct Follower {
     session: Session,
     filter: Filter,

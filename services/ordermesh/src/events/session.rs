@@ -12,7 +12,6 @@ use tonic::{Code, Status, Streaming};
 use crate::error::Error;
 use crate::system::{System, request};
 
-/// The operator's session.
 pub(crate) struct Session {
     system: System,
     token: Mutex<String>,

@@ -7,7 +7,6 @@ use std::str::FromStr;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-/// A customer's behaviour.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum Behaviour {
     /// Pays; fulfilment starts.
@@ -81,7 +80,6 @@ impl Behaviour {
     }
 }
 
-/// Behaviours with weights.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Mix(BTreeMap<Behaviour, u32>);
 

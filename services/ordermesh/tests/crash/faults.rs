@@ -19,7 +19,6 @@ pub(crate) type Spot = (&'static str, FaultPoint, &'static str);
 pub(crate) enum Injection {
     /// The driver's process crashes.
     Crash,
-    /// The customer cancels.
     Cancel,
     /// The stock is written off.
     WriteOff,
@@ -44,7 +43,6 @@ impl Plan {
         Arc::new(Self { injections: Mutex::new(injections.into_iter().collect()), ..Self::default() })
     }
 
-    /// Adds an injection.
     pub(crate) fn add(&self, spot: Spot, injection: Injection) {
         lock(&self.injections).push_back((spot, injection));
     }

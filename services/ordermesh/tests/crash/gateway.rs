@@ -45,7 +45,6 @@ struct Inner {
     taken: u32,
 }
 
-/// The gateway.
 pub(crate) struct Ledger(Mutex<Inner>);
 
 impl Default for Ledger {

@@ -48,7 +48,6 @@ pub(crate) const HAPPY_SPOTS: [Spot; 6] = [
     ("order", FaultPoint::AfterRecord, "FULFILLMENT_STARTED"),
 ];
 
-/// Every script.
 pub(crate) fn scripts() -> Vec<Script> {
     let plain = [
         Environment::Healthy,

@@ -90,7 +90,6 @@ impl Drop for TestSystem {
     }
 }
 
-/// The program.
 pub(crate) fn ordermesh() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
     command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
