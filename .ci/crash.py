@@ -1,6 +1,5 @@
 """kill -9 of each service in the middle of an order, and of the supervisor; a port in use; chaos."""
 
-import os
 import socket
 import subprocess
 import tempfile

@@ -6,21 +6,11 @@
 ORDERMESH_BIN overrides target/release/ordermesh. The tools of .ci/tools.sh are found in .ci/bin or PATH.
 """
 
-import os
-import shutil
-import signal
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
-sys.path.insert(0, str(HERE))
-os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}"
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are terminated
-# Only flags and files configure the system under test.
-for name in list(os.environ):
-    if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
-        del os.environ[name]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import crash  # noqa: E402
 import golden  # noqa: E402
@@ -29,7 +19,7 @@ import postgres  # noqa: E402
 import readme  # noqa: E402
 import rolling  # noqa: E402
 import upgrade  # noqa: E402
-from system import BIN, run_parts  # noqa: E402
+from system import prepare_process, run_named  # noqa: E402
 
 PARTS = {
     "readme": readme.run,
@@ -47,18 +37,6 @@ PARTS = {
 }
 
 
-def main(names):
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        print(f"no such part: {unknown}; there are {', '.join(PARTS)}")
-        return 2
-    needed = ["grpcurl", "jaeger", "bash"]
-    missing = [tool for tool in needed if not shutil.which(tool)]
-    if missing or not BIN.exists():
-        print(f"missing: {missing or BIN}; run .ci/tools.sh and cargo build --release")
-        return 2
-    return run_parts("E2E", {name: PARTS[name] for name in names or PARTS})
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    prepare_process()
+    sys.exit(run_named("E2E", PARTS, sys.argv[1:], ["grpcurl", "jaeger", "bash"]))

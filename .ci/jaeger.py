@@ -5,14 +5,13 @@ Nothing here uses the Data Service's store: only the data that Jaeger's page sho
 
 import json
 import os
-import subprocess
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
-from system import ROOT, check, eventually, free_ports
+from program import Program, fetch
+from system import ROOT, check, free_ports
 
 CONFIG = ROOT / "deploy/jaeger.yaml"
 PREFIX = "ordermesh.event."
@@ -99,15 +98,10 @@ class Api:
     def __init__(self, port):
         self.port = port
 
-    def ask(self, path, port=None):
+    def ask(self, path):
         """The response's JSON, or None when there is no such trace."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=30) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise
+        text = fetch(f"http://127.0.0.1:{self.port}{path}")
+        return None if text is None else json.loads(text)
 
     def spans(self, trace, raw=False):
         """The spans of a trace. `raw`: as stored; otherwise Jaeger hides duplicates."""
@@ -136,25 +130,17 @@ class Jaeger(Api):
     def __init__(self):
         names = ["OTLP_GRPC_PORT", "OTLP_HTTP_PORT", "JAEGER_HTTP_PORT", "JAEGER_GRPC_PORT", "JAEGER_HEALTH_PORT"]
         self.ports = dict(zip(names, free_ports(len(names))))
-        self.process = None
+        ready = f"http://127.0.0.1:{self.ports['JAEGER_HEALTH_PORT']}/status"
+        env = {name: str(port) for name, port in self.ports.items()}
+        self.program = Program(["jaeger", "--config", str(CONFIG)], env, ready, Path(os.devnull))
         super().__init__(self.ports["JAEGER_HTTP_PORT"])
 
     def __enter__(self):
-        env = {**os.environ, **{name: str(port) for name, port in self.ports.items()}}
-        self.process = subprocess.Popen(
-            ["jaeger", "--config", str(CONFIG)], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True)
-        try:
-            eventually("Jaeger is ready", 30, lambda: self.ask("/status", self.ports["JAEGER_HEALTH_PORT"]))
-        except BaseException:
-            self.__exit__()
-            raise
+        self.program.__enter__()
         return self
 
     def __exit__(self, *_):
-        # After SIGTERM it would take ten seconds.
-        self.process.kill()
-        self.process.wait()
+        self.program.__exit__()
 
     def env(self):
         """The environment with which services send their spans here: as in the README, with a shorter delay."""

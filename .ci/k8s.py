@@ -4,10 +4,10 @@
     .ci/k8s.py [PART...]      all parts, or these (see PARTS; those that need a cluster create one)
     .ci/k8s.py prepare        builds slow one-time prerequisites (the cluster's programs, PostgreSQL's image, the base): early, in the background
 
-Needs go, python3 with pip, kubectl and the release binary (ORDERMESH_BIN); for the image root; for the cluster the scripts that create
-one, which are not in this repository (K8S_TOOLS, default ../shared/k8s beside it). Without the last two those parts are skipped and
-reported as skipped; when CI is set it fails. Without kubectl the cluster's own is used.
-KEEP_CLUSTER=1 leaves the cluster running.
+Needs go, python3 with pip, kubectl and the release binary (ORDERMESH_BIN); for the image root; for the cluster a kind cluster
+(KIND_CLUSTER: see .github/CONTRIBUTING.md), or scripts that create one, which are not in this repository (K8S_TOOLS, default ../shared/k8s
+beside it). Without image or cluster those parts are skipped and reported as skipped; when CI is set it fails. Without kubectl the created
+cluster's own is used, and KEEP_CLUSTER=1 leaves that cluster running.
 """
 
 import os
@@ -26,13 +26,13 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
 sys.path.append(str(HERE / "bin/yaml"))
 
-from k8s_cluster import HOME, NO_CLUSTER, Cluster, run, seconds_since, there  # noqa: E402
+from k8s_cluster import HOME, KIND, NO_CLUSTER, cluster, run, seconds_since, there  # noqa: E402
 from system import BIN, ROOT, Failed, check, not_run  # noqa: E402
 
 # The cluster's own kubectl comes last in PATH here, and first for commands on the cluster.
 os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{HOME / 'bin'}"
 # Present tools are skipped by version. Before the imports, because PyYAML is one of the tools.
-for_cluster = ("grpcurl", "jaeger") if there() else ()
+for_cluster = ("grpcurl",) if KIND else ("grpcurl", "jaeger") if there() else ()
 subprocess.run([HERE / "tools.sh", *"yaml kubeconform kube-score schemas hadolint".split(), *for_cluster], check=True)
 
 import k8s_image  # noqa: E402
@@ -62,10 +62,9 @@ def prepare():
     """Builds what later runs reuse: the cluster's programs, PostgreSQL's image, the image's base."""
     if not k8s_image.impossible():
         k8s_image.base_tar()
-    if not there():
-        return
-    with Cluster() as cluster:
-        cluster.load_third_parties(HERE / "bin/jaeger")
+    if there() and not KIND:
+        with cluster() as created:
+            created.load_third_parties(HERE / "bin/jaeger")
 
 
 def main():
@@ -125,12 +124,12 @@ def main():
             print(not_run("kubernetes: cluster", f"{NO_CLUSTER} (so not {', '.join(on_cluster)})"))
         elif on_cluster:
             start = time.monotonic()
-            with Cluster() as cluster:
-                cluster.import_image(archive[0])
-                cluster.load_third_parties(HERE / "bin/jaeger")
+            with cluster() as running:
+                running.import_image(archive[0])
+                running.load_third_parties(HERE / "bin/jaeger")
                 figures.append(f"cluster up, images loaded: {seconds_since(start)} s")
                 for name in on_cluster:
-                    part(name, lambda what=PARTS[name]: what(cluster))
+                    part(name, lambda what=PARTS[name]: what(running))
     print("times:", *figures, sep="\n    ")
     return 0
 

@@ -1,4 +1,5 @@
-"""A real single-node Kubernetes, created by the scripts of K8S_TOOLS (default: ../shared/k8s beside the repository), and kubectl on it."""
+"""A real Kubernetes, and kubectl on it: a kind cluster (KIND_CLUSTER names it), or one that the scripts of K8S_TOOLS create (default:
+../shared/k8s beside the repository)."""
 
 import contextlib
 import json
@@ -13,6 +14,7 @@ from system import ROOT, Failed, eventually
 
 TOOLS = Path(os.environ.get("K8S_TOOLS", ROOT.parent / "shared/k8s")).resolve()
 HOME = Path(os.environ.get("K8S_HOME", "/tmp/k8s"))
+KIND = os.environ.get("KIND_CLUSTER", "")
 NAMESPACE = "ordermesh"
 PROGRAM_IMAGE = "docker.io/library/ordermesh:0.1.0"
 POSTGRES_IMAGE = "localhost/postgres:15"
@@ -30,18 +32,12 @@ def run(command, seconds=120, text=None, env=None, must=True):
 
 
 class Cluster:
-    """A context manager: creates the cluster and removes it at the end unless KEEP_CLUSTER is set."""
+    """kubectl on a cluster whose kubeconfig is known, in our namespace."""
 
     def __init__(self):
-        self.env = {"K8S_HOME": str(HOME)}
-        self.kubeconfig = None
+        self.env = {}
 
     def __enter__(self):
-        # The first build takes minutes; later runs reuse the programs.
-        out = run([TOOLS / "up.sh"], seconds=1800, env=self.env)
-        self.kubeconfig = out.strip().splitlines()[-1]
-        self.env["KUBECONFIG"] = self.kubeconfig
-        self.env["PATH"] = f"{HOME / 'bin'}:{os.environ['PATH']}"
         return self
 
     def __exit__(self, kind, *_):
@@ -49,8 +45,10 @@ class Cluster:
             with contextlib.suppress(Failed, subprocess.TimeoutExpired):
                 print("--- pods and the last events of the cluster:", self.kubectl("get", "pods", "-o", "wide", must=False),
                       *self.kubectl("get", "events", "--sort-by=.lastTimestamp", must=False).splitlines()[-15:], "---", sep="\n")
-        if "KEEP_CLUSTER" not in os.environ:
-            run([TOOLS / "down.sh"], env=self.env)
+
+    def ctr(self, *args):
+        """Runs containerd's client on the node that runs our pods."""
+        raise NotImplementedError
 
     def kubectl(self, *args, text=None, seconds=120, must=True):
         """Runs kubectl in the namespace; returns its output."""
@@ -59,15 +57,6 @@ class Cluster:
     def get(self, *args):
         """The JSON of `kubectl get`."""
         return json.loads(self.kubectl("get", *args, "-o", "json"))
-
-    def import_image(self, archive):
-        """Imports an image from a file written by buildah."""
-        run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", "images", "import", archive])
-
-    def load_third_parties(self, jaeger):
-        """Loads PostgreSQL (Debian's) and Jaeger (built from source): images cannot be pulled here."""
-        run([TOOLS / "postgres-image.sh", POSTGRES_IMAGE], seconds=900, env=self.env)
-        run([TOOLS / "load-image.sh", jaeger, JAEGER_IMAGE], env=self.env)
 
     def pods(self, service):
         """The running pods of a service that are not terminating, oldest first."""
@@ -86,7 +75,7 @@ class Cluster:
             return self.get("pod", pod)["status"]["containerStatuses"][0]
         before = container()
         name = before["containerID"].removeprefix("containerd://")
-        run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", name])
+        self.ctr("tasks", "kill", "--signal", "SIGKILL", name)
         eventually(f"{pod} is restarted", 60, lambda: container()["restartCount"] > before["restartCount"])
 
     def logs(self, pod, *args):
@@ -135,13 +124,67 @@ class Cluster:
         return {line.split()[0]: int(line.split()[2].removesuffix("Mi")) for line in lines if line.strip()}
 
 
+class Kind(Cluster):
+    """An existing kind cluster of one node, KIND_CLUSTER; KUBECONFIG leads to it. It stays, with our namespace, for a look at it."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        self.env = {"KUBECONFIG": os.environ.get("KUBECONFIG", str(Path.home() / ".kube/config"))}
+
+    def ctr(self, *args):
+        run(["docker", "exec", f"{self.name}-control-plane", "ctr", "-n", "k8s.io", *args], env=self.env)
+
+    def import_image(self, archive):
+        run(["kind", "load", "image-archive", archive, "--name", self.name], seconds=300, env=self.env)
+
+    def load_third_parties(self, _jaeger):
+        """Loads PostgreSQL and Jaeger from their registries, under the names of .ci/k8s."""
+        for source, image in (("postgres:15", POSTGRES_IMAGE), ("jaegertracing/jaeger:2.13.0", JAEGER_IMAGE)):
+            run(["docker", "pull", "--quiet", source], seconds=900)
+            run(["docker", "tag", source, image])
+            run(["kind", "load", "docker-image", image, "--name", self.name], seconds=300, env=self.env)
+
+
+class Created(Cluster):
+    """A cluster that K8S_TOOLS creates, and removes at the end unless KEEP_CLUSTER is set."""
+
+    def __enter__(self):
+        self.env = {"K8S_HOME": str(HOME), "PATH": f"{HOME / 'bin'}:{os.environ['PATH']}"}
+        # The first build takes minutes; later runs reuse the programs.
+        out = run([TOOLS / "up.sh"], seconds=1800, env=self.env)
+        self.env["KUBECONFIG"] = out.strip().splitlines()[-1]
+        return self
+
+    def __exit__(self, kind, *rest):
+        super().__exit__(kind, *rest)
+        if "KEEP_CLUSTER" not in os.environ:
+            run([TOOLS / "down.sh"], env=self.env)
+
+    def ctr(self, *args):
+        run(["ctr", "-a", HOME / "run/containerd.sock", "-n", "k8s.io", *args])
+
+    def import_image(self, archive):
+        """Imports an image from a file written by buildah."""
+        self.ctr("images", "import", archive)
+
+    def load_third_parties(self, jaeger):
+        """Loads PostgreSQL (Debian's) and Jaeger (built from source): images cannot be pulled here."""
+        run([TOOLS / "postgres-image.sh", POSTGRES_IMAGE], seconds=900, env=self.env)
+        run([TOOLS / "load-image.sh", jaeger, JAEGER_IMAGE], env=self.env)
+
+
 def seconds_since(start):
     return round(time.monotonic() - start, 1)
 
 
 def there():
-    """Whether a test cluster can be created."""
-    return (TOOLS / "up.sh").exists()
+    """Whether there is a cluster, or one can be created."""
+    return bool(KIND) or (TOOLS / "up.sh").exists()
 
 
-NO_CLUSTER = f"the scripts that create one are not in {TOOLS} (set K8S_TOOLS)"
+def cluster():
+    return Kind(KIND) if KIND else Created()
+
+
+NO_CLUSTER = f"there is no kind cluster (KIND_CLUSTER), and the scripts that create one are not in {TOOLS} (K8S_TOOLS)"

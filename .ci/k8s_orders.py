@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import urllib.error
 import urllib.request
 import uuid
@@ -10,22 +9,15 @@ import uuid
 import yaml
 
 from k8s_cluster import PROGRAM_IMAGE
-from system import ADDRESS, ROOT, CallError, Failed, check, documents, eventually, new_trace, traceparent
+from system import ADDRESS, ROOT, Failed, check, eventually, grpc_all, new_trace, traceparent
 
 SECRETS = ROOT / "deploy/overlays/local/secrets"
 PASSWORD = "correct horse battery"
 
 
 def call(port, method, message, *headers, seconds=20):
-    """grpcurl over TLS: verifies the server against the platform's CA; the client presents no certificate, only tokens."""
-    command = ["grpcurl", "-cacert", str(SECRETS / "trust.pem"), "-format-error", "-max-time", str(seconds)]
-    for header in headers:
-        command += ["-H", header]
-    done = subprocess.run(
-        [*command, "-d", json.dumps(message), f"localhost:{port}", method], capture_output=True, text=True, timeout=seconds + 10, check=False)
-    if done.returncode != 0:
-        raise CallError(f"{method}: {done.stderr.strip() or done.stdout.strip()}")
-    return documents(done.stdout)
+    """By TLS: verifies the server against the platform's CA; the client presents no certificate, only tokens."""
+    return grpc_all(port, method, message, headers=headers, seconds=seconds, roots=SECRETS / "trust.pem", host="localhost")
 
 
 def order_by_hand(cluster):

@@ -1,21 +1,22 @@
 #!/usr/bin/env python3
-"""Compares the contract with the manifests: the permitted callers of each service, and the public methods. Needs kubectl (for kustomize)
-and PyYAML (.ci/tools.sh yaml).
+"""Compares the contract with the manifests: the permitted callers of each service, and the public methods. Needs kubectl (for kustomize),
+PyYAML (.ci/tools.sh yaml) and the program.
 
 The NetworkPolicies of an overlay are evaluated as by Kubernetes: an edge exists when the caller's egress and the callee's
-ingress both allow it. The expected edges are derived from proto/. The Job `verify` reads every store and the gateway's
+ingress both allow it. The expected edges are derived from `ordermesh policies`. The Job `verify` reads every store and the gateway's
 ledger: it must reach all of them, in both overlays. Run directly, it checks both overlays.
 """
 
-import re
+import json
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / ".ci/bin/yaml"))
+sys.path.append(str(Path(__file__).resolve().parent / "bin/yaml"))
 
 import yaml  # noqa: E402
+
+from system import BIN, ROOT  # noqa: E402
 
 GRPC = 7000
 POSTGRES = 5432
@@ -34,25 +35,15 @@ JOBS = {
 
 
 def methods():
-    """[(package, service, method, [access], [caller])] of every rpc."""
-    found = []
-    for path in sorted((ROOT / "proto").glob("*/v1/*.proto")):
-        text = re.sub(r"//[^\n]*", "", path.read_text(encoding="utf-8"))
-        package = re.search(r"^package ([\w.]+);", text, re.M).group(1)
-        for service, body in re.findall(r"^service (\w+) \{(.*?)^\}", text, re.M | re.S):
-            for method, rest in re.findall(r"\brpc (\w+)\((.*?)(?=\brpc |\Z)", body, re.S):
-                callers = re.search(r"callers: \[(.*?)\]", rest, re.S)
-                access = re.findall(r"ACCESS_(\w+)", rest)
-                if not access:
-                    sys.exit(f"{package}.{service}/{method}: no access found in {path}: has the format of the files changed?")
-                found.append((package, service, method, access, re.findall(r'"(\w+)"', callers.group(1)) if callers else []))
-    return found
+    """Every rpc's policy: see `ordermesh policies --help`."""
+    done = subprocess.run([BIN, "policies", "--output", "json"], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def wanted_edges(contract, with_gateway):
-    """The (caller, callee) pairs: the contract's `callers`, and the services' calls of PUBLIC methods."""
-    edges = {(caller, package.split(".")[0]) for package, _, _, _, callers in contract for caller in callers}
-    public = {f"{package}.{service}/{method}" for package, service, method, access, _ in contract if "PUBLIC" in access}
+    """The (caller, callee) pairs: the contract's `callers`, and the services' calls of public methods."""
+    edges = {(caller, rpc["service"]) for rpc in contract for caller in rpc["callers"]}
+    public = {rpc["method"] for rpc in contract if "public" in rpc["access"]}
     for calls, method, called in (
         # Services that verify access tokens fetch the keys; the User Service has them locally.
         (("order", "payment", "data"), "user.v1.UserService/ListSigningKeys", "user"),
@@ -60,7 +51,7 @@ def wanted_edges(contract, with_gateway):
         (("payment",) if with_gateway else (), "gateway.v1.PaymentGatewayService/CreateCharge", "gateway"),
     ):
         if method not in public:
-            sys.exit(f"{method} is no longer a PUBLIC method: update its callers here")
+            sys.exit(f"{method} is no longer a public method: update its callers here")
         edges |= {(caller, called) for caller in calls}
     return edges
 
@@ -206,10 +197,8 @@ def check():
     for route in routes:
         for rule in route["spec"]["rules"]:
             for backend in rule["backendRefs"]:
-                routed |= {(backend["name"], match["method"]["service"], match["method"]["method"]) for match in rule["matches"]}
-    public = {
-        (package.split(".")[0], f"{package}.{service}", method) for package, service, method, access, _ in contract
-        if package.split(".")[0] in SERVICES and {"PUBLIC", "CUSTOMER"} & set(access)}
+                routed |= {(backend["name"], f'{match["method"]["service"]}/{match["method"]["method"]}') for match in rule["matches"]}
+    public = {(rpc["service"], rpc["method"]) for rpc in contract if rpc["service"] in SERVICES and {"public", "customer"} & set(rpc["access"])}
     wrong += difference("deploy/components/gateway-api, GRPCRoute", public, routed)
     print(f"deploy/components/gateway-api: {len(public)} of {len(contract)} methods are public, and routed")
     return wrong

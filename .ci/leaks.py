@@ -1,12 +1,11 @@
 """Secrets: runs the whole demonstration with known ones; none of them is in a log line, a span, an event or an error."""
 
 import json
-import subprocess
 import uuid
 
 from golden import SERVICES
 from jaeger import Jaeger
-from system import ADDRESS, BIN, CallError, System, check, eventually, grpc
+from system import CallError, System, check, eventually, grpc
 
 PASSWORD = "Tr0ub4dor-and-a-secret-horse"
 
@@ -69,9 +68,7 @@ def run():
         banner = len(system.lines)
         email, order_id, secrets, errors = customer_with_secrets(system)
         secrets |= secrets_of(system)
-        command = [str(BIN), "demo", "--port-base", str(system.base), "--data-dir", str(system.data_dir)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        check(done.returncode == 0, f"the demonstration succeeds:\n{done.stdout}{done.stderr}")
+        system.run("demo")
         events = eventually("the order's events", 15, lambda: system.events(order_id=order_id))
         stored = json.dumps(system.events(page_size=500)) + json.dumps(events)
         # The operator's password is printed only to a terminal; the lines to copy have the demonstration's.

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The operators' files: rules, dashboard, runbook and collector against a running system. Standard library only.
+"""The operators' files: rules, dashboard, runbook and collector against a running system.
 
     .ci/operations.py [PART...]
 
 Prometheus, Jaeger and the collector run with the files of deploy/, unchanged except for ports and intervals; every metric,
-label and value in alerts, dashboard and runbook must exist. Needs the tools of .ci/tools.sh, and promtool and
-prometheus: Debian's package `prometheus`, which is unpacked into .ci/bin when they are missing.
+label and value in alerts, dashboard and runbook must exist. Needs the tools of .ci/tools.sh (of which it installs PromQL's
+parser), and promtool and prometheus: Debian's package `prometheus`, which is unpacked into .ci/bin when they are missing.
 """
 
 import json
@@ -23,18 +23,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE))
-PROMETHEUS = HERE / "bin/prometheus.deb.d/usr/bin"
-os.environ["PATH"] = f"{HERE / 'bin'}:{os.environ['PATH']}:{PROMETHEUS}"
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are terminated
-for name in list(os.environ):
-    if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
-        del os.environ[name]
+sys.path.append(str(HERE / "bin/promql"))
+# Before the imports, because the parser is one of the tools. A present one is kept.
+subprocess.run([HERE / "tools.sh", "promql", "buf"], check=True)
+
+import promql_parser as promql  # noqa: E402
 
 import records  # noqa: E402
 import sampling  # noqa: E402
 from stack import COLLECTOR, OPERATIONS, Stack  # noqa: E402
-from system import BIN, ROOT, CallError, System, check, eventually, grpc, run_parts  # noqa: E402
+from system import BIN, ROOT, CallError, System, check, eventually, grpc, prepare_process, run_named  # noqa: E402
 
+PROMETHEUS = HERE / "bin/prometheus.deb.d/usr/bin"
 RUNBOOK = ROOT / "deploy/RUNBOOK.md"
 
 # Metrics that a healthy system does not send: name in Prometheus → its name in the code, the file that sends it, why it is absent.
@@ -44,23 +44,26 @@ ONLY_IN_TROUBLE = {
 }
 # The User Service's: enough for the load's log-ins, but not for one of 60 KiB, whose bytes count four times.
 MEMORY_BUDGET = 128 * 1024
-KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
 
 
-# --- PromQL, as far as needed
+# --- the files
 
 def selectors(expression):
-    """Every `metric{…}` of an expression, and every label in its groupings."""
-    strings = []
-    bare = re.sub(r'"(?:[^"\\]|\\.)*"', lambda found: strings.append(found.group()) or f'"{len(strings) - 1}"', expression)
-    grouping = r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)"
-    labels = {label.strip() for group in re.findall(grouping, bare) for label in group.split(",") if label.strip()}
-    bare = re.sub(r"\[[^\]]*\]", "", re.sub(grouping, "", bare))
-    found = []
-    for name, matchers in re.findall(r"(?<![\w:{,\"])([a-zA-Z_:][\w:]*)\s*(\{[^}]*\})?(?!\s*\(|[\w:])", bare):
-        if name not in KEYWORDS:
-            found.append((name, name + re.sub(r'"(\d+)"', lambda at: strings[int(at.group(1))], matchers)))
-    return found, labels
+    """[(metric, selector)] of an expression, and every label in its groupings."""
+    found, labels = [], set()
+
+    def visit(node):
+        if isinstance(node, promql.VectorSelector):
+            node.offset = node.at = None  # any time will do
+            found.append((node.name, str(node)))
+        modifier = getattr(node, "modifier", None)
+        labels.update(modifier.labels if isinstance(modifier, promql.AggModifier) else [])
+        if isinstance(modifier, promql.BinModifier):
+            labels.update(modifier.matching.labels if modifier.matching else [])
+            labels.update(modifier.group_labels or [])
+
+    promql.walk(promql.parse(expression), visit)
+    return list(dict.fromkeys(found)), labels
 
 
 def filled_in(expression):
@@ -142,6 +145,15 @@ def unseen_logs(text):
     return found
 
 
+def requests_of_the_contract():
+    """{method: the fields of its request}, from the descriptors."""
+    files = json.loads(run("buf", "build", "proto", "--output", "-#format=json"))["file"]
+    fields = {f".{file['package']}.{message['name']}": {field["name"] for field in message.get("field", [])}
+              for file in files for message in file.get("messageType", [])}
+    return {f"{file['package']}.{service['name']}/{method['name']}": fields[method["inputType"]]
+            for file in files for service in file.get("service", []) for method in service["method"]}
+
+
 def runbook():
     """A section for each alert and an alert for each section; every command, flag, method and field exists."""
     text = RUNBOOK.read_text()
@@ -180,18 +192,15 @@ def runbook():
         helps.setdefault((prefix,), run(BIN, prefix, "--help"))
         check(f"--{flag} " in helps[(prefix,)], f"ordermesh {prefix} has no --{flag}")
 
-    protos = "\n".join(file.read_text() for file in sorted((ROOT / "proto").rglob("*.proto")))
-    calls = 0
+    requests, calls = requests_of_the_contract(), 0
     for block in blocks("sh"):
         for message, method in re.findall(r"-d '(\{.*?\})' \S+ ([\w.]+/\w+)", block.replace("\\\n", " ")):
             if method.startswith("grpc."):
                 continue
             calls += 1
-            rpc = re.search(rf"rpc {method.split('/')[1]}\((?:stream )?(\w+)\)", protos)
-            check(rpc, f"{method} is not in the contract")
-            body = re.search(rf"^message {rpc.group(1)} \{{(.*?)^\}}", protos, re.M | re.S).group(1)
-            for field in re.findall(r'"(\w+)":', message):
-                check(re.search(rf"\b{field} = \d+", body), f"{rpc.group(1)} has no field {field}")
+            check(method in requests, f"{method} is not in the contract")
+            unknown = set(re.findall(r'"(\w+)":', message)) - requests[method]
+            check(not unknown, f"the request of {method} has no {unknown}")
     check(commands and calls, "the runbook has commands and calls")
     return f"{len(sections)} sections, {len(commands)} commands, {calls} calls"
 
@@ -328,8 +337,7 @@ def live():
         # The timeout exceeds the slow gateway's three seconds: slow, but no error.
         flags = ["--payment.gateway-timeout", "5s", "--user.bcrypt-cost", "4", "--user.memory-budget", f"{MEMORY_BUDGET // 1024}KiB"]
         with System(flags, env=stack.env()) as system:
-            run(BIN, "load", "--port-base", str(system.base), "--data-dir", system.data_dir, "--orders", "150", "--customers", "4",
-                "--mix", "happy=82,declined=6,cancel=8,flaky=4", "--no-verify")
+            system.run("load", "--orders", "150", "--customers", "4", "--mix", "happy=82,declined=6,cancel=8,flaky=4", "--no-verify")
             trouble(system)
             sampling.reasons(stack, system)
             found_by_the_runbook(stack)
@@ -352,17 +360,7 @@ def prometheus():
         run("dpkg", "-x", next(Path(folder).glob("prometheus_*.deb")), PROMETHEUS.parent.parent)
 
 
-def main(names):
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        print(f"no such part: {unknown}; there are {', '.join(PARTS)}")
-        return 2
-    missing = [tool for tool in ("grpcurl", "jaeger") if not shutil.which(tool)]
-    if missing or not BIN.exists():
-        print(f"missing: {missing or BIN}; run .ci/tools.sh and cargo build --release")
-        return 2
-    return run_parts("OPERATIONS", {"tools": prometheus, **{name: PARTS[name] for name in names or PARTS}})
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    prepare_process()
+    os.environ["PATH"] += f":{PROMETHEUS}"
+    sys.exit(run_named("OPERATIONS", PARTS, sys.argv[1:], ["grpcurl", "jaeger", "buf"], {"tools": prometheus}))

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from crash import chaos_on, check_exactly_once
-from system import BIN, CallError, Failed, System, check, counted, eventually, free_ports, not_run
+from system import CallError, Failed, System, check, counted, eventually, free_ports, not_run
 
 
 def postgres_programs():
@@ -82,9 +82,8 @@ class Postgres:
 
 def verified(system, *flags):
     """`ordermesh verify` checks all promises and finds no violation."""
-    command = [str(BIN), "verify", "--port-base", str(system.base), "--data-dir", str(system.data_dir), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    check(done.returncode == 0 and done.stdout.count("kept") == 4, f"the promises are kept:\n{done.stdout}\n{done.stderr}")
+    said = system.run("verify", *flags, seconds=60)
+    check(said.count("kept") == 4, f"the promises are kept:\n{said}")
 
 
 def skipped():

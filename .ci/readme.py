@@ -1,10 +1,10 @@
-"""Executes the documents verbatim: their blocks in one shell, in sequence, and the table of failures row by row, with a Jaeger.
+"""Executes the documents verbatim: their blocks in one shell, in sequence, with a Jaeger.
 
 - A ```sh block is executed, unless the line before it is `<!-- no-ci: why -->`.
 - `<!-- ci: background, until "text" -->` before a block: it is started in the background, until its output contains the text.
 - `<!-- ci: expect "text" -->` after a block: its output must contain the text.
-- A row of the table of failures is a command and its expected results: see `Row`. Its events are read from the tags of the trace's
-  spans in Jaeger, the environment's OTEL_EXPORTER_OTLP_ENDPOINT; the store must have the same events.
+- The demo checks each row of the table of failures itself. Here its paths' events are compared with the tags of their traces in
+  Jaeger (the environment's OTEL_EXPORTER_OTLP_ENDPOINT), with the store and with the log.
 """
 
 import os
@@ -39,36 +39,18 @@ class Block:
     expected: list = field(default_factory=list)
 
 
-@dataclass
-class Row:
-    """A row of the table of failures. Words in backticks are checked; an order's state is the last one printed."""
-
-    line: str
-    cause: str
-    command: str
-    state: str
-    reason: str
-    event: str
-
-
-def cells(line):
-    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
-
-
 def parse(document):
-    """The blocks and rows of a document, in sequence."""
-    found, lines, at, mark, in_table, last = [], (ROOT / document).read_text().splitlines(), 0, "", False, None
+    """The blocks of a document, in sequence."""
+    found, lines, at, mark = [], (ROOT / document).read_text().splitlines(), 0, ""
     while at < len(lines):
         line = lines[at].strip()
         if line.startswith("```"):
             end = next(i for i in range(at + 1, len(lines)) if lines[i].strip() == "```")
             if line == "```sh":
-                last = Block(f"{document} line {at + 1}", "\n".join(lines[at + 1:end]))
-                last.skipped = mark.startswith("no-ci:")
                 until = re.match(r'ci: background, until "(.*)"$', mark)
-                last.background_until = until.group(1) if until else None
                 check(not mark.startswith("ci: background") or until, f"{document} line {at}: a valid mark")
-                found.append(last)
+                found.append(Block(
+                    f"{document} line {at + 1}", "\n".join(lines[at + 1:end]), mark.startswith("no-ci:"), until.group(1) if until else None))
             at, mark = end + 1, ""
             continue
         comment = re.fullmatch(r"<!-- (.*) -->", line)
@@ -76,18 +58,10 @@ def parse(document):
             mark = comment.group(1)
             expected = re.match(r'ci: expect "(.*)"$', mark)
             if expected:
-                check(last, f"{document} line {at + 1}: a block before the expectation")
-                last.expected.append(expected.group(1))
+                check(found, f"{document} line {at + 1}: a block before the expectation")
+                found[-1].expected.append(expected.group(1))
         elif line:
             mark = ""
-        if line.startswith("| cause |"):
-            in_table = True
-        elif in_table and line.startswith("|") and not line.startswith("|-"):
-            cause, command, *rest = cells(line)
-            check(len(rest) == 3 and command.startswith("`") and command.endswith("`"), f"{document} line {at + 1}: five cells, of which the second is a command")
-            found.append(Row(f"{document} line {at + 1}", cause, command.strip("`"), *rest))
-        elif not line.startswith("|"):
-            in_table = False
         at += 1
     return found
 
@@ -131,75 +105,58 @@ class Shell:
         self.folder.cleanup()
 
 
-def words(cell):
-    return re.findall(r"`([^`]+)`", cell)
+@dataclass
+class DemoPath:
+    """A path of the demo, as it was printed."""
+
+    name: str
+    trace: str
+    # (type, status, error type and reason)
+    events: set
 
 
-def events_of(cell):
-    """[(type, status, error)] of the events in a cell: a failed event's error is its type and reason."""
+def paths(output):
+    """The paths in the demo's output."""
     found = []
-    for kind, status, rest in re.findall(r"`([a-z_]+)` (success|failed)([^;]*)", cell):
-        error = tuple(words(rest))
-        check(len(error) == (2 if status == "failed" else 0), f"a failed event has an error type and a reason: {cell}")
-        found.append((kind, status, error))
+    for text in re.split(r"^(?=(?:ok  |FAIL) )", output, flags=re.M)[1:]:
+        trace = re.search(r"^ +trace ([0-9a-f]{32})$", text, re.M)
+        events = re.findall(r"^ +event (\w+) (success|failed)(?:: (\S+) (\S+))?$", text, re.M)
+        check(trace, f"each path prints its trace:\n{text}")
+        found.append(DemoPath(text.split()[1], trace.group(1), {(kind, status, error, reason) for kind, status, error, reason in events}))
     return found
 
 
 def outcome(event):
-    return (event.type, event.status, (event.error_type, event.reason) if event.status == "failed" else ())
+    return (event.type, event.status, event.error_type or "", event.reason or "")
 
 
-def check_state(row, output):
-    for word in words(row.state):
-        if word.isupper():
-            states = re.findall(r'"state": "ORDER_STATE_(\w+)"|→ (\w+) [+-]', output)
-            last = "".join(states[-1]) if states else "none"
-            check(last == word, f"the order's state is {last}, expected {word}")
-        else:
-            check(re.search(rf"\b{word}\b", output), f"the code {word} is not in the output")
-
-
-def check_events(row, output, system, jaeger, trace):
-    """The row's events equal those described by the tags in Jaeger, and each failed one has a log line."""
-    wanted = events_of(row.event)
-    check(wanted or row.event == "none", f"the cell {row.event!r} lists events, or is `none`")
-    by_demo = row.command.startswith("cargo ")
-    if by_demo:
-        traces = re.findall(r"^ +trace ([0-9a-f]{32})$", output, re.M)
-        check(len(traces) == 1, f"the demonstration prints its trace: {traces}")
-        [trace] = traces
-    check(re.fullmatch(r"[0-9a-f]{32}", trace), f"TRACE is a trace id: {trace!r}")
-
+def check_path(path, dedicated, system, jaeger):
+    """The printed events are those that the tags in Jaeger describe; the store has the same ones, and each failed one has a log line."""
     def described():
-        spans = jaeger.spans(trace)
-        check(any(span.kind == "server" for span in spans), f"the call of trace {trace} is in Jaeger")
-        found = [outcome(span.event) for span in spans if span.event]
-        missing = [event for event in wanted if event not in found]
-        surplus = [event for event in found if event not in wanted and (event[1] == "failed" or not wanted)]
-        check(not missing and not surplus, f"missing {missing}, failures that the row does not list: {surplus}; found {found}")
-        if not by_demo:  # the demo may have used a separate system, which has ended
-            same_as_stored(spans, system.events(trace_id=trace))
+        spans = jaeger.spans(path.trace)
+        check(any(span.kind == "server" for span in spans), f"{path.name}: the call of trace {path.trace} is in Jaeger")
+        tagged = {outcome(span.event) for span in spans if span.event}
+        surplus = {event for event in tagged - path.events if event[1] == "failed" or not path.events}
+        check(path.events <= tagged and not surplus, f"{path.name}: missing {path.events - tagged}, not expected {surplus}; found {tagged}")
+        if not dedicated:  # the store of a dedicated system has ended with it
+            same_as_stored(spans, system.events(trace_id=path.trace))
         return spans
 
-    for span in eventually("the events", 15, described):
-        if not span.event:
-            continue
-        lines = [line for line in list(system.lines) if '"event":' in line and f'"span_id":"{span.id}"' in line]
-        # The demonstration's separate system logs only errors.
-        expected = int(span.event.status == "failed") if not by_demo else len(lines)
-        check(len(lines) == expected, f"{span.event} has {len(lines)} lines in the log, expected {expected}: {lines}")
+    for span in eventually(f"the events of {path.name}", 15, described):
+        if span.event and not dedicated:  # a dedicated system logs errors only
+            lines = [line for line in list(system.lines) if '"event":' in line and f'"span_id":"{span.id}"' in line]
+            expected = int(span.event.status == "failed")
+            check(len(lines) == expected, f"{path.name}: {span.event} has {len(lines)} lines in the log, expected {expected}: {lines}")
 
 
-def run_row(row, shell, system, jaeger):
-    output, status = shell.run(row.command)
-    trace = shell.run('printf %s "$TRACE"')[0]
-    try:
-        check_state(row, output)
-        for word in words(row.reason):
-            check(re.search(rf"\b{re.escape(word)}\b", output), f"the reason {word} is not in the output")
-        check_events(row, output, system, jaeger, trace)
-    except Failed as error:
-        raise Failed(f"{row.line}, {row.cause!r}: {row.command}\n{error}\noutput (status {status}):\n{output}") from None
+def check_demo(output, shell, system, jaeger):
+    """Every path that the demo has played."""
+    played = paths(output)
+    own = {line.split()[0] for line in shell.run("cargo run --release -- demo --list")[0].splitlines() if re.search(r"`--\w+\.[\w-]+ ", line)}
+    check(len(played) >= 60 and len(own) == 5, f"the demo plays every path: {len(played)}, and {own} on systems of their own")
+    for path in played:
+        check_path(path, path.name in own, system, jaeger)
+    return len(played)
 
 
 def start(block, shell_env, cwd):
@@ -214,7 +171,7 @@ def start(block, shell_env, cwd):
     return system.start(seconds=1800, until=block.background_until)
 
 
-def place():
+def working_folder():
     """The commands' working folder and environment. With ORDERMESH_BIN that program is used, and nothing is built."""
     env = dict(os.environ)
     if "ORDERMESH_BIN" not in os.environ:
@@ -230,9 +187,9 @@ def place():
     return folder, cwd, env
 
 
-def own_ports(parts):
+def own_ports(blocks):
     """The ports of the documents' systems: calls, and health on each + 1000, for every port base in the commands."""
-    commands = [part.code for part in parts if isinstance(part, Block) and not part.skipped]
+    commands = [block.code for block in blocks if not block.skipped]
     named = {int(base) for command in commands for base in re.findall(r"--port-base (\d+)", command)}
     return sorted(
         base + offset + n + admin for base in {PORT_BASE} | named for name, offset in OFFSETS.items()
@@ -246,35 +203,32 @@ def run():
 
 
 def run_with(jaeger):
-    parts = [part for document in DOCUMENTS for part in parse(document)]
-    rows = [part for part in parts if isinstance(part, Row)]
-    check(len(rows) >= 20, f"the table of failures has at least 20 rows: {len(rows)}")
-    taken = [port for port in own_ports(parts) if not is_free(port)]
+    blocks = [block for document in DOCUMENTS for block in parse(document)]
+    taken = [port for port in own_ports(blocks) if not is_free(port)]
     check(not taken, f"the documents' ports are free: {taken} are in use")
-    folder, cwd, env = place()
+    folder, cwd, env = working_folder()
     env |= jaeger.env()
-    shell, systems = Shell(cwd, env), []
+    shell, systems, played = Shell(cwd, env), [], 0
     try:
-        for part in parts:
+        for block in blocks:
             began = time.monotonic()
-            if isinstance(part, Row):
-                run_row(part, shell, systems[0], jaeger)
-                print(f"  {part.cause}: {part.state} {part.reason} ({time.monotonic() - began:.1f} s)", flush=True)
-            elif part.background_until:
-                systems.append(start(part, env, cwd))
-                print(f"  {part.line}: {part.code.strip()} (ready after {time.monotonic() - began:.1f} s)", flush=True)
-            elif not part.skipped and not part.code.startswith("cargo test"):
-                output, status = shell.run(part.code)
-                missing = [text for text in part.expected if text not in output]
-                where = f"{part.line}:\n{part.code}\nstatus {status}, output:\n{output}"
+            if block.background_until:
+                systems.append(start(block, env, cwd))
+                print(f"  {block.line}: {block.code.strip()} (ready after {time.monotonic() - began:.1f} s)", flush=True)
+            elif not block.skipped and not block.code.startswith("cargo test"):
+                output, status = shell.run(block.code)
+                missing = [text for text in block.expected if text not in output]
+                where = f"{block.line}:\n{block.code}\nstatus {status}, output:\n{output}"
                 check(status == 0, f"the block succeeds; {where}")
                 check(not missing, f"{missing} in the output; {where}")
-                print(f"  {part.line}: {part.code.strip().splitlines()[0][:90]} ({time.monotonic() - began:.1f} s)", flush=True)
-        check(systems, "the documents start the system")
+                if block.code.strip() == "cargo run --release -- demo":
+                    played += check_demo(output, shell, systems[0], jaeger)
+                print(f"  {block.line}: {block.code.strip().splitlines()[0][:90]} ({time.monotonic() - began:.1f} s)", flush=True)
+        check(systems and played, "the documents start the system, and play the demo")
         for system in systems:
             code = system.stop()
             check(code == 0, f"after SIGTERM it exits with 0, not {code}")
-        return f"{len(parts) - len(rows)} blocks, {len(rows)} rows of the table of failures"
+        return f"{len(blocks)} blocks, {played} paths of the demo"
     except (Failed, CallError):
         for system in systems:
             print("--- the system's last lines:", *system.lines[-20:], "---", sep="\n")

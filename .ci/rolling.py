@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 from postgres import ready, verified
-from system import BIN, System, check, eventually
+from system import System, check, eventually
 
 # Calls are served for a while after SIGTERM; a low bcrypt cost, because log-ins are not under test.
 NOTICE = "500ms"
-FLAGS = [flag for service in ("user", "order", "payment", "data") for flag in (f"--{service}.drain-notice", NOTICE)]
-FLAGS += ["--gateway.drain-notice-ms", "500", "--user.bcrypt-cost", "4"]
+FLAGS = [flag for service in ("user", "order", "payment", "data", "gateway") for flag in (f"--{service}.drain-notice", NOTICE)]
+FLAGS += ["--user.bcrypt-cost", "4"]
 # A watch ended by its instance's drain resumes at another instance; this status requests that.
 EXPECTED = {"WatchOrder: Unavailable DRAINING"}
 # Of Kubernetes' grace period of 30 s: for the notice, the calls, the events, the spans.
@@ -44,9 +44,7 @@ class Load:
 
     def __init__(self, system, *flags):
         self.report = Path(tempfile.mkdtemp(prefix="ordermesh-load-")) / "load.json"
-        place = ["--port-base", str(system.base), "--data-dir", str(system.data_dir)]
-        self.command = [
-            str(BIN), "load", *place, "--duration", "10m", "--mix", "happy=90,cancel=10", "--json", str(self.report), *flags]
+        self.command = system.command_of("load", "--duration", "10m", "--mix", "happy=90,cancel=10", "--json", str(self.report), *flags)
         self.process, self.took = None, 0
 
     def __enter__(self):

@@ -1,13 +1,12 @@
 """The real collector's sampling with deploy/collector/collector.yaml: keeps every failed event, slow orders, and a share of the rest."""
 
 import math
-import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 from stack import Pipeline
-from system import BIN, CallError, Failed, System, check, eventually, new_trace, traceparent
+from system import CallError, Failed, System, check, eventually, new_trace, traceparent
 
 CREATE_ORDER = "order.v1.OrderService/CreateOrder"
 ORDERS, DECLINED_PERCENT, SHARE_PERCENT = 1000, 5, 10
@@ -19,17 +18,12 @@ def is_slow(spans):
     return max(span.start_s + span.duration_s for span in spans) - min(span.start_s for span in spans) >= SLOW_S
 
 
-def load(system, orders, mix, *flags):
-    command = [BIN, "load", "--port-base", str(system.base), "--data-dir", system.data_dir, "--orders", str(orders), "--mix", mix, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    check(done.returncode == 0, f"the load's orders end in their expected states:\n{done.stdout}{done.stderr}")
-
-
 def share():
     """Of 1,000 orders with 5 % declines the collector keeps every declined order's complete trace, and about 10 % of the rest."""
     with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "3s", SHARE_PERCENT) as pipeline:
         with System(["--user.bcrypt-cost", "4"], env=pipeline.env()) as system:
-            load(system, ORDERS, f"happy={100 - DECLINED_PERCENT},declined={DECLINED_PERCENT}", "--customers", "8", "--no-verify")
+            mix = f"happy={100 - DECLINED_PERCENT},declined={DECLINED_PERCENT}"
+            system.run("load", "--orders", str(ORDERS), "--mix", mix, "--customers", "8", "--no-verify")
             decided(pipeline.jaeger, system)
             payments = [event for event in system.all_events(type="EVENT_TYPE_PAYMENT_PROCESSING")]
             failed = {event["traceId"]: event["eventId"] for event in payments if event["status"] == "EVENT_STATUS_FAILED"}

@@ -1,56 +1,13 @@
 """Jaeger, the collector and Prometheus with the files of deploy/, unchanged except for ports and intervals."""
 
 import json
-import os
-import subprocess
-import urllib.error
 import urllib.parse
-import urllib.request
 
 from jaeger import Api
-from system import ROOT, Failed, check, eventually, free_ports
+from program import Program, fetch
+from system import ROOT, check, free_ports
 
 OPERATIONS, COLLECTOR = ROOT / "deploy/operations", ROOT / "deploy/collector"
-
-
-class Program:
-    """A program that runs until the `with` block ends."""
-
-    def __init__(self, command, env, ready, log):
-        self.command, self.env, self.ready, self.log = command, env, ready, log
-        self.process = None
-
-    def __enter__(self):
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self.command, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-
-        def answers():
-            check(self.process.poll() is None, f"{self.command[0]} is running:\n{self.log.read_text()[-2000:]}")
-            return ask(self.ready) is not None
-
-        try:
-            eventually(f"{self.command[0]} is ready", 60, answers)
-        except Failed as error:
-            self.__exit__()
-            raise Failed(f"{error}\n{self.log.read_text()[-3000:]}") from None
-        return self
-
-    def __exit__(self, *_):
-        # After SIGTERM Jaeger would take ten seconds.
-        self.process.kill()
-        self.process.wait()
-
-
-def ask(url):
-    """The response body, or None on 404."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return answer.read().decode()
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise Failed(f"{url}: {error.code} {error.read().decode()[:500]}") from None
 
 
 def local(port):
@@ -115,7 +72,7 @@ class Stack(Pipeline):
              "--web.listen-address", local(self.prometheus)], {}, f"http://{local(self.prometheus)}/-/ready", folder / "prometheus.log"))
 
     def api(self, path, **parameters):
-        answer = json.loads(ask(f"http://{local(self.prometheus)}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"))
+        answer = json.loads(fetch(f"http://{local(self.prometheus)}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"))
         check(answer["status"] == "success", f"{path} {parameters}: {answer}")
         return answer["data"]
 

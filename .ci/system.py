@@ -4,9 +4,11 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -61,6 +63,28 @@ def run_parts(what, parts):
             return 1
         print(f"--- {name}: ok, {time.monotonic() - began:.0f} s; {result}", flush=True)
     return 0
+
+
+def prepare_process():
+    """For the scripts that start systems: processes end with them, the tools of .ci/bin come first, only flags and files configure a system."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.environ["PATH"] = f"{ROOT / '.ci/bin'}:{os.environ['PATH']}"
+    for name in list(os.environ):
+        if name.startswith(("ORDERMESH_", "GATEWAY_", "OTEL_")) and name != "ORDERMESH_BIN":
+            del os.environ[name]
+
+
+def run_named(what, parts, names, tools, first=None):
+    """Runs the named parts, or all, after `first`; returns the exit code."""
+    unknown = [name for name in names if name not in parts]
+    if unknown:
+        print(f"no such part: {unknown}; there are {', '.join(parts)}")
+        return 2
+    missing = [tool for tool in tools if not shutil.which(tool)]
+    if missing or not BIN.exists():
+        print(f"missing: {missing or BIN}; run .ci/tools.sh and cargo build --release")
+        return 2
+    return run_parts(what, {**(first or {}), **{name: parts[name] for name in names or parts}})
 
 
 def not_run(what, why):
@@ -122,14 +146,14 @@ def documents(text):
     return found
 
 
-def grpc_all(port, method, message, token=None, headers=(), seconds=60, roots=None):
-    """Every message of the response."""
+def grpc_all(port, method, message, token=None, headers=(), seconds=60, roots=None, host="127.0.0.1"):
+    """Every message of the response. With `roots`, a file, the call is by TLS, without a client certificate."""
     command = ["grpcurl", *(["-cacert", str(roots)] if roots else ["-plaintext"]), "-format-error", "-max-time", str(seconds)]
     if token:
         command += ["-H", f"authorization: Bearer {token}"]
     for header in headers:
         command += ["-H", header]
-    command += ["-d", json.dumps(message), f"127.0.0.1:{port}", method]
+    command += ["-d", json.dumps(message), f"{host}:{port}", method]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 10, check=False)
     if done.returncode != 0:
         raise CallError(f"{method}: {done.stderr.strip() or done.stdout.strip()}")
@@ -140,6 +164,17 @@ def grpc(port, method, message, token=None, headers=(), seconds=15):
     """The single message of the response."""
     answers = grpc_all(port, method, message, token, headers, seconds)
     return answers[0] if answers else {}
+
+
+def pages(port, method, field, token=None, headers=(), **message):
+    """The elements of all pages of a list."""
+    found, page_token = [], ""
+    while True:
+        page = grpc(port, method, {"page_size": 500, "page_token": page_token, **message}, token, headers)
+        found += page.get(field, [])
+        page_token = page.get("nextPageToken", "")
+        if not page_token:
+            return found
 
 
 def new_trace():
@@ -229,6 +264,16 @@ class System:
                 except ProcessLookupError:
                     pass
 
+    def command_of(self, subcommand, *flags):
+        """The command line of a subcommand for this system."""
+        return [str(BIN), subcommand, "--port-base", str(self.base), "--data-dir", str(self.data_dir), *flags]
+
+    def run(self, subcommand, *flags, seconds=300):
+        """Runs a subcommand, which must succeed; returns its output."""
+        done = subprocess.run(self.command_of(subcommand, *flags), capture_output=True, text=True, timeout=seconds, check=False)
+        check(done.returncode == 0, f"`ordermesh {subcommand}` succeeds:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
     # --- its processes
 
     def port(self, service, instance=1):
@@ -307,26 +352,12 @@ class System:
 
     def all_events(self, **filters):
         """The events of all pages."""
-        found, token = [], ""
-        while True:
-            message = {"page_size": 500, "page_token": token, **filters}
-            page = grpc(self.port("data"), "data.v1.TraceEventService/ListTraceEvents", message, self.login_as_operator())
-            found += page.get("events", [])
-            token = page.get("nextPageToken", "")
-            if not token:
-                return found
+        return pages(self.port("data"), "data.v1.TraceEventService/ListTraceEvents", "events", self.login_as_operator(), **filters)
 
     def charges(self):
         """The gateway's whole ledger."""
         key = (self.data_dir / "gateway.key").read_text().strip()
-        found, token = [], ""
-        while True:
-            message = {"page_size": 1000, "page_token": token}
-            page = grpc(self.port("gateway"), "gateway.v1.PaymentGatewayService/ListCharges", message, headers=[f"x-api-key: {key}"])
-            found += page.get("charges", [])
-            token = page.get("nextPageToken", "")
-            if not token:
-                return found
+        return pages(self.port("gateway"), "gateway.v1.PaymentGatewayService/ListCharges", "charges", headers=[f"x-api-key: {key}"])
 
     def charges_of(self, order_id):
         return [charge for charge in self.charges() if order_id in charge["chargeKey"]]

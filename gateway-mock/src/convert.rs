@@ -2,17 +2,17 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chassis::to_proto;
 use contracts::common::v1 as common;
 use contracts::gateway::v1 as proto;
-use kernel::{Money, Timestamp, text};
+use kernel::{Money, text};
 use mesh::Violation;
 
-use crate::charge::{Charge, ChargeCommand, Decline, RefundAnswer, RefundCommand, Status, Token};
-use crate::error::Refused;
+use crate::charge::{Charge, ChargeCommand, Decline, RefundCommand, RefundResult, Status, Token};
+use crate::error::Error;
 
 /// The page size if the request sets none.
 const DEFAULT_PAGE_SIZE: u16 = 100;
-/// Maximum page size.
 const MAX_PAGE_SIZE: u16 = 1_000;
 /// Maximum length of a key, in characters.
 const MAX_KEY_CHARS: usize = 255;
@@ -54,18 +54,18 @@ impl Violations {
     }
 
     /// `value` is `None` only when a violation was added.
-    fn check<T>(self, value: Option<T>) -> Result<T, Refused> {
+    fn check<T>(self, value: Option<T>) -> Result<T, Error> {
         match value {
             Some(value) if self.0.is_empty() => Ok(value),
-            Some(_) | None => Err(Refused::InvalidArgument(self.0)),
+            Some(_) | None => Err(Error::InvalidArgument(self.0)),
         }
     }
 }
 
 impl TryFrom<proto::CreateChargeRequest> for ChargeCommand {
-    type Error = Refused;
+    type Error = Error;
 
-    fn try_from(request: proto::CreateChargeRequest) -> Result<Self, Refused> {
+    fn try_from(request: proto::CreateChargeRequest) -> Result<Self, Error> {
         let mut violations = Violations::default();
         violations.key("charge_key", &request.charge_key);
         let amount = violations.amount(request.amount);
@@ -74,7 +74,7 @@ impl TryFrom<proto::CreateChargeRequest> for ChargeCommand {
         if !email.is_empty() && !is_email {
             violations.add("receipt_email", "INVALID_EMAIL", "not an e-mail address");
         }
-        // Any payment method is accepted: an unknown one is declined, which is a definite answer that can be stored.
+        // Any payment method is accepted: an unknown one is declined, which is a definite result that can be stored.
         violations.check(amount.map(|amount| Self {
             key: request.charge_key,
             amount,
@@ -84,16 +84,36 @@ impl TryFrom<proto::CreateChargeRequest> for ChargeCommand {
 }
 
 /// The charge key of a request that has no other field.
-pub(crate) fn charge_key(key: String) -> Result<String, Refused> {
-    let mut violations = Violations::default();
-    violations.key("charge_key", &key);
-    violations.check(Some(key))
+pub(crate) struct ChargeKey(pub(crate) String);
+
+impl ChargeKey {
+    fn new(key: String) -> Result<Self, Error> {
+        let mut violations = Violations::default();
+        violations.key("charge_key", &key);
+        violations.check(Some(Self(key)))
+    }
+}
+
+impl TryFrom<proto::GetChargeRequest> for ChargeKey {
+    type Error = Error;
+
+    fn try_from(request: proto::GetChargeRequest) -> Result<Self, Error> {
+        Self::new(request.charge_key)
+    }
+}
+
+impl TryFrom<proto::CancelChargeRequest> for ChargeKey {
+    type Error = Error;
+
+    fn try_from(request: proto::CancelChargeRequest) -> Result<Self, Error> {
+        Self::new(request.charge_key)
+    }
 }
 
 impl TryFrom<proto::RefundChargeRequest> for RefundCommand {
-    type Error = Refused;
+    type Error = Error;
 
-    fn try_from(request: proto::RefundChargeRequest) -> Result<Self, Refused> {
+    fn try_from(request: proto::RefundChargeRequest) -> Result<Self, Error> {
         let mut violations = Violations::default();
         violations.key("charge_key", &request.charge_key);
         violations.key("refund_key", &request.refund_key);
@@ -114,9 +134,9 @@ pub(crate) struct Page {
 const TOKEN_PREFIX: &str = "1:charges:";
 
 impl TryFrom<proto::ListChargesRequest> for Page {
-    type Error = Refused;
+    type Error = Error;
 
-    fn try_from(request: proto::ListChargesRequest) -> Result<Self, Refused> {
+    fn try_from(request: proto::ListChargesRequest) -> Result<Self, Error> {
         let mut violations = Violations::default();
         let size = match u16::try_from(request.page_size) {
             Ok(0) => DEFAULT_PAGE_SIZE,
@@ -167,13 +187,10 @@ impl From<Charge> for proto::Charge {
             charge_id: charge.id.to_string(),
             charge_key: charge.key,
             status: status.into(),
-            amount: charge.amount.map(|amount| common::Money {
-                currency_code: amount.currency().code().to_owned(),
-                minor_units: amount.minor_units(),
-            }),
+            amount: charge.amount.map(to_proto::money),
             decline_code: decline_code.into(),
-            create_time: Some(timestamp(charge.created)),
-            refund_time: charge.refunded.map(timestamp),
+            create_time: Some(to_proto::timestamp(charge.created)),
+            refund_time: charge.refunded.map(to_proto::timestamp),
         }
     }
 }
@@ -194,24 +211,19 @@ impl From<Decline> for proto::DeclineCode {
     }
 }
 
-impl From<RefundAnswer> for proto::RefundChargeResponse {
-    fn from(answer: RefundAnswer) -> Self {
+impl From<RefundResult> for proto::RefundChargeResponse {
+    fn from(result: RefundResult) -> Self {
         Self {
-            charge: Some(answer.charge.into()),
-            refunded: answer.refusal.is_none(),
-            refusal: answer.refusal.unwrap_or_default(),
+            charge: Some(result.charge.into()),
+            refunded: result.refusal.is_none(),
+            refusal: result.refusal.unwrap_or_default(),
         }
     }
 }
 
-fn timestamp(at: Timestamp) -> prost_types::Timestamp {
-    let micros = at.as_micros();
-    let nanos = i32::try_from(micros.rem_euclid(1_000_000) * 1_000).unwrap_or(0);
-    prost_types::Timestamp { seconds: micros.div_euclid(1_000_000), nanos }
-}
-
 #[cfg(test)]
 mod tests {
+    use kernel::Timestamp;
     use prost::Message;
 
     use super::*;
@@ -219,9 +231,9 @@ mod tests {
     #[test]
     fn a_blank_key_is_rejected() {
         for key in ["", " ", "\u{200b}\u{3000}"] {
-            assert!(charge_key(key.to_owned()).is_err(), "{key:?}");
+            assert!(ChargeKey::new(key.to_owned()).is_err(), "{key:?}");
         }
-        assert!(charge_key("order-1-charge".to_owned()).is_ok());
+        assert!(ChargeKey::new("order-1-charge".to_owned()).is_ok());
     }
 
     #[test]
@@ -232,19 +244,12 @@ mod tests {
             status: proto::ChargeStatus::Refunded.into(),
             amount: Some(common::Money { currency_code: "EUR".into(), minor_units: i64::MAX }),
             decline_code: proto::DeclineCode::Fraudulent.into(),
-            create_time: Some(timestamp(Timestamp::from_micros(i64::MAX))),
-            refund_time: Some(timestamp(Timestamp::from_micros(i64::MAX))),
+            create_time: Some(to_proto::timestamp(Timestamp::from_micros(i64::MAX))),
+            refund_time: Some(to_proto::timestamp(Timestamp::from_micros(i64::MAX))),
         };
         let charges = vec![row; usize::from(MAX_PAGE_SIZE)];
-        let answer = proto::ListChargesResponse { charges, next_page_token: "x".repeat(2_000) };
-        assert!(answer.encoded_len() < 4_194_304, "{}", answer.encoded_len());
-    }
-
-    #[test]
-    fn instants_before_and_after_the_epoch_keep_their_microseconds() {
-        for (micros, seconds, nanos) in [(0, 0, 0), (1_500_001, 1, 500_001_000), (-1, -1, 999_999_000)] {
-            assert_eq!(timestamp(Timestamp::from_micros(micros)), prost_types::Timestamp { seconds, nanos });
-        }
+        let page = proto::ListChargesResponse { charges, next_page_token: "x".repeat(2_000) };
+        assert!(page.encoded_len() < 4_194_304, "{}", page.encoded_len());
     }
 }
 

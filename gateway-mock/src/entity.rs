@@ -27,7 +27,7 @@ pub(crate) mod charge {
     impl ActiveModelBehavior for ActiveModel {}
 }
 
-/// The answer to a refund: one row per refund key of a charge.
+/// The decision on a refund: one row per refund key of a charge.
 pub(crate) mod refund {
     use sea_orm::entity::prelude::*;
 

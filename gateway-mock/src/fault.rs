@@ -3,8 +3,8 @@
 //! # By token
 //! | token | effect |
 //! |---|---|
-//! | `pm_gateway_noAnswer` | never charged, never answered: the call hangs until the client cancels it |
-//! | `pm_gateway_answerLost` | charged durably; that answer is never sent; a repeated key replays it |
+//! | `pm_gateway_noAnswer` | never charged, no response: the call hangs until the client cancels it |
+//! | `pm_gateway_answerLost` | charged durably; that response is never sent; a repeated key replays it |
 //! | `pm_gateway_unavailable3` | UNAVAILABLE, GATEWAY_UNAVAILABLE, three times per key; then charged |
 //! | `pm_gateway_slow` | charged after `fault-slow-ms`, even if the client has cancelled; a tombstone written before wins |
 //! | `pm_gateway_refundRefused` | charged; the first refund key is refused, later ones are accepted |
@@ -14,26 +14,26 @@
 //!
 //! # By settings
 //! [`FaultSettings`]: how many of a thousand writing calls (CreateCharge, CancelCharge, RefundCharge) get each fault,
-//! whatever the token and whether or not the answer is a replay; and a delay before every call.
+//! whatever the token and whether or not the response is a replay; and a delay before every call.
 
 use std::collections::HashMap;
 use std::future::{Future, pending};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::value_parser;
+use parking_lot::Mutex;
 
 use crate::charge::{RefundRule, Token};
-use crate::error::Refused;
+use crate::error::Error;
 
 /// An injected fault of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// Nothing is done and nothing is answered.
+    /// Nothing is done, and there is no response.
     NoAnswer,
-    /// The work is done, but not answered.
+    /// The work is done, but its response is lost.
     AnswerLost,
-    /// Nothing is done, and the answer is UNAVAILABLE.
+    /// Nothing is done, and the response is UNAVAILABLE.
     Unavailable,
     /// The work is done late.
     Slow,
@@ -42,25 +42,25 @@ pub enum Fault {
 /// Faults by settings, each a flag and an environment variable.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct FaultSettings {
-    /// Of 1000 writing calls, how many are never done and never answered (per mille).
+    /// Of 1000 writing calls, how many are never done and get no response (per mille)
     #[arg(long, env = "GATEWAY_FAULT_NO_ANSWER_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
     pub fault_no_answer_per_mille: u16,
-    /// Of 1000 writing calls, how many are done and never answered (per mille).
+    /// Of 1000 writing calls, how many are done and get no response (per mille)
     #[arg(long, env = "GATEWAY_FAULT_ANSWER_LOST_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
     pub fault_answer_lost_per_mille: u16,
-    /// Of 1000 writing calls, how many fail with UNAVAILABLE (per mille).
+    /// Of 1000 writing calls, how many fail with UNAVAILABLE (per mille)
     #[arg(long, env = "GATEWAY_FAULT_UNAVAILABLE_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
     pub fault_unavailable_per_mille: u16,
-    /// Of 1000 writing calls, how many are slow (per mille).
+    /// Of 1000 writing calls, how many are slow (per mille)
     #[arg(long, env = "GATEWAY_FAULT_SLOW_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
     pub fault_slow_per_mille: u16,
-    /// Of 1000 refunds, how many are refused (per mille).
+    /// Of 1000 refunds, how many are refused (per mille)
     #[arg(long, env = "GATEWAY_FAULT_REFUND_REFUSED_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
     pub fault_refund_refused_per_mille: u16,
-    /// How long a slow call takes, in milliseconds.
+    /// How long a slow call takes, in milliseconds
     #[arg(long, env = "GATEWAY_FAULT_SLOW_MS", default_value_t = 3_000)]
     pub fault_slow_ms: u64,
-    /// Delay before every call, in milliseconds.
+    /// Delay before every call, in milliseconds
     #[arg(long, env = "GATEWAY_FAULT_LATENCY_MS", default_value_t = 0)]
     pub fault_latency_ms: u64,
 }
@@ -71,7 +71,7 @@ const UNAVAILABLE_TIMES: u32 = 3;
 /// Maximum number of keys whose attempts are counted; further keys are served without the fault.
 const MAX_COUNTED_KEYS: usize = 100_000;
 
-/// How refunds of a token of this file are answered; `None` for every other token.
+/// The rule for refunds of a token of this file; `None` for every other token.
 pub(crate) fn refund_rule(token: &str) -> Option<RefundRule> {
     match token {
         "pm_gateway_refundRefused" => Some(RefundRule::RefuseFirst),
@@ -85,24 +85,24 @@ pub(crate) fn refund_rule(token: &str) -> Option<RefundRule> {
 
 /// Whether a charge of this token may get a fault by its token.
 pub(crate) fn has_fault(token: &Token) -> bool {
-    refund_rule(token.as_str()) == Some(RefundRule::Accept)
+    refund_rule(token.expose()) == Some(RefundRule::Accept)
 }
 
 /// Decides which call gets which fault.
 pub(crate) struct Faults {
     settings: FaultSettings,
-    /// The UNAVAILABLE answers per key of `pm_gateway_unavailable3`. In memory: a restart resets them.
-    tries: Mutex<HashMap<String, u32>>,
+    /// The UNAVAILABLE responses per key of `pm_gateway_unavailable3`. In memory: a restart resets them.
+    attempts: Mutex<HashMap<String, u32>>,
 }
 
 impl Faults {
     pub(crate) fn new(settings: FaultSettings) -> Self {
-        Self { settings, tries: Mutex::default() }
+        Self { settings, attempts: Mutex::default() }
     }
 
     /// The fault of a charge whose key has no row yet, by its token.
     pub(crate) fn of_charge(&self, key: &str, token: &Token) -> Option<Fault> {
-        match token.as_str() {
+        match token.expose().as_str() {
             "pm_gateway_noAnswer" => Some(Fault::NoAnswer),
             "pm_gateway_answerLost" => Some(Fault::AnswerLost),
             "pm_gateway_slow" => Some(Fault::Slow),
@@ -112,7 +112,7 @@ impl Faults {
     }
 
     /// The fault of a writing call, by the settings.
-    pub(crate) fn by_chance(&self) -> Option<Fault> {
+    pub(crate) fn at_random(&self) -> Option<Fault> {
         let settings = &self.settings;
         let odds = [
             (settings.fault_no_answer_per_mille, Fault::NoAnswer),
@@ -135,11 +135,11 @@ impl Faults {
         }
     }
 
-    /// Does the work of a call, subject to its fault. A hanging call holds no resources, and ends when it is cancelled.
-    pub(crate) async fn suffer<T, W>(&self, fault: Option<Fault>, key: &str, work: W) -> Result<T, Refused>
+    /// Does the work of a call, with its fault. A hanging call holds no resources, and ends when it is cancelled.
+    pub(crate) async fn inject<T, W>(&self, fault: Option<Fault>, key: &str, work: W) -> Result<T, Error>
     where
         T: Send + 'static,
-        W: Future<Output = Result<T, Refused>> + Send + 'static,
+        W: Future<Output = Result<T, Error>> + Send + 'static,
     {
         if let Some(fault) = fault {
             tracing::info!(target: "ordermesh", charge_key = key, ?fault, "injecting a fault");
@@ -147,7 +147,7 @@ impl Faults {
         match fault {
             None => work.await,
             Some(Fault::NoAnswer) => pending().await,
-            Some(Fault::Unavailable) => Err(Refused::Unavailable),
+            Some(Fault::Unavailable) => Err(Error::Unavailable),
             Some(Fault::AnswerLost) => {
                 work.await?;
                 pending().await
@@ -164,30 +164,26 @@ impl Faults {
                     Err(error) => match error.try_into_panic() {
                         Ok(panic) => std::panic::resume_unwind(panic),
                         // The process is shutting down.
-                        Err(_) => Err(Refused::Unavailable),
+                        Err(_) => Err(Error::Unavailable),
                     },
                 }
             }
         }
     }
 
-    /// Drops the attempts of a key that has a row now.
+    /// Forgets the attempts of a key that has a row now.
     pub(crate) fn forget(&self, key: &str) {
-        self.tries().remove(key);
+        self.attempts.lock().remove(key);
     }
 
     fn is_unavailable_again(&self, key: &str) -> bool {
-        let mut tries = self.tries();
-        if tries.len() >= MAX_COUNTED_KEYS && !tries.contains_key(key) {
+        let mut attempts = self.attempts.lock();
+        if attempts.len() >= MAX_COUNTED_KEYS && !attempts.contains_key(key) {
             return false;
         }
-        let count = tries.entry(key.to_owned()).or_insert(0);
+        let count = attempts.entry(key.to_owned()).or_insert(0);
         *count = count.saturating_add(1);
         *count <= UNAVAILABLE_TIMES
-    }
-
-    fn tries(&self) -> MutexGuard<'_, HashMap<String, u32>> {
-        self.tries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -214,7 +210,7 @@ mod tests {
         assert_eq!(faults.of_charge("b", &token), Some(Fault::Unavailable), "keys are counted separately");
         faults.forget("a");
         faults.forget("b");
-        assert_eq!(faults.tries().len(), 0);
+        assert_eq!(faults.attempts.lock().len(), 0);
     }
 
     #[test]
@@ -227,6 +223,6 @@ mod tests {
     fn ordinary_tokens_get_no_fault() {
         let faults = Faults::new(FaultSettings::default());
         assert_eq!(faults.of_charge("a", &token("pm_card_visa")), None);
-        assert_eq!(faults.by_chance(), None);
+        assert_eq!(faults.at_random(), None);
     }
 }

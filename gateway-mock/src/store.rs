@@ -12,9 +12,9 @@ use sea_orm::{
 use storage::sets::Results;
 use storage::{Database, Lane, Rows, SetOf, Tx};
 
-use crate::charge::{self, Charge, Decline, RefundAnswer, RefundCommand, RefundRule, Status};
+use crate::charge::{self, Charge, Decline, RefundCommand, RefundResult, RefundRule, Status};
 use crate::entity;
-use crate::error::Refused;
+use crate::error::Error;
 
 /// The ledger. Clones share its connections.
 #[derive(Clone)]
@@ -49,19 +49,14 @@ impl Store {
         self.charges.get_or_init(|| Lane::start(self.db.clone(), Charges)).commit(charge).await
     }
 
-    /// Answers a refund, once per refund key.
+    /// Decides on a refund, once per refund key.
     pub(crate) async fn refund(
         &self,
         command: RefundCommand,
         now: Timestamp,
-        refused_by_chance: bool,
-    ) -> Result<RefundAnswer, Refused> {
-        self.db
-            .transact(move |tx| {
-                let command = command.clone();
-                Box::pin(async move { refund(tx, command, now, refused_by_chance).await })
-            })
-            .await
+        refused_at_random: bool,
+    ) -> Result<RefundResult, Error> {
+        self.db.transact_with(command, move |tx, command| Box::pin(refund(tx, command, now, refused_at_random))).await
     }
 }
 
@@ -131,22 +126,21 @@ async fn kept(tx: &Tx, charges: impl Iterator<Item = &Charge>) -> Result<HashMap
     kept.collect()
 }
 
-async fn refund(tx: &Tx, command: RefundCommand, now: Timestamp, by_chance: bool) -> Result<RefundAnswer, Refused> {
+async fn refund(tx: &Tx, command: RefundCommand, now: Timestamp, at_random: bool) -> Result<RefundResult, Error> {
     let RefundCommand { charge_key, refund_key } = command;
     // Locked (on databases with concurrent writers): concurrent refund keys are decided one after the other.
     let row = entity::charge::Entity::find_by_id(charge_key.as_str()).lock_exclusive().one(tx.conn()).await;
-    let mut charge = Charge::try_from(row.map_err(storage::Error::from)?.ok_or(Refused::ChargeNotFound)?)?;
-    let answered = entity::refund::Entity::find_by_id((charge_key.clone(), refund_key.clone())).one(tx.conn()).await;
-    if let Some(answered) = answered.map_err(storage::Error::from)? {
-        return Ok(RefundAnswer { charge, refusal: answered.refusal });
+    let mut charge = Charge::try_from(row.map_err(storage::Error::from)?.ok_or(Error::ChargeNotFound)?)?;
+    let decided = entity::refund::Entity::find_by_id((charge_key.clone(), refund_key.clone())).one(tx.conn()).await;
+    if let Some(decided) = decided.map_err(storage::Error::from)? {
+        return Ok(RefundResult { charge, refusal: decided.refusal });
     }
     let of_the_charge =
         entity::refund::Entity::find().filter(entity::refund::Column::ChargeKey.eq(charge_key.as_str()));
     let tried_before = of_the_charge.count(tx.conn()).await.map_err(storage::Error::from)? > 0;
-    let refusal = charge::decide_refund(&charge, tried_before, by_chance)?;
-    let answer =
-        entity::refund::Model { charge_key, refund_key, refusal: refusal.clone(), create_time: now.as_micros() };
-    let insert = entity::refund::Entity::insert(answer.into_active_model()).exec_without_returning(tx.conn()).await;
+    let refusal = charge::decide_refund(&charge, tried_before, at_random)?;
+    let row = entity::refund::Model { charge_key, refund_key, refusal: refusal.clone(), create_time: now.as_micros() };
+    let insert = entity::refund::Entity::insert(row.into_active_model()).exec_without_returning(tx.conn()).await;
     insert.map_err(storage::Error::from)?;
     if refusal.is_none() && charge.status == Status::Succeeded {
         charge.status = Status::Refunded;
@@ -159,7 +153,7 @@ async fn refund(tx: &Tx, command: RefundCommand, now: Timestamp, by_chance: bool
         };
         refunded.update(tx.conn()).await.map_err(storage::Error::from)?;
     }
-    Ok(RefundAnswer { charge, refusal })
+    Ok(RefundResult { charge, refusal })
 }
 
 impl From<Charge> for entity::charge::Model {

@@ -1,7 +1,7 @@
 //! Fuzzes every decoder with malformed input: it never panics.
 
 use proptest::prelude::*;
-use wirefuzz::{mutations, text};
+use testkit::{mutations, text};
 
 use super::*;
 
@@ -35,6 +35,6 @@ proptest! {
     ) {
         let _ = RefundCommand::try_from(refund);
         let _ = Page::try_from(list);
-        let _ = charge_key(key);
+        let _ = ChargeKey::new(key);
     }
 }

@@ -223,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn products_are_found_in_either_unicode_form_even_those_of_an_earlier_release() {
-        let place = testdb::database();
+        let place = testkit::database();
         let options = storage::Options { schema: place.schema, ..storage::Options::default() };
         let db = Database::connect(&place.url, &options).await.expect("a database");
         db.migrate(crate::MIGRATIONS).await.expect("a schema");

@@ -17,7 +17,7 @@ use crate::service::Service;
 pub(crate) fn hide_passwords(args: impl IntoIterator<Item = OsString>) -> Result<(), Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     if args.iter().any(|arg| arg.to_str().is_some_and(|arg| arg.contains(".database-url")))
-        && has_passed_password(&args)
+        && has_forwarded_password(&args)
     {
         out::complain(
             "warning: a password in a --<service>.database-url is in the command line, which every user of this machine can read: \
@@ -48,7 +48,6 @@ struct Hidden {
 }
 
 fn hidden(args: Vec<OsString>) -> Hidden {
-    let is_gateway = args.get(1).is_some_and(|command| command == Service::Gateway.name());
     let mut hidden = Hidden { kept: Vec::with_capacity(args.len()), urls: Vec::new() };
     let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
@@ -57,7 +56,7 @@ fn hidden(args: Vec<OsString>) -> Hidden {
             Some((flag, url)) => (flag, Some(OsString::from(url))),
             None => (text, None),
         };
-        let variable = variable(flag, is_gateway);
+        let variable = variable(flag);
         match (variable, inline) {
             (Some(variable), Some(url)) if has_password(&url) => hidden.urls.push((variable, url)),
             (Some(variable), None) if args.peek().is_some_and(|url| has_password(url)) => {
@@ -70,17 +69,16 @@ fn hidden(args: Vec<OsString>) -> Hidden {
 }
 
 /// The variable of a flag: of `--database-url`, and of verify's `--order-database-url` and so on.
-fn variable(flag: &str, is_gateway: bool) -> Option<String> {
+fn variable(flag: &str) -> Option<String> {
     let of = flag.strip_prefix("--")?.strip_suffix("database-url")?;
     match of.strip_suffix('-').map(Service::named) {
-        None if of.is_empty() && is_gateway => Some("GATEWAY_DATABASE_URL".to_owned()),
         None if of.is_empty() => Some("ORDERMESH_DATABASE_URL".to_owned()),
         Some(Some(service)) => Some(format!("ORDERMESH_{}_DATABASE_URL", service.name().to_uppercase())),
         None | Some(None) => None,
     }
 }
 
-fn has_passed_password(args: &[OsString]) -> bool {
+fn has_forwarded_password(args: &[OsString]) -> bool {
     args.iter().any(|arg| {
         arg.to_str().is_some_and(|arg| has_password(OsStr::new(arg.split_once('=').map_or(arg, |(_, url)| url))))
     })
@@ -114,7 +112,7 @@ mod tests {
             ),
             ("ordermesh verify --database-url=postgres://u:p@h/d", "ordermesh verify", "ORDERMESH"),
             ("ordermesh verify --order-database-url postgres://u:p@h/d", "ordermesh verify", "ORDERMESH_ORDER"),
-            ("ordermesh gateway --database-url postgres://u:p@h/d", "ordermesh gateway", "GATEWAY"),
+            ("ordermesh gateway --database-url postgres://u:p@h/d", "ordermesh gateway", "ORDERMESH"),
         ] {
             let Hidden { kept: args, urls } = hidden(words(line));
             assert_eq!(args, words(kept), "{line}");
@@ -140,8 +138,8 @@ mod tests {
         for url in ["postgres://u@h:5432/d", "postgres://u:@h/d", "postgres://h:5432/d?sslmode=require", "u:p@h"] {
             assert!(!has_password(OsStr::new(url)), "{url}");
         }
-        assert!(has_passed_password(&words("ordermesh --order.database-url=postgres://u:p@h/d")));
-        assert!(has_passed_password(&words("ordermesh --order.database-url postgres://u:p@h/d")));
-        assert!(!has_passed_password(&words("ordermesh --order.database-url postgres://u@h/d")));
+        assert!(has_forwarded_password(&words("ordermesh --order.database-url=postgres://u:p@h/d")));
+        assert!(has_forwarded_password(&words("ordermesh --order.database-url postgres://u:p@h/d")));
+        assert!(!has_forwarded_password(&words("ordermesh --order.database-url postgres://u@h/d")));
     }
 }

@@ -31,7 +31,6 @@ pub(crate) struct Banner {
 }
 
 impl Banner {
-    /// The text.
     pub(crate) fn text(&self) -> String {
         let mut text = format!(
             "Ordermesh {} is ready: {} processes in {} ms, data in {}\n\n",

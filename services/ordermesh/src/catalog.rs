@@ -25,7 +25,6 @@ const ROWS: [Row; 10] = [
     (FOREIGN,        "Poster of New York",  "50 by 70 cm, sold in dollars",                  "USD",   2_500, PLENTY),
 ];
 
-/// The demo products.
 pub(crate) fn products() -> Vec<data::SeedProduct> {
     ROWS.iter()
         .map(|(sku, name, description, currency_code, minor_units, _)| data::SeedProduct {

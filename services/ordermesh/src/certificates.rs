@@ -187,7 +187,7 @@ impl Certificates {
         let read = |path: PathBuf| match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(Error::File { path, deed: "read", source }),
+            Err(source) => Err(Error::File { path, action: "read", source }),
         };
         match (read(self.roots())?, read(self.0.join("ca.key"))?) {
             (Some(certificate_pem), Some(key_pem)) => Ok(Some(Issued { certificate_pem, key_pem })),
@@ -215,9 +215,9 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
     written.map_err(at(path, "written"))
 }
 
-fn at(path: &Path, deed: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+fn at(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::File { path, deed, source }
+    move |source| Error::File { path, action, source }
 }
 
 #[cfg(test)]

@@ -20,18 +20,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chaos::blows::{Blows, Tally};
 use crate::error::Error;
+use crate::forwarded_args;
 use crate::load::{self, Load, Mix};
 use crate::out;
-use crate::passed;
+use crate::ports::free_port_base;
 use crate::promises::Report;
-use crate::supervisor::{Plan, Supervisor, free_port_base};
+use crate::supervisor::{Plan, Supervisor};
 use crate::system::{Location, System, request};
 use crate::verify;
 
 /// Timeout of a start.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Maximum wait of a customer for an order's completion before its next order.
-const MOST_WAIT: Duration = Duration::from_secs(3);
+const MAX_WAIT: Duration = Duration::from_secs(3);
 /// Timeout of the completion of all orders after the faults have ended.
 const REST_LIMIT: Duration = Duration::from_secs(180);
 
@@ -43,14 +44,14 @@ const QUICK: [(&str, &str); 9] = [
     ("--payment.backoff-cap", "2s"),
     ("--payment.doubt-limit", "4s"),
     ("--payment.gateway-timeout", "500ms"),
-    ("--payment.answer-within", "1s"),
+    ("--payment.response-within", "1s"),
     ("--user.bcrypt-cost", "4"),
     ("--user.access-token-lifetime", "1h"),
 ];
 /// The gateway's injected faults, per 1000 calls.
 const LIES: [(&str, &str); 6] = [
-    ("--gateway.fault-no-answer-per-mille", "20"),
-    ("--gateway.fault-answer-lost-per-mille", "20"),
+    ("--gateway.fault-no-response-per-mille", "20"),
+    ("--gateway.fault-response-lost-per-mille", "20"),
     ("--gateway.fault-unavailable-per-mille", "20"),
     ("--gateway.fault-slow-per-mille", "20"),
     ("--gateway.fault-slow-ms", "800"),
@@ -108,13 +109,13 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let began = Instant::now();
     let (load, tally) = ground.break_it(&options, seed).await?;
     let broken_for = began.elapsed();
-    out::line(load.seen.summary(broken_for))?;
+    out::line(load.statistics.summary(broken_for))?;
     out::line(&tally)?;
     out::line("healing: restarting everything, without gateway faults")?;
     let healing = Instant::now();
     let report = ground.heal(&load).await?;
     out::text(&report)?;
-    let (acknowledged, _) = load.seen.so_far();
+    let (acknowledged, _) = load.statistics.so_far();
     out::line(format_args!(
         "{acknowledged} orders acknowledged in {:.0} s of chaos, {} faults, all orders completed {:.0} s after healing, {} violations (seed {seed})",
         broken_for.as_secs_f64(),
@@ -129,7 +130,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 struct Ground {
     location: Location,
     instances: u16,
-    postgres: Option<testdb::Server>,
+    postgres: Option<postgres_server::Server>,
     /// Deleted on drop, unless it is kept.
     _folder: Option<tempfile::TempDir>,
 }
@@ -142,7 +143,7 @@ impl Ground {
                 let temporary = tempfile::Builder::new().prefix("ordermesh-chaos-").tempdir();
                 let folder = temporary.map_err(|source| Error::File {
                     path: std::env::temp_dir(),
-                    deed: "used for temporary files",
+                    action: "used for temporary files",
                     source,
                 })?;
                 let data_dir = folder.path().join("data");
@@ -151,7 +152,7 @@ impl Ground {
         };
         // Synchronous commits: a commit that was acknowledged survives a killed server.
         let postgres = if options.postgres {
-            let server = testdb::Server::start(&[("synchronous_commit", "on"), ("fsync", "on")]);
+            let server = postgres_server::Server::start(&[("synchronous_commit", "on"), ("fsync", "on")]);
             Some(
                 server
                     .ok_or_else(|| Error::Usage("PostgreSQL's server programs are not on this machine".to_owned()))?,
@@ -159,7 +160,7 @@ impl Ground {
         } else {
             None
         };
-        let location = Location::local(free_port_base(options.instances)?, data_dir);
+        let location = Location::local(free_port_base(options.instances).ok_or(Error::NoFreePorts)?, data_dir);
         Ok(Self { location, instances: options.instances, postgres, _folder: folder })
     }
 
@@ -171,7 +172,7 @@ impl Ground {
     async fn start(&self, lies: bool) -> Result<Supervisor, Error> {
         let lies = if lies { &LIES[..] } else { &[] };
         let flags = QUICK.iter().chain(lies).flat_map(|(flag, value)| [(*flag).into(), (*value).into()]);
-        let (_, passed) = passed::split(flags);
+        let (_, forwarded) = forwarded_args::split(flags);
         let plan = Plan {
             port_base: self.location.port_base,
             instances: self.instances,
@@ -179,7 +180,7 @@ impl Ground {
             database_url: self.url(),
             tls: false,
             log: "off".to_owned(),
-            passed,
+            forwarded,
             quiet: true,
             restarts_at_once: true,
         };
@@ -197,7 +198,7 @@ impl Ground {
     /// Places orders while faults are injected.
     async fn break_it(&self, options: &Options, seed: u64) -> Result<(Load, Tally), Error> {
         let supervisor = self.start(true).await?;
-        let load = Load::prepare(self.system()?, options.mix.clone(), seed, 4, false).await?.patient(MOST_WAIT);
+        let load = Load::prepare(self.system()?, options.mix.clone(), seed, 4, false).await?.patient(MAX_WAIT);
         let stop = CancellationToken::new();
         let placing = tokio::spawn({
             let (load, stop, customers) = (load.clone(), stop.clone(), options.customers);
@@ -207,13 +208,13 @@ impl Ground {
         let blows = Blows::new(seed, options.every, &supervisor, self.postgres.as_ref(), sources);
         let end = Instant::now() + options.duration;
         let is_over = || match options.orders {
-            Some(orders) => load.seen.so_far().0 >= orders,
+            Some(orders) => load.statistics.so_far().0 >= orders,
             None => Instant::now() >= end,
         };
         let tally = blows.fall(is_over).await;
         stop.cancel();
         // Calls in flight finish, or fail when everything is killed.
-        let _ = tokio::time::timeout(MOST_WAIT + Duration::from_secs(10), placing).await;
+        let _ = tokio::time::timeout(MAX_WAIT + Duration::from_secs(10), placing).await;
         // Not a drain: the last fault kills everything.
         supervisor.kill().await;
         Ok((load, tally))
@@ -257,7 +258,7 @@ async fn retry_all(system: &System) -> Result<(), Error> {
             page_size: 100,
             page_token,
         };
-        let page = orders.list_orders(request(message, &token, None)).await.map_err(Error::refused("ListOrders"))?;
+        let page = orders.list_orders(request(message, &token, None)).await.map_err(Error::rejected("ListOrders"))?;
         let page = page.into_inner();
         for order in page.orders {
             let message = order_v1::RetryOrderRequest { order_id: order.order_id };

@@ -138,7 +138,7 @@ pub(crate) struct Restarts {
 
 impl Restarts {
     const FIRST: Duration = Duration::from_millis(100);
-    const MOST: Duration = Duration::from_secs(5);
+    const MAX: Duration = Duration::from_secs(5);
     /// A run at least this long resets the backoff.
     const GOOD_LIFE: Duration = Duration::from_secs(10);
 
@@ -147,7 +147,7 @@ impl Restarts {
         if life >= Self::GOOD_LIFE {
             self.in_a_row = 0;
         }
-        let wait = Self::FIRST.saturating_mul(1 << self.in_a_row.min(10)).min(Self::MOST);
+        let wait = Self::FIRST.saturating_mul(1 << self.in_a_row.min(10)).min(Self::MAX);
         self.in_a_row = self.in_a_row.saturating_add(1);
         wait
     }

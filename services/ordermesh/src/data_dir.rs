@@ -158,9 +158,9 @@ pub(crate) fn read_operator(path: &Path) -> Result<Login, Error> {
     }
 }
 
-fn file(path: &Path, deed: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+fn file(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::File { path, deed, source }
+    move |source| Error::File { path, action, source }
 }
 
 /// 256 random bits.
@@ -192,8 +192,8 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         fs::write(path.join("user.db"), "").expect("written");
-        let refused = DataDir::prepare(&path).expect_err("one system a folder").to_string();
-        assert!(refused.contains("--data-dir"), "{refused}");
+        let error = DataDir::prepare(&path).expect_err("one system a folder").to_string();
+        assert!(error.contains("--data-dir"), "{error}");
         drop(first);
         let second = DataDir::prepare(&path).expect("prepared");
         assert!(!second.is_first_start());
@@ -206,21 +206,21 @@ mod tests {
         let path = temporary.path().join("data");
         drop(DataDir::prepare(&path).expect("prepared"));
         let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
-        let refused = |changed: &Path, advice: &str| {
+        let rejects = |changed: &Path, advice: &str| {
             let error = DataDir::prepare(&path).expect_err("exposed");
             assert_eq!(error.exit_code(), 2);
             let advice = format!("{advice} {}", changed.canonicalize().expect("it exists").display());
             assert!(error.to_string().contains(&advice), "{error}");
         };
         set(&path, 0o777);
-        refused(&path, "chmod go-w");
+        rejects(&path, "chmod go-w");
         // As mkdir creates it, and as an earlier release accepted it.
         set(&path, 0o755);
         drop(DataDir::prepare(&path).expect("only the owner may write to it"));
         for name in ["mesh.secret", "gateway.key", "operator.txt"] {
             let secret = path.join(name);
             set(&secret, 0o644);
-            refused(&secret, "chmod go=");
+            rejects(&secret, "chmod go=");
             set(&secret, 0o600);
         }
         drop(DataDir::prepare(&path).expect("as before"));

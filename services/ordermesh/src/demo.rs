@@ -3,35 +3,36 @@
 //! stored trace event.
 //!
 //! # Layout
-//! - `scenario`: a path and its result; `stage`: the accounts, the clients and the checks
-//! - `payments`, `refusals`, `cancels`, `settings`: the paths
+//! - `scenario`: a path and its result; `expected`: what it must lead to; `run`: the accounts, the clients, the calls
+//! - `payments`, `rejections`, `cancels`, `dedicated`: the paths
 
 mod cancels;
+mod dedicated;
+mod expected;
 mod payments;
-mod refusals;
+mod rejections;
+mod run;
 mod scenario;
-mod settings;
-mod stage;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use futures_util::{StreamExt, stream};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::IntervalStream;
 
-use crate::demo::scenario::{Scenario, Where};
-use crate::demo::stage::Stage;
+use crate::demo::run::Setup;
+use crate::demo::scenario::{Scenario, Target};
 use crate::error::Error;
 use crate::out;
 use crate::system::{Location, Retries, System};
 
 /// Between the starts of two paths: of more than ten rejections of a kind per second and instance the events are summed, and
 /// each path shows its own.
-const PACE: Duration = Duration::from_millis(125);
+const START_INTERVAL: Duration = Duration::from_millis(125);
 /// How many paths run concurrently on the running system: most of them wait.
-const AT_ONCE: usize = 6;
+const MAX_CONCURRENT: usize = 6;
 
 /// The paths to run.
 #[derive(Args, Clone, Debug)]
@@ -39,16 +40,28 @@ pub(crate) struct Options {
     /// Run only this path; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Print the names of the paths, and what each demonstrates
+    /// Print the paths, and what each demonstrates, instead of running them
     #[arg(long)]
     list: bool,
+    /// Output format of --list
+    #[arg(long, short, value_enum, default_value_t = ListFormat::Text, value_name = "FORMAT", requires = "list")]
+    output: ListFormat,
     #[command(flatten)]
     location: Location,
 }
 
+/// How the paths are listed.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum ListFormat {
+    /// Name and cause
+    Text,
+    /// The table of failures: cause, command, state, response and events
+    Markdown,
+}
+
 /// Every path, in the order of the output.
 fn scenarios() -> Vec<Scenario> {
-    [payments::scenarios(), refusals::scenarios(), cancels::scenarios(), settings::scenarios()]
+    [payments::scenarios(), rejections::scenarios(), cancels::scenarios(), dedicated::scenarios()]
         .into_iter()
         .flatten()
         .collect()
@@ -61,10 +74,7 @@ fn scenarios() -> Vec<Scenario> {
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let all = scenarios();
     if options.list {
-        for scenario in &all {
-            out::line(format_args!("{:<26} {}", scenario.name, scenario.about))?;
-        }
-        return Ok(());
+        return list(&all, options.output);
     }
     if let Some(unknown) = options.only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
         return Err(Error::Usage(format!("there is no path {unknown}; `ordermesh demo --list` lists them")));
@@ -72,39 +82,49 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let is_chosen =
         |scenario: &Scenario| options.only.is_empty() || options.only.iter().any(|name| name == scenario.name);
     let (own, running): (Vec<_>, Vec<_>) =
-        all.into_iter().filter(is_chosen).partition(|scenario| matches!(scenario.at, Where::Own(_)));
+        all.into_iter().filter(is_chosen).partition(|scenario| matches!(scenario.target, Target::Dedicated(_)));
 
-    let (mut failed, mut played) = (0, 0);
+    let (mut failed, mut finished) = (0, 0);
     let mut count = |ok: bool| {
-        played += 1;
+        finished += 1;
         failed += usize::from(!ok);
     };
     if !running.is_empty() {
-        let stage = Arc::new(Stage::open(System::find(&options.location, Retries::Off).await?).await?);
-        let mut pace = tokio::time::interval(PACE);
+        let setup = Arc::new(Setup::open(System::find(&options.location, Retries::Off).await?).await?);
+        let mut pace = tokio::time::interval(START_INTERVAL);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let paced = stream::iter(running).zip(IntervalStream::new(pace));
-        let mut results = paced.map(|(scenario, _)| play(scenario, stage.clone())).buffered(AT_ONCE);
+        let mut results = paced.map(|(scenario, _)| execute(scenario, setup.clone())).buffered(MAX_CONCURRENT);
         while let Some(ok) = results.next().await {
             count(ok.print()?);
         }
     }
     // One at a time: each has the whole machine.
     for scenario in own {
-        let result = match &scenario.at {
-            Where::Own(flags) => settings::play(&scenario, flags).await,
-            Where::Running => continue,
+        let result = match &scenario.target {
+            Target::Dedicated(flags) => dedicated::execute(&scenario, flags).await,
+            Target::Running => continue,
         };
         count(result.print()?);
     }
-    out::line(format_args!("\n{} of {played} paths passed", played - failed))?;
-    if failed == 0 { Ok(()) } else { Err(Error::Demo { failed, played }) }
+    out::line(format_args!("\n{} of {finished} paths passed", finished - failed))?;
+    if failed == 0 { Ok(()) } else { Err(Error::Demo { failed, finished }) }
 }
 
-async fn play(scenario: Scenario, stage: Arc<Stage>) -> scenario::Played {
+fn list(all: &[Scenario], format: ListFormat) -> Result<(), Error> {
+    match format {
+        ListFormat::Text => all.iter().try_for_each(|one| out::line(format_args!("{:<26} {}", one.name, one.cause))),
+        ListFormat::Markdown => {
+            out::line("| cause | command | state | response | events |\n|---|---|---|---|---|")?;
+            all.iter().try_for_each(|one| out::line(one.row()))
+        }
+    }
+}
+
+async fn execute(scenario: Scenario, setup: Arc<Setup>) -> scenario::Finished {
     let began = Instant::now();
-    let result = scenario.play(stage).await;
-    scenario.played(result, began.elapsed())
+    let result = scenario.execute(setup).await;
+    scenario.finished(result, began.elapsed())
 }
 
 #[cfg(test)]
@@ -116,7 +136,7 @@ mod tests {
         let all = scenarios();
         let names: std::collections::BTreeSet<_> = all.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), all.len());
-        assert!(all.iter().all(|scenario| !scenario.about.is_empty()));
+        assert!(all.iter().all(|scenario| !scenario.cause.is_empty()));
         for needed in ["success", "out-of-memory", "lookup-timeout", "lookup-refused", "gateway-timeout", "answer-lost"]
         {
             assert!(names.contains(needed), "{needed}");

@@ -11,8 +11,8 @@ use tonic_types::StatusExt;
 pub(crate) enum Error {
     #[error("{address} is taken: {who} cannot listen on it; {hint}")]
     PortTaken { who: String, address: SocketAddr, hint: &'static str, source: std::io::Error },
-    #[error("{path} cannot be {deed}")]
-    File { path: PathBuf, deed: &'static str, source: std::io::Error },
+    #[error("{path} cannot be {action}")]
+    File { path: PathBuf, action: &'static str, source: std::io::Error },
     #[error(transparent)]
     Exposed(#[from] storage::ownership::Exposed),
     #[error("{0} cannot be started")]
@@ -25,20 +25,18 @@ pub(crate) enum Error {
     Telemetry(#[from] telemetry::SetupError),
     #[error("the service failed")]
     Service(#[from] chassis::Error),
-    #[error("the gateway failed")]
-    Gateway(#[from] gateway_mock::Error),
     #[error(
         "no {service} service answers at 127.0.0.1:{port}; start a system with `ordermesh`, or select one with --port-base and --data-dir"
     )]
     NoSystem { service: &'static str, port: u16 },
     #[error("{path} does not contain an operator's e-mail and password; set the system's --data-dir")]
     OperatorFile { path: PathBuf },
-    #[error("no {0} free ports in a row were found on 127.0.0.1")]
-    NoFreePorts(u16),
+    #[error("no free ports for another system were found on 127.0.0.1")]
+    NoFreePorts,
     #[error("the system was not ready within {0} s")]
     NotReady(u64),
-    #[error("{what} failed: {}", refusal(.status))]
-    Refused { what: &'static str, status: Box<Status> },
+    #[error("{what} failed: {}", describe(.status))]
+    Rejected { what: &'static str, status: Box<Status> },
     #[error("the certificates cannot be issued")]
     Certificate { source: certs::Error },
     #[error("the system's root certificates cannot be used: set their file with --tls-ca")]
@@ -58,13 +56,13 @@ pub(crate) enum Error {
     OutputClosed,
     #[error("the output cannot be written")]
     Output(#[source] std::io::Error),
-    #[error("{failed} of {played} paths failed")]
-    Demo { failed: usize, played: usize },
+    #[error("{failed} of {finished} paths failed")]
+    Demo { failed: usize, finished: usize },
 }
 
 impl Error {
-    pub(crate) fn refused(what: &'static str) -> impl FnOnce(Status) -> Self {
-        move |status| Self::Refused { what, status: Box::new(status) }
+    pub(crate) fn rejected(what: &'static str) -> impl FnOnce(Status) -> Self {
+        move |status| Self::Rejected { what, status: Box::new(status) }
     }
 
     /// The process's exit code: 1, or 2 if it could not even start its work (as for invalid arguments). If its output
@@ -90,7 +88,6 @@ impl Error {
             return true;
         }
         matches!(self, Self::Service(error) if error.is_configuration())
-            || matches!(self, Self::Gateway(error) if error.is_configuration())
     }
 
     /// The error and its causes, one per line.
@@ -101,7 +98,7 @@ impl Error {
 }
 
 /// A status's code, reason and message.
-pub(crate) fn refusal(status: &Status) -> String {
+pub(crate) fn describe(status: &Status) -> String {
     let reason = reason(status);
     let reason = if reason.is_empty() { String::new() } else { format!(" {reason}") };
     format!("{:?}{reason}: {}", status.code(), status.message())

@@ -29,7 +29,6 @@ use crate::system::{Location, Retries, System};
 use crate::text;
 use crate::up::Signals;
 
-/// The page size.
 const PAGE_SIZE: i32 = 500;
 
 /// Which events to print.

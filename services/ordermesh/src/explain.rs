@@ -18,7 +18,7 @@ pub(crate) struct Options {
     pub(crate) location: Location,
 }
 
-/// Calls ExplainOrder as the operator, and prints the answer.
+/// Calls ExplainOrder as the operator, and prints the response.
 ///
 /// # Errors
 /// There is no such system or order.
@@ -26,15 +26,15 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let system = System::find(&options.location, Retries::Off).await?;
     let token = system.operator_token().await?;
     let message = order_v1::ExplainOrderRequest { order_id: options.order_id };
-    let answer = OrderServiceClient::new(system.order.clone())
+    let response = OrderServiceClient::new(system.order.clone())
         .explain_order(request(message, &token, None))
         .await
-        .map_err(Error::refused("ExplainOrder"))?;
-    out::text(page(&answer.into_inner()))
+        .map_err(Error::rejected("ExplainOrder"))?;
+    out::text(page(&response.into_inner()))
 }
 
-fn page(answer: &order_v1::ExplainOrderResponse) -> String {
-    let order = answer.order.clone().unwrap_or_default();
+fn page(response: &order_v1::ExplainOrderResponse) -> String {
+    let order = response.order.clone().unwrap_or_default();
     let mut lines = vec![format!("order    {}  {}", order.order_id, text::state(order.state))];
     for line in &order.lines {
         let price = text::money(line.unit_price.as_ref());
@@ -57,11 +57,11 @@ fn page(answer: &order_v1::ExplainOrderResponse) -> String {
     if !order.last_error.is_empty() {
         lines.push(format!("trouble  {}", order.last_error));
     }
-    lines.push(format!("gateway  {}", answer.gateway_ledger));
+    lines.push(format!("gateway  {}", response.gateway_ledger));
     lines.push(format!("trace    {}", order.trace_id));
     lines.push(String::new());
-    let start = answer.timeline.first().and_then(|entry| entry.time);
-    for entry in &answer.timeline {
+    let start = response.timeline.first().and_then(|entry| entry.time);
+    for entry in &response.timeline {
         let offset = text::offset(start.as_ref(), entry.time.as_ref());
         // The order's own trace is printed above; only other traces are printed here.
         let elsewhere = if entry.trace_id == order.trace_id || entry.trace_id.is_empty() {
@@ -71,7 +71,7 @@ fn page(answer: &order_v1::ExplainOrderResponse) -> String {
         };
         lines.push(format!("{offset:>10}  {:<8} {}  (span {}{elsewhere})", entry.source, entry.summary, entry.span_id));
     }
-    for gap in &answer.gaps {
+    for gap in &response.gaps {
         lines.push(format!("   missing  {gap}"));
     }
     lines.push(String::new());
@@ -100,10 +100,10 @@ mod tests {
             order: Some(order),
             timeline: vec![entry(0, "CREATED", "aa"), entry(12_500, "PAID", "bb")],
             gateway_ledger: "SUCCEEDED".into(),
-            gaps: vec!["events: no answer".into()],
+            gaps: vec!["events: no response".into()],
         });
         for part in
-            ["PAID", "+0.0 ms  history  CREATED  (span", "+12.5 ms", ", trace bb)", "missing  events: no answer"]
+            ["PAID", "+0.0 ms  history  CREATED  (span", "+12.5 ms", ", trace bb)", "missing  events: no response"]
         {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

@@ -7,15 +7,17 @@
 //! - `demo`, `explain`, `events`, `load`, `verify`, `chaos`, `operator`: one file per command; `system`: finds and
 //!   calls a running system
 //! - [`promises`]: the invariants of a whole system, as queries over its stores: for `verify` and the crash suite
+//! - `policies`: the mesh's policy table, printed; [`ports`]: free ports for one more system
 //! - `certificates`: `ordermesh certs`, and the certificates of a system with `--tls`
-//! - `service`: names and ports; `passed`: forwarded settings like `--order.memory-budget 4KiB`; `data_dir`: the folder
+//! - `service`: names and ports; `forwarded_args`: forwarded settings like `--order.memory-budget 4KiB`; `data_dir`: the folder
 //!   and its secrets
 //! - `catalog`: the demo products of a first local start
 //! - `trace`, `text`: trace ids of the client; formatting of values
-//! - `argv`: passwords in arguments
+//! - `argv`: passwords in arguments; `gateway_variables`: the gateway's variables of earlier releases
 //! - `out`: the only access to stdout and stderr
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
+#![allow(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
 
 mod argv;
 mod banner;
@@ -28,10 +30,13 @@ mod demo;
 mod error;
 mod events;
 mod explain;
+mod forwarded_args;
+mod gateway_variables;
 mod load;
 mod operator;
 mod out;
-mod passed;
+mod policies;
+pub mod ports;
 mod probe;
 pub mod promises;
 mod run_service;
@@ -49,14 +54,14 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
-use crate::passed::Passed;
+use crate::forwarded_args::ForwardedArgs;
 use crate::service::Service;
 
 /// Order processing for e-commerce: four services, a mock of a payment gateway, one program.
 ///
 /// Without a subcommand it starts all of them on this machine, and stops them when it exits.
 #[derive(Parser, Debug)]
-#[command(name = "ordermesh", version = VERSION, args_conflicts_with_subcommands = true, after_help = PASSED_HELP)]
+#[command(name = "ordermesh", version = VERSION, args_conflicts_with_subcommands = true, after_help = FORWARDED_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -78,7 +83,7 @@ const VERSION: &str = concat!(
     ")"
 );
 
-const PASSED_HELP: &str = "Settings of a single service are forwarded by prefix, for example
+const FORWARDED_HELP: &str = "Settings of a single service are forwarded by prefix, for example
   ordermesh --order.memory-budget 4KiB --data.fault-lookup refuse
 See `ordermesh user|order|payment|data|gateway --help` for them.
 With OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 every service exports its traces, metrics and logs there.";
@@ -105,6 +110,8 @@ enum Command {
     Load(load::Options),
     /// Verify the promises on a running system: by queries over its stores and the gateway's ledger
     Verify(verify::Options),
+    /// Print each rpc's policy: access, deadline, idempotency, event, limits
+    Policies(policies::Options),
     /// Create a certificate authority and certificates for mutual TLS
     Certs(certificates::Options),
     /// Inject faults into a dedicated system under load, end them, and verify the promises
@@ -121,7 +128,8 @@ pub fn program() -> ExitCode {
         out::complain(error.report());
         return ExitCode::from(error.exit_code());
     }
-    let (own, passed) = passed::split(std::env::args_os());
+    let args = gateway_variables::as_flags(std::env::args_os().collect(), |name| std::env::var_os(name));
+    let (own, forwarded) = forwarded_args::split(args);
     let cli = match Cli::try_parse_from(own) {
         Ok(cli) => cli,
         // `--help` or `--version`.
@@ -131,7 +139,7 @@ pub fn program() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match check(&cli, &passed).and_then(|()| run(cli, passed)) {
+    match check(&cli, &forwarded).and_then(|()| run(cli, forwarded)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, Error::OutputClosed) {
@@ -143,9 +151,9 @@ pub fn program() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
+async fn run(cli: Cli, forwarded: ForwardedArgs) -> Result<(), Error> {
     match cli.command {
-        None => up::run(cli.up, passed).await,
+        None => up::run(cli.up, forwarded).await,
         Some(Command::User(config)) => run_service::user(*config).await,
         Some(Command::Order(args)) => run_service::order(*args).await,
         Some(Command::Payment(config)) => run_service::payment(*config).await,
@@ -156,6 +164,7 @@ async fn run(cli: Cli, passed: Passed) -> Result<(), Error> {
         Some(Command::Events(options)) => events::run(options).await,
         Some(Command::Load(options)) => load::run(options).await,
         Some(Command::Verify(options)) => verify::run(options).await,
+        Some(Command::Policies(options)) => policies::run(&options),
         Some(Command::Certs(options)) => certificates::run(&options),
         Some(Command::Chaos(options)) => chaos::run(options).await,
         Some(Command::Operator(options)) => operator::run(options).await,
@@ -176,8 +185,8 @@ fn shown(error: &clap::Error) -> String {
 }
 
 /// Validates forwarded settings here: a child that rejects them would only be restarted again and again.
-fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
-    if passed.is_empty() {
+fn check(cli: &Cli, forwarded: &ForwardedArgs) -> Result<(), Error> {
+    if forwarded.is_empty() {
         return Ok(());
     }
     if cli.command.is_some() {
@@ -188,13 +197,14 @@ fn check(cli: &Cli, passed: &Passed) -> Result<(), Error> {
     for service in Service::ALL {
         let is_the_systems =
             |flag: &str| SYSTEMS.iter().any(|name| flag == *name || flag.starts_with(&format!("{name}=")));
-        if let Some(flag) = passed.of(service).iter().filter_map(|flag| flag.to_str()).find(|flag| is_the_systems(flag))
+        if let Some(flag) =
+            forwarded.of(service).iter().filter_map(|flag| flag.to_str()).find(|flag| is_the_systems(flag))
         {
             return Err(Error::Usage(format!(
                 "{flag} applies to the whole system: see --tls, or run {service} by itself"
             )));
         }
-        let args = ["ordermesh".into(), service.name().into()].into_iter().chain(passed.of(service).iter().cloned());
+        let args = ["ordermesh".into(), service.name().into()].into_iter().chain(forwarded.of(service).iter().cloned());
         if let Err(error) = Cli::try_parse_from(args) {
             let output = shown(&error);
             let lines = output.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
@@ -231,16 +241,16 @@ mod tests {
         assert!(key.contains("--gateway-api-key") && !key.contains("s3cr3t"), "{key}");
         assert!(output(&["ordermesh", "data", "--memory-limit", "much"]).contains("much"));
         let line = "ordermesh --payment.gateway-api-key=s3cr3t\u{7f}";
-        let (own, passed) = passed::split(line.split(' ').map(Into::into));
-        let error = check(&Cli::try_parse_from(own).expect("parses"), &passed).expect_err("no key").to_string();
+        let (own, forwarded) = forwarded_args::split(line.split(' ').map(Into::into));
+        let error = check(&Cli::try_parse_from(own).expect("parses"), &forwarded).expect_err("no key").to_string();
         assert!(error.contains("--gateway-api-key") && !error.contains("s3cr3t"), "{error}");
     }
 
     #[test]
     fn an_invalid_forwarded_setting_is_rejected_before_anything_starts() {
         let parse = |line: &str| {
-            let (own, passed) = passed::split(line.split(' ').map(Into::into));
-            check(&Cli::try_parse_from(own).expect("parses"), &passed)
+            let (own, forwarded) = forwarded_args::split(line.split(' ').map(Into::into));
+            check(&Cli::try_parse_from(own).expect("parses"), &forwarded)
         };
         assert!(parse("ordermesh --order.memory-budget 4KiB").is_ok());
         let error = parse("ordermesh --order.memory-budget much").expect_err("not a size").to_string();

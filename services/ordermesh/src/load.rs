@@ -2,15 +2,15 @@
 //! acknowledged and finished, their final states, and rejected calls with reasons; then it verifies the promises.
 //!
 //! # Layout
-//! - here: the amount of load; the report
-//! - `mix`: the customers' behaviour, by weight; `customer`: one customer's order; `seen`: what the customers observed
-//! - `pace`: closed and open loop; `progress`: live rates
+//! - here: the settings; the report
+//! - `mix`: the customers' behaviour, by weight; `customer`: one customer's order; `statistics`: what the customers observed
+//! - `load_model`: closed and open loop; `progress`: live rates
 
 mod customer;
+mod load_model;
 mod mix;
-mod pace;
 mod progress;
-mod seen;
+mod statistics;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use kernel::OrderId;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
-use crate::load::customer::{Account, Shop};
+use crate::load::customer::{Account, OrderPlacer};
+use crate::load::load_model::{LoadModel, StopCondition};
 pub(crate) use crate::load::mix::Mix;
-use crate::load::pace::{Amount, Pace};
-pub(crate) use crate::load::seen::Seen;
+pub(crate) use crate::load::statistics::Statistics;
 use crate::out;
 use crate::promises::{Report, Sources};
 use crate::system::{Location, Retries, System};
@@ -86,23 +86,23 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let seed = options.seed.unwrap_or_else(rand::random);
     let retries = if options.no_retries { Retries::Off } else { Retries::On };
     let system = System::find(&options.location, retries).await?;
-    let pace = match options.rate {
-        Some(rate) => Pace::Open { rate },
-        None => Pace::Closed { customers: options.customers },
+    let model = match options.rate {
+        Some(rate) => LoadModel::Open { rate },
+        None => LoadModel::Closed { customers: options.customers },
     };
     // Before any load: missing stores are reported now rather than at the end.
     let check = verify::Options::of(options.location.clone(), options.stores.clone());
     let sources = if options.no_verify { None } else { Some(verify::sources(&check).await?) };
-    out::line(format_args!("{pace}, mix {}, seed {seed}", options.mix))?;
+    out::line(format_args!("{model}, mix {}, seed {seed}", options.mix))?;
     let load = Load::prepare(system, options.mix.clone(), seed, options.accounts, options.scarce).await?;
     let orders = options.orders.or_else(|| options.duration.is_none().then_some(5_000));
-    let amount = Amount { orders, duration: options.duration };
+    let until = StopCondition { orders, duration: options.duration };
     let stop = CancellationToken::new();
     tokio::spawn(end_early(Signals::new()?, stop.clone()));
     let start = Instant::now();
-    let watching = tokio::spawn(progress::watch(load.seen.clone(), amount, stop.clone()));
+    let watching = tokio::spawn(progress::watch(load.statistics.clone(), until, stop.clone()));
     let logins = tokio::spawn(load.clone().log_in(options.logins, stop.clone()));
-    load.place_orders(pace, amount, stop.clone()).await;
+    load.place_orders(model, until, stop.clone()).await;
     let took = start.elapsed();
     stop.cancel();
     // Both end with the token.
@@ -113,14 +113,14 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         Some(sources) => Some(verified(&sources, &load).await?),
         None => None,
     };
-    let summary = load.seen.summary(took);
+    let summary = load.statistics.summary(took);
     out::line(&summary)?;
     if let Some(report) = &report {
         out::text(report)?;
     }
     if let Some(path) = &options.json {
         let text = summary.json(seed, &options.mix, report.as_ref());
-        std::fs::write(path, text).map_err(|source| Error::File { path: path.clone(), deed: "written", source })?;
+        std::fs::write(path, text).map_err(|source| Error::File { path: path.clone(), action: "written", source })?;
     }
     load.verdict()?;
     report.as_ref().map_or(Ok(()), verify::verdict)
@@ -146,11 +146,11 @@ async fn verified(sources: &Sources, load: &Load) -> Result<Report, Error> {
 /// The customers, and what they observed. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Load {
-    shop: Shop,
+    placer: OrderPlacer,
     accounts: Arc<Vec<Account>>,
     mix: Mix,
     seed: u64,
-    pub(crate) seen: Seen,
+    pub(crate) statistics: Statistics,
 }
 
 impl Load {
@@ -165,29 +165,29 @@ impl Load {
         accounts: u32,
         scarce: bool,
     ) -> Result<Self, Error> {
-        let seen = Seen::default();
-        let shop = Shop::new(system, seen.clone(), scarce);
+        let statistics = Statistics::default();
+        let placer = OrderPlacer::new(system, statistics.clone(), scarce);
         let mut registered = Vec::new();
         for _ in 0..accounts {
-            registered.push(Account::register(&shop.system).await?);
+            registered.push(Account::register(&placer.system).await?);
         }
         if scarce {
-            shop.stock_few().await?;
+            placer.add_scarce_stock().await?;
         }
-        Ok(Self { shop, accounts: Arc::new(registered), mix, seed, seen })
+        Ok(Self { placer, accounts: Arc::new(registered), mix, seed, statistics })
     }
 
     /// The same, with customers that retry without limit, and that do not wait longer than this for their orders to
     /// finish.
-    pub(crate) fn patient(mut self, most_wait: Duration) -> Self {
-        self.shop.most_tries = u32::MAX;
-        self.shop.most_wait = Some(most_wait);
+    pub(crate) fn patient(mut self, max_wait: Duration) -> Self {
+        self.placer.max_attempts = u32::MAX;
+        self.placer.max_wait = Some(max_wait);
         self
     }
 
-    /// Places orders until `amount` is reached, or `stop`.
-    pub(crate) async fn place_orders(&self, pace: Pace, amount: Amount, stop: CancellationToken) {
-        pace::place(self, pace, amount, stop).await;
+    /// Places orders until `until`, or `stop`.
+    pub(crate) async fn place_orders(&self, model: LoadModel, until: StopCondition, stop: CancellationToken) {
+        load_model::place(self, model, until, stop).await;
     }
 
     /// Logs in at this rate, in addition to the orders.
@@ -201,9 +201,9 @@ impl Load {
             tokio::spawn(async move {
                 let Some(account) = load.accounts.first() else { return };
                 let began = Instant::now();
-                match load.shop.system.login(&account.login).await {
-                    Ok(_) => load.seen.logged_in(began.elapsed()),
-                    Err(error) => load.seen.refused(format!("Login: {error}")),
+                match load.placer.system.login(&account.login).await {
+                    Ok(_) => load.statistics.logged_in(began.elapsed()),
+                    Err(error) => load.statistics.rejected(format!("Login: {error}")),
                 }
             });
         }
@@ -212,7 +212,7 @@ impl Load {
     /// # Errors
     /// Orders whose final state is not the expected one.
     fn verdict(&self) -> Result<(), Error> {
-        match self.seen.surprises() {
+        match self.statistics.unexpected() {
             0 => Ok(()),
             count => Err(Error::Usage(format!("{count} orders ended in an unexpected state: see above"))),
         }
@@ -220,11 +220,11 @@ impl Load {
 
     /// The orders that were acknowledged.
     pub(crate) fn acknowledged(&self) -> Vec<OrderId> {
-        self.seen.acknowledged()
+        self.statistics.acknowledged()
     }
 }
 
 /// Customers in a closed loop, until `stop`.
 pub(crate) async fn closed_loop(load: &Load, customers: u32, stop: CancellationToken) {
-    load.place_orders(Pace::Closed { customers }, Amount { orders: None, duration: None }, stop).await;
+    load.place_orders(LoadModel::Closed { customers }, StopCondition { orders: None, duration: None }, stop).await;
 }

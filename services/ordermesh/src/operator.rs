@@ -42,7 +42,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let Command::Create(create) = options.command;
     let password = std::fs::read_to_string(&create.password_file).map_err(|source| Error::File {
         path: create.password_file.clone(),
-        deed: "read",
+        action: "read",
         source,
     })?;
     let password = password.strip_suffix('\n').unwrap_or(&password);

@@ -43,7 +43,8 @@ mod tests {
 
     #[tokio::test]
     async fn only_a_200_is_ready() {
-        for (answer, ready) in [("HTTP/1.1 200 OK\r\n\r\n", true), ("HTTP/1.1 503 Not yet\r\n\r\n", false), ("", false)]
+        for (response, ready) in
+            [("HTTP/1.1 200 OK\r\n\r\n", true), ("HTTP/1.1 503 Not yet\r\n\r\n", false), ("", false)]
         {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let address = listener.local_addr().expect("an address");
@@ -51,9 +52,9 @@ mod tests {
                 let (mut stream, _) = listener.accept().await.expect("a caller");
                 let mut question = [0; 16];
                 stream.read_exact(&mut question).await.expect("asked");
-                stream.write_all(answer.as_bytes()).await.expect("answered");
+                stream.write_all(response.as_bytes()).await.expect("answered");
             });
-            assert_eq!(is_ready(address).await, ready, "{answer:?}");
+            assert_eq!(is_ready(address).await, ready, "{response:?}");
             answering.await.expect("ends");
             assert!(!is_ready(address).await, "the listener is closed");
         }

@@ -43,7 +43,6 @@ pub struct Sources {
     pub orders: order::store::Store,
     /// The Payment Service's store.
     pub payments: payment::store::Store,
-    /// The gateway's ledger.
     pub gateway: Arc<dyn Gateway>,
     /// The outboxes of all services.
     pub outboxes: Vec<Outbox>,
@@ -115,8 +114,8 @@ impl Sources {
     ///
     /// # Errors
     /// As [`Sources::check`].
-    pub async fn settled(&self, most: Duration) -> Result<Report, Unchecked> {
-        let end = tokio::time::Instant::now() + most;
+    pub async fn settled(&self, max: Duration) -> Result<Report, Unchecked> {
+        let end = tokio::time::Instant::now() + max;
         loop {
             let report = self.check().await?;
             if report.unfinished == 0 && report.is_clean() || tokio::time::Instant::now() >= end {
@@ -326,14 +325,14 @@ impl Sources {
 
     /// All events in the outboxes, including those that the store has rejected permanently.
     async fn waiting(&self, report: &mut Report) -> Result<Vec<TraceEvent>, Unchecked> {
-        let (mut events, mut refused) = (Vec::new(), 0);
+        let (mut events, mut rejected) = (Vec::new(), 0);
         for outbox in &self.outboxes {
             let all = outbox.all().await?;
-            refused += all.refused.len();
+            rejected += all.refused.len();
             events.extend(all.waiting);
             events.extend(all.refused);
         }
-        report.refused_events(refused);
+        report.refused_events(rejected);
         Ok(events)
     }
 

@@ -4,6 +4,8 @@
 use std::io::Read;
 use std::net::SocketAddr;
 
+use chassis::{ServerSettings, Settings, TelemetrySettings};
+use storage::Database;
 use telemetry::{Environment, SetupError, Telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -42,37 +44,39 @@ struct Frame {
     listen: SocketAddr,
     admin: Option<SocketAddr>,
     log: String,
-    /// The general OTLP endpoint, with the name of its setting.
-    otlp_endpoint: (&'static str, Option<String>),
+    otlp_endpoint: Option<String>,
 }
 
 impl Frame {
-    fn of(service: Service, settings: &chassis::Settings) -> Self {
+    fn of(service: Service, server: &ServerSettings, telemetry: &TelemetrySettings) -> Self {
         Self {
             service,
-            instance: settings.server.instance_of(service.name()),
-            listen: settings.server.listen,
-            admin: settings.server.admin_listen,
-            log: settings.telemetry.log.clone(),
-            otlp_endpoint: ("OTEL_EXPORTER_OTLP_ENDPOINT", settings.telemetry.otlp_endpoint.clone()),
+            instance: server.instance_of(service.name()),
+            listen: server.listen,
+            admin: server.admin_listen,
+            log: telemetry.log.clone(),
+            otlp_endpoint: telemetry.otlp_endpoint.clone(),
         }
     }
 
+    /// The frame of one of the four services.
+    fn of_service(service: Service, settings: &Settings) -> Self {
+        Self::of(service, &settings.server, &settings.telemetry)
+    }
+
     /// Only brings the schema up to date.
-    async fn migrate(self, settings: &chassis::Settings, migrations: &[storage::Migration]) -> Result<(), Error> {
+    async fn migrate(self, opening: impl Future<Output = Result<Database, storage::Error>>) -> Result<(), Error> {
         let service = self.service.name();
-        let database = |source| Error::Store { service, source };
-        settings.open_database(service, migrations).await.map_err(database)?;
+        opening.await.map_err(|source| Error::Store { service, source })?;
         out::line(format_args!("the schema of the {service} service is up to date"))
     }
 
     /// Installs telemetry, binds, serves until a signal, flushes telemetry.
-    async fn serve<E: Into<Error>>(
+    async fn serve(
         self,
-        run: impl AsyncFnOnce(TcpListener, Option<TcpListener>, CancellationToken) -> Result<(), E>,
+        run: impl AsyncFnOnce(TcpListener, Option<TcpListener>, CancellationToken) -> Result<(), chassis::Error>,
     ) -> Result<(), Error> {
-        let (name, endpoint) = &self.otlp_endpoint;
-        let endpoint = endpoint.as_deref().map(|endpoint| (*name, endpoint));
+        let endpoint = self.otlp_endpoint.as_deref().map(|endpoint| ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint));
         let telemetry = Telemetry::install(&telemetry::Settings {
             service: self.service.name().to_owned(),
             instance: self.instance.clone(),
@@ -87,11 +91,11 @@ impl Frame {
             Some(address) => Some(self.bind(address, "choose another with --admin-listen").await?),
             None => None,
         };
-        let served = run(listener, admin, shutdown).await.map_err(Into::into);
+        let served = run(listener, admin, shutdown).await;
         telemetry.shutdown().await;
         match served {
-            Err(Error::Service(chassis::Error::Stopped)) => Ok(()),
-            served => served,
+            Err(chassis::Error::Stopped) => Ok(()),
+            served => served.map_err(Error::from),
         }
     }
 
@@ -106,10 +110,10 @@ impl Frame {
 fn shutdown() -> Result<CancellationToken, Error> {
     let shutdown = CancellationToken::new();
     let mut signals = Signals::new()?;
-    let asked = shutdown.clone();
+    let requested = shutdown.clone();
     tokio::spawn(async move {
         signals.next().await;
-        asked.cancel();
+        requested.cancel();
         signals.next().await;
         out::complain("ordermesh: second signal: exiting immediately");
         std::process::exit(1);
@@ -131,9 +135,9 @@ fn shutdown() -> Result<CancellationToken, Error> {
 /// # Errors
 /// A port is taken; a dependency of the service cannot be used.
 pub(crate) async fn user(config: user::Config) -> Result<(), Error> {
-    let frame = Frame::of(Service::User, &config.common);
+    let frame = Frame::of_service(Service::User, &config.common);
     if config.common.database.migrate_only {
-        return frame.migrate(&config.common, user::MIGRATIONS).await;
+        return frame.migrate(config.common.open_database("user", user::MIGRATIONS)).await;
     }
     frame.serve(async |listener, admin, shutdown| user::run(config, listener, admin, shutdown).await).await
 }
@@ -147,9 +151,9 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
     if args.demo_catalog {
         config.seed_stock = catalog::stock();
     }
-    let frame = Frame::of(Service::Order, &config.common);
+    let frame = Frame::of_service(Service::Order, &config.common);
     if config.common.database.migrate_only {
-        return frame.migrate(&config.common, order::MIGRATIONS).await;
+        return frame.migrate(config.common.open_database("order", order::MIGRATIONS)).await;
     }
     frame.serve(async |listener, admin, shutdown| order::run(config, listener, admin, shutdown).await).await
 }
@@ -159,9 +163,9 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
 /// # Errors
 /// As [`user()`].
 pub(crate) async fn payment(config: payment::Config) -> Result<(), Error> {
-    let frame = Frame::of(Service::Payment, &config.common);
+    let frame = Frame::of_service(Service::Payment, &config.common);
     if config.common.database.migrate_only {
-        return frame.migrate(&config.common, payment::MIGRATIONS).await;
+        return frame.migrate(config.common.open_database("payment", payment::MIGRATIONS)).await;
     }
     frame.serve(async |listener, admin, shutdown| payment::run(config, listener, admin, shutdown).await).await
 }
@@ -175,9 +179,9 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
     if args.demo_catalog {
         config.seed_products = catalog::products();
     }
-    let frame = Frame::of(Service::Data, &config.common);
+    let frame = Frame::of_service(Service::Data, &config.common);
     if config.common.database.migrate_only {
-        return frame.migrate(&config.common, data::MIGRATIONS).await;
+        return frame.migrate(config.common.open_database("data", data::MIGRATIONS)).await;
     }
     frame.serve(async |listener, admin, shutdown| data::run(config, listener, admin, shutdown).await).await
 }
@@ -187,23 +191,9 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
 /// # Errors
 /// As [`user()`].
 pub(crate) async fn gateway(config: gateway_mock::Config) -> Result<(), Error> {
-    if config.migrate_only {
-        gateway_mock::open_ledger(&config).await?;
-        return out::line("the schema of the gateway is up to date");
+    let frame = Frame::of(Service::Gateway, &config.server, &config.telemetry);
+    if config.database.migrate_only {
+        return frame.migrate(config.open_ledger()).await;
     }
-    let admin_address = config.admin_listen;
-    let frame = Frame {
-        service: Service::Gateway,
-        instance: config.instance.clone(),
-        listen: config.listen,
-        admin: Some(admin_address),
-        log: config.log.clone(),
-        otlp_endpoint: ("GATEWAY_OTLP_ENDPOINT", config.otlp_endpoint.clone()),
-    };
-    frame
-        .serve(async |listener, admin, shutdown| {
-            let Some(admin) = admin else { return Err(Error::Usage("the gateway requires an admin port".to_owned())) };
-            Ok(gateway_mock::run(config, listener, admin, shutdown).await?)
-        })
-        .await
+    frame.serve(async |listener, admin, shutdown| gateway_mock::run(config, listener, admin, shutdown).await).await
 }

@@ -13,11 +13,8 @@ pub(crate) const MAX_PORT_BASE: u16 = 63_000;
 /// A service that the program runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum Service {
-    /// Accounts and sessions.
     User,
-    /// Orders and stock.
     Order,
-    /// Payments.
     Payment,
     /// Catalogue and trace events.
     Data,

@@ -16,8 +16,8 @@ use crate::certificates::Certificates;
 use crate::child::{self, Misconfigured, Pids, Spec};
 use crate::data_dir::DataDir;
 use crate::error::Error;
+use crate::forwarded_args::ForwardedArgs;
 use crate::out;
-use crate::passed::Passed;
 use crate::probe;
 use crate::service::Service;
 
@@ -41,7 +41,7 @@ pub(crate) struct Plan {
     /// The children's log filter.
     pub(crate) log: String,
     /// Forwarded settings of single services.
-    pub(crate) passed: Passed,
+    pub(crate) forwarded: ForwardedArgs,
     /// Suppresses all output.
     pub(crate) quiet: bool,
     /// Restarts crashed children without backoff.
@@ -192,7 +192,7 @@ fn args(plan: &Plan, data_dir: &DataDir, service: Service) -> Vec<OsString> {
         Service::Data | Service::Order => args.push("--demo-catalog".into()),
         Service::Payment | Service::Gateway => {}
     }
-    args.extend(plan.passed.of(service).iter().cloned());
+    args.extend(plan.forwarded.of(service).iter().cloned());
     args
 }
 
@@ -204,36 +204,30 @@ fn env(
     service: Service,
     instance: u16,
 ) -> Vec<(String, OsString)> {
-    let prefix = match service {
-        Service::Gateway => "GATEWAY",
-        Service::User | Service::Order | Service::Payment | Service::Data => "ORDERMESH",
-    };
     let mut env: Vec<(String, OsString)> = vec![
-        (format!("{prefix}_LISTEN"), service.address(plan.port_base, instance).to_string().into()),
-        (format!("{prefix}_ADMIN_LISTEN"), service.admin_address(plan.port_base, instance).to_string().into()),
-        (format!("{prefix}_INSTANCE"), format!("{service}-{instance}").into()),
-        (format!("{prefix}_LOG"), plan.log.clone().into()),
-        (format!("{prefix}_TRUST_CLIENT_TRACE_CONTEXT"), "true".into()),
+        ("ORDERMESH_LISTEN".into(), service.address(plan.port_base, instance).to_string().into()),
+        ("ORDERMESH_ADMIN_LISTEN".into(), service.admin_address(plan.port_base, instance).to_string().into()),
+        ("ORDERMESH_INSTANCE".into(), format!("{service}-{instance}").into()),
+        ("ORDERMESH_LOG".into(), plan.log.clone().into()),
+        ("ORDERMESH_TRUST_CLIENT_TRACE_CONTEXT".into(), "true".into()),
+        ("ORDERMESH_DATA_DIR".into(), data_dir.path().into()),
     ];
     if let Some(certificates) = certificates {
         let files = certificates.of(service.name());
-        env.push((format!("{prefix}_TLS_CERT"), files.certificate.into()));
-        env.push((format!("{prefix}_TLS_KEY"), files.key.into()));
-        env.push((format!("{prefix}_TLS_CA"), files.roots.into()));
+        env.push(("ORDERMESH_TLS_CERT".into(), files.certificate.into()));
+        env.push(("ORDERMESH_TLS_KEY".into(), files.key.into()));
+        env.push(("ORDERMESH_TLS_CA".into(), files.roots.into()));
     }
-    let database = plan.database_url.as_ref().map(|url| url.as_str().to_owned());
-    if service == Service::Gateway {
-        let file = || storage::sqlite_url(&data_dir.path().join("gateway.db"));
-        env.push(("GATEWAY_DATABASE_URL".into(), database.unwrap_or_else(file).into()));
-        env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
-        return env;
-    }
-    if let Some(url) = database {
-        env.push(("ORDERMESH_DATABASE_URL".into(), url.into()));
+    if let Some(url) = &plan.database_url {
+        env.push(("ORDERMESH_DATABASE_URL".into(), url.as_str().into()));
         // All instances are on this machine, and share the keys' folder.
         env.push(("ORDERMESH_USER_GENERATE_KEYS".into(), "true".into()));
     }
-    env.push(("ORDERMESH_DATA_DIR".into(), data_dir.path().into()));
+    if service == Service::Gateway {
+        // It is external: it has neither the mesh secret nor the services' addresses.
+        env.push(("GATEWAY_API_KEY_FILE".into(), data_dir.gateway_key().into()));
+        return env;
+    }
     if certificates.is_none() {
         env.push(("ORDERMESH_MESH_SECRET_FILE".into(), data_dir.path().join("mesh.secret").into()));
     }
@@ -270,31 +264,12 @@ fn check_ports(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// A port base for which every port is free now, in a system with `instances` of each service.
-///
-/// # Errors
-/// No such base was found.
-pub(crate) fn free_port_base(instances: u16) -> Result<u16, Error> {
-    // A random start, so that two concurrent searches do not find the same base.
-    let start = rand::random_range(0..200_u16);
-    let bases = (0..200_u16).map(|step| 20_000 + (start + step) % 200 * 100);
-    let is_free = |base: &u16| {
-        Service::ALL.into_iter().all(|service| {
-            (1..=service.instances(instances)).all(|instance| {
-                TcpListener::bind(service.address(*base, instance)).is_ok()
-                    && TcpListener::bind(service.admin_address(*base, instance)).is_ok()
-            })
-        })
-    };
-    bases.into_iter().find(is_free).ok_or(Error::NoFreePorts(Service::ALL.len() as u16))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn plan(port_base: u16, data_dir: PathBuf) -> Plan {
-        let (_, passed) = crate::passed::split(["--order.lease".into(), "1s".into()]);
+        let (_, forwarded) = crate::forwarded_args::split(["--order.lease".into(), "1s".into()]);
         Plan {
             port_base,
             instances: 2,
@@ -302,7 +277,7 @@ mod tests {
             database_url: None,
             tls: false,
             log: "warn".into(),
-            passed,
+            forwarded,
             quiet: true,
             restarts_at_once: false,
         }
@@ -311,7 +286,7 @@ mod tests {
     #[test]
     fn a_taken_port_is_reported_and_nothing_is_started() {
         let temporary = tempfile::tempdir().expect("a folder");
-        let base = free_port_base(2).expect("free ports");
+        let base = crate::ports::free_port_base(2).expect("free ports");
         let _taken = TcpListener::bind(Service::Payment.admin_address(base, 2)).expect("free");
         let data_dir = temporary.path().join("data");
         let error = Supervisor::start(&plan(base, data_dir.clone())).expect_err("the port is taken").to_string();

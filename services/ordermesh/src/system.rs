@@ -214,11 +214,11 @@ impl System {
     /// The log-in is rejected.
     pub(crate) async fn login(&self, login: &Login) -> Result<String, Error> {
         let message = user_v1::LoginRequest { email: login.email.clone(), password: login.password.clone() };
-        let answer = UserServiceClient::new(self.user.clone())
+        let response = UserServiceClient::new(self.user.clone())
             .login(mesh::untraced(message))
             .await
-            .map_err(Error::refused("the log-in"))?;
-        Ok(answer.into_inner().session.unwrap_or_default().access_token)
+            .map_err(Error::rejected("the log-in"))?;
+        Ok(response.into_inner().session.unwrap_or_default().access_token)
     }
 }
 

@@ -11,8 +11,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::banner::Banner;
 use crate::data_dir;
 use crate::error::Error;
+use crate::forwarded_args::ForwardedArgs;
 use crate::out::say;
-use crate::passed::Passed;
 use crate::service::{MAX_INSTANCES, MAX_PORT_BASE};
 use crate::supervisor::{Plan, Supervisor};
 use crate::trace::Trace;
@@ -44,7 +44,7 @@ pub(crate) struct Options {
 ///
 /// # Errors
 /// A port is taken, or the data folder cannot be used.
-pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
+pub(crate) async fn run(options: Options, forwarded: ForwardedArgs) -> Result<(), Error> {
     let began = Instant::now();
     // First of all, so that a signal during the start is handled too.
     let mut signals = Signals::new()?;
@@ -59,7 +59,7 @@ pub(crate) async fn run(options: Options, passed: Passed) -> Result<(), Error> {
         database_url: options.database_url,
         tls: options.tls,
         log: options.log,
-        passed,
+        forwarded,
         quiet: false,
         restarts_at_once: false,
     };

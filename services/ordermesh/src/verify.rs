@@ -125,7 +125,7 @@ pub(crate) async fn sources(options: &Options) -> Result<Sources, Error> {
     let data = stores.open(location, Service::Data).await?;
     let path = location.gateway_key();
     let key =
-        std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), deed: "read", source })?;
+        std::fs::read_to_string(&path).map_err(|source| Error::File { path: path.clone(), action: "read", source })?;
     let key = payment::api_key(&key).map_err(Error::Usage)?;
     let gateway = GrpcGateway::new(location.gateway()?, key, LEDGER_TIMEOUT);
     Ok(Sources {

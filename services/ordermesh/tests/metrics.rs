@@ -44,14 +44,14 @@ const PROMISED: [(&str, bool); 19] = [
 ];
 
 #[derive(Debug, Default)]
-struct Seen {
+struct Received {
     /// Name, and whether it is a gauge.
     metrics: BTreeSet<(String, bool)>,
     /// `service.name` of the senders.
     services: BTreeSet<String>,
 }
 
-struct Collector(Arc<watch::Sender<Seen>>);
+struct Collector(Arc<watch::Sender<Received>>);
 
 #[tonic::async_trait]
 impl MetricsService for Collector {
@@ -62,9 +62,10 @@ impl MetricsService for Collector {
         let all = request.into_inner().resource_metrics;
         let services: Vec<_> = all.iter().filter_map(|metrics| service(metrics.resource.as_ref()?)).collect();
         let metrics = all.into_iter().flat_map(|resource| resource.scope_metrics).flat_map(|scope| scope.metrics);
-        let seen: Vec<_> = metrics.map(|metric| (metric.name, matches!(metric.data, Some(Data::Gauge(_))))).collect();
+        let received: Vec<_> =
+            metrics.map(|metric| (metric.name, matches!(metric.data, Some(Data::Gauge(_))))).collect();
         self.0.send_modify(|all| {
-            all.metrics.extend(seen);
+            all.metrics.extend(received);
             all.services.extend(services);
         });
         Ok(Response::new(ExportMetricsServiceResponse::default()))
@@ -77,32 +78,21 @@ fn service(resource: &Resource) -> Option<String> {
     Some(name.clone())
 }
 
-async fn collector() -> (SocketAddr, watch::Receiver<Seen>) {
+async fn collector() -> (SocketAddr, watch::Receiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let (seen, watched) = watch::channel(Seen::default());
-    let service = MetricsServiceServer::new(Collector(Arc::new(seen)));
+    let (received, watched) = watch::channel(Received::default());
+    let service = MetricsServiceServer::new(Collector(Arc::new(received)));
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
     (address, watched)
 }
 
-fn free_port_base() -> u16 {
-    let start = 30_100 + u16::try_from(std::process::id() % 10).expect("small") * 100;
-    (start..32_000)
-        .step_by(1_000)
-        .find(|base| {
-            let ports = [101, 201, 301, 401, 501].into_iter().flat_map(|offset| [base + offset, base + 1_000 + offset]);
-            ports.into_iter().all(|port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())
-        })
-        .expect("free ports")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_receives_every_documented_metric() {
-    let (address, mut seen) = collector().await;
+    let (address, mut received) = collector().await;
     let folder = tempfile::tempdir().expect("a folder");
-    let base = free_port_base().to_string();
+    let base = ordermesh::ports::free_port_base(1).expect("free ports").to_string();
     let mut system = Command::new(env!("CARGO_BIN_EXE_ordermesh"))
         .args(["--instances", "1", "--user.bcrypt-cost", "4", "--port-base", &base, "--data-dir"])
         .arg(folder.path().join("data"))
@@ -115,15 +105,15 @@ async fn a_collector_receives_every_documented_metric() {
     // The services fetch each other's keys and send their events: there are calls without any client.
     let promised: Vec<(String, bool)> = PROMISED.iter().map(|(name, gauge)| ((*name).to_owned(), *gauge)).collect();
     let services = ["shop-data", "shop-gateway", "shop-order", "shop-payment", "shop-user"];
-    let all = seen.wait_for(|seen| {
-        promised.iter().all(|metric| seen.metrics.contains(metric))
-            && services.iter().all(|service| seen.services.contains(*service))
+    let all = received.wait_for(|received| {
+        promised.iter().all(|metric| received.metrics.contains(metric))
+            && services.iter().all(|service| received.services.contains(*service))
     });
     let came = tokio::time::timeout(TIMEOUT, all).await.is_ok();
     let _ = system.kill();
     let _ = system.wait();
-    let seen = seen.borrow();
-    let missing: Vec<_> = promised.iter().filter(|metric| !seen.metrics.contains(*metric)).collect();
-    assert!(came && missing.is_empty(), "{missing:?} not received; received {seen:?}");
-    assert_eq!(seen.services.iter().map(String::as_str).collect::<Vec<_>>(), services);
+    let received = received.borrow();
+    let missing: Vec<_> = promised.iter().filter(|metric| !received.metrics.contains(*metric)).collect();
+    assert!(came && missing.is_empty(), "{missing:?} not received; received {received:?}");
+    assert_eq!(received.services.iter().map(String::as_str).collect::<Vec<_>>(), services);
 }

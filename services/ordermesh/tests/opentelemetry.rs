@@ -33,14 +33,14 @@ const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const DEFAULT_LOG: &str = "warn";
 
 #[derive(Clone, Debug, Default)]
-struct Seen {
+struct Received {
     traces: Vec<ExportTraceServiceRequest>,
     logs: Vec<ExportLogsServiceRequest>,
     metrics: usize,
 }
 
 #[derive(Clone)]
-struct Collector(Arc<watch::Sender<Seen>>);
+struct Collector(Arc<watch::Sender<Received>>);
 
 #[tonic::async_trait]
 impl TraceService for Collector {
@@ -48,7 +48,7 @@ impl TraceService for Collector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.0.send_modify(|seen| seen.traces.push(request.into_inner()));
+        self.0.send_modify(|received| received.traces.push(request.into_inner()));
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -59,7 +59,7 @@ impl LogsService for Collector {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        self.0.send_modify(|seen| seen.logs.push(request.into_inner()));
+        self.0.send_modify(|received| received.logs.push(request.into_inner()));
         Ok(Response::new(ExportLogsServiceResponse::default()))
     }
 }
@@ -70,29 +70,34 @@ impl MetricsService for Collector {
         &self,
         _: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        self.0.send_modify(|seen| seen.metrics += 1);
+        self.0.send_modify(|received| received.metrics += 1);
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
 
 impl Collector {
-    fn serve(listener: TcpListener) -> watch::Receiver<Seen> {
-        let (sender, seen) = watch::channel(Seen::default());
+    fn serve(listener: TcpListener) -> watch::Receiver<Received> {
+        let (sender, received) = watch::channel(Received::default());
         let collector = Self(Arc::new(sender));
         let server = Server::builder()
             .add_service(TraceServiceServer::new(collector.clone()))
             .add_service(LogsServiceServer::new(collector.clone()))
             .add_service(MetricsServiceServer::new(collector));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        seen
+        received
     }
 }
 
-async fn until(seen: &mut watch::Receiver<Seen>, what: &str, is_enough: impl FnMut(&Seen) -> bool) -> Seen {
-    let enough =
-        tokio::time::timeout(TIMEOUT, seen.wait_for(is_enough)).await.map(|seen| seen.map(|seen| seen.clone()));
+async fn until(
+    received: &mut watch::Receiver<Received>,
+    what: &str,
+    is_enough: impl FnMut(&Received) -> bool,
+) -> Received {
+    let enough = tokio::time::timeout(TIMEOUT, received.wait_for(is_enough))
+        .await
+        .map(|received| received.map(|received| received.clone()));
     match enough {
-        Ok(Ok(seen)) => seen,
+        Ok(Ok(received)) => received,
         Ok(Err(_)) | Err(_) => panic!("{what} was not received"),
     }
 }
@@ -173,7 +178,7 @@ fn text(resource: &Resource, name: &str) -> Option<String> {
 async fn spans_and_log_records_have_the_resource_of_the_variables() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-    let mut seen = Collector::serve(listener);
+    let mut received = Collector::serve(listener);
     let attributes = "k8s.pod.name=p1,deployment.environment.name=prod%2Ceu";
     let mut data = Data::start(
         "info",
@@ -189,13 +194,13 @@ async fn spans_and_log_records_have_the_resource_of_the_variables() {
     request.metadata_mut().insert("tracestate", "vendor=abc123".parse().expect("a value"));
     client.list_products(request).await.expect("answered");
 
-    let all = until(&mut seen, "the span", |seen| !seen.traces.is_empty()).await;
+    let all = until(&mut received, "the span", |received| !received.traces.is_empty()).await;
     let spans = &all.traces[0].resource_spans[0];
     let span = &spans.scope_spans[0].spans[0];
     assert_eq!(span.name, "data.v1.CatalogService/ListProducts");
     assert_eq!(span.trace_id.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), trace_id);
     assert_eq!(span.trace_state, "vendor=abc123");
-    let all = until(&mut seen, "a log record", |seen| !seen.logs.is_empty()).await;
+    let all = until(&mut received, "a log record", |received| !received.logs.is_empty()).await;
     let logs = &all.logs[0].resource_logs[0];
     let warned = logs.scope_logs.iter().flat_map(|scope| &scope.log_records).any(|record| {
         record.severity_text == "WARN" && format!("{:?}", record.body).contains("neither a certificate nor")
@@ -223,7 +228,7 @@ fn a_malformed_variable_is_named_and_exits_with_code_2() {
         (&data, "OTEL_EXPORTER_OTLP_HEADERS", "s3cret", "name=value"),
         (&data, "OTEL_RESOURCE_ATTRIBUTES", "a=%zz", "key=value"),
         (&data, "OTEL_CONFIG_FILE", "/otel.yaml", "no value"),
-        (&["gateway"], "GATEWAY_OTLP_ENDPOINT", "collector://", "https://HOST:PORT"),
+        (&["gateway"], ENDPOINT, "collector://", "https://HOST:PORT"),
         (&["gateway"], "OTEL_BSP_MAX_QUEUE_SIZE", "0", "from 1 to"),
         (&system, "OTEL_TRACES_EXPORTER", "console", "otlp, none"),
         (&data, "OTEL_EXPORTER_OTLP_CERTIFICATE", "/missing.pem", "a PEM file"),
@@ -261,8 +266,8 @@ async fn a_failing_export_is_logged_once_per_signal_and_once_when_it_recovers() 
     for _ in ["metrics", "logs"] {
         data.line("is failing").await;
     }
-    let mut seen = Collector::serve(listener);
-    until(&mut seen, "metrics", |seen| seen.metrics > 1).await;
+    let mut received = Collector::serve(listener);
+    until(&mut received, "metrics", |received| received.metrics > 1).await;
     data.line("has recovered").await;
     let output = data.output().await;
     let of = |signal: &str, part: &str| {
@@ -282,7 +287,7 @@ async fn a_failing_export_is_logged_once_per_signal_and_once_when_it_recovers() 
 async fn a_collector_without_metrics_and_logs_causes_an_info_line_for_each() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-    let (sender, _seen) = watch::channel(Seen::default());
+    let (sender, _seen) = watch::channel(Received::default());
     let server = Server::builder().add_service(TraceServiceServer::new(Collector(Arc::new(sender))));
     tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
     let short = [("OTEL_METRIC_EXPORT_INTERVAL", "50"), ("OTEL_BLRP_SCHEDULE_DELAY", "50")];

@@ -1,6 +1,6 @@
-//! The documents match the code: the diagrams, the settings, the tests that they name. `.ci/e2e.py` runs their commands.
+//! The documents match the code: the diagrams, the settings, the failures, the tests that they name. `.ci/e2e.py` runs their commands.
 //!
-//! `UPDATE_README=1 cargo settings` writes diagrams, settings and the golden trace into them.
+//! `UPDATE_README=1 cargo settings` writes diagrams, settings, failures and the golden trace into them.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -15,6 +15,7 @@ fn root() -> PathBuf {
 
 const MAP: &str = "services/README.md";
 const SETTINGS: &str = "services/SETTINGS.md";
+const FAILURES: &str = "services/FAILURES.md";
 
 fn read(document: &str) -> String {
     std::fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document} is readable: {error}"))
@@ -128,13 +129,18 @@ fn the_golden_trace_matches_the_one_compared_by_ci() {
 #[test]
 fn the_settings_match_the_help_texts() {
     let of: Vec<_> = SERVICES.into_iter().map(|service| (service, settings(Some(service)))).collect();
-    // The gateway is not part of the platform: it shares no settings.
+    // The gateway is not part of the platform: it has most of the common settings.
     let platform = &of[..4];
     let common: Vec<Setting> =
         of[0].1.iter().filter(|setting| platform.iter().all(|(_, all)| all.contains(setting))).cloned().collect();
     assert!(common.len() > 10, "the common settings: {common:?}");
     let mut text = table("**The whole system** (`ordermesh` without a subcommand):", &settings(None));
-    text += &table("**Every service** (`user`, `order`, `payment`, `data`):", &common);
+    let not_the_gateways = common.iter().filter(|setting| of[4].1.iter().all(|other| other.flag != setting.flag));
+    let flags = not_the_gateways.map(|setting| setting.flag.split(' ').next());
+    let flags: Vec<_> = flags.flatten().map(|flag| format!("`{flag}`")).collect();
+    let title =
+        format!("**Every service** (`user`, `order`, `payment`, `data`; `gateway` except {}):", flags.join(", "));
+    text += &table(&title, &common);
     for (service, all) in &of {
         let own: Vec<Setting> = all.iter().filter(|setting| !common.contains(setting)).cloned().collect();
         assert!(!own.is_empty(), "{service} has settings of its own");
@@ -142,6 +148,15 @@ fn the_settings_match_the_help_texts() {
     }
     text.push('\n');
     stands(SETTINGS, "settings", &text);
+}
+
+#[test]
+fn the_table_of_failures_is_that_of_the_demo() {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
+    let output = program.env_clear().args(["demo", "--list", "--output", "markdown"]).output().expect("it runs");
+    let table = String::from_utf8(output.stdout).expect("text");
+    assert!(table.lines().count() > 50, "{table}");
+    stands(FAILURES, "demo", &table);
 }
 
 /// Every .rs file below the folder.
@@ -158,13 +173,15 @@ fn sources(folder: &Path, found: &mut String) {
 
 #[test]
 fn every_test_cited_by_the_documents_exists() {
-    let text = [MAP, "services/FAILURES.md", "services/GLOSSARY.md"].map(read).concat();
+    let text = [MAP, FAILURES, "services/GLOSSARY.md"].map(read).concat();
     let names: BTreeSet<&str> = text
         .split('`')
         .skip(1)
         .step_by(2)
         .filter(|word| {
+            // Tokens of the gateway begin with pm_.
             word.matches('_').count() >= 3
+                && !word.starts_with("pm_")
                 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         })
         .collect();
@@ -185,8 +202,7 @@ fn the_readme_can_be_read_in_one_sitting() {
 
 #[test]
 fn every_link_of_the_documents_leads_to_a_file() {
-    let documents =
-        ["README.md", MAP, SETTINGS, "services/FAILURES.md", "services/GLOSSARY.md", "services/mesh/README.md"];
+    let documents = ["README.md", MAP, SETTINGS, FAILURES, "services/GLOSSARY.md", "services/mesh/README.md"];
     let others = [".github/CONTRIBUTING.md", ".github/SECURITY.md", "deploy/README.md", "deploy/RUNBOOK.md"];
     let mut links = 0;
     for document in documents.into_iter().chain(others) {

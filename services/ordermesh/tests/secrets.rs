@@ -19,7 +19,7 @@ const URLS: [&str; 8] = [
 ];
 
 /// Runs the program in a folder until it exits; returns its output.
-fn refused(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
+fn output_of_failed_start(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
     for (name, _) in
         std::env::vars().filter(|(name, _)| ["ORDERMESH_", "GATEWAY_", "OTEL_"].iter().any(|it| name.starts_with(it)))
@@ -46,19 +46,19 @@ fn every_command_rejects_an_invalid_database_url() {
     let key = ("GATEWAY_API_KEY", "a-key");
     for url in URLS {
         for service in ["order", "data"] {
-            refused(folder.path(), &[service], &[("ORDERMESH_DATABASE_URL", url)]);
+            output_of_failed_start(folder.path(), &[service], &[("ORDERMESH_DATABASE_URL", url)]);
         }
-        refused(folder.path(), &["gateway"], &[key, ("GATEWAY_DATABASE_URL", url)]);
-        refused(folder.path(), &["verify", "--database-url", url], &[]);
-        refused(folder.path(), &["--database-url", url], &[]);
+        output_of_failed_start(folder.path(), &["gateway"], &[key, ("ORDERMESH_DATABASE_URL", url)]);
+        output_of_failed_start(folder.path(), &["verify", "--database-url", url], &[]);
+        output_of_failed_start(folder.path(), &["--database-url", url], &[]);
         // As a positional argument: only a text with a scheme is recognised as a URL.
         if url.contains("://") {
-            refused(folder.path(), &["data", url], &[]);
+            output_of_failed_start(folder.path(), &["data", url], &[]);
         }
     }
     for service in ["user", "payment"] {
         let env = [("ORDERMESH_DATABASE_URL", URLS[0]), ("ORDERMESH_PAYMENT_GATEWAY_API_KEY", "a-key")];
-        let said = refused(folder.path(), &[service], &env);
+        let said = output_of_failed_start(folder.path(), &[service], &env);
         assert!(said.contains("the database URL cannot be parsed"), "{said}");
     }
 }
@@ -68,28 +68,34 @@ fn invalid_keys_and_secrets_are_rejected_and_not_quoted() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name).display().to_string();
     let write = |name: &str, text: &str| {
-        testdb::write_secret(folder.path().join(name), text);
+        testkit::write_secret(folder.path().join(name), text);
         at(name)
     };
     let pem = "-----BEGIN PRIVATE KEY-----\ns3cr3ts3cr3ts3cr3t\n-----END PRIVATE KEY-----\n";
     let mesh_secret = write("mesh", "s3cr3t");
     assert!(
-        refused(folder.path(), &["data"], &[("ORDERMESH_MESH_SECRET_FILE", &mesh_secret)]).contains("the mesh secret")
+        output_of_failed_start(folder.path(), &["data"], &[("ORDERMESH_MESH_SECRET_FILE", &mesh_secret)])
+            .contains("the mesh secret")
     );
     std::fs::create_dir_all(folder.path().join("keys")).expect("a folder");
     write("keys/1.pem", pem);
     let keys = at("keys");
-    assert!(refused(folder.path(), &["user", "--keys-dir", &keys], &[]).contains("1.pem"));
+    assert!(output_of_failed_start(folder.path(), &["user", "--keys-dir", &keys], &[]).contains("1.pem"));
     let (certificate, key) = (write("tls.crt", "s3cr3t"), write("tls.key", pem));
     let tls = ["data", "--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &certificate];
-    assert!(refused(folder.path(), &tls, &[]).contains("TLS"));
+    assert!(output_of_failed_start(folder.path(), &tls, &[]).contains("TLS"));
     let operator = write("operator", "s3cr3t");
-    assert!(refused(folder.path(), &["user", "--bootstrap-operator-file", &operator], &[]).contains("operator"));
+    assert!(
+        output_of_failed_start(folder.path(), &["user", "--bootstrap-operator-file", &operator], &[])
+            .contains("operator")
+    );
     let blank = write("gateway", "s3cr3t s3cr3t");
-    assert!(refused(folder.path(), &["payment", "--gateway-api-key-file", &blank], &[]).contains("API key"));
-    refused(folder.path(), &["payment"], &[("ORDERMESH_PAYMENT_GATEWAY_API_KEY", "s3cr3t s3cr3t")]);
-    refused(folder.path(), &["gateway", "--api-key-file", &blank], &[]);
-    refused(folder.path(), &["gateway"], &[("GATEWAY_API_KEY", "s3cr3t s3cr3t")]);
+    assert!(
+        output_of_failed_start(folder.path(), &["payment", "--gateway-api-key-file", &blank], &[]).contains("API key")
+    );
+    output_of_failed_start(folder.path(), &["payment"], &[("ORDERMESH_PAYMENT_GATEWAY_API_KEY", "s3cr3t s3cr3t")]);
+    output_of_failed_start(folder.path(), &["gateway", "--api-key-file", &blank], &[]);
+    output_of_failed_start(folder.path(), &["gateway"], &[("GATEWAY_API_KEY", "s3cr3t s3cr3t")]);
 }
 
 #[test]
@@ -103,7 +109,7 @@ fn invalid_opentelemetry_variables_are_rejected_and_not_quoted() {
     ] {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
         for args in [&["data"][..], &[]] {
-            assert!(refused(folder.path(), args, &[endpoint, (name, value)]).contains(name));
+            assert!(output_of_failed_start(folder.path(), args, &[endpoint, (name, value)]).contains(name));
         }
     }
 }

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, FromQueryResult, Statement, Value};
 use storage::{Database, Error, Migration, Options};
 use telemetry::ErrorClass;
-use testdb::{End, Proxy, Server};
+use testkit::{End, Proxy, Server};
 use tokio::sync::oneshot;
 
 const SCHEMA: &[Migration] = &[Migration {
@@ -284,7 +284,7 @@ async fn after_a_slow_failover_no_read_goes_to_the_old_primary() {
 /// PostgreSQL's appendix "Error Codes".
 #[tokio::test]
 async fn temporary_server_errors_are_unavailable_and_permanent_ones_are_not() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let options = Options { schema: place.schema.clone(), ..Options::default() };
     let db = Database::connect(&place.url, &options).await.expect("a database");
     let raise = async |code: &str| {
@@ -313,7 +313,7 @@ async fn temporary_server_errors_are_unavailable_and_permanent_ones_are_not() {
 /// A NUL in a text (22021), and more values than the protocol allows: neither is an error of the connection.
 #[tokio::test]
 async fn a_statement_that_fails_for_its_data_is_not_unavailable_and_keeps_the_connection() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let options = Options { schema: place.schema.clone(), max_connections: 1, ..Options::default() };
     let db = Database::connect(&place.url, &options).await.expect("a database");
     let process = async || {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use sea_orm::{ConnectionTrait, FromQueryResult, Statement};
 use storage::{Database, Error, Migration, Options};
-use testdb::Server;
+use testkit::Server;
 
 const SCHEMA: &[Migration] = &[
     Migration {
@@ -89,9 +89,9 @@ async fn eight_at_once(url: &str, schema: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn eight_instances_start_concurrently_twenty_times_on_postgresql() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     for _ in 0..20 {
-        eight_at_once(&place.url, &testdb::unique("start")).await;
+        eight_at_once(&place.url, &testkit::unique("start")).await;
     }
 }
 
@@ -110,7 +110,7 @@ async fn a_migration_can_have_statements_for_postgresql_only() {
     let sqlite = open("sqlite::memory:", "").await.expect("SQLite skips them");
     let refused = execute(&sqlite, insert, vec![]).await.expect_err("no default");
     assert!(format!("{refused:?}").contains("NOT NULL"), "{refused:?}");
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
     let postgres = open(&place.url, &schema).await.expect("PostgreSQL runs them");
     execute(&postgres, insert, vec![]).await.expect("a default");
@@ -118,7 +118,7 @@ async fn a_migration_can_have_statements_for_postgresql_only() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_deadlocks_victim_is_retried() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
     // A connection for each, however long the detection of a deadlock takes.
     let all = Options { max_connections: 16, acquire_timeout: Duration::from_secs(60), ..options(&schema) };
@@ -149,7 +149,7 @@ async fn a_deadlocks_victim_is_retried() {
         done.expect("no panic").expect("retried until it succeeds");
     }
     let victims =
-        testdb::shared().expect("the server").sql("SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'");
+        testkit::shared().expect("the server").sql("SELECT deadlocks FROM pg_stat_database WHERE datname = 'postgres'");
     assert_ne!(victims, "0", "no deadlocks occurred");
 }
 
@@ -228,7 +228,7 @@ async fn the_url_can_require_encryption_and_verification_of_the_server() {
 
 #[tokio::test]
 async fn a_serialization_failure_is_retried() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
     let db = open(&place.url, &schema).await.expect("a database");
     // A sequence is not rolled back with its transaction: it counts the attempts.
@@ -247,9 +247,9 @@ async fn a_serialization_failure_is_retried() {
 /// A role that owns its schema, and another that may only read and write in it; neither may create a schema.
 #[tokio::test]
 async fn only_the_owner_of_a_schema_migrates_it_and_a_user_of_it_can_start() {
-    let Some(place) = testdb::postgres() else { return };
-    let server = testdb::shared().expect("the server");
-    let (owner, user) = (testdb::unique("owner"), testdb::unique("user"));
+    let Some(place) = testkit::postgres() else { return };
+    let server = testkit::shared().expect("the server");
+    let (owner, user) = (testkit::unique("owner"), testkit::unique("user"));
     server.sql(&format!(
         "CREATE ROLE {owner} LOGIN; CREATE ROLE {user} LOGIN; CREATE SCHEMA {owner} AUTHORIZATION {owner}; \
          GRANT USAGE ON SCHEMA {owner} TO {user}; \
@@ -267,8 +267,8 @@ async fn only_the_owner_of_a_schema_migrates_it_and_a_user_of_it_can_start() {
 
 #[tokio::test]
 async fn an_instance_with_nothing_to_migrate_does_not_wait_for_a_migration() {
-    let Some(place) = testdb::postgres() else { return };
-    let (first, second) = (testdb::unique("migrated"), testdb::unique("migrating"));
+    let Some(place) = testkit::postgres() else { return };
+    let (first, second) = (testkit::unique("migrated"), testkit::unique("migrating"));
     open(&place.url, &first).await.expect("a database");
     let other = open(&place.url, &second).await.expect("a database");
     let (locked, is_locked) = tokio::sync::oneshot::channel();
@@ -295,7 +295,7 @@ async fn an_instance_with_nothing_to_migrate_does_not_wait_for_a_migration() {
 
 #[tokio::test]
 async fn a_locked_outbox_blocks_nothing_else() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let schema = place.schema.expect("PostgreSQL has schemas");
     let short = Options { statement_timeout: Duration::from_millis(300), ..options(&schema) };
     let db = Database::connect(&place.url, &short).await.expect("a database");

@@ -25,7 +25,7 @@ impl std::io::Write for Lines {
 
 #[tokio::test]
 async fn a_slow_statement_is_a_warning_and_its_parameters_are_not_in_it() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let lines = Lines::default();
     let writer = lines.clone();
     // The only test of its process: a callsite that is first reached without a subscriber is cached as disabled.

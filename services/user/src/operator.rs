@@ -192,7 +192,7 @@ mod tests {
     fn read(text: &str) -> Result<Credentials, FileError> {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("operator.txt");
-        testdb::write_secret(&path, text);
+        testkit::write_secret(&path, text);
         Credentials::from_file(&path)
     }
 

@@ -72,7 +72,7 @@ mod tests {
         let issued = authority.issue(&Names::of_service("ordermesh.local", named), validity).expect("issued");
         let write = |name: &str, text: &str| {
             let path = folder.join(name);
-            testdb::write_secret(&path, text);
+            testkit::write_secret(&path, text);
             path.display().to_string()
         };
         let files = [
@@ -101,11 +101,11 @@ mod tests {
         let flags = ["service", "--mesh-secret-file", path.to_str().expect("a path")];
         let settings = Cli::try_parse_from(flags).expect("settings").settings;
         for malformed in ["", "\n", "too short", "0123456789abcdef\n0123456789abcdef", "ünter the radar it is"] {
-            testdb::write_secret(&path, malformed);
+            testkit::write_secret(&path, malformed);
             let message = mesh_secret(&settings).expect_err("not a secret").to_string();
             assert!(message.contains("mesh.secret"), "{malformed:?}: {message}");
         }
-        testdb::write_secret(&path, "0123456789abcdef\n");
+        testkit::write_secret(&path, "0123456789abcdef\n");
         assert!(mesh_secret(&settings).expect("a secret").is_some());
     }
 
@@ -118,7 +118,7 @@ mod tests {
             format!("chmod go= {}", path.display())
         };
         let secret = folder.path().join("mesh.secret");
-        testdb::write_secret(&secret, "0123456789abcdef\n");
+        testkit::write_secret(&secret, "0123456789abcdef\n");
         let hint = open(&secret);
         let flags = ["service", "--data-dir", folder.path().to_str().expect("a path")];
         let rejected = mesh_secret(&Cli::try_parse_from(flags).expect("settings").settings).expect_err("readable");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use contracts::common::v1 as common;
 use mesh::Caller;
 use proptest::prelude::*;
-use wirefuzz::{mutations, text};
+use testkit::{mutations, text};
 
 use super::*;
 use crate::convert_event::received;

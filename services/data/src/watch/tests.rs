@@ -38,7 +38,7 @@ struct World {
 type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<Update, Error>> + Send>>;
 
 impl World {
-    async fn on(place: testdb::TestDatabase) -> Self {
+    async fn on(place: testkit::TestDatabase) -> Self {
         let options = Options { schema: place.schema, max_connections: 4, ..Options::default() };
         let db = Database::connect(&place.url, &options).await.expect("a database");
         db.migrate(MIGRATIONS).await.expect("migrated");
@@ -62,9 +62,9 @@ impl World {
 
     /// One on SQLite, and one on PostgreSQL if it is available.
     async fn everywhere() -> Vec<Self> {
-        let sqlite = testdb::TestDatabase { url: "sqlite::memory:".into(), schema: None };
+        let sqlite = testkit::TestDatabase { url: "sqlite::memory:".into(), schema: None };
         let mut worlds = vec![Self::on(sqlite).await];
-        if let Some(postgres) = testdb::postgres() {
+        if let Some(postgres) = testkit::postgres() {
             worlds.push(Self::on(postgres).await);
         }
         worlds
@@ -201,7 +201,7 @@ async fn open_transaction(
 
 #[tokio::test]
 async fn an_open_transaction_delays_later_events_and_none_is_lost() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let mut world = World::on(place).await;
     world.watch.pace = FAST;
     let mut stream = world.follow(all(), None).await;
@@ -297,7 +297,7 @@ async fn each_matching_event_is_sent_once_wherever_it_is() {
 
 #[tokio::test]
 async fn an_emptied_database_is_followed_from_its_start() {
-    let world = World::on(testdb::TestDatabase { url: "sqlite::memory:".into(), schema: None }).await;
+    let world = World::on(testkit::TestDatabase { url: "sqlite::memory:".into(), schema: None }).await;
     let events = many(6);
     world.append(&events[..4]).await;
     let mut stream = world.follow(all(), Some(Cursor { made: NOW, position: Position::START })).await;
@@ -340,7 +340,7 @@ async fn an_unread_stream_is_ended_after_its_buffered_messages() {
 
 #[tokio::test]
 async fn a_stream_ends_with_its_token_its_instance_or_its_reader() {
-    let world = World::on(testdb::database()).await;
+    let world = World::on(testkit::database()).await;
     let token_expires = NOW.plus(Duration::from_millis(20));
     let caller = Caller::Person { user_id: Uuid::from_u128(1), role: Role::Operator, token_expires, session_id: None };
     let mut short = world.try_follow_as(&caller, all(), None).await.expect("it follows");
@@ -376,7 +376,7 @@ async fn file_of_the_table(db: &Database) -> i64 {
 
 #[tokio::test]
 async fn the_column_is_added_without_a_rewrite_and_old_rows_stay_without_it() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     let options = Options { schema: place.schema.clone(), max_connections: 1, ..Options::default() };
     let db = Database::connect(&place.url, &options).await.expect("a database");
     let before = MIGRATIONS.iter().position(|step| !step.postgres.is_empty()).expect("the migration that adds it");

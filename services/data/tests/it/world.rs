@@ -13,18 +13,19 @@ use contracts::data::v1::{
     WatchTraceEventsResponse, append_result,
 };
 use contracts::user::v1 as user;
-use contracts::user::v1::user_service_server::{UserService, UserServiceServer};
+use contracts::user::v1::user_service_server::UserServiceServer;
 use data::SeedProduct;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use kernel::{Clock, IdSource, SystemClock, SystemIds, Timestamp};
 use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, Secret, ServerConfig};
 use tempfile::TempDir;
+use testkit::FakeUserService;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::service::Routes;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
 
 const SECRET: &str = "a secret for tests only";
@@ -49,12 +50,12 @@ struct Place {
 }
 
 impl Place {
-    /// A database of its own, on PostgreSQL if that is requested: see `testdb`.
+    /// A database of its own, on PostgreSQL if that is requested: see `testkit`.
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        testdb::write_secret(folder.path().join("mesh.secret"), SECRET);
-        let database_url = testdb::database().schema.map(|_| {
-            let (server, name) = (testdb::shared().expect("the server"), testdb::unique("data"));
+        testkit::write_secret(folder.path().join("mesh.secret"), SECRET);
+        let database_url = testkit::database().schema.map(|_| {
+            let (server, name) = (testkit::shared().expect("the server"), testkit::unique("data"));
             server.sql(&format!("CREATE DATABASE {name}"));
             server.url().replace("/postgres?", &format!("/{name}?"))
         });
@@ -347,53 +348,12 @@ async fn serve_keys(shutdown: CancellationToken) -> SocketAddr {
         drain_timeout: Duration::from_secs(1),
         ..ServerConfig::new("user", contracts::POLICIES, gatekeeper)
     };
-    let server = mesh::server(config, Routes::new(UserServiceServer::new(Signer)));
+    let key = user::SigningKey { kid: "test".into(), x: VERIFYING_KEY.into(), ..user::SigningKey::default() };
+    let server = mesh::server(config, Routes::new(UserServiceServer::new(FakeUserService::with_keys([key]))));
     let (ready, is_ready) = watch::channel(true);
     tokio::spawn(async move {
         let _ready = ready;
         server.serve(listener, is_ready, shutdown).await
     });
     address
-}
-
-struct Signer;
-
-type Rpc<T> = Result<Response<T>, Status>;
-
-#[tonic::async_trait]
-impl UserService for Signer {
-    async fn list_signing_keys(&self, _: Request<user::ListSigningKeysRequest>) -> Rpc<user::ListSigningKeysResponse> {
-        let key = user::SigningKey { kid: "test".into(), x: VERIFYING_KEY.into(), ..user::SigningKey::default() };
-        Ok(Response::new(user::ListSigningKeysResponse { keys: vec![key] }))
-    }
-    async fn end_sessions(&self, _: Request<user::EndSessionsRequest>) -> Rpc<user::EndSessionsResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn list_ended_sessions(
-        &self,
-        _: Request<user::ListEndedSessionsRequest>,
-    ) -> Rpc<user::ListEndedSessionsResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn register(&self, _: Request<user::RegisterRequest>) -> Rpc<user::RegisterResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn login(&self, _: Request<user::LoginRequest>) -> Rpc<user::LoginResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn refresh_session(&self, _: Request<user::RefreshSessionRequest>) -> Rpc<user::RefreshSessionResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn logout(&self, _: Request<user::LogoutRequest>) -> Rpc<user::LogoutResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn get_profile(&self, _: Request<user::GetProfileRequest>) -> Rpc<user::GetProfileResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn update_profile(&self, _: Request<user::UpdateProfileRequest>) -> Rpc<user::UpdateProfileResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn change_password(&self, _: Request<user::ChangePasswordRequest>) -> Rpc<user::ChangePasswordResponse> {
-        Err(Status::unimplemented("not here"))
-    }
 }

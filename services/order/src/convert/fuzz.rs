@@ -4,7 +4,7 @@ use chassis::{Decoded, encode};
 use contracts::common::v1 as common;
 use contracts::order::v1 as proto;
 use proptest::prelude::*;
-use wirefuzz::{mutations, text};
+use testkit::{mutations, text};
 
 use super::request::MAX_ITEMS;
 use super::*;

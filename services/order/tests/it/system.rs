@@ -328,7 +328,7 @@ impl System {
 
     pub(crate) async fn with(choice: Choice) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        testdb::write_secret(folder.path().join("mesh.secret"), MESH_SECRET);
+        testkit::write_secret(folder.path().join("mesh.secret"), MESH_SECRET);
         let sockets = [free_port(), free_port(), free_port()];
         let addresses = sockets.each_ref().map(|socket| socket.local_addr().expect("an address").to_string());
         let [users, payments_socket, data_socket] = sockets;

@@ -85,17 +85,17 @@ pub(crate) struct World {
 impl World {
     /// Ten mugs, ten plates, one vase (in dollars), no spoons.
     pub(crate) async fn new() -> Self {
-        Self::on(testdb::database(), None).await
+        Self::on(testkit::database(), None).await
     }
 
     /// The same on an SQLite file.
     pub(crate) async fn on_file() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let url = format!("sqlite://{}", folder.path().join("order.db").display());
-        Self::on(testdb::TestDatabase { url, schema: None }, Some(folder)).await
+        Self::on(testkit::TestDatabase { url, schema: None }, Some(folder)).await
     }
 
-    async fn on(place: testdb::TestDatabase, folder: Option<tempfile::TempDir>) -> Self {
+    async fn on(place: testkit::TestDatabase, folder: Option<tempfile::TempDir>) -> Self {
         let options = storage::Options { schema: place.schema, max_connections: 4, ..storage::Options::default() };
         let db = Database::connect(&place.url, &options).await.expect("a database");
         db.migrate(order::MIGRATIONS).await.expect("a schema");

@@ -20,7 +20,6 @@ const WINDOW: u32 = 65_535;
 const PAUSE: Duration = Duration::from_secs(1);
 const STAGGER: Duration = Duration::from_millis(2);
 
-/// One attack.
 pub(crate) struct Attack {
     pub(crate) name: &'static str,
     /// The service whose memory is measured.
@@ -56,7 +55,7 @@ async fn connected(target: &Target, port: u16, window_bytes: u32) -> SendRequest
     }
 }
 
-/// Makes `at_once` concurrent calls over one connection, repeatedly; reads an answer until it ends or is reset.
+/// Makes `at_once` concurrent calls over one connection, repeatedly; reads a response until it ends or is reset.
 async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usize, call: (&'static str, Vec<u8>)) {
     let (path, message) = &call;
     loop {
@@ -65,12 +64,12 @@ async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usiz
             // Staggered: sent together, their first small frames would exceed the limits of this client's HTTP/2
             // library.
             tokio::time::sleep(STAGGER * u32::try_from(number).expect("few")).await;
-            while let Ok((refused, mut answer)) = ask(sender, path, &target.token, message).await {
-                if refused.is_some() {
+            while let Ok((rejected, mut response)) = ask(sender, path, &target.token, message).await {
+                if rejected.is_some() {
                     tokio::time::sleep(PAUSE).await;
                 }
-                while let Some(Ok(data)) = answer.data().await {
-                    let _ = answer.flow_control().release_capacity(data.len());
+                while let Some(Ok(data)) = response.data().await {
+                    let _ = response.flow_control().release_capacity(data.len());
                 }
             }
         };

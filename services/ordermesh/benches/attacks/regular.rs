@@ -30,7 +30,7 @@ pub(crate) enum Call {
     GetProfile,
     ListProducts,
     Login,
-    /// Over a new connection each time; UNAUTHENTICATED counts as an answer.
+    /// Over a new connection each time; UNAUTHENTICATED counts as a response.
     GetPayment,
     HealthCheck,
     /// Until the first update.
@@ -86,15 +86,15 @@ impl Caller {
                 let request = payment::GetPaymentRequest::default();
                 match PaymentServiceClient::new(channel).get_payment(request).await {
                     Err(status) if status.code() == Code::Unauthenticated => Ok(()),
-                    answer => answer.map(drop),
+                    response => response.map(drop),
                 }
             }
             Call::HealthCheck => {
                 let mut grpc = Grpc::new(self.data.clone());
                 grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
                 let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-                let answer = grpc.unary(Request::new(()), path, ProstCodec::<(), ()>::default());
-                answer.await.map(drop)
+                let response = grpc.unary(Request::new(()), path, ProstCodec::<(), ()>::default());
+                response.await.map(drop)
             }
             Call::WatchOrder => {
                 let request = order::WatchOrderRequest { order_id: self.order.clone(), ..Default::default() };
@@ -122,8 +122,8 @@ pub(crate) async fn create_order(channel: &Channel, token: &str, payment_method:
         contact_email: "ada@example.com".into(),
         expected_total: None,
     };
-    let answer = OrderServiceClient::new(channel.clone()).create_order(with_token(request, token)).await?;
-    Ok(answer.into_inner().order.unwrap_or_default().order_id)
+    let response = OrderServiceClient::new(channel.clone()).create_order(with_token(request, token)).await?;
+    Ok(response.into_inner().order.unwrap_or_default().order_id)
 }
 
 /// Makes calls at a fixed rate for this long, independent of earlier ones.
@@ -137,8 +137,8 @@ pub(crate) async fn phase(caller: &Arc<Caller>, length: Duration) -> Phase {
         let caller = caller.clone();
         calls.spawn(async move {
             let began = Instant::now();
-            let answer = tokio::time::timeout(TIMEOUT, caller.try_once()).await;
-            (matches!(answer, Ok(Ok(()))), began.elapsed().as_millis())
+            let response = tokio::time::timeout(TIMEOUT, caller.try_once()).await;
+            (matches!(response, Ok(Ok(()))), began.elapsed().as_millis())
         });
     }
     let mut all = calls.join_all().await;

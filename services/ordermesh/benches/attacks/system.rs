@@ -1,7 +1,7 @@
 //! A system to attack: one instance of each service, started from the given program in a temporary folder.
 
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
@@ -79,7 +79,7 @@ impl System {
     pub(crate) async fn start(program: &str, arguments: &[&str], (products, characters): Fill) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let data_dir = folder.path().join("data");
-        let port_base = free_port_base();
+        let port_base = ordermesh::ports::free_port_base(1).expect("free ports");
         let mut command = Command::new(program);
         command.args(["--instances", "1", "--port-base", &port_base.to_string()]).args(arguments);
         command.arg("--data-dir").arg(&data_dir).env("ORDERMESH_LOG", "error");
@@ -161,12 +161,4 @@ pub(crate) fn with_token<T>(message: T, token: &str) -> Request<T> {
 async fn log_in(users: &mut UserServiceClient<Channel>, email: &str, password: &str) -> String {
     let login = user::LoginRequest { email: email.into(), password: password.into() };
     users.login(login).await.expect("logged in").into_inner().session.expect("a session").access_token
-}
-
-fn free_port_base() -> u16 {
-    let start = 12_000 + u16::try_from(std::process::id() % 80).expect("small") * 100;
-    let ports =
-        |base: u16| [101, 201, 301, 401, 501].into_iter().flat_map(move |port| [base + port, base + port + 1_000]);
-    let is_free = |base: &u16| ports(*base).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
-    (0..8).map(|step| start + step * 2_000).find(is_free).expect("free ports")
 }

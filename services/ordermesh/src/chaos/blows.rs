@@ -74,7 +74,7 @@ pub(crate) struct Blows<'a> {
     random: StdRng,
     every: Duration,
     supervisor: &'a Supervisor,
-    postgres: Option<&'a testdb::Server>,
+    postgres: Option<&'a postgres_server::Server>,
     sources: Sources,
     tally: Tally,
     /// The stopped processes, with the time until they continue.
@@ -86,7 +86,7 @@ impl<'a> Blows<'a> {
         seed: u64,
         every: Duration,
         supervisor: &'a Supervisor,
-        postgres: Option<&'a testdb::Server>,
+        postgres: Option<&'a postgres_server::Server>,
         sources: Sources,
     ) -> Self {
         let random = StdRng::seed_from_u64(seed);

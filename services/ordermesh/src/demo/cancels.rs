@@ -1,71 +1,65 @@
 //! Cancelled orders: before the payment, after it, and too late.
 
-use contracts::common::v1::EventType::{OrderFulfillment, PaymentProcessing};
+use contracts::common::v1::EventType::{Audit, OrderFulfillment, PaymentProcessing};
 use contracts::order::v1::OrderState;
 use contracts::payment::v1::PaymentState;
 use tonic::Code;
 
+use crate::demo::expected::{failed, succeeded};
 use crate::demo::payments::fulfilled;
-use crate::demo::scenario::{Report, Scenario, Wrong, same};
-use crate::demo::stage::{Act, succeeded};
-use crate::error::reason;
+use crate::demo::run::{Run, must_fail};
+use crate::demo::scenario::{Failure, Outcome, Scenario, expect_eq};
 
-/// The paths.
 pub(crate) fn scenarios() -> Vec<Scenario> {
+    let cancelled = [succeeded(Audit), succeeded(PaymentProcessing), succeeded(OrderFulfillment)];
     vec![
         Scenario::new(
             "cancel-before-payment",
-            "cancelled while the gateway does not answer: nothing is ever charged",
+            "cancelled before the gateway has charged: it never charges",
             before_payment,
-        ),
-        Scenario::new(
-            "cancel-after-payment",
-            "cancelled after the gateway has charged: the payment is refunded",
-            after_payment,
-        ),
-        Scenario::new("cancel-too-late", "cancelled after fulfilment has started: ORDER_NOT_CANCELLABLE", too_late),
+        )
+        .state(OrderState::Cancelled)
+        .events(&cancelled),
+        Scenario::new("cancel-after-payment", "cancelled after the charge: it is refunded", after_payment)
+            .state(OrderState::Cancelled)
+            .events(&cancelled),
+        Scenario::new("cancel-too-late", "cancelled after fulfilment has started", too_late)
+            .state(OrderState::FulfillmentStarted)
+            .rejected(Code::FailedPrecondition, &["ORDER_NOT_CANCELLABLE"])
+            .events(&[failed(Audit, "FAILED_PRECONDITION", "ORDER_NOT_CANCELLABLE")]),
     ]
 }
 
-async fn before_payment(act: Act) -> Result<Report, Wrong> {
-    let order_id = act.accepted(act.order("pm_gateway_noAnswer")).await?;
-    act.cancel(&order_id).await.map_err(Wrong::refused("CancelOrder"))?;
-    cancelled(&act, &order_id, PaymentState::Cancelled).await
+async fn before_payment(run: Run) -> Result<Outcome, Failure> {
+    let order_id = run.accepted(run.order("pm_gateway_noAnswer")).await?;
+    run.cancel(&order_id).await.map_err(Failure::rejected("CancelOrder"))?;
+    cancelled(&run, order_id, PaymentState::Cancelled).await
 }
 
-async fn after_payment(act: Act) -> Result<Report, Wrong> {
-    // The answer is lost: the order is still waiting although the charge is made. That is when it is cancelled.
-    let order_id = act.accepted(act.order("pm_gateway_answerLost")).await?;
-    act.until_ledger_says(&order_id, "SUCCEEDED").await?;
-    act.cancel(&order_id).await.map_err(Wrong::refused("CancelOrder"))?;
-    let report = cancelled(&act, &order_id, PaymentState::Refunded).await?;
-    let ledger = act.payment(&order_id).await.map_err(Wrong::refused("GetPayment"))?.gateway_ledger;
-    same("the gateway's ledger", ledger.as_str(), "REFUNDED")?;
-    Ok(report)
+async fn after_payment(run: Run) -> Result<Outcome, Failure> {
+    // The gateway's response is lost: the order still waits although the charge is made. That is when it is cancelled.
+    let order_id = run.accepted(run.order("pm_gateway_answerLost")).await?;
+    run.until_ledger_shows(&order_id, "SUCCEEDED").await?;
+    run.cancel(&order_id).await.map_err(Failure::rejected("CancelOrder"))?;
+    let outcome = cancelled(&run, order_id.clone(), PaymentState::Refunded).await?;
+    let ledger = run.payment(&order_id).await.map_err(Failure::rejected("GetPayment"))?.gateway_ledger;
+    expect_eq("the gateway's ledger", ledger.as_str(), "REFUNDED")?;
+    Ok(outcome)
 }
 
 /// Waits until an order is cancelled and nothing is charged; cancelling it again is OK.
-async fn cancelled(act: &Act, order_id: &str, payment: PaymentState) -> Result<Report, Wrong> {
-    let history = act.follow(order_id, OrderState::Cancelled).await?;
-    let is = act.payment(order_id).await.map_err(Wrong::refused("GetPayment"))?.payment.unwrap_or_default();
-    same("the payment", is.state(), payment)?;
-    let again = act.cancel(order_id).await.map_err(Wrong::refused("the second CancelOrder"))?;
-    same("the order", again.state(), OrderState::Cancelled)?;
-    let events = [succeeded(PaymentProcessing), succeeded(OrderFulfillment)];
-    act.expect_events(Some(order_id), &events).await?;
-    let report = Report::default().history(order_id, &history).line(format!("payment {}", payment.as_str_name()));
-    Ok(events.iter().fold(report, |report, event| report.line(event.line())))
+async fn cancelled(run: &Run, order_id: String, expected: PaymentState) -> Result<Outcome, Failure> {
+    run.follow(&order_id, OrderState::Cancelled).await?;
+    let payment = run.payment(&order_id).await.map_err(Failure::rejected("GetPayment"))?.payment.unwrap_or_default();
+    expect_eq("the payment", payment.state(), expected)?;
+    let again = run.cancel(&order_id).await.map_err(Failure::rejected("the second CancelOrder"))?;
+    expect_eq("the order", again.state(), OrderState::Cancelled)?;
+    Ok(Outcome::order(order_id).line(format!("payment {}", expected.as_str_name())))
 }
 
-async fn too_late(act: Act) -> Result<Report, Wrong> {
-    let order_id = act.accepted(act.order("pm_card_mastercard")).await?;
-    let report = fulfilled(&act, &order_id).await?;
-    match act.cancel(&order_id).await {
-        Ok(_) => Err(Wrong::Unexpected("the order was cancelled".to_owned())),
-        Err(status) => {
-            let refusal = (status.code(), reason(&status));
-            same("the refusal", refusal, (Code::FailedPrecondition, "ORDER_NOT_CANCELLABLE".to_owned()))?;
-            Ok(report.refusal(&status))
-        }
-    }
+async fn too_late(run: Run) -> Result<Outcome, Failure> {
+    let order_id = run.accepted(run.order("pm_card_mastercard")).await?;
+    fulfilled(&run, &order_id).await?;
+    let status = must_fail(run.cancel(&order_id).await)?;
+    Ok(Outcome { order_id: Some(order_id), ..Outcome::rejected(status) })
 }

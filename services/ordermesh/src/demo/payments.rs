@@ -3,123 +3,94 @@
 use contracts::common::v1::EventType::{DataLookup, OrderCreation, OrderFulfillment, PaymentProcessing};
 use contracts::order::v1::OrderState;
 
-use crate::demo::scenario::{Report, Scenario, Wrong, same};
-use crate::demo::stage::{Act, ExpectedEvent, failed, item, succeeded};
+use crate::demo::expected::{ExpectedEvent, failed, succeeded};
+use crate::demo::run::{Run, item};
+use crate::demo::scenario::{Failure, Outcome, Scenario};
 
-/// The paths.
+/// The events of an order that is fulfilled.
+pub(crate) const FULFILLED: [ExpectedEvent; 4] =
+    [succeeded(DataLookup), succeeded(OrderCreation), succeeded(PaymentProcessing), succeeded(OrderFulfillment)];
+
+const CHANGE: &str = "USE_OTHER_METHOD";
+
+#[rustfmt::skip]
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![
-        pays("success", "paid immediately; fulfilment starts", "pm_card_visa"),
-        pays("gateway-slow", "the gateway takes 3 s", "pm_gateway_slow"),
+        pays("success", "none: paid immediately, fulfilment starts", "pm_card_visa"),
+        pays("gateway-slow", "the gateway takes three seconds", "pm_gateway_slow"),
         pays("gateway-unavailable", "the gateway is unavailable three times", "pm_gateway_unavailable3"),
-        pays("answer-lost", "charged, but the gateway's answer is lost; found by a retry", "pm_gateway_answerLost"),
-        declined("declined", "pm_card_visa_chargeDeclined", "GENERIC_DECLINE", "GENERIC_DECLINE", "USE_OTHER_METHOD"),
-        declined(
-            "insufficient-funds",
-            "pm_card_visa_chargeDeclinedInsufficientFunds",
-            "INSUFFICIENT_FUNDS",
-            "INSUFFICIENT_FUNDS",
-            "USE_OTHER_METHOD",
-        ),
-        declined(
-            "expired-card",
-            "pm_card_chargeDeclinedExpiredCard",
-            "EXPIRED_CARD",
-            "EXPIRED_CARD",
-            "USE_OTHER_METHOD",
-        ),
-        declined(
-            "incorrect-cvc",
-            "pm_card_chargeDeclinedIncorrectCvc",
-            "INCORRECT_CVC",
-            "INCORRECT_CVC",
-            "USE_OTHER_METHOD",
-        ),
-        declined(
-            "lost-card",
-            "pm_card_visa_chargeDeclinedLostCard",
-            "GENERIC_DECLINE",
-            "LOST_CARD",
-            "USE_OTHER_METHOD",
-        ),
-        declined(
-            "stolen-card",
-            "pm_card_visa_chargeDeclinedStolenCard",
-            "GENERIC_DECLINE",
-            "STOLEN_CARD",
-            "USE_OTHER_METHOD",
-        ),
-        declined(
-            "processing-error",
-            "pm_card_chargeDeclinedProcessingError",
-            "PROCESSING_ERROR",
-            "PROCESSING_ERROR",
-            "RETRY_LATER",
-        ),
-        declined(
-            "invalid-payment-details",
-            "pm_card_nobody_knows",
-            "INVALID_PAYMENT_DETAILS",
-            "INVALID_PAYMENT_DETAILS",
-            "USE_OTHER_METHOD",
-        ),
-        Scenario::new(
-            "gateway-timeout",
-            "the gateway never answers and never charges: GATEWAY_TIMEOUT",
-            |act| async move {
-                let event = failed(PaymentProcessing, "GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT");
-                fails(act, "pm_gateway_noAnswer", ["GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT", "RETRY_LATER"], event).await
-            },
-        ),
+        pays("answer-lost", "the gateway charges, and its response is lost: found by the retry", "pm_gateway_answerLost"),
+        declined("declined", "declined without a reason", "pm_card_visa_chargeDeclined", "GENERIC_DECLINE", CHANGE),
+        declined("insufficient-funds", "insufficient funds", "pm_card_visa_chargeDeclinedInsufficientFunds", "INSUFFICIENT_FUNDS", CHANGE),
+        declined("expired-card", "an expired card", "pm_card_chargeDeclinedExpiredCard", "EXPIRED_CARD", CHANGE),
+        declined("incorrect-cvc", "a wrong security code", "pm_card_chargeDeclinedIncorrectCvc", "INCORRECT_CVC", CHANGE),
+        hidden("lost-card", "a lost card: the customer gets a generic reason, the event the real one", "pm_card_visa_chargeDeclinedLostCard", "LOST_CARD"),
+        hidden("stolen-card", "a stolen card: the same", "pm_card_visa_chargeDeclinedStolenCard", "STOLEN_CARD"),
+        declined("processing-error", "the issuer cannot process it", "pm_card_chargeDeclinedProcessingError", "PROCESSING_ERROR", "RETRY_LATER"),
+        hidden("fraudulent", "the issuer suspects fraud: the same", "pm_card_visa_chargeDeclinedFraudulent", "FRAUDULENT"),
+        declined("invalid-payment-details", "an unknown payment method", "pm_card_nobody_knows", "INVALID_PAYMENT_DETAILS", CHANGE),
+        fails("gateway-timeout", "the gateway never responds, and has not charged", "pm_gateway_noAnswer",
+              &["GATEWAY_TIMEOUT", "RETRY_LATER"], failed(PaymentProcessing, "GATEWAY_TIMEOUT", "GATEWAY_TIMEOUT")),
     ]
 }
 
-fn pays(name: &'static str, about: &'static str, token: &'static str) -> Scenario {
-    Scenario::new(name, about, move |act| async move {
-        let order_id = act.accepted(act.order(token)).await?;
-        let report = fulfilled(&act, &order_id).await?;
-        let lookup = succeeded(DataLookup);
-        act.expect_events(None, &[lookup]).await?;
-        Ok(report.line(lookup.line()))
+fn pays(name: &'static str, cause: &str, token: &'static str) -> Scenario {
+    Scenario::new(name, with_token(cause, token), move |run| async move {
+        let order_id = run.accepted(run.order(token)).await?;
+        fulfilled(&run, &order_id).await?;
+        Ok(Outcome::order(order_id))
     })
+    .state(OrderState::FulfillmentStarted)
+    .events(&FULFILLED)
 }
 
-/// Waits until an order's fulfilment has started, and all its events are stored.
-pub(crate) async fn fulfilled(act: &Act, order_id: &str) -> Result<Report, Wrong> {
-    let history = act.follow(order_id, OrderState::FulfillmentStarted).await?;
-    let order = act.get(order_id).await?;
+/// Waits until an order's fulfilment has started.
+pub(crate) async fn fulfilled(run: &Run, order_id: &str) -> Result<(), Failure> {
+    run.follow(order_id, OrderState::FulfillmentStarted).await?;
+    let order = run.get(order_id).await?;
     if order.delivery_date.is_none() || order.fulfillment_id.is_empty() {
-        return Err(Wrong::Unexpected("the fulfilment has no id or no date of delivery".to_owned()));
+        return Err(Failure::Unexpected("the fulfilment has no id or no date of delivery".to_owned()));
     }
-    let events = [succeeded(OrderCreation), succeeded(PaymentProcessing), succeeded(OrderFulfillment)];
-    act.expect_events(Some(order_id), &events).await?;
-    let report = Report::default().history(order_id, &history);
-    Ok(events.iter().fold(report, |report, event| report.line(event.line())))
+    Ok(())
 }
 
-/// `shown` is the code that the customer sees, `code` that in the event.
+/// The customer and the event get the same code.
 fn declined(
     name: &'static str,
+    cause: &str,
     token: &'static str,
-    shown: &'static str,
     code: &'static str,
     advice: &'static str,
 ) -> Scenario {
-    let about = if shown == code { format!("declined: {code}") } else { format!("declined: {code}, shown as {shown}") };
-    Scenario::new(name, about, move |act| async move {
-        fails(act, token, ["PAYMENT_DECLINED", shown, advice], failed(PaymentProcessing, "PaymentDeclined", code)).await
-    })
+    let event = failed(PaymentProcessing, "PaymentDeclined", code);
+    fails(name, cause, token, &["PAYMENT_DECLINED", code, advice], event)
 }
 
-/// Waits until an order's payment has failed, and its event is stored.
-pub(crate) async fn fails(act: Act, token: &str, failure: [&str; 3], event: ExpectedEvent) -> Result<Report, Wrong> {
-    let mut message = act.order(token);
-    message.items.push(item("COFFEE-500", 2));
-    let order_id = act.accepted(message).await?;
-    let history = act.follow(&order_id, OrderState::PaymentFailed).await?;
-    let shown = act.get(&order_id).await?.payment_failure.unwrap_or_default();
-    same("the failure", [shown.reason.as_str(), shown.decline_code.as_str(), shown.advice.as_str()], failure)?;
-    act.expect_events(Some(&order_id), &[succeeded(OrderCreation), event]).await?;
-    let line = format!("{} {}, {}: {}", shown.reason, shown.decline_code, shown.advice, shown.message);
-    Ok(Report::default().history(&order_id, &history).line(line).line(event.line()))
+/// The customer gets a generic code, the event the gateway's.
+fn hidden(name: &'static str, cause: &str, token: &'static str, code: &'static str) -> Scenario {
+    let event = failed(PaymentProcessing, "PaymentDeclined", code);
+    fails(name, cause, token, &["PAYMENT_DECLINED", "GENERIC_DECLINE", CHANGE], event)
+}
+
+/// A path whose order's payment fails.
+pub(crate) fn fails(
+    name: &'static str,
+    cause: &str,
+    token: &'static str,
+    reasons: &[&'static str],
+    event: ExpectedEvent,
+) -> Scenario {
+    Scenario::new(name, with_token(cause, token), move |run| async move {
+        let mut message = run.order(token);
+        message.items.push(item("COFFEE-500", 2));
+        Ok(Outcome::order(run.accepted(message).await?))
+    })
+    .state(OrderState::PaymentFailed)
+    .reasons(reasons)
+    .events(&[succeeded(DataLookup), succeeded(OrderCreation), event])
+}
+
+/// The cause, with the payment method if it is what makes the difference.
+fn with_token(cause: &str, token: &str) -> String {
+    if token == "pm_card_visa" { cause.to_owned() } else { format!("{cause} (`{token}`)") }
 }

@@ -1,132 +1,171 @@
-//! A path, and its result.
+//! A path, what it must lead to, and its result.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::order::v1 as order_v1;
+use contracts::order::v1::OrderState;
 use futures_util::future::BoxFuture;
-use tonic::Status;
+use tonic::{Code, Status};
 
-use crate::demo::stage::{Act, Stage};
+use crate::demo::expected::{Expected, ExpectedEvent};
+use crate::demo::run::{Run, Setup};
 use crate::error::{self, Error};
 use crate::out;
-use crate::text;
 use crate::trace::Trace;
 
 /// The system that a path runs against.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Where {
-    /// The running system.
+pub(crate) enum Target {
     Running,
     /// A dedicated system, started with these flags.
-    Own(&'static [&'static str]),
+    Dedicated(&'static [&'static str]),
 }
 
-type Play = Box<dyn Fn(Act) -> BoxFuture<'static, Result<Report, Wrong>> + Send + Sync>;
+type Body = Box<dyn Fn(Run) -> BoxFuture<'static, Result<Outcome, Failure>> + Send + Sync>;
 
-/// A path through the system.
+/// A path through the system: a row of the table of failures.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// What it demonstrates.
-    pub(crate) about: String,
-    pub(crate) at: Where,
-    play: Play,
+    pub(crate) cause: String,
+    pub(crate) target: Target,
+    pub(crate) expected: Expected,
+    body: Body,
 }
 
 impl Scenario {
-    /// A path through the running system.
+    /// A path through the running system. Its state, response and events are checked after `body`.
     pub(crate) fn new<F>(
         name: &'static str,
-        about: impl Into<String>,
-        play: impl Fn(Act) -> F + Send + Sync + 'static,
+        cause: impl Into<String>,
+        body: impl Fn(Run) -> F + Send + Sync + 'static,
     ) -> Self
     where
-        F: Future<Output = Result<Report, Wrong>> + Send + 'static,
+        F: Future<Output = Result<Outcome, Failure>> + Send + 'static,
     {
-        let play: Play = Box::new(move |act| Box::pin(play(act)));
-        Self { name, about: about.into(), at: Where::Running, play }
+        let body: Body = Box::new(move |run| Box::pin(body(run)));
+        Self { name, cause: cause.into(), target: Target::Running, expected: Expected::default(), body }
+    }
+
+    /// The order's final state.
+    pub(crate) fn state(mut self, state: OrderState) -> Self {
+        self.expected.state = Some(state);
+        self
+    }
+
+    /// The code and the reasons of the rejected call.
+    pub(crate) fn rejected(mut self, code: Code, reasons: &[&'static str]) -> Self {
+        self.expected.code = Some(code);
+        self.reasons(reasons)
+    }
+
+    /// The reasons in the response, or of the order's failed payment.
+    pub(crate) fn reasons(mut self, reasons: &[&'static str]) -> Self {
+        self.expected.reasons = reasons.to_vec();
+        self
+    }
+
+    /// The stored events of its trace. Without any, there must be none; no other event may have failed.
+    pub(crate) fn events(mut self, events: &[ExpectedEvent]) -> Self {
+        self.expected.events = events.to_vec();
+        self
     }
 
     /// A path that needs a dedicated system.
     pub(crate) fn with(mut self, flags: &'static [&'static str]) -> Self {
-        self.at = Where::Own(flags);
+        self.target = Target::Dedicated(flags);
         self
     }
 
-    /// Runs it in a trace of its own.
-    pub(crate) async fn play(&self, stage: Arc<Stage>) -> (Trace, Result<Report, Wrong>) {
-        let act = Act::new(stage);
-        let trace = act.trace;
-        (trace, (self.play)(act).await)
+    /// Runs it in a trace of its own, and compares the result with what is expected.
+    pub(crate) async fn execute(&self, setup: Arc<Setup>) -> (Trace, Result<Vec<String>, Failure>) {
+        let run = Run::new(setup);
+        let trace = run.trace;
+        let checked = async {
+            let outcome = (self.body)(run.clone()).await?;
+            self.expected.check(&run, outcome).await
+        };
+        (trace, checked.await)
     }
 
     /// Its result, for the output.
-    pub(crate) fn played(&self, (trace, result): (Trace, Result<Report, Wrong>), took: Duration) -> Played {
-        Played { name: self.name, about: self.about.clone(), trace: trace.id(), result, took }
+    pub(crate) fn finished(&self, (trace, result): (Trace, Result<Vec<String>, Failure>), took: Duration) -> Finished {
+        Finished { name: self.name, cause: self.cause.clone(), trace: trace.id(), result, took }
+    }
+
+    /// Its row of the table of failures.
+    pub(crate) fn row(&self) -> String {
+        let Self { name, cause, expected, .. } = self;
+        let [state, response, events] = expected.cells();
+        format!("| {cause} | `cargo run --release -- demo --only {name}` | {state} | {response} | {events} |")
     }
 }
 
-/// The output of a path that passed.
+/// What a path led to.
 #[derive(Debug, Default)]
-pub(crate) struct Report(Vec<String>);
+pub(crate) struct Outcome {
+    /// The order that the path created, if its state is checked.
+    pub(crate) order_id: Option<String>,
+    /// The status of the rejected call.
+    pub(crate) status: Option<Status>,
+    /// More lines for the output.
+    pub(crate) lines: Vec<String>,
+}
 
-impl Report {
-    /// Adds a line.
+impl Outcome {
+    pub(crate) fn order(order_id: String) -> Self {
+        Self { order_id: Some(order_id), ..Self::default() }
+    }
+
+    pub(crate) fn rejected(status: Status) -> Self {
+        Self { status: Some(status), ..Self::default() }
+    }
+
+    /// Adds a line to the output.
     pub(crate) fn line(mut self, line: impl Into<String>) -> Self {
-        self.0.push(line.into());
+        self.lines.push(line.into());
         self
-    }
-
-    /// The order's transitions, with the time since its creation.
-    pub(crate) fn history(self, order_id: &str, history: &[order_v1::OrderHistoryEntry]) -> Self {
-        let start = history.first().and_then(|entry| entry.time);
-        let steps: Vec<String> = history
-            .iter()
-            .map(|entry| format!("{} {}", text::state(entry.state), text::offset(start.as_ref(), entry.time.as_ref())))
-            .collect();
-        self.line(format!("order {order_id}")).line(steps.join(" → "))
-    }
-
-    /// The status that a call was rejected with.
-    pub(crate) fn refusal(self, status: &Status) -> Self {
-        self.line(error::refusal(status))
     }
 }
 
 /// Why a path failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Wrong {
-    #[error("{what} was refused: {}", error::refusal(.status))]
-    Refused { what: &'static str, status: Box<Status> },
+pub(crate) enum Failure {
+    #[error("{what} was rejected: {}", error::describe(.status))]
+    Rejected { what: &'static str, status: Box<Status> },
     #[error("{0}")]
     Unexpected(String),
     #[error("{0}: not within {1} s")]
-    Late(String, u64),
+    TimedOut(String, u64),
     #[error("its system: {0}")]
     System(#[from] Error),
 }
 
-impl Wrong {
-    pub(crate) fn refused(what: &'static str) -> impl FnOnce(Status) -> Self {
-        move |status| Self::Refused { what, status: Box::new(status) }
+impl Failure {
+    pub(crate) fn rejected(what: &'static str) -> impl FnOnce(Status) -> Self {
+        move |status| Self::Rejected { what, status: Box::new(status) }
     }
 }
 
 /// Fails unless both are equal.
-pub(crate) fn same<T: PartialEq + std::fmt::Debug>(what: &str, is: T, should: T) -> Result<(), Wrong> {
-    if is == should { Ok(()) } else { Err(Wrong::Unexpected(format!("{what}: expected {should:?}, got {is:?}"))) }
+pub(crate) fn expect_eq<T: PartialEq + std::fmt::Debug>(what: &str, actual: T, expected: T) -> Result<(), Failure> {
+    if actual == expected {
+        Ok(())
+    } else {
+        Err(Failure::Unexpected(format!("{what}: expected {expected:?}, got {actual:?}")))
+    }
 }
 
 /// A path that was run.
-pub(crate) struct Played {
+pub(crate) struct Finished {
     name: &'static str,
-    about: String,
+    cause: String,
     trace: String,
-    result: Result<Report, Wrong>,
+    result: Result<Vec<String>, Failure>,
     took: Duration,
 }
 
-impl Played {
+impl Finished {
     /// Prints the result, and returns whether it passed.
     ///
     /// # Errors
@@ -136,13 +175,13 @@ impl Played {
         out::line(format_args!(
             "{word} {:<26} {} ({:.1} s)\n       trace {}",
             self.name,
-            self.about,
+            self.cause,
             self.took.as_secs_f64(),
             self.trace
         ))?;
         match &self.result {
-            Ok(report) => report.0.iter().try_for_each(|line| out::line(format_args!("       {line}")))?,
-            Err(wrong) => out::line(format_args!("       {wrong}"))?,
+            Ok(lines) => lines.iter().try_for_each(|line| out::line(format_args!("       {line}")))?,
+            Err(failure) => out::line(format_args!("       {failure}"))?,
         }
         Ok(self.result.is_ok())
     }

@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
-use crate::error::{Error, refusal};
+use crate::error::{Error, describe};
 use crate::events::Filter;
 use crate::events::session::Session;
 use crate::out;
@@ -19,7 +19,6 @@ const SILENCE: Duration = Duration::from_secs(35);
 const BACKOFF: Duration = Duration::from_millis(100);
 const BACKOFF_CAP: Duration = Duration::from_secs(5);
 
-/// Follows events.
 pub(crate) struct Follower {
     session: Session,
     filter: Filter,
@@ -37,7 +36,7 @@ impl Follower {
     /// The call is rejected.
     pub(crate) async fn begin(session: Session, filter: Filter) -> Result<Self, Error> {
         let mut follower = Self { session, filter, cursor: String::new(), stream: None, failures: 0 };
-        let bookmark = follower.message().await.map_err(Error::refused("WatchTraceEvents"))?;
+        let bookmark = follower.message().await.map_err(Error::rejected("WatchTraceEvents"))?;
         follower.cursor = bookmark.cursor;
         // The position is known; the stream would be ended by the server if it were not read while the window is.
         follower.stream = None;
@@ -96,16 +95,16 @@ impl Follower {
                 // An expired token is not a failure; a new token that is rejected is.
                 Ok(()) if self.failures == 1 => return Ok(()),
                 Ok(()) => {}
-                Err(Error::Refused { status: refused, .. }) => status = *refused,
+                Err(Error::Rejected { status: rejected, .. }) => status = *rejected,
                 Err(error) => return Err(error),
             }
         }
         if !may_pass(status.code()) {
-            return Err(Error::refused("WatchTraceEvents")(status));
+            return Err(Error::rejected("WatchTraceEvents")(status));
         }
-        let asked = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-        let wait = backoff(self.failures, BACKOFF, BACKOFF_CAP, rand::random()).max(asked.min(BACKOFF_CAP));
-        let message = refusal(&status);
+        let requested = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
+        let wait = backoff(self.failures, BACKOFF, BACKOFF_CAP, rand::random()).max(requested.min(BACKOFF_CAP));
+        let message = describe(&status);
         out::complain(format_args!("the stream ended ({message}); resuming in {:.1} s", wait.as_secs_f64()));
         sleep(wait).await;
         Ok(())

@@ -17,7 +17,6 @@ use crate::text;
 const RED: &str = "\x1b[31m";
 const PLAIN: &str = "\x1b[0m";
 
-/// The output format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Form {
     /// Columns
@@ -26,7 +25,6 @@ pub(crate) enum Form {
     Json,
 }
 
-/// Prints events.
 pub(crate) struct Printer {
     form: Form,
     /// Whether failures are printed in red.

@@ -12,7 +12,6 @@ use tonic::{Code, Status, Streaming};
 use crate::error::Error;
 use crate::system::{System, request};
 
-/// The operator's session.
 pub(crate) struct Session {
     system: System,
     token: Mutex<String>,
@@ -52,14 +51,14 @@ impl Session {
     /// The call is rejected, for another reason than an expired token.
     pub(crate) async fn list(&self, message: ListTraceEventsRequest) -> Result<ListTraceEventsResponse, Error> {
         let first = self.events().list_trace_events(request(message.clone(), &self.token(), None)).await;
-        let answer = match first {
+        let response = match first {
             Err(status) if status.code() == Code::Unauthenticated => {
                 self.renew().await?;
                 self.events().list_trace_events(request(message, &self.token(), None)).await
             }
-            answer => answer,
+            response => response,
         };
-        Ok(answer.map_err(Error::refused("ListTraceEvents"))?.into_inner())
+        Ok(response.map_err(Error::rejected("ListTraceEvents"))?.into_inner())
     }
 
     /// A stream of events.

@@ -21,19 +21,19 @@ use tonic_types::StatusExt;
 use crate::catalog;
 use crate::data_dir::Login;
 use crate::error::{Error, reason};
-use crate::load::mix::Deed;
-use crate::load::seen::Seen;
+use crate::load::mix::Behaviour;
+use crate::load::statistics::Statistics;
 use crate::system::{System, request};
 use crate::text;
 
 /// Maximum attempts at a call.
-const MOST_TRIES: u32 = 6;
+const MAX_ATTEMPTS: u32 = 6;
 const BACKOFF: Duration = Duration::from_millis(50);
 const BACKOFF_CAP: Duration = Duration::from_secs(1);
 /// A customer that cancels does so within this time.
-const SECOND_THOUGHTS_MS: u64 = 40;
+const CANCEL_WITHIN_MS: u64 = 40;
 /// The stock of the SKU that customers compete for.
-const FEW: i64 = 50;
+const SCARCE_UNITS: i64 = 50;
 
 /// An account, and its newest access token.
 pub(crate) struct Account {
@@ -56,7 +56,7 @@ impl Account {
             display_name: "Load".into(),
         };
         let mut users = UserServiceClient::new(system.user.clone());
-        users.register(request(message, "", None)).await.map_err(Error::refused("the registration"))?;
+        users.register(request(message, "", None)).await.map_err(Error::rejected("the registration"))?;
         let token = Mutex::new(system.login(&login).await?);
         Ok(Self { login, token })
     }
@@ -73,95 +73,98 @@ impl Account {
     }
 }
 
-/// The shop's system, and the customers' limits.
+/// Places orders at a system, within the customers' limits.
 #[derive(Clone)]
-pub(crate) struct Shop {
+pub(crate) struct OrderPlacer {
     pub(crate) system: System,
-    seen: Seen,
+    statistics: Statistics,
     skus: Arc<Vec<String>>,
     scarce: bool,
     /// Maximum attempts at a call.
-    pub(crate) most_tries: u32,
+    pub(crate) max_attempts: u32,
     /// Maximum wait for an order to finish; `None`: unlimited.
-    pub(crate) most_wait: Option<Duration>,
+    pub(crate) max_wait: Option<Duration>,
 }
 
-impl Shop {
-    pub(crate) fn new(system: System, seen: Seen, scarce: bool) -> Self {
+impl OrderPlacer {
+    pub(crate) fn new(system: System, statistics: Statistics, scarce: bool) -> Self {
         let is_plenty = |sku: &String| sku != catalog::SCARCE && sku != catalog::FOREIGN;
         let plenty = catalog::stock().into_iter().map(|stock| stock.sku).filter(is_plenty).collect();
         let skus = if scarce { vec![catalog::SCARCE.to_owned()] } else { plenty };
-        Self { system, seen, skus: Arc::new(skus), scarce, most_tries: MOST_TRIES, most_wait: None }
+        Self { system, statistics, skus: Arc::new(skus), scarce, max_attempts: MAX_ATTEMPTS, max_wait: None }
     }
 
     /// Adds the little stock that customers compete for.
     ///
     /// # Errors
     /// The operator cannot log in, or the stock cannot be changed.
-    pub(crate) async fn stock_few(&self) -> Result<(), Error> {
+    pub(crate) async fn add_scarce_stock(&self) -> Result<(), Error> {
         let message = order_v1::AdjustStockRequest {
             request_id: SystemIds.uuid().to_string(),
             sku: catalog::SCARCE.to_owned(),
-            delta: FEW,
+            delta: SCARCE_UNITS,
             write_off: false,
         };
         let token = self.system.operator_token().await?;
         let mut inventory = InventoryServiceClient::new(self.system.order.clone());
-        inventory.adjust_stock(request(message, &token, None)).await.map_err(Error::refused("AdjustStock"))?;
+        inventory.adjust_stock(request(message, &token, None)).await.map_err(Error::rejected("AdjustStock"))?;
         Ok(())
     }
 
     /// Places one order and follows it to its final state.
-    pub(crate) async fn order(&self, account: &Account, deed: Deed, mut random: StdRng, intended: Instant) {
-        let wish = self.wish(deed, &mut random);
-        let created = self.insist("CreateOrder", account, wish, &mut random, |mut client, request| async move {
-            client.create_order(request).await
-        });
+    pub(crate) async fn order(&self, account: &Account, behaviour: Behaviour, mut random: StdRng, intended: Instant) {
+        let message = self.order_request(behaviour, &mut random);
+        let created =
+            self.call_with_retries("CreateOrder", account, message, &mut random, |mut client, request| async move {
+                client.create_order(request).await
+            });
         let order_id = match created.await {
             Ok(created) => created.order.unwrap_or_default().order_id,
             Err(status) => {
                 let reason = reason(&status);
-                let is_expected = self.most_wait.is_some() || (self.scarce && reason == "INSUFFICIENT_STOCK");
-                return self.seen.ended(deed, &format!("no order: {reason}"), None, !is_expected);
+                let is_expected = self.max_wait.is_some() || (self.scarce && reason == "INSUFFICIENT_STOCK");
+                return self.statistics.ended(behaviour, &format!("no order: {reason}"), None, !is_expected);
             }
         };
         match order_id.parse::<OrderId>() {
-            Ok(order) => self.seen.acknowledged_after(order, intended.elapsed()),
-            Err(_) => return self.seen.ended(deed, "an answer without an order", None, true),
+            Ok(order) => self.statistics.acknowledged_after(order, intended.elapsed()),
+            Err(_) => return self.statistics.ended(behaviour, "an answer without an order", None, true),
         }
-        if deed.cancels() {
-            tokio::time::sleep(Duration::from_millis(random.random_range(0..SECOND_THOUGHTS_MS))).await;
+        if behaviour.cancels() {
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..CANCEL_WITHIN_MS))).await;
             let message = order_v1::CancelOrderRequest { order_id: order_id.clone() };
-            // Too late is a valid answer.
+            // Too late is a valid response.
             let _ = self
-                .insist("CancelOrder", account, message, &mut random, |mut client, request| async move {
+                .call_with_retries("CancelOrder", account, message, &mut random, |mut client, request| async move {
                     client.cancel_order(request).await
                 })
                 .await;
         }
         let watched = self.watch_to_the_end(account, &order_id, &mut random);
-        let end = match self.most_wait {
-            Some(most) => tokio::time::timeout(most, watched).await.ok(),
+        let end = match self.max_wait {
+            Some(max) => tokio::time::timeout(max, watched).await.ok(),
             None => Some(watched.await),
         };
         match end {
             Some(Ok(state)) => {
-                let is_surprise = self.most_wait.is_none() && !deed.may_end(&state);
-                self.seen.ended(deed, &state, Some(intended.elapsed()), is_surprise);
+                let is_unexpected = self.max_wait.is_none() && !behaviour.may_end(&state);
+                self.statistics.ended(behaviour, &state, Some(intended.elapsed()), is_unexpected);
             }
-            Some(Err(status)) => self.seen.ended(deed, &format!("not seen: {}", describe(&status)), None, true),
-            None => self.seen.ended(deed, "not waited for", None, false),
+            Some(Err(status)) => {
+                self.statistics.ended(behaviour, &format!("not seen: {}", code_and_reason(&status)), None, true)
+            }
+            None => self.statistics.ended(behaviour, "not waited for", None, false),
         }
     }
 
-    fn wish(&self, deed: Deed, random: &mut StdRng) -> order_v1::CreateOrderRequest {
+    fn order_request(&self, behaviour: Behaviour, random: &mut StdRng) -> order_v1::CreateOrderRequest {
         let first = random.random_range(0..self.skus.len());
         let count = random.random_range(1..=3.min(self.skus.len()));
         let items = self.skus.iter().cycle().skip(first).take(count);
         order_v1::CreateOrderRequest {
             request_id: SystemIds.uuid().to_string(),
             items: items.map(|sku| order_v1::OrderItem { sku: sku.clone(), quantity: 1 }).collect(),
-            payment_method: deed.payment_method(random).to_owned(),
+            payment_method: behaviour.payment_method(random).to_owned(),
             shipping_address: Some(Address {
                 recipient: "Load".into(),
                 lines: vec!["Main Street 1".into()],
@@ -174,8 +177,8 @@ impl Shop {
         }
     }
 
-    /// Makes a call, and retries it while that may help: with the same request, so that it is executed once.
-    async fn insist<M, T, F>(
+    /// Makes a call, and retries it with the same message: its request id, if it has one, makes it take effect once.
+    async fn call_with_retries<M, T, F>(
         &self,
         name: &str,
         account: &Account,
@@ -187,28 +190,29 @@ impl Shop {
         M: Clone,
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
-        let mut tries = 1;
+        let mut attempts = 1;
         loop {
             let client = OrderServiceClient::new(self.system.order.clone());
             let status = match call(client, request(message.clone(), &account.token(), None)).await {
-                Ok(answer) => return Ok(answer.into_inner()),
+                Ok(response) => return Ok(response.into_inner()),
                 Err(status) => status,
             };
-            if !self.may_help(account, &status, name).await || tries >= self.most_tries {
+            if !self.handle_rejection(account, &status, name).await || attempts >= self.max_attempts {
                 return Err(status);
             }
-            self.seen.tried_again();
-            let asked = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-            let wait = backoff(tries, BACKOFF, BACKOFF_CAP, random.random());
-            tokio::time::sleep(wait.max(asked.min(BACKOFF_CAP))).await;
-            tries = tries.saturating_add(1);
+            self.statistics.retried();
+            let requested = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
+            let wait = backoff(attempts, BACKOFF, BACKOFF_CAP, random.random());
+            tokio::time::sleep(wait.max(requested.min(BACKOFF_CAP))).await;
+            attempts = attempts.saturating_add(1);
         }
     }
 
-    /// Counts a rejected call, and logs in again if its token has expired; returns whether a retry may help.
-    async fn may_help(&self, account: &Account, status: &Status, name: &str) -> bool {
-        let is_patient = self.most_wait.is_some();
-        let may = match status.code() {
+    /// Counts a rejected call, and logs in again if it is unauthenticated; returns whether the call is retried, if attempts
+    /// are left. With unlimited patience (`max_wait`), errors of the server are retried too.
+    async fn handle_rejection(&self, account: &Account, status: &Status, name: &str) -> bool {
+        let is_patient = self.max_wait.is_some();
+        let is_retried = match status.code() {
             Code::Unauthenticated => {
                 account.renew(&self.system).await;
                 true
@@ -227,11 +231,11 @@ impl Shop {
             | Code::Unimplemented
             | Code::DataLoss => false,
         };
-        // An order may be cancelled too late: a CancelOrder that is not retried is not counted.
-        if may || name != "CancelOrder" {
-            self.seen.refused(format!("{name}: {}", describe(status)));
+        // A CancelOrder that comes too late is expected: only the statuses that are retried are counted.
+        if is_retried || name != "CancelOrder" {
+            self.statistics.rejected(format!("{name}: {}", code_and_reason(status)));
         }
-        may
+        is_retried
     }
 
     /// Watches an order to its final state, or NEEDS_ATTENTION.
@@ -240,7 +244,7 @@ impl Shop {
         loop {
             let message = order_v1::WatchOrderRequest { order_id: order_id.to_owned(), after_version };
             let mut steps = self
-                .insist("WatchOrder", account, message, random, |mut client, request| async move {
+                .call_with_retries("WatchOrder", account, message, random, |mut client, request| async move {
                     client.watch_order(request).await
                 })
                 .await?;
@@ -256,8 +260,8 @@ impl Shop {
                     }
                     Ok(None) => return Ok(text::state(last.into()).to_owned()),
                     Err(status) => {
-                        self.seen.watched_again();
-                        if !self.may_help(account, &status, "WatchOrder").await {
+                        self.statistics.rewatched();
+                        if !self.handle_rejection(account, &status, "WatchOrder").await {
                             return Err(status);
                         }
                         break;
@@ -269,6 +273,6 @@ impl Shop {
 }
 
 /// Code and reason: few distinct texts, so that they can be counted.
-fn describe(status: &Status) -> String {
+fn code_and_reason(status: &Status) -> String {
     format!("{:?} {}", status.code(), reason(status)).trim_end().to_owned()
 }

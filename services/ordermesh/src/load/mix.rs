@@ -7,18 +7,17 @@ use std::str::FromStr;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-/// A customer's behaviour.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) enum Deed {
+pub(crate) enum Behaviour {
     /// Pays; fulfilment starts.
     Happy,
     /// The payment is declined.
     Declined,
     /// Cancels shortly after creating the order.
     Cancel,
-    /// The gateway never answers, and has not charged.
+    /// The gateway never responds, and has not charged.
     Silent,
-    /// The gateway charges, but its answer is lost.
+    /// The gateway charges, but its response is lost.
     Lost,
     /// The gateway is unavailable three times.
     Flaky,
@@ -28,7 +27,7 @@ pub(crate) enum Deed {
     Refund,
 }
 
-impl Deed {
+impl Behaviour {
     const ALL: [Self; 8] =
         [Self::Happy, Self::Declined, Self::Cancel, Self::Silent, Self::Lost, Self::Flaky, Self::Slow, Self::Refund];
 
@@ -81,9 +80,8 @@ impl Deed {
     }
 }
 
-/// Behaviours with weights.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Mix(BTreeMap<Deed, u32>);
+pub(crate) struct Mix(BTreeMap<Behaviour, u32>);
 
 impl FromStr for Mix {
     type Err = String;
@@ -93,10 +91,10 @@ impl FromStr for Mix {
         for part in text.split(',') {
             let wrong = || format!("{part:?} is not NAME=WEIGHT, as in happy=90,declined=5,cancel=3,silent=2");
             let (name, weight) = part.split_once('=').ok_or_else(wrong)?;
-            let known = || Deed::ALL.map(Deed::name).join(", ");
-            let deed = Deed::ALL.into_iter().find(|deed| deed.name() == name.trim());
-            let deed = deed.ok_or_else(|| format!("unknown behaviour {name:?}; one of {}", known()))?;
-            weights.insert(deed, weight.trim().parse::<u16>().map_err(|_| wrong())?.into());
+            let known = || Behaviour::ALL.map(Behaviour::name).join(", ");
+            let behaviour = Behaviour::ALL.into_iter().find(|behaviour| behaviour.name() == name.trim());
+            let behaviour = behaviour.ok_or_else(|| format!("unknown behaviour {name:?}; one of {}", known()))?;
+            weights.insert(behaviour, weight.trim().parse::<u16>().map_err(|_| wrong())?.into());
         }
         if weights.values().sum::<u32>() == 0 {
             return Err("at least one weight must not be 0".to_owned());
@@ -107,22 +105,23 @@ impl FromStr for Mix {
 
 impl fmt::Display for Mix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts: Vec<String> = self.0.iter().map(|(deed, weight)| format!("{}={weight}", deed.name())).collect();
+        let parts: Vec<String> =
+            self.0.iter().map(|(behaviour, weight)| format!("{}={weight}", behaviour.name())).collect();
         f.write_str(&parts.join(","))
     }
 }
 
 impl Mix {
     /// Draws a behaviour at random.
-    pub(crate) fn draw(&self, random: &mut StdRng) -> Deed {
+    pub(crate) fn draw(&self, random: &mut StdRng) -> Behaviour {
         let mut left = random.random_range(0..self.0.values().sum::<u32>());
-        for (deed, weight) in &self.0 {
+        for (behaviour, weight) in &self.0 {
             if left < *weight {
-                return *deed;
+                return *behaviour;
             }
             left -= weight;
         }
-        Deed::Happy
+        Behaviour::Happy
     }
 }
 
@@ -136,7 +135,7 @@ mod tests {
         let mix: Mix = "happy=90,declined=5,cancel=3,silent=2".parse().expect("a mix");
         assert_eq!(mix.to_string(), "happy=90,declined=5,cancel=3,silent=2");
         let mut random = StdRng::seed_from_u64(7);
-        let happy = (0..10_000).filter(|_| mix.draw(&mut random) == Deed::Happy).count();
+        let happy = (0..10_000).filter(|_| mix.draw(&mut random) == Behaviour::Happy).count();
         assert!((8_800..9_200).contains(&happy), "{happy}");
         let mut again = (StdRng::seed_from_u64(7), StdRng::seed_from_u64(7));
         assert!((0..100).all(|_| mix.draw(&mut again.0) == mix.draw(&mut again.1)), "the same seed draws the same");

@@ -7,8 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
-use crate::load::pace::Amount;
-use crate::load::seen::Seen;
+use crate::load::load_model::StopCondition;
+use crate::load::statistics::Statistics;
 use crate::out;
 
 const ON_A_TERMINAL: Duration = Duration::from_millis(200);
@@ -18,21 +18,21 @@ const ELSEWHERE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The output cannot be written.
-pub(crate) async fn watch(seen: Seen, amount: Amount, stop: CancellationToken) -> Result<(), Error> {
+pub(crate) async fn watch(statistics: Statistics, until: StopCondition, stop: CancellationToken) -> Result<(), Error> {
     let _stop = stop.clone().drop_guard();
     let is_terminal = std::io::stderr().is_terminal();
-    let bar = is_terminal.then(|| bar(amount));
+    let bar = is_terminal.then(|| bar(until));
     let every = if is_terminal { ON_A_TERMINAL } else { ELSEWHERE };
     let start = Instant::now();
-    let (mut last, mut last_time) = (seen.so_far(), start);
+    let (mut last, mut last_time) = (statistics.so_far(), start);
     while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
-        let (now, time) = (seen.so_far(), Instant::now());
+        let (now, time) = (statistics.so_far(), Instant::now());
         let seconds = time.duration_since(last_time).as_secs_f64();
         let rate = |now: u64, last: u64| f64::from(u32::try_from(now - last).unwrap_or(u32::MAX)) / seconds;
         let text = format!("{:.0} acknowledged/s, {:.0} finished/s", rate(now.0, last.0), rate(now.1, last.1));
         match &bar {
             Some(bar) => {
-                let done = match (amount.orders, amount.duration) {
+                let done = match (until.orders, until.duration) {
                     (None, Some(_)) => start.elapsed().as_secs(),
                     (_, _) => now.1,
                 };
@@ -54,8 +54,8 @@ pub(crate) async fn watch(seen: Seen, amount: Amount, stop: CancellationToken) -
     Ok(())
 }
 
-fn bar(amount: Amount) -> ProgressBar {
-    let (length, unit) = match (amount.orders, amount.duration) {
+fn bar(until: StopCondition) -> ProgressBar {
+    let (length, unit) = match (until.orders, until.duration) {
         (Some(orders), _) => (orders, "orders"),
         (None, duration) => (duration.unwrap_or_default().as_secs(), "s"),
     };

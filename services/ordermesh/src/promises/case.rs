@@ -16,9 +16,7 @@ use super::{Promise, Report, Sources, Violation};
 /// An order with everything that belongs to it.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// The order.
     pub order: AuditedOrder,
-    /// Its payment.
     pub payment: Option<Payment>,
     /// The payment's attempts, oldest first.
     pub attempts: Vec<Attempt>,

@@ -17,7 +17,6 @@ pub enum Promise {
 }
 
 impl Promise {
-    /// Every promise.
     pub const ALL: [Self; 4] = [Self::NeverLost, Self::ChargedOnce, Self::StockAddsUp, Self::OneEvent];
 
     /// The number in the README.
@@ -41,10 +40,8 @@ impl Promise {
     }
 }
 
-/// A broken promise.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Violation {
-    /// The promise.
     pub promise: Promise,
     /// An order's id, a SKU, a session.
     pub subject: String,
@@ -71,7 +68,6 @@ pub struct Report {
     pub refused_events: u64,
     /// Orders that changed at every read, and so could not be verified.
     pub restless: u64,
-    /// All violations.
     pub violations: BTreeSet<Violation>,
 }
 

@@ -10,12 +10,12 @@ use payment::payment::DeclineCode;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::faults::{Act, Spot};
-use crate::scripts::{Deed, Script, Weather, scripts};
-use crate::world::On;
+use crate::faults::{Injection, Spot};
+use crate::scripts::{Action, Environment, Script, scripts};
+use crate::system::On;
 
 /// Concurrent runs: each waits now and then.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT: usize = 8;
 
 /// The work of a suite.
 #[derive(Default)]
@@ -25,34 +25,34 @@ struct Tally {
 }
 
 impl Tally {
-    fn tell(&self, what: &str, spots: usize) {
+    fn print(&self, what: &str, spots: usize) {
         let (runs, checks) = (self.runs.load(Ordering::SeqCst), self.checks.load(Ordering::SeqCst));
         println!("{what}: {runs} runs, {spots} fault points, all promises verified {checks} times");
     }
 }
 
 /// Runs a script with crashes; returns the fault points visited, and whether all crashes have happened.
-async fn play(script: Script, on: On, crashes: &[Spot], restarts: bool, tally: &Tally) -> (BTreeSet<Spot>, bool) {
-    let (world, mut order) = script.world(on).await;
+async fn run(script: Script, on: On, crashes: &[Spot], restarts: bool, tally: &Tally) -> (BTreeSet<Spot>, bool) {
+    let (system, mut order) = script.system(on).await;
     for spot in crashes {
-        world.plan.add(*spot, Act::Die);
+        system.plan.add(*spot, Injection::Crash);
     }
-    world.to_rest(&mut order, restarts).await;
-    let all_died = world.plan.is_over();
+    system.drive_to_completion(&mut order, restarts).await;
+    let all_crashed = system.plan.is_over();
     // A cancellation at a fault point that was not visited (because of a crash) does not happen.
-    world.plan.forget();
-    script.has_ended_right(&world, &format!("crashes at {crashes:?}, restarts {restarts}")).await;
+    system.plan.forget();
+    script.check_result(&system, &format!("crashes at {crashes:?}, restarts {restarts}")).await;
     tally.runs.fetch_add(1, Ordering::SeqCst);
-    tally.checks.fetch_add(world.checks(), Ordering::SeqCst);
-    (world.plan.visited(), all_died)
+    tally.checks.fetch_add(system.checks(), Ordering::SeqCst);
+    (system.plan.visited(), all_crashed)
 }
 
 /// The fault points of every script without crashes.
 async fn spots(on: On, scripts: &[Script], tally: &Arc<Tally>) -> Vec<(Script, Vec<Spot>)> {
     let mut found = Vec::new();
     for script in scripts {
-        let (visited, over) = play(*script, on, &[], false, tally).await;
-        assert!(over || script.deed != Deed::None, "{script:?}");
+        let (visited, over) = run(*script, on, &[], false, tally).await;
+        assert!(over || script.action != Action::None, "{script:?}");
         found.push((*script, visited.into_iter().collect()));
     }
     found
@@ -62,14 +62,14 @@ type Run = (Script, Vec<Spot>, bool);
 
 /// Runs all, some concurrently; returns the fault points at which a crash happened.
 async fn play_all(on: On, runs: Vec<Run>, tally: &Arc<Tally>) -> BTreeSet<Spot> {
-    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
     let mut playing = JoinSet::new();
     for (script, crashes, restarts) in runs {
         let (permits, tally) = (permits.clone(), tally.clone());
         playing.spawn(async move {
             let _permit = permits.acquire_owned().await.expect("open");
-            let (_, all_died) = play(script, on, &crashes, restarts, &tally).await;
-            if all_died { crashes } else { Vec::new() }
+            let (_, all_crashed) = run(script, on, &crashes, restarts, &tally).await;
+            if all_crashed { crashes } else { Vec::new() }
         });
     }
     let mut died_at = BTreeSet::new();
@@ -117,14 +117,14 @@ async fn a_crash_at_every_fault_point_of_every_script_is_survived() {
     let crashes = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot])));
     let runs = crashes.enumerate().map(|(index, (script, crash))| (script, crash, index % 2 == 0));
     let died_at = play_all(On::Memory, runs.collect(), &tally).await;
-    tally.tell("one crash", died_at.len());
+    tally.print("one crash", died_at.len());
     assert_eq!(died_at, expected(), "there is a crash at every possible fault point");
 }
 
 /// The scripts that differ in their pending effects: all decline codes are handled alike.
 fn differing_scripts() -> Vec<Script> {
     let is_one_of_many = |script: &Script| {
-        matches!(script.weather, Weather::Declines(code)
+        matches!(script.environment, Environment::Declines(code)
             if !matches!(code, DeclineCode::InsufficientFunds | DeclineCode::InvalidPaymentDetails))
     };
     scripts().into_iter().filter(|script| !is_one_of_many(script)).collect()
@@ -132,10 +132,10 @@ fn differing_scripts() -> Vec<Script> {
 
 /// There are many pairs of crashes: only scripts whose action comes when most is in flight.
 fn double_scripts() -> Vec<Script> {
-    let is_chosen = |script: &Script| match script.deed {
-        Deed::None => true,
-        Deed::Cancels(spot) => spot == crate::scripts::HAPPY_SPOTS[2],
-        Deed::WritesOff(spot) => spot == crate::scripts::HAPPY_SPOTS[2] && script.weather == Weather::Fine,
+    let is_chosen = |script: &Script| match script.action {
+        Action::None => true,
+        Action::Cancels(spot) => spot == crate::scripts::HAPPY_SPOTS[2],
+        Action::WritesOff(spot) => spot == crate::scripts::HAPPY_SPOTS[2] && script.environment == Environment::Healthy,
     };
     differing_scripts().into_iter().filter(is_chosen).collect()
 }
@@ -144,7 +144,7 @@ fn double_scripts() -> Vec<Script> {
 async fn every_script_reaches_its_expected_state() {
     let tally = Arc::new(Tally::default());
     let found = spots(On::Memory, &scripts(), &tally).await;
-    tally.tell("every script", found.len());
+    tally.print("every script", found.len());
     assert!(found.len() > 100);
 }
 
@@ -159,47 +159,48 @@ async fn two_crashes_are_survived_like_one() {
         }
     }
     let died_at = play_all(On::Memory, runs, &tally).await;
-    tally.tell("two crashes", died_at.len());
+    tally.print("two crashes", died_at.len());
     assert_eq!(died_at, expected());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn duplicate_calls_take_effect_once() {
     let tally = Arc::new(Tally::default());
-    let twice = |deed: Deed| Script { weather: Weather::Twice, deed };
-    let deeds = crate::scripts::HAPPY_SPOTS.into_iter().flat_map(|spot| [Deed::Cancels(spot), Deed::WritesOff(spot)]);
-    let scripts: Vec<Script> = std::iter::once(Deed::None).chain(deeds).map(twice).collect();
+    let twice = |action: Action| Script { environment: Environment::Twice, action };
+    let deeds =
+        crate::scripts::HAPPY_SPOTS.into_iter().flat_map(|spot| [Action::Cancels(spot), Action::WritesOff(spot)]);
+    let scripts: Vec<Script> = std::iter::once(Action::None).chain(deeds).map(twice).collect();
     let found = spots(On::Memory, &scripts, &tally).await;
     let runs = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot], false)));
     let died_at = play_all(On::Memory, runs.collect(), &tally).await;
-    tally.tell("every call duplicated, and one crash", died_at.len());
+    tally.print("every call duplicated, and one crash", died_at.len());
     assert!(died_at.len() >= 10, "{died_at:?}");
 }
 
 /// A driver stalls at a fault point, holding its lease; another one takes over when it expires, and completes the
 /// order; then the first resumes.
 async fn stand_still(script: Script, spot: Spot, tally: &Tally) -> bool {
-    let (world, mut order) = script.world(On::Memory).await;
-    world.plan.add(spot, Act::Stall);
-    world.to_rest(&mut order, false).await;
-    let stood_still = world.is_standing();
+    let (system, mut order) = script.system(On::Memory).await;
+    system.plan.add(spot, Injection::Stall);
+    system.drive_to_completion(&mut order, false).await;
+    let stood_still = system.has_stalled();
     if stood_still {
-        world.let_go().await;
+        system.resume().await;
         // The pending effects left by the late driver, if any, are driven too.
-        world.later();
-        world.to_rest(&mut order, false).await;
+        system.make_due();
+        system.drive_to_completion(&mut order, false).await;
     }
-    world.plan.forget();
-    script.has_ended_right(&world, &format!("stalled at {spot:?}")).await;
+    system.plan.forget();
+    script.check_result(&system, &format!("stalled at {spot:?}")).await;
     tally.runs.fetch_add(1, Ordering::SeqCst);
-    tally.checks.fetch_add(world.checks(), Ordering::SeqCst);
+    tally.checks.fetch_add(system.checks(), Ordering::SeqCst);
     stood_still
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_lease_owner_that_resumes_late_breaks_nothing() {
     let tally = Arc::new(Tally::default());
-    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
     let mut playing = JoinSet::new();
     for (script, spots) in spots(On::Memory, &differing_scripts(), &tally).await {
         for spot in spots {
@@ -214,21 +215,21 @@ async fn a_stalled_lease_owner_that_resumes_late_breaks_nothing() {
     while let Some(played) = playing.join_next().await {
         stood_at.extend(played.expect("the run does not panic"));
     }
-    tally.tell("a late owner", stood_at.len());
+    tally.print("a late owner", stood_at.len());
     assert_eq!(stood_at, expected(), "there is a stall at every possible fault point");
 }
 
 /// A selection of scripts for the slower stores.
 fn some_scripts() -> Vec<Script> {
     let all = scripts();
-    let kinds = all.iter().filter(|script| script.deed == Deed::None).take(7);
+    let kinds = all.iter().filter(|script| script.action == Action::None).take(7);
     let charged = ("payment", AfterEffect, "PENDING");
     let deeds = [
-        (Weather::Fine, Deed::Cancels(charged)),
-        (Weather::Fine, Deed::WritesOff(charged)),
-        (Weather::RefundRefused, Deed::Cancels(charged)),
+        (Environment::Healthy, Action::Cancels(charged)),
+        (Environment::Healthy, Action::WritesOff(charged)),
+        (Environment::RefundRefused, Action::Cancels(charged)),
     ];
-    kinds.copied().chain(deeds.map(|(weather, deed)| Script { weather, deed })).collect()
+    kinds.copied().chain(deeds.map(|(environment, action)| Script { environment, action })).collect()
 }
 
 async fn on_another_store(on: On, what: &str) {
@@ -237,7 +238,7 @@ async fn on_another_store(on: On, what: &str) {
     let there: BTreeSet<Spot> = found.iter().flat_map(|(_, spots)| spots).copied().collect();
     let runs = found.iter().flat_map(|(script, spots)| spots.iter().map(|spot| (*script, vec![*spot], false)));
     let died_at = play_all(on, runs.collect(), &tally).await;
-    tally.tell(what, died_at.len());
+    tally.print(what, died_at.len());
     assert_eq!(died_at, there);
     assert!(there.len() > 20, "{there:?}");
 }
@@ -249,7 +250,7 @@ async fn crashes_on_sqlite_files_are_survived_as_in_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_on_postgresql_are_survived_as_in_memory() {
-    if testdb::postgres().is_some() {
+    if testkit::postgres().is_some() {
         on_another_store(On::Postgres, "one crash on PostgreSQL").await;
     }
 }

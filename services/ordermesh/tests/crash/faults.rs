@@ -9,17 +9,16 @@ use futures_util::future::BoxFuture;
 use kernel::{FaultPoint, FaultSite, Faults};
 use tokio::sync::{Notify, watch};
 
-use crate::world::Api;
+use crate::system::Api;
 
 /// A fault point of the order's or the payment's driver: service, point, state.
 pub(crate) type Spot = (&'static str, FaultPoint, &'static str);
 
 /// A fault or an action at a fault point, once.
 #[derive(Clone, Debug)]
-pub(crate) enum Act {
+pub(crate) enum Injection {
     /// The driver's process crashes.
-    Die,
-    /// The customer cancels.
+    Crash,
     Cancel,
     /// The stock is written off.
     WriteOff,
@@ -27,26 +26,25 @@ pub(crate) enum Act {
     Stall,
 }
 
-/// The plan of a run. Each act is performed once, when its fault point is first visited.
+/// The plan of a run. Each injection is performed once, when its fault point is first visited.
 #[derive(Default)]
 pub(crate) struct Plan {
-    acts: Mutex<VecDeque<(Spot, Act)>>,
+    injections: Mutex<VecDeque<(Spot, Injection)>>,
     visited: Mutex<BTreeSet<Spot>>,
-    died: watch::Sender<BTreeSet<String>>,
+    crashed: watch::Sender<BTreeSet<String>>,
     stalled: watch::Sender<Option<String>>,
     gate: Notify,
-    /// Verifies the promises and performs actions: set once there is a world.
+    /// Verifies the promises and performs actions: set once there is a system.
     pub(crate) api: Mutex<Option<Api>>,
 }
 
 impl Plan {
-    pub(crate) fn new(acts: impl IntoIterator<Item = (Spot, Act)>) -> Arc<Self> {
-        Arc::new(Self { acts: Mutex::new(acts.into_iter().collect()), ..Self::default() })
+    pub(crate) fn new(injections: impl IntoIterator<Item = (Spot, Injection)>) -> Arc<Self> {
+        Arc::new(Self { injections: Mutex::new(injections.into_iter().collect()), ..Self::default() })
     }
 
-    /// Adds an act.
-    pub(crate) fn add(&self, spot: Spot, act: Act) {
-        lock(&self.acts).push_back((spot, act));
+    pub(crate) fn add(&self, spot: Spot, injection: Injection) {
+        lock(&self.injections).push_back((spot, injection));
     }
 
     /// The fault points visited.
@@ -54,24 +52,24 @@ impl Plan {
         lock(&self.visited).clone()
     }
 
-    /// Whether every planned act was performed.
+    /// Whether every planned injection was performed.
     pub(crate) fn is_over(&self) -> bool {
-        lock(&self.acts).is_empty()
+        lock(&self.injections).is_empty()
     }
 
-    /// Drops the acts that were not performed.
+    /// Drops the injections that were not performed.
     pub(crate) fn forget(&self) {
-        lock(&self.acts).clear();
+        lock(&self.injections).clear();
     }
 
-    pub(crate) fn has_died(&self, instance: &str) -> bool {
-        self.died.borrow().contains(instance)
+    pub(crate) fn has_crashed(&self, instance: &str) -> bool {
+        self.crashed.borrow().contains(instance)
     }
 
     /// Its process was restarted.
-    pub(crate) fn lives_again(&self, instance: &str) {
-        self.died.send_modify(|died| {
-            died.remove(instance);
+    pub(crate) fn restarted(&self, instance: &str) {
+        self.crashed.send_modify(|crashed| {
+            crashed.remove(instance);
         });
     }
 
@@ -85,9 +83,9 @@ impl Plan {
 
     /// Completes when this instance has crashed or stalled.
     pub(crate) async fn is_gone(&self, instance: &str) {
-        let (mut died, mut stalled) = (self.died.subscribe(), self.stalled.subscribe());
+        let (mut crashed, mut stalled) = (self.crashed.subscribe(), self.stalled.subscribe());
         tokio::select! {
-            _ = died.wait_for(|died| died.contains(instance)) => {}
+            _ = crashed.wait_for(|crashed| crashed.contains(instance)) => {}
             _ = stalled.wait_for(|stalled| stalled.as_deref() == Some(instance)) => {}
         }
     }
@@ -99,20 +97,20 @@ impl Plan {
     }
 
     /// Resumes the stalled driver, which runs to its end without another stall.
-    pub(crate) fn let_go(&self) {
-        lock(&self.acts).retain(|(_, act)| !matches!(act, Act::Stall));
+    pub(crate) fn resume(&self) {
+        lock(&self.injections).retain(|(_, injection)| !matches!(injection, Injection::Stall));
         self.stalled.send_replace(None);
         self.gate.notify_one();
     }
 
-    fn take(&self, spot: Spot) -> Vec<Act> {
+    fn take(&self, spot: Spot) -> Vec<Injection> {
         lock(&self.visited).insert(spot);
-        let mut acts = lock(&self.acts);
+        let mut injections = lock(&self.injections);
         let mut taken = Vec::new();
-        while let Some(index) = acts.iter().position(|(at, _)| *at == spot) {
-            let Some((_, act)) = acts.remove(index) else { break };
-            let ends = matches!(act, Act::Die);
-            taken.push(act);
+        while let Some(index) = injections.iter().position(|(at, _)| *at == spot) {
+            let Some((_, injection)) = injections.remove(index) else { break };
+            let ends = matches!(injection, Injection::Crash);
+            taken.push(injection);
             // A second crash here is for the next driver that visits this point.
             if ends {
                 break;
@@ -127,21 +125,21 @@ impl Faults for Plan {
         Box::pin(async move {
             let service = if site.instance.starts_with("order") { "order" } else { "payment" };
             let spot = (service, site.point, site.state);
-            let api = lock(&self.api).clone().expect("a world");
+            let api = lock(&self.api).clone().expect("a system");
             api.check(&format!("{} comes to {spot:?}", site.instance)).await;
-            for act in self.take(spot) {
-                match act {
-                    Act::Die => {
-                        self.died.send_modify(|died| {
-                            died.insert(site.instance.to_owned());
+            for injection in self.take(spot) {
+                match injection {
+                    Injection::Crash => {
+                        self.crashed.send_modify(|crashed| {
+                            crashed.insert(site.instance.to_owned());
                         });
                         return ControlFlow::Break(());
                     }
-                    Act::Cancel => api.cancel().await,
-                    Act::WriteOff => api.write_off().await,
+                    Injection::Cancel => api.cancel().await,
+                    Injection::WriteOff => api.write_off().await,
                     // One driver is stalled at a time.
-                    Act::Stall if self.is_any_stalled() => {}
-                    Act::Stall => {
+                    Injection::Stall if self.is_any_stalled() => {}
+                    Injection::Stall => {
                         self.stalled.send_replace(Some(site.instance.to_owned()));
                         self.gate.notified().await;
                     }

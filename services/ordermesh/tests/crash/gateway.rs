@@ -1,4 +1,4 @@
-//! A gateway in memory: its ledger is as reliable as the real one's, its answers as unreliable as configured.
+//! A gateway in memory: its ledger is as reliable as the real one's, its responses as unreliable as configured.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,16 +10,16 @@ use payment::ports::{Charge, ChargeCommand, ChargeStatus, Gateway, LedgerPage, N
 
 /// The failure mode of calls that change something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Mood {
-    /// The call is executed and answered.
-    Fine,
-    /// The first call of each kind is neither executed nor answered.
+pub(crate) enum FailureMode {
+    /// The call is executed, and its response arrives.
+    None,
+    /// The first call of each kind is neither executed nor gets a response.
     SilentOnce,
-    /// The first call of each kind is executed, but not answered.
+    /// The first call of each kind is executed, but its response is lost.
     AnswerLostOnce,
-    /// Charges are neither made nor answered, for ever.
+    /// Charges are never made and get no response.
     NeverCharges,
-    /// Charges are made, but never answered.
+    /// Charges are made, but their responses are lost.
     NeverAnswersCharges,
 }
 
@@ -32,7 +32,7 @@ enum Kind {
 }
 
 struct Inner {
-    mood: Mood,
+    failure_mode: FailureMode,
     /// Every call is duplicated, as a network may do.
     twice: bool,
     decline: Option<DeclineCode>,
@@ -45,13 +45,12 @@ struct Inner {
     taken: u32,
 }
 
-/// The gateway.
 pub(crate) struct Ledger(Mutex<Inner>);
 
 impl Default for Ledger {
     fn default() -> Self {
         Self(Mutex::new(Inner {
-            mood: Mood::Fine,
+            failure_mode: FailureMode::None,
             twice: false,
             decline: None,
             refused_refunds: 0,
@@ -69,28 +68,28 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn set_mood(&self, mood: Mood) {
-        self.lock().mood = mood;
+    pub(crate) fn set_failure_mode(&self, failure_mode: FailureMode) {
+        self.lock().failure_mode = failure_mode;
     }
 
-    pub(crate) fn calls_come_twice(&self) {
+    pub(crate) fn duplicate_calls(&self) {
         self.lock().twice = true;
     }
 
-    pub(crate) fn declines(&self, code: DeclineCode) {
+    pub(crate) fn decline_with(&self, code: DeclineCode) {
         self.lock().decline = Some(code);
     }
 
-    pub(crate) fn refuses_refunds(&self, count: usize) {
+    pub(crate) fn refuse_refunds(&self, count: usize) {
         self.lock().refused_refunds = count;
     }
 
-    pub(crate) fn forgets_tombstones(&self) {
+    pub(crate) fn forget_tombstones(&self) {
         self.lock().keeps_tombstones = false;
     }
 
     /// The total number of charges made.
-    pub(crate) fn taken(&self) -> u32 {
+    pub(crate) fn charge_count(&self) -> u32 {
         self.lock().taken
     }
 
@@ -99,15 +98,15 @@ impl Ledger {
         let count = inner.calls.entry(kind).or_default();
         *count += 1;
         let (is_first, is_charge) = (*count == 1, kind == Kind::Create);
-        let silent = match inner.mood {
-            Mood::Fine | Mood::AnswerLostOnce | Mood::NeverAnswersCharges => false,
-            Mood::SilentOnce => is_first,
-            Mood::NeverCharges => is_charge,
+        let silent = match inner.failure_mode {
+            FailureMode::None | FailureMode::AnswerLostOnce | FailureMode::NeverAnswersCharges => false,
+            FailureMode::SilentOnce => is_first,
+            FailureMode::NeverCharges => is_charge,
         };
-        let lost = match inner.mood {
-            Mood::Fine | Mood::SilentOnce | Mood::NeverCharges => false,
-            Mood::AnswerLostOnce => is_first,
-            Mood::NeverAnswersCharges => is_charge,
+        let lost = match inner.failure_mode {
+            FailureMode::None | FailureMode::SilentOnce | FailureMode::NeverCharges => false,
+            FailureMode::AnswerLostOnce => is_first,
+            FailureMode::NeverAnswersCharges => is_charge,
         };
         if silent {
             return Err(NoResponse::new("TIMEOUT: silent on purpose"));
@@ -115,8 +114,8 @@ impl Ledger {
         if inner.twice {
             work(&mut inner);
         }
-        let answer = work(&mut inner);
-        if lost { Err(NoResponse::new("TIMEOUT: the answer is lost on purpose")) } else { Ok(answer) }
+        let response = work(&mut inner);
+        if lost { Err(NoResponse::new("TIMEOUT: the response is lost on purpose")) } else { Ok(response) }
     }
 }
 
@@ -137,11 +136,11 @@ impl Inner {
     fn refund(&mut self, charge_key: &str, refund_key: &str) -> RefundOutcome {
         let is_refused = !self.refunds.contains_key(refund_key) && self.refunds.len() < self.refused_refunds;
         let new = if is_refused { RefundOutcome::Refused("on purpose".into()) } else { RefundOutcome::Refunded };
-        let answer = self.refunds.entry(refund_key.to_owned()).or_insert(new).clone();
-        if let (RefundOutcome::Refunded, Some(charge)) = (&answer, self.charges.get_mut(charge_key)) {
+        let response = self.refunds.entry(refund_key.to_owned()).or_insert(new).clone();
+        if let (RefundOutcome::Refunded, Some(charge)) = (&response, self.charges.get_mut(charge_key)) {
             charge.status = ChargeStatus::Refunded;
         }
-        answer
+        response
     }
 }
 

@@ -1,12 +1,12 @@
-//! A smaller world, searched exhaustively: two drivers of the order, two of its payment, a customer that may cancel at
+//! A smaller system, searched exhaustively: two drivers of the order, two of its payment, a customer that may cancel at
 //! any time, an operator that may retry, a network and a gateway that lose, delay and duplicate messages arbitrarily,
 //! and processes that crash anywhere.
 //!
-//! Decisions are made by the services' own tables (`lifecycle`, and the order's interpretation of answers): nothing is
+//! Decisions are made by the services' own tables (`lifecycle`, and the order's interpretation of responses): nothing is
 //! copied. Leases are omitted on purpose: they only save work, and correctness must not depend on them.
 //!
 //! A breadth-first search of its own: besides the invariants, it shows that a terminal state stays reachable from every
-//! world, which needs the whole graph.
+//! state, which needs the whole graph.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -16,7 +16,7 @@ use order::ports::{PaymentOutcome, cancelled, processed};
 use payment::lifecycle::{self as pay, CancelRequested, Doubt, Observation, State as Pay};
 
 /// Maximum number of refunds: the first, and one retry.
-const MOST_REFUNDS: u8 = 2;
+const MAX_REFUNDS: u8 = 2;
 
 /// A part of the design to remove, to show what it is needed for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +42,7 @@ enum OrderDriver {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Phase {
     Fresh,
-    Asked,
+    Requested,
     Done,
     Refused,
 }
@@ -51,13 +51,13 @@ enum Phase {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum PaymentDriver {
     Idle,
-    Holds { payment: Payment, stale: bool, seen: Option<u8> },
+    Holds { payment: Payment, stale: bool, observed: Option<u8> },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 struct Payment {
     state: Pay,
-    asked: bool,
+    cancel_requested: bool,
     refund: u8,
 }
 
@@ -71,9 +71,9 @@ enum Row {
     GivenBack,
 }
 
-/// The world. Messages that were ever sent may arrive at any later time, any number of times.
+/// A state of the whole system. Messages that were ever sent may arrive at any later time, any number of times.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct World {
+struct GlobalState {
     order: State,
     refund: u8,
     order_drivers: [OrderDriver; 2],
@@ -90,9 +90,9 @@ struct World {
     refused: u8,
 }
 
-type Step = (&'static str, World);
+type Step = (&'static str, GlobalState);
 
-impl World {
+impl GlobalState {
     const START: Self = Self {
         order: State::Created,
         refund: 1,
@@ -107,7 +107,7 @@ impl World {
         refused: 0,
     };
 
-    /// Drivers are interchangeable: sorting removes symmetric worlds.
+    /// Drivers are interchangeable: sorting removes symmetric states.
     fn sorted(mut self) -> Self {
         self.order_drivers.sort_unstable();
         self.payment_drivers.sort_unstable();
@@ -116,17 +116,17 @@ impl World {
 
     fn steps(self, without: Without) -> Vec<Step> {
         let mut steps = Vec::new();
-        self.people(&mut steps);
+        self.customer_and_operator(&mut steps);
         for index in 0..2 {
             self.drive_order(index, without, &mut steps);
             self.drive_payment(index, without, &mut steps);
         }
         self.network(without, &mut steps);
-        steps.into_iter().map(|(name, world)| (name, world.sorted())).collect()
+        steps.into_iter().map(|(name, global)| (name, global.sorted())).collect()
     }
 
     /// Moves the order: the drivers' copies become stale.
-    fn turn(&mut self, to: State) {
+    fn transition(&mut self, to: State) {
         self.order = to;
         for driver in &mut self.order_drivers {
             if let OrderDriver::Holds { stale, .. } = driver {
@@ -144,18 +144,18 @@ impl World {
         }
     }
 
-    fn people(self, steps: &mut Vec<Step>) {
+    fn customer_and_operator(self, steps: &mut Vec<Step>) {
         if let Decision::To(to) = life::next(self.order, Input::CancelRequested) {
             let mut after = self;
-            after.turn(to);
+            after.transition(to);
             steps.push(("the customer cancels", after));
         }
         if let Decision::To(to) = life::next(self.order, Input::RetryRequested)
-            && self.refund < MOST_REFUNDS
+            && self.refund < MAX_REFUNDS
         {
             let mut after = self;
             after.refund += 1;
-            after.turn(to);
+            after.transition(to);
             steps.push(("an operator retries", after));
         }
     }
@@ -179,11 +179,11 @@ impl World {
         with("the order's driver crashes", OrderDriver::Idle, &|_| {});
         match (phase, life::owes(state)) {
             (Phase::Fresh, Some(Effect::ProcessPayment)) => {
-                with("ProcessPayment is sent", at(Phase::Asked), &|world| world.process_sent = true);
+                with("ProcessPayment is sent", at(Phase::Requested), &|global| global.process_sent = true);
             }
             (Phase::Fresh, Some(Effect::CancelPayment)) => {
                 let sent = self.cancel_sent.max(refund);
-                with("CancelPayment is sent", at(Phase::Asked), &move |world| world.cancel_sent = sent);
+                with("CancelPayment is sent", at(Phase::Requested), &move |global| global.cancel_sent = sent);
             }
             // Local; the allocation may find its stock written off.
             (Phase::Fresh, Some(Effect::AllocateInventory)) => {
@@ -191,9 +191,11 @@ impl World {
                 with("stock is written off", at(Phase::Refused), &|_| {});
             }
             (Phase::Fresh, Some(Effect::StartFulfillment)) => with("fulfilment starts", at(Phase::Done), &|_| {}),
-            (Phase::Asked, Some(effect)) => match self.answer(effect, refund, without) {
-                PaymentOutcome::Done => with("the payment is answered: done", at(Phase::Done), &|_| {}),
-                PaymentOutcome::Refused(_) => with("the payment is answered: refused", at(Phase::Refused), &|_| {}),
+            (Phase::Requested, Some(effect)) => match self.payment_outcome(effect, refund, without) {
+                PaymentOutcome::Done => with("the payment's outcome arrives: done", at(Phase::Done), &|_| {}),
+                PaymentOutcome::Refused(_) => {
+                    with("the payment's outcome arrives: refused", at(Phase::Refused), &|_| {})
+                }
                 PaymentOutcome::Undecided(_) => {}
             },
             (Phase::Done | Phase::Refused, Some(_)) => {
@@ -201,15 +203,15 @@ impl World {
                 if stale && without != Without::OrderVersion {
                     with("the order's driver loses its compare-and-set", OrderDriver::Idle, &|_| {});
                 } else if let Decision::To(to) = life::next(state, input) {
-                    with("the order's driver records", OrderDriver::Idle, &move |world| world.turn(to));
+                    with("the order's driver records", OrderDriver::Idle, &move |global| global.transition(to));
                 }
             }
             (_, None) => {}
         }
     }
 
-    /// The Payment Service's answer now, and its meaning for the order: through the contract's message.
-    fn answer(self, effect: Effect, refund: u8, without: Without) -> PaymentOutcome {
+    /// The Payment Service's response now, and its meaning for the order: through the contract's message.
+    fn payment_outcome(self, effect: Effect, refund: u8, without: Without) -> PaymentOutcome {
         let message = self.payment.map(|payment| proto::Payment {
             state: proto::PaymentState::from(payment.state).into(),
             refund_attempt: payment.refund.into(),
@@ -234,29 +236,29 @@ impl World {
             change(&mut after);
             steps.push((name, after));
         };
-        let PaymentDriver::Holds { payment, stale, seen } = self.payment_drivers[index] else {
+        let PaymentDriver::Holds { payment, stale, observed } = self.payment_drivers[index] else {
             if let Some(payment) = self.payment.filter(|payment| owes(*payment).is_some()) {
-                with("the payment is claimed", PaymentDriver::Holds { payment, stale: false, seen: None }, &|_| {});
+                with("the payment is claimed", PaymentDriver::Holds { payment, stale: false, observed: None }, &|_| {});
             }
             return;
         };
         with("the payment's driver crashes", PaymentDriver::Idle, &|_| {});
-        match seen {
+        match observed {
             None => {
                 let Some(effect) = owes(payment) else { return };
-                for (row, refused, seen) in self.gateway(effect, without) {
-                    let change = move |world: &mut Self| {
-                        (world.row, world.refused) = (row, refused);
-                        world.create_sent |= effect == pay::Effect::CreateCharge;
-                        world.tombstone_sent |= effect == pay::Effect::CancelCharge;
+                for (row, refused, observed) in self.gateway(effect, without) {
+                    let change = move |global: &mut Self| {
+                        (global.row, global.refused) = (row, refused);
+                        global.create_sent |= effect == pay::Effect::CreateCharge;
+                        global.tombstone_sent |= effect == pay::Effect::CancelCharge;
                     };
-                    let answered = PaymentDriver::Holds { payment, stale, seen: Some(number(seen)) };
-                    with("the gateway executes the call and answers", answered, &change);
-                    let silent = PaymentDriver::Holds { payment, stale, seen: Some(number(Observation::Unknown)) };
-                    with("the gateway executes the call but does not answer", silent, &change);
-                    let unheard = move |world: &mut Self| {
-                        change(world);
-                        (world.row, world.refused) = (self.row, self.refused);
+                    let responded = PaymentDriver::Holds { payment, stale, observed: Some(number(observed)) };
+                    with("the gateway executes the call and responds", responded, &change);
+                    let silent = PaymentDriver::Holds { payment, stale, observed: Some(number(Observation::Unknown)) };
+                    with("the gateway executes the call but its response is lost", silent, &change);
+                    let unheard = move |global: &mut Self| {
+                        change(global);
+                        (global.row, global.refused) = (self.row, self.refused);
                     };
                     with("the call does not reach the gateway", silent, &unheard);
                 }
@@ -264,12 +266,12 @@ impl World {
             Some(_) if stale && without != Without::PaymentVersion => {
                 with("the payment's driver loses its compare-and-set", PaymentDriver::Idle, &|_| {});
             }
-            Some(seen) => {
-                let asked = if payment.asked { CancelRequested::Yes } else { CancelRequested::No };
+            Some(observed) => {
+                let requested = if payment.cancel_requested { CancelRequested::Yes } else { CancelRequested::No };
                 for doubt in [Doubt::WithinLimit, Doubt::PastLimit] {
-                    let state = pay::after(payment.state, pay::OBSERVATIONS[usize::from(seen)], asked, doubt);
+                    let state = pay::after(payment.state, pay::OBSERVATIONS[usize::from(observed)], requested, doubt);
                     let next = Payment { state, ..payment };
-                    with("the payment's driver records", PaymentDriver::Idle, &move |world| world.set_payment(next));
+                    with("the payment's driver records", PaymentDriver::Idle, &move |global| global.set_payment(next));
                 }
             }
         }
@@ -295,7 +297,7 @@ impl World {
                 let bit = 1 << n;
                 let refused = (Row::Charged, self.refused | bit, Observation::RefundRefused);
                 let given = (Row::GivenBack, self.refused, Observation::GivenBack);
-                // A refund key has one answer for ever.
+                // A refund key has one result for ever.
                 if self.refused & bit != 0 { vec![refused] } else { vec![refused, given] }
             }
             (_, row) => vec![(row, self.refused, notified(row))],
@@ -306,7 +308,7 @@ impl World {
     fn network(self, without: Without, steps: &mut Vec<Step>) {
         if self.process_sent && self.payment.is_none() {
             let mut after = self;
-            after.set_payment(Payment { state: Pay::Pending, asked: false, refund: 0 });
+            after.set_payment(Payment { state: Pay::Pending, cancel_requested: false, refund: 0 });
             steps.push(("ProcessPayment arrives", after));
         }
         for refund in 1..=self.cancel_sent {
@@ -316,11 +318,11 @@ impl World {
             }
             let current = before.map_or(0, |payment| payment.refund);
             let state = pay::on_cancel(before.map(|payment| payment.state), refund.into(), current.into());
-            let asks_anew =
-                before.is_none_or(|before| state != before.state || (state == Pay::Cancelling && !before.asked));
+            let asks_anew = before
+                .is_none_or(|before| state != before.state || (state == Pay::Cancelling && !before.cancel_requested));
             if asks_anew {
                 let mut after = self;
-                after.set_payment(Payment { state, asked: true, refund: refund.max(current) });
+                after.set_payment(Payment { state, cancel_requested: true, refund: refund.max(current) });
                 steps.push(("CancelPayment arrives", after));
             }
         }
@@ -357,26 +359,27 @@ fn owes(payment: Payment) -> Option<pay::Effect> {
     pay::owes(payment.state, payment.refund.into())
 }
 
-fn number(seen: Observation) -> u8 {
-    let index = pay::OBSERVATIONS.iter().position(|observation| *observation == seen).expect("a listed observation");
+fn number(observed: Observation) -> u8 {
+    let index =
+        pay::OBSERVATIONS.iter().position(|observation| *observation == observed).expect("a listed observation");
     u8::try_from(index).expect("a small index")
 }
 
 /// The result of a search.
 struct Searched {
-    /// Every reachable world.
-    worlds: Vec<World>,
-    /// The predecessor of each world, and the step from it.
+    /// Every reachable state.
+    states: Vec<GlobalState>,
+    /// The predecessor of each state, and the step from it.
     came: Vec<Option<(usize, &'static str)>>,
-    /// The first world that breaks an invariant.
+    /// The first state that breaks an invariant.
     wrong: Option<usize>,
-    /// The number of worlds from which no world without pending effects is reachable.
+    /// The number of states from which no state without pending effects is reachable.
     stuck: usize,
     steps: usize,
 }
 
 impl Searched {
-    /// The steps from the start to a world.
+    /// The steps from the start to a state.
     fn story(&self, mut index: usize) -> Vec<&'static str> {
         let mut story = Vec::new();
         while let Some((from, step)) = self.came[index] {
@@ -388,42 +391,42 @@ impl Searched {
     }
 }
 
-/// Searches every reachable world, breadth first: the path to the first wrong one is the shortest.
+/// Searches every reachable state, breadth first: the path to the first wrong one is the shortest.
 fn search(without: Without) -> Searched {
-    let mut index_of: HashMap<World, usize> = HashMap::from([(World::START, 0)]);
-    let mut found = Searched { worlds: vec![World::START], came: vec![None], wrong: None, stuck: 0, steps: 0 };
+    let mut index_of: HashMap<GlobalState, usize> = HashMap::from([(GlobalState::START, 0)]);
+    let mut found = Searched { states: vec![GlobalState::START], came: vec![None], wrong: None, stuck: 0, steps: 0 };
     let mut edges: Vec<(usize, usize)> = Vec::new();
     let mut next = 0;
-    while next < found.worlds.len() {
-        let world = found.worlds[next];
-        if !world.is_right() {
+    while next < found.states.len() {
+        let global = found.states[next];
+        if !global.is_right() {
             found.wrong = Some(next);
             return found;
         }
-        for (name, after) in world.steps(without) {
+        for (name, after) in global.steps(without) {
             let index = *index_of.entry(after).or_insert_with(|| {
-                found.worlds.push(after);
+                found.states.push(after);
                 found.came.push(Some((next, name)));
-                found.worlds.len() - 1
+                found.states.len() - 1
             });
             edges.push((index, next));
         }
         next += 1;
     }
     found.steps = edges.len();
-    found.stuck = found.worlds.len() - can_rest(&found.worlds, edges);
+    found.stuck = found.states.len() - can_rest(&found.states, edges);
     found
 }
 
-/// The number of worlds from which one without pending effects is reachable: by a backward search from these.
-fn can_rest(worlds: &[World], mut edges: Vec<(usize, usize)>) -> usize {
+/// The number of states from which one without pending effects is reachable: by a backward search from these.
+fn can_rest(states: &[GlobalState], mut edges: Vec<(usize, usize)>) -> usize {
     edges.sort_unstable();
     let from = |to: usize| {
         let start = edges.partition_point(|edge| edge.0 < to);
         edges[start..].iter().take_while(move |edge| edge.0 == to).map(|edge| edge.1)
     };
-    let mut can: Vec<bool> = worlds.iter().map(|world| world.is_at_rest()).collect();
-    let mut queue: VecDeque<usize> = (0..worlds.len()).filter(|index| can[*index]).collect();
+    let mut can: Vec<bool> = states.iter().map(|global| global.is_at_rest()).collect();
+    let mut queue: VecDeque<usize> = (0..states.len()).filter(|index| can[*index]).collect();
     while let Some(to) = queue.pop_front() {
         for before in from(to) {
             if !can[before] {
@@ -438,17 +441,17 @@ fn can_rest(worlds: &[World], mut edges: Vec<(usize, usize)>) -> usize {
 #[test]
 fn no_interleaving_charges_wrongly_and_a_terminal_state_is_always_reachable() {
     let found = search(Without::Nothing);
-    let story = found.wrong.map(|index| (found.worlds[index], found.story(index)));
+    let story = found.wrong.map(|index| (found.states[index], found.story(index)));
     assert_eq!(story, None);
-    assert_eq!(found.stuck, 0, "worlds that can never complete");
-    println!("model: {} worlds, {} steps", found.worlds.len(), found.steps);
+    assert_eq!(found.stuck, 0, "states that can never complete");
+    println!("model: {} states, {} steps", found.states.len(), found.steps);
     // Every state was visited.
     for state in life::STATES {
-        assert!(found.worlds.iter().any(|world| world.order == state), "{state:?} is never reached");
+        assert!(found.states.iter().any(|global| global.order == state), "{state:?} is never reached");
     }
     for state in pay::STATES {
-        let is_there = |world: &World| world.payment.is_some_and(|payment| payment.state == state);
-        assert!(found.worlds.iter().any(is_there), "{state:?} is never reached");
+        let is_there = |global: &GlobalState| global.payment.is_some_and(|payment| payment.state == state);
+        assert!(found.states.iter().any(is_there), "{state:?} is never reached");
     }
 }
 
@@ -457,7 +460,7 @@ fn is_missed(without: Without) -> Vec<&'static str> {
     let found = search(without);
     let index = found.wrong.unwrap_or_else(|| panic!("{without:?} is not needed"));
     let story = found.story(index);
-    println!("without {without:?}: {:?} after {story:#?}", found.worlds[index].order);
+    println!("without {without:?}: {:?} after {story:#?}", found.states[index].order);
     story
 }
 

@@ -8,13 +8,13 @@ use kernel::FAULT_POINTS;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestCaseError};
 
-use crate::faults::{Act, Plan, Spot};
-use crate::gateway::{Ledger, Mood};
-use crate::world::{LEASE, On, OrderInstance, Wire, World};
+use crate::faults::{Injection, Plan, Spot};
+use crate::gateway::{FailureMode, Ledger};
+use crate::system::{LEASE, On, OrderInstance, System, Wire};
 
 /// A step of a run.
 #[derive(Clone, Debug)]
-enum Happening {
+enum Step {
     Cancel,
     Retry,
     Confirm,
@@ -23,13 +23,13 @@ enum Happening {
     Drive(bool),
     /// Both poll concurrently.
     DriveBoth,
-    Later,
+    MakeDue,
     Advance(u16),
-    Mood(Mood),
+    FailureMode(FailureMode),
     RefuseRefunds(usize),
-    Die(Spot),
+    Crash(Spot),
     Stall(Spot),
-    LetGo,
+    Resume,
     Replace(bool),
 }
 
@@ -54,85 +54,91 @@ fn spot() -> impl Strategy<Value = Spot> {
     (points, prop::sample::select(STATES.to_vec())).prop_map(|(point, (service, state))| (service, point, state))
 }
 
-fn happening() -> impl Strategy<Value = Happening> {
-    let moods =
-        [Mood::Fine, Mood::SilentOnce, Mood::AnswerLostOnce, Mood::NeverCharges, Mood::NeverAnswersCharges].to_vec();
+fn step() -> impl Strategy<Value = Step> {
+    let modes = [
+        FailureMode::None,
+        FailureMode::SilentOnce,
+        FailureMode::AnswerLostOnce,
+        FailureMode::NeverCharges,
+        FailureMode::NeverAnswersCharges,
+    ]
+    .to_vec();
     prop_oneof![
-        2 => Just(Happening::Cancel),
-        1 => Just(Happening::Retry),
-        2 => Just(Happening::Confirm),
-        1 => Just(Happening::WriteOff),
-        6 => any::<bool>().prop_map(Happening::Drive),
-        3 => Just(Happening::DriveBoth),
-        5 => Just(Happening::Later),
-        2 => (1_u16..600).prop_map(Happening::Advance),
-        3 => prop::sample::select(moods).prop_map(Happening::Mood),
-        1 => (0_usize..3).prop_map(Happening::RefuseRefunds),
-        3 => spot().prop_map(Happening::Die),
-        2 => spot().prop_map(Happening::Stall),
-        2 => Just(Happening::LetGo),
-        3 => any::<bool>().prop_map(Happening::Replace),
+        2 => Just(Step::Cancel),
+        1 => Just(Step::Retry),
+        2 => Just(Step::Confirm),
+        1 => Just(Step::WriteOff),
+        6 => any::<bool>().prop_map(Step::Drive),
+        3 => Just(Step::DriveBoth),
+        5 => Just(Step::MakeDue),
+        2 => (1_u16..600).prop_map(Step::Advance),
+        3 => prop::sample::select(modes).prop_map(Step::FailureMode),
+        1 => (0_usize..3).prop_map(Step::RefuseRefunds),
+        3 => spot().prop_map(Step::Crash),
+        2 => spot().prop_map(Step::Stall),
+        2 => Just(Step::Resume),
+        3 => any::<bool>().prop_map(Step::Replace),
     ]
 }
 
 struct Run {
-    world: World,
+    system: System,
     drivers: [OrderInstance; 2],
 }
 
 impl Run {
     async fn new() -> Self {
-        let world = World::new(On::Memory, Wire::Fine, Ledger::default(), Plan::new([])).await;
-        let drivers = ["order-1", "order-2"].map(|name| world.order_instance(name));
-        world.advance(LEASE);
-        Self { world, drivers }
+        let system = System::new(On::Memory, Wire::Fine, Ledger::default(), Plan::new([])).await;
+        let drivers = ["order-1", "order-2"].map(|name| system.order_instance(name));
+        system.advance(LEASE);
+        Self { system, drivers }
     }
 
-    async fn happens(&mut self, happening: &Happening) {
-        let Self { world, drivers } = self;
-        match happening {
-            Happening::Cancel => world.api.cancel().await,
-            Happening::Retry => world.api.retry().await,
-            Happening::Confirm => world.confirm().await,
-            Happening::WriteOff => world.api.write_off().await,
-            Happening::Drive(second) => world.drive_once(&drivers[usize::from(*second)]).await,
-            Happening::DriveBoth => {
-                tokio::join!(world.drive_once(&drivers[0]), world.drive_once(&drivers[1]));
+    async fn apply(&mut self, step: &Step) {
+        let Self { system, drivers } = self;
+        match step {
+            Step::Cancel => system.api.cancel().await,
+            Step::Retry => system.api.retry().await,
+            Step::Confirm => system.confirm().await,
+            Step::WriteOff => system.api.write_off().await,
+            Step::Drive(second) => system.drive_once(&drivers[usize::from(*second)]).await,
+            Step::DriveBoth => {
+                tokio::join!(system.drive_once(&drivers[0]), system.drive_once(&drivers[1]));
             }
-            Happening::Later => world.later(),
-            Happening::Advance(seconds) => world.advance(Duration::from_secs((*seconds).into())),
-            Happening::Mood(mood) => world.ledger.set_mood(*mood),
-            Happening::RefuseRefunds(count) => world.ledger.refuses_refunds(*count),
-            Happening::Die(spot) => world.plan.add(*spot, Act::Die),
-            Happening::Stall(spot) if !world.is_standing() => world.plan.add(*spot, Act::Stall),
-            Happening::Stall(_) => {}
-            Happening::LetGo if world.is_standing() => world.let_go().await,
-            Happening::LetGo => {}
-            Happening::Replace(restarts) => {
+            Step::MakeDue => system.make_due(),
+            Step::Advance(seconds) => system.advance(Duration::from_secs((*seconds).into())),
+            Step::FailureMode(failure_mode) => system.ledger.set_failure_mode(*failure_mode),
+            Step::RefuseRefunds(count) => system.ledger.refuse_refunds(*count),
+            Step::Crash(spot) => system.plan.add(*spot, Injection::Crash),
+            Step::Stall(spot) if !system.has_stalled() => system.plan.add(*spot, Injection::Stall),
+            Step::Stall(_) => {}
+            Step::Resume if system.has_stalled() => system.resume().await,
+            Step::Resume => {}
+            Step::Replace(restarts) => {
                 for driver in drivers {
-                    world.replace_the_dead(driver, *restarts).await;
+                    system.replace_crashed(driver, *restarts).await;
                 }
             }
         }
     }
 
     /// Ends all faults, and drives the order to its final state.
-    async fn heals(mut self) -> Result<(), TestCaseError> {
-        let world = &self.world;
-        world.plan.forget();
-        world.ledger.set_mood(Mood::Fine);
-        if world.is_standing() {
-            world.let_go().await;
+    async fn finish(mut self) -> Result<(), TestCaseError> {
+        let system = &self.system;
+        system.plan.forget();
+        system.ledger.set_failure_mode(FailureMode::None);
+        if system.has_stalled() {
+            system.resume().await;
         }
-        world.later();
-        world.to_rest(&mut self.drivers[0], false).await;
-        let state = world.state().await;
-        prop_assert_eq!(world.broken(), Vec::<String>::new());
-        let report = world.report().await;
+        system.make_due();
+        system.drive_to_completion(&mut self.drivers[0], false).await;
+        let state = system.state().await;
+        prop_assert_eq!(system.broken(), Vec::<String>::new());
+        let report = system.report().await;
         prop_assert!(report.is_clean(), "{}", report);
         prop_assert!(order::lifecycle::is_final(state), "{:?}", state);
-        prop_assert!(world.ledger.taken() <= 1);
-        if world.api.cancelled.get().is_some() {
+        prop_assert!(system.ledger.charge_count() <= 1);
+        if system.api.cancelled.get().is_some() {
             prop_assert_eq!(state, order::lifecycle::State::Cancelled);
         }
         Ok(())
@@ -148,14 +154,14 @@ proptest! {
     })]
 
     #[test]
-    fn the_promises_are_kept_in_random_interleavings(happenings in prop::collection::vec(happening(), 1..24)) {
+    fn the_promises_are_kept_in_random_interleavings(steps in prop::collection::vec(step(), 1..24)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let mut run = Run::new().await;
-            for happening in &happenings {
-                run.happens(happening).await;
+            for step in &steps {
+                run.apply(step).await;
             }
-            run.heals().await
+            run.finish().await
         })?;
     }
 }

@@ -6,16 +6,16 @@ use kernel::FaultPoint;
 use order::lifecycle::State;
 use payment::payment::{DECLINE_CODES, DeclineCode};
 
-use crate::faults::{Act, Plan, Spot};
-use crate::gateway::{Ledger, Mood};
-use crate::world::{On, OrderInstance, Wire, World};
+use crate::faults::{Injection, Plan, Spot};
+use crate::gateway::{FailureMode, Ledger};
+use crate::system::{On, OrderInstance, System, Wire};
 
 /// The behaviour of the gateway and of the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Weather {
-    Fine,
+pub(crate) enum Environment {
+    Healthy,
     Declines(DeclineCode),
-    Gateway(Mood),
+    Gateway(FailureMode),
     Wire(Wire),
     /// The first refund is refused.
     RefundRefused,
@@ -25,7 +25,7 @@ pub(crate) enum Weather {
 
 /// An action during the run, and its fault point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Deed {
+pub(crate) enum Action {
     None,
     Cancels(Spot),
     WritesOff(Spot),
@@ -34,8 +34,8 @@ pub(crate) enum Deed {
 /// A behaviour of the environment and an action.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Script {
-    pub(crate) weather: Weather,
-    pub(crate) deed: Deed,
+    pub(crate) environment: Environment,
+    pub(crate) action: Action,
 }
 
 /// The fault points of an order without failures: actions are performed at these.
@@ -48,19 +48,19 @@ pub(crate) const HAPPY_SPOTS: [Spot; 6] = [
     ("order", FaultPoint::AfterRecord, "FULFILLMENT_STARTED"),
 ];
 
-/// Every script.
 pub(crate) fn scripts() -> Vec<Script> {
     let plain = [
-        Weather::Fine,
-        Weather::Gateway(Mood::SilentOnce),
-        Weather::Gateway(Mood::AnswerLostOnce),
-        Weather::Gateway(Mood::NeverCharges),
-        Weather::Gateway(Mood::NeverAnswersCharges),
-        Weather::Wire(Wire::LosesFirst),
+        Environment::Healthy,
+        Environment::Gateway(FailureMode::SilentOnce),
+        Environment::Gateway(FailureMode::AnswerLostOnce),
+        Environment::Gateway(FailureMode::NeverCharges),
+        Environment::Gateway(FailureMode::NeverAnswersCharges),
+        Environment::Wire(Wire::LosesFirst),
     ];
-    let declines = DECLINE_CODES.into_iter().filter(|code| *code != DeclineCode::GatewayTimeout).map(Weather::Declines);
+    let declines =
+        DECLINE_CODES.into_iter().filter(|code| *code != DeclineCode::GatewayTimeout).map(Environment::Declines);
     let mut scripts: Vec<Script> =
-        plain.into_iter().chain(declines).map(|weather| Script { weather, deed: Deed::None }).collect();
+        plain.into_iter().chain(declines).map(|environment| Script { environment, action: Action::None }).collect();
     let doubt = [
         ("payment", FaultPoint::AfterRecord, "IN_DOUBT"),
         ("payment", FaultPoint::BeforeEffect, "IN_DOUBT"),
@@ -68,80 +68,89 @@ pub(crate) fn scripts() -> Vec<Script> {
         ("payment", FaultPoint::BeforeEffect, "CANCELLING"),
         ("payment", FaultPoint::AfterEffect, "CANCELLING"),
     ];
-    for weather in plain.into_iter().chain([Weather::RefundRefused, Weather::Declines(DeclineCode::InsufficientFunds)])
+    for environment in
+        plain.into_iter().chain([Environment::RefundRefused, Environment::Declines(DeclineCode::InsufficientFunds)])
     {
-        scripts.extend(HAPPY_SPOTS.map(|spot| Script { weather, deed: Deed::Cancels(spot) }));
-        if matches!(weather, Weather::Gateway(_)) {
-            scripts.extend(doubt.map(|spot| Script { weather, deed: Deed::Cancels(spot) }));
+        scripts.extend(HAPPY_SPOTS.map(|spot| Script { environment, action: Action::Cancels(spot) }));
+        if matches!(environment, Environment::Gateway(_)) {
+            scripts.extend(doubt.map(|spot| Script { environment, action: Action::Cancels(spot) }));
         }
     }
-    for weather in [Weather::Fine, Weather::RefundRefused, Weather::Gateway(Mood::AnswerLostOnce)] {
-        scripts.extend(HAPPY_SPOTS.map(|spot| Script { weather, deed: Deed::WritesOff(spot) }));
+    for environment in
+        [Environment::Healthy, Environment::RefundRefused, Environment::Gateway(FailureMode::AnswerLostOnce)]
+    {
+        scripts.extend(HAPPY_SPOTS.map(|spot| Script { environment, action: Action::WritesOff(spot) }));
     }
     scripts
 }
 
 impl Script {
     pub(crate) fn wire(self) -> Wire {
-        match self.weather {
-            Weather::Wire(wire) => wire,
-            Weather::Twice => Wire::Twice,
-            Weather::Fine | Weather::Declines(_) | Weather::Gateway(_) | Weather::RefundRefused => Wire::Fine,
+        match self.environment {
+            Environment::Wire(wire) => wire,
+            Environment::Twice => Wire::Twice,
+            Environment::Healthy | Environment::Declines(_) | Environment::Gateway(_) | Environment::RefundRefused => {
+                Wire::Fine
+            }
         }
     }
 
     pub(crate) fn ledger(self) -> Ledger {
         let ledger = Ledger::default();
-        match self.weather {
-            Weather::Declines(code) => ledger.declines(code),
-            Weather::Gateway(mood) => ledger.set_mood(mood),
-            Weather::RefundRefused => ledger.refuses_refunds(1),
-            Weather::Twice => ledger.calls_come_twice(),
-            Weather::Fine | Weather::Wire(_) => {}
+        match self.environment {
+            Environment::Declines(code) => ledger.decline_with(code),
+            Environment::Gateway(failure_mode) => ledger.set_failure_mode(failure_mode),
+            Environment::RefundRefused => ledger.refuse_refunds(1),
+            Environment::Twice => ledger.duplicate_calls(),
+            Environment::Healthy | Environment::Wire(_) => {}
         }
         ledger
     }
 
     pub(crate) fn plan(self) -> Arc<Plan> {
-        Plan::new(match self.deed {
-            Deed::None => None,
-            Deed::Cancels(spot) => Some((spot, Act::Cancel)),
-            Deed::WritesOff(spot) => Some((spot, Act::WriteOff)),
+        Plan::new(match self.action {
+            Action::None => None,
+            Action::Cancels(spot) => Some((spot, Injection::Cancel)),
+            Action::WritesOff(spot) => Some((spot, Injection::WriteOff)),
         })
     }
 
-    /// The world for this script, and the instance that drives first.
-    pub(crate) async fn world(self, on: On) -> (World, OrderInstance) {
-        let world = World::new(on, self.wire(), self.ledger(), self.plan()).await;
-        let order = world.order_instance("order-1");
-        world.advance(crate::world::LEASE);
-        (world, order)
+    /// The system for this script, and the instance that drives first.
+    pub(crate) async fn system(self, on: On) -> (System, OrderInstance) {
+        let system = System::new(on, self.wire(), self.ledger(), self.plan()).await;
+        let order = system.order_instance("order-1");
+        system.advance(crate::system::LEASE);
+        (system, order)
     }
 
     /// Checks the final state.
-    pub(crate) async fn has_ended_right(self, world: &World, how: &str) {
-        let (state, failure) = (world.state().await, world.failure().await);
+    pub(crate) async fn check_result(self, system: &System, how: &str) {
+        let (state, failure) = (system.state().await, system.failure().await);
         let said = format!("{self:?}, {how}: {state:?} {failure:?}");
-        assert_eq!(world.broken(), [""; 0], "{said}");
-        let report = world.report().await;
+        assert_eq!(system.broken(), [""; 0], "{said}");
+        let report = system.report().await;
         assert!(report.is_clean(), "{said}: {report}");
         assert_eq!((report.orders(), report.unfinished), (1, 0), "{said}");
-        assert!(world.ledger.taken() <= 1, "{said}: charged {} times", world.ledger.taken());
-        let written_off = matches!(self.deed, Deed::WritesOff(_)) && state == State::Cancelled;
-        if world.api.cancelled.get().is_some() || written_off {
+        assert!(system.ledger.charge_count() <= 1, "{said}: charged {} times", system.ledger.charge_count());
+        let written_off = matches!(self.action, Action::WritesOff(_)) && state == State::Cancelled;
+        if system.api.cancelled.get().is_some() || written_off {
             // An order whose cancellation was acknowledged is cancelled.
             assert_eq!(state, State::Cancelled, "{said}");
             return;
         }
         let reason = failure.map(|failure| failure.reason);
-        match self.weather {
-            Weather::Declines(_) => {
+        match self.environment {
+            Environment::Declines(_) => {
                 assert_eq!((state, reason.as_deref()), (State::PaymentFailed, Some("PAYMENT_DECLINED")), "{said}");
             }
-            Weather::Gateway(Mood::NeverCharges) => {
+            Environment::Gateway(FailureMode::NeverCharges) => {
                 assert_eq!((state, reason.as_deref()), (State::PaymentFailed, Some("GATEWAY_TIMEOUT")), "{said}");
             }
-            Weather::Fine | Weather::Gateway(_) | Weather::Wire(_) | Weather::RefundRefused | Weather::Twice => {
+            Environment::Healthy
+            | Environment::Gateway(_)
+            | Environment::Wire(_)
+            | Environment::RefundRefused
+            | Environment::Twice => {
                 assert_eq!(state, State::FulfillmentStarted, "{said}");
             }
         }

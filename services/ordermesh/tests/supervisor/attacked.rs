@@ -13,7 +13,7 @@ use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
 use crate::attacker::{ask, connect};
-use crate::world::World;
+use crate::system::TestSystem;
 
 const LIMIT_MIB: u64 = 256;
 /// The source addresses of the attacks; well-behaved clients use 127.0.0.1.
@@ -23,8 +23,8 @@ const LIST_PRODUCTS: &str = "/data.v1.CatalogService/ListProducts";
 const BATCH_GET_PRODUCTS: &str = "/data.v1.CatalogService/BatchGetProducts";
 const UPDATE_PROFILE: &str = "/user.v1.UserService/UpdateProfile";
 
-fn channel(target: &'static str, world: &World, port: u16) -> Channel {
-    let addresses = vec![format!("127.0.0.1:{}", world.port_base + port)];
+fn channel(target: &'static str, system: &TestSystem, port: u16) -> Channel {
+    let addresses = vec![format!("127.0.0.1:{}", system.port_base + port)];
     mesh::client(ClientConfig::new(target, addresses, contracts::POLICIES))
 }
 
@@ -35,8 +35,8 @@ fn with_token<T>(message: T, token: &str) -> Request<T> {
 }
 
 /// The peak memory of a service's process.
-fn peak_mib(world: &World, service: &str) -> u64 {
-    let processes = world.processes_of(service);
+fn peak_mib(system: &TestSystem, service: &str) -> u64 {
+    let processes = system.processes_of(service);
     let [process] = processes[..] else { panic!("one process of {service}: {processes:?}") };
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("the process is running");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
@@ -44,8 +44,8 @@ fn peak_mib(world: &World, service: &str) -> u64 {
 }
 
 /// Logs in as the operator of the first start; returns the access token.
-async fn operator(world: &World, users: &mut UserServiceClient<Channel>) -> String {
-    let file = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("made on the first start");
+async fn operator(system: &TestSystem, users: &mut UserServiceClient<Channel>) -> String {
+    let file = std::fs::read_to_string(system.data_dir.join("operator.txt")).expect("made on the first start");
     let (email, password) = file.trim().split_once(' ').expect("both");
     let login = user::LoginRequest { email: email.into(), password: password.into() };
     users.login(login).await.expect("the operator").into_inner().session.expect("a session").access_token
@@ -73,22 +73,22 @@ async fn fill(catalog: &CatalogServiceClient<Channel>, operator: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unread_answers_stay_within_the_memory_limit_and_other_callers_are_served() {
-    let (world, _) = World::with(1, &["--data.memory-limit", &format!("{LIMIT_MIB}MiB")]);
-    let mut users = UserServiceClient::new(channel("user", &world, 101));
-    let mut catalog = CatalogServiceClient::new(channel("data", &world, 401));
-    fill(&catalog, &operator(&world, &mut users).await).await;
-    let address = SocketAddr::from(([127, 0, 0, 1], world.port_base + 401));
+    let (system, _) = TestSystem::with(1, &["--data.memory-limit", &format!("{LIMIT_MIB}MiB")]);
+    let mut users = UserServiceClient::new(channel("user", &system, 101));
+    let mut catalog = CatalogServiceClient::new(channel("data", &system, 401));
+    fill(&catalog, &operator(&system, &mut users).await).await;
+    let address = SocketAddr::from(([127, 0, 0, 1], system.port_base + 401));
     let page = data::ListProductsRequest { page_size: 200, ..Default::default() }.encode_to_vec();
-    let (mut held, mut refused) = (vec![], 0);
+    let (mut held, mut rejected) = (vec![], 0);
     for attacker in ATTACKERS {
         let sender = connect(attacker, address, 0).await.expect("connects");
         for _ in 0..64 {
-            let (status, answer) = ask(&sender, LIST_PRODUCTS, "", &page).await.expect("headers");
+            let (status, response) = ask(&sender, LIST_PRODUCTS, "", &page).await.expect("headers");
             match status {
-                None => held.push(answer),
+                None => held.push(response),
                 Some(status) => {
                     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-                    refused += 1;
+                    rejected += 1;
                 }
             }
         }
@@ -97,17 +97,17 @@ async fn unread_answers_stay_within_the_memory_limit_and_other_callers_are_serve
         assert_eq!(page.products.len(), 1);
     }
     // The control case: the limit in effect is the one of held memory.
-    assert!(held.len() >= 10 && refused >= 100, "{} held, {refused} rejected", held.len());
-    let peak = peak_mib(&world, "data");
+    assert!(held.len() >= 10 && rejected >= 100, "{} held, {rejected} rejected", held.len());
+    let peak = peak_mib(&system, "data");
     assert!(peak < LIMIT_MIB, "{peak} MiB");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn excessively_repeated_fields_are_rejected_before_they_are_decoded() {
     let (user_limit, data_limit) = (format!("{LIMIT_MIB}MiB"), format!("{LIMIT_MIB}MiB"));
-    let (world, _) = World::with(1, &["--user.memory-limit", &user_limit, "--data.memory-limit", &data_limit]);
-    let mut users = UserServiceClient::new(channel("user", &world, 101));
-    let token = operator(&world, &mut users).await;
+    let (system, _) = TestSystem::with(1, &["--user.memory-limit", &user_limit, "--data.memory-limit", &data_limit]);
+    let mut users = UserServiceClient::new(channel("user", &system, 101));
+    let token = operator(&system, &mut users).await;
     let paths = |count| {
         user::UpdateProfileRequest {
             profile: Some(user::Profile { display_name: "x".into(), ..Default::default() }),
@@ -123,21 +123,21 @@ async fn excessively_repeated_fields_are_rejected_before_they_are_decoded() {
         (401, BATCH_GET_PRODUCTS, skus(32_000), Code::InvalidArgument, Some("skus")),
     ];
     for (port, path, message, code, field) in attacks {
-        let address = SocketAddr::from(([127, 0, 0, 1], world.port_base + port));
+        let address = SocketAddr::from(([127, 0, 0, 1], system.port_base + port));
         let sender = connect(ATTACKERS[0], address, 65_535).await.expect("connects");
-        let asked = futures_util::future::join_all((0..32).map(|_| ask(&sender, path, &token, &message)));
+        let requested = futures_util::future::join_all((0..32).map(|_| ask(&sender, path, &token, &message)));
         let profile = users.get_profile(with_token(user::GetProfileRequest {}, &token));
-        let (asked, profile) = tokio::join!(asked, profile);
+        let (requested, profile) = tokio::join!(requested, profile);
         profile.expect("others are served");
-        for asked in asked {
-            let (status, _) = asked.expect("headers");
+        for requested in requested {
+            let (status, _) = requested.expect("headers");
             let status = status.expect("rejected in the headers");
             let violated = status.get_details_bad_request().map(|bad| bad.field_violations[0].field.clone());
             assert_eq!((status.code(), violated.as_deref()), (code, field), "{path}");
         }
     }
     for service in ["user", "data"] {
-        let peak = peak_mib(&world, service);
+        let peak = peak_mib(&system, service);
         assert!(peak < LIMIT_MIB, "{service}: {peak} MiB");
     }
 }

@@ -8,7 +8,7 @@ use h2::{RecvStream, SendStream};
 use tokio::net::TcpSocket;
 use tonic::Status;
 
-/// A connection from an address; `window_bytes` is the flow-control window of each answer.
+/// A connection from an address; `window_bytes` is the flow-control window of each response.
 pub(crate) async fn connect(from: [u8; 4], to: SocketAddr, window_bytes: u32) -> std::io::Result<SendRequest<Bytes>> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((from, 0).into())?;
@@ -44,7 +44,7 @@ pub(crate) fn framed(message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-/// Sends a message; returns the status in the answer's headers, if any. The answer is left unread.
+/// Sends a message; returns the status in the response's headers, if any. The response is left unread.
 pub(crate) async fn ask(
     sender: &SendRequest<Bytes>,
     path: &str,

@@ -10,7 +10,7 @@ use contracts::user::v1::user_service_client::UserServiceClient;
 use mesh::{Channel, ClientConfig};
 use tonic::Code;
 
-use crate::world::{TIMEOUT, World, kill, readyz, until};
+use crate::system::{TIMEOUT, TestSystem, kill, readyz, until};
 
 /// `ordermesh events --follow`, and the lines that it prints.
 struct Following {
@@ -19,8 +19,8 @@ struct Following {
 }
 
 impl Following {
-    fn start(world: &World, filters: &[&str]) -> Self {
-        let mut command = world.command("events");
+    fn start(system: &TestSystem, filters: &[&str]) -> Self {
+        let mut command = system.command("events");
         command.args(["--follow", "-o", "json"]).args(filters).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = command.spawn().expect("it starts");
         let output = BufReader::new(process.stdout.take().expect("piped"));
@@ -59,39 +59,39 @@ async fn fail_to_log_in(users: &mut UserServiceClient<Channel>, number: u32) {
     let mut request = mesh::untraced(message);
     let parent = format!("00-{}-00f067aa0ba902b7-01", trace(number)).parse().expect("a header");
     request.metadata_mut().insert("traceparent", parent);
-    let refused = users.login(request).await.expect_err("there is no such account");
-    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+    let rejected = users.login(request).await.expect_err("there is no such account");
+    assert_eq!(rejected.code(), Code::Unauthenticated, "{rejected:?}");
 }
 
-fn kill_an_instance_and_wait_for_another(world: &World, killed: usize) {
-    let before = world.processes_of("data");
+fn kill_an_instance_and_wait_for_another(system: &TestSystem, killed: usize) {
+    let before = system.processes_of("data");
     kill("-KILL", before[killed % before.len()]);
     until("two instances are running again", || {
-        let now = world.processes_of("data");
+        let now = system.processes_of("data");
         now.len() == 2 && now != before
     });
     for instance in [1, 2] {
-        let port = world.port_base + 1_400 + instance;
+        let port = system.port_base + 1_400 + instance;
         until("it is ready again", || readyz(port) == "HTTP/1.1 200 OK");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_event_is_printed_once_even_if_instances_are_killed() {
-    let (world, _) = World::of(2);
-    let addresses = [1, 2].map(|instance| format!("127.0.0.1:{}", world.port_base + 100 + instance)).to_vec();
+    let (system, _) = TestSystem::of(2);
+    let addresses = [1, 2].map(|instance| format!("127.0.0.1:{}", system.port_base + 100 + instance)).to_vec();
     let mut users = UserServiceClient::new(mesh::client(ClientConfig::new("user", addresses, contracts::POLICIES)));
     let all: BTreeSet<String> = (0..40).map(trace).collect();
     for number in 0..10 {
         fail_to_log_in(&mut users, number).await;
     }
-    let mut following = Following::start(&world, &["--type", "user_login", "--status", "failed"]);
+    let mut following = Following::start(&system, &["--type", "user_login", "--status", "failed"]);
     // Its stream has begun: the first one is not resumed, for a system that is not there is reported.
     let mut printed = BTreeSet::from([following.trace()]);
     for number in 10..40 {
         fail_to_log_in(&mut users, number).await;
         if number % 8 == 0 {
-            kill_an_instance_and_wait_for_another(&world, usize::try_from(number / 8).expect("few"));
+            kill_an_instance_and_wait_for_another(&system, usize::try_from(number / 8).expect("few"));
         }
     }
     while printed.len() < all.len() {
@@ -104,7 +104,7 @@ async fn each_event_is_printed_once_even_if_instances_are_killed() {
     assert_eq!(following.lines.recv().ok(), None, "nothing more was printed");
     // The same without `--follow`, as text; oldest first.
     let filters = ["--type", "user_login", "--type", "data_lookup", "--status", "failed", "--since", "1h"];
-    let output = world.command("events").args(filters).output().expect("it exits");
+    let output = system.command("events").args(filters).output().expect("it exits");
     let lines = String::from_utf8(output.stdout).expect("text");
     assert!(output.status.success() && !lines.contains('\x1b'), "{lines}");
     let traces: Vec<_> = lines.lines().map(|line| line.rsplit(' ').next().expect("a trace").to_owned()).collect();
@@ -116,7 +116,7 @@ async fn each_event_is_printed_once_even_if_instances_are_killed() {
 
 #[test]
 fn an_invalid_filter_is_rejected_with_the_valid_forms() {
-    let (world, _) = World::start();
+    let (system, _) = TestSystem::start();
     for (arguments, code, message) in [
         (["--type", "login"], 2, "one of user_login, order_creation"),
         (["--status", "bad"], 2, "one of success, failed"),
@@ -125,7 +125,7 @@ fn an_invalid_filter_is_rejected_with_the_valid_forms() {
         (["--trace", "seven"], 1, "32 lower-case hex digits"),
     ] {
         for follow in [&[][..], &["--follow"]] {
-            let output = world.command("events").args(arguments).args(follow).output().expect("it exits");
+            let output = system.command("events").args(arguments).args(follow).output().expect("it exits");
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
             assert!(said.contains(message), "{arguments:?}: {said}");

@@ -14,7 +14,7 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 use tonic_types::StatusExt;
 
-use crate::world::World;
+use crate::system::TestSystem;
 
 /// Ports relative to the base; the first part of a package's name is its service.
 const SERVICES: [(&str, u16); 5] = [("user", 101), ("order", 201), ("payment", 301), ("data", 401), ("gateway", 501)];
@@ -51,7 +51,7 @@ impl Shown {
 }
 
 /// The gatekeeper's rejection; `None` if the caller is admitted.
-fn refusal(policy: &MethodPolicy, caller: Caller) -> Option<(Code, &'static str)> {
+fn expected_rejection(policy: &MethodPolicy, caller: Caller) -> Option<(Code, &'static str)> {
     let allows = |access| policy.allow.contains(&access);
     if allows(Access::Public) {
         return None;
@@ -71,7 +71,7 @@ fn refusal(policy: &MethodPolicy, caller: Caller) -> Option<(Code, &'static str)
 
 /// A running system, and the tokens of a customer and its operator.
 struct Doors {
-    world: World,
+    system: TestSystem,
     has_tls: bool,
     customer: String,
     operator: String,
@@ -80,10 +80,10 @@ struct Doors {
 
 impl Doors {
     async fn open(has_tls: bool) -> Self {
-        let (world, _) = World::with(1, if has_tls { &["--tls"] } else { &[] });
-        let read = |name: &str| std::fs::read_to_string(world.data_dir.join(name)).unwrap_or_default();
+        let (system, _) = TestSystem::with(1, if has_tls { &["--tls"] } else { &[] });
+        let read = |name: &str| std::fs::read_to_string(system.data_dir.join(name)).unwrap_or_default();
         let (secret, operator) = (read("mesh.secret").trim().to_owned(), read("operator.txt"));
-        let mut doors = Self { world, has_tls, customer: String::new(), operator: String::new(), secret };
+        let mut doors = Self { system, has_tls, customer: String::new(), operator: String::new(), secret };
         let mut users = UserServiceClient::new(doors.channel(SERVICES[0], None));
         let (email, password) = operator.trim().split_once(' ').expect("both");
         doors.operator = log_in(&mut users, email, password).await;
@@ -99,7 +99,7 @@ impl Doors {
     }
 
     fn channel(&self, (target, port): (&'static str, u16), certificate: Option<&str>) -> Channel {
-        let folder = self.world.data_dir.join("certs");
+        let folder = self.system.data_dir.join("certs");
         let file = |name: &str| folder.join(name);
         let tls = self.has_tls.then(|| match certificate {
             None => Trust::load(file("ca.pem"), TRUST_DOMAIN, Arc::new(SystemClock)).expect("roots").client(target),
@@ -109,7 +109,7 @@ impl Doors {
                 Identity::load(files, TRUST_DOMAIN, Arc::new(SystemClock)).expect("an identity").client(target)
             }
         });
-        let addresses = vec![format!("127.0.0.1:{}", self.world.port_base + port)];
+        let addresses = vec![format!("127.0.0.1:{}", self.system.port_base + port)];
         mesh::client(ClientConfig { tls, retries: false, ..ClientConfig::new(target, addresses, POLICIES) })
     }
 
@@ -171,7 +171,7 @@ async fn log_in(users: &mut UserServiceClient<Channel>, email: &str, password: &
     users.login(login).await.expect("logged in").into_inner().session.expect("a session").access_token
 }
 
-/// Makes a call with an empty message; returns the status if it is rejected before an answer begins.
+/// Makes a call with an empty message; returns the status if it is rejected before a response begins.
 async fn call(channel: &Channel, path: &str, headers: &[(&'static str, String)]) -> Option<Status> {
     let mut request = Request::new(());
     for (name, value) in headers {
@@ -217,9 +217,9 @@ async fn every_rpc_by_every_identity(has_tls: bool) {
         for policy in POLICIES.0 {
             let (home, _) = home(policy);
             let channel = &channels.iter().find(|(name, _)| *name == home).expect("a channel").1;
-            let answer = call(channel, policy.path, &shown.headers).await.as_ref().map(reason);
-            let by_gatekeeper = answer.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
-            let expected = refusal(policy, shown.is).map(|(code, reason)| (code, reason.to_owned()));
+            let response = call(channel, policy.path, &shown.headers).await.as_ref().map(reason);
+            let by_gatekeeper = response.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
+            let expected = expected_rejection(policy, shown.is).map(|(code, reason)| (code, reason.to_owned()));
             cells += 1;
             let_in += usize::from(expected.is_none());
             if by_gatekeeper != expected {
@@ -251,8 +251,8 @@ async fn a_port_serves_only_the_exact_paths_of_its_services_methods() {
     for service in SERVICES {
         let channel = doors.channel(service, None);
         for policy in POLICIES.0.iter().filter(|policy| home(policy) != service) {
-            let answer = call(&channel, policy.path, &operator).await.as_ref().map(reason);
-            assert_eq!(answer, none, "{} at {}", policy.path, service.0);
+            let response = call(&channel, policy.path, &operator).await.as_ref().map(reason);
+            assert_eq!(response, none, "{} at {}", policy.path, service.0);
             foreign += 1;
         }
         for policy in POLICIES.0.iter().filter(|policy| home(policy) == service) {
@@ -275,7 +275,7 @@ async fn a_port_serves_only_the_exact_paths_of_its_services_methods() {
             // The part after a question mark does not belong to the path.
             let anonymously = call(&channel, &format!("{}?x=/{of}/Other", policy.path), &[]).await.as_ref().map(reason);
             let by_gatekeeper = anonymously.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
-            let expected = refusal(policy, Caller::Unknown("TOKEN_MISSING"));
+            let expected = expected_rejection(policy, Caller::Unknown("TOKEN_MISSING"));
             assert_eq!(by_gatekeeper, expected.map(|(code, reason)| (code, reason.to_owned())), "{}?", policy.path);
         }
     }

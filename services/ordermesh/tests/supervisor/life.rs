@@ -2,52 +2,52 @@
 
 use std::net::{TcpListener, TcpStream};
 
-use crate::world::{World, free_port_base, kill, readyz, system, until};
+use crate::system::{TestSystem, free_port_base, kill, readyz, system, until};
 
 #[test]
 fn a_system_reported_as_ready_is_ready_and_no_child_outlives_a_killed_supervisor() {
-    let (mut world, stderr) = World::start();
-    for port in world.admin_ports() {
+    let (mut system, stderr) = TestSystem::start();
+    for port in system.admin_ports() {
         assert_eq!(readyz(port), "HTTP/1.1 200 OK", "port {port}");
     }
-    let password = std::fs::read_to_string(world.data_dir.join("operator.txt")).expect("readable");
+    let password = std::fs::read_to_string(system.data_dir.join("operator.txt")).expect("readable");
     let password = password.split_ascii_whitespace().nth(1).expect("a password");
     assert!(!stderr.contains(password) && stderr.contains("operator.txt"), "a pipe is not a terminal: {stderr}");
     let mode = |name: &str| {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::metadata(world.data_dir.join(name)).expect(name).permissions().mode() & 0o077
+        std::fs::metadata(system.data_dir.join(name)).expect(name).permissions().mode() & 0o077
     };
     for name in ["", "order.db", "order.db-wal", "user.db", "gateway.db", "mesh.secret", "operator.txt", "keys"] {
         assert_eq!(mode(name), 0, "{name} is accessible to its owner only");
     }
-    world.signal("-KILL");
-    world.supervisor.wait().expect("it exits");
-    world.until_no_port_listens();
+    system.signal("-KILL");
+    system.supervisor.wait().expect("it exits");
+    system.until_no_port_listens();
 }
 
 #[test]
 fn a_killed_child_is_restarted() {
-    let (world, _) = World::start();
-    let before = world.children();
+    let (system, _) = TestSystem::start();
+    let before = system.children();
     assert_eq!(before.len(), 5);
     for child in &before {
         kill("-KILL", *child);
     }
     until("five new children", || {
-        let now = world.children();
+        let now = system.children();
         now.len() == 5 && now.iter().all(|child| !before.contains(child))
     });
-    for port in world.admin_ports() {
+    for port in system.admin_ports() {
         until("it is ready again", || readyz(port) == "HTTP/1.1 200 OK");
     }
 }
 
 #[test]
 fn sigterm_stops_everything_with_success() {
-    let (mut world, _) = World::start();
-    world.signal("-TERM");
-    assert!(world.supervisor.wait().expect("it exits").success());
-    for port in world.admin_ports() {
+    let (mut system, _) = TestSystem::start();
+    system.signal("-TERM");
+    assert!(system.supervisor.wait().expect("it exits").success());
+    for port in system.admin_ports() {
         assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "port {port}: no child is left after its exit");
     }
 }

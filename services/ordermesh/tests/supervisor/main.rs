@@ -1,4 +1,4 @@
-//! The program as a user runs it, on a dedicated system. Start reading at [`world`].
+//! The program as a user runs it, on a dedicated system. Start reading at [`system`].
 
 #[cfg(target_os = "linux")]
 mod attacked;
@@ -8,4 +8,4 @@ mod events;
 mod identities;
 mod life;
 mod output;
-mod world;
+mod system;

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::world::{TIMEOUT, World, free_port_base, kill, ordermesh, readyz, system, until};
+use crate::system::{TIMEOUT, TestSystem, free_port_base, kill, ordermesh, readyz, system, until};
 
 /// A pipe whose reader is closed.
 fn closed() -> Stdio {
@@ -41,19 +41,19 @@ fn commands_without_a_system_exit_quietly_on_a_closed_pipe() {
 
 #[test]
 fn commands_on_a_system_exit_quietly_on_a_closed_pipe() {
-    let (world, _) = World::start();
+    let (system, _) = TestSystem::start();
     let load = ["--orders", "3", "--customers", "1", "--accounts", "1"];
-    let loaded = world.command("load").args(load).output().expect("it exits");
+    let loaded = system.command("load").args(load).output().expect("it exits");
     assert!(loaded.status.success(), "control: {}", String::from_utf8_lossy(&loaded.stderr));
-    ends_quietly(world.command("load").args(load));
-    ends_quietly(&mut world.command("verify"));
-    ends_quietly(world.command("demo").args(["--only", "success"]));
-    ends_quietly(&mut world.command("events"));
-    ends_quietly(world.command("events").args(["--follow", "-o", "json"]));
-    let events = world.command("events").args(["-o", "json", "--type", "order_creation"]).output().expect("it exits");
+    ends_quietly(system.command("load").args(load));
+    ends_quietly(&mut system.command("verify"));
+    ends_quietly(system.command("demo").args(["--only", "success"]));
+    ends_quietly(&mut system.command("events"));
+    ends_quietly(system.command("events").args(["--follow", "-o", "json"]));
+    let events = system.command("events").args(["-o", "json", "--type", "order_creation"]).output().expect("it exits");
     let event = String::from_utf8(events.stdout).expect("text").lines().next().expect("an event").to_owned();
     let event: serde_json::Value = serde_json::from_str(&event).expect("JSON");
-    ends_quietly(world.command("explain").arg(event["orderId"].as_str().expect("an order")));
+    ends_quietly(system.command("explain").arg(event["orderId"].as_str().expect("an order")));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Fuzzes every decoder with malformed input: it never panics.
 
 use proptest::prelude::*;
-use wirefuzz::mutations;
+use testkit::mutations;
 
 use super::*;
 

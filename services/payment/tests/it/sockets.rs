@@ -89,16 +89,15 @@ impl World {
     /// A gateway, the Order Service's confirmation endpoint, and one instance, each with additional settings.
     async fn new(gateway_settings: &[&str], settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        testdb::write_secret(folder.path().join("mesh.secret"), SECRET);
-        testdb::write_secret(folder.path().join("gateway.key"), &format!("{API_KEY}\n"));
+        testkit::write_secret(folder.path().join("mesh.secret"), SECRET);
+        testkit::write_secret(folder.path().join("gateway.key"), &format!("{API_KEY}\n"));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (gateway, gateway_address) = listener().await;
-        let (admin, _) = listener().await;
         let ledger = url(&folder, "gateway.db");
         let fixed = ["gateway", "--api-key", API_KEY, "--database-url", &ledger];
         let config = GatewayArgs::parse_from(fixed.iter().chain(gateway_settings)).config;
         let token = stop.clone();
-        tasks.spawn(async move { gateway_mock::run(config, gateway, admin, token).await.expect("the gateway") });
+        tasks.spawn(async move { gateway_mock::run(config, gateway, None, token).await.expect("the gateway") });
 
         let (order, order_address) = listener().await;
         let ear = Ear::default();

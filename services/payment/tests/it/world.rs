@@ -80,7 +80,7 @@ pub(crate) struct Instance {
 
 impl World {
     pub(crate) async fn new() -> Self {
-        let testdb::TestDatabase { url, schema } = testdb::database();
+        let testkit::TestDatabase { url, schema } = testkit::database();
         let options = storage::Options { schema, max_connections: 4, ..storage::Options::default() };
         let db = Database::connect(&url, &options).await.expect("a database");
         Store::migrate(&db).await.expect("a schema");

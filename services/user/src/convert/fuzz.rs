@@ -2,7 +2,7 @@
 
 use contracts::common::v1 as common;
 use proptest::prelude::*;
-use wirefuzz::{mutations, text};
+use testkit::{mutations, text};
 
 use super::*;
 

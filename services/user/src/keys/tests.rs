@@ -24,7 +24,7 @@ fn clock() -> Arc<ManualClock> {
 fn add(directory: &Path, name: &str) -> String {
     let key = SigningKey::generate();
     fs::create_dir_all(directory).expect("a folder");
-    testdb::write_secret(directory.join(name), &key.to_pem().expect("a PEM"));
+    testkit::write_secret(directory.join(name), &key.to_pem().expect("a PEM"));
     key.kid
 }
 
@@ -88,7 +88,7 @@ fn an_unreadable_file_is_named_and_leaves_the_keys_unchanged() {
     add(&directory, "mine.pem");
     assert!(matches!(store.reload(), Err(KeysError::Name { path }) if path.ends_with("mine.pem")));
     fs::remove_file(directory.join("mine.pem")).expect("removed");
-    testdb::write_secret(directory.join("2.pem"), "no key");
+    testkit::write_secret(directory.join("2.pem"), "no key");
     assert!(matches!(store.reload(), Err(KeysError::Form { path }) if path.ends_with("2.pem")));
     fs::remove_file(directory.join("2.pem")).expect("removed");
     fs::write(directory.join("README"), "not looked at").expect("written");

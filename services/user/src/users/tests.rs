@@ -49,10 +49,10 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        Self::on(&testdb::TestDatabase { url: "sqlite::memory:".to_owned(), schema: None }).await
+        Self::on(&testkit::TestDatabase { url: "sqlite::memory:".to_owned(), schema: None }).await
     }
 
-    async fn on(place: &testdb::TestDatabase) -> Self {
+    async fn on(place: &testkit::TestDatabase) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let options = storage::Options { schema: place.schema.clone(), ..storage::Options::default() };
         let db = Database::connect(&place.url, &options).await.expect("it opens");

@@ -130,7 +130,7 @@ async fn the_public_keys_are_public_and_survive_a_restart() {
 async fn the_bootstrap_operator_can_log_in_immediately_and_no_call_creates_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("operator.txt");
-    testdb::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
+    testkit::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
     let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8")];
     let world = World::start_with(folder, &flags).await;
     let taken = proto::RegisterRequest { email: "operator@ordermesh.local".into(), ..ada() };
@@ -146,7 +146,7 @@ async fn two_concurrent_starts_agree_on_keys_sessions_and_the_operator() {
     let folder = tempfile::tempdir().expect("a folder");
     let shared = folder.path().display().to_string();
     let file = folder.path().join("operator.txt");
-    testdb::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
+    testkit::write_secret(&file, &format!("operator@ordermesh.local {PASSWORD}\n"));
     // The later --data-dir wins: the second folder stays empty.
     let flags = ["--bootstrap-operator-file", file.to_str().expect("UTF-8"), "--data-dir", &shared];
     let second = tempfile::tempdir().expect("a folder");

@@ -8,16 +8,17 @@ use contracts::common::v1::EventType;
 use contracts::data::v1 as data;
 use contracts::data::v1::trace_event_service_server::{TraceEventService, TraceEventServiceServer};
 use contracts::user::v1 as user;
-use contracts::user::v1::user_service_server::{UserService, UserServiceServer};
+use contracts::user::v1::user_service_server::UserServiceServer;
 use futures_util::{Stream, stream};
 use mesh::ClientConfig;
+use testkit::FakeUserService;
 use tokio::net::TcpListener;
 use tonic::{Request, Response};
 
 use super::*;
 use crate::system::System;
 
-type Answer<T> = Result<Response<T>, Status>;
+type Rpc<T> = Result<Response<T>, Status>;
 type Messages = Vec<Result<WatchTraceEventsResponse, Status>>;
 
 /// The scripted streams, and the calls received.
@@ -25,7 +26,7 @@ type Messages = Vec<Result<WatchTraceEventsResponse, Status>>;
 struct Script {
     streams: Arc<Mutex<VecDeque<Messages>>>,
     /// The token and the cursor of each call.
-    asked: Arc<Mutex<Vec<(String, String)>>>,
+    requests: Arc<Mutex<Vec<(String, String)>>>,
     logins: Arc<Mutex<VecDeque<Status>>>,
     tokens: Arc<Mutex<u32>>,
 }
@@ -37,20 +38,33 @@ impl Script {
     }
 
     fn cursors(&self) -> Vec<String> {
-        self.asked.lock().expect("not poisoned").iter().map(|(_, cursor)| cursor.clone()).collect()
+        self.requests.lock().expect("not poisoned").iter().map(|(_, cursor)| cursor.clone()).collect()
     }
 
     fn tokens(&self) -> Vec<String> {
-        self.asked.lock().expect("not poisoned").iter().map(|(token, _)| token.clone()).collect()
+        self.requests.lock().expect("not poisoned").iter().map(|(token, _)| token.clone()).collect()
+    }
+
+    /// Tokens "token-1" and so on, after the scripted failures.
+    fn log_in(&self) -> Result<user::LoginResponse, Status> {
+        if let Some(status) = self.logins.lock().expect("not poisoned").pop_front() {
+            return Err(status);
+        }
+        let mut tokens = self.tokens.lock().expect("not poisoned");
+        *tokens += 1;
+        let session = user::Session { access_token: format!("token-{tokens}"), ..Default::default() };
+        Ok(user::LoginResponse { session: Some(session), ..Default::default() })
     }
 
     async fn follower(&self) -> Follower {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
+        let script = self.clone();
+        let users = FakeUserService::with_login(move |_| script.log_in());
         let services = tonic::transport::Server::builder()
             .add_service(TraceEventServiceServer::new(self.clone()))
-            .add_service(UserServiceServer::new(self.clone()));
+            .add_service(UserServiceServer::new(users));
         tokio::spawn(services.serve_with_incoming(incoming));
         let channel = |service| mesh::client(ClientConfig::new(service, vec![address.clone()], contracts::POLICIES));
         let system = System::of_two(channel("user"), channel("data"));
@@ -75,10 +89,10 @@ impl TraceEventService for Script {
     async fn watch_trace_events(
         &self,
         request: Request<data::WatchTraceEventsRequest>,
-    ) -> Answer<Self::WatchTraceEventsStream> {
+    ) -> Rpc<Self::WatchTraceEventsStream> {
         let bearer = request.metadata().get("authorization").and_then(|bearer| bearer.to_str().ok());
         let token = bearer.unwrap_or_default().to_owned();
-        self.asked.lock().expect("not poisoned").push((token, request.into_inner().after_cursor));
+        self.requests.lock().expect("not poisoned").push((token, request.into_inner().after_cursor));
         let messages = self.streams.lock().expect("not poisoned").pop_front().expect("a scripted stream");
         match messages.first() {
             // The call itself is rejected.
@@ -89,66 +103,17 @@ impl TraceEventService for Script {
     async fn append_trace_events(
         &self,
         _: Request<data::AppendTraceEventsRequest>,
-    ) -> Answer<data::AppendTraceEventsResponse> {
-        Err(Status::unimplemented("not here"))
+    ) -> Rpc<data::AppendTraceEventsResponse> {
+        Err(Status::unimplemented("not faked"))
     }
-    async fn list_trace_events(
-        &self,
-        _: Request<data::ListTraceEventsRequest>,
-    ) -> Answer<data::ListTraceEventsResponse> {
-        Err(Status::unimplemented("not here"))
+    async fn list_trace_events(&self, _: Request<data::ListTraceEventsRequest>) -> Rpc<data::ListTraceEventsResponse> {
+        Err(Status::unimplemented("not faked"))
     }
     async fn summarize_trace_events(
         &self,
         _: Request<data::SummarizeTraceEventsRequest>,
-    ) -> Answer<data::SummarizeTraceEventsResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-}
-
-#[tonic::async_trait]
-impl UserService for Script {
-    async fn login(&self, _: Request<user::LoginRequest>) -> Answer<user::LoginResponse> {
-        if let Some(refused) = self.logins.lock().expect("not poisoned").pop_front() {
-            return Err(refused);
-        }
-        let mut tokens = self.tokens.lock().expect("not poisoned");
-        *tokens += 1;
-        let session = user::Session { access_token: format!("token-{tokens}"), ..Default::default() };
-        Ok(Response::new(user::LoginResponse { session: Some(session), ..Default::default() }))
-    }
-    async fn list_signing_keys(
-        &self,
-        _: Request<user::ListSigningKeysRequest>,
-    ) -> Answer<user::ListSigningKeysResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn end_sessions(&self, _: Request<user::EndSessionsRequest>) -> Answer<user::EndSessionsResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn list_ended_sessions(
-        &self,
-        _: Request<user::ListEndedSessionsRequest>,
-    ) -> Answer<user::ListEndedSessionsResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn register(&self, _: Request<user::RegisterRequest>) -> Answer<user::RegisterResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn refresh_session(&self, _: Request<user::RefreshSessionRequest>) -> Answer<user::RefreshSessionResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn logout(&self, _: Request<user::LogoutRequest>) -> Answer<user::LogoutResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn get_profile(&self, _: Request<user::GetProfileRequest>) -> Answer<user::GetProfileResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn update_profile(&self, _: Request<user::UpdateProfileRequest>) -> Answer<user::UpdateProfileResponse> {
-        Err(Status::unimplemented("not here"))
-    }
-    async fn change_password(&self, _: Request<user::ChangePasswordRequest>) -> Answer<user::ChangePasswordResponse> {
-        Err(Status::unimplemented("not here"))
+    ) -> Rpc<data::SummarizeTraceEventsResponse> {
+        Err(Status::unimplemented("not faked"))
     }
 }
 

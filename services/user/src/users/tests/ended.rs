@@ -39,7 +39,7 @@ impl World {
 /// On both stores.
 async fn worlds() -> Vec<World> {
     let mut worlds = vec![World::new().await];
-    if let Some(place) = testdb::postgres() {
+    if let Some(place) = testkit::postgres() {
         worlds.push(World::on(&place).await);
     }
     worlds

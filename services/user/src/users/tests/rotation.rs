@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 
 use super::*;
 
-async fn concurrent_refreshes_are_one_rotation(place: &testdb::TestDatabase) {
+async fn concurrent_refreshes_are_one_rotation(place: &testkit::TestDatabase) {
     let (one, other) = (World::on(place).await, World::on(place).await);
     one.ada().await;
     let first = one.ada_logs_in().await;
@@ -26,11 +26,11 @@ async fn concurrent_refreshes_are_one_rotation(place: &testdb::TestDatabase) {
 async fn concurrent_refreshes_on_sqlite_are_one_rotation() {
     let folder = tempfile::tempdir().expect("a folder");
     let url = format!("sqlite://{}", folder.path().join("user.db").display());
-    concurrent_refreshes_are_one_rotation(&testdb::TestDatabase { url, schema: None }).await;
+    concurrent_refreshes_are_one_rotation(&testkit::TestDatabase { url, schema: None }).await;
 }
 
 #[tokio::test]
 async fn concurrent_refreshes_on_postgresql_are_one_rotation() {
-    let Some(place) = testdb::postgres() else { return };
+    let Some(place) = testkit::postgres() else { return };
     concurrent_refreshes_are_one_rotation(&place).await;
 }

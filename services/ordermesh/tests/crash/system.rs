@@ -2,7 +2,7 @@
 //! control: nothing happens except as directed by the test.
 //!
 //! The public calls (create, cancel, retry) go to an instance that never drives: a process that crashes right after its
-//! answer. Everything after that is driven step by step by instances that the test starts and crashes.
+//! response. Everything after that is driven step by step by instances that the test starts and crashes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -54,9 +54,9 @@ pub(crate) enum On {
 }
 
 /// The origin of events: service and instance.
-struct Teller(&'static str, String);
+struct Origin(&'static str, String);
 
-impl EventSink for Teller {
+impl EventSink for Origin {
     fn unclaimed(&self, _ended: Ended) -> Disposition {
         Disposition::NoEvent
     }
@@ -66,9 +66,9 @@ impl EventSink for Teller {
     }
 }
 
-struct Shelf;
+struct FakeCatalog;
 
-impl Catalog for Shelf {
+impl Catalog for FakeCatalog {
     fn products(&self, _: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, order::Error>> {
         let price = Money::new("EUR".parse().expect("a currency"), 1_250);
         let product = |sku: String| Product { name: sku.clone(), sku, price };
@@ -106,7 +106,7 @@ impl Api {
         *self.order.get().expect("an order")
     }
 
-    /// The customer cancels; being too late is a valid answer.
+    /// The customer cancels; being too late is a valid response.
     pub(crate) async fn cancel(&self) {
         let operation = self.operation("order.v1.OrderService/CancelOrder");
         match self.orders.cancel(&operation, Scope::All, self.id()).await {
@@ -117,7 +117,7 @@ impl Api {
         self.check("a cancellation").await;
     }
 
-    /// An operator retries; not being retryable is a valid answer.
+    /// An operator retries; not being retryable is a valid response.
     pub(crate) async fn retry(&self) {
         let operation = self.operation("order.v1.OrderService/RetryOrder");
         match self.orders.retry(&operation, self.id()).await {
@@ -142,7 +142,7 @@ impl Api {
     }
 
     fn operation(&self, name: &'static str) -> Operation {
-        let sink: Arc<dyn EventSink> = Arc::new(Teller("order", "order-api".into()));
+        let sink: Arc<dyn EventSink> = Arc::new(Origin("order", "order-api".into()));
         Operation::open(Kind::Server, name, Parent::Root, Some("audit"), Some(sink))
     }
 }
@@ -151,7 +151,7 @@ impl Api {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wire {
     Fine,
-    /// The first answer of each kind is lost.
+    /// The first response of each kind is lost.
     LosesFirst,
     /// Requests are duplicated: sequentially, and concurrently.
     Twice,
@@ -159,26 +159,26 @@ pub(crate) enum Wire {
 
 /// The Payment Service as the order's driver sees it: the current instance, through the contract's own messages.
 struct Cable {
-    world: Arc<Shared>,
+    system: Arc<Shared>,
     wire: Wire,
     lost: Mutex<Vec<&'static str>>,
 }
 
 impl Cable {
-    /// Calls the instance: its answer, or nothing if it crashes or stalls meanwhile. If all its tasks end without an
-    /// answer, the stored payment is the answer, as at the deadline of a real call.
+    /// Calls the instance: its response, or nothing if it crashes or stalls meanwhile. If all its tasks end without an
+    /// response, the stored payment is the response, as at the deadline of a real call.
     async fn call<F>(&self, kind: &'static str, order: OrderId, ask: impl Fn(Processor) -> F) -> Option<Payment>
     where
         F: Future<Output = Result<Payment, payment::Error>>,
     {
-        let instance = self.world.payment_instance();
-        let known = || async { self.world.payments.find(order).await.expect("the store is readable") };
+        let instance = self.system.payment_instance();
+        let known = || async { self.system.payments.find(order).await.expect("the store is readable") };
         let idle = async {
             instance.tasks.close();
             instance.tasks.wait().await;
             known().await
         };
-        let asked = async {
+        let requested = async {
             if self.wire == Wire::Twice {
                 let once = ask(instance.processor.clone()).await;
                 let both = tokio::join!(ask(instance.processor.clone()), ask(instance.processor.clone()));
@@ -186,23 +186,23 @@ impl Cable {
             }
             ask(instance.processor.clone()).await.ok()
         };
-        let answer = tokio::select! {
+        let response = tokio::select! {
             biased;
-            answer = asked => answer,
-            () = self.world.plan.is_gone(&instance.name) => None,
+            response = requested => response,
+            () = self.system.plan.is_gone(&instance.name) => None,
             known = idle => known,
         };
-        let is_gone = self.world.plan.has_died(&instance.name);
+        let is_gone = self.system.plan.has_crashed(&instance.name);
         let is_lost = self.wire == Wire::LosesFirst && !lock(&self.lost).contains(&kind);
         if is_lost {
             lock(&self.lost).push(kind);
         }
-        answer.filter(|_| !is_gone && !is_lost)
+        response.filter(|_| !is_gone && !is_lost)
     }
 }
 
-fn decided(answer: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentOutcome) -> PaymentOutcome {
-    match answer {
+fn decided(response: Option<Payment>, decide: impl Fn(Option<proto::Payment>) -> PaymentOutcome) -> PaymentOutcome {
+    match response {
         Some(payment) => decide(Some(payment.into())),
         None => PaymentOutcome::Undecided("the connection was lost".into()),
     }
@@ -283,7 +283,7 @@ pub(crate) struct OrderInstance {
 }
 
 /// One order, and its environment.
-pub(crate) struct World {
+pub(crate) struct System {
     shared: Arc<Shared>,
     wire: Wire,
     pub(crate) plan: Arc<Plan>,
@@ -298,7 +298,7 @@ pub(crate) struct World {
 }
 
 /// The parts reference each other: unless the cycles are broken, the connections stay open.
-impl Drop for World {
+impl Drop for System {
     fn drop(&mut self) {
         *lock(&self.shared.api_driver) = None;
         *lock(&self.shared.payment) = None;
@@ -308,19 +308,19 @@ impl Drop for World {
 
 async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Database {
     let place = match on {
-        On::Memory => testdb::TestDatabase { url: "sqlite::memory:".into(), schema: None },
+        On::Memory => testkit::TestDatabase { url: "sqlite::memory:".into(), schema: None },
         On::File => {
             let folder = folder.expect("a folder").path().display();
-            testdb::TestDatabase { url: format!("sqlite://{folder}/{name}.db"), schema: None }
+            testkit::TestDatabase { url: format!("sqlite://{folder}/{name}.db"), schema: None }
         }
-        On::Postgres => testdb::postgres().expect("its availability was checked before"),
+        On::Postgres => testkit::postgres().expect("its availability was checked before"),
     };
     let options =
         storage::Options { schema: place.schema, max_connections: 3, acquire_timeout: GUARD, statement_timeout: GUARD };
     Database::connect(&place.url, &options).await.expect("a database")
 }
 
-impl World {
+impl System {
     pub(crate) async fn new(on: On, wire: Wire, ledger: Ledger, plan: Arc<Plan>) -> Self {
         let folder = (on == On::File).then(|| tempfile::tempdir().expect("a folder"));
         let clock = Arc::new(ManualClock::at(Timestamp::from_micros(MONDAY)));
@@ -353,7 +353,7 @@ impl World {
         let api = Api {
             orders: Orders {
                 store: shared.orders.clone(),
-                catalog: Arc::new(Shelf),
+                catalog: Arc::new(FakeCatalog),
                 driver: idle,
                 amount_limits: kernel::AmountLimits::default(),
                 clock: shared.clock.clone(),
@@ -367,7 +367,7 @@ impl World {
             broken: Arc::default(),
         };
         *lock(&plan.api) = Some(api.clone());
-        let world = Self {
+        let system = Self {
             shared,
             wire,
             plan,
@@ -379,16 +379,16 @@ impl World {
             left: Mutex::default(),
             _folder: folder,
         };
-        world.start_payment("payment-1");
+        system.start_payment("payment-1");
         let stock = AdjustStock {
             request_id: RequestId::from_uuid(SystemIds.uuid()),
             sku: SKU.into(),
             delta: 10,
             write_off: false,
         };
-        world.api.inventory.adjust(&world.api.operation("adjust"), stock).await.expect("stock");
-        world.create().await;
-        world
+        system.api.inventory.adjust(&system.api.operation("adjust"), stock).await.expect("stock");
+        system.create().await;
+        system
     }
 
     async fn create(&self) {
@@ -406,7 +406,7 @@ impl World {
             contact_email: "ada@example.com".into(),
             expected_total: None,
         };
-        let sink: Arc<dyn EventSink> = Arc::new(Teller("order", "order-api".into()));
+        let sink: Arc<dyn EventSink> = Arc::new(Origin("order", "order-api".into()));
         let name = "order.v1.OrderService/CreateOrder";
         let operation = Operation::open(Kind::Server, name, Parent::Root, Some("order_creation"), Some(sink));
         let user = UserId::from_uuid(SystemIds.uuid());
@@ -427,7 +427,7 @@ impl World {
     pub(crate) fn start_payment(&self, name: &str) {
         let shared = &self.shared;
         let (tasks, subscriptions) = (TaskTracker::new(), Subscriptions::default());
-        let events: Arc<dyn EventSink> = Arc::new(Teller("payment", name.to_owned()));
+        let events: Arc<dyn EventSink> = Arc::new(Origin("payment", name.to_owned()));
         let payments = payment::driver::Payments {
             store: shared.payments.clone(),
             gateway: shared.ledger.clone(),
@@ -463,22 +463,22 @@ impl World {
     }
 
     /// Replaces a crashed or stalled instance by one with another name, or restarts it with its own name.
-    pub(crate) async fn replace_the_dead(&self, order: &mut OrderInstance, restarts: bool) {
+    pub(crate) async fn replace_crashed(&self, order: &mut OrderInstance, restarts: bool) {
         let n = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.plan.has_died(&order.name) || self.plan.is_stalled(&order.name) {
+        if self.plan.has_crashed(&order.name) || self.plan.is_stalled(&order.name) {
             let name = if restarts { order.name.clone() } else { format!("order-{n}") };
             *order = self.order_instance(&name);
             if restarts {
-                self.plan.lives_again(&name);
+                self.plan.restarted(&name);
                 order.driver.recover().await.expect("leases are freed");
             }
         }
         let payment = self.shared.payment_instance();
-        if self.plan.has_died(&payment.name) || self.plan.is_stalled(&payment.name) {
+        if self.plan.has_crashed(&payment.name) || self.plan.is_stalled(&payment.name) {
             let name = if restarts { payment.name.clone() } else { format!("payment-{n}") };
             self.start_payment(&name);
             if restarts {
-                self.plan.lives_again(&name);
+                self.plan.restarted(&name);
                 self.shared.payment_instance().driver.recover().await.expect("leases are freed");
             }
         }
@@ -490,7 +490,7 @@ impl World {
         self.run(&order.name, async move { driver.run_due().await.map(|_| ()) }).await;
         self.settle(&order.tasks, &order.name).await;
         let payment = self.shared.payment_instance();
-        if !self.plan.has_died(&payment.name) && !self.plan.is_stalled(&payment.name) {
+        if !self.plan.has_crashed(&payment.name) && !self.plan.is_stalled(&payment.name) {
             let driver = payment.driver.clone();
             self.run(&payment.name, async move { driver.attempt_due().await.map(|_| ()) }).await;
         }
@@ -524,13 +524,13 @@ impl World {
     }
 
     /// Whether a driver is stalled.
-    pub(crate) fn is_standing(&self) -> bool {
+    pub(crate) fn has_stalled(&self) -> bool {
         self.plan.is_any_stalled()
     }
 
     /// Resumes the stalled driver, and waits until it ends.
-    pub(crate) async fn let_go(&self) {
-        self.plan.let_go();
+    pub(crate) async fn resume(&self) {
+        self.plan.resume();
         let ended = async {
             let standing: Vec<_> = lock(&self.standing).drain(..).collect();
             for running in standing {
@@ -560,12 +560,12 @@ impl World {
 
     /// Drives the payment once, whatever the order's state.
     pub(crate) async fn settle_payment(&self) {
-        self.later();
+        self.make_due();
         self.shared.payment_instance().driver.attempt_due().await.expect("payments are claimed");
     }
 
     /// Advances the clock beyond leases and backoff.
-    pub(crate) fn later(&self) {
+    pub(crate) fn make_due(&self) {
         self.shared.clock.advance(LEASE + BACKOFF_CAP);
     }
 
@@ -575,9 +575,9 @@ impl World {
 
     /// Drives until order and payment have no pending effects; an operator retries NEEDS_ATTENTION. Crashed instances
     /// are replaced.
-    pub(crate) async fn to_rest(&self, order: &mut OrderInstance, restarts: bool) {
+    pub(crate) async fn drive_to_completion(&self, order: &mut OrderInstance, restarts: bool) {
         for _ in 0..MAX_ROUNDS {
-            self.replace_the_dead(order, restarts).await;
+            self.replace_crashed(order, restarts).await;
             self.drive_once(order).await;
             if self.is_at_rest().await {
                 if self.state().await != State::NeedsAttention {
@@ -585,7 +585,7 @@ impl World {
                 }
                 self.api.retry().await;
             }
-            self.later();
+            self.make_due();
         }
         panic!("the order is {:?} after {MAX_ROUNDS} rounds: {:?}", self.state().await, self.payment().await);
     }
@@ -643,9 +643,9 @@ fn order_driver(
     let effects = order::driver::Effects {
         table: order::lifecycle::next,
         store: shared.orders.clone(),
-        payments: Arc::new(Cable { world: shared.clone(), wire, lost: Mutex::default() }),
+        payments: Arc::new(Cable { system: shared.clone(), wire, lost: Mutex::default() }),
         clock: shared.clock.clone(),
-        events: Arc::new(Teller("order", name.to_owned())),
+        events: Arc::new(Origin("order", name.to_owned())),
         subscriptions: order::subscriptions::Subscriptions::new(1),
     };
     let context = order::driver::Context {

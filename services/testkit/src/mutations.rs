@@ -1,4 +1,4 @@
-//! For tests of decoders: messages of a misbehaving client, by proptest. Either any bytes that decode at all, or a
+//! Malformed messages for tests of decoders: messages of a misbehaving client, by proptest. Either any bytes that decode at all, or a
 //! valid message with some bytes changed, cut or duplicated, which gets much further.
 //!
 //! A coverage-guided fuzzer would use the same bodies, but needs a nightly toolchain; these run everywhere.

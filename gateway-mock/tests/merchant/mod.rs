@@ -28,12 +28,12 @@ struct Cli {
 struct Running {
     folder: TempDir,
     shutdown: CancellationToken,
-    served: Mutex<Option<JoinHandle<Result<(), gateway_mock::Error>>>>,
+    served: Mutex<Option<JoinHandle<Result<(), chassis::Error>>>>,
 }
 
 /// A running gateway and a merchant. Clones share both.
 #[derive(Clone)]
-pub(crate) struct World {
+pub(crate) struct Merchant {
     client: PaymentGatewayServiceClient<mesh::Channel>,
     key: Option<String>,
     running: Arc<Running>,
@@ -46,7 +46,7 @@ pub(crate) fn reason(status: &Status) -> String {
     info.reason
 }
 
-impl World {
+impl Merchant {
     pub(crate) async fn start(flags: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().expect("a folder"), flags).await
     }
@@ -55,11 +55,10 @@ impl World {
         let database = format!("--database-url=sqlite://{}/gateway.db", folder.path().display());
         let fixed = ["gateway", "--api-key=test-key", &database];
         let config = Cli::try_parse_from(fixed.iter().chain(flags)).expect("flags").config;
-        let bind = async || TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let (listener, admin) = (bind().await, bind().await);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(gateway_mock::run(config, listener, admin, shutdown.clone()));
+        let served = tokio::spawn(gateway_mock::run(config, listener, None, shutdown.clone()));
         let channel = mesh::client(mesh::ClientConfig::new("gateway", vec![address], contracts::POLICIES));
         Self {
             client: PaymentGatewayServiceClient::new(channel),
@@ -99,16 +98,16 @@ impl World {
 
     pub(crate) async fn charge(&self, key: &str, minor_units: i64, token: &str) -> Result<Charge, Status> {
         let request = self.request(charge_request(key, minor_units, token));
-        let answer = self.client.clone().create_charge(request).await?;
-        Ok(answer.into_inner().charge.expect("a charge"))
+        let response = self.client.clone().create_charge(request).await?;
+        Ok(response.into_inner().charge.expect("a charge"))
     }
 
     /// A charge whose client cancels after a timeout.
     pub(crate) async fn charge_within(&self, timeout: Duration, key: &str, token: &str) -> Result<Charge, Status> {
         let mut request = self.request(charge_request(key, 1999, token));
         request.set_timeout(timeout);
-        let answer = self.client.clone().create_charge(request).await?;
-        Ok(answer.into_inner().charge.expect("a charge"))
+        let response = self.client.clone().create_charge(request).await?;
+        Ok(response.into_inner().charge.expect("a charge"))
     }
 
     pub(crate) async fn charge_raw(
@@ -124,8 +123,8 @@ impl World {
             payment_method: "pm_card_visa".to_owned(),
             receipt_email: email.to_owned(),
         };
-        let answer = self.client.clone().create_charge(self.request(message)).await?;
-        Ok(answer.into_inner().charge.expect("a charge"))
+        let response = self.client.clone().create_charge(self.request(message)).await?;
+        Ok(response.into_inner().charge.expect("a charge"))
     }
 
     pub(crate) async fn get(&self, key: &str) -> Result<Charge, Status> {

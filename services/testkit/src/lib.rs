@@ -1,20 +1,24 @@
-//! For tests and `ordermesh chaos`: a private PostgreSQL server in a temporary folder, on its own Unix socket.
+//! For tests: the database that a test runs on, networks that fail, messages that are malformed.
 //!
-//! It uses the machine's PostgreSQL programs. If there are none, [`server`] prints that once and returns `None`, and a
+//! A PostgreSQL server needs the machine's PostgreSQL programs. If there are none, [`postgres`] returns `None`, and a
 //! test that needs it ends early with the output "SKIPPED". If the environment variable `CI` is set, that is a failure.
 //!
 //! # Layout
 //! - here: the database that a test runs on
-//! - [`server`](mod@server): the server, and a standby of it
 //! - [`proxy`]: a network that becomes unresponsive, breaks, or leads elsewhere
+//! - `mutations`: malformed messages, by proptest
+//! - `user_service`: a fake User Service
 
+mod mutations;
 pub mod proxy;
-pub mod server;
+mod user_service;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+pub use mutations::{mutations, text};
+pub use postgres_server::Server;
 pub use proxy::{End, Proxy};
-pub use server::Server;
+pub use user_service::FakeUserService;
 
 /// The database of a test: for `storage::Database::connect`.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use kernel::OrderId;
 use serde_json::{Map, Value, json};
 
-use crate::load::mix::{Deed, Mix};
+use crate::load::mix::{Behaviour, Mix};
 use crate::promises::Report;
 
 /// The reported quantiles.
@@ -17,24 +17,25 @@ const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
 
 struct Inner {
-    /// From an order's scheduled start to its acknowledgement, retries included, in microseconds.
+    /// In microseconds, from an order's start to its acknowledgement, retries included. In an open loop the start is the
+    /// scheduled one.
     acknowledged: Histogram<u64>,
-    /// From an order's scheduled start to its final state, in microseconds.
+    /// The same, to its final state.
     finished: Histogram<u64>,
     logins: Histogram<u64>,
-    ends: BTreeMap<(Deed, String), u64>,
-    refusals: BTreeMap<String, u64>,
-    tries: u64,
+    ends: BTreeMap<(Behaviour, String), u64>,
+    rejections: BTreeMap<String, u64>,
+    retries: u64,
     rewatches: u64,
-    surprises: u64,
+    unexpected: u64,
     orders: Vec<OrderId>,
 }
 
 /// What all customers observed. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Seen(Arc<Mutex<Inner>>);
+pub(crate) struct Statistics(Arc<Mutex<Inner>>);
 
-impl Default for Seen {
+impl Default for Statistics {
     fn default() -> Self {
         let histogram = || Histogram::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed"));
         Self(Arc::new(Mutex::new(Inner {
@@ -42,10 +43,10 @@ impl Default for Seen {
             finished: histogram(),
             logins: histogram(),
             ends: BTreeMap::new(),
-            refusals: BTreeMap::new(),
-            tries: 0,
+            rejections: BTreeMap::new(),
+            retries: 0,
             rewatches: 0,
-            surprises: 0,
+            unexpected: 0,
             orders: Vec::new(),
         })))
     }
@@ -55,7 +56,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-impl Seen {
+impl Statistics {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,27 +70,27 @@ impl Seen {
     }
 
     /// Records an order's outcome: its final state, or that it was not created or not observed to its end.
-    pub(crate) fn ended(&self, deed: Deed, end: &str, latency: Option<Duration>, is_surprise: bool) {
+    pub(crate) fn ended(&self, behaviour: Behaviour, end: &str, latency: Option<Duration>, is_unexpected: bool) {
         let mut inner = self.lock();
         if let Some(latency) = latency {
             let _ = inner.finished.record(micros(latency));
         }
-        *inner.ends.entry((deed, end.to_owned())).or_default() += 1;
-        inner.surprises += u64::from(is_surprise);
+        *inner.ends.entry((behaviour, end.to_owned())).or_default() += 1;
+        inner.unexpected += u64::from(is_unexpected);
     }
 
     /// A call was rejected.
-    pub(crate) fn refused(&self, why: String) {
-        *self.lock().refusals.entry(why).or_default() += 1;
+    pub(crate) fn rejected(&self, why: String) {
+        *self.lock().rejections.entry(why).or_default() += 1;
     }
 
     /// A call was retried.
-    pub(crate) fn tried_again(&self) {
-        self.lock().tries += 1;
+    pub(crate) fn retried(&self) {
+        self.lock().retries += 1;
     }
 
     /// A watch broke and was resumed.
-    pub(crate) fn watched_again(&self) {
+    pub(crate) fn rewatched(&self) {
         self.lock().rewatches += 1;
     }
 
@@ -97,9 +98,10 @@ impl Seen {
         let _ = self.lock().logins.record(micros(latency));
     }
 
-    /// The number of orders with an unexpected outcome, including those not created or not observed to their end.
-    pub(crate) fn surprises(&self) -> u64 {
-        self.lock().surprises
+    /// The number of orders with an unexpected outcome. With `--scarce` INSUFFICIENT_STOCK is expected; under chaos any
+    /// order may be rejected, and any final state is.
+    pub(crate) fn unexpected(&self) -> u64 {
+        self.lock().unexpected
     }
 
     /// Every acknowledged order.
@@ -123,8 +125,8 @@ impl Seen {
                 ("log-ins", inner.logins.clone()),
             ],
             ends: inner.ends.clone(),
-            refusals: inner.refusals.clone(),
-            tries: inner.tries,
+            rejections: inner.rejections.clone(),
+            retries: inner.retries,
             rewatches: inner.rewatches,
         }
     }
@@ -134,9 +136,9 @@ impl Seen {
 pub(crate) struct Summary {
     took: Duration,
     latencies: Vec<(&'static str, Histogram<u64>)>,
-    ends: BTreeMap<(Deed, String), u64>,
-    refusals: BTreeMap<String, u64>,
-    tries: u64,
+    ends: BTreeMap<(Behaviour, String), u64>,
+    rejections: BTreeMap<String, u64>,
+    retries: u64,
     rewatches: u64,
 }
 
@@ -158,13 +160,13 @@ impl fmt::Display for Summary {
             }
             writeln!(f, " ms")?;
         }
-        for ((deed, end), count) in &self.ends {
-            writeln!(f, "{count:>8} {:<9} {end}", deed.name())?;
+        for ((behaviour, end), count) in &self.ends {
+            writeln!(f, "{count:>8} {:<9} {end}", behaviour.name())?;
         }
-        for (why, count) in &self.refusals {
+        for (why, count) in &self.rejections {
             writeln!(f, "{count:>8} refused   {why}")?;
         }
-        write!(f, "{:>8} retries, {} watches resumed", self.tries, self.rewatches)
+        write!(f, "{:>8} retries, {} watches resumed", self.retries, self.rewatches)
     }
 }
 
@@ -187,7 +189,7 @@ impl Summary {
         let ends: Vec<Value> = self
             .ends
             .iter()
-            .map(|((deed, end), count)| json!({ "deed": deed.name(), "end": end, "count": count }))
+            .map(|((behaviour, end), count)| json!({ "deed": behaviour.name(), "end": end, "count": count }))
             .collect();
         let violations: Option<Vec<String>> =
             report.map(|report| report.violations.iter().map(ToString::to_string).collect());
@@ -197,8 +199,8 @@ impl Summary {
             "seconds": self.took.as_secs_f64(),
             "latencies": latencies,
             "ends": ends,
-            "refusals": self.refusals,
-            "tries_again": self.tries,
+            "refusals": self.rejections,
+            "tries_again": self.retries,
             "violations": violations,
         });
         // Texts and numbers always have a JSON encoding.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use contracts::common::v1::{Address, EventType};
+use contracts::common::v1::Address;
 use contracts::data::v1 as data_v1;
 use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
 use contracts::order::v1 as order_v1;
@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Status};
 
 use crate::data_dir::Login;
-use crate::demo::scenario::Wrong;
+use crate::demo::expected::ExpectedEvent;
+use crate::demo::scenario::Failure;
 use crate::error::Error;
 use crate::system::{System, request};
 use crate::text;
@@ -25,28 +26,30 @@ use crate::trace::Trace;
 
 /// Timeout of an order's transition, or of an event.
 const TIMEOUT: Duration = Duration::from_secs(60);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Before the absence of events is checked.
+const SETTLE_TIME: Duration = Duration::from_millis(500);
 
 /// A running system, a new customer, and an operator.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Setup {
     pub(crate) system: System,
     pub(crate) email: String,
     customer: String,
     operator: String,
 }
 
-impl Stage {
+impl Setup {
     /// Registers a customer, and logs in both accounts.
     pub(crate) async fn open(system: System) -> Result<Self, Error> {
-        let (email, customer) = arrival(&system).await?;
+        let (email, customer) = new_customer(&system).await?;
         let operator = system.operator_token().await?;
         Ok(Self { system, email, customer, operator })
     }
 }
 
 /// A new customer's e-mail and access token.
-pub(crate) async fn arrival(system: &System) -> Result<(String, String), Error> {
+pub(crate) async fn new_customer(system: &System) -> Result<(String, String), Error> {
     let id = SystemIds.uuid();
     let email = format!("demo-{}@example.com", id.simple());
     let login = Login { email: email.clone(), password: "correct horse battery".to_owned() };
@@ -57,62 +60,20 @@ pub(crate) async fn arrival(system: &System) -> Result<(String, String), Error> 
         display_name: "Demo".to_owned(),
     };
     let mut users = UserServiceClient::new(system.user.clone());
-    users.register(request(message, "", None)).await.map_err(Error::refused("Register"))?;
+    users.register(request(message, "", None)).await.map_err(Error::rejected("Register"))?;
     Ok((email, system.login(&login).await?))
-}
-
-/// An expected event. An empty reason matches any.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ExpectedEvent {
-    kind: EventType,
-    error: Option<(&'static str, &'static str)>,
-}
-
-/// A successful event.
-pub(crate) const fn succeeded(kind: EventType) -> ExpectedEvent {
-    ExpectedEvent { kind, error: None }
-}
-
-/// A failed event, with the error's type and reason.
-pub(crate) const fn failed(kind: EventType, error_type: &'static str, reason: &'static str) -> ExpectedEvent {
-    ExpectedEvent { kind, error: Some((error_type, reason)) }
-}
-
-impl ExpectedEvent {
-    fn by(self, event: &data_v1::TraceEvent) -> bool {
-        let right_status = match self.error {
-            None => data_v1::EventStatus::Success,
-            Some(_) => data_v1::EventStatus::Failed,
-        };
-        let right_error = self.error.is_none_or(|(error_type, reason)| {
-            event
-                .error
-                .as_ref()
-                .is_some_and(|error| error.r#type == error_type && (reason.is_empty() || error.reason == reason))
-        });
-        event.r#type == i32::from(self.kind) && event.status == i32::from(right_status) && right_error
-    }
-
-    /// The printed form.
-    pub(crate) fn line(self) -> String {
-        let kind = self.kind.as_str_name().trim_start_matches("EVENT_TYPE_").to_lowercase();
-        match self.error {
-            None => format!("event {kind} success"),
-            Some((error_type, reason)) => format!("event {kind} failed: {error_type} {reason}").trim_end().to_owned(),
-        }
-    }
 }
 
 /// One run of a path, in a trace of its own.
 #[derive(Clone, Debug)]
-pub(crate) struct Act {
-    pub(crate) stage: Arc<Stage>,
+pub(crate) struct Run {
+    pub(crate) setup: Arc<Setup>,
     pub(crate) trace: Trace,
 }
 
-impl Act {
-    pub(crate) fn new(stage: Arc<Stage>) -> Self {
-        Self { stage, trace: Trace::random() }
+impl Run {
+    pub(crate) fn new(setup: Arc<Setup>) -> Self {
+        Self { setup, trace: Trace::random() }
     }
 
     /// A valid order of one mug, with a payment method.
@@ -128,21 +89,21 @@ impl Act {
                 postal_code: "10115".to_owned(),
                 country_code: "DE".to_owned(),
             }),
-            contact_email: self.stage.email.clone(),
+            contact_email: self.setup.email.clone(),
             expected_total: None,
         }
     }
 
     pub(crate) async fn create(&self, message: order_v1::CreateOrderRequest) -> Result<order_v1::Order, Status> {
-        let answer = self.orders().create_order(request(message, &self.stage.customer, Some(self.trace))).await?;
-        Ok(answer.into_inner().order.unwrap_or_default())
+        let response = self.orders().create_order(request(message, &self.setup.customer, Some(self.trace))).await?;
+        Ok(response.into_inner().order.unwrap_or_default())
     }
 
     /// Creates an order that must be accepted; returns its id.
-    pub(crate) async fn accepted(&self, message: order_v1::CreateOrderRequest) -> Result<String, Wrong> {
-        let order = self.create(message).await.map_err(Wrong::refused("CreateOrder"))?;
+    pub(crate) async fn accepted(&self, message: order_v1::CreateOrderRequest) -> Result<String, Failure> {
+        let order = self.create(message).await.map_err(Failure::rejected("CreateOrder"))?;
         if order.trace_id != self.trace.id() {
-            return Err(Wrong::Unexpected(format!(
+            return Err(Failure::Unexpected(format!(
                 "the order is in trace {:?}, not in its customer's",
                 order.trace_id
             )));
@@ -151,9 +112,9 @@ impl Act {
     }
 
     /// Creates an order that must be rejected; returns the status.
-    pub(crate) async fn refused(&self, message: order_v1::CreateOrderRequest) -> Result<Status, Wrong> {
+    pub(crate) async fn rejected(&self, message: order_v1::CreateOrderRequest) -> Result<Status, Failure> {
         match self.create(message).await {
-            Ok(order) => Err(Wrong::Unexpected(format!("the order was accepted: {}", order.order_id))),
+            Ok(order) => Err(Failure::Unexpected(format!("the order was accepted: {}", order.order_id))),
             Err(status) => Ok(status),
         }
     }
@@ -163,13 +124,13 @@ impl Act {
         &self,
         order_id: &str,
         until: order_v1::OrderState,
-    ) -> Result<Vec<order_v1::OrderHistoryEntry>, Wrong> {
+    ) -> Result<Vec<order_v1::OrderHistoryEntry>, Failure> {
         let mut seen = Vec::new();
         match timeout(TIMEOUT, self.watch(order_id, until, &mut seen)).await {
             Ok(watched) => watched.map(|()| seen),
             Err(_) => {
                 let steps: Vec<_> = seen.iter().map(|entry| text::state(entry.state)).collect();
-                Err(Wrong::Late(
+                Err(Failure::TimedOut(
                     format!("{} (seen: {})", text::state(until.into()), steps.join(", ")),
                     TIMEOUT.as_secs(),
                 ))
@@ -182,32 +143,32 @@ impl Act {
         order_id: &str,
         until: order_v1::OrderState,
         seen: &mut Vec<order_v1::OrderHistoryEntry>,
-    ) -> Result<(), Wrong> {
+    ) -> Result<(), Failure> {
         loop {
             let after_version = seen.last().map_or(0, |entry| entry.version);
             let message = order_v1::WatchOrderRequest { order_id: order_id.to_owned(), after_version };
-            let watched = self.orders().watch_order(request(message, &self.stage.customer, Some(self.trace))).await;
+            let watched = self.orders().watch_order(request(message, &self.setup.customer, Some(self.trace))).await;
             let mut steps = match watched {
                 Ok(steps) => steps.into_inner(),
                 Err(status) if status.code() == Code::Unavailable => {
-                    sleep(LOOK_AGAIN).await;
+                    sleep(POLL_INTERVAL).await;
                     continue;
                 }
-                Err(status) => return Err(Wrong::refused("WatchOrder")(status)),
+                Err(status) => return Err(Failure::rejected("WatchOrder")(status)),
             };
             loop {
                 match steps.message().await {
                     Ok(Some(step)) => seen.extend(step.entry),
                     Ok(None) => {
                         let last = seen.last().map_or("nowhere", |entry| text::state(entry.state));
-                        return Err(Wrong::Unexpected(format!(
+                        return Err(Failure::Unexpected(format!(
                             "the order ended {last}, not {}",
                             text::state(until.into())
                         )));
                     }
                     // The instance drains or has crashed: continue with another one.
                     Err(status) if status.code() == Code::Unavailable => break,
-                    Err(status) => return Err(Wrong::refused("WatchOrder")(status)),
+                    Err(status) => return Err(Failure::rejected("WatchOrder")(status)),
                 }
                 if seen.last().is_some_and(|entry| entry.state == i32::from(until)) {
                     return Ok(());
@@ -217,83 +178,113 @@ impl Act {
     }
 
     /// The order as shown to its customer.
-    pub(crate) async fn get(&self, order_id: &str) -> Result<order_v1::Order, Wrong> {
+    pub(crate) async fn get(&self, order_id: &str) -> Result<order_v1::Order, Failure> {
         let message = order_v1::GetOrderRequest { order_id: order_id.to_owned() };
-        let answer = self.orders().get_order(request(message, &self.stage.customer, Some(self.trace))).await;
-        Ok(answer.map_err(Wrong::refused("GetOrder"))?.into_inner().order.unwrap_or_default())
+        let response = self.orders().get_order(request(message, &self.setup.customer, Some(self.trace))).await;
+        Ok(response.map_err(Failure::rejected("GetOrder"))?.into_inner().order.unwrap_or_default())
     }
 
     pub(crate) async fn cancel(&self, order_id: &str) -> Result<order_v1::Order, Status> {
         let message = order_v1::CancelOrderRequest { order_id: order_id.to_owned() };
-        let answer = self.orders().cancel_order(request(message, &self.stage.customer, Some(self.trace))).await?;
-        Ok(answer.into_inner().order.unwrap_or_default())
+        let response = self.orders().cancel_order(request(message, &self.setup.customer, Some(self.trace))).await?;
+        Ok(response.into_inner().order.unwrap_or_default())
     }
 
-    pub(crate) async fn retry(&self, order_id: &str) -> Result<(), Wrong> {
+    pub(crate) async fn retry(&self, order_id: &str) -> Result<(), Failure> {
         let message = order_v1::RetryOrderRequest { order_id: order_id.to_owned() };
-        let answer = self.orders().retry_order(request(message, &self.stage.operator, Some(self.trace))).await;
-        answer.map(|_| ()).map_err(Wrong::refused("RetryOrder"))
+        let response = self.orders().retry_order(request(message, &self.setup.operator, Some(self.trace))).await;
+        response.map(|_| ()).map_err(Failure::rejected("RetryOrder"))
     }
 
     /// The order's payment, as shown to the operator.
     pub(crate) async fn payment(&self, order_id: &str) -> Result<payment_v1::GetPaymentResponse, Status> {
         let message = payment_v1::GetPaymentRequest { order_id: order_id.to_owned() };
-        let mut payments = PaymentServiceClient::new(self.stage.system.payment.clone());
-        Ok(payments.get_payment(request(message, &self.stage.operator, Some(self.trace))).await?.into_inner())
+        let mut payments = PaymentServiceClient::new(self.setup.system.payment.clone());
+        Ok(payments.get_payment(request(message, &self.setup.operator, Some(self.trace))).await?.into_inner())
     }
 
     /// Waits until the gateway's ledger has this status for the order's charge.
-    pub(crate) async fn until_ledger_says(&self, order_id: &str, word: &str) -> Result<(), Wrong> {
+    pub(crate) async fn until_ledger_shows(&self, order_id: &str, status: &str) -> Result<(), Failure> {
         let end = Instant::now() + TIMEOUT;
         while Instant::now() < end {
-            if self.payment(order_id).await.is_ok_and(|payment| payment.gateway_ledger == word) {
+            if self.payment(order_id).await.is_ok_and(|payment| payment.gateway_ledger == status) {
                 return Ok(());
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(POLL_INTERVAL).await;
         }
-        Err(Wrong::Late(format!("{word} in the gateway's ledger"), TIMEOUT.as_secs()))
+        Err(Failure::TimedOut(format!("{status} in the gateway's ledger"), TIMEOUT.as_secs()))
     }
 
-    /// Waits until all these events of the order, or else of the trace, are stored.
-    pub(crate) async fn expect_events(&self, order_id: Option<&str>, events: &[ExpectedEvent]) -> Result<(), Wrong> {
-        let filter = match order_id {
-            Some(order_id) => data_v1::ListTraceEventsRequest { order_id: order_id.to_owned(), ..Default::default() },
-            None => data_v1::ListTraceEventsRequest { trace_id: self.trace.id(), ..Default::default() },
-        };
+    /// Waits until the stored events of the trace are those expected: all of these, and no other failed one.
+    pub(crate) async fn expect_events(&self, expected: &[ExpectedEvent]) -> Result<(), Failure> {
+        if expected.is_empty() {
+            sleep(SETTLE_TIME).await;
+        }
         let end = Instant::now() + TIMEOUT;
         loop {
-            let mut store = TraceEventServiceClient::new(self.stage.system.data.clone());
-            let answer = store.list_trace_events(request(filter.clone(), &self.stage.operator, None)).await;
-            let stored = answer.map_err(Wrong::refused("ListTraceEvents"))?.into_inner().events;
-            let missing = events.iter().find(|event| !stored.iter().any(|candidate| event.by(candidate)));
+            let stored = self.stored_events().await?;
+            let missing = expected.iter().find(|event| !stored.iter().any(|candidate| event.matches(candidate)));
             match missing {
-                None => return Ok(()),
+                None => return only_expected(&stored, expected),
                 Some(missing) if Instant::now() > end => {
-                    let there: Vec<_> = stored.iter().map(summary).collect();
-                    let text = format!("{} (stored: {})", missing.line(), there.join("; "));
-                    return Err(Wrong::Late(text, TIMEOUT.as_secs()));
+                    let text = format!("the event {} (stored: {})", missing.text(), summary(&stored));
+                    return Err(Failure::TimedOut(text, TIMEOUT.as_secs()));
                 }
-                Some(_) => sleep(LOOK_AGAIN).await,
+                Some(_) => sleep(POLL_INTERVAL).await,
             }
         }
+    }
+
+    async fn stored_events(&self) -> Result<Vec<data_v1::TraceEvent>, Failure> {
+        let filter = data_v1::ListTraceEventsRequest { trace_id: self.trace.id(), ..Default::default() };
+        let mut store = TraceEventServiceClient::new(self.setup.system.data.clone());
+        let response = store.list_trace_events(request(filter, &self.setup.operator, None)).await;
+        Ok(response.map_err(Failure::rejected("ListTraceEvents"))?.into_inner().events)
     }
 
     pub(crate) fn orders(&self) -> OrderServiceClient<mesh::Channel> {
-        OrderServiceClient::new(self.stage.system.order.clone())
+        OrderServiceClient::new(self.setup.system.order.clone())
     }
 
     pub(crate) fn operator(&self) -> &str {
-        &self.stage.operator
+        &self.setup.operator
     }
 
     pub(crate) fn customer(&self) -> &str {
-        &self.stage.customer
+        &self.setup.customer
     }
 }
 
-fn summary(event: &data_v1::TraceEvent) -> String {
-    let error = event.error.clone().unwrap_or_default();
-    format!("{:?} {:?} {} {}", event.r#type(), event.status(), error.r#type, error.reason)
+/// Fails if an event that is not expected has failed, or, if none is expected, if there is one.
+fn only_expected(stored: &[data_v1::TraceEvent], expected: &[ExpectedEvent]) -> Result<(), Failure> {
+    let is_surplus = |event: &&data_v1::TraceEvent| {
+        let failed = event.status == i32::from(data_v1::EventStatus::Failed);
+        (failed || expected.is_empty()) && !expected.iter().any(|one| one.matches(event))
+    };
+    let surplus: Vec<_> = stored.iter().filter(is_surplus).cloned().collect();
+    if surplus.is_empty() { Ok(()) } else { Err(Failure::Unexpected(format!("events: {}", summary(&surplus)))) }
+}
+
+fn summary(events: &[data_v1::TraceEvent]) -> String {
+    let text = |event: &data_v1::TraceEvent| {
+        let error = event.error.clone().unwrap_or_default();
+        format!(
+            "{} {} {} {}",
+            text::event_type(event.r#type),
+            text::event_status(event.status),
+            error.r#type,
+            error.reason
+        )
+    };
+    events.iter().map(text).collect::<Vec<_>>().join("; ")
+}
+
+/// The status of a call that must be rejected.
+pub(crate) fn must_fail<T>(response: Result<T, Status>) -> Result<Status, Failure> {
+    match response {
+        Ok(_) => Err(Failure::Unexpected("the call succeeded".to_owned())),
+        Err(status) => Ok(status),
+    }
 }
 
 /// An item with this quantity.

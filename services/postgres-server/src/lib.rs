@@ -1,4 +1,7 @@
-//! A PostgreSQL server in a temporary folder.
+//! A private PostgreSQL server in a temporary folder, on its own Unix socket: for tests and `ordermesh chaos --postgres`.
+//!
+//! It uses the machine's PostgreSQL programs. If there are none, [`Server::start`] says so once and returns `None`; if
+//! the environment variable `CI` is set, that is a failure.
 
 use std::fs;
 use std::io::Write;

@@ -16,18 +16,18 @@ use tokio_util::sync::CancellationToken;
 use crate::load::Load;
 
 /// Maximum number of orders in flight in an open loop: beyond it orders start late, which their latency includes.
-const MOST_IN_FLIGHT: usize = 20_000;
+const MAX_IN_FLIGHT: usize = 20_000;
 
 /// How orders are paced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Pace {
+pub(crate) enum LoadModel {
     /// Number of concurrent customers.
     Closed { customers: u32 },
     /// Orders per second.
     Open { rate: u32 },
 }
 
-impl fmt::Display for Pace {
+impl fmt::Display for LoadModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed { customers } => write!(f, "{customers} customers in a closed loop"),
@@ -38,41 +38,42 @@ impl fmt::Display for Pace {
 
 /// The number of orders, and the duration. With neither, orders are placed until `stop`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Amount {
+pub(crate) struct StopCondition {
     pub(crate) orders: Option<u64>,
     pub(crate) duration: Option<Duration>,
 }
 
-/// Hands out order numbers until the amount is reached.
-struct Tickets {
+/// Hands out order numbers until the stop condition is met.
+struct OrderSequence {
     next: AtomicU64,
-    amount: Amount,
+    until: StopCondition,
     start: Instant,
     stop: CancellationToken,
 }
 
-impl Tickets {
+impl OrderSequence {
     fn next(&self) -> Option<u64> {
-        let is_over = self.stop.is_cancelled() || self.amount.duration.is_some_and(|most| self.start.elapsed() >= most);
+        let is_over = self.stop.is_cancelled() || self.until.duration.is_some_and(|max| self.start.elapsed() >= max);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        (!is_over && self.amount.orders.is_none_or(|most| number < most)).then_some(number)
+        (!is_over && self.until.orders.is_none_or(|max| number < max)).then_some(number)
     }
 }
 
-pub(crate) async fn place(load: &Load, pace: Pace, amount: Amount, stop: CancellationToken) {
-    let tickets = Arc::new(Tickets { next: AtomicU64::new(0), amount, start: Instant::now(), stop: stop.clone() });
-    match pace {
-        Pace::Closed { customers } => closed(load, customers, &tickets).await,
-        Pace::Open { rate } => open(load, rate, &tickets, &stop).await,
+pub(crate) async fn place(load: &Load, model: LoadModel, until: StopCondition, stop: CancellationToken) {
+    let sequence =
+        Arc::new(OrderSequence { next: AtomicU64::new(0), until, start: Instant::now(), stop: stop.clone() });
+    match model {
+        LoadModel::Closed { customers } => closed(load, customers, &sequence).await,
+        LoadModel::Open { rate } => open(load, rate, &sequence, &stop).await,
     }
 }
 
-async fn closed(load: &Load, customers: u32, tickets: &Arc<Tickets>) {
+async fn closed(load: &Load, customers: u32, sequence: &Arc<OrderSequence>) {
     let mut all = JoinSet::new();
     for _ in 0..customers {
-        let (load, tickets) = (load.clone(), tickets.clone());
+        let (load, sequence) = (load.clone(), sequence.clone());
         all.spawn(async move {
-            while let Some(number) = tickets.next() {
+            while let Some(number) = sequence.next() {
                 one(&load, number, Instant::now()).await;
             }
         });
@@ -80,11 +81,11 @@ async fn closed(load: &Load, customers: u32, tickets: &Arc<Tickets>) {
     while all.join_next().await.is_some() {}
 }
 
-async fn open(load: &Load, rate: u32, tickets: &Arc<Tickets>, stop: &CancellationToken) {
-    let slots = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
+async fn open(load: &Load, rate: u32, sequence: &Arc<OrderSequence>, stop: &CancellationToken) {
+    let slots = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
     let mut all = JoinSet::new();
     let start = Instant::now();
-    while let Some(number) = tickets.next() {
+    while let Some(number) = sequence.next() {
         let intended = start + Duration::from_secs_f64(1.0 / f64::from(rate)).mul_f64(number as f64);
         if stop.run_until_cancelled(tokio::time::sleep_until(intended.into())).await.is_none() {
             break;
@@ -104,6 +105,6 @@ async fn open(load: &Load, rate: u32, tickets: &Arc<Tickets>, stop: &Cancellatio
 async fn one(load: &Load, number: u64, intended: Instant) {
     let mut random = StdRng::seed_from_u64(load.seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
     let index = usize::try_from(number).unwrap_or(0) % load.accounts.len();
-    let deed = load.mix.draw(&mut random);
-    load.shop.order(&load.accounts[index], deed, random, intended).await;
+    let behaviour = load.mix.draw(&mut random);
+    load.placer.order(&load.accounts[index], behaviour, random, intended).await;
 }

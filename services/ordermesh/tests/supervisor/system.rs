@@ -1,7 +1,7 @@
 //! A system as a user starts it: the built program, real ports, a temporary folder.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running system; killed when it is dropped, if it is still running.
-pub(crate) struct World {
+pub(crate) struct TestSystem {
     pub(crate) supervisor: Child,
     pub(crate) port_base: u16,
     _folder: tempfile::TempDir,
     pub(crate) data_dir: std::path::PathBuf,
 }
 
-impl World {
+impl TestSystem {
     /// Starts a system with one instance of each service; returns it with its output when it was ready.
     pub(crate) fn start() -> (Self, String) {
         Self::of(1)
@@ -82,7 +82,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for TestSystem {
     fn drop(&mut self) {
         // Its children exit on their own: that is what the tests are about.
         let _ = self.supervisor.kill();
@@ -90,7 +90,6 @@ impl Drop for World {
     }
 }
 
-/// The program.
 pub(crate) fn ordermesh() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ordermesh"));
     command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
@@ -105,17 +104,8 @@ pub(crate) fn system(port_base: u16, data_dir: &Path, instances: u16) -> Command
     command
 }
 
-/// Below the ephemeral ports of the kernel, and distinct from other tests of this file.
 pub(crate) fn free_port_base() -> u16 {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
-    let start = 10_000 + u16::try_from(std::process::id() % 60).expect("small") * 100;
-    loop {
-        let base = start + NEXT.fetch_add(2_000, std::sync::atomic::Ordering::SeqCst) % 16_000;
-        let ports = [101, 201, 301, 401, 501].into_iter().flat_map(|offset| [base + offset, base + 1_000 + offset]);
-        if ports.into_iter().all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return base;
-        }
-    }
+    ordermesh::ports::free_port_base(2).expect("free ports")
 }
 
 /// The parent of a process, if it exists: the second field after the name in parentheses.
@@ -144,8 +134,8 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 
 pub(crate) fn readyz(port: u16) -> String {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return String::new() };
-    let asked = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    let mut answer = String::new();
-    let _ = asked.and_then(|()| stream.read_to_string(&mut answer));
-    answer.lines().next().unwrap_or_default().to_owned()
+    let requested = stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let mut response = String::new();
+    let _ = requested.and_then(|()| stream.read_to_string(&mut response));
+    response.lines().next().unwrap_or_default().to_owned()
 }

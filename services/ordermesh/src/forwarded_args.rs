@@ -7,9 +7,9 @@ use crate::service::Service;
 
 /// Each service's forwarded arguments, in addition to its addresses and secrets.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Passed(BTreeMap<Service, Vec<OsString>>);
+pub(crate) struct ForwardedArgs(BTreeMap<Service, Vec<OsString>>);
 
-impl Passed {
+impl ForwardedArgs {
     /// The arguments for a service's processes.
     pub(crate) fn of(&self, service: Service) -> &[OsString] {
         self.0.get(&service).map_or(&[], Vec::as_slice)
@@ -21,8 +21,8 @@ impl Passed {
 }
 
 /// Splits `--<service>.<flag>`, with `=<value>` or a separate value, from the arguments; the rest are the program's.
-pub(crate) fn split(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Passed) {
-    let (mut own, mut passed) = (Vec::new(), Passed::default());
+pub(crate) fn split(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, ForwardedArgs) {
+    let (mut own, mut forwarded) = (Vec::new(), ForwardedArgs::default());
     let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
         let Some((service, flag)) = arg.to_str().and_then(prefixed) else {
@@ -30,14 +30,15 @@ pub(crate) fn split(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>,
             continue;
         };
         let has_value = flag.contains('=');
-        let to = passed.0.entry(service).or_default();
+        let to = forwarded.0.entry(service).or_default();
         to.push(flag.into());
-        // What follows a flag and is no flag itself is taken for its value: the program has no positional arguments here.
+        // A following argument that does not begin with `--` is the flag's value: forwarded settings exclude subcommands
+        // (`check` in lib.rs), and without one the program has no positional arguments.
         if !has_value && let Some(value) = args.next_if(|next| !next.as_encoded_bytes().starts_with(b"--")) {
             to.push(value);
         }
     }
-    (own, passed)
+    (own, forwarded)
 }
 
 fn prefixed(arg: &str) -> Option<(Service, String)> {
@@ -49,33 +50,33 @@ fn prefixed(arg: &str) -> Option<(Service, String)> {
 mod tests {
     use super::*;
 
-    fn split_words(line: &str) -> (Vec<OsString>, Passed) {
+    fn split_words(line: &str) -> (Vec<OsString>, ForwardedArgs) {
         split(line.split_ascii_whitespace().map(OsString::from))
     }
 
     #[test]
     fn prefixed_settings_are_forwarded_to_their_service() {
-        let (own, passed) =
+        let (own, forwarded) =
             split_words("ordermesh --order.memory-budget 4KiB --instances 1 --data.fault=x=y --port-base 9000");
         assert_eq!(own, ["ordermesh", "--instances", "1", "--port-base", "9000"]);
-        assert_eq!(passed.of(Service::Order), ["--memory-budget", "4KiB"]);
-        assert_eq!(passed.of(Service::Data), ["--fault=x=y"]);
-        assert!(passed.of(Service::User).is_empty());
+        assert_eq!(forwarded.of(Service::Order), ["--memory-budget", "4KiB"]);
+        assert_eq!(forwarded.of(Service::Data), ["--fault=x=y"]);
+        assert!(forwarded.of(Service::User).is_empty());
     }
 
     #[test]
     fn a_setting_without_a_value_takes_no_other_argument() {
-        let (own, passed) = split_words("ordermesh --user.bold --order.lease 1s --payment.quick");
+        let (own, forwarded) = split_words("ordermesh --user.bold --order.lease 1s --payment.quick");
         assert_eq!(own, ["ordermesh"]);
-        assert_eq!(passed.of(Service::User), ["--bold"]);
-        assert_eq!(passed.of(Service::Order), ["--lease", "1s"]);
-        assert_eq!(passed.of(Service::Payment), ["--quick"]);
+        assert_eq!(forwarded.of(Service::User), ["--bold"]);
+        assert_eq!(forwarded.of(Service::Order), ["--lease", "1s"]);
+        assert_eq!(forwarded.of(Service::Payment), ["--quick"]);
     }
 
     #[test]
     fn other_arguments_are_the_programs_own() {
-        let (own, passed) = split_words("ordermesh --nobody.flag 1 --log order.x=info");
+        let (own, forwarded) = split_words("ordermesh --nobody.flag 1 --log order.x=info");
         assert_eq!(own, ["ordermesh", "--nobody.flag", "1", "--log", "order.x=info"]);
-        assert!(passed.is_empty());
+        assert!(forwarded.is_empty());
     }
 }
