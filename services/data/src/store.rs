@@ -1,7 +1,12 @@
 //! The catalogue's queries. Entities stay in this file.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
 use kernel::text::{decomposed, search_key};
 use kernel::{Money, Timestamp};
+use parking_lot::Mutex;
 use sea_orm::sea_query::{Expr, ExprTrait, LikeExpr};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
@@ -9,6 +14,7 @@ use sea_orm::{
 };
 use storage::{Database, Tx};
 use telemetry::{Operation, Outcome};
+use tokio::time::Instant;
 
 use crate::catalog::{Draft, Product, Upsert, etag};
 use crate::delivery::Rule;
@@ -22,11 +28,18 @@ const ESCAPE: char = '!';
 #[derive(Clone, Debug)]
 pub(crate) struct CatalogStore {
     db: Database,
+    rules: Arc<Mutex<Option<(Instant, Rules)>>>,
 }
+
+/// The delivery rules by country.
+type Rules = HashMap<String, Vec<Rule>>;
+
+/// How old the delivery rules may be that an estimate is made by: no rpc changes them.
+const MAX_RULES_AGE: Duration = Duration::from_secs(60);
 
 impl CatalogStore {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db }
+        Self { db, rules: Arc::default() }
     }
 
     /// Those of the given products that exist, in any order, with one query.
@@ -119,13 +132,21 @@ impl CatalogStore {
             .await
     }
 
-    /// The delivery rules of a country.
+    /// The delivery rules of a country, at most [`MAX_RULES_AGE`] old. Concurrent reads of stale rules each read them.
     pub(crate) async fn delivery_rules(&self, country: &str) -> Result<Vec<Rule>, Error> {
-        let rows = delivery_zone::Entity::find()
-            .filter(delivery_zone::Column::CountryCode.eq(country))
-            .all(self.db.read())
-            .await?;
-        rows.into_iter().map(rule).collect()
+        let of = |rules: &Rules| rules.get(country).cloned().unwrap_or_default();
+        let fresh = |(time, _): &&(Instant, Rules)| time.elapsed() < MAX_RULES_AGE;
+        if let Some((_, rules)) = self.rules.lock().as_ref().filter(fresh) {
+            return Ok(of(rules));
+        }
+        let time = Instant::now();
+        let mut rules = Rules::new();
+        for row in delivery_zone::Entity::find().all(self.db.read()).await? {
+            rules.entry(row.country_code.clone()).or_default().push(rule(row)?);
+        }
+        let found = of(&rules);
+        *self.rules.lock() = Some((time, rules));
+        Ok(found)
     }
 }
 
@@ -253,5 +274,27 @@ mod tests {
             assert_eq!(skus, ["NEW-C", "NEW-D", "OLD-C", "OLD-D"], "{filter:?}");
         }
         assert_eq!(store.page(&search_key("caf\u{ea}"), None, 10).await.expect("a page"), []);
+    }
+
+    #[tokio::test]
+    async fn changed_delivery_rules_are_read_within_a_minute() {
+        let place = testkit::database();
+        let options = storage::Options { schema: place.schema, ..storage::Options::default() };
+        let db = Database::connect(&place.url, &options).await.expect("a database");
+        db.migrate(crate::MIGRATIONS).await.expect("a schema");
+        let store = CatalogStore::new(db.clone());
+        let days = async || {
+            let rules = store.delivery_rules("DE").await.expect("rules");
+            rules.iter().map(|rule| rule.transit_business_days).max()
+        };
+        let before = days().await;
+        let update = "UPDATE delivery_zone SET transit_business_days = 99 WHERE country_code = 'DE'";
+        db.execute(Statement::from_string(db.read().get_database_backend(), update)).await.expect("updated");
+        assert_eq!(days().await, before);
+        tokio::time::pause();
+        tokio::time::advance(MAX_RULES_AGE).await;
+        tokio::time::resume();
+        assert_eq!(days().await, Some(99));
+        assert!(store.delivery_rules("AQ").await.expect("rules").is_empty());
     }
 }
