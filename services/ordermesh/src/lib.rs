@@ -255,7 +255,7 @@ mod tests {
         assert!(parse("ordermesh --order.memory-budget 4KiB").is_ok());
         let error = parse("ordermesh --order.memory-budget much").expect_err("not a size").to_string();
         assert!(error.starts_with("order: ") && error.contains("memory-budget"), "{error}");
-        assert!(parse("ordermesh --gateway.memory-budget 4KiB").is_err());
+        assert!(parse("ordermesh --gateway.lease 1s").is_err());
         assert!(parse("ordermesh --order.migrate-only").is_err(), "it would be restarted for ever");
         assert!(parse("ordermesh --order.tls-cert=a.pem").is_err());
         assert!(parse("ordermesh explain 7 --order.memory-budget 4KiB").is_err());
