@@ -308,7 +308,7 @@ impl Drop for System {
 }
 
 async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Database {
-    let place = match on {
+    let database = match on {
         On::Memory => testkit::TestDatabase { url: "sqlite::memory:".into(), schema: None },
         On::File => {
             let folder = folder.expect("a folder").path().display();
@@ -316,9 +316,13 @@ async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Databas
         }
         On::Postgres => testkit::postgres().expect("its availability was checked before"),
     };
-    let options =
-        storage::Options { schema: place.schema, max_connections: 3, acquire_timeout: GUARD, statement_timeout: GUARD };
-    Database::connect(&place.url, &options).await.expect("a database")
+    let options = storage::Options {
+        schema: database.schema,
+        max_connections: 3,
+        acquire_timeout: GUARD,
+        statement_timeout: GUARD,
+    };
+    Database::connect(&database.url, &options).await.expect("a database")
 }
 
 impl System {
