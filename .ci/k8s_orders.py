@@ -2,13 +2,12 @@
 
 import json
 import re
-import urllib.error
-import urllib.request
 import uuid
 
 import yaml
 
 from k8s_cluster import PROGRAM_IMAGE
+from program import fetch
 from system import ADDRESS, ROOT, Failed, check, eventually, grpc_all, new_trace, traceparent
 
 SECRETS = ROOT / "deploy/overlays/local/secrets"
@@ -46,17 +45,12 @@ def order_by_hand(cluster):
 
 def spans(port, trace):
     """The spans of a trace, from Jaeger's API."""
-    return [span for found in asked(port, f"/api/traces/{trace}") for span in spans_of(found)]
+    return [span for found in query(port, f"/api/traces/{trace}") for span in spans_of(found)]
 
 
-def asked(port, path):
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-            return json.load(answer)["data"] or []
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return []
-        raise
+def query(port, path):
+    text = fetch(f"http://127.0.0.1:{port}{path}")
+    return json.loads(text)["data"] or [] if text else []
 
 
 def spans_of(found):

@@ -236,7 +236,7 @@ def bounds(cluster, replicas):
 def first_call(jaeger, instance):
     """The start of the first call in Jaeger that an instance of Order served; None if there is none yet."""
     tags = '%7B%22service.instance.id%22%3A%22' + instance + '%22%7D'
-    found = k8s_orders.asked(jaeger, f"/api/traces?service=order&lookback=1h&limit=500&tags={tags}")
+    found = k8s_orders.query(jaeger, f"/api/traces?service=order&lookback=1h&limit=500&tags={tags}")
     begins = [span["begins"] for each in found for span in k8s_orders.spans_of(each) if span["instance"] == instance and span["kind"] == "server"]
     return min(begins, default=None)
 

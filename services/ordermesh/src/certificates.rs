@@ -55,8 +55,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Error> {
     let folder = Certificates::in_folder(options.dir.clone());
     let all: Vec<_> = Service::ALL.map(|service| service.name().to_owned()).into();
     let services = if options.services.is_empty() { &all } else { &options.services };
-    let wish = Wish { trust_domain: &options.trust_domain, dns: &options.dns, lifetime: options.lifetime };
-    let is_new = folder.make(&wish, services.iter().map(String::as_str))?;
+    let request =
+        CertificateRequest { trust_domain: &options.trust_domain, dns: &options.dns, lifetime: options.lifetime };
+    let is_new = folder.make(&request, services.iter().map(String::as_str))?;
     let dir = options.dir.display();
     let authority =
         if is_new { "a new authority; its key is ca.key: keep it on a host without services" } else { "kept" };
@@ -76,13 +77,13 @@ fn display(lifetime: Duration) -> String {
 }
 
 /// The properties of the certificates to issue.
-pub(crate) struct Wish<'a> {
+pub(crate) struct CertificateRequest<'a> {
     pub(crate) trust_domain: &'a str,
     pub(crate) dns: &'a [String],
     pub(crate) lifetime: Duration,
 }
 
-impl Wish<'_> {
+impl CertificateRequest<'_> {
     /// For a system on one machine.
     pub(crate) const LOCAL: Self = Self { trust_domain: TRUST_DOMAIN, dns: &[], lifetime: LIFETIME };
 
@@ -135,8 +136,12 @@ impl Certificates {
 
     /// Creates an authority unless there is one, and issues certificates for services. Returns whether the authority is
     /// new.
-    pub(crate) fn make<'a>(&self, wish: &Wish<'_>, services: impl IntoIterator<Item = &'a str>) -> Result<bool, Error> {
-        wish.check()?;
+    pub(crate) fn make<'a>(
+        &self,
+        request: &CertificateRequest<'_>,
+        services: impl IntoIterator<Item = &'a str>,
+    ) -> Result<bool, Error> {
+        request.check()?;
         let made = |source| Error::Certificate { source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0, "created"))?;
         check_unwritable(&self.0)?;
@@ -144,10 +149,10 @@ impl Certificates {
         let _alone = self.lock()?;
         let now = SystemClock.now();
         let (authority, is_new) = match self.kept()? {
-            Some(kept) => (Authority::restore(wish.trust_domain, &kept).map_err(made)?, false),
+            Some(kept) => (Authority::restore(request.trust_domain, &kept).map_err(made)?, false),
             None => {
                 let validity = Validity::from(now, AUTHORITY_LIFETIME);
-                (Authority::new(wish.trust_domain, validity).map_err(made)?, true)
+                (Authority::new(request.trust_domain, validity).map_err(made)?, true)
             }
         };
         // All are written to a temporary folder first, and loaded as peers will load them; only then do they replace
@@ -159,14 +164,14 @@ impl Certificates {
         write(&new.roots(), &kept.certificate_pem, 0o644)?;
         let mut names_of_files = if is_new { vec!["ca.key".to_owned(), "ca.pem".to_owned()] } else { vec![] };
         for service in services {
-            let mut names = Names::of_service(wish.trust_domain, service);
-            names.dns.extend(wish.dns.iter().cloned());
-            let issued = authority.issue(&names, Validity::from(now, wish.lifetime)).map_err(made)?;
+            let mut names = Names::of_service(request.trust_domain, service);
+            names.dns.extend(request.dns.iter().cloned());
+            let issued = authority.issue(&names, Validity::from(now, request.lifetime)).map_err(made)?;
             let files = new.of(service);
             write(&files.key, &issued.key_pem, 0o600)?;
             write(&files.certificate, &issued.certificate_pem, 0o644)?;
             // Fails for an authority of another trust domain, or whose key and certificate do not match.
-            Identity::load(files, wish.trust_domain, Arc::new(SystemClock)).map_err(chassis::Error::Tls)?;
+            Identity::load(files, request.trust_domain, Arc::new(SystemClock)).map_err(chassis::Error::Tls)?;
             names_of_files.extend([format!("{service}.key"), format!("{service}.pem")]);
         }
         for name in names_of_files {
@@ -227,8 +232,8 @@ mod tests {
     use super::*;
 
     fn make(folder: &Path, trust_domain: &str) -> Result<bool, Error> {
-        let wish = Wish { trust_domain, ..Wish::LOCAL };
-        Certificates::in_folder(folder.to_owned()).make(&wish, ["order", "data"])
+        let request = CertificateRequest { trust_domain, ..CertificateRequest::LOCAL };
+        Certificates::in_folder(folder.to_owned()).make(&request, ["order", "data"])
     }
 
     #[test]
@@ -255,18 +260,18 @@ mod tests {
         let dns = |name: &str| vec![name.to_owned()];
         let (blank, slash, good) = (dns("a b"), dns("a/b"), dns("api.shop.example"));
         let wrong = [
-            Wish { trust_domain: "", ..Wish::LOCAL },
-            Wish { trust_domain: "spiffe://x", ..Wish::LOCAL },
-            Wish { dns: &blank, ..Wish::LOCAL },
-            Wish { dns: &slash, ..Wish::LOCAL },
-            Wish { lifetime: Duration::ZERO, ..Wish::LOCAL },
-            Wish { lifetime: AUTHORITY_LIFETIME * 10, ..Wish::LOCAL },
+            CertificateRequest { trust_domain: "", ..CertificateRequest::LOCAL },
+            CertificateRequest { trust_domain: "spiffe://x", ..CertificateRequest::LOCAL },
+            CertificateRequest { dns: &blank, ..CertificateRequest::LOCAL },
+            CertificateRequest { dns: &slash, ..CertificateRequest::LOCAL },
+            CertificateRequest { lifetime: Duration::ZERO, ..CertificateRequest::LOCAL },
+            CertificateRequest { lifetime: AUTHORITY_LIFETIME * 10, ..CertificateRequest::LOCAL },
         ];
-        for wish in wrong {
-            assert!(folder.make(&wish, ["order"]).is_err());
+        for request in wrong {
+            assert!(folder.make(&request, ["order"]).is_err());
         }
         assert!(!temporary.path().join("certs").exists());
-        assert!(folder.make(&Wish { dns: &good, ..Wish::LOCAL }, ["order"]).is_ok());
+        assert!(folder.make(&CertificateRequest { dns: &good, ..CertificateRequest::LOCAL }, ["order"]).is_ok());
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! promises are verified.
 //!
 //! # Layout
-//! - here: the run; `blows`: the faults and their schedule, by the seed
+//! - here: the run; `faults`: the faults and their schedule, by the seed
 
-mod blows;
+mod faults;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use contracts::order::v1 as order_v1;
 use contracts::order::v1::order_service_client::OrderServiceClient;
 use tokio_util::sync::CancellationToken;
 
-use crate::chaos::blows::{Blows, Tally};
+use crate::chaos::faults::{FaultInjector, Tally};
 use crate::error::Error;
 use crate::forwarded_args;
 use crate::load::{self, Load, Mix};
@@ -119,7 +119,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
     out::line(format_args!(
         "{acknowledged} orders acknowledged in {:.0} s of chaos, {} faults, all orders completed {:.0} s after healing, {} violations (seed {seed})",
         broken_for.as_secs_f64(),
-        tally.blows(),
+        tally.faults(),
         healing.elapsed().as_secs_f64(),
         report.violations.len(),
     ))?;
@@ -205,13 +205,13 @@ impl Ground {
             async move { load::closed_loop(&load, customers, stop).await }
         });
         let sources = verify::sources(&self.verify_options()).await?;
-        let blows = Blows::new(seed, options.every, &supervisor, self.postgres.as_ref(), sources);
+        let injector = FaultInjector::new(seed, options.every, &supervisor, self.postgres.as_ref(), sources);
         let end = Instant::now() + options.duration;
         let is_over = || match options.orders {
             Some(orders) => load.statistics.so_far().0 >= orders,
             None => Instant::now() >= end,
         };
-        let tally = blows.fall(is_over).await;
+        let tally = injector.run(is_over).await;
         stop.cancel();
         // Calls in flight finish, or fail when everything is killed.
         let _ = tokio::time::timeout(MAX_WAIT + Duration::from_secs(10), placing).await;
@@ -273,4 +273,4 @@ async fn retry_all(system: &System) -> Result<(), Error> {
 }
 
 /// Orders that were in progress when a fault was injected, by state.
-type UnderWay = BTreeMap<String, i64>;
+type InProgress = BTreeMap<String, i64>;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use storage::ownership::{check_secret, check_unwritable};
 
-use crate::certificates::{Certificates, Wish};
+use crate::certificates::{CertificateRequest, Certificates};
 use crate::error::Error;
 use crate::service::Service;
 
@@ -104,7 +104,7 @@ impl DataDir {
     /// A file that cannot be written, or an authority that can no longer be used.
     pub(crate) fn certificates(&self) -> Result<Certificates, Error> {
         let certificates = Certificates::in_folder(certificates_dir(&self.path));
-        certificates.make(&Wish::LOCAL, Service::ALL.map(Service::name))?;
+        certificates.make(&CertificateRequest::LOCAL, Service::ALL.map(Service::name))?;
         Ok(certificates)
     }
 

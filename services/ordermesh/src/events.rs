@@ -22,7 +22,7 @@ use kernel::{Clock, SystemClock};
 
 use crate::error::Error;
 use crate::events::follower::Follower;
-use crate::events::print::{Form, Printer};
+use crate::events::print::{Format, Printer};
 use crate::events::session::Session;
 use crate::out;
 use crate::system::{Location, Retries, System};
@@ -46,8 +46,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 10_000, value_parser = chassis::settings::count, value_name = "COUNT")]
     limit: usize,
     /// Output format
-    #[arg(long, short, value_enum, default_value_t = Form::Text, value_name = "FORM")]
-    output: Form,
+    #[arg(long, short, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
     #[command(flatten)]
     location: Location,
 }

@@ -135,7 +135,7 @@ pub fn program() -> ExitCode {
         // `--help` or `--version`.
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
-            out::complain(shown(&error).trim_end());
+            out::complain(message_of(&error).trim_end());
             return ExitCode::from(2);
         }
     };
@@ -172,7 +172,7 @@ async fn run(cli: Cli, forwarded: ForwardedArgs) -> Result<(), Error> {
 }
 
 /// clap's error message. clap quotes an invalid value: this is suppressed for settings that are secrets.
-fn shown(error: &clap::Error) -> String {
+fn message_of(error: &clap::Error) -> String {
     let setting = match (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue)) {
         (Some(ContextValue::String(setting)), Some(_)) => setting.split([' ', '=']).next().unwrap_or_default(),
         _ => "",
@@ -206,7 +206,7 @@ fn check(cli: &Cli, forwarded: &ForwardedArgs) -> Result<(), Error> {
         }
         let args = ["ordermesh".into(), service.name().into()].into_iter().chain(forwarded.of(service).iter().cloned());
         if let Err(error) = Cli::try_parse_from(args) {
-            let output = shown(&error);
+            let output = message_of(&error);
             let lines = output.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
             let first = lines.trim_start_matches("error: ");
             return Err(Error::Usage(format!("{service}: {first}; see `ordermesh {service} --help`")));
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn an_invalid_value_is_quoted_unless_it_is_a_secret() {
-        let output = |args: &[&str]| shown(&Cli::try_parse_from(args).expect_err("an invalid value"));
+        let output = |args: &[&str]| message_of(&Cli::try_parse_from(args).expect_err("an invalid value"));
         let key = output(&["ordermesh", "payment", "--gateway-api-key", "s3cr3t s3cr3t"]);
         assert!(key.contains("--gateway-api-key") && !key.contains("s3cr3t"), "{key}");
         assert!(output(&["ordermesh", "data", "--memory-limit", "much"]).contains("much"));
@@ -255,7 +255,7 @@ mod tests {
         assert!(parse("ordermesh --order.memory-budget 4KiB").is_ok());
         let error = parse("ordermesh --order.memory-budget much").expect_err("not a size").to_string();
         assert!(error.starts_with("order: ") && error.contains("memory-budget"), "{error}");
-        assert!(parse("ordermesh --gateway.memory-budget 4KiB").is_err());
+        assert!(parse("ordermesh --gateway.lease 1s").is_err());
         assert!(parse("ordermesh --order.migrate-only").is_err(), "it would be restarted for ever");
         assert!(parse("ordermesh --order.tls-cert=a.pem").is_err());
         assert!(parse("ordermesh explain 7 --order.memory-budget 4KiB").is_err());

@@ -272,7 +272,7 @@ impl Sources {
                     break;
                 }
             }
-            report.restless(left.len());
+            report.changing(left.len());
         }
         Ok(())
     }

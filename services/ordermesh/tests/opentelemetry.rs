@@ -189,8 +189,8 @@ async fn spans_and_log_records_have_the_resource_of_the_variables() {
     let mut client = CatalogServiceClient::new(channel);
     let mut request = Request::new(ListProductsRequest { text: "mug".to_owned(), ..Default::default() });
     let trace_id = "0af7651916cd43dd8448eb211c80319c";
-    let place = format!("00-{trace_id}-b7ad6b7169203331-01");
-    request.metadata_mut().insert("traceparent", place.parse().expect("a value"));
+    let traceparent = format!("00-{trace_id}-b7ad6b7169203331-01");
+    request.metadata_mut().insert("traceparent", traceparent.parse().expect("a value"));
     request.metadata_mut().insert("tracestate", "vendor=abc123".parse().expect("a value"));
     client.list_products(request).await.expect("answered");
 

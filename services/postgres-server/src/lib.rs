@@ -9,8 +9,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Longer than any start takes.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -260,8 +261,8 @@ impl Server {
         command
     }
 
-    fn keeper(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    fn keeper(&self) -> parking_lot::MutexGuard<'_, Option<Child>> {
+        self.keeper.lock()
     }
 }
 

@@ -13,7 +13,9 @@ mod mutations;
 pub mod proxy;
 mod user_service;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
 
 pub use mutations::{mutations, text};
 pub use postgres_server::Server;
@@ -53,7 +55,7 @@ pub fn shared() -> Option<&'static Server> {
     static SHARED: OnceLock<Option<Server>> = OnceLock::new();
     // Serialized, so that tests that begin together do not run initdb twice.
     static STARTING: Mutex<()> = Mutex::new(());
-    let _one = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one = STARTING.lock();
     SHARED.get_or_init(|| Server::start(&[])).as_ref()
 }
 

@@ -18,7 +18,7 @@ const RED: &str = "\x1b[31m";
 const PLAIN: &str = "\x1b[0m";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub(crate) enum Form {
+pub(crate) enum Format {
     /// Columns
     Text,
     /// A JSON object per line, with the contract's names
@@ -26,14 +26,14 @@ pub(crate) enum Form {
 }
 
 pub(crate) struct Printer {
-    form: Form,
+    form: Format,
     /// Whether failures are printed in red.
     in_colour: bool,
 }
 
 impl Printer {
     /// Coloured on a terminal, unless the environment has `NO_COLOR` (<https://no-color.org>).
-    pub(crate) fn new(form: Form) -> Self {
+    pub(crate) fn new(form: Format) -> Self {
         let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { form, in_colour: is_wanted && std::io::stdout().is_terminal() }
     }
@@ -48,11 +48,11 @@ impl Printer {
 
     fn line(&self, event: &TraceEvent) -> String {
         match self.form {
-            Form::Json => json(event),
-            Form::Text if self.in_colour && event.status() == EventStatus::Failed => {
+            Format::Json => json(event),
+            Format::Text if self.in_colour && event.status() == EventStatus::Failed => {
                 format!("{RED}{}{PLAIN}", columns(event))
             }
-            Form::Text => columns(event),
+            Format::Text => columns(event),
         }
     }
 }
@@ -210,13 +210,13 @@ mod tests {
         }
     }
 
-    fn printer(form: Form, in_colour: bool) -> Printer {
+    fn printer(form: Format, in_colour: bool) -> Printer {
         Printer { form, in_colour }
     }
 
     #[test]
     fn a_line_has_time_type_service_and_error() {
-        let line = printer(Form::Text, false).line(&event());
+        let line = printer(Format::Text, false).line(&event());
         assert_eq!(
             line,
             "2026-03-02T10:00:00.000Z  order_creation      failed   order   order.v1.OrderService/CreateOrder  \
@@ -225,19 +225,19 @@ mod tests {
         );
         let success =
             TraceEvent { status: EventStatus::Success.into(), error: None, order_id: String::new(), ..event() };
-        let line = printer(Form::Text, false).line(&TraceEvent { suppressed_count: 0, ..success });
+        let line = printer(Format::Text, false).line(&TraceEvent { suppressed_count: 0, ..success });
         assert!(line.ends_with("CreateOrder  order -  trace 0af7651916cd43dd8448eb211c80319c"), "{line}");
     }
 
     #[test]
     fn only_failures_are_red_and_only_on_a_terminal() {
         let success = TraceEvent { status: EventStatus::Success.into(), ..event() };
-        assert!(printer(Form::Text, true).line(&event()).starts_with(RED));
-        assert!(printer(Form::Text, true).line(&event()).ends_with(PLAIN));
+        assert!(printer(Format::Text, true).line(&event()).starts_with(RED));
+        assert!(printer(Format::Text, true).line(&event()).ends_with(PLAIN));
         for line in [
-            printer(Form::Text, false).line(&event()),
-            printer(Form::Text, true).line(&success),
-            printer(Form::Json, true).line(&event()),
+            printer(Format::Text, false).line(&event()),
+            printer(Format::Text, true).line(&success),
+            printer(Format::Json, true).line(&event()),
         ] {
             assert!(!line.contains('\x1b'), "{line}");
         }
@@ -247,9 +247,9 @@ mod tests {
     fn control_characters_in_untrusted_texts_are_escaped() {
         let mut event = event();
         event.error = Some(EventError { message: "one\ntwo \x1b[2J".into(), ..EventError::default() });
-        let line = printer(Form::Text, false).line(&event);
+        let line = printer(Format::Text, false).line(&event);
         assert!(line.contains(r"- -: one\ntwo \u{1b}[2J"), "{line}");
-        assert_eq!(printer(Form::Json, false).line(&event).lines().count(), 1);
+        assert_eq!(printer(Format::Json, false).line(&event).lines().count(), 1);
     }
 
     #[test]
@@ -260,7 +260,7 @@ mod tests {
             let message = all.find(|candidate| candidate.name() == message).expect("a message of the contract");
             message.field.iter().map(|field| field.json_name().to_owned()).collect()
         };
-        let json: serde_json::Value = serde_json::from_str(&printer(Form::Json, false).line(&event())).expect("JSON");
+        let json: serde_json::Value = serde_json::from_str(&printer(Format::Json, false).line(&event())).expect("JSON");
         let keys = |value: &serde_json::Value| value.as_object().expect("an object").keys().cloned().collect();
         let (all, of_error): (BTreeSet<String>, BTreeSet<String>) = (keys(&json), keys(&json["error"]));
         assert_eq!(all, names("TraceEvent"));
@@ -279,7 +279,7 @@ mod tests {
             status: EventStatus::Success.into(),
             ..Default::default()
         };
-        let line = printer(Form::Json, false).line(&event);
+        let line = printer(Format::Json, false).line(&event);
         assert_eq!(line, r#"{"type":"EVENT_TYPE_USER_LOGIN","status":"EVENT_STATUS_SUCCESS"}"#);
     }
 }

@@ -1,12 +1,11 @@
 //! The operator's calls for as long as the command runs: an access token lives for minutes, so the session logs in
 //! again.
 
-use std::sync::{Mutex, PoisonError};
-
 use contracts::data::v1::trace_event_service_client::TraceEventServiceClient;
 use contracts::data::v1::{
     ListTraceEventsRequest, ListTraceEventsResponse, WatchTraceEventsRequest, WatchTraceEventsResponse,
 };
+use parking_lot::Mutex;
 use tonic::{Code, Status, Streaming};
 
 use crate::error::Error;
@@ -33,12 +32,12 @@ impl Session {
     /// The log-in is rejected.
     pub(crate) async fn renew(&self) -> Result<(), Error> {
         let token = self.system.operator_token().await?;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+        *self.token.lock() = token;
         Ok(())
     }
 
     fn token(&self) -> String {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.token.lock().clone()
     }
 
     fn events(&self) -> TraceEventServiceClient<mesh::Channel> {

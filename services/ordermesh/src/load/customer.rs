@@ -1,7 +1,8 @@
 //! One customer's order: CreateOrder retried until it is acknowledged, perhaps CancelOrder, WatchOrder until it
 //! finishes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
 use std::time::{Duration, Instant};
 
 use contracts::common::v1::Address;
@@ -13,6 +14,7 @@ use contracts::user::v1::user_service_client::UserServiceClient;
 use kernel::backoff::backoff;
 use kernel::{IdSource, OrderId, SystemIds};
 use mesh::Channel;
+use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::StdRng;
 use tonic::{Code, Status};
@@ -62,13 +64,13 @@ impl Account {
     }
 
     fn token(&self) -> String {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.token.lock().clone()
     }
 
     /// Logs in again: an access token lives for minutes.
     async fn renew(&self, system: &System) {
         if let Ok(token) = system.login(&self.login).await {
-            *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token;
+            *self.token.lock() = token;
         }
     }
 }

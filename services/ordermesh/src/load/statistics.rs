@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use kernel::OrderId;
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value, json};
 
 use crate::load::mix::{Behaviour, Mix};
@@ -58,7 +60,7 @@ fn micros(duration: Duration) -> u64 {
 
 impl Statistics {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// An order was acknowledged.

@@ -67,7 +67,7 @@ pub struct Report {
     /// Events that the store has rejected permanently: an operator must intervene.
     pub refused_events: u64,
     /// Orders that changed at every read, and so could not be verified.
-    pub restless: u64,
+    pub changing: u64,
     pub violations: BTreeSet<Violation>,
 }
 
@@ -85,8 +85,8 @@ impl Report {
         self.refused_events = self.refused_events.max(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
-    pub(crate) fn restless(&mut self, count: usize) {
-        self.restless += u64::try_from(count).unwrap_or(u64::MAX);
+    pub(crate) fn changing(&mut self, count: usize) {
+        self.changing += u64::try_from(count).unwrap_or(u64::MAX);
     }
 
     /// Called when everything should have completed: what is still pending is a violation.
@@ -166,7 +166,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "           {} in progress, {} changing too fast to verify, {} events rejected permanently",
-            self.unfinished, self.restless, self.refused_events
+            self.unfinished, self.changing, self.refused_events
         )?;
         for violation in &self.violations {
             writeln!(f, "VIOLATION  {violation}")?;

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use kernel::{FaultPoint, FaultSite, Faults};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::system::Api;
@@ -44,22 +45,22 @@ impl Plan {
     }
 
     pub(crate) fn add(&self, spot: Spot, injection: Injection) {
-        lock(&self.injections).push_back((spot, injection));
+        self.injections.lock().push_back((spot, injection));
     }
 
     /// The fault points visited.
     pub(crate) fn visited(&self) -> BTreeSet<Spot> {
-        lock(&self.visited).clone()
+        self.visited.lock().clone()
     }
 
     /// Whether every planned injection was performed.
     pub(crate) fn is_over(&self) -> bool {
-        lock(&self.injections).is_empty()
+        self.injections.lock().is_empty()
     }
 
     /// Drops the injections that were not performed.
     pub(crate) fn forget(&self) {
-        lock(&self.injections).clear();
+        self.injections.lock().clear();
     }
 
     pub(crate) fn has_crashed(&self, instance: &str) -> bool {
@@ -98,14 +99,14 @@ impl Plan {
 
     /// Resumes the stalled driver, which runs to its end without another stall.
     pub(crate) fn resume(&self) {
-        lock(&self.injections).retain(|(_, injection)| !matches!(injection, Injection::Stall));
+        self.injections.lock().retain(|(_, injection)| !matches!(injection, Injection::Stall));
         self.stalled.send_replace(None);
         self.gate.notify_one();
     }
 
     fn take(&self, spot: Spot) -> Vec<Injection> {
-        lock(&self.visited).insert(spot);
-        let mut injections = lock(&self.injections);
+        self.visited.lock().insert(spot);
+        let mut injections = self.injections.lock();
         let mut taken = Vec::new();
         while let Some(index) = injections.iter().position(|(at, _)| *at == spot) {
             let Some((_, injection)) = injections.remove(index) else { break };
@@ -125,7 +126,7 @@ impl Faults for Plan {
         Box::pin(async move {
             let service = if site.instance.starts_with("order") { "order" } else { "payment" };
             let spot = (service, site.point, site.state);
-            let api = lock(&self.api).clone().expect("a system");
+            let api = self.api.lock().clone().expect("a system");
             api.check(&format!("{} comes to {spot:?}", site.instance)).await;
             for injection in self.take(spot) {
                 match injection {
@@ -148,8 +149,4 @@ impl Faults for Plan {
             ControlFlow::Continue(())
         })
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

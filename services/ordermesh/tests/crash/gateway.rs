@@ -1,10 +1,10 @@
 //! A gateway in memory: its ledger is as reliable as the real one's, its responses as unreliable as configured.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
 use kernel::Money;
+use parking_lot::{Mutex, MutexGuard};
 use payment::payment::DeclineCode;
 use payment::ports::{Charge, ChargeCommand, ChargeStatus, Gateway, LedgerPage, NoResponse, RefundOutcome};
 
@@ -65,7 +65,7 @@ impl Default for Ledger {
 
 impl Ledger {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(crate) fn set_failure_mode(&self, failure_mode: FailureMode) {

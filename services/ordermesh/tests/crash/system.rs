@@ -5,7 +5,7 @@
 //! response. Everything after that is driven step by step by instances that the test starts and crashes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use contracts::payment::v1 as proto;
@@ -18,6 +18,7 @@ use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, S
 use order::orders::Orders;
 use order::ports::{Catalog, PaymentOutcome, Payments, Product};
 use ordermesh::promises::{Report, Sources};
+use parking_lot::Mutex;
 use payment::payment::Payment;
 use payment::ports::{Confirmations, NoResponse};
 use payment::process::{CancelCommand, Limits, ProcessCommand, Processor};
@@ -29,7 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::faults::{Plan, lock};
+use crate::faults::Plan;
 use crate::gateway::Ledger;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
@@ -98,7 +99,7 @@ impl Api {
         self.checks.fetch_add(1, Ordering::Relaxed);
         let report = self.sources.check().await.expect("the stores are readable");
         for violation in report.violations {
-            lock(&self.broken).push(format!("{when}: {violation}"));
+            self.broken.lock().push(format!("{when}: {violation}"));
         }
     }
 
@@ -193,9 +194,9 @@ impl Cable {
             known = idle => known,
         };
         let is_gone = self.system.plan.has_crashed(&instance.name);
-        let is_lost = self.wire == Wire::LosesFirst && !lock(&self.lost).contains(&kind);
+        let is_lost = self.wire == Wire::LosesFirst && !self.lost.lock().contains(&kind);
         if is_lost {
-            lock(&self.lost).push(kind);
+            self.lost.lock().push(kind);
         }
         response.filter(|_| !is_gone && !is_lost)
     }
@@ -258,11 +259,11 @@ struct Shared {
 
 impl Shared {
     fn api_driver(&self) -> order::driver::Driver {
-        lock(&self.api_driver).clone().expect("an instance")
+        self.api_driver.lock().clone().expect("an instance")
     }
 
     fn payment_instance(&self) -> PaymentInstance {
-        lock(&self.payment).clone().expect("an instance")
+        self.payment.lock().clone().expect("an instance")
     }
 }
 
@@ -300,14 +301,14 @@ pub(crate) struct System {
 /// The parts reference each other: unless the cycles are broken, the connections stay open.
 impl Drop for System {
     fn drop(&mut self) {
-        *lock(&self.shared.api_driver) = None;
-        *lock(&self.shared.payment) = None;
-        *lock(&self.plan.api) = None;
+        *self.shared.api_driver.lock() = None;
+        *self.shared.payment.lock() = None;
+        *self.plan.api.lock() = None;
     }
 }
 
 async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Database {
-    let place = match on {
+    let database = match on {
         On::Memory => testkit::TestDatabase { url: "sqlite::memory:".into(), schema: None },
         On::File => {
             let folder = folder.expect("a folder").path().display();
@@ -315,9 +316,13 @@ async fn open(on: On, name: &str, folder: Option<&tempfile::TempDir>) -> Databas
         }
         On::Postgres => testkit::postgres().expect("its availability was checked before"),
     };
-    let options =
-        storage::Options { schema: place.schema, max_connections: 3, acquire_timeout: GUARD, statement_timeout: GUARD };
-    Database::connect(&place.url, &options).await.expect("a database")
+    let options = storage::Options {
+        schema: database.schema,
+        max_connections: 3,
+        acquire_timeout: GUARD,
+        statement_timeout: GUARD,
+    };
+    Database::connect(&database.url, &options).await.expect("a database")
 }
 
 impl System {
@@ -349,7 +354,7 @@ impl System {
             events_since: Timestamp::default(),
         };
         let idle = order_driver(&shared, "order-api", 0, wire, &TaskTracker::new());
-        *lock(&shared.api_driver) = Some(idle.clone());
+        *shared.api_driver.lock() = Some(idle.clone());
         let api = Api {
             orders: Orders {
                 store: shared.orders.clone(),
@@ -366,7 +371,7 @@ impl System {
             checks: Arc::default(),
             broken: Arc::default(),
         };
-        *lock(&plan.api) = Some(api.clone());
+        *plan.api.lock() = Some(api.clone());
         let system = Self {
             shared,
             wire,
@@ -459,7 +464,7 @@ impl System {
             events,
             limits: Limits { amount: kernel::AmountLimits::default(), max_wait: GUARD },
         };
-        *lock(&shared.payment) = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
+        *shared.payment.lock() = Some(PaymentInstance { name: name.to_owned(), driver, processor, tasks });
     }
 
     /// Replaces a crashed or stalled instance by one with another name, or restarts it with its own name.
@@ -507,7 +512,7 @@ impl System {
         };
         match ended {
             Some(ended) => ended.expect("no panic").expect("the stores are available"),
-            None => lock(&self.standing).push(running),
+            None => self.standing.lock().push(running),
         }
     }
 
@@ -517,7 +522,7 @@ impl System {
             tokio::select! {
                 biased;
                 () = tasks.wait() => {}
-                () = self.plan.is_stalled_now(instance) => lock(&self.left).push(tasks.clone()),
+                () = self.plan.is_stalled_now(instance) => self.left.lock().push(tasks.clone()),
             }
         };
         tokio::time::timeout(GUARD, settled).await.expect("the tasks end");
@@ -532,11 +537,11 @@ impl System {
     pub(crate) async fn resume(&self) {
         self.plan.resume();
         let ended = async {
-            let standing: Vec<_> = lock(&self.standing).drain(..).collect();
+            let standing: Vec<_> = self.standing.lock().drain(..).collect();
             for running in standing {
                 running.await.expect("no panic").expect("the stores are available");
             }
-            let left: Vec<_> = lock(&self.left).drain(..).collect();
+            let left: Vec<_> = self.left.lock().drain(..).collect();
             for tasks in left {
                 tasks.wait().await;
             }
@@ -628,7 +633,7 @@ impl System {
 
     /// The violations found during the run.
     pub(crate) fn broken(&self) -> Vec<String> {
-        lock(&self.api.broken).clone()
+        self.api.broken.lock().clone()
     }
 }
 

@@ -30,7 +30,7 @@ enum Caller {
 }
 
 /// Presented credentials.
-struct Shown {
+struct Credentials {
     what: String,
     /// The certificate's service.
     certificate: Option<&'static str>,
@@ -38,7 +38,7 @@ struct Shown {
     is: Caller,
 }
 
-impl Shown {
+impl Credentials {
     fn headers(what: &str, headers: &[(&'static str, &str)], is: Caller) -> Self {
         let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         Self { what: what.to_owned(), certificate: None, headers, is }
@@ -114,19 +114,19 @@ impl Doors {
     }
 
     /// The credentials that can be presented on either transport.
-    fn persons(&self) -> Vec<Shown> {
+    fn persons(&self) -> Vec<Credentials> {
         let [customer, operator] = [&self.customer, &self.operator].map(|token| format!("Bearer {token}"));
-        let bearer = |what, token: &str, is| Shown::headers(what, &[("authorization", token)], is);
+        let bearer = |what, token: &str, is| Credentials::headers(what, &[("authorization", token)], is);
         vec![
-            Shown::headers("nothing", &[], Caller::Unknown("TOKEN_MISSING")),
+            Credentials::headers("nothing", &[], Caller::Unknown("TOKEN_MISSING")),
             bearer("a bad token", "Bearer abc", Caller::Unknown("TOKEN_MALFORMED")),
             bearer("a customer's token", &customer, Caller::Person(Role::Customer)),
             bearer("an operator's token", &operator, Caller::Person(Role::Operator)),
-            Shown::headers("a name alone", &[("x-ordermesh-service", "order")], Caller::Unknown("TOKEN_MISSING")),
+            Credentials::headers("a name alone", &[("x-ordermesh-service", "order")], Caller::Unknown("TOKEN_MISSING")),
         ]
     }
 
-    fn all(&self) -> Vec<Shown> {
+    fn all(&self) -> Vec<Credentials> {
         const SECRET: &str = "x-ordermesh-secret";
         const SERVICE: &str = "x-ordermesh-service";
         const NONE: Caller = Caller::Unknown("INVALID_MESH_SECRET");
@@ -134,29 +134,29 @@ impl Doors {
         let mut all = self.persons();
         if self.has_tls {
             for (name, _) in SERVICES {
-                all.push(Shown::certificate(name, &[]));
-                all.push(Shown::certificate(name, &[(SECRET, "a guess"), (SERVICE, "order")]));
-                all.push(Shown::certificate(name, &[("authorization", &operator)]));
+                all.push(Credentials::certificate(name, &[]));
+                all.push(Credentials::certificate(name, &[(SECRET, "a guess"), (SERVICE, "order")]));
+                all.push(Credentials::certificate(name, &[("authorization", &operator)]));
             }
-            all.push(Shown::headers("a secret alone", &[(SECRET, "a guess"), (SERVICE, "order")], NONE));
+            all.push(Credentials::headers("a secret alone", &[(SECRET, "a guess"), (SERVICE, "order")], NONE));
             return all;
         }
         for name in ["user", "order", "payment", "data", "gateway", "evil", "ORDER"] {
-            let shown = [(SECRET, secret), (SERVICE, name)];
-            all.push(Shown::headers(&format!("the secret as {name}"), &shown, Caller::Service(name)));
+            let credentials = [(SECRET, secret), (SERVICE, name)];
+            all.push(Credentials::headers(&format!("the secret as {name}"), &credentials, Caller::Service(name)));
         }
         let order = Caller::Service("order");
         all.extend([
-            Shown::headers("the secret without a name", &[(SECRET, secret)], NONE),
-            Shown::headers("the secret with an empty name", &[(SECRET, secret), (SERVICE, "")], NONE),
-            Shown::headers("a wrong secret", &[(SECRET, "a guess"), (SERVICE, "order")], NONE),
-            Shown::headers("an empty secret", &[(SECRET, ""), (SERVICE, "order")], NONE),
-            Shown::headers(
+            Credentials::headers("the secret without a name", &[(SECRET, secret)], NONE),
+            Credentials::headers("the secret with an empty name", &[(SECRET, secret), (SERVICE, "")], NONE),
+            Credentials::headers("a wrong secret", &[(SECRET, "a guess"), (SERVICE, "order")], NONE),
+            Credentials::headers("an empty secret", &[(SECRET, ""), (SERVICE, "order")], NONE),
+            Credentials::headers(
                 "the secret with an operator's token",
                 &[(SECRET, secret), (SERVICE, "order"), ("authorization", &operator)],
                 order,
             ),
-            Shown::headers(
+            Credentials::headers(
                 "a wrong secret with an operator's token",
                 &[(SECRET, "a guess"), (SERVICE, "order"), ("authorization", &operator)],
                 NONE,
@@ -212,18 +212,18 @@ async fn every_rpc_by_every_identity(has_tls: bool) {
     let doors = Doors::open(has_tls).await;
     let (mut cells, mut let_in, mut wrong) = (0, 0, vec![]);
     let all = doors.all();
-    for shown in &all {
-        let channels = SERVICES.map(|service| (service.0, doors.channel(service, shown.certificate)));
+    for credentials in &all {
+        let channels = SERVICES.map(|service| (service.0, doors.channel(service, credentials.certificate)));
         for policy in POLICIES.0 {
             let (home, _) = home(policy);
             let channel = &channels.iter().find(|(name, _)| *name == home).expect("a channel").1;
-            let response = call(channel, policy.path, &shown.headers).await.as_ref().map(reason);
+            let response = call(channel, policy.path, &credentials.headers).await.as_ref().map(reason);
             let by_gatekeeper = response.filter(|(_, reason)| GATEKEEPERS.contains(&reason.as_str()));
-            let expected = expected_rejection(policy, shown.is).map(|(code, reason)| (code, reason.to_owned()));
+            let expected = expected_rejection(policy, credentials.is).map(|(code, reason)| (code, reason.to_owned()));
             cells += 1;
             let_in += usize::from(expected.is_none());
             if by_gatekeeper != expected {
-                wrong.push(format!("{} by {}: {by_gatekeeper:?}, not {expected:?}", policy.path, shown.what));
+                wrong.push(format!("{} by {}: {by_gatekeeper:?}, not {expected:?}", policy.path, credentials.what));
             }
         }
     }

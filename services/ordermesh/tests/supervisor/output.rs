@@ -31,7 +31,7 @@ fn commands_without_a_system_exit_quietly_on_a_closed_pipe() {
         ends_quietly(command.args([service, "--migrate-only", "--data-dir"]).arg(folder.path()));
     }
     let ledger = format!("sqlite://{}", folder.path().join("gateway.db").display());
-    ends_quietly(ordermesh().args(["gateway", "--migrate-only", "--api-key", "a key", "--database-url", &ledger]));
+    ends_quietly(ordermesh().args(["gateway", "--migrate-only", "--api-key", "a-key", "--database-url", &ledger]));
     let password = folder.path().join("password");
     std::fs::write(&password, "correct horse battery").expect("written");
     let mut create = ordermesh();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use contracts::common::v1::EventType;
 use contracts::data::v1 as data;
@@ -11,6 +11,7 @@ use contracts::user::v1 as user;
 use contracts::user::v1::user_service_server::UserServiceServer;
 use futures_util::{Stream, stream};
 use mesh::ClientConfig;
+use parking_lot::Mutex;
 use testkit::FakeUserService;
 use tokio::net::TcpListener;
 use tonic::{Request, Response};
@@ -38,19 +39,19 @@ impl Script {
     }
 
     fn cursors(&self) -> Vec<String> {
-        self.requests.lock().expect("not poisoned").iter().map(|(_, cursor)| cursor.clone()).collect()
+        self.requests.lock().iter().map(|(_, cursor)| cursor.clone()).collect()
     }
 
     fn tokens(&self) -> Vec<String> {
-        self.requests.lock().expect("not poisoned").iter().map(|(token, _)| token.clone()).collect()
+        self.requests.lock().iter().map(|(token, _)| token.clone()).collect()
     }
 
     /// Tokens "token-1" and so on, after the scripted failures.
     fn log_in(&self) -> Result<user::LoginResponse, Status> {
-        if let Some(status) = self.logins.lock().expect("not poisoned").pop_front() {
+        if let Some(status) = self.logins.lock().pop_front() {
             return Err(status);
         }
-        let mut tokens = self.tokens.lock().expect("not poisoned");
+        let mut tokens = self.tokens.lock();
         *tokens += 1;
         let session = user::Session { access_token: format!("token-{tokens}"), ..Default::default() };
         Ok(user::LoginResponse { session: Some(session), ..Default::default() })
@@ -92,8 +93,8 @@ impl TraceEventService for Script {
     ) -> Rpc<Self::WatchTraceEventsStream> {
         let bearer = request.metadata().get("authorization").and_then(|bearer| bearer.to_str().ok());
         let token = bearer.unwrap_or_default().to_owned();
-        self.requests.lock().expect("not poisoned").push((token, request.into_inner().after_cursor));
-        let messages = self.streams.lock().expect("not poisoned").pop_front().expect("a scripted stream");
+        self.requests.lock().push((token, request.into_inner().after_cursor));
+        let messages = self.streams.lock().pop_front().expect("a scripted stream");
         match messages.first() {
             // The call itself is rejected.
             Some(Err(status)) => Err(status.clone()),
@@ -149,7 +150,7 @@ async fn an_expired_token_is_renewed_by_a_log_in() {
     let mut follower = script.follower().await;
     assert_eq!(follower.next().await.expect("an event").event_id, "1");
     // The first log-in fails.
-    script.logins.lock().expect("not poisoned").push_back(Status::resource_exhausted("later"));
+    script.logins.lock().push_back(Status::resource_exhausted("later"));
     for expected in ["2", "3"] {
         assert_eq!(follower.next().await.expect("an event").event_id, expected);
     }

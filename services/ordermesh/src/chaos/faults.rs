@@ -8,20 +8,20 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
 
-use crate::chaos::UnderWay;
+use crate::chaos::InProgress;
 use crate::child::signal;
 use crate::promises::Sources;
 use crate::service::Service;
 use crate::supervisor::Supervisor;
 
 /// Longer than a lease.
-const STOP: Duration = Duration::from_millis(3_000);
+const STOPPED: Duration = Duration::from_millis(3_000);
 /// How long PostgreSQL is down.
-const AWAY: Duration = Duration::from_millis(1_500);
+const POSTGRES_DOWN: Duration = Duration::from_millis(1_500);
 
 /// A fault to inject.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Blow {
+enum Fault {
     /// SIGKILL of an instance.
     Kill(Service),
     /// SIGKILL of all of a service's instances.
@@ -34,12 +34,12 @@ enum Blow {
     Postgres,
 }
 
-impl fmt::Display for Blow {
+impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill(service) => write!(f, "kill -9 of one {service}"),
             Self::KillAll(service) => write!(f, "kill -9 of every {service}"),
-            Self::Stop(service) => write!(f, "{} s of SIGSTOP for one {service}", STOP.as_secs()),
+            Self::Stop(service) => write!(f, "{} s of SIGSTOP for one {service}", STOPPED.as_secs()),
             Self::KillEverything => f.write_str("kill -9 of everything"),
             Self::Postgres => f.write_str("PostgreSQL killed"),
         }
@@ -49,28 +49,28 @@ impl fmt::Display for Blow {
 /// The injected faults, and the orders in progress at the time.
 #[derive(Default)]
 pub(crate) struct Tally {
-    fallen: BTreeMap<Blow, u64>,
-    under_way: UnderWay,
+    injected: BTreeMap<Fault, u64>,
+    in_progress: InProgress,
 }
 
 impl Tally {
-    pub(crate) fn blows(&self) -> u64 {
-        self.fallen.values().sum()
+    pub(crate) fn faults(&self) -> u64 {
+        self.injected.values().sum()
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (blow, count) in &self.fallen {
-            writeln!(f, "{count:>8} {blow}")?;
+        for (fault, count) in &self.injected {
+            writeln!(f, "{count:>8} {fault}")?;
         }
-        let states: Vec<String> = self.under_way.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        write!(f, "{:>8} faults; orders in progress at the time, in total: {}", self.blows(), states.join(", "))
+        let states: Vec<String> = self.in_progress.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        write!(f, "{:>8} faults; orders in progress at the time, in total: {}", self.faults(), states.join(", "))
     }
 }
 
-/// The faults of a run.
-pub(crate) struct Blows<'a> {
+/// Injects faults into a system under load.
+pub(crate) struct FaultInjector<'a> {
     random: StdRng,
     every: Duration,
     supervisor: &'a Supervisor,
@@ -81,7 +81,7 @@ pub(crate) struct Blows<'a> {
     stopped: Vec<(u32, Duration)>,
 }
 
-impl<'a> Blows<'a> {
+impl<'a> FaultInjector<'a> {
     pub(crate) fn new(
         seed: u64,
         every: Duration,
@@ -94,58 +94,58 @@ impl<'a> Blows<'a> {
     }
 
     /// Injects one fault after the other until `is_over`; then stopped processes continue.
-    pub(crate) async fn fall(mut self, is_over: impl Fn() -> bool) -> Tally {
+    pub(crate) async fn run(mut self, is_over: impl Fn() -> bool) -> Tally {
         while !is_over() {
             let pause = self.every.mul_f64(self.random.random_range(0.5..1.5));
-            let blow = self.draw();
+            let fault = self.draw();
             let chance: u32 = self.random.random();
             tokio::time::sleep(pause).await;
-            self.time_passes(pause);
-            self.look().await;
-            self.strike(blow, chance).await;
-            *self.tally.fallen.entry(blow).or_default() += 1;
+            self.advance(pause);
+            self.count_orders().await;
+            self.inject(fault, chance).await;
+            *self.tally.injected.entry(fault).or_default() += 1;
         }
-        self.time_passes(Duration::MAX);
+        self.advance(Duration::MAX);
         self.tally
     }
 
-    fn draw(&mut self) -> Blow {
+    fn draw(&mut self) -> Fault {
         let service = Service::ALL[self.random.random_range(0..Service::ALL.len())];
         match self.random.random_range(0..100) {
-            0..60 => Blow::Kill(service),
-            60..68 => Blow::KillAll(service),
-            68..88 => Blow::Stop(service),
-            88..91 => Blow::KillEverything,
-            _ if self.postgres.is_some() => Blow::Postgres,
-            _ => Blow::Kill(service),
+            0..60 => Fault::Kill(service),
+            60..68 => Fault::KillAll(service),
+            68..88 => Fault::Stop(service),
+            88..91 => Fault::KillEverything,
+            _ if self.postgres.is_some() => Fault::Postgres,
+            _ => Fault::Kill(service),
         }
     }
 
-    async fn strike(&mut self, blow: Blow, chance: u32) {
-        match blow {
-            Blow::Kill(service) => {
+    async fn inject(&mut self, fault: Fault, chance: u32) {
+        match fault {
+            Fault::Kill(service) => {
                 let _ = self.one_of(service, chance).map(|pid| signal(pid, Signal::KILL));
             }
-            Blow::KillAll(service) => {
+            Fault::KillAll(service) => {
                 let of_it = self.supervisor.pids_of(service);
                 of_it.into_iter().for_each(|pid| signal(pid, Signal::KILL));
             }
-            Blow::Stop(service) => {
+            Fault::Stop(service) => {
                 if let Some(pid) = self.one_of(service, chance) {
                     signal(pid, Signal::STOP);
-                    self.stopped.push((pid, STOP));
+                    self.stopped.push((pid, STOPPED));
                 }
             }
-            Blow::KillEverything => {
+            Fault::KillEverything => {
                 for service in Service::ALL {
                     self.supervisor.pids_of(service).into_iter().for_each(|pid| signal(pid, Signal::KILL));
                 }
             }
-            Blow::Postgres => {
+            Fault::Postgres => {
                 let Some(server) = self.postgres else { return };
                 // Blocking calls: they wait for processes.
                 tokio::task::block_in_place(|| server.crash());
-                tokio::time::sleep(AWAY).await;
+                tokio::time::sleep(POSTGRES_DOWN).await;
                 tokio::task::block_in_place(|| server.begin());
             }
         }
@@ -157,7 +157,7 @@ impl<'a> Blows<'a> {
         pids.get(index).copied()
     }
 
-    fn time_passes(&mut self, passed: Duration) {
+    fn advance(&mut self, passed: Duration) {
         for (_, left) in &mut self.stopped {
             *left = left.saturating_sub(passed);
         }
@@ -170,14 +170,14 @@ impl<'a> Blows<'a> {
     }
 
     /// Counts the orders in progress when the next fault is injected.
-    async fn look(&mut self) {
+    async fn count_orders(&mut self) {
         // An unavailable database is not counted.
         let Ok(Ok(counts)) = tokio::time::timeout(Duration::from_secs(1), self.sources.orders.unfinished()).await
         else {
             return;
         };
         for (state, count) in counts.0 {
-            *self.tally.under_way.entry(state).or_default() += count;
+            *self.tally.in_progress.entry(state).or_default() += count;
         }
     }
 }
