@@ -1,30 +1,44 @@
 //! The client's stack, on one page.
 
+mod balance;
+mod breaker;
+mod connect;
+mod deadline;
+pub(crate) mod discovery;
+mod endpoint;
+mod endpoints;
+mod load;
+mod metrics;
+mod reconnect;
+mod retry;
+mod rng;
+mod telemetry;
+
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use ::telemetry::{EventSink, Propagation};
 use futures_util::future::BoxFuture;
-use telemetry::{EventSink, Propagation};
 use tonic::Status;
 use tower::{Service, ServiceBuilder};
 
-use crate::balance::Balance;
-use crate::budget::Budget;
-use crate::chance::{Chance, SystemChance};
-use crate::client_deadline::{ClientDeadline, client_deadline};
-use crate::client_metrics::ClientMetrics;
-use crate::client_telemetry::{ClientTelemetry, client_telemetry};
-use crate::connect::Tcp;
-use crate::credentials::{Credentials, WithCredentials, with_credentials};
-use crate::discovery::{Addresses, SystemResolver};
-use crate::endpoint::EndpointConfig;
-use crate::fleet::Fleet;
-use crate::keeper::Keeping;
+use crate::call::{Request, Response};
+use crate::client::balance::Balance;
+use crate::client::connect::Tcp;
+use crate::client::deadline::{ClientDeadline, client_deadline};
+use crate::client::discovery::{Addresses, SystemResolver};
+use crate::client::endpoint::EndpointConfig;
+use crate::client::endpoints::Fleet;
+use crate::client::metrics::ClientMetrics;
+use crate::client::reconnect::Keeping;
+use crate::client::retry::budget::Budget;
+use crate::client::retry::{Retry, RetryConfig, retry};
+use crate::client::rng::{Chance, SystemChance};
+use crate::client::telemetry::{ClientTelemetry, client_telemetry};
+use crate::identity::credentials::{Credentials, WithCredentials, with_credentials};
 use crate::policy::PolicyTable;
-use crate::retry::{Retry, RetryConfig, retry};
 use crate::tls::ClientTls;
-use crate::wire::{Request, Response};
 
 /// A client's configuration. [`ClientConfig::new`] has the defaults.
 pub struct ClientConfig {

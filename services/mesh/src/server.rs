@@ -1,5 +1,23 @@
 //! The server's stack, on one page.
 
+pub(crate) mod calls;
+pub(crate) mod config;
+pub(crate) mod connection;
+pub(crate) mod edge;
+pub(crate) mod layers;
+pub(crate) mod lingering_close;
+pub(crate) mod listen;
+pub(crate) mod memory_limit;
+pub(crate) mod not_grpc;
+pub(crate) mod portions;
+pub(crate) mod proxies;
+pub(crate) mod rejections;
+pub(crate) mod resets;
+pub(crate) mod serve;
+pub(crate) mod shares;
+pub(crate) mod slots;
+pub(crate) mod write_timeout;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,27 +25,27 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
-use crate::concurrency::{Admission, concurrency};
-use crate::connections::Connections;
-use crate::gauges::{self, Holdings};
-use crate::health::Health;
-use crate::identity::identity;
-use crate::memory::memory;
-use crate::memory_limit::default_budget_bytes;
-use crate::metadata::metadata;
-use crate::panic::catch_panic;
-use crate::proxies::Proxies;
-use crate::rate_limit::rate_limit;
-use crate::reflection;
-use crate::refusals::Refusals;
-use crate::rescue::rescue;
-use crate::resets::Resets;
-use crate::serve::{Server, Stack};
-use crate::server_config::ServerConfig;
-use crate::server_deadline::server_deadline;
-use crate::server_telemetry::{ServerTelemetryConfig, server_telemetry};
-use crate::shares::Shares;
-use crate::stream_end::stream_end;
+use crate::ops::gauges::{self, Holdings};
+use crate::ops::health::Health;
+use crate::ops::reflection;
+use crate::server::config::ServerConfig;
+use crate::server::connection::Connections;
+use crate::server::layers::auth::identity;
+use crate::server::layers::concurrency::{Admission, concurrency};
+use crate::server::layers::deadline::server_deadline;
+use crate::server::layers::error_details::rescue;
+use crate::server::layers::memory::memory;
+use crate::server::layers::metadata::metadata;
+use crate::server::layers::panic::catch_panic;
+use crate::server::layers::rate_limit::rate_limit;
+use crate::server::layers::stream_drain::stream_end;
+use crate::server::layers::telemetry::{ServerTelemetryConfig, server_telemetry};
+use crate::server::memory_limit::default_budget_bytes;
+use crate::server::proxies::Proxies;
+use crate::server::rejections::Refusals;
+use crate::server::resets::Resets;
+use crate::server::serve::{Server, Stack};
+use crate::server::shares::Shares;
 
 /// Streams that their service does not end are ended this long after the GOAWAY (at most a quarter of the drain
 /// timeout).

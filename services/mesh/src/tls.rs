@@ -6,6 +6,10 @@
 //! SPIFFE name; it is made from an identity, or from [`Trust`] by clients without one.
 //! TLS 1.3 only, HTTP/2 only, no resumption: a resumed session would outlive the roots that it was verified with.
 
+mod client;
+mod spiffe;
+mod verify;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -29,10 +33,10 @@ use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, server};
 use tokio_util::sync::CancellationToken;
 
-use crate::spiffe::{NameError, end_of, service_of};
-pub use crate::tls_client::{ClientTls, Trust};
-use crate::tls_client::{Shown, Trusted};
-use crate::tls_verify::PlatformClients;
+pub use crate::tls::client::{ClientTls, Trust};
+use crate::tls::client::{Shown, Trusted};
+use crate::tls::spiffe::{NameError, end_of, service_of};
+use crate::tls::verify::PlatformClients;
 
 pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
 
@@ -389,48 +393,4 @@ impl fmt::Debug for Time {
 }
 
 #[cfg(test)]
-mod tests {
-    use certs::{Authority, Issued, Names, Validity};
-    use kernel::SystemClock;
-    use tempfile::TempDir;
-
-    use super::*;
-
-    const DOMAIN: &str = "test.local";
-
-    fn authority() -> Authority {
-        Authority::new(DOMAIN, Validity::from(SystemClock.now(), Duration::from_secs(86_400))).expect("an authority")
-    }
-
-    fn issue(authority: &Authority, names: &Names, days: u64) -> Issued {
-        let validity = Validity::from(SystemClock.now(), Duration::from_secs(days * 86_400));
-        authority.issue(names, validity).expect("issued")
-    }
-
-    fn write(folder: &TempDir, authority: &Authority, issued: &Issued) -> Files {
-        let path = |name: &str| folder.path().join(name);
-        let files = Files { certificate: path("own.pem"), key: path("own.key"), roots: path("ca.pem") };
-        std::fs::write(&files.certificate, &issued.certificate_pem).expect("written");
-        std::fs::write(&files.key, &issued.key_pem).expect("written");
-        std::fs::write(&files.roots, authority.certificate_pem()).expect("written");
-        files
-    }
-
-    #[test]
-    fn a_renewal_is_loaded_if_it_names_this_service_and_clients_would_accept_it() {
-        let (folder, authority) = (tempfile::tempdir().expect("a folder"), authority());
-        let ours = Names::of_service(DOMAIN, "order");
-        let files = write(&folder, &authority, &issue(&authority, &ours, 1));
-        let identity = Identity::load(files, DOMAIN, Arc::new(SystemClock)).expect("loaded");
-        let days_left = || identity.expires_in().as_secs().div_ceil(86_400);
-        let without_our_name = Names { dns: vec!["elsewhere".into()], ..ours.clone() };
-        for names in [Names::of_service(DOMAIN, "data"), without_our_name] {
-            write(&folder, &authority, &issue(&authority, &names, 7));
-            assert!(identity.look(None).is_some(), "it is rejected: {names:?}");
-            assert_eq!((identity.service().as_str(), days_left()), ("order", 1));
-        }
-        write(&folder, &authority, &issue(&authority, &ours, 7));
-        assert!(identity.look(None).is_none(), "control: its own is loaded");
-        assert_eq!(days_left(), 7);
-    }
-}
+mod tests;

@@ -1,0 +1,4 @@
+//! Bodies that wrap others.
+
+pub(crate) mod holding;
+pub(crate) mod incoming;

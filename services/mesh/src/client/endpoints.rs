@@ -1,0 +1,225 @@
+//! The instances of one target, and the choice among them: power of two choices by load, skipping open breakers.
+//!
+//! Not tower's `balance`: it needs `&mut`, so a `Buffer` and a hop for each call, and its cache evicts failed services.
+//! Here choosing only reads shared state.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use crate::call::{NoAnswer, Reach};
+use crate::client::breaker::{Gate, Permit};
+use crate::client::discovery::{Addresses, Resolve, follow};
+use crate::client::endpoint::{Endpoint, EndpointConfig};
+use crate::client::reconnect::{Keeping, keep};
+use crate::client::rng::{Chance, one_of};
+use crate::status::{UNREACHABLE, mesh_status_retry};
+
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+pub(crate) type Endpoints = Arc<[Arc<Endpoint>]>;
+
+/// The instances of one target.
+pub(crate) struct Fleet {
+    target: &'static str,
+    addresses: Addresses,
+    resolve: Arc<dyn Resolve>,
+    config: EndpointConfig,
+    keeping: Keeping,
+    endpoints: RwLock<Endpoints>,
+    started: AtomicBool,
+    /// Whether the addresses are known. Until the first answer, calls wait.
+    known: AtomicBool,
+    /// The last look-up's error.
+    lookup_failure: Mutex<Option<String>>,
+    gone: CancellationToken,
+}
+
+impl Fleet {
+    pub(crate) fn new(
+        target: &'static str,
+        addresses: Addresses,
+        resolve: Arc<dyn Resolve>,
+        config: EndpointConfig,
+        keeping: Keeping,
+    ) -> Self {
+        Self {
+            target,
+            addresses,
+            resolve,
+            config,
+            keeping,
+            endpoints: RwLock::new(Arc::new([])),
+            started: AtomicBool::new(false),
+            known: AtomicBool::new(false),
+            lookup_failure: Mutex::new(None),
+            gone: CancellationToken::new(),
+        }
+    }
+
+    /// Cancelled when the last channel is dropped: ends the fleet's tasks.
+    pub(crate) fn gone(&self) -> CancellationToken {
+        self.gone.clone()
+    }
+
+    pub(crate) fn endpoints(&self) -> Endpoints {
+        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts connecting, with the first call: its runtime is the one that the connections run in.
+    fn start(self: &Arc<Self>) {
+        if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        match &self.addresses {
+            Addresses::Fixed(addresses) => self.replace(addresses.clone()),
+            Addresses::Dns { host, port } => {
+                tokio::spawn(follow(Arc::downgrade(self), self.gone(), self.resolve.clone(), host.clone(), *port));
+            }
+        }
+    }
+
+    /// Replaces the addresses: retained instances keep their connections and statistics; removed ones get no new calls,
+    /// and their open streams continue.
+    pub(crate) fn replace(&self, mut addresses: Vec<String>) {
+        addresses.sort();
+        addresses.dedup();
+        let old = self.endpoints();
+        let kept = |address: &String| old.iter().find(|endpoint| endpoint.address() == address).cloned();
+        let new: Endpoints =
+            addresses.iter().map(|address| kept(address).unwrap_or_else(|| self.open(address.clone()))).collect();
+        *self.endpoints.write().unwrap_or_else(PoisonError::into_inner) = new;
+        for endpoint in old.iter().filter(|endpoint| !addresses.iter().any(|address| address == endpoint.address())) {
+            endpoint.gone.cancel();
+        }
+        self.known.store(true, Ordering::Release);
+        self.set_lookup_failure(None);
+        self.keeping.changed.notify_waiters();
+    }
+
+    /// Keeps the current addresses.
+    pub(crate) fn lookup_failed(&self, why: String) {
+        self.known.store(true, Ordering::Release);
+        self.set_lookup_failure(Some(why));
+        self.keeping.changed.notify_waiters();
+    }
+
+    fn set_lookup_failure(&self, failure: Option<String>) {
+        *self.lookup_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    fn open(&self, address: String) -> Arc<Endpoint> {
+        let endpoint = Arc::new(Endpoint::new(address, &self.config, self.gone.child_token()));
+        for slot in 0..endpoint.slots().len() {
+            tokio::spawn(keep(endpoint.clone(), slot, self.keeping.clone()));
+        }
+        endpoint
+    }
+
+    /// Picks an instance for a call; one that it has not visited, if there is one. Waits while a connection is being
+    /// made; fails when every instance has failed to connect since the call began.
+    pub(crate) async fn pick(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Result<(Arc<Endpoint>, Permit), NoAnswer> {
+        if let Some(picked) = self.pick_now(visited) {
+            return Ok(picked);
+        }
+        let came = self.keeping.failures.load(Ordering::Acquire);
+        loop {
+            let mut changed = std::pin::pin!(self.keeping.changed.notified());
+            // From here on no notification is missed.
+            changed.as_mut().enable();
+            let endpoints = self.endpoints();
+            if let Some(picked) = choose(&endpoints, visited, &*self.keeping.chance) {
+                return Ok(picked);
+            }
+            if self.known.load(Ordering::Acquire) {
+                let failures: Option<Vec<String>> = endpoints
+                    .iter()
+                    .map(|endpoint| Some(format!("{}: {}", endpoint.address(), endpoint.failed_since(came)?)))
+                    .collect();
+                if let Some(failures) = failures {
+                    return Err(self.unreachable(failures));
+                }
+            }
+            endpoints.iter().for_each(|endpoint| endpoint.want());
+            changed.await;
+        }
+    }
+
+    /// The same, without waiting.
+    pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
+        self.start();
+        // Under the lock and not on a clone of the list, whose reference count all calls would contend for.
+        choose(&self.endpoints.read().unwrap_or_else(PoisonError::into_inner), visited, &*self.keeping.chance)
+    }
+
+    pub(crate) fn unreachable(&self, mut reasons: Vec<String>) -> NoAnswer {
+        self.config.metrics.refusal("unreachable");
+        reasons.extend(self.lookup_failure.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let message = format!("no instance of {} can be reached ({})", self.target, reasons.join("; "));
+        let status = mesh_status_retry(Code::Unavailable, UNREACHABLE, message, Some(RETRY_AFTER));
+        NoAnswer { status, reach: Reach::NotSent }
+    }
+}
+
+/// The instance for the next call. In this order: one whose breaker is due for a probe; the less busy of two with closed
+/// breakers; the same among visited ones; and any connected one, because the last instances are used whatever their
+/// breakers say.
+fn choose(
+    endpoints: &[Arc<Endpoint>],
+    visited: &[Arc<Endpoint>],
+    chance: &dyn Chance,
+) -> Option<(Arc<Endpoint>, Permit)> {
+    let now = Instant::now();
+    let is_new = |endpoint: &Endpoint| !visited.iter().any(|other| std::ptr::eq(&**other, endpoint));
+    let mut has_open = false;
+    for endpoint in endpoints.iter().filter(|endpoint| endpoint.is_ready()) {
+        match endpoint.breaker.gate(now) {
+            Gate::Closed => {}
+            Gate::HalfOpen if is_new(endpoint) => {
+                if let Some(permit) = endpoint.breaker.probe(now) {
+                    return Some((endpoint.clone(), permit));
+                }
+                has_open = true;
+            }
+            Gate::HalfOpen | Gate::Open => has_open = true,
+        }
+    }
+    let is_closed = |endpoint: &Endpoint| !has_open || endpoint.breaker.gate(now) == Gate::Closed;
+    let among = |fits: &dyn Fn(&Endpoint) -> bool| less_busy(endpoints, fits, now, chance);
+    let chosen = among(&|endpoint| endpoint.is_ready() && is_closed(endpoint) && is_new(endpoint))
+        .or_else(|| among(&|endpoint| endpoint.is_ready() && is_closed(endpoint)))
+        .or_else(|| among(&|endpoint| endpoint.is_ready() && is_new(endpoint)))
+        .or_else(|| among(&|endpoint| endpoint.is_ready()))?;
+    Some((chosen.clone(), chosen.breaker.permit()))
+}
+
+/// The less busy of two random candidates. Comparing two is nearly as good as comparing all, and many clients do not all
+/// choose the same one.
+fn less_busy<'a>(
+    endpoints: &'a [Arc<Endpoint>],
+    fits: &dyn Fn(&Endpoint) -> bool,
+    now: Instant,
+    chance: &dyn Chance,
+) -> Option<&'a Arc<Endpoint>> {
+    let fitting = || endpoints.iter().filter(|endpoint| fits(endpoint));
+    let many = fitting().count();
+    if many < 2 {
+        return fitting().next();
+    }
+    let one = one_of(chance, many);
+    let other = one_of(chance, many - 1);
+    let other = if other < one { other } else { other + 1 };
+    // Readiness may have changed since the count: then there are fewer candidates.
+    let (one, other) = (fitting().nth(one), fitting().nth(other));
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if other.load.now(now) < one.load.now(now) { other } else { one }),
+        (one, other) => one.or(other).or_else(|| fitting().next()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,107 @@
+//! A client's metrics besides those of the calls themselves. Labels are the target and, for a fixed list of instances,
+//! the instance's address: the number of series must not grow with every new pod.
+
+use std::sync::Weak;
+
+use http::uri::Authority;
+use opentelemetry::metrics::{Counter, Meter, UpDownCounter};
+use opentelemetry::{KeyValue, global};
+use tokio::time::Instant;
+
+use crate::client::endpoints::Fleet;
+use crate::client::retry::budget::Budget;
+
+pub(crate) const SERVER_ADDRESS: &str = "server.address";
+pub(crate) const SERVER_PORT: &str = "server.port";
+const TARGET: &str = "mesh.target";
+const CAUSE: &str = "mesh.cause";
+
+/// The instruments of one client stack.
+pub(crate) struct ClientMetrics {
+    target: KeyValue,
+    attempts: Counter<u64>,
+    retries: Counter<u64>,
+    refusals: Counter<u64>,
+    ready: UpDownCounter<i64>,
+    shut: UpDownCounter<i64>,
+}
+
+fn meter() -> Meter {
+    global::meter("mesh")
+}
+
+impl ClientMetrics {
+    pub(crate) fn new(target: &'static str) -> Self {
+        let meter = meter();
+        let counter = |name, about| meter.u64_counter(name).with_description(about).build();
+        let level = |name, about| meter.i64_up_down_counter(name).with_description(about).build();
+        let metrics = Self {
+            target: KeyValue::new(TARGET, target),
+            attempts: counter("mesh.client.attempts", "Attempts that were sent to an instance"),
+            retries: counter("mesh.client.retries", "Retries, by the cause of the previous attempt's failure"),
+            refusals: counter("mesh.client.refusals", "Calls and retries that the client itself rejected, by cause"),
+            ready: level("mesh.client.endpoints.ready", "Instances that are connected"),
+            shut: level("mesh.client.breakers.open", "Instances whose circuit breaker is open"),
+        };
+        // Present from the start: an alert needs a zero, not an absent series.
+        metrics.shut.add(0, std::slice::from_ref(&metrics.target));
+        metrics
+    }
+
+    /// The labels of an instance.
+    pub(crate) fn labels(&self, address: Option<&Authority>) -> Box<[KeyValue]> {
+        let mut labels = vec![self.target.clone()];
+        if let Some(address) = address {
+            labels.push(KeyValue::new(SERVER_ADDRESS, address.host().to_owned()));
+            labels.extend(address.port_u16().map(|port| KeyValue::new(SERVER_PORT, i64::from(port))));
+        }
+        labels.into()
+    }
+
+    pub(crate) fn attempt(&self, labels: &[KeyValue]) {
+        self.attempts.add(1, labels);
+    }
+
+    pub(crate) fn retry(&self, cause: &'static str) {
+        self.retries.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
+    }
+
+    pub(crate) fn refusal(&self, cause: &'static str) {
+        self.refusals.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
+    }
+
+    pub(crate) fn ready(&self, labels: &[KeyValue], change: i64) {
+        self.ready.add(change, labels);
+    }
+
+    pub(crate) fn shut(&self, labels: &[KeyValue], change: i64) {
+        self.shut.add(change, labels);
+    }
+
+    /// Observed on collection, while the stack exists.
+    pub(crate) fn observe(&self, budget: Weak<Budget>, fleet: Weak<Fleet>) {
+        let target = [self.target.clone()];
+        meter()
+            .i64_observable_gauge("mesh.client.retry.budget")
+            .with_description("Retries that the budget would allow now")
+            .with_callback(move |observer| {
+                if let Some(budget) = budget.upgrade() {
+                    observer.observe(budget.left(), &target);
+                }
+            })
+            .build();
+        meter()
+            .f64_observable_gauge("mesh.client.endpoint.load")
+            .with_unit("s")
+            .with_description("Peak EWMA of an instance's answers, times its calls in flight and one")
+            .with_callback(move |observer| {
+                let Some(fleet) = fleet.upgrade() else { return };
+                let now = Instant::now();
+                // Unnamed instances share one label set: the last one would stand for all.
+                for endpoint in fleet.endpoints().iter().filter(|endpoint| endpoint.labels.len() > 1) {
+                    observer.observe(endpoint.load.now(now), &endpoint.labels);
+                }
+            })
+            .build();
+    }
+}

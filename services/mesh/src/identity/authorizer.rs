@@ -1,0 +1,179 @@
+//! Authentication and authorization: the policy table decides; a method that is not in it is denied.
+
+use std::sync::Arc;
+
+use http::{Extensions, HeaderMap, header};
+use tonic::{Code, Status};
+
+use crate::call::{SECRET_HEADER, SERVICE_HEADER};
+use crate::identity::caller::{Caller, PeerService, Role};
+use crate::identity::secret::Secret;
+use crate::identity::token::{KeySource, Tokens};
+use crate::policy::{Access, MethodPolicy, PolicyTable};
+use crate::status::{mesh_status, no_such_method};
+
+/// Presented credentials.
+enum Shown<'a> {
+    /// Decided without waiting: the caller, or the error for invalid credentials.
+    Caller(Result<Caller, Status>),
+    /// A token, to be verified by these.
+    Token(&'a Arc<Tokens>, &'a str),
+}
+
+/// Authenticates callers, and authorizes them by the policy table. Clones share their state.
+#[derive(Clone)]
+pub struct Gatekeeper {
+    policies: PolicyTable,
+    tokens: Option<Arc<Tokens>>,
+    secret: Option<Secret>,
+}
+
+impl Gatekeeper {
+    /// Accepts no credentials yet: users and services are rejected, public methods are open.
+    pub fn new(policies: PolicyTable) -> Self {
+        Self { policies, tokens: None, secret: None }
+    }
+
+    /// Accepts access tokens (EdDSA JWT) of this issuer for this audience, signed by one of the source's keys.
+    #[must_use]
+    pub fn with_tokens(
+        mut self,
+        keys: Arc<dyn KeySource>,
+        issuer: impl Into<String>,
+        audience: impl Into<String>,
+    ) -> Self {
+        self.tokens = Some(Arc::new(Tokens::new(keys, issuer.into(), audience.into())));
+        self
+    }
+
+    /// Accepts mesh services by their shared secret.
+    #[must_use]
+    pub fn with_mesh_secret(mut self, secret: Secret) -> Self {
+        self.secret = Some(secret);
+        self
+    }
+
+    /// The same, for a server with these methods.
+    pub(crate) fn serving(mut self, policies: PolicyTable) -> Self {
+        self.policies = policies;
+        self
+    }
+
+    pub(crate) fn tokens(&self) -> Option<Arc<Tokens>> {
+        self.tokens.clone()
+    }
+
+    pub(crate) fn takes_secret(&self) -> bool {
+        self.secret.is_some()
+    }
+
+    /// The mesh service that calls, if it is one.
+    pub(crate) fn known_service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Caller> {
+        self.service(headers, connection)?.ok()
+    }
+
+    /// The caller if it is allowed, else the error. `None` when the decision must wait: see [`Gatekeeper::admit`].
+    pub(crate) fn admit_now(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        connection: &Extensions,
+    ) -> Option<Result<Caller, Status>> {
+        // Default deny; also the right answer for an unknown method: it never reaches the routes.
+        let Some(policy) = self.policies.find(path) else { return Some(Err(no_such_method())) };
+        match self.identify(headers, connection) {
+            Shown::Caller(known) => Some(judge(policy, known)),
+            Shown::Token(..) => None,
+        }
+    }
+
+    /// The same for all credentials: a token may have to wait for the keys that verify it.
+    pub(crate) async fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        connection: &Extensions,
+    ) -> Result<Caller, Status> {
+        let Some(policy) = self.policies.find(path) else { return Err(no_such_method()) };
+        let known = match self.identify(headers, connection) {
+            Shown::Caller(known) => known,
+            Shown::Token(tokens, token) => tokens.verify(token).await,
+        };
+        judge(policy, known)
+    }
+
+    fn identify<'a>(&'a self, headers: &'a HeaderMap, connection: &Extensions) -> Shown<'a> {
+        if let Some(service) = self.service(headers, connection) {
+            return Shown::Caller(service);
+        }
+        let Some(authorization) = headers.get(header::AUTHORIZATION) else {
+            return Shown::Caller(Ok(Caller::Anonymous));
+        };
+        // Of two headers, a proxy may have checked the other one.
+        let is_only = headers.get_all(header::AUTHORIZATION).iter().count() == 1;
+        let refusal = match (bearer(authorization.as_bytes()).filter(|_| is_only), &self.tokens) {
+            (Some(token), Some(tokens)) => return Shown::Token(tokens, token),
+            (None, _) => ("TOKEN_MALFORMED", "authorization must be one header of `Bearer` and an access token"),
+            (Some(_), None) => ("TOKEN_INVALID", "no access tokens are accepted here"),
+        };
+        Shown::Caller(Err(mesh_status(Code::Unauthenticated, refusal.0, refusal.1)))
+    }
+
+    /// The mesh service that calls; `None` when the caller does not claim to be one. A certificate takes precedence.
+    fn service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Result<Caller, Status>> {
+        if let Some(PeerService(name)) = connection.get() {
+            return Some(Ok(Caller::Service { name: name.clone() }));
+        }
+        let offered = headers.get(SECRET_HEADER)?;
+        let name = headers.get(SERVICE_HEADER).and_then(|name| name.to_str().ok()).filter(|name| !name.is_empty());
+        let right = self.secret.as_ref().is_some_and(|secret| secret.matches(offered.as_bytes()));
+        Some(match name {
+            Some(name) if right => Ok(Caller::Service { name: name.to_owned() }),
+            Some(_) | None => {
+                Err(mesh_status(Code::Unauthenticated, "INVALID_MESH_SECRET", "the mesh secret is wrong"))
+            }
+        })
+    }
+}
+
+fn bearer(authorization: &[u8]) -> Option<&str> {
+    let (scheme, token) = std::str::from_utf8(authorization).ok()?.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+fn judge(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller, Status> {
+    if policy.allow.contains(&Access::Public) {
+        // Public methods need no credentials, so invalid ones are treated as none.
+        return Ok(known.unwrap_or(Caller::Anonymous));
+    }
+    let caller = known?;
+    allowed(policy, &caller).map(|()| caller)
+}
+
+fn allowed(policy: &MethodPolicy, caller: &Caller) -> Result<(), Status> {
+    match caller {
+        Caller::Anonymous => {
+            Err(mesh_status(Code::Unauthenticated, "TOKEN_MISSING", "this method needs credentials: log in first"))
+        }
+        Caller::Person { role, .. } => {
+            let needed = match role {
+                Role::Customer => Access::Customer,
+                Role::Operator => Access::Operator,
+            };
+            if policy.allow.contains(&needed) {
+                return Ok(());
+            }
+            Err(mesh_status(Code::PermissionDenied, "ROLE_NOT_ALLOWED", "your role may not call this method"))
+        }
+        Caller::Service { name } => {
+            if policy.allow.contains(&Access::Service) && policy.callers.contains(&name.as_str()) {
+                return Ok(());
+            }
+            Err(mesh_status(Code::PermissionDenied, "CALLER_NOT_ALLOWED", "this service may not call this method"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! The caller, and what else a handler finds in its request's extensions.
+
+use std::net::SocketAddr;
+
+use kernel::Timestamp;
+use telemetry::{Kind, Operation};
+use tonic::Extensions;
+use uuid::Uuid;
+
+use crate::call::OTHER_METHOD;
+
+/// A user's role.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Places orders.
+    Customer,
+    /// Operates the shop.
+    Operator,
+}
+
+/// The authenticated caller.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Caller {
+    /// Not authenticated: only public methods see this.
+    Anonymous,
+    /// A user with a verified access token.
+    Person {
+        /// The token's subject.
+        user_id: Uuid,
+        /// The token's role.
+        role: Role,
+        /// When the token expires.
+        token_expires: Timestamp,
+        /// The log-in session, when the token names one (claim `sid`).
+        session_id: Option<Uuid>,
+    },
+    /// A mesh service.
+    Service {
+        /// Its name, for example `order`.
+        name: String,
+    },
+}
+
+/// The service that a connection's certificate names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct PeerService(pub(crate) String);
+
+/// Marks a *client* request in its extensions: the call has no span and sends no `traceparent`. For the relay of trace
+/// events, whose own spans would be spans about spans.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Untraced;
+
+/// A request marked [`Untraced`].
+pub fn untraced<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.extensions_mut().insert(Untraced);
+    request
+}
+
+/// The order and user that a call concerns: attributes of its client operation, and so of its event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct About {
+    /// The order.
+    pub order_id: Option<Uuid>,
+    /// The user.
+    pub user_id: Option<Uuid>,
+    /// The number of this attempt, from 2, when earlier calls for the same purpose have failed.
+    pub attempt: Option<u32>,
+}
+
+/// The attribute that carries [`About::attempt`] on a call's operation and event.
+pub const ATTEMPT: &str = "attempt";
+
+impl About {
+    /// A request with this in its extensions.
+    pub fn request<T>(self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.extensions_mut().insert(self);
+        request
+    }
+}
+
+/// The request's caller.
+pub fn caller(extensions: &Extensions) -> Caller {
+    extensions.get::<Caller>().cloned().unwrap_or(Caller::Anonymous)
+}
+
+/// The call's operation: its span and its event slot.
+pub fn operation(extensions: &Extensions) -> Operation {
+    extensions.get::<Operation>().cloned().unwrap_or_else(|| unseen(OTHER_METHOD, None))
+}
+
+/// The client's address: the peer's, or the one that a trusted proxy forwards.
+pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
+    extensions.get::<SocketAddr>().copied()
+}
+
+/// A non-recording operation: nothing is exported, and its ids are in no trace.
+pub(crate) fn unseen(name: &'static str, event: Option<(&'static str, crate::call::record::Sink)>) -> Operation {
+    let (event_type, sink) = event.unzip();
+    Operation::unseen(Kind::Server, name, event_type, sink)
+}

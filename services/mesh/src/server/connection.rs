@@ -1,0 +1,316 @@
+//! One connection, from accept to close: TLS (if configured), the HTTP/2 preface, calls, the idle timeout; and the limit
+//! on connections. hyper's HTTP/2 builder is used directly: tonic's server would put its own layers around ours.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::OptionFuture;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use opentelemetry::metrics::Counter;
+use opentelemetry::{KeyValue, global};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::identity::caller::PeerService;
+use crate::server::calls::{Activity, PerConnection};
+use crate::server::layers::rate_limit::{Key, network};
+use crate::server::lingering_close::{lend, linger};
+use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, Portioned, Turn};
+use crate::server::proxies::Proxies;
+use crate::server::rejections::{Cause, Refusals};
+use crate::server::resets::{Beyond, ConnectionResets, Resets};
+use crate::server::serve::Stack;
+use crate::server::slots::{Slot, Slots};
+use crate::server::write_timeout::WatchingExecutor;
+use crate::tls::{ServerTls, failure};
+
+/// A connection whose peer leaves a ping unanswered is closed: it is half-open, or the peer has sent half a frame.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For each of a connection's first steps: the TLS handshake, and the HTTP/2 preface.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same, when three quarters of the slots are taken.
+const CROWDED_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_CONCURRENT_STREAMS: u32 = 1_024;
+/// Looser than our own limit on metadata, which answers with a status.
+const MAX_HEADER_LIST_BYTES: u32 = 64 * 1_024;
+/// Streams that the peer resets before the HTTP/2 stack hands them over are queued with their headers, whatever the
+/// limit on concurrent streams (CVE-2023-44487). Beyond this the connection is closed; a single portion of input
+/// (`portions`) yields fewer. The rate of resets is limited in `resets`.
+const MAX_PENDING_RESETS: usize = MAX_CONCURRENT_STREAMS as usize;
+/// Streams that we reset because their frames violate HTTP/2, over a connection's lifetime (CVE-2025-8671); then it is
+/// closed. Callers behind one proxy cannot cause this for each other: a proxy writes its own frames.
+const MAX_LOCAL_RESETS: usize = 1_024;
+/// Flow-control windows of a stream (HTTP/2's default) and of a connection. Requests that are not being read, because
+/// they wait for keys, must not block others on their connection: it takes sixteen to fill its window.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1_024 - 1;
+const CONNECTION_WINDOW_BYTES: u32 = 1_024 * 1_024;
+/// Connections without an admitted call are closed after this time, and much sooner near the connection limit.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+const CROWDED_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TICK: Duration = Duration::from_secs(5);
+/// A response that its caller does not read for this long is dropped.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// What HTTP/2 buffers of an unread response, per stream (plus one frame).
+const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
+
+/// Grace period of an evicted connection: with calls, to complete them; when idle, to deliver the GOAWAY.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+const IDLE_LEAVE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A server's connections.
+pub(crate) struct Connections {
+    slots: Arc<Slots>,
+    tls: Option<ServerTls>,
+    proxies: Proxies,
+    resets: Arc<Resets>,
+    refusals: Arc<Refusals>,
+    handshakes_failed: Counter<u64>,
+}
+
+impl Connections {
+    pub(crate) fn new(
+        max: usize,
+        tls: Option<ServerTls>,
+        proxies: Proxies,
+        resets: Arc<Resets>,
+        refusals: Arc<Refusals>,
+    ) -> Self {
+        let handshakes_failed = global::meter("mesh")
+            .u64_counter("mesh.server.tls.handshakes.failed")
+            .with_description("TLS handshakes that failed, by cause")
+            .build();
+        Self { slots: Slots::new(max), tls, proxies, resets, refusals, handshakes_failed }
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.slots.used()
+    }
+
+    /// Trusted proxies carry many callers, and are never evicted.
+    fn slot(&self, peer: SocketAddr) -> Option<Slot> {
+        let is_trusted = self.proxies.trusts(peer.ip());
+        self.slots.take((!is_trusted).then(|| Key::Peer(network(peer.ip()))))
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.open() * 4 >= self.slots.limit * 3
+    }
+
+    fn timeout(&self) -> Duration {
+        if self.is_crowded() { CROWDED_HANDSHAKE_TIMEOUT } else { HANDSHAKE_TIMEOUT }
+    }
+
+    /// Serves a connection until it is closed. `None` over the limit: the connection is closed, another instance may
+    /// accept it.
+    pub(crate) fn serve<S>(
+        self: &Arc<Self>,
+        stream: S,
+        peer: SocketAddr,
+        stack: Stack,
+        goaway: CancellationToken,
+    ) -> Option<impl Future<Output = ()> + Send + use<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(slot) = self.slot(peer) else {
+            self.refusals.count(Cause::Connections);
+            return None;
+        };
+        let (connections, leave) = (self.clone(), slot.leave());
+        Some(async move {
+            let too_late = async {
+                leave.cancelled().await;
+                connections.refusals.count(Cause::GaveWay);
+                tokio::time::sleep(LEAVE_TIMEOUT).await;
+            };
+            tokio::select! {
+                // First: the eviction is counted even if the connection closes in the same poll.
+                biased;
+                () = too_late => {}
+                () = connections.shake_hands(stream, peer, stack, goaway, slot) => {}
+            }
+        })
+    }
+
+    async fn shake_hands<S>(&self, stream: S, peer: SocketAddr, stack: Stack, goaway: CancellationToken, slot: Slot)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(tls) = &self.tls else {
+            return self.begin(stream, self.of(&stack, peer, None, slot), goaway).await;
+        };
+        let handshake = timeout(self.timeout(), tls.accept(stream));
+        // No call has begun: no grace period is needed.
+        let leave = slot.leave();
+        let Some(Some(shaken)) = goaway.run_until_cancelled(leave.run_until_cancelled(handshake)).await else { return };
+        match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
+            Ok((stream, None)) => self.begin(stream, self.of(&stack, peer, None, slot), goaway).await,
+            Ok((stream, Some((service, good_for)))) => {
+                slot.never_evict();
+                let service = self.of(&stack, peer, Some(PeerService(service)), slot);
+                let leave = service.activity.leave.clone();
+                let ends = async {
+                    tokio::time::sleep(good_for).await;
+                    // The peer's certificate has expired: it must authenticate again, on a new connection.
+                    self.refusals.count(Cause::Expired);
+                    leave.cancel();
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = self.begin(stream, service, goaway) => {}
+                    () = ends => {}
+                }
+            }
+            Err(error) => {
+                let service = KeyValue::new("mesh.service", self.refusals.service);
+                self.handshakes_failed.add(1, &[service, KeyValue::new("cause", failure(&error))]);
+                self.refusals.count(Cause::Tls);
+                tracing::debug!(target: "ordermesh", %peer, %error, "TLS handshake failed");
+            }
+        }
+    }
+
+    fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>, slot: Slot) -> PerConnection {
+        let proxies = self.proxies.trusts(peer.ip()).then(|| self.proxies.clone());
+        let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone()), slot));
+        let (calls, refusals) = (RefCell::new(stack.of_connection()), self.refusals.clone());
+        PerConnection { calls, peer, proxies, service, activity, refusals }
+    }
+
+    /// Reads the preface with a timeout: hyper has none for the first bytes, and keepalive begins after them.
+    async fn begin<S>(&self, mut stream: S, service: PerConnection, goaway: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut first = [0; PREFACE_AND_HEAD_BYTES];
+        let reading = timeout(self.timeout(), stream.read_exact(&mut first));
+        let leave = service.activity.leave.clone();
+        let Some(Some(read)) = goaway.run_until_cancelled(leave.run_until_cancelled(reading)).await else { return };
+        match read {
+            // A port probe: closed before the preface.
+            Ok(Err(_gone)) => {}
+            Ok(Ok(_)) if first.starts_with(PREFACE) => {
+                let turn = Turn::default();
+                self.http2(Portioned::new(first, stream, turn.clone()), turn, service, goaway).await;
+            }
+            Ok(Ok(_)) | Err(_) => self.refusals.count(Cause::Preface),
+        }
+    }
+
+    async fn http2<S>(&self, stream: S, turn: Turn, service: PerConnection, goaway: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        // The slot is held until the socket is closed.
+        let _activity = service.activity.clone();
+        let (stream, mut given_back) = lend(stream);
+        self.calls(stream, turn, service, goaway).await;
+        if let Ok(stream) = given_back.try_recv() {
+            linger(stream).await;
+        }
+    }
+
+    async fn calls<S>(&self, stream: S, turn: Turn, service: PerConnection, goaway: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let activity = service.activity.clone();
+        let executor = WatchingExecutor { timeout: STALL_TIMEOUT, refusals: self.refusals.clone() };
+        let connection = http2::Builder::new(executor)
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+            .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(MAX_SEND_BUFFER_BYTES)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
+        let (mut asked, mut leaving) = (false, None);
+        let leave = &activity.leave;
+        let ended = loop {
+            tokio::select! {
+                ended = turn.of(connection.as_mut()) => break ended,
+                // The drain timeout bounds what follows.
+                () = goaway.cancelled(), if !asked => {
+                    asked = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                beyond = activity.resets.beyond() => {
+                    if beyond == Beyond::TooFar {
+                        return;
+                    }
+                    if !std::mem::replace(&mut asked, true) {
+                        self.refusals.count(Cause::Resets);
+                        connection.as_mut().graceful_shutdown();
+                        idle.set(self.idle(&activity, STALL_TIMEOUT));
+                    }
+                }
+                () = leave.cancelled(), if leaving.is_none() => {
+                    asked = true;
+                    connection.as_mut().graceful_shutdown();
+                    let most = if activity.slot.is_in_use() { LEAVE_TIMEOUT } else { IDLE_LEAVE_TIMEOUT };
+                    leaving = Some(Box::pin(tokio::time::sleep(most)));
+                }
+                Some(()) = OptionFuture::from(leaving.as_mut()) => return,
+                () = &mut idle => {
+                    if asked {
+                        // Still no admitted call, and the peer does not close: it may not be reading its responses.
+                        if !activity.is_watched() {
+                            self.refusals.count(Cause::Stalled);
+                        }
+                        return;
+                    }
+                    asked = true;
+                    connection.as_mut().graceful_shutdown();
+                    idle.set(self.idle(&activity, STALL_TIMEOUT));
+                }
+            }
+        };
+        if let Err(error) = ended {
+            if let Some(cause) = cause_of(&error) {
+                self.refusals.count(cause);
+            }
+            tracing::debug!(target: "ordermesh", %error, "connection closed with an error");
+        }
+    }
+
+    /// Returns when the connection has had no admitted call for `limit` (less near the connection limit).
+    async fn idle(&self, activity: &Activity, limit: Duration) {
+        let (mut seen, mut idle) = (activity.admitted(), Duration::ZERO);
+        loop {
+            tokio::time::sleep(IDLE_TICK).await;
+            let admitted = activity.admitted();
+            if admitted != seen || activity.slot.is_in_use() {
+                (seen, idle) = (admitted, Duration::ZERO);
+                continue;
+            }
+            idle += IDLE_TICK;
+            if idle >= if self.is_crowded() { limit.min(CROWDED_IDLE_TIMEOUT) } else { limit } {
+                return;
+            }
+        }
+    }
+}
+
+/// Why the server closed a connection; `None` when the peer or the network did.
+fn cause_of(error: &hyper::Error) -> Option<Cause> {
+    if error.is_timeout() {
+        return Some(Cause::Silent);
+    }
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| !error.is_remote() && !error.is_io()).then_some(Cause::Protocol)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! What a connection keeps of a call while the stack works on it. The stack consumes the request; the connection
+//! outlives it, and must know which part of the request is unread, which caller sent it, and whether the stream was
+//! reset.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+use crate::call::{Answer, Response};
+use crate::server::layers::rate_limit::Key;
+
+/// The most that is discarded of a request that was rejected early: even one far beyond its limit is read to its end.
+const MAX_DISCARDED_BYTES: usize = 8 * 1_024 * 1_024;
+/// A caller that sends more slowly, or waits for the response before it ends its request, gets the response after this.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+
+tokio::task_local! {
+    static EDGE: RefCell<Edge>;
+}
+
+/// The edge of one call.
+#[derive(Default)]
+pub(crate) struct Edge {
+    /// The unread rest of the request's body, when it was dropped before its end.
+    pub(crate) rest: Option<Incoming>,
+    /// The caller, when it is known and shares the connection with others.
+    pub(crate) caller: Option<Key>,
+    /// The stream was reset while its request was read.
+    pub(crate) was_reset: bool,
+    /// It was admitted.
+    pub(crate) is_admitted: bool,
+    /// The caller is a mesh service.
+    pub(crate) is_platform: bool,
+}
+
+impl Edge {
+    /// Runs a part of the call's work, which may change the edge by [`note`].
+    pub(crate) fn around<T>(self, work: impl FnOnce() -> T) -> (T, Self) {
+        EDGE.sync_scope(RefCell::new(self), || {
+            let done = work();
+            (done, EDGE.with(RefCell::take))
+        })
+    }
+}
+
+/// Changes the current call's edge; a no-op outside of a call.
+pub(crate) fn note(change: impl FnOnce(&mut Edge)) {
+    let _ = EDGE.try_with(|edge| edge.try_borrow_mut().map(|mut edge| change(&mut edge)));
+}
+
+/// The current call's caller.
+pub(crate) fn caller() -> Option<Key> {
+    EDGE.try_with(|edge| edge.try_borrow().ok()?.caller.clone()).ok().flatten()
+}
+
+/// A response that follows the end of its request. HTTP/2 allows an earlier response, followed by RST_STREAM(NO_ERROR)
+/// (RFC 9113, section 8.1), but curl and older Envoys treat that as an error and lose the response. So the rest of the
+/// request is read and discarded first. Nothing else is held meanwhile: no permit, no memory.
+pub(crate) async fn after_request(rest: Incoming, response: Response) -> Answer {
+    // If the request is slow or too large, its caller gets the response and RST_STREAM.
+    let _ = timeout(DISCARD_TIMEOUT, discard(rest)).await;
+    Ok(response)
+}
+
+async fn discard(mut rest: Incoming) {
+    let mut bytes = 0;
+    while let Some(frame) = rest.frame().await {
+        let Ok(frame) = frame else { return note(|edge| edge.was_reset = true) };
+        bytes += frame.data_ref().map_or(0, Bytes::len);
+        if bytes > MAX_DISCARDED_BYTES {
+            return;
+        }
+    }
+}

@@ -1,0 +1,44 @@
+use super::*;
+use http_body_util::{BodyExt, StreamBody};
+use tokio::time::Instant;
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_with_unavailable_some_time_after_the_goaway() {
+    let goaway = CancellationToken::new();
+    let (policies, grace) = (PolicyTable(&[]), Duration::from_secs(7));
+    for (path, ends_after) in [("/grpc.health.v1.Health/Watch", Duration::ZERO), ("/else", Duration::MAX)] {
+        let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> {
+            let forever = futures_util::stream::pending::<Result<Frame<Bytes>, Status>>();
+            Box::pin(async move { Ok(Response::new(Body::new(StreamBody::new(forever)))) })
+        });
+        let mut stack = stream_end(policies, None, goaway.clone(), grace).layer(handler);
+        let request = http::Request::post(path).body(Body::empty()).expect("a request");
+        let mut body = stack.call(request).await.expect("answered").into_body();
+        assert!(tokio::time::timeout(Duration::from_secs(3_600), body.frame()).await.is_err(), "before the drain");
+        goaway.cancel();
+        let began = Instant::now();
+        let frame = tokio::time::timeout(Duration::from_secs(3_600), body.frame()).await;
+        if ends_after == Duration::MAX {
+            assert!(frame.is_err(), "a unary call is not ended");
+            continue;
+        }
+        let trailers = frame.expect("in time").expect("a frame").expect("well-formed").into_trailers();
+        let status = Status::from_header_map(&trailers.expect("trailers")).expect("a status");
+        assert_eq!((status.code(), began.elapsed()), (Code::Unavailable, ends_after));
+        assert!(body.frame().await.is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_request_never_ends_does_not_delay_the_drain() {
+    let goaway = CancellationToken::new();
+    let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> { Box::pin(std::future::pending()) });
+    let mut stack = stream_end(PolicyTable(&[]), None, goaway.clone(), Duration::from_secs(7)).layer(handler);
+    let request = http::Request::post("/grpc.health.v1.Health/Watch").body(Body::empty()).expect("a request");
+    let mut call = stack.call(request);
+    assert!(tokio::time::timeout(Duration::from_secs(3_600), &mut call).await.is_err(), "before the drain");
+    goaway.cancel();
+    let response = call.await.expect("answered");
+    let status = Status::from_header_map(response.headers()).expect("a status");
+    assert_eq!(status.code(), Code::Unavailable);
+}

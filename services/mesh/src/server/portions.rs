@@ -1,0 +1,104 @@
+//! Reads a connection in portions. The HTTP/2 stack reads all available input before it hands over the first stream, and
+//! streams that wait for that are bounded only in number. They are kept with their headers, even if they were reset in
+//! the meantime: each takes some 2 KB, and 60 KB when 2 KB of HPACK expand to the largest allowed headers. So the stack
+//! gets one portion for each poll of the connection's task, in which it hands over all streams of that portion.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The HTTP/2 client preface, and the head of the frame after it (SETTINGS).
+pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const PREFACE_AND_HEAD_BYTES: usize = PREFACE.len() + 9;
+/// One frame of the usual size. A portion ends when it is reached; a single read is at most about as long.
+const PORTION_BYTES: usize = 16 * 1_024;
+
+/// The bytes read in the current poll of a connection's task.
+#[derive(Clone, Default)]
+pub(crate) struct Turn(Arc<AtomicUsize>);
+
+impl Turn {
+    /// Wraps the connection's future; each poll is a turn.
+    pub(crate) fn of<F: Future>(&self, mut work: Pin<&mut F>) -> impl Future<Output = F::Output> {
+        std::future::poll_fn(move |cx| {
+            self.0.store(0, Ordering::Relaxed);
+            work.as_mut().poll(cx)
+        })
+    }
+
+    fn read<S>(&self, stream: &mut S, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+    where
+        S: AsyncRead + Unpin,
+    {
+        if self.0.load(Ordering::Relaxed) >= PORTION_BYTES {
+            // The next turn follows immediately.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(stream).poll_read(cx, buffer))?;
+        self.0.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A stream whose first bytes were already read.
+pub(crate) struct Portioned<S> {
+    first: [u8; PREFACE_AND_HEAD_BYTES],
+    given: usize,
+    stream: S,
+    turn: Turn,
+}
+
+impl<S> Portioned<S> {
+    pub(crate) fn new(first: [u8; PREFACE_AND_HEAD_BYTES], stream: S, turn: Turn) -> Self {
+        Self { first, given: 0, stream, turn }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Portioned<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let left = &this.first[this.given..];
+        if left.is_empty() {
+            return this.turn.read(&mut this.stream, cx, buffer);
+        }
+        let given = left.len().min(buffer.remaining());
+        buffer.put_slice(&left[..given]);
+        this.given += given;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Portioned<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,31 @@
+use super::*;
+use tokio::io::AsyncReadExt;
+
+#[tokio::test]
+async fn a_turn_reads_one_portion_and_the_next_turn_continues() {
+    let turn = Turn::default();
+    let all = vec![7; 5 * PORTION_BYTES / 2];
+    let mut stream = Portioned::new([1; PREFACE_AND_HEAD_BYTES], &all[..], turn.clone());
+    let mut counts = vec![];
+    let mut buffer = vec![0; 1_000];
+    let mut turns = 0;
+    loop {
+        let mut count = 0;
+        let mut reading = std::pin::pin!(async {
+            loop {
+                match stream.read(&mut buffer).await.expect("read") {
+                    0 => break,
+                    read => count += read,
+                }
+            }
+        });
+        let ended = futures_util::FutureExt::now_or_never(turn.of(reading.as_mut())).is_some();
+        counts.push(count);
+        turns += 1;
+        if ended {
+            break;
+        }
+    }
+    assert_eq!((turns, counts.iter().sum::<usize>()), (3, PREFACE_AND_HEAD_BYTES + all.len()));
+    assert!(counts[..2].iter().all(|count| (PORTION_BYTES..PORTION_BYTES + 2_000).contains(count)), "{counts:?}");
+}

@@ -1,0 +1,198 @@
+//! Response write timeout. A slow reader may keep its HTTP/2 flow-control window at zero, and the call's permit and
+//! memory would be held forever, because a body that cannot be sent is not polled. So the task of each call is watched:
+//! the timeout runs while the response waits for its caller, and not while it waits for its handler. An evicted stream
+//! gets much less time.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body::{Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::body::Body;
+
+use crate::server::rejections::{Cause, Refusals};
+
+tokio::task_local! {
+    static SENDING: Arc<Sending>;
+}
+
+/// The time in which an evicted stream must send its final status.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The progress of a call's response.
+#[derive(Debug, Default)]
+pub(crate) struct Sending {
+    /// 0 while the handler is awaited, else a number that changes with each frame.
+    frames: AtomicU64,
+    /// Of a stream: cancelled on eviction.
+    leave: OnceLock<CancellationToken>,
+}
+
+/// Called inside a stream's task: bounds its end after `leave`, even if its caller reads nothing.
+pub(crate) fn ends_after(leave: CancellationToken) {
+    // Without a task of its own, as in tests, there is no bound. A call has one slot.
+    let _ = SENDING.try_with(|sending| sending.leave.set(leave));
+}
+
+/// hyper's executor, which watches the tasks that it spawns: each serves one call.
+#[derive(Clone)]
+pub(crate) struct WatchingExecutor {
+    pub(crate) timeout: Duration,
+    pub(crate) refusals: Arc<Refusals>,
+}
+
+impl<F> hyper::rt::Executor<F> for WatchingExecutor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, work: F) {
+        let (timeout, refusals) = (self.timeout, self.refusals.clone());
+        tokio::spawn(async move {
+            let sending = Arc::new(Sending::default());
+            let stalled = Stalled { sending: sending.clone(), timeout, seen: 0, alarm: None, leave: None };
+            tokio::select! {
+                biased;
+                () = SENDING.scope(sending, work) => {}
+                // Dropping the work resets the stream, and releases what the call holds.
+                cause = stalled => refusals.count(cause),
+            }
+        });
+    }
+}
+
+/// Ready when the response has waited for its caller too long. Polled after the task's work, in each poll.
+struct Stalled {
+    sending: Arc<Sending>,
+    timeout: Duration,
+    seen: u64,
+    alarm: Option<Pin<Box<Sleep>>>,
+    leave: Option<BoxFuture<'static, ()>>,
+}
+
+impl Future for Stalled {
+    type Output = Cause;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Cause> {
+        let this = self.get_mut();
+        if let Some(leave) = this.sending.leave.get() {
+            let has_left = || {
+                let leave = leave.clone();
+                Box::pin(async move {
+                    leave.cancelled_owned().await;
+                    sleep(LEAVE_TIMEOUT).await;
+                }) as BoxFuture<'static, ()>
+            };
+            if this.leave.get_or_insert_with(has_left).as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Cause::GaveWay);
+            }
+        }
+        let now = this.sending.frames.load(Ordering::Relaxed);
+        if now != this.seen {
+            (this.seen, this.alarm) = (now, None);
+        }
+        if now == 0 {
+            return Poll::Pending;
+        }
+        let timeout = this.timeout;
+        this.alarm.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx).map(|()| Cause::Stalled)
+    }
+}
+
+/// The HTTP/2 stack accepts all data it is given, however small the caller's window. So it gets pieces: it polls for
+/// each once the window has room for its first byte. A message's last piece is a single byte, which is then sent
+/// completely, because nothing watches it any more.
+const PIECE_BYTES: usize = 16 * 1024;
+/// A response of this size may be kept for a caller that reads nothing.
+const SMALL_BYTES: usize = 1024;
+
+/// A response body that reports its progress, and is sent in pieces.
+pub(crate) struct WatchedBody<G> {
+    inner: Body,
+    /// The unsent rest of the current frame.
+    rest: Bytes,
+    sending: Option<Arc<Sending>>,
+    frames: Cell<u64>,
+    _guard: G,
+}
+
+impl<G> WatchedBody<G> {
+    /// Called inside the call's task. The guard is dropped with the body.
+    pub(crate) fn new(inner: Body, guard: G) -> Self {
+        let sending = SENDING.try_with(Arc::clone).ok();
+        let body = Self { inner, rest: Bytes::new(), sending, frames: Cell::new(0), _guard: guard };
+        // The headers are being sent.
+        body.tell_sent();
+        body
+    }
+
+    fn first_piece(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match frame.into_data() {
+            Ok(data) if data.len() > SMALL_BYTES => {
+                self.rest = data;
+                Frame::data(self.next_piece())
+            }
+            Ok(data) => Frame::data(data),
+            Err(other) => other,
+        }
+    }
+
+    fn next_piece(&mut self) -> Bytes {
+        let left = self.rest.len();
+        if left == 1 {
+            // A slice would keep the whole message in memory.
+            return Bytes::copy_from_slice(&std::mem::take(&mut self.rest));
+        }
+        self.rest.split_to((left - 1).min(PIECE_BYTES))
+    }
+
+    fn tell_sent(&self) {
+        self.frames.set(self.frames.get() + 1);
+        if let Some(sending) = &self.sending {
+            sending.frames.store(self.frames.get(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl<G: Unpin> http_body::Body for WatchedBody<G> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if !this.rest.is_empty() {
+            this.tell_sent();
+            return Poll::Ready(Some(Ok(Frame::data(this.next_piece()))));
+        }
+        match Pin::new(&mut this.inner).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                this.tell_sent();
+                Poll::Ready(frame.map(|frame| frame.map(|frame| this.first_piece(frame))))
+            }
+            Poll::Pending => {
+                if let Some(sending) = &this.sending {
+                    sending.frames.store(0, Ordering::Relaxed);
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.rest.is_empty() { self.inner.size_hint() } else { SizeHint::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
