@@ -16,7 +16,7 @@ pub(crate) type Request = http::Request<Body>;
 pub(crate) type Response = http::Response<Body>;
 
 /// The result of a server's layers: a rejection is a response too.
-pub(crate) type Answer = Result<Response, Infallible>;
+pub(crate) type ServerResult = Result<Response, Infallible>;
 
 /// How far an attempt without a response got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +31,7 @@ pub(crate) enum Reach {
 
 /// An attempt without a response.
 #[derive(Clone, Debug)]
-pub(crate) struct NoAnswer {
+pub(crate) struct AttemptError {
     pub(crate) status: Status,
     pub(crate) reach: Reach,
 }
@@ -75,13 +75,13 @@ pub(crate) fn find(policies: PolicyTable, request: &Request) -> Option<&'static 
 
 /// Marks a value that is unique per call as never-indexed for HPACK: in the dynamic table it would only evict values
 /// that repeat. (Its name is indexed: see `endpoint`.)
-pub(crate) fn once_only(mut value: HeaderValue) -> HeaderValue {
+pub(crate) fn never_indexed(mut value: HeaderValue) -> HeaderValue {
     value.set_sensitive(true);
     value
 }
 
 /// Whether headers or trailers report OK. tonic's `Status` would copy all of them.
-pub(crate) fn says_ok(headers: &HeaderMap) -> bool {
+pub(crate) fn is_ok(headers: &HeaderMap) -> bool {
     headers.get(Status::GRPC_STATUS).is_some_and(|code| code.as_bytes() == b"0")
 }
 

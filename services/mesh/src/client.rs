@@ -29,12 +29,12 @@ use crate::client::connect::Tcp;
 use crate::client::deadline::{ClientDeadline, client_deadline};
 use crate::client::discovery::{Addresses, SystemResolver};
 use crate::client::endpoint::EndpointConfig;
-use crate::client::endpoints::Fleet;
+use crate::client::endpoints::Endpoints;
 use crate::client::metrics::ClientMetrics;
-use crate::client::reconnect::Keeping;
-use crate::client::retry::budget::Budget;
+use crate::client::reconnect::Reconnect;
+use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::{Retry, RetryConfig, retry};
-use crate::client::rng::{Chance, SystemChance};
+use crate::client::rng::{Rng, SystemRng};
 use crate::client::telemetry::{ClientTelemetry, client_telemetry};
 use crate::identity::credentials::{Credentials, WithCredentials, with_credentials};
 use crate::policy::PolicyTable;
@@ -93,11 +93,11 @@ pub struct Channel {
 
 /// Creates a channel. It connects when it is first used.
 pub fn client(config: ClientConfig) -> Channel {
-    let (metrics, budget) = (Arc::new(ClientMetrics::new(config.target)), Arc::new(Budget::new()));
-    let chance: Arc<dyn Chance> = Arc::new(SystemChance);
-    let fleet = fleet(&config, chance.clone(), metrics.clone());
-    metrics.observe(Arc::downgrade(&budget), Arc::downgrade(&fleet));
-    let retrying = RetryConfig { policies: config.policies, is_on: config.retries, budget, chance, metrics };
+    let (metrics, budget) = (Arc::new(ClientMetrics::new(config.target)), Arc::new(RetryBudget::new()));
+    let rng: Arc<dyn Rng> = Arc::new(SystemRng);
+    let endpoints = endpoints(&config, rng.clone(), metrics.clone());
+    metrics.observe(Arc::downgrade(&budget), Arc::downgrade(&endpoints));
+    let retrying = RetryConfig { policies: config.policies, is_on: config.retries, budget, rng, metrics };
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
@@ -111,14 +111,14 @@ pub fn client(config: ClientConfig) -> Channel {
         .layer(with_credentials(&config.credentials))
         // Innermost: it alone selects instances. Picks one by load, skipping open breakers; fails fast when none is
         // reachable.
-        .service(Balance::new(fleet));
+        .service(Balance::new(endpoints));
     Channel { target: config.target, stack }
 }
 
-fn fleet(config: &ClientConfig, chance: Arc<dyn Chance>, metrics: Arc<ClientMetrics>) -> Arc<Fleet> {
-    let keeping = Keeping {
+fn endpoints(config: &ClientConfig, rng: Arc<dyn Rng>, metrics: Arc<ClientMetrics>) -> Arc<Endpoints> {
+    let reconnect = Reconnect {
         connect: Arc::new(Tcp { tls: config.tls.clone() }),
-        chance: chance.clone(),
+        rng: rng.clone(),
         changed: Arc::default(),
         failures: Arc::default(),
     };
@@ -126,10 +126,10 @@ fn fleet(config: &ClientConfig, chance: Arc<dyn Chance>, metrics: Arc<ClientMetr
         connections: config.connections,
         has_tls: config.tls.is_some(),
         is_bounded: matches!(config.addresses, Addresses::Fixed(_)),
-        chance,
+        rng,
         metrics,
     };
-    Arc::new(Fleet::new(config.target, config.addresses.clone(), Arc::new(SystemResolver), endpoints, keeping))
+    Arc::new(Endpoints::new(config.target, config.addresses.clone(), Arc::new(SystemResolver), endpoints, reconnect))
 }
 
 impl Service<Request> for Channel {

@@ -42,7 +42,7 @@ use crate::server::layers::stream_drain::stream_end;
 use crate::server::layers::telemetry::{ServerTelemetryConfig, server_telemetry};
 use crate::server::memory_limit::default_budget_bytes;
 use crate::server::proxies::Proxies;
-use crate::server::rejections::Refusals;
+use crate::server::rejections::Rejections;
 use crate::server::resets::Resets;
 use crate::server::serve::{Server, Stack};
 use crate::server::shares::Shares;
@@ -59,14 +59,14 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let routes = if config.reflection { reflection::add(routes, config.descriptors, &services) } else { routes };
     let health = Health::new(services);
     let routes = routes.add_service(health.service()).prepare();
-    let refusals = Arc::new(Refusals::new(config.service));
+    let rejections = Arc::new(Rejections::new(config.service));
     let telemetry = ServerTelemetryConfig {
         policies,
         gatekeeper: gatekeeper.clone(),
         events: config.events,
         trust_client_trace_context: config.trust_client_trace_context,
         propagation: config.propagation,
-        refusals: refusals.clone(),
+        rejections: rejections.clone(),
     };
     let (goaway, resets) = (CancellationToken::new(), Arc::new(Resets::new()));
     let holdings = Arc::new(Holdings {
@@ -78,7 +78,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
             config.tls,
             Proxies::new(config.trusted_proxies),
             resets.clone(),
-            refusals.clone(),
+            rejections.clone(),
         )),
     });
     gauges::show(&holdings);
@@ -91,20 +91,20 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // status.
         .layer(rescue())
         // Before any layer reads the metadata: too much is rejected at the cost of adding up its size.
-        .layer(metadata(refusals.clone()))
+        .layer(metadata(rejections.clone()))
         // The timeout runs from arrival: further in, waiting for keys or permits would not count.
-        .layer(server_deadline(policies, refusals.clone()))
+        .layer(server_deadline(policies, rejections.clone()))
         // Outside of all code that may panic; inside the deadline, which drops it.
         .layer(catch_panic())
         // Before any resource is taken: anonymous clients take no permits and no memory.
-        .layer(identity(gatekeeper.clone(), refusals.clone()))
+        .layer(identity(gatekeeper.clone(), rejections.clone()))
         // Inside identity, because it counts per caller; outside of the permits: a caller over its quota takes none.
-        .layer(rate_limit(policies, &config.rate_limits, resets, refusals.clone()))
+        .layer(rate_limit(policies, &config.rate_limits, resets, rejections.clone()))
         // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is complete. A
         // call that waits for the rest of its request, or for its caller to read its response, holds only memory.
-        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, refusals.clone()))
+        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, rejections.clone()))
         // A permit while the handler works; a slot for as long as a stream lasts.
-        .layer(concurrency(policies, holdings.admission.clone(), refusals))
+        .layer(concurrency(policies, holdings.admission.clone(), rejections))
         // Inside the permits, which its end releases: an endless stream must not delay the server's shutdown.
         .layer(stream_end(policies, gatekeeper.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
         .service(routes);

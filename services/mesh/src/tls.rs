@@ -34,7 +34,7 @@ use tokio_rustls::{TlsAcceptor, server};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::tls::client::{ClientTls, Trust};
-use crate::tls::client::{Shown, Trusted};
+use crate::tls::client::{PresentedCredentials, Trusted};
 use crate::tls::spiffe::{NameError, end_of, service_of};
 use crate::tls::verify::PlatformClients;
 
@@ -179,14 +179,14 @@ impl Identity {
     /// Checks the files periodically, and loads them when they are new and valid, until the shutdown. Open connections
     /// are not affected; new ones use the new files.
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
-        let mut refused: Option<Read> = None;
+        let mut rejected: Option<Read> = None;
         let mut warned: Option<Instant> = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let identity = self.clone();
-            let last = refused.take();
+            let last = rejected.take();
             // Files may be on a slow disk, and verifying signatures takes time.
             let looked = tokio::task::spawn_blocking(move || identity.look(last)).await;
-            refused = looked.unwrap_or_default();
+            rejected = looked.unwrap_or_default();
             let left = self.expires_in();
             if left < EXPIRES_SOON && warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
                 warned = Some(Instant::now());
@@ -196,7 +196,7 @@ impl Identity {
     }
 
     /// Loads the files when they are new. Returns invalid content, so that it is logged only once.
-    fn look(&self, refused: Option<Read>) -> Option<Read> {
+    fn look(&self, rejected: Option<Read>) -> Option<Read> {
         let Inner { files, trust_domain, provider, clock, .. } = &*self.0;
         let complain = |error: &Error| {
             let because = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
@@ -206,11 +206,11 @@ impl Identity {
             Ok(now) => now,
             Err(error) => {
                 complain(&error);
-                return refused;
+                return rejected;
             }
         };
-        if now == self.current().read || refused.as_ref() == Some(&now) {
-            return refused;
+        if now == self.current().read || rejected.as_ref() == Some(&now) {
+            return rejected;
         }
         let kept = Read { certificate: now.certificate.clone(), key: now.key.clone(), roots: now.roots.clone() };
         let service = self.service();
@@ -239,7 +239,7 @@ impl Identity {
     /// The client's end of connections to a service, for example `data`: its certificate must have this DNS name, and
     /// this service's SPIFFE name.
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
-        ClientTls::new(Shown::Identity(self.clone()), target.into())
+        ClientTls::new(PresentedCredentials::Identity(self.clone()), target.into())
     }
 
     fn current(&self) -> Arc<Material> {

@@ -21,8 +21,8 @@ const MAX_DELTA: i64 = 1_000_000_000;
 /// The orders visible to the caller. The policy table admits only users.
 pub(crate) fn scope(caller: &Caller) -> Scope {
     match caller {
-        Caller::Person { role: Role::Operator, .. } => Scope::All,
-        Caller::Person { user_id, .. } => Scope::Of(UserId::from_uuid(*user_id)),
+        Caller::User { role: Role::Operator, .. } => Scope::All,
+        Caller::User { user_id, .. } => Scope::Of(UserId::from_uuid(*user_id)),
         Caller::Anonymous | Caller::Service { .. } => Scope::Of(UserId::from_uuid(uuid::Uuid::nil())),
     }
 }
@@ -30,7 +30,7 @@ pub(crate) fn scope(caller: &Caller) -> Scope {
 /// The caller's own id.
 pub(crate) fn user(caller: &Caller) -> UserId {
     match caller {
-        Caller::Person { user_id, .. } => UserId::from_uuid(*user_id),
+        Caller::User { user_id, .. } => UserId::from_uuid(*user_id),
         Caller::Anonymous | Caller::Service { .. } => UserId::from_uuid(uuid::Uuid::nil()),
     }
 }

@@ -97,17 +97,17 @@ pub(crate) fn format(timeout: Duration) -> HeaderValue {
 }
 
 /// The caller's requested timeout.
-pub(crate) fn asked(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
+pub(crate) fn requested_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Malformed> {
     headers.get(GRPC_TIMEOUT).map(|value| parse(value.as_bytes())).transpose()
 }
 
 /// The lesser of the caller's timeout and the method's.
-pub(crate) fn effective(asked: Option<Duration>, policy: Option<&MethodPolicy>) -> Option<Duration> {
-    least(asked, policy.and_then(|policy| policy.timeout))
+pub(crate) fn effective(requested: Option<Duration>, policy: Option<&MethodPolicy>) -> Option<Duration> {
+    earlier(requested, policy.and_then(|policy| policy.timeout))
 }
 
 /// The lesser of two optional limits.
-pub(crate) fn least<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
+pub(crate) fn earlier<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
     match (one, other) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, None) => one,

@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 
 use crate::call::deadline::exceeded;
 use crate::call::metrics::{CallDuration, ERROR_TYPE, RPC_METHOD, RPC_STATUS, RPC_SYSTEM};
-use crate::call::{Response, says_ok};
+use crate::call::{Response, is_ok};
 use crate::status::{code_name, error_class};
 
 pub(crate) type Sink = Arc<dyn EventSink>;
@@ -157,7 +157,7 @@ fn is_server_error(code: Code) -> bool {
 
 /// The call's status, if headers or trailers have one.
 fn reported_status(headers: &HeaderMap) -> Option<Result<(), Status>> {
-    if says_ok(headers) { Some(Ok(())) } else { Status::from_header_map(headers).map(Err) }
+    if is_ok(headers) { Some(Ok(())) } else { Status::from_header_map(headers).map(Err) }
 }
 
 fn no_trailers() -> Status {

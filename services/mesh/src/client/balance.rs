@@ -12,14 +12,14 @@ use tokio_util::sync::DropGuard;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::call::{NoAnswer, Reach, Request, Response};
+use crate::call::{AttemptError, Reach, Request, Response};
 use crate::client::breaker::{Change, Permit};
 use crate::client::deadline::Until;
 use crate::client::endpoint::{Endpoint, Failure};
-use crate::client::endpoints::Fleet;
+use crate::client::endpoints::Endpoints;
 
 /// How many times a request may fail unsent (connections that close immediately) before the call fails.
-const UNSENT_AT_MOST: usize = 8;
+const MAX_UNSENT: usize = 8;
 
 /// The instances that a call was sent to, for retries and attempt spans.
 #[derive(Clone, Default)]
@@ -48,14 +48,14 @@ pub(crate) struct Attempt {
 pub(crate) struct Balance(Arc<Shared>);
 
 struct Shared {
-    fleet: Arc<Fleet>,
+    endpoints: Arc<Endpoints>,
     _gone: DropGuard,
 }
 
 impl Balance {
-    pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
-        let gone = fleet.gone().drop_guard();
-        Self(Arc::new(Shared { fleet, _gone: gone }))
+    pub(crate) fn new(endpoints: Arc<Endpoints>) -> Self {
+        let gone = endpoints.gone().drop_guard();
+        Self(Arc::new(Shared { endpoints, _gone: gone }))
     }
 }
 
@@ -66,10 +66,10 @@ impl Shared {
         mut request: Box<Request>,
         attempt: Attempt,
         mut failures: Vec<String>,
-    ) -> Result<Response, NoAnswer> {
-        while failures.len() < UNSENT_AT_MOST {
+    ) -> Result<Response, AttemptError> {
+        while failures.len() < MAX_UNSENT {
             let before = attempt.visited.get().clone();
-            let (endpoint, permit) = self.fleet.pick(&before).await?;
+            let (endpoint, permit) = self.endpoints.pick(&before).await?;
             attempt.visited.get().push(endpoint.clone());
             match Ticket::new(endpoint, permit, attempt.until).send(*request).await {
                 Ok(response) => return Ok(response),
@@ -80,7 +80,7 @@ impl Shared {
                 }
             }
         }
-        Err(self.fleet.unreachable(failures))
+        Err(self.endpoints.unreachable(failures))
     }
 }
 
@@ -121,7 +121,7 @@ impl Ticket {
             };
             match &outcome {
                 Ok(response) => self.settle(code_of(response)),
-                Err(Failure::Lost(NoAnswer { status, reach: Reach::Unknown })) => self.settle(status.code()),
+                Err(Failure::Lost(AttemptError { status, reach: Reach::Unknown })) => self.settle(status.code()),
                 Err(Failure::Lost(_) | Failure::NotSent(..)) => self.not_sent(),
             }
             outcome
@@ -158,7 +158,7 @@ impl Ticket {
         };
         if failed {
             endpoint.load.failed(now, took);
-            self.tell(endpoint.breaker.failed(self.permit, now));
+            self.report(endpoint.breaker.failed(self.permit, now));
         } else if matches!(code, Code::Cancelled | Code::DeadlineExceeded) {
             endpoint.load.took(now, took);
             endpoint.breaker.undecided(self.permit, now);
@@ -169,7 +169,7 @@ impl Ticket {
             } else {
                 endpoint.load.took(now, took)
             }
-            self.tell(endpoint.breaker.succeeded(self.permit));
+            self.report(endpoint.breaker.succeeded(self.permit));
         }
     }
 
@@ -179,30 +179,30 @@ impl Ticket {
         self.endpoint.breaker.undecided(self.permit, Instant::now());
     }
 
-    fn given_up(&self) {
+    fn cancelled_by_caller(&self) {
         let now = Instant::now();
         self.endpoint.metrics.attempt(&self.endpoint.labels);
-        self.endpoint.load.gave_no_answer(now, now.saturating_duration_since(self.began));
+        self.endpoint.load.no_response(now, now.saturating_duration_since(self.began));
         let is_over = self.until.is_some_and(|until| until.deadline <= now);
         if self.had_full_time() && is_over {
-            self.tell(self.endpoint.breaker.failed(self.permit, now));
+            self.report(self.endpoint.breaker.failed(self.permit, now));
         } else {
             self.endpoint.breaker.undecided(self.permit, now);
         }
     }
 
-    fn tell(&self, change: Change) {
+    fn report(&self, change: Change) {
         let (endpoint, address) = (&*self.endpoint, self.endpoint.address());
         match change {
             Change::None => {}
             Change::Opened => {
-                endpoint.metrics.shut(&endpoint.labels, 1);
+                endpoint.metrics.breakers_open(&endpoint.labels, 1);
                 tracing::warn!(target: "ordermesh", address, "circuit breaker opened");
             }
             Change::Closed => {
                 let now = Instant::now();
-                endpoint.load.healed(now, now.saturating_duration_since(self.began));
-                endpoint.metrics.shut(&endpoint.labels, -1);
+                endpoint.load.recovered(now, now.saturating_duration_since(self.began));
+                endpoint.metrics.breakers_open(&endpoint.labels, -1);
                 tracing::info!(target: "ordermesh", address, "circuit breaker closed");
             }
         }
@@ -213,18 +213,18 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.endpoint.load.end();
         if !self.is_settled {
-            self.given_up();
+            self.cancelled_by_caller();
         }
     }
 }
 
 impl Service<Request> for Balance {
     type Response = Response;
-    type Error = NoAnswer;
-    type Future = BoxFuture<'static, Result<Response, NoAnswer>>;
+    type Error = AttemptError;
+    type Future = BoxFuture<'static, Result<Response, AttemptError>>;
 
     /// Always ready: a call waits for an instance by itself, or fails.
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), NoAnswer>> {
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
         Poll::Ready(Ok(()))
     }
 
@@ -232,7 +232,7 @@ impl Service<Request> for Balance {
         let attempt: Attempt = request.extensions_mut().remove().unwrap_or_default();
         let shared = self.0.clone();
         let mut visited = attempt.visited.get();
-        let Some((endpoint, permit)) = shared.fleet.pick_now(&visited) else {
+        let Some((endpoint, permit)) = shared.endpoints.pick_now(&visited) else {
             drop(visited);
             return Box::pin(shared.go_on(Box::new(request), attempt, vec![]));
         };

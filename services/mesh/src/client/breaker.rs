@@ -1,6 +1,6 @@
 //! The circuit breaker of one instance: consecutive failures open it, a single probe at a time may close it.
 //!
-//! It only advises: that the last instance is used whatever its breaker says is the fleet's rule. Outcomes of calls that
+//! It only advises: that the last instance is used whatever its breaker says is the rule of `endpoints`. Outcomes of calls that
 //! began before the last transition are ignored.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,13 +9,13 @@ use std::time::Duration;
 use kernel::backoff::backoff;
 use tokio::time::Instant;
 
-use crate::client::rng::Chance;
+use crate::client::rng::Rng;
 
 /// Consecutive failures that open the breaker.
 pub(crate) const THRESHOLD: u32 = 5;
-/// It stays open for about `OPEN`, twice as long after each failed probe, and never longer than `OPEN_AT_MOST`.
+/// It stays open for about `OPEN`, twice as long after each failed probe, and never longer than `MAX_OPEN`.
 const OPEN: Duration = Duration::from_secs(1);
-const OPEN_AT_MOST: Duration = Duration::from_secs(30);
+const MAX_OPEN: Duration = Duration::from_secs(30);
 
 /// What a breaker admits to its instance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,12 +59,12 @@ struct Inner {
 /// The circuit breaker of one instance.
 pub(crate) struct Breaker {
     inner: Mutex<Inner>,
-    chance: Arc<dyn Chance>,
+    rng: Arc<dyn Rng>,
 }
 
 impl Breaker {
-    pub(crate) fn new(chance: Arc<dyn Chance>) -> Self {
-        Self { inner: Mutex::new(Inner { epoch: 0, state: State::Closed { failures: 0 } }), chance }
+    pub(crate) fn new(rng: Arc<dyn Rng>) -> Self {
+        Self { inner: Mutex::new(Inner { epoch: 0, state: State::Closed { failures: 0 } }), rng }
     }
 
     pub(crate) fn gate(&self, now: Instant) -> Gate {
@@ -97,9 +97,9 @@ impl Breaker {
         if permit.epoch != inner.epoch {
             return Change::None;
         }
-        let was_shut = !matches!(inner.state, State::Closed { .. });
+        let was_open = !matches!(inner.state, State::Closed { .. });
         inner.state = State::Closed { failures: 0 };
-        if !was_shut {
+        if !was_open {
             return Change::None;
         }
         inner.epoch += 1;
@@ -143,12 +143,12 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn is_shut(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         !matches!(self.inner().state, State::Closed { .. })
     }
 
     fn wait(&self, openings: u32) -> Duration {
-        backoff(openings, OPEN, OPEN_AT_MOST, self.chance.fraction())
+        backoff(openings, OPEN, MAX_OPEN, self.rng.fraction())
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

@@ -29,9 +29,9 @@ const TLS_ALERT: u8 = 21;
 /// hyper's executor. hyper spawns two tasks for each call, of half a KiB and more: a task is moved three times while it
 /// is spawned, and a box is small.
 #[derive(Clone, Copy)]
-struct Boxing;
+struct BoxingExecutor;
 
-impl<F> hyper::rt::Executor<F> for Boxing
+impl<F> hyper::rt::Executor<F> for BoxingExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -95,13 +95,13 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (first_byte, mut first_bytes) = oneshot::channel();
-    let (sender, connection) = http2::Builder::new(Boxing)
+    let (sender, connection) = http2::Builder::new(BoxingExecutor)
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .handshake::<_, Body>(TokioIo::new(Heard { io, first_byte: Some(first_byte) }))
+        .handshake::<_, Body>(TokioIo::new(FirstByte { io, first_byte: Some(first_byte) }))
         .await
         .map_err(|error| error.to_string())?;
     let owned = address.to_owned();
@@ -126,12 +126,12 @@ where
 }
 
 /// A stream that reports the first byte that is read, or the error instead.
-struct Heard<T> {
+struct FirstByte<T> {
     io: T,
     first_byte: Option<oneshot::Sender<Result<u8, String>>>,
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for FirstByte<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
@@ -148,7 +148,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Heard<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for FirstByte<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
     }

@@ -10,8 +10,10 @@ use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::call::deadline::{GRPC_TIMEOUT, Side, TimedBody, asked, current, effective, exceeded, format, least};
-use crate::call::{Request, Response, find, once_only};
+use crate::call::deadline::{
+    GRPC_TIMEOUT, Side, TimedBody, current, earlier, effective, exceeded, format, requested_timeout,
+};
+use crate::call::{Request, Response, find, never_indexed};
 use crate::policy::PolicyTable;
 use crate::status::mesh_status;
 
@@ -27,7 +29,7 @@ impl Until {
     /// Writes the time left into the headers; `false` when none is left.
     pub(crate) fn stamp(self, now: Instant, headers: &mut HeaderMap) -> bool {
         let left = self.deadline.saturating_duration_since(now);
-        headers.insert(GRPC_TIMEOUT, once_only(format(left)));
+        headers.insert(GRPC_TIMEOUT, never_indexed(format(left)));
         left.as_micros() > 0
     }
 }
@@ -57,18 +59,18 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let now = Instant::now();
-        let Ok(asked) = asked(request.headers()) else {
+        let Ok(requested) = requested_timeout(request.headers()) else {
             let message = "grpc-timeout must be at most 8 digits and one of H M S m u n";
-            return refuse(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message));
+            return reject(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message));
         };
         let policy = find(self.policies, &request);
-        let own = effective(asked, policy).and_then(|timeout| now.checked_add(timeout));
-        let Some(deadline) = least(own, current()) else { return Box::pin(self.inner.call(request)) };
+        let own = effective(requested, policy).and_then(|timeout| now.checked_add(timeout));
+        let Some(deadline) = earlier(own, current()) else { return Box::pin(self.inner.call(request)) };
         let full = policy.and_then(|policy| policy.timeout);
         let is_full = full.is_some_and(|full| deadline.saturating_duration_since(now) >= full);
         let until = Until { deadline, is_full };
         if !until.stamp(now, request.headers_mut()) {
-            return refuse(exceeded());
+            return reject(exceeded());
         }
         request.extensions_mut().insert(until);
         let work = self.inner.call(request);
@@ -79,6 +81,6 @@ where
     }
 }
 
-fn refuse(status: Status) -> BoxFuture<'static, Result<Response, Status>> {
+fn reject(status: Status) -> BoxFuture<'static, Result<Response, Status>> {
     Box::pin(std::future::ready(Err(status)))
 }

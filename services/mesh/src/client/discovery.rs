@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::endpoints::Fleet;
+use crate::client::endpoints::Endpoints;
 
 /// Cluster DNS usually lets resolvers cache an answer for five seconds: with this, a new instance is used within ten.
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -110,9 +110,9 @@ fn one_family(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     if ipv6.len() > ipv4.len() { ipv6 } else { ipv4 }
 }
 
-/// Keeps a fleet's addresses up to date with a name, until the fleet is dropped.
+/// Keeps a endpoints's addresses up to date with a name, until the endpoints is dropped.
 pub(crate) async fn follow(
-    fleet: Weak<Fleet>,
+    endpoints: Weak<Endpoints>,
     gone: CancellationToken,
     resolve: std::sync::Arc<dyn Resolve>,
     host: String,
@@ -124,10 +124,10 @@ pub(crate) async fn follow(
         loop {
             ticks.tick().await;
             let found = tokio::time::timeout(LOOKUP_TIMEOUT, resolve.lookup(host.clone(), port)).await;
-            let Some(fleet) = fleet.upgrade() else { return };
+            let Some(endpoints) = endpoints.upgrade() else { return };
             let failure = match found {
                 Ok(Ok(addresses)) if !addresses.is_empty() => {
-                    fleet.replace(one_family(addresses).iter().map(SocketAddr::to_string).collect());
+                    endpoints.replace(one_family(addresses).iter().map(SocketAddr::to_string).collect());
                     continue;
                 }
                 Ok(Ok(_)) => "no addresses".to_owned(),
@@ -135,7 +135,7 @@ pub(crate) async fn follow(
                 Err(_elapsed) => "no answer".to_owned(),
             };
             tracing::debug!(target: "ordermesh", %host, failure, "look-up failed: the old addresses are kept");
-            fleet.lookup_failed(format!("looking up {host}: {failure}"));
+            endpoints.lookup_failed(format!("looking up {host}: {failure}"));
         }
     };
     gone.run_until_cancelled(looking).await;

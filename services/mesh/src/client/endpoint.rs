@@ -1,5 +1,5 @@
-//! One instance of a target: its address, connections, load and circuit breaker. It sends calls; `keeper` makes its
-//! connections.
+//! One instance of a target: its address, connections, load and circuit breaker. It sends calls; `reconnect` makes
+//! its connections.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,11 +18,11 @@ use tonic::body::Body;
 
 use crate::body::incoming::incoming;
 use crate::call::deadline::GRPC_TIMEOUT;
-use crate::call::{NoAnswer, Reach, Request, Response, TRACEPARENT};
+use crate::call::{AttemptError, Reach, Request, Response, TRACEPARENT};
 use crate::client::breaker::Breaker;
 use crate::client::load::Load;
 use crate::client::metrics::ClientMetrics;
-use crate::client::rng::Chance;
+use crate::client::rng::Rng;
 use crate::status::{CONNECTION_LOST, mesh_status};
 
 const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
@@ -35,7 +35,7 @@ pub(crate) enum Failure {
     /// It was not sent: another instance may take it.
     NotSent(Box<Request>, String),
     /// It was sent, and no response arrived.
-    Lost(NoAnswer),
+    Lost(AttemptError),
 }
 
 /// One of the connections to an instance.
@@ -43,7 +43,7 @@ pub(crate) enum Failure {
 pub(crate) struct Slot {
     sender: Mutex<Option<SendRequest<Body>>>,
     /// Whether the peer's HPACK table has the names of our headers.
-    is_taught: AtomicBool,
+    is_primed: AtomicBool,
     /// Notified when a call wants the connection now.
     pub(crate) wanted: Notify,
 }
@@ -72,7 +72,7 @@ pub(crate) struct EndpointConfig {
     pub(crate) has_tls: bool,
     /// Whether there are few enough addresses to be metric labels.
     pub(crate) is_bounded: bool,
-    pub(crate) chance: Arc<dyn Chance>,
+    pub(crate) rng: Arc<dyn Rng>,
     pub(crate) metrics: Arc<ClientMetrics>,
 }
 
@@ -90,7 +90,7 @@ impl Endpoint {
             last_failure: Mutex::new(None),
             gone,
             load: Load::new(),
-            breaker: Breaker::new(config.chance.clone()),
+            breaker: Breaker::new(config.rng.clone()),
             metrics: config.metrics.clone(),
         }
     }
@@ -127,7 +127,7 @@ impl Endpoint {
     }
 
     pub(crate) fn connection_made(&self, slot: &Slot, sender: SendRequest<Body>) {
-        slot.is_taught.store(false, Ordering::Relaxed);
+        slot.is_primed.store(false, Ordering::Relaxed);
         if lock(&slot.sender).replace(sender).is_none() && self.connected.fetch_add(1, Ordering::AcqRel) == 0 {
             self.metrics.ready(&self.labels, 1);
         }
@@ -155,7 +155,7 @@ impl Endpoint {
         for step in 0..self.slots.len() {
             let slot = (first + step) % self.slots.len();
             if let Some(sender) = lock(&self.slots[slot].sender).as_mut() {
-                teach_names(&self.slots[slot].is_taught, &mut request);
+                prime_header_names(&self.slots[slot].is_primed, &mut request);
                 return Ok((slot, sender.try_send_request(request)));
             }
         }
@@ -170,7 +170,7 @@ impl Endpoint {
         };
         Err(match error.take_message() {
             Some(unsent) => {
-                // The keeper notices it soon, or has replaced the connection already.
+                // Its task notices it soon, or has replaced the connection already.
                 self.clear(&self.slots[slot], SendRequest::is_closed);
                 Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
             }
@@ -197,16 +197,16 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        if self.breaker.is_shut() {
-            self.metrics.shut(&self.labels, -1);
+        if self.breaker.is_open() {
+            self.metrics.breakers_open(&self.labels, -1);
         }
     }
 }
 
 /// Primes HPACK's dynamic table: a never-indexed value is written with its header's full name, unless the table has the
 /// name. So the first value on a connection is indexed. (Only the first: a look-up searches all values of a name.)
-fn teach_names(is_taught: &AtomicBool, request: &mut Request) {
-    if is_taught.load(Ordering::Relaxed) || is_taught.swap(true, Ordering::Relaxed) {
+fn prime_header_names(is_primed: &AtomicBool, request: &mut Request) {
+    if is_primed.load(Ordering::Relaxed) || is_primed.swap(true, Ordering::Relaxed) {
         return;
     }
     for name in [TRACEPARENT, GRPC_TIMEOUT] {
@@ -219,7 +219,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The status of a broken stream or connection (gRPC's table of HTTP/2 errors).
-fn lost(error: &hyper::Error) -> NoAnswer {
+fn lost(error: &hyper::Error) -> AttemptError {
     let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     // HTTP/2 guarantees that streams above GOAWAY's last stream id, and refused streams, were not begun.
     let not_begun = http2.is_some_and(|error| {
@@ -235,7 +235,7 @@ fn lost(error: &hyper::Error) -> NoAnswer {
         _ => Code::Unavailable,
     };
     let status = mesh_status(code, CONNECTION_LOST, format!("the connection was lost: {error}"));
-    NoAnswer { status, reach: if not_begun { Reach::NotBegun } else { Reach::Unknown } }
+    AttemptError { status, reach: if not_begun { Reach::NotBegun } else { Reach::Unknown } }
 }
 
 #[cfg(test)]

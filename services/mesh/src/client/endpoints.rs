@@ -11,26 +11,26 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::call::{NoAnswer, Reach};
+use crate::call::{AttemptError, Reach};
 use crate::client::breaker::{Gate, Permit};
 use crate::client::discovery::{Addresses, Resolve, follow};
 use crate::client::endpoint::{Endpoint, EndpointConfig};
-use crate::client::reconnect::{Keeping, keep};
-use crate::client::rng::{Chance, one_of};
+use crate::client::reconnect::{Reconnect, maintain};
+use crate::client::rng::{Rng, random_index};
 use crate::status::{UNREACHABLE, mesh_status_retry};
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-pub(crate) type Endpoints = Arc<[Arc<Endpoint>]>;
+pub(crate) type EndpointList = Arc<[Arc<Endpoint>]>;
 
 /// The instances of one target.
-pub(crate) struct Fleet {
+pub(crate) struct Endpoints {
     target: &'static str,
     addresses: Addresses,
     resolve: Arc<dyn Resolve>,
     config: EndpointConfig,
-    keeping: Keeping,
-    endpoints: RwLock<Endpoints>,
+    reconnect: Reconnect,
+    list: RwLock<EndpointList>,
     started: AtomicBool,
     /// Whether the addresses are known. Until the first answer, calls wait.
     known: AtomicBool,
@@ -39,21 +39,21 @@ pub(crate) struct Fleet {
     gone: CancellationToken,
 }
 
-impl Fleet {
+impl Endpoints {
     pub(crate) fn new(
         target: &'static str,
         addresses: Addresses,
         resolve: Arc<dyn Resolve>,
         config: EndpointConfig,
-        keeping: Keeping,
+        reconnect: Reconnect,
     ) -> Self {
         Self {
             target,
             addresses,
             resolve,
             config,
-            keeping,
-            endpoints: RwLock::new(Arc::new([])),
+            reconnect,
+            list: RwLock::new(Arc::new([])),
             started: AtomicBool::new(false),
             known: AtomicBool::new(false),
             lookup_failure: Mutex::new(None),
@@ -61,13 +61,13 @@ impl Fleet {
         }
     }
 
-    /// Cancelled when the last channel is dropped: ends the fleet's tasks.
+    /// Cancelled when the last channel is dropped: ends the tasks.
     pub(crate) fn gone(&self) -> CancellationToken {
         self.gone.clone()
     }
 
-    pub(crate) fn endpoints(&self) -> Endpoints {
-        self.endpoints.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn list(&self) -> EndpointList {
+        self.list.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Starts connecting, with the first call: its runtime is the one that the connections run in.
@@ -88,24 +88,24 @@ impl Fleet {
     pub(crate) fn replace(&self, mut addresses: Vec<String>) {
         addresses.sort();
         addresses.dedup();
-        let old = self.endpoints();
+        let old = self.list();
         let kept = |address: &String| old.iter().find(|endpoint| endpoint.address() == address).cloned();
-        let new: Endpoints =
+        let new: EndpointList =
             addresses.iter().map(|address| kept(address).unwrap_or_else(|| self.open(address.clone()))).collect();
-        *self.endpoints.write().unwrap_or_else(PoisonError::into_inner) = new;
+        *self.list.write().unwrap_or_else(PoisonError::into_inner) = new;
         for endpoint in old.iter().filter(|endpoint| !addresses.iter().any(|address| address == endpoint.address())) {
             endpoint.gone.cancel();
         }
         self.known.store(true, Ordering::Release);
         self.set_lookup_failure(None);
-        self.keeping.changed.notify_waiters();
+        self.reconnect.changed.notify_waiters();
     }
 
     /// Keeps the current addresses.
     pub(crate) fn lookup_failed(&self, why: String) {
         self.known.store(true, Ordering::Release);
         self.set_lookup_failure(Some(why));
-        self.keeping.changed.notify_waiters();
+        self.reconnect.changed.notify_waiters();
     }
 
     fn set_lookup_failure(&self, failure: Option<String>) {
@@ -115,24 +115,27 @@ impl Fleet {
     fn open(&self, address: String) -> Arc<Endpoint> {
         let endpoint = Arc::new(Endpoint::new(address, &self.config, self.gone.child_token()));
         for slot in 0..endpoint.slots().len() {
-            tokio::spawn(keep(endpoint.clone(), slot, self.keeping.clone()));
+            tokio::spawn(maintain(endpoint.clone(), slot, self.reconnect.clone()));
         }
         endpoint
     }
 
     /// Picks an instance for a call; one that it has not visited, if there is one. Waits while a connection is being
     /// made; fails when every instance has failed to connect since the call began.
-    pub(crate) async fn pick(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Result<(Arc<Endpoint>, Permit), NoAnswer> {
+    pub(crate) async fn pick(
+        self: &Arc<Self>,
+        visited: &[Arc<Endpoint>],
+    ) -> Result<(Arc<Endpoint>, Permit), AttemptError> {
         if let Some(picked) = self.pick_now(visited) {
             return Ok(picked);
         }
-        let came = self.keeping.failures.load(Ordering::Acquire);
+        let came = self.reconnect.failures.load(Ordering::Acquire);
         loop {
-            let mut changed = std::pin::pin!(self.keeping.changed.notified());
+            let mut changed = std::pin::pin!(self.reconnect.changed.notified());
             // From here on no notification is missed.
             changed.as_mut().enable();
-            let endpoints = self.endpoints();
-            if let Some(picked) = choose(&endpoints, visited, &*self.keeping.chance) {
+            let endpoints = self.list();
+            if let Some(picked) = choose(&endpoints, visited, &*self.reconnect.rng) {
                 return Ok(picked);
             }
             if self.known.load(Ordering::Acquire) {
@@ -153,26 +156,22 @@ impl Fleet {
     pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
         self.start();
         // Under the lock and not on a clone of the list, whose reference count all calls would contend for.
-        choose(&self.endpoints.read().unwrap_or_else(PoisonError::into_inner), visited, &*self.keeping.chance)
+        choose(&self.list.read().unwrap_or_else(PoisonError::into_inner), visited, &*self.reconnect.rng)
     }
 
-    pub(crate) fn unreachable(&self, mut reasons: Vec<String>) -> NoAnswer {
-        self.config.metrics.refusal("unreachable");
+    pub(crate) fn unreachable(&self, mut reasons: Vec<String>) -> AttemptError {
+        self.config.metrics.rejection("unreachable");
         reasons.extend(self.lookup_failure.lock().unwrap_or_else(PoisonError::into_inner).clone());
         let message = format!("no instance of {} can be reached ({})", self.target, reasons.join("; "));
         let status = mesh_status_retry(Code::Unavailable, UNREACHABLE, message, Some(RETRY_AFTER));
-        NoAnswer { status, reach: Reach::NotSent }
+        AttemptError { status, reach: Reach::NotSent }
     }
 }
 
 /// The instance for the next call. In this order: one whose breaker is due for a probe; the less busy of two with closed
 /// breakers; the same among visited ones; and any connected one, because the last instances are used whatever their
 /// breakers say.
-fn choose(
-    endpoints: &[Arc<Endpoint>],
-    visited: &[Arc<Endpoint>],
-    chance: &dyn Chance,
-) -> Option<(Arc<Endpoint>, Permit)> {
+fn choose(endpoints: &[Arc<Endpoint>], visited: &[Arc<Endpoint>], rng: &dyn Rng) -> Option<(Arc<Endpoint>, Permit)> {
     let now = Instant::now();
     let is_new = |endpoint: &Endpoint| !visited.iter().any(|other| std::ptr::eq(&**other, endpoint));
     let mut has_open = false;
@@ -189,7 +188,7 @@ fn choose(
         }
     }
     let is_closed = |endpoint: &Endpoint| !has_open || endpoint.breaker.gate(now) == Gate::Closed;
-    let among = |fits: &dyn Fn(&Endpoint) -> bool| less_busy(endpoints, fits, now, chance);
+    let among = |fits: &dyn Fn(&Endpoint) -> bool| less_busy(endpoints, fits, now, rng);
     let chosen = among(&|endpoint| endpoint.is_ready() && is_closed(endpoint) && is_new(endpoint))
         .or_else(|| among(&|endpoint| endpoint.is_ready() && is_closed(endpoint)))
         .or_else(|| among(&|endpoint| endpoint.is_ready() && is_new(endpoint)))
@@ -203,15 +202,15 @@ fn less_busy<'a>(
     endpoints: &'a [Arc<Endpoint>],
     fits: &dyn Fn(&Endpoint) -> bool,
     now: Instant,
-    chance: &dyn Chance,
+    rng: &dyn Rng,
 ) -> Option<&'a Arc<Endpoint>> {
     let fitting = || endpoints.iter().filter(|endpoint| fits(endpoint));
     let many = fitting().count();
     if many < 2 {
         return fitting().next();
     }
-    let one = one_of(chance, many);
-    let other = one_of(chance, many - 1);
+    let one = random_index(rng, many);
+    let other = random_index(rng, many - 1);
     let other = if other < one { other } else { other + 1 };
     // Readiness may have changed since the count: then there are fewer candidates.
     let (one, other) = (fitting().nth(one), fitting().nth(other));

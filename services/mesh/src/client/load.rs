@@ -15,20 +15,20 @@ const MEMORY: Duration = Duration::from_secs(3);
 /// … and the most weight that the past keeps after a response: some thirty fast responses outweigh a slow one. With
 /// decay by time alone, an instance that was delayed once (its machine is busy) would for seconds be ranked like one
 /// that is always slow, and calls would go to that one.
-const LEFT_BY_AN_ANSWER: f64 = 31.0 / 32.0;
+const PAST_WEIGHT_AFTER_RESPONSE: f64 = 31.0 / 32.0;
 /// The cost of an instance without outcomes: it gets calls, but not all of them.
 const UNKNOWN: Duration = Duration::from_millis(1);
 /// Failures are fast: they count as slow responses, at least this slow and twice the known cost, or a broken instance
 /// would attract all calls. An occasional failure decays within seconds; consecutive ones are the breaker's.
 const FAILURE: Duration = Duration::from_millis(10);
-const FAILURE_AT_MOST_SECONDS: f64 = 1.0;
+const MAX_FAILURE_SECONDS: f64 = 1.0;
 /// An instance without a response for this time (it was slow, and others were preferred; or it hangs) may have changed
 /// either way; one that has failed may fail again. Until it responds, it costs `QUIET_COSTS_SECONDS` after its first
 /// call, so that further calls go elsewhere if possible.
 const QUIET: Duration = Duration::from_secs(1);
 const QUIET_COSTS_SECONDS: f64 = 10.0;
 /// A cost is never zero: calls in flight must always distinguish instances.
-const LEAST_SECONDS: f64 = 1e-6;
+const MIN_SECONDS: f64 = 1e-6;
 
 /// The load of one instance.
 pub(crate) struct Load {
@@ -67,7 +67,7 @@ impl Cost {
     fn count(&mut self, now: Instant, took: Duration) {
         let took = took.as_secs_f64();
         let past = self.seconds * self.weight(now);
-        let weight = self.weight(now).min(LEFT_BY_AN_ANSWER);
+        let weight = self.weight(now).min(PAST_WEIGHT_AFTER_RESPONSE);
         let is_first = self.at.replace(now).is_none();
         self.seconds = if is_first || took > past { took } else { self.seconds * weight + took * (1.0 - weight) };
     }
@@ -97,7 +97,7 @@ impl Load {
     }
 
     /// The call was cancelled after this time.
-    pub(crate) fn gave_no_answer(&self, now: Instant, took: Duration) {
+    pub(crate) fn no_response(&self, now: Instant, took: Duration) {
         self.cost().count(now, took);
     }
 
@@ -105,13 +105,13 @@ impl Load {
     pub(crate) fn failed(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();
         let known = cost.seconds * cost.weight(now);
-        let counts = took.max(FAILURE).as_secs_f64().max((2.0 * known).min(FAILURE_AT_MOST_SECONDS));
+        let counts = took.max(FAILURE).as_secs_f64().max((2.0 * known).min(MAX_FAILURE_SECONDS));
         cost.count(now, Duration::from_secs_f64(counts));
         cost.heard = None;
     }
 
     /// Its breaker closed: the cost of its failures is forgotten.
-    pub(crate) fn healed(&self, now: Instant, took: Duration) {
+    pub(crate) fn recovered(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();
         (cost.seconds, cost.at, cost.heard) = (took.as_secs_f64(), Some(now), Some(now));
     }
@@ -122,7 +122,7 @@ impl Load {
         let in_flight = self.in_flight.load(Ordering::Relaxed);
         let cost = self.cost();
         let waiting = if in_flight == 0 { 0.0 } else { cost.of_waiting_seconds(now) };
-        let seconds = (cost.seconds * cost.weight(now)).max(waiting).max(LEAST_SECONDS);
+        let seconds = (cost.seconds * cost.weight(now)).max(waiting).max(MIN_SECONDS);
         seconds * (in_flight + 1) as f64
     }
 

@@ -8,8 +8,8 @@ use opentelemetry::metrics::{Counter, Meter, UpDownCounter};
 use opentelemetry::{KeyValue, global};
 use tokio::time::Instant;
 
-use crate::client::endpoints::Fleet;
-use crate::client::retry::budget::Budget;
+use crate::client::endpoints::Endpoints;
+use crate::client::retry::budget::RetryBudget;
 
 pub(crate) const SERVER_ADDRESS: &str = "server.address";
 pub(crate) const SERVER_PORT: &str = "server.port";
@@ -21,9 +21,9 @@ pub(crate) struct ClientMetrics {
     target: KeyValue,
     attempts: Counter<u64>,
     retries: Counter<u64>,
-    refusals: Counter<u64>,
+    rejections: Counter<u64>,
     ready: UpDownCounter<i64>,
-    shut: UpDownCounter<i64>,
+    breakers_open: UpDownCounter<i64>,
 }
 
 fn meter() -> Meter {
@@ -39,12 +39,12 @@ impl ClientMetrics {
             target: KeyValue::new(TARGET, target),
             attempts: counter("mesh.client.attempts", "Attempts that were sent to an instance"),
             retries: counter("mesh.client.retries", "Retries, by the cause of the previous attempt's failure"),
-            refusals: counter("mesh.client.refusals", "Calls and retries that the client itself rejected, by cause"),
+            rejections: counter("mesh.client.refusals", "Calls and retries that the client itself rejected, by cause"),
             ready: level("mesh.client.endpoints.ready", "Instances that are connected"),
-            shut: level("mesh.client.breakers.open", "Instances whose circuit breaker is open"),
+            breakers_open: level("mesh.client.breakers.open", "Instances whose circuit breaker is open"),
         };
         // Present from the start: an alert needs a zero, not an absent series.
-        metrics.shut.add(0, std::slice::from_ref(&metrics.target));
+        metrics.breakers_open.add(0, std::slice::from_ref(&metrics.target));
         metrics
     }
 
@@ -66,20 +66,20 @@ impl ClientMetrics {
         self.retries.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
     }
 
-    pub(crate) fn refusal(&self, cause: &'static str) {
-        self.refusals.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
+    pub(crate) fn rejection(&self, cause: &'static str) {
+        self.rejections.add(1, &[self.target.clone(), KeyValue::new(CAUSE, cause)]);
     }
 
     pub(crate) fn ready(&self, labels: &[KeyValue], change: i64) {
         self.ready.add(change, labels);
     }
 
-    pub(crate) fn shut(&self, labels: &[KeyValue], change: i64) {
-        self.shut.add(change, labels);
+    pub(crate) fn breakers_open(&self, labels: &[KeyValue], change: i64) {
+        self.breakers_open.add(change, labels);
     }
 
     /// Observed on collection, while the stack exists.
-    pub(crate) fn observe(&self, budget: Weak<Budget>, fleet: Weak<Fleet>) {
+    pub(crate) fn observe(&self, budget: Weak<RetryBudget>, endpoints: Weak<Endpoints>) {
         let target = [self.target.clone()];
         meter()
             .i64_observable_gauge("mesh.client.retry.budget")
@@ -95,10 +95,10 @@ impl ClientMetrics {
             .with_unit("s")
             .with_description("Peak EWMA of an instance's answers, times its calls in flight and one")
             .with_callback(move |observer| {
-                let Some(fleet) = fleet.upgrade() else { return };
+                let Some(endpoints) = endpoints.upgrade() else { return };
                 let now = Instant::now();
                 // Unnamed instances share one label set: the last one would stand for all.
-                for endpoint in fleet.endpoints().iter().filter(|endpoint| endpoint.labels.len() > 1) {
+                for endpoint in endpoints.list().iter().filter(|endpoint| endpoint.labels.len() > 1) {
                     observer.observe(endpoint.load.now(now), &endpoint.labels);
                 }
             })

@@ -11,21 +11,21 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::client::connect::{Connect, Connected};
 use crate::client::endpoint::Endpoint;
-use crate::client::rng::Chance;
+use crate::client::rng::Rng;
 
 const BACKOFF: Duration = Duration::from_millis(50);
-const BACKOFF_AT_MOST: Duration = Duration::from_secs(5);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Waiting calls may cut an instance's backoff short, but not below this: a restarted instance is found immediately, and
 /// one that is down is tried at most twenty times a second, however many calls there are.
 const SPACING: Duration = Duration::from_millis(50);
 /// A connection that ends sooner counts as a failure: the next one backs off.
 const STEADY: Duration = Duration::from_secs(1);
 
-/// What keepers share.
+/// What the connections of a target share.
 #[derive(Clone)]
-pub(crate) struct Keeping {
+pub(crate) struct Reconnect {
     pub(crate) connect: Arc<dyn Connect>,
-    pub(crate) chance: Arc<dyn Chance>,
+    pub(crate) rng: Arc<dyn Rng>,
     /// Notified when an instance became ready, or failed to connect.
     pub(crate) changed: Arc<Notify>,
     /// Numbers the connection failures: a call considers those that happened after it began.
@@ -33,25 +33,25 @@ pub(crate) struct Keeping {
 }
 
 /// Maintains the endpoint's connection `slot` until the endpoint is removed.
-pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping) {
+pub(crate) async fn maintain(endpoint: Arc<Endpoint>, slot: usize, reconnect: Reconnect) {
     let mut failures = 0;
     loop {
         let began = Instant::now();
-        let connecting = keeping.connect.connect(endpoint.address());
+        let connecting = reconnect.connect.connect(endpoint.address());
         match endpoint.gone.run_until_cancelled(connecting).await {
             None => return,
             Some(Ok(connected)) => {
-                use_up(&endpoint, slot, connected, &keeping).await;
+                use_until_closed(&endpoint, slot, connected, &reconnect).await;
                 failures = if began.elapsed() < STEADY { failures + 1 } else { 0 };
             }
             Some(Err(why)) => {
-                endpoint.connection_failed(keeping.failures.fetch_add(1, Ordering::AcqRel), why);
+                endpoint.connection_failed(reconnect.failures.fetch_add(1, Ordering::AcqRel), why);
                 failures += 1;
-                keeping.changed.notify_waiters();
+                reconnect.changed.notify_waiters();
             }
         }
         if failures > 0 {
-            let backoff = backoff(failures, BACKOFF, BACKOFF_AT_MOST, keeping.chance.fraction());
+            let backoff = backoff(failures, BACKOFF, MAX_BACKOFF, reconnect.rng.fraction());
             let wanted = async {
                 endpoint.slots()[slot].wanted.notified().await;
                 sleep_until(began + SPACING).await;
@@ -66,11 +66,11 @@ pub(crate) async fn keep(endpoint: Arc<Endpoint>, slot: usize, keeping: Keeping)
 }
 
 /// Uses a connection until it accepts no more calls.
-async fn use_up(endpoint: &Endpoint, slot: usize, connected: Connected, keeping: &Keeping) {
+async fn use_until_closed(endpoint: &Endpoint, slot: usize, connected: Connected, reconnect: &Reconnect) {
     let slot = &endpoint.slots()[slot];
     let mut until_closed = connected.until_closed;
     endpoint.connection_made(slot, connected.sender);
-    keeping.changed.notify_waiters();
+    reconnect.changed.notify_waiters();
     let is_closed = tokio::select! {
         biased;
         () = &mut until_closed => true,

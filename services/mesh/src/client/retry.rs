@@ -24,14 +24,16 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::call::deadline::serves_a_retry;
-use crate::call::{NoAnswer, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, find, once_only};
+use crate::call::{
+    AttemptError, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, find, never_indexed,
+};
 use crate::client::balance::{Attempt, Visited, code_of};
 use crate::client::deadline::Until;
 use crate::client::metrics::{ClientMetrics, SERVER_ADDRESS, SERVER_PORT};
 use crate::client::retry::attempt_spans::Attempts;
-use crate::client::retry::budget::Budget;
+use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::replay::{Replay, body_of};
-use crate::client::rng::Chance;
+use crate::client::rng::Rng;
 use crate::policy::{Idempotency, MethodPolicy, PolicyTable};
 use crate::status::code_name;
 
@@ -41,15 +43,15 @@ pub(crate) const ATTEMPTS: u32 = 3;
 const TRANSPARENT: u32 = 3;
 /// Short: a retry goes to another instance, if there is one.
 const BACKOFF: Duration = Duration::from_millis(20);
-const BACKOFF_AT_MOST: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// The layer's configuration.
 pub(crate) struct RetryConfig {
     pub(crate) policies: PolicyTable,
     /// When off, a failure is the call's result; transparent retries still happen.
     pub(crate) is_on: bool,
-    pub(crate) budget: Arc<Budget>,
-    pub(crate) chance: Arc<dyn Chance>,
+    pub(crate) budget: Arc<RetryBudget>,
+    pub(crate) rng: Arc<dyn Rng>,
     pub(crate) metrics: Arc<ClientMetrics>,
 }
 
@@ -66,7 +68,7 @@ pub(crate) fn retry<S>(config: RetryConfig) -> impl Layer<S, Service = Retry<S>>
 
 impl<S> Service<Request> for Retry<S>
 where
-    S: Service<Request, Response = Response, Error = NoAnswer> + Clone + Send + 'static,
+    S: Service<Request, Response = Response, Error = AttemptError> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response;
@@ -105,7 +107,7 @@ where
         Box::pin(async move {
             let outcome = first.await;
             let (code, next) = call.after(&outcome);
-            if next == Next::Answer {
+            if next == Next::Return {
                 return outcome.map_err(|failure| failure.status);
             }
             drop(outcome);
@@ -153,13 +155,13 @@ impl Pushback {
 
 impl Failed {
     /// `None` when a response has begun: from then on nothing is retried.
-    fn of(outcome: &Result<Response, NoAnswer>) -> Option<Self> {
+    fn of(outcome: &Result<Response, AttemptError>) -> Option<Self> {
         match outcome {
             Ok(response) => {
                 let code = code_of(response);
                 (code != Code::Ok).then(|| Self { code, reach: None, pushback: Pushback::of(response.headers()) })
             }
-            Err(NoAnswer { status, reach }) => {
+            Err(AttemptError { status, reach }) => {
                 Some(Self { code: status.code(), reach: Some(*reach), pushback: Pushback::Nothing })
             }
         }
@@ -170,7 +172,7 @@ impl Failed {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Next {
     /// Its outcome is the call's.
-    Answer,
+    Return,
     /// A transparent retry.
     Transparent,
     /// A retry after a wait.
@@ -216,14 +218,14 @@ impl Call {
     }
 
     /// An attempt's status code, and the decision after it.
-    fn after(&self, outcome: &Result<Response, NoAnswer>) -> (Code, Next) {
-        Failed::of(outcome).map_or((Code::Ok, Next::Answer), |failed| (failed.code, self.next(failed)))
+    fn after(&self, outcome: &Result<Response, AttemptError>) -> (Code, Next) {
+        Failed::of(outcome).map_or((Code::Ok, Next::Return), |failed| (failed.code, self.next(failed)))
     }
 
     /// The retries, after the first attempt failed.
     async fn go_on<S>(mut self, mut inner: S, kept: Kept, mut code: Code, mut next: Next) -> Result<Response, Status>
     where
-        S: Service<Request, Response = Response, Error = NoAnswer>,
+        S: Service<Request, Response = Response, Error = AttemptError>,
     {
         loop {
             self.attempts.failed(code, self.visited.last().as_ref());
@@ -235,7 +237,7 @@ impl Call {
             self.mark(&mut request, next == Next::Transparent);
             let outcome = inner.call(request).await;
             (code, next) = self.after(&outcome);
-            if next == Next::Answer {
+            if next == Next::Return {
                 self.attempts.ended(code, self.visited.last().as_ref());
                 return outcome.map_err(|failure| failure.status);
             }
@@ -249,7 +251,7 @@ impl Call {
         // Replaces the call's own; without propagation there is none.
         let span_ref = self.attempts.again(self.previous, is_transparent);
         if let (Some(span_ref), Some(header)) = (span_ref, request.headers_mut().get_mut(TRACEPARENT)) {
-            *header = once_only(span_ref);
+            *header = never_indexed(span_ref);
         }
         if self.previous > 0 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous));
@@ -278,19 +280,19 @@ impl Call {
             }
         };
         if !is_worth_it || self.previous + 1 >= ATTEMPTS || self.is_left_to_caller {
-            return Next::Answer;
+            return Next::Return;
         }
         let wait = match failed.pushback {
-            Pushback::Never => return Next::Answer,
+            Pushback::Never => return Next::Return,
             Pushback::After(wait) => wait,
-            Pushback::Nothing => backoff(self.previous + 1, BACKOFF, BACKOFF_AT_MOST, self.config.chance.fraction()),
+            Pushback::Nothing => backoff(self.previous + 1, BACKOFF, MAX_BACKOFF, self.config.rng.fraction()),
         };
         if self.until.is_some_and(|until| until.deadline <= Instant::now() + wait) {
-            return Next::Answer;
+            return Next::Return;
         }
         if !self.config.budget.withdraw() {
-            self.config.metrics.refusal("retry_budget");
-            return Next::Answer;
+            self.config.metrics.rejection("retry_budget");
+            return Next::Return;
         }
         self.config.metrics.retry(code_name(failed.code));
         Next::After(wait)

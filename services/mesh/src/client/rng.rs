@@ -1,17 +1,17 @@
 //! Randomness, injectable: for the choice between instances, and for jitter.
 
-use rand::Rng;
+use rand::Rng as _;
 
 /// A source of random numbers.
-pub(crate) trait Chance: Send + Sync + 'static {
+pub(crate) trait Rng: Send + Sync + 'static {
     /// A number in 0..1.
     fn fraction(&self) -> f64;
 }
 
 /// The thread's generator.
-pub(crate) struct SystemChance;
+pub(crate) struct SystemRng;
 
-impl Chance for SystemChance {
+impl Rng for SystemRng {
     fn fraction(&self) -> f64 {
         rand::rng().random()
     }
@@ -24,16 +24,16 @@ impl Chance for SystemChance {
     clippy::cast_sign_loss,
     reason = "a few instances"
 )]
-pub(crate) fn one_of(chance: &dyn Chance, many: usize) -> usize {
-    ((chance.fraction() * many as f64) as usize).min(many.saturating_sub(1))
+pub(crate) fn random_index(rng: &dyn Rng, many: usize) -> usize {
+    ((rng.fraction() * many as f64) as usize).min(many.saturating_sub(1))
 }
 
 /// A source that always returns the same number.
 #[cfg(test)]
-pub(crate) struct Always(pub(crate) f64);
+pub(crate) struct FixedRng(pub(crate) f64);
 
 #[cfg(test)]
-impl Chance for Always {
+impl Rng for FixedRng {
     fn fraction(&self) -> f64 {
         self.0
     }

@@ -15,7 +15,7 @@ use tracing::Instrument;
 use crate::call::metrics::CallDuration;
 use crate::call::record::{Record, Side, Sink};
 use crate::call::{
-    BAGGAGE, ORDER_HEADER, Request, Response, TRACEPARENT, TRACESTATE, USER_HEADER, find, method_name, once_only,
+    BAGGAGE, ORDER_HEADER, Request, Response, TRACEPARENT, TRACESTATE, USER_HEADER, find, method_name, never_indexed,
 };
 use crate::identity::caller::{ATTEMPT, About, Untraced};
 use crate::policy::PolicyTable;
@@ -91,7 +91,7 @@ fn send(about: About, headers: &mut HeaderMap) {
     for (name, id) in [(ORDER_HEADER, about.order_id), (USER_HEADER, about.user_id)] {
         let value = id.map(|id| HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)));
         if let Some(Ok(value)) = value {
-            headers.insert(name, once_only(value));
+            headers.insert(name, never_indexed(value));
         }
     }
 }
@@ -102,7 +102,7 @@ fn propagate(shared: &Shared, operation: &Operation, headers: &mut HeaderMap) {
     let propagation = shared.propagation;
     if propagation.trace_context {
         if let Ok(span_ref) = HeaderValue::from_bytes(&operation.span_ref().header()) {
-            headers.insert(TRACEPARENT, once_only(span_ref));
+            headers.insert(TRACEPARENT, never_indexed(span_ref));
         }
         put(headers, TRACESTATE, outgoing_tracestate());
     }
@@ -113,7 +113,7 @@ fn propagate(shared: &Shared, operation: &Operation, headers: &mut HeaderMap) {
 
 fn put(headers: &mut HeaderMap, name: HeaderName, text: Option<String>) {
     if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
-        headers.insert(name, once_only(value));
+        headers.insert(name, never_indexed(value));
     }
 }
 

@@ -13,7 +13,7 @@ use crate::policy::{Access, MethodPolicy, PolicyTable};
 use crate::status::{mesh_status, no_such_method};
 
 /// Presented credentials.
-enum Shown<'a> {
+enum PresentedCredentials<'a> {
     /// Decided without waiting: the caller, or the error for invalid credentials.
     Caller(Result<Caller, Status>),
     /// A token, to be verified by these.
@@ -73,7 +73,7 @@ impl Gatekeeper {
     }
 
     /// The caller if it is allowed, else the error. `None` when the decision must wait: see [`Gatekeeper::admit`].
-    pub(crate) fn admit_now(
+    pub(crate) fn authorize_now(
         &self,
         path: &str,
         headers: &HeaderMap,
@@ -82,8 +82,8 @@ impl Gatekeeper {
         // Default deny; also the right answer for an unknown method: it never reaches the routes.
         let Some(policy) = self.policies.find(path) else { return Some(Err(no_such_method())) };
         match self.identify(headers, connection) {
-            Shown::Caller(known) => Some(judge(policy, known)),
-            Shown::Token(..) => None,
+            PresentedCredentials::Caller(known) => Some(authorize(policy, known)),
+            PresentedCredentials::Token(..) => None,
         }
     }
 
@@ -96,27 +96,27 @@ impl Gatekeeper {
     ) -> Result<Caller, Status> {
         let Some(policy) = self.policies.find(path) else { return Err(no_such_method()) };
         let known = match self.identify(headers, connection) {
-            Shown::Caller(known) => known,
-            Shown::Token(tokens, token) => tokens.verify(token).await,
+            PresentedCredentials::Caller(known) => known,
+            PresentedCredentials::Token(tokens, token) => tokens.verify(token).await,
         };
-        judge(policy, known)
+        authorize(policy, known)
     }
 
-    fn identify<'a>(&'a self, headers: &'a HeaderMap, connection: &Extensions) -> Shown<'a> {
+    fn identify<'a>(&'a self, headers: &'a HeaderMap, connection: &Extensions) -> PresentedCredentials<'a> {
         if let Some(service) = self.service(headers, connection) {
-            return Shown::Caller(service);
+            return PresentedCredentials::Caller(service);
         }
         let Some(authorization) = headers.get(header::AUTHORIZATION) else {
-            return Shown::Caller(Ok(Caller::Anonymous));
+            return PresentedCredentials::Caller(Ok(Caller::Anonymous));
         };
         // Of two headers, a proxy may have checked the other one.
         let is_only = headers.get_all(header::AUTHORIZATION).iter().count() == 1;
-        let refusal = match (bearer(authorization.as_bytes()).filter(|_| is_only), &self.tokens) {
-            (Some(token), Some(tokens)) => return Shown::Token(tokens, token),
+        let rejection = match (bearer(authorization.as_bytes()).filter(|_| is_only), &self.tokens) {
+            (Some(token), Some(tokens)) => return PresentedCredentials::Token(tokens, token),
             (None, _) => ("TOKEN_MALFORMED", "authorization must be one header of `Bearer` and an access token"),
             (Some(_), None) => ("TOKEN_INVALID", "no access tokens are accepted here"),
         };
-        Shown::Caller(Err(mesh_status(Code::Unauthenticated, refusal.0, refusal.1)))
+        PresentedCredentials::Caller(Err(mesh_status(Code::Unauthenticated, rejection.0, rejection.1)))
     }
 
     /// The mesh service that calls; `None` when the caller does not claim to be one. A certificate takes precedence.
@@ -142,7 +142,7 @@ fn bearer(authorization: &[u8]) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-fn judge(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller, Status> {
+fn authorize(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller, Status> {
     if policy.allow.contains(&Access::Public) {
         // Public methods need no credentials, so invalid ones are treated as none.
         return Ok(known.unwrap_or(Caller::Anonymous));
@@ -156,7 +156,7 @@ fn allowed(policy: &MethodPolicy, caller: &Caller) -> Result<(), Status> {
         Caller::Anonymous => {
             Err(mesh_status(Code::Unauthenticated, "TOKEN_MISSING", "this method needs credentials: log in first"))
         }
-        Caller::Person { role, .. } => {
+        Caller::User { role, .. } => {
             let needed = match role {
                 Role::Customer => Access::Customer,
                 Role::Operator => Access::Operator,

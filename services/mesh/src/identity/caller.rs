@@ -24,7 +24,7 @@ pub enum Caller {
     /// Not authenticated: only public methods see this.
     Anonymous,
     /// A user with a verified access token.
-    Person {
+    User {
         /// The token's subject.
         user_id: Uuid,
         /// The token's role.
@@ -87,7 +87,7 @@ pub fn caller(extensions: &Extensions) -> Caller {
 
 /// The call's operation: its span and its event slot.
 pub fn operation(extensions: &Extensions) -> Operation {
-    extensions.get::<Operation>().cloned().unwrap_or_else(|| unseen(OTHER_METHOD, None))
+    extensions.get::<Operation>().cloned().unwrap_or_else(|| non_recording(OTHER_METHOD, None))
 }
 
 /// The client's address: the peer's, or the one that a trusted proxy forwards.
@@ -96,7 +96,7 @@ pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
 }
 
 /// A non-recording operation: nothing is exported, and its ids are in no trace.
-pub(crate) fn unseen(name: &'static str, event: Option<(&'static str, crate::call::record::Sink)>) -> Operation {
+pub(crate) fn non_recording(name: &'static str, event: Option<(&'static str, crate::call::record::Sink)>) -> Operation {
     let (event_type, sink) = event.unzip();
     Operation::unseen(Kind::Server, name, event_type, sink)
 }

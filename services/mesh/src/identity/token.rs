@@ -35,7 +35,7 @@ const PREFETCH_MAX_PAUSE: Duration = Duration::from_secs(8);
 /// A revoked key, or an ended session, is rejected within a minute, even if one fetch fails.
 const KEYS_INTERVAL: Duration = Duration::from_secs(20);
 /// The cache is bounded: when it is full, expired tokens are removed, and if there are none, all.
-const MAX_REMEMBERED_TOKENS: usize = 10_000;
+const MAX_CACHED_TOKENS: usize = 10_000;
 /// The issuer's clock may be a little ahead of ours.
 const LEEWAY_SECONDS: u64 = 5;
 /// A longer token is not ours: hashing and decoding it would be work done for an untrusted client.
@@ -78,13 +78,13 @@ struct Claims {
 
 type Keys = HashMap<String, DecodingKey>;
 
-/// Whether a recent fetch suffices.
+/// What triggers a fetch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Asks {
+enum Trigger {
     /// For a call: a recent fetch suffices.
-    UnlessJustAsked,
+    Call,
     /// Every [`KEYS_INTERVAL`], whatever calls have triggered in between.
-    Always,
+    Interval,
 }
 
 /// Verifies access tokens.
@@ -95,7 +95,7 @@ pub(crate) struct Tokens {
     /// The keys were fetched. Else they are the initial ones, and a key that is not among them may be valid.
     is_fetched: AtomicBool,
     /// The time of the last fetch; locked during a fetch, so that concurrent calls share it.
-    asked: Arc<tokio::sync::Mutex<Option<Instant>>>,
+    last_fetch: Arc<tokio::sync::Mutex<Option<Instant>>>,
     verified: Mutex<HashMap<[u8; 32], (Caller, Timestamp)>>,
     ended: watch::Sender<HashSet<Uuid>>,
 }
@@ -115,7 +115,7 @@ impl Tokens {
             validation,
             keys,
             is_fetched,
-            asked: Arc::default(),
+            last_fetch: Arc::default(),
             verified: Mutex::default(),
             ended: watch::Sender::default(),
         }
@@ -124,10 +124,10 @@ impl Tokens {
     pub(crate) async fn verify(self: &Arc<Self>, token: &str) -> Result<Caller, Status> {
         let caller = self.signed(token).await?;
         match &caller {
-            Caller::Person { session_id: Some(session), .. } if self.ended.borrow().contains(session) => {
+            Caller::User { session_id: Some(session), .. } if self.ended.borrow().contains(session) => {
                 Err(session_ended())
             }
-            Caller::Person { .. } | Caller::Service { .. } | Caller::Anonymous => Ok(caller),
+            Caller::User { .. } | Caller::Service { .. } | Caller::Anonymous => Ok(caller),
         }
     }
 
@@ -144,7 +144,7 @@ impl Tokens {
             return Err(malformed());
         }
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        if let Some(caller) = self.remembered(&hash) {
+        if let Some(caller) = self.cached(&hash) {
             return Ok(caller);
         }
         let header = decode_header(token).map_err(|_| malformed())?;
@@ -154,15 +154,15 @@ impl Tokens {
         }
         let kid = header.kid.as_deref().ok_or_else(invalid)?;
         let key = self.key(kid).await?;
-        let claims = decode::<Claims>(token, &key, &self.validation).map_err(|error| refusal(error.kind()))?.claims;
+        let claims = decode::<Claims>(token, &key, &self.validation).map_err(|error| rejection(error.kind()))?.claims;
         let role = match claims.role.as_str() {
             "customer" => Role::Customer,
             "operator" => Role::Operator,
             _ => return Err(invalid()),
         };
         let token_expires = Timestamp::from_micros(claims.exp.saturating_mul(1_000_000));
-        let caller = Caller::Person { user_id: claims.sub, role, token_expires, session_id: claims.sid };
-        self.remember(kid, hash, caller.clone(), token_expires);
+        let caller = Caller::User { user_id: claims.sub, role, token_expires, session_id: claims.sid };
+        self.cache(kid, hash, caller.clone(), token_expires);
         Ok(caller)
     }
 
@@ -171,7 +171,7 @@ impl Tokens {
     pub(crate) async fn follow(self: &Arc<Self>) {
         let mut pause = FIRST_FETCH_INTERVAL;
         loop {
-            self.refetch(Asks::Always).await;
+            self.refetch(Trigger::Interval).await;
             if self.is_fetched() {
                 tokio::time::sleep(KEYS_INTERVAL).await;
                 continue;
@@ -186,7 +186,7 @@ impl Tokens {
         }
     }
 
-    fn remembered(&self, hash: &[u8; 32]) -> Option<Caller> {
+    fn cached(&self, hash: &[u8; 32]) -> Option<Caller> {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         let (caller, expires) = verified.get(hash)?;
         if SystemClock.now() < *expires {
@@ -196,16 +196,16 @@ impl Tokens {
         None
     }
 
-    fn remember(&self, kid: &str, hash: [u8; 32], caller: Caller, expires: Timestamp) {
+    fn cache(&self, kid: &str, hash: [u8; 32], caller: Caller, expires: Timestamp) {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         // The key was revoked after the lookup: its cached tokens were removed before this insert.
         if !self.keys().contains_key(kid) {
             return;
         }
-        if verified.len() >= MAX_REMEMBERED_TOKENS {
+        if verified.len() >= MAX_CACHED_TOKENS {
             let now = SystemClock.now();
             verified.retain(|_, (_, expires)| now < *expires);
-            if verified.len() >= MAX_REMEMBERED_TOKENS {
+            if verified.len() >= MAX_CACHED_TOKENS {
                 verified.clear();
             }
         }
@@ -216,7 +216,7 @@ impl Tokens {
         if let Some(key) = self.keys().get(kid) {
             return Ok(key.clone());
         }
-        self.refetch(Asks::UnlessJustAsked).await;
+        self.refetch(Trigger::Call).await;
         let key = self.keys().get(kid).cloned();
         if key.is_none() && !self.is_fetched() {
             return Err(mesh_status_retry(
@@ -239,35 +239,35 @@ impl Tokens {
 
     /// Fetches in a task of its own: a call that is cancelled, or has a short deadline, neither cuts the fetch off nor
     /// lends it its deadline. Concurrent calls wait for the same fetch.
-    async fn refetch(self: &Arc<Self>, asks: Asks) {
-        let came = Instant::now();
-        let mut asked = self.asked.clone().lock_owned().await;
+    async fn refetch(self: &Arc<Self>, trigger: Trigger) {
+        let waiting_since = Instant::now();
+        let mut last_fetch = self.last_fetch.clone().lock_owned().await;
         let mut wait = Duration::ZERO;
-        if asks == Asks::UnlessJustAsked
-            && let Some(last) = *asked
+        if trigger == Trigger::Call
+            && let Some(last) = *last_fetch
         {
             let is_fetched = self.is_fetched();
             wait = if is_fetched { REFETCH_INTERVAL } else { FIRST_FETCH_INTERVAL }.saturating_sub(last.elapsed());
             // Another call has fetched while this one waited for the lock; or the last fetch is too recent.
-            if last > came || (is_fetched && !wait.is_zero()) {
+            if last > waiting_since || (is_fetched && !wait.is_zero()) {
                 return;
             }
         }
         let this = self.clone();
-        let asking = tokio::spawn(async move {
+        let fetching = tokio::spawn(async move {
             // Before the first fetch, a short wait is better than a rejection. Services start in any order.
             tokio::time::sleep(wait).await;
-            *asked = Some(Instant::now());
+            *last_fetch = Some(Instant::now());
             this.fetch().await;
         });
         // Fails only when the runtime shuts down.
-        let _ = asking.await;
+        let _ = fetching.await;
     }
 
     /// When it fails, the current keys and sessions are kept.
     async fn fetch(&self) {
         self.fetch_keys().await;
-        match asked_in_time(self.source.ended_sessions()).await {
+        match with_timeout(self.source.ended_sessions()).await {
             Ok(ended) => {
                 let ended: HashSet<_> = ended.into_iter().collect();
                 self.ended.send_if_modified(|known| {
@@ -284,7 +284,7 @@ impl Tokens {
     }
 
     async fn fetch_keys(&self) {
-        let fetched = match asked_in_time(self.source.fetch()).await {
+        let fetched = match with_timeout(self.source.fetch()).await {
             Ok(fetched) => fetched,
             Err(status) => {
                 // Before the first fetch, `follow` logs it.
@@ -307,8 +307,8 @@ impl Tokens {
     }
 }
 
-async fn asked_in_time<T>(asked: BoxFuture<'_, Result<T, Status>>) -> Result<T, Status> {
-    let in_time = tokio::time::timeout(FETCH_TIMEOUT, asked).await;
+async fn with_timeout<T>(fetch: BoxFuture<'_, Result<T, Status>>) -> Result<T, Status> {
+    let in_time = tokio::time::timeout(FETCH_TIMEOUT, fetch).await;
     in_time.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("the fetch timed out")))
 }
 
@@ -335,7 +335,7 @@ fn session_ended() -> Status {
     mesh_status(Code::Unauthenticated, "SESSION_ENDED", "the session has ended: log in again")
 }
 
-fn refusal(kind: &ErrorKind) -> Status {
+fn rejection(kind: &ErrorKind) -> Status {
     if matches!(kind, ErrorKind::ExpiredSignature) {
         return mesh_status(
             Code::Unauthenticated,

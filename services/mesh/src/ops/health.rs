@@ -27,7 +27,7 @@ impl Health {
         HealthServer::new(self.clone())
     }
 
-    pub(crate) fn say(&self, ready: bool) {
+    pub(crate) fn set_serving(&self, ready: bool) {
         self.is_serving.send_if_modified(|said| std::mem::replace(said, ready) != ready);
     }
 
@@ -35,7 +35,7 @@ impl Health {
     pub(crate) async fn follow(self, mut ready: watch::Receiver<bool>, drain: CancellationToken) {
         loop {
             let now = *ready.borrow_and_update();
-            self.say(now);
+            self.set_serving(now);
             tokio::select! {
                 () = drain.cancelled() => return,
                 changed = ready.changed() => if changed.is_err() {

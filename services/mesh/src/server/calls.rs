@@ -15,13 +15,13 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::incoming::incoming_request;
-use crate::call::{Answer, is_infrastructure};
+use crate::call::{ServerResult, is_infrastructure};
 use crate::identity::caller::PeerService;
 use crate::server::edge::{Edge, after_request};
 use crate::server::layers::rate_limit::{Key, network};
 use crate::server::not_grpc::not_grpc;
 use crate::server::proxies::Proxies;
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 use crate::server::resets::ConnectionResets;
 use crate::server::serve::Calls;
 use crate::server::slots::Slot;
@@ -101,7 +101,7 @@ pub(crate) struct PerConnection {
     pub(crate) proxies: Option<Proxies>,
     pub(crate) service: Option<PeerService>,
     pub(crate) activity: Arc<Activity>,
-    pub(crate) refusals: Arc<Refusals>,
+    pub(crate) rejections: Arc<Rejections>,
 }
 
 impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
@@ -116,9 +116,9 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
         let (work, edge) = Edge { caller, ..Edge::default() }.around(|| {
             // The body fails when the caller resets the stream or disconnects: either way it has given up.
             let mut request = request.map(incoming_request);
-            if let Some(refusal) = not_grpc(&request) {
-                self.refusals.count(Cause::NotGrpc);
-                return Box::pin(std::future::ready(Ok(refusal))) as BoxFuture<'static, Answer>;
+            if let Some(rejection) = not_grpc(&request) {
+                self.rejections.count(Cause::NotGrpc);
+                return Box::pin(std::future::ready(Ok(rejection))) as BoxFuture<'static, ServerResult>;
             }
             request.extensions_mut().insert(named.unwrap_or(self.peer));
             if let Some(service) = &self.service {
@@ -133,7 +133,7 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
 
 /// A call, until its response begins.
 pub(crate) struct Answering {
-    work: BoxFuture<'static, Answer>,
+    work: BoxFuture<'static, ServerResult>,
     open: Option<OpenCall>,
     edge: Edge,
 }

@@ -19,14 +19,14 @@ use tokio_util::sync::CancellationToken;
 use crate::identity::caller::PeerService;
 use crate::server::calls::{Activity, PerConnection};
 use crate::server::layers::rate_limit::{Key, network};
-use crate::server::lingering_close::{lend, linger};
-use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, Portioned, Turn};
+use crate::server::lingering_close::{linger, return_on_drop};
+use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, PollBudget, Portioned};
 use crate::server::proxies::Proxies;
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 use crate::server::resets::{Beyond, ConnectionResets, Resets};
 use crate::server::serve::Stack;
 use crate::server::slots::{Slot, Slots};
-use crate::server::write_timeout::WatchingExecutor;
+use crate::server::write_timeout::WriteTimeoutExecutor;
 use crate::tls::{ServerTls, failure};
 
 /// A connection whose peer leaves a ping unanswered is closed: it is half-open, or the peer has sent half a frame.
@@ -69,7 +69,7 @@ pub(crate) struct Connections {
     tls: Option<ServerTls>,
     proxies: Proxies,
     resets: Arc<Resets>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     handshakes_failed: Counter<u64>,
 }
 
@@ -79,13 +79,13 @@ impl Connections {
         tls: Option<ServerTls>,
         proxies: Proxies,
         resets: Arc<Resets>,
-        refusals: Arc<Refusals>,
+        rejections: Arc<Rejections>,
     ) -> Self {
         let handshakes_failed = global::meter("mesh")
             .u64_counter("mesh.server.tls.handshakes.failed")
             .with_description("TLS handshakes that failed, by cause")
             .build();
-        Self { slots: Slots::new(max), tls, proxies, resets, refusals, handshakes_failed }
+        Self { slots: Slots::new(max), tls, proxies, resets, rejections, handshakes_failed }
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -119,14 +119,14 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(slot) = self.slot(peer) else {
-            self.refusals.count(Cause::Connections);
+            self.rejections.count(Cause::Connections);
             return None;
         };
         let (connections, leave) = (self.clone(), slot.leave());
         Some(async move {
             let too_late = async {
                 leave.cancelled().await;
-                connections.refusals.count(Cause::GaveWay);
+                connections.rejections.count(Cause::Evicted);
                 tokio::time::sleep(LEAVE_TIMEOUT).await;
             };
             tokio::select! {
@@ -158,7 +158,7 @@ impl Connections {
                 let ends = async {
                     tokio::time::sleep(good_for).await;
                     // The peer's certificate has expired: it must authenticate again, on a new connection.
-                    self.refusals.count(Cause::Expired);
+                    self.rejections.count(Cause::Expired);
                     leave.cancel();
                     std::future::pending::<()>().await;
                 };
@@ -168,9 +168,9 @@ impl Connections {
                 }
             }
             Err(error) => {
-                let service = KeyValue::new("mesh.service", self.refusals.service);
+                let service = KeyValue::new("mesh.service", self.rejections.service);
                 self.handshakes_failed.add(1, &[service, KeyValue::new("cause", failure(&error))]);
-                self.refusals.count(Cause::Tls);
+                self.rejections.count(Cause::Tls);
                 tracing::debug!(target: "ordermesh", %peer, %error, "TLS handshake failed");
             }
         }
@@ -179,8 +179,8 @@ impl Connections {
     fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>, slot: Slot) -> PerConnection {
         let proxies = self.proxies.trusts(peer.ip()).then(|| self.proxies.clone());
         let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone()), slot));
-        let (calls, refusals) = (RefCell::new(stack.of_connection()), self.refusals.clone());
-        PerConnection { calls, peer, proxies, service, activity, refusals }
+        let (calls, rejections) = (RefCell::new(stack.of_connection()), self.rejections.clone());
+        PerConnection { calls, peer, proxies, service, activity, rejections }
     }
 
     /// Reads the preface with a timeout: hyper has none for the first bytes, and keepalive begins after them.
@@ -196,32 +196,32 @@ impl Connections {
             // A port probe: closed before the preface.
             Ok(Err(_gone)) => {}
             Ok(Ok(_)) if first.starts_with(PREFACE) => {
-                let turn = Turn::default();
+                let turn = PollBudget::default();
                 self.http2(Portioned::new(first, stream, turn.clone()), turn, service, goaway).await;
             }
-            Ok(Ok(_)) | Err(_) => self.refusals.count(Cause::Preface),
+            Ok(Ok(_)) | Err(_) => self.rejections.count(Cause::Preface),
         }
     }
 
-    async fn http2<S>(&self, stream: S, turn: Turn, service: PerConnection, goaway: CancellationToken)
+    async fn http2<S>(&self, stream: S, turn: PollBudget, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         // The slot is held until the socket is closed.
         let _activity = service.activity.clone();
-        let (stream, mut given_back) = lend(stream);
+        let (stream, mut returned) = return_on_drop(stream);
         self.calls(stream, turn, service, goaway).await;
-        if let Ok(stream) = given_back.try_recv() {
+        if let Ok(stream) = returned.try_recv() {
             linger(stream).await;
         }
     }
 
-    async fn calls<S>(&self, stream: S, turn: Turn, service: PerConnection, goaway: CancellationToken)
+    async fn calls<S>(&self, stream: S, turn: PollBudget, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let activity = service.activity.clone();
-        let executor = WatchingExecutor { timeout: STALL_TIMEOUT, refusals: self.refusals.clone() };
+        let executor = WriteTimeoutExecutor { timeout: STALL_TIMEOUT, rejections: self.rejections.clone() };
         let connection = http2::Builder::new(executor)
             .timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -236,42 +236,42 @@ impl Connections {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
-        let (mut asked, mut leaving) = (false, None);
+        let (mut is_going_away, mut leaving) = (false, None);
         let leave = &activity.leave;
         let ended = loop {
             tokio::select! {
                 ended = turn.of(connection.as_mut()) => break ended,
                 // The drain timeout bounds what follows.
-                () = goaway.cancelled(), if !asked => {
-                    asked = true;
+                () = goaway.cancelled(), if !is_going_away => {
+                    is_going_away = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 beyond = activity.resets.beyond() => {
                     if beyond == Beyond::TooFar {
                         return;
                     }
-                    if !std::mem::replace(&mut asked, true) {
-                        self.refusals.count(Cause::Resets);
+                    if !std::mem::replace(&mut is_going_away, true) {
+                        self.rejections.count(Cause::Resets);
                         connection.as_mut().graceful_shutdown();
                         idle.set(self.idle(&activity, STALL_TIMEOUT));
                     }
                 }
                 () = leave.cancelled(), if leaving.is_none() => {
-                    asked = true;
+                    is_going_away = true;
                     connection.as_mut().graceful_shutdown();
-                    let most = if activity.slot.is_in_use() { LEAVE_TIMEOUT } else { IDLE_LEAVE_TIMEOUT };
-                    leaving = Some(Box::pin(tokio::time::sleep(most)));
+                    let grace = if activity.slot.is_in_use() { LEAVE_TIMEOUT } else { IDLE_LEAVE_TIMEOUT };
+                    leaving = Some(Box::pin(tokio::time::sleep(grace)));
                 }
                 Some(()) = OptionFuture::from(leaving.as_mut()) => return,
                 () = &mut idle => {
-                    if asked {
+                    if is_going_away {
                         // Still no admitted call, and the peer does not close: it may not be reading its responses.
                         if !activity.is_watched() {
-                            self.refusals.count(Cause::Stalled);
+                            self.rejections.count(Cause::Stalled);
                         }
                         return;
                     }
-                    asked = true;
+                    is_going_away = true;
                     connection.as_mut().graceful_shutdown();
                     idle.set(self.idle(&activity, STALL_TIMEOUT));
                 }
@@ -279,7 +279,7 @@ impl Connections {
         };
         if let Err(error) = ended {
             if let Some(cause) = cause_of(&error) {
-                self.refusals.count(cause);
+                self.rejections.count(cause);
             }
             tracing::debug!(target: "ordermesh", %error, "connection closed with an error");
         }

@@ -13,14 +13,14 @@ use tokio::time::timeout;
 
 const LINGER: Duration = Duration::from_secs(1);
 /// Reads of one KiB each: more input than that of calls in flight.
-const MOST_READS: usize = 256;
+const MAX_READS: usize = 256;
 
 /// Closes the write side, and waits until the peer closes too.
 pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let peer_closes = async {
         let _ = stream.shutdown().await;
         let mut ignored = [0; 1_024];
-        for _ in 0..MOST_READS {
+        for _ in 0..MAX_READS {
             if !matches!(stream.read(&mut ignored).await, Ok(1..)) {
                 break;
             }
@@ -31,17 +31,17 @@ pub(crate) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
 }
 
 /// A stream that is handed back when its borrower drops it: hyper keeps what it is given.
-pub(crate) struct Lent<S> {
+pub(crate) struct ReturnOnDrop<S> {
     stream: Option<S>,
     back: Option<oneshot::Sender<S>>,
 }
 
-pub(crate) fn lend<S>(stream: S) -> (Lent<S>, oneshot::Receiver<S>) {
-    let (back, given_back) = oneshot::channel();
-    (Lent { stream: Some(stream), back: Some(back) }, given_back)
+pub(crate) fn return_on_drop<S>(stream: S) -> (ReturnOnDrop<S>, oneshot::Receiver<S>) {
+    let (back, returned) = oneshot::channel();
+    (ReturnOnDrop { stream: Some(stream), back: Some(back) }, returned)
 }
 
-impl<S> Drop for Lent<S> {
+impl<S> Drop for ReturnOnDrop<S> {
     fn drop(&mut self) {
         if let Some((stream, back)) = self.stream.take().zip(self.back.take()) {
             // The receiver may be gone.
@@ -50,20 +50,20 @@ impl<S> Drop for Lent<S> {
     }
 }
 
-impl<S: Unpin> Lent<S> {
+impl<S: Unpin> ReturnOnDrop<S> {
     /// Present until drop.
     fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut S>> {
         self.get_mut().stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Lent<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ReturnOnDrop<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.stream()?.poll_read(cx, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Lent<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReturnOnDrop<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.stream()?.poll_write(cx, bytes)
     }

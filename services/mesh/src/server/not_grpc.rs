@@ -20,7 +20,7 @@ pub(crate) fn not_grpc(request: &Request) -> Option<Response> {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
         return Some(response);
     }
-    if says_grpc(request.headers()) {
+    if is_grpc(request.headers()) {
         return None;
     }
     let text =
@@ -34,7 +34,7 @@ pub(crate) fn not_grpc(request: &Request) -> Option<Response> {
 }
 
 /// Media types have no case, and may have parameters (RFC 9110, section 8.3.1).
-fn says_grpc(headers: &HeaderMap) -> bool {
+fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes) else { return false };
     if value == MEDIA_TYPE {
         return true;

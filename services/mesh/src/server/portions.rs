@@ -19,9 +19,9 @@ const PORTION_BYTES: usize = 16 * 1_024;
 
 /// The bytes read in the current poll of a connection's task.
 #[derive(Clone, Default)]
-pub(crate) struct Turn(Arc<AtomicUsize>);
+pub(crate) struct PollBudget(Arc<AtomicUsize>);
 
-impl Turn {
+impl PollBudget {
     /// Wraps the connection's future; each poll is a turn.
     pub(crate) fn of<F: Future>(&self, mut work: Pin<&mut F>) -> impl Future<Output = F::Output> {
         std::future::poll_fn(move |cx| {
@@ -51,11 +51,11 @@ pub(crate) struct Portioned<S> {
     first: [u8; PREFACE_AND_HEAD_BYTES],
     given: usize,
     stream: S,
-    turn: Turn,
+    turn: PollBudget,
 }
 
 impl<S> Portioned<S> {
-    pub(crate) fn new(first: [u8; PREFACE_AND_HEAD_BYTES], stream: S, turn: Turn) -> Self {
+    pub(crate) fn new(first: [u8; PREFACE_AND_HEAD_BYTES], stream: S, turn: PollBudget) -> Self {
         Self { first, given: 0, stream, turn }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) enum Cause {
     /// All stream slots are taken, and none can be evicted.
     Streams,
     /// A connection or stream of the caller with the most slots was evicted for another caller.
-    GaveWay,
+    Evicted,
     /// A connection whose peer's certificate has expired.
     Expired,
     /// A request that was not complete in time.
@@ -62,7 +62,7 @@ impl Cause {
             Self::Concurrency => "concurrency",
             Self::Share => "share",
             Self::Streams => "streams",
-            Self::GaveWay => "gave_way",
+            Self::Evicted => "gave_way",
             Self::Expired => "expired",
             Self::MessageTooSlow => "message_too_slow",
             Self::Memory => "memory",
@@ -86,7 +86,7 @@ impl Cause {
 
 /// A server's rejections.
 #[derive(Debug)]
-pub(crate) struct Refusals {
+pub(crate) struct Rejections {
     pub(crate) service: &'static str,
     counter: Counter<u64>,
     log_limit: LogLimit,
@@ -95,7 +95,7 @@ pub(crate) struct Refusals {
     pub(crate) seen: Mutex<Vec<Cause>>,
 }
 
-impl Refusals {
+impl Rejections {
     pub(crate) fn new(service: &'static str) -> Self {
         let counter = global::meter("mesh")
             .u64_counter("mesh.server.refusals")

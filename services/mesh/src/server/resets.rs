@@ -19,7 +19,7 @@ const PER_CALLER: Quota = Quota { calls: 2_000, per: Duration::from_secs(20) };
 /// Of all callers of a connection: a burst of some five times the limit on open streams, and 250 a second.
 const PER_CONNECTION: Quota = Quota { calls: 5_000, per: Duration::from_secs(20) };
 /// Resets after the GOAWAY, before the connection is closed: as many as there may be open streams.
-const MOST_AFTER_GOAWAY: u64 = 1_024;
+const MAX_RESETS_AFTER_GOAWAY: u64 = 1_024;
 
 /// A server's resets, by caller.
 pub(crate) struct Resets {
@@ -98,7 +98,7 @@ impl ConnectionResets {
     /// Returns when the connection exceeds its quota, and again for each further reset.
     pub(crate) async fn beyond(&self) -> Beyond {
         self.went_beyond.notified().await;
-        if self.beyond.load(Ordering::Acquire) > MOST_AFTER_GOAWAY { Beyond::TooFar } else { Beyond::Far }
+        if self.beyond.load(Ordering::Acquire) > MAX_RESETS_AFTER_GOAWAY { Beyond::TooFar } else { Beyond::Far }
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use crate::call::{Answer, Request, Response};
+use crate::call::{Request, Response, ServerResult};
 use crate::identity::token::Tokens;
 use crate::ops::gauges::Holdings;
 use crate::ops::health::Health;
@@ -25,7 +25,7 @@ use crate::ops::health::Health;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves the calls of one connection.
-pub(crate) type Calls = Box<dyn FnMut(Request) -> BoxFuture<'static, Answer> + Send>;
+pub(crate) type Calls = Box<dyn FnMut(Request) -> BoxFuture<'static, ServerResult> + Send>;
 
 /// A server's stack, instantiated for each connection: avoids `BoxCloneService`, which clones every layer per request
 /// and boxes its future once more.
@@ -36,7 +36,7 @@ impl Stack {
     /// The service must always be ready, as all of our layers are: they reject instead of applying backpressure.
     pub(crate) fn new<S>(service: S) -> Self
     where
-        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
         S: Clone + Send + Sync + 'static,
     {
         Self(Arc::new(move || {
@@ -91,7 +91,7 @@ impl Server {
         let (goaway, cut) = (self.goaway.clone(), CancellationToken::new());
         let connections = TaskTracker::new();
         let ready_now = *ready.borrow();
-        self.health.say(ready_now);
+        self.health.set_serving(ready_now);
         let follower = tokio::spawn(self.health.clone().follow(ready, shutdown.clone()));
         if let Some(tokens) = self.tokens.clone() {
             let until = goaway.clone();
@@ -110,7 +110,7 @@ impl Server {
             shutdown.cancelled().await;
             // The follower must have ended, or it could report SERVING again.
             let _ = follower.await;
-            self.health.say(false);
+            self.health.set_serving(false);
             tracing::debug!(target: "ordermesh", %address, "draining");
             tokio::time::sleep(self.drain_notice).await;
             goaway.cancel();

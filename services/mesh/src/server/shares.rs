@@ -21,7 +21,7 @@ impl Holder {
     pub(crate) fn of(request: &Request) -> Self {
         match Key::of(request, false) {
             Key::Service(_) => Self::PLATFORM,
-            person @ Key::Person(_) => Self([Some(person), Some(Key::of(request, true))]),
+            person @ Key::User(_) => Self([Some(person), Some(Key::of(request, true))]),
             address @ (Key::Peer(_) | Key::Others) => Self([Some(address), None]),
         }
     }

@@ -100,9 +100,9 @@ impl All {
         if for_it >= MAX_LEAVING_FOR_ONE {
             return None;
         }
-        let (busiest, most) = self.by_key.iter().max_by_key(|(_, held)| **held)?;
+        let (busiest, largest) = self.by_key.iter().max_by_key(|(_, held)| **held)?;
         let held = arrival.and_then(|key| self.by_key.get(key)).copied().unwrap_or(0);
-        if arrival.is_none() || *most > held + 1 {
+        if arrival.is_none() || *largest > held + 1 {
             return self.idlest(|key| key == busiest).map(|(number, _)| number);
         }
         // No caller has clearly more: evict one of its own, or any slot if it has none.

@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 
 tokio::task_local! {
-    static SENDING: Arc<Sending>;
+    static WRITE_PROGRESS: Arc<WriteProgress>;
 }
 
 /// The time in which an evicted stream must send its final status.
@@ -29,7 +29,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The progress of a call's response.
 #[derive(Debug, Default)]
-pub(crate) struct Sending {
+pub(crate) struct WriteProgress {
     /// 0 while the handler is awaited, else a number that changes with each frame.
     frames: AtomicU64,
     /// Of a stream: cancelled on eviction.
@@ -37,47 +37,47 @@ pub(crate) struct Sending {
 }
 
 /// Called inside a stream's task: bounds its end after `leave`, even if its caller reads nothing.
-pub(crate) fn ends_after(leave: CancellationToken) {
+pub(crate) fn end_after_eviction(leave: CancellationToken) {
     // Without a task of its own, as in tests, there is no bound. A call has one slot.
-    let _ = SENDING.try_with(|sending| sending.leave.set(leave));
+    let _ = WRITE_PROGRESS.try_with(|sending| sending.leave.set(leave));
 }
 
 /// hyper's executor, which watches the tasks that it spawns: each serves one call.
 #[derive(Clone)]
-pub(crate) struct WatchingExecutor {
+pub(crate) struct WriteTimeoutExecutor {
     pub(crate) timeout: Duration,
-    pub(crate) refusals: Arc<Refusals>,
+    pub(crate) rejections: Arc<Rejections>,
 }
 
-impl<F> hyper::rt::Executor<F> for WatchingExecutor
+impl<F> hyper::rt::Executor<F> for WriteTimeoutExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, work: F) {
-        let (timeout, refusals) = (self.timeout, self.refusals.clone());
+        let (timeout, rejections) = (self.timeout, self.rejections.clone());
         tokio::spawn(async move {
-            let sending = Arc::new(Sending::default());
-            let stalled = Stalled { sending: sending.clone(), timeout, seen: 0, alarm: None, leave: None };
+            let sending = Arc::new(WriteProgress::default());
+            let stalled = WriteTimeout { sending: sending.clone(), timeout, seen: 0, alarm: None, leave: None };
             tokio::select! {
                 biased;
-                () = SENDING.scope(sending, work) => {}
+                () = WRITE_PROGRESS.scope(sending, work) => {}
                 // Dropping the work resets the stream, and releases what the call holds.
-                cause = stalled => refusals.count(cause),
+                cause = stalled => rejections.count(cause),
             }
         });
     }
 }
 
 /// Ready when the response has waited for its caller too long. Polled after the task's work, in each poll.
-struct Stalled {
-    sending: Arc<Sending>,
+struct WriteTimeout {
+    sending: Arc<WriteProgress>,
     timeout: Duration,
     seen: u64,
     alarm: Option<Pin<Box<Sleep>>>,
     leave: Option<BoxFuture<'static, ()>>,
 }
 
-impl Future for Stalled {
+impl Future for WriteTimeout {
     type Output = Cause;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Cause> {
@@ -91,7 +91,7 @@ impl Future for Stalled {
                 }) as BoxFuture<'static, ()>
             };
             if this.leave.get_or_insert_with(has_left).as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Cause::GaveWay);
+                return Poll::Ready(Cause::Evicted);
             }
         }
         let now = this.sending.frames.load(Ordering::Relaxed);
@@ -118,7 +118,7 @@ pub(crate) struct WatchedBody<G> {
     inner: Body,
     /// The unsent rest of the current frame.
     rest: Bytes,
-    sending: Option<Arc<Sending>>,
+    sending: Option<Arc<WriteProgress>>,
     frames: Cell<u64>,
     _guard: G,
 }
@@ -126,10 +126,10 @@ pub(crate) struct WatchedBody<G> {
 impl<G> WatchedBody<G> {
     /// Called inside the call's task. The guard is dropped with the body.
     pub(crate) fn new(inner: Body, guard: G) -> Self {
-        let sending = SENDING.try_with(Arc::clone).ok();
+        let sending = WRITE_PROGRESS.try_with(Arc::clone).ok();
         let body = Self { inner, rest: Bytes::new(), sending, frames: Cell::new(0), _guard: guard };
         // The headers are being sent.
-        body.tell_sent();
+        body.mark_sent();
         body
     }
 
@@ -153,7 +153,7 @@ impl<G> WatchedBody<G> {
         self.rest.split_to((left - 1).min(PIECE_BYTES))
     }
 
-    fn tell_sent(&self) {
+    fn mark_sent(&self) {
         self.frames.set(self.frames.get() + 1);
         if let Some(sending) = &self.sending {
             sending.frames.store(self.frames.get(), Ordering::Relaxed);
@@ -168,12 +168,12 @@ impl<G: Unpin> http_body::Body for WatchedBody<G> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         if !this.rest.is_empty() {
-            this.tell_sent();
+            this.mark_sent();
             return Poll::Ready(Some(Ok(Frame::data(this.next_piece()))));
         }
         match Pin::new(&mut this.inner).poll_frame(cx) {
             Poll::Ready(frame) => {
-                this.tell_sent();
+                this.mark_sent();
                 Poll::Ready(frame.map(|frame| frame.map(|frame| this.first_piece(frame))))
             }
             Poll::Pending => {

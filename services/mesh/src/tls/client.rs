@@ -48,7 +48,7 @@ impl Trust {
 
     /// The client's end of connections to a service, for example `data`: as [`Identity::client`].
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
-        ClientTls::new(Shown::Nothing(self.clone()), target.into())
+        ClientTls::new(PresentedCredentials::Nothing(self.clone()), target.into())
     }
 
     fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
@@ -59,7 +59,7 @@ impl Trust {
 
 /// What a client presents.
 #[derive(Clone, Debug)]
-pub(crate) enum Shown {
+pub(crate) enum PresentedCredentials {
     Identity(Identity),
     Nothing(Trust),
 }
@@ -67,13 +67,13 @@ pub(crate) enum Shown {
 /// The client's end of TLS, for one target. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
-    shown: Shown,
+    shown: PresentedCredentials,
     target: String,
     dns_name: String,
 }
 
 impl ClientTls {
-    pub(crate) fn new(shown: Shown, target: String) -> Self {
+    pub(crate) fn new(shown: PresentedCredentials, target: String) -> Self {
         Self { shown, dns_name: target.clone(), target }
     }
 
@@ -96,8 +96,8 @@ impl ClientTls {
         let invalid = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
         let name = ServerName::try_from(self.dns_name.clone()).map_err(|error| invalid(&error))?;
         let config = match &self.shown {
-            Shown::Identity(identity) => identity.client_config(&self.target),
-            Shown::Nothing(trust) => trust.client_config(&self.target),
+            PresentedCredentials::Identity(identity) => identity.client_config(&self.target),
+            PresentedCredentials::Nothing(trust) => trust.client_config(&self.target),
         };
         let config = config.map_err(|error| invalid(&error))?;
         let stream = TlsConnector::from(config).connect(name, stream).await?;

@@ -46,10 +46,10 @@ fn a_written_timeout_is_read_back_and_never_longer() {
 
 #[test]
 fn the_lesser_limit_wins() {
-    assert_eq!(least(Some(1), Some(2)), Some(1));
-    assert_eq!(least(None, Some(2)), Some(2));
-    assert_eq!(least(Some(1), None), Some(1));
-    assert_eq!(least::<u8>(None, None), None);
+    assert_eq!(earlier(Some(1), Some(2)), Some(1));
+    assert_eq!(earlier(None, Some(2)), Some(2));
+    assert_eq!(earlier(Some(1), None), Some(1));
+    assert_eq!(earlier::<u8>(None, None), None);
 }
 
 #[tokio::test]

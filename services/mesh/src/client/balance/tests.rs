@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::client::breaker::{Gate, THRESHOLD};
-use crate::client::endpoints::tests::fleet;
+use crate::client::endpoints::tests::endpoints_of;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
 
 fn instance() -> Arc<Endpoint> {
-    fleet(&["a:1"]).endpoints()[0].clone()
+    endpoints_of(&["a:1"]).list()[0].clone()
 }
 
 fn ticket(endpoint: &Arc<Endpoint>, until: Option<Until>) -> Ticket {
@@ -42,8 +42,8 @@ async fn a_deadline_counts_only_if_the_call_had_the_methods_full_timeout() {
     for (is_full, expected) in [(true, true), (false, false)] {
         let answered = |endpoint: &_| ticket(endpoint, until(5, is_full)).settle(Code::DeadlineExceeded);
         assert_eq!(is_taken_out(answered), expected, "reported by the instance");
-        let given_up = |endpoint: &_| drop(ticket(endpoint, until(0, is_full)));
-        assert_eq!(is_taken_out(given_up), expected, "elapsed at the client");
+        let cancelled_by_caller = |endpoint: &_| drop(ticket(endpoint, until(0, is_full)));
+        assert_eq!(is_taken_out(cancelled_by_caller), expected, "elapsed at the client");
     }
     assert!(!is_taken_out(|endpoint| drop(ticket(endpoint, until(5, true)))), "cancelled before its deadline");
     assert!(!is_taken_out(|endpoint| ticket(endpoint, None).not_sent()));
@@ -51,7 +51,7 @@ async fn a_deadline_counts_only_if_the_call_had_the_methods_full_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn silence_and_failure_raise_an_instances_load_and_calls_in_flight_are_counted() {
-    let endpoints = fleet(&["a:1", "b:1"]).endpoints();
+    let endpoints = endpoints_of(&["a:1", "b:1"]).list();
     let load = |index: usize| endpoints[index].load.now(Instant::now());
     let silent = ticket(&endpoints[0], None);
     assert!(load(0) > 1.9 * load(1), "one call in flight");

@@ -1,7 +1,7 @@
 //! A name's addresses over time, from a scripted resolver.
 
 use super::*;
-use crate::client::endpoints::tests::{dns, fleet};
+use crate::client::endpoints::tests::{dns, endpoints_of};
 use std::sync::{Arc, Mutex};
 
 /// Answers what was set last.
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 struct Script(Mutex<Option<Vec<&'static str>>>);
 
 impl Script {
-    fn say(&self, addresses: Option<Vec<&'static str>>) {
+    fn set_serving(&self, addresses: Option<Vec<&'static str>>) {
         *self.0.lock().expect("not poisoned") = addresses;
     }
 }
@@ -23,8 +23,8 @@ impl Resolve for Script {
     }
 }
 
-fn addresses(fleet: &Fleet) -> Vec<String> {
-    fleet.endpoints().iter().map(|endpoint| endpoint.address().to_owned()).collect()
+fn addresses(target: &Endpoints) -> Vec<String> {
+    target.list().iter().map(|endpoint| endpoint.address().to_owned()).collect()
 }
 
 /// Lets the look-up of this instant complete.
@@ -35,39 +35,39 @@ async fn settled() {
 #[tokio::test(start_paused = true)]
 async fn new_addresses_are_used_old_ones_are_dropped_and_an_error_or_an_empty_answer_changes_nothing() {
     let script = Arc::new(Script::default());
-    script.say(Some(vec!["10.0.0.1:7401", "10.0.0.2:7401"]));
-    let fleet = dns(script.clone());
+    script.set_serving(Some(vec!["10.0.0.1:7401", "10.0.0.2:7401"]));
+    let target = dns(script.clone());
     settled().await;
-    let old = fleet.endpoints();
-    assert_eq!(addresses(&fleet), ["10.0.0.1:7401", "10.0.0.2:7401"]);
-    script.say(Some(vec!["10.0.0.3:7401", "10.0.0.2:7401"]));
+    let old = target.list();
+    assert_eq!(addresses(&target), ["10.0.0.1:7401", "10.0.0.2:7401"]);
+    script.set_serving(Some(vec!["10.0.0.3:7401", "10.0.0.2:7401"]));
     tokio::time::sleep(INTERVAL).await;
-    assert_eq!(addresses(&fleet), ["10.0.0.2:7401", "10.0.0.3:7401"]);
+    assert_eq!(addresses(&target), ["10.0.0.2:7401", "10.0.0.3:7401"]);
     assert_eq!((old[0].gone.is_cancelled(), old[1].gone.is_cancelled()), (true, false));
     for nothing in [None, Some(vec![])] {
-        script.say(nothing);
+        script.set_serving(nothing);
         tokio::time::sleep(INTERVAL).await;
-        assert_eq!(addresses(&fleet), ["10.0.0.2:7401", "10.0.0.3:7401"]);
+        assert_eq!(addresses(&target), ["10.0.0.2:7401", "10.0.0.3:7401"]);
     }
-    script.say(Some(vec!["10.0.0.4:7401"]));
+    script.set_serving(Some(vec!["10.0.0.4:7401"]));
     tokio::time::sleep(INTERVAL).await;
-    assert_eq!(addresses(&fleet), ["10.0.0.4:7401"]);
+    assert_eq!(addresses(&target), ["10.0.0.4:7401"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_waits_for_the_first_answer_and_fails_if_it_is_an_error() {
-    let fleet = dns(Arc::new(Script::default()));
-    let Err(failure) = fleet.pick(&[]).await else { panic!("no instance") };
+    let target = dns(Arc::new(Script::default()));
+    let Err(failure) = target.pick(&[]).await else { panic!("no instance") };
     assert!(failure.status.message().contains("looking up data: SERVFAIL"), "{}", failure.status.message());
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_look_ups_happen_for_a_dropped_fleet() {
-    let fleet = fleet(&[]);
+    let target = endpoints_of(&[]);
     let script = Arc::new(Script::default());
-    let following = tokio::spawn(follow(Arc::downgrade(&fleet), fleet.gone(), script, "data".into(), 7401));
+    let following = tokio::spawn(follow(Arc::downgrade(&target), target.gone(), script, "data".into(), 7401));
     settled().await;
-    fleet.gone().cancel();
+    target.gone().cancel();
     following.await.expect("ends");
 }
 
@@ -95,12 +95,12 @@ fn addresses_are_a_list_or_a_name_and_print_as_they_are_parsed() {
 #[tokio::test(start_paused = true)]
 async fn an_instance_with_an_address_of_each_family_is_one_instance() {
     let script = Arc::new(Script::default());
-    script.say(Some(vec!["[fd00::1]:7401", "10.0.0.1:7401", "[fd00::2]:7401", "10.0.0.2:7401"]));
-    let fleet = dns(script.clone());
+    script.set_serving(Some(vec!["[fd00::1]:7401", "10.0.0.1:7401", "[fd00::2]:7401", "10.0.0.2:7401"]));
+    let target = dns(script.clone());
     settled().await;
-    assert_eq!(addresses(&fleet), ["10.0.0.1:7401", "10.0.0.2:7401"]);
+    assert_eq!(addresses(&target), ["10.0.0.1:7401", "10.0.0.2:7401"]);
     // Some pods predate the dual-stack cluster, or are IPv6-only: the family that includes all of them.
-    script.say(Some(vec!["[fd00::1]:7401", "10.0.0.1:7401", "[fd00::2]:7401"]));
+    script.set_serving(Some(vec!["[fd00::1]:7401", "10.0.0.1:7401", "[fd00::2]:7401"]));
     tokio::time::sleep(INTERVAL).await;
-    assert_eq!(addresses(&fleet), ["[fd00::1]:7401", "[fd00::2]:7401"]);
+    assert_eq!(addresses(&target), ["[fd00::1]:7401", "[fd00::2]:7401"]);
 }

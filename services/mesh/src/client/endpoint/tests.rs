@@ -1,17 +1,17 @@
 use super::*;
-use crate::call::{SECRET_HEADER, once_only};
+use crate::call::{SECRET_HEADER, never_indexed};
 use http::HeaderValue;
 
 #[test]
 fn header_names_are_indexed_with_the_first_request_only_and_a_secret_never() {
-    let is_taught = AtomicBool::new(false);
+    let is_primed = AtomicBool::new(false);
     let kept_out = || {
         let names = [TRACEPARENT, GRPC_TIMEOUT, SECRET_HEADER];
         let mut request = Request::new(Body::empty());
         for name in &names {
-            request.headers_mut().insert(name, once_only(HeaderValue::from_static("x")));
+            request.headers_mut().insert(name, never_indexed(HeaderValue::from_static("x")));
         }
-        teach_names(&is_taught, &mut request);
+        prime_header_names(&is_primed, &mut request);
         names.map(|name| request.headers()[name].is_sensitive())
     };
     assert_eq!(kept_out(), [false, false, true]);

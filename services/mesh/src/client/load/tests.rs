@@ -51,7 +51,7 @@ fn an_instance_without_recent_responses_or_after_a_failure_gets_one_call_at_a_ti
     let start = Instant::now();
     let (quiet, hanging, failing) = (Load::new(), Load::new(), Load::new());
     quiet.took(start, MS);
-    hanging.gave_no_answer(start, MS);
+    hanging.no_response(start, MS);
     let later = start + 2 * QUIET;
     failing.failed(later, MS);
     for load in [&quiet, &hanging, &failing] {
@@ -61,7 +61,7 @@ fn an_instance_without_recent_responses_or_after_a_failure_gets_one_call_at_a_ti
     }
     quiet.took(later, MS);
     assert!(quiet.now(later) < 0.003, "it has responded");
-    hanging.gave_no_answer(later, MS);
+    hanging.no_response(later, MS);
     assert!(hanging.now(later) >= QUIET_COSTS_SECONDS, "control: no response");
 }
 
@@ -106,8 +106,8 @@ fn a_failure_is_not_a_fast_response_and_closing_the_breaker_forgets_it() {
     for _ in 0..10 {
         let before = bad.now(start);
         bad.failed(start, MS / 10);
-        assert!(bad.now(start) > before || before >= FAILURE_AT_MOST_SECONDS);
+        assert!(bad.now(start) > before || before >= MAX_FAILURE_SECONDS);
     }
-    bad.healed(start, MS);
+    bad.recovered(start, MS);
     assert!(bad.now(start) < good.now(start));
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::client::connect::{SETTINGS, handshake};
 use crate::client::endpoint::EndpointConfig;
 use crate::client::metrics::ClientMetrics;
-use crate::client::rng::Always;
+use crate::client::rng::FixedRng;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, StreamBody};
@@ -29,7 +29,7 @@ impl Connect for Pipes {
         Box::pin(async move {
             match pipe {
                 Some(pipe) => handshake(pipe, address).await,
-                None => Err("refused".to_owned()),
+                None => Err("rejected".to_owned()),
             }
         })
     }
@@ -46,17 +46,16 @@ struct World {
 impl World {
     /// The first `connections` attempts succeed. Returns the pipes' other ends.
     fn new(connections: usize) -> (Self, Vec<DuplexStream>) {
-        let chance: Arc<dyn Chance> = Arc::new(Always(1.0));
+        let rng: Arc<dyn Rng> = Arc::new(FixedRng(1.0));
         let metrics = Arc::new(ClientMetrics::new("test"));
-        let config =
-            EndpointConfig { connections: 1, has_tls: false, is_bounded: true, chance: chance.clone(), metrics };
+        let config = EndpointConfig { connections: 1, has_tls: false, is_bounded: true, rng: rng.clone(), metrics };
         let endpoint = Arc::new(Endpoint::new("a:1".into(), &config, CancellationToken::new()));
         let (tries_in, tries) = unbounded_channel();
         let (ours, theirs) = (0..connections).map(|_| tokio::io::duplex(1 << 16)).unzip();
         let pipes = Arc::new(Pipes { tries: tries_in, pipes: std::sync::Mutex::new(ours) });
         let changed = Arc::new(Notify::new());
-        let keeping = Keeping { connect: pipes.clone(), chance, changed: changed.clone(), failures: Arc::default() };
-        let keeper = tokio::spawn(keep(endpoint.clone(), 0, keeping));
+        let reconnect = Reconnect { connect: pipes.clone(), rng, changed: changed.clone(), failures: Arc::default() };
+        let keeper = tokio::spawn(maintain(endpoint.clone(), 0, reconnect));
         (Self { endpoint, pipes, tries, changed, keeper }, theirs)
     }
 
@@ -95,7 +94,7 @@ async fn an_unreachable_instance_is_tried_with_increasing_backoff() {
     }
     assert_eq!(
         world.endpoint.failed_since(8).as_deref(),
-        Some("refused"),
+        Some("rejected"),
         "nine have failed, the tenth is in progress"
     );
 }

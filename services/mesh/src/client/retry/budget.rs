@@ -10,19 +10,19 @@ const DEPOSIT: i64 = 2;
 /// The initial balance, in retries.
 pub(crate) const MINIMUM_RETRIES: i64 = 10;
 /// The highest balance, in retries: enough for all calls in flight to one instance that crashes.
-const MOST_RETRIES: i64 = 500;
+const MAX_RETRIES: i64 = 500;
 
 /// The retry budget of one target.
-pub(crate) struct Budget(AtomicI64);
+pub(crate) struct RetryBudget(AtomicI64);
 
-impl Budget {
+impl RetryBudget {
     pub(crate) fn new() -> Self {
         Self(AtomicI64::new(MINIMUM_RETRIES * RETRY))
     }
 
     /// Records a call.
     pub(crate) fn deposit(&self) {
-        if self.0.load(Ordering::Relaxed) < MOST_RETRIES * RETRY {
+        if self.0.load(Ordering::Relaxed) < MAX_RETRIES * RETRY {
             // Concurrent deposits may exceed the limit slightly.
             self.0.fetch_add(DEPOSIT, Ordering::Relaxed);
         }

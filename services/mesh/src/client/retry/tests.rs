@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::call::deadline::{SERVED, Served};
-use crate::client::rng::Always;
+use crate::client::rng::FixedRng;
 use crate::policy::METHOD;
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -26,17 +26,17 @@ const POLICIES: PolicyTable = PolicyTable(&[
     method(WRITE, Idempotency::Unknown, false),
 ]);
 
-/// [`NoAnswer`] as an error type for the mock.
+/// [`AttemptError`] as an error type for the mock.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?}")]
-struct Lost(NoAnswer);
+struct Lost(AttemptError);
 
 type Reply = SendResponse<Response>;
 
 /// A retry layer over a mock.
 struct World {
     instances: Handle<Request, Response>,
-    budget: Arc<Budget>,
+    budget: Arc<RetryBudget>,
     layer: Box<dyn Fn(Request) -> BoxFuture<'static, Result<Response, Status>> + Send>,
 }
 
@@ -47,12 +47,12 @@ impl World {
 
     fn with_retries(is_on: bool) -> Self {
         let (mock, instances): (Mock<Request, Response>, _) = pair();
-        let budget = Arc::new(Budget::new());
+        let budget = Arc::new(RetryBudget::new());
         let config = RetryConfig {
             is_on,
             policies: POLICIES,
             budget: budget.clone(),
-            chance: Arc::new(Always(1.0)),
+            rng: Arc::new(FixedRng(1.0)),
             metrics: Arc::new(ClientMetrics::new("test")),
         };
         let inner = mock.map_err(|error| error.downcast::<Lost>().expect("ours").0);
@@ -90,18 +90,18 @@ impl World {
     }
 }
 
-fn refused(code: Code) -> Response {
+fn rejected(code: Code) -> Response {
     Status::new(code, "").into_http()
 }
 
 fn pushed_back(value: &'static str) -> Response {
-    let mut response = refused(Code::Unavailable);
+    let mut response = rejected(Code::Unavailable);
     response.headers_mut().insert(PUSHBACK, HeaderValue::from_static(value));
     response
 }
 
 fn lost(code: Code, reach: Reach) -> Lost {
-    Lost(NoAnswer { status: Status::new(code, ""), reach })
+    Lost(AttemptError { status: Status::new(code, ""), reach })
 }
 
 fn previous(request: &Request) -> Option<&str> {
@@ -116,7 +116,7 @@ async fn a_retryable_call_is_retried_and_sends_its_attempt_count() {
         let (first, reply) = world.attempt().await;
         assert_eq!(previous(&first), None);
         let failed = Instant::now();
-        reply.send_response(refused(Code::Unavailable));
+        reply.send_response(rejected(Code::Unavailable));
         let (second, reply) = world.attempt().await;
         assert_eq!((previous(&second), failed.elapsed()), (Some("1"), BACKOFF));
         reply.send_error(lost(Code::Unavailable, Reach::Unknown));
@@ -132,7 +132,7 @@ async fn after_the_last_attempt_its_failure_is_the_result() {
     let mut world = World::new();
     let call = world.call(READ);
     for _ in 0..ATTEMPTS {
-        world.attempt().await.1.send_response(refused(Code::Unavailable));
+        world.attempt().await.1.send_response(rejected(Code::Unavailable));
     }
     assert_eq!(world.code(call).await, Code::Unavailable);
 }
@@ -147,7 +147,7 @@ async fn a_call_that_may_have_its_effect_twice_is_not_retried() {
     }
     let mut world = World::new();
     let call = world.call(WRITE);
-    world.attempt().await.1.send_response(refused(Code::Unavailable));
+    world.attempt().await.1.send_response(rejected(Code::Unavailable));
     assert_eq!(world.code(call).await, Code::Unavailable, "rejected by the instance");
 }
 
@@ -155,7 +155,7 @@ async fn a_call_that_may_have_its_effect_twice_is_not_retried() {
 async fn without_retries_each_error_is_returned() {
     let mut world = World::with_retries(false);
     let call = world.call(READ);
-    world.attempt().await.1.send_response(refused(Code::Unavailable));
+    world.attempt().await.1.send_response(rejected(Code::Unavailable));
     assert_eq!(world.code(call).await, Code::Unavailable);
 }
 
@@ -165,7 +165,7 @@ async fn only_some_codes_are_retried() {
         let code = Code::from_i32(number);
         let mut world = World::new();
         let call = world.call(READ);
-        world.attempt().await.1.send_response(refused(code));
+        world.attempt().await.1.send_response(rejected(code));
         if [Code::Unavailable, Code::Aborted, Code::DeadlineExceeded].contains(&code) {
             world.attempt().await.1.send_response(Response::new(Body::empty()));
             assert_eq!(world.code(call).await, Code::Ok);
@@ -248,7 +248,7 @@ async fn without_a_budget_nothing_is_retried_and_calls_refill_it() {
     let mut attempts = 0;
     for _ in 0..50 {
         let call = world.call(READ);
-        world.attempt().await.1.send_response(refused(Code::Unavailable));
+        world.attempt().await.1.send_response(rejected(Code::Unavailable));
         attempts += 1;
         tokio::select! {
             biased;
@@ -256,7 +256,7 @@ async fn without_a_budget_nothing_is_retried_and_calls_refill_it() {
                 attempts += 1;
                 reply.send_response(Response::new(Body::empty()));
             }
-            () = sleep(BACKOFF_AT_MOST) => {}
+            () = sleep(MAX_BACKOFF) => {}
         }
         call.await.expect("no panic").expect("an answer");
     }
@@ -271,13 +271,13 @@ async fn each_attempt_sends_the_time_left_and_none_begins_past_the_deadline() {
     let (first, reply) = world.attempt().await;
     assert_eq!(first.headers()["grpc-timeout"], "100000u");
     sleep(Duration::from_millis(30)).await;
-    reply.send_response(refused(Code::Unavailable));
+    reply.send_response(rejected(Code::Unavailable));
     let (second, reply) = world.attempt().await;
     assert_eq!(second.headers()["grpc-timeout"], "50000u", "30 ms of work and 20 ms of waiting later");
     let seen = second.extensions().get::<Attempt>().and_then(|attempt| attempt.until).expect("a deadline");
     assert!(!seen.is_full, "the time left is not the method's full timeout");
     sleep(Duration::from_millis(20)).await;
-    reply.send_response(refused(Code::Unavailable));
+    reply.send_response(rejected(Code::Unavailable));
     assert_eq!(world.code(call).await, Code::Unavailable, "the next would begin 40 ms later, with 30 ms left");
 }
 
@@ -291,7 +291,7 @@ async fn only_one_hop_retries() {
         }
         let request = http::Request::post(READ).body(body_of(Bytes::from_static(b"bytes"))).expect("a request");
         let call = tokio::spawn(SERVED.scope(Served::new(None, &headers), (world.layer)(request)));
-        world.attempt().await.1.send_response(refused(Code::Unavailable));
+        world.attempt().await.1.send_response(rejected(Code::Unavailable));
         if expected == Code::Ok {
             world.attempt().await.1.send_response(Response::new(Body::empty()));
         }

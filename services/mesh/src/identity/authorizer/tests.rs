@@ -12,7 +12,7 @@ const OPERATORS: MethodPolicy = method("/t.T/Operators", &[Access::Operator], &[
 const SERVICES: MethodPolicy = method("/t.T/Services", &[Access::Service], &["order"]);
 
 fn person(role: Role) -> Caller {
-    Caller::Person { user_id: Uuid::nil(), role, token_expires: Timestamp::from_micros(0), session_id: None }
+    Caller::User { user_id: Uuid::nil(), role, token_expires: Timestamp::from_micros(0), session_id: None }
 }
 
 fn service(name: &str) -> Caller {
@@ -32,9 +32,9 @@ fn the_table_decides() {
         (SERVICES,  person(Role::Operator), Some("ROLE_NOT_ALLOWED")),
         (SERVICES,  Caller::Anonymous,      Some("TOKEN_MISSING")),
     ];
-    for (policy, caller, refusal) in table {
+    for (policy, caller, rejection) in table {
         let answer = allowed(&policy, &caller).err().and_then(|status| reason_of(&status));
-        assert_eq!(answer.as_deref(), refusal, "{} by {caller:?}", policy.path);
+        assert_eq!(answer.as_deref(), rejection, "{} by {caller:?}", policy.path);
     }
 }
 

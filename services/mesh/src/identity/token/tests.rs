@@ -24,13 +24,13 @@ async fn a_revoked_key_stops_verifying_within_a_minute() {
     let hash = [7; 32];
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(tokens.keys().len(), 2);
-    tokens.remember("new", hash, Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
+    tokens.cache("new", hash, Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
     tokio::time::sleep(KEYS_INTERVAL).await;
-    assert!(tokens.remembered(&hash).is_some(), "control: no key was revoked");
+    assert!(tokens.cached(&hash).is_some(), "control: no key was revoked");
     source.0.lock().expect("not poisoned").retain(|kid| *kid == "new");
     tokio::time::sleep(KEYS_INTERVAL).await;
     assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
-    assert!(tokens.remembered(&hash).is_none(), "it must be verified again");
+    assert!(tokens.cached(&hash).is_none(), "it must be verified again");
     following.abort();
 }
 
@@ -71,13 +71,13 @@ async fn initial_keys_verify_only_until_the_first_fetch() {
     assert_eq!(began.elapsed(), Duration::ZERO, "without a fetch");
     let unknown = tokens.key("new").await.expect_err("rejected");
     assert_eq!(unknown.code(), Code::Unavailable, "it may be valid: {unknown:?}");
-    tokens.remember("leaked", [7; 32], Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
+    tokens.cache("leaked", [7; 32], Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
     *source.fetched.lock().expect("not poisoned") = Some(vec!["kept", "new"]);
     tokio::time::sleep(PREFETCH_MAX_PAUSE).await;
     assert!(tokens.key("kept").await.is_ok() && tokens.key("new").await.is_ok());
     let gone = tokens.key("leaked").await.expect_err("rejected");
     assert_eq!(gone.code(), Code::Unauthenticated, "{gone:?}");
-    assert!(tokens.remembered(&[7; 32]).is_none(), "it must be verified again");
+    assert!(tokens.cached(&[7; 32]).is_none(), "it must be verified again");
     *source.fetched.lock().expect("not poisoned") = None;
     tokio::time::sleep(KEYS_INTERVAL * 2).await;
     assert!(tokens.key("kept").await.is_ok(), "kept when a later fetch fails");
@@ -161,8 +161,8 @@ async fn an_ended_session_is_rejected_within_a_minute_although_its_token_is_cach
     for session in [ended, other] {
         let token_expires = SystemClock.now().plus(Duration::from_secs(900));
         let caller =
-            Caller::Person { user_id: Uuid::nil(), role: Role::Customer, token_expires, session_id: Some(session) };
-        tokens.remember("new", Sha256::digest(session.to_string()).into(), caller, token_expires);
+            Caller::User { user_id: Uuid::nil(), role: Role::Customer, token_expires, session_id: Some(session) };
+        tokens.cache("new", Sha256::digest(session.to_string()).into(), caller, token_expires);
     }
     let verify = async |session: Uuid| tokens.verify(&session.to_string()).await;
     tokio::time::sleep(KEYS_INTERVAL).await;
@@ -170,8 +170,8 @@ async fn an_ended_session_is_rejected_within_a_minute_although_its_token_is_cach
     let stream = tokio::spawn(tokens.clone().ended(ended));
     *source.0.lock().expect("not poisoned") = Some(vec![ended]);
     tokio::time::sleep(KEYS_INTERVAL).await;
-    let refused = verify(ended).await.expect_err("it has ended");
-    assert_eq!(crate::status::reason_of(&refused).as_deref(), Some("SESSION_ENDED"));
+    let rejected = verify(ended).await.expect_err("it has ended");
+    assert_eq!(crate::status::reason_of(&rejected).as_deref(), Some("SESSION_ENDED"));
     assert_eq!(stream.await.expect("it ends").code(), Code::Unauthenticated);
     assert!(verify(other).await.is_ok(), "another session");
     *source.0.lock().expect("not poisoned") = None;

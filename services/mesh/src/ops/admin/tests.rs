@@ -21,8 +21,8 @@ async fn connections_are_limited_and_a_closed_one_frees_its_slot() {
     for _ in 0..MAX_CONNECTIONS {
         silent.push(TcpStream::connect(address).await.expect("connects"));
     }
-    let mut refused = TcpStream::connect(address).await.expect("connects");
-    assert!(!matches!(refused.read(&mut [0]).await, Ok(1..)), "closed");
+    let mut rejected = TcpStream::connect(address).await.expect("connects");
+    assert!(!matches!(rejected.read(&mut [0]).await, Ok(1..)), "closed");
     let mut left = silent.pop().expect("one of them");
     left.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("written");
     left.read_to_end(&mut vec![]).await.expect("read");

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::call::{Answer, Request, Response};
+use crate::call::{Request, Response, ServerResult};
 
 /// HTTP/2 frame types.
 const SETTINGS: u8 = 4;
@@ -21,23 +21,23 @@ const PING: u8 = 6;
 /// without reading the request; `Read` answers after reading it; `Hold` neither reads nor answers.
 struct World {
     connections: Arc<Connections>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
     goaway: CancellationToken,
 }
 
 impl World {
     fn new() -> Self {
-        let refusals = Arc::new(Refusals::new("test"));
+        let rejections = Arc::new(Rejections::new("test"));
         let connections =
-            Arc::new(Connections::new(2, None, Proxies::default(), Arc::new(Resets::new()), refusals.clone()));
-        Self { connections, refusals, goaway: CancellationToken::new() }
+            Arc::new(Connections::new(2, None, Proxies::default(), Arc::new(Resets::new()), rejections.clone()));
+        Self { connections, rejections, goaway: CancellationToken::new() }
     }
 
     /// The client end of a new connection, and the task that serves it.
     fn connect(&self) -> Option<(DuplexStream, tokio::task::JoinHandle<()>)> {
         let (ours, theirs) = duplex(1 << 20);
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let handler = tower::service_fn(|request: Request| -> BoxFuture<'static, Answer> {
+        let handler = tower::service_fn(|request: Request| -> BoxFuture<'static, ServerResult> {
             let full = || Body::new(Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {}));
             let path = request.uri().path().to_owned();
             note(|edge| edge.is_admitted = true);
@@ -62,7 +62,7 @@ impl World {
     }
 
     fn seen(&self) -> Vec<Cause> {
-        self.refusals.seen.lock().expect("not poisoned").clone()
+        self.rejections.seen.lock().expect("not poisoned").clone()
     }
 }
 
@@ -303,10 +303,10 @@ async fn an_early_response_is_sent_after_the_requests_end_or_a_timeout() {
     let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 65_535).await;
     call_of(&mut sender, "/t.T/Refuse").await;
-    let refused = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Refuse"), false).expect("sent");
+    let rejected = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Refuse"), false).expect("sent");
     let began = Instant::now();
     // The request ends.
-    let (mut response, mut stream) = refused(&mut sender);
+    let (mut response, mut stream) = rejected(&mut sender);
     assert_eq!(send(&mut stream, 1 << 20).await, 1 << 20, "it is read");
     assert!(futures_util::FutureExt::now_or_never(&mut response).is_none(), "the response waits for the request's end");
     stream.send_data(Bytes::new(), true).expect("sent");
@@ -316,14 +316,14 @@ async fn an_early_response_is_sent_after_the_requests_end_or_a_timeout() {
     assert!(!matches!(is_reset, Ok(Ok(_))), "{is_reset:?}");
     // The request does not end.
     let began = Instant::now();
-    let (response, mut stream) = refused(&mut sender);
+    let (response, mut stream) = rejected(&mut sender);
     response.await.expect("answered");
     assert_eq!(began.elapsed(), Duration::from_secs(1));
     let reset = std::future::poll_fn(|cx| stream.poll_reset(cx)).await.expect("reset");
     assert_eq!(reset, h2::Reason::NO_ERROR, "control: the client is asked to stop sending");
     // The request is too large.
     let began = Instant::now();
-    let (response, mut stream) = refused(&mut sender);
+    let (response, mut stream) = rejected(&mut sender);
     assert!(send(&mut stream, 1 << 25).await < 1 << 24, "the client is asked to stop sending");
     response.await.expect("answered");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());

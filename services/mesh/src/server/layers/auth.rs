@@ -13,12 +13,14 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::call::record::NoEvent;
-use crate::call::{Answer, ORDER_HEADER, RESERVED_PREFIX, Request, Response, USER_HEADER, is_infrastructure, respond};
+use crate::call::{
+    ORDER_HEADER, RESERVED_PREFIX, Request, Response, ServerResult, USER_HEADER, is_infrastructure, respond,
+};
 use crate::identity::authorizer::Gatekeeper;
 use crate::identity::caller::Caller;
 use crate::server::edge::note;
 use crate::server::layers::rate_limit::Key;
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 
 #[derive(Clone)]
 pub(crate) struct Identity<S> {
@@ -28,25 +30,25 @@ pub(crate) struct Identity<S> {
 
 struct Shared {
     gatekeeper: Gatekeeper,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 }
 
 pub(crate) fn identity<S>(
     gatekeeper: Gatekeeper,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 ) -> impl Layer<S, Service = Identity<S>> + Clone {
-    let shared = Arc::new(Shared { gatekeeper, refusals });
+    let shared = Arc::new(Shared { gatekeeper, rejections });
     layer_fn(move |inner| Identity { inner, shared: shared.clone() })
 }
 
 impl<S> Service<Request> for Identity<S>
 where
-    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
     S: Clone + Send + 'static,
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -62,10 +64,10 @@ where
             return self.inner.call(request);
         }
         let (path, headers, connection) = (request.uri().path(), request.headers(), request.extensions());
-        if let Some(verdict) = self.shared.gatekeeper.admit_now(path, headers, connection) {
+        if let Some(verdict) = self.shared.gatekeeper.authorize_now(path, headers, connection) {
             return match verdict {
                 Ok(caller) => self.inner.call(admitted(request, caller)),
-                Err(refusal) => Box::pin(std::future::ready(Ok(self.shared.refuse(refusal)))),
+                Err(rejection) => Box::pin(std::future::ready(Ok(self.shared.reject(rejection)))),
             };
         }
         // The instance that is ready serves; its clone is for the next call.
@@ -76,16 +78,16 @@ where
             let (head, body) = request.into_parts();
             match shared.gatekeeper.admit(head.uri.path(), &head.headers, &head.extensions).await {
                 Ok(caller) => inner.call(admitted(Request::from_parts(head, body), caller)).await,
-                Err(refusal) => Ok(shared.refuse(refusal)),
+                Err(rejection) => Ok(shared.reject(rejection)),
             }
         })
     }
 }
 
 impl Shared {
-    fn refuse(&self, refusal: Status) -> Response {
-        self.refusals.count(Cause::Identity);
-        let mut response = respond(refusal);
+    fn reject(&self, rejection: Status) -> Response {
+        self.rejections.count(Cause::Identity);
+        let mut response = respond(rejection);
         response.extensions_mut().insert(NoEvent);
         response
     }
@@ -94,14 +96,14 @@ impl Shared {
 fn admitted(mut request: Request, caller: Caller) -> Request {
     // Users share connections, behind a gateway; a mesh service has its own.
     match &caller {
-        Caller::Person { user_id, .. } => note(|edge| edge.caller = Some(Key::Person(*user_id))),
+        Caller::User { user_id, .. } => note(|edge| edge.caller = Some(Key::User(*user_id))),
         Caller::Service { .. } => note(|edge| edge.is_platform = true),
         Caller::Anonymous => {}
     }
     if let Some(operation) = request.extensions().get::<Operation>() {
-        tell(operation, &caller);
+        record_caller(operation, &caller);
         if matches!(caller, Caller::Service { .. }) {
-            about(operation, request.headers());
+            record_attributes(operation, request.headers());
         }
     }
     strip(request.headers_mut());
@@ -109,16 +111,16 @@ fn admitted(mut request: Request, caller: Caller) -> Request {
     request
 }
 
-fn tell(operation: &Operation, caller: &Caller) {
+fn record_caller(operation: &Operation, caller: &Caller) {
     match caller {
         Caller::Anonymous => {}
-        Caller::Person { user_id, .. } => operation.set_user(*user_id),
+        Caller::User { user_id, .. } => operation.set_user(*user_id),
         Caller::Service { name } => operation.set_on_span("ordermesh.caller", name.clone()),
     }
 }
 
 /// Records the order and user that a mesh service's call concerns.
-fn about(operation: &Operation, headers: &HeaderMap) {
+fn record_attributes(operation: &Operation, headers: &HeaderMap) {
     let id = |name| headers.get(name).and_then(|value: &HeaderValue| Uuid::try_parse_ascii(value.as_bytes()).ok());
     if let Some(order) = id(ORDER_HEADER) {
         operation.set_order(order);

@@ -20,15 +20,15 @@ use tower::{Layer, Service};
 
 use crate::body::holding::{hold, hold_until_encoded};
 use crate::call::record::NoEvent;
-use crate::call::{Answer, Request, Response, find, is_infrastructure, is_reflection, respond};
+use crate::call::{Request, Response, ServerResult, find, is_infrastructure, is_reflection, respond};
 use crate::policy::PolicyTable;
 use crate::server::edge::note;
-use crate::server::layers::concurrency::request_buffer::{NotWhole, Whole, whole};
+use crate::server::layers::concurrency::request_buffer::{BufferError, Buffered, whole};
 use crate::server::layers::stream_drain::end_when;
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 use crate::server::shares::{Full, Holder, Share, Shares};
 use crate::server::slots::{Slot, Slots};
-use crate::server::write_timeout::ends_after;
+use crate::server::write_timeout::end_after_eviction;
 use crate::status::mesh_status_retry;
 
 /// The part of the permits that is reserved for mesh services: one sixteenth.
@@ -70,26 +70,26 @@ pub(crate) struct Concurrency<S> {
 struct Shared {
     policies: PolicyTable,
     admission: Admission,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 }
 
 pub(crate) fn concurrency<S>(
     policies: PolicyTable,
     admission: Admission,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 ) -> impl Layer<S, Service = Concurrency<S>> + Clone {
-    let shared = Arc::new(Shared { policies, admission, refusals });
+    let shared = Arc::new(Shared { policies, admission, rejections });
     layer_fn(move |inner| Concurrency { inner, shared: shared.clone() })
 }
 
 impl<S> Service<Request> for Concurrency<S>
 where
-    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
     S: Clone + Send + 'static,
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -123,33 +123,38 @@ enum Admitted {
 }
 
 impl Shared {
-    fn serve_whole<S>(&self, inner: &mut S, operation: Option<Operation>, read: Whole) -> BoxFuture<'static, Answer>
+    fn serve_whole<S>(
+        &self,
+        inner: &mut S,
+        operation: Option<Operation>,
+        read: Buffered,
+    ) -> BoxFuture<'static, ServerResult>
     where
-        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
     {
         // From here on the call gets an event. Without a complete request it gets none, or anonymous clients could fill
         // the store.
-        if let (Some(operation), Ok(_) | Err(NotWhole::Broken(_))) = (operation, &read) {
+        if let (Some(operation), Ok(_) | Err(BufferError::Broken(_))) = (operation, &read) {
             operation.admit();
         }
         match read {
             Ok(request) => self.serve(inner, request),
-            Err(NotWhole::Broken(status)) => Box::pin(std::future::ready(Ok(respond(status)))),
-            Err(NotWhole::TooSlow(status)) => self.refuse(Cause::MessageTooSlow, status),
+            Err(BufferError::Broken(status)) => Box::pin(std::future::ready(Ok(respond(status)))),
+            Err(BufferError::TooSlow(status)) => self.reject(Cause::MessageTooSlow, status),
         }
     }
 
-    fn serve<S>(&self, inner: &mut S, request: Request) -> BoxFuture<'static, Answer>
+    fn serve<S>(&self, inner: &mut S, request: Request) -> BoxFuture<'static, ServerResult>
     where
-        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
     {
         let admitted = match self.admit(&request) {
             Ok(admitted) => admitted,
-            Err((cause, status)) => return self.refuse(cause, status.clone()),
+            Err((cause, status)) => return self.reject(cause, status.clone()),
         };
         note(|edge| edge.is_admitted = true);
         let work = inner.call(request);
-        let refusals = self.refusals.clone();
+        let rejections = self.rejections.clone();
         Box::pin(async move {
             // Held by the future until there is a response: a dropped call releases it too.
             match admitted {
@@ -158,12 +163,12 @@ impl Shared {
                     Ok(hold_until_encoded(work.await?, permit))
                 }
                 Admitted::Stream(slot) => {
-                    let asked = slot.leave();
-                    ends_after(asked.clone());
+                    let evicted = slot.leave();
+                    end_after_eviction(evicted.clone());
                     let leave = async move {
-                        asked.cancelled_owned().await;
-                        refusals.count(Cause::GaveWay);
-                        (*GAVE_WAY).clone()
+                        evicted.cancelled_owned().await;
+                        rejections.count(Cause::Evicted);
+                        (*EVICTED).clone()
                     };
                     Ok(hold(end_when(leave, work).await?, slot))
                 }
@@ -184,8 +189,8 @@ impl Shared {
         slots.take(holder.narrowest()).map(Admitted::Stream).ok_or((Cause::Streams, &*OVERLOADED))
     }
 
-    fn refuse(&self, cause: Cause, status: Status) -> BoxFuture<'static, Answer> {
-        self.refusals.count(cause);
+    fn reject(&self, cause: Cause, status: Status) -> BoxFuture<'static, ServerResult> {
+        self.rejections.count(cause);
         let mut response = respond(status);
         response.extensions_mut().insert(NoEvent);
         Box::pin(std::future::ready(Ok(response)))
@@ -210,7 +215,7 @@ static OVER_SHARE: LazyLock<Status> = LazyLock::new(|| {
     mesh_status_retry(Code::ResourceExhausted, "TOO_MANY_CONCURRENT_CALLS", message, Some(RETRY_AFTER))
 });
 
-static GAVE_WAY: LazyLock<Status> = LazyLock::new(|| {
+static EVICTED: LazyLock<Status> = LazyLock::new(|| {
     let message = "this instance is overloaded and this caller has the most streams: continue on another instance";
     mesh_status_retry(Code::Unavailable, "OVERLOADED", message, Some(RETRY_AFTER))
 });

@@ -13,10 +13,10 @@ use tonic::Code;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::call::deadline::{SERVED, Served, Side, TimedBody, asked, effective, exceeded, least, within};
-use crate::call::{Answer, Request, Response, find, respond};
+use crate::call::deadline::{SERVED, Served, Side, TimedBody, earlier, effective, exceeded, requested_timeout, within};
+use crate::call::{Request, Response, ServerResult, find, respond};
 use crate::policy::{MethodPolicy, PolicyTable};
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 use crate::status::mesh_status;
 
 /// A stream (also of health and reflection) must begin to be answered within this time, whatever its caller's timeout.
@@ -26,14 +26,14 @@ const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct ServerDeadline<S> {
     inner: S,
     policies: PolicyTable,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 }
 
 pub(crate) fn server_deadline<S>(
     policies: PolicyTable,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 ) -> impl Layer<S, Service = ServerDeadline<S>> + Clone {
-    layer_fn(move |inner| ServerDeadline { inner, policies, refusals: refusals.clone() })
+    layer_fn(move |inner| ServerDeadline { inner, policies, rejections: rejections.clone() })
 }
 
 impl<S> Service<Request> for ServerDeadline<S>
@@ -43,7 +43,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -52,19 +52,19 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let now = Instant::now();
         let policy = find(self.policies, &request);
-        let Ok(asked) = asked(request.headers()) else {
-            self.refusals.count(Cause::Timeout);
+        let Ok(requested) = requested_timeout(request.headers()) else {
+            self.rejections.count(Cause::Timeout);
             let message = "grpc-timeout must be at most 8 digits and one of H M S m u n";
             return ready(respond(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message)));
         };
-        let deadline = effective(asked, policy).and_then(|timeout| now.checked_add(timeout));
+        let deadline = effective(requested, policy).and_then(|timeout| now.checked_add(timeout));
         if deadline.is_some_and(|deadline| deadline <= now) {
             return ready(respond(exceeded()));
         }
         let served = Served::new(deadline, request.headers());
         let work = SERVED.scope(served, self.inner.call(request));
         let is_stream = policy.is_none_or(|policy| policy.streaming);
-        let begin_by = least(deadline, is_stream.then(|| now + BEGIN_WITHIN));
+        let begin_by = earlier(deadline, is_stream.then(|| now + BEGIN_WITHIN));
         let Some(begin_by) = begin_by else { return Box::pin(work) };
         Box::pin(async move {
             match within(begin_by, work).await {
@@ -85,7 +85,7 @@ fn bounded(response: Response, policy: Option<&MethodPolicy>, deadline: Option<I
     response.map(|body| TimedBody::wrap(body, Side::Server, deadline))
 }
 
-fn ready(response: Response) -> BoxFuture<'static, Answer> {
+fn ready(response: Response) -> BoxFuture<'static, ServerResult> {
     Box::pin(std::future::ready(Ok(response)))
 }
 

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{BoxError, Layer, Service};
 
-use crate::call::{Answer, Request, Response, respond, says_ok};
+use crate::call::{Request, Response, ServerResult, is_ok, respond};
 use crate::status::{REQUEST_CARDINALITY, code_name, mesh_status, no_such_method, reason_of};
 
 #[derive(Clone)]
@@ -34,7 +34,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         // A layer that has failed reports that when it is called.
@@ -65,7 +65,7 @@ fn amended(mut response: Response) -> Response {
 
 /// Adds ErrorInfo to headers (or trailers) whose status has none.
 fn amend(headers: &mut HeaderMap) {
-    if says_ok(headers) {
+    if is_ok(headers) {
         return;
     }
     let Some(status) = Status::from_header_map(headers) else { return };

@@ -26,16 +26,16 @@ use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::call::{Answer, Request, Response, is_infrastructure, is_reflection, respond};
+use crate::call::{Request, Response, ServerResult, is_infrastructure, is_reflection, respond};
 use crate::policy::PolicyTable;
 use crate::server::layers::memory::budget::{Account, Held};
 use crate::server::layers::memory::request_body::{AdmittedBody, Prefixes};
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 use crate::server::shares::{Full, Holder, Shares};
 use crate::status::{OUT_OF_MEMORY, mesh_status_retry};
 
 /// The buffer that a response is encoded into grows by doubling, and is kept whole until its last byte is sent.
-const ANSWER_COST_FACTOR: usize = 2;
+const RESPONSE_COST_FACTOR: usize = 2;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// A message for health or reflection is only a name.
 const INFRASTRUCTURE_MESSAGE_BYTES: usize = 4 * 1024;
@@ -54,25 +54,32 @@ pub(crate) struct Memory<S> {
 struct Shared {
     policies: PolicyTable,
     /// The cost of the last response of each method.
-    last_answer_bytes: Vec<AtomicUsize>,
+    last_response_bytes: Vec<AtomicUsize>,
     budget: Arc<Shares>,
     waiting: Arc<Shares>,
     infrastructure: Arc<Shares>,
     max_message_bytes: usize,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 }
 
 pub(crate) fn memory<S>(
     policies: PolicyTable,
     budget: Arc<Shares>,
     max_message_bytes: usize,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 ) -> impl Layer<S, Service = Memory<S>> + Clone {
-    let last_answer_bytes = policies.0.iter().map(|_| AtomicUsize::new(0)).collect();
+    let last_response_bytes = policies.0.iter().map(|_| AtomicUsize::new(0)).collect();
     let infrastructure = Shares::new(INFRASTRUCTURE_BUDGET_BYTES, 0);
     let waiting = Shares::new((budget.limit / 4).max(MIN_WAITING_BUDGET_BYTES), 0);
-    let shared =
-        Arc::new(Shared { policies, last_answer_bytes, budget, waiting, infrastructure, max_message_bytes, refusals });
+    let shared = Arc::new(Shared {
+        policies,
+        last_response_bytes,
+        budget,
+        waiting,
+        infrastructure,
+        max_message_bytes,
+        rejections,
+    });
     layer_fn(move |inner| Memory { inner, shared: shared.clone() })
 }
 
@@ -83,7 +90,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -95,9 +102,9 @@ where
         let index = self.shared.policies.index(path);
         let policy = index.map(|index| &self.shared.policies.0[index]);
         let account = Arc::new(Account::new(self.shared.budget.clone(), Holder::of(&request)));
-        let last_answer_bytes = index.map(|index| self.shared.last_answer_bytes[index].load(Ordering::Relaxed));
-        if last_answer_bytes.is_some_and(|bytes| account.is_beyond_share(bytes)) {
-            self.shared.refusals.count(Cause::Memory);
+        let last_response_bytes = index.map(|index| self.shared.last_response_bytes[index].load(Ordering::Relaxed));
+        if last_response_bytes.is_some_and(|bytes| account.is_beyond_share(bytes)) {
+            self.shared.rejections.count(Cause::Memory);
             return Box::pin(std::future::ready(Ok(respond(out_of_memory(Full::Share)))));
         }
         let (headers, holder) = (request.headers().len(), is_infrastructure.then(|| Holder::of(&request)));
@@ -106,16 +113,16 @@ where
                 let prefixes = Prefixes::new(INFRASTRUCTURE_MESSAGE_BYTES, is_reflection);
                 let budget = &self.shared.infrastructure;
                 let account = Arc::new(Account::new(budget.clone(), holder));
-                let refusals = self.shared.refusals.clone();
-                return Body::new(AdmittedBody::new(body, headers, prefixes, &[], account, budget.clone(), refusals));
+                let rejections = self.shared.rejections.clone();
+                return Body::new(AdmittedBody::new(body, headers, prefixes, &[], account, budget.clone(), rejections));
             }
             // Client streaming is not supported: the build rejects it in the policies.
             let of_method = policy.and_then(|policy| policy.max_message_bytes);
             let prefixes = Prefixes::new(of_method.unwrap_or(self.shared.max_message_bytes), false);
             let limits = policy.map_or(&[][..], |policy| policy.limits);
-            let refusals = self.shared.refusals.clone();
+            let rejections = self.shared.rejections.clone();
             let waiting = self.shared.waiting.clone();
-            Body::new(AdmittedBody::new(body, headers, prefixes, limits, account.clone(), waiting, refusals))
+            Body::new(AdmittedBody::new(body, headers, prefixes, limits, account.clone(), waiting, rejections))
         });
         let (work, shared) = (self.inner.call(request), self.shared.clone());
         Box::pin(async move {
@@ -123,7 +130,7 @@ where
             if response.body().is_end_stream() || (is_infrastructure && !is_reflection) {
                 return Ok(response);
             }
-            let mut charge = Charge { account: Some(account), refusals: shared.refusals.clone() };
+            let mut charge = Charge { account: Some(account), rejections: shared.rejections.clone() };
             if is_reflection || policy.is_some_and(|policy| policy.streaming) {
                 return Ok(response.map(|inner| Body::new(ChargedBody { first: None, inner, charge })));
             }
@@ -131,11 +138,11 @@ where
             let first = charge.encoded(&mut inner).await;
             let bytes = first.as_ref().and_then(|first| first.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
             if let Some(index) = index {
-                shared.last_answer_bytes[index].store(bytes.saturating_mul(ANSWER_COST_FACTOR), Ordering::Relaxed);
+                shared.last_response_bytes[index].store(bytes.saturating_mul(RESPONSE_COST_FACTOR), Ordering::Relaxed);
             }
             Ok(match charge.frame(first) {
                 Ok(first) => Response::from_parts(head, Body::new(ChargedBody { first: Some(first), inner, charge })),
-                Err(refusal) => respond(refusal),
+                Err(rejection) => respond(rejection),
             })
         })
     }
@@ -154,7 +161,7 @@ pub(crate) fn out_of_memory(full: Full) -> Status {
 struct Charge {
     /// `None` after the end of the response.
     account: Option<Arc<Account>>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 }
 
 impl Charge {
@@ -176,8 +183,8 @@ impl Charge {
         };
         match (frame.into_data(), &self.account) {
             (Ok(data), Some(account)) => {
-                let held = account.take(data.len().saturating_mul(ANSWER_COST_FACTOR)).map_err(|full| {
-                    self.refusals.count(Cause::Memory);
+                let held = account.take(data.len().saturating_mul(RESPONSE_COST_FACTOR)).map_err(|full| {
+                    self.rejections.count(Cause::Memory);
                     out_of_memory(full)
                 })?;
                 Ok(Some(Ok(Frame::data(Bytes::from_owner(Charged { data, _held: held })))))
@@ -222,11 +229,11 @@ impl http_body::Body for ChargedBody {
             return Poll::Ready(first);
         }
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
-        Poll::Ready(this.charge.frame(frame).unwrap_or_else(|refusal| {
+        Poll::Ready(this.charge.frame(frame).unwrap_or_else(|rejection| {
             // A stream that has begun: it ends with the error in its trailers.
             this.inner = Body::empty();
             let mut trailers = HeaderMap::new();
-            Some(refusal.add_header(&mut trailers).map(|()| Frame::trailers(trailers)))
+            Some(rejection.add_header(&mut trailers).map(|()| Frame::trailers(trailers)))
         }))
     }
 

@@ -11,8 +11,8 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
 use crate::call::record::NoEvent;
-use crate::call::{Answer, Request, Response, respond};
-use crate::server::rejections::{Cause, Refusals};
+use crate::call::{Request, Response, ServerResult, respond};
+use crate::server::rejections::{Cause, Rejections};
 use crate::status::mesh_status;
 
 /// Names and values of all headers of a request, and 32 bytes for each (HTTP/2's formula). gRPC's default is 8 KiB.
@@ -21,20 +21,20 @@ pub(crate) const MAX_METADATA_BYTES: usize = 16 * 1_024;
 #[derive(Clone)]
 pub(crate) struct Metadata<S> {
     inner: S,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 }
 
-pub(crate) fn metadata<S>(refusals: Arc<Refusals>) -> impl Layer<S, Service = Metadata<S>> + Clone {
-    layer_fn(move |inner| Metadata { inner, refusals: refusals.clone() })
+pub(crate) fn metadata<S>(rejections: Arc<Rejections>) -> impl Layer<S, Service = Metadata<S>> + Clone {
+    layer_fn(move |inner| Metadata { inner, rejections: rejections.clone() })
 }
 
 impl<S> Service<Request> for Metadata<S>
 where
-    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -45,7 +45,7 @@ where
         if length <= MAX_METADATA_BYTES {
             return self.inner.call(request);
         }
-        self.refusals.count(Cause::Metadata);
+        self.rejections.count(Cause::Metadata);
         let message = format!("{length} bytes of metadata exceed the limit of {MAX_METADATA_BYTES} bytes");
         let mut response = respond(mesh_status(Code::ResourceExhausted, "METADATA_TOO_LARGE", message));
         response.extensions_mut().insert(NoEvent);

@@ -12,7 +12,7 @@ use tonic::Code;
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::call::{Answer, Request, Response, respond};
+use crate::call::{Request, Response, ServerResult, respond};
 use crate::status::mesh_status;
 
 #[derive(Clone)]
@@ -31,7 +31,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)

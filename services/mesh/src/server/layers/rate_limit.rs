@@ -19,10 +19,10 @@ use tower::{Layer, Service};
 use uuid::Uuid;
 
 use crate::call::record::NoEvent;
-use crate::call::{Answer, Request, Response, respond};
+use crate::call::{Request, Response, ServerResult, respond};
 use crate::identity::caller::Caller;
 use crate::policy::{Access, PolicyTable};
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 use crate::server::resets::Resets;
 use crate::status::MESH_DOMAIN;
 
@@ -66,7 +66,7 @@ impl Quota {
 /// The key that calls are counted by.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Key {
-    Person(Uuid),
+    User(Uuid),
     Service(String),
     Peer(IpAddr),
     /// All callers without an entry of their own.
@@ -78,9 +78,9 @@ impl Key {
         let peer =
             || request.extensions().get::<SocketAddr>().map_or(Self::Others, |peer| Self::Peer(network(peer.ip())));
         match request.extensions().get::<Caller>() {
-            Some(Caller::Person { user_id, .. }) if !is_public => Self::Person(*user_id),
+            Some(Caller::User { user_id, .. }) if !is_public => Self::User(*user_id),
             Some(Caller::Service { name }) => Self::Service(name.clone()),
-            Some(Caller::Person { .. } | Caller::Anonymous) | None => peer(),
+            Some(Caller::User { .. } | Caller::Anonymous) | None => peer(),
         }
     }
 }
@@ -149,53 +149,53 @@ pub(crate) struct RateLimit<S> {
 struct Shared {
     methods: Methods,
     resets: Arc<Resets>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 }
 
 pub(crate) fn rate_limit<S>(
     policies: PolicyTable,
     quotas: &[(&'static str, Quota)],
     resets: Arc<Resets>,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 ) -> impl Layer<S, Service = RateLimit<S>> + Clone {
     let callers = |path: &str, quota: Quota| {
         let is_public = policies.find(path).is_some_and(|policy| policy.allow.contains(&Access::Public));
         Mutex::new(Callers { is_public, ..Callers::new(quota, MAX_CALLERS) })
     };
     let methods = quotas.iter().map(|(path, quota)| (*path, callers(path, *quota))).collect();
-    let shared = Arc::new(Shared { methods, resets, refusals });
+    let shared = Arc::new(Shared { methods, resets, rejections });
     layer_fn(move |inner| RateLimit { inner, shared: shared.clone() })
 }
 
 impl<S> Service<Request> for RateLimit<S>
 where
-    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, Answer>>,
+    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        match self.shared.refusal(&request) {
-            Some(refusal) => Box::pin(std::future::ready(Ok(refusal))),
+        match self.shared.rejection(&request) {
+            Some(rejection) => Box::pin(std::future::ready(Ok(rejection))),
             None => self.inner.call(request),
         }
     }
 }
 
 impl Shared {
-    fn refusal(&self, request: &Request) -> Option<Response> {
+    fn rejection(&self, request: &Request) -> Option<Response> {
         let path = request.uri().path();
         let (cause, status) = if let Some(wait) = self.resets.over() {
             (Cause::Resets, over_quota("TOO_MANY_CANCELLED", "calls that were cancelled", path, wait))
         } else {
             (Cause::RateLimit, over_quota("RATE_LIMITED", "calls of this method", path, self.over(path, request)?))
         };
-        self.refusals.count(cause);
+        self.rejections.count(cause);
         let mut response = respond(status);
         response.extensions_mut().insert(NoEvent);
         Some(response)

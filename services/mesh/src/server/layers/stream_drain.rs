@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::call::{Answer, Request, Response, find, is_infrastructure, respond};
+use crate::call::{Request, Response, ServerResult, find, is_infrastructure, respond};
 use crate::identity::caller::Caller;
 use crate::identity::token::Tokens;
 use crate::policy::PolicyTable;
@@ -58,7 +58,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -74,10 +74,8 @@ where
             return Box::pin(self.inner.call(request));
         };
         let session = match request.extensions().get() {
-            Some(Caller::Person { session_id: Some(session), .. }) => {
-                tokens.clone().map(|tokens| tokens.ended(*session))
-            }
-            Some(Caller::Person { .. } | Caller::Service { .. } | Caller::Anonymous) | None => None,
+            Some(Caller::User { session_id: Some(session), .. }) => tokens.clone().map(|tokens| tokens.ended(*session)),
+            Some(Caller::User { .. } | Caller::Service { .. } | Caller::Anonymous) | None => None,
         };
         let (work, goaway) = (self.inner.call(request), goaway.clone());
         let drained = async move {
@@ -101,8 +99,8 @@ where
 /// Ends the response with `end`'s status.
 pub(crate) async fn end_when(
     end: impl Future<Output = Status> + Send + 'static,
-    work: impl Future<Output = Answer>,
-) -> Answer {
+    work: impl Future<Output = ServerResult>,
+) -> ServerResult {
     let mut end: BoxFuture<'static, Status> = Box::pin(end);
     let response = tokio::select! {
         biased;

@@ -13,14 +13,16 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use crate::call::deadline::{asked, effective};
+use crate::call::deadline::{effective, requested_timeout};
 use crate::call::metrics::CallDuration;
 use crate::call::record::{Record, Side, Sink};
-use crate::call::{Answer, BAGGAGE, Request, Response, TRACEPARENT, TRACESTATE, find, is_infrastructure, method_name};
+use crate::call::{
+    BAGGAGE, Request, Response, ServerResult, TRACEPARENT, TRACESTATE, find, is_infrastructure, method_name,
+};
 use crate::identity::authorizer::Gatekeeper;
-use crate::identity::caller::unseen;
+use crate::identity::caller::non_recording;
 use crate::policy::{MethodPolicy, PolicyTable};
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 
 /// The layer's configuration.
 #[derive(Clone)]
@@ -30,7 +32,7 @@ pub(crate) struct ServerTelemetryConfig {
     pub(crate) events: Option<Sink>,
     pub(crate) trust_client_trace_context: bool,
     pub(crate) propagation: Propagation,
-    pub(crate) refusals: Arc<Refusals>,
+    pub(crate) rejections: Arc<Rejections>,
 }
 
 #[derive(Clone)]
@@ -60,13 +62,13 @@ impl ServerTelemetryConfig {
         let theirs = headers.get(TRACEPARENT).and_then(|value| {
             let span_ref = value.to_str().ok().and_then(|text| text.parse::<TraceParent>().ok());
             if span_ref.is_none() {
-                self.refusals.count(Cause::Traceparent);
+                self.rejections.count(Cause::Traceparent);
             }
             span_ref
         });
         let from_service = self.gatekeeper.known_service(headers, request.extensions()).is_some();
         let parent = match theirs {
-            None if from_service => return unseen(name, event.zip(self.events.clone())),
+            None if from_service => return non_recording(name, event.zip(self.events.clone())),
             None => Parent::Root,
             Some(span_ref) if from_service || self.trust_client_trace_context => Parent::Remote(span_ref),
             Some(span_ref) => Parent::LinkedRoot(span_ref),
@@ -100,7 +102,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -115,7 +117,7 @@ where
         let operation = config.open(&request, policy);
         // Until identity admits the caller: anonymous clients must not fill the event store.
         operation.hold_until_admitted();
-        let timeout = effective(asked(request.headers()).ok().flatten(), policy);
+        let timeout = effective(requested_timeout(request.headers()).ok().flatten(), policy);
         let now = Instant::now();
         let deadline = timeout.and_then(|timeout| now.checked_add(timeout));
         let span = operation.span().clone();

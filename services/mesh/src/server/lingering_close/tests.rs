@@ -6,10 +6,10 @@ use tokio::time::Instant;
 async fn it_ends_when_the_peer_closes_or_after_a_timeout() {
     for closes in [true, false] {
         let (ours, mut theirs) = duplex(64);
-        let (lent, given_back) = lend(ours);
+        let (lent, returned) = return_on_drop(ours);
         drop(lent);
         let began = Instant::now();
-        let lingering = tokio::spawn(linger(given_back.await.expect("handed back")));
+        let lingering = tokio::spawn(linger(returned.await.expect("handed back")));
         assert_eq!(theirs.read(&mut [0]).await.expect("read"), 0, "end of file");
         theirs.write_all(&[7; 1_000]).await.expect("late input is accepted");
         if closes {

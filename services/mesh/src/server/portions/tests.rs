@@ -3,7 +3,7 @@ use tokio::io::AsyncReadExt;
 
 #[tokio::test]
 async fn a_turn_reads_one_portion_and_the_next_turn_continues() {
-    let turn = Turn::default();
+    let turn = PollBudget::default();
     let all = vec![7; 5 * PORTION_BYTES / 2];
     let mut stream = Portioned::new([1; PREFACE_AND_HEAD_BYTES], &all[..], turn.clone());
     let mut counts = vec![];

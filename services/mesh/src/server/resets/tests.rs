@@ -3,7 +3,7 @@ use crate::server::edge::Edge;
 use uuid::Uuid;
 
 fn person(number: u128) -> Option<Key> {
-    Some(Key::Person(Uuid::from_u128(number)))
+    Some(Key::User(Uuid::from_u128(number)))
 }
 
 fn over(resets: &Resets, caller: Option<Key>) -> Option<Duration> {
@@ -46,7 +46,7 @@ async fn a_connection_may_reset_in_bursts_and_at_a_rate_and_is_closed_far_beyond
     connection.count(None);
     assert_eq!(timeout_now(connection.beyond()).await, Some(Beyond::Far));
     assert_eq!(timeout_now(connection.beyond()).await, None, "reported once for each");
-    for _ in 0..MOST_AFTER_GOAWAY {
+    for _ in 0..MAX_RESETS_AFTER_GOAWAY {
         connection.count(None);
     }
     assert_eq!(timeout_now(connection.beyond()).await, Some(Beyond::TooFar));

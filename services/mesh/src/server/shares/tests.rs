@@ -7,7 +7,7 @@ fn address(last: u8) -> Holder {
 
 fn person(number: u128, at: u8) -> Holder {
     let [address, _] = address(at).0;
-    Holder([Some(Key::Person(Uuid::from_u128(number))), address])
+    Holder([Some(Key::User(Uuid::from_u128(number))), address])
 }
 
 /// As many as the caller gets.

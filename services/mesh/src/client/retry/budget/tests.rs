@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn a_fifth_of_the_calls_may_be_retried_plus_a_small_minimum() {
-    let budget = Budget::new();
+    let budget = RetryBudget::new();
     let mut retries = 0;
     for _ in 0..1_000 {
         budget.deposit();
@@ -15,11 +15,11 @@ fn a_fifth_of_the_calls_may_be_retried_plus_a_small_minimum() {
 
 #[test]
 fn the_balance_grows_up_to_a_limit() {
-    let budget = Budget::new();
+    let budget = RetryBudget::new();
     for _ in 0..1_000_000 {
         budget.deposit();
     }
-    assert_eq!(budget.left(), MOST_RETRIES);
-    assert!((0..MOST_RETRIES).all(|_| budget.withdraw()));
+    assert_eq!(budget.left(), MAX_RETRIES);
+    assert!((0..MAX_RETRIES).all(|_| budget.withdraw()));
     assert!(!budget.withdraw());
 }

@@ -46,13 +46,13 @@ impl Pieces {
 }
 
 /// Why a request is not complete.
-pub(crate) enum NotWhole {
+pub(crate) enum BufferError {
     /// It is rejected, or its caller has cancelled it.
     Broken(Status),
     TooSlow(Status),
 }
 
-pub(crate) type Whole = Result<Request, NotWhole>;
+pub(crate) type Buffered = Result<Request, BufferError>;
 
 /// Reads a request's body.
 pub(crate) fn whole(request: Request) -> Reading {
@@ -70,10 +70,10 @@ pub(crate) struct Reading {
 
 impl Reading {
     /// Reads with the timeout of a message.
-    pub(crate) async fn in_time(self) -> Whole {
+    pub(crate) async fn in_time(self) -> Buffered {
         timeout(MESSAGE_TIMEOUT, self).await.unwrap_or_else(|_elapsed| {
             let message = format!("the request was not complete after {} s", MESSAGE_TIMEOUT.as_secs());
-            Err(NotWhole::TooSlow(mesh_status(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", message)))
+            Err(BufferError::TooSlow(mesh_status(Code::DeadlineExceeded, "REQUEST_TOO_SLOW", message)))
         })
     }
 
@@ -87,21 +87,21 @@ impl Reading {
 }
 
 impl Future for Reading {
-    type Output = Whole;
+    type Output = Buffered;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Whole> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Buffered> {
         let this = self.get_mut();
         while !this.body.is_end_stream() {
             match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
                 Some(Ok(frame)) => this.read.push(frame.into_data().unwrap_or_default()),
-                Some(Err(status)) => return Poll::Ready(Err(NotWhole::Broken(status))),
+                Some(Err(status)) => return Poll::Ready(Err(BufferError::Broken(status))),
                 None => break,
             }
         }
         let message = this.message();
         Poll::Ready(match this.head.take() {
             Some(head) => Ok(Request::from_parts(head, message)),
-            None => Err(NotWhole::Broken(Status::internal("the request was read already"))),
+            None => Err(BufferError::Broken(Status::internal("the request was read already"))),
         })
     }
 }

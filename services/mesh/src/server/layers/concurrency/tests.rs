@@ -24,7 +24,7 @@ fn full() -> Response {
 /// A stack with one permit of each kind, over a mocked handler.
 fn stack() -> (mock::Spawn<Concurrency<Handler>>, mock::Handle<Request, Response>, Admission) {
     let admission = Admission::new(1, 1);
-    let layer = concurrency(POLICIES, admission.clone(), Arc::new(Refusals::new("test")));
+    let layer = concurrency(POLICIES, admission.clone(), Arc::new(Rejections::new("test")));
     let (handler, handle) = mock::pair();
     (mock::Spawn::new(layer.layer(Handler(handler))), handle, admission)
 }
@@ -36,7 +36,7 @@ struct Handler(mock::Mock<Request, Response>);
 impl Service<Request> for Handler {
     type Response = Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Answer>;
+    type Future = BoxFuture<'static, ServerResult>;
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(cx).map_err(|error| panic!("the mock is not ready: {error}"))
     }
@@ -54,11 +54,11 @@ async fn without_a_free_permit_a_call_is_rejected_immediately_and_streams_have_t
     let (_, answer) = handle.next_request().await.expect("it reaches the handler");
     assert_eq!((admission.calls.used(), admission.streams.used()), (1, 0));
 
-    let refused = call(&mut stack, "/t.T/Call").await.expect("an answer");
-    let status = Status::from_header_map(refused.headers()).expect("a status");
+    let rejected = call(&mut stack, "/t.T/Call").await.expect("an answer");
+    let status = Status::from_header_map(rejected.headers()).expect("a status");
     assert_eq!((status.code(), reason_of(&status).as_deref()), (Code::Unavailable, Some("OVERLOADED")));
     assert_eq!(status.get_details_retry_info().and_then(|retry| retry.retry_delay), Some(RETRY_AFTER));
-    assert!(refused.extensions().get::<NoEvent>().is_some(), "no event for a rejected call");
+    assert!(rejected.extensions().get::<NoEvent>().is_some(), "no event for a rejected call");
 
     let _stream = tokio::spawn(call(&mut stack, "/t.T/Stream"));
     let _health = tokio::spawn(call(&mut stack, "/grpc.health.v1.Health/Check"));
@@ -84,7 +84,7 @@ async fn a_dropped_call_returns_its_permit() {
     assert_eq!(admission.calls.used(), 0);
 }
 
-fn call(stack: &mut mock::Spawn<Concurrency<Handler>>, path: &str) -> BoxFuture<'static, Answer> {
+fn call(stack: &mut mock::Spawn<Concurrency<Handler>>, path: &str) -> BoxFuture<'static, ServerResult> {
     assert!(stack.poll_ready::<Request>().is_ready());
     stack.call(request(path))
 }

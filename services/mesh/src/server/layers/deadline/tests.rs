@@ -11,8 +11,8 @@ const fn method(path: &'static str, streaming: bool) -> MethodPolicy {
 #[tokio::test(start_paused = true)]
 async fn a_stream_must_begin_in_time_but_a_call_without_a_deadline_is_not_bounded() {
     const POLICIES: PolicyTable = PolicyTable(&[method("/t.T/Call", false), method("/t.T/Watch", true)]);
-    let handler = tower::service_fn(|_: Request| std::future::pending::<Answer>());
-    let mut stack = server_deadline(POLICIES, Arc::new(Refusals::new("test"))).layer(handler);
+    let handler = tower::service_fn(|_: Request| std::future::pending::<ServerResult>());
+    let mut stack = server_deadline(POLICIES, Arc::new(Rejections::new("test"))).layer(handler);
     #[rustfmt::skip]
     let table = [
         ("/t.T/Call",                    None,       false),

@@ -12,23 +12,23 @@ use crate::status::{Rejected, Rejection, Violation};
 /// A field has too many elements.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {} ({})", .0[0].field, .0[0].description, .0[0].reason)]
-pub(crate) struct TooMany([Violation; 1]);
+pub(crate) struct TooManyElements([Violation; 1]);
 
-impl TooMany {
+impl TooManyElements {
     fn new(limit: &FieldLimit) -> Self {
         let description = format!("must have at most {} elements", limit.max_items);
         Self([Violation { field: limit.field.to_owned(), reason: limit.reason, description }])
     }
 }
 
-impl Rejected for TooMany {
+impl Rejected for TooManyElements {
     fn rejection(&self) -> Rejection<'_> {
         Rejection::invalid("INVALID_ARGUMENT", &self.0)
     }
 }
 
 /// Counts the elements of all limited fields of a message.
-pub(crate) fn count_elements(message: &[u8], limits: &'static [FieldLimit]) -> Result<usize, TooMany> {
+pub(crate) fn count_elements(message: &[u8], limits: &'static [FieldLimit]) -> Result<usize, TooManyElements> {
     let mut counts = vec![0; limits.len()];
     let mut scan = Scan { limits, counts: &mut counts, elements: 0 };
     scan.message(message, &mut Vec::new())?;
@@ -43,7 +43,7 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    fn message(&mut self, mut bytes: &[u8], path: &mut Vec<u32>) -> Result<(), TooMany> {
+    fn message(&mut self, mut bytes: &[u8], path: &mut Vec<u32>) -> Result<(), TooManyElements> {
         while bytes.has_remaining() {
             let Ok((number, wire_type)) = decode_key(&mut bytes) else { return Ok(()) };
             if wire_type != WireType::LengthDelimited {
@@ -65,14 +65,14 @@ impl Scan<'_> {
         Ok(())
     }
 
-    fn field(&mut self, value: &[u8], path: &mut Vec<u32>) -> Result<(), TooMany> {
+    fn field(&mut self, value: &[u8], path: &mut Vec<u32>) -> Result<(), TooManyElements> {
         let mut is_inner = false;
         for (index, limit) in self.limits.iter().enumerate() {
             if limit.path == path.as_slice() {
                 self.counts[index] += 1;
                 self.elements += 1;
                 if self.counts[index] > limit.max_items {
-                    return Err(TooMany::new(limit));
+                    return Err(TooManyElements::new(limit));
                 }
                 self.begin_element(path);
             } else {

@@ -15,7 +15,7 @@ use crate::server::layers::concurrency::request_buffer::Pieces;
 use crate::server::layers::memory::budget::Account;
 use crate::server::layers::memory::field_limits::count_elements;
 use crate::server::layers::memory::out_of_memory;
-use crate::server::rejections::{Cause, Refusals};
+use crate::server::rejections::{Cause, Rejections};
 use crate::server::shares::Shares;
 use crate::status::{REQUEST_CARDINALITY, mesh_status, status};
 
@@ -45,7 +45,7 @@ pub(crate) struct Prefixes {
 
 /// Why a request's messages are rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Wrong {
+pub(crate) enum MessageError {
     /// A message of this many bytes.
     TooLong(usize),
     /// Data follows the only message.
@@ -57,7 +57,7 @@ impl Prefixes {
         Self { limit_bytes, is_stream, prefix: [0; PREFIX_BYTES], read: 0, message_left: 0, has_message: false }
     }
 
-    pub(crate) fn check(&mut self, mut data: &[u8]) -> Result<(), Wrong> {
+    pub(crate) fn check(&mut self, mut data: &[u8]) -> Result<(), MessageError> {
         loop {
             let skipped = self.message_left.min(data.len());
             self.message_left -= skipped;
@@ -66,7 +66,7 @@ impl Prefixes {
                 return Ok(());
             }
             if self.has_message && !self.is_stream {
-                return Err(Wrong::More);
+                return Err(MessageError::More);
             }
             let wanted = (PREFIX_BYTES - self.read).min(data.len());
             self.prefix[self.read..self.read + wanted].copy_from_slice(&data[..wanted]);
@@ -77,7 +77,7 @@ impl Prefixes {
                 self.message_left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
                 (self.read, self.has_message) = (0, true);
                 if self.message_left > self.limit_bytes {
-                    return Err(Wrong::TooLong(self.message_left));
+                    return Err(MessageError::TooLong(self.message_left));
                 }
             }
         }
@@ -100,7 +100,7 @@ pub(crate) struct AdmittedBody {
     limits: &'static [FieldLimit],
     /// A message with limited fields, as far as it has arrived.
     message: Pieces,
-    refusals: Arc<Refusals>,
+    rejections: Arc<Rejections>,
 }
 
 impl AdmittedBody {
@@ -111,23 +111,23 @@ impl AdmittedBody {
         limits: &'static [FieldLimit],
         account: Arc<Account>,
         waiting_budget: Arc<Shares>,
-        refusals: Arc<Refusals>,
+        rejections: Arc<Rejections>,
     ) -> Self {
         let waiting_bytes = WAITING_CALL_BYTES + headers * HEADER_BYTES;
         let message = Pieces::default();
-        Self { inner, account, waiting_bytes, waiting_budget, waiting: None, prefixes, limits, message, refusals }
+        Self { inner, account, waiting_bytes, waiting_budget, waiting: None, prefixes, limits, message, rejections }
     }
 
     fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
         match self.prefixes.check(data) {
             Ok(()) => {}
-            Err(Wrong::TooLong(length)) => {
-                self.refusals.count(Cause::MessageTooLarge);
+            Err(MessageError::TooLong(length)) => {
+                self.rejections.count(Cause::MessageTooLarge);
                 let limit = self.prefixes.limit_bytes;
                 let message = format!("a message of {length} bytes is longer than the limit of {limit} bytes");
                 return Err(mesh_status(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message));
             }
-            Err(Wrong::More) => {
+            Err(MessageError::More) => {
                 let message = "this method takes a single request message, and more data followed it";
                 return Err(mesh_status(Code::Unimplemented, REQUEST_CARDINALITY, message));
             }
@@ -144,7 +144,7 @@ impl AdmittedBody {
         let whole = self.message.take();
         let message = whole.get(PREFIX_BYTES..).unwrap_or_default();
         let elements =
-            count_elements(message, self.limits).map_err(|too_many| status(self.refusals.service, &too_many))?;
+            count_elements(message, self.limits).map_err(|too_many| status(self.rejections.service, &too_many))?;
         self.take(elements * ELEMENT_BYTES)
     }
 
@@ -155,7 +155,7 @@ impl AdmittedBody {
         }
         let waiting = Account::new(self.waiting_budget.clone(), self.account.caller().clone());
         waiting.take_for_request(self.waiting_bytes).map_err(|full| {
-            self.refusals.count(Cause::Memory);
+            self.rejections.count(Cause::Memory);
             out_of_memory(full)
         })?;
         self.waiting = Some(waiting);
@@ -164,7 +164,7 @@ impl AdmittedBody {
 
     fn take(&mut self, bytes: usize) -> Result<(), Status> {
         self.account.take_for_request(bytes).map_err(|full| {
-            self.refusals.count(Cause::Memory);
+            self.rejections.count(Cause::Memory);
             out_of_memory(full)
         })
     }
@@ -177,13 +177,13 @@ impl http_body::Body for AdmittedBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
         let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-            return this.wait().map_or_else(|refusal| Poll::Ready(Some(Err(refusal))), |()| Poll::Pending);
+            return this.wait().map_or_else(|rejection| Poll::Ready(Some(Err(rejection))), |()| Poll::Pending);
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(refusal) = this.admit(data)
+            && let Err(rejection) = this.admit(data)
         {
-            return Poll::Ready(Some(Err(refusal)));
+            return Poll::Ready(Some(Err(rejection)));
         }
         Poll::Ready(frame)
     }

@@ -5,10 +5,10 @@ async fn messages_for_health_and_reflection_are_short_and_have_their_own_budget(
     use http_body_util::{BodyExt, Full};
     let budget = Shares::new(0, 0);
     let handler = tower::service_fn(|request: Request| async move {
-        let refused = request.into_body().collect().await.err();
-        Ok::<_, Infallible>(crate::call::respond(refused.unwrap_or_else(|| Status::ok(""))))
+        let rejected = request.into_body().collect().await.err();
+        Ok::<_, Infallible>(crate::call::respond(rejected.unwrap_or_else(|| Status::ok(""))))
     });
-    let mut stack = memory(PolicyTable(&[]), budget, 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
+    let mut stack = memory(PolicyTable(&[]), budget, 1 << 20, Arc::new(Rejections::new("test"))).layer(handler);
     let mut ask = async |path: &str, length: u32| {
         let mut message = vec![0];
         message.extend(length.to_be_bytes());
@@ -35,12 +35,12 @@ async fn a_field_with_too_many_elements_is_rejected_however_its_frames_are_cut_a
     let handler = tower::service_fn(move |request: Request| {
         let seen = seen.clone();
         async move {
-            let refused = request.into_body().collect().await.err();
-            let status = refused.unwrap_or_else(|| Status::not_found(seen.used().to_string()));
+            let rejected = request.into_body().collect().await.err();
+            let status = rejected.unwrap_or_else(|| Status::not_found(seen.used().to_string()));
             Ok::<_, Infallible>(crate::call::respond(status))
         }
     });
-    let mut stack = memory(POLICIES, budget, 1 << 20, Arc::new(Refusals::new("shop"))).layer(handler);
+    let mut stack = memory(POLICIES, budget, 1 << 20, Arc::new(Rejections::new("shop"))).layer(handler);
     for cut in [1, 4, 5, 6, 100] {
         for elements in [3, 4_u8] {
             let message = [&[0, 0, 0, 0, 2 * elements][..], &[0x0a, 0].repeat(elements.into())].concat();
@@ -79,12 +79,12 @@ async fn a_response_is_charged_until_its_bytes_are_dropped_and_a_stream_ends_whe
         let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
         std::future::ready(Ok::<_, Infallible>(Response::new(body)))
     });
-    let mut stack = memory(POLICIES, budget.clone(), 1 << 20, Arc::new(Refusals::new("test"))).layer(handler);
+    let mut stack = memory(POLICIES, budget.clone(), 1 << 20, Arc::new(Rejections::new("test"))).layer(handler);
     let request = |path: &str| http::Request::post(path).body(Body::empty()).expect("a request");
     let answer = stack.call(request("/t.T/Call")).await.expect("answered");
     assert_eq!(budget.used(), 800, "encoded and charged before the headers are sent");
-    let refused = stack.call(request("/t.T/Call")).await.expect("answered");
-    let status = Status::from_header_map(refused.headers()).expect("in the headers");
+    let rejected = stack.call(request("/t.T/Call")).await.expect("answered");
+    let status = Status::from_header_map(rejected.headers()).expect("in the headers");
     assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));
     assert_eq!(begun.load(Ordering::Relaxed), 1, "a response as long as the last one would not fit");
     drop(answer);

@@ -3,13 +3,13 @@ use super::*;
 const QUOTA: Quota = Quota { calls: 3, per: Duration::from_secs(3) };
 
 fn person(number: u128) -> Key {
-    Key::Person(Uuid::from_u128(number))
+    Key::User(Uuid::from_u128(number))
 }
 
 #[test]
 fn public_methods_count_by_address_and_others_by_account() {
     let peer: SocketAddr = "192.0.2.7:4711".parse().expect("an address");
-    let person = Caller::Person {
+    let person = Caller::User {
         user_id: Uuid::from_u128(7),
         role: crate::identity::caller::Role::Customer,
         token_expires: kernel::Timestamp::from_micros(0),
@@ -19,7 +19,7 @@ fn public_methods_count_by_address_and_others_by_account() {
     request.extensions_mut().insert(peer);
     request.extensions_mut().insert(person);
     assert_eq!(Key::of(&request, true), Key::Peer(peer.ip()));
-    assert_eq!(Key::of(&request, false), Key::Person(Uuid::from_u128(7)));
+    assert_eq!(Key::of(&request, false), Key::User(Uuid::from_u128(7)));
 }
 
 #[test]

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 async fn a_stream_ends_with_unavailable_some_time_after_the_goaway() {
     let goaway = CancellationToken::new();
     let (policies, grace) = (PolicyTable(&[]), Duration::from_secs(7));
-    for (path, ends_after) in [("/grpc.health.v1.Health/Watch", Duration::ZERO), ("/else", Duration::MAX)] {
-        let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> {
+    for (path, end_after_eviction) in [("/grpc.health.v1.Health/Watch", Duration::ZERO), ("/else", Duration::MAX)] {
+        let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, ServerResult> {
             let forever = futures_util::stream::pending::<Result<Frame<Bytes>, Status>>();
             Box::pin(async move { Ok(Response::new(Body::new(StreamBody::new(forever)))) })
         });
@@ -18,13 +18,13 @@ async fn a_stream_ends_with_unavailable_some_time_after_the_goaway() {
         goaway.cancel();
         let began = Instant::now();
         let frame = tokio::time::timeout(Duration::from_secs(3_600), body.frame()).await;
-        if ends_after == Duration::MAX {
+        if end_after_eviction == Duration::MAX {
             assert!(frame.is_err(), "a unary call is not ended");
             continue;
         }
         let trailers = frame.expect("in time").expect("a frame").expect("well-formed").into_trailers();
         let status = Status::from_header_map(&trailers.expect("trailers")).expect("a status");
-        assert_eq!((status.code(), began.elapsed()), (Code::Unavailable, ends_after));
+        assert_eq!((status.code(), began.elapsed()), (Code::Unavailable, end_after_eviction));
         assert!(body.frame().await.is_none());
     }
 }
@@ -32,7 +32,8 @@ async fn a_stream_ends_with_unavailable_some_time_after_the_goaway() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_whose_request_never_ends_does_not_delay_the_drain() {
     let goaway = CancellationToken::new();
-    let handler = tower::service_fn(|_: Request| -> BoxFuture<'static, Answer> { Box::pin(std::future::pending()) });
+    let handler =
+        tower::service_fn(|_: Request| -> BoxFuture<'static, ServerResult> { Box::pin(std::future::pending()) });
     let mut stack = stream_end(PolicyTable(&[]), None, goaway.clone(), Duration::from_secs(7)).layer(handler);
     let request = http::Request::post("/grpc.health.v1.Health/Watch").body(Body::empty()).expect("a request");
     let mut call = stack.call(request);

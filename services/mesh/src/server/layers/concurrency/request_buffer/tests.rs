@@ -36,7 +36,7 @@ async fn reading_a_message_is_bounded_by_a_timeout() {
     let (sender, request) = request();
     sender.send(data(b"a")).expect("read");
     let began = tokio::time::Instant::now();
-    let Err(NotWhole::TooSlow(status)) = whole(request).in_time().await else { panic!("complete") };
+    let Err(BufferError::TooSlow(status)) = whole(request).in_time().await else { panic!("complete") };
     assert_eq!((status.code(), began.elapsed()), (Code::DeadlineExceeded, MESSAGE_TIMEOUT));
 }
 
@@ -44,7 +44,9 @@ async fn reading_a_message_is_bounded_by_a_timeout() {
 async fn an_error_ends_it_and_an_empty_request_is_complete() {
     let (sender, broken) = request();
     sender.send(Err(Status::cancelled("gone"))).expect("read");
-    assert!(matches!(whole(broken).in_time().await, Err(NotWhole::Broken(status)) if status.code() == Code::Cancelled));
+    assert!(
+        matches!(whole(broken).in_time().await, Err(BufferError::Broken(status)) if status.code() == Code::Cancelled)
+    );
     let Ok(empty) = whole(Request::new(Body::empty())).in_time().await else { panic!("not complete") };
     assert!(empty.into_body().is_end_stream());
 }

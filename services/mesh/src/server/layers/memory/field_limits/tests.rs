@@ -12,7 +12,7 @@ fn field(number: u8, value: &[u8]) -> Vec<u8> {
 }
 
 fn counted(message: &[u8]) -> Result<usize, (String, &'static str)> {
-    count_elements(message, LIMITS).map_err(|TooMany([violation])| (violation.field, violation.reason))
+    count_elements(message, LIMITS).map_err(|TooManyElements([violation])| (violation.field, violation.reason))
 }
 
 #[test]
