@@ -31,7 +31,7 @@ pub use client::{Channel, ClientConfig, client};
 pub use identity::authorizer::Gatekeeper;
 pub use identity::caller::{ATTEMPT, About, Caller, Role, Untraced, caller, operation, peer, untraced};
 pub use identity::credentials::Credentials;
-pub use identity::secret::Secret;
+pub use identity::secret::SharedSecret as Secret;
 pub use identity::token::{KeySource, VerifyingKey};
 pub use ops::admin::serve_admin;
 pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};

@@ -14,11 +14,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::{Clock, Timestamp};
 use opentelemetry::{KeyValue, global};
+use parking_lot::{Mutex, RwLock};
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -221,7 +222,7 @@ impl Identity {
         match made {
             Ok(material) => {
                 tracing::info!(target: "ordermesh", service = material.service, "the certificate, its key and the roots were renewed");
-                *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(material);
+                *self.0.current.write() = Arc::new(material);
                 None
             }
             Err(error) => {
@@ -243,13 +244,13 @@ impl Identity {
     }
 
     fn current(&self) -> Arc<Material> {
-        self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.current.read().clone()
     }
 
     /// The configuration for connections to a target, from the current files.
     pub(crate) fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
         let material = self.current();
-        let mut clients = material.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = material.clients.lock();
         if let Some(config) = clients.get(target) {
             return Ok(config.clone());
         }

@@ -1,11 +1,12 @@
 //! One attempt on one instance: picks it, sends the call, and reports the outcome to the instance's load and breaker. A
 //! request that was not sent goes to the next instance.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use http::uri::Authority;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -32,7 +33,7 @@ impl Visited {
     }
 
     fn get(&self) -> MutexGuard<'_, SmallVec<[Arc<Endpoint>; 2]>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

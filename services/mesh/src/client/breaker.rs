@@ -3,10 +3,11 @@
 //! It only advises: that the last instance is used whatever its breaker says is the rule of `endpoints`. Outcomes of calls that
 //! began before the last transition are ignored.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::backoff::backoff;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::client::rng::Rng;
@@ -152,7 +153,7 @@ impl Breaker {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

@@ -3,10 +3,11 @@
 //! Not tower's `balance`: it needs `&mut`, so a `Buffer` and a hop for each call, and its cache evicts failed services.
 //! Here choosing only reads shared state.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -67,7 +68,7 @@ impl Endpoints {
     }
 
     pub(crate) fn list(&self) -> EndpointList {
-        self.list.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.list.read().clone()
     }
 
     /// Starts connecting, with the first call: its runtime is the one that the connections run in.
@@ -92,7 +93,7 @@ impl Endpoints {
         let kept = |address: &String| old.iter().find(|endpoint| endpoint.address() == address).cloned();
         let new: EndpointList =
             addresses.iter().map(|address| kept(address).unwrap_or_else(|| self.open(address.clone()))).collect();
-        *self.list.write().unwrap_or_else(PoisonError::into_inner) = new;
+        *self.list.write() = new;
         for endpoint in old.iter().filter(|endpoint| !addresses.iter().any(|address| address == endpoint.address())) {
             endpoint.gone.cancel();
         }
@@ -109,7 +110,7 @@ impl Endpoints {
     }
 
     fn set_lookup_failure(&self, failure: Option<String>) {
-        *self.lookup_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        *self.lookup_failure.lock() = failure;
     }
 
     fn open(&self, address: String) -> Arc<Endpoint> {
@@ -156,12 +157,12 @@ impl Endpoints {
     pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
         self.start();
         // Under the lock and not on a clone of the list, whose reference count all calls would contend for.
-        choose(&self.list.read().unwrap_or_else(PoisonError::into_inner), visited, &*self.reconnect.rng)
+        choose(&self.list.read(), visited, &*self.reconnect.rng)
     }
 
     pub(crate) fn unreachable(&self, mut reasons: Vec<String>) -> AttemptError {
         self.config.metrics.rejection("unreachable");
-        reasons.extend(self.lookup_failure.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        reasons.extend(self.lookup_failure.lock().clone());
         let message = format!("no instance of {} can be reached ({})", self.target, reasons.join("; "));
         let status = mesh_status_retry(Code::Unavailable, UNREACHABLE, message, Some(RETRY_AFTER));
         AttemptError { status, reach: Reach::NotSent }

@@ -4,9 +4,9 @@
 //! without recent responses gets one call at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// The average's time constant: after this time without an outcome a cost has decayed to 37 %, so that an instance that
@@ -127,7 +127,7 @@ impl Load {
     }
 
     fn cost(&self) -> MutexGuard<'_, Cost> {
-        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cost.lock()
     }
 }
 

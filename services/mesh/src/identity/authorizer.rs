@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 
 use crate::call::{SECRET_HEADER, SERVICE_HEADER};
 use crate::identity::caller::{Caller, PeerService, Role};
-use crate::identity::secret::Secret;
+use crate::identity::secret::SharedSecret;
 use crate::identity::token::{KeySource, Tokens};
 use crate::policy::{Access, MethodPolicy, PolicyTable};
 use crate::status::{mesh_status, no_such_method};
@@ -25,7 +25,7 @@ enum PresentedCredentials<'a> {
 pub struct Gatekeeper {
     policies: PolicyTable,
     tokens: Option<Arc<Tokens>>,
-    secret: Option<Secret>,
+    secret: Option<SharedSecret>,
 }
 
 impl Gatekeeper {
@@ -48,7 +48,7 @@ impl Gatekeeper {
 
     /// Accepts mesh services by their shared secret.
     #[must_use]
-    pub fn with_mesh_secret(mut self, secret: Secret) -> Self {
+    pub fn with_mesh_secret(mut self, secret: SharedSecret) -> Self {
         self.secret = Some(secret);
         self
     }

@@ -7,7 +7,7 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
 use crate::call::{Request, SECRET_HEADER, SERVICE_HEADER};
-use crate::identity::secret::Secret;
+use crate::identity::secret::SharedSecret;
 
 /// The credentials that a client presents.
 #[derive(Clone, Debug)]
@@ -19,7 +19,7 @@ pub enum Credentials {
         /// The caller's own name, for example `order`.
         service: String,
         /// The secret.
-        secret: Secret,
+        secret: SharedSecret,
     },
 }
 

@@ -7,14 +7,15 @@
 //! too, and the streams that they opened are ended.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use kernel::{Clock, SystemClock, Timestamp};
+use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -187,7 +188,7 @@ impl Tokens {
     }
 
     fn cached(&self, hash: &[u8; 32]) -> Option<Caller> {
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verified = self.verified.lock();
         let (caller, expires) = verified.get(hash)?;
         if SystemClock.now() < *expires {
             return Some(caller.clone());
@@ -197,7 +198,7 @@ impl Tokens {
     }
 
     fn cache(&self, kid: &str, hash: [u8; 32], caller: Caller, expires: Timestamp) {
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verified = self.verified.lock();
         // The key was revoked after the lookup: its cached tokens were removed before this insert.
         if !self.keys().contains_key(kid) {
             return;
@@ -234,7 +235,7 @@ impl Tokens {
     }
 
     fn keys(&self) -> Arc<Keys> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.keys.read().clone()
     }
 
     /// Fetches in a task of its own: a call that is cancelled, or has a short deadline, neither cuts the fetch off nor
@@ -298,11 +299,11 @@ impl Tokens {
         if keys.is_empty() {
             return;
         }
-        let before = std::mem::replace(&mut *self.keys.write().unwrap_or_else(PoisonError::into_inner), Arc::new(keys));
+        let before = std::mem::replace(&mut *self.keys.write(), Arc::new(keys));
         let is_first = !self.is_fetched.swap(true, Ordering::AcqRel);
         if is_first || before.keys().any(|kid| !self.keys().contains_key(kid)) {
             // The cache does not record which key verified a token.
-            self.verified.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            self.verified.lock().clear();
         }
     }
 }

@@ -2,10 +2,10 @@
 //! label has a bounded number of values.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
+use parking_lot::Mutex;
 use telemetry::LogLimit;
 use tokio::time::Instant;
 
@@ -114,7 +114,7 @@ impl Rejections {
         let facts = [KeyValue::new("mesh.service", self.service), KeyValue::new("cause", cause.name())];
         self.counter.add(1, &facts);
         #[cfg(test)]
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(cause);
+        self.seen.lock().push(cause);
         if let Some(since_last_line) = self.log_limit.count(Instant::now()) {
             let cause = cause.name();
             tracing::warn!(target: "ordermesh", cause, since_last_line, "requests rejected");
@@ -132,7 +132,7 @@ impl LogLimits {
     }
 
     pub(crate) fn count(&self, reason: &'static str, now: Instant) -> Option<u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default().count(now)
+        self.0.lock().entry(reason).or_default().count(now)
     }
 }
 

@@ -4,10 +4,11 @@
 //! rate is limited. A known caller has a quota of its own: beyond it, its new calls are rejected. A connection whose
 //! callers together far exceed that gets a GOAWAY, and is closed if it continues.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -35,7 +36,7 @@ impl Resets {
     }
 
     fn count(&self, caller: Key, now: Instant) {
-        let (callers, over_until) = &mut *self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (callers, over_until) = &mut *self.callers.lock();
         // Counted even when over the quota.
         let _ = callers.count(caller.clone(), now);
         if let Some(wait) = callers.over(&caller, now) {
@@ -50,7 +51,7 @@ impl Resets {
             return None;
         }
         let now = Instant::now();
-        let (callers, over_until) = &mut *self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (callers, over_until) = &mut *self.callers.lock();
         if *over_until <= now {
             self.is_any_over.store(false, Ordering::Release);
             return None;
@@ -88,7 +89,7 @@ impl ConnectionResets {
         if let Some(caller) = caller {
             self.of_server.count(caller, now);
         }
-        let mut used_until = self.used_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used_until = self.used_until.lock();
         if PER_CONNECTION.take(&mut used_until, now).is_err() {
             self.beyond.fetch_add(1, Ordering::AcqRel);
             self.went_beyond.notify_one();

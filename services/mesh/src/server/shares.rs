@@ -5,10 +5,11 @@
 //! a caller that has one; a part is reserved for them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::call::Request;
 use crate::server::layers::rate_limit::Key;
+use parking_lot::{Mutex, MutexGuard};
 
 /// The caller that holds something: an address, a user at an address, or a mesh service (no key).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -76,7 +77,7 @@ impl Shares {
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 
     /// Takes an amount.

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use parking_lot::Mutex;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_util::sync::CancellationToken;
@@ -19,13 +20,13 @@ const MS: Duration = Duration::from_millis(1);
 /// Reports each attempt; connects to a pipe while there are any, else fails.
 struct Pipes {
     tries: UnboundedSender<Instant>,
-    pipes: std::sync::Mutex<Vec<DuplexStream>>,
+    pipes: Mutex<Vec<DuplexStream>>,
 }
 
 impl Connect for Pipes {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected, String>> {
         let _ = self.tries.send(Instant::now());
-        let pipe = self.pipes.lock().expect("not poisoned").pop();
+        let pipe = self.pipes.lock().pop();
         Box::pin(async move {
             match pipe {
                 Some(pipe) => handshake(pipe, address).await,
@@ -52,7 +53,7 @@ impl World {
         let endpoint = Arc::new(Endpoint::new("a:1".into(), &config, CancellationToken::new()));
         let (tries_in, tries) = unbounded_channel();
         let (ours, theirs) = (0..connections).map(|_| tokio::io::duplex(1 << 16)).unzip();
-        let pipes = Arc::new(Pipes { tries: tries_in, pipes: std::sync::Mutex::new(ours) });
+        let pipes = Arc::new(Pipes { tries: tries_in, pipes: Mutex::new(ours) });
         let changed = Arc::new(Notify::new());
         let reconnect = Reconnect { connect: pipes.clone(), rng, changed: changed.clone(), failures: Arc::default() };
         let keeper = tokio::spawn(maintain(endpoint.clone(), 0, reconnect));
@@ -136,9 +137,9 @@ async fn a_connection_that_ends_early_counts_as_a_failure() {
 async fn a_stream_outlives_its_instances_removal() {
     let (mut world, mut others) = World::new(1);
     let (late, frames) = tokio::sync::mpsc::channel::<Bytes>(1);
-    let frames = std::sync::Mutex::new(Some(frames));
+    let frames = Mutex::new(Some(frames));
     let service = service_fn(move |_request: http::Request<hyper::body::Incoming>| {
-        let frames = frames.lock().expect("not poisoned").take();
+        let frames = frames.lock().take();
         let frames = futures_util::stream::unfold(frames, |frames| async {
             let mut frames = frames?;
             let bytes = frames.recv().await?;
@@ -169,5 +170,5 @@ async fn a_removed_instance_takes_no_more_calls_and_its_keeper_ends() {
     world.endpoint.gone.cancel();
     world.keeper.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
-    assert!(world.pipes.pipes.lock().expect("not poisoned").is_empty());
+    assert!(world.pipes.pipes.lock().is_empty());
 }

@@ -7,7 +7,7 @@ struct Source(Mutex<Vec<&'static str>>);
 
 impl KeySource for Source {
     fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
-        let kids = self.0.lock().expect("not poisoned").clone();
+        let kids = self.0.lock().clone();
         let keys = kids.into_iter().map(|kid| VerifyingKey { kid: kid.to_owned(), x: X.to_owned() }).collect();
         Box::pin(async move { Ok(keys) })
     }
@@ -27,7 +27,7 @@ async fn a_revoked_key_stops_verifying_within_a_minute() {
     tokens.cache("new", hash, Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
     tokio::time::sleep(KEYS_INTERVAL).await;
     assert!(tokens.cached(&hash).is_some(), "control: no key was revoked");
-    source.0.lock().expect("not poisoned").retain(|kid| *kid == "new");
+    source.0.lock().retain(|kid| *kid == "new");
     tokio::time::sleep(KEYS_INTERVAL).await;
     assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
     assert!(tokens.cached(&hash).is_none(), "it must be verified again");
@@ -45,7 +45,7 @@ fn key(kid: &str) -> VerifyingKey {
 
 impl KeySource for Away {
     fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
-        let fetched = self.fetched.lock().expect("not poisoned").clone();
+        let fetched = self.fetched.lock().clone();
         Box::pin(async move {
             let kids = fetched.ok_or_else(|| Status::unavailable("away"))?;
             Ok(kids.into_iter().map(key).collect())
@@ -72,13 +72,13 @@ async fn initial_keys_verify_only_until_the_first_fetch() {
     let unknown = tokens.key("new").await.expect_err("rejected");
     assert_eq!(unknown.code(), Code::Unavailable, "it may be valid: {unknown:?}");
     tokens.cache("leaked", [7; 32], Caller::Anonymous, SystemClock.now().plus(Duration::from_secs(900)));
-    *source.fetched.lock().expect("not poisoned") = Some(vec!["kept", "new"]);
+    *source.fetched.lock() = Some(vec!["kept", "new"]);
     tokio::time::sleep(PREFETCH_MAX_PAUSE).await;
     assert!(tokens.key("kept").await.is_ok() && tokens.key("new").await.is_ok());
     let gone = tokens.key("leaked").await.expect_err("rejected");
     assert_eq!(gone.code(), Code::Unauthenticated, "{gone:?}");
     assert!(tokens.cached(&[7; 32]).is_none(), "it must be verified again");
-    *source.fetched.lock().expect("not poisoned") = None;
+    *source.fetched.lock() = None;
     tokio::time::sleep(KEYS_INTERVAL * 2).await;
     assert!(tokens.key("kept").await.is_ok(), "kept when a later fetch fails");
     let gone = tokens.key("leaked").await.expect_err("rejected");
@@ -127,7 +127,7 @@ async fn the_periodic_fetch_happens_whatever_calls_have_fetched() {
     });
     tokio::time::sleep(KEYS_INTERVAL - Duration::from_secs(1)).await;
     assert!(tokens.key("unknown").await.is_err(), "an unknown key id");
-    *source.0.lock().expect("not poisoned") = vec!["new"];
+    *source.0.lock() = vec!["new"];
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(tokens.keys().keys().collect::<Vec<_>>(), ["new"]);
     following.abort();
@@ -143,7 +143,7 @@ impl KeySource for Ending {
     }
 
     fn ended_sessions(&self) -> BoxFuture<'_, Result<Vec<Uuid>, Status>> {
-        let ended = self.0.lock().expect("not poisoned").clone();
+        let ended = self.0.lock().clone();
         Box::pin(async move { ended.ok_or_else(|| Status::unavailable("away")) })
     }
 }
@@ -168,16 +168,16 @@ async fn an_ended_session_is_rejected_within_a_minute_although_its_token_is_cach
     tokio::time::sleep(KEYS_INTERVAL).await;
     assert!(verify(ended).await.is_ok(), "control: it has not ended");
     let stream = tokio::spawn(tokens.clone().ended(ended));
-    *source.0.lock().expect("not poisoned") = Some(vec![ended]);
+    *source.0.lock() = Some(vec![ended]);
     tokio::time::sleep(KEYS_INTERVAL).await;
     let rejected = verify(ended).await.expect_err("it has ended");
     assert_eq!(crate::status::reason_of(&rejected).as_deref(), Some("SESSION_ENDED"));
     assert_eq!(stream.await.expect("it ends").code(), Code::Unauthenticated);
     assert!(verify(other).await.is_ok(), "another session");
-    *source.0.lock().expect("not poisoned") = None;
+    *source.0.lock() = None;
     tokio::time::sleep(KEYS_INTERVAL * 2).await;
     assert!(verify(ended).await.is_err(), "known ones are kept while the source is unavailable");
-    *source.0.lock().expect("not poisoned") = Some(vec![]);
+    *source.0.lock() = Some(vec![]);
     tokio::time::sleep(KEYS_INTERVAL).await;
     assert!(verify(ended).await.is_ok(), "off the list once its tokens have expired");
     following.abort();

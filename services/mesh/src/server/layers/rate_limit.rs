@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -203,7 +204,7 @@ impl Shared {
 
     /// The time that the caller has to wait, if it has used up the method's quota.
     fn over(&self, path: &str, request: &Request) -> Option<Duration> {
-        let mut callers = self.methods.get(path)?.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut callers = self.methods.get(path)?.lock();
         let key = Key::of(request, callers.is_public);
         callers.count(key, Instant::now()).err()
     }
