@@ -1,91 +1,114 @@
-//! The type of a call in the stacks: HTTP/2 requests and responses with tonic's body.
+//! What the server's outermost layer determines about a call, once: the other layers read it.
 
 pub(crate) mod deadline;
 pub(crate) mod metrics;
 pub(crate) mod record;
+pub(crate) mod wire;
 
-use std::convert::Infallible;
+use tokio::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-use tonic::Status;
-use tonic::body::Body;
-
+use crate::call::deadline::{Malformed, effective, requested_timeout};
+use crate::call::wire::Request;
 use crate::policy::{MethodPolicy, PolicyTable};
-
-pub(crate) type Request = http::Request<Body>;
-pub(crate) type Response = http::Response<Body>;
-
-/// The result of a server's layers: a rejection is a response too.
-pub(crate) type ServerResult = Result<Response, Infallible>;
-
-/// How far an attempt without a response got.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Reach {
-    /// No instance could be reached.
-    NotSent,
-    /// The instance reports that it has not begun.
-    NotBegun,
-    /// It may have been served.
-    Unknown,
-}
-
-/// An attempt without a response.
-#[derive(Clone, Debug)]
-pub(crate) struct AttemptError {
-    pub(crate) status: Status,
-    pub(crate) reach: Reach,
-}
-
-/// Metadata that only the mesh may set.
-pub(crate) const RESERVED_PREFIX: &str = "x-ordermesh-";
-pub(crate) const SECRET_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-secret");
-pub(crate) const SERVICE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-service");
-/// The order that a mesh service's call concerns: a UUID. Trusted from mesh services only.
-pub(crate) const ORDER_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-order");
-/// The user that a mesh service's call concerns: a UUID. Trusted from mesh services only.
-pub(crate) const USER_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-user");
-pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
-/// The number of attempts before this one (gRFC A6).
-pub(crate) const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
-/// The server's delay for the next attempt, in milliseconds; negative: never (gRFC A6).
-pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// One name for all methods outside of the contract, or clients could create any number of metric series.
 pub(crate) const OTHER_METHOD: &str = "_OTHER";
 
-/// Health and reflection: no policy, no span, limits of their own, open to all.
-pub(crate) fn is_infrastructure(path: &str) -> bool {
-    path.starts_with("/grpc.health.v1.Health/") || is_reflection(path)
+/// What the layers do differently for calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Class {
+    /// A method of the contract with a single response.
+    Unary,
+    /// A method of the contract whose response is a stream.
+    Stream,
+    /// A unary health check.
+    HealthCheck,
+    /// Streams of health.
+    HealthWatch,
+    /// Reflection: its requests are streams too.
+    Reflection,
+    /// Not in the contract.
+    Unknown,
 }
 
-/// Reflection: its requests are streams.
-pub(crate) fn is_reflection(path: &str) -> bool {
-    path.starts_with("/grpc.reflection.v1")
+impl Class {
+    fn of(path: &str, policy: Option<&MethodPolicy>) -> Self {
+        if let Some(policy) = policy {
+            return if policy.streaming { Self::Stream } else { Self::Unary };
+        }
+        if path == "/grpc.health.v1.Health/Check" {
+            return Self::HealthCheck;
+        }
+        if path.starts_with("/grpc.health.v1.Health/") {
+            return Self::HealthWatch;
+        }
+        if path.starts_with("/grpc.reflection.v1") { Self::Reflection } else { Self::Unknown }
+    }
+
+    /// Health and reflection: no policy, no span, limits of their own, open to all.
+    pub(crate) fn is_infrastructure(self) -> bool {
+        match self {
+            Self::HealthCheck | Self::HealthWatch | Self::Reflection => true,
+            Self::Unary | Self::Stream | Self::Unknown => false,
+        }
+    }
 }
 
+/// A call, classified. In the request's extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) class: Class,
+    pub(crate) policy: Option<&'static MethodPolicy>,
+    /// The policy's index in the server's table.
+    pub(crate) index: Option<usize>,
+    /// The earlier of the method's deadline and the caller's, both from arrival.
+    pub(crate) deadline: Result<Option<Instant>, Malformed>,
+    /// The mesh service that calls; `None` when the caller does not claim to be one.
+    pub(crate) service: Option<Result<String, WrongSecret>>,
+}
+
+/// A mesh service presented a wrong secret, or no name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WrongSecret;
+
+/// Of a request that was not classified, as there is none in a server.
+static UNCLASSIFIED: Call =
+    Call { class: Class::Unknown, policy: None, index: None, deadline: Ok(None), service: None };
+
+impl Call {
+    /// Classifies a request that arrives now.
+    pub(crate) fn classify(
+        policies: PolicyTable,
+        request: &Request,
+        service: Option<Result<String, WrongSecret>>,
+        now: Instant,
+    ) -> Self {
+        let path = request.uri().path();
+        let index = policies.index(path);
+        let policy = index.map(|index| &policies.0[index]);
+        let requested = requested_timeout(request.headers());
+        let deadline =
+            requested.map(|requested| effective(requested, policy).and_then(|timeout| now.checked_add(timeout)));
+        Self { class: Class::of(path, policy), policy, index, deadline, service }
+    }
+
+    /// The call of a request.
+    pub(crate) fn of(request: &Request) -> &Self {
+        Self::in_extensions(request.extensions())
+    }
+
+    /// The call in a request's extensions.
+    pub(crate) fn in_extensions(extensions: &http::Extensions) -> &Self {
+        extensions.get().unwrap_or(&UNCLASSIFIED)
+    }
+
+    /// The name of a mesh service that calls with valid credentials.
+    pub(crate) fn known_service(&self) -> Option<&str> {
+        self.service.as_ref()?.as_deref().ok()
+    }
+}
+
+/// The name of a method in spans and metrics.
 pub(crate) fn method_name(policy: Option<&'static MethodPolicy>) -> &'static str {
     policy.map_or(OTHER_METHOD, MethodPolicy::name)
-}
-
-pub(crate) fn find(policies: PolicyTable, request: &Request) -> Option<&'static MethodPolicy> {
-    policies.find(request.uri().path())
-}
-
-/// Marks a value that is unique per call as never-indexed for HPACK: in the dynamic table it would only evict values
-/// that repeat. (Its name is indexed: see `endpoint`.)
-pub(crate) fn never_indexed(mut value: HeaderValue) -> HeaderValue {
-    value.set_sensitive(true);
-    value
-}
-
-/// Whether headers or trailers report OK. tonic's `Status` would copy all of them.
-pub(crate) fn is_ok(headers: &HeaderMap) -> bool {
-    headers.get(Status::GRPC_STATUS).is_some_and(|code| code.as_bytes() == b"0")
-}
-
-/// A Trailers-Only response.
-pub(crate) fn respond(status: Status) -> Response {
-    status.into_http()
 }

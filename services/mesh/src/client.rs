@@ -2,6 +2,7 @@
 
 mod balance;
 mod breaker;
+mod call;
 mod connect;
 mod deadline;
 pub(crate) mod discovery;
@@ -23,7 +24,7 @@ use futures_util::future::BoxFuture;
 use tonic::Status;
 use tower::{Service, ServiceBuilder};
 
-use crate::call::{Request, Response};
+use crate::call::wire::{Request, Response};
 use crate::client::balance::Balance;
 use crate::client::connect::Tcp;
 use crate::client::deadline::{ClientDeadline, client_deadline};
@@ -97,14 +98,14 @@ pub fn client(config: ClientConfig) -> Channel {
     let rng: Arc<dyn Rng> = Arc::new(SystemRng);
     let endpoints = endpoints(&config, rng.clone(), metrics.clone());
     metrics.observe(Arc::downgrade(&budget), Arc::downgrade(&endpoints));
-    let retrying = RetryConfig { policies: config.policies, is_on: config.retries, budget, rng, metrics };
+    let retrying = RetryConfig { is_on: config.retries, budget, rng, metrics };
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
         // Outermost: one CLIENT span over all attempts. Further in, retrying would look like several calls.
         .layer(client_telemetry(config.policies, config.events, config.is_platform, config.propagation))
         // Outside of retry: all attempts together have the time of one call.
-        .layer(client_deadline(config.policies))
+        .layer(client_deadline())
         // Outside of what is chosen for each attempt: credentials and instance.
         .layer(retry(retrying))
         // Inside retry: each attempt has the newest credentials.

@@ -29,19 +29,21 @@ pub use call::deadline::time_left;
 pub use client::discovery::{Addresses, AddressesError};
 pub use client::{Channel, ClientConfig, client};
 pub use identity::authorizer::Gatekeeper;
-pub use identity::caller::{ATTEMPT, About, Caller, Role, Untraced, caller, operation, peer, untraced};
+pub use identity::caller::{ATTEMPT, About, Caller, Role, Untraced, caller, operation, untraced};
 pub use identity::credentials::Credentials;
 pub use identity::secret::SharedSecret as Secret;
 pub use identity::token::{KeySource, VerifyingKey};
 pub use ops::admin::serve_admin;
 pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
+pub use server::caller_key::network;
 pub use server::config::{
     DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, MAX_ANSWER_BYTES,
     ServerConfig,
 };
-pub use server::layers::rate_limit::{Quota, network};
 pub use server::listen::listen;
 pub use server::memory_limit::budget_of;
+pub use server::quota::Quota;
 pub use server::serve::Server;
 pub use server::server;
+pub use server::usage::peer;
 pub use status::{Kind, Rejected, Rejection, Violation, error_class, status};

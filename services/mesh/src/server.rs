@@ -1,9 +1,11 @@
 //! The server's stack, on one page.
 
+pub(crate) mod call_state;
+pub(crate) mod caller_key;
 pub(crate) mod calls;
 pub(crate) mod config;
 pub(crate) mod connection;
-pub(crate) mod edge;
+pub(crate) mod layer;
 pub(crate) mod layers;
 pub(crate) mod lingering_close;
 pub(crate) mod listen;
@@ -11,11 +13,13 @@ pub(crate) mod memory_limit;
 pub(crate) mod not_grpc;
 pub(crate) mod portions;
 pub(crate) mod proxies;
+pub(crate) mod quota;
 pub(crate) mod rejections;
 pub(crate) mod resets;
 pub(crate) mod serve;
 pub(crate) mod shares;
 pub(crate) mod slots;
+pub(crate) mod usage;
 pub(crate) mod write_timeout;
 
 use std::sync::Arc;
@@ -29,23 +33,25 @@ use crate::ops::gauges::{self, Holdings};
 use crate::ops::health::Health;
 use crate::ops::reflection;
 use crate::server::config::ServerConfig;
-use crate::server::connection::Connections;
-use crate::server::layers::auth::identity;
+use crate::server::connection::{Connections, Stack};
+use crate::server::layer::Boxed;
+use crate::server::layers::auth::auth;
 use crate::server::layers::concurrency::{Admission, concurrency};
 use crate::server::layers::deadline::server_deadline;
-use crate::server::layers::error_details::rescue;
+use crate::server::layers::error_details::error_details;
 use crate::server::layers::memory::memory;
 use crate::server::layers::metadata::metadata;
 use crate::server::layers::panic::catch_panic;
 use crate::server::layers::rate_limit::rate_limit;
-use crate::server::layers::stream_drain::stream_end;
+use crate::server::layers::stream_drain::stream_drain;
 use crate::server::layers::telemetry::{ServerTelemetryConfig, server_telemetry};
 use crate::server::memory_limit::default_budget_bytes;
 use crate::server::proxies::Proxies;
 use crate::server::rejections::Rejections;
 use crate::server::resets::Resets;
-use crate::server::serve::{Server, Stack};
+use crate::server::serve::Server;
 use crate::server::shares::Shares;
+use crate::server::usage::Resource;
 
 /// Streams that their service does not end are ended this long after the GOAWAY (at most a quarter of the drain
 /// timeout).
@@ -61,7 +67,6 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let routes = routes.add_service(health.service()).prepare();
     let rejections = Arc::new(Rejections::new(config.service));
     let telemetry = ServerTelemetryConfig {
-        policies,
         gatekeeper: gatekeeper.clone(),
         events: config.events,
         trust_client_trace_context: config.trust_client_trace_context,
@@ -72,7 +77,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let holdings = Arc::new(Holdings {
         service: config.service,
         admission: Admission::new(config.max_concurrency, config.max_streams),
-        budget: Shares::new(config.memory_budget_bytes.unwrap_or_else(default_budget_bytes), 0),
+        budget: Shares::new(Resource::Memory, config.memory_budget_bytes.unwrap_or_else(default_budget_bytes), 0),
         connections: Arc::new(Connections::new(
             config.max_connections,
             config.tls,
@@ -85,29 +90,29 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
-        // Outermost, so that rejections are counted; and a span must outlive all that happens in it.
+        // Outermost, so that rejections are counted, and the other layers read what it has determined about the call; and a span must outlive all that happens in it.
         .layer(server_telemetry(telemetry))
         // Outside of all layers that reject, or their errors would lack ErrorInfo; inside telemetry, which reads the
         // status.
-        .layer(rescue())
+        .layer(error_details())
         // Before any layer reads the metadata: too much is rejected at the cost of adding up its size.
         .layer(metadata(rejections.clone()))
         // The timeout runs from arrival: further in, waiting for keys or permits would not count.
-        .layer(server_deadline(policies, rejections.clone()))
+        .layer(server_deadline(rejections.clone()))
         // Outside of all code that may panic; inside the deadline, which drops it.
         .layer(catch_panic())
         // Before any resource is taken: anonymous clients take no permits and no memory.
-        .layer(identity(gatekeeper.clone(), rejections.clone()))
+        .layer(auth(gatekeeper.clone(), rejections.clone()))
         // Inside identity, because it counts per caller; outside of the permits: a caller over its quota takes none.
         .layer(rate_limit(policies, &config.rate_limits, resets, rejections.clone()))
         // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is complete. A
         // call that waits for the rest of its request, or for its caller to read its response, holds only memory.
         .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, rejections.clone()))
         // A permit while the handler works; a slot for as long as a stream lasts.
-        .layer(concurrency(policies, holdings.admission.clone(), rejections))
+        .layer(concurrency(holdings.admission.clone(), rejections))
         // Inside the permits, which its end releases: an endless stream must not delay the server's shutdown.
-        .layer(stream_end(policies, gatekeeper.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
-        .service(routes);
+        .layer(stream_drain(gatekeeper.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
+        .service(Boxed(routes));
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "server stack built");
     Server {

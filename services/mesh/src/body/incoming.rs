@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::server::edge::note;
+use crate::server::call_state::update;
 
 struct IncomingBody<F> {
     /// `Some` until drop.
@@ -29,11 +29,11 @@ where
     Body::new(IncomingBody { inner: Some(inner), is_at_end, is_request: false, lost })
 }
 
-/// A request's body. Its unread rest is left to the call's edge.
+/// A request's body. Its unread rest is left to the call's state.
 pub(crate) fn incoming_request(inner: Incoming) -> Body {
     let lost = |_: &hyper::Error| {
         // Or the connection is closed, and it does not matter.
-        note(|edge| edge.was_reset = true);
+        update(|state| state.was_reset = true);
         Status::cancelled("the caller has cancelled or disconnected")
     };
     let is_at_end = inner.is_end_stream();
@@ -44,7 +44,7 @@ impl<F> Drop for IncomingBody<F> {
     fn drop(&mut self) {
         if self.is_request && !self.is_at_end {
             let rest = self.inner.take();
-            note(|edge| edge.rest = rest);
+            update(|state| state.rest = rest);
         }
     }
 }

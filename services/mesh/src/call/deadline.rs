@@ -2,18 +2,15 @@
 //! `server/layers/deadline` and `client/deadline`.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::call::PREVIOUS_ATTEMPTS;
+use crate::call::wire::PREVIOUS_ATTEMPTS;
 use crate::policy::MethodPolicy;
 use crate::status::mesh_status;
 
@@ -135,65 +132,6 @@ pub(crate) async fn within<T>(deadline: Instant, work: impl Future<Output = T>) 
         alarm.as_mut().as_pin_mut().map_or(Poll::Pending, |alarm| alarm.poll(cx).map(|()| None))
     })
     .await
-}
-
-/// How a body reports the deadline: a server ends its stream with trailers, a client's body fails.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Side {
-    Server,
-    Client,
-}
-
-/// A response's body that ends at the deadline.
-pub(crate) struct TimedBody {
-    inner: Body,
-    side: Side,
-    deadline: Instant,
-    /// Created when the body is first pending: most bodies are complete already.
-    alarm: Option<Pin<Box<Sleep>>>,
-    over: bool,
-}
-
-impl TimedBody {
-    pub(crate) fn wrap(inner: Body, side: Side, deadline: Instant) -> Body {
-        Body::new(Self { inner, side, deadline, alarm: None, over: false })
-    }
-}
-
-impl http_body::Body for TimedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        if this.over {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        let alarm = this.alarm.get_or_insert_with(|| Box::pin(sleep_until(this.deadline)));
-        if alarm.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        this.over = true;
-        let status = exceeded();
-        Poll::Ready(Some(match this.side {
-            Side::Client => Err(status),
-            Side::Server => {
-                let mut trailers = HeaderMap::new();
-                status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))
-            }
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.over || self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
 }
 
 #[cfg(test)]

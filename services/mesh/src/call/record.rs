@@ -5,22 +5,21 @@
 //! The status is in the headers (Trailers-Only), else in the trailers, else it is the body's error; an end without
 //! trailers is UNKNOWN; a drop is CANCELLED, or DEADLINE_EXCEEDED past the deadline.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::HeaderMap;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use telemetry::{EventSink, Operation, Outcome};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use crate::body::{Frames, NextFrame, poll_frame, wrap};
 use crate::call::deadline::exceeded;
 use crate::call::metrics::{CallDuration, ERROR_TYPE, RPC_METHOD, RPC_STATUS, RPC_SYSTEM};
-use crate::call::{Response, is_ok};
+use crate::call::wire::{Response, Side, is_ok};
 use crate::status::{code_name, error_class};
 
 pub(crate) type Sink = Arc<dyn EventSink>;
@@ -29,13 +28,6 @@ pub(crate) type Sink = Arc<dyn EventSink>;
 /// no event.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NoEvent;
-
-/// The side of the call that the record is kept on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Side {
-    Server,
-    Client,
-}
 
 /// What determined the call's outcome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,7 +89,7 @@ impl Record {
             self.settle(Err(&no_trailers()), By::Peer);
             return response;
         }
-        response.map(|inner| Body::new(RecordedBody { inner, record: self }))
+        response.map(|inner| wrap(inner, self))
     }
 
     /// The call got no response.
@@ -164,41 +156,24 @@ fn no_trailers() -> Status {
     Status::unknown("the response ended without a grpc-status")
 }
 
-struct RecordedBody {
-    inner: Body,
-    record: Record,
-}
-
-impl http_body::Body for RecordedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        let entered = this.record.operation.as_ref().map(|operation| operation.span().enter());
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(cx));
+impl Frames for Record {
+    fn poll_next(&mut self, inner: &mut Body, cx: &mut Context<'_>) -> Poll<NextFrame> {
+        let entered = self.operation.as_ref().map(|operation| operation.span().enter());
+        let frame = ready!(poll_frame(inner, cx));
         drop(entered);
         match &frame {
             Some(Ok(frame)) => match frame.trailers_ref() {
                 Some(trailers) => {
                     let reported_status = reported_status(trailers).unwrap_or_else(|| Err(no_trailers()));
-                    this.record.settle(reported_status.as_ref().copied(), By::Peer);
+                    self.settle(reported_status.as_ref().copied(), By::Peer);
                 }
                 // A body that reports its end is not polled again.
-                None if this.inner.is_end_stream() => this.record.settle(Err(&no_trailers()), By::Peer),
+                None if inner.is_end_stream() => self.settle(Err(&no_trailers()), By::Peer),
                 None => {}
             },
-            Some(Err(status)) => this.record.settle(Err(status), By::Us),
-            None => this.record.settle(Err(&no_trailers()), By::Peer),
+            Some(Err(status)) => self.settle(Err(status), By::Us),
+            None => self.settle(Err(&no_trailers()), By::Peer),
         }
         Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }

@@ -13,9 +13,9 @@ use tokio_util::sync::DropGuard;
 use tonic::{Code, Status};
 use tower::Service;
 
-use crate::call::{AttemptError, Reach, Request, Response};
+use crate::call::wire::{AttemptError, Reach, Request, Response};
 use crate::client::breaker::{Change, Permit};
-use crate::client::deadline::Until;
+use crate::client::call::CallDeadline;
 use crate::client::endpoint::{Endpoint, Failure};
 use crate::client::endpoints::Endpoints;
 
@@ -40,7 +40,7 @@ impl Visited {
 /// The context of an attempt, in its request's extensions.
 #[derive(Clone, Default)]
 pub(crate) struct Attempt {
-    pub(crate) until: Option<Until>,
+    pub(crate) deadline: Option<CallDeadline>,
     pub(crate) visited: Visited,
 }
 
@@ -72,7 +72,7 @@ impl Shared {
             let before = attempt.visited.get().clone();
             let (endpoint, permit) = self.endpoints.pick(&before).await?;
             attempt.visited.get().push(endpoint.clone());
-            match Ticket::new(endpoint, permit, attempt.until).send(*request).await {
+            match Ticket::new(endpoint, permit, attempt.deadline).send(*request).await {
                 Ok(response) => return Ok(response),
                 Err(Failure::Lost(lost)) => return Err(lost),
                 Err(Failure::NotSent(unsent, why)) => {
@@ -100,16 +100,16 @@ pub(crate) fn code_of(response: &Response) -> Code {
 struct Ticket {
     endpoint: Arc<Endpoint>,
     permit: Permit,
-    until: Option<Until>,
+    deadline: Option<CallDeadline>,
     began: Instant,
     is_settled: bool,
 }
 
 impl Ticket {
-    fn new(endpoint: Arc<Endpoint>, permit: Permit, until: Option<Until>) -> Self {
+    fn new(endpoint: Arc<Endpoint>, permit: Permit, deadline: Option<CallDeadline>) -> Self {
         let began = Instant::now();
         endpoint.load.begin(began);
-        Self { endpoint, permit, until, began, is_settled: false }
+        Self { endpoint, permit, deadline, began, is_settled: false }
     }
 
     /// Sends the request immediately. The returned future records its outcome.
@@ -132,7 +132,7 @@ impl Ticket {
     /// A deadline counts as the instance's failure only if the call had the method's full timeout: otherwise a caller
     /// with very short deadlines could open the breaker for all.
     fn had_full_time(&self) -> bool {
-        self.until.is_some_and(|until| until.is_full)
+        self.deadline.is_some_and(|deadline| deadline.is_full)
     }
 
     fn settle(mut self, code: Code) {
@@ -184,7 +184,7 @@ impl Ticket {
         let now = Instant::now();
         self.endpoint.metrics.attempt(&self.endpoint.labels);
         self.endpoint.load.no_response(now, now.saturating_duration_since(self.began));
-        let is_over = self.until.is_some_and(|until| until.deadline <= now);
+        let is_over = self.deadline.is_some_and(|deadline| deadline.at <= now);
         if self.had_full_time() && is_over {
             self.report(self.endpoint.breaker.failed(self.permit, now));
         } else {
@@ -239,7 +239,7 @@ impl Service<Request> for Balance {
         };
         visited.push(endpoint.clone());
         drop(visited);
-        let sending = Ticket::new(endpoint, permit, attempt.until).send(request);
+        let sending = Ticket::new(endpoint, permit, attempt.deadline).send(request);
         Box::pin(async move {
             match sending.await {
                 Ok(response) => Ok(response),

@@ -19,7 +19,7 @@ use tonic::body::Body;
 
 use crate::body::incoming::incoming;
 use crate::call::deadline::GRPC_TIMEOUT;
-use crate::call::{AttemptError, Reach, Request, Response, TRACEPARENT};
+use crate::call::wire::{AttemptError, Reach, Request, Response, TRACEPARENT};
 use crate::client::breaker::Breaker;
 use crate::client::load::Load;
 use crate::client::metrics::ClientMetrics;

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::call::{AttemptError, Reach};
+use crate::call::wire::{AttemptError, Reach};
 use crate::client::breaker::{Gate, Permit};
 use crate::client::discovery::{Addresses, Resolve, follow};
 use crate::client::endpoint::{Endpoint, EndpointConfig};

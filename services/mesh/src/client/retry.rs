@@ -24,17 +24,17 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service, ServiceExt};
 
 use crate::call::deadline::serves_a_retry;
-use crate::call::{
-    AttemptError, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, find, never_indexed,
+use crate::call::wire::{
+    AttemptError, PREVIOUS_ATTEMPTS, PUSHBACK, Reach, Request, Response, TRACEPARENT, never_indexed,
 };
 use crate::client::balance::{Attempt, Visited, code_of};
-use crate::client::deadline::Until;
+use crate::client::call::{CallDeadline, ClientCall};
 use crate::client::metrics::{ClientMetrics, SERVER_ADDRESS, SERVER_PORT};
 use crate::client::retry::attempt_spans::Attempts;
 use crate::client::retry::budget::RetryBudget;
 use crate::client::retry::replay::{Replay, body_of};
 use crate::client::rng::Rng;
-use crate::policy::{Idempotency, MethodPolicy, PolicyTable};
+use crate::policy::{Idempotency, MethodPolicy};
 use crate::status::code_name;
 
 /// The first attempt and two retries.
@@ -47,7 +47,6 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// The layer's configuration.
 pub(crate) struct RetryConfig {
-    pub(crate) policies: PolicyTable,
     /// When off, a failure is the call's result; transparent retries still happen.
     pub(crate) is_on: bool,
     pub(crate) budget: Arc<RetryBudget>,
@@ -81,13 +80,14 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         self.config.budget.deposit();
-        let policy = find(self.config.policies, &request);
-        let call = Call::new(self.config.clone(), &request, policy);
         let (mut parts, body) = request.into_parts();
+        let client_call: ClientCall = parts.extensions.remove().unwrap_or_default();
+        let has_policy = client_call.policy.is_some();
+        let call = Retries::new(self.config.clone(), client_call);
         // The inner layers do not need the rest of them.
         parts.extensions.clear();
-        call.add_to(&mut parts.extensions, call.until);
-        if policy.is_none() {
+        call.add_to(&mut parts.extensions, call.deadline);
+        if !has_policy {
             let work = self.inner.call(Request::from_parts(parts, body));
             return Box::pin(async move { work.await.map_err(|failure| failure.status) });
         }
@@ -186,13 +186,13 @@ struct Kept {
 }
 
 /// One call with all its attempts.
-struct Call {
+struct Retries {
     config: Arc<RetryConfig>,
     operation: Option<Operation>,
     may_repeat: bool,
     /// Only one hop retries: not this one, if the served call is itself a retry.
     is_left_to_caller: bool,
-    until: Option<Until>,
+    deadline: Option<CallDeadline>,
     /// Attempts before the current one.
     previous: u32,
     transparent: u32,
@@ -200,16 +200,16 @@ struct Call {
     attempts: Attempts,
 }
 
-impl Call {
-    fn new(config: Arc<RetryConfig>, request: &Request, policy: Option<&MethodPolicy>) -> Self {
-        let operation = request.extensions().get::<Operation>().cloned();
+impl Retries {
+    fn new(config: Arc<RetryConfig>, call: ClientCall) -> Self {
+        let ClientCall { policy, operation, deadline } = call;
         Self {
             attempts: Attempts::begin(operation.clone()),
             operation,
             may_repeat: config.is_on && policy.is_some_and(may_repeat),
             // Read here: the task that makes this call is the one that serves the other.
             is_left_to_caller: serves_a_retry(),
-            until: request.extensions().get::<Until>().copied(),
+            deadline,
             previous: 0,
             transparent: 0,
             visited: Visited::default(),
@@ -256,15 +256,15 @@ impl Call {
         if self.previous > 0 {
             request.headers_mut().insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous));
         }
-        let until = self.until.map(|until| Until { is_full: false, ..until });
-        self.add_to(request.extensions_mut(), until);
-        if let Some(until) = until {
-            until.stamp(Instant::now(), request.headers_mut());
+        let deadline = self.deadline.map(|deadline| CallDeadline { is_full: false, ..deadline });
+        self.add_to(request.extensions_mut(), deadline);
+        if let Some(deadline) = deadline {
+            deadline.stamp(Instant::now(), request.headers_mut());
         }
     }
 
-    fn add_to(&self, extensions: &mut http::Extensions, until: Option<Until>) {
-        extensions.insert(Attempt { until, visited: self.visited.clone() });
+    fn add_to(&self, extensions: &mut http::Extensions, deadline: Option<CallDeadline>) {
+        extensions.insert(Attempt { deadline, visited: self.visited.clone() });
     }
 
     fn next(&self, failed: Failed) -> Next {
@@ -287,7 +287,7 @@ impl Call {
             Pushback::After(wait) => wait,
             Pushback::Nothing => backoff(self.previous + 1, BACKOFF, MAX_BACKOFF, self.config.rng.fraction()),
         };
-        if self.until.is_some_and(|until| until.deadline <= Instant::now() + wait) {
+        if self.deadline.is_some_and(|deadline| deadline.at <= Instant::now() + wait) {
             return Next::Return;
         }
         if !self.config.budget.withdraw() {
@@ -300,7 +300,7 @@ impl Call {
 }
 
 /// However it ends: the call's span names the last instance.
-impl Drop for Call {
+impl Drop for Retries {
     fn drop(&mut self) {
         let seen = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
         if let Some((operation, at)) = seen.zip(self.visited.last()) {

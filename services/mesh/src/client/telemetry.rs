@@ -12,11 +12,13 @@ use tower::layer::layer_fn;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use crate::call::method_name;
 use crate::call::metrics::CallDuration;
-use crate::call::record::{Record, Side, Sink};
-use crate::call::{
-    BAGGAGE, ORDER_HEADER, Request, Response, TRACEPARENT, TRACESTATE, USER_HEADER, find, method_name, never_indexed,
+use crate::call::record::{Record, Sink};
+use crate::call::wire::{
+    BAGGAGE, ORDER_HEADER, Request, Response, Side, TRACEPARENT, TRACESTATE, USER_HEADER, never_indexed,
 };
+use crate::client::call::ClientCall;
 use crate::identity::caller::{ATTEMPT, About, Untraced};
 use crate::policy::PolicyTable;
 
@@ -59,10 +61,11 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let policy = find(self.shared.policies, &request);
+        let policy = self.shared.policies.find(request.uri().path());
         let (name, duration) = (method_name(policy), self.shared.duration.clone());
         let (now, deadline) = (Instant::now(), crate::call::deadline::current());
         if request.extensions().get::<Untraced>().is_some() {
+            request.extensions_mut().insert(ClientCall { policy, ..ClientCall::default() });
             let record = Record::new(Side::Client, name, None, duration, now).with_deadline(deadline);
             return Box::pin(recorded(record, self.inner.call(request)));
         }
@@ -79,7 +82,7 @@ where
         }
         let span = operation.span().clone();
         let record = Record::new(Side::Client, name, Some(operation.clone()), duration, now).with_deadline(deadline);
-        request.extensions_mut().insert(operation);
+        request.extensions_mut().insert(ClientCall { policy, operation: Some(operation), deadline: None });
         let work = span.in_scope(|| self.inner.call(request));
         Box::pin(recorded(record, work).instrument(span))
     }

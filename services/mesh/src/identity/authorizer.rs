@@ -5,7 +5,8 @@ use std::sync::Arc;
 use http::{Extensions, HeaderMap, header};
 use tonic::{Code, Status};
 
-use crate::call::{SECRET_HEADER, SERVICE_HEADER};
+use crate::call::wire::{SECRET_HEADER, SERVICE_HEADER};
+use crate::call::{Call, WrongSecret};
 use crate::identity::caller::{Caller, PeerService, Role};
 use crate::identity::secret::SharedSecret;
 use crate::identity::token::{KeySource, Tokens};
@@ -67,73 +68,62 @@ impl Gatekeeper {
         self.secret.is_some()
     }
 
-    /// The mesh service that calls, if it is one.
-    pub(crate) fn known_service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Caller> {
-        self.service(headers, connection)?.ok()
+    pub(crate) fn policies(&self) -> PolicyTable {
+        self.policies
     }
 
-    /// The caller if it is allowed, else the error. `None` when the decision must wait: see [`Gatekeeper::admit`].
-    pub(crate) fn authorize_now(
-        &self,
-        path: &str,
-        headers: &HeaderMap,
-        connection: &Extensions,
-    ) -> Option<Result<Caller, Status>> {
+    /// The mesh service that calls; `None` when the caller does not claim to be one. A certificate takes precedence.
+    pub(crate) fn service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Result<String, WrongSecret>> {
+        if let Some(PeerService(name)) = connection.get() {
+            return Some(Ok(name.clone()));
+        }
+        let presented = headers.get(SECRET_HEADER)?;
+        let name = headers.get(SERVICE_HEADER).and_then(|name| name.to_str().ok()).filter(|name| !name.is_empty());
+        let is_right = self.secret.as_ref().is_some_and(|secret| secret.matches(presented.as_bytes()));
+        Some(name.filter(|_| is_right).map(str::to_owned).ok_or(WrongSecret))
+    }
+
+    /// The caller if it is allowed, else the error. `None` when the decision must wait: see [`Gatekeeper::authorize`].
+    pub(crate) fn authorize_now(&self, call: &Call, headers: &HeaderMap) -> Option<Result<Caller, Status>> {
         // Default deny; also the right answer for an unknown method: it never reaches the routes.
-        let Some(policy) = self.policies.find(path) else { return Some(Err(no_such_method())) };
-        match self.identify(headers, connection) {
-            PresentedCredentials::Caller(known) => Some(authorize(policy, known)),
+        let Some(policy) = call.policy else { return Some(Err(no_such_method())) };
+        match self.presented(call, headers) {
+            PresentedCredentials::Caller(caller) => Some(decide(policy, caller)),
             PresentedCredentials::Token(..) => None,
         }
     }
 
     /// The same for all credentials: a token may have to wait for the keys that verify it.
-    pub(crate) async fn admit(
-        &self,
-        path: &str,
-        headers: &HeaderMap,
-        connection: &Extensions,
-    ) -> Result<Caller, Status> {
-        let Some(policy) = self.policies.find(path) else { return Err(no_such_method()) };
-        let known = match self.identify(headers, connection) {
-            PresentedCredentials::Caller(known) => known,
+    pub(crate) async fn authorize(&self, call: &Call, headers: &HeaderMap) -> Result<Caller, Status> {
+        let Some(policy) = call.policy else { return Err(no_such_method()) };
+        let caller = match self.presented(call, headers) {
+            PresentedCredentials::Caller(caller) => caller,
             PresentedCredentials::Token(tokens, token) => tokens.verify(token).await,
         };
-        authorize(policy, known)
+        decide(policy, caller)
     }
 
-    fn identify<'a>(&'a self, headers: &'a HeaderMap, connection: &Extensions) -> PresentedCredentials<'a> {
-        if let Some(service) = self.service(headers, connection) {
-            return PresentedCredentials::Caller(service);
+    fn presented<'a>(&'a self, call: &Call, headers: &'a HeaderMap) -> PresentedCredentials<'a> {
+        if let Some(service) = &call.service {
+            let caller = service.clone().map(|name| Caller::Service { name });
+            return PresentedCredentials::Caller(caller.map_err(|WrongSecret| wrong_secret()));
         }
         let Some(authorization) = headers.get(header::AUTHORIZATION) else {
             return PresentedCredentials::Caller(Ok(Caller::Anonymous));
         };
         // Of two headers, a proxy may have checked the other one.
         let is_only = headers.get_all(header::AUTHORIZATION).iter().count() == 1;
-        let rejection = match (bearer(authorization.as_bytes()).filter(|_| is_only), &self.tokens) {
+        let (reason, message) = match (bearer(authorization.as_bytes()).filter(|_| is_only), &self.tokens) {
             (Some(token), Some(tokens)) => return PresentedCredentials::Token(tokens, token),
             (None, _) => ("TOKEN_MALFORMED", "authorization must be one header of `Bearer` and an access token"),
             (Some(_), None) => ("TOKEN_INVALID", "no access tokens are accepted here"),
         };
-        PresentedCredentials::Caller(Err(mesh_status(Code::Unauthenticated, rejection.0, rejection.1)))
+        PresentedCredentials::Caller(Err(mesh_status(Code::Unauthenticated, reason, message)))
     }
+}
 
-    /// The mesh service that calls; `None` when the caller does not claim to be one. A certificate takes precedence.
-    fn service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Result<Caller, Status>> {
-        if let Some(PeerService(name)) = connection.get() {
-            return Some(Ok(Caller::Service { name: name.clone() }));
-        }
-        let offered = headers.get(SECRET_HEADER)?;
-        let name = headers.get(SERVICE_HEADER).and_then(|name| name.to_str().ok()).filter(|name| !name.is_empty());
-        let right = self.secret.as_ref().is_some_and(|secret| secret.matches(offered.as_bytes()));
-        Some(match name {
-            Some(name) if right => Ok(Caller::Service { name: name.to_owned() }),
-            Some(_) | None => {
-                Err(mesh_status(Code::Unauthenticated, "INVALID_MESH_SECRET", "the mesh secret is wrong"))
-            }
-        })
-    }
+fn wrong_secret() -> Status {
+    mesh_status(Code::Unauthenticated, "INVALID_MESH_SECRET", "the mesh secret is wrong")
 }
 
 fn bearer(authorization: &[u8]) -> Option<&str> {
@@ -142,7 +132,7 @@ fn bearer(authorization: &[u8]) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
-fn authorize(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller, Status> {
+fn decide(policy: &MethodPolicy, known: Result<Caller, Status>) -> Result<Caller, Status> {
     if policy.allow.contains(&Access::Public) {
         // Public methods need no credentials, so invalid ones are treated as none.
         return Ok(known.unwrap_or(Caller::Anonymous));

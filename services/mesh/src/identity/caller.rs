@@ -1,7 +1,5 @@
 //! The caller, and what else a handler finds in its request's extensions.
 
-use std::net::SocketAddr;
-
 use kernel::Timestamp;
 use telemetry::{Kind, Operation};
 use tonic::Extensions;
@@ -88,11 +86,6 @@ pub fn caller(extensions: &Extensions) -> Caller {
 /// The call's operation: its span and its event slot.
 pub fn operation(extensions: &Extensions) -> Operation {
     extensions.get::<Operation>().cloned().unwrap_or_else(|| non_recording(OTHER_METHOD, None))
-}
-
-/// The client's address: the peer's, or the one that a trusted proxy forwards.
-pub fn peer(extensions: &Extensions) -> Option<SocketAddr> {
-    extensions.get::<SocketAddr>().copied()
 }
 
 /// A non-recording operation: nothing is exported, and its ids are in no trace.

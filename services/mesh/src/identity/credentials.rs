@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 use tower::layer::layer_fn;
 use tower::{Layer, Service};
 
-use crate::call::{Request, SECRET_HEADER, SERVICE_HEADER};
+use crate::call::wire::{Request, SECRET_HEADER, SERVICE_HEADER};
 use crate::identity::secret::SharedSecret;
 
 /// The credentials that a client presents.

@@ -9,58 +9,59 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use futures_util::future::BoxFuture;
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use crate::body::incoming::incoming_request;
-use crate::call::{ServerResult, is_infrastructure};
+use crate::call::wire::{Request, ServerFuture};
 use crate::identity::caller::PeerService;
-use crate::server::edge::{Edge, after_request};
-use crate::server::layers::rate_limit::{Key, network};
+use crate::server::call_state::{CallState, after_request};
+use crate::server::caller_key::Key;
 use crate::server::not_grpc::not_grpc;
 use crate::server::proxies::Proxies;
 use crate::server::rejections::{Cause, Rejections};
 use crate::server::resets::ConnectionResets;
-use crate::server::serve::Calls;
 use crate::server::slots::Slot;
+use crate::server::usage::ConnectionCallers;
 use crate::server::write_timeout::WatchedBody;
+
+/// Serves the calls of one connection.
+pub(crate) type Calls = Box<dyn FnMut(Request) -> ServerFuture + Send>;
 
 /// The activity of a connection.
 pub(crate) struct Activity {
     /// Open calls of health and reflection: their streams never end, and do not keep the connection open.
-    watching: AtomicUsize,
+    infrastructure_calls: AtomicUsize,
     /// Admitted calls: others do not keep the connection open.
     admitted: AtomicU64,
     pub(crate) resets: ConnectionResets,
     pub(crate) slot: Slot,
     /// Cancelled when the connection must close: its slot is evicted, or its identity has expired.
-    pub(crate) leave: CancellationToken,
+    pub(crate) close: CancellationToken,
 }
 
 impl Activity {
     pub(crate) fn new(resets: ConnectionResets, slot: Slot) -> Self {
         Self {
-            watching: AtomicUsize::new(0),
+            infrastructure_calls: AtomicUsize::new(0),
             admitted: AtomicU64::new(0),
             resets,
-            leave: slot.leave().child_token(),
+            close: slot.leave().child_token(),
             slot,
         }
     }
 
-    pub(crate) fn is_watched(&self) -> bool {
-        self.watching.load(Ordering::Acquire) > 0
+    pub(crate) fn has_infrastructure_calls(&self) -> bool {
+        self.infrastructure_calls.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn admitted(&self) -> u64 {
         self.admitted.load(Ordering::Acquire)
     }
 
-    fn call(self: &Arc<Self>, is_infrastructure: bool) -> OpenCall {
-        self.watching.fetch_add(usize::from(is_infrastructure), Ordering::AcqRel);
-        OpenCall { activity: self.clone(), is_infrastructure, is_admitted: false }
+    fn call(self: &Arc<Self>) -> OpenCall {
+        OpenCall { activity: self.clone(), is_infrastructure: false, is_admitted: false }
     }
 }
 
@@ -72,12 +73,15 @@ pub(crate) struct OpenCall {
 }
 
 impl OpenCall {
-    /// Applies what the stack has learned about the call.
-    fn learn(&mut self, edge: &Edge) {
-        if edge.is_platform {
+    /// Applies what the stack has determined about the call.
+    fn apply(&mut self, state: &CallState) {
+        if state.is_platform {
             self.activity.slot.never_evict();
         }
-        if edge.is_admitted && !self.is_infrastructure && !std::mem::replace(&mut self.is_admitted, true) {
+        if state.is_infrastructure && !std::mem::replace(&mut self.is_infrastructure, true) {
+            self.activity.infrastructure_calls.fetch_add(1, Ordering::AcqRel);
+        }
+        if state.is_admitted && !self.is_infrastructure && !std::mem::replace(&mut self.is_admitted, true) {
             self.activity.admitted.fetch_add(1, Ordering::AcqRel);
             self.activity.slot.begin_use();
         }
@@ -89,7 +93,7 @@ impl Drop for OpenCall {
         if self.is_admitted {
             self.activity.slot.end_use();
         }
-        self.activity.watching.fetch_sub(usize::from(self.is_infrastructure), Ordering::AcqRel);
+        self.activity.infrastructure_calls.fetch_sub(usize::from(self.is_infrastructure), Ordering::AcqRel);
     }
 }
 
@@ -97,6 +101,7 @@ pub(crate) struct PerConnection {
     /// hyper delivers calls one after the other, never reentrantly.
     pub(crate) calls: RefCell<Calls>,
     pub(crate) peer: SocketAddr,
+    pub(crate) callers: Arc<ConnectionCallers>,
     /// Set when the peer is a trusted proxy.
     pub(crate) proxies: Option<Proxies>,
     pub(crate) service: Option<PeerService>,
@@ -107,56 +112,56 @@ pub(crate) struct PerConnection {
 impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
     type Response = http::Response<WatchedBody<Option<OpenCall>>>;
     type Error = Infallible;
-    type Future = Answering;
+    type Future = Responding;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        let mut open = self.activity.call(is_infrastructure(request.uri().path()));
-        let named = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
-        let caller = named.map(|address| Key::Peer(network(address.ip())));
-        let (work, edge) = Edge { caller, ..Edge::default() }.around(|| {
+        let mut open = self.activity.call();
+        let forwarded = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
+        let caller = forwarded.map(|address| Key::of_address(address.ip()));
+        let (work, state) = CallState { caller, ..CallState::default() }.around(|| {
             // The body fails when the caller resets the stream or disconnects: either way it has given up.
             let mut request = request.map(incoming_request);
             if let Some(rejection) = not_grpc(&request) {
                 self.rejections.count(Cause::NotGrpc);
-                return Box::pin(std::future::ready(Ok(rejection))) as BoxFuture<'static, ServerResult>;
+                return Box::pin(std::future::ready(Ok(rejection))) as ServerFuture;
             }
-            request.extensions_mut().insert(named.unwrap_or(self.peer));
+            request.extensions_mut().insert(self.callers.peer(forwarded.unwrap_or(self.peer)));
             if let Some(service) = &self.service {
                 request.extensions_mut().insert(service.clone());
             }
             (self.calls.borrow_mut())(request)
         });
-        open.learn(&edge);
-        Answering { open: Some(open), work, edge }
+        open.apply(&state);
+        Responding { open: Some(open), work, state }
     }
 }
 
 /// A call, until its response begins.
-pub(crate) struct Answering {
-    work: BoxFuture<'static, ServerResult>,
+pub(crate) struct Responding {
+    work: ServerFuture,
     open: Option<OpenCall>,
-    edge: Edge,
+    state: CallState,
 }
 
-impl Future for Answering {
+impl Future for Responding {
     type Output = Result<http::Response<WatchedBody<Option<OpenCall>>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         loop {
-            let (answer, edge) = std::mem::take(&mut this.edge).around(|| this.work.as_mut().poll(cx));
-            this.edge = edge;
+            let (result, state) = std::mem::take(&mut this.state).around(|| this.work.as_mut().poll(cx));
+            this.state = state;
             if let Some(open) = &mut this.open {
-                open.learn(&this.edge);
+                open.apply(&this.state);
             }
-            let response = ready!(answer)?;
+            let response = ready!(result)?;
             let is_whole = response.body().is_end_stream() || !response.status().is_success();
-            match this.edge.rest.take() {
+            match this.state.rest.take() {
                 Some(rest) if is_whole => this.work = Box::pin(after_request(rest, response)),
                 Some(_) | None => {
                     let open = this.open.take();
-                    if this.edge.was_reset {
-                        count_reset(open.as_ref(), &mut this.edge);
+                    if this.state.was_reset {
+                        count_reset(open.as_ref(), &mut this.state);
                     }
                     return Poll::Ready(Ok(response.map(|body| WatchedBody::new(body, open))));
                 }
@@ -165,15 +170,15 @@ impl Future for Answering {
     }
 }
 
-impl Drop for Answering {
+impl Drop for Responding {
     fn drop(&mut self) {
-        count_reset(self.open.as_ref(), &mut self.edge);
+        count_reset(self.open.as_ref(), &mut self.state);
     }
 }
 
 /// Counts a reset. The call's handler is dropped, which releases all that it held.
-fn count_reset(open: Option<&OpenCall>, edge: &mut Edge) {
+fn count_reset(open: Option<&OpenCall>, state: &mut CallState) {
     if let Some(open) = open {
-        open.activity.resets.count(edge.caller.take());
+        open.activity.resets.count(state.caller.take());
     }
 }

@@ -8,7 +8,7 @@ use telemetry::{EventSink, Propagation};
 
 use crate::identity::authorizer::Gatekeeper;
 use crate::policy::PolicyTable;
-use crate::server::layers::rate_limit::Quota;
+use crate::server::quota::Quota;
 use crate::tls::ServerTls;
 
 /// A server's configuration. Start with [`ServerConfig::new`], and change what differs.

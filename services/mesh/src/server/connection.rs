@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use futures_util::future::OptionFuture;
@@ -17,15 +18,16 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::caller::PeerService;
-use crate::server::calls::{Activity, PerConnection};
-use crate::server::layers::rate_limit::{Key, network};
+use crate::server::caller_key::Key;
+use crate::server::calls::{Activity, Calls, PerConnection};
+use crate::server::layer::Next;
 use crate::server::lingering_close::{linger, return_on_drop};
 use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, PollBudget, Portioned};
 use crate::server::proxies::Proxies;
 use crate::server::rejections::{Cause, Rejections};
 use crate::server::resets::{Beyond, ConnectionResets, Resets};
-use crate::server::serve::Stack;
 use crate::server::slots::{Slot, Slots};
+use crate::server::usage::{ConnectionCallers, UsageTable};
 use crate::server::write_timeout::WriteTimeoutExecutor;
 use crate::tls::{ServerTls, failure};
 
@@ -63,9 +65,36 @@ const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_LEAVE_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// A server's stack, instantiated for each connection: avoids `BoxCloneService`, which clones every layer per request
+/// and boxes its future once more.
+#[derive(Clone)]
+pub(crate) struct Stack(Arc<dyn Fn() -> Calls + Send + Sync>);
+
+impl Stack {
+    /// The service must always be ready, as all of our layers are: they reject instead of applying backpressure.
+    pub(crate) fn new<S>(service: S) -> Self
+    where
+        S: Next + Sync,
+    {
+        Self(Arc::new(move || {
+            let mut service = service.clone();
+            Box::new(move |request| {
+                let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
+                debug_assert!(ready.is_ready(), "a layer applies backpressure instead of rejecting");
+                service.call(request)
+            })
+        }))
+    }
+
+    pub(crate) fn of_connection(&self) -> Calls {
+        (self.0)()
+    }
+}
+
 /// A server's connections.
 pub(crate) struct Connections {
     slots: Arc<Slots>,
+    usage: Arc<UsageTable>,
     tls: Option<ServerTls>,
     proxies: Proxies,
     resets: Arc<Resets>,
@@ -85,7 +114,7 @@ impl Connections {
             .u64_counter("mesh.server.tls.handshakes.failed")
             .with_description("TLS handshakes that failed, by cause")
             .build();
-        Self { slots: Slots::new(max), tls, proxies, resets, rejections, handshakes_failed }
+        Self { slots: Slots::new(max), usage: Arc::default(), tls, proxies, resets, rejections, handshakes_failed }
     }
 
     pub(crate) fn open(&self) -> usize {
@@ -95,7 +124,7 @@ impl Connections {
     /// Trusted proxies carry many callers, and are never evicted.
     fn slot(&self, peer: SocketAddr) -> Option<Slot> {
         let is_trusted = self.proxies.trusts(peer.ip());
-        self.slots.take((!is_trusted).then(|| Key::Peer(network(peer.ip()))))
+        self.slots.take((!is_trusted).then(|| Key::of_address(peer.ip())))
     }
 
     fn is_crowded(&self) -> bool {
@@ -133,28 +162,30 @@ impl Connections {
                 // First: the eviction is counted even if the connection closes in the same poll.
                 biased;
                 () = too_late => {}
-                () = connections.shake_hands(stream, peer, stack, goaway, slot) => {}
+                () = connections.handshake(stream, peer, stack, goaway, slot) => {}
             }
         })
     }
 
-    async fn shake_hands<S>(&self, stream: S, peer: SocketAddr, stack: Stack, goaway: CancellationToken, slot: Slot)
+    async fn handshake<S>(&self, stream: S, peer: SocketAddr, stack: Stack, goaway: CancellationToken, slot: Slot)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = &self.tls else {
-            return self.begin(stream, self.of(&stack, peer, None, slot), goaway).await;
+            return self.read_preface(stream, self.service(&stack, peer, None, slot), goaway).await;
         };
         let handshake = timeout(self.timeout(), tls.accept(stream));
         // No call has begun: no grace period is needed.
         let leave = slot.leave();
-        let Some(Some(shaken)) = goaway.run_until_cancelled(leave.run_until_cancelled(handshake)).await else { return };
-        match shaken.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
-            Ok((stream, None)) => self.begin(stream, self.of(&stack, peer, None, slot), goaway).await,
+        let Some(Some(outcome)) = goaway.run_until_cancelled(leave.run_until_cancelled(handshake)).await else {
+            return;
+        };
+        match outcome.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
+            Ok((stream, None)) => self.read_preface(stream, self.service(&stack, peer, None, slot), goaway).await,
             Ok((stream, Some((service, good_for)))) => {
                 slot.never_evict();
-                let service = self.of(&stack, peer, Some(PeerService(service)), slot);
-                let leave = service.activity.leave.clone();
+                let service = self.service(&stack, peer, Some(PeerService(service)), slot);
+                let leave = service.activity.close.clone();
                 let ends = async {
                     tokio::time::sleep(good_for).await;
                     // The peer's certificate has expired: it must authenticate again, on a new connection.
@@ -163,7 +194,7 @@ impl Connections {
                     std::future::pending::<()>().await;
                 };
                 tokio::select! {
-                    () = self.begin(stream, service, goaway) => {}
+                    () = self.read_preface(stream, service, goaway) => {}
                     () = ends => {}
                 }
             }
@@ -176,47 +207,48 @@ impl Connections {
         }
     }
 
-    fn of(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>, slot: Slot) -> PerConnection {
+    fn service(&self, stack: &Stack, peer: SocketAddr, service: Option<PeerService>, slot: Slot) -> PerConnection {
         let proxies = self.proxies.trusts(peer.ip()).then(|| self.proxies.clone());
         let activity = Arc::new(Activity::new(ConnectionResets::new(self.resets.clone()), slot));
         let (calls, rejections) = (RefCell::new(stack.of_connection()), self.rejections.clone());
-        PerConnection { calls, peer, proxies, service, activity, rejections }
+        let callers = ConnectionCallers::new(self.usage.clone());
+        PerConnection { calls, peer, callers, proxies, service, activity, rejections }
     }
 
     /// Reads the preface with a timeout: hyper has none for the first bytes, and keepalive begins after them.
-    async fn begin<S>(&self, mut stream: S, service: PerConnection, goaway: CancellationToken)
+    async fn read_preface<S>(&self, mut stream: S, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut first = [0; PREFACE_AND_HEAD_BYTES];
         let reading = timeout(self.timeout(), stream.read_exact(&mut first));
-        let leave = service.activity.leave.clone();
+        let leave = service.activity.close.clone();
         let Some(Some(read)) = goaway.run_until_cancelled(leave.run_until_cancelled(reading)).await else { return };
         match read {
             // A port probe: closed before the preface.
             Ok(Err(_gone)) => {}
             Ok(Ok(_)) if first.starts_with(PREFACE) => {
-                let turn = PollBudget::default();
-                self.http2(Portioned::new(first, stream, turn.clone()), turn, service, goaway).await;
+                let budget = PollBudget::default();
+                self.serve_http2(Portioned::new(first, stream, budget.clone()), budget, service, goaway).await;
             }
             Ok(Ok(_)) | Err(_) => self.rejections.count(Cause::Preface),
         }
     }
 
-    async fn http2<S>(&self, stream: S, turn: PollBudget, service: PerConnection, goaway: CancellationToken)
+    async fn serve_http2<S>(&self, stream: S, budget: PollBudget, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         // The slot is held until the socket is closed.
         let _activity = service.activity.clone();
         let (stream, mut returned) = return_on_drop(stream);
-        self.calls(stream, turn, service, goaway).await;
+        self.serve_calls(stream, budget, service, goaway).await;
         if let Ok(stream) = returned.try_recv() {
             linger(stream).await;
         }
     }
 
-    async fn calls<S>(&self, stream: S, turn: PollBudget, service: PerConnection, goaway: CancellationToken)
+    async fn serve_calls<S>(&self, stream: S, budget: PollBudget, service: PerConnection, goaway: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -237,10 +269,10 @@ impl Connections {
         let mut connection = std::pin::pin!(connection);
         let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
         let (mut is_going_away, mut leaving) = (false, None);
-        let leave = &activity.leave;
+        let leave = &activity.close;
         let ended = loop {
             tokio::select! {
-                ended = turn.of(connection.as_mut()) => break ended,
+                ended = budget.per_poll(connection.as_mut()) => break ended,
                 // The drain timeout bounds what follows.
                 () = goaway.cancelled(), if !is_going_away => {
                     is_going_away = true;
@@ -266,7 +298,7 @@ impl Connections {
                 () = &mut idle => {
                     if is_going_away {
                         // Still no admitted call, and the peer does not close: it may not be reading its responses.
-                        if !activity.is_watched() {
+                        if !activity.has_infrastructure_calls() {
                             self.rejections.count(Cause::Stalled);
                         }
                         return;

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use tonic::body::Body;
 
-use crate::call::{Request, Response};
+use crate::call::wire::{Request, Response};
 
 const MEDIA_TYPE: &[u8] = b"application/grpc";
 const WITH_PROTO: &[u8] = b"application/grpc+proto";

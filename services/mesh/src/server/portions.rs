@@ -22,8 +22,8 @@ const PORTION_BYTES: usize = 16 * 1_024;
 pub(crate) struct PollBudget(Arc<AtomicUsize>);
 
 impl PollBudget {
-    /// Wraps the connection's future; each poll is a turn.
-    pub(crate) fn of<F: Future>(&self, mut work: Pin<&mut F>) -> impl Future<Output = F::Output> {
+    /// Wraps the connection's future; each poll has the whole budget.
+    pub(crate) fn per_poll<F: Future>(&self, mut work: Pin<&mut F>) -> impl Future<Output = F::Output> {
         std::future::poll_fn(move |cx| {
             self.0.store(0, Ordering::Relaxed);
             work.as_mut().poll(cx)
@@ -35,7 +35,7 @@ impl PollBudget {
         S: AsyncRead + Unpin,
     {
         if self.0.load(Ordering::Relaxed) >= PORTION_BYTES {
-            // The next turn follows immediately.
+            // The next poll follows immediately.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -51,12 +51,12 @@ pub(crate) struct Portioned<S> {
     first: [u8; PREFACE_AND_HEAD_BYTES],
     given: usize,
     stream: S,
-    turn: PollBudget,
+    budget: PollBudget,
 }
 
 impl<S> Portioned<S> {
-    pub(crate) fn new(first: [u8; PREFACE_AND_HEAD_BYTES], stream: S, turn: PollBudget) -> Self {
-        Self { first, given: 0, stream, turn }
+    pub(crate) fn new(first: [u8; PREFACE_AND_HEAD_BYTES], stream: S, budget: PollBudget) -> Self {
+        Self { first, given: 0, stream, budget }
     }
 }
 
@@ -65,7 +65,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Portioned<S> {
         let this = self.get_mut();
         let left = &this.first[this.given..];
         if left.is_empty() {
-            return this.turn.read(&mut this.stream, cx, buffer);
+            return this.budget.read(&mut this.stream, cx, buffer);
         }
         let given = left.len().min(buffer.remaining());
         buffer.put_slice(&left[..given]);

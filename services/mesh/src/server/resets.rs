@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::server::edge;
-use crate::server::layers::rate_limit::{Callers, Key, MAX_CALLERS, Quota};
+use crate::server::call_state;
+use crate::server::caller_key::Key;
+use crate::server::quota::{Callers, MAX_CALLERS, Quota};
 
 /// More than well-behaved clients cancel: a burst, and a hundred a second. Each costs at most what a call costs.
 const PER_CALLER: Quota = Quota { calls: 2_000, per: Duration::from_secs(20) };
@@ -56,7 +57,7 @@ impl Resets {
             self.is_any_over.store(false, Ordering::Release);
             return None;
         }
-        callers.over(&edge::caller()?, now)
+        callers.over(&call_state::caller()?, now)
     }
 }
 

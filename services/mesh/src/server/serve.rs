@@ -1,58 +1,24 @@
 //! The accept loop, and the drain: health reports NOT_SERVING, serving continues for a while, GOAWAY, a bounded wait.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use telemetry::LogLimit;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::Service;
 
-use crate::call::{Request, Response, ServerResult};
 use crate::identity::token::Tokens;
 use crate::ops::gauges::Holdings;
 use crate::ops::health::Health;
+use crate::server::connection::Stack;
 
 /// Pause after an accept error (most likely, out of file descriptors): open connections may close meanwhile.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Serves the calls of one connection.
-pub(crate) type Calls = Box<dyn FnMut(Request) -> BoxFuture<'static, ServerResult> + Send>;
-
-/// A server's stack, instantiated for each connection: avoids `BoxCloneService`, which clones every layer per request
-/// and boxes its future once more.
-#[derive(Clone)]
-pub(crate) struct Stack(Arc<dyn Fn() -> Calls + Send + Sync>);
-
-impl Stack {
-    /// The service must always be ready, as all of our layers are: they reject instead of applying backpressure.
-    pub(crate) fn new<S>(service: S) -> Self
-    where
-        S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
-        S: Clone + Send + Sync + 'static,
-    {
-        Self(Arc::new(move || {
-            let mut service = service.clone();
-            Box::new(move |request| {
-                let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
-                debug_assert!(ready.is_ready(), "a layer applies backpressure instead of rejecting");
-                service.call(request)
-            })
-        }))
-    }
-
-    pub(crate) fn of_connection(&self) -> Calls {
-        (self.0)()
-    }
-}
 
 /// A server stack, ready to be served.
 pub struct Server {

@@ -4,58 +4,21 @@
 //! user is counted twice: by account and by address. Mesh services have no share limit, because their calls are made for
 //! a caller that has one; a part is reserved for them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::call::Request;
-use crate::server::layers::rate_limit::Key;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
-/// The caller that holds something: an address, a user at an address, or a mesh service (no key).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Holder([Option<Key>; 2]);
+use crate::server::usage::{Holder, Resource};
 
-impl Holder {
-    /// A mesh service.
-    pub(crate) const PLATFORM: Self = Self([None, None]);
-
-    pub(crate) fn of(request: &Request) -> Self {
-        match Key::of(request, false) {
-            Key::Service(_) => Self::PLATFORM,
-            person @ Key::User(_) => Self([Some(person), Some(Key::of(request, true))]),
-            address @ (Key::Peer(_) | Key::Others) => Self([Some(address), None]),
-        }
-    }
-
-    /// The account if there is one, else the address.
-    pub(crate) fn narrowest(self) -> Option<Key> {
-        let [narrowest, _] = self.0;
-        narrowest
-    }
-
-    fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.0.iter().flatten()
-    }
-
-    fn is_platform(&self) -> bool {
-        *self == Self::PLATFORM
-    }
-}
-
-/// A limited amount, shared fairly between callers.
+/// A limited amount of a resource, shared fairly between callers.
 #[derive(Debug)]
 pub(crate) struct Shares {
+    resource: Resource,
     pub(crate) limit: usize,
     /// Reserved for mesh services.
     reserved: usize,
-    taken: Mutex<Taken>,
-}
-
-#[derive(Debug, Default)]
-struct Taken {
-    all: usize,
-    /// What each caller holds; callers without holdings have no entry.
-    by_key: HashMap<Key, usize>,
+    /// Taken by all callers. What each of them holds changes only under this lock.
+    taken: Mutex<usize>,
 }
 
 /// Why nothing can be taken.
@@ -68,62 +31,52 @@ pub(crate) enum Full {
 }
 
 impl Shares {
-    pub(crate) fn new(limit: usize, reserved: usize) -> Arc<Self> {
-        Arc::new(Self { limit, reserved: reserved.min(limit), taken: Mutex::default() })
+    pub(crate) fn new(resource: Resource, limit: usize, reserved: usize) -> Arc<Self> {
+        Arc::new(Self { resource, limit, reserved: reserved.min(limit), taken: Mutex::default() })
     }
 
     pub(crate) fn used(&self) -> usize {
-        self.taken().all
-    }
-
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock()
+        *self.taken.lock()
     }
 
     /// Takes an amount.
     pub(crate) fn charge(&self, holder: &Holder, amount: usize) -> Result<(), Full> {
-        // A caller that holds nothing gets no entry.
         if amount == 0 {
             return Ok(());
         }
-        let mut taken = self.taken();
+        let mut taken = self.taken.lock();
         let reserved = if holder.is_platform() { 0 } else { self.reserved };
-        let free = (self.limit - reserved).saturating_sub(taken.all);
+        let free = (self.limit - reserved).saturating_sub(*taken);
         if amount > free {
             return Err(Full::All);
         }
-        let held = |key: &Key| taken.by_key.get(key).copied().unwrap_or(0);
-        if holder.keys().any(|key| held(key) + amount > free) {
+        if holder.usages().any(|usage| usage.held(self.resource) + amount > free) {
             return Err(Full::Share);
         }
-        for key in holder.keys() {
-            *taken.by_key.entry(key.clone()).or_default() += amount;
-        }
-        taken.all += amount;
+        holder.usages().for_each(|usage| usage.add(self.resource, amount));
+        *taken += amount;
         Ok(())
     }
 
     /// Whether `amount` more exceeds the fair share of a caller that already holds some.
     pub(crate) fn is_beyond_share(&self, holder: &Holder, amount: usize) -> bool {
-        let taken = self.taken();
-        let free = (self.limit - self.reserved).saturating_sub(taken.all);
-        holder.keys().any(|key| taken.by_key.get(key).is_some_and(|held| held + amount > free))
+        let held = || holder.usages().map(|usage| usage.held(self.resource)).filter(|held| *held > 0);
+        // Usually the caller holds nothing, and the lock is not taken.
+        if held().next().is_none() {
+            return false;
+        }
+        let taken = self.taken.lock();
+        let free = (self.limit - self.reserved).saturating_sub(*taken);
+        held().any(|held| held + amount > free)
     }
 
     pub(crate) fn give_back(&self, holder: &Holder, amount: usize) {
         if amount == 0 {
             return;
         }
-        let mut taken = self.taken();
-        taken.all -= amount;
-        for key in holder.keys() {
-            if let Some(held) = taken.by_key.get_mut(key) {
-                *held -= amount;
-                if *held == 0 {
-                    taken.by_key.remove(key);
-                }
-            }
-        }
+        let mut taken = self.taken.lock();
+        *taken -= amount;
+        holder.usages().for_each(|usage| usage.subtract(self.resource, amount));
     }
 
     /// Takes one, until it is dropped.

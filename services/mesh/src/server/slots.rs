@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::layers::rate_limit::Key;
+use crate::server::caller_key::Key;
 
 /// Evictions that are not complete: the limit may be exceeded by this number, and by as many again for mesh services.
 const MAX_LEAVING: usize = 32;

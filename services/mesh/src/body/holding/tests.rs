@@ -1,4 +1,5 @@
 use super::*;
+use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
 use std::sync::Arc;
 

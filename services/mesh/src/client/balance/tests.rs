@@ -11,12 +11,12 @@ fn instance() -> Arc<Endpoint> {
     endpoints_of(&["a:1"]).list()[0].clone()
 }
 
-fn ticket(endpoint: &Arc<Endpoint>, until: Option<Until>) -> Ticket {
-    Ticket::new(endpoint.clone(), endpoint.breaker.permit(), until)
+fn ticket(endpoint: &Arc<Endpoint>, deadline: Option<CallDeadline>) -> Ticket {
+    Ticket::new(endpoint.clone(), endpoint.breaker.permit(), deadline)
 }
 
-fn until(millis: u64, is_full: bool) -> Option<Until> {
-    Some(Until { deadline: Instant::now() + Duration::from_millis(millis), is_full })
+fn until(millis: u64, is_full: bool) -> Option<CallDeadline> {
+    Some(CallDeadline { at: Instant::now() + Duration::from_millis(millis), is_full })
 }
 
 /// Whether `THRESHOLD` calls that end like this open the breaker.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::call::{SECRET_HEADER, never_indexed};
+use crate::call::wire::{SECRET_HEADER, never_indexed};
 use http::HeaderValue;
 
 #[test]

@@ -3,7 +3,7 @@
 use super::*;
 use crate::call::deadline::{SERVED, Served};
 use crate::client::rng::FixedRng;
-use crate::policy::METHOD;
+use crate::policy::{METHOD, PolicyTable};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::task::JoinHandle;
@@ -50,7 +50,6 @@ impl World {
         let budget = Arc::new(RetryBudget::new());
         let config = RetryConfig {
             is_on,
-            policies: POLICIES,
             budget: budget.clone(),
             rng: Arc::new(FixedRng(1.0)),
             metrics: Arc::new(ClientMetrics::new("test")),
@@ -65,12 +64,13 @@ impl World {
         self.call_until(path, None)
     }
 
-    fn call_until(&self, path: &str, until: Option<Until>) -> JoinHandle<Result<Response, Status>> {
+    fn call_until(&self, path: &str, deadline: Option<CallDeadline>) -> JoinHandle<Result<Response, Status>> {
         let mut request = http::Request::post(path).body(body_of(Bytes::from_static(b"bytes"))).expect("a request");
-        if let Some(until) = until {
-            until.stamp(Instant::now(), request.headers_mut());
-            request.extensions_mut().insert(until);
+        if let Some(deadline) = deadline {
+            deadline.stamp(Instant::now(), request.headers_mut());
         }
+        let policy = POLICIES.find(path);
+        request.extensions_mut().insert(ClientCall { policy, operation: None, deadline });
         tokio::spawn((self.layer)(request))
     }
 
@@ -266,7 +266,7 @@ async fn without_a_budget_nothing_is_retried_and_calls_refill_it() {
 #[tokio::test(start_paused = true)]
 async fn each_attempt_sends_the_time_left_and_none_begins_past_the_deadline() {
     let mut world = World::new();
-    let until = |millis| Until { deadline: Instant::now() + Duration::from_millis(millis), is_full: true };
+    let until = |millis| CallDeadline { at: Instant::now() + Duration::from_millis(millis), is_full: true };
     let call = world.call_until(READ, Some(until(100)));
     let (first, reply) = world.attempt().await;
     assert_eq!(first.headers()["grpc-timeout"], "100000u");
@@ -274,7 +274,7 @@ async fn each_attempt_sends_the_time_left_and_none_begins_past_the_deadline() {
     reply.send_response(rejected(Code::Unavailable));
     let (second, reply) = world.attempt().await;
     assert_eq!(second.headers()["grpc-timeout"], "50000u", "30 ms of work and 20 ms of waiting later");
-    let seen = second.extensions().get::<Attempt>().and_then(|attempt| attempt.until).expect("a deadline");
+    let seen = second.extensions().get::<Attempt>().and_then(|attempt| attempt.deadline).expect("a deadline");
     assert!(!seen.is_full, "the time left is not the method's full timeout");
     sleep(Duration::from_millis(20)).await;
     reply.send_response(rejected(Code::Unavailable));
@@ -289,7 +289,8 @@ async fn only_one_hop_retries() {
         if is_retry {
             headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(1));
         }
-        let request = http::Request::post(READ).body(body_of(Bytes::from_static(b"bytes"))).expect("a request");
+        let mut request = http::Request::post(READ).body(body_of(Bytes::from_static(b"bytes"))).expect("a request");
+        request.extensions_mut().insert(ClientCall { policy: POLICIES.find(READ), ..ClientCall::default() });
         let call = tokio::spawn(SERVED.scope(Served::new(None, &headers), (world.layer)(request)));
         world.attempt().await.1.send_response(rejected(Code::Unavailable));
         if expected == Code::Ok {

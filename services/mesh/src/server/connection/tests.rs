@@ -1,7 +1,7 @@
 //! Connections over a duplex stream, in paused time: start, idle timeout, close, and misbehaving peers.
 
 use super::*;
-use crate::server::edge::note;
+use crate::server::call_state::update;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::client::SendRequest;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 
-use crate::call::{Request, Response, ServerResult};
+use crate::call::wire::{Request, Response, ServerResult};
 
 /// HTTP/2 frame types.
 const SETTINGS: u8 = 4;
@@ -40,7 +40,10 @@ impl World {
         let handler = tower::service_fn(|request: Request| -> BoxFuture<'static, ServerResult> {
             let full = || Body::new(Full::new(Bytes::from(vec![0; 100_000])).map_err(|never| match never {}));
             let path = request.uri().path().to_owned();
-            note(|edge| edge.is_admitted = true);
+            update(|state| {
+                state.is_admitted = true;
+                state.is_infrastructure = path.starts_with("/grpc.health");
+            });
             Box::pin(async move {
                 Ok(Response::new(match path.as_str() {
                     "/t.T/Watch" | "/grpc.health.v1.Health/Watch" => {

@@ -1,121 +1,94 @@
 //! The identity layer: authenticates and authorizes the caller, and strips metadata that only the mesh may set.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use telemetry::Operation;
 use tonic::Status;
-use tower::layer::layer_fn;
-use tower::{Layer, Service};
 use uuid::Uuid;
 
-use crate::call::record::NoEvent;
-use crate::call::{
-    ORDER_HEADER, RESERVED_PREFIX, Request, Response, ServerResult, USER_HEADER, is_infrastructure, respond,
-};
+use crate::call::Call;
+use crate::call::wire::{ORDER_HEADER, RESERVED_PREFIX, Request, Response, ServerFuture, USER_HEADER};
 use crate::identity::authorizer::Gatekeeper;
 use crate::identity::caller::Caller;
-use crate::server::edge::note;
-use crate::server::layers::rate_limit::Key;
+use crate::server::call_state::update;
+use crate::server::caller_key::Key;
+use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready, rejected};
 use crate::server::rejections::{Cause, Rejections};
+use crate::server::usage::Peer;
 
-#[derive(Clone)]
-pub(crate) struct Identity<S> {
-    inner: S,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
+pub(crate) struct Auth {
     gatekeeper: Gatekeeper,
     rejections: Arc<Rejections>,
 }
 
-pub(crate) fn identity<S>(
-    gatekeeper: Gatekeeper,
-    rejections: Arc<Rejections>,
-) -> impl Layer<S, Service = Identity<S>> + Clone {
-    let shared = Arc::new(Shared { gatekeeper, rejections });
-    layer_fn(move |inner| Identity { inner, shared: shared.clone() })
+pub(crate) fn auth(gatekeeper: Gatekeeper, rejections: Arc<Rejections>) -> TowerLayer<Auth> {
+    layer(Auth { gatekeeper, rejections })
 }
 
-impl<S> Service<Request> for Identity<S>
-where
-    S: Service<Request, Response = Response, Error = Infallible, Future = BoxFuture<'static, ServerResult>>,
-    S: Clone + Send + 'static,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, ServerResult>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request) -> Self::Future {
-        if is_infrastructure(request.uri().path()) {
-            if let Some(service) = self.shared.gatekeeper.known_service(request.headers(), request.extensions()) {
-                note(|edge| edge.is_platform = true);
-                request.extensions_mut().insert(service);
-            }
-            strip(request.headers_mut());
-            return self.inner.call(request);
+impl ServerLayer for Auth {
+    fn call<N: Next>(self: &Arc<Self>, request: Request, next: &mut N) -> ServerFuture {
+        let call = Call::of(&request);
+        if call.class.is_infrastructure() {
+            let caller = call.known_service().map(|name| Caller::Service { name: name.to_owned() });
+            return next.call(admitted(request, caller.unwrap_or(Caller::Anonymous)));
         }
-        let (path, headers, connection) = (request.uri().path(), request.headers(), request.extensions());
-        if let Some(verdict) = self.shared.gatekeeper.authorize_now(path, headers, connection) {
+        if let Some(verdict) = self.gatekeeper.authorize_now(call, request.headers()) {
             return match verdict {
-                Ok(caller) => self.inner.call(admitted(request, caller)),
-                Err(rejection) => Box::pin(std::future::ready(Ok(self.shared.reject(rejection)))),
+                Ok(caller) => next.call(admitted(request, caller)),
+                Err(status) => ready(self.reject(status)),
             };
         }
-        // The instance that is ready serves; its clone is for the next call.
-        let clone = self.inner.clone();
-        let (mut inner, shared) = (std::mem::replace(&mut self.inner, clone), self.shared.clone());
+        let (mut next, this) = (next.take(), self.clone());
         Box::pin(async move {
             // The body is not Sync: only the head is held across the await.
             let (head, body) = request.into_parts();
-            match shared.gatekeeper.admit(head.uri.path(), &head.headers, &head.extensions).await {
-                Ok(caller) => inner.call(admitted(Request::from_parts(head, body), caller)).await,
-                Err(rejection) => Ok(shared.reject(rejection)),
+            match this.gatekeeper.authorize(Call::in_extensions(&head.extensions), &head.headers).await {
+                Ok(caller) => next.call(admitted(Request::from_parts(head, body), caller)).await,
+                Err(status) => Ok(this.reject(status)),
             }
         })
     }
 }
 
-impl Shared {
-    fn reject(&self, rejection: Status) -> Response {
+impl Auth {
+    fn reject(&self, status: Status) -> Response {
         self.rejections.count(Cause::Identity);
-        let mut response = respond(rejection);
-        response.extensions_mut().insert(NoEvent);
-        response
+        rejected(status)
     }
 }
 
+/// The request, with its caller in the extensions and for the limits.
 fn admitted(mut request: Request, caller: Caller) -> Request {
+    if let Some(peer) = request.extensions_mut().get_mut::<Peer>() {
+        match &caller {
+            Caller::User { user_id, .. } => peer.set_user(*user_id),
+            Caller::Service { .. } => peer.set_platform(),
+            Caller::Anonymous => {}
+        }
+    }
     // Users share connections, behind a gateway; a mesh service has its own.
     match &caller {
-        Caller::User { user_id, .. } => note(|edge| edge.caller = Some(Key::User(*user_id))),
-        Caller::Service { .. } => note(|edge| edge.is_platform = true),
+        Caller::User { user_id, .. } => update(|state| state.caller = Some(Key::User(*user_id))),
+        Caller::Service { .. } => update(|state| state.is_platform = true),
         Caller::Anonymous => {}
     }
     if let Some(operation) = request.extensions().get::<Operation>() {
-        record_caller(operation, &caller);
-        if matches!(caller, Caller::Service { .. }) {
-            record_attributes(operation, request.headers());
-        }
+        record_caller(operation, &caller, request.headers());
     }
     strip(request.headers_mut());
     request.extensions_mut().insert(caller);
     request
 }
 
-fn record_caller(operation: &Operation, caller: &Caller) {
+fn record_caller(operation: &Operation, caller: &Caller, headers: &HeaderMap) {
     match caller {
         Caller::Anonymous => {}
         Caller::User { user_id, .. } => operation.set_user(*user_id),
-        Caller::Service { name } => operation.set_on_span("ordermesh.caller", name.clone()),
+        Caller::Service { name } => {
+            operation.set_on_span("ordermesh.caller", name.clone());
+            record_attributes(operation, headers);
+        }
     }
 }
 

@@ -1,74 +1,53 @@
-//! The server's deadline layer: the deadline is computed on arrival, and the call is dropped when it passes. A stream
-//! may last forever, but must begin in time: a request that never ends would hold its slot and its memory.
+//! The server's deadline layer: the call is dropped when its deadline passes. A stream may last forever, but must begin
+//! in time: a request that never ends would hold its slot and its memory.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use http_body::Body as _;
 use tokio::time::Instant;
 use tonic::Code;
-use tower::layer::layer_fn;
-use tower::{Layer, Service};
 
-use crate::call::deadline::{SERVED, Served, Side, TimedBody, earlier, effective, exceeded, requested_timeout, within};
-use crate::call::{Request, Response, ServerResult, find, respond};
-use crate::policy::{MethodPolicy, PolicyTable};
+use crate::body::ending::end_at;
+use crate::call::deadline::{SERVED, Served, earlier, exceeded, within};
+use crate::call::wire::{Request, Response, ServerFuture, Side, respond};
+use crate::call::{Call, Class};
+use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready};
 use crate::server::rejections::{Cause, Rejections};
 use crate::status::mesh_status;
 
 /// A stream (also of health and reflection) must begin to be answered within this time, whatever its caller's timeout.
 const BEGIN_WITHIN: Duration = Duration::from_secs(10);
 
-#[derive(Clone)]
-pub(crate) struct ServerDeadline<S> {
-    inner: S,
-    policies: PolicyTable,
+pub(crate) struct ServerDeadline {
     rejections: Arc<Rejections>,
 }
 
-pub(crate) fn server_deadline<S>(
-    policies: PolicyTable,
-    rejections: Arc<Rejections>,
-) -> impl Layer<S, Service = ServerDeadline<S>> + Clone {
-    layer_fn(move |inner| ServerDeadline { inner, policies, rejections: rejections.clone() })
+pub(crate) fn server_deadline(rejections: Arc<Rejections>) -> TowerLayer<ServerDeadline> {
+    layer(ServerDeadline { rejections })
 }
 
-impl<S> Service<Request> for ServerDeadline<S>
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, ServerResult>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let now = Instant::now();
-        let policy = find(self.policies, &request);
-        let Ok(requested) = requested_timeout(request.headers()) else {
+impl ServerLayer for ServerDeadline {
+    fn call<N: Next>(self: &Arc<Self>, request: Request, next: &mut N) -> ServerFuture {
+        let call = Call::of(&request);
+        let is_unary = call.class == Class::Unary;
+        let Ok(deadline) = call.deadline else {
             self.rejections.count(Cause::Timeout);
             let message = "grpc-timeout must be at most 8 digits and one of H M S m u n";
             return ready(respond(mesh_status(Code::InvalidArgument, "MALFORMED_TIMEOUT", message)));
         };
-        let deadline = effective(requested, policy).and_then(|timeout| now.checked_add(timeout));
+        let now = Instant::now();
         if deadline.is_some_and(|deadline| deadline <= now) {
             return ready(respond(exceeded()));
         }
         let served = Served::new(deadline, request.headers());
-        let work = SERVED.scope(served, self.inner.call(request));
-        let is_stream = policy.is_none_or(|policy| policy.streaming);
-        let begin_by = earlier(deadline, is_stream.then(|| now + BEGIN_WITHIN));
-        let Some(begin_by) = begin_by else { return Box::pin(work) };
+        let work = SERVED.scope(served, next.call(request));
+        let Some(begin_by) = earlier(deadline, (!is_unary).then(|| now + BEGIN_WITHIN)) else { return Box::pin(work) };
         Box::pin(async move {
             match within(begin_by, work).await {
-                Some(Ok(response)) => Ok(bounded(response, policy, deadline)),
+                // A unary response is complete already.
+                Some(Ok(response)) if is_unary => Ok(response),
+                Some(Ok(response)) => Ok(bounded(response, deadline)),
                 Some(Err(never)) => match never {},
                 None => Ok(respond(exceeded())),
             }
@@ -76,17 +55,12 @@ where
     }
 }
 
-/// A stream ends at the deadline too; a unary response is complete already.
-fn bounded(response: Response, policy: Option<&MethodPolicy>, deadline: Option<Instant>) -> Response {
-    let Some(deadline) = deadline else { return response };
-    if response.body().is_end_stream() || policy.is_some_and(|policy| !policy.streaming) {
-        return response;
+/// A stream ends at the deadline too.
+fn bounded(response: Response, deadline: Option<Instant>) -> Response {
+    match deadline {
+        Some(deadline) if !response.body().is_end_stream() => response.map(|body| end_at(body, Side::Server, deadline)),
+        Some(_) | None => response,
     }
-    response.map(|body| TimedBody::wrap(body, Side::Server, deadline))
-}
-
-fn ready(response: Response) -> BoxFuture<'static, ServerResult> {
-    Box::pin(std::future::ready(Ok(response)))
 }
 
 #[cfg(test)]

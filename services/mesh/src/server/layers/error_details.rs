@@ -1,54 +1,29 @@
-//! Error details: no status leaves without ErrorInfo, and no layer's error leaves as anything but a status. tonic's own
-//! errors (unknown method, malformed message, too large) have no details.
+//! Error details: no status leaves without ErrorInfo. tonic's own errors (unknown method, malformed message, too large)
+//! have no details.
 
-use std::convert::Infallible;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use http::HeaderMap;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tower::layer::layer_fn;
-use tower::{BoxError, Layer, Service};
 
-use crate::call::{Request, Response, ServerResult, is_ok, respond};
+use crate::body::{Frames, NextFrame, poll_frame, wrap};
+use crate::call::wire::{Request, Response, ServerFuture, is_ok};
+use crate::server::layer::{Next, ServerLayer, TowerLayer, layer};
 use crate::status::{REQUEST_CARDINALITY, code_name, mesh_status, no_such_method, reason_of};
 
-#[derive(Clone)]
-pub(crate) struct Rescue<S> {
-    inner: S,
+pub(crate) struct AddErrorDetails;
+
+pub(crate) fn error_details() -> TowerLayer<AddErrorDetails> {
+    layer(AddErrorDetails)
 }
 
-pub(crate) fn rescue<S>() -> impl Layer<S, Service = Rescue<S>> + Clone {
-    layer_fn(|inner| Rescue { inner })
-}
-
-impl<S> Service<Request> for Rescue<S>
-where
-    S: Service<Request, Response = Response>,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, ServerResult>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // A layer that has failed reports that when it is called.
-        self.inner.poll_ready(cx).map(|_| Ok(()))
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let work = self.inner.call(request);
-        Box::pin(async move {
-            match work.await {
-                Ok(response) => Ok(amended(response)),
-                Err(error) => Ok(respond(explained(Status::from_error(error.into())))),
-            }
-        })
+impl ServerLayer for AddErrorDetails {
+    fn call<N: Next>(self: &Arc<Self>, request: Request, next: &mut N) -> ServerFuture {
+        let work = next.call(request);
+        Box::pin(async move { work.await.map(amended) })
     }
 }
 
@@ -60,7 +35,7 @@ fn amended(mut response: Response) -> Response {
     if response.body().is_end_stream() {
         return response;
     }
-    response.map(|inner| Body::new(RescuedBody { inner }))
+    response.map(|inner| wrap(inner, AmendTrailers))
 }
 
 /// Adds ErrorInfo to headers (or trailers) whose status has none.
@@ -73,7 +48,7 @@ fn amend(headers: &mut HeaderMap) {
         return;
     }
     // Fails only for a message that is not a header value, and it came from one.
-    let _ = explained(status).add_header(headers);
+    let _ = with_error_info(status).add_header(headers);
 }
 
 /// tonic's messages for an unreadable request.
@@ -81,7 +56,7 @@ const UNREADABLE: [&str; 3] =
     ["failed to decode Protobuf message", "Unexpected EOF decoding stream", "protocol error:"];
 
 /// The same error with ErrorInfo; where tonic's code blames the wrong side, with a better one.
-fn explained(status: Status) -> Status {
+fn with_error_info(status: Status) -> Status {
     if reason_of(&status).is_some() {
         return status;
     }
@@ -109,30 +84,17 @@ fn explained(status: Status) -> Status {
     mesh_status(code, reason, message)
 }
 
-struct RescuedBody {
-    inner: Body,
-}
+struct AmendTrailers;
 
-impl http_body::Body for RescuedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut frame = ready!(Pin::new(&mut self.get_mut().inner).poll_frame(cx));
+impl Frames for AmendTrailers {
+    fn poll_next(&mut self, inner: &mut Body, cx: &mut Context<'_>) -> Poll<NextFrame> {
+        let mut frame = ready!(poll_frame(inner, cx));
         if let Some(Ok(frame)) = &mut frame
             && let Some(trailers) = frame.trailers_mut()
         {
             amend(trailers);
         }
         Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
 

@@ -2,62 +2,44 @@
 //! response's body into two more boxes.
 
 use std::any::Any;
-use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use tonic::Code;
-use tower::layer::layer_fn;
-use tower::{Layer, Service};
 
-use crate::call::{Request, Response, ServerResult, respond};
+use crate::call::wire::{Request, Response, ServerFuture, respond};
+use crate::server::layer::{Next, ServerLayer, TowerLayer, layer};
 use crate::status::mesh_status;
 
-#[derive(Clone)]
-pub(crate) struct CatchPanic<S> {
-    inner: S,
+pub(crate) struct CatchPanic;
+
+pub(crate) fn catch_panic() -> TowerLayer<CatchPanic> {
+    layer(CatchPanic)
 }
 
-pub(crate) fn catch_panic<S>() -> impl Layer<S, Service = CatchPanic<S>> + Clone {
-    layer_fn(|inner| CatchPanic { inner })
-}
-
-impl<S> Service<Request> for CatchPanic<S>
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, ServerResult>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
+impl ServerLayer for CatchPanic {
+    fn call<N: Next>(self: &Arc<Self>, request: Request, next: &mut N) -> ServerFuture {
         // The inner services hold only counts and permits, which drops restore: they can be used after a panic.
-        let work = catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
+        let work = catch_unwind(AssertUnwindSafe(|| next.call(request)));
         Box::pin(async move {
-            let answer = match work {
+            let result = match work {
                 Ok(work) => AssertUnwindSafe(work).catch_unwind().await,
-                Err(said) => Err(said),
+                Err(payload) => Err(payload),
             };
-            answer.unwrap_or_else(|said| Ok(internal(&*said)))
+            result.unwrap_or_else(|payload| Ok(internal(&*payload)))
         })
     }
 }
 
 /// The panic's message is logged, and not sent.
-fn internal(said: &(dyn Any + Send)) -> Response {
-    let said = said
+fn internal(payload: &(dyn Any + Send)) -> Response {
+    let message = payload
         .downcast_ref::<String>()
         .map(String::as_str)
-        .or_else(|| said.downcast_ref::<&'static str>().copied())
+        .or_else(|| payload.downcast_ref::<&'static str>().copied())
         .unwrap_or("nothing");
-    tracing::error!(target: "ordermesh", reason = "PANIC", "a handler panicked: {said}");
+    tracing::error!(target: "ordermesh", reason = "PANIC", "a handler panicked: {message}");
     respond(mesh_status(Code::Internal, "PANIC", "internal error"))
 }
 

@@ -2,88 +2,59 @@
 //! GOAWAY; the services' own, which their service ends at its shutdown, shortly after it. An evicted stream ends in the
 //! same way, and so does one whose caller's session ends.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::HeaderMap;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
 use tonic::{Code, Status};
-use tower::layer::layer_fn;
-use tower::{Layer, Service};
 
-use crate::call::{Request, Response, ServerResult, find, is_infrastructure, respond};
+use crate::body::ending::end_when;
+use crate::call::wire::{Request, ServerFuture, ServerResult, Side, respond};
+use crate::call::{Call, Class};
 use crate::identity::caller::Caller;
 use crate::identity::token::Tokens;
-use crate::policy::PolicyTable;
+use crate::server::layer::{Next, ServerLayer, TowerLayer, layer};
 use crate::status::mesh_status_retry;
 
 /// An ended stream's caller retries on another instance after this.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-#[derive(Clone)]
-pub(crate) struct StreamEnd<S> {
-    inner: S,
-    shared: Arc<Shared>,
-}
-
-/// Behind one `Arc`: cloning a token takes a lock that all calls would share.
-struct Shared {
-    policies: PolicyTable,
+pub(crate) struct StreamDrain {
     tokens: Option<Arc<Tokens>>,
     goaway: CancellationToken,
     grace: Duration,
 }
 
-pub(crate) fn stream_end<S>(
-    policies: PolicyTable,
+pub(crate) fn stream_drain(
     tokens: Option<Arc<Tokens>>,
     goaway: CancellationToken,
     grace: Duration,
-) -> impl Layer<S, Service = StreamEnd<S>> + Clone {
-    let shared = Arc::new(Shared { policies, tokens, goaway, grace });
-    layer_fn(move |inner| StreamEnd { inner, shared: shared.clone() })
+) -> TowerLayer<StreamDrain> {
+    layer(StreamDrain { tokens, goaway, grace })
 }
 
-impl<S> Service<Request> for StreamEnd<S>
-where
-    S: Service<Request, Response = Response, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, ServerResult>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let Shared { policies, tokens, goaway, grace } = &*self.shared;
-        let grace = if is_infrastructure(request.uri().path()) {
-            Duration::ZERO
-        } else if find(*policies, &request).is_some_and(|policy| policy.streaming) {
-            *grace
-        } else {
-            return Box::pin(self.inner.call(request));
+impl ServerLayer for StreamDrain {
+    fn call<N: Next>(self: &Arc<Self>, request: Request, next: &mut N) -> ServerFuture {
+        let grace = match Call::of(&request).class {
+            Class::HealthCheck | Class::HealthWatch | Class::Reflection => Duration::ZERO,
+            Class::Stream => self.grace,
+            Class::Unary | Class::Unknown => return next.call(request),
         };
         let session = match request.extensions().get() {
-            Some(Caller::User { session_id: Some(session), .. }) => tokens.clone().map(|tokens| tokens.ended(*session)),
+            Some(Caller::User { session_id: Some(session), .. }) => {
+                self.tokens.clone().map(|tokens| tokens.ended(*session))
+            }
             Some(Caller::User { .. } | Caller::Service { .. } | Caller::Anonymous) | None => None,
         };
-        let (work, goaway) = (self.inner.call(request), goaway.clone());
+        let (work, goaway) = (next.call(request), self.goaway.clone());
         let drained = async move {
             goaway.cancelled_owned().await;
             tokio::time::sleep(grace).await;
             draining()
         };
-        Box::pin(end_when(
+        Box::pin(end_with(
             async move {
                 let Some(session) = session else { return drained.await };
                 tokio::select! {
@@ -97,7 +68,7 @@ where
 }
 
 /// Ends the response with `end`'s status.
-pub(crate) async fn end_when(
+pub(crate) async fn end_with(
     end: impl Future<Output = Status> + Send + 'static,
     work: impl Future<Output = ServerResult>,
 ) -> ServerResult {
@@ -111,45 +82,12 @@ pub(crate) async fn end_when(
     if response.body().is_end_stream() {
         return Ok(response);
     }
-    Ok(response.map(|inner| Body::new(EndingBody { inner, end, over: false })))
+    Ok(response.map(|inner| end_when(inner, Side::Server, end)))
 }
 
 fn draining() -> Status {
     let message = "this instance is shutting down: continue on another one";
     mesh_status_retry(Code::Unavailable, "DRAINING", message, Some(RETRY_AFTER))
-}
-
-struct EndingBody {
-    inner: Body,
-    end: BoxFuture<'static, Status>,
-    over: bool,
-}
-
-impl http_body::Body for EndingBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        if this.over {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        let Poll::Ready(status) = this.end.as_mut().poll(cx) else { return Poll::Pending };
-        this.over = true;
-        let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.over || self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@ use tokio::io::AsyncReadExt;
 
 #[tokio::test]
 async fn a_turn_reads_one_portion_and_the_next_turn_continues() {
-    let turn = PollBudget::default();
+    let budget = PollBudget::default();
     let all = vec![7; 5 * PORTION_BYTES / 2];
-    let mut stream = Portioned::new([1; PREFACE_AND_HEAD_BYTES], &all[..], turn.clone());
+    let mut stream = Portioned::new([1; PREFACE_AND_HEAD_BYTES], &all[..], budget.clone());
     let mut counts = vec![];
     let mut buffer = vec![0; 1_000];
     let mut turns = 0;
@@ -19,7 +19,7 @@ async fn a_turn_reads_one_portion_and_the_next_turn_continues() {
                 }
             }
         });
-        let ended = futures_util::FutureExt::now_or_never(turn.of(reading.as_mut())).is_some();
+        let ended = futures_util::FutureExt::now_or_never(budget.per_poll(reading.as_mut())).is_some();
         counts.push(count);
         turns += 1;
         if ended {

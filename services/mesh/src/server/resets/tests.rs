@@ -1,5 +1,5 @@
 use super::*;
-use crate::server::edge::Edge;
+use crate::server::call_state::CallState;
 use uuid::Uuid;
 
 fn person(number: u128) -> Option<Key> {
@@ -7,7 +7,7 @@ fn person(number: u128) -> Option<Key> {
 }
 
 fn over(resets: &Resets, caller: Option<Key>) -> Option<Duration> {
-    Edge { caller, ..Edge::default() }.around(|| resets.over()).0
+    CallState { caller, ..CallState::default() }.around(|| resets.over()).0
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::call::Request;
+use crate::call::wire::Request;
 use crate::status::mesh_status;
 
 /// For a whole message; those from outside are short. Less than the methods' deadlines, which are for their handlers.
@@ -55,20 +55,20 @@ pub(crate) enum BufferError {
 pub(crate) type Buffered = Result<Request, BufferError>;
 
 /// Reads a request's body.
-pub(crate) fn whole(request: Request) -> Reading {
+pub(crate) fn buffer(request: Request) -> Buffering {
     let (head, body) = request.into_parts();
-    Reading { head: Some(head), body, read: Pieces::default() }
+    Buffering { head: Some(head), body, read: Pieces::default() }
 }
 
 /// Ready when the request is complete.
-pub(crate) struct Reading {
+pub(crate) struct Buffering {
     /// `None` once it is ready.
     head: Option<http::request::Parts>,
     body: Body,
     read: Pieces,
 }
 
-impl Reading {
+impl Buffering {
     /// Reads with the timeout of a message.
     pub(crate) async fn in_time(self) -> Buffered {
         timeout(MESSAGE_TIMEOUT, self).await.unwrap_or_else(|_elapsed| {
@@ -86,7 +86,7 @@ impl Reading {
     }
 }
 
-impl Future for Reading {
+impl Future for Buffering {
     type Output = Buffered;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Buffered> {

@@ -1,10 +1,18 @@
 use super::*;
-use crate::policy::{METHOD, MethodPolicy};
+use crate::call::record::NoEvent;
+use crate::call::wire::{Response, ServerResult};
+use crate::policy::{METHOD, MethodPolicy, PolicyTable};
+use crate::server::layer::Layered;
+use crate::server::layer::testing::Client;
 use crate::status::reason_of;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
+use std::convert::Infallible;
+use std::task::{Context, Poll};
 use tonic::body::Body;
 use tonic_types::StatusExt;
+use tower::{Layer, Service};
 use tower_test::mock;
 
 const fn method(path: &'static str, streaming: bool) -> MethodPolicy {
@@ -13,18 +21,14 @@ const fn method(path: &'static str, streaming: bool) -> MethodPolicy {
 
 const POLICIES: PolicyTable = PolicyTable(&[method("/t.T/Call", false), method("/t.T/Stream", true)]);
 
-fn request(path: &str) -> Request {
-    http::Request::post(path).body(Body::empty()).expect("a request")
-}
-
 fn full() -> Response {
     Response::new(Body::new(Full::new(Bytes::from_static(b"x")).map_err(|never| match never {})))
 }
 
 /// A stack with one permit of each kind, over a mocked handler.
-fn stack() -> (mock::Spawn<Concurrency<Handler>>, mock::Handle<Request, Response>, Admission) {
+fn stack() -> (mock::Spawn<Layered<Concurrency, Handler>>, mock::Handle<Request, Response>, Admission) {
     let admission = Admission::new(1, 1);
-    let layer = concurrency(POLICIES, admission.clone(), Arc::new(Rejections::new("test")));
+    let layer = concurrency(admission.clone(), Arc::new(Rejections::new("test")));
     let (handler, handle) = mock::pair();
     (mock::Spawn::new(layer.layer(Handler(handler))), handle, admission)
 }
@@ -84,7 +88,7 @@ async fn a_dropped_call_returns_its_permit() {
     assert_eq!(admission.calls.used(), 0);
 }
 
-fn call(stack: &mut mock::Spawn<Concurrency<Handler>>, path: &str) -> BoxFuture<'static, ServerResult> {
+fn call(stack: &mut mock::Spawn<Layered<Concurrency, Handler>>, path: &str) -> BoxFuture<'static, ServerResult> {
     assert!(stack.poll_ready::<Request>().is_ready());
-    stack.call(request(path))
+    stack.call(Client::new(POLICIES).request(path, Body::empty()))
 }

@@ -14,15 +14,15 @@ fn tonics_own_errors_get_a_reason() {
         (Status::not_found("service not registered"),                              Code::NotFound,          "NOT_FOUND"),
     ];
     for (status, code, reason) in table {
-        let explained = explained(status);
-        let info = explained.get_details_error_info().expect("ErrorInfo");
-        assert_eq!((explained.code(), info.reason.as_str(), info.domain.as_str()), (code, reason, "mesh.ordermesh"));
+        let detailed = with_error_info(status);
+        let info = detailed.get_details_error_info().expect("ErrorInfo");
+        assert_eq!((detailed.code(), info.reason.as_str(), info.domain.as_str()), (code, reason, "mesh.ordermesh"));
     }
 }
 
 #[test]
 fn a_status_with_error_info_is_left_unchanged() {
     let status = mesh_status(Code::Internal, "PANIC", "failed to decode Protobuf message");
-    let explained = explained(status);
-    assert_eq!((explained.code(), reason_of(&explained).as_deref()), (Code::Internal, Some("PANIC")));
+    let detailed = with_error_info(status);
+    assert_eq!((detailed.code(), reason_of(&detailed).as_deref()), (Code::Internal, Some("PANIC")));
 }

@@ -2,8 +2,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use crate::server::shares::{Full, Holder, Shares};
+use tonic::{Code, Status};
+
+use crate::server::shares::{Full, Shares};
+use crate::server::usage::Holder;
+use crate::status::{OUT_OF_MEMORY, mesh_status_retry};
+
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The status of a call that exceeds the memory budget.
+pub(crate) fn out_of_memory(full: Full) -> Status {
+    let message = match full {
+        Full::All => "the memory budget for requests and responses is used up",
+        Full::Share => "this caller holds its share of the memory budget: read the pending responses first",
+    };
+    mesh_status_retry(Code::ResourceExhausted, OUT_OF_MEMORY, message, Some(RETRY_AFTER))
+}
 
 /// What a call charges to its caller's share. Its request's bytes are returned on drop, if not before.
 #[derive(Debug)]

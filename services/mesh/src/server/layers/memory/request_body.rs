@@ -1,20 +1,18 @@
 //! A request's body, admitted frame by frame: no message exceeds its limit, none follows a unary request's only one, no
 //! field has too many elements, and all bytes read are charged to the memory budget.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
+use crate::body::{Frames, NextFrame, poll_frame};
 use crate::policy::FieldLimit;
 use crate::server::layers::concurrency::request_buffer::Pieces;
-use crate::server::layers::memory::budget::Account;
+use crate::server::layers::memory::budget::{Account, out_of_memory};
 use crate::server::layers::memory::field_limits::count_elements;
-use crate::server::layers::memory::out_of_memory;
 use crate::server::rejections::{Cause, Rejections};
 use crate::server::shares::Shares;
 use crate::status::{REQUEST_CARDINALITY, mesh_status, status};
@@ -89,8 +87,8 @@ impl Prefixes {
     }
 }
 
+/// The frames of a request.
 pub(crate) struct AdmittedBody {
-    inner: Body,
     account: Arc<Account>,
     /// Charged while the body is awaited. Most requests arrive with their headers.
     waiting_bytes: usize,
@@ -105,7 +103,6 @@ pub(crate) struct AdmittedBody {
 
 impl AdmittedBody {
     pub(crate) fn new(
-        inner: Body,
         headers: usize,
         prefixes: Prefixes,
         limits: &'static [FieldLimit],
@@ -115,7 +112,7 @@ impl AdmittedBody {
     ) -> Self {
         let waiting_bytes = WAITING_CALL_BYTES + headers * HEADER_BYTES;
         let message = Pieces::default();
-        Self { inner, account, waiting_bytes, waiting_budget, waiting: None, prefixes, limits, message, rejections }
+        Self { account, waiting_bytes, waiting_budget, waiting: None, prefixes, limits, message, rejections }
     }
 
     fn admit(&mut self, data: &Bytes) -> Result<(), Status> {
@@ -170,30 +167,18 @@ impl AdmittedBody {
     }
 }
 
-impl http_body::Body for AdmittedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.get_mut();
-        let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(cx) else {
-            return this.wait().map_or_else(|rejection| Poll::Ready(Some(Err(rejection))), |()| Poll::Pending);
+impl Frames for AdmittedBody {
+    fn poll_next(&mut self, inner: &mut Body, cx: &mut Context<'_>) -> Poll<NextFrame> {
+        let Poll::Ready(frame) = poll_frame(inner, cx) else {
+            return self.wait().map_or_else(|rejection| Poll::Ready(Some(Err(rejection))), |()| Poll::Pending);
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(rejection) = this.admit(data)
+            && let Err(rejection) = self.admit(data)
         {
             return Poll::Ready(Some(Err(rejection)));
         }
         Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
 

@@ -1,20 +1,35 @@
 use super::*;
+use crate::server::layer::testing::Client;
+use crate::status::OUT_OF_MEMORY;
+use futures_util::future::BoxFuture;
+use http_body::Frame;
+use tonic::body::Body;
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+
+/// A handler's future, in a box.
+fn boxed(work: impl Future<Output = ServerResult> + Send + 'static) -> BoxFuture<'static, ServerResult> {
+    Box::pin(work)
+}
 
 #[tokio::test]
 async fn messages_for_health_and_reflection_are_short_and_have_their_own_budget() {
     use http_body_util::{BodyExt, Full};
-    let budget = Shares::new(0, 0);
-    let handler = tower::service_fn(|request: Request| async move {
-        let rejected = request.into_body().collect().await.err();
-        Ok::<_, Infallible>(crate::call::respond(rejected.unwrap_or_else(|| Status::ok(""))))
+    let budget = Shares::new(Resource::Memory, 0, 0);
+    let handler = tower::service_fn(|request: Request| {
+        boxed(async move {
+            let rejected = request.into_body().collect().await.err();
+            Ok(respond(rejected.unwrap_or_else(|| Status::ok(""))))
+        })
     });
+    let client = Client::new(PolicyTable(&[]));
     let mut stack = memory(PolicyTable(&[]), budget, 1 << 20, Arc::new(Rejections::new("test"))).layer(handler);
     let mut ask = async |path: &str, length: u32| {
         let mut message = vec![0];
         message.extend(length.to_be_bytes());
         message.resize(message.len() + 100, 7);
         let body = Body::new(Full::new(Bytes::from(message)).map_err(|never| match never {}));
-        let response = stack.call(http::Request::post(path).body(body).expect("a request")).await.expect("answered");
+        let response = stack.call(client.request(path, body)).await.expect("answered");
         Status::from_header_map(response.headers()).map(|status| crate::status::reason_of(&status))
     };
     let check = "/grpc.health.v1.Health/Check";
@@ -30,15 +45,15 @@ async fn a_field_with_too_many_elements_is_rejected_however_its_frames_are_cut_a
     use tonic_types::StatusExt;
     const LIMITS: &[FieldLimit] = &[FieldLimit { path: &[1], field: "skus", max_items: 3, reason: "INVALID_LENGTH" }];
     const POLICIES: PolicyTable = PolicyTable(&[MethodPolicy { path: "/t.T/Call", limits: LIMITS, ..METHOD }]);
-    let budget = Shares::new(10_000, 0);
+    let budget = Shares::new(Resource::Memory, 10_000, 0);
     let seen = budget.clone();
     let handler = tower::service_fn(move |request: Request| {
         let seen = seen.clone();
-        async move {
+        boxed(async move {
             let rejected = request.into_body().collect().await.err();
             let status = rejected.unwrap_or_else(|| Status::not_found(seen.used().to_string()));
-            Ok::<_, Infallible>(crate::call::respond(status))
-        }
+            Ok(respond(status))
+        })
     });
     let mut stack = memory(POLICIES, budget, 1 << 20, Arc::new(Rejections::new("shop"))).layer(handler);
     for cut in [1, 4, 5, 6, 100] {
@@ -47,7 +62,7 @@ async fn a_field_with_too_many_elements_is_rejected_however_its_frames_are_cut_a
             let frames: Vec<_> =
                 message.chunks(cut).map(|frame| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(frame)))).collect();
             let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
-            let request = http::Request::post("/t.T/Call").body(body).expect("a request");
+            let request = Client::new(POLICIES).request("/t.T/Call", body);
             let status = Status::from_header_map(stack.call(request).await.expect("answered").headers());
             let status = status.expect("a status");
             if elements == 3 {
@@ -70,24 +85,25 @@ async fn a_response_is_charged_until_its_bytes_are_dropped_and_a_stream_ends_whe
         MethodPolicy { path: "/t.T/Call", ..METHOD },
         MethodPolicy { path: "/t.T/Stream", streaming: true, ..METHOD },
     ]);
-    let budget = Shares::new(1_000, 0);
+    let budget = Shares::new(Resource::Memory, 1_000, 0);
     let begun = Arc::new(AtomicUsize::new(0));
     let seen = begun.clone();
     let handler = tower::service_fn(move |_: Request| {
         seen.fetch_add(1, Ordering::Relaxed);
         let frames = [400, 200].map(|length| Ok::<_, Status>(Frame::data(Bytes::from(vec![7; length]))));
         let body = Body::new(StreamBody::new(futures_util::stream::iter(frames)));
-        std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        boxed(std::future::ready(Ok(Response::new(body))))
     });
     let mut stack = memory(POLICIES, budget.clone(), 1 << 20, Arc::new(Rejections::new("test"))).layer(handler);
-    let request = |path: &str| http::Request::post(path).body(Body::empty()).expect("a request");
-    let answer = stack.call(request("/t.T/Call")).await.expect("answered");
+    let client = Client::new(POLICIES);
+    let request = |path: &str| client.request(path, Body::empty());
+    let response = stack.call(request("/t.T/Call")).await.expect("answered");
     assert_eq!(budget.used(), 800, "encoded and charged before the headers are sent");
     let rejected = stack.call(request("/t.T/Call")).await.expect("answered");
     let status = Status::from_header_map(rejected.headers()).expect("in the headers");
     assert_eq!(crate::status::reason_of(&status).as_deref(), Some(OUT_OF_MEMORY));
     assert_eq!(begun.load(Ordering::Relaxed), 1, "a response as long as the last one would not fit");
-    drop(answer);
+    drop(response);
     assert_eq!(budget.used(), 0);
 
     let mut body = stack.call(request("/t.T/Stream")).await.expect("answered").into_body();

@@ -1,13 +1,11 @@
 use super::*;
 use tonic::Status;
-use tower::{ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 
 #[tokio::test]
 async fn a_panic_before_the_handlers_future_exists_is_caught_like_one_inside_it() {
-    let at_once =
-        catch_panic().layer(service_fn(|_: Request| -> BoxFuture<'static, ServerResult> { panic!("at once") }));
-    let later = catch_panic()
-        .layer(service_fn(|_: Request| -> BoxFuture<'static, ServerResult> { Box::pin(async { panic!("later") }) }));
+    let at_once = catch_panic().layer(service_fn(|_: Request| -> ServerFuture { panic!("at once") }));
+    let later = catch_panic().layer(service_fn(|_: Request| -> ServerFuture { Box::pin(async { panic!("later") }) }));
     for mut service in [at_once.boxed(), later.boxed()] {
         let answer = service.call(Request::default()).await.expect("an answer");
         let status = Status::from_header_map(answer.headers()).expect("a status");

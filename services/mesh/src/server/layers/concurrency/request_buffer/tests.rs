@@ -17,7 +17,7 @@ fn data(bytes: &'static [u8]) -> Result<Frame<Bytes>, Status> {
 #[tokio::test(start_paused = true)]
 async fn a_message_is_complete_however_its_frames_are_cut_and_whichever_task_polled_first() {
     let (sender, request) = request();
-    let mut reading = whole(request);
+    let mut reading = buffer(request);
     for bytes in [&b"a"[..], b"", b"bc"] {
         sender.send(data(bytes)).expect("read");
         assert!((&mut reading).now_or_never().is_none(), "more may come");
@@ -36,7 +36,7 @@ async fn reading_a_message_is_bounded_by_a_timeout() {
     let (sender, request) = request();
     sender.send(data(b"a")).expect("read");
     let began = tokio::time::Instant::now();
-    let Err(BufferError::TooSlow(status)) = whole(request).in_time().await else { panic!("complete") };
+    let Err(BufferError::TooSlow(status)) = buffer(request).in_time().await else { panic!("complete") };
     assert_eq!((status.code(), began.elapsed()), (Code::DeadlineExceeded, MESSAGE_TIMEOUT));
 }
 
@@ -45,8 +45,8 @@ async fn an_error_ends_it_and_an_empty_request_is_complete() {
     let (sender, broken) = request();
     sender.send(Err(Status::cancelled("gone"))).expect("read");
     assert!(
-        matches!(whole(broken).in_time().await, Err(BufferError::Broken(status)) if status.code() == Code::Cancelled)
+        matches!(buffer(broken).in_time().await, Err(BufferError::Broken(status)) if status.code() == Code::Cancelled)
     );
-    let Ok(empty) = whole(Request::new(Body::empty())).in_time().await else { panic!("not complete") };
+    let Ok(empty) = buffer(Request::new(Body::empty())).in_time().await else { panic!("not complete") };
     assert!(empty.into_body().is_end_stream());
 }

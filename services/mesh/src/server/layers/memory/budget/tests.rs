@@ -1,8 +1,9 @@
 use super::*;
+use crate::server::usage::Resource;
 
 #[test]
 fn charged_bytes_are_returned() {
-    let budget = Shares::new(100, 0);
+    let budget = Shares::new(Resource::Memory, 100, 0);
     let service = Arc::new(Account::new(budget.clone(), Holder::PLATFORM));
     service.take_for_request(60).expect("free");
     let answer = service.take(40).expect("free");

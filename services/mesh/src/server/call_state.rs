@@ -10,8 +10,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
-use crate::call::{Response, ServerResult};
-use crate::server::layers::rate_limit::Key;
+use crate::call::wire::{Response, ServerResult};
+use crate::server::caller_key::Key;
 
 /// The most that is discarded of a request that was rejected early: even one far beyond its limit is read to its end.
 const MAX_DISCARDED_BYTES: usize = 8 * 1_024 * 1_024;
@@ -19,12 +19,12 @@ const MAX_DISCARDED_BYTES: usize = 8 * 1_024 * 1_024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
-    static EDGE: RefCell<Edge>;
+    static CALL_STATE: RefCell<CallState>;
 }
 
-/// The edge of one call.
+/// The state of one call.
 #[derive(Default)]
-pub(crate) struct Edge {
+pub(crate) struct CallState {
     /// The unread rest of the request's body, when it was dropped before its end.
     pub(crate) rest: Option<Incoming>,
     /// The caller, when it is known and shares the connection with others.
@@ -33,28 +33,30 @@ pub(crate) struct Edge {
     pub(crate) was_reset: bool,
     /// It was admitted.
     pub(crate) is_admitted: bool,
+    /// It is a call of health or reflection.
+    pub(crate) is_infrastructure: bool,
     /// The caller is a mesh service.
     pub(crate) is_platform: bool,
 }
 
-impl Edge {
-    /// Runs a part of the call's work, which may change the edge by [`note`].
+impl CallState {
+    /// Runs a part of the call's work, which may change the state by [`update`].
     pub(crate) fn around<T>(self, work: impl FnOnce() -> T) -> (T, Self) {
-        EDGE.sync_scope(RefCell::new(self), || {
+        CALL_STATE.sync_scope(RefCell::new(self), || {
             let done = work();
-            (done, EDGE.with(RefCell::take))
+            (done, CALL_STATE.with(RefCell::take))
         })
     }
 }
 
-/// Changes the current call's edge; a no-op outside of a call.
-pub(crate) fn note(change: impl FnOnce(&mut Edge)) {
-    let _ = EDGE.try_with(|edge| edge.try_borrow_mut().map(|mut edge| change(&mut edge)));
+/// Changes the current call's state; a no-op outside of a call.
+pub(crate) fn update(change: impl FnOnce(&mut CallState)) {
+    let _ = CALL_STATE.try_with(|state| state.try_borrow_mut().map(|mut state| change(&mut state)));
 }
 
 /// The current call's caller.
 pub(crate) fn caller() -> Option<Key> {
-    EDGE.try_with(|edge| edge.try_borrow().ok()?.caller.clone()).ok().flatten()
+    CALL_STATE.try_with(|state| state.try_borrow().ok()?.caller.clone()).ok().flatten()
 }
 
 /// A response that follows the end of its request. HTTP/2 allows an earlier response, followed by RST_STREAM(NO_ERROR)
@@ -69,7 +71,7 @@ pub(crate) async fn after_request(rest: Incoming, response: Response) -> ServerR
 async fn discard(mut rest: Incoming) {
     let mut bytes = 0;
     while let Some(frame) = rest.frame().await {
-        let Ok(frame) = frame else { return note(|edge| edge.was_reset = true) };
+        let Ok(frame) = frame else { return update(|state| state.was_reset = true) };
         bytes += frame.data_ref().map_or(0, Bytes::len);
         if bytes > MAX_DISCARDED_BYTES {
             return;
