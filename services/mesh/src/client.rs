@@ -97,7 +97,8 @@ pub fn client(config: ClientConfig) -> Channel {
     let (metrics, budget) = (Arc::new(ClientMetrics::new(config.target)), Arc::new(RetryBudget::new()));
     let rng: Arc<dyn Rng> = Arc::new(SystemRng);
     let endpoints = endpoints(&config, rng.clone(), metrics.clone());
-    metrics.observe(Arc::downgrade(&budget), Arc::downgrade(&endpoints));
+    metrics.export_retry_budget(&budget);
+    endpoints.export_load();
     let retrying = RetryConfig { is_on: config.retries, budget, rng, metrics };
 
     #[rustfmt::skip]

@@ -7,13 +7,15 @@
 //! TLS 1.3 only, HTTP/2 only, no resumption: a resumed session would outlive the roots that it was verified with.
 
 mod client;
+mod files;
 mod spiffe;
+mod time;
 mod verify;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,79 +25,27 @@ use parking_lot::{Mutex, RwLock};
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, server};
 use tokio_util::sync::CancellationToken;
 
+use crate::tls::client::{ALPN_HTTP2, TargetConfigs, Trusted};
 pub use crate::tls::client::{ClientTls, Trust};
-use crate::tls::client::{PresentedCredentials, Trusted};
-use crate::tls::spiffe::{NameError, end_of, service_of};
+pub use crate::tls::files::{Error, Files};
+use crate::tls::files::{Read, read, roots_of};
+use crate::tls::spiffe::{NameError, end_of, name_error, service_of};
+use crate::tls::time::Time;
 use crate::tls::verify::PlatformClients;
-
-pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
 
 /// From this time on, a warning is logged at `WARN_INTERVAL` that the certificate expires.
 const EXPIRES_SOON: Duration = Duration::from_secs(24 * 3_600);
 const WARN_INTERVAL: Duration = Duration::from_secs(3_600);
-
-/// The PEM files of an identity.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Files {
-    /// This process's certificate, and the intermediates, if any.
-    pub certificate: PathBuf,
-    /// The certificate's private key.
-    pub key: PathBuf,
-    /// The roots that verify peers' certificates.
-    pub roots: PathBuf,
-}
-
-/// Why an identity cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file does not exist, or may not be read.
-    #[error("{path} cannot be read")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A file lacks its expected content.
-    #[error("{path} has no {what} in it")]
-    Empty {
-        /// The file.
-        path: PathBuf,
-        /// The missing content.
-        what: &'static str,
-    },
-    /// The files now belong to another service.
-    #[error("the certificate {path} is that of `{named}`, and was that of `{service}`")]
-    OtherService {
-        /// The certificate's file.
-        path: PathBuf,
-        /// The service that it names.
-        named: String,
-        /// The service that it named before.
-        service: String,
-    },
-    /// The certificate, its key and the roots do not match, or the certificate has expired.
-    #[error("the certificate {path} is not good")]
-    Certificate {
-        /// The certificate's file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: rustls::Error,
-    },
-}
 
 /// This process's identity. Clones share it.
 #[derive(Clone)]
@@ -119,14 +69,6 @@ struct Material {
     server: Arc<rustls::ServerConfig>,
     /// Per target, created when it is first called.
     clients: Mutex<HashMap<String, Arc<rustls::ClientConfig>>>,
-}
-
-/// The bytes of the three files.
-#[derive(PartialEq, Eq)]
-struct Read {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
-    roots: Vec<u8>,
 }
 
 impl fmt::Debug for Identity {
@@ -213,7 +155,7 @@ impl Identity {
         if now == self.current().read || rejected.as_ref() == Some(&now) {
             return rejected;
         }
-        let kept = Read { certificate: now.certificate.clone(), key: now.key.clone(), roots: now.roots.clone() };
+        let kept = now.clone();
         let service = self.service();
         let made = make(now, files, trust_domain, provider, clock).and_then(|material| {
             let (path, named) = (files.certificate.clone(), material.service.clone());
@@ -240,15 +182,17 @@ impl Identity {
     /// The client's end of connections to a service, for example `data`: its certificate must have this DNS name, and
     /// this service's SPIFFE name.
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
-        ClientTls::new(PresentedCredentials::Identity(self.clone()), target.into())
+        ClientTls::new(Arc::new(self.clone()), target.into())
     }
 
     fn current(&self) -> Arc<Material> {
         self.0.current.read().clone()
     }
+}
 
-    /// The configuration for connections to a target, from the current files.
-    pub(crate) fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+/// With this process's certificate, from the current files.
+impl TargetConfigs for Identity {
+    fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
         let material = self.current();
         let mut clients = material.clients.lock();
         if let Some(config) = clients.get(target) {
@@ -307,25 +251,6 @@ pub(crate) fn failure(error: &io::Error) -> &'static str {
     }
 }
 
-/// A file's bytes.
-pub(crate) fn file(path: &PathBuf) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::File { path: path.clone(), source })
-}
-
-/// The roots in a file's text.
-pub(crate) fn roots_of(pem: &[u8], path: &Path) -> Result<Arc<RootCertStore>, Error> {
-    let mut roots = RootCertStore::empty();
-    let (added, _ignored) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).filter_map(Result::ok));
-    if added == 0 {
-        return Err(Error::Empty { path: path.to_path_buf(), what: "certificate" });
-    }
-    Ok(Arc::new(roots))
-}
-
-fn read(files: &Files) -> Result<Read, Error> {
-    Ok(Read { certificate: file(&files.certificate)?, key: file(&files.key)?, roots: file(&files.roots)? })
-}
-
 /// Verifies that all parts match, and that peers would accept them.
 fn make(
     read: Read,
@@ -365,32 +290,6 @@ fn make(
     server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
     Ok(Material { read, service, ends, certified, roots, server: Arc::new(server), clients: Mutex::default() })
-}
-
-pub(crate) fn name_error(error: NameError) -> rustls::Error {
-    rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
-}
-
-/// The platform's clock for rustls.
-pub(crate) struct Time(pub(crate) Arc<dyn Clock>);
-
-impl Time {
-    fn now(&self) -> UnixTime {
-        let seconds = self.0.now().as_micros().div_euclid(1_000_000);
-        UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
-    }
-}
-
-impl TimeProvider for Time {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(self.now())
-    }
-}
-
-impl fmt::Debug for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Time")
-    }
 }
 
 #[cfg(test)]

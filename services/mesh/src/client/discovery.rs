@@ -4,14 +4,12 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::str::FromStr;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-
-use crate::client::endpoints::Endpoints;
 
 /// Cluster DNS usually lets resolvers cache an answer for five seconds: with this, a new instance is used within ten.
 const INTERVAL: Duration = Duration::from_secs(3);
@@ -110,24 +108,32 @@ fn one_family(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     if ipv6.len() > ipv4.len() { ipv6 } else { ipv4 }
 }
 
-/// Keeps a endpoints's addresses up to date with a name, until the endpoints is dropped.
+/// Takes the results of look-ups.
+pub(crate) trait AddressSink: Send + Sync + 'static {
+    /// The current addresses, `host:port` each.
+    fn replace(&self, addresses: Vec<String>);
+    /// Why the last look-up has failed: the old addresses are kept.
+    fn lookup_failed(&self, why: String);
+}
+
+/// Looks a name up periodically, until the sink is dropped.
 pub(crate) async fn follow(
-    endpoints: Weak<Endpoints>,
+    sink: Weak<impl AddressSink>,
     gone: CancellationToken,
-    resolve: std::sync::Arc<dyn Resolve>,
+    resolve: Arc<dyn Resolve>,
     host: String,
     port: u16,
 ) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let looking = async {
+    let looking_up = async {
         loop {
             ticks.tick().await;
             let found = tokio::time::timeout(LOOKUP_TIMEOUT, resolve.lookup(host.clone(), port)).await;
-            let Some(endpoints) = endpoints.upgrade() else { return };
+            let Some(sink) = sink.upgrade() else { return };
             let failure = match found {
                 Ok(Ok(addresses)) if !addresses.is_empty() => {
-                    endpoints.replace(one_family(addresses).iter().map(SocketAddr::to_string).collect());
+                    sink.replace(one_family(addresses).iter().map(SocketAddr::to_string).collect());
                     continue;
                 }
                 Ok(Ok(_)) => "no addresses".to_owned(),
@@ -135,10 +141,10 @@ pub(crate) async fn follow(
                 Err(_elapsed) => "no answer".to_owned(),
             };
             tracing::debug!(target: "ordermesh", %host, failure, "look-up failed: the old addresses are kept");
-            endpoints.lookup_failed(format!("looking up {host}: {failure}"));
+            sink.lookup_failed(format!("looking up {host}: {failure}"));
         }
     };
-    gone.run_until_cancelled(looking).await;
+    gone.run_until_cancelled(looking_up).await;
 }
 
 #[cfg(test)]

@@ -14,8 +14,9 @@ use tonic::Code;
 
 use crate::call::wire::{AttemptError, Reach};
 use crate::client::breaker::{Gate, Permit};
-use crate::client::discovery::{Addresses, Resolve, follow};
+use crate::client::discovery::{AddressSink, Addresses, Resolve, follow};
 use crate::client::endpoint::{Endpoint, EndpointConfig};
+use crate::client::metrics::export_endpoint_load;
 use crate::client::reconnect::{Reconnect, maintain};
 use crate::client::rng::{Rng, random_index};
 use crate::status::{UNREACHABLE, mesh_status_retry};
@@ -71,6 +72,19 @@ impl Endpoints {
         self.list.read().clone()
     }
 
+    /// Exports the load of each instance, while they exist.
+    pub(crate) fn export_load(self: &Arc<Self>) {
+        let weak = Arc::downgrade(self);
+        export_endpoint_load(move |observe| {
+            let Some(endpoints) = weak.upgrade() else { return };
+            let now = Instant::now();
+            // Unnamed instances share one label set: the last one would stand for all.
+            for endpoint in endpoints.list().iter().filter(|endpoint| endpoint.labels.len() > 1) {
+                observe(endpoint.load.now(now), &endpoint.labels);
+            }
+        });
+    }
+
     /// Starts connecting, with the first call: its runtime is the one that the connections run in.
     fn start(self: &Arc<Self>) {
         if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::AcqRel) {
@@ -82,31 +96,6 @@ impl Endpoints {
                 tokio::spawn(follow(Arc::downgrade(self), self.gone(), self.resolve.clone(), host.clone(), *port));
             }
         }
-    }
-
-    /// Replaces the addresses: retained instances keep their connections and statistics; removed ones get no new calls,
-    /// and their open streams continue.
-    pub(crate) fn replace(&self, mut addresses: Vec<String>) {
-        addresses.sort();
-        addresses.dedup();
-        let old = self.list();
-        let kept = |address: &String| old.iter().find(|endpoint| endpoint.address() == address).cloned();
-        let new: EndpointList =
-            addresses.iter().map(|address| kept(address).unwrap_or_else(|| self.open(address.clone()))).collect();
-        *self.list.write() = new;
-        for endpoint in old.iter().filter(|endpoint| !addresses.iter().any(|address| address == endpoint.address())) {
-            endpoint.gone.cancel();
-        }
-        self.known.store(true, Ordering::Release);
-        self.set_lookup_failure(None);
-        self.reconnect.changed.notify_waiters();
-    }
-
-    /// Keeps the current addresses.
-    pub(crate) fn lookup_failed(&self, why: String) {
-        self.known.store(true, Ordering::Release);
-        self.set_lookup_failure(Some(why));
-        self.reconnect.changed.notify_waiters();
     }
 
     fn set_lookup_failure(&self, failure: Option<String>) {
@@ -166,6 +155,33 @@ impl Endpoints {
         let message = format!("no instance of {} can be reached ({})", self.target, reasons.join("; "));
         let status = mesh_status_retry(Code::Unavailable, UNREACHABLE, message, Some(RETRY_AFTER));
         AttemptError { status, reach: Reach::NotSent }
+    }
+}
+
+impl AddressSink for Endpoints {
+    /// Replaces the addresses: retained instances keep their connections and statistics; removed ones get no new calls,
+    /// and their open streams continue.
+    fn replace(&self, mut addresses: Vec<String>) {
+        addresses.sort();
+        addresses.dedup();
+        let old = self.list();
+        let kept = |address: &String| old.iter().find(|endpoint| endpoint.address() == address).cloned();
+        let new: EndpointList =
+            addresses.iter().map(|address| kept(address).unwrap_or_else(|| self.open(address.clone()))).collect();
+        *self.list.write() = new;
+        for endpoint in old.iter().filter(|endpoint| !addresses.iter().any(|address| address == endpoint.address())) {
+            endpoint.gone.cancel();
+        }
+        self.known.store(true, Ordering::Release);
+        self.set_lookup_failure(None);
+        self.reconnect.changed.notify_waiters();
+    }
+
+    /// Keeps the current addresses.
+    fn lookup_failed(&self, why: String) {
+        self.known.store(true, Ordering::Release);
+        self.set_lookup_failure(Some(why));
+        self.reconnect.changed.notify_waiters();
     }
 }
 

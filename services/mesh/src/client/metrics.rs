@@ -1,14 +1,12 @@
 //! A client's metrics besides those of the calls themselves. Labels are the target and, for a fixed list of instances,
 //! the instance's address: the number of series must not grow with every new pod.
 
-use std::sync::Weak;
+use std::sync::Arc;
 
 use http::uri::Authority;
 use opentelemetry::metrics::{Counter, Meter, UpDownCounter};
 use opentelemetry::{KeyValue, global};
-use tokio::time::Instant;
 
-use crate::client::endpoints::Endpoints;
 use crate::client::retry::budget::RetryBudget;
 
 pub(crate) const SERVER_ADDRESS: &str = "server.address";
@@ -78,9 +76,9 @@ impl ClientMetrics {
         self.breakers_open.add(change, labels);
     }
 
-    /// Observed on collection, while the stack exists.
-    pub(crate) fn observe(&self, budget: Weak<RetryBudget>, endpoints: Weak<Endpoints>) {
-        let target = [self.target.clone()];
+    /// Exports the retry budget's balance, while it exists.
+    pub(crate) fn export_retry_budget(&self, budget: &Arc<RetryBudget>) {
+        let (target, budget) = ([self.target.clone()], Arc::downgrade(budget));
         meter()
             .i64_observable_gauge("mesh.client.retry.budget")
             .with_description("Retries that the budget would allow now")
@@ -90,18 +88,15 @@ impl ClientMetrics {
                 }
             })
             .build();
-        meter()
-            .f64_observable_gauge("mesh.client.endpoint.load")
-            .with_unit("s")
-            .with_description("Peak EWMA of an instance's answers, times its calls in flight and one")
-            .with_callback(move |observer| {
-                let Some(endpoints) = endpoints.upgrade() else { return };
-                let now = Instant::now();
-                // Unnamed instances share one label set: the last one would stand for all.
-                for endpoint in endpoints.list().iter().filter(|endpoint| endpoint.labels.len() > 1) {
-                    observer.observe(endpoint.load.now(now), &endpoint.labels);
-                }
-            })
-            .build();
     }
+}
+
+/// Exports the load of instances; `read` passes on each instance's load and labels, on collection.
+pub(crate) fn export_endpoint_load(read: impl Fn(&mut dyn FnMut(f64, &[KeyValue])) + Send + Sync + 'static) {
+    meter()
+        .f64_observable_gauge("mesh.client.endpoint.load")
+        .with_unit("s")
+        .with_description("Peak EWMA of an instance's response times, times its calls in flight and one")
+        .with_callback(move |observer| read(&mut |load, labels| observer.observe(load, labels)))
+        .build();
 }

@@ -15,8 +15,12 @@ use rustls::{RootCertStore, version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client};
 
+use crate::tls::files::{Error, file, roots_of};
+use crate::tls::time::Time;
 use crate::tls::verify::TargetServer;
-use crate::tls::{ALPN_HTTP2, Error, Identity, Time, file, roots_of};
+
+/// The protocol that is negotiated.
+pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
 
 /// What a client without a certificate needs of a platform: its roots and its trust domain. Clones share it.
 #[derive(Clone)]
@@ -46,35 +50,37 @@ impl Trust {
         Ok(Self(Arc::new(TrustInner { roots, trust_domain: trust_domain.into(), provider, clock })))
     }
 
-    /// The client's end of connections to a service, for example `data`: as [`Identity::client`].
+    /// The client's end of connections to a service, for example `data`: as by an identity.
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
-        ClientTls::new(PresentedCredentials::Nothing(self.clone()), target.into())
+        ClientTls::new(Arc::new(self.clone()), target.into())
     }
+}
 
+/// Without a certificate.
+impl TargetConfigs for Trust {
     fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
         let TrustInner { roots, trust_domain, provider, clock } = &*self.0;
         Trusted { roots, trust_domain, provider, clock }.client_config(target, None).map(Arc::new)
     }
 }
 
-/// What a client presents.
-#[derive(Clone, Debug)]
-pub(crate) enum PresentedCredentials {
-    Identity(Identity),
-    Nothing(Trust),
+/// Configurations by target, with a certificate or without.
+pub(crate) trait TargetConfigs: fmt::Debug + Send + Sync {
+    /// The configuration for connections to a target.
+    fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error>;
 }
 
 /// The client's end of TLS, for one target. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
-    shown: PresentedCredentials,
+    configs: Arc<dyn TargetConfigs>,
     target: String,
     dns_name: String,
 }
 
 impl ClientTls {
-    pub(crate) fn new(shown: PresentedCredentials, target: String) -> Self {
-        Self { shown, dns_name: target.clone(), target }
+    pub(crate) fn new(configs: Arc<dyn TargetConfigs>, target: String) -> Self {
+        Self { configs, dns_name: target.clone(), target }
     }
 
     /// Sets the DNS name that the target's certificate must have, when it is not the service's name.
@@ -95,11 +101,7 @@ impl ClientTls {
     {
         let invalid = |error: &dyn std::error::Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
         let name = ServerName::try_from(self.dns_name.clone()).map_err(|error| invalid(&error))?;
-        let config = match &self.shown {
-            PresentedCredentials::Identity(identity) => identity.client_config(&self.target),
-            PresentedCredentials::Nothing(trust) => trust.client_config(&self.target),
-        };
-        let config = config.map_err(|error| invalid(&error))?;
+        let config = self.configs.client_config(&self.target).map_err(|error| invalid(&error))?;
         let stream = TlsConnector::from(config).connect(name, stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN_HTTP2) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not speak HTTP/2"));

@@ -1,6 +1,8 @@
 //! The SPIFFE name in a certificate: exactly one, `spiffe://<trust-domain>/service/<name>`. The certificate's chain is
 //! verified elsewhere, and before.
 
+use std::sync::Arc;
+
 use kernel::Timestamp;
 use rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
@@ -21,6 +23,11 @@ pub(crate) enum NameError {
     Foreign,
     #[error("the certificate is another service's")]
     OtherService,
+}
+
+/// A rejected name as rustls's error.
+pub(crate) fn name_error(error: NameError) -> rustls::Error {
+    rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
 }
 
 /// The service that a certificate names.

@@ -7,8 +7,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use crate::tls::name_error;
-use crate::tls::spiffe::{NameError, service_of};
+use crate::tls::spiffe::{NameError, name_error, service_of};
 
 /// Verifies clients: a certificate is requested but optional; an invalid one is rejected.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! A name's addresses over time, from a scripted resolver.
 
 use super::*;
+use crate::client::endpoints::Endpoints;
 use crate::client::endpoints::tests::{dns, endpoints_of};
 use std::sync::Arc;
 
@@ -63,7 +64,7 @@ async fn a_call_waits_for_the_first_answer_and_fails_if_it_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_look_ups_happen_for_a_dropped_fleet() {
+async fn no_look_ups_happen_for_a_dropped_target() {
     let target = endpoints_of(&[]);
     let script = Arc::new(Script::default());
     let following = tokio::spawn(follow(Arc::downgrade(&target), target.gone(), script, "data".into(), 7401));
