@@ -1,5 +1,6 @@
 //! The client's stack, on one page.
 
+pub(crate) mod attributes;
 mod balance;
 mod breaker;
 mod call;
@@ -53,8 +54,7 @@ pub struct ClientConfig {
     pub credentials: Credentials,
     /// Where events of calls go that got no answer.
     pub events: Option<Arc<dyn EventSink>>,
-    /// Whether the target is a mesh service: then the order and user that a call concerns are sent to it
-    /// ([`crate::About`]).
+    /// Whether the target is a mesh service: then what a call concerns is sent to it ([`crate::CallAttributes`]).
     pub is_platform: bool,
     /// Connections to each instance.
     pub connections: usize,

@@ -26,10 +26,11 @@ mod status;
 pub mod tls;
 
 pub use call::deadline::time_left;
+pub use client::attributes::{ATTEMPT, CallAttributes};
 pub use client::discovery::{Addresses, AddressesError};
 pub use client::{Channel, ClientConfig, client};
 pub use identity::authorizer::Gatekeeper;
-pub use identity::caller::{ATTEMPT, About, Caller, Role, Untraced, caller, operation, untraced};
+pub use identity::caller::{Caller, Role, Untraced, caller, operation, untraced};
 pub use identity::credentials::Credentials;
 pub use identity::secret::SharedSecret as Secret;
 pub use identity::token::{KeySource, VerifyingKey};

@@ -8,8 +8,8 @@ use contracts::payment::v1 as payment;
 use contracts::payment::v1::payment_service_client::PaymentServiceClient;
 use futures_util::future::BoxFuture;
 use kernel::{Currency, Money, OrderId};
-use mesh::{About, Channel};
-use telemetry::ErrorClass;
+use mesh::{CallAttributes, Channel};
+use telemetry::{ErrorClass, ORDER_ID, USER_ID};
 use tonic::{Code, Status};
 
 use crate::error::Error;
@@ -38,9 +38,14 @@ pub struct Transit {
 /// The catalogue: the Data Service.
 pub trait Catalog: Send + Sync + 'static {
     /// The requested products that exist.
-    fn products(&self, about: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>>;
+    fn products(&self, attributes: CallAttributes, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>>;
     /// The delivery time to an address.
-    fn transit(&self, about: About, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>>;
+    fn transit(
+        &self,
+        attributes: CallAttributes,
+        country: String,
+        postal_code: String,
+    ) -> BoxFuture<'_, Result<Transit, Error>>;
 }
 
 /// The Payment Service's answer about an order's payment.
@@ -85,13 +90,13 @@ fn product(product: data::Product) -> Option<Product> {
 }
 
 impl Catalog for GrpcCatalog {
-    fn products(&self, about: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
+    fn products(&self, attributes: CallAttributes, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
         Box::pin(async move {
             let request = data::BatchGetProductsRequest { skus };
             let response = self
                 .0
                 .clone()
-                .batch_get_products(about.request(request))
+                .batch_get_products(attributes.request(request))
                 .await
                 .map_err(|status| lookup_failed(&status))?;
             let response = response.into_inner();
@@ -104,11 +109,16 @@ impl Catalog for GrpcCatalog {
         })
     }
 
-    fn transit(&self, about: About, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>> {
+    fn transit(
+        &self,
+        attributes: CallAttributes,
+        country: String,
+        postal_code: String,
+    ) -> BoxFuture<'_, Result<Transit, Error>> {
         Box::pin(async move {
             let request =
                 data::GetDeliveryEstimateRequest { country_code: country.clone(), postal_code, dispatch_time: None };
-            let estimate = match self.0.clone().get_delivery_estimate(about.request(request)).await {
+            let estimate = match self.0.clone().get_delivery_estimate(attributes.request(request)).await {
                 Ok(response) => response.into_inner(),
                 Err(status) if status.code() == Code::NotFound => return Err(Error::NoDeliveryZone { country }),
                 Err(status) => return Err(lookup_failed(&status)),
@@ -181,11 +191,12 @@ fn name(state: payment::PaymentState) -> &'static str {
     state.as_str_name().trim_start_matches("PAYMENT_STATE_")
 }
 
-fn about(order: &Order) -> About {
+fn attributes(order: &Order) -> CallAttributes {
     // Only if the last attempt failed with this error too: an order's first one is not a repetition.
     let is_repeated = order.last_error.as_deref().is_some_and(|error| error.starts_with(&no_answer(Code::Unavailable)));
     let attempt = u32::try_from(order.attempt).ok().filter(|_| is_repeated).map(|failures| failures + 1);
-    About { order_id: Some(order.id.as_uuid()), user_id: Some(order.user.as_uuid()), attempt }
+    let attributes = CallAttributes::new().with(ORDER_ID, order.id.as_uuid()).with(USER_ID, order.user.as_uuid());
+    attempt.into_iter().fold(attributes, |attributes, attempt| attributes.with(mesh::ATTEMPT, attempt))
 }
 
 /// The request to charge for an order.
@@ -207,7 +218,7 @@ pub fn cancel_request(order: &Order) -> payment::CancelPaymentRequest {
 impl Payments for GrpcPayments {
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         Box::pin(async move {
-            match self.0.clone().process_payment(about(order).request(process_request(order))).await {
+            match self.0.clone().process_payment(attributes(order).request(process_request(order))).await {
                 Ok(response) => processed(response.into_inner().payment),
                 Err(status) => undecided(&status),
             }
@@ -216,7 +227,7 @@ impl Payments for GrpcPayments {
 
     fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentAnswer> {
         Box::pin(async move {
-            match self.0.clone().cancel_payment(about(order).request(cancel_request(order))).await {
+            match self.0.clone().cancel_payment(attributes(order).request(cancel_request(order))).await {
                 Ok(response) => cancelled(response.into_inner().payment, order.refund_attempt),
                 Err(status) => undecided(&status),
             }

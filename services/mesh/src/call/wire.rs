@@ -1,6 +1,7 @@
 //! A call on the wire: HTTP/2 requests and responses with tonic's body, and the headers.
 
 use std::convert::Infallible;
+use std::sync::LazyLock;
 
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -45,10 +46,12 @@ pub(crate) struct AttemptError {
 pub(crate) const RESERVED_PREFIX: &str = "x-ordermesh-";
 pub(crate) const SECRET_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-secret");
 pub(crate) const SERVICE_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-service");
-/// The order that a mesh service's call concerns: a UUID. Trusted from mesh services only.
-pub(crate) const ORDER_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-order");
-/// The user that a mesh service's call concerns: a UUID. Trusted from mesh services only.
-pub(crate) const USER_HEADER: HeaderName = HeaderName::from_static("x-ordermesh-user");
+/// The headers with what a mesh service's call concerns, by attribute ([`telemetry::COLUMNS`]). Trusted from mesh services
+/// only.
+pub(crate) static ATTRIBUTE_HEADERS: LazyLock<Vec<(&'static str, HeaderName)>> = LazyLock::new(|| {
+    let header = |name| HeaderName::try_from(format!("{RESERVED_PREFIX}{name}")).ok();
+    telemetry::COLUMNS.iter().filter_map(|(attribute, name)| Some((*attribute, header(name)?))).collect()
+});
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(crate) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");

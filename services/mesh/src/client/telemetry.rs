@@ -15,11 +15,10 @@ use tracing::Instrument;
 use crate::call::method_name;
 use crate::call::metrics::CallDuration;
 use crate::call::record::{Record, Sink};
-use crate::call::wire::{
-    BAGGAGE, ORDER_HEADER, Request, Response, Side, TRACEPARENT, TRACESTATE, USER_HEADER, never_indexed,
-};
+use crate::call::wire::{ATTRIBUTE_HEADERS, BAGGAGE, Request, Response, Side, TRACEPARENT, TRACESTATE, never_indexed};
+use crate::client::attributes::CallAttributes;
 use crate::client::call::ClientCall;
-use crate::identity::caller::{ATTEMPT, About, Untraced};
+use crate::identity::caller::Untraced;
 use crate::policy::PolicyTable;
 
 #[derive(Clone)]
@@ -72,12 +71,10 @@ where
         let event = policy.and_then(|policy| policy.event);
         let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
         propagate(&self.shared, &operation, request.headers_mut());
-        if let Some(about) = request.extensions().get::<About>().copied() {
-            about.order_id.iter().for_each(|id| operation.set_order(*id));
-            about.user_id.iter().for_each(|id| operation.set_user(*id));
-            about.attempt.iter().for_each(|attempt| operation.set(ATTEMPT, attempt.to_string()));
+        if let Some(attributes) = request.extensions_mut().remove::<CallAttributes>() {
+            attributes.iter().for_each(|(name, value)| operation.set(name, value));
             if self.shared.is_platform {
-                send(about, request.headers_mut());
+                send(&attributes, request.headers_mut());
             }
         }
         let span = operation.span().clone();
@@ -88,13 +85,12 @@ where
     }
 }
 
-/// Sends the order and user ids to the mesh service, so that its own event carries them.
-fn send(about: About, headers: &mut HeaderMap) {
-    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-    for (name, id) in [(ORDER_HEADER, about.order_id), (USER_HEADER, about.user_id)] {
-        let value = id.map(|id| HeaderValue::from_str(id.hyphenated().encode_lower(&mut text)));
-        if let Some(Ok(value)) = value {
-            headers.insert(name, never_indexed(value));
+/// Sends what the call concerns to the mesh service, so that its own event carries it.
+fn send(attributes: &CallAttributes, headers: &mut HeaderMap) {
+    for (name, value) in attributes.iter() {
+        let header = ATTRIBUTE_HEADERS.iter().find(|(attribute, _)| *attribute == name);
+        if let Some(((_, header), value)) = header.zip(HeaderValue::from_str(value).ok()) {
+            headers.insert(header, never_indexed(value));
         }
     }
 }

@@ -55,29 +55,6 @@ pub fn untraced<T>(message: T) -> tonic::Request<T> {
     request
 }
 
-/// The order and user that a call concerns: attributes of its client operation, and so of its event.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct About {
-    /// The order.
-    pub order_id: Option<Uuid>,
-    /// The user.
-    pub user_id: Option<Uuid>,
-    /// The number of this attempt, from 2, when earlier calls for the same purpose have failed.
-    pub attempt: Option<u32>,
-}
-
-/// The attribute that carries [`About::attempt`] on a call's operation and event.
-pub const ATTEMPT: &str = "attempt";
-
-impl About {
-    /// A request with this in its extensions.
-    pub fn request<T>(self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        request.extensions_mut().insert(self);
-        request
-    }
-}
-
 /// The request's caller.
 pub fn caller(extensions: &Extensions) -> Caller {
     extensions.get::<Caller>().cloned().unwrap_or(Caller::Anonymous)

@@ -210,7 +210,11 @@ impl FakeCatalog {
 }
 
 impl Catalog for FakeCatalog {
-    fn products(&self, _about: mesh::About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
+    fn products(
+        &self,
+        _attributes: mesh::CallAttributes,
+        skus: Vec<String>,
+    ) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
         Box::pin(async move {
             self.asked.notify_one();
             if self.is_down.load(Ordering::SeqCst) {
@@ -224,7 +228,7 @@ impl Catalog for FakeCatalog {
 
     fn transit(
         &self,
-        _about: mesh::About,
+        _attributes: mesh::CallAttributes,
         country: String,
         _postal_code: String,
     ) -> BoxFuture<'_, Result<Transit, Error>> {

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 use telemetry::Operation;
 use tonic::Status;
-use uuid::Uuid;
 
 use crate::call::Call;
-use crate::call::wire::{ORDER_HEADER, RESERVED_PREFIX, Request, Response, ServerFuture, USER_HEADER};
+use crate::call::wire::{ATTRIBUTE_HEADERS, RESERVED_PREFIX, Request, Response, ServerFuture};
 use crate::identity::authorizer::Gatekeeper;
 use crate::identity::caller::Caller;
 use crate::server::call_state::update;
@@ -92,14 +91,12 @@ fn record_caller(operation: &Operation, caller: &Caller, headers: &HeaderMap) {
     }
 }
 
-/// Records the order and user that a mesh service's call concerns.
+/// Records what a mesh service's call concerns.
 fn record_attributes(operation: &Operation, headers: &HeaderMap) {
-    let id = |name| headers.get(name).and_then(|value: &HeaderValue| Uuid::try_parse_ascii(value.as_bytes()).ok());
-    if let Some(order) = id(ORDER_HEADER) {
-        operation.set_order(order);
-    }
-    if let Some(user) = id(USER_HEADER) {
-        operation.set_user(user);
+    for (attribute, header) in &*ATTRIBUTE_HEADERS {
+        if let Some(value) = headers.get(header).and_then(|value| value.to_str().ok()) {
+            operation.set(attribute, value);
+        }
     }
 }
 
