@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use contracts::gateway::v1::payment_gateway_service_server::{PaymentGatewayServiceServer, SERVICE_NAME};
 use kernel::{SystemClock, SystemIds};
-use mesh::Secret;
+use mesh::SharedSecret;
 use mesh::tls::{Files, Identity};
 use storage::Database;
 use storage::ownership::check_secret;
@@ -129,7 +129,7 @@ impl FromStr for Hidden {
 }
 
 impl Config {
-    fn api_key(&self) -> Result<Secret, Error> {
+    fn api_key(&self) -> Result<SharedSecret, Error> {
         let key = match (&self.api_key, &self.api_key_file) {
             (Some(Hidden(key)), _) => key.clone(),
             (None, Some(path)) => {
@@ -143,7 +143,7 @@ impl Config {
         if !(1..=255).contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Error::ApiKeyMalformed);
         }
-        Ok(Secret::new(key))
+        Ok(SharedSecret::new(key))
     }
 
     fn identity(&self) -> Result<Option<Identity>, Error> {
@@ -199,7 +199,7 @@ pub async fn run(
     let routes = Routes::new(
         PaymentGatewayServiceServer::new(Service::new(gateway, api_key)).max_decoding_message_size(MAX_MESSAGE_BYTES),
     );
-    let gatekeeper = mesh::Gatekeeper::new(contracts::POLICIES);
+    let authorizer = mesh::Authorizer::new(contracts::POLICIES);
     let server = mesh::server(
         mesh::ServerConfig {
             tls: identity.as_ref().map(Identity::server),
@@ -209,7 +209,7 @@ pub async fn run(
             trust_client_trace_context: config.trust_client_trace_context,
             drain_notice: Duration::from_millis(config.drain_notice_ms),
             drain_timeout: Duration::from_millis(config.drain_timeout_ms),
-            ..mesh::ServerConfig::new(error::SERVICE, contracts::POLICIES, gatekeeper)
+            ..mesh::ServerConfig::new(error::SERVICE, contracts::POLICIES, authorizer)
         },
         routes,
     );

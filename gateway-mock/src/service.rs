@@ -2,7 +2,7 @@
 
 use contracts::gateway::v1 as proto;
 use contracts::gateway::v1::payment_gateway_service_server::PaymentGatewayService;
-use mesh::Secret;
+use mesh::SharedSecret;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::charge::Gateway;
@@ -14,18 +14,18 @@ const API_KEY: &str = "x-api-key";
 
 pub(crate) struct Service {
     gateway: Gateway,
-    api_key: Secret,
+    api_key: SharedSecret,
 }
 
 impl Service {
-    pub(crate) fn new(gateway: Gateway, api_key: Secret) -> Self {
+    pub(crate) fn new(gateway: Gateway, api_key: SharedSecret) -> Self {
         Self { gateway, api_key }
     }
 
     /// Authenticates a request by its API key, and returns its message.
     fn admit<M>(&self, request: Request<M>) -> Result<M, Refused> {
         let key = request.metadata().get(API_KEY).and_then(|key| key.to_str().ok());
-        let key = Secret::new(key.unwrap_or_default().to_owned());
+        let key = SharedSecret::new(key.unwrap_or_default().to_owned());
         // Secrets are compared in constant time; the configured key is never empty.
         if key == self.api_key { Ok(request.into_inner()) } else { Err(Refused::InvalidApiKey) }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kernel::{Clock, IdSource, SystemClock, SystemIds};
 use mesh::tls::Identity;
-use mesh::{Addresses, Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Quota, Secret, ServerConfig};
+use mesh::{Addresses, Authorizer, Channel, ClientConfig, Credentials, KeySource, Quota, ServerConfig, SharedSecret};
 use storage::ownership::{self, Exposed};
 use storage::{Database, Migration};
 use telemetry::EventSink;
@@ -150,7 +150,7 @@ pub struct Chassis {
     /// Cancelled when shutdown is requested; the service still serves during the pre-drain delay.
     shutdown_requested: CancellationToken,
     identity: Option<Identity>,
-    secret: Option<Secret>,
+    secret: Option<SharedSecret>,
     /// Cancelled when the server has drained: the last events can be sent.
     drained: CancellationToken,
     /// The task of the sink's writer.
@@ -278,9 +278,9 @@ impl Chassis {
         if self.secret.is_none() && self.identity.is_none() {
             tracing::warn!(target: "ordermesh", "neither a certificate nor a mesh secret is set: calls of other services are rejected as unauthenticated");
         }
-        let mut gatekeeper = Gatekeeper::new(contracts::POLICIES).with_tokens(served.keys, ISSUER, AUDIENCE);
+        let mut authorizer = Authorizer::new(contracts::POLICIES).with_tokens(served.keys, ISSUER, AUDIENCE);
         if let Some(secret) = &self.secret {
-            gatekeeper = gatekeeper.with_mesh_secret(secret.clone());
+            authorizer = authorizer.with_mesh_secret(secret.clone());
         }
         let settings = &self.settings;
         let budget = settings.memory_budget.map(|size| size.0);
@@ -301,7 +301,7 @@ impl Chassis {
             trust_client_trace_context: settings.trust_client_trace_context,
             drain_notice: settings.drain_notice,
             drain_timeout: settings.drain_timeout,
-            ..ServerConfig::new(self.service, contracts::POLICIES, gatekeeper)
+            ..ServerConfig::new(self.service, contracts::POLICIES, authorizer)
         };
         let ((ready, is_ready), (alive, is_alive)) = (watch::channel(true), watch::channel(true));
         let health = health::Health { ready, alive };
@@ -402,13 +402,13 @@ fn identity(service: &'static str, settings: &Settings, clock: Arc<dyn Clock>) -
 /// A shorter secret could be guessed.
 const LEAST_SECRET_BYTES: usize = 16;
 
-fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
+fn mesh_secret(settings: &Settings) -> Result<Option<SharedSecret>, Error> {
     let path = settings.mesh_secret_file.clone().unwrap_or_else(|| settings.data_dir.join("mesh.secret"));
     ownership::check_secret(&path)?;
     let read = std::fs::read_to_string(&path).and_then(|text| {
         let text = text.trim();
         if text.len() >= LEAST_SECRET_BYTES && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            return Ok(Secret::new(text));
+            return Ok(SharedSecret::new(text));
         }
         let shutdown_requested =
             format!("a secret is one line of at least {LEAST_SECRET_BYTES} characters, ASCII only");

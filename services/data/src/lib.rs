@@ -125,7 +125,7 @@ pub async fn run(
     let watch = watch(&chassis, &config, &events);
     chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
     // Lists stay below this size; a larger answer is rejected here, since a client would reject it anyway.
-    let most = mesh::MAX_ANSWER_BYTES;
+    let most = mesh::MAX_RESPONSE_BYTES;
     let catalog = CatalogServiceServer::new(CatalogHandlers(catalog)).max_encoding_message_size(most);
     let events = TraceEventServiceServer::new(TraceEventHandlers { events, watch }).max_encoding_message_size(most);
     let routes = Routes::new(catalog).add_service(events);

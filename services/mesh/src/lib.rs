@@ -29,17 +29,17 @@ pub use call::deadline::time_left;
 pub use client::attributes::{ATTEMPT, CallAttributes};
 pub use client::discovery::{Addresses, AddressesError};
 pub use client::{Channel, ClientConfig, client};
-pub use identity::authorizer::Gatekeeper;
+pub use identity::authorizer::Authorizer;
 pub use identity::caller::{Caller, Role, Untraced, caller, operation, untraced};
 pub use identity::credentials::Credentials;
-pub use identity::secret::SharedSecret as Secret;
+pub use identity::secret::SharedSecret;
 pub use identity::token::{KeySource, VerifyingKey};
 pub use ops::admin::serve_admin;
 pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
 pub use server::caller_key::network;
 pub use server::config::{
-    DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS, MAX_ANSWER_BYTES,
-    ServerConfig,
+    DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS,
+    MAX_RESPONSE_BYTES, ServerConfig,
 };
 pub use server::listen::listen;
 pub use server::memory_limit::budget_of;

@@ -61,13 +61,13 @@ const STREAM_GRACE: Duration = Duration::from_secs(1);
 pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let services = if config.services.is_empty() { config.policies.services() } else { config.services.to_vec() };
     let policies = config.policies.of(&services);
-    let gatekeeper = config.gatekeeper.serving(policies);
+    let authorizer = config.authorizer.serving(policies);
     let routes = if config.reflection { reflection::add(routes, config.descriptors, &services) } else { routes };
     let health = Health::new(services);
     let routes = routes.add_service(health.service()).prepare();
     let rejections = Arc::new(Rejections::new(config.service));
     let telemetry = ServerTelemetryConfig {
-        gatekeeper: gatekeeper.clone(),
+        authorizer: authorizer.clone(),
         events: config.events,
         trust_client_trace_context: config.trust_client_trace_context,
         propagation: config.propagation,
@@ -102,7 +102,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // Outside of all code that may panic; inside the deadline, which drops it.
         .layer(catch_panic())
         // Before any resource is taken: anonymous clients take no permits and no memory.
-        .layer(auth(gatekeeper.clone(), rejections.clone()))
+        .layer(auth(authorizer.clone(), rejections.clone()))
         // Inside identity, because it counts per caller; outside of the permits: a caller over its quota takes none.
         .layer(rate_limit(policies, &config.rate_limits, resets, rejections.clone()))
         // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is complete. A
@@ -111,15 +111,15 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         // A permit while the handler works; a slot for as long as a stream lasts.
         .layer(concurrency(holdings.admission.clone(), rejections))
         // Inside the permits, which its end releases: an endless stream must not delay the server's shutdown.
-        .layer(stream_drain(gatekeeper.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
+        .layer(stream_drain(authorizer.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
         .service(Boxed(routes));
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "server stack built");
     Server {
         stack: Stack::new(stack),
         health,
-        tokens: gatekeeper.tokens(),
-        takes_secret: gatekeeper.takes_secret(),
+        tokens: authorizer.tokens(),
+        takes_secret: authorizer.takes_secret(),
         holdings,
         goaway,
         drain_notice: config.drain_notice,

@@ -162,7 +162,7 @@ pub async fn run(
     let inventory = inventory::Inventory { store: store.clone() };
     let handlers = service::OrderHandlers { orders, explainer, watchers, shutdown: chassis.shutdown.clone() };
     // Lists are cut below this limit; a larger answer is rejected here, as a client would reject it.
-    let most = mesh::MAX_ANSWER_BYTES;
+    let most = mesh::MAX_RESPONSE_BYTES;
     let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(most))
         .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
         .add_service(

@@ -202,7 +202,7 @@ pub async fn run(
         },
     };
     let handlers = service::Handlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
-    let routes = Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::MAX_ANSWER_BYTES));
+    let routes = Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::MAX_RESPONSE_BYTES));
     let keys = chassis.remote_keys(&config.user)?;
     chassis.serve(Served { routes, health_services: &[SERVICE_NAME], keys, rate_limits: vec![] }, listener, admin).await
 }

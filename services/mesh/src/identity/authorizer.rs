@@ -23,13 +23,13 @@ enum PresentedCredentials<'a> {
 
 /// Authenticates callers, and authorizes them by the policy table. Clones share their state.
 #[derive(Clone)]
-pub struct Gatekeeper {
+pub struct Authorizer {
     policies: PolicyTable,
     tokens: Option<Arc<Tokens>>,
     secret: Option<SharedSecret>,
 }
 
-impl Gatekeeper {
+impl Authorizer {
     /// Accepts no credentials yet: users and services are rejected, public methods are open.
     pub fn new(policies: PolicyTable) -> Self {
         Self { policies, tokens: None, secret: None }
@@ -83,7 +83,7 @@ impl Gatekeeper {
         Some(name.filter(|_| is_right).map(str::to_owned).ok_or(WrongSecret))
     }
 
-    /// The caller if it is allowed, else the error. `None` when the decision must wait: see [`Gatekeeper::authorize`].
+    /// The caller if it is allowed, else the error. `None` when the decision must wait: see [`Authorizer::authorize`].
     pub(crate) fn authorize_now(&self, call: &Call, headers: &HeaderMap) -> Option<Result<Caller, Status>> {
         // Default deny; also the right answer for an unknown method: it never reaches the routes.
         let Some(policy) = call.policy else { return Some(Err(no_such_method())) };

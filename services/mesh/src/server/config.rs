@@ -6,7 +6,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use telemetry::{EventSink, Propagation};
 
-use crate::identity::authorizer::Gatekeeper;
+use crate::identity::authorizer::Authorizer;
 use crate::policy::PolicyTable;
 use crate::server::quota::Quota;
 use crate::tls::ServerTls;
@@ -18,7 +18,7 @@ pub struct ServerConfig {
     /// The policy of each method.
     pub policies: PolicyTable,
     /// Authentication and authorization.
-    pub gatekeeper: Gatekeeper,
+    pub authorizer: Authorizer,
     /// TLS; plaintext without.
     pub tls: Option<ServerTls>,
     /// Where events of operations go that did not commit one themselves.
@@ -60,7 +60,7 @@ pub struct ServerConfig {
 /// Requests are commands and queries.
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 64 * 1_024;
 /// The longest response: gRPC clients of every language reject a longer one by default.
-pub const MAX_ANSWER_BYTES: usize = 4 * 1_024 * 1_024;
+pub const MAX_RESPONSE_BYTES: usize = 4 * 1_024 * 1_024;
 /// More than one core can work on, and enough for handlers that wait for a database.
 pub const DEFAULT_MAX_CONCURRENCY: usize = 512;
 /// Streams are idle most of the time.
@@ -71,11 +71,11 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 900;
 impl ServerConfig {
     /// A server with every limit at its default and the process's propagation; plaintext, without events, quotas or
     /// drain notice.
-    pub fn new(service: &'static str, policies: PolicyTable, gatekeeper: Gatekeeper) -> Self {
+    pub fn new(service: &'static str, policies: PolicyTable, authorizer: Authorizer) -> Self {
         Self {
             service,
             policies,
-            gatekeeper,
+            authorizer,
             tls: None,
             events: None,
             descriptors: &[],

@@ -348,19 +348,19 @@ async fn certificate_key_and_roots_are_renewed_together_and_the_old_ones_are_kep
 
 #[tokio::test]
 async fn the_mesh_secret_is_accepted_on_loopback_only() {
-    use mesh::{Gatekeeper, Secret, ServerConfig, server};
+    use mesh::{Authorizer, ServerConfig, SharedSecret, server};
     let policies = crate::echo::POLICIES;
-    let serve = async |gatekeeper: Gatekeeper| {
+    let serve = async |authorizer: Authorizer| {
         let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.expect("a port");
-        let config = ServerConfig::new("test", policies, gatekeeper);
+        let config = ServerConfig::new("test", policies, authorizer);
         let server = server(config, tonic::service::Routes::new(crate::echo::Echo::new(None)));
         let shutdown = tokio_util::sync::CancellationToken::new();
         shutdown.cancel();
         server.serve(listener, tokio::sync::watch::channel(true).1, shutdown).await
     };
-    let secret = Gatekeeper::new(policies).with_mesh_secret(Secret::new(MESH_SECRET));
+    let secret = Authorizer::new(policies).with_mesh_secret(SharedSecret::new(MESH_SECRET));
     assert_eq!(serve(secret).await.expect_err("rejected").kind(), io::ErrorKind::InvalidInput);
-    serve(Gatekeeper::new(policies)).await.expect("control: without a secret");
+    serve(Authorizer::new(policies)).await.expect("control: without a secret");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tonic::Status;
 
 use crate::call::Call;
 use crate::call::wire::{ATTRIBUTE_HEADERS, RESERVED_PREFIX, Request, Response, ServerFuture};
-use crate::identity::authorizer::Gatekeeper;
+use crate::identity::authorizer::Authorizer;
 use crate::identity::caller::Caller;
 use crate::server::call_state::update;
 use crate::server::caller_key::Key;
@@ -17,12 +17,12 @@ use crate::server::rejections::{Cause, Rejections};
 use crate::server::usage::Peer;
 
 pub(crate) struct Auth {
-    gatekeeper: Gatekeeper,
+    authorizer: Authorizer,
     rejections: Arc<Rejections>,
 }
 
-pub(crate) fn auth(gatekeeper: Gatekeeper, rejections: Arc<Rejections>) -> TowerLayer<Auth> {
-    layer(Auth { gatekeeper, rejections })
+pub(crate) fn auth(authorizer: Authorizer, rejections: Arc<Rejections>) -> TowerLayer<Auth> {
+    layer(Auth { authorizer, rejections })
 }
 
 impl ServerLayer for Auth {
@@ -32,7 +32,7 @@ impl ServerLayer for Auth {
             let caller = call.known_service().map(|name| Caller::Service { name: name.to_owned() });
             return next.call(admitted(request, caller.unwrap_or(Caller::Anonymous)));
         }
-        if let Some(verdict) = self.gatekeeper.authorize_now(call, request.headers()) {
+        if let Some(verdict) = self.authorizer.authorize_now(call, request.headers()) {
             return match verdict {
                 Ok(caller) => next.call(admitted(request, caller)),
                 Err(status) => ready(self.reject(status)),
@@ -42,7 +42,7 @@ impl ServerLayer for Auth {
         Box::pin(async move {
             // The body is not Sync: only the head is held across the await.
             let (head, body) = request.into_parts();
-            match this.gatekeeper.authorize(Call::in_extensions(&head.extensions), &head.headers).await {
+            match this.authorizer.authorize(Call::in_extensions(&head.extensions), &head.headers).await {
                 Ok(caller) => next.call(admitted(Request::from_parts(head, body), caller)).await,
                 Err(status) => Ok(this.reject(status)),
             }

@@ -12,7 +12,7 @@ use crate::call::metrics::CallDuration;
 use crate::call::record::{Record, Sink};
 use crate::call::wire::{BAGGAGE, Request, ServerFuture, Side, TRACEPARENT, TRACESTATE};
 use crate::call::{Call, method_name};
-use crate::identity::authorizer::Gatekeeper;
+use crate::identity::authorizer::Authorizer;
 use crate::identity::caller::non_recording;
 use crate::server::call_state::update;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer};
@@ -20,7 +20,7 @@ use crate::server::rejections::{Cause, Rejections};
 
 /// The layer's configuration.
 pub(crate) struct ServerTelemetryConfig {
-    pub(crate) gatekeeper: Gatekeeper,
+    pub(crate) authorizer: Authorizer,
     pub(crate) events: Option<Sink>,
     pub(crate) trust_client_trace_context: bool,
     pub(crate) propagation: Propagation,
@@ -40,8 +40,8 @@ impl ServerLayer for ServerTelemetry {
     fn call<N: Next>(self: &Arc<Self>, mut request: Request, next: &mut N) -> ServerFuture {
         let Self { config, duration } = &**self;
         let now = Instant::now();
-        let service = config.gatekeeper.service(request.headers(), request.extensions());
-        let call = Call::classify(config.gatekeeper.policies(), &request, service, now);
+        let service = config.authorizer.service(request.headers(), request.extensions());
+        let call = Call::classify(config.authorizer.policies(), &request, service, now);
         if call.class.is_infrastructure() {
             update(|state| state.is_infrastructure = true);
             request.extensions_mut().insert(call);
