@@ -52,7 +52,7 @@ pub struct ClientConfig {
     pub policies: PolicyTable,
     /// The client's credentials.
     pub credentials: Credentials,
-    /// Where events of calls go that got no answer.
+    /// Where events of calls go that got no response.
     pub events: Option<Arc<dyn EventSink>>,
     /// Whether the target is a mesh service: then what a call concerns is sent to it ([`crate::CallAttributes`]).
     pub is_platform: bool,

@@ -58,7 +58,7 @@ pub struct FieldLimit {
     pub path: &'static [u32],
     /// The same by name, for example `update_mask.paths`.
     pub field: &'static str,
-    /// The most elements; within a repeated message, per element.
+    /// The maximum number of elements; within a repeated message, per element.
     pub max_items: usize,
     /// The violation's reason.
     pub reason: &'static str,

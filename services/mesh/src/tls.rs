@@ -85,7 +85,7 @@ impl Identity {
     /// `ordermesh.local`.
     ///
     /// # Errors
-    /// A file cannot be read, or the certificate would be rejected by peers.
+    /// A file cannot be read, or the certificate would be invalid by peers.
     pub fn load(files: Files, trust_domain: impl Into<String>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let trust_domain = trust_domain.into();
@@ -122,14 +122,14 @@ impl Identity {
     /// Checks the files periodically, and loads them when they are new and valid, until the shutdown. Open connections
     /// are not affected; new ones use the new files.
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
-        let mut rejected: Option<Read> = None;
+        let mut invalid: Option<Read> = None;
         let mut warned: Option<Instant> = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let identity = self.clone();
-            let last = rejected.take();
+            let last = invalid.take();
             // Files may be on a slow disk, and verifying signatures takes time.
-            let looked = tokio::task::spawn_blocking(move || identity.look(last)).await;
-            rejected = looked.unwrap_or_default();
+            let reloaded = tokio::task::spawn_blocking(move || identity.reload(last)).await;
+            invalid = reloaded.unwrap_or_default();
             let left = self.expires_in();
             if left < EXPIRES_SOON && warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
                 warned = Some(Instant::now());
@@ -139,21 +139,21 @@ impl Identity {
     }
 
     /// Loads the files when they are new. Returns invalid content, so that it is logged only once.
-    fn look(&self, rejected: Option<Read>) -> Option<Read> {
+    fn reload(&self, invalid: Option<Read>) -> Option<Read> {
         let Inner { files, trust_domain, provider, clock, .. } = &*self.0;
-        let complain = |error: &Error| {
+        let warn = |error: &Error| {
             let because = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             tracing::warn!(target: "ordermesh", "the certificate was not renewed, the old one is kept: {error}: {because}");
         };
         let now = match read(files) {
             Ok(now) => now,
             Err(error) => {
-                complain(&error);
-                return rejected;
+                warn(&error);
+                return invalid;
             }
         };
-        if now == self.current().read || rejected.as_ref() == Some(&now) {
-            return rejected;
+        if now == self.current().read || invalid.as_ref() == Some(&now) {
+            return invalid;
         }
         let kept = now.clone();
         let service = self.service();
@@ -168,7 +168,7 @@ impl Identity {
                 None
             }
             Err(error) => {
-                complain(&error);
+                warn(&error);
                 Some(kept)
             }
         }
@@ -262,7 +262,7 @@ fn make(
     let bad = |source| Error::Certificate { path: files.certificate.clone(), source };
     let empty = |path: &PathBuf, what| Error::Empty { path: path.clone(), what };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&read.certificate).filter_map(Result::ok).collect();
-    let [own, between @ ..] = chain.as_slice() else { return Err(empty(&files.certificate, "certificate")) };
+    let [own, intermediates @ ..] = chain.as_slice() else { return Err(empty(&files.certificate, "certificate")) };
     let key = PrivateKeyDer::from_pem_slice(&read.key).map_err(|_| empty(&files.key, "private key"))?;
     let roots = roots_of(&read.roots, &files.roots)?;
     let webpki = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
@@ -271,12 +271,12 @@ fn make(
         .map_err(|error| bad(rustls::Error::General(error.to_string())))?;
     let verifier = PlatformClients { webpki, trust_domain: trust_domain.to_owned() };
     // A certificate that peers would reject is not presented: better keep the old one, or do not start.
-    verifier.verify_client_cert(own, between, Time(clock.clone()).now()).map_err(bad)?;
+    verifier.verify_client_cert(own, intermediates, Time(clock.clone()).now()).map_err(bad)?;
     let service = service_of(own, trust_domain).map_err(|error| bad(name_error(error)))?;
     // As clients will verify it: by the service's name.
     let name = ServerName::try_from(service.clone()).map_err(|error| bad(rustls::Error::General(error.to_string())))?;
     let servers = Trusted { roots: &roots, trust_domain, provider, clock }.verifier(&service).map_err(bad)?;
-    servers.verify_server_cert(own, between, &name, &[], Time(clock.clone()).now()).map_err(bad)?;
+    servers.verify_server_cert(own, intermediates, &name, &[], Time(clock.clone()).now()).map_err(bad)?;
     let ends = end_of(own).map_err(|error| bad(name_error(error)))?;
     let certified = CertifiedKey::from_der(chain.clone(), key, provider).map_err(bad)?;
     certified.keys_match().map_err(bad)?;

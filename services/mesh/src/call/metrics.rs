@@ -33,13 +33,13 @@ impl CallDuration {
 
     pub(crate) fn record(&self, duration: Duration, method: &'static str, code: Code, is_error: bool) {
         let code = code_name(code);
-        let facts = [
+        let attributes = [
             KeyValue::new(RPC_SYSTEM, "grpc"),
             KeyValue::new(RPC_METHOD, method),
             KeyValue::new(RPC_STATUS, code),
             KeyValue::new(ERROR_TYPE, code),
         ];
         // `error.type` is set only on errors.
-        self.0.record(duration.as_secs_f64(), if is_error { &facts } else { &facts[..3] });
+        self.0.record(duration.as_secs_f64(), if is_error { &attributes } else { &attributes[..3] });
     }
 }

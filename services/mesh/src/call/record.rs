@@ -113,10 +113,10 @@ impl Record {
             operation.set_on_span(ERROR_TYPE, code_name(code));
             operation.mark_error(outcome.err().map_or("", Status::message));
         }
-        // If the peer answered, the event is the peer's: the caller's operation produces one only without an answer.
-        let no_answer = by == By::Us && matches!(code, Code::DeadlineExceeded | Code::Unavailable);
+        // If the peer responded, the event is the peer's: the caller's operation produces one only without a response.
+        let no_response = by == By::Us && matches!(code, Code::DeadlineExceeded | Code::Unavailable);
         // A call of an unknown method is no event of this service.
-        if (self.side == Side::Client && !no_answer) || code == Code::Unimplemented {
+        if (self.side == Side::Client && !no_response) || code == Code::Unimplemented {
             operation.discard();
         }
         operation.end(outcome.map_or_else(|status| Outcome::Failed(error_class(status)), |()| Outcome::Success));

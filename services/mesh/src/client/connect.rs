@@ -110,12 +110,12 @@ where
             tracing::debug!(target: "ordermesh", address = %owned, %error, "connection closed with an error");
         }
     });
-    let (heard, is_closed) = tokio::select! {
+    let (first, is_closed) = tokio::select! {
         biased;
         () = &mut until_closed => (first_bytes.try_recv().ok(), true),
-        heard = &mut first_bytes => (heard.ok(), false),
+        first = &mut first_bytes => (first.ok(), false),
     };
-    match heard {
+    match first {
         Some(Ok(TLS_ALERT)) => Err("it speaks TLS, and this client does not".to_owned()),
         Some(Ok(_)) if !is_closed => Ok(Connected { sender, until_closed }),
         // With TLS 1.3, this is where a server's rejection of our certificate arrives.
@@ -136,13 +136,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for FirstByte<T> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.io).poll_read(cx, buffer);
-        let heard = match &read {
+        let first = match &read {
             Poll::Ready(Ok(())) => buffer.filled().get(before).map(|first| Ok(*first)),
             Poll::Ready(Err(error)) => Some(Err(error.to_string())),
             Poll::Pending => None,
         };
-        if let Some((first_byte, heard)) = this.first_byte.take_if(|_| heard.is_some()).zip(heard) {
-            let _ = first_byte.send(heard);
+        if let Some((first_byte, first)) = this.first_byte.take_if(|_| first.is_some()).zip(first) {
+            let _ = first_byte.send(first);
         }
         read
     }

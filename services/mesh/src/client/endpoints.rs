@@ -34,7 +34,7 @@ pub(crate) struct Endpoints {
     reconnect: Reconnect,
     list: RwLock<EndpointList>,
     started: AtomicBool,
-    /// Whether the addresses are known. Until the first answer, calls wait.
+    /// Whether the addresses are known. Until the first result, calls wait.
     known: AtomicBool,
     /// The last look-up's error.
     lookup_failure: Mutex<Option<String>>,
@@ -119,7 +119,7 @@ impl Endpoints {
         if let Some(picked) = self.pick_now(visited) {
             return Ok(picked);
         }
-        let came = self.reconnect.failures.load(Ordering::Acquire);
+        let failures_before = self.reconnect.failures.load(Ordering::Acquire);
         loop {
             let mut changed = std::pin::pin!(self.reconnect.changed.notified());
             // From here on no notification is missed.
@@ -131,7 +131,9 @@ impl Endpoints {
             if self.known.load(Ordering::Acquire) {
                 let failures: Option<Vec<String>> = endpoints
                     .iter()
-                    .map(|endpoint| Some(format!("{}: {}", endpoint.address(), endpoint.failed_since(came)?)))
+                    .map(|endpoint| {
+                        Some(format!("{}: {}", endpoint.address(), endpoint.failed_since(failures_before)?))
+                    })
                     .collect();
                 if let Some(failures) = failures {
                     return Err(self.unreachable(failures));
@@ -222,12 +224,12 @@ fn less_busy<'a>(
     rng: &dyn Rng,
 ) -> Option<&'a Arc<Endpoint>> {
     let fitting = || endpoints.iter().filter(|endpoint| fits(endpoint));
-    let many = fitting().count();
-    if many < 2 {
+    let count = fitting().count();
+    if count < 2 {
         return fitting().next();
     }
-    let one = random_index(rng, many);
-    let other = random_index(rng, many - 1);
+    let one = random_index(rng, count);
+    let other = random_index(rng, count - 1);
     let other = if other < one { other } else { other + 1 };
     // Readiness may have changed since the count: then there are fewer candidates.
     let (one, other) = (fitting().nth(one), fitting().nth(other));

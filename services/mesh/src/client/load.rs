@@ -1,6 +1,6 @@
 //! An instance's load: peak EWMA. The cost is an average response time, which a slow response raises immediately and
 //! fast ones lower slowly; the load is the cost times the calls in flight plus one. An instance that has calls and
-//! answers none costs at least its time of silence: a hung instance must not keep its earlier low latency. And one
+//! responds to none costs at least its time of silence: a hung instance must not keep its earlier low latency. And one
 //! without recent responses gets one call at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,7 +42,7 @@ struct Cost {
     /// would be every client's first choice.
     at: Option<Instant>,
     /// When it last responded, if it has not failed since.
-    heard: Option<Instant>,
+    last_response: Option<Instant>,
     /// When its calls in flight rose from zero.
     busy_since: Option<Instant>,
 }
@@ -57,7 +57,7 @@ impl Cost {
     /// The cost of its waiting calls, if it has any: their waiting time, or more when it has not responded recently.
     fn of_waiting_seconds(&self, now: Instant) -> f64 {
         let is_long_ago = |then: Instant| now.saturating_duration_since(then) > QUIET;
-        if self.at.is_some() && self.heard.is_none_or(is_long_ago) {
+        if self.at.is_some() && self.last_response.is_none_or(is_long_ago) {
             return QUIET_COSTS_SECONDS;
         }
         let since = self.busy_since.max(self.at);
@@ -75,7 +75,7 @@ impl Cost {
 
 impl Load {
     pub(crate) fn new() -> Self {
-        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: None, heard: None, busy_since: None };
+        let cost = Cost { seconds: UNKNOWN.as_secs_f64(), at: None, last_response: None, busy_since: None };
         Self { in_flight: AtomicUsize::new(0), cost: Mutex::new(cost) }
     }
 
@@ -93,7 +93,7 @@ impl Load {
     pub(crate) fn took(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();
         cost.count(now, took);
-        cost.heard = Some(now);
+        cost.last_response = Some(now);
     }
 
     /// The call was cancelled after this time.
@@ -107,13 +107,13 @@ impl Load {
         let known = cost.seconds * cost.weight(now);
         let counts = took.max(FAILURE).as_secs_f64().max((2.0 * known).min(MAX_FAILURE_SECONDS));
         cost.count(now, Duration::from_secs_f64(counts));
-        cost.heard = None;
+        cost.last_response = None;
     }
 
     /// Its breaker closed: the cost of its failures is forgotten.
     pub(crate) fn recovered(&self, now: Instant, took: Duration) {
         let mut cost = self.cost();
-        (cost.seconds, cost.at, cost.heard) = (took.as_secs_f64(), Some(now), Some(now));
+        (cost.seconds, cost.at, cost.last_response) = (took.as_secs_f64(), Some(now), Some(now));
     }
 
     /// The load, in seconds.

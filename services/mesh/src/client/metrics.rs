@@ -31,15 +31,15 @@ fn meter() -> Meter {
 impl ClientMetrics {
     pub(crate) fn new(target: &'static str) -> Self {
         let meter = meter();
-        let counter = |name, about| meter.u64_counter(name).with_description(about).build();
-        let level = |name, about| meter.i64_up_down_counter(name).with_description(about).build();
+        let counter = |name, description| meter.u64_counter(name).with_description(description).build();
+        let up_down = |name, description| meter.i64_up_down_counter(name).with_description(description).build();
         let metrics = Self {
             target: KeyValue::new(TARGET, target),
             attempts: counter("mesh.client.attempts", "Attempts that were sent to an instance"),
             retries: counter("mesh.client.retries", "Retries, by the cause of the previous attempt's failure"),
             rejections: counter("mesh.client.refusals", "Calls and retries that the client itself rejected, by cause"),
-            ready: level("mesh.client.endpoints.ready", "Instances that are connected"),
-            breakers_open: level("mesh.client.breakers.open", "Instances whose circuit breaker is open"),
+            ready: up_down("mesh.client.endpoints.ready", "Instances that are connected"),
+            breakers_open: up_down("mesh.client.breakers.open", "Instances whose circuit breaker is open"),
         };
         // Present from the start: an alert needs a zero, not an absent series.
         metrics.breakers_open.add(0, std::slice::from_ref(&metrics.target));

@@ -302,8 +302,8 @@ impl Retries {
 /// However it ends: the call's span names the last instance.
 impl Drop for Retries {
     fn drop(&mut self) {
-        let seen = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
-        if let Some((operation, at)) = seen.zip(self.visited.last()) {
+        let recorded = self.operation.as_ref().filter(|operation| !operation.span().is_disabled());
+        if let Some((operation, at)) = recorded.zip(self.visited.last()) {
             operation.set_on_span(SERVER_ADDRESS, at.host().to_owned());
             at.port_u16().into_iter().for_each(|port| operation.set_on_span(SERVER_PORT, i64::from(port)));
         }

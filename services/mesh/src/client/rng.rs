@@ -17,15 +17,15 @@ impl Rng for SystemRng {
     }
 }
 
-/// A random index below `many`; zero if `many` is zero.
+/// A random index below `count`; zero if `count` is zero.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "a few instances"
 )]
-pub(crate) fn random_index(rng: &dyn Rng, many: usize) -> usize {
-    ((rng.fraction() * many as f64) as usize).min(many.saturating_sub(1))
+pub(crate) fn random_index(rng: &dyn Rng, count: usize) -> usize {
+    ((rng.fraction() * count as f64) as usize).min(count.saturating_sub(1))
 }
 
 /// A source that always returns the same number.

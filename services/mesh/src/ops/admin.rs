@@ -34,9 +34,9 @@ pub async fn serve_admin(
         let Some(slot) = slots.take(Some(Key::of_address(peer.ip()))) else { continue };
         let (ready, alive, shutdown) = (ready.clone(), alive.clone(), shutdown.clone());
         tokio::spawn(async move {
-            let leave = slot.leave();
+            let leave = slot.evicted();
             let service = service_fn(move |request: Request<Incoming>| {
-                let response = answer(request.uri().path(), *ready.borrow(), *alive.borrow());
+                let response = respond(request.uri().path(), *ready.borrow(), *alive.borrow());
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -54,7 +54,7 @@ pub async fn serve_admin(
     }
 }
 
-fn answer(path: &str, is_ready: bool, is_alive: bool) -> Response<String> {
+fn respond(path: &str, is_ready: bool, is_alive: bool) -> Response<String> {
     let (status, text) = match path {
         "/livez" if is_alive => (StatusCode::OK, "alive\n"),
         "/livez" => (StatusCode::SERVICE_UNAVAILABLE, "not alive\n"),

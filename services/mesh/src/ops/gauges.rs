@@ -42,8 +42,8 @@ fn up_down(
     let instrument = meter.i64_observable_up_down_counter(name).with_unit(unit).with_callback(move |observer| {
         let Some(holdings) = weak.upgrade() else { return };
         for (kind, value) in read(&holdings) {
-            let facts = [KeyValue::new("mesh.service", holdings.service), KeyValue::new("kind", kind)];
-            observer.observe(i64::try_from(value).unwrap_or(i64::MAX), &facts);
+            let attributes = [KeyValue::new("mesh.service", holdings.service), KeyValue::new("kind", kind)];
+            observer.observe(i64::try_from(value).unwrap_or(i64::MAX), &attributes);
         }
     });
     instrument.build();

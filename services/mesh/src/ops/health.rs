@@ -28,7 +28,7 @@ impl Health {
     }
 
     pub(crate) fn set_serving(&self, ready: bool) {
-        self.is_serving.send_if_modified(|said| std::mem::replace(said, ready) != ready);
+        self.is_serving.send_if_modified(|serving| std::mem::replace(serving, ready) != ready);
     }
 
     /// Reports `ready` until the drain.
@@ -51,12 +51,12 @@ impl Health {
     }
 }
 
-fn answer(status: ServingStatus) -> HealthCheckResponse {
+fn response(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status.into() }
 }
 
 fn response_of(is_serving: bool) -> HealthCheckResponse {
-    answer(if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing })
+    response(if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing })
 }
 
 #[tonic::async_trait]
@@ -73,16 +73,16 @@ impl health_server::Health for Health {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         if !self.knows(&request.get_ref().service) {
             // Per health.proto a service may become known later; here none does, and the drain ends the stream.
-            let unknown = stream::iter([Ok(answer(ServingStatus::ServiceUnknown))]);
+            let unknown = stream::iter([Ok(response(ServingStatus::ServiceUnknown))]);
             return Ok(Response::new(unknown.chain(stream::pending()).boxed()));
         }
         let mut changes = self.is_serving.subscribe();
         changes.mark_changed();
-        let answers = stream::unfold(changes, async |mut changes| {
+        let responses = stream::unfold(changes, async |mut changes| {
             changes.changed().await.ok()?;
             let now = *changes.borrow_and_update();
             Some((Ok(response_of(now)), changes))
         });
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(responses.boxed()))
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::call::wire::{Response, ServerResult};
 use crate::server::caller_key::Key;
 
-/// The most that is discarded of a request that was rejected early: even one far beyond its limit is read to its end.
+/// The maximum that is discarded of a request that was rejected early: even one far beyond its limit is read to its end.
 const MAX_DISCARDED_BYTES: usize = 8 * 1_024 * 1_024;
 /// A caller that sends more slowly, or waits for the response before it ends its request, gets the response after this.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);

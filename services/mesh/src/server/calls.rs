@@ -47,7 +47,7 @@ impl Activity {
             infrastructure_calls: AtomicUsize::new(0),
             admitted: AtomicU64::new(0),
             resets,
-            close: slot.leave().child_token(),
+            close: slot.evicted().child_token(),
             slot,
         }
     }

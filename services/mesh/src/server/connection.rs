@@ -25,7 +25,7 @@ use crate::server::lingering_close::{linger, return_on_drop};
 use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, PollBudget, Portioned};
 use crate::server::proxies::Proxies;
 use crate::server::rejections::{Cause, Rejections};
-use crate::server::resets::{Beyond, ConnectionResets, Resets};
+use crate::server::resets::{ConnectionResets, Excess, Resets};
 use crate::server::slots::{Slot, Slots};
 use crate::server::usage::{ConnectionCallers, UsageTable};
 use crate::server::write_timeout::WriteTimeoutExecutor;
@@ -42,7 +42,7 @@ const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Looser than our own limit on metadata, which answers with a status.
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1_024;
 /// Streams that the peer resets before the HTTP/2 stack hands them over are queued with their headers, whatever the
-/// limit on concurrent streams (CVE-2023-44487). Beyond this the connection is closed; a single portion of input
+/// limit on concurrent streams (CVE-2023-44487). Excess this the connection is closed; a single portion of input
 /// (`portions`) yields fewer. The rate of resets is limited in `resets`.
 const MAX_PENDING_RESETS: usize = MAX_CONCURRENT_STREAMS as usize;
 /// Streams that we reset because their frames violate HTTP/2, over a connection's lifetime (CVE-2025-8671); then it is
@@ -62,8 +62,8 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
 
 /// Grace period of an evicted connection: with calls, to complete them; when idle, to deliver the GOAWAY.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-const IDLE_LEAVE_TIMEOUT: Duration = Duration::from_millis(100);
+const EVICTION_GRACE: Duration = Duration::from_secs(2);
+const IDLE_EVICTION_GRACE: Duration = Duration::from_millis(100);
 
 /// A server's stack, instantiated for each connection: avoids `BoxCloneService`, which clones every layer per request
 /// and boxes its future once more.
@@ -151,12 +151,12 @@ impl Connections {
             self.rejections.count(Cause::Connections);
             return None;
         };
-        let (connections, leave) = (self.clone(), slot.leave());
+        let (connections, evicted) = (self.clone(), slot.evicted());
         Some(async move {
             let too_late = async {
-                leave.cancelled().await;
+                evicted.cancelled().await;
                 connections.rejections.count(Cause::Evicted);
-                tokio::time::sleep(LEAVE_TIMEOUT).await;
+                tokio::time::sleep(EVICTION_GRACE).await;
             };
             tokio::select! {
                 // First: the eviction is counted even if the connection closes in the same poll.
@@ -176,21 +176,21 @@ impl Connections {
         };
         let handshake = timeout(self.timeout(), tls.accept(stream));
         // No call has begun: no grace period is needed.
-        let leave = slot.leave();
-        let Some(Some(outcome)) = goaway.run_until_cancelled(leave.run_until_cancelled(handshake)).await else {
+        let evicted = slot.evicted();
+        let Some(Some(outcome)) = goaway.run_until_cancelled(evicted.run_until_cancelled(handshake)).await else {
             return;
         };
         match outcome.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
             Ok((stream, None)) => self.read_preface(stream, self.service(&stack, peer, None, slot), goaway).await,
-            Ok((stream, Some((service, good_for)))) => {
+            Ok((stream, Some((service, valid_for)))) => {
                 slot.never_evict();
                 let service = self.service(&stack, peer, Some(PeerService(service)), slot);
-                let leave = service.activity.close.clone();
+                let evicted = service.activity.close.clone();
                 let ends = async {
-                    tokio::time::sleep(good_for).await;
+                    tokio::time::sleep(valid_for).await;
                     // The peer's certificate has expired: it must authenticate again, on a new connection.
                     self.rejections.count(Cause::Expired);
-                    leave.cancel();
+                    evicted.cancel();
                     std::future::pending::<()>().await;
                 };
                 tokio::select! {
@@ -222,8 +222,8 @@ impl Connections {
     {
         let mut first = [0; PREFACE_AND_HEAD_BYTES];
         let reading = timeout(self.timeout(), stream.read_exact(&mut first));
-        let leave = service.activity.close.clone();
-        let Some(Some(read)) = goaway.run_until_cancelled(leave.run_until_cancelled(reading)).await else { return };
+        let evicted = service.activity.close.clone();
+        let Some(Some(read)) = goaway.run_until_cancelled(evicted.run_until_cancelled(reading)).await else { return };
         match read {
             // A port probe: closed before the preface.
             Ok(Err(_gone)) => {}
@@ -268,8 +268,8 @@ impl Connections {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
-        let (mut is_going_away, mut leaving) = (false, None);
-        let leave = &activity.close;
+        let (mut is_going_away, mut closing) = (false, None);
+        let evicted = &activity.close;
         let ended = loop {
             tokio::select! {
                 ended = budget.per_poll(connection.as_mut()) => break ended,
@@ -278,8 +278,8 @@ impl Connections {
                     is_going_away = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                beyond = activity.resets.beyond() => {
-                    if beyond == Beyond::TooFar {
+                excess = activity.resets.exceeded() => {
+                    if excess == Excess::Limit {
                         return;
                     }
                     if !std::mem::replace(&mut is_going_away, true) {
@@ -288,13 +288,13 @@ impl Connections {
                         idle.set(self.idle(&activity, STALL_TIMEOUT));
                     }
                 }
-                () = leave.cancelled(), if leaving.is_none() => {
+                () = evicted.cancelled(), if closing.is_none() => {
                     is_going_away = true;
                     connection.as_mut().graceful_shutdown();
-                    let grace = if activity.slot.is_in_use() { LEAVE_TIMEOUT } else { IDLE_LEAVE_TIMEOUT };
-                    leaving = Some(Box::pin(tokio::time::sleep(grace)));
+                    let grace = if activity.slot.is_in_use() { EVICTION_GRACE } else { IDLE_EVICTION_GRACE };
+                    closing = Some(Box::pin(tokio::time::sleep(grace)));
                 }
-                Some(()) = OptionFuture::from(leaving.as_mut()) => return,
+                Some(()) = OptionFuture::from(closing.as_mut()) => return,
                 () = &mut idle => {
                     if is_going_away {
                         // Still no admitted call, and the peer does not close: it may not be reading its responses.
@@ -319,12 +319,12 @@ impl Connections {
 
     /// Returns when the connection has had no admitted call for `limit` (less near the connection limit).
     async fn idle(&self, activity: &Activity, limit: Duration) {
-        let (mut seen, mut idle) = (activity.admitted(), Duration::ZERO);
+        let (mut last, mut idle) = (activity.admitted(), Duration::ZERO);
         loop {
             tokio::time::sleep(IDLE_TICK).await;
             let admitted = activity.admitted();
-            if admitted != seen || activity.slot.is_in_use() {
-                (seen, idle) = (admitted, Duration::ZERO);
+            if admitted != last || activity.slot.is_in_use() {
+                (last, idle) = (admitted, Duration::ZERO);
                 continue;
             }
             idle += IDLE_TICK;

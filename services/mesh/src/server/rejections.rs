@@ -92,7 +92,7 @@ pub(crate) struct Rejections {
     log_limit: LogLimit,
     /// For tests, which have no meter.
     #[cfg(test)]
-    pub(crate) seen: Mutex<Vec<Cause>>,
+    pub(crate) counted: Mutex<Vec<Cause>>,
 }
 
 impl Rejections {
@@ -106,15 +106,15 @@ impl Rejections {
             counter,
             log_limit: LogLimit::new(),
             #[cfg(test)]
-            seen: Mutex::default(),
+            counted: Mutex::default(),
         }
     }
 
     pub(crate) fn count(&self, cause: Cause) {
-        let facts = [KeyValue::new("mesh.service", self.service), KeyValue::new("cause", cause.name())];
-        self.counter.add(1, &facts);
+        let attributes = [KeyValue::new("mesh.service", self.service), KeyValue::new("cause", cause.name())];
+        self.counter.add(1, &attributes);
         #[cfg(test)]
-        self.seen.lock().push(cause);
+        self.counted.lock().push(cause);
         if let Some(since_last_line) = self.log_limit.count(Instant::now()) {
             let cause = cause.name();
             tracing::warn!(target: "ordermesh", cause, since_last_line, "requests rejected");

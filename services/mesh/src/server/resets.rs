@@ -65,23 +65,23 @@ impl Resets {
 pub(crate) struct ConnectionResets {
     of_server: Arc<Resets>,
     used_until: Mutex<Instant>,
-    beyond: AtomicU64,
-    went_beyond: Notify,
+    excess: AtomicU64,
+    changed: Notify,
 }
 
 /// How far a connection exceeds its quota.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Beyond {
+pub(crate) enum Excess {
     /// It gets a GOAWAY.
-    Far,
+    Quota,
     /// It continued after the GOAWAY, and is closed.
-    TooFar,
+    Limit,
 }
 
 impl ConnectionResets {
     pub(crate) fn new(of_server: Arc<Resets>) -> Self {
         let used_until = Mutex::new(Instant::now());
-        Self { of_server, used_until, beyond: AtomicU64::new(0), went_beyond: Notify::new() }
+        Self { of_server, used_until, excess: AtomicU64::new(0), changed: Notify::new() }
     }
 
     /// Counts a call that was reset before it was answered.
@@ -92,15 +92,15 @@ impl ConnectionResets {
         }
         let mut used_until = self.used_until.lock();
         if PER_CONNECTION.take(&mut used_until, now).is_err() {
-            self.beyond.fetch_add(1, Ordering::AcqRel);
-            self.went_beyond.notify_one();
+            self.excess.fetch_add(1, Ordering::AcqRel);
+            self.changed.notify_one();
         }
     }
 
     /// Returns when the connection exceeds its quota, and again for each further reset.
-    pub(crate) async fn beyond(&self) -> Beyond {
-        self.went_beyond.notified().await;
-        if self.beyond.load(Ordering::Acquire) > MAX_RESETS_AFTER_GOAWAY { Beyond::TooFar } else { Beyond::Far }
+    pub(crate) async fn exceeded(&self) -> Excess {
+        self.changed.notified().await;
+        if self.excess.load(Ordering::Acquire) > MAX_RESETS_AFTER_GOAWAY { Excess::Limit } else { Excess::Quota }
     }
 }
 

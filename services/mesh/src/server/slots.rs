@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use crate::server::caller_key::Key;
 
 /// Evictions that are not complete: the limit may be exceeded by this number, and by as many again for mesh services.
-const MAX_LEAVING: usize = 32;
+const MAX_EVICTING: usize = 32;
 /// Of these, evictions for one new caller: others must not wait for them. For a caller that has slots, only one.
-const MAX_LEAVING_FOR_ONE: usize = 4;
+const MAX_EVICTING_FOR_ONE: usize = 4;
 /// Between callers with equally many slots, only a slot that has been idle for this long is evicted.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -35,14 +35,14 @@ struct All {
     taken: HashMap<u64, Arc<Taken>>,
     by_key: HashMap<Key, usize>,
     /// Evicted and not yet released; with the caller that each makes room for.
-    leaving: HashMap<u64, Option<Key>>,
+    evicting: HashMap<u64, Option<Key>>,
 }
 
 #[derive(Debug)]
 struct Taken {
     /// `None`: never evicted.
     key: Mutex<Option<Key>>,
-    leave: CancellationToken,
+    evicted: CancellationToken,
     /// Open uses of the slot.
     uses: AtomicUsize,
     /// Milliseconds since the origin.
@@ -57,7 +57,7 @@ impl Slots {
     /// Slots taken, including those being evicted.
     pub(crate) fn used(&self) -> usize {
         let all = self.all();
-        all.taken.len() + all.leaving.len()
+        all.taken.len() + all.evicting.len()
     }
 
     fn all(&self) -> MutexGuard<'_, All> {
@@ -71,9 +71,9 @@ impl Slots {
     /// A slot for this caller (`None`: one that is never evicted), possibly by evicting another.
     pub(crate) fn take(self: &Arc<Self>, key: Option<Key>) -> Option<Slot> {
         let mut all = self.all();
-        if all.taken.len() + all.leaving.len() >= self.limit {
-            let leaver = all.leaver(key.as_ref(), self.now())?;
-            all.ask_to_leave(leaver, key.as_ref());
+        if all.taken.len() + all.evicting.len() >= self.limit {
+            let victim = all.victim(key.as_ref(), self.now())?;
+            all.evict(victim, key.as_ref());
         }
         let number = all.next_number;
         all.next_number += 1;
@@ -82,7 +82,7 @@ impl Slots {
         }
         let taken = Arc::new(Taken {
             key: Mutex::new(key),
-            leave: CancellationToken::new(),
+            evicted: CancellationToken::new(),
             uses: AtomicUsize::new(0),
             used_last: AtomicU64::new(self.now()),
         });
@@ -93,12 +93,13 @@ impl Slots {
 
 impl All {
     /// The slot to evict for a new caller.
-    fn leaver(&self, arrival: Option<&Key>, now: u64) -> Option<u64> {
-        if self.leaving.len() >= if arrival.is_some() { MAX_LEAVING } else { 2 * MAX_LEAVING } {
+    fn victim(&self, arrival: Option<&Key>, now: u64) -> Option<u64> {
+        if self.evicting.len() >= if arrival.is_some() { MAX_EVICTING } else { 2 * MAX_EVICTING } {
             return None;
         }
-        let for_it = arrival.map_or(0, |key| self.leaving.values().filter(|whom| whom.as_ref() == Some(key)).count());
-        if for_it >= MAX_LEAVING_FOR_ONE {
+        let for_it =
+            arrival.map_or(0, |key| self.evicting.values().filter(|other| other.as_ref() == Some(key)).count());
+        if for_it >= MAX_EVICTING_FOR_ONE {
             return None;
         }
         let (busiest, largest) = self.by_key.iter().max_by_key(|(_, held)| **held)?;
@@ -124,10 +125,10 @@ impl All {
         ranked.min().map(|(in_use, last, number)| (number, (!in_use).then_some(last)))
     }
 
-    fn ask_to_leave(&mut self, number: u64, arrival: Option<&Key>) {
+    fn evict(&mut self, number: u64, arrival: Option<&Key>) {
         if let Some(taken) = self.remove(number) {
-            self.leaving.insert(number, arrival.cloned());
-            taken.leave.cancel();
+            self.evicting.insert(number, arrival.cloned());
+            taken.evicted.cancel();
         }
     }
 
@@ -165,8 +166,8 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// Cancelled on eviction.
-    pub(crate) fn leave(&self) -> CancellationToken {
-        self.taken.leave.clone()
+    pub(crate) fn evicted(&self) -> CancellationToken {
+        self.taken.evicted.clone()
     }
 
     /// Exempts the slot from eviction: its caller turned out to be a mesh service.
@@ -200,7 +201,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let mut all = self.slots.all();
         if all.remove(self.number).is_none() {
-            all.leaving.remove(&self.number);
+            all.evicting.remove(&self.number);
         }
     }
 }

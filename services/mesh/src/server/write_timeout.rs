@@ -33,13 +33,13 @@ pub(crate) struct WriteProgress {
     /// 0 while the handler is awaited, else a number that changes with each frame.
     frames: AtomicU64,
     /// Of a stream: cancelled on eviction.
-    leave: OnceLock<CancellationToken>,
+    evicted: OnceLock<CancellationToken>,
 }
 
-/// Called inside a stream's task: bounds its end after `leave`, even if its caller reads nothing.
-pub(crate) fn end_after_eviction(leave: CancellationToken) {
+/// Called inside a stream's task: bounds its end after `evicted`, even if its caller reads nothing.
+pub(crate) fn end_after_eviction(evicted: CancellationToken) {
     // Without a task of its own, as in tests, there is no bound. A call has one slot.
-    let _ = WRITE_PROGRESS.try_with(|sending| sending.leave.set(leave));
+    let _ = WRITE_PROGRESS.try_with(|progress| progress.evicted.set(evicted));
 }
 
 /// hyper's executor, which watches the tasks that it spawns: each serves one call.
@@ -56,13 +56,14 @@ where
     fn execute(&self, work: F) {
         let (timeout, rejections) = (self.timeout, self.rejections.clone());
         tokio::spawn(async move {
-            let sending = Arc::new(WriteProgress::default());
-            let stalled = WriteTimeout { sending: sending.clone(), timeout, seen: 0, alarm: None, leave: None };
+            let progress = Arc::new(WriteProgress::default());
+            let unread =
+                WriteTimeout { progress: progress.clone(), timeout, last_frames: 0, timer: None, evicted: None };
             tokio::select! {
                 biased;
-                () = WRITE_PROGRESS.scope(sending, work) => {}
+                () = WRITE_PROGRESS.scope(progress, work) => {}
                 // Dropping the work resets the stream, and releases what the call holds.
-                cause = stalled => rejections.count(cause),
+                cause = unread => rejections.count(cause),
             }
         });
     }
@@ -70,11 +71,11 @@ where
 
 /// Ready when the response has waited for its caller too long. Polled after the task's work, in each poll.
 struct WriteTimeout {
-    sending: Arc<WriteProgress>,
+    progress: Arc<WriteProgress>,
     timeout: Duration,
-    seen: u64,
-    alarm: Option<Pin<Box<Sleep>>>,
-    leave: Option<BoxFuture<'static, ()>>,
+    last_frames: u64,
+    timer: Option<Pin<Box<Sleep>>>,
+    evicted: Option<BoxFuture<'static, ()>>,
 }
 
 impl Future for WriteTimeout {
@@ -82,27 +83,27 @@ impl Future for WriteTimeout {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Cause> {
         let this = self.get_mut();
-        if let Some(leave) = this.sending.leave.get() {
-            let has_left = || {
-                let leave = leave.clone();
+        if let Some(evicted) = this.progress.evicted.get() {
+            let has_ended = || {
+                let evicted = evicted.clone();
                 Box::pin(async move {
-                    leave.cancelled_owned().await;
+                    evicted.cancelled_owned().await;
                     sleep(LEAVE_TIMEOUT).await;
                 }) as BoxFuture<'static, ()>
             };
-            if this.leave.get_or_insert_with(has_left).as_mut().poll(cx).is_ready() {
+            if this.evicted.get_or_insert_with(has_ended).as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Cause::Evicted);
             }
         }
-        let now = this.sending.frames.load(Ordering::Relaxed);
-        if now != this.seen {
-            (this.seen, this.alarm) = (now, None);
+        let now = this.progress.frames.load(Ordering::Relaxed);
+        if now != this.last_frames {
+            (this.last_frames, this.timer) = (now, None);
         }
         if now == 0 {
             return Poll::Pending;
         }
         let timeout = this.timeout;
-        this.alarm.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx).map(|()| Cause::Stalled)
+        this.timer.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx).map(|()| Cause::Stalled)
     }
 }
 
@@ -118,7 +119,7 @@ pub(crate) struct WatchedBody<G> {
     inner: Body,
     /// The unsent rest of the current frame.
     rest: Bytes,
-    sending: Option<Arc<WriteProgress>>,
+    progress: Option<Arc<WriteProgress>>,
     frames: Cell<u64>,
     _guard: G,
 }
@@ -126,8 +127,8 @@ pub(crate) struct WatchedBody<G> {
 impl<G> WatchedBody<G> {
     /// Called inside the call's task. The guard is dropped with the body.
     pub(crate) fn new(inner: Body, guard: G) -> Self {
-        let sending = WRITE_PROGRESS.try_with(Arc::clone).ok();
-        let body = Self { inner, rest: Bytes::new(), sending, frames: Cell::new(0), _guard: guard };
+        let progress = WRITE_PROGRESS.try_with(Arc::clone).ok();
+        let body = Self { inner, rest: Bytes::new(), progress, frames: Cell::new(0), _guard: guard };
         // The headers are being sent.
         body.mark_sent();
         body
@@ -155,8 +156,8 @@ impl<G> WatchedBody<G> {
 
     fn mark_sent(&self) {
         self.frames.set(self.frames.get() + 1);
-        if let Some(sending) = &self.sending {
-            sending.frames.store(self.frames.get(), Ordering::Relaxed);
+        if let Some(progress) = &self.progress {
+            progress.frames.store(self.frames.get(), Ordering::Relaxed);
         }
     }
 }
@@ -177,8 +178,8 @@ impl<G: Unpin> http_body::Body for WatchedBody<G> {
                 Poll::Ready(frame.map(|frame| frame.map(|frame| this.first_piece(frame))))
             }
             Poll::Pending => {
-                if let Some(sending) = &this.sending {
-                    sending.frames.store(0, Ordering::Relaxed);
+                if let Some(progress) = &this.progress {
+                    progress.frames.store(0, Ordering::Relaxed);
                 }
                 Poll::Pending
             }

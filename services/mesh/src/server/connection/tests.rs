@@ -65,7 +65,7 @@ impl World {
     }
 
     fn seen(&self) -> Vec<Cause> {
-        self.rejections.seen.lock().clone()
+        self.rejections.counted.lock().clone()
     }
 }
 

@@ -121,7 +121,7 @@ impl Concurrency {
                     Ok(hold_until_encoded(work.await?, permit))
                 }
                 Admitted::Stream(slot) => {
-                    let evicted = slot.leave();
+                    let evicted = slot.evicted();
                     end_after_eviction(evicted.clone());
                     let end = async move {
                         evicted.cancelled_owned().await;

@@ -21,7 +21,7 @@ async fn a_caller_that_cancels_endlessly_exceeds_its_quota_and_others_do_not() {
     let wait = over(&resets, person(1)).expect("over its quota");
     assert_eq!(wait, PER_CALLER.per / PER_CALLER.calls);
     assert_eq!((over(&resets, person(2)), over(&resets, None)), (None, None));
-    assert!(timeout_now(connection.beyond()).await.is_none(), "the connection is within its quota");
+    assert!(timeout_now(connection.exceeded()).await.is_none(), "the connection is within its quota");
     tokio::time::advance(wait).await;
     assert_eq!(over(&resets, person(1)), None, "there is room for one call");
     assert!(!resets.is_any_over.load(Ordering::Acquire), "no caller is over its quota: calls take no lock");
@@ -42,14 +42,14 @@ async fn a_connection_may_reset_in_bursts_and_at_a_rate_and_is_closed_far_beyond
     for _ in 0..PER_CONNECTION.calls {
         connection.count(None);
     }
-    assert_eq!(timeout_now(connection.beyond()).await, None);
+    assert_eq!(timeout_now(connection.exceeded()).await, None);
     connection.count(None);
-    assert_eq!(timeout_now(connection.beyond()).await, Some(Beyond::Far));
-    assert_eq!(timeout_now(connection.beyond()).await, None, "reported once for each");
+    assert_eq!(timeout_now(connection.exceeded()).await, Some(Excess::Quota));
+    assert_eq!(timeout_now(connection.exceeded()).await, None, "reported once for each");
     for _ in 0..MAX_RESETS_AFTER_GOAWAY {
         connection.count(None);
     }
-    assert_eq!(timeout_now(connection.beyond()).await, Some(Beyond::TooFar));
+    assert_eq!(timeout_now(connection.exceeded()).await, Some(Excess::Limit));
 }
 
 async fn timeout_now<T>(work: impl Future<Output = T>) -> Option<T> {

@@ -4,12 +4,12 @@ fn address(last: u8) -> Option<Key> {
     Some(Key::Peer([192, 0, 2, last].into()))
 }
 
-fn has_left(slot: &Slot) -> bool {
-    slot.leave().is_cancelled()
+fn is_evicted(slot: &Slot) -> bool {
+    slot.evicted().is_cancelled()
 }
 
-fn leavers(slots: &[Slot]) -> Vec<usize> {
-    (0..slots.len()).filter(|at| has_left(&slots[*at])).collect()
+fn evicted_of(slots: &[Slot]) -> Vec<usize> {
+    (0..slots.len()).filter(|at| is_evicted(&slots[*at])).collect()
 }
 
 async fn take_in_turn(slots: &Arc<Slots>, last: u8, count: usize) -> Vec<Slot> {
@@ -31,7 +31,7 @@ async fn the_idlest_slot_of_the_largest_holder_is_evicted_for_a_new_caller() {
     many[2].begin_use();
     many[2].end_use();
     let arrival = slots.take(address(3)).expect("a slot");
-    assert_eq!((leavers(&few), leavers(&many), has_left(&arrival)), (vec![], vec![1], false));
+    assert_eq!((evicted_of(&few), evicted_of(&many), is_evicted(&arrival)), (vec![], vec![1], false));
     assert_eq!(slots.used(), 7, "until the evicted one is released");
     drop(many);
     assert_eq!(slots.used(), 3);
@@ -43,7 +43,7 @@ async fn when_all_slots_are_in_use_one_is_evicted_for_a_caller_with_fewer() {
     let many = take_in_turn(&slots, 1, 4).await;
     many.iter().for_each(Slot::begin_use);
     let _arrival = slots.take(address(2)).expect("a slot");
-    assert_eq!(leavers(&many), [0]);
+    assert_eq!(evicted_of(&many), [0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,7 +55,7 @@ async fn the_largest_holder_gets_only_an_idle_slot_of_its_own() {
     tokio::time::advance(IDLE).await;
     many[0].begin_use();
     let _more = slots.take(address(2)).expect("its own slot");
-    assert_eq!((leavers(&few), leavers(&many)), (vec![], vec![1]));
+    assert_eq!((evicted_of(&few), evicted_of(&many)), (vec![], vec![1]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,7 +68,7 @@ async fn between_callers_with_one_slot_each_only_an_idle_slot_is_evicted() {
     assert!(slots.take(address(4)).is_none());
     tokio::time::advance(IDLE).await;
     let _fourth = slots.take(address(4)).expect("the idlest slot");
-    assert_eq!(leavers(&taken), [0]);
+    assert_eq!(evicted_of(&taken), [0]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -79,7 +79,7 @@ async fn mesh_services_are_never_evicted_and_their_slots_count_for_no_caller() {
     peer.never_evict();
     let _second = slots.take(None).expect("an evicted slot");
     let _third = slots.take(None).expect("an evicted slot");
-    assert_eq!((leavers(&anonymous_clients), has_left(&peer)), (vec![0, 1], false));
+    assert_eq!((evicted_of(&anonymous_clients), is_evicted(&peer)), (vec![0, 1], false));
     drop(anonymous_clients);
     assert!(slots.take(address(1)).is_none(), "none that may be evicted is left");
     assert!(slots.all().by_key.is_empty());
@@ -90,11 +90,14 @@ async fn evictions_exceed_the_limit_by_a_bounded_number() {
     let slots = Slots::new(100);
     let many = take_in_turn(&slots, 1, 100).await;
     let arrivals: Vec<Slot> = (2..).map_while(|last| slots.take(address(last))).collect();
-    assert_eq!((arrivals.len(), leavers(&many).len(), slots.used()), (MAX_LEAVING, MAX_LEAVING, 100 + MAX_LEAVING));
+    assert_eq!(
+        (arrivals.len(), evicted_of(&many).len(), slots.used()),
+        (MAX_EVICTING, MAX_EVICTING, 100 + MAX_EVICTING)
+    );
     let peers: Vec<Slot> = std::iter::from_fn(|| slots.take(None)).collect();
-    assert_eq!(peers.len(), MAX_LEAVING, "mesh services still get some");
+    assert_eq!(peers.len(), MAX_EVICTING, "mesh services still get some");
     drop(many);
-    assert_eq!(slots.used(), 2 * MAX_LEAVING);
+    assert_eq!(slots.used(), 2 * MAX_EVICTING);
 }
 
 #[tokio::test(start_paused = true)]
@@ -105,9 +108,9 @@ async fn repeated_requests_of_one_new_caller_leave_evictions_for_others() {
     let own: Vec<Slot> = std::iter::from_fn(|| slots.take(address(1))).collect();
     assert_eq!(own.len(), 1, "the largest holder replaces its slots one by one");
     let other: Vec<Slot> = std::iter::from_fn(|| slots.take(address(2))).collect();
-    assert_eq!(other.len(), MAX_LEAVING_FOR_ONE);
+    assert_eq!(other.len(), MAX_EVICTING_FOR_ONE);
     assert!(slots.take(address(3)).is_some());
-    let gone = leavers(&many);
+    let gone = evicted_of(&many);
     drop(many.into_iter().enumerate().filter(|(at, _)| gone.contains(at)).collect::<Vec<_>>());
     assert!(slots.take(address(2)).is_some(), "the evictions are complete");
 }
