@@ -2,7 +2,7 @@ use super::*;
 use tokio::io::AsyncReadExt;
 
 #[tokio::test]
-async fn a_turn_reads_one_portion_and_the_next_turn_continues() {
+async fn a_poll_reads_one_portion_and_the_next_poll_continues() {
     let budget = PollBudget::default();
     let all = vec![7; 5 * PORTION_BYTES / 2];
     let mut stream = Portioned::new([1; PREFACE_AND_HEAD_BYTES], &all[..], budget.clone());
