@@ -49,15 +49,15 @@ impl Events {
     }
 }
 
-/// A key source with a configurable answer that counts its fetches.
+/// A key source with a configurable response that counts its fetches.
 pub(crate) struct Keys {
-    pub(crate) answer: Mutex<Option<Vec<VerifyingKey>>>,
+    pub(crate) response: Mutex<Option<Vec<VerifyingKey>>>,
     pub(crate) fetches: std::sync::atomic::AtomicUsize,
 }
 
 impl Keys {
-    pub(crate) fn with(answer: Option<Vec<VerifyingKey>>) -> Arc<Self> {
-        Arc::new(Self { answer: Mutex::new(answer), fetches: Default::default() })
+    pub(crate) fn with(response: Option<Vec<VerifyingKey>>) -> Arc<Self> {
+        Arc::new(Self { response: Mutex::new(response), fetches: Default::default() })
     }
 
     pub(crate) fn ours() -> Arc<Self> {
@@ -68,8 +68,8 @@ impl Keys {
 impl KeySource for Keys {
     fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
         self.fetches.fetch_add(1, Ordering::SeqCst);
-        let answer = self.answer.lock().expect("not poisoned").clone();
-        Box::pin(async move { answer.ok_or_else(|| Status::unavailable("not yet")) })
+        let response = self.response.lock().expect("not poisoned").clone();
+        Box::pin(async move { response.ok_or_else(|| Status::unavailable("not yet")) })
     }
 }
 

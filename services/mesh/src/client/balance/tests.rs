@@ -74,6 +74,6 @@ async fn an_instance_whose_breaker_closed_is_as_good_as_any() {
     let probe = Ticket::new(endpoint.clone(), probe, None);
     tokio::time::sleep(2 * MS).await;
     probe.settle(Code::NotFound);
-    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Closed, "NOT_FOUND is an answer");
+    assert_eq!(endpoint.breaker.gate(Instant::now()), Gate::Closed, "NOT_FOUND is a response");
     assert!(endpoint.load.now(Instant::now()) < 0.003);
 }

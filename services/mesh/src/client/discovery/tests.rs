@@ -19,9 +19,9 @@ impl Script {
 impl Resolve for Script {
     fn lookup(&self, host: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
         assert_eq!((host.as_str(), port), ("data", 7401));
-        let answer = self.0.lock().clone();
+        let response = self.0.lock().clone();
         let parse = |texts: Vec<&str>| texts.into_iter().map(|text| text.parse().expect("an address")).collect();
-        Box::pin(std::future::ready(answer.map(parse).ok_or_else(|| io::Error::other("SERVFAIL"))))
+        Box::pin(std::future::ready(response.map(parse).ok_or_else(|| io::Error::other("SERVFAIL"))))
     }
 }
 

@@ -41,7 +41,7 @@ struct World {
     pipes: Arc<Pipes>,
     tries: UnboundedReceiver<Instant>,
     changed: Arc<Notify>,
-    keeper: tokio::task::JoinHandle<()>,
+    maintained: tokio::task::JoinHandle<()>,
 }
 
 impl World {
@@ -56,8 +56,8 @@ impl World {
         let pipes = Arc::new(Pipes { tries: tries_in, pipes: Mutex::new(ours) });
         let changed = Arc::new(Notify::new());
         let reconnect = Reconnect { connect: pipes.clone(), rng, changed: changed.clone(), failures: Arc::default() };
-        let keeper = tokio::spawn(maintain(endpoint.clone(), 0, reconnect));
-        (Self { endpoint, pipes, tries, changed, keeper }, theirs)
+        let maintained = tokio::spawn(maintain(endpoint.clone(), 0, reconnect));
+        (Self { endpoint, pipes, tries, changed, maintained }, theirs)
     }
 
     /// The same, after the other ends have sent their SETTINGS.
@@ -155,7 +155,7 @@ async fn a_stream_outlives_its_instances_removal() {
     let Ok((slot, sending)) = world.endpoint.send(request) else { panic!("not connected") };
     let Ok(response) = world.endpoint.outcome(slot, sending.await) else { panic!("not answered") };
     world.endpoint.gone.cancel();
-    world.keeper.await.expect("no panic");
+    world.maintained.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
     late.send(Bytes::from_static(b"late")).await.expect("it is read");
     drop(late);
@@ -168,7 +168,7 @@ async fn a_removed_instance_takes_no_more_calls_and_its_keeper_ends() {
     world.next_try().await;
     world.until_ready(true).await;
     world.endpoint.gone.cancel();
-    world.keeper.await.expect("no panic");
+    world.maintained.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
     assert!(world.pipes.pipes.lock().is_empty());
 }

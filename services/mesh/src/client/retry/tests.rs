@@ -258,7 +258,7 @@ async fn without_a_budget_nothing_is_retried_and_calls_refill_it() {
             }
             () = sleep(MAX_BACKOFF) => {}
         }
-        call.await.expect("no panic").expect("an answer");
+        call.await.expect("no panic").expect("a response");
     }
     assert_eq!(attempts, 50 + 50 / 5);
 }

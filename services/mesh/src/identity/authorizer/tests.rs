@@ -11,7 +11,7 @@ const fn method(path: &'static str, allow: &'static [Access], callers: &'static 
 const OPERATORS: MethodPolicy = method("/t.T/Operators", &[Access::Operator], &[]);
 const SERVICES: MethodPolicy = method("/t.T/Services", &[Access::Service], &["order"]);
 
-fn person(role: Role) -> Caller {
+fn user(role: Role) -> Caller {
     Caller::User { user_id: Uuid::nil(), role, token_expires: Timestamp::from_micros(0), session_id: None }
 }
 
@@ -23,18 +23,18 @@ fn service(name: &str) -> Caller {
 fn the_table_decides() {
     #[rustfmt::skip]
     let table = [
-        (OPERATORS, person(Role::Operator), None),
-        (OPERATORS, person(Role::Customer), Some("ROLE_NOT_ALLOWED")),
+        (OPERATORS, user(Role::Operator), None),
+        (OPERATORS, user(Role::Customer), Some("ROLE_NOT_ALLOWED")),
         (OPERATORS, service("order"),       Some("CALLER_NOT_ALLOWED")),
         (OPERATORS, Caller::Anonymous,      Some("TOKEN_MISSING")),
         (SERVICES,  service("order"),       None),
         (SERVICES,  service("payment"),     Some("CALLER_NOT_ALLOWED")),
-        (SERVICES,  person(Role::Operator), Some("ROLE_NOT_ALLOWED")),
+        (SERVICES,  user(Role::Operator), Some("ROLE_NOT_ALLOWED")),
         (SERVICES,  Caller::Anonymous,      Some("TOKEN_MISSING")),
     ];
     for (policy, caller, rejection) in table {
-        let answer = allowed(&policy, &caller).err().and_then(|status| reason_of(&status));
-        assert_eq!(answer.as_deref(), rejection, "{} by {caller:?}", policy.path);
+        let response = allowed(&policy, &caller).err().and_then(|status| reason_of(&status));
+        assert_eq!(response.as_deref(), rejection, "{} by {caller:?}", policy.path);
     }
 }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::server::call_state::CallState;
 use uuid::Uuid;
 
-fn person(number: u128) -> Option<Key> {
+fn user(number: u128) -> Option<Key> {
     Some(Key::User(Uuid::from_u128(number)))
 }
 
@@ -15,18 +15,18 @@ async fn a_caller_that_cancels_endlessly_exceeds_its_quota_and_others_do_not() {
     let resets = Arc::new(Resets::new());
     let connection = ConnectionResets::new(resets.clone());
     for number in 0..PER_CALLER.calls {
-        assert_eq!(over(&resets, person(1)), None, "after {number}");
-        connection.count(person(1));
+        assert_eq!(over(&resets, user(1)), None, "after {number}");
+        connection.count(user(1));
     }
-    let wait = over(&resets, person(1)).expect("over its quota");
+    let wait = over(&resets, user(1)).expect("over its quota");
     assert_eq!(wait, PER_CALLER.per / PER_CALLER.calls);
-    assert_eq!((over(&resets, person(2)), over(&resets, None)), (None, None));
+    assert_eq!((over(&resets, user(2)), over(&resets, None)), (None, None));
     assert!(timeout_now(connection.exceeded()).await.is_none(), "the connection is within its quota");
     tokio::time::advance(wait).await;
-    assert_eq!(over(&resets, person(1)), None, "there is room for one call");
+    assert_eq!(over(&resets, user(1)), None, "there is room for one call");
     assert!(!resets.is_any_over.load(Ordering::Acquire), "no caller is over its quota: calls take no lock");
-    connection.count(person(1));
-    assert_eq!(over(&resets, person(1)), Some(wait));
+    connection.count(user(1));
+    assert_eq!(over(&resets, user(1)), Some(wait));
 }
 
 #[tokio::test(start_paused = true)]

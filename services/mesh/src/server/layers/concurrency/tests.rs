@@ -55,10 +55,10 @@ async fn without_a_free_permit_a_call_is_rejected_immediately_and_streams_have_t
     let (mut stack, mut handle, admission) = stack();
     handle.allow(9);
     let first = tokio::spawn(call(&mut stack, "/t.T/Call"));
-    let (_, answer) = handle.next_request().await.expect("it reaches the handler");
+    let (_, response) = handle.next_request().await.expect("it reaches the handler");
     assert_eq!((admission.calls.used(), admission.streams.used()), (1, 0));
 
-    let rejected = call(&mut stack, "/t.T/Call").await.expect("an answer");
+    let rejected = call(&mut stack, "/t.T/Call").await.expect("a response");
     let status = Status::from_header_map(rejected.headers()).expect("a status");
     assert_eq!((status.code(), reason_of(&status).as_deref()), (Code::Unavailable, Some("OVERLOADED")));
     assert_eq!(status.get_details_retry_info().and_then(|retry| retry.retry_delay), Some(RETRY_AFTER));
@@ -70,8 +70,8 @@ async fn without_a_free_permit_a_call_is_rejected_immediately_and_streams_have_t
     handle.next_request().await.expect("health reaches the handler");
     assert_eq!((admission.calls.used(), admission.streams.used()), (1, 1));
 
-    answer.send_response(full());
-    let response = first.await.expect("no panic").expect("an answer");
+    response.send_response(full());
+    let response = first.await.expect("no panic").expect("a response");
     assert_eq!(admission.calls.used(), 1, "held until the response is encoded");
     let mut body = response.into_body();
     body.frame().await.expect("a frame").expect("a message");
