@@ -8,8 +8,8 @@
 //! - `call`: what the server determines about a call; on both sides its wire types, deadline, and record (span, event
 //!   slot, metrics)
 //! - `server`: the server's page. In its folder: the configuration, the accept loop and the drain (`serve`), one
-//!   connection, fair shares (`usage`, `shares`, `slots`); in `server/layers`, one file for each layer (`layer` is what
-//!   they have in common)
+//!   connection; in `server/limits`, what bounds callers and connections; in `server/layers`, one file for each layer
+//!   (`layer` is what they have in common)
 //! - `client`: the client's page. In its folder: its layers, the balancer, instances and their connections
 //! - `identity`: credentials, access tokens, the authorizer, the caller
 //! - [`tls`]: mutual TLS
@@ -38,15 +38,15 @@ pub use identity::secret::SharedSecret;
 pub use identity::token::{KeySource, VerifyingKey};
 pub use ops::admin::serve_admin;
 pub use policy::{Access, FieldLimit, Idempotency, MethodPolicy, PolicyTable};
-pub use server::caller_key::network;
 pub use server::config::{
     DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS,
     MAX_RESPONSE_BYTES, ServerConfig,
 };
+pub use server::limits::caller_key::network;
+pub use server::limits::quota::Quota;
+pub use server::limits::usage::peer;
 pub use server::listen::listen;
 pub use server::memory_limit::budget_of;
-pub use server::quota::Quota;
 pub use server::serve::Server;
 pub use server::server;
-pub use server::usage::peer;
 pub use status::{Kind, Rejected, Rejection, Violation, error_class, status};

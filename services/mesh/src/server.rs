@@ -1,25 +1,20 @@
 //! The server's stack, on one page.
 
 pub(crate) mod call_state;
-pub(crate) mod caller_key;
 pub(crate) mod calls;
 pub(crate) mod config;
 pub(crate) mod connection;
 pub(crate) mod layer;
 pub(crate) mod layers;
+pub(crate) mod limits;
 pub(crate) mod lingering_close;
 pub(crate) mod listen;
 pub(crate) mod memory_limit;
 pub(crate) mod not_grpc;
 pub(crate) mod portions;
 pub(crate) mod proxies;
-pub(crate) mod quota;
 pub(crate) mod rejections;
-pub(crate) mod resets;
 pub(crate) mod serve;
-pub(crate) mod shares;
-pub(crate) mod slots;
-pub(crate) mod usage;
 pub(crate) mod write_timeout;
 
 use std::sync::Arc;
@@ -45,13 +40,13 @@ use crate::server::layers::panic::catch_panic;
 use crate::server::layers::rate_limit::rate_limit;
 use crate::server::layers::stream_drain::stream_drain;
 use crate::server::layers::telemetry::{ServerTelemetryConfig, server_telemetry};
+use crate::server::limits::resets::Resets;
+use crate::server::limits::shares::Shares;
+use crate::server::limits::usage::Resource;
 use crate::server::memory_limit::default_budget_bytes;
 use crate::server::proxies::Proxies;
 use crate::server::rejections::Rejections;
-use crate::server::resets::Resets;
 use crate::server::serve::Server;
-use crate::server::shares::Shares;
-use crate::server::usage::Resource;
 
 /// Streams that their service does not end are ended this long after the GOAWAY (at most a quarter of the drain
 /// timeout).

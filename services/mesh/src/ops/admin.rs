@@ -14,9 +14,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::caller_key::Key;
+use crate::server::limits::caller_key::Key;
+use crate::server::limits::slots::Slots;
 use crate::server::serve::accept;
-use crate::server::slots::Slots;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// They use file descriptors that the service needs. Beyond this, one connection of the client with the most is evicted.

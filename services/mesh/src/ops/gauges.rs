@@ -7,7 +7,7 @@ use opentelemetry::{KeyValue, global};
 
 use crate::server::connection::Connections;
 use crate::server::layers::concurrency::Admission;
-use crate::server::shares::Shares;
+use crate::server::limits::shares::Shares;
 
 /// The observed parts of a server.
 pub(crate) struct Holdings {

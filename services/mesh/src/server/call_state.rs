@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::call::wire::{Response, ServerResult};
-use crate::server::caller_key::Key;
+use crate::server::limits::caller_key::Key;
 
 /// The maximum that is discarded of a request that was rejected early: even one far beyond its limit is read to its end.
 const MAX_DISCARDED_BYTES: usize = 8 * 1_024 * 1_024;

@@ -17,13 +17,13 @@ use crate::body::incoming::incoming_request;
 use crate::call::wire::{Request, ServerFuture};
 use crate::identity::caller::PeerService;
 use crate::server::call_state::{CallState, after_request};
-use crate::server::caller_key::Key;
+use crate::server::limits::caller_key::Key;
+use crate::server::limits::resets::ConnectionResets;
+use crate::server::limits::slots::Slot;
+use crate::server::limits::usage::ConnectionCallers;
 use crate::server::not_grpc::not_grpc;
 use crate::server::proxies::Proxies;
 use crate::server::rejections::{Cause, Rejections};
-use crate::server::resets::ConnectionResets;
-use crate::server::slots::Slot;
-use crate::server::usage::ConnectionCallers;
 use crate::server::write_timeout::WatchedBody;
 
 /// Serves the calls of one connection.

@@ -8,7 +8,7 @@ use telemetry::{EventSink, Propagation};
 
 use crate::identity::authorizer::Authorizer;
 use crate::policy::PolicyTable;
-use crate::server::quota::Quota;
+use crate::server::limits::quota::Quota;
 use crate::tls::ServerTls;
 
 /// A server's configuration. Start with [`ServerConfig::new`], and change what differs.

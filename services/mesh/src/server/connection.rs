@@ -18,16 +18,16 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::caller::PeerService;
-use crate::server::caller_key::Key;
 use crate::server::calls::{Activity, Calls, PerConnection};
 use crate::server::layer::Next;
+use crate::server::limits::caller_key::Key;
+use crate::server::limits::resets::{ConnectionResets, Excess, Resets};
+use crate::server::limits::slots::{Slot, Slots};
+use crate::server::limits::usage::{ConnectionCallers, UsageTable};
 use crate::server::lingering_close::{linger, return_on_drop};
 use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, PollBudget, Portioned};
 use crate::server::proxies::Proxies;
 use crate::server::rejections::{Cause, Rejections};
-use crate::server::resets::{ConnectionResets, Excess, Resets};
-use crate::server::slots::{Slot, Slots};
-use crate::server::usage::{ConnectionCallers, UsageTable};
 use crate::server::write_timeout::WriteTimeoutExecutor;
 use crate::tls::{ServerTls, failure};
 
@@ -185,12 +185,12 @@ impl Connections {
             Ok((stream, Some((service, valid_for)))) => {
                 slot.never_evict();
                 let service = self.service(&stack, peer, Some(PeerService(service)), slot);
-                let evicted = service.activity.close.clone();
+                let close = service.activity.close.clone();
                 let ends = async {
                     tokio::time::sleep(valid_for).await;
                     // The peer's certificate has expired: it must authenticate again, on a new connection.
                     self.rejections.count(Cause::Expired);
-                    evicted.cancel();
+                    close.cancel();
                     std::future::pending::<()>().await;
                 };
                 tokio::select! {
@@ -222,8 +222,8 @@ impl Connections {
     {
         let mut first = [0; PREFACE_AND_HEAD_BYTES];
         let reading = timeout(self.timeout(), stream.read_exact(&mut first));
-        let evicted = service.activity.close.clone();
-        let Some(Some(read)) = goaway.run_until_cancelled(evicted.run_until_cancelled(reading)).await else { return };
+        let close = service.activity.close.clone();
+        let Some(Some(read)) = goaway.run_until_cancelled(close.run_until_cancelled(reading)).await else { return };
         match read {
             // A port probe: closed before the preface.
             Ok(Err(_gone)) => {}
@@ -269,7 +269,7 @@ impl Connections {
         let mut connection = std::pin::pin!(connection);
         let mut idle = std::pin::pin!(self.idle(&activity, IDLE_TIMEOUT));
         let (mut is_going_away, mut closing) = (false, None);
-        let evicted = &activity.close;
+        let close = &activity.close;
         let ended = loop {
             tokio::select! {
                 ended = budget.per_poll(connection.as_mut()) => break ended,
@@ -288,7 +288,7 @@ impl Connections {
                         idle.set(self.idle(&activity, STALL_TIMEOUT));
                     }
                 }
-                () = evicted.cancelled(), if closing.is_none() => {
+                () = close.cancelled(), if closing.is_none() => {
                     is_going_away = true;
                     connection.as_mut().graceful_shutdown();
                     let grace = if activity.slot.is_in_use() { EVICTION_GRACE } else { IDLE_EVICTION_GRACE };

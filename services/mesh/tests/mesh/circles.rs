@@ -66,8 +66,8 @@ fn no_file_depends_on_itself_through_others() {
     assert_eq!(circle_in(&all), None);
     // Control: one that is made up is found.
     let text = all.get_mut("policy").expect("a module");
-    text.push_str("use crate::server::shares::{Full, Shares};\n");
-    let text = all.get_mut("server::shares").expect("a module");
+    text.push_str("use crate::server::limits::shares::{Full, Shares};\n");
+    let text = all.get_mut("server::limits::shares").expect("a module");
     text.push_str("use crate::policy::Access;\n");
-    assert!(circle_in(&all).expect("a circle").contains("policy -> server::shares"));
+    assert!(circle_in(&all).expect("a circle").contains("policy -> server::limits::shares"));
 }

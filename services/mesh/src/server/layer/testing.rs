@@ -9,7 +9,7 @@ use tonic::body::Body;
 use crate::call::Call;
 use crate::call::wire::Request;
 use crate::policy::PolicyTable;
-use crate::server::usage::ConnectionCallers;
+use crate::server::limits::usage::ConnectionCallers;
 
 /// An anonymous client.
 pub(crate) struct Client {

@@ -11,10 +11,10 @@ use crate::call::wire::{ATTRIBUTE_HEADERS, RESERVED_PREFIX, Request, Response, S
 use crate::identity::authorizer::Authorizer;
 use crate::identity::caller::Caller;
 use crate::server::call_state::update;
-use crate::server::caller_key::Key;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready, rejected};
+use crate::server::limits::caller_key::Key;
+use crate::server::limits::usage::Peer;
 use crate::server::rejections::{Cause, Rejections};
-use crate::server::usage::Peer;
 
 pub(crate) struct Auth {
     authorizer: Authorizer,

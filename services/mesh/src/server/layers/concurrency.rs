@@ -20,10 +20,10 @@ use crate::server::call_state::update;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready, rejected};
 use crate::server::layers::concurrency::request_buffer::{BufferError, Buffered, buffer};
 use crate::server::layers::stream_drain::end_with;
+use crate::server::limits::shares::{Full, Share, Shares};
+use crate::server::limits::slots::{Slot, Slots};
+use crate::server::limits::usage::{Holder, Resource};
 use crate::server::rejections::{Cause, Rejections};
-use crate::server::shares::{Full, Share, Shares};
-use crate::server::slots::{Slot, Slots};
-use crate::server::usage::{Holder, Resource};
 use crate::server::write_timeout::end_after_eviction;
 use crate::status::mesh_status_retry;
 

@@ -25,9 +25,9 @@ use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready};
 use crate::server::layers::memory::budget::{Account, out_of_memory};
 use crate::server::layers::memory::request_body::{AdmittedBody, Prefixes};
 use crate::server::layers::memory::response::{Charge, RESPONSE_COST_FACTOR};
+use crate::server::limits::shares::{Full, Shares};
+use crate::server::limits::usage::{Holder, Resource};
 use crate::server::rejections::{Cause, Rejections};
-use crate::server::shares::{Full, Shares};
-use crate::server::usage::{Holder, Resource};
 
 /// A message for health or reflection is only a name.
 const INFRASTRUCTURE_MESSAGE_BYTES: usize = 4 * 1024;

@@ -15,12 +15,12 @@ use crate::call::Call;
 use crate::call::wire::{Request, ServerFuture};
 use crate::identity::caller::Caller;
 use crate::policy::{Access, PolicyTable};
-use crate::server::caller_key::Key;
 use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready, rejected};
-use crate::server::quota::{Callers, MAX_CALLERS, Quota};
+use crate::server::limits::caller_key::Key;
+use crate::server::limits::quota::{Callers, MAX_CALLERS, Quota};
+use crate::server::limits::resets::Resets;
+use crate::server::limits::usage::Peer;
 use crate::server::rejections::{Cause, Rejections};
-use crate::server::resets::Resets;
-use crate::server::usage::Peer;
 use crate::status::MESH_DOMAIN;
 
 pub(crate) struct RateLimit {

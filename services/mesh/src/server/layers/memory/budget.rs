@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::server::shares::{Full, Shares};
-use crate::server::usage::Holder;
+use crate::server::limits::shares::{Full, Shares};
+use crate::server::limits::usage::Holder;
 use crate::status::{OUT_OF_MEMORY, mesh_status_retry};
 
 const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -13,8 +13,8 @@ use crate::policy::FieldLimit;
 use crate::server::layers::concurrency::request_buffer::Pieces;
 use crate::server::layers::memory::budget::{Account, out_of_memory};
 use crate::server::layers::memory::field_limits::count_elements;
+use crate::server::limits::shares::Shares;
 use crate::server::rejections::{Cause, Rejections};
-use crate::server::shares::Shares;
 use crate::status::{REQUEST_CARDINALITY, mesh_status, status};
 
 /// The cost of a byte on the wire while its call is served: in the HTTP/2 stack, the decoder's buffer, the decoded

@@ -1,6 +1,6 @@
 use super::*;
 use crate::identity::caller::Role;
-use crate::server::usage::{ConnectionCallers, UsageTable};
+use crate::server::limits::usage::{ConnectionCallers, UsageTable};
 use std::net::SocketAddr;
 use uuid::Uuid;
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::server::usage::Resource;
+use crate::server::limits::usage::Resource;
 
 #[test]
 fn charged_bytes_are_returned() {

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::server::call_state;
-use crate::server::caller_key::Key;
-use crate::server::quota::{Callers, MAX_CALLERS, Quota};
+use crate::server::limits::caller_key::Key;
+use crate::server::limits::quota::{Callers, MAX_CALLERS, Quota};
 
 /// More than well-behaved clients cancel: a burst, and a hundred a second. Each costs at most what a call costs.
 const PER_CALLER: Quota = Quota { calls: 2_000, per: Duration::from_secs(20) };

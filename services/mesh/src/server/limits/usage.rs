@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::call::wire::Request;
-use crate::server::caller_key::Key;
+use crate::server::limits::caller_key::Key;
 
 /// A limit that callers share fairly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::caller_key::Key;
+use crate::server::limits::caller_key::Key;
 
 /// Evictions that are not complete: the limit may be exceeded by this number, and by as many again for mesh services.
 const MAX_EVICTING: usize = 32;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::server::usage::{Holder, Resource};
+use crate::server::limits::usage::{Holder, Resource};
 
 /// A limited amount of a resource, shared fairly between callers.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::server::caller_key::Key;
+use crate::server::limits::caller_key::Key;
 
 /// Tracked callers, per method.
 pub(crate) const MAX_CALLERS: usize = 10_000;

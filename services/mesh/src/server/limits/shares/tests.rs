@@ -1,6 +1,6 @@
 use super::*;
-use crate::server::caller_key::Key;
-use crate::server::usage::UsageTable;
+use crate::server::limits::caller_key::Key;
+use crate::server::limits::usage::UsageTable;
 use uuid::Uuid;
 
 /// A limit, and its callers.
