@@ -112,3 +112,6 @@ impl Call {
 pub(crate) fn method_name(policy: Option<&'static MethodPolicy>) -> &'static str {
     policy.map_or(OTHER_METHOD, MethodPolicy::name)
 }
+
+#[cfg(test)]
+mod tests;

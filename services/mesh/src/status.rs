@@ -1,6 +1,8 @@
 //! Errors on the wire: ONE function turns a service's error into a gRPC status, with exactly one `google.rpc.ErrorInfo`
 //! and the other details where they fit (AIP-193).
 
+mod log_limits;
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::server::rejections::LogLimits;
+use crate::status::log_limits::LogLimits;
 
 /// The domain of the mesh's own errors.
 pub(crate) const MESH_DOMAIN: &str = "mesh.ordermesh";

@@ -76,3 +76,6 @@ pub(crate) fn is_ok(headers: &HeaderMap) -> bool {
 pub(crate) fn respond(status: Status) -> Response {
     status.into_http()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,9 @@
 //! Counts rejections by cause: a counter, and at most one log line a second. The causes are an enum, so the metric's
 //! label has a bounded number of values.
 
-use std::collections::BTreeMap;
-
 use opentelemetry::metrics::Counter;
 use opentelemetry::{KeyValue, global};
+#[cfg(test)]
 use parking_lot::Mutex;
 use telemetry::LogLimit;
 use tokio::time::Instant;
@@ -121,20 +120,3 @@ impl Rejections {
         }
     }
 }
-
-/// A log limit per reason: a frequent reason does not hide another.
-#[derive(Debug)]
-pub(crate) struct LogLimits(Mutex<BTreeMap<&'static str, LogLimit>>);
-
-impl LogLimits {
-    pub(crate) const fn new() -> Self {
-        Self(Mutex::new(BTreeMap::new()))
-    }
-
-    pub(crate) fn count(&self, reason: &'static str, now: Instant) -> Option<u64> {
-        self.0.lock().entry(reason).or_default().count(now)
-    }
-}
-
-#[cfg(test)]
-mod tests;
