@@ -5,6 +5,8 @@ pub(crate) mod metrics;
 pub(crate) mod record;
 pub(crate) mod wire;
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use crate::call::deadline::{Malformed, effective, requested_timeout};
@@ -64,7 +66,7 @@ pub(crate) struct Call {
     /// The earlier of the method's deadline and the caller's, both from arrival.
     pub(crate) deadline: Result<Option<Instant>, Malformed>,
     /// The mesh service that calls; `None` when the caller does not claim to be one.
-    pub(crate) service: Option<Result<String, WrongSecret>>,
+    pub(crate) service: Option<Result<Arc<str>, WrongSecret>>,
 }
 
 /// A mesh service presented a wrong secret, or no name.
@@ -80,7 +82,7 @@ impl Call {
     pub(crate) fn classify(
         policies: PolicyTable,
         request: &Request,
-        service: Option<Result<String, WrongSecret>>,
+        service: Option<Result<Arc<str>, WrongSecret>>,
         now: Instant,
     ) -> Self {
         let path = request.uri().path();

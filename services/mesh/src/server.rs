@@ -81,11 +81,12 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
             rejections.clone(),
         )),
     });
-    gauges::show(&holdings);
+    gauges::export(&holdings);
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
-        // Outermost, so that rejections are counted, and the other layers read what it has determined about the call; and a span must outlive all that happens in it.
+        // Outermost, so that rejections are counted, and the other layers read its classification of the call; and a span
+        // must outlive all that happens in it.
         .layer(server_telemetry(telemetry))
         // Outside of all layers that reject, or their errors would lack ErrorInfo; inside telemetry, which reads the
         // status.
@@ -114,7 +115,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         stack: Stack::new(stack),
         health,
         tokens: authorizer.tokens(),
-        takes_secret: authorizer.takes_secret(),
+        accepts_secret: authorizer.accepts_secret(),
         holdings,
         goaway,
         drain_notice: config.drain_notice,

@@ -64,7 +64,7 @@ impl Authorizer {
         self.tokens.clone()
     }
 
-    pub(crate) fn takes_secret(&self) -> bool {
+    pub(crate) fn accepts_secret(&self) -> bool {
         self.secret.is_some()
     }
 
@@ -73,14 +73,18 @@ impl Authorizer {
     }
 
     /// The mesh service that calls; `None` when the caller does not claim to be one. A certificate takes precedence.
-    pub(crate) fn service(&self, headers: &HeaderMap, connection: &Extensions) -> Option<Result<String, WrongSecret>> {
+    pub(crate) fn service(
+        &self,
+        headers: &HeaderMap,
+        connection: &Extensions,
+    ) -> Option<Result<Arc<str>, WrongSecret>> {
         if let Some(PeerService(name)) = connection.get() {
             return Some(Ok(name.clone()));
         }
         let presented = headers.get(SECRET_HEADER)?;
         let name = headers.get(SERVICE_HEADER).and_then(|name| name.to_str().ok()).filter(|name| !name.is_empty());
         let is_right = self.secret.as_ref().is_some_and(|secret| secret.matches(presented.as_bytes()));
-        Some(name.filter(|_| is_right).map(str::to_owned).ok_or(WrongSecret))
+        Some(name.filter(|_| is_right).map(Arc::from).ok_or(WrongSecret))
     }
 
     /// The caller if it is allowed, else the error. `None` when the decision must wait: see [`Authorizer::authorize`].
@@ -105,8 +109,8 @@ impl Authorizer {
 
     fn presented<'a>(&'a self, call: &Call, headers: &'a HeaderMap) -> PresentedCredentials<'a> {
         if let Some(service) = &call.service {
-            let caller = service.clone().map(|name| Caller::Service { name });
-            return PresentedCredentials::Caller(caller.map_err(|WrongSecret| wrong_secret()));
+            let caller = service.as_ref().map(|name| Caller::Service { name: name.to_string() });
+            return PresentedCredentials::Caller(caller.map_err(|_wrong_secret| wrong_secret()));
         }
         let Some(authorization) = headers.get(header::AUTHORIZATION) else {
             return PresentedCredentials::Caller(Ok(Caller::Anonymous));

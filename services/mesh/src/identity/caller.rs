@@ -1,5 +1,7 @@
 //! The caller, and what else a handler finds in its request's extensions.
 
+use std::sync::Arc;
+
 use kernel::Timestamp;
 use telemetry::{Kind, Operation};
 use tonic::Extensions;
@@ -41,7 +43,7 @@ pub enum Caller {
 
 /// The service that a connection's certificate names.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct PeerService(pub(crate) String);
+pub(crate) struct PeerService(pub(crate) Arc<str>);
 
 /// Marks a *client* request in its extensions: the call has no span and sends no `traceparent`. For the relay of trace
 /// events, whose own spans would be spans about spans.

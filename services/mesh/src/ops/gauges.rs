@@ -18,7 +18,7 @@ pub(crate) struct Holdings {
 }
 
 /// Exports them while they exist.
-pub(crate) fn show(holdings: &Arc<Holdings>) {
+pub(crate) fn export(holdings: &Arc<Holdings>) {
     up_down(holdings, "mesh.server.permits.used", "{permit}", |Holdings { admission, .. }| {
         vec![("call", admission.calls.used()), ("stream", admission.streams.used())]
     });

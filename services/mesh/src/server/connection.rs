@@ -184,7 +184,7 @@ impl Connections {
             Ok((stream, None)) => self.read_preface(stream, self.service(&stack, peer, None, slot), goaway).await,
             Ok((stream, Some((service, valid_for)))) => {
                 slot.never_evict();
-                let service = self.service(&stack, peer, Some(PeerService(service)), slot);
+                let service = self.service(&stack, peer, Some(PeerService(service.into())), slot);
                 let close = service.activity.close.clone();
                 let ends = async {
                     tokio::time::sleep(valid_for).await;

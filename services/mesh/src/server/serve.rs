@@ -25,7 +25,7 @@ pub struct Server {
     pub(crate) stack: Stack,
     pub(crate) health: Health,
     pub(crate) tokens: Option<Arc<Tokens>>,
-    pub(crate) takes_secret: bool,
+    pub(crate) accepts_secret: bool,
     /// What the server holds; exported as metrics while the server exists.
     pub(crate) holdings: Arc<Holdings>,
     /// Cancelled when every connection gets its GOAWAY.
@@ -50,7 +50,7 @@ impl Server {
         shutdown: CancellationToken,
     ) -> Result<(), io::Error> {
         let address = listener.local_addr()?;
-        if self.takes_secret && !address.ip().is_loopback() {
+        if self.accepts_secret && !address.ip().is_loopback() {
             let message = "the mesh secret is for loopback listeners only";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
