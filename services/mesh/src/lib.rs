@@ -13,7 +13,7 @@
 //! - `client`: the client's page. In its folder: its layers, the balancer, instances and their connections
 //! - `identity`: credentials, access tokens, the authorizer, the caller
 //! - [`tls`]: mutual TLS
-//! - `body`: bodies that wrap others
+//! - `body`, `io`: bodies and streams that wrap others
 //! - `ops`: health, reflection, the admin port, gauges
 //! - `status`: a service's error as a gRPC status
 
@@ -21,6 +21,7 @@ mod body;
 mod call;
 mod client;
 mod identity;
+mod io;
 mod ops;
 pub mod policy;
 mod server;

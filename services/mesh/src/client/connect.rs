@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::body::Body;
 
+use crate::io::{Filtered, ReadFilter};
 use crate::tls::ClientTls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -101,7 +102,7 @@ where
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .handshake::<_, Body>(TokioIo::new(FirstByte { io, first_byte: Some(first_byte) }))
+        .handshake::<_, Body>(TokioIo::new(Filtered { inner: io, filter: FirstByte(Some(first_byte)) }))
         .await
         .map_err(|error| error.to_string())?;
     let owned = address.to_owned();
@@ -125,52 +126,25 @@ where
     }
 }
 
-/// A stream that reports the first byte that is read, or the error instead.
-struct FirstByte<T> {
-    io: T,
-    first_byte: Option<oneshot::Sender<Result<u8, String>>>,
-}
+/// Reports the first byte that is read, or the error instead.
+struct FirstByte(Option<oneshot::Sender<Result<u8, String>>>);
 
-impl<T: AsyncRead + Unpin> AsyncRead for FirstByte<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+impl ReadFilter for FirstByte {
+    fn poll_read<S>(&mut self, inner: &mut S, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+    where
+        S: AsyncRead + Unpin,
+    {
         let before = buffer.filled().len();
-        let read = Pin::new(&mut this.io).poll_read(cx, buffer);
+        let read = Pin::new(inner).poll_read(cx, buffer);
         let first = match &read {
             Poll::Ready(Ok(())) => buffer.filled().get(before).map(|first| Ok(*first)),
             Poll::Ready(Err(error)) => Some(Err(error.to_string())),
             Poll::Pending => None,
         };
-        if let Some((first_byte, first)) = this.first_byte.take_if(|_| first.is_some()).zip(first) {
-            let _ = first_byte.send(first);
+        if let Some((sender, first)) = self.0.take_if(|_| first.is_some()).zip(first) {
+            let _ = sender.send(first);
         }
         read
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for FirstByte<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
     }
 }
 

@@ -25,7 +25,7 @@ use crate::server::limits::resets::{ConnectionResets, Excess, Resets};
 use crate::server::limits::slots::{Slot, Slots};
 use crate::server::limits::usage::{ConnectionCallers, UsageTable};
 use crate::server::lingering_close::{linger, return_on_drop};
-use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, PollBudget, Portioned};
+use crate::server::portions::{PREFACE, PREFACE_AND_HEAD_BYTES, PollBudget, portioned};
 use crate::server::proxies::Proxies;
 use crate::server::rejections::{Cause, Rejections};
 use crate::server::write_timeout::WriteTimeoutExecutor;
@@ -229,7 +229,7 @@ impl Connections {
             Ok(Err(_gone)) => {}
             Ok(Ok(_)) if first.starts_with(PREFACE) => {
                 let budget = PollBudget::default();
-                self.serve_http2(Portioned::new(first, stream, budget.clone()), budget, service, goaway).await;
+                self.serve_http2(portioned(first, stream, budget.clone()), budget, service, goaway).await;
             }
             Ok(Ok(_)) | Err(_) => self.rejections.count(Cause::Preface),
         }

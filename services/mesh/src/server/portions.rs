@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::io::{Filtered, ReadFilter};
 
 /// The HTTP/2 client preface, and the head of the frame after it (SETTINGS).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -46,57 +48,31 @@ impl PollBudget {
     }
 }
 
-/// A stream whose first bytes were already read.
-pub(crate) struct Portioned<S> {
+/// Gives the first bytes, which were already read, and then one portion for each poll.
+pub(crate) struct Portions {
     first: [u8; PREFACE_AND_HEAD_BYTES],
     given: usize,
-    stream: S,
     budget: PollBudget,
 }
 
-impl<S> Portioned<S> {
-    pub(crate) fn new(first: [u8; PREFACE_AND_HEAD_BYTES], stream: S, budget: PollBudget) -> Self {
-        Self { first, given: 0, stream, budget }
-    }
+/// A stream that is read in portions after its first bytes.
+pub(crate) fn portioned<S>(first: [u8; PREFACE_AND_HEAD_BYTES], inner: S, budget: PollBudget) -> Filtered<S, Portions> {
+    Filtered { inner, filter: Portions { first, given: 0, budget } }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Portioned<S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let left = &this.first[this.given..];
+impl ReadFilter for Portions {
+    fn poll_read<S>(&mut self, inner: &mut S, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let left = &self.first[self.given..];
         if left.is_empty() {
-            return this.budget.read(&mut this.stream, cx, buffer);
+            return self.budget.read(inner, cx, buffer);
         }
         let given = left.len().min(buffer.remaining());
         buffer.put_slice(&left[..given]);
-        this.given += given;
+        self.given += given;
         Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Portioned<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
 
