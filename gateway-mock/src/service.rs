@@ -2,7 +2,7 @@
 
 use contracts::gateway::v1 as proto;
 use contracts::gateway::v1::payment_gateway_service_server::PaymentGatewayService;
-use mesh::Secret;
+use mesh::SharedSecret;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::charge::Gateway;
@@ -15,7 +15,7 @@ const API_KEY: &str = "x-api-key";
 /// The handlers of gateway.v1.PaymentGatewayService.
 pub(crate) struct GatewayHandlers {
     gateway: Gateway,
-    api_key: Secret,
+    api_key: SharedSecret,
 }
 
 impl GatewayHandlers {
@@ -26,7 +26,7 @@ impl GatewayHandlers {
     /// Authenticates a request by its API key, and returns its message.
     fn authenticate<M>(&self, request: Request<M>) -> Result<M, Error> {
         let key = request.metadata().get(API_KEY).and_then(|key| key.to_str().ok());
-        let key = Secret::new(key.unwrap_or_default().to_owned());
+        let key = SharedSecret::new(key.unwrap_or_default().to_owned());
         // Secrets are compared in constant time; the configured key is never empty.
         if key == self.api_key { Ok(request.into_inner()) } else { Err(Error::InvalidApiKey) }
     }

@@ -17,7 +17,7 @@ const ACTOR_ROLE: &str = "actor.role";
 pub fn operation(extensions: &Extensions) -> Operation {
     let operation = mesh::operation(extensions);
     match mesh::caller(extensions) {
-        Caller::Person { user_id, role, .. } => {
+        Caller::User { user_id, role, .. } => {
             operation.set(ACTOR_ID, user_id.to_string());
             operation.set(
                 ACTOR_ROLE,

@@ -70,7 +70,7 @@ pub struct Chassis {
     /// Cancelled when shutdown is requested; the service still serves during the pre-drain delay.
     shutdown_requested: CancellationToken,
     identity: Option<Identity>,
-    secret: Option<Secret>,
+    secret: Option<SharedSecret>,
     /// Cancelled when the server has drained: the last events can be sent.
     drained: CancellationToken,
     /// The task of the sink's writer.
@@ -197,9 +197,9 @@ impl Chassis {
         if self.secret.is_none() && self.identity.is_none() {
             tracing::warn!(target: "ordermesh", "neither a certificate nor a mesh secret is set: calls of other services are rejected as unauthenticated");
         }
-        let mut gatekeeper = Gatekeeper::new(contracts::POLICIES).with_tokens(served.keys, ISSUER, AUDIENCE);
+        let mut authorizer = Authorizer::new(contracts::POLICIES).with_tokens(served.keys, ISSUER, AUDIENCE);
         if let Some(secret) = &self.secret {
-            gatekeeper = gatekeeper.with_mesh_secret(secret.clone());
+            authorizer = authorizer.with_mesh_secret(secret.clone());
         }
         let settings = &self.settings;
         let config = ServerConfig {

@@ -43,7 +43,7 @@ pub(crate) fn received(caller: &Caller, request: proto::AppendTraceEventsRequest
     let origin = match caller {
         Caller::Service { name } => name.as_str(),
         // The policy admits no other callers; an event without a service is rejected below.
-        Caller::Anonymous | Caller::Person { .. } => "",
+        Caller::Anonymous | Caller::User { .. } => "",
     };
     let received = request.events.into_iter().map(|event| {
         let event_id = event.event_id.chars().take(MAX_ID_CHARS).collect();

@@ -95,7 +95,7 @@ impl Watch {
         let position = after.map_or(known.newest, |cursor| known.resume_offset(cursor.position));
         let made = after.map_or(now, |cursor| cursor.made);
         let token_ends = match caller {
-            Caller::Person { token_expires, .. } => token_expires.since(now),
+            Caller::User { token_expires, .. } => token_expires.since(now),
             Caller::Anonymous | Caller::Service { .. } => Duration::ZERO,
         };
         let (to, updates) = mpsc::channel(MAX_WAITING);

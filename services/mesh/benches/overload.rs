@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use mesh::{Access, Gatekeeper, Idempotency, MethodPolicy, PolicyTable, ServerConfig, server};
+use mesh::{Access, Authorizer, Idempotency, MethodPolicy, PolicyTable, ServerConfig, server};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -171,10 +171,10 @@ async fn offer(senders: &[SendRequest<Full<Bytes>>], per_second: usize) -> Outco
 async fn main() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let gatekeeper = Gatekeeper::new(POLICIES);
+    let authorizer = Authorizer::new(POLICIES);
     let trusted_proxies = vec!["127.0.0.0/8".parse().expect("a network")];
     let config =
-        ServerConfig { max_concurrency: PERMITS, trusted_proxies, ..ServerConfig::new("bench", POLICIES, gatekeeper) };
+        ServerConfig { max_concurrency: PERMITS, trusted_proxies, ..ServerConfig::new("bench", POLICIES, authorizer) };
     let (_ready, is_ready) = watch::channel(true);
     tokio::spawn(server(config, Routes::new(Wait)).serve(listener, is_ready, CancellationToken::new()));
     let senders = join_all((0..CONNECTIONS).map(|_| connect(address))).await;

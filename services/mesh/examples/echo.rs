@@ -46,7 +46,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = ServerConfig {
         services: &["echo.v1.Echo"],
         trust_client_trace_context: true,
-        ..ServerConfig::new("echo", POLICIES, Gatekeeper::new(POLICIES))
+        ..ServerConfig::new("echo", POLICIES, Authorizer::new(POLICIES))
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let addresses = vec![listener.local_addr()?.to_string()];

@@ -1,30 +1,46 @@
 //! The client's stack, on one page.
 
+pub(crate) mod attributes;
+mod balance;
+mod breaker;
+mod call;
+mod connect;
+mod deadline;
+pub(crate) mod discovery;
+mod endpoint;
+mod endpoints;
+mod load;
+mod metrics;
+mod reconnect;
+mod retry;
+mod rng;
+mod telemetry;
+
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use ::telemetry::{EventSink, Propagation};
 use futures_util::future::BoxFuture;
-use telemetry::{EventSink, Propagation};
 use tonic::Status;
 use tower::{Service, ServiceBuilder};
 
-use crate::balance::Balance;
-use crate::budget::Budget;
-use crate::chance::{Chance, SystemChance};
-use crate::client_deadline::{ClientDeadline, client_deadline};
-use crate::client_metrics::ClientMetrics;
-use crate::client_telemetry::{ClientTelemetry, client_telemetry};
-use crate::connect::Tcp;
-use crate::credentials::{Credentials, WithCredentials, with_credentials};
-use crate::discovery::{Addresses, SystemResolver};
-use crate::endpoint::EndpointConfig;
-use crate::fleet::Fleet;
-use crate::keeper::Keeping;
+use crate::call::wire::{Request, Response};
+use crate::client::balance::Balance;
+use crate::client::connect::Tcp;
+use crate::client::deadline::{ClientDeadline, client_deadline};
+use crate::client::discovery::{Addresses, SystemResolver};
+use crate::client::endpoint::EndpointConfig;
+use crate::client::endpoints::Endpoints;
+use crate::client::metrics::ClientMetrics;
+use crate::client::reconnect::Reconnect;
+use crate::client::retry::budget::RetryBudget;
+use crate::client::retry::{Retry, RetryConfig, retry};
+use crate::client::rng::{Rng, SystemRng};
+use crate::client::telemetry::{ClientTelemetry, client_telemetry};
+use crate::identity::credentials::{Credentials, WithCredentials, with_credentials};
 use crate::policy::PolicyTable;
-use crate::retry::{Retry, RetryConfig, retry};
 use crate::tls::ClientTls;
-use crate::wire::{Request, Response};
 
 /// A client's configuration. [`ClientConfig::new`] has the defaults.
 pub struct ClientConfig {
@@ -36,10 +52,9 @@ pub struct ClientConfig {
     pub policies: PolicyTable,
     /// The client's credentials.
     pub credentials: Credentials,
-    /// Where events of calls go that got no answer.
+    /// Where events of calls go that got no response.
     pub events: Option<Arc<dyn EventSink>>,
-    /// Whether the target is a mesh service: then the order and user that a call concerns are sent to it
-    /// ([`crate::About`]).
+    /// Whether the target is a mesh service: then what a call concerns is sent to it ([`crate::CallAttributes`]).
     pub is_platform: bool,
     /// Connections to each instance.
     pub connections: usize,
@@ -79,32 +94,33 @@ pub struct Channel {
 
 /// Creates a channel. It connects when it is first used.
 pub fn client(config: ClientConfig) -> Channel {
-    let (metrics, budget) = (Arc::new(ClientMetrics::new(config.target)), Arc::new(Budget::new()));
-    let chance: Arc<dyn Chance> = Arc::new(SystemChance);
-    let fleet = fleet(&config, chance.clone(), metrics.clone());
-    metrics.observe(Arc::downgrade(&budget), Arc::downgrade(&fleet));
-    let retrying = RetryConfig { policies: config.policies, is_on: config.retries, budget, chance, metrics };
+    let (metrics, budget) = (Arc::new(ClientMetrics::new(config.target)), Arc::new(RetryBudget::new()));
+    let rng: Arc<dyn Rng> = Arc::new(SystemRng);
+    let endpoints = endpoints(&config, rng.clone(), metrics.clone());
+    metrics.export_retry_budget(&budget);
+    endpoints.export_load();
+    let retrying = RetryConfig { is_on: config.retries, budget, rng, metrics };
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
         // Outermost: one CLIENT span over all attempts. Further in, retrying would look like several calls.
         .layer(client_telemetry(config.policies, config.events, config.is_platform, config.propagation))
         // Outside of retry: all attempts together have the time of one call.
-        .layer(client_deadline(config.policies))
+        .layer(client_deadline())
         // Outside of what is chosen for each attempt: credentials and instance.
         .layer(retry(retrying))
         // Inside retry: each attempt has the newest credentials.
         .layer(with_credentials(&config.credentials))
         // Innermost: it alone selects instances. Picks one by load, skipping open breakers; fails fast when none is
         // reachable.
-        .service(Balance::new(fleet));
+        .service(Balance::new(endpoints));
     Channel { target: config.target, stack }
 }
 
-fn fleet(config: &ClientConfig, chance: Arc<dyn Chance>, metrics: Arc<ClientMetrics>) -> Arc<Fleet> {
-    let keeping = Keeping {
+fn endpoints(config: &ClientConfig, rng: Arc<dyn Rng>, metrics: Arc<ClientMetrics>) -> Arc<Endpoints> {
+    let reconnect = Reconnect {
         connect: Arc::new(Tcp { tls: config.tls.clone() }),
-        chance: chance.clone(),
+        rng: rng.clone(),
         changed: Arc::default(),
         failures: Arc::default(),
     };
@@ -112,10 +128,10 @@ fn fleet(config: &ClientConfig, chance: Arc<dyn Chance>, metrics: Arc<ClientMetr
         connections: config.connections,
         has_tls: config.tls.is_some(),
         is_bounded: matches!(config.addresses, Addresses::Fixed(_)),
-        chance,
+        rng,
         metrics,
     };
-    Arc::new(Fleet::new(config.target, config.addresses.clone(), Arc::new(SystemResolver), endpoints, keeping))
+    Arc::new(Endpoints::new(config.target, config.addresses.clone(), Arc::new(SystemResolver), endpoints, reconnect))
 }
 
 impl Service<Request> for Channel {

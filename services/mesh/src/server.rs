@@ -1,5 +1,22 @@
 //! The server's stack, on one page.
 
+pub(crate) mod call_state;
+pub(crate) mod calls;
+pub(crate) mod config;
+pub(crate) mod connection;
+pub(crate) mod layer;
+pub(crate) mod layers;
+pub(crate) mod limits;
+pub(crate) mod lingering_close;
+pub(crate) mod listen;
+pub(crate) mod memory_limit;
+pub(crate) mod not_grpc;
+pub(crate) mod portions;
+pub(crate) mod proxies;
+pub(crate) mod rejections;
+pub(crate) mod serve;
+pub(crate) mod write_timeout;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,27 +24,29 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
-use crate::concurrency::{Admission, concurrency};
-use crate::connections::Connections;
-use crate::gauges::{self, Holdings};
-use crate::health::Health;
-use crate::identity::identity;
-use crate::memory::memory;
-use crate::memory_limit::default_budget_bytes;
-use crate::metadata::metadata;
-use crate::panic::catch_panic;
-use crate::proxies::Proxies;
-use crate::rate_limit::rate_limit;
-use crate::reflection;
-use crate::refusals::Refusals;
-use crate::rescue::rescue;
-use crate::resets::Resets;
-use crate::serve::{Server, Stack};
-use crate::server_config::ServerConfig;
-use crate::server_deadline::server_deadline;
-use crate::server_telemetry::{ServerTelemetryConfig, server_telemetry};
-use crate::shares::Shares;
-use crate::stream_end::stream_end;
+use crate::ops::gauges::{self, Holdings};
+use crate::ops::health::Health;
+use crate::ops::reflection;
+use crate::server::config::ServerConfig;
+use crate::server::connection::{Connections, Stack};
+use crate::server::layer::Boxed;
+use crate::server::layers::auth::auth;
+use crate::server::layers::concurrency::{Admission, concurrency};
+use crate::server::layers::deadline::server_deadline;
+use crate::server::layers::error_details::error_details;
+use crate::server::layers::memory::memory;
+use crate::server::layers::metadata::metadata;
+use crate::server::layers::panic::catch_panic;
+use crate::server::layers::rate_limit::rate_limit;
+use crate::server::layers::stream_drain::stream_drain;
+use crate::server::layers::telemetry::{ServerTelemetryConfig, server_telemetry};
+use crate::server::limits::resets::Resets;
+use crate::server::limits::shares::Shares;
+use crate::server::limits::usage::Resource;
+use crate::server::memory_limit::default_budget_bytes;
+use crate::server::proxies::Proxies;
+use crate::server::rejections::Rejections;
+use crate::server::serve::Server;
 
 /// Streams that their service does not end are ended this long after the GOAWAY (at most a quarter of the drain
 /// timeout).
@@ -37,66 +56,66 @@ const STREAM_GRACE: Duration = Duration::from_secs(1);
 pub fn server(config: ServerConfig, routes: Routes) -> Server {
     let services = if config.services.is_empty() { config.policies.services() } else { config.services.to_vec() };
     let policies = config.policies.of(&services);
-    let gatekeeper = config.gatekeeper.serving(policies);
+    let authorizer = config.authorizer.serving(policies);
     let routes = if config.reflection { reflection::add(routes, config.descriptors, &services) } else { routes };
     let health = Health::new(services);
     let routes = routes.add_service(health.service()).prepare();
-    let refusals = Arc::new(Refusals::new(config.service));
+    let rejections = Arc::new(Rejections::new(config.service));
     let telemetry = ServerTelemetryConfig {
-        policies,
-        gatekeeper: gatekeeper.clone(),
+        authorizer: authorizer.clone(),
         events: config.events,
         trust_client_trace_context: config.trust_client_trace_context,
         propagation: config.propagation,
-        refusals: refusals.clone(),
+        rejections: rejections.clone(),
     };
     let (goaway, resets) = (CancellationToken::new(), Arc::new(Resets::new()));
     let holdings = Arc::new(Holdings {
         service: config.service,
         admission: Admission::new(config.max_concurrency, config.max_streams),
-        budget: Shares::new(config.memory_budget_bytes.unwrap_or_else(default_budget_bytes), 0),
+        budget: Shares::new(Resource::Memory, config.memory_budget_bytes.unwrap_or_else(default_budget_bytes), 0),
         connections: Arc::new(Connections::new(
             config.max_connections,
             config.tls,
             Proxies::new(config.trusted_proxies),
             resets.clone(),
-            refusals.clone(),
+            rejections.clone(),
         )),
     });
-    gauges::show(&holdings);
+    gauges::export(&holdings);
 
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
-        // Outermost, so that rejections are counted; and a span must outlive all that happens in it.
+        // Outermost, so that rejections are counted, and the other layers read its classification of the call; and a span
+        // must outlive all that happens in it.
         .layer(server_telemetry(telemetry))
         // Outside of all layers that reject, or their errors would lack ErrorInfo; inside telemetry, which reads the
         // status.
-        .layer(rescue())
+        .layer(error_details())
         // Before any layer reads the metadata: too much is rejected at the cost of adding up its size.
-        .layer(metadata(refusals.clone()))
+        .layer(metadata(rejections.clone()))
         // The timeout runs from arrival: further in, waiting for keys or permits would not count.
-        .layer(server_deadline(policies, refusals.clone()))
+        .layer(server_deadline(rejections.clone()))
         // Outside of all code that may panic; inside the deadline, which drops it.
         .layer(catch_panic())
         // Before any resource is taken: anonymous clients take no permits and no memory.
-        .layer(identity(gatekeeper.clone(), refusals.clone()))
+        .layer(auth(authorizer.clone(), rejections.clone()))
         // Inside identity, because it counts per caller; outside of the permits: a caller over its quota takes none.
-        .layer(rate_limit(policies, &config.rate_limits, resets, refusals.clone()))
+        .layer(rate_limit(policies, &config.rate_limits, resets, rejections.clone()))
         // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is complete. A
         // call that waits for the rest of its request, or for its caller to read its response, holds only memory.
-        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, refusals.clone()))
+        .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, rejections.clone()))
         // A permit while the handler works; a slot for as long as a stream lasts.
-        .layer(concurrency(policies, holdings.admission.clone(), refusals))
+        .layer(concurrency(holdings.admission.clone(), rejections))
         // Inside the permits, which its end releases: an endless stream must not delay the server's shutdown.
-        .layer(stream_end(policies, gatekeeper.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
-        .service(routes);
+        .layer(stream_drain(authorizer.tokens(), goaway.clone(), STREAM_GRACE.min(config.drain_timeout / 4)))
+        .service(Boxed(routes));
 
     tracing::debug!(target: "ordermesh", service = config.service, methods = policies.0.len(), "server stack built");
     Server {
         stack: Stack::new(stack),
         health,
-        tokens: gatekeeper.tokens(),
-        takes_secret: gatekeeper.takes_secret(),
+        tokens: authorizer.tokens(),
+        accepts_secret: authorizer.accepts_secret(),
         holdings,
         goaway,
         drain_notice: config.drain_notice,

@@ -6,91 +6,46 @@
 //! SPIFFE name; it is made from an identity, or from [`Trust`] by clients without one.
 //! TLS 1.3 only, HTTP/2 only, no resumption: a resumed session would outlive the roots that it was verified with.
 
+mod client;
+mod files;
+mod spiffe;
+mod time;
+mod verify;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::{Clock, Timestamp};
 use opentelemetry::{KeyValue, global};
+use parking_lot::{Mutex, RwLock};
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, version};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, server};
 use tokio_util::sync::CancellationToken;
 
-use crate::spiffe::{NameError, end_of, service_of};
-pub use crate::tls_client::{ClientTls, Trust};
-use crate::tls_client::{Shown, Trusted};
-use crate::tls_verify::PlatformClients;
-
-pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
+use crate::tls::client::{ALPN_HTTP2, TargetConfigs, Trusted};
+pub use crate::tls::client::{ClientTls, Trust};
+pub use crate::tls::files::{Error, Files};
+use crate::tls::files::{Read, read, roots_of};
+use crate::tls::spiffe::{NameError, end_of, name_error, service_of};
+use crate::tls::time::Time;
+use crate::tls::verify::PlatformClients;
 
 /// From this time on, a warning is logged at `WARN_INTERVAL` that the certificate expires.
 const EXPIRES_SOON: Duration = Duration::from_secs(24 * 3_600);
 const WARN_INTERVAL: Duration = Duration::from_secs(3_600);
-
-/// The PEM files of an identity.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Files {
-    /// This process's certificate, and the intermediates, if any.
-    pub certificate: PathBuf,
-    /// The certificate's private key.
-    pub key: PathBuf,
-    /// The roots that verify peers' certificates.
-    pub roots: PathBuf,
-}
-
-/// Why an identity cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file does not exist, or may not be read.
-    #[error("{path} cannot be read")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
-    /// A file lacks its expected content.
-    #[error("{path} has no {what} in it")]
-    Empty {
-        /// The file.
-        path: PathBuf,
-        /// The missing content.
-        what: &'static str,
-    },
-    /// The files now belong to another service.
-    #[error("the certificate {path} is that of `{named}`, and was that of `{service}`")]
-    OtherService {
-        /// The certificate's file.
-        path: PathBuf,
-        /// The service that it names.
-        named: String,
-        /// The service that it named before.
-        service: String,
-    },
-    /// The certificate, its key and the roots do not match, or the certificate has expired.
-    #[error("the certificate {path} is not good")]
-    Certificate {
-        /// The certificate's file.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: rustls::Error,
-    },
-}
 
 /// This process's identity. Clones share it.
 #[derive(Clone)]
@@ -116,14 +71,6 @@ struct Material {
     clients: Mutex<HashMap<String, Arc<rustls::ClientConfig>>>,
 }
 
-/// The bytes of the three files.
-#[derive(PartialEq, Eq)]
-struct Read {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
-    roots: Vec<u8>,
-}
-
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity")
@@ -138,7 +85,7 @@ impl Identity {
     /// `ordermesh.local`.
     ///
     /// # Errors
-    /// A file cannot be read, or the certificate would be rejected by peers.
+    /// A file cannot be read, or the certificate would be invalid by peers.
     pub fn load(files: Files, trust_domain: impl Into<String>, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let trust_domain = trust_domain.into();
@@ -175,14 +122,14 @@ impl Identity {
     /// Checks the files periodically, and loads them when they are new and valid, until the shutdown. Open connections
     /// are not affected; new ones use the new files.
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
-        let mut refused: Option<Read> = None;
+        let mut invalid: Option<Read> = None;
         let mut warned: Option<Instant> = None;
         while shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             let identity = self.clone();
-            let last = refused.take();
+            let last = invalid.take();
             // Files may be on a slow disk, and verifying signatures takes time.
-            let looked = tokio::task::spawn_blocking(move || identity.look(last)).await;
-            refused = looked.unwrap_or_default();
+            let reloaded = tokio::task::spawn_blocking(move || identity.reload(last)).await;
+            invalid = reloaded.unwrap_or_default();
             let left = self.expires_in();
             if left < EXPIRES_SOON && warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
                 warned = Some(Instant::now());
@@ -192,23 +139,23 @@ impl Identity {
     }
 
     /// Loads the files when they are new. Returns invalid content, so that it is logged only once.
-    fn look(&self, refused: Option<Read>) -> Option<Read> {
+    fn reload(&self, invalid: Option<Read>) -> Option<Read> {
         let Inner { files, trust_domain, provider, clock, .. } = &*self.0;
-        let complain = |error: &Error| {
+        let warn = |error: &Error| {
             let because = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             tracing::warn!(target: "ordermesh", "the certificate was not renewed, the old one is kept: {error}: {because}");
         };
         let now = match read(files) {
             Ok(now) => now,
             Err(error) => {
-                complain(&error);
-                return refused;
+                warn(&error);
+                return invalid;
             }
         };
-        if now == self.current().read || refused.as_ref() == Some(&now) {
-            return refused;
+        if now == self.current().read || invalid.as_ref() == Some(&now) {
+            return invalid;
         }
-        let kept = Read { certificate: now.certificate.clone(), key: now.key.clone(), roots: now.roots.clone() };
+        let kept = now.clone();
         let service = self.service();
         let made = make(now, files, trust_domain, provider, clock).and_then(|material| {
             let (path, named) = (files.certificate.clone(), material.service.clone());
@@ -217,11 +164,11 @@ impl Identity {
         match made {
             Ok(material) => {
                 tracing::info!(target: "ordermesh", service = material.service, "the certificate, its key and the roots were renewed");
-                *self.0.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(material);
+                *self.0.current.write() = Arc::new(material);
                 None
             }
             Err(error) => {
-                complain(&error);
+                warn(&error);
                 Some(kept)
             }
         }
@@ -235,17 +182,19 @@ impl Identity {
     /// The client's end of connections to a service, for example `data`: its certificate must have this DNS name, and
     /// this service's SPIFFE name.
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
-        ClientTls::new(Shown::Identity(self.clone()), target.into())
+        ClientTls::new(Arc::new(self.clone()), target.into())
     }
 
     fn current(&self) -> Arc<Material> {
-        self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.current.read().clone()
     }
+}
 
-    /// The configuration for connections to a target, from the current files.
-    pub(crate) fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
+/// With this process's certificate, from the current files.
+impl TargetConfigs for Identity {
+    fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error> {
         let material = self.current();
-        let mut clients = material.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = material.clients.lock();
         if let Some(config) = clients.get(target) {
             return Ok(config.clone());
         }
@@ -302,25 +251,6 @@ pub(crate) fn failure(error: &io::Error) -> &'static str {
     }
 }
 
-/// A file's bytes.
-pub(crate) fn file(path: &PathBuf) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::File { path: path.clone(), source })
-}
-
-/// The roots in a file's text.
-pub(crate) fn roots_of(pem: &[u8], path: &Path) -> Result<Arc<RootCertStore>, Error> {
-    let mut roots = RootCertStore::empty();
-    let (added, _ignored) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).filter_map(Result::ok));
-    if added == 0 {
-        return Err(Error::Empty { path: path.to_path_buf(), what: "certificate" });
-    }
-    Ok(Arc::new(roots))
-}
-
-fn read(files: &Files) -> Result<Read, Error> {
-    Ok(Read { certificate: file(&files.certificate)?, key: file(&files.key)?, roots: file(&files.roots)? })
-}
-
 /// Verifies that all parts match, and that peers would accept them.
 fn make(
     read: Read,
@@ -332,7 +262,7 @@ fn make(
     let bad = |source| Error::Certificate { path: files.certificate.clone(), source };
     let empty = |path: &PathBuf, what| Error::Empty { path: path.clone(), what };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&read.certificate).filter_map(Result::ok).collect();
-    let [own, between @ ..] = chain.as_slice() else { return Err(empty(&files.certificate, "certificate")) };
+    let [own, intermediates @ ..] = chain.as_slice() else { return Err(empty(&files.certificate, "certificate")) };
     let key = PrivateKeyDer::from_pem_slice(&read.key).map_err(|_| empty(&files.key, "private key"))?;
     let roots = roots_of(&read.roots, &files.roots)?;
     let webpki = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
@@ -341,12 +271,12 @@ fn make(
         .map_err(|error| bad(rustls::Error::General(error.to_string())))?;
     let verifier = PlatformClients { webpki, trust_domain: trust_domain.to_owned() };
     // A certificate that peers would reject is not presented: better keep the old one, or do not start.
-    verifier.verify_client_cert(own, between, Time(clock.clone()).now()).map_err(bad)?;
+    verifier.verify_client_cert(own, intermediates, Time(clock.clone()).now()).map_err(bad)?;
     let service = service_of(own, trust_domain).map_err(|error| bad(name_error(error)))?;
     // As clients will verify it: by the service's name.
     let name = ServerName::try_from(service.clone()).map_err(|error| bad(rustls::Error::General(error.to_string())))?;
     let servers = Trusted { roots: &roots, trust_domain, provider, clock }.verifier(&service).map_err(bad)?;
-    servers.verify_server_cert(own, between, &name, &[], Time(clock.clone()).now()).map_err(bad)?;
+    servers.verify_server_cert(own, intermediates, &name, &[], Time(clock.clone()).now()).map_err(bad)?;
     let ends = end_of(own).map_err(|error| bad(name_error(error)))?;
     let certified = CertifiedKey::from_der(chain.clone(), key, provider).map_err(bad)?;
     certified.keys_match().map_err(bad)?;
@@ -362,75 +292,5 @@ fn make(
     Ok(Material { read, service, ends, certified, roots, server: Arc::new(server), clients: Mutex::default() })
 }
 
-pub(crate) fn name_error(error: NameError) -> rustls::Error {
-    rustls::Error::InvalidCertificate(rustls::CertificateError::Other(rustls::OtherError(Arc::new(error))))
-}
-
-/// The platform's clock for rustls.
-pub(crate) struct Time(pub(crate) Arc<dyn Clock>);
-
-impl Time {
-    fn now(&self) -> UnixTime {
-        let seconds = self.0.now().as_micros().div_euclid(1_000_000);
-        UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
-    }
-}
-
-impl TimeProvider for Time {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(self.now())
-    }
-}
-
-impl fmt::Debug for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Time")
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use certs::{Authority, Issued, Names, Validity};
-    use kernel::SystemClock;
-    use tempfile::TempDir;
-
-    use super::*;
-
-    const DOMAIN: &str = "test.local";
-
-    fn authority() -> Authority {
-        Authority::new(DOMAIN, Validity::from(SystemClock.now(), Duration::from_secs(86_400))).expect("an authority")
-    }
-
-    fn issue(authority: &Authority, names: &Names, days: u64) -> Issued {
-        let validity = Validity::from(SystemClock.now(), Duration::from_secs(days * 86_400));
-        authority.issue(names, validity).expect("issued")
-    }
-
-    fn write(folder: &TempDir, authority: &Authority, issued: &Issued) -> Files {
-        let path = |name: &str| folder.path().join(name);
-        let files = Files { certificate: path("own.pem"), key: path("own.key"), roots: path("ca.pem") };
-        std::fs::write(&files.certificate, &issued.certificate_pem).expect("written");
-        std::fs::write(&files.key, &issued.key_pem).expect("written");
-        std::fs::write(&files.roots, authority.certificate_pem()).expect("written");
-        files
-    }
-
-    #[test]
-    fn a_renewal_is_loaded_if_it_names_this_service_and_clients_would_accept_it() {
-        let (folder, authority) = (tempfile::tempdir().expect("a folder"), authority());
-        let ours = Names::of_service(DOMAIN, "order");
-        let files = write(&folder, &authority, &issue(&authority, &ours, 1));
-        let identity = Identity::load(files, DOMAIN, Arc::new(SystemClock)).expect("loaded");
-        let days_left = || identity.expires_in().as_secs().div_ceil(86_400);
-        let without_our_name = Names { dns: vec!["elsewhere".into()], ..ours.clone() };
-        for names in [Names::of_service(DOMAIN, "data"), without_our_name] {
-            write(&folder, &authority, &issue(&authority, &names, 7));
-            assert!(identity.look(None).is_some(), "it is rejected: {names:?}");
-            assert_eq!((identity.service().as_str(), days_left()), ("order", 1));
-        }
-        write(&folder, &authority, &issue(&authority, &ours, 7));
-        assert!(identity.look(None).is_none(), "control: its own is loaded");
-        assert_eq!(days_left(), 7);
-    }
-}
+mod tests;

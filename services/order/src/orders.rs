@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use chassis::{Decoded, Fields};
 use kernel::{AmountLimits, Clock, Currency, IdSource, Money, OrderId, RequestId, UserId};
-use mesh::About;
-use telemetry::{Operation, Outcome};
+use mesh::CallAttributes;
+use telemetry::{ORDER_ID, Operation, Outcome, USER_ID};
 
 use crate::driver::{self, Driven, Driver};
 use crate::error::Error;
@@ -91,12 +91,14 @@ impl Orders {
         user: UserId,
         command: &CreateOrder,
     ) -> Result<Option<Order>, Error> {
-        let about = About { order_id: Some(id.as_uuid()), user_id: Some(user.as_uuid()), attempt: None };
+        let attributes = CallAttributes::new().with(ORDER_ID, id.as_uuid()).with(USER_ID, user.as_uuid());
         let skus = command.items.iter().map(|(sku, _)| sku.clone()).collect();
         let country = command.address.country_code.clone();
         let postal_code = command.address.postal_code.clone();
-        let (products, transit) =
-            tokio::join!(self.catalog.products(about, skus), self.catalog.transit(about, country, postal_code));
+        let (products, transit) = tokio::join!(
+            self.catalog.products(attributes.clone(), skus),
+            self.catalog.transit(attributes, country, postal_code)
+        );
         let lines = lines(&command.items, &products?)?;
         let total = total(&lines, &self.amount_limits)?;
         check_expected(command.expected_total, total)?;

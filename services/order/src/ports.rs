@@ -26,9 +26,14 @@ pub struct Product {
 /// The catalogue: the Data Service.
 pub trait Catalog: Send + Sync + 'static {
     /// The requested products that exist.
-    fn products(&self, about: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>>;
+    fn products(&self, attributes: CallAttributes, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>>;
     /// The delivery time to an address.
-    fn transit(&self, about: About, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>>;
+    fn transit(
+        &self,
+        attributes: CallAttributes,
+        country: String,
+        postal_code: String,
+    ) -> BoxFuture<'_, Result<Transit, Error>>;
 }
 
 /// What the Payment Service decides about an order's payment.

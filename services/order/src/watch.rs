@@ -37,7 +37,7 @@ pub(crate) async fn follow(
     let subscription = subscriptions.subscribe(scope, id)?;
     orders.store.exists(scope, id).await?.then_some(()).ok_or(Error::OrderNotFound)?;
     let token_ends = match caller {
-        Caller::Person { token_expires, .. } => token_expires.since(orders.clock.now()),
+        Caller::User { token_expires, .. } => token_expires.since(orders.clock.now()),
         Caller::Anonymous | Caller::Service { .. } => Duration::ZERO,
     };
     let follower = Follower {

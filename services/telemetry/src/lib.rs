@@ -38,7 +38,7 @@ pub use environment::{Environment, VariableError};
 pub use event::{EventError, EventStatus, TraceEvent};
 pub use log_limit::LogLimit;
 pub use mask::{Masked, masked};
-pub use operation::{Disposition, Ended, EventSink, Kind, Operation, Outcome, Parent};
+pub use operation::{COLUMNS, Disposition, Ended, EventSink, Kind, ORDER_ID, Operation, Outcome, Parent, USER_ID};
 pub use propagation::{Propagation, RemoteContext};
 pub use providers::Providers;
 pub use setup::{Settings, SetupError, Telemetry};

@@ -22,6 +22,13 @@ use crate::class::ErrorClass;
 use crate::context::TraceParent;
 use crate::event::{EventError, EventStatus, TraceEvent};
 
+/// The attribute that is the event's `order_id`: a UUID.
+pub const ORDER_ID: &str = "order_id";
+/// The attribute that is the event's `user_id`: a UUID.
+pub const USER_ID: &str = "user_id";
+/// The attributes with a column of their own in the event, each with its short name (of a header, for example).
+pub const COLUMNS: [(&str, &str); 2] = [(ORDER_ID, "order"), (USER_ID, "user")];
+
 /// The side of a call that an operation is on (OpenTelemetry's span kind).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -217,9 +224,16 @@ impl Operation {
         self.0.span.add_link(other.remote());
     }
 
-    /// Sets an attribute of the span and of the event. Never a secret.
+    /// Sets an attribute of the span and of the event; [`ORDER_ID`] and [`USER_ID`] are columns of the event, and ignored
+    /// unless they are UUIDs. Never a secret.
     pub fn set(&self, key: &'static str, value: impl Into<String>) {
         let value = value.into();
+        if let Some((column, _)) = COLUMNS.iter().find(|(column, _)| *column == key) {
+            if let Ok(id) = value.parse() {
+                if *column == ORDER_ID { self.set_order(id) } else { self.set_user(id) }
+            }
+            return;
+        }
         self.0.span.set_attribute(key, value.clone());
         self.slot().attributes.insert(key.to_owned(), value);
     }
@@ -443,6 +457,20 @@ mod tests {
         customer.admit();
         drop((other_client, customer));
         assert_eq!(sink.0.lock().len(), 1);
+    }
+
+    #[test]
+    fn the_order_and_the_user_are_columns_of_the_event_under_their_names_too() {
+        let seen = Arc::new(Seen::default());
+        let operation = open(&seen);
+        let (order, user) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        operation.set(ORDER_ID, order.to_string());
+        operation.set(USER_ID, user.to_string());
+        operation.set(USER_ID, "not a UUID");
+        operation.set("attempt", "2");
+        let event = operation.event(&Outcome::Success).expect("it has a slot");
+        assert_eq!((event.order_id, event.user_id), (Some(order), Some(user)));
+        assert_eq!(event.attributes.into_iter().collect::<Vec<_>>(), [("attempt".to_owned(), "2".to_owned())]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ const MAX_DISPLAY_NAME: usize = 100;
 
 pub(crate) fn person(extensions: &tonic::Extensions) -> Result<Person, Error> {
     match mesh::caller(extensions) {
-        Caller::Person { user_id, role, session_id, .. } => Ok(Person {
+        Caller::User { user_id, role, session_id, .. } => Ok(Person {
             user_id: UserId::from_uuid(user_id),
             role: match role {
                 mesh::Role::Customer => Role::Customer,

@@ -78,7 +78,7 @@ impl World {
     }
 
     async fn try_follow(&self, filter: Filter, after: Option<Cursor>) -> Result<Stream, Error> {
-        let caller = Caller::Person {
+        let caller = Caller::User {
             user_id: Uuid::from_u128(1),
             role: Role::Operator,
             token_expires: self.clock.now().plus(DAY),
@@ -342,7 +342,7 @@ async fn an_unread_stream_is_ended_after_its_buffered_messages() {
 async fn a_stream_ends_with_its_token_its_instance_or_its_reader() {
     let world = World::on(testkit::database()).await;
     let token_expires = NOW.plus(Duration::from_millis(20));
-    let caller = Caller::Person { user_id: Uuid::from_u128(1), role: Role::Operator, token_expires, session_id: None };
+    let caller = Caller::User { user_id: Uuid::from_u128(1), role: Role::Operator, token_expires, session_id: None };
     let mut short = world.try_follow_as(&caller, all(), None).await.expect("it follows");
     assert!(matches!(end(&mut short).await, Error::TokenExpired));
     let dropped = world.follow(all(), None).await;

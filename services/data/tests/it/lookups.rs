@@ -7,7 +7,8 @@ use contracts::data::v1::catalog_service_client::CatalogServiceClient;
 use contracts::data::v1::{
     BatchGetProductsRequest, EventStatus, ListProductsRequest, ListTraceEventsRequest, Product, TraceEvent,
 };
-use mesh::About;
+use mesh::CallAttributes;
+use telemetry::{ORDER_ID, USER_ID};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request};
 
@@ -40,8 +41,7 @@ fn lookup(sku: &str) -> BatchGetProductsRequest {
 async fn a_lookup_for_an_order_carries_the_order_and_its_user() {
     let world = World::new().await;
     let (order, user) = (uuid(), uuid());
-    let id = |text: &str| text.parse().expect("a UUID");
-    let about = About { order_id: Some(id(&order)), user_id: Some(id(&user)), attempt: None };
+    let attributes = CallAttributes::new().with(ORDER_ID, &order).with(USER_ID, &user);
     let as_order = world.catalog_as("order");
     for _ in 0..5 {
         as_order.clone().batch_get_products(about.request(lookup("MUG-BLUE"))).await.expect("a response");

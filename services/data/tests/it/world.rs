@@ -17,7 +17,7 @@ use contracts::user::v1::user_service_server::UserServiceServer;
 use data::SeedProduct;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use kernel::{Clock, IdSource, SystemClock, SystemIds, Timestamp};
-use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, Secret, ServerConfig};
+use mesh::{Authorizer, Channel, ClientConfig, Credentials, ServerConfig, SharedSecret};
 use tempfile::TempDir;
 use testkit::FakeUserService;
 use tokio::net::TcpListener;
@@ -127,7 +127,7 @@ impl World {
 
     /// A client of the catalogue with a service's credentials.
     pub(crate) fn catalog_as(&self, service: &str) -> CatalogServiceClient<Channel> {
-        let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: Secret::new(SECRET) };
+        let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: SharedSecret::new(SECRET) };
         let config = ClientConfig::new("data", vec![self.address.to_string()], contracts::POLICIES);
         CatalogServiceClient::new(mesh::client(ClientConfig { credentials, is_platform: true, ..config }))
     }
@@ -139,7 +139,7 @@ impl World {
 
     /// A client of the trace-event store with a service's credentials.
     pub(crate) fn events_as(&self, service: &str) -> TraceEventServiceClient<Channel> {
-        let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: Secret::new(SECRET) };
+        let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: SharedSecret::new(SECRET) };
         TraceEventServiceClient::new(self.channel(credentials))
     }
 
@@ -342,11 +342,11 @@ fn bytes(hex: &str) -> impl Iterator<Item = u8> + '_ {
 async fn serve_keys(shutdown: CancellationToken) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let gatekeeper = Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(SECRET));
+    let authorizer = Authorizer::new(contracts::POLICIES).with_mesh_secret(SharedSecret::new(SECRET));
     let config = ServerConfig {
         descriptors: &[contracts::DESCRIPTORS],
         drain_timeout: Duration::from_secs(1),
-        ..ServerConfig::new("user", contracts::POLICIES, gatekeeper)
+        ..ServerConfig::new("user", contracts::POLICIES, authorizer)
     };
     let key = user::SigningKey { kid: "test".into(), x: VERIFYING_KEY.into(), ..user::SigningKey::default() };
     let server = mesh::server(config, Routes::new(UserServiceServer::new(FakeUserService::with_keys([key]))));

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use hdrhistogram::Histogram;
 use kernel::{Clock, SystemClock};
 use mesh::tls::{Files, Identity};
-use mesh::{Access, ClientConfig, Gatekeeper, Idempotency, MethodPolicy, PolicyTable, ServerConfig};
+use mesh::{Access, Authorizer, ClientConfig, Idempotency, MethodPolicy, PolicyTable, ServerConfig};
 use telemetry::{Environment, Settings, Telemetry};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines, Stdin};
@@ -171,7 +171,7 @@ pub(crate) async fn serve(stack: Stack, setting: &Setting) {
             memory_budget_bytes: Some(64 << 20),
             trust_client_trace_context: true,
             tls: stack.identity("echo", setting).map(|identity| identity.server()),
-            ..ServerConfig::new("echo", POLICIES, Gatekeeper::new(POLICIES))
+            ..ServerConfig::new("echo", POLICIES, Authorizer::new(POLICIES))
         };
         let (ready, is_ready) = tokio::sync::watch::channel(true);
         tokio::spawn(async move {

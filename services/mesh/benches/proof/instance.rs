@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use mesh::{Access, Gatekeeper, Idempotency, MethodPolicy, PolicyTable, ServerConfig};
+use mesh::{Access, Authorizer, Idempotency, MethodPolicy, PolicyTable, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -139,7 +139,7 @@ pub(crate) fn serve(port: u16) {
             memory_budget_bytes: Some(64 << 20),
             drain_notice: NOTICE,
             drain_timeout: DRAIN,
-            ..ServerConfig::new("proof", POLICIES, Gatekeeper::new(POLICIES))
+            ..ServerConfig::new("proof", POLICIES, Authorizer::new(POLICIES))
         };
         let server = mesh::server(config, Routes::new(Proof(behaviour.clone())));
         let (_ready, is_ready) = tokio::sync::watch::channel(true);

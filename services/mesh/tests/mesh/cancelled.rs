@@ -204,7 +204,7 @@ async fn a_user_that_floods_a_connection_is_rejected_and_others_on_it_are_not() 
         signed(&claims, KEY_ID)
     };
     let (misbehaving, other) = (token(1), token(2));
-    let mut refused = None;
+    let mut rejected = None;
     // The quota allows two thousand, and one more each 10 ms: the next call usually comes sooner.
     for _ in 0..40 {
         let other = shared.cancelled(100, Some(&misbehaving), |shared| shared.call(SAY, "hello", Some(&other))).await;
@@ -213,13 +213,13 @@ async fn a_user_that_floods_a_connection_is_rejected_and_others_on_it_are_not() 
         let own = shared.call(SAY, "hello", Some(&misbehaving));
         let own = status(own.0).await;
         if own.code() != Code::Ok {
-            refused = Some(own);
+            rejected = Some(own);
             break;
         }
     }
-    let refused = refused.expect("the flood is stopped");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "TOO_MANY_CANCELLED"));
-    assert!(refused.get_details_retry_info().is_some());
+    let rejected = rejected.expect("the flood is stopped");
+    assert_eq!((rejected.code(), reason(&rejected).as_str()), (Code::ResourceExhausted, "TOO_MANY_CANCELLED"));
+    assert!(rejected.get_details_retry_info().is_some());
     assert!(refusals("flood-of-one", "resets") > 0);
     assert!(!shared.connection.is_finished(), "the connection stays open");
 }

@@ -98,7 +98,7 @@ async fn one_connection_serves_concurrent_calls() {
 fn a_channel_can_be_shared_and_sent() {
     fn shared<T: Clone + Send + Sync + 'static>() {}
     shared::<mesh::Channel>();
-    shared::<mesh::Gatekeeper>();
+    shared::<mesh::Authorizer>();
     shared::<PolicyTable>();
     shared::<MethodPolicy>();
 }

@@ -13,9 +13,9 @@ async fn a_slow_handler_is_dropped_at_the_callers_deadline_with_error_info() {
     let world = World::new().await;
     // Not the mesh's client: this one has no timeout of its own.
     let request = raw::unary(SAY, "hold", &[("grpc-timeout", "50m")]);
-    let answer = raw::send(world.address, request).await;
-    assert_eq!(answer.code(), Code::DeadlineExceeded);
-    assert_eq!(reason(&answer), "DEADLINE_EXCEEDED");
+    let response = raw::send(world.address, request).await;
+    assert_eq!(response.code(), Code::DeadlineExceeded);
+    assert_eq!(reason(&response), "DEADLINE_EXCEEDED");
     world.echo.dropped.notified().await;
 }
 
@@ -26,25 +26,25 @@ async fn the_client_enforces_the_deadline_when_the_server_does_not_answer() {
     let channel = crate::world::channel(vec![silent], Credentials::None);
     let mut request = tonic::Request::new("anything".to_owned());
     request.set_timeout(Duration::from_millis(50));
-    let status = call(&channel, SAY, request).await.expect_err("no answer");
+    let status = call(&channel, SAY, request).await.expect_err("no response");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
 }
 
 #[tokio::test]
 async fn a_malformed_timeout_is_rejected_and_starts_no_handler() {
     let world = World::new().await;
-    let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "123456789S")])).await;
-    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::InvalidArgument, "MALFORMED_TIMEOUT"));
+    let response = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "123456789S")])).await;
+    assert_eq!((response.code(), reason(&response).as_str()), (Code::InvalidArgument, "MALFORMED_TIMEOUT"));
     assert_eq!(world.begun(), 0);
-    let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "12345678S")])).await;
-    assert_eq!(answer.code(), Code::Ok, "eight digits are allowed");
+    let response = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "12345678S")])).await;
+    assert_eq!(response.code(), Code::Ok, "eight digits are allowed");
 }
 
 #[tokio::test]
 async fn a_call_past_its_deadline_on_arrival_starts_no_handler() {
     let world = World::new().await;
-    let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "0m")])).await;
-    assert_eq!(answer.code(), Code::DeadlineExceeded);
+    let response = raw::send(world.address, raw::unary(SAY, "hello", &[("grpc-timeout", "0m")])).await;
+    assert_eq!(response.code(), Code::DeadlineExceeded);
     assert_eq!(world.begun(), 0);
     assert!(world.events.take().is_empty(), "the caller is not authenticated: it must not fill the event store");
 }
@@ -76,8 +76,8 @@ async fn the_deadline_is_propagated_to_the_next_hop_and_is_shorter_there() {
 #[tokio::test]
 async fn a_stream_ends_at_its_callers_deadline() {
     let world = World::new().await;
-    let answer = raw::send(world.address, raw::unary(STREAM, "forever", &[("grpc-timeout", "50m")])).await;
-    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+    let response = raw::send(world.address, raw::unary(STREAM, "forever", &[("grpc-timeout", "50m")])).await;
+    assert_eq!((response.code(), reason(&response).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
 }
 
 /// A client without the mesh: only hyper.

@@ -101,7 +101,7 @@ impl Echo {
         }
         let extensions = request.extensions();
         let text = request.get_ref().clone();
-        let answer = match text.as_str() {
+        let response = match text.as_str() {
             "panic" => panic!("at the disco"),
             "refuse" => return Err(mesh::status("test", &Closed)),
             "bare" => return Err(Status::not_found("nothing here")),
@@ -133,7 +133,7 @@ impl Echo {
                 _ => other.to_owned(),
             },
         };
-        Ok(Response::new(answer))
+        Ok(Response::new(response))
     }
 
     async fn stream(self, request: Request<String>) -> Result<Response<Texts>, Status> {

@@ -21,16 +21,16 @@ async fn a_panic_answers_internal_and_the_next_call_works() {
 async fn an_unknown_method_gets_error_info() {
     let world = World::new().await;
     for path in ["/test.v1.Echo/Nothing", "/no.such.v1.Service/Nothing", "/"] {
-        let answer = raw::send(world.address, raw::unary(path, "hello", &[])).await;
-        assert_eq!((answer.code(), reason(&answer).as_str()), (Code::Unimplemented, "METHOD_NOT_FOUND"), "{path}");
+        let response = raw::send(world.address, raw::unary(path, "hello", &[])).await;
+        assert_eq!((response.code(), reason(&response).as_str()), (Code::Unimplemented, "METHOD_NOT_FOUND"), "{path}");
     }
 }
 
 #[tokio::test]
 async fn a_malformed_message_is_an_invalid_argument() {
     let world = World::new().await;
-    let answer = raw::send(world.address, raw::framed(SAY, &[0x0a, 0x7f, 0x01], &[])).await;
-    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
+    let response = raw::send(world.address, raw::framed(SAY, &[0x0a, 0x7f, 0x01], &[])).await;
+    assert_eq!((response.code(), reason(&response).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"));
     assert_eq!(world.begun(), 0);
 }
 
@@ -40,16 +40,16 @@ async fn a_request_of_no_message_or_of_more_than_one_is_rejected_and_starts_no_h
     let one = b"\0\0\0\0\x04\x0a\x02hi";
     for path in [SAY, STREAM] {
         for wrong in [vec![], [&one[..], one].concat(), [&one[..], b"\0"].concat(), [&one[..], b"garbage"].concat()] {
-            let answer = raw::send(world.address, raw::with_body(path, wrong.clone().into(), &[])).await;
-            assert_eq!(answer.code(), Code::Unimplemented, "{path} {wrong:?}");
-            assert_eq!(reason(&answer), "REQUEST_CARDINALITY");
+            let response = raw::send(world.address, raw::with_body(path, wrong.clone().into(), &[])).await;
+            assert_eq!(response.code(), Code::Unimplemented, "{path} {wrong:?}");
+            assert_eq!(reason(&response), "REQUEST_CARDINALITY");
         }
         let half = raw::send(world.address, raw::with_body(path, bytes::Bytes::from_static(&one[..7]), &[])).await;
         assert_eq!((half.code(), reason(&half).as_str()), (Code::InvalidArgument, "MALFORMED_MESSAGE"), "half of one");
     }
     assert_eq!(world.begun(), 0);
-    let answer = raw::send(world.address, raw::with_body(SAY, bytes::Bytes::from_static(one), &[])).await;
-    assert_eq!((answer.code(), world.begun()), (Code::Ok, 1), "control");
+    let response = raw::send(world.address, raw::with_body(SAY, bytes::Bytes::from_static(one), &[])).await;
+    assert_eq!((response.code(), world.begun()), (Code::Ok, 1), "control");
 }
 
 #[tokio::test]
@@ -63,8 +63,8 @@ async fn a_status_without_details_gets_its_codes_name_as_the_reason() {
 #[tokio::test]
 async fn an_error_in_the_middle_of_a_stream_gets_error_info_too() {
     let world = World::new().await;
-    let answer = raw::send(world.address, raw::unary(STREAM, "break", &[])).await;
-    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::DataLoss, "DATA_LOSS"));
+    let response = raw::send(world.address, raw::unary(STREAM, "break", &[])).await;
+    assert_eq!((response.code(), reason(&response).as_str()), (Code::DataLoss, "DATA_LOSS"));
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ fn with_token(text: &str, token: &str) -> Request<String> {
     with_metadata(text, &[("authorization", &format!("Bearer {token}"))])
 }
 
-async fn refused(channel: &Channel, path: &'static str, request: Request<String>) -> (Code, String) {
+async fn rejected(channel: &Channel, path: &'static str, request: Request<String>) -> (Code, String) {
     let status: Status = call(channel, path, request).await.expect_err("rejected");
     (status.code(), reason(&status))
 }
@@ -50,8 +50,8 @@ async fn refused(channel: &Channel, path: &'static str, request: Request<String>
 #[tokio::test]
 async fn a_user_with_the_right_role_is_admitted_and_the_handler_sees_the_user() {
     let world = World::new().await;
-    let answer = call(&world.anonymous(), CUSTOMER, with_token("caller", &token("customer"))).await.expect("passes");
-    let known = answer.into_inner();
+    let response = call(&world.anonymous(), CUSTOMER, with_token("caller", &token("customer"))).await.expect("passes");
+    let known = response.into_inner();
     assert!(known.contains(USER) && known.contains("Customer"), "{known}");
     call(&world.anonymous(), OPERATOR, with_token("caller", &token("operator"))).await.expect("passes");
 }
@@ -97,14 +97,14 @@ async fn a_denied_call_has_a_reason_and_starts_no_handler() {
         ("endless",         "a".repeat(5_000),                    "TOKEN_MALFORMED"),
     ];
     for (what, token, expected) in table {
-        let answer = refused(&channel, CUSTOMER, with_token("hello", &token)).await;
-        assert_eq!(answer, (Code::Unauthenticated, expected.to_owned()), "{what}");
+        let response = rejected(&channel, CUSTOMER, with_token("hello", &token)).await;
+        assert_eq!(response, (Code::Unauthenticated, expected.to_owned()), "{what}");
     }
-    let absent = refused(&channel, CUSTOMER, Request::new("hello".to_owned())).await;
+    let absent = rejected(&channel, CUSTOMER, Request::new("hello".to_owned())).await;
     assert_eq!(absent, (Code::Unauthenticated, "TOKEN_MISSING".to_owned()));
-    let basic = refused(&channel, CUSTOMER, with_metadata("hello", &[("authorization", "Basic abc")])).await;
+    let basic = rejected(&channel, CUSTOMER, with_metadata("hello", &[("authorization", "Basic abc")])).await;
     assert_eq!(basic, (Code::Unauthenticated, "TOKEN_MALFORMED".to_owned()));
-    let customer = refused(&channel, OPERATOR, with_token("hello", &token("customer"))).await;
+    let customer = rejected(&channel, OPERATOR, with_token("hello", &token("customer"))).await;
     assert_eq!(customer, (Code::PermissionDenied, "ROLE_NOT_ALLOWED".to_owned()));
     assert_eq!(world.begun(), 0);
     assert!(world.events.take().is_empty(), "anonymous clients do not fill the event store");
@@ -213,7 +213,7 @@ async fn only_tokens_signed_by_our_key_and_unaltered_are_accepted() {
     let channel = world.anonymous();
     let sound = claiming("role", r#""operator""#);
     for (what, token) in forgeries(&sound) {
-        let (code, reason) = refused(&channel, OPERATOR, with_token("hello", &token)).await;
+        let (code, reason) = rejected(&channel, OPERATOR, with_token("hello", &token)).await;
         assert_eq!(code, Code::Unauthenticated, "{what}");
         assert!(["TOKEN_INVALID", "TOKEN_MALFORMED"].contains(&reason.as_str()), "{what}: {reason}");
     }
@@ -230,8 +230,8 @@ async fn two_authorization_headers_are_rejected() {
         for value in both {
             request.metadata_mut().append("authorization", value.parse().expect("a header"));
         }
-        let answer = refused(&world.anonymous(), CUSTOMER, request).await;
-        assert_eq!(answer, (Code::Unauthenticated, "TOKEN_MALFORMED".to_owned()));
+        let response = rejected(&world.anonymous(), CUSTOMER, request).await;
+        assert_eq!(response, (Code::Unauthenticated, "TOKEN_MALFORMED".to_owned()));
     }
     assert_eq!(world.begun(), 0);
 }
@@ -239,8 +239,8 @@ async fn two_authorization_headers_are_rejected() {
 #[tokio::test]
 async fn a_method_without_a_policy_is_denied_although_it_is_in_the_routes() {
     let world = World::new().await;
-    let answer = refused(&world.service("order", MESH_SECRET), UNLISTED, Request::new("hello".to_owned())).await;
-    assert_eq!(answer, (Code::Unimplemented, "METHOD_NOT_FOUND".to_owned()));
+    let response = rejected(&world.service("order", MESH_SECRET), UNLISTED, Request::new("hello".to_owned())).await;
+    assert_eq!(response, (Code::Unimplemented, "METHOD_NOT_FOUND".to_owned()));
     assert_eq!(world.begun(), 0);
 }
 
@@ -262,12 +262,12 @@ async fn a_service_is_admitted_by_the_mesh_secret_and_its_name() {
     assert_eq!(known, r#"Service { name: "order" }"#);
     let hello = || Request::new("hello".to_owned());
     let begun = world.begun();
-    let other = refused(&world.service("payment", MESH_SECRET), SERVICE, hello()).await;
+    let other = rejected(&world.service("payment", MESH_SECRET), SERVICE, hello()).await;
     assert_eq!(other, (Code::PermissionDenied, "CALLER_NOT_ALLOWED".to_owned()));
-    let wrong = refused(&world.service("order", "a guess"), SERVICE, hello()).await;
+    let wrong = rejected(&world.service("order", "a guess"), SERVICE, hello()).await;
     assert_eq!(wrong, (Code::Unauthenticated, "INVALID_MESH_SECRET".to_owned()));
     let claimed =
-        refused(&world.anonymous(), SERVICE, with_metadata("hello", &[("x-ordermesh-service", "order")])).await;
+        rejected(&world.anonymous(), SERVICE, with_metadata("hello", &[("x-ordermesh-service", "order")])).await;
     assert_eq!(claimed, (Code::Unauthenticated, "TOKEN_MISSING".to_owned()));
     assert_eq!(world.begun(), begun);
 }
@@ -293,8 +293,8 @@ async fn the_handler_sees_the_peers_address() {
 async fn without_keys_tokens_get_unavailable_and_public_methods_stay_open() {
     let keys = Keys::with(None);
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
-    let answer = refused(&world.anonymous(), CUSTOMER, with_token("hello", &token("customer"))).await;
-    assert_eq!(answer, (Code::Unavailable, "KEYS_NOT_AVAILABLE".to_owned()));
+    let response = rejected(&world.anonymous(), CUSTOMER, with_token("hello", &token("customer"))).await;
+    assert_eq!(response, (Code::Unavailable, "KEYS_NOT_AVAILABLE".to_owned()));
     assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("open"), "hello");
 }
 
@@ -303,8 +303,8 @@ async fn a_call_right_after_a_failed_fetch_waits_for_the_next_fetch() {
     let keys = Keys::with(None);
     let world = World::with(Plan { keys: keys.clone(), ..Plan::default() }).await;
     let channel = world.anonymous();
-    refused(&channel, CUSTOMER, with_token("hello", &token("customer"))).await;
-    *keys.answer.lock().expect("not poisoned") = Keys::ours().answer.lock().expect("not poisoned").clone();
+    rejected(&channel, CUSTOMER, with_token("hello", &token("customer"))).await;
+    *keys.response.lock().expect("not poisoned") = Keys::ours().response.lock().expect("not poisoned").clone();
     call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("the keys are available");
 }
 
@@ -316,11 +316,11 @@ async fn keys_are_kept_when_a_refetch_fails_and_unknown_key_ids_do_not_flood_the
     call(&channel, CUSTOMER, with_token("hello", &token("customer"))).await.expect("passes");
     let fetches = keys.fetches.load(Ordering::SeqCst);
     assert_eq!(fetches, 1);
-    *keys.answer.lock().expect("not poisoned") = None;
+    *keys.response.lock().expect("not poisoned") = None;
     for number in 0..5 {
         let anonymous = signed(&claims("customer"), &format!("key {number}"));
-        let answer = refused(&channel, CUSTOMER, with_token("hello", &anonymous)).await;
-        assert_eq!(answer, (Code::Unauthenticated, "TOKEN_INVALID".to_owned()));
+        let response = rejected(&channel, CUSTOMER, with_token("hello", &anonymous)).await;
+        assert_eq!(response, (Code::Unauthenticated, "TOKEN_INVALID".to_owned()));
     }
     assert_eq!(keys.fetches.load(Ordering::SeqCst), fetches, "fetched again within ten seconds");
     let mut newer = claims("customer");

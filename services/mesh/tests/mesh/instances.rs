@@ -69,14 +69,14 @@ async fn when_one_of_three_instances_is_killed_no_retryable_call_fails() {
     let channel = channel(addresses(processes.iter().map(|process| &process.world)), Credentials::None);
     let round = |size: usize| join_all((0..size).map(|_| say(&channel, READ, "hello")));
     for _ in 0..20 {
-        round(16).await.into_iter().for_each(|answer| assert_eq!(answer.expect("answered"), "hello"));
+        round(16).await.into_iter().for_each(|response| assert_eq!(response.expect("answered"), "hello"));
     }
     let (answers, ()) = tokio::join!(round(16), processes.remove(0).kill());
-    for answer in answers {
-        assert_eq!(answer.expect("answered by any instance"), "hello");
+    for response in answers {
+        assert_eq!(response.expect("answered by any instance"), "hello");
     }
     for _ in 0..20 {
-        round(16).await.into_iter().for_each(|answer| assert_eq!(answer.expect("answered"), "hello"));
+        round(16).await.into_iter().for_each(|response| assert_eq!(response.expect("answered"), "hello"));
     }
     join_all(processes.into_iter().map(Process::kill)).await;
 }
@@ -99,7 +99,7 @@ async fn a_call_on_a_killed_instance_goes_to_another_if_it_is_retryable_and_fail
             other.world.echo.release.add_permits(1);
         }
         match call.await.expect("no panic") {
-            Ok(answer) => assert!(is_repeated, "{path} was answered: {answer}"),
+            Ok(response) => assert!(is_repeated, "{path} was answered: {response}"),
             Err(status) => assert_eq!((status.code(), is_repeated), (Code::Unavailable, false), "{status}"),
         }
         assert_eq!(other.world.begun(), usize::from(is_repeated));
@@ -129,8 +129,8 @@ async fn no_call_goes_to_an_instance_that_accepts_connections_and_sends_nothing(
     let world = World::new().await;
     let addresses = vec![silent.local_addr().expect("an address").to_string(), world.address.to_string()];
     let channel = channel(addresses, Credentials::None);
-    for answer in join_all((0..100).map(|_| say(&channel, SAY, "hello"))).await {
-        assert_eq!(answer.expect("answered"), "hello");
+    for response in join_all((0..100).map(|_| say(&channel, SAY, "hello"))).await {
+        assert_eq!(response.expect("answered"), "hello");
     }
     assert_eq!(world.begun(), 100);
 }
@@ -177,8 +177,8 @@ async fn a_retry_storm_stays_within_the_budget() {
     worlds.iter().for_each(|world| world.answer_with(Code::Unavailable));
     let calls = 500;
     for _ in 0..calls / 20 {
-        for answer in join_all((0..20).map(|_| say(&channel, READ, "hello"))).await {
-            assert_eq!(answer.expect_err("as configured").code(), Code::Unavailable);
+        for response in join_all((0..20).map(|_| say(&channel, READ, "hello"))).await {
+            assert_eq!(response.expect_err("as configured").code(), Code::Unavailable);
         }
     }
     let attempts: usize = worlds.iter().map(World::begun).sum();
@@ -200,6 +200,6 @@ async fn several_connections_serve_one_instance() {
     let addresses = addresses([&world]);
     let channel = client(ClientConfig { connections: 2, ..ClientConfig::new("test", addresses, POLICIES) });
     let answers = join_all((0..64).map(|_| say(&channel, SAY, "hello"))).await;
-    answers.into_iter().for_each(|answer| assert_eq!(answer.expect("answered"), "hello"));
+    answers.into_iter().for_each(|response| assert_eq!(response.expect("answered"), "hello"));
     assert_eq!(world.begun(), 64);
 }

@@ -140,8 +140,8 @@ async fn callers_behind_a_trusted_proxy_are_distinguished_and_behind_an_untruste
         .await;
         let channel = world.anonymous();
         let ask = async |address: &str| {
-            let answer = call(&channel, SAY, with_metadata("hello", &[("x-forwarded-for", address)])).await;
-            answer.map_or_else(|status| status.code(), |_| Code::Ok)
+            let response = call(&channel, SAY, with_metadata("hello", &[("x-forwarded-for", address)])).await;
+            response.map_or_else(|status| status.code(), |_| Code::Ok)
         };
         assert_eq!([ask("192.0.2.1").await, ask("192.0.2.1").await], [Code::Ok; 2], "{trusted}");
         assert_eq!(ask("192.0.2.2").await, third, "{trusted}");
@@ -154,10 +154,10 @@ async fn too_much_metadata_is_rejected_with_a_status() {
     observed();
     let world = World::altered(Plan::default(), |config| config.service = "metadata").await;
     for (bytes, code) in [(17_000, Code::ResourceExhausted), (60_000, Code::ResourceExhausted), (15_000, Code::Ok)] {
-        let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("x-long", &"y".repeat(bytes))])).await;
-        assert_eq!(answer.code(), code, "{bytes} bytes");
+        let response = raw::send(world.address, raw::unary(SAY, "hello", &[("x-long", &"y".repeat(bytes))])).await;
+        assert_eq!(response.code(), code, "{bytes} bytes");
         if code != Code::Ok {
-            assert_eq!(reason(&answer), "METADATA_TOO_LARGE");
+            assert_eq!(reason(&response), "METADATA_TOO_LARGE");
         }
     }
     assert_eq!((refusals("metadata", "metadata"), world.begun()), (2, 1));
@@ -172,8 +172,8 @@ async fn a_message_over_the_limit_is_rejected_before_it_is_read() {
     assert_eq!(say(&world.anonymous(), SAY, &"x".repeat(90)).await.expect("fits").len(), 90);
     // The prefix is sufficient: it announces 4 GiB that are never sent.
     let only_prefix = bytes::Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
-    let answer = raw::send(world.address, raw::with_body(SAY, only_prefix, &[])).await;
-    assert_eq!(reason(&answer), "MESSAGE_TOO_LARGE");
+    let response = raw::send(world.address, raw::with_body(SAY, only_prefix, &[])).await;
+    assert_eq!(reason(&response), "MESSAGE_TOO_LARGE");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The mesh around a hand-written service, over real sockets on port 0.
 
 mod cancelled;
+mod circles;
 mod client;
 mod deadlines;
 mod drain;

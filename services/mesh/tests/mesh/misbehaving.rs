@@ -226,7 +226,7 @@ async fn unread_responses_stay_within_the_budget_and_release_it() {
         stream.send_data(message.clone().into(), true).expect("sent");
         let response = response.await.expect("headers");
         let refusal = Status::from_header_map(response.headers()).map(|status| reason(&status));
-        assert_eq!(refusal.as_deref(), (number > 1).then_some("OUT_OF_MEMORY"), "answer {number}");
+        assert_eq!(refusal.as_deref(), (number > 1).then_some("OUT_OF_MEMORY"), "response {number}");
         answers.push((response, stream));
     }
     let reserved = held("unread", "mesh.server.memory.reserved");
@@ -312,8 +312,8 @@ async fn malformed_input_gets_the_right_code_and_the_next_call_works() {
         (raw::with_body(SAY, Bytes::new(), &[]),            Code::Unimplemented,   "REQUEST_CARDINALITY"),
     ];
     for (number, (request, code, expected)) in table.into_iter().enumerate() {
-        let answer: Status = raw::send(world.address, request).await;
-        assert_eq!((answer.code(), reason(&answer).as_str()), (code, expected), "row {number}");
+        let response: Status = raw::send(world.address, request).await;
+        assert_eq!((response.code(), reason(&response).as_str()), (code, expected), "row {number}");
     }
     // On a public method, invalid credentials are ignored.
     for nonsense in [("traceparent", "00-zz"), ("authorization", "Bearer ..."), ("x-ordermesh-secret", "guess")] {

@@ -134,13 +134,13 @@ async fn attempts_retries_and_instances_are_counted() {
     say(&channel, READ, "hello").await.expect_err("as configured");
     assert_eq!(observed().value("mesh.client.breakers.open", &here), 1);
     drop(channel);
-    // Its keeper updates the gauge.
+    // Its maintained updates the gauge.
     while observed().value("mesh.client.endpoints.ready", &here) != 0 {
         tokio::task::yield_now().await;
     }
     let unreachable = crate::world::channel(vec![], Credentials::None);
-    let refused = ["mesh.target=test", "mesh.cause=unreachable"];
-    let before = observed().value("mesh.client.refusals", &refused);
+    let rejected = ["mesh.target=test", "mesh.cause=unreachable"];
+    let before = observed().value("mesh.client.refusals", &rejected);
     say(&unreachable, SAY, "hello").await.expect_err("no instance");
-    assert!(observed().value("mesh.client.refusals", &refused) > before);
+    assert!(observed().value("mesh.client.refusals", &rejected) > before);
 }

@@ -111,7 +111,7 @@ async fn unread_responses_hold_no_permit() {
         others_are_served(&world).await;
     }
     assert_eq!(held("not-taken", "mesh.server.permits.used"), 0);
-    assert!(answers.into_iter().all(|mut answer| answer.data().now_or_never().is_none()), "none is read");
+    assert!(answers.into_iter().all(|mut response| response.data().now_or_never().is_none()), "none is read");
 }
 
 #[tokio::test]
@@ -123,8 +123,8 @@ async fn one_address_gets_at_most_half_of_the_permits_and_others_get_some() {
         calls.push(send(&sender, SAY, Some(HOLD), &[]).await);
         world.echo.holding.notified().await;
     }
-    let (refused, _stream) = send(&sender, SAY, Some(HOLD), &[]).await;
-    let status = Status::from_header_map(refused.await.expect("answered").headers()).expect("a status");
+    let (rejected, _stream) = send(&sender, SAY, Some(HOLD), &[]).await;
+    let status = Status::from_header_map(rejected.await.expect("answered").headers()).expect("a status");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "TOO_MANY_CONCURRENT_CALLS"));
     for _ in 0..20 {
         others_are_served(&world).await;
@@ -152,7 +152,7 @@ async fn behind_a_trusted_proxy_one_customer_takes_no_permits_from_others() {
             send(&gateway, SAY, Some(b"\0\0\0\0\x04\x0a\x02hi"), &[("x-forwarded-for", address)]).await;
         let (head, body) = response.await.expect("answered").into_parts();
         match Status::from_header_map(&head.headers) {
-            Some(refused) => refused.code(),
+            Some(rejected) => rejected.code(),
             None => end(body).await.code(),
         }
     };
@@ -194,8 +194,8 @@ async fn the_idlest_connection_of_the_largest_holder_is_evicted_for_a_new_client
     let (open, _stream) = send(&busy, STREAM, Some(FOREVER), &[]).await;
     let open = body(open).await;
     // Each calls and is rejected: that does not count as use of a connection.
-    let refused = [anonymous(&world, 65_535).await, anonymous(&world, 65_535).await];
-    for sender in refused.iter().chain(&refused) {
+    let rejected = [anonymous(&world, 65_535).await, anonymous(&world, 65_535).await];
+    for sender in rejected.iter().chain(&rejected) {
         let (response, _stream) = send(sender, OPERATOR, Some(HOLD), &[]).await;
         let status = Status::from_header_map(response.await.expect("answered").headers()).expect("a status");
         assert_eq!(status.code(), Code::Unauthenticated);
@@ -205,10 +205,10 @@ async fn the_idlest_connection_of_the_largest_holder_is_evicted_for_a_new_client
     until(|| held("connections-share", "mesh.server.connections") == 4).await;
     let is_there =
         |sender: &SendRequest<Bytes>| sender.clone().ready().now_or_never().is_some_and(|ready| ready.is_ok());
-    assert_eq!(refused.each_ref().map(is_there), [true, true]);
+    assert_eq!(rejected.each_ref().map(is_there), [true, true]);
     // The next eviction is one whose calls are rejected, and not the one that is served.
     others_are_served(&world).await;
-    until(|| refused.each_ref().map(is_there) == [false, true]).await;
+    until(|| rejected.each_ref().map(is_there) == [false, true]).await;
     assert_eq!((refusals("connections-share", "gave_way"), refusals("connections-share", "connections")), (2, 0));
     assert!(!open.is_end_stream());
 }

@@ -31,8 +31,8 @@ async fn disabled_reflection_is_unimplemented_and_everything_else_is_served() {
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(world.anonymous());
-    let refused = client.server_reflection_info(futures_util::stream::iter([list])).await.expect_err("disabled");
-    assert_eq!(refused.code(), tonic::Code::Unimplemented, "{refused:?}");
+    let rejected = client.server_reflection_info(futures_util::stream::iter([list])).await.expect_err("disabled");
+    assert_eq!(rejected.code(), tonic::Code::Unimplemented, "{rejected:?}");
     let mut health = tonic_health::pb::health_client::HealthClient::new(world.anonymous());
     let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
     health.check(request).await.expect("health is independent");
@@ -61,7 +61,8 @@ async fn reflection_lists_the_served_services_and_resolves_all_symbols() {
             ]);
             let mut client = $version::server_reflection_client::ServerReflectionClient::new(world.anonymous());
             let answers = client.server_reflection_info(requests).await.expect("answers").into_inner();
-            let answers: Vec<_> = answers.map(|answer| answer.expect("well-formed").message_response).collect().await;
+            let answers: Vec<_> =
+                answers.map(|response| response.expect("well-formed").message_response).collect().await;
             let [Some(MessageResponse::ListServicesResponse(list)), other, own] = &answers[..] else {
                 panic!("{answers:?}")
             };
@@ -82,12 +83,12 @@ async fn a_service_that_is_not_served_here_is_unimplemented_for_any_caller() {
     let elsewhere = World::altered(Plan::default(), |config| config.services = &["other.v1.Other"]).await;
     let here = World::new().await;
     for path in [CUSTOMER, SAY] {
-        let answer = raw::send(elsewhere.address, raw::unary(path, "hello", &[])).await;
-        assert_eq!((answer.code(), reason(&answer).as_str()), (Code::Unimplemented, "METHOD_NOT_FOUND"), "{path}");
+        let response = raw::send(elsewhere.address, raw::unary(path, "hello", &[])).await;
+        assert_eq!((response.code(), reason(&response).as_str()), (Code::Unimplemented, "METHOD_NOT_FOUND"), "{path}");
     }
     assert_eq!(elsewhere.begun(), 0);
-    let answer = raw::send(here.address, raw::unary(CUSTOMER, "hello", &[])).await;
-    assert_eq!(answer.code(), Code::Unauthenticated, "control");
+    let response = raw::send(here.address, raw::unary(CUSTOMER, "hello", &[])).await;
+    assert_eq!(response.code(), Code::Unauthenticated, "control");
 }
 
 #[tokio::test]
@@ -157,7 +158,7 @@ async fn a_compressed_request_is_rejected_with_the_accepted_encodings() {
     connection.abort();
 }
 
-/// The types and flags of stream 1's frames, up to the ping's answer.
+/// The types and flags of stream 1's frames, up to the ping's response.
 async fn frames_of_the_answer(stream: &mut TcpStream) -> Vec<(u8, u8)> {
     const PING: u8 = 6;
     stream.write_all(&frame(PING, 0, 0, b"the last")).await.expect("written");

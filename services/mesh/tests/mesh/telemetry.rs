@@ -48,9 +48,9 @@ async fn a_call_is_a_server_span_named_for_its_method_with_its_status() {
 
 #[tokio::test]
 async fn callers_mistakes_are_no_errors_of_the_server_span_and_server_errors_are() {
-    let refused = server_span(SAY, "refuse", 2).await;
-    assert_eq!(attribute(&refused, "rpc.response.status_code").as_deref(), Some("FAILED_PRECONDITION"));
-    assert_eq!((refused.status.clone(), attribute(&refused, "error.type")), (SpanStatus::Unset, None));
+    let rejected = server_span(SAY, "refuse", 2).await;
+    assert_eq!(attribute(&rejected, "rpc.response.status_code").as_deref(), Some("FAILED_PRECONDITION"));
+    assert_eq!((rejected.status.clone(), attribute(&rejected, "error.type")), (SpanStatus::Unset, None));
     let panicked = server_span(SAY, "panic", 3).await;
     assert_eq!(attribute(&panicked, "rpc.response.status_code").as_deref(), Some("INTERNAL"));
     assert!(matches!(panicked.status, SpanStatus::Error { .. }));
@@ -101,8 +101,8 @@ async fn a_malformed_traceparent_starts_a_new_trace() {
     let world = trusting().await;
     let place = call(&world.anonymous(), SAY, Request::new("place".to_owned())).await.expect("answered").into_inner();
     place.parse::<TraceParent>().expect("a traceparent");
-    let answer = raw::send(world.address, raw::unary(SAY, "hello", &[("traceparent", "00-zz-1-01")])).await;
-    assert_eq!(answer.code(), tonic::Code::Ok);
+    let response = raw::send(world.address, raw::unary(SAY, "hello", &[("traceparent", "00-zz-1-01")])).await;
+    assert_eq!(response.code(), tonic::Code::Ok);
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn health_checks_have_no_span() {
     let world = trusting().await;
     let (trace_id, header) = traceparent(11);
     let path = "/grpc.health.v1.Health/Check";
-    let answer = raw::send(world.address, raw::framed(path, &[], &[("traceparent", &header)])).await;
-    assert_eq!(answer.code(), tonic::Code::Ok);
+    let response = raw::send(world.address, raw::framed(path, &[], &[("traceparent", &header)])).await;
+    assert_eq!(response.code(), tonic::Code::Ok);
     assert!(observed().spans_of(&trace_id).is_empty());
 }

@@ -137,15 +137,15 @@ async fn a_service_is_identified_by_its_certificate_and_the_policy_table_decides
     let platform = Platform::new();
     let world = platform.server("order").await;
     let order = platform.identity("order").client("order");
-    let answer = send(&world, &order, request(SERVICE, "hello")).await.expect("connected");
-    assert_eq!(answer.code(), Code::Ok, "order is in the method's callers");
+    let response = send(&world, &order, request(SERVICE, "hello")).await.expect("connected");
+    assert_eq!(response.code(), Code::Ok, "order is in the method's callers");
     let payment = platform.identity("payment").client("order");
-    let answer = send(&world, &payment, request(SERVICE, "hello")).await.expect("connected");
-    assert_eq!((answer.code(), reason(&answer).as_str()), (Code::PermissionDenied, "CALLER_NOT_ALLOWED"));
+    let response = send(&world, &payment, request(SERVICE, "hello")).await.expect("connected");
+    assert_eq!((response.code(), reason(&response).as_str()), (Code::PermissionDenied, "CALLER_NOT_ALLOWED"));
     // A certificate takes precedence over headers.
     let posing = raw::unary(SERVICE, "hello", &[("x-ordermesh-secret", MESH_SECRET), ("x-ordermesh-service", "order")]);
-    let answer = send(&world, &payment, posing).await.expect("connected");
-    assert_eq!(reason(&answer), "CALLER_NOT_ALLOWED");
+    let response = send(&world, &payment, posing).await.expect("connected");
+    assert_eq!(reason(&response), "CALLER_NOT_ALLOWED");
 }
 
 #[tokio::test]
@@ -162,10 +162,10 @@ async fn a_user_needs_no_certificate() {
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let name = "localhost".try_into().expect("a name");
     let connect = async || connector.connect(rustls::pki_types::ServerName::clone(&name), tcp(&world).await).await;
-    let answer = raw::send_over(connect().await.expect("shaken"), request(SAY, "hello")).await;
-    assert_eq!(answer.code(), Code::Ok);
-    let answer = raw::send_over(connect().await.expect("shaken"), request(SERVICE, "hello")).await;
-    assert_eq!(answer.code(), Code::Unauthenticated, "not a service");
+    let response = raw::send_over(connect().await.expect("shaken"), request(SAY, "hello")).await;
+    assert_eq!(response.code(), Code::Ok);
+    let response = raw::send_over(connect().await.expect("shaken"), request(SERVICE, "hello")).await;
+    assert_eq!(response.code(), Code::Unauthenticated, "not a service");
 }
 
 #[tokio::test]
@@ -194,8 +194,8 @@ async fn an_invalid_client_certificate_is_rejected_and_the_next_client_is_served
         ("no service's",        platform.issue(&uris(&["spiffe://test.local/person/order"]), today()), false),
     ];
     for (what, issued, is_taken) in table {
-        let answer = shown(&world, &platform, &issued).await;
-        assert_eq!(answer.is_ok(), is_taken, "{what}: {answer:?}");
+        let response = shown(&world, &platform, &issued).await;
+        assert_eq!(response.is_ok(), is_taken, "{what}: {response:?}");
     }
     let failed = |cause: &str| {
         let facts = ["mesh.service=bad-certificates", &format!("cause={cause}")];
@@ -215,15 +215,15 @@ async fn a_client_rejects_a_server_that_is_not_its_target() {
     let world = platform.server("order").await;
     let us = platform.identity("payment");
     send(&world, &us.client("order"), request(SAY, "hello")).await.expect("control: it is order");
-    let refused =
+    let rejected =
         async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("rejected").to_string();
     // `localhost` is in the certificate: only the SPIFFE name is wrong.
-    let wrong_service = refused(us.client("data").with_dns_name("localhost")).await;
+    let wrong_service = rejected(us.client("data").with_dns_name("localhost")).await;
     assert!(wrong_service.contains("OtherService"), "{wrong_service}");
-    let wrong_name = refused(us.client("order").with_dns_name("data")).await;
+    let wrong_name = rejected(us.client("order").with_dns_name("data")).await;
     assert!(wrong_name.contains("not valid for name"), "{wrong_name}");
     let anonymous = Platform::new().identity("payment");
-    let wrong_root = refused(anonymous.client("order")).await;
+    let wrong_root = rejected(anonymous.client("order")).await;
     // An authority of the same name with another key.
     assert!(wrong_root.contains("BadSignature"), "{wrong_root}");
 }
@@ -239,11 +239,11 @@ async fn a_client_without_a_certificate_still_verifies_the_target() {
     };
     let person = trusting(&platform);
     send(&world, &person.client("order"), request(SAY, "hello")).await.expect("a public method");
-    let refused =
+    let rejected =
         async |tls: ClientTls| send(&world, &tls, request(SAY, "hello")).await.expect_err("rejected").to_string();
-    let wrong_service = refused(person.client("data").with_dns_name("localhost")).await;
+    let wrong_service = rejected(person.client("data").with_dns_name("localhost")).await;
     assert!(wrong_service.contains("OtherService"), "{wrong_service}");
-    let wrong_root = refused(trusting(&Platform::new()).client("order")).await;
+    let wrong_root = rejected(trusting(&Platform::new()).client("order")).await;
     assert!(wrong_root.contains("BadSignature"), "{wrong_root}");
 }
 
@@ -348,19 +348,19 @@ async fn certificate_key_and_roots_are_renewed_together_and_the_old_ones_are_kep
 
 #[tokio::test]
 async fn the_mesh_secret_is_accepted_on_loopback_only() {
-    use mesh::{Gatekeeper, Secret, ServerConfig, server};
+    use mesh::{Authorizer, ServerConfig, SharedSecret, server};
     let policies = crate::echo::POLICIES;
-    let serve = async |gatekeeper: Gatekeeper| {
+    let serve = async |authorizer: Authorizer| {
         let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.expect("a port");
-        let config = ServerConfig::new("test", policies, gatekeeper);
+        let config = ServerConfig::new("test", policies, authorizer);
         let server = server(config, tonic::service::Routes::new(crate::echo::Echo::new(None)));
         let shutdown = tokio_util::sync::CancellationToken::new();
         shutdown.cancel();
         server.serve(listener, tokio::sync::watch::channel(true).1, shutdown).await
     };
-    let secret = Gatekeeper::new(policies).with_mesh_secret(Secret::new(MESH_SECRET));
+    let secret = Authorizer::new(policies).with_mesh_secret(SharedSecret::new(MESH_SECRET));
     assert_eq!(serve(secret).await.expect_err("rejected").kind(), io::ErrorKind::InvalidInput);
-    serve(Gatekeeper::new(policies)).await.expect("control: without a secret");
+    serve(Authorizer::new(policies)).await.expect("control: without a secret");
 }
 
 #[tokio::test]

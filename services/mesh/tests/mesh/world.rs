@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use mesh::{
-    Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Secret, ServerConfig, VerifyingKey, client, server,
+    Authorizer, Channel, ClientConfig, Credentials, KeySource, ServerConfig, SharedSecret, VerifyingKey, client, server,
 };
 use telemetry::{Disposition, Ended, EventSink, Propagation, TraceEvent};
 use tokio::net::TcpListener;
@@ -49,15 +49,15 @@ impl Events {
     }
 }
 
-/// A key source with a configurable answer that counts its fetches.
+/// A key source with a configurable response that counts its fetches.
 pub(crate) struct Keys {
-    pub(crate) answer: Mutex<Option<Vec<VerifyingKey>>>,
+    pub(crate) response: Mutex<Option<Vec<VerifyingKey>>>,
     pub(crate) fetches: std::sync::atomic::AtomicUsize,
 }
 
 impl Keys {
-    pub(crate) fn with(answer: Option<Vec<VerifyingKey>>) -> Arc<Self> {
-        Arc::new(Self { answer: Mutex::new(answer), fetches: Default::default() })
+    pub(crate) fn with(response: Option<Vec<VerifyingKey>>) -> Arc<Self> {
+        Arc::new(Self { response: Mutex::new(response), fetches: Default::default() })
     }
 
     pub(crate) fn ours() -> Arc<Self> {
@@ -68,8 +68,8 @@ impl Keys {
 impl KeySource for Keys {
     fn fetch(&self) -> BoxFuture<'_, Result<Vec<VerifyingKey>, Status>> {
         self.fetches.fetch_add(1, Ordering::SeqCst);
-        let answer = self.answer.lock().expect("not poisoned").clone();
-        Box::pin(async move { answer.ok_or_else(|| Status::unavailable("not yet")) })
+        let response = self.response.lock().expect("not poisoned").clone();
+        Box::pin(async move { response.ok_or_else(|| Status::unavailable("not yet")) })
     }
 }
 
@@ -126,9 +126,9 @@ impl World {
         let address = listener.local_addr().expect("an address");
         let (ready, watched) = watch::channel(true);
         let shutdown = CancellationToken::new();
-        let gatekeeper = Gatekeeper::new(POLICIES)
+        let authorizer = Authorizer::new(POLICIES)
             .with_tokens(plan.keys, ISSUER, AUDIENCE)
-            .with_mesh_secret(Secret::new(MESH_SECRET));
+            .with_mesh_secret(SharedSecret::new(MESH_SECRET));
         let mut config = ServerConfig {
             events: Some(events.clone()),
             services: &["test.v1.Echo"],
@@ -137,7 +137,7 @@ impl World {
             trust_client_trace_context: plan.trust_client_trace_context,
             propagation: plan.propagation,
             drain_timeout: plan.drain_timeout,
-            ..ServerConfig::new("test", POLICIES, gatekeeper)
+            ..ServerConfig::new("test", POLICIES, authorizer)
         };
         alter(&mut config);
         let server = server(config, Routes::new(echo.clone()));
@@ -150,7 +150,7 @@ impl World {
     }
 
     pub(crate) fn service(&self, name: &str, secret: &str) -> Channel {
-        let credentials = Credentials::MeshSecret { service: name.into(), secret: Secret::new(secret) };
+        let credentials = Credentials::MeshSecret { service: name.into(), secret: SharedSecret::new(secret) };
         channel(vec![self.address.to_string()], credentials)
     }
 

@@ -211,7 +211,11 @@ impl FakeCatalog {
 }
 
 impl Catalog for FakeCatalog {
-    fn products(&self, _about: mesh::About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
+    fn products(
+        &self,
+        _attributes: mesh::CallAttributes,
+        skus: Vec<String>,
+    ) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
         Box::pin(async move {
             self.looked_up.notify_one();
             if self.is_down.load(Ordering::SeqCst) {
@@ -225,7 +229,7 @@ impl Catalog for FakeCatalog {
 
     fn transit(
         &self,
-        _about: mesh::About,
+        _attributes: mesh::CallAttributes,
         country: String,
         _postal_code: String,
     ) -> BoxFuture<'_, Result<Transit, Error>> {

@@ -16,7 +16,7 @@ use contracts::payment::v1 as payment;
 use contracts::user::v1 as user;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use kernel::{IdSource, SystemIds};
-use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, Secret, ServerConfig};
+use mesh::{Authorizer, Channel, ClientConfig, Credentials, ServerConfig, SharedSecret};
 use order::order::{Address, CreateOrder, PaymentMethod};
 use order::{Config, SeedStock};
 use serde_json::json;
@@ -247,10 +247,10 @@ fn free_port() -> TcpSocket {
 
 fn serve(service: &'static str, routes: Routes, socket: TcpSocket) {
     let listener = socket.listen(128).expect("a listener");
-    let gatekeeper = Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(MESH_SECRET));
+    let authorizer = Authorizer::new(contracts::POLICIES).with_mesh_secret(SharedSecret::new(MESH_SECRET));
     let config = ServerConfig {
         drain_timeout: Duration::from_secs(1),
-        ..ServerConfig::new(service, contracts::POLICIES, gatekeeper)
+        ..ServerConfig::new(service, contracts::POLICIES, authorizer)
     };
     let (ready, is_ready) = watch::channel(true);
     tokio::spawn(async move {
@@ -429,7 +429,7 @@ impl System {
 
     /// A client with a mesh service's credentials.
     pub(crate) fn confirmations(&self, name: &str) -> PaymentConfirmationServiceClient<Channel> {
-        let credentials = Credentials::MeshSecret { service: name.into(), secret: Secret::new(MESH_SECRET) };
+        let credentials = Credentials::MeshSecret { service: name.into(), secret: SharedSecret::new(MESH_SECRET) };
         PaymentConfirmationServiceClient::new(channel(self.address, credentials))
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use contracts::payment::v1 as proto;
 use futures_util::future::BoxFuture;
 use kernel::{IdSource, ManualClock, Money, NoFaults, OrderId, RequestId, SystemIds, Timestamp, UserId};
-use mesh::About;
+use mesh::CallAttributes;
 use order::inventory::{AdjustStock, Inventory};
 use order::lifecycle::State;
 use order::order::{Address, CreateOrder, Order, PaymentFailure, PaymentMethod, Scope, Transit};
@@ -75,7 +75,7 @@ impl Catalog for FakeCatalog {
         let product = |sku: String| Product { name: sku.clone(), sku, price };
         Box::pin(std::future::ready(Ok(skus.into_iter().map(product).collect())))
     }
-    fn transit(&self, _: About, _: String, _: String) -> BoxFuture<'_, Result<Transit, order::Error>> {
+    fn transit(&self, _: CallAttributes, _: String, _: String) -> BoxFuture<'_, Result<Transit, order::Error>> {
         Box::pin(std::future::ready(Ok(Transit { business_days: 2, cutoff_hour: 14 })))
     }
 }

@@ -16,7 +16,7 @@ use contracts::payment::v1::{
     ProcessPaymentRequest, ReconcilePaymentsRequest,
 };
 use kernel::{IdSource, SystemIds};
-use mesh::{Channel, ClientConfig, Credentials, Gatekeeper, Secret, ServerConfig};
+use mesh::{Authorizer, Channel, ClientConfig, Credentials, ServerConfig, SharedSecret};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
@@ -101,13 +101,13 @@ impl World {
 
         let (order, order_address) = listener().await;
         let ear = Ear::default();
-        let gatekeeper = Gatekeeper::new(contracts::POLICIES).with_mesh_secret(Secret::new(SECRET));
+        let authorizer = Authorizer::new(contracts::POLICIES).with_mesh_secret(SharedSecret::new(SECRET));
         let server = mesh::server(
             ServerConfig {
                 descriptors: &[contracts::DESCRIPTORS],
                 trust_client_trace_context: true,
                 drain_timeout: Duration::from_secs(1),
-                ..ServerConfig::new("order", contracts::POLICIES, gatekeeper)
+                ..ServerConfig::new("order", contracts::POLICIES, authorizer)
             },
             Routes::new(PaymentConfirmationServiceServer::new(ear.clone())),
         );
@@ -148,7 +148,7 @@ impl World {
     fn client_of(&self, service: &str, index: usize) -> PaymentServiceClient<Channel> {
         let addresses = vec![self.addresses[index].clone()];
         PaymentServiceClient::new(mesh::client(ClientConfig {
-            credentials: Credentials::MeshSecret { service: service.to_owned(), secret: Secret::new(SECRET) },
+            credentials: Credentials::MeshSecret { service: service.to_owned(), secret: SharedSecret::new(SECRET) },
             ..ClientConfig::new("payment", addresses, contracts::POLICIES)
         }))
     }

@@ -1,0 +1,255 @@
+//! One attempt on one instance: picks it, sends the call, and reports the outcome to the instance's load and breaker. A
+//! request that was not sent goes to the next instance.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use http::uri::Authority;
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
+use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
+use tonic::{Code, Status};
+use tower::Service;
+
+use crate::call::wire::{AttemptError, Reach, Request, Response};
+use crate::client::breaker::{Change, Permit};
+use crate::client::call::CallDeadline;
+use crate::client::endpoint::{Endpoint, Failure};
+use crate::client::endpoints::Endpoints;
+
+/// How many times a request may fail unsent (connections that close immediately) before the call fails.
+const MAX_UNSENT: usize = 8;
+
+/// The instances that a call was sent to, for retries and attempt spans.
+#[derive(Clone, Default)]
+pub(crate) struct Visited(Arc<Mutex<SmallVec<[Arc<Endpoint>; 2]>>>);
+
+impl Visited {
+    /// The last attempt's instance.
+    pub(crate) fn last(&self) -> Option<Authority> {
+        self.get().last().and_then(|endpoint| endpoint.authority().cloned())
+    }
+
+    fn get(&self) -> MutexGuard<'_, SmallVec<[Arc<Endpoint>; 2]>> {
+        self.0.lock()
+    }
+}
+
+/// The context of an attempt, in its request's extensions.
+#[derive(Clone, Default)]
+pub(crate) struct Attempt {
+    pub(crate) deadline: Option<CallDeadline>,
+    pub(crate) visited: Visited,
+}
+
+/// All instances of a target as a service. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Balance(Arc<Shared>);
+
+struct Shared {
+    endpoints: Arc<Endpoints>,
+    _gone: DropGuard,
+}
+
+impl Balance {
+    pub(crate) fn new(endpoints: Arc<Endpoints>) -> Self {
+        let gone = endpoints.gone().drop_guard();
+        Self(Arc::new(Shared { endpoints, _gone: gone }))
+    }
+}
+
+impl Shared {
+    /// Tries other instances, for a request that was not sent, or found no connected one.
+    async fn go_on(
+        self: Arc<Self>,
+        mut request: Box<Request>,
+        attempt: Attempt,
+        mut failures: Vec<String>,
+    ) -> Result<Response, AttemptError> {
+        while failures.len() < MAX_UNSENT {
+            let before = attempt.visited.get().clone();
+            let (endpoint, permit) = self.endpoints.pick(&before).await?;
+            attempt.visited.get().push(endpoint.clone());
+            match Ticket::new(endpoint, permit, attempt.deadline).send(*request).await {
+                Ok(response) => return Ok(response),
+                Err(Failure::Lost(lost)) => return Err(lost),
+                Err(Failure::NotSent(unsent, why)) => {
+                    failures.push(why);
+                    request = unsent;
+                }
+            }
+        }
+        Err(self.endpoints.unreachable(failures))
+    }
+}
+
+/// A response's status code as far as its headers show: an error is in the headers, and a response that begins counts as
+/// OK.
+pub(crate) fn code_of(response: &Response) -> Code {
+    match response.headers().get(Status::GRPC_STATUS) {
+        Some(code) => Code::from_bytes(code.as_bytes()),
+        None if response.status().is_success() => Code::Ok,
+        // Not a gRPC server, most likely a proxy.
+        None => Code::Unknown,
+    }
+}
+
+/// A call in flight on an instance. Dropped without a response, it was cancelled: its elapsed time is a lower bound.
+struct Ticket {
+    endpoint: Arc<Endpoint>,
+    permit: Permit,
+    deadline: Option<CallDeadline>,
+    began: Instant,
+    is_settled: bool,
+}
+
+impl Ticket {
+    fn new(endpoint: Arc<Endpoint>, permit: Permit, deadline: Option<CallDeadline>) -> Self {
+        let began = Instant::now();
+        endpoint.load.begin(began);
+        Self { endpoint, permit, deadline, began, is_settled: false }
+    }
+
+    /// Sends the request immediately. The returned future records its outcome.
+    fn send(self, request: Request) -> impl Future<Output = Result<Response, Failure>> + Send + use<> {
+        let sent = self.endpoint.send(request);
+        async move {
+            let outcome = match sent {
+                Ok((slot, sending)) => self.endpoint.outcome(slot, sending.await),
+                Err(unsent) => Err(unsent),
+            };
+            match &outcome {
+                Ok(response) => self.settle(code_of(response)),
+                Err(Failure::Lost(AttemptError { status, reach: Reach::Unknown })) => self.settle(status.code()),
+                Err(Failure::Lost(_) | Failure::NotSent(..)) => self.not_sent(),
+            }
+            outcome
+        }
+    }
+
+    /// A deadline counts as the instance's failure only if the call had the method's full timeout: otherwise a caller
+    /// with very short deadlines could open the breaker for all.
+    fn had_full_time(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline.is_full)
+    }
+
+    fn settle(mut self, code: Code) {
+        self.is_settled = true;
+        let now = Instant::now();
+        let (endpoint, took) = (&*self.endpoint, now.saturating_duration_since(self.began));
+        endpoint.metrics.attempt(&endpoint.labels);
+        let failed = match code {
+            Code::Unavailable | Code::Internal | Code::Unknown => true,
+            Code::DeadlineExceeded => self.had_full_time(),
+            Code::Ok
+            | Code::Cancelled
+            | Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::ResourceExhausted
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss
+            | Code::Unauthenticated => false,
+        };
+        if failed {
+            endpoint.load.failed(now, took);
+            self.report(endpoint.breaker.failed(self.permit, now));
+        } else if matches!(code, Code::Cancelled | Code::DeadlineExceeded) {
+            endpoint.load.took(now, took);
+            endpoint.breaker.undecided(self.permit, now);
+        } else {
+            // An overloaded instance works, but its quick rejections must not attract more calls.
+            if code == Code::ResourceExhausted {
+                endpoint.load.failed(now, took)
+            } else {
+                endpoint.load.took(now, took)
+            }
+            self.report(endpoint.breaker.succeeded(self.permit));
+        }
+    }
+
+    /// Nothing was begun: the outcome says nothing about the instance, except that it is probably stopping.
+    fn not_sent(mut self) {
+        self.is_settled = true;
+        self.endpoint.breaker.undecided(self.permit, Instant::now());
+    }
+
+    fn cancelled_by_caller(&self) {
+        let now = Instant::now();
+        self.endpoint.metrics.attempt(&self.endpoint.labels);
+        self.endpoint.load.no_response(now, now.saturating_duration_since(self.began));
+        let is_over = self.deadline.is_some_and(|deadline| deadline.at <= now);
+        if self.had_full_time() && is_over {
+            self.report(self.endpoint.breaker.failed(self.permit, now));
+        } else {
+            self.endpoint.breaker.undecided(self.permit, now);
+        }
+    }
+
+    fn report(&self, change: Change) {
+        let (endpoint, address) = (&*self.endpoint, self.endpoint.address());
+        match change {
+            Change::None => {}
+            Change::Opened => {
+                endpoint.metrics.breakers_open(&endpoint.labels, 1);
+                tracing::warn!(target: "ordermesh", address, "circuit breaker opened");
+            }
+            Change::Closed => {
+                let now = Instant::now();
+                endpoint.load.recovered(now, now.saturating_duration_since(self.began));
+                endpoint.metrics.breakers_open(&endpoint.labels, -1);
+                tracing::info!(target: "ordermesh", address, "circuit breaker closed");
+            }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.endpoint.load.end();
+        if !self.is_settled {
+            self.cancelled_by_caller();
+        }
+    }
+}
+
+impl Service<Request> for Balance {
+    type Response = Response;
+    type Error = AttemptError;
+    type Future = BoxFuture<'static, Result<Response, AttemptError>>;
+
+    /// Always ready: a call waits for an instance by itself, or fails.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), AttemptError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let attempt: Attempt = request.extensions_mut().remove().unwrap_or_default();
+        let shared = self.0.clone();
+        let mut visited = attempt.visited.get();
+        let Some((endpoint, permit)) = shared.endpoints.pick_now(&visited) else {
+            drop(visited);
+            return Box::pin(shared.go_on(Box::new(request), attempt, vec![]));
+        };
+        visited.push(endpoint.clone());
+        drop(visited);
+        let sending = Ticket::new(endpoint, permit, attempt.deadline).send(request);
+        Box::pin(async move {
+            match sending.await {
+                Ok(response) => Ok(response),
+                Err(Failure::Lost(lost)) => Err(lost),
+                // Rare: boxed separately, or every call's future would be as large.
+                Err(Failure::NotSent(unsent, why)) => Box::pin(shared.go_on(unsent, attempt, vec![why])).await,
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

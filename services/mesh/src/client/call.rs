@@ -1,0 +1,43 @@
+//! What the client's layers share about a call. In the request's extensions.
+
+use http::HeaderMap;
+use telemetry::Operation;
+use tokio::time::Instant;
+
+use crate::call::deadline::{GRPC_TIMEOUT, format};
+use crate::call::wire::{Request, never_indexed};
+use crate::policy::MethodPolicy;
+
+/// A call, as the outermost layer has looked it up.
+#[derive(Clone, Default)]
+pub(crate) struct ClientCall {
+    pub(crate) policy: Option<&'static MethodPolicy>,
+    /// `None` for an untraced call.
+    pub(crate) operation: Option<Operation>,
+    /// Set by the deadline layer.
+    pub(crate) deadline: Option<CallDeadline>,
+}
+
+impl ClientCall {
+    /// The policy of a request's call.
+    pub(crate) fn policy_of(request: &Request) -> Option<&'static MethodPolicy> {
+        request.extensions().get::<Self>().and_then(|call| call.policy)
+    }
+}
+
+/// When a call ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CallDeadline {
+    pub(crate) at: Instant,
+    /// Whether the call has its method's full timeout.
+    pub(crate) is_full: bool,
+}
+
+impl CallDeadline {
+    /// Writes the time left into the headers; `false` when none is left.
+    pub(crate) fn stamp(self, now: Instant, headers: &mut HeaderMap) -> bool {
+        let left = self.at.saturating_duration_since(now);
+        headers.insert(GRPC_TIMEOUT, never_indexed(format(left)));
+        left.as_micros() > 0
+    }
+}

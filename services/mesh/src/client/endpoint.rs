@@ -1,0 +1,243 @@
+//! One instance of a target: its address, connections, load and circuit breaker. It sends calls; `reconnect` makes
+//! its connections.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use http::uri::{Authority, Scheme};
+use http::{Uri, header};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http2::SendRequest;
+use opentelemetry::KeyValue;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic::body::Body;
+
+use crate::body::incoming::incoming;
+use crate::call::deadline::GRPC_TIMEOUT;
+use crate::call::wire::{AttemptError, Reach, Request, Response, TRACEPARENT};
+use crate::client::breaker::Breaker;
+use crate::client::load::Load;
+use crate::client::metrics::ClientMetrics;
+use crate::client::rng::Rng;
+use crate::status::{CONNECTION_LOST, mesh_status};
+
+const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("mesh/", env!("CARGO_PKG_VERSION")));
+
+/// A connection's result for a request.
+pub(crate) type Sent = Result<http::Response<Incoming>, TrySendError<Request>>;
+
+/// Why a request got no response.
+pub(crate) enum Failure {
+    /// It was not sent: another instance may take it.
+    NotSent(Box<Request>, String),
+    /// It was sent, and no response arrived.
+    Lost(AttemptError),
+}
+
+/// One of the connections to an instance.
+#[derive(Default)]
+pub(crate) struct Slot {
+    sender: Mutex<Option<SendRequest<Body>>>,
+    /// Whether the peer's HPACK table has the names of our headers.
+    is_primed: AtomicBool,
+    /// Notified when a call wants the connection now.
+    pub(crate) wanted: Notify,
+}
+
+/// One instance of a target.
+pub(crate) struct Endpoint {
+    address: String,
+    authority: Option<Authority>,
+    scheme: Scheme,
+    slots: Box<[Slot]>,
+    turn: AtomicUsize,
+    connected: AtomicUsize,
+    /// The number of the last connection failure, and its message.
+    last_failure: Mutex<Option<(u64, String)>>,
+    /// Cancelled when the instance is removed: no new calls, open streams continue.
+    pub(crate) gone: CancellationToken,
+    pub(crate) load: Load,
+    pub(crate) breaker: Breaker,
+    pub(crate) metrics: Arc<ClientMetrics>,
+    pub(crate) labels: Box<[KeyValue]>,
+}
+
+/// The configuration that all endpoints of a target share.
+pub(crate) struct EndpointConfig {
+    pub(crate) connections: usize,
+    pub(crate) has_tls: bool,
+    /// Whether there are few enough addresses to be metric labels.
+    pub(crate) is_bounded: bool,
+    pub(crate) rng: Arc<dyn Rng>,
+    pub(crate) metrics: Arc<ClientMetrics>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(address: String, config: &EndpointConfig, gone: CancellationToken) -> Self {
+        let authority: Option<Authority> = address.parse().ok();
+        Self {
+            labels: config.metrics.labels(authority.as_ref().filter(|_| config.is_bounded)),
+            authority,
+            address,
+            scheme: if config.has_tls { Scheme::HTTPS } else { Scheme::HTTP },
+            slots: (0..config.connections.max(1)).map(|_| Slot::default()).collect(),
+            turn: AtomicUsize::new(0),
+            connected: AtomicUsize::new(0),
+            last_failure: Mutex::new(None),
+            gone,
+            load: Load::new(),
+            breaker: Breaker::new(config.rng.clone()),
+            metrics: config.metrics.clone(),
+        }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn authority(&self) -> Option<&Authority> {
+        self.authority.as_ref()
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Whether it has a connection.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.connected.load(Ordering::Acquire) > 0
+    }
+
+    /// The last connection failure, if it has this number or a later one.
+    pub(crate) fn failed_since(&self, since: u64) -> Option<String> {
+        lock(&self.last_failure).as_ref().filter(|(number, _)| *number >= since).map(|(_, why)| why.clone())
+    }
+
+    /// A call is waiting for a connection.
+    pub(crate) fn want(&self) {
+        self.slots.iter().for_each(|slot| slot.wanted.notify_one());
+    }
+
+    pub(crate) fn connection_failed(&self, number: u64, why: String) {
+        *lock(&self.last_failure) = Some((number, why));
+    }
+
+    pub(crate) fn connection_made(&self, slot: &Slot, sender: SendRequest<Body>) {
+        slot.is_primed.store(false, Ordering::Relaxed);
+        if lock(&slot.sender).replace(sender).is_none() && self.connected.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.metrics.ready(&self.labels, 1);
+        }
+    }
+
+    /// The slot's connection accepts no more calls.
+    pub(crate) fn connection_lost(&self, slot: &Slot) {
+        self.clear(slot, |_| true);
+    }
+
+    fn clear(&self, slot: &Slot, is_lost: impl FnOnce(&SendRequest<Body>) -> bool) {
+        let taken = lock(&slot.sender).take_if(|sender| is_lost(sender));
+        if taken.is_some() && self.connected.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.metrics.ready(&self.labels, -1);
+        }
+    }
+
+    /// Sends a request on one of the connections: returns the slot's index, and the future to await.
+    pub(crate) fn send(
+        &self,
+        mut request: Request,
+    ) -> Result<(usize, impl Future<Output = Sent> + Send + use<>), Failure> {
+        self.address_request(&mut request);
+        let first = if self.slots.len() == 1 { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
+        for step in 0..self.slots.len() {
+            let slot = (first + step) % self.slots.len();
+            if let Some(sender) = lock(&self.slots[slot].sender).as_mut() {
+                prime_header_names(&self.slots[slot].is_primed, &mut request);
+                return Ok((slot, sender.try_send_request(request)));
+            }
+        }
+        Err(Failure::NotSent(Box::new(request), format!("{}: not connected", self.address)))
+    }
+
+    /// The outcome of a request that was sent on a connection.
+    pub(crate) fn outcome(&self, slot: usize, sent: Sent) -> Result<Response, Failure> {
+        let mut error = match sent {
+            Ok(response) => return Ok(response.map(|body| incoming(body, |error| lost(error).status))),
+            Err(error) => error,
+        };
+        Err(match error.take_message() {
+            Some(unsent) => {
+                // Its task notices it soon, or has replaced the connection already.
+                self.clear(&self.slots[slot], SendRequest::is_closed);
+                Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
+            }
+            None => Failure::Lost(lost(error.error())),
+        })
+    }
+
+    /// HTTP/2 needs `:scheme` and `:authority`; a generated client sets only the path.
+    fn address_request(&self, request: &mut Request) {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = self.authority.clone();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+        request.headers_mut().entry(header::USER_AGENT).or_insert(USER_AGENT);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn pretend_ready(&self, is_ready: bool) {
+        self.connected.store(usize::from(is_ready), Ordering::Release);
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        if self.breaker.is_open() {
+            self.metrics.breakers_open(&self.labels, -1);
+        }
+    }
+}
+
+/// Primes HPACK's dynamic table: a never-indexed value is written with its header's full name, unless the table has the
+/// name. So the first value on a connection is indexed. (Only the first: a look-up searches all values of a name.)
+fn prime_header_names(is_primed: &AtomicBool, request: &mut Request) {
+    if is_primed.load(Ordering::Relaxed) || is_primed.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    for name in [TRACEPARENT, GRPC_TIMEOUT] {
+        request.headers_mut().get_mut(name).into_iter().for_each(|value| value.set_sensitive(false));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock()
+}
+
+/// The status of a broken stream or connection (gRPC's table of HTTP/2 errors).
+fn lost(error: &hyper::Error) -> AttemptError {
+    let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    // HTTP/2 guarantees that streams above GOAWAY's last stream id, and refused streams, were not begun.
+    let not_begun = http2.is_some_and(|error| {
+        error.is_remote()
+            && (error.is_go_away() || error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    });
+    let code = match http2.filter(|error| error.is_reset()).and_then(h2::Error::reason) {
+        Some(h2::Reason::CANCEL) => Code::Cancelled,
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
+        Some(h2::Reason::INTERNAL_ERROR | h2::Reason::PROTOCOL_ERROR | h2::Reason::FLOW_CONTROL_ERROR) => {
+            Code::Internal
+        }
+        _ => Code::Unavailable,
+    };
+    let status = mesh_status(code, CONNECTION_LOST, format!("the connection was lost: {error}"));
+    AttemptError { status, reach: if not_begun { Reach::NotBegun } else { Reach::Unknown } }
+}
+
+#[cfg(test)]
+mod tests;

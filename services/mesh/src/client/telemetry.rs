@@ -1,0 +1,127 @@
+//! The client's telemetry layer: one CLIENT operation for the whole call including retries, and the RPC metrics.
+
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use telemetry::propagation::{outgoing_baggage, outgoing_tracestate};
+use telemetry::{Kind, Operation, Parent, Propagation};
+use tokio::time::Instant;
+use tonic::Status;
+use tower::layer::layer_fn;
+use tower::{Layer, Service};
+use tracing::Instrument;
+
+use crate::call::method_name;
+use crate::call::metrics::CallDuration;
+use crate::call::record::{Record, Sink};
+use crate::call::wire::{ATTRIBUTE_HEADERS, BAGGAGE, Request, Response, Side, TRACEPARENT, TRACESTATE, never_indexed};
+use crate::client::attributes::CallAttributes;
+use crate::client::call::ClientCall;
+use crate::identity::caller::Untraced;
+use crate::policy::PolicyTable;
+
+#[derive(Clone)]
+pub(crate) struct ClientTelemetry<S> {
+    inner: S,
+    shared: std::sync::Arc<Shared>,
+}
+
+struct Shared {
+    policies: PolicyTable,
+    events: Option<Sink>,
+    is_platform: bool,
+    duration: CallDuration,
+    propagation: Propagation,
+}
+
+pub(crate) fn client_telemetry<S>(
+    policies: PolicyTable,
+    events: Option<Sink>,
+    is_platform: bool,
+    propagation: Propagation,
+) -> impl Layer<S, Service = ClientTelemetry<S>> + Clone {
+    let duration = CallDuration::client();
+    let shared = std::sync::Arc::new(Shared { policies, events, is_platform, duration, propagation });
+    layer_fn(move |inner| ClientTelemetry { inner, shared: shared.clone() })
+}
+
+impl<S> Service<Request> for ClientTelemetry<S>
+where
+    S: Service<Request, Response = Response, Error = Status>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Status;
+    type Future = BoxFuture<'static, Result<Response, Status>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let policy = self.shared.policies.find(request.uri().path());
+        let (name, duration) = (method_name(policy), self.shared.duration.clone());
+        let (now, deadline) = (Instant::now(), crate::call::deadline::current());
+        if request.extensions().get::<Untraced>().is_some() {
+            request.extensions_mut().insert(ClientCall { policy, ..ClientCall::default() });
+            let record = Record::new(Side::Client, name, None, duration, now).with_deadline(deadline);
+            return Box::pin(recorded(record, self.inner.call(request)));
+        }
+        let event = policy.and_then(|policy| policy.event);
+        let operation = Operation::open(Kind::Client, name, Parent::Current, event, self.shared.events.clone());
+        propagate(&self.shared, &operation, request.headers_mut());
+        if let Some(attributes) = request.extensions_mut().remove::<CallAttributes>() {
+            attributes.iter().for_each(|(name, value)| operation.set(name, value));
+            if self.shared.is_platform {
+                send(&attributes, request.headers_mut());
+            }
+        }
+        let span = operation.span().clone();
+        let record = Record::new(Side::Client, name, Some(operation.clone()), duration, now).with_deadline(deadline);
+        request.extensions_mut().insert(ClientCall { policy, operation: Some(operation), deadline: None });
+        let work = span.in_scope(|| self.inner.call(request));
+        Box::pin(recorded(record, work).instrument(span))
+    }
+}
+
+/// Sends what the call concerns to the mesh service, so that its own event carries it.
+fn send(attributes: &CallAttributes, headers: &mut HeaderMap) {
+    for (name, value) in attributes.iter() {
+        let header = ATTRIBUTE_HEADERS.iter().find(|(attribute, _)| *attribute == name);
+        if let Some(((_, header), value)) = header.zip(HeaderValue::from_str(value).ok()) {
+            headers.insert(header, never_indexed(value));
+        }
+    }
+}
+
+/// Sets `traceparent`, and forwards the served call's `tracestate`; its `baggage`, which may contain anything about a
+/// user, is forwarded to mesh services only.
+fn propagate(shared: &Shared, operation: &Operation, headers: &mut HeaderMap) {
+    let propagation = shared.propagation;
+    if propagation.trace_context {
+        if let Ok(span_ref) = HeaderValue::from_bytes(&operation.span_ref().header()) {
+            headers.insert(TRACEPARENT, never_indexed(span_ref));
+        }
+        put(headers, TRACESTATE, outgoing_tracestate());
+    }
+    if propagation.baggage && shared.is_platform {
+        put(headers, BAGGAGE, outgoing_baggage());
+    }
+}
+
+fn put(headers: &mut HeaderMap, name: HeaderName, text: Option<String>) {
+    if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.insert(name, never_indexed(value));
+    }
+}
+
+async fn recorded(record: Record, work: impl Future<Output = Result<Response, Status>>) -> Result<Response, Status> {
+    match work.await {
+        Ok(response) => Ok(record.follow(response)),
+        Err(status) => {
+            record.failed(&status);
+            Err(status)
+        }
+    }
+}

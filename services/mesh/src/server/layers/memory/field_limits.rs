@@ -1,0 +1,97 @@
+//! Limits on repeated fields, counted in the encoded request: a field over its limit is rejected before the message is
+//! decoded, because an element of two bytes on the wire can take a hundred times as much in memory. One pass over the
+//! bytes, into the messages on a limited field's path only; malformed input is left to the decoder, which reads no
+//! further either.
+
+use bytes::Buf;
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+
+use crate::policy::FieldLimit;
+use crate::status::{Rejected, Rejection, Violation};
+
+/// A field has too many elements.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {} ({})", .0[0].field, .0[0].description, .0[0].reason)]
+pub(crate) struct TooManyElements([Violation; 1]);
+
+impl TooManyElements {
+    fn new(limit: &FieldLimit) -> Self {
+        let description = format!("must have at most {} elements", limit.max_items);
+        Self([Violation { field: limit.field.to_owned(), reason: limit.reason, description }])
+    }
+}
+
+impl Rejected for TooManyElements {
+    fn rejection(&self) -> Rejection<'_> {
+        Rejection::invalid("INVALID_ARGUMENT", &self.0)
+    }
+}
+
+/// Counts the elements of all limited fields of a message.
+pub(crate) fn count_elements(message: &[u8], limits: &'static [FieldLimit]) -> Result<usize, TooManyElements> {
+    let mut counts = vec![0; limits.len()];
+    let mut scan = Scan { limits, counts: &mut counts, elements: 0 };
+    scan.message(message, &mut Vec::new())?;
+    Ok(scan.elements)
+}
+
+struct Scan<'a> {
+    limits: &'static [FieldLimit],
+    /// Of each limited field, within the current element.
+    counts: &'a mut [usize],
+    elements: usize,
+}
+
+impl Scan<'_> {
+    fn message(&mut self, mut bytes: &[u8], path: &mut Vec<u32>) -> Result<(), TooManyElements> {
+        while bytes.has_remaining() {
+            let Ok((number, wire_type)) = decode_key(&mut bytes) else { return Ok(()) };
+            if wire_type != WireType::LengthDelimited {
+                if skip_field(wire_type, number, &mut bytes, DecodeContext::default()).is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            let Some(length) = decode_varint(&mut bytes).ok().and_then(|length| usize::try_from(length).ok()) else {
+                return Ok(());
+            };
+            // Of a truncated field, the decoder reads the available part.
+            let (value, rest) = bytes.split_at(length.min(bytes.len()));
+            path.push(number);
+            self.field(value, path)?;
+            path.pop();
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, value: &[u8], path: &mut Vec<u32>) -> Result<(), TooManyElements> {
+        let mut is_inner = false;
+        for (index, limit) in self.limits.iter().enumerate() {
+            if limit.path == path.as_slice() {
+                self.counts[index] += 1;
+                self.elements += 1;
+                if self.counts[index] > limit.max_items {
+                    return Err(TooManyElements::new(limit));
+                }
+                self.begin_element(path);
+            } else {
+                is_inner |= limit.path.starts_with(path);
+            }
+        }
+        if is_inner { self.message(value, path) } else { Ok(()) }
+    }
+
+    /// Each element of a repeated message has its own counts; several occurrences of a non-repeated message are one to
+    /// the decoder, which merges them.
+    fn begin_element(&mut self, path: &[u32]) {
+        for (limit, count) in self.limits.iter().zip(self.counts.iter_mut()) {
+            if limit.path.len() > path.len() && limit.path.starts_with(path) {
+                *count = 0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

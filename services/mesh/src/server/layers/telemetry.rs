@@ -1,0 +1,115 @@
+//! The server's outermost layer: it classifies the call, and opens its operation (span and event slot) and its RPC metrics.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName};
+use telemetry::{Kind, Operation, Parent, Propagation, RemoteContext, TraceParent};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use crate::call::metrics::CallDuration;
+use crate::call::record::{Record, Sink};
+use crate::call::wire::{BAGGAGE, Request, ServerFuture, Side, TRACEPARENT, TRACESTATE};
+use crate::call::{Call, method_name};
+use crate::identity::authorizer::Authorizer;
+use crate::identity::caller::non_recording;
+use crate::server::call_state::update;
+use crate::server::layer::{Next, ServerLayer, TowerLayer, layer};
+use crate::server::rejections::{Cause, Rejections};
+
+/// The layer's configuration.
+pub(crate) struct ServerTelemetryConfig {
+    pub(crate) authorizer: Authorizer,
+    pub(crate) events: Option<Sink>,
+    pub(crate) trust_client_trace_context: bool,
+    pub(crate) propagation: Propagation,
+    pub(crate) rejections: Arc<Rejections>,
+}
+
+pub(crate) struct ServerTelemetry {
+    config: ServerTelemetryConfig,
+    duration: CallDuration,
+}
+
+pub(crate) fn server_telemetry(config: ServerTelemetryConfig) -> TowerLayer<ServerTelemetry> {
+    layer(ServerTelemetry { config, duration: CallDuration::server() })
+}
+
+impl ServerLayer for ServerTelemetry {
+    fn call<N: Next>(self: &Arc<Self>, mut request: Request, next: &mut N) -> ServerFuture {
+        let Self { config, duration } = &**self;
+        let now = Instant::now();
+        let service = config.authorizer.service(request.headers(), request.extensions());
+        let call = Call::classify(config.authorizer.policies(), &request, service, now);
+        if call.class.is_infrastructure() {
+            update(|state| state.is_infrastructure = true);
+            request.extensions_mut().insert(call);
+            return next.call(request);
+        }
+        let operation = config.open(&request, &call);
+        // Until identity admits the caller: anonymous clients must not fill the event store.
+        operation.hold_until_admitted();
+        let span = operation.span().clone();
+        let record =
+            Record::new(Side::Server, method_name(call.policy), Some(operation.clone()), duration.clone(), now)
+                .with_deadline(call.deadline.ok().flatten());
+        request.extensions_mut().insert(call);
+        request.extensions_mut().insert(operation);
+        let work = span.in_scope(|| next.call(request));
+        let recorded = async move {
+            match work.await {
+                Ok(response) => Ok(record.follow(response)),
+                Err(never) => match never {},
+            }
+        };
+        Box::pin(recorded.instrument(span))
+    }
+}
+
+impl ServerTelemetryConfig {
+    /// The context of mesh services is trusted. A client's context starts a linked trace, unless clients are trusted,
+    /// and its `tracestate` and `baggage` are not forwarded. A mesh service that sends no context does not want to be
+    /// traced (the relay of trace events).
+    fn open(&self, request: &Request, call: &Call) -> Operation {
+        let headers = request.headers();
+        let name = method_name(call.policy);
+        let event = call.policy.and_then(|policy| policy.event);
+        if !self.propagation.trace_context {
+            return Operation::open(Kind::Server, name, Parent::Root, event, self.events.clone());
+        }
+        let remote = headers.get(TRACEPARENT).and_then(|value| {
+            let span_ref = value.to_str().ok().and_then(|text| text.parse::<TraceParent>().ok());
+            if span_ref.is_none() {
+                self.rejections.count(Cause::Traceparent);
+            }
+            span_ref
+        });
+        let from_service = call.known_service().is_some();
+        let parent = match remote {
+            None if from_service => return non_recording(name, event.zip(self.events.clone())),
+            None => Parent::Root,
+            Some(span_ref) if from_service || self.trust_client_trace_context => Parent::Remote(span_ref),
+            Some(span_ref) => Parent::LinkedRoot(span_ref),
+        };
+        let Parent::Remote(span_ref) = parent else {
+            return Operation::open(Kind::Server, name, parent, event, self.events.clone());
+        };
+        // Both are rare: without them, the operation is opened under its remote parent directly.
+        let tracestate = list(headers, TRACESTATE);
+        let baggage = if self.propagation.baggage { list(headers, BAGGAGE) } else { None };
+        if tracestate.is_none() && baggage.is_none() {
+            return Operation::open(Kind::Server, name, parent, event, self.events.clone());
+        }
+        let (tracestate, baggage) = (tracestate.as_deref(), baggage.as_deref());
+        let _current = RemoteContext { parent: span_ref, tracestate, baggage }.attach();
+        Operation::open(Kind::Server, name, Parent::Current, event, self.events.clone())
+    }
+}
+
+/// The value of a list header: several headers are joined with commas.
+fn list(headers: &HeaderMap, name: HeaderName) -> Option<Cow<'_, str>> {
+    let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    let first = Cow::Borrowed(values.next()?);
+    Some(values.fold(first, |all, value| Cow::Owned(format!("{all},{value}"))))
+}
