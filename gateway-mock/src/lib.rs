@@ -73,13 +73,13 @@ pub async fn run(
     let ledger = opening.map_err(|source| chassis::Error::Database { service: SERVICE, source })?;
     let gateway =
         Gateway::new(Store::new(ledger), Faults::new(config.faults), Arc::new(SystemClock), Arc::new(SystemIds));
-    let gatekeeper = mesh::Gatekeeper::new(contracts::POLICIES);
+    let authorizer = mesh::Authorizer::new(contracts::POLICIES);
     let server = mesh::ServerConfig {
         tls: identity.as_ref().map(Identity::server),
         descriptors: &[contracts::DESCRIPTORS],
         services: &[SERVICE_NAME],
         trust_client_trace_context: config.telemetry.trust_client_trace_context,
-        ..config.server.configure(mesh::ServerConfig::new(SERVICE, contracts::POLICIES, gatekeeper))
+        ..config.server.configure(mesh::ServerConfig::new(SERVICE, contracts::POLICIES, authorizer))
     };
     let routes = Routes::new(PaymentGatewayServiceServer::new(GatewayHandlers::new(gateway, api_key)));
     ready.send_replace(true);

@@ -19,7 +19,7 @@ pub(crate) struct GatewayHandlers {
 }
 
 impl GatewayHandlers {
-    pub(crate) fn new(gateway: Gateway, api_key: Secret) -> Self {
+    pub(crate) fn new(gateway: Gateway, api_key: SharedSecret) -> Self {
         Self { gateway, api_key }
     }
 

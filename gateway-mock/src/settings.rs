@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use chassis::{DatabaseSettings, ServerSettings, TelemetrySettings, TlsSettings};
 use kernel::SystemClock;
-use mesh::Secret;
+use mesh::SharedSecret;
 use mesh::tls::Identity;
 use storage::{Database, ownership};
 
@@ -44,7 +44,7 @@ pub struct Config {
 
 /// A merchant's API key.
 #[derive(Clone, Debug)]
-pub struct ApiKey(pub(crate) Secret);
+pub struct ApiKey(pub(crate) SharedSecret);
 
 impl FromStr for ApiKey {
     type Err = String;
@@ -52,7 +52,7 @@ impl FromStr for ApiKey {
     fn from_str(key: &str) -> Result<Self, String> {
         let key = key.trim();
         if (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            Ok(Self(Secret::new(key)))
+            Ok(Self(SharedSecret::new(key)))
         } else {
             Err("an API key is 1 to 255 visible ASCII characters".to_owned())
         }
@@ -68,7 +68,7 @@ impl Config {
         self.database.open(SERVICE, &self.data_dir.join("gateway.db"), MIGRATIONS).await
     }
 
-    pub(crate) fn api_key(&self) -> Result<Secret, chassis::Error> {
+    pub(crate) fn api_key(&self) -> Result<SharedSecret, chassis::Error> {
         if let Some(ApiKey(key)) = &self.api_key {
             return Ok(key.clone());
         }

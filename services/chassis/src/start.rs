@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kernel::{Clock, IdSource, SystemClock, SystemIds};
 use mesh::tls::Identity;
-use mesh::{Addresses, Channel, ClientConfig, Credentials, Gatekeeper, KeySource, Quota, Secret, ServerConfig};
+use mesh::{Addresses, Authorizer, Channel, ClientConfig, Credentials, KeySource, Quota, ServerConfig, SharedSecret};
 use storage::ownership;
 use storage::{Database, Migration};
 use telemetry::EventSink;
@@ -209,7 +209,7 @@ impl Chassis {
             services: served.health_services,
             rate_limits: served.rate_limits,
             trust_client_trace_context: settings.telemetry.trust_client_trace_context,
-            ..settings.server.configure(ServerConfig::new(self.service, contracts::POLICIES, gatekeeper))
+            ..settings.server.configure(ServerConfig::new(self.service, contracts::POLICIES, authorizer))
         };
         let ((ready, is_ready), (alive, is_alive)) = (watch::channel(true), watch::channel(true));
         let health = health::Health { ready, alive };

@@ -87,7 +87,7 @@ pub async fn run(
     let watch = watch(&chassis, &config, &events);
     chassis.tasks.spawn(watch.feed.clone().poll(chassis.shutdown.clone()));
     // Lists stay below this size; a larger response is rejected here, since a client would reject it anyway.
-    let max_bytes = mesh::MAX_ANSWER_BYTES;
+    let max_bytes = mesh::MAX_RESPONSE_BYTES;
     let catalog = CatalogServiceServer::new(CatalogHandlers(catalog)).max_encoding_message_size(max_bytes);
     let events =
         TraceEventServiceServer::new(TraceEventHandlers { events, watch }).max_encoding_message_size(max_bytes);

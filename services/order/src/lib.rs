@@ -104,7 +104,7 @@ pub async fn run(
     let inventory = inventory::Inventory { store: store.clone() };
     let handlers = service::OrderHandlers { orders, explainer, subscriptions, shutdown: chassis.shutdown.clone() };
     // Lists are cut below this limit; a larger response is rejected here, as a client would reject it.
-    let max = mesh::MAX_ANSWER_BYTES;
+    let max = mesh::MAX_RESPONSE_BYTES;
     let routes = Routes::new(OrderServiceServer::new(handlers).max_encoding_message_size(max))
         .add_service(PaymentConfirmationServiceServer::new(service::ConfirmationHandlers { driver }))
         .add_service(

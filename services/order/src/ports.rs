@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 use kernel::Money;
-use mesh::About;
+use mesh::CallAttributes;
 
 use crate::error::Error;
 use crate::order::{Order, PaymentFailure, Transit};

@@ -91,7 +91,7 @@ pub async fn run(
         limits: process::Limits { amount: config.amount_limit.unwrap_or_default(), max_wait: config.answer_within },
     };
     let handlers = service::PaymentHandlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
-    let routes = Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::MAX_ANSWER_BYTES));
+    let routes = Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::MAX_RESPONSE_BYTES));
     let keys = chassis.remote_keys(&config.user)?;
     chassis.serve(Served { routes, health_services: &[SERVICE_NAME], keys, rate_limits: vec![] }, listener, admin).await
 }

@@ -91,9 +91,9 @@ struct Fixture {
 
 /// On both stores; PostgreSQL says itself when it is skipped.
 async fn fixtures() -> Vec<Fixture> {
-    let sqlite = testdb::TestDatabase { url: "sqlite::memory:".to_owned(), schema: None };
+    let sqlite = testkit::TestDatabase { url: "sqlite::memory:".to_owned(), schema: None };
     let mut fixtures = Vec::new();
-    for database in std::iter::once(sqlite).chain(testdb::postgres()) {
+    for database in std::iter::once(sqlite).chain(testkit::postgres()) {
         let options = Options { schema: database.schema, max_connections: 4, ..Options::default() };
         let db = Database::connect(&database.url, &options).await.expect("connected");
         db.migrate(SCHEMA).await.expect("migrated");
@@ -194,7 +194,7 @@ async fn a_command_that_cannot_be_performed_with_others_is_performed_alone() {
 
 #[tokio::test]
 async fn an_unavailable_database_fails_a_set_once() {
-    let Some(server) = testdb::Server::start(&[]) else { return };
+    let Some(server) = testkit::Server::start(&[]) else { return };
     let options = Options { acquire_timeout: Duration::from_millis(300), ..Options::default() };
     let db = Database::connect(&server.url(), &options).await.expect("connected");
     db.migrate(SCHEMA).await.expect("migrated");

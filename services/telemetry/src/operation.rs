@@ -461,8 +461,8 @@ mod tests {
 
     #[test]
     fn the_order_and_the_user_are_columns_of_the_event_under_their_names_too() {
-        let seen = Arc::new(Seen::default());
-        let operation = open(&seen);
+        let sink = Arc::new(RecordingSink::default());
+        let operation = open(&sink);
         let (order, user) = (Uuid::from_u128(1), Uuid::from_u128(2));
         operation.set(ORDER_ID, order.to_string());
         operation.set(USER_ID, user.to_string());

@@ -29,7 +29,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// TCP keepalive, and the idle time after which an HTTP connection is closed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// Limit of a response's body: it has at most a partial success.
-const MAX_ANSWER_BYTES: usize = 64 * 1_024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1_024;
 
 /// A gRPC channel. It connects at the first export, and reconnects by itself.
 ///
@@ -87,7 +87,7 @@ impl HttpClient for Http {
         let client = self.client.clone();
         let exchange = async move {
             let (parts, body) = client.request(request.map(Full::new)).await?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await?.to_bytes();
+            let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(parts, body))
         };
         let timeout = self.timeout;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernel::Clock;
-use mesh::Secret;
+use mesh::SharedSecret;
 use mesh::tls::Identity;
 use storage::ownership;
 
@@ -30,13 +30,13 @@ pub(super) fn identity(
 /// A shorter secret could be guessed.
 const MIN_SECRET_BYTES: usize = 16;
 
-pub(super) fn mesh_secret(settings: &Settings) -> Result<Option<Secret>, Error> {
+pub(super) fn mesh_secret(settings: &Settings) -> Result<Option<SharedSecret>, Error> {
     let path = settings.mesh_secret_file.clone().unwrap_or_else(|| settings.data_dir.join("mesh.secret"));
     ownership::check_secret(&path)?;
     let read = std::fs::read_to_string(&path).and_then(|text| {
         let text = text.trim();
         if text.len() >= MIN_SECRET_BYTES && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            return Ok(Secret::new(text));
+            return Ok(SharedSecret::new(text));
         }
         let rule = format!("a secret is one line of at least {MIN_SECRET_BYTES} characters, ASCII only");
         Err(std::io::Error::new(std::io::ErrorKind::InvalidData, rule))

@@ -44,7 +44,7 @@ async fn a_lookup_for_an_order_carries_the_order_and_its_user() {
     let attributes = CallAttributes::new().with(ORDER_ID, &order).with(USER_ID, &user);
     let as_order = world.catalog_as("order");
     for _ in 0..5 {
-        as_order.clone().batch_get_products(about.request(lookup("MUG-BLUE"))).await.expect("a response");
+        as_order.clone().batch_get_products(attributes.clone().request(lookup("MUG-BLUE"))).await.expect("a response");
     }
     let of_order = ListTraceEventsRequest { order_id: order.clone(), ..of_type(EventType::DataLookup) };
     let events = stored(&world, of_order, 5).await;
@@ -87,8 +87,8 @@ async fn lookups_of_untrusted_clients_are_all_counted_in_a_few_rows_per_second()
     let credentials = |n| if n % 2 == 0 { with_account.clone() } else { MetadataMap::new() };
     let others = (0..8).map(|n| tokio::spawn(flood(world.catalog(), 500, credentials(n))));
     let order = uuid();
-    let about = About { order_id: order.parse().ok(), user_id: None, attempt: None };
-    let meanwhile = world.catalog_as("order").batch_get_products(about.request(lookup("MUG-BLUE"))).await;
+    let attributes = CallAttributes::new().with(ORDER_ID, &order);
+    let meanwhile = world.catalog_as("order").batch_get_products(attributes.request(lookup("MUG-BLUE"))).await;
     meanwhile.expect("a response");
     let mut served = 0;
     for flooded in others.collect::<Vec<_>>() {

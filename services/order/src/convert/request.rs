@@ -21,8 +21,8 @@ impl From<&Caller> for Scope {
     /// The orders visible to a caller.
     fn from(caller: &Caller) -> Self {
         match caller {
-            Caller::Person { role: Role::Operator, .. } => Self::All,
-            Caller::Person { role: Role::Customer, .. } | Caller::Anonymous | Caller::Service { .. } => {
+            Caller::User { role: Role::Operator, .. } => Self::All,
+            Caller::User { role: Role::Customer, .. } | Caller::Anonymous | Caller::Service { .. } => {
                 Self::Of(caller_id(caller))
             }
         }
@@ -32,7 +32,7 @@ impl From<&Caller> for Scope {
 /// The caller's own id; the policy table admits only users.
 pub(crate) fn caller_id(caller: &Caller) -> UserId {
     match caller {
-        Caller::Person { user_id, .. } => UserId::from_uuid(*user_id),
+        Caller::User { user_id, .. } => UserId::from_uuid(*user_id),
         Caller::Anonymous | Caller::Service { .. } => UserId::from_uuid(uuid::Uuid::nil()),
     }
 }

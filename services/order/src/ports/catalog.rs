@@ -4,7 +4,7 @@ use contracts::data::v1 as data;
 use contracts::data::v1::catalog_service_client::CatalogServiceClient;
 use futures_util::future::BoxFuture;
 use kernel::{Currency, Money};
-use mesh::{About, Channel};
+use mesh::{CallAttributes, Channel};
 use telemetry::ErrorClass;
 use tonic::{Code, Status};
 
@@ -35,13 +35,13 @@ fn product(product: data::Product) -> Option<Product> {
 }
 
 impl Catalog for GrpcCatalog {
-    fn products(&self, about: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
+    fn products(&self, attributes: CallAttributes, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, Error>> {
         Box::pin(async move {
             let request = data::BatchGetProductsRequest { skus };
             let response = self
                 .0
                 .clone()
-                .batch_get_products(about.request(request))
+                .batch_get_products(attributes.request(request))
                 .await
                 .map_err(|status| lookup_failed(&status))?;
             let response = response.into_inner();
@@ -54,11 +54,16 @@ impl Catalog for GrpcCatalog {
         })
     }
 
-    fn transit(&self, about: About, country: String, postal_code: String) -> BoxFuture<'_, Result<Transit, Error>> {
+    fn transit(
+        &self,
+        attributes: CallAttributes,
+        country: String,
+        postal_code: String,
+    ) -> BoxFuture<'_, Result<Transit, Error>> {
         Box::pin(async move {
             let request =
                 data::GetDeliveryEstimateRequest { country_code: country.clone(), postal_code, dispatch_time: None };
-            let estimate = match self.0.clone().get_delivery_estimate(about.request(request)).await {
+            let estimate = match self.0.clone().get_delivery_estimate(attributes.request(request)).await {
                 Ok(response) => response.into_inner(),
                 Err(status) if status.code() == Code::NotFound => return Err(Error::NoDeliveryZone { country }),
                 Err(status) => return Err(lookup_failed(&status)),

@@ -5,7 +5,8 @@ use contracts::payment::v1 as payment;
 use contracts::payment::v1::payment_service_client::PaymentServiceClient;
 use futures_util::future::BoxFuture;
 use kernel::OrderId;
-use mesh::{About, Channel};
+use mesh::{CallAttributes, Channel};
+use telemetry::{ORDER_ID, USER_ID};
 use tonic::{Code, Status};
 
 use super::{PaymentOutcome, Payments};
@@ -131,12 +132,13 @@ fn name(state: payment::PaymentState) -> &'static str {
     state.as_str_name().trim_start_matches("PAYMENT_STATE_")
 }
 
-fn about(order: &Order) -> About {
+fn attributes(order: &Order) -> CallAttributes {
     // Only if the last attempt failed with this error too: an order's first one is not a repetition.
     let is_repeated =
         order.last_error.as_deref().is_some_and(|error| error.starts_with(&no_response(Code::Unavailable)));
     let attempt = u32::try_from(order.attempt).ok().filter(|_| is_repeated).map(|failures| failures + 1);
-    About { order_id: Some(order.id.as_uuid()), user_id: Some(order.user.as_uuid()), attempt }
+    let attributes = CallAttributes::new().with(ORDER_ID, order.id.as_uuid()).with(USER_ID, order.user.as_uuid());
+    attempt.into_iter().fold(attributes, |attributes, attempt| attributes.with(mesh::ATTEMPT, attempt))
 }
 
 /// The request to charge for an order.
@@ -158,7 +160,7 @@ pub fn cancel_request(order: &Order) -> payment::CancelPaymentRequest {
 impl Payments for GrpcPayments {
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
-            match self.0.clone().process_payment(about(order).request(process_request(order))).await {
+            match self.0.clone().process_payment(attributes(order).request(process_request(order))).await {
                 Ok(response) => processed(response.into_inner().payment),
                 Err(status) => undecided(&status),
             }
@@ -167,7 +169,7 @@ impl Payments for GrpcPayments {
 
     fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
-            match self.0.clone().cancel_payment(about(order).request(cancel_request(order))).await {
+            match self.0.clone().cancel_payment(attributes(order).request(cancel_request(order))).await {
                 Ok(response) => cancelled(response.into_inner().payment, order.refund_attempt),
                 Err(status) => undecided(&status),
             }

@@ -70,7 +70,7 @@ impl EventSink for Origin {
 struct FakeCatalog;
 
 impl Catalog for FakeCatalog {
-    fn products(&self, _: About, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, order::Error>> {
+    fn products(&self, _: CallAttributes, skus: Vec<String>) -> BoxFuture<'_, Result<Vec<Product>, order::Error>> {
         let price = Money::new("EUR".parse().expect("a currency"), 1_250);
         let product = |sku: String| Product { name: sku.clone(), sku, price };
         Box::pin(std::future::ready(Ok(skus.into_iter().map(product).collect())))
