@@ -56,7 +56,7 @@ impl Store {
         now: Timestamp,
         refused_at_random: bool,
     ) -> Result<RefundResult, Error> {
-        self.db.transact_with(command, move |tx, command| Box::pin(refund(tx, command, now, refused_at_random))).await
+        self.db.transact(command, move |tx, command| Box::pin(refund(tx, command, now, refused_at_random))).await
     }
 }
 

@@ -63,12 +63,6 @@ impl Fields {
         }
     }
 
-    /// The earlier name of [`Fields::reject`].
-    #[doc(hidden)]
-    pub fn refuse(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
-        self.reject(field, reason, description);
-    }
-
     /// Adds a violation of a rule that an earlier release did not have.
     fn reject_newer(&mut self, field: impl Into<String>, reason: &'static str, description: impl Into<String>) {
         self.reject(field, reason, description);

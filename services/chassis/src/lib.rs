@@ -45,10 +45,6 @@ pub use settings::{
     ByteSize, DatabaseSettings, DatabaseUrl, Networks, OrderPeer, PaymentPeer, ServerSettings, Settings,
     TelemetrySettings, TlsSettings, UserPeer,
 };
-/// The earlier name of [`to_proto`].
-#[doc(hidden)]
-pub use to_proto as encode;
-
 pub use start::{Chassis, Error, Served};
 
 /// When a caller may retry if the store is unavailable.

@@ -51,22 +51,6 @@ impl<M: Message> Page<M> {
     }
 }
 
-impl<M: Message> Page<M> {
-    /// The earlier name of [`Page::from_rows`].
-    #[doc(hidden)]
-    pub fn cut<T>(
-        rows: impl IntoIterator<Item = T>,
-        page_size: u32,
-        encode: impl Fn(T) -> M,
-        next: impl FnOnce(&M) -> String,
-    ) -> Self {
-        Self::from_rows(rows, page_size, encode, next)
-    }
-}
-
-#[doc(hidden)]
-pub use count_fitting as fitting;
-
 /// The number of leading entries that fit into [`MAX_ENTRIES_BYTES`].
 pub fn count_fitting<'a, M: Message + 'a>(entries: impl IntoIterator<Item = &'a M>) -> usize {
     let mut bytes = 0_usize;

@@ -204,7 +204,7 @@ impl DatabaseSettings {
             schema: url.is_some_and(DatabaseUrl::is_server).then(|| service.to_owned()),
         };
         let url = url.map_or_else(|| storage::sqlite_url(default_file), |url| url.as_str().to_owned());
-        storage::patiently(|| async {
+        storage::retry_until_reachable(|| async {
             let db = Database::connect(&url, &options).await?;
             db.migrate(migrations).await?;
             Ok(db)

@@ -83,7 +83,7 @@ impl CatalogStore {
     /// Creates a product (no etag), or replaces the one with this etag.
     pub(crate) async fn upsert(&self, upsert: Upsert, now: Timestamp, operation: &Operation) -> Result<Product, Error> {
         self.db
-            .transact_with((upsert, operation.clone()), move |tx, (upsert, operation)| {
+            .transact((upsert, operation.clone()), move |tx, (upsert, operation)| {
                 Box::pin(async move {
                     let Upsert { draft, etag: known } = upsert;
                     let mismatch = Error::EtagMismatch { sku: draft.sku.clone() };
@@ -120,7 +120,7 @@ impl CatalogStore {
     /// Inserts products if there are none.
     pub(crate) async fn seed(&self, products: Vec<Draft>, now: Timestamp) -> Result<(), Error> {
         self.db
-            .transact_with(products, move |tx, products| {
+            .transact(products, move |tx, products| {
                 Box::pin(async move {
                     let any = product::Entity::find().limit(1).one(tx.conn()).await?;
                     if any.is_none() && !products.is_empty() {

@@ -69,7 +69,7 @@ impl TraceEventStore {
     /// Stores events with distinct ids; returns the ids of those that are new.
     pub(crate) async fn insert(&self, events: Vec<TraceEvent>) -> Result<HashSet<Uuid>, Error> {
         self.db
-            .transact_with(Arc::<[TraceEvent]>::from(events), |tx, events| {
+            .transact(Arc::<[TraceEvent]>::from(events), |tx, events| {
                 Box::pin(async move {
                     let mut stored = HashSet::with_capacity(events.len());
                     for block in blocks(&events) {

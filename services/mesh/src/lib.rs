@@ -43,7 +43,6 @@ pub use server::config::{
     DEFAULT_MAX_CONCURRENCY, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_MESSAGE_BYTES, DEFAULT_MAX_STREAMS,
     MAX_RESPONSE_BYTES, ServerConfig,
 };
-pub use server::limits::caller_key::network;
 pub use server::limits::quota::Quota;
 pub use server::limits::usage::peer;
 pub use server::listen::listen;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use chassis::{encode, page};
+use chassis::{page, to_proto};
 use contracts::order::v1 as proto;
 use kernel::OrderId;
 
@@ -39,7 +39,7 @@ impl Explainer {
         let mut timeline: Vec<proto::TimelineEntry> = history
             .into_iter()
             .map(|entry| proto::TimelineEntry {
-                time: Some(encode::timestamp(entry.time)),
+                time: Some(to_proto::timestamp(entry.time)),
                 source: "history".into(),
                 summary: format!("{} (version {}): {}", entry.state.name(), entry.version, entry.reason),
                 trace_id: entry.trace_id,
@@ -102,7 +102,7 @@ fn newest(mut timeline: Vec<proto::TimelineEntry>, gaps: &mut Vec<String>) -> Ve
         }
     }
     timeline.sort_by_key(|entry| entry.time.map_or((0, 0), |time| (time.seconds, time.nanos)));
-    let fitting = page::fitting(timeline.iter().rev());
+    let fitting = page::count_fitting(timeline.iter().rev());
     if fitting < timeline.len() {
         gaps.push(format!("timeline: the newest {fitting} of {} entries", timeline.len()));
     }

@@ -259,7 +259,7 @@ fn lines(items: &[(String, u32)], products: &[Product]) -> Result<Vec<Line>, Err
                 unit_price: product.price,
                 state: LineState::Held,
             }),
-            None => fields.refuse(format!("items[{index}].sku"), "UNKNOWN_SKU", sku.clone()),
+            None => fields.reject(format!("items[{index}].sku"), "UNKNOWN_SKU", sku.clone()),
         }
     }
     fields.finish(Some(lines)).map_err(Error::UnknownSku)

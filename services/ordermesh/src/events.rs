@@ -143,7 +143,7 @@ async fn print_all(options: Options) -> Result<(), Error> {
     let Options { follow, filter, since, limit, output, location } = options;
     let session = Session::open(System::find(&location, Retries::On).await?).await?;
     let printer = Printer::new(output);
-    let start = since.map(|since| chassis::encode::timestamp(SystemClock.now().minus(since)));
+    let start = since.map(|since| chassis::to_proto::timestamp(SystemClock.now().minus(since)));
     if !follow {
         return window(&session, &filter, start, limit).await?.iter().try_for_each(|event| printer.print(event));
     }

@@ -1,7 +1,7 @@
 //! Contract ⇄ domain. Every check of a field is here.
 
 use chassis::decode::is_payment_method;
-use chassis::encode::{money, timestamp};
+use chassis::to_proto::{money, timestamp};
 use chassis::{Fields, Fingerprint, Invalid};
 use contracts::common::v1 as common;
 use contracts::payment::v1 as proto;
@@ -60,7 +60,7 @@ impl TryFrom<proto::CancelPaymentRequest> for CancelCommand {
         let mut fields = Fields::default();
         let order_id = fields.id("order_id", &request.order_id);
         if request.refund_attempt < 1 {
-            fields.refuse("refund_attempt", "NOT_POSITIVE", "refunds are numbered from 1");
+            fields.reject("refund_attempt", "NOT_POSITIVE", "refunds are numbered from 1");
         }
         fields.finish(order_id.map(|order_id| Self { order_id, refund_n: request.refund_attempt }))
     }

@@ -189,7 +189,7 @@ impl Gateway for GrpcGateway {
         Box::pin(async move {
             let request = self.request(proto::CreateChargeRequest {
                 charge_key: command.charge_key,
-                amount: Some(chassis::encode::money(command.amount)),
+                amount: Some(chassis::to_proto::money(command.amount)),
                 payment_method: command.payment_method.expose().to_owned(),
                 receipt_email: command.receipt_email,
             });

@@ -239,7 +239,7 @@ impl Store {
         open: OpenOperation,
     ) -> Result<Opened, Error> {
         self.db
-            .transact_with((self.clone(), lease, open), move |tx, (store, lease, open)| {
+            .transact((self.clone(), lease, open), move |tx, (store, lease, open)| {
                 Box::pin(async move { store.cancel_in(tx, order_id, n, parent, lease, &open).await })
             })
             .await

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kernel::{Clock, OrderId, Timestamp};
-use sea_orm::{ConnectionTrait, FromQueryResult, Statement, Value};
+use sea_orm::{FromQueryResult, Statement, Value};
 
 use crate::connect::{Backend, Database};
 use crate::error::Error;
@@ -58,7 +58,6 @@ struct Sql {
     pull_in: String,
     claim_due: String,
     claim: String,
-    take: String,
     make_due: String,
     free: String,
 }
@@ -165,12 +164,9 @@ impl Leases {
         }
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let values = vec![lease.owner.clone().into(), micros(lease.length).into(), limit.into(), lease.longest()];
-        let leases = self.clone();
+        let claim = self.timed(&self.sql.claim_due, values);
         self.db
-            .transact(move |tx| {
-                let claim = leases.timed(&leases.sql.claim_due, values.clone());
-                Box::pin(async move { Ok::<_, Error>(M::find_by_statement(claim).all(tx.conn()).await?) })
-            })
+            .transact(claim, |tx, claim| Box::pin(async move { Ok(M::find_by_statement(claim).all(tx.conn()).await?) }))
             .await
     }
 
@@ -183,10 +179,8 @@ impl Leases {
         id: OrderId,
         lease: &Lease,
     ) -> Result<Option<M>, Error> {
-        let (leases, lease) = (self.clone(), lease.clone());
         self.db
-            .transact(move |tx| {
-                let (leases, lease) = (leases.clone(), lease.clone());
+            .transact((self.clone(), lease.clone()), move |tx, (leases, lease)| {
                 Box::pin(async move { leases.claim_in(tx, id, &lease).await })
             })
             .await
@@ -199,16 +193,6 @@ impl Leases {
     pub async fn claim_in<M: FromQueryResult>(&self, tx: &Tx, id: OrderId, lease: &Lease) -> Result<Option<M>, Error> {
         let values = [lease.owner.clone().into(), micros(lease.length).into(), id.as_uuid().into(), lease.longest()];
         Ok(M::find_by_statement(self.timed(&self.sql.claim, values)).one(tx.conn()).await?)
-    }
-
-    /// Takes the lease of one row from any holder.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn take_in(&self, tx: &Tx, id: OrderId, lease: &Lease) -> Result<(), Error> {
-        let values = [lease.owner.clone().into(), micros(lease.length).into(), id.as_uuid().into()];
-        tx.conn().execute_raw(self.timed(&self.sql.take, values)).await?;
-        Ok(())
     }
 
     /// Makes a row due now, if it has a pending effect. A row that is being driven is then retried immediately: the due
@@ -230,13 +214,7 @@ impl Leases {
     }
 
     async fn execute(&self, sql: String, values: Vec<Value>) -> Result<u64, Error> {
-        let leases = self.clone();
-        self.db
-            .transact(move |tx| {
-                let statement = leases.timed(sql.clone(), values.clone());
-                Box::pin(async move { Ok::<_, Error>(tx.conn().execute_raw(statement).await?.rows_affected()) })
-            })
-            .await
+        self.db.execute(self.timed(sql, values)).await
     }
 }
 
@@ -268,7 +246,6 @@ impl Sql {
                  WHERE order_id = $4 AND next_attempt_time <= {now} AND {} RETURNING *",
                 is_free("$5")
             ),
-            take: format!("UPDATE {table} SET lease_owner = $2, lease_until = {now} + $3 WHERE order_id = $4"),
             make_due: format!(
                 "UPDATE {table} SET next_attempt_time = CASE WHEN next_attempt_time > {now} THEN {now} ELSE next_attempt_time - 1 \
                  END WHERE order_id = $2 AND next_attempt_time IS NOT NULL"

@@ -33,7 +33,7 @@ pub use connect::{Backend, Database, Options, check_url};
 pub use error::{Error, Failure};
 pub use leases::{Lease, Leases};
 pub use migrate::Migration;
-pub use opening::patiently;
+pub use opening::retry_until_reachable;
 pub use probe::Probe;
 pub use rows::Rows;
 pub use sets::{Lane, SetOf};

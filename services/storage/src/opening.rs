@@ -16,7 +16,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// The last error of `open`.
-pub async fn patiently<F>(open: impl Fn() -> F) -> Result<Database, Error>
+pub async fn retry_until_reachable<F>(open: impl Fn() -> F) -> Result<Database, Error>
 where
     F: Future<Output = Result<Database, Error>>,
 {
@@ -51,19 +51,19 @@ mod tests {
     async fn start_up_waits_for_a_database_that_does_not_listen_yet() {
         let away = || async { Err(Error::Connect(DbErr::Conn(RuntimeErr::Internal("nothing listens".to_owned())))) };
         let began = Instant::now();
-        assert!(patiently(away).await.is_err());
+        assert!(retry_until_reachable(away).await.is_err());
         assert!((60..63).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     }
 
     #[tokio::test]
     async fn permanent_errors_are_returned_immediately() {
         let began = Instant::now();
-        assert!(patiently(|| Database::connect("mysql://x", &OPTIONS)).await.is_err());
+        assert!(retry_until_reachable(|| Database::connect("mysql://x", &OPTIONS)).await.is_err());
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("no.db");
         std::fs::write(&file, "this is no database, and will not become one by waiting").expect("written");
         let url = format!("sqlite://{}", file.display());
-        assert!(patiently(|| Database::connect(&url, &OPTIONS)).await.is_err());
+        assert!(retry_until_reachable(|| Database::connect(&url, &OPTIONS)).await.is_err());
         assert!(began.elapsed() < AGAIN, "{:?}", began.elapsed());
     }
 }

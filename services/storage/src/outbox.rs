@@ -110,10 +110,8 @@ impl Outbox {
     /// The database failed; nothing was written.
     pub async fn put(&self, events: Vec<TraceEvent>) -> Result<(), Error> {
         self.db
-            .transact(move |tx| {
-                for event in &events {
-                    tx.enqueue(event.clone());
-                }
+            .transact(events, |tx, events| {
+                events.into_iter().for_each(|event| tx.enqueue(event));
                 Box::pin(async { Ok(()) })
             })
             .await
@@ -164,8 +162,7 @@ impl Outbox {
     /// The database failed; the events stay and are sent again.
     pub async fn settle(&self, done: Vec<Uuid>, refused: Vec<(TraceEvent, String)>) -> Result<(), Error> {
         self.db
-            .transact_set(move |tx| {
-                let (done, refused) = (done.clone(), refused.clone());
+            .transact_set((done, refused), |tx, (done, refused)| {
                 Box::pin(async move {
                     for (event, refusal) in &refused {
                         let insert = Statement::from_sql_and_values(
@@ -196,13 +193,9 @@ impl Outbox {
     pub async fn requeue(&self, owner: &str) -> Result<usize, Error> {
         let mut requeued = 0;
         loop {
-            let owner = owner.to_owned();
             let count = self
                 .db
-                .transact(move |tx| {
-                    let owner = owner.clone();
-                    Box::pin(async move { requeue(tx.conn(), owner).await })
-                })
+                .transact(owner.to_owned(), |tx, owner| Box::pin(async move { requeue(tx.conn(), owner).await }))
                 .await?;
             requeued += count;
             if count < REQUEUE_CHUNK {
@@ -231,10 +224,8 @@ impl Outbox {
         if left.is_empty() {
             return Ok(0);
         }
-        let owner = owner.to_owned();
         self.db
-            .transact(move |tx| {
-                let owner = owner.clone();
+            .transact(owner.to_owned(), move |tx, owner| {
                 Box::pin(async move {
                     let adopted = row::Entity::update_many()
                         .col_expr(row::Column::Owner, owner.clone().into())

@@ -98,7 +98,7 @@ impl Probe {
         }
         // BEGIN IMMEDIATE takes the write lock, and fails on a file that is not writable.
         let (answered, _) = writer.progress();
-        let asked = self.db.transact(|_| Box::pin(async { Ok::<_, Error>(()) }));
+        let asked = self.db.transact((), |_, ()| Box::pin(async { Ok::<_, Error>(()) }));
         match timeout(ANSWER_LIMIT, asked).await {
             Ok(done) => done,
             // The queue is long, but it advances.

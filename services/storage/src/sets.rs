@@ -164,15 +164,11 @@ impl<S: SetOf> Worker<S> {
         let mut sets = vec![set];
         while let Some(mut set) = sets.pop() {
             let commands: Arc<[S::Command]> = set.iter().map(|queued| queued.command.clone()).collect();
-            let kind = self.kind.clone();
-            let results = self
-                .db
-                .transact_set(move |tx| {
-                    let (kind, commands) = (kind.clone(), commands.clone());
-                    Box::pin(async move { kind.run(tx, &commands).await })
-                })
-                .await;
-            match results {
+            let args = (self.kind.clone(), commands);
+            let run = self.db.transact_set(args, |tx, (kind, commands): (Arc<S>, Arc<[S::Command]>)| {
+                Box::pin(async move { kind.run(tx, &commands).await })
+            });
+            match run.await {
                 Ok(results) => {
                     // A cancelled caller needs no reply.
                     set.into_iter().zip(results).for_each(|(queued, result)| drop(queued.reply.send(result)));

@@ -105,18 +105,20 @@ trait Piece: Send {
     fn answer(self: Box<Self>);
 }
 
-struct Work<T, E, F> {
+struct Work<A, T, E, F> {
     begin: &'static str,
+    args: A,
     work: F,
     result: Option<Result<T, E>>,
     answer: oneshot::Sender<Result<T, E>>,
 }
 
-impl<T, E, F> Piece for Work<T, E, F>
+impl<A, T, E, F> Piece for Work<A, T, E, F>
 where
+    A: Clone + Send + Sync + 'static,
     T: Send + 'static,
     E: Failure,
-    F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    F: for<'t> Fn(&'t Tx, A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
 {
     fn begin(&self) -> &'static str {
         self.begin
@@ -124,7 +126,7 @@ where
 
     fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, Result<(), ()>> {
         Box::pin(async move {
-            let work = AssertUnwindSafe(async { (self.work)(tx).await }).catch_unwind().await;
+            let work = AssertUnwindSafe(async { (self.work)(tx, self.args.clone()).await }).catch_unwind().await;
             let result = work.unwrap_or_else(|_| Err(Error::Panicked.into()));
             let done = result.as_ref().map(|_| ()).map_err(|_| ());
             self.result = Some(result);
@@ -151,28 +153,31 @@ where
 }
 
 impl Database {
-    /// Runs `work` in a transaction; if it returns `Ok`, commits it with the events that it emitted, otherwise rolls it
-    /// back. `work` may run again if the database was busy: it must only use the transaction.
+    /// Runs `work` with its arguments in a transaction; if it returns `Ok`, commits it with the events that it emitted,
+    /// otherwise rolls it back. `work` may run again if the database was busy: the arguments are cloned for each run,
+    /// and it must only use the transaction.
     ///
     /// # Errors
     /// The error of `work`, or the database's error if beginning or committing failed.
-    pub async fn transact<T, E, F>(&self, work: F) -> Result<T, E>
+    pub async fn transact<A, T, E, F>(&self, args: A, work: F) -> Result<T, E>
     where
+        A: Clone + Send + Sync + 'static,
         T: Send + 'static,
         E: Failure,
-        F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        F: for<'t> Fn(&'t Tx, A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
-        self.transact_begun(BEGIN, work).await
+        self.transact_begun(BEGIN, args, work).await
     }
 
-    async fn transact_begun<T, E, F>(&self, begin: &'static str, work: F) -> Result<T, E>
+    async fn transact_begun<A, T, E, F>(&self, begin: &'static str, args: A, work: F) -> Result<T, E>
     where
+        A: Clone + Send + Sync + 'static,
         T: Send + 'static,
         E: Failure,
-        F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+        F: for<'t> Fn(&'t Tx, A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        let piece = Box::new(Work { begin, work, result: None, answer });
+        let piece = Box::new(Work { begin, args, work, result: None, answer });
         match &self.0.writer {
             Some(writer) => {
                 let job = Job { piece, db: self.clone(), queued: Instant::now() };
@@ -188,27 +193,14 @@ impl Database {
 
     /// Like [`Database::transact`], for the statements of a set: on PostgreSQL they are planned with indexes. A plan is
     /// made once and kept; on a new and still empty table it would be a sequential scan.
-    pub(crate) async fn transact_set<T, E, F>(&self, work: F) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: Failure,
-        F: for<'t> Fn(&'t Tx) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
-    {
-        self.transact_begun(BEGIN_SET, work).await
-    }
-
-    /// Like [`Database::transact`], for work that takes its arguments by value: they are cloned for each run.
-    ///
-    /// # Errors
-    /// The error of `work`, or the database's error if beginning or committing failed.
-    pub async fn transact_with<A, T, E, F>(&self, args: A, work: F) -> Result<T, E>
+    pub(crate) async fn transact_set<A, T, E, F>(&self, args: A, work: F) -> Result<T, E>
     where
         A: Clone + Send + Sync + 'static,
         T: Send + 'static,
         E: Failure,
         F: for<'t> Fn(&'t Tx, A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
-        self.transact(move |tx| work(tx, args.clone())).await
+        self.transact_begun(BEGIN_SET, args, work).await
     }
 
     /// Executes one statement in a transaction of its own, and returns the number of rows that it changed.
@@ -216,7 +208,7 @@ impl Database {
     /// # Errors
     /// The database's error.
     pub async fn execute(&self, statement: Statement) -> Result<u64, Error> {
-        self.transact_with(statement, |tx, statement| {
+        self.transact(statement, |tx, statement| {
             Box::pin(async move { Ok(tx.conn().execute_raw(statement).await?.rows_affected()) })
         })
         .await

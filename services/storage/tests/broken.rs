@@ -43,7 +43,7 @@ fn address_of(server: &Server) -> SocketAddr {
 }
 
 async fn put(db: &Database, n: i64) -> Result<(), Error> {
-    db.transact(move |tx| {
+    db.transact((), move |tx, ()| {
         let insert = Statement::from_sql_and_values(
             tx.conn().get_database_backend(),
             "INSERT INTO t (n) VALUES ($1)",
@@ -70,7 +70,7 @@ async fn fill(db: &Database) {
     let all = std::sync::Arc::new(all);
     let each = opened.map(|_| {
         let all = all.clone();
-        db.transact(move |_| {
+        db.transact((), move |_, ()| {
             let all = all.clone();
             Box::pin(async move {
                 all.wait().await;
@@ -168,7 +168,7 @@ async fn the_probe_works_while_the_pool_is_exhausted() {
         let once = std::sync::Mutex::new(Some((begun, to_end)));
         let db = db.clone();
         held.push(tokio::spawn(async move {
-            db.transact(move |_| {
+            db.transact((), move |_, ()| {
                 let (begun, to_end) = once.lock().expect("not poisoned").take().expect("a single run");
                 Box::pin(async move {
                     let _ = begun.send(());
@@ -289,7 +289,7 @@ async fn temporary_server_errors_are_unavailable_and_permanent_ones_are_not() {
     let db = Database::connect(&place.url, &options).await.expect("a database");
     let raise = async |code: &str| {
         let raise = format!("DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{code}'; END $$");
-        let refused = db.transact(move |tx| {
+        let refused = db.transact((), move |tx, ()| {
             let raise = raise.clone();
             Box::pin(async move { Ok::<_, Error>(tx.conn().execute_unprepared(&raise).await.map(drop)?) })
         });
@@ -327,7 +327,7 @@ async fn a_statement_that_fails_for_its_data_is_not_unavailable_and_keeps_the_co
         let select = Statement::from_sql_and_values(db.read().get_database_backend(), sql, values);
         let refused = Error::from(db.read().query_one_raw(select.clone()).await.expect_err(sql));
         assert!(!refused.is_unavailable() && refused.class().is_none() && !refused.may_come_up(), "{sql}: {refused:?}");
-        let refused = db.transact(move |tx| {
+        let refused = db.transact((), move |tx, ()| {
             let select = select.clone();
             Box::pin(async move { Ok::<_, Error>(tx.conn().query_one_raw(select).await.map(drop)?) })
         });

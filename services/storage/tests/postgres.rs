@@ -35,7 +35,7 @@ async fn open(url: &str, schema: &str) -> Result<Database, Error> {
 }
 
 async fn execute(db: &Database, sql: &'static str, values: Vec<sea_orm::Value>) -> Result<u64, Error> {
-    db.transact(move |tx| {
+    db.transact((), move |tx, ()| {
         let statement = Statement::from_sql_and_values(tx.conn().get_database_backend(), sql, values.clone());
         Box::pin(async move { Ok(tx.conn().execute_raw(statement).await?.rows_affected()) })
     })
@@ -128,7 +128,7 @@ async fn a_deadlocks_victim_is_retried() {
     let both = |first: i64, second: i64| {
         let db = db.clone();
         tokio::spawn(async move {
-            db.transact(move |tx| {
+            db.transact((), move |tx, ()| {
                 Box::pin(async move {
                     for n in [first, second] {
                         let sql = "UPDATE t SET v = v + 1 WHERE n = $1";
@@ -187,7 +187,8 @@ async fn a_missing_database_or_user_is_a_configuration_error_without_retries() {
     for (right, wrong) in [("/postgres?", "/nowhere?"), ("postgres@", "nobody@")] {
         let wrong = url.replace(right, wrong);
         let began = Instant::now();
-        let error = storage::patiently(|| open(&wrong, "wrong")).await.expect_err("no such user or database");
+        let error =
+            storage::retry_until_reachable(|| open(&wrong, "wrong")).await.expect_err("no such user or database");
         assert!(error.is_configuration() && !error.may_come_up(), "{error:?}");
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     }
@@ -276,7 +277,7 @@ async fn an_instance_with_nothing_to_migrate_does_not_wait_for_a_migration() {
     let both = std::sync::Mutex::new(Some((locked, is_done)));
     let migrating = tokio::spawn(async move {
         other
-            .transact(move |tx| {
+            .transact((), move |tx, ()| {
                 let (locked, is_done) = both.lock().expect("not poisoned").take().expect("a single attempt");
                 Box::pin(async move {
                     tx.conn().execute_unprepared("SELECT pg_advisory_xact_lock(7251011620)").await?;
@@ -301,7 +302,7 @@ async fn a_locked_outbox_blocks_nothing_else() {
     let db = Database::connect(&place.url, &short).await.expect("a database");
     db.migrate(SCHEMA).await.expect("a schema");
     let asked = db.clone();
-    db.transact(move |tx| {
+    db.transact((), move |tx, ()| {
         let asked = asked.clone();
         Box::pin(async move {
             tx.conn().execute_unprepared("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE").await?;

@@ -93,7 +93,7 @@ impl Store {
         operation: &Operation,
     ) -> Result<Inserted, storage::Error> {
         self.db
-            .transact_with((row(account), operation.clone()), |tx, (row, operation)| {
+            .transact((row(account), operation.clone()), |tx, (row, operation)| {
                 Box::pin(async move {
                     let user_id = row.user_id;
                     let inserted = account::Entity::insert(row.into_active_model())
@@ -120,7 +120,7 @@ impl Store {
         operation: &Operation,
     ) -> Result<Option<Profile>, storage::Error> {
         self.db
-            .transact_with((change, operation.clone()), move |tx, (change, operation)| {
+            .transact((change, operation.clone()), move |tx, (change, operation)| {
                 Box::pin(async move {
                     let found = account::Entity::find_by_id(user_id.as_uuid()).lock_exclusive().one(tx.conn()).await?;
                     let Some(found) = found else { return Ok(None) };
@@ -148,7 +148,7 @@ impl Store {
         // Identifies the log-in among those of the account.
         operation.set("session.id", opening.session.id.to_string());
         self.db
-            .transact_with((opening, operation.clone()), |tx, (opening, operation)| {
+            .transact((opening, operation.clone()), |tx, (opening, operation)| {
                 Box::pin(async move {
                     let Opening { session, role, verified, renewed, access_until } = opening;
                     let user_id = session.user_id;
@@ -170,13 +170,13 @@ impl Store {
 
     /// Rotates a session's token, or ends the session; `None`: it has ended.
     pub(crate) async fn rotate_session(&self, rotation: Rotation) -> Result<Option<(Session, Role)>, storage::Error> {
-        self.db.transact_with(rotation, |tx, rotation| Box::pin(rotate_session(tx, rotation))).await
+        self.db.transact(rotation, |tx, rotation| Box::pin(rotate_session(tx, rotation))).await
     }
 
     /// Ends a session, with its audit event, unless it has ended already.
     pub(crate) async fn end_session(&self, family_hash: String, operation: &Operation) -> Result<(), storage::Error> {
         self.db
-            .transact_with((family_hash, operation.clone()), |tx, (family_hash, operation)| {
+            .transact((family_hash, operation.clone()), |tx, (family_hash, operation)| {
                 Box::pin(async move {
                     let of_it = session::Column::FamilyHash.eq(family_hash);
                     let found = session::Entity::find().filter(of_it).lock_exclusive().one(tx.conn()).await?;
@@ -195,7 +195,7 @@ impl Store {
     /// meanwhile.
     pub(crate) async fn change_password(&self, change: PasswordChange, operation: &Operation) -> Result<u64, Error> {
         self.db
-            .transact_with((change, operation.clone()), |tx, (change, operation)| {
+            .transact((change, operation.clone()), |tx, (change, operation)| {
                 Box::pin(async move {
                     let user_id = change.user_id.as_uuid();
                     if !has_password(tx, user_id, &change.verified).await? {

@@ -265,7 +265,7 @@ pub(crate) fn failed(event: proto::TraceEvent, kind: &str) -> proto::TraceEvent 
 
 /// The instant some seconds ago.
 pub(crate) fn ago(seconds: u64) -> prost_types::Timestamp {
-    chassis::encode::timestamp(SystemClock.now().minus(Duration::from_secs(seconds)))
+    chassis::to_proto::timestamp(SystemClock.now().minus(Duration::from_secs(seconds)))
 }
 
 /// A new UUIDv7 of an instant.

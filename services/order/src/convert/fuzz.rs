@@ -1,6 +1,6 @@
 //! Fuzzes every decoder with malformed input: it never panics, and what it accepts round-trips.
 
-use chassis::{Decoded, encode};
+use chassis::{Decoded, to_proto};
 use contracts::common::v1 as common;
 use contracts::order::v1 as proto;
 use proptest::prelude::*;
@@ -48,7 +48,7 @@ fn request(command: &CreateOrder) -> proto::CreateOrderRequest {
         payment_method: command.payment_method.clone().into_inner(),
         shipping_address: Some((&command.address).into()),
         contact_email: command.contact_email.clone(),
-        expected_total: command.expected_total.map(encode::money),
+        expected_total: command.expected_total.map(to_proto::money),
     }
 }
 

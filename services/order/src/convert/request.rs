@@ -71,11 +71,11 @@ pub(crate) fn create_order(request: proto::CreateOrderRequest) -> Result<Decoded
 
 fn items(fields: &mut Fields, items: &[proto::OrderItem]) -> Option<Vec<(String, u32)>> {
     if items.is_empty() {
-        fields.refuse("items", "EMPTY_ORDER", "an order needs at least one item");
+        fields.reject("items", "EMPTY_ORDER", "an order needs at least one item");
         return None;
     }
     if items.len() > MAX_ITEMS {
-        fields.refuse("items", "TOO_MANY_ITEMS", format!("an order has at most {MAX_ITEMS} items"));
+        fields.reject("items", "TOO_MANY_ITEMS", format!("an order has at most {MAX_ITEMS} items"));
         return None;
     }
     let mut decoded: Vec<(String, u32)> = Vec::with_capacity(items.len());
@@ -85,12 +85,12 @@ fn items(fields: &mut Fields, items: &[proto::OrderItem]) -> Option<Vec<(String,
             if (1..=MAX_QUANTITY).contains(&item.quantity) { u32::try_from(item.quantity).ok() } else { None };
         if quantity.is_none() {
             let description = format!("must be 1 to {MAX_QUANTITY}");
-            fields.refuse(format!("items[{index}].quantity"), "INVALID_QUANTITY", description);
+            fields.reject(format!("items[{index}].quantity"), "INVALID_QUANTITY", description);
         }
         if let Some(sku) = sku {
             if decoded.iter().any(|(known, _)| *known == sku) {
                 let description = format!("{sku} is listed twice; combine the quantities");
-                fields.refuse(format!("items[{index}].sku"), "DUPLICATE_ITEM", description);
+                fields.reject(format!("items[{index}].sku"), "DUPLICATE_ITEM", description);
             }
             decoded.push((sku, quantity.unwrap_or(0)));
         }
@@ -118,7 +118,7 @@ pub(crate) fn list_orders(scope: Scope, request: &proto::ListOrdersRequest) -> R
         Ok(proto::OrderState::Unspecified) => None,
         Ok(state) => State::of(state.as_str_name().trim_start_matches("ORDER_STATE_")),
         Err(_) => {
-            fields.refuse("state", "UNKNOWN_STATE", "not a state of an order");
+            fields.reject("state", "UNKNOWN_STATE", "not a state of an order");
             None
         }
     };
@@ -144,7 +144,7 @@ impl TryFrom<proto::WatchOrderRequest> for WatchOrder {
         let mut fields = Fields::default();
         let order_id = fields.id("order_id", &request.order_id);
         if request.after_version < 0 {
-            fields.refuse("after_version", "NEGATIVE_VERSION", "versions count from 1; 0 means all");
+            fields.reject("after_version", "NEGATIVE_VERSION", "versions count from 1; 0 means all");
         }
         fields.finish(order_id.map(|order_id| Self { order_id, after: request.after_version }))
     }
@@ -153,7 +153,7 @@ impl TryFrom<proto::WatchOrderRequest> for WatchOrder {
 pub(crate) fn skus(skus: Vec<String>) -> Result<Vec<String>, Invalid> {
     let mut fields = Fields::default();
     if skus.is_empty() || skus.len() > MAX_ITEMS {
-        fields.refuse("skus", "INVALID_LENGTH", format!("must be 1 to {MAX_ITEMS} SKUs"));
+        fields.reject("skus", "INVALID_LENGTH", format!("must be 1 to {MAX_ITEMS} SKUs"));
     }
     for (index, sku) in skus.iter().take(MAX_ITEMS).enumerate() {
         fields.sku(format!("skus[{index}]"), sku);
@@ -170,7 +170,7 @@ impl TryFrom<proto::AdjustStockRequest> for AdjustStock {
         let request_id = fields.request_id(&request_id);
         let sku = fields.sku("sku", &sku);
         if delta == 0 || delta.unsigned_abs() > MAX_DELTA.unsigned_abs() {
-            fields.refuse("delta", "INVALID_DELTA", format!("must be at most {MAX_DELTA} either way, and not 0"));
+            fields.reject("delta", "INVALID_DELTA", format!("must be at most {MAX_DELTA} either way, and not 0"));
         }
         let keys = request_id.zip(sku);
         fields.finish(keys.map(|(request_id, sku)| Self { request_id, sku, delta, write_off }))

@@ -1,7 +1,7 @@
 //! Orders, their history and stock to messages.
 
-use chassis::encode;
 use chassis::page::Page;
+use chassis::to_proto;
 use contracts::common::v1 as common;
 use contracts::order::v1 as proto;
 
@@ -43,7 +43,7 @@ impl From<&Line> for proto::OrderLine {
             sku: line.sku.clone(),
             name: line.name.clone(),
             quantity: i32::try_from(line.quantity).unwrap_or(i32::MAX),
-            unit_price: Some(encode::money(line.unit_price)),
+            unit_price: Some(to_proto::money(line.unit_price)),
             state: proto::LineState::from(line.state).into(),
         }
     }
@@ -90,16 +90,16 @@ pub(crate) fn order(seen_by: Scope, order: &Order) -> proto::Order {
         state: proto::OrderState::from(order.state).into(),
         version: order.version,
         lines: order.lines.iter().map(Into::into).collect(),
-        total: Some(encode::money(order.total)),
+        total: Some(to_proto::money(order.total)),
         shipping_address: Some((&order.address).into()),
         contact_email: order.contact_email.clone(),
         delivery_date: order.fulfillment.as_ref().and_then(|started| date(&started.delivery_date)),
         fulfillment_id: order.fulfillment.as_ref().map(|started| started.id.to_string()).unwrap_or_default(),
         payment_failure: order.payment_failure.as_ref().map(Into::into),
-        next_attempt_time: order.next_attempt_time.map(encode::timestamp),
+        next_attempt_time: order.next_attempt_time.map(to_proto::timestamp),
         last_error: last_error.unwrap_or_default().to_owned(),
-        create_time: Some(encode::timestamp(order.create_time)),
-        update_time: Some(encode::timestamp(order.update_time)),
+        create_time: Some(to_proto::timestamp(order.create_time)),
+        update_time: Some(to_proto::timestamp(order.update_time)),
         trace_id: order.span_ref.trace_id(),
     }
 }
@@ -107,7 +107,7 @@ pub(crate) fn order(seen_by: Scope, order: &Order) -> proto::Order {
 /// A page, cut from one order more than the page's size.
 pub(crate) fn orders(seen_by: Scope, orders: &[Order], list: &ListOrders) -> proto::ListOrdersResponse {
     let next = |last: &proto::Order| list.page.next(&last.order_id);
-    let Page { entries, next_page_token } = Page::cut(orders, list.size, |each| order(seen_by, each), next);
+    let Page { entries, next_page_token } = Page::from_rows(orders, list.size, |each| order(seen_by, each), next);
     proto::ListOrdersResponse { orders: entries, next_page_token }
 }
 
@@ -116,7 +116,7 @@ impl From<HistoryEntry> for proto::OrderHistoryEntry {
         Self {
             version: entry.version,
             state: proto::OrderState::from(entry.state).into(),
-            time: Some(encode::timestamp(entry.time)),
+            time: Some(to_proto::timestamp(entry.time)),
             reason: entry.reason,
             trace_id: entry.trace_id,
             span_id: entry.span_id,

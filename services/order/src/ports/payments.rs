@@ -1,6 +1,6 @@
 //! The Payment Service: requests, and what its responses decide.
 
-use chassis::encode;
+use chassis::to_proto;
 use contracts::payment::v1 as payment;
 use contracts::payment::v1::payment_service_client::PaymentServiceClient;
 use futures_util::future::BoxFuture;
@@ -146,7 +146,7 @@ pub fn process_request(order: &Order) -> payment::ProcessPaymentRequest {
     payment::ProcessPaymentRequest {
         order_id: order.id.to_string(),
         user_id: order.user.to_string(),
-        amount: Some(encode::money(order.total)),
+        amount: Some(to_proto::money(order.total)),
         payment_method: order.payment_method.clone().unwrap_or_default().into_inner(),
         contact_email: order.contact_email.clone(),
     }

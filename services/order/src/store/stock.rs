@@ -40,7 +40,7 @@ impl Store {
             return Ok(());
         }
         self.db
-            .transact_with((self.clone(), seed.to_vec()), |tx, (store, seed)| {
+            .transact((self.clone(), seed.to_vec()), |tx, (store, seed)| {
                 Box::pin(async move {
                     for SeedStock { sku, on_hand } in seed {
                         let sql =
@@ -70,7 +70,7 @@ impl Store {
     /// Changes a SKU's stock, once per request.
     pub(crate) async fn adjust(&self, operation: &Operation, command: AdjustStock) -> Result<Adjustment, Error> {
         self.db
-            .transact_with((self.clone(), operation.clone(), command), |tx, (store, operation, command)| {
+            .transact((self.clone(), operation.clone(), command), |tx, (store, operation, command)| {
                 Box::pin(async move { store.write_adjustment(tx, &operation, command).await })
             })
             .await

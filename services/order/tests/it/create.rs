@@ -237,7 +237,7 @@ async fn an_order_is_driven_even_if_its_client_disconnects_during_the_commit() {
     let (holding, gate) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (db, signals) = (world.db.clone(), (holding.clone(), gate.clone()));
     let holder = tokio::spawn(async move {
-        db.transact_with(signals, |_tx, (held, release)| {
+        db.transact(signals, |_tx, (held, release)| {
             Box::pin(async move {
                 held.notify_one();
                 release.notified().await;

@@ -29,7 +29,7 @@ fn operation() -> Operation {
 }
 
 async fn put(db: &Database, n: i64, operation: Operation) -> Result<(), Error> {
-    db.transact(move |tx| {
+    db.transact((), move |tx, ()| {
         let operation = operation.clone();
         Box::pin(async move {
             let insert = Statement::from_sql_and_values(
@@ -111,7 +111,7 @@ async fn work_answered_after_a_full_disk_is_committed() {
 #[tokio::test]
 async fn a_panic_in_the_work_is_an_error_and_the_writer_survives() {
     let db = open("sqlite::memory:").await;
-    let panicked = db.transact(|_| Box::pin(async { panic!("on purpose") })).await;
+    let panicked = db.transact((), |_, ()| Box::pin(async { panic!("on purpose") })).await;
     assert!(matches!(panicked, Err::<(), _>(Error::Panicked)));
     put(&db, 1, operation()).await.expect("the writer is still running");
 }

@@ -47,7 +47,7 @@ impl Store {
     ) -> Result<u64, Error> {
         let ended = self
             .db
-            .transact_with((account, operation.clone()), move |tx, (account, operation)| {
+            .transact((account, operation.clone()), move |tx, (account, operation)| {
                 Box::pin(async move {
                     let of_it = match account {
                         AccountRef::Id(user_id) => account::Column::UserId.eq(user_id.as_uuid()),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use kernel::client_network;
 use uuid::Uuid;
 
 /// The key that calls are counted by.
@@ -16,20 +17,6 @@ pub(crate) enum Key {
 
 impl Key {
     pub(crate) fn of_address(address: IpAddr) -> Self {
-        Self::Peer(network(address))
+        Self::Peer(client_network(address))
     }
 }
-
-/// The address's rate-limit key: itself, or its /64 for IPv6, which belongs to one subscriber.
-pub fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
-#[cfg(test)]
-mod tests;

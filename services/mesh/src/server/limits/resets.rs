@@ -64,7 +64,8 @@ impl Resets {
 /// A connection's resets.
 pub(crate) struct ConnectionResets {
     of_server: Arc<Resets>,
-    used_until: Mutex<Instant>,
+    /// When the quota is full again.
+    full_at: Mutex<std::time::Instant>,
     excess: AtomicU64,
     changed: Notify,
 }
@@ -80,8 +81,8 @@ pub(crate) enum Excess {
 
 impl ConnectionResets {
     pub(crate) fn new(of_server: Arc<Resets>) -> Self {
-        let used_until = Mutex::new(Instant::now());
-        Self { of_server, used_until, excess: AtomicU64::new(0), changed: Notify::new() }
+        let full_at = Mutex::new(Instant::now().into_std());
+        Self { of_server, full_at, excess: AtomicU64::new(0), changed: Notify::new() }
     }
 
     /// Counts a call that was reset before it was answered.
@@ -90,8 +91,10 @@ impl ConnectionResets {
         if let Some(caller) = caller {
             self.of_server.count(caller, now);
         }
-        let mut used_until = self.used_until.lock();
-        if PER_CONNECTION.take(&mut used_until, now).is_err() {
+        let (mut full_at, now, rate) = (self.full_at.lock(), now.into_std(), PER_CONNECTION.rate());
+        if rate.wait(*full_at, now).is_zero() {
+            *full_at = rate.take(*full_at, now);
+        } else {
             self.excess.fetch_add(1, Ordering::AcqRel);
             self.changed.notify_one();
         }
