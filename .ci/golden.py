@@ -90,7 +90,7 @@ def walk(system):
 
 
 def settled(jaeger, system, trace, is_complete):
-    """The trace's tree once it is complete and the store has the same events. Spans are sent twice a second, and events after the commit."""
+    """The trace's tree once it is complete and the store has the same events. Spans are sent every 100 ms, and events after the commit."""
 
     def ask():
         spans = jaeger.spans(trace)

@@ -81,7 +81,7 @@ class Postgres:
 
 
 def verified(system, *flags):
-    """`ordermesh verify` checks all promises and finds no violation."""
+    """`ordermesh verify` checks promises 1 to 4 and finds no violation."""
     said = system.run("verify", *flags, seconds=60)
     check(said.count("kept") == 4, f"the promises are kept:\n{said}")
 

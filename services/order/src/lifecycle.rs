@@ -1,5 +1,5 @@
 //! The order's state machine, in one table: [`next`]. Driver, API, diagram, verification and tests read it, and a
-//! `store::Step` cannot be made without it: what is not in the table does not happen.
+//! `store::Step` other than the creation cannot be made without it: what is not in the table does not happen.
 //!
 //! An order is created with reserved stock. Then it is paid, its stock is allocated and its fulfilment starts, strictly
 //! in that sequence. A declined payment ends it. A cancellation requested before fulfilment has started moves it

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::service::Service;
 
-/// More than the ports of a system span: those of two bases never overlap.
+/// More than the ports of a system span.
 const SPAN: u16 = 2_000;
 /// Bases begin above the ports that the documents use, and end below the kernel's ephemeral ports.
 const FIRST: u16 = 19_000;
@@ -14,8 +14,8 @@ const SPANS: u16 = 6;
 const SHIFT: u16 = 100;
 const SHIFTS: u16 = SPAN / SHIFT;
 
-/// A port base for which every port is free now, in a system with this many instances of each service. Two calls never
-/// return the same one.
+/// A port base for which every port is free now, in a system with this many instances of each service. The next
+/// calls return others.
 pub fn free_port_base(instances: u16) -> Option<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let shift = u16::try_from(std::process::id() % u32::from(SHIFTS)).unwrap_or_default();

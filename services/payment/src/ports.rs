@@ -256,7 +256,9 @@ fn read(charge: Option<proto::Charge>) -> Result<Charge, NoResponse> {
     };
     let amount =
         charge.amount.and_then(|amount| Some(Money::new(amount.currency_code.parse().ok()?, amount.minor_units)));
-    Ok(Charge { charge_id: charge.charge_id, charge_key: charge.charge_key, status, amount })
+    // PostgreSQL rejects NUL, for example.
+    let charge_id = shortened(&charge.charge_id, MAX_MESSAGE_BYTES);
+    Ok(Charge { charge_id, charge_key: charge.charge_key, status, amount })
 }
 
 /// A decline code added by a later gateway is still a decline.

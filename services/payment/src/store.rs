@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use kernel::{Clock, Money, OrderId, UserId};
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement};
+use storage::sets::Undone;
 use storage::{Database, Error, Lane, Leases, Tx};
 use telemetry::{Operation, Outcome, TraceParent};
 
@@ -186,15 +187,17 @@ impl Store {
         self.lanes().openings.commit(Opening { draft, lease, open }).await
     }
 
-    /// `None`: an order of several has a payment already.
-    async fn open_in(&self, tx: &Tx, set: &[Opening]) -> Result<Option<Vec<Opened>>, Error> {
+    /// An order of several that has a payment already is opened alone: its payment is locked then, and a set holds no
+    /// locks while it waits for one.
+    async fn open_in(&self, tx: &Tx, set: &[Opening]) -> Result<Vec<Opened>, Undone> {
         let new: Vec<(Payment, Schedule)> = set.iter().map(|opening| self.opened(opening)).collect();
         let mut sorted: Vec<(&Payment, &Schedule)> =
             new.iter().map(|(payment, schedule)| (payment, schedule)).collect();
         sorted.sort_by_key(|(payment, _)| payment.order_id);
         let inserted = self.insert(tx, &sorted).await?;
         if inserted.len() < set.len() && set.len() > 1 {
-            return Ok(None);
+            let exists = |opening: &Opening| !inserted.contains(&opening.draft.order_id.as_uuid());
+            return Err(Undone::Apart((0..set.len()).filter(|index| exists(&set[*index])).collect()));
         }
         let mut opened = Vec::with_capacity(set.len());
         for (opening, (payment, schedule)) in set.iter().zip(new) {
@@ -207,7 +210,7 @@ impl Store {
             }
             opened.push(Opened { is_ours: schedule.lease.is_some(), payment });
         }
-        Ok(Some(opened))
+        Ok(opened)
     }
 
     /// The payment of an opening, if its order has none, and what follows.
@@ -239,7 +242,7 @@ impl Store {
         open: OpenOperation,
     ) -> Result<Opened, Error> {
         self.db
-            .transact((self.clone(), lease, open), move |tx, (store, lease, open)| {
+            .transact_rows((self.clone(), lease, open), move |tx, (store, lease, open)| {
                 Box::pin(async move { store.cancel_in(tx, order_id, n, parent, lease, &open).await })
             })
             .await

@@ -85,6 +85,11 @@ impl Error {
         })
     }
 
+    /// A row stayed locked for longer than `lock_timeout` (55P03): nothing was changed.
+    pub(crate) fn is_lock_timeout(&self) -> bool {
+        self.database().and_then(code).is_some_and(|code| code == "55P03")
+    }
+
     /// Whether the configuration is wrong, which no retry can cure: the URL, a file that it names (of root
     /// certificates, for example), or the server's answer to it: a wrong password (28P01), a user without access
     /// (28000), no such database (3D000).

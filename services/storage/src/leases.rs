@@ -221,9 +221,10 @@ impl Leases {
 impl Sql {
     fn new(backend: Backend, table: &str) -> Self {
         let now = now_sql(backend, "$1");
-        let skip_locked = match backend {
-            Backend::Sqlite => "",
-            Backend::Postgres => "FOR UPDATE SKIP LOCKED",
+        // Several rows are locked in the order of their keys, here and by sets of changes.
+        let (skip_locked, lock) = match backend {
+            Backend::Sqlite => ("", ""),
+            Backend::Postgres => ("FOR UPDATE SKIP LOCKED", "FOR NO KEY UPDATE"),
         };
         // A lease that ends later than any lease taken now was written by a clock that was set back since; if its owner
         // is still alive, only work is duplicated.
@@ -234,7 +235,10 @@ impl Sql {
                  AS due, CASE WHEN EXISTS (SELECT 1 FROM {table} WHERE next_attempt_time > {now} + $3) THEN 1 ELSE 0 END AS beyond",
                 is_free("$2")
             ),
-            pull_in: format!("UPDATE {table} SET next_attempt_time = {now} WHERE next_attempt_time > {now} + $2"),
+            pull_in: format!(
+                "UPDATE {table} SET next_attempt_time = {now} WHERE order_id IN (SELECT order_id FROM {table} \
+                 WHERE next_attempt_time > {now} + $2 ORDER BY order_id {lock})"
+            ),
             claim_due: format!(
                 "UPDATE {table} SET lease_owner = $2, lease_until = {now} + $3 WHERE order_id IN \
                  (SELECT order_id FROM {table} WHERE next_attempt_time <= {now} AND {} \
@@ -252,8 +256,8 @@ impl Sql {
             ),
             // With the time, as all of them: PostgreSQL wants a use of each parameter.
             free: format!(
-                "UPDATE {table} SET lease_owner = NULL, lease_until = 0 \
-                 WHERE lease_owner = $2 AND next_attempt_time IS NOT NULL AND {now} IS NOT NULL"
+                "UPDATE {table} SET lease_owner = NULL, lease_until = 0 WHERE order_id IN (SELECT order_id FROM {table} \
+                 WHERE lease_owner = $2 AND next_attempt_time IS NOT NULL AND {now} IS NOT NULL ORDER BY order_id {lock})"
             ),
             now,
         }

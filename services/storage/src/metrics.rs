@@ -1,4 +1,5 @@
-//! Metrics of a database's connections (OpenTelemetry's semantic conventions for database clients).
+//! Metrics of a database's connections, by the names of OpenTelemetry's semantic conventions for database clients, and
+//! of what is committed in sets.
 
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ impl Metrics {
 pub(crate) struct SetMetrics {
     commands: Histogram<u64>,
     wait: Histogram<f64>,
-    halved: Counter<u64>,
+    split: Counter<u64>,
     kind: KeyValue,
 }
 
@@ -72,10 +73,10 @@ impl SetMetrics {
                 .with_description("Time that commands waited for their set to be started")
                 .with_boundaries(vec![0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0])
                 .build(),
-            halved: meter
-                .u64_counter("storage.set.halved")
+            split: meter
+                .u64_counter("storage.set.splits")
                 .with_unit("{set}")
-                .with_description("Sets that were rolled back and run again in halves")
+                .with_description("Sets that were rolled back and run again in parts")
                 .build(),
             kind: KeyValue::new("set.kind", kind),
         }
@@ -87,7 +88,7 @@ impl SetMetrics {
         waits.for_each(|wait| self.wait.record(wait.as_secs_f64(), kind));
     }
 
-    pub(crate) fn halved(&self) {
-        self.halved.add(1, std::slice::from_ref(&self.kind));
+    pub(crate) fn split(&self) {
+        self.split.add(1, std::slice::from_ref(&self.kind));
     }
 }

@@ -162,7 +162,7 @@ impl Outbox {
     /// The database failed; the events stay and are sent again.
     pub async fn settle(&self, done: Vec<Uuid>, refused: Vec<(TraceEvent, String)>) -> Result<(), Error> {
         self.db
-            .transact_set((done, refused), |tx, (done, refused)| {
+            .transact_rows((done, refused), |tx, (done, refused)| {
                 Box::pin(async move {
                     for (event, refusal) in &refused {
                         let insert = Statement::from_sql_and_values(

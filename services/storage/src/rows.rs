@@ -1,4 +1,4 @@
-//! Many rows as one statement: the statement reads them from a common table expression, `WITH <name> (…) AS (…)`.
+//! Many rows in few statements: a statement reads them from a common table expression, `WITH v (…) AS (…)`.
 //!
 //! PostgreSQL takes one array per column (`unnest`), so that the statement's text does not depend on the number of
 //! rows, and is prepared once. SQLite takes a parameter per value (`VALUES`), in chunks whose sizes are powers of two,
@@ -172,9 +172,8 @@ fn chunks(mut count: usize) -> impl Iterator<Item = usize> {
 }
 
 impl TxConnection {
-    /// Executes `WITH v (columns) AS (rows) <sql>`, and returns the rows of its RETURNING clause. Further parameters of
-    /// `sql` follow those of the rows: on SQLite, which runs a statement for each chunk of the rows, there can be none
-    /// whose position is known; `sql` has none.
+    /// Executes `WITH v (columns) AS (rows) <sql>`, and returns the rows that it returns. `sql` has no parameters of its
+    /// own. On SQLite it is executed for each chunk of the rows: its ORDER BY and GROUP BY hold within a chunk.
     ///
     /// # Errors
     /// The database's error.

@@ -1,15 +1,17 @@
 //! Changes that are committed in sets: few statements and one commit for all commands of a kind that wait, and a
 //! reply to each. While one set is committed, the next one gathers; nothing waits for a set to fill.
 //!
-//! A set that fails before its commit, or whose commit the database rejects, is halved and run again until the command
-//! at fault is alone: it delays the others by these runs, and changes nothing for them. A set whose commit was not
-//! answered is not run again: each of its commands gets the error, as in a transaction of its own.
+//! A command that cannot be performed together with the others is named by its kind, and performed alone beside the
+//! lane. A set that the database rejects is halved and run again until the command at fault is alone: it delays the
+//! others by these runs, and changes nothing for them. So does a command whose row stays locked by somebody else: it
+//! waits for the lock beside the lane. A set whose commit was not answered is not run again: each of its commands gets
+//! the error, as in a transaction of its own.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sea_orm::DbErr;
@@ -18,14 +20,19 @@ use tokio::sync::{mpsc, oneshot};
 use crate::connect::Database;
 use crate::error::{Error, Failure};
 use crate::metrics::SetMetrics;
-use crate::transact::{Tx, copy};
+use crate::transact::{BEGIN_ROWS, BEGIN_SET, Tx, copy};
 
 /// The most commands of a set.
 const MAX_COMMANDS: usize = 64;
 /// The most rows that a set's commands write.
 const MAX_ROWS: usize = 1_000;
-/// The most commands that wait for a lane; further ones are rejected with [`Error::QueueFull`].
+/// The most commands in a lane's queue, and the most that it has taken from there for its next sets. Further ones are
+/// rejected with [`Error::QueueFull`].
 const MAX_QUEUED: usize = 4_096;
+
+/// How long a command waits in the queue. Its caller has given up by then: while the database is unavailable, commands
+/// are not kept to be committed after the outage.
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// A kind of change.
 pub trait SetOf: Send + Sync + 'static {
@@ -61,8 +68,9 @@ pub type Results<S> = Result<Vec<Result<<S as SetOf>::Output, <S as SetOf>::Erro
 /// Why a set is rolled back.
 #[derive(Debug)]
 pub enum Undone {
-    /// A command cannot be performed together with the others: the halves are run. Never for a single command.
-    Apart,
+    /// These of the set's commands, by index, cannot be performed together with the others: each is run alone, and the
+    /// others together. Never for a single command.
+    Apart(Vec<usize>),
     /// The database failed.
     Failed(Error),
 }
@@ -83,7 +91,7 @@ impl Failure for Undone {
     fn storage(&self) -> Option<&Error> {
         match self {
             Self::Failed(error) => Some(error),
-            Self::Apart => None,
+            Self::Apart(_) => None,
         }
     }
 }
@@ -115,7 +123,7 @@ impl<S: SetOf> Lane<S> {
     /// Starts a lane. Must be called in a tokio runtime.
     pub fn start(db: Database, kind: S) -> Self {
         let (queue, commands) = mpsc::channel(MAX_QUEUED);
-        let worker = Worker { db, kind: Arc::new(kind), metrics: SetMetrics::new(S::NAME) };
+        let worker = Arc::new(Worker { db, kind: Arc::new(kind), metrics: SetMetrics::new(S::NAME) });
         tokio::spawn(worker.run(commands));
         Self { queue }
     }
@@ -142,7 +150,7 @@ struct Worker<S> {
 }
 
 impl<S: SetOf> Worker<S> {
-    async fn run(self, mut commands: mpsc::Receiver<Queued<S>>) {
+    async fn run(self: Arc<Self>, mut commands: mpsc::Receiver<Queued<S>>) {
         let mut waiting = VecDeque::new();
         loop {
             if waiting.is_empty() {
@@ -154,58 +162,88 @@ impl<S: SetOf> Worker<S> {
             {
                 waiting.push_back(queued);
             }
-            let set = gather(&mut waiting);
-            self.metrics.started(set.len(), set.iter().map(|queued| queued.since.elapsed()));
-            self.commit(set).await;
+            let set = gather(&mut waiting, Instant::now());
+            if !set.is_empty() {
+                self.metrics.started(set.len(), set.iter().map(|queued| queued.since.elapsed()));
+                self.commit(set).await;
+            }
         }
     }
 
-    async fn commit(&self, set: Vec<Queued<S>>) {
+    async fn commit(self: &Arc<Self>, set: Vec<Queued<S>>) {
         let mut sets = vec![set];
         while let Some(mut set) = sets.pop() {
             let commands: Arc<[S::Command]> = set.iter().map(|queued| queued.command.clone()).collect();
-            let args = (self.kind.clone(), commands);
-            let run = self.db.transact_set(args, |tx, (kind, commands): (Arc<S>, Arc<[S::Command]>)| {
-                Box::pin(async move { kind.run(tx, &commands).await })
-            });
-            match run.await {
+            match self.transact(BEGIN_SET, commands).await {
                 Ok(results) => {
                     // A cancelled caller needs no reply.
                     set.into_iter().zip(results).for_each(|(queued, result)| drop(queued.reply.send(result)));
                 }
-                Err(undone) if set.len() > 1 && may_run_again(&undone) => {
-                    self.metrics.halved();
+                Err(Undone::Apart(alone)) if set.len() > 1 => {
+                    self.metrics.split();
+                    let (apart, rest): (Vec<_>, Vec<_>) =
+                        set.into_iter().enumerate().partition(|(index, _)| alone.is_empty() || alone.contains(index));
+                    apart.into_iter().for_each(|(_, queued)| self.commit_alone(queued));
+                    sets.extend((!rest.is_empty()).then(|| rest.into_iter().map(|(_, queued)| queued).collect()));
+                }
+                Err(Undone::Failed(error)) if set.len() > 1 && (!error.is_unavailable() || error.is_lock_timeout()) => {
+                    self.metrics.split();
                     let second = set.split_off(set.len() / 2);
                     sets.extend([second, set]);
                 }
-                Err(undone) => {
-                    let error = match undone {
-                        Undone::Failed(error) => error,
-                        // A kind that rejects a single command so is at fault itself.
-                        Undone::Apart => Error::Panicked,
-                    };
-                    let fail = |queued: Queued<S>| drop(queued.reply.send(Err(copy(&error).into())));
-                    set.into_iter().for_each(fail);
+                Err(Undone::Failed(error)) if error.is_lock_timeout() => {
+                    set.into_iter().for_each(|queued| self.commit_alone(queued));
                 }
+                Err(undone) => fail(set, undone),
             }
         }
     }
-}
 
-/// Whether the set has certainly changed nothing, and another run may do better: an unavailable database would reject
-/// the halves too.
-fn may_run_again(undone: &Undone) -> bool {
-    match undone {
-        Undone::Apart => true,
-        Undone::Failed(error) => !error.is_unavailable() || error.is_transient(),
+    /// Commits a command in a transaction of its own, beside the lane: it may wait for a lock.
+    fn commit_alone(self: &Arc<Self>, queued: Queued<S>) {
+        let worker = self.clone();
+        tokio::spawn(async move {
+            match worker.transact(BEGIN_ROWS, Arc::new([queued.command.clone()])).await {
+                Ok(results) => drop(results.into_iter().next().map(|result| queued.reply.send(result))),
+                Err(undone) => fail(vec![queued], undone),
+            }
+        });
+    }
+
+    async fn transact(&self, begin: &'static str, commands: Arc<[S::Command]>) -> Results<S> {
+        let args = (self.kind.clone(), commands);
+        let run = self.db.transact_begun(begin, args, |tx, (kind, commands): (Arc<S>, Arc<[S::Command]>)| {
+            Box::pin(async move { kind.run(tx, &commands).await })
+        });
+        run.await
     }
 }
 
-/// Takes the next set: commands with different keys, in the order of their arrival.
-fn gather<S: SetOf>(waiting: &mut VecDeque<Queued<S>>) -> Vec<Queued<S>> {
+/// The last command gets the error itself, and the others an equivalent: they are several only if the database is
+/// unavailable.
+fn fail<S: SetOf>(mut set: Vec<Queued<S>>, undone: Undone) {
+    let error = match undone {
+        Undone::Failed(error) => error,
+        // A kind that returns this for a single command is at fault itself.
+        Undone::Apart(_) => Error::Panicked,
+    };
+    let last = set.pop();
+    set.into_iter().for_each(|queued| drop(queued.reply.send(Err(copy(&error).into()))));
+    if let Some(queued) = last {
+        drop(queued.reply.send(Err(error.into())));
+    }
+}
+
+/// Takes the next set: commands with different keys, in the order of their arrival. Those that have waited too long are
+/// rejected.
+fn gather<S: SetOf>(waiting: &mut VecDeque<Queued<S>>, now: Instant) -> Vec<Queued<S>> {
     let (mut set, mut rest) = (Vec::new(), VecDeque::new());
     let (mut keys, mut rows) = (HashSet::new(), 0);
     while let Some(queued) = waiting.pop_front() {
+        if now.saturating_duration_since(queued.since) > MAX_WAIT {
+            drop(queued.reply.send(Err(Error::QueueFull.into())));
+            continue;
+        }
         rows += S::rows(&queued.command);
         if !set.is_empty() && (set.len() == MAX_COMMANDS || rows > MAX_ROWS) {
             rest.push_back(queued);
@@ -220,4 +258,71 @@ fn gather<S: SetOf>(waiting: &mut VecDeque<Queued<S>>) -> Vec<Queued<S>> {
     rest.append(waiting);
     *waiting = rest;
     set
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Numbers;
+
+    impl SetOf for Numbers {
+        type Command = u32;
+        type Key = u32;
+        type Output = ();
+        type Error = Error;
+
+        const NAME: &'static str = "numbers";
+
+        fn key(number: &u32) -> u32 {
+            *number
+        }
+
+        fn rows(number: &u32) -> usize {
+            if *number < 1_000 { 1 } else { MAX_ROWS }
+        }
+
+        fn run<'t>(&'t self, _: &'t Tx, set: &'t [u32]) -> BoxFuture<'t, Results<Self>> {
+            Box::pin(std::future::ready(Ok(set.iter().map(|_| Ok(())).collect())))
+        }
+    }
+
+    type Reply = oneshot::Receiver<Result<(), Error>>;
+
+    fn queue(numbers: &[u32], since: Instant) -> (VecDeque<Queued<Numbers>>, Vec<Reply>) {
+        let queued = numbers.iter().map(|number| {
+            let (reply, replied) = oneshot::channel();
+            (Queued { command: *number, reply, since }, replied)
+        });
+        queued.unzip()
+    }
+
+    fn next(waiting: &mut VecDeque<Queued<Numbers>>, now: Instant) -> Vec<u32> {
+        gather(waiting, now).iter().map(|queued| queued.command).collect()
+    }
+
+    #[test]
+    fn a_set_has_each_key_once_and_ends_at_its_limits() {
+        let now = Instant::now();
+        let (mut waiting, _replies) = queue(&[1, 2, 1, 3, 1, 2_000, 4], now);
+        assert_eq!(next(&mut waiting, now), [1, 2, 3]);
+        assert_eq!(next(&mut waiting, now), [1]);
+        assert_eq!(next(&mut waiting, now), [1]);
+        assert_eq!(next(&mut waiting, now), [2_000], "many rows are a set of their own");
+        assert_eq!(next(&mut waiting, now), [4]);
+        let numbers: Vec<u32> = (0..100).collect();
+        let (mut waiting, _replies) = queue(&numbers, now);
+        assert_eq!(next(&mut waiting, now).len(), MAX_COMMANDS);
+        assert_eq!(next(&mut waiting, now).len(), 100 - MAX_COMMANDS);
+    }
+
+    #[test]
+    fn a_command_that_has_waited_for_long_is_rejected_and_not_committed_late() {
+        let start = Instant::now();
+        let (mut waiting, mut replies) = queue(&[1], start);
+        let (later, _replies) = queue(&[2], start + MAX_WAIT);
+        waiting.extend(later);
+        assert_eq!(next(&mut waiting, start + MAX_WAIT + Duration::from_millis(1)), [2]);
+        assert!(matches!(replies[0].try_recv(), Ok(Err(Error::QueueFull))));
+    }
 }

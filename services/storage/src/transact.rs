@@ -35,10 +35,16 @@ const MAX_TRIES: u32 = 10;
 /// How often it is tried when connections break or lead to a read-only server.
 const MAX_BROKEN: u32 = 3;
 
-/// How a transaction is begun on PostgreSQL: in one message.
+/// How a transaction is begun on PostgreSQL.
 pub(crate) const BEGIN: &str = "BEGIN";
-const BEGIN_SET: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
-                         SET LOCAL enable_mergejoin = off; SET LOCAL jit = off";
+/// For statements over [`crate::Rows`]. They are planned with indexes: a plan is made once and kept by the connection,
+/// and on a new and still empty table it would be a sequential scan.
+pub(crate) const BEGIN_ROWS: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+                                     SET LOCAL enable_mergejoin = off; SET LOCAL jit = off";
+/// The same for a set, whose commands do not wait long for a row that one of them needs.
+pub(crate) const BEGIN_SET: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+                                    SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; \
+                                    SET LOCAL lock_timeout = '250ms'";
 
 /// An open transaction.
 pub struct Tx {
@@ -169,7 +175,7 @@ impl Database {
         self.transact_begun(BEGIN, args, work).await
     }
 
-    async fn transact_begun<A, T, E, F>(&self, begin: &'static str, args: A, work: F) -> Result<T, E>
+    pub(crate) async fn transact_begun<A, T, E, F>(&self, begin: &'static str, args: A, work: F) -> Result<T, E>
     where
         A: Clone + Send + Sync + 'static,
         T: Send + 'static,
@@ -191,16 +197,18 @@ impl Database {
         answered.await.unwrap_or_else(|_| Err(Error::Closed.into()))
     }
 
-    /// Like [`Database::transact`], for the statements of a set: on PostgreSQL they are planned with indexes. A plan is
-    /// made once and kept; on a new and still empty table it would be a sequential scan.
-    pub(crate) async fn transact_set<A, T, E, F>(&self, args: A, work: F) -> Result<T, E>
+    /// Like [`Database::transact`], for work that executes statements over [`crate::Rows`].
+    ///
+    /// # Errors
+    /// The error of `work`, or the database's error if beginning or committing failed.
+    pub async fn transact_rows<A, T, E, F>(&self, args: A, work: F) -> Result<T, E>
     where
         A: Clone + Send + Sync + 'static,
         T: Send + 'static,
         E: Failure,
         F: for<'t> Fn(&'t Tx, A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
-        self.transact_begun(BEGIN_SET, args, work).await
+        self.transact_begun(BEGIN_ROWS, args, work).await
     }
 
     /// Executes one statement in a transaction of its own, and returns the number of rows that it changed.
@@ -446,13 +454,14 @@ async fn finish(conn: TxConnection, events: &Events) -> Result<(), Error> {
 async fn commit(conn: TxConnection, events: &Events) -> Result<(), Error> {
     let Err(error) = conn.commit().await else { return Ok(()) };
     let error = Error::from(error);
-    if !error.is_transient() {
+    // A definite rejection has changed nothing, and the work may run again.
+    if error.is_unavailable() && !error.is_transient() {
         events.iter().filter_map(|(operation, _)| operation.as_ref()).for_each(Operation::discard);
     }
     Err(error)
 }
 
-/// The same error, for each piece of a batch.
+/// The error for another piece of the same batch: the same, or `Closed` where it cannot be cloned.
 pub(crate) fn copy(error: &Error) -> Error {
     match error {
         Error::Statement(inner) => Error::Statement(inner.clone()),

@@ -68,8 +68,10 @@ impl SetOf for Insert {
             self.may_run.acquire().await.expect("open").forget();
             self.sets.lock().push(set.to_vec());
             assert!(!set.contains(&PANICS), "on purpose");
-            if set.len() > 1 && set.contains(&ALONE) {
-                return Err(Undone::Apart);
+            if set.len() > 1
+                && let Some(index) = set.iter().position(|n| *n == ALONE)
+            {
+                return Err(Undone::Apart(vec![index]));
             }
             let good: Vec<i64> = set.iter().copied().filter(|n| *n >= 0).collect();
             let rows = Rows::new()
@@ -188,6 +190,7 @@ async fn a_command_that_cannot_be_performed_with_others_is_performed_alone() {
         let results = fixture.commit(&[1, 2, 3, ALONE, 5]).await;
         assert!(results.iter().all(Result::is_ok), "{results:?}");
         assert!(fixture.sets.lock().contains(&vec![ALONE]));
+        assert!(fixture.sets.lock().len() <= 4, "the others stay together: {:?}", fixture.sets.lock());
         assert_eq!(fixture.numbers().await, [1, 2, 3, 5, ALONE]);
     }
 }
@@ -209,4 +212,52 @@ async fn an_unavailable_database_fails_a_set_once() {
     let results = fixture.commit(&(0..64).collect::<Vec<_>>()).await;
     assert!(results.iter().all(|result| matches!(result, Err(Rejected::Storage(_)))), "{results:?}");
     assert!(fixture.sets.lock().len() <= 8, "it is not halved: {:?}", fixture.sets.lock().len());
+}
+
+#[tokio::test]
+async fn a_command_that_is_alone_gets_the_error_itself() {
+    for fixture in fixtures().await {
+        fixture.commit(&[TWICE]).await.pop().expect("a result").expect("the first time");
+        let again = fixture.commit(&[TWICE]).await.pop().expect("a result");
+        assert!(matches!(&again, Err(Rejected::Storage(error)) if error.starts_with("Statement")), "{again:?}");
+    }
+}
+
+/// A transaction that has inserted a number and is rolled back on a signal.
+async fn hold(db: &Database, n: i64) -> (tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<Result<(), Error>>) {
+    let (inserted, is_inserted) = tokio::sync::oneshot::channel();
+    let (release, released) = tokio::sync::oneshot::channel();
+    let once = Arc::new(Mutex::new(Some((inserted, released))));
+    let db = db.clone();
+    let holding = tokio::spawn(async move {
+        db.transact(once, move |tx, once| {
+            Box::pin(async move {
+                let (inserted, released) = once.lock().take().expect("a single run");
+                let rows = Rows::new().with("n", [n]);
+                tx.conn().execute_rows(&rows, "INSERT INTO t (n, word, is_even) SELECT n, NULL, TRUE FROM v").await?;
+                let _ = inserted.send(());
+                let _ = released.await;
+                Err(Error::Closed)
+            })
+        })
+        .await
+    });
+    is_inserted.await.expect("inserted");
+    (release, holding)
+}
+
+#[tokio::test]
+async fn a_command_that_waits_for_a_lock_delays_no_other() {
+    for fixture in fixtures().await.into_iter().filter(|fixture| fixture.db.backend() == storage::Backend::Postgres) {
+        let (release, holding) = hold(&fixture.db, 77).await;
+        let lane = fixture.lane.clone();
+        let locked = tokio::spawn(async move { lane.commit(77).await });
+        let results = fixture.commit(&[1, 2, 3]).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert!(!locked.is_finished(), "it waits");
+        let _ = release.send(());
+        holding.await.expect("no panic").expect_err("rolled back");
+        assert_eq!(locked.await.expect("no panic"), Ok(77));
+        assert_eq!(fixture.numbers().await, [1, 2, 3, 77]);
+    }
 }

@@ -243,11 +243,10 @@ impl Operation {
         self.0.span.set_attribute(key, value);
     }
 
-    /// Sets the order that it concerns.
+    /// Sets the order that it concerns: the last one that is set, for a replayed call is of an earlier order. The span's
+    /// `order.id` is set when the operation ends: set twice, the SDK would keep both.
     pub fn set_order(&self, order_id: Uuid) {
-        if self.slot().order_id.replace(order_id) != Some(order_id) {
-            self.0.span.set_attribute("order.id", order_id.to_string());
-        }
+        self.slot().order_id = Some(order_id);
     }
 
     /// Sets the user that it concerns.
@@ -353,6 +352,9 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let slot = self.slot.lock();
+        if let Some(order_id) = slot.order_id {
+            self.span.set_attribute("order.id", order_id.to_string());
+        }
         if slot.taken || slot.held {
             return;
         }

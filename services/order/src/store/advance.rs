@@ -1,7 +1,7 @@
 //! A set of orders' transitions, each a compare-and-set on the order's version.
 //!
-//! The orders are locked and compared first, then the lines are allocated: an order whose stock was written off is known
-//! before it is changed.
+//! Locked in this order: stock that is to be released, the orders, whose versions are compared, and their lines, which
+//! are allocated: an order whose stock was written off is known before it is changed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -24,7 +24,7 @@ pub(super) struct Change {
     pub(super) before: Order,
     pub(super) after: Order,
     pub(super) steps: Vec<Step>,
-    /// To be taken; `None` keeps the order's lease as it is.
+    /// To be taken; `None` keeps the order's lease while an effect is pending.
     pub(super) lease: Option<Lease>,
 }
 

@@ -12,7 +12,8 @@ use crate::error::Error;
 use crate::lifecycle::{Decision, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
 use crate::order::{Fulfillment, LineState, Order, PaymentFailure};
 
-/// A transition of an order: the new state, the reason, and the operation that performs it. Only a table makes one.
+/// A transition of an order: the new state, the reason, and the operation that performs it. Apart from the
+/// creation, only a table makes one.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(super) to: State,
@@ -196,7 +197,7 @@ fn after(
     after.last_error = None;
     after.next_attempt_time = (!is_final(state) && owes(state).is_some()).then_some(now);
     after.update_time = now;
-    // The token is a secret: it is deleted once the payment is decided.
+    // The token is a secret: it is deleted when the order leaves CREATED.
     if state != INITIAL {
         after.payment_method = None;
     }

@@ -1,5 +1,5 @@
-//! A set of new orders: limits and stock are checked in the order of arrival, before anything is written, so that an
-//! order is rejected exactly if it would be alone.
+//! A set of new orders: limits and stock are checked in the order of arrival, before anything is written, so that each
+//! gets the result that it gets if the set's orders are created one by one.
 //!
 //! Rows are locked in one order, here and in [`super::advance`]: customers, stock by SKU, orders, lines.
 
@@ -78,7 +78,9 @@ impl Creations {
             accepted.iter().copied().filter(|creation| due.contains_key(&creation.order.id.as_uuid())).collect();
         if created.len() < accepted.len() && accepted.len() < set.len() {
             // A repeated request was counted, and another order may have been rejected for it.
-            return Err(Undone::Apart);
+            let is_repeated = |c: &Creation| !due.contains_key(&c.order.id.as_uuid());
+            let repeated = (0..set.len()).filter(|index| checks[*index].is_ok() && is_repeated(&set[*index]));
+            return Err(Undone::Apart(repeated.collect()));
         }
         insert_lines(tx, &created).await?;
         record_steps(tx, created.iter().map(|c| (&c.order, c.order.version, std::slice::from_ref(&c.step)))).await?;

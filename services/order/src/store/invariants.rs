@@ -48,7 +48,8 @@ impl Store {
         self.versions(ids).await
     }
 
-    /// The orders are read first; rows read after them that belong to a later version are left out.
+    /// The orders are read first; history read after them that belongs to a later version is left
+    /// out. Lines and fulfilments may be later: the caller reads the versions again, and drops orders that have changed.
     async fn audit(&self, rows: Vec<orders::Model>) -> Result<Vec<AuditedOrder>, Error> {
         if rows.is_empty() {
             return Ok(Vec::new());

@@ -157,8 +157,13 @@ impl Store {
 
     /// Takes held lines from their orders, newest first, until what is reserved fits the new stock.
     async fn write_off(&self, tx: &Tx, sku: &str, reserved: i64, on_hand: i64) -> Result<(i64, i32), storage::Error> {
-        let sql =
+        let select =
             "SELECT order_id, line, quantity FROM order_line WHERE sku = $1 AND state = 'HELD' ORDER BY order_id DESC";
+        let sql = match self.db.backend() {
+            Backend::Sqlite => select.to_owned(),
+            // A locked line is being allocated: it is not available any more, and its transaction may wait for another.
+            Backend::Postgres => format!("{select} FOR NO KEY UPDATE SKIP LOCKED"),
+        };
         let held = HeldLine::find_by_statement(self.statement(sql, [sku.into()])).all(tx.conn()).await?;
         let (mut reserved, mut lost_lines) = (reserved, 0);
         for HeldLine { order_id, line, quantity } in held {

@@ -4,7 +4,7 @@
 
 use futures_util::future::BoxFuture;
 use kernel::OrderId;
-use storage::sets::{Results, Undone};
+use storage::sets::Results;
 use storage::{Lease, SetOf, Tx};
 
 use super::write::Change;
@@ -40,11 +40,8 @@ impl SetOf for Openings {
 
     fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Opening]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(async move {
-            match self.0.open_in(tx, set).await? {
-                Some(opened) => Ok(opened.into_iter().map(Ok).collect()),
-                // An order has a payment already, which is locked then. A set holds no lock while it waits for that.
-                None => Err(Undone::Apart),
-            }
+            let opened = self.0.open_in(tx, set).await?;
+            Ok(opened.into_iter().map(Ok).collect())
         })
     }
 }
