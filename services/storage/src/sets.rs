@@ -3,7 +3,7 @@
 //!
 //! A command that cannot be performed together with the others is named by its kind, and performed alone beside the
 //! lane. A set that the database rejects is halved and run again until the command at fault is alone: it delays the
-//! others by these runs, and changes nothing for them. So does a command whose row stays locked by somebody else: it
+//! others by these runs, and changes nothing for them. So does a command whose row another transaction has locked: it
 //! waits for the lock beside the lane. A set whose commit was not answered is not run again: each of its commands gets
 //! the error, as in a transaction of its own.
 
