@@ -44,14 +44,14 @@ const QUICK: [(&str, &str); 9] = [
     ("--payment.backoff-cap", "2s"),
     ("--payment.doubt-limit", "4s"),
     ("--payment.gateway-timeout", "500ms"),
-    ("--payment.response-within", "1s"),
+    ("--payment.answer-within", "1s"),
     ("--user.bcrypt-cost", "4"),
     ("--user.access-token-lifetime", "1h"),
 ];
 /// The gateway's injected faults, per 1000 calls.
 const LIES: [(&str, &str); 6] = [
-    ("--gateway.fault-no-response-per-mille", "20"),
-    ("--gateway.fault-response-lost-per-mille", "20"),
+    ("--gateway.fault-no-answer-per-mille", "20"),
+    ("--gateway.fault-answer-lost-per-mille", "20"),
     ("--gateway.fault-unavailable-per-mille", "20"),
     ("--gateway.fault-slow-per-mille", "20"),
     ("--gateway.fault-slow-ms", "800"),
@@ -274,3 +274,20 @@ async fn retry_all(system: &System) -> Result<(), Error> {
 
 /// Orders that were in progress when a fault was injected, by state.
 type InProgress = BTreeMap<String, i64>;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn the_services_accept_the_settings_of_chaos() {
+        for (flag, value) in QUICK.into_iter().chain(LIES) {
+            let (service, flag) = flag.trim_start_matches("--").split_once('.').expect("a service's flag");
+            let args = ["ordermesh", service, &format!("--{flag}"), value];
+            let parsed = crate::Cli::try_parse_from(args);
+            assert!(parsed.is_ok(), "{:?}", parsed.err().map(|error| error.to_string()));
+        }
+    }
+}

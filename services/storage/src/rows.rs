@@ -4,8 +4,6 @@
 //! rows, and is prepared once. SQLite takes a parameter per value (`VALUES`), in chunks whose sizes are powers of two,
 //! so that few texts are prepared.
 
-use std::fmt::Write as _;
-
 use sea_orm::sqlx::Arguments;
 use sea_orm::sqlx::postgres::PgArguments;
 use sea_orm::{ConnectionTrait, DbErr, QueryResult, RuntimeErr, Statement, Value};
@@ -140,25 +138,11 @@ impl Rows {
         format!("WITH v ({}) AS (SELECT * FROM unnest({}))", self.names.join(", "), arrays.join(", "))
     }
 
-    /// SQLite's form of a number of rows.
+    /// SQLite's form of a number of rows. The parameters have no names: each name is looked up among all when it is
+    /// bound.
     fn tuples(&self, count: usize) -> String {
-        let mut text = format!("WITH v ({}) AS (VALUES ", self.names.join(", "));
-        let width = self.columns.len();
-        for row in 0..count {
-            for column in 0..width {
-                let before = if column > 0 {
-                    ", "
-                } else if row > 0 {
-                    "), ("
-                } else {
-                    "("
-                };
-                // Writing to a string does not fail.
-                let _ = write!(text, "{before}${}", row * width + column + 1);
-            }
-        }
-        text.push_str("))");
-        text
+        let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
+        format!("WITH v ({}) AS (VALUES {})", self.names.join(", "), vec![row.as_str(); count].join(", "))
     }
 }
 
@@ -232,6 +216,6 @@ mod tests {
         let rows = |ns: &[i64]| Rows::new().with("id", ns.iter().map(|_| Uuid::nil())).with("n", ns.to_vec());
         assert_eq!(rows(&[1]).arrays(), "WITH v (id, n) AS (SELECT * FROM unnest($1::uuid[], $2::bigint[]))");
         assert_eq!(rows(&[1]).arrays(), rows(&[1, 2, 3]).arrays());
-        assert_eq!(rows(&[1, 2]).tuples(2), "WITH v (id, n) AS (VALUES ($1, $2), ($3, $4))");
+        assert_eq!(rows(&[1, 2]).tuples(2), "WITH v (id, n) AS (VALUES (?, ?), (?, ?))");
     }
 }

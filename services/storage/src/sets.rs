@@ -30,6 +30,8 @@ const MAX_ROWS: usize = 1_000;
 /// rejected with [`Error::QueueFull`].
 const MAX_QUEUED: usize = 4_096;
 
+/// How many lock timeouts a set may cost: more than it takes to find one command among all.
+const MAX_LOCK_TIMEOUTS: u32 = 8;
 /// How long a command waits in the queue. Its caller has given up by then: while the database is unavailable, commands
 /// are not kept to be committed after the outage.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -171,8 +173,8 @@ impl<S: SetOf> Worker<S> {
     }
 
     async fn commit(self: &Arc<Self>, set: Vec<Queued<S>>) {
-        let mut sets = vec![set];
-        while let Some(mut set) = sets.pop() {
+        let (mut sets, mut lock_timeouts) = (vec![set], 0);
+        while let Some(set) = sets.pop() {
             let commands: Arc<[S::Command]> = set.iter().map(|queued| queued.command.clone()).collect();
             match self.transact(BEGIN_SET, commands).await {
                 Ok(results) => {
@@ -186,17 +188,28 @@ impl<S: SetOf> Worker<S> {
                     apart.into_iter().for_each(|(_, queued)| self.commit_alone(queued));
                     sets.extend((!rest.is_empty()).then(|| rest.into_iter().map(|(_, queued)| queued).collect()));
                 }
-                Err(Undone::Failed(error)) if set.len() > 1 && (!error.is_unavailable() || error.is_lock_timeout()) => {
-                    self.metrics.split();
-                    let second = set.split_off(set.len() / 2);
-                    sets.extend([second, set]);
+                Err(Undone::Failed(error)) if error.is_lock_timeout() && lock_timeouts < MAX_LOCK_TIMEOUTS => {
+                    lock_timeouts += 1;
+                    self.halve(set, &mut sets);
                 }
+                // A row that many of them need is locked.
                 Err(Undone::Failed(error)) if error.is_lock_timeout() => {
                     set.into_iter().for_each(|queued| self.commit_alone(queued));
                 }
+                Err(Undone::Failed(error)) if set.len() > 1 && !error.is_unavailable() => self.halve(set, &mut sets),
                 Err(undone) => fail(set, undone),
             }
         }
+    }
+
+    /// The halves of a set are run next; the only command of a set is committed alone.
+    fn halve(self: &Arc<Self>, mut set: Vec<Queued<S>>, sets: &mut Vec<Vec<Queued<S>>>) {
+        self.metrics.split();
+        let second = set.split_off(set.len() / 2);
+        if set.is_empty() {
+            return second.into_iter().for_each(|queued| self.commit_alone(queued));
+        }
+        sets.extend([second, set]);
     }
 
     /// Commits a command in a transaction of its own, beside the lane: it may wait for a lock.
