@@ -92,7 +92,7 @@ struct Usage {
 impl Slots {
     pub(crate) fn new(slots: usize, max_waiting: usize) -> Self {
         let rejected = opentelemetry::global::meter("ordermesh")
-            .u64_counter("ordermesh.passwords.rejected")
+            .u64_counter("ordermesh.passwords.refused")
             .with_description("Passwords rejected because too many are waiting to be hashed, by cause")
             .build();
         let state =
