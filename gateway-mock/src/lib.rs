@@ -12,7 +12,7 @@
 //! - `store`, `entity`, `migration`: the ledger
 //! - [`error`]: why a call is rejected
 
-#![allow(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
+#![expect(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
 
 pub mod charge;
 mod convert;

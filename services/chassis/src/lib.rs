@@ -14,7 +14,7 @@
 //! - [`opaque`]: tokens that a client keeps for the server; [`page`]: page tokens (AIP-158)
 //! - [`fingerprint`]: whether a repeated request is the same command
 
-#![allow(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
+#![expect(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
 
 use std::time::Duration;
 

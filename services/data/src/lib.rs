@@ -15,8 +15,6 @@
 //! - [`fault`]: fault injection
 //! - `error`: why calls are rejected
 
-#![allow(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
-
 mod catalog;
 mod convert;
 mod convert_event;

@@ -15,7 +15,7 @@
 //! - [`store`], `entity`, `migration`: the tables; `service`, `convert`: the gRPC contract; `settings`: flags and
 //!   environment
 
-#![allow(missing_docs, reason = "not published: an item whose name and type say all has no comment")]
+#![expect(missing_docs, reason = "not published: an item whose name and type say all has no comment")]
 
 use std::sync::Arc;
 

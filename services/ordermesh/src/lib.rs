@@ -17,7 +17,7 @@
 //! - `out`: the only access to stdout and stderr
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
-#![allow(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
+#![expect(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
 
 mod argv;
 mod banner;
