@@ -93,7 +93,8 @@ impl Telemetry {
         announce::install(providers.logger(), providers.exports_spans());
         // Filters apply only to the log layer: a span disabled by a filter would have no ids. The OpenTelemetry layer
         // accepts only our own spans: the exporter's HTTP/2 tasks would create spans about sending spans.
-        let ours = FilterFn::new(|meta| meta.is_span() && meta.target().starts_with("ordermesh"));
+        let ours = FilterFn::new(|meta| meta.is_span() && meta.target().starts_with("ordermesh"))
+            .with_max_level_hint(LevelFilter::INFO);
         let spans = tracing_opentelemetry::layer()
             .with_tracer(providers.tracer().tracer(SCOPE))
             .with_location(false)
@@ -101,8 +102,6 @@ impl Telemetry {
             .with_target(false)
             .with_tracked_inactivity(false)
             .with_filter(ours);
-        let exported = FilterFn::new(is_exported).with_max_level_hint(LevelFilter::WARN);
-        let log_records = providers.logger().map(|logger| LogRecords(logger).with_filter(exported));
         let filter = filter(&settings.log, environment.log_level)
             .map_err(|source| SetupError::Filter { filter: settings.log.clone(), source })?;
         let form = settings
@@ -110,8 +109,17 @@ impl Telemetry {
             .unwrap_or_else(|| if std::io::stdout().is_terminal() { Form::Pretty } else { Form::Json });
         let lines = Lines { form, service: settings.service.clone(), instance: settings.instance.clone() };
         let log = fmt::layer().event_format(lines).with_filter(filter.or(full_queues()));
-        let subscriber = tracing_subscriber::registry().with(spans).with(log_records).with(log);
-        subscriber.try_init().map_err(SetupError::Twice)?;
+        let subscriber = tracing_subscriber::registry().with(spans).with(log);
+        // `None` as a layer would make `tracing` evaluate the filters at each call of `trace!` in every library: it has
+        // no filter, so it is interested in all of them.
+        let installed = match providers.logger() {
+            Some(logger) => {
+                let exported = FilterFn::new(is_exported).with_max_level_hint(LevelFilter::WARN);
+                subscriber.with(LogRecords(logger).with_filter(exported)).try_init()
+            }
+            None => subscriber.try_init(),
+        };
+        installed.map_err(SetupError::Twice)?;
         Ok(Self(providers))
     }
 
