@@ -110,7 +110,7 @@ async fn insert(tx: &Tx, set: &[Charge]) -> Result<HashSet<String>, storage::Err
                   (charge_key, charge_id, status, decline_code, currency, minor_units, refund_rule, create_time) \
                   SELECT charge_key, charge_id, status, decline_code, currency, minor_units, refund_rule, create_time \
                   FROM v WHERE TRUE ON CONFLICT (charge_key) DO NOTHING RETURNING charge_key";
-    let inserted = tx.conn().query_rows(&rows, insert).await?;
+    let inserted = tx.conn().query_rows(rows, insert).await?;
     Ok(inserted.iter().map(|row| row.try_get("", "charge_key")).collect::<Result<_, _>>()?)
 }
 
@@ -118,7 +118,7 @@ async fn insert(tx: &Tx, set: &[Charge]) -> Result<HashSet<String>, storage::Err
 async fn kept(tx: &Tx, charges: impl Iterator<Item = &Charge>) -> Result<HashMap<String, Charge>, storage::Error> {
     let rows = Rows::new().with("charge_key", charges.map(|charge| charge.key.clone()));
     let select = "SELECT charge.* FROM v JOIN charge ON charge.charge_key = v.charge_key";
-    let kept = tx.conn().query_rows(&rows, select).await?;
+    let kept = tx.conn().query_rows(rows, select).await?;
     let kept = kept.iter().map(|row| {
         let charge = Charge::try_from(entity::charge::Model::from_query_result(row, "")?)?;
         Ok((charge.key.clone(), charge))

@@ -1,30 +1,25 @@
 //! The trace events' queries; those of followers are in `feed_store`. Entities stay in these files.
 //!
-//! The append is the platform's hottest write: a full batch is one statement, built without a query builder.
+//! The append is the platform's hottest write: a batch is one statement, built without a query builder.
 
 mod invariants;
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use kernel::Timestamp;
-use sea_orm::{
-    ColumnTrait, Condition, DbBackend, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement,
-    Value,
-};
-use storage::{Backend, Database, Error};
+use sea_orm::{ColumnTrait, Condition, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement};
+use storage::{Backend, Database, Error, Rows};
 use telemetry::{EventError, EventStatus, TraceEvent};
 use uuid::Uuid;
 
 use crate::entity::trace_event::{Column, Entity, Model};
-use crate::trace_event::{EventCount, Filter, MAX_APPEND, first_id_at};
+use crate::trace_event::{EventCount, Filter, first_id_at};
 
 /// All columns but `ingest`, which the database fills.
 pub(crate) const COLUMNS: &str = "event_id, event_type, status, service, instance, operation, trace_id, span_id, start_time, \
      duration_micros, order_id, user_id, error_type, error_reason, error_message, attributes, suppressed_count";
-const COLUMN_COUNT: usize = 17;
 
 /// An event's id is made after its operation began, by the same clock, unless that was set meanwhile.
 const CLOCK_CORRECTION: Duration = Duration::from_secs(60);
@@ -41,6 +36,12 @@ pub struct TraceEventStore {
     db: Database,
 }
 
+static INSERT: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "INSERT INTO trace_event ({COLUMNS}) SELECT {COLUMNS} FROM v WHERE TRUE \
+         ON CONFLICT (event_id) DO NOTHING RETURNING event_id"
+    )
+});
 const DELETE: &str = "DELETE FROM trace_event WHERE event_id IN \
      (SELECT event_id FROM trace_event WHERE event_id < $1 ORDER BY event_id LIMIT $2)";
 const DELETE_EXCEPT_LAST: &str = "DELETE FROM trace_event WHERE event_id IN \
@@ -71,13 +72,9 @@ impl TraceEventStore {
         self.db
             .transact(Arc::<[TraceEvent]>::from(events), |tx, events| {
                 Box::pin(async move {
-                    let mut stored = HashSet::with_capacity(events.len());
-                    for block in blocks(&events) {
-                        let insert = insert_statement(tx.conn().get_database_backend(), block);
-                        let rows = Stored::find_by_statement(insert).all(tx.conn()).await?;
-                        stored.extend(rows.into_iter().map(|row| row.event_id));
-                    }
-                    Ok(stored)
+                    let stored = tx.conn().query_rows(rows(&events), &INSERT).await?;
+                    let ids = stored.iter().map(|row| Stored::from_query_result(row, "").map(|stored| stored.event_id));
+                    Ok(ids.collect::<Result<_, _>>()?)
                 })
             })
             .await
@@ -135,62 +132,30 @@ impl TraceEventStore {
     }
 }
 
-/// Cuts a batch into blocks of few different lengths. Each length is a statement that every connection keeps prepared;
-/// 500 of them would take more memory than the rest of the service.
-fn blocks(mut events: &[TraceEvent]) -> Vec<&[TraceEvent]> {
-    let mut blocks = Vec::new();
-    while !events.is_empty() {
-        // A full batch in one block, else powers of two.
-        let length = if events.len() == MAX_APPEND { MAX_APPEND } else { 1 << events.len().ilog2() };
-        let (block, rest) = events.split_at(length);
-        blocks.push(block);
-        events = rest;
-    }
-    blocks
-}
-
-pub(crate) fn insert_statement(backend: DbBackend, events: &[TraceEvent]) -> Statement {
-    let mut sql = String::with_capacity(256 + events.len() * COLUMN_COUNT * 6);
-    let mut values = Vec::with_capacity(events.len() * COLUMN_COUNT);
-    // Writing to a String cannot fail.
-    let _ = write!(sql, "INSERT INTO trace_event ({COLUMNS}) VALUES ");
-    for (row, event) in events.iter().enumerate() {
-        sql.push_str(if row == 0 { "(" } else { ",(" });
-        for column in 1..=COLUMN_COUNT {
-            let separator = if column == 1 { "" } else { "," };
-            let _ = write!(sql, "{separator}${}", row * COLUMN_COUNT + column);
-        }
-        sql.push(')');
-        values.extend(values_of(event));
-    }
-    sql.push_str(" ON CONFLICT (event_id) DO NOTHING RETURNING event_id");
-    Statement::from_sql_and_values(backend, sql, values)
-}
-
-/// In the order of [`COLUMNS`].
-fn values_of(event: &TraceEvent) -> [Value; COLUMN_COUNT] {
-    let error = event.error.as_ref();
+/// The columns of [`COLUMNS`].
+fn rows(events: &[TraceEvent]) -> Rows {
+    let text = |of: fn(&TraceEvent) -> &str| events.iter().map(move |event| of(event).to_owned());
+    let error = |of: fn(&EventError) -> &String| events.iter().map(move |event| event.error.as_ref().map(of).cloned());
     // A map of strings always has a JSON form.
-    let attributes = serde_json::to_string(&event.attributes).unwrap_or_default();
-    [
-        event.event_id.into(),
-        event.event_type.as_str().into(),
-        status_name(event.status).into(),
-        event.service.as_str().into(),
-        event.instance.as_str().into(),
-        event.operation.as_str().into(),
-        event.trace_id.as_str().into(),
-        event.span_id.as_str().into(),
-        event.start_micros.into(),
-        event.duration_micros.into(),
-        event.order_id.into(),
-        event.user_id.into(),
-        error.map(|error| error.kind.clone()).into(),
-        error.map(|error| error.reason.clone()).into(),
-        error.map(|error| error.message.clone()).into(),
-        attributes.into(),
-        event.suppressed_count.into(),
-    ]
+    let attributes = |event: &TraceEvent| serde_json::to_string(&event.attributes).unwrap_or_default();
+    Rows::new()
+        .with("event_id", events.iter().map(|event| event.event_id))
+        .with("event_type", text(|event| &event.event_type))
+        .with("status", text(|event| status_name(event.status)))
+        .with("service", text(|event| &event.service))
+        .with("instance", text(|event| &event.instance))
+        .with("operation", text(|event| &event.operation))
+        .with("trace_id", text(|event| &event.trace_id))
+        .with("span_id", text(|event| &event.span_id))
+        .with("start_time", events.iter().map(|event| event.start_micros))
+        .with("duration_micros", events.iter().map(|event| event.duration_micros))
+        .with("order_id", events.iter().map(|event| event.order_id))
+        .with("user_id", events.iter().map(|event| event.user_id))
+        .with("error_type", error(|error| &error.kind))
+        .with("error_reason", error(|error| &error.reason))
+        .with("error_message", error(|error| &error.message))
+        .with("attributes", events.iter().map(attributes))
+        .with("suppressed_count", events.iter().map(|event| event.suppressed_count))
 }
 
 /// No event that began at or after `start` has a lower id.
@@ -258,25 +223,5 @@ fn status(word: &str) -> Result<EventStatus, Error> {
         "success" => Ok(EventStatus::Success),
         "failed" => Ok(EventStatus::Failed),
         _ => Err(Error::Corrupt { what: "event status", value: word.to_owned() }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::sample::event;
-
-    #[test]
-    fn a_batch_of_any_length_is_cut_into_few_lengths_without_loss() {
-        let events = vec![event(Timestamp::default(), 0); MAX_APPEND];
-        let mut lengths = BTreeSet::new();
-        for count in 0..=MAX_APPEND {
-            let cut: Vec<usize> = blocks(&events[..count]).into_iter().map(<[_]>::len).collect();
-            assert_eq!(cut.iter().sum::<usize>(), count);
-            lengths.extend(cut);
-        }
-        assert_eq!(lengths.into_iter().collect::<Vec<_>>(), [1, 2, 4, 8, 16, 32, 64, 128, 256, MAX_APPEND]);
     }
 }

@@ -78,10 +78,11 @@ impl Column {
         }
     }
 
-    fn value(&self, row: usize) -> Value {
+    /// Takes a row's value.
+    fn take(&mut self, row: usize) -> Value {
         match self {
             Self::Uuid(values) => values.get(row).copied().flatten().into(),
-            Self::Text(values) => values.get(row).cloned().flatten().into(),
+            Self::Text(values) => values.get_mut(row).and_then(Option::take).into(),
             Self::BigInt(values) => values.get(row).copied().flatten().into(),
             Self::Int(values) => values.get(row).copied().flatten().into(),
             Self::Bool(values) => values.get(row).copied().flatten().into(),
@@ -161,7 +162,7 @@ impl TxConnection {
     ///
     /// # Errors
     /// The database's error.
-    pub async fn query_rows(&self, rows: &Rows, sql: &str) -> Result<Vec<QueryResult>, Error> {
+    pub async fn query_rows(&self, mut rows: Rows, sql: &str) -> Result<Vec<QueryResult>, Error> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -170,8 +171,11 @@ impl TxConnection {
                 let mut results = Vec::new();
                 let mut first = 0;
                 for size in chunks(rows.len()) {
-                    let values = (first..first + size).flat_map(|row| rows.columns.iter().map(move |c| c.value(row)));
                     let text = format!("{} {sql}", rows.tuples(size));
+                    let mut values = Vec::with_capacity(size * rows.columns.len());
+                    for row in first..first + size {
+                        values.extend(rows.columns.iter_mut().map(|column| column.take(row)));
+                    }
                     let statement = Statement::from_sql_and_values(tx.get_database_backend(), text, values);
                     results.extend(tx.query_all_raw(statement).await?);
                     first += size;
@@ -194,7 +198,7 @@ impl TxConnection {
     ///
     /// # Errors
     /// The database's error.
-    pub async fn execute_rows(&self, rows: &Rows, sql: &str) -> Result<(), Error> {
+    pub async fn execute_rows(&self, rows: Rows, sql: &str) -> Result<(), Error> {
         self.query_rows(rows, sql).await.map(drop)
     }
 }

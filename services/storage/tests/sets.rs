@@ -78,7 +78,7 @@ impl SetOf for Insert {
                 .with("n", good.clone())
                 .with("word", good.iter().map(|n| (*n != 3).then(|| n.to_string())))
                 .with("is_even", good.iter().map(|n| n % 2 == 0));
-            tx.conn().execute_rows(&rows, "INSERT INTO t (n, word, is_even) SELECT n, word, is_even FROM v").await?;
+            tx.conn().execute_rows(rows, "INSERT INTO t (n, word, is_even) SELECT n, word, is_even FROM v").await?;
             Ok(set.iter().map(|n| if *n < 0 { Err(Rejected::Negative) } else { Ok(*n) }).collect())
         })
     }
@@ -234,7 +234,7 @@ async fn hold(db: &Database, n: i64) -> (tokio::sync::oneshot::Sender<()>, tokio
             Box::pin(async move {
                 let (inserted, released) = once.lock().take().expect("a single run");
                 let rows = Rows::new().with("n", [n]);
-                tx.conn().execute_rows(&rows, "INSERT INTO t (n, word, is_even) SELECT n, NULL, TRUE FROM v").await?;
+                tx.conn().execute_rows(rows, "INSERT INTO t (n, word, is_even) SELECT n, NULL, TRUE FROM v").await?;
                 let _ = inserted.send(());
                 let _ = released.await;
                 Err(Error::Closed)

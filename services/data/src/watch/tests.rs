@@ -17,7 +17,7 @@ use super::*;
 use crate::migration::MIGRATIONS;
 use crate::sample::event;
 use crate::trace_event::{Received, TraceEvents};
-use crate::trace_event_store::{TraceEventStore, insert_statement};
+use crate::trace_event_store::TraceEventStore;
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// 2026-11-23, 00:00 UTC.
@@ -193,6 +193,27 @@ async fn the_first_message_is_a_bookmark_and_earlier_events_are_not_sent() {
     }
 }
 
+/// The insert of the previous release, on PostgreSQL.
+fn insert_statement(event: &TraceEvent) -> Statement {
+    let TraceEvent { event_type, service, instance, operation, trace_id, span_id, .. } = event;
+    Statement::from_sql_and_values(
+        DbBackend::Postgres,
+        "INSERT INTO trace_event (event_id, event_type, status, service, instance, operation, trace_id, span_id, \
+         start_time, duration_micros, attributes, suppressed_count) \
+         VALUES ($1, $2, 'success', $3, $4, $5, $6, $7, $8, 0, '{}', 0)",
+        [
+            event.event_id.into(),
+            event_type.into(),
+            service.into(),
+            instance.into(),
+            operation.into(),
+            trace_id.into(),
+            span_id.into(),
+            event.start_micros.into(),
+        ],
+    )
+}
+
 /// A transaction that has run a statement and commits on a signal from the sender.
 async fn open_transaction(
     db: &Database,
@@ -226,7 +247,7 @@ async fn an_open_transaction_delays_later_events_and_none_is_lost() {
     let begun = bookmark(&mut stream).await;
     let events = many(4);
     // The statement names its columns without `ingest`, as in the previous release.
-    let insert = insert_statement(DbBackend::Postgres, &events[3..]);
+    let insert = insert_statement(&events[3]);
     let (open, commit) = open_transaction(&world.db, insert).await;
     for event in &events[..3] {
         world.append(std::slice::from_ref(event)).await;
@@ -400,15 +421,14 @@ async fn the_column_is_added_without_a_rewrite_and_old_rows_stay_without_it() {
     let before = MIGRATIONS.iter().position(|step| !step.postgres.is_empty()).expect("the migration that adds it");
     db.migrate(&MIGRATIONS[..before]).await.expect("the schema of the previous release");
     let events = many(2);
-    let insert = |event: &[TraceEvent]| insert_statement(DbBackend::Postgres, event);
-    db.read().execute_raw(insert(&events[..1])).await.expect("inserted");
+    db.read().execute_raw(insert_statement(&events[0])).await.expect("inserted");
     let filled = file_of_the_table(&db).await;
     drop(db);
     let world = World::on(place).await;
     let db = &world.db;
     assert_eq!(file_of_the_table(db).await, filled, "the table's file is unchanged");
     let mut stream = world.follow(all(), Some(Cursor { made: NOW, position: Position::START })).await;
-    db.read().execute_raw(insert(&events[1..])).await.expect("inserted");
+    db.read().execute_raw(insert_statement(&events[1])).await.expect("inserted");
     assert_eq!(take(&mut stream, 1).await.0, events[1..]);
     let stored = TraceEventStore::new(db.clone()).page(all(), None, 10).await.expect("read");
     assert_eq!(stored.len(), 2);

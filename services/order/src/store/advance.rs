@@ -109,7 +109,7 @@ impl Changes {
              FROM v WHERE orders.order_id = v.order_id RETURNING orders.order_id AS order_id, \
              orders.next_attempt_time AS next_attempt_time"
         );
-        let updated = tx.conn().query_rows(&rows, &update).await?;
+        let updated = tx.conn().query_rows(rows, &update).await?;
         let due =
             updated.iter().map(|row| Due::from_query_result(row, "").map(|due| (due.order_id, due.next_attempt_time)));
         Ok(due.collect::<Result<_, _>>()?)
@@ -169,10 +169,10 @@ async fn lock_unchanged(tx: &Tx, changes: &[&Change]) -> Result<HashSet<Uuid>, s
         "SELECT orders.order_id AS order_id FROM v JOIN orders ON orders.order_id = v.order_id \
          AND orders.version = v.version ORDER BY orders.order_id {lock}"
     );
-    found(tx, &rows, &select).await.map(|ids| ids.into_iter().collect())
+    found(tx, rows, &select).await.map(|ids| ids.into_iter().collect())
 }
 
-async fn found(tx: &Tx, rows: &Rows, sql: &str) -> Result<Vec<Uuid>, storage::Error> {
+async fn found(tx: &Tx, rows: Rows, sql: &str) -> Result<Vec<Uuid>, storage::Error> {
     let found = tx.conn().query_rows(rows, sql).await?;
     let ids = found.iter().map(|row| Found::from_query_result(row, "").map(|found| found.order_id));
     Ok(ids.collect::<Result<_, _>>()?)
@@ -185,7 +185,7 @@ async fn allocate(tx: &Tx, changes: &[&Change]) -> Result<HashSet<Uuid>, storage
     let update = "UPDATE order_line SET state = 'ALLOCATED' FROM v WHERE order_line.order_id = v.order_id \
                   AND order_line.state = 'HELD' RETURNING order_line.order_id AS order_id";
     let mut counts: HashMap<Uuid, usize> = HashMap::new();
-    for id in found(tx, &rows, update).await? {
+    for id in found(tx, rows, update).await? {
         *counts.entry(id).or_default() += 1;
     }
     let is_short = |change: &&&Change| counts.get(&change.id()).copied().unwrap_or(0) < change.before.lines.len();
@@ -194,7 +194,7 @@ async fn allocate(tx: &Tx, changes: &[&Change]) -> Result<HashSet<Uuid>, storage
     // An order's lines are allocated together: those allocated here are all of them.
     let undo = "UPDATE order_line SET state = 'HELD' FROM v WHERE order_line.order_id = v.order_id \
                 AND order_line.state = 'ALLOCATED'";
-    tx.conn().execute_rows(&back, undo).await?;
+    tx.conn().execute_rows(back, undo).await?;
     Ok(short)
 }
 
@@ -211,7 +211,7 @@ async fn insert_fulfillments(tx: &Tx, changes: &[&Change]) -> Result<(), storage
         .with("delivery_date", started.iter().map(|(_, fulfillment)| fulfillment.delivery_date.clone()));
     let insert = "INSERT INTO fulfillment (fulfillment_id, order_id, start_time, delivery_date) \
                   SELECT fulfillment_id, order_id, start_time, delivery_date FROM v";
-    tx.conn().execute_rows(&rows, insert).await
+    tx.conn().execute_rows(rows, insert).await
 }
 
 /// Releases what orders still reserve: exactly their held and allocated lines, so that releasing is idempotent.
@@ -222,7 +222,7 @@ async fn release(tx: &Tx, changes: &[&Change]) -> Result<(), storage::Error> {
                   AND order_line.state IN ('HELD', 'ALLOCATED') \
                   RETURNING order_line.sku AS sku, order_line.quantity AS quantity";
     let mut sums: BTreeMap<String, i64> = BTreeMap::new();
-    for row in tx.conn().query_rows(&rows, update).await? {
+    for row in tx.conn().query_rows(rows, update).await? {
         let Released { sku, quantity } = Released::from_query_result(&row, "")?;
         *sums.entry(sku).or_default() -= quantity;
     }

@@ -109,7 +109,7 @@ impl Creations {
              traceparent, create_time, update_time FROM v WHERE TRUE \
              ON CONFLICT (user_id, request_id) DO NOTHING RETURNING order_id, next_attempt_time"
         );
-        let inserted = tx.conn().query_rows(&rows, &insert).await?;
+        let inserted = tx.conn().query_rows(rows, &insert).await?;
         let due =
             inserted.iter().map(|row| Due::from_query_result(row, "").map(|due| (due.order_id, due.next_attempt_time)));
         Ok(due.collect::<Result<_, _>>()?)
@@ -153,7 +153,7 @@ async fn insert_lines(tx: &Tx, orders: &[&Creation]) -> Result<(), storage::Erro
         .with("state", lines().map(|(_, _, line)| line.state.name().to_owned()));
     let insert = "INSERT INTO order_line (order_id, line, sku, name, quantity, unit_price, state) \
                   SELECT order_id, line, sku, name, quantity, unit_price, state FROM v";
-    tx.conn().execute_rows(&rows, insert).await
+    tx.conn().execute_rows(rows, insert).await
 }
 
 /// The quantities of orders by SKU, in SKU order.

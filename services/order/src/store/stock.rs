@@ -190,7 +190,7 @@ pub(super) async fn lock(tx: &Tx, skus: impl Iterator<Item = String>) -> Result<
         Backend::Sqlite => select.to_owned(),
         Backend::Postgres => format!("{select} FOR NO KEY UPDATE OF stock"),
     };
-    let rows = tx.conn().query_rows(&Rows::new().with("sku", skus), &select).await?;
+    let rows = tx.conn().query_rows(Rows::new().with("sku", skus), &select).await?;
     let free = rows.iter().map(|row| Free::from_query_result(row, "").map(|Free { sku, free }| (sku, free)));
     Ok(free.collect::<Result<_, _>>()?)
 }
@@ -203,5 +203,5 @@ pub(super) async fn add_reserved(
     let (skus, sums): (Vec<String>, Vec<i64>) = quantities.into_iter().unzip();
     let rows = Rows::new().with("sku", skus).with("quantity", sums);
     let update = "UPDATE stock SET reserved = reserved + v.quantity FROM v WHERE stock.sku = v.sku";
-    tx.conn().execute_rows(&rows, update).await
+    tx.conn().execute_rows(rows, update).await
 }

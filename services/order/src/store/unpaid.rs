@@ -107,14 +107,14 @@ impl UnpaidLimits {
             // A separate statement: the one that counts must take its snapshot after the locks. In the order of the
             // rows, which are sorted.
             let lock = format!("SELECT pg_advisory_xact_lock({LOCKS}, v.key) FROM v");
-            tx.conn().execute_rows(&rows, &lock).await?;
+            tx.conn().execute_rows(rows, &lock).await?;
         }
         let select = "SELECT orders.user_id AS user_id, COUNT(*) AS orders, \
                       CAST(COALESCE(SUM((SELECT SUM(quantity) FROM order_line \
                       WHERE order_line.order_id = orders.order_id AND order_line.state = 'HELD')), 0) AS BIGINT) AS units \
                       FROM v JOIN orders ON orders.user_id = v.user_id AND orders.state = 'CREATED' \
                       GROUP BY orders.user_id";
-        let rows = tx.conn().query_rows(&Rows::new().with("user_id", users), select).await?;
+        let rows = tx.conn().query_rows(Rows::new().with("user_id", users), select).await?;
         let held = rows.iter().map(|row| {
             let Held { user_id, orders, units } = Held::from_query_result(row, "")?;
             Ok((UserId::from_uuid(user_id), Unpaid { orders: count(orders), units: count(units) }))

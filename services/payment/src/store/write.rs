@@ -27,7 +27,7 @@ struct Key {
     order_id: Uuid,
 }
 
-async fn keys(tx: &Tx, rows: &Rows, sql: &str) -> Result<HashSet<Uuid>, Error> {
+async fn keys(tx: &Tx, rows: Rows, sql: &str) -> Result<HashSet<Uuid>, Error> {
     let rows = tx.conn().query_rows(rows, sql).await?;
     let keys = rows.iter().map(|row| Key::from_query_result(row, "").map(|key| key.order_id));
     Ok(keys.collect::<Result<_, _>>()?)
@@ -65,7 +65,7 @@ impl Store {
              {now} + due_in, lease_owner, COALESCE({now} + lease_length, 0), cancel_asked, refund_n, decline_code, \
              traceparent, create_time, create_time FROM v WHERE TRUE ON CONFLICT (order_id) DO NOTHING RETURNING order_id"
         );
-        keys(tx, &rows, &insert).await
+        keys(tx, rows, &insert).await
     }
 
     /// Makes the changes whose payment is still as it was before, sorted by their orders' ids, with their attempts;
@@ -116,7 +116,7 @@ impl Store {
              version = payment.version + 1 FROM v WHERE payment.order_id = v.order_id AND payment.version = v.version \
              RETURNING payment.order_id AS order_id"
         );
-        keys(tx, &rows, &update).await
+        keys(tx, rows, &update).await
     }
 
     /// Writes the attempt and the event of a payment that was inserted in a final state.
@@ -182,7 +182,7 @@ async fn insert_attempts<'a>(tx: &Tx, attempts: impl Iterator<Item = (OrderId, &
         .with("span_id", each().map(|attempt| attempt.span_id.clone()));
     let insert = "INSERT INTO payment_attempt (order_id, attempt, effect, outcome, state, time, trace_id, span_id) \
                   SELECT order_id, attempt, effect, outcome, state, time, trace_id, span_id FROM v";
-    tx.conn().execute_rows(&rows, insert).await
+    tx.conn().execute_rows(rows, insert).await
 }
 
 fn method(payment: &Payment) -> Option<String> {
