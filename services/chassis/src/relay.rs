@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::to_proto;
 
 /// Maximum events in a call.
-const MAX_BATCH: u64 = 500;
+const MAX_BATCH: usize = 500;
 /// Maximum bytes in a call, well below the limit of a message; a larger event is sent alone.
 const MAX_BATCH_BYTES: usize = 256 * 1_024;
 /// How long it collects events before it sends them: under load a call carries many events instead of one.
@@ -116,18 +116,21 @@ impl Relay {
         }
     }
 
+    /// Sends the events that wait now. Those that are written meanwhile are left to the next run: under load each call
+    /// would carry the few events that were written during the one before.
     async fn send_all(&self) -> Result<(), Error> {
         loop {
             let events = self.db.outbox().waiting(&self.instance, MAX_BATCH).await?;
-            if events.is_empty() {
+            let count = events.len();
+            // Events that do not fit into the call are sent by the next one.
+            if count == 0 || self.send(events).await? == count && count < MAX_BATCH {
                 return Ok(());
             }
-            // Events that do not fit into the call are sent by the next one.
-            self.send(events).await?;
         }
     }
 
-    async fn send(&self, events: Vec<TraceEvent>) -> Result<(), Error> {
+    /// Returns the number of events that were settled.
+    async fn send(&self, events: Vec<TraceEvent>) -> Result<usize, Error> {
         let mut bytes = 0;
         let fits = |event: &data::TraceEvent| {
             let first = bytes == 0;
@@ -157,8 +160,9 @@ impl Relay {
         if done.is_empty() && rejected.is_empty() {
             return Err(Error::NoneAcknowledged);
         }
+        let settled = done.len() + rejected.len();
         self.db.outbox().settle(done, rejected).await?;
-        Ok(())
+        Ok(settled)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::connection::TxConnection;
 use crate::error::Error;
 use crate::migrate::Migration;
 use crate::rows::Rows;
+use crate::transact::BEGIN_REPEATABLE;
 
 pub(crate) const MIGRATION: Migration = Migration {
     version: 0,
@@ -121,11 +122,11 @@ impl Outbox {
     ///
     /// # Errors
     /// The database failed, or a stored event cannot be decoded.
-    pub async fn waiting(&self, owner: &str, limit: u64) -> Result<Vec<TraceEvent>, Error> {
+    pub async fn waiting(&self, owner: &str, limit: usize) -> Result<Vec<TraceEvent>, Error> {
         let rows = row::Entity::find()
             .filter(row::Column::Owner.eq(owner))
             .order_by_asc(row::Column::EventId)
-            .limit(limit)
+            .limit(u64::try_from(limit).unwrap_or(u64::MAX))
             .all(self.db.read())
             .await?;
         rows.into_iter()
@@ -156,13 +157,13 @@ impl Outbox {
         Ok(all)
     }
 
-    /// Deletes acknowledged events, and moves rejected ones aside.
+    /// Deletes acknowledged events, and moves rejected ones aside. If a crash undoes this, they are sent again.
     ///
     /// # Errors
     /// The database failed; the events stay and are sent again.
     pub async fn settle(&self, done: Vec<Uuid>, refused: Vec<(TraceEvent, String)>) -> Result<(), Error> {
         self.db
-            .transact_rows((done, refused), |tx, (done, refused)| {
+            .transact_begun(BEGIN_REPEATABLE, (done, refused), |tx, (done, refused): (Vec<Uuid>, Vec<_>)| {
                 Box::pin(async move {
                     for (event, refusal) in &refused {
                         let insert = Statement::from_sql_and_values(
@@ -180,7 +181,7 @@ impl Outbox {
                     let ids = done.into_iter().chain(refused.iter().map(|(event, _)| event.event_id));
                     let rows = Rows::new().with("event_id", ids);
                     let delete = "DELETE FROM outbox WHERE event_id IN (SELECT event_id FROM v)";
-                    tx.conn().execute_rows(&rows, delete).await
+                    tx.conn().execute_rows(rows, delete).await
                 })
             })
             .await
@@ -313,5 +314,5 @@ pub(crate) async fn insert(conn: &TxConnection, events: &[TraceEvent]) -> Result
         .with("body", events.iter().map(body));
     let insert =
         "INSERT INTO outbox (event_id, owner, create_time, body) SELECT event_id, owner, create_time, body FROM v";
-    conn.execute_rows(&rows, insert).await
+    conn.execute_rows(rows, insert).await
 }

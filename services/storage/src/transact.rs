@@ -37,14 +37,26 @@ const MAX_BROKEN: u32 = 3;
 
 /// How a transaction is begun on PostgreSQL.
 pub(crate) const BEGIN: &str = "BEGIN";
-/// For statements over [`crate::Rows`]. They are planned with indexes: a plan is made once and kept by the connection,
-/// and on a new and still empty table it would be a sequential scan.
-pub(crate) const BEGIN_ROWS: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
-                                     SET LOCAL enable_mergejoin = off; SET LOCAL jit = off";
+/// How statements over [`crate::Rows`] are planned: once for a connection, and with indexes. A plan for the given arrays
+/// would be made at each execution, and one for a new and still empty table would be a sequential scan for ever. A bitmap
+/// scan would not mark index entries of dead rows, so that each scan reads them again until the next vacuum.
+macro_rules! planned {
+    ($begin:literal) => {
+        concat!(
+            $begin,
+            "; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; \
+             SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
+             SET LOCAL jit = off"
+        )
+    };
+}
+
+/// For statements over [`crate::Rows`].
+pub(crate) const BEGIN_ROWS: &str = planned!("BEGIN");
 /// The same for a set, whose commands do not wait long for a row that one of them needs.
-pub(crate) const BEGIN_SET: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
-                                    SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; \
-                                    SET LOCAL lock_timeout = '250ms'";
+pub(crate) const BEGIN_SET: &str = planned!("BEGIN; SET LOCAL lock_timeout = '250ms'");
+/// The same for changes that a crash may undo: they are repeated.
+pub(crate) const BEGIN_REPEATABLE: &str = planned!("BEGIN; SET LOCAL synchronous_commit = off");
 
 /// An open transaction.
 pub struct Tx {
