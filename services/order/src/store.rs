@@ -4,6 +4,7 @@
 //! - here: reading
 //! - `commit`: creating orders, recording transitions; `create`, `advance`: a set of each
 //! - `claim`: claims and backoff
+//! - `recent`: the newest orders, in memory
 //! - `stock`: inventory
 //! - `unpaid`: limits on what a customer may reserve before paying
 //! - `invariants`: reads for [`crate::invariants`]
@@ -13,6 +14,7 @@ mod claim;
 mod commit;
 mod create;
 mod invariants;
+mod recent;
 mod stock;
 mod unpaid;
 
@@ -45,6 +47,7 @@ pub struct Store {
     unpaid_limits: UnpaidLimits,
     /// Started on first use, when the store's settings are final.
     lanes: Arc<OnceLock<Lanes>>,
+    recent: recent::Recent,
 }
 
 /// What is committed in sets.
@@ -62,7 +65,14 @@ impl Store {
     /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let leases = Leases::new(db.clone(), clock.clone(), "orders");
-        Self { db, clock, leases, unpaid_limits: UnpaidLimits::default(), lanes: Arc::default() }
+        Self {
+            db,
+            clock,
+            leases,
+            unpaid_limits: UnpaidLimits::default(),
+            lanes: Arc::default(),
+            recent: recent::Recent::default(),
+        }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
@@ -111,6 +121,9 @@ impl Store {
 
     /// An order, if it exists in this scope.
     pub async fn get(&self, scope: Scope, id: OrderId) -> Result<Option<Order>, Error> {
+        if let Some((order, _)) = self.recent.finished(id) {
+            return Ok(Some(order).filter(|order| scope.contains(order)));
+        }
         let mut find = orders::Entity::find_by_id(id.as_uuid());
         if let Scope::Of(user) = scope {
             find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
@@ -121,6 +134,9 @@ impl Store {
 
     /// Whether the order exists in this scope.
     pub(crate) async fn exists(&self, scope: Scope, id: OrderId) -> Result<bool, Error> {
+        if let Some(is_in_scope) = self.recent.is_in(scope, id) {
+            return Ok(is_in_scope);
+        }
         let mut find = orders::Entity::find_by_id(id.as_uuid()).select_only().column(orders::Column::Version);
         if let Scope::Of(user) = scope {
             find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
@@ -130,6 +146,9 @@ impl Store {
 
     /// An order's state and version.
     pub(crate) async fn position(&self, id: OrderId) -> Result<Option<(State, i64)>, Error> {
+        if let Some((order, _)) = self.recent.finished(id) {
+            return Ok(Some((order.state, order.version)));
+        }
         let columns = [orders::Column::State, orders::Column::Version];
         let find = orders::Entity::find_by_id(id.as_uuid()).select_only().columns(columns);
         let row: Option<(String, i64)> = find.into_tuple().one(self.db.read()).await?;
@@ -139,6 +158,9 @@ impl Store {
 
     /// An order's fulfilment, if it has started.
     pub(crate) async fn fulfillment(&self, id: OrderId) -> Result<Option<Fulfillment>, Error> {
+        if let Some((order, _)) = self.recent.finished(id) {
+            return Ok(order.fulfillment);
+        }
         let find = fulfillment::Entity::find().filter(fulfillment::Column::OrderId.eq(id.as_uuid()));
         Ok(find.one(self.db.read()).await?.map(started))
     }
@@ -165,8 +187,17 @@ impl Store {
         self.with_lines(rows).await
     }
 
-    /// The first transitions of an order after a version, oldest first: [`MAX_STEPS`] at most.
-    pub(crate) async fn history_after(&self, id: OrderId, version: i64) -> Result<Vec<HistoryEntry>, Error> {
+    /// The first transitions of an order after a version, oldest first: [`MAX_STEPS`] at most. It includes the version
+    /// `known`; those that another instance has committed since may be missing.
+    pub(crate) async fn history_after(
+        &self,
+        id: OrderId,
+        version: i64,
+        known: i64,
+    ) -> Result<Vec<HistoryEntry>, Error> {
+        if let Some(history) = self.recent.history_after(id, version, known) {
+            return Ok(history);
+        }
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .filter(order_history::Column::Version.gt(version))
@@ -179,6 +210,9 @@ impl Store {
 
     /// The newest transitions of an order, oldest first: [`MAX_STEPS`] at most.
     pub(crate) async fn history(&self, id: OrderId) -> Result<Vec<HistoryEntry>, Error> {
+        if let Some((_, history)) = self.recent.finished(id) {
+            return Ok(history);
+        }
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .order_by_desc(order_history::Column::Version)

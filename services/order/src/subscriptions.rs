@@ -54,6 +54,11 @@ impl Drop for CountedStream {
 }
 
 impl Subscription {
+    /// The newest version that this instance was notified of; 0: none.
+    pub fn version(&self) -> i64 {
+        *self.version.borrow()
+    }
+
     /// Completes when the order has a newer version than at the last call.
     pub async fn changed(&mut self) {
         if self.version.changed().await.is_err() {

@@ -83,7 +83,8 @@ impl Follower {
 
     async fn step(&mut self) -> Result<Option<WatchOrderResponse>, Error> {
         while self.pending.is_empty() {
-            self.pending = self.store.history_after(self.id, self.after).await?.into();
+            let known = self.subscription.version();
+            self.pending = self.store.history_after(self.id, self.after, known).await?.into();
             if self.pending.is_empty() {
                 if self.nothing_sent && self.has_sent_all().await? {
                     return Ok(None);

@@ -40,7 +40,7 @@ fn the_contracts_limits_match_the_decoders_and_the_largest_request_fits_into_a_m
 }
 
 /// An order of the maximum size: its products' names and its address are as long as they may be.
-fn largest(id: u128) -> Order {
+pub(crate) fn largest(id: u128) -> Order {
     let currency: Currency = "EUR".parse().expect("a currency");
     let wide = |count: usize| "😀".repeat(count);
     let line = |sku: usize| Line {

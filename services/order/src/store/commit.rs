@@ -10,7 +10,7 @@ use super::create::Creation;
 use super::{Lease, Store};
 use crate::error::Error;
 use crate::lifecycle::{Decision, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
-use crate::order::{Fulfillment, LineState, Order, PaymentFailure};
+use crate::order::{Fulfillment, HistoryEntry, LineState, Order, PaymentFailure};
 
 /// A transition of an order: the new state, the reason, and the operation that performs it. Apart from the
 /// creation, only a table makes one.
@@ -32,6 +32,18 @@ impl Step {
             reason: "order created".into(),
             span_ref: operation.span_ref(),
             event: Some((operation.clone(), Outcome::Success)),
+        }
+    }
+
+    /// The row of the history.
+    fn entry(&self, order: &Order, version: i64) -> HistoryEntry {
+        HistoryEntry {
+            version,
+            state: self.to,
+            time: order.update_time,
+            reason: self.reason.clone(),
+            trace_id: self.span_ref.trace_id(),
+            span_id: self.span_ref.span_id(),
         }
     }
 }
@@ -130,8 +142,13 @@ impl Store {
         lease: Lease,
     ) -> Result<Option<Order>, Error> {
         let (order, fingerprint) = (order.clone(), fingerprint.to_owned());
-        let creation = Creation { step: Step::initial(operation), order, request, fingerprint, lease };
-        self.lanes().creations.commit(creation).await
+        let step = Step::initial(operation);
+        let creation = Creation { step: step.clone(), order, request, fingerprint, lease };
+        let created = self.lanes().creations.commit(creation).await?;
+        if let Some(order) = &created {
+            self.recent.created(order, step.entry(order, order.version));
+        }
+        Ok(created)
     }
 
     /// Records transitions, all or none, by compare-and-set on the order's version. The lease is kept while an effect
@@ -147,8 +164,22 @@ impl Store {
         fulfillment: Option<Fulfillment>,
     ) -> Result<Advance, storage::Error> {
         let after = after(order, &steps.steps, failure, fulfillment, self.clock.now());
-        let change = Change { before: order.clone(), after, steps: steps.steps, lease: None };
-        self.lanes().changes.commit(change).await
+        self.commit(Change { before: order.clone(), after, steps: steps.steps, lease: None }).await
+    }
+
+    async fn commit(&self, change: Change) -> Result<Advance, storage::Error> {
+        let (before, steps) = (change.before.clone(), change.steps.clone());
+        let advance = self.lanes().changes.commit(change).await?;
+        match &advance {
+            Advance::Done(after) => {
+                let versions = before.version + 1..;
+                let entries = versions.zip(&steps).map(|(version, step)| step.entry(after, version));
+                self.recent.advanced(&before, after, entries);
+            }
+            Advance::Lost => self.recent.forget(before.id),
+            Advance::StockLost => {}
+        }
+        Ok(advance)
     }
 
     /// Records a requested transition (a cancellation, a retry); `None` if another transition was recorded first. This
@@ -171,8 +202,7 @@ impl Store {
             operation.set("state.before", order.state.name());
             operation.set("state.after", after.state.name());
         }
-        let change = Change { before: order.clone(), after, steps: steps.steps, lease: Some(lease) };
-        match self.lanes().changes.commit(change).await? {
+        match self.commit(Change { before: order.clone(), after, steps: steps.steps, lease: Some(lease) }).await? {
             Advance::Done(committed) => Ok(Some(*committed)),
             Advance::Lost | Advance::StockLost => Ok(None),
         }
@@ -231,7 +261,7 @@ pub(super) async fn record_steps<'a>(
         .with("span_id", entries.iter().map(|(_, _, step)| step.span_ref.span_id()));
     let insert = "INSERT INTO order_history (order_id, version, state, time, reason, trace_id, span_id) \
                   SELECT order_id, version, state, time, reason, trace_id, span_id FROM v";
-    tx.conn().execute_rows(&rows, insert).await?;
+    tx.conn().execute_rows(rows, insert).await?;
     for (operation, outcome) in entries.iter().filter_map(|(_, _, step)| step.event.as_ref()) {
         tx.emit(operation, outcome);
     }

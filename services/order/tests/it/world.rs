@@ -8,7 +8,7 @@ use order::Error;
 use order::driver::{Context, Driver, Effects, Options};
 use order::inventory::{AdjustStock, Inventory, Stock};
 use order::lifecycle::{State, Table};
-use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};
+use order::order::{Address, CreateOrder, HistoryEntry, Order, PaymentMethod, Scope};
 use order::orders::Orders;
 use order::store::{Adjustment, Store};
 use order::subscriptions::Subscriptions;
@@ -147,19 +147,29 @@ impl World {
         world
     }
 
-    /// Another instance on the same store, with the same peers; it never crashes.
+    /// What another instance has in common with this one: the database, but not what this one keeps in memory.
+    fn another(&self) -> Shared {
+        Shared { store: self.reader(), ..self.shared.clone() }
+    }
+
+    /// A store that keeps nothing in memory yet.
+    fn reader(&self) -> Store {
+        Store::new(self.db.clone(), self.clock.clone()).by_given_clock()
+    }
+
+    /// Another instance on the same database, with the same peers; it never crashes.
     pub(crate) fn instance(&self, name: &str) -> Driver {
-        self.shared.driver(name, Arc::default())
+        self.another().driver(name, Arc::default())
     }
 
     /// The same, with this shutdown token.
     pub(crate) fn instance_until(&self, name: &str, stop: &CancellationToken) -> Driver {
-        self.shared.driver_by(order::lifecycle::next, name, Arc::default(), stop.clone())
+        self.another().driver_by(order::lifecycle::next, name, Arc::default(), stop.clone())
     }
 
     /// The same, with another state machine.
     pub(crate) fn instance_by(&self, table: Table) -> Driver {
-        self.shared.driver_by(table, "order-2", Arc::default(), CancellationToken::new())
+        self.another().driver_by(table, "order-2", Arc::default(), CancellationToken::new())
     }
 
     /// Instance "order-2" drives the due order, and stalls in its call to the Payment Service.
@@ -245,8 +255,17 @@ impl World {
         self.adjust_by(AdjustStock { request_id: new_request(), sku: sku.into(), delta, write_off }).await
     }
 
+    /// The stored order.
     pub(crate) async fn order(&self, id: OrderId) -> Order {
-        self.store.get(Scope::All, id).await.expect("the store is readable").expect("the order exists")
+        self.read(id).await.0
+    }
+
+    async fn read(&self, id: OrderId) -> (Order, Vec<HistoryEntry>) {
+        let stored = Orders { store: self.reader(), ..self.orders.clone() };
+        let stored = stored.get(Scope::All, id).await.expect("the order exists");
+        let seen = self.orders.get(Scope::All, id).await.expect("the order exists");
+        assert!(seen == stored, "what this instance keeps in memory is not what is stored: {seen:?} {stored:?}");
+        stored
     }
 
     pub(crate) async fn state(&self, id: OrderId) -> State {
@@ -254,7 +273,7 @@ impl World {
     }
 
     pub(crate) async fn history(&self, id: OrderId) -> Vec<(i64, State)> {
-        let (_, history) = self.orders.get(Scope::All, id).await.expect("the order exists");
+        let (_, history) = self.read(id).await;
         history.into_iter().map(|entry| (entry.version, entry.state)).collect()
     }
 
