@@ -111,7 +111,7 @@ impl Catalog {
         from: Address,
         operation: &Operation,
     ) -> Result<Vec<Product>, Error> {
-        let permit = self.searches.enter(from).await.inspect_err(|_| {
+        let permit = self.searches.acquire(from).await.inspect_err(|_| {
             // A rejection by a limit (other than memory) is a metric and a span, but no event.
             operation.discard();
         })?;
@@ -220,7 +220,7 @@ mod tests {
         };
         let operation = Operation::unseen(telemetry::Kind::Server, "lookup", None, None);
         // Each slot is held by a search that does not end.
-        let held = [searches.enter(None).await, searches.enter("192.0.2.1".parse().ok()).await];
+        let held = [searches.acquire(None).await, searches.acquire("192.0.2.1".parse().ok()).await];
         let mut waiting: Vec<_> = (0..70).map(|_| Box::pin(catalog.list(&list, None, &operation))).collect();
         let mut rejected = 0;
         for search in &mut waiting {

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - here: reading
-//! - `commit`: creating orders, recording transitions; `create`, `advance`: a set of each
+//! - `transitions`: creating orders, recording transitions; `create`, `advance`: a set of each
 //! - `claim`: claims and backoff
 //! - `stock`: inventory
 //! - `unpaid`: limits on what a customer may reserve before paying
@@ -10,10 +10,10 @@
 
 mod advance;
 mod claim;
-mod commit;
 mod create;
 mod invariants;
 mod stock;
+mod transitions;
 mod unpaid;
 
 use std::collections::HashMap;
@@ -28,14 +28,14 @@ use crate::entity::{fulfillment, order_history, order_line, orders};
 use crate::lifecycle::State;
 use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope, Transit};
 
-pub use commit::Advance;
-pub(crate) use commit::{NoTransition, Steps};
 pub use stock::Adjustment;
 pub use storage::Lease;
+pub use transitions::Advance;
+pub(crate) use transitions::{NoTransition, Transitions};
 pub use unpaid::{UnpaidLimit, UnpaidLimits};
 
 /// Maximum number of an order's transitions that are read together. RetryOrder can make a history arbitrarily long.
-pub const MAX_STEPS: u64 = 1_000;
+pub const MAX_HISTORY: u64 = 1_000;
 
 #[derive(Clone)]
 pub struct Store {
@@ -49,8 +49,8 @@ pub struct Store {
 
 /// What is committed in sets.
 struct Lanes {
-    creations: Lane<create::Creations>,
-    changes: Lane<advance::Changes>,
+    create_orders: Lane<create::CreateOrders>,
+    advance_orders: Lane<advance::AdvanceOrders>,
 }
 
 /// The error for an invalid stored value.
@@ -73,11 +73,11 @@ impl Store {
 
     fn lanes(&self) -> &Lanes {
         self.lanes.get_or_init(|| Lanes {
-            creations: Lane::start(
+            create_orders: Lane::start(
                 self.db.clone(),
-                create::Creations { leases: self.leases.clone(), limits: self.unpaid_limits },
+                create::CreateOrders { leases: self.leases.clone(), limits: self.unpaid_limits },
             ),
-            changes: Lane::start(self.db.clone(), advance::Changes { leases: self.leases.clone() }),
+            advance_orders: Lane::start(self.db.clone(), advance::AdvanceOrders { leases: self.leases.clone() }),
         })
     }
 
@@ -165,27 +165,27 @@ impl Store {
         self.with_lines(rows).await
     }
 
-    /// The first transitions of an order after a version, oldest first: [`MAX_STEPS`] at most.
+    /// The first transitions of an order after a version, oldest first: [`MAX_HISTORY`] at most.
     pub(crate) async fn history_after(&self, id: OrderId, version: i64) -> Result<Vec<HistoryEntry>, Error> {
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .filter(order_history::Column::Version.gt(version))
             .order_by_asc(order_history::Column::Version)
-            .limit(MAX_STEPS)
+            .limit(MAX_HISTORY)
             .all(self.db.read())
             .await?;
-        rows.into_iter().map(step).collect()
+        rows.into_iter().map(history_entry).collect()
     }
 
-    /// The newest transitions of an order, oldest first: [`MAX_STEPS`] at most.
+    /// The newest transitions of an order, oldest first: [`MAX_HISTORY`] at most.
     pub(crate) async fn history(&self, id: OrderId) -> Result<Vec<HistoryEntry>, Error> {
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .order_by_desc(order_history::Column::Version)
-            .limit(MAX_STEPS)
+            .limit(MAX_HISTORY)
             .all(self.db.read())
             .await?;
-        rows.into_iter().rev().map(step).collect()
+        rows.into_iter().rev().map(history_entry).collect()
     }
 
     /// The span in which an order last entered a state.
@@ -261,7 +261,7 @@ impl Store {
     }
 }
 
-fn step(row: order_history::Model) -> Result<HistoryEntry, Error> {
+fn history_entry(row: order_history::Model) -> Result<HistoryEntry, Error> {
     Ok(HistoryEntry {
         version: row.version,
         state: State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?,

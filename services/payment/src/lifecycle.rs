@@ -84,7 +84,7 @@ pub enum Doubt {
 
 /// The pending effect of a state. `refund_n` is the number of the last refund that the order requested.
 #[rustfmt::skip]
-pub const fn owes(state: State, refund_n: i32) -> Option<Effect> {
+pub const fn pending_effect(state: State, refund_n: i32) -> Option<Effect> {
     match state {
         State::Pending       => Some(Effect::CreateCharge),
         State::InDoubt       => Some(Effect::CreateCharge),
@@ -220,7 +220,7 @@ impl State {
 
     /// Whether it has no pending effect: it stays until the order requests something else.
     pub const fn is_settled(self) -> bool {
-        owes(self, 1).is_none()
+        pending_effect(self, 1).is_none()
     }
 }
 

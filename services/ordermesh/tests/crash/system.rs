@@ -598,7 +598,7 @@ impl System {
     async fn is_at_rest(&self) -> bool {
         let order = self.order().await;
         let payment = self.payment().await;
-        order.next_attempt_time.is_none() && payment.is_none_or(|payment| payment.owes().is_none())
+        order.next_attempt_time.is_none() && payment.is_none_or(|payment| payment.pending_effect().is_none())
     }
 
     pub(crate) async fn order(&self) -> Order {

@@ -86,7 +86,7 @@ impl Payments {
             State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,
             State::Succeeded | State::Cancelled | State::Refunded | State::RefundRefused => None,
         };
-        let schedule = if next.owes().is_none() {
+        let schedule = if next.pending_effect().is_none() {
             Schedule::default()
         } else if is_retried {
             Schedule { due_in: Some(self.wait(&next, now, context)), lease: None }
