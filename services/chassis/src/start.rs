@@ -126,7 +126,7 @@ impl Chassis {
         };
         tokio::spawn(cancel_after_notice(
             chassis.shutdown_requested.clone(),
-            settings.server.drain_notice,
+            settings.server.pre_drain_delay,
             chassis.shutdown.clone(),
         ));
         if let Some(identity) = chassis.identity.clone() {
@@ -219,7 +219,7 @@ impl Chassis {
         }
         tracing::info!(target: "ordermesh", "{} listens on {listen}", self.instance);
         let (shutdown_requested, drain) =
-            (self.shutdown_requested.clone(), settings.server.drain_notice + settings.server.drain_timeout);
+            (self.shutdown_requested.clone(), settings.server.pre_drain_delay + settings.server.drain_timeout);
         let end = tokio::spawn(async move {
             shutdown_requested.cancelled().await;
             Instant::now() + drain

@@ -44,14 +44,14 @@ const QUICK: [(&str, &str); 9] = [
     ("--payment.backoff-cap", "2s"),
     ("--payment.doubt-limit", "4s"),
     ("--payment.gateway-timeout", "500ms"),
-    ("--payment.answer-within", "1s"),
+    ("--payment.wait-timeout", "1s"),
     ("--user.bcrypt-cost", "4"),
     ("--user.access-token-lifetime", "1h"),
 ];
 /// The gateway's injected faults, per 1000 calls.
 const LIES: [(&str, &str); 6] = [
-    ("--gateway.fault-no-answer-per-mille", "20"),
-    ("--gateway.fault-answer-lost-per-mille", "20"),
+    ("--gateway.fault-no-response-per-mille", "20"),
+    ("--gateway.fault-response-lost-per-mille", "20"),
     ("--gateway.fault-unavailable-per-mille", "20"),
     ("--gateway.fault-slow-per-mille", "20"),
     ("--gateway.fault-slow-ms", "800"),

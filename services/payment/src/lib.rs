@@ -88,7 +88,7 @@ pub async fn run(
         driver,
         subscriptions,
         events: chassis.events.clone(),
-        limits: process::Limits { amount: config.amount_limit.unwrap_or_default(), max_wait: config.answer_within },
+        limits: process::Limits { amount: config.amount_limit.unwrap_or_default(), max_wait: config.wait_timeout },
     };
     let handlers = service::PaymentHandlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
     let routes = Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::MAX_RESPONSE_BYTES));

@@ -137,7 +137,7 @@ pub(crate) fn serve(port: u16) {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the port");
         let config = ServerConfig {
             memory_budget_bytes: Some(64 << 20),
-            drain_notice: NOTICE,
+            pre_drain_delay: NOTICE,
             drain_timeout: DRAIN,
             ..ServerConfig::new("proof", POLICIES, Authorizer::new(POLICIES))
         };
