@@ -140,7 +140,7 @@ impl Effects {
             reason: "STOCK_LOST".into(),
             decline_code: String::new(),
             advice: "RETRY_LATER".into(),
-            message: "the goods are no longer in stock; the payment is given back".into(),
+            message: "the goods are no longer in stock; the payment is refunded".into(),
         };
         let advance = self.store.advance(order, transitions, Some(failure), None).await?;
         if advance == Advance::Lost {

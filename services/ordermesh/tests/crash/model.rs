@@ -68,7 +68,7 @@ enum Row {
     Charged,
     Declined,
     Tombstone,
-    GivenBack,
+    Refunded,
 }
 
 /// A state of the whole system. Messages that were ever sent may arrive at any later time, any number of times.
@@ -282,7 +282,7 @@ impl GlobalState {
         let notified = |row: Row| match row {
             Row::Charged => Observation::Charged,
             Row::Declined => Observation::Declined,
-            Row::GivenBack => Observation::GivenBack,
+            Row::Refunded => Observation::Refunded,
             Row::Tombstone | Row::None => Observation::Tombstone,
         };
         match (effect, self.row) {
@@ -296,7 +296,7 @@ impl GlobalState {
             (pay::Effect::RefundCharge { n }, Row::Charged) => {
                 let bit = 1 << n;
                 let refused = (Row::Charged, self.refused | bit, Observation::RefundRefused);
-                let given = (Row::GivenBack, self.refused, Observation::GivenBack);
+                let given = (Row::Refunded, self.refused, Observation::Refunded);
                 // A refund key has one result for ever.
                 if self.refused & bit != 0 { vec![refused] } else { vec![refused, given] }
             }

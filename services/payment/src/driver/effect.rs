@@ -137,15 +137,15 @@ impl Found {
             ChargeStatus::Succeeded => (Observation::Charged, None, name.to_owned()),
             ChargeStatus::Declined(code) => (Observation::Declined, Some(code), format!("{name} {}", code.name())),
             ChargeStatus::Cancelled => (Observation::Tombstone, None, name.to_owned()),
-            ChargeStatus::Refunded => (Observation::GivenBack, None, name.to_owned()),
+            ChargeStatus::Refunded => (Observation::Refunded, None, name.to_owned()),
         };
-        let is_charged = matches!(observation, Observation::Charged | Observation::GivenBack);
+        let is_charged = matches!(observation, Observation::Charged | Observation::Refunded);
         Self { observation, decline, charge_id: is_charged.then_some(charge.charge_id), outcome }
     }
 
     fn refund(answer: Result<RefundOutcome, NoResponse>) -> Self {
         let (observation, outcome) = match answer {
-            Ok(RefundOutcome::Refunded) => (Observation::GivenBack, "REFUNDED".to_owned()),
+            Ok(RefundOutcome::Refunded) => (Observation::Refunded, "REFUNDED".to_owned()),
             Ok(RefundOutcome::Refused(reason)) => (Observation::RefundRefused, format!("REFUND_REFUSED {reason}")),
             Err(error) => return Self::nothing(&error),
         };
