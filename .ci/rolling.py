@@ -87,7 +87,7 @@ def under_load(*flags):
 
 
 def worst_drain():
-    """A drain with a call that does not complete and a collector that does not answer."""
+    """A drain with a call that does not complete and a collector that does not respond."""
     with socket.socket() as silent:
         # It accepts connections and sends nothing.
         silent.bind(("127.0.0.1", 0))
@@ -108,7 +108,7 @@ def worst_drain():
                 check(took[instance] < DRAIN_LIMIT_S, f"a drain takes at most {DRAIN_LIMIT_S} s: {took}")
                 check(took[instance] > 5, f"it serves for the pre-drain delay: {took}")
     durations = ", ".join(f"{instance} {seconds:.1f} s" for instance, seconds in took.items())
-    return f"{durations}, with a payment in flight, an unresponsive collector, and a notice of 5 s"
+    return f"{durations}, with a payment in flight, an unresponsive collector, and a pre-drain delay of 5 s"
 
 
 def run():

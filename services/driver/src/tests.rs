@@ -1,4 +1,4 @@
-//! The driver with items that do as the test says, in paused time.
+//! The driver with items whose outcomes the test scripts, in paused time.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;

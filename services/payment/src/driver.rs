@@ -93,18 +93,18 @@ impl Payments {
             return Ok(AttemptOutcome::Crashed);
         }
         let began = self.clock.now();
-        let found = self.perform(effect, &before).instrument(operation.span().clone()).await;
+        let result = self.perform(effect, &before).instrument(operation.span().clone()).await;
         if crashes(context, FaultPoint::AfterEffect, &before).await {
             operation.discard();
             return Ok(AttemptOutcome::Crashed);
         }
-        let Decision { next, schedule, attempt } = self.decide(&before, effect, &found, began, &operation, context);
-        let event = event_of(next.state, next.decline_code, &found.outcome).map(|(name, outcome)| {
+        let Decision { next, schedule, attempt } = self.decide(&before, effect, &result, began, &operation, context);
+        let event = event_of(next.state, next.decline_code, &result.outcome).map(|(name, outcome)| {
             operation.set("operation", name);
             (operation.clone(), outcome)
         });
-        if found.observation == Observation::Unknown {
-            operation.mark_error(found.outcome.clone());
+        if result.observation == Observation::Unknown {
+            operation.mark_error(result.outcome.clone());
         }
         operation.set_on_span("payment.state", next.state.name());
         operation.end(event.as_ref().map_or(Outcome::Success, |(_, outcome)| outcome.clone()));

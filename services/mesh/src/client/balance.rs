@@ -174,7 +174,7 @@ impl Ticket {
         }
     }
 
-    /// Nothing was begun: the outcome says nothing about the instance, except that it is probably stopping.
+    /// Nothing was begun: the outcome is no evidence about the instance, except that it is probably stopping.
     fn not_sent(mut self) {
         self.is_settled = true;
         self.endpoint.breaker.undecided(self.permit, Instant::now());

@@ -1,7 +1,7 @@
 //! The circuit breaker of one instance: consecutive failures open it, a single probe at a time may close it.
 //!
-//! It only advises: that the last instance is used whatever its breaker says is the rule of `endpoints`. Outcomes of calls that
-//! began before the last transition are ignored.
+//! It is advisory: `endpoints` uses the last instance even if its breaker is open. Outcomes of calls that began before
+//! the last transition are ignored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ impl Breaker {
         }
     }
 
-    /// For a call that is sent whatever the breaker says (its instance may be the last one).
+    /// For a call that is sent even if the breaker is open (its instance may be the last one).
     pub(crate) fn permit(&self) -> BreakerPermit {
         BreakerPermit { epoch: self.inner().epoch, is_probe: false }
     }

@@ -35,8 +35,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves until the shutdown, then drains: health reports NOT_SERVING; serving continues for `pre_drain_delay`, so that
-    /// clients notice; every connection gets a GOAWAY, and no more are accepted; returns when the last call is complete,
+    /// Serves until the shutdown, then drains: health reports NOT_SERVING; serving continues for `pre_drain_delay`, until
+    /// clients have removed the instance; every connection gets a GOAWAY, and no more are accepted; returns when the last call is complete,
     /// or after `drain_timeout`. Streams do not delay it: those that their service has not ended shortly after the
     /// GOAWAY are ended with UNAVAILABLE.
     ///

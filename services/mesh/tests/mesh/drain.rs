@@ -53,7 +53,7 @@ async fn during_the_pre_drain_delay_everything_is_served_and_new_connections_are
     assert_eq!(next(&mut changes).await, ServingStatus::Serving);
     world.shutdown.cancel();
     assert_eq!(next(&mut changes).await, ServingStatus::NotServing);
-    assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("served during the notice"), "hello");
+    assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("served during the pre-drain delay"), "hello");
     assert!(!world.served.is_finished());
     world.served.abort();
 }
