@@ -205,9 +205,9 @@ mod tests {
     /// More searches than one address may have waiting, and a lookup for an order.
     #[tokio::test]
     async fn a_lookup_does_not_wait_for_searches() {
-        let place = testkit::database();
-        let options = storage::Options { schema: place.schema, ..storage::Options::default() };
-        let db = storage::Database::connect(&place.url, &options).await.expect("a database");
+        let test_database = testkit::database();
+        let options = storage::Options { schema: test_database.schema, ..storage::Options::default() };
+        let db = storage::Database::connect(&test_database.url, &options).await.expect("a database");
         db.migrate(crate::MIGRATIONS).await.expect("a schema");
         let clock = Arc::new(kernel::SystemClock);
         let searches = Searches::new(options.max_connections);

@@ -51,7 +51,8 @@ pub struct ServerConfig {
     pub trust_client_trace_context: bool,
     /// The trace context headers that are read.
     pub propagation: Propagation,
-    /// How long serving continues after health reports NOT_SERVING, until load balancers and clients have removed the instance.
+    /// How long serving continues after health reports NOT_SERVING, so that load balancers and clients remove the instance
+    /// first.
     pub pre_drain_delay: Duration,
     /// How long open calls may continue after the GOAWAY.
     pub drain_timeout: Duration,
