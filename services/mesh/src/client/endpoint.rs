@@ -119,7 +119,7 @@ impl Endpoint {
     }
 
     /// A call is waiting for a connection.
-    pub(crate) fn want(&self) {
+    pub(crate) fn request_connection(&self) {
         self.slots.iter().for_each(|slot| slot.connect_now.notify_one());
     }
 

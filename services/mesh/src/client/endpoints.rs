@@ -139,7 +139,7 @@ impl Endpoints {
                     return Err(self.unreachable(failures));
                 }
             }
-            endpoints.iter().for_each(|endpoint| endpoint.want());
+            endpoints.iter().for_each(|endpoint| endpoint.request_connection());
             changed.await;
         }
     }
