@@ -3,7 +3,7 @@
 - A ```sh block is executed, unless the line before it is `<!-- no-ci: why -->`.
 - `<!-- ci: background, until "text" -->` before a block: it is started in the background, until its output contains the text.
 - `<!-- ci: expect "text" -->` after a block: its output must contain the text.
-- The demo checks each row of the table of failures itself. Here its paths' events are compared with the tags of their traces in
+- The demo checks each row of the table of failures itself. Here its scenarios' events are compared with the tags of their traces in
   Jaeger (the environment's OTEL_EXPORTER_OTLP_ENDPOINT), with the store and with the log.
 """
 
@@ -24,7 +24,7 @@ from system import BIN, OFFSETS, ROOT, CallError, Failed, System, check, eventua
 # In this sequence: later ones use the variables, the functions and the running system of earlier ones.
 DOCUMENTS = ("README.md", "services/README.md", "services/FAILURES.md", "services/SETTINGS.md")
 PORT_BASE = 7000
-# Longer than the demo, which runs every path.
+# Longer than the demo, which runs every scenario.
 COMMAND_LIMIT_S = 240
 
 
@@ -106,8 +106,8 @@ class Shell:
 
 
 @dataclass
-class DemoPath:
-    """A path of the demo, as it was printed."""
+class Scenario:
+    """A scenario of the demo, as it was printed."""
 
     name: str
     trace: str
@@ -115,14 +115,14 @@ class DemoPath:
     events: set
 
 
-def paths(output):
-    """The paths in the demo's output."""
+def scenarios(output):
+    """The scenarios in the demo's output."""
     found = []
     for text in re.split(r"^(?=(?:ok  |FAIL) )", output, flags=re.M)[1:]:
         trace = re.search(r"^ +trace ([0-9a-f]{32})$", text, re.M)
         events = re.findall(r"^ +event (\w+) (success|failed)(?:: (\S+) (\S+))?$", text, re.M)
-        check(trace, f"each path prints its trace:\n{text}")
-        found.append(DemoPath(text.split()[1], trace.group(1), {(kind, status, error, reason) for kind, status, error, reason in events}))
+        check(trace, f"each scenario prints its trace:\n{text}")
+        found.append(Scenario(text.split()[1], trace.group(1), {(kind, status, error, reason) for kind, status, error, reason in events}))
     return found
 
 
@@ -130,32 +130,32 @@ def outcome(event):
     return (event.type, event.status, event.error_type or "", event.reason or "")
 
 
-def check_path(path, dedicated, system, jaeger):
+def check_scenario(scenario, dedicated, system, jaeger):
     """The printed events are those that the tags in Jaeger describe; the store has the same ones, and each failed one has a log line."""
     def described():
-        spans = jaeger.spans(path.trace)
-        check(any(span.kind == "server" for span in spans), f"{path.name}: the call of trace {path.trace} is in Jaeger")
+        spans = jaeger.spans(scenario.trace)
+        check(any(span.kind == "server" for span in spans), f"{scenario.name}: the call of trace {scenario.trace} is in Jaeger")
         tagged = {outcome(span.event) for span in spans if span.event}
-        surplus = {event for event in tagged - path.events if event[1] == "failed" or not path.events}
-        check(path.events <= tagged and not surplus, f"{path.name}: missing {path.events - tagged}, not expected {surplus}; found {tagged}")
+        surplus = {event for event in tagged - scenario.events if event[1] == "failed" or not scenario.events}
+        check(scenario.events <= tagged and not surplus, f"{scenario.name}: missing {scenario.events - tagged}, not expected {surplus}; found {tagged}")
         if not dedicated:  # the store of a dedicated system has ended with it
-            same_as_stored(spans, system.events(trace_id=path.trace))
+            same_as_stored(spans, system.events(trace_id=scenario.trace))
         return spans
 
-    for span in eventually(f"the events of {path.name}", 15, described):
+    for span in eventually(f"the events of {scenario.name}", 15, described):
         if span.event and not dedicated:  # a dedicated system logs errors only
             lines = [line for line in list(system.lines) if '"event":' in line and f'"span_id":"{span.id}"' in line]
             expected = int(span.event.status == "failed")
-            check(len(lines) == expected, f"{path.name}: {span.event} has {len(lines)} lines in the log, expected {expected}: {lines}")
+            check(len(lines) == expected, f"{scenario.name}: {span.event} has {len(lines)} lines in the log, expected {expected}: {lines}")
 
 
 def check_demo(output, shell, system, jaeger):
-    """Every path that the demo has played."""
-    played = paths(output)
+    """Every scenario that the demo has run."""
+    played = scenarios(output)
     own = {line.split()[0] for line in shell.run("cargo run --release -- demo --list")[0].splitlines() if re.search(r"`--\w+\.[\w-]+ ", line)}
-    check(len(played) >= 60 and len(own) == 5, f"the demo plays every path: {len(played)}, and {own} on systems of their own")
-    for path in played:
-        check_path(path, path.name in own, system, jaeger)
+    check(len(played) >= 60 and len(own) == 5, f"the demo runs every scenario: {len(played)}, and {own} on systems of their own")
+    for scenario in played:
+        check_scenario(scenario, scenario.name in own, system, jaeger)
     return len(played)
 
 
@@ -228,7 +228,7 @@ def run_with(jaeger):
         for system in systems:
             code = system.stop()
             check(code == 0, f"after SIGTERM it exits with 0, not {code}")
-        return f"{len(blocks)} blocks, {played} paths of the demo"
+        return f"{len(blocks)} blocks, {played} scenarios of the demo"
     except (Failed, CallError):
         for system in systems:
             print("--- the system's last lines:", *system.lines[-20:], "---", sep="\n")

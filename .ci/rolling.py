@@ -14,12 +14,12 @@ from postgres import ready, verified
 from system import System, check, eventually
 
 # Calls are served for a while after SIGTERM; a low bcrypt cost, because log-ins are not under test.
-NOTICE = "500ms"
-FLAGS = [flag for service in ("user", "order", "payment", "data", "gateway") for flag in (f"--{service}.drain-notice", NOTICE)]
+DELAY = "500ms"
+FLAGS = [flag for service in ("user", "order", "payment", "data", "gateway") for flag in (f"--{service}.pre-drain-delay", DELAY)]
 FLAGS += ["--user.bcrypt-cost", "4"]
 # A watch ended by its instance's drain resumes at another instance; this status requests that.
 EXPECTED = {"WatchOrder: Unavailable DRAINING"}
-# Of Kubernetes' grace period of 30 s: for the notice, the calls, the events, the spans.
+# Of Kubernetes' grace period of 30 s: for the pre-drain delay, the calls, the events, the spans.
 DRAIN_LIMIT_S = 25
 
 
@@ -87,14 +87,14 @@ def under_load(*flags):
 
 
 def worst_drain():
-    """A drain with a call that does not complete and a collector that does not answer."""
+    """A drain with a call that does not complete and a collector that does not respond."""
     with socket.socket() as silent:
         # It accepts connections and sends nothing.
         silent.bind(("127.0.0.1", 0))
         silent.listen(64)
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        flags = ["--order.drain-notice", "5s", "--payment.drain-notice", "5s", "--gateway.fault-latency-ms", "60000", "--payment.gateway-timeout", "50s",
-                 "--payment.answer-within", "50s", "--user.bcrypt-cost", "4"]
+        flags = ["--order.pre-drain-delay", "5s", "--payment.pre-drain-delay", "5s", "--gateway.fault-latency-ms", "60000", "--payment.gateway-timeout", "50s",
+                 "--payment.wait-timeout", "50s", "--user.bcrypt-cost", "4"]
         with System(flags=flags, env={"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}) as system:
             _, token = system.customer()
             system.order(token)
@@ -106,9 +106,9 @@ def worst_drain():
                 eventually(f"{instance} ends", 40, lambda: pid not in dict(system.children()))
                 took[instance] = time.monotonic() - began
                 check(took[instance] < DRAIN_LIMIT_S, f"a drain takes at most {DRAIN_LIMIT_S} s: {took}")
-                check(took[instance] > 5, f"it serves for the drain notice: {took}")
+                check(took[instance] > 5, f"it serves for the pre-drain delay: {took}")
     durations = ", ".join(f"{instance} {seconds:.1f} s" for instance, seconds in took.items())
-    return f"{durations}, with a payment in flight, an unresponsive collector, and a notice of 5 s"
+    return f"{durations}, with a payment in flight, an unresponsive collector, and a pre-drain delay of 5 s"
 
 
 def run():

@@ -68,7 +68,7 @@ def whole(jaeger, trace, event):
 def late():
     """A failure after the decision to drop its trace is still in Jaeger: its event's span alone, once."""
     # No span of the order may be slow before the decision: neither the gateway's, nor that of the waiting call.
-    flags = ["--payment.gateway-timeout", "5s", "--payment.answer-within", "4s", "--user.bcrypt-cost", "4"]
+    flags = ["--payment.gateway-timeout", "5s", "--payment.wait-timeout", "4s", "--user.bcrypt-cost", "4"]
     with tempfile.TemporaryDirectory(prefix="ordermesh-sampling-") as folder, Pipeline(Path(folder), "2s", 0) as pipeline:
         with System(flags, env=pipeline.env()) as system:
             _, token = system.customer()

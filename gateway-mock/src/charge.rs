@@ -185,7 +185,7 @@ impl Gateway {
         let (status, refund_rule) = decide(&command.token);
         let row = self.row(command.key, status, Some(command.amount), refund_rule);
         // Checked at the commit, not before: a tombstone may have been written in the meantime.
-        let kept = self.store.keep_first(row).await?;
+        let kept = self.store.insert_if_absent(row).await?;
         self.faults.forget(&kept.key);
         match kept.amount {
             Some(amount) if amount != command.amount => Err(Error::ChargeKeyReused),
@@ -205,7 +205,7 @@ impl Gateway {
         let row = self.row(key.clone(), Status::Cancelled, None, RefundRule::Accept);
         let gateway = self.clone();
         let work = async move {
-            let kept = gateway.store.keep_first(row).await?;
+            let kept = gateway.store.insert_if_absent(row).await?;
             gateway.faults.forget(&kept.key);
             Ok(kept)
         };

@@ -30,9 +30,9 @@ use crate::error::Error;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// Nothing is done, and there is no response.
-    NoAnswer,
+    NoResponse,
     /// The work is done, but its response is lost.
-    AnswerLost,
+    ResponseLost,
     /// Nothing is done, and the response is UNAVAILABLE.
     Unavailable,
     /// The work is done late.
@@ -42,12 +42,12 @@ pub enum Fault {
 /// Faults by settings, each a flag and an environment variable.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct FaultSettings {
-    /// Of 1000 writing calls, how many are never done and get no response (per mille)
-    #[arg(long, env = "GATEWAY_FAULT_NO_ANSWER_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
-    pub fault_no_answer_per_mille: u16,
-    /// Of 1000 writing calls, how many are done and get no response (per mille)
-    #[arg(long, env = "GATEWAY_FAULT_ANSWER_LOST_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
-    pub fault_answer_lost_per_mille: u16,
+    /// Of 1000 writing calls, how many are not executed and get no response (per mille)
+    #[arg(long, alias = "fault-no-answer-per-mille", env = "GATEWAY_FAULT_NO_RESPONSE_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
+    pub fault_no_response_per_mille: u16,
+    /// Of 1000 writing calls, how many are executed and get no response (per mille)
+    #[arg(long, alias = "fault-answer-lost-per-mille", env = "GATEWAY_FAULT_RESPONSE_LOST_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
+    pub fault_response_lost_per_mille: u16,
     /// Of 1000 writing calls, how many fail with UNAVAILABLE (per mille)
     #[arg(long, env = "GATEWAY_FAULT_UNAVAILABLE_PER_MILLE", default_value_t = 0, value_parser = value_parser!(u16).range(0..=1000))]
     pub fault_unavailable_per_mille: u16,
@@ -103,8 +103,8 @@ impl Faults {
     /// The fault of a charge whose key has no row yet, by its token.
     pub(crate) fn of_charge(&self, key: &str, token: &Token) -> Option<Fault> {
         match token.expose().as_str() {
-            "pm_gateway_noAnswer" => Some(Fault::NoAnswer),
-            "pm_gateway_answerLost" => Some(Fault::AnswerLost),
+            "pm_gateway_noAnswer" => Some(Fault::NoResponse),
+            "pm_gateway_answerLost" => Some(Fault::ResponseLost),
             "pm_gateway_slow" => Some(Fault::Slow),
             "pm_gateway_unavailable3" if self.is_unavailable_again(key) => Some(Fault::Unavailable),
             _ => None,
@@ -115,8 +115,8 @@ impl Faults {
     pub(crate) fn at_random(&self) -> Option<Fault> {
         let settings = &self.settings;
         let odds = [
-            (settings.fault_no_answer_per_mille, Fault::NoAnswer),
-            (settings.fault_answer_lost_per_mille, Fault::AnswerLost),
+            (settings.fault_no_response_per_mille, Fault::NoResponse),
+            (settings.fault_response_lost_per_mille, Fault::ResponseLost),
             (settings.fault_unavailable_per_mille, Fault::Unavailable),
             (settings.fault_slow_per_mille, Fault::Slow),
         ];
@@ -146,9 +146,9 @@ impl Faults {
         }
         match fault {
             None => work.await,
-            Some(Fault::NoAnswer) => pending().await,
+            Some(Fault::NoResponse) => pending().await,
             Some(Fault::Unavailable) => Err(Error::Unavailable),
-            Some(Fault::AnswerLost) => {
+            Some(Fault::ResponseLost) => {
                 work.await?;
                 pending().await
             }

@@ -20,12 +20,12 @@ use crate::error::Error;
 #[derive(Clone)]
 pub(crate) struct Store {
     db: Database,
-    charges: Arc<OnceLock<Lane<Charges>>>,
+    insert_charges: Arc<OnceLock<Lane<InsertCharges>>>,
 }
 
 impl Store {
     pub(crate) fn new(db: Database) -> Self {
-        Self { db, charges: Arc::default() }
+        Self { db, insert_charges: Arc::default() }
     }
 
     /// The row of a key.
@@ -45,8 +45,8 @@ impl Store {
 
     /// Stores a row unless its key has one, and returns the key's row: the first to commit stays. Rows are committed in
     /// sets.
-    pub(crate) async fn keep_first(&self, charge: Charge) -> Result<Charge, storage::Error> {
-        self.charges.get_or_init(|| Lane::start(self.db.clone(), Charges)).commit(charge).await
+    pub(crate) async fn insert_if_absent(&self, charge: Charge) -> Result<Charge, storage::Error> {
+        self.insert_charges.get_or_init(|| Lane::start(self.db.clone(), InsertCharges)).commit(charge).await
     }
 
     /// Decides on a refund, once per refund key.
@@ -61,9 +61,9 @@ impl Store {
 }
 
 /// Rows of the ledger: the first of a key to commit stays.
-struct Charges;
+struct InsertCharges;
 
-impl SetOf for Charges {
+impl SetOf for InsertCharges {
     type Command = Charge;
     type Key = String;
     type Output = Charge;

@@ -85,8 +85,8 @@ pub struct ServerSettings {
     #[arg(long, env = "ORDERMESH_MAX_MESSAGE", default_value = "64KiB", value_parser = message_size, value_name = "BYTES")]
     pub max_message: ByteSize,
     /// Pre-drain delay: keep serving after SIGTERM while readiness reports NOT_SERVING. Together with --drain-timeout and 8 s it should fit in the termination grace period (Kubernetes and the supervisor: 30 s)
-    #[arg(long, env = "ORDERMESH_DRAIN_NOTICE", default_value = "0s", value_parser = duration, value_name = "DURATION")]
-    pub drain_notice: Duration,
+    #[arg(long, alias = "drain-notice", env = "ORDERMESH_PRE_DRAIN_DELAY", default_value = "0s", value_parser = duration, value_name = "DURATION")]
+    pub pre_drain_delay: Duration,
     /// Maximum time after the pre-drain delay for calls in flight and background tasks to end
     #[arg(long, env = "ORDERMESH_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
@@ -112,7 +112,7 @@ impl ServerSettings {
             max_connections: self.max_connections,
             memory_budget_bytes: self.memory_budget.map(|size| size.0).or_else(of_limit),
             max_message_bytes: self.max_message.0,
-            drain_notice: self.drain_notice,
+            pre_drain_delay: self.pre_drain_delay,
             drain_timeout: self.drain_timeout,
             ..config
         }

@@ -31,7 +31,7 @@ pub use error::Error;
 
 /// The minimum time that background tasks get to end when calls have used up the drain timeout.
 const MIN_TASK_TIME: Duration = Duration::from_secs(1);
-/// The time for the last events after that. With a notice of 5 s, a drain of 10 s and 4 s for telemetry, shutdown takes
+/// The time for the last events after that. With a pre-drain delay of 5 s, a drain of 10 s and 4 s for telemetry, shutdown takes
 /// at most 25 s.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often the certificate is checked for renewal.
@@ -124,9 +124,9 @@ impl Chassis {
             relay: TaskTracker::new(),
             instance,
         };
-        tokio::spawn(cancel_after_notice(
+        tokio::spawn(cancel_after_delay(
             chassis.shutdown_requested.clone(),
-            settings.server.drain_notice,
+            settings.server.pre_drain_delay,
             chassis.shutdown.clone(),
         ));
         if let Some(identity) = chassis.identity.clone() {
@@ -219,7 +219,7 @@ impl Chassis {
         }
         tracing::info!(target: "ordermesh", "{} listens on {listen}", self.instance);
         let (shutdown_requested, drain) =
-            (self.shutdown_requested.clone(), settings.server.drain_notice + settings.server.drain_timeout);
+            (self.shutdown_requested.clone(), settings.server.pre_drain_delay + settings.server.drain_timeout);
         let end = tokio::spawn(async move {
             shutdown_requested.cancelled().await;
             Instant::now() + drain
@@ -256,9 +256,9 @@ impl Chassis {
 }
 
 /// Background work continues during the pre-drain delay: work that arrives until then is still done here.
-async fn cancel_after_notice(shutdown_requested: CancellationToken, notice: Duration, shutdown: CancellationToken) {
+async fn cancel_after_delay(shutdown_requested: CancellationToken, delay: Duration, shutdown: CancellationToken) {
     shutdown_requested.cancelled().await;
-    tokio::time::sleep(notice).await;
+    tokio::time::sleep(delay).await;
     shutdown.cancel();
 }
 
@@ -270,7 +270,7 @@ mod tests {
     async fn background_work_continues_during_the_pre_drain_delay() {
         let (shutdown_requested, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let began = Instant::now();
-        tokio::spawn(cancel_after_notice(shutdown_requested.clone(), Duration::from_secs(5), shutdown.clone()));
+        tokio::spawn(cancel_after_delay(shutdown_requested.clone(), Duration::from_secs(5), shutdown.clone()));
         shutdown_requested.cancel();
         shutdown.cancelled().await;
         assert_eq!(began.elapsed(), Duration::from_secs(5));

@@ -111,7 +111,7 @@ impl Catalog {
         from: Address,
         operation: &Operation,
     ) -> Result<Vec<Product>, Error> {
-        let permit = self.searches.enter(from).await.inspect_err(|_| {
+        let permit = self.searches.acquire(from).await.inspect_err(|_| {
             // A rejection by a limit (other than memory) is a metric and a span, but no event.
             operation.discard();
         })?;
@@ -205,9 +205,9 @@ mod tests {
     /// More searches than one address may have waiting, and a lookup for an order.
     #[tokio::test]
     async fn a_lookup_does_not_wait_for_searches() {
-        let place = testkit::database();
-        let options = storage::Options { schema: place.schema, ..storage::Options::default() };
-        let db = storage::Database::connect(&place.url, &options).await.expect("a database");
+        let test_database = testkit::database();
+        let options = storage::Options { schema: test_database.schema, ..storage::Options::default() };
+        let db = storage::Database::connect(&test_database.url, &options).await.expect("a database");
         db.migrate(crate::MIGRATIONS).await.expect("a schema");
         let clock = Arc::new(kernel::SystemClock);
         let searches = Searches::new(options.max_connections);
@@ -220,7 +220,7 @@ mod tests {
         };
         let operation = Operation::unseen(telemetry::Kind::Server, "lookup", None, None);
         // Each slot is held by a search that does not end.
-        let held = [searches.enter(None).await, searches.enter("192.0.2.1".parse().ok()).await];
+        let held = [searches.acquire(None).await, searches.acquire("192.0.2.1".parse().ok()).await];
         let mut waiting: Vec<_> = (0..70).map(|_| Box::pin(catalog.list(&list, None, &operation))).collect();
         let mut rejected = 0;
         for search in &mut waiting {

@@ -1,6 +1,6 @@
 //! The Data Service: the catalogue, delivery estimates, and the store of trace events.
 //!
-//! It knows nothing of orders, payments or stock. Start reading at [`run`].
+//! Of orders it stores only the ids in trace events; it has no data of payments or stock. Start reading at [`run`].
 //!
 //! # Layout
 //! - [`run`]: start-up; `settings`: flags and environment

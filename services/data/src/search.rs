@@ -51,12 +51,12 @@ struct Held {
 #[derive(Debug)]
 struct Waiting {
     address: Address,
-    grant: oneshot::Sender<Permit>,
+    grant: oneshot::Sender<SearchPermit>,
 }
 
 /// The permit of a running search.
 #[derive(Debug)]
-pub(crate) struct Permit {
+pub(crate) struct SearchPermit {
     shared: Arc<Shared>,
     address: Address,
 }
@@ -77,7 +77,7 @@ impl Searches {
     ///
     /// # Errors
     /// Too many searches are waiting, and this address has the most of them.
-    pub(crate) async fn enter(&self, address: Address) -> Result<Permit, Error> {
+    pub(crate) async fn acquire(&self, address: Address) -> Result<SearchPermit, Error> {
         let (grant, granted) = oneshot::channel();
         self.0.queue().admit(Waiting { address, grant }, self.0.max_waiting)?;
         self.0.grant();
@@ -98,7 +98,7 @@ impl Shared {
             else {
                 return;
             };
-            drop(grant.send(Permit { shared: self.clone(), address }));
+            drop(grant.send(SearchPermit { shared: self.clone(), address }));
         }
     }
 }
@@ -172,7 +172,7 @@ impl Queue {
     }
 }
 
-impl Drop for Permit {
+impl Drop for SearchPermit {
     fn drop(&mut self) {
         self.shared.queue().change(self.address, |held| held.running = held.running.saturating_sub(1));
         self.shared.grant();
@@ -187,15 +187,15 @@ mod tests {
 
     use super::*;
 
-    type Entering = Pin<Box<dyn Future<Output = Result<Permit, Error>>>>;
+    type Entering = Pin<Box<dyn Future<Output = Result<SearchPermit, Error>>>>;
 
     fn address(last: u8) -> Address {
         Some(IpAddr::from([192, 0, 2, last]))
     }
 
-    fn enter(searches: &Searches, last: u8) -> Entering {
+    fn acquire(searches: &Searches, last: u8) -> Entering {
         let searches = searches.clone();
-        let mut entering: Entering = Box::pin(async move { searches.enter(address(last)).await });
+        let mut entering: Entering = Box::pin(async move { searches.acquire(address(last)).await });
         assert!(poll(&mut entering).is_none_or(|entered| entered.is_ok()), "rejected immediately");
         entering
     }
@@ -211,11 +211,11 @@ mod tests {
     #[tokio::test]
     async fn an_address_has_a_fair_share_and_others_are_served_next() {
         let searches = Searches::with(2, 8);
-        let first = searches.enter(address(1)).await.expect("a free slot");
-        let mut second = enter(&searches, 1);
+        let first = searches.acquire(address(1)).await.expect("a free slot");
+        let mut second = acquire(&searches, 1);
         assert!(poll(&mut second).is_none(), "the other slot is for other addresses");
-        let other = searches.enter(address(2)).await.expect("its slot");
-        let mut third = enter(&searches, 3);
+        let other = searches.acquire(address(2)).await.expect("its slot");
+        let mut third = acquire(&searches, 3);
         assert!(poll(&mut third).is_none(), "both slots are used");
         drop(first);
         assert!(matches!(poll(&mut third), Some(Ok(()))), "an address that was not served yet is next");
@@ -227,10 +227,10 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_evicts_from_the_address_with_the_most_searches() {
         let searches = Searches::with(1, 3);
-        let running = searches.enter(address(1)).await.expect("a free slot");
-        let mut attack: Vec<_> = (0..3).map(|_| enter(&searches, 1)).collect();
-        assert!(matches!(searches.enter(address(1)).await, Err(Error::TooManySearches)));
-        let mut regular = enter(&searches, 2);
+        let running = searches.acquire(address(1)).await.expect("a free slot");
+        let mut attack: Vec<_> = (0..3).map(|_| acquire(&searches, 1)).collect();
+        assert!(matches!(searches.acquire(address(1)).await, Err(Error::TooManySearches)));
+        let mut regular = acquire(&searches, 2);
         assert!(matches!(poll(&mut attack[2]), Some(Err(Error::TooManySearches))), "its newest search is evicted");
         assert!(poll(&mut regular).is_none() && poll(&mut attack[0]).is_none() && poll(&mut attack[1]).is_none());
         drop(running);
@@ -240,10 +240,10 @@ mod tests {
     #[tokio::test]
     async fn a_cancelled_caller_frees_its_slot() {
         let searches = Searches::with(1, 2);
-        let running = searches.enter(address(1)).await.expect("a free slot");
-        let gone = [enter(&searches, 2), enter(&searches, 3)];
+        let running = searches.acquire(address(1)).await.expect("a free slot");
+        let gone = [acquire(&searches, 2), acquire(&searches, 3)];
         drop(gone);
-        let mut waits = [enter(&searches, 4), enter(&searches, 5)];
+        let mut waits = [acquire(&searches, 4), acquire(&searches, 5)];
         drop(running);
         assert!(waits.iter_mut().all(|waiting| matches!(poll(waiting), Some(Ok(())))));
         assert!(searches.0.queue().addresses.is_empty() && searches.0.queue().waiting.is_empty());

@@ -244,9 +244,9 @@ mod tests {
 
     #[tokio::test]
     async fn products_are_found_in_either_unicode_form_even_those_of_an_earlier_release() {
-        let place = testkit::database();
-        let options = storage::Options { schema: place.schema, ..storage::Options::default() };
-        let db = Database::connect(&place.url, &options).await.expect("a database");
+        let test_database = testkit::database();
+        let options = storage::Options { schema: test_database.schema, ..storage::Options::default() };
+        let db = Database::connect(&test_database.url, &options).await.expect("a database");
         db.migrate(crate::MIGRATIONS).await.expect("a schema");
         let store = CatalogStore::new(db.clone());
         let price = Money::new("EUR".parse().expect("a currency"), 100);
@@ -278,9 +278,9 @@ mod tests {
 
     #[tokio::test]
     async fn changed_delivery_rules_are_read_within_a_minute() {
-        let place = testkit::database();
-        let options = storage::Options { schema: place.schema, ..storage::Options::default() };
-        let db = Database::connect(&place.url, &options).await.expect("a database");
+        let test_database = testkit::database();
+        let options = storage::Options { schema: test_database.schema, ..storage::Options::default() };
+        let db = Database::connect(&test_database.url, &options).await.expect("a database");
         db.migrate(crate::MIGRATIONS).await.expect("a schema");
         let store = CatalogStore::new(db.clone());
         let days = async || {

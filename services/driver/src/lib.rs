@@ -5,8 +5,8 @@
 //! another one repeats the effect under the same key when the lease expires. An effect without a definite result is
 //! retried, with backoff that survives crashes because it is a column.
 //!
-//! What the items and their effects are is [`Work`]; it is implemented by the services. This crate has no knowledge of
-//! orders and payments. Start reading at [`Driver::drive`] and [`Driver::poll`].
+//! What the items and their effects are is [`Work`]; it is implemented by the services. Of an item this crate knows only
+//! its key, the id of the order that it belongs to. Start reading at [`Driver::drive`] and [`Driver::poll`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,7 +56,7 @@ pub trait Work: Sized + Send + Sync + 'static {
     ///
     /// # Errors
     /// The result could not be recorded. The lease expires, and another instance repeats the effect under its key.
-    fn attempt<'a>(&'a self, item: Self::Item, context: &'a Context) -> Stored<'a, Outcome<Self::Item>>;
+    fn attempt<'a>(&'a self, item: Self::Item, context: &'a Context) -> Stored<'a, AttemptOutcome<Self::Item>>;
 
     /// Called when an item has no pending effect any more, after its permit was released.
     fn completed<'a>(&'a self, item: Self::Item, context: &'a Context) -> BoxFuture<'a, ()>;
@@ -67,7 +67,7 @@ pub type Stored<'a, T> = BoxFuture<'a, Result<T, storage::Error>>;
 
 /// The result of an attempt.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome<T> {
+pub enum AttemptOutcome<T> {
     /// Recorded; the item has another pending effect, due immediately, and its lease is kept.
     Advanced(T),
     /// Recorded; the item has no pending effect.
@@ -82,7 +82,7 @@ pub enum Outcome<T> {
 
 /// The permit to drive one item; released when it is dropped.
 #[derive(Debug)]
-pub struct Permit(OwnedSemaphorePermit);
+pub struct DrivePermit(OwnedSemaphorePermit);
 
 struct Inner<W> {
     work: W,
@@ -145,14 +145,14 @@ impl<W: Work> Driver<W> {
     }
 
     /// A permit to drive an item; `None` at the limit, and after the drain. An item without one stays due.
-    pub fn permit(&self) -> Option<Permit> {
+    pub fn permit(&self) -> Option<DrivePermit> {
         if self.0.is_drained.load(Ordering::Acquire) {
             return None;
         }
-        self.0.permits.clone().try_acquire_owned().ok().map(Permit)
+        self.0.permits.clone().try_acquire_owned().ok().map(DrivePermit)
     }
 
-    fn release(&self, permit: Permit) {
+    fn release(&self, permit: DrivePermit) {
         let was_full = self.0.permits.available_permits() == 0;
         drop(permit.0);
         if was_full {
@@ -168,24 +168,26 @@ impl<W: Work> Driver<W> {
         self.0.context.tasks.spawn(async move {
             let permit = driver.0.permits.clone().acquire_owned();
             if let Ok(Ok(permit)) = tokio::time::timeout(driver.0.context.options.lease / 2, permit).await {
-                driver.drive(item, Permit(permit)).await;
+                driver.drive(item, DrivePermit(permit)).await;
             }
         });
     }
 
     /// Drives a claimed item until it has no pending effect, another writer has it, or its backoff is longer than
     /// [`Work::LONGEST_SLEEP`].
-    pub async fn drive(&self, mut item: W::Item, mut permit: Permit) {
+    pub async fn drive(&self, mut item: W::Item, mut permit: DrivePermit) {
         let Inner { work, context, .. } = &*self.0;
         loop {
             let id = W::id(&item);
             let wait = match self.attempts(item).await {
-                Some(Outcome::RetryLater(wait)) => wait,
-                Some(Outcome::Completed(item)) => {
+                Some(AttemptOutcome::RetryLater(wait)) => wait,
+                Some(AttemptOutcome::Completed(item)) => {
                     self.release(permit);
                     return work.completed(item, context).await;
                 }
-                Some(Outcome::Advanced(_) | Outcome::Lost | Outcome::Crashed) | None => return self.release(permit),
+                Some(AttemptOutcome::Advanced(_) | AttemptOutcome::Lost | AttemptOutcome::Crashed) | None => {
+                    return self.release(permit);
+                }
             };
             self.release(permit);
             if wait > W::LONGEST_SLEEP {
@@ -203,11 +205,11 @@ impl<W: Work> Driver<W> {
     }
 
     /// Performs one effect after the other, as long as each has a result; `None`: one could not be recorded.
-    async fn attempts(&self, mut item: W::Item) -> Option<Outcome<W::Item>> {
+    async fn attempts(&self, mut item: W::Item) -> Option<AttemptOutcome<W::Item>> {
         loop {
             let id = W::id(&item);
             match self.attempt(item).await {
-                Ok(Outcome::Advanced(next)) => item = next,
+                Ok(AttemptOutcome::Advanced(next)) => item = next,
                 Ok(outcome) => return Some(outcome),
                 Err(error) => {
                     // At most one line a second: during a database outage every drive ends here.
@@ -225,7 +227,7 @@ impl<W: Work> Driver<W> {
     ///
     /// # Errors
     /// The result could not be recorded.
-    pub async fn attempt(&self, item: W::Item) -> Result<Outcome<W::Item>, storage::Error> {
+    pub async fn attempt(&self, item: W::Item) -> Result<AttemptOutcome<W::Item>, storage::Error> {
         self.0.work.attempt(item, &self.0.context).await
     }
 
@@ -247,7 +249,7 @@ impl<W: Work> Driver<W> {
 
     /// Drives an item like [`Driver::drive`], without permit and sleep: for tests that move the clock themselves.
     pub async fn run(&self, item: W::Item) {
-        if let Some(Outcome::Completed(item)) = self.attempts(item).await {
+        if let Some(AttemptOutcome::Completed(item)) = self.attempts(item).await {
             self.0.work.completed(item, &self.0.context).await;
         }
     }
@@ -270,14 +272,14 @@ impl<W: Work> Driver<W> {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn attempt_due(&self) -> Result<Vec<Outcome<W::Item>>, storage::Error>
+    pub async fn attempt_due(&self) -> Result<Vec<AttemptOutcome<W::Item>>, storage::Error>
     where
         W::Item: Clone,
     {
         let mut outcomes = vec![];
         for item in self.claim_due(MAX_CLAIM).await? {
             let outcome = self.attempt(item).await?;
-            if let Outcome::Completed(item) = &outcome {
+            if let AttemptOutcome::Completed(item) = &outcome {
                 self.0.work.completed(item.clone(), &self.0.context).await;
             }
             outcomes.push(outcome);
@@ -326,7 +328,7 @@ impl<W: Work> Driver<W> {
     /// Claims as many items as there are permits, and drives them, until there are no more.
     async fn drive_due(&self) -> Result<(), storage::Error> {
         loop {
-            let permits: Vec<Permit> = std::iter::from_fn(|| self.permit()).take(MAX_CLAIM).collect();
+            let permits: Vec<DrivePermit> = std::iter::from_fn(|| self.permit()).take(MAX_CLAIM).collect();
             let limit = permits.len();
             if limit == 0 {
                 return Ok(());

@@ -1,4 +1,4 @@
-//! The driver with items that do as the test says, in paused time.
+//! The driver with items whose outcomes the test scripts, in paused time.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
@@ -17,7 +17,7 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// What the next attempt comes to.
 enum Next {
-    Is(Outcome<u32>),
+    Is(AttemptOutcome<u32>),
     Fails,
     /// It waits for the gate.
     Hangs,
@@ -68,13 +68,13 @@ impl Work for Shared {
         Box::pin(async { Ok(self.0.freed.fetch_add(1, Ordering::Relaxed)) })
     }
 
-    fn attempt<'a>(&'a self, item: u32, _context: &'a Context) -> Stored<'a, Outcome<u32>> {
+    fn attempt<'a>(&'a self, item: u32, _context: &'a Context) -> Stored<'a, AttemptOutcome<u32>> {
         self.0.calls.lock().push(("attempt", item));
         let next = self.0.next.lock().pop_front();
         Box::pin(async move {
-            match next.unwrap_or(Next::Is(Outcome::Completed(item))) {
+            match next.unwrap_or(Next::Is(AttemptOutcome::Completed(item))) {
                 Next::Is(outcome) => {
-                    if let Outcome::RetryLater(_) = outcome {
+                    if let AttemptOutcome::RetryLater(_) = outcome {
                         self.0.due.lock().push_back(item);
                     }
                     Ok(outcome)
@@ -82,7 +82,7 @@ impl Work for Shared {
                 Next::Fails => Err(storage::Error::Closed),
                 Next::Hangs => {
                     self.0.gate.acquire().await.expect("open").forget();
-                    Ok(Outcome::Completed(item))
+                    Ok(AttemptOutcome::Completed(item))
                 }
             }
         })
@@ -130,7 +130,7 @@ fn driver(next: impl IntoIterator<Item = Next>) -> (Driver<Shared>, Arc<Items>, 
 
 #[tokio::test(start_paused = true)]
 async fn an_item_is_driven_until_it_has_no_pending_effect() {
-    let (driver, items, _) = driver([Next::Is(Outcome::Advanced(8)), Next::Is(Outcome::Completed(9))]);
+    let (driver, items, _) = driver([Next::Is(AttemptOutcome::Advanced(8)), Next::Is(AttemptOutcome::Completed(9))]);
     driver.drive(7, driver.permit().expect("free")).await;
     assert_eq!(items.calls(), [("attempt", 7), ("attempt", 8), ("completed", 9)]);
     assert_eq!(driver.in_flight(), 0);
@@ -138,7 +138,7 @@ async fn an_item_is_driven_until_it_has_no_pending_effect() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_a_crashed_and_an_unrecorded_attempt_end_a_drive_and_complete_nothing() {
-    for next in [Next::Is(Outcome::Lost), Next::Is(Outcome::Crashed), Next::Fails] {
+    for next in [Next::Is(AttemptOutcome::Lost), Next::Is(AttemptOutcome::Crashed), Next::Fails] {
         let (driver, items, _) = driver([next]);
         driver.drive(7, driver.permit().expect("free")).await;
         assert_eq!((items.calls(), driver.in_flight()), (vec![("attempt", 7)], 0));
@@ -149,7 +149,7 @@ async fn a_lost_a_crashed_and_an_unrecorded_attempt_end_a_drive_and_complete_not
 async fn a_short_backoff_is_slept_and_a_long_one_is_left_to_the_polls() {
     for (wait, is_slept) in [(2, true), (3, false)] {
         let wait = Duration::from_secs(wait);
-        let (driver, items, _) = driver([Next::Is(Outcome::RetryLater(wait))]);
+        let (driver, items, _) = driver([Next::Is(AttemptOutcome::RetryLater(wait))]);
         let began = Instant::now();
         driver.drive(7, driver.permit().expect("free")).await;
         let completed = items.calls().contains(&("completed", 7));
@@ -213,10 +213,10 @@ async fn an_item_without_a_permit_for_half_its_lease_is_dropped() {
 #[tokio::test(start_paused = true)]
 async fn one_attempt_is_made_at_each_due_item_and_completed_ones_are_announced() {
     let wait = Duration::from_secs(1);
-    let (driver, items, _) = driver([Next::Is(Outcome::RetryLater(wait))]);
+    let (driver, items, _) = driver([Next::Is(AttemptOutcome::RetryLater(wait))]);
     items.due.lock().extend([1, 2]);
     let outcomes = driver.attempt_due().await.expect("items are claimed");
-    assert_eq!(outcomes, [Outcome::RetryLater(wait), Outcome::Completed(2)]);
+    assert_eq!(outcomes, [AttemptOutcome::RetryLater(wait), AttemptOutcome::Completed(2)]);
     assert_eq!(items.calls(), [("attempt", 1), ("attempt", 2), ("completed", 2)]);
 }
 

@@ -99,7 +99,7 @@ pub struct Limiter<K, T> {
 }
 
 impl<K: Clone + Eq + Hash, T: Moment> Limiter<K, T> {
-    /// A limiter that remembers about `max_keys` keys: see [`Limiter::has_room`] and [`Limiter::make_room`].
+    /// A limiter that keeps about `max_keys` keys: see [`Limiter::has_room`] and [`Limiter::make_room`].
     pub fn new(rate: Rate, max_keys: usize) -> Self {
         Self { rate, max_keys, buckets: HashMap::new(), swept: None }
     }

@@ -1,4 +1,4 @@
-//! A generated client over the mesh, here that of grpc.health: asks for a service's health, over all its instances.
+//! A generated client over the mesh, here that of grpc.health: checks a service's health, balanced over all its instances.
 //! `cargo run -p mesh --example client -- 127.0.0.1:7101 127.0.0.1:7102`, or `-- dns:users.default.svc:7101`.
 
 use std::time::Duration;

@@ -118,7 +118,7 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         accepts_secret: authorizer.accepts_secret(),
         holdings,
         goaway,
-        drain_notice: config.drain_notice,
+        pre_drain_delay: config.pre_drain_delay,
         drain_timeout: config.drain_timeout,
     }
 }

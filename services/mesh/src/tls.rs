@@ -174,12 +174,12 @@ impl Identity {
         }
     }
 
-    /// The server's end of TLS.
+    /// TLS of a server.
     pub fn server(&self) -> ServerTls {
         ServerTls { identity: self.clone() }
     }
 
-    /// The client's end of connections to a service, for example `data`: its certificate must have this DNS name, and
+    /// TLS of connections to a service, for example `data`: its certificate must have this DNS name, and
     /// this service's SPIFFE name.
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
         ClientTls::new(Arc::new(self.clone()), target.into())
@@ -206,7 +206,7 @@ impl TargetConfigs for Identity {
     }
 }
 
-/// The server's end of TLS. Clones share it.
+/// TLS of a server. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     identity: Identity,
@@ -221,14 +221,14 @@ impl ServerTls {
     {
         let config = self.identity.current().server.clone();
         let stream = TlsAcceptor::from(config).accept(stream).await?;
-        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let presented = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let Inner { trust_domain, clock, .. } = &*self.identity.0;
         let read = |certificate| {
             let left = end_of(certificate)?.since(clock.now());
             Ok((service_of(certificate, trust_domain)?, left))
         };
         // The verifier has parsed the name before: this cannot fail.
-        let peer = shown.map(read).transpose();
+        let peer = presented.map(read).transpose();
         let peer = peer.map_err(|error: NameError| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok((stream, peer))
     }

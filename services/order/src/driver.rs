@@ -6,15 +6,15 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use driver::{AttemptOutcome, Stored};
 pub use driver::{Context, Options};
-use driver::{Outcome, Stored};
 use futures_util::future::BoxFuture;
 use kernel::{Clock, FaultPoint, OrderId};
 use opentelemetry::metrics::Histogram;
 use opentelemetry::{KeyValue, global};
 use telemetry::{EventSink, TraceParent};
 
-use crate::lifecycle::{Table, is_final, owes};
+use crate::lifecycle::{Table, is_final, pending_effect};
 use crate::order::Order;
 use crate::ports::Payments;
 use crate::store::{Advance, Store};
@@ -104,7 +104,7 @@ impl driver::Work for Effects {
         Box::pin(self.store.free_leases(&context.options.instance))
     }
 
-    fn attempt<'a>(&'a self, item: Driven, context: &'a Context) -> Stored<'a, Outcome<Driven>> {
+    fn attempt<'a>(&'a self, item: Driven, context: &'a Context) -> Stored<'a, AttemptOutcome<Driven>> {
         Box::pin(self.attempt_and_record(item, context))
     }
 
@@ -115,9 +115,15 @@ impl driver::Work for Effects {
 }
 
 impl Effects {
-    async fn attempt_and_record(&self, item: Driven, context: &Context) -> Result<Outcome<Driven>, storage::Error> {
+    async fn attempt_and_record(
+        &self,
+        item: Driven,
+        context: &Context,
+    ) -> Result<AttemptOutcome<Driven>, storage::Error> {
         let Driven { order, link } = item;
-        let Some(effect) = owes(order.state) else { return Ok(Outcome::Completed(Driven { order, link })) };
+        let Some(effect) = pending_effect(order.state) else {
+            return Ok(AttemptOutcome::Completed(Driven { order, link }));
+        };
         match self.perform(&order, effect, link, context).await? {
             Performed::Recorded(Advance::Done(after)) => {
                 self.subscriptions.notify(after.id, after.version);
@@ -126,25 +132,25 @@ impl Effects {
                     DURATION.record(took, &[KeyValue::new("state", after.state.name())]);
                 }
                 if crashes(context, FaultPoint::AfterRecord, &after).await {
-                    return Ok(Outcome::Crashed);
+                    return Ok(AttemptOutcome::Crashed);
                 }
-                let has_more = owes(after.state).is_some();
+                let has_more = pending_effect(after.state).is_some();
                 let item = Driven { order: *after, link };
-                Ok(if has_more { Outcome::Advanced(item) } else { Outcome::Completed(item) })
+                Ok(if has_more { AttemptOutcome::Advanced(item) } else { AttemptOutcome::Completed(item) })
             }
             // Another instance or request has moved it. If that one holds no lease any more, this instance claims the
             // order.
             Performed::Recorded(Advance::Lost | Advance::StockLost) => {
                 let claimed = self.store.claim(order.id, context.lease()).await.ok().flatten();
-                Ok(claimed.map_or(Outcome::Lost, |order| Outcome::Advanced(Driven { order, link })))
+                Ok(claimed.map_or(AttemptOutcome::Lost, |order| AttemptOutcome::Advanced(Driven { order, link })))
             }
             Performed::Undecided(why) => {
                 let wait = context.backoff(u32::try_from(order.attempt).unwrap_or(0).saturating_add(1));
                 tracing::debug!(target: "ordermesh", order_id = %order.id, why, "effect has no definite result; rescheduled with backoff");
-                self.store.put_off(&order, &context.options.instance, wait, &why).await?;
-                Ok(Outcome::RetryLater(wait))
+                self.store.schedule_retry(&order, &context.options.instance, wait, &why).await?;
+                Ok(AttemptOutcome::RetryLater(wait))
             }
-            Performed::Crashed => Ok(Outcome::Crashed),
+            Performed::Crashed => Ok(AttemptOutcome::Crashed),
         }
     }
 }

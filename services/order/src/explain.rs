@@ -11,7 +11,7 @@ use crate::convert;
 use crate::error::Error;
 use crate::order::Scope;
 use crate::ports::{GrpcEvents, GrpcPayments};
-use crate::store::{MAX_STEPS, Store};
+use crate::store::{MAX_HISTORY, Store};
 
 /// Maximum bytes of an entry's summary: an event's texts may be longer.
 const MAX_SUMMARY_BYTES: usize = 2_048;
@@ -47,7 +47,7 @@ impl Explainer {
             })
             .collect();
         let mut gaps = Vec::new();
-        if timeline.len() >= usize::try_from(MAX_STEPS).unwrap_or(usize::MAX) {
+        if timeline.len() >= usize::try_from(MAX_HISTORY).unwrap_or(usize::MAX) {
             gaps.push(format!("history: the newest {} steps at most", timeline.len()));
         }
         let mut gateway_ledger = String::new();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kernel::{Money, OrderId, Timestamp, UserId};
 use telemetry::EventStatus;
 
-use crate::lifecycle::{Decision, Input, State, is_final, next, owes};
+use crate::lifecycle::{Decision, Input, State, is_final, next, pending_effect};
 use crate::order::LineState;
 use crate::orders::reasons;
 
@@ -98,7 +98,7 @@ pub const fn event_of(state: State) -> Option<(&'static str, &'static str, Event
 impl AuditedOrder {
     /// Whether it is final or parked in NEEDS_ATTENTION: no effect is pending.
     pub fn is_at_rest(&self) -> bool {
-        owes(self.state).is_none()
+        pending_effect(self.state).is_none()
     }
 
     /// Promise 1, in the order's own tables: the history is complete, and a pending effect is due and not overdue.

@@ -1,5 +1,5 @@
 //! The order's state machine, in one table: [`next`]. Driver, API, diagram, verification and tests read it, and a
-//! `store::Step` other than the creation cannot be made without it: what is not in the table does not happen.
+//! `store::Transition` other than the creation cannot be made without it: what is not in the table does not happen.
 //!
 //! An order is created with reserved stock. Then it is paid, its stock is allocated and its fulfilment starts, strictly
 //! in that sequence. A declined payment ends it. A cancellation requested before fulfilment has started moves it
@@ -74,7 +74,7 @@ pub const INITIAL: State = State::Created;
 
 /// The pending effect of a state.
 #[rustfmt::skip]
-pub const fn owes(state: State) -> Option<Effect> {
+pub const fn pending_effect(state: State) -> Option<Effect> {
     match state {
         State::Created            => Some(Effect::ProcessPayment),
         State::Paid               => Some(Effect::AllocateInventory),
@@ -180,6 +180,8 @@ impl Effect {
             Self::ProcessPayment => "process_payment",
             Self::AllocateInventory => "allocate_inventory",
             Self::StartFulfillment => "start_fulfillment",
+            // Not `cancel_payment`: that is the Payment Service's span. The name is public, as the `operation` of stored
+            // events, in which `verify` looks for it.
             Self::CancelPayment => "cancel_order",
         }
     }
@@ -189,7 +191,7 @@ impl Effect {
 pub fn diagram() -> String {
     let mut text = String::from("stateDiagram-v2\n    [*] --> CREATED: CreateOrder\n");
     for state in STATES {
-        let effect = owes(state).map_or("", |effect| effect.name());
+        let effect = pending_effect(state).map_or("", |effect| effect.name());
         let inputs = [
             (Input::Done, format!("{effect} done")),
             (Input::Refused, format!("{effect} refused")),
@@ -218,7 +220,7 @@ mod tests {
     #[test]
     fn a_final_state_has_no_pending_effect_and_no_transitions() {
         for state in STATES.into_iter().filter(|state| is_final(*state)) {
-            assert_eq!(owes(state), None);
+            assert_eq!(pending_effect(state), None);
             for input in INPUTS {
                 assert!(!matches!(next(state, input), Decision::To(_)), "{state:?} {input:?}");
             }
@@ -228,7 +230,11 @@ mod tests {
     #[test]
     fn exactly_the_states_with_a_pending_effect_accept_done() {
         for state in STATES {
-            assert_eq!(owes(state).is_some(), matches!(next(state, Input::Done), Decision::To(_)), "{state:?}");
+            assert_eq!(
+                pending_effect(state).is_some(),
+                matches!(next(state, Input::Done), Decision::To(_)),
+                "{state:?}"
+            );
         }
     }
 

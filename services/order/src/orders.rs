@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::lifecycle::{self, Decision, Input, State};
 use crate::order::{CreateOrder, HistoryEntry, Line, LineState, Order, Scope};
 use crate::ports::{Catalog, Product};
-use crate::store::{Steps, Store};
+use crate::store::{Store, Transitions};
 
 /// The reasons in the history of requested transitions. Each has an audit event; a release without these events used
 /// other texts.
@@ -225,13 +225,14 @@ impl Orders {
                 Decision::Rejected => return Err(rejection(order.state)),
                 Decision::To(_) => {
                     let (store, driver, operation) = (self.store.clone(), self.driver.clone(), operation.clone());
-                    let mut steps = Steps::of(table, &order);
-                    let taken = steps.take_with_event(input, reason, &operation, Outcome::Success);
-                    taken.map_err(|_| rejection(order.state))?;
+                    let mut transitions = Transitions::of(table, &order);
+                    let applied = transitions.apply_with_event(input, reason, &operation, Outcome::Success);
+                    applied.map_err(|_| rejection(order.state))?;
                     // The transition and the start of the drive both happen even if the caller's connection breaks in
                     // between.
                     let recorded = self.driver.detached(async move {
-                        let recorded = store.record_request(&order, input, steps, driver.context().lease()).await?;
+                        let recorded =
+                            store.record_request(&order, input, transitions, driver.context().lease()).await?;
                         if let Some(recorded) = &recorded {
                             let link = Some(operation.span_ref());
                             driver::start(&driver, Driven { order: recorded.clone(), link });

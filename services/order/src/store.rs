@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - here: reading
-//! - `commit`: creating orders, recording transitions; `create`, `advance`: a set of each
+//! - `transitions`: creating orders, recording transitions; `create`, `advance`: a set of each
 //! - `claim`: claims and backoff
 //! - `recent`: the newest orders, in memory
 //! - `stock`: inventory
@@ -11,11 +11,11 @@
 
 mod advance;
 mod claim;
-mod commit;
 mod create;
 mod invariants;
 mod recent;
 mod stock;
+mod transitions;
 mod unpaid;
 
 use std::collections::HashMap;
@@ -30,14 +30,14 @@ use crate::entity::{fulfillment, order_history, order_line, orders};
 use crate::lifecycle::State;
 use crate::order::{Fulfillment, HistoryEntry, Line, LineState, Order, PaymentMethod, Scope, Transit};
 
-pub use commit::Advance;
-pub(crate) use commit::{NoTransition, Steps};
 pub use stock::Adjustment;
 pub use storage::Lease;
+pub use transitions::Advance;
+pub(crate) use transitions::{NoTransition, Transitions};
 pub use unpaid::{UnpaidLimit, UnpaidLimits};
 
 /// Maximum number of an order's transitions that are read together. RetryOrder can make a history arbitrarily long.
-pub const MAX_STEPS: u64 = 1_000;
+pub const MAX_HISTORY: u64 = 1_000;
 
 #[derive(Clone)]
 pub struct Store {
@@ -52,8 +52,8 @@ pub struct Store {
 
 /// What is committed in sets.
 struct Lanes {
-    creations: Lane<create::Creations>,
-    changes: Lane<advance::Changes>,
+    create_orders: Lane<create::CreateOrders>,
+    advance_orders: Lane<advance::AdvanceOrders>,
 }
 
 /// The error for an invalid stored value.
@@ -83,11 +83,11 @@ impl Store {
 
     fn lanes(&self) -> &Lanes {
         self.lanes.get_or_init(|| Lanes {
-            creations: Lane::start(
+            create_orders: Lane::start(
                 self.db.clone(),
-                create::Creations { leases: self.leases.clone(), limits: self.unpaid_limits },
+                create::CreateOrders { leases: self.leases.clone(), limits: self.unpaid_limits },
             ),
-            changes: Lane::start(self.db.clone(), advance::Changes { leases: self.leases.clone() }),
+            advance_orders: Lane::start(self.db.clone(), advance::AdvanceOrders { leases: self.leases.clone() }),
         })
     }
 
@@ -187,7 +187,7 @@ impl Store {
         self.with_lines(rows).await
     }
 
-    /// The first transitions of an order after a version, oldest first: [`MAX_STEPS`] at most. It includes the version
+    /// The first transitions of an order after a version, oldest first: [`MAX_HISTORY`] at most. It includes the version
     /// `known`; those that another instance has committed since may be missing.
     pub(crate) async fn history_after(
         &self,
@@ -202,13 +202,13 @@ impl Store {
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .filter(order_history::Column::Version.gt(version))
             .order_by_asc(order_history::Column::Version)
-            .limit(MAX_STEPS)
+            .limit(MAX_HISTORY)
             .all(self.db.read())
             .await?;
-        rows.into_iter().map(step).collect()
+        rows.into_iter().map(history_entry).collect()
     }
 
-    /// The newest transitions of an order, oldest first: [`MAX_STEPS`] at most.
+    /// The newest transitions of an order, oldest first: [`MAX_HISTORY`] at most.
     pub(crate) async fn history(&self, id: OrderId) -> Result<Vec<HistoryEntry>, Error> {
         if let Some((_, history)) = self.recent.finished(id) {
             return Ok(history);
@@ -216,10 +216,10 @@ impl Store {
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .order_by_desc(order_history::Column::Version)
-            .limit(MAX_STEPS)
+            .limit(MAX_HISTORY)
             .all(self.db.read())
             .await?;
-        rows.into_iter().rev().map(step).collect()
+        rows.into_iter().rev().map(history_entry).collect()
     }
 
     /// The span in which an order last entered a state.
@@ -295,7 +295,7 @@ impl Store {
     }
 }
 
-fn step(row: order_history::Model) -> Result<HistoryEntry, Error> {
+fn history_entry(row: order_history::Model) -> Result<HistoryEntry, Error> {
     Ok(HistoryEntry {
         version: row.version,
         state: State::of(&row.state).ok_or_else(|| corrupt("state", &row.state))?,

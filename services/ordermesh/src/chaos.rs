@@ -30,28 +30,28 @@ use crate::system::{Location, System, request};
 use crate::verify;
 
 /// Timeout of a start.
-const START_LIMIT: Duration = Duration::from_secs(60);
-/// Maximum wait of a customer for an order's completion before its next order.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum time that a customer waits for an order's completion before placing the next one.
 const MAX_WAIT: Duration = Duration::from_secs(3);
 /// Timeout of the completion of all orders after the faults have ended.
-const REST_LIMIT: Duration = Duration::from_secs(180);
+const COMPLETION_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Settings with which the effects of a crash show soon: short leases, short backoff, cheap password hashes.
-const QUICK: [(&str, &str); 9] = [
+const SHORT_TIMEOUTS: [(&str, &str); 9] = [
     ("--order.lease", "2s"),
     ("--order.backoff-cap", "2s"),
     ("--payment.lease", "2s"),
     ("--payment.backoff-cap", "2s"),
     ("--payment.doubt-limit", "4s"),
     ("--payment.gateway-timeout", "500ms"),
-    ("--payment.answer-within", "1s"),
+    ("--payment.wait-timeout", "1s"),
     ("--user.bcrypt-cost", "4"),
     ("--user.access-token-lifetime", "1h"),
 ];
 /// The gateway's injected faults, per 1000 calls.
-const LIES: [(&str, &str); 6] = [
-    ("--gateway.fault-no-answer-per-mille", "20"),
-    ("--gateway.fault-answer-lost-per-mille", "20"),
+const GATEWAY_FAULTS: [(&str, &str); 6] = [
+    ("--gateway.fault-no-response-per-mille", "20"),
+    ("--gateway.fault-response-lost-per-mille", "20"),
     ("--gateway.fault-unavailable-per-mille", "20"),
     ("--gateway.fault-slow-per-mille", "20"),
     ("--gateway.fault-slow-ms", "800"),
@@ -105,15 +105,15 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         "chaos on {store}: {} customers, {} instances of each service, mix {}, seed {seed}",
         options.customers, options.instances, options.mix
     ))?;
-    let ground = Ground::prepare(&options)?;
+    let system = TestSystem::prepare(&options)?;
     let began = Instant::now();
-    let (load, tally) = ground.break_it(&options, seed).await?;
+    let (load, tally) = system.inject_faults(&options, seed).await?;
     let broken_for = began.elapsed();
     out::line(load.statistics.summary(broken_for))?;
     out::line(&tally)?;
     out::line("healing: restarting everything, without gateway faults")?;
     let healing = Instant::now();
-    let report = ground.heal(&load).await?;
+    let report = system.heal(&load).await?;
     out::text(&report)?;
     let (acknowledged, _) = load.statistics.so_far();
     out::line(format_args!(
@@ -127,7 +127,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
 }
 
 /// The system under test: its folder, its ports, its database.
-struct Ground {
+struct TestSystem {
     location: Location,
     instances: u16,
     postgres: Option<postgres_server::Server>,
@@ -135,7 +135,7 @@ struct Ground {
     _folder: Option<tempfile::TempDir>,
 }
 
-impl Ground {
+impl TestSystem {
     fn prepare(options: &Options) -> Result<Self, Error> {
         let (folder, data_dir) = match &options.keep {
             Some(folder) => (None, folder.clone()),
@@ -169,9 +169,9 @@ impl Ground {
         url.parse().ok()
     }
 
-    async fn start(&self, lies: bool) -> Result<Supervisor, Error> {
-        let lies = if lies { &LIES[..] } else { &[] };
-        let flags = QUICK.iter().chain(lies).flat_map(|(flag, value)| [(*flag).into(), (*value).into()]);
+    async fn start(&self, has_gateway_faults: bool) -> Result<Supervisor, Error> {
+        let faults = if has_gateway_faults { &GATEWAY_FAULTS[..] } else { &[] };
+        let flags = SHORT_TIMEOUTS.iter().chain(faults).flat_map(|(flag, value)| [(*flag).into(), (*value).into()]);
         let (_, forwarded) = forwarded_args::split(flags);
         let plan = Plan {
             port_base: self.location.port_base,
@@ -184,11 +184,11 @@ impl Ground {
             quiet: true,
             restarts_at_once: true,
         };
-        let system = Supervisor::start(&plan)?;
-        if tokio::time::timeout(START_LIMIT, system.ready()).await.is_err() {
-            return Err(Error::NotReady(START_LIMIT.as_secs()));
+        let supervisor = Supervisor::start(&plan)?;
+        if tokio::time::timeout(START_TIMEOUT, supervisor.ready()).await.is_err() {
+            return Err(Error::NotReady(START_TIMEOUT.as_secs()));
         }
-        Ok(system)
+        Ok(supervisor)
     }
 
     fn system(&self) -> Result<System, Error> {
@@ -196,7 +196,7 @@ impl Ground {
     }
 
     /// Places orders while faults are injected.
-    async fn break_it(&self, options: &Options, seed: u64) -> Result<(Load, Tally), Error> {
+    async fn inject_faults(&self, options: &Options, seed: u64) -> Result<(Load, Tally), Error> {
         let supervisor = self.start(true).await?;
         let load = Load::prepare(self.system()?, options.mix.clone(), seed, 4, false).await?.patient(MAX_WAIT);
         let stop = CancellationToken::new();
@@ -226,13 +226,13 @@ impl Ground {
         let system = self.system()?;
         let options = self.verify_options();
         let sources = verify::sources(&options).await?;
-        let end = Instant::now() + REST_LIMIT;
+        let end = Instant::now() + COMPLETION_TIMEOUT;
         let mut report = loop {
             retry_all(&system).await?;
             let report = sources.settled(Duration::from_secs(5)).await?;
             let needs_attention = report.in_state(order::lifecycle::State::NeedsAttention);
-            let is_at_rest = report.unfinished == 0 && needs_attention == 0 && report.is_clean();
-            if is_at_rest || Instant::now() >= end {
+            let is_settled = report.unfinished == 0 && needs_attention == 0 && report.is_clean();
+            if is_settled || Instant::now() >= end {
                 break report;
             }
         };
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_services_accept_the_settings_of_chaos() {
-        for (flag, value) in QUICK.into_iter().chain(LIES) {
+        for (flag, value) in SHORT_TIMEOUTS.into_iter().chain(GATEWAY_FAULTS) {
             let (service, flag) = flag.trim_start_matches("--").split_once('.').expect("a service's flag");
             let args = ["ordermesh", service, &format!("--{flag}"), value];
             let parsed = crate::Cli::try_parse_from(args);

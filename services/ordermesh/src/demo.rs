@@ -1,10 +1,10 @@
-//! `ordermesh demo`: every path, good and bad, through the public API of a running system; paths that need settings of
-//! their own run against a small system that the demo starts and stops. Each path checks the state, the error and the
+//! `ordermesh demo`: every scenario, success or failure, through the public API of a running system; scenarios that need
+//! settings of their own run against a small system that the demo starts and stops. Each checks the state, the error and the
 //! stored trace event.
 //!
 //! # Layout
-//! - `scenario`: a path and its result; `expected`: what it must lead to; `run`: the accounts, the clients, the calls
-//! - `payments`, `rejections`, `cancels`, `dedicated`: the paths
+//! - `scenario`: one of them and its result; `expected`: what it must lead to; `run`: the accounts, the clients, the calls
+//! - `payments`, `rejections`, `cancels`, `dedicated`: the scenarios
 
 mod cancels;
 mod dedicated;
@@ -28,19 +28,19 @@ use crate::error::Error;
 use crate::out;
 use crate::system::{Location, Retries, System};
 
-/// Between the starts of two paths: of more than ten rejections of a kind per second and instance the events are summed, and
-/// each path shows its own.
+/// Between the starts of two scenarios: of more than ten rejections of a kind per second and instance the events are
+/// summed, and each scenario shows its own.
 const START_INTERVAL: Duration = Duration::from_millis(125);
-/// How many paths run concurrently on the running system: most of them wait.
+/// How many scenarios run concurrently on the running system: most of them wait.
 const MAX_CONCURRENT: usize = 6;
 
-/// The paths to run.
+/// The scenarios to run.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Options {
-    /// Run only this path; may be given several times
+    /// Run only this scenario; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Print the paths, and what each demonstrates, instead of running them
+    /// Print the scenarios, and what each demonstrates, instead of running them
     #[arg(long)]
     list: bool,
     /// Output format of --list
@@ -50,7 +50,7 @@ pub(crate) struct Options {
     location: Location,
 }
 
-/// How the paths are listed.
+/// How the scenarios are listed.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum ListFormat {
     /// Name and cause
@@ -59,7 +59,7 @@ enum ListFormat {
     Markdown,
 }
 
-/// Every path, in the order of the output.
+/// Every scenario, in the order of the output.
 fn scenarios() -> Vec<Scenario> {
     [payments::scenarios(), rejections::scenarios(), cancels::scenarios(), dedicated::scenarios()]
         .into_iter()
@@ -67,17 +67,17 @@ fn scenarios() -> Vec<Scenario> {
         .collect()
 }
 
-/// Runs the paths.
+/// Runs the scenarios.
 ///
 /// # Errors
-/// There is no system, a name is unknown, or a path failed.
+/// There is no system, a name is unknown, or a scenario failed.
 pub(crate) async fn run(options: Options) -> Result<(), Error> {
     let all = scenarios();
     if options.list {
         return list(&all, options.output);
     }
     if let Some(unknown) = options.only.iter().find(|name| all.iter().all(|scenario| scenario.name != **name)) {
-        return Err(Error::Usage(format!("there is no path {unknown}; `ordermesh demo --list` lists them")));
+        return Err(Error::Usage(format!("there is no scenario {unknown}; `ordermesh demo --list` lists them")));
     }
     let is_chosen =
         |scenario: &Scenario| options.only.is_empty() || options.only.iter().any(|name| name == scenario.name);
@@ -107,7 +107,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Error> {
         };
         count(result.print()?);
     }
-    out::line(format_args!("\n{} of {finished} paths passed", finished - failed))?;
+    out::line(format_args!("\n{} of {finished} scenarios passed", finished - failed))?;
     if failed == 0 { Ok(()) } else { Err(Error::Demo { failed, finished }) }
 }
 

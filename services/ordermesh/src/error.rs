@@ -56,7 +56,7 @@ pub(crate) enum Error {
     OutputClosed,
     #[error("the output cannot be written")]
     Output(#[source] std::io::Error),
-    #[error("{failed} of {finished} paths failed")]
+    #[error("{failed} of {finished} scenarios failed")]
     Demo { failed: usize, finished: usize },
 }
 

@@ -13,7 +13,7 @@
 //!   and its secrets
 //! - `catalog`: the demo products of a first local start
 //! - `trace`, `text`: trace ids of the client; formatting of values
-//! - `argv`: passwords in arguments; `gateway_variables`: the gateway's variables of earlier releases
+//! - `argv`: passwords in arguments; `earlier_variables`: variables of earlier releases
 //! - `out`: the only access to stdout and stderr
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -27,11 +27,11 @@ mod chaos;
 mod child;
 mod data_dir;
 mod demo;
+mod earlier_variables;
 mod error;
 mod events;
 mod explain;
 mod forwarded_args;
-mod gateway_variables;
 mod load;
 mod operator;
 mod out;
@@ -128,7 +128,7 @@ pub fn program() -> ExitCode {
         out::complain(error.report());
         return ExitCode::from(error.exit_code());
     }
-    let args = gateway_variables::as_flags(std::env::args_os().collect(), |name| std::env::var_os(name));
+    let args = earlier_variables::as_flags(std::env::args_os().collect(), |name| std::env::var_os(name));
     let (own, forwarded) = forwarded_args::split(args);
     let cli = match Cli::try_parse_from(own) {
         Ok(cli) => cli,

@@ -20,7 +20,7 @@ pub(crate) async fn until_ready(admin: SocketAddr) {
 
 /// Whether it is ready now.
 pub(crate) async fn is_ready(admin: SocketAddr) -> bool {
-    matches!(tokio::time::timeout(TIMEOUT, ask(admin)).await, Ok(Ok(true)))
+    matches!(tokio::time::timeout(TIMEOUT, request_readiness(admin)).await, Ok(Ok(true)))
 }
 
 /// Whether the address accepts connections.
@@ -28,7 +28,7 @@ pub(crate) async fn listens(address: SocketAddr) -> bool {
     matches!(tokio::time::timeout(TIMEOUT, TcpStream::connect(address)).await, Ok(Ok(_)))
 }
 
-async fn ask(admin: SocketAddr) -> std::io::Result<bool> {
+async fn request_readiness(admin: SocketAddr) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect(admin).await?;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
     let mut status = [0; 12];

@@ -38,7 +38,7 @@ pub(crate) struct OrderArgs {
 }
 
 /// What all services have in common.
-struct Frame {
+struct ServiceProcess {
     service: Service,
     instance: String,
     listen: SocketAddr,
@@ -47,7 +47,7 @@ struct Frame {
     otlp_endpoint: Option<String>,
 }
 
-impl Frame {
+impl ServiceProcess {
     fn of(service: Service, server: &ServerSettings, telemetry: &TelemetrySettings) -> Self {
         Self {
             service,
@@ -59,7 +59,7 @@ impl Frame {
         }
     }
 
-    /// The frame of one of the four services.
+    /// Of one of the four services.
     fn of_service(service: Service, settings: &Settings) -> Self {
         Self::of(service, &settings.server, &settings.telemetry)
     }
@@ -135,11 +135,11 @@ fn shutdown() -> Result<CancellationToken, Error> {
 /// # Errors
 /// A port is taken; a dependency of the service cannot be used.
 pub(crate) async fn user(config: user::Config) -> Result<(), Error> {
-    let frame = Frame::of_service(Service::User, &config.common);
+    let process = ServiceProcess::of_service(Service::User, &config.common);
     if config.common.database.migrate_only {
-        return frame.migrate(config.common.open_database("user", user::MIGRATIONS)).await;
+        return process.migrate(config.common.open_database("user", user::MIGRATIONS)).await;
     }
-    frame.serve(async |listener, admin, shutdown| user::run(config, listener, admin, shutdown).await).await
+    process.serve(async |listener, admin, shutdown| user::run(config, listener, admin, shutdown).await).await
 }
 
 /// Runs the Order Service.
@@ -151,11 +151,11 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
     if args.demo_catalog {
         config.seed_stock = catalog::stock();
     }
-    let frame = Frame::of_service(Service::Order, &config.common);
+    let process = ServiceProcess::of_service(Service::Order, &config.common);
     if config.common.database.migrate_only {
-        return frame.migrate(config.common.open_database("order", order::MIGRATIONS)).await;
+        return process.migrate(config.common.open_database("order", order::MIGRATIONS)).await;
     }
-    frame.serve(async |listener, admin, shutdown| order::run(config, listener, admin, shutdown).await).await
+    process.serve(async |listener, admin, shutdown| order::run(config, listener, admin, shutdown).await).await
 }
 
 /// Runs the Payment Service.
@@ -163,11 +163,11 @@ pub(crate) async fn order(args: OrderArgs) -> Result<(), Error> {
 /// # Errors
 /// As [`user()`].
 pub(crate) async fn payment(config: payment::Config) -> Result<(), Error> {
-    let frame = Frame::of_service(Service::Payment, &config.common);
+    let process = ServiceProcess::of_service(Service::Payment, &config.common);
     if config.common.database.migrate_only {
-        return frame.migrate(config.common.open_database("payment", payment::MIGRATIONS)).await;
+        return process.migrate(config.common.open_database("payment", payment::MIGRATIONS)).await;
     }
-    frame.serve(async |listener, admin, shutdown| payment::run(config, listener, admin, shutdown).await).await
+    process.serve(async |listener, admin, shutdown| payment::run(config, listener, admin, shutdown).await).await
 }
 
 /// Runs the Data Service.
@@ -179,11 +179,11 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
     if args.demo_catalog {
         config.seed_products = catalog::products();
     }
-    let frame = Frame::of_service(Service::Data, &config.common);
+    let process = ServiceProcess::of_service(Service::Data, &config.common);
     if config.common.database.migrate_only {
-        return frame.migrate(config.common.open_database("data", data::MIGRATIONS)).await;
+        return process.migrate(config.common.open_database("data", data::MIGRATIONS)).await;
     }
-    frame.serve(async |listener, admin, shutdown| data::run(config, listener, admin, shutdown).await).await
+    process.serve(async |listener, admin, shutdown| data::run(config, listener, admin, shutdown).await).await
 }
 
 /// Runs the gateway: a separate package, linked into this program so that one executable is enough.
@@ -191,9 +191,9 @@ pub(crate) async fn data(args: DataArgs) -> Result<(), Error> {
 /// # Errors
 /// As [`user()`].
 pub(crate) async fn gateway(config: gateway_mock::Config) -> Result<(), Error> {
-    let frame = Frame::of(Service::Gateway, &config.server, &config.telemetry);
+    let process = ServiceProcess::of(Service::Gateway, &config.server, &config.telemetry);
     if config.database.migrate_only {
-        return frame.migrate(config.open_ledger()).await;
+        return process.migrate(config.open_ledger()).await;
     }
-    frame.serve(async |listener, admin, shutdown| gateway_mock::run(config, listener, admin, shutdown).await).await
+    process.serve(async |listener, admin, shutdown| gateway_mock::run(config, listener, admin, shutdown).await).await
 }

@@ -22,16 +22,16 @@ fn read(document: &str) -> String {
 }
 
 /// Checks that the text between `<!-- mark -->` and `<!-- /mark -->` is what the code generates.
-fn stands(document: &str, mark: &str, should: &str) {
+fn check_generated(document: &str, mark: &str, expected: &str) {
     let (text, open, close) = (read(document), format!("<!-- {mark} -->\n"), format!("<!-- /{mark} -->"));
     let start = text.find(&open).unwrap_or_else(|| panic!("{document} has no {open}")) + open.len();
     let end = text.find(&close).unwrap_or_else(|| panic!("{document} has no {close}"));
     if std::env::var_os("UPDATE_README").is_some() {
-        let updated = format!("{}{should}{}", &text[..start], &text[end..]);
+        let updated = format!("{}{expected}{}", &text[..start], &text[end..]);
         std::fs::write(root().join(document), updated).expect("the document is writable");
         return;
     }
-    assert_eq!(&text[start..end], should, "{document} between {open}and {close}: UPDATE_README=1 updates it");
+    assert_eq!(&text[start..end], expected, "{document} between {open}and {close}: UPDATE_README=1 updates it");
 }
 
 /// One setting, parsed from `--help`.
@@ -112,18 +112,18 @@ fn table(title: &str, settings: &[Setting]) -> String {
 
 #[test]
 fn the_orders_diagram_matches_its_table() {
-    stands(MAP, "lifecycle:order", &format!("```mermaid\n{}```\n", order::lifecycle::diagram()));
+    check_generated(MAP, "lifecycle:order", &format!("```mermaid\n{}```\n", order::lifecycle::diagram()));
 }
 
 #[test]
 fn the_payments_diagram_matches_its_table() {
-    stands(MAP, "lifecycle:payment", &format!("```mermaid\n{}```\n", payment::lifecycle::diagram()));
+    check_generated(MAP, "lifecycle:payment", &format!("```mermaid\n{}```\n", payment::lifecycle::diagram()));
 }
 
 #[test]
 fn the_golden_trace_matches_the_one_compared_by_ci() {
     let golden = std::fs::read_to_string(root().join(".ci/golden-trace.txt")).expect("the golden trace is readable");
-    stands(MAP, "golden-trace", &format!("```text\n{golden}```\n"));
+    check_generated(MAP, "golden-trace", &format!("```text\n{golden}```\n"));
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn the_settings_match_the_help_texts() {
         text += &table(&format!("**`{service}`**:"), &own);
     }
     text.push('\n');
-    stands(SETTINGS, "settings", &text);
+    check_generated(SETTINGS, "settings", &text);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn the_table_of_failures_is_that_of_the_demo() {
     let output = program.env_clear().args(["demo", "--list", "--output", "markdown"]).output().expect("it runs");
     let table = String::from_utf8(output.stdout).expect("text");
     assert!(table.lines().count() > 50, "{table}");
-    stands(FAILURES, "demo", &table);
+    check_generated(FAILURES, "demo", &table);
 }
 
 /// Every .rs file below the folder.

@@ -6,11 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use driver::{AttemptOutcome, Stored, Work};
 pub use driver::{Context, Options};
-use driver::{Outcome, Stored, Work};
 use futures_util::future::BoxFuture;
 use kernel::{Clock, FaultPoint, OrderId};
-use telemetry::{EventSink, Kind, LogLimit, Operation, Outcome as EventOutcome, Parent};
+use telemetry::{EventSink, Kind, LogLimit, Operation, Outcome, Parent};
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -71,7 +71,7 @@ impl Work for Payments {
         Box::pin(self.store.free_leases(&context.options.instance))
     }
 
-    fn attempt<'a>(&'a self, payment: Payment, context: &'a Context) -> Stored<'a, Outcome<Payment>> {
+    fn attempt<'a>(&'a self, payment: Payment, context: &'a Context) -> Stored<'a, AttemptOutcome<Payment>> {
         Box::pin(self.perform_and_record(payment, context))
     }
 
@@ -81,42 +81,46 @@ impl Work for Payments {
 }
 
 impl Payments {
-    async fn perform_and_record(&self, before: Payment, context: &Context) -> Result<Outcome<Payment>, storage::Error> {
-        let Some(effect) = before.owes() else { return Ok(Outcome::Completed(before)) };
+    async fn perform_and_record(
+        &self,
+        before: Payment,
+        context: &Context,
+    ) -> Result<AttemptOutcome<Payment>, storage::Error> {
+        let Some(effect) = before.pending_effect() else { return Ok(AttemptOutcome::Completed(before)) };
         let operation = self.operation(effect.span_name(), &before);
         if crashes(context, FaultPoint::BeforeEffect, &before).await {
             operation.discard();
-            return Ok(Outcome::Crashed);
+            return Ok(AttemptOutcome::Crashed);
         }
         let began = self.clock.now();
-        let found = self.perform(effect, &before).instrument(operation.span().clone()).await;
+        let result = self.perform(effect, &before).instrument(operation.span().clone()).await;
         if crashes(context, FaultPoint::AfterEffect, &before).await {
             operation.discard();
-            return Ok(Outcome::Crashed);
+            return Ok(AttemptOutcome::Crashed);
         }
-        let Decision { next, schedule, attempt } = self.decide(&before, effect, &found, began, &operation, context);
-        let event = event_of(next.state, next.decline_code, &found.outcome).map(|(name, outcome)| {
+        let Decision { next, schedule, attempt } = self.decide(&before, effect, &result, began, &operation, context);
+        let event = event_of(next.state, next.decline_code, &result.outcome).map(|(name, outcome)| {
             operation.set("operation", name);
             (operation.clone(), outcome)
         });
-        if found.observation == Observation::Unknown {
-            operation.mark_error(found.outcome.clone());
+        if result.observation == Observation::Unknown {
+            operation.mark_error(result.outcome.clone());
         }
         operation.set_on_span("payment.state", next.state.name());
-        operation.end(event.as_ref().map_or(EventOutcome::Success, |(_, outcome)| outcome.clone()));
+        operation.end(event.as_ref().map_or(Outcome::Success, |(_, outcome)| outcome.clone()));
         let recorded = self.store.record(&before, next, attempt, schedule.clone(), event).await?;
         let Some(recorded) = recorded else {
             operation.discard();
             operation.set_on_span("payment.lost", true);
-            return Ok(Outcome::Lost);
+            return Ok(AttemptOutcome::Lost);
         };
         if crashes(context, FaultPoint::AfterRecord, &recorded).await {
-            return Ok(Outcome::Crashed);
+            return Ok(AttemptOutcome::Crashed);
         }
         Ok(match (&schedule.lease, schedule.due_in) {
-            (_, None) => Outcome::Completed(recorded),
-            (Some(_), Some(_)) => Outcome::Advanced(recorded),
-            (None, Some(wait)) => Outcome::RetryLater(wait),
+            (_, None) => AttemptOutcome::Completed(recorded),
+            (Some(_), Some(_)) => AttemptOutcome::Advanced(recorded),
+            (None, Some(wait)) => AttemptOutcome::RetryLater(wait),
         })
     }
 
@@ -143,7 +147,7 @@ impl Payments {
         let confirmation = async {
             for attempt in 1..=CONFIRM_ATTEMPTS {
                 match self.confirmations.confirm(payment.order_id).await {
-                    Ok(()) => return EventOutcome::Success,
+                    Ok(()) => return Outcome::Success,
                     Err(error) if attempt == CONFIRM_ATTEMPTS || context.shutdown.is_cancelled() => {
                         // The order's driver retries on its own: a failure here only delays it.
                         static LOG_LIMIT: LogLimit = LogLimit::new();
@@ -156,7 +160,7 @@ impl Payments {
                     Err(_) => tokio::time::sleep(Duration::from_millis(100) * attempt).await,
                 }
             }
-            EventOutcome::Success
+            Outcome::Success
         };
         let outcome = confirmation.instrument(operation.span().clone()).await;
         operation.end(outcome);

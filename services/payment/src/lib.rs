@@ -1,8 +1,8 @@
 //! Payment Service: a payment's lifecycle against an external gateway.
 //!
 //! Start reading at [`lifecycle`], the state table. [`process`] starts or joins a payment and waits for its result,
-//! [`driver`] calls the gateway and records the result. The service knows nothing of orders but their ids, and card
-//! numbers never reach it: a payment method is a token.
+//! [`driver`] calls the gateway and records the result. Of an order the service has the id, the customer,
+//! the amount and the address for the receipt. Card numbers never reach it: a payment method is a token.
 //!
 //! # Layout
 //! - [`lifecycle`]: the state table
@@ -88,7 +88,7 @@ pub async fn run(
         driver,
         subscriptions,
         events: chassis.events.clone(),
-        limits: process::Limits { amount: config.amount_limit.unwrap_or_default(), max_wait: config.answer_within },
+        limits: process::Limits { amount: config.amount_limit.unwrap_or_default(), max_wait: config.wait_timeout },
     };
     let handlers = service::PaymentHandlers { processor, reconciler: reconcile::Reconciler { store, gateway } };
     let routes = Routes::new(PaymentServiceServer::new(handlers).max_encoding_message_size(mesh::MAX_RESPONSE_BYTES));

@@ -59,7 +59,7 @@ pub enum Observation {
     /// A tombstone: not charged, and never will be under this key.
     Tombstone,
     /// Charged and refunded.
-    GivenBack,
+    Refunded,
     /// Charged, and the gateway refuses the refund under this refund's key.
     RefundRefused,
     /// Outcome unknown: no response, or an error, whatever its code.
@@ -84,7 +84,7 @@ pub enum Doubt {
 
 /// The pending effect of a state. `refund_n` is the number of the last refund that the order requested.
 #[rustfmt::skip]
-pub const fn owes(state: State, refund_n: i32) -> Option<Effect> {
+pub const fn pending_effect(state: State, refund_n: i32) -> Option<Effect> {
     match state {
         State::Pending       => Some(Effect::CreateCharge),
         State::InDoubt       => Some(Effect::CreateCharge),
@@ -111,14 +111,14 @@ pub const fn after(state: State, observed: Observation, cancel: CancelRequested,
         (Pending,    Observed::Charged,       No,  _)           => Succeeded,
         (Pending,    Observed::Declined,      No,  _)           => Declined,
         (Pending,    Observed::Tombstone,     No,  _)           => Failed,
-        (Pending,    Observed::GivenBack,     _,   _)           => Refunded,
+        (Pending,    Observed::Refunded,     _,   _)           => Refunded,
         (Pending,    Observed::Unknown,       No,  _)           => InDoubt,
 
         // create charge again, under the same key
         (InDoubt,    Observed::Charged,       No,  _)           => Succeeded,
         (InDoubt,    Observed::Declined,      No,  _)           => Declined,
         (InDoubt,    Observed::Tombstone,     No,  _)           => Failed,
-        (InDoubt,    Observed::GivenBack,     _,   _)           => Refunded,
+        (InDoubt,    Observed::Refunded,     _,   _)           => Refunded,
         (InDoubt,    Observed::Unknown,       No,  WithinLimit) => InDoubt,
         (InDoubt,    Observed::Unknown,       No,  PastLimit)   => Cancelling,
 
@@ -137,12 +137,12 @@ pub const fn after(state: State, observed: Observation, cancel: CancelRequested,
         (Cancelling, Observed::Declined,      No,  _)           => Declined,
         (Cancelling, Observed::Tombstone,     Yes, _)           => Cancelled,
         (Cancelling, Observed::Tombstone,     No,  _)           => Failed,
-        (Cancelling, Observed::GivenBack,     _,   _)           => Refunded,
+        (Cancelling, Observed::Refunded,     _,   _)           => Refunded,
         (Cancelling, Observed::RefundRefused, _,   _)           => Cancelling,
         (Cancelling, Observed::Unknown,       _,   _)           => Cancelling,
 
         // refund charge
-        (Refunding,  Observed::GivenBack,     _,   _)           => Refunded,
+        (Refunding,  Observed::Refunded,     _,   _)           => Refunded,
         (Refunding,  Observed::RefundRefused, _,   _)           => RefundRefused,
         (Refunding,  Observed::Charged,       _,   _)           => Refunding,
         (Refunding,  Observed::Declined,      _,   _)           => Refunding,
@@ -191,7 +191,7 @@ pub const OBSERVATIONS: [Observation; 6] = [
     Observation::Charged,
     Observation::Declined,
     Observation::Tombstone,
-    Observation::GivenBack,
+    Observation::Refunded,
     Observation::RefundRefused,
     Observation::Unknown,
 ];
@@ -220,7 +220,7 @@ impl State {
 
     /// Whether it has no pending effect: it stays until the order requests something else.
     pub const fn is_settled(self) -> bool {
-        owes(self, 1).is_none()
+        pending_effect(self, 1).is_none()
     }
 }
 
@@ -250,7 +250,7 @@ impl Observation {
             Self::Charged => "charged",
             Self::Declined => "declined",
             Self::Tombstone => "tombstone",
-            Self::GivenBack => "given back",
+            Self::Refunded => "refunded",
             Self::RefundRefused => "refund refused",
             Self::Unknown => "unknown",
         }
@@ -273,14 +273,14 @@ pub fn diagram() -> String {
             }
             for observed in OBSERVATIONS {
                 let to = after(state, observed, cancel, doubt);
-                if to == state || (observed == Observation::GivenBack && state != State::Refunding) {
+                if to == state || (observed == Observation::Refunded && state != State::Refunding) {
                     continue;
                 }
                 let decides = after(state, observed, CancelRequested::No, doubt)
                     != after(state, observed, CancelRequested::Yes, doubt);
                 let when = match (state, cancel, doubt) {
                     (State::InDoubt, _, Doubt::PastLimit) if observed == Observation::Unknown => " past the limit",
-                    (State::Cancelling, CancelRequested::Yes, _) if decides => ", the order asked",
+                    (State::Cancelling, CancelRequested::Yes, _) if decides => ", cancellation requested",
                     (_, _, _) => "",
                 };
                 lines.push(format!("    {} --> {}: {}{when}", state.name(), to.name(), observed.label()));
@@ -307,13 +307,13 @@ pub fn diagram() -> String {
 mod tests {
     use super::*;
 
-    const ASKED: [CancelRequested; 2] = [CancelRequested::Yes, CancelRequested::No];
+    const CANCEL_REQUESTED: [CancelRequested; 2] = [CancelRequested::Yes, CancelRequested::No];
     const DOUBTS: [Doubt; 2] = [Doubt::WithinLimit, Doubt::PastLimit];
 
     fn rows() -> impl Iterator<Item = (State, Observation, CancelRequested, Doubt)> {
         STATES.into_iter().flat_map(|state| {
             OBSERVATIONS.into_iter().flat_map(move |observed| {
-                ASKED
+                CANCEL_REQUESTED
                     .into_iter()
                     .flat_map(move |cancel| DOUBTS.into_iter().map(move |doubt| (state, observed, cancel, doubt)))
             })
@@ -383,7 +383,7 @@ mod tests {
             "[*] --> CANCELLED: CancelPayment came first",
             "PENDING --> IN_DOUBT: unknown",
             "IN_DOUBT --> CANCELLING: unknown past the limit",
-            "CANCELLING --> REFUNDING: charged, the order asked",
+            "CANCELLING --> REFUNDING: charged, cancellation requested",
             "CANCELLING --> SUCCEEDED: charged",
             "SUCCEEDED --> REFUNDING: CancelPayment",
             "REFUND_REFUSED --> REFUNDING: CancelPayment with a larger n",

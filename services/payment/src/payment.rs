@@ -3,7 +3,7 @@
 use kernel::{Money, OrderId, Secret, Timestamp, UserId};
 use telemetry::{ErrorClass, EventError, Outcome, TraceParent};
 
-use crate::lifecycle::{CancelRequested, Effect, State, owes};
+use crate::lifecycle::{CancelRequested, Effect, State, pending_effect};
 
 /// The type of payments' events.
 pub const EVENT_TYPE: &str = "payment_processing";
@@ -163,8 +163,8 @@ pub struct Payment {
 }
 
 impl Payment {
-    pub fn owes(&self) -> Option<Effect> {
-        owes(self.state, self.refund_n)
+    pub fn pending_effect(&self) -> Option<Effect> {
+        pending_effect(self.state, self.refund_n)
     }
 
     /// Whether the order has requested a cancellation.

@@ -48,9 +48,9 @@ pub struct Config {
     /// about 100000 euros in each currency]
     #[arg(long, env = "ORDERMESH_PAYMENT_AMOUNT_LIMIT", value_name = "CURRENCY=AMOUNT,…")]
     pub amount_limit: Option<AmountLimits>,
-    /// Maximum time that a call waits for its payment before it answers "pending"
-    #[arg(long, env = "ORDERMESH_PAYMENT_ANSWER_WITHIN", default_value = "3s", value_parser = duration, value_name = "DURATION")]
-    pub answer_within: Duration,
+    /// Maximum time that ProcessPayment and CancelPayment wait for the payment's result before they return its present state
+    #[arg(long, alias = "answer-within", env = "ORDERMESH_PAYMENT_WAIT_TIMEOUT", default_value = "3s", value_parser = duration, value_name = "DURATION")]
+    pub wait_timeout: Duration,
     /// How long a payment's lease lasts, before another instance takes the payment over
     #[arg(long, env = "ORDERMESH_PAYMENT_LEASE", default_value = "10s", value_parser = positive_duration, value_name = "DURATION")]
     pub lease: Duration,

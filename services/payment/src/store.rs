@@ -22,8 +22,8 @@ mod rows;
 mod sets;
 mod write;
 
-use sets::{Changes, Opening, Openings};
-use write::Change;
+use sets::{InsertPayments, NewPayment, UpdatePayments};
+use write::PaymentUpdate;
 
 pub use storage::Lease;
 
@@ -91,8 +91,8 @@ pub struct Store {
 
 /// What is committed in sets.
 struct Lanes {
-    openings: Lane<Openings>,
-    changes: Lane<Changes>,
+    insert_payments: Lane<InsertPayments>,
+    update_payments: Lane<UpdatePayments>,
 }
 
 impl fmt::Debug for Store {
@@ -118,8 +118,8 @@ impl Store {
         // Without lanes of their own: they would keep themselves running.
         let store = || Self { lanes: Arc::default(), ..self.clone() };
         self.lanes.get_or_init(|| Lanes {
-            openings: Lane::start(self.db.clone(), Openings(store())),
-            changes: Lane::start(self.db.clone(), Changes(store())),
+            insert_payments: Lane::start(self.db.clone(), InsertPayments(store())),
+            update_payments: Lane::start(self.db.clone(), UpdatePayments(store())),
         })
     }
 
@@ -184,50 +184,50 @@ impl Store {
     /// Records a payment before the gateway is called, or returns the order's existing payment. With a `lease`, this
     /// instance takes it if the payment is due and not leased.
     pub async fn open(&self, draft: Draft, lease: Option<Lease>, open: OpenOperation) -> Result<Opened, Error> {
-        self.lanes().openings.commit(Opening { draft, lease, open }).await
+        self.lanes().insert_payments.commit(NewPayment { draft, lease, open }).await
     }
 
     /// An order of several that has a payment already is opened alone: its payment is locked then, and a set holds no
     /// locks while it waits for one.
-    async fn open_in(&self, tx: &Tx, set: &[Opening]) -> Result<Vec<Opened>, Undone> {
-        let new: Vec<(Payment, Schedule)> = set.iter().map(|opening| self.opened(opening)).collect();
+    async fn open_in(&self, tx: &Tx, set: &[NewPayment]) -> Result<Vec<Opened>, Undone> {
+        let payments: Vec<(Payment, Schedule)> = set.iter().map(|new| self.new_payment(new)).collect();
         let mut sorted: Vec<(&Payment, &Schedule)> =
-            new.iter().map(|(payment, schedule)| (payment, schedule)).collect();
+            payments.iter().map(|(payment, schedule)| (payment, schedule)).collect();
         sorted.sort_by_key(|(payment, _)| payment.order_id);
         let inserted = self.insert(tx, &sorted).await?;
         if inserted.len() < set.len() && set.len() > 1 {
-            let exists = |opening: &Opening| !inserted.contains(&opening.draft.order_id.as_uuid());
+            let exists = |new: &NewPayment| !inserted.contains(&new.draft.order_id.as_uuid());
             return Err(Undone::Apart((0..set.len()).filter(|index| exists(&set[*index])).collect()));
         }
         let mut opened = Vec::with_capacity(set.len());
-        for (opening, (payment, schedule)) in set.iter().zip(new) {
+        for (new, (payment, schedule)) in set.iter().zip(payments) {
             if !inserted.contains(&payment.order_id.as_uuid()) {
-                opened.push(self.join_existing(tx, opening).await?);
+                opened.push(self.join_existing(tx, new).await?);
                 continue;
             }
             if payment.state.is_settled() {
-                self.record_insert(tx, &payment, "declined by the service's own checks", &opening.open).await?;
+                self.record_insert(tx, &payment, "declined by the service's own checks", &new.open).await?;
             }
             opened.push(Opened { is_ours: schedule.lease.is_some(), payment });
         }
         Ok(opened)
     }
 
-    /// The payment of an opening, if its order has none, and what follows.
-    fn opened(&self, opening: &Opening) -> (Payment, Schedule) {
-        let new = self.pending(opening.draft.clone(), opening.lease.as_ref());
-        let owes = new.owes().is_some();
+    /// The payment that a command inserts if its order has none, and its schedule.
+    fn new_payment(&self, new: &NewPayment) -> (Payment, Schedule) {
+        let payment = self.pending(new.draft.clone(), new.lease.as_ref());
+        let is_due = payment.pending_effect().is_some();
         let schedule =
-            Schedule { due_in: owes.then_some(Duration::ZERO), lease: opening.lease.clone().filter(|_| owes) };
-        (new, schedule)
+            Schedule { due_in: is_due.then_some(Duration::ZERO), lease: new.lease.clone().filter(|_| is_due) };
+        (payment, schedule)
     }
 
-    async fn join_existing(&self, tx: &Tx, opening: &Opening) -> Result<Opened, Error> {
-        let payment = self.lock(tx, opening.draft.order_id).await?;
-        if payment.fingerprint.as_ref() != Some(&opening.draft.fingerprint) {
+    async fn join_existing(&self, tx: &Tx, new: &NewPayment) -> Result<Opened, Error> {
+        let payment = self.lock(tx, new.draft.order_id).await?;
+        if payment.fingerprint.as_ref() != Some(&new.draft.fingerprint) {
             return Ok(Opened { payment, is_ours: false });
         }
-        self.join(tx, payment, opening.lease.clone()).await
+        self.join(tx, payment, new.lease.clone()).await
     }
 
     /// Makes certain that a payment ends uncharged: records a tombstone if there is no payment, else the table's
@@ -283,14 +283,14 @@ impl Store {
         let schedule = Schedule { due_in: Some(Duration::ZERO), lease };
         // The row is locked: no concurrent change is possible.
         let is_ours = schedule.lease.is_some();
-        let change = Change { before, after, attempt, schedule, event: None };
-        let written = self.write(tx, std::slice::from_ref(&change)).await?;
+        let update = PaymentUpdate { before, after, attempt, schedule, event: None };
+        let written = self.write(tx, std::slice::from_ref(&update)).await?;
         Ok(Opened { is_ours, payment: written.into_iter().flatten().next().ok_or(Error::Closed)? })
     }
 
     /// Takes the lease of a payment if it is due and not leased.
     async fn join(&self, tx: &Tx, payment: Payment, lease: Option<Lease>) -> Result<Opened, Error> {
-        let Some(lease) = lease.filter(|_| payment.owes().is_some()) else {
+        let Some(lease) = lease.filter(|_| payment.pending_effect().is_some()) else {
             return Ok(Opened { payment, is_ours: false });
         };
         let claimed = self.claim_in(tx, payment.order_id, &lease).await?;
@@ -336,7 +336,10 @@ impl Store {
         schedule: Schedule,
         event: Option<(Operation, Outcome)>,
     ) -> Result<Option<Payment>, Error> {
-        self.lanes().changes.commit(Change { before: before.clone(), after, attempt, schedule, event }).await
+        self.lanes()
+            .update_payments
+            .commit(PaymentUpdate { before: before.clone(), after, attempt, schedule, event })
+            .await
     }
 
     async fn lock(&self, tx: &Tx, order_id: OrderId) -> Result<Payment, Error> {

@@ -1,4 +1,4 @@
-//! OpenTelemetry's environment variables, as operators set them: each variable is obeyed, or rejected by name.
+//! OpenTelemetry's environment variables, as operators set them: each variable is supported, or rejected by name.
 //!
 //! Where the specification says "warn and ignore", the start fails here: a setting that is silently ignored is noticed
 //! only when its telemetry is missing. [`VARIABLES`] is the list of all variables; this crate's README renders it. This
@@ -33,7 +33,7 @@ pub(crate) use self::target::{File, Protocol, Target};
 /// The general endpoint's variable.
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
-/// A variable that cannot be obeyed. The text never contains values that may be secret.
+/// A variable that is malformed or not supported. The text never contains values that may be secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} {problem}; allowed: {allowed}")]
 pub struct VariableError {

@@ -10,7 +10,7 @@
 //! - [`context`]: W3C trace context (`traceparent`)
 //! - [`propagation`]: the headers beside it (`tracestate`, `baggage`)
 //! - [`setup`]: traces, metrics and logs by OTLP, log lines on stdout
-//! - [`environment`]: OpenTelemetry's variables, each obeyed or rejected by name
+//! - [`environment`]: OpenTelemetry's variables, each supported or rejected by name
 //! - [`providers`]: tracer, meter and logger providers, made from the variables
 //! - `transport.rs`: connections to a collector; `reachability.rs`: logs when exports begin to fail and recover
 //! - [`mask`]: masks secrets in texts from other sources

@@ -36,7 +36,7 @@ impl Cause {
 
 /// The change that an export's result is; failures with their error.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Change {
+enum ExportTransition {
     None,
     Failing(String),
     /// The collector reports that it does not accept the signal.
@@ -66,41 +66,41 @@ impl Reachability {
 
     fn observe(&self, result: &OTelSdkResult) {
         let (signal, endpoint) = (self.signal.name(), self.endpoint.as_str());
-        match self.change(result, Instant::now()) {
-            Change::None => {}
-            Change::Failing(error) => {
+        match self.transition(result, Instant::now()) {
+            ExportTransition::None => {}
+            ExportTransition::Failing(error) => {
                 tracing::warn!(target: "ordermesh", signal, endpoint, error, "OTLP export is failing: {signal} are dropped until it recovers");
             }
             // INFO: a collector that accepts only traces, such as Jaeger, is a usual set-up.
-            Change::Unsupported(error) => {
+            ExportTransition::Unsupported(error) => {
                 let variable = format!("OTEL_{}_EXPORTER", signal.to_uppercase());
                 tracing::info!(target: "ordermesh", signal, endpoint, error, "the collector does not accept {signal}: set {variable}=none");
             }
             // As visible as the failure, also with a filter of `warn`.
-            Change::Recovered => {
+            ExportTransition::Recovered => {
                 tracing::warn!(target: "ordermesh", signal, endpoint, "OTLP export has recovered: {signal} are exported again");
             }
         }
     }
 
-    fn change(&self, result: &OTelSdkResult, now: Instant) -> Change {
+    fn transition(&self, result: &OTelSdkResult, now: Instant) -> ExportTransition {
         let mut state = self.state.lock();
         match result {
             Ok(()) if state.is_failing => {
                 state.is_failing = false;
-                Change::Recovered
+                ExportTransition::Recovered
             }
-            Ok(()) | Err(OTelSdkError::AlreadyShutdown) => Change::None,
-            Err(_) if state.is_failing => Change::None,
-            Err(_) if state.logged.is_some_and(|logged| now.duration_since(logged) < QUIET) => Change::None,
+            Ok(()) | Err(OTelSdkError::AlreadyShutdown) => ExportTransition::None,
+            Err(_) if state.is_failing => ExportTransition::None,
+            Err(_) if state.logged.is_some_and(|logged| now.duration_since(logged) < QUIET) => ExportTransition::None,
             Err(error) => {
                 *state = State { is_failing: true, logged: Some(now) };
                 let cause = self.cause.take();
                 let error = if cause.is_empty() { error.to_string() } else { format!("{error}: {cause}") };
                 if self.signal != Signal::Traces && is_unsupported(&error) {
-                    return Change::Unsupported(error);
+                    return ExportTransition::Unsupported(error);
                 }
-                Change::Failing(error)
+                ExportTransition::Failing(error)
             }
         }
     }
@@ -201,35 +201,41 @@ mod tests {
     fn a_failure_is_logged_once_and_its_end_once() {
         let traces = reachability(Signal::Traces);
         let now = Instant::now();
-        assert_eq!(traces.change(&Ok(()), now), Change::None);
-        assert!(matches!(traces.change(&failure("refused"), now), Change::Failing(error) if error.contains("refused")));
+        assert_eq!(traces.transition(&Ok(()), now), ExportTransition::None);
+        assert!(
+            matches!(traces.transition(&failure("refused"), now), ExportTransition::Failing(error) if error.contains("refused"))
+        );
         for _ in 0..3 {
-            assert_eq!(traces.change(&failure("refused"), now + QUIET * 2), Change::None);
+            assert_eq!(traces.transition(&failure("refused"), now + QUIET * 2), ExportTransition::None);
         }
-        assert_eq!(traces.change(&Ok(()), now), Change::Recovered);
-        assert_eq!(traces.change(&Ok(()), now), Change::None);
-        assert_eq!(traces.change(&Err(OTelSdkError::AlreadyShutdown), now + QUIET * 2), Change::None);
+        assert_eq!(traces.transition(&Ok(()), now), ExportTransition::Recovered);
+        assert_eq!(traces.transition(&Ok(()), now), ExportTransition::None);
+        assert_eq!(traces.transition(&Err(OTelSdkError::AlreadyShutdown), now + QUIET * 2), ExportTransition::None);
     }
 
     #[test]
     fn a_flapping_exporter_logs_two_lines_a_minute() {
         let traces = reachability(Signal::Traces);
         let now = Instant::now();
-        let change = |second: u64, result: OTelSdkResult| traces.change(&result, now + Duration::from_secs(second));
+        let transition =
+            |second: u64, result: OTelSdkResult| traces.transition(&result, now + Duration::from_secs(second));
         let of_a_minute =
-            (0..60).map(|second| change(second, if second % 2 == 0 { failure("refused") } else { Ok(()) }));
-        assert_eq!(of_a_minute.filter(|change| *change != Change::None).count(), 2);
-        assert!(matches!(change(60, failure("refused")), Change::Failing(_)), "a failure that lasts is logged again");
+            (0..60).map(|second| transition(second, if second % 2 == 0 { failure("refused") } else { Ok(()) }));
+        assert_eq!(of_a_minute.filter(|transition| *transition != ExportTransition::None).count(), 2);
+        assert!(
+            matches!(transition(60, failure("refused")), ExportTransition::Failing(_)),
+            "a failure that lasts is logged again"
+        );
     }
 
     #[test]
     fn the_cause_is_logged_although_the_exporters_error_lacks_it() {
         let traces = reachability(Signal::Traces);
         traces.cause.set("unknown issuer".to_owned());
-        let change = traces.change(&failure("network error"), Instant::now());
+        let transition = traces.transition(&failure("network error"), Instant::now());
         assert!(
-            matches!(&change, Change::Failing(error) if error.ends_with("network error: unknown issuer")),
-            "{change:?}"
+            matches!(&transition, ExportTransition::Failing(error) if error.ends_with("network error: unknown issuer")),
+            "{transition:?}"
         );
     }
 
@@ -239,9 +245,17 @@ mod tests {
             ["TonicLogsClient export failed with gRPC code: Unimplemented", "HTTP export failed with status code: 404"]
         {
             for (signal, is_failure) in [(Signal::Traces, true), (Signal::Metrics, false), (Signal::Logs, false)] {
-                let change = reachability(signal).change(&failure(text), Instant::now());
-                assert_eq!(matches!(change, Change::Failing(_)), is_failure, "{signal:?}: {change:?}");
-                assert_eq!(matches!(change, Change::Unsupported(_)), !is_failure, "{signal:?}: {change:?}");
+                let transition = reachability(signal).transition(&failure(text), Instant::now());
+                assert_eq!(
+                    matches!(transition, ExportTransition::Failing(_)),
+                    is_failure,
+                    "{signal:?}: {transition:?}"
+                );
+                assert_eq!(
+                    matches!(transition, ExportTransition::Unsupported(_)),
+                    !is_failure,
+                    "{signal:?}: {transition:?}"
+                );
             }
         }
     }

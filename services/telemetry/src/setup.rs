@@ -19,7 +19,7 @@ use crate::providers::{Providers, SCOPE};
 /// The set-up failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// An OpenTelemetry variable that cannot be obeyed.
+    /// An OpenTelemetry variable that is malformed or not supported.
     #[error(transparent)]
     Variable(#[from] VariableError),
     /// The OTLP exporter could not be made.

@@ -9,24 +9,24 @@ use prost::Message;
 
 /// A mutation of a valid message's bytes.
 #[derive(Clone, Debug)]
-enum Change {
+enum Mutation {
     Set(Index, u8),
     Cut(Index, u8),
     Double(Index, u8),
     Insert(Index, Vec<u8>),
 }
 
-fn change() -> impl Strategy<Value = Change> {
+fn mutation() -> impl Strategy<Value = Mutation> {
     prop_oneof![
-        4 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Change::Set(at, byte)),
-        1 => (any::<Index>(), 1_u8..20).prop_map(|(at, count)| Change::Cut(at, count)),
-        1 => (any::<Index>(), 1_u8..60).prop_map(|(at, count)| Change::Double(at, count)),
-        1 => (any::<Index>(), prop::collection::vec(any::<u8>(), 1..20)).prop_map(|(at, new)| Change::Insert(at, new)),
+        4 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        1 => (any::<Index>(), 1_u8..20).prop_map(|(at, count)| Mutation::Cut(at, count)),
+        1 => (any::<Index>(), 1_u8..60).prop_map(|(at, count)| Mutation::Double(at, count)),
+        1 => (any::<Index>(), prop::collection::vec(any::<u8>(), 1..20)).prop_map(|(at, new)| Mutation::Insert(at, new)),
     ]
 }
 
-fn apply(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
-    for change in changes {
+fn apply(mut bytes: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
+    for mutation in mutations {
         if bytes.is_empty() {
             return bytes;
         }
@@ -34,14 +34,14 @@ fn apply(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
             let start = at.index(bytes.len());
             start..(start + usize::from(count)).min(bytes.len())
         };
-        match change {
-            Change::Set(at, byte) => {
+        match mutation {
+            Mutation::Set(at, byte) => {
                 let at = at.index(bytes.len());
                 bytes[at] = *byte;
             }
-            Change::Cut(at, count) => drop(bytes.drain(range(at, *count))),
-            Change::Double(at, count) => bytes.extend_from_within(range(at, *count)),
-            Change::Insert(at, new) => {
+            Mutation::Cut(at, count) => drop(bytes.drain(range(at, *count))),
+            Mutation::Double(at, count) => bytes.extend_from_within(range(at, *count)),
+            Mutation::Insert(at, new) => {
                 let at = at.index(bytes.len());
                 bytes.splice(at..at, new.iter().copied());
             }
@@ -53,7 +53,7 @@ fn apply(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
 /// Mutations of this message, and arbitrary messages; bytes that do not decode are skipped.
 pub fn mutations<M: Message + Default + std::fmt::Debug + Clone + 'static>(sound: M) -> impl Strategy<Value = M> {
     let bytes = sound.encode_to_vec();
-    let changed = prop::collection::vec(change(), 0..6).prop_map(move |changes| apply(bytes.clone(), &changes));
+    let changed = prop::collection::vec(mutation(), 0..6).prop_map(move |mutations| apply(bytes.clone(), &mutations));
     let any = prop::collection::vec(any::<u8>(), 0..200);
     let read = |bytes: Vec<u8>| M::decode(bytes.as_slice()).ok();
     prop_oneof![9 => changed, 1 => any].prop_filter_map("not a message", read)
@@ -76,8 +76,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn changed_bytes_are_never_out_of_bounds(changes in prop::collection::vec(change(), 0..20)) {
-            let changed = apply(vec![1, 2, 3, 4], &changes);
+        fn changed_bytes_are_never_out_of_bounds(mutations in prop::collection::vec(mutation(), 0..20)) {
+            let changed = apply(vec![1, 2, 3, 4], &mutations);
             prop_assert!(changed.len() < 4 + 20 * 60 * 20);
         }
     }

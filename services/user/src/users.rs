@@ -224,7 +224,7 @@ impl Users {
         Ok(self.store.ended_sessions(after, self.clock.now(), limit).await?)
     }
 
-    /// The person, if the session has not ended. The mesh learns of ended sessions only at the next fetch of its list.
+    /// The person, if the session has not ended. The mesh has ended sessions only from the next fetch of its list.
     pub(crate) async fn live(&self, person: Person) -> Result<Person, Error> {
         let is_live = self.store.is_live(person, self.clock.now()).await?;
         if is_live { Ok(person) } else { Err(Error::SessionEnded) }

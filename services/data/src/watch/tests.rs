@@ -38,9 +38,9 @@ struct World {
 type Stream = Pin<Box<dyn futures_util::Stream<Item = Result<Update, Error>> + Send>>;
 
 impl World {
-    async fn on(place: testkit::TestDatabase) -> Self {
-        let options = Options { schema: place.schema, max_connections: 4, ..Options::default() };
-        let db = Database::connect(&place.url, &options).await.expect("a database");
+    async fn on(test_database: testkit::TestDatabase) -> Self {
+        let options = Options { schema: test_database.schema, max_connections: 4, ..Options::default() };
+        let db = Database::connect(&test_database.url, &options).await.expect("a database");
         db.migrate(MIGRATIONS).await.expect("migrated");
         let clock = Arc::new(ManualClock::at(NOW));
         let events = TraceEvents::new(TraceEventStore::new(db.clone()), clock.clone());
@@ -240,8 +240,8 @@ async fn open_transaction(
 
 #[tokio::test]
 async fn an_open_transaction_delays_later_events_and_none_is_lost() {
-    let Some(place) = testkit::postgres() else { return };
-    let mut world = World::on(place).await;
+    let Some(test_database) = testkit::postgres() else { return };
+    let mut world = World::on(test_database).await;
     world.watch.pace = FAST;
     let mut stream = world.follow(all(), None).await;
     let begun = bookmark(&mut stream).await;
@@ -415,16 +415,16 @@ async fn file_of_the_table(db: &Database) -> i64 {
 
 #[tokio::test]
 async fn the_column_is_added_without_a_rewrite_and_old_rows_stay_without_it() {
-    let Some(place) = testkit::postgres() else { return };
-    let options = Options { schema: place.schema.clone(), max_connections: 1, ..Options::default() };
-    let db = Database::connect(&place.url, &options).await.expect("a database");
+    let Some(test_database) = testkit::postgres() else { return };
+    let options = Options { schema: test_database.schema.clone(), max_connections: 1, ..Options::default() };
+    let db = Database::connect(&test_database.url, &options).await.expect("a database");
     let before = MIGRATIONS.iter().position(|step| !step.postgres.is_empty()).expect("the migration that adds it");
     db.migrate(&MIGRATIONS[..before]).await.expect("the schema of the previous release");
     let events = many(2);
     db.read().execute_raw(insert_statement(&events[0])).await.expect("inserted");
     let filled = file_of_the_table(&db).await;
     drop(db);
-    let world = World::on(place).await;
+    let world = World::on(test_database).await;
     let db = &world.db;
     assert_eq!(file_of_the_table(db).await, filled, "the table's file is unchanged");
     let mut stream = world.follow(all(), Some(Cursor { made: NOW, position: Position::START })).await;

@@ -43,13 +43,13 @@ struct Cli {
 pub(crate) const GUARD: Duration = Duration::from_secs(30);
 
 /// The folder and the database of a service.
-struct Place {
+struct Environment {
     folder: TempDir,
     /// `None`: a file in the folder.
     database_url: Option<String>,
 }
 
-impl Place {
+impl Environment {
     /// A database of its own, on PostgreSQL if that is requested: see `testkit`.
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
@@ -66,7 +66,7 @@ impl Place {
 /// A running Data Service.
 pub(crate) struct World {
     pub(crate) address: SocketAddr,
-    place: Arc<Place>,
+    environment: Arc<Environment>,
     /// Stops the service when the test ends, whatever the result.
     running: DropGuard,
     served: JoinHandle<Result<(), chassis::Error>>,
@@ -80,29 +80,29 @@ impl World {
 
     /// With the given settings.
     pub(crate) async fn with(settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
-        Self::start(Arc::new(Place::new()), settings, seed_products).await
+        Self::start(Arc::new(Environment::new()), settings, seed_products).await
     }
 
     /// Another instance on the same database.
     pub(crate) async fn beside(&self) -> Self {
-        Self::start(self.place.clone(), &[], vec![]).await
+        Self::start(self.environment.clone(), &[], vec![]).await
     }
 
-    async fn start(place: Arc<Place>, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
+    async fn start(environment: Arc<Environment>, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
         let shutdown = CancellationToken::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let signer = serve_keys(shutdown.clone()).await.to_string();
-        let (own, dir) = (address.to_string(), place.folder.path().display().to_string());
+        let (own, dir) = (address.to_string(), environment.folder.path().display().to_string());
         let mut args = vec!["data", "--data-dir", &dir, "--user-addresses", &signer, "--data-addresses", &own];
-        if let Some(url) = &place.database_url {
+        if let Some(url) = &environment.database_url {
             args.extend(["--database-connections", "4", "--database-url", url]);
         }
         args.extend(settings);
         let mut config = Cli::try_parse_from(args).expect("settings").config;
         config.seed_products = seed_products;
         let served = tokio::spawn(data::run(config, listener, None, shutdown.clone()));
-        let world = Self { address, place, running: shutdown.drop_guard(), served };
+        let world = Self { address, environment, running: shutdown.drop_guard(), served };
         // A test with a deadline of its own must not spend it on the start.
         world.list(ListTraceEventsRequest::default()).await.expect("a started service");
         world
@@ -112,7 +112,7 @@ impl World {
     pub(crate) async fn restart(self, settings: &[&str], seed_products: Vec<SeedProduct>) -> Self {
         drop(self.running);
         self.served.await.expect("no panic").expect("a clean end");
-        Self::start(self.place, settings, seed_products).await
+        Self::start(self.environment, settings, seed_products).await
     }
 
     fn channel(&self, credentials: Credentials) -> Channel {

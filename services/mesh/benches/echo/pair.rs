@@ -86,8 +86,8 @@ impl Pair {
 
     pub(crate) async fn run(&mut self, in_flight: usize, time: Duration) -> Round {
         let (server, client) = (self.server.cpu_micros(), self.client.cpu_micros());
-        let order = format!("{in_flight} {}\n", time.as_secs_f64());
-        self.client.input.write_all(order.as_bytes()).await.expect("it lives");
+        let command = format!("{in_flight} {}\n", time.as_secs_f64());
+        self.client.input.write_all(command.as_bytes()).await.expect("it lives");
         let answer = self.client.line().await;
         let mut numbers = answer.split(' ').map(|number| number.parse::<f64>().expect("a number"));
         let mut next = || numbers.next().expect("three numbers");

@@ -149,7 +149,7 @@ impl Service<http::Request<Body>> for Echo {
     }
 }
 
-fn orders() -> Lines<BufReader<Stdin>> {
+fn commands() -> Lines<BufReader<Stdin>> {
     BufReader::new(tokio::io::stdin()).lines()
 }
 
@@ -179,8 +179,8 @@ pub(crate) async fn serve(stack: Stack, setting: &Setting) {
             mesh::server(config, Routes::new(Echo)).serve(listener, is_ready, Default::default()).await
         });
     }
-    let mut orders = orders();
-    while orders.next_line().await.expect("readable").is_some() {}
+    let mut commands = commands();
+    while commands.next_line().await.expect("readable").is_some() {}
     shut_down(telemetry).await;
 }
 
@@ -188,7 +188,7 @@ pub(crate) async fn serve(stack: Stack, setting: &Setting) {
 pub(crate) async fn call(stack: Stack, setting: &Setting) {
     let telemetry = stack.install_telemetry("caller", setting);
     let address = flag("--server").expect("an address");
-    let mut orders = orders();
+    let mut commands = commands();
     if stack.is_bare() {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("an address");
         let mut endpoint = endpoint.tcp_nodelay(true);
@@ -198,8 +198,8 @@ pub(crate) async fn call(stack: Stack, setting: &Setting) {
             endpoint = endpoint.keep_alive_while_idle(true);
         }
         let channel = endpoint.connect().await.expect("connects");
-        while let Some((in_flight, time)) = next(&mut orders).await {
-            tell(&run(&channel, in_flight, time).await);
+        while let Some((in_flight, time)) = next(&mut commands).await {
+            print_quantiles(&run(&channel, in_flight, time).await);
         }
     } else {
         let channel = mesh::client(ClientConfig {
@@ -207,21 +207,21 @@ pub(crate) async fn call(stack: Stack, setting: &Setting) {
             tls: stack.identity("caller", setting).map(|identity| identity.client("echo")),
             ..ClientConfig::new("echo", vec![address], POLICIES)
         });
-        while let Some((in_flight, time)) = next(&mut orders).await {
-            tell(&run(&channel, in_flight, time).await);
+        while let Some((in_flight, time)) = next(&mut commands).await {
+            print_quantiles(&run(&channel, in_flight, time).await);
         }
     }
     shut_down(telemetry).await;
 }
 
-async fn next(orders: &mut Lines<BufReader<Stdin>>) -> Option<(usize, Duration)> {
-    let order = orders.next_line().await.expect("readable")?;
-    let (in_flight, seconds) = order.split_once(' ').expect("two numbers");
+async fn next(commands: &mut Lines<BufReader<Stdin>>) -> Option<(usize, Duration)> {
+    let command = commands.next_line().await.expect("readable")?;
+    let (in_flight, seconds) = command.split_once(' ').expect("two numbers");
     let seconds = seconds.parse().expect("seconds");
     Some((in_flight.parse().expect("a number"), Duration::from_secs_f64(seconds)))
 }
 
-fn tell(took: &Histogram<u64>) {
+fn print_quantiles(took: &Histogram<u64>) {
     let micros = |quantile| took.value_at_quantile(quantile) as f64 / 10.0;
     println!("{} {} {}", took.len(), micros(0.5), micros(0.99));
 }

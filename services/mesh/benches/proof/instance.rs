@@ -31,8 +31,8 @@ pub(crate) const ONCE: &str = "/proof.v1.Proof/Once";
 
 /// The duration of a call: a wait, as for a database.
 const WORK: Duration = Duration::from_millis(2);
-const NOTICE: Duration = Duration::from_millis(200);
-const DRAIN: Duration = Duration::from_secs(5);
+const PRE_DRAIN_DELAY: Duration = Duration::from_millis(200);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 const fn policy(path: &'static str, idempotency: Idempotency) -> MethodPolicy {
     MethodPolicy {
@@ -73,20 +73,20 @@ impl Behaviour {
         Ok(())
     }
 
-    fn obey(&self, order: &str) {
-        let (slower_ms, code) = match order.split_once(' ') {
+    fn apply(&self, command: &str) {
+        let (slower_ms, code) = match command.split_once(' ') {
             Some(("slow", millis)) => (millis.parse().expect("milliseconds"), Code::Ok),
             Some(("fail", "UNAVAILABLE")) => (0, Code::Unavailable),
             Some(("fail", "INTERNAL")) => (0, Code::Internal),
-            None if order == "healthy" => (0, Code::Ok),
-            None if order == "count" => return,
-            Some(_) | None => panic!("no such order: {order}"),
+            None if command == "healthy" => (0, Code::Ok),
+            None if command == "count" => return,
+            Some(_) | None => panic!("no such command: {command}"),
         };
         self.slower_ms.store(slower_ms, Ordering::Relaxed);
         self.fails_with.store(code.into(), Ordering::Relaxed);
     }
 
-    fn tell(&self) {
+    fn print_count(&self) {
         println!("{COUNT}{}", self.calls.load(Ordering::Relaxed));
     }
 }
@@ -121,11 +121,11 @@ impl Service<http::Request<Body>> for Proof {
 
 /// Serves until SIGTERM and the drain after it.
 pub(crate) fn serve(port: u16) {
-    // A stopped process does not notice that its stdin is closed.
+    // A process stopped by SIGSTOP does not see its stdin closed.
     let dies_with_parent = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     dies_with_parent.expect("Linux");
     let behaviour = Arc::new(Behaviour::default());
-    let (obeying, shutdown) = (behaviour.clone(), CancellationToken::new());
+    let (controlled, shutdown) = (behaviour.clone(), CancellationToken::new());
     let terminated = shutdown.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -137,22 +137,22 @@ pub(crate) fn serve(port: u16) {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the port");
         let config = ServerConfig {
             memory_budget_bytes: Some(64 << 20),
-            drain_notice: NOTICE,
-            drain_timeout: DRAIN,
+            pre_drain_delay: PRE_DRAIN_DELAY,
+            drain_timeout: DRAIN_TIMEOUT,
             ..ServerConfig::new("proof", POLICIES, Authorizer::new(POLICIES))
         };
         let server = mesh::server(config, Routes::new(Proof(behaviour.clone())));
         let (_ready, is_ready) = tokio::sync::watch::channel(true);
         println!("{READY}");
         std::thread::spawn(move || {
-            for order in std::io::stdin().lines() {
-                obeying.obey(&order.expect("a line"));
-                obeying.tell();
+            for command in std::io::stdin().lines() {
+                controlled.apply(&command.expect("a line"));
+                controlled.print_count();
             }
             std::process::exit(1);
         });
         server.serve(listener, is_ready, shutdown).await.expect("a loopback address");
     });
     // The total: it can no longer be queried.
-    behaviour.tell();
+    behaviour.print_count();
 }

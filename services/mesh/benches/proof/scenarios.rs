@@ -117,9 +117,9 @@ impl Pair {
         let first = world.count().await;
         let well = load::run(channel, scale.calls_per_second, Mix::Both, segment).await;
         let second = world.count().await;
-        let slow = world.instances[index].order("slow 200").await;
+        let slow = world.instances[index].command("slow 200").await;
         let ill = load::run(channel, scale.calls_per_second, Mix::Both, segment).await;
-        let to_slow = world.instances[index].order("healthy").await - slow;
+        let to_slow = world.instances[index].command("healthy").await - slow;
         let (well_attempts, ill_attempts) = (second - first, world.count().await - second);
         Self { well, ill, well_attempts, ill_attempts, to_slow }
     }
@@ -226,9 +226,9 @@ async fn errors(scale: Scale, code: &str) -> Line {
     let first = world.count().await;
     let running = scale.start(&channel, Mix::Both);
     sleep(scale.seconds(3, 1)).await;
-    let before = world.instances[0].order(&format!("fail {code}")).await;
+    let before = world.instances[0].command(&format!("fail {code}")).await;
     sleep(scale.seconds(6, 2)).await;
-    let reached = world.instances[0].order("healthy").await - before;
+    let reached = world.instances[0].command("healthy").await - before;
     let back = until_back(&mut world, 0).await;
     let outcome = running.stop().await;
     let attempts = world.count().await - first;
@@ -277,7 +277,7 @@ async fn storm(scale: Scale) -> Line {
     // Without earlier calls, which would add to the retry budget: it is at its minimum.
     let channel = world.channel();
     for instance in &mut world.instances {
-        instance.order("fail UNAVAILABLE").await;
+        instance.command("fail UNAVAILABLE").await;
     }
     let outcome = load::run(&channel, scale.calls_per_second, Mix::Repeatable, scale.seconds(15, 3)).await;
     let (calls, attempts) = (outcome.calls(), world.count().await);
@@ -337,7 +337,7 @@ async fn comes(scale: Scale) -> Line {
     let mut used = None;
     while used.is_none() && began.elapsed() < 2 * USED_WITHIN {
         sleep(Duration::from_millis(20)).await;
-        used = (world.instances[INSTANCES].order("count").await > 0).then(|| began.elapsed());
+        used = (world.instances[INSTANCES].command("count").await > 0).then(|| began.elapsed());
     }
     sleep(Duration::from_secs(1)).await;
     let outcome = running.stop().await;

@@ -22,7 +22,7 @@ const PORTS: std::ops::Range<u16> = 31_000..32_700;
 pub(crate) struct Instance {
     port: u16,
     child: Child,
-    orders: ChildStdin,
+    commands: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
 }
 
@@ -33,9 +33,9 @@ impl Instance {
         let mut command = Command::new(program);
         command.args([FLAG, &port.to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().expect("a process");
-        let orders = child.stdin.take().expect("a pipe");
+        let commands = child.stdin.take().expect("a pipe");
         let answers = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let mut instance = Self { port, child, orders, answers };
+        let mut instance = Self { port, child, commands, answers };
         assert_eq!(instance.line().await, READY);
         instance
     }
@@ -50,9 +50,9 @@ impl Instance {
         line.strip_prefix(COUNT).and_then(|count| count.parse().ok()).expect("a count")
     }
 
-    /// Returns when the order is executed, with the number of calls begun by then.
-    pub(crate) async fn order(&mut self, order: &str) -> u64 {
-        self.orders.write_all(format!("{order}\n").as_bytes()).await.expect("the instance lives");
+    /// Returns when the command is applied, with the number of calls begun by then.
+    pub(crate) async fn command(&mut self, command: &str) -> u64 {
+        self.commands.write_all(format!("{command}\n").as_bytes()).await.expect("the instance lives");
         self.count_line().await
     }
 
@@ -109,7 +109,7 @@ impl World {
     pub(crate) async fn counts(&mut self) -> Vec<u64> {
         let mut counts = vec![];
         for instance in &mut self.instances {
-            counts.push(instance.order("count").await);
+            counts.push(instance.command("count").await);
         }
         counts
     }

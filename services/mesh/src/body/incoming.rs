@@ -1,5 +1,5 @@
-//! An incoming HTTP/2 body. h2 takes the lock of the whole connection to tell whether a stream has ended, and each layer
-//! asks several times. So h2 is asked once, when the body begins; after that its last frame marks the end.
+//! An incoming HTTP/2 body. h2 locks the whole connection to determine whether a stream has ended, and each layer checks
+//! that several times. So it is read from h2 once, when the body begins; after that the last frame marks the end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

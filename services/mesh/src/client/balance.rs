@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use tower::Service;
 
 use crate::call::wire::{AttemptError, Reach, Request, Response};
-use crate::client::breaker::{Change, Permit};
+use crate::client::breaker::{BreakerPermit, BreakerTransition};
 use crate::client::call::CallDeadline;
 use crate::client::endpoint::{Endpoint, Failure};
 use crate::client::endpoints::Endpoints;
@@ -99,14 +99,14 @@ pub(crate) fn code_of(response: &Response) -> Code {
 /// A call in flight on an instance. Dropped without a response, it was cancelled: its elapsed time is a lower bound.
 struct Ticket {
     endpoint: Arc<Endpoint>,
-    permit: Permit,
+    permit: BreakerPermit,
     deadline: Option<CallDeadline>,
     began: Instant,
     is_settled: bool,
 }
 
 impl Ticket {
-    fn new(endpoint: Arc<Endpoint>, permit: Permit, deadline: Option<CallDeadline>) -> Self {
+    fn new(endpoint: Arc<Endpoint>, permit: BreakerPermit, deadline: Option<CallDeadline>) -> Self {
         let began = Instant::now();
         endpoint.load.begin(began);
         Self { endpoint, permit, deadline, began, is_settled: false }
@@ -174,7 +174,7 @@ impl Ticket {
         }
     }
 
-    /// Nothing was begun: the outcome says nothing about the instance, except that it is probably stopping.
+    /// Nothing was begun: the outcome is no evidence about the instance, except that it is probably stopping.
     fn not_sent(mut self) {
         self.is_settled = true;
         self.endpoint.breaker.undecided(self.permit, Instant::now());
@@ -192,15 +192,15 @@ impl Ticket {
         }
     }
 
-    fn report(&self, change: Change) {
+    fn report(&self, transition: BreakerTransition) {
         let (endpoint, address) = (&*self.endpoint, self.endpoint.address());
-        match change {
-            Change::None => {}
-            Change::Opened => {
+        match transition {
+            BreakerTransition::None => {}
+            BreakerTransition::Opened => {
                 endpoint.metrics.breakers_open(&endpoint.labels, 1);
                 tracing::warn!(target: "ordermesh", address, "circuit breaker opened");
             }
-            Change::Closed => {
+            BreakerTransition::Closed => {
                 let now = Instant::now();
                 endpoint.load.recovered(now, now.saturating_duration_since(self.began));
                 endpoint.metrics.breakers_open(&endpoint.labels, -1);

@@ -1,7 +1,7 @@
 //! The circuit breaker of one instance: consecutive failures open it, a single probe at a time may close it.
 //!
-//! It only advises: that the last instance is used whatever its breaker says is the rule of `endpoints`. Outcomes of calls that
-//! began before the last transition are ignored.
+//! It is advisory: `endpoints` uses the last instance even if its breaker is open. Outcomes of calls that began before
+//! the last transition are ignored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,14 +31,14 @@ pub(crate) enum Gate {
 
 /// Ties a call's outcome to the breaker's state in which the call began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Permit {
+pub(crate) struct BreakerPermit {
     epoch: u64,
     is_probe: bool,
 }
 
 /// The transition that an outcome has caused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Change {
+pub(crate) enum BreakerTransition {
     None,
     Opened,
     Closed,
@@ -76,63 +76,63 @@ impl Breaker {
         }
     }
 
-    /// For a call that is sent whatever the breaker says (its instance may be the last one).
-    pub(crate) fn permit(&self) -> Permit {
-        Permit { epoch: self.inner().epoch, is_probe: false }
+    /// For a call that is sent even if the breaker is open (its instance may be the last one).
+    pub(crate) fn permit(&self) -> BreakerPermit {
+        BreakerPermit { epoch: self.inner().epoch, is_probe: false }
     }
 
     /// For the only probe; `None` when another call took it, or none is due.
-    pub(crate) fn probe(&self, now: Instant) -> Option<Permit> {
+    pub(crate) fn probe(&self, now: Instant) -> Option<BreakerPermit> {
         let mut inner = self.inner();
         match inner.state {
             State::Open { until, openings } if until <= now => {
                 inner.state = State::HalfOpen { openings };
-                Some(Permit { epoch: inner.epoch, is_probe: true })
+                Some(BreakerPermit { epoch: inner.epoch, is_probe: true })
             }
             State::Closed { .. } | State::Open { .. } | State::HalfOpen { .. } => None,
         }
     }
 
-    pub(crate) fn succeeded(&self, permit: Permit) -> Change {
+    pub(crate) fn succeeded(&self, permit: BreakerPermit) -> BreakerTransition {
         let mut inner = self.inner();
         if permit.epoch != inner.epoch {
-            return Change::None;
+            return BreakerTransition::None;
         }
         let was_open = !matches!(inner.state, State::Closed { .. });
         inner.state = State::Closed { failures: 0 };
         if !was_open {
-            return Change::None;
+            return BreakerTransition::None;
         }
         inner.epoch += 1;
-        Change::Closed
+        BreakerTransition::Closed
     }
 
-    pub(crate) fn failed(&self, permit: Permit, now: Instant) -> Change {
+    pub(crate) fn failed(&self, permit: BreakerPermit, now: Instant) -> BreakerTransition {
         let mut inner = self.inner();
         if permit.epoch != inner.epoch {
-            return Change::None;
+            return BreakerTransition::None;
         }
         match inner.state {
             State::Closed { failures } if failures + 1 < THRESHOLD => {
                 inner.state = State::Closed { failures: failures + 1 };
-                Change::None
+                BreakerTransition::None
             }
             State::Closed { .. } => {
                 inner.state = State::Open { until: now + self.wait(1), openings: 1 };
                 inner.epoch += 1;
-                Change::Opened
+                BreakerTransition::Opened
             }
             State::HalfOpen { openings } if permit.is_probe => {
                 let openings = openings.saturating_add(1);
                 inner.state = State::Open { until: now + self.wait(openings), openings };
-                Change::None
+                BreakerTransition::None
             }
-            State::Open { .. } | State::HalfOpen { .. } => Change::None,
+            State::Open { .. } | State::HalfOpen { .. } => BreakerTransition::None,
         }
     }
 
     /// The call has no verdict: it was cancelled, or not sent. After a probe, another one is due later.
-    pub(crate) fn undecided(&self, permit: Permit, now: Instant) {
+    pub(crate) fn undecided(&self, permit: BreakerPermit, now: Instant) {
         if !permit.is_probe {
             return;
         }

@@ -35,7 +35,7 @@ pub(crate) struct CallDeadline {
 
 impl CallDeadline {
     /// Writes the time left into the headers; `false` when none is left.
-    pub(crate) fn stamp(self, now: Instant, headers: &mut HeaderMap) -> bool {
+    pub(crate) fn write_to(self, now: Instant, headers: &mut HeaderMap) -> bool {
         let left = self.at.saturating_duration_since(now);
         headers.insert(GRPC_TIMEOUT, never_indexed(format(left)));
         left.as_micros() > 0

@@ -61,18 +61,18 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    async fn make(&self, address: &str) -> Result<Connected, String> {
+    async fn establish(&self, address: &str) -> Result<Connected, String> {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         // gRPC's frames are small and awaited: Nagle's algorithm would only add latency.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else { return handshake(stream, address).await };
-        let stream = tls.connect(stream).await.map_err(|error| no_tls(&error))?;
+        let stream = tls.connect(stream).await.map_err(|error| tls_error(&error))?;
         handshake(stream, address).await
     }
 }
 
 /// The error of a failed TLS handshake.
-fn no_tls(error: &io::Error) -> String {
+fn tls_error(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS, and this client does".to_owned(),
         _ => format!("TLS: {error}"),
@@ -82,15 +82,15 @@ fn no_tls(error: &io::Error) -> String {
 impl Connect for Tcp {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, Result<Connected, String>> {
         Box::pin(async move {
-            let made = timeout(CONNECT_TIMEOUT, self.make(address)).await;
+            let made = timeout(CONNECT_TIMEOUT, self.establish(address)).await;
             made.map_err(|_elapsed| "connecting took more than a second".to_owned())?
         })
     }
 }
 
 /// Completes when the instance has sent its first bytes, the HTTP/2 SETTINGS. Before that there may be no server: the
-/// kernel accepts connections for a process that is stopped, is about to exit, or has too many, and calls sent on one of
-/// these would be lost, without knowing whether they were begun.
+/// kernel accepts connections for a process that is stopped, is about to exit, or is at its connection limit, and of calls
+/// sent on one of these it would be unknown whether they were begun.
 pub(crate) async fn handshake<T>(io: T, address: &str) -> Result<Connected, String>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -49,7 +49,7 @@ where
         let full = policy.and_then(|policy| policy.timeout);
         let is_full = full.is_some_and(|full| deadline.saturating_duration_since(now) >= full);
         let call_deadline = CallDeadline { at: deadline, is_full };
-        if !call_deadline.stamp(now, request.headers_mut()) {
+        if !call_deadline.write_to(now, request.headers_mut()) {
             return reject(exceeded());
         }
         if let Some(call) = request.extensions_mut().get_mut::<ClientCall>() {

@@ -45,8 +45,8 @@ pub(crate) struct Slot {
     sender: Mutex<Option<SendRequest<Body>>>,
     /// Whether the peer's HPACK table has the names of our headers.
     is_primed: AtomicBool,
-    /// Notified when a call wants the connection now.
-    pub(crate) wanted: Notify,
+    /// Notified when a call needs the connection: the next attempt does not wait for the whole backoff.
+    pub(crate) connect_now: Notify,
 }
 
 /// One instance of a target.
@@ -119,8 +119,8 @@ impl Endpoint {
     }
 
     /// A call is waiting for a connection.
-    pub(crate) fn want(&self) {
-        self.slots.iter().for_each(|slot| slot.wanted.notify_one());
+    pub(crate) fn request_connection(&self) {
+        self.slots.iter().for_each(|slot| slot.connect_now.notify_one());
     }
 
     pub(crate) fn connection_failed(&self, number: u64, why: String) {
@@ -171,7 +171,7 @@ impl Endpoint {
         };
         Err(match error.take_message() {
             Some(unsent) => {
-                // Its task notices it soon, or has replaced the connection already.
+                // The slot's task detects it soon, or has replaced the connection already.
                 self.clear(&self.slots[slot], SendRequest::is_closed);
                 Failure::NotSent(Box::new(unsent), format!("{}: {}", self.address, error.error()))
             }

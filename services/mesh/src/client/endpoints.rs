@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::call::wire::{AttemptError, Reach};
-use crate::client::breaker::{Gate, Permit};
+use crate::client::breaker::{BreakerPermit, Gate};
 use crate::client::discovery::{AddressSink, Addresses, Resolve, follow};
 use crate::client::endpoint::{Endpoint, EndpointConfig};
 use crate::client::metrics::export_endpoint_load;
@@ -115,7 +115,7 @@ impl Endpoints {
     pub(crate) async fn pick(
         self: &Arc<Self>,
         visited: &[Arc<Endpoint>],
-    ) -> Result<(Arc<Endpoint>, Permit), AttemptError> {
+    ) -> Result<(Arc<Endpoint>, BreakerPermit), AttemptError> {
         if let Some(picked) = self.pick_now(visited) {
             return Ok(picked);
         }
@@ -139,13 +139,13 @@ impl Endpoints {
                     return Err(self.unreachable(failures));
                 }
             }
-            endpoints.iter().for_each(|endpoint| endpoint.want());
+            endpoints.iter().for_each(|endpoint| endpoint.request_connection());
             changed.await;
         }
     }
 
     /// The same, without waiting.
-    pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Permit)> {
+    pub(crate) fn pick_now(self: &Arc<Self>, visited: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, BreakerPermit)> {
         self.start();
         // Under the lock and not on a clone of the list, whose reference count all calls would contend for.
         choose(&self.list.read(), visited, &*self.reconnect.rng)
@@ -190,7 +190,11 @@ impl AddressSink for Endpoints {
 /// The instance for the next call. In this order: one whose breaker is due for a probe; the less busy of two with closed
 /// breakers; the same among visited ones; and any connected one, because the last instances are used whatever their
 /// breakers say.
-fn choose(endpoints: &[Arc<Endpoint>], visited: &[Arc<Endpoint>], rng: &dyn Rng) -> Option<(Arc<Endpoint>, Permit)> {
+fn choose(
+    endpoints: &[Arc<Endpoint>],
+    visited: &[Arc<Endpoint>],
+    rng: &dyn Rng,
+) -> Option<(Arc<Endpoint>, BreakerPermit)> {
     let now = Instant::now();
     let is_new = |endpoint: &Endpoint| !visited.iter().any(|other| std::ptr::eq(&**other, endpoint));
     let mut has_open = false;

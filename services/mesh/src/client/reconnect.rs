@@ -52,13 +52,13 @@ pub(crate) async fn maintain(endpoint: Arc<Endpoint>, slot: usize, reconnect: Re
         }
         if failures > 0 {
             let backoff = backoff(failures, BACKOFF, MAX_BACKOFF, reconnect.rng.fraction());
-            let wanted = async {
-                endpoint.slots()[slot].wanted.notified().await;
+            let connect_now = async {
+                endpoint.slots()[slot].connect_now.notified().await;
                 sleep_until(began + SPACING).await;
             };
             tokio::select! {
                 () = sleep(backoff) => {}
-                () = wanted => {}
+                () = connect_now => {}
                 () = endpoint.gone.cancelled() => {}
             }
         }

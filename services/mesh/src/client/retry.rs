@@ -119,7 +119,7 @@ where
 
 fn may_repeat(policy: &MethodPolicy) -> bool {
     match policy.idempotency {
-        // A broken stream is resumed by its reader: only the reader knows where.
+        // A broken stream is resumed by its reader, which has the position.
         Idempotency::Idempotent | Idempotency::NoSideEffects => !policy.streaming,
         Idempotency::Unknown => false,
     }
@@ -259,7 +259,7 @@ impl Retries {
         let deadline = self.deadline.map(|deadline| CallDeadline { is_full: false, ..deadline });
         self.add_to(request.extensions_mut(), deadline);
         if let Some(deadline) = deadline {
-            deadline.stamp(Instant::now(), request.headers_mut());
+            deadline.write_to(Instant::now(), request.headers_mut());
         }
     }
 

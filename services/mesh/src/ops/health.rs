@@ -1,5 +1,5 @@
 //! grpc.health.v1 as specified: NOT_SERVING until ready, and again from the start of the drain. Not tonic-health: there
-//! a watch of an unknown service fails, and the specification wants it kept open.
+//! a watch of an unknown service fails, and the specification requires that it stays open.
 
 use std::sync::Arc;
 

@@ -1,6 +1,5 @@
 //! What a connection keeps of a call while the stack works on it. The stack consumes the request; the connection
-//! outlives it, and must know which part of the request is unread, which caller sent it, and whether the stream was
-//! reset.
+//! outlives it, and needs the unread part of the request, the caller, and whether the stream was reset.
 
 use std::cell::RefCell;
 use std::time::Duration;

@@ -119,7 +119,7 @@ impl hyper::service::Service<http::Request<Incoming>> for PerConnection {
         let forwarded = self.proxies.as_ref().map(|proxies| proxies.caller_behind(self.peer, request.headers()));
         let caller = forwarded.map(|address| Key::of_address(address.ip()));
         let (work, state) = CallState { caller, ..CallState::default() }.around(|| {
-            // The body fails when the caller resets the stream or disconnects: either way it has given up.
+            // The body fails when the caller resets the stream or disconnects: either way the call is cancelled.
             let mut request = request.map(incoming_request);
             if let Some(rejection) = not_grpc(&request) {
                 self.rejections.count(Cause::NotGrpc);

@@ -51,8 +51,9 @@ pub struct ServerConfig {
     pub trust_client_trace_context: bool,
     /// The trace context headers that are read.
     pub propagation: Propagation,
-    /// How long serving continues after health reports NOT_SERVING, so that load balancers and clients notice.
-    pub drain_notice: Duration,
+    /// How long serving continues after health reports NOT_SERVING, so that load balancers and clients remove the instance
+    /// first.
+    pub pre_drain_delay: Duration,
     /// How long open calls may continue after the GOAWAY.
     pub drain_timeout: Duration,
 }
@@ -70,7 +71,7 @@ pub const DEFAULT_MAX_CONNECTIONS: usize = 900;
 
 impl ServerConfig {
     /// A server with every limit at its default and the process's propagation; plaintext, without events, quotas or
-    /// drain notice.
+    /// pre-drain delay.
     pub fn new(service: &'static str, policies: PolicyTable, authorizer: Authorizer) -> Self {
         Self {
             service,
@@ -90,7 +91,7 @@ impl ServerConfig {
             max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
             trust_client_trace_context: false,
             propagation: Propagation::installed(),
-            drain_notice: Duration::ZERO,
+            pre_drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(10),
         }
     }

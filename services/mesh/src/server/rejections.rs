@@ -14,7 +14,7 @@ pub(crate) enum Cause {
     /// All permits are taken.
     Concurrency,
     /// The caller holds its fair share of the permits.
-    Share,
+    FairShare,
     /// All stream slots are taken, and none can be evicted.
     Streams,
     /// A connection or stream of the caller with the most slots was evicted for another caller.
@@ -59,9 +59,9 @@ impl Cause {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Concurrency => "concurrency",
-            Self::Share => "share",
+            Self::FairShare => "fair_share",
             Self::Streams => "streams",
-            Self::Evicted => "gave_way",
+            Self::Evicted => "evicted",
             Self::Expired => "expired",
             Self::MessageTooSlow => "message_too_slow",
             Self::Memory => "memory",

@@ -30,13 +30,13 @@ pub struct Server {
     pub(crate) holdings: Arc<Holdings>,
     /// Cancelled when every connection gets its GOAWAY.
     pub(crate) goaway: CancellationToken,
-    pub(crate) drain_notice: Duration,
+    pub(crate) pre_drain_delay: Duration,
     pub(crate) drain_timeout: Duration,
 }
 
 impl Server {
-    /// Serves until the shutdown, then drains: health reports NOT_SERVING; serving continues for `drain_notice`, so that
-    /// clients notice; every connection gets a GOAWAY, and no more are accepted; returns when the last call is complete,
+    /// Serves until the shutdown, then drains: health reports NOT_SERVING; serving continues for `pre_drain_delay`, until
+    /// clients have removed the instance; every connection gets a GOAWAY, and no more are accepted; returns when the last call is complete,
     /// or after `drain_timeout`. Streams do not delay it: those that their service has not ended shortly after the
     /// GOAWAY are ended with UNAVAILABLE.
     ///
@@ -78,7 +78,7 @@ impl Server {
             let _ = follower.await;
             self.health.set_serving(false);
             tracing::debug!(target: "ordermesh", %address, "draining");
-            tokio::time::sleep(self.drain_notice).await;
+            tokio::time::sleep(self.pre_drain_delay).await;
             goaway.cancel();
         };
         tokio::join!(accepting, draining);

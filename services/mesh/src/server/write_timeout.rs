@@ -25,7 +25,7 @@ tokio::task_local! {
 }
 
 /// The time in which an evicted stream must send its final status.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The progress of a call's response.
 #[derive(Debug, Default)]
@@ -88,7 +88,7 @@ impl Future for WriteTimeout {
                 let evicted = evicted.clone();
                 Box::pin(async move {
                     evicted.cancelled_owned().await;
-                    sleep(LEAVE_TIMEOUT).await;
+                    sleep(EVICTION_TIMEOUT).await;
                 }) as BoxFuture<'static, ()>
             };
             if this.evicted.get_or_insert_with(has_ended).as_mut().poll(cx).is_ready() {

@@ -1,4 +1,4 @@
-//! The client's end of TLS: its trust, its own certificate, and the target's names.
+//! TLS of a client: its trust, its own certificate, and the target's names.
 
 use std::fmt;
 use std::io;
@@ -50,7 +50,7 @@ impl Trust {
         Ok(Self(Arc::new(TrustInner { roots, trust_domain: trust_domain.into(), provider, clock })))
     }
 
-    /// The client's end of connections to a service, for example `data`: as by an identity.
+    /// TLS of connections to a service, for example `data`, as made by an identity.
     pub fn client(&self, target: impl Into<String>) -> ClientTls {
         ClientTls::new(Arc::new(self.clone()), target.into())
     }
@@ -70,7 +70,7 @@ pub(crate) trait TargetConfigs: fmt::Debug + Send + Sync {
     fn client_config(&self, target: &str) -> Result<Arc<rustls::ClientConfig>, rustls::Error>;
 }
 
-/// The client's end of TLS, for one target. Clones share it.
+/// TLS of a client, for one target. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     configs: Arc<dyn TargetConfigs>,
@@ -110,7 +110,7 @@ impl ClientTls {
     }
 }
 
-/// What a client trusts.
+/// The trust anchors and the trust domain of a client.
 pub(crate) struct Trusted<'a> {
     pub(crate) roots: &'a Arc<RootCertStore>,
     pub(crate) trust_domain: &'a str,

@@ -46,14 +46,14 @@ async fn connection(world: &World) -> (h2::client::SendRequest<bytes::Bytes>, to
 }
 
 #[tokio::test]
-async fn during_the_drain_notice_everything_is_served_and_new_connections_are_accepted() {
+async fn during_the_pre_drain_delay_everything_is_served_and_new_connections_are_accepted() {
     let long = Duration::from_secs(3_600);
-    let world = World::altered(Plan::default(), |config| config.drain_notice = long).await;
+    let world = World::altered(Plan::default(), |config| config.pre_drain_delay = long).await;
     let mut changes = health_changes(&world, "").await;
     assert_eq!(next(&mut changes).await, ServingStatus::Serving);
     world.shutdown.cancel();
     assert_eq!(next(&mut changes).await, ServingStatus::NotServing);
-    assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("served during the notice"), "hello");
+    assert_eq!(say(&world.anonymous(), SAY, "hello").await.expect("served during the pre-drain delay"), "hello");
     assert!(!world.served.is_finished());
     world.served.abort();
 }

@@ -74,9 +74,9 @@ impl Echo {
     }
 }
 
-struct TellDrop(Arc<Notify>);
+struct NotifyOnDrop(Arc<Notify>);
 
-impl Drop for TellDrop {
+impl Drop for NotifyOnDrop {
     fn drop(&mut self) {
         self.0.notify_one();
     }
@@ -108,7 +108,7 @@ impl Echo {
             "time left" => mesh::time_left().map_or("none".into(), |left| left.as_micros().to_string()),
             "caller" => format!("{:?}", mesh::caller(extensions)),
             "peer" => mesh::peer(extensions).map_or("none".into(), |peer| peer.ip().to_string()),
-            "place" => mesh::operation(extensions).span_ref().to_string(),
+            "span" => mesh::operation(extensions).span_ref().to_string(),
             "metadata" => {
                 let keys = request.metadata().keys();
                 let mut names: Vec<_> = keys.map(|key| format!("{key:?}").replace('"', "")).collect();
@@ -120,7 +120,7 @@ impl Echo {
                 values.map(|value| value.to_str().unwrap_or("binary")).collect::<Vec<_>>().join("|")
             }
             "hold" => {
-                let _tell = TellDrop(self.dropped.clone());
+                let _notify = NotifyOnDrop(self.dropped.clone());
                 self.holding.notify_one();
                 let _permit = self.release.acquire().await;
                 "released".into()

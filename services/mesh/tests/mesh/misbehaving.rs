@@ -56,14 +56,14 @@ pub(crate) fn head(headers: &[(&str, &str)]) -> http::Request<()> {
     request.body(()).expect("a request")
 }
 
-/// Waits until the server has noticed a change.
+/// Waits until a condition holds.
 pub(crate) async fn until(what: impl Fn() -> bool) {
-    let noticed = async {
+    let holds = async {
         while !what() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), noticed).await.expect("the server notices");
+    tokio::time::timeout(Duration::from_secs(60), holds).await.expect("the condition holds");
 }
 
 pub(crate) async fn others_are_served(world: &World) {

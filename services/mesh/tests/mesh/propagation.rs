@@ -18,8 +18,8 @@ fn trace_id(number: u32) -> String {
 
 /// A call with a trace context of the test's own, which the client does not change. Flags 01: sampled.
 fn within(text: &str, number: u32, flags: &str, states: &[&str]) -> Request<String> {
-    let place = format!("00-{}-b7ad6b7169203331-{flags}", trace_id(number));
-    let mut request = with_metadata(text, &[("traceparent", place.as_str())]);
+    let span_ref = format!("00-{}-b7ad6b7169203331-{flags}", trace_id(number));
+    let mut request = with_metadata(text, &[("traceparent", span_ref.as_str())]);
     for state in states {
         request.metadata_mut().append("tracestate", state.parse().expect("a value"));
     }
@@ -136,22 +136,25 @@ async fn with_propagation(propagation: Propagation, is_platform: bool, number: u
 
 #[tokio::test]
 async fn the_configured_headers_are_propagated_and_no_others() {
-    let [place, state, baggage] = with_propagation(Propagation::DEFAULT, true, 0x80).await;
-    assert!(place.contains(&trace_id(0x80)) && state == STATE && baggage.is_empty(), "{place} {state} {baggage}");
+    let [span_ref, state, baggage] = with_propagation(Propagation::DEFAULT, true, 0x80).await;
+    assert!(span_ref.contains(&trace_id(0x80)) && state == STATE && baggage.is_empty(), "{span_ref} {state} {baggage}");
     let both = Propagation { baggage: true, ..Propagation::DEFAULT };
-    let [place, state, baggage] = with_propagation(both, true, 0x81).await;
-    assert!(place.contains(&trace_id(0x81)) && state == STATE && baggage == "plan=gold", "{place} {state} {baggage}");
+    let [span_ref, state, baggage] = with_propagation(both, true, 0x81).await;
+    assert!(
+        span_ref.contains(&trace_id(0x81)) && state == STATE && baggage == "plan=gold",
+        "{span_ref} {state} {baggage}"
+    );
     assert_eq!(with_propagation(Propagation::NONE, true, 0x82).await, ["", "", ""]);
     assert!(observed().spans_of(&trace_id(0x82)).is_empty(), "none is read either");
-    let [place, _, baggage] = with_propagation(both, false, 0x83).await;
-    assert!(place.contains(&trace_id(0x83)) && baggage.is_empty(), "an external service gets no baggage: {baggage}");
+    let [span_ref, _, baggage] = with_propagation(both, false, 0x83).await;
+    assert!(span_ref.contains(&trace_id(0x83)) && baggage.is_empty(), "an external service gets no baggage: {baggage}");
 }
 
 #[tokio::test]
 async fn without_trace_context_a_call_starts_a_trace_of_its_own() {
     observed();
     let world = World::with(Plan { propagation: Propagation::NONE, ..Plan::default() }).await;
-    let place = call(&world.anonymous(), SAY, within("place", 0x83, "01", &[])).await.expect("answered").into_inner();
-    assert!(!place.contains(&trace_id(0x83)), "{place}");
-    assert_eq!(observed().spans_of(&place[3..35]).len(), 1, "it still has a span");
+    let span_ref = call(&world.anonymous(), SAY, within("span", 0x83, "01", &[])).await.expect("answered").into_inner();
+    assert!(!span_ref.contains(&trace_id(0x83)), "{span_ref}");
+    assert_eq!(observed().spans_of(&span_ref[3..35]).len(), 1, "it still has a span");
 }

@@ -61,14 +61,14 @@ async fn a_retried_call_has_a_span_for_each_attempt_and_other_calls_have_none() 
     first.answer_with(Code::Unavailable);
     let to = channel(vec![first.address.to_string(), second.address.to_string()], Credentials::None);
     // Until a call begins on the failing instance.
-    let place = loop {
-        let place = say(&to, READ, "place").await.expect("answered by the second");
+    let span_ref = loop {
+        let span_ref = say(&to, READ, "span").await.expect("answered by the second");
         if first.begun() > 0 {
-            break place;
+            break span_ref;
         }
-        assert_eq!(observed().spans_of(&place[3..35]).len(), 2, "client and server");
+        assert_eq!(observed().spans_of(&span_ref[3..35]).len(), 2, "client and server");
     };
-    let spans = observed().spans_of(&place[3..35]);
+    let spans = observed().spans_of(&span_ref[3..35]);
     assert_eq!(spans.len(), 5, "the call, two attempts, two served");
     let named = |name: &str, kind: SpanKind| {
         let mut named: Vec<_> = spans.iter().filter(|span| span.name == name && span.span_kind == kind).collect();

@@ -129,7 +129,7 @@ async fn one_address_gets_at_most_half_of_the_permits_and_others_get_some() {
     for _ in 0..20 {
         others_are_served(&world).await;
     }
-    assert_eq!((refusals("half", "share"), refusals("half", "concurrency")), (1, 0));
+    assert_eq!((refusals("half", "fair_share"), refusals("half", "concurrency")), (1, 0));
     // A returned permit is available again.
     world.echo.release.add_permits(1);
     until(|| held("half", "mesh.server.permits.used") < 4).await;
@@ -209,7 +209,7 @@ async fn the_idlest_connection_of_the_largest_holder_is_evicted_for_a_new_client
     // The next eviction is one whose calls are rejected, and not the one that is served.
     others_are_served(&world).await;
     until(|| rejected.each_ref().map(is_there) == [false, true]).await;
-    assert_eq!((refusals("connections-share", "gave_way"), refusals("connections-share", "connections")), (2, 0));
+    assert_eq!((refusals("connections-share", "evicted"), refusals("connections-share", "connections")), (2, 0));
     assert!(!open.is_end_stream());
 }
 
@@ -228,7 +228,7 @@ async fn the_oldest_stream_of_the_caller_with_the_most_is_evicted_for_another_ca
     assert!(watch.data().await.is_some(), "it is served");
     let status = end(streams.remove(0)).await;
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "OVERLOADED"));
-    assert_eq!((refusals("streams-share", "gave_way"), refusals("streams-share", "streams")), (1, 0));
+    assert_eq!((refusals("streams-share", "evicted"), refusals("streams-share", "streams")), (1, 0));
     assert_eq!(held("streams-share", "mesh.server.permits.used"), 3);
 }
 

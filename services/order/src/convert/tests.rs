@@ -123,7 +123,7 @@ fn the_longest_history_fits_into_the_default_message_limit() {
         span_id: "b".repeat(16),
     };
     let history =
-        vec![proto::OrderHistoryEntry::from(entry); usize::try_from(crate::store::MAX_STEPS).expect("it fits")];
+        vec![proto::OrderHistoryEntry::from(entry); usize::try_from(crate::store::MAX_HISTORY).expect("it fits")];
     let response = proto::GetOrderResponse { order: Some(largest_order()), history };
     assert!(response.encoded_len() < 4_194_304, "{}", response.encoded_len());
 }

@@ -7,10 +7,10 @@ use telemetry::{ErrorClass, EventError, Kind, Operation, Outcome, Parent, TraceP
 use tracing::Instrument;
 
 use super::{Effects, crashes};
-use crate::lifecycle::{Effect, Input, owes};
+use crate::lifecycle::{Effect, Input, pending_effect};
 use crate::order::{Fulfillment, Order, PaymentFailure};
 use crate::ports::PaymentOutcome;
-use crate::store::{Advance, NoTransition, Steps};
+use crate::store::{Advance, NoTransition, Transitions};
 
 /// What came of performing an effect.
 pub(super) enum Performed {
@@ -30,8 +30,8 @@ impl Performed {
 }
 
 impl Effects {
-    fn steps(&self, order: &Order) -> Steps {
-        Steps::of(self.table, order)
+    fn transitions(&self, order: &Order) -> Transitions {
+        Transitions::of(self.table, order)
     }
 
     pub(super) async fn perform(
@@ -47,7 +47,7 @@ impl Effects {
         match effect {
             Effect::ProcessPayment => self.process_payment(order, context).await,
             Effect::AllocateInventory | Effect::StartFulfillment => {
-                self.fulfill(order, self.steps(order), context).await
+                self.fulfill(order, self.transitions(order), context).await
             }
             Effect::CancelPayment => self.cancel_payment(order, link, context).await,
         }
@@ -61,16 +61,18 @@ impl Effects {
         if crashes(context, FaultPoint::AfterEffect, order).await {
             return Ok(Performed::Crashed);
         }
-        let mut steps = self.steps(order);
+        let mut transitions = self.transitions(order);
         match outcome {
-            PaymentOutcome::Done => match steps.take(Input::Done, "payment succeeded", &operation) {
-                Ok(()) => self.fulfill(order, steps, context).await,
+            PaymentOutcome::Done => match transitions.apply(Input::Done, "payment succeeded", &operation) {
+                Ok(()) => self.fulfill(order, transitions, context).await,
                 Err(missing) => Ok(Performed::without(missing)),
             },
             PaymentOutcome::Refused(failure) => {
                 let reason = format!("payment refused: {}", failure.message);
-                match steps.take(Input::Refused, reason, &operation) {
-                    Ok(()) => Ok(Performed::Recorded(self.store.advance(order, steps, Some(failure), None).await?)),
+                match transitions.apply(Input::Refused, reason, &operation) {
+                    Ok(()) => {
+                        Ok(Performed::Recorded(self.store.advance(order, transitions, Some(failure), None).await?))
+                    }
                     Err(missing) => Ok(Performed::without(missing)),
                 }
             }
@@ -80,10 +82,10 @@ impl Effects {
 
     /// Allocation and the start of fulfilment are local: they are recorded in the same transaction, each with its own
     /// history row and event. `paid` are the transitions that lead there.
-    async fn fulfill(&self, order: &Order, paid: Steps, context: &Context) -> Result<Performed, storage::Error> {
-        let allocate =
-            (owes(order.state) != Some(Effect::StartFulfillment)).then(|| self.step(order, Effect::AllocateInventory));
-        let start = self.step(order, Effect::StartFulfillment);
+    async fn fulfill(&self, order: &Order, paid: Transitions, context: &Context) -> Result<Performed, storage::Error> {
+        let allocate = (pending_effect(order.state) != Some(Effect::StartFulfillment))
+            .then(|| self.open_operation(order, Effect::AllocateInventory));
+        let start = self.open_operation(order, Effect::StartFulfillment);
         let discard = || {
             start.discard();
             allocate.as_ref().inspect(|allocate| allocate.discard());
@@ -96,17 +98,17 @@ impl Effects {
             Fulfillment { id: FulfillmentId::from_uuid(context.ids.uuid()), delivery_date: date.to_string() };
         start.set("fulfillment.id", fulfillment.id.to_string());
         start.set("delivery.date", fulfillment.delivery_date.clone());
-        let mut steps = paid.clone();
+        let mut transitions = paid.clone();
         let allocated = allocate.as_ref().map_or(Ok(()), |allocate| {
-            steps.take_with_event(Input::Done, "stock allocated", allocate, Outcome::Success)
+            transitions.apply_with_event(Input::Done, "stock allocated", allocate, Outcome::Success)
         });
-        let started =
-            allocated.and_then(|()| steps.take_with_event(Input::Done, "fulfilment started", &start, Outcome::Success));
+        let started = allocated
+            .and_then(|()| transitions.apply_with_event(Input::Done, "fulfilment started", &start, Outcome::Success));
         if let Err(missing) = started {
             discard();
             return Ok(Performed::without(missing));
         }
-        let advance = self.store.advance(order, steps, None, Some(fulfillment)).await?;
+        let advance = self.store.advance(order, transitions, None, Some(fulfillment)).await?;
         match (&advance, &allocate) {
             (Advance::StockLost, Some(allocate)) => {
                 start.discard();
@@ -125,12 +127,12 @@ impl Effects {
     async fn refuse_allocation(
         &self,
         order: &Order,
-        mut steps: Steps,
+        mut transitions: Transitions,
         allocate: &Operation,
     ) -> Result<Performed, storage::Error> {
         let message = "stock of the order was written off before it was allocated";
         let error = EventError::new(ErrorClass::AllocationError, "STOCK_LOST", message);
-        if let Err(missing) = steps.take_with_event(Input::Refused, message, allocate, Outcome::Failed(error)) {
+        if let Err(missing) = transitions.apply_with_event(Input::Refused, message, allocate, Outcome::Failed(error)) {
             allocate.discard();
             return Ok(Performed::without(missing));
         }
@@ -138,9 +140,9 @@ impl Effects {
             reason: "STOCK_LOST".into(),
             decline_code: String::new(),
             advice: "RETRY_LATER".into(),
-            message: "the goods are no longer in stock; the payment is given back".into(),
+            message: "the goods are no longer in stock; the payment is refunded".into(),
         };
-        let advance = self.store.advance(order, steps, Some(failure), None).await?;
+        let advance = self.store.advance(order, transitions, Some(failure), None).await?;
         if advance == Advance::Lost {
             allocate.discard();
         }
@@ -153,7 +155,7 @@ impl Effects {
         link: Option<TraceParent>,
         context: &Context,
     ) -> Result<Performed, storage::Error> {
-        let operation = self.step(order, Effect::CancelPayment);
+        let operation = self.open_operation(order, Effect::CancelPayment);
         // A later attempt, perhaps on another instance, reads from the history which trace requested the cancellation.
         let requested_by = match link {
             Some(link) => Some(link),
@@ -167,27 +169,27 @@ impl Effects {
             operation.discard();
             return Ok(Performed::Crashed);
         }
-        let mut steps = self.steps(order);
-        let (taken, failure) = match outcome {
+        let mut transitions = self.transitions(order);
+        let (applied, failure) = match outcome {
             PaymentOutcome::Done => {
                 let outcome = Outcome::Success;
-                (steps.take_with_event(Input::Done, "nothing is charged", &operation, outcome), None)
+                (transitions.apply_with_event(Input::Done, "nothing is charged", &operation, outcome), None)
             }
             PaymentOutcome::Refused(failure) => {
                 let error = EventError::new(ErrorClass::NeedsAttention, &failure.reason, &failure.message);
                 let (reason, outcome) = (failure.message.clone(), Outcome::Failed(error));
-                (steps.take_with_event(Input::Refused, reason, &operation, outcome), Some(failure))
+                (transitions.apply_with_event(Input::Refused, reason, &operation, outcome), Some(failure))
             }
             PaymentOutcome::Undecided(why) => {
                 operation.discard();
                 return Ok(Performed::Undecided(why));
             }
         };
-        if let Err(missing) = taken {
+        if let Err(missing) = applied {
             operation.discard();
             return Ok(Performed::without(missing));
         }
-        let advance = self.store.advance(order, steps, failure, None).await?;
+        let advance = self.store.advance(order, transitions, failure, None).await?;
         if advance == Advance::Lost {
             operation.discard();
         }
@@ -195,7 +197,7 @@ impl Effects {
     }
 
     /// Opens the operation of an effect: a child of the order's creation, even after a crash and on another instance.
-    fn step(&self, order: &Order, effect: Effect) -> Operation {
+    fn open_operation(&self, order: &Order, effect: Effect) -> Operation {
         let sink = Some(self.events.clone());
         let parent = Parent::Remote(order.span_ref);
         let operation = Operation::open(Kind::Internal, effect.name(), parent, Some("order_fulfillment"), sink);

@@ -13,28 +13,28 @@ use storage::sets::Results;
 use storage::{Backend, Leases, Rows, SetOf, Tx};
 use uuid::Uuid;
 
-use super::commit::{Advance, Due, Step, record_steps};
+use super::transitions::{Advance, Due, Transition, record_transitions};
 use super::{Lease, stock};
-use crate::lifecycle::{allocates_stock, owes, releases_stock};
+use crate::lifecycle::{allocates_stock, pending_effect, releases_stock};
 use crate::order::Order;
 
 /// Transitions of one order.
 #[derive(Clone)]
-pub(super) struct Change {
+pub(super) struct OrderUpdate {
     pub(super) before: Order,
     pub(super) after: Order,
-    pub(super) steps: Vec<Step>,
+    pub(super) transitions: Vec<Transition>,
     /// To be taken; `None` keeps the order's lease while an effect is pending.
     pub(super) lease: Option<Lease>,
 }
 
-impl Change {
+impl OrderUpdate {
     fn allocates(&self) -> bool {
-        self.steps.iter().any(|step| allocates_stock(step.to))
+        self.transitions.iter().any(|transition| allocates_stock(transition.to))
     }
 
     fn releases(&self) -> bool {
-        self.steps.iter().any(|step| releases_stock(step.to))
+        self.transitions.iter().any(|transition| releases_stock(transition.to))
     }
 
     fn id(&self) -> Uuid {
@@ -43,27 +43,27 @@ impl Change {
 }
 
 /// Records transitions with their history and events, and allocates and releases stock.
-pub(super) struct Changes {
+pub(super) struct AdvanceOrders {
     pub(super) leases: Leases,
 }
 
-impl SetOf for Changes {
-    type Command = Change;
+impl SetOf for AdvanceOrders {
+    type Command = OrderUpdate;
     type Key = OrderId;
     type Output = Advance;
     type Error = storage::Error;
 
     const NAME: &'static str = "advance_order";
 
-    fn key(change: &Change) -> OrderId {
-        change.before.id
+    fn key(update: &OrderUpdate) -> OrderId {
+        update.before.id
     }
 
-    fn rows(change: &Change) -> usize {
-        2 + change.steps.len() + change.before.lines.len()
+    fn rows(update: &OrderUpdate) -> usize {
+        2 + update.transitions.len() + update.before.lines.len()
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Change]) -> BoxFuture<'t, Results<Self>> {
+    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [OrderUpdate]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(self.advance(tx, set))
     }
 }
@@ -79,60 +79,68 @@ struct Released {
     quantity: i64,
 }
 
-impl Changes {
-    async fn advance(&self, tx: &Tx, set: &[Change]) -> Results<Self> {
-        let mut sorted: Vec<&Change> = set.iter().collect();
-        sorted.sort_by_key(|change| change.before.id);
+impl AdvanceOrders {
+    async fn advance(&self, tx: &Tx, set: &[OrderUpdate]) -> Results<Self> {
+        let mut sorted: Vec<&OrderUpdate> = set.iter().collect();
+        sorted.sort_by_key(|update| update.before.id);
         lock_released_stock(tx, &sorted).await?;
         let unchanged = lock_unchanged(tx, &sorted).await?;
-        sorted.retain(|change| unchanged.contains(&change.id()));
+        sorted.retain(|update| unchanged.contains(&update.id()));
         let without_stock = allocate(tx, &sorted).await?;
-        sorted.retain(|change| !without_stock.contains(&change.id()));
+        sorted.retain(|update| !without_stock.contains(&update.id()));
         let due = self.update_orders(tx, &sorted).await?;
         insert_fulfillments(tx, &sorted).await?;
-        record_steps(tx, sorted.iter().map(|c| (&c.after, c.before.version + 1, c.steps.as_slice()))).await?;
+        record_transitions(
+            tx,
+            sorted.iter().map(|update| (&update.after, update.before.version + 1, update.transitions.as_slice())),
+        )
+        .await?;
         release(tx, &sorted).await?;
-        Ok(set.iter().map(|change| Ok(result(change, &due, &without_stock))).collect())
+        Ok(set.iter().map(|update| Ok(result(update, &due, &without_stock))).collect())
     }
 
     /// A pending effect is due immediately, by the same clock as the claims; without one there is no due time and no
     /// lease. Returns the due times.
-    async fn update_orders(&self, tx: &Tx, changes: &[&Change]) -> Result<HashMap<Uuid, Option<i64>>, storage::Error> {
-        let rows = change_rows(changes, self.leases.now_micros());
+    async fn update_orders(
+        &self,
+        tx: &Tx,
+        updates: &[&OrderUpdate],
+    ) -> Result<HashMap<Uuid, Option<i64>>, storage::Error> {
+        let rows = update_rows(updates, self.leases.now_micros());
         let now = self.leases.now_of("v.now");
-        let update = format!(
+        let sql = format!(
             "UPDATE orders SET state = v.state, version = v.version, payment_method = v.payment_method, \
              payment_failure = v.payment_failure, refund_attempt = v.refund_attempt, attempt = 0, last_error = NULL, \
-             update_time = v.update_time, next_attempt_time = CASE WHEN v.owes THEN {now} END, \
-             lease_owner = CASE WHEN v.owes THEN COALESCE(v.lease_owner, orders.lease_owner) END, \
-             lease_until = CASE WHEN v.owes THEN COALESCE({now} + v.lease_length, orders.lease_until) ELSE 0 END \
+             update_time = v.update_time, next_attempt_time = CASE WHEN v.has_effect THEN {now} END, \
+             lease_owner = CASE WHEN v.has_effect THEN COALESCE(v.lease_owner, orders.lease_owner) END, \
+             lease_until = CASE WHEN v.has_effect THEN COALESCE({now} + v.lease_length, orders.lease_until) ELSE 0 END \
              FROM v WHERE orders.order_id = v.order_id RETURNING orders.order_id AS order_id, \
              orders.next_attempt_time AS next_attempt_time"
         );
-        let updated = tx.conn().query_rows(rows, &update).await?;
+        let updated = tx.conn().query_rows(rows, &sql).await?;
         let due =
             updated.iter().map(|row| Due::from_query_result(row, "").map(|due| (due.order_id, due.next_attempt_time)));
         Ok(due.collect::<Result<_, _>>()?)
     }
 }
 
-fn result(change: &Change, due: &HashMap<Uuid, Option<i64>>, without_stock: &HashSet<Uuid>) -> Advance {
-    match due.get(&change.id()) {
+fn result(update: &OrderUpdate, due: &HashMap<Uuid, Option<i64>>, without_stock: &HashSet<Uuid>) -> Advance {
+    match due.get(&update.id()) {
         Some(due) => Advance::Done(Box::new(Order {
             next_attempt_time: due.map(Timestamp::from_micros),
-            ..change.after.clone()
+            ..update.after.clone()
         })),
-        None if without_stock.contains(&change.id()) => Advance::StockLost,
+        None if without_stock.contains(&update.id()) => Advance::StockLost,
         None => Advance::Lost,
     }
 }
 
-fn change_rows(changes: &[&Change], now: Option<i64>) -> Rows {
-    let after = || changes.iter().map(|change| &change.after);
+fn update_rows(updates: &[&OrderUpdate], now: Option<i64>) -> Rows {
+    let after = || updates.iter().map(|update| &update.after);
     let failure =
         |order: &Order| order.payment_failure.as_ref().and_then(|failure| serde_json::to_string(failure).ok());
     Rows::new()
-        .with("order_id", changes.iter().map(|change| change.id()))
+        .with("order_id", updates.iter().map(|update| update.id()))
         .with("state", after().map(|order| order.state.name().to_owned()))
         .with("version", after().map(|order| order.version))
         .with(
@@ -143,23 +151,23 @@ fn change_rows(changes: &[&Change], now: Option<i64>) -> Rows {
         .with("refund_attempt", after().map(|order| order.refund_attempt))
         .with("update_time", after().map(|order| order.update_time.as_micros()))
         .with("now", after().map(|_| now))
-        .with("owes", after().map(|order| owes(order.state).is_some()))
-        .with("lease_owner", changes.iter().map(|change| change.lease.as_ref().map(|lease| lease.owner.clone())))
-        .with("lease_length", changes.iter().map(|change| change.lease.as_ref().map(|lease| micros(lease.length))))
+        .with("has_effect", after().map(|order| pending_effect(order.state).is_some()))
+        .with("lease_owner", updates.iter().map(|update| update.lease.as_ref().map(|lease| lease.owner.clone())))
+        .with("lease_length", updates.iter().map(|update| update.lease.as_ref().map(|lease| micros(lease.length))))
 }
 
 /// The stock to be released is locked before the orders: AdjustStock locks it before their lines.
-async fn lock_released_stock(tx: &Tx, changes: &[&Change]) -> Result<(), storage::Error> {
-    let lines = changes.iter().filter(|change| change.releases()).flat_map(|change| &change.before.lines);
+async fn lock_released_stock(tx: &Tx, updates: &[&OrderUpdate]) -> Result<(), storage::Error> {
+    let lines = updates.iter().filter(|update| update.releases()).flat_map(|update| &update.before.lines);
     let skus: std::collections::BTreeSet<&str> = lines.map(|line| line.sku.as_str()).collect();
     stock::lock(tx, skus.into_iter().map(str::to_owned)).await.map(drop)
 }
 
 /// The orders whose version is still the expected one. They are locked.
-async fn lock_unchanged(tx: &Tx, changes: &[&Change]) -> Result<HashSet<Uuid>, storage::Error> {
+async fn lock_unchanged(tx: &Tx, updates: &[&OrderUpdate]) -> Result<HashSet<Uuid>, storage::Error> {
     let rows = Rows::new()
-        .with("order_id", changes.iter().map(|change| change.id()))
-        .with("version", changes.iter().map(|change| change.before.version));
+        .with("order_id", updates.iter().map(|update| update.id()))
+        .with("version", updates.iter().map(|update| update.before.version));
     let lock = match tx.backend() {
         // The whole transaction holds the write lock.
         Backend::Sqlite => "",
@@ -179,17 +187,17 @@ async fn found(tx: &Tx, rows: Rows, sql: &str) -> Result<Vec<Uuid>, storage::Err
 }
 
 /// Held lines become allocated; returns the orders of which one was no longer held: none of their lines is.
-async fn allocate(tx: &Tx, changes: &[&Change]) -> Result<HashSet<Uuid>, storage::Error> {
-    let allocating: Vec<&Change> = changes.iter().copied().filter(|change| change.allocates()).collect();
-    let rows = Rows::new().with("order_id", allocating.iter().map(|change| change.id()));
-    let update = "UPDATE order_line SET state = 'ALLOCATED' FROM v WHERE order_line.order_id = v.order_id \
+async fn allocate(tx: &Tx, updates: &[&OrderUpdate]) -> Result<HashSet<Uuid>, storage::Error> {
+    let allocating: Vec<&OrderUpdate> = updates.iter().copied().filter(|update| update.allocates()).collect();
+    let rows = Rows::new().with("order_id", allocating.iter().map(|update| update.id()));
+    let sql = "UPDATE order_line SET state = 'ALLOCATED' FROM v WHERE order_line.order_id = v.order_id \
                   AND order_line.state = 'HELD' RETURNING order_line.order_id AS order_id";
     let mut counts: HashMap<Uuid, usize> = HashMap::new();
-    for id in found(tx, rows, update).await? {
+    for id in found(tx, rows, sql).await? {
         *counts.entry(id).or_default() += 1;
     }
-    let is_short = |change: &&&Change| counts.get(&change.id()).copied().unwrap_or(0) < change.before.lines.len();
-    let short: HashSet<Uuid> = allocating.iter().filter(is_short).map(|change| change.id()).collect();
+    let is_short = |update: &&&OrderUpdate| counts.get(&update.id()).copied().unwrap_or(0) < update.before.lines.len();
+    let short: HashSet<Uuid> = allocating.iter().filter(is_short).map(|update| update.id()).collect();
     let back = Rows::new().with("order_id", short.iter().copied());
     // An order's lines are allocated together: those allocated here are all of them.
     let undo = "UPDATE order_line SET state = 'HELD' FROM v WHERE order_line.order_id = v.order_id \
@@ -198,11 +206,11 @@ async fn allocate(tx: &Tx, changes: &[&Change]) -> Result<HashSet<Uuid>, storage
     Ok(short)
 }
 
-async fn insert_fulfillments(tx: &Tx, changes: &[&Change]) -> Result<(), storage::Error> {
-    let started: Vec<_> = changes
+async fn insert_fulfillments(tx: &Tx, updates: &[&OrderUpdate]) -> Result<(), storage::Error> {
+    let started: Vec<_> = updates
         .iter()
-        .filter(|change| change.before.fulfillment.is_none())
-        .filter_map(|change| Some((&change.after, change.after.fulfillment.as_ref()?)))
+        .filter(|update| update.before.fulfillment.is_none())
+        .filter_map(|update| Some((&update.after, update.after.fulfillment.as_ref()?)))
         .collect();
     let rows = Rows::new()
         .with("fulfillment_id", started.iter().map(|(_, fulfillment)| fulfillment.id.as_uuid()))
@@ -215,14 +223,14 @@ async fn insert_fulfillments(tx: &Tx, changes: &[&Change]) -> Result<(), storage
 }
 
 /// Releases what orders still reserve: exactly their held and allocated lines, so that releasing is idempotent.
-async fn release(tx: &Tx, changes: &[&Change]) -> Result<(), storage::Error> {
-    let releasing = changes.iter().filter(|change| change.releases());
-    let rows = Rows::new().with("order_id", releasing.map(|change| change.id()));
-    let update = "UPDATE order_line SET state = 'RELEASED' FROM v WHERE order_line.order_id = v.order_id \
+async fn release(tx: &Tx, updates: &[&OrderUpdate]) -> Result<(), storage::Error> {
+    let releasing = updates.iter().filter(|update| update.releases());
+    let rows = Rows::new().with("order_id", releasing.map(|update| update.id()));
+    let sql = "UPDATE order_line SET state = 'RELEASED' FROM v WHERE order_line.order_id = v.order_id \
                   AND order_line.state IN ('HELD', 'ALLOCATED') \
                   RETURNING order_line.sku AS sku, order_line.quantity AS quantity";
     let mut sums: BTreeMap<String, i64> = BTreeMap::new();
-    for row in tx.conn().query_rows(rows, update).await? {
+    for row in tx.conn().query_rows(rows, sql).await? {
         let Released { sku, quantity } = Released::from_query_result(&row, "")?;
         *sums.entry(sku).or_default() -= quantity;
     }

@@ -57,7 +57,13 @@ impl Store {
 
     /// Records a failed attempt: when the next one is due, and the error. The lease is freed. An order that was made
     /// due in the meantime stays due. No-op if the order was moved or the lease was lost.
-    pub(crate) async fn put_off(&self, order: &Order, owner: &str, wait: Duration, why: &str) -> Result<(), Error> {
+    pub(crate) async fn schedule_retry(
+        &self,
+        order: &Order,
+        owner: &str,
+        wait: Duration,
+        why: &str,
+    ) -> Result<(), Error> {
         let sql = format!(
             "UPDATE orders SET attempt = attempt + 1, last_error = $2, lease_owner = NULL, lease_until = 0, \
              next_attempt_time = CASE WHEN next_attempt_time = $3 THEN {} + $4 ELSE next_attempt_time END \

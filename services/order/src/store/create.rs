@@ -14,90 +14,94 @@ use storage::{Leases, Rows, SetOf, Tx};
 use uuid::Uuid;
 
 use super::Lease;
-use super::commit::{Due, Step, record_steps};
+use super::transitions::{Due, Transition, record_transitions};
 use super::unpaid::UnpaidLimits;
 use crate::error::Error;
 use crate::order::Order;
 
 /// An order to be created.
 #[derive(Clone)]
-pub(super) struct Creation {
+pub(super) struct NewOrder {
     pub(super) order: Order,
-    pub(super) step: Step,
+    pub(super) transition: Transition,
     pub(super) request: RequestId,
     pub(super) fingerprint: String,
     pub(super) lease: Lease,
 }
 
 /// Creates orders with their lines and history, and reserves their stock.
-pub(super) struct Creations {
+pub(super) struct CreateOrders {
     pub(super) leases: Leases,
     pub(super) limits: UnpaidLimits,
 }
 
-impl SetOf for Creations {
-    type Command = Creation;
+impl SetOf for CreateOrders {
+    type Command = NewOrder;
     type Key = (UserId, RequestId);
     type Output = Option<Order>;
     type Error = Error;
 
     const NAME: &'static str = "create_order";
 
-    fn key(creation: &Creation) -> Self::Key {
-        (creation.order.user, creation.request)
+    fn key(new: &NewOrder) -> Self::Key {
+        (new.order.user, new.request)
     }
 
-    fn rows(creation: &Creation) -> usize {
-        3 + creation.order.lines.len()
+    fn rows(new: &NewOrder) -> usize {
+        3 + new.order.lines.len()
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Creation]) -> BoxFuture<'t, Results<Self>> {
+    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [NewOrder]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(self.create(tx, set))
     }
 }
 
-impl Creations {
-    async fn create(&self, tx: &Tx, set: &[Creation]) -> Results<Self> {
-        let mut unpaid = self.limits.unpaid(tx, set.iter().map(|creation| creation.order.user)).await?;
+impl CreateOrders {
+    async fn create(&self, tx: &Tx, set: &[NewOrder]) -> Results<Self> {
+        let mut unpaid = self.limits.unpaid(tx, set.iter().map(|new| new.order.user)).await?;
         let mut free = free_stock(tx, set).await?;
         let checks: Vec<Result<(), Error>> = set
             .iter()
-            .map(|creation| {
-                let unpaid = unpaid.entry(creation.order.user).or_default();
-                let units = creation.order.lines.iter().map(|line| u64::from(line.quantity)).sum();
+            .map(|new| {
+                let unpaid = unpaid.entry(new.order.user).or_default();
+                let units = new.order.lines.iter().map(|line| u64::from(line.quantity)).sum();
                 self.limits.check(unpaid, units).map_err(|limit| Error::TooMuchUnpaid { limit })?;
-                take_stock(&mut free, &creation.order)?;
+                take_stock(&mut free, &new.order)?;
                 unpaid.add(units);
                 Ok(())
             })
             .collect();
-        let accepted: Vec<&Creation> =
-            set.iter().zip(&checks).filter(|(_, check)| check.is_ok()).map(|(creation, _)| creation).collect();
+        let accepted: Vec<&NewOrder> =
+            set.iter().zip(&checks).filter(|(_, check)| check.is_ok()).map(|(new, _)| new).collect();
         let due = self.insert_orders(tx, &accepted).await?;
-        let created: Vec<&Creation> =
-            accepted.iter().copied().filter(|creation| due.contains_key(&creation.order.id.as_uuid())).collect();
+        let created: Vec<&NewOrder> =
+            accepted.iter().copied().filter(|new| due.contains_key(&new.order.id.as_uuid())).collect();
         if created.len() < accepted.len() && accepted.len() < set.len() {
             // A repeated request was counted, and another order may have been rejected for it.
-            let is_repeated = |c: &Creation| !due.contains_key(&c.order.id.as_uuid());
+            let is_repeated = |c: &NewOrder| !due.contains_key(&c.order.id.as_uuid());
             let repeated = (0..set.len()).filter(|index| checks[*index].is_ok() && is_repeated(&set[*index]));
             return Err(Undone::Apart(repeated.collect()));
         }
         insert_lines(tx, &created).await?;
-        record_steps(tx, created.iter().map(|c| (&c.order, c.order.version, std::slice::from_ref(&c.step)))).await?;
+        record_transitions(
+            tx,
+            created.iter().map(|c| (&c.order, c.order.version, std::slice::from_ref(&c.transition))),
+        )
+        .await?;
         reserve_stock(tx, &created).await?;
-        let result = |creation: &Creation| {
-            let order = &creation.order;
+        let result = |new: &NewOrder| {
+            let order = &new.order;
             let due = due.get(&order.id.as_uuid())?;
             Some(Order { next_attempt_time: due.map(kernel::Timestamp::from_micros), ..order.clone() })
         };
-        Ok(set.iter().zip(checks).map(|(creation, check)| check.map(|()| result(creation))).collect())
+        Ok(set.iter().zip(checks).map(|(new, check)| check.map(|()| result(new))).collect())
     }
 
     /// The due times of the orders that were inserted: a request that has an order already inserts nothing.
-    async fn insert_orders(&self, tx: &Tx, orders: &[&Creation]) -> Result<HashMap<Uuid, Option<i64>>, storage::Error> {
+    async fn insert_orders(&self, tx: &Tx, orders: &[&NewOrder]) -> Result<HashMap<Uuid, Option<i64>>, storage::Error> {
         // By the key, so that two sets with the same requests do not deadlock.
         let mut sorted = orders.to_vec();
-        sorted.sort_by_key(|creation| Creations::key(creation));
+        sorted.sort_by_key(|new| CreateOrders::key(new));
         let rows = order_rows(&sorted, self.leases.now_micros());
         let now = self.leases.now_of("v.now");
         let insert = format!(
@@ -116,13 +120,13 @@ impl Creations {
     }
 }
 
-fn order_rows(orders: &[&Creation], now: Option<i64>) -> Rows {
-    let of = || orders.iter().map(|creation| &creation.order);
+fn order_rows(orders: &[&NewOrder], now: Option<i64>) -> Rows {
+    let of = || orders.iter().map(|new| &new.order);
     Rows::new()
         .with("order_id", of().map(|order| order.id.as_uuid()))
         .with("user_id", of().map(|order| order.user.as_uuid()))
-        .with("request_id", orders.iter().map(|creation| creation.request.as_uuid()))
-        .with("fingerprint", orders.iter().map(|creation| creation.fingerprint.clone()))
+        .with("request_id", orders.iter().map(|new| new.request.as_uuid()))
+        .with("fingerprint", orders.iter().map(|new| new.fingerprint.clone()))
         .with("state", of().map(|order| order.state.name().to_owned()))
         .with("version", of().map(|order| order.version))
         .with("currency", of().map(|order| order.total.currency().code().to_owned()))
@@ -134,14 +138,14 @@ fn order_rows(orders: &[&Creation], now: Option<i64>) -> Rows {
         .with("cutoff_hour", of().map(|order| i32::from(order.transit.cutoff_hour)))
         .with("refund_attempt", of().map(|order| order.refund_attempt))
         .with("now", of().map(|_| now))
-        .with("lease_owner", orders.iter().map(|creation| creation.lease.owner.clone()))
-        .with("lease_length", orders.iter().map(|creation| micros(creation.lease.length)))
+        .with("lease_owner", orders.iter().map(|new| new.lease.owner.clone()))
+        .with("lease_length", orders.iter().map(|new| micros(new.lease.length)))
         .with("traceparent", of().map(|order| order.span_ref.to_string()))
         .with("create_time", of().map(|order| order.create_time.as_micros()))
         .with("update_time", of().map(|order| order.update_time.as_micros()))
 }
 
-async fn insert_lines(tx: &Tx, orders: &[&Creation]) -> Result<(), storage::Error> {
+async fn insert_lines(tx: &Tx, orders: &[&NewOrder]) -> Result<(), storage::Error> {
     let lines = || orders.iter().flat_map(|c| (0..).zip(&c.order.lines).map(move |(n, line)| (&c.order, n, line)));
     let rows = Rows::new()
         .with("order_id", lines().map(|(order, _, _)| order.id.as_uuid()))
@@ -166,8 +170,8 @@ fn quantities<'a>(orders: impl Iterator<Item = &'a Order>) -> BTreeMap<&'a str, 
 }
 
 /// The stock that is not reserved of the set's SKUs, whose rows are locked.
-async fn free_stock(tx: &Tx, set: &[Creation]) -> Result<HashMap<String, i64>, storage::Error> {
-    let skus = quantities(set.iter().map(|creation| &creation.order));
+async fn free_stock(tx: &Tx, set: &[NewOrder]) -> Result<HashMap<String, i64>, storage::Error> {
+    let skus = quantities(set.iter().map(|new| &new.order));
     Ok(super::stock::lock(tx, skus.keys().map(ToString::to_string)).await?.into_iter().collect())
 }
 
@@ -190,7 +194,7 @@ fn take_stock(free: &mut HashMap<String, i64>, order: &Order) -> Result<(), Erro
     Ok(())
 }
 
-async fn reserve_stock(tx: &Tx, orders: &[&Creation]) -> Result<(), storage::Error> {
-    let sums = quantities(orders.iter().map(|creation| &creation.order));
+async fn reserve_stock(tx: &Tx, orders: &[&NewOrder]) -> Result<(), storage::Error> {
+    let sums = quantities(orders.iter().map(|new| &new.order));
     super::stock::add_reserved(tx, sums.into_iter().map(|(sku, quantity)| (sku.to_owned(), quantity))).await
 }

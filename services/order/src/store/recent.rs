@@ -9,7 +9,7 @@ use std::sync::Arc;
 use kernel::OrderId;
 use parking_lot::Mutex;
 
-use super::MAX_STEPS;
+use super::MAX_HISTORY;
 use crate::lifecycle::is_final;
 use crate::order::{HistoryEntry, Order, Scope};
 
@@ -58,7 +58,7 @@ impl Recent {
         entry.history.extend(transitions);
         let has_all = entry.order.version == before.version
             && i64::try_from(entry.history.len()).is_ok_and(|count| count == after.version);
-        if has_all && after.version <= i64::try_from(MAX_STEPS).unwrap_or(i64::MAX) {
+        if has_all && after.version <= i64::try_from(MAX_HISTORY).unwrap_or(i64::MAX) {
             entry.order = after.clone();
         } else {
             kept.orders.remove(&after.id);
@@ -79,7 +79,7 @@ impl Recent {
     /// known to be committed.
     pub(super) fn history_after(&self, id: OrderId, version: i64, known: i64) -> Option<Vec<HistoryEntry>> {
         let after = |entry: &Entry| {
-            let newer = entry.history.iter().filter(|step| step.version > version);
+            let newer = entry.history.iter().filter(|entry| entry.version > version);
             (entry.order.version >= known).then(|| newer.cloned().collect())
         };
         self.read(id, after).flatten()

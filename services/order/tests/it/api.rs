@@ -242,8 +242,8 @@ async fn an_operator_sees_the_whole_timeline_and_adjusts_the_stock() {
     assert_eq!((story.gateway_ledger.as_str(), story.gaps.len()), ("SUCCEEDED", 0));
     let of = |source: &str| story.timeline.iter().filter(|entry| entry.source == source).count();
     assert_eq!((of("history"), of("event")), (4, 3));
-    let place = |entry: &proto::TimelineEntry| entry.time.map(|time| (time.seconds, time.nanos));
-    assert!(story.timeline.is_sorted_by_key(place));
+    let timestamp = |entry: &proto::TimelineEntry| entry.time.map(|time| (time.seconds, time.nanos));
+    assert!(story.timeline.is_sorted_by_key(timestamp));
     assert!(story.timeline.iter().all(|entry| entry.span_id.len() == 16));
 
     let adjust = proto::AdjustStockRequest {

@@ -1,4 +1,4 @@
-//! Orders that lie in PAID or ALLOCATED: this release writes these states together with the next one, so that no driver
+//! Orders that were left in PAID or ALLOCATED: this release writes these states together with the next one, so that no driver
 //! finds them, and the crash suite cannot reach them. Another release may have left such an order.
 
 use order::lifecycle::State;

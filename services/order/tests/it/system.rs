@@ -279,7 +279,7 @@ fn config(folder: PathBuf, instance: &str, addresses: [String; 3], choice: &Choi
                 max_streams: mesh::DEFAULT_MAX_STREAMS,
                 max_connections: mesh::DEFAULT_MAX_CONNECTIONS,
                 max_message: chassis::ByteSize(64 * 1_024),
-                drain_notice: Duration::ZERO,
+                pre_drain_delay: Duration::ZERO,
                 drain_timeout: Duration::from_secs(2),
                 reflection: true,
             },

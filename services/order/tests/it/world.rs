@@ -95,9 +95,10 @@ impl World {
         Self::on(testkit::TestDatabase { url, schema: None }, Some(folder)).await
     }
 
-    async fn on(place: testkit::TestDatabase, folder: Option<tempfile::TempDir>) -> Self {
-        let options = storage::Options { schema: place.schema, max_connections: 4, ..storage::Options::default() };
-        let db = Database::connect(&place.url, &options).await.expect("a database");
+    async fn on(test_database: testkit::TestDatabase, folder: Option<tempfile::TempDir>) -> Self {
+        let options =
+            storage::Options { schema: test_database.schema, max_connections: 4, ..storage::Options::default() };
+        let db = Database::connect(&test_database.url, &options).await.expect("a database");
         db.migrate(order::MIGRATIONS).await.expect("a schema");
         let clock = Arc::new(ManualClock::at(Timestamp::from_micros(MONDAY)));
         let store = Store::new(db.clone(), clock.clone()).by_given_clock();

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, join_all};
 use h2::client::SendRequest;
 use prost::Message;
 
-use crate::attacker::{ask, begin, connect};
+use crate::attacker::{connect, send_headers, send_message};
 use crate::regular::{Call, create_order};
 use crate::system::{Fill, Target};
 
@@ -34,10 +34,10 @@ const NO_FILL: Fill = (0, 0);
 
 #[rustfmt::skip]
 pub(crate) const ATTACKS: &[Attack] = &[
-    Attack { name: "untaken-answers",     service: "data",    fill: NO_FILL,      regular: Call::CreateOrder,  run: |target| Box::pin(unclaimed(target, 1)) },
+    Attack { name: "untaken-answers",     service: "data",    fill: NO_FILL,      regular: Call::CreateOrder,  run: |target| Box::pin(unread_responses(target, 1)) },
     Attack { name: "endless-requests",    service: "user",    fill: NO_FILL,      regular: Call::GetProfile,   run: |target| Box::pin(endless(target)) },
     Attack { name: "connections",         service: "payment", fill: NO_FILL,      regular: Call::GetPayment,   run: |target| Box::pin(connections(target)) },
-    Attack { name: "memory-of-answers",   service: "data",    fill: (400, 2_000), regular: Call::ListProducts, run: |target| Box::pin(unclaimed(target, 200)) },
+    Attack { name: "memory-of-answers",   service: "data",    fill: (400, 2_000), regular: Call::ListProducts, run: |target| Box::pin(unread_responses(target, 200)) },
     Attack { name: "memory-of-decoding",  service: "user",    fill: NO_FILL,      regular: Call::GetProfile,   run: |target| Box::pin(mask_paths(target)) },
     Attack { name: "log-ins",             service: "user",    fill: NO_FILL,      regular: Call::Login,        run: |target| Box::pin(log_ins(target)) },
     Attack { name: "searches",            service: "data",    fill: (20_000, 300), regular: Call::CreateOrder, run: |target| Box::pin(searches(target)) },
@@ -55,8 +55,14 @@ async fn connected(target: &Target, port: u16, window_bytes: u32) -> SendRequest
     }
 }
 
-/// Makes `at_once` concurrent calls over one connection, repeatedly; reads a response until it ends or is reset.
-async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usize, call: (&'static str, Vec<u8>)) {
+/// Makes `concurrency` calls at a time over one connection, repeatedly; reads a response until it ends or is reset.
+async fn call_repeatedly(
+    target: Target,
+    port: u16,
+    window_bytes: u32,
+    concurrency: usize,
+    call: (&'static str, Vec<u8>),
+) {
     let (path, message) = &call;
     loop {
         let sender = &connected(&target, port, window_bytes).await;
@@ -64,7 +70,7 @@ async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usiz
             // Staggered: sent together, their first small frames would exceed the limits of this client's HTTP/2
             // library.
             tokio::time::sleep(STAGGER * u32::try_from(number).expect("few")).await;
-            while let Ok((rejected, mut response)) = ask(sender, path, &target.token, message).await {
+            while let Ok((rejected, mut response)) = send_message(sender, path, &target.token, message).await {
                 if rejected.is_some() {
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -73,16 +79,16 @@ async fn keep_asking(target: Target, port: u16, window_bytes: u32, at_once: usiz
                 }
             }
         };
-        join_all((0..at_once).map(one)).await;
+        join_all((0..concurrency).map(one)).await;
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Leaves answers unread: the HTTP/2 flow-control window is zero.
-async fn unclaimed(target: Target, page_size: i32) {
+/// Leaves responses unread: the HTTP/2 flow-control window is zero.
+async fn unread_responses(target: Target, page_size: i32) {
     let request = data::ListProductsRequest { page_size, ..Default::default() }.encode_to_vec();
     let target = target.anonymous();
-    keep_asking(target, 401, 0, 600, ("/data.v1.CatalogService/ListProducts", request)).await;
+    call_repeatedly(target, 401, 0, 600, ("/data.v1.CatalogService/ListProducts", request)).await;
 }
 
 /// Requests whose message is never sent.
@@ -96,7 +102,7 @@ async fn endless(target: Target) {
             while open.try_join_next().is_some() {}
             let mut is_lost = false;
             for _ in open.len()..(open.len() + 120).min(1_000) {
-                match begin(&sender, "/user.v1.UserService/Logout", "").await {
+                match send_headers(&sender, "/user.v1.UserService/Logout", "").await {
                     Ok((response, stream)) => {
                         open.spawn(async move {
                             let _ = response.await;
@@ -119,7 +125,7 @@ async fn connections(target: Target) {
     let one = |_| async {
         loop {
             let sender = connected(&target, 301, WINDOW).await;
-            while ask(&sender, "/payment.v1.PaymentService/GetPayment", "", &[]).await.is_ok() {
+            while send_message(&sender, "/payment.v1.PaymentService/GetPayment", "", &[]).await.is_ok() {
                 tokio::time::sleep(4 * PAUSE).await;
             }
             tokio::time::sleep(PAUSE).await;
@@ -134,7 +140,7 @@ async fn mask_paths(target: Target) {
         profile: Some(user::Profile { display_name: "x".into(), ..Default::default() }),
         update_mask: Some(prost_types::FieldMask { paths: vec!["x".to_owned(); 349_000] }),
     };
-    keep_asking(target, 101, WINDOW, 4, ("/user.v1.UserService/UpdateProfile", request.encode_to_vec())).await;
+    call_repeatedly(target, 101, WINDOW, 4, ("/user.v1.UserService/UpdateProfile", request.encode_to_vec())).await;
 }
 
 /// Log-ins to accounts that do not exist; each costs as much as a real one.
@@ -142,7 +148,7 @@ async fn log_ins(target: Target) {
     let one = |number: usize| {
         let target = target.anonymous();
         let login = user::LoginRequest { email: format!("x{number}@example.com"), password: "wrong horse".into() };
-        keep_asking(target, 101, WINDOW, 1, ("/user.v1.UserService/Login", login.encode_to_vec()))
+        call_repeatedly(target, 101, WINDOW, 1, ("/user.v1.UserService/Login", login.encode_to_vec()))
     };
     join_all((0..70).map(one)).await;
 }
@@ -151,13 +157,13 @@ async fn log_ins(target: Target) {
 async fn searches(target: Target) {
     let request = data::ListProductsRequest { text: format!("{}q", "a".repeat(199)), ..Default::default() };
     let target = target.anonymous();
-    keep_asking(target, 401, WINDOW, 40, ("/data.v1.CatalogService/ListProducts", request.encode_to_vec())).await;
+    call_repeatedly(target, 401, WINDOW, 40, ("/data.v1.CatalogService/ListProducts", request.encode_to_vec())).await;
 }
 
 /// Streams that never end.
 async fn health_watches(target: Target) {
     let target = target.anonymous();
-    let one = |_| keep_asking(target.clone(), 401, WINDOW, 400, ("/grpc.health.v1.Health/Watch", vec![]));
+    let one = |_| call_repeatedly(target.clone(), 401, WINDOW, 400, ("/grpc.health.v1.Health/Watch", vec![]));
     join_all((0..3).map(one)).await;
 }
 
@@ -170,8 +176,9 @@ async fn order_watches(target: Target) {
             continue;
         };
         let request = order::WatchOrderRequest { order_id, ..Default::default() }.encode_to_vec();
-        let one =
-            |_| keep_asking(target.clone(), 201, WINDOW, 530, ("/order.v1.OrderService/WatchOrder", request.clone()));
+        let one = |_| {
+            call_repeatedly(target.clone(), 201, WINDOW, 530, ("/order.v1.OrderService/WatchOrder", request.clone()))
+        };
         tokio::select! {
             _ = join_all((0..2).map(one)) => {}
             () = tokio::time::sleep(9 * PAUSE) => {}

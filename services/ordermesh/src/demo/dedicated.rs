@@ -1,4 +1,4 @@
-//! Paths that need settings of their own: each in a small dedicated system, on free ports, in a temporary folder.
+//! Scenarios that need settings of their own: each in a small dedicated system, on free ports, in a temporary folder.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Starts a system, runs the path, stops the system.
+/// Starts a system, runs the scenario, stops the system.
 pub(crate) async fn execute(scenario: &Scenario, flags: &[&str]) -> Finished {
     let began = Instant::now();
     let result = match start(flags).await {

@@ -1,4 +1,4 @@
-//! What a path must lead to: compared with the system's responses, and printed as a row of the table of failures.
+//! What a scenario must lead to: compared with the system's responses, and printed as a row of the table of failures.
 
 use contracts::common::v1::EventType;
 use contracts::data::v1 as data_v1;
@@ -14,7 +14,7 @@ use crate::text;
 /// The reason of an error whose violations have reasons of their own.
 const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";
 
-/// A path's expected result.
+/// A scenario's expected result.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Expected {
     /// The order's final state.

@@ -72,7 +72,7 @@ fn hidden(name: &'static str, cause: &str, token: &'static str, code: &'static s
     fails(name, cause, token, &["PAYMENT_DECLINED", "GENERIC_DECLINE", CHANGE], event)
 }
 
-/// A path whose order's payment fails.
+/// A scenario whose order's payment fails.
 pub(crate) fn fails(
     name: &'static str,
     cause: &str,

@@ -1,4 +1,4 @@
-//! The accounts, the clients and the checks of a path: through the public API alone.
+//! The accounts, the clients and the checks of a scenario: through the public API alone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,7 +64,7 @@ pub(crate) async fn new_customer(system: &System) -> Result<(String, String), Er
     Ok((email, system.login(&login).await?))
 }
 
-/// One run of a path, in a trace of its own.
+/// One run of a scenario, in a trace of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     pub(crate) setup: Arc<Setup>,

@@ -1,4 +1,4 @@
-//! A path, what it must lead to, and its result.
+//! A scenario, what it must lead to, and its result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::error::{self, Error};
 use crate::out;
 use crate::trace::Trace;
 
-/// The system that a path runs against.
+/// The system that a scenario runs against.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Target {
     Running,
@@ -23,7 +23,7 @@ pub(crate) enum Target {
 
 type Body = Box<dyn Fn(Run) -> BoxFuture<'static, Result<Outcome, Failure>> + Send + Sync>;
 
-/// A path through the system: a row of the table of failures.
+/// A scenario: a row of the table of failures.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// What it demonstrates.
@@ -34,7 +34,7 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// A path through the running system. Its state, response and events are checked after `body`.
+    /// A scenario on the running system. Its state, response and events are checked after `body`.
     pub(crate) fn new<F>(
         name: &'static str,
         cause: impl Into<String>,
@@ -71,7 +71,7 @@ impl Scenario {
         self
     }
 
-    /// A path that needs a dedicated system.
+    /// A scenario that needs a dedicated system.
     pub(crate) fn with(mut self, flags: &'static [&'static str]) -> Self {
         self.target = Target::Dedicated(flags);
         self
@@ -101,10 +101,10 @@ impl Scenario {
     }
 }
 
-/// What a path led to.
+/// What a scenario led to.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// The order that the path created, if its state is checked.
+    /// The order that the scenario created, if its state is checked.
     pub(crate) order_id: Option<String>,
     /// The status of the rejected call.
     pub(crate) status: Option<Status>,
@@ -128,7 +128,7 @@ impl Outcome {
     }
 }
 
-/// Why a path failed.
+/// Why a scenario failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("{what} was rejected: {}", error::describe(.status))]
@@ -156,7 +156,7 @@ pub(crate) fn expect_eq<T: PartialEq + std::fmt::Debug>(what: &str, actual: T, e
     }
 }
 
-/// A path that was run.
+/// A scenario that was run.
 pub(crate) struct Finished {
     name: &'static str,
     cause: String,

@@ -11,8 +11,8 @@ use crate::load::load_model::StopCondition;
 use crate::load::statistics::Statistics;
 use crate::out;
 
-const ON_A_TERMINAL: Duration = Duration::from_millis(200);
-const ELSEWHERE: Duration = Duration::from_secs(5);
+const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Prints the progress until `stop`. Cancels `stop` if the output is closed.
 ///
@@ -22,7 +22,7 @@ pub(crate) async fn watch(statistics: Statistics, until: StopCondition, stop: Ca
     let _stop = stop.clone().drop_guard();
     let is_terminal = std::io::stderr().is_terminal();
     let bar = is_terminal.then(|| bar(until));
-    let every = if is_terminal { ON_A_TERMINAL } else { ELSEWHERE };
+    let every = if is_terminal { TERMINAL_INTERVAL } else { LINE_INTERVAL };
     let start = Instant::now();
     let (mut last, mut last_time) = (statistics.so_far(), start);
     while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {

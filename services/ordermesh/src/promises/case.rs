@@ -58,7 +58,7 @@ impl Case {
     /// A pending effect of the payment that is overdue and not leased.
     fn payment_is_left(&self, now: Timestamp, sources: &Sources) -> Option<String> {
         let payment = self.payment.as_ref()?;
-        match (payment.owes(), payment.next_attempt_time) {
+        match (payment.pending_effect(), payment.next_attempt_time) {
             (Some(_), None) => Some(format!("its payment is {}, but never due", payment.state.name())),
             (None, Some(_)) => Some(format!("its payment is {}, but due", payment.state.name())),
             (None, None) => None,

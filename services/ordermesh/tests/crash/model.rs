@@ -68,7 +68,7 @@ enum Row {
     Charged,
     Declined,
     Tombstone,
-    GivenBack,
+    Refunded,
 }
 
 /// A state of the whole system. Messages that were ever sent may arrive at any later time, any number of times.
@@ -168,7 +168,7 @@ impl GlobalState {
             steps.push((name, after));
         };
         let OrderDriver::Holds { state, refund, stale, phase } = self.order_drivers[index] else {
-            if life::owes(self.order).is_some() {
+            if life::pending_effect(self.order).is_some() {
                 let (state, refund) = (self.order, self.refund);
                 let holds = OrderDriver::Holds { state, refund, stale: false, phase: Phase::Fresh };
                 with("the order is claimed", holds, &|_| {});
@@ -177,7 +177,7 @@ impl GlobalState {
         };
         let at = |phase| OrderDriver::Holds { state, refund, stale, phase };
         with("the order's driver crashes", OrderDriver::Idle, &|_| {});
-        match (phase, life::owes(state)) {
+        match (phase, life::pending_effect(state)) {
             (Phase::Fresh, Some(Effect::ProcessPayment)) => {
                 with("ProcessPayment is sent", at(Phase::Requested), &|global| global.process_sent = true);
             }
@@ -237,7 +237,7 @@ impl GlobalState {
             steps.push((name, after));
         };
         let PaymentDriver::Holds { payment, stale, observed } = self.payment_drivers[index] else {
-            if let Some(payment) = self.payment.filter(|payment| owes(*payment).is_some()) {
+            if let Some(payment) = self.payment.filter(|payment| pending_effect(*payment).is_some()) {
                 with("the payment is claimed", PaymentDriver::Holds { payment, stale: false, observed: None }, &|_| {});
             }
             return;
@@ -245,7 +245,7 @@ impl GlobalState {
         with("the payment's driver crashes", PaymentDriver::Idle, &|_| {});
         match observed {
             None => {
-                let Some(effect) = owes(payment) else { return };
+                let Some(effect) = pending_effect(payment) else { return };
                 for (row, refused, observed) in self.gateway(effect, without) {
                     let change = move |global: &mut Self| {
                         (global.row, global.refused) = (row, refused);
@@ -282,7 +282,7 @@ impl GlobalState {
         let notified = |row: Row| match row {
             Row::Charged => Observation::Charged,
             Row::Declined => Observation::Declined,
-            Row::GivenBack => Observation::GivenBack,
+            Row::Refunded => Observation::Refunded,
             Row::Tombstone | Row::None => Observation::Tombstone,
         };
         match (effect, self.row) {
@@ -296,7 +296,7 @@ impl GlobalState {
             (pay::Effect::RefundCharge { n }, Row::Charged) => {
                 let bit = 1 << n;
                 let refused = (Row::Charged, self.refused | bit, Observation::RefundRefused);
-                let given = (Row::GivenBack, self.refused, Observation::GivenBack);
+                let given = (Row::Refunded, self.refused, Observation::Refunded);
                 // A refund key has one result for ever.
                 if self.refused & bit != 0 { vec![refused] } else { vec![refused, given] }
             }
@@ -351,12 +351,13 @@ impl GlobalState {
 
     /// Nothing has a pending effect.
     fn is_at_rest(self) -> bool {
-        life::owes(self.order).is_none() && self.payment.is_none_or(|payment| owes(payment).is_none())
+        life::pending_effect(self.order).is_none()
+            && self.payment.is_none_or(|payment| pending_effect(payment).is_none())
     }
 }
 
-fn owes(payment: Payment) -> Option<pay::Effect> {
-    pay::owes(payment.state, payment.refund.into())
+fn pending_effect(payment: Payment) -> Option<pay::Effect> {
+    pay::pending_effect(payment.state, payment.refund.into())
 }
 
 fn number(observed: Observation) -> u8 {

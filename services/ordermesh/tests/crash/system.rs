@@ -168,7 +168,7 @@ struct Cable {
 impl Cable {
     /// Calls the instance: its response, or nothing if it crashes or stalls meanwhile. If all its tasks end without an
     /// response, the stored payment is the response, as at the deadline of a real call.
-    async fn call<F>(&self, kind: &'static str, order: OrderId, ask: impl Fn(Processor) -> F) -> Option<Payment>
+    async fn call<F>(&self, kind: &'static str, order: OrderId, request: impl Fn(Processor) -> F) -> Option<Payment>
     where
         F: Future<Output = Result<Payment, payment::Error>>,
     {
@@ -181,11 +181,11 @@ impl Cable {
         };
         let requested = async {
             if self.wire == Wire::Twice {
-                let once = ask(instance.processor.clone()).await;
-                let both = tokio::join!(ask(instance.processor.clone()), ask(instance.processor.clone()));
+                let once = request(instance.processor.clone()).await;
+                let both = tokio::join!(request(instance.processor.clone()), request(instance.processor.clone()));
                 assert_eq!(both.0.is_ok(), once.is_ok());
             }
-            ask(instance.processor.clone()).await.ok()
+            request(instance.processor.clone()).await.ok()
         };
         let response = tokio::select! {
             biased;
@@ -217,20 +217,20 @@ impl Payments for Cable {
     fn process<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             let command = ProcessCommand::try_from(order::ports::process_request(order)).expect("a valid request");
-            let ask = |processor: Processor| {
+            let request = |processor: Processor| {
                 let command = command.clone();
                 async move { processor.process(command, &call_operation()).await }
             };
-            decided(self.call("process", order.id, ask).await, order::ports::processed)
+            decided(self.call("process", order.id, request).await, order::ports::processed)
         })
     }
 
     fn cancel<'a>(&'a self, order: &'a Order) -> BoxFuture<'a, PaymentOutcome> {
         Box::pin(async move {
             let command = CancelCommand::try_from(order::ports::cancel_request(order)).expect("a valid request");
-            let ask = |processor: Processor| async move { processor.cancel(command, &call_operation()).await };
+            let request = |processor: Processor| async move { processor.cancel(command, &call_operation()).await };
             let n = order.refund_attempt;
-            decided(self.call("cancel", order.id, ask).await, |payment| order::ports::cancelled(payment, n))
+            decided(self.call("cancel", order.id, request).await, |payment| order::ports::cancelled(payment, n))
         })
     }
 }
@@ -598,7 +598,7 @@ impl System {
     async fn is_at_rest(&self) -> bool {
         let order = self.order().await;
         let payment = self.payment().await;
-        order.next_attempt_time.is_none() && payment.is_none_or(|payment| payment.owes().is_none())
+        order.next_attempt_time.is_none() && payment.is_none_or(|payment| payment.pending_effect().is_none())
     }
 
     pub(crate) async fn order(&self) -> Order {

@@ -12,7 +12,7 @@ use prost::Message;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
-use crate::attacker::{ask, connect};
+use crate::attacker::{connect, send_message};
 use crate::system::TestSystem;
 
 const LIMIT_MIB: u64 = 256;
@@ -83,7 +83,7 @@ async fn unread_answers_stay_within_the_memory_limit_and_other_callers_are_serve
     for attacker in ATTACKERS {
         let sender = connect(attacker, address, 0).await.expect("connects");
         for _ in 0..64 {
-            let (status, response) = ask(&sender, LIST_PRODUCTS, "", &page).await.expect("headers");
+            let (status, response) = send_message(&sender, LIST_PRODUCTS, "", &page).await.expect("headers");
             match status {
                 None => held.push(response),
                 Some(status) => {
@@ -125,7 +125,7 @@ async fn excessively_repeated_fields_are_rejected_before_they_are_decoded() {
     for (port, path, message, code, field) in attacks {
         let address = SocketAddr::from(([127, 0, 0, 1], system.port_base + port));
         let sender = connect(ATTACKERS[0], address, 65_535).await.expect("connects");
-        let requested = futures_util::future::join_all((0..32).map(|_| ask(&sender, path, &token, &message)));
+        let requested = futures_util::future::join_all((0..32).map(|_| send_message(&sender, path, &token, &message)));
         let profile = users.get_profile(with_token(user::GetProfileRequest {}, &token));
         let (requested, profile) = tokio::join!(requested, profile);
         profile.expect("others are served");

@@ -21,7 +21,7 @@ pub(crate) async fn connect(from: [u8; 4], to: SocketAddr, window_bytes: u32) ->
 }
 
 /// Sends a call's headers.
-pub(crate) async fn begin(
+pub(crate) async fn send_headers(
     sender: &SendRequest<Bytes>,
     path: &str,
     token: &str,
@@ -45,13 +45,13 @@ pub(crate) fn framed(message: &[u8]) -> Bytes {
 }
 
 /// Sends a message; returns the status in the response's headers, if any. The response is left unread.
-pub(crate) async fn ask(
+pub(crate) async fn send_message(
     sender: &SendRequest<Bytes>,
     path: &str,
     token: &str,
     message: &[u8],
 ) -> Result<(Option<Status>, RecvStream), h2::Error> {
-    let (response, mut stream) = begin(sender, path, token).await?;
+    let (response, mut stream) = send_headers(sender, path, token).await?;
     stream.send_data(framed(message), true)?;
     let response = response.await?;
     Ok((Status::from_header_map(response.headers()), response.into_body()))

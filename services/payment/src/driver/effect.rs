@@ -13,7 +13,7 @@ use crate::ports::{Charge, ChargeCommand, ChargeStatus, NoResponse, RefundOutcom
 use crate::store::Schedule;
 
 /// The observed result of an effect.
-pub(super) struct Found {
+pub(super) struct EffectResult {
     pub(super) observation: Observation,
     decline: Option<DeclineCode>,
     charge_id: Option<String>,
@@ -29,18 +29,18 @@ pub(super) struct Decision {
 }
 
 impl Payments {
-    pub(super) async fn perform(&self, effect: Effect, payment: &Payment) -> Found {
+    pub(super) async fn perform(&self, effect: Effect, payment: &Payment) -> EffectResult {
         let gateway = &self.gateway;
         let key = charge_key(payment.order_id);
         match effect {
             Effect::CreateCharge => match command(payment) {
-                Some(command) => Found::charge(gateway.create_charge(command).await),
+                Some(command) => EffectResult::charge(gateway.create_charge(command).await),
                 // Unreachable: a PENDING payment has both. Doubt, and a tombstone later, is the safe way out.
-                None => Found::charge(Err(NoResponse::new("the payment has no amount or no method"))),
+                None => EffectResult::charge(Err(NoResponse::new("the payment has no amount or no method"))),
             },
-            Effect::CancelCharge => Found::charge(gateway.cancel_charge(key).await),
+            Effect::CancelCharge => EffectResult::charge(gateway.cancel_charge(key).await),
             Effect::RefundCharge { n } => {
-                Found::refund(gateway.refund_charge(key, refund_key(payment.order_id, n)).await)
+                EffectResult::refund(gateway.refund_charge(key, refund_key(payment.order_id, n)).await)
             }
         }
     }
@@ -50,7 +50,7 @@ impl Payments {
         &self,
         before: &Payment,
         effect: Effect,
-        found: &Found,
+        result: &EffectResult,
         began: Timestamp,
         operation: &Operation,
         context: &Context,
@@ -60,7 +60,7 @@ impl Payments {
         let since = before.doubt_since.map(|since| since.min(now));
         let is_past = since.is_some_and(|since| now.since(since) >= self.doubt_limit);
         let doubt = if is_past { Doubt::PastLimit } else { Doubt::WithinLimit };
-        let state = after(before.state, found.observation, before.cancellation(), doubt);
+        let state = after(before.state, result.observation, before.cancellation(), doubt);
         let may_charge = matches!(state, State::Pending | State::InDoubt);
         // No definite result: the same effect is retried with backoff.
         let is_retried = matches!(
@@ -75,18 +75,18 @@ impl Payments {
             failures: if is_retried { before.failures.saturating_add(1) } else { 0 },
             doubt_since: if state == State::InDoubt { since.or(Some(began)) } else { since },
             payment_method: before.payment_method.clone().filter(|_| may_charge),
-            charge_id: found.charge_id.clone().or_else(|| before.charge_id.clone()),
-            last_error: (is_retried || found.observation == Observation::Unknown || state == State::RefundRefused)
-                .then(|| found.outcome.clone()),
+            charge_id: result.charge_id.clone().or_else(|| before.charge_id.clone()),
+            last_error: (is_retried || result.observation == Observation::Unknown || state == State::RefundRefused)
+                .then(|| result.outcome.clone()),
             ..before.clone()
         };
         next.decline_code = match state {
-            State::Declined => Some(found.decline.unwrap_or(DeclineCode::GenericDecline)),
+            State::Declined => Some(result.decline.unwrap_or(DeclineCode::GenericDecline)),
             State::Failed => Some(DeclineCode::GatewayTimeout),
             State::Pending | State::InDoubt | State::Cancelling | State::Refunding => None,
             State::Succeeded | State::Cancelled | State::Refunded | State::RefundRefused => None,
         };
-        let schedule = if next.owes().is_none() {
+        let schedule = if next.pending_effect().is_none() {
             Schedule::default()
         } else if is_retried {
             Schedule { due_in: Some(self.wait(&next, now, context)), lease: None }
@@ -96,7 +96,7 @@ impl Payments {
         let attempt = Attempt {
             attempt: next.attempt,
             effect: effect.name().to_owned(),
-            outcome: found.outcome.clone(),
+            outcome: result.outcome.clone(),
             state,
             time: now,
             trace_id: operation.span_ref().trace_id(),
@@ -126,33 +126,33 @@ fn command(payment: &Payment) -> Option<ChargeCommand> {
     })
 }
 
-impl Found {
-    fn charge(answer: Result<Charge, NoResponse>) -> Self {
-        let charge = match answer {
+impl EffectResult {
+    fn charge(response: Result<Charge, NoResponse>) -> Self {
+        let charge = match response {
             Ok(charge) => charge,
-            Err(error) => return Self::nothing(&error),
+            Err(error) => return Self::unknown(&error),
         };
         let name = charge.status.name();
         let (observation, decline, outcome) = match charge.status {
             ChargeStatus::Succeeded => (Observation::Charged, None, name.to_owned()),
             ChargeStatus::Declined(code) => (Observation::Declined, Some(code), format!("{name} {}", code.name())),
             ChargeStatus::Cancelled => (Observation::Tombstone, None, name.to_owned()),
-            ChargeStatus::Refunded => (Observation::GivenBack, None, name.to_owned()),
+            ChargeStatus::Refunded => (Observation::Refunded, None, name.to_owned()),
         };
-        let is_charged = matches!(observation, Observation::Charged | Observation::GivenBack);
+        let is_charged = matches!(observation, Observation::Charged | Observation::Refunded);
         Self { observation, decline, charge_id: is_charged.then_some(charge.charge_id), outcome }
     }
 
-    fn refund(answer: Result<RefundOutcome, NoResponse>) -> Self {
-        let (observation, outcome) = match answer {
-            Ok(RefundOutcome::Refunded) => (Observation::GivenBack, "REFUNDED".to_owned()),
+    fn refund(response: Result<RefundOutcome, NoResponse>) -> Self {
+        let (observation, outcome) = match response {
+            Ok(RefundOutcome::Refunded) => (Observation::Refunded, "REFUNDED".to_owned()),
             Ok(RefundOutcome::Refused(reason)) => (Observation::RefundRefused, format!("REFUND_REFUSED {reason}")),
-            Err(error) => return Self::nothing(&error),
+            Err(error) => return Self::unknown(&error),
         };
         Self { observation, decline: None, charge_id: None, outcome }
     }
 
-    fn nothing(error: &NoResponse) -> Self {
+    fn unknown(error: &NoResponse) -> Self {
         Self {
             observation: Observation::Unknown,
             decline: None,

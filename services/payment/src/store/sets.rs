@@ -7,38 +7,38 @@ use kernel::OrderId;
 use storage::sets::Results;
 use storage::{Lease, SetOf, Tx};
 
-use super::write::Change;
+use super::write::PaymentUpdate;
 use super::{Draft, OpenOperation, Opened, Store};
 use crate::payment::Payment;
 
 /// A payment to be recorded.
 #[derive(Clone)]
-pub(super) struct Opening {
+pub(super) struct NewPayment {
     pub(super) draft: Draft,
     pub(super) lease: Option<Lease>,
     pub(super) open: OpenOperation,
 }
 
 /// Records payments.
-pub(super) struct Openings(pub(super) Store);
+pub(super) struct InsertPayments(pub(super) Store);
 
-impl SetOf for Openings {
-    type Command = Opening;
+impl SetOf for InsertPayments {
+    type Command = NewPayment;
     type Key = OrderId;
     type Output = Opened;
     type Error = storage::Error;
 
     const NAME: &'static str = "open_payment";
 
-    fn key(opening: &Opening) -> OrderId {
-        opening.draft.order_id
+    fn key(new: &NewPayment) -> OrderId {
+        new.draft.order_id
     }
 
-    fn rows(_opening: &Opening) -> usize {
+    fn rows(_new: &NewPayment) -> usize {
         2
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Opening]) -> BoxFuture<'t, Results<Self>> {
+    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [NewPayment]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(async move {
             let opened = self.0.open_in(tx, set).await?;
             Ok(opened.into_iter().map(Ok).collect())
@@ -47,25 +47,25 @@ impl SetOf for Openings {
 }
 
 /// Records the results of effects.
-pub(super) struct Changes(pub(super) Store);
+pub(super) struct UpdatePayments(pub(super) Store);
 
-impl SetOf for Changes {
-    type Command = Change;
+impl SetOf for UpdatePayments {
+    type Command = PaymentUpdate;
     type Key = OrderId;
     type Output = Option<Payment>;
     type Error = storage::Error;
 
     const NAME: &'static str = "record_payment";
 
-    fn key(change: &Change) -> OrderId {
-        change.before.order_id
+    fn key(update: &PaymentUpdate) -> OrderId {
+        update.before.order_id
     }
 
-    fn rows(_change: &Change) -> usize {
+    fn rows(_update: &PaymentUpdate) -> usize {
         2
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Change]) -> BoxFuture<'t, Results<Self>> {
+    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [PaymentUpdate]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(async move { Ok(self.0.write(tx, set).await?.into_iter().map(Ok).collect()) })
     }
 }

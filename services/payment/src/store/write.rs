@@ -14,7 +14,7 @@ use crate::payment::{Attempt, Payment, event_of};
 
 /// A compare-and-set with its attempt and its event.
 #[derive(Clone)]
-pub(super) struct Change {
+pub(super) struct PaymentUpdate {
     pub(super) before: Payment,
     pub(super) after: Payment,
     pub(super) attempt: Attempt,
@@ -70,26 +70,26 @@ impl Store {
 
     /// Makes the changes whose payment is still as it was before, sorted by their orders' ids, with their attempts;
     /// emits their events. Returns the changes' payments; `None` where it was not.
-    pub(super) async fn write(&self, tx: &Tx, changes: &[Change]) -> Result<Vec<Option<Payment>>, Error> {
-        let mut sorted: Vec<&Change> = changes.iter().collect();
-        sorted.sort_by_key(|change| change.before.order_id);
+    pub(super) async fn write(&self, tx: &Tx, updates: &[PaymentUpdate]) -> Result<Vec<Option<Payment>>, Error> {
+        let mut sorted: Vec<&PaymentUpdate> = updates.iter().collect();
+        sorted.sort_by_key(|update| update.before.order_id);
         let now = self.clock.now();
         let written = self.update(tx, &sorted, now).await?;
-        sorted.retain(|change| written.contains(&change.before.order_id.as_uuid()));
-        insert_attempts(tx, sorted.iter().map(|change| (change.before.order_id, &change.attempt))).await?;
-        for (operation, outcome) in sorted.iter().filter_map(|change| change.event.as_ref()) {
+        sorted.retain(|update| written.contains(&update.before.order_id.as_uuid()));
+        insert_attempts(tx, sorted.iter().map(|update| (update.before.order_id, &update.attempt))).await?;
+        for (operation, outcome) in sorted.iter().filter_map(|update| update.event.as_ref()) {
             tx.emit(operation, outcome);
         }
-        let is_written = |change: &Change| written.contains(&change.before.order_id.as_uuid());
-        Ok(changes.iter().map(|change| is_written(change).then(|| change.written(now))).collect())
+        let is_written = |update: &PaymentUpdate| written.contains(&update.before.order_id.as_uuid());
+        Ok(updates.iter().map(|update| is_written(update).then(|| update.written(now))).collect())
     }
 
-    async fn update(&self, tx: &Tx, changes: &[&Change], time: Timestamp) -> Result<HashSet<Uuid>, Error> {
-        let after = || changes.iter().map(|change| &change.after);
-        let schedules = || changes.iter().map(|change| &change.schedule);
+    async fn update(&self, tx: &Tx, updates: &[&PaymentUpdate], time: Timestamp) -> Result<HashSet<Uuid>, Error> {
+        let after = || updates.iter().map(|update| &update.after);
+        let schedules = || updates.iter().map(|update| &update.schedule);
         let rows = Rows::new()
-            .with("order_id", changes.iter().map(|change| change.before.order_id.as_uuid()))
-            .with("version", changes.iter().map(|change| change.before.version))
+            .with("order_id", updates.iter().map(|update| update.before.order_id.as_uuid()))
+            .with("version", updates.iter().map(|update| update.before.version))
             .with("state", after().map(|payment| payment.state.name().to_owned()))
             .with("attempt", after().map(|payment| payment.attempt))
             .with("tries", after().map(|payment| i32::try_from(payment.failures).unwrap_or(i32::MAX)))
@@ -107,7 +107,7 @@ impl Store {
             .with("update_time", after().map(|_| time.as_micros()))
             .with("now", after().map(|_| self.leases.now_micros()));
         let now = self.leases.now_of("v.now");
-        let update = format!(
+        let sql = format!(
             "UPDATE payment SET state = v.state, attempt = v.attempt, tries = v.tries, \
              next_attempt_time = {now} + v.due_in, lease_owner = v.lease_owner, \
              lease_until = COALESCE({now} + v.lease_length, 0), doubt_since = v.doubt_since, cancel_asked = v.cancel_asked, \
@@ -116,7 +116,7 @@ impl Store {
              version = payment.version + 1 FROM v WHERE payment.order_id = v.order_id AND payment.version = v.version \
              RETURNING payment.order_id AS order_id"
         );
-        keys(tx, rows, &update).await
+        keys(tx, rows, &sql).await
     }
 
     /// Writes the attempt and the event of a payment that was inserted in a final state.
@@ -153,7 +153,7 @@ impl Store {
     }
 }
 
-impl Change {
+impl PaymentUpdate {
     /// The payment as it was written.
     fn written(&self, now: Timestamp) -> Payment {
         let Schedule { due_in, lease } = &self.schedule;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use driver::Outcome;
+use driver::AttemptOutcome;
 use kernel::{Clock, FaultPoint, Money};
 use parking_lot::Mutex;
 use payment::error::Error;
@@ -75,7 +75,7 @@ async fn a_payment_in_doubt_past_the_limit_fails_only_if_certainly_not_charged()
     assert_eq!(world.process(&one).await.state, State::InDoubt);
     assert!(world.payment().await.payment_method.is_some(), "the charge may have to be retried");
     let steps = world.later(&one, 2).await;
-    assert!(matches!(&steps[..], [Outcome::Advanced(on), ..] if on.state == State::Cancelling), "{steps:?}");
+    assert!(matches!(&steps[..], [AttemptOutcome::Advanced(on), ..] if on.state == State::Cancelling), "{steps:?}");
     let payment = world.payment().await;
     assert_eq!((payment.state, payment.decline_code), (State::Failed, Some(DeclineCode::GatewayTimeout)));
     assert_eq!(world.gateway.money_taken(), 0);
@@ -205,7 +205,7 @@ async fn a_driver_that_resumes_after_the_cancellation_charges_nothing() {
     let stalled = world.process(&one).await;
     assert_eq!(world.cancel(&world.instance("two"), 1).await.state, State::Cancelled);
     let step = one.driver.attempt(stalled).await.expect("an attempt");
-    assert_eq!(step, Outcome::Lost);
+    assert_eq!(step, AttemptOutcome::Lost);
     assert_eq!(world.gateway.money_taken(), 0);
     assert_eq!(world.state().await, State::Cancelled);
     assert_eq!(world.events().await, [ok("cancel")]);
@@ -237,8 +237,8 @@ async fn two_concurrent_drivers_charge_once_and_write_one_event() {
     let pending = world.process(&one).await;
     let (first, second) = tokio::join!(one.driver.attempt(pending.clone()), two.driver.attempt(pending));
     let steps = [first.expect("an attempt"), second.expect("an attempt")];
-    assert_eq!(steps.iter().filter(|step| **step == Outcome::Lost).count(), 1);
-    assert_eq!(steps.iter().filter(|step| matches!(step, Outcome::Completed(_))).count(), 1);
+    assert_eq!(steps.iter().filter(|step| **step == AttemptOutcome::Lost).count(), 1);
+    assert_eq!(steps.iter().filter(|step| matches!(step, AttemptOutcome::Completed(_))).count(), 1);
     assert_eq!(world.gateway.money_taken(), 1);
     assert_eq!(world.events().await, [ok("charge")]);
     assert_eq!(world.attempts().await.len(), 1);

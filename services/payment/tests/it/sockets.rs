@@ -246,7 +246,7 @@ async fn each_decline_has_its_code_and_its_advice() {
 
 #[tokio::test]
 async fn a_lost_answer_is_resolved_and_the_order_is_confirmed() {
-    let world = World::new(&[], &["--gateway-timeout", "500ms", "--answer-within", "100ms"]).await;
+    let world = World::new(&[], &["--gateway-timeout", "500ms", "--wait-timeout", "100ms"]).await;
     let command = request("pm_gateway_answerLost");
     let pending = world.process(command.clone()).await;
     let known_so_far = [PaymentState::Pending, PaymentState::InDoubt];

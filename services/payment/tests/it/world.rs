@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driver::Outcome;
+use driver::AttemptOutcome;
 use futures_util::future::BoxFuture;
 use kernel::{
     Clock, FaultPoint, FaultSite, Faults, IdSource, ManualClock, Money, NoFaults, OrderId, SystemIds, Timestamp, UserId,
@@ -162,7 +162,7 @@ impl World {
     }
 
     /// `times` times: advances the clock beyond every backoff and lease, and makes an instance's due attempts.
-    pub(crate) async fn later(&self, instance: &Instance, times: u32) -> Vec<Outcome<Payment>> {
+    pub(crate) async fn later(&self, instance: &Instance, times: u32) -> Vec<AttemptOutcome<Payment>> {
         let mut steps = vec![];
         for _ in 0..times {
             self.clock.advance(LONG);

@@ -21,7 +21,7 @@ fn with(variables: &[(&str, &str)]) -> Result<Environment, VariableError> {
     read(&[&[(ENDPOINT, "http://collector:4317")], variables].concat())
 }
 
-/// An obeyed variable: a value with an effect, and one that is rejected.
+/// A supported variable: a value with an effect, and one that is rejected.
 struct Case {
     name: &'static str,
     good: &'static str,
@@ -83,19 +83,19 @@ const CASES: [Case; 37] = [
 
 /// Every name of a case.
 fn names(case: &Case) -> Vec<String> {
-    Variable { name: case.name, handling: Handling::Obeyed("") }.names()
+    Variable { name: case.name, handling: Handling::Supported("") }.names()
 }
 
 #[test]
-fn every_obeyed_variable_has_a_case() {
-    let obeyed = VARIABLES.iter().filter(|variable| matches!(variable.handling, Handling::Obeyed(_)));
-    let obeyed: Vec<_> = obeyed.map(|variable| variable.name).collect();
-    assert_eq!(obeyed, CASES.iter().map(|case| case.name).collect::<Vec<_>>());
+fn every_supported_variable_has_a_case() {
+    let supported = VARIABLES.iter().filter(|variable| matches!(variable.handling, Handling::Supported(_)));
+    let supported: Vec<_> = supported.map(|variable| variable.name).collect();
+    assert_eq!(supported, CASES.iter().map(|case| case.name).collect::<Vec<_>>());
     assert!(CASES.iter().any(|case| names(case).iter().any(|name| name == "OTEL_EXPORTER_OTLP_LOGS_CLIENT_KEY")));
 }
 
 #[test]
-fn every_obeyed_variable_has_an_effect_and_an_empty_value_has_none() {
+fn every_supported_variable_has_an_effect_and_an_empty_value_has_none() {
     for case in &CASES {
         for name in names(case) {
             let printed = |environment: Environment| format!("{environment:?}");
@@ -139,7 +139,7 @@ fn unsupported_variables_are_rejected_by_name_whatever_their_value() {
                 let (set, unset) = (set.expect("no effect"), with(&[]).expect("nothing set"));
                 assert_eq!(format!("{set:?}"), format!("{unset:?}"));
             }
-            Handling::Obeyed(_) => {}
+            Handling::Supported(_) => {}
         }
     }
     assert!(rejected > 5, "there are several");

@@ -11,7 +11,7 @@ fn table() -> String {
     let mut text = String::from("\n| variable | | values, or the reason |\n|---|---|---|\n");
     for variable in VARIABLES {
         let (what, how) = match variable.handling {
-            Handling::Obeyed(how) => ("obeyed", how),
+            Handling::Supported(how) => ("supported", how),
             Handling::Rejected(why) => ("rejected", why),
             Handling::WithoutEffect(why) => ("no effect", why),
         };

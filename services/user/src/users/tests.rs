@@ -52,10 +52,10 @@ impl World {
         Self::on(&testkit::TestDatabase { url: "sqlite::memory:".to_owned(), schema: None }).await
     }
 
-    async fn on(place: &testkit::TestDatabase) -> Self {
+    async fn on(test_database: &testkit::TestDatabase) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let options = storage::Options { schema: place.schema.clone(), ..storage::Options::default() };
-        let db = Database::connect(&place.url, &options).await.expect("it opens");
+        let options = storage::Options { schema: test_database.schema.clone(), ..storage::Options::default() };
+        let db = Database::connect(&test_database.url, &options).await.expect("it opens");
         db.migrate(MIGRATIONS).await.expect("it migrates");
         let clock = Arc::new(ManualClock::at(SystemClock.now()));
         let keys = KeyStore::open(folder.path().join("keys"), true, clock.clone()).expect("keys");

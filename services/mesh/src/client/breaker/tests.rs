@@ -9,9 +9,9 @@ fn breaker() -> Breaker {
 fn breakers_open(now: Instant) -> Breaker {
     let breaker = breaker();
     for _ in 1..THRESHOLD {
-        assert_eq!(breaker.failed(breaker.permit(), now), Change::None);
+        assert_eq!(breaker.failed(breaker.permit(), now), BreakerTransition::None);
     }
-    assert_eq!(breaker.failed(breaker.permit(), now), Change::Opened);
+    assert_eq!(breaker.failed(breaker.permit(), now), BreakerTransition::Opened);
     breaker
 }
 
@@ -38,7 +38,7 @@ fn one_probe_at_a_time_and_its_success_closes_it() {
     let probe = breaker.probe(now + OPEN).expect("due");
     assert_eq!(breaker.probe(now + OPEN), None, "one at a time");
     assert_eq!(breaker.gate(now + MAX_OPEN), Gate::Open, "while the probe is in flight");
-    assert_eq!(breaker.succeeded(probe), Change::Closed);
+    assert_eq!(breaker.succeeded(probe), BreakerTransition::Closed);
     assert_eq!(breaker.gate(now + OPEN), Gate::Closed);
 }
 
@@ -50,7 +50,7 @@ fn each_failed_probe_doubles_the_wait_up_to_a_limit() {
         assert_eq!(breaker.probe(now + Duration::from_secs(seconds) - Duration::from_millis(1)), None);
         now += Duration::from_secs(seconds);
         let probe = breaker.probe(now).expect("due");
-        assert_eq!(breaker.failed(probe, now), Change::None);
+        assert_eq!(breaker.failed(probe, now), BreakerTransition::None);
     }
 }
 
@@ -72,8 +72,8 @@ fn calls_that_began_before_it_opened_do_not_close_it() {
     for _ in 0..THRESHOLD {
         breaker.failed(breaker.permit(), now);
     }
-    assert_eq!(breaker.succeeded(early), Change::None);
+    assert_eq!(breaker.succeeded(early), BreakerTransition::None);
     assert_eq!(breaker.gate(now), Gate::Open);
     // Control: a call sent despite the open breaker does.
-    assert_eq!(breaker.succeeded(breaker.permit()), Change::Closed);
+    assert_eq!(breaker.succeeded(breaker.permit()), BreakerTransition::Closed);
 }

@@ -108,7 +108,7 @@ async fn waiting_calls_shorten_the_backoff_to_a_minimum() {
         last = world.next_try().await;
     }
     // 1.6 s would be next.
-    (0..100).for_each(|_| world.endpoint.want());
+    (0..100).for_each(|_| world.endpoint.request_connection());
     assert_eq!(world.next_try().await - last, SPACING);
 }
 

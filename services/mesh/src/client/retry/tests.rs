@@ -67,7 +67,7 @@ impl World {
     fn call_until(&self, path: &str, deadline: Option<CallDeadline>) -> JoinHandle<Result<Response, Status>> {
         let mut request = http::Request::post(path).body(body_of(Bytes::from_static(b"bytes"))).expect("a request");
         if let Some(deadline) = deadline {
-            deadline.stamp(Instant::now(), request.headers_mut());
+            deadline.write_to(Instant::now(), request.headers_mut());
         }
         let policy = POLICIES.find(path);
         request.extensions_mut().insert(ClientCall { policy, operation: None, deadline });

@@ -153,7 +153,7 @@ impl Concurrency {
 fn permit(permits: &Arc<Shares>, holder: Holder) -> Result<Admitted, (Cause, &'static Status)> {
     permits.take(holder).map(Admitted::Call).map_err(|full| match full {
         Full::All => (Cause::Concurrency, &*OVERLOADED),
-        Full::Share => (Cause::Share, &*OVER_SHARE),
+        Full::Share => (Cause::FairShare, &*OVER_SHARE),
     })
 }
 

@@ -1,5 +1,5 @@
-//! The server's deadline layer: the call is dropped when its deadline passes. A stream may last forever, but must begin
-//! in time: a request that never ends would hold its slot and its memory.
+//! The server's deadline layer: the call is dropped when its deadline passes. A stream may last forever, but its response
+//! must begin in time: a request that never ends would hold its slot and its memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use crate::server::layer::{Next, ServerLayer, TowerLayer, layer, ready};
 use crate::server::rejections::{Cause, Rejections};
 use crate::status::mesh_status;
 
-/// A stream (also of health and reflection) must begin to be answered within this time, whatever its caller's timeout.
-const BEGIN_WITHIN: Duration = Duration::from_secs(10);
+/// The response of a stream (also of health and reflection) must begin within this time, whatever its caller's timeout.
+const RESPONSE_START_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct ServerDeadline {
     rejections: Arc<Rejections>,
@@ -42,7 +42,9 @@ impl ServerLayer for ServerDeadline {
         }
         let served = Served::new(deadline, request.headers());
         let work = SERVED.scope(served, next.call(request));
-        let Some(begin_by) = earlier(deadline, (!is_unary).then(|| now + BEGIN_WITHIN)) else { return Box::pin(work) };
+        let Some(begin_by) = earlier(deadline, (!is_unary).then(|| now + RESPONSE_START_TIMEOUT)) else {
+            return Box::pin(work);
+        };
         Box::pin(async move {
             match within(begin_by, work).await {
                 // A unary response is complete already.

@@ -55,7 +55,7 @@ fn amend(headers: &mut HeaderMap) {
 const UNREADABLE: [&str; 3] =
     ["failed to decode Protobuf message", "Unexpected EOF decoding stream", "protocol error:"];
 
-/// The same error with ErrorInfo; where tonic's code blames the wrong side, with a better one.
+/// The same error with ErrorInfo; where tonic's code attributes it to the wrong side, with the right code.
 fn with_error_info(status: Status) -> Status {
     if reason_of(&status).is_some() {
         return status;

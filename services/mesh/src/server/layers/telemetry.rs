@@ -69,7 +69,7 @@ impl ServerLayer for ServerTelemetry {
 
 impl ServerTelemetryConfig {
     /// The context of mesh services is trusted. A client's context starts a linked trace, unless clients are trusted,
-    /// and its `tracestate` and `baggage` are not forwarded. A mesh service that sends no context does not want to be
+    /// and its `tracestate` and `baggage` are not forwarded. A call of a mesh service without a context is not
     /// traced (the relay of trace events).
     fn open(&self, request: &Request, call: &Call) -> Operation {
         let headers = request.headers();

@@ -28,5 +28,5 @@ async fn an_evicted_stream_is_cut_off_soon_although_its_caller_reads_nothing() {
     evicted.cancel();
     let began = Instant::now();
     assert!(matches!(unread.await, Cause::Evicted));
-    assert_eq!(began.elapsed(), LEAVE_TIMEOUT);
+    assert_eq!(began.elapsed(), EVICTION_TIMEOUT);
 }

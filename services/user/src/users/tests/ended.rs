@@ -39,8 +39,8 @@ impl World {
 /// On both stores.
 async fn worlds() -> Vec<World> {
     let mut worlds = vec![World::new().await];
-    if let Some(place) = testkit::postgres() {
-        worlds.push(World::on(&place).await);
+    if let Some(test_database) = testkit::postgres() {
+        worlds.push(World::on(&test_database).await);
     }
     worlds
 }

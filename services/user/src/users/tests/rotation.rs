@@ -4,8 +4,8 @@ use futures_util::future::join_all;
 
 use super::*;
 
-async fn concurrent_refreshes_are_one_rotation(place: &testkit::TestDatabase) {
-    let (one, other) = (World::on(place).await, World::on(place).await);
+async fn concurrent_refreshes_are_one_rotation(test_database: &testkit::TestDatabase) {
+    let (one, other) = (World::on(test_database).await, World::on(test_database).await);
     one.ada().await;
     let first = one.ada_logs_in().await;
     let at_once = (0..10).flat_map(|_| [one.refresh(&first), other.refresh(&first)]);
@@ -31,6 +31,6 @@ async fn concurrent_refreshes_on_sqlite_are_one_rotation() {
 
 #[tokio::test]
 async fn concurrent_refreshes_on_postgresql_are_one_rotation() {
-    let Some(place) = testkit::postgres() else { return };
-    concurrent_refreshes_are_one_rotation(&place).await;
+    let Some(test_database) = testkit::postgres() else { return };
+    concurrent_refreshes_are_one_rotation(&test_database).await;
 }

@@ -38,7 +38,7 @@ impl Account {
         &self.caller
     }
 
-    /// Charges bytes to the request, until it is given back.
+    /// Charges bytes to the request, until they are released.
     pub(crate) fn take_for_request(&self, bytes: usize) -> Result<(), Full> {
         self.budget.charge(&self.caller, bytes)?;
         self.request_bytes.fetch_add(bytes, Ordering::AcqRel);

@@ -5,17 +5,19 @@ use sea_orm::FromQueryResult;
 use storage::{Rows, Tx};
 use telemetry::{Operation, Outcome, TraceParent};
 
-use super::advance::Change;
-use super::create::Creation;
+use super::advance::OrderUpdate;
+use super::create::NewOrder;
 use super::{Lease, Store};
 use crate::error::Error;
-use crate::lifecycle::{Decision, INITIAL, Input, State, Table, allocates_stock, is_final, owes, releases_stock};
+use crate::lifecycle::{
+    Decision, INITIAL, Input, State, Table, allocates_stock, is_final, pending_effect, releases_stock,
+};
 use crate::order::{Fulfillment, HistoryEntry, LineState, Order, PaymentFailure};
 
 /// A transition of an order: the new state, the reason, and the operation that performs it. Apart from the
 /// creation, only a table makes one.
 #[derive(Clone, Debug)]
-pub(crate) struct Step {
+pub(crate) struct Transition {
     pub(super) to: State,
     /// For the history.
     pub(super) reason: String,
@@ -24,7 +26,7 @@ pub(crate) struct Step {
     pub(super) event: Option<(Operation, Outcome)>,
 }
 
-impl Step {
+impl Transition {
     /// The creation, by an operation whose event is the creation's.
     pub(super) fn initial(operation: &Operation) -> Self {
         Self {
@@ -50,10 +52,10 @@ impl Step {
 
 /// Transitions of one order that are recorded together, each by the table.
 #[derive(Clone, Debug)]
-pub(crate) struct Steps {
+pub(crate) struct Transitions {
     table: Table,
     from: State,
-    steps: Vec<Step>,
+    taken: Vec<Transition>,
 }
 
 /// The table has no such transition.
@@ -64,13 +66,13 @@ pub(crate) struct NoTransition {
     input: Input,
 }
 
-impl Steps {
+impl Transitions {
     pub(crate) fn of(table: Table, order: &Order) -> Self {
-        Self { table, from: order.state, steps: Vec::new() }
+        Self { table, from: order.state, taken: Vec::new() }
     }
 
     /// The transition of an input, by an operation without an event.
-    pub(crate) fn take(
+    pub(crate) fn apply(
         &mut self,
         input: Input,
         reason: impl Into<String>,
@@ -80,7 +82,7 @@ impl Steps {
     }
 
     /// The same, with the operation's event.
-    pub(crate) fn take_with_event(
+    pub(crate) fn apply_with_event(
         &mut self,
         input: Input,
         reason: impl Into<String>,
@@ -99,13 +101,13 @@ impl Steps {
     ) -> Result<(), NoTransition> {
         let from = self.state();
         let Decision::To(to) = (self.table)(from, input) else { return Err(NoTransition { from, input }) };
-        self.steps.push(Step { to, reason, span_ref, event });
+        self.taken.push(Transition { to, reason, span_ref, event });
         Ok(())
     }
 
     /// The state after the transitions.
     fn state(&self) -> State {
-        self.steps.last().map_or(self.from, |step| step.to)
+        self.taken.last().map_or(self.from, |transition| transition.to)
     }
 }
 
@@ -142,11 +144,11 @@ impl Store {
         lease: Lease,
     ) -> Result<Option<Order>, Error> {
         let (order, fingerprint) = (order.clone(), fingerprint.to_owned());
-        let step = Step::initial(operation);
-        let creation = Creation { step: step.clone(), order, request, fingerprint, lease };
-        let created = self.lanes().creations.commit(creation).await?;
+        let transition = Transition::initial(operation);
+        let new = NewOrder { transition: transition.clone(), order, request, fingerprint, lease };
+        let created = self.lanes().create_orders.commit(new).await?;
         if let Some(order) = &created {
-            self.recent.created(order, step.entry(order, order.version));
+            self.recent.created(order, transition.entry(order, order.version));
         }
         Ok(created)
     }
@@ -159,21 +161,21 @@ impl Store {
     pub(crate) async fn advance(
         &self,
         order: &Order,
-        steps: Steps,
+        transitions: Transitions,
         failure: Option<PaymentFailure>,
         fulfillment: Option<Fulfillment>,
     ) -> Result<Advance, storage::Error> {
-        let after = after(order, &steps.steps, failure, fulfillment, self.clock.now());
-        self.commit(Change { before: order.clone(), after, steps: steps.steps, lease: None }).await
+        let after = after(order, &transitions.taken, failure, fulfillment, self.clock.now());
+        self.commit(OrderUpdate { before: order.clone(), after, transitions: transitions.taken, lease: None }).await
     }
 
-    async fn commit(&self, change: Change) -> Result<Advance, storage::Error> {
-        let (before, steps) = (change.before.clone(), change.steps.clone());
-        let advance = self.lanes().changes.commit(change).await?;
+    async fn commit(&self, update: OrderUpdate) -> Result<Advance, storage::Error> {
+        let (before, transitions) = (update.before.clone(), update.transitions.clone());
+        let advance = self.lanes().advance_orders.commit(update).await?;
         match &advance {
             Advance::Done(after) => {
                 let versions = before.version + 1..;
-                let entries = versions.zip(&steps).map(|(version, step)| step.entry(after, version));
+                let entries = versions.zip(&transitions).map(|(version, transition)| transition.entry(after, version));
                 self.recent.advanced(&before, after, entries);
             }
             Advance::Lost => self.recent.forget(before.id),
@@ -188,21 +190,22 @@ impl Store {
         &self,
         order: &Order,
         input: Input,
-        steps: Steps,
+        transitions: Transitions,
         lease: Lease,
     ) -> Result<Option<Order>, storage::Error> {
         let is_retry = input == Input::RetryRequested;
-        let mut after = after(order, &steps.steps, order.payment_failure.clone(), None, self.clock.now());
+        let mut after = after(order, &transitions.taken, order.payment_failure.clone(), None, self.clock.now());
         if is_retry {
             after.refund_attempt = order.refund_attempt.saturating_add(1);
             after.payment_failure = None;
         }
-        for (operation, _) in steps.steps.iter().filter_map(|step| step.event.as_ref()) {
+        for (operation, _) in transitions.taken.iter().filter_map(|transition| transition.event.as_ref()) {
             operation.set("operation", if is_retry { "retry" } else { "cancel" });
             operation.set("state.before", order.state.name());
             operation.set("state.after", after.state.name());
         }
-        match self.commit(Change { before: order.clone(), after, steps: steps.steps, lease: Some(lease) }).await? {
+        let update = OrderUpdate { before: order.clone(), after, transitions: transitions.taken, lease: Some(lease) };
+        match self.commit(update).await? {
             Advance::Done(committed) => Ok(Some(*committed)),
             Advance::Lost | Advance::StockLost => Ok(None),
         }
@@ -212,20 +215,20 @@ impl Store {
 /// The order after the transitions.
 fn after(
     before: &Order,
-    steps: &[Step],
+    transitions: &[Transition],
     failure: Option<PaymentFailure>,
     fulfillment: Option<Fulfillment>,
     now: Timestamp,
 ) -> Order {
-    let state = steps.last().map_or(before.state, |step| step.to);
+    let state = transitions.last().map_or(before.state, |transition| transition.to);
     let mut after = before.clone();
     after.state = state;
-    after.version = before.version + i64::try_from(steps.len()).unwrap_or(0);
+    after.version = before.version + i64::try_from(transitions.len()).unwrap_or(0);
     after.payment_failure = failure.or(after.payment_failure);
     after.fulfillment = fulfillment.or(after.fulfillment);
     after.attempt = 0;
     after.last_error = None;
-    after.next_attempt_time = (!is_final(state) && owes(state).is_some()).then_some(now);
+    after.next_attempt_time = (!is_final(state) && pending_effect(state).is_some()).then_some(now);
     after.update_time = now;
     // The token is a secret: it is deleted when the order leaves CREATED.
     if state != INITIAL {
@@ -233,10 +236,10 @@ fn after(
     }
     for line in &mut after.lines {
         if matches!(line.state, LineState::Held | LineState::Allocated)
-            && steps.iter().any(|step| releases_stock(step.to))
+            && transitions.iter().any(|transition| releases_stock(transition.to))
         {
             line.state = LineState::Released;
-        } else if line.state == LineState::Held && steps.iter().any(|step| allocates_stock(step.to)) {
+        } else if line.state == LineState::Held && transitions.iter().any(|transition| allocates_stock(transition.to)) {
             line.state = LineState::Allocated;
         }
     }
@@ -244,25 +247,27 @@ fn after(
 }
 
 /// Inserts the history of orders' transitions, and emits their events. Each order has its first new version.
-pub(super) async fn record_steps<'a>(
+pub(super) async fn record_transitions<'a>(
     tx: &Tx,
-    orders: impl Iterator<Item = (&'a Order, i64, &'a [Step])>,
+    orders: impl Iterator<Item = (&'a Order, i64, &'a [Transition])>,
 ) -> Result<(), storage::Error> {
-    let entries: Vec<(&Order, i64, &Step)> = orders
-        .flat_map(|(order, first, steps)| (first..).zip(steps).map(move |(version, step)| (order, version, step)))
+    let entries: Vec<(&Order, i64, &Transition)> = orders
+        .flat_map(|(order, first, transitions)| {
+            (first..).zip(transitions).map(move |(version, transition)| (order, version, transition))
+        })
         .collect();
     let rows = Rows::new()
         .with("order_id", entries.iter().map(|(order, _, _)| order.id.as_uuid()))
         .with("version", entries.iter().map(|(_, version, _)| *version))
-        .with("state", entries.iter().map(|(_, _, step)| step.to.name().to_owned()))
+        .with("state", entries.iter().map(|(_, _, transition)| transition.to.name().to_owned()))
         .with("time", entries.iter().map(|(order, _, _)| order.update_time.as_micros()))
-        .with("reason", entries.iter().map(|(_, _, step)| step.reason.clone()))
-        .with("trace_id", entries.iter().map(|(_, _, step)| step.span_ref.trace_id()))
-        .with("span_id", entries.iter().map(|(_, _, step)| step.span_ref.span_id()));
+        .with("reason", entries.iter().map(|(_, _, transition)| transition.reason.clone()))
+        .with("trace_id", entries.iter().map(|(_, _, transition)| transition.span_ref.trace_id()))
+        .with("span_id", entries.iter().map(|(_, _, transition)| transition.span_ref.span_id()));
     let insert = "INSERT INTO order_history (order_id, version, state, time, reason, trace_id, span_id) \
                   SELECT order_id, version, state, time, reason, trace_id, span_id FROM v";
     tx.conn().execute_rows(rows, insert).await?;
-    for (operation, outcome) in entries.iter().filter_map(|(_, _, step)| step.event.as_ref()) {
+    for (operation, outcome) in entries.iter().filter_map(|(_, _, transition)| transition.event.as_ref()) {
         tx.emit(operation, outcome);
     }
     Ok(())
