@@ -9,8 +9,8 @@ use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityTrait, FromQueryResult, IntoActiveModel, PaginatorTrait, QueryFilter,
     QueryOrder, QuerySelect, Set,
 };
-use storage::sets::Results;
-use storage::{Database, Lane, Rows, SetOf, Tx};
+use storage::batches::Results;
+use storage::{Batched, Batcher, Database, Rows, Tx};
 
 use crate::charge::{self, Charge, Decline, RefundCommand, RefundResult, RefundRule, Status};
 use crate::entity;
@@ -20,7 +20,7 @@ use crate::error::Error;
 #[derive(Clone)]
 pub(crate) struct Store {
     db: Database,
-    insert_charges: Arc<OnceLock<Lane<InsertCharges>>>,
+    insert_charges: Arc<OnceLock<Batcher<InsertCharges>>>,
 }
 
 impl Store {
@@ -44,9 +44,9 @@ impl Store {
     }
 
     /// Stores a row unless its key has one, and returns the key's row: the first to commit stays. Rows are committed in
-    /// sets.
+    /// batches.
     pub(crate) async fn insert_if_absent(&self, charge: Charge) -> Result<Charge, storage::Error> {
-        self.insert_charges.get_or_init(|| Lane::start(self.db.clone(), InsertCharges)).commit(charge).await
+        self.insert_charges.get_or_init(|| Batcher::start(self.db.clone(), InsertCharges)).commit(charge).await
     }
 
     /// Decides on a refund, once per refund key.
@@ -63,7 +63,7 @@ impl Store {
 /// Rows of the ledger: the first of a key to commit stays.
 struct InsertCharges;
 
-impl SetOf for InsertCharges {
+impl Batched for InsertCharges {
     type Command = Charge;
     type Key = String;
     type Output = Charge;
@@ -79,23 +79,23 @@ impl SetOf for InsertCharges {
         1
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Charge]) -> BoxFuture<'t, Results<Self>> {
+    fn run<'t>(&'t self, tx: &'t Tx, batch: &'t [Charge]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(async move {
-            let inserted = insert(tx, set).await?;
-            let others = set.iter().filter(|charge| !inserted.contains(&charge.key));
+            let inserted = insert(tx, batch).await?;
+            let others = batch.iter().filter(|charge| !inserted.contains(&charge.key));
             let kept = kept(tx, others).await?;
             let of = |charge: &Charge| {
                 let kept = if inserted.contains(&charge.key) { Some(charge) } else { kept.get(&charge.key) };
                 kept.cloned().ok_or(storage::Error::Corrupt { what: "charge", value: charge.key.clone() })
             };
-            Ok(set.iter().map(of).collect())
+            Ok(batch.iter().map(of).collect())
         })
     }
 }
 
-/// Inserts rows, sorted by key, so that two sets with the same keys do not deadlock; returns the keys that had none.
-async fn insert(tx: &Tx, set: &[Charge]) -> Result<HashSet<String>, storage::Error> {
-    let mut models: Vec<entity::charge::Model> = set.iter().cloned().map(Into::into).collect();
+/// Inserts rows, sorted by key, so that two batches with the same keys do not deadlock; returns the keys that had none.
+async fn insert(tx: &Tx, batch: &[Charge]) -> Result<HashSet<String>, storage::Error> {
+    let mut models: Vec<entity::charge::Model> = batch.iter().cloned().map(Into::into).collect();
     models.sort_by(|one, other| one.charge_key.cmp(&other.charge_key));
     let rows = Rows::new()
         .with("charge_key", models.iter().map(|row| row.charge_key.clone()))

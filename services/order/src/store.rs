@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - here: reading
-//! - `transitions`: creating orders, recording transitions; `create`, `advance`: a set of each
+//! - `transitions`: creating orders, recording transitions; `create`, `advance`: a batch of each
 //! - `claim`: claims and backoff
 //! - `recent`: the newest orders, in memory
 //! - `stock`: inventory
@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 
 use kernel::{Clock, FulfillmentId, Money, OrderId, RequestId, Timestamp, UserId};
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement, Value};
-use storage::{Database, Error, Lane, Leases};
+use storage::{Batcher, Database, Error, Leases};
 use telemetry::TraceParent;
 
 use crate::entity::{fulfillment, order_history, order_line, orders};
@@ -46,14 +46,14 @@ pub struct Store {
     leases: Leases,
     unpaid_limits: UnpaidLimits,
     /// Started on first use, when the store's settings are final.
-    lanes: Arc<OnceLock<Lanes>>,
+    batchers: Arc<OnceLock<Batchers>>,
     recent: recent::Recent,
 }
 
-/// What is committed in sets.
-struct Lanes {
-    create_orders: Lane<create::CreateOrders>,
-    advance_orders: Lane<advance::AdvanceOrders>,
+/// What is committed in batches.
+struct Batchers {
+    create_orders: Batcher<create::CreateOrders>,
+    advance_orders: Batcher<advance::AdvanceOrders>,
 }
 
 /// The error for an invalid stored value.
@@ -70,7 +70,7 @@ impl Store {
             clock,
             leases,
             unpaid_limits: UnpaidLimits::default(),
-            lanes: Arc::default(),
+            batchers: Arc::default(),
             recent: recent::Recent::default(),
         }
     }
@@ -78,16 +78,16 @@ impl Store {
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
     #[must_use]
     pub fn by_given_clock(self) -> Self {
-        Self { leases: self.leases.by_given_clock(), lanes: Arc::default(), ..self }
+        Self { leases: self.leases.by_given_clock(), batchers: Arc::default(), ..self }
     }
 
-    fn lanes(&self) -> &Lanes {
-        self.lanes.get_or_init(|| Lanes {
-            create_orders: Lane::start(
+    fn batchers(&self) -> &Batchers {
+        self.batchers.get_or_init(|| Batchers {
+            create_orders: Batcher::start(
                 self.db.clone(),
                 create::CreateOrders { leases: self.leases.clone(), limits: self.unpaid_limits },
             ),
-            advance_orders: Lane::start(self.db.clone(), advance::AdvanceOrders { leases: self.leases.clone() }),
+            advance_orders: Batcher::start(self.db.clone(), advance::AdvanceOrders { leases: self.leases.clone() }),
         })
     }
 

@@ -10,19 +10,19 @@ use std::time::Duration;
 
 use kernel::{Clock, Money, OrderId, UserId};
 use sea_orm::{ColumnTrait, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Statement};
-use storage::sets::Undone;
-use storage::{Database, Error, Lane, Leases, Tx};
+use storage::batches::BatchError;
+use storage::{Batcher, Database, Error, Leases, Tx};
 use telemetry::{Operation, Outcome, TraceParent};
 
 use crate::entity::{payment as row, payment_attempt as attempt_row};
 use crate::lifecycle::{State, on_cancel};
 use crate::payment::{Attempt, DeclineCode, Payment, PaymentMethod};
 
+mod batches;
 mod rows;
-mod sets;
 mod write;
 
-use sets::{InsertPayments, NewPayment, UpdatePayments};
+use batches::{InsertPayments, NewPayment, UpdatePayments};
 use write::PaymentUpdate;
 
 pub use storage::Lease;
@@ -36,7 +36,7 @@ pub struct Draft {
     /// The order's id, the primary key.
     pub order_id: OrderId,
     pub user_id: UserId,
-    /// None if the currency is unknown: then `declined` is set.
+    /// None if the currency is unknown: then `declined` is batch.
     pub amount: Option<Money>,
     /// The payment method's token.
     pub payment_method: PaymentMethod,
@@ -86,13 +86,13 @@ pub struct Store {
     clock: Arc<dyn Clock>,
     leases: Leases,
     /// Started on first use, when the store's settings are final.
-    lanes: Arc<OnceLock<Lanes>>,
+    batchers: Arc<OnceLock<Batchers>>,
 }
 
-/// What is committed in sets.
-struct Lanes {
-    insert_payments: Lane<InsertPayments>,
-    update_payments: Lane<UpdatePayments>,
+/// What is committed in batches.
+struct Batchers {
+    insert_payments: Batcher<InsertPayments>,
+    update_payments: Batcher<UpdatePayments>,
 }
 
 impl fmt::Debug for Store {
@@ -105,21 +105,21 @@ impl Store {
     /// A store on a database whose schema is up to date.
     pub fn new(db: Database, clock: Arc<dyn Clock>) -> Self {
         let leases = Leases::new(db.clone(), clock.clone(), "payment");
-        Self { db, clock, leases, lanes: Arc::default() }
+        Self { db, clock, leases, batchers: Arc::default() }
     }
 
     /// The same, with leases and due times by the given clock on PostgreSQL too: for tests that move the clock.
     #[must_use]
     pub fn by_given_clock(self) -> Self {
-        Self { leases: self.leases.by_given_clock(), lanes: Arc::default(), ..self }
+        Self { leases: self.leases.by_given_clock(), batchers: Arc::default(), ..self }
     }
 
-    fn lanes(&self) -> &Lanes {
-        // Without lanes of their own: they would keep themselves running.
-        let store = || Self { lanes: Arc::default(), ..self.clone() };
-        self.lanes.get_or_init(|| Lanes {
-            insert_payments: Lane::start(self.db.clone(), InsertPayments(store())),
-            update_payments: Lane::start(self.db.clone(), UpdatePayments(store())),
+    fn batchers(&self) -> &Batchers {
+        // Without batchers of their own: they would keep themselves running.
+        let store = || Self { batchers: Arc::default(), ..self.clone() };
+        self.batchers.get_or_init(|| Batchers {
+            insert_payments: Batcher::start(self.db.clone(), InsertPayments(store())),
+            update_payments: Batcher::start(self.db.clone(), UpdatePayments(store())),
         })
     }
 
@@ -184,23 +184,23 @@ impl Store {
     /// Records a payment before the gateway is called, or returns the order's existing payment. With a `lease`, this
     /// instance takes it if the payment is due and not leased.
     pub async fn open(&self, draft: Draft, lease: Option<Lease>, open: OpenOperation) -> Result<Opened, Error> {
-        self.lanes().insert_payments.commit(NewPayment { draft, lease, open }).await
+        self.batchers().insert_payments.commit(NewPayment { draft, lease, open }).await
     }
 
-    /// An order of several that has a payment already is opened alone: its payment is locked then, and a set holds no
+    /// An order of several that has a payment already is opened alone: its payment is locked then, and a batch holds no
     /// locks while it waits for one.
-    async fn open_in(&self, tx: &Tx, set: &[NewPayment]) -> Result<Vec<Opened>, Undone> {
-        let payments: Vec<(Payment, Schedule)> = set.iter().map(|new| self.new_payment(new)).collect();
+    async fn open_in(&self, tx: &Tx, batch: &[NewPayment]) -> Result<Vec<Opened>, BatchError> {
+        let payments: Vec<(Payment, Schedule)> = batch.iter().map(|new| self.new_payment(new)).collect();
         let mut sorted: Vec<(&Payment, &Schedule)> =
             payments.iter().map(|(payment, schedule)| (payment, schedule)).collect();
         sorted.sort_by_key(|(payment, _)| payment.order_id);
         let inserted = self.insert(tx, &sorted).await?;
-        if inserted.len() < set.len() && set.len() > 1 {
+        if inserted.len() < batch.len() && batch.len() > 1 {
             let exists = |new: &NewPayment| !inserted.contains(&new.draft.order_id.as_uuid());
-            return Err(Undone::Apart((0..set.len()).filter(|index| exists(&set[*index])).collect()));
+            return Err(BatchError::Split((0..batch.len()).filter(|index| exists(&batch[*index])).collect()));
         }
-        let mut opened = Vec::with_capacity(set.len());
-        for (new, (payment, schedule)) in set.iter().zip(payments) {
+        let mut opened = Vec::with_capacity(batch.len());
+        for (new, (payment, schedule)) in batch.iter().zip(payments) {
             if !inserted.contains(&payment.order_id.as_uuid()) {
                 opened.push(self.join_existing(tx, new).await?);
                 continue;
@@ -336,7 +336,7 @@ impl Store {
         schedule: Schedule,
         event: Option<(Operation, Outcome)>,
     ) -> Result<Option<Payment>, Error> {
-        self.lanes()
+        self.batchers()
             .update_payments
             .commit(PaymentUpdate { before: before.clone(), after, attempt, schedule, event })
             .await

@@ -221,7 +221,7 @@ impl Leases {
 impl Sql {
     fn new(backend: Backend, table: &str) -> Self {
         let now = now_sql(backend, "$1");
-        // Several rows are locked in the order of their keys, here and by sets of changes.
+        // Several rows are locked in the order of their keys, here and by batches of changes.
         let (skip_locked, lock) = match backend {
             Backend::Sqlite => ("", ""),
             Backend::Postgres => ("FOR UPDATE SKIP LOCKED", "FOR NO KEY UPDATE"),

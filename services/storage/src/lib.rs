@@ -7,12 +7,13 @@
 //! - [`probe`]: whether the database accepts writes
 //! - [`migrate`]: schema migrations, under a lock
 //! - [`transact`]: transactions that commit a change together with its events
-//! - [`sets`]: changes that are committed in sets; [`rows`]: many rows as one statement
+//! - [`batches`]: changes that are committed in batches; [`rows`]: many rows as one statement
 //! - [`leases`]: leases and due times of a table's rows
 //! - [`outbox`]: events waiting to be sent
 //! - [`ownership`]: checks of files' owners and permissions
 //! - `url`: the URLs of SQLite files
 
+pub mod batches;
 pub mod connect;
 pub mod connection;
 pub mod error;
@@ -25,10 +26,10 @@ pub mod ownership;
 mod postgres;
 pub mod probe;
 pub mod rows;
-pub mod sets;
 pub mod transact;
 mod url;
 
+pub use batches::{Batched, Batcher};
 pub use connect::{Backend, Database, Options, check_url};
 pub use error::{Error, Failure};
 pub use leases::{Lease, Leases};
@@ -36,6 +37,5 @@ pub use migrate::Migration;
 pub use opening::retry_until_reachable;
 pub use probe::Probe;
 pub use rows::Rows;
-pub use sets::{Lane, SetOf};
 pub use transact::Tx;
 pub use url::sqlite_url;

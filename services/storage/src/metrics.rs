@@ -1,5 +1,5 @@
 //! Metrics of a database's connections, by the names of OpenTelemetry's semantic conventions for database clients, and
-//! of what is committed in sets.
+//! of what is committed in batches.
 
 use std::time::Duration;
 
@@ -48,37 +48,37 @@ impl Metrics {
     }
 }
 
-/// The instruments of one kind of change that is committed in sets.
+/// The instruments of one kind of change that is committed in batches.
 #[derive(Clone, Debug)]
-pub(crate) struct SetMetrics {
+pub(crate) struct BatchMetrics {
     commands: Histogram<u64>,
     wait: Histogram<f64>,
     split: Counter<u64>,
     kind: KeyValue,
 }
 
-impl SetMetrics {
+impl BatchMetrics {
     pub(crate) fn new(kind: &'static str) -> Self {
         let meter = global::meter("storage");
         Self {
             commands: meter
-                .u64_histogram("storage.set.commands")
+                .u64_histogram("storage.batch.commands")
                 .with_unit("{command}")
-                .with_description("Commands of a set, which is committed as one transaction")
+                .with_description("Commands of a batch, which is committed as one transaction")
                 .with_boundaries(vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
                 .build(),
             wait: meter
-                .f64_histogram("storage.set.wait_time")
+                .f64_histogram("storage.batch.wait_time")
                 .with_unit("s")
-                .with_description("Time that commands waited for their set to be started")
+                .with_description("Time that commands waited for their batch to be started")
                 .with_boundaries(vec![0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0])
                 .build(),
             split: meter
-                .u64_counter("storage.set.splits")
-                .with_unit("{set}")
-                .with_description("Sets that were rolled back and run again in parts")
+                .u64_counter("storage.batch.splits")
+                .with_unit("{batch}")
+                .with_description("Batches that were rolled back and run again in parts")
                 .build(),
-            kind: KeyValue::new("set.kind", kind),
+            kind: KeyValue::new("batch.kind", kind),
         }
     }
 

@@ -1,9 +1,9 @@
 //! Commits a change together with its events, or nothing.
 //!
 //! A transaction runs in its own task, so a cancelled caller never drops one half way. On SQLite one writer task
-//! commits the queued pieces of work in ONE transaction, which shares the cost of the commit. If a piece fails, the
-//! whole is rolled back and run again with a savepoint for each piece, so that only the failed one is undone: failures
-//! are rare, and savepoints cost two statements per piece. On PostgreSQL each piece is a transaction.
+//! commits the queued units of work in ONE transaction, which shares the cost of the commit. If a unit fails, the
+//! whole is rolled back and run again with a savepoint for each unit, so that only the failed one is undone: failures
+//! are rare, and savepoints cost two statements per unit. On PostgreSQL each unit is a transaction.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,8 +26,8 @@ use crate::error::{Error, Failure};
 use crate::metrics::Metrics;
 use crate::outbox;
 
-/// The most pieces that the SQLite writer commits in one transaction.
-const MAX_BATCH: usize = 64;
+/// The most units that the SQLite writer commits in one transaction.
+const MAX_GROUP: usize = 64;
 /// The length of the SQLite writer's queue; further callers wait for a slot.
 const MAX_QUEUE: usize = 4_096;
 /// How often a transaction is tried when the database is busy or reports a deadlock.
@@ -53,8 +53,8 @@ macro_rules! planned {
 
 /// For statements over [`crate::Rows`].
 pub(crate) const BEGIN_ROWS: &str = planned!("BEGIN");
-/// The same for a set, whose commands do not wait long for a row that one of them needs.
-pub(crate) const BEGIN_SET: &str = planned!("BEGIN; SET LOCAL lock_timeout = '250ms'");
+/// The same for a batch, whose commands do not wait long for a row that one of them needs.
+pub(crate) const BEGIN_BATCH: &str = planned!("BEGIN; SET LOCAL lock_timeout = '250ms'");
 /// The same for changes that a crash may undo: they are repeated.
 pub(crate) const BEGIN_REPEATABLE: &str = planned!("BEGIN; SET LOCAL synchronous_commit = off");
 
@@ -107,8 +107,8 @@ impl Tx {
 
 type Events = Vec<(Option<Operation>, TraceEvent)>;
 
-/// A piece of work with its types erased, so that pieces of all kinds share a batch.
-trait Piece: Send {
+/// A unit of work with its types erased, so that units of all kinds share a group.
+trait Unit: Send {
     /// How its transaction is begun on PostgreSQL.
     fn begin(&self) -> &'static str;
     /// Runs the work; `Err`: roll it back.
@@ -131,7 +131,7 @@ struct Work<A, T, E, F> {
     answer: oneshot::Sender<Result<T, E>>,
 }
 
-impl<A, T, E, F> Piece for Work<A, T, E, F>
+impl<A, T, E, F> Unit for Work<A, T, E, F>
 where
     A: Clone + Send + Sync + 'static,
     T: Send + 'static,
@@ -195,15 +195,15 @@ impl Database {
         F: for<'t> Fn(&'t Tx, A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        let piece = Box::new(Work { begin, args, work, result: None, answer });
+        let unit = Box::new(Work { begin, args, work, result: None, answer });
         match &self.0.writer {
             Some(writer) => {
-                let job = Job { piece, db: self.clone(), queued: Instant::now() };
+                let job = Job { unit, db: self.clone(), queued: Instant::now() };
                 writer.queue.send(job).await.map_err(|_| Error::Closed)?;
             }
             None => {
                 let db = self.clone();
-                tokio::spawn(async move { run_alone(&db, piece).await });
+                tokio::spawn(async move { run_alone(&db, unit).await });
             }
         }
         answered.await.unwrap_or_else(|_| Err(Error::Closed.into()))
@@ -246,34 +246,34 @@ impl Database {
     }
 }
 
-/// PostgreSQL: a piece is a transaction. Before its commit is sent nothing has happened, and it may run again.
-async fn run_alone(db: &Database, mut piece: Box<dyn Piece>) {
+/// PostgreSQL: a unit is a transaction. Before its commit is sent nothing has happened, and it may run again.
+async fn run_alone(db: &Database, mut unit: Box<dyn Unit>) {
     let mut broken = 0;
     for attempt in 1..=MAX_TRIES {
-        let is_broken = match try_alone(db, piece.as_mut()).await {
+        let is_broken = match try_alone(db, unit.as_mut()).await {
             Ok(events) => {
                 db.committed(&events);
                 break;
             }
-            Err(Undone::Committing(error)) => {
+            Err(NotCommitted::InDoubt(error)) => {
                 let is_transient = error.is_transient();
-                piece.fail(error);
+                unit.fail(error);
                 if !is_transient {
                     break;
                 }
                 false
             }
-            Err(Undone::Before(error)) => {
+            Err(NotCommitted::Before(error)) => {
                 let (is_transient, is_broken) = (error.is_transient(), error.is_broken_connection());
-                piece.fail(error);
+                unit.fail(error);
                 if !is_transient && !is_broken {
                     break;
                 }
                 is_broken
             }
-            Err(Undone::Refused) if piece.is_transient() => false,
-            Err(Undone::Refused) if piece.is_broken() => true,
-            Err(Undone::Refused) => break,
+            Err(NotCommitted::Rejected) if unit.is_transient() => false,
+            Err(NotCommitted::Rejected) if unit.is_broken() => true,
+            Err(NotCommitted::Rejected) => break,
         };
         broken += u32::from(is_broken);
         if broken >= MAX_BROKEN {
@@ -281,32 +281,32 @@ async fn run_alone(db: &Database, mut piece: Box<dyn Piece>) {
         }
         pause(attempt).await;
     }
-    piece.answer();
+    unit.answer();
 }
 
 /// Why a transaction was not committed.
-enum Undone {
+enum NotCommitted {
     /// The work itself failed, and holds its error.
-    Refused,
+    Rejected,
     /// The database failed before the commit.
     Before(Error),
     /// The commit failed or was not answered: the outcome is in doubt.
-    Committing(Error),
+    InDoubt(Error),
 }
 
-async fn try_alone(db: &Database, piece: &mut dyn Piece) -> Result<Events, Undone> {
+async fn try_alone(db: &Database, unit: &mut dyn Unit) -> Result<Events, NotCommitted> {
     let asked = Instant::now();
-    let begun = begin_alone(db, piece.begin()).await.map_err(Undone::Before)?;
+    let begun = begin_alone(db, unit.begin()).await.map_err(NotCommitted::Before)?;
     db.0.metrics.waited(asked.elapsed());
     let tx = Tx::new(begun);
-    if piece.run(&tx).await.is_err() {
+    if unit.run(&tx).await.is_err() {
         let _ = tx.conn.rollback().await;
-        return Err(Undone::Refused);
+        return Err(NotCommitted::Rejected);
     }
     let events = tx.events.into_inner().unwrap_or_else(PoisonError::into_inner);
     let rows: Vec<TraceEvent> = events.iter().map(|(_, event)| event.clone()).collect();
-    outbox::insert(&tx.conn, &rows).await.map_err(Undone::Before)?;
-    commit(tx.conn, &events).await.map_err(Undone::Committing)?;
+    outbox::insert(&tx.conn, &rows).await.map_err(NotCommitted::Before)?;
+    commit(tx.conn, &events).await.map_err(NotCommitted::InDoubt)?;
     Ok(events)
 }
 
@@ -322,7 +322,7 @@ pub(crate) async fn begin_alone(db: &Database, sql: &'static str) -> Result<TxCo
 }
 
 struct Job {
-    piece: Box<dyn Piece>,
+    unit: Box<dyn Unit>,
     db: Database,
     queued: Instant,
 }
@@ -336,9 +336,9 @@ pub(crate) struct Writer {
 
 #[derive(Default)]
 struct Counts {
-    /// Batches, whatever their outcome.
+    /// Groups, whatever their outcome.
     answered: AtomicU64,
-    /// Batches that were committed.
+    /// Groups that were committed.
     committed: AtomicU64,
 }
 
@@ -348,51 +348,51 @@ impl Writer {
         let counts = Arc::new(Counts::default());
         let counted = counts.clone();
         tokio::spawn(async move {
-            let mut batch = Vec::with_capacity(MAX_BATCH);
-            while jobs.recv_many(&mut batch, MAX_BATCH).await > 0 {
-                batch.iter().for_each(|job| metrics.waited(job.queued.elapsed()));
-                run_batch(&pool, std::mem::take(&mut batch), &counted).await;
+            let mut group = Vec::with_capacity(MAX_GROUP);
+            while jobs.recv_many(&mut group, MAX_GROUP).await > 0 {
+                group.iter().for_each(|job| metrics.waited(job.queued.elapsed()));
+                run_group(&pool, std::mem::take(&mut group), &counted).await;
                 counted.answered.fetch_add(1, Ordering::Relaxed);
             }
         });
         Self { queue, counts }
     }
 
-    /// The numbers of batches answered and of pieces queued.
+    /// The numbers of groups answered and of units queued.
     pub(crate) fn progress(&self) -> (u64, u64) {
         let queued = self.queue.max_capacity() - self.queue.capacity();
         (self.counts.answered.load(Ordering::Relaxed), u64::try_from(queued).unwrap_or(u64::MAX))
     }
 
-    /// The number of batches committed.
+    /// The number of groups committed.
     pub(crate) fn committed(&self) -> u64 {
         self.counts.committed.load(Ordering::Relaxed)
     }
 }
 
-async fn run_batch(pool: &DatabaseConnection, mut batch: Vec<Job>, counts: &Counts) {
-    let Some(db) = batch.first().map(|job| job.db.clone()) else { return };
+async fn run_group(pool: &DatabaseConnection, mut group: Vec<Job>, counts: &Counts) {
+    let Some(db) = group.first().map(|job| job.db.clone()) else { return };
     for attempt in 1..=MAX_TRIES {
-        match try_batch(pool, &mut batch).await {
+        match try_group(pool, &mut group).await {
             Ok((events, again)) => {
                 counts.committed.fetch_add(1, Ordering::Relaxed);
                 db.committed(&events);
-                let (retried, done): (Vec<_>, Vec<_>) = std::mem::take(&mut batch)
+                let (retried, done): (Vec<_>, Vec<_>) = std::mem::take(&mut group)
                     .into_iter()
                     .enumerate()
                     .partition(|(index, _)| attempt < MAX_TRIES && again.contains(index));
-                done.into_iter().for_each(|(_, job)| job.piece.answer());
-                batch = retried.into_iter().map(|(_, job)| job).collect();
-                if batch.is_empty() {
+                done.into_iter().for_each(|(_, job)| job.unit.answer());
+                group = retried.into_iter().map(|(_, job)| job).collect();
+                if group.is_empty() {
                     return;
                 }
             }
             Err(error) if error.is_transient() && attempt < MAX_TRIES => {}
             Err(error) => {
                 let error = Arc::new(error);
-                for mut job in batch {
-                    job.piece.fail(copy(&error));
-                    job.piece.answer();
+                for mut job in group {
+                    job.unit.fail(copy(&error));
+                    job.unit.answer();
                 }
                 return;
             }
@@ -401,15 +401,15 @@ async fn run_batch(pool: &DatabaseConnection, mut batch: Vec<Job>, counts: &Coun
     }
 }
 
-/// Commits the pieces that succeed; returns their events, and the pieces to be retried.
-async fn try_batch(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
-    match try_together(pool, batch).await? {
+/// Commits the units that succeed; returns their events, and the units to be retried.
+async fn try_group(pool: &DatabaseConnection, group: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
+    match try_together(pool, group).await? {
         Some(events) => Ok((events, Vec::new())),
-        None if batch.len() == 1 => {
-            let again = batch.first().is_some_and(|job| job.piece.is_transient());
+        None if group.len() == 1 => {
+            let again = group.first().is_some_and(|job| job.unit.is_transient());
             Ok((Events::new(), if again { vec![0] } else { vec![] }))
         }
-        None => try_apart(pool, batch).await,
+        None => try_apart(pool, group).await,
     }
 }
 
@@ -421,11 +421,11 @@ async fn begin(pool: &DatabaseConnection) -> Result<DatabaseTransaction, Error> 
     Ok(pool.begin_with_options(options).await?)
 }
 
-/// All or nothing: `None` if a piece failed and everything was rolled back.
-async fn try_together(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<Option<Events>, Error> {
+/// All or nothing: `None` if a unit failed and everything was rolled back.
+async fn try_together(pool: &DatabaseConnection, group: &mut [Job]) -> Result<Option<Events>, Error> {
     let tx = Tx::new(TxConnection(Open::Sqlite(begin(pool).await?)));
-    for job in batch.iter_mut() {
-        if job.piece.run(&tx).await.is_err() {
+    for job in group.iter_mut() {
+        if job.unit.run(&tx).await.is_err() {
             tx.conn.rollback().await?;
             return Ok(None);
         }
@@ -435,19 +435,19 @@ async fn try_together(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<Op
     Ok(Some(events))
 }
 
-/// Runs each piece in its own savepoint.
-async fn try_apart(pool: &DatabaseConnection, batch: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
+/// Runs each unit in its own savepoint.
+async fn try_apart(pool: &DatabaseConnection, group: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
     let outer = begin(pool).await?;
     let mut events = Events::new();
     let mut again = Vec::new();
-    for (index, job) in batch.iter_mut().enumerate() {
+    for (index, job) in group.iter_mut().enumerate() {
         let tx = Tx::new(TxConnection(Open::Sqlite(outer.begin().await?)));
-        if job.piece.run(&tx).await.is_ok() {
+        if job.unit.run(&tx).await.is_ok() {
             tx.conn.commit().await?;
             events.extend(tx.events.into_inner().unwrap_or_else(PoisonError::into_inner));
         } else {
             tx.conn.rollback().await?;
-            if job.piece.is_transient() {
+            if job.unit.is_transient() {
                 again.push(index);
             }
         }
@@ -473,7 +473,7 @@ async fn commit(conn: TxConnection, events: &Events) -> Result<(), Error> {
     Err(error)
 }
 
-/// The error for another piece of the same batch: the same, or `Closed` where it cannot be cloned.
+/// The error for another unit of the same group: the same, or `Closed` where it cannot be cloned.
 pub(crate) fn copy(error: &Error) -> Error {
     match error {
         Error::Statement(inner) => Error::Statement(inner.clone()),

@@ -1,4 +1,4 @@
-//! A set of orders' transitions, each a compare-and-set on the order's version.
+//! A batch of orders' transitions, each a compare-and-set on the order's version.
 //!
 //! Locked in this order: stock that is to be released, the orders, whose versions are compared, and their lines, which
 //! are allocated: an order whose stock was written off is known before it is changed.
@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use futures_util::future::BoxFuture;
 use kernel::{OrderId, Timestamp};
 use sea_orm::FromQueryResult;
+use storage::batches::Results;
 use storage::leases::micros;
-use storage::sets::Results;
-use storage::{Backend, Leases, Rows, SetOf, Tx};
+use storage::{Backend, Batched, Leases, Rows, Tx};
 use uuid::Uuid;
 
 use super::transitions::{Advance, Due, Transition, record_transitions};
@@ -47,7 +47,7 @@ pub(super) struct AdvanceOrders {
     pub(super) leases: Leases,
 }
 
-impl SetOf for AdvanceOrders {
+impl Batched for AdvanceOrders {
     type Command = OrderUpdate;
     type Key = OrderId;
     type Output = Advance;
@@ -63,8 +63,8 @@ impl SetOf for AdvanceOrders {
         2 + update.transitions.len() + update.before.lines.len()
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [OrderUpdate]) -> BoxFuture<'t, Results<Self>> {
-        Box::pin(self.advance(tx, set))
+    fn run<'t>(&'t self, tx: &'t Tx, batch: &'t [OrderUpdate]) -> BoxFuture<'t, Results<Self>> {
+        Box::pin(self.advance(tx, batch))
     }
 }
 
@@ -80,8 +80,8 @@ struct Released {
 }
 
 impl AdvanceOrders {
-    async fn advance(&self, tx: &Tx, set: &[OrderUpdate]) -> Results<Self> {
-        let mut sorted: Vec<&OrderUpdate> = set.iter().collect();
+    async fn advance(&self, tx: &Tx, batch: &[OrderUpdate]) -> Results<Self> {
+        let mut sorted: Vec<&OrderUpdate> = batch.iter().collect();
         sorted.sort_by_key(|update| update.before.id);
         lock_released_stock(tx, &sorted).await?;
         let unchanged = lock_unchanged(tx, &sorted).await?;
@@ -96,7 +96,7 @@ impl AdvanceOrders {
         )
         .await?;
         release(tx, &sorted).await?;
-        Ok(set.iter().map(|update| Ok(result(update, &due, &without_stock))).collect())
+        Ok(batch.iter().map(|update| Ok(result(update, &due, &without_stock))).collect())
     }
 
     /// A pending effect is due immediately, by the same clock as the claims; without one there is no due time and no

@@ -1,5 +1,5 @@
-//! A set of new orders: limits and stock are checked in the order of arrival, before anything is written, so that each
-//! gets the result that it gets if the set's orders are created one by one.
+//! A batch of new orders: limits and stock are checked in the order of arrival, before anything is written, so that each
+//! gets the result that it gets if the batch's orders are created one by one.
 //!
 //! Rows are locked in one order, here and in [`super::advance`]: customers, stock by SKU, orders, lines.
 
@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 use futures_util::future::BoxFuture;
 use kernel::{RequestId, UserId};
 use sea_orm::FromQueryResult;
+use storage::batches::{BatchError, Results};
 use storage::leases::micros;
-use storage::sets::{Results, Undone};
-use storage::{Leases, Rows, SetOf, Tx};
+use storage::{Batched, Leases, Rows, Tx};
 use uuid::Uuid;
 
 use super::Lease;
@@ -35,7 +35,7 @@ pub(super) struct CreateOrders {
     pub(super) limits: UnpaidLimits,
 }
 
-impl SetOf for CreateOrders {
+impl Batched for CreateOrders {
     type Command = NewOrder;
     type Key = (UserId, RequestId);
     type Output = Option<Order>;
@@ -51,16 +51,16 @@ impl SetOf for CreateOrders {
         3 + new.order.lines.len()
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [NewOrder]) -> BoxFuture<'t, Results<Self>> {
-        Box::pin(self.create(tx, set))
+    fn run<'t>(&'t self, tx: &'t Tx, batch: &'t [NewOrder]) -> BoxFuture<'t, Results<Self>> {
+        Box::pin(self.create(tx, batch))
     }
 }
 
 impl CreateOrders {
-    async fn create(&self, tx: &Tx, set: &[NewOrder]) -> Results<Self> {
-        let mut unpaid = self.limits.unpaid(tx, set.iter().map(|new| new.order.user)).await?;
-        let mut free = free_stock(tx, set).await?;
-        let checks: Vec<Result<(), Error>> = set
+    async fn create(&self, tx: &Tx, batch: &[NewOrder]) -> Results<Self> {
+        let mut unpaid = self.limits.unpaid(tx, batch.iter().map(|new| new.order.user)).await?;
+        let mut free = free_stock(tx, batch).await?;
+        let checks: Vec<Result<(), Error>> = batch
             .iter()
             .map(|new| {
                 let unpaid = unpaid.entry(new.order.user).or_default();
@@ -72,15 +72,15 @@ impl CreateOrders {
             })
             .collect();
         let accepted: Vec<&NewOrder> =
-            set.iter().zip(&checks).filter(|(_, check)| check.is_ok()).map(|(new, _)| new).collect();
+            batch.iter().zip(&checks).filter(|(_, check)| check.is_ok()).map(|(new, _)| new).collect();
         let due = self.insert_orders(tx, &accepted).await?;
         let created: Vec<&NewOrder> =
             accepted.iter().copied().filter(|new| due.contains_key(&new.order.id.as_uuid())).collect();
-        if created.len() < accepted.len() && accepted.len() < set.len() {
+        if created.len() < accepted.len() && accepted.len() < batch.len() {
             // A repeated request was counted, and another order may have been rejected for it.
             let is_repeated = |c: &NewOrder| !due.contains_key(&c.order.id.as_uuid());
-            let repeated = (0..set.len()).filter(|index| checks[*index].is_ok() && is_repeated(&set[*index]));
-            return Err(Undone::Apart(repeated.collect()));
+            let repeated = (0..batch.len()).filter(|index| checks[*index].is_ok() && is_repeated(&batch[*index]));
+            return Err(BatchError::Split(repeated.collect()));
         }
         insert_lines(tx, &created).await?;
         record_transitions(
@@ -94,12 +94,12 @@ impl CreateOrders {
             let due = due.get(&order.id.as_uuid())?;
             Some(Order { next_attempt_time: due.map(kernel::Timestamp::from_micros), ..order.clone() })
         };
-        Ok(set.iter().zip(checks).map(|(new, check)| check.map(|()| result(new))).collect())
+        Ok(batch.iter().zip(checks).map(|(new, check)| check.map(|()| result(new))).collect())
     }
 
     /// The due times of the orders that were inserted: a request that has an order already inserts nothing.
     async fn insert_orders(&self, tx: &Tx, orders: &[&NewOrder]) -> Result<HashMap<Uuid, Option<i64>>, storage::Error> {
-        // By the key, so that two sets with the same requests do not deadlock.
+        // By the key, so that two batches with the same requests do not deadlock.
         let mut sorted = orders.to_vec();
         sorted.sort_by_key(|new| CreateOrders::key(new));
         let rows = order_rows(&sorted, self.leases.now_micros());
@@ -169,9 +169,9 @@ fn quantities<'a>(orders: impl Iterator<Item = &'a Order>) -> BTreeMap<&'a str, 
     sums
 }
 
-/// The stock that is not reserved of the set's SKUs, whose rows are locked.
-async fn free_stock(tx: &Tx, set: &[NewOrder]) -> Result<HashMap<String, i64>, storage::Error> {
-    let skus = quantities(set.iter().map(|new| &new.order));
+/// The stock that is not reserved of the batch's SKUs, whose rows are locked.
+async fn free_stock(tx: &Tx, batch: &[NewOrder]) -> Result<HashMap<String, i64>, storage::Error> {
+    let skus = quantities(batch.iter().map(|new| &new.order));
     Ok(super::stock::lock(tx, skus.keys().map(ToString::to_string)).await?.into_iter().collect())
 }
 

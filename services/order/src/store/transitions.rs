@@ -1,4 +1,4 @@
-//! Creating an order and recording its transitions, each with its history and its events: committed in sets.
+//! Creating an order and recording its transitions, each with its history and its events: committed in batches.
 
 use kernel::{RequestId, Timestamp};
 use sea_orm::FromQueryResult;
@@ -146,7 +146,7 @@ impl Store {
         let (order, fingerprint) = (order.clone(), fingerprint.to_owned());
         let transition = Transition::initial(operation);
         let new = NewOrder { transition: transition.clone(), order, request, fingerprint, lease };
-        let created = self.lanes().create_orders.commit(new).await?;
+        let created = self.batchers().create_orders.commit(new).await?;
         if let Some(order) = &created {
             self.recent.created(order, transition.entry(order, order.version));
         }
@@ -171,7 +171,7 @@ impl Store {
 
     async fn commit(&self, update: OrderUpdate) -> Result<Advance, storage::Error> {
         let (before, transitions) = (update.before.clone(), update.transitions.clone());
-        let advance = self.lanes().advance_orders.commit(update).await?;
+        let advance = self.batchers().advance_orders.commit(update).await?;
         match &advance {
             Advance::Done(after) => {
                 let versions = before.version + 1..;

@@ -85,7 +85,7 @@ impl Store {
     /// The same, with limits on a customer's unpaid orders.
     #[must_use]
     pub fn with_unpaid_limits(self, limits: UnpaidLimits) -> Self {
-        Self { unpaid_limits: limits, lanes: Arc::default(), ..self }
+        Self { unpaid_limits: limits, batchers: Arc::default(), ..self }
     }
 }
 

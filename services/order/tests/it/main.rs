@@ -2,11 +2,12 @@
 //!
 //! # Layout
 //! - `world`, `fakes`, `invariants`: the domain on a real store, with a controlled clock, scripted peers and faults
-//! - `life`, `create`, `sets`, `cancel`, `stock`, `unpaid`, `crash`: its rules
+//! - `life`, `create`, `batches`, `cancel`, `stock`, `unpaid`, `crash`: its rules
 //! - `system`, `api`, `watching`, `limits`, `keys`: the whole service over real sockets
 //! - `reasons`: the reasons of errors, which are public
 
 mod api;
+mod batches;
 mod cancel;
 mod crash;
 mod create;
@@ -16,7 +17,6 @@ mod keys;
 mod life;
 mod limits;
 mod reasons;
-mod sets;
 mod stock;
 mod system;
 mod table;

@@ -69,10 +69,10 @@ async fn open(url: &str) -> Database {
 }
 
 #[tokio::test]
-async fn only_a_failed_piece_is_rolled_back_with_its_event() {
+async fn only_a_failed_unit_is_rolled_back_with_its_event() {
     for url in ["sqlite::memory:".to_owned(), file().await.1] {
         let db = open(&url).await;
-        // Queued together: one batch, with a duplicate number.
+        // Queued together: one group, with a duplicate number.
         let results = join_all([1, 2, 2, 3].map(|n| put(&db, n, operation()))).await;
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 3);
         assert!(results.iter().any(|result| matches!(result, Err(error) if error.is_unique_violation())));

@@ -1,4 +1,4 @@
-//! Orders that are created in one set: each gets the result that it gets alone.
+//! Orders that are created in one batch: each gets the result that it gets alone.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -50,7 +50,7 @@ fn commands(drafts: &[Draft]) -> Vec<(usize, CreateOrder)> {
     commands
 }
 
-/// Of each command, whether it has its order, or why not. A repeated command waits for the set after that of the first
+/// Of each command, whether it has its order, or why not. A repeated command waits for the batch after that of the first
 /// one, and so is judged later: whether it has an order is the same, why not may differ.
 fn results(commands: &[(usize, CreateOrder)], all: Vec<Result<Order, Error>>) -> Vec<String> {
     let mut first: HashMap<RequestId, OrderId> = HashMap::new();
@@ -101,7 +101,7 @@ async fn compare(drafts: &[Draft], limits: UnpaidLimits) {
 }
 
 #[test]
-fn a_set_of_orders_has_the_results_of_the_same_orders_one_by_one() {
+fn a_batch_of_orders_has_the_results_of_the_same_orders_one_by_one() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let limits = prop_oneof![Just(UnpaidLimits::default()), Just(UnpaidLimits { orders: Some(3), units: Some(8) })];
     // On PostgreSQL each case has two schemas.

@@ -1,11 +1,11 @@
-//! Sets of new payments, and of results.
+//! Batches of new payments, and of results.
 //!
 //! A cancellation is a transaction of its own: it may lock a payment, and locks nothing else.
 
 use futures_util::future::BoxFuture;
 use kernel::OrderId;
-use storage::sets::Results;
-use storage::{Lease, SetOf, Tx};
+use storage::batches::Results;
+use storage::{Batched, Lease, Tx};
 
 use super::write::PaymentUpdate;
 use super::{Draft, OpenOperation, Opened, Store};
@@ -22,7 +22,7 @@ pub(super) struct NewPayment {
 /// Records payments.
 pub(super) struct InsertPayments(pub(super) Store);
 
-impl SetOf for InsertPayments {
+impl Batched for InsertPayments {
     type Command = NewPayment;
     type Key = OrderId;
     type Output = Opened;
@@ -38,9 +38,9 @@ impl SetOf for InsertPayments {
         2
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [NewPayment]) -> BoxFuture<'t, Results<Self>> {
+    fn run<'t>(&'t self, tx: &'t Tx, batch: &'t [NewPayment]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(async move {
-            let opened = self.0.open_in(tx, set).await?;
+            let opened = self.0.open_in(tx, batch).await?;
             Ok(opened.into_iter().map(Ok).collect())
         })
     }
@@ -49,7 +49,7 @@ impl SetOf for InsertPayments {
 /// Records the results of effects.
 pub(super) struct UpdatePayments(pub(super) Store);
 
-impl SetOf for UpdatePayments {
+impl Batched for UpdatePayments {
     type Command = PaymentUpdate;
     type Key = OrderId;
     type Output = Option<Payment>;
@@ -65,7 +65,7 @@ impl SetOf for UpdatePayments {
         2
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [PaymentUpdate]) -> BoxFuture<'t, Results<Self>> {
-        Box::pin(async move { Ok(self.0.write(tx, set).await?.into_iter().map(Ok).collect()) })
+    fn run<'t>(&'t self, tx: &'t Tx, batch: &'t [PaymentUpdate]) -> BoxFuture<'t, Results<Self>> {
+        Box::pin(async move { Ok(self.0.write(tx, batch).await?.into_iter().map(Ok).collect()) })
     }
 }

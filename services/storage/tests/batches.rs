@@ -1,4 +1,4 @@
-//! Changes committed in sets, on SQLite and on a PostgreSQL server of the test.
+//! Changes committed in batches, on SQLite and on a PostgreSQL server of the test.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use sea_orm::{FromQueryResult, Statement};
-use storage::sets::{Results, Undone};
-use storage::{Database, Error, Lane, Migration, Options, Rows, SetOf, Tx};
+use storage::batches::{BatchError, Results};
+use storage::{Batched, Batcher, Database, Error, Migration, Options, Rows, Tx};
 use tokio::sync::Semaphore;
 
 const SCHEMA: &[Migration] = &[Migration {
@@ -17,10 +17,10 @@ const SCHEMA: &[Migration] = &[Migration {
     postgres: &[],
 }];
 
-/// Inserts numbers. Each set takes a permit first, so that a test decides what gathers meanwhile.
+/// Inserts numbers. Each batch takes a permit first, so that a test decides what gathers meanwhile.
 struct Insert {
     may_run: Arc<Semaphore>,
-    sets: Arc<Mutex<Vec<Vec<i64>>>>,
+    batches: Arc<Mutex<Vec<Vec<i64>>>>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -47,7 +47,7 @@ const PANICS: i64 = 2_000;
 /// Is not performed with others.
 const ALONE: i64 = 3_000;
 
-impl SetOf for Insert {
+impl Batched for Insert {
     type Command = i64;
     type Key = i64;
     type Output = i64;
@@ -63,32 +63,32 @@ impl SetOf for Insert {
         1
     }
 
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [i64]) -> BoxFuture<'t, Results<Self>> {
+    fn run<'t>(&'t self, tx: &'t Tx, batch: &'t [i64]) -> BoxFuture<'t, Results<Self>> {
         Box::pin(async move {
             self.may_run.acquire().await.expect("open").forget();
-            self.sets.lock().push(set.to_vec());
-            assert!(!set.contains(&PANICS), "on purpose");
-            if set.len() > 1
-                && let Some(index) = set.iter().position(|n| *n == ALONE)
+            self.batches.lock().push(batch.to_vec());
+            assert!(!batch.contains(&PANICS), "on purpose");
+            if batch.len() > 1
+                && let Some(index) = batch.iter().position(|n| *n == ALONE)
             {
-                return Err(Undone::Apart(vec![index]));
+                return Err(BatchError::Split(vec![index]));
             }
-            let good: Vec<i64> = set.iter().copied().filter(|n| *n >= 0).collect();
+            let good: Vec<i64> = batch.iter().copied().filter(|n| *n >= 0).collect();
             let rows = Rows::new()
                 .with("n", good.clone())
                 .with("word", good.iter().map(|n| (*n != 3).then(|| n.to_string())))
                 .with("is_even", good.iter().map(|n| n % 2 == 0));
             tx.conn().execute_rows(rows, "INSERT INTO t (n, word, is_even) SELECT n, word, is_even FROM v").await?;
-            Ok(set.iter().map(|n| if *n < 0 { Err(Rejected::Negative) } else { Ok(*n) }).collect())
+            Ok(batch.iter().map(|n| if *n < 0 { Err(Rejected::Negative) } else { Ok(*n) }).collect())
         })
     }
 }
 
 struct Fixture {
     db: Database,
-    lane: Lane<Insert>,
+    batcher: Batcher<Insert>,
     may_run: Arc<Semaphore>,
-    sets: Arc<Mutex<Vec<Vec<i64>>>>,
+    batches: Arc<Mutex<Vec<Vec<i64>>>>,
 }
 
 /// On both stores; PostgreSQL says itself when it is skipped.
@@ -99,9 +99,9 @@ async fn fixtures() -> Vec<Fixture> {
         let options = Options { schema: database.schema, max_connections: 4, ..Options::default() };
         let db = Database::connect(&database.url, &options).await.expect("connected");
         db.migrate(SCHEMA).await.expect("migrated");
-        let (may_run, sets) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::default()));
-        let lane = Lane::start(db.clone(), Insert { may_run: may_run.clone(), sets: sets.clone() });
-        fixtures.push(Fixture { db, lane, may_run, sets });
+        let (may_run, batches) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::default()));
+        let batcher = Batcher::start(db.clone(), Insert { may_run: may_run.clone(), batches: batches.clone() });
+        fixtures.push(Fixture { db, batcher, may_run, batches });
     }
     fixtures
 }
@@ -116,9 +116,9 @@ struct Row {
 impl Fixture {
     /// Commits the commands in this order: the first one alone, the others gather behind it.
     async fn commit(&self, commands: &[i64]) -> Vec<Result<i64, Rejected>> {
-        let all = join_all(commands.iter().map(|n| self.lane.commit(*n)));
+        let all = join_all(commands.iter().map(|n| self.batcher.commit(*n)));
         let release = async {
-            // The first set is running when the others are queued.
+            // The first batch is running when the others are queued.
             while self.may_run.available_permits() == 0 {
                 self.may_run.add_permits(1_000);
                 tokio::task::yield_now().await;
@@ -147,7 +147,7 @@ async fn commands_that_wait_are_committed_together_and_each_gets_its_own_result(
             assert_eq!(result, if *n < 0 { Err(Rejected::Negative) } else { Ok(*n) });
         }
         assert_eq!(fixture.numbers().await, commands.iter().copied().filter(|n| *n >= 0).collect::<Vec<_>>());
-        let sizes: Vec<usize> = fixture.sets.lock().iter().map(Vec::len).collect();
+        let sizes: Vec<usize> = fixture.batches.lock().iter().map(Vec::len).collect();
         assert!(sizes.len() <= 4 && sizes.iter().all(|size| *size <= 64), "{sizes:?}");
         let row = |n: i64, word: Option<&str>| Row { n, word: word.map(Into::into), is_even: n % 2 == 0 };
         assert_eq!(fixture.rows().await[2..4], [row(2, Some("2")), row(3, None)]);
@@ -155,13 +155,13 @@ async fn commands_that_wait_are_committed_together_and_each_gets_its_own_result(
 }
 
 #[tokio::test]
-async fn a_set_holds_one_command_of_a_key() {
+async fn a_batch_holds_one_command_of_a_key() {
     for fixture in fixtures().await {
         let results = fixture.commit(&[1, 2, TWICE, TWICE, 3]).await;
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 4, "{results:?}");
         assert!(matches!(&results[3], Err(Rejected::Storage(_))), "{results:?}");
-        for set in fixture.sets.lock().iter() {
-            assert!(set.iter().filter(|n| **n == TWICE).count() <= 1, "{set:?}");
+        for batch in fixture.batches.lock().iter() {
+            assert!(batch.iter().filter(|n| **n == TWICE).count() <= 1, "{batch:?}");
         }
         assert_eq!(fixture.numbers().await, [1, 2, 3, TWICE]);
     }
@@ -189,8 +189,8 @@ async fn a_command_that_cannot_be_performed_with_others_is_performed_alone() {
     for fixture in fixtures().await {
         let results = fixture.commit(&[1, 2, 3, ALONE, 5]).await;
         assert!(results.iter().all(Result::is_ok), "{results:?}");
-        assert!(fixture.sets.lock().contains(&vec![ALONE]));
-        assert!(fixture.sets.lock().len() <= 4, "the others stay together: {:?}", fixture.sets.lock());
+        assert!(fixture.batches.lock().contains(&vec![ALONE]));
+        assert!(fixture.batches.lock().len() <= 4, "the others stay together: {:?}", fixture.batches.lock());
         assert_eq!(fixture.numbers().await, [1, 2, 3, 5, ALONE]);
     }
 }
@@ -201,17 +201,17 @@ async fn an_unavailable_database_fails_a_set_once() {
     let options = Options { acquire_timeout: Duration::from_millis(300), ..Options::default() };
     let db = Database::connect(&server.url(), &options).await.expect("connected");
     db.migrate(SCHEMA).await.expect("migrated");
-    let (may_run, sets) = (Arc::new(Semaphore::new(1_000)), Arc::new(Mutex::default()));
+    let (may_run, batches) = (Arc::new(Semaphore::new(1_000)), Arc::new(Mutex::default()));
     let fixture = Fixture {
-        lane: Lane::start(db.clone(), Insert { may_run: may_run.clone(), sets: sets.clone() }),
+        batcher: Batcher::start(db.clone(), Insert { may_run: may_run.clone(), batches: batches.clone() }),
         db,
         may_run,
-        sets,
+        batches,
     };
     drop(server);
     let results = fixture.commit(&(0..64).collect::<Vec<_>>()).await;
     assert!(results.iter().all(|result| matches!(result, Err(Rejected::Storage(_)))), "{results:?}");
-    assert!(fixture.sets.lock().len() <= 8, "it is not halved: {:?}", fixture.sets.lock().len());
+    assert!(fixture.batches.lock().len() <= 8, "it is not halved: {:?}", fixture.batches.lock().len());
 }
 
 #[tokio::test]
@@ -250,8 +250,8 @@ async fn hold(db: &Database, n: i64) -> (tokio::sync::oneshot::Sender<()>, tokio
 async fn a_command_that_waits_for_a_lock_delays_no_other() {
     for fixture in fixtures().await.into_iter().filter(|fixture| fixture.db.backend() == storage::Backend::Postgres) {
         let (release, holding) = hold(&fixture.db, 77).await;
-        let lane = fixture.lane.clone();
-        let locked = tokio::spawn(async move { lane.commit(77).await });
+        let batcher = fixture.batcher.clone();
+        let locked = tokio::spawn(async move { batcher.commit(77).await });
         let results = fixture.commit(&[1, 2, 3]).await;
         assert!(results.iter().all(Result::is_ok), "{results:?}");
         assert!(!locked.is_finished(), "it waits");

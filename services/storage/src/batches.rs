@@ -1,10 +1,10 @@
-//! Changes that are committed in sets: few statements and one commit for all commands of a kind that wait, and a
-//! reply to each. While one set is committed, the next one gathers; nothing waits for a set to fill.
+//! Changes that are committed in batches: few statements and one commit for all commands of a kind that wait, and a
+//! reply to each. While one batch is committed, the next one gathers; nothing waits for a batch to fill.
 //!
 //! A command that cannot be performed together with the others is named by its kind, and performed alone beside the
-//! lane. A set that the database rejects is halved and run again until the command at fault is alone: it delays the
+//! batcher. A batch that the database rejects is halved and run again until the command at fault is alone: it delays the
 //! others by these runs, and changes nothing for them. So does a command whose row another transaction has locked: it
-//! waits for the lock beside the lane. A set whose commit was not answered is not run again: each of its commands gets
+//! waits for the lock beside the batcher. A batch whose commit was not answered is not run again: each of its commands gets
 //! the error, as in a transaction of its own.
 
 use std::collections::{HashSet, VecDeque};
@@ -19,28 +19,28 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::connect::Database;
 use crate::error::{Error, Failure};
-use crate::metrics::SetMetrics;
-use crate::transact::{BEGIN_ROWS, BEGIN_SET, Tx, copy};
+use crate::metrics::BatchMetrics;
+use crate::transact::{BEGIN_BATCH, BEGIN_ROWS, Tx, copy};
 
-/// The most commands of a set.
+/// The most commands of a batch.
 const MAX_COMMANDS: usize = 64;
-/// The most rows that a set's commands write.
+/// The most rows that a batch's commands write.
 const MAX_ROWS: usize = 1_000;
-/// The most commands in a lane's queue, and the most that it has taken from there for its next sets. Further ones are
+/// The most commands in a batcher's queue, and the most that it has taken from there for its next batches. Further ones are
 /// rejected with [`Error::QueueFull`].
 const MAX_QUEUED: usize = 4_096;
 
-/// How many lock timeouts a set may cost: more than it takes to find one command among all.
+/// How many lock timeouts a batch may cost: more than it takes to find one command among all.
 const MAX_LOCK_TIMEOUTS: u32 = 8;
 /// How long a command waits in the queue. Its caller has given up by then: while the database is unavailable, commands
 /// are not kept to be committed after the outage.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// A kind of change.
-pub trait SetOf: Send + Sync + 'static {
+pub trait Batched: Send + Sync + 'static {
     /// The change, as plain data.
     type Command: Clone + Send + Sync + 'static;
-    /// What a command changes. A set holds at most one command of a key; another waits for the next set.
+    /// What a command changes. A batch holds at most one command of a key; another waits for the next batch.
     type Key: Eq + Hash + Send;
     /// The result of a command.
     type Output: Send + 'static;
@@ -60,72 +60,72 @@ pub trait SetOf: Send + Sync + 'static {
     /// in their order. A command with an error has changed nothing.
     ///
     /// # Errors
-    /// Nothing of the set is committed.
-    fn run<'t>(&'t self, tx: &'t Tx, set: &'t [Self::Command]) -> BoxFuture<'t, Results<Self>>;
+    /// Nothing of the batch is committed.
+    fn run<'t>(&'t self, tx: &'t Tx, batch: &'t [Self::Command]) -> BoxFuture<'t, Results<Self>>;
 }
 
-/// The results of a set's commands.
-pub type Results<S> = Result<Vec<Result<<S as SetOf>::Output, <S as SetOf>::Error>>, Undone>;
+/// The results of a batch's commands.
+pub type Results<S> = Result<Vec<Result<<S as Batched>::Output, <S as Batched>::Error>>, BatchError>;
 
-/// Why a set is rolled back.
+/// Why a batch is rolled back.
 #[derive(Debug)]
-pub enum Undone {
-    /// These of the set's commands, by index, cannot be performed together with the others: each is run alone, and the
+pub enum BatchError {
+    /// These of the batch's commands, by index, cannot be performed together with the others: each is run alone, and the
     /// others together. Never for a single command.
-    Apart(Vec<usize>),
+    Split(Vec<usize>),
     /// The database failed.
     Failed(Error),
 }
 
-impl From<Error> for Undone {
+impl From<Error> for BatchError {
     fn from(error: Error) -> Self {
         Self::Failed(error)
     }
 }
 
-impl From<DbErr> for Undone {
+impl From<DbErr> for BatchError {
     fn from(error: DbErr) -> Self {
         Self::Failed(error.into())
     }
 }
 
-impl Failure for Undone {
+impl Failure for BatchError {
     fn storage(&self) -> Option<&Error> {
         match self {
             Self::Failed(error) => Some(error),
-            Self::Apart(_) => None,
+            Self::Split(_) => None,
         }
     }
 }
 
-struct Queued<S: SetOf> {
+struct Queued<S: Batched> {
     command: S::Command,
     reply: oneshot::Sender<Result<S::Output, S::Error>>,
     since: Instant,
 }
 
-/// Commits the commands of one kind, one set at a time. Clones share the lane; it ends with the last of them.
-pub struct Lane<S: SetOf> {
+/// Commits the commands of one kind, one batch at a time. Clones share the batcher; it ends with the last of them.
+pub struct Batcher<S: Batched> {
     queue: mpsc::Sender<Queued<S>>,
 }
 
-impl<S: SetOf> Clone for Lane<S> {
+impl<S: Batched> Clone for Batcher<S> {
     fn clone(&self) -> Self {
         Self { queue: self.queue.clone() }
     }
 }
 
-impl<S: SetOf> fmt::Debug for Lane<S> {
+impl<S: Batched> fmt::Debug for Batcher<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lane").field("kind", &S::NAME).finish_non_exhaustive()
+        f.debug_struct("Batcher").field("kind", &S::NAME).finish_non_exhaustive()
     }
 }
 
-impl<S: SetOf> Lane<S> {
-    /// Starts a lane. Must be called in a tokio runtime.
+impl<S: Batched> Batcher<S> {
+    /// Starts a batcher. Must be called in a tokio runtime.
     pub fn start(db: Database, kind: S) -> Self {
         let (queue, commands) = mpsc::channel(MAX_QUEUED);
-        let worker = Arc::new(Worker { db, kind: Arc::new(kind), metrics: SetMetrics::new(S::NAME) });
+        let worker = Arc::new(Worker { db, kind: Arc::new(kind), metrics: BatchMetrics::new(S::NAME) });
         tokio::spawn(worker.run(commands));
         Self { queue }
     }
@@ -148,10 +148,10 @@ impl<S: SetOf> Lane<S> {
 struct Worker<S> {
     db: Database,
     kind: Arc<S>,
-    metrics: SetMetrics,
+    metrics: BatchMetrics,
 }
 
-impl<S: SetOf> Worker<S> {
+impl<S: Batched> Worker<S> {
     async fn run(self: Arc<Self>, mut commands: mpsc::Receiver<Queued<S>>) {
         let mut waiting = VecDeque::new();
         loop {
@@ -164,55 +164,57 @@ impl<S: SetOf> Worker<S> {
             {
                 waiting.push_back(queued);
             }
-            let set = gather(&mut waiting, Instant::now());
-            if !set.is_empty() {
-                self.metrics.started(set.len(), set.iter().map(|queued| queued.since.elapsed()));
-                self.commit(set).await;
+            let batch = gather(&mut waiting, Instant::now());
+            if !batch.is_empty() {
+                self.metrics.started(batch.len(), batch.iter().map(|queued| queued.since.elapsed()));
+                self.commit(batch).await;
             }
         }
     }
 
-    async fn commit(self: &Arc<Self>, set: Vec<Queued<S>>) {
-        let (mut sets, mut lock_timeouts) = (vec![set], 0);
-        while let Some(set) = sets.pop() {
-            let commands: Arc<[S::Command]> = set.iter().map(|queued| queued.command.clone()).collect();
-            match self.transact(BEGIN_SET, commands).await {
+    async fn commit(self: &Arc<Self>, batch: Vec<Queued<S>>) {
+        let (mut batches, mut lock_timeouts) = (vec![batch], 0);
+        while let Some(batch) = batches.pop() {
+            let commands: Arc<[S::Command]> = batch.iter().map(|queued| queued.command.clone()).collect();
+            match self.transact(BEGIN_BATCH, commands).await {
                 Ok(results) => {
                     // A cancelled caller needs no reply.
-                    set.into_iter().zip(results).for_each(|(queued, result)| drop(queued.reply.send(result)));
+                    batch.into_iter().zip(results).for_each(|(queued, result)| drop(queued.reply.send(result)));
                 }
-                Err(Undone::Apart(alone)) if set.len() > 1 => {
+                Err(BatchError::Split(alone)) if batch.len() > 1 => {
                     self.metrics.split();
                     let (apart, rest): (Vec<_>, Vec<_>) =
-                        set.into_iter().enumerate().partition(|(index, _)| alone.is_empty() || alone.contains(index));
+                        batch.into_iter().enumerate().partition(|(index, _)| alone.is_empty() || alone.contains(index));
                     apart.into_iter().for_each(|(_, queued)| self.commit_alone(queued));
-                    sets.extend((!rest.is_empty()).then(|| rest.into_iter().map(|(_, queued)| queued).collect()));
+                    batches.extend((!rest.is_empty()).then(|| rest.into_iter().map(|(_, queued)| queued).collect()));
                 }
-                Err(Undone::Failed(error)) if error.is_lock_timeout() && lock_timeouts < MAX_LOCK_TIMEOUTS => {
+                Err(BatchError::Failed(error)) if error.is_lock_timeout() && lock_timeouts < MAX_LOCK_TIMEOUTS => {
                     lock_timeouts += 1;
-                    self.halve(set, &mut sets);
+                    self.halve(batch, &mut batches);
                 }
                 // A row that many of them need is locked.
-                Err(Undone::Failed(error)) if error.is_lock_timeout() => {
-                    set.into_iter().for_each(|queued| self.commit_alone(queued));
+                Err(BatchError::Failed(error)) if error.is_lock_timeout() => {
+                    batch.into_iter().for_each(|queued| self.commit_alone(queued));
                 }
-                Err(Undone::Failed(error)) if set.len() > 1 && !error.is_unavailable() => self.halve(set, &mut sets),
-                Err(undone) => fail(set, undone),
+                Err(BatchError::Failed(error)) if batch.len() > 1 && !error.is_unavailable() => {
+                    self.halve(batch, &mut batches)
+                }
+                Err(undone) => fail(batch, undone),
             }
         }
     }
 
-    /// The halves of a set are run next; the only command of a set is committed alone.
-    fn halve(self: &Arc<Self>, mut set: Vec<Queued<S>>, sets: &mut Vec<Vec<Queued<S>>>) {
+    /// The halves of a batch are run next; the only command of a batch is committed alone.
+    fn halve(self: &Arc<Self>, mut batch: Vec<Queued<S>>, batches: &mut Vec<Vec<Queued<S>>>) {
         self.metrics.split();
-        let second = set.split_off(set.len() / 2);
-        if set.is_empty() {
+        let second = batch.split_off(batch.len() / 2);
+        if batch.is_empty() {
             return second.into_iter().for_each(|queued| self.commit_alone(queued));
         }
-        sets.extend([second, set]);
+        batches.extend([second, batch]);
     }
 
-    /// Commits a command in a transaction of its own, beside the lane: it may wait for a lock.
+    /// Commits a command in a transaction of its own, beside the batcher: it may wait for a lock.
     fn commit_alone(self: &Arc<Self>, queued: Queued<S>) {
         let worker = self.clone();
         tokio::spawn(async move {
@@ -234,23 +236,23 @@ impl<S: SetOf> Worker<S> {
 
 /// The last command gets the error itself, and the others an equivalent: they are several only if the database is
 /// unavailable.
-fn fail<S: SetOf>(mut set: Vec<Queued<S>>, undone: Undone) {
+fn fail<S: Batched>(mut batch: Vec<Queued<S>>, undone: BatchError) {
     let error = match undone {
-        Undone::Failed(error) => error,
+        BatchError::Failed(error) => error,
         // A kind that returns this for a single command is at fault itself.
-        Undone::Apart(_) => Error::Panicked,
+        BatchError::Split(_) => Error::Panicked,
     };
-    let last = set.pop();
-    set.into_iter().for_each(|queued| drop(queued.reply.send(Err(copy(&error).into()))));
+    let last = batch.pop();
+    batch.into_iter().for_each(|queued| drop(queued.reply.send(Err(copy(&error).into()))));
     if let Some(queued) = last {
         drop(queued.reply.send(Err(error.into())));
     }
 }
 
-/// Takes the next set: commands with different keys, in the order of their arrival. Those that have waited too long are
+/// Takes the next batch: commands with different keys, in the order of their arrival. Those that have waited too long are
 /// rejected.
-fn gather<S: SetOf>(waiting: &mut VecDeque<Queued<S>>, now: Instant) -> Vec<Queued<S>> {
-    let (mut set, mut rest) = (Vec::new(), VecDeque::new());
+fn gather<S: Batched>(waiting: &mut VecDeque<Queued<S>>, now: Instant) -> Vec<Queued<S>> {
+    let (mut batch, mut rest) = (Vec::new(), VecDeque::new());
     let (mut keys, mut rows) = (HashSet::new(), 0);
     while let Some(queued) = waiting.pop_front() {
         if now.saturating_duration_since(queued.since) > MAX_WAIT {
@@ -258,19 +260,19 @@ fn gather<S: SetOf>(waiting: &mut VecDeque<Queued<S>>, now: Instant) -> Vec<Queu
             continue;
         }
         rows += S::rows(&queued.command);
-        if !set.is_empty() && (set.len() == MAX_COMMANDS || rows > MAX_ROWS) {
+        if !batch.is_empty() && (batch.len() == MAX_COMMANDS || rows > MAX_ROWS) {
             rest.push_back(queued);
             break;
         }
         if keys.insert(S::key(&queued.command)) {
-            set.push(queued);
+            batch.push(queued);
         } else {
             rest.push_back(queued);
         }
     }
     rest.append(waiting);
     *waiting = rest;
-    set
+    batch
 }
 
 #[cfg(test)]
@@ -279,7 +281,7 @@ mod tests {
 
     struct Numbers;
 
-    impl SetOf for Numbers {
+    impl Batched for Numbers {
         type Command = u32;
         type Key = u32;
         type Output = ();
@@ -295,8 +297,8 @@ mod tests {
             if *number < 1_000 { 1 } else { MAX_ROWS }
         }
 
-        fn run<'t>(&'t self, _: &'t Tx, set: &'t [u32]) -> BoxFuture<'t, Results<Self>> {
-            Box::pin(std::future::ready(Ok(set.iter().map(|_| Ok(())).collect())))
+        fn run<'t>(&'t self, _: &'t Tx, batch: &'t [u32]) -> BoxFuture<'t, Results<Self>> {
+            Box::pin(std::future::ready(Ok(batch.iter().map(|_| Ok(())).collect())))
         }
     }
 
@@ -315,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn a_set_has_each_key_once_and_ends_at_its_limits() {
+    fn a_batch_has_each_key_once_and_ends_at_its_limits() {
         let now = Instant::now();
         let (mut waiting, _replies) = queue(&[1, 2, 1, 3, 1, 2_000, 4], now);
         assert_eq!(next(&mut waiting, now), [1, 2, 3]);
         assert_eq!(next(&mut waiting, now), [1]);
         assert_eq!(next(&mut waiting, now), [1]);
-        assert_eq!(next(&mut waiting, now), [2_000], "many rows are a set of their own");
+        assert_eq!(next(&mut waiting, now), [2_000], "many rows are a batch of their own");
         assert_eq!(next(&mut waiting, now), [4]);
         let numbers: Vec<u32> = (0..100).collect();
         let (mut waiting, _replies) = queue(&numbers, now);
