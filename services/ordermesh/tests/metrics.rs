@@ -37,6 +37,8 @@ const PROMISED: [(&str, bool); 19] = [
     ("ordermesh.events.lost", false),
     ("db.client.connection.wait_time", false),
     ("db.client.connection.count", true),
+    ("storage.batch.commands", false),
+    ("storage.batch.wait_time", false),
     ("mesh.client.attempts", false),
     ("mesh.client.retry.budget", true),
     ("mesh.client.breakers.open", false),
