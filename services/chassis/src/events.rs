@@ -1,4 +1,4 @@
-//! Which completed operations become events if no transaction has claimed their event, and their way into the outbox.
+//! Which completed operations become events if no transaction has claimed their event, and their way into the database.
 //!
 //! Committed changes have written their event in their own transaction and do not pass through here. What a caller or
 //! an outage can cause at an unlimited rate is bounded: `sums`.
@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use kernel::backoff::backoff;
 use kernel::{Clock, SystemClock};
 use opentelemetry::global;
@@ -122,7 +123,7 @@ pub struct Writer {
 }
 
 fn lost_counter() -> Counter<u64> {
-    let description = "Events lost because the outbox could not be written";
+    let description = "Events lost because they could not be written to the database";
     global::meter("ordermesh").u64_counter("ordermesh.events.lost").with_description(description).build()
 }
 
@@ -185,8 +186,19 @@ impl EventSink for Sink {
 /// How long the writer collects events before it writes.
 const LINGER: Duration = Duration::from_millis(10);
 
-/// Writes the sink's events to the outbox until `stop`, then those that are left.
-pub async fn write(db: Database, writer: Writer, stop: CancellationToken) {
+/// Stores events that no transaction has written, all or none; it is called again after an error.
+pub type Store = Arc<dyn Fn(Vec<TraceEvent>) -> BoxFuture<'static, Result<(), storage::Error>> + Send + Sync>;
+
+/// Stores events in the outbox.
+pub fn in_outbox(db: Database) -> Store {
+    Arc::new(move |events| {
+        let db = db.clone();
+        Box::pin(async move { db.outbox().put(events).await })
+    })
+}
+
+/// Stores the sink's events until `stop`, then those that are left.
+pub async fn write(store: Store, writer: Writer, stop: CancellationToken) {
     let Writer { mut waiting, sums } = writer;
     let mut batch = Vec::with_capacity(MAX_BATCH);
     let mut tick = tokio::time::interval(SECOND);
@@ -215,7 +227,7 @@ pub async fn write(db: Database, writer: Writer, stop: CancellationToken) {
         }
         for events in [std::mem::take(&mut batch), sums.take()] {
             if !events.is_empty() {
-                put(&db, events, &stop).await;
+                put(&store, events, &stop).await;
             }
         }
     }
@@ -223,16 +235,16 @@ pub async fn write(db: Database, writer: Writer, stop: CancellationToken) {
 
 /// Writes a batch, with retries while the database is unavailable; if the service stops meanwhile, the batch is lost,
 /// counted and logged.
-async fn put(db: &Database, batch: Vec<TraceEvent>, stop: &CancellationToken) {
+async fn put(store: &Store, batch: Vec<TraceEvent>, stop: &CancellationToken) {
     let mut failures = 0;
-    while let Err(error) = db.outbox().put(batch.clone()).await {
+    while let Err(error) = store(batch.clone()).await {
         failures += 1;
-        tracing::warn!(target: "ordermesh", error = ?error, "the outbox cannot be written: events are waiting");
+        tracing::warn!(target: "ordermesh", error = ?error, "events cannot be written: they are waiting");
         let wait = backoff(failures, Duration::from_millis(100), Duration::from_secs(5), rand::random());
         if tokio::time::timeout(wait, stop.cancelled()).await.is_ok() && failures > 3 {
             let count = batch.iter().map(|event| 1 + u64::try_from(event.suppressed_count).unwrap_or(0)).sum();
             lost_counter().add(count, &[]);
-            tracing::error!(target: "ordermesh", count, "events were lost: the outbox cannot be written");
+            tracing::error!(target: "ordermesh", count, "events were lost: they cannot be written");
             return;
         }
     }

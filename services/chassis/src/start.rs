@@ -7,6 +7,7 @@ use std::time::Duration;
 use kernel::{Clock, IdSource, SystemClock, SystemIds};
 use mesh::tls::Identity;
 use mesh::{Addresses, Authorizer, Channel, ClientConfig, Credentials, KeySource, Quota, ServerConfig, SharedSecret};
+use parking_lot::Mutex;
 use storage::ownership;
 use storage::{Database, Migration};
 use telemetry::EventSink;
@@ -73,6 +74,8 @@ pub struct Chassis {
     secret: Option<SharedSecret>,
     /// Cancelled when the server has drained: the last events can be sent.
     drained: CancellationToken,
+    /// The input of the sink's writer, until that is started.
+    unwritten: Arc<Mutex<Option<events::Writer>>>,
     /// The task of the sink's writer.
     writer: TaskTracker,
     /// Cancelled when the writer has ended: the relay sends what is left.
@@ -119,6 +122,7 @@ impl Chassis {
             secret,
             settings: settings.clone(),
             drained: CancellationToken::new(),
+            unwritten: Arc::new(Mutex::new(Some(waiting))),
             writer: TaskTracker::new(),
             written: CancellationToken::new(),
             relay: TaskTracker::new(),
@@ -132,10 +136,17 @@ impl Chassis {
         if let Some(identity) = chassis.identity.clone() {
             chassis.tasks.spawn(identity.follow(CERTIFICATE_INTERVAL, chassis.shutdown.clone()));
         }
-        chassis.writer.spawn(events::write(db.clone(), waiting, chassis.drained.clone()));
         let relay = Relay::new(db, &chassis.instance, chassis.data_channel());
         chassis.relay.spawn(relay.run(chassis.written.clone()));
         Ok(chassis)
+    }
+
+    /// Stores the events of operations that no transaction has written: in the outbox unless this was called before the
+    /// service serves.
+    pub fn store_events(&self, store: events::Store) {
+        if let Some(waiting) = self.unwritten.lock().take() {
+            self.writer.spawn(events::write(store, waiting, self.drained.clone()));
+        }
     }
 
     /// A channel to the instances of another service of the platform.
@@ -211,6 +222,7 @@ impl Chassis {
             trust_client_trace_context: settings.telemetry.trust_client_trace_context,
             ..settings.server.configure(ServerConfig::new(self.service, contracts::POLICIES, authorizer))
         };
+        self.store_events(events::in_outbox(self.db.clone()));
         let ((ready, is_ready), (alive, is_alive)) = (watch::channel(true), watch::channel(true));
         let health = health::Health { ready, alive };
         self.tasks.spawn(health::watch(self.db.clone(), self.clock.clone(), self.shutdown_requested.clone(), health));

@@ -53,6 +53,11 @@ pub(crate) fn received(caller: &Caller, request: proto::AppendTraceEventsRequest
 }
 
 /// Checks one event; the error is the reason of its rejection.
+/// Whether an event of this service would be accepted from another one.
+pub(crate) fn is_accepted(event: &TraceEvent) -> bool {
+    checked("data", encode_event(event)).is_ok()
+}
+
 fn checked(origin: &str, event: proto::TraceEvent) -> Result<TraceEvent, &'static str> {
     if event.encoded_len() > MAX_EVENT_BYTES {
         return Err("the event is larger than 64 KiB");

@@ -7,7 +7,7 @@
 //! - `service`: the handlers, which decode, call the domain and encode
 //! - `catalog`, `delivery`: the domain of products, prices and delivery dates
 //! - `search`: the limit of concurrent searches of the catalogue
-//! - `trace_event`, `retention`: the domain of stored events, and how long they are kept
+//! - `trace_event`, `retention`: the domain of stored events, and how long they are kept; `own_events`: this service's
 //! - `watch`, `feed`, `cursor`: streams of events to followers, as they are stored
 //! - `convert`, `convert_event`: from messages to values and back, with all checks of fields
 //! - `store`, `trace_event_store`, `feed_store`, `entity`, `migration`: the database
@@ -27,6 +27,7 @@ mod feed;
 mod feed_store;
 pub mod invariants;
 mod migration;
+mod own_events;
 mod retention;
 #[cfg(test)]
 mod sample;
@@ -76,6 +77,7 @@ pub async fn run(
     let catalog = Catalog::new(store, searches, chassis.clock.clone(), config.fault_lookup);
     seed(&catalog, &config.seed_products).await?;
     let events = TraceEvents::new(TraceEventStore::new(chassis.db.clone()), chassis.clock.clone());
+    chassis.store_events(own_events::store(&events, chassis.db.outbox()));
     chassis.tasks.spawn(retention::run(
         events.clone(),
         config.event_retention,

@@ -185,11 +185,7 @@ impl TraceEvents {
             };
             outcomes.push((event_id, outcome));
         }
-        let stored: HashSet<Uuid> =
-            if valid.is_empty() { HashSet::new() } else { self.store.insert(valid.into_values().collect()).await? };
-        if !stored.is_empty() {
-            self.stored.notify_one();
-        }
+        let stored = self.store(valid.into_values().collect()).await?;
         let appended = |(event_id, outcome)| {
             let outcome = match outcome {
                 Ok((id, true)) if stored.contains(&id) => Outcome::Stored,
@@ -199,6 +195,15 @@ impl TraceEvents {
             Appended { event_id, outcome }
         };
         Ok(outcomes.into_iter().map(appended).collect())
+    }
+
+    /// Stores events with distinct ids, sorted by them; returns the ids of those that are new.
+    pub(crate) async fn store(&self, events: Vec<TraceEvent>) -> Result<HashSet<Uuid>, storage::Error> {
+        let stored = if events.is_empty() { HashSet::new() } else { self.store.insert(events).await? };
+        if !stored.is_empty() {
+            self.stored.notify_one();
+        }
+        Ok(stored)
     }
 
     /// Events, newest first, one more than fits on the page.

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The metrics of the README, and whether each is a gauge.
-const PROMISED: [(&str, bool); 19] = [
+const PROMISED: [(&str, bool); 21] = [
     ("ordermesh.ready", true),
     ("rpc.server.call.duration", false),
     ("rpc.client.call.duration", false),
