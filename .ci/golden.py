@@ -14,7 +14,7 @@ from jaeger import Jaeger, same_as_stored
 from system import ROOT, CallError, Failed, System, check, eventually, grpc, new_trace, traceparent
 
 GOLDEN = ROOT / ".ci/golden-trace.txt"
-KINDS = ["USER_LOGIN", "DATA_LOOKUP", "ORDER_CREATION", "PAYMENT_PROCESSING", "ORDER_FULFILLMENT"]
+EVENT_TYPES = ["USER_LOGIN", "DATA_LOOKUP", "ORDER_CREATION", "PAYMENT_PROCESSING", "ORDER_FULFILLMENT"]
 SERVICES = {"user", "order", "payment", "data", "gateway"}
 
 
@@ -79,7 +79,7 @@ def walk(system):
 
     def events():
         shown = typed(lines[-1][1])
-        missing = [kind for kind in KINDS if f"EVENT_TYPE_{kind}" not in shown]
+        missing = [name for name in EVENT_TYPES if f"EVENT_TYPE_{name}" not in shown]
         check(not missing, f"{missing} among the events:\n{shown}")
         return True
 

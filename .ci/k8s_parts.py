@@ -39,13 +39,13 @@ def is_ready(pod):
     return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
 
 
-def ready(cluster, service):
+def ready_pods(cluster, service):
     return [pod["metadata"]["name"] for pod in cluster.pods(service) if is_ready(pod)]
 
 
 def all_ready(cluster):
     pods = cluster.get("pods")["items"]
-    return all(map(is_ready, pods)) and all(len(ready(cluster, each)) == 2 for each in DEPLOYMENTS) and len(pods) >= 13
+    return all(map(is_ready, pods)) and all(len(ready_pods(cluster, each)) == 2 for each in DEPLOYMENTS) and len(pods) >= 13
 
 
 def memory(cluster):
@@ -117,7 +117,7 @@ def order(cluster):
 
 
 def policies(cluster):
-    """The network policies are enforced: an operator's Job such as `load` has access, a pod with unknown labels does not."""
+    """The NetworkPolicies are enforced: a pod with unknown labels has no access (the other parts show that Jobs such as `load` have)."""
     manifest = k8s_orders.job("load", "--no-verify", "--orders=1")
     for labels in (manifest["metadata"]["labels"], manifest["spec"]["template"]["metadata"]["labels"]):
         labels["app.kubernetes.io/component"] = labels["app.kubernetes.io/name"] = "unknown"
@@ -149,18 +149,18 @@ def deletes(cluster):
     times = []
     with Load(cluster, "a pod of each service deleted", RATE, 45) as load:
         for service in DEPLOYMENTS:
-            victim = ready(cluster, service)[0]
+            victim = ready_pods(cluster, service)[0]
             start = time.monotonic()
             cluster.kubectl("delete", "pod", victim, "--wait=false")
-            eventually(f"{service} has two ready pods again", 60, lambda: len(two := ready(cluster, service)) == 2 and victim not in two)
+            eventually(f"{service} has two ready pods again", 60, lambda: len(two := ready_pods(cluster, service)) == 2 and victim not in two)
             times.append(f"{service} {seconds_since(start)} s")
         still_loaded(load)
     said = [f"deleted: {load.report.summary()}", f"two ready pods again after: {', '.join(times)}"]
     # Without log-ins: one in flight in a killed process is lost, and must not be retried for the customer.
     with Load(cluster, "a process of each service killed", RATE, 75, logins=0) as load:
         for service in DEPLOYMENTS:
-            cluster.kill(ready(cluster, service)[0])
-            eventually(f"{service} has two ready pods again", 60, lambda: len(ready(cluster, service)) == 2)
+            cluster.kill(ready_pods(cluster, service)[0])
+            eventually(f"{service} has two ready pods again", 60, lambda: len(ready_pods(cluster, service)) == 2)
         still_loaded(load)
     return [*said, f"killed with -9: {load.report.summary()}"]
 
@@ -190,9 +190,9 @@ def rolling(cluster):
 def scale(cluster):
     """Scales Order to three pods: the new one serves calls. Back to two: the removed one drains."""
     with Load(cluster, "Order to three pods and back", RATE, 75) as load:
-        before = set(ready(cluster, "order"))
+        before = set(ready_pods(cluster, "order"))
         bounds(cluster, 3)
-        eventually("a third ready pod", 60, lambda: len(ready(cluster, "order")) == 3)
+        eventually("a third ready pod", 60, lambda: len(ready_pods(cluster, "order")) == 3)
         new = next(pod for pod in cluster.pods("order") if pod["metadata"]["name"] not in before)
         name = new["metadata"]["name"]
         became = next(each["lastTransitionTime"] for each in new["status"]["conditions"] if each["type"] == "Ready")

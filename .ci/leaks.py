@@ -1,4 +1,4 @@
-"""Secrets: runs the whole demonstration with known ones; none of them is in a log line, a span, an event or an error."""
+"""Secrets: runs the whole demo with known ones; none of them is in a log line, a span, an event or an error."""
 
 import json
 import uuid
@@ -10,7 +10,7 @@ from system import CallError, System, check, eventually, grpc
 PASSWORD = "Tr0ub4dor-and-a-secret-horse"
 
 
-def everything_said(jaeger, system):
+def stop_and_collect(jaeger, system):
     """The system's log lines, and its spans by service."""
     system.stop()
     spans = {}
@@ -74,16 +74,16 @@ def run():
         # The operator's password is printed only to a terminal; the lines to copy have the demonstration's.
         check(not any(secrets["the operator's password"] in line for line in system.lines[:banner]), "no operator's password at the start")
         system.lines[:banner] = []
-        said = everything_said(jaeger, system)
-        said |= {"stored events": stored, "errors": errors}
-    for place, text in said.items():
+        collected = stop_and_collect(jaeger, system)
+        collected |= {"stored events": stored, "errors": errors}
+    for place, text in collected.items():
         for name, secret in secrets.items():
             at = text.find(secret)
             check(at < 0, f"{name} is in the {place}: …{text[max(0, at - 200):at + 40]}…")
     # Control case: non-secret data is found in the same places.
-    check("OrderService/CreateOrder" in said["spans of order"], "the spans were searched")
+    check("OrderService/CreateOrder" in collected["spans of order"], "the spans were searched")
     check("order_creation" in stored.lower() and order_id in stored, "the events were searched")
-    check(order_id in said["log lines"], "the log lines were searched")
+    check(order_id in collected["log lines"], "the log lines were searched")
     check("INVALID_CREDENTIALS" in errors, "the errors were searched")
-    size = sum(map(len, said.values())) // 1024
+    size = sum(map(len, collected.values())) // 1024
     return f"{len(secrets)} secrets in none of {size} KiB of log lines, spans, events and errors (of {email})"

@@ -93,7 +93,7 @@ def skipped():
     return not_run("e2e with PostgreSQL", "its server programs are not installed (apt-get install postgresql)")
 
 
-def ready(system, service, instance):
+def readyz_status(system, service, instance):
     """The status code of /readyz."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{system.port(service, instance) + 1000}/readyz", timeout=3) as answer:
@@ -113,7 +113,7 @@ def goes_away():
         order = system.order(token, "pm_gateway_slow")
         server.end()
         services = [(service, n) for service in ("user", "order", "payment", "data") for n in (1, 2)]
-        eventually("no instance is ready", 20, lambda: all(ready(system, *one) == 503 for one in services))
+        eventually("no instance is ready", 20, lambda: all(readyz_status(system, *one) == 503 for one in services))
         try:
             system.order(token)
             raise Failed("an order was acknowledged without a database")
@@ -121,7 +121,7 @@ def goes_away():
             check('"code": 14' in error.text or "Unavailable" in error.text, f"UNAVAILABLE: {error.text}")
             check("RetryInfo" in error.text, f"RetryInfo is present: {error.text}")
         server.begin()
-        eventually("every instance is ready again", 30, lambda: all(ready(system, *one) == 200 for one in services))
+        eventually("every instance is ready again", 30, lambda: all(readyz_status(system, *one) == 200 for one in services))
         check_exactly_once(system, order["orderId"], token)
         check_exactly_once(system, system.order(token)["orderId"], token)
         check({pid for pid, _ in system.children()} == before, "no process was restarted")

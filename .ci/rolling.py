@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from postgres import ready, verified
+from postgres import readyz_status, verified
 from system import System, check, eventually
 
 # Calls are served for a while after SIGTERM; a low bcrypt cost, because log-ins are not under test.
@@ -34,7 +34,7 @@ def restart(system, service, instance):
 
 def ready_again(system, service, instance):
     try:
-        return ready(system, service, instance) == 200
+        return readyz_status(system, service, instance) == 200
     except OSError:
         return False
 

@@ -16,7 +16,7 @@ use mesh::Channel;
 use prost::Message;
 use storage::Database;
 use telemetry::{EventStatus, TraceEvent};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::to_proto;
@@ -66,7 +66,14 @@ impl Relay {
         let mut failures = 0;
         let mut resend = tokio::time::interval(RESEND_INTERVAL.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
         resend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let period = SWEEP_INTERVAL.mul_f64(0.5 + rand::random::<f64>());
+        let mut sweep = tokio::time::interval_at(Instant::now() + period, period);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // Also while this process writes events without a pause.
+            if sweep.tick().now_or_never().is_some() {
+                self.adopt().await;
+            }
             // Immediately at the start, and then hourly.
             if resend.tick().now_or_never().is_some() {
                 self.requeue().await;
@@ -83,16 +90,15 @@ impl Relay {
                     continue;
                 }
             }
-            let sweep = SWEEP_INTERVAL.mul_f64(0.5 + rand::random::<f64>());
             tokio::select! {
                 () = outbox.written() => {
                     let _ = tokio::time::timeout(LINGER, stop.cancelled()).await;
                 }
-                () = tokio::time::sleep(sweep) => self.adopt().await,
+                _ = sweep.tick() => self.adopt().await,
                 () = stop.cancelled() => break,
             }
         }
-        if let Err(error) = tokio::time::timeout(FLUSH_TIMEOUT, self.send_all()).await.unwrap_or(Ok(())) {
+        if let Err(error) = tokio::time::timeout(FLUSH_TIMEOUT, self.flush()).await.unwrap_or(Ok(())) {
             tracing::info!(target: "ordermesh", error = ?error, "events stay in the outbox");
         }
     }
@@ -114,6 +120,14 @@ impl Relay {
                 tracing::debug!(target: "ordermesh", error = ?error, "events of other instances cannot be adopted")
             }
         }
+    }
+
+    /// Sends until no events wait.
+    async fn flush(&self) -> Result<(), Error> {
+        while !self.db.outbox().waiting(&self.instance, 1).await?.is_empty() {
+            self.send_all().await?;
+        }
+        Ok(())
     }
 
     /// Sends the events that wait now. Those that are written meanwhile are left to the next run: under load each call

@@ -187,12 +187,12 @@ impl Chassis {
         target: &'static str,
         addresses: &Addresses,
         credentials: Credentials,
-        is_platform: bool,
+        is_mesh_service: bool,
     ) -> Channel {
         let events = Some(self.events.clone());
         let tls = self.identity.as_ref().map(|identity| identity.client(target));
         let config = ClientConfig::new(target, addresses.clone(), contracts::POLICIES);
-        mesh::client(ClientConfig { credentials, events, is_platform, tls, ..config })
+        mesh::client(ClientConfig { credentials, events, is_mesh_service, tls, ..config })
     }
 
     /// Serves until shutdown is requested, then drains: calls in flight end, background tasks end, the last events are

@@ -55,7 +55,7 @@ pub struct ClientConfig {
     /// Where events of calls go that got no response.
     pub events: Option<Arc<dyn EventSink>>,
     /// Whether the target is a mesh service: then what a call concerns is sent to it ([`crate::CallAttributes`]).
-    pub is_platform: bool,
+    pub is_mesh_service: bool,
     /// Connections to each instance.
     pub connections: usize,
     /// TLS; plaintext without.
@@ -75,7 +75,7 @@ impl ClientConfig {
             policies,
             credentials: Credentials::None,
             events: None,
-            is_platform: false,
+            is_mesh_service: false,
             connections: 1,
             tls: None,
             retries: true,
@@ -104,7 +104,7 @@ pub fn client(config: ClientConfig) -> Channel {
     #[rustfmt::skip]
     let stack = ServiceBuilder::new()
         // Outermost: one CLIENT span over all attempts. Further in, retrying would look like several calls.
-        .layer(client_telemetry(config.policies, config.events, config.is_platform, config.propagation))
+        .layer(client_telemetry(config.policies, config.events, config.is_mesh_service, config.propagation))
         // Outside of retry: all attempts together have the time of one call.
         .layer(client_deadline())
         // Outside of what is chosen for each attempt: credentials and instance.

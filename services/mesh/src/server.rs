@@ -93,15 +93,15 @@ pub fn server(config: ServerConfig, routes: Routes) -> Server {
         .layer(error_details())
         // Before any layer reads the metadata: too much is rejected at the cost of adding up its size.
         .layer(metadata(rejections.clone()))
-        // The timeout runs from arrival: further in, waiting for keys or permits would not count.
+        // The timeout runs from arrival: further in, fetching token keys and receiving the body would not count.
         .layer(server_deadline(rejections.clone()))
         // Outside of all code that may panic; inside the deadline, which drops it.
         .layer(catch_panic())
-        // Before any resource is taken: anonymous clients take no permits and no memory.
+        // Before any resource is taken: an unauthenticated call to a protected method takes no permit and no memory.
         .layer(auth(authorizer.clone(), rejections.clone()))
         // Inside identity, because it counts per caller; outside of the permits: a caller over its quota takes none.
         .layer(rate_limit(policies, &config.rate_limits, resets, rejections.clone()))
-        // Outside of the permits: the request is charged as it arrives, and the permit is taken when it is complete. A
+        // Outside of the permits: the request's memory is reserved as it arrives, and the permit is taken when it is complete. A
         // call that waits for the rest of its request, or for its caller to read its response, holds only memory.
         .layer(memory(policies, holdings.budget.clone(), config.max_message_bytes, rejections.clone()))
         // A permit while the handler works; a slot for as long as a stream lasts.

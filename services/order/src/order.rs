@@ -214,12 +214,3 @@ pub enum Scope {
     /// All orders: an operator.
     All,
 }
-
-impl Scope {
-    pub(crate) fn contains(self, order: &Order) -> bool {
-        match self {
-            Self::Of(user) => order.user == user,
-            Self::All => true,
-        }
-    }
-}

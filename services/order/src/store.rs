@@ -4,7 +4,7 @@
 //! - here: reading
 //! - `transitions`: creating orders, recording transitions; `create`, `advance`: a batch of each
 //! - `claim`: claims and backoff
-//! - `recent`: the newest orders, in memory
+//! - `recent`: what watchers need of the newest orders, in memory
 //! - `stock`: inventory
 //! - `unpaid`: limits on what a customer may reserve before paying
 //! - `invariants`: reads for [`crate::invariants`]
@@ -121,9 +121,6 @@ impl Store {
 
     /// An order, if it exists in this scope.
     pub async fn get(&self, scope: Scope, id: OrderId) -> Result<Option<Order>, Error> {
-        if let Some((order, _)) = self.recent.finished(id) {
-            return Ok(Some(order).filter(|order| scope.contains(order)));
-        }
         let mut find = orders::Entity::find_by_id(id.as_uuid());
         if let Scope::Of(user) = scope {
             find = find.filter(orders::Column::UserId.eq(user.as_uuid()));
@@ -146,8 +143,8 @@ impl Store {
 
     /// An order's state and version.
     pub(crate) async fn position(&self, id: OrderId) -> Result<Option<(State, i64)>, Error> {
-        if let Some((order, _)) = self.recent.finished(id) {
-            return Ok(Some((order.state, order.version)));
+        if let Some(position) = self.recent.final_position(id) {
+            return Ok(Some(position));
         }
         let columns = [orders::Column::State, orders::Column::Version];
         let find = orders::Entity::find_by_id(id.as_uuid()).select_only().columns(columns);
@@ -158,8 +155,8 @@ impl Store {
 
     /// An order's fulfilment, if it has started.
     pub(crate) async fn fulfillment(&self, id: OrderId) -> Result<Option<Fulfillment>, Error> {
-        if let Some((order, _)) = self.recent.finished(id) {
-            return Ok(order.fulfillment);
+        if let Some(fulfillment) = self.recent.fulfillment(id) {
+            return Ok(Some(fulfillment));
         }
         let find = fulfillment::Entity::find().filter(fulfillment::Column::OrderId.eq(id.as_uuid()));
         Ok(find.one(self.db.read()).await?.map(started))
@@ -210,9 +207,6 @@ impl Store {
 
     /// The newest transitions of an order, oldest first: [`MAX_HISTORY`] at most.
     pub(crate) async fn history(&self, id: OrderId) -> Result<Vec<HistoryEntry>, Error> {
-        if let Some((_, history)) = self.recent.finished(id) {
-            return Ok(history);
-        }
         let rows = order_history::Entity::find()
             .filter(order_history::Column::OrderId.eq(id.as_uuid()))
             .order_by_desc(order_history::Column::Version)

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_path_has_a_unique_name_and_a_description() {
+    fn every_scenario_has_a_unique_name_and_a_description() {
         let all = scenarios();
         let names: std::collections::BTreeSet<_> = all.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), all.len());

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The metrics of the README, and whether each is a gauge.
-const PROMISED: [(&str, bool); 21] = [
+const PROMISED: [(&str, bool); 19] = [
     ("ordermesh.ready", true),
     ("rpc.server.call.duration", false),
     ("rpc.client.call.duration", false),
@@ -37,8 +37,6 @@ const PROMISED: [(&str, bool); 21] = [
     ("ordermesh.events.lost", false),
     ("db.client.connection.wait_time", false),
     ("db.client.connection.count", true),
-    ("storage.batch.commands", false),
-    ("storage.batch.wait_time", false),
     ("mesh.client.attempts", false),
     ("mesh.client.retry.budget", true),
     ("mesh.client.breakers.open", false),

@@ -19,9 +19,9 @@ impl PaymentHandlers {
         &self,
         request: Request<proto::ProcessPaymentRequest>,
     ) -> Result<proto::ProcessPaymentResponse, Error> {
-        let call = mesh::operation(request.extensions());
+        let operation = mesh::operation(request.extensions());
         let command = request.into_inner().try_into()?;
-        let payment = self.processor.process(command, &call).await?;
+        let payment = self.processor.process(command, &operation).await?;
         Ok(proto::ProcessPaymentResponse { payment: Some(payment.into()) })
     }
 
@@ -29,9 +29,9 @@ impl PaymentHandlers {
         &self,
         request: Request<proto::CancelPaymentRequest>,
     ) -> Result<proto::CancelPaymentResponse, Error> {
-        let call = mesh::operation(request.extensions());
+        let operation = mesh::operation(request.extensions());
         let command = request.into_inner().try_into()?;
-        let payment = self.processor.cancel(command, &call).await?;
+        let payment = self.processor.cancel(command, &operation).await?;
         Ok(proto::CancelPaymentResponse { payment: Some(payment.into()) })
     }
 

@@ -20,7 +20,7 @@ use crate::connection::TxConnection;
 use crate::error::Error;
 use crate::migrate::Migration;
 use crate::rows::Rows;
-use crate::transact::BEGIN_REPEATABLE;
+use crate::transact::BEGIN_SETTLE;
 
 pub(crate) const MIGRATION: Migration = Migration {
     version: 0,
@@ -163,7 +163,7 @@ impl Outbox {
     /// The database failed; the events stay and are sent again.
     pub async fn settle(&self, done: Vec<Uuid>, refused: Vec<(TraceEvent, String)>) -> Result<(), Error> {
         self.db
-            .transact_begun(BEGIN_REPEATABLE, (done, refused), |tx, (done, refused): (Vec<Uuid>, Vec<_>)| {
+            .transact_begun(BEGIN_SETTLE, (done, refused), |tx, (done, refused): (Vec<Uuid>, Vec<_>)| {
                 Box::pin(async move {
                     for (event, refusal) in &refused {
                         let insert = Statement::from_sql_and_values(

@@ -1,5 +1,6 @@
-//! Checks whether the database accepts writes. It uses its own connection, which is independent of the load, and no
-//! table, so that a slow or locked one makes no instance unready.
+//! Checks whether the database accepts writes. On PostgreSQL it uses its own connection, which is independent of the
+//! load, and no table, so that a slow or locked one makes no instance unready. On SQLite it reads a row
+//! through the shared readers, and takes the write lock unless the writer has just committed.
 
 use std::time::Duration;
 

@@ -55,8 +55,10 @@ macro_rules! planned {
 pub(crate) const BEGIN_ROWS: &str = planned!("BEGIN");
 /// The same for a batch, whose commands do not wait long for a row that one of them needs.
 pub(crate) const BEGIN_BATCH: &str = planned!("BEGIN; SET LOCAL lock_timeout = '250ms'");
-/// The same for changes that a crash may undo: they are repeated.
-pub(crate) const BEGIN_REPEATABLE: &str = planned!("BEGIN; SET LOCAL synchronous_commit = off");
+/// For the deletion of many outbox rows, which a crash may undo: it is repeated. The outbox is empty or long, and a plan
+/// made for the one is quadratic for the other.
+pub(crate) const BEGIN_SETTLE: &str =
+    "BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL jit = off";
 
 /// An open transaction.
 pub struct Tx {

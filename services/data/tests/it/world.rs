@@ -129,7 +129,7 @@ impl World {
     pub(crate) fn catalog_as(&self, service: &str) -> CatalogServiceClient<Channel> {
         let credentials = Credentials::MeshSecret { service: service.to_owned(), secret: SharedSecret::new(SECRET) };
         let config = ClientConfig::new("data", vec![self.address.to_string()], contracts::POLICIES);
-        CatalogServiceClient::new(mesh::client(ClientConfig { credentials, is_platform: true, ..config }))
+        CatalogServiceClient::new(mesh::client(ClientConfig { credentials, is_mesh_service: true, ..config }))
     }
 
     /// A client of the trace-event store without credentials.

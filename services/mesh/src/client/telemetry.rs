@@ -30,7 +30,7 @@ pub(crate) struct ClientTelemetry<S> {
 struct Shared {
     policies: PolicyTable,
     events: Option<Sink>,
-    is_platform: bool,
+    is_mesh_service: bool,
     duration: CallDuration,
     propagation: Propagation,
 }
@@ -38,11 +38,11 @@ struct Shared {
 pub(crate) fn client_telemetry<S>(
     policies: PolicyTable,
     events: Option<Sink>,
-    is_platform: bool,
+    is_mesh_service: bool,
     propagation: Propagation,
 ) -> impl Layer<S, Service = ClientTelemetry<S>> + Clone {
     let duration = CallDuration::client();
-    let shared = std::sync::Arc::new(Shared { policies, events, is_platform, duration, propagation });
+    let shared = std::sync::Arc::new(Shared { policies, events, is_mesh_service, duration, propagation });
     layer_fn(move |inner| ClientTelemetry { inner, shared: shared.clone() })
 }
 
@@ -73,7 +73,7 @@ where
         propagate(&self.shared, &operation, request.headers_mut());
         if let Some(attributes) = request.extensions_mut().remove::<CallAttributes>() {
             attributes.iter().for_each(|(name, value)| operation.set(name, value));
-            if self.shared.is_platform {
+            if self.shared.is_mesh_service {
                 send(&attributes, request.headers_mut());
             }
         }
@@ -105,7 +105,7 @@ fn propagate(shared: &Shared, operation: &Operation, headers: &mut HeaderMap) {
         }
         put(headers, TRACESTATE, outgoing_tracestate());
     }
-    if propagation.baggage && shared.is_platform {
+    if propagation.baggage && shared.is_mesh_service {
         put(headers, BAGGAGE, outgoing_baggage());
     }
 }

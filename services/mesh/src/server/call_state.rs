@@ -12,7 +12,8 @@ use tokio::time::timeout;
 use crate::call::wire::{Response, ServerResult};
 use crate::server::limits::caller_key::Key;
 
-/// The maximum that is discarded of a request that was rejected early: even one far beyond its limit is read to its end.
+/// How much of the body of a request that was rejected early is drained: requests somewhat above their limit are read to
+/// their end, so that their clients read the response.
 const MAX_DISCARDED_BYTES: usize = 8 * 1_024 * 1_024;
 /// A caller that sends more slowly, or waits for the response before it ends its request, gets the response after this.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ pub(crate) struct CallState {
     /// It is a call of health or reflection.
     pub(crate) is_infrastructure: bool,
     /// The caller is a mesh service.
-    pub(crate) is_platform: bool,
+    pub(crate) is_mesh_service: bool,
 }
 
 impl CallState {

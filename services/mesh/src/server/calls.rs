@@ -75,7 +75,7 @@ pub(crate) struct OpenCall {
 impl OpenCall {
     /// Applies what the stack has determined about the call.
     fn apply(&mut self, state: &CallState) {
-        if state.is_platform {
+        if state.is_mesh_service {
             self.activity.slot.never_evict();
         }
         if state.is_infrastructure && !std::mem::replace(&mut self.is_infrastructure, true) {

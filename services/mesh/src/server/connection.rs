@@ -42,26 +42,28 @@ const MAX_CONCURRENT_STREAMS: u32 = 1_024;
 /// Looser than our own limit on metadata, which answers with a status.
 const MAX_HEADER_LIST_BYTES: u32 = 64 * 1_024;
 /// Streams that the peer resets before the HTTP/2 stack hands them over are queued with their headers, whatever the
-/// limit on concurrent streams (CVE-2023-44487). Excess this the connection is closed; a single portion of input
+/// limit on concurrent streams (CVE-2023-44487). Beyond this the connection is closed; a single portion of input
 /// (`portions`) yields fewer. The rate of resets is limited in `resets`.
 const MAX_PENDING_RESETS: usize = MAX_CONCURRENT_STREAMS as usize;
 /// Streams that we reset because their frames violate HTTP/2, over a connection's lifetime (CVE-2025-8671); then it is
 /// closed. Callers behind one proxy cannot cause this for each other: a proxy writes its own frames.
 const MAX_LOCAL_RESETS: usize = 1_024;
 /// Flow-control windows of a stream (HTTP/2's default) and of a connection. Requests that are not being read, because
-/// they wait for keys, must not block others on their connection: it takes sixteen to fill its window.
+/// they wait for token keys, must not block others on their connection: it takes sixteen to fill its window.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1_024 - 1;
 const CONNECTION_WINDOW_BYTES: u32 = 1_024 * 1_024;
 /// Connections without an admitted call are closed after this time, and much sooner near the connection limit.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 const CROWDED_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TICK: Duration = Duration::from_secs(5);
-/// A response that its caller does not read for this long is dropped.
+/// Write timeout: a response that its caller does not read for this long is dropped, and a connection whose peer does not
+/// read the GOAWAY is closed.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// What HTTP/2 buffers of an unread response, per stream (plus one frame).
 const MAX_SEND_BUFFER_BYTES: usize = 64 * 1_024;
 
-/// Grace period of an evicted connection: with calls, to complete them; when idle, to deliver the GOAWAY.
+/// Grace period after the GOAWAY of an evicted connection, or one whose peer's certificate has expired: with calls, to
+/// complete them; when idle, to deliver it.
 const EVICTION_GRACE: Duration = Duration::from_secs(2);
 const IDLE_EVICTION_GRACE: Duration = Duration::from_millis(100);
 

@@ -118,13 +118,14 @@ async fn a_call_outside_of_every_trace_has_no_tracestate() {
 }
 
 /// `traceparent`, `tracestate` and `baggage` that the second of two servers receives, of a call with all three.
-async fn with_propagation(propagation: Propagation, is_platform: bool, number: u32) -> [String; 3] {
+async fn with_propagation(propagation: Propagation, is_mesh_service: bool, number: u32) -> [String; 3] {
     observed();
     let plan = || Plan { trust_client_trace_context: true, propagation, ..Plan::default() };
     let second = World::with(plan()).await;
     let config = ClientConfig::new("test", vec![second.address.to_string()], POLICIES);
     let first =
-        World::with(Plan { next: Some(client(ClientConfig { propagation, is_platform, ..config })), ..plan() }).await;
+        World::with(Plan { next: Some(client(ClientConfig { propagation, is_mesh_service, ..config })), ..plan() })
+            .await;
     let mut seen = [const { String::new() }; 3];
     for (name, seen) in ["traceparent", "tracestate", "baggage"].into_iter().zip(&mut seen) {
         let mut request = within(&format!("forward {name}"), number, "01", &[STATE]);

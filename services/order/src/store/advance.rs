@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::transitions::{Advance, Due, Transition, record_transitions};
 use super::{Lease, stock};
 use crate::lifecycle::{allocates_stock, pending_effect, releases_stock};
-use crate::order::Order;
+use crate::order::{LineState, Order};
 
 /// Transitions of one order.
 #[derive(Clone)]
@@ -189,9 +189,12 @@ async fn found(tx: &Tx, rows: Rows, sql: &str) -> Result<Vec<Uuid>, storage::Err
 /// Held lines become allocated; returns the orders of which one was no longer held: none of their lines is.
 async fn allocate(tx: &Tx, updates: &[&OrderUpdate]) -> Result<HashSet<Uuid>, storage::Error> {
     let allocating: Vec<&OrderUpdate> = updates.iter().copied().filter(|update| update.allocates()).collect();
-    let rows = Rows::new().with("order_id", allocating.iter().map(|update| update.id()));
+    // Not compared with a constant: PostgreSQL would read the whole partial index on held lines for each order.
+    let rows = Rows::new()
+        .with("order_id", allocating.iter().map(|update| update.id()))
+        .with("held", allocating.iter().map(|_| LineState::Held.name().to_owned()));
     let sql = "UPDATE order_line SET state = 'ALLOCATED' FROM v WHERE order_line.order_id = v.order_id \
-                  AND order_line.state = 'HELD' RETURNING order_line.order_id AS order_id";
+               AND order_line.state = v.held RETURNING order_line.order_id AS order_id";
     let mut counts: HashMap<Uuid, usize> = HashMap::new();
     for id in found(tx, rows, sql).await? {
         *counts.entry(id).or_default() += 1;

@@ -1,24 +1,23 @@
-//! The newest orders of this instance, in memory, so that reading them costs no query.
+//! What a watcher needs of this instance's newest orders, in memory, so that following an order costs no query.
 //!
-//! Only what cannot change is read from here: an order's owner, the transitions that were committed, and an order in a
-//! final state. Another instance may have added transitions since: a reader that needs those asks the database.
+//! Only what cannot change is kept: an order's owner, the transitions that were committed, and the fulfilment of an
+//! order that has started. Another instance may have added transitions since: a reader that needs those asks the
+//! database. Whole orders are not kept: their lines can be written off at any time.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use kernel::OrderId;
+use kernel::{OrderId, UserId};
 use parking_lot::Mutex;
 
 use super::MAX_HISTORY;
-use crate::lifecycle::is_final;
-use crate::order::{HistoryEntry, Order, Scope};
+use crate::lifecycle::{State, is_final};
+use crate::order::{Fulfillment, HistoryEntry, Order, Scope};
 
 /// The most orders that are kept: the oldest are dropped for new ones.
 const MAX_ORDERS: usize = 1_024;
-/// The most lines of an order that is kept: some kilobytes.
-const MAX_LINES: usize = 20;
 
-/// Orders created by this instance, with all their transitions. Clones share them.
+/// Orders created by this instance. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Recent(Arc<Mutex<Kept>>);
 
@@ -30,19 +29,24 @@ struct Kept {
 }
 
 struct Entry {
-    order: Order,
+    user: UserId,
+    /// All transitions, from the first.
     history: Vec<HistoryEntry>,
+    fulfillment: Option<Fulfillment>,
+}
+
+impl Entry {
+    fn version(&self) -> i64 {
+        self.history.last().map_or(0, |entry| entry.version)
+    }
 }
 
 impl Recent {
-    /// Keeps an order that was created, unless it is a large one.
+    /// Keeps an order that was created.
     pub(super) fn created(&self, order: &Order, first: HistoryEntry) {
-        if order.lines.len() > MAX_LINES {
-            return;
-        }
         let mut kept = self.0.lock();
         kept.ages.push_back(order.id);
-        kept.orders.insert(order.id, Entry { order: order.clone(), history: vec![first] });
+        kept.orders.insert(order.id, Entry { user: order.user, history: vec![first], fulfillment: None });
         while kept.ages.len() > MAX_ORDERS
             && let Some(oldest) = kept.ages.pop_front()
         {
@@ -55,12 +59,11 @@ impl Recent {
     pub(super) fn advanced(&self, before: &Order, after: &Order, transitions: impl IntoIterator<Item = HistoryEntry>) {
         let mut kept = self.0.lock();
         let Some(entry) = kept.orders.get_mut(&after.id) else { return };
+        let is_next = entry.version() == before.version;
         entry.history.extend(transitions);
-        let has_all = entry.order.version == before.version
-            && i64::try_from(entry.history.len()).is_ok_and(|count| count == after.version);
-        if has_all && after.version <= i64::try_from(MAX_HISTORY).unwrap_or(i64::MAX) {
-            entry.order = after.clone();
-        } else {
+        entry.fulfillment.clone_from(&after.fulfillment);
+        let is_short = u64::try_from(entry.history.len()).is_ok_and(|count| count <= MAX_HISTORY);
+        if !is_next || !is_short || entry.version() != after.version {
             kept.orders.remove(&after.id);
         }
     }
@@ -70,9 +73,12 @@ impl Recent {
         self.0.lock().orders.remove(&id);
     }
 
-    /// Whether the order is kept and belongs to the scope. `None`: it is not kept.
+    /// Whether the order belongs to the scope. `None`: it is not kept.
     pub(super) fn is_in(&self, scope: Scope, id: OrderId) -> Option<bool> {
-        self.read(id, |entry| scope.contains(&entry.order))
+        self.read(id, |entry| match scope {
+            Scope::Of(user) => entry.user == user,
+            Scope::All => true,
+        })
     }
 
     /// The transitions after a version, oldest first. `None`: the order is not kept up to the version `known`, which is
@@ -80,16 +86,20 @@ impl Recent {
     pub(super) fn history_after(&self, id: OrderId, version: i64, known: i64) -> Option<Vec<HistoryEntry>> {
         let after = |entry: &Entry| {
             let newer = entry.history.iter().filter(|entry| entry.version > version);
-            (entry.order.version >= known).then(|| newer.cloned().collect())
+            (entry.version() >= known).then(|| newer.cloned().collect())
         };
         self.read(id, after).flatten()
     }
 
-    /// The order with all its transitions, if it is in a final state.
-    pub(super) fn finished(&self, id: OrderId) -> Option<(Order, Vec<HistoryEntry>)> {
-        let finished =
-            |entry: &Entry| is_final(entry.order.state).then(|| (entry.order.clone(), entry.history.clone()));
-        self.read(id, finished).flatten()
+    /// The state and the version of an order in a final state.
+    pub(super) fn final_position(&self, id: OrderId) -> Option<(State, i64)> {
+        let last = |entry: &Entry| entry.history.last().map(|last| (last.state, last.version));
+        self.read(id, last).flatten().filter(|(state, _)| is_final(*state))
+    }
+
+    /// The fulfilment of an order, if it has started.
+    pub(super) fn fulfillment(&self, id: OrderId) -> Option<Fulfillment> {
+        self.read(id, |entry| entry.fulfillment.clone()).flatten()
     }
 
     fn read<T>(&self, id: OrderId, read: impl FnOnce(&Entry) -> T) -> Option<T> {
@@ -99,16 +109,13 @@ impl Recent {
 
 #[cfg(test)]
 mod tests {
-    use kernel::{Timestamp, UserId};
+    use kernel::Timestamp;
 
     use super::*;
     use crate::convert::tests::largest;
-    use crate::lifecycle::State;
 
     fn at(id: u128, state: State, version: i64) -> Order {
-        let mut order = Order { state, version, ..largest(id) };
-        order.lines.truncate(MAX_LINES);
-        order
+        Order { state, version, ..largest(id) }
     }
 
     fn entry(order: &Order) -> HistoryEntry {
@@ -127,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_read_as_whole_only_when_it_is_final() {
+    fn the_transitions_of_an_order_are_kept_to_its_final_state() {
         let recent = Recent::default();
         let (created, cancelling, cancelled) =
             (at(1, State::Created, 1), at(1, State::Cancelling, 2), at(1, State::Cancelled, 3));
@@ -135,11 +142,11 @@ mod tests {
         assert_eq!(recent.is_in(Scope::Of(created.user), created.id), Some(true));
         assert_eq!(recent.is_in(Scope::Of(UserId::from_uuid(uuid::Uuid::nil())), created.id), Some(false));
         recent.advanced(&created, &cancelling, [entry(&cancelling)]);
-        assert_eq!(recent.finished(created.id), None, "another instance may cancel it");
+        assert_eq!(recent.final_position(created.id), None, "another instance may retry it");
         recent.advanced(&cancelling, &cancelled, [entry(&cancelled)]);
         assert_eq!(versions(&recent, created.id, 1, 3), Some(vec![2, 3]));
-        let history = [&created, &cancelling, &cancelled].map(entry).to_vec();
-        assert_eq!(recent.finished(created.id), Some((cancelled, history)));
+        assert_eq!(recent.final_position(created.id), Some((State::Cancelled, 3)));
+        assert_eq!(recent.fulfillment(created.id), cancelled.fulfillment);
     }
 
     #[test]
@@ -169,8 +176,5 @@ mod tests {
         let kept = ids.iter().filter(|id| recent.is_in(Scope::All, **id).is_some()).count();
         assert_eq!((kept, recent.is_in(Scope::All, ids[0])), (MAX_ORDERS, None));
         assert_eq!(recent.0.lock().ages.len(), MAX_ORDERS);
-        let large = largest(0);
-        recent.created(&large, entry(&large));
-        assert_eq!(recent.is_in(Scope::All, large.id), None);
     }
 }

@@ -109,9 +109,10 @@ impl UnpaidLimits {
             let lock = format!("SELECT pg_advisory_xact_lock({LOCKS}, v.key) FROM v");
             tx.conn().execute_rows(rows, &lock).await?;
         }
+        // Not `WHERE state = 'HELD'`: PostgreSQL would read the whole partial index on held lines for each order.
         let select = "SELECT orders.user_id AS user_id, COUNT(*) AS orders, \
-                      CAST(COALESCE(SUM((SELECT SUM(quantity) FROM order_line \
-                      WHERE order_line.order_id = orders.order_id AND order_line.state = 'HELD')), 0) AS BIGINT) AS units \
+                      CAST(COALESCE(SUM((SELECT SUM(CASE WHEN state = 'HELD' THEN quantity END) FROM order_line \
+                      WHERE order_line.order_id = orders.order_id)), 0) AS BIGINT) AS units \
                       FROM v JOIN orders ON orders.user_id = v.user_id AND orders.state = 'CREATED' \
                       GROUP BY orders.user_id";
         let rows = tx.conn().query_rows(Rows::new().with("user_id", users), select).await?;

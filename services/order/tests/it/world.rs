@@ -8,7 +8,7 @@ use order::Error;
 use order::driver::{Context, Driver, Effects, Options};
 use order::inventory::{AdjustStock, Inventory, Stock};
 use order::lifecycle::{State, Table};
-use order::order::{Address, CreateOrder, HistoryEntry, Order, PaymentMethod, Scope};
+use order::order::{Address, CreateOrder, Order, PaymentMethod, Scope};
 use order::orders::Orders;
 use order::store::{Adjustment, Store};
 use order::subscriptions::Subscriptions;
@@ -256,17 +256,8 @@ impl World {
         self.adjust_by(AdjustStock { request_id: new_request(), sku: sku.into(), delta, write_off }).await
     }
 
-    /// The stored order.
     pub(crate) async fn order(&self, id: OrderId) -> Order {
-        self.read(id).await.0
-    }
-
-    async fn read(&self, id: OrderId) -> (Order, Vec<HistoryEntry>) {
-        let stored = Orders { store: self.reader(), ..self.orders.clone() };
-        let stored = stored.get(Scope::All, id).await.expect("the order exists");
-        let seen = self.orders.get(Scope::All, id).await.expect("the order exists");
-        assert!(seen == stored, "what this instance keeps in memory is not what is stored: {seen:?} {stored:?}");
-        stored
+        self.store.get(Scope::All, id).await.expect("the store is readable").expect("the order exists")
     }
 
     pub(crate) async fn state(&self, id: OrderId) -> State {
@@ -274,7 +265,7 @@ impl World {
     }
 
     pub(crate) async fn history(&self, id: OrderId) -> Vec<(i64, State)> {
-        let (_, history) = self.read(id).await;
+        let (_, history) = self.orders.get(Scope::All, id).await.expect("the order exists");
         history.into_iter().map(|entry| (entry.version, entry.state)).collect()
     }
 

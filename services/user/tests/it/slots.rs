@@ -17,11 +17,11 @@ async fn login(world: &World, from: &str, email: &str) -> Result<(), Status> {
     world.client().login(request).await.map(|_| ())
 }
 
-/// Log-ins to invented accounts, always more than the queue holds; returns once the queue has been full.
+/// Log-ins to invented accounts, always more than the queue and the slots hold; returns once the queue has been full.
 async fn burst(world: &World) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let (full, mut was_full) = tokio::sync::mpsc::channel(1);
-    for number in 0..24 {
+    for number in 0..24 + std::thread::available_parallelism().expect("cores").get() {
         let (mut client, full) = (world.client(), full.clone());
         tasks.spawn(async move {
             for attempt in 0.. {

@@ -69,7 +69,7 @@ fn admitted(mut request: Request, caller: Caller) -> Request {
     // Users share connections, behind a gateway; a mesh service has its own.
     match &caller {
         Caller::User { user_id, .. } => update(|state| state.caller = Some(Key::User(*user_id))),
-        Caller::Service { .. } => update(|state| state.is_platform = true),
+        Caller::Service { .. } => update(|state| state.is_mesh_service = true),
         Caller::Anonymous => {}
     }
     if let Some(operation) = request.extensions().get::<Operation>() {

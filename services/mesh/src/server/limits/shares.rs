@@ -45,7 +45,7 @@ impl Shares {
             return Ok(());
         }
         let mut taken = self.taken.lock();
-        let reserved = if holder.is_platform() { 0 } else { self.reserved };
+        let reserved = if holder.is_mesh_service() { 0 } else { self.reserved };
         let free = (self.limit - reserved).saturating_sub(*taken);
         if amount > free {
             return Err(Full::All);

@@ -1,6 +1,7 @@
 //! Slots of scarce resources that are held for long (connections, streams). A caller may have all of them while no other
-//! requests one. When none is free, the new caller is still admitted: the idlest slot of the caller with the most slots is
-//! evicted. The caller with the most slots itself gets only one of its own, if that is idle. Mesh services and trusted
+//! requests one. When none is free, a new caller is admitted by evicting the idlest slot of the caller with the most
+//! slots, as long as few evictions are pending; else it is rejected. The caller with the most slots itself can only evict
+//! one of its own, if that is idle. Mesh services and trusted
 //! proxies, which act for many callers, are never evicted, and their slots are counted for no caller.
 
 use std::collections::HashMap;

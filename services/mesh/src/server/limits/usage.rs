@@ -117,7 +117,7 @@ impl Holder {
         self.0.iter().flatten().map(|usage| &**usage)
     }
 
-    pub(crate) fn is_platform(&self) -> bool {
+    pub(crate) fn is_mesh_service(&self) -> bool {
         self.usages().next().is_none()
     }
 }

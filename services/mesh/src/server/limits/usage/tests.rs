@@ -15,7 +15,7 @@ fn callers_are_the_same_on_every_connection_and_are_removed_with_their_last_refe
     assert_eq!((first.holder.narrowest(), first.holder.usages().count()), (Some(Key::User(Uuid::from_u128(7))), 2));
     assert_eq!(table.by_key.lock().len(), 2);
     first.set_platform();
-    assert!(first.holder.is_platform() && !second.holder.is_platform());
+    assert!(first.holder.is_mesh_service() && !second.holder.is_mesh_service());
     drop((first, second, one));
     assert_eq!(table.by_key.lock().len(), 2, "the other connection keeps its last callers");
     drop(other);
