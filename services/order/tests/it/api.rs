@@ -1,10 +1,13 @@
 //! The contract over real sockets: authorization, and the responses.
 
+use std::time::Duration;
+
 use contracts::common::v1::EventType;
 use contracts::data::v1::EventStatus;
 use contracts::order::v1 as proto;
 use contracts::payment::v1::PaymentState;
 use kernel::{IdSource, SystemIds};
+use telemetry::TraceEvent;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -228,6 +231,41 @@ async fn a_list_is_paged_without_gaps_and_a_page_token_is_bound_to_its_filters()
     let request = proto::ListOrdersRequest { page_size: 2, page_token, state: 0 };
     let status = eve.orders().list_orders(eve.request(request)).await.expect_err("another customer's token");
     assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_crashed_instances_events_are_sent_although_this_one_never_stops_writing_its_own() {
+    let system = System::new().await;
+    let ada = system.person("customer");
+    let left = TraceEvent {
+        event_id: SystemIds.uuid(),
+        event_type: "order_creation".into(),
+        status: telemetry::EventStatus::Success,
+        service: "order".into(),
+        instance: String::new(),
+        operation: "left behind".into(),
+        trace_id: "a".repeat(32),
+        span_id: "b".repeat(16),
+        start_micros: 0,
+        duration_micros: 0,
+        order_id: None,
+        user_id: None,
+        error: None,
+        attributes: Default::default(),
+        suppressed_count: 0,
+    };
+    system.leave_event_of("order-9", left).await;
+    let mut pace = tokio::time::interval(Duration::from_millis(100));
+    let busy = async {
+        loop {
+            pace.tick().await;
+            ada.create(mugs(-1)).await.expect_err("rejected, which is an event");
+        }
+    };
+    tokio::select! {
+        event = system.data.event(|event| event.operation == "left behind") => assert_eq!(event.instance, "order-9"),
+        () = busy => {}
+    }
 }
 
 #[tokio::test]

@@ -374,6 +374,23 @@ impl System {
         channel(start(config, None).await.0, Credentials::None)
     }
 
+    async fn db(&self) -> storage::Database {
+        let url = format!("sqlite://{}", self.folder.path().join("order.db").display());
+        storage::Database::connect(&url, &storage::Options::default()).await.expect("the database opens")
+    }
+
+    /// An event that an instance has left in the outbox a minute ago.
+    pub(crate) async fn leave_event_of(&self, instance: &str, event: telemetry::TraceEvent) {
+        let db = self.db().await;
+        db.outbox().put(vec![telemetry::TraceEvent { instance: instance.to_owned(), ..event }]).await.expect("written");
+        let update = sea_orm::Statement::from_sql_and_values(
+            db.read().get_database_backend(),
+            "UPDATE outbox SET create_time = create_time - 60000000 WHERE owner = $1",
+            [instance.into()],
+        );
+        assert_eq!(db.execute(update).await.expect("updated"), 1);
+    }
+
     /// Rewrites an order as if an earlier release had created it from this request.
     pub(crate) async fn as_of_an_earlier_release(&self, order_id: &str, request: &proto::CreateOrderRequest) {
         use sea_orm::{ConnectionTrait, Statement};
@@ -392,8 +409,7 @@ impl System {
             contact_email: request.contact_email.clone(),
             expected_total: None,
         };
-        let url = format!("sqlite://{}", self.folder.path().join("order.db").display());
-        let db = storage::Database::connect(&url, &storage::Options::default()).await.expect("the database opens");
+        let db = self.db().await;
         let order_id: kernel::OrderId = order_id.parse().expect("an id");
         let update = Statement::from_sql_and_values(
             db.read().get_database_backend(),
