@@ -237,6 +237,8 @@ async fn a_list_is_paged_without_gaps_and_a_page_token_is_bound_to_its_filters()
 async fn a_crashed_instances_events_are_sent_although_this_one_never_stops_writing_its_own() {
     let system = System::new().await;
     let ada = system.person("customer");
+    // The service has its schema once it responds.
+    ada.create(mugs(1)).await.expect("an order");
     let left = TraceEvent {
         event_id: SystemIds.uuid(),
         event_type: "order_creation".into(),
