@@ -12,7 +12,7 @@
 //!
 //! It depends on no other service, so there is no `ports`.
 
-#![allow(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
+#![expect(missing_docs, reason = "no other project depends on this crate: names say what there is to say")]
 
 mod account;
 mod convert;
