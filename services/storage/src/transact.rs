@@ -6,30 +6,26 @@
 //! are rare, and savepoints cost two statements per unit. On PostgreSQL each unit is a transaction.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use kernel::backoff::backoff;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, RuntimeErr, SqliteTransactionMode, Statement,
-    TransactionOptions, TransactionTrait,
-};
+use sea_orm::{ConnectionTrait, DbErr, RuntimeErr, Statement};
 use telemetry::{Operation, Outcome, TraceEvent};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use crate::connect::{Backend, Database};
 use crate::connection::{Open, Readers, TxConnection};
 use crate::error::{Error, Failure};
-use crate::metrics::Metrics;
 use crate::outbox;
 
-/// The most units that the SQLite writer commits in one transaction.
-const MAX_GROUP: usize = 64;
-/// The length of the SQLite writer's queue; further callers wait for a slot.
-const MAX_QUEUE: usize = 4_096;
+mod writer;
+
+use writer::Queued;
+pub(crate) use writer::Writer;
+
 /// How often a transaction is tried when the database is busy or reports a deadlock.
 const MAX_TRIES: u32 = 10;
 /// How often it is tried when connections break or lead to a read-only server.
@@ -200,8 +196,8 @@ impl Database {
         let unit = Box::new(Work { begin, args, work, result: None, answer });
         match &self.0.writer {
             Some(writer) => {
-                let job = Job { unit, db: self.clone(), queued: Instant::now() };
-                writer.queue.send(job).await.map_err(|_| Error::Closed)?;
+                let queued = Queued { unit, db: self.clone(), since: Instant::now() };
+                writer.queue.send(queued).await.map_err(|_| Error::Closed)?;
             }
             None => {
                 let db = self.clone();
@@ -319,149 +315,8 @@ pub(crate) async fn begin_alone(db: &Database, sql: &'static str) -> Result<TxCo
             lease.begin(sql).await.map_err(|error| Error::Begin(DbErr::Exec(RuntimeErr::SqlxError(error.into()))))?;
             Ok(TxConnection(Open::Postgres(lease.into())))
         }
-        Readers::Sqlite(pool) => begin(pool).await.map(|tx| TxConnection(Open::Sqlite(tx))),
+        Readers::Sqlite(pool) => writer::begin(pool).await.map(|tx| TxConnection(Open::Sqlite(tx))),
     }
-}
-
-struct Job {
-    unit: Box<dyn Unit>,
-    db: Database,
-    queued: Instant,
-}
-
-/// SQLite's single writer.
-#[derive(Clone)]
-pub(crate) struct Writer {
-    queue: mpsc::Sender<Job>,
-    counts: Arc<Counts>,
-}
-
-#[derive(Default)]
-struct Counts {
-    /// Groups, whatever their outcome.
-    answered: AtomicU64,
-    /// Groups that were committed.
-    committed: AtomicU64,
-}
-
-impl Writer {
-    pub(crate) fn start(pool: DatabaseConnection, metrics: Metrics) -> Self {
-        let (queue, mut jobs) = mpsc::channel::<Job>(MAX_QUEUE);
-        let counts = Arc::new(Counts::default());
-        let counted = counts.clone();
-        tokio::spawn(async move {
-            let mut group = Vec::with_capacity(MAX_GROUP);
-            while jobs.recv_many(&mut group, MAX_GROUP).await > 0 {
-                group.iter().for_each(|job| metrics.waited(job.queued.elapsed()));
-                run_group(&pool, std::mem::take(&mut group), &counted).await;
-                counted.answered.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        Self { queue, counts }
-    }
-
-    /// The numbers of groups answered and of units queued.
-    pub(crate) fn progress(&self) -> (u64, u64) {
-        let queued = self.queue.max_capacity() - self.queue.capacity();
-        (self.counts.answered.load(Ordering::Relaxed), u64::try_from(queued).unwrap_or(u64::MAX))
-    }
-
-    /// The number of groups committed.
-    pub(crate) fn committed(&self) -> u64 {
-        self.counts.committed.load(Ordering::Relaxed)
-    }
-}
-
-async fn run_group(pool: &DatabaseConnection, mut group: Vec<Job>, counts: &Counts) {
-    let Some(db) = group.first().map(|job| job.db.clone()) else { return };
-    for attempt in 1..=MAX_TRIES {
-        match try_group(pool, &mut group).await {
-            Ok((events, again)) => {
-                counts.committed.fetch_add(1, Ordering::Relaxed);
-                db.committed(&events);
-                let (retried, done): (Vec<_>, Vec<_>) = std::mem::take(&mut group)
-                    .into_iter()
-                    .enumerate()
-                    .partition(|(index, _)| attempt < MAX_TRIES && again.contains(index));
-                done.into_iter().for_each(|(_, job)| job.unit.answer());
-                group = retried.into_iter().map(|(_, job)| job).collect();
-                if group.is_empty() {
-                    return;
-                }
-            }
-            Err(error) if error.is_transient() && attempt < MAX_TRIES => {}
-            Err(error) => {
-                let error = Arc::new(error);
-                for mut job in group {
-                    job.unit.fail(copy(&error));
-                    job.unit.answer();
-                }
-                return;
-            }
-        }
-        pause(attempt).await;
-    }
-}
-
-/// Commits the units that succeed; returns their events, and the units to be retried.
-async fn try_group(pool: &DatabaseConnection, group: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
-    match try_together(pool, group).await? {
-        Some(events) => Ok((events, Vec::new())),
-        None if group.len() == 1 => {
-            let again = group.first().is_some_and(|job| job.unit.is_transient());
-            Ok((Events::new(), if again { vec![0] } else { vec![] }))
-        }
-        None => try_apart(pool, group).await,
-    }
-}
-
-async fn begin(pool: &DatabaseConnection) -> Result<DatabaseTransaction, Error> {
-    let options = TransactionOptions {
-        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-        ..TransactionOptions::default()
-    };
-    Ok(pool.begin_with_options(options).await?)
-}
-
-/// All or nothing: `None` if a unit failed and everything was rolled back.
-async fn try_together(pool: &DatabaseConnection, group: &mut [Job]) -> Result<Option<Events>, Error> {
-    let tx = Tx::new(TxConnection(Open::Sqlite(begin(pool).await?)));
-    for job in group.iter_mut() {
-        if job.unit.run(&tx).await.is_err() {
-            tx.conn.rollback().await?;
-            return Ok(None);
-        }
-    }
-    let events = tx.events.into_inner().unwrap_or_else(PoisonError::into_inner);
-    finish(tx.conn, &events).await?;
-    Ok(Some(events))
-}
-
-/// Runs each unit in its own savepoint.
-async fn try_apart(pool: &DatabaseConnection, group: &mut [Job]) -> Result<(Events, Vec<usize>), Error> {
-    let outer = begin(pool).await?;
-    let mut events = Events::new();
-    let mut again = Vec::new();
-    for (index, job) in group.iter_mut().enumerate() {
-        let tx = Tx::new(TxConnection(Open::Sqlite(outer.begin().await?)));
-        if job.unit.run(&tx).await.is_ok() {
-            tx.conn.commit().await?;
-            events.extend(tx.events.into_inner().unwrap_or_else(PoisonError::into_inner));
-        } else {
-            tx.conn.rollback().await?;
-            if job.unit.is_transient() {
-                again.push(index);
-            }
-        }
-    }
-    finish(TxConnection(Open::Sqlite(outer)), &events).await?;
-    Ok((events, again))
-}
-
-async fn finish(conn: TxConnection, events: &Events) -> Result<(), Error> {
-    let rows: Vec<TraceEvent> = events.iter().map(|(_, event)| event.clone()).collect();
-    outbox::insert(&conn, &rows).await?;
-    commit(conn, events).await
 }
 
 /// The commit's outcome may be in doubt, and that of its events too: their operations write no other event.
