@@ -65,7 +65,7 @@ impl Config {
     /// # Errors
     /// It cannot be used.
     pub async fn open_ledger(&self) -> Result<Database, storage::Error> {
-        self.database.open(SERVICE, &self.data_dir.join("gateway.db"), MIGRATIONS).await
+        self.database.open(SERVICE, self.data_dir.join("gateway.db"), MIGRATIONS).await
     }
 
     pub(crate) fn api_key(&self) -> Result<SharedSecret, chassis::Error> {

@@ -2,9 +2,10 @@
 //! other programs can flatten too; a service that calls another one also takes its addresses.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use mesh::{Addresses, ServerConfig};
 use storage::{Database, Migration};
 
@@ -47,7 +48,7 @@ impl Settings {
     /// # Errors
     /// The database cannot be used.
     pub async fn open_database(&self, service: &str, migrations: &[Migration]) -> Result<Database, storage::Error> {
-        self.database.open(service, &self.data_dir.join(format!("{service}.db")), migrations).await
+        self.database.open(service, self.data_dir.join(format!("{service}.db")), migrations).await
     }
 }
 
@@ -190,10 +191,20 @@ impl DatabaseSettings {
     ///
     /// # Errors
     /// The database cannot be used.
-    pub async fn open(
+    pub fn open<'a>(
+        &'a self,
+        service: &'a str,
+        default_file: PathBuf,
+        migrations: &'a [Migration],
+    ) -> BoxFuture<'a, Result<Database, storage::Error>> {
+        // Boxed, so that it is compiled here and not by each service.
+        Box::pin(self.try_open(service, default_file, migrations))
+    }
+
+    async fn try_open(
         &self,
         service: &str,
-        default_file: &Path,
+        default_file: PathBuf,
         migrations: &[Migration],
     ) -> Result<Database, storage::Error> {
         let url = self.url.as_ref();
@@ -203,7 +214,7 @@ impl DatabaseSettings {
             statement_timeout: self.statement_timeout,
             schema: url.is_some_and(DatabaseUrl::is_server).then(|| service.to_owned()),
         };
-        let url = url.map_or_else(|| storage::sqlite_url(default_file), |url| url.as_str().to_owned());
+        let url = url.map_or_else(|| storage::sqlite_url(&default_file), |url| url.as_str().to_owned());
         storage::retry_until_reachable(|| async {
             let db = Database::connect(&url, &options).await?;
             db.migrate(migrations).await?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use kernel::{Clock, IdSource, SystemClock, SystemIds};
 use mesh::tls::Identity;
 use mesh::{Addresses, Authorizer, Channel, ClientConfig, Credentials, KeySource, Quota, ServerConfig, SharedSecret};
@@ -200,7 +201,22 @@ impl Chassis {
     ///
     /// # Errors
     /// The listener failed, or the settings allow no server on that address.
-    pub async fn serve(self, served: Served, listener: TcpListener, admin: Option<TcpListener>) -> Result<(), Error> {
+    pub fn serve(
+        self,
+        served: Served,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        // Boxed, so that it is compiled here and not by each service.
+        Box::pin(self.serve_until_shutdown(served, listener, admin))
+    }
+
+    async fn serve_until_shutdown(
+        self,
+        served: Served,
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+    ) -> Result<(), Error> {
         let listen = listener.local_addr().map_err(Error::Serve)?;
         if self.secret.is_some() && !listen.ip().is_loopback() {
             return Err(Error::NotLoopback { listen });

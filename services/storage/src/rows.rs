@@ -4,6 +4,7 @@
 //! rows, and is prepared once. SQLite takes a parameter per value (`VALUES`), in chunks whose sizes are powers of two,
 //! so that few texts are prepared.
 
+use futures_util::future::BoxFuture;
 use sea_orm::sqlx::Arguments;
 use sea_orm::sqlx::postgres::PgArguments;
 use sea_orm::{ConnectionTrait, DbErr, QueryResult, RuntimeErr, Statement, Value};
@@ -162,7 +163,12 @@ impl TxConnection {
     ///
     /// # Errors
     /// The database's error.
-    pub async fn query_rows(&self, mut rows: Rows, sql: &str) -> Result<Vec<QueryResult>, Error> {
+    pub fn query_rows<'a>(&'a self, rows: Rows, sql: &'a str) -> BoxFuture<'a, Result<Vec<QueryResult>, Error>> {
+        // Boxed, so that it is compiled here and not by each caller.
+        Box::pin(self.query(rows, sql))
+    }
+
+    async fn query(&self, mut rows: Rows, sql: &str) -> Result<Vec<QueryResult>, Error> {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
