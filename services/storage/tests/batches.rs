@@ -1,5 +1,6 @@
 //! Changes committed in batches, on SQLite and on a PostgreSQL server of the test.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use parking_lot::Mutex;
 use sea_orm::{FromQueryResult, Statement};
 use storage::batches::{BatchError, Results};
 use storage::{Batched, Batcher, Database, Error, Migration, Options, Rows, Tx};
+use testkit::{AtCommit, Proxy};
 use tokio::sync::Semaphore;
 
 const SCHEMA: &[Migration] = &[Migration {
@@ -97,11 +99,7 @@ async fn fixtures() -> Vec<Fixture> {
     let mut fixtures = Vec::new();
     for database in std::iter::once(sqlite).chain(testkit::postgres()) {
         let options = Options { schema: database.schema, max_connections: 4, ..Options::default() };
-        let db = Database::connect(&database.url, &options).await.expect("connected");
-        db.migrate(SCHEMA).await.expect("migrated");
-        let (may_run, batches) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::default()));
-        let batcher = Batcher::start(db.clone(), Insert { may_run: may_run.clone(), batches: batches.clone() });
-        fixtures.push(Fixture { db, batcher, may_run, batches });
+        fixtures.push(Fixture::on(Database::connect(&database.url, &options).await.expect("connected")).await);
     }
     fixtures
 }
@@ -114,7 +112,14 @@ struct Row {
 }
 
 impl Fixture {
-    /// Commits the commands in this order: the first one alone, the others gather behind it.
+    async fn on(db: Database) -> Self {
+        db.migrate(SCHEMA).await.expect("migrated");
+        let (may_run, batches) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::default()));
+        let batcher = Batcher::start(db.clone(), Insert { may_run: may_run.clone(), batches: batches.clone() });
+        Self { db, batcher, may_run, batches }
+    }
+
+    /// Commits the commands in this order; none is performed before all are queued.
     async fn commit(&self, commands: &[i64]) -> Vec<Result<i64, Rejected>> {
         let all = join_all(commands.iter().map(|n| self.batcher.commit(*n)));
         let release = async {
@@ -196,18 +201,32 @@ async fn a_command_that_cannot_be_performed_with_others_is_performed_alone() {
 }
 
 #[tokio::test]
-async fn an_unavailable_database_fails_a_set_once() {
+async fn a_batch_whose_commit_has_no_response_is_committed_whole_or_not_at_all_and_is_not_run_again() {
+    let Some(server) = testkit::Server::start_on_tcp(&[]) else { return };
+    for (at, is_committed) in [(AtCommit::NotSent, false), (AtCommit::ResponseLost, true)] {
+        let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], server.port()))).await;
+        let url = format!("postgres://postgres@{}/postgres", proxy.address());
+        let options = Options { schema: Some(testkit::unique("commit")), ..Options::default() };
+        let fixture = Fixture::on(Database::connect(&url, &options).await.expect("connected")).await;
+        proxy.cut(at);
+        let results = fixture.commit(&(0..20).collect::<Vec<_>>()).await;
+        assert!(proxy.has_cut());
+        let batches = fixture.batches.lock().clone();
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [20], "it is run once");
+        for result in results {
+            assert!(matches!(result, Err(Rejected::Storage(_))), "{at:?}: {result:?}");
+        }
+        let all: Vec<i64> = (0..20).collect();
+        assert_eq!(fixture.numbers().await, if is_committed { all } else { vec![] }, "{at:?}");
+        assert_eq!(fixture.commit(&[100]).await, [Ok(100)], "the batcher goes on");
+    }
+}
+
+#[tokio::test]
+async fn an_unavailable_database_fails_a_batch_once() {
     let Some(server) = testkit::Server::start(&[]) else { return };
     let options = Options { acquire_timeout: Duration::from_millis(300), ..Options::default() };
-    let db = Database::connect(&server.url(), &options).await.expect("connected");
-    db.migrate(SCHEMA).await.expect("migrated");
-    let (may_run, batches) = (Arc::new(Semaphore::new(1_000)), Arc::new(Mutex::default()));
-    let fixture = Fixture {
-        batcher: Batcher::start(db.clone(), Insert { may_run: may_run.clone(), batches: batches.clone() }),
-        db,
-        may_run,
-        batches,
-    };
+    let fixture = Fixture::on(Database::connect(&server.url(), &options).await.expect("connected")).await;
     drop(server);
     let results = fixture.commit(&(0..64).collect::<Vec<_>>()).await;
     assert!(results.iter().all(|result| matches!(result, Err(Rejected::Storage(_)))), "{results:?}");

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 
 pub use mutations::{mutations, text};
 pub use postgres_server::Server;
-pub use proxy::{End, Proxy};
+pub use proxy::{AtCommit, End, Proxy};
 pub use user_service::FakeUserService;
 
 /// The database of a test: for `storage::Database::connect`.

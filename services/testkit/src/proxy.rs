@@ -1,8 +1,11 @@
-//! A TCP proxy in front of a server: it can silence, close or reset its connections, and redirect new ones.
+//! A TCP proxy in front of a server: it can silence, close or reset its connections, redirect new ones, and close one at
+//! a COMMIT.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use tokio::io::copy_bidirectional;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,6 +21,18 @@ pub enum End {
     Reset,
 }
 
+/// Where a connection is closed at a COMMIT.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AtCommit {
+    /// The server does not receive it.
+    NotSent,
+    /// The server has committed, and its response is lost.
+    ResponseLost,
+}
+
+/// Where the connection that sends the next COMMIT is closed.
+type Cut = Arc<Mutex<Option<AtCommit>>>;
+
 #[derive(Clone, Copy)]
 struct Target {
     address: SocketAddr,
@@ -31,6 +46,7 @@ struct Target {
 pub struct Proxy {
     address: SocketAddr,
     target: watch::Sender<Target>,
+    cut: Cut,
     accepting: JoinHandle<()>,
 }
 
@@ -50,12 +66,14 @@ impl Proxy {
         let address = listener.local_addr().expect("an address");
         let target = watch::Sender::new(Target { address: to, epoch: 0, end: End::Closed });
         let watched = target.subscribe();
+        let cut = Cut::default();
+        let shared = cut.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(carry(stream, watched.clone()));
+                tokio::spawn(carry(stream, watched.clone(), shared.clone()));
             }
         });
-        Self { address, target, accepting }
+        Self { address, target, cut, accepting }
     }
 
     /// The address on which it listens.
@@ -71,6 +89,16 @@ impl Proxy {
         });
     }
 
+    /// Closes the connection that sends the next COMMIT.
+    pub fn cut(&self, at: AtCommit) {
+        *self.cut.lock() = Some(at);
+    }
+
+    /// Whether the connection of [`Proxy::cut`] was closed.
+    pub fn has_cut(&self) -> bool {
+        self.cut.lock().is_none()
+    }
+
     /// Redirects new connections to another server; existing ones stay.
     pub fn lead_to(&self, address: SocketAddr) {
         self.target.send_modify(|target| target.address = address);
@@ -83,11 +111,11 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(mut near: TcpStream, mut target: watch::Receiver<Target>) {
+async fn carry(mut near: TcpStream, mut target: watch::Receiver<Target>, cut: Cut) {
     let made = *target.borrow_and_update();
     let Ok(mut far) = TcpStream::connect(made.address).await else { return };
     let ended = tokio::select! {
-        _ = copy_bidirectional(&mut near, &mut far) => return,
+        _ = copy(&mut near, &mut far, &cut) => return,
         ended = target.wait_for(|now| now.epoch > made.epoch) => ended.map(|now| now.end),
     };
     match ended {
@@ -96,4 +124,38 @@ async fn carry(mut near: TcpStream, mut target: watch::Receiver<Target>) {
         Ok(End::Reset) => [near, far].iter().for_each(|stream| stream.set_zero_linger().expect("a socket")),
         Ok(End::Closed) | Err(_) => {}
     }
+}
+
+/// Until one side closes, or at the COMMIT.
+async fn copy(near: &mut TcpStream, far: &mut TcpStream, cut: &Cut) -> std::io::Result<()> {
+    let (mut from_near, mut from_far) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    loop {
+        tokio::select! {
+            read = near.read(&mut from_near) => match read? {
+                0 => return Ok(()),
+                count => {
+                    let at = cut_at(cut, &from_near[..count]);
+                    if at == Some(AtCommit::NotSent) {
+                        return Ok(());
+                    }
+                    far.write_all(&from_near[..count]).await?;
+                    if at == Some(AtCommit::ResponseLost) {
+                        return far.readable().await;
+                    }
+                }
+            },
+            read = far.read(&mut from_far) => match read? {
+                0 => return Ok(()),
+                count => near.write_all(&from_far[..count]).await?,
+            },
+        }
+    }
+}
+
+/// A COMMIT is a message of its own (`Query`), which is never split: it is a few bytes.
+fn cut_at(cut: &Cut, sent: &[u8]) -> Option<AtCommit> {
+    if !sent.windows(7).any(|window| window == b"COMMIT\0") {
+        return None;
+    }
+    cut.lock().take()
 }

@@ -10,6 +10,7 @@ use order::order::{CreateOrder, Order};
 use order::store::UnpaidLimits;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use testkit::{AtCommit, Proxy};
 use tokio::sync::Notify;
 
 use crate::fakes::Reply;
@@ -75,7 +76,10 @@ fn results(commands: &[(usize, CreateOrder)], all: Vec<Result<Order, Error>>) ->
 
 /// With the payments undecided, so that nothing changes but by the commands.
 async fn world(limits: UnpaidLimits) -> (World, Vec<Arc<Notify>>) {
-    let mut world = World::new().await;
+    undecided(World::new().await, limits)
+}
+
+fn undecided(mut world: World, limits: UnpaidLimits) -> (World, Vec<Arc<Notify>>) {
     world.orders.store = world.store.clone().with_unpaid_limits(limits);
     let gates: Vec<_> = (0..40).map(|_| Arc::new(Notify::new())).collect();
     world.payments.will(gates.iter().map(Reply::response_held).collect::<Vec<_>>());
@@ -111,4 +115,33 @@ fn a_batch_of_orders_has_the_results_of_the_same_orders_one_by_one() {
         Ok(())
     });
     outcome.expect("equal results");
+}
+
+#[tokio::test]
+async fn orders_whose_commit_had_no_response_exist_once_when_they_are_requested_again() {
+    let Some(server) = testkit::Server::start_on_tcp(&[]) else { return };
+    for (at, is_committed) in [(AtCommit::NotSent, false), (AtCommit::ResponseLost, true)] {
+        let proxy = Proxy::start(([127, 0, 0, 1], server.port()).into()).await;
+        let url = format!("postgres://postgres@{}/postgres", proxy.address());
+        let database = testkit::TestDatabase { url, schema: Some(testkit::unique("commit")) };
+        let (world, gates) = undecided(World::on(database, None).await, UnpaidLimits::default());
+        let commands: Vec<_> =
+            (0..5).map(|_| CreateOrder { request_id: new_request(), ..wants(&[("MUG", 1)]) }).collect();
+        let user = new_user();
+        let create = || join_all(commands.iter().map(|command| world.create_for(user, command.clone())));
+        proxy.cut(at);
+        // Those of the batch; how many arrive in time for it is not fixed. An order that was committed is found.
+        let failed: Vec<Error> = create().await.into_iter().filter_map(Result::err).collect();
+        assert!(proxy.has_cut(), "{at:?}");
+        assert_eq!(failed.is_empty(), is_committed, "{at:?}: {failed:?}");
+        for error in &failed {
+            assert_eq!(mesh::status("order", error).code(), tonic::Code::Unavailable, "{at:?}: {error:?}");
+        }
+        let reserved = 5 - i64::try_from(failed.len()).expect("few");
+        assert_eq!(world.stock("MUG").await, (10, reserved), "{at:?}: the whole batch or nothing of it");
+        let ids: HashSet<OrderId> = create().await.into_iter().map(|result| result.expect("created").id).collect();
+        assert_eq!((ids.len(), world.stock("MUG").await), (5, (10, 5)), "{at:?}: once each");
+        gates.iter().for_each(|gate| gate.notify_one());
+        world.settle().await;
+    }
 }

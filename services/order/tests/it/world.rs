@@ -95,7 +95,7 @@ impl World {
         Self::on(testkit::TestDatabase { url, schema: None }, Some(folder)).await
     }
 
-    async fn on(test_database: testkit::TestDatabase, folder: Option<tempfile::TempDir>) -> Self {
+    pub(crate) async fn on(test_database: testkit::TestDatabase, folder: Option<tempfile::TempDir>) -> Self {
         let options =
             storage::Options { schema: test_database.schema, max_connections: 4, ..storage::Options::default() };
         let db = Database::connect(&test_database.url, &options).await.expect("a database");
