@@ -40,8 +40,10 @@ pub enum Error {
     /// A stored hash cannot be read, or the cost is out of range.
     #[error("a password could not be hashed")]
     Hash(#[source] bcrypt::BcryptError),
-    #[error("a password's worker panicked")]
-    Worker(#[source] tokio::task::JoinError),
+    #[error("no thread could be started for a password")]
+    Thread(#[source] std::io::Error),
+    #[error("a password's thread panicked")]
+    Panicked,
     /// Signing the token failed.
     #[error("an access token could not be signed")]
     Sign(#[source] jsonwebtoken::errors::Error),
@@ -67,7 +69,7 @@ impl Rejected for Error {
             Self::AccountNotFound => Rejection::new(Kind::NotFound, "ACCOUNT_NOT_FOUND"),
             Self::NotAPerson => Rejection::new(Kind::Unauthenticated, "PERSON_REQUIRED"),
             Self::Storage(error) => chassis::store_failed(error),
-            Self::Hash(_) | Self::Worker(_) | Self::Sign(_) | Self::NoSigningKey => {
+            Self::Hash(_) | Self::Thread(_) | Self::Panicked | Self::Sign(_) | Self::NoSigningKey => {
                 Rejection::new(Kind::Internal, "INTERNAL")
             }
         }

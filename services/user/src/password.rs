@@ -1,5 +1,6 @@
-//! Passwords and their bcrypt hashes. Hashing takes a large part of a second of a processor, so it runs off the async
-//! threads, at most one per processor, in slots that callers share fairly (`slots`).
+//! Passwords and their bcrypt hashes. Hashing takes a large part of a second of a processor, so it runs on threads of
+//! its own with a low scheduling priority, at most one per processor, in slots that callers share fairly (`slots`): a
+//! burst of log-ins does not delay orders.
 //!
 //! A password is compared in a normalized form (RFC 8265), so that it does not depend on the keyboard. Earlier releases
 //! hashed it as typed: such a hash is still valid, and is renewed at the next log-in.
@@ -12,6 +13,7 @@ use std::time::Duration;
 use bcrypt::{HashParts, non_truncating_hash, non_truncating_hash_with_salt, non_truncating_verify};
 
 use kernel::Secret;
+use tokio::sync::oneshot;
 
 use crate::error::Error;
 use crate::slots::{QueueFull, Share, Slots};
@@ -20,6 +22,10 @@ use crate::slots::{QueueFull, Share, Slots};
 pub(crate) const MAX_PASSWORD_BYTES: usize = 71;
 /// In characters, which are code points (NIST SP 800-63B, 5.1.1.2).
 pub(crate) const MIN_PASSWORD_CHARS: usize = 8;
+
+/// The nice value of the threads that hash: beside a thread of the usual priority they get a tenth of a processor.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Password {
@@ -149,12 +155,27 @@ impl Passwords {
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, HashError> {
         let slot = self.slots.take(share).await.map_err(|QueueFull| HashError::Busy)?;
-        let work = tokio::task::spawn_blocking(move || {
-            // Owned by the work itself: cancelling the call does not free the processor.
-            let _slot = slot;
-            work()
-        });
-        Ok(work.await.map_err(Error::Worker)??)
+        let (sender, result) = oneshot::channel();
+        // A thread for each: starting one is nothing beside a hash, and a thread of tokio's would keep the priority.
+        let thread = std::thread::Builder::new().name("password".to_owned());
+        thread
+            .spawn(move || {
+                // Owned by the work itself: cancelling the call does not free the processor.
+                let _slot = slot;
+                lower_priority();
+                // A cancelled caller needs no result.
+                let _ = sender.send(work());
+            })
+            .map_err(Error::Thread)?;
+        Ok(result.await.map_err(|_| Error::Panicked)??)
+    }
+}
+
+/// Of this thread (Linux sets the nice value of a thread, other systems that of the process).
+fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(target: "ordermesh", "the priority of a password's thread was not lowered: {error}");
     }
 }
 

@@ -40,6 +40,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     Attack { name: "memory-of-answers",   service: "data",    fill: (400, 2_000), regular: Call::ListProducts, run: |target| Box::pin(unread_responses(target, 200)) },
     Attack { name: "memory-of-decoding",  service: "user",    fill: NO_FILL,      regular: Call::GetProfile,   run: |target| Box::pin(mask_paths(target)) },
     Attack { name: "log-ins",             service: "user",    fill: NO_FILL,      regular: Call::Login,        run: |target| Box::pin(log_ins(target)) },
+    Attack { name: "log-ins-and-orders",  service: "user",    fill: NO_FILL,      regular: Call::CreateOrder,  run: |target| Box::pin(log_ins(target)) },
     Attack { name: "searches",            service: "data",    fill: (20_000, 300), regular: Call::CreateOrder, run: |target| Box::pin(searches(target)) },
     Attack { name: "health-watches",      service: "data",    fill: NO_FILL,      regular: Call::HealthCheck,  run: |target| Box::pin(health_watches(target)) },
     Attack { name: "order-watches",       service: "order",   fill: NO_FILL,      regular: Call::WatchOrder,   run: |target| Box::pin(order_watches(target)) },
