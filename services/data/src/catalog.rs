@@ -122,7 +122,7 @@ impl Catalog {
             page
         };
         // In its own task: if the call is cancelled, the connection stays busy until the statement ends, and so does
-        // the slot.
+        // the permit.
         tokio::spawn(search.in_current_span()).await.unwrap_or_else(|_| Err(storage::Error::Panicked.into()))
     }
 
@@ -219,7 +219,7 @@ mod tests {
             page: PageToken::decode(&mut chassis::Fields::default(), "", Fingerprint::of("ListProducts/1"), |_| None),
         };
         let operation = Operation::unseen(telemetry::Kind::Server, "lookup", None, None);
-        // Each slot is held by a search that does not end.
+        // Each permit is held by a search that does not end.
         let held = [searches.acquire(None).await, searches.acquire("192.0.2.1".parse().ok()).await];
         let mut waiting: Vec<_> = (0..70).map(|_| Box::pin(catalog.list(&list, None, &operation))).collect();
         let mut rejected = 0;
