@@ -9,40 +9,40 @@ use crate::server::connection::Connections;
 use crate::server::layers::concurrency::Admission;
 use crate::server::limits::shares::Shares;
 
-/// The observed parts of a server.
-pub(crate) struct Holdings {
+/// What a server's limits are and what is used of them.
+pub(crate) struct ServerLimits {
     pub(crate) service: &'static str,
     pub(crate) admission: Admission,
     pub(crate) budget: Arc<Shares>,
     pub(crate) connections: Arc<Connections>,
 }
 
-/// Exports them while they exist.
-pub(crate) fn export(holdings: &Arc<Holdings>) {
-    up_down(holdings, "mesh.server.permits.used", "{permit}", |Holdings { admission, .. }| {
+/// Exports them while the server exists.
+pub(crate) fn export(limits: &Arc<ServerLimits>) {
+    up_down(limits, "mesh.server.permits.used", "{permit}", |ServerLimits { admission, .. }| {
         vec![("call", admission.calls.used()), ("stream", admission.streams.used())]
     });
-    up_down(holdings, "mesh.server.permits.limit", "{permit}", |Holdings { admission, .. }| {
+    up_down(limits, "mesh.server.permits.limit", "{permit}", |ServerLimits { admission, .. }| {
         vec![("call", admission.calls.limit), ("stream", admission.streams.limit)]
     });
-    up_down(holdings, "mesh.server.memory.reserved", "By", |holdings| vec![("request", holdings.budget.used())]);
-    up_down(holdings, "mesh.server.memory.limit", "By", |holdings| vec![("request", holdings.budget.limit)]);
-    let connections = |holdings: &Holdings| vec![("open", holdings.connections.open())];
-    up_down(holdings, "mesh.server.connections", "{connection}", connections);
+    up_down(limits, "mesh.server.memory.reserved", "By", |limits| vec![("request", limits.budget.used())]);
+    up_down(limits, "mesh.server.memory.limit", "By", |limits| vec![("request", limits.budget.limit)]);
+    let connections = |limits: &ServerLimits| vec![("open", limits.connections.open_connections())];
+    up_down(limits, "mesh.server.connections", "{connection}", connections);
 }
 
 fn up_down(
-    holdings: &Arc<Holdings>,
+    limits: &Arc<ServerLimits>,
     name: &'static str,
     unit: &'static str,
-    read: impl Fn(&Holdings) -> Vec<(&'static str, usize)> + Send + Sync + 'static,
+    read: impl Fn(&ServerLimits) -> Vec<(&'static str, usize)> + Send + Sync + 'static,
 ) {
-    let weak: Weak<Holdings> = Arc::downgrade(holdings);
+    let weak: Weak<ServerLimits> = Arc::downgrade(limits);
     let meter = global::meter("mesh");
     let instrument = meter.i64_observable_up_down_counter(name).with_unit(unit).with_callback(move |observer| {
-        let Some(holdings) = weak.upgrade() else { return };
-        for (kind, value) in read(&holdings) {
-            let attributes = [KeyValue::new("mesh.service", holdings.service), KeyValue::new("kind", kind)];
+        let Some(limits) = weak.upgrade() else { return };
+        for (kind, value) in read(&limits) {
+            let attributes = [KeyValue::new("mesh.service", limits.service), KeyValue::new("kind", kind)];
             observer.observe(i64::try_from(value).unwrap_or(i64::MAX), &attributes);
         }
     });

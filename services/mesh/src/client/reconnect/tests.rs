@@ -152,8 +152,8 @@ async fn a_stream_outlives_its_instances_removal() {
     world.next_try().await;
     world.until_ready(true).await;
     let request = http::Request::post("/test.v1.Test/Stream").body(tonic::body::Body::empty()).expect("a request");
-    let Ok((slot, sending)) = world.endpoint.send(request) else { panic!("not connected") };
-    let Ok(response) = world.endpoint.outcome(slot, sending.await) else { panic!("not answered") };
+    let Ok((index, sending)) = world.endpoint.send(request) else { panic!("not connected") };
+    let Ok(response) = world.endpoint.outcome(index, sending.await) else { panic!("not answered") };
     world.endpoint.gone.cancel();
     world.maintained.await.expect("no panic");
     assert!(!world.endpoint.is_ready());
