@@ -104,11 +104,11 @@ impl Shared {
 }
 
 impl Queue {
-    fn admit(&mut self, newcomer: Waiting, max_waiting: usize) -> Result<(), Error> {
+    fn admit(&mut self, call: Waiting, max_waiting: usize) -> Result<(), Error> {
         self.remove_cancelled();
         if self.waiting.len() >= max_waiting {
-            let of_newcomer = self.held(newcomer.address) + 1;
-            let holds_more = |waiting: &Waiting| self.held(waiting.address) > of_newcomer;
+            let new_total = self.held(call.address) + 1;
+            let holds_more = |waiting: &Waiting| self.held(waiting.address) > new_total;
             let largest = self
                 .waiting
                 .iter()
@@ -121,8 +121,8 @@ impl Queue {
                 self.leave(newest);
             }
         }
-        self.addresses.entry(newcomer.address).or_default().waiting += 1;
-        self.waiting.push(newcomer);
+        self.addresses.entry(call.address).or_default().waiting += 1;
+        self.waiting.push(call);
         Ok(())
     }
 
