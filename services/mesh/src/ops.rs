@@ -1,4 +1,4 @@
-//! For operators and tools.
+//! What health checks, tools and monitoring read.
 
 pub(crate) mod admin;
 pub(crate) mod health;

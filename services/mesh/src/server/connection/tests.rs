@@ -17,7 +17,7 @@ use crate::call::wire::{Request, Response, ServerResult};
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 
-/// A server with two connection slots. Its handler answers with 100 kB; `Watch` streams without end; `Refuse` answers
+/// A server with two connection slots. Its handler answers with 100 kB; `Watch` streams without end; `Reject` answers
 /// without reading the request; `Read` answers after reading it; `Hold` neither reads nor answers.
 struct World {
     connections: Arc<Connections>,
@@ -49,7 +49,7 @@ impl World {
                     "/t.T/Watch" | "/grpc.health.v1.Health/Watch" => {
                         Body::new(StreamBody::new(futures_util::stream::pending::<Result<_, Status>>()))
                     }
-                    "/t.T/Refuse" => Body::empty(),
+                    "/t.T/Reject" => Body::empty(),
                     "/t.T/Read" => request.into_body().collect().await.map(|_| Body::empty()).expect("a body"),
                     "/t.T/Hold" => {
                         let _unread = request;
@@ -265,7 +265,7 @@ async fn unread_requests_do_not_block_others_on_their_connection() {
     let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 65_535).await;
     // The client learns the server's windows with its first response.
-    call_of(&mut sender, "/t.T/Refuse").await;
+    call_of(&mut sender, "/t.T/Reject").await;
     let mut unread = vec![];
     for _ in 0..8 {
         let (response, mut stream) = sender.send_request(head("/t.T/Hold"), false).expect("sent");
@@ -305,8 +305,8 @@ async fn an_early_response_is_sent_after_the_requests_end_or_a_timeout() {
     let world = World::new();
     let (stream, _served) = world.connect().expect("a slot");
     let mut sender = handshake(stream, 65_535).await;
-    call_of(&mut sender, "/t.T/Refuse").await;
-    let rejected = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Refuse"), false).expect("sent");
+    call_of(&mut sender, "/t.T/Reject").await;
+    let rejected = |sender: &mut SendRequest<Bytes>| sender.send_request(head("/t.T/Reject"), false).expect("sent");
     let began = Instant::now();
     // The request ends.
     let (mut response, mut stream) = rejected(&mut sender);

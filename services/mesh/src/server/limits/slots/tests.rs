@@ -30,8 +30,8 @@ async fn the_idlest_slot_of_the_largest_holder_is_evicted_for_a_new_caller() {
     many[0].begin_use();
     many[2].begin_use();
     many[2].end_use();
-    let newcomer = slots.take(address(3)).expect("a slot");
-    assert_eq!((evicted_of(&few), evicted_of(&many), is_evicted(&newcomer)), (vec![], vec![1], false));
+    let new = slots.take(address(3)).expect("a slot");
+    assert_eq!((evicted_of(&few), evicted_of(&many), is_evicted(&new)), (vec![], vec![1], false));
     assert_eq!(slots.used(), 7, "until the evicted one is released");
     drop(many);
     assert_eq!(slots.used(), 3);
@@ -42,7 +42,7 @@ async fn when_all_slots_are_in_use_one_is_evicted_for_a_caller_with_fewer() {
     let slots = Slots::new(4);
     let many = take_in_turn(&slots, 1, 4).await;
     many.iter().for_each(Slot::begin_use);
-    let _newcomer = slots.take(address(2)).expect("a slot");
+    let _new = slots.take(address(2)).expect("a slot");
     assert_eq!(evicted_of(&many), [0]);
 }
 
@@ -89,9 +89,9 @@ async fn mesh_services_are_never_evicted_and_their_slots_count_for_no_caller() {
 async fn evictions_exceed_the_limit_by_a_bounded_number() {
     let slots = Slots::new(100);
     let many = take_in_turn(&slots, 1, 100).await;
-    let newcomers: Vec<Slot> = (2..).map_while(|last| slots.take(address(last))).collect();
+    let new_slots: Vec<Slot> = (2..).map_while(|last| slots.take(address(last))).collect();
     assert_eq!(
-        (newcomers.len(), evicted_of(&many).len(), slots.used()),
+        (new_slots.len(), evicted_of(&many).len(), slots.used()),
         (MAX_EVICTING, MAX_EVICTING, 100 + MAX_EVICTING)
     );
     let services: Vec<Slot> = std::iter::from_fn(|| slots.take(None)).collect();
