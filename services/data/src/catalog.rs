@@ -97,7 +97,7 @@ impl Catalog {
     /// Looks up products with one query: prices are never stale.
     pub(crate) async fn lookup(&self, skus: Vec<String>, operation: &Operation) -> Result<Lookup, Error> {
         operation.set("skus", skus.len().to_string());
-        self.fault.strike().await?;
+        self.fault.inject().await?;
         let found = self.store.products(&distinct(&skus)).await?;
         let lookup = arrange(skus, found);
         operation.set("missing", lookup.missing.len().to_string());
@@ -135,7 +135,7 @@ impl Catalog {
     /// Estimates the delivery date of a parcel.
     pub(crate) async fn estimate(&self, to: Destination, operation: &Operation) -> Result<Estimate, Error> {
         operation.set("country_code", to.country.clone());
-        self.fault.strike().await?;
+        self.fault.inject().await?;
         let rules = self.store.delivery_rules(&to.country).await?;
         let Some(rule) = delivery::choose(rules, &to.postal_code) else {
             return Err(Error::NoDeliveryZone { country: to.country });

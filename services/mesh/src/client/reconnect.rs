@@ -17,9 +17,9 @@ const BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Waiting calls may cut an instance's backoff short, but not below this: a restarted instance is found immediately, and
 /// one that is down is tried at most twenty times a second, however many calls there are.
-const SPACING: Duration = Duration::from_millis(50);
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// A connection that ends sooner counts as a failure: the next one backs off.
-const STEADY: Duration = Duration::from_secs(1);
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 
 /// What the connections of a target share.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub(crate) async fn maintain(endpoint: Arc<Endpoint>, index: usize, reconnect: R
             None => return,
             Some(Ok(connected)) => {
                 use_until_closed(&endpoint, index, connected, &reconnect).await;
-                failures = if began.elapsed() < STEADY { failures + 1 } else { 0 };
+                failures = if began.elapsed() < STABLE_AFTER { failures + 1 } else { 0 };
             }
             Some(Err(why)) => {
                 endpoint.connection_failed(reconnect.failures.fetch_add(1, Ordering::AcqRel), why);
@@ -54,7 +54,7 @@ pub(crate) async fn maintain(endpoint: Arc<Endpoint>, index: usize, reconnect: R
             let backoff = backoff(failures, BACKOFF, MAX_BACKOFF, reconnect.rng.fraction());
             let connect_now = async {
                 endpoint.connections()[index].connect_now.notified().await;
-                sleep_until(began + SPACING).await;
+                sleep_until(began + MIN_INTERVAL).await;
             };
             tokio::select! {
                 () = sleep(backoff) => {}
